@@ -1,0 +1,126 @@
+"""The errors of nap-stream.
+
+    NapStreamError
+    ├── ConfigError                  a setting is wrong, unknown or missing
+    ├── ModelError                   the model cannot be imported, built or loaded
+    │   └── FeatureMapError          no pre-pooling feature map was found, or the named one is not there
+    ├── CalibrationError             a calibration cannot be made or read
+    │   └── FingerprintMismatchError a calibration belongs to another model
+    ├── InputDataError               a folder or file of images is missing, empty or unreadable
+    ├── BrokerError                  Kafka said no
+    │   ├── BrokerUnavailableError   nobody answers (retriable)
+    │   ├── TopicNotFoundError       a topic does not exist
+    │   └── OffsetRangeError         the broker no longer, or not yet, has the offset that is needed
+    ├── ScoredLogError               the log cannot be written or read
+    │   ├── LogRootError             the root is not usable
+    │   ├── SegmentConflictError     another writer has published this base offset (retriable)
+    │   ├── ChainBrokenError         a segment or its footer contradicts the chain
+    │   └── TopicMismatchError       the log is ahead of the topic: the topic was made anew
+    └── WorkerError                  a worker cannot start or go on
+        ├── GpuUnavailableError      GPUs are asked for and torch sees none
+        └── WorkerGaveUpError        restarted as often as allowed
+
+Every error is built from positional strings alone, so that it survives pickling between
+processes, and says what was wrong, where, and what to do.
+"""
+
+from typing import ClassVar
+
+
+class NapStreamError(Exception):
+    """Base of all errors that nap-stream raises on purpose.
+
+    Args:
+        problem: What was wrong, as a sentence without its full stop.
+        where: The place: file, key, topic/partition/offset. May be empty.
+        action: What the reader can do about it. May be empty.
+    """
+
+    retriable: ClassVar[bool] = False
+
+    def __init__(self, problem: str, where: str = "", action: str = "") -> None:
+        super().__init__(problem, where, action)
+        self.problem = problem
+        self.where = where
+        self.action = action
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f". {self.action}" if self.action else ""
+        return f"{place}{self.problem}{advice}"
+
+
+class ConfigError(NapStreamError):
+    """A setting is wrong, unknown or missing."""
+
+
+class ModelError(NapStreamError):
+    """The model cannot be imported, built or loaded."""
+
+
+class FeatureMapError(ModelError):
+    """No pre-pooling feature map was found, or the named one is not there."""
+
+
+class CalibrationError(NapStreamError):
+    """A calibration cannot be made or read."""
+
+
+class FingerprintMismatchError(CalibrationError):
+    """A calibration belongs to another model."""
+
+
+class InputDataError(NapStreamError):
+    """A folder or file of images is missing, empty or unreadable."""
+
+
+class BrokerError(NapStreamError):
+    """Kafka refused or failed a request."""
+
+
+class BrokerUnavailableError(BrokerError):
+    """No broker answers."""
+
+    retriable = True
+
+
+class TopicNotFoundError(BrokerError):
+    """A topic does not exist."""
+
+
+class OffsetRangeError(BrokerError):
+    """The broker no longer, or not yet, has the offset that is needed."""
+
+
+class ScoredLogError(NapStreamError):
+    """The scored log cannot be written or read."""
+
+
+class LogRootError(ScoredLogError):
+    """The root of the scored log is not usable."""
+
+
+class SegmentConflictError(ScoredLogError):
+    """Another writer has published this base offset."""
+
+    retriable = True
+
+
+class ChainBrokenError(ScoredLogError):
+    """A segment or its footer contradicts the chain."""
+
+
+class TopicMismatchError(ScoredLogError):
+    """The log is ahead of the topic: the topic was deleted and made anew."""
+
+
+class WorkerError(NapStreamError):
+    """A worker cannot start or go on."""
+
+
+class GpuUnavailableError(WorkerError):
+    """GPUs are asked for and torch sees none."""
+
+
+class WorkerGaveUpError(WorkerError):
+    """A worker failed as often as it may be restarted."""

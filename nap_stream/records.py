@@ -1,0 +1,289 @@
+"""The frozen records that pass between stages. Offsets ride with the data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+
+from nap_stream.core.windows import Pane
+
+SHA256_HEX_DIGITS = 64
+
+
+class Status(StrEnum):
+    """What became of one image. Everything but ``OK`` has null scores and an error text."""
+
+    OK = "ok"
+    TOMBSTONE = "tombstone"
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    UNSUPPORTED = "unsupported"
+    CORRUPT = "corrupt"
+    BAD_BATCH = "bad_batch"
+    NOT_FINITE = "not_finite"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TopicPartition:
+    """One partition of a topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A Kafka message as it came.
+
+    ``timestamp_ms`` is the broker's or the producer's time in milliseconds since the epoch.
+    """
+
+    partition: TopicPartition
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.partition}@{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What one poll brought for one partition.
+
+    ``end`` is the consumer's position after these messages. It can exceed the last message's
+    offset + 1, because compacted and transactional topics skip offsets.
+    """
+
+    partition: TopicPartition
+    messages: tuple[Message, ...]
+    end: int
+
+    def __post_init__(self) -> None:
+        if self.messages and self.end <= self.messages[-1].offset:
+            raise ValueError(
+                f"the position must be past the last message: got end = {self.end}, "
+                f"last offset = {self.messages[-1].offset} of {self.partition}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image came from: one row of the log is (offset, index)."""
+
+    partition: TopicPartition
+    offset: int
+    index: int
+    key: bytes | None
+    event_time_ms: int
+    ingest_time_ms: int
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.partition}@{self.offset}[{self.index}]"
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image that could be decoded.
+
+    ``pixels`` is uint8, shape (3, height, width), RGB. ``format`` is ``jpeg``, ``png`` or
+    ``webp``. ``width`` and ``height`` are those of the file, in pixels. ``sha256`` is the
+    hexadecimal digest of the image's bytes.
+    """
+
+    origin: Origin
+    pixels: torch.Tensor
+    width: int
+    height: int
+    format: str
+    sha256: str
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.pixels.shape)
+        if len(shape) != 3 or shape[0] != 3 or self.pixels.dtype != torch.uint8:  # noqa: PLR2004
+            raise ValueError(
+                f"expected uint8 pixels of shape (3, height, width), "
+                f"got {self.pixels.dtype} of {shape} for {self.origin}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that has no scores, and why.
+
+    ``payload`` is what goes to the dead-letter topic, as it came. ``width``, ``height`` and
+    ``format`` are null where the bytes did not say.
+    """
+
+    origin: Origin
+    status: Status
+    error: str
+    payload: bytes | None
+    sha256: str | None
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.status is Status.OK:
+            raise ValueError(f"a failed image cannot have status ok: {self.origin}")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the model and the calibration say of one image.
+
+    ``confidence`` is the largest softmax probability. ``energy`` is logsumexp of the logits,
+    ``nap`` the Neural Activation Prior (arXiv 2402.18162), ``fused`` their weighted geometric
+    mean: all three are higher for in-distribution images. ``ood_p_value`` is the conformal
+    p-value of ``fused``, small for out-of-distribution ones.
+    """
+
+    class_id: int
+    class_name: str
+    confidence: float
+    energy: float
+    nap: float
+    fused: float
+    ood_p_value: float
+    is_ood: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRecord:
+    """One row of the scored log. ``scores`` is null exactly where ``status`` is not ok."""
+
+    origin: Origin
+    status: Status
+    error: str | None
+    scored_time_ms: int
+    scores: Scores | None
+    width: int | None
+    height: int | None
+    format: str | None
+    sha256: str | None
+
+    def __post_init__(self) -> None:
+        if (self.scores is None) == (self.status is Status.OK):
+            raise ValueError(
+                f"scores and status contradict each other: {self.origin} {self.status}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ChainPosition:
+    """Where a partition's chain of segments ends.
+
+    ``offset`` is the next segment's base offset. ``previous_sha256`` is the hexadecimal digest
+    of the file that the next segment must name: the last segment, or the genesis marker.
+    """
+
+    offset: int
+    previous_sha256: str
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or len(self.previous_sha256) != SHA256_HEX_DIGITS:
+            raise ValueError(f"not a chain position: {self.offset = }, {self.previous_sha256 = }")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedSegment:
+    """A segment that is durable. It covers ``[base_offset, position.offset)``.
+
+    ``path`` is relative to the log's root.
+    """
+
+    partition: TopicPartition
+    base_offset: int
+    position: ChainPosition
+    rows: int
+    size_bytes: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A record that an alert shows as evidence."""
+
+    partition: TopicPartition
+    offset: int
+    index: int
+    event_time_ms: int
+    class_name: str
+    ood_p_value: float
+    segment: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSummary:
+    """What the drift monitor needs to know of one published segment.
+
+    ``panes`` count the scored records of the segment and those flagged out-of-distribution,
+    by event time; rows without scores are in ``rows_by_status`` alone. ``max_event_time_ms``
+    is null for a segment without rows. ``gap`` says why a segment without rows was published.
+    """
+
+    partition: TopicPartition
+    base_offset: int
+    end_offset: int
+    rows_by_status: Mapping[Status, int]
+    panes: tuple[Pane, ...]
+    max_event_time_ms: int | None
+    path: str
+    examples: tuple[Example, ...] = ()
+    gap: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.base_offset < self.end_offset:
+            raise ValueError(
+                f"not an offset range: [{self.base_offset}, {self.end_offset}) of {self.partition}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionProgress:
+    """How far a worker is in one of its partitions.
+
+    ``position`` is the next offset to consume, ``lag`` the number of offsets behind the high
+    watermark (null where the broker has not told it yet), ``time_lag_ms`` the age of the last
+    published record's event time at the moment of publishing (null before the first one).
+    """
+
+    partition: TopicPartition
+    position: int
+    lag: int | None
+    time_lag_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """A worker's sign of life, sent about once a second.
+
+    Counts are totals since the worker's start, so that a lost report loses nothing.
+    ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
+    ``work_done`` grows with every step that makes progress; ``idle`` is true when nothing is
+    in hand and the last poll brought nothing. ``waiting_for`` says what holds the worker up.
+    """
+
+    worker: str
+    incarnation: int
+    sent_at_ms: int
+    work_done: int
+    idle: bool
+    rows: int
+    images_scored: int
+    dead_letters: int
+    segments_published: int
+    segment_conflicts: int
+    rebalances: int
+    last_commit_ms: int | None
+    partitions: tuple[PartitionProgress, ...]
+    stage_seconds: tuple[tuple[str, float], ...] = field(default=())
+    waiting_for: str | None = None

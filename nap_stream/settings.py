@@ -1,0 +1,258 @@
+"""The settings of a monitor: frozen models, units in the names, unknown keys refused.
+
+`nap_stream.settings_loader` reads them from YAML and the environment.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+Channels = tuple[float, float, float]
+Sides = Positive | tuple[Positive, Positive]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about unknown keys, strict about types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
+    )
+
+
+class KafkaSettings(Section):
+    """Where messages come from, and how to connect."""
+
+    bootstrap_servers: tuple[str, ...] = ("localhost:9092",)
+    """Brokers to ask first, as host:port."""
+    topic: TopicName
+    """The topic of image messages."""
+    group_id: str = Field(default="nap-stream", min_length=1, max_length=200)
+    """The consumer group. Each monitor has its own."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where a partition begins that has neither a log nor a committed offset."""
+    session_timeout_s: PositiveSeconds = 45.0
+    """How long the group waits for a silent worker before its partitions move."""
+    max_poll_interval_s: PositiveSeconds = 300.0
+    """The longest time between two polls before a worker is taken for stuck."""
+    max_fetch_bytes: Positive = 50 * 2**20
+    """The most that one fetch may bring; must exceed the largest message."""
+    connect_timeout_s: PositiveSeconds = 30.0
+    """How long to wait for a broker at start before giving up."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    """Only from NAP_STREAM__KAFKA__SASL_PASSWORD or `sasl_password_file`."""
+    sasl_password_file: Path | None = None
+    """A file that holds the password, such as a mounted secret."""
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+
+    @field_validator("bootstrap_servers", mode="before")
+    @classmethod
+    def _split_servers(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _need_host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for server in value:
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"expected host:port, got {server!r}")
+        if not value:
+            raise ValueError("expected at least one host:port")
+        return value
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if not self.security_protocol.startswith("SASL"):
+            return self
+        password = self.sasl_password or self.sasl_password_file
+        if not (self.sasl_mechanism and self.sasl_username and password):
+            raise ValueError(
+                f"{self.security_protocol} needs sasl_mechanism, sasl_username and a password "
+                "(NAP_STREAM__KAFKA__SASL_PASSWORD or sasl_password_file)"
+            )
+        return self
+
+
+class PreprocessingSettings(Section):
+    """From a decoded image to the model's input. The defaults are those of ImageNet models."""
+
+    resize: Sides | None = 256
+    """Pixels of the short side, or (height, width); null to leave the size as it is."""
+    crop: Sides = 224
+    """Pixels of the centre crop, square or (height, width). It fixes the input's size."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    mean: Channels = (0.485, 0.456, 0.406)
+    """Per channel, of pixels scaled to [0, 1]."""
+    std: Channels = (0.229, 0.224, 0.225)
+    """Per channel, of pixels scaled to [0, 1]."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive_std(cls, value: Channels) -> Channels:
+        if min(value) <= 0:
+            raise ValueError(f"expected positive standard deviations, got {value}")
+        return value
+
+
+class ModelSettings(Section):
+    """The classifier: a callable that builds it, its weights, its classes, its input."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """An importable callable that returns a torch.nn.Module, as package.module:name."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    weights: Path | None = None
+    """A .safetensors file, or a torch file of a state dict (loaded with weights_only)."""
+    class_names: tuple[str, ...] | None = None
+    """In order of the logits; null names classes by their number."""
+    class_names_file: Path | None = None
+    """The same, one a line."""
+    feature_layer: str | None = None
+    """The module whose input is the pre-pooling feature map; null finds it."""
+    python_path: tuple[Path, ...] = (Path(),)
+    """Folders from which the factory may be imported, beside the installed packages."""
+    preprocessing: PreprocessingSettings = PreprocessingSettings()
+
+    @model_validator(mode="after")
+    def _one_source_of_names(self) -> Self:
+        if self.class_names and self.class_names_file:
+            raise ValueError("give class_names or class_names_file, not both")
+        return self
+
+
+class LimitSettings(Section):
+    """What is refused before it is decoded."""
+
+    max_image_bytes: Positive = 20 * 2**20
+    max_image_pixels: Positive = 64_000_000
+    max_message_bytes: Positive = 45 * 2**20
+    max_images_per_message: Positive = 10_000
+
+
+class LogSettings(Section):
+    """The scored log."""
+
+    root: Path
+    """The folder of the log, shared by all workers."""
+    segment_max_rows: Positive = 10_000
+    segment_max_bytes: Positive = 16 * 2**20
+    """An estimate of the rows' size in memory, in bytes."""
+    segment_max_age_s: PositiveSeconds = 5.0
+    headers: tuple[str, ...] = ()
+    """Names of the message headers to keep."""
+
+
+class WorkerSettings(Section):
+    """The worker actors."""
+
+    count: Positive = 1
+    num_gpus: Annotated[float, Field(ge=0, le=16)] | None = None
+    """GPUs a worker, fractions allowed; null takes 1 where Ray has GPUs, else 0."""
+    batch_size: Positive = 32
+    linger_ms: Annotated[int, Field(ge=0)] = 50
+    """The longest that an image waits for its batch to fill."""
+    torch_threads: Positive = 1
+    """Threads of torch on the CPU."""
+    decode_threads: Positive = 1
+    max_in_hand_images: Positive = 512
+    """Images between poll and score before fetching pauses."""
+    max_in_hand_bytes: Positive = 256 * 2**20
+    """Message bytes between poll and score before fetching pauses."""
+    revoke_deadline_s: PositiveSeconds = 5.0
+    """How long a rebalance may wait for what is in hand."""
+
+
+class DriverSettings(Section):
+    """How the driver looks after the workers."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    """Restarts of one worker before the run is given up; a worker that stays up earns them back."""
+    backoff_initial_s: PositiveSeconds = 1.0
+    backoff_max_s: PositiveSeconds = 30.0
+    stall_timeout_s: PositiveSeconds = 120.0
+    """A worker that makes no progress for so long is replaced."""
+    shutdown_deadline_s: PositiveSeconds = 30.0
+    """One deadline for the whole shutdown."""
+
+
+class DriftSettings(Section):
+    """When the stream has drifted."""
+
+    window_records: Positive = 1_000
+    """Records of the rolling window. No verdict before it is full."""
+    pane_ms: Positive = 100
+    """Width of the event-time panes that the window is made of."""
+    false_alarm_probability: Probability = 1e-3
+    """Per full window, over the calibration draw too."""
+    resolve_probability: Probability = 0.05
+    """Firing ends when the count would not be surprising at this level either."""
+    idle_partition_s: PositiveSeconds = 10.0
+    """A partition silent for so long no longer holds the watermark back."""
+
+    @model_validator(mode="after")
+    def _hysteresis(self) -> Self:
+        if self.resolve_probability < self.false_alarm_probability:
+            raise ValueError("resolve_probability must be at least false_alarm_probability")
+        return self
+
+
+class AlertSettings(Section):
+    """Where alerts go."""
+
+    topic: TopicName = "nap-stream-alerts"
+    monitor: str = Field(default="ood-fraction", min_length=1, max_length=200)
+    """The name of this monitor: Kafka key and part of every alert's id."""
+    examples: Annotated[int, Field(ge=0, le=100)] = 5
+    """Most extreme records that an alert shows."""
+
+
+class DeadLetterSettings(Section):
+    """Where messages go that cannot be decoded."""
+
+    topic: TopicName = "nap-stream-dead-letters"
+
+
+class MetricsSettings(Section):
+    """The one scrape target of the job: /metrics and /healthz."""
+
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines scrape it."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 9_464
+    """0 takes a free port."""
+
+
+class Settings(Section):
+    """Everything that a run needs to know."""
+
+    kafka: KafkaSettings
+    model: ModelSettings
+    calibration: Path
+    """The folder that `nap-stream calibrate` wrote."""
+    log: LogSettings
+    limits: LimitSettings = LimitSettings()
+    worker: WorkerSettings = WorkerSettings()
+    driver: DriverSettings = DriverSettings()
+    drift: DriftSettings = DriftSettings()
+    alerts: AlertSettings = AlertSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _revoke_within_session(self) -> Self:
+        if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
+            raise ValueError(
+                "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"
+            )
+        return self

@@ -1,0 +1,88 @@
+"""What a source of messages is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from nap_stream.records import Fetched, TopicPartition
+
+
+class PartitionListener(Protocol):
+    """What a source tells its reader about the partitions that it owns.
+
+    ``assigned`` is called on the reader's own thread, from within ``poll``. ``revoked`` and
+    ``lost`` may be called on another thread while the reader is blocked in ``poll`` or
+    ``close``: never at the same time as the reader's own code.
+    """
+
+    def assigned(self, partition: TopicPartition, *, earliest: int, committed: int | None) -> int:
+        """Take a partition; return the offset to read from.
+
+        Args:
+            partition: The new partition. Nothing of it has been read yet.
+            earliest: The first offset that the source still has.
+            committed: The group's committed offset, or None.
+        """
+        ...
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        """Give partitions up in good order: publish what is in hand. They can be committed."""
+        ...
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        """Drop partitions that already belong to another member: publish nothing."""
+        ...
+
+
+class Source(Protocol):
+    """Messages with their offsets, by partition. Used by one thread; only `close` may block long."""
+
+    def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
+        """Wait up to ``timeout_s`` seconds for messages.
+
+        Returns:
+            One `Fetched` per partition that moved on, messages in order of offset, each
+            starting where the last one of that partition ended or where `seek` went.
+            Empty where nothing came. Fetching is paused for partitions in `pause`.
+
+        Raises:
+            OffsetRangeError: A position is out of the broker's range; its listener must seek.
+            BrokerError: The broker refused, and trying again will not help.
+        """
+        ...
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read ``partition`` from ``offset`` on. It must be assigned."""
+        ...
+
+    def reassign(self, partition: TopicPartition) -> None:
+        """Call the listener's ``assigned`` again for a partition, at the next poll."""
+        ...
+
+    def pause(self) -> None:
+        """Fetch nothing for any assigned partition until `resume`; membership is kept."""
+        ...
+
+    def resume(self) -> None:
+        """Fetch again."""
+        ...
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+        """Commit positions to the consumer group.
+
+        Returns:
+            False where the group refused because this member no longer owns a partition; the
+            log is the truth, so that is no error.
+        """
+        ...
+
+    def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""
+        ...
+
+    def lag(self, partition: TopicPartition) -> int | None:
+        """Offsets between the position and the high watermark; None while unknown."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """Leave the consumer group and close connections. Safe to call twice."""
+        ...
