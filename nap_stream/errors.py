@@ -3,7 +3,7 @@
     NapStreamError
     ├── ConfigError                  a setting is wrong, unknown or missing
     ├── ModelError                   the model cannot be imported, built or loaded
-    │   └── FeatureMapError          no pre-pooling feature map was found, or the named one is not there
+    │   └── FeatureMapError          the pre-pooling feature map was not found
     ├── CalibrationError             a calibration cannot be made or read
     │   └── FingerprintMismatchError a calibration belongs to another model
     ├── InputDataError               a folder or file of images is missing, empty or unreadable
@@ -59,7 +59,7 @@ class ModelError(NapStreamError):
 
 
 class FeatureMapError(ModelError):
-    """No pre-pooling feature map was found, or the named one is not there."""
+    """The pre-pooling feature map was not found."""
 
 
 class CalibrationError(NapStreamError):

@@ -34,7 +34,7 @@ class PartitionListener(Protocol):
 
 
 class Source(Protocol):
-    """Messages with their offsets, by partition. Used by one thread; only `close` may block long."""
+    """Messages with their offsets, by partition. One thread uses it; only `close` blocks long."""
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Wait up to ``timeout_s`` seconds for messages.
