@@ -15,6 +15,10 @@ class Clock(Protocol):
         """Seconds from an arbitrary start, never going back."""
         ...
 
+    def sleep(self, seconds: float) -> None:
+        """Wait for ``seconds``, not negative."""
+        ...
+
 
 class SystemClock:
     """The machine's own clocks."""
@@ -26,6 +30,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds from an arbitrary start, never going back."""
         return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for ``seconds``, not negative."""
+        time.sleep(seconds)
 
 
 class ManualClock:
@@ -56,3 +64,7 @@ class ManualClock:
         if seconds < 0:
             raise ValueError(f"a clock never goes back: got {seconds = }")
         self._elapsed_s += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """Move on at once."""
+        self.advance(seconds)

@@ -11,11 +11,11 @@
     │   ├── BrokerUnavailableError   nobody answers (retriable)
     │   ├── TopicNotFoundError       a topic does not exist
     │   └── OffsetRangeError         the broker no longer, or not yet, has the offset that is needed
-    ├── ScoredLogError               the log cannot be written or read
-    │   ├── LogRootError             the root is not usable
-    │   ├── SegmentConflictError     another writer has published this base offset (retriable)
-    │   ├── ChainBrokenError         a segment or its footer contradicts the chain
-    │   └── TopicMismatchError       the log is ahead of the topic: the topic was made anew
+    ├── ScoredLogError               the log cannot be written or read (retriable)
+    │   ├── LogRootError             the root is not usable (not retriable)
+    │   ├── SegmentConflictError     another writer has published this base offset
+    │   ├── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
+    │   └── TopicMismatchError       the topic was made anew (not retriable)
     └── WorkerError                  a worker cannot start or go on
         ├── GpuUnavailableError      GPUs are asked for and torch sees none
         └── WorkerGaveUpError        restarted as often as allowed
@@ -95,23 +95,29 @@ class OffsetRangeError(BrokerError):
 class ScoredLogError(NapStreamError):
     """The scored log cannot be written or read."""
 
+    retriable = True
+
 
 class LogRootError(ScoredLogError):
     """The root of the scored log is not usable."""
+
+    retriable = False
 
 
 class SegmentConflictError(ScoredLogError):
     """Another writer has published this base offset."""
 
-    retriable = True
-
 
 class ChainBrokenError(ScoredLogError):
     """A segment or its footer contradicts the chain."""
 
+    retriable = False
+
 
 class TopicMismatchError(ScoredLogError):
     """The log is ahead of the topic: the topic was deleted and made anew."""
+
+    retriable = False
 
 
 class WorkerError(NapStreamError):

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import torch
 
+from nap_stream.core.alert_state import AlertState, Transition
 from nap_stream.core.windows import Pane
 
 SHA256_HEX_DIGITS = 64
@@ -287,3 +288,61 @@ class WorkerReport:
     partitions: tuple[PartitionProgress, ...]
     stage_seconds: tuple[tuple[str, float], ...] = field(default=())
     waiting_for: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFacts:
+    """What the drift monitor and its alerts need to know of a calibration.
+
+    ``size`` is m, the number of calibration scores. The fingerprints are hexadecimal.
+    """
+
+    alpha: float
+    size: int
+    fingerprint: str
+    model_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetRange:
+    """The offsets ``[start, end)`` of a partition."""
+
+    partition: TopicPartition
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"not an offset range: [{self.start}, {self.end}) of {self.partition}")
+
+
+@dataclass(frozen=True, slots=True)
+class DriftVerdict:
+    """What the monitor says of one full window ``[window_start_ms, window_end_ms)``.
+
+    ``flagged`` of its ``records`` are flagged. ``firing_limit`` and ``resolve_limit`` are
+    counts: the alert fires at or above the first and resolves below the second. ``state`` is
+    that after this window. ``offsets`` (one range a partition, whole segments that reach into
+    the window) and ``examples`` (smallest p-value first) are filled in for transitions alone.
+    """
+
+    window_start_ms: int
+    window_end_ms: int
+    records: int
+    flagged: int
+    firing_limit: int
+    resolve_limit: int
+    state: AlertState
+    transition: Transition | None = None
+    offsets: tuple[OffsetRange, ...] = ()
+    examples: tuple[Example, ...] = ()
+
+    @property
+    def fraction(self) -> float:
+        """The OOD fraction of the window."""
+        return self.flagged / self.records
+
+    @property
+    def bound(self) -> float:
+        """The OOD fraction at which the alert fires."""
+        return self.firing_limit / self.records

@@ -6,8 +6,32 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+
+def _from_folder(value: Path, info: ValidationInfo) -> Path:
+    """A relative path, taken from the folder of the file that it was read from."""
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / value
+
+
+def _existing(value: Path, info: ValidationInfo) -> Path:
+    if info.context and not value.exists():
+        raise ValueError(f"no such file or folder: {value}")
+    return value
+
+
+AnyPath = Annotated[Path, AfterValidator(_from_folder)]
+ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -48,11 +72,11 @@ class KafkaSettings(Section):
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
     """Only from NAP_STREAM__KAFKA__SASL_PASSWORD or `sasl_password_file`."""
-    sasl_password_file: Path | None = None
+    sasl_password_file: ExistingPath | None = None
     """A file that holds the password, such as a mounted secret."""
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
+    ssl_cafile: ExistingPath | None = None
+    ssl_certfile: ExistingPath | None = None
+    ssl_keyfile: ExistingPath | None = None
 
     @field_validator("bootstrap_servers", mode="before")
     @classmethod
@@ -113,15 +137,15 @@ class ModelSettings(Section):
     """An importable callable that returns a torch.nn.Module, as package.module:name."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
-    weights: Path | None = None
+    weights: ExistingPath | None = None
     """A .safetensors file, or a torch file of a state dict (loaded with weights_only)."""
     class_names: tuple[str, ...] | None = None
     """In order of the logits; null names classes by their number."""
-    class_names_file: Path | None = None
+    class_names_file: ExistingPath | None = None
     """The same, one a line."""
     feature_layer: str | None = None
     """The module whose input is the pre-pooling feature map; null finds it."""
-    python_path: tuple[Path, ...] = (Path(),)
+    python_path: tuple[AnyPath, ...] = Field(default=(Path(),), validate_default=True)
     """Folders from which the factory may be imported, beside the installed packages."""
     preprocessing: PreprocessingSettings = PreprocessingSettings()
 
@@ -138,13 +162,13 @@ class LimitSettings(Section):
     max_image_bytes: Positive = 20 * 2**20
     max_image_pixels: Positive = 64_000_000
     max_message_bytes: Positive = 45 * 2**20
-    max_images_per_message: Positive = 10_000
+    max_images_per_message: Positive = 1_000
 
 
 class LogSettings(Section):
     """The scored log."""
 
-    root: Path
+    root: AnyPath
     """The folder of the log, shared by all workers."""
     segment_max_rows: Positive = 10_000
     segment_max_bytes: Positive = 16 * 2**20
@@ -238,7 +262,7 @@ class Settings(Section):
 
     kafka: KafkaSettings
     model: ModelSettings
-    calibration: Path
+    calibration: ExistingPath
     """The folder that `nap-stream calibrate` wrote."""
     log: LogSettings
     limits: LimitSettings = LimitSettings()

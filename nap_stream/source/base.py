@@ -14,13 +14,20 @@ class PartitionListener(Protocol):
     ``close``: never at the same time as the reader's own code.
     """
 
-    def assigned(self, partition: TopicPartition, *, earliest: int, committed: int | None) -> int:
+    def assigned(
+        self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
+    ) -> int:
         """Take a partition; return the offset to read from.
 
+        Called again for a partition that is already owned after `Source.reassign`, and where
+        retention has deleted what the position needs: publish what is in hand first.
+
         Args:
-            partition: The new partition. Nothing of it has been read yet.
+            partition: The partition.
             earliest: The first offset that the source still has.
             committed: The group's committed offset, or None.
+            start: Where to begin with neither a log nor a committed offset: the first or the
+                next offset of the partition, as the settings say.
         """
         ...
 
@@ -45,7 +52,7 @@ class Source(Protocol):
             Empty where nothing came. Fetching is paused for partitions in `pause`.
 
         Raises:
-            OffsetRangeError: A position is out of the broker's range; its listener must seek.
+            OffsetRangeError: A position is beyond the end of its partition.
             BrokerError: The broker refused, and trying again will not help.
         """
         ...

@@ -1,0 +1,79 @@
+"""The program: its commands, and what becomes of errors."""
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import nap_stream
+from nap_stream.cli.alerts import alerts
+from nap_stream.cli.calibrate import calibrate
+from nap_stream.cli.demo import demo
+from nap_stream.cli.doctor import doctor
+from nap_stream.cli.produce import produce
+from nap_stream.cli.query import query
+from nap_stream.cli.run import run
+from nap_stream.cli.verify import verify
+from nap_stream.errors import ConfigError, NapStreamError
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"nap-stream {nap_stream.__version__}")
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    """The Typer application."""
+    # Typer's own tracebacks would show local variables, and with them secrets.
+    app = typer.Typer(
+        name="nap-stream",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def _root(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """Out-of-distribution monitoring for image classifiers on Kafka streams.
+
+        \b
+        First calibrate on held-out in-distribution images, then run the monitor:
+          nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
+          nap-stream run --config monitor.yaml
+
+        See it at work without anything of your own:
+          nap-stream demo
+        """
+
+    for command in (calibrate, run, produce, alerts, query, verify, doctor, demo):
+        app.command()(command)
+    return app
+
+
+def main() -> None:
+    """Run the program; a user's mistake ends it with a sentence, not with a traceback."""
+    try:
+        build_app()()
+    except NapStreamError as error:
+        message = Text(f"error: {error}")
+        message.stylize("bold red", 0, len("error:"))
+        Console(stderr=True, soft_wrap=True).print(message)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has gone: nothing is wrong here.
+        sys.stderr.close()
+        sys.exit(0)

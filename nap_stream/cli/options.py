@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nap_stream.errors import ConfigError
+from nap_stream.settings import KafkaSettings
+from nap_stream.settings_loader import load_kafka_settings, load_settings
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.", show_default=False)
+]
+LogOption = Annotated[
+    Path | None,
+    typer.Option("--log", help="The root of the scored log, instead of --config."),
+]
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="Brokers as host:port,…, instead of --config."),
+]
+
+
+def log_root(config: Path | None, log: Path | None) -> Path:
+    """The root of the scored log, from either option.
+
+    Raises:
+        ConfigError: If neither or both are given, or the root is no folder.
+    """
+    if (config is None) == (log is None):
+        raise ConfigError("expected either --log DIR or --config FILE")
+    root = log if log is not None else load_settings(_given(config)).log.root
+    if not root.is_dir():
+        raise ConfigError("no such folder", str(root), "Give the root of a scored log")
+    return root
+
+
+def kafka_settings(
+    config: Path | None, bootstrap_servers: str | None, topic: str | None
+) -> KafkaSettings:
+    """How to reach Kafka, from either option; ``topic`` replaces the configured one.
+
+    Raises:
+        ConfigError: If neither or both are given, or a value is wrong.
+    """
+    if (config is None) == (bootstrap_servers is None):
+        raise ConfigError("expected either --bootstrap-servers HOST:PORT or --config FILE")
+    overrides = {} if topic is None else {"NAP_STREAM__KAFKA__TOPIC": topic}
+    if config is not None:
+        return load_kafka_settings(config, {**os.environ, **overrides})
+    try:
+        return KafkaSettings(
+            bootstrap_servers=(bootstrap_servers or "").split(","), topic=topic or "unused"
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"expected HOST:PORT, got {bootstrap_servers!r}, and a topic's name, got {topic!r}",
+            "--bootstrap-servers, --topic",
+        ) from error
+
+
+def _given(path: Path | None) -> Path:
+    assert path is not None
+    return path

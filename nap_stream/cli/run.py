@@ -1,0 +1,67 @@
+"""nap-stream run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nap_stream.errors import WorkerError
+from nap_stream.settings_loader import load_settings, masked_yaml
+
+
+def run(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The monitor's YAML file.")],
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster, as for ray.init; Ray on this machine without it."),
+    ] = None,
+    until_idle: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.5, help="End when nothing came for so long."),
+    ] = None,
+    max_records: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="End once at least N records are logged."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Show the settings in force, and end.")
+    ] = False,
+) -> None:
+    """Run the monitor until it is stopped (SIGTERM, Ctrl-C) or a limit is reached.
+
+    \b
+    Example:
+      nap-stream run --config monitor.yaml
+      nap-stream run --config monitor.yaml --until-idle 10
+
+    Settings can be overridden from the environment, for example
+    NAP_STREAM__KAFKA__BOOTSTRAP_SERVERS=broker:9092.
+    """
+    settings = load_settings(config)
+    if print_config:
+        typer.echo(masked_yaml(settings), nl=False)
+        return
+    from rich.console import Console
+
+    from nap_stream.runtime.logging import configure_logging
+    from nap_stream.runtime.monitor import run_monitor
+    from nap_stream.runtime.status_line import status_display
+
+    console = Console(stderr=True)
+    configure_logging(for_people=console.is_terminal)
+    with status_display(console) as show:
+        result = run_monitor(
+            settings,
+            address=address,
+            until_idle_s=until_idle,
+            max_records=max_records,
+            on_status=show,
+        )
+    if result.unclean:
+        raise WorkerError(
+            "did not publish, commit and leave within driver.shutdown_deadline_s",
+            ", ".join(result.unclean),
+            "Nothing is lost: the next run takes up where the log ends",
+        )
+    sys.exit(0)

@@ -1,0 +1,127 @@
+"""Every metric of nap-stream, named in one place. Nothing is registered on import."""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from nap_stream.core.alert_state import Transition
+from nap_stream.records import Status, TopicPartition
+
+STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+"""From one small image to a commit that waits for its broker."""
+BATCH_STAGE = "batch"
+"""The stage whose seconds are a whole batch's: from its first image in hand to its scores."""
+
+
+class Metrics:
+    """The metrics of one run, in a registry of its own.
+
+    Args:
+        version: The program's version, for ``nap_stream_build_info``.
+    """
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: Iterable[str] = ()) -> Counter:
+            return Counter(f"nap_stream_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, labels: Iterable[str] = ()) -> Gauge:
+            return Gauge(f"nap_stream_{name}", text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, labels: Iterable[str] = ()) -> Histogram:
+            return Histogram(
+                f"nap_stream_{name}", text, labels, registry=self.registry, buckets=STAGE_BUCKETS_S
+            )
+
+        self.records = counter("records", "Rows published to the scored log.", ["status"])
+        self.images_scored = counter("images_scored", "Images that the model has scored.")
+        self.dead_letters = counter("dead_letters", "Messages sent to the dead-letter topic.")
+        self.segments_published = counter("segments_published", "Segments made durable.")
+        self.segment_conflicts = counter(
+            "segment_conflicts", "Segments that another writer had published."
+        )
+        self.rebalances = counter("rebalances", "Changes of the partitions that a worker owns.")
+        self.worker_restarts = counter("worker_restarts", "Workers that were replaced.")
+        self.late_records = counter(
+            "late_records", "Scored records counted in a later pane than their event time's."
+        )
+        self.future_records = counter(
+            "future_records", "Scored records whose event time was ahead of the clock."
+        )
+        self.duplicate_summaries = counter(
+            "duplicate_summaries", "Summaries of segments that were known already."
+        )
+        self.gaps = counter("gaps", "Offset ranges that the log or the monitor had to do without.")
+        self.gap_offsets = counter("gap_offsets", "Offsets in those ranges.")
+        self.alerts_published = counter("alerts_published", "Alerts delivered.", ["state"])
+        self.alert_failures = counter("alert_failures", "Failed attempts to deliver an alert.")
+        self.alerts_undelivered = gauge("alerts_undelivered", "Alerts that wait for delivery.")
+
+        self.batch_duration = histogram(
+            "batch_duration_seconds", "From a batch's first image in hand to its scores."
+        )
+        self.stage_duration = histogram(
+            "stage_duration_seconds", "Time of one step of a stage.", ["stage"]
+        )
+
+        self.images_per_second = gauge(
+            "images_per_second", "Images scored a second, over the last reports of all workers."
+        )
+        self.workers = gauge("workers", "Workers that have reported lately.")
+        self.last_commit = gauge(
+            "last_commit_timestamp_seconds", "Unix time of the last offset commit."
+        )
+        self.partition_lag = gauge(
+            "partition_lag_offsets",
+            "Offsets between the position and the high watermark.",
+            ["topic", "partition"],
+        )
+        self.partition_time_lag = gauge(
+            "partition_time_lag_seconds",
+            "Age of the last published record's event time when it was published.",
+            ["topic", "partition"],
+        )
+        self.ood_fraction = gauge("ood_fraction", "OOD fraction of the rolling window.")
+        self.ood_fraction_bound = gauge(
+            "ood_fraction_bound", "OOD fraction that fires; NaN until the window is full."
+        )
+        self.window_records = gauge("window_records", "Scored records in the rolling window.")
+        self.window_fill = gauge("window_fill_ratio", "Fill of the rolling window, 1 = full.")
+        self.alert_firing = gauge("alert_firing", "1 while the drift alert is firing, else 0.")
+
+        build = Info("nap_stream_build", "The program.", registry=self.registry)
+        build.info({"version": version})
+        self.ood_fraction.set(float("nan"))
+        self.ood_fraction_bound.set(float("nan"))
+        for status in Status:
+            self.records.labels(status.value)
+        for transition in Transition:
+            self.alerts_published.labels(transition.value)
+
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Put one measurement into the histogram of its stage, or of batches."""
+        if stage == BATCH_STAGE:
+            self.batch_duration.observe(seconds)
+        else:
+            self.stage_duration.labels(stage).observe(seconds)
+
+    def set_partition(
+        self, partition: TopicPartition, lag: int | None, time_lag_ms: int | None
+    ) -> None:
+        """Set the lags of a partition; what is unknown has no series."""
+        seconds = None if time_lag_ms is None else time_lag_ms / 1000
+        _set_or_remove(self.partition_lag, partition, lag)
+        _set_or_remove(self.partition_time_lag, partition, seconds)
+
+    def remove_partition(self, partition: TopicPartition) -> None:
+        """Drop the series of a partition that no worker has any more."""
+        self.set_partition(partition, None, None)
+
+
+def _set_or_remove(gauge: Gauge, partition: TopicPartition, value: float | None) -> None:
+    labels = (partition.topic, str(partition.partition))
+    if value is None:
+        gauge.remove(*labels)
+    else:
+        gauge.labels(*labels).set(value)

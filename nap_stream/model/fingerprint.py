@@ -1,0 +1,52 @@
+"""The fingerprint of a model: what a calibration is valid for."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from nap_stream.errors import ModelError
+from nap_stream.settings import ModelSettings
+
+_SCHEME = "nap-stream model 1"
+
+
+def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
+    """Hash everything that decides what the model computes for an image.
+
+    That is: the factory and its arguments, the preprocessing, and the name, dtype, shape and
+    bytes of each tensor of the state dict, in order of names. The same on every device and in
+    every process.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: The state dict holds something that has no stable bytes.
+    """
+    digest = hashlib.sha256()
+    description = {
+        "scheme": _SCHEME,
+        "factory": settings.factory,
+        "kwargs": settings.kwargs,
+        "preprocessing": settings.preprocessing.model_dump(mode="json"),
+    }
+    digest.update(json.dumps(description, sort_keys=True, default=str).encode())
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, torch.Tensor) or value.is_quantized or value.is_sparse:
+            raise ModelError(
+                f"the state dict's {name!r} is {type(value).__name__}, expected a dense tensor",
+                f"model.factory = {settings.factory!r}",
+            )
+        header = [name, str(value.dtype), list(value.shape)]
+        digest.update(json.dumps(header).encode())
+        digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

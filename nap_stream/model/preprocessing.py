@@ -1,0 +1,84 @@
+"""From a decoded image to the model's input: resize and crop as uint8, normalise as a batch."""
+
+from math import ceil
+
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from nap_stream.settings import PreprocessingSettings, Sides
+
+_MAX_ASPECT = 16
+"""Side ratio beyond which an image is cut before its short side is scaled: 1 x 60,000 pixels
+scaled to a short side of 256 would take 12 GB."""
+
+
+def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.Tensor:
+    """Resize and centre-crop one image, as torchvision's evaluation transforms do.
+
+    Resizing is antialiased, on uint8 pixels. An image that is smaller than the crop after
+    resizing (or without it, where ``resize`` is null) is padded with zeros, centred, as
+    torchvision's CenterCrop does. An image whose sides differ by more than a factor of 16 (or
+    twice what the crop needs) is first cut to its central part, so that memory stays bounded.
+
+    Args:
+        pixels: RGB, uint8, shape (3, h, w).
+        settings: Sizes and interpolation; ``mean`` and ``std`` are for `Normaliser`.
+
+    Returns:
+        uint8, shape (3, H, W) of the crop, contiguous.
+    """
+    crop_height, crop_width = input_size(settings)
+    if settings.resize is not None:
+        if isinstance(settings.resize, int):
+            longest = max(_MAX_ASPECT, 2 * ceil(max(crop_height, crop_width) / settings.resize))
+            pixels = _cut_long_side(pixels, longest)
+        pixels = transforms.resize(
+            pixels,
+            _sizes(settings.resize),
+            interpolation=InterpolationMode(settings.interpolation),
+            antialias=True,
+        )
+    cropped: torch.Tensor = transforms.center_crop(pixels, [crop_height, crop_width])
+    return cropped.contiguous()
+
+
+def input_size(settings: PreprocessingSettings) -> tuple[int, int]:
+    """Height and width of the model's input, in pixels."""
+    return (settings.crop, settings.crop) if isinstance(settings.crop, int) else settings.crop
+
+
+class Normaliser:
+    """From a uint8 batch to the model's floating-point input, on the model's device.
+
+    Args:
+        settings: ``mean`` and ``std`` per channel, of pixels scaled to [0, 1].
+        device: Where the batch is moved before it is normalised: uint8 is a quarter of float32.
+        dtype: The model's floating-point type. The arithmetic is float32.
+    """
+
+    def __init__(
+        self, settings: PreprocessingSettings, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._mean = torch.tensor(settings.mean, device=device).reshape(1, 3, 1, 1)
+        self._std = torch.tensor(settings.std, device=device).reshape(1, 3, 1, 1)
+        self._device = device
+        self._dtype = dtype
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        """Return (pixels / 255 - mean) / std, shape (N, 3, H, W), of a uint8 batch."""
+        scaled = batch.to(self._device).to(torch.float32).div_(255)
+        return scaled.sub_(self._mean).div_(self._std).to(self._dtype)
+
+
+def _sizes(sides: Sides) -> list[int]:
+    return [sides] if isinstance(sides, int) else list(sides)
+
+
+def _cut_long_side(pixels: torch.Tensor, max_aspect: int) -> torch.Tensor:
+    _, height, width = pixels.shape
+    longest = max_aspect * min(height, width)
+    if max(height, width) <= longest:
+        return pixels
+    cut: torch.Tensor = transforms.center_crop(pixels, [min(height, longest), min(width, longest)])
+    return cut

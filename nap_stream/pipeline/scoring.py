@@ -1,0 +1,250 @@
+"""Decode and score in threads of their own, in the order of arrival."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from nap_stream.clock import Clock
+from nap_stream.records import (
+    DecodedImage,
+    FailedImage,
+    Fetched,
+    Message,
+    ScoredRecord,
+    TopicPartition,
+)
+
+Decoded = DecodedImage | FailedImage
+Decode = Callable[[Message], list[Decoded]]
+Score = Callable[[Sequence[DecodedImage]], list[ScoredRecord]]
+Fail = Callable[[FailedImage], ScoredRecord]
+Observe = Callable[[str, float], None]
+
+_POLL_S = 0.1
+"""How often a waiting thread looks whether it should end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredMessage:
+    """The rows of one message, and where its partition stands after it.
+
+    ``epoch`` is the assignment under which the message was read: rows of an earlier one are
+    dropped. ``failed`` are the rows that go to the dead-letter topic.
+    """
+
+    partition: TopicPartition
+    epoch: int
+    end: int
+    records: tuple[ScoredRecord, ...]
+    failed: tuple[FailedImage, ...]
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class _InHand:
+    """A message between poll and score."""
+
+    message: Message
+    epoch: int
+    end: int
+    size_bytes: int
+    decoding: Future[list[Decoded]]
+    records: list[ScoredRecord] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
+    expected: int = -1
+
+
+class ScoringStage:
+    """Takes fetched messages, gives back scored ones, per partition in the order of offsets.
+
+    One thread submits and takes. Decoding runs in a pool, scoring in one thread that forms
+    batches by size or linger. An error in any of them is raised by `take`.
+
+    Args:
+        decode: A message's rows; does not raise for bad input.
+        score: The records of a batch of decoded images, in order.
+        fail: The record of a row that has no scores.
+        batch_size: Images a batch, at most.
+        linger_s: How long an image waits for its batch to fill, in seconds.
+        decode_threads: Threads that decode.
+        clock: For lingering and for what is observed.
+        observe: Receives ("decode" | "score" | "batch", seconds).
+    """
+
+    def __init__(
+        self,
+        decode: Decode,
+        score: Score,
+        fail: Fail,
+        *,
+        batch_size: int,
+        linger_s: float,
+        decode_threads: int,
+        clock: Clock,
+        observe: Observe,
+    ) -> None:
+        self._decode, self._score, self._fail = decode, score, fail
+        self._batch_size, self._linger_s = batch_size, linger_s
+        self._clock, self._observe = clock, observe
+        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._submitted: queue.SimpleQueue[_InHand] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._done: deque[ScoredMessage] = deque()
+        self._in_hand: dict[TopicPartition, int] = {}
+        self._images = 0
+        self._bytes = 0
+        self._error: BaseException | None = None
+        self._changed = threading.Condition(self._lock)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="score", daemon=True)
+        self._thread.start()
+
+    def submit(self, fetched: Fetched, epoch: int) -> None:
+        """Take messages in hand; returns at once."""
+        for number, message in enumerate(fetched.messages, start=1):
+            last = number == len(fetched.messages)
+            end = fetched.end if last else message.offset + 1
+            size = len(message.value or b"")
+            with self._lock:
+                self._in_hand[message.partition] = self._in_hand.get(message.partition, 0) + 1
+                self._images += 1
+                self._bytes += size
+            future = self._pool.submit(self._timed_decode, message)
+            self._submitted.put(_InHand(message, epoch, end, size, future))
+
+    def take(self) -> list[ScoredMessage]:
+        """What has been scored since the last call, in order; never waits.
+
+        Raises:
+            Exception: Whatever ended a thread of the stage.
+        """
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            done = list(self._done)
+            self._done.clear()
+        return done
+
+    def in_hand(self) -> tuple[int, int]:
+        """(images, bytes) between `submit` and score. A message counts as one until decoded."""
+        with self._lock:
+            return self._images, self._bytes
+
+    def wait_until_done(self, partitions: frozenset[TopicPartition], timeout_s: float) -> bool:
+        """Wait until nothing of these partitions is in hand, or a thread has failed."""
+
+        def done() -> bool:
+            return self._error is not None or not any(self._in_hand.get(p) for p in partitions)
+
+        with self._changed:
+            return self._changed.wait_for(done, timeout_s)
+
+    def has_in_hand(self, partition: TopicPartition) -> bool:
+        """Whether messages of this partition are still to be scored or taken."""
+        with self._lock:
+            return bool(self._in_hand.get(partition)) or any(
+                message.partition == partition for message in self._done
+            )
+
+    def wait_for_scored(self, timeout_s: float) -> None:
+        """Wait until `take` has something to give, or a thread has failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._done) or self._error is not None, timeout_s)
+
+    def close(self) -> None:
+        """End the threads; what is in hand is dropped. Safe to call twice."""
+        self._ending.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._thread.join()
+
+    def _timed_decode(self, message: Message) -> list[Decoded]:
+        started = self._clock.monotonic()
+        rows = self._decode(message)
+        self._observe("decode", self._clock.monotonic() - started)
+        return rows
+
+    def _run(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._one_batch()
+        except BaseException as error:  # noqa: BLE001  handed to the thread that calls take()
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _one_batch(self) -> None:
+        """Wait for an image, gather its batch, score it, hand on the messages it completes."""
+        waiting: list[_InHand] = []
+        images: list[tuple[_InHand, DecodedImage]] = []
+        first_at: float | None = None
+        while not self._ending.is_set():
+            timeout = _POLL_S
+            if first_at is not None:
+                timeout = first_at + self._linger_s - self._clock.monotonic()
+            item = self._next(timeout)
+            if item is None and waiting:
+                break
+            if item is None:
+                continue
+            first_at = self._clock.monotonic() if first_at is None else first_at
+            self._open(item, images)
+            waiting.append(item)
+            if len(images) >= self._batch_size:
+                break
+        self._score_all(images)
+        self._hand_on(waiting)
+        if first_at is not None:
+            self._observe("batch", self._clock.monotonic() - first_at)
+
+    def _next(self, timeout_s: float) -> _InHand | None:
+        try:
+            return (
+                self._submitted.get(timeout=timeout_s)
+                if timeout_s > 0
+                else (self._submitted.get_nowait())
+            )
+        except queue.Empty:
+            return None
+
+    def _open(self, item: _InHand, images: list[tuple[_InHand, DecodedImage]]) -> None:
+        rows = item.decoding.result()
+        with self._lock:
+            self._images += len(rows) - 1
+        item.expected = len(rows)
+        for row in rows:
+            if isinstance(row, FailedImage):
+                item.failed.append(row)
+                item.records.append(self._fail(row))
+            else:
+                images.append((item, row))
+
+    def _score_all(self, images: list[tuple[_InHand, DecodedImage]]) -> None:
+        for start in range(0, len(images), self._batch_size):
+            batch = images[start : start + self._batch_size]
+            started = self._clock.monotonic()
+            records = self._score([image for _, image in batch])
+            self._observe("score", self._clock.monotonic() - started)
+            for (item, _), record in zip(batch, records, strict=True):
+                item.records.append(record)
+
+    def _hand_on(self, items: Sequence[_InHand]) -> None:
+        with self._changed:
+            for item in items:
+                item.records.sort(key=lambda record: record.origin.index)
+                self._done.append(
+                    ScoredMessage(
+                        item.message.partition,
+                        item.epoch,
+                        item.end,
+                        tuple(item.records),
+                        tuple(item.failed),
+                        item.size_bytes,
+                    )
+                )
+                self._in_hand[item.message.partition] -= 1
+                self._images -= item.expected
+                self._bytes -= item.size_bytes
+            self._changed.notify_all()

@@ -1,0 +1,57 @@
+"""What a worker has done so far, for its reports."""
+
+import threading
+
+from nap_stream.records import PartitionProgress, WorkerReport
+
+
+class Tally:
+    """Counts of one incarnation of a worker, and stage times since the last report.
+
+    Stage times come from several threads; counts belong to the thread that polls.
+
+    Args:
+        worker: The worker's name.
+        incarnation: How often it has been started before.
+    """
+
+    def __init__(self, worker: str, incarnation: int) -> None:
+        self._worker, self._incarnation = worker, incarnation
+        self._lock = threading.Lock()
+        self._stage_seconds: list[tuple[str, float]] = []
+        self.work_done = 0
+        self.rows = 0
+        self.images_scored = 0
+        self.dead_letters = 0
+        self.segments_published = 0
+        self.segment_conflicts = 0
+        self.rebalances = 0
+        self.last_commit_ms: int | None = None
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """Remember how long a stage took."""
+        with self._lock:
+            self._stage_seconds.append((stage, seconds))
+
+    def report(
+        self, sent_at_ms: int, partitions: tuple[PartitionProgress, ...], *, idle: bool
+    ) -> WorkerReport:
+        """The totals, and the stage times since the last report."""
+        with self._lock:
+            seconds, self._stage_seconds = tuple(self._stage_seconds), []
+        return WorkerReport(
+            worker=self._worker,
+            incarnation=self._incarnation,
+            sent_at_ms=sent_at_ms,
+            work_done=self.work_done,
+            idle=idle,
+            rows=self.rows,
+            images_scored=self.images_scored,
+            dead_letters=self.dead_letters,
+            segments_published=self.segments_published,
+            segment_conflicts=self.segment_conflicts,
+            rebalances=self.rebalances,
+            last_commit_ms=self.last_commit_ms,
+            partitions=partitions,
+            stage_seconds=seconds,
+        )

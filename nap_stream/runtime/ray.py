@@ -1,0 +1,340 @@
+"""Workers and coordinator as Ray actors. The only module that imports ray."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import structlog
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from nap_stream.clock import SystemClock
+from nap_stream.errors import NapStreamError, WorkerError
+from nap_stream.records import SegmentSummary, WorkerReport
+from nap_stream.runtime.coordinating import open_coordinator
+from nap_stream.runtime.coordinator import Coordinator, CoordinatorStatus
+from nap_stream.runtime.logging import configure_logging
+from nap_stream.runtime.worker import Identity, run_worker
+from nap_stream.settings import Settings
+
+ANSWER_S = 5.0
+"""How long an answer may take that is normally there within a millisecond."""
+START_S = 120.0
+"""How long an actor may take to be placed and to import torch on a cold machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor runs. ``gpu_ids`` are the GPUs that Ray gave it."""
+
+    node: str
+    pid: int
+    gpu_ids: tuple[str, ...]
+
+
+class _ActorReporter:
+    """Sends summaries and reports to the coordinator actor, without waiting."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def submit(self, summary: SegmentSummary) -> None:
+        self._coordinator.submit.remote(summary)
+
+    def report(self, report: WorkerReport) -> None:
+        self._coordinator.report.remote(report)
+
+
+class WorkerActor:
+    """One worker in a process of its own; `stop` is answered while `run` is at work."""
+
+    def __init__(
+        self, settings: Settings, identity: Identity, num_gpus: float, coordinator: Any
+    ) -> None:
+        self._settings, self._identity, self._num_gpus = settings, identity, num_gpus
+        self._coordinator = coordinator
+        self._stop = threading.Event()
+
+    def place(self) -> Place:
+        """Where this actor runs."""
+        return _this_place()
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        configure_logging(for_people=False)
+        structlog.contextvars.bind_contextvars(worker=self._identity.name)
+        run_worker(
+            self._settings,
+            self._identity,
+            num_gpus=self._num_gpus,
+            reporter=_ActorReporter(self._coordinator),
+            should_stop=self._stop.is_set,
+            clock=SystemClock(),
+        )
+
+    def stop(self) -> None:
+        """Ask `run` to end in good order."""
+        self._stop.set()
+
+
+class CoordinatorActor:
+    """The coordinator in a process of its own.
+
+    Its parts are opened by `start`, and again by the first call after Ray has restarted it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        configure_logging(for_people=False)
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._opened: Coordinator | None = None
+
+    def start(self) -> str:
+        """Open everything; return the address of /metrics."""
+        return self._coordinator().metrics_url
+
+    @ray.method(concurrency_group="line")
+    def submit(self, summary: SegmentSummary) -> None:
+        """Take a summary."""
+        self._coordinator().submit(summary)
+
+    @ray.method(concurrency_group="line")
+    def report(self, report: WorkerReport) -> None:
+        """Take a report."""
+        self._coordinator().report(report)
+
+    @ray.method(concurrency_group="tick")
+    def tick(self) -> None:
+        """Move the watermark on, deliver alerts."""
+        self._coordinator().tick()
+
+    def worker_restarted(self, name: str) -> None:
+        """Count a restart."""
+        self._coordinator().worker_restarted(name)
+
+    def status(self) -> CoordinatorStatus:
+        """The present view."""
+        return self._coordinator().status()
+
+    def finish(self, timeout_s: float) -> CoordinatorStatus:
+        """Judge what is left, deliver alerts, close."""
+        coordinator = self._coordinator()
+        coordinator.flush(timeout_s)
+        status = coordinator.status()
+        coordinator.close()
+        return status
+
+    def _coordinator(self) -> Coordinator:
+        with self._lock:
+            if self._opened is None:
+                self._opened = open_coordinator(self._settings, SystemClock())
+            return self._opened
+
+
+class RayWorker:
+    """The driver's end of a worker actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._run = actor.run.remote()
+
+    def place(self) -> Place:
+        """Where the actor runs."""
+        place: Place = ray.get(self._actor.place.remote(), timeout=START_S)
+        return place
+
+    def ended(self) -> bool:
+        """Whether its run is over, well or badly."""
+        done, _ = ray.wait([self._run], timeout=0)
+        return bool(done)
+
+    def error(self) -> Exception | None:
+        """What ended it; None where it ended well."""
+        try:
+            ray.get(self._run)
+        except RayTaskError as error:
+            cause = error.cause
+            return cause if isinstance(cause, NapStreamError) else WorkerError(_brief(error))
+        except RayActorError as error:
+            return WorkerError(f"the worker's process died: {_brief(error)}")
+        finally:
+            ray.kill(self._actor)
+        return None
+
+    def stop(self) -> None:
+        """Ask it to publish, commit and leave."""
+        self._actor.stop.remote()
+
+    def kill(self) -> None:
+        """End its process at once."""
+        ray.kill(self._actor)
+
+
+class RayCluster:
+    """A driver's view of the Ray cluster that it is connected to.
+
+    Args:
+        settings: Of the monitor.
+
+    Raises:
+        WorkerError: If the cluster can never place the workers that are asked for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.num_gpus = _gpus_a_worker(settings)
+        _require_capacity(settings, self.num_gpus)
+        actor = ray.remote(CoordinatorActor)
+        options: dict[str, Any] = {
+            "name": f"nap-stream-coordinator-{settings.kafka.group_id}",
+            "namespace": "nap-stream",
+            "num_cpus": 0,
+            "max_restarts": settings.driver.max_restarts,
+            "max_task_retries": -1,
+            "concurrency_groups": {"line": 1, "tick": 1},
+        }
+        try:
+            self._coordinator = actor.options(**options).remote(settings)
+        except ValueError as error:
+            raise WorkerError(
+                "a monitor with this consumer group already runs on this Ray cluster",
+                f"kafka.group_id {settings.kafka.group_id}",
+                "Stop it first, or give this monitor a group of its own",
+            ) from error
+        self._tick: Any = None
+
+    def start(self) -> str:
+        """Start the coordinator; return the address of its /metrics."""
+        url: str = _answer(self._coordinator.start.remote(), START_S)
+        return url
+
+    def start_worker(self, name: str, incarnation: int) -> RayWorker:
+        """Start a worker actor; returns at once."""
+        options: dict[str, Any] = {
+            "num_cpus": self._settings.worker.torch_threads,
+            "num_gpus": self.num_gpus,
+            "max_concurrency": 3,
+            "max_restarts": 0,
+        }
+        actor = ray.remote(WorkerActor).options(**options)
+        identity = Identity(name, incarnation)
+        return RayWorker(actor.remote(self._settings, identity, self.num_gpus, self._coordinator))
+
+    def worker_restarted(self, name: str) -> None:
+        """Have a restart counted."""
+        self._coordinator.worker_restarted.remote(name)
+
+    def status(self) -> CoordinatorStatus | None:
+        """The coordinator's view; None while it does not answer."""
+        self._keep_ticking()
+        try:
+            status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
+        except (GetTimeoutError, RayActorError) as error:
+            structlog.get_logger().warning("coordinator_silent", cause=_brief(error))
+            return None
+        return status
+
+    def finish(self, timeout_s: float) -> CoordinatorStatus | None:
+        """Close the coordinator; None where it does not answer in time."""
+        try:
+            status: CoordinatorStatus = _answer(
+                self._coordinator.finish.remote(timeout_s * 0.8), timeout_s
+            )
+        except (RayError, NapStreamError) as error:
+            structlog.get_logger().error("coordinator_did_not_finish", cause=_brief(error))
+            return None
+        finally:
+            ray.kill(self._coordinator)
+        return status
+
+    def _keep_ticking(self) -> None:
+        """One tick at a time: a tick that waits for the broker holds nothing else up."""
+        if self._tick is not None:
+            done, _ = ray.wait([self._tick], timeout=0)
+            if not done:
+                return
+            try:
+                ray.get(self._tick)
+            except RayError as error:
+                structlog.get_logger().error("coordinator_tick_failed", cause=_brief(error))
+        self._tick = self._coordinator.tick.remote()
+
+
+@contextmanager
+def ray_session(address: str | None, settings: Settings) -> Iterator[None]:
+    """Connect to a cluster, or start Ray on this machine; disconnect at the end.
+
+    Args:
+        address: Of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
+        settings: Tell a local Ray how many workers it must hold.
+
+    Raises:
+        WorkerError: If the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            wanted = settings.worker.count * settings.worker.torch_threads
+            ray.init(num_cpus=max(os.cpu_count() or 1, wanted), include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WorkerError(
+            f"cannot connect to Ray: {_brief(error)}",
+            f"address {address or 'local'}",
+            "Check --address and that `ray status` answers there",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _gpus_a_worker(settings: Settings) -> float:
+    if settings.worker.num_gpus is not None:
+        return settings.worker.num_gpus
+    return 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+
+
+def _require_capacity(settings: Settings, num_gpus: float) -> None:
+    has = ray.cluster_resources()
+    count = settings.worker.count
+    needs = {"CPU": float(settings.worker.torch_threads * count), "GPU": num_gpus * count}
+    for resource, need in needs.items():
+        if need > has.get(resource, 0.0):
+            raise WorkerError(
+                f"{count} workers need {need:g} {resource}s, "
+                f"the Ray cluster has {has.get(resource, 0.0):g}",
+                "worker.count",
+                "Ask for fewer workers, smaller fractions, or a larger cluster",
+            )
+
+
+def _this_place() -> Place:
+    context = ray.get_runtime_context()
+    gpu_ids = context.get_accelerator_ids().get("GPU", [])
+    return Place(context.get_node_id(), os.getpid(), tuple(gpu_ids))
+
+
+def _answer(reference: Any, timeout_s: float) -> Any:
+    """The result of a call, with our own errors as themselves."""
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, NapStreamError):
+            raise error.cause from None
+        raise
+
+
+def _brief(error: BaseException) -> str:
+    """An error without the traceback that Ray puts into its text."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"

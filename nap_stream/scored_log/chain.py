@@ -1,0 +1,204 @@
+"""The chain of segments, over any store that can create a file exclusively."""
+
+import hashlib
+from collections.abc import Sequence
+
+from nap_stream.clock import Clock
+from nap_stream.errors import ChainBrokenError, SegmentConflictError
+from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, TopicPartition
+from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.genesis import Genesis, decode_genesis, encode_genesis
+from nap_stream.scored_log.layout import (
+    genesis_path,
+    parse_segment_name,
+    partition_folder,
+    segment_path,
+)
+from nap_stream.scored_log.segment import (
+    count_scored,
+    decode_footer,
+    encode_segment,
+    event_time_range,
+)
+from nap_stream.scored_log.store import SegmentStore
+
+
+def sha256_hex(content: bytes) -> str:
+    """The hexadecimal SHA-256 digest of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class ChainedScoredLog:
+    """The write side of the log; implements `nap_stream.scored_log.base.ScoredLog`.
+
+    Args:
+        store: Where the files lie.
+        writer_id: Who writes, for people who read the footers.
+        model_fingerprint: The model that scores all records of this writer.
+        calibration_fingerprint: The calibration that judges all records of this writer.
+        clock: Tells when files were made.
+    """
+
+    def __init__(
+        self,
+        store: SegmentStore,
+        *,
+        writer_id: str,
+        model_fingerprint: str,
+        calibration_fingerprint: str,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._writer_id = writer_id
+        self._model_fingerprint = model_fingerprint
+        self._calibration_fingerprint = calibration_fingerprint
+        self._clock = clock
+
+    def end(self, partition: TopicPartition) -> ChainPosition | None:
+        """Where the chain ends now; None where the partition has no genesis marker yet.
+
+        Raises:
+            ChainBrokenError: The marker or the last segment is missing, unreadable, or
+                contradicts its name.
+            ScoredLogError: The store cannot be read.
+        """
+        names = self._store.names(partition_folder(partition))
+        bases = [base for name in names if (base := parse_segment_name(name)) is not None]
+        start = self._start(partition)
+        if start is None:
+            _refuse_headless(partition, bases)
+            return None
+        return self._after(partition, max(bases), start.offset) if bases else start
+
+    def begin(self, partition: TopicPartition, offset: int) -> ChainPosition:
+        """Fix where a chain starts, by an exclusively created genesis marker.
+
+        Returns:
+            The chain's end: that of the winner where another writer was first.
+
+        Raises:
+            ChainBrokenError: As `end`.
+            ScoredLogError: The marker could not be written.
+            ValueError: The offset is negative.
+        """
+        if offset < 0:
+            raise ValueError(f"a chain cannot start at offset {offset} of {partition}")
+        existing = self.end(partition)
+        if existing is not None:
+            return existing
+        marker = Genesis(
+            partition.topic, partition.partition, offset, self._writer_id, self._clock.now_ms()
+        )
+        content = encode_genesis(marker)
+        self._store.prepare(partition_folder(partition))
+        if self._store.create(genesis_path(partition), content):
+            return ChainPosition(offset, sha256_hex(content))
+        winner = self.end(partition)
+        if winner is None:
+            raise ChainBrokenError(
+                "the genesis marker was there and is gone",
+                genesis_path(partition),
+                "Let nothing but nap-stream change the log's folder",
+            )
+        return winner
+
+    def publish(
+        self,
+        partition: TopicPartition,
+        position: ChainPosition,
+        end_offset: int,
+        records: Sequence[ScoredRecord],
+        *,
+        gap: str | None = None,
+    ) -> PublishedSegment:
+        """Make the segment ``[position.offset, end_offset)`` durable, or nothing at all.
+
+        See `nap_stream.scored_log.base.ScoredLog.publish`.
+
+        Raises:
+            SegmentConflictError: Another writer has published this base offset.
+            ScoredLogError: The segment could not be written. To publish the same base offset
+                again is safe: where the failure came too late to take the name back, that ends
+                in `SegmentConflictError`, and `end` says what holds.
+            ValueError: The records are not within the range or not in order, or the range is
+                empty.
+        """
+        _check_rows(partition, position.offset, end_offset, records)
+        low, high = event_time_range(records)
+        footer = SegmentFooter(
+            partition=partition,
+            base_offset=position.offset,
+            end_offset=end_offset,
+            model_fingerprint=self._model_fingerprint,
+            calibration_fingerprint=self._calibration_fingerprint,
+            rows=len(records),
+            scored_rows=count_scored(records),
+            min_event_time_ms=low,
+            max_event_time_ms=high,
+            writer_id=self._writer_id,
+            created_time_ms=self._clock.now_ms(),
+            previous_sha256=position.previous_sha256,
+            gap=gap,
+        )
+        content = encode_segment(footer, records)
+        path = segment_path(partition, position.offset)
+        if not self._store.create(path, content):
+            raise SegmentConflictError(
+                f"another writer has published base offset {position.offset}",
+                path,
+                "Drop these rows, read the chain's end and go on from there",
+            )
+        end = ChainPosition(end_offset, sha256_hex(content))
+        return PublishedSegment(partition, position.offset, end, len(records), len(content), path)
+
+    def _start(self, partition: TopicPartition) -> ChainPosition | None:
+        path = genesis_path(partition)
+        content = self._store.read(path)
+        if content is None:
+            return None
+        return ChainPosition(decode_genesis(content, partition, path).offset, sha256_hex(content))
+
+    def _after(self, partition: TopicPartition, base_offset: int, start: int) -> ChainPosition:
+        path = segment_path(partition, base_offset)
+        content = self._store.read(path)
+        if content is None:
+            raise ChainBrokenError(
+                "the segment was listed and is gone", path, "Let nothing else change the folder"
+            )
+        footer = decode_footer(content, path)
+        if (footer.partition, footer.base_offset) != (partition, base_offset):
+            raise ChainBrokenError(
+                f"the footer says {footer.partition}@{footer.base_offset}",
+                path,
+                "A segment was moved or renamed; run `nap-stream verify`",
+            )
+        if base_offset < start:
+            raise ChainBrokenError(
+                f"the segment lies before the chain's start at {start}",
+                path,
+                "The genesis marker was replaced; run `nap-stream verify`",
+            )
+        return ChainPosition(footer.end_offset, sha256_hex(content))
+
+
+def _refuse_headless(partition: TopicPartition, bases: Sequence[int]) -> None:
+    if bases:
+        raise ChainBrokenError(
+            f"the genesis marker is missing, and there are {len(bases)} segments",
+            genesis_path(partition),
+            "Restore the marker from a backup; run `nap-stream verify`",
+        )
+
+
+def _check_rows(
+    partition: TopicPartition, base_offset: int, end_offset: int, records: Sequence[ScoredRecord]
+) -> None:
+    last = (base_offset, -1)
+    for record in records:
+        origin = record.origin
+        here = (origin.offset, origin.index)
+        if origin.partition != partition or origin.offset >= end_offset or origin.index < 0:
+            raise ValueError(f"{origin} is not in [{base_offset}, {end_offset}) of {partition}")
+        if here <= last:
+            raise ValueError(f"{origin} does not come after {last} of {partition}")
+        last = here

@@ -1,0 +1,188 @@
+"""What a segment says of itself: key-value metadata in its Parquet footer.
+
+Every key begins with ``nap_stream.``; every value is text. DuckDB shows them with
+``parquet_kv_metadata``, pyarrow with ``pyarrow.parquet.read_metadata(path).metadata``.
+
+    topic, partition            whose chain
+    base_offset, end_offset     the segment covers [base_offset, end_offset)
+    schema_version              version of the columns
+    model_fingerprint, calibration_fingerprint
+    rows, scored_rows           rows, and those with status ok
+    min_event_time_ms, max_event_time_ms   of all rows; absent without rows
+    writer_id, created_time_ms  who published it, and when
+    previous_sha256             of the previous segment's file, or of the genesis marker
+    gap                         why offsets are missing; absent in ordinary segments
+
+Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nap_stream.errors import ChainBrokenError
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.schema import SCHEMA_VERSION
+
+PREFIX = "nap_stream."
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_OPTIONAL = {"min_event_time_ms", "max_event_time_ms", "gap"}
+_REQUIRED = {
+    "topic",
+    "partition",
+    "base_offset",
+    "end_offset",
+    "schema_version",
+    "model_fingerprint",
+    "calibration_fingerprint",
+    "rows",
+    "scored_rows",
+    "writer_id",
+    "created_time_ms",
+    "previous_sha256",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFooter:
+    """The footer record of one segment; the module's docstring says what each field holds."""
+
+    partition: TopicPartition
+    base_offset: int
+    end_offset: int
+    model_fingerprint: str
+    calibration_fingerprint: str
+    rows: int
+    scored_rows: int
+    min_event_time_ms: int | None
+    max_event_time_ms: int | None
+    writer_id: str
+    created_time_ms: int
+    previous_sha256: str
+    gap: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.base_offset < self.end_offset:
+            raise ValueError(f"not an offset range: [{self.base_offset}, {self.end_offset})")
+        if not 0 <= self.scored_rows <= self.rows:
+            raise ValueError(f"{self.scored_rows} scored rows of {self.rows}")
+        if self.gap is not None and self.rows:
+            raise ValueError(f"a declared gap with {self.rows} rows")
+        if not _SHA256.fullmatch(self.previous_sha256):
+            raise ValueError(f"not a SHA-256 digest: {self.previous_sha256!r}")
+        self._check_event_times()
+
+    def _check_event_times(self) -> None:
+        low, high = self.min_event_time_ms, self.max_event_time_ms
+        if (low is None or high is None) != (self.rows == 0) or (low is None) != (high is None):
+            raise ValueError(f"event times {low} to {high} with {self.rows} rows")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"event times run backwards: {low} to {high}")
+
+
+def to_metadata(footer: SegmentFooter) -> dict[str, str]:
+    """The footer as Parquet key-value metadata."""
+    values: dict[str, object] = {
+        "topic": footer.partition.topic,
+        "partition": footer.partition.partition,
+        "base_offset": footer.base_offset,
+        "end_offset": footer.end_offset,
+        "schema_version": footer.schema_version,
+        "model_fingerprint": footer.model_fingerprint,
+        "calibration_fingerprint": footer.calibration_fingerprint,
+        "rows": footer.rows,
+        "scored_rows": footer.scored_rows,
+        "min_event_time_ms": footer.min_event_time_ms,
+        "max_event_time_ms": footer.max_event_time_ms,
+        "writer_id": footer.writer_id,
+        "created_time_ms": footer.created_time_ms,
+        "previous_sha256": footer.previous_sha256,
+        "gap": footer.gap,
+    }
+    return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
+
+
+def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> SegmentFooter:
+    """Read a footer back, strictly.
+
+    Args:
+        metadata: The file's key-value metadata, as pyarrow gives it.
+        where: The file, for errors.
+
+    Raises:
+        ChainBrokenError: A key is missing, unknown or malformed, the values contradict each
+            other, or the schema version is not one that this program reads.
+    """
+    try:
+        values = _own_values(metadata or {})
+        check_schema_version(values)
+        _check_keys(values)
+        return _parse(values)
+    except ValueError as error:
+        raise ChainBrokenError(
+            f"the segment's footer is not valid: {error}",
+            where,
+            "Run `nap-stream verify`; restore the file from a backup",
+        ) from error
+
+
+def check_schema_version(values: Mapping[str, str]) -> None:
+    """Refuse what another version has written.
+
+    Raises:
+        ValueError: The version is missing or not `SCHEMA_VERSION`.
+    """
+    if "schema_version" not in values:
+        raise ValueError("no schema_version: nap-stream has not written this file")
+    if values["schema_version"] != str(SCHEMA_VERSION):
+        raise ValueError(
+            f"schema version {values['schema_version']!r}; this program reads {SCHEMA_VERSION}"
+        )
+
+
+def _own_values(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    prefix = PREFIX.encode()
+    return {
+        key.removeprefix(prefix).decode("utf-8"): value.decode("utf-8")
+        for key, value in metadata.items()
+        if key.startswith(prefix)
+    }
+
+
+def _check_keys(values: Mapping[str, str]) -> None:
+    missing = sorted(_REQUIRED - values.keys())
+    unknown = sorted(values.keys() - _REQUIRED - _OPTIONAL)
+    if missing or unknown:
+        raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
+
+
+def _integer(values: Mapping[str, str], name: str) -> int:
+    if not _INTEGER.fullmatch(values[name]):
+        raise ValueError(f"{name} is not an integer: {values[name]!r}")
+    return int(values[name])
+
+
+def _parse(values: Mapping[str, str]) -> SegmentFooter:
+    low, high = (
+        _integer(values, name) if name in values else None
+        for name in ("min_event_time_ms", "max_event_time_ms")
+    )
+    return SegmentFooter(
+        partition=TopicPartition(values["topic"], _integer(values, "partition")),
+        base_offset=_integer(values, "base_offset"),
+        end_offset=_integer(values, "end_offset"),
+        model_fingerprint=values["model_fingerprint"],
+        calibration_fingerprint=values["calibration_fingerprint"],
+        rows=_integer(values, "rows"),
+        scored_rows=_integer(values, "scored_rows"),
+        min_event_time_ms=low,
+        max_event_time_ms=high,
+        writer_id=values["writer_id"],
+        created_time_ms=_integer(values, "created_time_ms"),
+        previous_sha256=values["previous_sha256"],
+        gap=values.get("gap"),
+        schema_version=_integer(values, "schema_version"),
+    )

@@ -1,0 +1,173 @@
+"""Reads settings from one YAML file and the environment: the only reader of either.
+
+The environment wins over the file: ``NAP_STREAM__KAFKA__GROUP_ID=x`` sets ``kafka.group_id``.
+Values from the environment are read as YAML, so that numbers, lists and null work. Relative
+paths are taken from the folder of the YAML file.
+"""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from nap_stream.errors import ConfigError
+from nap_stream.settings import KafkaSettings, ModelSettings, Section, Settings
+from nap_stream.settings_problems import Key, config_error, dotted, is_secret
+
+ENV_PREFIX = "NAP_STREAM__"
+
+SettingsT = TypeVar("SettingsT", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """A configuration as read: the values, and the place of each key."""
+
+    values: dict[str, Any]
+    places: Mapping[Key, str]
+
+
+def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a monitor.
+
+    Args:
+        path: The YAML file.
+        environ: The environment; the process's own where None.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    return _validate(Settings, _whole_tree(path, environ), path)
+
+
+def load_model_settings(path: Path, environ: Mapping[str, str] | None = None) -> ModelSettings:
+    """The model section: of a whole configuration, or of a file that holds nothing else.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    tree = _read_yaml(path)
+    if "model" not in tree.values:
+        return _validate(ModelSettings, tree, path)
+    return _validate(ModelSettings, _section(_whole_tree(path, environ), "model"), path)
+
+
+def load_kafka_settings(path: Path, environ: Mapping[str, str] | None = None) -> KafkaSettings:
+    """The Kafka section of a configuration, for commands that need nothing else.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    return _validate(KafkaSettings, _section(_whole_tree(path, environ), "kafka"), path)
+
+
+def masked_yaml(settings: Settings) -> str:
+    """The settings in force as YAML, secrets masked. `load_settings` reads all but these."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _whole_tree(path: Path, environ: Mapping[str, str] | None) -> _Tree:
+    tree = _read_yaml(path)
+    for key, place in tree.places.items():
+        if is_secret(Settings, key) and _value_at(tree.values, key) is not None:
+            raise ConfigError(
+                "secrets are not read from this file",
+                f"{place}, key {dotted(key)}",
+                f"Set {_env_name(key)} or {dotted(key)}_file",
+            )
+    return _with_environment(tree, os.environ if environ is None else environ)
+
+
+def _value_at(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values[part]
+    return values
+
+
+def _section(tree: _Tree, name: str) -> _Tree:
+    values = tree.values.get(name, {})
+    if not isinstance(values, dict):
+        raise ConfigError("expected keys and values", f"{tree.places[name,]}, key {name}")
+    return _Tree(values, {key[1:]: at for key, at in tree.places.items() if key[:1] == (name,)})
+
+
+def _read_yaml(path: Path) -> _Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration: {error.strerror}", str(path), "Check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the configuration is not UTF-8 text", str(path)) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", str(path)) from error
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError("expected keys and values at the top level", str(path))
+    return _Tree(values, dict(_places(node, path, ())))
+
+
+def _places(node: yaml.Node | None, path: Path, key: Key) -> Iterator[tuple[Key, str]]:
+    if isinstance(node, yaml.MappingNode):
+        for name, child in node.value:
+            inner = (*key, str(name.value))
+            yield inner, f"{path}:{name.start_mark.line + 1}"
+            yield from _places(child, path, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            yield (*key, index), f"{path}:{child.start_mark.line + 1}"
+            yield from _places(child, path, (*key, index))
+
+
+def _with_environment(tree: _Tree, environ: Mapping[str, str]) -> _Tree:
+    """The tree with the environment's values laid over it."""
+    values, places = copy.deepcopy(tree.values), dict(tree.places)
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        place = f"environment variable {name}"
+        key = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
+        _set(values, key, _env_value(key, environ[name], place), place)
+        places[key] = place
+        for length in range(1, len(key)):
+            places.setdefault(key[:length], place)
+    return _Tree(values, places)
+
+
+def _env_name(key: Key) -> str:
+    return ENV_PREFIX + "__".join(str(part).upper() for part in key)
+
+
+def _env_value(key: Key, text: str, place: str) -> Any:
+    if is_secret(Settings, key):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError("not a YAML value", place) from error
+
+
+def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -> None:
+    inner: Any = values
+    for part in key[:-1]:
+        inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{dotted(key[:-1])} holds no keys", place)
+    inner[key[-1]] = value
+
+
+def _validate(model: type[SettingsT], tree: _Tree, path: Path) -> SettingsT:
+    try:
+        return model.model_validate(tree.values, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise config_error(model, error, tree.places, path) from None

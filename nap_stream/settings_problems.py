@@ -1,0 +1,103 @@
+"""Turns pydantic's validation errors into errors that say where a setting stands."""
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from nap_stream.errors import ConfigError
+
+Key = tuple[str | int, ...]
+
+
+def config_error(
+    model: type[BaseModel], error: ValidationError, places: Mapping[Key, str], path: Path
+) -> ConfigError:
+    """One error for everything that is wrong with a configuration, values of secrets left out.
+
+    Args:
+        model: What was validated.
+        error: What pydantic found.
+        places: Where each key stands: file and line, or environment variable.
+        path: The file, for keys that stand nowhere.
+    """
+    problems = [_describe(model, item, places, path) for item in error.errors()]
+    if len(problems) == 1:
+        return problems[0]
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return ConfigError(f"{len(problems)} settings are wrong:\n{lines}", str(path))
+
+
+def is_secret(model: type[BaseModel], key: Key) -> bool:
+    """Whether a key's value must never be shown or read from a plain file."""
+    section = _section_at(model, key[:-1]) if key else None
+    field = section.model_fields.get(str(key[-1])) if section else None
+    return field is not None and SecretStr in _members(field.annotation)
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it."""
+    return ".".join(str(part) for part in key)
+
+
+def _describe(
+    model: type[BaseModel], item: Any, places: Mapping[Key, str], path: Path
+) -> ConfigError:
+    key = _known_part(model, item["loc"], places)
+    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
+    where = f"{place}, key {dotted(key)}" if key else place
+    if item["type"] == "extra_forbidden":
+        return ConfigError("unknown key", where, _suggestion(model, key))
+    if item["type"] == "missing":
+        return ConfigError("a value is missing", where, _meaning(model, key))
+    problem, given = item["msg"].removeprefix("Value error, "), item["input"]
+    if isinstance(given, str | int | float | bool) and not is_secret(model, key):
+        problem = f"{problem}, got {given!r}"
+    return ConfigError(problem, where, _meaning(model, key))
+
+
+def _known_part(model: type[BaseModel], loc: Key, places: Mapping[Key, str]) -> Key:
+    """The part of pydantic's location that people wrote: it ends where type tags begin."""
+    key: Key = ()
+    for part in loc:
+        section = _section_at(model, key)
+        if (*key, part) not in places and not (section and part in section.model_fields):
+            break
+        key = (*key, part)
+    return key
+
+
+def _suggestion(model: type[BaseModel], key: Key) -> str:
+    section = _section_at(model, key[:-1])
+    known = sorted(section.model_fields) if section else []
+    close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}"
+
+
+def _meaning(model: type[BaseModel], key: Key) -> str:
+    """The documentation of a key, as advice."""
+    section = _section_at(model, key[:-1]) if key else None
+    field = section.model_fields.get(str(key[-1])) if section else None
+    return (field.description or "") if field else ""
+
+
+def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    """The section that a key names, or None where it names a value."""
+    section = model
+    for part in key:
+        field = section.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return None
+        section = inner
+    return section
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)

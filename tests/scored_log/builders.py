@@ -1,0 +1,146 @@
+"""Records and logs for the tests of the scored log."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from nap_stream.clock import Clock, ManualClock
+from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
+from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
+
+CARS = TopicPartition("cars", 0)
+NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z
+MODEL = "a1" * 32
+CALIBRATION = "b2" * 32
+
+
+def local_log(root: Path, writer_id: str = "worker-0", clock: Clock | None = None) -> LocalScoredLog:
+    return LocalScoredLog(
+        root,
+        writer_id=writer_id,
+        model_fingerprint=MODEL,
+        calibration_fingerprint=CALIBRATION,
+        clock=clock or ManualClock(NOON_MS),
+    )
+
+
+def memory_log(store: MemoryStore, writer_id: str = "worker-0") -> MemoryScoredLog:
+    return MemoryScoredLog(
+        store,
+        writer_id=writer_id,
+        model_fingerprint=MODEL,
+        calibration_fingerprint=CALIBRATION,
+        clock=ManualClock(NOON_MS),
+    )
+
+
+def origin(
+    offset: int,
+    index: int = 0,
+    *,
+    partition: TopicPartition = CARS,
+    event_time_ms: int = NOON_MS,
+    key: bytes | None = b"camera-1",
+    headers: tuple[tuple[str, bytes | None], ...] = (),
+) -> Origin:
+    return Origin(partition, offset, index, key, event_time_ms, NOON_MS + 5, headers)
+
+
+def scored(
+    where: Origin, *, p_value: float = 0.5, class_id: int = 3, class_name: str = "cat"
+) -> ScoredRecord:
+    return ScoredRecord(
+        origin=where,
+        status=Status.OK,
+        error=None,
+        scored_time_ms=NOON_MS + 9,
+        scores=Scores(
+            class_id=class_id,
+            class_name=class_name,
+            confidence=0.75,
+            energy=4.5,
+            nap=2.25,
+            fused=3.0,
+            ood_p_value=p_value,
+            is_ood=p_value <= 0.05,
+        ),
+        width=32,
+        height=24,
+        format="png",
+        sha256="c3" * 32,
+    )
+
+
+def failed(
+    where: Origin, status: Status = Status.CORRUPT, error: str = "cannot decode"
+) -> ScoredRecord:
+    return ScoredRecord(where, status, error, NOON_MS + 9, None, None, None, None, None)
+
+
+def chain(
+    root: Path, spans: Sequence[tuple[int, Sequence[ScoredRecord]]], partition: TopicPartition = CARS
+) -> list[str]:
+    """Publish segments one after another from offset 0; each is (end offset, records)."""
+    log = local_log(root)
+    position = log.begin(partition, 0)
+    paths = []
+    for end_offset, records in spans:
+        published = log.publish(partition, position, end_offset, records)
+        position = published.position
+        paths.append(published.path)
+    return paths
+
+
+_texts = st.text(st.characters(), max_size=20)
+_scores = st.builds(
+    Scores,
+    class_id=st.integers(0, 2**40),
+    class_name=_texts,
+    confidence=st.floats(0, 1),
+    energy=st.floats(allow_nan=False),
+    nap=st.floats(allow_nan=False),
+    fused=st.floats(allow_nan=False),
+    ood_p_value=st.floats(0, 1),
+    is_ood=st.booleans(),
+)
+_origins = st.builds(
+    Origin,
+    partition=st.just(CARS),
+    offset=st.integers(0, 50),
+    index=st.integers(0, 5),
+    key=st.none() | st.binary(max_size=10),
+    event_time_ms=st.integers(NOON_MS - 10_000, NOON_MS + 10_000) | st.integers(-(2**63), 2**63 - 1),
+    ingest_time_ms=st.just(NOON_MS),
+    headers=st.lists(st.tuples(_texts, st.none() | st.binary(max_size=5)), max_size=3).map(tuple),
+)
+_sizes = st.none() | st.integers(0, 2**32 - 1)
+_ok = st.builds(
+    ScoredRecord,
+    origin=_origins,
+    status=st.just(Status.OK),
+    error=st.none(),
+    scored_time_ms=st.just(NOON_MS),
+    scores=_scores,
+    width=_sizes,
+    height=_sizes,
+    format=st.sampled_from(["jpeg", "png", "webp"]),
+    sha256=st.just("c3" * 32),
+)
+_failed = st.builds(
+    ScoredRecord,
+    origin=_origins,
+    status=st.sampled_from([status for status in Status if status is not Status.OK]),
+    error=_texts,
+    scored_time_ms=st.just(NOON_MS),
+    scores=st.none(),
+    width=_sizes,
+    height=_sizes,
+    format=st.none(),
+    sha256=st.none(),
+)
+record_lists = st.lists(
+    _ok | _failed, max_size=12, unique_by=lambda r: (r.origin.offset, r.origin.index)
+).map(lambda records: sorted(records, key=lambda r: (r.origin.offset, r.origin.index)))
+"""Records as `publish` takes them: offsets 0 to 50, in order; anything in their other fields."""

@@ -1,0 +1,26 @@
+"""What a process does that races another for every segment of a chain."""
+
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+from nap_stream.errors import SegmentConflictError
+from tests.scored_log.builders import CARS, local_log, origin, scored
+
+
+def race(root: Path, writer_id: str, start: Barrier, rounds: int) -> list[int]:
+    """Try to publish every offset as a segment of its own; return the base offsets won."""
+    log = local_log(root, writer_id)
+    won = []
+    start.wait(60)
+    position = log.begin(CARS, 0)
+    while position.offset < rounds:
+        start.wait(60)
+        record = scored(origin(position.offset, key=writer_id.encode()))
+        try:
+            position = log.publish(CARS, position, position.offset + 1, [record]).position
+            won.append(position.offset - 1)
+        except SegmentConflictError:
+            found = log.end(CARS)
+            assert found is not None
+            position = found
+    return won

@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nap_stream.errors import ChainBrokenError
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.footer import SegmentFooter, from_metadata, to_metadata
+
+FOOTER = SegmentFooter(
+    partition=TopicPartition("cars", 3),
+    base_offset=10,
+    end_offset=15,
+    model_fingerprint="m",
+    calibration_fingerprint="c",
+    rows=4,
+    scored_rows=3,
+    min_event_time_ms=-5,
+    max_event_time_ms=7,
+    writer_id="worker-0",
+    created_time_ms=99,
+    previous_sha256="0a" * 32,
+)
+
+_text = st.text(st.characters(exclude_categories=["Cs"]))
+_ranges = st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=2, unique=True).map(sorted)
+
+
+@st.composite
+def footers(draw: st.DrawFn) -> SegmentFooter:
+    rows = draw(st.integers(0, 1000))
+    base, end = draw(_ranges)
+    low, high = sorted(draw(st.tuples(st.integers(-(2**53), 2**53), st.integers(-9, 9))))
+    return SegmentFooter(
+        TopicPartition(draw(_text), draw(st.integers(0, 99))),
+        base,
+        end,
+        draw(_text),
+        draw(_text),
+        rows,
+        draw(st.integers(0, rows)),
+        low if rows else None,
+        high if rows else None,
+        draw(_text),
+        draw(st.integers(0, 2**53)),
+        draw(st.from_regex(r"[0-9a-f]{64}", fullmatch=True)),
+        None if rows else draw(st.none() | _text),
+    )
+
+
+def _encoded(footer: SegmentFooter) -> dict[bytes, bytes]:
+    return {key.encode(): value.encode() for key, value in to_metadata(footer).items()}
+
+
+@given(footer=footers())
+def test_round_trip(footer: SegmentFooter) -> None:
+    metadata = {**_encoded(footer), b"ARROW:schema": b"\xff", b"pandas": b"{}"}
+    assert from_metadata(metadata, "x") == footer
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("rows", b"4.0", "rows is not an integer"),
+        ("rows", b"04", "rows is not an integer"),
+        ("rows", "٤".encode(), "rows is not an integer"),
+        ("rows", b"2", "3 scored rows of 2"),
+        ("end_offset", b"10", "not an offset range"),
+        ("base_offset", b"-1", "not an offset range"),
+        ("previous_sha256", b"0A" * 32, "not a SHA-256"),
+        ("max_event_time_ms", b"-6", "run backwards"),
+        ("max_event_time_ms", None, "event times"),
+        ("gap", b"retention", "a declared gap with 4 rows"),
+        ("schema_version", b"2", "schema version '2'; this program reads 1"),
+        ("schema_version", None, "nap-stream has not written this file"),
+        ("writer_id", None, r"missing keys \['writer_id'\]"),
+        ("writer_id", b"\xff", "decode"),
+        ("colour", b"red", r"unknown keys \['colour'\]"),
+    ],
+)
+def test_a_footer_that_is_wrong_is_refused_by_file_and_reason(
+    key: str, value: bytes | None, problem: str
+) -> None:
+    metadata = _encoded(FOOTER)
+    metadata.pop(f"nap_stream.{key}".encode(), None)
+    if value is not None:
+        metadata[f"nap_stream.{key}".encode()] = value
+    with pytest.raises(ChainBrokenError, match=problem) as caught:
+        from_metadata(metadata, "topic=cars/x.parquet")
+    assert caught.value.where == "topic=cars/x.parquet"
+
+
+def test_no_metadata_at_all_is_refused() -> None:
+    with pytest.raises(ChainBrokenError, match="has not written this file"):
+        from_metadata(None, "x")

@@ -1,0 +1,105 @@
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given
+
+from nap_stream.records import ScoredRecord
+from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.schema import (
+    EARLIEST_TIME_MS,
+    LATEST_TIME_MS,
+    SCHEMA,
+    storable_text,
+    storable_time_ms,
+    to_table,
+)
+from nap_stream.scored_log.segment import encode_segment, event_time_range
+from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, record_lists, scored
+
+
+def _through_parquet(records: list[ScoredRecord]) -> pa.Table:
+    low, high = event_time_range(records)
+    footer = SegmentFooter(
+        CARS,
+        0,
+        100,
+        MODEL,
+        CALIBRATION,
+        len(records),
+        0,
+        low,
+        high,
+        "worker-0",
+        NOON_MS,
+        "0" * 64,
+    )
+    return pq.read_table(pa.BufferReader(encode_segment(footer, records)))
+
+
+@given(records=record_lists)
+def test_rows_come_back_from_parquet_as_they_were(records: list[ScoredRecord]) -> None:
+    table = _through_parquet(records)
+    assert table.schema.equals(SCHEMA)
+    times = table.column("event_time").cast(pa.int64()).to_pylist()
+    assert times == [storable_time_ms(r.origin.event_time_ms) for r in records]
+    for row, record in zip(table.drop_columns(["event_time"]).to_pylist(), records, strict=True):
+        assert (row["offset"], row["index"]) == (record.origin.offset, record.origin.index)
+        assert row["key"] == record.origin.key
+        assert row["status"] == record.status
+        assert row["error"] == (None if record.error is None else storable_text(record.error))
+        assert (row["width"], row["height"]) == (record.width, record.height)
+        assert (row["format"], row["sha256"]) == (record.format, record.sha256)
+        assert (row["model_fingerprint"], row["calibration_fingerprint"]) == (MODEL, CALIBRATION)
+        assert [(h["name"], h["value"]) for h in row["headers"]] == [
+            (storable_text(name), value) for name, value in record.origin.headers
+        ]
+        for name in ("class_id", "confidence", "energy", "nap", "fused", "ood_p_value", "is_ood"):
+            assert row[name] == (None if record.scores is None else getattr(record.scores, name))
+
+
+def test_a_row_reads_as_an_auditor_expects() -> None:
+    record = scored(origin(7, 1, headers=(("source", b"gate"), ("source", None))))
+    row = to_table([record], model_fingerprint="m", calibration_fingerprint="c").to_pylist()[0]
+    assert row == {
+        "offset": 7,
+        "index": 1,
+        "key": b"camera-1",
+        "event_time": datetime(2026, 1, 1, 12, tzinfo=UTC),
+        "ingest_time": datetime(2026, 1, 1, 12, 0, 0, 5000, tzinfo=UTC),
+        "scored_time": datetime(2026, 1, 1, 12, 0, 0, 9000, tzinfo=UTC),
+        "model_fingerprint": "m",
+        "calibration_fingerprint": "c",
+        "status": "ok",
+        "error": None,
+        "class_id": 3,
+        "class_name": "cat",
+        "confidence": 0.75,
+        "energy": 4.5,
+        "nap": 2.25,
+        "fused": 3.0,
+        "ood_p_value": 0.5,
+        "is_ood": False,
+        "width": 32,
+        "height": 24,
+        "format": "png",
+        "sha256": "c3" * 32,
+        "headers": [{"name": "source", "value": b"gate"}, {"name": "source", "value": None}],
+    }
+
+
+def test_every_column_says_what_it_holds() -> None:
+    assert all(field.metadata[b"doc"] for field in SCHEMA)
+
+
+def test_times_that_no_calendar_shows_are_brought_to_its_ends() -> None:
+    assert storable_time_ms(2**63 - 1) == LATEST_TIME_MS
+    assert storable_time_ms(-(2**63)) == EARLIEST_TIME_MS
+    assert storable_time_ms(NOON_MS) == NOON_MS
+    assert datetime.fromtimestamp(LATEST_TIME_MS // 1000, UTC).year == 9999
+    assert datetime(1, 1, 1, tzinfo=UTC).timestamp() * 1000 == EARLIEST_TIME_MS
+
+
+def test_lone_surrogates_become_escapes() -> None:
+    assert storable_text("bad \udcff byte") == "bad \\udcff byte"
+    assert storable_text("größer") == "größer"

@@ -1,0 +1,205 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nap_stream.errors import ConfigError
+from nap_stream.settings_loader import (
+    load_kafka_settings,
+    load_model_settings,
+    load_settings,
+    masked_yaml,
+)
+
+MINIMAL = """\
+kafka:
+  topic: images
+  bootstrap_servers: broker-1:9092, broker-2:9092
+model:
+  factory: torchvision.models:resnet18
+calibration: calibration
+log:
+  root: scored-log
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    (tmp_path / "calibration").mkdir()
+
+    def write_text(text: str) -> Path:
+        path = tmp_path / "monitor.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_text
+
+
+def problem_of(path: Path, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, environ or {})
+    return str(caught.value)
+
+
+def test_minimal_file_with_paths_from_its_own_folder(write: Write, tmp_path: Path) -> None:
+    settings = load_settings(write(MINIMAL), {})
+
+    assert settings.kafka.bootstrap_servers == ("broker-1:9092", "broker-2:9092")
+    assert settings.log.root == tmp_path / "scored-log"
+    assert settings.calibration == tmp_path / "calibration"
+    assert settings.model.python_path == (tmp_path,)
+    assert settings.worker.count == 1
+
+
+def test_environment_wins_over_the_file(write: Write) -> None:
+    environ = {
+        "NAP_STREAM__KAFKA__BOOTSTRAP_SERVERS": "other:9093",
+        "NAP_STREAM__WORKER__COUNT": "3",
+        "NAP_STREAM__MODEL__PREPROCESSING__MEAN": "[0.1, 0.2, 0.3]",
+    }
+
+    settings = load_settings(write(MINIMAL), environ)
+
+    assert settings.kafka.bootstrap_servers == ("other:9093",)
+    assert settings.worker.count == 3
+    assert settings.model.preprocessing.mean == (0.1, 0.2, 0.3)
+
+
+def test_unknown_key_is_named_with_its_line_and_the_nearest_known_key(write: Write) -> None:
+    problem = problem_of(write(MINIMAL + "worker:\n  batchsize: 3\n"))
+
+    assert "monitor.yaml:10, key worker.batchsize: unknown key" in problem
+    assert "Did you mean batch_size?" in problem
+
+
+def test_wrong_unit_is_named_with_what_was_expected(write: Write) -> None:
+    problem = problem_of(write(MINIMAL + "worker:\n  linger_ms: 50ms\n"))
+
+    assert "monitor.yaml:10, key worker.linger_ms" in problem
+    assert "valid integer" in problem
+    assert "'50ms'" in problem
+
+
+def test_key_without_its_unit_is_answered_with_the_one_that_has_it(write: Write) -> None:
+    problem = problem_of(write(MINIMAL + "driver:\n  stall_timeout: 10\n"))
+
+    assert "Did you mean stall_timeout_s?" in problem
+
+
+def test_missing_file_is_named_with_its_key(write: Write) -> None:
+    problem = problem_of(write(MINIMAL.replace("calibration: calibration", "calibration: gone")))
+
+    assert "monitor.yaml:6, key calibration: no such file or folder" in problem
+
+
+def test_every_problem_is_reported_at_once(write: Write) -> None:
+    problem = problem_of(write("kafka:\n  topic: a b\nlogg: {}\n"))
+
+    assert "settings are wrong" in problem
+    for part in ("kafka.topic", "key logg: unknown key", "key model: a value is missing"):
+        assert part in problem
+
+
+def test_unknown_environment_key_is_named(write: Write) -> None:
+    problem = problem_of(write(MINIMAL), {"NAP_STREAM__KAFAK__TOPIC": "x"})
+
+    assert "environment variable NAP_STREAM__KAFAK__TOPIC, key kafak: unknown key" in problem
+    assert "Did you mean kafka?" in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- a\n- b\n", "expected keys and values at the top level"),
+        ("kafka: [unclosed\n", "not valid YAML"),
+        ("", "a value is missing"),
+    ],
+)
+def test_file_that_is_no_configuration(write: Write, text: str, expected: str) -> None:
+    assert expected in problem_of(write(text))
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    assert "cannot read the configuration" in problem_of(tmp_path / "gone.yaml")
+
+
+SASL = MINIMAL.replace(
+    "  topic: images",
+    "  topic: images\n  security_protocol: SASL_SSL\n  sasl_mechanism: SCRAM-SHA-512\n"
+    "  sasl_username: monitor",
+)
+
+
+def test_secret_comes_from_the_environment_and_is_never_shown(write: Write) -> None:
+    environ = {"NAP_STREAM__KAFKA__SASL_PASSWORD": "hunter2"}
+
+    settings = load_settings(write(SASL), environ)
+
+    assert settings.kafka.sasl_password is not None
+    assert settings.kafka.sasl_password.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in masked_yaml(settings)
+
+
+def test_secret_in_the_file_is_refused_without_showing_it(write: Write) -> None:
+    problem = problem_of(write(SASL.replace("kafka:", "kafka:\n  sasl_password: hunter2")))
+
+    assert "secrets are not read from this file" in problem
+    assert "NAP_STREAM__KAFKA__SASL_PASSWORD" in problem
+    assert "hunter2" not in problem
+
+
+def test_secret_is_not_shown_when_it_is_invalid(write: Write) -> None:
+    environ = {"NAP_STREAM__KAFKA__SASL_PASSWORD": "hunter2", "NAP_STREAM__KAFKA__TOPIC": "a b"}
+
+    assert "hunter2" not in problem_of(write(SASL), environ)
+
+
+def test_sasl_without_a_password_is_refused(write: Write) -> None:
+    assert "needs sasl_mechanism, sasl_username and a password" in problem_of(write(SASL))
+
+
+def test_settings_in_force_can_be_read_again(write: Write, tmp_path: Path) -> None:
+    settings = load_settings(write(MINIMAL), {"NAP_STREAM__WORKER__COUNT": "2"})
+    again = tmp_path / "again.yaml"
+    again.write_text(masked_yaml(settings), encoding="utf-8")
+
+    assert load_settings(again, {}) == settings
+
+
+def test_revocation_must_fit_into_the_session(write: Write) -> None:
+    problem = problem_of(write(MINIMAL + "worker:\n  revoke_deadline_s: 40\n"))
+
+    assert "revoke_deadline_s must be at most half" in problem
+
+
+def test_model_section_of_a_whole_configuration(write: Write, tmp_path: Path) -> None:
+    settings = load_model_settings(write(MINIMAL), {"NAP_STREAM__MODEL__FEATURE_LAYER": "avgpool"})
+
+    assert settings.factory == "torchvision.models:resnet18"
+    assert settings.feature_layer == "avgpool"
+    assert settings.python_path == (tmp_path,)
+
+
+def test_model_file_that_holds_nothing_else(write: Write) -> None:
+    assert load_model_settings(write("factory: a.b:c\n"), {}).factory == "a.b:c"
+
+
+def test_model_factory_must_name_a_callable(write: Write) -> None:
+    with pytest.raises(ConfigError, match="key factory"):
+        load_model_settings(write("factory: torchvision.models.resnet18\n"), {})
+
+
+def test_kafka_section_alone_needs_no_calibration(write: Write) -> None:
+    path = write("kafka:\n  topic: images\n")
+
+    assert load_kafka_settings(path, {}).topic == "images"
+
+
+def test_settings_are_frozen(write: Write) -> None:
+    settings = load_settings(write(MINIMAL), {})
+
+    with pytest.raises(ValueError, match="frozen"):
+        settings.calibration = Path("elsewhere")  # type: ignore[misc]  # that is the point
