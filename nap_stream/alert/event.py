@@ -115,8 +115,8 @@ def rfc3339(time_ms: int) -> str:
 
     A time that has no such form is the nearest that has: event times come from outside.
     """
-    earliest = -int((_EPOCH - datetime.min.replace(tzinfo=UTC)) / timedelta(milliseconds=1))
-    latest = int((datetime.max.replace(tzinfo=UTC) - _EPOCH) / timedelta(milliseconds=1))
+    earliest = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+    latest = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
     moment = _EPOCH + timedelta(milliseconds=min(max(time_ms, earliest), latest))
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 

@@ -36,9 +36,9 @@ def render(event: Any) -> Text:
     """Write an alert as rich text: `render_lines` with the headline in the state's colour."""
     lines = render_lines(event)
     data = _mapping(event.get("data")) if isinstance(event, Mapping) else {}
-    text = Text(lines[0], style=_STYLES.get(plain(data.get("state")), "bold"))
+    text = Text().append(lines[0], style=_STYLES.get(plain(data.get("state")), "bold"))
     for line in lines[1:]:
-        text.append("\n" + line, style="not bold default")
+        text.append("\n" + line)
     return text
 
 
@@ -121,8 +121,8 @@ def _example(item: Any) -> str:
 
 
 def _percent(value: Any) -> str:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:.1%}" if is_number else plain(value)
+    is_fraction = isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 1
+    return f"{value:.1%}" if is_fraction and value >= 0 else plain(value)
 
 
 def _present(fields: Mapping[str, Any], key: str) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 
 class Device(StrEnum):
@@ -47,7 +48,7 @@ def calibrate(
     from nap_stream.calibration.artifact import write_calibration
     from nap_stream.calibration.run import calibrate as run_calibration
     from nap_stream.cli.progress import progress_bar
-    from nap_stream.cli.tables import calibration_table
+    from nap_stream.cli.tables import show_calibration
     from nap_stream.clock import SystemClock
     from nap_stream.runtime.worker import choose_device
     from nap_stream.settings import LimitSettings
@@ -68,4 +69,4 @@ def calibrate(
             progress=advance,
         )
     write_calibration(calibration, out, force=force)
-    calibration_table(calibration, out)
+    show_calibration(calibration, out, Console())

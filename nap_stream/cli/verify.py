@@ -41,6 +41,8 @@ def verify(
 
 
 def _print(report: "VerifyReport") -> None:
+    from nap_stream.scored_log.output import printable
+
     typer.echo(
         f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "
         f"{report.offsets} offsets"
@@ -50,7 +52,8 @@ def _print(report: "VerifyReport") -> None:
             f"chain   {head.partition}: [{head.start_offset}, {head.end_offset}) {head.sha256}"
         )
     for gap in report.gaps:
-        typer.echo(f"gap     {gap.file}: [{gap.base_offset}, {gap.end_offset}): {gap.reason}")
+        span = f"[{gap.base_offset}, {gap.end_offset})"
+        typer.echo(printable(f"gap     {gap.file}: {span}: {gap.reason}"))
     for defect in report.defects:
-        typer.echo(f"defect  {defect}")
+        typer.echo(printable(f"defect  {defect}"))
     typer.echo("clean" if report.clean else f"{len(report.defects)} defects")

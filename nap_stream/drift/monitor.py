@@ -51,6 +51,16 @@ class DriftSnapshot:
     future_records: int
     duplicates: int
 
+    @property
+    def fraction(self) -> float | None:
+        """The OOD fraction of the window, full or not; None while it is empty."""
+        return self.window_flagged / self.window_records if self.window_records else None
+
+    @property
+    def bound(self) -> float | None:
+        """The OOD fraction that fires; None until the window is full."""
+        return None if self.firing_limit is None else self.firing_limit / self.window_records
+
 
 @dataclass(slots=True)
 class _Partition:

@@ -12,6 +12,7 @@ from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.feature_map import capture
 from nap_stream.model.loading import LoadedModel
 from nap_stream.model.preprocessing import input_size
+from nap_stream.settings import PreprocessingSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class OnePassScorer:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._size = input_size(loaded.preprocessing)
+
+    @property
+    def preprocessing(self) -> PreprocessingSettings:
+        """What images must go through before they are scored."""
+        return self._loaded.preprocessing
 
     def __call__(self, batch: torch.Tensor) -> BatchScores:
         """Score preprocessed images.

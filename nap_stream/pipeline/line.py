@@ -109,22 +109,25 @@ class WorkerLine:
             self._source.close(deadline_s)
             raise
 
-    def assigned(self, partition: TopicPartition, *, earliest: int, committed: int | None) -> int:
+    def assigned(
+        self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
+    ) -> int:
         """Recover the chain of a partition, or begin one; return where to read from."""
         if partition in self._buffers:
             self._drain([partition], self._worker.revoke_deadline_s)
             self._publish_or_concede([partition])
         position = self._log.end(partition)
         if position is None:
-            position = self._log.begin(partition, max(earliest, committed or 0))
+            first = start if committed is None else max(earliest, committed)
+            position = self._log.begin(partition, first)
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
         if position.offset < earliest:
             self._publish_gap(partition, earliest)
-        start = self._buffers[partition].end
+        resume_at = self._buffers[partition].end
         structlog.get_logger().info(
-            "partition_assigned", partition=str(partition), start=start, committed=committed
+            "partition_assigned", partition=str(partition), offset=resume_at, committed=committed
         )
-        return start
+        return resume_at
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Publish what is in hand of partitions that go to another worker."""

@@ -8,7 +8,7 @@ import torch
 
 from nap_stream.calibration.artifact import Calibration
 from nap_stream.clock import Clock
-from nap_stream.decode import decode_message
+from nap_stream.decode import iter_decoded
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.model.scorer import OnePassScorer
 from nap_stream.records import (
@@ -52,18 +52,13 @@ class RowMaker:
 
     def decode(self, message: Message) -> list[DecodedImage | FailedImage]:
         """A message's images at the model's input size, one a row."""
-        rows = decode_message(
+        rows = iter_decoded(
             message,
             self._limits,
             kept_headers=self._kept_headers,
             ingest_time_ms=self._clock.now_ms(),
         )
-        return [
-            dataclasses.replace(row, pixels=preprocess(row.pixels, self._preprocessing))
-            if isinstance(row, DecodedImage)
-            else row
-            for row in rows
-        ]
+        return [self._preprocessed(row) for row in rows]
 
     def score(self, images: Sequence[DecodedImage]) -> list[ScoredRecord]:
         """The rows of a batch, in order. Scores that are not finite make a row without scores."""
@@ -90,6 +85,11 @@ class RowMaker:
             )
             records.append(_row(image, Status.OK, None, now_ms, scores))
         return records
+
+    def _preprocessed(self, row: DecodedImage | FailedImage) -> DecodedImage | FailedImage:
+        if isinstance(row, FailedImage):
+            return row
+        return dataclasses.replace(row, pixels=preprocess(row.pixels, self._preprocessing))
 
     def fail(self, image: FailedImage) -> ScoredRecord:
         """The row of an image that has no scores."""

@@ -36,7 +36,8 @@ def run_monitor(
     """
     limits = RunLimits(_preflight(settings), until_idle_s, max_records)
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
-    with ray_session(address, settings), stop_on_signals() as stop:
+    cpus = settings.worker.count * settings.worker.torch_threads
+    with ray_session(address, cpus), stop_on_signals() as stop:
         cluster = RayCluster(settings)
         log = structlog.get_logger()
         log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)

@@ -14,9 +14,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.records import SegmentSummary, WorkerReport
-from nap_stream.runtime.coordinating import open_coordinator
 from nap_stream.runtime.coordinator import Coordinator, CoordinatorStatus
 from nap_stream.runtime.logging import configure_logging
+from nap_stream.runtime.opening import open_coordinator
 from nap_stream.runtime.worker import Identity, run_worker
 from nap_stream.settings import Settings
 
@@ -264,12 +264,12 @@ class RayCluster:
 
 
 @contextmanager
-def ray_session(address: str | None, settings: Settings) -> Iterator[None]:
+def ray_session(address: str | None, workers: int) -> Iterator[None]:
     """Connect to a cluster, or start Ray on this machine; disconnect at the end.
 
     Args:
         address: Of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
-        settings: Tell a local Ray how many workers it must hold.
+        workers: CPUs that a local Ray must count at least, whatever the machine has.
 
     Raises:
         WorkerError: If the cluster does not answer.
@@ -283,8 +283,7 @@ def ray_session(address: str | None, settings: Settings) -> Iterator[None]:
             ray.init(address=address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            wanted = settings.worker.count * settings.worker.torch_threads
-            ray.init(num_cpus=max(os.cpu_count() or 1, wanted), include_dashboard=False)
+            ray.init(num_cpus=max(os.cpu_count() or 1, workers), include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorkerError(
             f"cannot connect to Ray: {_brief(error)}",
@@ -295,6 +294,16 @@ def ray_session(address: str | None, settings: Settings) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_resources(address: str | None) -> dict[str, float]:
+    """What a cluster, or Ray on this machine, has: "CPU", "GPU" and the like.
+
+    Raises:
+        WorkerError: If the cluster does not answer.
+    """
+    with ray_session(address, workers=1):
+        return dict(ray.cluster_resources())
 
 
 def _gpus_a_worker(settings: Settings) -> float:

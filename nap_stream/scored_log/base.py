@@ -50,7 +50,8 @@ class ScoredLog(Protocol):
 
         Raises:
             SegmentConflictError: Another writer has published this base offset.
-            ScoredLogError: The segment could not be written; nothing was published.
+            ScoredLogError: The segment could not be made durable. Only where the very last step
+                failed may it be there all the same: ask `end` before trying again.
             ValueError: The records are not within the range or not in order.
         """
         ...

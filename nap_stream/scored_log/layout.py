@@ -21,6 +21,10 @@ _SEGMENT = re.compile(r"([0-9]{20})\.parquet")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
+def _is_topic(topic: str) -> bool:
+    return _TOPIC.fullmatch(topic) is not None and topic not in {".", "..", _HIVE_NULL}
+
+
 def check_topic(topic: str) -> None:
     """Refuse a topic whose name cannot stand as a hive key in a folder's name.
 
@@ -28,7 +32,7 @@ def check_topic(topic: str) -> None:
         ConfigError: It is not 1 to 249 of ``a-z A-Z 0-9 . _ -``, or it is ``.``, ``..`` or
             hive's name for null.
     """
-    if not _TOPIC.fullmatch(topic) or topic in {".", "..", _HIVE_NULL}:
+    if not _is_topic(topic):
         raise ConfigError(
             f"{topic!r} cannot name a topic of the scored log",
             "kafka.topic",
@@ -83,9 +87,7 @@ def is_hidden(name: str) -> bool:
 def parse_topic_folder(name: str) -> str | None:
     """The topic of a folder's name; None if it is no topic's folder."""
     match = _TOPIC_FOLDER.fullmatch(name)
-    if match is None or not _TOPIC.fullmatch(match[1]) or match[1] == _HIVE_NULL:
-        return None
-    return match[1]
+    return match[1] if match is not None and _is_topic(match[1]) else None
 
 
 def parse_partition_folder(name: str) -> int | None:

@@ -37,6 +37,7 @@ class LocalScoredLog(ChainedScoredLog):
         calibration_fingerprint: str,
         clock: Clock,
     ) -> None:
+        self._root = root
         self._local = LocalStore(root)
         super().__init__(
             self._local,
@@ -60,6 +61,14 @@ class LocalScoredLog(ChainedScoredLog):
                 "temporary_files_removed", partition=str(partition), files=removed
             )
         return super().end(partition)
+
+    def check_writable(self) -> None:
+        """Prove that the folder can hold the log; see the function `check_writable`.
+
+        Raises:
+            LogRootError: It cannot, and why.
+        """
+        check_writable(self._root)
 
 
 def check_writable(root: Path) -> None:

@@ -160,7 +160,7 @@ def _write_table(
     rows = [row for batch in shown for row in batch.select(names).to_pylist()]
     table = Table(*names, show_edge=False, pad_edge=False)
     for row in rows[:limit]:
-        table.add_row(*(Text(_printable(_flat(value)), overflow="fold") for value in row.values()))
+        table.add_row(*(Text(printable(_flat(value)), overflow="fold") for value in row.values()))
     console = Console(file=text, width=None if text.isatty() else _WIDE, highlight=False)
     console.print(table)
     if limit is not None and len(rows) > limit:
@@ -202,7 +202,8 @@ def _flat(value: Any) -> Any:
     return plain
 
 
-def _printable(value: Any) -> str:
+def printable(value: Any) -> str:
+    r"""A value for a terminal: escapes such as ``\x1b`` for what is not printable; "" for null."""
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -114,8 +114,8 @@ def _counts(batch: pa.RecordBatch, by: GroupBy) -> pa.Table:
 
 def _no_counts(by: GroupBy) -> pa.Table:
     names = [*_SOURCE_COLUMNS[by], "is_ood"]
-    empty = pa.schema([SCAN_SCHEMA.field(name) for name in names]).empty_table()
-    return _counts(empty.combine_chunks().to_batches(max_chunksize=1)[0], by)
+    schema = pa.schema([SCAN_SCHEMA.field(name) for name in names])
+    return _counts(pa.RecordBatch.from_pylist([], schema=schema), by)
 
 
 def _merge(counts: pa.Table) -> pa.Table:

@@ -77,7 +77,11 @@ SCHEMA = pa.schema(
         ),
         _column("format", pa.string(), "jpeg, png or webp; null if unknown.", nullable=True),
         _column("sha256", pa.string(), "SHA-256 of the image's bytes, hex.", nullable=True),
-        _column("headers", pa.list_(_HEADER), "Kept message headers, in order, with repeats."),
+        _column(
+            "headers",
+            pa.list_(pa.field("element", _HEADER, nullable=False)),
+            "Kept message headers, in order, with repeats.",
+        ),
     ]
 )
 """Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""

@@ -85,9 +85,7 @@ def _check_name(footer: SegmentFooter, path: str) -> Iterator[Defect]:
 def _check_columns(file: Any, path: str) -> Iterator[Defect]:
     found = file.schema_arrow
     if not found.equals(SCHEMA):
-        here = {(field.name, str(field.type), field.nullable) for field in found}
-        there = {(field.name, str(field.type), field.nullable) for field in SCHEMA}
-        differing = sorted({name for name, _, _ in here ^ there}) or ["their order"]
+        differing = sorted({field.name for field in set(found) ^ set(SCHEMA)}) or ["their order"]
         yield Defect(path, DefectKind.SCHEMA, f"columns differ: {', '.join(differing)}")
 
 

@@ -91,7 +91,7 @@ def _examples(span: _Span, rows: Sequence[_Row], count: int) -> tuple[Example, .
     )
 
 
-def _summary(span: _Span, rows: Sequence[_Row], pane_ms: int, examples: int) -> SegmentSummary:
+def _summary(span: _Span, rows: Sequence[_Row], pane_ms: int, example_count: int) -> SegmentSummary:
     scored = [row for row in rows if row.status is Status.OK]
     return SegmentSummary(
         partition=span.partition,
@@ -103,7 +103,7 @@ def _summary(span: _Span, rows: Sequence[_Row], pane_ms: int, examples: int) -> 
         ),
         max_event_time_ms=max((row.event_time_ms for row in rows), default=None),
         path=span.path,
-        examples=_examples(span, rows, examples),
+        examples=_examples(span, rows, example_count),
         gap=span.gap,
     )
 
@@ -113,7 +113,7 @@ def summarise(
     records: Sequence[ScoredRecord],
     *,
     pane_ms: int,
-    examples: int,
+    example_count: int,
     gap: str | None = None,
 ) -> SegmentSummary:
     """Summarise a segment from the records that were published in it.
@@ -122,7 +122,7 @@ def summarise(
         published: What `ScoredLog.publish` returned.
         records: The records that were given to it.
         pane_ms: Width of the event-time panes, milliseconds.
-        examples: How many flagged records to name at most: those with the smallest p-values,
+        example_count: How many flagged records to name at most: those with the smallest p-values,
             the earlier one of equals.
         gap: The reason that was given to ``publish``.
     """
@@ -133,17 +133,17 @@ def summarise(
         published.path,
         gap,
     )
-    return _summary(span, tuple(_rows_of_records(records)), pane_ms, examples)
+    return _summary(span, tuple(_rows_of_records(records)), pane_ms, example_count)
 
 
-def summarise_segment(root: Path, path: str, *, pane_ms: int, examples: int) -> SegmentSummary:
+def summarise_segment(root: Path, path: str, *, pane_ms: int, example_count: int) -> SegmentSummary:
     """Summarise a segment from its file; the same as `summarise` of its records.
 
     Args:
         root: The log's root.
         path: The segment, relative to the root.
         pane_ms: Width of the event-time panes, milliseconds.
-        examples: How many flagged records to name at most.
+        example_count: How many flagged records to name at most.
 
     Raises:
         ChainBrokenError: The file cannot be read or its footer is not valid.
@@ -151,4 +151,4 @@ def summarise_segment(root: Path, path: str, *, pane_ms: int, examples: int) -> 
     footer = read_footer(root, path)
     span = _Span(footer.partition, footer.base_offset, footer.end_offset, path, footer.gap)
     rows = tuple(_rows_of_table(read_table(root, path, _COLUMNS)))
-    return _summary(span, rows, pane_ms, examples)
+    return _summary(span, rows, pane_ms, example_count)

@@ -16,7 +16,9 @@ MODEL = "a1" * 32
 CALIBRATION = "b2" * 32
 
 
-def local_log(root: Path, writer_id: str = "worker-0", clock: Clock | None = None) -> LocalScoredLog:
+def local_log(
+    root: Path, writer_id: str = "worker-0", clock: Clock | None = None
+) -> LocalScoredLog:
     return LocalScoredLog(
         root,
         writer_id=writer_id,
@@ -80,7 +82,9 @@ def failed(
 
 
 def chain(
-    root: Path, spans: Sequence[tuple[int, Sequence[ScoredRecord]]], partition: TopicPartition = CARS
+    root: Path,
+    spans: Sequence[tuple[int, Sequence[ScoredRecord]]],
+    partition: TopicPartition = CARS,
 ) -> list[str]:
     """Publish segments one after another from offset 0; each is (end offset, records)."""
     log = local_log(root)
@@ -111,7 +115,8 @@ _origins = st.builds(
     offset=st.integers(0, 50),
     index=st.integers(0, 5),
     key=st.none() | st.binary(max_size=10),
-    event_time_ms=st.integers(NOON_MS - 10_000, NOON_MS + 10_000) | st.integers(-(2**63), 2**63 - 1),
+    event_time_ms=st.integers(NOON_MS - 10_000, NOON_MS + 10_000)
+    | st.integers(-(2**63), 2**63 - 1),
     ingest_time_ms=st.just(NOON_MS),
     headers=st.lists(st.tuples(_texts, st.none() | st.binary(max_size=5)), max_size=3).map(tuple),
 )

@@ -84,7 +84,7 @@ def test_a_crash_before_the_link_leaves_the_base_offset_free(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(local_store.os, "link", die)
+        patched.setattr(os, "link", die)
         with pytest.raises(KeyboardInterrupt):
             log.publish(CARS, position, 3, [scored(origin(0))])
     assert log.end(CARS) == position
@@ -104,7 +104,7 @@ def test_a_lost_answer_to_a_link_that_was_made_is_no_conflict(
         raise FileExistsError(errno.EEXIST, "File exists")
 
     with monkeypatch.context() as patched:
-        patched.setattr(local_store.os, "link", lose_the_answer)
+        patched.setattr(os, "link", lose_the_answer)
         published = log.publish(CARS, position, 3, [scored(origin(0))])
     assert log.end(CARS) == published.position
 
@@ -131,7 +131,7 @@ def test_a_failing_disk_is_a_typed_error_and_publishes_nothing(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patched:
-        patched.setattr(local_store.os, "fsync", fail)
+        patched.setattr(os, "fsync", fail)
         with pytest.raises(kind, match=message):
             log.publish(CARS, position, 3, [scored(origin(0))])
     assert log.end(CARS) == position
@@ -184,6 +184,7 @@ def test_a_read_only_file_system_is_refused() -> None:
 
 def test_a_writable_root_is_made_and_left_empty(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "log")
+    local_log(tmp_path / "a" / "log").check_writable()
     assert list((tmp_path / "a" / "log").iterdir()) == []
 
 
@@ -194,15 +195,15 @@ def test_a_file_system_without_hard_links_is_refused(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(local_store.os, "link", refuse)
-    with pytest.raises(LogRootError, match="makes no hard links.*NFSv4"):
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(LogRootError, match=r"makes no hard links.*NFSv4"):
         check_writable(tmp_path)
 
 
 def test_a_file_system_whose_link_replaces_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_store.os, "link", os.replace)
+    monkeypatch.setattr(os, "link", os.replace)
     with pytest.raises(LogRootError, match="does not create files exclusively"):
         check_writable(tmp_path)
 

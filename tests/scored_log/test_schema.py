@@ -15,7 +15,15 @@ from nap_stream.scored_log.schema import (
     to_table,
 )
 from nap_stream.scored_log.segment import encode_segment, event_time_range
-from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, record_lists, scored
+from tests.scored_log.builders import (
+    CALIBRATION,
+    CARS,
+    MODEL,
+    NOON_MS,
+    origin,
+    record_lists,
+    scored,
+)
 
 
 def _through_parquet(records: list[ScoredRecord]) -> pa.Table:

@@ -1,0 +1,232 @@
+"""A calibration on disk: a folder of ``calibration.json`` and ``scores.safetensors``."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from nap_stream.calibration.calibration import (
+    ARRAY_DTYPES,
+    Calibration,
+    Judgement,
+    require_fingerprint,
+)
+from nap_stream.errors import CalibrationError
+from nap_stream.model.feature_map import FeatureSite
+from nap_stream.settings import PreprocessingSettings
+
+__all__ = [
+    "Calibration",
+    "Judgement",
+    "load_calibration",
+    "require_fingerprint",
+    "write_calibration",
+]
+
+_FORMAT = "nap-stream calibration"
+_VERSION = 1
+_DOCUMENT = "calibration.json"
+_SCORES = "scores.safetensors"
+_ENVELOPE = {"format", "version", "fingerprint"}
+_CALIBRATE = "Make one with `nap-stream calibrate`"
+
+
+class _Document(BaseModel):
+    """What ``calibration.json`` holds, version 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    format: Literal["nap-stream calibration"]
+    version: Literal[1]
+    fingerprint: str
+    alpha: float
+    threshold: float
+    flag_rank: int
+    flag_rate_interval: tuple[float, float]
+    flag_rate_confidence: float
+    base: str
+    weight: float
+    weight_choice: str
+    model_factory: str
+    model_fingerprint: str
+    feature_site: FeatureSite
+    preprocessing: PreprocessingSettings
+    image_source: str
+    undecodable: int
+    mean_confidence: float
+    versions: dict[str, str]
+    created_ms: int
+    size: int
+    arrays: dict[str, str]
+
+
+def load_calibration(folder: Path) -> Calibration:
+    """Read a calibration, bit for bit as it was written.
+
+    Raises:
+        CalibrationError: There is none, it is damaged, or its version is unknown.
+    """
+    path = folder / _DOCUMENT
+    try:
+        text = path.read_bytes()
+        scores = (folder / _SCORES).read_bytes()
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name
+        raise CalibrationError(
+            f"there is no calibration: {missing} is missing", str(folder), _CALIBRATE
+        ) from error
+    except OSError as error:
+        raise CalibrationError(
+            f"the calibration cannot be read ({error.strerror})", str(folder)
+        ) from error
+    document = _parse(text, path)
+    try:
+        calibration = _assemble(document, load(scores))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise _damaged(str(error), folder) from error
+    content = calibration.content()
+    if content["arrays"] != document.arrays:
+        raise _damaged(f"{_SCORES} does not hold the scores that {_DOCUMENT} names", folder)
+    stated = document.model_dump(mode="json", exclude=_ENVELOPE)
+    if content != stated or calibration.fingerprint != document.fingerprint:
+        raise _damaged(f"{_DOCUMENT} does not have the fingerprint that it states", folder)
+    return calibration
+
+
+def write_calibration(calibration: Calibration, folder: Path, *, force: bool = False) -> None:
+    """Write a calibration, so that a half-written one never stands under the folder's name.
+
+    Args:
+        calibration: What to write.
+        folder: Made, with its parents; may exist if it is empty.
+        force: Replace the calibration that is there. For a moment there is none.
+
+    Raises:
+        CalibrationError: Something else is there, or the folder cannot be written.
+    """
+    folder = folder.resolve()
+    _refuse_overwriting(folder, force=force)
+    document = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "fingerprint": calibration.fingerprint,
+        **calibration.content(),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    token = secrets.token_hex(4)
+    new = folder.with_name(f".{folder.name}.{token}.new")
+    try:
+        new.mkdir(parents=True)
+        _write_durably(new / _DOCUMENT, text.encode())
+        _write_durably(new / _SCORES, save(calibration.arrays()))
+        _sync_folder(new)
+        _move(new, folder, aside=folder.with_name(f".{folder.name}.{token}.old"))
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise CalibrationError(
+            f"the calibration cannot be written ({error.strerror})",
+            str(folder),
+            "Choose a folder that can be written",
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _move(new: Path, folder: Path, *, aside: Path) -> None:
+    """Give ``new`` its final name; what had it goes, or comes back where that fails."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(aside)
+    try:
+        new.rename(folder)
+    except OSError:
+        aside.rename(folder)
+        raise
+    shutil.rmtree(aside)
+
+
+def _parse(text: bytes, path: Path) -> _Document:
+    try:
+        tree = json.loads(text)
+    except ValueError as error:
+        raise _damaged(f"{path.name} is not JSON ({error})", path.parent) from error
+    version = tree.get("version") if isinstance(tree, dict) else None
+    if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
+        raise CalibrationError(
+            f"this is not a {_FORMAT}", str(path), "Name the folder that `calibrate` wrote"
+        )
+    if version != _VERSION:
+        raise CalibrationError(
+            f"the calibration has version {version!r}, this program reads version {_VERSION}",
+            str(path),
+            "Use the nap-stream that wrote it, or calibrate anew",
+        )
+    try:
+        return _Document.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise _damaged(f"{path.name}: {key}: {first['msg']}", path.parent) from error
+
+
+def _assemble(document: _Document, arrays: dict[str, NDArray[Any]]) -> Calibration:
+    if arrays.keys() != ARRAY_DTYPES.keys():
+        raise ValueError(f"{_SCORES} holds {sorted(arrays)}, expected {sorted(ARRAY_DTYPES)}")
+    fields = {
+        name: getattr(document, name)
+        for name in _Document.model_fields
+        if name not in _ENVELOPE | {"size", "arrays"}
+    }
+    return Calibration(
+        **fields,
+        energy=arrays["energy"],
+        nap=arrays["nap"],
+        sorted_scores=arrays["sorted_scores"],
+    )
+
+
+def _damaged(how: str, folder: Path) -> CalibrationError:
+    return CalibrationError(
+        f"the calibration is damaged: {how}", str(folder), "Restore it, or calibrate anew"
+    )
+
+
+def _refuse_overwriting(folder: Path, *, force: bool) -> None:
+    if not folder.exists():
+        return
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
+    if names == set():
+        return
+    if names is None or not names <= {_DOCUMENT, _SCORES}:
+        raise CalibrationError(
+            "this is not a folder of a calibration alone, so it is left as it is",
+            str(folder),
+            "Choose a new folder",
+        )
+    if not force:
+        raise CalibrationError(
+            "there is a calibration already", str(folder), "Choose a new folder, or use --force"
+        )
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,261 @@
+"""Merges what the workers tell, judges drift, delivers alerts, shows how the run is. No Ray."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import structlog
+
+from nap_stream.alert.base import AlertSink
+from nap_stream.alert.event import alert_event
+from nap_stream.clock import Clock
+from nap_stream.core.alert_state import AlertState, Transition
+from nap_stream.deadline import Deadline
+from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
+from nap_stream.metrics import Metrics
+from nap_stream.records import (
+    CalibrationFacts,
+    DriftVerdict,
+    SegmentSummary,
+    Status,
+    WorkerReport,
+)
+from nap_stream.runtime.drift_metrics import show_drift
+from nap_stream.runtime.http import Health, MetricsServer
+from nap_stream.runtime.intake import ReadRange, SummaryIntake
+from nap_stream.runtime.outbox import AlertOutbox
+from nap_stream.runtime.partition_table import FRESH_S, PartitionTable
+from nap_stream.runtime.worker_table import WorkerTable
+from nap_stream.settings import Settings
+
+HEALTHY_REPORT_AGE_S = 30.0
+"""Thirty reports missed: the worker is gone or cannot reach the coordinator."""
+
+ReadTail = Callable[[], Sequence[SegmentSummary]]
+"""Summaries of the newest segments of each partition of the topic: at least the last one, and
+together at least a window's records where the chain has them; in order within a partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorStatus:
+    """The run now.
+
+    Rows are those in the log since this coordinator started; ``images_scored`` and
+    ``dead_letters`` are the workers' own counts. ``ood_fraction`` and ``bound`` are null until
+    the window is full, ``max_lag`` (offsets) until a lag is known. ``workers`` holds the last
+    report of each, without stage times.
+    """
+
+    rows: int
+    rows_by_status: Mapping[Status, int]
+    images_scored: int
+    images_per_second: float
+    ood_fraction: float | None
+    bound: float | None
+    alert_state: AlertState
+    window_records: int
+    window_size: int
+    alerts_fired: int
+    alerts_resolved: int
+    alerts_waiting: int
+    max_lag: int | None
+    dead_letters: int
+    late_records: int
+    worker_restarts: int
+    workers: Mapping[str, WorkerReport]
+
+
+class Coordinator:
+    """The one place where all workers' summaries meet. Safe for several threads.
+
+    Alerts are delivered by `tick` and `flush`, never by `submit`: a broker that is down holds
+    no worker up.
+
+    Args:
+        settings: Of the monitor.
+        calibration: What flags are judged by.
+        sink: Where alerts go; closed by `close`.
+        read_range: Finds summaries in the log that workers did not send.
+        read_tail: Finds where the log stands at the start.
+        clock: The time.
+
+    Raises:
+        CalibrationError: The calibration is too small to flag anything.
+        ConfigError: The window is too small to fire.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        calibration: CalibrationFacts,
+        sink: AlertSink,
+        *,
+        read_range: ReadRange,
+        read_tail: ReadTail,
+        clock: Clock,
+    ) -> None:
+        self._settings, self._calibration, self._clock = settings, calibration, clock
+        self._read_tail = read_tail
+        self._lock = threading.RLock()
+        self._version = version("nap-stream")
+        self.metrics = Metrics(self._version)
+        self._monitor = DriftMonitor(
+            settings.drift, calibration, examples=settings.alerts.examples, clock=clock
+        )
+        self._intake = SummaryIntake(
+            self._monitor,
+            read_range,
+            self._apply,
+            metrics=self.metrics,
+            lock=self._lock,
+            clock=clock,
+        )
+        self._outbox = AlertOutbox(sink, self.metrics, clock)
+        self._workers = WorkerTable(self.metrics)
+        self._partitions = PartitionTable(self.metrics, settings.driver.stall_timeout_s)
+        self._server: MetricsServer | None = None
+        self._rows: Counter[Status] = Counter()
+        self._transitions: Counter[Transition] = Counter()
+        self._restarts = 0
+        self._shown = self._monitor.snapshot()
+
+    def start(self) -> None:
+        """Rebuild the window from the log's tail, without alerts; serve /metrics and /healthz.
+
+        Raises:
+            ScoredLogError: The log cannot be read.
+            ConfigError: The address of the metrics cannot be had.
+        """
+        self._intake.rebuild(self._read_tail())
+        with self._lock:
+            self._show()
+        self._server = MetricsServer(self._settings.metrics, self.metrics.registry, self.health)
+
+    @property
+    def metrics_url(self) -> str:
+        """Where /metrics is; only between `start` and `close`."""
+        if self._server is None:
+            raise RuntimeError("the coordinator serves no metrics: it is not started, or closed")
+        return self._server.url
+
+    def submit(self, summary: SegmentSummary) -> None:
+        """Take the summary of a durable segment. One that was taken before changes nothing."""
+        self._intake.submit(summary)
+
+    def report(self, report: WorkerReport) -> None:
+        """Take a worker's sign of life."""
+        with self._lock:
+            now_s = self._clock.monotonic()
+            if self._workers.take(report, now_s):
+                self._partitions.take(report, now_s)
+            self._look_at_workers(now_s)
+
+    def worker_restarted(self, worker: str) -> None:
+        """Count the replacement of a worker."""
+        structlog.get_logger().warning("worker_replaced", worker=worker)
+        with self._lock:
+            self._restarts += 1
+            self.metrics.worker_restarts.inc()
+
+    def tick(self) -> None:
+        """Look for missing summaries, move the watermark on, deliver alerts."""
+        self._intake.fill_holes()
+        with self._lock:
+            self._look_at_workers(self._clock.monotonic())
+            self._apply(self._monitor.advance())
+        self._outbox.deliver()
+
+    def flush(self, timeout_s: float) -> None:
+        """Judge what is left, without waiting for the watermark, and deliver all alerts.
+
+        Args:
+            timeout_s: How long to go on trying to deliver; once at least.
+        """
+        deadline = Deadline(self._clock, timeout_s)
+        self._intake.close_holes()
+        with self._lock:
+            self._apply(self._monitor.flush())
+        self._outbox.drain(deadline)
+
+    def status(self) -> CoordinatorStatus:
+        """Say how the run is."""
+        with self._lock:
+            drift, totals = self._shown, self._workers.totals
+            return CoordinatorStatus(
+                rows=self._rows.total(),
+                rows_by_status=dict(self._rows),
+                images_scored=totals["images_scored"],
+                images_per_second=self._workers.images_per_second(self._clock.monotonic()),
+                ood_fraction=None if drift.bound is None else drift.fraction,
+                bound=drift.bound,
+                alert_state=drift.state,
+                window_records=drift.window_records,
+                window_size=self._settings.drift.window_records,
+                alerts_fired=self._transitions[Transition.FIRING],
+                alerts_resolved=self._transitions[Transition.RESOLVED],
+                alerts_waiting=len(self._outbox),
+                max_lag=self._partitions.max_lag(),
+                dead_letters=totals["dead_letters"],
+                late_records=drift.late_records,
+                worker_restarts=self._restarts,
+                workers=self._workers.reports(),
+            )
+
+    def health(self) -> Health:
+        """Say whether all workers report and alerts can be delivered."""
+        wanted, age_s = self._settings.worker.count, HEALTHY_REPORT_AGE_S
+        with self._lock:
+            heard = len(self._workers.heard_within(age_s, self._clock.monotonic()))
+        reasons = []
+        if heard < wanted:
+            reasons.append(f"{heard} of {wanted} workers reported in the last {age_s:g} s")
+        if self._outbox.failure is not None:
+            reasons.append(f"{len(self._outbox)} alerts not delivered: {self._outbox.failure}")
+        return Health(tuple(reasons))
+
+    def close(self) -> None:
+        """Stop serving and close the sink. Safe to call twice."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        self._outbox.close()
+
+    def _look_at_workers(self, now_s: float) -> None:
+        for partition in self._partitions.expected(now_s, self._monitor.end):
+            self._monitor.hold(partition)
+        self.metrics.workers.set(len(self._workers.heard_within(FRESH_S, now_s)))
+        self.metrics.images_per_second.set(self._workers.images_per_second(now_s))
+
+    def _apply(self, update: DriftUpdate) -> None:
+        for summary in update.accepted:
+            self._count(summary)
+        for verdict in update.verdicts:
+            if verdict.transition is not None:
+                self._announce(verdict, verdict.transition)
+        self._show()
+
+    def _count(self, summary: SegmentSummary) -> None:
+        for status, rows in summary.rows_by_status.items():
+            self._rows[status] += rows
+            self.metrics.records.labels(status.value).inc(rows)
+        if summary.gap is not None:
+            self.metrics.gaps.inc()
+            self.metrics.gap_offsets.inc(summary.end_offset - summary.base_offset)
+
+    def _announce(self, verdict: DriftVerdict, transition: Transition) -> None:
+        self._transitions[transition] += 1
+        self._outbox.put(alert_event(verdict, self._settings, self._calibration, self._version))
+        structlog.get_logger().warning(
+            "drift_alert",
+            state=transition.value,
+            fraction=verdict.fraction,
+            bound=verdict.bound,
+            records=verdict.records,
+        )
+
+    def _show(self) -> None:
+        before, self._shown = self._shown, self._monitor.snapshot()
+        size = self._settings.drift.window_records
+        show_drift(self.metrics, before, self._shown, size)

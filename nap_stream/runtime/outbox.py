@@ -1,0 +1,94 @@
+"""Alerts on their way to the sink: kept, retried, in order."""
+
+import threading
+from collections import deque
+
+import structlog
+
+from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.clock import Clock
+from nap_stream.deadline import Deadline
+from nap_stream.metrics import Metrics
+
+BACKOFF_INITIAL_S = 1.0
+BACKOFF_MAX_S = 30.0
+
+
+class AlertOutbox:
+    """Delivers alerts in order; what cannot be delivered is kept and tried again.
+
+    Safe for several threads: one delivers at a time, and `put` does not wait for it.
+
+    Args:
+        sink: Where alerts go.
+        metrics: Counts deliveries and failures.
+        clock: Times the backoff.
+    """
+
+    def __init__(self, sink: AlertSink, metrics: Metrics, clock: Clock) -> None:
+        self._sink, self._metrics, self._clock = sink, metrics, clock
+        self._delivering = threading.Lock()
+        self._waiting: deque[AlertEvent] = deque()
+        self._backoff_s = BACKOFF_INITIAL_S
+        self._retry_at_s = 0.0
+        self._failure: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last attempt failed; None where it did not."""
+        return self._failure
+
+    def put(self, alert: AlertEvent) -> None:
+        """Queue an alert behind those that wait."""
+        self._waiting.append(alert)
+        self._metrics.alerts_undelivered.set(len(self._waiting))
+
+    def deliver(self) -> None:
+        """Deliver what waits, unless another thread does or a failure asks for patience."""
+        if self._clock.monotonic() < self._retry_at_s:
+            return
+        self._deliver_now()
+
+    def drain(self, deadline: Deadline) -> None:
+        """Deliver all that waits by the deadline; try at least once."""
+        self._deliver_now()
+        pause = threading.Event()
+        while self._waiting and not deadline.expired():
+            pause.wait(min(BACKOFF_INITIAL_S, deadline.remaining_s()))
+            self._deliver_now()
+
+    def close(self) -> None:
+        """Log what was not delivered, and close the sink."""
+        for alert in self._waiting:
+            structlog.get_logger().error("alert_lost", event_tree=dict(alert.event))
+        self._sink.close()
+
+    def _deliver_now(self) -> None:
+        if not self._delivering.acquire(blocking=False):
+            return
+        try:
+            while self._waiting and self._publish(self._waiting[0]):
+                self._waiting.popleft()
+                self._metrics.alerts_undelivered.set(len(self._waiting))
+        finally:
+            self._delivering.release()
+
+    def _publish(self, alert: AlertEvent) -> bool:
+        identity = {"id": alert.event["id"], "state": alert.event["data"]["state"]}
+        log = structlog.get_logger().bind(monitor=alert.key, **identity)
+        try:
+            self._sink.publish(alert)
+        except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
+            self._metrics.alert_failures.inc()
+            self._failure = str(error) or type(error).__name__
+            self._retry_at_s = self._clock.monotonic() + self._backoff_s
+            log.warning("alert_not_delivered", cause=self._failure, retry_in_s=self._backoff_s)
+            self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+            return False
+        self._failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
+        self._metrics.alerts_published.labels(identity["state"]).inc()
+        log.info("alert_published", fraction=alert.event["data"]["fraction"])
+        return True

@@ -1,0 +1,107 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import betabinom, binom
+
+from nap_stream.core.bounds import flag_limit, tail_probabilities
+from nap_stream.core.conformal import flag_rank
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[int, int, int]:
+    m = draw(st.integers(1, 3_000))
+    return draw(st.integers(1, 400)), draw(st.integers(1, m)), m
+
+
+@given(problems())
+def test_tail_is_that_of_the_beta_binomial(problem: tuple[int, int, int]) -> None:
+    n, k, m = problem
+    tail = tail_probabilities(n, k, m)
+    assert tail[0] == 1.0
+    assert tail[-1] == 0.0
+    expected = betabinom.sf(np.arange(n + 2) - 1, n, k, m + 1 - k)
+    np.testing.assert_allclose(tail, expected, rtol=1e-6, atol=1e-11)
+
+
+def test_tail_by_hand() -> None:
+    # k = m = 1: the rate is uniform on [0, 1], every count equally likely.
+    np.testing.assert_allclose(tail_probabilities(3, 1, 1), [1, 0.75, 0.5, 0.25, 0])
+    # n = 1: the mean k / (m + 1) of the rate.
+    np.testing.assert_allclose(tail_probabilities(1, 5, 99), [1, 0.05, 0])
+
+
+@pytest.mark.parametrize(("m", "limit"), [(500, 94), (2_000, 80), (5_000, 76), (20_000, 74)])
+def test_limit_of_the_reference_table(m: int, limit: int) -> None:
+    assert flag_limit(1_000, flag_rank(0.05, m), m, 1e-3) == limit
+
+
+@given(problems(), st.floats(1e-9, 0.999))
+def test_limit_is_the_smallest_that_keeps_the_probability(
+    problem: tuple[int, int, int], probability: float
+) -> None:
+    n, k, m = problem
+    tail = tail_probabilities(n, k, m)
+    limit = flag_limit(n, k, m, probability)
+    assert 1 <= limit <= n + 1
+    assert tail[limit] <= probability < tail[limit - 1]
+
+
+@given(problems(), st.floats(1e-6, 0.5), st.floats(1e-6, 0.5))
+def test_a_smaller_probability_asks_for_more(
+    problem: tuple[int, int, int], first: float, second: float
+) -> None:
+    low, high = sorted((first, second))
+    assert flag_limit(*problem, low) >= flag_limit(*problem, high)
+
+
+def test_a_huge_calibration_gives_the_binomial_limit() -> None:
+    m = 10_000_000
+    expected = int(binom.isf(1e-3, 1_000, 0.05)) + 1
+    assert flag_limit(1_000, flag_rank(0.05, m), m, 1e-3) == expected
+
+
+def test_a_window_that_cannot_surprise_has_a_limit_out_of_reach() -> None:
+    assert flag_limit(1, 1, 19, 0.01) == 2
+
+
+def test_false_alarms_in_simulation() -> None:
+    """Calibrations and windows drawn anew: the limit is reached as seldom as stated."""
+    n, m, probability, draws = 200, 199, 0.02, 40_000
+    k = flag_rank(0.05, m)
+    rng = np.random.default_rng(11)
+    threshold = np.partition(rng.random((draws, m)), k - 1, axis=1)[:, k - 1]
+    flagged = rng.binomial(n, threshold)
+
+    limit = flag_limit(n, k, m, probability)
+
+    share = np.mean(flagged >= limit)
+    expected = tail_probabilities(n, k, m)[limit]
+    assert expected <= probability
+    assert share == pytest.approx(expected, abs=4 * np.sqrt(probability / draws))
+    # The limit of the point estimate is reached many times as often.
+    plain = int(binom.isf(probability, n, 0.05)) + 1
+    assert np.mean(flagged >= plain) > 2 * probability
+
+
+def test_long_windows_are_quick_and_exact() -> None:
+    n, k, m = 100_000, 100, 2_000
+    started = time.perf_counter()
+    limit = flag_limit(n, k, m, 1e-3)
+    assert time.perf_counter() - started < 1.0
+    law = betabinom(n, k, m + 1 - k)
+    assert law.sf(limit - 1) <= 1e-3 < law.sf(limit - 2)
+
+
+@pytest.mark.parametrize(("n", "k", "m"), [(0, 1, 10), (10, 0, 10), (10, 11, 10)])
+def test_refuses_nonsense(n: int, k: int, m: int) -> None:
+    with pytest.raises(ValueError, match="expected n >= 1"):
+        tail_probabilities(n, k, m)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0, float("nan")])
+def test_refuses_a_probability_out_of_range(probability: float) -> None:
+    with pytest.raises(ValueError, match="probability"):
+        flag_limit(10, 1, 19, probability)

@@ -1,0 +1,312 @@
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from nap_stream.clock import ManualClock
+from nap_stream.core.alert_state import AlertState
+from nap_stream.errors import (
+    BrokerUnavailableError,
+    GpuUnavailableError,
+    WorkerError,
+    WorkerGaveUpError,
+)
+from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
+from nap_stream.runtime.coordinator import CoordinatorStatus
+from nap_stream.runtime.driver import Driver, Ending, RunLimits, RunResult
+from nap_stream.settings import DriverSettings
+
+SETTINGS = DriverSettings(
+    max_restarts=2,
+    backoff_initial_s=1,
+    backoff_max_s=60,
+    stall_timeout_s=30,
+    shutdown_deadline_s=10,
+)
+FOREVER = RunLimits(partitions=1)
+
+
+def report(**changes: object) -> WorkerReport:
+    base = WorkerReport(
+        worker="worker-0",
+        incarnation=0,
+        sent_at_ms=0,
+        work_done=0,
+        idle=False,
+        rows=0,
+        images_scored=0,
+        dead_letters=0,
+        segments_published=0,
+        segment_conflicts=0,
+        rebalances=0,
+        last_commit_ms=None,
+        partitions=(PartitionProgress(TopicPartition("images", 0), 0, 0, None),),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]  # the tests name real fields
+
+
+def status(*reports: WorkerReport, rows: int = 0) -> CoordinatorStatus:
+    return CoordinatorStatus(
+        rows=rows,
+        rows_by_status={},
+        images_scored=0,
+        images_per_second=0.0,
+        ood_fraction=None,
+        bound=None,
+        alert_state=AlertState.INACTIVE,
+        window_records=0,
+        window_size=100,
+        alerts_fired=0,
+        alerts_resolved=0,
+        alerts_waiting=0,
+        max_lag=None,
+        dead_letters=0,
+        late_records=0,
+        worker_restarts=0,
+        workers={r.worker: r for r in reports},
+    )
+
+
+@dataclass
+class FakeWorker:
+    """Ends with ``failure`` at once, or when stopped, or never."""
+
+    failure: Exception | None = None
+    obeys: bool = True
+    stopped: bool = False
+    killed: bool = False
+
+    def ended(self) -> bool:
+        return self.killed or self.failure is not None or (self.stopped and self.obeys)
+
+    def error(self) -> Exception | None:
+        return self.failure
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+@dataclass
+class FakeCluster:
+    """Gives out prepared workers and asks ``view`` for the status at each look."""
+
+    clock: ManualClock
+    workers: list[FakeWorker]
+    view: Callable[[float], CoordinatorStatus | None] = lambda _now: status()
+    started: list[tuple[str, int, float]] = field(default_factory=list)
+    restarted: list[str] = field(default_factory=list)
+    finished_with_s: float | None = None
+
+    def start_worker(self, name: str, incarnation: int) -> FakeWorker:
+        self.started.append((name, incarnation, self.clock.monotonic()))
+        return self.workers[len(self.started) - 1]
+
+    def worker_restarted(self, name: str) -> None:
+        self.restarted.append(name)
+
+    def status(self) -> CoordinatorStatus | None:
+        return self.view(self.clock.monotonic())
+
+    def finish(self, timeout_s: float) -> CoordinatorStatus | None:
+        self.finished_with_s = timeout_s
+        return self.status()
+
+
+def run(
+    cluster: FakeCluster, limits: RunLimits = FOREVER, *, stop_at: float | None = None
+) -> RunResult:
+    stop = threading.Event()
+
+    def look(_status: CoordinatorStatus) -> None:
+        assert cluster.clock.monotonic() < 10_000, "the driver goes on for ever"
+        if stop_at is not None and cluster.clock.monotonic() >= stop_at:
+            stop.set()
+
+    names = tuple(f"worker-{n}" for n in range(1))
+    driver = Driver(cluster, names, SETTINGS, limits, clock=cluster.clock, on_status=look)
+    return driver.run(stop)
+
+
+def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker()])
+
+    result = run(cluster, stop_at=5)
+
+    assert result.ending is Ending.STOPPED
+    assert result.unclean == ()
+    assert cluster.workers[0].stopped
+    assert not cluster.workers[0].killed
+    assert cluster.finished_with_s == SETTINGS.shutdown_deadline_s
+
+
+def test_a_worker_that_does_not_leave_is_killed_within_the_deadline_and_named() -> None:
+    clock = ManualClock()
+    cluster = FakeCluster(clock, [FakeWorker(obeys=False)])
+
+    result = run(cluster, stop_at=5)
+
+    assert result.unclean == ("worker-0",)
+    assert cluster.workers[0].killed
+    assert clock.monotonic() <= 5 + SETTINGS.shutdown_deadline_s + 1
+
+
+def test_a_failed_worker_is_restarted_with_growing_backoff() -> None:
+    failed = [FakeWorker(failure=WorkerError("its process died")) for _ in range(2)]
+    cluster = FakeCluster(ManualClock(), [*failed, FakeWorker()])
+
+    run(cluster, stop_at=20)
+
+    names, incarnations, times = zip(*cluster.started, strict=True)
+    assert set(names) == {"worker-0"}
+    assert incarnations == (0, 1, 2)
+    assert 1.0 <= times[1] - times[0] <= 2.0
+    assert 2.0 <= times[2] - times[1] <= 3.0
+    assert cluster.restarted == ["worker-0", "worker-0"]
+
+
+def test_gives_up_after_the_set_number_of_restarts_with_the_last_cause() -> None:
+    failed = [FakeWorker(failure=WorkerError("its process died")) for _ in range(3)]
+    cluster = FakeCluster(ManualClock(), list(failed))
+
+    with pytest.raises(WorkerGaveUpError, match=r"failed 3 times.*its process died"):
+        run(cluster)
+
+    assert len(cluster.started) == SETTINGS.max_restarts + 1
+    assert cluster.finished_with_s is not None
+
+
+def test_an_error_that_cannot_mend_itself_ends_the_run_at_once() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(failure=GpuUnavailableError("no GPU"))])
+
+    with pytest.raises(GpuUnavailableError, match="no GPU"):
+        run(cluster)
+
+    assert len(cluster.started) == 1
+
+
+def test_a_broker_that_is_away_is_tried_again() -> None:
+    away = FakeWorker(failure=BrokerUnavailableError("nobody answers"))
+    cluster = FakeCluster(ManualClock(), [away, FakeWorker()])
+
+    run(cluster, stop_at=20)
+
+    assert len(cluster.started) == 2
+
+
+def test_an_unexpected_error_is_tried_again() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(failure=RuntimeError("CUDA")), FakeWorker()])
+
+    run(cluster, stop_at=20)
+
+    assert len(cluster.started) == 2
+
+
+def test_a_worker_that_stays_up_earns_its_restarts_back() -> None:
+    clock = ManualClock()
+
+    @dataclass
+    class DiesAfterAMinute(FakeWorker):
+        born: float = field(default_factory=clock.monotonic)
+
+        def ended(self) -> bool:
+            return super().ended() or clock.monotonic() - self.born > 60
+
+        def error(self) -> Exception | None:
+            return None if self.stopped else WorkerError("its process died")
+
+    class Cluster(FakeCluster):
+        def start_worker(self, name: str, incarnation: int) -> FakeWorker:
+            self.workers.append(DiesAfterAMinute())
+            return super().start_worker(name, incarnation)
+
+    def busy(now: float) -> CoordinatorStatus:
+        return status(report(incarnation=len(cluster.started) - 1, work_done=int(now * 4)))
+
+    cluster = Cluster(clock, [], busy)
+    run(cluster, stop_at=400)
+
+    assert len(cluster.started) > SETTINGS.max_restarts + 1
+
+
+def test_a_worker_that_makes_no_progress_is_replaced() -> None:
+    wedged = report(work_done=7, idle=False)
+    cluster = FakeCluster(
+        ManualClock(), [FakeWorker(), FakeWorker()], lambda now: status(_sent(wedged, now))
+    )
+
+    run(cluster, stop_at=40)
+
+    assert cluster.workers[0].killed
+    assert [incarnation for _, incarnation, _ in cluster.started] == [0, 1]
+    assert SETTINGS.stall_timeout_s <= cluster.started[1][2] <= SETTINGS.stall_timeout_s + 5
+
+
+def test_a_worker_that_is_silent_is_replaced() -> None:
+    silent = report(idle=True, sent_at_ms=0)
+    cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], lambda _now: status(silent))
+
+    run(cluster, stop_at=40)
+
+    assert cluster.workers[0].killed
+
+
+def test_an_idle_worker_that_reports_is_left_alone() -> None:
+    idle = report(idle=True)
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], lambda now: status(_sent(idle, now)))
+
+    run(cluster, stop_at=100)
+
+    assert len(cluster.started) == 1
+
+
+def test_a_silent_coordinator_is_no_reason_to_kill_workers() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], lambda now: status() if now > 99 else None)
+
+    run(cluster, stop_at=100)
+
+    assert len(cluster.started) == 1
+
+
+def test_ends_when_nothing_has_come_for_so_long() -> None:
+    clock = ManualClock()
+    cluster = FakeCluster(
+        clock, [FakeWorker()], lambda now: status(_sent(report(idle=now > 20), now))
+    )
+
+    result = run(cluster, RunLimits(partitions=1, until_idle_s=5))
+
+    assert result.ending is Ending.IDLE
+    assert 25 <= clock.monotonic() <= 27
+
+
+def test_is_not_idle_before_every_partition_is_owned() -> None:
+    clock = ManualClock()
+
+    def view(now: float) -> CoordinatorStatus:
+        partitions = report().partitions if now > 20 else ()
+        return status(_sent(report(idle=True, partitions=partitions), now))
+
+    result = run(FakeCluster(clock, [FakeWorker()], view), RunLimits(partitions=1, until_idle_s=5))
+
+    assert result.ending is Ending.IDLE
+    assert clock.monotonic() >= 25
+
+
+def test_ends_when_enough_records_are_logged() -> None:
+    cluster = FakeCluster(
+        ManualClock(), [FakeWorker()], lambda now: status(report(), rows=int(now * 10))
+    )
+
+    result = run(cluster, RunLimits(partitions=1, max_records=100))
+
+    assert result.ending is Ending.ENOUGH_RECORDS
+    assert result.status is not None
+    assert result.status.rows >= 100
+
+
+def _sent(given: WorkerReport, now: float) -> WorkerReport:
+    return replace(given, sent_at_ms=int(now * 1000))

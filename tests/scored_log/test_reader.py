@@ -1,0 +1,184 @@
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from nap_stream.errors import ChainBrokenError, LogRootError
+from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log import reader
+from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
+from nap_stream.scored_log.layout import segment_path, temporary_name
+from tests.scored_log.builders import CARS, NOON_MS, chain, failed, local_log, origin, scored
+
+OTHER = TopicPartition("cars", 10)
+DIGITS = TopicPartition("2024", 2)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three partitions of two topics, one of which is named like a number."""
+    chain(
+        tmp_path,
+        [
+            (3, [scored(origin(0), p_value=0.01), failed(origin(2))]),
+            (9, []),
+            (
+                12,
+                [
+                    scored(origin(9, 0, event_time_ms=NOON_MS + 50), p_value=0.2, class_id=7),
+                    scored(origin(9, 1, event_time_ms=NOON_MS + 99), class_name="7"),
+                ],
+            ),
+        ],
+    )
+    chain(tmp_path, [(1, [scored(origin(0, partition=OTHER), class_name="dog")])], OTHER)
+    chain(tmp_path, [(1, [scored(origin(0, partition=DIGITS))])], DIGITS)
+    return tmp_path
+
+
+def _found(root: Path, query: Query) -> list[tuple[str, int, int, int]]:
+    batches = list(reader.scan(root, query, ["topic", "partition", "offset", "index"]))
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    return [(row["topic"], row["partition"], row["offset"], row["index"]) for row in rows]
+
+
+A, B, C, D = ("cars", 0, 0, 0), ("cars", 0, 2, 0), ("cars", 0, 9, 0), ("cars", 0, 9, 1)
+E, F = ("cars", 10, 0, 0), ("2024", 2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        (Query(), [F, A, B, C, D, E]),
+        (Query(topic="cars"), [A, B, C, D, E]),
+        (Query(topic="2024"), [F]),
+        (Query(topic="none"), []),
+        (Query(topic="cars", partitions=(10,)), [E]),
+        (Query(partitions=(0, 2)), [F, A, B, C, D]),
+        (Query(since_ms=NOON_MS + 50), [C, D]),
+        (Query(since_ms=NOON_MS + 1, until_ms=NOON_MS + 99), [C]),
+        (Query(until_ms=NOON_MS + 1, topic="cars"), [A, B, E]),
+        (Query(classes=("dog",)), [E]),
+        (Query(classes=("7",)), [C, D]),
+        (Query(classes=("dog", "7")), [C, D, E]),
+        (Query(classes=("3",), topic="cars"), [A, D, E]),
+        (Query(classes=("9" * 30,)), []),
+        (Query(is_ood=True), [A]),
+        (Query(is_ood=False, topic="cars"), [C, D, E]),
+        (Query(max_p_value=0.2), [A, C]),
+        (Query(min_p_value=0.2, max_p_value=0.2), [C]),
+        (Query(statuses=(Status.CORRUPT,)), [B]),
+        (Query(statuses=(Status.CORRUPT, Status.OK), is_ood=True), [A]),
+    ],
+)
+def test_filters(root: Path, query: Query, expected: list[tuple[str, int, int, int]]) -> None:
+    assert _found(root, query) == expected
+
+
+def test_a_scan_has_topic_and_partition_once_and_then_the_files_columns(root: Path) -> None:
+    batch = next(reader.scan(root, Query()))
+    assert batch.schema.equals(SCAN_SCHEMA)
+    assert len(set(batch.schema.names)) == len(batch.schema.names) == 25
+
+
+def test_a_plain_reader_sees_topic_and_partition_once_beside_files_in_the_making(
+    root: Path,
+) -> None:
+    (root / "topic=cars/partition=0" / temporary_name()).write_bytes(b"half a segment")
+    plain = ds.dataset(root, format="parquet", partitioning="hive").to_table()
+    assert plain.num_rows == 6
+    assert sorted(plain.column_names) == sorted(SCAN_SCHEMA.names)
+    keys = zip(
+        *(plain.column(n).to_pylist() for n in ("topic", "partition", "offset", "index")),
+        strict=True,
+    )
+    assert sorted(keys) == sorted([A, B, C, D, E, F])
+    assert pq.read_table(root).num_rows == 6
+
+
+def test_readers_beside_a_writer_see_a_prefix_of_its_chain(tmp_path: Path) -> None:
+    log = local_log(tmp_path)
+    position = log.begin(CARS, 0)
+    position = log.publish(CARS, position, 1, [scored(origin(0))]).position
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        at = position
+        try:
+            while not stop.is_set():
+                at = log.publish(CARS, at, at.offset + 1, [scored(origin(at.offset))]).position
+        except BaseException as error:  # noqa: BLE001 (the test's thread raises it)
+            failures.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(8):
+            ours = [row[2] for row in _found(tmp_path, Query())]
+            plain = ds.dataset(tmp_path, format="parquet", partitioning="hive")
+            offsets = sorted(plain.to_table(columns=["offset"]).column("offset").to_pylist())
+            assert ours == list(range(len(ours)))
+            assert len(set(offsets)) == len(offsets) >= len(ours)
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
+
+
+def test_a_listing_that_missed_a_segment_is_made_whole(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [f"{base:020d}.parquet" for base in (0, 3, 9)]
+    listings = iter([[whole[2], whole[0]], [whole[1], whole[2], f"{12:020d}.parquet", whole[0]]])
+    monkeypatch.setattr(reader, "names_in", lambda _: next(listings))
+    assert reader.segments(root, CARS) == tuple(segment_path(CARS, base) for base in (0, 3, 9))
+
+
+def test_partitions_are_found_in_order(root: Path) -> None:
+    (root / "topic=cars" / "notes").mkdir()
+    (root / "topic=cars" / "partition=x").mkdir()
+    (root / "README").write_text("")
+    assert reader.partitions(root) == (DIGITS, CARS, OTHER)
+    assert reader.partitions(root, "cars") == (CARS, OTHER)
+    assert reader.partitions(root, "dogs") == ()
+
+
+@pytest.mark.parametrize(
+    ("records", "segments"), [(0, 0), (1, 1), (2, 1), (3, 3), (4, 3), (100, 3)]
+)
+def test_the_tail_counts_scored_rows(root: Path, records: int, segments: int) -> None:
+    whole = reader.segments(root, CARS)
+    assert reader.tail(root, CARS, records) == whole[len(whole) - segments :]
+
+
+def test_the_tail_of_nothing_is_empty(root: Path) -> None:
+    assert reader.tail(root, TopicPartition("dogs", 0), 5) == ()
+
+
+def test_a_missing_root_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogRootError, match="there is no scored log"):
+        next(reader.scan(tmp_path / "none", Query()))
+
+
+def test_an_empty_root_has_no_rows(tmp_path: Path) -> None:
+    assert list(reader.scan(tmp_path, Query())) == []
+
+
+def test_a_corrupt_segment_is_named(root: Path) -> None:
+    path = segment_path(CARS, 9)
+    (root / path).write_bytes(b"PAR1 not parquet PAR1")
+    with pytest.raises(ChainBrokenError, match=path):
+        list(reader.scan(root, Query()))
+    with pytest.raises(ChainBrokenError, match=path):
+        reader.read_footer(root, path)
+    with pytest.raises(ChainBrokenError, match=path):
+        reader.read_table(root, path)
+
+
+def test_times_are_typed(root: Path) -> None:
+    batch = next(reader.scan(root, Query(), ["event_time"]))
+    assert batch.column("event_time").type == pa.timestamp("ms", tz="UTC")

@@ -1,0 +1,277 @@
+"""For each defect that verification names, a test that makes it."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nap_stream.errors import ConfigError, LogRootError
+from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
+from nap_stream.scored_log.defects import ChainHead, DeclaredGap, DefectKind
+from nap_stream.scored_log.footer import SegmentFooter, to_metadata
+from nap_stream.scored_log.layout import genesis_path, segment_path, temporary_name
+from nap_stream.scored_log.reader import read_footer, read_table
+from nap_stream.scored_log.schema import to_table
+from nap_stream.scored_log.segment import encode_segment
+from nap_stream.scored_log.verify import verify
+from tests.scored_log.builders import CARS, MODEL, NOON_MS, chain, failed, local_log, origin, scored
+
+FIRST, SECOND, LAST = (segment_path(CARS, base) for base in (0, 10, 20))
+ROWS = [scored(origin(20)), failed(origin(21)), scored(origin(25))]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """[0, 10) of two rows, [10, 20) of one, [20, 30) of three."""
+    chain(
+        tmp_path,
+        [(10, [scored(origin(0)), failed(origin(4))]), (20, [scored(origin(15))]), (30, ROWS)],
+    )
+    return tmp_path
+
+
+def _kinds(root: Path, *, deep: bool = False) -> list[tuple[str, DefectKind]]:
+    report = verify(root, deep=deep)
+    assert report.clean == (not report.defects)
+    return [(defect.file, defect.kind) for defect in report.defects]
+
+
+def _rewrite_last(root: Path, table: pa.Table, **changes: object) -> None:
+    """Put other rows under the last segment's footer, itself changed where asked."""
+    footer = dataclasses.replace(read_footer(root, LAST), **changes)  # type: ignore[arg-type] # by name
+    pq.write_table(table.replace_schema_metadata(to_metadata(footer)), root / LAST)
+
+
+def _table(records: Sequence[ScoredRecord], model_fingerprint: str = MODEL) -> pa.Table:
+    return to_table(records, model_fingerprint=model_fingerprint, calibration_fingerprint="b2" * 32)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_whole_log_is_clean(root: Path, deep: bool) -> None:
+    other = TopicPartition("dogs", 3)
+    log = local_log(root)
+    position = log.publish(other, log.begin(other, 5), 8, []).position
+    gap = log.publish(other, position, 12, [], gap="retention")
+    (root / "topic=dogs" / "partition=3" / temporary_name()).write_bytes(b"half")
+    (root / "_notes").mkdir()
+    report = verify(root, deep=deep)
+    assert report.clean, report.defects
+    assert (report.partitions, report.segments, report.rows) == (2, 5, 6)
+    assert (report.offsets, report.gap_offsets) == (33, 4)
+    assert report.gaps == (DeclaredGap(gap.path, 8, 12, "retention"),)
+    end = log.end(CARS)
+    assert end is not None
+    assert report.heads == (
+        ChainHead(CARS, 0, 30, end.previous_sha256),
+        ChainHead(other, 5, 12, gap.position.previous_sha256),
+    )
+
+
+def test_one_topic_can_be_verified(root: Path) -> None:
+    chain(root, [(1, [])], TopicPartition("dogs", 0))
+    (root / LAST).write_bytes(b"")
+    (root / "stray").write_bytes(b"")
+    report = verify(root, topic="dogs")
+    assert report.clean
+    assert (report.partitions, report.segments) == (1, 1)
+    with pytest.raises(ConfigError):
+        verify(root, topic="..")
+
+
+def test_an_empty_log_is_clean(tmp_path: Path) -> None:
+    assert verify(tmp_path).clean
+
+
+def test_a_missing_root_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogRootError):
+        verify(tmp_path / "none")
+
+
+def test_genesis_missing(root: Path) -> None:
+    (root / genesis_path(CARS)).unlink()
+    assert _kinds(root) == [(genesis_path(CARS), DefectKind.GENESIS_MISSING)]
+
+
+def test_genesis_unreadable(root: Path) -> None:
+    (root / genesis_path(CARS)).write_bytes(b"{}")
+    assert _kinds(root) == [(genesis_path(CARS), DefectKind.GENESIS_UNREADABLE)]
+
+
+def test_genesis_that_is_a_folder(root: Path) -> None:
+    (root / genesis_path(CARS)).unlink()
+    (root / genesis_path(CARS)).mkdir()
+    assert _kinds(root) == [(genesis_path(CARS), DefectKind.GENESIS_UNREADABLE)]
+
+
+def test_genesis_changed(root: Path) -> None:
+    marker = root / genesis_path(CARS)
+    marker.write_bytes(marker.read_bytes().replace(b"worker-0", b"worker-1"))
+    assert _kinds(root) == [(FIRST, DefectKind.PREVIOUS_HASH)]
+
+
+def test_hole_in_the_middle(root: Path) -> None:
+    (root / SECOND).unlink()
+    assert _kinds(root) == [(LAST, DefectKind.HOLE), (LAST, DefectKind.PREVIOUS_HASH)]
+    assert "offsets [10, 20) are in no segment" in str(verify(root).defects[0])
+
+
+def test_hole_at_the_start(root: Path) -> None:
+    (root / FIRST).unlink()
+    assert (SECOND, DefectKind.HOLE) in _kinds(root)
+
+
+def test_overlap(root: Path) -> None:
+    footer = dataclasses.replace(read_footer(root, FIRST), base_offset=8, end_offset=12)
+    footer = dataclasses.replace(footer, min_event_time_ms=NOON_MS, max_event_time_ms=NOON_MS)
+    records = [scored(origin(8)), failed(origin(9))]
+    path = segment_path(CARS, 8)
+    (root / path).write_bytes(encode_segment(footer, records))
+    kinds = _kinds(root)
+    assert (path, DefectKind.OVERLAP) in kinds
+    assert (SECOND, DefectKind.OVERLAP) in kinds
+
+
+def test_previous_hash_after_one_changed_value(root: Path) -> None:
+    footer = read_footer(root, SECOND)
+    (root / SECOND).write_bytes(encode_segment(footer, [scored(origin(15), p_value=0.6)]))
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.PREVIOUS_HASH)]
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"text"])
+def test_unreadable(root: Path, content: bytes) -> None:
+    (root / LAST).write_bytes(content)
+    assert _kinds(root) == [(LAST, DefectKind.UNREADABLE)]
+
+
+def test_unreadable_does_not_hide_what_follows(root: Path) -> None:
+    (root / FIRST).write_bytes(b"PAR1")
+    (root / LAST).unlink()
+    assert _kinds(root) == [(FIRST, DefectKind.UNREADABLE)]
+
+
+def test_a_segment_that_is_a_folder_is_unreadable(root: Path) -> None:
+    (root / LAST).unlink()
+    (root / LAST).mkdir()
+    assert _kinds(root) == [(LAST, DefectKind.UNREADABLE)]
+
+
+def test_a_flipped_bit_in_the_last_segment_is_found_deep(root: Path) -> None:
+    content = bytearray((root / LAST).read_bytes())
+    column = pq.ParquetFile(root / LAST).metadata.row_group(0).column(15)
+    assert column.path_in_schema == "fused"
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    (root / LAST).write_bytes(content)
+    assert _kinds(root) == []
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.UNREADABLE)]
+
+
+def test_footer_missing(root: Path) -> None:
+    pq.write_table(_table(ROWS), root / LAST)
+    assert _kinds(root) == [(LAST, DefectKind.FOOTER)]
+
+
+def test_schema_version(root: Path) -> None:
+    _rewrite_last(root, _table(ROWS), schema_version=2)
+    assert _kinds(root) == [(LAST, DefectKind.SCHEMA_VERSION)]
+
+
+def test_schema(root: Path) -> None:
+    _rewrite_last(root, _table(ROWS).drop_columns(["nap"]))
+    (defect,) = verify(root).defects
+    assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA)
+    assert defect.detail == "columns differ: nap"
+
+
+def test_schema_in_another_order(root: Path) -> None:
+    table = _table(ROWS)
+    _rewrite_last(root, table.select(list(reversed(table.column_names))))
+    assert _kinds(root) == [(LAST, DefectKind.SCHEMA)]
+
+
+def test_name(root: Path) -> None:
+    other = TopicPartition("cars", 1)
+    chain(root, [(1, [])], other)
+    (root / LAST).rename(root / segment_path(other, 20))
+    assert (segment_path(other, 20), DefectKind.NAME) in _kinds(root)
+
+
+def test_row_count(root: Path) -> None:
+    _rewrite_last(root, _table(ROWS[:2]))
+    assert _kinds(root) == [(LAST, DefectKind.ROW_COUNT)]
+
+
+@pytest.mark.parametrize("offset", [19, 30])
+def test_row_outside_range(root: Path, offset: int) -> None:
+    rows = sorted([*ROWS[:2], scored(origin(offset))], key=lambda record: record.origin.offset)
+    _rewrite_last(root, _table(rows))
+    assert _kinds(root) == [(LAST, DefectKind.ROW_OUTSIDE_RANGE)]
+
+
+def test_row_order(root: Path) -> None:
+    _rewrite_last(root, _table([ROWS[1], ROWS[0], ROWS[2]]))
+    assert _kinds(root) == [(LAST, DefectKind.ROW_ORDER)]
+
+
+def test_duplicate_row(root: Path) -> None:
+    _rewrite_last(root, _table([ROWS[0], ROWS[1], ROWS[1]]))
+    assert _kinds(root) == [(LAST, DefectKind.DUPLICATE_ROW)]
+
+
+def _with_null_nap(table: pa.Table) -> pa.Table:
+    field = table.schema.field("nap")
+    return table.set_column(14, field, pa.nulls(table.num_rows, pa.float64()))
+
+
+def test_content(root: Path) -> None:
+    changes = [
+        (_table([*ROWS[:2], failed(origin(25))]), "rows with status ok"),
+        (_with_null_nap(_table(ROWS)), "nap contradicts status"),
+        (_table([*ROWS[:2], scored(origin(25, event_time_ms=0))]), "event times 0 to"),
+        (_table(ROWS, "ff"), "model_fingerprint differs"),
+    ]
+    for table, detail in changes:
+        _rewrite_last(root, table)
+        assert _kinds(root) == []
+        (defect,) = verify(root, deep=True).defects
+        assert defect.kind is DefectKind.CONTENT
+        assert detail in defect.detail
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        "notes.txt",
+        "topic=cars/export.parquet",
+        "topic=cars/partition=00/x",
+        "topic=cars/partition=0/1.parquet",
+        "topic=a b/partition=0/x",
+    ],
+)
+def test_stray_file(root: Path, stray: str) -> None:
+    (root / stray).parent.mkdir(parents=True, exist_ok=True)
+    (root / stray).write_bytes(b"")
+    ((file, kind),) = _kinds(root)
+    assert kind is DefectKind.STRAY_FILE
+    assert stray.startswith(file)
+
+
+def test_every_kind_of_defect_has_a_test() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [kind for kind in DefectKind if f"DefectKind.{kind.name}" not in source] == []
+
+
+def test_defects_survive_what_a_hostile_file_says(root: Path) -> None:
+    footer = SegmentFooter(
+        TopicPartition("../../etc", 0), 20, 30, "", "", 0, 0, None, None, "", 0, "0" * 64
+    )
+    (root / LAST).write_bytes(encode_segment(footer, []))
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.NAME), (LAST, DefectKind.PREVIOUS_HASH)]
+
+
+def test_rows_of_a_segment_are_those_published(root: Path) -> None:
+    assert read_table(root, LAST).column("offset").to_pylist() == [20, 21, 25]
+    head = verify(root).heads[0]
+    assert local_log(root).end(CARS) == ChainPosition(head.end_offset, head.sha256)
