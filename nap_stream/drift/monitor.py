@@ -23,7 +23,7 @@ from nap_stream.records import (
 from nap_stream.settings import DriftSettings
 
 MAX_CLOCK_SKEW_MS = 60_000
-"""An event time further ahead of the clock counts as this: no camera's clock stops the monitor."""
+"""An event time further ahead of the clock counts as now: no camera's clock stops the monitor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +166,15 @@ class DriftMonitor:
         return DriftUpdate(tuple(accepted), self.advance().verdicts)
 
     def _count(self, partition: _Partition, summary: SegmentSummary) -> None:
-        latest_ms = self._clock.now_ms() + MAX_CLOCK_SKEW_MS
+        now_ms = self._clock.now_ms()
         bounds = (partition.watermark_ms, self._window.closed_until_ms)
         earliest_ms = max((bound for bound in bounds if bound is not None), default=None)
 
+        def credible(time_ms: int) -> int:
+            return time_ms if time_ms <= now_ms + MAX_CLOCK_SKEW_MS else now_ms
+
         def place(time_ms: int) -> int:
-            placed = min(time_ms, latest_ms)
+            placed = credible(time_ms)
             placed = placed if earliest_ms is None else max(placed, earliest_ms)
             return placed - placed % self._settings.pane_ms
 
@@ -183,7 +186,7 @@ class DriftMonitor:
             self._future_records += pane.records if moved <= -self._settings.pane_ms else 0
         self._evidence.add(summary, panes, place)
         if summary.max_event_time_ms is not None:
-            newest_ms = min(summary.max_event_time_ms, latest_ms)
+            newest_ms = credible(summary.max_event_time_ms)
             known_ms = partition.watermark_ms
             partition.watermark_ms = newest_ms if known_ms is None else max(newest_ms, known_ms)
 

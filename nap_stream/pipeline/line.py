@@ -121,6 +121,8 @@ class WorkerLine:
             first = start if committed is None else max(earliest, committed)
             position = self._log.begin(partition, first)
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
+        # The coordinator must know of a partition before its siblings' watermarks move on.
+        self._reported_at = float("-inf")
         if position.offset < earliest:
             self._publish_gap(partition, earliest)
         resume_at = self._buffers[partition].end

@@ -149,7 +149,8 @@ class Coordinator:
         with self._lock:
             now_s = self._clock.monotonic()
             if self._workers.take(report, now_s):
-                self._partitions.take(report, now_s)
+                for partition in self._partitions.take(report, now_s):
+                    self._monitor.hold(partition)
             self._look_at_workers(now_s)
 
     def worker_restarted(self, worker: str) -> None:

@@ -61,8 +61,9 @@ class AlertOutbox:
             self._deliver_now()
 
     def close(self) -> None:
-        """Log what was not delivered, and close the sink."""
-        for alert in self._waiting:
+        """Log what was not delivered, and close the sink. Safe to call twice."""
+        while self._waiting:
+            alert = self._waiting.popleft()
             structlog.get_logger().error("alert_lost", event_tree=dict(alert.event))
         self._sink.close()
 

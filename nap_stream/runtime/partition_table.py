@@ -35,14 +35,20 @@ class PartitionTable:
         self._stall_timeout_s = stall_timeout_s
         self._seen: dict[TopicPartition, _Seen] = {}
 
-    def take(self, report: WorkerReport, now_s: float) -> None:
-        """Take a worker's newest report, received at ``now_s`` on the monotonic clock."""
+    def take(self, report: WorkerReport, now_s: float) -> list[TopicPartition]:
+        """Take a worker's newest report, received at ``now_s`` on the monotonic clock.
+
+        Returns:
+            The partitions that were not known before.
+        """
+        new = [p.partition for p in report.partitions if p.partition not in self._seen]
         for progress in report.partitions:
             self._see(report.worker, progress, now_s)
         reported = {progress.partition for progress in report.partitions}
         for partition, seen in self._seen.items():
             if seen.worker == report.worker and partition not in reported:
                 self._disown(partition, seen)
+        return new
 
     def expected(
         self, now_s: float, logged_end: Callable[[TopicPartition], int | None]

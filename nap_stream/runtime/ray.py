@@ -187,17 +187,17 @@ class RayCluster:
         self._settings = settings
         self.num_gpus = _gpus_a_worker(settings)
         _require_capacity(settings, self.num_gpus)
-        actor = ray.remote(CoordinatorActor)
+        # Within a group calls keep their order, and none waits for those of another group.
+        actor = ray.remote(concurrency_groups={"line": 1, "tick": 1})(CoordinatorActor)
         options: dict[str, Any] = {
             "name": f"nap-stream-coordinator-{settings.kafka.group_id}",
             "namespace": "nap-stream",
             "num_cpus": 0,
             "max_restarts": settings.driver.max_restarts,
             "max_task_retries": -1,
-            "concurrency_groups": {"line": 1, "tick": 1},
         }
         try:
-            self._coordinator = actor.options(**options).remote(settings)
+            self._coordinator: Any = actor.options(**options).remote(settings)
         except ValueError as error:
             raise WorkerError(
                 "a monitor with this consumer group already runs on this Ray cluster",
@@ -303,17 +303,21 @@ def cluster_resources(address: str | None) -> dict[str, float]:
         WorkerError: If the cluster does not answer.
     """
     with ray_session(address, workers=1):
-        return dict(ray.cluster_resources())
+        return _resources()
+
+
+def _resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
 
 
 def _gpus_a_worker(settings: Settings) -> float:
     if settings.worker.num_gpus is not None:
         return settings.worker.num_gpus
-    return 1.0 if ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+    return 1.0 if _resources().get("GPU", 0) > 0 else 0.0
 
 
 def _require_capacity(settings: Settings, num_gpus: float) -> None:
-    has = ray.cluster_resources()
+    has = _resources()
     count = settings.worker.count
     needs = {"CPU": float(settings.worker.torch_threads * count), "GPU": num_gpus * count}
     for resource, need in needs.items():

@@ -117,7 +117,11 @@ def _open_line(
         )
 
     with ExitStack() as stack:
-        dead_letters = KafkaDeadLetters(settings.kafka, settings.dead_letters.topic)
+        dead_letters = KafkaDeadLetters(
+            settings.kafka,
+            settings.dead_letters.topic,
+            max_payload_bytes=settings.kafka.max_fetch_bytes,
+        )
         stack.callback(dead_letters.close)
         stage = ScoringStage(
             rows.decode,

@@ -1,0 +1,5 @@
+"""nap-stream demo."""
+
+
+def demo() -> None:
+    """Placeholder until the demo lands."""

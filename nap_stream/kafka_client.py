@@ -1,0 +1,228 @@
+"""The one place that knows how to reach Kafka: options, secrets, errors, topics."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from kafka import KafkaAdminClient, errors
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.deadline import Deadline
+from nap_stream.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigError,
+    NapStreamError,
+    TopicNotFoundError,
+)
+from nap_stream.settings import KafkaSettings
+
+ATTEMPT_S = 5.0
+"""How long one attempt to reach a broker may take; the deadline is the settings' own."""
+BACKOFF_MAX_S = 2.0
+
+_REFUSALS = (
+    errors.SaslAuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.AuthorizationError,
+)
+_UNREACHABLE = (
+    errors.KafkaTimeoutError,
+    errors.KafkaConnectionError,
+    errors.NodeNotReadyError,
+    errors.RequestTimedOutError,
+    errors.MetadataEmptyBrokerList,
+)
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """What every kafka-python client needs to connect. Holds the password: never log it.
+
+    Raises:
+        ConfigError: The password file cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(settings.bootstrap_servers),
+        "client_id": "nap-stream",
+        "security_protocol": settings.security_protocol,
+        "reconnect_backoff_max_ms": 5_000,
+        "bootstrap_timeout_ms": int(settings.connect_timeout_s * 1000),
+    }
+    if settings.security_protocol.startswith("SASL"):
+        options["sasl_mechanism"] = settings.sasl_mechanism
+        options["sasl_plain_username"] = settings.sasl_username
+        options["sasl_plain_password"] = _password(settings)
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(settings, name)
+        if path is not None:
+            options[name] = str(path)
+    return options
+
+
+def producer_options(settings: KafkaSettings, max_message_bytes: int) -> dict[str, Any]:
+    """For producers whose messages must not be lost, doubled or reordered.
+
+    Args:
+        settings: How to connect.
+        max_message_bytes: The largest message that may be sent.
+    """
+    return client_options(settings) | {
+        "acks": "all",
+        "enable_idempotence": True,
+        "allow_auto_create_topics": False,
+        "max_request_size": max_message_bytes,
+    }
+
+
+def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
+    """Wait until a broker answers, for ``connect_timeout_s`` seconds at the most.
+
+    Raises:
+        BrokerUnavailableError: None did in time.
+        BrokerError: A broker refused the credentials.
+    """
+    clock = clock or SystemClock()
+    deadline = Deadline(clock, settings.connect_timeout_s)
+    servers = ", ".join(settings.bootstrap_servers)
+    pause_s = 0.2
+    while True:
+        try:
+            with _admin(settings, min(ATTEMPT_S, deadline.remaining_s())) as admin:
+                admin.describe_cluster()
+        except BrokerUnavailableError:
+            if deadline.expired():
+                raise
+            structlog.get_logger().warning(
+                "waiting_for_broker", servers=servers, seconds_left=round(deadline.remaining_s(), 1)
+            )
+            clock.sleep(min(pause_s, deadline.remaining_s()))
+            pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+        else:
+            return
+
+
+def partition_count(settings: KafkaSettings, topic: str) -> int:
+    """How many partitions a topic has; 0 where it does not exist.
+
+    Raises:
+        BrokerError: The broker cannot be asked.
+    """
+    return _partition_counts(settings, [topic])[topic]
+
+
+def topics_missing(settings: KafkaSettings, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these topics do not exist.
+
+    Raises:
+        BrokerError: The broker cannot be asked.
+    """
+    counts = _partition_counts(settings, names)
+    return tuple(name for name in names if counts[name] == 0)
+
+
+def require_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
+    """Refuse to go on without these topics.
+
+    Raises:
+        TopicNotFoundError: Naming those that do not exist.
+        BrokerError: The broker cannot be asked.
+    """
+    missing = topics_missing(settings, names)
+    if missing:
+        raise TopicNotFoundError(
+            f"no such topic: {', '.join(missing)}",
+            ", ".join(settings.bootstrap_servers),
+            "Create it, or run `nap-stream doctor --config FILE --create-topics`",
+        )
+
+
+def create_topics(settings: KafkaSettings, names: Sequence[str], partitions: int = -1) -> None:
+    """Create topics; those that exist are left alone. Returns when they can be used.
+
+    Args:
+        settings: How to connect.
+        names: Of the topics.
+        partitions: Of each; -1 for the broker's default. Replicas are always the default's.
+
+    Raises:
+        BrokerError: The broker refused.
+    """
+    wanted = {name: {"num_partitions": partitions} for name in topics_missing(settings, names)}
+    with _admin(settings) as admin:
+        for name, options in wanted.items():
+            try:
+                admin.create_topics({name: options}, wait_for_metadata=True)
+            except errors.TopicAlreadyExistsError:
+                continue
+
+
+@contextmanager
+def translated_errors(settings: KafkaSettings, what: str) -> Iterator[None]:
+    """Turn kafka-python's errors into ours, saying what was being done.
+
+    Raises:
+        BrokerUnavailableError: Nobody answers, or not in time.
+        BrokerError: The broker refused.
+    """
+    try:
+        yield
+    except NapStreamError:
+        raise
+    except errors.KafkaError as error:
+        raise as_broker_error(error, settings, what) from error
+
+
+def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str) -> NapStreamError:
+    """The typed error for one of kafka-python's; the typed one behind it where there is one."""
+    if isinstance(error.__cause__, NapStreamError):
+        return error.__cause__
+    where = f"{', '.join(settings.bootstrap_servers)}, {what}"
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, _REFUSALS):
+        return BrokerError(
+            f"the broker refused: {detail}", where, "Check the credentials and their permissions"
+        )
+    if isinstance(error, _UNREACHABLE) or error.retriable:
+        return BrokerUnavailableError(
+            f"no broker answered: {detail}",
+            where,
+            "Check kafka.bootstrap_servers, the network, and that the broker runs",
+        )
+    return BrokerError(detail, where)
+
+
+@contextmanager
+def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[Any]:
+    options = client_options(settings)
+    if timeout_s is not None:
+        options["bootstrap_timeout_ms"] = max(1, int(timeout_s * 1000))
+    with translated_errors(settings, "asking for metadata"):
+        admin = KafkaAdminClient(**options)
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+
+def _partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:
+    with _admin(settings) as admin:
+        found = admin.describe_topics(list(names))
+    return dict.fromkeys(names, 0) | {
+        topic["name"]: len(topic["partitions"]) for topic in found if not topic["error_code"]
+    }
+
+
+def _password(settings: KafkaSettings) -> str:
+    if settings.sasl_password is not None:
+        return settings.sasl_password.get_secret_value()
+    path = settings.sasl_password_file
+    if path is None:
+        raise ConfigError("there is no password", "kafka.sasl_password_file")
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "the password cannot be read", f"kafka.sasl_password_file {path}"
+        ) from error

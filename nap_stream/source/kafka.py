@@ -1,0 +1,287 @@
+"""Messages from Kafka, as a static member of a consumer group."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, errors
+from kafka.admin import MemberToRemove
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import OffsetAndMetadata
+from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.errors import OffsetRangeError
+from nap_stream.kafka_client import client_options, translated_errors
+from nap_stream.records import Fetched, Message, TopicPartition
+from nap_stream.settings import KafkaSettings
+from nap_stream.source.base import PartitionListener
+
+COMMIT_TIMEOUT_S = 10.0
+_COMMIT_REFUSED = (
+    errors.CommitFailedError,
+    errors.RebalanceInProgressError,
+    errors.IllegalGenerationError,
+    errors.UnknownMemberIdError,
+    errors.FencedInstanceIdError,
+)
+
+
+class KafkaSource:
+    """A consumer of one topic, in a group, with static membership and manual commits.
+
+    Partitions move by cooperative-sticky assignment. A new partition is held back until its
+    listener has said where to read from, which happens in the next `poll`.
+
+    Args:
+        settings: Topic, group, time-outs and connection.
+        listener: Told about partitions.
+        instance_id: The static member's name: stable over restarts, unique within the group.
+
+    Raises:
+        BrokerUnavailableError: No broker answers in time.
+        BrokerError: The broker refuses.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, listener: PartitionListener, *, instance_id: str
+    ) -> None:
+        self._settings, self._listener, self._instance_id = settings, listener, instance_id
+        self._fresh: set[KafkaPartition] = set()
+        self._ends: dict[KafkaPartition, int] = {}
+        self._paused = False
+        self._closed = False
+        with translated_errors(settings, f"joining group {settings.group_id}"):
+            self._consumer = KafkaConsumer(**_consumer_options(settings, instance_id))
+        self._consumer.subscribe([settings.topic], listener=_Rebalances(self))
+
+    def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
+        """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
+        with self._typed_errors("fetching"):
+            self._place_fresh()
+            try:
+                records = self._consumer.poll(int(timeout_s * 1000), max_records=max_messages)
+            except errors.OffsetOutOfRangeError as error:
+                self._out_of_range(error.args[0])
+                return []
+            return [
+                fetched
+                for partition in self._consumer.assignment() - self._fresh
+                if (fetched := self._fetched(partition, records.get(partition, ())))
+            ]
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read ``partition`` from ``offset`` on. It must be assigned."""
+        native = _native(partition)
+        self._consumer.seek(native, offset)
+        self._ends[native] = offset
+
+    def reassign(self, partition: TopicPartition) -> None:
+        """Call the listener's ``assigned`` again for a partition, at the next poll."""
+        self._hold_back([_native(partition)])
+
+    def pause(self) -> None:
+        """Fetch nothing for any assigned partition until `resume`; membership is kept."""
+        self._paused = True
+        self._consumer.pause(*self._consumer.assignment())
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._paused = False
+        self._consumer.resume(*(self._consumer.assignment() - self._fresh))
+
+    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+        """Commit positions to the consumer group; see `Source.commit`."""
+        try:
+            self._consumer.commit(_native_offsets(offsets), timeout_ms=COMMIT_TIMEOUT_S * 1000)
+        except errors.KafkaError as error:
+            if not (isinstance(error, _COMMIT_REFUSED) or error.retriable):
+                with translated_errors(self._settings, "committing"):
+                    raise
+            cause = f"{type(error).__name__}: {error}"
+            structlog.get_logger().warning("commit_failed", cause=cause)
+            return False
+        return True
+
+    def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""
+        self._consumer.commit_async(_native_offsets(offsets), callback=_note_failure)
+
+    def lag(self, partition: TopicPartition) -> int | None:
+        """Offsets between the position and the high watermark; None while unknown."""
+        native = _native(partition)
+        if native not in self._ends or native not in self._consumer.assignment():
+            return None
+        high_watermark = self._consumer.highwater(native)
+        return None if high_watermark is None else max(0, high_watermark - self._ends[native])
+
+    def close(self, timeout_s: float) -> None:
+        """Leave the consumer group and close connections. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        member_id = self._consumer.group_metadata().member_id
+        with self._typed_errors("closing"):
+            self._consumer.close(autocommit=False, timeout_ms=max(1, int(timeout_s * 1000)))
+        self._leave(member_id)
+
+    def take(self, partitions: Iterable[KafkaPartition]) -> None:
+        """Hold new partitions back until `poll` has placed them. For the rebalance listener."""
+        self._hold_back(partitions)
+
+    def give_up(self, partitions: Iterable[KafkaPartition], *, lost: bool) -> None:
+        """Let go of partitions. For the rebalance listener."""
+        known = [native for native in partitions if native in self._ends]
+        self._fresh.difference_update(partitions)
+        if known and lost:
+            self._listener.lost([_ours(native) for native in known])
+        elif known:
+            self._listener.revoked([_ours(native) for native in known])
+        for native in known:
+            del self._ends[native]
+
+    def _hold_back(self, partitions: Iterable[KafkaPartition]) -> None:
+        for native in partitions:
+            # A position must be set, or the consumer asks for the committed one by itself.
+            self._consumer.seek(native, 0)
+            self._consumer.pause(native)
+            self._fresh.add(native)
+
+    def _place_fresh(self) -> None:
+        """Ask the listener where to read new partitions from; on the reader's own thread."""
+        waiting = sorted(self._fresh)
+        if not waiting:
+            return
+        earliest = self._consumer.beginning_offsets(waiting)
+        latest = self._consumer.end_offsets(waiting)
+        for native in waiting:
+            start = (earliest if self._settings.start == "earliest" else latest)[native]
+            offset = self._listener.assigned(
+                _ours(native),
+                earliest=earliest[native],
+                committed=self._consumer.committed(native),
+                start=start,
+            )
+            self._fresh.discard(native)
+            self.seek(_ours(native), offset)
+            if not self._paused:
+                self._consumer.resume(native)
+
+    def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
+        position = self._consumer.position(native)
+        if position is None or (not records and position <= self._ends.get(native, position)):
+            return None
+        self._ends[native] = position
+        partition = _ours(native)
+        return Fetched(partition, tuple(_message(partition, r) for r in records), position)
+
+    def _out_of_range(self, positions: Mapping[KafkaPartition, int]) -> None:
+        """Have partitions placed anew whose position retention has deleted.
+
+        Raises:
+            OffsetRangeError: The position is past the end: it belongs to another topic.
+        """
+        ends = self._consumer.end_offsets(list(positions))
+        for native, position in positions.items():
+            if position > ends[native]:
+                raise OffsetRangeError(
+                    f"the next offset to read is {position}, and the topic ends at {ends[native]}",
+                    str(_ours(native)),
+                    "Was the topic deleted and made anew? Then give the monitor a new log.root",
+                )
+            structlog.get_logger().warning(
+                "offset_out_of_range", partition=str(_ours(native)), position=position
+            )
+            self._hold_back([native])
+
+    def _leave(self, member_id: str) -> None:
+        """Leave the group now: a static member's partitions else wait for the session time-out.
+
+        The member id keeps a worker that was replaced from removing its replacement.
+        """
+        member = MemberToRemove(member_id=member_id, group_instance_id=self._instance_id)
+        try:
+            options = client_options(self._settings) | {"bootstrap_timeout_ms": 5_000}
+            admin = KafkaAdminClient(**options)
+            try:
+                admin.remove_group_members(self._settings.group_id, [member])
+            finally:
+                admin.close()
+        except errors.KafkaError as error:
+            structlog.get_logger().warning(
+                "group_not_left", cause=f"{type(error).__name__}: {error}"
+            )
+
+    @contextmanager
+    def _typed_errors(self, what: str) -> Iterator[None]:
+        """Our errors for Kafka's; what the listener raised as itself."""
+        with translated_errors(self._settings, f"{what} {self._settings.topic}"):
+            try:
+                yield
+            except errors.KafkaError as error:
+                if type(error) is errors.KafkaError and error.__cause__ is not None:
+                    raise error.__cause__ from None
+                raise
+
+
+class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Hands kafka-python's events, which come on its own thread, to the source."""
+
+    def __init__(self, source: KafkaSource) -> None:
+        self._source = source
+
+    def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
+        self._source.take(assigned)
+
+    def on_partitions_revoked(self, revoked: Iterable[KafkaPartition]) -> None:
+        self._source.give_up(revoked, lost=False)
+
+    def on_partitions_lost(self, lost: Iterable[KafkaPartition]) -> None:
+        self._source.give_up(lost, lost=True)
+
+
+def _consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any]:
+    session_ms = int(settings.session_timeout_s * 1000)
+    return client_options(settings) | {
+        "group_id": settings.group_id,
+        "group_instance_id": instance_id,
+        "partition_assignment_strategy": (CooperativeStickyAssignor(),),
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",
+        "isolation_level": "read_committed",
+        "allow_auto_create_topics": False,
+        "check_crcs": True,
+        "fetch_max_bytes": settings.max_fetch_bytes,
+        "max_partition_fetch_bytes": settings.max_fetch_bytes,
+        "session_timeout_ms": session_ms,
+        "heartbeat_interval_ms": min(3_000, session_ms // 3),
+        "max_poll_interval_ms": int(settings.max_poll_interval_s * 1000),
+    }
+
+
+def _message(partition: TopicPartition, record: Any) -> Message:
+    return Message(
+        partition=partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+    )
+
+
+def _note_failure(_offsets: Any, response: Any) -> None:
+    if isinstance(response, Exception):
+        structlog.get_logger().warning("commit_failed", cause=f"{type(response).__name__}")
+
+
+def _native(partition: TopicPartition) -> KafkaPartition:
+    return KafkaPartition(partition.topic, partition.partition)
+
+
+def _ours(native: KafkaPartition) -> TopicPartition:
+    return TopicPartition(native.topic, native.partition)
+
+
+def _native_offsets(offsets: Mapping[TopicPartition, int]) -> dict[KafkaPartition, Any]:
+    return {_native(p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nap_stream.core.nap import nap
+
+
+def feature_map(*channels: list[list[float]]) -> torch.Tensor:
+    return torch.tensor([list(channels)])
+
+
+def test_hand_computed_value() -> None:
+    # Channel 1: max 3, mean 1: (3 / 2)^2 = 2.25. Channel 2: max 4, mean 4: (4 / 5)^2 = 0.64.
+    given_map = feature_map([[0, 0], [1, 3.0]], [[4, 4], [4, 4]])
+    assert nap(given_map).tolist() == pytest.approx([(2.25 + 0.64) / 2])
+
+
+def test_mean_is_over_channels_of_the_squares() -> None:
+    # (2 / 1.5)^2 and 0: the square of the mean ratio would be 4 / 9.
+    given_map = feature_map([[2, 0], [0, 0.0]], [[0, 0], [0, 0]])
+    assert nap(given_map).tolist() == pytest.approx([8 / 9])
+
+
+def test_each_image_has_its_own_score() -> None:
+    first, second = feature_map([[1, 0.0]]), feature_map([[0, 8.0]])
+    both = nap(torch.cat([first, second]))
+    assert both.tolist() == pytest.approx([(1 / 1.5) ** 2, (8 / 5) ** 2])
+
+
+def test_negative_activations_count_as_none() -> None:
+    with_negatives = feature_map([[-5, 2], [-0.5, 0.0]], [[-1, -1], [-1, -1]])
+    assert torch.equal(nap(with_negatives), nap(with_negatives.relu()))
+    assert nap(feature_map([[-3.0, -1.0]])).tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_reduces_in_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
+    # The sum, 64 * 64 * 60, exceeds float16's range, and bfloat16 cannot count so far.
+    given_map = torch.full((1, 2, 64, 64), 60, dtype=dtype)
+    score = nap(given_map)
+    assert score.dtype == torch.float32
+    assert score.tolist() == pytest.approx([(60 / 61) ** 2])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3e38])
+def test_activations_without_a_finite_mean_give_nan(bad: float) -> None:
+    spoilt = torch.full((1, 1, 2, 2), bad)
+    assert nap(torch.cat([spoilt, torch.ones(1, 1, 2, 2)])).isfinite().tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(2, 3, 4),
+        torch.zeros(1, 3, 0, 4),
+        torch.zeros(1, 0, 4, 4),
+        torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
+    ],
+)
+def test_refuses_what_is_no_map(wrong: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
+        nap(wrong)
+
+
+def test_memory_layout_does_not_matter() -> None:
+    given_map = torch.randn(2, 8, 5, 7, generator=torch.Generator().manual_seed(0))
+    relaid = given_map.to(memory_format=torch.channels_last)
+    assert nap(relaid).tolist() == pytest.approx(nap(given_map).tolist(), rel=1e-6)
+
+
+maps = st.tuples(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(0, 99)
+).map(lambda drawn: torch.randn(*drawn[:4], generator=torch.Generator().manual_seed(drawn[4])) * 10)
+
+
+@given(maps)
+def test_bounds(given_map: torch.Tensor) -> None:
+    positions = given_map.shape[2] * given_map.shape[3]
+    scores = nap(given_map)
+    assert scores.shape == given_map.shape[:1]
+    assert ((scores >= 0) & (scores <= positions**2)).all()
+
+
+@given(maps)
+def test_order_of_positions_and_channels_does_not_matter(given_map: torch.Tensor) -> None:
+    turned = given_map.flip(1).transpose(2, 3)
+    assert nap(turned).tolist() == pytest.approx(nap(given_map).tolist(), rel=1e-5, abs=1e-6)
+
+
+@given(maps, st.floats(1, 100))
+def test_grows_with_the_scale_of_activations(given_map: torch.Tensor, factor: float) -> None:
+    assert (nap(given_map * factor) >= nap(given_map) * (1 - 1e-5)).all()

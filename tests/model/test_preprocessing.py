@@ -1,0 +1,84 @@
+import pytest
+import torch
+from torchvision import transforms
+from torchvision.transforms import v2
+
+from nap_stream.model.preprocessing import Normaliser, input_size, preprocess
+from nap_stream.settings import PreprocessingSettings
+
+
+def image(height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (8, 9), (33, 33)])
+def test_as_torchvision_transforms(interpolation: str, size: tuple[int, int]) -> None:
+    settings = PreprocessingSettings(resize=20, crop=16, interpolation=interpolation)
+    reference = v2.Compose(
+        [
+            v2.Resize(20, interpolation=v2.InterpolationMode(interpolation), antialias=True),
+            v2.CenterCrop(16),
+        ]
+    )
+    pixels = image(*size)
+    assert torch.equal(preprocess(pixels, settings), reference(pixels))
+
+
+def test_both_sides_may_be_given() -> None:
+    settings = PreprocessingSettings(resize=(20, 30), crop=(18, 24))
+    found = preprocess(image(50, 50), settings)
+    assert found.shape == (3, 18, 24)
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+    assert input_size(settings) == (18, 24)
+
+
+def test_without_resize_a_small_image_is_padded_with_zeros() -> None:
+    found = preprocess(image(2, 4), PreprocessingSettings(resize=None, crop=6))
+    assert torch.equal(found[:, 2:4, 1:5], image(2, 4))
+    assert found.sum() == image(2, 4).sum()
+
+
+def test_without_resize_a_large_image_is_only_cropped() -> None:
+    found = preprocess(image(8, 8), PreprocessingSettings(resize=None, crop=4))
+    assert torch.equal(found, image(8, 8)[:, 2:6, 2:6])
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_thin_image_needs_no_more_memory_than_its_crop(size: tuple[int, int]) -> None:
+    found = preprocess(torch.full((3, *size), 9, dtype=torch.uint8), PreprocessingSettings())
+    assert found.shape == (3, 224, 224)
+    assert (found == 9).all()
+
+
+def test_cutting_a_long_image_keeps_its_centre() -> None:
+    settings = PreprocessingSettings(resize=8, crop=8)
+    pixels = image(8, 8 * 40 + 1)
+    expected = v2.CenterCrop(8)(v2.Resize(8, antialias=True)(pixels))
+    assert torch.equal(preprocess(pixels, settings), expected)
+
+
+def test_the_layout_of_pixels_does_not_matter() -> None:
+    pixels = image(37, 53)
+    relaid = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    settings = PreprocessingSettings(resize=20, crop=16)
+    assert torch.equal(preprocess(relaid, settings), preprocess(pixels, settings))
+
+
+def test_normalising_as_torchvision_does() -> None:
+    settings = PreprocessingSettings(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    batch = torch.stack([image(4, 5), image(4, 5).flip(0)])
+    reference = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(settings.mean, settings.std)]
+    )
+    expected = torch.stack([reference(one.permute(1, 2, 0).numpy()) for one in batch])
+    found = Normaliser(settings, torch.device("cpu"), torch.float32)(batch)
+    assert torch.equal(found, expected)
+    assert found[0, 0, 0, 0].item() == pytest.approx((batch[0, 0, 0, 0].item() / 255 - 0.1) / 0.5)
+
+
+def test_normalising_to_the_models_dtype() -> None:
+    normalise = Normaliser(PreprocessingSettings(), torch.device("cpu"), torch.bfloat16)
+    assert normalise(image(2, 2)[None]).dtype == torch.bfloat16

@@ -1,0 +1,406 @@
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jsonschema
+import pytest
+
+from nap_stream.alert.event import alert_schema
+from nap_stream.clock import Clock, ManualClock
+from nap_stream.core.alert_state import AlertState
+from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
+from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
+from nap_stream.runtime.coordinator import Coordinator
+from nap_stream.runtime.intake import HOLE_PATIENCE_S
+from tests.runtime.alert_sinks import FlakySink
+from tests.support.summaries import (
+    FACTS,
+    Row,
+    partition,
+    report,
+    segments,
+    settings,
+    summary,
+)
+
+NOW_MS = 1_000_000
+CALM = [(i, i % 20 == 0) for i in range(200)]
+DRIFT: list[Row] = [(200 + i, i % 2 == 0) for i in range(200)]
+BACK: list[Row] = [(400 + i, False) for i in range(200)]
+
+
+class Log:
+    """The durable segments, as the log's reader tells of them."""
+
+    def __init__(self, durable: Iterable[SegmentSummary] = ()) -> None:
+        self.durable = list(durable)
+        self.reads: list[tuple[TopicPartition, int, int]] = []
+        self.broken = False
+
+    def read_range(self, wanted: TopicPartition, start: int, end: int) -> Sequence[SegmentSummary]:
+        self.reads.append((wanted, start, end))
+        if self.broken:
+            raise ScoredLogError("the disk is gone", str(wanted), "Mount it")
+        return [s for s in self.durable if s.partition == wanted and start <= s.base_offset < end]
+
+    def read_tail(self) -> Sequence[SegmentSummary]:
+        return list(self.durable)
+
+
+@contextmanager
+def running(
+    log: Log | None = None,
+    sink: FlakySink | None = None,
+    clock: Clock | None = None,
+    **sections: dict[str, Any],
+) -> Iterator[Coordinator]:
+    log = log or Log()
+    coordinator = Coordinator(
+        settings(**sections),
+        FACTS,
+        sink or FlakySink(),
+        read_range=log.read_range,
+        read_tail=log.read_tail,
+        clock=clock or ManualClock(NOW_MS),
+    )
+    coordinator.start()
+    try:
+        yield coordinator
+    finally:
+        coordinator.close()
+
+
+def value(coordinator: Coordinator, name: str, **labels: str) -> float | None:
+    return coordinator.metrics.registry.get_sample_value(f"nap_stream_{name}", labels)
+
+
+def test_alerts_of_a_drift_and_a_return() -> None:
+    sink = FlakySink()
+    with running(sink=sink) as coordinator:
+        chain = segments(0, [*CALM, *DRIFT, *BACK], [25] * 24)
+        for each in chain[:8]:
+            coordinator.submit(each)
+        coordinator.tick()
+        assert sink.states == []
+        assert coordinator.status().alert_state is AlertState.INACTIVE
+        for each in chain[8:16]:
+            coordinator.submit(each)
+        assert sink.states == [], "delivery is for the tick"
+        assert coordinator.status().alerts_waiting == 1
+        coordinator.tick()
+        assert sink.states == ["firing"]
+        assert value(coordinator, "alert_firing") == 1
+        for each in chain[16:]:
+            coordinator.submit(each)
+        coordinator.flush(timeout_s=5)
+        status = coordinator.status()
+
+        assert sink.states == ["firing", "resolved"]
+        for alert in sink.alerts:
+            jsonschema.validate(json.loads(json.dumps(alert.event)), alert_schema())
+        assert sink.alerts[0].event["data"]["offsets"][0]["partition"] == 0
+        assert (status.alerts_fired, status.alerts_resolved, status.alerts_waiting) == (1, 1, 0)
+        assert status.rows == 600
+        assert status.rows_by_status == {Status.OK: 600}
+        assert status.ood_fraction == 0.0
+        assert status.bound is not None
+        assert status.window_records == status.window_size == 40
+        assert value(coordinator, "alert_firing") == 0
+        assert value(coordinator, "alerts_published_total", state="firing") == 1
+        assert value(coordinator, "records_total", status="ok") == 600
+        assert value(coordinator, "ood_fraction") == 0
+        assert value(coordinator, "ood_fraction_bound") == status.bound
+        assert value(coordinator, "window_fill_ratio") == 1
+
+
+def test_before_the_window_is_full_there_is_no_fraction() -> None:
+    with running() as coordinator:
+        coordinator.submit(summary(0, 0, CALM[:25]))
+        status = coordinator.status()
+        assert status.ood_fraction is None
+        assert status.bound is None
+        assert status.window_records == 20
+        assert value(coordinator, "window_fill_ratio") == 0.5
+
+
+def test_repeated_and_rebuilt_alerts_have_the_same_id() -> None:
+    chain = segments(0, [*CALM, *DRIFT], [25] * 16)
+    ids = []
+    for order in (chain, [*chain, *chain]):
+        sink = FlakySink()
+        with running(sink=sink) as coordinator:
+            for each in order:
+                coordinator.submit(each)
+            coordinator.flush(0)
+        ids.append([alert.event["id"] for alert in sink.alerts])
+    assert len(ids[0]) == 1
+    assert ids[0] == ids[1]
+
+
+def test_a_summary_that_comes_twice_counts_once() -> None:
+    with running() as coordinator:
+        first = summary(0, 0, CALM[:25])
+        coordinator.submit(first)
+        coordinator.submit(first)
+        assert coordinator.status().rows == 25
+        assert value(coordinator, "duplicate_summaries_total") == 1
+
+
+def test_a_summary_that_went_missing_is_read_from_the_log() -> None:
+    chain = segments(0, CALM, [50, 50, 50])
+    log = Log()
+    with running(log) as coordinator:
+        coordinator.submit(chain[0])
+        coordinator.submit(chain[2])
+        assert coordinator.status().rows == 50
+        log.durable = chain
+        coordinator.tick()
+        assert log.reads == [(partition(0), 50, 100)]
+        assert coordinator.status().rows == 150
+        assert value(coordinator, "gaps_total") == 0
+
+
+def test_what_stands_before_the_first_summary_is_read_from_the_log() -> None:
+    chain = segments(0, CALM, [50, 50, 50])
+    log = Log()
+    with running(log) as coordinator:
+        log.durable = chain
+        coordinator.submit(chain[1])
+        assert log.reads == [(partition(0), 0, 50)]
+        assert coordinator.status().rows == 100
+
+
+def test_a_hole_that_stays_is_counted_and_passed() -> None:
+    chain = segments(0, CALM, [50, 50, 50])
+    clock = ManualClock(NOW_MS)
+    log = Log()
+    log.broken = True
+    with running(log, clock=clock) as coordinator:
+        coordinator.submit(chain[0])
+        coordinator.submit(chain[2])
+        coordinator.tick()
+        clock.advance(HOLE_PATIENCE_S - 1)
+        coordinator.tick()
+        assert coordinator.status().rows == 50
+        clock.advance(1)
+        coordinator.tick()
+        assert coordinator.status().rows == 100
+        assert value(coordinator, "gaps_total") == 1
+        assert value(coordinator, "gap_offsets_total") == 50
+
+
+def test_flush_waits_for_no_hole() -> None:
+    chain = segments(0, CALM, [20] * 9)
+    log = Log([])
+    with running(log) as coordinator:
+        for each in chain[::2]:
+            coordinator.submit(each)
+        log.durable = chain[:4]
+        coordinator.flush(0)
+        # Of the four holes two are in the log.
+        assert coordinator.status().rows == 140
+        assert value(coordinator, "gaps_total") == 2
+        assert value(coordinator, "gap_offsets_total") == 40
+
+
+def test_a_gap_in_the_log_is_counted() -> None:
+    with running() as coordinator:
+        coordinator.submit(summary(0, 0, [], end=70, gap="retention deleted the offsets"))
+        assert value(coordinator, "gaps_total") == 1
+        assert value(coordinator, "gap_offsets_total") == 70
+        assert coordinator.status().rows == 0
+
+
+def test_rebuild_says_nothing_and_goes_on() -> None:
+    chain = segments(0, [*CALM, *DRIFT, *BACK], [25] * 24)
+    sink = FlakySink()
+    with running(Log(chain[:16]), sink) as coordinator:
+        coordinator.tick()
+        assert sink.states == []
+        assert coordinator.status().alert_state is AlertState.FIRING
+        assert coordinator.status().rows == 0
+        assert value(coordinator, "alert_firing") == 1
+        for each in chain[14:]:
+            coordinator.submit(each)
+        coordinator.flush(0)
+        assert sink.states == ["resolved"]
+        assert coordinator.status().rows == 200
+
+
+def test_rebuild_takes_partitions_together() -> None:
+    """The tail comes partition by partition; no record is late for that."""
+    tail = [*segments(0, CALM, [50] * 4), *segments(1, CALM, [30] * 7)]
+    with running(Log(tail)) as coordinator:
+        assert value(coordinator, "late_records_total") == 0
+        assert coordinator.status().window_records >= 40
+
+
+def test_a_log_that_cannot_be_read_keeps_it_from_starting() -> None:
+    def broken() -> Sequence[SegmentSummary]:
+        raise ChainBrokenError("not a segment", "x.parquet", "Run verify")
+
+    log, sink = Log(), FlakySink()
+    coordinator = Coordinator(
+        settings(), FACTS, sink, read_range=log.read_range, read_tail=broken, clock=ManualClock()
+    )
+    with pytest.raises(ChainBrokenError):
+        coordinator.start()
+    with pytest.raises(RuntimeError, match="not started"):
+        _ = coordinator.metrics_url
+    coordinator.close()
+    coordinator.close()
+    assert sink.closed
+
+
+def test_a_port_in_use_keeps_it_from_starting() -> None:
+    with running() as first:
+        port = int(first.metrics_url.split(":")[2].split("/")[0])
+        with pytest.raises(ConfigError, match="cannot listen"), running(metrics={"port": port}):
+            pass
+
+
+def test_a_partition_that_lags_is_waited_for() -> None:
+    """One worker has read on; the records of the other's backlog are not late for that."""
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock) as coordinator:
+        for second in range(30):
+            lagging = PartitionProgress(partition(1), second, 100 - second, None)
+            leading = PartitionProgress(partition(0), 200, 0, None)
+            coordinator.report(report("worker-0", sent_at_ms=second, partitions=(leading,)))
+            coordinator.report(report("worker-1", sent_at_ms=second, partitions=(lagging,)))
+            if second == 1:
+                coordinator.submit(summary(0, 0, CALM))
+            coordinator.tick()
+            clock.advance(1)
+        assert coordinator.status().window_records == 0
+        assert coordinator.status().max_lag == 71
+        coordinator.submit(summary(1, 0, CALM))
+        assert coordinator.status().late_records == 0
+        assert coordinator.status().window_records >= 40
+
+
+def test_a_partition_that_a_worker_names_is_waited_for_once() -> None:
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock) as coordinator:
+        quiet = PartitionProgress(partition(1), 0, 0, None)
+        coordinator.report(report(partitions=(quiet,)))
+        coordinator.submit(summary(0, 0, CALM))
+        assert coordinator.status().window_records == 0
+        clock.advance(10)
+        coordinator.report(report(sent_at_ms=1, partitions=(quiet,)))
+        coordinator.tick()
+        assert coordinator.status().window_records == 40
+
+
+def test_a_worker_that_died_is_waited_for() -> None:
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock) as coordinator:
+        for number in range(2):
+            done = PartitionProgress(partition(number), 100, 0, None)
+            coordinator.report(report(f"worker-{number}", partitions=(done,)))
+        for number in range(2):
+            coordinator.submit(summary(number, 0, CALM[:100]))
+        for second in range(20):
+            clock.advance(1)
+            mine = PartitionProgress(partition(0), 100 + second, 0, None)
+            coordinator.report(report(sent_at_ms=second, partitions=(mine,)))
+            coordinator.tick()
+        coordinator.submit(summary(0, 100, CALM[100:]))
+        clock.advance(1)
+        coordinator.tick()
+        coordinator.submit(summary(1, 100, CALM[100:]))
+        assert coordinator.status().late_records == 0
+
+
+def test_undelivered_alerts_wait_and_health_says_so() -> None:
+    sink, clock = FlakySink(failures=2), ManualClock(NOW_MS)
+    with running(sink=sink, clock=clock) as coordinator:
+        for each in segments(0, [*CALM, *DRIFT, *BACK], [600]):
+            coordinator.submit(each)
+        coordinator.report(report())
+        coordinator.tick()
+        assert coordinator.status().alerts_waiting == 2
+        assert coordinator.health().reasons == (
+            "2 alerts not delivered: localhost:9092: no broker answers. Start it",
+        )
+        clock.advance(1)
+        coordinator.tick()
+        clock.advance(2)
+        coordinator.tick()
+        assert sink.states == ["firing", "resolved"]
+        assert coordinator.health().reasons == ()
+        assert value(coordinator, "alert_failures_total") == 2
+
+
+def test_health_wants_to_hear_of_every_worker() -> None:
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock, worker={"count": 2}) as coordinator:
+        coordinator.report(report("worker-0"))
+        assert coordinator.health().reasons == ("1 of 2 workers reported in the last 30 s",)
+        coordinator.report(report("worker-1"))
+        assert coordinator.health().reasons == ()
+        clock.advance(31)
+        assert coordinator.health().reasons == ("0 of 2 workers reported in the last 30 s",)
+
+
+def test_metrics_and_health_are_served() -> None:
+    with running() as coordinator:
+        coordinator.submit(summary(0, 0, CALM))
+        coordinator.report(report(images_scored=5, dead_letters=2, stage_seconds=(("poll", 0.1),)))
+        coordinator.worker_restarted("worker-0")
+        with urllib.request.urlopen(coordinator.metrics_url, timeout=10) as answer:
+            text = answer.read().decode()
+        for line in (
+            'nap_stream_records_total{status="ok"} 200.0',
+            "nap_stream_images_scored_total 5.0",
+            "nap_stream_dead_letters_total 2.0",
+            "nap_stream_worker_restarts_total 1.0",
+            'nap_stream_stage_duration_seconds_count{stage="poll"} 1.0',
+            "nap_stream_workers 1.0",
+        ):
+            assert line in text.splitlines()
+        assert coordinator.status().worker_restarts == 1
+        assert coordinator.status().dead_letters == 2
+        assert coordinator.status().images_scored == 5
+        url = coordinator.metrics_url.replace("/metrics", "/healthz")
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.status == 200
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=10)
+
+
+def test_many_threads_lose_and_repeat_nothing() -> None:
+    sink = FlakySink()
+    chains = [segments(n, [*CALM, *DRIFT, *BACK], [7] * 90) for n in range(4)]
+    durable = Log()
+    with running(durable, sink) as coordinator:
+        for number in range(4):
+            known = PartitionProgress(partition(number), 0, 600, None)
+            coordinator.report(report(f"worker-{number}", partitions=(known,)))
+
+        def send(chain: list[SegmentSummary]) -> None:
+            for sent, each in enumerate(chain):
+                coordinator.submit(each)
+                coordinator.report(
+                    report(chain[0].path, sent_at_ms=sent, images_scored=each.end_offset)
+                )
+                coordinator.tick()
+                coordinator.status()
+
+        threads = [threading.Thread(target=send, args=(chain,)) for chain in chains for _ in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        coordinator.flush(5)
+
+        status = coordinator.status()
+        assert status.rows == 2_400
+        assert status.images_scored == 2_400
+        assert status.late_records == 0
+        assert sink.states == ["firing", "resolved"]
+        assert value(coordinator, "duplicate_summaries_total") == sum(map(len, chains))

@@ -1,0 +1,123 @@
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from nap_stream.errors import ConfigError
+from nap_stream.runtime.http import Health, MetricsServer
+from nap_stream.settings import MetricsSettings
+
+FREE = MetricsSettings(port=0)
+
+
+class Patient:
+    """What is asked for its health."""
+
+    def __init__(self) -> None:
+        self.health = Health()
+
+    def __call__(self) -> Health:
+        return self.health
+
+
+@pytest.fixture
+def patient() -> Patient:
+    return Patient()
+
+
+@pytest.fixture
+def server(patient: Patient) -> Iterator[MetricsServer]:
+    registry = CollectorRegistry()
+    Counter("things", "Things.", registry=registry).inc(3)
+    server = MetricsServer(FREE, registry, patient)
+    yield server
+    server.close()
+
+
+def get(server: MetricsServer, path: str, method: str = "GET") -> tuple[int, str]:
+    url = f"http://127.0.0.1:{server.port}{path}"
+    try:
+        request = urllib.request.Request(url, method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_metrics(server: MetricsServer) -> None:
+    status, text = get(server, "/metrics")
+    assert status == 200
+    assert "things_total 3.0" in text
+    assert server.url == f"http://127.0.0.1:{server.port}/metrics"
+
+
+def test_health(server: MetricsServer, patient: Patient) -> None:
+    status, text = get(server, "/healthz")
+    assert (status, json.loads(text)) == (200, {"status": "ok"})
+    patient.health = Health(("no worker",))
+    status, text = get(server, "/healthz")
+    assert (status, json.loads(text)) == (503, {"status": "unhealthy", "reasons": ["no worker"]})
+
+
+def test_nothing_else(server: MetricsServer) -> None:
+    assert get(server, "/")[0] == 404
+    assert get(server, "/metrics/../etc/passwd")[0] == 404
+    assert get(server, "/healthz", "POST")[0] == 405
+
+
+def test_quiet(server: MetricsServer, capfd: pytest.CaptureFixture[str]) -> None:
+    get(server, "/metrics")
+    get(server, "/nowhere")
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"\x00\xff nonsense\r\n\r\n")
+        connection.recv(1_000)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_slow_client_holds_nobody_up(server: MetricsServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(b"GET /metr")
+        assert get(server, "/healthz")[0] == 200
+
+
+def test_a_port_in_use_is_a_clear_error(server: MetricsServer) -> None:
+    taken = MetricsSettings(port=server.port)
+    with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{server.port}") as error:
+        MetricsServer(taken, CollectorRegistry(), Health)
+    assert error.value.where == "metrics.port"
+    assert "0 for any free one" in error.value.action
+
+
+def test_an_address_of_elsewhere_is_a_clear_error() -> None:
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
+        MetricsServer(MetricsSettings(host="192.0.2.1", port=0), CollectorRegistry(), Health)
+
+
+def test_ipv6() -> None:
+    try:
+        server = MetricsServer(MetricsSettings(host="::1", port=0), CollectorRegistry(), Health)
+    except ConfigError:
+        pytest.skip("this machine has no IPv6")
+    try:
+        assert server.url == f"http://[::1]:{server.port}/metrics"
+        with urllib.request.urlopen(server.url, timeout=10) as answer:
+            assert answer.status == 200
+    finally:
+        server.close()
+
+
+def test_close_frees_the_port_and_ends_the_thread() -> None:
+    before = threading.active_count()
+    server = MetricsServer(FREE, CollectorRegistry(), Health)
+    port = server.port
+    server.close()
+    server.close()
+    assert threading.active_count() == before
+    again = MetricsServer(MetricsSettings(port=port), CollectorRegistry(), Health)
+    again.close()

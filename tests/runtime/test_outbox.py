@@ -1,0 +1,119 @@
+import threading
+
+import pytest
+from structlog.testing import capture_logs
+
+from nap_stream.alert.base import AlertEvent
+from nap_stream.clock import ManualClock, SystemClock
+from nap_stream.deadline import Deadline
+from nap_stream.metrics import Metrics
+from nap_stream.runtime.outbox import AlertOutbox
+from tests.runtime.alert_sinks import FlakySink
+
+
+def alert(number: int) -> AlertEvent:
+    data = {"state": "firing" if number % 2 == 0 else "resolved", "fraction": 0.5}
+    return AlertEvent("monitor", {"id": str(number), "data": data})
+
+
+def ids(sink: FlakySink) -> list[str]:
+    return [each.event["id"] for each in sink.alerts]
+
+
+def test_delivers_in_order() -> None:
+    sink, metrics = FlakySink(), Metrics("1")
+    outbox = AlertOutbox(sink, metrics, ManualClock())
+    for number in range(3):
+        outbox.put(alert(number))
+    assert metrics.registry.get_sample_value("nap_stream_alerts_undelivered") == 3
+    outbox.deliver()
+    assert ids(sink) == ["0", "1", "2"]
+    assert len(outbox) == 0
+    value = metrics.registry.get_sample_value
+    assert value("nap_stream_alerts_published_total", {"state": "firing"}) == 2
+    assert value("nap_stream_alerts_published_total", {"state": "resolved"}) == 1
+    assert value("nap_stream_alerts_undelivered") == 0
+
+
+def test_what_fails_is_kept_and_tried_again_with_backoff() -> None:
+    sink, metrics, clock = FlakySink(failures=3), Metrics("1"), ManualClock()
+    outbox = AlertOutbox(sink, metrics, clock)
+    outbox.put(alert(0))
+    outbox.deliver()
+    assert outbox.failure == "localhost:9092: no broker answers. Start it"
+    outbox.put(alert(1))
+    attempts = []
+    for _ in range(8):
+        outbox.deliver()
+        attempts.append(sink.attempts)
+        clock.advance(1)
+    # 1 s, 2 s and 4 s after the failures before.
+    assert attempts == [1, 2, 2, 3, 3, 3, 3, 5]
+    assert ids(sink) == ["0", "1"]
+    assert outbox.failure is None
+    assert metrics.registry.get_sample_value("nap_stream_alert_failures_total") == 3
+
+
+def test_a_fault_of_the_sink_ends_nothing() -> None:
+    class Broken(FlakySink):
+        def publish(self, alert: AlertEvent) -> None:
+            raise RuntimeError(f"bug at {alert.key}")
+
+    outbox = AlertOutbox(Broken(), Metrics("1"), ManualClock())
+    outbox.put(alert(0))
+    outbox.deliver()
+    assert outbox.failure == "bug at monitor"
+    assert len(outbox) == 1
+
+
+def test_drain_tries_until_it_is_done() -> None:
+    sink, clock = FlakySink(failures=1), SystemClock()
+    outbox = AlertOutbox(sink, Metrics("1"), clock)
+    outbox.put(alert(0))
+    outbox.drain(Deadline(clock, 30))
+    assert ids(sink) == ["0"]
+
+
+def test_drain_tries_once_without_any_time_left() -> None:
+    sink, clock = FlakySink(failures=100), ManualClock()
+    outbox = AlertOutbox(sink, Metrics("1"), clock)
+    outbox.put(alert(0))
+    outbox.deliver()
+    outbox.drain(Deadline(clock, 0))
+    assert sink.attempts == 2
+
+
+def test_what_was_never_delivered_is_in_the_log() -> None:
+    sink = FlakySink(failures=100)
+    outbox = AlertOutbox(sink, Metrics("1"), ManualClock())
+    outbox.put(alert(0))
+    with capture_logs() as logs:
+        outbox.close()
+    assert [(entry["event"], entry["event_tree"]["id"]) for entry in logs] == [("alert_lost", "0")]
+    assert sink.closed == 1
+
+
+@pytest.mark.timeout(30)
+def test_one_thread_delivers_and_no_other_waits() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(FlakySink):
+        def publish(self, alert: AlertEvent) -> None:
+            entered.set()
+            assert go_on.wait(20)
+            super().publish(alert)
+
+    sink = Slow()
+    outbox = AlertOutbox(sink, Metrics("1"), ManualClock())
+    outbox.put(alert(0))
+    thread = threading.Thread(target=outbox.deliver)
+    thread.start()
+    try:
+        assert entered.wait(20)
+        outbox.put(alert(1))
+        outbox.deliver()
+        assert ids(sink) == []
+    finally:
+        go_on.set()
+        thread.join()
+    assert ids(sink) == ["0", "1"]

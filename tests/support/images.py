@@ -1,0 +1,38 @@
+"""Real image files, made on the spot."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIDE = 16
+
+
+def smooth_image(seed: int) -> Image.Image:
+    """A soft random pattern: what the tests call in-distribution."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(60, 200, size=(3, 3, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def noisy_image(seed: int) -> Image.Image:
+    """Uniform noise: what the tests call out-of-distribution."""
+    random = np.random.default_rng(seed)
+    return Image.fromarray(random.integers(0, 256, size=(SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, image_format: str = "JPEG") -> bytes:
+    """The image as a file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def write_images(folder: Path, count: int, *, first_seed: int = 0, noisy: bool = False) -> Path:
+    """Write ``count`` JPEG files that differ from each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(first_seed, first_seed + count):
+        image = noisy_image(seed) if noisy else smooth_image(seed)
+        (folder / f"{seed:06}.jpg").write_bytes(encoded(image))
+    return folder
