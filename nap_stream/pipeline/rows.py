@@ -23,7 +23,7 @@ from nap_stream.settings import LimitSettings, PreprocessingSettings
 
 
 class RowMaker:
-    """Decodes messages and turns images into rows. Safe for several threads.
+    """Decodes messages, in any number of threads, and turns images into rows, in one.
 
     Args:
         scorer: The model's one pass.

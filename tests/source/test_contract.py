@@ -1,0 +1,258 @@
+"""What every source promises, on memory, the embedded broker and Apache Kafka."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from nap_stream.clock import SystemClock
+from nap_stream.records import Fetched, Message, TopicPartition
+from nap_stream.source.base import Source
+from nap_stream.source.kafka import KafkaSource
+from nap_stream.source.memory import MemorySource, MemoryTopic
+from tests.support.topics import new_settings, send
+from tests.support.waiting import wait_until
+
+
+@dataclass
+class Listener:
+    """Reads from where the log would end, else from the commit, else from the start."""
+
+    log_ends: dict[TopicPartition, int] = field(default_factory=dict)
+    assignments: list[tuple[TopicPartition, int, int | None]] = field(default_factory=list)
+    revocations: list[TopicPartition] = field(default_factory=list)
+    losses: list[TopicPartition] = field(default_factory=list)
+    on_revoked: Callable[[], None] = lambda: None
+
+    def assigned(
+        self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
+    ) -> int:
+        self.assignments.append((partition, earliest, committed))
+        return self.log_ends.get(partition, start if committed is None else committed)
+
+    def revoked(self, partitions: Sequence[TopicPartition]) -> None:
+        self.revocations.extend(partitions)
+        self.on_revoked()
+
+    def lost(self, partitions: Sequence[TopicPartition]) -> None:
+        self.losses.extend(partitions)
+
+
+@dataclass
+class Place:
+    """Somewhere to send messages to and to open sources on."""
+
+    send: Callable[[int, Sequence[bytes]], None]
+    open: Callable[[Listener], Source]
+    partition: Callable[[int], TopicPartition]
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("apache_kafka", marks=pytest.mark.kafka),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    opened: list[Source] = []
+
+    def keep(source: Source) -> Source:
+        opened.append(source)
+        return source
+
+    if request.param == "memory":
+        topic = MemoryTopic("images", 2)
+
+        def append(partition: int, values: Sequence[bytes]) -> None:
+            for value in values:
+                topic.append(TopicPartition("images", partition), value)
+
+        yield Place(
+            append,
+            lambda listener: keep(MemorySource(topic, listener, clock=SystemClock())),
+            lambda number: TopicPartition("images", number),
+        )
+    else:
+        found = request.getfixturevalue(request.param)
+        settings = new_settings(getattr(found, "bootstrap", found), partitions=2)
+
+        def produce(partition: int, values: Sequence[bytes]) -> None:
+            send(settings, values, partition=partition)
+
+        yield Place(
+            produce,
+            lambda listener: keep(KafkaSource(settings, listener, instance_id="worker-0")),
+            lambda number: TopicPartition(settings.topic, number),
+        )
+    for source in opened:
+        source.close(5)
+
+
+def poll_messages(source: Source, count: int, max_messages: int = 100) -> list[Message]:
+    fetched = poll_until(source, lambda parts: sum(len(p.messages) for p in parts) >= count)
+    return [message for part in fetched for message in part.messages]
+
+
+def poll_until(
+    source: Source, enough: Callable[[list[Fetched]], bool], max_messages: int = 100
+) -> list[Fetched]:
+    fetched: list[Fetched] = []
+
+    def done() -> bool:
+        fetched.extend(source.poll(0.2, max_messages))
+        return enough(fetched)
+
+    wait_until(done, 30, "messages")
+    return fetched
+
+
+def test_every_message_comes_once_in_order_with_its_offset(place: Place) -> None:
+    place.send(0, [b"a", b"b", b"c"])
+    place.send(1, [b"x", b"y"])
+
+    messages = poll_messages(place.open(Listener()), 5)
+
+    by_partition = {
+        number: [(m.offset, m.value) for m in messages if m.partition == place.partition(number)]
+        for number in (0, 1)
+    }
+    assert by_partition == {0: [(0, b"a"), (1, b"b"), (2, b"c")], 1: [(0, b"x"), (1, b"y")]}
+
+
+def test_all_partitions_are_assigned_before_anything_of_them_is_read(place: Place) -> None:
+    place.send(0, [b"a"])
+    listener = Listener()
+
+    poll_messages(place.open(listener), 1)
+
+    assert sorted(listener.assignments) == [
+        (place.partition(0), 0, None),
+        (place.partition(1), 0, None),
+    ]
+
+
+def test_reading_starts_where_the_listener_says(place: Place) -> None:
+    place.send(0, [b"a", b"b", b"c"])
+    listener = Listener(log_ends={place.partition(0): 2})
+
+    (message,) = poll_messages(place.open(listener), 1)
+
+    assert (message.offset, message.value) == (2, b"c")
+
+
+def test_no_poll_brings_more_than_asked_for(place: Place) -> None:
+    place.send(0, [bytes([n]) for n in range(10)])
+    source = place.open(Listener())
+
+    parts = poll_until(
+        source, lambda found: sum(len(p.messages) for p in found) >= 10, max_messages=3
+    )
+
+    assert max(len(part.messages) for part in parts) <= 3
+    assert [m.offset for part in parts for m in part.messages] == list(range(10))
+
+
+def test_the_end_of_what_was_fetched_is_where_the_next_begins(place: Place) -> None:
+    place.send(0, [bytes([n]) for n in range(7)])
+    source = place.open(Listener())
+
+    parts = poll_until(
+        source, lambda found: sum(len(p.messages) for p in found) >= 7, max_messages=2
+    )
+
+    ends = [part.end for part in parts if part.partition == place.partition(0)]
+    starts = [part.messages[0].offset for part in parts if part.messages]
+    assert starts[1:] == ends[: len(starts) - 1]
+    assert ends[-1] == 7
+
+
+def test_seek_reads_again(place: Place) -> None:
+    place.send(0, [b"a", b"b", b"c"])
+    source = place.open(Listener())
+    poll_messages(source, 3)
+
+    source.seek(place.partition(0), 1)
+
+    assert [m.value for m in poll_messages(source, 2)] == [b"b", b"c"]
+
+
+def test_a_paused_source_brings_nothing_until_it_is_resumed(place: Place) -> None:
+    place.send(0, [b"a"])
+    source = place.open(Listener())
+    poll_messages(source, 1)
+
+    source.pause()
+    place.send(0, [b"b"])
+    assert [source.poll(0.2, 10) for _ in range(3)] == [[], [], []]
+
+    source.resume()
+    assert [m.value for m in poll_messages(source, 1)] == [b"b"]
+
+
+def test_what_was_committed_is_told_to_the_next_source(place: Place) -> None:
+    place.send(0, [b"a", b"b", b"c"])
+    first = place.open(Listener())
+    poll_messages(first, 3)
+
+    assert first.commit({place.partition(0): 2})
+    first.close(5)
+
+    listener = Listener()
+    assert [m.value for m in poll_messages(place.open(listener), 1)] == [b"c"]
+    assert (place.partition(0), 0, 2) in listener.assignments
+
+
+def test_close_revokes_what_is_owned_once(place: Place) -> None:
+    place.send(0, [b"a"])
+    listener = Listener()
+    source = place.open(listener)
+    poll_messages(source, 1)
+
+    source.close(5)
+    source.close(5)
+
+    assert sorted(listener.revocations) == [place.partition(0), place.partition(1)]
+    assert listener.losses == []
+
+
+def test_a_commit_while_partitions_are_revoked_is_kept(place: Place) -> None:
+    place.send(0, [b"a", b"b"])
+    listener = Listener()
+    source = place.open(listener)
+    poll_messages(source, 2)
+    listener.on_revoked = lambda: source.commit_soon({place.partition(0): 2})
+
+    source.close(5)
+
+    again = Listener()
+    reader = place.open(again)
+    poll_until(reader, lambda _found: len(again.assignments) == 2)
+    assert (place.partition(0), 0, 2) in again.assignments
+
+
+def test_reassign_asks_the_listener_again(place: Place) -> None:
+    place.send(0, [b"a", b"b"])
+    listener = Listener()
+    source = place.open(listener)
+    poll_messages(source, 2)
+
+    listener.log_ends[place.partition(0)] = 1
+    source.reassign(place.partition(0))
+
+    assert [m.value for m in poll_messages(source, 1)] == [b"b"]
+
+
+def test_an_error_of_the_listener_comes_out_of_poll(place: Place) -> None:
+    place.send(0, [b"a"])
+
+    class Failing(Listener):
+        def assigned(
+            self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
+        ) -> int:
+            raise RuntimeError("the log's disk is full")
+
+    source = place.open(Failing())
+
+    with pytest.raises(RuntimeError, match="disk is full"):
+        poll_messages(source, 1)

@@ -1,0 +1,191 @@
+"""What only a real broker can show."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
+from nap_stream.kafka_client import connect
+from nap_stream.records import Message, TopicPartition
+from nap_stream.settings import KafkaSettings
+from nap_stream.source.kafka import KafkaSource
+from tests.source.test_contract import Listener, poll_messages, poll_until
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.topics import new_settings, send
+from tests.support.waiting import wait_until
+
+Open = Callable[..., KafkaSource]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    sources: list[KafkaSource] = []
+
+    def make(settings: KafkaSettings, listener: Listener, name: str = "worker-0") -> KafkaSource:
+        sources.append(KafkaSource(settings, listener, instance_id=name))
+        return sources[-1]
+
+    yield make
+    for source in sources:
+        source.close(5)
+
+
+def share(sources: dict[KafkaSource, Listener], partitions: int) -> None:
+    """Poll all sources until each owns something and together they own everything."""
+
+    def settled() -> bool:
+        for source in sources:
+            source.poll(0.1, 10)
+        owned = [set(p for p, _, _ in one.assignments) - set(one.revocations) for one in listeners]
+        return all(owned) and sum(map(len, owned)) == partitions
+
+    listeners = list(sources.values())
+    wait_until(settled, 40, "both consumers to share the partitions")
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("apache", marks=pytest.mark.kafka),
+    ],
+    indirect=True,
+)
+def test_a_second_member_takes_half_and_gives_it_back_when_it_leaves(
+    broker: str, opened: Open
+) -> None:
+    settings = new_settings(broker, partitions=4)
+    first_listener, second_listener = Listener(), Listener()
+    first = opened(settings, first_listener, "worker-0")
+    poll_until(first, lambda _found: len(first_listener.assignments) == 4)
+
+    second = opened(settings, second_listener, "worker-1")
+    share({first: first_listener, second: second_listener}, 4)
+    assert len(first_listener.revocations) == 2
+    assert first_listener.losses == []
+
+    second.close(10)
+    # The session time-out is 45 s: partitions come back at once only because it has left.
+    poll_until(first, lambda _found: len(first_listener.assignments) == 6)
+
+
+@pytest.mark.kafka
+def test_a_static_member_that_comes_back_takes_up_its_partitions(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap, partitions=2)
+    before, after = Listener(), Listener()
+    zombie = opened(settings, before, "worker-0")
+    poll_until(zombie, lambda _found: len(before.assignments) == 2)
+
+    replacement = opened(settings, after, "worker-0")
+    poll_until(replacement, lambda _found: len(after.assignments) == 2)
+
+    with pytest.raises(BrokerError, match="Fenced"):
+        poll_until(zombie, lambda _found: False)
+
+
+@pytest.mark.kafka
+def test_lag_is_what_is_not_yet_read(apache_kafka: ApacheKafka, opened: Open) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [b"x"] * 10)
+    source = opened(settings, Listener())
+    assert source.lag(partition) is None
+
+    poll_until(source, lambda found: bool(found), max_messages=4)
+
+    assert source.lag(partition) == 6
+
+
+@pytest.mark.kafka
+def test_retention_that_passes_the_position_has_the_listener_asked_again(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [bytes([n]) for n in range(10)])
+    delete_before(settings, 6)
+    listener = Listener(log_ends={partition: 3})
+    source = opened(settings, listener)
+
+    def accept_earliest() -> bool:
+        source.poll(0.2, 10)
+        return len(listener.assignments) >= 2
+
+    wait_until(accept_earliest, 30, "the partition to be placed again")
+    assert listener.assignments[:2] == [(partition, 6, None), (partition, 6, None)]
+
+
+@pytest.mark.kafka
+def test_a_position_past_the_end_is_refused(apache_kafka: ApacheKafka, opened: Open) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    send(settings, [b"x"] * 3)
+    source = opened(settings, Listener(log_ends={TopicPartition(settings.topic, 0): 100}))
+
+    with pytest.raises(OffsetRangeError, match="next offset to read is 100.*ends at 3"):
+        poll_until(source, lambda _found: False)
+
+
+@pytest.mark.kafka
+def test_latest_starts_with_what_comes_after(apache_kafka: ApacheKafka, opened: Open) -> None:
+    settings = new_settings(apache_kafka.bootstrap, start="latest")
+    send(settings, [b"old"])
+    listener = Listener()
+    source = opened(settings, listener)
+    poll_until(source, lambda _found: bool(listener.assignments))
+
+    send(settings, [b"new"])
+
+    assert [m.value for m in poll_messages(source, 1)] == [b"new"]
+
+
+@pytest.mark.kafka
+def test_null_values_keys_headers_and_times_come_through(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    send(settings, [None, b""], headers=[("content-type", b"image/jpeg")])
+
+    first, second = poll_messages(opened(settings, Listener()), 2)
+
+    assert (first.value, second.value) == (None, b"")
+    assert first.headers == (("content-type", b"image/jpeg"),)
+    assert isinstance(first, Message)
+    assert first.timestamp_ms > 1_577_836_800_000
+
+
+@pytest.mark.kafka
+def test_reading_goes_on_after_the_broker_was_killed_and_came_back(
+    own_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(own_kafka.bootstrap)
+    send(settings, [b"before"])
+    source = opened(settings, Listener())
+    poll_messages(source, 1)
+
+    own_kafka.kill()
+    assert source.poll(0.5, 10) == []
+    own_kafka.start()
+    send(settings, [b"after"])
+
+    assert [m.value for m in poll_messages(source, 1)] == [b"after"]
+
+
+def test_a_broker_that_is_down_is_named_when_the_deadline_has_passed() -> None:
+    settings = KafkaSettings(
+        bootstrap_servers=("127.0.0.1:1",), topic="images", connect_timeout_s=0.5
+    )
+
+    with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1:1.*no broker answered"):
+        connect(settings)
+
+
+def delete_before(settings: KafkaSettings, offset: int) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        admin.delete_records({KafkaPartition(settings.topic, 0): offset})
+    finally:
+        admin.close()

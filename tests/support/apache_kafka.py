@@ -1,0 +1,164 @@
+"""Apache Kafka in KRaft mode, as one process that a test can stop, kill and start again."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nap_stream.dev.broker import free_port
+from nap_stream.errors import NapStreamError
+from nap_stream.kafka_client import connect
+from nap_stream.settings import KafkaSettings
+
+POM = Path(__file__).parent / "kafka" / "pom.xml"
+KAFKA_VERSION = "4.1.2"
+RESOLVE_S = 300
+START_S = 60.0
+JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+
+_PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=4
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+auto.create.topics.enable=false
+message.max.bytes=52428800
+"""
+
+
+class KafkaNotThereError(Exception):
+    """Apache Kafka cannot be run here, and why."""
+
+
+def resolve_jars() -> Path:
+    """The folder of Kafka's jars, fetched with Maven the first time.
+
+    Raises:
+        KafkaNotThereError: Java or Maven is missing, or the jars cannot be had.
+    """
+    for program in ("java", "mvn"):
+        if shutil.which(program) is None:
+            raise KafkaNotThereError(f"{program} is not on the path")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "nap-stream"
+    folder = cache / f"kafka-{KAFKA_VERSION}"
+    if folder.is_dir():
+        return folder
+    partial = cache / f".kafka-{KAFKA_VERSION}.{os.getpid()}"
+    command = [
+        *("mvn", "--batch-mode", "--quiet", "--file", str(POM)),
+        *("dependency:copy-dependencies", f"-DoutputDirectory={partial}"),
+    ]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=RESOLVE_S)
+        partial.rename(folder)
+    except (subprocess.SubprocessError, OSError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if folder.is_dir():  # another run was first
+            return folder
+        output = getattr(error, "stdout", b"") or b""
+        raise KafkaNotThereError(
+            f"Maven could not fetch the jars: {error} {output[-500:].decode(errors='replace')}"
+        ) from error
+    return folder
+
+
+class ApacheKafka:
+    """A broker and controller in one process, on free ports, with its data in a folder.
+
+    Args:
+        jars: From `resolve_jars`.
+        folder: For configuration, data and log; it must be empty.
+    """
+
+    def __init__(self, jars: Path, folder: Path) -> None:
+        self._classpath = f"{jars}/*"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        port, controller_port = free_port(), free_port()
+        self.bootstrap = f"127.0.0.1:{port}"
+        self._properties = folder / "server.properties"
+        self._properties.write_text(
+            _PROPERTIES.format(port=port, controller_port=controller_port, data=folder / "data")
+        )
+        cluster_id = "bmFwLXN0cmVhbS10ZXN0cw"
+        self._java(
+            *("kafka.tools.StorageTool", "format", "--cluster-id", cluster_id),
+            *("--config", str(self._properties)),
+        )
+
+    def start(self) -> None:
+        """Start, and return when it answers."""
+        with (self._folder / "kafka.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["java", *JAVA_OPTIONS, "-cp", self._classpath, "kafka.Kafka", self._properties],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            connect(
+                KafkaSettings(
+                    bootstrap_servers=(self.bootstrap,), topic="none", connect_timeout_s=START_S
+                )
+            )
+        except NapStreamError:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Stop in good order."""
+        self._end(graceful=True)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._end(graceful=False)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self, *, graceful: bool) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if graceful:
+            process.terminate()
+        else:
+            process.kill()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _java(self, *arguments: str) -> None:
+        subprocess.run(
+            ["java", *JAVA_OPTIONS, "-cp", self._classpath, *arguments],
+            check=True,
+            capture_output=True,
+            timeout=START_S,
+        )

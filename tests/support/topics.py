@@ -1,0 +1,78 @@
+"""Topics and raw messages for tests, through kafka-python itself."""
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.kafka_client import create_topics
+from nap_stream.settings import KafkaSettings
+from tests.support.waiting import wait_until
+
+
+def new_settings(bootstrap: str, *, partitions: int = 1, **changes: Any) -> KafkaSettings:
+    """Settings with a topic of their own, which exists, and a group of their own."""
+    name = f"t-{uuid.uuid4().hex[:12]}"
+    settings = KafkaSettings(
+        **{
+            "bootstrap_servers": (bootstrap,),
+            "topic": name,
+            "group_id": f"group-of-{name}",
+            "connect_timeout_s": 20,
+            **changes,
+        }
+    )
+    create_topics(settings, [settings.topic], partitions)
+    return settings
+
+
+def send(
+    settings: KafkaSettings,
+    values: Iterable[bytes | None],
+    *,
+    topic: str | None = None,
+    partition: int | None = None,
+    headers: list[tuple[str, bytes]] | None = None,
+) -> list[tuple[int, int]]:
+    """Send messages and return their (partition, offset) when all have arrived."""
+    producer = KafkaProducer(
+        bootstrap_servers=list(settings.bootstrap_servers), acks="all", max_request_size=2**26
+    )
+    try:
+        sent = [
+            producer.send(
+                topic or settings.topic, value=value, partition=partition, headers=headers or []
+            )
+            for value in values
+        ]
+        found = [future.get(timeout=30) for future in sent]
+    finally:
+        producer.close()
+    return [(metadata.partition, metadata.offset) for metadata in found]
+
+
+def read_all(settings: KafkaSettings, topic: str, count: int, deadline_s: float = 30) -> list[Any]:
+    """The first ``count`` records of a topic, as kafka-python gives them."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=list(settings.bootstrap_servers),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+    )
+    records: list[Any] = []
+    try:
+        numbers = sorted(consumer.partitions_for_topic(topic))
+        consumer.assign([KafkaPartition(topic, number) for number in numbers])
+        consumer.seek_to_beginning()
+
+        def enough() -> bool:
+            for found in consumer.poll(200).values():
+                records.extend(found)
+            return len(records) >= count
+
+        wait_until(enough, deadline_s, f"{count} records in {topic}")
+    finally:
+        consumer.close()
+    return records
