@@ -52,7 +52,7 @@ class KafkaDeadLetters:
             self._sent.append(
                 self._producer.send(
                     self._topic,
-                    key=image.origin.key,
+                    key=_key(image),
                     value=image.payload,
                     headers=headers + dead_letter_headers(image),
                 )
@@ -72,3 +72,9 @@ class KafkaDeadLetters:
             self._producer.close(timeout=5)
         except errors.KafkaTimeoutError:
             return
+
+
+def _key(image: FailedImage) -> bytes | None:
+    """The image's own key; empty where neither key nor payload is there, which cannot be sent."""
+    key = image.origin.key
+    return b"" if key is None and image.payload is None else key

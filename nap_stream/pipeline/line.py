@@ -258,6 +258,8 @@ class WorkerLine:
             raise conflict
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
         self._source.seek(partition, position.offset)
+        # A worker whose place another has taken learns it from the group's answer alone.
+        self._source.commit({partition: position.offset})
 
     def _balance(self) -> None:
         """Pause fetching when enough is in hand, go on when half of it is done."""

@@ -43,3 +43,5 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
+    # It warns of every pause of a tenth of a second, which a busy machine has all the time.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)

@@ -77,8 +77,11 @@ class Source(Protocol):
         """Commit positions to the consumer group.
 
         Returns:
-            False where the group refused because this member no longer owns a partition; the
-            log is the truth, so that is no error.
+            False where the group refused because this member no longer owns a partition, or
+            the broker did not answer; the log is the truth, so that is no error.
+
+        Raises:
+            BrokerError: Another process has taken this member's place, or may not commit.
         """
         ...
 

@@ -11,7 +11,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.errors import OffsetRangeError
+from nap_stream.errors import BrokerError, OffsetRangeError
 from nap_stream.kafka_client import client_options, translated_errors
 from nap_stream.records import Fetched, Message, TopicPartition
 from nap_stream.settings import KafkaSettings
@@ -23,7 +23,6 @@ _COMMIT_REFUSED = (
     errors.RebalanceInProgressError,
     errors.IllegalGenerationError,
     errors.UnknownMemberIdError,
-    errors.FencedInstanceIdError,
 )
 
 
@@ -94,6 +93,12 @@ class KafkaSource:
         """Commit positions to the consumer group; see `Source.commit`."""
         try:
             self._consumer.commit(_native_offsets(offsets), timeout_ms=COMMIT_TIMEOUT_S * 1000)
+        except errors.FencedInstanceIdError as error:
+            raise BrokerError(
+                "another process has joined the group as this worker and taken its place",
+                f"group {self._settings.group_id}, static member {self._instance_id}",
+                "Run one monitor a consumer group; nothing is lost or doubled in the log",
+            ) from error
         except errors.KafkaError as error:
             if not (isinstance(error, _COMMIT_REFUSED) or error.retriable):
                 with translated_errors(self._settings, "committing"):

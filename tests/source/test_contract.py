@@ -1,4 +1,4 @@
-"""What every source promises, on memory, the embedded broker and Apache Kafka."""
+"""What every source promises, on memory and on Apache Kafka."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -50,8 +50,7 @@ class Place:
 @pytest.fixture(
     params=[
         "memory",
-        pytest.param("embedded", marks=pytest.mark.embedded),
-        pytest.param("apache_kafka", marks=pytest.mark.kafka),
+        pytest.param("kafka", marks=pytest.mark.kafka),
     ]
 )
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
@@ -74,8 +73,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             lambda number: TopicPartition("images", number),
         )
     else:
-        found = request.getfixturevalue(request.param)
-        settings = new_settings(getattr(found, "bootstrap", found), partitions=2)
+        settings = new_settings(request.getfixturevalue("apache_kafka").bootstrap, partitions=2)
 
         def produce(partition: int, values: Sequence[bytes]) -> None:
             send(settings, values, partition=partition)
@@ -89,7 +87,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
         source.close(5)
 
 
-def poll_messages(source: Source, count: int, max_messages: int = 100) -> list[Message]:
+def poll_messages(source: Source, count: int) -> list[Message]:
     fetched = poll_until(source, lambda parts: sum(len(p.messages) for p in parts) >= count)
     return [message for part in fetched for message in part.messages]
 

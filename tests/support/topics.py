@@ -43,7 +43,11 @@ def send(
     try:
         sent = [
             producer.send(
-                topic or settings.topic, value=value, partition=partition, headers=headers or []
+                topic or settings.topic,
+                key=b"" if value is None else None,  # kafka-python sends no message without both
+                value=value,
+                partition=partition,
+                headers=headers or [],
             )
             for value in values
         ]

@@ -1,0 +1,69 @@
+"""The monitor's configuration, as a user would write it."""
+
+from typing import Any
+
+import yaml
+
+from nap_stream.dev.demo import network
+from nap_stream.dev.demo.digits import SIDE
+from nap_stream.dev.demo.folder import DemoFolder
+from nap_stream.dev.demo.stream import KIND_HEADER
+
+ALPHA = 0.05
+WINDOW_RECORDS = 150
+PARTITIONS = 4
+TOPIC = "digits"
+ALERT_TOPIC = "digits-alerts"
+DEAD_LETTER_TOPIC = "digits-dead-letters"
+CLASS_NAMES = (
+    *("zero", "one", "two", "three", "four"),
+    *("five", "six", "seven", "eight", "nine"),
+)
+_COMMENT = """\
+# Written by `nap-stream demo`. Paths are taken from this file's folder. The broker was the demo's
+# own and is gone; `nap-stream query` and `nap-stream verify` need none.
+"""
+
+
+def write_configuration(
+    folder: DemoFolder, *, broker: str, metrics_port: int, workers: int
+) -> None:
+    """Write the YAML file.
+
+    Args:
+        folder: Where; all other paths are in it.
+        broker: Its address, as host:port.
+        metrics_port: Where the monitor serves its metrics.
+        workers: How many worker actors.
+    """
+    tree: dict[str, Any] = {
+        "kafka": {
+            "bootstrap_servers": [broker],
+            "topic": TOPIC,
+            "group_id": "nap-stream-demo",
+        },
+        "model": {
+            "factory": network.FACTORY,
+            "weights": folder.weights.name,
+            "class_names": list(CLASS_NAMES),
+            "preprocessing": {
+                "resize": None,
+                "crop": SIDE,
+                "mean": list(network.MEAN),
+                "std": list(network.STD),
+            },
+        },
+        "calibration": folder.calibration.name,
+        "log": {
+            "root": folder.log.name,
+            "segment_max_age_s": 1.0,
+            "headers": [KIND_HEADER],
+        },
+        "worker": {"count": workers, "num_gpus": 0, "batch_size": 16},
+        "drift": {"window_records": WINDOW_RECORDS},
+        "alerts": {"topic": ALERT_TOPIC},
+        "dead_letters": {"topic": DEAD_LETTER_TOPIC},
+        "metrics": {"port": metrics_port},
+    }
+    text = _COMMENT + yaml.safe_dump(tree, sort_keys=False)
+    folder.config.write_text(text, encoding="utf-8")

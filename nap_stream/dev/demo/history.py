@@ -1,0 +1,91 @@
+"""What the scored log says, read back: its rows, and the rolling OOD fraction computed from them.
+
+The window and its limits are those of the drift monitor, put together here from the log alone:
+the picture shows what is in the log and nothing that the monitor has told.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.core.bounds import flag_limit
+from nap_stream.core.windows import RollingWindow, panes_of
+from nap_stream.dev.demo.stream import KIND_HEADER
+from nap_stream.records import Status
+from nap_stream.scored_log.query import Query
+from nap_stream.scored_log.reader import scan
+from nap_stream.settings import DriftSettings
+
+_COLUMNS = ("partition", "offset", "key", "event_time", "status", "is_ood", "headers")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedImage:
+    """A row of the log. ``is_ood`` is null where the image was not scored."""
+
+    partition: int
+    offset: int
+    name: str
+    kind: str
+    time_ms: int
+    status: str
+    is_ood: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """The full rolling window that ended at ``time_ms``: its OOD fraction, and what fires."""
+
+    time_ms: int
+    fraction: float
+    bound: float
+
+
+def read_images(root: Path, topic: str) -> list[LoggedImage]:
+    """All rows of a topic, in order of event time."""
+    batches = scan(root, Query(topic=topic), _COLUMNS)
+    images = [_image(row) for batch in batches for row in batch.to_pylist()]
+    return sorted(images, key=lambda image: (image.time_ms, image.partition, image.offset))
+
+
+def ood_history(
+    images: Sequence[LoggedImage], drift: DriftSettings, calibration: Calibration
+) -> list[HistoryPoint]:
+    """The rolling OOD fraction and its bound, at the end of each pane from the first full window.
+
+    Args:
+        images: From `read_images`.
+        drift: The window, its panes and the false-alarm probability.
+        calibration: Gives the bound its alpha and m.
+    """
+    scored = [(image.time_ms, image.is_ood) for image in images if image.is_ood is not None]
+    times, flags = [time_ms for time_ms, _ in scored], [flag for _, flag in scored]
+    window = RollingWindow(drift.window_records, drift.pane_ms)
+    window.add(panes_of(times, flags, drift.pane_ms))
+    points = []
+    for state in window.close_all():
+        if state.records >= drift.window_records:
+            limit = flag_limit(
+                state.records,
+                calibration.flag_rank,
+                calibration.size,
+                drift.false_alarm_probability,
+            )
+            fraction, bound = state.flagged / state.records, limit / state.records
+            points.append(HistoryPoint(state.end_ms, fraction, bound))
+    return points
+
+
+def _image(row: dict[str, Any]) -> LoggedImage:
+    kinds = [header["value"] for header in row["headers"] if header["name"] == KIND_HEADER]
+    return LoggedImage(
+        partition=row["partition"],
+        offset=row["offset"],
+        name=(row["key"] or b"").decode("utf-8", "replace"),
+        kind=kinds[0].decode("utf-8", "replace") if kinds and kinds[0] else "",
+        time_ms=round(row["event_time"].timestamp() * 1000),
+        status=Status(row["status"]).value,
+        is_ood=row["is_ood"],
+    )

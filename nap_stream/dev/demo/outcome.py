@@ -1,0 +1,134 @@
+"""Whether the demo showed what a monitor must do."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from nap_stream.core.alert_state import Transition
+from nap_stream.dev.demo.history import LoggedImage
+from nap_stream.records import Status
+from nap_stream.scored_log.defects import VerifyReport
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is left when the stream is over.
+
+    Args:
+        alerts: Events of the alert topic, in order of arrival.
+        changed_ms: When the first out-of-distribution image could come, since the epoch.
+        returned_ms: When the last one had come.
+        sent: Names of the images that were sent.
+        logged: The rows of the log.
+        report: Of the log's verification.
+        exit_code: Of the monitor.
+    """
+
+    alerts: Sequence[Mapping[str, Any]]
+    changed_ms: int
+    returned_ms: int
+    sent: Sequence[str]
+    logged: Sequence[LoggedImage]
+    report: VerifyReport
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that must hold, whether it does, and what was found."""
+
+    claim: str
+    holds: bool
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What of an event is judged: its state, and the end of its window since the epoch."""
+
+    state: str
+    time_ms: int | None
+
+
+def judge(evidence: Evidence) -> tuple[Check, ...]:
+    """Check everything; the demo succeeded where all checks hold."""
+    return (
+        *_alert_checks(evidence),
+        _rows_check(evidence),
+        _scored_check(evidence),
+        Check("the log verifies clean", evidence.report.clean, _defects(evidence.report)),
+        Check(
+            "the monitor ended in good order",
+            evidence.exit_code == 0,
+            f"exit code {evidence.exit_code}",
+        ),
+    )
+
+
+def read_alert(event: Mapping[str, Any]) -> Alert:
+    """Read an event as far as it can be."""
+    data = event.get("data")
+    state = data.get("state") if isinstance(data, Mapping) else None
+    try:
+        time_ms = round(datetime.fromisoformat(str(event.get("time"))).timestamp() * 1000)
+    except ValueError:
+        return Alert(str(state), None)
+    return Alert(str(state), time_ms)
+
+
+def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
+    alerts = [read_alert(event) for event in evidence.alerts]
+    early = [a for a in alerts if a.time_ms is None or a.time_ms <= evidence.changed_ms]
+    firing = [a for a in alerts if a.state == Transition.FIRING.value]
+    resolved = [a for a in alerts if a.state == Transition.RESOLVED.value]
+    others = len(alerts) - len(firing) - len(resolved)
+    return (
+        Check("no alert before the change", not early, f"{len(early)}"),
+        Check(
+            "exactly one firing, after the change",
+            len(firing) == 1 and _after(firing[0], evidence.changed_ms),
+            _delay(firing, evidence.changed_ms, "the change"),
+        ),
+        Check(
+            "exactly one resolved, after the return",
+            len(resolved) == 1 and _after(resolved[0], evidence.returned_ms),
+            _delay(resolved, evidence.returned_ms, "the return"),
+        ),
+        Check("no other message in the alert topic", others == 0, f"{others}"),
+    )
+
+
+def _after(alert: Alert, moment_ms: int) -> bool:
+    return alert.time_ms is not None and alert.time_ms > moment_ms
+
+
+def _delay(alerts: Sequence[Alert], moment_ms: int, what: str) -> str:
+    delays = [
+        f"{(alert.time_ms - moment_ms) / 1000:+.1f} s from {what}"
+        for alert in alerts
+        if alert.time_ms is not None
+    ]
+    return f"{len(alerts)}" + (f": {', '.join(delays)}" if delays else "")
+
+
+def _rows_check(evidence: Evidence) -> Check:
+    sent, logged = Counter(evidence.sent), Counter(image.name for image in evidence.logged)
+    offsets = {(image.partition, image.offset) for image in evidence.logged}
+    return Check(
+        "one row for each image that was sent, and for each offset",
+        sent == logged and len(offsets) == len(evidence.logged),
+        f"{sent.total()} sent, {logged.total()} rows, {len(offsets)} offsets, "
+        f"{(sent - logged).total()} missing, {(logged - sent).total()} too many",
+    )
+
+
+def _scored_check(evidence: Evidence) -> Check:
+    others = [image for image in evidence.logged if image.status != Status.OK.value]
+    return Check("every image was decoded and scored", not others, f"{len(others)} were not")
+
+
+def _defects(report: VerifyReport) -> str:
+    counts = f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows"
+    return "; ".join([counts, *(str(defect) for defect in report.defects)])

@@ -1,0 +1,138 @@
+"""What every alert sink promises, and reading alerts back."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.alert.consume import read_alerts
+from nap_stream.alert.kafka import KafkaAlertSink
+from nap_stream.alert.memory import MemoryAlertSink
+from nap_stream.clock import SystemClock
+from nap_stream.errors import BrokerUnavailableError, TopicNotFoundError
+from nap_stream.settings import KafkaSettings
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.topics import new_settings, read_all, send
+
+
+def alert(number: int, key: str = "ood-fraction") -> AlertEvent:
+    return AlertEvent(key, {"specversion": "1.0", "id": str(number), "data": {"class": "naïve"}})
+
+
+@dataclass
+class Place:
+    """A sink, and what has arrived there: (key, event)."""
+
+    sink: AlertSink
+    arrived: Callable[[], list[tuple[str, Any]]]
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("apache_kafka", marks=pytest.mark.kafka),
+    ]
+)
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if request.param == "memory":
+        memory = MemoryAlertSink()
+        yield Place(memory, lambda: [(a.key, dict(a.event)) for a in memory.alerts])
+        return
+    found = request.getfixturevalue(request.param)
+    settings = new_settings(getattr(found, "bootstrap", found))
+    sink = KafkaAlertSink(settings, settings.topic)
+    yield Place(sink, lambda: [("ood-fraction", event) for event in events(settings)])
+    sink.close()
+
+
+def events(settings: KafkaSettings) -> list[Any]:
+    found = read_alerts(
+        settings, settings.topic, clock=SystemClock(), follow=False, from_beginning=True
+    )
+    return [read.event for read in found]
+
+
+def test_alerts_arrive_whole_and_in_order(place: Place) -> None:
+    for number in range(3):
+        place.sink.publish(alert(number))
+
+    assert place.arrived() == [("ood-fraction", dict(alert(number).event)) for number in range(3)]
+
+
+def test_close_may_be_called_twice(place: Place) -> None:
+    place.sink.close()
+    place.sink.close()
+
+
+@pytest.mark.kafka
+def test_message_key_is_the_monitor_and_the_content_type_is_said(
+    apache_kafka: ApacheKafka,
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    sink = KafkaAlertSink(settings, settings.topic)
+    sink.publish(alert(1))
+    sink.close()
+
+    (record,) = read_all(settings, settings.topic, 1)
+
+    assert record.key == b"ood-fraction"
+    assert dict(record.headers)["content-type"] == b"application/cloudevents+json; charset=utf-8"
+
+
+@pytest.mark.kafka
+def test_foreign_messages_are_told_and_passed_over(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    send(settings, [b"not json", b"[1]", None, b'{"id": "1"}', b"[" * 100_000])
+
+    read = list(
+        read_alerts(
+            settings, settings.topic, clock=SystemClock(), follow=False, from_beginning=True
+        )
+    )
+
+    assert [r.event for r in read] == [None, None, None, {"id": "1"}, None]
+    assert [r.problem is None for r in read] == [False, False, False, True, False]
+
+
+@pytest.mark.kafka
+def test_following_gives_new_alerts_until_told_to_stop(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    send(settings, [b'{"id": "old"}'])
+    seen: list[Any] = []
+
+    found = read_alerts(
+        settings,
+        settings.topic,
+        clock=SystemClock(),
+        follow=True,
+        from_beginning=True,
+        should_stop=lambda: len(seen) == 2,
+    )
+    for read in found:
+        seen.append(read.event)
+        if len(seen) == 1:
+            send(settings, [b'{"id": "new"}'])
+
+    assert seen == [{"id": "old"}, {"id": "new"}]
+
+
+@pytest.mark.kafka
+def test_a_topic_that_does_not_exist_is_named(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    reading = read_alerts(
+        settings, "no-such-topic", clock=SystemClock(), follow=False, from_beginning=True
+    )
+
+    with pytest.raises(TopicNotFoundError, match="no-such-topic"):
+        next(reading)
+
+
+def test_memory_refuses_while_away() -> None:
+    sink = MemoryAlertSink()
+    sink.available = False
+
+    with pytest.raises(BrokerUnavailableError):
+        sink.publish(alert(1))

@@ -1,0 +1,130 @@
+"""What every dead-letter path promises."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nap_stream.dead_letter.base import DeadLetters, dead_letter_headers
+from nap_stream.dead_letter.kafka import KafkaDeadLetters
+from nap_stream.dead_letter.memory import MemoryDeadLetters
+from nap_stream.errors import BrokerError
+from nap_stream.records import FailedImage, Origin, Status, TopicPartition
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.topics import new_settings, read_all
+
+
+def failed(
+    payload: bytes | None, *, key: bytes | None = b"camera-1", offset: int = 7, index: int = 2
+) -> FailedImage:
+    origin = Origin(TopicPartition("images", 3), offset, index, key, 0, 0, (("line", b"4"),))
+    return FailedImage(origin, Status.CORRUPT, "the file is truncated", payload, None)
+
+
+@dataclass
+class Path:
+    """A dead-letter path, and what has arrived on it: (key, value, headers)."""
+
+    letters: DeadLetters
+    arrived: Callable[[int], list[tuple[bytes | None, bytes | None, dict[str, bytes]]]]
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("apache_kafka", marks=pytest.mark.kafka),
+    ]
+)
+def path(request: pytest.FixtureRequest) -> Iterator[Path]:
+    if request.param == "memory":
+        memory = MemoryDeadLetters()
+
+        def kept(_count: int) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
+            return [
+                (image.origin.key, image.payload, dict(dead_letter_headers(image)))
+                for image in memory.images
+            ]
+
+        yield Path(memory, kept)
+        return
+    found = request.getfixturevalue(request.param)
+    settings = new_settings(getattr(found, "bootstrap", found))
+    letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=2**20)
+
+    def read(count: int) -> list[tuple[bytes | None, bytes | None, dict[str, bytes]]]:
+        records: list[Any] = read_all(settings, settings.topic, count)
+        return [(r.key, r.value, dict(r.headers)) for r in records]
+
+    yield Path(letters, read)
+    letters.close()
+
+
+def test_payload_and_key_arrive_as_they_came_with_why_and_from_where(path: Path) -> None:
+    path.letters.send(failed(b"\xff\xd8 broken"))
+    path.letters.flush(30)
+
+    ((key, value, headers),) = path.arrived(1)
+
+    assert (key, value) == (b"camera-1", b"\xff\xd8 broken")
+    assert headers["nap-stream-status"] == b"corrupt"
+    assert headers["nap-stream-error"] == b"the file is truncated"
+    assert headers["nap-stream-topic"] == b"images"
+    assert headers["nap-stream-partition"] == b"3"
+    assert headers["nap-stream-offset"] == b"7"
+    assert headers["nap-stream-index"] == b"2"
+
+
+def test_order_is_kept(path: Path) -> None:
+    for number in range(20):
+        path.letters.send(failed(bytes([number])))
+    path.letters.flush(30)
+
+    assert [value for _, value, _ in path.arrived(20)] == [bytes([n]) for n in range(20)]
+
+
+def test_a_tombstone_without_a_key_can_be_sent(path: Path) -> None:
+    path.letters.send(failed(None, key=None))
+    path.letters.flush(30)
+
+    ((_, value, headers),) = path.arrived(1)
+    assert value is None
+    assert headers["nap-stream-offset"] == b"7"
+
+
+def test_close_may_be_called_twice(path: Path) -> None:
+    path.letters.close()
+    path.letters.close()
+
+
+@pytest.mark.kafka
+def test_original_headers_go_along(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=2**20)
+    letters.send(failed(b"x"))
+    letters.flush(30)
+    letters.close()
+
+    (record,) = read_all(settings, settings.topic, 1)
+    assert ("line", b"4") in list(record.headers)
+
+
+@pytest.mark.kafka
+def test_what_was_not_delivered_is_an_error(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=100)
+
+    with pytest.raises(BrokerError):
+        letters.send(failed(b"x" * 200_000))
+    letters.close()
+
+
+def test_memory_refuses_while_away() -> None:
+    letters = MemoryDeadLetters()
+    letters.available = False
+    letters.send(failed(b"x"))
+
+    with pytest.raises(BrokerError):
+        letters.flush(1)
+    assert letters.images == []
