@@ -188,7 +188,9 @@ class RayCluster:
         self.num_gpus = _gpus_a_worker(settings)
         _require_capacity(settings, self.num_gpus)
         # Within a group calls keep their order, and none waits for those of another group.
-        actor = ray.remote(concurrency_groups={"line": 1, "tick": 1})(CoordinatorActor)
+        groups = {"line": 1, "tick": 1}
+        remote = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # not in its stub
+        actor = remote(CoordinatorActor)
         options: dict[str, Any] = {
             "name": f"nap-stream-coordinator-{settings.kafka.group_id}",
             "namespace": "nap-stream",

@@ -1,0 +1,391 @@
+"""The worker's line on sources, logs and dead letters in memory, with real threads."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.dead_letter.memory import MemoryDeadLetters
+from nap_stream.errors import BrokerUnavailableError, ScoredLogError
+from nap_stream.pipeline.line import WorkerLine
+from nap_stream.pipeline.scoring import Score, ScoringStage
+from nap_stream.pipeline.tally import Tally
+from nap_stream.records import (
+    DecodedImage,
+    PublishedSegment,
+    ScoredRecord,
+    SegmentSummary,
+    Status,
+    TopicPartition,
+    WorkerReport,
+)
+from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.summary import summarise
+from nap_stream.settings import LogSettings, WorkerSettings
+from nap_stream.source.base import PartitionListener, Source
+from nap_stream.source.memory import MemorySource, MemoryTopic
+from tests.pipeline.test_scoring import decode, row, score
+
+FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)
+
+
+@dataclass
+class Told:
+    """A reporter that remembers."""
+
+    summaries: list[SegmentSummary] = field(default_factory=list)
+    reports: list[WorkerReport] = field(default_factory=list)
+
+    def submit(self, summary: SegmentSummary) -> None:
+        self.summaries.append(summary)
+
+    def report(self, report: WorkerReport) -> None:
+        self.reports.append(report)
+
+
+@dataclass
+class Bench:
+    """One worker's surroundings; `run` works until ``enough`` holds."""
+
+    topic: MemoryTopic
+    store: MemoryStore = field(default_factory=MemoryStore)
+    letters: MemoryDeadLetters = field(default_factory=MemoryDeadLetters)
+    told: Told = field(default_factory=Told)
+    segment_max_rows: int = 10
+    segment_max_age_s: float = 0.05
+    max_in_hand_images: int = 100
+    score: Score = score
+    sources: list[MemorySource] = field(default_factory=list)
+
+    def log(self, name: str = "worker-0") -> MemoryScoredLog:
+        return MemoryScoredLog(
+            self.store,
+            writer_id=name,
+            model_fingerprint="0" * 64,
+            calibration_fingerprint="1" * 64,
+            clock=SystemClock(),
+        )
+
+    def run(self, enough: Callable[[], bool]) -> None:
+        clock: Clock = SystemClock()
+        tally = Tally("worker-0", 0)
+        stage = ScoringStage(
+            decode,
+            self.score,
+            row,
+            batch_size=4,
+            linger_s=0.0,
+            decode_threads=1,
+            clock=clock,
+            observe=tally.observe,
+        )
+
+        def open_source(listener: PartitionListener) -> Source:
+            self.sources.append(MemorySource(self.topic, listener, clock=clock))
+            return self.sources[-1]
+
+        def summary(
+            segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
+        ) -> SegmentSummary:
+            return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)
+
+        line = WorkerLine(
+            open_source,
+            stage=stage,
+            log=self.log(),
+            dead_letters=self.letters,
+            reporter=self.told,
+            summarise=summary,
+            log_settings=LogSettings(
+                root=Path("unused"),
+                segment_max_rows=self.segment_max_rows,
+                segment_max_age_s=self.segment_max_age_s,
+            ),
+            worker_settings=WorkerSettings(
+                max_in_hand_images=self.max_in_hand_images, revoke_deadline_s=5
+            ),
+            clock=clock,
+            tally=tally,
+        )
+        end = clock.monotonic() + 20
+
+        def should_stop() -> bool:
+            assert clock.monotonic() < end, "the line did not get there"
+            return enough()
+
+        try:
+            line.run(should_stop, 10)
+        finally:
+            stage.close()
+
+    def offsets(self, partition: TopicPartition = FIRST) -> list[tuple[int, int]]:
+        """(offset, index) of all rows that are in the log."""
+        table = self.store.table(partition)
+        return list(
+            zip(table.column("offset").to_pylist(), table.column("index").to_pylist(), strict=True)
+        )
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench(MemoryTopic("images", 2))
+
+
+def spans(summaries: Sequence[SegmentSummary]) -> Iterator[tuple[int, int]]:
+    for summary in summaries:
+        yield summary.base_offset, summary.end_offset
+
+
+def test_every_message_becomes_its_rows_once_and_is_committed(bench: Bench) -> None:
+    for _ in range(25):
+        bench.topic.append(FIRST, b"g")
+        bench.topic.append(SECOND, b"gg")
+
+    bench.run(lambda: bench.topic.committed == {FIRST: 25, SECOND: 25})
+
+    assert bench.offsets(FIRST) == [(offset, 0) for offset in range(25)]
+    assert bench.offsets(SECOND) == [(o, index) for o in range(25) for index in (0, 1)]
+
+
+def test_summaries_cover_what_was_published_without_gap_or_overlap(bench: Bench) -> None:
+    for _ in range(25):
+        bench.topic.append(FIRST, b"g")
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 25)
+
+    ends = [0, *(end for _, end in spans(bench.told.summaries))]
+    assert [base for base, _ in spans(bench.told.summaries)] == ends[:-1]
+    assert ends[-1] == 25
+    assert sum(s.rows_by_status[Status.OK] for s in bench.told.summaries) == 25
+
+
+def test_what_is_in_hand_at_the_stop_is_published(bench: Bench) -> None:
+    bench.segment_max_age_s = 3600
+    bench.segment_max_rows = 10_000
+    for _ in range(30):
+        bench.topic.append(FIRST, b"g")
+
+    bench.run(lambda: bench.sources[0].lag(FIRST) == 0)
+
+    assert bench.offsets() == [(offset, 0) for offset in range(30)]
+    assert bench.topic.committed[FIRST] == 30
+
+
+def test_a_new_worker_goes_on_where_the_log_ends_not_where_the_commit_is(bench: Bench) -> None:
+    for _ in range(10):
+        bench.topic.append(FIRST, b"g")
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 10)
+    bench.topic.committed[FIRST] = 3
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 15)
+
+    assert bench.offsets() == [(offset, 0) for offset in range(15)]
+
+
+def test_bad_rows_go_to_the_dead_letters_before_their_segment(bench: Bench) -> None:
+    bench.topic.append(FIRST, b"gbg")
+    bench.topic.append(FIRST, b"b")
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 2)
+
+    assert [(i.origin.offset, i.origin.index) for i in bench.letters.images] == [(0, 1), (1, 0)]
+    assert bench.offsets() == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    statuses = bench.store.table(FIRST).column("status").to_pylist()
+    assert statuses == ["ok", "corrupt", "ok", "corrupt"]
+
+
+def test_nothing_is_published_while_dead_letters_cannot_be_delivered(bench: Bench) -> None:
+    bench.topic.append(FIRST, b"b")
+    bench.letters.available = False
+
+    with pytest.raises(BrokerUnavailableError):
+        bench.run(lambda: False)
+
+    assert bench.store.segments(FIRST) == ()
+    assert bench.topic.committed == {}
+
+
+def test_the_loser_of_a_race_drops_its_rows_and_goes_on_from_the_winners_end(
+    bench: Bench,
+) -> None:
+    for _ in range(6):
+        bench.topic.append(FIRST, b"g")
+    rival = bench.log("rival")
+    raced: list[int] = []
+
+    def rival_publishes_first(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        scored = score(images)
+        if not raced:
+            start = rival.end(FIRST)
+            assert start is not None
+            mine = [record for record in scored if record.origin.partition == FIRST][:4]
+            rival.publish(FIRST, start, 4, mine)
+            raced.append(1)
+        return scored
+
+    bench.score = rival_publishes_first
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 6)
+
+    assert bench.offsets() == [(offset, 0) for offset in range(6)]
+    assert bench.told.reports[-1].segment_conflicts == 1
+    assert list(spans(bench.told.summaries)) == [(4, 6)]
+
+
+def test_offsets_that_retention_took_become_a_declared_gap(bench: Bench) -> None:
+    for _ in range(4):
+        bench.topic.append(FIRST, b"g")
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 4)
+    for _ in range(6):
+        bench.topic.append(FIRST, b"g")
+    bench.topic.delete_before(FIRST, 7)
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 10)
+
+    assert bench.offsets() == [(offset, 0) for offset in (0, 1, 2, 3, 7, 8, 9)]
+    gaps = [summary for summary in bench.told.summaries if summary.gap]
+    assert [(gap.base_offset, gap.end_offset) for gap in gaps] == [(4, 7)]
+    assert "retention" in (gaps[0].gap or "")
+
+
+def test_offsets_that_the_topic_skips_are_passed_over(bench: Bench) -> None:
+    bench.topic.append(FIRST, b"g")
+    bench.topic.skip(FIRST, 3)
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 4)
+
+    assert bench.offsets() == [(0, 0)]
+    assert [footer.end_offset for footer in bench.store.footers(FIRST)][-1] == 4
+
+
+def test_revoked_partitions_are_published_and_committed(bench: Bench) -> None:
+    bench.segment_max_age_s = 3600
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+
+    def revoke_once_read() -> bool:
+        source = bench.sources[0]
+        if source.lag(FIRST) == 0:
+            source.revoke()
+            return True
+        return False
+
+    bench.run(revoke_once_read)
+
+    assert bench.offsets() == [(offset, 0) for offset in range(5)]
+    assert bench.topic.committed[FIRST] == 5
+
+
+def test_lost_partitions_publish_nothing(bench: Bench) -> None:
+    bench.segment_max_age_s = 3600
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+
+    def lose_once_read() -> bool:
+        source = bench.sources[0]
+        if source.lag(FIRST) == 0:
+            source.lose()
+            return True
+        return False
+
+    bench.run(lose_once_read)
+
+    assert bench.store.segments(FIRST) == ()
+    assert bench.topic.committed == {}
+
+
+def test_fetching_pauses_while_enough_is_in_hand(bench: Bench) -> None:
+    bench.max_in_hand_images = 8
+    for _ in range(200):
+        bench.topic.append(FIRST, b"g")
+    in_hand: list[int] = []
+    scored = 0
+
+    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        nonlocal scored
+        read = 200 - (bench.sources[0].lag(FIRST) or 0)
+        in_hand.append(read - scored)
+        scored += len(images)
+        return score(images)
+
+    bench.score = measure
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 200)
+
+    assert bench.offsets() == [(offset, 0) for offset in range(200)]
+    # One poll may come on top of what is just below the limit.
+    assert max(in_hand) < 2 * bench.max_in_hand_images
+
+
+def test_an_error_while_scoring_ends_the_line_and_publishes_nothing_more(bench: Bench) -> None:
+    bench.topic.append(FIRST, b"g")
+
+    def fail(_images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        raise RuntimeError("CUDA error")
+
+    bench.score = fail
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        bench.run(lambda: False)
+
+    assert bench.store.segments(FIRST) == ()
+
+
+def test_an_error_of_the_log_ends_the_line(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.topic.append(FIRST, b"g")
+
+    def full(*_args: object, **_kwargs: object) -> PublishedSegment:
+        raise ScoredLogError("no space left on device")
+
+    monkeypatch.setattr(MemoryScoredLog, "publish", full)
+    with pytest.raises(ScoredLogError, match="no space left"):
+        bench.run(lambda: False)
+
+    assert bench.topic.committed == {}
+
+
+def test_reports_say_what_was_done_and_when_there_is_nothing_to_do(bench: Bench) -> None:
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+
+    def reported_idle() -> bool:
+        return any(report.idle and report.rows == 5 for report in bench.told.reports)
+
+    bench.run(reported_idle)
+
+    last = bench.told.reports[-1]
+    assert (last.worker, last.rows, last.images_scored) == ("worker-0", 5, 5)
+    assert last.last_commit_ms is not None
+    assert {p.partition for p in last.partitions} == {FIRST, SECOND}
+    assert {p.lag for p in last.partitions} == {0}
+    stages = {stage for report in bench.told.reports for stage, _ in report.stage_seconds}
+    assert {"poll", "decode", "score", "batch", "publish", "commit"} <= stages
+
+
+def test_partitions_are_reported_before_the_first_summary(bench: Bench) -> None:
+    bench.topic.append(FIRST, b"g")
+    order: list[str] = []
+    bench.told = Recording(order)
+
+    bench.run(lambda: "summary" in order)
+
+    assert order.index("both partitions") < order.index("summary")
+
+
+@dataclass
+class Recording(Told):
+    order: list[str] = field(default_factory=list)
+
+    def __init__(self, order: list[str]) -> None:
+        super().__init__()
+        self.order = order
+
+    def submit(self, summary: SegmentSummary) -> None:
+        super().submit(summary)
+        self.order.append("summary")
+
+    def report(self, report: WorkerReport) -> None:
+        super().report(report)
+        if len(report.partitions) == 2:
+            self.order.append("both partitions")
