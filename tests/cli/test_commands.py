@@ -1,0 +1,219 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import nap_stream
+from tests.cli.program import Ended, call
+from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
+from tests.support.images import write_images
+
+Call = Callable[..., Ended]
+
+COMMANDS = ("calibrate", "run", "produce", "alerts", "query", "verify", "doctor", "demo")
+HOUR_MS = 3_600_000
+
+
+@pytest.fixture
+def nap(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    def run(*arguments: object) -> Ended:
+        return call([str(argument) for argument in arguments], monkeypatch, capfd)
+
+    return run
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Five rows over two hours: four scored, one of them flagged, and one that failed."""
+    root = tmp_path / "log"
+    rows = [
+        scored(origin(0, event_time_ms=NOON_MS)),
+        scored(origin(1, event_time_ms=NOON_MS), p_value=0.01, class_name="dog", class_id=5),
+        failed(origin(2, event_time_ms=NOON_MS)),
+        scored(origin(3, event_time_ms=NOON_MS + HOUR_MS)),
+        scored(origin(4, event_time_ms=NOON_MS + HOUR_MS), class_name="dog", class_id=5),
+    ]
+    chain(root, [(3, rows[:3]), (5, rows[3:])])
+    return root
+
+
+def test_help_names_every_command_and_version_is_the_packages(nap: Call) -> None:
+    helped = nap("--help")
+
+    assert helped.exit_code == 0
+    assert all(command in helped.out for command in COMMANDS)
+    assert nap("--version").out == f"nap-stream {nap_stream.__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(nap: Call, command: str) -> None:
+    helped = nap(command, "--help")
+
+    assert helped.exit_code == 0
+    assert f"nap-stream {command}" in helped.out
+    assert "Example" in helped.out
+
+
+def test_query_gives_rows_as_json_lines(nap: Call, log: Path) -> None:
+    ended = nap("query", "--log", log, "--format", "json")
+
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    assert ended.exit_code == 0
+    assert [row["offset"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[1]["class_name"] == "dog"
+    assert rows[1]["event_time"] == "2026-01-01T12:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("options", "offsets"),
+    [
+        (["--ood"], [1]),
+        (["--in-distribution"], [0, 3, 4]),
+        (["--class", "dog"], [1, 4]),
+        (["--class", "5"], [1, 4]),
+        (["--status", "corrupt"], [2]),
+        (["--max-p-value", "0.05"], [1]),
+        (["--min-p-value", "0.05"], [0, 3, 4]),
+        (["--since", "2026-01-01T13:00"], [3, 4]),
+        (["--until", "2026-01-01T13:00:00+00:00"], [0, 1, 2]),
+        (["--since", "10m"], []),
+        (["--partition", "1"], []),
+        (["--topic", "other"], []),
+        (["--limit", "2"], [0, 1]),
+    ],
+)
+def test_query_filters(nap: Call, log: Path, options: list[str], offsets: list[int]) -> None:
+    ended = nap("query", "--log", log, "--format", "json", *options)
+
+    assert [json.loads(line)["offset"] for line in ended.out.splitlines()] == offsets
+
+
+def test_query_counts_by_hour_and_class(nap: Call, log: Path) -> None:
+    by_hour = nap("query", "--log", log, "--by", "hour", "--format", "csv").out.splitlines()
+    by_class = nap("query", "--log", log, "--by", "class", "--format", "csv").out.splitlines()
+
+    assert by_hour == [
+        "hour,rows,scored,ood,ood_fraction",
+        "2026-01-01T12:00:00.000Z,3,2,1,0.5",
+        "2026-01-01T13:00:00.000Z,2,2,0,0.0",
+    ]
+    assert by_class[1:] == ["3,cat,2,2,0,0.0", "5,dog,2,2,1,0.5", ",,1,0,0,"]
+
+
+def test_query_writes_parquet_to_a_file(nap: Call, log: Path, tmp_path: Path) -> None:
+    target = tmp_path / "rows.parquet"
+
+    assert nap("query", "--log", log, "-f", "parquet", "-o", target).exit_code == 0
+    assert pq.read_table(target).column("offset").to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_query_refuses_what_is_no_time(nap: Call, log: Path) -> None:
+    ended = nap("query", "--log", log, "--since", "yesterday")
+
+    assert ended.exit_code == 2
+    assert "error: --since: not a time: 'yesterday'" in ended.err
+
+
+@pytest.mark.parametrize("command", ["query", "verify"])
+def test_a_log_must_be_named_once_and_exist(nap: Call, command: str, tmp_path: Path) -> None:
+    assert "expected either --log DIR or --config FILE" in nap(command).err
+    ended = nap(command, "--log", tmp_path / "gone")
+    assert ended.exit_code == 2
+    assert "no such folder" in ended.err
+
+
+def test_verify_of_a_clean_log(nap: Call, log: Path) -> None:
+    ended = nap("verify", "--log", log)
+
+    assert ended.exit_code == 0
+    assert ended.out.splitlines()[0] == "1 partitions, 2 segments, 5 rows, 5 offsets"
+    assert ended.out.splitlines()[-1] == "clean"
+
+
+def test_verify_names_a_defect_and_fails(nap: Call, log: Path) -> None:
+    first = min(log.rglob("*.parquet"))
+    first.unlink()
+
+    ended = nap("verify", "--log", log)
+    report = json.loads(nap("verify", "--log", log, "--json").out)
+
+    assert ended.exit_code == 1
+    assert "hole" in ended.out
+    assert not report["clean"]
+    assert report["defects"][0]["kind"] == "hole"
+
+
+MONITOR = """\
+kafka: {topic: images, bootstrap_servers: "127.0.0.1:1"}
+model:
+  factory: tests.support.tiny_net:build
+  python_path: [%s]
+  class_names: [circle, square, cross]
+  preprocessing: {resize: null, crop: 16}
+calibration: calibration
+log: {root: log}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "monitor.yaml"
+    path.write_text(MONITOR % Path(__file__).parents[2], encoding="utf-8")
+    return path
+
+
+def test_calibrate_writes_what_run_can_read_and_tells_the_figures(
+    nap: Call, config: Path, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "held-out", 40)
+
+    ended = nap(
+        *("calibrate", "--model", config, "--images", images),
+        *("--out", tmp_path / "calibration", "--alpha", "0.1"),
+    )
+
+    assert ended.exit_code == 0, ended.err
+    assert "40 scored, 0 undecodable" in ended.out
+    shown = nap("run", "--config", config, "--print-config")
+    assert shown.exit_code == 0, shown.err
+    assert "topic: images" in shown.out
+
+
+def test_calibrate_says_how_many_images_alpha_needs(
+    nap: Call, config: Path, tmp_path: Path
+) -> None:
+    images = write_images(tmp_path / "held-out", 10)
+
+    ended = nap(
+        *("calibrate", "--model", config, "--images", images),
+        *("--out", tmp_path / "calibration", "--alpha", "0.05"),
+    )
+
+    assert ended.exit_code == 1
+    assert "needs at least 19" in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "calibration").exists()
+
+
+def test_calibrate_refuses_an_empty_folder(nap: Call, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    ended = nap(
+        *("calibrate", "--model", config, "--images", tmp_path / "empty"),
+        *("--out", tmp_path / "calibration"),
+    )
+
+    assert ended.exit_code == 1
+    assert ended.err.startswith("error: ")
+    assert "empty" in ended.err
+
+
+def test_produce_needs_a_topic_and_a_broker(nap: Call, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", 1)
+
+    assert "expected --topic NAME or --config FILE" in nap("produce", images).err
+    ended = nap("produce", images, "--topic", "t", "--bootstrap-servers", "no-port")
+    assert ended.exit_code == 2
+    assert "expected HOST:PORT" in ended.err

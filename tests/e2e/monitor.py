@@ -1,0 +1,173 @@
+"""A monitor of the tiny net on topics of its own, and what it has left behind."""
+
+import hashlib
+import json
+import time
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kafka import KafkaAdminClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from nap_stream.kafka_client import create_topics
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.filters import Query
+from nap_stream.scored_log.reader import partitions, read_footer, scan, segments
+from nap_stream.scored_log.verify import verify
+from nap_stream.settings import KafkaSettings
+from tests.e2e.processes import Program
+from tests.support.topics import new_settings, read_all
+
+PROJECT = Path(__file__).parents[2]
+PARTITIONS = 4
+WORKERS = 2
+
+Row = tuple[int, int, int]
+"""(partition, offset, index): what names a row."""
+
+
+def model_section() -> dict[str, Any]:
+    return {
+        "factory": "tests.support.tiny_net:build",
+        "python_path": [str(PROJECT)],
+        "class_names": ["circle", "square", "cross"],
+        "preprocessing": {"resize": None, "crop": 16},
+    }
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """A configuration file with its topics, and the log that it names."""
+
+    kafka: KafkaSettings
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "monitor.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def alert_topic(self) -> str:
+        return f"{self.kafka.topic}-alerts"
+
+    @property
+    def dead_letter_topic(self) -> str:
+        return f"{self.kafka.topic}-dead-letters"
+
+    def rows(self, *columns: str) -> list[dict[str, Any]]:
+        """All rows of the log, in order, with these columns beside those that name a row."""
+        if not self.log.is_dir():
+            return []
+        wanted = ("partition", "offset", "index", *columns)
+        batches = scan(self.log, Query(topic=self.kafka.topic), wanted)
+        return [row for batch in batches for row in batch.to_pylist()]
+
+    def row_names(self) -> list[Row]:
+        return [(row["partition"], row["offset"], row["index"]) for row in self.rows()]
+
+    def writers(self) -> Counter[str]:
+        """How many segments each incarnation of each worker, as worker.N@host:pid, has written."""
+        if not self.log.is_dir():
+            return Counter()
+        return Counter(
+            read_footer(self.log, path).writer_id.rpartition(":")[0]
+            for partition in partitions(self.log, self.kafka.topic)
+            for path in segments(self.log, partition)
+        )
+
+    def chain_ends(self) -> dict[int, int]:
+        """Where each partition's chain ends; fails where the log has a defect."""
+        report = verify(self.log, deep=True)
+        assert report.clean, report.defects
+        assert not report.gaps
+        return {head.partition.partition: head.end_offset for head in report.heads}
+
+    def committed(self) -> dict[int, int]:
+        """The offsets that the group has committed, by partition."""
+        group = self.kafka.group_id
+        with _Admin(self.kafka) as admin:
+            found = admin.list_group_offsets([group])[group]
+        return {partition.partition: value.offset for partition, value in found.items()}
+
+    def group(self) -> dict[str, Any]:
+        """The consumer group as the broker describes it."""
+        with _Admin(self.kafka) as admin:
+            found = admin.describe_groups([self.kafka.group_id])
+        described: dict[str, Any] = found[self.kafka.group_id]
+        return described
+
+    def topic_rows(self, messages: int) -> dict[Row, str]:
+        """SHA-256 of the value of each of the topic's messages, which hold one image each."""
+        return {
+            (record.partition, record.offset, 0): hashlib.sha256(record.value or b"").hexdigest()
+            for record in read_all(self.kafka, self.kafka.topic, messages)
+        }
+
+
+def new_monitor(
+    bootstrap: str, folder: Path, calibration: Path, **sections: dict[str, Any]
+) -> Monitor:
+    """Write the configuration of a monitor and create its topics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kafka = new_settings(bootstrap, partitions=PARTITIONS)
+    monitor = Monitor(kafka, folder)
+    create_topics(kafka, [monitor.alert_topic, monitor.dead_letter_topic], 1)
+    tree: dict[str, Any] = {
+        "kafka": {
+            "bootstrap_servers": bootstrap,
+            "topic": kafka.topic,
+            "group_id": kafka.group_id,
+        },
+        "model": model_section(),
+        "calibration": str(calibration),
+        "log": {"root": "log", "segment_max_age_s": 0.5},
+        "worker": {"count": WORKERS, "num_gpus": 0},
+        "drift": {"window_records": 200},
+        "alerts": {"topic": monitor.alert_topic},
+        "dead_letters": {"topic": monitor.dead_letter_topic},
+        "metrics": {"port": 0},
+    }
+    for name, values in sections.items():
+        tree[name] = tree.get(name, {}) | values
+    monitor.config.write_text(yaml.safe_dump(tree))
+    return monitor
+
+
+def metrics_url(program: Program, timeout_s: float = 90) -> str:
+    """Where the run's /metrics are, as it says when it has started."""
+    url: str = json.loads(program.wait_for_line("monitor_started", timeout_s))["metrics"]
+    return url
+
+
+def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """Every sample by its name and its labels, sorted."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        assert answer.status == 200
+        text = answer.read().decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+class _Admin:
+    """kafka-python's admin client, closed at the end."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> Any:
+        self._client = KafkaAdminClient(bootstrap_servers=list(self._settings.bootstrap_servers))
+        return self._client
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()

@@ -1,0 +1,114 @@
+"""Programs of a test, with all that they start, gone when the test is over."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.waiting import wait_until
+
+MARK = "NAP_STREAM_TEST_PROGRAM"
+"""In the environment of everything that a `Program` starts, also of what has left its session."""
+
+
+class Program:
+    """A process with its output in files.
+
+    Args:
+        command: What to run; ``python`` and programs beside it are this environment's.
+        folder: For the output; made if need be.
+        environ: Added to this process's environment.
+    """
+
+    def __init__(
+        self, command: list[str], folder: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.mark = uuid.uuid4().hex
+        self._command = command
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        bin_folder = str(Path(sys.executable).parent)
+        path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env={**os.environ, "PATH": path, MARK: self.mark, **(environ or {})},
+                start_new_session=True,
+            )
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, timeout_s: float) -> int:
+        """The exit code; fails with the end of the output where there is none in time."""
+        wait_until(lambda: not self.running, timeout_s, f"the end of {self._command}\n{self.tail}")
+        return self._process.returncode
+
+    def wait_for_line(self, text: str, timeout_s: float) -> str:
+        """The first line of stderr that contains ``text``."""
+
+        def lines() -> list[str]:
+            assert self.running or text in self.stderr, f"ended without {text!r}\n{self.tail}"
+            return [line for line in self.stderr.splitlines(keepends=True) if text in line]
+
+        wait_until(lambda: any(line.endswith("\n") for line in lines()), timeout_s, text)
+        return lines()[0]
+
+    @property
+    def tail(self) -> str:
+        return f"--- stdout\n{self.stdout[-2000:]}\n--- stderr\n{self.stderr[-6000:]}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        while pids := _marked(self.mark):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.poll()
+        self._process.wait()
+
+
+def _marked(mark: str) -> list[int]:
+    """Living processes that were started with ``mark`` in their environment."""
+    needle = f"{MARK}={mark}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):
+            if needle in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def nap_stream(*arguments: str | Path) -> list[str]:
+    """The command line of the program, as ``python -m nap_stream``."""
+    return [sys.executable, "-m", "nap_stream", *map(str, arguments)]

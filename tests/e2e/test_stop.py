@@ -1,0 +1,73 @@
+"""SIGTERM in the middle of the stream, and a second run that takes up where the first ended."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nap_stream.dev.produce import produce
+from nap_stream.settings import DriverSettings
+from tests.e2e.conftest import RayHead
+from tests.e2e.monitor import PARTITIONS, new_monitor
+from tests.e2e.processes import Program, nap_stream
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.images import write_images
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka]
+
+IMAGES = 1_200
+RATE = 150.0
+RAY_SHUTDOWN_S = 10.0
+"""On top of the deadline: the driver's process says good-bye to Ray and ends."""
+
+
+@pytest.mark.timeout(240)
+def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
+    apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    # Segments so old that only the shutdown can have published what was in hand.
+    log = {"root": "log", "segment_max_age_s": 2.0}
+    monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration, log=log)
+    images = write_images(tmp_path / "images", IMAGES)
+    producing = threading.Thread(
+        target=produce, args=(monitor.kafka, images), kwargs={"rate": RATE}
+    )
+    command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
+    with Program(command, tmp_path / "first", ray_head.environ) as first:
+        first.wait_for_line("monitor_started", 90)
+        producing.start()
+        wait_until(lambda: len(monitor.rows()) >= 200, 60, "200 rows")
+        before = len(monitor.rows())
+        stopped_at = time.monotonic()
+        first.send(signal.SIGTERM)
+        deadline_s = DriverSettings().shutdown_deadline_s + RAY_SHUTDOWN_S
+        assert first.wait(deadline_s) == 0, first.tail
+        took_s = time.monotonic() - stopped_at
+        assert took_s < deadline_s
+        assert '"ending": "stopped"' in first.stderr
+        assert '"unclean": []' in first.stderr
+
+    after_first = monitor.row_names()
+    assert before < len(after_first) < IMAGES
+    ends = monitor.chain_ends()
+    assert len(ends) == PARTITIONS
+    assert monitor.committed() == ends
+    group = monitor.group()
+    assert group["group_state"].lower() == "empty", group
+    assert group["members"] == []
+
+    producing.join()
+    command += ["--until-idle", "2"]
+    with Program(command, tmp_path / "second", ray_head.environ) as second:
+        assert second.wait(120) == 0, second.tail
+
+    produced = monitor.topic_rows(IMAGES)
+    names = monitor.row_names()
+    assert sorted(names) == sorted(produced)
+    assert set(after_first) < set(names)
+    ends = monitor.chain_ends()
+    assert sum(ends.values()) == IMAGES
+    assert monitor.committed() == ends
