@@ -53,6 +53,7 @@ def build_app() -> typer.Typer:
           nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
           nap-stream run --config monitor.yaml
 
+        \b
         See it at work without anything of your own:
           nap-stream demo
         """

@@ -1,0 +1,140 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from nap_stream.calibration.artifact import write_calibration
+from nap_stream.calibration.run import calibrate
+from nap_stream.clock import SystemClock
+from nap_stream.kafka_client import topics_missing
+from nap_stream.runtime import doctor
+from nap_stream.runtime.doctor import Finding, Outcome, examine
+from nap_stream.settings import (
+    AlertSettings,
+    DeadLetterSettings,
+    LimitSettings,
+    ModelSettings,
+    PreprocessingSettings,
+    Settings,
+)
+from tests.support.images import write_images
+from tests.support.topics import new_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own answer is tested with Ray."""
+    monkeypatch.setattr(doctor, "cluster_resources", lambda _address: {"CPU": 2.0})
+
+
+@pytest.fixture
+def settings(tmp_path: Path, broker: str) -> Settings:
+    kafka = new_settings(broker)
+    changes = {
+        "kafka": kafka,
+        "alerts": AlertSettings(topic=f"{kafka.topic}-alerts"),
+        "dead_letters": DeadLetterSettings(topic=f"{kafka.topic}-dead"),
+    }
+    return _settings(broker, tmp_path).model_copy(update=changes)
+
+
+def findings(settings: Settings | None, *, make_topics: bool = False) -> dict[str, Finding]:
+    found = examine(settings, address=None, make_topics=make_topics)
+    return {finding.check: finding for finding in found}
+
+
+def test_without_a_configuration_the_installation_alone_is_checked() -> None:
+    found = findings(None)
+
+    assert found["versions"].outcome is Outcome.OK
+    assert f"torch {torch.__version__.partition('+')[0]}" in found["versions"].detail
+    assert found["crc32c"].outcome is Outcome.OK
+    assert "compiled" in found["crc32c"].detail
+    assert found["broker"].outcome is Outcome.SKIPPED
+
+
+def test_missing_topics_are_named_and_made_on_request(settings: Settings) -> None:
+    missing = findings(settings)["topics"]
+    assert missing.outcome is Outcome.FAILED
+    assert settings.alerts.topic in missing.detail
+    assert "--create-topics" in missing.action
+
+    assert findings(settings, make_topics=True)["topics"].outcome is Outcome.OK
+    names = [settings.alerts.topic, settings.dead_letters.topic]
+    assert topics_missing(settings.kafka, names) == ()
+
+
+def test_all_is_well(settings: Settings) -> None:
+    found = findings(settings, make_topics=True)
+
+    assert {finding.outcome for finding in found.values()} == {Outcome.OK}
+
+
+@pytest.mark.embedded
+def test_a_calibration_of_another_model_is_found(embedded: str, tmp_path: Path) -> None:
+    settings = _settings(embedded, tmp_path)
+    other = settings.model.model_copy(update={"kwargs": {"seed": 1}})
+
+    found = findings(settings.model_copy(update={"model": other}))["calibration"]
+
+    assert found.outcome is Outcome.FAILED
+    assert "differ" in found.detail
+
+
+@pytest.mark.embedded
+def test_a_log_root_that_cannot_be_made_is_found(embedded: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    settings = _settings(embedded, tmp_path)
+    log = settings.log.model_copy(update={"root": tmp_path / "file" / "log"})
+
+    found = findings(settings.model_copy(update={"log": log}))["log root"]
+
+    assert found.outcome is Outcome.FAILED
+    assert str(tmp_path / "file") in found.detail
+
+
+def test_a_broker_that_is_down_is_found_and_topics_are_not_asked_for(tmp_path: Path) -> None:
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3)
+
+    found = findings(settings)
+
+    assert found["broker"].outcome is Outcome.FAILED
+    assert found["topics"].outcome is Outcome.SKIPPED
+
+
+def test_gpus_that_are_asked_for_and_not_there_are_found(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3)
+    worker = settings.worker.model_copy(update={"num_gpus": 1.0})
+
+    found = findings(settings.model_copy(update={"worker": worker}))
+
+    assert found["GPU, torch"].outcome is Outcome.FAILED
+    assert found["GPU, Ray"].outcome is Outcome.FAILED
+    assert "worker.num_gpus: 0" in found["GPU, torch"].action
+
+
+def _settings(broker: str, folder: Path, **kafka: float) -> Settings:
+    model = ModelSettings(
+        factory="tests.support.tiny_net:build",
+        preprocessing=PreprocessingSettings(resize=None, crop=16),
+    )
+    calibration = calibrate(
+        model,
+        write_images(folder / "held-out", 30),
+        alpha=0.1,
+        batch_size=16,
+        limits=LimitSettings(),
+        device=torch.device("cpu"),
+        clock=SystemClock(),
+    )
+    write_calibration(calibration, folder / "calibration")
+    return Settings.model_validate(
+        {
+            "kafka": {"bootstrap_servers": broker, "topic": "images", **kafka},
+            "model": model.model_dump(),
+            "calibration": folder / "calibration",
+            "log": {"root": folder / "log"},
+        }
+    )

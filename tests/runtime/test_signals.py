@@ -1,0 +1,95 @@
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from nap_stream.runtime.signals import stop_on_signals
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _own_handler(number: int, _frame: FrameType | None) -> None:
+    raise AssertionError(f"the handler from before got signal {number}")
+
+
+@pytest.fixture(autouse=True)
+def own_handlers() -> Iterator[None]:
+    """Handlers that are neither the system's nor Python's, put back at the end."""
+    before = {number: signal.signal(number, _own_handler) for number in NUMBERS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_only_sets_the_flag(number: signal.Signals) -> None:
+    with stop_on_signals() as stop:
+        assert not stop.is_set()
+        _send(number)
+        assert stop.wait(5)
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with stop_on_signals() as stop:
+        _send(signal.SIGINT)
+        assert stop.wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_after_a_termination_does_not_wait() -> None:
+    with stop_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_further_terminations_change_nothing() -> None:
+    with stop_on_signals() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+
+
+def test_handlers_from_before_come_back() -> None:
+    with stop_on_signals():
+        assert all(signal.getsignal(number) is not _own_handler for number in NUMBERS)
+    assert all(signal.getsignal(number) is _own_handler for number in NUMBERS)
+
+
+def test_handlers_from_before_come_back_after_an_error() -> None:
+    with pytest.raises(RuntimeError, match="in the block"), stop_on_signals():
+        raise RuntimeError("in the block")
+    assert all(signal.getsignal(number) is _own_handler for number in NUMBERS)
+
+
+def test_each_block_has_a_flag_of_its_own() -> None:
+    with stop_on_signals() as first:
+        signal.raise_signal(signal.SIGTERM)
+    with stop_on_signals() as second:
+        assert not second.is_set()
+    assert first.is_set()
+
+
+def test_threads_other_than_the_main_one_are_refused() -> None:
+    errors: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with stop_on_signals():
+                pass
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+    assert all(signal.getsignal(number) is _own_handler for number in NUMBERS)

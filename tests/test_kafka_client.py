@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from nap_stream.clock import ManualClock
+from nap_stream.errors import BrokerUnavailableError, ConfigError, TopicNotFoundError
+from nap_stream.kafka_client import (
+    client_options,
+    connect,
+    create_topics,
+    partition_count,
+    require_topics,
+    topics_missing,
+)
+from nap_stream.settings import KafkaSettings
+from tests.support.topics import new_settings
+
+SASL = {
+    "topic": "images",
+    "security_protocol": "SASL_PLAINTEXT",
+    "sasl_mechanism": "PLAIN",
+    "sasl_username": "monitor",
+}
+
+
+def test_topics_are_found_created_and_counted(broker: str) -> None:
+    settings = new_settings(broker, partitions=3)
+    other = f"{settings.topic}-other"
+
+    assert partition_count(settings, settings.topic) == 3
+    assert topics_missing(settings, [settings.topic, other]) == (other,)
+    with pytest.raises(TopicNotFoundError, match=other):
+        require_topics(settings, [settings.topic, other])
+
+    create_topics(settings, [settings.topic, other], 2)
+    require_topics(settings, [settings.topic, other])
+    assert partition_count(settings, settings.topic) == 3
+    assert partition_count(settings, other) == 2
+
+
+def test_connect_returns_when_a_broker_answers(broker: str) -> None:
+    connect(KafkaSettings(bootstrap_servers=(broker,), topic="none"))
+
+
+def test_a_broker_that_is_down_is_an_error_at_the_deadline() -> None:
+    settings = KafkaSettings(
+        bootstrap_servers=("127.0.0.1:1",), topic="images", connect_timeout_s=0.3
+    )
+
+    with pytest.raises(BrokerUnavailableError) as caught:
+        connect(settings)
+
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "kafka.bootstrap_servers" in caught.value.action
+
+
+def test_attempts_go_on_until_the_deadline() -> None:
+    settings = KafkaSettings(
+        bootstrap_servers=("127.0.0.1:1",), topic="images", connect_timeout_s=0.2
+    )
+    clock = ManualClock()
+
+    with pytest.raises(BrokerUnavailableError):
+        connect(settings, clock)
+
+    assert clock.monotonic() == pytest.approx(0.2)
+
+
+def test_password_comes_from_the_setting_or_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("from-file\n", encoding="utf-8")
+
+    direct = client_options(KafkaSettings(**SASL, sasl_password="direct"))
+    filed = client_options(KafkaSettings(**SASL, sasl_password_file=file))
+
+    assert direct["sasl_plain_password"] == "direct"
+    assert filed["sasl_plain_password"] == "from-file"
+
+
+def test_a_password_file_that_is_gone_is_named_without_its_content(tmp_path: Path) -> None:
+    settings = KafkaSettings(**SASL, sasl_password_file=tmp_path / "gone")
+
+    with pytest.raises(ConfigError, match="sasl_password_file"):
+        client_options(settings)
+
+
+def test_no_password_goes_over_a_connection_without_sasl() -> None:
+    options = client_options(KafkaSettings(topic="images", sasl_password="unused"))
+
+    assert "sasl_plain_password" not in options
