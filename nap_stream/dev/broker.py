@@ -76,14 +76,16 @@ def _program() -> str:
 
 def _wait_until_up(process: "subprocess.Popen[bytes]", address: str, clock: Clock) -> None:
     deadline = Deadline(clock, START_S)
-    settings = KafkaSettings(bootstrap_servers=(address,), topic="none", connect_timeout_s=0.5)
-    while True:
+    while not _is_open(address):
         if process.poll() is not None:
             raise BrokerError(f"the embedded broker ended with code {process.returncode}", address)
-        try:
-            connect(settings, clock)
-        except BrokerUnavailableError:
-            if deadline.expired():
-                raise
-        else:
-            return
+        if deadline.expired():
+            raise BrokerUnavailableError("the embedded broker does not answer", address)
+        clock.sleep(0.02)
+    connect(KafkaSettings(bootstrap_servers=(address,), topic="none"), clock)
+
+
+def _is_open(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
