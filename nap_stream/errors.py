@@ -16,9 +16,9 @@
     │   ├── SegmentConflictError     another writer has published this base offset
     │   ├── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
     │   └── TopicMismatchError       the topic was made anew (not retriable)
-    └── WorkerError                  a worker cannot start or go on
-        ├── GpuUnavailableError      GPUs are asked for and torch sees none
-        └── WorkerGaveUpError        restarted as often as allowed
+    └── WorkerError                  a worker cannot start or go on (retriable)
+        ├── GpuUnavailableError      GPUs are asked for and torch sees none (not retriable)
+        └── WorkerGaveUpError        restarted as often as allowed (not retriable)
 
 Every error is built from positional strings alone, so that it survives pickling between
 processes, and says what was wrong, where, and what to do.
@@ -123,10 +123,16 @@ class TopicMismatchError(ScoredLogError):
 class WorkerError(NapStreamError):
     """A worker cannot start or go on."""
 
+    retriable = True
+
 
 class GpuUnavailableError(WorkerError):
     """GPUs are asked for and torch sees none."""
 
+    retriable = False
+
 
 class WorkerGaveUpError(WorkerError):
     """A worker failed as often as it may be restarted."""
+
+    retriable = False

@@ -144,8 +144,8 @@ class ModelSettings(Section):
     class_names_file: ExistingPath | None = None
     """The same, one a line."""
     feature_layer: str | None = None
-    """A module by its dotted name, where finding fails: its output is the pre-pooling feature map, or
-    its input where it pools, so that its output has no positions left. Null finds the map."""
+    """A module by its dotted name, where finding fails: its output is the pre-pooling feature map,
+    or its input where it pools, so that its output has no positions left. Null finds the map."""
     python_path: tuple[AnyPath, ...] = Field(default=(Path(),), validate_default=True)
     """Folders from which the factory may be imported, beside the installed packages."""
     preprocessing: PreprocessingSettings = PreprocessingSettings()

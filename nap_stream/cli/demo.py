@@ -12,7 +12,7 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="The folder to fill; only a demo's own folder is replaced.")
     ] = Path("demo-run"),
-    rate: Annotated[float, typer.Option(min=1, max=1000, help="Images a second.")] = 40.0,
+    rate: Annotated[float, typer.Option(min=1, max=1000, help="Images a second.")] = 50.0,
     workers: Annotated[int, typer.Option(min=1, max=8, help="Worker actors.")] = 2,
     seed: Annotated[
         int, typer.Option(min=0, help="Another one gives another model and another stream.")

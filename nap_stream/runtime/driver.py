@@ -189,9 +189,7 @@ class Driver:
     def _failed(self, slot: _Slot, cause: Exception, now: float) -> None:
         """Plan the next start, or give up."""
         slot.handle = None
-        if isinstance(cause, NapStreamError) and not (
-            cause.retriable or type(cause) is WorkerError
-        ):
+        if isinstance(cause, NapStreamError) and not cause.retriable:
             raise cause
         if now - slot.started_at >= self._settings.stall_timeout_s:
             slot.restarts = 0

@@ -63,6 +63,8 @@ class KafkaSource:
             except errors.OffsetOutOfRangeError as error:
                 self._out_of_range(error.args[0])
                 return []
+            except UnicodeDecodeError as error:
+                raise self._unreadable(error) from error
             return [
                 fetched
                 for partition in self._consumer.assignment() - self._fresh
@@ -198,6 +200,15 @@ class KafkaSource:
                 "offset_out_of_range", partition=str(_ours(native)), position=position
             )
             self._hold_back([native])
+
+    def _unreadable(self, error: UnicodeDecodeError) -> BrokerError:
+        """kafka-python reads no message whose header has a name that is not UTF-8."""
+        ends = ", ".join(f"{_ours(native)}@{end}" for native, end in sorted(self._ends.items()))
+        return BrokerError(
+            f"a message has a header whose name is not UTF-8 ({error})",
+            f"at or after one of {ends}",
+            "Find its producer; delete the records up to it, which the log will declare as a gap",
+        )
 
     def _leave(self, member_id: str) -> None:
         """Leave the group now: a static member's partitions else wait for the session time-out.

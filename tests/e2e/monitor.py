@@ -21,6 +21,7 @@ from nap_stream.scored_log.verify import verify
 from nap_stream.settings import KafkaSettings
 from tests.e2e.processes import Program
 from tests.support.topics import new_settings, read_all
+from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
 PARTITIONS = 4
@@ -145,6 +146,18 @@ def metrics_url(program: Program, timeout_s: float = 90) -> str:
     """Where the run's /metrics are, as it says when it has started."""
     url: str = json.loads(program.wait_for_line("monitor_started", timeout_s))["metrics"]
     return url
+
+
+def wait_for_assignments(program: Program, timeout_s: float = 120) -> None:
+    """Return when every worker of a run has partitions."""
+    names = [f'"worker-{number}"' for number in range(WORKERS)]
+
+    def all_have() -> bool:
+        assert program.running, f"ended before every worker had partitions\n{program.tail}"
+        lines = [line for line in program.stderr.splitlines() if "partition_assigned" in line]
+        return all(any(name in line for line in lines) for name in names)
+
+    wait_until(all_have, timeout_s, "partitions for every worker")
 
 
 def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

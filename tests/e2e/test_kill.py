@@ -10,7 +10,14 @@ import pytest
 
 from nap_stream.dev.produce import produce
 from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import PARTITIONS, Monitor, metrics_url, new_monitor, scrape
+from tests.e2e.monitor import (
+    PARTITIONS,
+    Monitor,
+    metrics_url,
+    new_monitor,
+    scrape,
+    wait_for_assignments,
+)
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -18,7 +25,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka]
 
-IMAGES = 1_500
+IMAGES = 900
 RATE = 150.0
 VICTIM = "worker-0.0@"
 
@@ -30,13 +37,15 @@ def test_kill_9_of_a_worker_mid_stream_leaves_every_offset_exactly_once(
     monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration)
     images = write_images(tmp_path / "images", IMAGES)
     producing = threading.Thread(
-        target=produce, args=(monitor.kafka, images), kwargs={"rate": RATE}
+        target=produce, args=(monitor.kafka, images), kwargs={"rate": RATE}, daemon=True
     )
     command = nap_stream(
-        *("run", "--config", monitor.config, "--address", ray_head.address, "--until-idle", "4")
+        *("run", "--config", monitor.config, "--address", ray_head.address),
+        *("--max-records", str(IMAGES)),
     )
     with Program(command, tmp_path / "run", ray_head.environ) as run:
         url = metrics_url(run)
+        wait_for_assignments(run)
         producing.start()
         wait_until(lambda: _both_write(monitor), 60, "segments of both workers")
         os.kill(_pid_of_victim(monitor), signal.SIGKILL)

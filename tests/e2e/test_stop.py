@@ -10,7 +10,7 @@ import pytest
 from nap_stream.dev.produce import produce
 from nap_stream.settings import DriverSettings
 from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import PARTITIONS, new_monitor
+from tests.e2e.monitor import PARTITIONS, new_monitor, wait_for_assignments
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka]
 
-IMAGES = 1_200
+IMAGES = 900
 RATE = 150.0
 RAY_SHUTDOWN_S = 10.0
 """On top of the deadline: the driver's process says good-bye to Ray and ends."""
@@ -33,11 +33,11 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration, log=log)
     images = write_images(tmp_path / "images", IMAGES)
     producing = threading.Thread(
-        target=produce, args=(monitor.kafka, images), kwargs={"rate": RATE}
+        target=produce, args=(monitor.kafka, images), kwargs={"rate": RATE}, daemon=True
     )
     command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
     with Program(command, tmp_path / "first", ray_head.environ) as first:
-        first.wait_for_line("monitor_started", 90)
+        wait_for_assignments(first)
         producing.start()
         wait_until(lambda: len(monitor.rows()) >= 200, 60, "200 rows")
         before = len(monitor.rows())

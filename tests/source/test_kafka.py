@@ -153,6 +153,26 @@ def test_null_values_keys_headers_and_times_come_through(
 
 
 @pytest.mark.kafka
+def test_a_header_name_that_is_not_utf_8_is_named_as_the_cause(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    send(settings, [b"x"])
+    source = opened(settings, Listener())
+    poll_messages(source, 1)
+
+    def undecodable(*_args: object, **_kwargs: object) -> None:
+        b"\xff".decode("utf-8")
+
+    # No Python producer sends such a header; this is where kafka-python's own decoding fails.
+    monkeypatch.setattr(source._consumer, "poll", undecodable)
+    with pytest.raises(
+        BrokerError, match=rf"{settings.topic}/0@1: a message has a header whose name is not UTF-8"
+    ):
+        source.poll(0.1, 10)
+
+
+@pytest.mark.kafka
 def test_reading_goes_on_after_the_broker_was_killed_and_came_back(
     own_kafka: ApacheKafka, opened: Open
 ) -> None:

@@ -12,6 +12,9 @@ from nap_stream.dev.demo.stream import KIND_HEADER
 ALPHA = 0.05
 WINDOW_RECORDS = 150
 PARTITIONS = 4
+SESSION_TIMEOUT_S = 6.0
+"""The embedded broker lets a new group wait for about half of it, however many have joined."""
+REVOKE_DEADLINE_S = 3.0
 TOPIC = "digits"
 ALERT_TOPIC = "digits-alerts"
 DEAD_LETTER_TOPIC = "digits-dead-letters"
@@ -41,6 +44,7 @@ def write_configuration(
             "bootstrap_servers": [broker],
             "topic": TOPIC,
             "group_id": "nap-stream-demo",
+            "session_timeout_s": SESSION_TIMEOUT_S,
         },
         "model": {
             "factory": network.FACTORY,
@@ -59,7 +63,12 @@ def write_configuration(
             "segment_max_age_s": 1.0,
             "headers": [KIND_HEADER],
         },
-        "worker": {"count": workers, "num_gpus": 0, "batch_size": 16},
+        "worker": {
+            "count": workers,
+            "num_gpus": 0,
+            "batch_size": 16,
+            "revoke_deadline_s": REVOKE_DEADLINE_S,
+        },
         "drift": {"window_records": WINDOW_RECORDS},
         "alerts": {"topic": ALERT_TOPIC},
         "dead_letters": {"topic": DEAD_LETTER_TOPIC},

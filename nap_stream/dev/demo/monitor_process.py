@@ -28,9 +28,13 @@ TAIL_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class MonitorView:
-    """What /metrics shows. Fractions are null until the window is full."""
+    """What /metrics shows. Fractions are null until the window is full.
+
+    ``partitions`` is how many workers are reading.
+    """
 
     rows: int
+    partitions: int
     ood_fraction: float | None
     bound: float | None
     firing: bool
@@ -62,9 +66,10 @@ class MonitorProcess:
                 str(self._output),
             )
 
-    def healthy(self) -> bool:
-        """Whether all workers report, as /healthz tells it."""
-        return self._get("/healthz") is not None
+    def ready(self, partitions: int) -> bool:
+        """Whether all workers report, as /healthz tells it, and read so many partitions."""
+        view = self.view() if self._get("/healthz") is not None else None
+        return view is not None and view.partitions >= partitions
 
     def view(self) -> MonitorView | None:
         """What its metrics say now; None while they do not answer."""
@@ -146,10 +151,12 @@ def _view(text: str) -> MonitorView:
     ]
     gauges = {sample.name: sample.value for sample in samples}
     rows = sum(s.value for s in samples if s.name == "nap_stream_records_total")
+    lags = [s for s in samples if s.name == "nap_stream_partition_lag_offsets"]
     bound = gauges["nap_stream_ood_fraction_bound"]
     full = not math.isnan(bound)
     return MonitorView(
         rows=int(rows),
+        partitions=len(lags),
         ood_fraction=gauges["nap_stream_ood_fraction"] if full else None,
         bound=bound if full else None,
         firing=gauges["nap_stream_alert_firing"] > 0,

@@ -107,7 +107,7 @@ def run_demo(
                 running_monitor(folder.config, port, folder.monitor_output, environ) as monitor,
                 _finishing_undisturbed(),
             ):
-                _wait_until_healthy(monitor, options.workers, display, clock)
+                _wait_until_ready(monitor, options.workers, display, clock)
                 scene = _Scene(folder, settings, stream, monitor, display, clock)
                 streamed = scene.play(options.rate)
         succeeded = _sum_up(folder, settings, calibration, streamed, console)
@@ -120,17 +120,17 @@ def _create_topics(settings: Settings) -> None:
     create_topics(settings.kafka, [settings.alerts.topic, settings.dead_letters.topic], 1)
 
 
-def _wait_until_healthy(
+def _wait_until_ready(
     monitor: MonitorProcess, workers: int, display: Display, clock: Clock
 ) -> None:
     deadline = Deadline(clock, START_S)
     with display.waiting(f"starting the monitor: nap-stream run, on local Ray, {workers} workers"):
-        while not monitor.healthy():
+        while not monitor.ready(PARTITIONS):
             monitor.require_alive()
             if deadline.expired():
-                raise WorkerError(f"the monitor was not healthy within {START_S:g} s", "the demo")
+                raise WorkerError(f"the monitor was not ready within {START_S:g} s", "the demo")
             clock.sleep(LOOK_EVERY_S)
-    display.step("the monitor is healthy: all workers report")
+    display.step(f"the monitor is ready: all workers report, {PARTITIONS} partitions are read")
 
 
 @dataclass(frozen=True, slots=True)

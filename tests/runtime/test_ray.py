@@ -1,0 +1,151 @@
+"""Workers as Ray actors, on logical GPUs: Ray counts two, torch sees none."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from nap_stream.errors import GpuUnavailableError, WorkerError
+from nap_stream.runtime.ray import RayCluster, RayWorker, cluster_resources, ray_session
+from nap_stream.settings import Settings
+from tests.support.summaries import settings as settings_of
+from tests.support.waiting import wait_until
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="logical GPUs need a machine without any"),
+]
+
+CPUS, GPUS = 4, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def logical_gpus() -> Iterator[None]:
+    """Ray in this process, with two GPUs that are not there."""
+    folder = Path(tempfile.mkdtemp(prefix="nsray", dir="/tmp"))  # short: Ray's sockets are in it
+    with pytest.MonkeyPatch.context() as environ:
+        environ.setenv("RAY_AUTH_MODE", "disabled")
+        environ.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's own default from its next release on; the present one warns until it is set.
+        environ.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            ray.init(
+                num_cpus=CPUS,
+                num_gpus=GPUS,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                object_store_memory=100_000_000,
+                _temp_dir=str(folder),
+            )
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(group: str, **worker: float) -> Settings:
+    return settings_of(kafka={"topic": "images", "group_id": group}, worker=worker)
+
+
+def _started(settings: Settings) -> list[RayWorker]:
+    cluster = RayCluster(settings)
+    return [cluster.start_worker(f"worker-{n}", 0) for n in range(settings.worker.count)]
+
+
+def _gpus_and_errors(workers: list[RayWorker]) -> tuple[list[str], list[Exception | None]]:
+    places = [worker.place() for worker in workers]
+    assert len({place.pid for place in places}) == len(workers)
+    for worker in workers:
+        wait_until(worker.ended, 60, "the end of a worker that has no GPU")
+    gpu_ids = [gpu_id for place in places for gpu_id in place.gpu_ids]
+    return gpu_ids, [worker.error() for worker in workers]
+
+
+def test_two_workers_get_two_gpus_and_say_that_torch_sees_none() -> None:
+    gpu_ids, errors = _gpus_and_errors(_started(_settings("two", count=2, num_gpus=1)))
+    assert sorted(gpu_ids) == ["0", "1"]
+    for error in errors:
+        assert isinstance(error, GpuUnavailableError)
+        assert "worker.num_gpus is 1" in error.problem
+        assert "sees no GPU" in error.problem
+        assert "CUDA_VISIBLE_DEVICES=" in error.where
+        assert "worker.num_gpus: 0" in error.action
+
+
+def test_two_workers_with_half_a_gpu_share_one() -> None:
+    gpu_ids, errors = _gpus_and_errors(_started(_settings("half", count=2, num_gpus=0.5)))
+    assert len(gpu_ids) == 2
+    assert len(set(gpu_ids)) == 1
+    assert all("worker.num_gpus is 0.5" in str(error) for error in errors)
+
+
+def test_a_worker_takes_a_gpu_by_default_where_ray_has_some() -> None:
+    assert RayCluster(_settings("default")).num_gpus == 1.0
+
+
+def test_a_worker_takes_no_gpu_where_the_settings_say_so() -> None:
+    assert RayCluster(_settings("none", num_gpus=0)).num_gpus == 0.0
+
+
+@pytest.mark.parametrize(
+    ("worker", "problem"),
+    [
+        ({"count": 3, "num_gpus": 1}, "3 workers need 3 GPUs, the Ray cluster has 2"),
+        ({"count": 2, "num_gpus": 1.5}, "2 workers need 3 GPUs, the Ray cluster has 2"),
+        ({"count": 5, "num_gpus": 0}, "5 workers need 5 CPUs, the Ray cluster has 4"),
+        ({"count": 1, "torch_threads": 8}, "1 workers need 8 CPUs, the Ray cluster has 4"),
+    ],
+)
+def test_more_than_the_cluster_has_is_refused(worker: dict[str, float], problem: str) -> None:
+    with pytest.raises(WorkerError) as caught:
+        RayCluster(_settings("much", **worker))
+    assert caught.value.problem == problem
+    assert "worker." in caught.value.where
+    assert caught.value.action
+
+
+def test_a_second_monitor_of_the_same_group_is_refused() -> None:
+    settings = _settings("taken", num_gpus=0)
+    first = RayCluster(settings)
+    with pytest.raises(WorkerError, match="already runs on this Ray cluster") as caught:
+        RayCluster(settings)
+    assert "taken" in caught.value.where
+    assert first.finish(20) is None  # it has no calibration, so it cannot finish, and is ended
+    wait_until(lambda: _can_start(settings), 20, "the name to be free again")
+
+
+def _can_start(settings: Settings) -> bool:
+    try:
+        RayCluster(settings)
+    except WorkerError:
+        return False
+    return True
+
+
+def test_a_coordinator_that_cannot_start_says_why_as_itself() -> None:
+    cluster = RayCluster(_settings("broken", num_gpus=0))
+    with pytest.raises(Exception, match="calibration") as caught:
+        cluster.start()
+    assert type(caught.value).__module__ == "nap_stream.errors"
+
+
+def test_a_killed_worker_is_an_error_of_its_process() -> None:
+    (worker,) = _started(_settings("killed", count=1, num_gpus=0))
+    worker.kill()
+    wait_until(worker.ended, 60, "the end of a killed worker")
+    error = worker.error()
+    assert type(error) is WorkerError
+    assert "process died" in error.problem
+
+
+def test_a_session_within_a_session_leaves_ray_running() -> None:
+    with ray_session(None, 1):
+        pass
+    assert ray.is_initialized()
+    assert cluster_resources(None)["GPU"] == GPUS
