@@ -1,40 +1,31 @@
-"""The one place that knows how to reach Kafka: options, secrets, errors, topics."""
+"""The one place that knows how to reach Kafka: options, secrets, clients, topics."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 from kafka import KafkaAdminClient, errors
+from kafka.net.compat import KafkaNetClient
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.deadline import Deadline
-from nap_stream.errors import (
-    BrokerError,
-    BrokerUnavailableError,
-    ConfigError,
-    NapStreamError,
-    TopicNotFoundError,
-)
+from nap_stream.errors import BrokerUnavailableError, ConfigError, TopicNotFoundError
+from nap_stream.kafka_errors import as_broker_error, translated_errors
 from nap_stream.settings import KafkaSettings
 
 ATTEMPT_S = 5.0
 """How long one attempt to reach a broker may take; the deadline is the settings' own."""
 BACKOFF_MAX_S = 2.0
 
-_REFUSALS = (
-    errors.SaslAuthenticationFailedError,
-    errors.UnsupportedSaslMechanismError,
-    errors.IllegalSaslStateError,
-    errors.AuthorizationError,
-)
-_UNREACHABLE = (
-    errors.KafkaTimeoutError,
-    errors.KafkaConnectionError,
-    errors.NodeNotReadyError,
-    errors.RequestTimedOutError,
-    errors.MetadataEmptyBrokerList,
-)
+
+class _Secret(str):
+    """A password that does not show where kafka-python logs its options."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'**********'"
 
 
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
@@ -53,7 +44,7 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
     if settings.security_protocol.startswith("SASL"):
         options["sasl_mechanism"] = settings.sasl_mechanism
         options["sasl_plain_username"] = settings.sasl_username
-        options["sasl_plain_password"] = _password(settings)
+        options["sasl_plain_password"] = _Secret(_password(settings))
     for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
         path = getattr(settings, name)
         if path is not None:
@@ -74,6 +65,36 @@ def producer_options(settings: KafkaSettings, max_message_bytes: int) -> dict[st
         "allow_auto_create_topics": False,
         "max_request_size": max_message_bytes,
     }
+
+
+def open_client(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Build a kafka-python client; one that cannot be built leaves no thread or socket behind.
+
+    Raises:
+        KafkaError: kafka-python's own; no broker answers in ``bootstrap_timeout_ms``.
+    """
+    networks: list[Any] = []
+
+    def network(**arguments: Any) -> Any:
+        networks.append(KafkaNetClient(**arguments))
+        return networks[-1]
+
+    try:
+        return kind(**options, kafka_client=network)
+    except BaseException:
+        for one in networks:
+            one.close()
+        raise
+
+
+def close_producer(producer: Any, timeout_s: float) -> None:
+    """Close a producer, and give up what it could not deliver in time. Safe to call twice."""
+    try:
+        producer.close(timeout=timeout_s)
+    except errors.KafkaTimeoutError:
+        # It raises before it has stopped its thread, and has no other way to stop it.
+        producer._sender.force_close()  # noqa: SLF001
+        structlog.get_logger().warning("producer_closed_undelivered", waited_s=timeout_s)
 
 
 def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
@@ -159,47 +180,12 @@ def create_topics(settings: KafkaSettings, names: Sequence[str], partitions: int
 
 
 @contextmanager
-def translated_errors(settings: KafkaSettings, what: str) -> Iterator[None]:
-    """Turn kafka-python's errors into ours, saying what was being done.
-
-    Raises:
-        BrokerUnavailableError: Nobody answers, or not in time.
-        BrokerError: The broker refused.
-    """
-    try:
-        yield
-    except NapStreamError:
-        raise
-    except errors.KafkaError as error:
-        raise as_broker_error(error, settings, what) from error
-
-
-def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str) -> NapStreamError:
-    """The typed error for one of kafka-python's; the typed one behind it where there is one."""
-    if isinstance(error.__cause__, NapStreamError):
-        return error.__cause__
-    where = f"{', '.join(settings.bootstrap_servers)}, {what}"
-    detail = f"{type(error).__name__}: {error}"
-    if isinstance(error, _REFUSALS):
-        return BrokerError(
-            f"the broker refused: {detail}", where, "Check the credentials and their permissions"
-        )
-    if isinstance(error, _UNREACHABLE) or error.retriable:
-        return BrokerUnavailableError(
-            f"no broker answered: {detail}",
-            where,
-            "Check kafka.bootstrap_servers, the network, and that the broker runs",
-        )
-    return BrokerError(detail, where)
-
-
-@contextmanager
 def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[Any]:
     options = client_options(settings)
     if timeout_s is not None:
         options["bootstrap_timeout_ms"] = max(1, int(timeout_s * 1000))
     with translated_errors(settings, "asking for metadata"):
-        admin = KafkaAdminClient(**options)
+        admin = open_client(KafkaAdminClient, options)
         try:
             yield admin
         finally:
@@ -207,11 +193,15 @@ def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[
 
 
 def _partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:
+    counts = dict.fromkeys(names, 0)
     with _admin(settings) as admin:
-        found = admin.describe_topics(list(names))
-    return dict.fromkeys(names, 0) | {
-        topic["name"]: len(topic["partitions"]) for topic in found if not topic["error_code"]
-    }
+        for topic in admin.describe_topics(list(names)):
+            problem = errors.for_code(topic["error_code"])
+            if problem is errors.NoError:
+                counts[topic["name"]] = len(topic["partitions"])
+            elif problem is not errors.UnknownTopicOrPartitionError:
+                raise as_broker_error(problem(), settings, f"describing topic {topic['name']}")
+    return counts
 
 
 def _password(settings: KafkaSettings) -> str:

@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-import torch
+from typing import TYPE_CHECKING
 
 from nap_stream.core.alert_state import AlertState, Transition
 from nap_stream.core.windows import Pane
+
+if TYPE_CHECKING:
+    # At run time no record needs torch, which takes seconds to import.
+    import torch
 
 SHA256_HEX_DIGITS = 64
 
@@ -100,7 +103,7 @@ class DecodedImage:
     """
 
     origin: Origin
-    pixels: torch.Tensor
+    pixels: "torch.Tensor"
     width: int
     height: int
     format: str
@@ -108,7 +111,7 @@ class DecodedImage:
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
-        if len(shape) != 3 or shape[0] != 3 or self.pixels.dtype != torch.uint8:  # noqa: PLR2004
+        if len(shape) != 3 or shape[0] != 3 or str(self.pixels.dtype) != "torch.uint8":  # noqa: PLR2004
             raise ValueError(
                 f"expected uint8 pixels of shape (3, height, width), "
                 f"got {self.pixels.dtype} of {shape} for {self.origin}"

@@ -10,14 +10,16 @@ from kafka import KafkaConsumer
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock
-from nap_stream.errors import TopicNotFoundError
-from nap_stream.kafka_client import client_options, translated_errors
+from nap_stream.deadline import Deadline
+from nap_stream.errors import BrokerUnavailableError, TopicNotFoundError
+from nap_stream.kafka_client import client_options, open_client
+from nap_stream.kafka_errors import translated_errors
 from nap_stream.settings import KafkaSettings
 
 MAX_EVENT_BYTES = 2**20
-QUIET_S = 3.0
-"""A reader that does not follow ends when nothing came for so long: end offsets are not asked,
-because the embedded broker tells wrong ones."""
+POLL_MS = 500
+SILENCE_S = 30.0
+"""How long a reader that does not follow waits for alerts that the broker says it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def read_alerts(
     Args:
         settings: How to connect.
         topic: The alert topic.
-        clock: For knowing when nothing more comes.
+        clock: For knowing when the broker has fallen silent.
         follow: Go on waiting for new alerts.
         from_beginning: Start with the first alert that the topic has, not with new ones.
         should_stop: Ends the iteration within half a second.
@@ -57,14 +59,24 @@ def read_alerts(
         BrokerError: The broker cannot be reached, or refuses.
     """
     with _consumer(settings, topic, from_beginning=from_beginning) as consumer:
-        heard_at = clock.monotonic()
+        ends = {} if follow else consumer.end_offsets(consumer.assignment())
+        patience = Deadline(clock, SILENCE_S)
         while not should_stop():
-            for records in consumer.poll(500).values():
+            batches = consumer.poll(POLL_MS)
+            for records in batches.values():
                 for record in records:
-                    heard_at = clock.monotonic()
                     yield _read(record)
-            if not follow and clock.monotonic() - heard_at >= QUIET_S:
+            if batches:
+                patience = Deadline(clock, SILENCE_S)
+            # The embedded broker tells too small an end: only a poll without alerts shows it.
+            elif not follow and _at_end(consumer, ends):
                 return
+            elif not follow and patience.expired():
+                raise BrokerUnavailableError(
+                    f"the broker has alerts, and sent none for {SILENCE_S:g} s",
+                    f"{', '.join(settings.bootstrap_servers)}, topic {topic}",
+                    "Check that the broker runs, and try again",
+                )
 
 
 @contextmanager
@@ -77,7 +89,7 @@ def _consumer(settings: KafkaSettings, topic: str, *, from_beginning: bool) -> I
         "allow_auto_create_topics": False,
     }
     with translated_errors(settings, f"reading {topic}"):
-        consumer = KafkaConsumer(**options)
+        consumer = open_client(KafkaConsumer, options)
         try:
             numbers = consumer.partitions_for_topic(topic)
             if not numbers:
@@ -95,6 +107,14 @@ def _consumer(settings: KafkaSettings, topic: str, *, from_beginning: bool) -> I
             yield consumer
         finally:
             consumer.close()
+
+
+def _at_end(consumer: Any, ends: Mapping[KafkaPartition, int]) -> bool:
+    positions = {partition: consumer.position(partition, timeout_ms=POLL_MS) for partition in ends}
+    return all(
+        position is not None and position >= ends[partition]
+        for partition, position in positions.items()
+    )
 
 
 def _read(record: Any) -> ReadAlert:

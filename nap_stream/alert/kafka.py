@@ -2,15 +2,17 @@
 
 import json
 
-from kafka import KafkaProducer, errors
+from kafka import KafkaProducer
 
 from nap_stream.alert.base import AlertEvent
-from nap_stream.kafka_client import producer_options, translated_errors
+from nap_stream.kafka_client import close_producer, open_client, producer_options
+from nap_stream.kafka_errors import translated_errors
 from nap_stream.settings import KafkaSettings
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_ALERT_BYTES = 2**20
 DELIVERY_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 5.0
 
 
 class KafkaAlertSink:
@@ -32,7 +34,7 @@ class KafkaAlertSink:
             "max_block_ms": int(DELIVERY_TIMEOUT_S * 1000),
         }
         with translated_errors(settings, f"opening alert topic {topic}"):
-            self._producer = KafkaProducer(**options)
+            self._producer = open_client(KafkaProducer, options)
 
     def publish(self, alert: AlertEvent) -> None:
         """Deliver an alert and return when all in-sync replicas have it.
@@ -51,8 +53,4 @@ class KafkaAlertSink:
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
-        with translated_errors(self._settings, "closing"):
-            try:
-                self._producer.close(timeout=5)
-            except errors.KafkaTimeoutError:
-                return
+        close_producer(self._producer, CLOSE_TIMEOUT_S)

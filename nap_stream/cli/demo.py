@@ -13,7 +13,7 @@ def demo(
         Path, typer.Option(help="The folder to fill; only a demo's own folder is replaced.")
     ] = Path("demo-run"),
     rate: Annotated[float, typer.Option(min=1, max=1000, help="Images a second.")] = 50.0,
-    workers: Annotated[int, typer.Option(min=1, max=8, help="Worker actors.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=8, help="Worker actors.")] = 1,
     seed: Annotated[
         int, typer.Option(min=0, help="Another one gives another model and another stream.")
     ] = 0,
@@ -35,19 +35,23 @@ def demo(
 
     require_demo_extra()
 
+    import logging
+
     from rich.console import Console
 
     from nap_stream.clock import SystemClock
-    from nap_stream.dev.demo.run import DemoOptions, run_demo
+    from nap_stream.dev.demo.display import Display
     from nap_stream.runtime.logging import configure_logging
 
-    console = Console(no_color=True) if no_color else Console()
     configure_logging(for_people=True)
-    succeeded = run_demo(
-        out,
-        DemoOptions(rate, workers, seed),
-        console=console,
-        clock=SystemClock(),
-        environ=os.environ,
-    )
+    # The broker is asked whether it is up before it is.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    clock = SystemClock()
+    display = Display(Console(no_color=True) if no_color else Console(), clock)
+    display.step("loading PyTorch, scikit-learn and the rest")
+
+    from nap_stream.dev.demo.run import DemoOptions, run_demo
+
+    options = DemoOptions(rate, workers, seed)
+    succeeded = run_demo(out, options, display=display, clock=clock, environ=os.environ)
     sys.exit(0 if succeeded else 1)

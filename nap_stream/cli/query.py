@@ -5,50 +5,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 
 from nap_stream.cli.options import ConfigOption, LogOption, log_root
+from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
+from nap_stream.records import Status
+from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
+from nap_stream.scored_log.output import OutputFormat, write_batches, write_result
+from nap_stream.scored_log.query import GroupBy, aggregate
+from nap_stream.scored_log.reader import scan
 
 DEFAULT_TABLE_ROWS = 50
 
 _AGO = re.compile(r"^(\d+)([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-
-
-class Format(StrEnum):
-    """How rows are written."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-class By(StrEnum):
-    """What rows are counted by."""
-
-    HOUR = "hour"
-    CLASS = "class"
-    STATUS = "status"
-    PARTITION = "partition"
-
-
-class StatusName(StrEnum):
-    """What became of an image."""
-
-    OK = "ok"
-    TOMBSTONE = "tombstone"
-    EMPTY = "empty"
-    TOO_LARGE = "too_large"
-    UNSUPPORTED = "unsupported"
-    CORRUPT = "corrupt"
-    BAD_BATCH = "bad_batch"
-    NOT_FINITE = "not_finite"
 
 
 def query(
@@ -73,12 +47,12 @@ def query(
     min_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     max_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
     status: Annotated[
-        list[StatusName] | None, typer.Option(help="Only rows with this status; repeatable.")
+        list[Status] | None, typer.Option(help="Only rows with this status; repeatable.")
     ] = None,
     by: Annotated[
-        By | None, typer.Option(help="Count rows and give the OOD fraction by this.")
+        GroupBy | None, typer.Option(help="Count rows and give the OOD fraction by this.")
     ] = None,
-    output_format: Annotated[Format, typer.Option("--format", "-f")] = Format.TABLE,
+    output_format: Annotated[OutputFormat, typer.Option("--format", "-f")] = OutputFormat.TABLE,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")
     ] = None,
@@ -95,13 +69,6 @@ def query(
       nap-stream query --log scored-log --by hour --format csv
       nap-stream query --log scored-log --status corrupt --format json
     """
-    from nap_stream.clock import SystemClock
-    from nap_stream.records import Status
-    from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
-    from nap_stream.scored_log.output import OutputFormat, write_batches, write_result
-    from nap_stream.scored_log.query import GroupBy, aggregate
-    from nap_stream.scored_log.reader import scan
-
     root = log_root(config, log)
     now = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC)
     filters = Query(
@@ -113,17 +80,16 @@ def query(
         is_ood=ood,
         min_p_value=min_p_value,
         max_p_value=max_p_value,
-        statuses=tuple(Status(name) for name in status or ()),
+        statuses=tuple(status or ()),
     )
     _refuse_parquet_on_a_terminal(output_format, output)
-    written_as = OutputFormat(output_format)
-    if limit is None and output_format is Format.TABLE:
+    if limit is None and output_format is OutputFormat.TABLE:
         limit = DEFAULT_TABLE_ROWS
     with _opened(output) as stream:
         if by is None:
-            write_batches(SCAN_SCHEMA, scan(root, filters), written_as, stream, limit=limit)
+            write_batches(SCAN_SCHEMA, scan(root, filters), output_format, stream, limit=limit)
         else:
-            write_result(aggregate(root, filters, GroupBy(by)), written_as, stream)
+            write_result(aggregate(root, filters, by), output_format, stream)
 
 
 def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
@@ -143,8 +109,8 @@ def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
     return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _refuse_parquet_on_a_terminal(output_format: Format, output: Path | None) -> None:
-    if output_format is Format.PARQUET and output is None and sys.stdout.isatty():
+def _refuse_parquet_on_a_terminal(output_format: OutputFormat, output: Path | None) -> None:
+    if output_format is OutputFormat.PARQUET and output is None and sys.stdout.isatty():
         raise ConfigError("Parquet is not text", "--format parquet", "Give --output FILE")
 
 

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import structlog
 from kafka import KafkaProducer, errors
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.dead_letter.base import dead_letter_headers
 from nap_stream.deadline import Deadline
-from nap_stream.kafka_client import producer_options, translated_errors
+from nap_stream.kafka_client import close_producer, open_client, producer_options
+from nap_stream.kafka_errors import translated_errors
 from nap_stream.records import FailedImage
 from nap_stream.settings import KafkaSettings
 
 HEADERS_ALLOWANCE = 2**16
+CLOSE_TIMEOUT_S = 5.0
 
 
 class KafkaDeadLetters:
@@ -19,11 +22,14 @@ class KafkaDeadLetters:
 
     The value is the payload as it came: the message's, or that of one image of a batch. The key
     and the kept headers go with it, and headers named ``nap-stream-…`` say why and from where.
+    A payload that the topic is too small for is left out, and the header
+    ``nap-stream-payload-left-out`` gives its size in bytes: one large message must not stop a
+    partition for good.
 
     Args:
         settings: How to connect.
         topic: The dead-letter topic.
-        max_payload_bytes: The largest payload that may come.
+        max_payload_bytes: The largest payload to try.
         clock: For time-outs.
 
     Raises:
@@ -40,38 +46,65 @@ class KafkaDeadLetters:
     ) -> None:
         self._settings, self._topic = settings, topic
         self._clock = clock or SystemClock()
-        self._sent: list[Any] = []
+        self._sent: list[tuple[FailedImage, Any]] = []
         options = producer_options(settings, max_payload_bytes + HEADERS_ALLOWANCE)
         with translated_errors(settings, f"opening dead-letter topic {topic}"):
-            self._producer = KafkaProducer(**options)
+            self._producer = open_client(KafkaProducer, options)
 
     def send(self, image: FailedImage) -> None:
         """Hand over an image; see `DeadLetters.send`."""
-        headers = [(name, value) for name, value in image.origin.headers if value is not None]
         with translated_errors(self._settings, f"sending {image.origin} to {self._topic}"):
-            self._sent.append(
-                self._producer.send(
-                    self._topic,
-                    key=_key(image),
-                    value=image.payload,
-                    headers=headers + dead_letter_headers(image),
-                )
-            )
+            try:
+                sent = self._send(image)
+            except errors.MessageSizeTooLargeError:
+                sent = self._send_without_payload(image)
+        self._sent.append((image, sent))
 
     def flush(self, timeout_s: float) -> None:
         """Return when everything that was sent has arrived; see `DeadLetters.flush`."""
         deadline = Deadline(self._clock, timeout_s)
         sent, self._sent = self._sent, []
         with translated_errors(self._settings, f"delivering to {self._topic}"):
-            for future in sent:
+            refused = [image for image, future in sent if not _fits(future, deadline)]
+            for future in [self._send_without_payload(image) for image in refused]:
                 future.get(timeout=deadline.remaining_s())
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
-        try:
-            self._producer.close(timeout=5)
-        except errors.KafkaTimeoutError:
-            return
+        close_producer(self._producer, CLOSE_TIMEOUT_S)
+
+    def _send(self, image: FailedImage) -> Any:
+        return self._producer.send(
+            self._topic, key=_key(image), value=image.payload, headers=_headers(image)
+        )
+
+    def _send_without_payload(self, image: FailedImage) -> Any:
+        size = len(image.payload or b"")
+        structlog.get_logger().warning(
+            "dead_letter_without_payload",
+            origin=str(image.origin),
+            payload_bytes=size,
+            action=f"raise max.message.bytes of topic {self._topic}",
+        )
+        left_out = ("nap-stream-payload-left-out", str(size).encode())
+        return self._producer.send(
+            self._topic, key=image.origin.key, value=b"", headers=[*_headers(image), left_out]
+        )
+
+
+def _fits(future: Any, deadline: Deadline) -> bool:
+    """Wait for a message's arrival; False where it is larger than the topic allows."""
+    try:
+        future.get(timeout=deadline.remaining_s())
+    except (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError):
+        return False
+    return True
+
+
+def _headers(image: FailedImage) -> list[tuple[str, bytes]]:
+    # kafka-python sends no null as a header's value.
+    kept = [(name, b"" if value is None else value) for name, value in image.origin.headers]
+    return kept + dead_letter_headers(image)
 
 
 def _key(image: FailedImage) -> bytes | None:

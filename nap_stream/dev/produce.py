@@ -1,6 +1,7 @@
 """Sends image files as messages, for trying things out."""
 
 import io
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,22 @@ from nap_stream.clock import Clock, SystemClock
 from nap_stream.decode import ARROW_STREAM
 from nap_stream.errors import ConfigError
 from nap_stream.image_files import ImageFile, count_images, iter_images
-from nap_stream.kafka_client import connect, producer_options, require_topics, translated_errors
+from nap_stream.kafka_client import (
+    close_producer,
+    connect,
+    open_client,
+    producer_options,
+    require_topics,
+)
+from nap_stream.kafka_errors import translated_errors
 from nap_stream.settings import KafkaSettings
 
 MAX_REQUEST_BYTES = 64 * 2**20
 DELIVERY_TIMEOUT_S = 120.0
-IN_FLIGHT = 1_000
-"""Messages sent before the oldest must have arrived: bounds memory."""
+CLOSE_TIMEOUT_S = 5.0
+IN_FLIGHT_MESSAGES = 1_000
+IN_FLIGHT_BYTES = 64 * 2**20
+"""Sent before the oldest message must have arrived: bounds memory."""
 
 BATCH_SCHEMA = pa.schema(
     [
@@ -89,7 +99,7 @@ def produce(
     require_topics(settings, [settings.topic])
     options = producer_options(settings, MAX_REQUEST_BYTES) | {"linger_ms": 5}
     with translated_errors(settings, f"producing to {settings.topic}"):
-        producer = KafkaProducer(**options)
+        producer = open_client(KafkaProducer, options)
         try:
             messages = _outgoing(
                 islice(iter_images(path), limit), images_per_message, label_header, clock
@@ -98,7 +108,7 @@ def produce(
             send = partial(producer.send, settings.topic)
             return _send(send, paced, clock, lambda images: progress and progress(images, total))
         finally:
-            producer.close(timeout=DELIVERY_TIMEOUT_S)
+            close_producer(producer, CLOSE_TIMEOUT_S)
 
 
 def arrow_batch(images: Iterable[ImageFile], event_time_ms: int) -> bytes:
@@ -153,14 +163,17 @@ def _send(
     sent_so_far: Callable[[int], object],
 ) -> ProduceReport:
     started = clock.monotonic()
-    in_flight: list[Any] = []
-    sent = images = size = 0
+    in_flight: deque[tuple[Any, int]] = deque()
+    sent = images = size = arrived = 0
     for message in messages:
-        in_flight.append(send(key=message.key, value=message.value, headers=message.headers))
-        if len(in_flight) >= IN_FLIGHT:
-            in_flight.pop(0).get(timeout=DELIVERY_TIMEOUT_S)
+        future = send(key=message.key, value=message.value, headers=message.headers)
+        in_flight.append((future, len(message.value)))
         sent, images, size = sent + 1, images + message.images, size + len(message.value)
+        while len(in_flight) >= IN_FLIGHT_MESSAGES or size - arrived >= IN_FLIGHT_BYTES:
+            oldest, oldest_bytes = in_flight.popleft()
+            oldest.get(timeout=DELIVERY_TIMEOUT_S)
+            arrived += oldest_bytes
         sent_so_far(images)
-    for future in in_flight:
+    for future, _ in in_flight:
         future.get(timeout=DELIVERY_TIMEOUT_S)
     return ProduceReport(sent, images, size, clock.monotonic() - started)

@@ -2,22 +2,28 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, errors
-from kafka.admin import MemberToRemove
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.deadline import Deadline
 from nap_stream.errors import BrokerError, OffsetRangeError
-from nap_stream.kafka_client import client_options, translated_errors
+from nap_stream.kafka_client import open_client
+from nap_stream.kafka_errors import translated_errors
 from nap_stream.records import Fetched, Message, TopicPartition
 from nap_stream.settings import KafkaSettings
 from nap_stream.source.base import PartitionListener
+from nap_stream.source.kafka_group import at_least_1_ms, consumer_options, leave_group
 
 COMMIT_TIMEOUT_S = 10.0
+OFFSETS_TIMEOUT_S = 5.0
+"""For one question about offsets. `poll` asks again when nobody answered, so it can be short."""
+POSITION_TIMEOUT_S = 1.0
 _COMMIT_REFUSED = (
     errors.CommitFailedError,
     errors.RebalanceInProgressError,
@@ -36,6 +42,7 @@ class KafkaSource:
         settings: Topic, group, time-outs and connection.
         listener: Told about partitions.
         instance_id: The static member's name: stable over restarts, unique within the group.
+        clock: For the deadline of `close`.
 
     Raises:
         BrokerUnavailableError: No broker answers in time.
@@ -43,21 +50,29 @@ class KafkaSource:
     """
 
     def __init__(
-        self, settings: KafkaSettings, listener: PartitionListener, *, instance_id: str
+        self,
+        settings: KafkaSettings,
+        listener: PartitionListener,
+        *,
+        instance_id: str,
+        clock: Clock | None = None,
     ) -> None:
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
+        self._clock = clock or SystemClock()
+        self._commits: list[Any] = []
         self._fresh: set[KafkaPartition] = set()
         self._ends: dict[KafkaPartition, int] = {}
         self._paused = False
         self._closed = False
         with translated_errors(settings, f"joining group {settings.group_id}"):
-            self._consumer = KafkaConsumer(**_consumer_options(settings, instance_id))
+            self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
         self._consumer.subscribe([settings.topic], listener=_Rebalances(self))
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
-            self._place_fresh()
+            if not self._place_fresh():
+                return []
             try:
                 records = self._consumer.poll(int(timeout_s * 1000), max_records=max_messages)
             except errors.OffsetOutOfRangeError as error:
@@ -112,7 +127,13 @@ class KafkaSource:
 
     def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""
-        self._consumer.commit_async(_native_offsets(offsets), callback=_note_failure)
+        self._commits = [commit for commit in self._commits if not commit.is_done]
+        try:
+            commit = self._consumer.commit_async(_native_offsets(offsets), callback=_note_failure)
+        except errors.KafkaError as error:
+            _note_failure(offsets, error)
+        else:
+            self._commits.append(commit)
 
     def lag(self, partition: TopicPartition) -> int | None:
         """Offsets between the position and the high watermark; None while unknown."""
@@ -123,14 +144,26 @@ class KafkaSource:
         return None if high_watermark is None else max(0, high_watermark - self._ends[native])
 
     def close(self, timeout_s: float) -> None:
-        """Leave the consumer group and close connections. Safe to call twice."""
+        """Leave the consumer group and close connections. Safe to call twice.
+
+        Partitions are given up on the caller's own thread, so that heartbeats go on meanwhile.
+
+        Raises:
+            Exception: What the listener raised. The group is left and closed all the same.
+        """
         if self._closed:
             return
         self._closed = True
-        member_id = self._consumer.group_metadata().member_id
-        with self._typed_errors("closing"):
-            self._consumer.close(autocommit=False, timeout_ms=max(1, int(timeout_s * 1000)))
-        self._leave(member_id)
+        deadline = Deadline(self._clock, timeout_s)
+        member = self._consumer.group_metadata()
+        try:
+            self.give_up(sorted(self._ends), lost=member.generation_id < 0)
+            self._wait_for_commits(deadline)
+        finally:
+            with self._typed_errors("closing"):
+                self._consumer.close(autocommit=False, timeout_ms=at_least_1_ms(deadline))
+            if member.member_id:
+                leave_group(self._settings, self._instance_id, member.member_id, deadline)
 
     def take(self, partitions: Iterable[KafkaPartition]) -> None:
         """Hold new partitions back until `poll` has placed them. For the rebalance listener."""
@@ -140,12 +173,15 @@ class KafkaSource:
         """Let go of partitions. For the rebalance listener."""
         known = [native for native in partitions if native in self._ends]
         self._fresh.difference_update(partitions)
-        if known and lost:
-            self._listener.lost([_ours(native) for native in known])
-        elif known:
-            self._listener.revoked([_ours(native) for native in known])
-        for native in known:
-            del self._ends[native]
+        told = [_ours(native) for native in known]
+        try:
+            if known and lost:
+                self._listener.lost(told)
+            elif known:
+                self._listener.revoked(told)
+        finally:
+            for native in known:
+                del self._ends[native]
 
     def _hold_back(self, partitions: Iterable[KafkaPartition]) -> None:
         for native in partitions:
@@ -154,28 +190,42 @@ class KafkaSource:
             self._consumer.pause(native)
             self._fresh.add(native)
 
-    def _place_fresh(self) -> None:
-        """Ask the listener where to read new partitions from; on the reader's own thread."""
+    def _place_fresh(self) -> bool:
+        """Ask the listener where to read new partitions from; on the reader's own thread.
+
+        Returns:
+            False where nobody answered: the partitions wait for the next call.
+        """
         waiting = sorted(self._fresh)
         if not waiting:
-            return
-        earliest = self._consumer.beginning_offsets(waiting)
-        latest = self._consumer.end_offsets(waiting)
+            return True
+        timeout_ms = OFFSETS_TIMEOUT_S * 1000
+        try:
+            earliest = self._consumer.beginning_offsets(waiting, timeout_ms=timeout_ms)
+            latest = self._consumer.end_offsets(waiting, timeout_ms=timeout_ms)
+            committed = {
+                native: self._consumer.committed(native, timeout_ms=timeout_ms)
+                for native in waiting
+            }
+        except errors.RetriableError as error:
+            cause = f"{type(error).__name__}: {error}"
+            structlog.get_logger().warning("partitions_wait_for_offsets", cause=cause)
+            return False
         for native in waiting:
-            start = (earliest if self._settings.start == "earliest" else latest)[native]
             offset = self._listener.assigned(
                 _ours(native),
                 earliest=earliest[native],
-                committed=self._consumer.committed(native),
-                start=start,
+                committed=committed[native],
+                start=(earliest if self._settings.start == "earliest" else latest)[native],
             )
             self._fresh.discard(native)
             self.seek(_ours(native), offset)
             if not self._paused:
                 self._consumer.resume(native)
+        return True
 
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
-        position = self._consumer.position(native)
+        position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
         if position is None or (not records and position <= self._ends.get(native, position)):
             return None
         self._ends[native] = position
@@ -188,7 +238,7 @@ class KafkaSource:
         Raises:
             OffsetRangeError: The position is past the end: it belongs to another topic.
         """
-        ends = self._consumer.end_offsets(list(positions))
+        ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
         for native, position in positions.items():
             if position > ends[native]:
                 raise OffsetRangeError(
@@ -210,23 +260,12 @@ class KafkaSource:
             "Find its producer; delete the records up to it, which the log will declare as a gap",
         )
 
-    def _leave(self, member_id: str) -> None:
-        """Leave the group now: a static member's partitions else wait for the session time-out.
-
-        The member id keeps a worker that was replaced from removing its replacement.
-        """
-        member = MemberToRemove(member_id=member_id, group_instance_id=self._instance_id)
-        try:
-            options = client_options(self._settings) | {"bootstrap_timeout_ms": 5_000}
-            admin = KafkaAdminClient(**options)
-            try:
-                admin.remove_group_members(self._settings.group_id, [member])
-            finally:
-                admin.close()
-        except errors.KafkaError as error:
-            structlog.get_logger().warning(
-                "group_not_left", cause=f"{type(error).__name__}: {error}"
-            )
+    def _wait_for_commits(self, deadline: Deadline) -> None:
+        """Let commits arrive that were sent without waiting: closing would cut them off."""
+        for commit in self._commits:
+            answered = Event()
+            commit.add_both(lambda _answer, answered=answered: answered.set())
+            answered.wait(deadline.remaining_s())
 
     @contextmanager
     def _typed_errors(self, what: str) -> Iterator[None]:
@@ -254,25 +293,6 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyt
 
     def on_partitions_lost(self, lost: Iterable[KafkaPartition]) -> None:
         self._source.give_up(lost, lost=True)
-
-
-def _consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any]:
-    session_ms = int(settings.session_timeout_s * 1000)
-    return client_options(settings) | {
-        "group_id": settings.group_id,
-        "group_instance_id": instance_id,
-        "partition_assignment_strategy": (CooperativeStickyAssignor(),),
-        "enable_auto_commit": False,
-        "auto_offset_reset": "none",
-        "isolation_level": "read_committed",
-        "allow_auto_create_topics": False,
-        "check_crcs": True,
-        "fetch_max_bytes": settings.max_fetch_bytes,
-        "max_partition_fetch_bytes": settings.max_fetch_bytes,
-        "session_timeout_ms": session_ms,
-        "heartbeat_interval_ms": min(3_000, session_ms // 3),
-        "max_poll_interval_ms": int(settings.max_poll_interval_s * 1000),
-    }
 
 
 def _message(partition: TopicPartition, record: Any) -> Message:

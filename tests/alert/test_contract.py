@@ -97,6 +97,18 @@ def test_foreign_messages_are_told_and_passed_over(apache_kafka: ApacheKafka) ->
     assert [r.problem is None for r in read] == [False, False, False, True, False]
 
 
+def test_everything_is_read_also_from_batches_of_several_records(broker: str) -> None:
+    settings = new_settings(broker)
+    count = 1_200  # more than one poll brings
+    send(settings, [b'{"id": "%d"}' % number for number in range(count)])
+
+    assert events(settings) == [{"id": str(number)} for number in range(count)]
+
+
+def test_an_empty_topic_has_no_alerts(broker: str) -> None:
+    assert events(new_settings(broker)) == []
+
+
 @pytest.mark.kafka
 def test_following_gives_new_alerts_until_told_to_stop(apache_kafka: ApacheKafka) -> None:
     settings = new_settings(apache_kafka.bootstrap)

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from nap_stream.dead_letter.base import DeadLetters, dead_letter_headers
 from nap_stream.dead_letter.kafka import KafkaDeadLetters
 from nap_stream.dead_letter.memory import MemoryDeadLetters
-from nap_stream.errors import BrokerError
+from nap_stream.errors import BrokerError, BrokerUnavailableError
 from nap_stream.records import FailedImage, Origin, Status, TopicPartition
+from nap_stream.settings import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import new_settings, read_all
 
@@ -111,13 +114,50 @@ def test_original_headers_go_along(apache_kafka: ApacheKafka) -> None:
 
 
 @pytest.mark.kafka
-def test_what_was_not_delivered_is_an_error(apache_kafka: ApacheKafka) -> None:
-    settings = new_settings(apache_kafka.bootstrap)
-    letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=100)
+def test_what_was_not_delivered_in_time_is_an_error(own_kafka: ApacheKafka) -> None:
+    settings = new_settings(own_kafka.bootstrap)
+    letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=2**20)
+    letters.send(failed(b"x"))
+    letters.flush(30)
 
-    with pytest.raises(BrokerError):
-        letters.send(failed(b"x" * 200_000))
+    own_kafka.kill()
+    letters.send(failed(b"y"))
+    with pytest.raises(BrokerUnavailableError, match=settings.topic):
+        letters.flush(0.5)
     letters.close()
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("max_payload_bytes", [100, 2**20], ids=["by the client", "by the broker"])
+def test_a_payload_that_the_topic_is_too_small_for_is_left_out(
+    apache_kafka: ApacheKafka, max_payload_bytes: int
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    shrink(settings, 1_000)
+    letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=max_payload_bytes)
+    for payload in (b"small", b"x" * 200_000, b"also small"):
+        letters.send(failed(payload))
+    letters.flush(30)
+    letters.send(failed(b"after"))
+    letters.flush(30)
+    letters.close()
+
+    records = {r.value: dict(r.headers) for r in read_all(settings, settings.topic, 4)}
+
+    assert records.keys() == {b"small", b"", b"also small", b"after"}
+    assert records[b""]["nap-stream-payload-left-out"] == b"200000"
+    assert records[b""]["nap-stream-offset"] == b"7"
+    assert "nap-stream-payload-left-out" not in records[b"small"]
+
+
+def shrink(settings: KafkaSettings, max_message_bytes: int) -> None:
+    """Let the topic take no larger messages."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    configs = {"max.message.bytes": str(max_message_bytes)}
+    try:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, configs)])
+    finally:
+        admin.close()
 
 
 def test_memory_refuses_while_away() -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 import urllib.request
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from nap_stream.kafka_client import create_topics
-from nap_stream.records import TopicPartition
 from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.reader import partitions, read_footer, scan, segments
 from nap_stream.scored_log.verify import verify

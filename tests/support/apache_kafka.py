@@ -22,11 +22,14 @@ _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule \
+    required user_{user}="{password}";
 log.dirs={data}
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
@@ -40,6 +43,10 @@ group.min.session.timeout.ms=1000
 auto.create.topics.enable=false
 message.max.bytes=52428800
 """
+
+
+SASL_USER = "monitor"
+SASL_PASSWORD = "right"
 
 
 class KafkaNotThereError(Exception):
@@ -81,6 +88,8 @@ def resolve_jars() -> Path:
 class ApacheKafka:
     """A broker and controller in one process, on free ports, with its data in a folder.
 
+    ``bootstrap`` is its address for everybody, ``sasl_bootstrap`` that for `SASL_USER` alone.
+
     Args:
         jars: From `resolve_jars`.
         folder: For configuration, data and log; it must be empty.
@@ -90,11 +99,19 @@ class ApacheKafka:
         self._classpath = f"{jars}/*"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        port, controller_port = free_port(), free_port()
+        port, sasl_port, controller_port = free_port(), free_port(), free_port()
         self.bootstrap = f"127.0.0.1:{port}"
+        self.sasl_bootstrap = f"127.0.0.1:{sasl_port}"
         self._properties = folder / "server.properties"
         self._properties.write_text(
-            _PROPERTIES.format(port=port, controller_port=controller_port, data=folder / "data")
+            _PROPERTIES.format(
+                port=port,
+                sasl_port=sasl_port,
+                controller_port=controller_port,
+                data=folder / "data",
+                user=SASL_USER,
+                password=SASL_PASSWORD,
+            )
         )
         cluster_id = "bmFwLXN0cmVhbS10ZXN0cw"
         self._java(

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from nap_stream.calibration.calibration import Calibration
@@ -73,7 +74,7 @@ def run_demo(
     root: Path,
     options: DemoOptions,
     *,
-    console: Console,
+    display: Display,
     clock: Clock,
     environ: Mapping[str, str],
 ) -> bool:
@@ -82,7 +83,7 @@ def run_demo(
     Args:
         root: The folder that is filled.
         options: What the user chose.
-        console: Where it is shown.
+        display: Where it is shown.
         clock: The time.
         environ: Of the monitor's process.
 
@@ -93,8 +94,7 @@ def run_demo(
         NapStreamError: It could not be run to its end.
         KeyboardInterrupt: SIGINT or SIGTERM came; nothing is left running.
     """
-    display = Display(console, clock)
-    with demo_folder(root) as folder:
+    with demo_folder(root) as folder, _one_torch_thread():
         stream = make_model_and_images(folder, options.seed, display)
         with _interrupted_by_sigterm(), embedded_broker(clock) as broker:
             port = free_port()
@@ -110,8 +110,8 @@ def run_demo(
                 _wait_until_ready(monitor, options.workers, display, clock)
                 scene = _Scene(folder, settings, stream, monitor, display, clock)
                 streamed = scene.play(options.rate)
-        succeeded = _sum_up(folder, settings, calibration, streamed, console)
-    show_duration(display.seconds(), console)
+        succeeded = _sum_up(folder, settings, calibration, streamed, display.console)
+    show_duration(display.seconds(), display.console)
     return succeeded
 
 
@@ -124,7 +124,9 @@ def _wait_until_ready(
     monitor: MonitorProcess, workers: int, display: Display, clock: Clock
 ) -> None:
     deadline = Deadline(clock, START_S)
-    with display.waiting(f"starting the monitor: nap-stream run, on local Ray, {workers} workers"):
+    with display.waiting(
+        f"starting the monitor: nap-stream run, on local Ray, {workers} worker(s)"
+    ):
         while not monitor.ready(PARTITIONS):
             monitor.require_alive()
             if deadline.expired():
@@ -230,6 +232,17 @@ def _picture(streamed: _Streamed, history: Sequence[HistoryPoint]) -> Picture:
         phases=list(zip(titles, streamed.phase_ends_ms, strict=True)),
         alerts=[(alert.state, alert.time_ms) for alert in alerts if alert.time_ms is not None],
     )
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Several threads wait for each other, and long, where other processes want the cores too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,0 +1,174 @@
+"""The scored log of a stream of two sets, beside what plain PyTorch makes of the same files."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from benchmarks.plain_pytorch import Reading, auroc, fpr95, read_plain
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
+from nap_stream.scored_log.reader import scan
+from nap_stream.scored_log.verify import verify
+from nap_stream.settings import Settings
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One score as the log has it and as plain PyTorch reads it, with the largest differences."""
+
+    score: str
+    auroc_log: float
+    auroc_plain: float
+    fpr95_log: float
+    fpr95_plain: float
+    difference_cifar: float
+    difference_textures: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeenAlert:
+    """An alert; times are event times in milliseconds after the first texture's."""
+
+    state: str
+    window_start_ms: float
+    window_end_ms: float
+    textures_in_window: int
+    flagged: int
+    records: int
+    firing_limit: int
+
+
+def compare(
+    settings: Settings,
+    cifar: pa.Table,
+    textures: pa.Table,
+    events: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Join the log to the streamed files by key, and score those again.
+
+    Args:
+        settings: Of the run that made the log.
+        cifar: The in-distribution files in the order produced, with unique names.
+        textures: The out-of-distribution files, likewise.
+        events: The alerts.
+
+    Returns:
+        What the benchmark reports, as a JSON tree.
+    """
+    log = pa.Table.from_batches(scan(settings.log.root, Query()), SCAN_SCHEMA)
+    files = pa.concat_tables([cifar, textures]).combine_chunks()
+    whole = _one_row_an_offset(log, files)
+    report = verify(settings.log.root, deep=True)
+    if not whole:
+        raise SystemExit(f"the log is not one row an offset and a file: {report}")
+    joined = log.take(pc.index_in(files["name"].cast(pa.binary()), log["key"]))
+    calibration = load_calibration(settings.calibration)
+    weights, model = settings.model.weights, settings.model.preprocessing
+    assert weights is not None
+    plain = read_plain(files["image"].to_pylist(), weights, model.mean, model.std)
+    flags = joined["is_ood"].to_numpy()
+    labels = cifar["label"].to_pylist()
+    names = settings.model.class_names or ()
+    scored = np.sort(log["scored_time"].cast(pa.int64()).to_numpy())
+    return {
+        "sizes": {
+            "cifar": len(cifar),
+            "textures": len(textures),
+            "megabytes": sum(map(len, files["image"].to_pylist())) / 1e6,
+        },
+        "calibration_images": calibration.size,
+        "alpha": calibration.alpha,
+        "weight": calibration.weight,
+        "scores": [asdict(row) for row in _scores(joined, plain, calibration.weight, len(cifar))],
+        "alerts": [asdict(alert) for alert in _alerts(events, joined, len(cifar))],
+        "accuracy_log": _share(joined["class_name"].to_pylist()[: len(cifar)], labels),
+        "accuracy_plain": _share(
+            [names[number] for number in plain.class_id][: len(cifar)], labels
+        ),
+        "flagged_cifar": float(flags[: len(cifar)].mean()),
+        "flagged_textures": float(flags[len(cifar) :].mean()),
+        "one_row_an_offset": whole,
+        "verify": {
+            "rows": report.rows,
+            "offsets": report.offsets,
+            "segments": report.segments,
+            "defects": [str(defect) for defect in report.defects],
+        },
+        "images_scored_per_s": 1000 * (len(scored) - 1) / float(scored[-1] - scored[0]),
+    }
+
+
+def _one_row_an_offset(log: pa.Table, files: pa.Table) -> bool:
+    """Each partition's offsets run from 0 without a hole, and each file is one scored row."""
+    for partition in log["partition"].unique():
+        offsets = log.filter(pc.field("partition") == partition)["offset"].to_pylist()
+        if offsets != list(range(len(offsets))):
+            return False
+    produced = [
+        (name.encode(), hashlib.sha256(data).hexdigest())
+        for name, data in zip(files["name"].to_pylist(), files["image"].to_pylist(), strict=True)
+    ]
+    logged = zip(log["key"].to_pylist(), log["sha256"].to_pylist(), strict=True)
+    return sorted(logged) == sorted(produced) and set(log["status"].to_pylist()) == {"ok"}
+
+
+def _scores(joined: pa.Table, plain: Reading, weight: float, inside: int) -> list[Comparison]:
+    expected = {
+        "nap": plain.nap,
+        "energy": plain.energy,
+        "fused": plain.energy**weight * plain.nap ** (1 - weight),
+    }
+    return [
+        _compare_score(name, joined[name].to_numpy(), read, inside)
+        for name, read in expected.items()
+    ]
+
+
+def _compare_score(name: str, logged: Scores, plain: Scores, inside: int) -> Comparison:
+    difference = np.abs(logged - plain)
+    return Comparison(
+        score=name,
+        auroc_log=auroc(logged[:inside], logged[inside:]),
+        auroc_plain=auroc(plain[:inside], plain[inside:]),
+        fpr95_log=fpr95(logged[:inside], logged[inside:]),
+        fpr95_plain=fpr95(plain[:inside], plain[inside:]),
+        difference_cifar=float(difference[:inside].max()),
+        difference_textures=float(difference[inside:].max()),
+    )
+
+
+def _alerts(events: Sequence[Mapping[str, Any]], joined: pa.Table, inside: int) -> list[SeenAlert]:
+    times = joined["event_time"].cast(pa.int64()).to_numpy()[inside:]
+    change = times.min()
+    found = []
+    for event in events:
+        data = event["data"]
+        start, end = (
+            1000 * datetime.fromisoformat(data["window"][name]).timestamp()
+            for name in ("start", "end")
+        )
+        found.append(
+            SeenAlert(
+                state=data["state"],
+                window_start_ms=float(start - change),
+                window_end_ms=float(end - change),
+                textures_in_window=int(((start <= times) & (times < end)).sum()),
+                flagged=data["flagged"],
+                records=data["window"]["records"],
+                firing_limit=data["firing_limit"],
+            )
+        )
+    return found
+
+
+def _share(predicted: Sequence[str], labels: Sequence[str]) -> float:
+    return float(np.mean([left == right for left, right in zip(predicted, labels, strict=True)]))

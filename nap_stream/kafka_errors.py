@@ -1,0 +1,58 @@
+"""From kafka-python's errors to ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kafka import errors
+
+from nap_stream.errors import BrokerError, BrokerUnavailableError, NapStreamError
+from nap_stream.settings import KafkaSettings
+
+_REFUSALS = (
+    errors.SaslAuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.AuthorizationError,
+)
+_UNREACHABLE = (
+    errors.KafkaTimeoutError,
+    errors.KafkaConnectionError,
+    errors.NodeNotReadyError,
+    errors.RequestTimedOutError,
+    errors.MetadataEmptyBrokerList,
+)
+
+
+@contextmanager
+def translated_errors(settings: KafkaSettings, what: str) -> Iterator[None]:
+    """Turn kafka-python's errors into ours, saying what was being done.
+
+    Raises:
+        BrokerUnavailableError: Nobody answers, or not in time.
+        BrokerError: The broker refused.
+    """
+    try:
+        yield
+    except NapStreamError:
+        raise
+    except errors.KafkaError as error:
+        raise as_broker_error(error, settings, what) from error
+
+
+def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str) -> NapStreamError:
+    """The typed error for one of kafka-python's; the typed one behind it where there is one."""
+    if isinstance(error.__cause__, NapStreamError):
+        return error.__cause__
+    where = f"{', '.join(settings.bootstrap_servers)}, {what}"
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, _REFUSALS):
+        return BrokerError(
+            f"the broker refused: {detail}", where, "Check the credentials and their permissions"
+        )
+    if isinstance(error, _UNREACHABLE) or error.retriable:
+        return BrokerUnavailableError(
+            f"no broker answered: {detail}",
+            where,
+            "Check kafka.bootstrap_servers, the network, and that the broker runs",
+        )
+    return BrokerError(detail, where)

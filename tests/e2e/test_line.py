@@ -1,0 +1,241 @@
+"""The whole line as its users run it: calibrated net, JPEG files, Kafka, two workers, an alert."""
+
+import hashlib
+import json
+import struct
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+
+from nap_stream.alert.event import alert_schema
+from tests.e2e.monitor import PARTITIONS, Monitor, Row, metrics_url, new_monitor, scrape
+from tests.e2e.processes import Program, nap_stream
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
+from tests.support.images import write_images
+from tests.support.topics import read_all, send
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka]
+
+BEFORE, OOD, AFTER = 500, 300, 500
+RATE = 250
+"""Images a second: the window of 200 records is less than a second of the stream."""
+HEADER = "part"
+
+
+@dataclass(frozen=True)
+class Special:
+    """A message that is no plain JPEG, and the status of each of its images."""
+
+    value: bytes | None
+    statuses: tuple[str, ...]
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+def _huge_png() -> bytes:
+    """A PNG of 60,000 by 60,000 pixels, as its header says."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", len(header))
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + encoded(picture(), "PNG")[33:]
+    )
+
+
+def _sixteen_bit() -> Image.Image:
+    return Image.fromarray(np.arange(20 * 20, dtype=np.uint16).reshape(20, 20) * 100)
+
+
+SPECIAL = {
+    "truncated JPEG": Special(encoded(picture(64, 64), "JPEG")[:300], ("corrupt",)),
+    "no bytes": Special(b"", ("empty",)),
+    "tombstone": Special(None, ("tombstone",)),
+    "text": Special(b"this is no image\n" * 5, ("unsupported",)),
+    "huge PNG": Special(_huge_png(), ("too_large",)),
+    "batch with a bad image": Special(
+        arrow_stream({"image": [jpeg(1), b"not an image", jpeg(2)]}),
+        ("ok", "unsupported", "ok"),
+        ARROW_HEADERS,
+    ),
+    "CMYK JPEG": Special(encoded(picture(20, 20).convert("CMYK"), "JPEG"), ("ok",)),
+    "16-bit PNG": Special(encoded(_sixteen_bit(), "PNG"), ("ok",)),
+    "palette PNG": Special(encoded(picture(20, 20).convert("P"), "PNG"), ("ok",)),
+    "greyscale JPEG": Special(encoded(picture(20, 20).convert("L"), "JPEG"), ("ok",)),
+}
+
+
+@pytest.mark.timeout(240)
+def test_images_become_rows_alerts_dead_letters_and_metrics(
+    apache_kafka: ApacheKafka, calibration: Path, local_ray: dict[str, str], tmp_path: Path
+) -> None:
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        calibration,
+        log={"root": "log", "segment_max_age_s": 0.5, "headers": [HEADER]},
+    )
+    files = tmp_path / "files"
+    write_images(files / "1-before", BEFORE)
+    write_images(files / "2-ood", OOD, first_seed=BEFORE, flat=True)
+    write_images(files / "3-after", AFTER, first_seed=BEFORE + OOD)
+    specials = _send_specials(monitor)
+    images = BEFORE + OOD + AFTER + sum(len(s.statuses) for s in SPECIAL.values())
+    messages = BEFORE + OOD + AFTER + len(SPECIAL)
+
+    run_command = nap_stream("run", "--config", monitor.config, "--until-idle", "5")
+    produce_command = nap_stream(
+        *("produce", "--config", monitor.config, "--rate", str(RATE)),
+        *("--label-header", HEADER, files),
+    )
+    with Program(produce_command, tmp_path / "produce") as produce:
+        assert produce.wait(60) == 0, produce.tail
+    with Program(run_command, tmp_path / "run", local_ray) as run:
+        url = metrics_url(run)
+        wait_until(lambda: _logged(url) == images, 90, f"{images} rows in /metrics")
+        samples = scrape(url)
+        with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as health:
+            assert (health.status, json.load(health)) == (200, {"status": "ok"})
+        assert run.running
+        assert run.wait(60) == 0, run.tail
+
+    _assert_metrics(samples, monitor)
+    _assert_rows(monitor, messages, specials)
+    _assert_flags(monitor)
+    _assert_dead_letters(monitor, specials)
+    _assert_alerts(monitor)
+    ends = monitor.chain_ends()
+    assert len(ends) == PARTITIONS
+    assert sum(ends.values()) == messages
+    assert monitor.committed() == ends
+    with Program(nap_stream("verify", "--log", monitor.log), tmp_path / "verify") as verify:
+        assert verify.wait(60) == 0, verify.tail
+        assert verify.stdout.endswith("clean\n")
+
+
+def _send_specials(monitor: Monitor) -> dict[tuple[int, int], Special]:
+    """Send them, spread over the partitions; give them by (partition, offset)."""
+    places = {}
+    for number, special in enumerate(SPECIAL.values()):
+        (place,) = send(
+            monitor.kafka,
+            [special.value],
+            partition=number % PARTITIONS,
+            headers=[(name, value or b"") for name, value in special.headers],
+        )
+        places[place] = special
+    return places
+
+
+def _logged(url: str) -> int:
+    samples = scrape(url)
+    return int(sum(v for (name, _), v in samples.items() if name == "nap_stream_records_total"))
+
+
+def _assert_metrics(samples: dict[Any, float], monitor: Monitor) -> None:
+    def of(name: str, **labels: str) -> float:
+        return samples[f"nap_stream_{name}", tuple(sorted(labels.items()))]
+
+    expected = [status for special in SPECIAL.values() for status in special.statuses]
+    for status in ("corrupt", "empty", "tombstone", "too_large"):
+        assert of("records_total", status=status) == 1
+    assert of("records_total", status="unsupported") == 2
+    assert of("records_total", status="ok") == BEFORE + OOD + AFTER + expected.count("ok")
+    for partition in range(PARTITIONS):
+        labels = {"topic": monitor.kafka.topic, "partition": str(partition)}
+        assert of("partition_lag_offsets", **labels) >= 0
+        assert of("partition_time_lag_seconds", **labels) >= 0
+    assert 0 < of("ood_fraction_bound") < 1
+    assert 0 <= of("ood_fraction") <= 1
+    assert of("alert_firing") in (0, 1)
+    assert of("workers") == 2
+    assert of("segments_published_total") >= PARTITIONS
+    assert of("batch_duration_seconds_count") > 0
+    assert of("last_commit_timestamp_seconds") > 0
+
+
+def _assert_rows(monitor: Monitor, messages: int, specials: dict[tuple[int, int], Special]) -> None:
+    """Every image of every message once, with its status and its bytes' SHA-256."""
+    expected: dict[Row, tuple[str, str | None]] = {}
+    for record in read_all(monitor.kafka, monitor.kafka.topic, messages):
+        place = (record.partition, record.offset)
+        special = specials.get(place)
+        statuses = special.statuses if special else ("ok",)
+        one = hashlib.sha256(record.value).hexdigest() if record.value else None
+        for index, status in enumerate(statuses):
+            expected[*place, index] = (status, one if len(statuses) == 1 else None)
+    rows = monitor.rows("status", "error", "sha256", "nap", "ood_p_value")
+    names = [(row["partition"], row["offset"], row["index"]) for row in rows]
+    assert sorted(names) == sorted(expected)
+    for name, row in zip(names, rows, strict=True):
+        status, sha256 = expected[name]
+        assert row["status"] == status, (name, row)
+        assert sha256 in (None, row["sha256"])
+        scored = status == "ok"
+        assert (row["error"] is None) == scored
+        assert (row["nap"] is not None) == scored
+        assert (row["ood_p_value"] is not None) == scored
+
+
+def _assert_flags(monitor: Monitor) -> None:
+    flags: dict[bytes, list[bool]] = {}
+    for row in monitor.rows("is_ood", "headers"):
+        for header in row["headers"]:
+            flags.setdefault(header["value"], []).append(row["is_ood"])
+    assert {part: len(found) for part, found in flags.items()} == {
+        b"1-before": BEFORE,
+        b"2-ood": OOD,
+        b"3-after": AFTER,
+    }
+    assert sum(flags[b"2-ood"]) > 0.5 * OOD
+    assert sum(flags[b"1-before"] + flags[b"3-after"]) < 0.1 * (BEFORE + AFTER)
+
+
+def _assert_dead_letters(monitor: Monitor, specials: dict[tuple[int, int], Special]) -> None:
+    failed = {
+        (*place, index): (status, special)
+        for place, special in specials.items()
+        for index, status in enumerate(special.statuses)
+        if status != "ok"
+    }
+    found = read_all(monitor.kafka, monitor.dead_letter_topic, len(failed))
+    assert len(found) == len(failed)
+    for record in found:
+        headers = {name: value.decode() for name, value in record.headers}
+        assert headers["nap-stream-topic"] == monitor.kafka.topic
+        place = tuple(int(headers[f"nap-stream-{n}"]) for n in ("partition", "offset", "index"))
+        status, special = failed.pop(place)
+        assert headers["nap-stream-status"] == status
+        assert headers["nap-stream-error"]
+        whole = len(special.statuses) == 1
+        assert record.value == (special.value if whole else b"not an image")
+    assert not failed
+
+
+def _assert_alerts(monitor: Monitor) -> None:
+    events = [json.loads(r.value) for r in read_all(monitor.kafka, monitor.alert_topic, 2)]
+    validator = jsonschema.Draft202012Validator(alert_schema())
+    for event in events:
+        validator.validate(event)
+    assert [event["data"]["state"] for event in events] == ["firing", "resolved"]
+    firing, resolved = (event["data"] for event in events)
+    assert firing["fraction"] >= firing["bound"]
+    assert resolved["fraction"] < firing["bound"]
+    rows = {
+        (row["partition"], row["offset"], row["index"]): row["is_ood"]
+        for row in monitor.rows("is_ood")
+    }
+    assert firing["examples"]
+    for example in firing["examples"]:
+        assert rows[example["partition"], example["offset"], example["index"]] is True
+        assert (monitor.log / example["segment"]).is_file()
