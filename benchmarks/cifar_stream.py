@@ -43,7 +43,7 @@ from tests.support.apache_kafka import KAFKA_VERSION, ApacheKafka, KafkaNotThere
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("NAP_STREAM_TEST_DATA", ROOT.parent / "shared" / "data"))
 CHECKPOINT = "checkpoints/densenet_bc100_12_cifar10.safetensors"
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 MEAN = [125.3 / 255, 123.0 / 255, 113.9 / 255]
 STD = [63.0 / 255, 62.1 / 255, 66.7 / 255]
 MOST_CALIBRATION_IMAGES = 3_000
@@ -193,6 +193,7 @@ def _alert_events(settings: Settings) -> list[Mapping[str, Any]]:
 
 
 def _checks(result: Mapping[str, Any]) -> dict[str, bool]:
+    sizes, verified = result["sizes"], result["verify"]
     nap = next(row for row in result["scores"] if row["score"] == "nap")
     firing = [alert for alert in result["alerts"] if alert["state"] == "firing"]
     return {
@@ -201,8 +202,10 @@ def _checks(result: Mapping[str, Any]) -> dict[str, bool]:
         ),
         "firing after the change": any(alert["textures_in_window"] > 0 for alert in firing),
         "no firing before it": all(alert["textures_in_window"] > 0 for alert in firing),
-        "one row an offset, one a file": result["one_row_an_offset"],
-        "verify clean": not result["verify"]["defects"],
+        "one row an offset, one a file": sizes["cifar"] + sizes["textures"]
+        == verified["rows"]
+        == verified["offsets"],
+        "verify clean": not verified["defects"],
     }
 
 

@@ -7,16 +7,40 @@ from typing import Any
 import structlog
 from kafka import KafkaAdminClient, errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.deadline import Deadline
 from nap_stream.errors import BrokerUnavailableError, ConfigError, TopicNotFoundError
-from nap_stream.kafka_errors import as_broker_error, translated_errors
+from nap_stream.kafka_errors import REFUSALS, as_broker_error, translated_errors
 from nap_stream.settings import KafkaSettings
 
 ATTEMPT_S = 5.0
 """How long one attempt to reach a broker may take; the deadline is the settings' own."""
 BACKOFF_MAX_S = 2.0
+
+
+class _ImpatientManager(KafkaConnectionManager):  # type: ignore[misc]  # no types
+    """Gives up at once where a broker refuses the credentials.
+
+    kafka-python itself tries again until its time is up, and then says that nobody answered.
+    """
+
+    _refusal: errors.KafkaError | None = None
+
+    def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        if self.bootstrapped:
+            return super().get_connection(*arguments, **options)
+        if self._refusal is not None:
+            raise self._refusal
+        connection = super().get_connection(*arguments, **options)
+        connection.init_future.add_errback(self._note)
+        return connection
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, REFUSALS):
+            self._refusal = error
 
 
 class _Secret(str):
@@ -68,7 +92,7 @@ def producer_options(settings: KafkaSettings, max_message_bytes: int) -> dict[st
 
 
 def open_client(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Build a kafka-python client; one that cannot be built leaves no thread or socket behind.
+    """Build a kafka-python client; one that cannot be built leaves no thread behind.
 
     Raises:
         KafkaError: kafka-python's own; no broker answers in ``bootstrap_timeout_ms``.
@@ -76,7 +100,9 @@ def open_client(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     networks: list[Any] = []
 
     def network(**arguments: Any) -> Any:
-        networks.append(KafkaNetClient(**arguments))
+        selector = NetworkSelector(**arguments)
+        manager = _ImpatientManager(selector, **arguments)
+        networks.append(KafkaNetClient(net=selector, manager=manager, **arguments))
         return networks[-1]
 
     try:

@@ -8,7 +8,7 @@ from kafka import errors
 from nap_stream.errors import BrokerError, BrokerUnavailableError, NapStreamError
 from nap_stream.settings import KafkaSettings
 
-_REFUSALS = (
+REFUSALS = (
     errors.SaslAuthenticationFailedError,
     errors.UnsupportedSaslMechanismError,
     errors.IllegalSaslStateError,
@@ -45,7 +45,7 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
         return error.__cause__
     where = f"{', '.join(settings.bootstrap_servers)}, {what}"
     detail = f"{type(error).__name__}: {error}"
-    if isinstance(error, _REFUSALS):
+    if isinstance(error, REFUSALS):
         return BrokerError(
             f"the broker refused: {detail}", where, "Check the credentials and their permissions"
         )

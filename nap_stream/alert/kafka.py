@@ -1,10 +1,12 @@
 """Alerts to a Kafka topic."""
 
 import json
+from typing import Any
 
-from kafka import KafkaProducer
+from kafka import KafkaProducer, errors
 
 from nap_stream.alert.base import AlertEvent
+from nap_stream.errors import BrokerError
 from nap_stream.kafka_client import close_producer, open_client, producer_options
 from nap_stream.kafka_errors import translated_errors
 from nap_stream.settings import KafkaSettings
@@ -28,13 +30,8 @@ class KafkaAlertSink:
 
     def __init__(self, settings: KafkaSettings, topic: str) -> None:
         self._settings, self._topic = settings, topic
-        options = producer_options(settings, MAX_ALERT_BYTES) | {
-            "delivery_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000),
-            "request_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000) // 2,
-            "max_block_ms": int(DELIVERY_TIMEOUT_S * 1000),
-        }
-        with translated_errors(settings, f"opening alert topic {topic}"):
-            self._producer = open_client(KafkaProducer, options)
+        self._closed = False
+        self._producer: Any = self._open()
 
     def publish(self, alert: AlertEvent) -> None:
         """Deliver an alert and return when all in-sync replicas have it.
@@ -45,12 +42,37 @@ class KafkaAlertSink:
         """
         value = json.dumps(alert.event, ensure_ascii=False, allow_nan=False).encode()
         headers = [("content-type", CONTENT_TYPE.encode())]
+        if self._producer is None:
+            self._producer = self._open()
         with translated_errors(self._settings, f"publishing to {self._topic}"):
-            sent = self._producer.send(
-                self._topic, key=alert.key.encode(), value=value, headers=headers
-            )
-            sent.get(timeout=DELIVERY_TIMEOUT_S)
+            try:
+                sent = self._producer.send(
+                    self._topic, key=alert.key.encode(), value=value, headers=headers
+                )
+                sent.get(timeout=DELIVERY_TIMEOUT_S)
+            except errors.KafkaError as error:
+                if not error.retriable:
+                    # An idempotent producer of kafka-python sends nothing more after a refusal.
+                    self._drop()
+                raise
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
-        close_producer(self._producer, CLOSE_TIMEOUT_S)
+        self._closed = True
+        self._drop()
+
+    def _open(self) -> Any:
+        if self._closed:
+            raise BrokerError("the alert sink is closed", self._topic)
+        options = producer_options(self._settings, MAX_ALERT_BYTES) | {
+            "delivery_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000),
+            "request_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000) // 2,
+            "max_block_ms": int(DELIVERY_TIMEOUT_S * 1000),
+        }
+        with translated_errors(self._settings, f"opening alert topic {self._topic}"):
+            return open_client(KafkaProducer, options)
+
+    def _drop(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            close_producer(producer, CLOSE_TIMEOUT_S)

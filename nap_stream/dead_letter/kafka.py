@@ -18,7 +18,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class KafkaDeadLetters:
-    """An idempotent producer with acks=all.
+    """A producer with acks=all, at least once and in order.
 
     The value is the payload as it came: the message's, or that of one image of a batch. The key
     and the kept headers go with it, and headers named ``nap-stream-…`` say why and from where.
@@ -47,7 +47,11 @@ class KafkaDeadLetters:
         self._settings, self._topic = settings, topic
         self._clock = clock or SystemClock()
         self._sent: list[tuple[FailedImage, Any]] = []
-        options = producer_options(settings, max_payload_bytes + HEADERS_ALLOWANCE)
+        options = producer_options(settings, max_payload_bytes + HEADERS_ALLOWANCE) | {
+            # An idempotent producer of kafka-python sends nothing more after a refusal.
+            "enable_idempotence": False,
+            "max_in_flight_requests_per_connection": 1,
+        }
         with translated_errors(settings, f"opening dead-letter topic {topic}"):
             self._producer = open_client(KafkaProducer, options)
 

@@ -11,10 +11,10 @@ from nap_stream.alert.consume import read_alerts
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.alert.memory import MemoryAlertSink
 from nap_stream.clock import SystemClock
-from nap_stream.errors import BrokerUnavailableError, TopicNotFoundError
+from nap_stream.errors import BrokerError, BrokerUnavailableError, TopicNotFoundError
 from nap_stream.settings import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, read_all, send
+from tests.support.topics import limit_messages, new_settings, read_all, send
 
 
 def alert(number: int, key: str = "ood-fraction") -> AlertEvent:
@@ -107,6 +107,34 @@ def test_everything_is_read_also_from_batches_of_several_records(broker: str) ->
 
 def test_an_empty_topic_has_no_alerts(broker: str) -> None:
     assert events(new_settings(broker)) == []
+
+
+@pytest.mark.kafka
+def test_after_a_refusal_the_sink_goes_on_when_its_cause_is_gone(
+    apache_kafka: ApacheKafka,
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    limit_messages(settings, 80)
+    sink = KafkaAlertSink(settings, settings.topic)
+
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="MessageSizeTooLarge"):
+            sink.publish(alert(1))
+    limit_messages(settings, 2**20)
+    sink.publish(alert(1))
+    sink.close()
+
+    assert events(settings) == [alert(1).event]
+
+
+@pytest.mark.kafka
+def test_a_closed_sink_says_so(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    sink = KafkaAlertSink(settings, settings.topic)
+    sink.close()
+
+    with pytest.raises(BrokerError, match="closed"):
+        sink.publish(alert(1))
 
 
 @pytest.mark.kafka

@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
-from kafka.admin import ConfigResource, ConfigResourceType
 
 from nap_stream.dead_letter.base import DeadLetters, dead_letter_headers
 from nap_stream.dead_letter.kafka import KafkaDeadLetters
 from nap_stream.dead_letter.memory import MemoryDeadLetters
 from nap_stream.errors import BrokerError, BrokerUnavailableError
 from nap_stream.records import FailedImage, Origin, Status, TopicPartition
-from nap_stream.settings import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, read_all
+from tests.support.topics import limit_messages, new_settings, read_all
 
 
 def failed(
@@ -133,7 +130,7 @@ def test_a_payload_that_the_topic_is_too_small_for_is_left_out(
     apache_kafka: ApacheKafka, max_payload_bytes: int
 ) -> None:
     settings = new_settings(apache_kafka.bootstrap)
-    shrink(settings, 1_000)
+    limit_messages(settings, 1_000)
     letters = KafkaDeadLetters(settings, settings.topic, max_payload_bytes=max_payload_bytes)
     for payload in (b"small", b"x" * 200_000, b"also small"):
         letters.send(failed(payload))
@@ -148,16 +145,6 @@ def test_a_payload_that_the_topic_is_too_small_for_is_left_out(
     assert records[b""]["nap-stream-payload-left-out"] == b"200000"
     assert records[b""]["nap-stream-offset"] == b"7"
     assert "nap-stream-payload-left-out" not in records[b"small"]
-
-
-def shrink(settings: KafkaSettings, max_message_bytes: int) -> None:
-    """Let the topic take no larger messages."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    configs = {"max.message.bytes": str(max_message_bytes)}
-    try:
-        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, configs)])
-    finally:
-        admin.close()
 
 
 def test_memory_refuses_while_away() -> None:

@@ -220,7 +220,7 @@ def test_mistakes_that_show_on_the_cluster(
     cases: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         "root": ({"log": {"root": str(tmp_path / "file" / "log")}}, (str(tmp_path / "file"),)),
         "gpu": ({"worker": {"count": 2, "num_gpus": 1}}, ("need 2 GPUs", "has 0")),
-        "other": ({"model": other}, ("fingerprint",)),
+        "other": ({"model": other}, ("calibration", "tests.support.tiny_net:build")),
     }
     programs: dict[str, Program] = {}
     with contextlib.ExitStack() as stack:

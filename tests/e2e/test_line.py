@@ -213,7 +213,8 @@ def _assert_dead_letters(monitor: Monitor, specials: dict[tuple[int, int], Speci
     for record in found:
         headers = {name: value.decode() for name, value in record.headers}
         assert headers["nap-stream-topic"] == monitor.kafka.topic
-        place = tuple(int(headers[f"nap-stream-{n}"]) for n in ("partition", "offset", "index"))
+        partition, offset = headers["nap-stream-partition"], headers["nap-stream-offset"]
+        place = (int(partition), int(offset), int(headers["nap-stream-index"]))
         status, special = failed.pop(place)
         assert headers["nap-stream-status"] == status
         assert headers["nap-stream-error"]

@@ -4,7 +4,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.kafka_client import create_topics
@@ -80,3 +81,13 @@ def read_all(settings: KafkaSettings, topic: str, count: int, deadline_s: float 
     finally:
         consumer.close()
     return records
+
+
+def limit_messages(settings: KafkaSettings, max_message_bytes: int) -> None:
+    """Have the broker refuse larger messages for the topic."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    configs = {"max.message.bytes": str(max_message_bytes)}
+    try:
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, configs)])
+    finally:
+        admin.close()

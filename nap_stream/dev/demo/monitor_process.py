@@ -20,7 +20,7 @@ from nap_stream.settings_loader import ENV_PREFIX
 
 STOP_S = 40.0
 """More than driver.shutdown_deadline_s, which is 30 s by default."""
-ABANDON_S = 10.0
+ABANDON_S = 5.0
 """How long the monitor may take where the demo itself is breaking off."""
 ANSWER_S = 2.0
 TAIL_LINES = 15

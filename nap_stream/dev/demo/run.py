@@ -105,7 +105,7 @@ def run_demo(
             display.step(f"embedded broker at {broker}; topics created")
             with (
                 running_monitor(folder.config, port, folder.monitor_output, environ) as monitor,
-                _finishing_undisturbed(),
+                _finishing_undisturbed(display),
             ):
                 _wait_until_ready(monitor, options.workers, display, clock)
                 scene = _Scene(folder, settings, stream, monitor, display, clock)
@@ -262,10 +262,13 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def _finishing_undisturbed() -> Iterator[None]:
+def _finishing_undisturbed(display: Display) -> Iterator[None]:
     """From the end of the block on, signals are ignored: what was started must be ended first."""
     try:
         yield
+    except KeyboardInterrupt:
+        display.step("interrupted: ending the broker and the monitor", "bold")
+        raise
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
