@@ -22,9 +22,10 @@ BACKOFF_MAX_S = 2.0
 
 
 class _ImpatientManager(KafkaConnectionManager):  # type: ignore[misc]  # no types
-    """Gives up at once where a broker refuses the credentials.
+    """Gives up as soon as it hears that a broker refuses the credentials.
 
-    kafka-python itself tries again until its time is up, and then says that nobody answered.
+    kafka-python itself tries again until its time is up, and then says that nobody answered. It
+    does not always hear: an answer that arrives together with the end of the connection is lost.
     """
 
     _refusal: errors.KafkaError | None = None

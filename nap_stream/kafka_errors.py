@@ -50,9 +50,11 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
             f"the broker refused: {detail}", where, "Check the credentials and their permissions"
         )
     if isinstance(error, _UNREACHABLE) or error.retriable:
+        # A broker that refuses credentials hangs up, and kafka-python may miss why.
+        credentials = ", the credentials" if settings.security_protocol != "PLAINTEXT" else ""
         return BrokerUnavailableError(
             f"no broker answered: {detail}",
             where,
-            "Check kafka.bootstrap_servers, the network, and that the broker runs",
+            f"Check kafka.bootstrap_servers, the network{credentials}, and that the broker runs",
         )
     return BrokerError(detail, where)

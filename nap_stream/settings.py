@@ -164,6 +164,8 @@ class LimitSettings(Section):
     max_image_pixels: Positive = 64_000_000
     max_message_bytes: Positive = 45 * 2**20
     max_images_per_message: Positive = 1_000
+    max_key_bytes: Positive = 16 * 2**10
+    """Of the key and the kept headers of a message together: each row of a batch repeats them."""
 
 
 class LogSettings(Section):
@@ -203,11 +205,15 @@ class DriverSettings(Section):
     """How the driver looks after the workers."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of one worker before the run is given up; a worker that stays up earns them back."""
+    """Restarts of one worker before the run is given up. One that has made progress for
+    stall_timeout_s earns them back."""
     backoff_initial_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
     stall_timeout_s: PositiveSeconds = 120.0
-    """A worker that makes no progress for so long is replaced."""
+    """A worker that makes no progress for so long is replaced; a coordinator that is silent for so
+    long ends the run."""
+    start_timeout_s: PositiveSeconds = 600.0
+    """How long a worker may take to be placed, to load its model and to join the group."""
     shutdown_deadline_s: PositiveSeconds = 30.0
     """One deadline for the whole shutdown."""
 

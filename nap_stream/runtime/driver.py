@@ -5,7 +5,7 @@ Knows no Ray: `runtime.ray` provides the cluster.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -102,7 +102,7 @@ class _Slot:
     restarts: int = 0
     started_at: float = 0.0
     start_after: float = 0.0
-    progress: tuple[int, int] = field(default=(-1, -1))
+    progress: tuple[int, int] | None = None
     progress_at: float = 0.0
 
 
@@ -132,6 +132,9 @@ class Driver:
         self._clock, self._on_status = clock, on_status
         self._slots = [_Slot(name) for name in names]
         self._idle_since: float | None = None
+        self._silent = False
+        self._silent_since = 0.0
+        self._heard_at = float("-inf")
 
     def run(self, stop: threading.Event) -> RunResult:
         """Supervise until the end, then shut down within one deadline.
@@ -142,7 +145,7 @@ class Driver:
         """
         try:
             ending = self._supervise(stop)
-        except NapStreamError:
+        except Exception:
             self._shut_down()
             raise
         unclean, status = self._shut_down()
@@ -150,7 +153,9 @@ class Driver:
 
     def _supervise(self, stop: threading.Event) -> Ending:
         while True:
-            status = self._cluster.status()
+            if stop.is_set():
+                return Ending.STOPPED
+            status = self._listen()
             for slot in self._slots:
                 self._look_after(slot, status)
             if status is not None:
@@ -158,9 +163,24 @@ class Driver:
                 ending = self._reached(status)
                 if ending is not None:
                     return ending
-            if stop.is_set():
-                return Ending.STOPPED
             self._clock.sleep(LOOK_EVERY_S)
+
+    def _listen(self) -> CoordinatorStatus | None:
+        """The coordinator's status; None while it is silent, which is borne for so long."""
+        status, now = self._cluster.status(), self._clock.monotonic()
+        if status is not None:
+            if self._silent:
+                self._silent, self._heard_at = False, now
+        else:
+            self._silent_since = self._silent_since if self._silent else now
+            self._silent = True
+            if now - self._silent_since >= self._settings.stall_timeout_s:
+                raise WorkerGaveUpError(
+                    f"the coordinator has not answered for {now - self._silent_since:.0f} s",
+                    "coordinator",
+                    "Its log says why; start again: the window is rebuilt from the scored log",
+                )
+        return status
 
     def _look_after(self, slot: _Slot, status: CoordinatorStatus | None) -> None:
         now = self._clock.monotonic()
@@ -173,15 +193,17 @@ class Driver:
             self._failed(slot, cause or WorkerError("the worker ended by itself", slot.name), now)
         elif self._stalled(slot, status, now):
             slot.handle.kill()
-            timeout = self._settings.stall_timeout_s
+            silence_s = now - slot.progress_at
             self._failed(
-                slot, WorkerError(f"the worker made no progress for {timeout:g} s", slot.name), now
+                slot,
+                WorkerError(f"the worker made no progress for {silence_s:.0f} s", slot.name),
+                now,
             )
 
     def _start(self, slot: _Slot, now: float) -> None:
         slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
         slot.started_at = slot.progress_at = now
-        slot.progress = (-1, -1)
+        slot.progress = None
         structlog.get_logger().info(
             "worker_started", worker=slot.name, incarnation=slot.incarnation
         )
@@ -191,7 +213,7 @@ class Driver:
         slot.handle = None
         if isinstance(cause, NapStreamError) and not cause.retriable:
             raise cause
-        if now - slot.started_at >= self._settings.stall_timeout_s:
+        if slot.progress_at - slot.started_at >= self._settings.stall_timeout_s:
             slot.restarts = 0
         if slot.restarts >= self._settings.max_restarts:
             raise WorkerGaveUpError(
@@ -213,14 +235,17 @@ class Driver:
     def _stalled(self, slot: _Slot, status: CoordinatorStatus | None, now: float) -> bool:
         """Whether a worker has work and has not got on with it for too long."""
         if status is None:
-            slot.progress_at = now
             return False
         report = _report_of(slot, status)
         if report is not None:
             progress = (report.sent_at_ms if report.idle else -1, report.work_done)
             if progress != slot.progress:
                 slot.progress, slot.progress_at = progress, now
-        return now - slot.progress_at >= self._settings.stall_timeout_s
+        patience_s = self._settings.stall_timeout_s
+        if slot.progress is None:
+            patience_s = self._settings.start_timeout_s
+        # While the coordinator was silent, nobody could tell it of progress.
+        return now - max(slot.progress_at, self._heard_at) >= patience_s
 
     def _reached(self, status: CoordinatorStatus) -> Ending | None:
         limits, now = self._limits, self._clock.monotonic()
@@ -251,19 +276,28 @@ class Driver:
         patience = Deadline(self._clock, self._settings.shutdown_deadline_s * WORKERS_SHARE)
         while not all(handle.ended() for handle in running.values()) and not patience.expired():
             self._clock.sleep(min(0.05, patience.remaining_s()))
-        unclean = tuple(name for name, handle in running.items() if not _settled(name, handle))
+        unclean = tuple(
+            slot.name
+            for slot in self._slots
+            if slot.handle is not None and not _settled(slot) and slot.progress is not None
+        )
         return unclean, self._cluster.finish(deadline.remaining_s())
 
 
-def _settled(name: str, handle: WorkerHandle) -> bool:
-    """Whether a worker that was asked to stop has ended well; one that goes on is killed."""
+def _settled(slot: _Slot) -> bool:
+    """Whether a worker that was asked to stop has ended well; one that goes on is killed.
+
+    One that had not even reported yet had nothing in hand.
+    """
+    handle = slot.handle
+    assert handle is not None
     if not handle.ended():
-        structlog.get_logger().error("worker_killed_at_deadline", worker=name)
+        structlog.get_logger().error("worker_killed_at_deadline", worker=slot.name)
         handle.kill()
         return False
     error = handle.error()
     if error is not None:
-        structlog.get_logger().error("worker_failed_at_stop", worker=name, cause=str(error))
+        structlog.get_logger().error("worker_failed_at_stop", worker=slot.name, cause=str(error))
     return error is None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 import structlog
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError, WorkerError
@@ -158,7 +158,7 @@ class RayWorker:
         except RayTaskError as error:
             cause = error.cause
             return cause if isinstance(cause, NapStreamError) else WorkerError(_brief(error))
-        except RayActorError as error:
+        except RayError as error:
             return WorkerError(f"the worker's process died: {_brief(error)}")
         finally:
             ray.kill(self._actor)
@@ -234,7 +234,12 @@ class RayCluster:
         self._keep_ticking()
         try:
             status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
-        except (GetTimeoutError, RayActorError) as error:
+        except NapStreamError as error:
+            if not error.retriable:
+                raise
+            structlog.get_logger().warning("coordinator_silent", cause=str(error))
+            return None
+        except RayError as error:
             structlog.get_logger().warning("coordinator_silent", cause=_brief(error))
             return None
         return status
@@ -285,7 +290,11 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
             ray.init(address=address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(num_cpus=max(os.cpu_count() or 1, workers), include_dashboard=False)
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, workers),
+                include_dashboard=False,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorkerError(
             f"cannot connect to Ray: {_brief(error)}",

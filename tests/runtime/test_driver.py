@@ -22,6 +22,7 @@ SETTINGS = DriverSettings(
     backoff_initial_s=1,
     backoff_max_s=60,
     stall_timeout_s=30,
+    start_timeout_s=100,
     shutdown_deadline_s=10,
 )
 FOREVER = RunLimits(partitions=1)
@@ -145,7 +146,9 @@ def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
 
 def test_a_worker_that_does_not_leave_is_killed_within_the_deadline_and_named() -> None:
     clock = ManualClock()
-    cluster = FakeCluster(clock, [FakeWorker(obeys=False)])
+    cluster = FakeCluster(
+        clock, [FakeWorker(obeys=False)], lambda now: status(_sent(report(idle=True), now))
+    )
 
     result = run(cluster, stop_at=5)
 
@@ -245,13 +248,47 @@ def test_a_worker_that_makes_no_progress_is_replaced() -> None:
     assert SETTINGS.stall_timeout_s <= cluster.started[1][2] <= SETTINGS.stall_timeout_s + 5
 
 
-def test_a_worker_that_is_silent_is_replaced() -> None:
+def test_a_worker_that_stays_wedged_is_given_up_in_the_end() -> None:
+    def view(now: float) -> CoordinatorStatus:
+        wedged = report(work_done=7, incarnation=len(cluster.started) - 1)
+        return status(_sent(wedged, now))
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker() for _ in range(3)], view)
+
+    with pytest.raises(WorkerGaveUpError, match="no progress for 30 s"):
+        run(cluster)
+
+    assert len(cluster.started) == SETTINGS.max_restarts + 1
+    assert all(worker.killed for worker in cluster.workers)
+
+
+def test_a_worker_that_falls_silent_is_replaced() -> None:
     silent = report(idle=True, sent_at_ms=0)
     cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], lambda _now: status(silent))
 
     run(cluster, stop_at=40)
 
     assert cluster.workers[0].killed
+
+
+def test_a_worker_may_take_longer_to_start_than_to_stall() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()])
+
+    run(cluster, stop_at=90)
+    assert len(cluster.started) == 1
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()])
+    run(cluster, stop_at=110)
+    assert len(cluster.started) == 2
+
+
+def test_a_worker_that_had_not_started_yet_is_not_unclean() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(obeys=False)])
+
+    result = run(cluster, stop_at=5)
+
+    assert cluster.workers[0].killed
+    assert result.unclean == ()
 
 
 def test_an_idle_worker_that_reports_is_left_alone() -> None:
@@ -263,12 +300,39 @@ def test_an_idle_worker_that_reports_is_left_alone() -> None:
     assert len(cluster.started) == 1
 
 
-def test_a_silent_coordinator_is_no_reason_to_kill_workers() -> None:
-    cluster = FakeCluster(ManualClock(), [FakeWorker()], lambda now: status() if now > 99 else None)
+def test_a_coordinator_that_is_silent_for_a_while_is_no_reason_to_kill_workers() -> None:
+    def view(now: float) -> CoordinatorStatus | None:
+        return None if 10 < now < 35 else status(_sent(report(idle=True), now))
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], view)
 
     run(cluster, stop_at=100)
 
     assert len(cluster.started) == 1
+    assert not cluster.workers[0].killed
+
+
+def test_a_coordinator_that_stays_silent_ends_the_run() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], lambda _now: None)
+
+    with pytest.raises(WorkerGaveUpError, match="coordinator has not answered for 30 s"):
+        run(cluster)
+
+    assert cluster.workers[0].stopped
+
+
+def test_an_unexpected_error_of_the_cluster_still_stops_the_workers() -> None:
+    def broken(now: float) -> CoordinatorStatus:
+        if now > 5:
+            raise RuntimeError("a defect")
+        return status()
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], broken)
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(cluster)
+
+    assert cluster.workers[0].stopped
 
 
 def test_ends_when_nothing_has_come_for_so_long() -> None:

@@ -1,0 +1,8 @@
+import pytest
+
+from nap_stream.dev.demo.digits import Splits, load_splits
+
+
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    return load_splits(seed=3)

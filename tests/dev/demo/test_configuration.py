@@ -1,0 +1,23 @@
+from pathlib import Path
+
+from nap_stream.dev.demo.configuration import write_configuration
+from nap_stream.dev.demo.folder import DemoFolder
+from nap_stream.settings import DriftSettings
+from nap_stream.settings_loader import load_settings
+
+
+def test_gives_a_whole_configuration_with_the_default_probabilities(tmp_path: Path) -> None:
+    folder = DemoFolder(tmp_path)
+    folder.weights.touch()
+    folder.calibration.mkdir()
+
+    write_configuration(folder, broker="127.0.0.1:9999", metrics_port=1234, workers=2)
+
+    settings = load_settings(folder.config, environ={})
+    assert settings.kafka.bootstrap_servers == ("127.0.0.1:9999",)
+    assert settings.model.weights == folder.weights
+    assert settings.calibration == folder.calibration
+    assert settings.log.root == folder.log
+    assert settings.metrics.port == 1234
+    assert settings.worker.count == 2
+    assert settings.drift == DriftSettings(window_records=150)

@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from nap_stream.dev.demo.folder import MARKER, demo_folder
+from nap_stream.errors import ConfigError
+
+
+def test_replaces_what_an_earlier_demo_made_and_nothing_else(tmp_path: Path) -> None:
+    with demo_folder(tmp_path / "demo") as folder:
+        folder.config.write_text("old")
+        (folder.log / "topic=digits").mkdir(parents=True)
+        (folder.root / "notes.txt").write_text("mine")
+
+    with demo_folder(tmp_path / "demo") as folder:
+        assert not any(path.exists() for path in folder.entries())
+        assert (folder.root / "notes.txt").read_text() == "mine"
+
+
+def test_stays_after_the_block(tmp_path: Path) -> None:
+    with demo_folder(tmp_path / "demo") as folder:
+        folder.picture.write_bytes(b"png")
+
+    assert folder.picture.read_bytes() == b"png"
+
+
+def test_takes_an_empty_folder(tmp_path: Path) -> None:
+    with demo_folder(tmp_path) as folder:
+        assert folder.root == tmp_path
+
+
+def test_leaves_a_folder_alone_that_no_demo_made(tmp_path: Path) -> None:
+    (tmp_path / "scored-log").mkdir()
+
+    with (
+        pytest.raises(ConfigError, match=r"the demo did not make.*--out"),
+        demo_folder(tmp_path),
+    ):
+        pass
+
+    assert (tmp_path / "scored-log").is_dir()
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_refuses_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigError, match="not a folder"), demo_folder(tmp_path / "file"):
+        pass
+
+
+def test_refuses_a_path_through_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigError, match="cannot be used"), demo_folder(tmp_path / "file" / "in"):
+        pass
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path: Path) -> None:
+    with demo_folder(tmp_path / "demo") as folder:
+        folder.config.write_text("in use")
+        with (
+            pytest.raises(ConfigError, match="another demo is using the folder"),
+            demo_folder(tmp_path / "demo"),
+        ):
+            pass
+        assert folder.config.read_text() == "in use"
+
+
+def test_a_link_in_place_of_an_entry_is_removed_and_not_followed(tmp_path: Path) -> None:
+    kept = tmp_path / "elsewhere"
+    kept.mkdir()
+    (kept / "file").write_text("mine")
+    with demo_folder(tmp_path / "demo") as folder:
+        folder.log.symlink_to(kept)
+
+    with demo_folder(tmp_path / "demo"):
+        assert not folder.log.is_symlink()
+
+    assert (kept / "file").read_text() == "mine"
+
+
+def test_errors_of_other_files_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), demo_folder(tmp_path / "demo"):
+        (tmp_path / "not-there").read_text()

@@ -1,0 +1,148 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nap_stream.alert.event import rfc3339
+from nap_stream.dev.demo.history import LoggedImage
+from nap_stream.dev.demo.outcome import Alert, Evidence, judge, read_alert
+from nap_stream.scored_log.defects import Defect, DefectKind, VerifyReport
+
+CHANGED_MS = 1_767_268_810_000
+RETURNED_MS = CHANGED_MS + 5_000
+
+
+def alert(state: str, time_ms: int) -> Mapping[str, Any]:
+    return {"time": rfc3339(time_ms), "data": {"state": state}}
+
+
+def logged(number: int) -> LoggedImage:
+    return LoggedImage(number % 2, number // 2, f"{number}.png", "digit", 0, "ok", is_ood=False)
+
+
+def report(*defects: Defect) -> VerifyReport:
+    return VerifyReport(
+        partitions=2,
+        segments=2,
+        rows=4,
+        offsets=4,
+        gap_offsets=0,
+        gaps=(),
+        heads=(),
+        defects=defects,
+    )
+
+
+GOOD = Evidence(
+    alerts=[alert("firing", CHANGED_MS + 900), alert("resolved", RETURNED_MS + 3_000)],
+    changed_ms=CHANGED_MS,
+    returned_ms=RETURNED_MS,
+    sent=[f"{number}.png" for number in range(4)],
+    logged=[logged(number) for number in range(4)],
+    report=report(),
+    exit_code=0,
+)
+
+
+def failures(evidence: Evidence) -> list[str]:
+    return [check.claim for check in judge(evidence) if not check.holds]
+
+
+def test_all_holds_where_all_went_well() -> None:
+    assert failures(GOOD) == []
+    assert [check.found for check in judge(GOOD)[1:3]] == [
+        "1: +0.9 s from the change",
+        "1: +3.0 s from the return",
+    ]
+
+
+FIRING, RESOLVED = GOOD.alerts
+NO_EARLY = "no alert before the change"
+ONE_FIRING = "exactly one firing, after the change"
+ONE_RESOLVED = "exactly one resolved, after the return"
+NO_OTHERS = "no other message in the alert topic"
+
+
+@pytest.mark.parametrize(
+    ("alerts", "expected"),
+    [
+        pytest.param([], [ONE_FIRING, ONE_RESOLVED], id="none"),
+        pytest.param([FIRING], [ONE_RESOLVED], id="never resolved"),
+        pytest.param([RESOLVED], [ONE_FIRING], id="never fired"),
+        pytest.param([FIRING, FIRING, RESOLVED], [ONE_FIRING], id="fired twice"),
+        pytest.param([FIRING, RESOLVED, RESOLVED], [ONE_RESOLVED], id="resolved twice"),
+        pytest.param(
+            [alert("firing", CHANGED_MS), RESOLVED], [NO_EARLY, ONE_FIRING], id="fired too early"
+        ),
+        pytest.param(
+            [alert("firing", CHANGED_MS - 2_000), alert("resolved", CHANGED_MS - 1_000)],
+            [NO_EARLY, ONE_FIRING, ONE_RESOLVED],
+            id="a false alarm alone",
+        ),
+        pytest.param(
+            [alert("firing", CHANGED_MS - 2_000), FIRING, RESOLVED],
+            [NO_EARLY, ONE_FIRING],
+            id="a false alarm before",
+        ),
+        pytest.param(
+            [FIRING, alert("resolved", RETURNED_MS)], [ONE_RESOLVED], id="resolved too early"
+        ),
+        pytest.param(
+            [FIRING, RESOLVED, {"data": {"state": "not JSON"}}],
+            [NO_EARLY, NO_OTHERS],
+            id="a foreign message",
+        ),
+    ],
+)
+def test_alerts_that_are_wrong(alerts: list[Mapping[str, Any]], expected: list[str]) -> None:
+    assert failures(replace(GOOD, alerts=alerts)) == expected
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(GOOD.logged[:3], id="a row is missing"),
+        pytest.param([*GOOD.logged, GOOD.logged[0]], id="a row is doubled"),
+        pytest.param(
+            [*GOOD.logged[:3], replace(GOOD.logged[3], name="0.png")], id="one image for another"
+        ),
+        pytest.param(
+            [*GOOD.logged[:3], replace(GOOD.logged[3], partition=0, offset=0)],
+            id="an offset is doubled",
+        ),
+    ],
+)
+def test_rows_that_are_wrong(rows: list[LoggedImage]) -> None:
+    assert failures(replace(GOOD, logged=rows)) == [
+        "one row for each image that was sent, and for each offset"
+    ]
+
+
+def test_an_image_that_was_not_scored() -> None:
+    rows = [*GOOD.logged[:3], replace(GOOD.logged[3], status="corrupt", is_ood=None)]
+
+    assert failures(replace(GOOD, logged=rows)) == ["every image was decoded and scored"]
+
+
+def test_a_defect_of_the_log_is_named() -> None:
+    defective = replace(GOOD, report=report(Defect("a/b.parquet", DefectKind.HOLE, "lost [3, 5)")))
+
+    assert failures(defective) == ["the log verifies clean"]
+    assert "a/b.parquet: hole: lost [3, 5)" in judge(defective)[-2].found
+
+
+def test_a_monitor_that_ends_badly() -> None:
+    assert failures(replace(GOOD, exit_code=1)) == ["the monitor ended in good order"]
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        ({}, Alert("None", None)),
+        ({"time": "soon", "data": {"state": "firing"}}, Alert("firing", None)),
+        ({"time": rfc3339(5), "data": "firing"}, Alert("None", 5)),
+    ],
+)
+def test_events_are_read_as_far_as_they_can_be(event: Mapping[str, Any], expected: Alert) -> None:
+    assert read_alert(event) == expected

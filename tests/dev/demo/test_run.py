@@ -1,0 +1,75 @@
+"""The demo as a user starts it. What it must show is judged here once more, from its files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from nap_stream.scored_log.query import GroupBy, Query, aggregate
+from nap_stream.scored_log.verify import verify
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.embedded, pytest.mark.timeout(420)]
+PATIENCE_S = 300
+
+
+@contextmanager
+def demo(folder: Path, output: Path, *options: str) -> Iterator["subprocess.Popen[bytes]"]:
+    command = [sys.executable, "-m", "nap_stream", "demo", "--out", str(folder), *options]
+    with output.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def processes_naming(text: str) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if text in line]
+
+
+def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> None:
+    folder, output = tmp_path / "demo", tmp_path / "output"
+
+    with demo(folder, output, "--rate", "120") as process:
+        assert process.wait(PATIENCE_S) == 0, output.read_text()
+
+    alerts = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
+    assert [alert["data"]["state"] for alert in alerts] == ["firing", "resolved"]
+    counts = aggregate(folder / "scored-log", Query(topic="digits"), GroupBy.STATUS).to_pylist()
+    assert [(row["status"], row["rows"]) for row in counts] == [("ok", 847)]
+    assert verify(folder / "scored-log", deep=True).clean
+    with Image.open(folder / "ood-fraction.png") as picture:
+        assert picture.format == "PNG"
+    assert "FAILED" not in output.read_text()
+    assert processes_naming(str(folder)) == []
+
+
+def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
+    folder, output = tmp_path / "demo", tmp_path / "output"
+
+    with demo(folder, output) as process:
+        wait_until(
+            lambda: process.poll() is not None or "Started a local Ray" in monitor_log(folder),
+            PATIENCE_S,
+            "Ray",
+        )
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130, output.read_text()
+
+    assert "interrupted" in output.read_text()
+    assert processes_naming(str(folder)) == []
+
+
+def monitor_log(folder: Path) -> str:
+    path = folder / "monitor.log"
+    return path.read_text() if path.exists() else ""
