@@ -255,9 +255,10 @@ class SegmentSummary:
 class PartitionProgress:
     """How far a worker is in one of its partitions.
 
-    ``position`` is the next offset to consume, ``lag`` the number of offsets behind the high
-    watermark (null where the broker has not told it yet), ``time_lag_ms`` the age of the last
-    published record's event time at the moment of publishing (null before the first one).
+    ``position`` is the next offset to log, ``lag`` the number of offsets between the consumer and
+    the high watermark (null where the broker has not told it yet). ``time_lag_ms`` is the age of
+    the newest event time in the last segment, 0 where nothing is left to do, null before the
+    first segment.
     """
 
     partition: TopicPartition

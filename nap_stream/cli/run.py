@@ -1,5 +1,6 @@
 """nap-stream run."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,8 @@ def run(
     if print_config:
         typer.echo(masked_yaml(settings), nl=False)
         return
+    # Ray reads it when it is imported; without it, alike events of different workers are merged.
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     from rich.console import Console
 
     from nap_stream.runtime.logging import configure_logging

@@ -33,7 +33,7 @@ class PartitionBuffer:
             self.opened_at = now
         self.records.extend(message.records)
         self.failed.extend(message.failed)
-        self.size_bytes += ROW_BYTES * len(message.records)
+        self.size_bytes += sum(ROW_BYTES + _origin_bytes(record) for record in message.records)
         self.size_bytes += sum(len(image.payload or b"") for image in message.failed)
         self.end = message.end
 
@@ -60,3 +60,9 @@ class PartitionBuffer:
         self.records, self.failed = [], []
         self.size_bytes = 0
         self.opened_at = None
+
+
+def _origin_bytes(record: ScoredRecord) -> int:
+    """What a row repeats of its message."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.origin.headers)
+    return len(record.origin.key or b"") + headers

@@ -1,7 +1,8 @@
 """The worker's line: one thread that polls, publishes and commits, beside the scoring stage."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -14,6 +15,7 @@ from nap_stream.pipeline.buffer import PartitionBuffer
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.tally import Tally
 from nap_stream.records import (
+    ChainPosition,
     PartitionProgress,
     PublishedSegment,
     ScoredRecord,
@@ -45,7 +47,16 @@ class Reporter(Protocol):
 
 
 Summarise = Callable[[PublishedSegment, Sequence[ScoredRecord], str | None], SegmentSummary]
-Commit = Callable[[Mapping[TopicPartition, int]], object]
+Commit = Callable[[Mapping[TopicPartition, int]], bool | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Durable:
+    """A segment that is published and neither committed nor summarised yet."""
+
+    segment: PublishedSegment
+    records: Sequence[ScoredRecord]
+    gap: str | None = None
 
 
 class WorkerLine:
@@ -86,7 +97,8 @@ class WorkerLine:
         self._log_settings, self._worker = log_settings, worker_settings
         self._clock, self._tally = clock, tally
         self._buffers: dict[TopicPartition, PartitionBuffer] = {}
-        self._time_lag_ms: dict[TopicPartition, int] = {}
+        self._newest_ms: dict[TopicPartition, int] = {}
+        self._skips: dict[TopicPartition, int] = {}
         self._epoch = 0
         self._paused = False
         self._last_poll_empty = False
@@ -105,8 +117,8 @@ class WorkerLine:
                 self._step()
             self._finish(Deadline(self._clock, deadline_s))
         except BaseException:
-            self._buffers.clear()
-            self._source.close(deadline_s)
+            self._disown(list(self._buffers))
+            self._close_after_error(deadline_s)
             raise
 
     def assigned(
@@ -115,7 +127,7 @@ class WorkerLine:
         """Recover the chain of a partition, or begin one; return where to read from."""
         if partition in self._buffers:
             self._drain([partition], self._worker.revoke_deadline_s)
-            self._publish_or_concede([partition])
+            self._announce(self._publish([partition], DEAD_LETTER_TIMEOUT_S), self._source.commit)
         position = self._log.end(partition)
         if position is None:
             first = start if committed is None else max(earliest, committed)
@@ -123,8 +135,7 @@ class WorkerLine:
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
         # The coordinator must know of a partition before its siblings' watermarks move on.
         self._reported_at = float("-inf")
-        if position.offset < earliest:
-            self._publish_gap(partition, earliest)
+        self._announce(self._declare_gap(partition, earliest), self._source.commit)
         resume_at = self._buffers[partition].end
         structlog.get_logger().info(
             "partition_assigned", partition=str(partition), offset=resume_at, committed=committed
@@ -136,10 +147,10 @@ class WorkerLine:
         mine = [partition for partition in partitions if partition in self._buffers]
         if not mine:
             return
-        drained = self._drain(mine, self._worker.revoke_deadline_s)
-        for partition in mine:
-            with suppress(SegmentConflictError):
-                self._publish(partition, self._source.commit_soon)
+        deadline = Deadline(self._clock, self._worker.revoke_deadline_s)
+        drained = self._drain(mine, deadline.remaining_s() / 2)
+        durable = self._publish(mine, deadline.remaining_s(), goes_on=False)
+        self._announce(durable, self._source.commit_soon)
         self._disown(mine)
         structlog.get_logger().info(
             "partitions_revoked", partitions=[str(p) for p in mine], drained=drained
@@ -154,25 +165,24 @@ class WorkerLine:
         self._poll()
         self._collect()
         now = self._clock.monotonic()
-        self._publish_or_concede(
-            [p for p, buffer in self._buffers.items() if buffer.due(self._log_settings, now)]
-        )
+        due = [p for p, buffer in self._buffers.items() if buffer.due(self._log_settings, now)]
+        self._announce(self._publish(due, DEAD_LETTER_TIMEOUT_S), self._source.commit)
         self._balance()
         self._report_when_due()
 
     def _poll(self) -> None:
+        room = self._worker.max_in_hand_images - self._stage.in_hand()[0]
         with self._timed("poll"):
             timeout_s = 0.0 if self._paused else POLL_S
-            fetched = self._source.poll(timeout_s, self._worker.max_in_hand_images)
+            fetched = self._source.poll(timeout_s, max(1, room))
         self._last_poll_empty = not fetched and not self._paused
         for part in fetched:
             buffer = self._buffers.get(part.partition)
             if buffer is None:
                 continue
-            if part.messages:
-                self._stage.submit(part, buffer.epoch)
-            elif not self._stage.has_in_hand(part.partition):
-                buffer.skip_to(part.end, self._clock.monotonic())
+            self._stage.submit(part, buffer.epoch)
+            if not part.messages:
+                self._skips[part.partition] = part.end
         if self._paused:
             self._stage.wait_for_scored(POLL_S)
 
@@ -183,79 +193,96 @@ class WorkerLine:
             buffer = self._buffers.get(message.partition)
             if buffer is not None and buffer.epoch == message.epoch:
                 buffer.add(message, self._clock.monotonic())
+                self._tally.images_scored += sum(r.status is Status.OK for r in message.records)
+        for partition in [p for p in self._skips if not self._stage.has_in_hand(p)]:
+            end = self._skips.pop(partition)
+            self._buffers[partition].skip_to(end, self._clock.monotonic())
 
     def _drain(self, partitions: Iterable[TopicPartition], timeout_s: float) -> bool:
         done = self._stage.wait_until_done(frozenset(partitions), timeout_s)
         self._collect()
         return done
 
-    def _publish_or_concede(self, partitions: Iterable[TopicPartition]) -> None:
+    def _publish(
+        self, partitions: Iterable[TopicPartition], timeout_s: float, *, goes_on: bool = True
+    ) -> list[_Durable]:
+        """Make what is in hand durable; the loser of a race takes the winner's end, or gives up."""
+        durable = []
         for partition in partitions:
             try:
-                self._publish(partition, self._source.commit)
+                durable.extend(self._publish_one(partition, timeout_s))
             except SegmentConflictError as conflict:
-                self._concede(partition, conflict)
+                self._note_conflict(conflict)
+                if goes_on:
+                    self._concede(partition, conflict)
+        return durable
 
-    def _publish(self, partition: TopicPartition, commit: Commit) -> None:
-        """Segment, commit, summary: in this order, each only after the one before."""
+    def _publish_one(self, partition: TopicPartition, timeout_s: float) -> list[_Durable]:
         buffer = self._buffers[partition]
         if buffer.end == buffer.position.offset:
-            return
-        self._send_dead_letters(buffer)
+            return []
+        self._send_dead_letters(buffer, timeout_s)
         records = buffer.records
         with self._timed("publish"):
-            try:
-                segment = self._log.publish(partition, buffer.position, buffer.end, records)
-            except SegmentConflictError:
-                self._tally.segment_conflicts += 1
-                raise
+            segment = self._log.publish(partition, buffer.position, buffer.end, records)
         buffer.published(segment.position)
-        self._published(segment, records, None, commit)
+        return [_Durable(segment, records)]
 
-    def _publish_gap(self, partition: TopicPartition, earliest: int) -> None:
-        """Declare offsets that the topic no longer has; the loser of a race takes the winner's."""
+    def _declare_gap(self, partition: TopicPartition, earliest: int) -> list[_Durable]:
+        """Declare offsets that the topic no longer has, unless another writer has done so."""
         buffer = self._buffers[partition]
-        gap = f"offsets [{buffer.end}, {earliest}) were deleted by retention before they were read"
-        structlog.get_logger().error("offsets_lost", partition=str(partition), gap=gap)
-        segment = self._log.publish(partition, buffer.position, earliest, (), gap=gap)
-        buffer.published(segment.position)
-        self._published(segment, (), gap, self._source.commit)
+        while buffer.end < earliest:
+            gap = f"retention deleted offsets [{buffer.end}, {earliest}) before they were read"
+            try:
+                segment = self._log.publish(partition, buffer.position, earliest, (), gap=gap)
+            except SegmentConflictError as conflict:
+                self._note_conflict(conflict)
+                buffer.published(self._end_of(partition, conflict))
+                continue
+            structlog.get_logger().error("offsets_lost", partition=str(partition), gap=gap)
+            buffer.published(segment.position)
+            return [_Durable(segment, (), gap)]
+        return []
 
-    def _published(
-        self,
-        segment: PublishedSegment,
-        records: Sequence[ScoredRecord],
-        gap: str | None,
-        commit: Commit,
-    ) -> None:
-        self._tally.segments_published += 1
-        self._tally.work_done += 1
-        self._tally.rows += len(records)
-        self._tally.images_scored += sum(record.status is Status.OK for record in records)
-        if records:
-            newest = max(record.origin.event_time_ms for record in records)
-            self._time_lag_ms[segment.partition] = self._clock.now_ms() - newest
+    def _announce(self, durable: Sequence[_Durable], commit: Commit) -> None:
+        """Commit what is durable, and only then tell the coordinator."""
+        if not durable:
+            return
         with self._timed("commit"):
-            if commit({segment.partition: segment.position.offset}) is not False:
+            if commit({d.segment.partition: d.segment.position.offset for d in durable}):
                 self._tally.last_commit_ms = self._clock.now_ms()
-        self._reporter.submit(self._summarise(segment, records, gap))
+        for one in durable:
+            self._tally.segments_published += 1
+            self._tally.work_done += 1
+            self._tally.rows += len(one.records)
+            if one.records:
+                newest_ms = max(record.origin.event_time_ms for record in one.records)
+                self._newest_ms[one.segment.partition] = newest_ms
+            self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
 
-    def _send_dead_letters(self, buffer: PartitionBuffer) -> None:
+    def _send_dead_letters(self, buffer: PartitionBuffer, timeout_s: float) -> None:
         if not buffer.failed:
             return
         with self._timed("dead_letters"):
             for image in buffer.failed:
                 self._dead_letters.send(image)
-            self._dead_letters.flush(DEAD_LETTER_TIMEOUT_S)
+            self._dead_letters.flush(timeout_s)
         self._tally.dead_letters += len(buffer.failed)
         buffer.failed.clear()
 
-    def _concede(self, partition: TopicPartition, conflict: SegmentConflictError) -> None:
-        """Another writer was first: drop these rows and go on from the winner's end."""
+    def _note_conflict(self, conflict: SegmentConflictError) -> None:
+        self._tally.segment_conflicts += 1
         structlog.get_logger().warning("segment_conflict", conflict=str(conflict))
+
+    def _end_of(self, partition: TopicPartition, conflict: SegmentConflictError) -> ChainPosition:
         position = self._log.end(partition)
         if position is None:
             raise conflict
+        return position
+
+    def _concede(self, partition: TopicPartition, conflict: SegmentConflictError) -> None:
+        """Another writer was first: drop these rows and go on from the winner's end."""
+        position = self._end_of(partition, conflict)
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
         self._source.seek(partition, position.offset)
         # A worker whose place another has taken learns it from the group's answer alone.
@@ -276,10 +303,18 @@ class WorkerLine:
 
     def _finish(self, deadline: Deadline) -> None:
         drained = self._drain(list(self._buffers), deadline.remaining_s() / 2)
-        self._publish_or_concede(list(self._buffers))
+        durable = self._publish(list(self._buffers), deadline.remaining_s() / 2)
+        self._announce(durable, self._source.commit)
         self._report()
         self._source.close(deadline.remaining_s())
         structlog.get_logger().info("worker_finished", drained=drained, rows=self._tally.rows)
+
+    def _close_after_error(self, deadline_s: float) -> None:
+        """Leave without hiding what ended the line."""
+        try:
+            self._source.close(deadline_s)
+        except Exception as error:  # noqa: BLE001  the first error is the one to raise
+            structlog.get_logger().warning("source_not_closed", cause=str(error))
 
     def _next_epoch(self) -> int:
         self._epoch += 1
@@ -288,13 +323,15 @@ class WorkerLine:
     def _own(self, buffer: PartitionBuffer, partition: TopicPartition) -> None:
         if partition not in self._buffers:
             self._tally.rebalances += 1
+        self._skips.pop(partition, None)
         self._buffers[partition] = buffer
 
     def _disown(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
             if self._buffers.pop(partition, None) is not None:
                 self._tally.rebalances += 1
-            self._time_lag_ms.pop(partition, None)
+            self._newest_ms.pop(partition, None)
+            self._skips.pop(partition, None)
 
     def _report_when_due(self) -> None:
         if self._clock.monotonic() - self._reported_at >= REPORT_EVERY_S:
@@ -302,13 +339,16 @@ class WorkerLine:
 
     def _report(self) -> None:
         self._reported_at = self._clock.monotonic()
-        progress = tuple(
-            PartitionProgress(p, buffer.end, self._source.lag(p), self._time_lag_ms.get(p))
-            for p, buffer in sorted(self._buffers.items())
-        )
+        progress = tuple(self._progress(p, buffer) for p, buffer in sorted(self._buffers.items()))
         idle = self._last_poll_empty and self._stage.in_hand()[0] == 0
         idle = idle and all(buffer.opened_at is None for buffer in self._buffers.values())
         self._reporter.report(self._tally.report(self._clock.now_ms(), progress, idle=idle))
+
+    def _progress(self, partition: TopicPartition, buffer: PartitionBuffer) -> PartitionProgress:
+        lag, newest_ms = self._source.lag(partition), self._newest_ms.get(partition)
+        age_ms = None if newest_ms is None else max(0, self._clock.now_ms() - newest_ms)
+        caught_up = lag == 0 and buffer.opened_at is None
+        return PartitionProgress(partition, buffer.end, lag, 0 if caught_up else age_ms)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -7,10 +7,12 @@ import structlog
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.clock import SystemClock
 from nap_stream.kafka_client import connect, partition_count, require_topics
+from nap_stream.records import CalibrationFacts
 from nap_stream.runtime.coordinator import CoordinatorStatus
 from nap_stream.runtime.driver import Driver, RunLimits, RunResult
 from nap_stream.runtime.ray import RayCluster, ray_session
 from nap_stream.runtime.signals import stop_on_signals
+from nap_stream.scored_log.local import check_writable
 from nap_stream.settings import Settings
 
 
@@ -34,11 +36,12 @@ def run_monitor(
     Raises:
         NapStreamError: What keeps the monitor from starting or going on.
     """
-    limits = RunLimits(_preflight(settings), until_idle_s, max_records)
+    calibration, partitions = _preflight(settings)
+    limits = RunLimits(partitions, until_idle_s, max_records)
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * settings.worker.torch_threads
     with ray_session(address, cpus), stop_on_signals() as stop:
-        cluster = RayCluster(settings)
+        cluster = RayCluster(settings, calibration)
         log = structlog.get_logger()
         log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)
         driver = Driver(
@@ -49,10 +52,18 @@ def run_monitor(
         return result
 
 
-def _preflight(settings: Settings) -> int:
-    """Fail within seconds on what would fail after actors have started; return partitions."""
-    load_calibration(settings.calibration)
+def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
+    """Fail at once on what would fail after actors have started.
+
+    Returns:
+        What the coordinator must know of the calibration, and how many partitions the topic has.
+    """
+    calibration = load_calibration(settings.calibration)
+    check_writable(settings.log.root)
     connect(settings.kafka)
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
     require_topics(settings.kafka, topics)
-    return partition_count(settings.kafka, settings.kafka.topic)
+    facts = CalibrationFacts(
+        calibration.alpha, calibration.size, calibration.fingerprint, calibration.model_fingerprint
+    )
+    return facts, partition_count(settings.kafka, settings.kafka.topic)

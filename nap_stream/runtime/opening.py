@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from nap_stream.alert.kafka import KafkaAlertSink
-from nap_stream.calibration.artifact import load_calibration
 from nap_stream.clock import Clock
 from nap_stream.records import CalibrationFacts, SegmentSummary, TopicPartition
 from nap_stream.runtime.coordinator import Coordinator
@@ -14,21 +13,24 @@ from nap_stream.scored_log.summary import summarise_segment
 from nap_stream.settings import Settings
 
 
-def open_coordinator(settings: Settings, clock: Clock) -> Coordinator:
+def open_coordinator(
+    settings: Settings, calibration: CalibrationFacts, clock: Clock
+) -> Coordinator:
     """A coordinator that has rebuilt its window from the log, serves metrics and can alert.
+
+    Args:
+        settings: Of the monitor.
+        calibration: What flags are judged by.
+        clock: The time.
 
     Raises:
         NapStreamError: What keeps it from starting.
     """
-    calibration = load_calibration(settings.calibration)
-    facts = CalibrationFacts(
-        calibration.alpha, calibration.size, calibration.fingerprint, calibration.model_fingerprint
-    )
     check_writable(settings.log.root)
     log = _LogSummaries(settings)
     sink = KafkaAlertSink(settings.kafka, settings.alerts.topic)
     coordinator = Coordinator(
-        settings, facts, sink, read_range=log.read_range, read_tail=log.read_tail, clock=clock
+        settings, calibration, sink, read_range=log.read_range, read_tail=log.read_tail, clock=clock
     )
     try:
         coordinator.start()

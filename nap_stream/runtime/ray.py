@@ -13,11 +13,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError, WorkerError
-from nap_stream.records import SegmentSummary, WorkerReport
+from nap_stream.records import CalibrationFacts, SegmentSummary, WorkerReport
 from nap_stream.runtime.coordinator import Coordinator, CoordinatorStatus
+from nap_stream.runtime.identity import Identity
 from nap_stream.runtime.logging import configure_logging
 from nap_stream.runtime.opening import open_coordinator
-from nap_stream.runtime.worker import Identity, run_worker
 from nap_stream.settings import Settings
 
 ANSWER_S = 5.0
@@ -64,6 +64,9 @@ class WorkerActor:
 
     def run(self) -> None:
         """Work until `stop`."""
+        # Here and not above: the coordinator and the driver's start need not wait for torch.
+        from nap_stream.runtime.worker import run_worker  # noqa: PLC0415
+
         configure_logging(for_people=False)
         structlog.contextvars.bind_contextvars(worker=self._identity.name)
         run_worker(
@@ -86,9 +89,9 @@ class CoordinatorActor:
     Its parts are opened by `start`, and again by the first call after Ray has restarted it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calibration: CalibrationFacts) -> None:
         configure_logging(for_people=False)
-        self._settings = settings
+        self._settings, self._calibration = settings, calibration
         self._lock = threading.Lock()
         self._opened: Coordinator | None = None
 
@@ -130,7 +133,7 @@ class CoordinatorActor:
     def _coordinator(self) -> Coordinator:
         with self._lock:
             if self._opened is None:
-                self._opened = open_coordinator(self._settings, SystemClock())
+                self._opened = open_coordinator(self._settings, self._calibration, SystemClock())
             return self._opened
 
 
@@ -178,12 +181,13 @@ class RayCluster:
 
     Args:
         settings: Of the monitor.
+        calibration: What flags are judged by.
 
     Raises:
         WorkerError: If the cluster can never place the workers that are asked for.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, calibration: CalibrationFacts) -> None:
         self._settings = settings
         self.num_gpus = _gpus_a_worker(settings)
         _require_capacity(settings, self.num_gpus)
@@ -199,7 +203,7 @@ class RayCluster:
             "max_task_retries": -1,
         }
         try:
-            self._coordinator: Any = actor.options(**options).remote(settings)
+            self._coordinator: Any = actor.options(**options).remote(settings, calibration)
         except ValueError as error:
             raise WorkerError(
                 "a monitor with this consumer group already runs on this Ray cluster",

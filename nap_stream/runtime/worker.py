@@ -5,7 +5,6 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -20,6 +19,7 @@ from nap_stream.pipeline.rows import RowMaker
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.tally import Tally
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
+from nap_stream.runtime.identity import Identity
 from nap_stream.scored_log.local import LocalScoredLog
 from nap_stream.scored_log.summary import summarise
 from nap_stream.settings import Settings
@@ -27,18 +27,6 @@ from nap_stream.source.kafka import KafkaSource
 
 WORKER_SHARE = 0.6
 """Of the driver's shutdown deadline, so that a worker ends before the driver's patience does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which worker this is.
-
-    ``name`` is stable over restarts and is the static member of the consumer group;
-    ``incarnation`` counts the restarts.
-    """
-
-    name: str
-    incarnation: int
 
 
 def run_worker(

@@ -226,6 +226,8 @@ class KafkaSource:
 
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
         position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
+        if position is None and records:
+            position = records[-1].offset + 1
         if position is None or (not records and position <= self._ends.get(native, position)):
             return None
         self._ends[native] = position

@@ -6,6 +6,9 @@ background stays silent in every layer and an image that fills its frame does no
 has 128 channels of 4 x 4 positions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -55,7 +58,7 @@ def train(pixels: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> Di
         The network in eval mode, on the CPU.
     """
     images, targets = as_input(pixels), torch.from_numpy(labels)
-    with torch.random.fork_rng(devices=[]):
+    with one_torch_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DigitsNet().train()
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
@@ -83,6 +86,21 @@ def as_input(pixels: NDArray[np.uint8]) -> torch.Tensor:
     """Give images, uint8 (N, H, W, 3), as float32 (N, 3, H, W), normalised as the monitor does."""
     scaled = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Have torch use one thread while the block runs.
+
+    For so small a network several gain little, and wait for each other, ten times as long and
+    more, where other processes want the cores too.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _convolution(channels: int, filters: int, *, stride: int) -> tuple[nn.Module, nn.Module]:

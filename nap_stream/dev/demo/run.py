@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from nap_stream.calibration.calibration import Calibration
@@ -26,6 +25,7 @@ from nap_stream.dev.demo.display import Display, StreamState
 from nap_stream.dev.demo.folder import DemoFolder, demo_folder
 from nap_stream.dev.demo.history import HistoryPoint, ood_history, read_images
 from nap_stream.dev.demo.monitor_process import MonitorProcess, running_monitor
+from nap_stream.dev.demo.network import one_torch_thread
 from nap_stream.dev.demo.outcome import Evidence, judge, read_alert
 from nap_stream.dev.demo.picture import Picture, write_png
 from nap_stream.dev.demo.prepare import Input, make_calibration, make_model_and_images
@@ -94,7 +94,7 @@ def run_demo(
         NapStreamError: It could not be run to its end.
         KeyboardInterrupt: SIGINT or SIGTERM came; nothing is left running.
     """
-    with demo_folder(root) as folder, _one_torch_thread():
+    with demo_folder(root) as folder, one_torch_thread():
         stream = make_model_and_images(folder, options.seed, display)
         with _interrupted_by_sigterm(), embedded_broker(clock) as broker:
             port = free_port()
@@ -232,17 +232,6 @@ def _picture(streamed: _Streamed, history: Sequence[HistoryPoint]) -> Picture:
         phases=list(zip(titles, streamed.phase_ends_ms, strict=True)),
         alerts=[(alert.state, alert.time_ms) for alert in alerts if alert.time_ms is not None],
     )
-
-
-@contextmanager
-def _one_torch_thread() -> Iterator[None]:
-    """Several threads wait for each other, and long, where other processes want the cores too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -52,7 +52,8 @@ def test_accuracy_is_the_share_of_right_answers(network: DigitsNet, splits: Spli
     assert accuracy(network, pixels, half_wrong) == 0.5
 
 
-def test_training_leaves_the_random_state_as_it_was(splits: Splits) -> None:
+def test_training_leaves_torch_as_it_was(splits: Splits) -> None:
+    threads = torch.get_num_threads()
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -60,6 +61,7 @@ def test_training_leaves_the_random_state_as_it_was(splits: Splits) -> None:
     train(splits.training.pixels[:64], splits.training.label[:64], seed=3)
 
     assert torch.equal(torch.rand(1), expected)
+    assert torch.get_num_threads() == threads
 
 
 def test_the_monitor_finds_its_last_feature_map(loaded: LoadedModel) -> None:

@@ -1,6 +1,5 @@
 import json
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def test_alerts_come_as_they_are_sent_and_to_the_last(settings: KafkaSettings) -
     events = [{"id": str(uuid.uuid4()), "data": {"state": "firing"}} for _ in range(3)]
     with AlertFollower(settings, settings.topic, SystemClock()) as follower:
         send(settings, [json.dumps(events[0]).encode()])
-        taken: list[Mapping[str, Any]] = []
+        taken: list[Any] = []
 
         def came() -> bool:
             taken.extend(follower.take())
