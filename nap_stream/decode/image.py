@@ -45,6 +45,11 @@ class Refusal:
     format: str | None = None
 
 
+MAX_JPEG_SCANS = 100
+"""Each scan of a progressive file costs the time of a whole image; encoders make about ten."""
+_START_OF_SCAN = b"\xff\xda"
+
+
 def decode_image(data: bytes | None, limits: LimitSettings) -> Picture | Refusal:
     """Decode one image. Never raises for what the bytes hold.
 
@@ -68,6 +73,8 @@ def decode_image(data: bytes | None, limits: LimitSettings) -> Picture | Refusal
         return Refusal(
             Status.UNSUPPORTED, f"not a JPEG, PNG or WebP image: starts with {data[:8].hex(' ')}"
         )
+    if kind == "jpeg" and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
+        return Refusal(Status.TOO_LARGE, f"a JPEG of more than {MAX_JPEG_SCANS} scans", format=kind)
     return _decode(data, kind, limits.max_image_pixels)
 
 

@@ -59,6 +59,11 @@ def iter_decoded(
         or the whole value where the message as such was refused.
     """
     headers = tuple(header for header in message.headers if header[0] in kept_headers)
+    key = message.key
+    repeated = len(key or b"") + sum(len(name) + len(data or b"") for name, data in headers)
+    too_much_to_repeat = repeated > limits.max_key_bytes
+    if too_much_to_repeat:
+        key, headers = None, ()
 
     def origin(index: int, item: BatchItem | None = None) -> Origin:
         own_time = item.event_time_ms if item else None
@@ -66,13 +71,21 @@ def iter_decoded(
             partition=message.partition,
             offset=message.offset,
             index=index,
-            key=item.key if item and item.has_key else message.key,
+            key=item.key if item and item.has_key else key,
             event_time_ms=_event_time(own_time, message.timestamp_ms, ingest_time_ms),
             ingest_time_ms=ingest_time_ms,
             headers=headers,
         )
 
     value = message.value
+    if too_much_to_repeat:
+        refusal = Refusal(
+            Status.TOO_LARGE,
+            f"key and kept headers have {repeated} bytes, more than limits.max_key_bytes = "
+            f"{limits.max_key_bytes}; they are left out",
+        )
+        yield _row(origin(0), value, refusal)
+        return
     if value and len(value) > limits.max_message_bytes:
         refusal = Refusal(
             Status.TOO_LARGE,

@@ -111,6 +111,10 @@ class DriftMonitor:
         now_s = self._clock.monotonic()
         self._partitions.setdefault(partition, _Partition(now_s)).heard_s = now_s
 
+    def partitions(self) -> tuple[TopicPartition, ...]:
+        """Give the partitions that have been named."""
+        return tuple(self._partitions)
+
     def end(self, partition: TopicPartition) -> int | None:
         """Give the offset before which all of a partition has been taken; None if none has."""
         known = self._partitions.get(partition)

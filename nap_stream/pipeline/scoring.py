@@ -51,7 +51,8 @@ class _InHand:
     epoch: int
     end: int
     size_bytes: int
-    decoding: Future[list[Decoded]]
+    number: int
+    decoding: Future[list[Decoded]] = field(default_factory=Future)
     records: list[ScoredRecord] = field(default_factory=list)
     failed: list[FailedImage] = field(default_factory=list)
     expected: int = -1
@@ -70,6 +71,7 @@ class ScoringStage:
         batch_size: Images a batch, at most.
         linger_s: How long an image waits for its batch to fill, in seconds.
         decode_threads: Threads that decode.
+        max_decoded_images: Decoded images that may wait for scoring before decoding pauses.
         clock: For lingering and for what is observed.
         observe: Receives ("decode" | "score" | "batch", seconds).
     """
@@ -83,11 +85,13 @@ class ScoringStage:
         batch_size: int,
         linger_s: float,
         decode_threads: int,
+        max_decoded_images: int,
         clock: Clock,
         observe: Observe,
     ) -> None:
         self._decode, self._score, self._fail = decode, score, fail
         self._batch_size, self._linger_s = batch_size, linger_s
+        self._max_decoded_images = max_decoded_images
         self._clock, self._observe = clock, observe
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._submitted: queue.SimpleQueue[_InHand] = queue.SimpleQueue()
@@ -96,6 +100,9 @@ class ScoringStage:
         self._in_hand: dict[TopicPartition, int] = {}
         self._images = 0
         self._bytes = 0
+        self._decoded_images = 0
+        self._numbers = 0
+        self._opening = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition(self._lock)
         self._ending = threading.Event()
@@ -112,8 +119,10 @@ class ScoringStage:
                 self._in_hand[message.partition] = self._in_hand.get(message.partition, 0) + 1
                 self._images += 1
                 self._bytes += size
-            future = self._pool.submit(self._timed_decode, message)
-            self._submitted.put(_InHand(message, epoch, end, size, future))
+            item = _InHand(message, epoch, end, size, self._numbers)
+            self._numbers += 1
+            item.decoding = self._pool.submit(self._decode_when_due, item)
+            self._submitted.put(item)
 
     def take(self) -> list[ScoredMessage]:
         """What has been scored since the last call, in order; never waits.
@@ -156,14 +165,28 @@ class ScoringStage:
 
     def close(self) -> None:
         """End the threads; what is in hand is dropped. Safe to call twice."""
-        self._ending.set()
+        with self._changed:
+            self._ending.set()
+            self._changed.notify_all()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._thread.join()
 
-    def _timed_decode(self, message: Message) -> list[Decoded]:
+    def _decode_when_due(self, item: _InHand) -> list[Decoded]:
+        """Decode, but not far ahead of scoring: a batch message can hold a thousand images."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._decoded_images < self._max_decoded_images
+                    or item.number <= self._opening
+                    or self._ending.is_set()
+                )
+            )
         started = self._clock.monotonic()
-        rows = self._decode(message)
+        rows = self._decode(item.message)
         self._observe("decode", self._clock.monotonic() - started)
+        with self._lock:
+            self._decoded_images += len(rows)
+            self._images += len(rows) - 1
         return rows
 
     def _run(self) -> None:
@@ -210,9 +233,11 @@ class ScoringStage:
             return None
 
     def _open(self, item: _InHand, images: list[tuple[_InHand, DecodedImage]]) -> None:
+        with self._changed:
+            # Whatever else waits, the message that scoring waits for may be decoded.
+            self._opening = item.number
+            self._changed.notify_all()
         rows = item.decoding.result()
-        with self._lock:
-            self._images += len(rows) - 1
         item.expected = len(rows)
         for row in rows:
             if isinstance(row, FailedImage):
@@ -246,5 +271,6 @@ class ScoringStage:
                 )
                 self._in_hand[item.message.partition] -= 1
                 self._images -= item.expected
+                self._decoded_images -= item.expected
                 self._bytes -= item.size_bytes
             self._changed.notify_all()

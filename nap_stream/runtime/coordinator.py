@@ -37,6 +37,9 @@ ReadTail = Callable[[], Sequence[SegmentSummary]]
 """Summaries of the newest segments of each partition of the topic: at least the last one, and
 together at least a window's records where the chain has them; in order within a partition."""
 
+READ_AHEAD_EVERY_S = 30.0
+"""How often the log is asked for segments of which nobody has told: it lists folders."""
+
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorStatus:
@@ -119,6 +122,7 @@ class Coordinator:
         self._rows: Counter[Status] = Counter()
         self._transitions: Counter[Transition] = Counter()
         self._restarts = 0
+        self._read_ahead_s = clock.monotonic()
         self._shown = self._monitor.snapshot()
 
     def start(self) -> None:
@@ -163,6 +167,9 @@ class Coordinator:
     def tick(self) -> None:
         """Look for missing summaries, move the watermark on, deliver alerts."""
         self._intake.fill_holes()
+        if self._clock.monotonic() - self._read_ahead_s >= READ_AHEAD_EVERY_S:
+            self._read_ahead_s = self._clock.monotonic()
+            self._intake.read_ahead()
         with self._lock:
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())

@@ -14,6 +14,8 @@ from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 HOLE_PATIENCE_S = 30.0
 """How long the log is asked for missing offsets before the monitor goes on without them."""
 
+LAST_OFFSET = 2**63 - 1
+
 ReadRange = Callable[[TopicPartition, int, int], Sequence[SegmentSummary]]
 """(partition, start, end) → summaries of the log's segments within ``[start, end)``, in order."""
 
@@ -73,8 +75,19 @@ class SummaryIntake:
         """Look in the log for missing offsets; after `HOLE_PATIENCE_S` go on without them."""
         self._fill(HOLE_PATIENCE_S)
 
+    def read_ahead(self) -> None:
+        """Take from the log what a worker published last and died before it could tell."""
+        with self._lock:
+            ends = {name: self._monitor.end(name) for name in self._monitor.partitions()}
+        for name, end in ends.items():
+            found = self._read(OffsetRange(name, end or 0, LAST_OFFSET))
+            with self._lock:
+                for summary in found:
+                    self._on_update(self._monitor.add(summary))
+
     def close_holes(self) -> None:
         """Look in the log for missing offsets a last time, and go on without them."""
+        self.read_ahead()
         while self._fill(0.0):
             pass
 

@@ -118,6 +118,7 @@ def _open_line(
             batch_size=settings.worker.batch_size,
             linger_s=settings.worker.linger_ms / 1000,
             decode_threads=settings.worker.decode_threads,
+            max_decoded_images=settings.worker.max_in_hand_images,
             clock=clock,
             observe=tally.observe,
         )

@@ -78,6 +78,7 @@ class Bench:
             batch_size=4,
             linger_s=0.0,
             decode_threads=1,
+            max_decoded_images=100,
             clock=clock,
             observe=tally.observe,
         )

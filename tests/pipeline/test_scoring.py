@@ -54,7 +54,12 @@ def score(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
 
 @contextmanager
 def stage(
-    *, decoder: Decode = decode, scorer: Score = score, batch_size: int = 4, linger_s: float = 0.0
+    *,
+    decoder: Decode = decode,
+    scorer: Score = score,
+    batch_size: int = 4,
+    linger_s: float = 0.0,
+    max_decoded_images: int = 100,
 ) -> Iterator[ScoringStage]:
     made = ScoringStage(
         decoder,
@@ -63,6 +68,7 @@ def stage(
         batch_size=batch_size,
         linger_s=linger_s,
         decode_threads=2,
+        max_decoded_images=max_decoded_images,
         clock=SystemClock(),
         observe=lambda _stage, _seconds: None,
     )
@@ -149,6 +155,30 @@ def test_what_is_in_hand_is_counted_until_it_is_scored() -> None:
         assert made.in_hand() == (0, 0)
         assert len(made.take()) == 1
         assert not made.has_in_hand(PARTITION)
+
+
+def test_decoding_stays_near_scoring_where_messages_hold_many_images() -> None:
+    decoded: list[int] = []
+    scored = 0
+    ahead: list[int] = []
+
+    def counting(given: Message) -> list[DecodedImage | FailedImage]:
+        decoded.append(len(given.value or b""))
+        return decode(given)
+
+    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        nonlocal scored
+        ahead.append(sum(decoded) - scored)
+        scored += len(images)
+        return score(images)
+
+    with stage(decoder=counting, scorer=measure, max_decoded_images=20) as made:
+        made.submit(fetched(*(message(offset, b"g" * 10) for offset in range(50))), epoch=1)
+        taken = take_all(made, 50)
+
+    assert [m.end for m in taken] == list(range(1, 51))
+    # Two threads may each be at a message when the limit is reached.
+    assert max(ahead) <= 20 + 2 * 10
 
 
 def test_an_error_while_scoring_reaches_the_thread_that_takes() -> None:
