@@ -14,8 +14,7 @@
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
-    │   ├── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
-    │   └── TopicMismatchError       the topic was made anew (not retriable)
+    │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
     └── WorkerError                  a worker cannot start or go on (retriable)
         ├── GpuUnavailableError      GPUs are asked for and torch sees none (not retriable)
         └── WorkerGaveUpError        restarted as often as allowed (not retriable)
@@ -110,12 +109,6 @@ class SegmentConflictError(ScoredLogError):
 
 class ChainBrokenError(ScoredLogError):
     """A segment or its footer contradicts the chain."""
-
-    retriable = False
-
-
-class TopicMismatchError(ScoredLogError):
-    """The log is ahead of the topic: the topic was deleted and made anew."""
 
     retriable = False
 

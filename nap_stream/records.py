@@ -274,7 +274,7 @@ class WorkerReport:
     Counts are totals since the worker's start, so that a lost report loses nothing.
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
     ``work_done`` grows with every step that makes progress; ``idle`` is true when nothing is
-    in hand and the last poll brought nothing. ``waiting_for`` says what holds the worker up.
+    in hand and the last poll brought nothing.
     """
 
     worker: str
@@ -291,7 +291,6 @@ class WorkerReport:
     last_commit_ms: int | None
     partitions: tuple[PartitionProgress, ...]
     stage_seconds: tuple[tuple[str, float], ...] = field(default=())
-    waiting_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from nap_stream.errors import ConfigError
-from nap_stream.settings import KafkaSettings, ModelSettings, Section, Settings
+from nap_stream.settings import AlertSettings, KafkaSettings, ModelSettings, Section, Settings
 from nap_stream.settings_problems import Key, config_error, dotted, is_secret
 
 ENV_PREFIX = "NAP_STREAM__"
@@ -64,6 +64,15 @@ def load_kafka_settings(path: Path, environ: Mapping[str, str] | None = None) ->
         ConfigError: Naming the key, where it stands and what was expected.
     """
     return _validate(KafkaSettings, _section(_whole_tree(path, environ), "kafka"), path)
+
+
+def load_alert_settings(path: Path, environ: Mapping[str, str] | None = None) -> AlertSettings:
+    """The alert section of a configuration, for commands that need nothing else.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    return _validate(AlertSettings, _section(_whole_tree(path, environ), "alerts"), path)
 
 
 def masked_yaml(settings: Settings) -> str:

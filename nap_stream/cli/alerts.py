@@ -65,6 +65,6 @@ def _show(alert: "ReadAlert", console: Console) -> None:
 
 def _alert_topic(config: Path | None) -> str:
     from nap_stream.settings import AlertSettings
-    from nap_stream.settings_loader import load_settings
+    from nap_stream.settings_loader import load_alert_settings
 
-    return AlertSettings().topic if config is None else load_settings(config).alerts.topic
+    return AlertSettings().topic if config is None else load_alert_settings(config).topic

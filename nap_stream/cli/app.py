@@ -63,12 +63,17 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _plain(text: str) -> str:
+    """Text without what a terminal would obey: names of topics and files come from outside."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def main() -> None:
     """Run the program; a user's mistake ends it with a sentence, not with a traceback."""
     try:
         build_app()()
     except NapStreamError as error:
-        message = Text(f"error: {error}")
+        message = Text(f"error: {_plain(str(error))}")
         message.stylize("bold red", 0, len("error:"))
         Console(stderr=True, soft_wrap=True).print(message)
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)

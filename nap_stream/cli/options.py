@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -47,9 +48,10 @@ def kafka_settings(
     """
     if (config is None) == (bootstrap_servers is None):
         raise ConfigError("expected either --bootstrap-servers HOST:PORT or --config FILE")
-    overrides = {} if topic is None else {"NAP_STREAM__KAFKA__TOPIC": topic}
     if config is not None:
-        return load_kafka_settings(config, {**os.environ, **overrides})
+        # Quoted, because a value from the environment is read as YAML.
+        named = {} if topic is None else {"NAP_STREAM__KAFKA__TOPIC": json.dumps(topic)}
+        return load_kafka_settings(config, {**os.environ, **named})
     try:
         return KafkaSettings(
             bootstrap_servers=(bootstrap_servers or "").split(","), topic=topic or "unused"

@@ -225,3 +225,17 @@ def test_as_torchvisions_loader_reads_a_file(tmp_path: Path) -> None:
         path.write_bytes(data)
         expected = np.asarray(pil_loader(path)).transpose(2, 0, 1)
         np.testing.assert_array_equal(decoded(data).pixels, expected)
+
+
+def test_a_progressive_jpeg_of_very_many_scans_is_refused_before_decoding() -> None:
+    progressive = encoded(picture(64, 64), "JPEG", progressive=True)
+    scan = b"\xff\xda"
+    assert progressive.count(scan) > 1
+    assert decoded(progressive).format == "jpeg"
+    last = progressive.rindex(scan)
+    bomb = progressive[:last] + progressive[last:-2] * 100 + progressive[-2:]
+
+    refusal = refused(bomb)
+
+    assert refusal.status is Status.TOO_LARGE
+    assert "scans" in refusal.error

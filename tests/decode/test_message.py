@@ -145,3 +145,28 @@ def test_images_can_be_taken_one_by_one() -> None:
     assert next(taken).origin.index == 0
     assert next(taken).origin.index == 1
     assert next(taken, None) is None
+
+
+def test_a_key_that_every_row_would_repeat_is_limited() -> None:
+    value = arrow_stream({"image": [None] * 100})
+    big = Message(PARTITION, 17, 1_000, b"k" * 2_000, value, ARROW_HEADERS)
+
+    (row,) = rows(big, limits=LimitSettings(max_key_bytes=1_000))
+
+    assert failed(row).status is Status.TOO_LARGE
+    assert "limits.max_key_bytes = 1000" in failed(row).error
+    assert row.origin.key is None
+    assert failed(row).payload == value
+
+
+def test_kept_headers_count_with_the_key_and_others_do_not() -> None:
+    headers = (("kept", b"h" * 2_000), ("other", b"o" * 2_000))
+    given = Message(PARTITION, 17, 1_000, b"key", jpeg(), headers)
+    limits = LimitSettings(max_key_bytes=1_000)
+
+    (without,) = rows(given, limits=limits)
+    (kept,) = rows(given, kept=("kept",), limits=limits)
+
+    assert isinstance(without, DecodedImage)
+    assert failed(kept).status is Status.TOO_LARGE
+    assert kept.origin.headers == ()

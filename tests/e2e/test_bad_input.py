@@ -17,7 +17,8 @@ from nap_stream.cli import main
 from nap_stream.clock import SystemClock
 from nap_stream.dev.broker import free_port
 from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
-from nap_stream.runtime.worker import Identity, run_worker
+from nap_stream.runtime.identity import Identity
+from nap_stream.runtime.worker import run_worker
 from nap_stream.settings import Settings
 from nap_stream.settings_loader import load_settings
 from tests.e2e.conftest import RayHead

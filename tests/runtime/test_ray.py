@@ -10,7 +10,8 @@ import pytest
 import ray
 import torch
 
-from nap_stream.errors import GpuUnavailableError, NapStreamError, WorkerError
+from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
+from nap_stream.records import CalibrationFacts
 from nap_stream.runtime.ray import RayCluster, RayWorker, cluster_resources, ray_session
 from nap_stream.settings import Settings
 from tests.support.summaries import settings as settings_of
@@ -51,6 +52,9 @@ def logical_gpus() -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+FACTS = CalibrationFacts(alpha=0.05, size=100, fingerprint="1" * 64, model_fingerprint="2" * 64)
+
+
 def _settings(group: str, **worker: float) -> Settings:
     return settings_of(kafka={"topic": "images", "group_id": group}, worker=worker)
 
@@ -61,7 +65,7 @@ def cluster_of() -> Iterator[MakeCluster]:
     made = []
 
     def make(settings: Settings) -> RayCluster:
-        made.append(RayCluster(settings))
+        made.append(RayCluster(settings, FACTS))
         return made[-1]
 
     yield make
@@ -121,7 +125,7 @@ def test_a_worker_takes_no_gpu_where_the_settings_say_so(cluster_of: MakeCluster
 )
 def test_more_than_the_cluster_has_is_refused(worker: dict[str, float], problem: str) -> None:
     with pytest.raises(WorkerError) as caught:
-        RayCluster(_settings("much", **worker))
+        RayCluster(_settings("much", **worker), FACTS)
     assert caught.value.problem == problem
     assert "worker." in caught.value.where
     assert caught.value.action
@@ -131,15 +135,19 @@ def test_a_second_monitor_of_the_same_group_is_refused(cluster_of: MakeCluster) 
     settings = _settings("taken", num_gpus=0)
     cluster_of(settings)
     with pytest.raises(WorkerError, match="already runs on this Ray cluster") as caught:
-        RayCluster(settings)
+        RayCluster(settings, FACTS)
     assert "taken" in caught.value.where
 
 
-def test_a_coordinator_that_cannot_start_says_why_as_itself(cluster_of: MakeCluster) -> None:
-    cluster = cluster_of(_settings("broken", num_gpus=0))
-    with pytest.raises(NapStreamError, match="calibration") as caught:
+def test_a_coordinator_that_cannot_start_says_why_as_itself(
+    cluster_of: MakeCluster, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    settings = _settings("broken", num_gpus=0)
+    log = settings.log.model_copy(update={"root": tmp_path / "file" / "log"})
+    cluster = cluster_of(settings.model_copy(update={"log": log}))
+    with pytest.raises(LogRootError, match="file"):
         cluster.start()
-    assert not isinstance(caught.value, WorkerError)
 
 
 def test_a_killed_worker_is_an_error_of_its_process(cluster_of: MakeCluster) -> None:
