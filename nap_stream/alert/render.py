@@ -111,10 +111,13 @@ def _offset_range(item: Any) -> str:
 
 
 def _example(item: Any) -> str:
-    fields = {key: plain(value) for key, value in _mapping(item).items()}
+    given = _mapping(item)
+    fields = {key: plain(value) for key, value in given.items()}
+    p_value = given.get("ood_p_value", "?")
+    shown = f"{p_value:.3g}" if isinstance(p_value, float) else plain(p_value)
     place = "/".join(fields.get(key, "?") for key in ("partition", "offset", "index"))
     return (
-        f"partition/offset/index {place}  p = {fields.get('ood_p_value', '?')}  "
+        f"partition/offset/index {place}  p = {shown}  "
         f"class {fields.get('class_name', '?')}  {fields.get('event_time', '?')}  "
         f"{fields.get('segment', '?')}"
     )
