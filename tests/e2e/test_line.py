@@ -103,6 +103,8 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
     with Program(run_command, tmp_path / "run", local_ray) as run:
         url = metrics_url(run)
         wait_until(lambda: _logged(url) == images, 90, f"{images} rows in /metrics")
+        # Summaries come at once, reports of the partitions once a second.
+        wait_until(lambda: _partitions_told(url) == PARTITIONS, 10, "the lag of each partition")
         samples = scrape(url)
         with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as health:
             assert (health.status, json.load(health)) == (200, {"status": "ok"})
@@ -140,6 +142,10 @@ def _send_specials(monitor: Monitor) -> dict[tuple[int, int], Special]:
 def _logged(url: str) -> int:
     samples = scrape(url)
     return int(sum(v for (name, _), v in samples.items() if name == "nap_stream_records_total"))
+
+
+def _partitions_told(url: str) -> int:
+    return sum(name == "nap_stream_partition_time_lag_seconds" for name, _ in scrape(url))
 
 
 def _assert_metrics(samples: dict[Any, float], monitor: Monitor) -> None:

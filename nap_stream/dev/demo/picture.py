@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.text import Text
 
 from nap_stream.dev.demo.history import HistoryPoint
@@ -41,6 +41,10 @@ class Picture:
 
 def write_png(picture: Picture, path: Path) -> None:
     """Draw with matplotlib, 1,400 x 630 pixels."""
+    # Takes a second to import, for which the start of the demo need not wait.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     figure = Figure(figsize=(10, 4.5), dpi=140, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -82,15 +86,22 @@ def chart(picture: Picture, *, width: int, height: int) -> Text:
         level = height - 1 - line
         scale = f"{top:.0%}" if line == 0 else f"{bound:.1%}" if line == bound_line else ""
         text.append(f"{scale:>{_MARGIN - 1}}│", "dim")
-        for point in columns:
-            filled = 0.0 if point is None else point.fraction / top * height - level
-            cell = _BLOCKS[round(min(max(filled, 0), 1) * 8)]
-            if cell == " " and line == bound_line:
-                text.append("─", "yellow")
-            else:
-                text.append(cell, "red" if point and point.fraction >= point.bound else "green")
+        cells = [_cell(point, top / height, level, line == bound_line) for point in columns]
+        for style, run in groupby(cells, key=itemgetter(1)):
+            text.append("".join(character for character, _ in run), style)
         text.append("\n")
     return text.append(" " * (_MARGIN - 1) + "└").append_text(_axis(picture, len(columns)))
+
+
+def _cell(
+    point: HistoryPoint | None, fraction_a_line: float, level: int, on_bound: bool
+) -> tuple[str, str]:
+    """A character and its style."""
+    filled = 0.0 if point is None else point.fraction / fraction_a_line - level
+    block = _BLOCKS[round(min(max(filled, 0), 1) * 8)]
+    if block == " ":
+        return ("─", "yellow") if on_bound else (" ", "")
+    return block, "red" if point and point.fraction >= point.bound else "green"
 
 
 def _columns(picture: Picture, width: int) -> list[HistoryPoint | None]:

@@ -1,34 +1,33 @@
 """The demo: a broker, a monitor, a stream that changes, and what came of it.
 
 Nothing in it is scripted but the input. The monitor is `nap-stream run` in a process of its own
-with its defaults, but for a smaller window and a shorter segment age, which suit a stream of a
-few seconds. The demo judges what is left in the alert topic and in the scored log.
+with its defaults, but for a smaller window, a shorter segment age and shorter time-outs of its
+consumer group, which suit a stream of a few seconds. The demo judges what is left in the alert
+topic and in the scored log.
 """
 
-import json
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
-from nap_stream.deadline import Deadline
 from nap_stream.dev.broker import embedded_broker, free_port
 from nap_stream.dev.demo.configuration import PARTITIONS, write_configuration
-from nap_stream.dev.demo.display import Display, StreamState
+from nap_stream.dev.demo.display import Display
 from nap_stream.dev.demo.folder import DemoFolder, demo_folder
 from nap_stream.dev.demo.history import HistoryPoint, ood_history, read_images
-from nap_stream.dev.demo.monitor_process import MonitorProcess, running_monitor
+from nap_stream.dev.demo.monitor_process import running_monitor
 from nap_stream.dev.demo.network import one_torch_thread
 from nap_stream.dev.demo.outcome import Evidence, judge, read_alert
 from nap_stream.dev.demo.picture import Picture, write_png
-from nap_stream.dev.demo.prepare import Input, make_calibration, make_model_and_images
+from nap_stream.dev.demo.prepare import make_calibration, make_model_and_images
+from nap_stream.dev.demo.scene import Scene, Streamed
 from nap_stream.dev.demo.summary import (
     show_chart,
     show_counts,
@@ -36,18 +35,10 @@ from nap_stream.dev.demo.summary import (
     show_outcome,
     show_places,
 )
-from nap_stream.dev.demo.threads import AlertFollower, Producer
-from nap_stream.errors import WorkerError
 from nap_stream.kafka_client import create_topics
 from nap_stream.scored_log.verify import verify
 from nap_stream.settings import Settings
 from nap_stream.settings_loader import load_settings
-
-START_S = 120.0
-"""How long Ray and the workers may take to start on a busy machine."""
-DRAIN_S = 30.0
-"""How long the monitor may take for what is left after the last image was sent."""
-LOOK_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +48,6 @@ class DemoOptions:
     rate: float
     workers: int
     seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Streamed:
-    """What was sent and what came of it outside of the log; times in ms since the epoch."""
-
-    stream: Input
-    alerts: Sequence[Mapping[str, Any]]
-    started_ms: int
-    phase_ends_ms: tuple[int, ...]
-    exit_code: int
 
 
 def run_demo(
@@ -107,8 +87,8 @@ def run_demo(
                 running_monitor(folder.config, port, folder.monitor_output, environ) as monitor,
                 _finishing_undisturbed(display),
             ):
-                _wait_until_ready(monitor, options.workers, display, clock)
-                scene = _Scene(folder, settings, stream, monitor, display, clock)
+                scene = Scene(folder, settings, stream, monitor, display, clock)
+                scene.wait_until_ready()
                 streamed = scene.play(options.rate)
         succeeded = _sum_up(folder, settings, calibration, streamed, display.console)
     show_duration(display.seconds(), display.console)
@@ -120,86 +100,11 @@ def _create_topics(settings: Settings) -> None:
     create_topics(settings.kafka, [settings.alerts.topic, settings.dead_letters.topic], 1)
 
 
-def _wait_until_ready(
-    monitor: MonitorProcess, workers: int, display: Display, clock: Clock
-) -> None:
-    deadline = Deadline(clock, START_S)
-    with display.waiting(
-        f"starting the monitor: nap-stream run, on local Ray, {workers} worker(s)"
-    ):
-        while not monitor.ready(PARTITIONS):
-            monitor.require_alive()
-            if deadline.expired():
-                raise WorkerError(f"the monitor was not ready within {START_S:g} s", "the demo")
-            clock.sleep(LOOK_EVERY_S)
-    display.step(f"the monitor is ready: all workers report, {PARTITIONS} partitions are read")
-
-
-@dataclass(frozen=True, slots=True)
-class _Scene:
-    """Everything that is needed while the stream flows."""
-
-    folder: DemoFolder
-    settings: Settings
-    stream: Input
-    monitor: MonitorProcess
-    display: Display
-    clock: Clock
-
-    def play(self, rate: float) -> _Streamed:
-        """Send the stream, show what happens, stop the monitor when it has caught up."""
-        kafka = self.settings.kafka
-        follower = AlertFollower(kafka, self.settings.alerts.topic, self.clock)
-        producer = Producer(kafka, self.folder.stream, self.stream.sizes, rate, self.clock)
-        alerts: list[Mapping[str, Any]] = []
-        started_ms = self.clock.now_ms()
-        with follower, producer:
-            with self.display.streaming():
-                for _ in self._looks_until_drained(producer):
-                    follower.check()
-                    alerts += self._shown(follower.take())
-            self.display.step("stopping the monitor with SIGTERM")
-            exit_code = self.monitor.stop()
-            follower.finish()
-            alerts += self._shown(follower.take())
-            self.display.step(f"the monitor ended with exit code {exit_code}")
-        lines = [json.dumps(event) + "\n" for event in alerts]
-        self.folder.alerts.write_text("".join(lines), encoding="utf-8")
-        return _Streamed(self.stream, alerts, started_ms, producer.ended_ms, exit_code)
-
-    def _shown(self, events: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        for event in events:
-            self.display.alert(event)
-        return events
-
-    def _looks_until_drained(self, producer: Producer) -> Iterator[None]:
-        """Look again and again, until the log holds all that was sent or the patience ends."""
-        phases, total = self.stream.phases, sum(self.stream.sizes)
-        announced, patience = -1, None
-        while True:
-            self.monitor.require_alive()
-            producer.check()
-            sending = producer.is_alive()
-            if producer.phase != announced:
-                announced = producer.phase
-                number = f"phase {announced + 1} of {len(phases)}"
-                self.display.step(f"{number}: {phases[announced].description()}", "bold")
-            view = self.monitor.view()
-            state = StreamState(phases[announced].title, producer.sent, total, view)
-            self.display.update(state)
-            yield
-            if not sending:
-                patience = patience or Deadline(self.clock, DRAIN_S)
-                if patience.expired() or (view is not None and view.rows >= total):
-                    return
-            self.clock.sleep(LOOK_EVERY_S)
-
-
 def _sum_up(
     folder: DemoFolder,
     settings: Settings,
     calibration: Calibration,
-    streamed: _Streamed,
+    streamed: Streamed,
     console: Console,
 ) -> bool:
     images = read_images(folder.log, settings.kafka.topic)
@@ -223,7 +128,7 @@ def _sum_up(
     return all(check.holds for check in checks)
 
 
-def _picture(streamed: _Streamed, history: Sequence[HistoryPoint]) -> Picture:
+def _picture(streamed: Streamed, history: Sequence[HistoryPoint]) -> Picture:
     alerts = [read_alert(event) for event in streamed.alerts]
     titles = [phase.title for phase in streamed.stream.phases]
     return Picture(

@@ -44,7 +44,8 @@ def show_outcome(checks: Sequence[Check], console: Console) -> None:
     _title("Outcome", console)
     for check in checks:
         verdict = ("ok      ", "green") if check.holds else ("FAILED  ", "bold red")
-        console.print(Text.assemble(verdict, check.claim, (f"  ({check.found})", "dim")))
+        found = (f"  ({check.found})", "dim")
+        console.print(Text.assemble(verdict, check.claim, found), soft_wrap=True)
 
 
 def show_places(folder: DemoFolder, console: Console) -> None:

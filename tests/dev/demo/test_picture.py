@@ -54,8 +54,9 @@ def test_the_axis_shows_the_phases() -> None:
 def test_what_reaches_the_bound_is_red() -> None:
     text = chart(picture(0.19, 0.2), width=17, height=4)
 
-    styles = {span.style for span in text.spans if text.plain[span.start : span.end] == "█"}
-    assert styles == {"red", "green"}
+    drawn = [(span.style, text.plain[span.start : span.end]) for span in text.spans]
+    assert [(style, run) for style, run in drawn if "█" in run][-1] == ("red", "█" * 9)
+    assert drawn.count(("green", "█")) == 3
 
 
 @pytest.mark.parametrize("height", [1, 12])
