@@ -19,7 +19,7 @@ from nap_stream.calibration.calibration import (
     require_fingerprint,
 )
 from nap_stream.errors import CalibrationError
-from nap_stream.model.feature_map import FeatureSite
+from nap_stream.model.feature_site import FeatureSite
 from nap_stream.settings import PreprocessingSettings
 
 __all__ = [

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from nap_stream.core.conformal import flag_rank, p_values, threshold
 from nap_stream.core.fusion import fuse
 from nap_stream.errors import FingerprintMismatchError
-from nap_stream.model.feature_map import FeatureSite
-from nap_stream.model.loading import LoadedModel
+from nap_stream.model.feature_site import FeatureSite
 from nap_stream.settings import PreprocessingSettings
+
+if TYPE_CHECKING:
+    # At run time a calibration needs no torch, which takes seconds to import.
+    from nap_stream.model.loading import LoadedModel
 
 ARRAY_DTYPES = {"energy": np.float32, "nap": np.float32, "sorted_scores": np.float64}
 
@@ -121,7 +124,7 @@ class Calibration:
         }
 
 
-def require_fingerprint(calibration: Calibration, loaded: LoadedModel) -> None:
+def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None:
     """Refuse a calibration that was made with another model.
 
     Raises:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 
 def p_values(
@@ -130,7 +130,7 @@ def _flag_rate_quantile(alpha: float, m: int, probability: float) -> float:
         )
     if not 0 < probability < 1:
         raise ValueError(f"expected a confidence in (0, 1), got a tail of {probability}")
-    return float(beta.ppf(probability, k, m + 1 - k))
+    return float(betaincinv(k, m + 1 - k, probability))
 
 
 def _check_calibration(sorted_scores: NDArray[np.float64]) -> None:

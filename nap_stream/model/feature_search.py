@@ -12,7 +12,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from nap_stream.errors import FeatureMapError
-from nap_stream.model.feature_map import FeatureSite, first_argument, is_image_like, is_map
+from nap_stream.model.feature_map import first_argument, is_image_like, is_map
+from nap_stream.model.feature_site import FeatureSite
 
 _POOLING_MODULES = (
     nn.AdaptiveAvgPool2d,

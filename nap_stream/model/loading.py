@@ -8,8 +8,8 @@ from torch import nn
 
 from nap_stream.errors import ModelError
 from nap_stream.model.factory import build_module, describe, importable
-from nap_stream.model.feature_map import FeatureSite
 from nap_stream.model.feature_search import Probe, choose_site, probe
+from nap_stream.model.feature_site import FeatureSite
 from nap_stream.model.fingerprint import fingerprint
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.weights import load_weights

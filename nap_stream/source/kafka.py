@@ -66,7 +66,9 @@ class KafkaSource:
         self._closed = False
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
-        self._consumer.subscribe([settings.topic], listener=_Rebalances(self))
+            # A member that leads the group and does not know the partitions yet assigns none.
+            self._consumer.partitions_for_topic(settings.topic)
+            self._consumer.subscribe([settings.topic], listener=_Rebalances(self))
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""

@@ -11,6 +11,9 @@ from nap_stream.deadline import Deadline
 from nap_stream.kafka_client import client_options, open_client
 from nap_stream.settings import KafkaSettings
 
+METADATA_MAX_AGE_MS = 30_000
+"""How soon new partitions are noticed, and an assignment that was made without knowing them."""
+
 
 def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any]:
     """For a consumer that reads nothing twice and skips nothing by itself.
@@ -34,6 +37,7 @@ def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any
         "max_partition_fetch_bytes": settings.max_fetch_bytes,
         "session_timeout_ms": session_ms,
         "heartbeat_interval_ms": min(3_000, session_ms // 3),
+        "metadata_max_age_ms": METADATA_MAX_AGE_MS,
         "max_poll_interval_ms": int(settings.max_poll_interval_s * 1000),
     }
 

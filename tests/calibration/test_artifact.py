@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from nap_stream.calibration.artifact import Calibration, load_calibration, write_calibration
 from nap_stream.errors import CalibrationError
-from nap_stream.model.feature_map import FeatureSite
+from nap_stream.model.feature_site import FeatureSite
 from nap_stream.settings import PreprocessingSettings
 from tests.support.small_calibration import calibration_of
 

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision import models
 
-from nap_stream.model.feature_map import FeatureSite, capture
+from nap_stream.model.feature_map import capture
 from nap_stream.model.feature_search import choose_site, probe
+from nap_stream.model.feature_site import FeatureSite
 from tests.support.small_models import SIZE, SharedPoolNet, by_name
 
 SIDE = 64

@@ -5,8 +5,9 @@ from torchvision import models
 
 from nap_stream.core.nap import nap
 from nap_stream.errors import FeatureMapError
-from nap_stream.model.feature_map import FeatureSite, capture
+from nap_stream.model.feature_map import capture
 from nap_stream.model.feature_search import choose_site, probe
+from nap_stream.model.feature_site import FeatureSite
 from tests.support.small_models import SIZE, by_name
 
 

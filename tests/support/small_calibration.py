@@ -9,7 +9,7 @@ import numpy as np
 from nap_stream.calibration.artifact import Calibration
 from nap_stream.core.conformal import flag_rank, flag_rate_interval, threshold
 from nap_stream.core.fusion import fuse
-from nap_stream.model.feature_map import FeatureSite
+from nap_stream.model.feature_site import FeatureSite
 from nap_stream.settings import PreprocessingSettings
 from tests.support.image_bytes import encoded, picture
 
