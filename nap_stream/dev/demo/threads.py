@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +23,7 @@ class _Stopped(Exception):  # noqa: N818  no error: how the producer is told to 
     """The demo is breaking off."""
 
 
-class _Task(threading.Thread):
+class _Task(threading.Thread, ABC):
     """A thread that the end of a block stops and joins; its error comes out of `check`."""
 
     def __init__(self, name: str) -> None:
@@ -46,8 +47,9 @@ class _Task(threading.Thread):
         except BaseException as error:  # noqa: BLE001  it is raised again by `check`
             self._failure = error
 
+    @abstractmethod
     def work(self) -> None:
-        raise NotImplementedError
+        """Do what the thread is for; raise `_Stopped` to end early."""
 
     def check(self) -> None:
         """Raise what ended the thread badly."""
