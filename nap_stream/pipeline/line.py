@@ -99,6 +99,7 @@ class WorkerLine:
         self._buffers: dict[TopicPartition, PartitionBuffer] = {}
         self._newest_ms: dict[TopicPartition, int] = {}
         self._skips: dict[TopicPartition, int] = {}
+        self._uncommitted: dict[TopicPartition, int] = {}
         self._epoch = 0
         self._paused = False
         self._last_poll_empty = False
@@ -137,6 +138,8 @@ class WorkerLine:
         self._reported_at = float("-inf")
         self._announce(self._declare_gap(partition, earliest), self._source.commit)
         resume_at = self._buffers[partition].end
+        if resume_at != (start if committed is None else committed):
+            self._uncommitted[partition] = resume_at
         structlog.get_logger().info(
             "partition_assigned", partition=str(partition), offset=resume_at, committed=committed
         )
@@ -248,9 +251,8 @@ class WorkerLine:
         """Commit what is durable, and only then tell the coordinator."""
         if not durable:
             return
-        with self._timed("commit"):
-            if commit({d.segment.partition: d.segment.position.offset for d in durable}):
-                self._tally.last_commit_ms = self._clock.now_ms()
+        self._uncommitted |= {d.segment.partition: d.segment.position.offset for d in durable}
+        self._commit(commit)
         for one in durable:
             self._tally.segments_published += 1
             self._tally.work_done += 1
@@ -259,6 +261,15 @@ class WorkerLine:
                 newest_ms = max(record.origin.event_time_ms for record in one.records)
                 self._newest_ms[one.segment.partition] = newest_ms
             self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
+
+    def _commit(self, commit: Commit) -> None:
+        """Commit what is not yet; a group that rebalances refuses, and is asked again later."""
+        if not self._uncommitted:
+            return
+        with self._timed("commit"):
+            if commit(self._uncommitted):
+                self._uncommitted.clear()
+                self._tally.last_commit_ms = self._clock.now_ms()
 
     def _send_dead_letters(self, buffer: PartitionBuffer, timeout_s: float) -> None:
         if not buffer.failed:
@@ -305,6 +316,7 @@ class WorkerLine:
         drained = self._drain(list(self._buffers), deadline.remaining_s() / 2)
         durable = self._publish(list(self._buffers), deadline.remaining_s() / 2)
         self._announce(durable, self._source.commit)
+        self._commit(self._source.commit)
         self._report()
         self._source.close(deadline.remaining_s())
         structlog.get_logger().info("worker_finished", drained=drained, rows=self._tally.rows)
@@ -332,9 +344,11 @@ class WorkerLine:
                 self._tally.rebalances += 1
             self._newest_ms.pop(partition, None)
             self._skips.pop(partition, None)
+            self._uncommitted.pop(partition, None)
 
     def _report_when_due(self) -> None:
         if self._clock.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            self._commit(self._source.commit)
             self._report()
 
     def _report(self) -> None:

@@ -1,6 +1,6 @@
 """The worker's line on sources, logs and dead letters in memory, with real threads."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -390,3 +390,35 @@ class Recording(Told):
         super().report(report)
         if len(report.partitions) == 2:
             self.order.append("both partitions")
+
+
+def test_a_commit_that_was_refused_is_made_up_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+    refused: list[Mapping[TopicPartition, int]] = []
+    commit = MemorySource.commit
+
+    def refuse_once(source: MemorySource, offsets: Mapping[TopicPartition, int]) -> bool:
+        if not refused:
+            refused.append(dict(offsets))
+            return False
+        return commit(source, offsets)
+
+    monkeypatch.setattr(MemorySource, "commit", refuse_once)
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 5)
+
+    assert refused == [{FIRST: 5}]
+    assert bench.offsets() == [(offset, 0) for offset in range(5)]
+
+
+def test_a_commit_behind_the_log_is_brought_up_to_it(bench: Bench) -> None:
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 5)
+    bench.topic.committed[FIRST] = 2
+
+    bench.run(lambda: bench.topic.committed.get(FIRST) == 5)
+
+    assert bench.offsets() == [(offset, 0) for offset in range(5)]

@@ -143,7 +143,9 @@ def _picture(streamed: Streamed, history: Sequence[HistoryPoint]) -> Picture:
 def _interrupted_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does; the handlers from before come back at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGINT too: a shell that starts a program in the background has it ignored.
+    for number in before:
+        signal.signal(number, _interrupt)
     try:
         yield
     finally:
