@@ -17,6 +17,7 @@ from nap_stream.cli.query import query
 from nap_stream.cli.run import run
 from nap_stream.cli.verify import verify
 from nap_stream.errors import ConfigError, NapStreamError
+from nap_stream.scored_log.output import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -63,17 +64,14 @@ def build_app() -> typer.Typer:
     return app
 
 
-def _plain(text: str) -> str:
-    """Text without what a terminal would obey: names of topics and files come from outside."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
 def main() -> None:
     """Run the program; a user's mistake ends it with a sentence, not with a traceback."""
     try:
         build_app()()
     except NapStreamError as error:
-        message = Text(f"error: {_plain(str(error))}")
+        # Names of topics and files come from outside: the terminal must not obey them.
+        lines = [printable(line) for line in str(error).splitlines()]
+        message = Text("error: " + "\n".join(lines))
         message.stylize("bold red", 0, len("error:"))
         Console(stderr=True, soft_wrap=True).print(message)
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)

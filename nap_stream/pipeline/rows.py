@@ -64,8 +64,7 @@ class RowMaker:
         """The rows of a batch, in order. Scores that are not finite make a row without scores."""
         found = self._scorer(torch.stack([image.pixels for image in images]))
         judged = self._calibration.judge(found.energy, found.nap)
-        finite = np.isfinite(found.confidence) & np.isfinite(judged.fused)
-        finite &= np.isfinite(found.energy) & np.isfinite(found.nap)
+        finite = found.is_finite() & np.isfinite(judged.fused)
         now_ms = self._clock.now_ms()
         records = []
         for row, image in enumerate(images):
