@@ -15,6 +15,18 @@ def msp(logits: torch.Tensor) -> torch.Tensor:
     return torch.softmax(logits.float(), dim=1).amax(dim=1)
 
 
+def max_logit(logits: torch.Tensor) -> torch.Tensor:
+    """Largest logit (Hendrycks et al., arXiv 1911.11132).
+
+    Args:
+        logits: Any floating dtype, shape (N, classes).
+
+    Returns:
+        The predicted class's logit, float32, shape (N,). It can be negative.
+    """
+    return logits.float().amax(dim=1)
+
+
 def energy(logits: torch.Tensor) -> torch.Tensor:
     """Negative free energy at temperature 1, logsumexp (Liu et al., arXiv 2010.03759).
 
