@@ -144,20 +144,30 @@ class FailedImage:
 class Scores:
     """What the model and the calibration say of one image.
 
-    ``confidence`` is the largest softmax probability. ``energy`` is logsumexp of the logits,
-    ``nap`` the Neural Activation Prior (arXiv 2402.18162), ``fused`` their weighted geometric
-    mean: all three are higher for in-distribution images. ``ood_p_value`` is the conformal
-    p-value of ``fused``, small for out-of-distribution ones.
+    ``confidence`` is MSP, the largest softmax probability; ``max_logit`` the largest logit;
+    ``energy`` logsumexp of the logits; ``nap`` the Neural Activation Prior (arXiv 2402.18162);
+    ``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are None where the run did not compute
+    them. ``fused`` is the score of the calibration's method: a weighted geometric mean, a
+    weighted sum of log p-values (which is at most 0), or one of the scores alone. All of these
+    are higher for in-distribution images. ``ood_p_value`` is the conformal p-value of ``fused``,
+    one- or two-sided, per class or not, as the calibration says; it is small for
+    out-of-distribution images.
     """
 
     class_id: int
     class_name: str
     confidence: float
+    max_logit: float
     energy: float
     nap: float
     fused: float
     ood_p_value: float
     is_ood: bool
+    react: float | None = None
+    ash: float | None = None
+    scale: float | None = None
+    dice: float | None = None
+    knn: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,13 +307,20 @@ class WorkerReport:
 class CalibrationFacts:
     """What the drift monitor and its alerts need to know of a calibration.
 
-    ``size`` is m, the number of calibration scores. The fingerprints are hexadecimal.
+    The true flag rate of in-distribution images is Beta(flag_rank, size + 1 - flag_rank) over
+    the draw of the ``size`` calibration images that an image is compared with (where that is
+    done per class, those of the smallest class). The fingerprints are hexadecimal.
     """
 
     alpha: float
     size: int
+    flag_rank: int
     fingerprint: str
     model_fingerprint: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.flag_rank <= self.size:
+            raise ValueError(f"expected 1 <= flag_rank <= size, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from nap_stream.scored_log.schema import SCHEMA, storable_time_ms
 SCAN_SCHEMA = pa.schema(
     [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
 )
-"""The columns of a scan: those of the files after the hive keys of their folders."""
+"""The columns of a scan: those of the newest files after the hive keys of their folders."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.schema import SCHEMA_VERSION
+from nap_stream.scored_log.versions import check_version
 
 PREFIX = "nap_stream."
 
@@ -130,17 +131,14 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> Segment
 
 
 def check_schema_version(values: Mapping[str, str]) -> None:
-    """Refuse what another version has written.
+    """Refuse what an unknown version has written.
 
     Raises:
-        ValueError: The version is missing or not `SCHEMA_VERSION`.
+        ValueError: The version is missing or not one that this program reads.
     """
     if "schema_version" not in values:
         raise ValueError("no schema_version: nap-stream has not written this file")
-    if values["schema_version"] != str(SCHEMA_VERSION):
-        raise ValueError(
-            f"schema version {values['schema_version']!r}; this program reads {SCHEMA_VERSION}"
-        )
+    check_version(values["schema_version"])
 
 
 def _own_values(metadata: Mapping[bytes, bytes]) -> dict[str, str]:

@@ -25,6 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nap_stream.scored_log.schema import OPTIONAL_SCORES
+
 _BASE64 = "base64:"
 _WIDE = 100_000
 _NOT_IN_TABLES = {
@@ -39,6 +41,7 @@ _NOT_IN_TABLES = {
     "format",
     "sha256",
     "headers",
+    "max_logit",
 }
 
 
@@ -58,7 +61,8 @@ def write_result(
 
     Args:
         result: From `nap_stream.scored_log.query`.
-        output_format: How. A ``table`` leaves columns out that do not fit a screen.
+        output_format: How. A ``table`` leaves columns out that do not fit a screen, and scores
+            that no row has.
         output: Where; it is flushed and stays open. For the terminal: ``sys.stdout.buffer``.
         limit: The most rows to write; a ``table`` that is cut says so below.
     """
@@ -154,9 +158,8 @@ def _write_table(
     text: io.TextIOWrapper,
     limit: int | None,
 ) -> None:
-    hidden = _NOT_IN_TABLES if "offset" in schema.names else set()
-    names = [name for name in schema.names if name not in hidden]
     shown = list(_limited(batches, None if limit is None else limit + 1))
+    names = _names_in_table(pa.Table.from_batches(shown, schema=schema))
     rows = [row for batch in shown for row in batch.select(names).to_pylist()]
     table = Table(*names, show_edge=False, pad_edge=False)
     for row in rows[:limit]:
@@ -165,6 +168,17 @@ def _write_table(
     console.print(table)
     if limit is not None and len(rows) > limit:
         console.print(f"Only the first {limit} rows are shown; there are more.", markup=False)
+
+
+def _names_in_table(rows: pa.Table) -> list[str]:
+    if "offset" not in rows.column_names:
+        return list(rows.column_names)
+    shown = [name for name in rows.column_names if name not in _NOT_IN_TABLES]
+    return [
+        name
+        for name in shown
+        if name not in OPTIONAL_SCORES or rows.column(name).null_count < rows.num_rows
+    ]
 
 
 def bytes_as_text(value: bytes) -> str:

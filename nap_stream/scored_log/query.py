@@ -3,7 +3,7 @@
 Auditors without nap-stream ask the same of the plain folder, in DuckDB for instance:
 
     SELECT class_name, count(*), avg(is_ood::int)
-    FROM read_parquet('<root>/**/*.parquet', hive_partitioning = true)
+    FROM read_parquet('<root>/**/*.parquet', hive_partitioning = true, union_by_name = true)
     GROUP BY class_name
 """
 

@@ -28,6 +28,7 @@ from nap_stream.scored_log.layout import (
 )
 from nap_stream.scored_log.os_errors import names_in
 from nap_stream.scored_log.segment import unreadable
+from nap_stream.scored_log.versions import with_columns
 
 
 @contextlib.contextmanager
@@ -146,7 +147,8 @@ def scan(
         columns: Names of columns of `SCAN_SCHEMA`; None for all.
 
     Yields:
-        Non-empty batches with those columns of `SCAN_SCHEMA`.
+        Non-empty batches with those columns of `SCAN_SCHEMA`, null where the version that wrote
+        a segment had none.
 
     Raises:
         ConfigError: The topic cannot be the name of one.
@@ -165,8 +167,16 @@ def scan(
 def read_table(root: Path, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One segment's rows, with columns of `nap_stream.scored_log.schema.SCHEMA` only.
 
-    Page checksums are verified.
+    A column that the segment's version has not is null. Page checksums are verified.
+
+    Args:
+        root: The log's root.
+        path: The segment, relative to the root.
+        columns: Names of columns, in the order wanted; None for all.
+
+    Raises:
+        ChainBrokenError: Also where the file lacks a column that every version has.
     """
     with _typed_errors(path), pq.ParquetFile(root / path, page_checksum_verification=True) as file:
         table = file.read(columns=None if columns is None else list(columns))
-    return table.replace_schema_metadata(None)
+        return with_columns(table, columns)

@@ -7,22 +7,35 @@ the folders (``topic=…/partition=…``), so that every Parquet reader that kno
 footer (`nap_stream.scored_log.footer`).
 
 ``status`` is ``ok`` for a scored image, else what was wrong, told by ``error``; the columns from
-``class_id`` to ``is_ood`` are null exactly where ``status`` is not ``ok``. ``energy``, ``nap``
-and ``fused`` are higher for in-distribution images; ``ood_p_value`` is small for
-out-of-distribution ones. Scores are stored in double precision, so that a verdict can be
-recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
+``class_id`` to ``is_ood``, and ``max_logit``, are null exactly where ``status`` is not ``ok``.
+``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are null also where the run did not compute
+them. All scores, ``fused`` among them, are higher for in-distribution images; ``ood_p_value`` is
+small for out-of-distribution ones. Scores are stored in double precision, so that a verdict can
+be recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
+
+Version 2 added the columns from ``max_logit`` on, at the end, so that a reader that matches
+columns by position keeps those of version 1. A chain may go from version 1 to version 2 between
+two segments; `nap_stream.scored_log.reader` gives null for what a file lacks. Plain readers
+differ. pyarrow takes the columns of the first file by path, unless told: where that is of version
+1, the new columns are not seen at all; where it is of version 2, they are null for version 1.
+Name the schema (``pyarrow.dataset.dataset(root, schema=…, partitioning="hive")``, that of a file
+of version 2 and the hive keys), or in DuckDB ``union_by_name = true``.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
 
 from nap_stream.records import ScoredRecord, Scores
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 EARLIEST_TIME_MS = -62_135_596_800_000
 LATEST_TIME_MS = 253_402_300_799_999
+OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")
+"""Columns of scores that a run may leave out; null then, whatever the status."""
+
 DICTIONARY_COLUMNS = [
     "key",
     "model_fingerprint",
@@ -39,6 +52,7 @@ DICTIONARY_COLUMNS = [
 ]
 """Columns whose values repeat: Parquet stores each value once a segment."""
 
+_SCORE_COLUMNS = [field.name for field in fields(Scores) if field.name != "class_name"]
 _TIME = pa.timestamp("ms", tz="UTC")
 _HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
 
@@ -49,6 +63,10 @@ def _column(name: str, kind: Any, doc: str, *, nullable: bool = False) -> Any:
 
 def _score(name: str, kind: Any, doc: str) -> Any:
     return _column(name, kind, f"{doc} Null where status is not ok.", nullable=True)
+
+
+def _optional_score(name: str, doc: str) -> Any:
+    return _score(name, pa.float64(), f"{doc}, higher = in-distribution. Null if not computed.")
 
 
 SCHEMA = pa.schema(
@@ -65,11 +83,18 @@ SCHEMA = pa.schema(
         _column("error", pa.string(), "What was wrong, for people; null if ok.", nullable=True),
         _score("class_id", pa.int64(), "Predicted class, index of the largest logit."),
         _score("class_name", pa.string(), "Predicted class, by name."),
-        _score("confidence", pa.float64(), "Largest softmax probability, 0 to 1."),
+        _score("confidence", pa.float64(), "MSP: largest softmax probability, 0 to 1."),
         _score("energy", pa.float64(), "logsumexp of the logits, higher = in-distribution."),
         _score("nap", pa.float64(), "NAP score (arXiv 2402.18162), higher = in-distribution."),
-        _score("fused", pa.float64(), "energy^w * nap^(1-w), higher = in-distribution."),
-        _score("ood_p_value", pa.float64(), "Conformal p-value of fused, small = OOD."),
+        _score(
+            "fused", pa.float64(), "Score of the calibration's method, higher = in-distribution."
+        ),
+        _score(
+            "ood_p_value",
+            pa.float64(),
+            "Conformal p-value of fused, small = OOD; "
+            "one- or two-sided, per class or not, as the calibration says.",
+        ),
         _score("is_ood", pa.bool_(), "Whether ood_p_value <= alpha of the calibration."),
         _column("width", pa.int64(), "Width in the file, pixels; null if unknown.", nullable=True),
         _column(
@@ -82,6 +107,12 @@ SCHEMA = pa.schema(
             pa.list_(pa.field("element", _HEADER, nullable=False)),
             "Kept message headers, in order, with repeats.",
         ),
+        _score("max_logit", pa.float64(), "Largest logit, higher = in-distribution."),
+        _optional_score("react", "ReAct (arXiv 2111.12797)"),
+        _optional_score("ash", "ASH (arXiv 2209.09858)"),
+        _optional_score("scale", "SCALE (arXiv 2310.00227)"),
+        _optional_score("dice", "DICE (arXiv 2111.09805)"),
+        _optional_score("knn", "KNN (arXiv 2204.06507), 2 minus the distance of unit vectors"),
     ]
 )
 """Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""
@@ -109,10 +140,9 @@ def _headers(record: ScoredRecord) -> list[dict[str, Any]]:
 
 
 def _score_columns(all_scores: Sequence[Scores | None]) -> dict[str, list[Any]]:
-    names = ["class_id", "confidence", "energy", "nap", "fused", "ood_p_value", "is_ood"]
     columns: dict[str, list[Any]] = {
         name: [None if scores is None else getattr(scores, name) for scores in all_scores]
-        for name in names
+        for name in _SCORE_COLUMNS
     }
     columns["class_name"] = [
         None if scores is None else storable_text(scores.class_name) for scores in all_scores

@@ -16,9 +16,20 @@ from nap_stream.records import Status
 from nap_stream.scored_log.defects import Defect, DefectKind
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata
 from nap_stream.scored_log.layout import parse_segment_path
-from nap_stream.scored_log.schema import SCHEMA, SCHEMA_VERSION
+from nap_stream.scored_log.schema import OPTIONAL_SCORES
+from nap_stream.scored_log.versions import SCHEMAS, check_version
 
-_SCORES = ["class_id", "class_name", "confidence", "energy", "nap", "fused", "ood_p_value"]
+_SCORES = [
+    "class_id",
+    "class_name",
+    "confidence",
+    "max_logit",
+    "energy",
+    "nap",
+    "fused",
+    "ood_p_value",
+    "is_ood",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +71,18 @@ def inspect_segment(root: Path, path: str, *, deep: bool) -> SegmentFindings:
 def _inspect(file: Any, path: str, sha256: str, *, deep: bool) -> SegmentFindings:
     metadata = file.metadata.metadata or {}
     version = metadata.get(f"{PREFIX}schema_version".encode())
-    if version is not None and version != str(SCHEMA_VERSION).encode():
-        detail = f"version {version.decode(errors='replace')}, this program reads {SCHEMA_VERSION}"
-        defect = Defect(path, DefectKind.SCHEMA_VERSION, detail)
-        return SegmentFindings(path, sha256, None, (defect,))
+    if version is not None:
+        try:
+            check_version(version.decode(errors="replace"))
+        except ValueError as error:
+            defect = Defect(path, DefectKind.SCHEMA_VERSION, str(error))
+            return SegmentFindings(path, sha256, None, (defect,))
     try:
         footer = from_metadata(metadata, path)
     except ChainBrokenError as error:
         defect = Defect(path, DefectKind.FOOTER, error.problem)
         return SegmentFindings(path, sha256, None, (defect,))
-    defects = [*_check_name(footer, path), *_check_columns(file, path)]
+    defects = [*_check_name(footer, path), *_check_columns(file, footer, path)]
     if not defects:
         defects += _check_rows(file, footer, path, deep=deep)
     return SegmentFindings(path, sha256, footer, tuple(defects))
@@ -82,10 +95,10 @@ def _check_name(footer: SegmentFooter, path: str) -> Iterator[Defect]:
         yield Defect(path, DefectKind.NAME, detail)
 
 
-def _check_columns(file: Any, path: str) -> Iterator[Defect]:
-    found = file.schema_arrow
-    if not found.equals(SCHEMA):
-        differing = sorted({field.name for field in set(found) ^ set(SCHEMA)}) or ["their order"]
+def _check_columns(file: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
+    found, expected = file.schema_arrow, SCHEMAS[footer.schema_version]
+    if not found.equals(expected):
+        differing = sorted({field.name for field in set(found) ^ set(expected)}) or ["their order"]
         yield Defect(path, DefectKind.SCHEMA, f"columns differ: {', '.join(differing)}")
 
 
@@ -130,9 +143,7 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
     if count != footer.scored_rows:
         detail = f"{count} rows with status ok, the footer says {footer.scored_rows}"
         yield Defect(path, DefectKind.CONTENT, detail)
-    for name in [*_SCORES, "is_ood"]:
-        if not pc.all(pc.equal(pc.is_valid(table.column(name)), scored), min_count=0).as_py():
-            yield Defect(path, DefectKind.CONTENT, f"{name} contradicts status")
+    yield from _check_scores(table, scored, path)
     times = pc.min_max(table.column("event_time").cast(pa.int64())).as_py()
     if (times["min"], times["max"]) != (footer.min_event_time_ms, footer.max_event_time_ms):
         detail = f"event times {times['min']} to {times['max']} ms, the footer says otherwise"
@@ -141,3 +152,13 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
         values = set(table.column(name).unique().to_pylist())
         if values - {getattr(footer, name)}:
             yield Defect(path, DefectKind.CONTENT, f"{name} differs from the footer's")
+
+
+def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:
+    for name in (*_SCORES, *OPTIONAL_SCORES):
+        if name not in table.column_names:
+            continue
+        found = pc.is_valid(table.column(name))
+        allowed = pc.less_equal if name in OPTIONAL_SCORES else pc.equal
+        if not pc.all(allowed(found, scored), min_count=0).as_py():
+            yield Defect(path, DefectKind.CONTENT, f"{name} contradicts status")

@@ -1,14 +1,20 @@
 """Records and logs for the tests of the scored log."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
+from nap_stream.scored_log.footer import SegmentFooter, to_metadata
 from nap_stream.scored_log.local import LocalScoredLog
 from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.schema import to_table
+from nap_stream.scored_log.versions import SCHEMAS
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z
@@ -51,7 +57,13 @@ def origin(
 
 
 def scored(
-    where: Origin, *, p_value: float = 0.5, class_id: int = 3, class_name: str = "cat"
+    where: Origin,
+    *,
+    p_value: float = 0.5,
+    class_id: int = 3,
+    class_name: str = "cat",
+    fused: float = 3.0,
+    knn: float | None = None,
 ) -> ScoredRecord:
     return ScoredRecord(
         origin=where,
@@ -62,11 +74,13 @@ def scored(
             class_id=class_id,
             class_name=class_name,
             confidence=0.75,
+            max_logit=4.25,
             energy=4.5,
             nap=2.25,
-            fused=3.0,
+            fused=fused,
             ood_p_value=p_value,
             is_ood=p_value <= 0.05,
+            knn=knn,
         ),
         width=32,
         height=24,
@@ -97,17 +111,37 @@ def chain(
     return paths
 
 
+def encode_version_1(footer: SegmentFooter, records: Sequence[ScoredRecord]) -> bytes:
+    """The records as a segment of version 1, by today's writer."""
+    table = to_table(
+        records,
+        model_fingerprint=footer.model_fingerprint,
+        calibration_fingerprint=footer.calibration_fingerprint,
+    )
+    metadata = to_metadata(dataclasses.replace(footer, schema_version=1))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.select(SCHEMAS[1].names).replace_schema_metadata(metadata), sink)
+    return bytes(sink.getvalue())
+
+
 _texts = st.text(st.characters(), max_size=20)
+_floats = st.floats(allow_nan=False)
 _scores = st.builds(
     Scores,
     class_id=st.integers(0, 2**40),
     class_name=_texts,
     confidence=st.floats(0, 1),
-    energy=st.floats(allow_nan=False),
-    nap=st.floats(allow_nan=False),
-    fused=st.floats(allow_nan=False),
+    max_logit=_floats,
+    energy=_floats,
+    nap=_floats,
+    fused=_floats,
     ood_p_value=st.floats(0, 1),
     is_ood=st.booleans(),
+    react=st.none() | _floats,
+    ash=st.none() | _floats,
+    scale=st.none() | _floats,
+    dice=st.none() | _floats,
+    knn=st.none() | _floats,
 )
 _origins = st.builds(
     Origin,

@@ -95,6 +95,18 @@ def test_a_table_shows_hostile_text_as_escapes(root: Path) -> None:
     assert "model_fingerprint" not in text
 
 
+def test_a_table_shows_the_base_scores_that_some_row_has(root: Path, tmp_path: Path) -> None:
+    def header(where: Path) -> list[str]:
+        text = _written(run_query(where, Query()), OutputFormat.TABLE).decode()
+        return text.splitlines()[0].replace("┃", " ").split()
+
+    without = header(root)
+    assert {"energy", "nap", "fused"} <= set(without)
+    assert not set(without) & {"max_logit", "react", "ash", "scale", "dice", "knn"}
+    chain(tmp_path / "knn", [(2, [scored(origin(0), knn=1.5), failed(origin(1))])])
+    assert header(tmp_path / "knn") == [*without, "knn"]
+
+
 def test_a_table_that_is_cut_says_so(root: Path) -> None:
     table = run_query(root, Query())
     assert "there are more" not in _written(table, OutputFormat.TABLE, 3).decode()

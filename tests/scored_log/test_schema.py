@@ -62,12 +62,16 @@ def test_rows_come_back_from_parquet_as_they_were(records: list[ScoredRecord]) -
         assert [(h["name"], h["value"]) for h in row["headers"]] == [
             (storable_text(name), value) for name, value in record.origin.headers
         ]
-        for name in ("class_id", "confidence", "energy", "nap", "fused", "ood_p_value", "is_ood"):
+        for name in (
+            *("class_id", "confidence", "max_logit", "energy", "nap", "fused"),
+            *("ood_p_value", "is_ood", "react", "ash", "scale", "dice", "knn"),
+        ):
             assert row[name] == (None if record.scores is None else getattr(record.scores, name))
 
 
 def test_a_row_reads_as_an_auditor_expects() -> None:
-    record = scored(origin(7, 1, headers=(("source", b"gate"), ("source", None))))
+    headers = (("source", b"gate"), ("source", None))
+    record = scored(origin(7, 1, headers=headers), fused=-3.5, knn=1.25)
     row = to_table([record], model_fingerprint="m", calibration_fingerprint="c").to_pylist()[0]
     assert row == {
         "offset": 7,
@@ -85,7 +89,7 @@ def test_a_row_reads_as_an_auditor_expects() -> None:
         "confidence": 0.75,
         "energy": 4.5,
         "nap": 2.25,
-        "fused": 3.0,
+        "fused": -3.5,
         "ood_p_value": 0.5,
         "is_ood": False,
         "width": 32,
@@ -93,6 +97,12 @@ def test_a_row_reads_as_an_auditor_expects() -> None:
         "format": "png",
         "sha256": "c3" * 32,
         "headers": [{"name": "source", "value": b"gate"}, {"name": "source", "value": None}],
+        "max_logit": 4.25,
+        "react": None,
+        "ash": None,
+        "scale": None,
+        "dice": None,
+        "knn": 1.25,
     }
 
 

@@ -174,8 +174,10 @@ def test_footer_missing(root: Path) -> None:
 
 
 def test_schema_version(root: Path) -> None:
-    _rewrite_last(root, _table(ROWS), schema_version=2)
-    assert _kinds(root) == [(LAST, DefectKind.SCHEMA_VERSION)]
+    _rewrite_last(root, _table(ROWS), schema_version=3)
+    (defect,) = verify(root).defects
+    assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA_VERSION)
+    assert defect.detail == "schema version '3'; this program reads 1 and 2"
 
 
 def test_schema(root: Path) -> None:
@@ -220,15 +222,25 @@ def test_duplicate_row(root: Path) -> None:
     assert _kinds(root) == [(LAST, DefectKind.DUPLICATE_ROW)]
 
 
-def _with_null_nap(table: pa.Table) -> pa.Table:
-    field = table.schema.field("nap")
-    return table.set_column(14, field, pa.nulls(table.num_rows, pa.float64()))
+def _with_scores(name: str, values: Sequence[float | None]) -> pa.Table:
+    table = _table(ROWS)
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, table.schema.field(name), pa.array(values, pa.float64()))
+
+
+def test_scores_that_a_run_may_leave_out_can_be_null(root: Path) -> None:
+    for values in ([None, None, None], [1.5, None, None], [1.5, None, 1.75]):
+        _rewrite_last(root, _with_scores("knn", values))
+        assert _kinds(root, deep=True) == []
 
 
 def test_content(root: Path) -> None:
     changes = [
         (_table([*ROWS[:2], failed(origin(25))]), "rows with status ok"),
-        (_with_null_nap(_table(ROWS)), "nap contradicts status"),
+        (_with_scores("nap", [None] * 3), "nap contradicts status"),
+        (_with_scores("max_logit", [4.25, None, None]), "max_logit contradicts status"),
+        (_with_scores("max_logit", [4.25] * 3), "max_logit contradicts status"),
+        (_with_scores("knn", [None, 1.5, None]), "knn contradicts status"),
         (_table([*ROWS[:2], scored(origin(25, event_time_ms=0))]), "event times 0 to"),
         (_table(ROWS, "ff"), "model_fingerprint differs"),
     ]
