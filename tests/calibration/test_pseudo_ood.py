@@ -1,0 +1,336 @@
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from nap_stream.calibration.pseudo_ood import PSEUDO_OOD, transformed
+
+SIZES = [(8, 8), (32, 32), (17, 40)]
+RANDOM = {"patch_shuffle", "elastic", "gaussian_noise", "tiled_patch", "phase_scramble"}
+MIXING = {"mixup", "cutmix"}
+
+all_sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+all_counts = pytest.mark.parametrize("count", [1, 3])
+all_names = pytest.mark.parametrize("name", PSEUDO_OOD)
+
+
+def images(count: int, size: tuple[int, int], low: int = 0, high: int = 256) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(low, high, (count, 3, *size), generator=generator).to(torch.uint8)
+
+
+def plain(*colours: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> Tensor:
+    return torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].repeat(1, 1, *size)
+
+
+def apply(name: str, batch: Tensor, first_index: int = 0) -> Tensor:
+    return transformed(name, batch, 7, first_index)
+
+
+def pixel_counts(image: Tensor) -> list[list[int]]:
+    return sorted(image.flatten(1).T.tolist())
+
+
+@all_counts
+@all_sizes
+@all_names
+def test_the_contract(name: str, size: tuple[int, int], count: int) -> None:
+    batch = images(count, size)
+    before = batch.clone()
+    found = apply(name, batch)
+    assert (found.shape, found.dtype) == (batch.shape, torch.uint8)
+    assert torch.equal(batch, before)
+    assert torch.equal(apply(name, batch), found)
+    assert found.untyped_storage().data_ptr() != batch.untyped_storage().data_ptr()
+    assert not any(torch.equal(*pair) for pair in zip(found, batch, strict=True))
+    channels_last = batch.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(apply(name, channels_last), found)
+
+
+@all_names
+def test_random_from_the_seed_and_the_first_index_alone(name: str) -> None:
+    batch = images(3, (32, 32))
+    torch.manual_seed(1)
+    found = transformed(name, batch, 7, 64)
+    torch.manual_seed(2)
+    assert torch.equal(transformed(name, batch, 7, 64), found)
+    others = [transformed(name, batch, 8, 64), transformed(name, batch, 7, 67)]
+    for other in others:
+        assert torch.equal(other, found) == (name not in RANDOM)
+
+
+def test_the_generator_comes_from_seed_name_and_first_index() -> None:
+    batch = images(1, (8, 8))
+    digest = hashlib.sha256(b"7/gaussian_noise/64").digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]))
+    assert torch.equal(
+        apply("gaussian_noise", batch, 64), PSEUDO_OOD["gaussian_noise"](batch, generator)
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(PSEUDO_OOD) - MIXING - RANDOM))
+def test_the_rest_treats_each_image_alone(name: str) -> None:
+    batch = images(3, (17, 40))
+    alone = torch.cat([apply(name, image[None]) for image in batch])
+    assert torch.equal(apply(name, batch), alone)
+
+
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_randomness_differs_between_the_images_of_a_batch(name: str) -> None:
+    first, second = apply(name, images(1, (32, 32)).repeat(2, 1, 1, 1))
+    assert not torch.equal(first, second)
+
+
+def test_names_and_their_order() -> None:
+    assert list(PSEUDO_OOD) == [
+        "patch_shuffle",
+        "elastic",
+        "gaussian_noise",
+        "gaussian_blur",
+        "low_contrast",
+        "mixup",
+        "cutmix",
+        "tiled_patch",
+        "phase_scramble",
+        "invert",
+        "solarize",
+        "posterize",
+        "zoomed_in",
+        "shrunk",
+    ]
+    with pytest.raises(TypeError):
+        PSEUDO_OOD["own"] = PSEUDO_OOD["invert"]  # type: ignore[index]  # that is what is tested
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(KeyError, match="sharpen"):
+        apply("sharpen", images(1, (8, 8)))
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        images(1, (8, 8)).float(),
+        images(1, (8, 8))[0],
+        images(1, (8, 8))[:, :1],
+        images(1, (8, 8))[:0],
+        images(1, (7, 8)),
+        images(1, (8, 7)),
+    ],
+    ids=["float", "one image", "grey", "empty", "low", "narrow"],
+)
+def test_what_is_no_batch_of_images(batch: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected uint8 \(N, 3, H, W\)"):
+        apply("invert", batch)
+
+
+@all_sizes
+def test_patch_shuffle_moves_whole_patches(size: tuple[int, int]) -> None:
+    batch = images(3, size)
+    found = apply("patch_shuffle", batch)
+    height, width = size[0] // 4, size[1] // 4
+    for image, shuffled in zip(batch, found, strict=True):
+        assert pixel_counts(shuffled) == pixel_counts(image)
+        assert patches(shuffled, height, width) == patches(image, height, width)
+    left_over = batch[:, :, 4 * height :]
+    assert torch.equal(found[:, :, 4 * height :], left_over)
+
+
+def patches(image: Tensor, height: int, width: int) -> set[bytes]:
+    cut = image[:, : 4 * height, : 4 * width]
+    tiles = [tile for row in torch.split(cut, height, 1) for tile in torch.split(row, width, 2)]
+    return {tile.contiguous().numpy().tobytes() for tile in tiles}
+
+
+@all_sizes
+def test_elastic_displaces_by_a_sixteenth_of_the_side(size: tuple[int, int]) -> None:
+    # A ramp shows in each pixel where its value comes from.
+    height, width = size
+    ramp = torch.zeros(2, 3, height, width)
+    ramp[:, 0] = 4 * torch.arange(width)
+    ramp[:, 1] = 4 * torch.arange(height)[:, None]
+    found = apply("elastic", ramp.to(torch.uint8)).float()
+    top, left = height // 8, width // 8
+    inside = (slice(None), slice(None), slice(top, height - top), slice(left, width - left))
+    moved = (found - ramp)[inside] / 4
+    rounding = 1 / 8
+    for channel, side in enumerate((width, height)):
+        furthest = moved[:, channel].abs().max()
+        assert side / 16 * 0.8 < furthest < side / 16 + rounding
+
+
+def test_elastic_is_as_smooth_for_a_larger_image() -> None:
+    ramp = (torch.arange(224) + torch.zeros(1, 3, 224, 1)).to(torch.uint8)
+    moved = apply("elastic", ramp)[:, :, 20:-20, 20:-20].float() - ramp[:, :, 20:-20, 20:-20]
+    # Neighbours in one cell of 7 pixels move together, those of other cells on their own.
+    near, far = (moved.roll(shift, 2).sub(moved).abs().mean() for shift in (1, 35))
+    assert near < far / 2
+
+
+def test_gaussian_noise_has_a_fifth_of_the_range() -> None:
+    batch = plain((128, 128, 128), (0, 255, 128), size=(64, 64))
+    found = apply("gaussian_noise", batch).float()
+    # Cut off at both ends, 2.5 standard deviations away, it loses 1.5 per cent.
+    assert float(found[0].std()) == pytest.approx(0.985 * 51, rel=0.02)
+    assert float(found[0].mean()) == pytest.approx(128, abs=1.5)
+    # Half of the noise is cut off; the other half has the mean sd / sqrt(2 pi) = 20.3.
+    assert float(found[1, 0].mean()) == pytest.approx(20.3, abs=1.5)
+    assert float(found[1, 1].mean()) == pytest.approx(255 - 20.3, abs=1.5)
+    channels = torch.corrcoef(found[0].flatten(1)) - torch.eye(3)
+    assert float(channels.abs().max()) < 0.05
+
+
+@all_sizes
+def test_gaussian_blur_is_that_of_torchvision(size: tuple[int, int]) -> None:
+    batch = images(2, size)
+    sigma_tall, sigma_wide = size[0] / 16, size[1] / 16
+    tall, wide = {(8, 8): (5, 5), (32, 32): (13, 13), (17, 40): (9, 17)}[size]
+    expected = transforms.gaussian_blur(batch, [wide, tall], [sigma_wide, sigma_tall])
+    assert int((apply("gaussian_blur", batch).int() - expected.int()).abs().max()) <= 1
+
+
+def test_low_contrast_by_hand() -> None:
+    batch = plain((100, 100, 100))
+    batch[:, :, :, 4:] = 200
+    # torchvision's grey rounds down, and its weights sum to 0.9999: 99 and 199, whose mean is 149.
+    # 0.2 * 100 + 0.8 * 149 = 139.2, and 0.2 * 200 + 0.8 * 149 = 159.2.
+    found = apply("low_contrast", batch)
+    assert found[0, 0, 0].tolist() == [139] * 4 + [159] * 4
+
+
+def test_mixup_by_hand() -> None:
+    batch = plain((0, 10, 255), (100, 11, 255), (50, 0, 0), (60, 1, 1))
+    # Each with the one half a batch away: the first with the third, the second with the fourth.
+    found = apply("mixup", batch)
+    expected = [[25, 5, 127], [80, 6, 128], [25, 5, 127], [80, 6, 128]]
+    assert found[:, :, 3, 5].tolist() == expected
+    assert torch.equal(found, found[:, :, :1, :1].expand_as(found))
+
+
+def test_cutmix_by_hand() -> None:
+    batch = plain(*[(10 * image, 10 * image, 10 * image) for image in range(1, 5)])
+    found = apply("cutmix", batch)[:, 0]
+    corners = found[:, [0, 0, 7, 7], [0, 7, 0, 7]].tolist()
+    assert corners == [[10, 40, 30, 20], [20, 10, 40, 30], [30, 20, 10, 40], [40, 30, 20, 10]]
+    for image in found:
+        for quadrant in (image[:4, :4], image[:4, 4:], image[4:, :4], image[4:, 4:]):
+            assert len(quadrant.unique()) == 1
+
+
+def test_partners_stand_quarters_of_the_batch_apart() -> None:
+    batch = plain(*[(10 * image, 10 * image, 10 * image) for image in range(8)])
+    assert apply("mixup", batch)[:, 0, 0, 0].tolist() == [20, 30, 40, 50, 20, 30, 40, 50]
+    mixed = apply("cutmix", batch)[0, 0]
+    assert mixed[[0, 0, 7, 7], [0, 7, 0, 7]].tolist() == [0, 60, 40, 20]
+
+
+@all_sizes
+def test_one_image_is_mixed_with_itself_upside_down(size: tuple[int, int]) -> None:
+    batch = images(1, size)
+    turned = torch.rot90(batch, 2, (2, 3))
+    mean = (batch.int() + turned.int()).div(2, rounding_mode="floor")
+    assert torch.equal(apply("mixup", batch).int(), mean)
+    top, left = size[0] // 2, size[1] // 2
+    expected = turned.clone()
+    expected[:, :, :top, :left] = batch[:, :, :top, :left]
+    assert torch.equal(apply("cutmix", batch), expected)
+
+
+@all_sizes
+def test_tiled_patch_is_a_patch_and_its_repetitions(size: tuple[int, int]) -> None:
+    batch = images(3, size)
+    found = apply("tiled_patch", batch)
+    height, width = {(8, 8): (2, 2), (32, 32): (8, 8), (17, 40): (5, 10)}[size]
+    assert torch.equal(found[:, :, height:], found[:, :, :-height])
+    assert torch.equal(found[:, :, :, width:], found[:, :, :, :-width])
+    for image, tiled in zip(batch, found, strict=True):
+        windows = image.unfold(1, height, 1).unfold(2, width, 1)
+        same = windows == tiled[:, None, None, :height, :width]
+        assert same.all(dim=(0, 3, 4)).any()
+
+
+def test_tiled_patch_comes_from_anywhere() -> None:
+    position = torch.arange(8 * 8).reshape(1, 1, 8, 8).expand(400, 3, 8, 8).to(torch.uint8)
+    starts = apply("tiled_patch", position)[:, 0, 0, 0]
+    # Patches of 2 x 2 pixels begin in rows and columns 0 to 6.
+    assert set(starts.tolist()) == {8 * row + column for row in range(7) for column in range(7)}
+
+
+@all_sizes
+def test_phase_scramble_keeps_amplitudes_and_means(size: tuple[int, int]) -> None:
+    # So little contrast that nothing is cut off at 0 and 255; what remains is rounding, which
+    # by Parseval moves the amplitudes by half the root of the pixel count in the root mean square.
+    batch = images(2, size, low=108, high=149)
+    found = apply("phase_scramble", batch)
+    assert found.min() > 0
+    assert found.max() < 255
+    before, after = torch.fft.fft2(batch.float()), torch.fft.fft2(found.float())
+    error = (before.abs() - after.abs()).square().mean(dim=(2, 3)).sqrt()
+    most = 0.5 * (size[0] * size[1]) ** 0.5
+    assert bool((error <= most).all())
+    assert bool(((before - after).abs().square().mean(dim=(2, 3)).sqrt() > 5 * most).all())
+    means = batch.float().mean(dim=(2, 3)) - found.float().mean(dim=(2, 3))
+    assert bool((means.abs() <= 0.5).all())
+
+
+def test_phase_scramble_moves_the_channels_together() -> None:
+    grey = images(2, (32, 32), low=108, high=149)[:, :1].expand(-1, 3, -1, -1)
+    found = apply("phase_scramble", grey)
+    assert torch.equal(found, found[:, :1].expand_as(found))
+
+
+BY_VALUE: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    ("invert", lambda value: 255 - value),
+    ("solarize", lambda value: torch.where(value < 128, value, 255 - value)),
+    ("posterize", lambda value: torch.where(value < 128, 0, 128)),
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), BY_VALUE, ids=[name for name, _ in BY_VALUE])
+def test_each_value_alone(name: str, expected: Callable[[Tensor], Tensor]) -> None:
+    every = torch.arange(256).reshape(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    assert torch.equal(apply(name, every.to(torch.uint8)).int(), expected(every).int())
+
+
+def test_zoomed_in_shows_the_centre_alone() -> None:
+    batch = plain((255, 0, 9), size=(16, 32))
+    batch[:, 0, 6:10, 12:20] = 40
+    # The centre is a quarter of each side, of one colour; all around it is cut away.
+    assert torch.equal(apply("zoomed_in", batch), plain((40, 0, 9), size=(16, 32)))
+
+
+def test_zoomed_in_keeps_the_way_up() -> None:
+    batch = plain((0, 0, 0), size=(16, 16))
+    batch[:, :, 6:8] = 200
+    found = apply("zoomed_in", batch)[0, 0].float()
+    assert bool((found[:5] == 200).all())
+    assert bool((found[-5:] == 0).all())
+
+
+@all_sizes
+def test_shrunk_stands_on_the_corner_s_colour(size: tuple[int, int]) -> None:
+    batch = images(3, size)
+    found = apply("shrunk", batch)
+    top, left, height, width = {
+        (8, 8): (2, 2, 4, 4),
+        (32, 32): (8, 8, 16, 16),
+        (17, 40): (4, 10, 8, 20),
+    }[size]
+    whole = torch.zeros(size, dtype=torch.bool)
+    whole[top : top + height, left : left + width] = True
+    ground = found[:, :, ~whole]
+    assert torch.equal(ground, batch[:, :, :1, 0].expand_as(ground))
+    small = found[:, :, top : top + height, left : left + width].float()
+    # Half the size keeps the mean, up to the weights that are cut off at the border.
+    assert float((small.mean((2, 3)) - batch.float().mean((2, 3))).abs().max()) < 20
+
+
+def test_shrunk_by_hand() -> None:
+    batch = plain((80, 80, 80))
+    batch[:, :, :, 4:] = 160
+    row = apply("shrunk", batch)[0, 0, 4].tolist()
+    # Antialiased halving weighs 1/8, 3/8, 3/8, 1/8, and 3/7, 3/7, 1/7 at the border.
+    assert row == [80, 80, 80, 90, 150, 160, 80, 80]
