@@ -65,7 +65,8 @@ def compare(
         What the benchmark reports, as a JSON tree.
 
     Raises:
-        SystemExit: The log is not one scored row an offset and a file, so nothing can be joined.
+        SystemExit: The log is not one scored row an offset and a file, so nothing can be joined,
+            or its fused score is not nap-energy.
     """
     log = pa.Table.from_batches(scan(settings.log.root, Query()), SCAN_SCHEMA)
     files = pa.concat_tables([cifar, textures]).combine_chunks()
@@ -74,6 +75,9 @@ def compare(
         raise SystemExit(f"the log is not one scored row an offset and a file: {report}")
     joined = log.take(pc.index_in(files["name"].cast(pa.binary()), log["key"]))
     calibration = load_calibration(settings.calibration)
+    weight = calibration.document.weight
+    if calibration.document.method != "nap-energy" or weight is None:
+        raise SystemExit(f"expected the method nap-energy, got {calibration.document.method}")
     weights, model = settings.model.weights, settings.model.preprocessing
     assert weights is not None
     plain = read_plain(files["image"].to_pylist(), weights, model.mean, model.std)
@@ -89,8 +93,9 @@ def compare(
         },
         "calibration_images": calibration.size,
         "alpha": calibration.alpha,
-        "weight": calibration.weight,
-        "scores": [asdict(row) for row in _scores(joined, plain, calibration.weight, len(cifar))],
+        "method": calibration.document.method,
+        "weight": weight,
+        "scores": [asdict(row) for row in _scores(joined, plain, weight, len(cifar))],
         "alerts": [asdict(alert) for alert in _alerts(events, joined, len(cifar))],
         "accuracy_log": _share(joined["class_name"].to_pylist()[: len(cifar)], labels),
         "accuracy_plain": _share(

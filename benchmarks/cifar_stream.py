@@ -47,6 +47,8 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MEAN = [125.3 / 255, 123.0 / 255, 113.9 / 255]
 STD = [63.0 / 255, 62.1 / 255, 66.7 / 255]
 MOST_CALIBRATION_IMAGES = 3_000
+METHOD = "nap-energy"
+WEIGHT = 0.4
 CONFIG = "monitor.yaml"
 PARTITIONS = 2
 IDLE_S = 8
@@ -144,6 +146,7 @@ def _configure(folder: Path, options: argparse.Namespace, broker: str, address: 
             "class_names": CLASSES,
             "preprocessing": {"resize": 32, "crop": 32, "mean": MEAN, "std": STD},
         },
+        "scoring": {"method": METHOD},
         "calibration": "calibration",
         "log": {"root": "log"},
         "worker": {"count": options.workers},
@@ -153,7 +156,7 @@ def _configure(folder: Path, options: argparse.Namespace, broker: str, address: 
 
 
 def _calibrate(folder: Path) -> None:
-    sets = ("--images", "held_out.parquet", "--out", "calibration")
+    sets = ("--images", "held_out.parquet", "--out", "calibration", "--weight", str(WEIGHT))
     _succeed(_start(folder, "calibrate", "--model", CONFIG, *sets), folder, "calibrate")
 
 
@@ -214,7 +217,8 @@ def _print(result: Mapping[str, Any]) -> None:
     print(
         f"{result['broker']}, {result['workers']} worker(s): {sizes['cifar']:,} CIFAR-10 images, "
         f"then {sizes['textures']:,} textures, {sizes['megabytes']:.1f} MB; calibrated on "
-        f"{result['calibration_images']:,}, alpha {result['alpha']:g}, weight {result['weight']:g}"
+        f"{result['calibration_images']:,}, alpha {result['alpha']:g}, "
+        f"{result['method']}, weight {result['weight']:g}"
     )
     table = Table("score", "AUROC log", "plain", "FPR95 log", "plain", "|diff| CIFAR", "textures")
     for row in result["scores"]:

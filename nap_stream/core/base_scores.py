@@ -76,6 +76,8 @@ class BaseScores:
         head: The model's last linear layer; None for a model that ends otherwise.
         fits: From `fit_scores`.
         device: Where logits and features will lie.
+        centred: Compute the scores as if the logits (of the shaped features, of the sparse head)
+            had a mean of 0 over the classes, for each image.
 
     Raises:
         ValueError: A score lacks its head or its fit, or they do not go together.
@@ -88,10 +90,13 @@ class BaseScores:
         head: Head | None,
         fits: Fits,
         device: torch.device | str,
+        *,
+        centred: bool = False,
     ) -> None:
+        self._centred = centred
         self.names = tuple(dict.fromkeys(names))
         self._of_features = {
-            name: _prepare(name, parameters, head, fits, torch.device(device))
+            name: _prepare(name, parameters, head, fits, torch.device(device), centred=centred)
             for name in self.names
             if needs_features(name)
         }
@@ -115,7 +120,8 @@ class BaseScores:
         scores = {}
         for name in self.names:
             if name in _OF_LOGITS:
-                scores[name] = _OF_LOGITS[name](logits)
+                mean = logits.float().mean(dim=1, keepdim=True) if self._centred else 0
+                scores[name] = _OF_LOGITS[name](logits - mean)
             elif features is None:
                 raise ValueError(f"{name} needs the penultimate features, got None")
             else:
@@ -129,6 +135,8 @@ def _prepare(
     head: Head | None,
     fits: Fits,
     device: torch.device,
+    *,
+    centred: bool,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     if name is BaseScore.KNN:
         bank = _fitted(name, fits.knn_bank)
@@ -142,6 +150,15 @@ def _prepare(
         )
     weight = torch.tensor(head.weight, device=device)
     bias = torch.tensor(head.bias, device=device)
+    if name is BaseScore.DICE:
+        mean = torch.tensor(_fitted(name, fits.feature_mean), device=device)
+        if len(mean) != weight.shape[1]:
+            raise ValueError(
+                f"dice was fitted on {len(mean)} features, the head takes {weight.shape[1]}"
+            )
+        weight = dice_weight(weight, mean, parameters.dice_sparsity)
+    if centred:
+        weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
     match name:
         case BaseScore.REACT:
             clip = _fitted(name, fits.react_clip)
@@ -151,13 +168,7 @@ def _prepare(
         case BaseScore.SCALE:
             return partial(scale, percentile=parameters.scale_percentile, weight=weight, bias=bias)
         case _:
-            mean = torch.tensor(_fitted(name, fits.feature_mean), device=device)
-            if len(mean) != weight.shape[1]:
-                raise ValueError(
-                    f"dice was fitted on {len(mean)} features, the head takes {weight.shape[1]}"
-                )
-            masked = dice_weight(weight, mean, parameters.dice_sparsity)
-            return partial(dice, masked_weight=masked, bias=bias)
+            return partial(dice, masked_weight=weight, bias=bias)
 
 
 def _fitted(name: BaseScore, fit: Fit | None) -> Fit:

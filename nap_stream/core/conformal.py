@@ -38,6 +38,47 @@ def p_values(
     return np.where(np.isnan(wide), np.nan, p)
 
 
+def two_sided_p_values(
+    sorted_scores: NDArray[np.float64], scores: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Conformal p-values that are small for a score at either end of the calibration scores.
+
+    Twice the smaller of the p-values towards either side, at most 1. The rank of an exchangeable
+    score among the m + 1 is uniform, so that ``P(p <= alpha) = 2 floor(alpha (m + 1) / 2) /
+    (m + 1)`` where scores are continuous: see `two_sided_flag_rank`.
+
+    Args:
+        sorted_scores: See `p_values`.
+        scores: See `p_values`.
+
+    Returns:
+        float64 of the shape of ``scores``, in [2 / (m + 1), 1]; NaN where the score is NaN.
+
+    Raises:
+        ValueError: See `p_values`.
+    """
+    _check_calibration(sorted_scores)
+    wide = np.asarray(scores, dtype=np.float64)
+    m = len(sorted_scores)
+    at_most = np.searchsorted(sorted_scores, wide, side="right")
+    at_least = m - np.searchsorted(sorted_scores, wide, side="left")
+    p = np.minimum(1.0, 2 * ((1 + np.minimum(at_most, at_least)) / (m + 1)))
+    return np.where(np.isnan(wide), np.nan, p)
+
+
+def two_sided_flag_rank(alpha: float, m: int) -> int:
+    """``k = 2 floor(alpha (m + 1) / 2)``: how many of the m + 1 ranks are flagged, half an end.
+
+    The true flag rate of `two_sided_p_values` at a threshold of alpha is Beta(k, m + 1 - k), as
+    it is one-sided with `flag_rank`: the gaps between m uniform order statistics are
+    exchangeable, so that any k of the m + 1 have that law together.
+
+    Raises:
+        ValueError: ``alpha`` or ``m`` is out of range.
+    """
+    return 2 * flag_rank(alpha / 2, m)
+
+
 def flag_rank(alpha: float, m: int) -> int:
     """``k = floor(alpha (m + 1))``: an image is flagged if at most ``k - 1`` scores are below.
 
@@ -61,6 +102,8 @@ def flag_rank(alpha: float, m: int) -> int:
 
 def required_size(alpha: float) -> int:
     """Give the smallest calibration set that can flag anything: the least m with a rank of 1.
+
+    For two-sided p-values that is ``required_size(alpha / 2)``.
 
     Raises:
         ValueError: ``alpha`` is not in (0, 1).
@@ -89,47 +132,45 @@ def threshold(sorted_scores: NDArray[np.float64], alpha: float) -> float:
     return float(sorted_scores[k - 1]) if k else -math.inf
 
 
-def flag_rate_interval(alpha: float, m: int, confidence: float) -> tuple[float, float]:
+def flag_rate_interval(k: int, m: int, confidence: float) -> tuple[float, float]:
     """Give the equal-tailed interval of the true flag rate of in-distribution images.
 
     Over the draw of the calibration set, the rate at which a threshold flags images with
     continuous iid scores is a Beta(k, m + 1 - k) variable, not alpha.
 
     Args:
-        alpha: See `flag_rank`.
-        m: See `flag_rank`.
+        k: From `flag_rank` or `two_sided_flag_rank`, at least 1.
+        m: Size of the calibration set.
         confidence: Probability that the interval holds the rate, in (0, 1).
 
     Raises:
-        ValueError: An argument is out of range, or m is below `required_size`.
+        ValueError: An argument is out of range.
     """
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
     tail = (1 - confidence) / 2
-    return _flag_rate_quantile(alpha, m, tail), _flag_rate_quantile(alpha, m, 1 - tail)
+    return _flag_rate_quantile(k, m, tail), _flag_rate_quantile(k, m, 1 - tail)
 
 
-def upper_flag_rate(alpha: float, m: int, confidence: float) -> float:
+def upper_flag_rate(k: int, m: int, confidence: float) -> float:
     """Give ``p_U``, which the true flag rate exceeds for a share 1 - confidence of calibrations.
 
     Args:
-        alpha: See `flag_rank`.
-        m: See `flag_rank`.
+        k: From `flag_rank` or `two_sided_flag_rank`, at least 1.
+        m: Size of the calibration set.
         confidence: In (0, 1).
 
     Raises:
-        ValueError: An argument is out of range, or m is below `required_size`.
+        ValueError: An argument is out of range.
     """
-    return _flag_rate_quantile(alpha, m, confidence)
+    return _flag_rate_quantile(k, m, confidence)
 
 
-def _flag_rate_quantile(alpha: float, m: int, probability: float) -> float:
-    k = flag_rank(alpha, m)
-    if k < 1:
-        raise ValueError(
-            f"{m} calibration scores can flag nothing at {alpha = }: expected m >= "
-            f"{required_size(alpha)}"
-        )
+def _flag_rate_quantile(k: int, m: int, probability: float) -> float:
+    if not 1 <= k <= m:
+        raise ValueError(f"expected 1 <= k <= m, got {k = }, {m = }: too few calibration scores")
     if not 0 < probability < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got a tail of {probability}")
+        raise ValueError(f"expected a confidence in (0, 1), got {probability}")
     return float(betaincinv(k, m + 1 - k, probability))
 
 

@@ -10,9 +10,12 @@ def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
     """Weighted geometric mean ``base ** weight * nap ** (1 - weight)``.
 
     The base score of the paper is positive. Energy (logsumexp of the logits) can be <= 0, which
-    has no fractional power: such a base is taken as the smallest positive normal float64, so
-    that order is kept weakly and the image scores as far out-of-distribution as can be. For the
-    same reason a NAP score below 0 is taken as 0. NaN in either gives NaN, at any weight.
+    has no fractional power. So calibration takes the mean logit of in-distribution images off
+    it first: a constant that the softmax does not see, 0 where the logits are centred
+    (docs/negative-energies.md). What is still <= 0 is taken as the smallest positive normal
+    float64, so that order is kept weakly and the image scores as far out-of-distribution as can
+    be. For the same reason a NAP score below 0 is taken as 0. NaN in either gives NaN, at any
+    weight.
 
     Args:
         base: (N,), any float dtype, higher = in-distribution: MSP, energy, ReAct and the like.

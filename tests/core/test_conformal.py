@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, kstest
 
 from nap_stream.core.conformal import (
     flag_rank,
@@ -13,6 +13,8 @@ from nap_stream.core.conformal import (
     p_values,
     required_size,
     threshold,
+    two_sided_flag_rank,
+    two_sided_p_values,
     upper_flag_rate,
 )
 
@@ -115,22 +117,22 @@ def test_in_distribution_p_values_are_valid(seed: int) -> None:
     ("m", "upper"), [(500, 0.0668), (2_000, 0.0582), (5_000, 0.0552), (20_000, 0.0526)]
 )
 def test_upper_flag_rate_by_hand(m: int, upper: float) -> None:
-    assert upper_flag_rate(0.05, m, 0.95) == pytest.approx(upper, abs=5e-5)
+    assert upper_flag_rate(flag_rank(0.05, m), m, 0.95) == pytest.approx(upper, abs=5e-5)
 
 
 def test_flag_rate_interval_is_equal_tailed() -> None:
-    low, high = flag_rate_interval(0.05, 2_000, 0.9)
+    low, high = flag_rate_interval(flag_rank(0.05, 2_000), 2_000, 0.9)
     rate = beta(100, 1_901)
     assert rate.cdf(low) == pytest.approx(0.05)
     assert rate.sf(high) == pytest.approx(0.05)
-    assert high == pytest.approx(upper_flag_rate(0.05, 2_000, 0.95))
+    assert high == pytest.approx(upper_flag_rate(100, 2_000, 0.95))
 
 
 def test_flag_rates_of_drawn_calibrations_follow_the_law() -> None:
     """The true rate of a threshold on uniform scores is the threshold itself."""
     rng = np.random.default_rng(7)
     rates = [threshold(np.sort(rng.random(199)), 0.05) for _ in range(4_000)]
-    low, high = flag_rate_interval(0.05, 199, 0.9)
+    low, high = flag_rate_interval(flag_rank(0.05, 199), 199, 0.9)
     inside = np.mean((np.array(rates) >= low) & (np.array(rates) <= high))
     assert inside == pytest.approx(0.9, abs=0.02)
 
@@ -141,10 +143,155 @@ def test_flag_rank_refuses_nonsense(alpha: float, m: int) -> None:
         flag_rank(alpha, m)
 
 
-def test_rates_refuse_nonsense() -> None:
-    with pytest.raises(ValueError, match="m >= 19"):
-        upper_flag_rate(0.05, 18, 0.95)
+@pytest.mark.parametrize(("k", "m"), [(flag_rank(0.05, 18), 18), (-1, 18), (19, 18), (1, 0)])
+def test_rates_refuse_a_rank_that_is_none(k: int, m: int) -> None:
+    with pytest.raises(ValueError, match="too few calibration scores"):
+        upper_flag_rate(k, m, 0.95)
+    with pytest.raises(ValueError, match="too few calibration scores"):
+        flag_rate_interval(k, m, 0.95)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5, math.nan])
+def test_rates_refuse_nonsense(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):
-        upper_flag_rate(0.05, 100, 1.0)
+        upper_flag_rate(5, 100, confidence)
+
+
+@pytest.mark.parametrize("confidence", [-0.5, 0.0, 1.0, 1.5, math.nan])
+def test_intervals_refuse_nonsense(confidence: float) -> None:
+    with pytest.raises(ValueError, match="confidence"):
+        flag_rate_interval(5, 100, confidence)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, math.nan])
+def test_required_size_refuses_nonsense(alpha: float) -> None:
     with pytest.raises(ValueError, match="alpha"):
-        required_size(0.0)
+        required_size(alpha)
+
+
+def test_two_sided_p_values_by_hand() -> None:
+    calibration = np.arange(1.0, 10.0)
+    scores = np.array([-math.inf, 0.5, 1.5, 2.5, 4.5, 5.5, 7.5, 8.5, 9.5, math.inf])
+
+    p = two_sided_p_values(calibration, scores)
+
+    assert p.dtype == np.float64
+    np.testing.assert_allclose(p, np.array([2, 2, 4, 6, 10, 10, 6, 4, 2, 2]) / 10, rtol=1e-15)
+
+
+def test_two_sided_p_values_count_ties_towards_either_side() -> None:
+    """A tie is at least as extreme from wherever one looks, which can only raise p."""
+    calibration = np.array([1.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+
+    p = two_sided_p_values(calibration, np.array([1.0, 2.0, 5.0, 6.0]))
+
+    np.testing.assert_array_equal(p, np.array([4, 8, 6, 4]) / 8)
+    np.testing.assert_array_equal(two_sided_p_values(np.ones(4), np.array([0.0, 1.0])), [0.4, 1.0])
+
+
+def test_two_sided_nan_has_no_p_value() -> None:
+    p = two_sided_p_values(np.array([1.0, 2.0]), np.array([[math.nan, 1.0]]))
+    assert p.shape == (1, 2)
+    np.testing.assert_array_equal(np.isnan(p), [[True, False]])
+
+
+def test_two_sided_calibration_scores_are_checked() -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        two_sided_p_values(np.array([2.0, 1.0]), np.array([1.0]))
+    with pytest.raises(ValueError, match="m >= 1"):
+        two_sided_p_values(np.zeros(0), np.array([1.0]))
+
+
+@given(TIED_SCORES, TIED_SCORES)
+def test_two_sided_p_values_are_those_of_the_negated_scores(
+    calibration: list[float], scores: list[float]
+) -> None:
+    ascending, values = np.sort(calibration), np.array(scores)
+    negated = two_sided_p_values(-ascending[::-1], -values)
+    np.testing.assert_array_equal(two_sided_p_values(ascending, values), negated)
+
+
+@given(TIED_SCORES, TIED_SCORES)
+def test_two_sided_p_values_are_twice_the_smaller_one(
+    calibration: list[float], scores: list[float]
+) -> None:
+    ascending, values = np.sort(calibration), np.array(scores)
+    low = p_values(ascending, values)
+    high = p_values(-ascending[::-1], -values)
+    expected = np.minimum(1, 2 * np.minimum(low, high))
+    np.testing.assert_array_equal(two_sided_p_values(ascending, values), expected)
+
+
+@pytest.mark.parametrize("n", [20, 21])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_in_distribution_two_sided_p_values_are_valid(n: int, seed: int) -> None:
+    """Each of the n ranks of an exchangeable score is as likely; two have each p-value below 1."""
+    rng = np.random.default_rng(seed)
+    scores = rng.permutation(np.arange(float(n)))
+    p = [two_sided_p_values(np.sort(np.delete(scores, i)), scores[i : i + 1])[0] for i in range(n)]
+    expected = np.minimum(1, 2 * np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)) / n)
+    np.testing.assert_allclose(np.sort(p), np.sort(expected))
+
+
+@given(TIED_SCORES, st.floats(0.001, 0.999))
+def test_tied_exchangeable_two_sided_p_values_are_conservative(
+    scores: list[float], alpha: float
+) -> None:
+    pool = np.array([*scores, 0.0])
+    p = [
+        two_sided_p_values(np.sort(np.delete(pool, i)), pool[i : i + 1])[0]
+        for i in range(len(pool))
+    ]
+    assert np.sum(np.array(p) <= alpha) <= two_sided_flag_rank(alpha, len(scores))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "m", "k"),
+    [
+        (0.05, 38, 0),
+        (0.05, 39, 2),
+        (0.05, 78, 2),
+        (0.05, 79, 4),
+        (0.05, 2_000, 100),
+        (0.05, 1_999, 100),
+        (0.58, 99, 58),  # 0.29 * 100 is 28.999999999999996
+        (0.14, 99, 14),  # 0.07 * 100 is 7.000000000000001
+        (0.999, 1, 0),
+        (0.999, 2, 2),
+    ],
+)
+def test_two_sided_flag_rank_by_hand(alpha: float, m: int, k: int) -> None:
+    assert two_sided_flag_rank(alpha, m) == k
+
+
+@given(ALPHAS, st.integers(1, 2_000))
+def test_two_sided_flag_rank_counts_the_flagged_ranks(alpha: float, m: int) -> None:
+    """A score between every two neighbours of m others, and beyond both ends, has each rank."""
+    flagged = two_sided_p_values(np.arange(float(m)), np.arange(m + 1) - 0.5) <= alpha
+    k = two_sided_flag_rank(alpha, m)
+    assert flagged.sum() == k
+    assert flagged[: k // 2].all()
+    assert flagged[m + 1 - k // 2 :].all()
+
+
+@given(st.integers(1, 999_999))
+def test_required_size_of_half_alpha_is_the_two_sided_one(millionths: int) -> None:
+    alpha = millionths / 1_000_000
+    m = required_size(alpha / 2)
+    assert two_sided_flag_rank(alpha, m) >= 2
+    assert m == 1 or two_sided_flag_rank(alpha, m - 1) == 0
+
+
+@pytest.mark.parametrize(("alpha", "m"), [(0.05, 199), (0.2, 20)])
+def test_two_sided_flag_rates_of_drawn_calibrations_follow_the_law(alpha: float, m: int) -> None:
+    """Uniform scores: the true rate is what lies below the one threshold and above the other."""
+    rng = np.random.default_rng(7)
+    calibrations = np.sort(rng.random((2_000, m)), axis=1)
+    k = two_sided_flag_rank(alpha, m)
+    rates = calibrations[:, k // 2 - 1] + 1 - calibrations[:, m - k // 2]
+    assert kstest(rates, beta(k, m + 1 - k).cdf).pvalue > 0.01
+
+    grid = (np.arange(20_000) + 0.5) / 20_000
+    for ascending, rate in zip(calibrations[:20], rates[:20], strict=True):
+        simulated = np.mean(two_sided_p_values(ascending, grid) <= alpha)
+        assert simulated == pytest.approx(rate, abs=2e-4)

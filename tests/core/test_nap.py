@@ -28,10 +28,25 @@ def test_each_image_has_its_own_score() -> None:
     assert both.tolist() == pytest.approx([(1 / 1.5) ** 2, (8 / 5) ** 2])
 
 
-def test_negative_activations_count_as_none() -> None:
-    with_negatives = feature_map([[-5, 2], [-0.5, 0.0]], [[-1, -1], [-1, -1]])
-    assert torch.equal(nap(with_negatives), nap(with_negatives.relu()))
-    assert nap(feature_map([[-3.0, -1.0]])).tolist() == [0]
+def test_negative_activations_raise_the_mean() -> None:
+    # Channel 1: max 2, mean of |A| (5 + 2 + 1) / 4 = 2: (2 / 3)^2. Channel 2: max 0.
+    given_map = feature_map([[-5, 2], [-1, 0.0]], [[-1, -1], [-1, -1]])
+    assert nap(given_map).tolist() == pytest.approx([(4 / 9) / 2])
+
+
+@pytest.mark.parametrize("mean", [-1.0, -0.999, -3.0])
+def test_mean_at_minus_epsilon_is_harmless(mean: float) -> None:
+    # Max 1, the mean given, mean of |A| (1 + (1 - 4 mean)) / 4.
+    given_map = feature_map([[1, 4 * mean - 1], [0.0, 0]])
+    assert nap(given_map).tolist() == pytest.approx([(1 / (0.5 - mean + 1)) ** 2])
+
+
+def test_without_negative_activations_it_is_the_papers_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given_map = torch.randn(3, 16, 5, 7, generator=generator).relu()
+    flat = given_map.flatten(start_dim=2)
+    ratio = flat.amax(dim=2) / (flat.mean(dim=2) + 1)
+    assert torch.equal(nap(given_map), ratio.square().mean(dim=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -43,7 +58,7 @@ def test_reduces_in_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
     assert score.tolist() == pytest.approx([(60 / 61) ** 2])
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3e38])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 3e38, -3e38])
 def test_activations_without_a_finite_mean_give_nan(bad: float) -> None:
     spoilt = torch.full((1, 1, 2, 2), bad)
     assert nap(torch.cat([spoilt, torch.ones(1, 1, 2, 2)])).isfinite().tolist() == [False, True]

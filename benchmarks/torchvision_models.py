@@ -1,0 +1,128 @@
+"""Where the prior and the head of every torchvision classifier are found, as a Markdown table.
+
+Run: `python -m benchmarks.torchvision_models > docs/models.md` (needs 8 GB of memory). Weights
+are random, since the places do not depend on them. Each model is run as it is and under the
+captures: the script stops where the logits differ by a bit, or where the head's weight times the
+features is not the logits.
+"""
+
+import gc
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torchvision import models
+
+from nap_stream.errors import FeatureMapError
+from nap_stream.model.feature_search import choose_site
+from nap_stream.model.feature_site import FeatureSite, HeadSite
+from nap_stream.model.forward import run_forward
+from nap_stream.model.head import head_bias, head_weight
+from nap_stream.model.probing import probe
+
+CLASSES = 1000
+_SIDE = 224
+_INCEPTION_SIDE = 299
+_INTRODUCTION = """\
+# Models
+
+Where nap-stream reads the Neural Activation Prior (NAP) and the penultimate features of each
+classifier of `torchvision.models`, found by itself in one forward pass. Made by
+`python -m benchmarks.torchvision_models > docs/models.md` with torch {torch} and torchvision
+{torchvision}, on two random images of the stated side in pixels. The logits were the same, bit
+for bit, with and without the captures.
+
+- *Prior*: the map that enters the last global pooling, where that is a module (`module_input`) or
+  a function call (`function_input`); without a global pooling, the last map that is flattened
+  into the classifier, before any adaptive pooling to a fixed size (VGG, AlexNet);
+  for a Vision Transformer the CLS token's attention in the last block (`cls_attention`).
+- *Shape*: channels x height x width of the map; heads x 1 x patch tokens of the attention.
+- *Head*: the `nn.Linear` whose output is the logits, and D, the width of the features that enter
+  it. A model without one has logits alone, and none of the scores that need features.
+
+A map of one position has no prior: use a larger input. `model.feature_layer` names another place
+by hand. What cannot be found is refused with the list of the candidates: models whose tokens are
+averaged in place of a CLS token, `nn.TransformerEncoderLayer`, masked attention, maps that are
+flattened with their channels last, plain perceptrons on pixels.
+
+| Model | Input | Prior | Where | Shape | Head | D |
+|---|---|---|---|---|---|---|"""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found in a model on an input of a side in pixels; the site or why not."""
+
+    name: str
+    side: int
+    site: FeatureSite | None
+    refusal: str
+    head: HeadSite | None
+
+    def row(self) -> str:
+        """Give its row of the table."""
+        head = (f"`{self.head.module}`", str(self.head.shape[1])) if self.head else ("none", "")
+        if self.site is None:
+            cells = ("refused", self.refusal, "")
+        else:
+            site = self.site
+            where = f"`{site.module}`" if site.module else ""
+            if site.function is not None and site.kind == "function_input":
+                where = f"`{site.function}()`, call {site.call}"
+            cells = (site.kind, where, "x".join(map(str, site.shape)))
+        return f"| {' | '.join((self.name, str(self.side), *cells, *head))} |"
+
+
+def classifiers() -> list[str]:
+    """Names of all classifiers of torchvision."""
+    return list(models.list_models(module=models))
+
+
+def find(name: str) -> Found:
+    """Build a classifier with random weights, and find its prior and its head.
+
+    Raises:
+        ArithmeticError: The captures change the logits, or the features do not give them.
+    """
+    torch.manual_seed(0)
+    quick = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    model = models.get_model(name, num_classes=CLASSES, **quick).eval()
+    side = _INCEPTION_SIDE if name == "inception_v3" else _SIDE
+    pixels = torch.randn(2, 3, side, side)
+    seen = probe(model, pixels)
+    try:
+        site = choose_site(seen, None)
+    except FeatureMapError as error:
+        return Found(name, side, None, error.problem, seen.head)
+    with torch.inference_mode():
+        plain = model(pixels)
+    forward = run_forward(model, site, seen.head, pixels, classes=CLASSES)
+    if not torch.equal(forward.logits, plain) or not forward.nap.isfinite().all():
+        raise ArithmeticError(f"{name}: the captures change the logits, or NAP is not finite")
+    if seen.head is not None and forward.features is not None:
+        weight, bias = head_weight(model, seen.head), head_bias(model, seen.head)
+        again = torch.nn.functional.linear(forward.features, weight, bias)
+        if (again - plain).abs().max() > 1e-4 * plain.abs().max():
+            raise ArithmeticError(f"{name}: the head's weight times the features is not the logits")
+    return Found(name, side, site, "", seen.head)
+
+
+def rows() -> Iterator[str]:
+    """Give the rows of all classifiers, one model in memory at a time."""
+    for name in classifiers():
+        yield find(name).row()
+        gc.collect()
+
+
+def main() -> None:
+
+    print(_INTRODUCTION.format(torch=torch.__version__, torchvision=torchvision.__version__))
+    for row in rows():
+        print(row, flush=True)
+        print(row, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
