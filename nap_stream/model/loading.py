@@ -1,22 +1,26 @@
 """From the settings to a model that is ready to score."""
 
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 
-from nap_stream.errors import ModelError
+from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.compiled import plain_name, unwrapped
 from nap_stream.model.factory import build_module, describe, importable
-from nap_stream.model.feature_search import Probe, choose_site, probe
-from nap_stream.model.feature_site import FeatureSite
-from nap_stream.model.fingerprint import fingerprint
+from nap_stream.model.feature_search import choose_site
+from nap_stream.model.feature_site import FeatureSite, HeadSite
+from nap_stream.model.fingerprint import fingerprint, weights_fingerprint
+from nap_stream.model.forward import Forward, _refuse_training, require_logits, run_forward
 from nap_stream.model.preprocessing import Normaliser, input_size
+from nap_stream.model.probing import Probe, probe
 from nap_stream.model.weights import load_weights
 from nap_stream.settings import ModelSettings, PreprocessingSettings
 
 _PROBE_IMAGES = 2
-_LOGITS_DIMENSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,9 @@ class LoadedModel:
     """A classifier in eval mode, without gradients, on its device.
 
     ``class_names`` are in order of the logits. ``fingerprint`` is SHA-256 in hexadecimal
-    digits. ``feature_site`` is where the pre-pooling feature map passes.
+    digits, ``weights_fingerprint`` that of the state dict alone. ``feature_site`` is where the
+    prior is read, ``head`` the linear module whose output is the logits, None where there is
+    none.
     """
 
     module: nn.Module
@@ -33,11 +39,40 @@ class LoadedModel:
     normalise: Normaliser
     class_names: tuple[str, ...]
     fingerprint: str
+    weights_fingerprint: str
     feature_site: FeatureSite
+    head: HeadSite | None
+
+    def forward(self, batch: torch.Tensor) -> Forward:
+        """Run the model once on a uint8 batch (N, 3, H, W) of its input size.
+
+        Raises:
+            ModelError: See `run_forward`.
+            FeatureMapError: See `run_forward`.
+        """
+        return self.forward_input(self.normalise(batch))
+
+    def forward_input(self, images: torch.Tensor) -> Forward:
+        """Run the model once on what it takes itself, floating-point (N, 3, H, W).
+
+        Raises:
+            ModelError: See `run_forward`.
+            FeatureMapError: See `run_forward`.
+        """
+        return run_forward(
+            self.module,
+            self.feature_site,
+            self.head,
+            images.to(self.device, _input_dtype(self.module)),
+            classes=len(self.class_names),
+        )
 
 
 def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
-    """Build the model, load its weights, and find its pre-pooling map with one forward pass.
+    """Build the model, load its weights, and find its prior and its head by a probing pass.
+
+    A factory may return a module under ``torch.compile``: sites and fingerprint are those of the
+    module without it.
 
     Where ``settings.weights`` is null, the weights are those that the factory gives: a factory
     that initialises at random gives another fingerprint each time.
@@ -55,13 +90,15 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
     with importable(settings.python_path):
         module = build_module(settings)
         if settings.weights is not None:
-            load_weights(module, settings.weights)
+            load_weights(unwrapped(module), settings.weights)
         module = module.eval().requires_grad_(requires_grad=False)
-        identity = fingerprint(settings, module.state_dict())
+        identity = fingerprint(settings, _state(module))
+        weights = weights_of(module)
         module = module.to(device)
         normalise = Normaliser(settings.preprocessing, device, _input_dtype(module))
-        seen = _probe(module, normalise, settings)
-    classes = _classes(seen.output, settings)
+        where = f"model.factory = {settings.factory!r}"
+        seen = _probe(module, normalise, settings.preprocessing, where)
+    classes = require_logits(seen.output, images=_PROBE_IMAGES, where=where).shape[1]
     return LoadedModel(
         module=module,
         device=device,
@@ -69,8 +106,77 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
         normalise=normalise,
         class_names=_class_names(settings, classes),
         fingerprint=identity,
+        weights_fingerprint=weights,
         feature_site=choose_site(seen, settings.feature_layer),
+        head=seen.head,
     )
+
+
+def adopt_module(
+    module: nn.Module,
+    preprocessing: PreprocessingSettings,
+    class_names: tuple[str, ...],
+    *,
+    feature_site: FeatureSite,
+    fingerprint: str,
+) -> LoadedModel:
+    """Make a model of a user's own module, which stays as it is, on its device.
+
+    Args:
+        module: In evaluation mode; eager, or under ``torch.compile``.
+        preprocessing: From pixels to its input.
+        class_names: In order of its logits.
+        feature_site: Where the prior was read before. It is taken again where finding the map,
+            or naming its module, leads there; otherwise what is found now is taken.
+        fingerprint: Of the model as it was loaded from settings before.
+
+    Raises:
+        ModelError: The module is in training mode, fails on its input, or returns something
+            other than logits (N, classes).
+        FeatureMapError: The pre-pooling map was not found.
+    """
+    _refuse_training(module)
+    tensors = chain(module.parameters(), module.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    normalise = Normaliser(preprocessing, device, _input_dtype(module))
+    where = f"the model, a {type(unwrapped(module)).__name__}"
+    seen = _probe(module, normalise, preprocessing, where)
+    require_logits(seen.output, images=_PROBE_IMAGES, classes=len(class_names), where=where)
+    return LoadedModel(
+        module=module,
+        device=device,
+        preprocessing=preprocessing,
+        normalise=normalise,
+        class_names=class_names,
+        fingerprint=fingerprint,
+        weights_fingerprint=weights_of(module),
+        feature_site=_site_again(seen, feature_site),
+        head=seen.head,
+    )
+
+
+def weights_of(module: nn.Module) -> str:
+    """Hash a module's state dict; the same with and without ``torch.compile``.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: The state dict holds something that has no stable bytes.
+    """
+    return weights_fingerprint(_state(module))
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    return {plain_name(name): value for name, value in module.state_dict().items()}
+
+
+def _site_again(seen: Probe, before: FeatureSite) -> FeatureSite:
+    with suppress(FeatureMapError):
+        named = choose_site(seen, before.module)
+        if False:
+            return named
+    return choose_site(seen, None)
 
 
 def _input_dtype(module: nn.Module) -> torch.dtype:
@@ -78,8 +184,10 @@ def _input_dtype(module: nn.Module) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _probe(module: nn.Module, normalise: Normaliser, settings: ModelSettings) -> Probe:
-    height, width = input_size(settings.preprocessing)
+def _probe(
+    module: nn.Module, normalise: Normaliser, preprocessing: PreprocessingSettings, where: str
+) -> Probe:
+    height, width = input_size(preprocessing)
     shape = (_PROBE_IMAGES, 3, height, width)
     pixels = torch.arange(_PROBE_IMAGES * 3 * height * width).remainder(256)
     try:
@@ -87,27 +195,9 @@ def _probe(module: nn.Module, normalise: Normaliser, settings: ModelSettings) ->
     except Exception as error:
         raise ModelError(
             f"the model fails on an input of shape {shape} ({describe(error)})",
-            f"model.factory = {settings.factory!r}",
+            where,
             "Check that model.preprocessing.crop is the input size it was made for",
         ) from error
-
-
-def _classes(output: Any, settings: ModelSettings) -> int:
-    if (
-        isinstance(output, torch.Tensor)
-        and output.ndim == _LOGITS_DIMENSIONS
-        and output.is_floating_point()
-        and output.shape[0] == _PROBE_IMAGES
-        and output.shape[1] > 0
-    ):
-        return output.shape[1]
-    shape = f" of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else ""
-    raise ModelError(
-        f"the model returned {type(output).__name__}{shape} for {_PROBE_IMAGES} images, "
-        "expected a tensor of logits (N, classes)",
-        f"model.factory = {settings.factory!r}",
-        "Wrap the model so that its forward pass returns the logits alone",
-    )
 
 
 def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
 """One forward pass, all scores."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nap_stream.core.nap import nap
-from nap_stream.core.scores import energy, msp
-from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.feature_map import capture
+from nap_stream.core.base_scores import BaseScores
+from nap_stream.core.methods import NAP
+from nap_stream.model.forward import Forward
 from nap_stream.model.loading import LoadedModel
 from nap_stream.model.preprocessing import input_size
 from nap_stream.settings import PreprocessingSettings
@@ -19,24 +19,25 @@ from nap_stream.settings import PreprocessingSettings
 class BatchScores:
     """The scores of a batch of N images, in its order.
 
-    ``class_id`` is int64, the others are float32, all of shape (N,). ``confidence`` is MSP,
-    ``energy`` logsumexp of the logits, ``nap`` the Neural Activation Prior: all are higher for
-    in-distribution images. Rows can hold NaN or infinity where the model yields them.
+    ``class_id`` is the predicted class, int64 (N,). ``values`` are NAP and the base scores by
+    name, each float32 (N,), all higher for in-distribution images. Rows can hold NaN or infinity
+    where the model yields them.
     """
 
     class_id: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    energy: NDArray[np.float32]
-    nap: NDArray[np.float32]
+    values: Mapping[str, NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        shapes = {a.shape for a in (self.class_id, self.confidence, self.energy, self.nap)}
+        shapes = {self.class_id.shape} | {column.shape for column in self.values.values()}
         if len(shapes) != 1 or self.class_id.ndim != 1:
-            raise ValueError(f"expected four arrays of one shape (N,), got {shapes}")
+            raise ValueError(f"expected arrays of one shape (N,), got {shapes}")
 
     def is_finite(self) -> NDArray[np.bool_]:
         """Which rows hold finite values alone, shape (N,)."""
-        return np.isfinite(self.confidence) & np.isfinite(self.energy) & np.isfinite(self.nap)
+        finite = np.ones(self.class_id.shape, dtype=np.bool_)
+        for column in self.values.values():
+            finite &= np.isfinite(column)
+        return finite
 
 
 class OnePassScorer:
@@ -47,10 +48,12 @@ class OnePassScorer:
 
     Args:
         loaded: The model, from `load_model`.
+        base_scores: What is computed beside NAP, for the model's device.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, base_scores: BaseScores) -> None:
         self._loaded = loaded
+        self._base_scores = base_scores
         self._size = input_size(loaded.preprocessing)
 
     @property
@@ -66,7 +69,8 @@ class OnePassScorer:
 
         Raises:
             ValueError: The batch has another dtype or shape.
-            ModelError: The model returned something other than logits (N, classes).
+            ModelError: The model is in training mode, or returned something other than logits
+                (N, classes).
             FeatureMapError: The forward pass did not reach the feature map.
         """
         if batch.dtype != torch.uint8 or batch.shape[1:] != (3, *self._size):
@@ -74,29 +78,15 @@ class OnePassScorer:
                 f"expected a uint8 batch of shape (N, 3, {self._size[0]}, {self._size[1]}), "
                 f"got {batch.dtype} of {tuple(batch.shape)}"
             )
-        site = self._loaded.feature_site
-        with torch.inference_mode():
-            pixels = self._loaded.normalise(batch)
-            with capture(self._loaded.module, site, nap) as captured:
-                logits = self._loaded.module(pixels)
-            if captured.value is None:
-                raise FeatureMapError(
-                    "the forward pass did not reach the feature map",
-                    str(site),
-                    "The model must take the same way for every image",
-                )
-            self._check(logits, len(batch))
-            columns = torch.stack((msp(logits), energy(logits), captured.value)).cpu().numpy()
-            class_id = logits.argmax(dim=1).cpu().numpy()
-        return BatchScores(class_id, columns[0], columns[1], columns[2])
+        return score_forward(self._loaded.forward(batch), self._base_scores)
 
-    def _check(self, logits: object, images: int) -> None:
-        expected = (images, len(self._loaded.class_names))
-        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else None
-        if shape != expected:
-            raise ModelError(
-                f"the model returned {type(logits).__name__} of shape {shape}, "
-                f"expected logits of shape {expected}",
-                "the forward pass",
-                "The model must return one row of logits an image, whatever the batch's size",
-            )
+
+def score_forward(seen: Forward, base_scores: BaseScores) -> BatchScores:
+    """Compute the scores of a forward pass, and bring them to the CPU in one piece."""
+    with torch.inference_mode():
+        found = {NAP: seen.nap} | {
+            str(name): score for name, score in base_scores(seen.logits, seen.features).items()
+        }
+        columns = torch.stack(tuple(found.values())).cpu().numpy()
+        class_id = seen.logits.argmax(dim=1).cpu().numpy()
+    return BatchScores(class_id, dict(zip(found, columns, strict=True)))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from nap_stream.core.nap import nap
@@ -16,10 +15,11 @@ from nap_stream.decode import Picture, decode_image
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.model.scorer import BatchScores, OnePassScorer
+from nap_stream.model.scorer import BatchScores
 from nap_stream.settings import LimitSettings, ModelSettings, PreprocessingSettings
 from tests.support.cifar_models import DenseNetBC, ResNet20
 from tests.support.shared_data import shared_data
+from tests.support.small_calibration import scorer_of
 from tests.support.small_settings import CPU
 
 pytestmark = pytest.mark.data
@@ -92,14 +92,14 @@ def pixels(found: tuple[ImageFile, ...], settings: PreprocessingSettings) -> tor
 
 
 def score(loaded: LoadedModel, images: torch.Tensor) -> BatchScores:
-    scorer = OnePassScorer(loaded)
+    scorer = scorer_of(loaded)
     parts = [scorer(images[start : start + 50]) for start in range(0, len(images), 50)]
 
-    def column(name: str) -> NDArray[np.float32]:
-        return np.concatenate([getattr(part, name) for part in parts])
-
     class_id = np.concatenate([part.class_id for part in parts])
-    return BatchScores(class_id, column("confidence"), column("energy"), column("nap"))
+    names = parts[0].values
+    return BatchScores(
+        class_id, {name: np.concatenate([part.values[name] for part in parts]) for name in names}
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.factory)
@@ -114,7 +114,9 @@ def test_the_checkpoint_scores_as_measured(case: Case) -> None:
     textures = files(shared_data("textures_dtd5.parquet"), 200)
     outside = score(loaded, pixels(textures, case.preprocessing))
     truth = np.repeat([1, 0], [500, 200])
-    auroc = roc_auc_score(truth, np.concatenate([scores.nap[:500], outside.nap]))
+    auroc = roc_auc_score(
+        truth, np.concatenate([scores.values["nap"][:500], outside.values["nap"]])
+    )
     assert auroc >= 0.93
     assert auroc == pytest.approx(case.textures_auroc, abs=0.01)
 
@@ -125,9 +127,9 @@ def test_nap_is_that_of_the_map_read_by_hand(case: Case) -> None:
     assert isinstance(loaded.module, DenseNetBC | ResNet20)
     found = files(shared_data("cifar10_test.parquet"), 1000)[:20]
     batch = pixels(found, case.preprocessing)
-    scores = OnePassScorer(loaded)(batch)
+    scores = scorer_of(loaded)(batch)
     with torch.inference_mode():
         expected = nap(loaded.module.feature_map(loaded.normalise(batch)))
         logits = loaded.module(loaded.normalise(batch))
-    np.testing.assert_array_equal(scores.nap, expected.numpy())
-    np.testing.assert_array_equal(scores.energy, torch.logsumexp(logits, 1).numpy())
+    np.testing.assert_array_equal(scores.values["nap"], expected.numpy())
+    np.testing.assert_array_equal(scores.values["energy"], torch.logsumexp(logits, 1).numpy())

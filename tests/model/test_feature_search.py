@@ -3,11 +3,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-from nap_stream.core.nap import nap
 from nap_stream.errors import FeatureMapError
 from nap_stream.model.feature_map import capture
-from nap_stream.model.feature_search import choose_site, probe
+from nap_stream.model.feature_search import choose_site
 from nap_stream.model.feature_site import FeatureSite
+from nap_stream.model.probing import probe
 from tests.support.small_models import SIZE, by_name
 
 
@@ -15,27 +15,81 @@ def find(model: nn.Module, layer: str | None = None, side: int = SIZE) -> Featur
     return choose_site(probe(model.eval(), torch.rand(2, 3, side, side)), layer)
 
 
-def test_a_model_without_pooling_is_refused_with_the_candidates() -> None:
-    with pytest.raises(FeatureMapError) as caught:
-        find(by_name("FlattenNet"))
-    text = str(caught.value)
-    assert "no global average or maximum pooling" in text
-    assert "features.1 (4x8x8)" in text
-    assert "model.feature_layer" in text
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("PixelNet", "no global average or maximum pooling.*no module was seen"),
+        ("ChannelsLastFlattenNet", r"flattens no map of a convolution.*features\.1 \(4x8x8\)"),
+        ("MeanTokenNet", r"more than the first token of the last self-attention.*features\.0"),
+        ("TwoTokenNet", "there is no CLS token"),
+        ("MaskedNet", "no self-attention that can be read"),
+        ("LayerNet", "no self-attention that can be read"),
+    ],
+)
+def test_a_model_without_a_map_is_refused_with_the_candidates(network: str, message: str) -> None:
+    with pytest.raises(FeatureMapError, match=message) as caught:
+        find(by_name(network))
+    assert "model.feature_layer" in str(caught.value)
 
 
-def test_vgg_is_refused_and_takes_a_named_layer() -> None:
+def test_the_map_that_is_flattened_into_the_classifier() -> None:
+    assert find(by_name("FlattenNet")) == FeatureSite(
+        "function_input", "", "flatten", 0, (4, SIZE, SIZE)
+    )
+
+
+def test_an_adaptive_pooling_to_a_fixed_size_is_looked_through() -> None:
+    assert find(by_name("AdaptedNet")) == FeatureSite(
+        "module_input", "pool", None, 0, (4, SIZE, SIZE)
+    )
+    with pytest.raises(FeatureMapError, match=r"one position only \(input of pool.*larger input"):
+        find(by_name("AdaptedNet"), side=1)
+
+
+def test_vgg_takes_a_named_layer() -> None:
     model = models.vgg11(num_classes=3)
-    with pytest.raises(FeatureMapError, match=r"features\.20 \(512x2x2\)"):
-        find(model, side=64)
+    assert find(model, side=64).module == "avgpool"
     assert find(model, "features", side=64).shape == (512, 2, 2)
     # Its pooling leaves 7 x 7 positions, so its output is a map too.
     assert find(model, "avgpool", side=64).kind == "module_output"
 
 
 def test_a_gate_is_not_taken_for_the_end() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * x.mean((2, 3), keepdim=True)
+
     with pytest.raises(FeatureMapError, match="not the end of the feature maps"):
-        find(by_name("GateNet"))
+        find(Gate())
+
+
+def test_the_map_behind_a_gate_is_flattened() -> None:
+    model = by_name("GateNet").eval()
+    x = torch.rand(2, 3, SIZE, SIZE)
+    with torch.inference_mode(), capture(model, find(model), torch.clone) as captured:
+        model(x)
+        maps = model.features(x)
+    assert captured.value is not None
+    assert torch.equal(captured.value, maps * maps.mean((2, 3), keepdim=True))
+
+
+def test_a_pooled_vector_with_its_channels_last_is_no_later_map() -> None:
+    class Norm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            pooled = nn.functional.adaptive_avg_pool2d(x, 1).permute(0, 2, 3, 1)
+            return nn.functional.layer_norm(pooled, (3,)).flatten(1)
+
+    assert find(Norm()).function == "adaptive_avg_pool2d"
+
+
+def test_an_attention_is_named() -> None:
+    assert find(by_name("MeanTokenNet"), "attention").kind == "cls_attention"
+
+
+def test_a_head_of_zeros_does_not_hide_the_cls_token() -> None:
+    model = by_name("ClsNet")
+    nn.init.zeros_(model.head.weight)
+    assert find(model).kind == "cls_attention"
 
 
 def test_a_map_of_one_position_is_refused() -> None:
@@ -70,18 +124,16 @@ def test_a_named_layer_gives_its_output_or_its_input_where_it_pools(layer: str, 
     assert (site.kind, site.module, site.shape) == (kind, layer, (4, SIZE, SIZE))
 
 
-def test_the_layer_before_an_in_place_relu_scores_as_the_one_after_it() -> None:
+def test_a_named_layer_is_read_before_a_later_in_place_relu() -> None:
     model = by_name("InPlaceNet").eval()
-    x = torch.randn(2, 3, SIZE, SIZE)
-    scores = []
-    for layer in (None, "features"):
-        with torch.inference_mode(), capture(model, find(model, layer), nap) as captured:
+    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        with capture(model, find(model, "features"), torch.clone) as captured:
             model(x)
-        scores.append(captured.value)
-    first, second = scores
-    assert first is not None
-    assert second is not None
-    assert torch.equal(first, second)
+        expected = model.features(x)
+    assert (expected < 0).any()
+    assert captured.value is not None
+    assert torch.equal(captured.value, expected)
 
 
 @pytest.mark.parametrize(

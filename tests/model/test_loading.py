@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from nap_stream.errors import ModelError
 from nap_stream.model.loading import load_model
-from nap_stream.model.scorer import OnePassScorer
+from tests.support.small_calibration import scorer_of
 from tests.support.small_models import SIZE, SmallNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings
 
@@ -33,7 +33,7 @@ def test_a_factory_below_a_class() -> None:
 
 def test_bfloat16_weights_get_a_bfloat16_input() -> None:
     loaded = load_model(small_settings("half"), CPU)
-    scores = OnePassScorer(loaded)(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
+    scores = scorer_of(loaded)(torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8))
     assert scores.is_finite().all()
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from nap_stream.core.nap import nap
-from nap_stream.core.scores import energy, msp
+from nap_stream.core.scores import energy, max_logit, msp
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.scorer import BatchScores, OnePassScorer
+from nap_stream.model.scorer import BatchScores
+from tests.support.small_calibration import scorer_of
 from tests.support.small_models import SIZE
 from tests.support.small_settings import load_small
 
@@ -21,34 +22,38 @@ def batch(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("network", ["SmallNet", "InPlaceNet"])
 def test_all_scores_of_one_pass(network: str) -> None:
     loaded = load_small(network)
-    scores = OnePassScorer(loaded)(batch(5))
+    scores = scorer_of(loaded)(batch(5))
     with torch.inference_mode():
         x = loaded.normalise(batch(5))
         logits = loaded.module(x)
         maps = loaded.module.get_submodule("features")(x).relu()
     assert scores.class_id.tolist() == logits.argmax(1).tolist()
-    np.testing.assert_array_equal(scores.confidence, msp(logits).numpy())
-    np.testing.assert_array_equal(scores.energy, energy(logits).numpy())
-    np.testing.assert_array_equal(scores.nap, nap(maps).numpy())
-    assert scores.class_id.dtype == np.int64
-    assert {a.dtype for a in (scores.confidence, scores.energy, scores.nap)} == {
-        np.dtype(np.float32)
+    expected = {
+        "nap": nap(maps),
+        "msp": msp(logits),
+        "max_logit": max_logit(logits),
+        "energy": energy(logits),
     }
+    assert scores.values.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(scores.values[name], value.numpy())
+    assert scores.class_id.dtype == np.int64
+    assert {column.dtype for column in scores.values.values()} == {np.dtype(np.float32)}
 
 
 def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other() -> None:
     images = batch(3)
-    scorer = OnePassScorer(load_small("OverflowNet"))
+    scorer = scorer_of(load_small("OverflowNet"))
     clean = scorer(images)
     images[1, 0, 0, 0] = 255
     # White is exactly 1 only without normalisation.
     plain = load_small("OverflowNet").preprocessing.model_copy(
         update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     )
-    spoilt = OnePassScorer(load_small("OverflowNet", preprocessing=plain))(images)
+    spoilt = scorer_of(load_small("OverflowNet", preprocessing=plain))(images)
     assert clean.is_finite().all()
     assert spoilt.is_finite().tolist() == [True, False, True]
-    assert np.isnan(spoilt.energy[1])
+    assert np.isnan(spoilt.values["energy"][1])
 
 
 @pytest.mark.parametrize(
@@ -61,11 +66,11 @@ def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other() -> None:
 )
 def test_refuses_a_wrong_batch(wrong: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="expected a uint8 batch"):
-        OnePassScorer(load_small("SmallNet"))(wrong)
+        scorer_of(load_small("SmallNet"))(wrong)
 
 
 def test_a_model_that_drops_the_batch_dimension() -> None:
-    scorer = OnePassScorer(load_small("SqueezeNet"))
+    scorer = scorer_of(load_small("SqueezeNet"))
     assert scorer(batch(2)).class_id.shape == (2,)
     with pytest.raises(ModelError, match="one row of logits an image"):
         scorer(batch(1))
@@ -75,10 +80,10 @@ def test_a_map_that_is_not_reached() -> None:
     loaded = load_small("SmallNet")
     elsewhere = dataclasses.replace(loaded.feature_site, call=7)
     with pytest.raises(FeatureMapError, match="did not reach"):
-        OnePassScorer(dataclasses.replace(loaded, feature_site=elsewhere))(batch(1))
+        scorer_of(dataclasses.replace(loaded, feature_site=elsewhere))(batch(1))
 
 
 def test_scores_have_one_shape() -> None:
     three, two = np.zeros(3, np.float32), np.zeros(2, np.float32)
     with pytest.raises(ValueError, match="one shape"):
-        BatchScores(np.zeros(3, np.int64), three, three, two)
+        BatchScores(np.zeros(3, np.int64), {"nap": three, "energy": two})

@@ -42,6 +42,138 @@ class GateNet(FlattenNet):
         return self.head((maps * maps.mean((2, 3), keepdim=True)).flatten(1))
 
 
+class AdaptedNet(FlattenNet):
+    """An adaptive pooling repeats or shrinks the map to a fixed size before it is flattened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(SIZE)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(nn.functional.dropout(self.pool(self.features(x)).flatten(1), 0.5, False))
+
+
+class ChannelsLastFlattenNet(FlattenNet):
+    """Flattens its map with the channels last."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.features(x).permute(0, 2, 3, 1).contiguous().flatten(1))
+
+
+class PixelNet(SmallNet):
+    """A perceptron on pixels: it has no feature map at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.features((x - x.mean()) * 2))
+
+
+class ClsNet(SmallNet):
+    """A small Vision Transformer: 2 x 2 patches of 4 x 4 pixels, one block, and CLS."""
+
+    def __init__(self, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(2))
+        self.cls = nn.Parameter(torch.randn(1, 1, 4))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.read(self.attend(self.tokens(x))))
+
+    def tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """Patch tokens after CLS, shape (N, 5, 4)."""
+        return torch.cat([self.cls.expand(len(x), -1, -1), self.features(x).transpose(1, 2)], 1)
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Add self-attention to the tokens."""
+        attended: torch.Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return tokens + attended
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the head sees."""
+        return tokens[:, 0]
+
+
+class TokensFirstClsNet(ClsNet):
+    """The tokens are in dimension 0."""
+
+    def __init__(self) -> None:
+        super().__init__(batch_first=False)
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().attend(tokens.transpose(0, 1)).transpose(0, 1)
+
+
+class MeanTokenNet(ClsNet):
+    """Averages its tokens in place of CLS."""
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens.mean(1)
+
+
+class TwoTokenNet(ClsNet):
+    """Reads a second token beside CLS, as distilled transformers do."""
+
+    def read(self, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[:, 0] + tokens[:, 1]
+
+
+class MaskedNet(ClsNet):
+    """Masks a token."""
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(5, 5, dtype=torch.bool)
+        mask[:, 3] = True
+        attended: torch.Tensor = self.attention(tokens, tokens, tokens, attn_mask=mask)[0]
+        return tokens + attended
+
+
+class LayerNet(ClsNet):
+    """Its block is torch's own, whose fast path a hook would switch off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+
+    def attend(self, tokens: torch.Tensor) -> torch.Tensor:
+        attended: torch.Tensor = self.block(tokens)
+        return attended
+
+
+class ReluHeadNet(SmallNet):
+    """Changes the linear module's output in place: its logits are not linear in the features."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).relu_()
+
+
+class CosineLinear(nn.Linear):
+    """A linear module in name alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(nn.functional.normalize(x), self.weight)
+
+
+class CosineNet(SmallNet):
+    """Its head normalises the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = CosineLinear(4, CLASSES)
+
+
+class BiaslessNet(SmallNet):
+    """Its head has no bias, and stands in nested modules before dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        linear = nn.Linear(4, CLASSES, bias=False)
+        self.head = nn.Sequential(nn.Sequential(linear, nn.Dropout()), nn.Identity())  # type: ignore[assignment] # another kind of head
+
+
 class InPlaceNet(SmallNet):
     """Functional pooling after an in-place ReLU on a module's output."""
 
@@ -132,6 +264,12 @@ def by_name(name: str, seed: int = 0) -> SmallNet:
 def half() -> nn.Module:
     """Build a network whose weights are bfloat16."""
     return seeded().to(torch.bfloat16)
+
+
+def compiled() -> nn.Module:
+    """Build `SmallNet` under torch.compile."""
+    module: nn.Module = torch.compile(seeded(), backend="eager")  # type: ignore[assignment] # a module stays one
+    return module
 
 
 def raising(**kwargs: object) -> nn.Module:

@@ -1,0 +1,107 @@
+"""The captured map of each family of classifiers, against the map read by hand."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from nap_stream.core.attention_prior import attention_prior
+from nap_stream.core.nap import nap
+from nap_stream.model.feature_map import capture
+from nap_stream.model.feature_search import choose_site
+from nap_stream.model.forward import run_forward
+from nap_stream.model.head import head_bias, head_weight
+from nap_stream.model.probing import probe
+from tests.model.families import CLASSES, FAMILIES, Family, images
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> tuple[Family, nn.Module]:
+    return FAMILIES[request.param], build(request.param)
+
+
+def build(name: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FAMILIES[name].build().eval().requires_grad_(requires_grad=False)
+
+
+def check(
+    family: Family,
+    model: nn.Module,
+    x: torch.Tensor,
+    inside: AbstractContextManager[object],
+    tolerance: float,
+) -> None:
+    """Compare capture and forward pass with the plain model and the map read by hand."""
+    with inside, torch.inference_mode():
+        seen = probe(model, x)
+        site = choose_site(seen, None)
+        expected = family.read(model, x)
+        plain = model(x)
+        with capture(model, site, torch.clone) as captured:
+            logits = model(x)
+        forward = run_forward(model, site, seen.head, x, classes=CLASSES)
+    assert (site.kind, site.function or site.module) == (family.kind, family.place)
+    assert torch.equal(logits, plain)
+    assert torch.equal(forward.logits, plain.float())
+    assert captured.value is not None
+    assert forward.nap.dtype == torch.float32
+    if family.kind == "cls_attention":
+        assert site.shape[2] == expected.shape[1]
+        torch.testing.assert_close(captured.value, expected.float(), rtol=tolerance, atol=tolerance)
+        prior = attention_prior(captured.value)
+    else:
+        assert site.shape == expected.shape[1:]
+        assert torch.equal(captured.value, expected)
+        prior = nap(expected)
+    assert torch.equal(forward.nap, prior)
+    assert len(set(forward.nap.tolist())) == len(x)
+    assert (seen.head.module if seen.head else None) == family.head
+    if seen.head is not None:
+        assert forward.features is not None
+        assert forward.features.dtype == torch.float32
+        again = forward.features @ head_weight(model, seen.head).T + head_bias(model, seen.head)
+        torch.testing.assert_close(again, plain.float(), rtol=tolerance, atol=tolerance)
+
+
+def test_the_map_of_each_family(family: tuple[Family, nn.Module]) -> None:
+    which, model = family
+    check(which, model, images(which.side), nullcontext(), 1e-4)
+
+
+CHOSEN = ("resnet", "densenet", "mobilenet_v2", "convnext", "vit")
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_map_with_channels_last(name: str) -> None:
+    family = FAMILIES[name]
+    model = build(name).to(memory_format=torch.channels_last)
+    x = images(family.side).to(memory_format=torch.channels_last)
+    check(family, model, x, nullcontext(), 1e-4)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_map_under_autocast(name: str) -> None:
+    family = FAMILIES[name]
+    inside = torch.autocast("cpu", dtype=torch.bfloat16)
+    check(family, build(name), images(family.side), inside, 3e-2)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_map_with_bfloat16_weights(name: str) -> None:
+    family = FAMILIES[name]
+    x = images(family.side).to(torch.bfloat16)
+    check(family, build(name).to(torch.bfloat16), x, nullcontext(), 3e-2)
+
+
+def test_the_in_place_relu_of_densenet_is_seen() -> None:
+    model = build("densenet")
+    x = images(64)
+    with torch.inference_mode(), capture(model, choose_site(probe(model, x), None), nap) as taken:
+        model(x)
+        before = model.get_submodule("features")(x)
+    assert (before < 0).any()
+    assert taken.value is not None
+    assert torch.equal(taken.value, nap(before.relu()))
