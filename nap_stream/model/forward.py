@@ -56,7 +56,7 @@ def run_forward(
         FeatureMapError: The forward pass did not reach the feature map, or the site cannot be
             read in a compiled module.
     """
-    _refuse_training(module)
+    refuse_training(module)
     reduce = attention_prior if site.kind == "cls_attention" else nap
     with torch.inference_mode(), capture(module, site, reduce, head) as captured:
         output = module(pixels)
@@ -108,7 +108,12 @@ def require_logits(
     )
 
 
-def _refuse_training(module: nn.Module) -> None:
+def refuse_training(module: nn.Module) -> None:
+    """Refuse a module of which any part is in training mode.
+
+    Raises:
+        ModelError: Naming the part.
+    """
     training = [plain_name(name) for name, part in module.named_modules() if part.training]
     if training:
         raise ModelError(

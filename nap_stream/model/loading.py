@@ -14,7 +14,7 @@ from nap_stream.model.factory import build_module, describe, importable
 from nap_stream.model.feature_search import choose_site
 from nap_stream.model.feature_site import FeatureSite, HeadSite
 from nap_stream.model.fingerprint import fingerprint, weights_fingerprint
-from nap_stream.model.forward import Forward, _refuse_training, require_logits, run_forward
+from nap_stream.model.forward import Forward, refuse_training, require_logits, run_forward
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.probing import Probe, probe
 from nap_stream.model.weights import load_weights
@@ -135,7 +135,7 @@ def adopt_module(
             other than logits (N, classes).
         FeatureMapError: The pre-pooling map was not found.
     """
-    _refuse_training(module)
+    refuse_training(module)
     tensors = chain(module.parameters(), module.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
     normalise = Normaliser(preprocessing, device, _input_dtype(module))
@@ -174,7 +174,7 @@ def _state(module: nn.Module) -> dict[str, Any]:
 def _site_again(seen: Probe, before: FeatureSite) -> FeatureSite:
     with suppress(FeatureMapError):
         named = choose_site(seen, before.module)
-        if False:
+        if named == before:
             return named
     return choose_site(seen, None)
 

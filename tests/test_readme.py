@@ -1,0 +1,146 @@
+"""What the README shows is run as it stands there."""
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from torch import nn
+
+from nap_stream import OODScorer, load_settings
+from nap_stream.calibration.artifact import write_calibration
+from nap_stream.calibration.ood_scorer import OODScores
+from nap_stream.calibration.run import CalibrationRequest, calibrate
+from nap_stream.clock import ManualClock
+from nap_stream.core.judging import Rule
+from nap_stream.settings import LimitSettings, ScoringSettings
+from tests.support.image_bytes import encoded, picture
+from tests.support.small_models import SIZE, by_name
+from tests.support.small_settings import CPU, small_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+def snippets(section: str, language: str) -> list[str]:
+    """The fenced blocks of one language below a heading."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    body = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+
+
+def build_model() -> nn.Module:
+    return by_name("SmallNet").eval()
+
+
+def write_images(folder: Path, count: int, first: int = 0) -> Path:
+    folder.mkdir()
+    for number in range(first, first + count):
+        data = encoded(picture(9 + number % 3, 9, seed=number), "PNG")
+        (folder / f"{number:04}.png").write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a calibration."""
+    request = CalibrationRequest(
+        model=small_settings(),
+        scoring=ScoringSettings(method="nap-energy"),
+        images=write_images(tmp_path / "held-out", 19),
+        fit_images=None,
+        rule=Rule(alpha=0.2),
+        weight=0.5,
+        batch_size=8,
+        limits=LimitSettings(),
+    )
+    calibration = calibrate(request, device=CPU, clock=ManualClock(1_700_000_000_000))
+    write_calibration(calibration, tmp_path / "calibration")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_configuration_of_a_first_monitor(folder: Path) -> None:
+    (yaml,) = snippets("A first monitor of your own model", "yaml")
+    (folder / "monitor.yaml").write_text(yaml, encoding="utf-8")
+    (folder / "resnet18-parts.safetensors").touch()
+    (folder / "classes.txt").touch()
+    settings = load_settings(folder / "monitor.yaml", {})
+    assert settings.kafka.bootstrap_servers == ("broker-1:9092", "broker-2:9092")
+    assert settings.model.kwargs == {"num_classes": 12}
+    assert settings.model.weights == folder / "resnet18-parts.safetensors"
+    assert settings.log.root == folder / "scored-log"
+
+
+@pytest.mark.usefixtures("folder")
+def test_scoring_without_kafka(capsys: pytest.CaptureFixture[str]) -> None:
+    images = torch.linspace(-2, 2, 12).reshape(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE)
+    python, _ = snippets("Use without Kafka", "python")
+    names: dict[str, Any] = {"build_model": build_model, "images": images}
+    exec(python, names)
+    scores = names["scores"]
+    assert isinstance(scores, OODScores)
+    flagged = scores.is_ood.nonzero().flatten().tolist()
+    assert 0 < len(flagged) < 12
+    assert capsys.readouterr().out.splitlines() == [
+        f"image {index}: class {scores.class_id[index]}, p = {scores.ood_p_value[index]:.4f}"
+        for index in flagged
+    ]
+
+
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ray in this process, whose workers can import the tests."""
+    short = Path(tempfile.mkdtemp(prefix="nsray", dir="/tmp"))  # Ray's sockets are in it
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    try:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            object_store_memory=100_000_000,
+            _temp_dir=str(short),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(short, ignore_errors=True)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_here")
+# Ray Data warns of its own defaults.
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
+def test_scoring_with_ray_data(folder: Path) -> None:
+    write_images(folder / "incoming", 40, first=100)
+    _, python = snippets("Use without Kafka", "python")
+    exec(python, {"build_model": build_model})
+
+    table = pq.read_table(folder / "scored").sort_by("path")
+    assert table.column_names == ["path", "class_id", "ood_p_value", "is_ood", "score", "nap"]
+    assert [Path(path).stem for path in table["path"].to_pylist()] == [
+        f"{number:04}" for number in range(100, 140)
+    ]
+    pixels = [
+        torch.from_numpy(np.array(picture(9 + number % 3, 9, seed=number))).permute(2, 0, 1)
+        for number in range(100, 140)
+    ]
+    expected = OODScorer(folder / "calibration", build_model)(pixels)
+    assert table["is_ood"].to_pylist() == expected.is_ood.tolist()
+    assert table["class_id"].to_pylist() == expected.class_id.tolist()
+    for name in ("ood_p_value", "score"):
+        np.testing.assert_allclose(table[name].to_numpy(), getattr(expected, name), rtol=1e-5)
+    np.testing.assert_allclose(table["nap"].to_numpy(), expected.values["nap"], rtol=1e-5)
+    assert 0 < sum(table["is_ood"].to_pylist()) < 40
