@@ -10,8 +10,10 @@ from rich.text import Text
 import nap_stream
 from nap_stream.cli.alerts import alerts
 from nap_stream.cli.calibrate import calibrate
+from nap_stream.cli.calibration import build_calibration_app
 from nap_stream.cli.demo import demo
 from nap_stream.cli.doctor import doctor
+from nap_stream.cli.evaluate import evaluate
 from nap_stream.cli.produce import produce
 from nap_stream.cli.query import query
 from nap_stream.cli.run import run
@@ -59,8 +61,9 @@ def build_app() -> typer.Typer:
           nap-stream demo
         """
 
-    for command in (calibrate, run, produce, alerts, query, verify, doctor, demo):
+    for command in (calibrate, evaluate, run, produce, alerts, query, verify, doctor, demo):
         app.command()(command)
+    app.add_typer(build_calibration_app(), name="calibration")
     return app
 
 

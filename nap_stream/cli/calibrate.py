@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from nap_stream.cli.options import CacheOption, ThreadsOption
+from nap_stream.core.judging import Sides
+
 
 class Device(StrEnum):
     """Where the model runs."""
@@ -25,16 +28,47 @@ def calibrate(
         typer.Option(help="Held-out in-distribution images: a folder, or Parquet with `image`."),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the calibration to.")],
+    fit_images: Annotated[
+        Path | None,
+        typer.Option(
+            help="In-distribution images to fit scores and the weight on, such as training "
+            "images; without it every third image of --images, which then does not calibrate.",
+            show_default=False,
+        ),
+    ] = None,
     alpha: Annotated[
         float,
         typer.Option(min=1e-6, max=0.5, help="Share of in-distribution images to be flagged."),
     ] = 0.05,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="The score that flags: nap, energy, knn, …, nap-energy, …, fisher-knn, …; "
+            "without it scoring.method of the configuration.",
+            show_default=False,
+        ),
+    ] = None,
     weight: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Of energy in the fused score; the rest is NAP's."),
-    ] = 0.4,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of the base score in the method, the rest is NAP's; without it the weight is "
+            "chosen on pseudo-OOD images.",
+            show_default=False,
+        ),
+    ] = None,
+    sides: Annotated[
+        Sides, typer.Option(help="Flag low scores, or those at either end.")
+    ] = Sides.ONE,
+    per_class: Annotated[
+        bool,
+        typer.Option("--per-class", help="Hold alpha within each predicted class (Mondrian)."),
+    ] = False,
+    cache: CacheOption = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.CPU,
+    torch_threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration in --out.")] = False,
 ) -> None:
     """Run the model over held-out in-distribution images and write what scores are judged by.
@@ -46,26 +80,33 @@ def calibrate(
       nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
     """
     from nap_stream.calibration.artifact import write_calibration
+    from nap_stream.calibration.feature_cache import FeatureCache
+    from nap_stream.calibration.run import CalibrationRequest
     from nap_stream.calibration.run import calibrate as run_calibration
     from nap_stream.cli.progress import progress_bar
     from nap_stream.cli.tables import show_calibration
+    from nap_stream.cli.torch_setup import choose_torch
     from nap_stream.clock import SystemClock
-    from nap_stream.runtime.worker import choose_device
+    from nap_stream.core.judging import Rule
     from nap_stream.settings import LimitSettings
-    from nap_stream.settings_loader import load_model_settings
+    from nap_stream.settings_loader import load_model_settings, load_scoring_settings
 
-    settings = load_model_settings(model)
-    chosen = choose_device(0 if device is Device.CPU else 1)
+    request = CalibrationRequest(
+        model=load_model_settings(model),
+        scoring=load_scoring_settings(model, method=method),
+        images=images,
+        fit_images=fit_images,
+        rule=Rule(alpha, sides, per_class),
+        weight=weight,
+        batch_size=batch_size,
+        limits=LimitSettings(),
+    )
     with progress_bar("calibrating", unit="images") as advance:
         calibration = run_calibration(
-            settings,
-            images,
-            alpha=alpha,
-            weight=weight,
-            batch_size=batch_size,
-            limits=LimitSettings(),
-            device=chosen,
+            request,
+            device=choose_torch(device, torch_threads),
             clock=SystemClock(),
+            cache=None if cache is None else FeatureCache(cache),
             progress=advance,
         )
     write_calibration(calibration, out, force=force)

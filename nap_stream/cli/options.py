@@ -22,6 +22,22 @@ BootstrapOption = Annotated[
     str | None,
     typer.Option("--bootstrap-servers", help="Brokers as host:port,…, instead of --config."),
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder to keep the model's outputs in, so that nothing is computed twice.",
+        show_default=False,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads of torch on the CPU; its own default without it. One is quickest beside "
+        "a busy neighbour.",
+        show_default=False,
+    ),
+]
 
 
 def log_root(config: Path | None, log: Path | None) -> Path:

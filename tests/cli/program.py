@@ -1,6 +1,7 @@
 """The program as users call it, within the test's own process."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -15,6 +16,9 @@ class Ended:
     exit_code: int
     out: str
     err: str
+
+
+Call = Callable[..., Ended]
 
 
 def call(

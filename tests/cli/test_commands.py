@@ -1,27 +1,26 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 import nap_stream
-from tests.cli.program import Ended, call
+from tests.cli.program import Call
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
 from tests.support.images import write_images
 
-Call = Callable[..., Ended]
-
-COMMANDS = ("calibrate", "run", "produce", "alerts", "query", "verify", "doctor", "demo")
+COMMANDS = (
+    "calibrate",
+    "evaluate",
+    "run",
+    "produce",
+    "alerts",
+    "query",
+    "verify",
+    "doctor",
+    "demo",
+)
 HOUR_MS = 3_600_000
-
-
-@pytest.fixture
-def nap(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    def run(*arguments: object) -> Ended:
-        return call([str(argument) for argument in arguments], monkeypatch, capfd)
-
-    return run
 
 
 @pytest.fixture
@@ -175,7 +174,9 @@ def test_calibrate_writes_what_run_can_read_and_tells_the_figures(
     )
 
     assert ended.exit_code == 0, ended.err
-    assert "40 scored, 0 undecodable" in ended.out
+    # Every third image is fitted on.
+    assert "27 scored, 0 undecodable of held-out" in ended.out
+    assert "13 scored, 0 undecodable, a share of the others" in ended.out
     shown = nap("run", "--config", config, "--print-config")
     assert shown.exit_code == 0, shown.err
     assert "topic: images" in shown.out
