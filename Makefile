@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
 
-.PHONY: demo test check setup lock clean
+.PHONY: demo test test-slow check setup lock clean
 
 setup: $(READY)
 
@@ -31,7 +31,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/pytest -m slow
 
 # Exact versions and hashes, for development and for images.
 lock: setup

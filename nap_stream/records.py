@@ -309,7 +309,7 @@ class CalibrationFacts:
 
     The true flag rate of in-distribution images is Beta(flag_rank, size + 1 - flag_rank) over
     the draw of the ``size`` calibration images that an image is compared with (where that is
-    done per class, those of the smallest class). The fingerprints are hexadecimal.
+    done per class, those of the class whose rate may be the highest). Fingerprints are hexadecimal.
     """
 
     alpha: float

@@ -17,6 +17,9 @@ from pydantic import (
     model_validator,
 )
 
+from nap_stream.core.methods import parse_method
+from nap_stream.core.score_specs import BaseScore, ScoreParameters
+
 
 def _from_folder(value: Path, info: ValidationInfo) -> Path:
     """A relative path, taken from the folder of the file that it was read from."""
@@ -157,6 +160,47 @@ class ModelSettings(Section):
         return self
 
 
+class ScoringSettings(Section):
+    """Which scores are computed, and which one flags. Fixed when the model is calibrated."""
+
+    method: str | None = None
+    """nap; a base score alone (msp, max_logit, energy, react, ash, scale, dice, knn); nap-<base>,
+    the weighted geometric mean of both; fisher-<base>, the weighted sum of their log p-values,
+    NAP's two-sided. Null takes fisher-knn, or fisher-energy where the model's logits do not come
+    from a linear layer."""
+    scores: tuple[BaseScore, ...] = ()
+    """Base scores to compute and log beside msp, max_logit, energy and the method's own."""
+    react_percentile: Probability = 0.9
+    """Of the activations, where ReAct clips them; a fraction, as are the next three."""
+    ash_percentile: Probability = 0.9
+    """Share of the features that ASH prunes."""
+    scale_percentile: Probability = 0.85
+    """Share of the features that SCALE leaves out of its denominator."""
+    dice_sparsity: Probability = 0.9
+    """Share of the head's weights that DICE masks."""
+    knn_k: Positive = 10
+    """Which neighbour KNN's distance is to."""
+    knn_bank_size: Positive = 1_000
+    """Images to fit on, at most: KNN's bank, and the references of p-values."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_method(value)
+        return value
+
+    @model_validator(mode="after")
+    def _neighbours_in_bank(self) -> Self:
+        if self.knn_k >= self.knn_bank_size:
+            raise ValueError("knn_k must be below knn_bank_size")
+        return self
+
+    def parameters(self) -> ScoreParameters:
+        """The parameters of the base scores."""
+        return ScoreParameters(**self.model_dump(exclude={"method", "scores"}))
+
+
 class LimitSettings(Section):
     """What is refused before it is decoded."""
 
@@ -269,6 +313,7 @@ class Settings(Section):
 
     kafka: KafkaSettings
     model: ModelSettings
+    scoring: ScoringSettings = ScoringSettings()
     calibration: ExistingPath
     """The folder that `nap-stream calibrate` wrote."""
     log: LogSettings

@@ -16,7 +16,14 @@ import yaml
 from pydantic import ValidationError
 
 from nap_stream.errors import ConfigError
-from nap_stream.settings import AlertSettings, KafkaSettings, ModelSettings, Section, Settings
+from nap_stream.settings import (
+    AlertSettings,
+    KafkaSettings,
+    ModelSettings,
+    ScoringSettings,
+    Section,
+    Settings,
+)
 from nap_stream.settings_problems import Key, config_error, dotted, is_secret
 
 ENV_PREFIX = "NAP_STREAM__"
@@ -55,6 +62,30 @@ def load_model_settings(path: Path, environ: Mapping[str, str] | None = None) ->
     if "model" not in tree.values:
         return _validate(ModelSettings, tree, path)
     return _validate(ModelSettings, _section(_whole_tree(path, environ), "model"), path)
+
+
+def load_scoring_settings(
+    path: Path, environ: Mapping[str, str] | None = None, *, method: str | None = None
+) -> ScoringSettings:
+    """The scoring section of a configuration; the defaults for a file of the model alone.
+
+    Args:
+        path: The YAML file.
+        environ: The environment; the process's own where None.
+        method: Takes the configured method's place.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    tree = _read_yaml(path)
+    section = (
+        _section(_whole_tree(path, environ), "scoring") if "model" in tree.values else _Tree({}, {})
+    )
+    if method is not None:
+        section = _Tree(
+            {**section.values, "method": method}, {**section.places, ("method",): "--method"}
+        )
+    return _validate(ScoringSettings, section, path)
 
 
 def load_kafka_settings(path: Path, environ: Mapping[str, str] | None = None) -> KafkaSettings:

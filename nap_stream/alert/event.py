@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 from nap_stream.alert.base import AlertEvent
 from nap_stream.core.alert_state import Transition
-from nap_stream.core.conformal import flag_rank
 from nap_stream.records import CalibrationFacts, DriftVerdict, Example
 from nap_stream.settings import Settings
 
@@ -67,7 +66,7 @@ def alert_event(
             },
             "alpha": calibration.alpha,
             "calibration_size": calibration.size,
-            "flag_rank": flag_rank(calibration.alpha, calibration.size),
+            "flag_rank": calibration.flag_rank,
             "false_alarm_probability": settings.drift.false_alarm_probability,
             "resolve_probability": settings.drift.resolve_probability,
             "confidence": confidence_statement(verdict, settings, calibration),

@@ -5,66 +5,22 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from nap_stream.calibration.calibration import (
-    ARRAY_DTYPES,
-    Calibration,
-    Judgement,
-    require_fingerprint,
-)
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.calibration.document import CalibrationDocument, Envelope
 from nap_stream.errors import CalibrationError
-from nap_stream.model.feature_site import FeatureSite
-from nap_stream.settings import PreprocessingSettings
-
-__all__ = [
-    "Calibration",
-    "Judgement",
-    "load_calibration",
-    "require_fingerprint",
-    "write_calibration",
-]
 
 _FORMAT = "nap-stream calibration"
-_VERSION = 1
+_VERSION = 2
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
-_ENVELOPE = {"format", "version", "fingerprint"}
 _CALIBRATE = "Make one with `nap-stream calibrate`"
-
-
-class _Document(BaseModel):
-    """What ``calibration.json`` holds, version 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    format: Literal["nap-stream calibration"]
-    version: Literal[1]
-    fingerprint: str
-    alpha: float
-    threshold: float
-    flag_rank: int
-    flag_rate_interval: tuple[float, float]
-    flag_rate_confidence: float
-    base: str
-    weight: float
-    weight_choice: str
-    model_factory: str
-    model_fingerprint: str
-    feature_site: FeatureSite
-    preprocessing: PreprocessingSettings
-    image_source: str
-    undecodable: int
-    mean_confidence: float
-    versions: dict[str, str]
-    created_ms: int
-    size: int
-    arrays: dict[str, str]
 
 
 def load_calibration(folder: Path) -> Calibration:
@@ -86,16 +42,12 @@ def load_calibration(folder: Path) -> Calibration:
         raise CalibrationError(
             f"the calibration cannot be read ({error.strerror})", str(folder)
         ) from error
-    document = _parse(text, path)
+    envelope = _parse(text, path)
     try:
-        calibration = _assemble(document, load(scores))
-    except (SafetensorError, KeyError, ValueError) as error:
+        calibration = _assemble(envelope, load(scores))
+    except (SafetensorError, ValueError) as error:
         raise _damaged(str(error), folder) from error
-    content = calibration.content()
-    if content["arrays"] != document.arrays:
-        raise _damaged(f"{_SCORES} does not hold the scores that {_DOCUMENT} names", folder)
-    stated = document.model_dump(mode="json", exclude=_ENVELOPE)
-    if content != stated or calibration.fingerprint != document.fingerprint:
+    if calibration.fingerprint != envelope.fingerprint:
         raise _damaged(f"{_DOCUMENT} does not have the fingerprint that it states", folder)
     return calibration
 
@@ -117,7 +69,7 @@ def write_calibration(calibration: Calibration, folder: Path, *, force: bool = F
         "format": _FORMAT,
         "version": _VERSION,
         "fingerprint": calibration.fingerprint,
-        **calibration.content(),
+        **calibration.document.model_dump(mode="json"),
     }
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     token = secrets.token_hex(4)
@@ -125,7 +77,7 @@ def write_calibration(calibration: Calibration, folder: Path, *, force: bool = F
     try:
         new.mkdir(parents=True)
         _write_durably(new / _DOCUMENT, text.encode())
-        _write_durably(new / _SCORES, save(calibration.arrays()))
+        _write_durably(new / _SCORES, save(dict(calibration.arrays)))
         _sync_folder(new)
         _move(new, folder, aside=folder.with_name(f".{folder.name}.{token}.old"))
         _sync_folder(folder.parent)
@@ -153,7 +105,7 @@ def _move(new: Path, folder: Path, *, aside: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _parse(text: bytes, path: Path) -> _Document:
+def _parse(text: bytes, path: Path) -> Envelope:
     try:
         tree = json.loads(text)
     except ValueError as error:
@@ -170,27 +122,16 @@ def _parse(text: bytes, path: Path) -> _Document:
             "Use the nap-stream that wrote it, or calibrate anew",
         )
     try:
-        return _Document.model_validate(tree)
+        return Envelope.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise _damaged(f"{path.name}: {key}: {first['msg']}", path.parent) from error
 
 
-def _assemble(document: _Document, arrays: dict[str, NDArray[Any]]) -> Calibration:
-    if arrays.keys() != ARRAY_DTYPES.keys():
-        raise ValueError(f"{_SCORES} holds {sorted(arrays)}, expected {sorted(ARRAY_DTYPES)}")
-    fields = {
-        name: getattr(document, name)
-        for name in _Document.model_fields
-        if name not in _ENVELOPE | {"size", "arrays"}
-    }
-    return Calibration(
-        **fields,
-        energy=arrays["energy"],
-        nap=arrays["nap"],
-        sorted_scores=arrays["sorted_scores"],
-    )
+def _assemble(envelope: Envelope, arrays: dict[str, NDArray[Any]]) -> Calibration:
+    fields = {name: getattr(envelope, name) for name in CalibrationDocument.model_fields}
+    return Calibration(CalibrationDocument(**fields), arrays)
 
 
 def _damaged(how: str, folder: Path) -> CalibrationError:

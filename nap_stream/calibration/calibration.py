@@ -3,32 +3,39 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.conformal import flag_rank, p_values, threshold
-from nap_stream.core.fusion import fuse
-from nap_stream.errors import FingerprintMismatchError
-from nap_stream.model.feature_site import FeatureSite
-from nap_stream.settings import PreprocessingSettings
+from nap_stream.calibration.document import CalibrationDocument
+from nap_stream.core.judging import Judge
+from nap_stream.core.methods import NAP, method_scores
+from nap_stream.core.score_specs import BaseScore, Fits
+from nap_stream.errors import CalibrationError, FingerprintMismatchError
+from nap_stream.settings import ScoringSettings
 
 if TYPE_CHECKING:
     # At run time a calibration needs no torch, which takes seconds to import.
     from nap_stream.model.loading import LoadedModel
 
-ARRAY_DTYPES = {"energy": np.float32, "nap": np.float32, "sorted_scores": np.float64}
+SCORE = "score"
+CLASS_ID = "class_id"
+FEATURE_MEAN = "fit.feature_mean"
+KNN_BANK = "fit.knn_bank"
+VALUE = "value."
+REFERENCE = "reference."
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
     """What a calibration says of N images, in their order, all of shape (N,).
 
-    ``fused`` is float64, higher = in-distribution, as is ``ood_p_value``, in [1 / (m + 1), 1],
-    small = out-of-distribution. ``is_ood`` is ``ood_p_value <= alpha``. A row whose scores hold
-    NaN has NaN in both and is not flagged.
+    ``fused`` is float64, the score of the calibration's method, higher = in-distribution.
+    ``ood_p_value`` is float64 in (0, 1], small = out-of-distribution. ``is_ood`` is
+    ``ood_p_value <= alpha``. A row whose values hold NaN has NaN in both and is not flagged.
     """
 
     fused: NDArray[np.float64]
@@ -40,88 +47,120 @@ class Judgement:
 class Calibration:
     """The scores of m held-out in-distribution images, and what follows from them.
 
-    ``energy`` and ``nap`` are float32 (m,), in order of the images; ``sorted_scores`` are their
-    fused scores, float64 (m,), ascending. An image is flagged where its p-value is at most
-    ``alpha``: exactly where its fused score is below ``threshold``, the ``flag_rank``-th
-    smallest of them. ``flag_rate_interval`` is where the true flag rate of in-distribution
-    images lies with probability ``flag_rate_confidence`` over the draw of the images.
+    ``arrays`` by name: ``score`` float64 (m,), the method's scores in order of the images;
+    ``class_id`` int32 (m,), the predicted classes; ``value.<name>`` float32 (m,), NAP and each
+    base score; ``reference.<name>`` float64 (r,), ascending, where the method takes p-values;
+    ``fit.feature_mean`` float32 (D,) for DICE and ``fit.knn_bank`` float32 (B, D) for KNN, where
+    those were fitted. ``fingerprint`` is the SHA-256 of all the rest.
 
-    ``weight`` is that of the base score ``base`` in the fused score, ``weight_choice`` how it
-    was chosen. ``image_source`` is the name of the folder or file, ``undecodable`` how many
-    images of it could not be used. ``fingerprint`` is the SHA-256 of all the rest.
+    Raises:
+        ValueError: The document and the arrays contradict each other.
     """
 
-    alpha: float
-    threshold: float
-    flag_rank: int
-    flag_rate_interval: tuple[float, float]
-    flag_rate_confidence: float
-    base: str
-    weight: float
-    weight_choice: str
-    model_factory: str
-    model_fingerprint: str
-    feature_site: FeatureSite
-    preprocessing: PreprocessingSettings
-    image_source: str
-    undecodable: int
-    mean_confidence: float
-    versions: Mapping[str, str]
-    created_ms: int
-    energy: NDArray[np.float32]
-    nap: NDArray[np.float32]
-    sorted_scores: NDArray[np.float64]
+    document: CalibrationDocument
+    arrays: Mapping[str, NDArray[Any]]
     fingerprint: str = field(init=False)
+    _judge: Judge = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, array in self.arrays().items():
-            if array.dtype != ARRAY_DTYPES[name] or array.shape != (self.size,):
-                raise ValueError(f"{name} is {array.dtype} of {array.shape}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name} holds values that are not finite")
-            frozen = array.copy()
-            frozen.setflags(write=False)
-            object.__setattr__(self, name, frozen)
-        expected = flag_rank(self.alpha, self.size), threshold(self.sorted_scores, self.alpha)
-        if (self.flag_rank, self.threshold) != expected or self.flag_rank < 1:
-            raise ValueError(
-                f"the rank and threshold do not follow from the scores: expected {expected}, "
-                f"got {(self.flag_rank, self.threshold)}"
-            )
-        canonical = json.dumps(self.content(), sort_keys=True, allow_nan=False)
-        digest = hashlib.sha256(canonical.encode()).hexdigest()
-        object.__setattr__(self, "fingerprint", digest)
+        arrays = {name: _frozen(array) for name, array in self.arrays.items()}
+        object.__setattr__(self, "arrays", MappingProxyType(arrays))
+        _check_arrays(self.document, arrays)
+        hashes = array_sha256(arrays)
+        if hashes != self.document.array_sha256:
+            wrong = sorted(set(hashes.items()) ^ set(self.document.array_sha256.items()))
+            raise ValueError(f"the arrays are not those that are named: {wrong[0][0]} differs")
+        judge = Judge(
+            self.document.rule,
+            arrays[SCORE],
+            arrays[CLASS_ID].astype(np.int64),
+            len(self.document.model.class_names),
+        )
+        if judge.groups != self.document.groups:
+            raise ValueError("the thresholds do not follow from the scores")
+        object.__setattr__(self, "_judge", judge)
+        object.__setattr__(self, "fingerprint", _fingerprint(self.document))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Calibration, (self.document, dict(self.arrays))
+
+    @property
+    def alpha(self) -> float:
+        """The p-value at and below which an image is flagged."""
+        return self.document.rule.alpha
 
     @property
     def size(self) -> int:
-        """How many images it was made with, m."""
-        return len(self.sorted_scores)
+        """How many images its scores come from, m."""
+        return len(self.arrays[SCORE])
 
-    def judge(self, energy: NDArray[np.floating], nap: NDArray[np.floating]) -> Judgement:
-        """Judge images by their scores, each of shape (N,) and any float dtype."""
-        fused = fuse(energy, nap, self.weight)
-        p = p_values(self.sorted_scores, fused)
+    @property
+    def bound_size(self) -> int:
+        """The m of bounds on the flag rate: of the group whose rate may be the highest."""
+        return self._judge.weakest.size
+
+    @property
+    def bound_rank(self) -> int:
+        """The k that goes with `bound_size`: the flag rate is Beta(k, m + 1 - k)."""
+        return self._judge.weakest.flag_rank
+
+    @property
+    def flag_rate_interval(self) -> tuple[float, float]:
+        """Where the true flag rate of that group lies, at the stated confidence."""
+        return self._judge.weakest.flag_rate_interval(self.document.flag_rate_confidence)
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Of the model that it is valid for."""
+        return self.document.model.fingerprint
+
+    @property
+    def fits(self) -> Fits:
+        """What base scores took from in-distribution images."""
+        return Fits(
+            react_clip=self.document.react_clip,
+            feature_mean=self.arrays.get(FEATURE_MEAN),
+            knn_bank=self.arrays.get(KNN_BANK),
+        )
+
+    @property
+    def references(self) -> dict[str, NDArray[np.float64]]:
+        """In-distribution values by name, ascending, for methods that take p-values."""
+        return _with_prefix(self.arrays, REFERENCE)
+
+    @property
+    def values(self) -> dict[str, NDArray[np.float32]]:
+        """NAP and base scores of the calibration images, by name, each (m,)."""
+        return _with_prefix(self.arrays, VALUE)
+
+    def judge(
+        self, values: Mapping[str, NDArray[np.floating]], class_id: NDArray[np.int64]
+    ) -> Judgement:
+        """Judge N images.
+
+        Args:
+            values: NAP and base scores by name, each (N,), any float dtype; those that the
+                method needs.
+            class_id: Predicted classes, int64 (N,).
+
+        Raises:
+            KeyError: A value that the method needs is missing.
+        """
+        document = self.document
+        fused = method_scores(
+            document.parsed_method,
+            values,
+            weight=document.weight,
+            location=document.location,
+            reference=self.references,
+        )
+        p = self._judge.p_values(fused, class_id)
         return Judgement(fused, p, p <= self.alpha)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by name."""
-        return {name: getattr(self, name) for name in ARRAY_DTYPES}
 
-    def content(self) -> dict[str, Any]:
-        """Everything as a JSON tree, the arrays by their SHA-256; without the fingerprint."""
-        tree = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if name not in ARRAY_DTYPES and name != "fingerprint"
-        }
-        return tree | {
-            "flag_rate_interval": list(self.flag_rate_interval),
-            "feature_site": asdict(self.feature_site) | {"shape": list(self.feature_site.shape)},
-            "preprocessing": self.preprocessing.model_dump(mode="json"),
-            "versions": dict(self.versions),
-            "size": self.size,
-            "arrays": {name: _sha256(array) for name, array in self.arrays().items()},
-        }
+def array_sha256(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """The SHA-256 of each array's bytes, in hexadecimal digits."""
+    return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
 
 
 def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None:
@@ -131,22 +170,104 @@ def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None
         FingerprintMismatchError: Weights, factory or preprocessing differ, or the feature map
             is read elsewhere.
     """
-    if calibration.model_fingerprint != loaded.fingerprint:
+    model = calibration.document.model
+    if model.fingerprint != loaded.fingerprint:
         raise FingerprintMismatchError(
-            f"the calibration was made with model {calibration.model_fingerprint}, and this is "
+            f"the calibration was made with model {model.fingerprint}, and this is "
             f"model {loaded.fingerprint}: factory, arguments, weights or preprocessing differ",
-            f"calibration {calibration.fingerprint} of {calibration.model_factory}",
+            f"calibration {calibration.fingerprint} of {model.factory}",
             "Calibrate this model, or configure the calibrated one. A factory that initialises "
             "weights at random gives another model each time: set model.weights",
         )
-    if calibration.feature_site != loaded.feature_site:
+    require_sites(calibration, loaded)
+
+
+def require_sites(calibration: Calibration, loaded: "LoadedModel") -> None:
+    """Refuse a model whose feature map or head is read elsewhere than at calibration.
+
+    Raises:
+        FingerprintMismatchError: They differ.
+    """
+    model = calibration.document.model
+    if model.feature_site != loaded.feature_site or model.head != loaded.head:
         raise FingerprintMismatchError(
-            f"the calibration was made with the feature map at the {calibration.feature_site}, "
-            f"and it is now read at the {loaded.feature_site}",
+            f"the calibration was made with the feature map at the {model.feature_site} and the "
+            f"head {model.head}; they are now at the {loaded.feature_site} and {loaded.head}",
             f"calibration {calibration.fingerprint} of model {loaded.fingerprint}",
             "Set model.feature_layer as it was, or calibrate anew",
         )
 
 
-def _sha256(array: NDArray[Any]) -> str:
-    return hashlib.sha256(array.tobytes()).hexdigest()
+def require_scoring(calibration: Calibration, scoring: ScoringSettings) -> None:
+    """Refuse settings that ask for other scores than the calibration was made with.
+
+    Raises:
+        CalibrationError: Method, parameters or further scores differ.
+    """
+    document = calibration.document
+    differing = []
+    if scoring.method not in {None, document.method}:
+        differing.append(f"the method is {document.method}, not {scoring.method}")
+    missing = [name for name in scoring.scores if name not in document.scores]
+    if missing:
+        differing.append(f"{', '.join(missing)} were not computed")
+    if scoring.parameters() != document.parameters:
+        differing.append(f"the parameters are {document.parameters}")
+    if differing:
+        raise CalibrationError(
+            f"the calibration was made with another scoring section: {'; '.join(differing)}",
+            "scoring",
+            "Calibrate anew with this configuration, or set the section as it was",
+        )
+
+
+def _fingerprint(document: CalibrationDocument) -> str:
+    tree = document.model_dump(mode="json", include=set(CalibrationDocument.model_fields))
+    canonical = json.dumps(tree, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    frozen = array.copy()
+    frozen.setflags(write=False)
+    return frozen
+
+
+def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _expected(document: CalibrationDocument) -> dict[str, tuple[type[np.generic], int]]:
+    """Name, dtype and number of dimensions of each array."""
+    method = document.parsed_method
+    expected: dict[str, tuple[type[np.generic], int]] = {
+        SCORE: (np.float64, 1),
+        CLASS_ID: (np.int32, 1),
+        **{f"{VALUE}{name}": (np.float32, 1) for name in (NAP, *document.scores)},
+    }
+    if method.needs_reference:
+        expected |= {f"{REFERENCE}{name}": (np.float64, 1) for name in (NAP, method.base)}
+    if BaseScore.DICE in document.scores:
+        expected[FEATURE_MEAN] = (np.float32, 1)
+    if BaseScore.KNN in document.scores:
+        expected[KNN_BANK] = (np.float32, 2)
+    return expected
+
+
+def _check_arrays(document: CalibrationDocument, arrays: Mapping[str, NDArray[Any]]) -> None:
+    expected = _expected(document)
+    if arrays.keys() != expected.keys():
+        raise ValueError(f"expected the arrays {sorted(expected)}, got {sorted(arrays)}")
+    m = len(arrays[SCORE])
+    for name, (dtype, dimensions) in expected.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.ndim != dimensions:
+            raise ValueError(f"{name} is {array.dtype} of {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds values that are not finite")
+        if (name == CLASS_ID or name.startswith(VALUE)) and len(array) != m:
+            raise ValueError(f"{name} has {len(array)} values, there are {m} scores")

@@ -1,210 +1,202 @@
 """Making a calibration: the model over held-out in-distribution images."""
 
-import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from importlib import metadata
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import structlog
 import torch
-from numpy.typing import NDArray
 
+from nap_stream.calibration.assemble import Parts, assemble
 from nap_stream.calibration.calibration import Calibration
+from nap_stream.calibration.feature_cache import FeatureCache
+from nap_stream.calibration.fit_part import FitPart
+from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, in_order, unfitted
+from nap_stream.calibration.reading import Advance, Reader, Reading
 from nap_stream.clock import Clock
-from nap_stream.core.conformal import (
-    flag_rank,
-    flag_rate_interval,
-    required_size,
-    threshold,
-)
-from nap_stream.core.fusion import fuse
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.core.judging import Rule
+from nap_stream.core.methods import Method, parse_method
+from nap_stream.core.score_specs import BaseScore, needs_fit
+from nap_stream.core.weight_curve import WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.image_files import count_images
 from nap_stream.model.loading import LoadedModel, load_model
-from nap_stream.model.preprocessing import preprocess
-from nap_stream.model.scorer import BatchScores, OnePassScorer
-from nap_stream.settings import LimitSettings, ModelSettings
-
-DEFAULT_WEIGHT = 0.4
-"""Of energy in the fused score. Of the fixed weights, the one with the best mean AUROC over
-eight out-of-distribution sets, on a DenseNet and on a ResNet-20."""
-
-FLAG_RATE_CONFIDENCE = 0.95
+from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
 
 Progress = Callable[[int, int | None], None]
 """Called with (images read, images in all or None)."""
 
-_DISTRIBUTIONS = ("nap-stream", "torch", "torchvision", "pillow", "numpy")
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRequest:
+    """What to calibrate, on which images, and how.
+
+    ``images`` are held out: the model was not trained on them. ``fit_images`` are
+    in-distribution images, perhaps of the training set, from which base scores, references and
+    weight are taken; where they are null, every third of ``images`` serves for that and does
+    not calibrate. ``weight`` is the base score's in the method, in [0, 1]; null searches it.
+    """
+
+    model: ModelSettings
+    scoring: ScoringSettings
+    images: Path
+    fit_images: Path | None
+    rule: Rule
+    weight: float | None
+    batch_size: int
+    limits: LimitSettings
 
 
 def calibrate(
-    model_settings: ModelSettings,
-    images: Path,
+    request: CalibrationRequest,
     *,
-    alpha: float,
-    weight: float = DEFAULT_WEIGHT,
-    batch_size: int,
-    limits: LimitSettings,
     device: torch.device,
     clock: Clock,
+    cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Score in-distribution images that the model was not trained on.
 
     Args:
-        model_settings: The model to calibrate.
-        images: A folder or a Parquet file; see `iter_images`. What cannot be decoded is left
-            out and counted.
-        alpha: The p-value at and below which an image will be flagged, in (0, 1).
-        weight: Of energy in the fused score, in [0, 1]; the rest is NAP's.
-        batch_size: Images a forward pass.
-        limits: What is refused before it is decoded.
+        request: What to calibrate, and how.
         device: Where the model runs.
         clock: For the time that the calibration states.
+        cache: Where the model's outputs are kept and taken from.
         progress: Told after each batch.
 
     Raises:
         ModelError: See `load_model`.
         InputDataError: See `iter_images`.
-        CalibrationError: No image could be decoded, fewer than ``alpha`` needs could, or the
-            model's scores are not finite.
-        ValueError: ``alpha`` or ``weight`` is out of range.
+        CalibrationError: Half the images or more cannot be decoded, fewer are left than the
+            rule or a score needs, the model's outputs are not finite, or the method does not
+            go with the model or with a given weight.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"expected a weight in [0, 1], got {weight}")
-    total = count_images(images)
-    _require_enough(total, alpha, images, "the images")
-    loaded = load_model(model_settings, device)
-    run = _Run(OnePassScorer(loaded), limits, images)
-    for batch in _batches(iter_images(images), batch_size):
-        run.score(batch)
-        if progress is not None:
-            progress(run.read, total)
-    run.require_decoded()
-    _require_enough(run.decoded, alpha, images, "the images that could be decoded")
-    return _calibration(run, loaded, model_settings, alpha=alpha, weight=weight, clock=clock)
+    total = count_images(request.images)
+    _require_enough(total, request)
+    _require_others(request)
+    loaded = load_model(request.model, device)
+    try:
+        plan = _plan(request, loaded)
+        if plan.part is not None and not plan.part.own:
+            _require_enough(total - len(plan.part), request, fitted_on=len(plan.part))
+        counter = Counter(_passes(plan, total), progress)
+        fitted, fit_reading, search = _fit(plan, request, loaded, cache, counter.advance)
+        reader = Reader(loaded, request.limits, request.images, cache)
+        files = reader.files() if plan.part is None else plan.part.others(request.images)
+        reading = reader.read(files, request.batch_size, counter.advance)
+        return assemble(
+            Parts(
+                plan.method,
+                search.chosen if search is not None else request.weight,
+                search,
+                fitted,
+                fit_reading,
+                reading,
+            ),
+            request.rule,
+            loaded,
+            request.scoring.parameters(),
+            factory=request.model.factory,
+            source=request.images,
+            fit_source=request.fit_images,
+            created_ms=clock.now_ms(),
+        )
+    except ValueError as error:
+        raise CalibrationError(
+            str(error), str(request.images), "Give more images, or another rule or method"
+        ) from error
+
+
+def choose_method(scoring: ScoringSettings, loaded: LoadedModel) -> Method:
+    """The method that is configured, or the default that the model allows."""
+    if scoring.method is not None:
+        return parse_method(scoring.method)
+    return parse_method("fisher-knn" if loaded.head is not None else "fisher-energy")
 
 
 @dataclass(slots=True)
-class _Run:
-    """The scores so far."""
+class Counter:
+    """Adds up batches for a progress display."""
 
-    scorer: OnePassScorer
-    limits: LimitSettings
-    source: Path
-    read: int = 0
-    decoded: int = 0
-    first_problem: str = ""
-    scores: list[BatchScores] = field(default_factory=list)
+    total: int
+    progress: Progress | None
+    done: int = 0
 
-    def score(self, batch: list[ImageFile]) -> None:
-        pixels, names = [], []
-        for file in batch:
-            result = decode_image(file.data, self.limits)
-            if isinstance(result, Refusal):
-                self.first_problem = self.first_problem or f"{file.name}: {result.error}"
-                continue
-            pixels.append(preprocess(result.pixels, self.scorer.preprocessing))
-            names.append(file.name)
-        self.read += len(batch)
-        if not pixels:
-            return
-        scores = self.scorer(torch.stack(pixels))
-        bad = np.flatnonzero(~scores.is_finite())
-        if len(bad):
-            raise CalibrationError(
-                f"the model's scores are not finite for {len(bad)} of {len(names)} images, "
-                f"first {names[bad[0]]}",
-                str(self.source),
-                "Check the weights and the preprocessing",
-            )
-        self.decoded += len(names)
-        self.scores.append(scores)
-
-    def require_decoded(self) -> None:
-        undecodable = self.read - self.decoded
-        if not self.decoded:
-            raise CalibrationError(
-                f"none of the {self.read} images could be decoded; first {self.first_problem}",
-                str(self.source),
-                "Name a folder of JPEG, PNG or WebP files, or a Parquet file",
-            )
-        if undecodable:
-            structlog.get_logger().warning(
-                "calibration_images_undecodable",
-                undecodable=undecodable,
-                images=self.read,
-                first=self.first_problem,
-            )
-
-    def column(self, name: str) -> NDArray[np.float32]:
-        return np.concatenate([getattr(scores, name) for scores in self.scores])
+    def advance(self, images: int) -> None:
+        """Note that so many more images were read."""
+        self.done += images
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
-def _calibration(
-    run: _Run,
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is computed. ``part`` is null where nothing has to be fitted."""
+
+    method: Method
+    names: tuple[BaseScore, ...]
+    searches: bool
+    part: FitPart | None
+
+
+def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
+    method = choose_method(request.scoring, loaded)
+    if request.weight is not None and not method.has_weight:
+        raise ValueError(f"the method {method} has no weight, got {request.weight}")
+    if request.weight is not None and not 0 <= request.weight <= 1:
+        raise ValueError(f"expected a weight in [0, 1] for {method}, got {request.weight}")
+    base = () if method.base is None else (method.base,)
+    names = in_order((*ALWAYS, *base, *request.scoring.scores))
+    searches = method.has_weight and request.weight is None
+    part = None
+    moves = method.needs_location and request.fit_images is not None
+    if searches or moves or method.needs_reference or any(needs_fit(name) for name in names):
+        limit = request.scoring.knn_bank_size
+        part = FitPart.choose(request.images, request.fit_images, limit)
+    return _Plan(method, names, searches, part)
+
+
+def _passes(plan: _Plan, total: int) -> int:
+    if plan.part is None:
+        return total
+    own = len(plan.part) if plan.part.own else 0
+    return total + own + (plan.part.pseudo_passes if plan.searches else 0)
+
+
+def _fit(
+    plan: _Plan,
+    request: CalibrationRequest,
     loaded: LoadedModel,
-    settings: ModelSettings,
-    *,
-    alpha: float,
-    weight: float,
-    clock: Clock,
-) -> Calibration:
-    energy, nap = run.column("energy"), run.column("nap")
-    sorted_scores = np.sort(fuse(energy, nap, weight))
-    return Calibration(
-        alpha=alpha,
-        threshold=threshold(sorted_scores, alpha),
-        flag_rank=flag_rank(alpha, run.decoded),
-        flag_rate_interval=flag_rate_interval(alpha, run.decoded, FLAG_RATE_CONFIDENCE),
-        flag_rate_confidence=FLAG_RATE_CONFIDENCE,
-        base="energy",
-        weight=weight,
-        weight_choice="given",
-        model_factory=settings.factory,
-        model_fingerprint=loaded.fingerprint,
-        feature_site=loaded.feature_site,
-        preprocessing=loaded.preprocessing,
-        image_source=run.source.resolve().name,
-        undecodable=run.read - run.decoded,
-        mean_confidence=float(run.column("confidence").mean(dtype=np.float64)),
-        versions=_versions(),
-        created_ms=clock.now_ms(),
-        energy=energy,
-        nap=nap,
-        sorted_scores=sorted_scores,
-    )
+    cache: FeatureCache | None,
+    advance: Advance,
+) -> tuple[Fitted, Reading | None, WeightSearch | None]:
+    if plan.part is None:
+        return unfitted(plan.names, loaded, request.scoring.parameters()), None, None
+    reader = Reader(loaded, request.limits, plan.part.source, cache)
+    reading = reader.read(plan.part.files(), request.batch_size, advance)
+    fitted = fit(plan.names, reading, loaded, request.scoring.parameters())
+    if not plan.searches:
+        return fitted, reading, None
+    pseudo = plan.part.pseudo_values(reader, fitted, request.batch_size, advance)
+    return fitted, reading, fitted.search_weight(plan.method, pseudo)
 
 
-def _require_enough(found: int, alpha: float, images: Path, what: str) -> None:
-    needed = required_size(alpha)
-    if 0 < found < needed:
+def _require_others(request: CalibrationRequest) -> None:
+    fit_images = request.fit_images
+    if fit_images is not None and fit_images.resolve() == request.images.resolve():
         raise CalibrationError(
-            f"{what} are {found}, and alpha = {alpha:g} needs at least {needed}",
-            str(images),
-            "Give more held-out images, or a larger alpha",
+            "the images to fit on are those to calibrate on: p-values would not hold for others",
+            str(fit_images),
+            "Name other images to fit on, or none: then every third image is fitted on alone",
         )
 
 
-def _batches(files: Iterator[ImageFile], size: int) -> Iterator[list[ImageFile]]:
-    batch: list[ImageFile] = []
-    for file in files:
-        batch.append(file)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+def _require_enough(images: int, request: CalibrationRequest, *, fitted_on: int = 0) -> None:
+    needed = request.rule.required_size
+    if 0 < images < needed:
+        besides = f" beside {fitted_on} that are fitted on" if fitted_on else ""
+        raise CalibrationError(
+            f"the images are {images}{besides}, and alpha = {request.rule.alpha:g} needs at "
+            f"least {needed}",
+            str(request.images),
+            "Give more held-out images, or a larger alpha",
+        )

@@ -59,7 +59,11 @@ def calibrate(
         ),
     ] = None,
     sides: Annotated[
-        Sides, typer.Option(help="Flag low scores, or those at either end.")
+        Sides,
+        typer.Option(
+            help="Flag low scores, or those at either end; fisher methods look at both ends of "
+            "NAP already."
+        ),
     ] = Sides.ONE,
     per_class: Annotated[
         bool,

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 
 from nap_stream.core.bounds import flag_limit
-from nap_stream.core.conformal import flag_rank, required_size
-from nap_stream.errors import CalibrationError, ConfigError
+from nap_stream.errors import ConfigError
 from nap_stream.records import CalibrationFacts
 from nap_stream.settings import DriftSettings
 
@@ -19,17 +18,9 @@ def window_limits(
     window's number of records seldom changes much.
 
     Raises:
-        CalibrationError: The calibration is too small to flag anything.
         ConfigError: The window is too small to fire even if all its records were flagged.
     """
-    alpha, m = calibration.alpha, calibration.size
-    k = flag_rank(alpha, m)
-    if k < 1:
-        raise CalibrationError(
-            f"{m} calibration images are too few to flag any image at alpha = {alpha}",
-            "calibration",
-            f"Calibrate with at least {required_size(alpha)} images",
-        )
+    k, m = calibration.flag_rank, calibration.size
 
     @lru_cache(maxsize=4_096)
     def limits(records: int) -> tuple[int, int]:

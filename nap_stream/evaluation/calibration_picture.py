@@ -12,7 +12,8 @@ from nap_stream.evaluation.pictures import WeightCurve, plot_calibration
 def draw_calibration(calibration: Calibration, out: Path) -> None:
     """Draw the calibration scores with their threshold, and the search for the weight.
 
-    Where thresholds stand per class, that of the smallest class is drawn.
+    Where thresholds stand per class, that of the first class is drawn; of a two-sided rule, the
+    lower one.
 
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.

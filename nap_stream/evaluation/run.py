@@ -142,6 +142,7 @@ def all_scores(
             method,
             values,
             weight=searches[method].chosen if method in searches else None,
+            location=fitted.location(method),
             reference=fitted.references(method),
         )
         for method in methods

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from nap_stream.calibration.artifact import Calibration
+from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
+from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode import iter_decoded
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.model.scorer import OnePassScorer
@@ -63,7 +64,7 @@ class RowMaker:
     def score(self, images: Sequence[DecodedImage]) -> list[ScoredRecord]:
         """The rows of a batch, in order. Scores that are not finite make a row without scores."""
         found = self._scorer(torch.stack([image.pixels for image in images]))
-        judged = self._calibration.judge(found.energy, found.nap)
+        judged = self._calibration.judge(found.values, found.class_id)
         finite = found.is_finite() & np.isfinite(judged.fused)
         now_ms = self._clock.now_ms()
         records = []
@@ -72,15 +73,15 @@ class RowMaker:
                 records.append(_not_finite(image, now_ms))
                 continue
             class_id = int(found.class_id[row])
+            values = {name: float(column[row]) for name, column in found.values.items()}
             scores = Scores(
                 class_id=class_id,
                 class_name=self._class_names[class_id],
-                confidence=float(found.confidence[row]),
-                energy=float(found.energy[row]),
-                nap=float(found.nap[row]),
+                confidence=values.pop(BaseScore.MSP),
                 fused=float(judged.fused[row]),
                 ood_p_value=float(judged.ood_p_value[row]),
                 is_ood=bool(judged.is_ood[row]),
+                **values,
             )
             records.append(_row(image, Status.OK, None, now_ms, scores))
         return records

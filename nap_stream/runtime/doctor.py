@@ -9,7 +9,8 @@ from enum import StrEnum
 import torch
 from packaging.requirements import Requirement
 
-from nap_stream.calibration.artifact import load_calibration, require_fingerprint
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import require_fingerprint, require_scoring
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka_client import connect, create_topics, topics_missing
 from nap_stream.model.loading import load_model
@@ -171,4 +172,5 @@ def _calibration(settings: Settings) -> str:
     calibration = load_calibration(settings.calibration)
     loaded = load_model(settings.model, torch.device("cpu"))
     require_fingerprint(calibration, loaded)
+    require_scoring(calibration, settings.scoring)
     return f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"

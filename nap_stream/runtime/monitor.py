@@ -5,6 +5,7 @@ from collections.abc import Callable
 import structlog
 
 from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
 from nap_stream.kafka_client import connect, partition_count, require_topics
 from nap_stream.records import CalibrationFacts
@@ -63,7 +64,12 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     connect(settings.kafka)
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
     require_topics(settings.kafka, topics)
+    require_scoring(calibration, settings.scoring)
     facts = CalibrationFacts(
-        calibration.alpha, calibration.size, calibration.fingerprint, calibration.model_fingerprint
+        alpha=calibration.alpha,
+        size=calibration.bound_size,
+        flag_rank=calibration.bound_rank,
+        fingerprint=calibration.fingerprint,
+        model_fingerprint=calibration.model_fingerprint,
     )
     return facts, partition_count(settings.kafka, settings.kafka.topic)

@@ -8,7 +8,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from nap_stream.calibration.artifact import load_calibration, require_fingerprint
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import require_fingerprint
+from nap_stream.calibration.fitting import base_scores_of
 from nap_stream.clock import Clock
 from nap_stream.dead_letter.kafka import KafkaDeadLetters
 from nap_stream.errors import GpuUnavailableError
@@ -76,7 +78,7 @@ def _open_line(
     require_fingerprint(calibration, loaded)
     tally = Tally(identity.name, identity.incarnation)
     rows = RowMaker(
-        scorer=OnePassScorer(loaded),
+        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
         class_names=loaded.class_names,
         calibration=calibration,
         preprocessing=settings.model.preprocessing,

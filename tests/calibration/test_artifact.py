@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from nap_stream.calibration.artifact import Calibration, load_calibration, write_calibration
+from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.calibration.document import ImageFacts
+from nap_stream.calibration.fitting import ALWAYS
+from nap_stream.core.judging import Rule, Sides
+from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.weight_curve import WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.model.feature_site import FeatureSite
+from nap_stream.model.feature_site import FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings import PreprocessingSettings
-from tests.support.small_calibration import calibration_of
+from tests.support.small_calibration import MODEL, calibration_of
 
 SCORES = [0.1, 1 / 3, 1e-7, 123.456, 7.0]
+SEARCH = WeightSearch(
+    transforms=("invert", "shrunk"),
+    weights=(0.0, 1 / 3, 1.0),
+    auroc=((0.1, 2 / 3, 0.9), (0.3, 0.1 + 0.2, 1.0)),
+    inside_images=5,
+    pseudo_images=4,
+    chosen=1.0,
+    interval=(1 / 3, 1.0),
+    near_best=(1.0, 1.0),
+)
 
 
 @pytest.fixture
@@ -37,13 +54,26 @@ def change_document(folder: Path, **changes: Any) -> None:
 
 def assert_equal(first: Calibration, second: Calibration) -> None:
     assert first.fingerprint == second.fingerprint
-    assert first.content() == second.content()
-    for name, array in first.arrays().items():
-        assert array.tobytes() == second.arrays()[name].tobytes()
-        assert array.dtype == second.arrays()[name].dtype
-    assert first.feature_site == second.feature_site
-    assert first.preprocessing == second.preprocessing
-    assert first.threshold == second.threshold
+    assert first.document == second.document
+    assert first.document.model.feature_site.traced == second.document.model.feature_site.traced
+    assert first.arrays.keys() == second.arrays.keys()
+    for name, array in first.arrays.items():
+        assert array.tobytes() == second.arrays[name].tobytes()
+        assert array.dtype == second.arrays[name].dtype
+        assert array.shape == second.arrays[name].shape
+    assert first.flag_rate_interval == second.flag_rate_interval
+
+
+def large(m: int) -> Calibration:
+    """A calibration of the default method but its bank, on m images."""
+    generator = np.random.default_rng(0)
+    energy, nap = generator.gamma(5, size=(2, m))
+    references = {
+        f"reference.{name}": np.sort(generator.gamma(5, size=1_000)) for name in ("nap", "energy")
+    }
+    return calibration_of(
+        energy, nap, method="fisher-energy", weight_search=SEARCH, arrays=references
+    )
 
 
 def test_the_same_bit_for_bit_after_a_reload(folder: Path) -> None:
@@ -55,15 +85,66 @@ def test_the_same_bit_for_bit_after_a_reload(folder: Path) -> None:
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_the_same_bytes_each_time(folder: Path, tmp_path: Path) -> None:
+    write_calibration(load_calibration(folder), tmp_path / "second")
+    for path in folder.iterdir():
+        assert (tmp_path / "second" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_every_kind_of_value_survives(tmp_path: Path) -> None:
+    model = MODEL.model_copy(
+        update={
+            "feature_site": FeatureSite(
+                "function_input", "", "mean", 3, (64, 8, 8), FunctionCall("mean", 1)
+            ),
+            "head": HeadSite("classifier.1", (2, 64), 0, 1),
+            "preprocessing": PreprocessingSettings(
+                resize=None, crop=(5, 7), interpolation="nearest"
+            ),
+        }
+    )
     calibration = sample(
-        feature_site=FeatureSite("function_input", "", "mean", 3, (64, 8, 8)),
-        preprocessing=PreprocessingSettings(resize=None, crop=(5, 7), interpolation="nearest"),
-        image_source="gehaltene Bilder ü",
+        model=model,
+        method="fisher-knn",
+        weight=1 / 3,
+        weight_search=SEARCH,
+        scores=(*ALWAYS, BaseScore.REACT, BaseScore.DICE, BaseScore.KNN),
+        react_clip=0.1 + 0.2,
+        images=ImageFacts(source="gehaltene Bilder ü", scored=5, undecodable=1),
+        fit_images=ImageFacts(source=None, scored=2, undecodable=0),
         mean_confidence=1 / 3,
+        accuracy=2 / 3,
+        warnings=("mean confidence 0.333 is near that of guessing",),
+        arrays={
+            **{f"value.{name}": np.array(SCORES, np.float32) for name in ("react", "dice", "knn")},
+            "reference.nap": np.array([1e-300, 1 / 3, 1e300]),
+            "reference.knn": np.array([0.5, 1 / 3 + 1]),
+            "fit.feature_mean": np.array([1e-40, 7], np.float32),
+            "fit.knn_bank": np.array([[0.6, 0.8], [1, 0], [-0.0, -1]], np.float32),
+        },
     )
     write_calibration(calibration, tmp_path / "new" / "folder")
     assert_equal(load_calibration(tmp_path / "new" / "folder"), calibration)
+
+
+@pytest.mark.parametrize("sides", Sides)
+@pytest.mark.parametrize("per_class", [False, True])
+def test_every_rule_survives_and_judges_alike(
+    tmp_path: Path, sides: Sides, per_class: bool
+) -> None:
+    generator = np.random.default_rng(1)
+    energy, nap = generator.gamma(5, size=(2, 80))
+    rule = Rule(0.1, sides, per_class)
+    calibration = calibration_of(energy, nap, rule=rule, class_id=[0, 1] * 40)
+    write_calibration(calibration, tmp_path / "made")
+    again = load_calibration(tmp_path / "made")
+    assert_equal(again, calibration)
+    stream = dict(zip(("energy", "nap"), generator.gamma(5, size=(2, 200)), strict=True))
+    classes = generator.integers(0, 2, 200)
+    first, second = calibration.judge(stream, classes), again.judge(stream, classes)
+    assert first.ood_p_value.tobytes() == second.ood_p_value.tobytes()
+    assert 0 < first.is_ood.sum() < 60
+    assert len(again.document.groups) == (2 if per_class else 1)
 
 
 @given(
@@ -81,9 +162,51 @@ def test_any_scores_survive(
 
 def test_people_can_read_it(folder: Path) -> None:
     tree = json.loads((folder / "calibration.json").read_text())
-    assert (tree["format"], tree["version"], tree["size"]) == ("nap-stream calibration", 1, 5)
-    assert tree["alpha"] == 0.25
-    assert tree["feature_site"]["shape"] == [512, 7, 7]
+    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 2)
+    assert (tree["method"], tree["weight"]) == ("nap-energy", 0.5)
+    assert tree["rule"] == {"alpha": 0.25, "sides": "one", "per_class": False}
+    assert tree["groups"][0]["size"] == 5
+    assert tree["model"]["feature_site"]["shape"] == [512, 7, 7]
+
+
+def test_it_is_small(tmp_path: Path) -> None:
+    write_calibration(large(2_000), tmp_path / "made")
+    size = sum(path.stat().st_size for path in (tmp_path / "made").iterdir())
+    # Per image a float64 score, four float32 values and a class; two float64 references of 1,000.
+    assert 72_000 < size < 100_000
+
+
+def test_it_is_json_and_safetensors_and_no_pickle(tmp_path: Path) -> None:
+    write_calibration(large(50), tmp_path / "made")
+    data = (tmp_path / "made" / "scores.safetensors").read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert header.keys() - {"__metadata__"} == large(50).arrays.keys()
+    for path in (tmp_path / "made").iterdir():
+        with pytest.raises((pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError)):
+            pickle.loads(path.read_bytes())
+
+
+def test_a_pickle_in_its_place_is_never_loaded(folder: Path) -> None:
+    ran = folder.parent / "ran"
+    for name in ("scores.safetensors", "calibration.json"):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(pickle.dumps(_Bomb(ran)))
+        with pytest.raises(CalibrationError, match="damaged"):
+            load_calibration(folder)
+        (folder / name).write_bytes(whole)
+    assert not ran.exists()
+    pickle.loads(pickle.dumps(_Bomb(ran)))
+    assert ran.exists()
+
+
+class _Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._path),)
 
 
 def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
@@ -94,10 +217,10 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         load_calibration(folder)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True])
 def test_an_unknown_version(folder: Path, version: Any) -> None:
     change_document(folder, version=version, novelty=True)
-    with pytest.raises(CalibrationError, match="reads version 1"):
+    with pytest.raises(CalibrationError, match="reads version 2"):
         load_calibration(folder)
 
 
@@ -111,22 +234,48 @@ def test_another_document(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"alpha": 0.26},
-        {"alpha": 7},
-        {"alpha": "high"},
-        {"threshold": 1e9},
-        {"flag_rank": 2},
-        {"flag_rate_interval": [0, 1]},
+        {"rule": {"alpha": 0.26, "sides": "one", "per_class": False}},
+        {"rule": {"alpha": 0.25, "sides": "two", "per_class": False}},
+        {"rule": {"alpha": 0.25, "sides": "one", "per_class": True}},
+        {"rule": {"alpha": 7, "sides": "one", "per_class": False}},
+        {"rule": {"alpha": "high", "sides": "one", "per_class": False}},
+        {"rule": {"alpha": 0.25, "sides": "none", "per_class": False}},
+        {"groups": []},
+        {"groups": [{"class_id": None, "size": 5, "flag_rank": 1, "lower": 1e9, "upper": None}]},
+        {"flag_rate_confidence": 0.5},
+        {"method": "nap-max_logit"},
+        {"method": "fisher-energy"},
+        {"method": "nap-other"},
         {"weight": 0.6},
-        {"size": 6},
+        {"weight": None},
+        {"weight": float("nan")},
+        {"weight": 7},
+        {"location": 1.0},
+        {"location": None},
+        {"weight_search": {}},
+        {"scores": ["msp", "energy"]},
+        {"scores": ["msp", "energy", "max_logit"]},
+        {"react_clip": 1.0},
+        {"parameters": {"knn_k": 0}},
+        {"parameters": {"knn_k": 11}},
         {"fingerprint": "0" * 64},
-        {"model_fingerprint": "2" * 64},
-        {"arrays": {}},
-        {"image_source": "other"},
+        {"fingerprint": None},
+        {"array_sha256": {}},
+        {"array_sha256": {"score": "0" * 64}},
+        {"images": {"source": "other", "scored": 5, "undecodable": 1}},
+        {"images": None},
+        {"fit_images": {"source": None, "scored": 5, "undecodable": 1}},
+        {"mean_confidence": float("inf")},
+        {"accuracy": 1},
+        {"warnings": ["another"]},
+        {"versions": {}},
         {"created_ms": 1},
         {"novelty": 1},
-        {"preprocessing": {"crop": 3}},
-        {"feature_site": None},
+        {"model": None},
+        {"model": {**MODEL.model_dump(mode="json"), "fingerprint": "2" * 64}},
+        {"model": {**MODEL.model_dump(mode="json"), "class_names": ["cat"]}},
+        {"model": {**MODEL.model_dump(mode="json"), "preprocessing": {"crop": 3}}},
+        {"model": {**MODEL.model_dump(mode="json"), "feature_site": None}},
     ],
 )
 def test_a_changed_document(folder: Path, changes: dict[str, Any]) -> None:
@@ -159,11 +308,15 @@ def test_every_damaged_byte_is_noticed(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "replace",
     [
-        {"nap": np.ones(5, np.float32)},
-        {"nap": np.ones(4, np.float32)},
-        {"nap": np.ones(5, np.float64)},
+        {"value.nap": np.ones(5, np.float32)},
+        {"value.nap": np.ones(4, np.float32)},
+        {"value.nap": np.ones(5, np.float64)},
+        {"value.nap": np.ones((5, 1), np.float32)},
         {"more": np.ones(5, np.float32)},
-        {"sorted_scores": np.full(5, np.nan)},
+        {"score": np.full(5, np.nan)},
+        {"score": np.zeros(0)},
+        {"class_id": np.full(5, -1, np.int32)},
+        {"class_id": np.full(5, 7, np.int32)},
     ],
 )
 def test_scores_of_another_calibration(folder: Path, replace: dict[str, Any]) -> None:
@@ -189,6 +342,12 @@ def test_a_folder_of_something_else_is_never_touched(folder: Path) -> None:
         with pytest.raises(CalibrationError, match="left as it is"):
             write_calibration(sample(weight=0.9), folder, force=force)
     assert_equal(load_calibration(folder), sample())
+
+
+def test_a_folder_that_is_a_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "calibration").write_text("mine")
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        load_calibration(tmp_path / "calibration")
 
 
 def test_a_file_of_that_name_is_never_touched(tmp_path: Path) -> None:

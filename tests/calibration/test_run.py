@@ -6,71 +6,112 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import structlog
 import torch
 from PIL import Image
+from scipy.stats import betabinom
 
-from nap_stream.calibration.artifact import Calibration, load_calibration, write_calibration
-from nap_stream.calibration.run import DEFAULT_WEIGHT, calibrate
+from nap_stream.calibration import run as run_module
+from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.calibration import Calibration, require_fingerprint, require_scoring
+from nap_stream.calibration.feature_cache import FeatureCache
+from nap_stream.calibration.fitting import base_scores_of
+from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
+from nap_stream.calibration.reading import Reader
+from nap_stream.calibration.run import CalibrationRequest, Progress, calibrate, choose_method
 from nap_stream.clock import ManualClock
 from nap_stream.core.fusion import fuse
+from nap_stream.core.judging import Rule, Sides
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import iter_images
-from nap_stream.model.loading import load_model
+from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.model.scorer import OnePassScorer
-from nap_stream.settings import LimitSettings
-from tests.support.small_calibration import write_images
-from tests.support.small_settings import CPU, small_settings
+from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
+from tests.support.image_bytes import encoded, picture
+from tests.support.small_calibration import scorer_of, write_images
+from tests.support.small_settings import CPU, load_small, small_settings
+
+FUSED = ScoringSettings(method="nap-energy")
+FEW = {"knn_k": 2, "knn_bank_size": 100}
 
 
-def run(images: Path, **changes: Any) -> Calibration:
-    arguments: dict[str, Any] = {
-        "alpha": 0.1,
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("run") / "held-out", 45)
+
+
+def request_of(images: Path, **changes: Any) -> CalibrationRequest:
+    fields: dict[str, Any] = {
+        "model": small_settings(),
+        "scoring": FUSED,
+        "images": images,
+        "fit_images": None,
+        "rule": Rule(0.1),
+        "weight": 0.4 if "scoring" not in changes else None,
         "batch_size": 8,
         "limits": LimitSettings(),
-        "device": CPU,
-        "clock": ManualClock(1_700_000_000_000),
-    } | changes
-    settings = arguments.pop("settings", small_settings())
-    return calibrate(settings, images, **arguments)
+    }
+    return CalibrationRequest(**(fields | changes))
 
 
-def test_scores_are_those_of_the_images(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "held-out", 21)
-    calibration = run(images)
-    loaded = load_model(small_settings(), CPU)
-    pixels = []
+def run(
+    images: Path,
+    *,
+    cache: FeatureCache | None = None,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> Calibration:
+    clock = ManualClock(1_700_000_000_000)
+    request = request_of(images, **changes)
+    return calibrate(request, device=CPU, clock=clock, cache=cache, progress=progress)
+
+
+def parquet_of(path: Path, count: int, first_seed: int) -> Path:
+    images = [encoded(picture(9, 9, seed=first_seed + seed), "PNG") for seed in range(count)]
+    pq.write_table(pa.table({"image": images}), path)
+    return path
+
+
+def pixels(images: Path, loaded: LoadedModel) -> torch.Tensor:
+    rows = []
     for file in iter_images(images):
-        picture = decode_image(file.data, LimitSettings())
-        assert isinstance(picture, Picture)
-        pixels.append(preprocess(picture.pixels, loaded.preprocessing))
-    expected = OnePassScorer(loaded)(torch.stack(pixels))
-    np.testing.assert_allclose(calibration.energy, expected.energy, rtol=1e-5)
-    np.testing.assert_allclose(calibration.nap, expected.nap, rtol=1e-5)
-    assert calibration.mean_confidence == pytest.approx(expected.confidence.mean())
-    assert calibration.weight == DEFAULT_WEIGHT
-    fused = np.sort(fuse(calibration.energy, calibration.nap, DEFAULT_WEIGHT))
-    np.testing.assert_array_equal(calibration.sorted_scores, fused)
+        found = decode_image(file.data, LimitSettings())
+        assert isinstance(found, Picture)
+        rows.append(preprocess(found.pixels, loaded.preprocessing))
+    return torch.stack(rows)
+
+
+def test_scores_are_those_of_the_images(held_out: Path) -> None:
+    calibration = run(held_out)
+    loaded = load_model(small_settings(), CPU)
+    expected = scorer_of(loaded)(pixels(held_out, loaded))
+    assert calibration.values.keys() == expected.values.keys()
+    for name, column in expected.values.items():
+        np.testing.assert_allclose(calibration.values[name], column, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(calibration.arrays["class_id"], expected.class_id)
+    document = calibration.document
+    assert document.mean_confidence == pytest.approx(expected.values["msp"].mean())
+    fused = fuse(calibration.values["energy"], calibration.values["nap"], 0.4)
+    np.testing.assert_array_equal(calibration.arrays["score"], fused)
 
 
 def test_what_it_states(tmp_path: Path) -> None:
     calibration = run(write_images(tmp_path / "held-out", 21), weight=0.5)
-    loaded = load_model(small_settings(), CPU)
-    assert (calibration.size, calibration.alpha, calibration.weight) == (21, 0.1, 0.5)
+    loaded, document = load_model(small_settings(), CPU), calibration.document
+    assert (calibration.size, calibration.alpha, document.weight) == (21, 0.1, 0.5)
     # floor(0.1 * 22) = 2, and the interval of Beta(2, 20) has its mean 1/11 within.
-    assert calibration.flag_rank == 2
-    assert calibration.threshold == calibration.sorted_scores[1]
+    assert (calibration.bound_rank, calibration.bound_size) == (2, 21)
+    assert document.groups[0].lower == np.sort(calibration.arrays["score"])[1]
     low, high = calibration.flag_rate_interval
     assert 0 < low < 1 / 11 < high < 0.3
-    assert calibration.model_fingerprint == loaded.fingerprint
-    assert calibration.feature_site == loaded.feature_site
-    assert calibration.preprocessing == loaded.preprocessing
-    assert (calibration.image_source, calibration.undecodable) == ("held-out", 0)
-    assert calibration.created_ms == 1_700_000_000_000
-    assert calibration.versions["torch"] == metadata.version("torch")
-    assert (calibration.base, calibration.weight_choice) == ("energy", "given")
+    require_fingerprint(calibration, loaded)
+    require_scoring(calibration, FUSED)
+    assert document.model.preprocessing == loaded.preprocessing
+    assert document.model.factory == small_settings().factory
+    assert (document.images.source, document.images.undecodable) == ("held-out", 0)
+    assert (document.fit_images, document.weight_search, document.location) == (None, None, 0)
+    assert document.created_ms == 1_700_000_000_000
+    assert document.versions["torch"] == metadata.version("torch")
     write_calibration(calibration, tmp_path / "out")
     assert load_calibration(tmp_path / "out").fingerprint == calibration.fingerprint
 
@@ -81,9 +122,9 @@ def test_the_same_from_parquet_and_in_other_batches(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": images}), tmp_path / "held-out.parquet")
     first = run(folder)
     second = run(tmp_path / "held-out.parquet", batch_size=5)
-    np.testing.assert_allclose(first.energy, second.energy, rtol=1e-5)
-    np.testing.assert_allclose(first.nap, second.nap, rtol=1e-5)
-    assert second.image_source == "held-out.parquet"
+    np.testing.assert_allclose(first.values["energy"], second.values["energy"], rtol=1e-5)
+    np.testing.assert_allclose(first.values["nap"], second.values["nap"], rtol=1e-5)
+    assert second.document.images.source == "held-out.parquet"
 
 
 def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
@@ -92,23 +133,43 @@ def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
     assert told == [(8, 20), (16, 20), (20, 20)]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_progress_counts_the_passes_of_fit_and_search(
+    held_out: Path, tmp_path: Path, own: bool
+) -> None:
+    told: list[tuple[int, int | None]] = []
+    fit_images = write_images(tmp_path / "training", 9, first_seed=100) if own else None
+    run(
+        held_out,
+        weight=None,
+        fit_images=fit_images,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    fitted = 9 if own else 15
+    total = 45 + (9 if own else 0) + fitted * len(PSEUDO_OOD)
+    assert {total for _, total in told} == {total}
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == total
+
+
 def test_undecodable_images_are_left_out_and_counted(tmp_path: Path) -> None:
     write_images(tmp_path, 12)
     (tmp_path / "0000a.txt").write_text("a note")
     (tmp_path / "0000b.png").write_bytes(b"")
-    with structlog.testing.capture_logs() as logs:
-        calibration = run(tmp_path)
-    assert (calibration.size, calibration.undecodable) == (12, 2)
-    (event,) = logs
-    assert (event["event"], event["undecodable"]) == ("calibration_images_undecodable", 2)
-    assert event["first"].startswith("0000a.txt: not a JPEG")
+    calibration = run(tmp_path)
+    assert (calibration.size, calibration.document.images.undecodable) == (12, 2)
+    (warning,) = (text for text in calibration.document.warnings if "cannot be decoded" in text)
+    assert warning.startswith(
+        "2 of 14 images to calibrate on cannot be decoded; first 0000a.txt: not a JPEG"
+    )
 
 
 def test_a_batch_without_one_image(tmp_path: Path) -> None:
     write_images(tmp_path, 12)
     for index in range(9):
         (tmp_path / f"0000-{index}.txt").write_text("a note")
-    assert run(tmp_path, batch_size=3).undecodable == 9
+    assert run(tmp_path, batch_size=3).document.images.undecodable == 9
 
 
 def test_no_image_can_be_decoded(tmp_path: Path) -> None:
@@ -118,11 +179,22 @@ def test_no_image_can_be_decoded(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_half_of_the_images_to_fit_on_are_undecodable(held_out: Path, tmp_path: Path) -> None:
+    write_images(tmp_path, 5)
+    for index in range(5):
+        (tmp_path / f"0000-{index}.txt").write_text("a note")
+    with pytest.raises(CalibrationError, match=r"5 of 10 images cannot be decoded") as caught:
+        run(held_out, weight=None, fit_images=tmp_path)
+    assert caught.value.where == str(tmp_path)
+
+
 def test_no_images(tmp_path: Path) -> None:
     with pytest.raises(InputDataError, match="no files"):
         run(tmp_path)
     with pytest.raises(InputDataError, match="no such"):
         run(tmp_path / "absent")
+    with pytest.raises(InputDataError, match="no such"):
+        run(write_images(tmp_path / "some", 12), weight=None, fit_images=tmp_path / "absent")
 
 
 def test_fewer_images_than_alpha_needs(tmp_path: Path) -> None:
@@ -131,10 +203,34 @@ def test_fewer_images_than_alpha_needs(tmp_path: Path) -> None:
         run(tmp_path)
     for index in range(5):
         (tmp_path / f"{index}.txt").write_text("a note")
-    with pytest.raises(CalibrationError, match=r"that could be decoded are 8, .* at least 9"):
+    with pytest.raises(CalibrationError, match=r"8 calibration images .* at least 9 are needed"):
         run(tmp_path)
     write_images(tmp_path, 9)
-    assert run(tmp_path).flag_rank == 1
+    assert run(tmp_path).bound_rank == 1
+
+
+def test_fewer_images_than_alpha_needs_beside_those_fitted_on(tmp_path: Path) -> None:
+    write_images(tmp_path, 13)
+    told: list[int] = []
+    # Of 13 images 4 are fitted on, and 9 are left; two sides need 19.
+    assert run(tmp_path, weight=None).size == 9
+    problem = r"the images are 9 beside 4 that are fitted on, and alpha = 0\.09 needs at least 11"
+    with pytest.raises(CalibrationError, match=problem):
+        run(tmp_path, weight=None, rule=Rule(0.09), progress=lambda done, _: told.append(done))
+    assert told == []
+    with pytest.raises(CalibrationError, match="needs at least 19"):
+        run(tmp_path, rule=Rule(0.1, Sides.TWO))
+
+
+def test_fewer_images_of_a_class_than_alpha_needs(held_out: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"at least 9 .* of each predicted class: class"):
+        run(held_out, rule=Rule(0.1, per_class=True))
+
+
+def test_fewer_images_than_neighbours(held_out: Path, tmp_path: Path) -> None:
+    fit_images = write_images(tmp_path / "training", 8, first_seed=100)
+    with pytest.raises(CalibrationError, match=r"knn with k = 10 needs as many .* got 8"):
+        run(held_out, scoring=ScoringSettings(), fit_images=fit_images)
 
 
 def test_scores_that_are_not_finite(tmp_path: Path) -> None:
@@ -144,11 +240,237 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
     settings = small_settings(kwargs={"name": "OverflowNet"}, preprocessing=plain)
     write_images(tmp_path, 12)
     Image.new("RGB", (9, 9), "white").save(tmp_path / "0003.png")
-    with pytest.raises(CalibrationError, match=r"not finite for 1 of 8 images, first 0003\.png"):
-        run(tmp_path, settings=settings)
+    with pytest.raises(CalibrationError, match=r"not finite for 1 of 12 images, first 0003\.png"):
+        run(tmp_path, model=settings)
+    with pytest.raises(CalibrationError, match=r"not finite for 1 of 4 images, first 0003\.png"):
+        run(tmp_path, model=settings, weight=None, rule=Rule(0.2))
 
 
-@pytest.mark.parametrize("wrong", [{"weight": 1.5}, {"weight": -0.1}, {"alpha": 0}, {"alpha": 1}])
-def test_arguments_out_of_range(tmp_path: Path, wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        run(write_images(tmp_path, 12), **wrong)
+@pytest.mark.parametrize("weight", [1.5, -0.1, float("nan")])
+def test_a_weight_out_of_range_is_refused_before_the_model_runs(
+    held_out: Path, weight: float
+) -> None:
+    told: list[int] = []
+    with pytest.raises(CalibrationError, match=r"expected a weight in \[0, 1\] for nap-energy"):
+        run(held_out, weight=weight, progress=lambda done, _total: told.append(done))
+    assert told == []
+
+
+@pytest.mark.parametrize("method", ["nap", "energy", "knn"])
+def test_a_method_without_a_weight_takes_none(held_out: Path, method: str) -> None:
+    scoring = ScoringSettings(method=method, **FEW)
+    with pytest.raises(CalibrationError, match=f"the method {method} has no weight, got 0.4"):
+        run(held_out, scoring=scoring, weight=0.4)
+    document = run(held_out, scoring=scoring).document
+    assert (document.method, document.weight, document.weight_search) == (method, None, None)
+    # KNN alone takes something from images.
+    assert (document.fit_images is not None) == (method == "knn")
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_an_alpha_out_of_range(alpha: float) -> None:
+    with pytest.raises(ValueError, match="0 < alpha < 1"):
+        Rule(alpha)
+
+
+@pytest.mark.parametrize(
+    ("network", "method"), [("SmallNet", "fisher-knn"), ("ReluHeadNet", "fisher-energy")]
+)
+def test_the_default_method_is_what_the_model_allows(
+    held_out: Path, network: str, method: str
+) -> None:
+    settings = small_settings(kwargs={"name": network})
+    assert str(choose_method(ScoringSettings(), load_small(network))) == method
+    calibration = run(held_out, model=settings, scoring=ScoringSettings())
+    document = calibration.document
+    assert document.method == method
+    assert document.weight_search is not None
+    assert (document.images.scored, document.location) == (30, 0)
+    assert document.fit_images is not None
+    assert (document.fit_images.source, document.fit_images.scored) == (None, 15)
+    assert (calibration.fits.knn_bank is not None) == (method == "fisher-knn")
+    require_fingerprint(calibration, load_small(network))
+
+
+@pytest.mark.parametrize("method", ["fisher-knn", "react", "nap-dice"])
+def test_a_method_that_the_model_does_not_allow(held_out: Path, method: str) -> None:
+    settings = small_settings(kwargs={"name": "ReluHeadNet"})
+    with pytest.raises(CalibrationError, match="need a model whose logits come from a linear"):
+        run(held_out, model=settings, scoring=ScoringSettings(method=method))
+
+
+@pytest.mark.parametrize("method", ["nap-energy", "fisher-energy", "nap-knn", "fisher-knn"])
+def test_the_weight_is_searched_on_pseudo_ood_images(
+    held_out: Path, tmp_path: Path, method: str
+) -> None:
+    scoring, cache = ScoringSettings(method=method, **FEW), FeatureCache(tmp_path / "cache")
+    calibration = run(held_out, scoring=scoring, cache=cache)
+    search = calibration.document.weight_search
+    assert search is not None
+    assert search.transforms == tuple(PSEUDO_OOD)
+    assert (search.inside_images, search.pseudo_images) == (15, 15)
+    mean = search.mean_auroc
+    assert calibration.document.weight == search.chosen == search.weights[int(np.argmax(mean))]
+    assert search.interval[0] <= search.chosen <= search.interval[1]
+    assert search.near_best[0] <= search.chosen <= search.near_best[1]
+    assert len(set(mean)) > 3
+    # The given weight that was found judges alike, and so does the same search once more.
+    given = run(held_out, scoring=scoring, weight=search.chosen, cache=cache)
+    again = run(held_out, scoring=scoring, cache=cache)
+    assert again.fingerprint == calibration.fingerprint
+    if method != "nap-energy":
+        # There nothing is fitted for a given weight, and every image calibrates.
+        np.testing.assert_array_equal(given.arrays["score"], calibration.arrays["score"])
+    write_calibration(calibration, tmp_path / "made")
+    assert load_calibration(tmp_path / "made").document.weight_search == search
+
+
+def test_what_is_fitted_on_does_not_calibrate(held_out: Path) -> None:
+    scoring = ScoringSettings(method="fisher-knn", scores=("react", "dice"), **FEW)
+    calibration = run(held_out, scoring=scoring)
+    loaded = load_small("SmallNet")
+    found = loaded.forward(pixels(held_out, loaded))
+    assert found.features is not None
+    share = np.zeros(45, dtype=bool)
+    share[::3] = True
+    features = found.features.numpy()
+    bank = features[share] / np.linalg.norm(features[share], axis=1, keepdims=True)
+    fits = calibration.arrays
+    np.testing.assert_allclose(fits["fit.knn_bank"], bank, rtol=1e-4)
+    np.testing.assert_allclose(fits["fit.feature_mean"], features[share].mean(0), rtol=1e-4)
+    np.testing.assert_allclose(calibration.values["nap"], found.nap.numpy()[~share], rtol=1e-5)
+    references = np.sort(found.nap.numpy()[share])
+    np.testing.assert_allclose(calibration.references["nap"], references, rtol=1e-5)
+
+
+def test_images_given_to_fit_on_leave_all_others(held_out: Path, tmp_path: Path) -> None:
+    training = write_images(tmp_path / "training", 20, first_seed=100)
+    scoring = ScoringSettings(method="fisher-knn", knn_k=2, knn_bank_size=12)
+    calibration = run(held_out, scoring=scoring, fit_images=training)
+    document = calibration.document
+    assert (calibration.size, document.images.scored) == (45, 45)
+    assert document.fit_images is not None
+    assert (document.fit_images.source, document.fit_images.scored) == ("training", 12)
+    assert calibration.fits.knn_bank is not None
+    assert calibration.fits.knn_bank.shape == (12, 4)
+    assert {len(reference) for reference in calibration.references.values()} == {12}
+
+
+def test_the_images_to_fit_on_must_be_others(held_out: Path) -> None:
+    same = held_out.parent / "." / held_out.name / ".." / held_out.name
+    with pytest.raises(CalibrationError, match=r"are those to calibrate on.*every third image"):
+        run(held_out, scoring=ScoringSettings(**FEW), fit_images=same)
+
+
+def test_a_given_weight_still_moves_the_base_score_where_there_are_images_to_fit_on(
+    held_out: Path, tmp_path: Path
+) -> None:
+    training = write_images(tmp_path / "training", 20, first_seed=100)
+    moved = run(held_out, fit_images=training)
+    loaded = load_small("SmallNet")
+    logits = loaded.forward(pixels(training, loaded)).logits.numpy()
+    assert moved.document.location == pytest.approx(logits.mean(), rel=1e-4)
+    assert (moved.size, moved.document.weight_search) == (45, None)
+    energy = moved.values["energy"].astype(np.float64)
+    fused = fuse(energy - moved.document.location, moved.values["nap"], 0.4)
+    np.testing.assert_array_equal(moved.arrays["score"], fused)
+
+
+def test_labels_that_are_class_names_give_the_accuracy(tmp_path: Path) -> None:
+    settings = small_settings(class_names=("cat", "dog", "owl"))
+    loaded = load_model(settings, CPU)
+    write_images(tmp_path / "cat", 10)
+    write_images(tmp_path / "dog", 10, first_seed=10)
+    predicted = scorer_of(loaded)(pixels(tmp_path, loaded)).class_id
+    expected = np.mean(predicted == np.repeat([0, 1], 10))
+    assert run(tmp_path, model=settings).document.accuracy == pytest.approx(expected)
+    write_images(tmp_path / "fish", 1)
+    assert run(tmp_path, model=settings).document.accuracy is None
+
+
+def test_a_second_run_takes_everything_from_the_cache(
+    held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = 0
+
+    def count(_module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
+        nonlocal passes
+        passes += len(inputs[0])
+
+    def load(settings: ModelSettings, device: torch.device) -> LoadedModel:
+        loaded = load_model(settings, device)
+        loaded.module.register_forward_hook(count)
+        return loaded
+
+    monkeypatch.setattr(run_module, "load_model", load)
+    scoring, cache = ScoringSettings(**FEW), FeatureCache(tmp_path)
+    first = run(held_out, scoring=scoring, cache=cache)
+    assert passes == 45 + 15 * len(PSEUDO_OOD)
+    assert run(held_out, scoring=scoring, cache=cache).fingerprint == first.fingerprint
+    # Another method, rule or weight takes nothing more of the model.
+    run(held_out, scoring=ScoringSettings(method="nap-ash", **FEW), cache=cache)
+    run(held_out, scoring=scoring, weight=0.3, rule=Rule(0.2, Sides.TWO), cache=cache)
+    assert passes == 45 + 15 * len(PSEUDO_OOD)
+    # Without the cache it is the same calibration, bit for bit.
+    assert run(held_out, scoring=scoring).fingerprint == first.fingerprint
+    assert passes == 2 * (45 + 15 * len(PSEUDO_OOD))
+
+
+FRESH = 1_500
+HELD_OUT = 600
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Held-out and fresh images of one distribution, and a cache of the model's outputs."""
+    folder = tmp_path_factory.mktemp("drawn")
+    parquet_of(folder / "held-out.parquet", HELD_OUT, first_seed=100_000)
+    parquet_of(folder / "fresh.parquet", FRESH, first_seed=500_000)
+    return folder
+
+
+def flagged(calibration: Calibration, images: Path, cache: FeatureCache) -> int:
+    loaded = load_small("SmallNet")
+    reader = Reader(loaded, LimitSettings(), images, cache)
+    reading = reader.read(reader.files(), 64, lambda _images: None)
+    values = reading.values(base_scores_of(calibration, loaded))
+    return int(calibration.judge(values, reading.class_id).is_ood.sum())
+
+
+@pytest.mark.parametrize("method", ["fisher-knn", "nap-energy", "nap", "knn"])
+@pytest.mark.parametrize("sides", Sides)
+def test_fresh_in_distribution_images_are_flagged_as_often_as_stated(
+    drawn: Path, method: str, sides: Sides
+) -> None:
+    cache, scoring = FeatureCache(drawn / "cache"), ScoringSettings(method=method)
+    calibration = run(
+        drawn / "held-out.parquet",
+        scoring=scoring,
+        rule=Rule(0.1, sides),
+        batch_size=64,
+        cache=cache,
+    )
+    k, m = calibration.bound_rank, calibration.bound_size
+    assert m in {HELD_OUT, HELD_OUT * 2 // 3}
+    count = flagged(calibration, drawn / "fresh.parquet", cache)
+    # The law of the count over calibration and stream: Beta(k, m + 1 - k), then binomial.
+    law = betabinom(FRESH, k, m + 1 - k)
+    assert count <= law.ppf(0.9995)
+    if sides is Sides.ONE or not method.startswith("fisher"):
+        # The largest of Fisher's sums are ties, of which none is flagged: the rate can be lower.
+        assert law.ppf(0.0005) <= count
+
+
+def test_calibrating_on_the_bank_itself_would_flag_too_many(drawn: Path) -> None:
+    cache = FeatureCache(drawn / "cache")
+    copy = drawn / "copy.parquet"
+    copy.write_bytes((drawn / "held-out.parquet").read_bytes())
+    scoring = ScoringSettings(method="knn", knn_k=1)
+    right = run(drawn / "held-out.parquet", scoring=scoring, batch_size=64, cache=cache)
+    wrong = run(
+        drawn / "held-out.parquet", scoring=scoring, fit_images=copy, batch_size=64, cache=cache
+    )
+    fresh = drawn / "fresh.parquet"
+    low, high = right.flag_rate_interval
+    assert low <= flagged(right, fresh, cache) / FRESH <= high
+    assert flagged(wrong, fresh, cache) / FRESH > 0.5

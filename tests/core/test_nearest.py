@@ -1,6 +1,5 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +7,6 @@ from hypothesis import strategies as st
 
 from nap_stream.core import nearest
 from nap_stream.core.nearest import knn, unit_rows
-from nap_stream.core.rows import evenly_spaced
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -120,19 +118,3 @@ def test_computed_in_float32_whatever_the_dtype_and_autocast() -> None:
     assert torch.equal(knn(low, bank, 2), plain)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(knn(low, bank, 2), plain)
-
-
-def test_evenly_spaced_by_hand() -> None:
-    assert evenly_spaced(10, 4).tolist() == [0, 2, 5, 7]
-    assert evenly_spaced(3, 5).tolist() == [0, 1, 2]
-    assert evenly_spaced(0, 5).tolist() == []
-
-
-@given(st.integers(0, 2000), st.integers(1, 300))
-def test_evenly_spaced_are_distinct_in_range_and_evenly_spaced(count: int, limit: int) -> None:
-    rows = evenly_spaced(count, limit)
-    assert rows.dtype == np.int64
-    assert len(rows) == min(count, limit)
-    assert all(0 <= row < count for row in rows)
-    gaps = np.diff(rows)
-    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)

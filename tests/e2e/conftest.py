@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.run import calibrate
+from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import SystemClock
+from nap_stream.core.judging import Rule
 from nap_stream.dev.broker import free_port
-from nap_stream.settings import LimitSettings, ModelSettings
+from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
 from tests.e2e.monitor import model_section
 from tests.e2e.processes import Program
 from tests.support.images import write_images
@@ -54,15 +55,17 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny net's calibration on 400 held-out smooth images."""
     folder = tmp_path_factory.mktemp("calibration")
     torch.set_num_threads(1)
-    found = calibrate(
-        ModelSettings.model_validate(model_section()),
-        write_images(folder / "held-out", 400, first_seed=100_000),
-        alpha=0.05,
+    request = CalibrationRequest(
+        model=ModelSettings.model_validate(model_section()),
+        scoring=ScoringSettings(method="nap-energy"),
+        images=write_images(folder / "held-out", 400, first_seed=100_000),
+        fit_images=None,
+        rule=Rule(0.05),
+        weight=0.4,
         batch_size=32,
         limits=LimitSettings(),
-        device=torch.device("cpu"),
-        clock=SystemClock(),
     )
+    found = calibrate(request, device=torch.device("cpu"), clock=SystemClock())
     write_calibration(found, folder / "artifact", force=False)
     return folder / "artifact"
 

@@ -23,7 +23,8 @@ class Bright:
         brightness = batch.float().mean(dim=(1, 2, 3)).numpy()
         nap = np.where(brightness == 13, np.nan, brightness).astype(np.float32)
         class_id = (brightness > 100).astype(np.int64)
-        return BatchScores(class_id, np.full_like(nap, 0.5), brightness, nap)
+        values = {"nap": nap, "msp": np.full_like(nap, 0.5), "max_logit": brightness - 1}
+        return BatchScores(class_id, values | {"energy": brightness, "knn": brightness / 256})
 
 
 @pytest.fixture
@@ -84,6 +85,15 @@ def test_rows_carry_scores_p_value_and_flag(rows: RowMaker) -> None:
     assert light.scores.ood_p_value == 1.0
     assert not light.scores.is_ood
     assert light.scores.fused == pytest.approx(150)
+
+
+def test_rows_carry_every_value_under_its_name(rows: RowMaker) -> None:
+    (row,) = rows.score([decoded(rows, 64)])
+
+    assert row.scores is not None
+    assert (row.scores.confidence, row.scores.max_logit) == (0.5, 63)
+    assert (row.scores.energy, row.scores.nap, row.scores.knn) == (64, 64, 0.25)
+    assert (row.scores.react, row.scores.ash, row.scores.scale, row.scores.dice) == (None,) * 4
 
 
 def test_scores_that_are_not_finite_make_a_row_without_scores(rows: RowMaker) -> None:

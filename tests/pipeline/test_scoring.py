@@ -43,7 +43,7 @@ def decode(given: Message) -> list[DecodedImage | FailedImage]:
 
 def row(image: DecodedImage | FailedImage) -> ScoredRecord:
     good = isinstance(image, DecodedImage)
-    scores = Scores(0, "cat", 1.0, 1.0, 1.0, 1.0, 1.0, is_ood=False) if good else None
+    scores = Scores(0, "cat", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, is_ood=False) if good else None
     status = Status.OK if good else Status.CORRUPT
     return ScoredRecord(image.origin, status, None, 0, scores, None, None, None, None)
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.run import calibrate
+from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import SystemClock
+from nap_stream.core.judging import Rule
 from nap_stream.kafka_client import topics_missing
 from nap_stream.runtime import doctor
 from nap_stream.runtime.doctor import Finding, Outcome, examine
@@ -15,6 +16,7 @@ from nap_stream.settings import (
     LimitSettings,
     ModelSettings,
     PreprocessingSettings,
+    ScoringSettings,
     Settings,
 )
 from tests.support.images import write_images
@@ -82,6 +84,17 @@ def test_a_calibration_of_another_model_is_found(embedded: str, tmp_path: Path) 
 
 
 @pytest.mark.embedded
+def test_a_calibration_of_another_scoring_section_is_found(embedded: str, tmp_path: Path) -> None:
+    settings = _settings(embedded, tmp_path)
+    other = ScoringSettings(method="fisher-energy")
+
+    found = findings(settings.model_copy(update={"scoring": other}))["calibration"]
+
+    assert found.outcome is Outcome.FAILED
+    assert "the method is nap-energy, not fisher-energy" in found.detail
+
+
+@pytest.mark.embedded
 def test_a_log_root_that_cannot_be_made_is_found(embedded: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     settings = _settings(embedded, tmp_path)
@@ -120,20 +133,23 @@ def _settings(broker: str, folder: Path, **kafka: float) -> Settings:
         factory="tests.support.tiny_net:build",
         preprocessing=PreprocessingSettings(resize=None, crop=16),
     )
-    calibration = calibrate(
-        model,
-        write_images(folder / "held-out", 30),
-        alpha=0.1,
+    request = CalibrationRequest(
+        model=model,
+        scoring=ScoringSettings(method="nap-energy"),
+        images=write_images(folder / "held-out", 30),
+        fit_images=None,
+        rule=Rule(0.1),
+        weight=0.4,
         batch_size=16,
         limits=LimitSettings(),
-        device=torch.device("cpu"),
-        clock=SystemClock(),
     )
+    calibration = calibrate(request, device=torch.device("cpu"), clock=SystemClock())
     write_calibration(calibration, folder / "calibration")
     return Settings.model_validate(
         {
             "kafka": {"bootstrap_servers": broker, "topic": "images", **kafka},
             "model": model.model_dump(),
+            "scoring": {"method": "nap-energy"},
             "calibration": folder / "calibration",
             "log": {"root": folder / "log"},
         }

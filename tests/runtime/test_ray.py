@@ -52,7 +52,9 @@ def logical_gpus() -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-FACTS = CalibrationFacts(alpha=0.05, size=100, fingerprint="1" * 64, model_fingerprint="2" * 64)
+FACTS = CalibrationFacts(
+    alpha=0.05, size=100, flag_rank=5, fingerprint="1" * 64, model_fingerprint="2" * 64
+)
 
 
 def _settings(group: str, **worker: float) -> Settings:

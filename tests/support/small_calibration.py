@@ -1,55 +1,119 @@
 """Calibrations of the small networks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nap_stream.calibration.artifact import Calibration
-from nap_stream.core.conformal import flag_rank, flag_rate_interval, threshold
-from nap_stream.core.fusion import fuse
+from nap_stream.calibration.calibration import Calibration, array_sha256
+from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
+from nap_stream.calibration.fitting import ALWAYS, unfitted
+from nap_stream.core.judging import Judge, Rule
+from nap_stream.core.methods import method_scores, parse_method
+from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.model.feature_site import FeatureSite
+from nap_stream.model.loading import LoadedModel
+from nap_stream.model.scorer import OnePassScorer
 from nap_stream.settings import PreprocessingSettings
 from tests.support.image_bytes import encoded, picture
 
+Arrays = Mapping[str, NDArray[Any]]
 
-def write_images(folder: Path, count: int) -> Path:
+MODEL = ModelFacts(
+    factory="package.module:name",
+    fingerprint="1" * 64,
+    weights_fingerprint="3" * 64,
+    class_names=("cat", "dog"),
+    preprocessing=PreprocessingSettings(),
+    feature_site=FeatureSite("module_input", "avgpool", None, 0, (512, 7, 7)),
+    head=None,
+)
+
+
+def write_images(folder: Path, count: int, *, first_seed: int = 0) -> Path:
     """Write image files of various sizes to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        data = encoded(picture(9 + index % 3, 9, seed=index), "PNG")
+        data = encoded(picture(9 + index % 3, 9, seed=first_seed + index), "PNG")
         (folder / f"{index:04}.png").write_bytes(data)
     return folder
 
 
+def scorer_of(loaded: LoadedModel) -> OnePassScorer:
+    """The scorer of NAP and the scores that need nothing but logits."""
+    return OnePassScorer(loaded, unfitted(ALWAYS, loaded, ScoreParameters()).base_scores)
+
+
 def calibration_of(
-    energy: Sequence[float], nap: Sequence[float], alpha: float = 0.25, **changes: Any
+    energy: Sequence[float],
+    nap: Sequence[float],
+    alpha: float = 0.25,
+    *,
+    rule: Rule | None = None,
+    class_id: Sequence[int] | None = None,
+    arrays: Arrays | None = None,
+    **changes: Any,
 ) -> Calibration:
-    """Make a calibration of given scores, without a model."""
-    fields: dict[str, Any] = {
-        "alpha": alpha,
-        "weight": 0.5,
-        "energy": np.array(energy, np.float32),
+    """Make a calibration of given scores, without a model.
+
+    Args:
+        energy: Of each image.
+        nap: Of each image.
+        alpha: Of a rule that is one-sided, over all images.
+        rule: Another one.
+        class_id: Predicted classes; all 0 where there are none.
+        arrays: Further values, references and fits by their names in a calibration.
+        **changes: Fields of the document.
+    """
+    rule = rule or Rule(alpha)
+    classes = np.zeros(len(energy), np.int32) if class_id is None else np.array(class_id, np.int32)
+    values: dict[str, NDArray[np.float32]] = {
         "nap": np.array(nap, np.float32),
+        "msp": np.full(len(energy), 0.5, np.float32),
+        "max_logit": np.array(energy, np.float32) - 1,
+        "energy": np.array(energy, np.float32),
+    }
+    more = dict(arrays or {})
+    defaults = {"method": "nap-energy", "weight": 0.5, "location": 0.0, "model": MODEL}
+    fields: dict[str, Any] = defaults | changes
+    scores = method_scores(
+        parse_method(fields["method"]),
+        values | _below("value.", more),
+        weight=fields["weight"],
+        location=fields["location"],
+        reference=_below("reference.", more),
+    )
+    stored: dict[str, NDArray[Any]] = {f"value.{name}": value for name, value in values.items()}
+    stored |= {"score": scores, "class_id": classes}
+    stored |= more
+    groups = Judge(rule, scores, classes.astype(np.int64), len(fields["model"].class_names)).groups
+    return Calibration(_document(stored, rule=rule, groups=groups, **fields), stored)
+
+
+def _document(arrays: Arrays, **fields: Any) -> CalibrationDocument:
+    defaults: dict[str, Any] = {
+        "weight_search": None,
         "flag_rate_confidence": 0.95,
-        "base": "energy",
-        "weight_choice": "given",
-        "model_factory": "package.module:name",
-        "model_fingerprint": "1" * 64,
-        "feature_site": FeatureSite("module_input", "avgpool", None, 0, (512, 7, 7)),
-        "preprocessing": PreprocessingSettings(),
-        "image_source": "held-out",
-        "undecodable": 1,
+        "scores": ALWAYS,
+        "parameters": ScoreParameters(),
+        "react_clip": None,
+        "images": ImageFacts(source="held-out", scored=len(arrays["score"]), undecodable=1),
+        "fit_images": None,
         "mean_confidence": 0.1 + 0.2,
+        "accuracy": None,
+        "warnings": (),
         "versions": {"torch": "2"},
         "created_ms": 1_700_000_000_000,
-    } | changes
-    scores = np.sort(fuse(fields["energy"], fields["nap"], fields["weight"]))
-    derived: dict[str, Any] = {
-        "sorted_scores": scores,
-        "threshold": threshold(scores, alpha),
-        "flag_rank": flag_rank(alpha, len(scores)),
-        "flag_rate_interval": flag_rate_interval(alpha, len(scores), 0.95),
+        "array_sha256": array_sha256(arrays),
     }
-    return Calibration(**(derived | fields))
+    return CalibrationDocument(**(defaults | fields))
+
+
+def _below(prefix: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }

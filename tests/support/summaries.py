@@ -17,7 +17,7 @@ from nap_stream.settings import Settings
 
 TOPIC = "images"
 PANE_MS = 10
-FACTS = CalibrationFacts(0.05, 199, "c" * 64, "f" * 64)
+FACTS = CalibrationFacts(0.05, 199, 10, "c" * 64, "f" * 64)
 
 Row = tuple[int, bool]
 """Event time in milliseconds, and whether the record is flagged."""

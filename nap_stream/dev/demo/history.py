@@ -69,8 +69,8 @@ def ood_history(
         if state.records >= drift.window_records:
             limit = flag_limit(
                 state.records,
-                calibration.flag_rank,
-                calibration.size,
+                calibration.bound_rank,
+                calibration.bound_size,
                 drift.false_alarm_probability,
             )
             fraction, bound = state.flagged / state.records, limit / state.records

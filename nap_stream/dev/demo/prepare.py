@@ -7,8 +7,9 @@ from safetensors.torch import save_file
 
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.calibration.run import calibrate
+from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import Clock
+from nap_stream.core.judging import Rule
 from nap_stream.dev.demo.configuration import ALPHA
 from nap_stream.dev.demo.digits import load_splits
 from nap_stream.dev.demo.display import Display
@@ -16,7 +17,7 @@ from nap_stream.dev.demo.folder import DemoFolder
 from nap_stream.dev.demo.network import accuracy, train
 from nap_stream.dev.demo.stream import Phase, plan_stream, write_digits, write_stream
 from nap_stream.settings import LimitSettings
-from nap_stream.settings_loader import load_model_settings
+from nap_stream.settings_loader import load_model_settings, load_scoring_settings
 
 CALIBRATION_BATCH = 50
 
@@ -56,12 +57,18 @@ def make_model_and_images(folder: DemoFolder, seed: int, display: Display) -> In
 
 def make_calibration(folder: DemoFolder, display: Display, clock: Clock) -> Calibration:
     """Calibrate the configured model on its held-out digits, as `nap-stream calibrate` does."""
-    calibration = calibrate(
-        load_model_settings(folder.config, environ={}),
-        folder.images / "calibration",
-        alpha=ALPHA,
+    request = CalibrationRequest(
+        model=load_model_settings(folder.config, environ={}),
+        scoring=load_scoring_settings(folder.config, environ={}),
+        images=folder.images / "calibration",
+        fit_images=folder.images / "training",
+        rule=Rule(ALPHA),
+        weight=None,
         batch_size=CALIBRATION_BATCH,
         limits=LimitSettings(),
+    )
+    calibration = calibrate(
+        request,
         device=torch.device("cpu"),
         clock=clock,
     )
@@ -69,6 +76,6 @@ def make_calibration(folder: DemoFolder, display: Display, clock: Clock) -> Cali
     low, high = calibration.flag_rate_interval
     display.step(
         f"calibrated on {calibration.size} held-out digits: flags at p <= {calibration.alpha:g}, "
-        f"true flag rate {low:.1%} to {high:.1%} ({calibration.flag_rate_confidence:.0%})"
+        f"true flag rate {low:.1%} to {high:.1%} ({calibration.document.flag_rate_confidence:.0%})"
     )
     return calibration

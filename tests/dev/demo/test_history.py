@@ -29,7 +29,7 @@ def test_gives_the_window_at_the_end_of_each_pane(calibration: Calibration) -> N
 
     history = ood_history(images, DRIFT, calibration)
 
-    bound = flag_limit(4, calibration.flag_rank, calibration.size, 0.01) / 4
+    bound = flag_limit(4, calibration.bound_rank, calibration.bound_size, 0.01) / 4
     assert history == [
         HistoryPoint(1_400, 0.5, bound),
         HistoryPoint(1_500, 0.75, bound),

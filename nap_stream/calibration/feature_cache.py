@@ -1,0 +1,73 @@
+"""What a model made of images, kept on disk: two cores are slow, and a run can be cut off."""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save_file
+
+from nap_stream.errors import CalibrationError
+
+_SCHEME = 1
+
+
+def cache_key(parts: Mapping[str, Any]) -> str:
+    """The SHA-256 of a JSON tree: everything that decides what the arrays are."""
+    canonical = json.dumps({"scheme": _SCHEME, **parts}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCache:
+    """A folder of safetensors files, each under the hash of what it was computed from.
+
+    Nothing in it goes stale: other weights or other images have other keys. It may be deleted
+    at any time, and several processes may share it.
+    """
+
+    folder: Path
+
+    def get(self, key: str) -> dict[str, NDArray[Any]] | None:
+        """Arrays by name; None where they are not there. A damaged file counts as not there."""
+        path = self._path(key)
+        try:
+            return load(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError) as error:
+            structlog.get_logger().warning(
+                "feature_cache_file_unreadable", path=str(path), error=str(error)
+            )
+            return None
+
+    def put(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Keep arrays, so that a half-written file never stands under the key.
+
+        Raises:
+            CalibrationError: The folder cannot be written.
+        """
+        path = self._path(key)
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(dict(arrays), unfinished)
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise CalibrationError(
+                f"the feature cache cannot be written ({error})",
+                str(self.folder),
+                "Choose another folder with --cache, or make room",
+            ) from error
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"

@@ -1,0 +1,82 @@
+"""Which in-distribution images are fitted on, and reading them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nap_stream.calibration.fitting import Fitted
+from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
+from nap_stream.calibration.reading import PSEUDO_SEED, Advance, Reader, Values
+from nap_stream.core.rows import evenly_spaced
+from nap_stream.image_files import ImageFile, count_images, iter_images
+
+FIT_SHARE = 1 / 3
+"""Of the images, where none are given to fit on."""
+
+PSEUDO_IMAGES = 200
+"""Images that each pseudo-OOD transform is applied to, at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitPart:
+    """The images to fit on: those of ``source`` where the mask ``rows`` is true.
+
+    ``own`` says that they were given for it; else they are a share of the other images, which
+    must then leave them out.
+    """
+
+    source: Path
+    own: bool
+    rows: NDArray[np.bool_]
+
+    @classmethod
+    def choose(cls, images: Path, fit_images: Path | None, limit: int) -> Self:
+        """Take evenly spaced images, at most ``limit``; a third of ``images`` if none are given.
+
+        Raises:
+            InputDataError: See `count_images`.
+        """
+        source = images if fit_images is None else fit_images
+        count = count_images(source)
+        share = count if fit_images is not None else round(count * FIT_SHARE)
+        rows = np.zeros(count, dtype=bool)
+        rows[evenly_spaced(count, max(1, min(limit, share)))] = True
+        return cls(source, fit_images is not None, rows)
+
+    def __len__(self) -> int:
+        return int(self.rows.sum())
+
+    @property
+    def pseudo_passes(self) -> int:
+        """Forward passes, in images, that `pseudo_values` takes."""
+        return len(PSEUDO_OOD) * min(len(self), PSEUDO_IMAGES)
+
+    def files(self) -> Iterator[ImageFile]:
+        """The images to fit on."""
+        return compress(iter_images(self.source), self.rows)
+
+    def others(self, images: Path) -> Iterator[ImageFile]:
+        """Those of ``images`` that are not fitted on."""
+        return iter_images(images) if self.own else compress(iter_images(images), ~self.rows)
+
+    def pseudo_values(
+        self, reader: Reader, fitted: Fitted, batch_size: int, advance: Advance
+    ) -> dict[str, Values]:
+        """NAP and base scores of pseudo-OOD images, by transform."""
+        wanted = set(evenly_spaced(len(self), PSEUDO_IMAGES).tolist())
+        files = [file for number, file in enumerate(self.files()) if number in wanted]
+        # Images are mixed with others of their batch: in order they may all be of one class.
+        shuffled = [
+            files[row] for row in np.random.default_rng(PSEUDO_SEED).permutation(len(files))
+        ]
+        return {
+            name: reader.read_transformed(shuffled, name, batch_size, advance).values(
+                fitted.base_scores
+            )
+            for name in PSEUDO_OOD
+        }

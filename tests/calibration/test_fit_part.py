@@ -1,0 +1,150 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nap_stream.calibration import fit_part
+from nap_stream.calibration.fit_part import FitPart
+from nap_stream.calibration.fitting import ALWAYS, fit
+from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
+from nap_stream.calibration.reading import Advance, Reader, Reading
+from nap_stream.core.rows import evenly_spaced
+from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.errors import InputDataError
+from nap_stream.image_files import ImageFile
+from nap_stream.settings import LimitSettings
+from tests.support.small_calibration import write_images
+from tests.support.small_settings import load_small
+
+ALL = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Batches(Reader):
+    """Remembers the images that were transformed, in their order."""
+
+    seen: list[list[ImageFile]] = field(default_factory=list)
+
+    def read_transformed(
+        self, files: Sequence[ImageFile], transform: str, batch_size: int, advance: Advance
+    ) -> Reading:
+        self.seen.append(list(files))
+        return Reader.read_transformed(self, files, transform, batch_size, advance)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("fit-part") / "images", 20)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("fit-part") / "training", 12, first_seed=100)
+
+
+def numbers(part: FitPart, images: Path) -> tuple[list[int], list[int]]:
+    """The images that are fitted on, and those that calibrate."""
+    fitted = [int(file.name.removesuffix(".png")) for file in part.files()]
+    others = [int(file.name.removesuffix(".png")) for file in part.others(images)]
+    return fitted, others
+
+
+def test_every_third_image_is_fitted_on_and_the_others_calibrate(folder: Path) -> None:
+    part = FitPart.choose(folder, None, ALL)
+    fitted, others = numbers(part, folder)
+    # A third of 20 is 7, and 20 / 7 is a little below 3.
+    assert fitted == [0, 2, 5, 8, 11, 14, 17]
+    assert sorted(fitted + others) == list(range(20))
+    assert (len(part), part.own, part.source) == (7, False, folder)
+
+
+def test_at_most_as_many_as_the_limit(folder: Path) -> None:
+    fitted, others = numbers(FitPart.choose(folder, None, 4), folder)
+    assert fitted == [0, 5, 10, 15]
+    assert len(others) == 16
+
+
+def test_images_given_to_fit_on_leave_all_others(folder: Path, other: Path) -> None:
+    part = FitPart.choose(folder, other, ALL)
+    fitted, others = numbers(part, folder)
+    assert (fitted, others) == (list(range(12)), list(range(20)))
+    assert (part.own, part.source) == (True, other)
+    fitted, others = numbers(FitPart.choose(folder, other, 3), folder)
+    assert (fitted, others) == ([0, 4, 8], list(range(20)))
+
+
+@given(st.integers(1, 200), st.integers(1, 100))
+def test_shares_are_disjoint_and_together_everything(count: int, limit: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_part, "count_images", lambda _path: count)
+        part = FitPart.choose(Path("any"), None, limit)
+    assert part.rows.shape == (count,)
+    assert len(part) == max(1, min(limit, round(count / 3)))
+    # Evenly spaced: a gap is at most one longer than the shortest.
+    gaps = np.diff(np.flatnonzero(part.rows))
+    assert part.rows[0]
+    assert not len(gaps) or np.ptp(gaps) <= 1
+
+
+def test_the_classes_of_a_sorted_folder_keep_their_shares(tmp_path: Path) -> None:
+    for name in ("cat", "dog", "owl"):
+        write_images(tmp_path / name, 9)
+    labels = [file.label for file in FitPart.choose(tmp_path, None, ALL).files()]
+    assert labels == ["cat"] * 3 + ["dog"] * 3 + ["owl"] * 3
+
+
+def test_a_folder_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputDataError, match="no such"):
+        FitPart.choose(folder, tmp_path / "absent", ALL)
+
+
+def test_pseudo_ood_values_of_every_transform(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_small("SmallNet")
+    monkeypatch.setattr(fit_part, "PSEUDO_IMAGES", 5)
+    part = FitPart.choose(folder, None, ALL)
+    reader = Reader(loaded, LimitSettings(), folder)
+    reading = reader.read(part.files(), 4, lambda _images: None)
+    names = (*ALWAYS, BaseScore.KNN)
+    fitted = fit(names, reading, loaded, ScoreParameters(knn_k=2))
+    told: list[int] = []
+    found = part.pseudo_values(reader, fitted, 4, told.append)
+
+    assert tuple(found) == tuple(PSEUDO_OOD)
+    assert sum(told) == part.pseudo_passes == 5 * len(PSEUDO_OOD)
+    files = list(part.files())
+    chosen = {files[number].name for number in evenly_spaced(7, 5)}
+    for name, values in found.items():
+        assert values.keys() == {"nap", "msp", "max_logit", "energy", "knn"}
+        assert all(len(column) == 5 for column in values.values())
+        if name not in ("invert", "low_contrast"):
+            continue
+        # These do to each image what they do to it alone.
+        picked = [file for file in files if file.name in chosen]
+        expected = reader.read_transformed(picked, name, 4, lambda _images: None)
+        np.testing.assert_allclose(np.sort(values["nap"]), np.sort(expected.nap), rtol=1e-5)
+
+
+def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 12)
+    part = FitPart.choose(tmp_path, tmp_path, ALL)
+    reader = Batches(load_small("SmallNet"), LimitSettings(), tmp_path)
+    reading = reader.read(part.files(), 8, lambda _images: None)
+    fitted = fit(ALWAYS, reading, reader.loaded, ScoreParameters())
+    part.pseudo_values(reader, fitted, 8, lambda _images: None)
+    orders = {tuple(file.name for file in files) for files in reader.seen}
+    assert len(orders) == 1
+    (order,) = orders
+    assert sorted(order) == sorted(file.name for file in part.files())
+    for first in range(0, 24, 8):
+        assert {name.split("/")[0] for name in order[first : first + 8]} == {"cat", "dog"}
+
+
+def test_passes_are_counted_of_no_more_images_than_there_are(folder: Path) -> None:
+    assert FitPart.choose(folder, None, ALL).pseudo_passes == 7 * len(PSEUDO_OOD)

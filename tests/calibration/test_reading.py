@@ -1,0 +1,330 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import torch
+from PIL import Image
+
+from nap_stream.calibration.feature_cache import FeatureCache
+from nap_stream.calibration.pseudo_ood import transformed
+from nap_stream.calibration.reading import PSEUDO_SEED, Reader, Reading
+from nap_stream.core.nap import nap
+from nap_stream.decode import Picture, decode_image
+from nap_stream.errors import CalibrationError, InputDataError
+from nap_stream.image_files import ImageFile, iter_images
+from nap_stream.model.loading import LoadedModel
+from nap_stream.model.preprocessing import preprocess
+from nap_stream.settings import LimitSettings
+from tests.support.image_bytes import encoded, picture
+from tests.support.small_calibration import write_images
+from tests.support.small_models import OverflowNet, SmallNet, seeded
+from tests.support.small_settings import load_small
+
+COUNT = 10
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+class Runs:
+    """Counts forward passes, in images."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self.images = 0
+        loaded.module.register_forward_hook(self._add)
+
+    def _add(self, _module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
+        self.images += len(inputs[0])
+
+
+class HotMapNet(SmallNet):
+    """Its map overflows where an image's first pixel is white; features and logits do not."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        maps = self.features(x) + torch.where(x[:, :1, :1, :1] == 1, torch.inf, 0.0)
+        return self.head(self.pool(maps).flatten(1).nan_to_num(posinf=1.0))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("reading") / "images", COUNT)
+
+
+@pytest.fixture
+def loaded() -> LoadedModel:
+    return load_small("SmallNet")
+
+
+def reader_of(source: Path, loaded: LoadedModel | None = None, **changes: Any) -> Reader:
+    return Reader(loaded or load_small("SmallNet"), LimitSettings(), source, **changes)
+
+
+def read(reader: Reader, batch_size: int = 4) -> Reading:
+    return reader.read(reader.files(), batch_size, lambda _images: None)
+
+
+def read_transformed(
+    reader: Reader, name: str, batch_size: int = 4, files: list[ImageFile] | None = None
+) -> Reading:
+    chosen = list(reader.files()) if files is None else files
+    return reader.read_transformed(chosen, name, batch_size, lambda _images: None)
+
+
+def pixels(folder: Path, loaded: LoadedModel) -> torch.Tensor:
+    rows = []
+    for file in iter_images(folder):
+        found = decode_image(file.data, LimitSettings())
+        assert isinstance(found, Picture)
+        rows.append(preprocess(found.pixels, loaded.preprocessing))
+    return torch.stack(rows)
+
+
+def assert_identical(first: Reading, second: Reading) -> None:
+    assert (first.names, first.labels) == (second.names, second.labels)
+    assert (first.undecodable, first.first_problem) == (second.undecodable, second.first_problem)
+    assert first.logits.tobytes() == second.logits.tobytes()
+    assert first.nap.tobytes() == second.nap.tobytes()
+    assert first.features is not None
+    assert second.features is not None
+    assert first.features.tobytes() == second.features.tobytes()
+
+
+def test_what_the_model_makes_of_images_of_differing_sizes(
+    folder: Path, loaded: LoadedModel
+) -> None:
+    found = [decode_image(file.data, LimitSettings()) for file in iter_images(folder)]
+    assert len({result.pixels.shape for result in found if isinstance(result, Picture)}) == 3
+    reading = read(reader_of(folder, loaded))
+    with torch.inference_mode():
+        x = loaded.normalise(pixels(folder, loaded))
+        maps = loaded.module.get_submodule("features")(x)
+        logits = loaded.module(x).numpy()
+    np.testing.assert_allclose(reading.logits, logits, rtol=1e-5)
+    assert reading.features is not None
+    np.testing.assert_allclose(reading.features, maps.mean((2, 3)).numpy(), rtol=1e-5)
+    np.testing.assert_allclose(reading.nap, nap(maps).numpy(), rtol=1e-5)
+    assert reading.class_id.tolist() == logits.argmax(1).tolist()
+    assert reading.names == tuple(f"{number:04}.png" for number in range(COUNT))
+    assert reading.labels == (None,) * COUNT
+    assert (len(reading), reading.undecodable, reading.first_problem) == (COUNT, 0, "")
+
+
+def test_labels_are_those_of_the_files(tmp_path: Path) -> None:
+    write_images(tmp_path / "cat", 2)
+    write_images(tmp_path / "dog", 1)
+    assert read(reader_of(tmp_path)).labels == ("cat", "cat", "dog")
+
+
+def test_a_model_without_a_linear_head_has_no_features(folder: Path) -> None:
+    reading = read(reader_of(folder, load_small("ReluHeadNet")))
+    assert reading.features is None
+    assert reading.logits.shape == (COUNT, 3)
+
+
+def test_progress_counts_every_image_of_a_batch(tmp_path: Path) -> None:
+    write_images(tmp_path, 7)
+    (tmp_path / "0002.txt").write_text("a note")
+    told: list[int] = []
+    reader = reader_of(tmp_path)
+    reader.read(reader.files(), 3, told.append)
+    reader.read_transformed(list(reader.files()), "invert", 5, told.append)
+    assert told == [3, 3, 2, 5, 3]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_some_undecodable_images_are_counted(tmp_path: Path, batch_size: int) -> None:
+    write_images(tmp_path, 6)
+    (tmp_path / "0001a.txt").write_text("a note")
+    (tmp_path / "0004a.png").write_bytes(b"")
+    reading = read(reader_of(tmp_path), batch_size)
+    assert (len(reading), reading.undecodable) == (6, 2)
+    assert reading.first_problem.startswith("0001a.txt: not a JPEG")
+    assert reading.names == tuple(f"{number:04}.png" for number in range(6))
+
+
+@pytest.mark.parametrize("transform", [None, "mixup"])
+def test_a_whole_batch_that_is_undecodable_in_the_middle(
+    tmp_path: Path, transform: str | None
+) -> None:
+    write_images(tmp_path, 8)
+    for number in range(3):
+        (tmp_path / f"0002-{number}.txt").write_text("a note")
+    # Batches of three: 0000 to 0002, the notes, 0003 to 0005, 0006 and 0007.
+    reader = reader_of(tmp_path)
+    reading = read(reader, 3) if transform is None else read_transformed(reader, transform, 3)
+    assert (len(reading), reading.undecodable) == (8, 3)
+    assert reading.features is not None
+    assert (len(reading.logits), len(reading.features), len(reading.nap)) == (8, 8, 8)
+
+
+@pytest.mark.parametrize("good", [1, 3])
+def test_half_undecodable_is_refused(tmp_path: Path, good: int) -> None:
+    write_images(tmp_path, good)
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("a note")
+    problem = rf"3 of {good + 3} images cannot be decoded; first 0\.txt: not a JPEG"
+    with pytest.raises(CalibrationError, match=problem):
+        read(reader_of(tmp_path))
+
+
+def test_no_image_at_all(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text("a note")
+    with pytest.raises(CalibrationError, match=r"none of the 5 images.*first 0\.txt: not a JPEG"):
+        read(reader_of(tmp_path), 2)
+    with pytest.raises(InputDataError, match="no such"):
+        read(reader_of(tmp_path / "absent"))
+
+
+def test_an_image_over_the_limits_is_undecodable(folder: Path) -> None:
+    # 9 x 9 pixels pass, 10 x 9 and 11 x 9 do not.
+    limits = LimitSettings(max_image_pixels=95)
+    reading = read(replace(reader_of(folder), limits=limits))
+    assert (len(reading), reading.undecodable) == (7, 3)
+
+
+@pytest.mark.parametrize("network", [OverflowNet, HotMapNet])
+def test_what_is_not_finite_is_refused_with_its_name(
+    tmp_path: Path, network: type[SmallNet]
+) -> None:
+    plain = load_small("SmallNet").preprocessing.model_copy(update=PLAIN)
+    loaded = replace(load_small("SmallNet", preprocessing=plain), module=seeded(network).eval())
+    write_images(tmp_path, 9)
+    assert len(read(reader_of(tmp_path, loaded))) == 9
+    for number in (5, 7):
+        Image.new("RGB", (9, 9), "white").save(tmp_path / f"000{number}.png")
+    with pytest.raises(CalibrationError, match=r"not finite for 2 of 9 images, first 0005\.png"):
+        read(reader_of(tmp_path, loaded))
+
+
+def test_a_hit_is_bit_identical_and_runs_no_model(
+    folder: Path, tmp_path: Path, loaded: LoadedModel
+) -> None:
+    plain, runs = read(reader_of(folder, loaded)), Runs(loaded)
+    reader = reader_of(folder, loaded, cache=FeatureCache(tmp_path))
+    for expected in (COUNT, COUNT):
+        assert_identical(read(reader), plain)
+        assert runs.images == expected
+    changed = read_transformed(reader, "elastic")
+    assert runs.images == 2 * COUNT
+    assert_identical(read_transformed(reader, "elastic"), changed)
+    assert runs.images == 2 * COUNT
+
+
+def test_undecodable_images_are_kept_too(tmp_path: Path, loaded: LoadedModel) -> None:
+    images = write_images(tmp_path / "images", 8)
+    for number in range(3):
+        (images / f"0002-{number}.txt").write_text("a note")
+    runs = Runs(loaded)
+    reader = reader_of(images, loaded, cache=FeatureCache(tmp_path / "cache"))
+    first = read(reader, 3)
+    assert_identical(read(reader, 3), first)
+    assert (first.undecodable, runs.images) == (3, 8)
+    assert first.first_problem.startswith("0002-0.txt: not a JPEG")
+
+
+def test_a_damaged_file_is_computed_anew(folder: Path, tmp_path: Path, loaded: LoadedModel) -> None:
+    reader = reader_of(folder, loaded, cache=FeatureCache(tmp_path))
+    first, runs = read(reader), Runs(loaded)
+    damaged = min(tmp_path.rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    with structlog.testing.capture_logs() as logs:
+        assert_identical(read(reader), first)
+    assert [event["event"] for event in logs] == ["feature_cache_file_unreadable"]
+    assert 0 < runs.images <= 4
+    before = runs.images
+    assert_identical(read(reader), first)
+    assert runs.images == before
+
+
+def test_whatever_changes_the_outputs_is_another_key(folder: Path, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    plain = load_small("SmallNet")
+    read(reader_of(folder, plain, cache=cache))
+    others = [
+        load_small("SmallNet", preprocessing=plain.preprocessing.model_copy(update=PLAIN)),
+        load_small("SmallNet", feature_layer="features.0"),
+        load_small("DropoutNet"),
+        replace(plain, head=None),
+    ]
+    for other in others:
+        runs = Runs(other)
+        read(reader_of(folder, other, cache=cache))
+        assert runs.images == COUNT
+    runs = Runs(plain)
+    runs.images = 0
+    read(replace(reader_of(folder, plain, cache=cache), limits=LimitSettings(max_image_pixels=999)))
+    assert runs.images == COUNT
+    read_transformed(reader_of(folder, plain, cache=cache), "invert")
+    assert runs.images == 2 * COUNT
+    read_transformed(reader_of(folder, plain, cache=cache), "solarize")
+    assert runs.images == 3 * COUNT
+
+
+def test_other_images_or_batches_are_another_key(
+    folder: Path, tmp_path: Path, loaded: LoadedModel
+) -> None:
+    reader, runs = reader_of(folder, loaded, cache=FeatureCache(tmp_path)), Runs(loaded)
+    files = list(reader.files())
+    reader.read(files[:4], 4, lambda _images: None)
+    reader.read(files[:4][::-1], 4, lambda _images: None)
+    reader.read(files[:3], 4, lambda _images: None)
+    assert runs.images == 4 + 4 + 3
+    # The first four are there.
+    read(reader)
+    assert runs.images == 11 + COUNT - 4
+    # Random transforms depend on the place of a batch among all images.
+    before = runs.images
+    read_transformed(reader, "gaussian_noise", 4, files[:4] * 2)
+    assert runs.images == before + 8
+
+
+def test_a_run_that_was_cut_off_is_resumed(
+    folder: Path, tmp_path: Path, loaded: LoadedModel
+) -> None:
+    plain, runs = read(reader_of(folder, loaded)), Runs(loaded)
+    reader = reader_of(folder, loaded, cache=FeatureCache(tmp_path))
+
+    def cut_off() -> Iterator[ImageFile]:
+        for number, file in enumerate(reader.files()):
+            if number == 9:
+                raise KeyboardInterrupt
+            yield file
+
+    with pytest.raises(KeyboardInterrupt):
+        reader.read(cut_off(), 4, lambda _images: None)
+    assert runs.images == 8
+    assert_identical(read(reader), plain)
+    assert runs.images == COUNT
+
+
+def test_pseudo_ood_images_are_the_transformed_ones(folder: Path, loaded: LoadedModel) -> None:
+    reading = read_transformed(reader_of(folder, loaded), "patch_shuffle")
+    whole = pixels(folder, loaded)
+    for first in range(0, COUNT, 4):
+        batch = transformed("patch_shuffle", whole[first : first + 4], PSEUDO_SEED, first)
+        expected = loaded.forward(batch)
+        np.testing.assert_array_equal(reading.nap[first : first + 4], expected.nap.numpy())
+        np.testing.assert_array_equal(reading.logits[first : first + 4], expected.logits.numpy())
+    plain = read(reader_of(folder, loaded))
+    assert not np.array_equal(plain.nap, reading.nap)
+
+
+def test_joining_takes_the_first_problem() -> None:
+    def part(count: int, problem: str) -> Reading:
+        logits = np.zeros((count, 3 if count else 0), np.float32)
+        nap = np.zeros(count, np.float32)
+        labels = (None,) * count
+        return Reading(("a",) * count, labels, logits, None, nap, int(bool(problem)), problem)
+
+    joined = Reading.join([part(0, ""), part(2, "first"), part(0, "second"), part(1, "")])
+    assert (len(joined), joined.undecodable, joined.first_problem) == (3, 2, "first")
+    assert (joined.logits.shape, joined.nap.shape) == ((3, 3), (3,))
+
+
+def test_formats_other_than_png(tmp_path: Path) -> None:
+    for name in ("JPEG", "PNG", "WEBP"):
+        (tmp_path / f"{name}.bin").write_bytes(encoded(picture(), name))
+    assert len(read(reader_of(tmp_path))) == 3
