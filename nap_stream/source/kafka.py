@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
+from kafka.coordinator.base import MemberState
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
@@ -164,7 +165,8 @@ class KafkaSource:
         finally:
             with self._typed_errors("closing"):
                 self._consumer.close(autocommit=False, timeout_ms=at_least_1_ms(deadline))
-            if member.member_id:
+            # One whose first join is not answered yet has no id, and is in the group all the same.
+            if member.member_id or member.state is not MemberState.UNJOINED:
                 leave_group(self._settings, self._instance_id, member.member_id, deadline)
 
     def take(self, partitions: Iterable[KafkaPartition]) -> None:

@@ -94,3 +94,30 @@ def test_a_member_that_was_thrown_out_loses_its_partitions_and_comes_back(
     poll_until(sources[0], lambda _found: len(listener.assignments) == 2)
     assert (listener.losses, listener.revocations) == ([partition], [])
     assert sources[0].commit({partition: 0})
+
+
+def members(settings: KafkaSettings) -> set[str]:
+    """Instance ids of the group's members, joined or joining."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        group = admin.describe_groups([settings.group_id])[settings.group_id]
+    finally:
+        admin.close()
+    return {member["group_instance_id"] for member in group["members"]}
+
+
+def test_a_member_that_is_closed_while_it_joins_leaves_the_group(
+    apache_kafka: ApacheKafka, sources: list[KafkaSource]
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    listener = Listener()
+    sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
+    poll_until(sources[0], lambda _found: bool(listener.assignments))
+    # The first one does not poll meanwhile, so that nobody answers the second one's join.
+    second = KafkaSource(settings, Listener(), instance_id="worker-1")
+    sources.append(second)
+    poll_until(second, lambda _found: "worker-1" in members(settings))
+
+    second.close(5)
+
+    assert members(settings) == {"worker-0"}
