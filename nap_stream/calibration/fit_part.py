@@ -1,5 +1,6 @@
 """Which in-distribution images are fitted on, and reading them."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 from nap_stream.calibration.fitting import Fitted
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.reading import PSEUDO_SEED, Advance, Reader, Values
-from nap_stream.core.rows import evenly_spaced
+from nap_stream.core.rows import drawn_from_blocks, evenly_spaced
+from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, count_images, iter_images
 
 FIT_SHARE = 1 / 3
 """Of the images, where none are given to fit on."""
+
+FIT_SEED = 0
 
 PSEUDO_IMAGES = 200
 """Images that each pseudo-OOD transform is applied to, at most."""
@@ -36,7 +40,10 @@ class FitPart:
 
     @classmethod
     def choose(cls, images: Path, fit_images: Path | None, limit: int) -> Self:
-        """Take evenly spaced images, at most ``limit``; a third of ``images`` if none are given.
+        """Draw images, at most ``limit``; a third of ``images`` if none are given.
+
+        One of each block of neighbours is drawn, with a fixed seed: the images that are left
+        must be like those that come, whatever their order in the folder.
 
         Raises:
             InputDataError: See `count_images`.
@@ -45,7 +52,7 @@ class FitPart:
         count = count_images(source)
         share = count if fit_images is not None else round(count * FIT_SHARE)
         rows = np.zeros(count, dtype=bool)
-        rows[evenly_spaced(count, max(1, min(limit, share)))] = True
+        rows[drawn_from_blocks(count, max(1, min(limit, share)), FIT_SEED)] = True
         return cls(source, fit_images is not None, rows)
 
     def __len__(self) -> int:
@@ -61,8 +68,25 @@ class FitPart:
         return compress(iter_images(self.source), self.rows)
 
     def others(self, images: Path) -> Iterator[ImageFile]:
-        """Those of ``images`` that are not fitted on."""
-        return iter_images(images) if self.own else compress(iter_images(images), ~self.rows)
+        """Those of ``images`` that are not fitted on.
+
+        Raises:
+            InputDataError: See `iter_images`.
+            CalibrationError: An image that was given to fit on is among them, under any name.
+        """
+        if not self.own:
+            yield from compress(iter_images(images), ~self.rows)
+            return
+        fitted_on = {_sha256(file): file.name for file in self.files()}
+        for file in iter_images(images):
+            if _sha256(file) in fitted_on:
+                raise CalibrationError(
+                    f"{file.name} is also among the images to fit on, there as "
+                    f"{fitted_on[_sha256(file)]}: what is fitted on cannot judge others",
+                    f"{images} and {self.source}",
+                    "Name other images to fit on, or none: then a third of these is fitted on",
+                )
+            yield file
 
     def pseudo_values(
         self, reader: Reader, fitted: Fitted, batch_size: int, advance: Advance
@@ -80,3 +104,7 @@ class FitPart:
             )
             for name in PSEUDO_OOD
         }
+
+
+def _sha256(file: ImageFile) -> bytes:
+    return hashlib.sha256(file.data).digest()

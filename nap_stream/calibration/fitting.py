@@ -113,8 +113,8 @@ def fit(
     fits = Fits()
     if any(needs_fit(name) for name in names):
         if reading.features is None:
-            lacking = ", ".join(name for name in names if needs_fit(name))
-            raise ValueError(f"{lacking} need a model whose logits come from a linear layer")
+            lacking = " and ".join(name for name in names if needs_fit(name))
+            raise ValueError(f"no {lacking} without a linear layer that the logits come from")
         fits = fit_scores(names, reading.features, parameters)
     # An image of the bank is its own first neighbour, so that the next one is taken.
     left_out = replace(

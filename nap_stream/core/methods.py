@@ -8,7 +8,8 @@ A method is the Neural Activation Prior alone, a base score alone, or both toget
 - ``fisher-<base>``: ``w log p_base + (1 - w) log p_nap`` (Good's weighting of Fisher's sum),
   where NAP's p-value is two-sided: an image whose prior is higher than that of all
   in-distribution images is as suspicious as one whose prior is lower. The p-values are taken
-  against a reference sample; the sum's own p-value against a calibration set.
+  against a reference sample, smoothed (`nap_stream.core.tails`); the sum's own p-value against a
+  calibration set.
 
 All are higher for in-distribution images.
 """
@@ -20,9 +21,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.conformal import p_values, two_sided_p_values
 from nap_stream.core.fusion import fuse
 from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.tails import log_p, log_two_sided_p
 
 NAP = "nap"
 """The prior's name among the values of an image."""
@@ -156,6 +157,6 @@ def method_scores(
         raise ValueError(f"expected a weight in [0, 1] for {method}, got {weight}")
     if method.combination is Combination.GEOMETRIC:
         return fuse(base - location, values[NAP], weight)
-    base_p = p_values(reference[method.base], base)
-    nap_p = two_sided_p_values(reference[NAP], values[NAP])
-    return weight * np.log(base_p) + (1 - weight) * np.log(nap_p)
+    log_base_p = log_p(reference[method.base], base)
+    log_nap_p = log_two_sided_p(reference[NAP], values[NAP])
+    return weight * log_base_p + (1 - weight) * log_nap_p

@@ -14,7 +14,7 @@ from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.reading import Advance, Reader, Reading
 from nap_stream.core.rows import evenly_spaced
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
-from nap_stream.errors import InputDataError
+from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import ImageFile
 from nap_stream.settings import LimitSettings
 from tests.support.small_calibration import write_images
@@ -53,18 +53,20 @@ def numbers(part: FitPart, images: Path) -> tuple[list[int], list[int]]:
     return fitted, others
 
 
-def test_every_third_image_is_fitted_on_and_the_others_calibrate(folder: Path) -> None:
+def test_a_third_is_fitted_on_and_the_others_calibrate(folder: Path) -> None:
     part = FitPart.choose(folder, None, ALL)
     fitted, others = numbers(part, folder)
-    # A third of 20 is 7, and 20 / 7 is a little below 3.
-    assert fitted == [0, 2, 5, 8, 11, 14, 17]
+    # A third of 20 is 7, one of each block that begins here.
+    starts = [0, 2, 5, 8, 11, 14, 17, 20]
+    assert all(low <= n < high for n, low, high in zip(fitted, starts, starts[1:], strict=False))
     assert sorted(fitted + others) == list(range(20))
     assert (len(part), part.own, part.source) == (7, False, folder)
+    assert numbers(FitPart.choose(folder, None, ALL), folder) == (fitted, others)
 
 
 def test_at_most_as_many_as_the_limit(folder: Path) -> None:
     fitted, others = numbers(FitPart.choose(folder, None, 4), folder)
-    assert fitted == [0, 5, 10, 15]
+    assert [number // 5 for number in fitted] == [0, 1, 2, 3]
     assert len(others) == 16
 
 
@@ -74,20 +76,30 @@ def test_images_given_to_fit_on_leave_all_others(folder: Path, other: Path) -> N
     assert (fitted, others) == (list(range(12)), list(range(20)))
     assert (part.own, part.source) == (True, other)
     fitted, others = numbers(FitPart.choose(folder, other, 3), folder)
-    assert (fitted, others) == ([0, 4, 8], list(range(20)))
+    assert [number // 4 for number in fitted] == [0, 1, 2]
+    assert others == list(range(20))
+
+
+def test_an_image_that_is_fitted_on_must_not_calibrate_under_any_name(
+    folder: Path, other: Path, tmp_path: Path
+) -> None:
+    for file in other.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "0003.png").write_bytes((folder / "0007.png").read_bytes())
+    part = FitPart.choose(folder, tmp_path, ALL)
+    with pytest.raises(CalibrationError, match=r"0007.png is also .* there as 0003.png"):
+        list(part.others(folder))
+    with pytest.raises(CalibrationError, match=r"0000.png is also"):
+        list(FitPart.choose(folder, folder, ALL).others(folder))
 
 
 @given(st.integers(1, 200), st.integers(1, 100))
-def test_shares_are_disjoint_and_together_everything(count: int, limit: int) -> None:
+def test_as_many_as_a_third_or_the_limit(count: int, limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit_part, "count_images", lambda _path: count)
         part = FitPart.choose(Path("any"), None, limit)
     assert part.rows.shape == (count,)
     assert len(part) == max(1, min(limit, round(count / 3)))
-    # Evenly spaced: a gap is at most one longer than the shortest.
-    gaps = np.diff(np.flatnonzero(part.rows))
-    assert part.rows[0]
-    assert not len(gaps) or np.ptp(gaps) <= 1
 
 
 def test_the_classes_of_a_sorted_folder_keep_their_shares(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.rows import evenly_spaced
+from nap_stream.core.rows import drawn_from_blocks, evenly_spaced
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,18 @@ def test_sorted_classes_keep_their_shares(sizes: list[int], limit: int) -> None:
 def test_large_counts_do_not_overflow() -> None:
     chosen = evenly_spaced(10**12, 1_000_000)
     assert chosen[-1] == 10**12 - 1_000_000
+
+
+@given(st.integers(0, 3_000), st.integers(1, 3_000), st.integers(0, 2**32))
+def test_one_of_each_block_is_drawn(count: int, limit: int, seed: int) -> None:
+    drawn = drawn_from_blocks(count, limit, seed)
+    blocks = np.append(evenly_spaced(count, limit), count)
+    assert drawn.dtype == np.int64
+    assert ((blocks[:-1] <= drawn) & (drawn < blocks[1:])).all()
+    assert drawn.tolist() == drawn_from_blocks(count, limit, seed).tolist()
+
+
+def test_what_recurs_in_step_with_the_blocks_is_not_preferred() -> None:
+    # Three cameras in turn, a third of the rows drawn: each camera gets about a third.
+    cameras = np.bincount(drawn_from_blocks(9_000, 3_000, seed=0) % 3)
+    assert (abs(cameras - 1_000) < 100).all()
