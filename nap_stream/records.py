@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from nap_stream.core.alert_state import AlertState, Transition
+from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.windows import Pane
 
 if TYPE_CHECKING:
@@ -307,20 +308,25 @@ class WorkerReport:
 class CalibrationFacts:
     """What the drift monitor and its alerts need to know of a calibration.
 
-    The true flag rate of in-distribution images is Beta(flag_rank, size + 1 - flag_rank) over
-    the draw of the ``size`` calibration images that an image is compared with (where that is
-    done per class, those of the class whose rate may be the highest). Fingerprints are hexadecimal.
+    ``size`` is the number of all calibration images. ``flag_rate_laws`` are those of the groups
+    of them that an image is compared with: one of all images, or, where ``per_class``, those of
+    the classes, equal ones once and in ascending order. Fingerprints are hexadecimal.
     """
 
     alpha: float
     size: int
-    flag_rank: int
+    per_class: bool
+    flag_rate_laws: tuple[FlagRateLaw, ...]
     fingerprint: str
     model_fingerprint: str
 
     def __post_init__(self) -> None:
-        if not 1 <= self.flag_rank <= self.size:
-            raise ValueError(f"expected 1 <= flag_rank <= size, got {self}")
+        laws = self.flag_rate_laws
+        if not laws or list(laws) != sorted(set(laws)):
+            raise ValueError(f"expected distinct laws in ascending order, got {laws}")
+        sizes = [law.size for law in laws]
+        if max(sizes) > self.size or (not self.per_class and sizes != [self.size]):
+            raise ValueError(f"groups of {sizes} of {self.size} images, {self.per_class = }")
 
 
 @dataclass(frozen=True, slots=True)

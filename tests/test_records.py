@@ -2,7 +2,15 @@ import dataclasses
 
 import pytest
 
-from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
+from nap_stream.core.bounds import FlagRateLaw
+from nap_stream.records import (
+    CalibrationFacts,
+    Origin,
+    ScoredRecord,
+    Scores,
+    Status,
+    TopicPartition,
+)
 
 SCORES = Scores(
     class_id=3,
@@ -40,3 +48,21 @@ def test_a_record_has_scores_exactly_where_it_is_ok() -> None:
         _record(Status.OK, None)
     with pytest.raises(ValueError, match=r"contradict each other: cars/0@7\[1\] corrupt"):
         _record(Status.CORRUPT, SCORES)
+
+
+@pytest.mark.parametrize(
+    ("per_class", "laws"),
+    [
+        (False, ()),
+        (False, (FlagRateLaw(1, 38),)),
+        (False, (FlagRateLaw(1, 38), FlagRateLaw(5, 100))),
+        (True, (FlagRateLaw(5, 100), FlagRateLaw(1, 38))),
+        (True, (FlagRateLaw(1, 38), FlagRateLaw(1, 38))),
+        (True, (FlagRateLaw(5, 101),)),
+    ],
+)
+def test_calibration_facts_refuse_laws_of_other_groups(
+    per_class: bool, laws: tuple[FlagRateLaw, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"expected distinct laws|of 100 images"):
+        CalibrationFacts(0.05, 100, per_class, laws, "c", "m")

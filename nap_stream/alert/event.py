@@ -13,10 +13,11 @@ from urllib.parse import quote
 
 from nap_stream.alert.base import AlertEvent
 from nap_stream.core.alert_state import Transition
+from nap_stream.core.bounds import highest_flag_limit
 from nap_stream.records import CalibrationFacts, DriftVerdict, Example
 from nap_stream.settings import Settings
 
-DATA_SCHEMA = "urn:nap-stream:alert:1"
+DATA_SCHEMA = "urn:nap-stream:alert:2"
 """Names the version of ``data``. A change that a reader must know of makes a new one."""
 TYPE_PREFIX = "io.nap-stream.drift."
 DETECTOR = "rolling-ood-fraction"
@@ -40,6 +41,8 @@ def alert_event(
     if verdict.transition is None:
         raise ValueError("only a transition makes an alert")
     monitor, topic = settings.alerts.monitor, settings.kafka.topic
+    probability = settings.drift.false_alarm_probability
+    _, law = highest_flag_limit(verdict.records, calibration.flag_rate_laws, probability)
     event = {
         "specversion": "1.0",
         "id": _event_id(verdict, verdict.transition, settings, calibration),
@@ -66,8 +69,10 @@ def alert_event(
             },
             "alpha": calibration.alpha,
             "calibration_size": calibration.size,
-            "flag_rank": calibration.flag_rank,
-            "false_alarm_probability": settings.drift.false_alarm_probability,
+            "per_class": calibration.per_class,
+            "bound_size": law.size,
+            "flag_rank": law.flag_rank,
+            "false_alarm_probability": probability,
             "resolve_probability": settings.drift.resolve_probability,
             "confidence": confidence_statement(verdict, settings, calibration),
             "offsets": [
@@ -95,17 +100,33 @@ def confidence_statement(
 ) -> str:
     """Say in words what the limits promise, and what they do not."""
     drift = settings.drift
+    records = f"{verdict.records} in-distribution records"
+    records += " of one predicted class, whichever," if calibration.per_class else ""
     if verdict.transition is Transition.RESOLVED:
+        whose = _per_class_statement(verdict, drift.resolve_probability, calibration)
         return (
-            f"A window of {verdict.records} in-distribution records holds "
-            f"{verdict.resolve_limit} or more flagged ones with a probability of at most "
-            f"{drift.resolve_probability:g}; this one holds {verdict.flagged}."
+            f"A window of {records} holds {verdict.resolve_limit} or more flagged ones with a "
+            f"probability of at most {drift.resolve_probability:g}; this one holds "
+            f"{verdict.flagged}.{whose}"
         )
+    whose = _per_class_statement(verdict, drift.false_alarm_probability, calibration)
     return (
-        f"A window of {verdict.records} in-distribution records holds {verdict.firing_limit} or "
-        f"more flagged ones with a probability of at most {drift.false_alarm_probability:g}, the "
-        f"uncertainty of a calibration on {calibration.size} images included. That is for one "
-        f"window of exchangeable records; windows overlap and each one is judged."
+        f"A window of {records} holds {verdict.firing_limit} or more flagged ones with a "
+        f"probability of at most {drift.false_alarm_probability:g}, the uncertainty of a "
+        f"calibration on {calibration.size} images included.{whose} That is for one window of "
+        f"exchangeable records; windows overlap and each one is judged."
+    )
+
+
+def _per_class_statement(
+    verdict: DriftVerdict, probability: float, calibration: CalibrationFacts
+) -> str:
+    if not calibration.per_class:
+        return ""
+    _, law = highest_flag_limit(verdict.records, calibration.flag_rate_laws, probability)
+    return (
+        f" The limit is that of the class with the highest: {law.size} calibration images, flag "
+        f"rank {law.flag_rank}. For a mix of classes it is not proven."
     )
 
 

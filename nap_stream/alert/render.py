@@ -84,12 +84,18 @@ def _fractions(data: Mapping[str, Any], window: Mapping[str, Any]) -> Iterator[s
             f"Bound: {plain(data['firing_limit'])} records, {_percent(data['bound'])}; resolved "
             f"below {plain(data.get('resolve_limit', '?'))}"
         )
+    if data.get("per_class") is True:
+        size, rank = (plain(data.get(key, "?")) for key in ("bound_size", "flag_rank"))
+        yield f"Bound of the class with the highest: {size} calibration images, flag rank {rank}"
 
 
 def _provenance(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     if "alpha" in data:
         size = plain(data.get("calibration_size", "?"))
-        yield f"Flag: p-value at most {plain(data['alpha'])}, against {size} calibration images"
+        images = f"{size} calibration images"
+        if data.get("per_class") is True:
+            images = f"those of the predicted class of {images}"
+        yield f"Flag: p-value at most {plain(data['alpha'])}, against {images}"
     fingerprints = [
         f"{name} {plain(data[key])[:12]}"
         for name, key in (

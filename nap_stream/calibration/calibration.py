@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.calibration.document import CalibrationDocument
+from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.judging import Judge
 from nap_stream.core.methods import NAP, method_scores
 from nap_stream.core.score_specs import BaseScore, Fits
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
+from nap_stream.records import CalibrationFacts
 from nap_stream.settings import ScoringSettings
 
 if TYPE_CHECKING:
@@ -95,18 +97,24 @@ class Calibration:
         return len(self.arrays[SCORE])
 
     @property
-    def bound_size(self) -> int:
-        """The m of bounds on the flag rate: of the group whose rate may be the highest."""
-        return self._judge.weakest.size
-
-    @property
-    def bound_rank(self) -> int:
-        """The k that goes with `bound_size`: the flag rate is Beta(k, m + 1 - k)."""
-        return self._judge.weakest.flag_rank
+    def facts(self) -> CalibrationFacts:
+        """What the drift monitor and its alerts need to know."""
+        groups = self.document.groups
+        return CalibrationFacts(
+            alpha=self.alpha,
+            size=self.size,
+            per_class=self.document.rule.per_class,
+            flag_rate_laws=tuple(sorted({FlagRateLaw(g.flag_rank, g.size) for g in groups})),
+            fingerprint=self.fingerprint,
+            model_fingerprint=self.model_fingerprint,
+        )
 
     @property
     def flag_rate_interval(self) -> tuple[float, float]:
-        """Where the true flag rate of that group lies, at the stated confidence."""
+        """Where the true flag rate of the group lies whose rate may be the highest.
+
+        At the document's confidence. Not what bounds a window: see `facts`.
+        """
         return self._judge.weakest.flag_rate_interval(self.document.flag_rate_confidence)
 
     @property

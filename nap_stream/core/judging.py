@@ -118,7 +118,9 @@ class Judge:
         """The group whose flag rate may be highest, by the upper 95 % quantile of its law.
 
         Often the smallest, not always: at an alpha of 0.05, one of 39 images flags two ranks and
-        may well exceed one of 38, which flags a single rank.
+        may well exceed one of 38, which flags a single rank. At another confidence it may be
+        another group, so bounds on windows come from all of them: see
+        `nap_stream.core.bounds.highest_flag_limit`.
         """
         return max(
             self.groups,

@@ -1,9 +1,9 @@
 """The limits of the drift monitor: its settings and its calibration put into the bound."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
-from nap_stream.core.bounds import flag_limit
+from nap_stream.core.bounds import highest_flag_limit
 from nap_stream.errors import ConfigError
 from nap_stream.records import CalibrationFacts
 from nap_stream.settings import DriftSettings
@@ -14,18 +14,21 @@ def window_limits(
 ) -> Callable[[int], tuple[int, int]]:
     """Give the function from the number of records to the firing and the resolve limit.
 
-    Both are counts from `nap_stream.core.bounds.flag_limit`. The function caches them, since a
-    window's number of records seldom changes much.
+    Both are counts from `nap_stream.core.bounds.highest_flag_limit`: where the calibration is
+    per class, they hold for a window whose records are all predicted as one class, whichever,
+    and are not proven for a mix. The function caches them, since a window's number of records
+    seldom changes much.
 
     Raises:
         ConfigError: The window is too small to fire even if all its records were flagged.
     """
-    k, m = calibration.flag_rank, calibration.size
+    laws = calibration.flag_rate_laws
 
     @lru_cache(maxsize=4_096)
     def limits(records: int) -> tuple[int, int]:
-        limit = partial(flag_limit, records, k, m)
-        return limit(settings.false_alarm_probability), limit(settings.resolve_probability)
+        firing, _ = highest_flag_limit(records, laws, settings.false_alarm_probability)
+        resolving, _ = highest_flag_limit(records, laws, settings.resolve_probability)
+        return firing, resolving
 
     if limits(settings.window_records)[0] > settings.window_records:
         raise ConfigError(

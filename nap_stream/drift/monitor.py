@@ -79,12 +79,11 @@ class DriftMonitor:
 
     Args:
         settings: Window, probabilities and idle time.
-        calibration: Gives alpha and m.
+        calibration: Gives the laws of the flag rate.
         examples: How many records a transition shows as evidence.
         clock: Tells idle partitions and event times that lie in the future.
 
     Raises:
-        CalibrationError: The calibration is too small to flag anything.
         ConfigError: The window is too small to fire even if all its records were flagged.
     """
 

@@ -85,7 +85,6 @@ class Coordinator:
         clock: The time.
 
     Raises:
-        CalibrationError: The calibration is too small to flag anything.
         ConfigError: The window is too small to fire.
     """
 

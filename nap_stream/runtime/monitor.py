@@ -65,11 +65,4 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
     require_topics(settings.kafka, topics)
     require_scoring(calibration, settings.scoring)
-    facts = CalibrationFacts(
-        alpha=calibration.alpha,
-        size=calibration.bound_size,
-        flag_rank=calibration.bound_rank,
-        fingerprint=calibration.fingerprint,
-        model_fingerprint=calibration.model_fingerprint,
-    )
-    return facts, partition_count(settings.kafka, settings.kafka.topic)
+    return calibration.facts, partition_count(settings.kafka, settings.kafka.topic)

@@ -7,8 +7,8 @@ import pytest
 
 from nap_stream.alert.event import alert_event, alert_schema, rfc3339
 from nap_stream.core.alert_state import AlertState, Transition
-from nap_stream.records import DriftVerdict, Example, OffsetRange
-from tests.support.summaries import FACTS, TOPIC, partition, settings
+from nap_stream.records import CalibrationFacts, DriftVerdict, Example, OffsetRange
+from tests.support.summaries import FACTS, PER_CLASS_FACTS, TOPIC, partition, settings
 
 EXAMPLE = Example(partition(1), 321, 2, 1_700_000_000_250, "cat", 0.005, "topic=images/x.parquet")
 VERDICT = DriftVerdict(
@@ -27,9 +27,17 @@ RESOLVED = dataclasses.replace(
     VERDICT, flagged=70, state=AlertState.INACTIVE, transition=Transition.RESOLVED, examples=()
 )
 
+PER_CLASS_VERDICT = dataclasses.replace(VERDICT, flagged=180, firing_limit=170, resolve_limit=53)
+
 
 def event_of(verdict: DriftVerdict, **sections: dict[str, Any]) -> dict[str, Any]:
-    alert = alert_event(verdict, settings(**sections), FACTS, "1.2.3")
+    return event_by(FACTS, verdict, **sections)
+
+
+def event_by(
+    facts: CalibrationFacts, verdict: DriftVerdict, **sections: dict[str, Any]
+) -> dict[str, Any]:
+    alert = alert_event(verdict, settings(**sections), facts, "1.2.3")
     # Through JSON, as it travels.
     tree: dict[str, Any] = json.loads(json.dumps(alert.event))
     return tree
@@ -45,10 +53,11 @@ def closed(schema: Any) -> Any:
     return tree | {"additionalProperties": False} if tree.get("type") == "object" else tree
 
 
+@pytest.mark.parametrize("facts", [FACTS, PER_CLASS_FACTS])
 @pytest.mark.parametrize("verdict", [VERDICT, RESOLVED])
-def test_events_fulfil_the_schema(verdict: DriftVerdict) -> None:
+def test_events_fulfil_the_schema(verdict: DriftVerdict, facts: CalibrationFacts) -> None:
     jsonschema.Draft202012Validator.check_schema(alert_schema())
-    event = event_of(verdict)
+    event = event_by(facts, verdict)
     jsonschema.validate(event, alert_schema())
     jsonschema.validate(event, closed(alert_schema()))
 
@@ -98,7 +107,8 @@ def test_evidence() -> None:
     data = event_of(VERDICT)["data"]
     assert data["fraction"] == 0.125
     assert data["bound"] == 0.094
-    assert data["flag_rank"] == 10
+    assert (data["calibration_size"], data["per_class"]) == (199, False)
+    assert (data["bound_size"], data["flag_rank"]) == (199, 10)
     assert data["window"] == {
         "records": 1_000,
         "start": "2023-11-14T22:13:20.000Z",
@@ -120,6 +130,35 @@ def test_evidence() -> None:
     assert "94 or more flagged ones with a probability of at most 0.001" in data["confidence"]
     assert "calibration on 199 images" in data["confidence"]
     assert "77 or more" in event_of(RESOLVED)["data"]["confidence"]
+    assert "class" not in data["confidence"] + event_of(RESOLVED)["data"]["confidence"]
+
+
+def test_evidence_per_class_names_the_class_with_the_highest_limit() -> None:
+    data = event_by(PER_CLASS_FACTS, PER_CLASS_VERDICT)["data"]
+    assert (data["calibration_size"], data["per_class"]) == (238, True)
+    assert (data["bound_size"], data["flag_rank"]) == (38, 1)
+    assert data["confidence"] == (
+        "A window of 1000 in-distribution records of one predicted class, whichever, holds 170 or "
+        "more flagged ones with a probability of at most 0.001, the uncertainty of a calibration "
+        "on 238 images included. The limit is that of the class with the highest: 38 calibration "
+        "images, flag rank 1. For a mix of classes it is not proven. That is for one window of "
+        "exchangeable records; windows overlap and each one is judged."
+    )
+
+
+def test_a_resolve_limit_names_its_own_class() -> None:
+    """At 0.4 it is the large class that has the highest limit; the bound stays the small one's."""
+    resolved = dataclasses.replace(
+        PER_CLASS_VERDICT, flagged=40, state=AlertState.INACTIVE, transition=Transition.RESOLVED
+    )
+    data = event_by(PER_CLASS_FACTS, resolved, drift={"resolve_probability": 0.4})["data"]
+    assert (data["bound_size"], data["flag_rank"]) == (38, 1)
+    assert data["confidence"] == (
+        "A window of 1000 in-distribution records of one predicted class, whichever, holds 53 or "
+        "more flagged ones with a probability of at most 0.4; this one holds 40. The limit is "
+        "that of the class with the highest: 200 calibration images, flag rank 10. For a mix of "
+        "classes it is not proven."
+    )
 
 
 def test_the_key_is_the_monitor() -> None:
@@ -128,7 +167,7 @@ def test_the_key_is_the_monitor() -> None:
 
 def test_the_id_is_that_of_the_window() -> None:
     first = event_of(VERDICT)["id"]
-    assert event_of(VERDICT)["id"] == first
+    assert event_of(VERDICT)["id"] == first == "841a3a1ea9be29d3841be00138ae767c"
     # How the window was cut into segments shows in the evidence, not in the id.
     assert event_of(dataclasses.replace(VERDICT, offsets=(), examples=()))["id"] == first
     others = [

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from nap_stream.alert.event import alert_event
 from nap_stream.alert.render import MAX_FIELD, plain, render, render_lines
-from tests.alert.test_event import RESOLVED, VERDICT
-from tests.support.summaries import FACTS, settings
+from tests.alert.test_event import PER_CLASS_VERDICT, RESOLVED, VERDICT
+from tests.support.summaries import FACTS, PER_CLASS_FACTS, settings
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -40,6 +40,18 @@ def test_says_what_a_person_needs() -> None:
     assert "Flag: p-value at most 0.05, against 199 calibration images" in text
     assert "Fingerprints: model ffffffffffff, calibration cccccccccccc" in text
     assert lines[-1].endswith(", nap-stream 1.2.3")
+    assert "Bound of the class" not in text
+
+
+def test_per_class_says_whose_bound_it_is() -> None:
+    event = alert_event(PER_CLASS_VERDICT, settings(), PER_CLASS_FACTS, "1").event
+    lines = render_lines(dict(event))
+    assert "  Bound: 170 records, 17.0%; resolved below 53" in lines
+    assert "  Bound of the class with the highest: 38 calibration images, flag rank 1" in lines
+    assert (
+        "  Flag: p-value at most 0.05, against those of the predicted class of 238 calibration "
+        "images"
+    ) in lines
 
 
 def test_resolved_has_no_examples() -> None:

@@ -18,10 +18,12 @@ from nap_stream.calibration.calibration import (
     require_sites,
 )
 from nap_stream.calibration.fitting import ALWAYS
+from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.judging import Rule, Sides
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.loading import LoadedModel
+from nap_stream.records import CalibrationFacts
 from nap_stream.settings import PreprocessingSettings, ScoringSettings
 from tests.support.small_calibration import MODEL, calibration_of
 from tests.support.small_settings import load_small
@@ -59,7 +61,14 @@ def test_hand_computed_judgement() -> None:
     # k = floor(0.4 * 5) = 2: below the second smallest score is flagged.
     (group,) = calibration.document.groups
     assert (group.flag_rank, group.lower, group.upper) == (2, 4, None)
-    assert (calibration.bound_rank, calibration.bound_size, calibration.alpha) == (2, 4, 0.4)
+    assert calibration.facts == CalibrationFacts(
+        alpha=0.4,
+        size=4,
+        per_class=False,
+        flag_rate_laws=(FlagRateLaw(2, 4),),
+        fingerprint=calibration.fingerprint,
+        model_fingerprint="1" * 64,
+    )
     found = judge(calibration, [1, 4, 2, 100], [0, 4, 2, 100])
     assert found.fused.tolist() == pytest.approx([0, 4, 2, 100])
     # (1 + number of calibration scores at most the score) / 5
@@ -88,7 +97,15 @@ def test_hand_computed_judgement_per_class() -> None:
     found = judge(calibration, [5, 5], [5, 5], [0, 1])
     assert found.ood_p_value.tolist() == pytest.approx([1 / 3, 3 / 3])
     assert found.is_ood.tolist() == [True, False]
-    assert (calibration.size, calibration.bound_size, calibration.bound_rank) == (4, 2, 1)
+    # Both have one law, which stands there once.
+    facts = calibration.facts
+    assert (facts.size, facts.per_class, facts.flag_rate_laws) == (4, True, (FlagRateLaw(1, 2),))
+
+
+def test_the_facts_hold_the_law_of_each_class_in_order() -> None:
+    calibration = hand(rule=Rule(0.5, per_class=True), class_id=[0, 0, 0, 1])
+    # Rank floor(0.5 * 4) = 2 of three cats, floor(0.5 * 2) = 1 of one dog.
+    assert calibration.facts.flag_rate_laws == (FlagRateLaw(1, 1), FlagRateLaw(2, 3))
 
 
 def test_the_flag_rate_interval_is_that_of_the_beta_law() -> None:
@@ -105,10 +122,11 @@ def test_fisher_sums_are_taken_against_the_references() -> None:
     }
     calibration = hand(method="fisher-energy", weight=0.25, arrays=references)
     found = judge(calibration, [25, 5], [1.5, 2.5])
-    # Energy is above 2 of 4 and above none: p = 3/5 and 1/5. NAP has 1 and 2 at the nearer end.
+    # Energy: halfway from the 2nd to the 3rd of 4, and half a mean excess below all. NAP: halfway
+    # from the 1st to the 2nd, and in the middle.
     expected = [
-        0.25 * math.log(3 / 5) + 0.75 * math.log(4 / 5),
-        0.25 * math.log(1 / 5) + 0.75 * math.log(1),
+        0.25 * math.log(2.5 / 5) + 0.75 * math.log(2 * 1.5 / 5),
+        0.25 * math.log(1 / 5 / 1.5) + 0.75 * math.log(1),
     ]
     assert found.fused.tolist() == pytest.approx(expected)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import betabinom, binom
 
-from nap_stream.core.bounds import flag_limit, tail_probabilities
+from nap_stream.core.bounds import FlagRateLaw, flag_limit, highest_flag_limit, tail_probabilities
 from nap_stream.core.conformal import flag_rank
 
 
@@ -22,8 +22,9 @@ def test_tail_is_that_of_the_beta_binomial(problem: tuple[int, int, int]) -> Non
     tail = tail_probabilities(n, k, m)
     assert tail[0] == 1.0
     assert tail[-1] == 0.0
-    expected = betabinom.sf(np.arange(n + 2) - 1, n, k, m + 1 - k)
-    np.testing.assert_allclose(tail, expected, rtol=1e-6, atol=1e-11)
+    # Its sf is one minus the cdf, which is good to 1e-11 only; so its pmf is summed.
+    pmf = betabinom.pmf(np.arange(n + 1), n, k, m + 1 - k)
+    np.testing.assert_allclose(tail[:-1], np.cumsum(pmf[::-1])[::-1], rtol=1e-6, atol=1e-250)
 
 
 def test_tail_by_hand() -> None:
@@ -65,6 +66,63 @@ def test_a_huge_calibration_gives_the_binomial_limit() -> None:
 
 def test_a_window_that_cannot_surprise_has_a_limit_out_of_reach() -> None:
     assert flag_limit(1, 1, 19, 0.01) == 2
+
+
+def test_the_highest_limit_is_that_of_the_fatter_tail() -> None:
+    """Of 38 images and 200: the rate of the second has the higher mean and 95 % quantile."""
+    small, large = FlagRateLaw(1, 38), FlagRateLaw(10, 200)
+    assert flag_limit(1_000, 10, 200, 1e-3) == 116
+    assert tail_probabilities(1_000, 1, 38)[116] == pytest.approx(0.0101, abs=5e-5)
+    assert highest_flag_limit(1_000, [small, large], 1e-3) == (170, small)
+    # At a probability that is not small, the mean of the rate decides: 1/39 and 10/201.
+    assert highest_flag_limit(1_000, [small, large], 0.4) == (53, large)
+
+
+@given(problems(), st.lists(st.integers(1, 300), min_size=1, max_size=12), st.data())
+def test_the_highest_limit_is_the_largest_of_all(
+    problem: tuple[int, int, int], sizes: list[int], data: st.DataObject
+) -> None:
+    n, k, m = problem
+    ranks = [data.draw(st.integers(1, size)) for size in sizes]
+    laws = [FlagRateLaw(k, m), *map(FlagRateLaw, ranks, sizes)]
+    limits = [flag_limit(n, law.flag_rank, law.size, 1e-3) for law in laws]
+    limit, law = highest_flag_limit(n, laws, 1e-3)
+    assert limit == max(limits)
+    assert (limit, law) in zip(limits, laws, strict=True)
+    assert law.flag_rank == min(
+        law.flag_rank for law, own in zip(laws, limits, strict=True) if own == limit
+    )
+    assert highest_flag_limit(n, reversed(laws), 1e-3) == (limit, law)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(("n", "probability"), [(200, 0.05), (1_000, 1e-3)])
+def test_a_mix_of_two_classes_has_a_thinner_tail(n: int, probability: float, share: float) -> None:
+    first = round(share * n)
+    law = betabinom.pmf(np.arange(first + 1), first, 1, 38)
+    other = betabinom.pmf(np.arange(n - first + 1), n - first, 10, 191)
+    limit, _ = highest_flag_limit(n, [FlagRateLaw(1, 38), FlagRateLaw(10, 200)], probability)
+    assert np.convolve(law, other)[limit:].sum() < probability
+
+
+def test_near_the_median_a_mix_of_two_classes_can_be_a_little_heavier() -> None:
+    """No flag in 2 records, uniform rates: E (1 - p)^2 = 1/3 of one class, 1/2 * 1/2 of two."""
+    uniform = FlagRateLaw(1, 1)
+    limit, _ = highest_flag_limit(2, [uniform], 0.7)
+    assert limit == 1
+    assert tail_probabilities(2, 1, 1)[1] == pytest.approx(2 / 3)
+    assert 1 - betabinom.pmf(0, 1, 1, 1) ** 2 == pytest.approx(3 / 4)
+
+
+def test_there_must_be_a_law() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        highest_flag_limit(10, [], 1e-3)
+
+
+@pytest.mark.parametrize(("k", "m"), [(0, 10), (11, 10)])
+def test_refuses_a_law_without_a_rate(k: int, m: int) -> None:
+    with pytest.raises(ValueError, match="1 <= flag_rank <= size"):
+        FlagRateLaw(k, m)
 
 
 def test_false_alarms_in_simulation() -> None:

@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 
+from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
 from nap_stream.records import CalibrationFacts
 from nap_stream.runtime.ray import RayCluster, RayWorker, cluster_resources, ray_session
@@ -53,7 +54,12 @@ def logical_gpus() -> Iterator[None]:
 
 
 FACTS = CalibrationFacts(
-    alpha=0.05, size=100, flag_rank=5, fingerprint="1" * 64, model_fingerprint="2" * 64
+    alpha=0.05,
+    size=100,
+    per_class=False,
+    flag_rate_laws=(FlagRateLaw(5, 100),),
+    fingerprint="1" * 64,
+    model_fingerprint="2" * 64,
 )
 
 

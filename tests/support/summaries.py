@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.windows import panes_of
 from nap_stream.records import (
     CalibrationFacts,
@@ -17,7 +18,22 @@ from nap_stream.settings import Settings
 
 TOPIC = "images"
 PANE_MS = 10
-FACTS = CalibrationFacts(0.05, 199, 10, "c" * 64, "f" * 64)
+FACTS = CalibrationFacts(
+    alpha=0.05,
+    size=199,
+    per_class=False,
+    flag_rate_laws=(FlagRateLaw(10, 199),),
+    fingerprint="c" * 64,
+    model_fingerprint="f" * 64,
+)
+PER_CLASS_FACTS = CalibrationFacts(
+    alpha=0.05,
+    size=238,
+    per_class=True,
+    flag_rate_laws=(FlagRateLaw(1, 38), FlagRateLaw(10, 200)),
+    fingerprint="c" * 64,
+    model_fingerprint="f" * 64,
+)
 
 Row = tuple[int, bool]
 """Event time in milliseconds, and whether the record is flagged."""

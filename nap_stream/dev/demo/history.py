@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.core.bounds import flag_limit
 from nap_stream.core.windows import RollingWindow, panes_of
 from nap_stream.dev.demo.stream import KIND_HEADER
+from nap_stream.drift.limits import window_limits
 from nap_stream.records import Status
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.reader import scan
@@ -58,21 +58,20 @@ def ood_history(
     Args:
         images: From `read_images`.
         drift: The window, its panes and the false-alarm probability.
-        calibration: Gives the bound its alpha and m.
+        calibration: Gives the bound its flag rates.
+
+    Raises:
+        ConfigError: The window is too small to fire even if all its records were flagged.
     """
     scored = [(image.time_ms, image.is_ood) for image in images if image.is_ood is not None]
     times, flags = [time_ms for time_ms, _ in scored], [flag for _, flag in scored]
     window = RollingWindow(drift.window_records, drift.pane_ms)
     window.add(panes_of(times, flags, drift.pane_ms))
+    limits = window_limits(drift, calibration.facts)
     points = []
     for state in window.close_all():
         if state.records >= drift.window_records:
-            limit = flag_limit(
-                state.records,
-                calibration.bound_rank,
-                calibration.bound_size,
-                drift.false_alarm_probability,
-            )
+            limit, _ = limits(state.records)
             fraction, bound = state.flagged / state.records, limit / state.records
             points.append(HistoryPoint(state.end_ms, fraction, bound))
     return points

@@ -4,6 +4,7 @@ import pytest
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.bounds import flag_limit
+from nap_stream.core.judging import Rule
 from nap_stream.dev.demo.history import HistoryPoint, LoggedImage, ood_history, read_images
 from nap_stream.records import TopicPartition
 from nap_stream.settings import DriftSettings
@@ -29,13 +30,24 @@ def test_gives_the_window_at_the_end_of_each_pane(calibration: Calibration) -> N
 
     history = ood_history(images, DRIFT, calibration)
 
-    bound = flag_limit(4, calibration.bound_rank, calibration.bound_size, 0.01) / 4
+    bound = flag_limit(4, 5, 99, 0.01) / 4
     assert history == [
         HistoryPoint(1_400, 0.5, bound),
         HistoryPoint(1_500, 0.75, bound),
         HistoryPoint(1_600, 0.75, bound),
         HistoryPoint(1_700, 0.5, bound),
     ]
+
+
+def test_per_class_the_bound_is_that_of_the_class_with_the_highest() -> None:
+    scores = [float(number) for number in range(1, 239)]
+    class_id = [0] * 38 + [1] * 200
+    calibration = calibration_of(scores, scores, rule=Rule(0.05, per_class=True), class_id=class_id)
+    drift = DriftSettings(window_records=1_000, pane_ms=1_000, false_alarm_probability=1e-3)
+
+    history = ood_history([image(n, is_ood=False) for n in range(1_000)], drift, calibration)
+
+    assert history == [HistoryPoint(1_000, 0, 0.17)]
 
 
 def test_leaves_out_what_was_not_scored(calibration: Calibration) -> None:
