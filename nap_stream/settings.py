@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from nap_stream.core.methods import parse_method
+from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 
 
@@ -161,13 +161,15 @@ class ModelSettings(Section):
 
 
 class ScoringSettings(Section):
-    """Which scores are computed, and which one flags. Fixed when the model is calibrated."""
+    """Which scores are computed, and which one flags. Fixed when the model is calibrated.
+
+    A method is nap; a base score alone (msp, max_logit, energy, react, ash, scale, dice, knn);
+    nap-<base>, the weighted geometric mean of both; or fisher-<base>, the weighted sum of their
+    log p-values, NAP's two-sided.
+    """
 
     method: str | None = None
-    """nap; a base score alone (msp, max_logit, energy, react, ash, scale, dice, knn); nap-<base>,
-    the weighted geometric mean of both; fisher-<base>, the weighted sum of their log p-values,
-    NAP's two-sided. Null takes fisher-knn, or fisher-energy where the model's logits do not come
-    from a linear layer."""
+    """Null takes fisher-knn, or fisher-energy where the logits come from no linear layer."""
     scores: tuple[BaseScore, ...] = ()
     """Base scores to compute and log beside msp, max_logit, energy and the method's own."""
     react_percentile: Probability = 0.9
@@ -180,25 +182,29 @@ class ScoringSettings(Section):
     """Share of the head's weights that DICE masks."""
     knn_k: Positive = 10
     """Which neighbour KNN's distance is to."""
-    knn_bank_size: Positive = 1_000
+    fit_limit: Positive = 1_000
     """Images to fit on, at most: KNN's bank, and the references of p-values."""
 
     @field_validator("method")
     @classmethod
     def _known_method(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_method(value)
+        names = [str(method) for method in every_method()]
+        if value is not None and value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
         return value
 
     @model_validator(mode="after")
-    def _neighbours_in_bank(self) -> Self:
-        if self.knn_k >= self.knn_bank_size:
-            raise ValueError("knn_k must be below knn_bank_size")
+    def _neighbours_among_fitted(self) -> Self:
+        if self.knn_k >= self.fit_limit:
+            raise ValueError("knn_k must be below fit_limit")
         return self
 
     def parameters(self) -> ScoreParameters:
         """The parameters of the base scores."""
-        return ScoreParameters(**self.model_dump(exclude={"method", "scores"}))
+        return ScoreParameters(
+            knn_bank_size=self.fit_limit,
+            **self.model_dump(exclude={"method", "scores", "fit_limit"}),
+        )
 
 
 class LimitSettings(Section):

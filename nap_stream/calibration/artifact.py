@@ -44,12 +44,45 @@ def load_calibration(folder: Path) -> Calibration:
         ) from error
     envelope = _parse(text, path)
     try:
-        calibration = _assemble(envelope, load(scores))
-    except (SafetensorError, ValueError) as error:
+        calibration = _assemble(envelope, _arrays(scores))
+    except ValueError as error:
         raise _damaged(str(error), folder) from error
     if calibration.fingerprint != envelope.fingerprint:
         raise _damaged(f"{_DOCUMENT} does not have the fingerprint that it states", folder)
     return calibration
+
+
+def require_free(folder: Path, *, force: bool = False) -> None:
+    """Refuse a folder that `write_calibration` would refuse, before there is anything to write.
+
+    Args:
+        folder: Where the calibration is to be.
+        force: Whether a calibration that is there may be replaced.
+
+    Raises:
+        CalibrationError: Something else is there, or a calibration and ``force`` is false, or the
+            folder cannot be read.
+    """
+    if not folder.exists():
+        return
+    try:
+        names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
+    except OSError as error:
+        raise CalibrationError(
+            f"the folder cannot be read ({error.strerror})", str(folder), "Choose a new folder"
+        ) from error
+    if names == set():
+        return
+    if names is None or not names <= {_DOCUMENT, _SCORES}:
+        raise CalibrationError(
+            "this is not a folder of a calibration alone, so it is left as it is",
+            str(folder),
+            "Choose a new folder",
+        )
+    if not force:
+        raise CalibrationError(
+            "there is a calibration already", str(folder), "Choose a new folder, or use --force"
+        )
 
 
 def write_calibration(calibration: Calibration, folder: Path, *, force: bool = False) -> None:
@@ -64,7 +97,7 @@ def write_calibration(calibration: Calibration, folder: Path, *, force: bool = F
         CalibrationError: Something else is there, or the folder cannot be written.
     """
     folder = folder.resolve()
-    _refuse_overwriting(folder, force=force)
+    require_free(folder, force=force)
     document = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -110,6 +143,8 @@ def _parse(text: bytes, path: Path) -> Envelope:
         tree = json.loads(text)
     except ValueError as error:
         raise _damaged(f"{path.name} is not JSON ({error})", path.parent) from error
+    except RecursionError as error:
+        raise _damaged(f"{path.name} is nested too deeply", path.parent) from error
     version = tree.get("version") if isinstance(tree, dict) else None
     if not isinstance(tree, dict) or tree.get("format") != _FORMAT:
         raise CalibrationError(
@@ -129,6 +164,16 @@ def _parse(text: bytes, path: Path) -> Envelope:
         raise _damaged(f"{path.name}: {key}: {first['msg']}", path.parent) from error
 
 
+def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(f"{_SCORES}: {error}") from error
+    except KeyError as error:
+        # What safetensors raises for a dtype that numpy does not have, such as BF16.
+        raise ValueError(f"{_SCORES} holds the dtype {error}, which is not read") from error
+
+
 def _assemble(envelope: Envelope, arrays: dict[str, NDArray[Any]]) -> Calibration:
     fields = {name: getattr(envelope, name) for name in CalibrationDocument.model_fields}
     return Calibration(CalibrationDocument(**fields), arrays)
@@ -138,24 +183,6 @@ def _damaged(how: str, folder: Path) -> CalibrationError:
     return CalibrationError(
         f"the calibration is damaged: {how}", str(folder), "Restore it, or calibrate anew"
     )
-
-
-def _refuse_overwriting(folder: Path, *, force: bool) -> None:
-    if not folder.exists():
-        return
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else None
-    if names == set():
-        return
-    if names is None or not names <= {_DOCUMENT, _SCORES}:
-        raise CalibrationError(
-            "this is not a folder of a calibration alone, so it is left as it is",
-            str(folder),
-            "Choose a new folder",
-        )
-    if not force:
-        raise CalibrationError(
-            "there is a calibration already", str(folder), "Choose a new folder, or use --force"
-        )
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -19,19 +19,25 @@ from nap_stream.calibration.calibration import (
     array_sha256,
 )
 from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
+from nap_stream.calibration.doubts import (
+    accuracy,
+    mean_confidence,
+    one_class_doubts,
+    skill_doubts,
+    tie_doubts,
+    undecodable_doubts,
+)
 from nap_stream.calibration.fitting import Fitted
-from nap_stream.calibration.reading import Reading, Values
+from nap_stream.calibration.reading import Reading, ScoredImages
 from nap_stream.calibration.versions import versions
 from nap_stream.core.judging import Judge, Rule
 from nap_stream.core.methods import Method, method_scores
-from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.core.weight_curve import WeightSearch
+from nap_stream.errors import CalibrationError
 from nap_stream.model.loading import LoadedModel
 
 FLAG_RATE_CONFIDENCE = 0.95
-SKILL = 0.2
-"""A share this much of the way from guessing to certainty; below it a model and its images do
-not belong together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +49,7 @@ class Parts:
     search: WeightSearch | None
     fitted: Fitted
     fit_reading: Reading | None
-    reading: Reading
+    scored: ScoredImages
 
 
 def assemble(
@@ -60,19 +66,21 @@ def assemble(
     """Score the calibration images by the method, and put everything together.
 
     Raises:
-        ValueError: The images are too few for the rule; says how many are needed.
+        CalibrationError: The images are too few for the rule; says how many are needed.
     """
-    reading = parts.reading
-    values = reading.values(parts.fitted.base_scores)
+    scored = parts.scored
     references = parts.fitted.references(parts.method)
     location = parts.fitted.location(parts.method) if parts.method.needs_location else 0.0
     scores = method_scores(
-        parts.method, values, weight=parts.weight, location=location, reference=references
+        parts.method, scored.values, weight=parts.weight, location=location, reference=references
     )
-    judge = Judge(rule, scores, reading.class_id, len(loaded.class_names))
-    arrays = _arrays(scores, reading, values, references, parts.fitted)
-    confidence = float(values[BaseScore.MSP].mean(dtype=np.float64))
-    accuracy = _accuracy(reading, loaded.class_names)
+    try:
+        judge = Judge(rule, scores, scored.class_id, len(loaded.class_names))
+    except ValueError as error:
+        raise CalibrationError(
+            str(error), str(source), "Give more images, or another rule or method"
+        ) from error
+    arrays = _arrays(scores, scored, references, parts.fitted)
     document = CalibrationDocument(
         method=str(parts.method),
         weight=parts.weight,
@@ -93,15 +101,15 @@ def assemble(
             feature_site=loaded.feature_site,
             head=loaded.head,
         ),
-        images=_image_facts(source, reading),
+        images=_image_facts(source, scored),
         fit_images=(
             None if parts.fit_reading is None else _image_facts(fit_source, parts.fit_reading)
         ),
-        mean_confidence=confidence,
-        accuracy=accuracy,
+        mean_confidence=mean_confidence(scored),
+        accuracy=accuracy(scored, loaded.class_names),
         warnings=(
-            *_warnings(parts, confidence, accuracy, len(loaded.class_names)),
-            *_base_warnings(parts, values),
+            *_doubts(parts, loaded.class_names),
+            *tie_doubts(scores, scored.class_id, judge.groups),
         ),
         versions=versions(),
         created_ms=created_ms,
@@ -112,13 +120,12 @@ def assemble(
 
 def _arrays(
     scores: NDArray[np.float64],
-    reading: Reading,
-    values: Values,
+    scored: ScoredImages,
     references: dict[str, NDArray[np.float64]],
     fitted: Fitted,
 ) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {SCORE: scores, CLASS_ID: reading.class_id.astype(np.int32)}
-    arrays |= {f"{VALUE}{name}": value for name, value in values.items()}
+    arrays: dict[str, NDArray[Any]] = {SCORE: scores, CLASS_ID: scored.class_id.astype(np.int32)}
+    arrays |= {f"{VALUE}{name}": value for name, value in scored.values.items()}
     arrays |= {f"{REFERENCE}{name}": value for name, value in references.items()}
     if fitted.fits.feature_mean is not None:
         arrays[FEATURE_MEAN] = fitted.fits.feature_mean
@@ -127,52 +134,30 @@ def _arrays(
     return arrays
 
 
-def _image_facts(source: Path | None, reading: Reading) -> ImageFacts:
+def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:
     return ImageFacts(
         source=None if source is None else source.resolve().name,
-        scored=len(reading),
-        undecodable=reading.undecodable,
+        scored=len(read),
+        undecodable=read.undecodable,
     )
 
 
-def _accuracy(reading: Reading, class_names: tuple[str, ...]) -> float | None:
-    """The share of right predictions, where every label is a class name."""
-    numbers = {name: number for number, name in enumerate(class_names)}
-    if not all(label in numbers for label in reading.labels):
-        return None
-    truth = np.array([numbers[label] for label in reading.labels if label is not None])
-    return float(np.mean(truth == reading.class_id))
+def _doubts(parts: Parts, class_names: tuple[str, ...]) -> Iterator[str]:
+    yield from skill_doubts(parts.scored, class_names)
+    yield from undecodable_doubts("images to calibrate on", parts.scored)
+    if parts.fit_reading is not None:
+        yield from undecodable_doubts("images to fit on", parts.fit_reading)
+    yield from one_class_doubts(parts.scored, class_names)
+    yield from _base_doubts(parts)
 
 
-def _warnings(
-    parts: Parts, confidence: float, accuracy: float | None, classes: int
-) -> Iterator[str]:
-    low = 1 / classes + SKILL * (1 - 1 / classes)
-    doubt = "are these images what the model was trained on, and is the preprocessing its own?"
-    if accuracy is not None and accuracy < low:
-        yield f"accuracy {accuracy:.3f} is near that of guessing ({1 / classes:.3f}): {doubt}"
-    if confidence < low:
-        yield (
-            f"mean confidence {confidence:.3f} is near that of guessing ({1 / classes:.3f}): "
-            f"{doubt}"
-        )
-    for what, reading in (("calibrate", parts.reading), ("fit", parts.fit_reading)):
-        if reading is not None and reading.undecodable:
-            yield (
-                f"{reading.undecodable} of {reading.undecodable + len(reading)} images to {what} "
-                f"on cannot be decoded; first {reading.first_problem}"
-            )
-    if classes > 1 and len(np.unique(parts.reading.class_id)) == 1:
-        yield f"all images are predicted as one class, number {parts.reading.class_id[0]}"
-
-
-def _base_warnings(parts: Parts, values: Values) -> Iterator[str]:
+def _base_doubts(parts: Parts) -> Iterator[str]:
     method = parts.method
     if method.base is None or not method.needs_location or parts.fit_reading is not None:
         return
-    undefined = int((values[method.base] <= 0).sum())
+    undefined = int((parts.scored.values[method.base] <= 0).sum())
     if undefined:
         yield (
-            f"the {method.base} of {undefined} of {len(parts.reading)} images is at or below 0, "
+            f"the {method.base} of {undefined} of {len(parts.scored)} images is at or below 0, "
             f"which has no power {parts.weight:g}: give images to fit on, so that it is moved"
         )

@@ -29,8 +29,10 @@ def cache_key(parts: Mapping[str, Any]) -> str:
 class FeatureCache:
     """A folder of safetensors files, each under the hash of what it was computed from.
 
-    Nothing in it goes stale: other weights or other images have other keys. It may be deleted
-    at any time, and several processes may share it.
+    Other weights, images, batches or versions of the libraries that decode and compute have
+    other keys. The code of the model is in no key (its fingerprint covers the factory's name and
+    the weights): delete the folder where that changes. It may be deleted at any time, and several
+    processes may share it.
     """
 
     folder: Path
@@ -42,7 +44,8 @@ class FeatureCache:
             return load(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError) as error:
+            # safetensors answers a dtype that numpy does not have, such as BF16, with KeyError.
             structlog.get_logger().warning(
                 "feature_cache_file_unreadable", path=str(path), error=str(error)
             )

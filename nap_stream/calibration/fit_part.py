@@ -88,9 +88,7 @@ class FitPart:
                 )
             yield file
 
-    def pseudo_values(
-        self, reader: Reader, fitted: Fitted, batch_size: int, advance: Advance
-    ) -> dict[str, Values]:
+    def pseudo_values(self, reader: Reader, fitted: Fitted, advance: Advance) -> dict[str, Values]:
         """NAP and base scores of pseudo-OOD images, by transform."""
         wanted = set(evenly_spaced(len(self), PSEUDO_IMAGES).tolist())
         files = [file for number, file in enumerate(self.files()) if number in wanted]
@@ -99,9 +97,7 @@ class FitPart:
             files[row] for row in np.random.default_rng(PSEUDO_SEED).permutation(len(files))
         ]
         return {
-            name: reader.read_transformed(shuffled, name, batch_size, advance).values(
-                fitted.base_scores
-            )
+            name: reader.score_transformed(shuffled, name, fitted.base_scores, advance).values
             for name in PSEUDO_OOD
         }
 

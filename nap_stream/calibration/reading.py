@@ -1,25 +1,23 @@
 """From image files to what the model makes of them."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nap_stream.calibration.feature_cache import FeatureCache, cache_key
-from nap_stream.calibration.pseudo_ood import VERSION, transformed
+from nap_stream.calibration.feature_cache import FeatureCache
+from nap_stream.calibration.model_outputs import Arrays, ModelOutputs, PseudoBatch
+from nap_stream.calibration.reading_check import ReadingCheck
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
 from nap_stream.decode import Refusal, decode_image
-from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.loading import LoadedModel
-from nap_stream.model.preprocessing import preprocess
 from nap_stream.settings import LimitSettings
 
 Values = dict[str, NDArray[np.float32]]
@@ -27,6 +25,8 @@ Advance = Callable[[int], None]
 """Told how many more images were read."""
 
 PSEUDO_SEED = 0
+PSEUDO_BATCH = 50
+"""Pseudo-OOD images are mixed within a batch: what they are must not depend on its size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +70,17 @@ class Reading:
         class_id: NDArray[np.int64] = self.logits.argmax(axis=1).astype(np.int64)
         return class_id
 
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        """For which images everything is finite, (n,)."""
+        finite: NDArray[np.bool_] = np.isfinite(self.logits).all(axis=1) & np.isfinite(self.nap)
+        return finite if self.features is None else finite & np.isfinite(self.features).all(axis=1)
+
+    @property
+    def with_features(self) -> int:
+        """How many images have features other than 0; 0 where the model has no linear head."""
+        return 0 if self.features is None else int(self.features.any(axis=1).sum())
+
     def values(self, base_scores: BaseScores) -> Values:
         """NAP and base scores by name, each float32 (n,)."""
         features = None if self.features is None else torch.from_numpy(self.features)
@@ -77,9 +88,45 @@ class Reading:
         return {NAP: self.nap} | {str(name): score.numpy() for name, score in found.items()}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredImages:
+    """The scores of n images; ``undecodable`` more could not be decoded.
+
+    ``class_id`` is int64 (n,), ``values`` are NAP and base scores by name, each float32 (n,).
+    ``first_problem`` is about the first undecodable image. Takes a few bytes an image, where a
+    `Reading` takes all its logits and features.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    class_id: NDArray[np.int64]
+    values: Values
+    undecodable: int
+    first_problem: str
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def of(cls, reading: Reading, base_scores: BaseScores) -> Self:
+        """Score what was read."""
+        return cls(
+            reading.names,
+            reading.labels,
+            reading.class_id,
+            reading.values(base_scores),
+            reading.undecodable,
+            reading.first_problem,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Runs a model over image files, batch by batch.
+
+    Every method that reads raises `CalibrationError` where half the images or more cannot be
+    decoded, where the model's outputs are not finite, and where the cache cannot be written;
+    and `InputDataError` as `nap_stream.image_files.iter_images` does.
 
     Args:
         loaded: The model.
@@ -98,118 +145,72 @@ class Reader:
         return iter_images(self.source)
 
     def read(self, files: Iterable[ImageFile], batch_size: int, advance: Advance) -> Reading:
-        """Read all images, as they are.
+        """Read all images as they are, and keep all logits and features."""
+        return self._joined(self._parts(files, None, batch_size, advance))
 
-        Raises:
-            CalibrationError: Half of them or more cannot be decoded, or the model's outputs are
-                not finite.
-            InputDataError: See `nap_stream.image_files.iter_images`.
-        """
-        parts = []
-        for batch in _batches(files, batch_size):
-            parts.append(self._batch(batch, None, 0))
-            advance(len(batch))
-        return self._checked(parts)
+    def score(
+        self,
+        files: Iterable[ImageFile],
+        base_scores: BaseScores,
+        batch_size: int,
+        advance: Advance,
+    ) -> ScoredImages:
+        """Score all images as they are; logits and features of one batch at a time are kept."""
+        return self._score(self._parts(files, None, batch_size, advance), base_scores)
 
-    def read_transformed(
-        self, files: Sequence[ImageFile], transform: str, batch_size: int, advance: Advance
-    ) -> Reading:
-        """Read all images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`.
+    def score_transformed(
+        self, files: Iterable[ImageFile], transform: str, base_scores: BaseScores, advance: Advance
+    ) -> ScoredImages:
+        """Score all images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`."""
+        return self._score(self._parts(files, transform, PSEUDO_BATCH, advance), base_scores)
 
-        Raises:
-            CalibrationError: As `read`.
-        """
-        parts, first = [], 0
-        for batch in _batches(files, batch_size):
-            parts.append(self._batch(batch, transform, first))
-            first += len(batch)
-            advance(len(batch))
-        return self._checked(parts)
+    def _joined(self, parts: Iterator[Reading]) -> Reading:
+        check = ReadingCheck()
+        found = list(_checked(parts, check))
+        check.require_usable(self.source)
+        return Reading.join(found)
 
-    def _checked(self, parts: list[Reading]) -> Reading:
-        whole = Reading.join(parts) if parts else None
-        if whole is None or not len(whole):
-            problem = whole.first_problem if whole is not None else "there are none"
-            count = whole.undecodable if whole is not None else 0
-            raise CalibrationError(
-                f"none of the {count} images could be decoded; first {problem}",
-                str(self.source),
-                "Name a folder of JPEG, PNG or WebP files, or a Parquet file",
-            )
-        if whole.undecodable >= len(whole):
-            raise CalibrationError(
-                f"{whole.undecodable} of {whole.undecodable + len(whole)} images cannot be "
-                f"decoded; first {whole.first_problem}",
-                str(self.source),
-                "Name a folder of images alone: what is left may not be like the stream",
-            )
-        finite = np.isfinite(whole.logits).all(axis=1) & np.isfinite(whole.nap)
-        if whole.features is not None:
-            finite &= np.isfinite(whole.features).all(axis=1)
-        bad = np.flatnonzero(~finite)
-        if len(bad):
-            raise CalibrationError(
-                f"the model's activations or logits are not finite for {len(bad)} of "
-                f"{len(whole)} images, first {whole.names[bad[0]]}",
-                str(self.source),
-                "Check the weights and the preprocessing",
-            )
-        return whole
-
-    def _batch(self, files: list[ImageFile], transform: str | None, first: int) -> Reading:
-        key = self._key(files, transform, first)
-        if self.cache is not None:
-            kept = self.cache.get(key)
-            if kept is not None:
-                return _from_arrays(files, kept, self.limits)
-        arrays = self._compute(files, transform, first)
-        if self.cache is not None:
-            self.cache.put(key, arrays)
-        return _from_arrays(files, arrays, self.limits)
-
-    def _key(self, files: list[ImageFile], transform: str | None, first: int) -> str:
-        if self.cache is None:
-            return ""
-        return cache_key(
+    def _score(self, parts: Iterator[Reading], base_scores: BaseScores) -> ScoredImages:
+        check = ReadingCheck()
+        scored = [
+            ScoredImages.of(part, base_scores) for part in _checked(parts, check) if len(part)
+        ]
+        check.require_usable(self.source)
+        return ScoredImages(
+            tuple(name for part in scored for name in part.names),
+            tuple(label for part in scored for label in part.labels),
+            np.concatenate([part.class_id for part in scored]),
             {
-                "model": self.loaded.fingerprint,
-                # Other kernels round otherwise.
-                "torch": [torch.__version__, self.loaded.device.type],
-                "site": str(self.loaded.feature_site),
-                "head": str(self.loaded.head),
-                "limits": self.limits.model_dump(mode="json"),
-                "transform": [transform, VERSION, PSEUDO_SEED, first] if transform else None,
-                "images": [hashlib.sha256(file.data).hexdigest() for file in files],
-            }
+                name: np.concatenate([part.values[name] for part in scored])
+                for name in scored[0].values
+            },
+            check.undecodable,
+            check.first_problem,
         )
 
-    def _compute(
-        self, files: list[ImageFile], transform: str | None, first: int
-    ) -> dict[str, NDArray[Any]]:
-        decoded = [decode_image(file.data, self.limits) for file in files]
-        pixels = [
-            preprocess(result.pixels, self.loaded.preprocessing)
-            for result in decoded
-            if not isinstance(result, Refusal)
-        ]
-        arrays: dict[str, NDArray[Any]] = {
-            "decoded": np.array([not isinstance(result, Refusal) for result in decoded])
-        }
-        if not pixels:
-            return arrays
-        batch = torch.stack(pixels)
-        if transform is not None:
-            batch = transformed(transform, batch, PSEUDO_SEED, first)
-        found = self.loaded.forward(batch)
-        arrays |= {"logits": found.logits.cpu().numpy(), "nap": found.nap.cpu().numpy()}
-        if found.features is not None:
-            arrays["features"] = found.features.cpu().numpy()
-        return arrays
+    def _parts(
+        self,
+        files: Iterable[ImageFile],
+        transform: str | None,
+        batch_size: int,
+        advance: Advance,
+    ) -> Iterator[Reading]:
+        outputs = ModelOutputs.of(self.loaded, self.limits, self.cache)
+        first, iterator = 0, iter(files)
+        while batch := list(islice(iterator, batch_size)):
+            pseudo = PseudoBatch(transform, PSEUDO_SEED, first) if transform else None
+            yield _from_arrays(batch, outputs.batch(batch, pseudo), self.limits)
+            first += len(batch)
+            advance(len(batch))
 
 
-def _from_arrays(
-    files: list[ImageFile], arrays: dict[str, NDArray[Any]], limits: LimitSettings
-) -> Reading:
+def _checked(parts: Iterator[Reading], check: ReadingCheck) -> Iterator[Reading]:
+    for part in parts:
+        check.add(part.names, part.finite, part.undecodable, part.first_problem)
+        yield part
+
+
+def _from_arrays(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) -> Reading:
     decoded = arrays["decoded"]
     kept = [file for file, good in zip(files, decoded, strict=True) if good]
     refused = [file for file, good in zip(files, decoded, strict=True) if not good]
@@ -228,9 +229,3 @@ def _from_arrays(
 def _problem(file: ImageFile, limits: LimitSettings) -> str:
     result = decode_image(file.data, limits)
     return f"{file.name}: {result.error}" if isinstance(result, Refusal) else file.name
-
-
-def _batches(files: Iterable[ImageFile], size: int) -> Iterator[list[ImageFile]]:
-    iterator = iter(files)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -12,12 +12,17 @@ from nap_stream.calibration.feature_cache import FeatureCache
 from nap_stream.calibration.fit_part import FitPart
 from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, in_order, unfitted
 from nap_stream.calibration.reading import Advance, Reader, Reading
+from nap_stream.calibration.requirements import (
+    require_enough,
+    require_head,
+    require_neighbours,
+    require_weight,
+)
 from nap_stream.clock import Clock
 from nap_stream.core.judging import Rule
 from nap_stream.core.methods import Method, parse_method
 from nap_stream.core.score_specs import BaseScore, needs_fit
 from nap_stream.core.weight_curve import WeightSearch
-from nap_stream.errors import CalibrationError
 from nap_stream.image_files import count_images
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
@@ -32,8 +37,8 @@ class CalibrationRequest:
 
     ``images`` are held out: the model was not trained on them. ``fit_images`` are
     in-distribution images, perhaps of the training set, from which base scores, references and
-    weight are taken; where they are null, every third of ``images`` serves for that and does
-    not calibrate. ``weight`` is the base score's in the method, in [0, 1]; null searches it.
+    weight are taken; where they are null, a third of ``images`` serves for that and does not
+    calibrate. ``weight`` is the base score's in the method, in [0, 1]; null searches it.
     """
 
     model: ModelSettings
@@ -64,46 +69,44 @@ def calibrate(
         progress: Told after each batch.
 
     Raises:
+        ConfigError: The weight is out of range, or the method has none.
         ModelError: See `load_model`.
         InputDataError: See `iter_images`.
         CalibrationError: Half the images or more cannot be decoded, fewer are left than the
-            rule or a score needs, the model's outputs are not finite, or the method does not
-            go with the model or with a given weight.
+            rule or a score needs, an image to fit on also calibrates, the model's outputs are
+            not finite, or the method does not go with the model.
     """
+    named = request.scoring.method
+    require_weight(None if named is None else parse_method(named), request.weight)
     total = count_images(request.images)
-    _require_enough(total, request)
-    _require_others(request)
+    require_enough(total, request.rule, request.images)
     loaded = load_model(request.model, device)
-    try:
-        plan = _plan(request, loaded)
-        if plan.part is not None and not plan.part.own:
-            _require_enough(total - len(plan.part), request, fitted_on=len(plan.part))
-        counter = Counter(_passes(plan, total), progress)
-        fitted, fit_reading, search = _fit(plan, request, loaded, cache, counter.advance)
-        reader = Reader(loaded, request.limits, request.images, cache)
-        files = reader.files() if plan.part is None else plan.part.others(request.images)
-        reading = reader.read(files, request.batch_size, counter.advance)
-        return assemble(
-            Parts(
-                plan.method,
-                search.chosen if search is not None else request.weight,
-                search,
-                fitted,
-                fit_reading,
-                reading,
-            ),
-            request.rule,
-            loaded,
-            request.scoring.parameters(),
-            factory=request.model.factory,
-            source=request.images,
-            fit_source=request.fit_images,
-            created_ms=clock.now_ms(),
-        )
-    except ValueError as error:
-        raise CalibrationError(
-            str(error), str(request.images), "Give more images, or another rule or method"
-        ) from error
+    plan = _plan(request, loaded)
+    if plan.part is not None and not plan.part.own:
+        fitted_on = len(plan.part)
+        require_enough(total - fitted_on, request.rule, request.images, fitted_on=fitted_on)
+    counter = Counter(_passes(plan, total), progress)
+    fitted, fit_reading, search = _fit(plan, request, loaded, cache, counter.advance)
+    reader = Reader(loaded, request.limits, request.images, cache)
+    files = reader.files() if plan.part is None else plan.part.others(request.images)
+    scored = reader.score(files, fitted.base_scores, request.batch_size, counter.advance)
+    return assemble(
+        Parts(
+            plan.method,
+            search.chosen if search is not None else request.weight,
+            search,
+            fitted,
+            fit_reading,
+            scored,
+        ),
+        request.rule,
+        loaded,
+        request.scoring.parameters(),
+        factory=request.model.factory,
+        source=request.images,
+        fit_source=request.fit_images,
+        created_ms=clock.now_ms(),
+    )
 
 
 def choose_method(scoring: ScoringSettings, loaded: LoadedModel) -> Method:
@@ -139,19 +142,16 @@ class _Plan:
 
 
 def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
-    method = choose_method(request.scoring, loaded)
-    if request.weight is not None and not method.has_weight:
-        raise ValueError(f"the method {method} has no weight, got {request.weight}")
-    if request.weight is not None and not 0 <= request.weight <= 1:
-        raise ValueError(f"expected a weight in [0, 1] for {method}, got {request.weight}")
+    method, scoring = choose_method(request.scoring, loaded), request.scoring
     base = () if method.base is None else (method.base,)
-    names = in_order((*ALWAYS, *base, *request.scoring.scores))
+    names = in_order((*ALWAYS, *base, *scoring.scores))
+    require_head(names, loaded, request.model.factory)
     searches = method.has_weight and request.weight is None
     part = None
     moves = method.needs_location and request.fit_images is not None
     if searches or moves or method.needs_reference or any(needs_fit(name) for name in names):
-        limit = request.scoring.knn_bank_size
-        part = FitPart.choose(request.images, request.fit_images, limit)
+        part = FitPart.choose(request.images, request.fit_images, scoring.fit_limit)
+        require_neighbours(names, len(part), part, scoring.knn_k)
     return _Plan(method, names, searches, part)
 
 
@@ -169,34 +169,14 @@ def _fit(
     cache: FeatureCache | None,
     advance: Advance,
 ) -> tuple[Fitted, Reading | None, WeightSearch | None]:
+    parameters = request.scoring.parameters()
     if plan.part is None:
-        return unfitted(plan.names, loaded, request.scoring.parameters()), None, None
+        return unfitted(plan.names, loaded, parameters), None, None
     reader = Reader(loaded, request.limits, plan.part.source, cache)
     reading = reader.read(plan.part.files(), request.batch_size, advance)
-    fitted = fit(plan.names, reading, loaded, request.scoring.parameters())
+    require_neighbours(plan.names, reading.with_features, plan.part, parameters.knn_k)
+    fitted = fit(plan.names, reading, loaded, parameters)
     if not plan.searches:
         return fitted, reading, None
-    pseudo = plan.part.pseudo_values(reader, fitted, request.batch_size, advance)
+    pseudo = plan.part.pseudo_values(reader, fitted, advance)
     return fitted, reading, fitted.search_weight(plan.method, pseudo)
-
-
-def _require_others(request: CalibrationRequest) -> None:
-    fit_images = request.fit_images
-    if fit_images is not None and fit_images.resolve() == request.images.resolve():
-        raise CalibrationError(
-            "the images to fit on are those to calibrate on: p-values would not hold for others",
-            str(fit_images),
-            "Name other images to fit on, or none: then every third image is fitted on alone",
-        )
-
-
-def _require_enough(images: int, request: CalibrationRequest, *, fitted_on: int = 0) -> None:
-    needed = request.rule.required_size
-    if 0 < images < needed:
-        besides = f" beside {fitted_on} that are fitted on" if fitted_on else ""
-        raise CalibrationError(
-            f"the images are {images}{besides}, and alpha = {request.rule.alpha:g} needs at "
-            f"least {needed}",
-            str(request.images),
-            "Give more held-out images, or a larger alpha",
-        )

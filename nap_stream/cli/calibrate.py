@@ -32,7 +32,7 @@ def calibrate(
         Path | None,
         typer.Option(
             help="In-distribution images to fit scores and the weight on, such as training "
-            "images; without it every third image of --images, which then does not calibrate.",
+            "images; without it a third of --images, which then does not calibrate.",
             show_default=False,
         ),
     ] = None,
@@ -83,18 +83,25 @@ def calibrate(
     Example:
       nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
     """
-    from nap_stream.calibration.artifact import write_calibration
+    from nap_stream.calibration.artifact import require_free, write_calibration
     from nap_stream.calibration.feature_cache import FeatureCache
     from nap_stream.calibration.run import CalibrationRequest
     from nap_stream.calibration.run import calibrate as run_calibration
-    from nap_stream.cli.progress import progress_bar
+    from nap_stream.cli.out_folder import require_can_make
+    from nap_stream.cli.progress import progress_bars
     from nap_stream.cli.tables import show_calibration
     from nap_stream.cli.torch_setup import choose_torch
     from nap_stream.clock import SystemClock
     from nap_stream.core.judging import Rule
+    from nap_stream.runtime.logging import configure_logging
     from nap_stream.settings import LimitSettings
     from nap_stream.settings_loader import load_model_settings, load_scoring_settings
 
+    console = Console(stderr=True)
+    configure_logging(for_people=console.is_terminal)
+    require_free(out, force=force)
+    # A new calibration is made beside its place, and then renamed.
+    require_can_make(out.resolve().parent)
     request = CalibrationRequest(
         model=load_model_settings(model),
         scoring=load_scoring_settings(model, method=method),
@@ -105,13 +112,13 @@ def calibrate(
         batch_size=batch_size,
         limits=LimitSettings(),
     )
-    with progress_bar("calibrating", unit="images") as advance:
+    with progress_bars(console) as new_bar:
         calibration = run_calibration(
             request,
             device=choose_torch(device, torch_threads),
             clock=SystemClock(),
             cache=None if cache is None else FeatureCache(cache),
-            progress=advance,
+            progress=new_bar("calibrating", "images"),
         )
     write_calibration(calibration, out, force=force)
     show_calibration(calibration, out, Console())

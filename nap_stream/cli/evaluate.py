@@ -28,7 +28,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="In-distribution images to fit scores and weights on, such as training images; "
-            "without it every third image of --id, which the table then leaves out.",
+            "without it a third of --id, which the table then leaves out.",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,9 @@ def evaluate(
         --ood floor=floor.parquet --out evaluation/ --cache .nap-stream-cache
     """
     from nap_stream.calibration.feature_cache import FeatureCache
-    from nap_stream.cli.progress import progress_bar
+    from nap_stream.cli.out_folder import require_can_make
+    from nap_stream.cli.progress import progress_bars
+    from nap_stream.cli.tables import show_warnings
     from nap_stream.cli.torch_setup import choose_torch
     from nap_stream.core.methods import parse_method
     from nap_stream.evaluation.extra import require_evaluate_extra
@@ -64,10 +66,14 @@ def evaluate(
     from nap_stream.evaluation.run import EvaluationRequest
     from nap_stream.evaluation.run import evaluate as run_evaluation
     from nap_stream.evaluation.terminal import render
+    from nap_stream.runtime.logging import configure_logging
     from nap_stream.settings import LimitSettings
     from nap_stream.settings_loader import load_model_settings, load_scoring_settings
 
+    messages = Console(stderr=True)
+    configure_logging(for_people=messages.is_terminal)
     require_evaluate_extra()
+    require_can_make(out)
     sets = _named_sets(ood)
     try:
         methods = tuple(parse_method(name) for name in method or ())
@@ -85,13 +91,15 @@ def evaluate(
         resamples=resamples,
         seed=seed,
     )
-    with progress_bar("evaluating", unit="images") as advance:
+    with progress_bars(messages) as new_bar:
         evaluation = run_evaluation(
             request,
             device=choose_torch(device, torch_threads),
             cache=None if cache is None else FeatureCache(cache),
-            progress=advance,
+            progress=new_bar("evaluating", "images"),
+            bootstrap_progress=new_bar("bootstrap", "methods x sets"),
         )
+    show_warnings(evaluation.warnings, messages)
     paths = write_table(evaluation.table, out)
     console = Console()
     console.print(render(evaluation.table))

@@ -25,7 +25,8 @@ BootstrapOption = Annotated[
 CacheOption = Annotated[
     Path | None,
     typer.Option(
-        help="A folder to keep the model's outputs in, so that nothing is computed twice.",
+        help="A folder to keep the model's outputs in, so that nothing is computed twice. Delete "
+        "it when the model's code changes; another --batch-size finds nothing in it.",
         show_default=False,
     ),
 ]

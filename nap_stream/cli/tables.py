@@ -1,6 +1,6 @@
 """Short tables for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,12 @@ def show_calibration(calibration: "Calibration", folder: Path, console: Console)
     for name, value in _rows(calibration, folder):
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
     console.print(table)
-    for warning in calibration.document.warnings:
+    show_warnings(calibration.document.warnings, console)
+
+
+def show_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Sentences for people, one a line."""
+    for warning in warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
 
 
@@ -62,6 +67,8 @@ def _weight(document: "CalibrationDocument") -> Iterator[tuple[str, str]]:
         return
     base = document.parsed_method.base
     yield "weight", f"{base} {document.weight:g}, NAP {1 - document.weight:g}"
+    if document.location:
+        yield "location", f"{document.location:.6g}, taken off {base} before it is weighed"
     search = document.weight_search
     if search is None:
         yield "weight chosen", "given"

@@ -1,6 +1,7 @@
 """PNG pictures of an evaluation and of a calibration, drawn with matplotlib on an Agg canvas."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ _DPI = 120
 _LONGEST_LABEL = 32
 _CHANCE = 0.5
 _DARK = 0.28
+_FAINT = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +47,23 @@ class WeightCurve:
         shapes = {array.shape for array in (self.weights, self.auroc, self.low, self.high)}
         if len(shapes) != 1 or self.weights.ndim != 1 or len(self.weights) == 0:
             raise ValueError(f"Got {shapes = }, expected one of (n,) with n >= 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """Of a group of calibration images: all, or those of one predicted class.
+
+    Attributes:
+        lower: An image whose score is below it is flagged.
+        upper: One whose score is above it is, too; None where the rule has one side.
+        images: How many calibration images the group has.
+        flagged: How many of those the thresholds flag.
+    """
+
+    lower: float
+    upper: float | None
+    images: int
+    flagged: int
 
 
 def table_png(table: EvaluationTable) -> bytes:
@@ -83,14 +102,14 @@ def table_png(table: EvaluationTable) -> bytes:
 
 
 def plot_calibration(
-    scores: Scores, threshold: float, curve: WeightCurve | None, out: Path
+    scores: Scores, groups: Sequence[Thresholds], curve: WeightCurve | None, out: Path
 ) -> None:
-    """Draw the calibration scores with their threshold, and the search for the weight.
+    """Draw the calibration scores with their thresholds, and the search for the weight.
 
     Args:
         scores: Of the in-distribution calibration images, shape (m,), higher = more
             in-distribution.
-        threshold: Below it an image is flagged.
+        groups: Their thresholds: one, or one a class, whose lines are faint.
         curve: Of the search; None where the weight was given, which the picture then says.
         out: The PNG, 1,440 x 540 pixels; one that is there is replaced.
 
@@ -99,7 +118,7 @@ def plot_calibration(
     """
     figure = _figure(12, 4.5)
     left, right = figure.subplots(1, 2)
-    _draw_scores(left, scores, threshold)
+    _draw_scores(left, scores, groups)
     if curve is None:
         right.axis("off")
         right.text(0.5, 0.5, "no weight was searched", ha="center", transform=right.transAxes)
@@ -108,14 +127,38 @@ def plot_calibration(
     publish(out, _png(figure))
 
 
-def _draw_scores(axes: "Axes", scores: Scores, threshold: float) -> None:
-    axes.hist(scores, bins=60, color="tab:blue")
-    flagged = np.mean(scores < threshold)
-    axes.axvline(
-        threshold,
-        color="tab:red",
-        label=f"threshold {threshold:.4g}: {flagged:.1%} of the images below",
+def threshold_label(groups: Sequence[Thresholds]) -> str:
+    """What the lines are, and the share of the images that they flag: each group's own."""
+    lower = [group.lower for group in groups]
+    upper = [group.upper for group in groups if group.upper is not None]
+    share = sum(group.flagged for group in groups) / sum(group.images for group in groups)
+    if len(groups) == 1:
+        ends = (
+            f"thresholds {lower[0]:.4g} and {upper[0]:.4g}"
+            if upper
+            else (f"threshold {lower[0]:.4g}")
+        )
+        return f"{ends}: {share:.1%} of the images {'outside' if upper else 'below'}"
+    shares = [group.flagged / group.images for group in groups]
+    sides = "lower and upper thresholds" if upper else "thresholds"
+    return (
+        f"{sides} of {len(groups)} predicted classes:\n{share:.1%} of the images flagged, "
+        f"{min(shares):.1%} to {max(shares):.1%} of a class"
     )
+
+
+def _draw_scores(axes: "Axes", scores: Scores, groups: Sequence[Thresholds]) -> None:
+    axes.hist(scores, bins=60, color="tab:blue")
+    # The legend stands above the bars.
+    axes.margins(y=0.25)
+    label: str | None = threshold_label(groups)
+    for group in groups:
+        for place in (group.lower, group.upper):
+            if place is not None:
+                axes.axvline(
+                    place, color="tab:red", alpha=1 if len(groups) == 1 else _FAINT, label=label
+                )
+                label = None
     axes.set_xlabel("score, higher = more in-distribution")
     axes.set_ylabel("calibration images")
     axes.set_title(f"{len(scores):,} in-distribution images")
@@ -123,7 +166,7 @@ def _draw_scores(axes: "Axes", scores: Scores, threshold: float) -> None:
 
 
 def _draw_curve(axes: "Axes", curve: WeightCurve) -> None:
-    axes.fill_between(curve.weights, curve.low, curve.high, alpha=0.25, label="band")
+    axes.fill_between(curve.weights, curve.low, curve.high, alpha=0.25, label="one standard error over transforms")
     axes.plot(curve.weights, curve.auroc, marker=".", label="mean AUROC")
     axes.axvline(
         curve.chosen, color="tab:green", linestyle="--", label=f"chosen weight {curve.chosen:g}"

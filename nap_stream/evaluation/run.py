@@ -1,6 +1,6 @@
 """Evaluating a model's methods on named sets of images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nap_stream.calibration.doubts import one_class_doubts, skill_doubts, undecodable_doubts
 from nap_stream.calibration.feature_cache import FeatureCache
 from nap_stream.calibration.fit_part import FitPart
-from nap_stream.calibration.fitting import Fitted, fit
-from nap_stream.calibration.reading import Advance, Reader, Values
+from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, in_order
+from nap_stream.calibration.reading import Reader, Reading, ScoredImages, Values
+from nap_stream.calibration.requirements import require_head, require_neighbours
 from nap_stream.calibration.run import Counter, Progress
 from nap_stream.calibration.versions import versions
 from nap_stream.core.methods import Method, every_method, method_scores
-from nap_stream.core.score_specs import BaseScore, needs_features
+from nap_stream.core.score_specs import needs_features
 from nap_stream.core.weight_curve import WeightSearch
-from nap_stream.errors import CalibrationError
+from nap_stream.errors import ConfigError
 from nap_stream.evaluation.evaluate import evaluate_scores
 from nap_stream.evaluation.table import EvaluationTable
-from nap_stream.image_files import count_images
+from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
 
@@ -53,7 +55,7 @@ class Evaluation:
     """What an evaluation gives.
 
     ``inside`` and ``outside`` are NAP and base scores of the images that the table speaks of,
-    ``searches`` the search for each method's weight.
+    ``searches`` the search for each method's weight, ``warnings`` sentences for people.
     """
 
     table: EvaluationTable
@@ -61,6 +63,7 @@ class Evaluation:
     inside: Values
     outside: Mapping[str, Values]
     searches: Mapping[Method, WeightSearch]
+    warnings: tuple[str, ...]
 
 
 def evaluate(
@@ -69,6 +72,7 @@ def evaluate(
     device: torch.device,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
+    bootstrap_progress: Progress | None = None,
 ) -> Evaluation:
     """Score all sets by all methods, and measure how well each tells them apart.
 
@@ -78,47 +82,66 @@ def evaluate(
         cache: Where the model's outputs are kept and taken from: a run that was cut off goes on
             where it was.
         progress: Told after each batch of images.
+        bootstrap_progress: Told after each method on each set, once all images are read.
 
     Raises:
         ModelError: See `load_model`.
         InputDataError: See `iter_images`.
         CalibrationError: Images cannot be decoded, outputs are not finite, images are too few,
-            or a method does not go with the model.
-        ConfigError: scikit-learn is not installed.
+            an image to fit on is in the in-distribution set too, or a method does not go with
+            the model.
+        ConfigError: There is no OOD set, or scikit-learn is not installed.
     """
+    if not request.outside:
+        raise ConfigError("expected at least one OOD set", "--ood")
+    part = FitPart.choose(request.inside, request.fit_images, request.scoring.fit_limit)
+    total = sum(count_images(path) for path in (request.inside, *request.outside.values()))
     loaded = load_model(request.model, device)
-    try:
-        methods = request.methods or methods_for(loaded)
-        part = FitPart.choose(request.inside, request.fit_images, request.scoring.knn_bank_size)
-        counter = Counter(_passes(request, part), progress)
-        parameters = request.scoring.parameters()
-        reader = Reader(loaded, request.limits, part.source, cache)
-        read = (request.batch_size, counter.advance)
-        fitted = fit(_names(methods), reader.read(part.files(), *read), loaded, parameters)
-        pseudo = part.pseudo_values(reader, fitted, *read)
-        searches = {m: fitted.search_weight(m, pseudo) for m in methods if m.has_weight}
-        inside_reader = Reader(loaded, request.limits, request.inside, cache)
-        inside = inside_reader.read(part.others(request.inside), *read).values(fitted.base_scores)
-        outside = {
-            name: _values(Reader(loaded, request.limits, path, cache), fitted, *read)
-            for name, path in request.outside.items()
-        }
-        table = evaluate_scores(
-            all_scores(methods, inside, fitted, searches),
-            {
-                name: all_scores(methods, values, fitted, searches)
-                for name, values in outside.items()
+    methods = request.methods or methods_for(loaded)
+    names = in_order((*ALWAYS, *(method.base for method in methods if method.base is not None)))
+    require_head(names, loaded, request.model.factory)
+    require_neighbours(names, len(part), part, request.scoring.knn_k)
+    searching = tuple(method for method in methods if method.has_weight)
+    passes = total + (len(part) if part.own else 0) + (part.pseudo_passes if searching else 0)
+    advance = Counter(passes, progress).advance
+
+    reader = Reader(loaded, request.limits, part.source, cache)
+    reading = reader.read(part.files(), request.batch_size, advance)
+    require_neighbours(names, reading.with_features, part, request.scoring.knn_k)
+    fitted = fit(names, reading, loaded, request.scoring.parameters())
+    pseudo = part.pseudo_values(reader, fitted, advance) if searching else {}
+    searches = {method: fitted.search_weight(method, pseudo) for method in searching}
+
+    def score(source: Path, files: Iterable[ImageFile]) -> ScoredImages:
+        one = Reader(loaded, request.limits, source, cache)
+        return one.score(files, fitted.base_scores, request.batch_size, advance)
+
+    inside = score(request.inside, part.others(request.inside))
+    outside = {name: score(path, iter_images(path)) for name, path in request.outside.items()}
+    table = evaluate_scores(
+        all_scores(methods, inside.values, fitted, searches),
+        {name: all_scores(methods, one.values, fitted, searches) for name, one in outside.items()},
+        in_distribution=_set_name(request.inside),
+        resamples=request.resamples,
+        seed=request.seed,
+        context={
+            **_context(request, loaded, part, searches),
+            "undecodable": {
+                "fitted_on": reading.undecodable,
+                "in_distribution": inside.undecodable,
+                "ood_sets": {name: one.undecodable for name, one in outside.items()},
             },
-            in_distribution=request.inside.resolve().stem,
-            resamples=request.resamples,
-            seed=request.seed,
-            context=_context(request, loaded, part, searches),
-        )
-    except ValueError as error:
-        raise CalibrationError(
-            str(error), str(request.inside), "Give more images, or other methods"
-        ) from error
-    return Evaluation(table, fitted, inside, outside, searches)
+        },
+        progress=bootstrap_progress,
+    )
+    return Evaluation(
+        table,
+        fitted,
+        inside.values,
+        {name: one.values for name, one in outside.items()},
+        searches,
+        tuple(_doubts(loaded, reading, inside, outside)),
+    )
 
 
 def methods_for(loaded: LoadedModel) -> tuple[Method, ...]:
@@ -149,18 +172,23 @@ def all_scores(
     }
 
 
-def _names(methods: tuple[Method, ...]) -> tuple[BaseScore, ...]:
-    wanted = {method.base for method in methods}
-    return tuple(name for name in BaseScore if name in wanted)
+def _set_name(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.name if resolved.is_dir() else resolved.stem
 
 
-def _values(reader: Reader, fitted: Fitted, batch_size: int, advance: Advance) -> Values:
-    return reader.read(reader.files(), batch_size, advance).values(fitted.base_scores)
-
-
-def _passes(request: EvaluationRequest, part: FitPart) -> int:
-    sets = sum(count_images(path) for path in (request.inside, *request.outside.values()))
-    return sets + part.pseudo_passes + (len(part) if part.own else 0)
+def _doubts(
+    loaded: LoadedModel,
+    fitted_on: Reading,
+    inside: ScoredImages,
+    outside: Mapping[str, ScoredImages],
+) -> Iterator[str]:
+    yield from skill_doubts(inside, loaded.class_names)
+    yield from one_class_doubts(inside, loaded.class_names)
+    yield from undecodable_doubts("images to fit on", fitted_on)
+    yield from undecodable_doubts("in-distribution images", inside)
+    for name, scored in outside.items():
+        yield from undecodable_doubts(f"images of the OOD set {name}", scored)
 
 
 def _context(
@@ -173,7 +201,7 @@ def _context(
         "model": request.model.factory,
         "model_fingerprint": loaded.fingerprint,
         "feature_map": str(loaded.feature_site),
-        "fitted_on": f"{len(part)} images of {part.source.resolve().name}",
+        "fitted_on": f"{len(part)} images of {_set_name(part.source)}",
         "parameters": request.scoring.model_dump(mode="json", exclude={"method", "scores"}),
         "weights": {method.label: search.chosen for method, search in searches.items()},
         "versions": versions(),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.artifact import load_calibration, require_free, write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.document import ImageFacts
 from nap_stream.calibration.fitting import ALWAYS
@@ -20,6 +20,7 @@ from nap_stream.core.weight_curve import WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.model.feature_site import FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings import PreprocessingSettings
+from tests.support.safetensors_bytes import FOREIGN_DTYPES, of_foreign_dtype
 from tests.support.small_calibration import MODEL, calibration_of
 
 SCORES = [0.1, 1 / 3, 1e-7, 123.456, 7.0]
@@ -324,6 +325,34 @@ def test_scores_of_another_calibration(folder: Path, replace: dict[str, Any]) ->
     save_file(load_file(path) | replace, path)
     with pytest.raises(CalibrationError, match="damaged"):
         load_calibration(folder)
+
+
+@pytest.mark.parametrize("dtype", FOREIGN_DTYPES)
+def test_a_dtype_that_numpy_does_not_have(folder: Path, dtype: str) -> None:
+    (folder / "scores.safetensors").write_bytes(of_foreign_dtype(dtype))
+    with pytest.raises(CalibrationError, match=f"damaged: scores.safetensors holds.*{dtype}"):
+        load_calibration(folder)
+
+
+@pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"format":', "}")])
+def test_a_document_nested_too_deeply(folder: Path, opened: str, closed: str) -> None:
+    depth = 100_000
+    (folder / "calibration.json").write_text(opened * depth + "1" + closed * depth)
+    with pytest.raises(CalibrationError, match=r"damaged: calibration\.json is nested too deeply"):
+        load_calibration(folder)
+
+
+def test_whether_a_folder_is_free_is_known_before_writing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for free in (tmp_path / "new" / "below", tmp_path / "empty"):
+        require_free(free)
+    with pytest.raises(CalibrationError, match=r"already.*--force"):
+        require_free(folder)
+    require_free(folder, force=True)
+    (folder / "notes.txt").write_text("mine")
+    for taken in (folder, folder / "notes.txt"):
+        with pytest.raises(CalibrationError, match="left as it is"):
+            require_free(taken, force=True)
 
 
 def test_a_calibration_is_not_overwritten_by_accident(folder: Path) -> None:

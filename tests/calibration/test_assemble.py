@@ -9,10 +9,11 @@ import pytest
 from nap_stream.calibration.assemble import Parts, assemble
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, unfitted
-from nap_stream.calibration.reading import Reading
+from nap_stream.calibration.reading import Reading, ScoredImages
 from nap_stream.core.judging import Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.errors import CalibrationError
 from nap_stream.model.loading import LoadedModel
 from tests.support.small_settings import load_small
 
@@ -58,13 +59,14 @@ def put_together(
     fit_source: Path | None = None,
 ) -> Calibration:
     loaded = model()
+    fitted = fitted or unfitted(ALWAYS, loaded, PARAMETERS)
     parts = Parts(
         method=parse_method(method),
         weight=weight,
         search=None,
-        fitted=fitted or unfitted(ALWAYS, loaded, PARAMETERS),
+        fitted=fitted,
         fit_reading=fit_reading,
-        reading=reading,
+        scored=ScoredImages.of(reading, fitted.base_scores),
     )
     return assemble(
         parts,
@@ -201,7 +203,20 @@ def test_undecodable_images_of_both_parts_are_told() -> None:
 
 
 def test_too_few_images_for_the_rule_says_how_many() -> None:
-    with pytest.raises(ValueError, match=r"4 calibration images .* at least 9 are needed"):
+    with pytest.raises(CalibrationError, match=r"4 calibration images .* at least 9 are needed"):
         put_together(reading_of([0, 1, 2, 2]), rule=Rule(0.1))
-    with pytest.raises(ValueError, match=r"at least 3 .* class 0 has 1, class 1 has 1, class 2 h"):
+    with pytest.raises(
+        CalibrationError, match=r"at least 3 .* class 0 has 1, class 1 has 1, class 2 h"
+    ):
         put_together(reading_of([0, 1, 2, 2]), rule=Rule(0.25, per_class=True))
+
+
+def test_a_threshold_among_equal_scores_is_doubted() -> None:
+    reading = reading_of([0, 1, 2, 0, 1, 2, 0, 1])
+    logits, nap = reading.logits.copy(), reading.nap.copy()
+    logits[3:] = logits[3]
+    nap[3:] = 0.5
+    tied = replace(reading, logits=logits, nap=nap)
+    (warning,) = (text for text in warnings_of(tied, rule=Rule(0.25)) if "tie" in text)
+    assert warning.startswith("5 of 8 calibration scores tie at the lowest")
+    assert not any("tie" in text for text in warnings_of(reading, rule=Rule(0.25)))

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration.feature_cache import FeatureCache, cache_key
 from nap_stream.errors import CalibrationError
+from tests.support.safetensors_bytes import FOREIGN_DTYPES, of_foreign_dtype
 
 KEY = "ab" + "0" * 62
 ARRAYS: dict[str, NDArray[Any]] = {
@@ -55,7 +56,7 @@ def test_one_file_a_key_and_no_unfinished_ones(cache: FeatureCache) -> None:
     assert found.keys() == {"logits"}
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "header", "folder"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "header", "folder", *FOREIGN_DTYPES])
 def test_a_damaged_file_is_not_there_until_it_is_kept_anew(
     cache: FeatureCache, damage: str
 ) -> None:
@@ -66,6 +67,7 @@ def test_a_damaged_file_is_not_there_until_it_is_kept_anew(
         path.mkdir()
     else:
         damaged = {"cut": whole[:-3], "empty": b"", "text": b"a note", "header": b"\xff" + whole}
+        damaged |= {dtype: of_foreign_dtype(dtype, "logits") for dtype in FOREIGN_DTYPES}
         path.write_bytes(damaged[damage])
     with structlog.testing.capture_logs() as logs:
         assert cache.get(KEY) is None

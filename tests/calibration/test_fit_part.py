@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from nap_stream.calibration import fit_part
 from nap_stream.calibration.fit_part import FitPart
 from nap_stream.calibration.fitting import ALWAYS, fit
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.reading import Advance, Reader, Reading
+from nap_stream.calibration.reading import Advance, Reader, ScoredImages
+from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.rows import evenly_spaced
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError, InputDataError
@@ -29,11 +30,11 @@ class Batches(Reader):
 
     seen: list[list[ImageFile]] = field(default_factory=list)
 
-    def read_transformed(
-        self, files: Sequence[ImageFile], transform: str, batch_size: int, advance: Advance
-    ) -> Reading:
+    def score_transformed(
+        self, files: Iterable[ImageFile], transform: str, base_scores: BaseScores, advance: Advance
+    ) -> ScoredImages:
         self.seen.append(list(files))
-        return Reader.read_transformed(self, files, transform, batch_size, advance)
+        return Reader.score_transformed(self, self.seen[-1], transform, base_scores, advance)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_pseudo_ood_values_of_every_transform(
     names = (*ALWAYS, BaseScore.KNN)
     fitted = fit(names, reading, loaded, ScoreParameters(knn_k=2))
     told: list[int] = []
-    found = part.pseudo_values(reader, fitted, 4, told.append)
+    found = part.pseudo_values(reader, fitted, told.append)
 
     assert tuple(found) == tuple(PSEUDO_OOD)
     assert sum(told) == part.pseudo_passes == 5 * len(PSEUDO_OOD)
@@ -138,8 +139,9 @@ def test_pseudo_ood_values_of_every_transform(
             continue
         # These do to each image what they do to it alone.
         picked = [file for file in files if file.name in chosen]
-        expected = reader.read_transformed(picked, name, 4, lambda _images: None)
-        np.testing.assert_allclose(np.sort(values["nap"]), np.sort(expected.nap), rtol=1e-5)
+        scored = reader.score_transformed(picked, name, fitted.base_scores, lambda _images: None)
+        expected = np.sort(scored.values["nap"])
+        np.testing.assert_allclose(np.sort(values["nap"]), expected, rtol=1e-5)
 
 
 def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
     reader = Batches(load_small("SmallNet"), LimitSettings(), tmp_path)
     reading = reader.read(part.files(), 8, lambda _images: None)
     fitted = fit(ALWAYS, reading, reader.loaded, ScoreParameters())
-    part.pseudo_values(reader, fitted, 8, lambda _images: None)
+    part.pseudo_values(reader, fitted, lambda _images: None)
     orders = {tuple(file.name for file in files) for files in reader.seen}
     assert len(orders) == 1
     (order,) = orders

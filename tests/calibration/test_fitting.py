@@ -109,7 +109,7 @@ def test_values_of_scores_without_neighbours_are_those_of_the_images() -> None:
 
 def test_what_needs_features_is_refused_without_them() -> None:
     reading = replace(reading_of(20), features=None)
-    with pytest.raises(ValueError, match="react, knn need a model whose logits come from a linear"):
+    with pytest.raises(ValueError, match="no react and knn without a linear layer"):
         fitted_on(reading, (*ALWAYS, BaseScore.REACT, BaseScore.KNN))
     fitted = fitted_on(reading, ALWAYS)
     assert fitted.values.keys() == {"nap", "msp", "max_logit", "energy"}

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,21 @@ import structlog
 import torch
 from PIL import Image
 
+from nap_stream.calibration import model_outputs
 from nap_stream.calibration.feature_cache import FeatureCache
+from nap_stream.calibration.fitting import ALWAYS, unfitted
 from nap_stream.calibration.pseudo_ood import transformed
-from nap_stream.calibration.reading import PSEUDO_SEED, Reader, Reading
+from nap_stream.calibration.reading import (
+    PSEUDO_BATCH,
+    PSEUDO_SEED,
+    Reader,
+    Reading,
+    ScoredImages,
+)
+from nap_stream.calibration.versions import versions
+from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.nap import nap
+from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import ImageFile, iter_images
@@ -65,11 +77,20 @@ def read(reader: Reader, batch_size: int = 4) -> Reading:
     return reader.read(reader.files(), batch_size, lambda _images: None)
 
 
-def read_transformed(
-    reader: Reader, name: str, batch_size: int = 4, files: list[ImageFile] | None = None
-) -> Reading:
+def base_scores(loaded: LoadedModel) -> BaseScores:
+    return unfitted(ALWAYS, loaded, ScoreParameters()).base_scores
+
+
+def score(reader: Reader, batch_size: int = 4) -> ScoredImages:
+    scores = base_scores(reader.loaded)
+    return reader.score(reader.files(), scores, batch_size, lambda _images: None)
+
+
+def score_transformed(
+    reader: Reader, name: str, files: list[ImageFile] | None = None
+) -> ScoredImages:
     chosen = list(reader.files()) if files is None else files
-    return reader.read_transformed(chosen, name, batch_size, lambda _images: None)
+    return reader.score_transformed(chosen, name, base_scores(reader.loaded), lambda _images: None)
 
 
 def pixels(folder: Path, loaded: LoadedModel) -> torch.Tensor:
@@ -89,6 +110,15 @@ def assert_identical(first: Reading, second: Reading) -> None:
     assert first.features is not None
     assert second.features is not None
     assert first.features.tobytes() == second.features.tobytes()
+
+
+def assert_scored_alike(first: ScoredImages, second: ScoredImages) -> None:
+    assert (first.names, first.labels) == (second.names, second.labels)
+    assert (first.undecodable, first.first_problem) == (second.undecodable, second.first_problem)
+    assert first.class_id.tobytes() == second.class_id.tobytes()
+    assert first.values.keys() == second.values.keys()
+    for name, column in first.values.items():
+        assert column.tobytes() == second.values[name].tobytes()
 
 
 def test_what_the_model_makes_of_images_of_differing_sizes(
@@ -129,8 +159,10 @@ def test_progress_counts_every_image_of_a_batch(tmp_path: Path) -> None:
     told: list[int] = []
     reader = reader_of(tmp_path)
     reader.read(reader.files(), 3, told.append)
-    reader.read_transformed(list(reader.files()), "invert", 5, told.append)
-    assert told == [3, 3, 2, 5, 3]
+    scores = base_scores(reader.loaded)
+    reader.score(reader.files(), scores, 5, told.append)
+    reader.score_transformed(list(reader.files()) * 8, "invert", scores, told.append)
+    assert told == [3, 3, 2, 5, 3, 50, 14]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
@@ -144,19 +176,23 @@ def test_some_undecodable_images_are_counted(tmp_path: Path, batch_size: int) ->
     assert reading.names == tuple(f"{number:04}.png" for number in range(6))
 
 
-@pytest.mark.parametrize("transform", [None, "mixup"])
-def test_a_whole_batch_that_is_undecodable_in_the_middle(
-    tmp_path: Path, transform: str | None
-) -> None:
+def test_a_whole_batch_that_is_undecodable_in_the_middle(tmp_path: Path) -> None:
     write_images(tmp_path, 8)
     for number in range(3):
         (tmp_path / f"0002-{number}.txt").write_text("a note")
     # Batches of three: 0000 to 0002, the notes, 0003 to 0005, 0006 and 0007.
     reader = reader_of(tmp_path)
-    reading = read(reader, 3) if transform is None else read_transformed(reader, transform, 3)
+    reading = read(reader, 3)
     assert (len(reading), reading.undecodable) == (8, 3)
     assert reading.features is not None
     assert (len(reading.logits), len(reading.features), len(reading.nap)) == (8, 8, 8)
+    expected = ScoredImages.of(reading, base_scores(reader.loaded))
+    assert_scored_alike(score(reader, 3), expected)
+    # The first batch of pseudo-OOD images holds nothing that can be decoded.
+    files = list(reader.files())
+    notes = [file for file in files if file.name.endswith(".txt")]
+    scored = score_transformed(reader, "mixup", notes * 17 + files * 12)
+    assert (len(scored), scored.undecodable) == (96, 51 + 36)
 
 
 @pytest.mark.parametrize("good", [1, 3])
@@ -165,15 +201,20 @@ def test_half_undecodable_is_refused(tmp_path: Path, good: int) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text("a note")
     problem = rf"3 of {good + 3} images cannot be decoded; first 0\.txt: not a JPEG"
-    with pytest.raises(CalibrationError, match=problem):
-        read(reader_of(tmp_path))
+    for reads in (read, score):
+        with pytest.raises(CalibrationError, match=problem):
+            reads(reader_of(tmp_path))
 
 
 def test_no_image_at_all(tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.txt").write_text("a note")
-    with pytest.raises(CalibrationError, match=r"none of the 5 images.*first 0\.txt: not a JPEG"):
-        read(reader_of(tmp_path), 2)
+    for reads in (read, score):
+        problem = r"none of the 5 images.*first 0\.txt: not a JPEG"
+        with pytest.raises(CalibrationError, match=problem):
+            reads(reader_of(tmp_path), 2)
+    with pytest.raises(CalibrationError, match=r"none of the 0 images.*there are none"):
+        score_transformed(reader_of(tmp_path), "invert", [])
     with pytest.raises(InputDataError, match="no such"):
         read(reader_of(tmp_path / "absent"))
 
@@ -195,8 +236,9 @@ def test_what_is_not_finite_is_refused_with_its_name(
     assert len(read(reader_of(tmp_path, loaded))) == 9
     for number in (5, 7):
         Image.new("RGB", (9, 9), "white").save(tmp_path / f"000{number}.png")
-    with pytest.raises(CalibrationError, match=r"not finite for 2 of 9 images, first 0005\.png"):
-        read(reader_of(tmp_path, loaded))
+    for reads in (read, score):
+        with pytest.raises(CalibrationError, match=r"not finite for 2 of 9 images, first 0005\.p"):
+            reads(reader_of(tmp_path, loaded))
 
 
 def test_a_hit_is_bit_identical_and_runs_no_model(
@@ -207,9 +249,12 @@ def test_a_hit_is_bit_identical_and_runs_no_model(
     for expected in (COUNT, COUNT):
         assert_identical(read(reader), plain)
         assert runs.images == expected
-    changed = read_transformed(reader, "elastic")
+    # Scores are taken from what was kept for a reading.
+    assert_scored_alike(score(reader), score(reader_of(folder, load_small("SmallNet"))))
+    assert runs.images == COUNT
+    changed = score_transformed(reader, "elastic")
     assert runs.images == 2 * COUNT
-    assert_identical(read_transformed(reader, "elastic"), changed)
+    assert_scored_alike(score_transformed(reader, "elastic"), changed)
     assert runs.images == 2 * COUNT
 
 
@@ -257,10 +302,29 @@ def test_whatever_changes_the_outputs_is_another_key(folder: Path, tmp_path: Pat
     runs.images = 0
     read(replace(reader_of(folder, plain, cache=cache), limits=LimitSettings(max_image_pixels=999)))
     assert runs.images == COUNT
-    read_transformed(reader_of(folder, plain, cache=cache), "invert")
+    score_transformed(reader_of(folder, plain, cache=cache), "invert")
     assert runs.images == 2 * COUNT
-    read_transformed(reader_of(folder, plain, cache=cache), "solarize")
+    score_transformed(reader_of(folder, plain, cache=cache), "solarize")
     assert runs.images == 3 * COUNT
+
+
+@pytest.mark.parametrize("library", ["torch", "torchvision", "pillow", "numpy"])
+def test_another_version_of_what_decodes_and_computes_is_another_key(
+    folder: Path,
+    tmp_path: Path,
+    loaded: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
+) -> None:
+    reader, runs = reader_of(folder, loaded, cache=FeatureCache(tmp_path)), Runs(loaded)
+    read(reader)
+    found = versions() | {library: "0.1"}
+    monkeypatch.setattr(model_outputs, "versions", lambda: found)
+    read(reader)
+    assert runs.images == 2 * COUNT
+    monkeypatch.setattr(model_outputs, "versions", lambda: found | {"scipy": "0.1"})
+    read(reader)
+    assert runs.images == 2 * COUNT
 
 
 def test_other_images_or_batches_are_another_key(
@@ -277,8 +341,8 @@ def test_other_images_or_batches_are_another_key(
     assert runs.images == 11 + COUNT - 4
     # Random transforms depend on the place of a batch among all images.
     before = runs.images
-    read_transformed(reader, "gaussian_noise", 4, files[:4] * 2)
-    assert runs.images == before + 8
+    score_transformed(reader, "gaussian_noise", files[:5] * 20)
+    assert runs.images == before + 100
 
 
 def test_a_run_that_was_cut_off_is_resumed(
@@ -301,15 +365,50 @@ def test_a_run_that_was_cut_off_is_resumed(
 
 
 def test_pseudo_ood_images_are_the_transformed_ones(folder: Path, loaded: LoadedModel) -> None:
-    reading = read_transformed(reader_of(folder, loaded), "patch_shuffle")
-    whole = pixels(folder, loaded)
-    for first in range(0, COUNT, 4):
-        batch = transformed("patch_shuffle", whole[first : first + 4], PSEUDO_SEED, first)
+    reader = reader_of(folder, loaded)
+    scored = score_transformed(reader, "patch_shuffle", list(reader.files()) * 7)
+    whole = pixels(folder, loaded).repeat(7, 1, 1, 1)
+    for first in range(0, 70, PSEUDO_BATCH):
+        batch = transformed("patch_shuffle", whole[first : first + 50], PSEUDO_SEED, first)
         expected = loaded.forward(batch)
-        np.testing.assert_array_equal(reading.nap[first : first + 4], expected.nap.numpy())
-        np.testing.assert_array_equal(reading.logits[first : first + 4], expected.logits.numpy())
-    plain = read(reader_of(folder, loaded))
-    assert not np.array_equal(plain.nap, reading.nap)
+        part = slice(first, first + 50)
+        np.testing.assert_array_equal(scored.values["nap"][part], expected.nap.numpy())
+        np.testing.assert_array_equal(
+            scored.values["max_logit"][part], expected.logits.numpy().max(axis=1)
+        )
+        np.testing.assert_array_equal(scored.class_id[part], expected.logits.numpy().argmax(1))
+    plain = read(reader)
+    assert not np.array_equal(plain.nap, scored.values["nap"][:COUNT])
+
+
+def test_scores_are_those_of_the_reading_in_any_batches(folder: Path, loaded: LoadedModel) -> None:
+    reader = reader_of(folder, loaded)
+    expected = ScoredImages.of(read(reader), base_scores(loaded))
+    for batch_size in (1, 3, 100):
+        scored = score(reader, batch_size)
+        assert (scored.names, scored.labels, len(scored)) == (expected.names, expected.labels, 10)
+        assert scored.class_id.dtype == np.int64
+        assert scored.class_id.tolist() == expected.class_id.tolist()
+        assert scored.values.keys() == {"nap", "msp", "max_logit", "energy"}
+        for name, column in scored.values.items():
+            assert column.dtype == np.float32
+            assert column.shape == (COUNT,)
+            np.testing.assert_allclose(column, expected.values[name], rtol=1e-5)
+
+
+def test_scoring_keeps_the_outputs_of_one_batch_at_a_time(
+    folder: Path, loaded: LoadedModel
+) -> None:
+    def alive() -> int:
+        return sum(type(thing) is Reading for thing in gc.get_objects())
+
+    reader, before, counts = reader_of(folder, loaded), alive(), list[int]()
+    scores = base_scores(loaded)
+    reader.score(reader.files(), scores, 2, lambda _images: counts.append(alive() - before))
+    assert len(counts) == 5
+    assert max(counts) <= 1
+    reader.read(reader.files(), 2, lambda _images: counts.append(alive() - before))
+    assert max(counts) == 5
 
 
 def test_joining_takes_the_first_problem() -> None:

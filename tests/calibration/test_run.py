@@ -1,3 +1,5 @@
+import io
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ import torch
 from PIL import Image
 from scipy.stats import betabinom
 
+from nap_stream.calibration import fit_part
 from nap_stream.calibration import run as run_module
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import Calibration, require_fingerprint, require_scoring
 from nap_stream.calibration.feature_cache import FeatureCache
+from nap_stream.calibration.fit_part import FitPart
 from nap_stream.calibration.fitting import base_scores_of
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.reading import Reader
@@ -22,7 +26,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.fusion import fuse
 from nap_stream.core.judging import Rule, Sides
 from nap_stream.decode import Picture, decode_image
-from nap_stream.errors import CalibrationError, InputDataError
+from nap_stream.errors import CalibrationError, ConfigError, InputDataError
 from nap_stream.image_files import iter_images
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
@@ -32,12 +36,34 @@ from tests.support.small_calibration import scorer_of, write_images
 from tests.support.small_settings import CPU, load_small, small_settings
 
 FUSED = ScoringSettings(method="nap-energy")
-FEW = {"knn_k": 2, "knn_bank_size": 100}
+FEW = {"knn_k": 2, "fit_limit": 100}
 
 
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("run") / "held-out", 45)
+
+
+@dataclass(slots=True)
+class ForwardPasses:
+    """Counts images that models were run on, once they were loaded."""
+
+    images: int = 0
+
+    def load(self, settings: ModelSettings, device: torch.device) -> LoadedModel:
+        loaded = load_model(settings, device)
+        loaded.module.register_forward_hook(self._count)
+        return loaded
+
+    def _count(self, _module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
+        self.images += len(inputs[0])
+
+
+@pytest.fixture
+def forward_passes(monkeypatch: pytest.MonkeyPatch) -> ForwardPasses:
+    passes = ForwardPasses()
+    monkeypatch.setattr(run_module, "load_model", passes.load)
+    return passes
 
 
 def request_of(images: Path, **changes: Any) -> CalibrationRequest:
@@ -100,7 +126,7 @@ def test_what_it_states(tmp_path: Path) -> None:
     loaded, document = load_model(small_settings(), CPU), calibration.document
     assert (calibration.size, calibration.alpha, document.weight) == (21, 0.1, 0.5)
     # floor(0.1 * 22) = 2, and the interval of Beta(2, 20) has its mean 1/11 within.
-    assert (calibration.bound_rank, calibration.bound_size) == (2, 21)
+    assert (document.groups[0].flag_rank, document.groups[0].size) == (2, 21)
     assert document.groups[0].lower == np.sort(calibration.arrays["score"])[1]
     low, high = calibration.flag_rate_interval
     assert 0 < low < 1 / 11 < high < 0.3
@@ -206,7 +232,7 @@ def test_fewer_images_than_alpha_needs(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"8 calibration images .* at least 9 are needed"):
         run(tmp_path)
     write_images(tmp_path, 9)
-    assert run(tmp_path).bound_rank == 1
+    assert run(tmp_path).document.groups[0].flag_rank == 1
 
 
 def test_fewer_images_than_alpha_needs_beside_those_fitted_on(tmp_path: Path) -> None:
@@ -227,10 +253,31 @@ def test_fewer_images_of_a_class_than_alpha_needs(held_out: Path) -> None:
         run(held_out, rule=Rule(0.1, per_class=True))
 
 
-def test_fewer_images_than_neighbours(held_out: Path, tmp_path: Path) -> None:
-    fit_images = write_images(tmp_path / "training", 8, first_seed=100)
-    with pytest.raises(CalibrationError, match=r"knn with k = 10 needs as many .* got 8"):
-        run(held_out, scoring=ScoringSettings(), fit_images=fit_images)
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_fewer_images_than_neighbours_is_known_before_any_forward_pass(
+    held_out: Path, tmp_path: Path, forward_passes: ForwardPasses, weight: float | None
+) -> None:
+    training = write_images(tmp_path / "training", 10, first_seed=100)
+    problem = r"k = 10 needs 11 images .*there are 10 images to fit on\. Give at least 11 images"
+    with pytest.raises(CalibrationError, match=problem) as caught:
+        run(held_out, scoring=ScoringSettings(), fit_images=training, weight=weight)
+    assert caught.value.where == str(training)
+    few = write_images(tmp_path / "few", 30)
+    problem = r"needs 11 images .*there are 10, a third of the images\. Give at least 33 .*in all"
+    with pytest.raises(CalibrationError, match=problem):
+        run(few, scoring=ScoringSettings(), weight=weight)
+    assert forward_passes.images == 0
+
+
+def test_as_many_images_as_neighbours_need_are_enough(held_out: Path, tmp_path: Path) -> None:
+    training = write_images(tmp_path / "training", 11, first_seed=100)
+    scoring = ScoringSettings(method="knn")
+    assert run(held_out, scoring=scoring, fit_images=training).size == 45
+    assert run(write_images(tmp_path / "third", 33), scoring=scoring).size == 22
+    # One of them cannot be decoded, which no count tells.
+    (training / "0003.png").write_text("a note")
+    with pytest.raises(CalibrationError, match=r"k = 10 needs 11 images .*there are 10 images"):
+        run(held_out, scoring=scoring, fit_images=training)
 
 
 def test_scores_that_are_not_finite(tmp_path: Path) -> None:
@@ -239,28 +286,29 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
     )
     settings = small_settings(kwargs={"name": "OverflowNet"}, preprocessing=plain)
     write_images(tmp_path, 12)
-    Image.new("RGB", (9, 9), "white").save(tmp_path / "0003.png")
-    with pytest.raises(CalibrationError, match=r"not finite for 1 of 12 images, first 0003\.png"):
+    name = next(FitPart.choose(tmp_path, None, 100).files()).name
+    Image.new("RGB", (9, 9), "white").save(tmp_path / name)
+    with pytest.raises(CalibrationError, match=rf"not finite for 1 of 12 images, first {name}"):
         run(tmp_path, model=settings)
-    with pytest.raises(CalibrationError, match=r"not finite for 1 of 4 images, first 0003\.png"):
+    with pytest.raises(CalibrationError, match=rf"not finite for 1 of 4 images, first {name}"):
         run(tmp_path, model=settings, weight=None, rule=Rule(0.2))
 
 
 @pytest.mark.parametrize("weight", [1.5, -0.1, float("nan")])
-def test_a_weight_out_of_range_is_refused_before_the_model_runs(
-    held_out: Path, weight: float
+@pytest.mark.parametrize("method", [None, "nap-energy"])
+def test_a_weight_out_of_range_is_refused_before_the_model_is_loaded(
+    held_out: Path, weight: float, method: str | None
 ) -> None:
-    told: list[int] = []
-    with pytest.raises(CalibrationError, match=r"expected a weight in \[0, 1\] for nap-energy"):
-        run(held_out, weight=weight, progress=lambda done, _total: told.append(done))
-    assert told == []
+    absent = small_settings("absent")
+    with pytest.raises(ConfigError, match=r"expected a weight in \[0, 1\], got"):
+        run(held_out, model=absent, scoring=ScoringSettings(method=method), weight=weight)
 
 
 @pytest.mark.parametrize("method", ["nap", "energy", "knn"])
 def test_a_method_without_a_weight_takes_none(held_out: Path, method: str) -> None:
     scoring = ScoringSettings(method=method, **FEW)
-    with pytest.raises(CalibrationError, match=f"the method {method} has no weight, got 0.4"):
-        run(held_out, scoring=scoring, weight=0.4)
+    with pytest.raises(ConfigError, match=f"the method {method} has no weight, got 0.4"):
+        run(held_out, model=small_settings("absent"), scoring=scoring, weight=0.4)
     document = run(held_out, scoring=scoring).document
     assert (document.method, document.weight, document.weight_search) == (method, None, None)
     # KNN alone takes something from images.
@@ -292,11 +340,22 @@ def test_the_default_method_is_what_the_model_allows(
     require_fingerprint(calibration, load_small(network))
 
 
-@pytest.mark.parametrize("method", ["fisher-knn", "react", "nap-dice"])
-def test_a_method_that_the_model_does_not_allow(held_out: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("scoring", "problem"),
+    [
+        (ScoringSettings(method="fisher-knn"), "knn needs a model whose logits come from a linear"),
+        (ScoringSettings(method="nap-ash"), "ash needs a model .* msp, max_logit, energy"),
+        (ScoringSettings(method="nap", scores=("react",)), "react needs a model"),
+        (ScoringSettings(method="dice", scores=("react",)), "react, dice need a model"),
+    ],
+)
+def test_a_method_that_the_model_does_not_allow(
+    held_out: Path, forward_passes: ForwardPasses, scoring: ScoringSettings, problem: str
+) -> None:
     settings = small_settings(kwargs={"name": "ReluHeadNet"})
-    with pytest.raises(CalibrationError, match="need a model whose logits come from a linear"):
-        run(held_out, model=settings, scoring=ScoringSettings(method=method))
+    with pytest.raises(CalibrationError, match=problem):
+        run(held_out, model=settings, scoring=scoring)
+    assert forward_passes.images == 0
 
 
 @pytest.mark.parametrize("method", ["nap-energy", "fisher-energy", "nap-knn", "fisher-knn"])
@@ -325,14 +384,33 @@ def test_the_weight_is_searched_on_pseudo_ood_images(
     assert load_calibration(tmp_path / "made").document.weight_search == search
 
 
+@pytest.mark.parametrize("method", ["nap-energy", "fisher-knn"])
+def test_the_chosen_weight_does_not_depend_on_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    # Few transforms, those that mix: an image's partners are others of its batch.
+    mixing = {name: PSEUDO_OOD[name] for name in ("mixup", "cutmix", "gaussian_noise")}
+    monkeypatch.setattr(fit_part, "PSEUDO_OOD", mixing)
+    scoring = ScoringSettings(method=method, **FEW)
+    images = write_images(tmp_path / "many", 180)
+    searches = [
+        run(images, scoring=scoring, batch_size=size).document.weight_search for size in (7, 64)
+    ]
+    for search in searches:
+        assert search is not None
+    first, second = (search for search in searches if search is not None)
+    assert first.chosen == second.chosen
+    np.testing.assert_allclose(first.auroc, second.auroc, atol=1e-3)
+
+
 def test_what_is_fitted_on_does_not_calibrate(held_out: Path) -> None:
     scoring = ScoringSettings(method="fisher-knn", scores=("react", "dice"), **FEW)
     calibration = run(held_out, scoring=scoring)
     loaded = load_small("SmallNet")
     found = loaded.forward(pixels(held_out, loaded))
     assert found.features is not None
-    share = np.zeros(45, dtype=bool)
-    share[::3] = True
+    share = FitPart.choose(held_out, None, 100).rows
+    assert share.sum() == 15
     features = found.features.numpy()
     bank = features[share] / np.linalg.norm(features[share], axis=1, keepdims=True)
     fits = calibration.arrays
@@ -345,7 +423,7 @@ def test_what_is_fitted_on_does_not_calibrate(held_out: Path) -> None:
 
 def test_images_given_to_fit_on_leave_all_others(held_out: Path, tmp_path: Path) -> None:
     training = write_images(tmp_path / "training", 20, first_seed=100)
-    scoring = ScoringSettings(method="fisher-knn", knn_k=2, knn_bank_size=12)
+    scoring = ScoringSettings(method="fisher-knn", knn_k=2, fit_limit=12)
     calibration = run(held_out, scoring=scoring, fit_images=training)
     document = calibration.document
     assert (calibration.size, document.images.scored) == (45, 45)
@@ -357,9 +435,8 @@ def test_images_given_to_fit_on_leave_all_others(held_out: Path, tmp_path: Path)
 
 
 def test_the_images_to_fit_on_must_be_others(held_out: Path) -> None:
-    same = held_out.parent / "." / held_out.name / ".." / held_out.name
-    with pytest.raises(CalibrationError, match=r"are those to calibrate on.*every third image"):
-        run(held_out, scoring=ScoringSettings(**FEW), fit_images=same)
+    with pytest.raises(CalibrationError, match=r"0000\.png is also among the images to fit on"):
+        run(held_out, scoring=ScoringSettings(**FEW), fit_images=held_out)
 
 
 def test_a_given_weight_still_moves_the_base_score_where_there_are_images_to_fit_on(
@@ -389,31 +466,19 @@ def test_labels_that_are_class_names_give_the_accuracy(tmp_path: Path) -> None:
 
 
 def test_a_second_run_takes_everything_from_the_cache(
-    held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held_out: Path, tmp_path: Path, forward_passes: ForwardPasses
 ) -> None:
-    passes = 0
-
-    def count(_module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
-        nonlocal passes
-        passes += len(inputs[0])
-
-    def load(settings: ModelSettings, device: torch.device) -> LoadedModel:
-        loaded = load_model(settings, device)
-        loaded.module.register_forward_hook(count)
-        return loaded
-
-    monkeypatch.setattr(run_module, "load_model", load)
     scoring, cache = ScoringSettings(**FEW), FeatureCache(tmp_path)
     first = run(held_out, scoring=scoring, cache=cache)
-    assert passes == 45 + 15 * len(PSEUDO_OOD)
+    assert forward_passes.images == 45 + 15 * len(PSEUDO_OOD)
     assert run(held_out, scoring=scoring, cache=cache).fingerprint == first.fingerprint
     # Another method, rule or weight takes nothing more of the model.
     run(held_out, scoring=ScoringSettings(method="nap-ash", **FEW), cache=cache)
     run(held_out, scoring=scoring, weight=0.3, rule=Rule(0.2, Sides.TWO), cache=cache)
-    assert passes == 45 + 15 * len(PSEUDO_OOD)
+    assert forward_passes.images == 45 + 15 * len(PSEUDO_OOD)
     # Without the cache it is the same calibration, bit for bit.
     assert run(held_out, scoring=scoring).fingerprint == first.fingerprint
-    assert passes == 2 * (45 + 15 * len(PSEUDO_OOD))
+    assert forward_passes.images == 2 * (45 + 15 * len(PSEUDO_OOD))
 
 
 FRESH = 1_500
@@ -450,7 +515,8 @@ def test_fresh_in_distribution_images_are_flagged_as_often_as_stated(
         batch_size=64,
         cache=cache,
     )
-    k, m = calibration.bound_rank, calibration.bound_size
+    (group,) = calibration.document.groups
+    k, m = group.flag_rank, group.size
     assert m in {HELD_OUT, HELD_OUT * 2 // 3}
     count = flagged(calibration, drawn / "fresh.parquet", cache)
     # The law of the count over calibration and stream: Beta(k, m + 1 - k), then binomial.
@@ -464,7 +530,9 @@ def test_fresh_in_distribution_images_are_flagged_as_often_as_stated(
 def test_calibrating_on_the_bank_itself_would_flag_too_many(drawn: Path) -> None:
     cache = FeatureCache(drawn / "cache")
     copy = drawn / "copy.parquet"
-    copy.write_bytes((drawn / "held-out.parquet").read_bytes())
+    # The same pixels in other files, which no comparison of files tells.
+    images = [_written_anew(file.data) for file in iter_images(drawn / "held-out.parquet")]
+    pq.write_table(pa.table({"image": images}), copy)
     scoring = ScoringSettings(method="knn", knn_k=1)
     right = run(drawn / "held-out.parquet", scoring=scoring, batch_size=64, cache=cache)
     wrong = run(
@@ -474,3 +542,10 @@ def test_calibrating_on_the_bank_itself_would_flag_too_many(drawn: Path) -> None
     low, high = right.flag_rate_interval
     assert low <= flagged(right, fresh, cache) / FRESH <= high
     assert flagged(wrong, fresh, cache) / FRESH > 0.5
+
+
+def _written_anew(data: bytes) -> bytes:
+    target = io.BytesIO()
+    Image.open(io.BytesIO(data)).save(target, "PNG", compress_level=0)
+    assert target.getvalue() != data
+    return target.getvalue()

@@ -174,7 +174,7 @@ def test_calibrate_writes_what_run_can_read_and_tells_the_figures(
     )
 
     assert ended.exit_code == 0, ended.err
-    # Every third image is fitted on.
+    # A third of the images is fitted on.
     assert "27 scored, 0 undecodable of held-out" in ended.out
     assert "13 scored, 0 undecodable, a share of the others" in ended.out
     shown = nap("run", "--config", config, "--print-config")

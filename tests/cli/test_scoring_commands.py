@@ -1,14 +1,28 @@
 import csv
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 import yaml
 
+from nap_stream.calibration.artifact import write_calibration
 from tests.cli.program import Call
-from tests.support.small_calibration import write_images
+from tests.support.small_calibration import calibration_of, write_images
 
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -73,6 +87,7 @@ def test_evaluate_writes_the_table_and_resumes_from_its_cache(
     options = ("--model", model, "--id", images, "--ood", f"bright={bright}", "--out", out)
     chosen = ("--method", "nap", "--method", "nap-energy", "--method", "fisher-knn")
 
+    (bright / "0003a.txt").write_text("a note")
     first = nap("evaluate", *options, *chosen, "--cache", cache, "--resamples", 5)
     table = json.loads((out / "table.json").read_text())
     kept = {path: path.stat().st_mtime_ns for path in cache.rglob("*.safetensors")}
@@ -80,6 +95,12 @@ def test_evaluate_writes_the_table_and_resumes_from_its_cache(
 
     assert (first.exit_code, second.exit_code) == (0, 0)
     assert "AUROC" in first.out
+    assert "warning" not in first.out
+    # An untrained network's confidence, and a note among the images.
+    assert "warning: mean confidence" in first.err
+    assert "warning: 1 of 21 images of the OOD set bright cannot be decoded" in first.err
+    assert table["context"]["undecodable"]["ood_sets"] == {"bright": 1}
+    assert table["in_distribution"]["name"] == "held-out"
     rows = list(csv.DictReader((out / "table.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"NAP", "NAP-E", "Fisher-K"}
     assert "| NAP-E |" in (out / "table.md").read_text()
@@ -115,14 +136,98 @@ def test_show_says_where_there_is_no_calibration(nap: Call, tmp_path: Path) -> N
     assert "there is no calibration" in " ".join(ended.err.split())
 
 
-def test_calibrate_refuses_an_unknown_method(
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+def test_a_damaged_cache_is_told_on_stderr(
+    nap: Call, model: Path, images: Path, tmp_path: Path, command: str
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    options = {
+        "calibrate": ("--images", images, "--method", "nap", "--force"),
+        "evaluate": ("--id", images, "--ood", f"a={images}", "--method", "nap"),
+    }[command]
+    everything = (command, "--model", model, "--out", out, "--cache", cache, *options)
+
+    assert nap(*everything).exit_code == 0
+    damaged = min(cache.rglob("*.safetensors"))
+    damaged.write_bytes(b"a note")
+    again = nap(*everything)
+
+    assert again.exit_code == 0
+    assert "feature_cache_file_unreadable" in again.err
+    assert damaged.name in again.err
+    assert "feature_cache" not in again.out
+
+
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+def test_out_is_checked_before_the_run(
+    nap: Call, images: Path, tmp_path: Path, command: str
+) -> None:
+    # There is no such model file either, which a run would name first.
+    model, file = tmp_path / "absent.yaml", tmp_path / "file"
+    file.write_text("mine")
+    sets = {"calibrate": ("--images", images), "evaluate": ("--id", images, "--ood", "a=b")}
+    for out in (file, file / "below"):
+        ended = nap(command, "--model", model, "--out", out, *sets[command])
+
+        assert ended.exit_code != 0
+        assert str(file) in ended.err
+        assert "not a folder" in ended.err or "left as it is" in ended.err
+    assert file.read_text() == "mine"
+
+
+def test_calibrate_says_before_the_run_that_there_is_a_calibration(
+    nap: Call, images: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "calibration"
+    write_calibration(calibration_of([1.0] * 5, [2.0] * 5), folder)
+    ended = nap(
+        "calibrate", "--model", tmp_path / "absent.yaml", "--images", images, "--out", folder
+    )
+
+    assert ended.exit_code == 1
+    assert "there is a calibration already" in ended.err
+
+
+@pytest.mark.parametrize(("location", "shown"), [(-3.25, True), (0.0, False)])
+def test_show_prints_the_location_where_there_is_one(
+    nap: Call, tmp_path: Path, location: float, shown: bool
+) -> None:
+    made = calibration_of([1.0] * 5, [2.0] * 5, location=location)
+    write_calibration(made, tmp_path / "made")
+    ended = nap("calibration", "show", tmp_path / "made")
+
+    assert ended.exit_code == 0
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+    found = [line for line in lines if line.startswith("location ")]
+    expected = "location -3.25, taken off energy before it is weighed"
+    assert found == ([expected] if shown else [])
+
+
+@pytest.mark.parametrize("command", ["calibrate", "evaluate"])
+def test_an_unknown_method_is_named_once_on_one_line(
+    nap: Call, model: Path, images: Path, tmp_path: Path, command: str
+) -> None:
+    sets = {"calibrate": ("--images", images), "evaluate": ("--id", images, "--ood", "a=b")}
+    ended = nap(
+        *(command, "--model", model, "--out", tmp_path / "c", *sets[command]),
+        *("--method", "knnn"),
+    )
+
+    assert ended.exit_code == 2
+    assert ended.err.startswith("error: --method")
+    assert ended.err.count("knnn") == 1
+    assert "expected one of nap, msp" in ended.err
+    assert "got 'knnn'" in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
+def test_calibrate_refuses_a_weight_that_the_method_does_not_take(
     nap: Call, model: Path, images: Path, tmp_path: Path
 ) -> None:
     ended = nap(
         *("calibrate", "--model", model, "--images", images, "--out", tmp_path / "c"),
-        *("--method", "magic"),
+        *("--method", "energy", "--weight", 0.3),
     )
 
     assert ended.exit_code == 2
-    assert "--method" in ended.err
-    assert "expected one of nap, msp" in " ".join(ended.err.split())
+    assert "--weight: the method energy has no weight, got 0.3" in ended.err

@@ -8,7 +8,7 @@ import pytest
 from nap_stream.errors import ConfigError
 from nap_stream.evaluation import extra
 from nap_stream.evaluation.metrics import measure
-from nap_stream.evaluation.pictures import plot_calibration
+from nap_stream.evaluation.pictures import Thresholds, plot_calibration
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -48,6 +48,8 @@ def test_pictures_are_refused_without_matplotlib(
     forget(monkeypatch, "matplotlib")
 
     with pytest.raises(ConfigError, match="matplotlib is not installed"):
-        plot_calibration(np.array([1.0, 2.0]), 1.5, None, tmp_path / "picture.png")
+        plot_calibration(
+            np.array([1.0, 2.0]), [Thresholds(1.5, None, 2, 1)], None, tmp_path / "picture.png"
+        )
 
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nap_stream.calibration.fit_part import FitPart
+from nap_stream.calibration.requirements import (
+    require_enough,
+    require_head,
+    require_neighbours,
+    require_weight,
+)
+from nap_stream.core.judging import Rule, Sides
+from nap_stream.core.methods import every_method, parse_method
+from nap_stream.core.score_specs import BaseScore
+from nap_stream.errors import CalibrationError, ConfigError
+from tests.support.small_settings import load_small
+
+KNN = (BaseScore.ENERGY, BaseScore.KNN)
+
+
+def part(images: int, *, own: bool) -> FitPart:
+    return FitPart(Path("some") / "images", own, np.ones(images, dtype=bool))
+
+
+def test_a_weight_goes_with_methods_that_have_one() -> None:
+    for method in every_method():
+        require_weight(method, None)
+        if method.has_weight:
+            require_weight(method, 0.0)
+            require_weight(method, 1.0)
+            continue
+        with pytest.raises(ConfigError, match=f"the method {method} has no weight, got 0.25"):
+            require_weight(method, 0.25)
+    require_weight(None, 0.5)
+
+
+@pytest.mark.parametrize("weight", [-0.01, 1.01, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [None, "fisher-knn"])
+def test_a_weight_is_a_share(weight: float, name: str | None) -> None:
+    method = None if name is None else parse_method(name)
+    with pytest.raises(ConfigError, match=r"--weight: expected a weight in \[0, 1\], got"):
+        require_weight(method, weight)
+
+
+def test_scores_of_features_need_a_linear_head() -> None:
+    headed, headless = load_small("SmallNet"), load_small("ReluHeadNet")
+    require_head(BaseScore, headed, "package:name")
+    require_head((BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY), headless, "package:name")
+    one = r"package:name: knn needs a model .* do not\. Choose nap, or a method of msp, max_logit"
+    with pytest.raises(CalibrationError, match=one):
+        require_head(KNN, headless, "package:name")
+    with pytest.raises(CalibrationError, match="ash, knn need a model"):
+        require_head((BaseScore.ASH, BaseScore.KNN), headless, "package:name")
+
+
+def test_an_image_is_left_out_of_its_own_neighbours() -> None:
+    require_neighbours(KNN, 11, part(11, own=True), 10)
+    require_neighbours(KNN[:1], 1, part(1, own=True), 10)
+    own = (
+        r"images: knn with k = 10 needs 11 .* are 10 images to fit on\. Give at least 11 images to"
+    )
+    with pytest.raises(CalibrationError, match=own):
+        require_neighbours(KNN, 10, part(10, own=True), 10)
+    share = r"are 10, a third of the images\. Give at least 33 images in all"
+    with pytest.raises(CalibrationError, match=share):
+        require_neighbours(KNN, 10, part(10, own=False), 10)
+    with pytest.raises(CalibrationError, match=r"k = 1 needs 2 .* Give at least 6 images in all"):
+        require_neighbours(KNN, 1, part(1, own=False), 1)
+
+
+def test_the_rule_needs_images_that_can_flag() -> None:
+    source = Path("held-out")
+    require_enough(19, Rule(0.05), source)
+    require_enough(39, Rule(0.05, Sides.TWO), source)
+    # Nothing at all is told apart elsewhere.
+    require_enough(0, Rule(0.05), source)
+    with pytest.raises(CalibrationError, match=r"are 18, and alpha = 0\.05 needs at least 19"):
+        require_enough(18, Rule(0.05), source)
+    with pytest.raises(CalibrationError, match=r"are 38 beside 19 that are fitted on, .* 39"):
+        require_enough(38, Rule(0.05, Sides.TWO), source, fitted_on=19)
