@@ -166,7 +166,9 @@ def _draw_scores(axes: "Axes", scores: Scores, groups: Sequence[Thresholds]) -> 
 
 
 def _draw_curve(axes: "Axes", curve: WeightCurve) -> None:
-    axes.fill_between(curve.weights, curve.low, curve.high, alpha=0.25, label="one standard error over transforms")
+    axes.fill_between(
+        curve.weights, curve.low, curve.high, alpha=0.25, label="one standard error over transforms"
+    )
     axes.plot(curve.weights, curve.auroc, marker=".", label="mean AUROC")
     axes.axvline(
         curve.chosen, color="tab:green", linestyle="--", label=f"chosen weight {curve.chosen:g}"
