@@ -21,6 +21,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
 from nap_stream.calibration.doubts import (
     accuracy,
+    copy_doubts,
     mean_confidence,
     one_class_doubts,
     skill_doubts,
@@ -35,6 +36,7 @@ from nap_stream.core.methods import Method, method_scores
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.core.weight_curve import WeightSearch
 from nap_stream.errors import CalibrationError
+from nap_stream.image_files import printable_name
 from nap_stream.model.loading import LoadedModel
 
 FLAG_RATE_CONFIDENCE = 0.95
@@ -42,7 +44,11 @@ FLAG_RATE_CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """What a calibration is made of. ``fit_reading`` is null where nothing was fitted."""
+    """What a calibration is made of.
+
+    ``fit_reading`` is null where nothing was fitted. ``copies`` of the images to calibrate on are
+    byte for byte images that were fitted on.
+    """
 
     method: Method
     weight: float | None
@@ -50,6 +56,7 @@ class Parts:
     fitted: Fitted
     fit_reading: Reading | None
     scored: ScoredImages
+    copies: int = 0
 
 
 def assemble(
@@ -109,6 +116,7 @@ def assemble(
         accuracy=accuracy(scored, loaded.class_names),
         warnings=(
             *_doubts(parts, loaded.class_names),
+            *_base_doubts(parts, location),
             *tie_doubts(scores, scored.class_id, judge.groups),
         ),
         versions=versions(),
@@ -136,7 +144,7 @@ def _arrays(
 
 def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:
     return ImageFacts(
-        source=None if source is None else source.resolve().name,
+        source=None if source is None else printable_name(source.resolve().name),
         scored=len(read),
         undecodable=read.undecodable,
     )
@@ -148,16 +156,19 @@ def _doubts(parts: Parts, class_names: tuple[str, ...]) -> Iterator[str]:
     if parts.fit_reading is not None:
         yield from undecodable_doubts("images to fit on", parts.fit_reading)
     yield from one_class_doubts(parts.scored, class_names)
-    yield from _base_doubts(parts)
+    yield from copy_doubts(parts.copies, len(parts.scored))
 
 
-def _base_doubts(parts: Parts) -> Iterator[str]:
+def _base_doubts(parts: Parts, location: float) -> Iterator[str]:
     method = parts.method
-    if method.base is None or not method.needs_location or parts.fit_reading is not None:
+    if method.base is None or not method.needs_location:
         return
-    undefined = int((parts.scored.values[method.base] <= 0).sum())
+    undefined = int((parts.scored.values[method.base] - location <= 0).sum())
     if undefined:
+        advice = (
+            "" if parts.fit_reading is not None else ": give images to fit on, so that it moves"
+        )
         yield (
-            f"the {method.base} of {undefined} of {len(parts.scored)} images is at or below 0, "
-            f"which has no power {parts.weight:g}: give images to fit on, so that it is moved"
+            f"the {method.base} of {undefined} of {len(parts.scored)} images is at or below "
+            f"{location:g}, which has no power {parts.weight:g}{advice}"
         )

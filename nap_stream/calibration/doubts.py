@@ -50,6 +50,15 @@ def undecodable_doubts(what: str, read: Reading | ScoredImages) -> Iterator[str]
         )
 
 
+def copy_doubts(copies: int, images: int) -> Iterator[str]:
+    """Images that are byte for byte some that are fitted on."""
+    if copies:
+        yield (
+            f"{copies} of {images} images are copies of images that are fitted on, so that new "
+            "images will score lower: give images of another recording to fit on"
+        )
+
+
 def tie_doubts(
     scores: NDArray[np.float64], class_id: NDArray[np.int64], groups: Iterable[Group]
 ) -> Iterator[str]:

@@ -14,7 +14,6 @@ from nap_stream.calibration.fitting import Fitted
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.reading import PSEUDO_SEED, Advance, Reader, Values
 from nap_stream.core.rows import drawn_from_blocks, evenly_spaced
-from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, count_images, iter_images
 
 FIT_SHARE = 1 / 3
@@ -68,25 +67,21 @@ class FitPart:
         return compress(iter_images(self.source), self.rows)
 
     def others(self, images: Path) -> Iterator[ImageFile]:
-        """Those of ``images`` that are not fitted on.
+        """Those of ``images`` that are not fitted on."""
+        return iter_images(images) if self.own else compress(iter_images(images), ~self.rows)
+
+    def copies(self, images: Path) -> list[tuple[str, str]]:
+        """Other images that are byte for byte one that is fitted on: both names.
 
         Raises:
             InputDataError: See `iter_images`.
-            CalibrationError: An image that was given to fit on is among them, under any name.
         """
-        if not self.own:
-            yield from compress(iter_images(images), ~self.rows)
-            return
-        fitted_on = {_sha256(file): file.name for file in self.files()}
-        for file in iter_images(images):
-            if _sha256(file) in fitted_on:
-                raise CalibrationError(
-                    f"{file.name} is also among the images to fit on, there as "
-                    f"{fitted_on[_sha256(file)]}: what is fitted on cannot judge others",
-                    f"{images} and {self.source}",
-                    "Name other images to fit on, or none: then a third of these is fitted on",
-                )
-            yield file
+        fitted_on = {_sha256(file): file.name for file in self.files() if file.data}
+        return [
+            (file.name, fitted_on[_sha256(file)])
+            for file in self.others(images)
+            if _sha256(file) in fitted_on
+        ]
 
     def pseudo_values(self, reader: Reader, fitted: Fitted, advance: Advance) -> dict[str, Values]:
         """NAP and base scores of pseudo-OOD images, by transform."""

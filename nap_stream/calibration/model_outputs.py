@@ -78,10 +78,21 @@ class ModelOutputs:
             return self._compute(files, pseudo)
         key = self._key(files, pseudo)
         kept = self.cache.get(key)
-        if kept is None:
+        if kept is None or not self._is_whole(kept, len(files)):
             kept = self._compute(files, pseudo)
             self.cache.put(key, kept)
         return kept
+
+    def _is_whole(self, arrays: Arrays, files: int) -> bool:
+        """Whether a file of the cache holds what `batch` returns."""
+        if "decoded" not in arrays or arrays["decoded"].shape != (files,):
+            return False
+        decoded = int(arrays["decoded"].sum())
+        expected = {"decoded"}
+        if decoded:
+            expected |= {"logits", "nap"} | ({"features"} if self.loaded.head else set())
+        rows = {len(arrays[name]) for name in arrays if name != "decoded"}
+        return arrays.keys() == expected and rows <= {decoded}
 
     def _key(self, files: list[ImageFile], pseudo: PseudoBatch | None) -> str:
         return cache_key(

@@ -16,7 +16,7 @@ from nap_stream.calibration.reading_check import ReadingCheck
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
 from nap_stream.decode import Refusal, decode_image
-from nap_stream.image_files import ImageFile, iter_images
+from nap_stream.image_files import ImageFile, iter_images, printable_name
 from nap_stream.model.loading import LoadedModel
 from nap_stream.settings import LimitSettings
 
@@ -216,7 +216,7 @@ def _from_arrays(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) 
     refused = [file for file, good in zip(files, decoded, strict=True) if not good]
     empty = np.zeros(0, np.float32)
     return Reading(
-        tuple(file.name for file in kept),
+        tuple(printable_name(file.name) for file in kept),
         tuple(file.label for file in kept),
         arrays.get("logits", empty.reshape(0, 0)),
         arrays.get("features"),
@@ -228,4 +228,5 @@ def _from_arrays(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) 
 
 def _problem(file: ImageFile, limits: LimitSettings) -> str:
     result = decode_image(file.data, limits)
-    return f"{file.name}: {result.error}" if isinstance(result, Refusal) else file.name
+    name = printable_name(file.name)
+    return f"{name}: {result.error}" if isinstance(result, Refusal) else name

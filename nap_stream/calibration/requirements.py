@@ -10,6 +10,8 @@ from nap_stream.core.score_specs import BaseScore, needs_features
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.model.loading import LoadedModel
 
+LEAST_REFERENCES = 2
+
 
 def require_weight(method: Method | None, weight: float | None) -> None:
     """Refuse a weight that the method does not take.
@@ -68,15 +70,59 @@ def require_neighbours(
     needed = neighbours + 1
     if BaseScore.KNN not in names or images >= needed:
         return
+    if len(part) >= needed:
+        raise CalibrationError(
+            f"knn with k = {neighbours} needs {needed} images to fit on that can be decoded and "
+            f"whose features are not all 0, and of {len(part)} there are {images}",
+            str(part.source),
+            "Give more images; if these can be decoded, check the weights and the preprocessing",
+        )
     there = f"{images} images to fit on" if part.own else f"{images}, a third of the images"
     enough = needed if part.own else round(needed / FIT_SHARE)
     where = "to fit on" if part.own else "in all"
     raise CalibrationError(
-        f"knn with k = {neighbours} needs {needed} images to fit on whose features are not all 0, "
-        f"and there are {there}",
+        f"knn with k = {neighbours} needs {needed} images to fit on, and there are {there}",
         str(part.source),
         f"Give at least {enough} images {where}, or a smaller scoring.knn_k, or another method",
     )
+
+
+def require_references(methods: Iterable[Method], images: int, part: FitPart) -> None:
+    """Refuse fewer images to fit on than p-values can be taken against.
+
+    Raises:
+        CalibrationError: Naming how many there are, and how many are needed.
+    """
+    taking = [str(method) for method in methods if method.needs_reference]
+    if taking and images < LEAST_REFERENCES:
+        raise CalibrationError(
+            f"{taking[0]} needs {LEAST_REFERENCES} or more images to fit on, and there are "
+            f"{images}",
+            str(part.source),
+            "Give more images, or another method",
+        )
+
+
+def require_apart(part: FitPart, images: Path) -> list[tuple[str, str]]:
+    """Refuse images that were given to fit on and that calibrate too, under any name.
+
+    Returns:
+        Where a share of the images is fitted on: the others that are copies of those.
+
+    Raises:
+        CalibrationError: Naming how many there are, and the first.
+        InputDataError: See `nap_stream.image_files.iter_images`.
+    """
+    copies = part.copies(images)
+    if part.own and copies:
+        name, fitted_on = copies[0]
+        raise CalibrationError(
+            f"{len(copies)} of the images are also among those to fit on, first {name}, there as "
+            f"{fitted_on}: what is fitted on cannot judge others",
+            f"{images} and {part.source}",
+            "Name other images to fit on, or none: then a third of these is fitted on",
+        )
+    return copies
 
 
 def require_enough(images: int, rule: Rule, source: Path, *, fitted_on: int = 0) -> None:
@@ -86,7 +132,7 @@ def require_enough(images: int, rule: Rule, source: Path, *, fitted_on: int = 0)
         CalibrationError: Naming how many there are, and how many are needed.
     """
     needed = rule.required_size
-    if 0 < images < needed:
+    if images < needed:
         besides = f" beside {fitted_on} that are fitted on" if fitted_on else ""
         raise CalibrationError(
             f"the images are {images}{besides}, and alpha = {rule.alpha:g} needs at least {needed}",

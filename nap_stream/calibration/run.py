@@ -13,9 +13,11 @@ from nap_stream.calibration.fit_part import FitPart
 from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, in_order, unfitted
 from nap_stream.calibration.reading import Advance, Reader, Reading
 from nap_stream.calibration.requirements import (
+    require_apart,
     require_enough,
     require_head,
     require_neighbours,
+    require_references,
     require_weight,
 )
 from nap_stream.clock import Clock
@@ -85,6 +87,7 @@ def calibrate(
     if plan.part is not None and not plan.part.own:
         fitted_on = len(plan.part)
         require_enough(total - fitted_on, request.rule, request.images, fitted_on=fitted_on)
+    copies = [] if plan.part is None else require_apart(plan.part, request.images)
     counter = Counter(_passes(plan, total), progress)
     fitted, fit_reading, search = _fit(plan, request, loaded, cache, counter.advance)
     reader = Reader(loaded, request.limits, request.images, cache)
@@ -98,6 +101,7 @@ def calibrate(
             fitted,
             fit_reading,
             scored,
+            len(copies),
         ),
         request.rule,
         loaded,
@@ -152,6 +156,7 @@ def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
     if searches or moves or method.needs_reference or any(needs_fit(name) for name in names):
         part = FitPart.choose(request.images, request.fit_images, scoring.fit_limit)
         require_neighbours(names, len(part), part, scoring.knn_k)
+        require_references((method,), len(part), part)
     return _Plan(method, names, searches, part)
 
 
@@ -175,6 +180,7 @@ def _fit(
     reader = Reader(loaded, request.limits, plan.part.source, cache)
     reading = reader.read(plan.part.files(), request.batch_size, advance)
     require_neighbours(plan.names, reading.with_features, plan.part, parameters.knn_k)
+    require_references((plan.method,), len(reading), plan.part)
     fitted = fit(plan.names, reading, loaded, parameters)
     if not plan.searches:
         return fitted, reading, None

@@ -9,12 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nap_stream.calibration.doubts import one_class_doubts, skill_doubts, undecodable_doubts
+from nap_stream.calibration.doubts import (
+    copy_doubts,
+    one_class_doubts,
+    skill_doubts,
+    undecodable_doubts,
+)
 from nap_stream.calibration.feature_cache import FeatureCache
 from nap_stream.calibration.fit_part import FitPart
 from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, in_order
 from nap_stream.calibration.reading import Reader, Reading, ScoredImages, Values
-from nap_stream.calibration.requirements import require_head, require_neighbours
+from nap_stream.calibration.requirements import (
+    require_apart,
+    require_head,
+    require_neighbours,
+    require_references,
+)
 from nap_stream.calibration.run import Counter, Progress
 from nap_stream.calibration.versions import versions
 from nap_stream.core.methods import Method, every_method, method_scores
@@ -23,7 +33,7 @@ from nap_stream.core.weight_curve import WeightSearch
 from nap_stream.errors import ConfigError
 from nap_stream.evaluation.evaluate import evaluate_scores
 from nap_stream.evaluation.table import EvaluationTable
-from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.image_files import ImageFile, count_images, iter_images, printable_name
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
 
@@ -101,6 +111,8 @@ def evaluate(
     names = in_order((*ALWAYS, *(method.base for method in methods if method.base is not None)))
     require_head(names, loaded, request.model.factory)
     require_neighbours(names, len(part), part, request.scoring.knn_k)
+    require_references(methods, len(part), part)
+    copies = require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight)
     passes = total + (len(part) if part.own else 0) + (part.pseudo_passes if searching else 0)
     advance = Counter(passes, progress).advance
@@ -108,6 +120,7 @@ def evaluate(
     reader = Reader(loaded, request.limits, part.source, cache)
     reading = reader.read(part.files(), request.batch_size, advance)
     require_neighbours(names, reading.with_features, part, request.scoring.knn_k)
+    require_references(methods, len(reading), part)
     fitted = fit(names, reading, loaded, request.scoring.parameters())
     pseudo = part.pseudo_values(reader, fitted, advance) if searching else {}
     searches = {method: fitted.search_weight(method, pseudo) for method in searching}
@@ -140,7 +153,7 @@ def evaluate(
         inside.values,
         {name: one.values for name, one in outside.items()},
         searches,
-        tuple(_doubts(loaded, reading, inside, outside)),
+        (*_doubts(loaded, reading, inside, outside), *copy_doubts(len(copies), len(inside))),
     )
 
 
@@ -174,7 +187,7 @@ def all_scores(
 
 def _set_name(path: Path) -> str:
     resolved = path.resolve()
-    return resolved.name if resolved.is_dir() else resolved.stem
+    return printable_name(resolved.name if resolved.is_dir() else resolved.stem)
 
 
 def _doubts(

@@ -15,7 +15,7 @@ from nap_stream.calibration.reading import Advance, Reader, ScoredImages
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.rows import evenly_spaced
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
-from nap_stream.errors import CalibrationError, InputDataError
+from nap_stream.errors import InputDataError
 from nap_stream.image_files import ImageFile
 from nap_stream.settings import LimitSettings
 from tests.support.small_calibration import write_images
@@ -81,17 +81,25 @@ def test_images_given_to_fit_on_leave_all_others(folder: Path, other: Path) -> N
     assert others == list(range(20))
 
 
-def test_an_image_that_is_fitted_on_must_not_calibrate_under_any_name(
-    folder: Path, other: Path, tmp_path: Path
-) -> None:
+def test_copies_are_found_under_any_name(folder: Path, other: Path, tmp_path: Path) -> None:
     for file in other.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "0003.png").write_bytes((folder / "0007.png").read_bytes())
-    part = FitPart.choose(folder, tmp_path, ALL)
-    with pytest.raises(CalibrationError, match=r"0007.png is also .* there as 0003.png"):
-        list(part.others(folder))
-    with pytest.raises(CalibrationError, match=r"0000.png is also"):
-        list(FitPart.choose(folder, folder, ALL).others(folder))
+    (tmp_path / "empty.png").touch()
+    assert FitPart.choose(folder, tmp_path, ALL).copies(folder) == [("0007.png", "0003.png")]
+    assert FitPart.choose(folder, other, ALL).copies(folder) == []
+    assert len(FitPart.choose(folder, folder, ALL).copies(folder)) == 20
+
+
+def test_copies_within_a_folder_of_which_a_share_is_fitted_on(tmp_path: Path) -> None:
+    write_images(tmp_path, 6)
+    for number in range(6):
+        data = (tmp_path / f"{number:04}.png").read_bytes()
+        for copy in "ab":
+            (tmp_path / f"{number:04}{copy}.png").write_bytes(data)
+    part = FitPart.choose(tmp_path, None, ALL)
+    # One of each three copies is fitted on, the other two calibrate.
+    assert len(part.copies(tmp_path)) == 12
 
 
 @given(st.integers(1, 200), st.integers(1, 100))

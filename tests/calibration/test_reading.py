@@ -9,6 +9,7 @@ import pytest
 import structlog
 import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from nap_stream.calibration import model_outputs
 from nap_stream.calibration.feature_cache import FeatureCache
@@ -427,3 +428,20 @@ def test_formats_other_than_png(tmp_path: Path) -> None:
     for name in ("JPEG", "PNG", "WEBP"):
         (tmp_path / f"{name}.bin").write_bytes(encoded(picture(), name))
     assert len(read(reader_of(tmp_path))) == 3
+
+
+@pytest.mark.parametrize("lacking", ["decoded", "nap", "features", "rows"])
+def test_a_cache_file_that_lacks_something_is_computed_anew(tmp_path: Path, lacking: str) -> None:
+    images, cache = write_images(tmp_path / "images", 4), FeatureCache(tmp_path / "cache")
+    reader = Reader(load_small("SmallNet"), LimitSettings(), images, cache)
+    whole = reader.read(reader.files(), 4, lambda _: None)
+    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    arrays = load_file(path)
+    if lacking == "rows":
+        arrays["nap"] = arrays["nap"][:3]
+    else:
+        del arrays[lacking]
+    save_file(arrays, path)
+    again = reader.read(reader.files(), 4, lambda _: None)
+    np.testing.assert_array_equal(again.nap, whole.nap)
+    assert load_file(path).keys() == {"decoded", "logits", "nap", "features"}

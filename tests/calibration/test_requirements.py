@@ -8,6 +8,7 @@ from nap_stream.calibration.requirements import (
     require_enough,
     require_head,
     require_neighbours,
+    require_references,
     require_weight,
 )
 from nap_stream.core.judging import Rule, Sides
@@ -73,9 +74,17 @@ def test_the_rule_needs_images_that_can_flag() -> None:
     source = Path("held-out")
     require_enough(19, Rule(0.05), source)
     require_enough(39, Rule(0.05, Sides.TWO), source)
-    # Nothing at all is told apart elsewhere.
-    require_enough(0, Rule(0.05), source)
+    with pytest.raises(CalibrationError, match=r"are 0 beside 1 that are fitted on"):
+        require_enough(0, Rule(0.05), source, fitted_on=1)
     with pytest.raises(CalibrationError, match=r"are 18, and alpha = 0\.05 needs at least 19"):
         require_enough(18, Rule(0.05), source)
     with pytest.raises(CalibrationError, match=r"are 38 beside 19 that are fitted on, .* 39"):
         require_enough(38, Rule(0.05, Sides.TWO), source, fitted_on=19)
+
+
+def test_p_values_need_references() -> None:
+    fisher, plain = parse_method("fisher-energy"), parse_method("nap-energy")
+    require_references((fisher, plain), 2, part(2, own=True))
+    require_references((plain,), 0, part(1, own=True))
+    with pytest.raises(CalibrationError, match=r"fisher-energy needs 2 or more .* there are 1\."):
+        require_references((plain, fisher), 1, part(1, own=True))

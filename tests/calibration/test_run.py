@@ -1,4 +1,5 @@
 import io
+import os
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_no_image_can_be_decoded(tmp_path: Path) -> None:
 
 
 def test_half_of_the_images_to_fit_on_are_undecodable(held_out: Path, tmp_path: Path) -> None:
-    write_images(tmp_path, 5)
+    write_images(tmp_path, 5, first_seed=100)
     for index in range(5):
         (tmp_path / f"0000-{index}.txt").write_text("a note")
     with pytest.raises(CalibrationError, match=r"5 of 10 images cannot be decoded") as caught:
@@ -276,7 +277,7 @@ def test_as_many_images_as_neighbours_need_are_enough(held_out: Path, tmp_path: 
     assert run(write_images(tmp_path / "third", 33), scoring=scoring).size == 22
     # One of them cannot be decoded, which no count tells.
     (training / "0003.png").write_text("a note")
-    with pytest.raises(CalibrationError, match=r"k = 10 needs 11 images .*there are 10 images"):
+    with pytest.raises(CalibrationError, match=r"k = 10 needs 11 images .* of 11 there are 10"):
         run(held_out, scoring=scoring, fit_images=training)
 
 
@@ -435,7 +436,7 @@ def test_images_given_to_fit_on_leave_all_others(held_out: Path, tmp_path: Path)
 
 
 def test_the_images_to_fit_on_must_be_others(held_out: Path) -> None:
-    with pytest.raises(CalibrationError, match=r"0000\.png is also among the images to fit on"):
+    with pytest.raises(CalibrationError, match=r"45 of the images are also .* first 0000\.png"):
         run(held_out, scoring=ScoringSettings(**FEW), fit_images=held_out)
 
 
@@ -549,3 +550,22 @@ def _written_anew(data: bytes) -> bytes:
     Image.open(io.BytesIO(data)).save(target, "PNG", compress_level=0)
     assert target.getvalue() != data
     return target.getvalue()
+
+
+def test_copies_of_fitted_images_are_doubted(tmp_path: Path) -> None:
+    write_images(tmp_path, 12)
+    for number in range(12):
+        data = (tmp_path / f"{number:04}.png").read_bytes()
+        for copy in "ab":
+            (tmp_path / f"{number:04}{copy}.png").write_bytes(data)
+    found = run(tmp_path, scoring=ScoringSettings(method="fisher-energy"))
+    assert any("24 of 24 images are copies" in text for text in found.document.warnings)
+
+
+def test_names_that_are_no_text_are_written_as_text(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / os.fsdecode(b"held\xff"), 30)
+    (folder / os.fsdecode(b"\xfe.png")).write_text("a note")
+    found = run(folder)
+    write_calibration(found, tmp_path / "artifact")
+    assert load_calibration(tmp_path / "artifact").fingerprint == found.fingerprint
+    assert found.document.images.source == "held\ufffd"
