@@ -108,10 +108,9 @@ def parse_method(name: str) -> Method:
     Raises:
         ValueError: There is no such method; names those there are.
     """
-    by_name = {str(method): method for method in every_method()}
-    if name not in by_name:
-        raise ValueError(f"expected one of {', '.join(by_name)}, got {name!r}")
-    return by_name[name]
+    if name not in _BY_NAME:
+        raise ValueError(f"expected one of {', '.join(_BY_NAME)}, got {name!r}")
+    return _BY_NAME[name]
 
 
 def every_method() -> tuple[Method, ...]:
@@ -120,6 +119,9 @@ def every_method() -> tuple[Method, ...]:
         Method(None, Combination.ALONE),
         *(Method(base, combination) for combination in Combination for base in BaseScore),
     )
+
+
+_BY_NAME = {str(method): method for method in every_method()}
 
 
 def method_scores(

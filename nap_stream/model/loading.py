@@ -28,9 +28,8 @@ class LoadedModel:
     """A classifier in eval mode, without gradients, on its device.
 
     ``class_names`` are in order of the logits. ``fingerprint`` is SHA-256 in hexadecimal
-    digits, ``weights_fingerprint`` that of the state dict alone. ``feature_site`` is where the
-    prior is read, ``head`` the linear module whose output is the logits, None where there is
-    none.
+    digits. ``feature_site`` is where the prior is read, ``head`` the linear module whose output
+    is the logits, None where there is none.
     """
 
     module: nn.Module
@@ -39,9 +38,13 @@ class LoadedModel:
     normalise: Normaliser
     class_names: tuple[str, ...]
     fingerprint: str
-    weights_fingerprint: str
     feature_site: FeatureSite
     head: HeadSite | None
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """`weights_of` the module: hashed when asked, for only calibration asks."""
+        return weights_of(self.module)
 
     def forward(self, batch: torch.Tensor) -> Forward:
         """Run the model once on a uint8 batch (N, 3, H, W) of its input size.
@@ -93,7 +96,6 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
             load_weights(unwrapped(module), settings.weights)
         module = module.eval().requires_grad_(requires_grad=False)
         identity = fingerprint(settings, _state(module))
-        weights = weights_of(module)
         module = module.to(device)
         normalise = Normaliser(settings.preprocessing, device, _input_dtype(module))
         where = f"model.factory = {settings.factory!r}"
@@ -106,7 +108,6 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
         normalise=normalise,
         class_names=_class_names(settings, classes),
         fingerprint=identity,
-        weights_fingerprint=weights,
         feature_site=choose_site(seen, settings.feature_layer),
         head=seen.head,
     )
@@ -149,7 +150,6 @@ def adopt_module(
         normalise=normalise,
         class_names=class_names,
         fingerprint=fingerprint,
-        weights_fingerprint=weights_of(module),
         feature_site=_site_again(seen, feature_site),
         head=seen.head,
     )

@@ -18,7 +18,7 @@ from nap_stream.scored_log.reader import partitions, read_footer, scan, segments
 from nap_stream.scored_log.verify import verify
 from nap_stream.settings import KafkaSettings
 from tests.e2e.processes import Program
-from tests.support.topics import new_settings, read_all
+from tests.support.topics import describe_group, new_settings, read_all
 from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -98,10 +98,7 @@ class Monitor:
 
     def group(self) -> dict[str, Any]:
         """The consumer group as the broker describes it."""
-        with _Admin(self.kafka) as admin:
-            found = admin.describe_groups([self.kafka.group_id])
-        described: dict[str, Any] = found[self.kafka.group_id]
-        return described
+        return describe_group(self.kafka)
 
     def topic_rows(self, messages: int) -> dict[Row, str]:
         """SHA-256 of the value of each of the topic's messages, which hold one image each."""

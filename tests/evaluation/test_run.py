@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from nap_stream.calibration import fit_part
 from nap_stream.calibration.fit_part import FitPart
@@ -17,6 +16,7 @@ from nap_stream.evaluation.run import Evaluation, EvaluationRequest, evaluate
 from nap_stream.settings import LimitSettings, ScoringSettings
 from tests.support.small_calibration import write_images
 from tests.support.small_settings import CPU, small_settings
+from tests.support.torch_threads import one_torch_thread
 
 CLASSES = ("cat", "dog", "owl")
 TRANSFORMS = ("mixup", "cutmix")
@@ -25,10 +25,8 @@ METHODS = ("nap", "energy", "knn", "nap-energy", "fisher-knn")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from kafka import KafkaAdminClient
 
 from nap_stream.records import TopicPartition
 from nap_stream.settings import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, send
+from tests.support.topics import describe_group, new_settings, send
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -28,11 +27,7 @@ def sources() -> Iterator[list[KafkaSource]]:
 
 
 def members(settings: KafkaSettings) -> int:
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        return len(admin.describe_groups([settings.group_id])[settings.group_id]["members"])
-    finally:
-        admin.close()
+    return len(describe_group(settings)["members"])
 
 
 def test_the_group_is_left_also_when_the_listener_fails(
@@ -138,10 +133,6 @@ def test_each_worker_is_told_apart_by_the_broker(
     sources.append(KafkaSource(settings, listener, instance_id="worker-7"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
 
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        (member,) = admin.describe_groups([settings.group_id])[settings.group_id]["members"]
-    finally:
-        admin.close()
+    (member,) = describe_group(settings)["members"]
 
     assert (member["group_instance_id"], member["client_id"]) == ("worker-7", "nap-stream-worker-7")

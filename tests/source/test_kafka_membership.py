@@ -11,7 +11,7 @@ from nap_stream.settings import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, send
+from tests.support.topics import describe_group, new_settings, send
 
 pytestmark = pytest.mark.kafka
 
@@ -98,12 +98,7 @@ def test_a_member_that_was_thrown_out_loses_its_partitions_and_comes_back(
 
 def members(settings: KafkaSettings) -> set[str]:
     """Instance ids of the group's members, joined or joining."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        group = admin.describe_groups([settings.group_id])[settings.group_id]
-    finally:
-        admin.close()
-    return {member["group_instance_id"] for member in group["members"]}
+    return {member["group_instance_id"] for member in describe_group(settings)["members"]}
 
 
 def test_a_member_that_is_closed_while_it_joins_leaves_the_group(

@@ -91,3 +91,13 @@ def limit_messages(settings: KafkaSettings, max_message_bytes: int) -> None:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, configs)])
     finally:
         admin.close()
+
+
+def describe_group(settings: KafkaSettings) -> dict[str, Any]:
+    """Give the consumer group as the broker describes it."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        found: dict[str, Any] = admin.describe_groups([settings.group_id])[settings.group_id]
+    finally:
+        admin.close()
+    return found
