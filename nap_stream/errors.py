@@ -10,7 +10,8 @@
     ├── BrokerError                  Kafka said no
     │   ├── BrokerUnavailableError   nobody answers (retriable)
     │   ├── TopicNotFoundError       a topic does not exist
-    │   └── OffsetRangeError         the broker no longer, or not yet, has the offset that is needed
+    │   ├── OffsetRangeError         the broker no longer, or not yet, has the offset that is needed
+    │   └── TopicReplacedError       the topic is not the one that the chain was made from
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
@@ -89,6 +90,10 @@ class TopicNotFoundError(BrokerError):
 
 class OffsetRangeError(BrokerError):
     """The broker no longer, or not yet, has the offset that is needed."""
+
+
+class TopicReplacedError(BrokerError):
+    """The topic was deleted and made anew: its offsets are not those of the chain."""
 
 
 class ScoredLogError(NapStreamError):

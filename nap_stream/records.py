@@ -197,11 +197,15 @@ class ChainPosition:
     """Where a partition's chain of segments ends.
 
     ``offset`` is the next segment's base offset. ``previous_sha256`` is the hexadecimal digest
-    of the file that the next segment must name: the last segment, or the genesis marker.
+    that the next segment must name: of the last segment, or of the genesis marker. ``base`` is
+    the last segment's base offset, None after the marker. ``topic_id`` is the topic's id as the
+    chain has it, None where no broker has told it yet.
     """
 
     offset: int
     previous_sha256: str
+    base: int | None = None
+    topic_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.offset < 0 or len(self.previous_sha256) != SHA256_HEX_DIGITS:
@@ -285,7 +289,8 @@ class WorkerReport:
     Counts are totals since the worker's start, so that a lost report loses nothing.
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
     ``work_done`` grows with every step that makes progress; ``idle`` is true when nothing is
-    in hand and the last poll brought nothing.
+    in hand, the last poll brought nothing and the broker answers. ``waiting_for`` says what
+    outside of the worker keeps it from going on; None while nothing does.
     """
 
     worker: str
@@ -302,6 +307,7 @@ class WorkerReport:
     last_commit_ms: int | None
     partitions: tuple[PartitionProgress, ...]
     stage_seconds: tuple[tuple[str, float], ...] = field(default=())
+    waiting_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,28 @@ class ScoredLog(Protocol):
     one publish to the next, and asks for it with `end` after an assignment or a conflict.
     """
 
-    def end(self, partition: TopicPartition) -> ChainPosition | None:
+    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
         """Where the chain ends now; None where the partition has no genesis marker yet.
+
+        Args:
+            partition: Whose chain.
+            hint: An offset near the end, such as the committed one: it saves listing the chain.
 
         Raises:
             ChainBrokenError: The last segment cannot be read or contradicts its name.
+            ScoredLogError: The log cannot be read.
         """
         ...
 
-    def begin(self, partition: TopicPartition, offset: int) -> ChainPosition:
+    def begin(
+        self, partition: TopicPartition, offset: int, topic_id: str | None = None
+    ) -> ChainPosition:
         """Fix where a chain starts, by an exclusively created genesis marker.
+
+        Args:
+            partition: Whose chain.
+            offset: The first segment's base offset.
+            topic_id: The topic's id, where the broker has one.
 
         Returns:
             The chain's end: that of the winner where another writer was first.

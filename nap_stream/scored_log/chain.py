@@ -1,31 +1,28 @@
 """The chain of segments, over any store that can create a file exclusively."""
 
-import hashlib
 from collections.abc import Sequence
+
+import pyarrow as pa
 
 from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.genesis import Genesis, decode_genesis, encode_genesis
+from nap_stream.scored_log.chain_end import ChainEnds, sha256_hex
+from nap_stream.scored_log.digest import rows_sha256
+from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
+from nap_stream.scored_log.genesis import Genesis, encode_genesis
 from nap_stream.scored_log.layout import (
     genesis_path,
-    parse_segment_name,
     partition_folder,
     segment_path,
 )
+from nap_stream.scored_log.schema import to_table
 from nap_stream.scored_log.segment import (
     count_scored,
-    decode_footer,
     encode_segment,
     event_time_range,
 )
 from nap_stream.scored_log.store import SegmentStore
-
-
-def sha256_hex(content: bytes) -> str:
-    """The hexadecimal SHA-256 digest of a file's content."""
-    return hashlib.sha256(content).hexdigest()
 
 
 class ChainedScoredLog:
@@ -49,28 +46,19 @@ class ChainedScoredLog:
         clock: Clock,
     ) -> None:
         self._store = store
+        self._ends = ChainEnds(store)
         self._writer_id = writer_id
         self._model_fingerprint = model_fingerprint
         self._calibration_fingerprint = calibration_fingerprint
         self._clock = clock
 
-    def end(self, partition: TopicPartition) -> ChainPosition | None:
-        """Where the chain ends now; None where the partition has no genesis marker yet.
+    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
+        """Where the chain ends now; see `nap_stream.scored_log.chain_end.ChainEnds.end`."""
+        return self._ends.end(partition, hint)
 
-        Raises:
-            ChainBrokenError: The marker or the last segment is missing, unreadable, or
-                contradicts its name.
-            ScoredLogError: The store cannot be read.
-        """
-        names = self._store.names(partition_folder(partition))
-        bases = [base for name in names if (base := parse_segment_name(name)) is not None]
-        start = self._start(partition)
-        if start is None:
-            _refuse_headless(partition, bases)
-            return None
-        return self._after(partition, max(bases), start.offset) if bases else start
-
-    def begin(self, partition: TopicPartition, offset: int) -> ChainPosition:
+    def begin(
+        self, partition: TopicPartition, offset: int, topic_id: str | None = None
+    ) -> ChainPosition:
         """Fix where a chain starts, by an exclusively created genesis marker.
 
         Returns:
@@ -87,12 +75,17 @@ class ChainedScoredLog:
         if existing is not None:
             return existing
         marker = Genesis(
-            partition.topic, partition.partition, offset, self._writer_id, self._clock.now_ms()
+            partition.topic,
+            partition.partition,
+            offset,
+            self._writer_id,
+            self._clock.now_ms(),
+            topic_id,
         )
         content = encode_genesis(marker)
         self._store.prepare(partition_folder(partition))
         if self._store.create(genesis_path(partition), content):
-            return ChainPosition(offset, sha256_hex(content))
+            return ChainPosition(offset, sha256_hex(content), topic_id=topic_id)
         winner = self.end(partition)
         if winner is None:
             raise ChainBrokenError(
@@ -125,6 +118,7 @@ class ChainedScoredLog:
         """
         _check_rows(partition, position.offset, end_offset, records)
         low, high = event_time_range(records)
+        table = self._rows(records)
         footer = SegmentFooter(
             partition=partition,
             base_offset=position.offset,
@@ -138,56 +132,32 @@ class ChainedScoredLog:
             writer_id=self._writer_id,
             created_time_ms=self._clock.now_ms(),
             previous_sha256=position.previous_sha256,
+            rows_sha256=rows_sha256(table),
+            topic_id=position.topic_id,
             gap=gap,
         )
-        content = encode_segment(footer, records)
+        content = encode_segment(footer, table)
         path = segment_path(partition, position.offset)
         if not self._store.create(path, content):
-            raise SegmentConflictError(
-                f"another writer has published base offset {position.offset}",
-                path,
-                "Drop these rows, read the chain's end and go on from there",
-            )
-        end = ChainPosition(end_offset, sha256_hex(content))
+            raise _conflict(path, f"another writer has published base offset {position.offset}")
+        if self._ends.is_compacted(partition, position):
+            self._store.remove([path])
+            raise _conflict(path, f"base offset {position.offset} is in a compacted file")
+        end = ChainPosition(end_offset, segment_sha256(footer), position.offset, position.topic_id)
         return PublishedSegment(partition, position.offset, end, len(records), len(content), path)
 
-    def _start(self, partition: TopicPartition) -> ChainPosition | None:
-        path = genesis_path(partition)
-        content = self._store.read(path)
-        if content is None:
-            return None
-        return ChainPosition(decode_genesis(content, partition, path).offset, sha256_hex(content))
-
-    def _after(self, partition: TopicPartition, base_offset: int, start: int) -> ChainPosition:
-        path = segment_path(partition, base_offset)
-        content = self._store.read(path)
-        if content is None:
-            raise ChainBrokenError(
-                "the segment was listed and is gone", path, "Let nothing else change the folder"
-            )
-        footer = decode_footer(content, path)
-        if (footer.partition, footer.base_offset) != (partition, base_offset):
-            raise ChainBrokenError(
-                f"the footer says {footer.partition}@{footer.base_offset}",
-                path,
-                "A segment was moved or renamed; run `nap-stream verify`",
-            )
-        if base_offset < start:
-            raise ChainBrokenError(
-                f"the segment lies before the chain's start at {start}",
-                path,
-                "The genesis marker was replaced; run `nap-stream verify`",
-            )
-        return ChainPosition(footer.end_offset, sha256_hex(content))
-
-
-def _refuse_headless(partition: TopicPartition, bases: Sequence[int]) -> None:
-    if bases:
-        raise ChainBrokenError(
-            f"the genesis marker is missing, and there are {len(bases)} segments",
-            genesis_path(partition),
-            "Restore the marker from a backup; run `nap-stream verify`",
+    def _rows(self, records: Sequence[ScoredRecord]) -> pa.Table:
+        return to_table(
+            records,
+            model_fingerprint=self._model_fingerprint,
+            calibration_fingerprint=self._calibration_fingerprint,
         )
+
+
+def _conflict(path: str, problem: str) -> SegmentConflictError:
+    return SegmentConflictError(
+        problem, path, "Drop these rows, read the chain's end and go on from there"
+    )
 
 
 def _check_rows(

@@ -10,8 +10,17 @@ Every key begins with ``nap_stream.``; every value is text. DuckDB shows them wi
     rows, scored_rows           rows, and those with status ok
     min_event_time_ms, max_event_time_ms   of all rows; absent without rows
     writer_id, created_time_ms  who published it, and when
-    previous_sha256             of the previous segment's file, or of the genesis marker
+    rows_sha256                 digest of the rows (`nap_stream.scored_log.digest.rows_sha256`)
+    previous_sha256             digest of the previous segment, or of the genesis marker's file
+    topic_id                    the topic's id; absent where the broker has none
     gap                         why offsets are missing; absent in ordinary segments
+    merged                      in a compacted file, the footers of the segments that it merged
+                                (`nap_stream.scored_log.metadata`); absent in ordinary segments
+
+A segment's digest is that of all these keys and values
+(`nap_stream.scored_log.digest.metadata_sha256`), so that it covers the rows and all segments
+before. A compacted file counts in the chain as the segments that it merged. Before version 3
+there was no rows_sha256, topic_id and merged, and a segment's digest was its file's SHA-256.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
@@ -20,8 +29,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.digest import metadata_sha256
 from nap_stream.scored_log.schema import SCHEMA_VERSION
 from nap_stream.scored_log.versions import check_version
 
@@ -30,6 +39,8 @@ PREFIX = "nap_stream."
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _OPTIONAL = {"min_event_time_ms", "max_event_time_ms", "gap"}
+DIGEST_VERSION = 3
+"""The first version whose footers hold the digest of their rows."""
 _REQUIRED = {
     "topic",
     "partition",
@@ -62,8 +73,16 @@ class SegmentFooter:
     writer_id: str
     created_time_ms: int
     previous_sha256: str
+    rows_sha256: str | None
     gap: str | None = None
+    topic_id: str | None = None
+    merged: "tuple[SegmentFooter, ...]" = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def parts(self) -> "tuple[SegmentFooter, ...]":
+        """The footers that the chain is made of: the merged ones, or this one."""
+        return self.merged or (self,)
 
     def __post_init__(self) -> None:
         if not 0 <= self.base_offset < self.end_offset:
@@ -72,8 +91,11 @@ class SegmentFooter:
             raise ValueError(f"{self.scored_rows} scored rows of {self.rows}")
         if self.gap is not None and self.rows:
             raise ValueError(f"a declared gap with {self.rows} rows")
-        if not _SHA256.fullmatch(self.previous_sha256):
-            raise ValueError(f"not a SHA-256 digest: {self.previous_sha256!r}")
+        for digest in (self.previous_sha256, self.rows_sha256):
+            if digest is not None and not _SHA256.fullmatch(digest):
+                raise ValueError(f"not a SHA-256 digest: {digest!r}")
+        if (self.rows_sha256 is not None) != (self.schema_version >= DIGEST_VERSION):
+            raise ValueError(f"rows_sha256 {self.rows_sha256} in version {self.schema_version}")
         self._check_event_times()
 
     def _check_event_times(self) -> None:
@@ -84,8 +106,26 @@ class SegmentFooter:
             raise ValueError(f"event times run backwards: {low} to {high}")
 
 
-def to_metadata(footer: SegmentFooter) -> dict[str, str]:
-    """The footer as Parquet key-value metadata."""
+def segment_sha256(footer: SegmentFooter) -> str:
+    """The digest of a segment of version 3 or newer, which the next one names.
+
+    Args:
+        footer: Of a segment; of a compacted file, give one of its `parts`.
+
+    Returns:
+        SHA-256, 64 lower-case hexadecimal digits.
+
+    Raises:
+        ValueError: The digest of an older segment is its file's; that of a compacted file is
+            that of the last part.
+    """
+    if footer.rows_sha256 is None or footer.merged:
+        raise ValueError(f"no segment that has a digest by itself: {footer}")
+    return metadata_sha256(own_values(footer))
+
+
+def own_values(footer: SegmentFooter) -> dict[str, str]:
+    """The footer's keys without prefix, and their values as text; all but ``merged``."""
     values: dict[str, object] = {
         "topic": footer.partition.topic,
         "partition": footer.partition.partition,
@@ -101,33 +141,23 @@ def to_metadata(footer: SegmentFooter) -> dict[str, str]:
         "writer_id": footer.writer_id,
         "created_time_ms": footer.created_time_ms,
         "previous_sha256": footer.previous_sha256,
+        "rows_sha256": footer.rows_sha256,
+        "topic_id": footer.topic_id,
         "gap": footer.gap,
     }
-    return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
+    return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> SegmentFooter:
-    """Read a footer back, strictly.
-
-    Args:
-        metadata: The file's key-value metadata, as pyarrow gives it.
-        where: The file, for errors.
+def parse_values(values: Mapping[str, str]) -> SegmentFooter:
+    """Read the keys and values of `own_values` back, strictly.
 
     Raises:
-        ChainBrokenError: A key is missing, unknown or malformed, the values contradict each
-            other, or the schema version is not one that this program reads.
+        ValueError: A key is missing, unknown or malformed, the values contradict each other, or
+            the schema version is not one that this program reads.
     """
-    try:
-        values = _own_values(metadata or {})
-        check_schema_version(values)
-        _check_keys(values)
-        return _parse(values)
-    except ValueError as error:
-        raise ChainBrokenError(
-            f"the segment's footer is not valid: {error}",
-            where,
-            "Run `nap-stream verify`; restore the file from a backup",
-        ) from error
+    check_schema_version(values)
+    _check_keys(values)
+    return _parse(values)
 
 
 def check_schema_version(values: Mapping[str, str]) -> None:
@@ -141,18 +171,12 @@ def check_schema_version(values: Mapping[str, str]) -> None:
     check_version(values["schema_version"])
 
 
-def _own_values(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
-    prefix = PREFIX.encode()
-    return {
-        key.removeprefix(prefix).decode("utf-8"): value.decode("utf-8")
-        for key, value in metadata.items()
-        if key.startswith(prefix)
-    }
-
-
 def _check_keys(values: Mapping[str, str]) -> None:
-    missing = sorted(_REQUIRED - values.keys())
-    unknown = sorted(values.keys() - _REQUIRED - _OPTIONAL)
+    has_digest = int(values["schema_version"]) >= DIGEST_VERSION
+    required = _REQUIRED | {"rows_sha256"} if has_digest else _REQUIRED
+    missing = sorted(required - values.keys())
+    optional = _OPTIONAL | {"topic_id"} if has_digest else _OPTIONAL
+    unknown = sorted(values.keys() - required - optional)
     if missing or unknown:
         raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
 
@@ -181,6 +205,8 @@ def _parse(values: Mapping[str, str]) -> SegmentFooter:
         writer_id=values["writer_id"],
         created_time_ms=_integer(values, "created_time_ms"),
         previous_sha256=values["previous_sha256"],
+        rows_sha256=values.get("rows_sha256"),
+        topic_id=values.get("topic_id"),
         gap=values.get("gap"),
         schema_version=_integer(values, "schema_version"),
     )

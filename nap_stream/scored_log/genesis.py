@@ -8,28 +8,34 @@ from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
 
 KIND = "nap-stream scored log genesis"
-VERSION = 1
+VERSION = 2
 
-_TYPES: dict[str, type] = {
-    "kind": str,
-    "version": int,
-    "topic": str,
-    "partition": int,
-    "offset": int,
-    "writer_id": str,
-    "created_time_ms": int,
+_TYPES: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "version": (int,),
+    "topic": (str,),
+    "topic_id": (str, type(None)),
+    "partition": (int,),
+    "offset": (int,),
+    "writer_id": (str,),
+    "created_time_ms": (int,),
 }
+_SINCE_2 = {"topic_id"}
 
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
-    """The first offset of a partition's chain; ``created_time_ms`` is since the epoch, UTC."""
+    """The first offset of a partition's chain; ``created_time_ms`` is since the epoch, UTC.
+
+    ``topic_id`` is None where the broker has none, and in markers of version 1.
+    """
 
     topic: str
     partition: int
     offset: int
     writer_id: str
     created_time_ms: int
+    topic_id: str | None = None
 
 
 def encode_genesis(genesis: Genesis) -> bytes:
@@ -58,17 +64,22 @@ def decode_genesis(content: bytes, partition: TopicPartition, where: str) -> Gen
         tree["offset"],
         tree["writer_id"],
         tree["created_time_ms"],
+        tree.get("topic_id"),
     )
 
 
 def _checked_tree(tree: Any, partition: TopicPartition) -> dict[str, Any]:
-    if not isinstance(tree, dict) or tree.keys() != _TYPES.keys():
-        raise ValueError(f"expected the keys {sorted(_TYPES)}")
-    for name, kind in _TYPES.items():
-        if type(tree[name]) is not kind:
-            raise ValueError(f"{name} is not of type {kind.__name__}: {tree[name]!r}")
-    if (tree["kind"], tree["version"]) != (KIND, VERSION):
-        raise ValueError(f"kind {tree['kind']!r}, version {tree['version']}")
+    if not isinstance(tree, dict) or not {"kind", "version"} <= tree.keys():
+        raise ValueError("expected a JSON object with kind and version")
+    if tree["kind"] != KIND or tree["version"] not in (1, VERSION):
+        raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
+    expected = _TYPES.keys() - (_SINCE_2 if tree["version"] == 1 else set())
+    if tree.keys() != expected:
+        raise ValueError(f"expected the keys {sorted(expected)}")
+    for name in expected:
+        if type(tree[name]) not in _TYPES[name]:
+            kinds = " or ".join(kind.__name__ for kind in _TYPES[name])
+            raise ValueError(f"{name} is not of type {kinds}: {tree[name]!r}")
     if (tree["topic"], tree["partition"]) != (partition.topic, partition.partition):
         raise ValueError(f"it belongs to {tree['topic']}/{tree['partition']}")
     if tree["offset"] < 0:

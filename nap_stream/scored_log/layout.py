@@ -64,9 +64,14 @@ def genesis_path(partition: TopicPartition) -> str:
     return f"{partition_folder(partition)}/{GENESIS_NAME}"
 
 
+def segment_name(base_offset: int) -> str:
+    """The file's name of the segment that begins at ``base_offset``."""
+    return f"{base_offset:020d}.parquet"
+
+
 def segment_path(partition: TopicPartition, base_offset: int) -> str:
     """The segment that begins at ``base_offset``."""
-    return f"{partition_folder(partition)}/{base_offset:020d}.parquet"
+    return f"{partition_folder(partition)}/{segment_name(base_offset)}"
 
 
 def temporary_name() -> str:

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from nap_stream.records import ScoredRecord, Scores
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 EARLIEST_TIME_MS = -62_135_596_800_000
 LATEST_TIME_MS = 253_402_300_799_999
 OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")

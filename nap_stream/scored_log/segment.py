@@ -1,14 +1,16 @@
 """A segment's file: records and footer to Parquet bytes, and the footer back."""
 
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import ScoredRecord, Status
-from nap_stream.scored_log.footer import SegmentFooter, from_metadata, to_metadata
-from nap_stream.scored_log.schema import DICTIONARY_COLUMNS, storable_time_ms, to_table
+from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.metadata import from_metadata, to_metadata
+from nap_stream.scored_log.schema import DICTIONARY_COLUMNS, storable_time_ms
 
 
 def event_time_range(records: Sequence[ScoredRecord]) -> tuple[int | None, int | None]:
@@ -22,17 +24,16 @@ def count_scored(records: Sequence[ScoredRecord]) -> int:
     return sum(record.status is Status.OK for record in records)
 
 
-def encode_segment(footer: SegmentFooter, records: Sequence[ScoredRecord]) -> bytes:
+def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
     """A segment as the bytes of its file.
 
     Pages are checksummed and compressed with zstd; columns whose values repeat are
     dictionary-encoded.
+
+    Args:
+        footer: What the file says of itself.
+        table: Its rows, with exactly `nap_stream.scored_log.schema.SCHEMA`.
     """
-    table = to_table(
-        records,
-        model_fingerprint=footer.model_fingerprint,
-        calibration_fingerprint=footer.calibration_fingerprint,
-    )
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(to_metadata(footer)),
@@ -44,18 +45,18 @@ def encode_segment(footer: SegmentFooter, records: Sequence[ScoredRecord]) -> by
     return bytes(sink.getvalue())
 
 
-def decode_footer(content: bytes, where: str) -> SegmentFooter:
+def decode_footer(file: BinaryIO | pa.NativeFile, where: str) -> SegmentFooter:
     """The footer of a segment's file.
 
     Args:
-        content: The whole file.
+        file: The open file.
         where: Its path, for errors.
 
     Raises:
         ChainBrokenError: It is not a Parquet file, or its footer is not valid.
     """
     try:
-        metadata = pq.read_metadata(pa.BufferReader(content))
+        metadata = pq.read_metadata(file)
     except (pa.ArrowException, OSError) as error:
         raise unreadable(where, error) from error
     return from_metadata(metadata.metadata, where)

@@ -1,7 +1,7 @@
 """The versions of the log's columns that this program reads; it writes the newest alone.
 
-Version 2 added ``max_logit`` and the columns after it. A chain may go from one version to the
-next between two segments.
+Version 2 added ``max_logit`` and the columns after it, version 3 changed the footer alone. A chain
+may go from one version to the next between two segments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,11 @@ from nap_stream.scored_log.schema import OPTIONAL_SCORES, SCHEMA
 _ADDED_IN_2 = frozenset({"max_logit", *OPTIONAL_SCORES})
 
 SCHEMAS: Mapping[int, pa.Schema] = MappingProxyType(
-    {1: pa.schema([field for field in SCHEMA if field.name not in _ADDED_IN_2]), 2: SCHEMA}
+    {
+        1: pa.schema([field for field in SCHEMA if field.name not in _ADDED_IN_2]),
+        2: SCHEMA,
+        3: SCHEMA,
+    }
 )
 """The columns of each version's files."""
 
@@ -30,7 +34,7 @@ def check_version(version: str) -> None:
     """
     readable = [str(number) for number in SCHEMAS]
     if version not in readable:
-        raise ValueError(f"schema version {version!r}; this program reads {' and '.join(readable)}")
+        raise ValueError(f"schema version {version!r}; this program reads {', '.join(readable)}")
 
 
 def with_columns(table: pa.Table, names: Sequence[str] | None = None) -> pa.Table:
