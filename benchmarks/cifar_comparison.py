@@ -15,6 +15,7 @@ from benchmarks.plain_pytorch import Reading, auroc, fpr95, read_plain
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
 from nap_stream.scored_log.reader import scan
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify import verify
 from nap_stream.settings import Settings
 
@@ -68,9 +69,9 @@ def compare(
         SystemExit: The log is not one scored row an offset and a file, so nothing can be joined,
             or its fused score is not nap-energy.
     """
-    log = pa.Table.from_batches(scan(settings.log.root, Query()), SCAN_SCHEMA)
+    log = pa.Table.from_batches(scan(store_at(settings.log.root), Query()), SCAN_SCHEMA)
     files = pa.concat_tables([cifar, textures]).combine_chunks()
-    report = verify(settings.log.root, deep=True)
+    report = verify(store_at(settings.log.root), deep=True)
     if not _one_row_an_offset(log, files):
         raise SystemExit(f"the log is not one scored row an offset and a file: {report}")
     joined = log.take(pc.index_in(files["name"].cast(pa.binary()), log["key"]))

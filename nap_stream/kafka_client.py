@@ -1,5 +1,6 @@
 """The one place that knows how to reach Kafka: options, secrets, clients, topics."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from nap_stream.settings import KafkaSettings
 ATTEMPT_S = 5.0
 """How long one attempt to reach a broker may take; the deadline is the settings' own."""
 BACKOFF_MAX_S = 2.0
+_WIRE_LOGGERS = ("kafka.net.connection", "kafka.net.transport", "kafka.protocol.parser")
+"""Where kafka-python logs at DEBUG what it sends: with SASL PLAIN, the password as it is."""
 
 
 class _ImpatientManager(KafkaConnectionManager):  # type: ignore[misc]  # no types
@@ -56,6 +59,8 @@ class _Secret(str):
 def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """What every kafka-python client needs to connect. Holds the password: never log it.
 
+    With SASL, kafka-python no longer logs at DEBUG what goes over the wire: it would show it.
+
     Raises:
         ConfigError: The password file cannot be read.
     """
@@ -67,6 +72,8 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap_timeout_ms": int(settings.connect_timeout_s * 1000),
     }
     if settings.security_protocol.startswith("SASL"):
+        for name in _WIRE_LOGGERS:
+            logging.getLogger(name).addFilter(_above_debug)
         options["sasl_mechanism"] = settings.sasl_mechanism
         options["sasl_plain_username"] = settings.sasl_username
         options["sasl_plain_password"] = _Secret(_password(settings))
@@ -75,6 +82,10 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
         if path is not None:
             options[name] = str(path)
     return options
+
+
+def _above_debug(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
 
 
 def producer_options(settings: KafkaSettings, max_message_bytes: int) -> dict[str, Any]:

@@ -45,9 +45,13 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
         return error.__cause__
     where = f"{', '.join(settings.bootstrap_servers)}, {what}"
     detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, errors.AuthorizationError):
+        return BrokerError(f"the broker refused: {detail}", where, _grant(error, settings))
     if isinstance(error, REFUSALS):
         return BrokerError(
-            f"the broker refused: {detail}", where, "Check the credentials and their permissions"
+            f"the broker refused the credentials: {detail}",
+            where,
+            "Check the kafka.sasl_… settings, and that the user may log in",
         )
     if isinstance(error, _UNREACHABLE) or error.retriable:
         # A broker that refuses credentials hangs up, and kafka-python may miss why.
@@ -58,3 +62,18 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
             f"Check kafka.bootstrap_servers, the network{credentials}, and that the broker runs",
         )
     return BrokerError(detail, where)
+
+
+def _grant(error: errors.AuthorizationError, settings: KafkaSettings) -> str:
+    """Which permission is missing, in the words of Kafka's ACLs."""
+    user = f"user {settings.sasl_username}" if settings.sasl_username else "the client"
+    if isinstance(error, errors.GroupAuthorizationFailedError):
+        return f"Allow {user} to READ group {settings.group_id}"
+    if isinstance(error, errors.TopicAuthorizationFailedError):
+        return (
+            f"Allow {user} to READ and DESCRIBE topic {settings.topic}, and to WRITE and DESCRIBE "
+            "the alert topic and the dead-letter topic"
+        )
+    if isinstance(error, errors.ClusterAuthorizationFailedError):
+        return f"Allow {user} what it asked of the cluster: CREATE for topics that are missing"
+    return f"Check what {user} may do"

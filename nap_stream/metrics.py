@@ -9,6 +9,10 @@ from nap_stream.records import Status, TopicPartition
 
 STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 """From one small image to a commit that waits for its broker."""
+OFFSET_DISAGREEMENTS = ("ahead", "behind", "missing")
+"""How a committed offset can differ from the end of the log."""
+GAP_STATE = "gap"
+"""The state of an alert that a gap was declared; the others are those of drift."""
 BATCH_STAGE = "batch"
 """The stage whose seconds are a whole batch's: from its first image in hand to its scores."""
 
@@ -42,6 +46,11 @@ class Metrics:
             "segment_conflicts", "Segments that another writer had published."
         )
         self.rebalances = counter("rebalances", "Changes of the partitions that a worker owns.")
+        self.offset_disagreements = counter(
+            "offset_disagreements",
+            "Partitions taken over whose committed offset was not where the log ends.",
+            ["kind"],
+        )
         self.worker_restarts = counter("worker_restarts", "Workers that were replaced.")
         self.late_records = counter(
             "late_records", "Scored records counted in a later pane than their event time's."
@@ -54,7 +63,9 @@ class Metrics:
         )
         self.gaps = counter("gaps", "Offset ranges that the log or the monitor had to do without.")
         self.gap_offsets = counter("gap_offsets", "Offsets in those ranges.")
-        self.alerts_published = counter("alerts_published", "Alerts delivered.", ["state"])
+        self.alerts_published = counter(
+            "alerts_published", "Alerts delivered, of drift and of gaps.", ["state"]
+        )
         self.alert_failures = counter("alert_failures", "Failed attempts to deliver an alert.")
         self.alerts_undelivered = gauge("alerts_undelivered", "Alerts that wait for delivery.")
 
@@ -69,6 +80,9 @@ class Metrics:
             "images_per_second", "Images scored a second, over the last reports of all workers."
         )
         self.workers = gauge("workers", "Workers that have reported lately.")
+        self.workers_waiting = gauge(
+            "workers_waiting", "Workers that wait for the log, the dead-letter topic or the broker."
+        )
         self.last_commit = gauge(
             "last_commit_timestamp_seconds", "Unix time of the last offset commit."
         )
@@ -96,8 +110,10 @@ class Metrics:
         self.ood_fraction_bound.set(float("nan"))
         for status in Status:
             self.records.labels(status.value)
-        for transition in Transition:
-            self.alerts_published.labels(transition.value)
+        for state in (*(transition.value for transition in Transition), GAP_STATE):
+            self.alerts_published.labels(state)
+        for kind in OFFSET_DISAGREEMENTS:
+            self.offset_disagreements.labels(kind)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Put one measurement into the histogram of its stage, or of batches."""

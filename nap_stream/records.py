@@ -290,7 +290,8 @@ class WorkerReport:
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
     ``work_done`` grows with every step that makes progress; ``idle`` is true when nothing is
     in hand, the last poll brought nothing and the broker answers. ``waiting_for`` says what
-    outside of the worker keeps it from going on; None while nothing does.
+    outside of the worker keeps it from going on; None while nothing does. ``offsets_…`` count
+    the partitions taken over whose committed offset was ahead of the log, behind it, or missing.
     """
 
     worker: str
@@ -308,6 +309,9 @@ class WorkerReport:
     partitions: tuple[PartitionProgress, ...]
     stage_seconds: tuple[tuple[str, float], ...] = field(default=())
     waiting_for: str | None = None
+    offsets_ahead: int = 0
+    offsets_behind: int = 0
+    offsets_missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 `nap_stream.settings_loader` reads them from YAML and the environment.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,13 @@ from pydantic import (
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 
+S3_ROOT = re.compile(
+    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
+    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
+    re.ASCII,
+)
+"""The root of a scored log in an object store."""
+
 
 def _from_folder(value: Path, info: ValidationInfo) -> Path:
     """A relative path, taken from the folder of the file that it was read from."""
@@ -31,6 +39,17 @@ def _existing(value: Path, info: ValidationInfo) -> Path:
     if info.context and not value.exists():
         raise ValueError(f"no such file or folder: {value}")
     return value
+
+
+def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
+    """An address in an object store as it stands; anything else is a path."""
+    if "://" not in str(value):
+        return _from_folder(Path(value), info)
+    if S3_ROOT.fullmatch(str(value)) is None:
+        raise ValueError(
+            "expected a path or s3://bucket/prefix, the prefix of letters, digits and . _ = - /"
+        )
+    return str(value)
 
 
 AnyPath = Annotated[Path, AfterValidator(_from_folder)]
@@ -62,6 +81,10 @@ class KafkaSettings(Section):
     """The consumer group. Each monitor has its own."""
     start: Literal["earliest", "latest"] = "earliest"
     """Where a partition begins that has neither a log nor a committed offset."""
+    resume_from: Literal["log", "committed"] = "log"
+    """What a committed offset ahead of the log means, such as one that an operator has reset: log
+    reads the offsets between; committed leaves them out, and the log declares them as a gap. A
+    committed offset behind the log never counts: those rows are there."""
     session_timeout_s: PositiveSeconds = 45.0
     """How long the group waits for a silent worker before its partitions move."""
     max_poll_interval_s: PositiveSeconds = 300.0
@@ -221,8 +244,8 @@ class LimitSettings(Section):
 class LogSettings(Section):
     """The scored log."""
 
-    root: AnyPath
-    """The folder of the log, shared by all workers."""
+    root: Annotated[str | Path, AfterValidator(_log_root)]
+    """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix."""
     segment_max_rows: Positive = 10_000
     segment_max_bytes: Positive = 16 * 2**20
     """An estimate of the rows' size in memory, in bytes."""
@@ -246,7 +269,10 @@ class WorkerSettings(Section):
     max_in_hand_images: Positive = 512
     """Images between poll and score before fetching pauses."""
     max_in_hand_bytes: Positive = 256 * 2**20
-    """Message bytes between poll and score before fetching pauses."""
+    """Bytes before fetching pauses: of messages until they are decoded, of pixels at the model's
+    input size until they are scored, of failed images until they are dead letters. Beside it a
+    fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes about 16 bytes a
+    pixel of its image, and each partition holds rows of at most log.segment_max_bytes."""
     revoke_deadline_s: PositiveSeconds = 5.0
     """How long a rebalance may wait for what is in hand."""
 

@@ -6,7 +6,8 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nap_stream.metrics import Metrics
+from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
+from nap_stream.pipeline.resuming import Disagreement
 from tests.support.summaries import partition
 
 SERIES = {
@@ -16,6 +17,7 @@ SERIES = {
     "nap_stream_segments_published_total",
     "nap_stream_segment_conflicts_total",
     "nap_stream_rebalances_total",
+    "nap_stream_offset_disagreements_total",
     "nap_stream_worker_restarts_total",
     "nap_stream_late_records_total",
     "nap_stream_future_records_total",
@@ -29,6 +31,7 @@ SERIES = {
     "nap_stream_stage_duration_seconds_bucket",
     "nap_stream_images_per_second",
     "nap_stream_workers",
+    "nap_stream_workers_waiting",
     "nap_stream_last_commit_timestamp_seconds",
     "nap_stream_partition_lag_offsets",
     "nap_stream_partition_time_lag_seconds",
@@ -49,6 +52,10 @@ def names(metrics: Metrics) -> set[str]:
         for sample in family.samples
         if not sample.name.endswith(("_created", "_sum", "_count"))
     }
+
+
+def test_metrics_know_every_kind_of_disagreement() -> None:
+    assert set(OFFSET_DISAGREEMENTS) == {kind.value for kind in Disagreement}
 
 
 def test_every_series_has_its_name() -> None:
@@ -78,6 +85,9 @@ def test_known_labels_start_at_zero() -> None:
     value = Metrics("1").registry.get_sample_value
     assert value("nap_stream_records_total", {"status": "corrupt"}) == 0
     assert value("nap_stream_alerts_published_total", {"state": "firing"}) == 0
+    assert value("nap_stream_alerts_published_total", {"state": "gap"}) == 0
+    for kind in Disagreement:
+        assert value("nap_stream_offset_disagreements_total", {"kind": kind.value}) == 0
     assert value("nap_stream_build_info", {"version": "1"}) == 1
 
 

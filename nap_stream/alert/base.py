@@ -16,6 +16,11 @@ class AlertEvent:
     key: str
     event: Mapping[str, Any]
 
+    @property
+    def state(self) -> str:
+        """The last part of the event's type: firing, resolved or gap."""
+        return str(self.event["type"]).rsplit(".", maxsplit=1)[-1]
+
 
 class AlertSink(Protocol):
     """Where alerts are delivered."""

@@ -50,10 +50,10 @@ class KafkaAlertSink:
                     self._topic, key=alert.key.encode(), value=value, headers=headers
                 )
                 sent.get(timeout=DELIVERY_TIMEOUT_S)
-            except errors.KafkaError as error:
-                if not error.retriable:
-                    # An idempotent producer of kafka-python sends nothing more after a refusal.
-                    self._drop()
+            except errors.KafkaError:
+                # An idempotent producer of kafka-python sends nothing more after a refusal, nor
+                # after a message whose time has run out.
+                self._drop()
                 raise
 
     def close(self) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 from rich.text import Text
 
 from nap_stream.alert.event import DATA_SCHEMA
+from nap_stream.alert.gap import GAP_SCHEMA, GAP_TYPE
 
 MAX_FIELD = 500
 """Characters of one field that are shown."""
 MAX_ITEMS = 100
 """Items of one list that are shown."""
-_STYLES = {"firing": "bold red", "resolved": "bold green"}
+_STYLES = {"FIRING": "bold red", "RESOLVED": "bold green", "GAP": "bold yellow"}
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -35,8 +36,8 @@ def render_lines(event: Any) -> list[str]:
 def render(event: Any) -> Text:
     """Write an alert as rich text: `render_lines` with the headline in the state's colour."""
     lines = render_lines(event)
-    data = _mapping(event.get("data")) if isinstance(event, Mapping) else {}
-    text = Text().append(lines[0], style=_STYLES.get(plain(data.get("state")), "bold"))
+    headline = lines[0].partition(" ")[0] if isinstance(event, Mapping) else ""
+    text = Text().append(lines[0], style=_STYLES.get(headline, "bold"))
     for line in lines[1:]:
         text.append("\n" + line)
     return text
@@ -52,13 +53,16 @@ def plain(value: Any) -> str:
 
 
 def _headline(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    state = plain(data.get("state", event.get("type", "alert"))).upper()
+    kind = "gap" if event.get("type") == GAP_TYPE else event.get("type", "alert")
+    state = plain(data.get("state", kind)).upper()
     return "  ".join([state, *_present(data, "monitor"), *_present(event, "time")])
 
 
 def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
-    if event.get("dataschema") != DATA_SCHEMA:
+    if event.get("dataschema") not in (DATA_SCHEMA, GAP_SCHEMA):
         yield f"Unknown version {plain(event.get('dataschema'))}: shown as far as it is understood."
+    if event.get("type") == GAP_TYPE:
+        yield from _gap(data)
     window = _mapping(data.get("window"))
     yield from _fractions(data, window)
     if {"start", "end"} <= window.keys():
@@ -71,6 +75,19 @@ def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
         yield "Most extreme:"
         yield from (f"  {_example(example)}" for example in examples)
     yield from _provenance(event, data)
+
+
+def _gap(data: Mapping[str, Any]) -> Iterator[str]:
+    shown = {
+        key: plain(data.get(key, "?"))
+        for key in ("topic", "partition", "base_offset", "end_offset", "offsets")
+    }
+    yield (
+        f"Topic {shown['topic']}: partition {shown['partition']} offsets "
+        f"[{shown['base_offset']}, {shown['end_offset']}) are not in the log: {shown['offsets']}"
+    )
+    yield from (f"Why: {reason}" for reason in _present(data, "reason"))
+    yield from (f"Declared in {segment}" for segment in _present(data, "segment"))
 
 
 def _fractions(data: Mapping[str, Any], window: Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import nap_stream
 from nap_stream.cli.alerts import alerts
 from nap_stream.cli.calibrate import calibrate
 from nap_stream.cli.calibration import build_calibration_app
+from nap_stream.cli.compact import compact
 from nap_stream.cli.demo import demo
 from nap_stream.cli.doctor import doctor
 from nap_stream.cli.evaluate import evaluate
@@ -61,7 +62,18 @@ def build_app() -> typer.Typer:
           nap-stream demo
         """
 
-    for command in (calibrate, evaluate, run, produce, alerts, query, verify, doctor, demo):
+    for command in (
+        calibrate,
+        evaluate,
+        run,
+        produce,
+        alerts,
+        query,
+        verify,
+        compact,
+        doctor,
+        demo,
+    ):
         app.command()(command)
     app.add_typer(build_calibration_app(), name="calibration")
     return app

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +11,20 @@ from nap_stream.errors import ConfigError
 from nap_stream.settings import KafkaSettings
 from nap_stream.settings_loader import load_kafka_settings, load_settings
 
+if TYPE_CHECKING:
+    from nap_stream.scored_log.store import SegmentStore
+
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.", show_default=False)
 ]
 LogOption = Annotated[
-    Path | None,
-    typer.Option("--log", help="The root of the scored log, instead of --config."),
+    str | None,
+    typer.Option(
+        "--log",
+        metavar="ROOT",
+        help="The root of the scored log, a folder or s3://bucket/prefix, instead of --config.",
+        show_default=False,
+    ),
 ]
 BootstrapOption = Annotated[
     str | None,
@@ -41,18 +49,22 @@ ThreadsOption = Annotated[
 ]
 
 
-def log_root(config: Path | None, log: Path | None) -> Path:
-    """The root of the scored log, from either option.
+def log_store(config: Path | None, log: str | None) -> "SegmentStore":
+    """Where the scored log lies, from either option.
 
     Raises:
-        ConfigError: If neither or both are given, or the root is no folder.
+        ConfigError: If neither or both are given, or the root is neither a folder that is there
+            nor an address in an object store.
     """
+    from nap_stream.scored_log.local_store import LocalStore
+    from nap_stream.scored_log.stores import store_at
+
     if (config is None) == (log is None):
-        raise ConfigError("expected either --log DIR or --config FILE")
-    root = log if log is not None else load_settings(_given(config)).log.root
-    if not root.is_dir():
-        raise ConfigError("no such folder", str(root), "Give the root of a scored log")
-    return root
+        raise ConfigError("expected either --log ROOT or --config FILE")
+    store = store_at(log if log is not None else load_settings(_given(config)).log.root)
+    if isinstance(store, LocalStore) and not Path(store.root).is_dir():
+        raise ConfigError("no such folder", store.root, "Give the root of a scored log")
+    return store
 
 
 def kafka_settings(

@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from nap_stream.cli.options import ConfigOption, LogOption, log_root
+from nap_stream.cli.options import ConfigOption, LogOption, log_store
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.records import Status
@@ -69,7 +69,7 @@ def query(
       nap-stream query --log scored-log --by hour --format csv
       nap-stream query --log scored-log --status corrupt --format json
     """
-    root = log_root(config, log)
+    store = log_store(config, log)
     now = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC)
     filters = Query(
         topic=topic,
@@ -87,9 +87,9 @@ def query(
         limit = DEFAULT_TABLE_ROWS
     with _opened(output) as stream:
         if by is None:
-            write_batches(SCAN_SCHEMA, scan(root, filters), output_format, stream, limit=limit)
+            write_batches(SCAN_SCHEMA, scan(store, filters), output_format, stream, limit=limit)
         else:
-            write_result(aggregate(root, filters, by), output_format, stream)
+            write_result(aggregate(store, filters, by), output_format, stream)
 
 
 def _time_ms(option: str, text: str | None, now: datetime) -> int | None:

@@ -11,6 +11,9 @@ class DeadLetters(Protocol):
     def send(self, image: FailedImage) -> None:
         """Hand over an image; `flush` says whether it has arrived.
 
+        One that was handed over before, and that a `flush` which failed left on its way, is not
+        sent again: to try again takes no more memory, and doubles as little as can be.
+
         Raises:
             BrokerError: It was refused at once.
         """
@@ -20,7 +23,7 @@ class DeadLetters(Protocol):
         """Return when everything that was sent has arrived.
 
         Raises:
-            BrokerError: Something has not; all of it may be sent again.
+            BrokerError: Something has not. To try again, hand all of it over again.
         """
         ...
 

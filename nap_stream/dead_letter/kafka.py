@@ -1,5 +1,6 @@
 """Dead letters to a Kafka topic."""
 
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -8,13 +9,18 @@ from kafka import KafkaProducer, errors
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.dead_letter.base import dead_letter_headers
 from nap_stream.deadline import Deadline
+from nap_stream.errors import BrokerError
 from nap_stream.kafka_client import close_producer, open_client, producer_options
 from nap_stream.kafka_errors import translated_errors
-from nap_stream.records import FailedImage
+from nap_stream.records import FailedImage, TopicPartition
 from nap_stream.settings import KafkaSettings
 
 HEADERS_ALLOWANCE = 2**16
+MAX_BLOCK_S = 5.0
+"""How long `send` may wait for the topic's partitions to be known."""
 CLOSE_TIMEOUT_S = 5.0
+
+_Key = tuple[TopicPartition, int, int]
 
 
 class KafkaDeadLetters:
@@ -46,36 +52,61 @@ class KafkaDeadLetters:
     ) -> None:
         self._settings, self._topic = settings, topic
         self._clock = clock or SystemClock()
-        self._sent: list[tuple[FailedImage, Any]] = []
+        self._asked: set[_Key] = set()
+        self._sent: dict[_Key, tuple[FailedImage, Any]] = {}
         options = producer_options(settings, max_payload_bytes + HEADERS_ALLOWANCE) | {
             # An idempotent producer of kafka-python sends nothing more after a refusal.
             "enable_idempotence": False,
             "max_in_flight_requests_per_connection": 1,
+            "max_block_ms": int(MAX_BLOCK_S * 1000),
         }
         with translated_errors(settings, f"opening dead-letter topic {topic}"):
             self._producer = open_client(KafkaProducer, options)
 
     def send(self, image: FailedImage) -> None:
         """Hand over an image; see `DeadLetters.send`."""
-        with translated_errors(self._settings, f"sending {image.origin} to {self._topic}"):
-            try:
-                sent = self._send(image)
-            except errors.MessageSizeTooLargeError:
-                sent = self._send_without_payload(image)
-        self._sent.append((image, sent))
+        key = _identity(image)
+        if key not in self._sent:
+            with translated_errors(self._settings, f"sending {image.origin} to {self._topic}"):
+                try:
+                    self._sent[key] = image, self._send(image)
+                except errors.MessageSizeTooLargeError:
+                    self._sent[key] = image, self._send_without_payload(image)
+        self._asked.add(key)
 
     def flush(self, timeout_s: float) -> None:
         """Return when everything that was sent has arrived; see `DeadLetters.flush`."""
         deadline = Deadline(self._clock, timeout_s)
-        sent, self._sent = self._sent, []
-        with translated_errors(self._settings, f"delivering to {self._topic}"):
-            refused = [image for image, future in sent if not _fits(future, deadline)]
-            for future in [self._send_without_payload(image) for image in refused]:
-                future.get(timeout=deadline.remaining_s())
+        asked, self._asked = self._asked, set()
+        try:
+            with translated_errors(self._settings, f"delivering to {self._topic}"):
+                for key in [k for k in self._sent if k in asked]:
+                    self._arrive(key, deadline)
+        except BrokerError:
+            self._forget(
+                lambda key, future: future.failed() or (key not in asked and future.is_done)
+            )
+            raise
+        self._forget(lambda key, future: key in asked or future.is_done)
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
         close_producer(self._producer, CLOSE_TIMEOUT_S)
+
+    def _arrive(self, key: _Key, deadline: Deadline) -> None:
+        """Wait until an image has arrived, without its payload where the topic is too small."""
+        image, sent = self._sent[key]
+        if not _fits(sent, deadline):
+            sent = self._send_without_payload(image)
+            self._sent[key] = image, sent
+            sent.get(timeout=deadline.remaining_s())
+
+    def _forget(self, is_over: Callable[[_Key, Any], bool]) -> None:
+        self._sent = {
+            key: (image, sent)
+            for key, (image, sent) in self._sent.items()
+            if not is_over(key, sent)
+        }
 
     def _send(self, image: FailedImage) -> Any:
         return self._producer.send(
@@ -94,6 +125,10 @@ class KafkaDeadLetters:
         return self._producer.send(
             self._topic, key=image.origin.key, value=b"", headers=[*_headers(image), left_out]
         )
+
+
+def _identity(image: FailedImage) -> _Key:
+    return image.origin.partition, image.origin.offset, image.origin.index
 
 
 def _fits(future: Any, deadline: Deadline) -> bool:

@@ -16,7 +16,8 @@ class PartitionBuffer:
 
     ``epoch`` numbers the assignment: scored messages of another one do not belong here.
     ``end`` is the position that the next segment would have as its end. ``opened_at`` is the
-    monotonic time at which the buffer got its first offset, in seconds.
+    monotonic time at which the buffer got its first offset, in seconds. ``payload_bytes`` is
+    what the failed images keep of their messages, in bytes; ``size_bytes`` includes it.
     """
 
     epoch: int
@@ -25,6 +26,7 @@ class PartitionBuffer:
     records: list[ScoredRecord] = field(default_factory=list)
     failed: list[FailedImage] = field(default_factory=list)
     size_bytes: int = 0
+    payload_bytes: int = 0
     opened_at: float | None = None
 
     def add(self, message: ScoredMessage, now: float) -> None:
@@ -34,7 +36,9 @@ class PartitionBuffer:
         self.records.extend(message.records)
         self.failed.extend(message.failed)
         self.size_bytes += sum(ROW_BYTES + _origin_bytes(record) for record in message.records)
-        self.size_bytes += sum(len(image.payload or b"") for image in message.failed)
+        payload_bytes = sum(len(image.payload or b"") for image in message.failed)
+        self.payload_bytes += payload_bytes
+        self.size_bytes += payload_bytes
         self.end = message.end
 
     def skip_to(self, end: int, now: float) -> None:
@@ -53,12 +57,18 @@ class PartitionBuffer:
             or now - self.opened_at >= settings.segment_max_age_s
         )
 
+    def delivered(self) -> None:
+        """Forget the failed images, which have become dead letters; their rows stay."""
+        self.failed = []
+        self.size_bytes -= self.payload_bytes
+        self.payload_bytes = 0
+
     def published(self, position: ChainPosition) -> None:
         """Start anew after the segment that has just become durable."""
         self.position = position
         self.end = position.offset
         self.records, self.failed = [], []
-        self.size_bytes = 0
+        self.size_bytes = self.payload_bytes = 0
         self.opened_at = None
 
 

@@ -1,9 +1,6 @@
 """The worker's line: one thread that polls, publishes and commits, beside the scoring stage."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -11,18 +8,22 @@ from nap_stream.clock import Clock
 from nap_stream.dead_letter.base import DeadLetters
 from nap_stream.deadline import Deadline
 from nap_stream.errors import SegmentConflictError
+from nap_stream.pipeline.announcing import Announcer, Commit, Reporter, Summarise
 from nap_stream.pipeline.buffer import PartitionBuffer
+from nap_stream.pipeline.chain_writer import ChainWriter, Durable
+from nap_stream.pipeline.resuming import (
+    Disagreement,
+    Offsets,
+    ResumeFrom,
+    disagreement,
+)
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.tally import Tally
+from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
 from nap_stream.records import (
-    ChainPosition,
     PartitionProgress,
-    PublishedSegment,
-    ScoredRecord,
-    SegmentSummary,
     Status,
     TopicPartition,
-    WorkerReport,
 )
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.settings import LogSettings, WorkerSettings
@@ -30,33 +31,10 @@ from nap_stream.source.base import PartitionListener, Source
 
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
-DEAD_LETTER_TIMEOUT_S = 30.0
-"""Longer than a leader election takes, much shorter than max_poll_interval_s should be."""
-
-
-class Reporter(Protocol):
-    """Where a worker's summaries and reports go. Neither call waits for an answer."""
-
-    def submit(self, summary: SegmentSummary) -> None:
-        """Hand on the summary of a segment that is durable."""
-        ...
-
-    def report(self, report: WorkerReport) -> None:
-        """Give a sign of life."""
-        ...
-
-
-Summarise = Callable[[PublishedSegment, Sequence[ScoredRecord], str | None], SegmentSummary]
-Commit = Callable[[Mapping[TopicPartition, int]], bool | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Durable:
-    """A segment that is published and neither committed nor summarised yet."""
-
-    segment: PublishedSegment
-    records: Sequence[ScoredRecord]
-    gap: str | None = None
+DEAD_LETTER_TIMEOUT_S = 5.0
+"""For one attempt, which holds up polling. What it does not deliver is waited for."""
+DEAD_LETTER_AT_LEAST_S = 1.0
+"""For a partition that comes after others that have used up that time."""
 
 
 class WorkerLine:
@@ -64,6 +42,10 @@ class WorkerLine:
 
     It is the source's listener: `assigned` recovers a partition's chain, `revoked` publishes
     what is in hand, `lost` drops it.
+
+    Where a log or a dead-letter topic takes nothing, the line fetches nothing for any of its
+    partitions, goes on polling, so that it stays a member of the group, tries again with backoff
+    and says in its reports what it waits for.
 
     Args:
         open_source: Opens the source that reports its partitions to this line.
@@ -76,6 +58,7 @@ class WorkerLine:
         worker_settings: How much may be in hand, how long a revocation may take.
         clock: The time.
         tally: The counts for the reports.
+        resume_from: What wins where the committed offset is ahead of the log.
     """
 
     def __init__(
@@ -91,27 +74,30 @@ class WorkerLine:
         worker_settings: WorkerSettings,
         clock: Clock,
         tally: Tally,
+        resume_from: ResumeFrom = "log",
     ) -> None:
-        self._stage, self._log, self._dead_letters = stage, log, dead_letters
-        self._reporter, self._summarise = reporter, summarise
+        self._stage, self._reporter = stage, reporter
         self._log_settings, self._worker = log_settings, worker_settings
-        self._clock, self._tally = clock, tally
+        self._clock, self._tally, self._resume_from = clock, tally, resume_from
+        self._writer = ChainWriter(log, dead_letters, tally, clock)
+        self._announcer = Announcer(reporter, summarise, tally, clock)
+        self._waiting = Waiting(clock)
         self._buffers: dict[TopicPartition, PartitionBuffer] = {}
-        self._newest_ms: dict[TopicPartition, int] = {}
         self._skips: dict[TopicPartition, int] = {}
-        self._uncommitted: dict[TopicPartition, int] = {}
         self._epoch = 0
         self._paused = False
         self._last_poll_empty = False
         self._reported_at = float("-inf")
         self._source = open_source(self)
+        self._broker = BrokerWatch(self._source.reachable, clock)
 
     def run(self, should_stop: Callable[[], bool], deadline_s: float) -> None:
         """Work until told to stop; then publish, commit and leave within ``deadline_s`` seconds.
 
         Raises:
-            NapStreamError: Whatever cannot be mended here. The source is closed all the same,
-                and nothing more is published.
+            NapStreamError: Whatever cannot be mended here; or what kept the rows in hand from
+                being published at the end: they are read again. The source is closed all the
+                same, and nothing more is published.
         """
         try:
             while not should_stop():
@@ -123,41 +109,49 @@ class WorkerLine:
             raise
 
     def assigned(
-        self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
-    ) -> int:
-        """Recover the chain of a partition, or begin one; return where to read from."""
-        if partition in self._buffers:
-            self._drain([partition], self._worker.revoke_deadline_s)
-            self._announce(self._publish([partition], DEAD_LETTER_TIMEOUT_S), self._source.commit)
-        position = self._log.end(partition)
-        if position is None:
-            first = start if committed is None else max(earliest, committed)
-            position = self._log.begin(partition, first)
-        self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
-        # The coordinator must know of a partition before its siblings' watermarks move on.
-        self._reported_at = float("-inf")
-        self._announce(self._declare_gap(partition, earliest), self._source.commit)
-        resume_at = self._buffers[partition].end
-        if resume_at != (start if committed is None else committed):
-            self._uncommitted[partition] = resume_at
-        structlog.get_logger().info(
-            "partition_assigned", partition=str(partition), offset=resume_at, committed=committed
-        )
-        return resume_at
+        self,
+        partition: TopicPartition,
+        *,
+        earliest: int,
+        latest: int,
+        committed: int | None,
+        start: int,
+        topic_id: str | None,
+    ) -> int | None:
+        """Recover the chain of a partition, or begin one; return where to read from.
+
+        None while the log cannot be read or written.
+        """
+        if not self._waiting.may_try(partition):
+            return None
+        try:
+            offset = self._take_over(
+                partition, Offsets(earliest, latest, committed, start, topic_id)
+            )
+        except Unavailable as unavailable:
+            self._waiting.failed(partition, unavailable)
+            return None
+        if offset is not None:
+            self._waiting.over(partition)
+        return offset
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """Publish what is in hand of partitions that go to another worker."""
+        """Publish what is in hand of partitions that go to another worker.
+
+        What cannot be published by the deadline is dropped: the next owner reads it again.
+        """
         mine = [partition for partition in partitions if partition in self._buffers]
-        if not mine:
-            return
         deadline = Deadline(self._clock, self._worker.revoke_deadline_s)
-        drained = self._drain(mine, deadline.remaining_s() / 2)
-        durable = self._publish(mine, deadline.remaining_s(), goes_on=False)
-        self._announce(durable, self._source.commit_soon)
-        self._disown(mine)
-        structlog.get_logger().info(
-            "partitions_revoked", partitions=[str(p) for p in mine], drained=drained
-        )
+        if mine:
+            drained = self._drain(mine, deadline.remaining_s() / 2)
+            unavailable = self._publish_last(mine, deadline, self._source.commit_soon)
+            structlog.get_logger().info(
+                "partitions_revoked",
+                partitions=[str(p) for p in mine],
+                drained=drained,
+                published=unavailable is None,
+            )
+        self._disown(partitions)
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Drop what is in hand of partitions that another worker already owns."""
@@ -169,16 +163,18 @@ class WorkerLine:
         self._collect()
         now = self._clock.monotonic()
         due = [p for p, buffer in self._buffers.items() if buffer.due(self._log_settings, now)]
-        self._announce(self._publish(due, DEAD_LETTER_TIMEOUT_S), self._source.commit)
+        self._publish_and_announce(due)
         self._balance()
         self._report_when_due()
 
     def _poll(self) -> None:
         room = self._worker.max_in_hand_images - self._stage.in_hand()[0]
-        with self._timed("poll"):
+        with self._tally.timed("poll", self._clock):
             timeout_s = 0.0 if self._paused else POLL_S
             fetched = self._source.poll(timeout_s, max(1, room))
         self._last_poll_empty = not fetched and not self._paused
+        if fetched:
+            self._broker.heard()
         for part in fetched:
             buffer = self._buffers.get(part.partition)
             if buffer is None:
@@ -206,120 +202,138 @@ class WorkerLine:
         self._collect()
         return done
 
-    def _publish(
-        self, partitions: Iterable[TopicPartition], timeout_s: float, *, goes_on: bool = True
-    ) -> list[_Durable]:
-        """Make what is in hand durable; the loser of a race takes the winner's end, or gives up."""
+    def _take_over(self, partition: TopicPartition, offsets: Offsets) -> int | None:
+        """Own a partition from its chain's end on; None where rows of before must wait."""
+        is_new = partition not in self._buffers
+        if not is_new:
+            self._drain([partition], self._worker.revoke_deadline_s)
+            self._publish_and_announce([partition])
+            if partition in self._waiting:
+                return None
+        position = self._writer.recover(partition, offsets)
+        buffer = PartitionBuffer(self._next_epoch(), position, position.offset)
+        gaps = self._writer.declare_gaps(partition, buffer, offsets, self._resume_from)
+        self._own(buffer, partition)
+        # The coordinator must know of a partition before its siblings' watermarks move on.
+        self._reported_at = float("-inf")
+        self._announcer.announce(gaps, self._source.commit)
+        if is_new:
+            self._note_disagreement(partition, disagreement(position, offsets.committed))
+        if buffer.end != (offsets.start if offsets.committed is None else offsets.committed):
+            self._announcer.owe(partition, buffer.end)
+        structlog.get_logger().info(
+            "partition_assigned",
+            partition=str(partition),
+            offset=buffer.end,
+            log_end=position.offset,
+            committed=offsets.committed,
+        )
+        return buffer.end
+
+    def _note_disagreement(self, partition: TopicPartition, kind: Disagreement | None) -> None:
+        if kind is None:
+            return
+        self._tally.disagreements[kind] += 1
+        ahead = kind is Disagreement.AHEAD
+        (structlog.get_logger().warning if ahead else structlog.get_logger().info)(
+            "committed_offset_differs",
+            partition=str(partition),
+            committed_offset=kind.value,
+            resume_from=self._resume_from if ahead else "log",
+        )
+
+    def _publish_and_announce(self, partitions: Iterable[TopicPartition]) -> None:
+        """Make what is in hand durable; a partition that cannot has all of them wait."""
+        deadline = Deadline(self._clock, DEAD_LETTER_TIMEOUT_S)
         durable = []
         for partition in partitions:
-            try:
-                durable.extend(self._publish_one(partition, timeout_s))
-            except SegmentConflictError as conflict:
-                self._note_conflict(conflict)
-                if goes_on:
-                    self._concede(partition, conflict)
-        return durable
-
-    def _publish_one(self, partition: TopicPartition, timeout_s: float) -> list[_Durable]:
-        buffer = self._buffers[partition]
-        if buffer.end == buffer.position.offset:
-            return []
-        self._send_dead_letters(buffer, timeout_s)
-        records = buffer.records
-        with self._timed("publish"):
-            segment = self._log.publish(partition, buffer.position, buffer.end, records)
-        buffer.published(segment.position)
-        return [_Durable(segment, records)]
-
-    def _declare_gap(self, partition: TopicPartition, earliest: int) -> list[_Durable]:
-        """Declare offsets that the topic no longer has, unless another writer has done so."""
-        buffer = self._buffers[partition]
-        while buffer.end < earliest:
-            gap = f"retention deleted offsets [{buffer.end}, {earliest}) before they were read"
-            try:
-                segment = self._log.publish(partition, buffer.position, earliest, (), gap=gap)
-            except SegmentConflictError as conflict:
-                self._note_conflict(conflict)
-                buffer.published(self._end_of(partition, conflict))
+            if not self._waiting.may_try(partition):
                 continue
-            structlog.get_logger().error("offsets_lost", partition=str(partition), gap=gap)
-            buffer.published(segment.position)
-            return [_Durable(segment, (), gap)]
-        return []
+            try:
+                durable.extend(self._publish_or_concede(partition, deadline))
+            except Unavailable as unavailable:
+                self._waiting.failed(partition, unavailable)
+            else:
+                self._waiting.over(partition)
+        self._announcer.announce(durable, self._source.commit)
 
-    def _announce(self, durable: Sequence[_Durable], commit: Commit) -> None:
-        """Commit what is durable, and only then tell the coordinator."""
-        if not durable:
-            return
-        self._uncommitted |= {d.segment.partition: d.segment.position.offset for d in durable}
-        self._commit(commit)
-        for one in durable:
-            self._tally.segments_published += 1
-            self._tally.work_done += 1
-            self._tally.rows += len(one.records)
-            if one.records:
-                newest_ms = max(record.origin.event_time_ms for record in one.records)
-                self._newest_ms[one.segment.partition] = newest_ms
-            self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
-
-    def _commit(self, commit: Commit) -> None:
-        """Commit what is not yet; a group that rebalances refuses, and is asked again later."""
-        if not self._uncommitted:
-            return
-        with self._timed("commit"):
-            if commit(self._uncommitted):
-                self._uncommitted.clear()
-                self._tally.last_commit_ms = self._clock.now_ms()
-
-    def _send_dead_letters(self, buffer: PartitionBuffer, timeout_s: float) -> None:
-        if not buffer.failed:
-            return
-        with self._timed("dead_letters"):
-            for image in buffer.failed:
-                self._dead_letters.send(image)
-            self._dead_letters.flush(timeout_s)
-        self._tally.dead_letters += len(buffer.failed)
-        buffer.failed.clear()
-
-    def _note_conflict(self, conflict: SegmentConflictError) -> None:
-        self._tally.segment_conflicts += 1
-        structlog.get_logger().warning("segment_conflict", conflict=str(conflict))
-
-    def _end_of(self, partition: TopicPartition, conflict: SegmentConflictError) -> ChainPosition:
-        position = self._log.end(partition)
-        if position is None:
-            raise conflict
-        return position
-
-    def _concede(self, partition: TopicPartition, conflict: SegmentConflictError) -> None:
-        """Another writer was first: drop these rows and go on from the winner's end."""
-        position = self._end_of(partition, conflict)
+    def _publish_or_concede(self, partition: TopicPartition, deadline: Deadline) -> list[Durable]:
+        """Publish; the loser of a race drops its rows and goes on from the winner's end."""
+        buffer = self._buffers[partition]
+        try:
+            timeout_s = max(DEAD_LETTER_AT_LEAST_S, deadline.remaining_s())
+            return self._writer.publish(partition, buffer, timeout_s)
+        except SegmentConflictError as conflict:
+            position = self._writer.concede(partition, buffer.position, conflict)
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
         self._source.seek(partition, position.offset)
         # A worker whose place another has taken learns it from the group's answer alone.
         self._source.commit({partition: position.offset})
+        return []
+
+    def _publish_last(
+        self, partitions: Iterable[TopicPartition], deadline: Deadline, commit: Commit
+    ) -> Unavailable | None:
+        """Publish what is in hand of partitions that are given up; say what kept one from it."""
+        durable: list[Durable] = []
+        failure = None
+        for partition in partitions:
+            buffer = self._buffers[partition]
+            try:
+                durable.extend(self._writer.publish(partition, buffer, deadline.remaining_s()))
+            except SegmentConflictError as conflict:
+                structlog.get_logger().warning("segment_conflict", conflict=str(conflict))
+                self._tally.segment_conflicts += 1
+            except Unavailable as unavailable:
+                failure = failure or unavailable
+                structlog.get_logger().warning(
+                    "rows_dropped", partition=str(partition), cause=str(unavailable)
+                )
+        self._announcer.announce(durable, commit)
+        if not durable:
+            # What earlier segments could not commit: nobody else will.
+            self._announcer.commit(commit)
+        return failure
 
     def _balance(self) -> None:
-        """Pause fetching when enough is in hand, go on when half of it is done."""
+        """Pause fetching when enough is in hand or something is waited for; else go on.
+
+        What is in hand includes the payloads of failed images, which wait for their segment.
+        """
         images, size = self._stage.in_hand()
-        limits = self._worker
+        size += sum(buffer.payload_bytes for buffer in self._buffers.values())
+        limits, waits = self._worker, len(self._waiting) > 0
         full = images >= limits.max_in_hand_images or size >= limits.max_in_hand_bytes
         low = images * 2 <= limits.max_in_hand_images and size * 2 <= limits.max_in_hand_bytes
-        if full and not self._paused:
+        if (full or waits) and not self._paused:
             self._source.pause()
             self._paused = True
-        elif low and self._paused:
+        elif low and not waits and self._paused:
             self._source.resume()
             self._paused = False
 
     def _finish(self, deadline: Deadline) -> None:
-        drained = self._drain(list(self._buffers), deadline.remaining_s() / 2)
-        durable = self._publish(list(self._buffers), deadline.remaining_s() / 2)
-        self._announce(durable, self._source.commit)
-        self._commit(self._source.commit)
+        mine = list(self._buffers)
+        drained = self._drain(mine, deadline.remaining_s() / 2)
+        patience = Deadline(self._clock, deadline.remaining_s() / 2)
+        unavailable = self._publish_last(mine, patience, self._source.commit)
+        self._commit_last(Deadline(self._clock, deadline.remaining_s() / 2))
         self._report()
+        if unavailable is not None:
+            # Closing gives partitions up, which would try once more.
+            self._disown(mine)
         self._source.close(deadline.remaining_s())
+        if unavailable is not None:
+            raise unavailable.cause
         structlog.get_logger().info("worker_finished", drained=drained, rows=self._tally.rows)
+
+    def _commit_last(self, deadline: Deadline) -> None:
+        """Commit what is not yet; a group that rebalances takes it once its members have polled."""
+        self._source.pause()
+        self._announcer.commit(self._source.commit)
+        while self._announcer.owes and not deadline.expired():
+            self._source.poll(min(POLL_S, deadline.remaining_s()), 1)
+            self._announcer.commit(self._source.commit)
 
     def _close_after_error(self, deadline_s: float) -> None:
         """Leave without hiding what ended the line."""
@@ -342,30 +356,34 @@ class WorkerLine:
         for partition in partitions:
             if self._buffers.pop(partition, None) is not None:
                 self._tally.rebalances += 1
-            self._newest_ms.pop(partition, None)
+            self._waiting.forget(partition)
+            self._announcer.forget(partition)
             self._skips.pop(partition, None)
-            self._uncommitted.pop(partition, None)
 
     def _report_when_due(self) -> None:
         if self._clock.monotonic() - self._reported_at >= REPORT_EVERY_S:
-            self._commit(self._source.commit)
+            self._announcer.commit(self._source.commit)
             self._report()
 
     def _report(self) -> None:
         self._reported_at = self._clock.monotonic()
         progress = tuple(self._progress(p, buffer) for p, buffer in sorted(self._buffers.items()))
-        idle = self._last_poll_empty and self._stage.in_hand()[0] == 0
-        idle = idle and all(buffer.opened_at is None for buffer in self._buffers.values())
-        self._reporter.report(self._tally.report(self._clock.now_ms(), progress, idle=idle))
+        idle = self._has_nothing_to_do() and self._broker.ask()
+        waiting_for = self._waiting.text or self._broker.text
+        self._reporter.report(
+            self._tally.report(self._clock.now_ms(), progress, idle=idle, waiting_for=waiting_for)
+        )
+
+    def _has_nothing_to_do(self) -> bool:
+        return (
+            self._last_poll_empty
+            and not len(self._waiting)
+            and self._stage.in_hand()[0] == 0
+            and all(buffer.opened_at is None for buffer in self._buffers.values())
+        )
 
     def _progress(self, partition: TopicPartition, buffer: PartitionBuffer) -> PartitionProgress:
-        lag, newest_ms = self._source.lag(partition), self._newest_ms.get(partition)
+        lag, newest_ms = self._source.lag(partition), self._announcer.newest_ms(partition)
         age_ms = None if newest_ms is None else max(0, self._clock.now_ms() - newest_ms)
         caught_up = lag == 0 and buffer.opened_at is None
         return PartitionProgress(partition, buffer.end, lag, 0 if caught_up else age_ms)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        started = self._clock.monotonic()
-        yield
-        self._tally.observe(stage, self._clock.monotonic() - started)

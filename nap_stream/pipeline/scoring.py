@@ -23,6 +23,7 @@ Score = Callable[[Sequence[DecodedImage]], list[ScoredRecord]]
 Fail = Callable[[FailedImage], ScoredRecord]
 Observe = Callable[[str, float], None]
 
+MAX_DECODED_BYTES = 128 * 2**20
 _POLL_S = 0.1
 """How often a waiting thread looks whether it should end."""
 
@@ -40,14 +41,18 @@ class ScoredMessage:
     end: int
     records: tuple[ScoredRecord, ...]
     failed: tuple[FailedImage, ...]
-    size_bytes: int
 
 
 @dataclass(slots=True)
 class _InHand:
-    """A message between poll and score."""
+    """A message between poll and score. It is dropped when it is decoded.
 
-    message: Message
+    ``size_bytes`` is what it takes: its value's bytes, then those of its pixels and of the
+    payloads of its failed images.
+    """
+
+    partition: TopicPartition
+    message: Message | None
     epoch: int
     end: int
     size_bytes: int
@@ -72,6 +77,7 @@ class ScoringStage:
         linger_s: How long an image waits for its batch to fill, in seconds.
         decode_threads: Threads that decode.
         max_decoded_images: Decoded images that may wait for scoring before decoding pauses.
+        max_decoded_bytes: Bytes of their pixels, and of the payloads of failed images, that may.
         clock: For lingering and for what is observed.
         observe: Receives ("decode" | "score" | "batch", seconds).
     """
@@ -88,10 +94,11 @@ class ScoringStage:
         max_decoded_images: int,
         clock: Clock,
         observe: Observe,
+        max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> None:
         self._decode, self._score, self._fail = decode, score, fail
         self._batch_size, self._linger_s = batch_size, linger_s
-        self._max_decoded_images = max_decoded_images
+        self._max_decoded_images, self._max_decoded_bytes = max_decoded_images, max_decoded_bytes
         self._clock, self._observe = clock, observe
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._submitted: queue.SimpleQueue[_InHand] = queue.SimpleQueue()
@@ -101,6 +108,7 @@ class ScoringStage:
         self._images = 0
         self._bytes = 0
         self._decoded_images = 0
+        self._decoded_bytes = 0
         self._numbers = 0
         self._opening = 0
         self._error: BaseException | None = None
@@ -119,7 +127,7 @@ class ScoringStage:
                 self._in_hand[message.partition] = self._in_hand.get(message.partition, 0) + 1
                 self._images += 1
                 self._bytes += size
-            item = _InHand(message, epoch, end, size, self._numbers)
+            item = _InHand(message.partition, message, epoch, end, size, self._numbers)
             self._numbers += 1
             item.decoding = self._pool.submit(self._decode_when_due, item)
             self._submitted.put(item)
@@ -138,7 +146,11 @@ class ScoringStage:
         return done
 
     def in_hand(self) -> tuple[int, int]:
-        """(images, bytes) between `submit` and score. A message counts as one until decoded."""
+        """(images, bytes) between `submit` and score.
+
+        A message counts as one image of its value's size until it is decoded; then its images
+        count, with their pixels at the model's input size and the payloads of failed ones.
+        """
         with self._lock:
             return self._images, self._bytes
 
@@ -176,17 +188,25 @@ class ScoringStage:
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    self._decoded_images < self._max_decoded_images
+                    (
+                        self._decoded_images < self._max_decoded_images
+                        and self._decoded_bytes < self._max_decoded_bytes
+                    )
                     or item.number <= self._opening
                     or self._ending.is_set()
                 )
             )
+        assert item.message is not None
         started = self._clock.monotonic()
         rows = self._decode(item.message)
         self._observe("decode", self._clock.monotonic() - started)
+        decoded_bytes = sum(_held_bytes(row) for row in rows)
         with self._lock:
             self._decoded_images += len(rows)
             self._images += len(rows) - 1
+            self._decoded_bytes += decoded_bytes
+            self._bytes += decoded_bytes - item.size_bytes
+            item.message, item.size_bytes = None, decoded_bytes
         return rows
 
     def _run(self) -> None:
@@ -261,16 +281,23 @@ class ScoringStage:
                 item.records.sort(key=lambda record: record.origin.index)
                 self._done.append(
                     ScoredMessage(
-                        item.message.partition,
+                        item.partition,
                         item.epoch,
                         item.end,
                         tuple(item.records),
                         tuple(item.failed),
-                        item.size_bytes,
                     )
                 )
-                self._in_hand[item.message.partition] -= 1
+                self._in_hand[item.partition] -= 1
                 self._images -= item.expected
                 self._decoded_images -= item.expected
+                self._decoded_bytes -= item.size_bytes
                 self._bytes -= item.size_bytes
             self._changed.notify_all()
+
+
+def _held_bytes(row: Decoded) -> int:
+    """What a decoded row keeps in memory, about."""
+    if isinstance(row, FailedImage):
+        return len(row.payload or b"")
+    return row.pixels.nbytes

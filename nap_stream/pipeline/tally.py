@@ -1,7 +1,12 @@
 """What a worker has done so far, for its reports."""
 
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from nap_stream.clock import Clock
+from nap_stream.pipeline.resuming import Disagreement
 from nap_stream.records import PartitionProgress, WorkerReport
 
 
@@ -26,6 +31,7 @@ class Tally:
         self.segments_published = 0
         self.segment_conflicts = 0
         self.rebalances = 0
+        self.disagreements: Counter[Disagreement] = Counter()
         self.last_commit_ms: int | None = None
 
     def observe(self, stage: str, seconds: float) -> None:
@@ -33,8 +39,20 @@ class Tally:
         with self._lock:
             self._stage_seconds.append((stage, seconds))
 
+    @contextmanager
+    def timed(self, stage: str, clock: Clock) -> Iterator[None]:
+        """Remember how long what is within took, unless it fails."""
+        started = clock.monotonic()
+        yield
+        self.observe(stage, clock.monotonic() - started)
+
     def report(
-        self, sent_at_ms: int, partitions: tuple[PartitionProgress, ...], *, idle: bool
+        self,
+        sent_at_ms: int,
+        partitions: tuple[PartitionProgress, ...],
+        *,
+        idle: bool,
+        waiting_for: str | None,
     ) -> WorkerReport:
         """The totals, and the stage times since the last report."""
         with self._lock:
@@ -54,4 +72,8 @@ class Tally:
             last_commit_ms=self.last_commit_ms,
             partitions=partitions,
             stage_seconds=seconds,
+            waiting_for=waiting_for,
+            offsets_ahead=self.disagreements[Disagreement.AHEAD],
+            offsets_behind=self.disagreements[Disagreement.BEHIND],
+            offsets_missing=self.disagreements[Disagreement.MISSING],
         )

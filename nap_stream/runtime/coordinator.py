@@ -3,13 +3,14 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import structlog
 
 from nap_stream.alert.base import AlertSink
 from nap_stream.alert.event import alert_event
+from nap_stream.alert.gap import gap_event
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import AlertState, Transition
 from nap_stream.deadline import Deadline
@@ -20,6 +21,7 @@ from nap_stream.records import (
     DriftVerdict,
     SegmentSummary,
     Status,
+    TopicPartition,
     WorkerReport,
 )
 from nap_stream.runtime.drift_metrics import show_drift
@@ -45,10 +47,12 @@ READ_AHEAD_EVERY_S = 30.0
 class CoordinatorStatus:
     """The run now.
 
-    Rows are those in the log since this coordinator started; ``images_scored`` and
+    Rows are those in the log since this coordinator started, or since the run did where it must
+    end after so many; ``images_scored`` and
     ``dead_letters`` are the workers' own counts. ``ood_fraction`` and ``bound`` are null until
     the window is full, ``max_lag`` (offsets) until a lag is known. ``workers`` holds the last
-    report of each, without stage times.
+    report of each, without stage times; ``waiting_for`` says of each that waits for something
+    outside of it what that is.
     """
 
     rows: int
@@ -68,6 +72,7 @@ class CoordinatorStatus:
     late_records: int
     worker_restarts: int
     workers: Mapping[str, WorkerReport]
+    waiting_for: Mapping[str, str] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -99,7 +104,7 @@ class Coordinator:
         clock: Clock,
     ) -> None:
         self._settings, self._calibration, self._clock = settings, calibration, clock
-        self._read_tail = read_tail
+        self._read_tail, self._read_range = read_tail, read_range
         self._lock = threading.RLock()
         self._version = version("nap-stream")
         self.metrics = Metrics(self._version)
@@ -124,14 +129,20 @@ class Coordinator:
         self._read_ahead_s = clock.monotonic()
         self._shown = self._monitor.snapshot()
 
-    def start(self) -> None:
+    def start(self, since: Mapping[TopicPartition, int] | None = None) -> None:
         """Rebuild the window from the log's tail, without alerts; serve /metrics and /healthz.
+
+        Args:
+            since: Offsets from which on the log's rows count in `status`, for a coordinator that
+                takes the place of one that died; none of them do where None.
 
         Raises:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
         self._intake.rebuild(self._read_tail())
+        if since is not None:
+            self._count_since(since)
         with self._lock:
             self._show()
         self._server = MetricsServer(self._settings.metrics, self.metrics.registry, self.health)
@@ -208,16 +219,19 @@ class Coordinator:
                 late_records=drift.late_records,
                 worker_restarts=self._restarts,
                 workers=self._workers.reports(),
+                waiting_for=self._waiting_for(),
             )
 
     def health(self) -> Health:
-        """Say whether all workers report and alerts can be delivered."""
+        """Say whether all workers report and go on, and alerts can be delivered."""
         wanted, age_s = self._settings.worker.count, HEALTHY_REPORT_AGE_S
         with self._lock:
             heard = len(self._workers.heard_within(age_s, self._clock.monotonic()))
+            waiting = self._waiting_for()
         reasons = []
         if heard < wanted:
             reasons.append(f"{heard} of {wanted} workers reported in the last {age_s:g} s")
+        reasons.extend(f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
         if self._outbox.failure is not None:
             reasons.append(f"{len(self._outbox)} alerts not delivered: {self._outbox.failure}")
         return Health(tuple(reasons))
@@ -229,10 +243,21 @@ class Coordinator:
             server.close()
         self._outbox.close()
 
+    def _count_since(self, since: Mapping[TopicPartition, int]) -> None:
+        """Count what the log holds already; what comes after is counted as it comes."""
+        for partition in self._monitor.partitions():
+            start, end = since.get(partition, 0), self._monitor.end(partition)
+            for summary in self._read_range(partition, start, end or 0):
+                self._rows.update(summary.rows_by_status)
+
+    def _waiting_for(self) -> Mapping[str, str]:
+        return self._workers.waiting(HEALTHY_REPORT_AGE_S, self._clock.monotonic())
+
     def _look_at_workers(self, now_s: float) -> None:
         for partition in self._partitions.expected(now_s, self._monitor.end):
             self._monitor.hold(partition)
         self.metrics.workers.set(len(self._workers.heard_within(FRESH_S, now_s)))
+        self.metrics.workers_waiting.set(len(self._workers.waiting(FRESH_S, now_s)))
         self.metrics.images_per_second.set(self._workers.images_per_second(now_s))
 
     def _apply(self, update: DriftUpdate) -> None:
@@ -250,6 +275,7 @@ class Coordinator:
         if summary.gap is not None:
             self.metrics.gaps.inc()
             self.metrics.gap_offsets.inc(summary.end_offset - summary.base_offset)
+            self._outbox.put(gap_event(summary, self._settings, self._version))
 
     def _announce(self, verdict: DriftVerdict, transition: Transition) -> None:
         self._transitions[transition] += 1

@@ -15,7 +15,7 @@ from nap_stream.errors import NapStreamError
 from nap_stream.kafka_client import connect, create_topics, topics_missing
 from nap_stream.model.loading import load_model
 from nap_stream.runtime.ray import cluster_resources
-from nap_stream.scored_log.local import check_writable
+from nap_stream.scored_log.stores import check_writable
 from nap_stream.settings import Settings
 
 

@@ -104,6 +104,8 @@ class _Slot:
     start_after: float = 0.0
     progress: tuple[int, int] | None = None
     progress_at: float = 0.0
+    report_sent_at_ms: int | None = None
+    report_at: float = 0.0
 
 
 class Driver:
@@ -202,8 +204,8 @@ class Driver:
 
     def _start(self, slot: _Slot, now: float) -> None:
         slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
-        slot.started_at = slot.progress_at = now
-        slot.progress = None
+        slot.started_at = slot.progress_at = slot.report_at = now
+        slot.progress = slot.report_sent_at_ms = None
         structlog.get_logger().info(
             "worker_started", worker=slot.name, incarnation=slot.incarnation
         )
@@ -238,9 +240,7 @@ class Driver:
             return False
         report = _report_of(slot, status)
         if report is not None:
-            progress = (report.sent_at_ms if report.idle else -1, report.work_done)
-            if progress != slot.progress:
-                slot.progress, slot.progress_at = progress, now
+            _note_progress(slot, report, now)
         patience_s = self._settings.stall_timeout_s
         if slot.progress is None:
             patience_s = self._settings.start_timeout_s
@@ -282,6 +282,17 @@ class Driver:
             if slot.handle is not None and not _settled(slot) and slot.progress is not None
         )
         return unclean, self._cluster.finish(deadline.remaining_s())
+
+
+def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:
+    """Take note of a report; the time before one that says what it waits for does not count."""
+    if report.sent_at_ms != slot.report_sent_at_ms:
+        if report.waiting_for is not None:
+            slot.progress_at = min(now, slot.progress_at + now - slot.report_at)
+        slot.report_sent_at_ms, slot.report_at = report.sent_at_ms, now
+    progress = (report.sent_at_ms if report.idle else -1, report.work_done)
+    if progress != slot.progress:
+        slot.progress, slot.progress_at = progress, now
 
 
 def _settled(slot: _Slot) -> bool:

@@ -11,9 +11,10 @@ from nap_stream.kafka_client import connect, partition_count, require_topics
 from nap_stream.records import CalibrationFacts
 from nap_stream.runtime.coordinator import CoordinatorStatus
 from nap_stream.runtime.driver import Driver, RunLimits, RunResult
+from nap_stream.runtime.opening import chain_ends
 from nap_stream.runtime.ray import RayCluster, ray_session
 from nap_stream.runtime.signals import stop_on_signals
-from nap_stream.scored_log.local import check_writable
+from nap_stream.scored_log.stores import check_writable
 from nap_stream.settings import Settings
 
 
@@ -42,7 +43,8 @@ def run_monitor(
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * settings.worker.torch_threads
     with ray_session(address, cpus), stop_on_signals() as stop:
-        cluster = RayCluster(settings, calibration)
+        since = None if max_records is None else chain_ends(settings)
+        cluster = RayCluster(settings, calibration, since)
         log = structlog.get_logger()
         log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)
         driver = Driver(

@@ -1,20 +1,41 @@
 """Puts the coordinator together from settings. Knows no Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.clock import Clock
 from nap_stream.records import CalibrationFacts, SegmentSummary, TopicPartition
 from nap_stream.runtime.coordinator import Coordinator
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local import check_writable
-from nap_stream.scored_log.reader import partitions, segments, tail
-from nap_stream.scored_log.summary import summarise_segment
+from nap_stream.runtime.intake import LAST_OFFSET
+from nap_stream.scored_log.reader import partitions, tail
+from nap_stream.scored_log.stores import check_writable, store_at
+from nap_stream.scored_log.summary import summarise_chain
+from nap_stream.scored_log.walk import parts_backwards
 from nap_stream.settings import Settings
+
+ChainEnds = Mapping[TopicPartition, int]
+"""The end offset of each chain of a topic; partitions without a segment are left out."""
+
+
+def chain_ends(settings: Settings) -> ChainEnds:
+    """Where the chains of the topic end now.
+
+    Raises:
+        ScoredLogError: The log cannot be read.
+    """
+    store = store_at(settings.log.root)
+    return {
+        partition: newest.end_offset
+        for partition in partitions(store, settings.kafka.topic)
+        if (newest := next(parts_backwards(store, partition), None)) is not None
+    }
 
 
 def open_coordinator(
-    settings: Settings, calibration: CalibrationFacts, clock: Clock
+    settings: Settings,
+    calibration: CalibrationFacts,
+    clock: Clock,
+    since: ChainEnds | None = None,
 ) -> Coordinator:
     """A coordinator that has rebuilt its window from the log, serves metrics and can alert.
 
@@ -22,6 +43,8 @@ def open_coordinator(
         settings: Of the monitor.
         calibration: What flags are judged by.
         clock: The time.
+        since: Where the chains ended when the run began, to count the rows that the log has got
+            since then; None counts from now on.
 
     Raises:
         NapStreamError: What keeps it from starting.
@@ -33,7 +56,7 @@ def open_coordinator(
         settings, calibration, sink, read_range=log.read_range, read_tail=log.read_tail, clock=clock
     )
     try:
-        coordinator.start()
+        coordinator.start(since)
     except BaseException:
         coordinator.close()
         raise
@@ -45,27 +68,30 @@ class _LogSummaries:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._store = store_at(settings.log.root)
 
     def read_range(
         self, partition: TopicPartition, start: int, end: int
     ) -> tuple[SegmentSummary, ...]:
-        first, last = segment_path(partition, start), segment_path(partition, end)
-        paths = segments(self._settings.log.root, partition)
-        return tuple(self._summaries(path for path in paths if first <= path < last))
+        return tuple(self._summaries(partition, start, end))
 
     def read_tail(self) -> tuple[SegmentSummary, ...]:
-        root, window = self._settings.log.root, self._settings.drift.window_records
+        window = self._settings.drift.window_records
         return tuple(
             summary
-            for partition in partitions(root, self._settings.kafka.topic)
-            for summary in self._summaries(iter(tail(root, partition, window)))
+            for partition in partitions(self._store, self._settings.kafka.topic)
+            if (start := tail(self._store, partition, window)) is not None
+            for summary in self._summaries(partition, start, LAST_OFFSET)
         )
 
-    def _summaries(self, paths: Iterator[str]) -> Iterator[SegmentSummary]:
-        for path in paths:
-            yield summarise_segment(
-                self._settings.log.root,
-                path,
-                pane_ms=self._settings.drift.pane_ms,
-                example_count=self._settings.alerts.examples,
-            )
+    def _summaries(
+        self, partition: TopicPartition, start: int, end: int
+    ) -> Iterator[SegmentSummary]:
+        return summarise_chain(
+            self._store,
+            partition,
+            start,
+            end,
+            pane_ms=self._settings.drift.pane_ms,
+            example_count=self._settings.alerts.examples,
+        )

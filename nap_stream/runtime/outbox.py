@@ -12,10 +12,14 @@ from nap_stream.metrics import Metrics
 
 BACKOFF_INITIAL_S = 1.0
 BACKOFF_MAX_S = 30.0
+PILE_UP = 10
+"""So many alerts that wait are worth a word in the log, and each time that they have doubled."""
 
 
 class AlertOutbox:
     """Delivers alerts in order; what cannot be delivered is kept and tried again.
+
+    There is no bound: alerts are a few kilobytes and rare, and none may be lost.
 
     Safe for several threads: one delivers at a time, and `put` does not wait for it.
 
@@ -32,6 +36,7 @@ class AlertOutbox:
         self._backoff_s = BACKOFF_INITIAL_S
         self._retry_at_s = 0.0
         self._failure: str | None = None
+        self._pile_up = PILE_UP
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -44,7 +49,11 @@ class AlertOutbox:
     def put(self, alert: AlertEvent) -> None:
         """Queue an alert behind those that wait."""
         self._waiting.append(alert)
-        self._metrics.alerts_undelivered.set(len(self._waiting))
+        waiting = len(self._waiting)
+        self._metrics.alerts_undelivered.set(waiting)
+        if waiting >= self._pile_up:
+            self._pile_up *= 2
+            structlog.get_logger().warning("alerts_pile_up", waiting=waiting, cause=self._failure)
 
     def deliver(self) -> None:
         """Deliver what waits, unless another thread does or a failure asks for patience."""
@@ -74,12 +83,15 @@ class AlertOutbox:
             while self._waiting and self._publish(self._waiting[0]):
                 self._waiting.popleft()
                 self._metrics.alerts_undelivered.set(len(self._waiting))
+            if not self._waiting:
+                self._pile_up = PILE_UP
         finally:
             self._delivering.release()
 
     def _publish(self, alert: AlertEvent) -> bool:
-        identity = {"id": alert.event["id"], "state": alert.event["data"]["state"]}
-        log = structlog.get_logger().bind(monitor=alert.key, **identity)
+        log = structlog.get_logger().bind(
+            monitor=alert.key, id=alert.event["id"], state=alert.state
+        )
         try:
             self._sink.publish(alert)
         except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
@@ -90,6 +102,6 @@ class AlertOutbox:
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
             return False
         self._failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
-        self._metrics.alerts_published.labels(identity["state"]).inc()
-        log.info("alert_published", fraction=alert.event["data"]["fraction"])
+        self._metrics.alerts_published.labels(alert.state).inc()
+        log.info("alert_published")
         return True

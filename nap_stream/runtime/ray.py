@@ -17,11 +17,13 @@ from nap_stream.records import CalibrationFacts, SegmentSummary, WorkerReport
 from nap_stream.runtime.coordinator import Coordinator, CoordinatorStatus
 from nap_stream.runtime.identity import Identity
 from nap_stream.runtime.logging import configure_logging
-from nap_stream.runtime.opening import open_coordinator
+from nap_stream.runtime.opening import ChainEnds, open_coordinator
 from nap_stream.settings import Settings
 
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
+UNPLACED_S = 15.0
+"""How long a worker may wait for a place before the log says so, again and again."""
 START_S = 120.0
 """How long an actor may take to be placed and to import torch on a cold machine."""
 
@@ -89,15 +91,20 @@ class CoordinatorActor:
     Its parts are opened by `start`, and again by the first call after Ray has restarted it.
     """
 
-    def __init__(self, settings: Settings, calibration: CalibrationFacts) -> None:
+    def __init__(
+        self, settings: Settings, calibration: CalibrationFacts, since: ChainEnds | None
+    ) -> None:
         configure_logging(for_people=False)
-        self._settings, self._calibration = settings, calibration
+        self._settings, self._calibration, self._since = settings, calibration, since
         self._lock = threading.Lock()
         self._opened: Coordinator | None = None
 
     def start(self) -> str:
         """Open everything; return the address of /metrics."""
-        return self._coordinator().metrics_url
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open(since=None)
+            return self._opened.metrics_url
 
     @ray.method(concurrency_group="line")
     def submit(self, summary: SegmentSummary) -> None:
@@ -133,8 +140,14 @@ class CoordinatorActor:
     def _coordinator(self) -> Coordinator:
         with self._lock:
             if self._opened is None:
-                self._opened = open_coordinator(self._settings, self._calibration, SystemClock())
+                # Nobody has called `start`: this process stands in for one that died.
+                self._opened = self._open(self._since)
+                url, rows = self._opened.metrics_url, self._opened.status().rows
+                structlog.get_logger().warning("coordinator_restarted", metrics=url, rows=rows)
             return self._opened
+
+    def _open(self, since: ChainEnds | None) -> Coordinator:
+        return open_coordinator(self._settings, self._calibration, SystemClock(), since)
 
 
 class RayWorker:
@@ -142,12 +155,18 @@ class RayWorker:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
+        self._place = actor.place.remote()
         self._run = actor.run.remote()
 
     def place(self) -> Place:
         """Where the actor runs."""
-        place: Place = ray.get(self._actor.place.remote(), timeout=START_S)
+        place: Place = ray.get(self._place, timeout=START_S)
         return place
+
+    def placed(self) -> bool:
+        """Whether it has, or had, a process: Ray has found room for it."""
+        done, _ = ray.wait([self._place], timeout=0)
+        return bool(done)
 
     def ended(self) -> bool:
         """Whether its run is over, well or badly."""
@@ -168,12 +187,23 @@ class RayWorker:
         return None
 
     def stop(self) -> None:
-        """Ask it to publish, commit and leave."""
-        self._actor.stop.remote()
+        """Ask it to publish, commit and leave; one without a process has nothing to publish."""
+        if self.placed():
+            self._actor.stop.remote()
+        else:
+            self.kill()
 
     def kill(self) -> None:
         """End its process at once."""
         ray.kill(self._actor)
+
+
+@dataclass(slots=True)
+class _Unplaced:
+    """A worker that Ray has not placed yet, and when the log is to say so."""
+
+    worker: RayWorker
+    name_at_s: float
 
 
 class RayCluster:
@@ -182,12 +212,16 @@ class RayCluster:
     Args:
         settings: Of the monitor.
         calibration: What flags are judged by.
+        since: Where the chains ended when the run began, for a run that ends after so many rows:
+            a coordinator that is restarted counts from there. None where nobody waits for rows.
 
     Raises:
         WorkerError: If the cluster can never place the workers that are asked for.
     """
 
-    def __init__(self, settings: Settings, calibration: CalibrationFacts) -> None:
+    def __init__(
+        self, settings: Settings, calibration: CalibrationFacts, since: ChainEnds | None = None
+    ) -> None:
         self._settings = settings
         self.num_gpus = _gpus_a_worker(settings)
         _require_capacity(settings, self.num_gpus)
@@ -203,7 +237,7 @@ class RayCluster:
             "max_task_retries": -1,
         }
         try:
-            self._coordinator: Any = actor.options(**options).remote(settings, calibration)
+            self._coordinator: Any = actor.options(**options).remote(settings, calibration, since)
         except ValueError as error:
             raise WorkerError(
                 "a monitor with this consumer group already runs on this Ray cluster",
@@ -211,6 +245,8 @@ class RayCluster:
                 "Stop it first, or give this monitor a group of its own",
             ) from error
         self._tick: Any = None
+        self._clock = SystemClock()
+        self._unplaced: dict[str, _Unplaced] = {}
 
     def start(self) -> str:
         """Start the coordinator; return the address of its /metrics."""
@@ -227,7 +263,9 @@ class RayCluster:
         }
         actor = ray.remote(WorkerActor).options(**options)
         identity = Identity(name, incarnation)
-        return RayWorker(actor.remote(self._settings, identity, self.num_gpus, self._coordinator))
+        worker = RayWorker(actor.remote(self._settings, identity, self.num_gpus, self._coordinator))
+        self._unplaced[name] = _Unplaced(worker, self._clock.monotonic() + UNPLACED_S)
+        return worker
 
     def worker_restarted(self, name: str) -> None:
         """Have a restart counted."""
@@ -236,6 +274,7 @@ class RayCluster:
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view; None while it does not answer."""
         self._keep_ticking()
+        self._name_unplaced()
         try:
             status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
         except NapStreamError as error:
@@ -260,6 +299,21 @@ class RayCluster:
         finally:
             ray.kill(self._coordinator)
         return status
+
+    def _name_unplaced(self) -> None:
+        """Say which workers wait for room: after a node's death there may be too little of it."""
+        now_s = self._clock.monotonic()
+        for name, waiting in list(self._unplaced.items()):
+            if waiting.worker.placed():
+                del self._unplaced[name]
+            elif now_s >= waiting.name_at_s:
+                waiting.name_at_s = now_s + UNPLACED_S
+                structlog.get_logger().warning(
+                    "worker_waits_for_place",
+                    worker=name,
+                    needs={"CPU": self._settings.worker.torch_threads, "GPU": self.num_gpus},
+                    cluster_has={name: _resources().get(name, 0.0) for name in ("CPU", "GPU")},
+                )
 
     def _keep_ticking(self) -> None:
         """One tick at a time: a tick that waits for the broker holds nothing else up."""

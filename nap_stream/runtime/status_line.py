@@ -44,6 +44,8 @@ def status_text(status: CoordinatorStatus) -> Text:
         text.append(f"  dead letters {status.dead_letters:,}", "yellow")
     if status.alerts_waiting:
         text.append(f"  alerts waiting {status.alerts_waiting:,}", "bold red")
+    if status.waiting_for:
+        text.append(f"  waiting: {_first_wait(status)}", "yellow")
     return text
 
 
@@ -64,9 +66,17 @@ def _events(clock: Clock) -> Show:
             bound=status.bound,
             max_lag=status.max_lag,
             dead_letters=status.dead_letters,
+            waiting_for=dict(status.waiting_for),
         )
 
     return show
+
+
+def _first_wait(status: CoordinatorStatus) -> str:
+    """What the first worker waits for, and how many others wait too."""
+    worker, what = min(status.waiting_for.items())
+    others = len(status.waiting_for) - 1
+    return f"{worker}: {what}" + (f" (and {others} more)" if others else "")
 
 
 def _percent(fraction: float | None) -> str:

@@ -16,13 +16,14 @@ from nap_stream.dead_letter.kafka import KafkaDeadLetters
 from nap_stream.errors import GpuUnavailableError
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.model.scorer import OnePassScorer
-from nap_stream.pipeline.line import Reporter, WorkerLine
+from nap_stream.pipeline.announcing import Reporter
+from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.rows import RowMaker
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.tally import Tally
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
 from nap_stream.runtime.identity import Identity
-from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.stores import check_writable, open_scored_log
 from nap_stream.scored_log.summary import summarise
 from nap_stream.settings import Settings
 from nap_stream.source.kafka import KafkaSource
@@ -86,14 +87,16 @@ def _open_line(
         kept_headers=settings.log.headers,
         clock=clock,
     )
-    log = LocalScoredLog(
+    if identity.incarnation == 0:
+        # One that replaces another waits for a disk that is full, as the other did.
+        check_writable(settings.log.root)
+    log = open_scored_log(
         settings.log.root,
         writer_id=_writer_id(identity),
         model_fingerprint=loaded.fingerprint,
         calibration_fingerprint=calibration.fingerprint,
         clock=clock,
     )
-    log.check_writable()
 
     def summary(
         segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
@@ -121,6 +124,7 @@ def _open_line(
             linger_s=settings.worker.linger_ms / 1000,
             decode_threads=settings.worker.decode_threads,
             max_decoded_images=settings.worker.max_in_hand_images,
+            max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
             clock=clock,
             observe=tally.observe,
         )
@@ -136,6 +140,7 @@ def _open_line(
             worker_settings=settings.worker,
             clock=clock,
             tally=tally,
+            resume_from=settings.kafka.resume_from,
         )
 
 

@@ -1,10 +1,13 @@
 """What the workers have told the coordinator about themselves."""
 
-from collections import Counter, deque
+from collections import Counter as Totals
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from nap_stream.metrics import Metrics
+from prometheus_client import Counter
+
+from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
 from nap_stream.records import WorkerReport
 
 RATE_WINDOW_S = 10.0
@@ -16,6 +19,7 @@ _TOTALS = (
     "segment_conflicts",
     "rebalances",
 )
+_DISAGREEMENTS = {f"offsets_{kind}": kind for kind in OFFSET_DISAGREEMENTS}
 
 
 @dataclass(slots=True)
@@ -40,7 +44,7 @@ class WorkerTable:
         self._workers: dict[str, _Worker] = {}
         self._counted: dict[tuple[str, int], dict[str, int]] = {}
         self._last_commit_ms = 0
-        self.totals: Counter[str] = Counter()
+        self.totals: Totals[str] = Totals()
 
     def take(self, report: WorkerReport, now_s: float) -> bool:
         """Take a report, received at ``now_s`` on the monotonic clock.
@@ -73,21 +77,35 @@ class WorkerTable:
         known = self._workers.values()
         return [worker.report for worker in known if now_s - worker.received_s <= age_s]
 
+    def waiting(self, age_s: float, now_s: float) -> Mapping[str, str]:
+        """Give what each worker waits for that has said so in the last ``age_s`` seconds."""
+        return {
+            report.worker: report.waiting_for
+            for report in self.heard_within(age_s, now_s)
+            if report.waiting_for is not None
+        }
+
     def images_per_second(self, now_s: float) -> float:
         """Give the rate of all workers together over the last `RATE_WINDOW_S` seconds."""
         return sum(_rate(worker.images, now_s) for worker in self._workers.values())
 
     def _count(self, report: WorkerReport) -> None:
         counted = self._counted.setdefault((report.worker, report.incarnation), {})
-        for name in _TOTALS:
+        for name in (*_TOTALS, *_DISAGREEMENTS):
             total: int = getattr(report, name)
             grown = total - counted.get(name, 0)
             if grown > 0:
                 counted[name] = total
                 self.totals[name] += grown
-                getattr(self._metrics, name).inc(grown)
+                self._counter(name).inc(grown)
         # The one before may still have a report on its way; older ones have not.
         self._counted.pop((report.worker, report.incarnation - 2), None)
+
+    def _counter(self, name: str) -> Counter:
+        if name in _DISAGREEMENTS:
+            return self._metrics.offset_disagreements.labels(_DISAGREEMENTS[name])
+        counter: Counter = getattr(self._metrics, name)
+        return counter
 
 
 def _age(report: WorkerReport) -> tuple[int, int]:

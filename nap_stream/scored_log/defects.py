@@ -13,7 +13,9 @@ class DefectKind(StrEnum):
     GENESIS_UNREADABLE = "genesis_unreadable"
     HOLE = "hole"
     OVERLAP = "overlap"
+    COVERED = "covered"
     PREVIOUS_HASH = "previous_hash"
+    TOPIC_ID = "topic_id"
     UNREADABLE = "unreadable"
     FOOTER = "footer"
     SCHEMA_VERSION = "schema_version"
@@ -23,13 +25,17 @@ class DefectKind(StrEnum):
     ROW_OUTSIDE_RANGE = "row_outside_range"
     ROW_ORDER = "row_order"
     DUPLICATE_ROW = "duplicate_row"
+    ROWS_HASH = "rows_hash"
     CONTENT = "content"
     STRAY_FILE = "stray_file"
+    BEYOND_BROKER = "beyond_broker"
+    BEHIND_COMMITTED = "behind_committed"
+    CHAIN_MISSING = "chain_missing"
 
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One thing that is wrong. ``file`` is relative to the log's root."""
+    """One thing that is wrong. ``file`` is a file or folder, relative to the log's root."""
 
     file: str
     kind: DefectKind
@@ -50,26 +56,39 @@ class DeclaredGap:
 
 
 @dataclass(frozen=True, slots=True)
+class CompactedFile:
+    """A file that counts in its chain as the ``segments`` segments that it merged."""
+
+    file: str
+    base_offset: int
+    end_offset: int
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
 class ChainHead:
     """What a partition's chain covers, and the hash that its next segment must name.
 
     To prove later that nothing was changed or cut off, keep ``sha256`` elsewhere: it depends on
-    every byte of the chain.
+    every row and every footer of the chain. ``topic_id`` is None where no broker has told it.
     """
 
     partition: TopicPartition
     start_offset: int
     end_offset: int
     sha256: str
+    topic_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
     """The outcome of `nap_stream.scored_log.verify.verify`.
 
-    ``offsets`` counts the offsets that segments cover, ``gap_offsets`` those in declared gaps,
-    which are not among them. Only segments that could be read are counted, but in ``segments``.
-    ``heads`` holds the partitions whose last segment could be read.
+    ``segments`` counts those that the chains are made of, ``compacted`` names the files that hold
+    several. ``offsets`` counts the offsets that segments cover, ``gap_offsets`` those in declared
+    gaps, which are not among them. Only segments that could be read are counted, but in
+    ``segments``, and none that stands before its chain's position. ``heads`` holds the partitions
+    whose last segment could be read. ``deep`` says whether every value was read.
     """
 
     partitions: int
@@ -80,6 +99,8 @@ class VerifyReport:
     gaps: tuple[DeclaredGap, ...]
     heads: tuple[ChainHead, ...]
     defects: tuple[Defect, ...]
+    compacted: tuple[CompactedFile, ...] = ()
+    deep: bool = False
 
     @property
     def clean(self) -> bool:

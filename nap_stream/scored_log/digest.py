@@ -55,9 +55,9 @@ def _feed(digest: Any, values: pa.Array) -> None:
     digest.update(values.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
     kind = values.type
     if pa.types.is_struct(kind):
-        for index, field in enumerate(kind):
+        for field, child in zip(kind, values.flatten(), strict=True):
             digest.update(field.name.encode() + b"\0")
-            _feed(digest, values.field(index))
+            _feed(digest, child)
     elif pa.types.is_list(kind):
         digest.update(_lengths(pc.list_value_length(values)))
         _feed(digest, values.flatten())
@@ -71,11 +71,7 @@ def _feed(digest: Any, values: pa.Array) -> None:
 
 
 def _as_int64(values: pa.Array) -> pa.Array:
-    return (
-        values.cast(pa.uint8()).cast(pa.int64())
-        if values.type == pa.bool_()
-        else (values.cast(pa.int64()))
-    )
+    return (values.cast(pa.uint8()) if values.type == pa.bool_() else values).cast(pa.int64())
 
 
 def _lengths(lengths: pa.Array) -> bytes:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nap_stream.records import Status
+from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.schema import SCHEMA, storable_time_ms
 
 SCAN_SCHEMA = pa.schema(
@@ -47,6 +48,29 @@ def to_expression(query: Query) -> Any | None:
     if query.statuses:
         conditions.append(pc.field("status").isin([status.value for status in query.statuses]))
     return functools.reduce(operator.and_, conditions) if conditions else None
+
+
+def filter_columns(query: Query) -> tuple[str, ...]:
+    """The columns that `to_expression` looks at."""
+    looked_at = {
+        "event_time": query.since_ms is not None or query.until_ms is not None,
+        "class_id": bool(query.classes),
+        "class_name": bool(query.classes),
+        "is_ood": query.is_ood is not None,
+        "ood_p_value": query.min_p_value is not None or query.max_p_value is not None,
+        "status": bool(query.statuses),
+    }
+    return tuple(name for name, is_looked_at in looked_at.items() if is_looked_at)
+
+
+def may_have_rows(query: Query, footer: SegmentFooter) -> bool:
+    """Whether a segment can have rows that pass, as far as its footer tells."""
+    low, high = footer.min_event_time_ms, footer.max_event_time_ms
+    if low is None or high is None:
+        return False
+    is_before = query.since_ms is not None and high < storable_time_ms(query.since_ms)
+    is_after = query.until_ms is not None and low >= storable_time_ms(query.until_ms)
+    return not (is_before or is_after)
 
 
 def _time_conditions(query: Query) -> list[Any]:

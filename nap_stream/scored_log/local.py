@@ -5,10 +5,10 @@ from pathlib import Path
 import structlog
 
 from nap_stream.clock import Clock
-from nap_stream.errors import LogRootError, ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.layout import partition_folder, temporary_name
+from nap_stream.scored_log.file_operations import FileOperations
+from nap_stream.scored_log.layout import partition_folder
 from nap_stream.scored_log.local_store import LocalStore
 
 LEFTOVER_AGE_MS = 3_600_000
@@ -18,7 +18,8 @@ LEFTOVER_AGE_MS = 3_600_000
 class LocalScoredLog(ChainedScoredLog):
     """The scored log in a folder that all writers share.
 
-    The file system must support hard links and fsync; `check_writable` tells.
+    The file system must support hard links and fsync;
+    `nap_stream.scored_log.stores.check_writable` tells.
 
     Args:
         root: The log's folder.
@@ -26,6 +27,7 @@ class LocalScoredLog(ChainedScoredLog):
         model_fingerprint: The model that scores all records of this writer.
         calibration_fingerprint: The calibration that judges all records of this writer.
         clock: Tells when files were made, and which temporary files are left over.
+        operations: The steps by which files change.
     """
 
     def __init__(
@@ -36,9 +38,9 @@ class LocalScoredLog(ChainedScoredLog):
         model_fingerprint: str,
         calibration_fingerprint: str,
         clock: Clock,
+        operations: FileOperations | None = None,
     ) -> None:
-        self._root = root
-        self._local = LocalStore(root)
+        self._local = LocalStore(root, operations)
         super().__init__(
             self._local,
             writer_id=writer_id,
@@ -47,7 +49,7 @@ class LocalScoredLog(ChainedScoredLog):
             clock=clock,
         )
 
-    def end(self, partition: TopicPartition) -> ChainPosition | None:
+    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
         """Where the chain ends now; also clears away what writers that died have left.
 
         Raises:
@@ -60,38 +62,4 @@ class LocalScoredLog(ChainedScoredLog):
             structlog.get_logger().info(
                 "temporary_files_removed", partition=str(partition), files=removed
             )
-        return super().end(partition)
-
-    def check_writable(self) -> None:
-        """Prove that the folder can hold the log; see the function `check_writable`.
-
-        Raises:
-            LogRootError: It cannot, and why.
-        """
-        check_writable(self._root)
-
-
-def check_writable(root: Path) -> None:
-    """Prove that a folder can hold a scored log: make it, write to it, create exclusively.
-
-    Leaves an empty folder behind where there was none.
-
-    Raises:
-        LogRootError: It cannot, and why.
-    """
-    store = LocalStore(root)
-    probe = f".probe-{temporary_name().removeprefix('.')}"
-    try:
-        store.prepare("")
-        outcome = (store.create(probe, b"first"), store.create(probe, b"second"), store.read(probe))
-        store.remove(probe)
-    except LogRootError:
-        raise
-    except ScoredLogError as error:
-        raise LogRootError(error.problem, error.where, error.action) from error
-    if outcome != (True, False, b"first"):
-        raise LogRootError(
-            f"the file system does not create files exclusively: {outcome}",
-            str(root),
-            "Set log.root to a file system with hard links: a local disk or NFSv4",
-        )
+        return super().end(partition, hint)

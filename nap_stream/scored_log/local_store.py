@@ -3,77 +3,61 @@
 import contextlib
 import errno
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from nap_stream.errors import LogRootError
+from nap_stream.scored_log.file_operations import FileOperations, PosixOperations
 from nap_stream.scored_log.layout import is_temporary, temporary_name
 from nap_stream.scored_log.os_errors import names_in, typed_os_errors
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link(temporary: Path, final: Path) -> bool:
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        # A network file system can lose the answer to a link that was made.
-        return os.path.samestat(temporary.stat(), final.stat())
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        raise LogRootError(
-            f"the file system makes no hard links: {error.strerror}",
-            str(final.parent),
-            "Set log.root to a file system with hard links: a local disk or NFSv4",
-        ) from error
-    return True
-
-
 class LocalStore:
-    """Files below a folder.
+    """Files below a folder; implements `nap_stream.scored_log.store.SegmentStore`.
+
+    A file that could not be made durable is never synced again: a second fsync may succeed
+    although the first one's failure has dropped the data. Whoever tries again writes it anew.
 
     Args:
         root: The log's root. It need not be there yet.
+        operations: The steps by which files change.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
         self._root = root
+        self._operations = PosixOperations() if operations is None else operations
+
+    @property
+    def root(self) -> str:
+        """The log's root, for messages."""
+        return str(self._root)
 
     def prepare(self, folder: str) -> None:
         """Make a folder and those above it, durably.
 
         Raises:
             LogRootError: It cannot be made.
+            ScoredLogError: It could not be made durable.
         """
         path = self._root / folder
         with typed_os_errors(path):
-            missing = [p for p in (path, *path.parents) if not p.exists()]
-            path.mkdir(parents=True, exist_ok=True)
-            for made in missing:
-                _fsync_folder(made.parent)
+            missing = {p for p in (self._root, *self._root.parents) if not p.exists()}
+            self._operations.mkdir(path)
+            # Those within the root may have been made by a writer that died before it synced.
+            for made in (path, *path.parents):
+                if made in missing or self._root in made.parents:
+                    self._operations.fsync_folder(made.parent)
 
-    def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder; none where it is missing.
+    def names(self, folder: str, first: str = "") -> list[str]:
+        """Names of the files and folders in a folder from ``first`` on; none where it is missing.
 
         Raises:
             ScoredLogError: It cannot be listed.
         """
-        return names_in(self._root / folder)
+        return [name for name in names_in(self._root / folder) if name >= first]
 
     def read(self, path: str) -> bytes | None:
         """A whole file; None where it is missing.
@@ -88,37 +72,63 @@ class LocalStore:
             except FileNotFoundError:
                 return None
 
+    def open(self, path: str) -> BinaryIO | None:
+        """A file to read and seek in; None where it is missing.
+
+        What is open stays readable when it is replaced or removed. On NFS that holds for what
+        this machine removes.
+
+        Raises:
+            ScoredLogError: It cannot be opened.
+        """
+        file = self._root / path
+        with typed_os_errors(file):
+            try:
+                return file.open("rb")
+            except FileNotFoundError:
+                return None
+
     def create(self, path: str, content: bytes) -> bool:
         """Create a file exclusively and durably: temporary sibling, fsync, link, folder fsync.
 
         Returns:
-            False where the name is taken.
+            False where the name is taken. That it is taken is durable then: the loser goes on
+            from there.
 
         Raises:
-            ScoredLogError: It could not be made durable.
+            ScoredLogError: It could not be made durable. Only where the folder's fsync failed
+                is the name taken all the same: others may have seen it and built on it.
         """
         final = self._root / path
-        temporary = final.with_name(temporary_name())
-        with typed_os_errors(final):
-            try:
-                _write_durably(temporary, content)
-                won = _link(temporary, final)
-                if won:
-                    _fsync_folder(final.parent)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
+        with self._temporary(final, content) as temporary:
+            won = self._link(temporary, final)
+            self._operations.fsync_folder(final.parent)
         return won
 
-    def remove(self, path: str) -> None:
-        """Remove a file that is no part of the log; harmless where it is missing.
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other content under a name: temporary sibling, fsync, rename, folder fsync.
 
         Raises:
-            ScoredLogError: It cannot be removed.
+            ScoredLogError: It could not be made durable; the name holds the old or the new.
         """
-        file = self._root / path
-        with typed_os_errors(file):
-            file.unlink(missing_ok=True)
+        final = self._root / path
+        with self._temporary(final, content) as temporary:
+            self._operations.rename(temporary, final)
+            self._operations.fsync_folder(final.parent)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files in this order, then sync their folders; missing ones are harmless.
+
+        Raises:
+            ScoredLogError: One cannot be removed; those after it are still there.
+        """
+        files = [self._root / path for path in paths]
+        for file in files:
+            with typed_os_errors(file), contextlib.suppress(FileNotFoundError):
+                self._operations.unlink(file)
+        for folder in dict.fromkeys(file.parent for file in files):
+            with typed_os_errors(folder), contextlib.suppress(FileNotFoundError):
+                self._operations.fsync_folder(folder)
 
     def remove_leftovers(self, folder: str, before_ms: int) -> int:
         """Remove temporary files last written before ``before_ms`` (since the epoch, UTC).
@@ -130,13 +140,50 @@ class LocalStore:
         with contextlib.suppress(OSError), os.scandir(self._root / folder) as entries:
             for entry in entries:
                 if is_temporary(entry.name):
-                    removed += _remove_if_older(entry, before_ms)
+                    removed += self._remove_if_older(entry, before_ms)
         return removed
 
+    def _remove_if_older(self, entry: "os.DirEntry[str]", before_ms: int) -> bool:
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime_ns // 1_000_000 < before_ms:
+                self._operations.unlink(Path(entry.path))
+                return True
+        return False
 
-def _remove_if_older(entry: "os.DirEntry[str]", before_ms: int) -> bool:
-    with contextlib.suppress(OSError):
-        if entry.stat().st_mtime_ns // 1_000_000 < before_ms:
-            Path(entry.path).unlink()
-            return True
-    return False
+    @contextlib.contextmanager
+    def _temporary(self, final: Path, content: bytes) -> Iterator[Path]:
+        """A durable hidden sibling with the content, which is gone afterwards."""
+        temporary = final.with_name(temporary_name())
+        with typed_os_errors(final):
+            try:
+                with self._operations.create(temporary) as file:
+                    self._operations.write(file, content)
+                    self._operations.fsync(file)
+                yield temporary
+            finally:
+                with contextlib.suppress(OSError):
+                    self._operations.unlink(temporary)
+
+    def _link(self, temporary: Path, final: Path) -> bool:
+        try:
+            self._operations.link(temporary, final)
+        except FileExistsError:
+            # A network file system can lose the answer to a link that was made.
+            return _same_file(temporary, final)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise LogRootError(
+                f"the file system makes no hard links: {error.strerror}",
+                str(final.parent),
+                "Set log.root to a file system with hard links: a local disk or NFSv4",
+            ) from error
+        return True
+
+
+def _same_file(temporary: Path, final: Path) -> bool:
+    try:
+        return os.path.samestat(temporary.stat(), final.stat())
+    except FileNotFoundError:
+        # Compaction has removed what had the name.
+        return False

@@ -102,8 +102,8 @@ def _encode_merged(parts: Sequence[SegmentFooter]) -> str:
 def _decode_merged(text: str) -> Iterator[SegmentFooter]:
     unpacking = zlib.decompressobj()
     content = unpacking.decompress(base64.b64decode(text, validate=True), MAX_MERGED_BYTES)
-    if not unpacking.eof:
-        raise ValueError(f"{MERGED} is cut off, or more than {MAX_MERGED_BYTES} bytes")
+    if not unpacking.eof or unpacking.unused_data:
+        raise ValueError(f"{MERGED} is no zlib stream of at most {MAX_MERGED_BYTES} bytes")
     trees = json.loads(content)
     if not isinstance(trees, list) or not trees:
         raise ValueError(f"{MERGED} is no array of footers")

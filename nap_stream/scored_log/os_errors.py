@@ -10,6 +10,7 @@ from nap_stream.errors import LogRootError, ScoredLogError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -26,6 +27,8 @@ def as_log_error(error: OSError, where: Path) -> ScoredLogError:
         return LogRootError(
             f"not a usable folder: {said}", str(where), "Set log.root to a folder that can be made"
         )
+    if error.errno in _NO_DESCRIPTORS:
+        return ScoredLogError(f"no file can be opened: {said}", str(where), "Raise ulimit -n")
     return ScoredLogError(f"the file system failed: {said}", str(where), "Check the disk")
 
 

@@ -7,8 +7,8 @@ Auditors without nap-stream ask the same of the plain folder, in DuckDB for inst
     GROUP BY class_name
 """
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 
 from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
 from nap_stream.scored_log.reader import scan
+from nap_stream.scored_log.store import SegmentStore
 
 __all__ = ["SCAN_SCHEMA", "GroupBy", "Query", "aggregate", "run_query", "scan"]
 
 _COUNTS = ("rows", "scored", "ood")
+_COUNTED_ROWS = 65_536
 
 
 class GroupBy(StrEnum):
@@ -39,13 +41,13 @@ _SOURCE_COLUMNS: dict[GroupBy, tuple[str, ...]] = {
 }
 
 
-def run_query(root: Path, query: Query, *, limit: int | None = None) -> pa.Table:
+def run_query(store: SegmentStore, query: Query, *, limit: int | None = None) -> pa.Table:
     """Rows that pass the filters, in order of (topic, partition, offset, index).
 
     All of them are held in memory; `scan` gives them batch by batch.
 
     Args:
-        root: The log's root.
+        store: Where the log lies.
         query: The filters.
         limit: The most rows to return. Ask for one more than is shown to know if it was cut.
 
@@ -59,7 +61,7 @@ def run_query(root: Path, query: Query, *, limit: int | None = None) -> pa.Table
     """
     batches: list[pa.RecordBatch] = []
     rows = 0
-    for batch in scan(root, query):
+    for batch in scan(store, query):
         taken = batch if limit is None else batch.slice(0, limit - rows)
         batches.append(taken)
         rows += taken.num_rows
@@ -68,11 +70,11 @@ def run_query(root: Path, query: Query, *, limit: int | None = None) -> pa.Table
     return pa.Table.from_batches(batches, schema=SCAN_SCHEMA)
 
 
-def aggregate(root: Path, query: Query, by: GroupBy) -> pa.Table:
+def aggregate(store: SegmentStore, query: Query, by: GroupBy) -> pa.Table:
     """Count the rows that pass the filters.
 
     Args:
-        root: The log's root.
+        store: Where the log lies.
         query: The filters.
         by: What to group by.
 
@@ -88,24 +90,39 @@ def aggregate(root: Path, query: Query, by: GroupBy) -> pa.Table:
         ConfigError: The topic cannot be the name of one.
     """
     columns = [*_SOURCE_COLUMNS[by], "is_ood"]
-    partial = [_counts(batch, by) for batch in scan(root, query, columns)]
-    merged = _merge(pa.concat_tables(partial)) if partial else _merge(_no_counts(by))
+    merged = _no_counts(by)
+    for rows in _gathered(scan(store, query, columns)):
+        merged = _merge(pa.concat_tables([merged, _counts(rows, by)]))
     keys = [name for name in merged.column_names if name not in _COUNTS]
     ordered = merged.sort_by([(name, "ascending") for name in keys])
     return ordered.append_column("ood_fraction", _fraction(ordered))
 
 
-def _keys(batch: pa.RecordBatch, by: GroupBy) -> dict[str, Any]:
+def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Tables of a useful size: segments, and so batches, can be small and many."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += batch.num_rows
+        if rows >= _COUNTED_ROWS:
+            yield pa.Table.from_batches(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
+def _keys(rows: pa.Table, by: GroupBy) -> dict[str, Any]:
     if by is GroupBy.HOUR:
-        return {"hour": pc.floor_temporal(batch.column("event_time"), unit="hour")}
-    return {name: batch.column(name) for name in _SOURCE_COLUMNS[by]}
+        return {"hour": pc.floor_temporal(rows.column("event_time"), unit="hour")}
+    return {name: rows.column(name) for name in _SOURCE_COLUMNS[by]}
 
 
-def _counts(batch: pa.RecordBatch, by: GroupBy) -> pa.Table:
-    flags = batch.column("is_ood")
+def _counts(rows: pa.Table, by: GroupBy) -> pa.Table:
+    flags = rows.column("is_ood")
     columns = {
-        **_keys(batch, by),
-        "rows": pa.repeat(pa.scalar(1, pa.int64()), batch.num_rows),
+        **_keys(rows, by),
+        "rows": pa.repeat(pa.scalar(1, pa.int64()), rows.num_rows),
         "scored": pc.is_valid(flags).cast(pa.int64()),
         "ood": pc.fill_null(flags, fill_value=False).cast(pa.int64()),
     }
@@ -115,7 +132,7 @@ def _counts(batch: pa.RecordBatch, by: GroupBy) -> pa.Table:
 def _no_counts(by: GroupBy) -> pa.Table:
     names = [*_SOURCE_COLUMNS[by], "is_ood"]
     schema = pa.schema([SCAN_SCHEMA.field(name) for name in names])
-    return _counts(pa.RecordBatch.from_pylist([], schema=schema), by)
+    return _counts(schema.empty_table(), by)
 
 
 def _merge(counts: pa.Table) -> pa.Table:

@@ -12,6 +12,9 @@ from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.metadata import from_metadata, to_metadata
 from nap_stream.scored_log.schema import DICTIONARY_COLUMNS, storable_time_ms
 
+ROW_GROUP_ROWS = 32_768
+"""Rows of a row group: what a reader holds in memory, and can leave out, of a compacted file."""
+
 
 def event_time_range(records: Sequence[ScoredRecord]) -> tuple[int | None, int | None]:
     """Smallest and largest event time as stored, milliseconds UTC; None without records."""
@@ -41,6 +44,7 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
         compression="zstd",
         use_dictionary=DICTIONARY_COLUMNS,
         write_page_checksum=True,
+        row_group_size=ROW_GROUP_ROWS,
     )
     return bytes(sink.getvalue())
 

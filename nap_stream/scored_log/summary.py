@@ -6,7 +6,6 @@ Both give the same summary, so that a monitor that starts anew finds what it wou
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,10 +18,13 @@ from nap_stream.records import (
     Status,
     TopicPartition,
 )
-from nap_stream.scored_log.reader import read_footer, read_table
-from nap_stream.scored_log.schema import storable_text, storable_time_ms
+from nap_stream.scored_log.schema import SCHEMA, storable_text, storable_time_ms
+from nap_stream.scored_log.segment_file import divide
+from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.walk import walk
 
 _COLUMNS = ["offset", "index", "event_time", "status", "class_name", "ood_p_value", "is_ood"]
+_SCHEMA = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +138,37 @@ def summarise(
     return _summary(span, tuple(_rows_of_records(records)), pane_ms, example_count)
 
 
-def summarise_segment(root: Path, path: str, *, pane_ms: int, example_count: int) -> SegmentSummary:
-    """Summarise a segment from its file; the same as `summarise` of its records.
+def summarise_chain(
+    store: SegmentStore,
+    partition: TopicPartition,
+    start: int,
+    end: int,
+    *,
+    pane_ms: int,
+    example_count: int,
+) -> Iterator[SegmentSummary]:
+    """Summarise segments from their files; the same as `summarise` of their records.
+
+    Of a compacted file each segment that it merged is summarised by itself. ``path`` is the file
+    where a segment stands now.
 
     Args:
-        root: The log's root.
-        path: The segment, relative to the root.
+        store: Where the log lies.
+        partition: Whose chain.
+        start: The first segment's base offset, or 0.
+        end: Segments that begin here or after are left out.
         pane_ms: Width of the event-time panes, milliseconds.
-        example_count: How many flagged records to name at most.
+        example_count: How many flagged records of a segment to name at most.
 
     Raises:
-        ChainBrokenError: The file cannot be read or its footer is not valid.
+        ChainBrokenError: A file cannot be read or its footer is not valid.
+        ScoredLogError: The store cannot be read.
     """
-    footer = read_footer(root, path)
-    span = _Span(footer.partition, footer.base_offset, footer.end_offset, path, footer.gap)
-    rows = tuple(_rows_of_table(read_table(root, path, _COLUMNS)))
-    return _summary(span, rows, pane_ms, example_count)
+    for file, wanted in walk(store, partition, start):
+        if file.footer.base_offset >= end:
+            return
+        parts = [part for part in file.parts() if wanted <= part.base_offset < end]
+        first = parts[0].base_offset if parts else end
+        for part, rows in divide(parts, file.batches(_COLUMNS, start=first), _SCHEMA):
+            span = _Span(partition, part.base_offset, part.end_offset, file.path, part.gap)
+            yield _summary(span, tuple(_rows_of_table(rows)), pane_ms, example_count)

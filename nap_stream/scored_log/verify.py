@@ -1,178 +1,179 @@
 """Proof that the log is whole: every partition's chain, from its genesis marker to its end.
 
-Reads every file once, to hash it. May run beside writers: it checks what was there when it
-listed a partition.
+Reads footers alone, unless asked for every value. May run beside writers and beside a compaction:
+it checks what was there when it listed a partition.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from nap_stream.errors import ChainBrokenError
-from nap_stream.records import ChainPosition, TopicPartition
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.errors import ScoredLogError
+from nap_stream.records import TopicPartition
 from nap_stream.scored_log.defects import (
-    ChainHead,
-    DeclaredGap,
+    CompactedFile,
     Defect,
     DefectKind,
     VerifyReport,
 )
-from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.genesis import decode_genesis
 from nap_stream.scored_log.layout import (
-    genesis_path,
     is_hidden,
     parse_partition_folder,
     parse_segment_name,
-    parse_segment_path,
     parse_topic_folder,
     partition_folder,
     topic_folder,
 )
-from nap_stream.scored_log.os_errors import names_in
 from nap_stream.scored_log.reader import partitions, require_root, segments
 from nap_stream.scored_log.segment_check import SegmentFindings, inspect_segment
+from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.verify_chain import ChainFindings, examine_chain
+
+Advance = Callable[[int, int | None], None]
+FOOTER_THREADS = 16
+"""Footers wait for the disk or the network."""
+DEEP_THREADS = 4
+"""Each holds a whole file's rows in memory."""
 
 
-@dataclass(slots=True)
-class _Tally:
-    segments: int = 0
-    rows: int = 0
-    offsets: int = 0
-    gaps: list[DeclaredGap] = field(default_factory=list)
-    heads: list[ChainHead] = field(default_factory=list)
-    defects: list[Defect] = field(default_factory=list)
-
-
-def verify(root: Path, *, deep: bool = False, topic: str | None = None) -> VerifyReport:
+def verify(
+    store: SegmentStore,
+    *,
+    deep: bool = False,
+    topic: str | None = None,
+    clock: Clock | None = None,
+    advance: Advance | None = None,
+) -> VerifyReport:
     """Check the log and name every defect.
 
-    Always: genesis markers, that segments follow each other without holes or overlaps, the hash
-    of each one's predecessor, footers, schema, row counts, order and range of the rows' offsets,
-    files that do not belong there. What the last segment of a partition holds is covered by no
-    other file's hash: see `ChainHead`.
+    Always: genesis markers, that segments follow each other without holes or overlaps, the digest
+    of each one's predecessor, topic ids, footers, schema, row counts, the range of the rows'
+    offsets, files that do not belong there. What the last segment of a partition holds is covered
+    by no other file: see `ChainHead`.
 
     Args:
-        root: The log's root.
-        deep: Also decode every value and compare it with the footer.
+        store: Where the log lies.
+        deep: Also read every value, with page checksums, and compare the rows with the digests
+            that were taken when they were published, with the footer, and with each other.
         topic: Only this topic.
+        clock: To wait while files change; the machine's own without it.
+        advance: Told how many files have been read, of how many (None while unknown).
 
     Raises:
         LogRootError: There is no folder at the root.
         ConfigError: The topic cannot be the name of one.
+        ScoredLogError: The store cannot be listed.
     """
-    require_root(root)
-    tally = _Tally()
-    tally.defects += _strays(root, topic)
-    chains = partitions(root, topic)
-    for partition in chains:
-        _verify_chain(root, partition, tally, deep=deep)
+    require_root(store)
+    strays = list(_strays(store, topic))
+    names = partitions(store, topic)
+    reading = _Reading(store, names, advance, deep=deep)
+    with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
+        chains = [
+            examine_chain(
+                store,
+                name,
+                lambda paths: reading.inspect(pool, paths),
+                clock or SystemClock(),
+            )
+            for name in names
+        ]
+    return _report(chains, strays, deep=deep)
+
+
+class _Reading:
+    """Inspects files in threads, and tells how far that is."""
+
+    def __init__(
+        self,
+        store: SegmentStore,
+        names: Iterable[TopicPartition],
+        advance: Advance | None,
+        *,
+        deep: bool,
+    ) -> None:
+        self._store, self._deep, self._advance = store, deep, advance
+        self._done = 0
+        self._total = sum(len(segments(store, name)) for name in names) if advance else 0
+
+    def inspect(
+        self, pool: ThreadPoolExecutor, paths: Sequence[str]
+    ) -> Iterator[SegmentFindings | None]:
+        """What each file holds, in order."""
+        for found in pool.map(
+            lambda path: inspect_segment(self._store, path, deep=self._deep), paths
+        ):
+            self._done += 1
+            if self._advance is not None:
+                self._advance(self._done, max(self._done, self._total))
+            yield found
+
+
+def _report(
+    chains: Sequence[ChainFindings], strays: Sequence[Defect], *, deep: bool
+) -> VerifyReport:
+    files = [found for chain in chains for found in chain.segments]
+    footers = [found.footer for found in files if found.footer is not None]
+    gaps = tuple(gap for found in files for gap in found.gaps)
+    gap_offsets = sum(gap.end_offset - gap.base_offset for gap in gaps)
+    defects = [*strays, *(defect for chain in chains for defect in chain.defects)]
     return VerifyReport(
         partitions=len(chains),
-        segments=tally.segments,
-        rows=tally.rows,
-        offsets=tally.offsets,
-        gap_offsets=sum(gap.end_offset - gap.base_offset for gap in tally.gaps),
-        gaps=tuple(tally.gaps),
-        heads=tuple(tally.heads),
-        defects=tuple(sorted(tally.defects, key=lambda defect: (defect.file, defect.kind))),
+        segments=sum(found.segments for found in files),
+        rows=sum(footer.rows for footer in footers),
+        offsets=sum(footer.end_offset - footer.base_offset for footer in footers) - gap_offsets,
+        gap_offsets=gap_offsets,
+        gaps=gaps,
+        heads=tuple(chain.head for chain in chains if chain.head is not None),
+        defects=sorted_defects(defects),
+        compacted=tuple(_compacted(files)),
+        deep=deep,
     )
 
 
-def _verify_chain(root: Path, partition: TopicPartition, tally: _Tally, *, deep: bool) -> None:
-    paths = segments(root, partition)
-    start = _verify_genesis(root, partition, tally, needed=bool(paths))
-    position = start
-    for path in paths:
-        findings = inspect_segment(root, path, deep=deep)
-        tally.segments += 1
-        tally.defects += findings.defects
-        tally.defects += _link_defects(findings, position)
-        position = _next_position(findings)
-        if findings.footer is not None:
-            _count(tally, path, findings.footer)
-    if start is not None and position is not None:
-        head = ChainHead(partition, start.offset, position.offset, position.previous_sha256)
-        tally.heads.append(head)
+def sorted_defects(defects: Iterable[Defect]) -> tuple[Defect, ...]:
+    """By file, then by kind."""
+    return tuple(sorted(defects, key=lambda defect: (defect.file, defect.kind)))
 
 
-def _verify_genesis(
-    root: Path, partition: TopicPartition, tally: _Tally, *, needed: bool
-) -> ChainPosition | None:
-    path = genesis_path(partition)
-    try:
-        content = (root / path).read_bytes()
-        genesis = decode_genesis(content, partition, path)
-    except FileNotFoundError:
-        if needed:
-            detail = "there are segments, and no marker says where the chain starts"
-            tally.defects.append(Defect(path, DefectKind.GENESIS_MISSING, detail))
-        return None
-    except OSError as error:
-        detail = error.strerror or str(error)
-        tally.defects.append(Defect(path, DefectKind.GENESIS_UNREADABLE, detail))
-        return None
-    except ChainBrokenError as error:
-        tally.defects.append(Defect(path, DefectKind.GENESIS_UNREADABLE, error.problem))
-        return None
-    return ChainPosition(genesis.offset, hashlib.sha256(content).hexdigest())
+def _compacted(files: Iterable[SegmentFindings]) -> Iterator[CompactedFile]:
+    for found in files:
+        if found.segments > 1 and found.footer is not None:
+            footer = found.footer
+            yield CompactedFile(found.path, footer.base_offset, footer.end_offset, found.segments)
 
 
-def _link_defects(findings: SegmentFindings, expected: ChainPosition | None) -> Iterator[Defect]:
-    if expected is None:
-        return
-    _, base_offset = parse_segment_path(findings.path)
-    if base_offset > expected.offset:
-        detail = f"offsets [{expected.offset}, {base_offset}) are in no segment"
-        yield Defect(findings.path, DefectKind.HOLE, detail)
-    if base_offset < expected.offset:
-        detail = f"offsets from {base_offset} on are in the segment before, to {expected.offset}"
-        yield Defect(findings.path, DefectKind.OVERLAP, detail)
-    footer = findings.footer
-    if footer is not None and footer.previous_sha256 != expected.previous_sha256:
-        detail = (
-            f"the file before has SHA-256 {expected.previous_sha256}, "
-            f"this footer names {footer.previous_sha256}"
-        )
-        yield Defect(findings.path, DefectKind.PREVIOUS_HASH, detail)
-
-
-def _next_position(findings: SegmentFindings) -> ChainPosition | None:
-    if findings.footer is None or findings.sha256 is None:
-        return None
-    return ChainPosition(findings.footer.end_offset, findings.sha256)
-
-
-def _count(tally: _Tally, path: str, footer: SegmentFooter) -> None:
-    if footer.gap is None:
-        tally.rows += footer.rows
-        tally.offsets += footer.end_offset - footer.base_offset
-    else:
-        gap = DeclaredGap(path, footer.base_offset, footer.end_offset, footer.gap)
-        tally.gaps.append(gap)
-
-
-def _strays(root: Path, topic: str | None) -> Iterator[Defect]:
-    for name in _visible(names_in(root)):
-        if parse_topic_folder(name) is None or not (root / name).is_dir():
+def _strays(store: SegmentStore, topic: str | None) -> Iterator[Defect]:
+    for name in _visible(store.names("")):
+        if parse_topic_folder(name) is None or _is_file(store, name):
             if topic is None:
                 yield _stray(name)
         elif topic is None or name == topic_folder(topic):
-            yield from _strays_of_topic(root, name)
+            yield from _strays_of_topic(store, name)
 
 
-def _strays_of_topic(root: Path, folder: str) -> Iterator[Defect]:
+def _strays_of_topic(store: SegmentStore, folder: str) -> Iterator[Defect]:
     topic = parse_topic_folder(folder)
-    for name in _visible(names_in(root / folder)):
+    for name in _visible(store.names(folder)):
         number = parse_partition_folder(name)
-        if topic is None or number is None or not (root / folder / name).is_dir():
+        if topic is None or number is None or _is_file(store, f"{folder}/{name}"):
             yield _stray(f"{folder}/{name}")
             continue
         inside = partition_folder(TopicPartition(topic, number))
-        for child in _visible(names_in(root / inside)):
+        for child in _visible(store.names(inside)):
             if parse_segment_name(child) is None:
                 yield _stray(f"{inside}/{child}")
+
+
+def _is_file(store: SegmentStore, path: str) -> bool:
+    try:
+        file = store.open(path)
+    except ScoredLogError:
+        # Some stores have folders, which cannot be opened.
+        return False
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 def _visible(names: Iterable[str]) -> list[str]:

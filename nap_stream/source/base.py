@@ -15,8 +15,15 @@ class PartitionListener(Protocol):
     """
 
     def assigned(
-        self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
-    ) -> int:
+        self,
+        partition: TopicPartition,
+        *,
+        earliest: int,
+        latest: int,
+        committed: int | None,
+        start: int,
+        topic_id: str | None,
+    ) -> int | None:
         """Take a partition; return the offset to read from.
 
         Called again for a partition that is already owned after `Source.reassign`, and where
@@ -25,9 +32,21 @@ class PartitionListener(Protocol):
         Args:
             partition: The partition.
             earliest: The first offset that the source still has.
+            latest: The offset that the next message will get.
             committed: The group's committed offset, or None.
             start: Where to begin with neither a log nor a committed offset: the first or the
                 next offset of the partition, as the settings say.
+            topic_id: The id that the broker gave the topic when it was made; None where the
+                broker tells none.
+
+        Returns:
+            None where that cannot be said now: the source holds the partition back, goes on
+            with the others, and asks again at a later poll, a second later at the latest. Where
+            a partition is given up meanwhile, ``revoked`` or ``lost`` is told of it as of any.
+
+        Raises:
+            TopicReplacedError: The log of the partition was made from another topic of this
+                name.
         """
         ...
 
@@ -91,6 +110,13 @@ class Source(Protocol):
 
     def lag(self, partition: TopicPartition) -> int | None:
         """Offsets between the position and the high watermark; None while unknown."""
+        ...
+
+    def reachable(self) -> bool:
+        """Whether the broker answers: asks it anew and waits a few seconds at most.
+
+        A poll that brings nothing does not tell: nothing comes from a broker that is away, too.
+        """
         ...
 
     def close(self, timeout_s: float) -> None:

@@ -2,35 +2,35 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Event
 from typing import Any
 
 import structlog
 from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
 from kafka.coordinator.base import MemberState
-from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.deadline import Deadline
-from nap_stream.errors import BrokerError, OffsetRangeError
+from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
 from nap_stream.kafka_client import open_client
 from nap_stream.kafka_errors import translated_errors
-from nap_stream.records import Fetched, Message, TopicPartition
+from nap_stream.records import Fetched, TopicPartition
 from nap_stream.settings import KafkaSettings
 from nap_stream.source.base import PartitionListener
+from nap_stream.source.kafka_commits import Commits
 from nap_stream.source.kafka_group import at_least_1_ms, consumer_options, leave_group
-
-COMMIT_TIMEOUT_S = 10.0
-OFFSETS_TIMEOUT_S = 5.0
-"""For one question about offsets. `poll` asks again when nobody answered, so it can be short."""
-POSITION_TIMEOUT_S = 1.0
-_COMMIT_REFUSED = (
-    errors.CommitFailedError,
-    errors.RebalanceInProgressError,
-    errors.IllegalGenerationError,
-    errors.UnknownMemberIdError,
+from nap_stream.source.kafka_names import from_native, message, to_native
+from nap_stream.source.kafka_offsets import (
+    OFFSETS_TIMEOUT_S,
+    FoundOffsets,
+    ask_offsets,
+    known_topic_id,
+    newest_topic_id,
 )
+
+PLACE_AGAIN_S = 1.0
+POSITION_TIMEOUT_S = 1.0
+REACHABLE_TIMEOUT_S = 2.0
 
 
 class KafkaSource:
@@ -60,22 +60,27 @@ class KafkaSource:
     ) -> None:
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
         self._clock = clock or SystemClock()
-        self._commits: list[Any] = []
         self._fresh: set[KafkaPartition] = set()
         self._ends: dict[KafkaPartition, int] = {}
+        self._told: set[KafkaPartition] = set()
+        self._topic_id: str | None = None
+        self._place_at = float("-inf")
+        self._waits = False
         self._paused = False
         self._closed = False
+        self._has_joined = False
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
             # A member that leads the group and does not know the partitions yet assigns none.
             self._consumer.partitions_for_topic(settings.topic)
             self._consumer.subscribe([settings.topic], listener=_Rebalances(self))
+        self._commits = Commits(self._consumer, settings, instance_id)
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
-            if not self._place_fresh():
-                return []
+            self._notice_new_topic()
+            self._place_fresh()
             try:
                 records = self._consumer.poll(int(timeout_s * 1000), max_records=max_messages)
             except errors.OffsetOutOfRangeError as error:
@@ -91,13 +96,13 @@ class KafkaSource:
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read ``partition`` from ``offset`` on. It must be assigned."""
-        native = _native(partition)
+        native = to_native(partition)
         self._consumer.seek(native, offset)
         self._ends[native] = offset
 
     def reassign(self, partition: TopicPartition) -> None:
         """Call the listener's ``assigned`` again for a partition, at the next poll."""
-        self._hold_back([_native(partition)])
+        self._hold_back([to_native(partition)])
 
     def pause(self) -> None:
         """Fetch nothing for any assigned partition until `resume`; membership is kept."""
@@ -111,40 +116,33 @@ class KafkaSource:
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """Commit positions to the consumer group; see `Source.commit`."""
-        try:
-            self._consumer.commit(_native_offsets(offsets), timeout_ms=COMMIT_TIMEOUT_S * 1000)
-        except errors.FencedInstanceIdError as error:
-            raise BrokerError(
-                "another process has joined the group as this worker and taken its place",
-                f"group {self._settings.group_id}, static member {self._instance_id}",
-                "Run one monitor a consumer group; nothing is lost or doubled in the log",
-            ) from error
-        except errors.KafkaError as error:
-            if not (isinstance(error, _COMMIT_REFUSED) or error.retriable):
-                with translated_errors(self._settings, "committing"):
-                    raise
-            cause = f"{type(error).__name__}: {error}"
-            structlog.get_logger().warning("commit_failed", cause=cause)
-            return False
-        return True
+        return self._commits.commit(offsets)
 
     def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""
-        self._commits = [commit for commit in self._commits if not commit.is_done]
-        try:
-            commit = self._consumer.commit_async(_native_offsets(offsets), callback=_note_failure)
-        except errors.KafkaError as error:
-            _note_failure(offsets, error)
-        else:
-            self._commits.append(commit)
+        self._commits.commit_soon(offsets)
 
     def lag(self, partition: TopicPartition) -> int | None:
         """Offsets between the position and the high watermark; None while unknown."""
-        native = _native(partition)
-        if native not in self._ends or native not in self._consumer.assignment():
+        native = to_native(partition)
+        if native not in self._consumer.assignment() - self._fresh or native not in self._ends:
             return None
         high_watermark = self._consumer.highwater(native)
         return None if high_watermark is None else max(0, high_watermark - self._ends[native])
+
+    def reachable(self) -> bool:
+        """Whether the leaders of the partitions answer; see `Source.reachable`.
+
+        Raises:
+            BrokerError: The broker answers that it refuses.
+        """
+        asked = self._consumer.assignment() or {KafkaPartition(self._settings.topic, 0)}
+        try:
+            with self._typed_errors("asking for the ends of"):
+                self._consumer.end_offsets(list(asked), timeout_ms=REACHABLE_TIMEOUT_S * 1000)
+        except BrokerUnavailableError:
+            return False
+        return True
 
     def close(self, timeout_s: float) -> None:
         """Leave the consumer group and close connections. Safe to call twice.
@@ -160,8 +158,8 @@ class KafkaSource:
         deadline = Deadline(self._clock, timeout_s)
         member = self._consumer.group_metadata()
         try:
-            self.give_up(sorted(self._ends), lost=member.generation_id < 0)
-            self._wait_for_commits(deadline)
+            self.give_up(sorted(self._told), lost=member.generation_id < 0)
+            self._commits.wait(deadline)
         finally:
             with self._typed_errors("closing"):
                 self._consumer.close(autocommit=False, timeout_ms=at_least_1_ms(deadline))
@@ -172,20 +170,26 @@ class KafkaSource:
     def take(self, partitions: Iterable[KafkaPartition]) -> None:
         """Hold new partitions back until `poll` has placed them. For the rebalance listener."""
         self._hold_back(partitions)
+        if not self._has_joined:
+            self._has_joined = True
+            # The one whose place it takes may have given partitions up and died before it asked
+            # for the rebalance that hands them on: then nobody else asks for it.
+            self._consumer._coordinator.request_rejoin()  # noqa: SLF001  kafka-python has no other
 
     def give_up(self, partitions: Iterable[KafkaPartition], *, lost: bool) -> None:
         """Let go of partitions. For the rebalance listener."""
-        known = [native for native in partitions if native in self._ends]
+        known = [native for native in partitions if native in self._told]
         self._fresh.difference_update(partitions)
-        told = [_ours(native) for native in known]
+        told = [from_native(native) for native in known]
         try:
             if known and lost:
                 self._listener.lost(told)
             elif known:
                 self._listener.revoked(told)
         finally:
+            self._told.difference_update(known)
             for native in known:
-                del self._ends[native]
+                self._ends.pop(native, None)
 
     def _hold_back(self, partitions: Iterable[KafkaPartition]) -> None:
         for native in partitions:
@@ -193,40 +197,70 @@ class KafkaSource:
             self._consumer.seek(native, 0)
             self._consumer.pause(native)
             self._fresh.add(native)
+        self._place_at = float("-inf")
 
-    def _place_fresh(self) -> bool:
+    def _place_fresh(self) -> None:
         """Ask the listener where to read new partitions from; on the reader's own thread.
 
-        Returns:
-            False where nobody answered: the partitions wait for the next call.
+        Where neither broker nor listener can say, the partitions wait for a later call.
         """
         waiting = sorted(self._fresh)
-        if not waiting:
-            return True
-        timeout_ms = OFFSETS_TIMEOUT_S * 1000
+        if not waiting or self._clock.monotonic() < self._place_at:
+            return
         try:
-            earliest = self._consumer.beginning_offsets(waiting, timeout_ms=timeout_ms)
-            latest = self._consumer.end_offsets(waiting, timeout_ms=timeout_ms)
-            committed = {
-                native: self._consumer.committed(native, timeout_ms=timeout_ms)
-                for native in waiting
-            }
+            found = ask_offsets(self._consumer, waiting)
+            self._topic_id = newest_topic_id(self._consumer, self._settings.topic)
         except errors.RetriableError as error:
-            cause = f"{type(error).__name__}: {error}"
-            structlog.get_logger().warning("partitions_wait_for_offsets", cause=cause)
-            return False
+            self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
+            self._wait(f"{type(error).__name__}: {error}")
+            return
+        self._wait(None)
         for native in waiting:
-            offset = self._listener.assigned(
-                _ours(native),
-                earliest=earliest[native],
-                committed=committed[native],
-                start=(earliest if self._settings.start == "earliest" else latest)[native],
-            )
-            self._fresh.discard(native)
-            self.seek(_ours(native), offset)
-            if not self._paused:
-                self._consumer.resume(native)
-        return True
+            self._place(native, found[native])
+        if self._fresh:
+            self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
+
+    def _place(self, native: KafkaPartition, found: FoundOffsets) -> None:
+        self._told.add(native)
+        offset = self._listener.assigned(
+            from_native(native),
+            earliest=found.earliest,
+            latest=found.latest,
+            committed=found.committed,
+            start=found.earliest if self._settings.start == "earliest" else found.latest,
+            topic_id=self._topic_id,
+        )
+        if offset is None:
+            return
+        self._fresh.discard(native)
+        self.seek(from_native(native), offset)
+        if not self._paused:
+            self._consumer.resume(native)
+
+    def _wait(self, cause: str | None) -> None:
+        """Say once that new partitions wait for the broker, and once that they do no more."""
+        log = structlog.get_logger()
+        if cause is not None and not self._waits:
+            log.warning("partitions_wait_for_offsets", cause=cause)
+        elif cause is None and self._waits:
+            log.info("offsets_found")
+        self._waits = cause is not None
+
+    def _notice_new_topic(self) -> None:
+        """Have partitions placed anew whose topic was deleted and made anew meanwhile.
+
+        What is in hand may be of either topic, so it is dropped.
+        """
+        found = known_topic_id(self._consumer, self._settings.topic)
+        if None in (found, self._topic_id) or found == self._topic_id:
+            return
+        structlog.get_logger().error(
+            "topic_replaced", topic=self._settings.topic, before=self._topic_id, now=found
+        )
+        self._topic_id = found
+        owned = sorted(self._told)
+        self.give_up(owned, lost=True)
+        self._hold_back(owned)
 
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
         position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
@@ -235,8 +269,8 @@ class KafkaSource:
         if position is None or (not records and position <= self._ends.get(native, position)):
             return None
         self._ends[native] = position
-        partition = _ours(native)
-        return Fetched(partition, tuple(_message(partition, r) for r in records), position)
+        partition = from_native(native)
+        return Fetched(partition, tuple(message(partition, r) for r in records), position)
 
     def _out_of_range(self, positions: Mapping[KafkaPartition, int]) -> None:
         """Have partitions placed anew whose position retention has deleted.
@@ -244,34 +278,32 @@ class KafkaSource:
         Raises:
             OffsetRangeError: The position is past the end: it belongs to another topic.
         """
+        newest_topic_id(self._consumer, self._settings.topic)
+        self._notice_new_topic()
+        positions = {p: offset for p, offset in positions.items() if p not in self._fresh}
         ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
         for native, position in positions.items():
             if position > ends[native]:
                 raise OffsetRangeError(
                     f"the next offset to read is {position}, and the topic ends at {ends[native]}",
-                    str(_ours(native)),
+                    str(from_native(native)),
                     "Was the topic deleted and made anew? Then give the monitor a new log.root",
                 )
             structlog.get_logger().warning(
-                "offset_out_of_range", partition=str(_ours(native)), position=position
+                "offset_out_of_range", partition=str(from_native(native)), position=position
             )
             self._hold_back([native])
 
     def _unreadable(self, error: UnicodeDecodeError) -> BrokerError:
         """kafka-python reads no message whose header has a name that is not UTF-8."""
-        ends = ", ".join(f"{_ours(native)}@{end}" for native, end in sorted(self._ends.items()))
+        ends = ", ".join(
+            f"{from_native(native)}@{end}" for native, end in sorted(self._ends.items())
+        )
         return BrokerError(
             f"a message has a header whose name is not UTF-8 ({error})",
             f"at or after one of {ends}",
             "Find its producer; delete the records up to it, which the log will declare as a gap",
         )
-
-    def _wait_for_commits(self, deadline: Deadline) -> None:
-        """Let commits arrive that were sent without waiting: closing would cut them off."""
-        for commit in self._commits:
-            answered = Event()
-            commit.add_both(lambda _answer, answered=answered: answered.set())
-            answered.wait(deadline.remaining_s())
 
     @contextmanager
     def _typed_errors(self, what: str) -> Iterator[None]:
@@ -299,31 +331,3 @@ class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyt
 
     def on_partitions_lost(self, lost: Iterable[KafkaPartition]) -> None:
         self._source.give_up(lost, lost=True)
-
-
-def _message(partition: TopicPartition, record: Any) -> Message:
-    return Message(
-        partition=partition,
-        offset=record.offset,
-        timestamp_ms=record.timestamp,
-        key=record.key,
-        value=record.value,
-        headers=tuple(record.headers),
-    )
-
-
-def _note_failure(_offsets: Any, response: Any) -> None:
-    if isinstance(response, Exception):
-        structlog.get_logger().warning("commit_failed", cause=f"{type(response).__name__}")
-
-
-def _native(partition: TopicPartition) -> KafkaPartition:
-    return KafkaPartition(partition.topic, partition.partition)
-
-
-def _ours(native: KafkaPartition) -> TopicPartition:
-    return TopicPartition(native.topic, native.partition)
-
-
-def _native_offsets(offsets: Mapping[TopicPartition, int]) -> dict[KafkaPartition, Any]:
-    return {_native(p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}

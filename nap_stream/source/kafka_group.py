@@ -11,6 +11,10 @@ from nap_stream.deadline import Deadline
 from nap_stream.kafka_client import client_options, open_client
 from nap_stream.settings import KafkaSettings
 
+SHARES = 16
+"""Of what a fetch may bring, one partition's share: the consumer keeps as much for each of them
+until it is polled. A first message that is larger comes all the same."""
+MIN_SHARE_BYTES = 2**20
 METADATA_MAX_AGE_MS = 30_000
 """How soon new partitions are noticed, and an assignment that was made without knowing them."""
 
@@ -34,7 +38,7 @@ def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any
         "allow_auto_create_topics": False,
         "check_crcs": True,
         "fetch_max_bytes": settings.max_fetch_bytes,
-        "max_partition_fetch_bytes": settings.max_fetch_bytes,
+        "max_partition_fetch_bytes": max(MIN_SHARE_BYTES, settings.max_fetch_bytes // SHARES),
         "session_timeout_ms": session_ms,
         "heartbeat_interval_ms": min(3_000, session_ms // 3),
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,

@@ -19,12 +19,17 @@ class _Partition:
 class MemoryTopic:
     """Partitions of messages, and the offsets that groups have committed.
 
+    While ``available`` is false, sources get no answers, as from a broker that is away.
+
     Args:
         name: Of the topic.
         partitions: How many it has.
+        topic_id: What its broker says that its id is.
     """
 
-    def __init__(self, name: str, partitions: int = 1) -> None:
+    def __init__(self, name: str, partitions: int = 1, *, topic_id: str | None = "topic-0") -> None:
+        self.topic_id = topic_id
+        self.available = True
         self.partitions = {TopicPartition(name, n): _Partition() for n in range(partitions)}
         self.committed: dict[TopicPartition, int] = {}
 
@@ -80,8 +85,10 @@ class MemorySource:
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Messages up to ``max_messages``; see `Source.poll`."""
-        self._place_fresh()
-        fetched = [] if self._paused else self._read(max_messages)
+        away = not self._topic.available
+        if not away:
+            self._place_fresh()
+        fetched = [] if self._paused or away else self._read(max_messages)
         if not fetched:
             self._clock.sleep(timeout_s)
         return fetched
@@ -105,8 +112,8 @@ class MemorySource:
         self._paused = False
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
-        """Commit positions; False for partitions that this source does not own."""
-        if not offsets.keys() <= self._positions.keys():
+        """Commit positions; False where the topic is away or a partition is not owned."""
+        if not self._topic.available or not offsets.keys() <= self._positions.keys():
             return False
         self._topic.committed.update(offsets)
         return True
@@ -116,9 +123,15 @@ class MemorySource:
         self.commit(offsets)
 
     def lag(self, partition: TopicPartition) -> int | None:
-        """Offsets between the position and the end; None for partitions not owned."""
+        """Offsets between the position and the end; None where it is not read."""
         position = self._positions.get(partition)
-        return None if position is None else self._topic.partitions[partition].end - position
+        if position is None or partition in self._fresh:
+            return None
+        return self._topic.partitions[partition].end - position
+
+    def reachable(self) -> bool:
+        """Whether the topic is ``available``."""
+        return self._topic.available
 
     def close(self, timeout_s: float) -> None:  # noqa: ARG002  memory is quick
         """Give all partitions up. Safe to call twice."""
@@ -131,27 +144,36 @@ class MemorySource:
         if self._positions:
             self._listener.revoked(sorted(self._positions))
         self._positions.clear()
+        self._fresh.clear()
 
     def lose(self) -> None:
         """Have another member own all partitions already."""
         self._listener.lost(sorted(self._positions))
         self._positions.clear()
+        self._fresh.clear()
 
     def _place_fresh(self) -> None:
         for partition in sorted(self._fresh):
             log = self._topic.partitions[partition]
-            self._positions.setdefault(partition, 0)
-            self._positions[partition] = self._listener.assigned(
+            # It may be committed from within `assigned`, and given up where it is held back.
+            self._positions.setdefault(partition, log.earliest)
+            offset = self._listener.assigned(
                 partition,
                 earliest=log.earliest,
+                latest=log.end,
                 committed=self._topic.committed.get(partition),
                 start=log.earliest if self._start == "earliest" else log.end,
+                topic_id=self._topic.topic_id,
             )
-            self._fresh.discard(partition)
+            if offset is not None:
+                self._positions[partition] = offset
+                self._fresh.discard(partition)
 
     def _read(self, max_messages: int) -> list[Fetched]:
         fetched: list[Fetched] = []
         for partition, position in list(self._positions.items()):
+            if partition in self._fresh:
+                continue
             log = self._topic.partitions[partition]
             if position > log.end:
                 raise OffsetRangeError(

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nap_stream.alert.event import alert_event
+from nap_stream.alert.gap import gap_event
 from nap_stream.alert.render import MAX_FIELD, plain, render, render_lines
 from tests.alert.test_event import PER_CLASS_VERDICT, RESOLVED, VERDICT
-from tests.support.summaries import FACTS, PER_CLASS_FACTS, settings
+from tests.support.summaries import FACTS, PER_CLASS_FACTS, settings, summary
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -52,6 +53,31 @@ def test_per_class_says_whose_bound_it_is() -> None:
         "  Flag: p-value at most 0.05, against those of the predicted class of 238 calibration "
         "images"
     ) in lines
+
+
+def gap_tree() -> dict[str, Any]:
+    given = summary(3, 200, [], end=270, gap="offsets [200, 270): retention deleted them")
+    return dict(gap_event(given, settings(), "1.2.3").event)
+
+
+def test_a_gap_says_which_offsets_and_why() -> None:
+    lines = render_lines(gap_tree())
+    assert lines[:4] == [
+        "GAP  ood-fraction",
+        "  Topic images: partition 3 offsets [200, 270) are not in the log: 70",
+        "  Why: offsets [200, 270): retention deleted them",
+        "  Declared in topic=images/partition=3/00000000000000000200.parquet",
+    ]
+    assert lines[4].endswith(", nap-stream 1.2.3")
+    assert len(lines) == 5
+    assert [span.style for span in render(gap_tree()).spans] == ["bold yellow"]
+
+
+@given(JSON, st.sampled_from(sorted(gap_tree()["data"])))
+def test_any_damage_of_a_gap_is_survived(value: Any, key: str) -> None:
+    event = gap_tree()
+    event["data"] = event["data"] | {key: value}
+    assert all(line.isprintable() for line in render_lines(event))
 
 
 def test_resolved_has_no_examples() -> None:

@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.run import CalibrationRequest, calibrate
-from nap_stream.clock import SystemClock
-from nap_stream.core.judging import Rule
 from nap_stream.dev.broker import free_port
-from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
+from tests.e2e.calibrated import Faulty, calibrated, faulty_net
 from tests.e2e.monitor import model_section
 from tests.e2e.processes import Program
-from tests.support.images import write_images
+from tests.support.faulty_net import clear
 from tests.support.waiting import wait_until
 
 START_S = 90.0
@@ -53,21 +48,20 @@ class RayHead:
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny net's calibration on 400 held-out smooth images."""
-    folder = tmp_path_factory.mktemp("calibration")
-    torch.set_num_threads(1)
-    request = CalibrationRequest(
-        model=ModelSettings.model_validate(model_section()),
-        scoring=ScoringSettings(method="nap-energy"),
-        images=write_images(folder / "held-out", 400, first_seed=100_000),
-        fit_images=None,
-        rule=Rule(0.05),
-        weight=0.4,
-        batch_size=32,
-        limits=LimitSettings(),
-    )
-    found = calibrate(request, device=torch.device("cpu"), clock=SystemClock())
-    write_calibration(found, folder / "artifact", force=False)
-    return folder / "artifact"
+    return calibrated(tmp_path_factory.mktemp("calibration"), model_section())
+
+
+@pytest.fixture(scope="session")
+def _faulty_net(tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+    return faulty_net(tmp_path_factory.mktemp("faulty-calibration"))
+
+
+@pytest.fixture
+def faulty(_faulty_net: Faulty) -> Iterator[Faulty]:
+    """A net that hangs or dawdles when a test says so; without faults at start and end."""
+    clear(_faulty_net.faults)
+    yield _faulty_net
+    clear(_faulty_net.faults)
 
 
 @pytest.fixture
@@ -80,26 +74,64 @@ def local_ray() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """A real ``ray start --head`` with four CPUs and no GPU."""
+    with _started_head(tmp_path_factory.mktemp("ray-head"), cpus=4) as head:
+        yield head
+
+
+@pytest.fixture
+def bare_ray_head(tmp_path: Path) -> Iterator[RayHead]:
+    """A head node without CPUs, for a test that adds and kills nodes."""
+    with _started_head(tmp_path / "ray-head", cpus=0) as head:
+        yield head
+
+
+@contextmanager
+def ray_node(head: RayHead, cpus: int, folder: Path) -> Iterator[Program]:
+    """A real ``ray start`` of another node on this machine, which has joined the cluster."""
+    command = [
+        *("ray", "start", "--block", f"--address={head.address}", f"--num-cpus={cpus}"),
+        *("--num-gpus=0", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"),
+        *("--min-worker-port=0", "--max-worker-port=0"),
+        *_agent_ports(),
+    ]
+    with Program(command, folder, RAY_ENVIRON) as node:
+
+        def joined() -> bool:
+            assert node.running, node.tail
+            return "Ray runtime started" in node.stdout
+
+        wait_until(joined, START_S, f"a node\n{node.tail}")
+        yield node
+
+
+@contextmanager
+def _started_head(output: Path, cpus: int) -> Iterator[RayHead]:
     port, dashboard_port = free_port(), free_port()
     address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
     with _ray_folder() as folder:
         command = [
-            *("ray", "start", "--head", "--block", "--num-cpus=4", "--num-gpus=0"),
+            *("ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--num-gpus=0"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),
             *("--include-dashboard=true", f"--dashboard-port={dashboard_port}"),
             *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
-            *(f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"),
-            *(f"--dashboard-agent-grpc-port={free_port()}",),
-            *(f"--metrics-export-port={free_port()}",),
+            *_agent_ports(),
         ]
         environ = {
             **RAY_ENVIRON,
             "RAY_ADDRESS": address,
             "RAY_API_SERVER_ADDRESS": dashboard,
         }
-        with Program(command, tmp_path_factory.mktemp("ray-head"), RAY_ENVIRON) as head:
+        with Program(command, output, RAY_ENVIRON) as head:
             wait_until(lambda: _answers(head, dashboard), START_S, f"Ray's dashboard\n{head.tail}")
             yield RayHead(address, dashboard, environ)
+
+
+def _agent_ports() -> list[str]:
+    return [
+        *(f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"),
+        *(f"--dashboard-agent-grpc-port={free_port()}",),
+        *(f"--metrics-export-port={free_port()}",),
+    ]
 
 
 def _answers(head: Program, dashboard: str) -> bool:

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import threading
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import yaml
 from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from nap_stream.dev.produce import produce
 from nap_stream.kafka_client import create_topics
 from nap_stream.scored_log.filters import Query
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.reader import partitions, read_footer, scan, segments
 from nap_stream.scored_log.verify import verify
 from nap_stream.settings import KafkaSettings
@@ -29,9 +34,10 @@ Row = tuple[int, int, int]
 """(partition, offset, index): what names a row."""
 
 
-def model_section() -> dict[str, Any]:
+def model_section(factory: str = "tests.support.tiny_net:build", **kwargs: str) -> dict[str, Any]:
     return {
-        "factory": "tests.support.tiny_net:build",
+        "factory": factory,
+        "kwargs": kwargs,
         "python_path": [str(PROJECT)],
         "class_names": ["circle", "square", "cross"],
         "preprocessing": {"resize": None, "crop": 16},
@@ -66,7 +72,7 @@ class Monitor:
         if not self.log.is_dir():
             return []
         wanted = ("partition", "offset", "index", *columns)
-        batches = scan(self.log, Query(topic=self.kafka.topic), wanted)
+        batches = scan(LocalStore(self.log), Query(topic=self.kafka.topic), wanted)
         return [row for batch in batches for row in batch.to_pylist()]
 
     def row_names(self) -> list[Row]:
@@ -77,14 +83,35 @@ class Monitor:
         if not self.log.is_dir():
             return Counter()
         return Counter(
-            read_footer(self.log, path).writer_id.rpartition(":")[0]
-            for partition in partitions(self.log, self.kafka.topic)
-            for path in segments(self.log, partition)
+            read_footer(LocalStore(self.log), path).writer_id.rpartition(":")[0]
+            for partition in partitions(LocalStore(self.log), self.kafka.topic)
+            for path in segments(LocalStore(self.log), partition)
         )
+
+    def pids(self) -> dict[str, int]:
+        """The process of each incarnation of a worker that has written, by worker.N."""
+        pids = {}
+        for writer in self.writers():
+            incarnation, _, place = writer.partition("@")
+            pids[incarnation] = int(place.rpartition(":")[2])
+        return pids
+
+    def assert_complete(self, messages: int) -> None:
+        """Every image of the topic once, as it was sent; chain, footers and commits agree."""
+        produced = self.topic_rows(messages)
+        rows = self.rows("sha256", "status")
+        names = [(row["partition"], row["offset"], row["index"]) for row in rows]
+        assert sorted(names) == sorted(produced)
+        assert {row["status"] for row in rows} == {"ok"}
+        logged = [row["sha256"] for row in rows]
+        assert dict(zip(names, logged, strict=True)) == produced
+        ends = self.chain_ends()
+        assert sum(ends.values()) == messages
+        assert self.committed() == ends
 
     def chain_ends(self) -> dict[int, int]:
         """Where each partition's chain ends; fails where the log has a defect."""
-        report = verify(self.log, deep=True)
+        report = verify(LocalStore(self.log), deep=True)
         assert report.clean, report.defects
         assert not report.gaps
         return {head.partition.partition: head.end_offset for head in report.heads}
@@ -137,6 +164,27 @@ def new_monitor(
     return monitor
 
 
+@contextmanager
+def producing(monitor: Monitor, images: Path, rate: float) -> Iterator[threading.Thread]:
+    """A thread that sends images at a rate; joined at the end, and no failure of it is hidden."""
+    failures: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            produce(monitor.kafka, images, rate=rate)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    thread = threading.Thread(target=send, name="produce")
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+    assert not failures, failures
+
+
 def metrics_url(program: Program, timeout_s: float = 90) -> str:
     """Where the run's /metrics are, as it says when it has started."""
     url: str = json.loads(program.wait_for_line("monitor_started", timeout_s))["metrics"]
@@ -153,6 +201,13 @@ def wait_for_assignments(program: Program, timeout_s: float = 120) -> None:
         return all(any(name in line for line in lines) for name in names)
 
     wait_until(all_have, timeout_s, "partitions for every worker")
+
+
+def assignments(program: Program, worker: str) -> int:
+    """How many partitions a worker's incarnations have been given so far, all together."""
+    # Nodes that share a machine share a folder of logs, and each sends all of them on.
+    lines = set(program.stderr.splitlines())
+    return sum("partition_assigned" in line and f'"{worker}"' in line for line in lines)
 
 
 def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

@@ -15,6 +15,8 @@ from tests.support.waiting import wait_until
 
 MARK = "NAP_STREAM_TEST_PROGRAM"
 """In the environment of everything that a `Program` starts, also of what has left its session."""
+_LISTEN = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
 
 
 class Program:
@@ -60,6 +62,19 @@ class Program:
     def send(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def kill(self) -> None:
+        """End it and all that it has started, at once. Safe to call twice."""
+        while pids := _marked(self.mark):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.poll()
+        self._process.wait()
+
+    def started(self, pid: int) -> bool:
+        """Whether a living process is one of all that it has started."""
+        return pid in _marked(self.mark)
+
     def wait(self, timeout_s: float) -> int:
         """The exit code; fails with the end of the output where there is none in time."""
         wait_until(lambda: not self.running, timeout_s, f"the end of {self._command}\n{self.tail}")
@@ -88,12 +103,7 @@ class Program:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        while pids := _marked(self.mark):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.poll()
-        self._process.wait()
+        self.kill()
 
 
 def _marked(mark: str) -> list[int]:
@@ -107,6 +117,18 @@ def _marked(mark: str) -> list[int]:
             if needle in (entry / "environ").read_bytes().split(b"\0"):
                 found.append(int(entry.name))
     return found
+
+
+def listener_pid(port: int) -> int:
+    """The process that listens on a TCP port of this machine (IPv4)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    wanted = f":{port:04X}"
+    (inode,) = [row[9] for row in rows if row[1].endswith(wanted) and row[3] == _LISTEN]
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if str(descriptor.readlink()) == f"socket:[{inode}]":
+                return int(descriptor.parts[2])
+    raise AssertionError(f"nobody listens on port {port}")
 
 
 def nap_stream(*arguments: str | Path) -> list[str]:

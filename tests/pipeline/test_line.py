@@ -1,132 +1,24 @@
 """The worker's line on sources, logs and dead letters in memory, with real threads."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from nap_stream.clock import Clock, SystemClock
-from nap_stream.dead_letter.memory import MemoryDeadLetters
-from nap_stream.errors import BrokerUnavailableError, ScoredLogError
-from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import Score, ScoringStage
-from nap_stream.pipeline.tally import Tally
 from nap_stream.records import (
     DecodedImage,
-    PublishedSegment,
+    FailedImage,
+    Message,
     ScoredRecord,
     SegmentSummary,
     Status,
     TopicPartition,
     WorkerReport,
 )
-from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
-from nap_stream.scored_log.summary import summarise
-from nap_stream.settings import LogSettings, WorkerSettings
-from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.memory import MemorySource, MemoryTopic
-from tests.pipeline.test_scoring import decode, row, score
-
-FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)
-
-
-@dataclass
-class Told:
-    """A reporter that remembers."""
-
-    summaries: list[SegmentSummary] = field(default_factory=list)
-    reports: list[WorkerReport] = field(default_factory=list)
-
-    def submit(self, summary: SegmentSummary) -> None:
-        self.summaries.append(summary)
-
-    def report(self, report: WorkerReport) -> None:
-        self.reports.append(report)
-
-
-@dataclass
-class Bench:
-    """One worker's surroundings; `run` works until ``enough`` holds."""
-
-    topic: MemoryTopic
-    store: MemoryStore = field(default_factory=MemoryStore)
-    letters: MemoryDeadLetters = field(default_factory=MemoryDeadLetters)
-    told: Told = field(default_factory=Told)
-    segment_max_rows: int = 10
-    segment_max_age_s: float = 0.05
-    max_in_hand_images: int = 100
-    score: Score = score
-    sources: list[MemorySource] = field(default_factory=list)
-
-    def log(self, name: str = "worker-0") -> MemoryScoredLog:
-        return MemoryScoredLog(
-            self.store,
-            writer_id=name,
-            model_fingerprint="0" * 64,
-            calibration_fingerprint="1" * 64,
-            clock=SystemClock(),
-        )
-
-    def run(self, enough: Callable[[], bool]) -> None:
-        clock: Clock = SystemClock()
-        tally = Tally("worker-0", 0)
-        stage = ScoringStage(
-            decode,
-            self.score,
-            row,
-            batch_size=4,
-            linger_s=0.0,
-            decode_threads=1,
-            max_decoded_images=100,
-            clock=clock,
-            observe=tally.observe,
-        )
-
-        def open_source(listener: PartitionListener) -> Source:
-            self.sources.append(MemorySource(self.topic, listener, clock=clock))
-            return self.sources[-1]
-
-        def summary(
-            segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
-        ) -> SegmentSummary:
-            return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)
-
-        line = WorkerLine(
-            open_source,
-            stage=stage,
-            log=self.log(),
-            dead_letters=self.letters,
-            reporter=self.told,
-            summarise=summary,
-            log_settings=LogSettings(
-                root=Path("unused"),
-                segment_max_rows=self.segment_max_rows,
-                segment_max_age_s=self.segment_max_age_s,
-            ),
-            worker_settings=WorkerSettings(
-                max_in_hand_images=self.max_in_hand_images, revoke_deadline_s=5
-            ),
-            clock=clock,
-            tally=tally,
-        )
-        end = clock.monotonic() + 20
-
-        def should_stop() -> bool:
-            assert clock.monotonic() < end, "the line did not get there"
-            return enough()
-
-        try:
-            line.run(should_stop, 10)
-        finally:
-            stage.close()
-
-    def offsets(self, partition: TopicPartition = FIRST) -> list[tuple[int, int]]:
-        """(offset, index) of all rows that are in the log."""
-        table = self.store.table(partition)
-        return list(
-            zip(table.column("offset").to_pylist(), table.column("index").to_pylist(), strict=True)
-        )
+from tests.pipeline.bench import FIRST, SECOND, Bench, Told
+from tests.pipeline.test_scoring import score
 
 
 @pytest.fixture
@@ -197,17 +89,6 @@ def test_bad_rows_go_to_the_dead_letters_before_their_segment(bench: Bench) -> N
     assert bench.offsets() == [(0, 0), (0, 1), (0, 2), (1, 0)]
     statuses = bench.store.table(FIRST).column("status").to_pylist()
     assert statuses == ["ok", "corrupt", "ok", "corrupt"]
-
-
-def test_nothing_is_published_while_dead_letters_cannot_be_delivered(bench: Bench) -> None:
-    bench.topic.append(FIRST, b"b")
-    bench.letters.available = False
-
-    with pytest.raises(BrokerUnavailableError):
-        bench.run(lambda: False)
-
-    assert bench.store.segments(FIRST) == ()
-    assert bench.topic.committed == {}
 
 
 def test_the_loser_of_a_race_drops_its_rows_and_goes_on_from_the_winners_end(
@@ -333,17 +214,44 @@ def test_an_error_while_scoring_ends_the_line_and_publishes_nothing_more(bench: 
     assert bench.store.segments(FIRST) == ()
 
 
-def test_an_error_of_the_log_ends_the_line(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_while_decoding_ends_the_line_and_publishes_nothing_more(bench: Bench) -> None:
     bench.topic.append(FIRST, b"g")
 
-    def full(*_args: object, **_kwargs: object) -> PublishedSegment:
-        raise ScoredLogError("no space left on device")
+    def fail(_message: Message) -> list[DecodedImage | FailedImage]:
+        raise RuntimeError("a defect in the decoder")
 
-    monkeypatch.setattr(MemoryScoredLog, "publish", full)
-    with pytest.raises(ScoredLogError, match="no space left"):
+    bench.decode = fail
+    with pytest.raises(RuntimeError, match="a defect in the decoder"):
         bench.run(lambda: False)
 
-    assert bench.topic.committed == {}
+    assert bench.store.segments(FIRST) == ()
+
+
+def test_a_score_thread_that_hangs_shows_as_no_progress_and_as_nothing_waited_for(
+    bench: Bench,
+) -> None:
+    """What the driver replaces a worker for."""
+    for _ in range(5):
+        bench.topic.append(FIRST, b"g")
+    go_on = threading.Event()
+
+    def hang(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        go_on.wait(20)
+        return score(images)
+
+    bench.score = hang
+
+    def reported_twice_while_hung() -> bool:
+        if len(bench.told.reports) >= 4:
+            go_on.set()
+        return bench.topic.committed.get(FIRST) == 5
+
+    bench.run(reported_twice_while_hung)
+
+    hung = bench.told.reports[2:4]
+    assert {report.work_done for report in hung} == {0}
+    assert {report.idle for report in hung} == {False}
+    assert {report.waiting_for for report in hung} == {None}
 
 
 def test_reports_say_what_was_done_and_when_there_is_nothing_to_do(bench: Bench) -> None:

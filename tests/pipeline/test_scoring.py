@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,6 +61,7 @@ def stage(
     batch_size: int = 4,
     linger_s: float = 0.0,
     max_decoded_images: int = 100,
+    max_decoded_bytes: int = 2**20,
 ) -> Iterator[ScoringStage]:
     made = ScoringStage(
         decoder,
@@ -69,6 +71,7 @@ def stage(
         linger_s=linger_s,
         decode_threads=2,
         max_decoded_images=max_decoded_images,
+        max_decoded_bytes=max_decoded_bytes,
         clock=SystemClock(),
         observe=lambda _stage, _seconds: None,
     )
@@ -145,7 +148,8 @@ def test_what_is_in_hand_is_counted_until_it_is_scored() -> None:
 
     with stage(scorer=wait_and_score) as made:
         made.submit(fetched(message(0, b"ggg")), epoch=1)
-        wait_until(lambda: made.in_hand() == (3, 3), 10, "the message to be decoded")
+        # Three images of 3 x 2 x 2 pixels instead of three bytes.
+        wait_until(lambda: made.in_hand() == (3, 36), 10, "the message to be decoded")
         assert made.has_in_hand(PARTITION)
         assert not made.wait_until_done(frozenset([PARTITION]), 0.01)
         assert made.wait_until_done(frozenset([OTHER]), 0.01)
@@ -179,6 +183,49 @@ def test_decoding_stays_near_scoring_where_messages_hold_many_images() -> None:
     assert [m.end for m in taken] == list(range(1, 51))
     # Two threads may each be at a message when the limit is reached.
     assert max(ahead) <= 20 + 2 * 10
+
+
+def test_decoding_stays_near_scoring_where_images_are_large() -> None:
+    """Each image takes 3 x 1,000 x 1,000 bytes; 10 of them may wait, and two are on the way."""
+    pixels = torch.zeros(3, 1_000, 1_000, dtype=torch.uint8)
+    decoded = scored = 0
+    ahead: list[int] = []
+
+    def large(given: Message) -> list[DecodedImage | FailedImage]:
+        nonlocal decoded
+        decoded += 1
+        return [replace(image, pixels=pixels) for image in decode(given)]  # type: ignore[arg-type]
+
+    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        nonlocal scored
+        ahead.append(decoded - scored)
+        scored += len(images)
+        return score(images)
+
+    with stage(decoder=large, scorer=measure, max_decoded_bytes=30_000_000) as made:
+        made.submit(fetched(*(message(offset, b"g") for offset in range(50))), epoch=1)
+        taken = take_all(made, 50)
+        assert made.in_hand() == (0, 0)
+
+    assert [m.end for m in taken] == list(range(1, 51))
+    assert max(ahead) <= 10 + 2
+
+
+def test_the_value_of_a_message_is_let_go_when_it_is_decoded() -> None:
+    """What then counts are the pixels, and the payloads of failed images."""
+    gate = threading.Event()
+
+    def wait_and_score(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+        gate.wait(10)
+        return score(images)
+
+    with stage(scorer=wait_and_score, batch_size=1) as made:
+        made.submit(fetched(message(0, b"gb"), message(1, b"b" * 1_000)), epoch=1)
+        # One of 3 x 2 x 2 pixels; 1,001 payloads of a byte each.
+        wait_until(lambda: made.in_hand() == (1_002, 12 + 1_001), 10, "both to be decoded")
+        gate.set()
+        take_all(made, 2)
+        assert made.in_hand() == (0, 0)
 
 
 def test_an_error_while_scoring_reaches_the_thread_that_takes() -> None:

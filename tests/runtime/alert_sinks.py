@@ -25,4 +25,4 @@ class FlakySink:
 
     @property
     def states(self) -> list[str]:
-        return [alert.event["data"]["state"] for alert in self.alerts]
+        return [alert.state for alert in self.alerts]

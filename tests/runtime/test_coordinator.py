@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from nap_stream.alert.event import alert_schema
+from nap_stream.alert.gap import gap_schema
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
@@ -213,6 +214,71 @@ def test_a_gap_in_the_log_is_counted() -> None:
         assert value(coordinator, "gaps_total") == 1
         assert value(coordinator, "gap_offsets_total") == 70
         assert coordinator.status().rows == 0
+
+
+GAP = summary(0, 200, [], end=270, gap="offsets [200, 270): retention deleted them")
+
+
+def test_a_gap_makes_an_alert_once() -> None:
+    sink = FlakySink()
+    with running(sink=sink) as coordinator:
+        coordinator.submit(summary(0, 0, CALM))
+        coordinator.submit(GAP)
+        coordinator.submit(GAP)
+        assert coordinator.status().alerts_waiting == 1
+        coordinator.tick()
+        coordinator.tick()
+        assert sink.states == ["gap"]
+        assert value(coordinator, "alerts_published_total", state="gap") == 1
+    (event,) = [alert.event for alert in sink.alerts]
+    jsonschema.validate(event, gap_schema())
+    assert event["data"]["offsets"] == 70
+
+
+def test_a_gap_that_nobody_told_of_is_found_in_the_log_and_alerted() -> None:
+    log, sink = Log(), FlakySink()
+    with running(log, sink) as coordinator:
+        coordinator.submit(summary(0, 0, CALM))
+        log.durable = [summary(0, 0, CALM), GAP]
+        coordinator.submit(summary(0, 270, CALM))
+        coordinator.tick()
+        assert sink.states == ["gap"]
+
+
+def test_gaps_of_before_the_start_are_not_alerted_again() -> None:
+    sink = FlakySink()
+    with running(Log([summary(0, 0, CALM), GAP]), sink) as coordinator:
+        coordinator.submit(GAP)
+        coordinator.tick()
+        assert sink.states == []
+        assert value(coordinator, "gaps_total") == 0
+
+
+def test_what_workers_wait_for_is_told() -> None:
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock, worker={"count": 2}) as coordinator:
+        coordinator.report(report("worker-0", waiting_for="the scored log: the disk is full"))
+        coordinator.report(report("worker-1"))
+        coordinator.tick()
+        waits = {"worker-0": "the scored log: the disk is full"}
+        assert coordinator.status().waiting_for == waits
+        assert coordinator.health().reasons == (
+            "worker-0 waits for the scored log: the disk is full",
+        )
+        assert value(coordinator, "workers_waiting") == 1
+        coordinator.report(report("worker-0", sent_at_ms=1))
+        coordinator.tick()
+        assert coordinator.status().waiting_for == {}
+        assert coordinator.health().reasons == ()
+        assert value(coordinator, "workers_waiting") == 0
+
+
+def test_what_a_worker_waited_for_that_is_gone_is_not_told() -> None:
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock) as coordinator:
+        coordinator.report(report("worker-0", waiting_for="the broker"))
+        clock.advance(31)
+        assert coordinator.status().waiting_for == {}
 
 
 def test_rebuild_says_nothing_and_goes_on() -> None:

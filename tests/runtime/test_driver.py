@@ -262,6 +262,60 @@ def test_a_worker_that_stays_wedged_is_given_up_in_the_end() -> None:
     assert all(worker.killed for worker in cluster.workers)
 
 
+WAITING = "the scored log: the disk is full"
+
+
+def test_a_worker_that_says_what_it_waits_for_is_left_alone() -> None:
+    waiting = report(work_done=7, waiting_for=WAITING)
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], lambda now: status(_sent(waiting, now)))
+
+    run(cluster, stop_at=500)
+
+    assert len(cluster.started) == 1
+    assert not cluster.workers[0].killed
+
+
+def test_time_waited_does_not_count_and_time_wedged_before_and_after_does() -> None:
+    """20 s without progress, 100 s of waiting, and then 30 s - 20 s more are enough."""
+
+    def view(now: float) -> CoordinatorStatus:
+        waits = 20 < now <= 120
+        wedged = report(work_done=7, waiting_for=WAITING if waits else None)
+        return status(_sent(wedged, int(now)))
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], view)
+
+    run(cluster, stop_at=140)
+
+    assert cluster.workers[0].killed
+    restarted_at = cluster.started[1][2]
+    assert 130 <= restarted_at <= 135
+
+
+def test_a_worker_whose_last_words_were_that_it_waits_is_replaced_when_it_falls_silent() -> None:
+    """A thread that polls and hangs sends no reports."""
+    hung = report(work_done=7, waiting_for=WAITING, sent_at_ms=1)
+    cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], lambda _now: status(hung))
+
+    run(cluster, stop_at=40)
+
+    assert cluster.workers[0].killed
+
+
+def test_a_worker_that_waits_is_not_idle() -> None:
+    def view(now: float) -> CoordinatorStatus:
+        waits = now < 50
+        told = report(idle=not waits, waiting_for="the broker" if waits else None)
+        return status(_sent(told, now))
+
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], view)
+
+    result = run(cluster, RunLimits(partitions=1, until_idle_s=5))
+
+    assert result.ending is Ending.IDLE
+    assert cluster.clock.monotonic() >= 55
+
+
 def test_a_worker_that_falls_silent_is_replaced() -> None:
     silent = report(idle=True, sent_at_ms=0)
     cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()], lambda _now: status(silent))

@@ -12,8 +12,8 @@ from tests.runtime.alert_sinks import FlakySink
 
 
 def alert(number: int) -> AlertEvent:
-    data = {"state": "firing" if number % 2 == 0 else "resolved", "fraction": 0.5}
-    return AlertEvent("monitor", {"id": str(number), "data": data})
+    state = "firing" if number % 2 == 0 else "resolved"
+    return AlertEvent("monitor", {"id": str(number), "type": f"io.nap-stream.drift.{state}"})
 
 
 def ids(sink: FlakySink) -> list[str]:
@@ -91,6 +91,26 @@ def test_what_was_never_delivered_is_in_the_log() -> None:
         outbox.close()
     assert [(entry["event"], entry["event_tree"]["id"]) for entry in logs] == [("alert_lost", "0")]
     assert sink.closed == 1
+
+
+def test_alerts_that_pile_up_are_said_each_time_that_they_have_doubled() -> None:
+    sink, clock = FlakySink(failures=1), ManualClock()
+    outbox = AlertOutbox(sink, Metrics("1"), clock)
+
+    def pile_up(count: int) -> list[int]:
+        with capture_logs() as logs:
+            for number in range(count):
+                outbox.put(alert(number))
+                outbox.deliver()
+        return [entry["waiting"] for entry in logs if entry["event"] == "alerts_pile_up"]
+
+    assert pile_up(50) == [10, 20, 40]
+    clock.advance(1)
+    outbox.deliver()
+    assert len(sink.alerts) == 50
+    sink.failures = 1
+    clock.advance(1)
+    assert pile_up(12) == [10]
 
 
 @pytest.mark.timeout(30)

@@ -38,6 +38,18 @@ def test_line_tells_what_needs_attention() -> None:
         assert part in line
 
 
+def test_line_tells_what_workers_wait_for_in_yellow() -> None:
+    waiting = {"worker-1": "the broker", "worker-0": "the scored log: the disk is full"}
+    text = status_text(replace(BUSY, waiting_for=waiting))
+
+    assert "waiting: worker-0: the scored log: the disk is full (and 1 more)" in text.plain
+    styles = {
+        str(span.style) for span in text.spans if "waiting" in text.plain[span.start : span.end]
+    }
+    assert styles == {"yellow"}
+    assert "waiting" not in status_text(BUSY).plain
+
+
 def test_line_tells_how_full_the_window_is_while_there_is_no_verdict() -> None:
     line = status_text(replace(status(), window_records=40, window_size=1_000)).plain
 

@@ -33,6 +33,30 @@ def test_an_incarnation_starts_from_zero() -> None:
     assert table.reports()["worker-0"].incarnation == 1
 
 
+def test_disagreements_are_counted_by_kind_and_once() -> None:
+    metrics = Metrics("1")
+    table = WorkerTable(metrics)
+    for sent_at_ms in (1, 2):
+        table.take(report(sent_at_ms=sent_at_ms, offsets_ahead=1, offsets_behind=2), 1.0)
+    table.take(report("worker-1", offsets_missing=3), 1.0)
+
+    value = metrics.registry.get_sample_value
+    counted = {
+        kind: value("nap_stream_offset_disagreements_total", {"kind": kind})
+        for kind in ("ahead", "behind", "missing")
+    }
+    assert counted == {"ahead": 1, "behind": 2, "missing": 3}
+
+
+def test_only_workers_that_were_heard_lately_wait() -> None:
+    table = WorkerTable(Metrics("1"))
+    table.take(report("worker-0", waiting_for="the broker"), 1.0)
+    table.take(report("worker-1", waiting_for="the scored log"), 8.0)
+    table.take(report("worker-2"), 8.0)
+
+    assert table.waiting(5.0, 10.0) == {"worker-1": "the scored log"}
+
+
 def test_memory_does_not_grow_with_restarts() -> None:
     table = WorkerTable(Metrics("1"))
     for incarnation in range(100):

@@ -10,10 +10,22 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, to_metadata
+from nap_stream.scored_log.digest import rows_sha256
+from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.layout import segment_path
 from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.merged import merged_footer
+from nap_stream.scored_log.metadata import to_metadata
 from nap_stream.scored_log.schema import to_table
+from nap_stream.scored_log.segment import (
+    count_scored,
+    decode_footer,
+    encode_segment,
+    event_time_range,
+)
+from nap_stream.scored_log.store import SegmentStore
 from nap_stream.scored_log.versions import SCHEMAS
 
 CARS = TopicPartition("cars", 0)
@@ -111,17 +123,68 @@ def chain(
     return paths
 
 
-def encode_version_1(footer: SegmentFooter, records: Sequence[ScoredRecord]) -> bytes:
-    """The records as a segment of version 1, by today's writer."""
+def encode_old_version(
+    footer: SegmentFooter, records: Sequence[ScoredRecord], version: int = 1
+) -> bytes:
+    """The records as a segment of version 1 or 2, by today's writer."""
     table = to_table(
         records,
         model_fingerprint=footer.model_fingerprint,
         calibration_fingerprint=footer.calibration_fingerprint,
     )
-    metadata = to_metadata(dataclasses.replace(footer, schema_version=1))
+    old = dataclasses.replace(footer, schema_version=version, rows_sha256=None, topic_id=None)
     sink = pa.BufferOutputStream()
-    pq.write_table(table.select(SCHEMAS[1].names).replace_schema_metadata(metadata), sink)
+    pq.write_table(
+        table.select(SCHEMAS[version].names).replace_schema_metadata(to_metadata(old)), sink
+    )
     return bytes(sink.getvalue())
+
+
+def publish_old_version(
+    root: Path,
+    end_offset: int,
+    records: Sequence[ScoredRecord],
+    version: int,
+    partition: TopicPartition = CARS,
+) -> str:
+    """Go on with a chain as the writer of version 1 or 2 did; give the segment's path."""
+    position = local_log(root).end(partition)
+    assert position is not None
+    low, high = event_time_range(records)
+    footer = SegmentFooter(
+        partition=partition,
+        base_offset=position.offset,
+        end_offset=end_offset,
+        model_fingerprint=MODEL,
+        calibration_fingerprint=CALIBRATION,
+        rows=len(records),
+        scored_rows=count_scored(records),
+        min_event_time_ms=low,
+        max_event_time_ms=high,
+        writer_id="old",
+        created_time_ms=NOON_MS,
+        previous_sha256=position.previous_sha256,
+        rows_sha256=None,
+        schema_version=version,
+    )
+    path = segment_path(partition, position.offset)
+    assert LocalStore(root).create(path, encode_old_version(footer, records, version))
+    return path
+
+
+def merged_segments(store: SegmentStore, paths: Sequence[str]) -> bytes:
+    """The file that a compaction of these segments makes."""
+    contents = [store.read(path) or b"" for path in paths]
+    footers = [decode_footer(pa.BufferReader(content), "") for content in contents]
+    tables = [pq.read_table(pa.BufferReader(content)) for content in contents]
+    rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    footer = merged_footer(
+        footers,
+        rows_sha256=rows_sha256(rows),
+        writer_id="compactor",
+        created_time_ms=NOON_MS + 86_400_000,
+    )
+    return encode_segment(footer, rows)
 
 
 _texts = st.text(st.characters(), max_size=20)

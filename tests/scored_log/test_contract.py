@@ -1,5 +1,6 @@
 """What every scored log must do, over every implementation."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,4 +126,35 @@ def test_every_status_can_be_published(writer: Writers) -> None:
     bad = [status for status in Status if status is not Status.OK]
     records = [failed(origin(n), status) for n, status in enumerate(bad)]
     published = log.publish(CARS, log.begin(CARS, 0), 50, records)
-    assert log.end(CARS) == ChainPosition(50, published.position.previous_sha256)
+    assert log.end(CARS) == ChainPosition(50, published.position.previous_sha256, 0)
+
+
+def test_a_hint_changes_nothing_but_the_listing(writer: Writers) -> None:
+    log = writer("a")
+    position = log.begin(CARS, 30_000)
+    for end in (30_001, 45_000, 45_001):
+        position = log.publish(CARS, position, end, []).position
+    for hint in (0, 30_000, 45_000, 45_001, 55_002, 20_000_000, 2**63 - 1):
+        assert log.end(CARS, hint) == position
+    assert log.end(TopicPartition("cars", 1), 7) is None
+
+
+def test_a_chain_knows_its_topic_id(writer: Writers) -> None:
+    log = writer("a")
+    position = log.begin(CARS, 0, "dGhlIHRvcGlj")
+    assert position.topic_id == "dGhlIHRvcGlj"
+    assert writer("b").begin(CARS, 0, "another") == position
+    published = log.publish(CARS, position, 3, [])
+    assert published.position.topic_id == "dGhlIHRvcGlj"
+    assert writer("b").end(CARS) == published.position
+
+
+def test_a_chain_without_a_topic_id_can_be_told_one(writer: Writers) -> None:
+    log = writer("a")
+    position = log.publish(CARS, log.begin(CARS, 0), 3, []).position
+    assert position.topic_id is None
+    told = dataclasses.replace(position, topic_id="dGhlIHRvcGlj")
+    log.publish(CARS, told, 5, [])
+    end = writer("b").end(CARS)
+    assert end is not None
+    assert (end.offset, end.topic_id) == (5, "dGhlIHRvcGlj")

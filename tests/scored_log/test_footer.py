@@ -1,10 +1,14 @@
+import dataclasses
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, from_metadata, to_metadata
+from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
+from nap_stream.scored_log.metadata import from_metadata, to_metadata
 
 FOOTER = SegmentFooter(
     partition=TopicPartition("cars", 3),
@@ -19,9 +23,12 @@ FOOTER = SegmentFooter(
     writer_id="worker-0",
     created_time_ms=99,
     previous_sha256="0a" * 32,
+    rows_sha256="1b" * 32,
+    topic_id="dGhlIHRvcGlj",
 )
 
 _text = st.text(st.characters(exclude_categories=["Cs"]))
+_digests = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 _ranges = st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=2, unique=True).map(sorted)
 
 
@@ -42,8 +49,10 @@ def footers(draw: st.DrawFn) -> SegmentFooter:
         high if rows else None,
         draw(_text),
         draw(st.integers(0, 2**53)),
-        draw(st.from_regex(r"[0-9a-f]{64}", fullmatch=True)),
+        draw(_digests),
+        draw(_digests),
         None if rows else draw(st.none() | _text),
+        draw(st.none() | _text),
     )
 
 
@@ -67,12 +76,15 @@ def test_round_trip(footer: SegmentFooter) -> None:
         ("end_offset", b"10", "not an offset range"),
         ("base_offset", b"-1", "not an offset range"),
         ("previous_sha256", b"0A" * 32, "not a SHA-256"),
+        ("rows_sha256", b"0A" * 32, "not a SHA-256"),
+        ("rows_sha256", None, r"missing keys \['rows_sha256'\]"),
         ("max_event_time_ms", b"-6", "run backwards"),
         ("max_event_time_ms", None, "event times"),
         ("gap", b"retention", "a declared gap with 4 rows"),
-        ("schema_version", b"3", "schema version '3'; this program reads 1 and 2"),
-        ("schema_version", b"0", "schema version '0'; this program reads 1 and 2"),
-        ("schema_version", b"02", "schema version '02'; this program reads 1 and 2"),
+        ("schema_version", b"4", "schema version '4'; this program reads 1, 2, 3"),
+        ("schema_version", b"0", "schema version '0'; this program reads 1, 2, 3"),
+        ("schema_version", b"03", "schema version '03'; this program reads 1, 2, 3"),
+        ("schema_version", b"2", r"unknown keys \['rows_sha256', 'topic_id'\]"),
         ("schema_version", b"\xff", "decode"),
         ("schema_version", None, "nap-stream has not written this file"),
         ("writer_id", None, r"missing keys \['writer_id'\]"),
@@ -90,6 +102,37 @@ def test_a_footer_that_is_wrong_is_refused_by_file_and_reason(
     with pytest.raises(ChainBrokenError, match=problem) as caught:
         from_metadata(metadata, "topic=cars/x.parquet")
     assert caught.value.where == "topic=cars/x.parquet"
+
+
+def test_the_digest_of_a_segment_is_that_of_its_keys_and_values_as_json() -> None:
+    text = (
+        '{"base_offset":"10","calibration_fingerprint":"c","created_time_ms":"99",'
+        '"end_offset":"15","max_event_time_ms":"7","min_event_time_ms":"-5",'
+        '"model_fingerprint":"m","partition":"3",'
+        f'"previous_sha256":"{"0a" * 32}","rows":"4","rows_sha256":"{"1b" * 32}",'
+        '"schema_version":"3","scored_rows":"3","topic":"cars",'
+        '"topic_id":"dGhlIHRvcGlj","writer_id":"worker-0"}'
+    )
+    assert segment_sha256(FOOTER) == hashlib.sha256(text.encode()).hexdigest()
+
+
+@given(one=footers(), other=footers())
+def test_different_footers_have_different_digests(one: SegmentFooter, other: SegmentFooter) -> None:
+    assert (segment_sha256(one) == segment_sha256(other)) == (one == other)
+
+
+def test_older_segments_and_compacted_files_have_no_digest_of_their_own() -> None:
+    old = dataclasses.replace(FOOTER, schema_version=2, rows_sha256=None, topic_id=None)
+    for footer in (old, dataclasses.replace(FOOTER, merged=(FOOTER,))):
+        with pytest.raises(ValueError, match="no segment that has a digest by itself"):
+            segment_sha256(footer)
+
+
+def test_a_version_and_its_digest_belong_together() -> None:
+    with pytest.raises(ValueError, match="in version 2"):
+        dataclasses.replace(FOOTER, schema_version=2)
+    with pytest.raises(ValueError, match="rows_sha256 None in version 3"):
+        dataclasses.replace(FOOTER, rows_sha256=None)
 
 
 def test_no_metadata_at_all_is_refused() -> None:

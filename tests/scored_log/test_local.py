@@ -8,14 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import ChainBrokenError, LogRootError, ScoredLogError, SegmentConflictError
+from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log import local_store
+from nap_stream.scored_log.file_operations import PosixOperations
 from nap_stream.scored_log.layout import temporary_name
-from nap_stream.scored_log.local import LEFTOVER_AGE_MS, check_writable
+from nap_stream.scored_log.local import LEFTOVER_AGE_MS
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.reader import read_footer
+from nap_stream.scored_log.stores import check_store, check_writable
 from nap_stream.scored_log.verify import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, local_log, origin, scored
+from tests.scored_log.failing_operations import FailingOperations
 from tests.scored_log.racing import race
 
 FOLDER = "topic=cars/partition=0"
@@ -32,11 +35,11 @@ def test_two_processes_race_for_every_segment_and_one_wins_each(tmp_path: Path) 
         )
         won = {"a": a.result(120), "b": b.result(120)}
     assert sorted(won["a"] + won["b"]) == list(range(rounds))
-    report = verify(tmp_path, deep=True)
+    report = verify(LocalStore(tmp_path), deep=True)
     assert report.clean, report.defects
     assert (report.segments, report.rows) == (rounds, rounds)
     for base in range(rounds):
-        winner = read_footer(tmp_path, f"{FOLDER}/{base:020d}.parquet").writer_id
+        winner = read_footer(LocalStore(tmp_path), f"{FOLDER}/{base:020d}.parquet").writer_id
         assert base in won[winner]
 
 
@@ -67,95 +70,11 @@ def test_a_temporary_file_of_a_crash_does_no_harm_and_goes_when_it_is_old(tmp_pa
     position = log.end(CARS)
     assert position is not None
     assert leftover.exists()
-    assert verify(tmp_path).clean
+    assert verify(LocalStore(tmp_path)).clean
     clock.advance(0.001)
     assert log.end(CARS) == position
     assert not leftover.exists()
     assert log.publish(CARS, position, 5, []).base_offset == 3
-
-
-def test_a_crash_before_the_link_leaves_the_base_offset_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = local_log(tmp_path)
-    position = log.begin(CARS, 0)
-
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "link", die)
-        with pytest.raises(KeyboardInterrupt):
-            log.publish(CARS, position, 3, [scored(origin(0))])
-    assert log.end(CARS) == position
-    log.publish(CARS, position, 3, [scored(origin(0))])
-    assert verify(tmp_path).clean
-
-
-def test_a_lost_answer_to_a_link_that_was_made_is_no_conflict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = local_log(tmp_path)
-    position = log.begin(CARS, 0)
-    link = os.link
-
-    def lose_the_answer(source: Path, target: Path) -> None:
-        link(source, target)
-        raise FileExistsError(errno.EEXIST, "File exists")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "link", lose_the_answer)
-        published = log.publish(CARS, position, 3, [scored(origin(0))])
-    assert log.end(CARS) == published.position
-
-
-@pytest.mark.parametrize(
-    ("number", "kind", "message"),
-    [
-        (errno.ENOSPC, ScoredLogError, "the disk is full.*Free space"),
-        (errno.EROFS, LogRootError, "no permission"),
-        (errno.EIO, ScoredLogError, "the file system failed.*Check the disk"),
-    ],
-)
-def test_a_failing_disk_is_a_typed_error_and_publishes_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
-    kind: type[ScoredLogError],
-    message: str,
-) -> None:
-    log = local_log(tmp_path)
-    position = log.begin(CARS, 0)
-
-    def fail(_: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", fail)
-        with pytest.raises(kind, match=message):
-            log.publish(CARS, position, 3, [scored(origin(0))])
-    assert log.end(CARS) == position
-    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["_genesis.json"]
-
-
-def test_publishing_again_after_a_failure_that_came_too_late_is_a_conflict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = local_log(tmp_path)
-    position = log.begin(CARS, 0)
-
-    def fail(_: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(local_store, "_fsync_folder", fail)
-        with pytest.raises(ScoredLogError, match="the file system failed"):
-            log.publish(CARS, position, 3, [scored(origin(0))])
-    with pytest.raises(SegmentConflictError):
-        log.publish(CARS, position, 3, [scored(origin(0))])
-    end = log.end(CARS)
-    assert end is not None
-    assert end.offset == 3
 
 
 def test_a_root_below_a_regular_file_is_refused(tmp_path: Path) -> None:
@@ -184,28 +103,25 @@ def test_a_read_only_file_system_is_refused() -> None:
 
 def test_a_writable_root_is_made_and_left_empty(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "log")
-    local_log(tmp_path / "a" / "log").check_writable()
+
     assert list((tmp_path / "a" / "log").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_file_system_without_hard_links_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "link", refuse)
+def test_a_file_system_without_hard_links_is_refused(tmp_path: Path, number: int) -> None:
+    disk = FailingOperations()
+    disk.fail("link", number)
     with pytest.raises(LogRootError, match=r"makes no hard links.*NFSv4"):
-        check_writable(tmp_path)
+        check_store(LocalStore(tmp_path, disk))
 
 
-def test_a_file_system_whose_link_replaces_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "link", os.replace)
-    with pytest.raises(LogRootError, match="does not create files exclusively"):
-        check_writable(tmp_path)
+def test_a_file_system_whose_link_replaces_is_refused(tmp_path: Path) -> None:
+    class Replacing(PosixOperations):
+        def link(self, temporary: Path, final: Path) -> None:
+            temporary.replace(final)
+
+    with pytest.raises(LogRootError, match="not created exclusively"):
+        check_store(LocalStore(tmp_path, Replacing()))
 
 
 def test_a_chain_without_its_marker_is_broken(tmp_path: Path) -> None:
@@ -241,4 +157,4 @@ def test_a_marker_after_the_segments_is_named(tmp_path: Path) -> None:
 def test_files_say_when_they_were_made(tmp_path: Path) -> None:
     log = local_log(tmp_path, clock=ManualClock(NOON_MS + 77))
     published = log.publish(CARS, log.begin(CARS, 0), 1, [])
-    assert read_footer(tmp_path, published.path).created_time_ms == NOON_MS + 77
+    assert read_footer(LocalStore(tmp_path), published.path).created_time_ms == NOON_MS + 77

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.output import OutputFormat, bytes_as_text, write_batches, write_result
 from nap_stream.scored_log.query import SCAN_SCHEMA, GroupBy, Query, aggregate, run_query, scan
 from tests.scored_log.builders import chain, failed, origin, scored
@@ -44,7 +45,7 @@ def _written(table: pa.Table, output_format: OutputFormat, limit: int | None = N
 
 
 def test_json_lines(root: Path) -> None:
-    text = _written(run_query(root, Query()), OutputFormat.JSON).decode()
+    text = _written(run_query(LocalStore(root), Query()), OutputFormat.JSON).decode()
     rows = [json.loads(line) for line in text.splitlines()]
     assert [list(row) for row in rows] == [SCAN_SCHEMA.names] * 3
     assert rows[0]["key"] == "base64:/wA="
@@ -61,7 +62,7 @@ def test_json_has_no_literals_that_are_not_json() -> None:
 
 
 def test_csv(root: Path) -> None:
-    text = _written(run_query(root, Query()), OutputFormat.CSV).decode()
+    text = _written(run_query(LocalStore(root), Query()), OutputFormat.CSV).decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert list(rows[0]) == SCAN_SCHEMA.names
     assert (rows[0]["key"], rows[0]["is_ood"], rows[0]["ood_p_value"]) == (
@@ -74,12 +75,12 @@ def test_csv(root: Path) -> None:
 
 
 def test_parquet(root: Path) -> None:
-    table = run_query(root, Query())
+    table = run_query(LocalStore(root), Query())
     assert pq.read_table(pa.BufferReader(_written(table, OutputFormat.PARQUET))).equals(table)
 
 
 def test_parquet_into_a_pipe(root: Path) -> None:
-    table = run_query(root, Query())
+    table = run_query(LocalStore(root), Query())
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source:
         with os.fdopen(writing, "wb") as sink:
@@ -88,7 +89,7 @@ def test_parquet_into_a_pipe(root: Path) -> None:
 
 
 def test_a_table_shows_hostile_text_as_escapes(root: Path) -> None:
-    text = _written(run_query(root, Query()), OutputFormat.TABLE).decode()
+    text = _written(run_query(LocalStore(root), Query()), OutputFormat.TABLE).decode()
     assert all(c.isprintable() or c == "\n" for c in text)
     assert text.count(r"[bold red]x[/] \x1b[31m\x07 \u202e \x9b2J\n") == 2
     assert "ood_p_value" in text
@@ -97,7 +98,7 @@ def test_a_table_shows_hostile_text_as_escapes(root: Path) -> None:
 
 def test_a_table_shows_the_base_scores_that_some_row_has(root: Path, tmp_path: Path) -> None:
     def header(where: Path) -> list[str]:
-        text = _written(run_query(where, Query()), OutputFormat.TABLE).decode()
+        text = _written(run_query(LocalStore(where), Query()), OutputFormat.TABLE).decode()
         return text.splitlines()[0].replace("┃", " ").split()
 
     without = header(root)
@@ -108,7 +109,7 @@ def test_a_table_shows_the_base_scores_that_some_row_has(root: Path, tmp_path: P
 
 
 def test_a_table_that_is_cut_says_so(root: Path) -> None:
-    table = run_query(root, Query())
+    table = run_query(LocalStore(root), Query())
     assert "there are more" not in _written(table, OutputFormat.TABLE, 3).decode()
     cut = _written(table, OutputFormat.TABLE, 1).decode()
     assert cut.endswith("Only the first 1 rows are shown; there are more.\n")
@@ -116,7 +117,7 @@ def test_a_table_that_is_cut_says_so(root: Path) -> None:
 
 
 def test_counts_are_shown_whole(root: Path) -> None:
-    counts = aggregate(root, Query(), GroupBy.CLASS)
+    counts = aggregate(LocalStore(root), Query(), GroupBy.CLASS)
     text = _written(counts, OutputFormat.TABLE).decode()
     assert text.splitlines()[0].replace("┃", " ").split() == [
         "class_id", "class_name", "rows", "scored", "ood", "ood_fraction",
@@ -125,8 +126,8 @@ def test_counts_are_shown_whole(root: Path) -> None:
 
 @pytest.mark.parametrize("output_format", [OutputFormat.JSON, OutputFormat.CSV])
 def test_a_limit_cuts_text(root: Path, output_format: OutputFormat) -> None:
-    cut = _written(run_query(root, Query()), output_format, 1)
-    assert cut == _written(run_query(root, Query(), limit=1), output_format)
+    cut = _written(run_query(LocalStore(root), Query()), output_format, 1)
+    assert cut == _written(run_query(LocalStore(root), Query(), limit=1), output_format)
 
 
 @pytest.mark.parametrize("output_format", list(OutputFormat))
@@ -134,11 +135,11 @@ def test_batches_as_they_come_are_the_same_as_a_table(
     root: Path, output_format: OutputFormat
 ) -> None:
     output = io.BytesIO()
-    write_batches(SCAN_SCHEMA, scan(root, Query()), output_format, output)
+    write_batches(SCAN_SCHEMA, scan(LocalStore(root), Query()), output_format, output)
     if output_format is OutputFormat.PARQUET:
         assert pq.read_table(pa.BufferReader(output.getvalue())).num_rows == 3
     else:
-        assert output.getvalue() == _written(run_query(root, Query()), output_format)
+        assert output.getvalue() == _written(run_query(LocalStore(root), Query()), output_format)
 
 
 @pytest.mark.parametrize("output_format", list(OutputFormat))

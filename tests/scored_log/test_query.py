@@ -6,6 +6,7 @@ import pytest
 
 from nap_stream.errors import LogRootError
 from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import SCAN_SCHEMA, GroupBy, Query, aggregate, run_query
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, origin, scored
 
@@ -40,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _rows(root: Path, by: GroupBy, query: Query | None = None) -> list[tuple[Any, ...]]:
-    table = aggregate(root, query or Query(), by)
+    table = aggregate(LocalStore(root), query or Query(), by)
     assert table.column_names[-4:] == ["rows", "scored", "ood", "ood_fraction"]
     return [tuple(row.values()) for row in table.to_pylist()]
 
@@ -75,27 +76,27 @@ def test_counts_by_partition_of_filtered_rows(root: Path) -> None:
 
 @pytest.mark.parametrize("by", list(GroupBy))
 def test_counts_of_nothing_have_the_same_columns(root: Path, by: GroupBy) -> None:
-    nothing = aggregate(root, Query(topic="dogs"), by)
+    nothing = aggregate(LocalStore(root), Query(topic="dogs"), by)
     assert nothing.num_rows == 0
-    assert nothing.schema.equals(aggregate(root, Query(), by).schema)
+    assert nothing.schema.equals(aggregate(LocalStore(root), Query(), by).schema)
 
 
 def test_rows_come_in_order_and_a_limit_stops(root: Path) -> None:
-    whole = run_query(root, Query())
+    whole = run_query(LocalStore(root), Query())
     assert whole.schema.equals(SCAN_SCHEMA)
     assert whole.column("partition").to_pylist() == [0, 0, 0, 0, 1]
     assert whole.column("offset").to_pylist() == [0, 1, 2, 3, 0]
     for limit in range(7):
-        assert run_query(root, Query(), limit=limit).equals(whole.slice(0, limit))
+        assert run_query(LocalStore(root), Query(), limit=limit).equals(whole.slice(0, limit))
 
 
 def test_no_log_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LogRootError):
-        run_query(tmp_path / "none", Query())
+        run_query(LocalStore(tmp_path / "none"), Query())
     with pytest.raises(LogRootError):
-        aggregate(tmp_path / "none", Query(), GroupBy.HOUR)
+        aggregate(LocalStore(tmp_path / "none"), Query(), GroupBy.HOUR)
 
 
 def test_an_empty_log_is_no_rows(tmp_path: Path) -> None:
-    assert run_query(tmp_path, Query()).num_rows == 0
-    assert run_query(tmp_path, Query(topic=CARS.topic)).schema.equals(SCAN_SCHEMA)
+    assert run_query(LocalStore(tmp_path), Query()).num_rows == 0
+    assert run_query(LocalStore(tmp_path), Query(topic=CARS.topic)).schema.equals(SCAN_SCHEMA)

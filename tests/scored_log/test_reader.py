@@ -10,7 +10,8 @@ from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log import reader
 from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
-from nap_stream.scored_log.layout import segment_path, temporary_name
+from nap_stream.scored_log.layout import segment_name, segment_path, temporary_name
+from nap_stream.scored_log.local_store import LocalStore
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, local_log, origin, scored
 
 OTHER = TopicPartition("cars", 10)
@@ -40,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _found(root: Path, query: Query) -> list[tuple[str, int, int, int]]:
-    batches = list(reader.scan(root, query, ["topic", "partition", "offset", "index"]))
+    batches = list(reader.scan(LocalStore(root), query, ["topic", "partition", "offset", "index"]))
     rows = [row for batch in batches for row in batch.to_pylist()]
     return [(row["topic"], row["partition"], row["offset"], row["index"]) for row in rows]
 
@@ -79,7 +80,7 @@ def test_filters(root: Path, query: Query, expected: list[tuple[str, int, int, i
 
 
 def test_a_scan_has_topic_and_partition_once_and_then_the_files_columns(root: Path) -> None:
-    batch = next(reader.scan(root, Query()))
+    batch = next(reader.scan(LocalStore(root), Query()))
     assert batch.schema.equals(SCAN_SCHEMA)
     assert len(set(batch.schema.names)) == len(batch.schema.names) == 31
 
@@ -129,56 +130,72 @@ def test_readers_beside_a_writer_see_a_prefix_of_its_chain(tmp_path: Path) -> No
     assert not failures
 
 
-def test_a_listing_that_missed_a_segment_is_made_whole(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+class _Listings(LocalStore):
+    """A store whose listings of a chain are given, then true."""
+
+    def __init__(self, root: Path, listings: list[list[int]]) -> None:
+        super().__init__(root)
+        self._listings = listings
+
+    def names(self, folder: str, first: str = "") -> list[str]:
+        if not folder.endswith("partition=0") or not self._listings:
+            return super().names(folder, first)
+        return [name for base in self._listings.pop(0) if (name := segment_name(base)) >= first]
+
+
+def test_a_listing_that_missed_a_segment_is_made_whole(root: Path) -> None:
+    store = _Listings(root, [[9, 0], [3, 9, 12, 0]])
+    assert reader.segments(store, CARS) == tuple(segment_path(CARS, base) for base in (0, 3, 9))
+
+
+@pytest.mark.parametrize("listings", [[[9, 0]], [[9, 3]], [[9]], [[9, 0], [9, 0, 3]]])
+def test_a_scan_makes_a_listing_whole_that_missed_a_segment(
+    root: Path, listings: list[list[int]]
 ) -> None:
-    whole = [f"{base:020d}.parquet" for base in (0, 3, 9)]
-    listings = iter([[whole[2], whole[0]], [whole[1], whole[2], f"{12:020d}.parquet", whole[0]]])
-    monkeypatch.setattr(reader, "names_in", lambda _: next(listings))
-    assert reader.segments(root, CARS) == tuple(segment_path(CARS, base) for base in (0, 3, 9))
+    found = list(reader.scan(_Listings(root, listings), Query(topic="cars", partitions=(0,))))
+    assert [o for batch in found for o in batch.column("offset").to_pylist()] == [0, 2, 9, 9]
 
 
 def test_partitions_are_found_in_order(root: Path) -> None:
     (root / "topic=cars" / "notes").mkdir()
     (root / "topic=cars" / "partition=x").mkdir()
     (root / "README").write_text("")
-    assert reader.partitions(root) == (DIGITS, CARS, OTHER)
-    assert reader.partitions(root, "cars") == (CARS, OTHER)
-    assert reader.partitions(root, "dogs") == ()
+    assert reader.partitions(LocalStore(root)) == (DIGITS, CARS, OTHER)
+    assert reader.partitions(LocalStore(root), "cars") == (CARS, OTHER)
+    assert reader.partitions(LocalStore(root), "dogs") == ()
 
 
 @pytest.mark.parametrize(
-    ("records", "segments"), [(0, 0), (1, 1), (2, 1), (3, 3), (4, 3), (100, 3)]
+    ("records", "start"), [(0, None), (1, 9), (2, 9), (3, 0), (4, 0), (100, 0)]
 )
-def test_the_tail_counts_scored_rows(root: Path, records: int, segments: int) -> None:
-    whole = reader.segments(root, CARS)
-    assert reader.tail(root, CARS, records) == whole[len(whole) - segments :]
+def test_the_tail_counts_scored_rows(root: Path, records: int, start: int | None) -> None:
+    assert reader.tail(LocalStore(root), CARS, records) == start
 
 
 def test_the_tail_of_nothing_is_empty(root: Path) -> None:
-    assert reader.tail(root, TopicPartition("dogs", 0), 5) == ()
+    assert reader.tail(LocalStore(root), TopicPartition("dogs", 0), 5) is None
 
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogRootError, match="there is no scored log"):
-        next(reader.scan(tmp_path / "none", Query()))
+        next(reader.scan(LocalStore(tmp_path / "none"), Query()))
 
 
 def test_an_empty_root_has_no_rows(tmp_path: Path) -> None:
-    assert list(reader.scan(tmp_path, Query())) == []
+    assert list(reader.scan(LocalStore(tmp_path), Query())) == []
 
 
 def test_a_corrupt_segment_is_named(root: Path) -> None:
     path = segment_path(CARS, 9)
     (root / path).write_bytes(b"PAR1 not parquet PAR1")
     with pytest.raises(ChainBrokenError, match=path):
-        list(reader.scan(root, Query()))
+        list(reader.scan(LocalStore(root), Query()))
     with pytest.raises(ChainBrokenError, match=path):
-        reader.read_footer(root, path)
+        reader.read_footer(LocalStore(root), path)
     with pytest.raises(ChainBrokenError, match=path):
-        reader.read_table(root, path)
+        reader.read_table(LocalStore(root), path)
 
 
 def test_times_are_typed(root: Path) -> None:
-    batch = next(reader.scan(root, Query(), ["event_time"]))
+    batch = next(reader.scan(LocalStore(root), Query(), ["event_time"]))
     assert batch.column("event_time").type == pa.timestamp("ms", tz="UTC")

@@ -5,6 +5,7 @@ import pyarrow.parquet as pq
 from hypothesis import given
 
 from nap_stream.records import ScoredRecord
+from nap_stream.scored_log.digest import rows_sha256
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.schema import (
     EARLIEST_TIME_MS,
@@ -28,6 +29,7 @@ from tests.scored_log.builders import (
 
 def _through_parquet(records: list[ScoredRecord]) -> pa.Table:
     low, high = event_time_range(records)
+    table = to_table(records, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
     footer = SegmentFooter(
         CARS,
         0,
@@ -41,8 +43,9 @@ def _through_parquet(records: list[ScoredRecord]) -> pa.Table:
         "worker-0",
         NOON_MS,
         "0" * 64,
+        rows_sha256(table),
     )
-    return pq.read_table(pa.BufferReader(encode_segment(footer, records)))
+    return pq.read_table(pa.BufferReader(encode_segment(footer, table)))
 
 
 @given(records=record_lists)

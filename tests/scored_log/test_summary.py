@@ -5,19 +5,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_stream.core.windows import Pane
-from nap_stream.records import Example, ScoredRecord, Status
+from nap_stream.records import Example, ScoredRecord, SegmentSummary, Status
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.reader import read_footer
-from nap_stream.scored_log.summary import summarise, summarise_segment
+from nap_stream.scored_log.summary import summarise, summarise_chain
 from tests.scored_log.builders import (
     CARS,
     NOON_MS,
-    encode_version_1,
+    encode_old_version,
     failed,
     local_log,
     origin,
     record_lists,
     scored,
 )
+
+
+def _from_files(root: Path, pane_ms: int, example_count: int) -> SegmentSummary:
+    (summary,) = summarise_chain(
+        LocalStore(root), CARS, 0, 2**63 - 1, pane_ms=pane_ms, example_count=example_count
+    )
+    return summary
 
 
 @settings(max_examples=50, deadline=None)
@@ -34,10 +42,10 @@ def test_a_summary_from_records_is_that_from_the_file_of_either_version(
         log = local_log(root)
         published = log.publish(CARS, log.begin(CARS, 0), 60, records)
         ours = summarise(published, records, pane_ms=pane_ms, example_count=examples)
-        again = summarise_segment(root, published.path, pane_ms=pane_ms, example_count=examples)
-        footer = read_footer(root, published.path)
-        (root / published.path).write_bytes(encode_version_1(footer, records))
-        old = summarise_segment(root, published.path, pane_ms=pane_ms, example_count=examples)
+        again = _from_files(root, pane_ms, examples)
+        footer = read_footer(LocalStore(root), published.path)
+        (root / published.path).write_bytes(encode_old_version(footer, records))
+        old = _from_files(root, pane_ms, examples)
     assert ours == again == old
 
 
@@ -70,4 +78,4 @@ def test_a_gap_is_told(tmp_path: Path) -> None:
     published = log.publish(CARS, log.begin(CARS, 0), 9, [], gap="retention")
     ours = summarise(published, [], pane_ms=100, example_count=2, gap="retention")
     assert (ours.gap, ours.panes, ours.max_event_time_ms) == ("retention", (), None)
-    assert summarise_segment(tmp_path, published.path, pane_ms=100, example_count=2) == ours
+    assert _from_files(tmp_path, 100, 2) == ours

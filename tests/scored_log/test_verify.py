@@ -3,21 +3,35 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
-from nap_stream.scored_log.defects import ChainHead, DeclaredGap, DefectKind
-from nap_stream.scored_log.footer import SegmentFooter, to_metadata
+from nap_stream.scored_log.defects import ChainHead, DeclaredGap, DefectKind, VerifyReport
+from nap_stream.scored_log.digest import rows_sha256
+from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.layout import genesis_path, segment_path, temporary_name
+from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log.metadata import to_metadata
 from nap_stream.scored_log.reader import read_footer, read_table
 from nap_stream.scored_log.schema import to_table
 from nap_stream.scored_log.segment import encode_segment
-from nap_stream.scored_log.verify import verify
-from tests.scored_log.builders import CARS, MODEL, NOON_MS, chain, failed, local_log, origin, scored
+from nap_stream.scored_log.verify import verify as verify_log
+from tests.scored_log.builders import (
+    CARS,
+    MODEL,
+    chain,
+    failed,
+    local_log,
+    merged_segments,
+    origin,
+    scored,
+)
 
 FIRST, SECOND, LAST = (segment_path(CARS, base) for base in (0, 10, 20))
 ROWS = [scored(origin(20)), failed(origin(21)), scored(origin(25))]
@@ -33,16 +47,25 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def verify(root: Path, *, deep: bool = False, topic: str | None = None) -> VerifyReport:
+    return verify_log(LocalStore(root), deep=deep, topic=topic, clock=ManualClock())
+
+
 def _kinds(root: Path, *, deep: bool = False) -> list[tuple[str, DefectKind]]:
     report = verify(root, deep=deep)
     assert report.clean == (not report.defects)
     return [(defect.file, defect.kind) for defect in report.defects]
 
 
-def _rewrite_last(root: Path, table: pa.Table, **changes: object) -> None:
-    """Put other rows under the last segment's footer, itself changed where asked."""
-    footer = dataclasses.replace(read_footer(root, LAST), **changes)  # type: ignore[arg-type] # by name
-    pq.write_table(table.replace_schema_metadata(to_metadata(footer)), root / LAST)
+def _rewrite(root: Path, path: str, table: pa.Table, **changes: Any) -> None:
+    """Put other rows under a segment's footer, itself changed where asked, with their digest."""
+    changes = {"rows_sha256": rows_sha256(table), **changes}
+    footer = dataclasses.replace(read_footer(LocalStore(root), path), **changes)
+    pq.write_table(table.replace_schema_metadata(to_metadata(footer)), root / path)
+
+
+def _rewrite_last(root: Path, table: pa.Table, **changes: Any) -> None:
+    _rewrite(root, LAST, table, **changes)
 
 
 def _table(records: Sequence[ScoredRecord], model_fingerprint: str = MODEL) -> pa.Table:
@@ -124,20 +147,77 @@ def test_hole_at_the_start(root: Path) -> None:
 
 
 def test_overlap(root: Path) -> None:
-    footer = dataclasses.replace(read_footer(root, FIRST), base_offset=8, end_offset=12)
-    footer = dataclasses.replace(footer, min_event_time_ms=NOON_MS, max_event_time_ms=NOON_MS)
-    records = [scored(origin(8)), failed(origin(9))]
     path = segment_path(CARS, 8)
-    (root / path).write_bytes(encode_segment(footer, records))
+    footer = dataclasses.replace(read_footer(LocalStore(root), FIRST), base_offset=8, end_offset=12)
+    (root / path).write_bytes(
+        encode_segment(footer, _table([scored(origin(8)), failed(origin(9))]))
+    )
     kinds = _kinds(root)
     assert (path, DefectKind.OVERLAP) in kinds
     assert (SECOND, DefectKind.OVERLAP) in kinds
 
 
+def test_overlap_that_is_covered_whole_does_not_hide_what_follows(root: Path) -> None:
+    path = segment_path(CARS, 4)
+    footer = dataclasses.replace(read_footer(LocalStore(root), SECOND), base_offset=4, end_offset=8)
+    (root / path).write_bytes(encode_segment(footer, _table([scored(origin(5))])))
+    (root / LAST).unlink()
+    assert _kinds(root) == [(path, DefectKind.OVERLAP)]
+    (root / SECOND).unlink()
+    assert verify(root).heads[0].end_offset == 10
+
+
+def test_covered(root: Path) -> None:
+    store = LocalStore(root)
+    store.replace(FIRST, merged_segments(store, [FIRST, SECOND]))
+    report = verify(root, deep=True)
+    (defect,) = report.defects
+    assert (defect.file, defect.kind) == (SECOND, DefectKind.COVERED)
+    assert "run `nap-stream compact` again to finish it" in defect.detail
+    assert (report.segments, report.rows, report.offsets) == (3, 6, 30)
+    zombie = _table([scored(origin(15), p_value=0.6)])
+    _rewrite(root, SECOND, zombie)
+    (defect,) = verify(root, deep=True).defects
+    assert (defect.file, defect.kind) == (SECOND, DefectKind.COVERED)
+    assert "died before it could take it back" in defect.detail
+    _rewrite(root, SECOND, zombie, previous_sha256="0a" * 32)
+    assert _kinds(root) == [(SECOND, DefectKind.OVERLAP)]
+    (root / SECOND).write_bytes(b"")
+    assert _kinds(root) == [(SECOND, DefectKind.UNREADABLE)]
+
+
 def test_previous_hash_after_one_changed_value(root: Path) -> None:
-    footer = read_footer(root, SECOND)
-    (root / SECOND).write_bytes(encode_segment(footer, [scored(origin(15), p_value=0.6)]))
-    assert _kinds(root, deep=True) == [(LAST, DefectKind.PREVIOUS_HASH)]
+    _rewrite(root, SECOND, _table([scored(origin(15), p_value=0.6)]))
+    assert _kinds(root) == _kinds(root, deep=True) == [(LAST, DefectKind.PREVIOUS_HASH)]
+
+
+def test_rows_hash_after_one_changed_value(root: Path) -> None:
+    before = read_footer(LocalStore(root), SECOND)
+    changed = _table([scored(origin(15), p_value=0.6)])
+    _rewrite(root, SECOND, changed, rows_sha256=before.rows_sha256)
+    assert _kinds(root) == []
+    assert _kinds(root, deep=True) == [(SECOND, DefectKind.ROWS_HASH)]
+
+
+def test_topic_id(root: Path) -> None:
+    dogs = TopicPartition("dogs", 0)
+    log = local_log(root)
+    unknown = log.publish(dogs, log.begin(dogs, 0), 3, []).position
+    first = log.publish(dogs, dataclasses.replace(unknown, topic_id="one"), 5, []).position
+    assert verify(root).heads[1].topic_id == "one"
+    assert _kinds(root) == []
+    log.publish(dogs, dataclasses.replace(first, topic_id="other"), 9, [])
+    (defect,) = verify(root).defects
+    assert (defect.file, defect.kind) == (segment_path(dogs, 5), DefectKind.TOPIC_ID)
+    assert defect.detail == "it is of the topic with id other, the chain before of one"
+
+
+def test_topic_id_of_the_genesis_marker(root: Path) -> None:
+    dogs = TopicPartition("dogs", 0)
+    log = local_log(root)
+    position = log.begin(dogs, 0, "one")
+    log.publish(dogs, dataclasses.replace(position, topic_id="other"), 9, [])
+    assert _kinds(root) == [(segment_path(dogs, 0), DefectKind.TOPIC_ID)]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"text"])
@@ -174,10 +254,10 @@ def test_footer_missing(root: Path) -> None:
 
 
 def test_schema_version(root: Path) -> None:
-    _rewrite_last(root, _table(ROWS), schema_version=3)
+    _rewrite_last(root, _table(ROWS), schema_version=4)
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA_VERSION)
-    assert defect.detail == "schema version '3'; this program reads 1 and 2"
+    assert defect.detail == "schema version '4'; this program reads 1, 2, 3"
 
 
 def test_schema(root: Path) -> None:
@@ -209,17 +289,18 @@ def test_row_count(root: Path) -> None:
 def test_row_outside_range(root: Path, offset: int) -> None:
     rows = sorted([*ROWS[:2], scored(origin(offset))], key=lambda record: record.origin.offset)
     _rewrite_last(root, _table(rows))
-    assert _kinds(root) == [(LAST, DefectKind.ROW_OUTSIDE_RANGE)]
+    expected = [(LAST, DefectKind.ROW_OUTSIDE_RANGE)]
+    assert _kinds(root) == _kinds(root, deep=True) == expected
 
 
 def test_row_order(root: Path) -> None:
     _rewrite_last(root, _table([ROWS[1], ROWS[0], ROWS[2]]))
-    assert _kinds(root) == [(LAST, DefectKind.ROW_ORDER)]
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.ROW_ORDER)]
 
 
 def test_duplicate_row(root: Path) -> None:
-    _rewrite_last(root, _table([ROWS[0], ROWS[1], ROWS[1]]))
-    assert _kinds(root) == [(LAST, DefectKind.DUPLICATE_ROW)]
+    _rewrite_last(root, _table([ROWS[0], ROWS[1], ROWS[1]]), scored_rows=1)
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.DUPLICATE_ROW)]
 
 
 def _with_scores(name: str, values: Sequence[float | None]) -> pa.Table:
@@ -271,19 +352,24 @@ def test_stray_file(root: Path, stray: str) -> None:
 
 
 def test_every_kind_of_defect_has_a_test() -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
+    folder = Path(__file__).parent
+    source = "".join(path.read_text(encoding="utf-8") for path in folder.glob("test_verify*.py"))
     assert [kind for kind in DefectKind if f"DefectKind.{kind.name}" not in source] == []
 
 
 def test_defects_survive_what_a_hostile_file_says(root: Path) -> None:
     footer = SegmentFooter(
-        TopicPartition("../../etc", 0), 20, 30, "", "", 0, 0, None, None, "", 0, "0" * 64
+        *(TopicPartition("../../etc", 0), 20, 30, "", "", 0, 0, None, None, "", 0),
+        *("0" * 64, rows_sha256(_table([]))),
     )
-    (root / LAST).write_bytes(encode_segment(footer, []))
-    assert _kinds(root, deep=True) == [(LAST, DefectKind.NAME), (LAST, DefectKind.PREVIOUS_HASH)]
+    (root / LAST).write_bytes(encode_segment(footer, _table([])))
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.NAME)]
+    footer = dataclasses.replace(footer, partition=CARS)
+    (root / LAST).write_bytes(encode_segment(footer, _table([])))
+    assert _kinds(root, deep=True) == [(LAST, DefectKind.PREVIOUS_HASH)]
 
 
 def test_rows_of_a_segment_are_those_published(root: Path) -> None:
-    assert read_table(root, LAST).column("offset").to_pylist() == [20, 21, 25]
+    assert read_table(LocalStore(root), LAST).column("offset").to_pylist() == [20, 21, 25]
     head = verify(root).heads[0]
-    assert local_log(root).end(CARS) == ChainPosition(head.end_offset, head.sha256)
+    assert local_log(root).end(CARS) == ChainPosition(head.end_offset, head.sha256, 20)

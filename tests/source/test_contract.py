@@ -19,14 +19,27 @@ class Listener:
     """Reads from where the log would end, else from the commit, else from the start."""
 
     log_ends: dict[TopicPartition, int] = field(default_factory=dict)
+    refusals: dict[TopicPartition, int] = field(default_factory=dict)
+    asked: list[tuple[TopicPartition, int, str | None]] = field(default_factory=list)
     assignments: list[tuple[TopicPartition, int, int | None]] = field(default_factory=list)
     revocations: list[TopicPartition] = field(default_factory=list)
     losses: list[TopicPartition] = field(default_factory=list)
     on_revoked: Callable[[], None] = lambda: None
 
     def assigned(
-        self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
-    ) -> int:
+        self,
+        partition: TopicPartition,
+        *,
+        earliest: int,
+        latest: int,
+        committed: int | None,
+        start: int,
+        topic_id: str | None,
+    ) -> int | None:
+        self.asked.append((partition, latest, topic_id))
+        if self.refusals.get(partition, 0) > 0:
+            self.refusals[partition] -= 1
+            return None
         self.assignments.append((partition, earliest, committed))
         return self.log_ends.get(partition, start if committed is None else committed)
 
@@ -241,16 +254,75 @@ def test_reassign_asks_the_listener_again(place: Place) -> None:
     assert [m.value for m in poll_messages(source, 1)] == [b"b"]
 
 
+def test_a_partition_that_cannot_be_placed_yet_is_held_back_and_the_others_go_on(
+    place: Place,
+) -> None:
+    place.send(0, [b"a"])
+    place.send(1, [b"x"])
+    listener = Listener(refusals={place.partition(0): 10**9})
+    source = place.open(listener)
+
+    (message,) = poll_messages(source, 1)
+    assert message.partition == place.partition(1)
+    assert source.lag(place.partition(0)) is None
+
+    listener.refusals.clear()
+    assert [m.value for m in poll_messages(source, 1)] == [b"a"]
+    assert listener.revocations == []
+
+
+def test_a_partition_that_was_held_back_is_told_when_it_is_given_up(place: Place) -> None:
+    place.send(1, [b"x"])
+    listener = Listener(refusals={place.partition(0): 10**9})
+    source = place.open(listener)
+    poll_messages(source, 1)
+
+    source.close(5)
+
+    assert sorted(listener.revocations) == [place.partition(0), place.partition(1)]
+
+
+def test_the_listener_is_told_the_end_and_the_id_of_the_topic(place: Place) -> None:
+    place.send(0, [b"a", b"b"])
+    listener = Listener()
+
+    poll_messages(place.open(listener), 2)
+
+    ends = {partition: latest for partition, latest, _ in listener.asked}
+    assert ends == {place.partition(0): 2, place.partition(1): 0}
+    ids = {topic_id for _, _, topic_id in listener.asked}
+    assert len(ids) == 1
+    assert ids.pop()
+
+
+def test_a_broker_that_is_there_is_reachable(place: Place) -> None:
+    assert place.open(Listener()).reachable()
+
+
 def test_an_error_of_the_listener_comes_out_of_poll(place: Place) -> None:
     place.send(0, [b"a"])
 
     class Failing(Listener):
-        def assigned(
-            self, partition: TopicPartition, *, earliest: int, committed: int | None, start: int
-        ) -> int:
+        def assigned(self, *_args: object, **_offsets: object) -> int:
             raise RuntimeError("the log's disk is full")
 
     source = place.open(Failing())
 
     with pytest.raises(RuntimeError, match="disk is full"):
         poll_messages(source, 1)
+
+
+def test_memory_gives_nothing_while_away() -> None:
+    topic = MemoryTopic("images")
+    topic.append(TopicPartition("images", 0), b"a")
+    listener = Listener()
+    source = MemorySource(topic, listener, clock=SystemClock())
+    topic.available = False
+
+    assert source.poll(0.01, 10) == []
+    assert not source.reachable()
+    assert not source.commit({})
+    assert listener.asked == []
+
+    topic.available = True
+    assert [m.value for m in poll_messages(source, 1)] == [b"a"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +19,11 @@ RESOLVE_S = 300
 START_S = 60.0
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
+CLUSTER_ID = "bmFwLXN0cmVhbS10ZXN0cw"
+
 _PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
+node.id={node}
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
@@ -43,6 +43,21 @@ group.min.session.timeout.ms=1000
 auto.create.topics.enable=false
 message.max.bytes=52428800
 """
+_FIRST_NODE = """\
+process.roles=broker,controller
+listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
+"""
+_OTHER_NODE = """\
+process.roles=broker
+listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}
+"""
+ACCESS_CONTROL = """\
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+"""
+"""For `ApacheKafka`'s ``extra``: `SASL_USER` may do nothing that no ACL allows."""
 
 
 SASL_USER = "monitor"
@@ -93,29 +108,36 @@ class ApacheKafka:
     Args:
         jars: From `resolve_jars`.
         folder: For configuration, data and log; it must be empty.
+        first: Makes this one a second broker, of the cluster of that first one.
+        extra: Lines to add to the configuration.
     """
 
-    def __init__(self, jars: Path, folder: Path) -> None:
+    def __init__(
+        self, jars: Path, folder: Path, *, first: "ApacheKafka | None" = None, extra: str = ""
+    ) -> None:
         self._classpath = f"{jars}/*"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        port, sasl_port, controller_port = free_port(), free_port(), free_port()
+        port, sasl_port = free_port(), free_port()
+        self.node = 2 if first else 1
+        self.controller_port: int = first.controller_port if first else free_port()
         self.bootstrap = f"127.0.0.1:{port}"
         self.sasl_bootstrap = f"127.0.0.1:{sasl_port}"
         self._properties = folder / "server.properties"
+        template = _PROPERTIES + (_OTHER_NODE if first else _FIRST_NODE) + extra
         self._properties.write_text(
-            _PROPERTIES.format(
+            template.format(
+                node=self.node,
                 port=port,
                 sasl_port=sasl_port,
-                controller_port=controller_port,
+                controller_port=self.controller_port,
                 data=folder / "data",
                 user=SASL_USER,
                 password=SASL_PASSWORD,
             )
         )
-        cluster_id = "bmFwLXN0cmVhbS10ZXN0cw"
         self._java(
-            *("kafka.tools.StorageTool", "format", "--cluster-id", cluster_id),
+            *("kafka.tools.StorageTool", "format", "--cluster-id", CLUSTER_ID),
             *("--config", str(self._properties)),
         )
 
@@ -145,6 +167,14 @@ class ApacheKafka:
         """End the process at once."""
         self._end(graceful=False)
 
+    def freeze(self) -> None:
+        """Have the process answer nothing, without closing a connection."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Have a frozen process go on."""
+        self._signal(signal.SIGCONT)
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -171,6 +201,10 @@ class ApacheKafka:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def _java(self, *arguments: str) -> None:
         subprocess.run(

@@ -83,6 +83,17 @@ def read_all(settings: KafkaSettings, topic: str, count: int, deadline_s: float 
     return records
 
 
+def read_to_end(settings: KafkaSettings, topic: str) -> list[Any]:
+    """All records of a topic without transactions."""
+    consumer = KafkaConsumer(bootstrap_servers=list(settings.bootstrap_servers), group_id=None)
+    try:
+        numbers = consumer.partitions_for_topic(topic)
+        ends = consumer.end_offsets([KafkaPartition(topic, number) for number in numbers])
+    finally:
+        consumer.close()
+    return read_all(settings, topic, sum(ends.values()))
+
+
 def limit_messages(settings: KafkaSettings, max_message_bytes: int) -> None:
     """Have the broker refuse larger messages for the topic."""
     admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
@@ -101,3 +112,13 @@ def describe_group(settings: KafkaSettings) -> dict[str, Any]:
     finally:
         admin.close()
     return found
+
+
+def committed_offsets(settings: KafkaSettings) -> dict[int, int]:
+    """The offsets that the group has committed, by partition."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        found = admin.list_group_offsets([settings.group_id])[settings.group_id]
+    finally:
+        admin.close()
+    return {partition.partition: value.offset for partition, value in found.items()}

@@ -14,6 +14,7 @@ from nap_stream.core.windows import RollingWindow, panes_of
 from nap_stream.dev.demo.stream import KIND_HEADER
 from nap_stream.drift.limits import window_limits
 from nap_stream.records import Status
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.reader import scan
 from nap_stream.settings import DriftSettings
@@ -45,7 +46,7 @@ class HistoryPoint:
 
 def read_images(root: Path, topic: str) -> list[LoggedImage]:
     """All rows of a topic, in order of event time."""
-    batches = scan(root, Query(topic=topic), _COLUMNS)
+    batches = scan(LocalStore(root), Query(topic=topic), _COLUMNS)
     images = [_image(row) for batch in batches for row in batch.to_pylist()]
     return sorted(images, key=lambda image: (image.time_ms, image.partition, image.offset))
 

@@ -36,6 +36,7 @@ from nap_stream.dev.demo.summary import (
     show_places,
 )
 from nap_stream.kafka_client import create_topics
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.verify import verify
 from nap_stream.settings import Settings
 from nap_stream.settings_loader import load_settings
@@ -117,7 +118,7 @@ def _sum_up(
         returned_ms=returned_ms,
         sent=streamed.stream.names,
         logged=images,
-        report=verify(folder.log, deep=True),
+        report=verify(LocalStore(folder.log), deep=True),
         exit_code=streamed.exit_code,
     )
     checks = judge(evidence)

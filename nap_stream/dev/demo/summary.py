@@ -14,6 +14,7 @@ from nap_stream.dev.demo.folder import DemoFolder
 from nap_stream.dev.demo.history import LoggedImage
 from nap_stream.dev.demo.outcome import Check
 from nap_stream.dev.demo.picture import Picture, chart
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 
 CHART_HEIGHT = 12
@@ -32,7 +33,7 @@ def show_counts(root: Path, images: Sequence[LoggedImage], console: Console) -> 
     """Show two queries over the log: counts by predicted class, and by the images' own header."""
     console.print()
     _title("Query over the log: by predicted class (nap-stream query --by class)", console)
-    console.print(_class_table(aggregate(root, Query(), GroupBy.CLASS)))
+    console.print(_class_table(aggregate(LocalStore(root), Query(), GroupBy.CLASS)))
     console.print()
     _title("The same by what was really sent, which only the header `kind` tells", console)
     console.print(_kind_table(images))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.verify import verify
 from tests.support.waiting import wait_until
@@ -45,9 +46,11 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
 
     alerts = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
     assert [alert["data"]["state"] for alert in alerts] == ["firing", "resolved"]
-    counts = aggregate(folder / "scored-log", Query(topic="digits"), GroupBy.STATUS).to_pylist()
+    counts = aggregate(
+        LocalStore(folder / "scored-log"), Query(topic="digits"), GroupBy.STATUS
+    ).to_pylist()
     assert [(row["status"], row["rows"]) for row in counts] == [("ok", 847)]
-    assert verify(folder / "scored-log", deep=True).clean
+    assert verify(LocalStore(folder / "scored-log"), deep=True).clean
     with Image.open(folder / "ood-fraction.png") as picture:
         assert picture.format == "PNG"
     assert "FAILED" not in output.read_text()

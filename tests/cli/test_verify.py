@@ -1,0 +1,272 @@
+"""nap-stream verify: reports, exit codes, the broker."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+from kafka.structs import OffsetAndMetadata
+from kafka.structs import TopicPartition as KafkaPartition
+
+import nap_stream
+from nap_stream.errors import TopicNotFoundError
+from nap_stream.kafka_client import create_topics
+from nap_stream.kafka_offsets import committed_offsets, topic_offsets
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.defects import DefectKind
+from nap_stream.scored_log.layout import segment_path
+from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.settings import KafkaSettings
+from tests.cli.program import Call
+from tests.scored_log.builders import (
+    CARS,
+    chain,
+    failed,
+    local_log,
+    merged_segments,
+    origin,
+    scored,
+)
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.topics import new_settings, send
+
+MONITOR = """\
+kafka: {{topic: {topic}, group_id: {group}, bootstrap_servers: "{servers}", connect_timeout_s: 20}}
+model:
+  factory: tests.support.tiny_net:build
+  python_path: [{folder}]
+  class_names: [circle, square, cross]
+  preprocessing: {{resize: null, crop: 16}}
+calibration: calibration
+log: {{root: log}}
+"""
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """[0, 3) of three rows, a gap [3, 5), [5, 8) of one row."""
+    root = tmp_path / "log"
+    chain(root, [(3, [scored(origin(0)), scored(origin(1)), failed(origin(2))])])
+    writer = local_log(root)
+    position = writer.end(CARS)
+    assert position is not None
+    position = writer.publish(CARS, position, 5, [], gap="retention").position
+    writer.publish(CARS, position, 8, [scored(origin(6))])
+    return root
+
+
+def _json(text: str) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(text)
+    return tree
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, deep: bool) -> None:
+    store = LocalStore(log)
+    paths = [segment_path(CARS, base) for base in (0, 3)]
+    store.replace(paths[0], merged_segments(store, paths))
+    store.remove(paths[1:])
+    end = local_log(log).end(CARS)
+    assert end is not None
+
+    ended = nap("verify", "--log", log, "--json", *(["--deep"] if deep else []))
+
+    assert ended.exit_code == 0
+    tree = _json(ended.out)
+    assert tree.pop("created_time_ms") > 1_700_000_000_000
+    assert tree == {
+        "kind": "nap-stream verify report",
+        "version": 1,
+        "program_version": nap_stream.__version__,
+        "log": str(log),
+        "topic": None,
+        "deep": deep,
+        "against_broker": False,
+        "clean": True,
+        "counts": {
+            "partitions": 1,
+            "segments": 3,
+            "rows": 4,
+            "offsets": 6,
+            "gap_offsets": 2,
+            "compacted_files": 1,
+            "defects": 0,
+        },
+        "chains": [
+            {
+                "topic": "cars",
+                "partition": 0,
+                "start_offset": 0,
+                "end_offset": 8,
+                "sha256": end.previous_sha256,
+                "topic_id": None,
+            }
+        ],
+        "gaps": [{"file": paths[0], "base_offset": 3, "end_offset": 5, "reason": "retention"}],
+        "compacted": [{"file": paths[0], "base_offset": 0, "end_offset": 5, "segments": 2}],
+        "defects": [],
+        "broker": None,
+    }
+
+
+def test_a_report_file_stands_beside_the_text(nap: Call, log: Path, tmp_path: Path) -> None:
+    (log / segment_path(CARS, 3)).unlink()
+    report = tmp_path / "reports" / "audit.json"
+    report.parent.mkdir()
+    report.write_text("older", encoding="utf-8")
+
+    ended = nap("verify", "--log", log, "--report", report)
+
+    assert ended.exit_code == 1
+    assert ended.out.splitlines()[-1] == "2 defects"
+    tree = _json(report.read_text(encoding="utf-8"))
+    assert [defect["kind"] for defect in tree["defects"]] == ["hole", "previous_hash"]
+    assert (tree["clean"], tree["counts"]["defects"]) == (False, 2)
+    assert list(report.parent.iterdir()) == [report]
+
+
+def test_a_report_that_cannot_be_written_is_a_mistake_of_use(
+    nap: Call, log: Path, tmp_path: Path
+) -> None:
+    ended = nap("verify", "--log", log, "--report", tmp_path / "none" / "audit.json")
+    assert (ended.exit_code, ended.out) == (2, "")
+    assert "no such folder" in ended.err
+    ended = nap("verify", "--log", log, "--report", log)
+    assert ended.exit_code == 2
+    assert "cannot write the report" in ended.err
+
+
+def test_against_the_broker_needs_a_configuration(nap: Call, log: Path) -> None:
+    ended = nap("verify", "--log", log, "--against-broker")
+    assert ended.exit_code == 2
+    assert "expected --config FILE with --against-broker" in ended.err
+
+
+class Site:
+    """A topic of three partitions with four messages each, and a monitor's log of it."""
+
+    def __init__(self, folder: Path, settings: KafkaSettings) -> None:
+        self.settings = settings
+        self.config = folder / "monitor.yaml"
+        self.log = local_log(folder / "log")
+        text = MONITOR.format(
+            topic=settings.topic,
+            group=settings.group_id,
+            servers=settings.bootstrap_servers[0],
+            folder=Path(__file__).parents[2],
+        )
+        self.config.write_text(text, encoding="utf-8")
+        (folder / "log").mkdir()
+        (folder / "calibration").mkdir()
+        for number in range(3):
+            send(settings, [b"x"] * 4, partition=number)
+
+    def partition(self, number: int) -> TopicPartition:
+        return TopicPartition(self.settings.topic, number)
+
+    def chain(self, number: int, end: int, *, topic_id: str | None = None) -> None:
+        where = self.partition(number)
+        self.log.publish(where, self.log.begin(where, 0, topic_id), end, [])
+
+    def commit(self, offsets: dict[int, int]) -> None:
+        # A broker that is new has no coordinator at once; to ask for offsets waits for it.
+        assert committed_offsets(self.settings) == {}
+        admin = self._admin()
+        try:
+            admin.alter_group_offsets(
+                self.settings.group_id,
+                {
+                    KafkaPartition(self.settings.topic, number): OffsetAndMetadata(offset, "", -1)
+                    for number, offset in offsets.items()
+                },
+            )
+        finally:
+            admin.close()
+
+    def delete_before(self, number: int, offset: int) -> None:
+        admin = self._admin()
+        try:
+            admin.delete_records({KafkaPartition(self.settings.topic, number): offset})
+        finally:
+            admin.close()
+
+    def _admin(self) -> Any:
+        return KafkaAdminClient(bootstrap_servers=list(self.settings.bootstrap_servers))
+
+
+@pytest.fixture
+def site(apache_kafka: ApacheKafka, tmp_path: Path) -> Site:
+    return Site(tmp_path, new_settings(apache_kafka.bootstrap, partitions=3))
+
+
+@pytest.mark.kafka
+def test_against_a_broker_that_agrees(nap: Call, site: Site) -> None:
+    topic_id = topic_offsets(site.settings).topic_id
+    assert topic_id is not None
+    for number, end in enumerate((4, 3, 2)):
+        site.chain(number, end, topic_id=topic_id)
+    site.commit({0: 4, 1: 1})
+    site.delete_before(2, 3)
+
+    ended = nap("verify", "--config", site.config, "--against-broker")
+
+    assert (ended.exit_code, ended.out.splitlines()[-1]) == (0, "clean"), ended
+    name = site.settings.topic
+    assert f"broker  {name}/0: [0, 4), committed 4, the chain is 0 behind" in ended.out
+    assert f"broker  {name}/1: [0, 4), committed 1, the chain is 1 behind" in ended.out
+    assert f"broker  {name}/2: [3, 4), committed nothing, the chain is 2 behind" in ended.out
+    assert "the 1 offsets from the chain's end at 2 on: a gap is to come" in ended.out
+
+
+@pytest.mark.kafka
+def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
+    site.chain(0, 5, topic_id="of another topic")
+    site.chain(1, 2)
+    site.commit({1: 3, 2: 4})
+
+    ended = nap("verify", "--config", site.config, "--against-broker", "--json")
+
+    assert ended.exit_code == 1
+    tree = _json(ended.out)
+    assert [(defect["kind"], defect["file"][-1]) for defect in tree["defects"]] == [
+        (DefectKind.BEYOND_BROKER, "0"),
+        (DefectKind.TOPIC_ID, "0"),
+        (DefectKind.BEHIND_COMMITTED, "1"),
+        (DefectKind.CHAIN_MISSING, "n"),
+    ]
+    assert tree["broker"]["group_id"] == site.settings.group_id
+    assert tree["broker"]["partitions"][1] == {
+        "partition": 1,
+        "earliest": 0,
+        "end": 4,
+        "committed": 3,
+        "topic_id": topic_offsets(site.settings).topic_id,
+        "chain_start": 0,
+        "chain_end": 2,
+        "lag": 2,
+        "gap_to_come": 0,
+    }
+
+
+@pytest.mark.kafka
+def test_offsets_of_a_topic_and_a_group_that_nobody_uses(apache_kafka: ApacheKafka) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    assert committed_offsets(settings) == {}
+    found = topic_offsets(settings)
+    partition = TopicPartition(settings.topic, 0)
+    assert (found.earliest, found.end) == ({partition: 0}, {partition: 0})
+    gone = settings.model_copy(update={"topic": f"{settings.topic}-gone"})
+    with pytest.raises(TopicNotFoundError, match="no such topic"):
+        topic_offsets(gone)
+    create_topics(settings, [gone.topic])
+    assert topic_offsets(gone).topic_id != found.topic_id
+
+
+@pytest.mark.kafka
+def test_a_topic_that_does_not_exist_is_an_error(nap: Call, site: Site) -> None:
+    ended = nap(
+        "verify", "--config", site.config, "--against-broker", "--topic", "nobody-made-this"
+    )
+    assert (ended.exit_code, ended.out) == (1, "")
+    assert "no such topic: nobody-made-this" in ended.err

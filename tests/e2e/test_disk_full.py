@@ -1,0 +1,103 @@
+"""A disk that fills up under a running monitor, and has room again later."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nap_stream.dev.produce import produce
+from tests.e2e.conftest import RayHead
+from tests.e2e.monitor import (
+    PARTITIONS,
+    WORKERS,
+    Monitor,
+    metrics_url,
+    new_monitor,
+    producing,
+    wait_for_assignments,
+)
+from tests.e2e.processes import Program, nap_stream
+from tests.e2e.small_disk import mounted_disk
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.images import write_images
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+BEFORE, AFTER = 600, 300
+RATE = 60.0
+STALL_S = 6.0
+SESSION_S = 5.0
+
+
+@pytest.mark.timeout(300)
+def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
+    apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    with mounted_disk(tmp_path / "disk") as disk:
+        monitor = new_monitor(
+            apache_kafka.bootstrap,
+            disk.folder / "monitor",
+            calibration,
+            driver={"stall_timeout_s": STALL_S},
+            kafka={"session_timeout_s": SESSION_S, "max_poll_interval_s": SESSION_S},
+            worker={"revoke_deadline_s": 2.0},
+        )
+        before = write_images(tmp_path / "before", BEFORE)
+        after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
+        command = nap_stream(
+            *("run", "--config", monitor.config, "--address", ray_head.address),
+            *("--max-records", str(BEFORE + AFTER)),
+        )
+        with Program(command, tmp_path / "run", ray_head.environ) as run:
+            url = metrics_url(run)
+            wait_for_assignments(run)
+            with producing(monitor, before, RATE):
+                wait_until(lambda: len(monitor.pids()) == WORKERS, 60, "segments of both workers")
+                disk.fill()
+                run.wait_for_line("waiting_for", 30)
+            rows = len(monitor.rows())
+            assert rows < BEFORE
+            wait_until(lambda: _unhealthy_for_the_log(url), 30, "the full disk in /healthz")
+            # Longer than a wedged worker, or one that does not poll, would be borne.
+            waited_until = time.monotonic() + 2 * STALL_S
+            wait_until(lambda: time.monotonic() >= waited_until, 3 * STALL_S, "patience to end")
+            _assert_all_are_there(run, monitor)
+            assert len(monitor.rows()) == rows
+            disk.empty()
+            wait_until(lambda: _health(url)[0] == 200, 60, "health")
+            produce(monitor.kafka, after)
+            assert run.wait(120) == 0, run.tail
+
+        assert "goes_on" in run.stderr
+        assert set(monitor.pids()) == {"worker-0.0", "worker-1.0"}
+        monitor.assert_complete(BEFORE + AFTER)
+
+
+def _assert_all_are_there(run: Program, monitor: Monitor) -> None:
+    """No worker was replaced, none has left the group, none has lost a partition."""
+    assert run.running, run.tail
+    assert "worker_failed" not in run.stderr
+    assert "partitions_lost" not in run.stderr
+    group: dict[str, Any] = monitor.group()
+    assert len(group["members"]) == WORKERS, group
+    assert group["group_state"].lower() == "stable", group
+    assert len(monitor.committed()) == PARTITIONS
+
+
+def _health(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def _unhealthy_for_the_log(url: str) -> bool:
+    status, health = _health(url)
+    return status == 503 and any("scored log" in reason for reason in health["reasons"])

@@ -1,0 +1,87 @@
+"""A Ray node that dies with its workers in the middle of the stream."""
+
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nap_stream.dev.produce import produce
+from tests.e2e.conftest import RayHead, ray_node
+from tests.e2e.monitor import (
+    assignments,
+    metrics_url,
+    new_monitor,
+    producing,
+    wait_for_assignments,
+)
+from tests.e2e.processes import Program, nap_stream
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.images import write_images
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+BEFORE, AFTER = 600, 300
+RATE = 60.0
+SESSION_S = 6.0
+NODE_DEATH_S = 60.0
+"""Ray takes a node for dead after several missed health checks."""
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("cpus", [2, 1], ids=["room-is-left", "no-room-is-left"])
+def test_workers_of_a_dead_node_are_replaced_where_there_is_room(
+    cpus: int, apache_kafka: ApacheKafka, calibration: Path, bare_ray_head: RayHead, tmp_path: Path
+) -> None:
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        calibration,
+        kafka={"session_timeout_s": SESSION_S},
+        worker={"revoke_deadline_s": 2.0},
+    )
+    before = write_images(tmp_path / "before", BEFORE)
+    after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
+    command = nap_stream(
+        *("run", "--config", monitor.config, "--address", bare_ray_head.address),
+        *("--max-records", str(BEFORE + AFTER)),
+    )
+    with ExitStack() as stack:
+
+        def enter_node(name: str) -> Program:
+            return stack.enter_context(ray_node(bare_ray_head, cpus, tmp_path / name))
+
+        nodes = [enter_node("node-0"), enter_node("node-1")]
+        run = stack.enter_context(Program(command, tmp_path / "run", bare_ray_head.environ))
+        metrics_url(run)
+        wait_for_assignments(run)
+        with producing(monitor, before, RATE):
+            wait_until(lambda: len(monitor.pids()) == 2, 60, "segments of both workers")
+            first = monitor.pids()
+            (victim,) = [node for node in nodes if node.started(first["worker-0.0"])]
+            dead = {name for name, pid in first.items() if victim.started(pid)}
+            given = {name: assignments(run, name.partition(".")[0]) for name in dead}
+            victim.kill()
+            failed = json.loads(run.wait_for_line("worker_failed", NODE_DEATH_S))
+        if cpus == 1:
+            waits = json.loads(run.wait_for_line("worker_waits_for_place", 60))
+            assert (waits["worker"], waits["cluster_has"]["CPU"]) == ("worker-0", 1)
+            enter_node("node-2")
+        for name, number in given.items():
+            worker = name.partition(".")[0]
+            wait_until(partial(_more_than, number, run, worker), 90, f"partitions for {worker}")
+        produce(monitor.kafka, after)
+        assert run.wait(120) == 0, run.tail
+
+    assert f"{failed['worker']}.0" in dead
+    assert "died" in failed["cause"]
+    later = {name.partition(".")[0] for name in set(monitor.pids()) - set(first)}
+    assert later == {name.partition(".")[0] for name in dead}
+    monitor.assert_complete(BEFORE + AFTER)
+
+
+def _more_than(number: int, run: Program, worker: str) -> bool:
+    assert run.running, run.tail
+    return assignments(run, worker) > number

@@ -1,0 +1,63 @@
+"""A model that is ten times slower than its source, and large images."""
+
+from pathlib import Path
+
+import pytest
+
+from nap_stream.settings import KafkaSettings
+from tests.e2e.calibrated import Faulty
+from tests.e2e.conftest import RayHead
+from tests.e2e.monitor import PARTITIONS, new_monitor
+from tests.e2e.processes import Program, nap_stream
+from tests.e2e.slow_model import FIRST, sections, watch
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.memory import MIB
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+IMAGES = 120
+SECONDS_PER_IMAGE = 0.5
+MAX_POLL_INTERVAL_S = 4.0
+FETCH_BYTES = KafkaSettings.model_fields["max_fetch_bytes"].default
+IN_HAND_BYTES = 40 * MIB
+"""About ten of the images: a batch of them takes longer than the poll interval may."""
+
+
+@pytest.mark.timeout(400)
+def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
+    apache_kafka: ApacheKafka, faulty: Faulty, ray_head: RayHead, tmp_path: Path
+) -> None:
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        faulty.calibration,
+        model=faulty.model,
+        **sections(
+            in_hand_bytes=IN_HAND_BYTES,
+            fetch_bytes=FETCH_BYTES,
+            max_poll_interval_s=MAX_POLL_INTERVAL_S,
+        ),
+    )
+    command = nap_stream(
+        *("run", "--config", monitor.config, "--address", ray_head.address),
+        *("--until-idle", "2"),
+    )
+    with Program(command, tmp_path / "run", ray_head.environ) as run:
+        trace = watch(
+            run,
+            monitor,
+            faulty.faults,
+            images=IMAGES,
+            seconds_per_image=SECONDS_PER_IMAGE,
+        )
+        assert run.wait(60) == 0, run.tail
+
+    assert IMAGES * trace.message_bytes > 2 * trace.bound_bytes, "the topic is too small to tell"
+    assert trace.grown_bytes < trace.bound_bytes, trace
+    most = IN_HAND_BYTES // trace.message_bytes + 1
+    assert max(sample.in_hand for sample in trace.samples) >= most // 2
+    assert most * SECONDS_PER_IMAGE > MAX_POLL_INTERVAL_S
+    assert run.stderr.count("partition_assigned") == PARTITIONS
+    assert "partitions_lost" not in run.stderr
+    assert "worker_failed" not in run.stderr
+    monitor.assert_complete(FIRST + IMAGES)

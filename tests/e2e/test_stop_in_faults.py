@@ -1,0 +1,109 @@
+"""Stopped while the broker is down or the disk is full: in time, with a word on what is left."""
+
+import signal
+import uuid
+from pathlib import Path
+
+import pytest
+
+from nap_stream.dev.produce import produce
+from tests.e2e.conftest import RayHead
+from tests.e2e.monitor import PROJECT, WORKERS, Monitor, new_monitor, producing
+from tests.e2e.processes import Program, nap_stream
+from tests.e2e.small_disk import mounted_disk
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.images import write_images
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+IMAGES = 600
+RATE = 60.0
+DEADLINE_S = 15.0
+RAY_SHUTDOWN_S = 10.0
+"""On top of the deadline: the driver's process says good-bye to Ray and ends."""
+SECTIONS = {
+    "driver": {"shutdown_deadline_s": DEADLINE_S},
+    "kafka": {"session_timeout_s": 6.0},
+    "worker": {"revoke_deadline_s": 2.0},
+}
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_while_the_broker_is_down(
+    own_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    monitor = new_monitor(own_kafka.bootstrap, tmp_path / "monitor", calibration, **SECTIONS)
+    produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
+    command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
+    with Program(command, tmp_path / "run", ray_head.environ) as run:
+        wait_until(lambda: len(monitor.pids()) == WORKERS, 120, "segments of both workers")
+        own_kafka.kill()
+        run.wait_for_line("waiting_for", 60)
+        run.send(signal.SIGTERM)
+        # What was in hand is in the log; that it could not be committed costs nothing but time.
+        assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 0, run.tail
+        assert "offsets_not_committed" in run.stderr or "commit_failed" not in run.stderr
+    own_kafka.start()
+    _assert_the_next_run_completes(monitor, ray_head, tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_while_the_disk_is_full(
+    apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    with mounted_disk(tmp_path / "disk") as disk:
+        monitor = new_monitor(
+            apache_kafka.bootstrap, disk.folder / "monitor", calibration, **SECTIONS
+        )
+        images = write_images(tmp_path / "images", IMAGES)
+        command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
+        with (
+            Program(command, tmp_path / "run", ray_head.environ) as run,
+            producing(monitor, images, RATE),
+        ):
+            wait_until(lambda: len(monitor.pids()) == WORKERS, 120, "segments of both workers")
+            disk.fill()
+            run.wait_for_line("waiting_for", 30)
+            run.send(signal.SIGTERM)
+            assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 1, run.tail
+            assert "rows_dropped" in run.stderr
+            assert "the next run takes up where the log ends" in run.stderr
+        disk.empty()
+        _assert_the_next_run_completes(monitor, ray_head, tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_a_job_is_stopped_while_the_broker_is_down(
+    own_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
+) -> None:
+    monitor = new_monitor(own_kafka.bootstrap, tmp_path / "monitor", calibration, **SECTIONS)
+    produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
+    job = f"nap-stream-{uuid.uuid4().hex[:8]}"
+    script = str(PROJECT / "deploy" / "ray-job.sh")
+    environ = {**ray_head.environ, "NAP_STREAM_JOB_ID": job}
+    with Program([script, str(monitor.config)], tmp_path / "submit", environ) as submit:
+        assert submit.wait(60) == 0, submit.tail
+    wait_until(lambda: len(monitor.pids()) == WORKERS, 120, "segments of both workers")
+    own_kafka.kill()
+    _ray(ray_head, tmp_path / "stop", "stop", job)
+    logs = _ray(ray_head, tmp_path / "logs", "logs", job)
+    # It has ended by itself: a job that is killed says nothing any more.
+    assert '"event": "monitor_ended"' in logs
+    own_kafka.start()
+    _assert_the_next_run_completes(monitor, ray_head, tmp_path)
+
+
+def _ray(head: RayHead, folder: Path, action: str, job: str) -> str:
+    with Program(["ray", "job", action, job], folder, head.environ) as program:
+        assert program.wait(90) == 0, program.tail
+        return program.stdout + program.stderr
+
+
+def _assert_the_next_run_completes(monitor: Monitor, head: RayHead, folder: Path) -> None:
+    command = nap_stream(
+        *("run", "--config", monitor.config, "--address", head.address, "--until-idle", "2")
+    )
+    with Program(command, folder / "next", head.environ) as run:
+        assert run.wait(120) == 0, run.tail
+    monitor.assert_complete(IMAGES)

@@ -1,0 +1,98 @@
+"""Workers that live and do not get on: a forward that never returns, a stopped process."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nap_stream.dev.produce import produce
+from tests.e2e.calibrated import Faulty
+from tests.e2e.conftest import RayHead
+from tests.e2e.monitor import (
+    Monitor,
+    assignments,
+    metrics_url,
+    new_monitor,
+    producing,
+    wait_for_assignments,
+)
+from tests.e2e.processes import Program, nap_stream
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.faulty_net import hang_once, hung_pid
+from tests.support.images import write_images
+from tests.support.waiting import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+BEFORE, AFTER = 600, 300
+RATE = 60.0
+STALL_S = 8.0
+SESSION_S = 4.0
+
+Wedge = Callable[[Monitor, Faulty], int]
+"""Wedges a worker; gives its process."""
+
+
+def _hang(_monitor: Monitor, faulty: Faulty) -> int:
+    hang_once(faulty.faults)
+    wait_until(lambda: hung_pid(faulty.faults) is not None, 30, "a forward that hangs")
+    pid = hung_pid(faulty.faults)
+    assert pid is not None
+    return pid
+
+
+def _stop_process(monitor: Monitor, _faulty: Faulty) -> int:
+    pid = monitor.pids()["worker-1.0"]
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("wedge", [_hang, _stop_process])
+def test_a_wedged_worker_is_replaced_and_every_image_is_logged_once(
+    wedge: Wedge, apache_kafka: ApacheKafka, faulty: Faulty, ray_head: RayHead, tmp_path: Path
+) -> None:
+    monitor = new_monitor(
+        apache_kafka.bootstrap,
+        tmp_path / "monitor",
+        faulty.calibration,
+        model=faulty.model,
+        driver={"stall_timeout_s": STALL_S},
+        kafka={"session_timeout_s": SESSION_S},
+        worker={"revoke_deadline_s": 1.5},
+    )
+    before = write_images(tmp_path / "before", BEFORE)
+    after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
+    command = nap_stream(
+        *("run", "--config", monitor.config, "--address", ray_head.address),
+        *("--max-records", str(BEFORE + AFTER)),
+    )
+    with Program(command, tmp_path / "run", ray_head.environ) as run:
+        metrics_url(run)
+        wait_for_assignments(run)
+        with producing(monitor, before, RATE):
+            wait_until(lambda: len(monitor.pids()) == 2, 60, "segments of both workers")
+            pid = wedge(monitor, faulty)
+            (name,) = [n.partition(".")[0] for n, p in monitor.pids().items() if p == pid]
+            given = assignments(run, name)
+            failed = json.loads(run.wait_for_line("worker_failed", STALL_S + 30))
+            wait_until(lambda: not _alive(pid), 30, "the end of the wedged process")
+        wait_until(lambda: assignments(run, name) > given, 60, "partitions of the new worker")
+        produce(monitor.kafka, after)
+        assert run.wait(120) == 0, run.tail
+
+    assert failed["worker"] == name
+    assert "made no progress for" in failed["cause"]
+    assert set(monitor.pids()) == {"worker-0.0", "worker-1.0", f"{name}.1"}
+    monitor.assert_complete(BEFORE + AFTER)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -1,0 +1,108 @@
+"""What a run asks of the broker, over connections that stay open for many runs."""
+
+import uuid
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import KafkaAdminClient, KafkaConsumer
+from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.settings import KafkaSettings
+from tests.support.waiting import wait_until
+
+
+class Broker:
+    """Topics, committed offsets and ends of one broker. Used by one thread.
+
+    Args:
+        bootstrap: Its address.
+    """
+
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+        self._admin: Any = KafkaAdminClient(bootstrap_servers=bootstrap)
+        self._consumer: Any = KafkaConsumer(
+            bootstrap_servers=bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+        )
+
+    def new_topic(self, partitions: int, session_timeout_s: float) -> tuple[KafkaSettings, str]:
+        """Settings of a topic and a group that are new, and the name of its dead-letter topic."""
+        name = f"f-{uuid.uuid4().hex[:12]}"
+        dead_letters = f"{name}-dead"
+        self._admin.create_topics(
+            {name: {"num_partitions": partitions}, dead_letters: {"num_partitions": 1}},
+            wait_for_metadata=True,
+        )
+        settings = KafkaSettings(
+            bootstrap_servers=(self.bootstrap,),
+            topic=name,
+            group_id=f"group-of-{name}",
+            session_timeout_s=session_timeout_s,
+            connect_timeout_s=20,
+        )
+        return settings, dead_letters
+
+    def delete(self, *topics: str) -> None:
+        """Delete topics, so that the broker does not grow with the runs."""
+        self._admin.delete_topics(list(topics))
+
+    def ends(self, topic: str, partitions: int) -> dict[int, int]:
+        """The last stable offset of each partition."""
+        wanted = [KafkaPartition(topic, number) for number in range(partitions)]
+        found = self._consumer.end_offsets(wanted)
+        return {native.partition: end for native, end in found.items()}
+
+    def committed(self, group_id: str) -> dict[int, int]:
+        """The offsets that a group has committed."""
+        found = self._admin.list_group_offsets([group_id])[group_id]
+        return {native.partition: value.offset for native, value in found.items()}
+
+    def members(self, group_id: str) -> dict[str, int]:
+        """How many partitions each static member of a group has."""
+        group = self._admin.describe_groups([group_id])[group_id]
+        return {
+            member["group_instance_id"]: sum(
+                len(topic["partitions"])
+                for topic in (member["member_assignment"] or {}).get("assigned_partitions", ())
+            )
+            for member in group["members"]
+        }
+
+    def dead_letters(self, topic: str) -> set[tuple[int, int, int]]:
+        """(partition, offset, index) of every dead letter."""
+        only = KafkaPartition(topic, 0)
+        self._consumer.assign([only])
+        self._consumer.seek(only, 0)
+        end = self._consumer.end_offsets([only])[only]
+        found: set[tuple[int, int, int]] = set()
+
+        def at_end() -> bool:
+            for record in self._consumer.poll(200).get(only, ()):
+                headers = dict(record.headers)
+                place = (headers[f"nap-stream-{part}"] for part in ("partition", "offset", "index"))
+                partition, offset, index = (int(value) for value in place)
+                found.add((partition, offset, index))
+            return bool(self._consumer.position(only) >= end)
+
+        wait_until(at_end, 30, f"{end} dead letters")
+        self._consumer.unsubscribe()
+        return found
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._admin.close()
+        self._consumer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,77 @@
+"""A topic that is deleted and made anew under the same name: never taken for the old one."""
+
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient, KafkaConsumer
+
+from nap_stream.errors import TopicReplacedError
+from nap_stream.kafka_client import create_topics
+from nap_stream.records import TopicPartition
+from nap_stream.settings import KafkaSettings
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.lines import Worker, local_log
+from tests.support.streams import require_each_offset_once, rows_in_log
+from tests.support.topics import new_settings, send
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+BEFORE = 20
+
+
+@pytest.fixture
+def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
+    made = new_settings(apache_kafka.bootstrap, session_timeout_s=6)
+    send(made, [b"g"] * BEFORE)
+    return made
+
+
+def replace_topic(settings: KafkaSettings, messages: int) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        admin.delete_topics([settings.topic])
+    finally:
+        admin.close()
+
+    def gone() -> bool:
+        consumer = KafkaConsumer(bootstrap_servers=list(settings.bootstrap_servers), group_id=None)
+        try:
+            return settings.topic not in consumer.topics()
+        finally:
+            consumer.close()
+
+    wait_until(gone, 30, "the topic to be gone")
+    create_topics(settings, [settings.topic], 1)
+    send(settings, [b"g"] * messages)
+
+
+@pytest.mark.parametrize("messages", [5, 50], ids=["smaller", "larger"])
+def test_between_two_runs(settings: KafkaSettings, tmp_path: Path, messages: int) -> None:
+    log = local_log(tmp_path, "worker-0")
+    with Worker(settings, log) as first:
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == BEFORE, 30, "rows")
+        first.stop()
+    replace_topic(settings, messages)
+
+    with Worker(settings, log) as second:
+        wait_until(lambda: not second.running, 30, "a refusal")
+
+    require_refused(second, settings, tmp_path)
+
+
+@pytest.mark.parametrize("messages", [5, 50], ids=["smaller", "larger"])
+def test_while_it_is_read(settings: KafkaSettings, tmp_path: Path, messages: int) -> None:
+    log = local_log(tmp_path, "worker-0")
+    with Worker(settings, log) as worker:
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == BEFORE, 30, "rows")
+        replace_topic(settings, messages)
+        wait_until(lambda: not worker.running, 60, "a refusal")
+
+    require_refused(worker, settings, tmp_path)
+
+
+def require_refused(worker: Worker, settings: KafkaSettings, root: Path) -> None:
+    assert isinstance(worker.error, TopicReplacedError), worker.error
+    assert "deleted and made anew" in str(worker.error)
+    require_each_offset_once(root, settings.topic, {TopicPartition(settings.topic, 0): BEFORE})

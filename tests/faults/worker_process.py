@@ -1,0 +1,171 @@
+"""A worker in a process of its own: the real line, told by an injector where to fail."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from nap_stream.clock import SystemClock
+from nap_stream.errors import NapStreamError
+from nap_stream.model.loading import LoadedModel, load_model
+from nap_stream.pipeline.line import WorkerLine
+from nap_stream.pipeline.rows import RowMaker
+from nap_stream.pipeline.scoring import ScoringStage
+from nap_stream.pipeline.tally import Tally
+from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
+from nap_stream.runtime.logging import configure_logging
+from nap_stream.runtime.signals import stop_on_signals
+from nap_stream.scored_log.base import ScoredLog
+from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.summary import summarise
+from nap_stream.settings import (
+    KafkaSettings,
+    LimitSettings,
+    LogSettings,
+    ModelSettings,
+    PreprocessingSettings,
+    WorkerSettings,
+)
+from tests.faults.failpoints import Failpoint, Fault, Injector
+from tests.faults.harness_parts import (
+    FaultyDeadLetters,
+    FaultyLog,
+    FaultyOperations,
+    FaultyReporter,
+    FaultySource,
+    faulty,
+)
+from tests.support.small_calibration import calibration_of, scorer_of
+from tests.support.tiny_net import CLASS_NAMES
+
+CLOSE_S = 10.0
+TYPED_ERROR = 3
+"""Exit code of a worker that ended with an error of nap-stream's own."""
+
+MAX_IN_HAND = 32
+PREPROCESSING = PreprocessingSettings(resize=None, crop=16)
+_PROJECT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What one process is to do.
+
+    ``record`` and ``output`` are files: of what has fired, and of stdout and stderr.
+    """
+
+    kafka: KafkaSettings
+    dead_letter_topic: str
+    log_root: Path
+    name: str
+    incarnation: int
+    segment_max_age_s: float
+    faults: tuple[Fault, ...]
+    record: Path
+    output: Path
+
+
+def work(spec: WorkerSpec) -> None:
+    """Run the worker's line until SIGTERM; the entry point of the process."""
+    descriptor = os.open(spec.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    configure_logging(for_people=True)
+    torch.set_num_threads(1)
+    starter = os.getppid()
+    with stop_on_signals() as stop:
+        try:
+            # Whoever started the fork server is gone when that has another parent.
+            _run(spec, lambda: stop.is_set() or os.getppid() != starter)
+        except NapStreamError as error:
+            structlog.get_logger().error("worker_failed", cause=f"{type(error).__name__}: {error}")
+            sys.exit(TYPED_ERROR)
+
+
+def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
+    injector = Injector(spec.faults, spec.record)
+    clock = SystemClock()
+    loaded = load_model(model_settings(), torch.device("cpu"))
+    tally = Tally(spec.name, spec.incarnation)
+    rows = _rows(loaded)
+    with ExitStack() as stack:
+        dead_letters = FaultyDeadLetters(
+            spec.kafka, spec.dead_letter_topic, max_payload_bytes=2**20, injector=injector
+        )
+        stack.callback(dead_letters.close)
+        stage = ScoringStage(
+            faulty(rows.decode, injector, Failpoint.DECODE_BEFORE, Failpoint.DECODE_AFTER),
+            faulty(rows.score, injector, Failpoint.SCORE_BEFORE, Failpoint.SCORE_AFTER),
+            rows.fail,
+            batch_size=8,
+            linger_s=0.005,
+            decode_threads=1,
+            max_decoded_images=MAX_IN_HAND,
+            clock=clock,
+            observe=tally.observe,
+        )
+        stack.callback(stage.close)
+        line = WorkerLine(
+            lambda listener: FaultySource(
+                spec.kafka, listener, instance_id=spec.name, injector=injector
+            ),
+            stage=stage,
+            log=FaultyLog(_log(spec, loaded, injector), injector),
+            dead_letters=dead_letters,
+            reporter=FaultyReporter(injector),
+            summarise=_summary,
+            log_settings=LogSettings(
+                root=spec.log_root, segment_max_rows=12, segment_max_age_s=spec.segment_max_age_s
+            ),
+            worker_settings=WorkerSettings(
+                max_in_hand_images=MAX_IN_HAND,
+                revoke_deadline_s=spec.kafka.session_timeout_s / 2,
+            ),
+            clock=clock,
+            tally=tally,
+        )
+        line.run(should_stop, CLOSE_S)
+
+
+def model_settings() -> ModelSettings:
+    """The tiny net."""
+    return ModelSettings(
+        factory="tests.support.tiny_net:build",
+        python_path=(_PROJECT,),
+        class_names=CLASS_NAMES,
+        preprocessing=PREPROCESSING,
+    )
+
+
+def _rows(loaded: LoadedModel) -> RowMaker:
+    return RowMaker(
+        scorer=scorer_of(loaded),
+        class_names=loaded.class_names,
+        calibration=calibration_of((0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0, 2.5)),
+        preprocessing=PREPROCESSING,
+        limits=LimitSettings(),
+        kept_headers=(),
+        clock=SystemClock(),
+    )
+
+
+def _log(spec: WorkerSpec, loaded: LoadedModel, injector: Injector) -> ScoredLog:
+    return LocalScoredLog(
+        spec.log_root,
+        writer_id=f"{spec.name}.{spec.incarnation}@{os.getpid()}",
+        model_fingerprint=loaded.fingerprint,
+        calibration_fingerprint="1" * 64,
+        clock=SystemClock(),
+        operations=FaultyOperations(injector),
+    )
+
+
+def _summary(
+    segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
+) -> SegmentSummary:
+    return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)

@@ -1,0 +1,186 @@
+"""The digest of rows: what is hashed, what may change without changing it, and what may not."""
+
+import hashlib
+import struct
+from datetime import UTC
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from nap_stream.records import ScoredRecord
+from nap_stream.scored_log.digest import rows_sha256
+from nap_stream.scored_log.schema import DICTIONARY_COLUMNS, SCHEMA, to_table
+from tests.scored_log.builders import CALIBRATION, MODEL, failed, origin, record_lists, scored
+
+HEADERS = (("source", b"gate"), ("source", None), ("", b""))
+RECORDS = [
+    scored(origin(3, headers=HEADERS), knn=1.25),
+    failed(origin(4, key=None)),
+    scored(origin(4, 1, key=b"")),
+    failed(origin(9, headers=(("ä", b"\0"),)), error=""),
+]
+_HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
+
+
+def _table(records: list[ScoredRecord]) -> pa.Table:
+    return to_table(records, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
+
+
+def _integers(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}q", *values)
+
+
+def test_the_digest_of_a_small_table_by_hand() -> None:
+    table = pa.table(
+        {
+            "offset": pa.array([3, -4], pa.int64()),
+            "index": pa.array([0, 7], pa.int32()),
+            "key": pa.array([b"ab", None], pa.binary()),
+            "time": pa.array([1_000, None], pa.timestamp("ms", tz="UTC")),
+            "text": pa.array(["", "ä"], pa.string()),
+            "flag": pa.array([True, None], pa.bool_()),
+            "score": pa.array([None, -2.5], pa.float64()),
+            "headers": pa.array(
+                [[{"name": "a", "value": None}, {"name": "bc", "value": b"d"}], []],
+                pa.list_(_HEADER),
+            ),
+        }
+    )
+    hashed = [
+        *(b"offset\0", _integers(2), b"\1\1", _integers(3, -4)),
+        *(b"index\0", _integers(2), b"\1\1", _integers(0, 7)),
+        *(b"key\0", _integers(2), b"\1\0", _integers(2, 0), b"ab"),
+        *(b"time\0", _integers(2), b"\1\0", _integers(1_000, 0)),
+        *(b"text\0", _integers(2), b"\1\1", _integers(0, 2), b"\xc3\xa4"),
+        *(b"flag\0", _integers(2), b"\1\0", _integers(1, 0)),
+        *(b"score\0", _integers(2), b"\0\1", struct.pack("<2d", 0.0, -2.5)),
+        *(b"headers\0", _integers(2), b"\1\1", _integers(2, 0)),
+        *(_integers(2), b"\1\1"),
+        *(b"name\0", _integers(2), b"\1\1", _integers(1, 2), b"abc"),
+        *(b"value\0", _integers(2), b"\0\1", _integers(0, 1), b"d"),
+    ]
+    assert rows_sha256(table) == hashlib.sha256(b"".join(hashed)).hexdigest()
+
+
+def test_the_digest_of_no_rows_by_hand() -> None:
+    table = pa.table({"offset": pa.array([], pa.int64()), "key": pa.array([], pa.binary())})
+    hashed = b"offset\0" + _integers(0) + b"key\0" + _integers(0)
+    assert rows_sha256(table) == hashlib.sha256(hashed).hexdigest()
+    assert rows_sha256(SCHEMA.empty_table()) == rows_sha256(_table([]))
+
+
+@given(records=record_lists, cut=st.integers(0, 12), tail=st.integers(0, 12))
+def test_slices_and_chunks_do_not_matter(records: list[ScoredRecord], cut: int, tail: int) -> None:
+    table = _table(records)
+    expected = rows_sha256(table)
+    chunked = pa.concat_tables([table.slice(0, cut), table.slice(cut)])
+    assert rows_sha256(chunked) == expected
+    padded = pa.concat_tables([_table(RECORDS), table, _table(RECORDS[:tail])]).combine_chunks()
+    assert rows_sha256(padded.slice(len(RECORDS), len(records))) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dictionary": False, "compression": "none"},
+        {"use_dictionary": DICTIONARY_COLUMNS, "compression": "zstd"},
+        {"row_group_size": 1, "compression": "gzip"},
+        {"data_page_version": "2.0", "compression": "snappy", "store_schema": False},
+        {"data_page_size": 1, "column_encoding": {"fused": "BYTE_STREAM_SPLIT"}},
+    ],
+    ids=["plain", "dictionary", "row-groups", "pages-2.0", "small-pages"],
+)
+def test_parquet_encodings_do_not_matter(options: dict[str, Any]) -> None:
+    table = _table(RECORDS)
+    sink = pa.BufferOutputStream()
+    if "column_encoding" in options:
+        options = {**options, "use_dictionary": False}
+    pq.write_table(table, sink, **options)
+    again = pq.read_table(pa.BufferReader(sink.getvalue()))
+    assert rows_sha256(again) == rows_sha256(table)
+
+
+_headers = st.fixed_dictionaries(
+    {"name": st.text("ab", max_size=2), "value": st.none() | st.binary(max_size=2)}
+)
+_times = st.datetimes(timezones=st.just(UTC)).map(
+    lambda time: time.replace(microsecond=time.microsecond // 1000 * 1000)
+)
+
+
+def _values(kind: Any) -> st.SearchStrategy[Any]:
+    if pa.types.is_integer(kind):
+        return st.integers(-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
+    return {
+        pa.timestamp("ms", tz="UTC"): _times,
+        pa.bool_(): st.booleans(),
+        pa.float64(): st.floats(allow_nan=False),
+        pa.string(): st.text(st.characters(exclude_categories=["Cs"]), max_size=3),
+        pa.binary(): st.binary(max_size=3),
+    }.get(kind, st.lists(_headers, max_size=3))
+
+
+@settings(max_examples=300)
+@given(data=st.data())
+def test_a_change_of_any_one_value_changes_the_digest(data: st.DataObject) -> None:
+    table = _table(RECORDS)
+    rows = table.to_pylist()
+    field = data.draw(st.sampled_from(list(SCHEMA)))
+    row = data.draw(st.sampled_from(rows))
+    values = _values(field.type)
+    value = data.draw(st.none() | values if field.nullable else values)
+    assume(value != row[field.name])
+    row[field.name] = value
+    assert rows_sha256(pa.Table.from_pylist(rows, SCHEMA)) != rows_sha256(table)
+
+
+@given(
+    one=st.lists(st.none() | st.binary(max_size=3), max_size=4),
+    other=st.lists(st.none() | st.binary(max_size=3), max_size=4),
+)
+def test_bytes_that_move_between_neighbours_change_the_digest(
+    one: list[bytes | None], other: list[bytes | None]
+) -> None:
+    digests = [rows_sha256(pa.table({"key": pa.array(keys, pa.binary())})) for keys in (one, other)]
+    assert (digests[0] == digests[1]) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "empty"),
+    [
+        (pa.int64(), 0),
+        (pa.bool_(), False),
+        (pa.float64(), 0.0),
+        (pa.string(), ""),
+        (pa.binary(), b""),
+        (pa.list_(pa.string()), []),
+        (_HEADER, {"name": "", "value": b""}),
+    ],
+    ids=str,
+)
+def test_null_is_not_zero_nor_empty(kind: Any, empty: Any) -> None:
+    tables = [pa.table({"column": pa.array([value], kind)}) for value in (None, empty)]
+    assert rows_sha256(tables[0]) != rows_sha256(tables[1])
+
+
+def test_the_order_of_rows_and_the_names_of_columns_matter() -> None:
+    table = _table(RECORDS)
+    others = [
+        table.take([1, 0, 2, 3]),
+        table.slice(0, 3),
+        table.rename_columns(["offsets", *table.column_names[1:]]),
+        table.select(list(reversed(table.column_names))),
+    ]
+    assert len({rows_sha256(other) for other in (table, *others)}) == 5
+
+
+def test_what_lies_under_a_null_does_not_matter() -> None:
+    hidden = pa.StructArray.from_arrays(
+        [pa.array(["a"]), pa.array([b"b"])], fields=list(_HEADER), mask=pa.array([True])
+    )
+    plain = pa.array([None], _HEADER)
+    assert rows_sha256(pa.table({"h": hidden})) == rows_sha256(pa.table({"h": plain}))

@@ -1,0 +1,189 @@
+"""Worker lines with a light scoring stage, in threads, on a real broker and a real log."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nap_stream.clock import SystemClock
+from nap_stream.dead_letter.base import DeadLetters
+from nap_stream.dead_letter.memory import MemoryDeadLetters
+from nap_stream.pipeline.line import WorkerLine
+from nap_stream.pipeline.scoring import ScoringStage
+from nap_stream.pipeline.tally import Tally
+from nap_stream.records import (
+    DecodedImage,
+    FailedImage,
+    Message,
+    PublishedSegment,
+    ScoredRecord,
+    SegmentSummary,
+    TopicPartition,
+    WorkerReport,
+)
+from nap_stream.scored_log.base import ScoredLog
+from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.summary import summarise
+from nap_stream.settings import KafkaSettings, LogSettings, WorkerSettings
+from nap_stream.source.base import PartitionListener
+from nap_stream.source.kafka import KafkaSource
+from tests.pipeline.test_scoring import decode, row, score
+
+STOP_S = 20.0
+
+
+@dataclass
+class Told:
+    """A reporter that remembers."""
+
+    summaries: list[SegmentSummary] = field(default_factory=list)
+    reports: list[WorkerReport] = field(default_factory=list)
+
+    def submit(self, summary: SegmentSummary) -> None:
+        self.summaries.append(summary)
+
+    def report(self, report: WorkerReport) -> None:
+        self.reports.append(report)
+
+
+def local_log(root: Path, name: str) -> LocalScoredLog:
+    return LocalScoredLog(
+        root,
+        writer_id=name,
+        model_fingerprint="0" * 64,
+        calibration_fingerprint="1" * 64,
+        clock=SystemClock(),
+    )
+
+
+class Worker:
+    """One worker line in a thread of its own, from its start until `stop`.
+
+    A message's value says what becomes of it: one row a letter, ``g`` is good and ``b`` is bad.
+
+    Args:
+        kafka: Topic, group and time-outs.
+        log: Where it publishes.
+        name: The static member's name.
+        dead_letters: Where bad rows go.
+        segment_max_age_s: How long rows are in hand before they are published, at most.
+        revoke_deadline_s: How long a revocation may take.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        log: ScoredLog,
+        name: str = "worker-0",
+        *,
+        dead_letters: DeadLetters | None = None,
+        segment_max_age_s: float = 0.2,
+        revoke_deadline_s: float = 10.0,
+    ) -> None:
+        self.told = Told()
+        self.decoded = 0
+        self._held = threading.Event()
+        self._held.set()
+        self.error: BaseException | None = None
+        self.source: KafkaSource
+        clock = SystemClock()
+        tally = Tally(name, 0)
+        self._stage = ScoringStage(
+            self._decode,
+            score,
+            row,
+            batch_size=16,
+            linger_s=0.0,
+            decode_threads=1,
+            max_decoded_images=100,
+            clock=clock,
+            observe=tally.observe,
+        )
+        self._stopping = threading.Event()
+
+        def open_source(listener: PartitionListener) -> KafkaSource:
+            self.source = KafkaSource(kafka, listener, instance_id=name)
+            return self.source
+
+        try:
+            self.line = WorkerLine(
+                open_source,
+                stage=self._stage,
+                log=log,
+                dead_letters=dead_letters or MemoryDeadLetters(),
+                reporter=self.told,
+                summarise=_summary,
+                log_settings=LogSettings(root=Path("unused"), segment_max_age_s=segment_max_age_s),
+                worker_settings=WorkerSettings(revoke_deadline_s=revoke_deadline_s),
+                clock=clock,
+                tally=tally,
+            )
+        except BaseException:
+            self._stage.close()
+            raise
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def owned(self) -> set[TopicPartition]:
+        """The partitions that it has as of its last report, which comes every second."""
+        reports = self.told.reports
+        return {progress.partition for progress in reports[-1].partitions} if reports else set()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    def hold(self) -> None:
+        """Have its scoring stage hang."""
+        self._held.clear()
+
+    def release(self) -> None:
+        self._held.set()
+
+    def tell_to_stop(self) -> None:
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Stop in good order, and raise what ended the line."""
+        self._stopping.set()
+        started = time.monotonic()
+        self._thread.join(STOP_S + 20)
+        assert not self.running, f"still running after {time.monotonic() - started:.0f} s"
+        if self.error is not None:
+            raise self.error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._held.set()
+        self._stopping.set()
+        self._thread.join(STOP_S + 20)
+
+    def _decode(self, given: Message) -> list[DecodedImage | FailedImage]:
+        self._held.wait()
+        self.decoded += 1
+        return decode(given)
+
+    def _run(self) -> None:
+        try:
+            self.line.run(self._stopping.is_set, STOP_S)
+        except BaseException as error:  # noqa: BLE001  raised again by `stop`
+            self.error = error
+        finally:
+            self._stage.close()
+
+
+def _summary(
+    segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
+) -> SegmentSummary:
+    return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)
