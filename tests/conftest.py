@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from nap_stream.dev.broker import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
 
 REQUIRE_KAFKA = "NAP_STREAM_REQUIRE_KAFKA"
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("nap-stream", deadline=None)
+settings.load_profile("nap-stream")
 
 
 @pytest.fixture(scope="session")

@@ -162,7 +162,13 @@ class WorkerLine:
         self._poll()
         self._collect()
         now = self._clock.monotonic()
-        due = [p for p, buffer in self._buffers.items() if buffer.due(self._log_settings, now)]
+        due = [
+            partition
+            for partition, buffer in self._buffers.items()
+            if buffer.due(self._log_settings, now)
+            # One whose dead letters have been delivered may have become too small to be due.
+            or (partition in self._waiting and buffer.opened_at is not None)
+        ]
         self._publish_and_announce(due)
         self._balance()
         self._report_when_due()

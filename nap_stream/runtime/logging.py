@@ -6,12 +6,15 @@ from typing import TextIO
 
 import structlog
 
+KAFKA_LOG_EVERY_S = 30.0
+
 
 def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
     """Send events to stderr: as aligned text for people, as JSON lines for machines.
 
-    The libraries' own logs go the same way, from warnings up. Called once by a program's entry
-    point, never on import.
+    The libraries' own logs go the same way, from warnings up; kafka-python's, which come with
+    every attempt to reach a broker that is away, once in half a minute each. Called once by a
+    program's entry point, never on import.
 
     Args:
         for_people: Whether a person reads stderr.
@@ -41,11 +44,30 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    handler.addFilter(_SeldomKafka())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     # It warns of every pause of a tenth of a second, which a busy machine has all the time.
     logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+
+
+class _SeldomKafka(logging.Filter):
+    """Passes what one line of kafka-python's code says once in a while, and the rest whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_at: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is not of kafka-python, or said seldom enough."""
+        if not record.name.startswith("kafka."):
+            return True
+        line = record.name, record.lineno
+        if record.created - self._passed_at.get(line, float("-inf")) < KAFKA_LOG_EVERY_S:
+            return False
+        self._passed_at[line] = record.created
+        return True
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):

@@ -144,23 +144,21 @@ class _Links:
 
     def add(self, found: SegmentFindings) -> None:
         """Take the next file of the folder."""
-        footer = found.footer
-        end = None if footer is None else footer.end_offset
         here = self.position
-        if here is not None and found.base_offset < here.offset and (end or 0) <= here.offset:
+        if here is not None and found.base_offset < here.offset:
             self._pass_over(found, here)
             return
         self.defects += _link_defects(found, here)
         self.defects += self._topic_defects(found)
         self.accepted.append(found)
         self.position = (
-            ChainPosition(end, found.sha256)
-            if end is not None and found.sha256 is not None
+            ChainPosition(found.footer.end_offset, found.sha256)
+            if found.footer is not None and found.sha256 is not None
             else None
         )
 
     def _pass_over(self, found: SegmentFindings, here: ChainPosition) -> None:
-        """A file whose offsets are all before the position is no part of the chain."""
+        """A file that begins before the position is no part of the chain."""
         if found.footer is None:
             self.unreadable.append(found)
             return
@@ -199,8 +197,6 @@ def _link_defects(found: SegmentFindings, expected: ChainPosition | None) -> Ite
     if found.base_offset > expected.offset:
         detail = f"offsets [{expected.offset}, {found.base_offset}) are in no segment"
         yield Defect(found.path, DefectKind.HOLE, detail)
-    if found.base_offset < expected.offset:
-        yield _overlap(found, expected)
     footer = found.footer
     if footer is not None and footer.previous_sha256 != expected.previous_sha256:
         detail = (

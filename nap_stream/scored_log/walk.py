@@ -61,13 +61,19 @@ def walk(
     bases = _bases_around(store, partition, start)
     if not bases:
         return
-    newest, position = bases[-1], max(start, bases[0])
+    newest, position, base = bases[-1], max(start, bases[0]), -1
     steps = _Steps(store, partition, bases)
     while position <= newest:
         with steps.file_at(position) as file:
-            position = max(position, file.footer.base_offset)
+            base = file.footer.base_offset
+            position = max(position, base)
             yield file, position
             position = file.footer.end_offset
+    if base < newest:
+        # What a writer left that slept through a compaction and died may end amid a segment.
+        with open_segment(store, segment_path(partition, newest)) as last:
+            if last is not None and last.footer.end_offset > position:
+                yield last, position
 
 
 def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[SegmentFooter]:

@@ -5,28 +5,34 @@ from contextlib import contextmanager
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaConsumer, errors
+from kafka import KafkaConsumer, errors
 from kafka.coordinator.base import MemberState
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.deadline import Deadline
-from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
+from nap_stream.errors import BrokerUnavailableError
 from nap_stream.kafka_client import open_client
 from nap_stream.kafka_errors import translated_errors
 from nap_stream.records import Fetched, TopicPartition
 from nap_stream.settings import KafkaSettings
 from nap_stream.source.base import PartitionListener
 from nap_stream.source.kafka_commits import Commits
-from nap_stream.source.kafka_group import at_least_1_ms, consumer_options, leave_group
+from nap_stream.source.kafka_group import (
+    Rebalances,
+    at_least_1_ms,
+    consumer_options,
+    leave_group,
+)
 from nap_stream.source.kafka_names import from_native, message, to_native
 from nap_stream.source.kafka_offsets import (
     OFFSETS_TIMEOUT_S,
     FoundOffsets,
     ask_offsets,
-    known_topic_id,
-    newest_topic_id,
+    past_the_end,
+    unreadable,
 )
+from nap_stream.source.kafka_topic import TopicWatch
 
 PLACE_AGAIN_S = 1.0
 POSITION_TIMEOUT_S = 1.0
@@ -63,7 +69,6 @@ class KafkaSource:
         self._fresh: set[KafkaPartition] = set()
         self._ends: dict[KafkaPartition, int] = {}
         self._told: set[KafkaPartition] = set()
-        self._topic_id: str | None = None
         self._place_at = float("-inf")
         self._waits = False
         self._paused = False
@@ -73,7 +78,10 @@ class KafkaSource:
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
             # A member that leads the group and does not know the partitions yet assigns none.
             self._consumer.partitions_for_topic(settings.topic)
-            self._consumer.subscribe([settings.topic], listener=_Rebalances(self))
+            self._consumer.subscribe(
+                [settings.topic], listener=Rebalances(self._take, self._give_up)
+            )
+        self._topic = TopicWatch(self._consumer, settings.topic, self._clock)
         self._commits = Commits(self._consumer, settings, instance_id)
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
@@ -87,7 +95,7 @@ class KafkaSource:
                 self._out_of_range(error.args[0])
                 return []
             except UnicodeDecodeError as error:
-                raise self._unreadable(error) from error
+                raise unreadable(self._ends, error) from error
             return [
                 fetched
                 for partition in self._consumer.assignment() - self._fresh
@@ -107,11 +115,13 @@ class KafkaSource:
     def pause(self) -> None:
         """Fetch nothing for any assigned partition until `resume`; membership is kept."""
         self._paused = True
+        self._topic.paused()
         self._consumer.pause(*self._consumer.assignment())
 
     def resume(self) -> None:
         """Fetch again."""
         self._paused = False
+        self._topic.resumed()
         self._consumer.resume(*(self._consumer.assignment() - self._fresh))
 
     def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
@@ -158,7 +168,7 @@ class KafkaSource:
         deadline = Deadline(self._clock, timeout_s)
         member = self._consumer.group_metadata()
         try:
-            self.give_up(sorted(self._told), lost=member.generation_id < 0)
+            self._give_up(sorted(self._told), lost=member.generation_id < 0)
             self._commits.wait(deadline)
         finally:
             with self._typed_errors("closing"):
@@ -167,8 +177,7 @@ class KafkaSource:
             if member.member_id or member.state is not MemberState.UNJOINED:
                 leave_group(self._settings, self._instance_id, member.member_id, deadline)
 
-    def take(self, partitions: Iterable[KafkaPartition]) -> None:
-        """Hold new partitions back until `poll` has placed them. For the rebalance listener."""
+    def _take(self, partitions: Iterable[KafkaPartition]) -> None:
         self._hold_back(partitions)
         if not self._has_joined:
             self._has_joined = True
@@ -176,8 +185,7 @@ class KafkaSource:
             # for the rebalance that hands them on: then nobody else asks for it.
             self._consumer._coordinator.request_rejoin()  # noqa: SLF001  kafka-python has no other
 
-    def give_up(self, partitions: Iterable[KafkaPartition], *, lost: bool) -> None:
-        """Let go of partitions. For the rebalance listener."""
+    def _give_up(self, partitions: Iterable[KafkaPartition], lost: bool) -> None:
         known = [native for native in partitions if native in self._told]
         self._fresh.difference_update(partitions)
         told = [from_native(native) for native in known]
@@ -209,7 +217,7 @@ class KafkaSource:
             return
         try:
             found = ask_offsets(self._consumer, waiting)
-            self._topic_id = newest_topic_id(self._consumer, self._settings.topic)
+            self._topic.refresh()
         except errors.RetriableError as error:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
             self._wait(f"{type(error).__name__}: {error}")
@@ -228,7 +236,7 @@ class KafkaSource:
             latest=found.latest,
             committed=found.committed,
             start=found.earliest if self._settings.start == "earliest" else found.latest,
-            topic_id=self._topic_id,
+            topic_id=self._topic.topic_id,
         )
         if offset is None:
             return
@@ -251,16 +259,10 @@ class KafkaSource:
 
         What is in hand may be of either topic, so it is dropped.
         """
-        found = known_topic_id(self._consumer, self._settings.topic)
-        if None in (found, self._topic_id) or found == self._topic_id:
-            return
-        structlog.get_logger().error(
-            "topic_replaced", topic=self._settings.topic, before=self._topic_id, now=found
-        )
-        self._topic_id = found
-        owned = sorted(self._told)
-        self.give_up(owned, lost=True)
-        self._hold_back(owned)
+        if self._topic.has_changed():
+            owned = sorted(self._told)
+            self._give_up(owned, lost=True)
+            self._hold_back(owned)
 
     def _fetched(self, native: KafkaPartition, records: Sequence[Any]) -> Fetched | None:
         position = self._consumer.position(native, timeout_ms=POSITION_TIMEOUT_S * 1000)
@@ -278,32 +280,17 @@ class KafkaSource:
         Raises:
             OffsetRangeError: The position is past the end: it belongs to another topic.
         """
-        newest_topic_id(self._consumer, self._settings.topic)
+        self._topic.look_again()
         self._notice_new_topic()
         positions = {p: offset for p, offset in positions.items() if p not in self._fresh}
         ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
         for native, position in positions.items():
             if position > ends[native]:
-                raise OffsetRangeError(
-                    f"the next offset to read is {position}, and the topic ends at {ends[native]}",
-                    str(from_native(native)),
-                    "Was the topic deleted and made anew? Then give the monitor a new log.root",
-                )
+                raise past_the_end(native, position, ends[native])
             structlog.get_logger().warning(
                 "offset_out_of_range", partition=str(from_native(native)), position=position
             )
             self._hold_back([native])
-
-    def _unreadable(self, error: UnicodeDecodeError) -> BrokerError:
-        """kafka-python reads no message whose header has a name that is not UTF-8."""
-        ends = ", ".join(
-            f"{from_native(native)}@{end}" for native, end in sorted(self._ends.items())
-        )
-        return BrokerError(
-            f"a message has a header whose name is not UTF-8 ({error})",
-            f"at or after one of {ends}",
-            "Find its producer; delete the records up to it, which the log will declare as a gap",
-        )
 
     @contextmanager
     def _typed_errors(self, what: str) -> Iterator[None]:
@@ -315,19 +302,3 @@ class KafkaSource:
                 if type(error) is errors.KafkaError and error.__cause__ is not None:
                     raise error.__cause__ from None
                 raise
-
-
-class _Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    """Hands kafka-python's events, which come on its own thread, to the source."""
-
-    def __init__(self, source: KafkaSource) -> None:
-        self._source = source
-
-    def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
-        self._source.take(assigned)
-
-    def on_partitions_revoked(self, revoked: Iterable[KafkaPartition]) -> None:
-        self._source.give_up(revoked, lost=False)
-
-    def on_partitions_lost(self, lost: Iterable[KafkaPartition]) -> None:
-        self._source.give_up(lost, lost=True)

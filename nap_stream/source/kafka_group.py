@@ -1,11 +1,13 @@
 """Joining and leaving a consumer group as a static member."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
-from kafka import KafkaAdminClient, errors
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, errors
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.deadline import Deadline
 from nap_stream.kafka_client import client_options, open_client
@@ -17,6 +19,34 @@ until it is polled. A first message that is larger comes all the same."""
 MIN_SHARE_BYTES = 2**20
 METADATA_MAX_AGE_MS = 30_000
 """How soon new partitions are noticed, and an assignment that was made without knowing them."""
+
+
+class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Hands on kafka-python's events, which come on its own thread.
+
+    Args:
+        take: Told of partitions that are new.
+        give_up: Told of partitions that go, and whether they are lost already.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[Iterable[KafkaPartition]], None],
+        give_up: Callable[[Iterable[KafkaPartition], bool], None],
+    ) -> None:
+        self._take, self._give_up = take, give_up
+
+    def on_partitions_assigned(self, assigned: Iterable[KafkaPartition]) -> None:
+        """Take partitions."""
+        self._take(assigned)
+
+    def on_partitions_revoked(self, revoked: Iterable[KafkaPartition]) -> None:
+        """Give partitions up in good order."""
+        self._give_up(revoked, False)
+
+    def on_partitions_lost(self, lost: Iterable[KafkaPartition]) -> None:
+        """Drop partitions that another member has."""
+        self._give_up(lost, True)
 
 
 def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any]:

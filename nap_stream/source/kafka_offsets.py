@@ -1,11 +1,13 @@
-"""What the broker says of a partition before it is read: offsets, and the topic's id."""
+"""What the broker says of a partition's offsets before it is read, and what may be wrong."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Event
 
-from kafka import KafkaConsumer, errors
+from kafka import KafkaConsumer
 from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.errors import BrokerError, OffsetRangeError
+from nap_stream.source.kafka_names import from_native
 
 OFFSETS_TIMEOUT_S = 5.0
 """For one question. `poll` asks again when nobody answered, so it can be short."""
@@ -39,22 +41,25 @@ def ask_offsets(
     }
 
 
-def newest_topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
-    """The topic's id, asked anew; None from a broker that gives none.
+def past_the_end(native: KafkaPartition, position: int, end: int) -> OffsetRangeError:
+    """The error for a position that the partition has not reached."""
+    return OffsetRangeError(
+        f"the next offset to read is {position}, and the topic ends at {end}",
+        str(from_native(native)),
+        "Was the topic deleted and made anew? Then give the monitor a new log.root",
+    )
 
-    Raises:
-        KafkaTimeoutError: kafka-python's own; nobody answered in time.
+
+def unreadable(ends: Mapping[KafkaPartition, int], error: UnicodeDecodeError) -> BrokerError:
+    """The error for a message whose header has a name that kafka-python cannot read.
+
+    Args:
+        ends: Where each partition stands.
+        error: Kafka-python's, which does not say in which message.
     """
-    # kafka-python shows a consumer's metadata nowhere else.
-    refreshed = consumer._cluster.request_update()  # noqa: SLF001
-    answered = Event()
-    refreshed.add_both(lambda _answer: answered.set())
-    if not answered.wait(OFFSETS_TIMEOUT_S):
-        raise errors.KafkaTimeoutError("no answer to a question for metadata")
-    return known_topic_id(consumer, topic)
-
-
-def known_topic_id(consumer: KafkaConsumer, topic: str) -> str | None:
-    """The topic's id by the metadata of last time; None where there is none."""
-    found = consumer._cluster.topic_id(topic)  # noqa: SLF001  as above
-    return str(found) if found else None
+    at = ", ".join(f"{from_native(native)}@{end}" for native, end in sorted(ends.items()))
+    return BrokerError(
+        f"a message has a header whose name is not UTF-8 ({error})",
+        f"at or after one of {at}",
+        "Find its producer; delete the records up to it, which the log will declare as a gap",
+    )

@@ -17,6 +17,7 @@ COMMANDS = (
     "alerts",
     "query",
     "verify",
+    "compact",
     "doctor",
     "demo",
 )
@@ -115,9 +116,9 @@ def test_query_refuses_what_is_no_time(nap: Call, log: Path) -> None:
     assert "error: --since: not a time: 'yesterday'" in ended.err
 
 
-@pytest.mark.parametrize("command", ["query", "verify"])
+@pytest.mark.parametrize("command", ["query", "verify", "compact"])
 def test_a_log_must_be_named_once_and_exist(nap: Call, command: str, tmp_path: Path) -> None:
-    assert "expected either --log DIR or --config FILE" in nap(command).err
+    assert "expected either --log ROOT or --config FILE" in nap(command).err
     ended = nap(command, "--log", tmp_path / "gone")
     assert ended.exit_code == 2
     assert "no such folder" in ended.err

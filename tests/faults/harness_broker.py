@@ -4,7 +4,7 @@ import uuid
 from types import TracebackType
 from typing import Any, Self
 
-from kafka import KafkaAdminClient, KafkaConsumer
+from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.settings import KafkaSettings
@@ -56,13 +56,19 @@ class Broker:
         return {native.partition: end for native, end in found.items()}
 
     def committed(self, group_id: str) -> dict[int, int]:
-        """The offsets that a group has committed."""
-        found = self._admin.list_group_offsets([group_id])[group_id]
+        """The offsets that a group has committed; nothing while nobody tells."""
+        try:
+            found = self._admin.list_group_offsets([group_id])[group_id]
+        except errors.RetriableError:
+            return {}
         return {native.partition: value.offset for native, value in found.items()}
 
     def members(self, group_id: str) -> dict[str, int]:
-        """How many partitions each static member of a group has."""
-        group = self._admin.describe_groups([group_id])[group_id]
+        """How many partitions each static member of a group has; nothing while nobody tells."""
+        try:
+            group = self._admin.describe_groups([group_id])[group_id]
+        except errors.RetriableError:
+            return {}
         return {
             member["group_instance_id"]: sum(
                 len(topic["partitions"])

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from nap_stream.scored_log.reader import scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.settings import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.lines import Worker, local_log
+from tests.support.lines import STOP_S, Worker, local_log
 from tests.support.streams import Stream, require_each_offset_once, rows_in_log
-from tests.support.topics import committed_offsets, new_settings, read_to_end
+from tests.support.topics import committed_offsets, new_settings, read_to_end, send
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(300)]
@@ -132,3 +133,20 @@ def test_stream_alerts_and_dead_letters_outlast_a_broker_that_is_away(
     # Where an answer was lost with its connection, an alert may come twice, never out of order.
     ids = [json.loads(record.value)["id"] for record in read_to_end(settings, alerts)]
     assert list(dict.fromkeys(ids)) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_while_the_broker_is_away_publishes_and_ends_in_time(
+    own_kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    settings = new_settings(own_kafka.bootstrap)
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [b"g"] * 10)
+    with Worker(settings, local_log(tmp_path, "worker-0"), segment_max_age_s=3600) as worker:
+        wait_until(lambda: worker.decoded == 10, 30, "rows in hand")
+        own_kafka.kill()
+        started = time.monotonic()
+        worker.stop()
+        assert time.monotonic() - started < STOP_S + 2
+
+    require_each_offset_once(tmp_path, settings.topic, {partition: 10})

@@ -82,7 +82,13 @@ def _race(
     return won, lost
 
 
-@pytest.mark.parametrize("in_turn", [True, False], ids=["in turn", "at once"])
+@pytest.mark.parametrize(
+    "in_turn",
+    [
+        pytest.param(True, id="in turn"),
+        pytest.param(False, id="at once", marks=pytest.mark.slow),
+    ],
+)
 def test_every_position_has_one_winner_and_its_loser_goes_on_from_there(
     tmp_path: Path, in_turn: bool
 ) -> None:

@@ -4,12 +4,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import MemberToRemove
 
 from nap_stream.records import TopicPartition
+from nap_stream.settings import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import Stream, require_each_offset_once, rows_in_log
-from tests.support.topics import committed_offsets, new_settings
+from tests.support.topics import committed_offsets, new_settings, send
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -49,7 +52,6 @@ def test_each_offset_comes_once_while_members_come_and_go(
         second.stop()
         wait_until(lambda: settled(first, third), SETTLE_S, "two members to share")
         more_rows()
-        kept = third.owned
         third.stop()
         again = start(2)
         wait_until(lambda: settled(first, again), SETTLE_S, "the member that came back to share")
@@ -60,7 +62,6 @@ def test_each_offset_comes_once_while_members_come_and_go(
             worker.stop()
         conflicts = [worker.told.reports[-1].segment_conflicts for worker in (first, third, again)]
 
-    assert kept
     require_each_offset_once(tmp_path, settings.topic, ends)
     assert committed_offsets(settings) == {p.partition: end for p, end in ends.items()}
     assert conflicts == [0, 0, 0]
@@ -89,6 +90,32 @@ def test_a_revocation_that_cannot_drain_keeps_to_its_deadline_and_loses_nothing(
 
     require_each_offset_once(tmp_path, settings.topic, ends)
     assert committed_offsets(settings) == {p.partition: end for p, end in ends.items()}
+
+
+def test_rows_in_hand_of_a_member_that_is_thrown_out_are_dropped_and_read_again(
+    apache_kafka: ApacheKafka, tmp_path: Path
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap, session_timeout_s=6)
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [b"g"] * 10)
+    log = local_log(tmp_path, "worker-0")
+    with Worker(settings, log, segment_max_age_s=3600) as worker:
+        wait_until(lambda: worker.decoded == 10, 30, "rows in hand")
+        remove_member(settings, "worker-0")
+        wait_until(lambda: worker.decoded == 20, 30, "the same messages again")
+        assert end_of(tmp_path, partition) == 0
+        worker.stop()
+
+    require_each_offset_once(tmp_path, settings.topic, {partition: 10})
+    assert committed_offsets(settings) == {0: 10}
+
+
+def remove_member(settings: KafkaSettings, name: str) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        admin.remove_group_members(settings.group_id, [MemberToRemove(group_instance_id=name)])
+    finally:
+        admin.close()
 
 
 def end_of(root: Path, partition: TopicPartition) -> int:

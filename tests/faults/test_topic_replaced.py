@@ -3,16 +3,14 @@
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, KafkaConsumer
 
 from nap_stream.errors import TopicReplacedError
-from nap_stream.kafka_client import create_topics
 from nap_stream.records import TopicPartition
 from nap_stream.settings import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import require_each_offset_once, rows_in_log
-from tests.support.topics import new_settings, send
+from tests.support.topics import new_settings, replace_topic, send
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -25,25 +23,6 @@ def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
     made = new_settings(apache_kafka.bootstrap, session_timeout_s=6)
     send(made, [b"g"] * BEFORE)
     return made
-
-
-def replace_topic(settings: KafkaSettings, messages: int) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        admin.delete_topics([settings.topic])
-    finally:
-        admin.close()
-
-    def gone() -> bool:
-        consumer = KafkaConsumer(bootstrap_servers=list(settings.bootstrap_servers), group_id=None)
-        try:
-            return settings.topic not in consumer.topics()
-        finally:
-            consumer.close()
-
-    wait_until(gone, 30, "the topic to be gone")
-    create_topics(settings, [settings.topic], 1)
-    send(settings, [b"g"] * messages)
 
 
 @pytest.mark.parametrize("messages", [5, 50], ids=["smaller", "larger"])

@@ -24,6 +24,7 @@ SESSION_S = 1.5
 PATIENCE_S = 60.0
 NEVER_S = float("inf")
 
+SLOW = pytest.mark.slow
 HOLDING_ROWS = Fault(Failpoint.PUBLISH_BEFORE, 2, Action.STOP_EXPIRED)
 BEFORE_THE_LINK = Fault(Failpoint.TEMPORARY_FSYNCED, 4, Action.STOP_EXPIRED)  # 1 and 2 are markers
 BEFORE_THE_COMMIT = Fault(Failpoint.COMMIT_BEFORE, 2, Action.STOP_EXPIRED)
@@ -90,8 +91,11 @@ def _both_have_partitions(site: Site) -> bool:
 
 @pytest.mark.parametrize(
     "fault",
-    [HOLDING_ROWS, BEFORE_THE_LINK, BEFORE_THE_COMMIT],
-    ids=["holding rows", "before the link", "before the commit"],
+    [
+        pytest.param(HOLDING_ROWS, id="holding rows", marks=SLOW),
+        pytest.param(BEFORE_THE_LINK, id="before the link"),
+        pytest.param(BEFORE_THE_COMMIT, id="before the commit", marks=SLOW),
+    ],
 )
 def test_one_that_wakes_after_its_session_has_expired_does_no_harm(
     site: Site, fleet: Fleet, fault: Fault

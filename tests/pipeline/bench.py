@@ -75,6 +75,7 @@ class Bench:
     told: Told = field(default_factory=Told)
     segment_max_rows: int = 10
     segment_max_age_s: float = 0.05
+    segment_max_bytes: int = 2**20
     max_in_hand_images: int = 100
     max_in_hand_bytes: int = 2**20
     max_decoded_bytes: int = 2**20
@@ -131,6 +132,7 @@ class Bench:
                 root=Path("unused"),
                 segment_max_rows=self.segment_max_rows,
                 segment_max_age_s=self.segment_max_age_s,
+                segment_max_bytes=self.segment_max_bytes,
             ),
             worker_settings=WorkerSettings(
                 max_in_hand_images=self.max_in_hand_images,

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, LogRootError, ScoredLogError
 from nap_stream.pipeline import waiting
+from nap_stream.pipeline.buffer import ROW_BYTES
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.memory import MemoryScoredLog
@@ -188,6 +189,25 @@ def test_dead_letters_are_sent_once_where_their_segment_waits(bench: Bench) -> N
 
     assert [i.origin.offset for i in bench.letters.images] == [1]
     assert bench.told.reports[-1].dead_letters == 1
+
+
+def test_a_segment_that_is_small_once_its_dead_letters_are_gone_is_published_all_the_same(
+    bench: Bench,
+) -> None:
+    bench.segment_max_rows, bench.segment_max_age_s = 10_000, 3600
+    bench.segment_max_bytes = 2 * ROW_BYTES + 1
+    script = Script(
+        [
+            (lambda: bool(bench.told.reports), lambda: break_(bench)),
+            (lambda: True, lambda: fill(bench, 2, b"b")),
+            (lambda: bench.store.refusals >= 2, lambda: mend(bench)),
+            (lambda: bench.topic.committed.get(FIRST) == 2, nothing),
+        ]
+    )
+
+    bench.run(script)
+
+    assert bench.offsets() == [(0, 0), (1, 0)]
 
 
 def test_what_waits_at_a_revocation_is_dropped_and_read_again_by_the_next_owner(

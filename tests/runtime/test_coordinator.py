@@ -57,6 +57,7 @@ def running(
     log: Log | None = None,
     sink: FlakySink | None = None,
     clock: Clock | None = None,
+    since: dict[TopicPartition, int] | None = None,
     **sections: dict[str, Any],
 ) -> Iterator[Coordinator]:
     log = log or Log()
@@ -68,7 +69,7 @@ def running(
         read_tail=log.read_tail,
         clock=clock or ManualClock(NOW_MS),
     )
-    coordinator.start()
+    coordinator.start(since)
     try:
         yield coordinator
     finally:
@@ -77,6 +78,20 @@ def running(
 
 def value(coordinator: Coordinator, name: str, **labels: str) -> float | None:
     return coordinator.metrics.registry.get_sample_value(f"nap_stream_{name}", labels)
+
+
+def test_a_coordinator_that_stands_in_for_another_counts_rows_since_the_run_began() -> None:
+    chain = segments(0, CALM, [25] * 8)
+    began = chain[2].base_offset
+    with running(Log(chain[:6]), since={chain[0].partition: began}) as coordinator:
+        assert coordinator.status().rows == 4 * 25
+        coordinator.submit(chain[5])
+        assert coordinator.status().rows == 4 * 25, "its rows are in the log and counted"
+        coordinator.submit(chain[6])
+        assert coordinator.status().rows_by_status == {Status.OK: 5 * 25}
+    with running(Log(chain[:6])) as coordinator:
+        coordinator.submit(chain[6])
+        assert coordinator.status().rows == 25
 
 
 def test_alerts_of_a_drift_and_a_return() -> None:

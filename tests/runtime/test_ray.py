@@ -170,17 +170,15 @@ def test_a_killed_worker_is_an_error_of_its_process(cluster_of: MakeCluster) -> 
 def test_a_worker_without_room_is_not_placed_and_ends_when_it_is_told_to_stop(
     cluster_of: MakeCluster,
 ) -> None:
-    first = _started(cluster_of(_settings("roomy", count=CPUS, num_gpus=0)), CPUS)
-    for worker in first:
-        worker.place()
-    assert all(worker.placed() for worker in first)
+    (first,) = _started(cluster_of(_settings("roomy", torch_threads=CPUS, num_gpus=0)), 1)
+    first.place()
+    assert first.placed()
     (late,) = _started(cluster_of(_settings("roomless", num_gpus=0)), 1)
     assert not late.placed()
     late.stop()
     wait_until(late.ended, 60, "the end of a worker that never began")
     assert isinstance(late.error(), WorkerError)
-    for worker in first:
-        worker.kill()
+    first.kill()
 
 
 def test_a_session_within_a_session_leaves_ray_running() -> None:

@@ -31,6 +31,7 @@ from nap_stream.scored_log.segment import ROW_GROUP_ROWS
 from nap_stream.scored_log.segment_file import SMALL_BYTES, open_segment
 from nap_stream.scored_log.store import SegmentStore
 from nap_stream.scored_log.summary import summarise_chain
+from nap_stream.scored_log.walk import walk
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,
@@ -262,6 +263,9 @@ def test_a_run_that_dies_at_any_step_loses_nothing_and_the_next_one_finishes_it(
             died += 1
         else:
             break
+        first_day = [base for base in _bases(store) if base < 8]
+        # A writer that has slept relies on it: a name is free only where its predecessor's is.
+        assert first_day in ([0, 2, 4, 6], [0, 4, 6], [0, 6], [0])
         assert _rows(store).equals(rows)
         plain = ds.dataset(Path(store.root), partitioning="hive").to_table(columns=["offset"])
         assert set(plain.column("offset").to_pylist()) == set(range(14))
@@ -386,6 +390,29 @@ def test_what_a_sleeper_left_that_died_before_it_could_take_it_back_is_removed(
     assert _compact(store).leftovers == 1
     assert _bases(store) == [0, 8]
     assert _rows(store).equals(rows)
+
+
+@pytest.mark.parametrize("end", [3, 4, 5, 8, 9, 10])
+def test_what_a_sleeper_left_keeps_no_row_from_who_reads_on_from_it(
+    store: SegmentStore, end: int
+) -> None:
+    """Such a file may end amid a segment, and a reader that has listed before may come upon it."""
+    writer = Writer(store)
+    writer.publish()
+    stale = writer.position
+    writer.publish(4)
+    _compact(store)
+    with pytest.raises(Killed):
+        Writer(DyingStore(store, steps=1)).log.publish(
+            CARS, stale, end, [scored(origin(offset)) for offset in range(2, end)]
+        )
+    found = [
+        offset
+        for file, start in walk(store, CARS, 2)
+        for batch in file.batches(["offset"], start=start)
+        for offset in batch.column("offset").to_pylist()
+    ]
+    assert found == list(range(2, 10))
 
 
 def test_one_compaction_at_a_time(store: SegmentStore) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import struct
 from datetime import UTC
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -73,6 +74,7 @@ def test_the_digest_of_no_rows_by_hand() -> None:
     assert rows_sha256(SCHEMA.empty_table()) == rows_sha256(_table([]))
 
 
+@settings(max_examples=30)
 @given(records=record_lists, cut=st.integers(0, 12), tail=st.integers(0, 12))
 def test_slices_and_chunks_do_not_matter(records: list[ScoredRecord], cut: int, tail: int) -> None:
     table = _table(records)
@@ -112,6 +114,11 @@ _times = st.datetimes(timezones=st.just(UTC)).map(
 )
 
 
+@cache
+def _some_rows() -> pa.Table:
+    return _table(RECORDS)
+
+
 def _values(kind: Any) -> st.SearchStrategy[Any]:
     if pa.types.is_integer(kind):
         return st.integers(-(2 ** (kind.bit_width - 1)), 2 ** (kind.bit_width - 1) - 1)
@@ -124,10 +131,10 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
     }.get(kind, st.lists(_headers, max_size=3))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_change_of_any_one_value_changes_the_digest(data: st.DataObject) -> None:
-    table = _table(RECORDS)
+    table = _some_rows()
     rows = table.to_pylist()
     field = data.draw(st.sampled_from(list(SCHEMA)))
     row = data.draw(st.sampled_from(rows))

@@ -26,7 +26,6 @@ from nap_stream.scored_log.chain import ChainedScoredLog
 from nap_stream.scored_log.chain_end import sha256_hex
 from nap_stream.scored_log.compact_plan import Limits
 from nap_stream.scored_log.compaction import CompactionReport, compact
-from nap_stream.scored_log.digest import rows_sha256
 from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.layout import genesis_path
@@ -34,6 +33,7 @@ from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryStore
 from nap_stream.scored_log.reader import scan, segments, tail
 from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.verify import verify
 from nap_stream.scored_log.walk import walk
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
@@ -270,9 +270,10 @@ class LogMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         while self.readers:
             self.read_to_the_end()
-        for file, _ in walk(self.store, CARS):
-            for part, rows in file.rows_of_parts():
-                assert rows_sha256(rows) == part.rows_sha256
+        self.compact(1_000)
+        report = verify(self.store, deep=True)
+        assert report.clean, report.defects
+        assert (report.rows, report.heads[0].end_offset) == (len(self.rows), self.end)
 
 
 class LocalLogMachine(LogMachine):

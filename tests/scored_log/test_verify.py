@@ -104,6 +104,14 @@ def test_one_topic_can_be_verified(root: Path) -> None:
         verify(root, topic="..")
 
 
+def test_progress_is_told_file_by_file(root: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    chain(root, [(1, [])], TopicPartition("dogs", 0))
+    report = verify_log(LocalStore(root), advance=lambda done, total: told.append((done, total)))
+    assert report.clean
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 def test_an_empty_log_is_clean(tmp_path: Path) -> None:
     assert verify(tmp_path).clean
 
@@ -152,9 +160,14 @@ def test_overlap(root: Path) -> None:
     (root / path).write_bytes(
         encode_segment(footer, _table([scored(origin(8)), failed(origin(9))]))
     )
-    kinds = _kinds(root)
-    assert (path, DefectKind.OVERLAP) in kinds
-    assert (SECOND, DefectKind.OVERLAP) in kinds
+    assert _kinds(root) == [(path, DefectKind.OVERLAP)]
+    assert "offsets from 8 on stand before, to 10" in verify(root).defects[0].detail
+    (root / SECOND).unlink()
+    assert [kind for _, kind in _kinds(root)] == [
+        DefectKind.OVERLAP,
+        DefectKind.HOLE,
+        DefectKind.PREVIOUS_HASH,
+    ]
 
 
 def test_overlap_that_is_covered_whole_does_not_hide_what_follows(root: Path) -> None:
@@ -224,6 +237,23 @@ def test_topic_id_of_the_genesis_marker(root: Path) -> None:
 def test_unreadable(root: Path, content: bytes) -> None:
     (root / LAST).write_bytes(content)
     assert _kinds(root) == [(LAST, DefectKind.UNREADABLE)]
+
+
+def test_a_damaged_file_does_not_hide_defects_behind_it(root: Path) -> None:
+    chain(root, [(end, []) for end in (5, 10, 15, 20, 25)], TopicPartition("dogs", 0))
+    damaged, _, hole, _, last = (
+        segment_path(TopicPartition("dogs", 0), base) for base in range(0, 25, 5)
+    )
+    (root / damaged).write_bytes(b"")
+    (root / hole).unlink()
+    with (root / last).open("ab") as file:
+        file.write(b"more")
+    assert [kind for _, kind in _kinds(root)] == [
+        DefectKind.UNREADABLE,
+        DefectKind.HOLE,
+        DefectKind.PREVIOUS_HASH,
+        DefectKind.UNREADABLE,
+    ]
 
 
 def test_unreadable_does_not_hide_what_follows(root: Path) -> None:

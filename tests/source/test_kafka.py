@@ -1,5 +1,6 @@
 """What only a real broker can show."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,9 +12,10 @@ from nap_stream.kafka_client import connect
 from nap_stream.records import Message, TopicPartition
 from nap_stream.settings import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
+from nap_stream.source.kafka_topic import UNWATCHED_S
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, send
+from tests.support.topics import new_settings, replace_topic, send
 from tests.support.waiting import wait_until
 
 Open = Callable[..., KafkaSource]
@@ -122,6 +124,29 @@ def test_a_position_past_the_end_is_refused(apache_kafka: ApacheKafka, opened: O
 
     with pytest.raises(OffsetRangeError, match=r"next offset to read is 100.*ends at 3"):
         poll_until(source, lambda _found: False)
+
+
+@pytest.mark.kafka
+def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it_is_read(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [b"old"])
+    listener = Listener(log_ends={partition: 0})
+    source = opened(settings, listener)
+    poll_messages(source, 1)
+    before = listener.asked[-1][2]
+    source.pause()
+    paused_at = time.monotonic()
+    replace_topic(settings, 5)
+    wait_until(lambda: time.monotonic() - paused_at > UNWATCHED_S, 10, "a pause of some length")
+    source.resume()
+    listener.refusals[partition] = 1
+    assert source.poll(0.2, 10) == []
+
+    assert listener.losses == [partition]
+    assert listener.asked[-1][2] not in {before, None}
 
 
 @pytest.mark.kafka

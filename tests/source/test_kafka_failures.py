@@ -119,8 +119,10 @@ def test_a_partition_waits_while_nobody_tells_its_offsets(
     own_kafka.kill()
     assert source.poll(0.1, 10) == []
     assert listener.assignments == []
+    assert not source.reachable()
 
     own_kafka.start()
+    wait_until(source.reachable, 30, "the broker to be reachable")
     assert [m.value for m in poll_messages(source, 1)] == [b"a"]
     assert len(listener.assignments) == 1
 

@@ -94,6 +94,26 @@ def read_to_end(settings: KafkaSettings, topic: str) -> list[Any]:
     return read_all(settings, topic, sum(ends.values()))
 
 
+def replace_topic(settings: KafkaSettings, messages: int) -> None:
+    """Delete the topic, and make one of the same name that has so many messages."""
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        admin.delete_topics([settings.topic])
+    finally:
+        admin.close()
+
+    def gone() -> bool:
+        consumer = KafkaConsumer(bootstrap_servers=list(settings.bootstrap_servers), group_id=None)
+        try:
+            return settings.topic not in consumer.topics()
+        finally:
+            consumer.close()
+
+    wait_until(gone, 30, "the topic to be gone")
+    create_topics(settings, [settings.topic], 1)
+    send(settings, [b"g"] * messages)
+
+
 def limit_messages(settings: KafkaSettings, max_message_bytes: int) -> None:
     """Have the broker refuse larger messages for the topic."""
     admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))

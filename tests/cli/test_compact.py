@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from nap_stream.scored_log.compact_lock import LockOwner, compaction_lock
+from nap_stream.scored_log.layout import segment_path
+from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log.reader import segments
+from tests.cli.program import Call
+from tests.scored_log.builders import CARS, chain, origin, scored
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Five segments of a day that is long over."""
+    chain(tmp_path / "log", [(end, [scored(origin(end - 1))]) for end in range(1, 6)])
+    return tmp_path / "log"
+
+
+def _files(log: Path) -> int:
+    return len(segments(LocalStore(log), CARS))
+
+
+def test_a_dry_run_only_says_what_would_be_done(nap: Call, log: Path) -> None:
+    ended = nap("compact", "--log", log, "--dry-run")
+    assert ended.exit_code == 0
+    assert ended.out == "1 partitions: would merge 4 segments into 1 files, 4 rows\n"
+    assert _files(log) == 5
+
+
+def test_segments_are_merged_and_query_and_verify_see_the_same(nap: Call, log: Path) -> None:
+    before = nap("query", "--log", log, "--format", "json").out
+    ended = nap("compact", "--log", log)
+    assert ended.exit_code == 0
+    assert ended.out.startswith("1 partitions: merged 4 segments into 1 files, 4 rows\n")
+    assert _files(log) == 2
+    assert nap("query", "--log", log, "--format", "json").out == before
+
+
+def test_a_json_report(nap: Call, log: Path) -> None:
+    report = json.loads(nap("compact", "--log", log, "--topic", "cars", "--json").out)
+    assert report["clean"]
+    assert (report["segments"], report["files"], report["rows"]) == (4, 1, 4)
+    assert report["bytes_before"] > report["bytes_after"] > 0
+    assert json.loads(nap("compact", "--log", log, "--topic", "dogs", "--json").out)["files"] == 0
+
+
+def test_limits_are_taken(nap: Call, log: Path) -> None:
+    assert "into 2 files" in nap("compact", "--log", log, "--max-rows", 2).out
+    assert nap("compact", "--log", log, "--max-mb", 0).exit_code == 2
+
+
+def test_a_damaged_partition_is_named_and_the_exit_code_is_1(nap: Call, log: Path) -> None:
+    (log / segment_path(CARS, 2)).unlink()
+    ended = nap("compact", "--log", log)
+    assert ended.exit_code == 1
+    assert "left out  cars/0: " in ended.out
+    assert "offsets [2, 3) are in no segment" in ended.out
+    assert not json.loads(nap("compact", "--log", log, "--json").out)["clean"]
+
+
+def test_a_lock_is_respected_until_it_is_broken(nap: Call, log: Path) -> None:
+    owner = LockOwner("host-7", 4711, "2026-01-02T12:00:00+00:00")
+    with compaction_lock(LocalStore(log), owner):
+        ended = nap("compact", "--log", log)
+        assert ended.exit_code == 1
+        assert "process 4711 on host-7" in ended.err
+        assert "--break-lock" in ended.err
+        assert nap("compact", "--log", log, "--break-lock").exit_code == 0
+    assert _files(log) == 2

@@ -1,0 +1,145 @@
+"""The group's committed offsets are lost or changed, or retention has eaten what comes next."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.structs import OffsetAndMetadata
+from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.verify import verify
+from nap_stream.settings import KafkaSettings
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.lines import Worker, local_log
+from tests.support.streams import offsets_in_log, require_each_offset_once, rows_in_log
+from tests.support.topics import committed_offsets, new_settings, send
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.kafka
+
+
+@pytest.fixture
+def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
+    return new_settings(apache_kafka.bootstrap, session_timeout_s=6)
+
+
+def read_all_of(settings: KafkaSettings, root: Path, rows: int) -> None:
+    """Have a worker run until the log holds so many rows."""
+    with Worker(settings, local_log(root, "worker-0")) as worker:
+        wait_until(lambda: rows_in_log(root, settings.topic) >= rows, 30, f"{rows} rows")
+        worker.stop()
+
+
+def with_admin(
+    settings: KafkaSettings, do: Callable[[KafkaAdminClient, KafkaPartition], object]
+) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
+    try:
+        do(admin, KafkaPartition(settings.topic, 0))
+    finally:
+        admin.close()
+
+
+def delete_group_offsets(settings: KafkaSettings) -> None:
+    with_admin(settings, lambda admin, p: admin.delete_group_offsets(settings.group_id, [p]))
+
+
+def reset_group_offset(settings: KafkaSettings, offset: int) -> None:
+    offsets = OffsetAndMetadata(offset, "", -1)
+    with_admin(
+        settings,
+        lambda admin, p: admin.alter_group_offsets(settings.group_id, {p: offsets}),
+    )
+
+
+def delete_before(settings: KafkaSettings, offset: int) -> None:
+    with_admin(settings, lambda admin, p: admin.delete_records({p: offset}))
+
+
+@pytest.mark.parametrize("change", ["deleted", "behind", "ahead"])
+def test_the_log_wins_over_committed_offsets_that_were_deleted_or_reset(
+    settings: KafkaSettings, tmp_path: Path, change: str
+) -> None:
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [b"g"] * 10)
+    read_all_of(settings, tmp_path, 10)
+    send(settings, [b"g"] * 10)
+    if change == "deleted":
+        delete_group_offsets(settings)
+        assert committed_offsets(settings) == {}
+    else:
+        reset_group_offset(settings, 3 if change == "behind" else 18)
+
+    read_all_of(settings, tmp_path, 20)
+
+    require_each_offset_once(tmp_path, settings.topic, {partition: 20})
+    assert committed_offsets(settings) == {0: 20}
+
+
+def test_what_retention_has_eaten_between_two_runs_is_a_declared_gap(
+    settings: KafkaSettings, tmp_path: Path
+) -> None:
+    send(settings, [b"g"] * 10)
+    read_all_of(settings, tmp_path, 10)
+    send(settings, [b"g"] * 10)
+    delete_before(settings, 15)
+
+    read_all_of(settings, tmp_path, 15)
+
+    require_gap(settings, tmp_path, range(10, 15), end=20)
+
+
+def test_what_retention_eats_before_a_running_worker_reads_it_is_a_declared_gap(
+    settings: KafkaSettings, tmp_path: Path
+) -> None:
+    partition = TopicPartition(settings.topic, 0)
+    send(settings, [b"g"] * 10)
+    with Worker(settings, local_log(tmp_path, "worker-0")) as worker:
+        wait_until(lambda: end_of(tmp_path, partition) == 10, 30, "rows")
+        # Nobody reads past an open transaction, so that what follows is there and not yet read.
+        with open_transaction(settings):
+            send(settings, [b"g"] * 10)
+            delete_before(settings, 15)
+            wait_until(lambda: end_of(tmp_path, partition) >= 15, 30, "the gap")
+        wait_until(lambda: end_of(tmp_path, partition) == 22, 30, "the end")
+        worker.stop()
+
+    require_gap(settings, tmp_path, range(10, 15), end=22, rows_end=21)
+
+
+@contextmanager
+def open_transaction(settings: KafkaSettings) -> Iterator[None]:
+    """Of one message, aborted in the end: it takes an offset, and its marker another."""
+    producer = KafkaProducer(
+        bootstrap_servers=list(settings.bootstrap_servers), transactional_id=settings.topic
+    )
+    try:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(settings.topic, b"g").get(timeout=30)
+        yield
+        producer.abort_transaction()
+    finally:
+        producer.close(timeout=5)
+
+
+def require_gap(
+    settings: KafkaSettings, root: Path, missing: range, *, end: int, rows_end: int | None = None
+) -> None:
+    report = verify(store_at(root), deep=True)
+    assert report.clean, report.defects
+    (gap,) = report.gaps
+    assert range(gap.base_offset, gap.end_offset) == missing
+    assert "retention" in gap.reason
+    found = offsets_in_log(root, settings.topic)[TopicPartition(settings.topic, 0)]
+    assert found == [offset for offset in range(rows_end or end) if offset not in missing]
+    assert committed_offsets(settings) == {0: end}
+
+
+def end_of(root: Path, partition: TopicPartition) -> int:
+    position = local_log(root, "reader").end(partition)
+    return 0 if position is None else position.offset

@@ -1,0 +1,45 @@
+"""What the log shows, and how often."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from nap_stream.runtime.logging import configure_logging
+
+
+@pytest.fixture
+def configured() -> Iterator[None]:
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    configure_logging(for_people=False)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**before)
+
+
+def events(text: str) -> list[str]:
+    return [json.loads(line)["event"] for line in text.splitlines()]
+
+
+@pytest.mark.usefixtures("configured")
+def test_what_kafka_says_with_every_attempt_is_shown_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for attempt in range(3):
+        logging.getLogger("kafka.net.manager").error("connection failed, attempt %s", attempt)
+    logging.getLogger("kafka.net.manager").error("something else")
+
+    assert events(capsys.readouterr().err) == ["connection failed, attempt 0", "something else"]
+
+
+@pytest.mark.usefixtures("configured")
+def test_everybody_else_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    for attempt in range(2):
+        logging.getLogger("torch").warning("attempt %s", attempt)
+        structlog.get_logger().warning("mine")
+
+    assert events(capsys.readouterr().err) == ["attempt 0", "mine", "attempt 1", "mine"]
