@@ -9,6 +9,7 @@ plan and its workers' logs. ``--runs 1 --seed N`` runs that one again.
 
 import argparse
 import itertools
+import signal
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from tests.support.apache_kafka import ApacheKafka, resolve_jars
 
 def main() -> int:
     arguments = _parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the broker must not outlive this
     started = time.monotonic()
     totals = Totals()
     with tempfile.TemporaryDirectory(prefix="nap-stream-soak-") as name:

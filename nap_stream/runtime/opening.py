@@ -8,7 +8,7 @@ from nap_stream.records import CalibrationFacts, SegmentSummary, TopicPartition
 from nap_stream.runtime.coordinator import Coordinator
 from nap_stream.runtime.intake import LAST_OFFSET
 from nap_stream.scored_log.reader import partitions, tail
-from nap_stream.scored_log.stores import check_writable, store_at
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import summarise_chain
 from nap_stream.scored_log.walk import parts_backwards
 from nap_stream.settings import Settings
@@ -49,7 +49,6 @@ def open_coordinator(
     Raises:
         NapStreamError: What keeps it from starting.
     """
-    check_writable(settings.log.root)
     log = _LogSummaries(settings)
     sink = KafkaAlertSink(settings.kafka, settings.alerts.topic)
     coordinator = Coordinator(

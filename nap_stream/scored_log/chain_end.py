@@ -78,7 +78,11 @@ class ChainEnds:
             bases = self._bases(partition)
             nearest = max((base for base in bases if base < position.offset), default=None)
             before = None if nearest is None else self._footer(partition, nearest)
-        return before is None or before.end_offset != position.offset
+        if before is None or before.end_offset != position.offset:
+            return True
+        # Another writer that slept can have left a file there, and died.
+        last = before.parts[-1]
+        return last.rows_sha256 is not None and segment_sha256(last) != position.previous_sha256
 
     def _start(self, partition: TopicPartition) -> ChainPosition | None:
         path = genesis_path(partition)

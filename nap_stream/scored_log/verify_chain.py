@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nap_stream.clock import Clock
-from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
-from nap_stream.scored_log.chain_end import sha256_hex
 from nap_stream.scored_log.defects import ChainHead, Defect, DefectKind
 from nap_stream.scored_log.footer import segment_sha256
-from nap_stream.scored_log.genesis import decode_genesis
-from nap_stream.scored_log.layout import genesis_path
 from nap_stream.scored_log.reader import segments
 from nap_stream.scored_log.segment_check import SegmentFindings, merged_parts
 from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.verify_genesis import read_genesis
 
 Inspect = Callable[[Sequence[str]], Iterable[SegmentFindings | None]]
 """From paths to what `nap_stream.scored_log.segment_check.inspect_segment` says of each."""
@@ -61,7 +58,7 @@ def examine_chain(
     before: tuple[Defect, ...] = ()
     for _ in range(PASSES):
         paths = segments(store, partition)
-        genesis = _read_genesis(store, partition, needed=bool(paths))
+        genesis = read_genesis(store, partition, needed=bool(paths))
         fresh = [path for path in paths if path not in seen]
         found = dict(zip(fresh, inspect(fresh), strict=True))
         gone = {path for path, findings in found.items() if findings is None}
@@ -103,28 +100,6 @@ def _head(
     if start is None or end is None:
         return None
     return ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
-
-
-@dataclass(frozen=True, slots=True)
-class _Genesis:
-    position: ChainPosition | None
-    defects: tuple[Defect, ...] = ()
-
-
-def _read_genesis(store: SegmentStore, partition: TopicPartition, *, needed: bool) -> _Genesis:
-    path = genesis_path(partition)
-    try:
-        content = store.read(path)
-        if content is not None:
-            marker = decode_genesis(content, partition, path)
-            start = ChainPosition(marker.offset, sha256_hex(content), topic_id=marker.topic_id)
-            return _Genesis(start)
-    except (ChainBrokenError, ScoredLogError) as error:
-        return _Genesis(None, (Defect(path, DefectKind.GENESIS_UNREADABLE, error.problem),))
-    if not needed:
-        return _Genesis(None)
-    detail = "there are segments, and no marker says where the chain starts"
-    return _Genesis(None, (Defect(path, DefectKind.GENESIS_MISSING, detail),))
 
 
 @dataclass(slots=True)

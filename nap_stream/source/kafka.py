@@ -179,10 +179,11 @@ class KafkaSource:
 
     def _take(self, partitions: Iterable[KafkaPartition]) -> None:
         self._hold_back(partitions)
-        if not self._has_joined:
-            self._has_joined = True
-            # The one whose place it takes may have given partitions up and died before it asked
-            # for the rebalance that hands them on: then nobody else asks for it.
+        joins, self._has_joined = not self._has_joined, True
+        # The one whose place it takes may have given partitions up and died before it asked for
+        # the rebalance that hands them on: then nobody else asks for it. A group's first
+        # generation has no such past, and a second rebalance would cost its start some seconds.
+        if joins and self._consumer.group_metadata().generation_id > 1:
             self._consumer._coordinator.request_rejoin()  # noqa: SLF001  kafka-python has no other
 
     def _give_up(self, partitions: Iterable[KafkaPartition], lost: bool) -> None:

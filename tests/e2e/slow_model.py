@@ -11,7 +11,7 @@ from tests.e2e.monitor import PARTITIONS, Monitor, metrics_url, scrape
 from tests.e2e.processes import Program
 from tests.support.faulty_net import slow_down
 from tests.support.images import encoded, smooth_image
-from tests.support.memory import large_jpeg, memory_bound_bytes, rss_bytes
+from tests.support.memory import MIB, large_jpeg, memory_bound_bytes, rss_bytes
 from tests.support.topics import send
 from tests.support.waiting import wait_until
 
@@ -22,7 +22,7 @@ DIFFERENT = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """``in_hand`` are the messages that the worker has read and not published, of all sizes."""
+    """``in_hand`` are messages that the worker has read and whose rows it has not published."""
 
     at_s: float
     rss_bytes: int
@@ -56,6 +56,7 @@ def sections(
             "max_in_hand_images": 64,
             "revoke_deadline_s": 2.0,
         },
+        "log": {"segment_max_bytes": 4 * MIB},
         "kafka": {
             "max_fetch_bytes": fetch_bytes,
             "max_poll_interval_s": max_poll_interval_s,

@@ -86,7 +86,7 @@ def draw_plan(seed: int) -> Plan:
         session_timeout_s=SHORT_SESSION_S if expires else SESSION_S,
         segment_max_age_s=1.0 if revokes else draw.choice((0.05, 0.1, 0.3)),
         joins_late=revokes or draw.random() < 0.4,
-        compacts=draw.random() < 0.25,
+        compacts=draw.random() < 0.35,
         faults=faults,
     )
 

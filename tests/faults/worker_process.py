@@ -1,6 +1,8 @@
 """A worker in a process of its own: the real line, told by an injector where to fail."""
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -47,8 +49,9 @@ CLOSE_S = 10.0
 TYPED_ERROR = 3
 """Exit code of a worker that ended with an error of nap-stream's own."""
 
-MAX_IN_HAND = 32
+MAX_IN_HAND = 12
 PREPROCESSING = PreprocessingSettings(resize=None, crop=16)
+_PR_SET_PDEATHSIG = 1
 _PROJECT = Path(__file__).parents[2]
 
 
@@ -77,11 +80,11 @@ def work(spec: WorkerSpec) -> None:
     os.dup2(descriptor, sys.stderr.fileno())
     configure_logging(for_people=True)
     torch.set_num_threads(1)
-    starter = os.getppid()
+    # The fork server ends with whoever started it. One that is stopped must go then, too.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with stop_on_signals() as stop:
         try:
-            # Whoever started the fork server is gone when that has another parent.
-            _run(spec, lambda: stop.is_set() or os.getppid() != starter)
+            _run(spec, stop.is_set)
         except NapStreamError as error:
             structlog.get_logger().error("worker_failed", cause=f"{type(error).__name__}: {error}")
             sys.exit(TYPED_ERROR)

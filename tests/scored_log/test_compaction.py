@@ -25,12 +25,14 @@ from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.layout import parse_segment_path, segment_path
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.object_store import ObjectStore
 from nap_stream.scored_log.query import run_query
 from nap_stream.scored_log.reader import read_footer, scan, segments, tail
 from nap_stream.scored_log.segment import ROW_GROUP_ROWS
 from nap_stream.scored_log.segment_file import SMALL_BYTES, open_segment
 from nap_stream.scored_log.store import SegmentStore
 from nap_stream.scored_log.summary import summarise_chain
+from nap_stream.scored_log.verify import verify
 from nap_stream.scored_log.walk import walk
 from tests.scored_log.builders import (
     CALIBRATION,
@@ -344,7 +346,7 @@ def test_a_broken_chain_is_left_as_it_is(
 def test_a_segment_that_is_linked_to_another_chain_is_refused(store: SegmentStore) -> None:
     writer = Writer(store)
     writer.publish(2)
-    writer.position = dataclasses.replace(writer.position, previous_sha256="ab" * 32)
+    writer.position = dataclasses.replace(writer.position, previous_sha256="ab" * 32, base=None)
     writer.publish(2)
     (refusal,) = _compact(store).refusals
     assert "does not name the digest" in refusal.reason
@@ -390,6 +392,23 @@ def test_what_a_sleeper_left_that_died_before_it_could_take_it_back_is_removed(
     assert _compact(store).leftovers == 1
     assert _bases(store) == [0, 8]
     assert _rows(store).equals(rows)
+
+
+def test_a_sleeper_is_told_although_another_sleeper_left_what_its_segment_would_follow(
+    store: SegmentStore,
+) -> None:
+    writer = Writer(store)
+    writer.publish()
+    first = writer.position
+    writer.publish()
+    second = writer.position
+    writer.publish(3)
+    _compact(store)
+    with pytest.raises(Killed):
+        Writer(DyingStore(store, steps=1)).log.publish(CARS, first, 4, [scored(origin(3))])
+    with pytest.raises(SegmentConflictError, match="compacted file"):
+        writer.log.publish(CARS, second, 6, [scored(origin(4))])
+    assert _bases(store) == [0, 2, 8]
 
 
 @pytest.mark.parametrize("end", [3, 4, 5, 8, 9, 10])
@@ -489,6 +508,23 @@ def test_tail_counts_no_leftover_twice(store: SegmentStore) -> None:
         _compact(DyingStore(store, steps=3))
     assert _bases(store) == [0, 4, 6, 8]
     assert [tail(store, CARS, count) for count in range(7)] == starts
+
+
+def test_an_object_store_is_compacted_and_read_like_a_folder(s3_root: str) -> None:
+    store = ObjectStore(s3_root)
+    Writer(store).publish(5)
+    rows = _rows(store)
+    with pytest.raises(Killed):
+        _compact(DyingStore(store, steps=3))
+    assert _bases(store) == [0, 4, 6, 8]
+    with pytest.raises(ScoredLogError, match="another compaction holds the lock"):
+        _compact(store)
+    assert _rows(store).equals(rows)
+    assert tail(store, CARS, 3) == 4
+    assert _compact(store, break_lock=True).leftovers == 2
+    assert _bases(store) == [0, 8]
+    assert _rows(store).equals(rows)
+    assert verify(store, deep=True).clean
 
 
 @pytest.fixture(scope="module")
