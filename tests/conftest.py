@@ -1,14 +1,16 @@
-"""Brokers for all tests. Each is started once, when the first test asks for it."""
+"""Brokers and an S3 server for all tests. Each is started when the first test asks for it."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
 
 from nap_stream.dev.broker import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
+from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
 
 REQUIRE_KAFKA = "NAP_STREAM_REQUIRE_KAFKA"
 
@@ -64,3 +66,25 @@ def broker(request: pytest.FixtureRequest) -> str:
         return address
     kafka: ApacheKafka = request.getfixturevalue("apache_kafka")
     return kafka.bootstrap
+
+
+@pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The proxy before the S3 server; this process's environment leads to it."""
+    with fault_proxy(s3_port) as proxy:
+        for name, value in environment(proxy.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+@pytest.fixture
+def s3_root(s3: FaultProxy) -> str:
+    """The root of a log of its own."""
+    assert s3.port
+    return f"s3://{BUCKET}/logs/{uuid4().hex}"

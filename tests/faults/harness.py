@@ -111,6 +111,9 @@ class _Run:
             self._compaction.start()
         try:
             self._work()
+        except Exception:
+            self._fleet.dump()
+            raise
         finally:
             self._fleet.kill()
             self._stream.join()

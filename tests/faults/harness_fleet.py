@@ -15,6 +15,7 @@ from tests.support.waiting import wait_until
 REPLACED_S = 1.0
 """How long a process stays stopped whose place another has taken."""
 ENDING_S = 30.0
+DUMP_S = 1.0
 _GOOD_EXITS = {0, TYPED_ERROR, -signal.SIGKILL, -signal.SIGTERM}
 """SIGTERM ends a process that was told to stop before it could listen."""
 
@@ -77,6 +78,12 @@ class Member:
             process.terminate()
         wait_until(self._gone, ENDING_S, f"the end of {self._spec.name}")
         self._check_exits()
+
+    def dump(self) -> None:
+        """Have its processes write down what each of their threads does."""
+        for process in self._processes():
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, signal.SIGUSR1)
 
     def kill(self) -> None:
         """End all its processes at once, whatever they do."""
@@ -142,6 +149,12 @@ class Fleet:
         """See `Member.end`."""
         for member in self.members:
             member.end()
+
+    def dump(self) -> None:
+        """See `Member.dump`; returns when they have had the time."""
+        for member in self.members:
+            member.dump()
+        time.sleep(DUMP_S)
 
     def kill(self) -> None:
         """See `Member.kill`."""

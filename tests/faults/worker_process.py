@@ -1,6 +1,7 @@
 """A worker in a process of its own: the real line, told by an injector where to fail."""
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -79,6 +80,7 @@ def work(spec: WorkerSpec) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     configure_logging(for_people=True)
+    faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(1)
     # The fork server ends with whoever started it. One that is stopped must go then, too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

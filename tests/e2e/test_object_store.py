@@ -1,0 +1,52 @@
+"""A monitor whose log lies in an object store."""
+
+from pathlib import Path
+
+import pytest
+
+from nap_stream.dev.produce import produce
+from nap_stream.scored_log.filters import Query
+from nap_stream.scored_log.reader import scan
+from nap_stream.scored_log.stores import store_at
+from tests.e2e.monitor import new_monitor
+from tests.e2e.processes import Program, nap_stream
+from tests.support.apache_kafka import ApacheKafka
+from tests.support.images import write_images
+
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+IMAGES = 200
+IDLE_S = 5
+
+
+@pytest.mark.timeout(300)
+def test_the_log_can_lie_in_an_object_store(
+    apache_kafka: ApacheKafka,
+    calibration: Path,
+    local_ray: dict[str, str],
+    s3_root: str,
+    tmp_path: Path,
+) -> None:
+    monitor = new_monitor(
+        apache_kafka.bootstrap, tmp_path / "monitor", calibration, log={"root": s3_root}
+    )
+    produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
+    command = nap_stream("run", "--config", monitor.config, "--until-idle", str(IDLE_S))
+    with Program(command, tmp_path / "run", local_ray) as run:
+        assert run.wait(200) == 0, run.tail
+
+    batches = scan(store_at(s3_root), Query(), ["partition", "offset", "index", "sha256"])
+    rows = {
+        (row["partition"], row["offset"], row["index"]): row["sha256"]
+        for batch in batches
+        for row in batch.to_pylist()
+    }
+    assert rows == monitor.topic_rows(IMAGES)
+    check = nap_stream("verify", "--config", monitor.config, "--deep", "--against-broker")
+    with Program(check, tmp_path / "verify") as verify:
+        assert verify.wait(120) == 0, verify.tail
+        assert f"{IMAGES} rows" in verify.stdout
+    counted = nap_stream("query", "--log", s3_root, "--by", "status", "--format", "csv")
+    with Program(counted, tmp_path / "query") as query:
+        assert query.wait(60) == 0, query.tail
+        assert f"ok,{IMAGES},{IMAGES}" in query.stdout
