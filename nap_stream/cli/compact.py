@@ -42,7 +42,7 @@ def compact(
     step, the next run finishes it. A partition with a defect is left as it is, and named.
 
     One compaction of a log runs at a time. One that was killed leaves its lock: --break-lock
-    takes it, and loses rows if that process lives after all.
+    takes it, and may lose rows if that process lives after all.
 
     Exit code 0; 1 where a partition was left out or the run could not go on.
 

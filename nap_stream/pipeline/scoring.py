@@ -101,7 +101,8 @@ class ScoringStage:
         self._max_decoded_images, self._max_decoded_bytes = max_decoded_images, max_decoded_bytes
         self._clock, self._observe = clock, observe
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
-        self._submitted: queue.SimpleQueue[_InHand] = queue.SimpleQueue()
+        # A SimpleQueue that is to wait for a time waits for ever where a signal comes after it.
+        self._submitted: queue.Queue[_InHand] = queue.Queue()
         self._lock = threading.Lock()
         self._done: deque[ScoredMessage] = deque()
         self._in_hand: dict[TopicPartition, int] = {}

@@ -123,6 +123,7 @@ class Coordinator:
         self._workers = WorkerTable(self.metrics)
         self._partitions = PartitionTable(self.metrics, settings.driver.stall_timeout_s)
         self._server: MetricsServer | None = None
+        self._rebuilt: list[DriftVerdict] = []
         self._rows: Counter[Status] = Counter()
         self._transitions: Counter[Transition] = Counter()
         self._restarts = 0
@@ -140,12 +141,24 @@ class Coordinator:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
-        self._intake.rebuild(self._read_tail())
+        verdicts = self._intake.rebuild(self._read_tail())
+        self._rebuilt = [verdict for verdict in verdicts if verdict.transition is not None]
         if since is not None:
             self._count_since(since)
         with self._lock:
             self._show()
         self._server = MetricsServer(self._settings.metrics, self.metrics.registry, self.health)
+
+    def announce_rebuilt(self) -> None:
+        """Send the alert that the log's tail ends with, if any: for who stands in for another.
+
+        The one that died may have judged it and not delivered it. Better twice than never.
+        """
+        with self._lock:
+            for verdict in self._rebuilt[-1:]:
+                if verdict.transition is not None:
+                    self._announce(verdict, verdict.transition)
+            self._rebuilt = []
 
     @property
     def metrics_url(self) -> str:

@@ -9,7 +9,7 @@ from nap_stream.clock import Clock
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.errors import NapStreamError
 from nap_stream.metrics import Metrics
-from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import DriftVerdict, OffsetRange, SegmentSummary, TopicPartition
 
 HOLE_PATIENCE_S = 30.0
 """How long the log is asked for missing offsets before the monitor goes on without them."""
@@ -48,13 +48,17 @@ class SummaryIntake:
         self._metrics, self._lock, self._clock = metrics, lock, clock
         self._missing_since: dict[tuple[TopicPartition, int], float] = {}
 
-    def rebuild(self, tail: Sequence[SegmentSummary]) -> None:
-        """Take the log's tail, of all partitions, without telling anybody what came of it."""
+    def rebuild(self, tail: Sequence[SegmentSummary]) -> tuple[DriftVerdict, ...]:
+        """Take the log's tail, of all partitions, and tell nobody what came of it.
+
+        Returns:
+            The verdicts of the tail, in order.
+        """
         with self._lock:
             for summary in tail:
                 self._monitor.hold(summary.partition)
-            for summary in tail:
-                self._monitor.add(summary)
+            updates = [self._monitor.add(summary) for summary in tail]
+        return tuple(verdict for update in updates for verdict in update.verdicts)
 
     def submit(self, summary: SegmentSummary) -> None:
         """Take a worker's summary.

@@ -94,6 +94,22 @@ def test_a_coordinator_that_stands_in_for_another_counts_rows_since_the_run_bega
         assert coordinator.status().rows == 25
 
 
+def test_a_coordinator_that_stands_in_for_another_sends_the_alert_that_may_be_lost() -> None:
+    chain = segments(0, [*CALM, *DRIFT, *BACK], [25] * 24)
+    sink = FlakySink()
+    with running(Log(chain[:16]), sink) as coordinator:
+        coordinator.tick()
+        assert sink.states == [], "a run that begins anew says nothing of what was"
+        coordinator.announce_rebuilt()
+        coordinator.announce_rebuilt()
+        coordinator.tick()
+        assert sink.states == ["firing"]
+        for each in chain[16:]:
+            coordinator.submit(each)
+        coordinator.flush(timeout_s=5)
+        assert sink.states == ["firing", "resolved"]
+
+
 def test_alerts_of_a_drift_and_a_return() -> None:
     sink = FlakySink()
     with running(sink=sink) as coordinator:
