@@ -24,6 +24,7 @@ class Listener:
     assignments: list[tuple[TopicPartition, int, int | None]] = field(default_factory=list)
     revocations: list[TopicPartition] = field(default_factory=list)
     losses: list[TopicPartition] = field(default_factory=list)
+    owned: set[TopicPartition] = field(default_factory=set)
     on_revoked: Callable[[], None] = lambda: None
 
     def assigned(
@@ -41,14 +42,17 @@ class Listener:
             self.refusals[partition] -= 1
             return None
         self.assignments.append((partition, earliest, committed))
+        self.owned.add(partition)
         return self.log_ends.get(partition, start if committed is None else committed)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         self.revocations.extend(partitions)
+        self.owned.difference_update(partitions)
         self.on_revoked()
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self.losses.extend(partitions)
+        self.owned.difference_update(partitions)
 
 
 @dataclass

@@ -1,0 +1,62 @@
+"""The threads of a worker that is stopped and told to end before it goes on."""
+
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from nap_stream.clock import SystemClock
+from nap_stream.pipeline.scoring import ScoringStage
+from tests.faults.harness_processes import FORKS
+from tests.pipeline.test_scoring import decode, row, score
+from tests.support.waiting import wait_until
+
+PATIENCE_S = 30.0
+STOPPED_S = 0.5
+"""Longer than any thread of the stage waits for its next message."""
+
+
+def _close_when_told(told: Connection) -> None:
+    """Open a stage, and close it when SIGTERM has come, to a thread of the stage alone."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    stage = ScoringStage(
+        decode,
+        score,
+        row,
+        batch_size=4,
+        linger_s=0.0,
+        decode_threads=1,
+        max_decoded_images=10,
+        clock=SystemClock(),
+        observe=lambda _stage, _seconds: None,
+    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    told.send("open")
+    told.recv()
+    stage.close()
+
+
+def test_a_stage_closes_after_a_stop_that_a_signal_ended() -> None:
+    ours, theirs = FORKS.Pipe()
+    process = FORKS.Process(target=_close_when_told, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        assert ours.poll(PATIENCE_S)
+        ours.recv()
+        pid = process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: _state(pid) == "T", PATIENCE_S, "the process to stop")
+        SystemClock().sleep(STOPPED_S)
+        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
+        ours.send("close")
+        process.join(PATIENCE_S)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+        process.join()
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
