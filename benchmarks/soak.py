@@ -70,7 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=200, help="how many; default 200")
     parser.add_argument("--seconds", type=float, default=0.0, help="instead: for how long")
     parser.add_argument("--seed", type=int, default=0, help="of the first run; default 0")
-    parser.add_argument("--parallel", type=int, default=3, help="runs at once; default 3")
+    parser.add_argument("--parallel", type=int, default=4, help="runs at once; default 4")
     parser.add_argument("--verbose", action="store_true", help="a line for each run")
     return parser.parse_args()
 

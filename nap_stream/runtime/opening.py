@@ -7,7 +7,7 @@ from nap_stream.clock import Clock
 from nap_stream.records import CalibrationFacts, SegmentSummary, TopicPartition
 from nap_stream.runtime.coordinator import Coordinator
 from nap_stream.runtime.intake import LAST_OFFSET
-from nap_stream.scored_log.reader import partitions, tail
+from nap_stream.scored_log.reader import partitions, require_root, tail
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import summarise_chain
 from nap_stream.scored_log.walk import parts_backwards
@@ -49,6 +49,7 @@ def open_coordinator(
     Raises:
         NapStreamError: What keeps it from starting.
     """
+    require_root(store_at(settings.log.root))
     log = _LogSummaries(settings)
     sink = KafkaAlertSink(settings.kafka, settings.alerts.topic)
     coordinator = Coordinator(

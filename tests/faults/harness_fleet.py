@@ -1,14 +1,12 @@
 """Workers in processes, each started again under its name until it is told to stop."""
 
 import math
-import os
 import signal
 import time
 from dataclasses import dataclass, field, replace
-from multiprocessing.process import BaseProcess
 
 from tests.faults.failpoints import STOPS, Action, Fired, read_fired
-from tests.faults.harness_processes import FORKS
+from tests.faults.harness_processes import Forked
 from tests.faults.worker_process import TYPED_ERROR, WorkerSpec, work
 from tests.support.waiting import wait_until
 
@@ -22,7 +20,7 @@ _GOOD_EXITS = {0, TYPED_ERROR, -signal.SIGKILL, -signal.SIGTERM}
 
 @dataclass(slots=True)
 class _Stopped:
-    process: BaseProcess
+    process: Forked
     wake_at: float
 
 
@@ -36,9 +34,9 @@ class Member:
 
     def __init__(self, spec: WorkerSpec, sleep_s: float | None = None) -> None:
         self._spec, self._sleep_s = spec, sleep_s
-        self._process: BaseProcess | None = None
+        self._process: Forked | None = None
         self._asleep: list[_Stopped] = []
-        self._replaced: list[BaseProcess] = []
+        self._replaced: list[Forked] = []
         self._seen = 0
         self.starts = 0
 
@@ -69,29 +67,27 @@ class Member:
         """Let the processes go on that have slept enough; by default all."""
         for one in [one for one in self._asleep if one.wake_at <= now]:
             self._asleep.remove(one)
-            if one.process.pid is not None and one.process.exitcode is None:
-                os.kill(one.process.pid, signal.SIGCONT)
+            one.process.signal(signal.SIGCONT)
 
     def end(self) -> None:
         """Stop all in good order, and wait until they are gone; whoever sleeps is woken."""
         for process in self._processes():
-            process.terminate()
+            process.signal(signal.SIGTERM)
         wait_until(self._gone, ENDING_S, f"the end of {self._spec.name}")
         self._check_exits()
 
     def dump(self) -> None:
         """Have its processes write down what each of their threads does."""
         for process in self._processes():
-            if process.pid is not None and process.exitcode is None:
-                os.kill(process.pid, signal.SIGUSR1)
+            process.signal(signal.SIGUSR1)
 
     def kill(self) -> None:
         """End all its processes at once, whatever they do."""
         for process in self._processes():
-            process.kill()
-            process.join()
+            process.signal(signal.SIGKILL)
+            process.wait()
 
-    def _processes(self) -> list[BaseProcess]:
+    def _processes(self) -> list[Forked]:
         return [*self._replaced, *([self._process] if self._process else [])]
 
     def _gone(self) -> bool:
@@ -101,8 +97,7 @@ class Member:
 
     def _start(self, used: int) -> None:
         spec = replace(self._spec, incarnation=self.starts, faults=self._spec.faults[used:])
-        self._process = FORKS.Process(target=work, args=(spec,), name=spec.name, daemon=True)
-        self._process.start()
+        self._process = Forked(work, spec)
         self.starts += 1
 
     def _take_note(self) -> None:
@@ -126,7 +121,7 @@ class Member:
     def _check_exits(self) -> None:
         for process in self._processes():
             ended = process.exitcode
-            assert ended is None or ended in _GOOD_EXITS, f"{process.name} ended with {ended}"
+            assert ended is None or ended in _GOOD_EXITS, f"{self._spec.name} ended with {ended}"
 
 
 @dataclass(slots=True)

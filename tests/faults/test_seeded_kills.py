@@ -13,7 +13,7 @@ from tests.support.apache_kafka import ApacheKafka
 
 FEW = 6
 MANY = 200
-AT_ONCE = 3
+AT_ONCE = 4
 
 
 def _totals(seeds: Iterable[int], kafka: ApacheKafka, folder: Path) -> Totals:

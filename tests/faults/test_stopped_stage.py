@@ -1,13 +1,12 @@
 """The threads of a worker that is stopped and told to end before it goes on."""
 
-import os
 import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.pipeline.scoring import ScoringStage
-from tests.faults.harness_processes import FORKS
+from tests.faults.harness_processes import FORKS, Forked
 from tests.pipeline.test_scoring import decode, row, score
 from tests.support.waiting import wait_until
 
@@ -38,24 +37,21 @@ def _close_when_told(told: Connection) -> None:
 
 def test_a_stage_closes_after_a_stop_that_a_signal_ended() -> None:
     ours, theirs = FORKS.Pipe()
-    process = FORKS.Process(target=_close_when_told, args=(theirs,), daemon=True)
-    process.start()
+    process = Forked(_close_when_told, theirs)
     try:
         assert ours.poll(PATIENCE_S)
         ours.recv()
-        pid = process.pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        wait_until(lambda: _state(pid) == "T", PATIENCE_S, "the process to stop")
+        process.signal(signal.SIGSTOP)
+        wait_until(lambda: _state(process.pid) == "T", PATIENCE_S, "the process to stop")
         SystemClock().sleep(STOPPED_S)
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGCONT)
+        process.signal(signal.SIGTERM)
+        process.signal(signal.SIGCONT)
         ours.send("close")
-        process.join(PATIENCE_S)
+        process.wait(PATIENCE_S)
         assert process.exitcode == 0
     finally:
-        process.kill()
-        process.join()
+        process.signal(signal.SIGKILL)
+        process.wait()
 
 
 def _state(pid: int) -> str:
