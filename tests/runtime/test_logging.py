@@ -44,7 +44,7 @@ def test_what_kafka_says_with_every_attempt_is_shown_once(
 @pytest.mark.usefixtures("configured")
 def test_everybody_else_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     for attempt in range(2):
-        logging.getLogger("torch").warning("attempt %s", attempt)
+        logging.getLogger("somebody").warning("attempt %s", attempt)
         structlog.get_logger().warning("mine")
 
     assert events(capsys.readouterr().err, "attempt", "mine") == [
