@@ -15,7 +15,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nap_stream.scored_log.defects import VerifyReport
+    from nap_stream.scored_log.defects import ChainHead, VerifyReport
     from nap_stream.scored_log.store import SegmentStore
     from nap_stream.scored_log.verify_broker import BrokerReport
     from nap_stream.settings import KafkaSettings
@@ -35,6 +35,14 @@ def verify(
             help="Compare with the topic's and the group's offsets too; needs --config.",
         ),
     ] = False,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Compare with the ends of the chains in an earlier --report.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON report.")] = False,
     report_file: Annotated[
         Path | None,
@@ -54,6 +62,7 @@ def verify(
     Example:
       nap-stream verify --log scored-log
       nap-stream verify --config monitor.yaml --deep --against-broker --report audit.json
+      nap-stream verify --config monitor.yaml --deep --kept last-audit.json
     """
     from nap_stream import __version__
     from nap_stream.scored_log.verify_report import Circumstances, encode_report
@@ -62,8 +71,10 @@ def verify(
     kafka = _kafka(config, topic) if against_broker else None
     if report_file is not None and not report_file.parent.is_dir():
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
+    heads = _kept_heads(kept, topic)
     began_ms = SystemClock().now_ms()
     report, broker = _verified(store, kafka, topic, deep=deep)
+    report = _with_kept(report, store, heads)
     text = encode_report(report, broker, Circumstances(store.root, topic, __version__, began_ms))
     if report_file is not None:
         _write(report_file, text)
@@ -109,6 +120,28 @@ def _verified(
     broker = compare_with_broker(report, offsets, topic=kafka.topic, group_id=kafka.group_id)
     defects = sorted_defects([*report.defects, *broker.defects])
     return dataclasses.replace(report, defects=defects), broker
+
+
+def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
+    from nap_stream.scored_log.verify_kept import parse_kept
+
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the kept report: {error}", str(path)) from error
+    return [head for head in parse_kept(text, str(path)) if topic in {None, head.partition.topic}]
+
+
+def _with_kept(
+    report: "VerifyReport", store: "SegmentStore", kept: "list[ChainHead]"
+) -> "VerifyReport":
+    from nap_stream.scored_log.verify import sorted_defects
+    from nap_stream.scored_log.verify_kept import compare_with_kept
+
+    defects = sorted_defects([*report.defects, *compare_with_kept(store, kept)])
+    return dataclasses.replace(report, defects=defects)
 
 
 def _write(path: Path, text: str) -> None:

@@ -161,17 +161,25 @@ class WorkerLine:
     def _step(self) -> None:
         self._poll()
         self._collect()
+        self._publish_and_announce(self._due())
+        self._balance()
+        self._report_when_due()
+
+    def _due(self) -> list[TopicPartition]:
         now = self._clock.monotonic()
-        due = [
+        # Payloads alone must not keep fetching paused until their segments are old enough.
+        crowded = self._paused and self._payload_bytes() * 2 > self._worker.max_in_hand_bytes
+        return [
             partition
             for partition, buffer in self._buffers.items()
             if buffer.due(self._log_settings, now)
+            or (crowded and buffer.payload_bytes > 0)
             # One whose dead letters have been delivered may have become too small to be due.
             or (partition in self._waiting and buffer.opened_at is not None)
         ]
-        self._publish_and_announce(due)
-        self._balance()
-        self._report_when_due()
+
+    def _payload_bytes(self) -> int:
+        return sum(buffer.payload_bytes for buffer in self._buffers.values())
 
     def _poll(self) -> None:
         room = self._worker.max_in_hand_images - self._stage.in_hand()[0]
@@ -273,8 +281,10 @@ class WorkerLine:
             position = self._writer.concede(partition, buffer.position, conflict)
         self._own(PartitionBuffer(self._next_epoch(), position, position.offset), partition)
         self._source.seek(partition, position.offset)
-        # A worker whose place another has taken learns it from the group's answer alone.
-        self._source.commit({partition: position.offset})
+        # A worker whose place another has taken learns it from the group's answer alone. A refusal
+        # is made up for: nothing else may come to this partition, whose commit would be behind.
+        self._announcer.owe(partition, position.offset)
+        self._announcer.commit(self._source.commit)
         return []
 
     def _publish_last(
@@ -307,7 +317,7 @@ class WorkerLine:
         What is in hand includes the payloads of failed images, which wait for their segment.
         """
         images, size = self._stage.in_hand()
-        size += sum(buffer.payload_bytes for buffer in self._buffers.values())
+        size += self._payload_bytes()
         limits, waits = self._worker, len(self._waiting) > 0
         full = images >= limits.max_in_hand_images or size >= limits.max_in_hand_bytes
         low = images * 2 <= limits.max_in_hand_images and size * 2 <= limits.max_in_hand_bytes
@@ -374,19 +384,17 @@ class WorkerLine:
     def _report(self) -> None:
         self._reported_at = self._clock.monotonic()
         progress = tuple(self._progress(p, buffer) for p, buffer in sorted(self._buffers.items()))
-        idle = self._has_nothing_to_do() and self._broker.ask()
+        rests = self._has_nothing_to_score() and self._broker.ask()
+        # Rows may wait for their segment's time longer than a stalled worker is borne with.
+        self._tally.work_done += rests
+        idle = rests and all(buffer.opened_at is None for buffer in self._buffers.values())
         waiting_for = self._waiting.text or self._broker.text
         self._reporter.report(
             self._tally.report(self._clock.now_ms(), progress, idle=idle, waiting_for=waiting_for)
         )
 
-    def _has_nothing_to_do(self) -> bool:
-        return (
-            self._last_poll_empty
-            and not len(self._waiting)
-            and self._stage.in_hand()[0] == 0
-            and all(buffer.opened_at is None for buffer in self._buffers.values())
-        )
+    def _has_nothing_to_score(self) -> bool:
+        return self._last_poll_empty and not len(self._waiting) and self._stage.in_hand()[0] == 0
 
     def _progress(self, partition: TopicPartition, buffer: PartitionBuffer) -> PartitionProgress:
         lag, newest_ms = self._source.lag(partition), self._announcer.newest_ms(partition)

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 import structlog
 
@@ -12,6 +13,8 @@ from nap_stream.metrics import Metrics
 
 BACKOFF_INITIAL_S = 1.0
 BACKOFF_MAX_S = 30.0
+LAST_ATTEMPT_S = 1.0
+"""For the attempt that is made after the deadline, too."""
 PILE_UP = 10
 """So many alerts that wait are worth a word in the log, and each time that they have doubled."""
 
@@ -62,12 +65,18 @@ class AlertOutbox:
         self._deliver_now()
 
     def drain(self, deadline: Deadline) -> None:
-        """Deliver all that waits by the deadline; try at least once."""
-        self._deliver_now()
+        """Deliver all that waits by the deadline; try at least once.
+
+        An attempt that the sink does not answer in time is left behind.
+        """
         pause = threading.Event()
-        while self._waiting and not deadline.expired():
+        while True:
+            attempt = threading.Thread(target=self._deliver_now, name="last-alerts", daemon=True)
+            attempt.start()
+            attempt.join(max(LAST_ATTEMPT_S, deadline.remaining_s()))
+            if attempt.is_alive() or not self._waiting or deadline.expired():
+                return
             pause.wait(min(BACKOFF_INITIAL_S, deadline.remaining_s()))
-            self._deliver_now()
 
     def close(self) -> None:
         """Log what was not delivered, and close the sink. Safe to call twice."""
@@ -81,7 +90,9 @@ class AlertOutbox:
             return
         try:
             while self._waiting and self._publish(self._waiting[0]):
-                self._waiting.popleft()
+                # `close` may have given it up meanwhile.
+                with suppress(IndexError):
+                    self._waiting.popleft()
                 self._metrics.alerts_undelivered.set(len(self._waiting))
             if not self._waiting:
                 self._pile_up = PILE_UP

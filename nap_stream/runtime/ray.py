@@ -71,14 +71,21 @@ class WorkerActor:
 
         configure_logging(for_people=False)
         structlog.contextvars.bind_contextvars(worker=self._identity.name)
-        run_worker(
-            self._settings,
-            self._identity,
-            num_gpus=self._num_gpus,
-            reporter=_ActorReporter(self._coordinator),
-            should_stop=self._stop.is_set,
-            clock=SystemClock(),
-        )
+        try:
+            run_worker(
+                self._settings,
+                self._identity,
+                num_gpus=self._num_gpus,
+                reporter=_ActorReporter(self._coordinator),
+                should_stop=self._stop.is_set,
+                clock=SystemClock(),
+            )
+        except NapStreamError:
+            raise
+        except Exception:
+            # The driver says in one line what it was; only here is where it came from.
+            structlog.get_logger().exception("worker_failed_unexpectedly")
+            raise
 
     def stop(self) -> None:
         """Ask `run` to end in good order."""

@@ -14,6 +14,7 @@ from nap_stream.scored_log.layout import (
     segment_path,
 )
 from nap_stream.scored_log.segment import decode_footer
+from nap_stream.scored_log.segment_file import check_name
 from nap_stream.scored_log.store import SegmentStore
 
 HINT_REACHES = (10_000, 10_000_000)
@@ -69,20 +70,29 @@ class ChainEnds:
 
         A writer can have slept so long that what it publishes was published, merged and removed.
         Compaction exchanges the file of a segment's predecessor before it removes the segment,
-        so to look after the name was taken misses nothing.
+        so to look after the name was taken misses nothing. Where the predecessor is not what it
+        was, the name must be found in a compacted file: others may have built on it otherwise.
+
+        Raises:
+            ChainBrokenError: The predecessor is gone, and nothing has merged it.
+            ScoredLogError: The store cannot be read.
         """
         if position.base is None:
             return False
         before = self._footer(partition, position.base)
-        if before is None:
-            bases = self._bases(partition)
-            nearest = max((base for base in bases if base < position.offset), default=None)
-            before = None if nearest is None else self._footer(partition, nearest)
-        if before is None or before.end_offset != position.offset:
-            return True
-        # Another writer that slept can have left a file there, and died.
-        last = before.parts[-1]
-        return last.rows_sha256 is not None and segment_sha256(last) != position.previous_sha256
+        if before is not None and _precedes(before, position):
+            return False
+        for base in sorted(self._bases(partition), reverse=True):
+            footer = self._footer(partition, base) if base < position.offset else None
+            if footer is not None and _precedes(footer, position):
+                return False
+            if footer is not None and footer.merged and footer.end_offset > position.offset:
+                return True
+        raise ChainBrokenError(
+            f"the segment before offset {position.offset} is gone, and no file has merged it",
+            partition_folder(partition),
+            "Let nothing but nap-stream change the log's folder; run `nap-stream verify`",
+        )
 
     def _start(self, partition: TopicPartition) -> ChainPosition | None:
         path = genesis_path(partition)
@@ -119,12 +129,7 @@ class ChainEnds:
         footer = self._footer(partition, base_offset)
         if footer is None:
             return None
-        if (footer.partition, footer.base_offset) != (partition, base_offset):
-            raise ChainBrokenError(
-                f"the footer says {footer.partition}@{footer.base_offset}",
-                path,
-                "A segment was moved or renamed; run `nap-stream verify`",
-            )
+        check_name(path, footer)
         if base_offset < start.offset:
             raise ChainBrokenError(
                 f"the segment lies before the chain's start at {start.offset}",
@@ -141,6 +146,14 @@ class ChainEnds:
             digest = segment_sha256(last)
         topic_id = footer.topic_id or start.topic_id
         return ChainPosition(footer.end_offset, digest, base_offset, topic_id)
+
+
+def _precedes(footer: SegmentFooter, position: ChainPosition) -> bool:
+    """Whether the chain stood at ``position`` after this file."""
+    last = footer.parts[-1]
+    # Before version 3 the digest is the file's. Such a file is never merged, nor its name free.
+    is_same = last.rows_sha256 is None or segment_sha256(last) == position.previous_sha256
+    return footer.end_offset == position.offset and is_same
 
 
 def _refuse_headless(partition: TopicPartition, base: int | None) -> None:

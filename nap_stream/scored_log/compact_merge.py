@@ -25,9 +25,9 @@ def merge(
 ) -> int:
     """Put one file in the place of a group of segments.
 
-    First the new file replaces that of the first segment, then the others are removed, in order.
-    At every moment each row stands in a file; between the two steps, in two. Whoever finds a
-    segment's name free finds its predecessor's file exchanged or gone: writers that have slept
+    First the new file replaces that of the first segment, then the others are removed. At every
+    moment each row stands in a file; between the two steps, in two. Whoever finds a segment's
+    name free afterwards finds its predecessor's file exchanged or gone: writers that have slept
     rely on it.
 
     Args:
@@ -49,7 +49,7 @@ def merge(
     _check_unchanged(store, group)
     check_lock()
     store.replace(group[0].path, content)
-    store.remove([file.path for file in group[1:]])
+    _remove(store, [file.path for file in group[1:]])
     return len(content)
 
 
@@ -67,7 +67,18 @@ def remove_leftovers(
     }.values():
         _check_rows(store, compacted)
     check_lock()
-    store.remove([leftover.path for leftover in leftovers])
+    _remove(store, [leftover.path for leftover in leftovers])
+
+
+def _remove(store: SegmentStore, paths: Sequence[str]) -> None:
+    """Remove segments that a compacted file holds.
+
+    An object store keeps no order: a writer that slept can take a name again while the one before
+    is still there, and not notice. All those before are gone when the first removal has ended, so
+    the second one takes away what slipped in, and what that writer publishes after it is refused.
+    """
+    for _ in range(2):
+        store.remove(paths)
 
 
 def _check_rows(store: SegmentStore, file: ChainFile) -> None:

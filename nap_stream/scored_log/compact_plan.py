@@ -1,12 +1,12 @@
 """Which segments of a chain to merge, decided from their footers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.merged import may_merge
+from nap_stream.scored_log.merged import may_merge, merged_slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Plan:
     leftovers: tuple[Leftover, ...]
 
 
-def plan(files: Sequence[ChainFile], *, today: date, limits: Limits) -> Plan:
+def plan(files: Iterable[ChainFile], *, today: date, limits: Limits) -> Plan:
     """Decide what to merge.
 
     A group follows each other without a hole, was published on one day before ``today`` (UTC),
@@ -61,7 +61,8 @@ def plan(files: Sequence[ChainFile], *, today: date, limits: Limits) -> Plan:
     the last segment of the chain, to which writers link, stay as they are.
 
     Args:
-        files: A partition's, in order of their base offsets.
+        files: A partition's, in order of their base offsets. Of compacted files only those with
+            leftovers are kept: their footers are large.
         today: The day that is not over yet, UTC.
         limits: Of each merged file.
 
@@ -69,8 +70,8 @@ def plan(files: Sequence[ChainFile], *, today: date, limits: Limits) -> Plan:
         ChainBrokenError: The files are not a whole chain. Nothing may be merged then: it would
             hide what is wrong.
     """
-    chain, leftovers = _divided(files)
-    closed = [file for file in chain[:-1] if _day(file) < today]
+    segments, leftovers = _divided(files)
+    closed = [file for file in segments if _day(file) < today]
     groups = [group for group in _groups(closed, limits) if len(group) > 1]
     return Plan(tuple(groups), tuple(leftovers))
 
@@ -96,22 +97,26 @@ def _day(file: ChainFile) -> date:
     return datetime.fromtimestamp(file.footer.created_time_ms / 1000, UTC).date()
 
 
-def _divided(files: Sequence[ChainFile]) -> tuple[list[ChainFile], list[Leftover]]:
-    """The files that the chain is made of, and those that stand in one of them."""
-    chain: list[ChainFile] = []
+def _divided(files: Iterable[ChainFile]) -> tuple[list[ChainFile], list[Leftover]]:
+    """The chain's segments but for the last and compacted ones, and what stands in the latter."""
+    segments: list[ChainFile] = []
     leftovers: list[Leftover] = []
+    last: ChainFile | None = None
+    slots: set[tuple[int, str]] = set()
     for file in files:
-        if chain and file.footer.base_offset < chain[-1].footer.end_offset:
-            _check_covered(chain[-1], file)
-            leftovers.append(Leftover(chain[-1], file.path))
+        if last is not None and file.footer.base_offset < last.footer.end_offset:
+            _check_covered(last, slots, file)
+            leftovers.append(Leftover(last, file.path))
             continue
-        if chain:
-            _check_link(chain[-1], file)
-        chain.append(file)
-    return chain, leftovers
+        if last is not None:
+            _check_link(last, file)
+            if not last.footer.merged:
+                segments.append(last)
+        last, slots = file, merged_slots(file.footer.merged)
+    return segments, leftovers
 
 
-def _check_covered(compacted: ChainFile, file: ChainFile) -> None:
+def _check_covered(compacted: ChainFile, slots: set[tuple[int, str]], file: ChainFile) -> None:
     """Refuse to remove what the compacted file does not stand for.
 
     Either it lists exactly this segment, or it lists the one that won this base offset after the
@@ -119,7 +124,6 @@ def _check_covered(compacted: ChainFile, file: ChainFile) -> None:
     could take it back.
     """
     footer = file.footer
-    slots = {(part.base_offset, part.previous_sha256) for part in compacted.footer.merged}
     if footer.merged or (footer.base_offset, footer.previous_sha256) not in slots:
         raise _broken(file, f"it overlaps {compacted.path}, which has not merged it")
 

@@ -31,6 +31,7 @@ class DefectKind(StrEnum):
     BEYOND_BROKER = "beyond_broker"
     BEHIND_COMMITTED = "behind_committed"
     CHAIN_MISSING = "chain_missing"
+    KEPT_DIGEST = "kept_digest"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.digest import metadata_sha256
-from nap_stream.scored_log.schema import SCHEMA_VERSION
+from nap_stream.scored_log.schema import EARLIEST_TIME_MS, LATEST_TIME_MS, SCHEMA_VERSION
 from nap_stream.scored_log.versions import check_version
 
 PREFIX = "nap_stream."
@@ -96,6 +96,8 @@ class SegmentFooter:
                 raise ValueError(f"not a SHA-256 digest: {digest!r}")
         if (self.rows_sha256 is not None) != (self.schema_version >= DIGEST_VERSION):
             raise ValueError(f"rows_sha256 {self.rows_sha256} in version {self.schema_version}")
+        if not EARLIEST_TIME_MS <= self.created_time_ms <= LATEST_TIME_MS:
+            raise ValueError(f"not a time in years 1 to 9999: {self.created_time_ms} ms")
         self._check_event_times()
 
     def _check_event_times(self) -> None:

@@ -13,6 +13,7 @@ from nap_stream.records import TopicPartition
 GENESIS_NAME = "_genesis.json"
 
 _MAX_OFFSET = 2**63 - 1
+_MAX_PARTITION = 2**31 - 1
 _TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _TOPIC_FOLDER = re.compile(r"topic=(.+)")
@@ -98,7 +99,9 @@ def parse_topic_folder(name: str) -> str | None:
 def parse_partition_folder(name: str) -> int | None:
     """The partition of a folder's name; None if it is no partition's folder."""
     match = _PARTITION_FOLDER.fullmatch(name)
-    return None if match is None else int(match[1])
+    if match is None or int(match[1]) > _MAX_PARTITION:
+        return None
+    return int(match[1])
 
 
 def parse_segment_name(name: str) -> int | None:

@@ -1,7 +1,7 @@
 """Compacted files: one file of rows that counts in the chain as the segments that it merged."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
@@ -19,6 +19,11 @@ def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
         and not (earlier.merged or later.merged)
         and later.previous_sha256 == segment_sha256(earlier)
     )
+
+
+def merged_slots(parts: Iterable[SegmentFooter]) -> set[tuple[int, str]]:
+    """Where merged segments stand in the chain: base offset and digest of the predecessor."""
+    return {(part.base_offset, part.previous_sha256) for part in parts}
 
 
 def merged_footer(

@@ -1,18 +1,18 @@
 """A footer as key-value metadata of a Parquet file, and back.
 
 The key ``nap_stream.merged`` of a compacted file is a JSON array of the merged footers' keys and
-values, in order, compressed with zlib and in base64. ``previous_sha256`` stands in the first of
-them alone: each other one names the digest of the one before it, which is computed. So a change of
-any of them shows in the digest that the segment after the file names.
+values, in order and without spaces, compressed with zlib and in base64. ``previous_sha256`` stands
+in the first of them alone: each other one names the digest of the one before it, which is computed.
+So a change of any of them shows in the digest that the segment after the file names.
 """
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.scored_log.footer import (
@@ -25,6 +25,8 @@ from nap_stream.scored_log.footer import (
 from nap_stream.scored_log.merged import check_merged
 
 MERGED = "merged"
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_FLAT_OBJECT = re.compile(rf"\{{{_STRING}:{_STRING}(?:,{_STRING}:{_STRING}){{0,31}}\}}")
 MAX_MERGED_BYTES = 128 * 2**20
 """Of the uncompressed array: about 200,000 segments."""
 
@@ -104,12 +106,8 @@ def _decode_merged(text: str) -> Iterator[SegmentFooter]:
     content = unpacking.decompress(base64.b64decode(text, validate=True), MAX_MERGED_BYTES)
     if not unpacking.eof or unpacking.unused_data:
         raise ValueError(f"{MERGED} is no zlib stream of at most {MAX_MERGED_BYTES} bytes")
-    trees = json.loads(content)
-    if not isinstance(trees, list) or not trees:
-        raise ValueError(f"{MERGED} is no array of footers")
     previous: str | None = None
-    for tree in trees:
-        values = _strings(tree)
+    for values in _flat_objects(content.decode("ascii")):
         if previous is not None:
             values["previous_sha256"] = previous
         part = parse_values(values)
@@ -117,7 +115,14 @@ def _decode_merged(text: str) -> Iterator[SegmentFooter]:
         yield part
 
 
-def _strings(tree: Any) -> dict[str, str]:
-    if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
-        raise ValueError(f"{MERGED} holds what is no footer")
-    return dict(tree)
+def _flat_objects(text: str) -> Iterator[dict[str, str]]:
+    """The objects of a JSON array, one at a time: a hostile file's array could fill the memory."""
+    position, expected = 0, "["
+    while text[position : position + 1] == expected:
+        match = _FLAT_OBJECT.match(text, position + 1)
+        if match is None:
+            break
+        yield json.loads(match[0])
+        position, expected = match.end(), ","
+    if position == 0 or text[position:] != "]":
+        raise ValueError(f"{MERGED} is no array of footers")

@@ -145,7 +145,7 @@ class ObjectStore:
             obstore.put(self._objects, path, content, mode="overwrite", use_multipart=False)
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove objects, 1,000 a request in this order; missing ones are harmless.
+        """Remove objects, 1,000 a request, in any order; missing ones are harmless.
 
         Raises:
             LogRootError: There is no such bucket, or no permission.

@@ -34,7 +34,7 @@ from nap_stream.scored_log.segment import decode_footer, unreadable
 from nap_stream.scored_log.segment_file import typed_errors
 from nap_stream.scored_log.store import SegmentStore
 from nap_stream.scored_log.versions import with_columns
-from nap_stream.scored_log.walk import bases_from, parts_backwards, walk
+from nap_stream.scored_log.walk import complete_bases, parts_backwards, walk
 
 _KEYS = ("topic", "partition")
 _FILTERED_BATCHES = 64
@@ -77,13 +77,8 @@ def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
 
     While a compaction exchanges files, or after one that was interrupted, a segment may stand
     in a compacted file before it as well; `scan` knows.
-
-    A single listing made while writers link may hold a segment and miss the one before it. The
-    second listing has all that came before the newest segment of the first.
     """
-    newest = max(bases_from(store, partition), default=-1)
-    bases = [base for base in bases_from(store, partition) if base <= newest]
-    return tuple(segment_path(partition, base) for base in bases)
+    return tuple(segment_path(partition, base) for base in complete_bases(store, partition))
 
 
 def read_footer(store: SegmentStore, path: str) -> SegmentFooter:

@@ -177,11 +177,16 @@ def open_segment(store: SegmentStore, path: str) -> Iterator[SegmentFile | None]
             size_bytes = source.size()
             metadata = pq.read_metadata(source)
         footer = span_from_metadata(metadata.metadata, path)
-        _check_name(path, footer)
+        check_name(path, footer)
         yield SegmentFile(path, footer, source, metadata, size_bytes)
 
 
-def _check_name(path: str, footer: SegmentFooter) -> None:
+def check_name(path: str, footer: SegmentFooter) -> None:
+    """Refuse a footer that is of another place.
+
+    Raises:
+        ChainBrokenError: It contradicts the file's path.
+    """
     if parse_segment_path(path) != (footer.partition, footer.base_offset):
         raise ChainBrokenError(
             f"the footer says {footer.partition}@{footer.base_offset}",

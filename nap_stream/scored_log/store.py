@@ -72,7 +72,7 @@ class SegmentStore(Protocol):
         ...
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove files, durably, in this order; those that are missing are harmless.
+        """Remove files, durably; those that are missing are harmless. A folder keeps the order.
 
         Raises:
             ScoredLogError: One cannot be removed.

@@ -12,6 +12,7 @@ from nap_stream.clock import Clock
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.defects import ChainHead, Defect, DefectKind
 from nap_stream.scored_log.footer import segment_sha256
+from nap_stream.scored_log.merged import merged_slots
 from nap_stream.scored_log.reader import segments
 from nap_stream.scored_log.segment_check import SegmentFindings, merged_parts
 from nap_stream.scored_log.store import SegmentStore
@@ -102,6 +103,15 @@ def _head(
     return ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """Digests of the segments that the file at ``path`` has merged, and where they stand."""
+
+    path: str
+    digests: frozenset[str]
+    slots: frozenset[tuple[int, str]]
+
+
 @dataclass(slots=True)
 class _Links:
     """Segments one after another. ``position`` is None behind one that cannot be read."""
@@ -111,6 +121,7 @@ class _Links:
     topic_id: str | None = None
     accepted: list[SegmentFindings] = field(default_factory=list)
     unreadable: list[SegmentFindings] = field(default_factory=list)
+    merged: _Merged | None = None
     defects: list[Defect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -138,15 +149,13 @@ class _Links:
             self.unreadable.append(found)
             return
         covering = self.accepted[-1].path if self.accepted else ""
-        merged = merged_parts(self.store, covering) if self.accepted else ()
-        if found.sha256 in {segment_sha256(part) for part in merged}:
+        merged = self._merged_into(covering)
+        if found.sha256 in merged.digests:
             detail = (
                 f"it has been merged into {covering}; the compaction was interrupted: "
                 "run `nap-stream compact` again to finish it"
             )
-        elif (found.base_offset, found.footer.previous_sha256) in {
-            (part.base_offset, part.previous_sha256) for part in merged
-        }:
+        elif (found.base_offset, found.footer.previous_sha256) in merged.slots:
             detail = (
                 f"its base offset has been merged into {covering}; the writer that published it "
                 "after that died before it could take it back: `nap-stream compact` removes it"
@@ -155,6 +164,14 @@ class _Links:
             self.defects.append(_overlap(found, here))
             return
         self.defects.append(Defect(found.path, DefectKind.COVERED, detail))
+
+    def _merged_into(self, path: str) -> "_Merged":
+        """What a file has merged; read once for all that it covers, which can be thousands."""
+        if self.merged is None or self.merged.path != path:
+            parts = merged_parts(self.store, path) if path else ()
+            digests = frozenset(segment_sha256(part) for part in parts)
+            self.merged = _Merged(path, digests, frozenset(merged_slots(parts)))
+        return self.merged
 
     def _topic_defects(self, found: SegmentFindings) -> Iterator[Defect]:
         for topic_id in found.topic_ids:

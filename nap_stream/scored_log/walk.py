@@ -38,6 +38,16 @@ def bases_from(store: SegmentStore, partition: TopicPartition, first: int = 0) -
     return sorted(base for base in bases if base is not None and base >= first)
 
 
+def complete_bases(store: SegmentStore, partition: TopicPartition) -> list[int]:
+    """Base offsets of a chain's segments, in order, without a hole that only the listing has.
+
+    A single listing made while writers link may hold a segment and miss the one before it. The
+    second listing has all that came before the newest segment of the first.
+    """
+    newest = max(bases_from(store, partition), default=-1)
+    return [base for base in bases_from(store, partition) if base <= newest]
+
+
 def walk(
     store: SegmentStore, partition: TopicPartition, start: int = 0
 ) -> Iterator[tuple[SegmentFile, int]]:
@@ -86,7 +96,7 @@ def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[
         ScoredLogError: The store cannot be read.
     """
     position: int | None = None
-    bases = bases_from(store, partition)
+    bases = complete_bases(store, partition)
     relistings = 0
     while bases:
         with open_segment(store, segment_path(partition, bases[-1])) as file:
@@ -94,7 +104,9 @@ def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[
         if found is None:
             _refuse_after(relistings, partition)
             relistings += 1
-            bases = [b for b in bases_from(store, partition) if position is None or b < position]
+            bases = [
+                b for b in complete_bases(store, partition) if position is None or b < position
+            ]
             continue
         bases.pop()
         parts = [part for part in found if position is None or part.end_offset <= position]

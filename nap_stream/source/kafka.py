@@ -24,6 +24,7 @@ from nap_stream.source.kafka_group import (
     consumer_options,
     leave_group,
 )
+from nap_stream.source.kafka_joins import Joins
 from nap_stream.source.kafka_names import from_native, message, to_native
 from nap_stream.source.kafka_offsets import (
     OFFSETS_TIMEOUT_S,
@@ -34,6 +35,8 @@ from nap_stream.source.kafka_offsets import (
 )
 from nap_stream.source.kafka_topic import TopicWatch
 
+JOIN_MS = 50
+"""How long a poll waits at least while the group rebalances: a join goes on in polls alone."""
 PLACE_AGAIN_S = 1.0
 POSITION_TIMEOUT_S = 1.0
 REACHABLE_TIMEOUT_S = 2.0
@@ -74,6 +77,7 @@ class KafkaSource:
         self._paused = False
         self._closed = False
         self._has_joined = False
+        self._rejoins = False
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
             # A member that leads the group and does not know the partitions yet assigns none.
@@ -83,14 +87,18 @@ class KafkaSource:
             )
         self._topic = TopicWatch(self._consumer, settings.topic, self._clock)
         self._commits = Commits(self._consumer, settings, instance_id)
+        self._joins = Joins(self._consumer)
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Wait up to ``timeout_s`` seconds for messages; see `Source.poll`."""
         with self._typed_errors("fetching"):
             self._notice_new_topic()
             self._place_fresh()
+            # Not before: while the group is asked for a place, it answers nothing else.
+            self._rejoin_if_needed()
             try:
-                records = self._consumer.poll(int(timeout_s * 1000), max_records=max_messages)
+                timeout_ms = max(int(timeout_s * 1000), JOIN_MS if self._joins.under_way else 0)
+                records = self._consumer.poll(timeout_ms, max_records=max_messages)
             except errors.OffsetOutOfRangeError as error:
                 self._out_of_range(error.args[0])
                 return []
@@ -183,7 +191,11 @@ class KafkaSource:
         # The one whose place it takes may have given partitions up and died before it asked for
         # the rebalance that hands them on: then nobody else asks for it. A group's first
         # generation has no such past, and a second rebalance would cost its start some seconds.
-        if joins and self._consumer.group_metadata().generation_id > 1:
+        self._rejoins |= joins and self._consumer.group_metadata().generation_id > 1
+
+    def _rejoin_if_needed(self) -> None:
+        if self._rejoins:
+            self._rejoins = False
             self._consumer._coordinator.request_rejoin()  # noqa: SLF001  kafka-python has no other
 
     def _give_up(self, partitions: Iterable[KafkaPartition], lost: bool) -> None:
@@ -211,10 +223,11 @@ class KafkaSource:
     def _place_fresh(self) -> None:
         """Ask the listener where to read new partitions from; on the reader's own thread.
 
-        Where neither broker nor listener can say, the partitions wait for a later call.
+        Where neither broker nor listener can say, or the group rebalances, the partitions wait for
+        a later call.
         """
         waiting = sorted(self._fresh)
-        if not waiting or self._clock.monotonic() < self._place_at:
+        if not waiting or self._joins.under_way or self._clock.monotonic() < self._place_at:
             return
         try:
             found = ask_offsets(self._consumer, waiting)

@@ -126,6 +126,20 @@ def test_a_report_file_stands_beside_the_text(nap: Call, log: Path, tmp_path: Pa
     assert list(report.parent.iterdir()) == [report]
 
 
+def test_the_ends_of_a_kept_report_are_looked_for(nap: Call, log: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    assert nap("verify", "--log", log, "--report", kept).exit_code == 0
+    assert nap("verify", "--log", log, "--deep", "--kept", kept).exit_code == 0
+    (log / segment_path(CARS, 5)).unlink()
+    assert nap("verify", "--log", log, "--deep").exit_code == 0
+    ended = nap("verify", "--log", log, "--kept", kept, "--json")
+    assert ended.exit_code == 1
+    assert [found["kind"] for found in _json(ended.out)["defects"]] == ["kept_digest"]
+    assert nap("verify", "--log", log, "--kept", kept, "--topic", "other").exit_code == 0
+    for mistaken in (tmp_path / "none.json", log / segment_path(CARS, 0)):
+        assert nap("verify", "--log", log, "--kept", mistaken).exit_code == 2
+
+
 def test_a_report_that_cannot_be_written_is_a_mistake_of_use(
     nap: Call, log: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from tests.support.images import write_images
 from tests.support.topics import read_all
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.kafka]
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 BEFORE, OOD = 700, 500
 RATE = 150.0

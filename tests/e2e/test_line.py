@@ -105,6 +105,7 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
         wait_until(lambda: _logged(url) == images, 90, f"{images} rows in /metrics")
         # Summaries come at once, reports of the partitions once a second.
         wait_until(lambda: _partitions_told(url) == PARTITIONS, 10, "the lag of each partition")
+        wait_until(lambda: _has_committed(url), 10, "the time of a commit in /metrics")
         samples = scrape(url)
         with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as health:
             assert (health.status, json.load(health)) == (200, {"status": "ok"})
@@ -142,6 +143,11 @@ def _send_specials(monitor: Monitor) -> dict[tuple[int, int], Special]:
 def _logged(url: str) -> int:
     samples = scrape(url)
     return int(sum(v for (name, _), v in samples.items() if name == "nap_stream_records_total"))
+
+
+def _has_committed(url: str) -> bool:
+    """Whether a commit is told: a group that rebalances refuses it, and is asked again."""
+    return scrape(url)["nap_stream_last_commit_timestamp_seconds", ()] > 0
 
 
 def _partitions_told(url: str) -> int:

@@ -77,7 +77,7 @@ def freeze_and_thaw(kafka: ApacheKafka, outage_s: float, during: Callable[[], No
 @pytest.mark.parametrize(
     ("outage", "outage_s"),
     [
-        pytest.param(kill_and_restart, 5, id="killed"),
+        pytest.param(kill_and_restart, 5, id="killed", marks=pytest.mark.slow),
         pytest.param(kill_and_restart, 30, id="killed-for-30-s", marks=pytest.mark.slow),
         pytest.param(freeze_and_thaw, 45, id="frozen-past-time-outs", marks=pytest.mark.slow),
     ],

@@ -92,6 +92,7 @@ def test_a_revocation_that_cannot_drain_keeps_to_its_deadline_and_loses_nothing(
     assert committed_offsets(settings) == {p.partition: end for p, end in ends.items()}
 
 
+@pytest.mark.slow
 def test_rows_in_hand_of_a_member_that_is_thrown_out_are_dropped_and_read_again(
     apache_kafka: ApacheKafka, tmp_path: Path
 ) -> None:

@@ -16,7 +16,6 @@ from nap_stream.records import (
     ScoredRecord,
     SegmentSummary,
     TopicPartition,
-    WorkerReport,
 )
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
@@ -25,22 +24,9 @@ from nap_stream.settings import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.memory import MemorySource, MemoryTopic
 from tests.pipeline.test_scoring import decode, row, score
+from tests.support.told import Told
 
 FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)
-
-
-@dataclass
-class Told:
-    """A reporter that remembers."""
-
-    summaries: list[SegmentSummary] = field(default_factory=list)
-    reports: list[WorkerReport] = field(default_factory=list)
-
-    def submit(self, summary: SegmentSummary) -> None:
-        self.summaries.append(summary)
-
-    def report(self, report: WorkerReport) -> None:
-        self.reports.append(report)
 
 
 DISK_FULL = ScoredLogError("the disk is full", "/log", "Free space on it")

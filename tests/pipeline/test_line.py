@@ -17,8 +17,9 @@ from nap_stream.records import (
     WorkerReport,
 )
 from nap_stream.source.memory import MemorySource, MemoryTopic
-from tests.pipeline.bench import FIRST, SECOND, Bench, Told
+from tests.pipeline.bench import FIRST, SECOND, Bench
 from tests.pipeline.test_scoring import score
+from tests.support.told import Told
 
 
 @pytest.fixture

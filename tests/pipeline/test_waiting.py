@@ -10,7 +10,7 @@ from nap_stream.errors import ChainBrokenError, LogRootError, ScoredLogError
 from nap_stream.pipeline import waiting
 from nap_stream.pipeline.buffer import ROW_BYTES
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
-from nap_stream.records import TopicPartition
+from nap_stream.records import TopicPartition, WorkerReport
 from nap_stream.scored_log.memory import MemoryScoredLog
 from nap_stream.source.memory import MemorySource, MemoryTopic
 from tests.pipeline.bench import DISK_FULL, FIRST, SECOND, Bench, Script, nothing, waits
@@ -320,6 +320,32 @@ def test_failed_images_that_wait_for_their_segment_count_as_in_hand(bench: Bench
     bench.run(look)
 
     assert 25 <= max(read) <= 50 + 2 * bench.max_in_hand_images
+
+
+def test_payloads_that_keep_fetching_paused_are_published_before_their_time(bench: Bench) -> None:
+    bench.max_in_hand_bytes, bench.max_in_hand_images = 50, 10
+    bench.segment_max_rows, bench.segment_max_age_s = 10_000, 3600
+    fill(bench, 200, b"b")
+
+    bench.run(lambda: bool(bench.sources) and bench.sources[0].lag(FIRST) == 0)
+
+    assert len(bench.letters.images) == 200
+    assert bench.offsets() == [(offset, 0) for offset in range(200)]
+
+
+def test_rows_that_wait_for_their_segments_time_are_neither_a_stall_nor_idle(bench: Bench) -> None:
+    bench.segment_max_age_s = 3600
+    fill(bench, 5)
+
+    def scored() -> list[WorkerReport]:
+        return [report for report in bench.told.reports if report.images_scored == 5]
+
+    bench.run(lambda: len(scored()) >= 10)
+
+    while_they_wait = scored()[:10]
+    assert [report.rows for report in while_they_wait] == [0] * 10
+    assert not any(report.idle for report in while_they_wait)
+    assert while_they_wait[-1].work_done > while_they_wait[1].work_done
 
 
 def test_a_broker_that_is_away_is_waited_for_and_not_idle(bench: Bench) -> None:

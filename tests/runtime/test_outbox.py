@@ -9,6 +9,7 @@ from nap_stream.deadline import Deadline
 from nap_stream.metrics import Metrics
 from nap_stream.runtime.outbox import AlertOutbox
 from tests.runtime.alert_sinks import FlakySink
+from tests.support.waiting import wait_until
 
 
 def alert(number: int) -> AlertEvent:
@@ -137,3 +138,29 @@ def test_one_thread_delivers_and_no_other_waits() -> None:
         go_on.set()
         thread.join()
     assert ids(sink) == ["0", "1"]
+
+
+@pytest.mark.timeout(30)
+def test_a_sink_that_does_not_answer_does_not_hold_up_the_end() -> None:
+    go_on = threading.Event()
+
+    class Silent(FlakySink):
+        def publish(self, alert: AlertEvent) -> None:
+            go_on.wait(20)
+            super().publish(alert)
+
+        def close(self) -> None:
+            super().close()
+            go_on.set()
+
+    sink, clock = Silent(), SystemClock()
+    outbox = AlertOutbox(sink, Metrics("1"), clock)
+    outbox.put(alert(0))
+    started_s = clock.monotonic()
+    with capture_logs() as logs:
+        outbox.drain(Deadline(clock, 1.5))
+        waited_s = clock.monotonic() - started_s
+        outbox.close()
+        wait_until(lambda: ids(sink) == ["0"], 10, "the attempt that was left behind to end")
+    assert 1.4 <= waited_s < 10
+    assert "alert_lost" in [entry["event"] for entry in logs]

@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 import ray
+import structlog
 import torch
+from structlog.testing import capture_logs
 
 from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
 from nap_stream.records import CalibrationFacts
-from nap_stream.runtime.ray import RayCluster, RayWorker, cluster_resources, ray_session
+from nap_stream.runtime.identity import Identity
+from nap_stream.runtime.ray import (
+    RayCluster,
+    RayWorker,
+    WorkerActor,
+    cluster_resources,
+    ray_session,
+)
 from nap_stream.settings import Settings
 from tests.support.summaries import settings as settings_of
 from tests.support.waiting import wait_until
@@ -186,3 +195,21 @@ def test_a_session_within_a_session_leaves_ray_running() -> None:
         pass
     assert ray.is_initialized()
     assert cluster_resources(None)["GPU"] == GPUS
+
+
+def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_settings: object, **_parts: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("nap_stream.runtime.worker.run_worker", broken)
+    monkeypatch.setattr("nap_stream.runtime.ray.configure_logging", lambda **_options: None)
+    actor = WorkerActor(_settings("fault"), Identity("worker-0", 0), 0.0, coordinator=None)
+
+    with (
+        structlog.contextvars.bound_contextvars(worker=""),
+        capture_logs() as events,
+        pytest.raises(ZeroDivisionError),
+    ):
+        actor.run()
+
+    assert [(e["event"], e["exc_info"]) for e in events] == [("worker_failed_unexpectedly", True)]

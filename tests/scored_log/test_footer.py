@@ -10,6 +10,7 @@ from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.metadata import from_metadata, to_metadata
+from nap_stream.scored_log.schema import EARLIEST_TIME_MS, LATEST_TIME_MS
 
 FOOTER = SegmentFooter(
     partition=TopicPartition("cars", 3),
@@ -49,7 +50,7 @@ def footers(draw: st.DrawFn) -> SegmentFooter:
         low if rows else None,
         high if rows else None,
         draw(_text),
-        draw(st.integers(0, 2**53)),
+        draw(st.integers(EARLIEST_TIME_MS, LATEST_TIME_MS)),
         draw(_digests),
         draw(_digests),
         None if rows else draw(st.none() | _text),
@@ -72,6 +73,8 @@ def test_round_trip(footer: SegmentFooter) -> None:
     [
         ("rows", b"4.0", "rows is not an integer"),
         ("rows", b"04", "rows is not an integer"),
+        ("created_time_ms", b"253402300800000", "not a time in years 1 to 9999"),
+        ("created_time_ms", b"-9000000000000000000", "not a time in years 1 to 9999"),
         ("rows", "٤".encode(), "rows is not an integer"),
         ("rows", b"2", "3 scored rows of 2"),
         ("end_offset", b"10", "not an offset range"),

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -44,6 +45,10 @@ def _trees() -> list[dict[str, str]]:
         zlib.decompress(base64.b64decode(to_metadata(FOOTER)[KEY]))
     )
     return trees
+
+
+def _array(trees: list[dict[str, str]]) -> str:
+    return _packed(json.dumps(trees, separators=(",", ":")).encode())
 
 
 def _refused(merged: str, problem: str) -> None:
@@ -101,9 +106,10 @@ def test_only_the_first_merged_footer_names_the_digest_before_it() -> None:
         (_packed(b"[" * 100_000), "not valid"),
         (_packed(b"[]"), "merged is no array of footers"),
         (_packed(b"{}"), "merged is no array of footers"),
-        (_packed(b"[1]"), "merged holds what is no footer"),
-        (_packed(b'[{"rows": 4}]'), "merged holds what is no footer"),
-        (_packed(b'[{"rows": "4"}]'), "no schema_version"),
+        (_packed(b"[1]"), "merged is no array of footers"),
+        (_packed(b'[{"rows":4}]'), "merged is no array of footers"),
+        (_packed(b'[{"rows":"4"}'), "no schema_version"),
+        (_packed(b'[{"rows":"4"}]'), "no schema_version"),
     ],
 )
 def test_what_is_no_list_of_footers_is_refused(merged: str, problem: str) -> None:
@@ -113,6 +119,26 @@ def test_what_is_no_list_of_footers_is_refused(merged: str, problem: str) -> Non
 def test_a_small_stream_that_unpacks_to_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "MAX_MERGED_BYTES", 2**20)
     _refused(_packed(b" " * 2**20 + b"[]"), f"at most {2**20} bytes")
+
+
+@pytest.mark.parametrize("cut", [b"]", b"}]"])
+def test_an_array_that_is_cut_is_refused(cut: bytes) -> None:
+    whole = zlib.decompress(base64.b64decode(to_metadata(FOOTER)[KEY]))
+    assert whole.endswith(cut)
+    _refused(_packed(whole.removesuffix(cut)), "merged is no array of footers")
+    _refused(_packed(whole + b"]"), "merged is no array of footers")
+
+
+def test_an_array_of_what_is_no_footer_takes_little_memory() -> None:
+    text = b"[" + b"[]," * 2**20 + b"[]]"
+    packed = _packed(text)
+    tracemalloc.start()
+    try:
+        _refused(packed, "merged is no array of footers")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(text)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +157,19 @@ def test_a_changed_merged_footer_is_refused(
 ) -> None:
     trees = _trees()
     trees[number] |= changes
-    _refused(_packed(json.dumps(trees).encode()), problem)
+    _refused(_array(trees), problem)
 
 
 def test_an_unseen_change_of_a_merged_footer_changes_the_digest_that_the_next_names() -> None:
     trees = _trees()
     trees[0]["writer_id"] = "somebody else"
-    values: dict[str, Any] = {**to_metadata(FOOTER), KEY: _packed(json.dumps(trees).encode())}
+    values: dict[str, Any] = {**to_metadata(FOOTER), KEY: _array(trees)}
     changed = from_metadata(_encoded(values), "x")
     assert segment_sha256(changed.parts[-1]) != segment_sha256(LAST)
 
 
 def test_a_missing_merged_footer_is_refused() -> None:
     for trees in (_trees()[:2], _trees()[1:], []):
-        values = {**to_metadata(FOOTER), KEY: _packed(json.dumps(trees).encode())}
+        values = {**to_metadata(FOOTER), KEY: _array(trees)}
         with pytest.raises(ChainBrokenError):
             from_metadata(_encoded(values), "x")

@@ -156,6 +156,10 @@ def test_a_scan_makes_a_listing_whole_that_missed_a_segment(
     assert [o for batch in found for o in batch.column("offset").to_pylist()] == [0, 2, 9, 9]
 
 
+def test_the_tail_makes_a_listing_whole_that_missed_a_segment(root: Path) -> None:
+    assert reader.tail(_Listings(root, [[9, 0]]), CARS, 99) == 0
+
+
 def test_partitions_are_found_in_order(root: Path) -> None:
     (root / "topic=cars" / "notes").mkdir()
     (root / "topic=cars" / "partition=x").mkdir()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from kafka import KafkaAdminClient
@@ -34,12 +35,12 @@ def opened() -> Iterator[Open]:
         source.close(5)
 
 
-def share(sources: dict[KafkaSource, Listener], partitions: int) -> None:
+def share(sources: dict[KafkaSource, Listener], partitions: int, *, timeout_s: float = 0.1) -> None:
     """Poll all sources until each owns something and together they own everything."""
 
     def settled() -> bool:
         for source in sources:
-            source.poll(0.1, 10)
+            source.poll(timeout_s, 10)
         owned = [one.owned for one in listeners]
         return all(owned) and sum(map(len, owned)) == partitions
 
@@ -64,6 +65,38 @@ def test_a_second_member_takes_half_and_gives_it_back_when_it_leaves(
     second.close(10)
     # The session time-out is 45 s: partitions come back at once only because it has left.
     poll_until(first, lambda _found: len(first_listener.owned) == 4)
+
+
+@pytest.mark.kafka
+def test_members_that_poll_without_waiting_share_too(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap, partitions=4, session_timeout_s=6)
+    listeners = [Listener(), Listener()]
+    sources = {opened(settings, one, f"worker-{n}"): one for n, one in enumerate(listeners)}
+
+    share(sources, 4, timeout_s=0.0)
+
+    assert all(one.losses == [] for one in listeners)
+
+
+@pytest.mark.kafka
+def test_new_partitions_come_to_a_member_that_polls_without_waiting(
+    apache_kafka: ApacheKafka, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nap_stream.source.kafka_group.METADATA_MAX_AGE_MS", 500)
+    settings = new_settings(apache_kafka.bootstrap, partitions=1)
+    listener = Listener()
+    source = opened(settings, listener)
+
+    def owns(count: int) -> bool:
+        source.poll(0.0, 1)
+        return len(listener.owned) == count
+
+    wait_until(lambda: owns(1), 30, "the partition")
+    add_partitions(settings, 3)
+    wait_until(lambda: owns(3), 30, "the new partitions")
+    assert source.commit({TopicPartition(settings.topic, 0): 0})
 
 
 @pytest.mark.kafka
@@ -238,8 +271,19 @@ def test_a_broker_that_is_down_is_named_when_the_deadline_has_passed() -> None:
 
 
 def delete_before(settings: KafkaSettings, offset: int) -> None:
+    with administering(settings) as admin:
+        admin.delete_records({KafkaPartition(settings.topic, 0): offset})
+
+
+def add_partitions(settings: KafkaSettings, total: int) -> None:
+    with administering(settings) as admin:
+        admin.create_partitions({settings.topic: total})
+
+
+@contextmanager
+def administering(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
     admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
     try:
-        admin.delete_records({KafkaPartition(settings.topic, 0): offset})
+        yield admin
     finally:
         admin.close()

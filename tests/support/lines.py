@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,7 +21,6 @@ from nap_stream.records import (
     ScoredRecord,
     SegmentSummary,
     TopicPartition,
-    WorkerReport,
 )
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.scored_log.local import LocalScoredLog
@@ -31,22 +29,9 @@ from nap_stream.settings import KafkaSettings, LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener
 from nap_stream.source.kafka import KafkaSource
 from tests.pipeline.test_scoring import decode, row, score
+from tests.support.told import Told
 
 STOP_S = 20.0
-
-
-@dataclass
-class Told:
-    """A reporter that remembers."""
-
-    summaries: list[SegmentSummary] = field(default_factory=list)
-    reports: list[WorkerReport] = field(default_factory=list)
-
-    def submit(self, summary: SegmentSummary) -> None:
-        self.summaries.append(summary)
-
-    def report(self, report: WorkerReport) -> None:
-        self.reports.append(report)
 
 
 def local_log(root: Path, name: str) -> LocalScoredLog:
