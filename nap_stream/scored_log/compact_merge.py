@@ -22,8 +22,9 @@ def merge(
     writer_id: str,
     now_ms: int,
     check_lock: Callable[[], None],
-) -> int:
-    """Put one file in the place of a group of segments.
+    max_memory_bytes: int,
+) -> tuple[int, int]:
+    """Put one file in the place of a group of segments, or of as many as memory allows.
 
     First the new file replaces that of the first segment, then the others are removed. At every
     moment each row stands in a file; between the two steps, in two. Whoever finds a segment's
@@ -36,21 +37,27 @@ def merge(
         writer_id: Who compacts.
         now_ms: Since the epoch, UTC.
         check_lock: Raises where this compaction may not go on.
+        max_memory_bytes: Of the decoded rows of the segments that are merged.
 
     Returns:
-        The new file's size in bytes.
+        How many of the first of them were dealt with, and the new file's size in bytes. One alone
+        stays as it is, and the size is 0.
 
     Raises:
         ChainBrokenError: A segment's rows are not those of its digest, or it has changed since
             it was put in the group. Nothing is exchanged then.
         ScoredLogError: The store failed, or the lock is lost.
     """
-    content = _merged_content(store, group, writer_id=writer_id, now_ms=now_ms)
-    _check_unchanged(store, group)
+    tables = _checked_tables(store, group, max_memory_bytes)
+    taken = group[: len(tables)]
+    if len(taken) == 1:
+        return 1, 0
+    content = _merged_content(tables, taken, writer_id=writer_id, now_ms=now_ms)
+    _check_unchanged(store, taken)
     check_lock()
-    store.replace(group[0].path, content)
-    _remove(store, [file.path for file in group[1:]])
-    return len(content)
+    store.replace(taken[0].path, content)
+    _remove(store, [file.path for file in taken[1:]])
+    return len(taken), len(content)
 
 
 def remove_leftovers(
@@ -89,10 +96,25 @@ def _check_rows(store: SegmentStore, file: ChainFile) -> None:
             pass
 
 
+def _checked_tables(
+    store: SegmentStore, group: Sequence[ChainFile], max_memory_bytes: int
+) -> list[pa.Table]:
+    """The rows of the first segments of a group, of one at least."""
+    tables: list[pa.Table] = []
+    size_bytes = 0
+    for file in group:
+        rows = _checked_rows(store, file)
+        size_bytes += rows.nbytes
+        if tables and size_bytes > max_memory_bytes:
+            break
+        tables.append(rows)
+    return tables
+
+
 def _merged_content(
-    store: SegmentStore, group: Sequence[ChainFile], *, writer_id: str, now_ms: int
+    tables: list[pa.Table], group: Sequence[ChainFile], *, writer_id: str, now_ms: int
 ) -> bytes:
-    table = pa.concat_tables([_checked_rows(store, file) for file in group])
+    table = pa.concat_tables(tables)
     footer = merged_footer(
         [file.footer for file in group],
         rows_sha256=rows_sha256(table),
@@ -101,6 +123,7 @@ def _merged_content(
     )
     content = encode_segment(footer, table)
     del table
+    tables.clear()
     _check_content(content, footer, group[0].path)
     return content
 

@@ -20,13 +20,18 @@ class ChainFile:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a compacted file may hold at most; bytes are those of the files that it merges."""
+    """What a compacted file may hold at most.
+
+    ``max_bytes`` are those of the files that it merges, ``max_memory_bytes`` of their rows when
+    decoded: keys that repeat are small in a file and large in memory.
+    """
 
     max_rows: int
     max_bytes: int
+    max_memory_bytes: int = 256 * 2**20
 
     def __post_init__(self) -> None:
-        if self.max_rows < 1 or self.max_bytes < 1:
+        if min(self.max_rows, self.max_bytes, self.max_memory_bytes) < 1:
             raise ValueError(f"expected positive limits, got {self}")
 
 

@@ -27,8 +27,8 @@ from nap_stream.scored_log.segment_file import open_segment
 from nap_stream.scored_log.store import SegmentStore
 
 DEFAULT_LIMITS = Limits(max_rows=250_000, max_bytes=64 * 2**20)
-"""About 0.4 GB of memory while a group is merged; more where rows repeat long keys or headers,
-which are small in files and not in memory: about 50 kB a row for keys of 16 kB."""
+"""About 0.4 GB of memory while a group is merged; up to a few times `Limits.max_memory_bytes` where
+rows repeat long keys or headers, which are small in files and not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,20 +163,31 @@ class _Run:
             remove_leftovers(self._store, found.leftovers, check_lock=lock.check)
             self._tally.leftovers += len(found.leftovers)
             for group in found.groups:
-                self._stopped = self._stopped or self._should_stop()
-                if self._stopped:
-                    return
-                self._tally.bytes_after += merge(
-                    self._store,
-                    group,
-                    writer_id=writer_id,
-                    now_ms=self._clock.now_ms(),
-                    check_lock=lock.check,
-                )
-                self._count(group)
-                self._progress(self._tally.segments, None)
+                self._merge_all(group, lock, writer_id)
         except ChainBrokenError as error:
             self._tally.refusals.append(Refusal(partition, str(error)))
+
+    def _merge_all(
+        self, group: tuple[ChainFile, ...], lock: CompactionLock, writer_id: str
+    ) -> None:
+        """Merge a group into one file, or into several where its rows are large."""
+        while len(group) > 1:
+            self._stopped = self._stopped or self._should_stop()
+            if self._stopped:
+                return
+            taken, size_bytes = merge(
+                self._store,
+                group,
+                writer_id=writer_id,
+                now_ms=self._clock.now_ms(),
+                check_lock=lock.check,
+                max_memory_bytes=self._limits.max_memory_bytes,
+            )
+            if taken > 1:
+                self._tally.bytes_after += size_bytes
+                self._count(group[:taken])
+                self._progress(self._tally.segments, None)
+            group = group[taken:]
 
     def report(self, chains: int, *, dry_run: bool) -> CompactionReport:
         """What was done."""

@@ -181,6 +181,22 @@ def test_bytes_bound_a_file(store: SegmentStore) -> None:
     assert _bases(store) == [0, 4, 8, 10]
 
 
+def test_rows_that_are_large_in_memory_make_more_files(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    key = b"k" * 16_000
+    writer = Writer(store)
+    for base in range(0, 12, 2):
+        writer.publish(rows=[scored(origin(base, key=key)), scored(origin(base + 1, key=key))])
+    before = _rows(store)
+    assert all(len(store.read(path) or b"") < 20_000 for path in segments(store, CARS))
+    report = _compact(store, limits=Limits(100, 2**30, max_memory_bytes=75_000))
+    assert (report.files, report.segments) == (2, 4)
+    assert _bases(store) == [0, 4, 8, 10]
+    assert _rows(store).equals(before)
+    assert verify(store, deep=True).clean
+    assert _compact(store, limits=Limits(100, 2**30, max_memory_bytes=75_000)).files == 0
+
+
 def test_gaps_and_skipped_offsets_are_merged_and_kept(store: SegmentStore) -> None:
     writer = Writer(store)
     writer.publish()
