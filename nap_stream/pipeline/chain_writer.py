@@ -75,6 +75,7 @@ class ChainWriter:
             if position is None:
                 require_within_topic(partition, offsets)
                 position = self._log.begin(partition, offsets.first, offsets.topic_id)
+                _note_beginning(partition, position, offsets)
         return require_same_topic(partition, position, offsets.topic_id)
 
     def concede(
@@ -168,6 +169,18 @@ class ChainWriter:
             self._dead_letters.flush(timeout_s)
         except BrokerError as error:
             raise Unavailable(DEAD_LETTERS, error) from error
+
+
+def _note_beginning(partition: TopicPartition, position: ChainPosition, offsets: Offsets) -> None:
+    """Warn where a group that has read before has no log: its folder may not be mounted."""
+    log = structlog.get_logger()
+    tell = log.info if offsets.committed is None else log.warning
+    tell(
+        "chain_begun",
+        partition=str(partition),
+        offset=position.offset,
+        committed=offsets.committed,
+    )
 
 
 @contextmanager

@@ -137,6 +137,26 @@ def test_with_neither_log_nor_commit_nothing_disagrees(bench: Bench) -> None:
     assert "committed_offset_differs" not in [event["event"] for event in events]
 
 
+@pytest.mark.parametrize(("committed", "level"), [(3, "warning"), (None, "info")])
+def test_a_chain_that_begins_where_a_group_has_read_before_is_warned_of(
+    bench: Bench, committed: int | None, level: str
+) -> None:
+    fill(bench, 5)
+    if committed is not None:
+        bench.topic.committed[FIRST] = committed
+
+    with capture_logs() as events:
+        bench.run(lambda: bench.topic.committed.get(FIRST) == 5)
+
+    (begun,) = [event for event in events if event["event"] == "chain_begun"]
+    assert (begun["log_level"], begun["offset"], begun["committed"]) == (
+        level,
+        committed or 0,
+        committed,
+    )
+    assert bench.offsets() == [(offset, 0) for offset in range(committed or 0, 5)]
+
+
 def test_a_log_and_a_commit_that_agree_are_not_mentioned(bench: Bench) -> None:
     logged(bench, 10)
     fill(bench, 5)
