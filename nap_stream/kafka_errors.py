@@ -51,7 +51,7 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
         return BrokerError(
             f"the broker refused the credentials: {detail}",
             where,
-            "Check the kafka.sasl_… settings, and that the user may log in",
+            "Check the credentials (kafka.sasl_… settings), and that the user may log in",
         )
     if isinstance(error, _UNREACHABLE) or error.retriable:
         # A broker that refuses credentials hangs up, and kafka-python may miss why.

@@ -211,6 +211,7 @@ def test_gpus_that_torch_does_not_see(calibration: Path, tmp_path: Path) -> None
 
 @pytest.mark.ray
 @pytest.mark.embedded
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_mistakes_that_show_on_the_cluster(
     embedded: str, calibration: Path, ray_head: RayHead, tmp_path: Path

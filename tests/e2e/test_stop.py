@@ -16,7 +16,7 @@ from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.kafka]
+pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 IMAGES = 900
 RATE = 150.0

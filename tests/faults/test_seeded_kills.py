@@ -11,7 +11,7 @@ from tests.faults.harness_many import run_seeds
 from tests.faults.harness_plan import draw_plan
 from tests.support.apache_kafka import ApacheKafka
 
-FEW = 6
+FEW = 4
 MANY = 200
 AT_ONCE = 4
 

@@ -231,6 +231,7 @@ def test_a_header_name_that_is_not_utf_8_is_named_as_the_cause(
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_reading_goes_on_after_the_broker_was_killed_and_came_back(
     own_kafka: ApacheKafka, opened: Open
 ) -> None:

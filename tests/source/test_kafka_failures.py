@@ -104,6 +104,7 @@ def test_close_keeps_to_its_time_while_the_broker_is_away(
     assert listener.revocations == [TopicPartition(settings.topic, 0)]
 
 
+@pytest.mark.slow
 def test_a_partition_waits_while_nobody_tells_its_offsets(
     own_kafka: ApacheKafka, sources: list[KafkaSource]
 ) -> None:
