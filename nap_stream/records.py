@@ -289,7 +289,8 @@ class WorkerReport:
     Counts are totals since the worker's start, so that a lost report loses nothing.
     ``stage_seconds`` holds what was measured since the last report: (stage, seconds) pairs.
     ``work_done`` grows with every step that makes progress, and while there is nothing to score
-    and the broker answers; ``idle`` is true when, besides, no row waits for its segment.
+    and the broker answers; ``idle`` is true when, besides, no row waits for its
+    segment and no rebalance is under way.
     ``waiting_for`` says what outside of the worker keeps it from going on; None while nothing
     does. ``offsets_…`` count the partitions taken over whose committed offset was ahead of the
     log, behind it, or missing.

@@ -387,7 +387,8 @@ class WorkerLine:
         rests = self._has_nothing_to_score() and self._broker.ask()
         # Rows may wait for their segment's time longer than a stalled worker is borne with.
         self._tally.work_done += rests
-        idle = rests and all(buffer.opened_at is None for buffer in self._buffers.values())
+        nothing_in_hand = all(buffer.opened_at is None for buffer in self._buffers.values())
+        idle = rests and nothing_in_hand and self._source.settled()
         waiting_for = self._waiting.text or self._broker.text
         self._reporter.report(
             self._tally.report(self._clock.now_ms(), progress, idle=idle, waiting_for=waiting_for)

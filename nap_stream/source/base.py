@@ -119,6 +119,13 @@ class Source(Protocol):
         """
         ...
 
+    def settled(self) -> bool:
+        """Whether the group has given this member its partitions, and all of them are read.
+
+        A poll that brings nothing does not tell: nothing comes while a rebalance goes on, too.
+        """
+        ...
+
     def close(self, timeout_s: float) -> None:
         """Leave the consumer group and close connections. Safe to call twice."""
         ...

@@ -162,6 +162,11 @@ class KafkaSource:
             return False
         return True
 
+    def settled(self) -> bool:
+        """Whether no rebalance is under way or asked for, and no partition is held back."""
+        is_member = self._consumer.group_metadata().state is MemberState.STABLE
+        return is_member and not self._rejoins and not self._fresh
+
     def close(self, timeout_s: float) -> None:
         """Leave the consumer group and close connections. Safe to call twice.
 

@@ -19,7 +19,8 @@ class _Partition:
 class MemoryTopic:
     """Partitions of messages, and the offsets that groups have committed.
 
-    While ``available`` is false, sources get no answers, as from a broker that is away.
+    While ``available`` is false, sources get no answers, as from a broker that is away. While
+    ``rebalances`` is true, they get answers and no messages.
 
     Args:
         name: Of the topic.
@@ -30,6 +31,7 @@ class MemoryTopic:
     def __init__(self, name: str, partitions: int = 1, *, topic_id: str | None = "topic-0") -> None:
         self.topic_id = topic_id
         self.available = True
+        self.rebalances = False
         self.partitions = {TopicPartition(name, n): _Partition() for n in range(partitions)}
         self.committed: dict[TopicPartition, int] = {}
 
@@ -85,7 +87,7 @@ class MemorySource:
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
         """Messages up to ``max_messages``; see `Source.poll`."""
-        away = not self._topic.available
+        away = not self._topic.available or self._topic.rebalances
         if not away:
             self._place_fresh()
         fetched = [] if self._paused or away else self._read(max_messages)
@@ -132,6 +134,10 @@ class MemorySource:
     def reachable(self) -> bool:
         """Whether the topic is ``available``."""
         return self._topic.available
+
+    def settled(self) -> bool:
+        """Whether all partitions are placed, and the topic does not stand for a rebalance."""
+        return not self._fresh and not self._topic.rebalances
 
     def close(self, timeout_s: float) -> None:  # noqa: ARG002  memory is quick
         """Give all partitions up. Safe to call twice."""

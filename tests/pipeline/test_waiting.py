@@ -384,6 +384,38 @@ def test_a_broker_that_is_away_is_waited_for_and_not_idle(bench: Bench) -> None:
     ]
 
 
+def test_a_worker_whose_group_rebalances_is_not_idle_nor_waiting(bench: Bench) -> None:
+    fill(bench, 5)
+    in_rebalance: list[tuple[bool, str | None]] = []
+    reports_before = 0
+
+    def rebalance() -> None:
+        nonlocal reports_before
+        bench.topic.rebalances = True
+        fill(bench, 5)
+        reports_before = len(bench.told.reports)
+
+    def note() -> None:
+        report = bench.told.reports[-1]
+        in_rebalance.append((report.idle, report.waiting_for))
+
+    def over() -> None:
+        bench.topic.rebalances = False
+
+    script = Script(
+        [
+            (lambda: any(r.idle and r.rows == 5 for r in bench.told.reports), rebalance),
+            (lambda: len(bench.told.reports) > reports_before + 1, note),
+            (lambda: True, over),
+            (lambda: bench.topic.committed.get(FIRST) == 10, nothing),
+            (lambda: bench.told.reports[-1].idle, nothing),
+        ]
+    )
+    bench.run(script)
+
+    assert in_rebalance == [(False, None)]
+
+
 def test_backoff_grows_to_half_a_minute_and_starts_anew_after_success() -> None:
     clock = ManualClock()
     held = Waiting(clock)

@@ -303,6 +303,18 @@ def test_a_broker_that_is_there_is_reachable(place: Place) -> None:
     assert place.open(Listener()).reachable()
 
 
+def test_a_source_is_settled_once_its_partitions_are_placed(place: Place) -> None:
+    place.send(0, [b"a"])
+    source = place.open(Listener())
+    assert not source.settled()
+
+    poll_messages(source, 1)
+    wait_until(lambda: source.poll(0.1, 10) == [] and source.settled(), 30, "a settled source")
+
+    source.reassign(place.partition(0))
+    assert not source.settled()
+
+
 def test_an_error_of_the_listener_comes_out_of_poll(place: Place) -> None:
     place.send(0, [b"a"])
 
