@@ -27,7 +27,7 @@ from nap_stream.records import (
 )
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.settings import LogSettings, WorkerSettings
-from nap_stream.source.base import PartitionListener, Source
+from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener, Source
 
 POLL_S = 0.1
 REPORT_EVERY_S = 1.0
@@ -91,8 +91,20 @@ class WorkerLine:
         self._source = open_source(self)
         self._broker = BrokerWatch(self._source.reachable, clock)
 
-    def run(self, should_stop: Callable[[], bool], deadline_s: float) -> None:
-        """Work until told to stop; then publish, commit and leave within ``deadline_s`` seconds.
+    def run(
+        self,
+        should_stop: Callable[[], bool],
+        deadline_s: float,
+        *,
+        stop_age_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Work until told to stop; then publish, commit and leave.
+
+        Args:
+            should_stop: Asked between any two steps.
+            deadline_s: For publishing, committing and leaving, in seconds.
+            stop_age_s: How much of it had passed when the last step ended: one that waits for a
+                broker takes seconds.
 
         Raises:
             NapStreamError: Whatever cannot be mended here; or what kept the rows in hand from
@@ -102,7 +114,7 @@ class WorkerLine:
         try:
             while not should_stop():
                 self._step()
-            self._finish(Deadline(self._clock, deadline_s))
+            self._finish(Deadline(self._clock, max(0.0, deadline_s - stop_age_s())))
         except BaseException:
             self._disown(list(self._buffers))
             self._close_after_error(deadline_s)
@@ -332,7 +344,7 @@ class WorkerLine:
         mine = list(self._buffers)
         drained = self._drain(mine, deadline.remaining_s() / 2)
         patience = Deadline(self._clock, deadline.remaining_s() / 2)
-        unavailable = self._publish_last(mine, patience, self._source.commit)
+        unavailable = self._publish_last(mine, patience, self._commit_by(patience))
         self._commit_last(Deadline(self._clock, deadline.remaining_s() / 2))
         self._report()
         if unavailable is not None:
@@ -345,11 +357,18 @@ class WorkerLine:
 
     def _commit_last(self, deadline: Deadline) -> None:
         """Commit what is not yet; a group that rebalances takes it once its members have polled."""
+        commit = self._commit_by(deadline)
         self._source.pause()
-        self._announcer.commit(self._source.commit)
+        self._announcer.commit(commit)
         while self._announcer.owes and not deadline.expired():
             self._source.poll(min(POLL_S, deadline.remaining_s()), 1)
-            self._announcer.commit(self._source.commit)
+            self._announcer.commit(commit)
+
+    def _commit_by(self, deadline: Deadline) -> Commit:
+        """Commits that do not outlast a deadline."""
+        return lambda offsets: self._source.commit(
+            offsets, min(COMMIT_TIMEOUT_S, deadline.remaining_s())
+        )
 
     def _close_after_error(self, deadline_s: float) -> None:
         """Leave without hiding what ended the line."""

@@ -12,6 +12,7 @@ import structlog
 from ray.exceptions import RayError, RayTaskError
 
 from nap_stream.clock import SystemClock
+from nap_stream.deadline import StopRequest
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.records import CalibrationFacts, SegmentSummary, WorkerReport
 from nap_stream.runtime.coordinator import Coordinator, CoordinatorStatus
@@ -58,7 +59,7 @@ class WorkerActor:
     ) -> None:
         self._settings, self._identity, self._num_gpus = settings, identity, num_gpus
         self._coordinator = coordinator
-        self._stop = threading.Event()
+        self._stop = StopRequest(SystemClock())
 
     def place(self) -> Place:
         """Where this actor runs."""
@@ -77,7 +78,7 @@ class WorkerActor:
                 self._identity,
                 num_gpus=self._num_gpus,
                 reporter=_ActorReporter(self._coordinator),
-                should_stop=self._stop.is_set,
+                stop=self._stop,
                 clock=SystemClock(),
             )
         except NapStreamError:
@@ -89,7 +90,7 @@ class WorkerActor:
 
     def stop(self) -> None:
         """Ask `run` to end in good order."""
-        self._stop.set()
+        self._stop.make()
 
 
 class CoordinatorActor:

@@ -3,7 +3,7 @@
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from nap_stream.calibration.calibration import require_fingerprint
 from nap_stream.calibration.fitting import base_scores_of
 from nap_stream.clock import Clock
 from nap_stream.dead_letter.kafka import KafkaDeadLetters
+from nap_stream.deadline import StopRequest
 from nap_stream.errors import GpuUnavailableError
 from nap_stream.model.loading import LoadedModel, load_model
 from nap_stream.model.scorer import OnePassScorer
@@ -38,7 +39,7 @@ def run_worker(
     *,
     num_gpus: float,
     reporter: Reporter,
-    should_stop: Callable[[], bool],
+    stop: StopRequest,
     clock: Clock,
 ) -> None:
     """Load the model, join the group, work until told to stop, leave in good order.
@@ -50,7 +51,8 @@ def run_worker(
     torch.set_num_threads(settings.worker.torch_threads)
     loaded = load_model(settings.model, device)
     with _open_line(settings, identity, loaded, reporter, clock) as line:
-        line.run(should_stop, settings.driver.shutdown_deadline_s * WORKER_SHARE)
+        deadline_s = settings.driver.shutdown_deadline_s * WORKER_SHARE
+        line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
 
 
 def choose_device(num_gpus: float) -> torch.device:

@@ -5,6 +5,9 @@ from typing import Protocol
 
 from nap_stream.records import Fetched, TopicPartition
 
+COMMIT_TIMEOUT_S = 5.0
+"""For one attempt. The log is the truth and the next attempt comes soon, so it can be short."""
+
 
 class PartitionListener(Protocol):
     """What a source tells its reader about the partitions that it owns.
@@ -92,8 +95,14 @@ class Source(Protocol):
         """Fetch again."""
         ...
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+    def commit(
+        self, offsets: Mapping[TopicPartition, int], timeout_s: float = COMMIT_TIMEOUT_S
+    ) -> bool:
         """Commit positions to the consumer group.
+
+        Args:
+            offsets: The next offset to read of each partition.
+            timeout_s: How long to wait for the answer, in seconds.
 
         Returns:
             False where the group refused because this member no longer owns a partition, or

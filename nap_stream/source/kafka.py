@@ -16,7 +16,7 @@ from nap_stream.kafka_client import open_client
 from nap_stream.kafka_errors import translated_errors
 from nap_stream.records import Fetched, TopicPartition
 from nap_stream.settings import KafkaSettings
-from nap_stream.source.base import PartitionListener
+from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 from nap_stream.source.kafka_commits import Commits
 from nap_stream.source.kafka_group import (
     Rebalances,
@@ -132,9 +132,11 @@ class KafkaSource:
         self._topic.resumed()
         self._consumer.resume(*(self._consumer.assignment() - self._fresh))
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+    def commit(
+        self, offsets: Mapping[TopicPartition, int], timeout_s: float = COMMIT_TIMEOUT_S
+    ) -> bool:
         """Commit positions to the consumer group; see `Source.commit`."""
-        return self._commits.commit(offsets)
+        return self._commits.commit(offsets, timeout_s)
 
     def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""

@@ -14,8 +14,6 @@ from nap_stream.records import TopicPartition
 from nap_stream.settings import KafkaSettings
 from nap_stream.source.kafka_names import native_offsets
 
-COMMIT_TIMEOUT_S = 5.0
-"""For one attempt. The log is the truth and the next attempt comes soon, so it can be short."""
 _REFUSED = (
     errors.CommitFailedError,
     errors.RebalanceInProgressError,
@@ -38,14 +36,16 @@ class Commits:
         self._pending: list[Any] = []
         self._failed: str | None = None
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+    def commit(self, offsets: Mapping[TopicPartition, int], timeout_s: float) -> bool:
         """Commit and wait for the answer; False where the group or the network refused.
 
         Raises:
             BrokerError: Another process has taken this member's place, or may not commit.
         """
         try:
-            self._consumer.commit(native_offsets(offsets), timeout_ms=COMMIT_TIMEOUT_S * 1000)
+            # kafka-python takes 0 for its own default.
+            timeout_ms = max(1.0, timeout_s * 1000)
+            self._consumer.commit(native_offsets(offsets), timeout_ms=timeout_ms)
         except errors.FencedInstanceIdError as error:
             raise BrokerError(
                 "another process has joined the group as this worker and taken its place",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from nap_stream.clock import Clock
 from nap_stream.errors import OffsetRangeError
 from nap_stream.records import Fetched, Message, TopicPartition
-from nap_stream.source.base import PartitionListener
+from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 
 
 @dataclass(slots=True)
@@ -113,7 +113,11 @@ class MemorySource:
         """Give messages again."""
         self._paused = False
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+    def commit(
+        self,
+        offsets: Mapping[TopicPartition, int],
+        timeout_s: float = COMMIT_TIMEOUT_S,  # noqa: ARG002  memory is quick
+    ) -> bool:
         """Commit positions; False where the topic is away or a partition is not owned."""
         if not self._topic.available or not offsets.keys() <= self._positions.keys():
             return False

@@ -15,6 +15,7 @@ import yaml
 
 from nap_stream.cli import main
 from nap_stream.clock import SystemClock
+from nap_stream.deadline import StopRequest
 from nap_stream.dev.broker import free_port
 from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
 from nap_stream.runtime.identity import Identity
@@ -185,12 +186,14 @@ class _Nobody:
 
 
 def _work(settings: Settings, num_gpus: float) -> None:
+    stop = StopRequest(SystemClock())
+    stop.make()
     run_worker(
         settings,
         Identity("worker-0", 0),
         num_gpus=num_gpus,
         reporter=_Nobody(),
-        should_stop=lambda: True,
+        stop=stop,
         clock=SystemClock(),
     )
 

@@ -16,7 +16,7 @@ from nap_stream.records import (
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.scored_log.file_operations import PosixOperations
 from nap_stream.settings import KafkaSettings
-from nap_stream.source.base import PartitionListener
+from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 from nap_stream.source.kafka import KafkaSource
 from tests.faults.failpoints import Failpoint, Injector
 
@@ -111,9 +111,11 @@ class FaultySource(KafkaSource):
             self._injector.reach(Failpoint.POLL_AFTER)
         return fetched
 
-    def commit(self, offsets: Mapping[TopicPartition, int]) -> bool:
+    def commit(
+        self, offsets: Mapping[TopicPartition, int], timeout_s: float = COMMIT_TIMEOUT_S
+    ) -> bool:
         self._injector.reach(Failpoint.COMMIT_BEFORE)
-        committed = super().commit(offsets)
+        committed = super().commit(offsets, timeout_s)
         self._injector.reach(Failpoint.COMMIT_AFTER)
         return committed
 
