@@ -82,6 +82,14 @@ class Announcer:
         """Whether something is still to be committed."""
         return bool(self._uncommitted)
 
+    def owed(self, partition: TopicPartition) -> int | None:
+        """The offset of a partition that is still to be committed; None where there is none."""
+        return self._uncommitted.get(partition)
+
+    def forgive(self, partition: TopicPartition) -> None:
+        """Commit nothing of a partition that was owed until now."""
+        self._uncommitted.pop(partition, None)
+
     def newest_ms(self, partition: TopicPartition) -> int | None:
         """The newest event time of the last segment with rows; None before the first one."""
         return self._newest_ms.get(partition)

@@ -78,6 +78,17 @@ class ChainWriter:
                 _note_beginning(partition, position, offsets)
         return require_same_topic(partition, position, offsets.topic_id)
 
+    def end(self, partition: TopicPartition, hint: int) -> int | None:
+        """The offset at which the chain ends, whoever has published last; None without one.
+
+        Args:
+            partition: Whose.
+            hint: An offset near the end.
+        """
+        with _mendable_log():
+            position = self._log.end(partition, hint)
+        return None if position is None else position.offset
+
     def concede(
         self, partition: TopicPartition, lost: ChainPosition, conflict: SegmentConflictError
     ) -> ChainPosition:

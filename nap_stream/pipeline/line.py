@@ -308,6 +308,7 @@ class WorkerLine:
         for partition in partitions:
             buffer = self._buffers[partition]
             try:
+                self._look_up_owed(partition)
                 durable.extend(self._writer.publish(partition, buffer, deadline.remaining_s()))
             except SegmentConflictError as conflict:
                 structlog.get_logger().warning("segment_conflict", conflict=str(conflict))
@@ -322,6 +323,19 @@ class WorkerLine:
             # What earlier segments could not commit: nobody else will.
             self._announcer.commit(commit)
         return failure
+
+    def _look_up_owed(self, partition: TopicPartition) -> None:
+        """Owe the chain's end where a commit was refused before.
+
+        Whoever was thrown out of the group learns it late, and another may have committed more.
+        """
+        offset = self._announcer.owed(partition)
+        if offset is None:
+            return
+        self._announcer.forgive(partition)
+        end = self._writer.end(partition, offset)
+        if end is not None:
+            self._announcer.owe(partition, end)
 
     def _balance(self) -> None:
         """Pause fetching when enough is in hand or something is waited for; else go on.

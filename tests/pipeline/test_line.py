@@ -322,6 +322,30 @@ def test_a_commit_that_was_refused_is_made_up_for(
     assert bench.offsets() == [(offset, 0) for offset in range(5)]
 
 
+def test_a_commit_that_was_refused_takes_back_none_of_the_next_owner(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(8):
+        bench.topic.append(FIRST, b"g")
+    commit = MemorySource.commit
+    monkeypatch.setattr(MemorySource, "commit", lambda *_: False)
+    monkeypatch.setattr(MemorySource, "commit_soon", commit)
+    other = bench.log("worker-1")
+
+    def revoke_when_another_has_gone_on() -> bool:
+        end = other.end(FIRST)
+        if end is None or end.offset != 8:
+            return False
+        other.publish(FIRST, end, 9, ())
+        bench.topic.committed[FIRST] = 9
+        bench.sources[-1].revoke()
+        return True
+
+    bench.run(revoke_when_another_has_gone_on)
+
+    assert bench.topic.committed[FIRST] == 9
+
+
 def test_a_commit_behind_the_log_is_brought_up_to_it(bench: Bench) -> None:
     for _ in range(5):
         bench.topic.append(FIRST, b"g")

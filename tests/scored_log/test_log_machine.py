@@ -306,7 +306,8 @@ def test_the_log_holds_what_the_model_says(machine: type[LogMachine], examples: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("machine", "examples"), [(LogMachine, 400), (LocalLogMachine, 50)])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("machine", "examples"), [(LogMachine, 120), (LocalLogMachine, 20)])
 def test_the_log_holds_what_the_model_says_at_length(
     machine: type[LogMachine], examples: int
 ) -> None:
