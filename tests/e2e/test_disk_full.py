@@ -21,12 +21,14 @@ from tests.e2e.monitor import (
     wait_for_assignments,
 )
 from tests.e2e.processes import Program, nap_stream
-from tests.e2e.small_disk import mounted_disk
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
+from tests.support.small_disk import mounted_disk
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+DISK_BYTES = 8 * 2**20
 
 BEFORE, AFTER = 600, 300
 RATE = 60.0
@@ -38,7 +40,7 @@ SESSION_S = 5.0
 def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
-    with mounted_disk(tmp_path / "disk") as disk:
+    with mounted_disk(tmp_path / "disk", DISK_BYTES) as disk:
         monitor = new_monitor(
             apache_kafka.bootstrap,
             disk.folder / "monitor",

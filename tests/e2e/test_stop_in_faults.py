@@ -20,12 +20,14 @@ from tests.e2e.monitor import (
     wait_for_assignments,
 )
 from tests.e2e.processes import Program, nap_stream
-from tests.e2e.small_disk import mounted_disk
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
+from tests.support.small_disk import mounted_disk
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
+
+DISK_BYTES = 8 * 2**20
 
 IMAGES = 600
 RATE = 60.0
@@ -75,7 +77,7 @@ def test_sigterm_while_the_broker_is_down(
 def test_sigterm_while_the_disk_is_full(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
-    with mounted_disk(tmp_path / "disk") as disk:
+    with mounted_disk(tmp_path / "disk", DISK_BYTES) as disk:
         monitor = new_monitor(
             apache_kafka.bootstrap, disk.folder / "monitor", calibration, **SECTIONS
         )

@@ -1,6 +1,5 @@
 """The line on a disk of its own that fills up, and that is mounted read-only: nothing is faked."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,42 +14,31 @@ from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify import verify
 from nap_stream.source.memory import MemoryTopic
 from tests.pipeline.bench import FIRST, Bench, Script, nothing, waits
+from tests.support.small_disk import SmallDisk, mounted_disk
 
 DISK_BYTES = 2**20
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB; skips where this user may not mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = mount("-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder))
-    if made.returncode != 0:
-        pytest.skip(f"no file system of its own: {made.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with mounted_disk(tmp_path / "disk", DISK_BYTES) as disk:
+        yield disk
 
 
 @pytest.fixture
-def bench(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def bench(disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(waiting, "BACKOFF_INITIAL_S", 0.05)
     monkeypatch.setattr("nap_stream.pipeline.line.REPORT_EVERY_S", 0.02)
     return Bench(
         MemoryTopic("images", 1),
         open_log=lambda: LocalScoredLog(
-            disk / "log",
+            disk.folder / "log",
             writer_id="worker-0",
             model_fingerprint="0" * 64,
             calibration_fingerprint="1" * 64,
             clock=SystemClock(),
         ),
     )
-
-
-def mount(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(["mount", *arguments], check=False, capture_output=True)
 
 
 def fill(bench: Bench, count: int) -> None:
@@ -65,8 +53,8 @@ def require_all(root: Path, count: int) -> None:
     assert verify(store_at(root), deep=True).defects == ()
 
 
-def test_a_disk_that_fills_up_is_waited_for(bench: Bench, disk: Path) -> None:
-    ballast = disk / "ballast"
+def test_a_disk_that_fills_up_is_waited_for(bench: Bench, disk: SmallDisk) -> None:
+    ballast = disk.folder / "ballast"
 
     def fill_up() -> None:
         with pytest.raises(OSError, match="No space"):
@@ -85,30 +73,27 @@ def test_a_disk_that_fills_up_is_waited_for(bench: Bench, disk: Path) -> None:
 
     bench.run(script)
 
-    require_all(disk / "log", 540)
+    require_all(disk.folder / "log", 540)
 
 
-def test_a_disk_that_becomes_read_only_is_waited_for(bench: Bench, disk: Path) -> None:
-    def remount(how: str) -> None:
-        mount("-o", f"remount,{how}", str(disk)).check_returncode()
-
+def test_a_disk_that_becomes_read_only_is_waited_for(bench: Bench, disk: SmallDisk) -> None:
     fill(bench, 20)
     script = Script(
         [
-            (lambda: bench.topic.committed.get(FIRST) == 20, lambda: remount("ro")),
+            (lambda: bench.topic.committed.get(FIRST) == 20, lambda: disk.remount("ro")),
             (lambda: True, lambda: fill(bench, 20)),
-            (lambda: waits(bench, "Read-only file system"), lambda: remount("rw")),
+            (lambda: waits(bench, "Read-only file system"), lambda: disk.remount("rw")),
             (lambda: bench.topic.committed.get(FIRST) == 40, nothing),
         ]
     )
 
     bench.run(script)
 
-    require_all(disk / "log", 40)
+    require_all(disk.folder / "log", 40)
 
 
-def test_a_disk_that_is_full_from_the_start_is_waited_for(bench: Bench, disk: Path) -> None:
-    ballast = disk / "ballast"
+def test_a_disk_that_is_full_from_the_start_is_waited_for(bench: Bench, disk: SmallDisk) -> None:
+    ballast = disk.folder / "ballast"
     with pytest.raises(OSError, match="No space"):
         ballast.write_bytes(b"\0" * 2 * DISK_BYTES)
     fill(bench, 20)
@@ -121,4 +106,4 @@ def test_a_disk_that_is_full_from_the_start_is_waited_for(bench: Bench, disk: Pa
 
     bench.run(script)
 
-    require_all(disk / "log", 20)
+    require_all(disk.folder / "log", 20)

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.stores import check_store
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_operations import FailingOperations, Killed
+from tests.support.small_disk import SmallDisk, mounted_disk
 
 FOLDER = "topic=cars/partition=0"
 PATH = f"{FOLDER}/{0:020d}.parquet"
@@ -321,57 +321,47 @@ def test_a_writer_that_dies_at_any_step_costs_no_row_and_doubles_none(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = _mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder))
-    if mounted.returncode:
-        pytest.skip(f"this user may not mount: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with mounted_disk(tmp_path / "disk", 2**20) as disk:
+        yield disk
 
 
-def _mount(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["mount", *arguments], check=False, capture_output=True, text=True)
-
-
-def test_a_full_disk_costs_no_row_and_doubles_none(small_disk: Path) -> None:
-    log = log_on(small_disk)
+def test_a_full_disk_costs_no_row_and_doubles_none(small_disk: SmallDisk) -> None:
+    folder = small_disk.folder
+    log = log_on(folder)
     position = publish_on(log, log.begin(CARS, 0), 3)
-    filler = small_disk / "filler"
+    filler = folder / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(b"x" * 4096):
             pass
-    before = files(small_disk)
+    before = files(folder)
     for _ in range(3):
         with pytest.raises(ScoredLogError, match="the disk is full") as caught:
             log.publish(CARS, position, 4, [scored(origin(3))])
         assert caught.value.retriable
-        assert files(small_disk) == before
+        assert files(folder) == before
         assert log.end(CARS) == position
     with pytest.raises(LogRootError, match="the disk is full"):
-        check_store(LocalStore(small_disk))
+        check_store(LocalStore(folder))
     filler.unlink()
     assert publish_on(log, position, 6).offset == 6
-    assert offsets(small_disk) == list(range(6))
+    assert offsets(folder) == list(range(6))
 
 
-def test_a_disk_that_turns_read_only_costs_no_row_and_doubles_none(small_disk: Path) -> None:
-    log = log_on(small_disk)
+def test_a_disk_that_turns_read_only_costs_no_row_and_doubles_none(small_disk: SmallDisk) -> None:
+    folder = small_disk.folder
+    log = log_on(folder)
     position = publish_on(log, log.begin(CARS, 0), 3)
-    before = files(small_disk)
-    assert _mount("-o", "remount,ro", str(small_disk)).returncode == 0
+    before = files(folder)
+    small_disk.remount("ro")
     for _ in range(3):
         with pytest.raises(LogRootError, match="no permission: Read-only file system"):
             log.publish(CARS, position, 4, [scored(origin(3))])
-        assert files(small_disk) == before
+        assert files(folder) == before
         assert log.end(CARS) == position
-    assert _mount("-o", "remount,rw", str(small_disk)).returncode == 0
+    small_disk.remount("rw")
     assert publish_on(log, position, 6).offset == 6
-    assert offsets(small_disk) == list(range(6))
+    assert offsets(folder) == list(range(6))
 
 
 def test_only_temporary_files_that_are_old_are_left_over(tmp_path: Path) -> None:

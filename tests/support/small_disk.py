@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-SIZE_BYTES = 8 * 2**20
 BALLAST = "ballast"
 
 
 class SmallDisk:
-    """A mounted tmpfs of `SIZE_BYTES`."""
+    """A mounted tmpfs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,12 +30,16 @@ class SmallDisk:
         """Give the space back."""
         (self.folder / BALLAST).unlink()
 
+    def remount(self, how: str) -> None:
+        """Make it read-only (``ro``), or writable again (``rw``)."""
+        subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], check=True)
+
 
 @contextmanager
-def mounted_disk(folder: Path) -> Iterator[SmallDisk]:
+def mounted_disk(folder: Path, size_bytes: int) -> Iterator[SmallDisk]:
     """A disk of its own at ``folder``; skips, saying why, where mounting is refused."""
     folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_BYTES}", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
