@@ -12,6 +12,7 @@
     │   ├── TopicNotFoundError       a topic does not exist
     │   ├── OffsetRangeError         the broker no longer, or not yet, has the offset that is needed
     │   └── TopicReplacedError       the topic is not the one that the chain was made from
+    ├── AlertDeliveryError           an alert's destination did not take it (retriable)
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
@@ -94,6 +95,12 @@ class OffsetRangeError(BrokerError):
 
 class TopicReplacedError(BrokerError):
     """The topic was deleted and made anew: its offsets are not those of the chain."""
+
+
+class AlertDeliveryError(NapStreamError):
+    """A destination of alerts other than Kafka did not take one."""
+
+    retriable = True
 
 
 class ScoredLogError(NapStreamError):

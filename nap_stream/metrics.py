@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from nap_stream.core.alert_state import Transition
+from nap_stream.core.alert_state import Detector, Severity, Transition
 from nap_stream.records import Status, TopicPartition
 
 STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -64,10 +64,14 @@ class Metrics:
         self.gaps = counter("gaps", "Offset ranges that the log or the monitor had to do without.")
         self.gap_offsets = counter("gap_offsets", "Offsets in those ranges.")
         self.alerts_published = counter(
-            "alerts_published", "Alerts delivered, of drift and of gaps.", ["state"]
+            "alerts_published", "Alerts delivered, of drift and of gaps.", ["sink", "state"]
         )
-        self.alert_failures = counter("alert_failures", "Failed attempts to deliver an alert.")
-        self.alerts_undelivered = gauge("alerts_undelivered", "Alerts that wait for delivery.")
+        self.alert_failures = counter(
+            "alert_failures", "Failed attempts to deliver an alert.", ["sink"]
+        )
+        self.alerts_undelivered = gauge(
+            "alerts_undelivered", "Alerts that wait for delivery.", ["sink"]
+        )
 
         self.batch_duration = histogram(
             "batch_duration_seconds", "From a batch's first image in hand to its scores."
@@ -80,6 +84,7 @@ class Metrics:
             "images_per_second", "Images scored a second, over the last reports of all workers."
         )
         self.workers = gauge("workers", "Workers that have reported lately.")
+        self.workers_expected = gauge("workers_expected", "Workers that the settings ask for.")
         self.workers_waiting = gauge(
             "workers_waiting", "Workers that wait for the log, the dead-letter topic or the broker."
         )
@@ -102,16 +107,67 @@ class Metrics:
         )
         self.window_records = gauge("window_records", "Scored records in the rolling window.")
         self.window_fill = gauge("window_fill_ratio", "Fill of the rolling window, 1 = full.")
-        self.alert_firing = gauge("alert_firing", "1 while the drift alert is firing, else 0.")
+        self.detector_statistic = gauge(
+            "detector_statistic",
+            "Where a detector stands: flags in the window, or the statistic of an e-detector.",
+            ["detector"],
+        )
+        self.detector_threshold = gauge(
+            "detector_threshold", "The statistic from which on it is active.", ["detector"]
+        )
+        self.detector_active = gauge(
+            "detector_active", "1 while the detector is active, else 0.", ["detector"]
+        )
+        self.alert_firing = gauge(
+            "alert_firing",
+            "1 while the drift alert fires with this severity, else 0.",
+            ["severity"],
+        )
+        self.watermark_delay = gauge(
+            "watermark_delay_seconds",
+            "Age of the event time up to which the stream has been judged.",
+        )
+        self.keys = gauge("keys", "Keys that are remembered.")
+        self.keys_active = gauge("keys_active", "Keys whose detector is active.")
+        self.keys_firing = gauge("keys_firing", "Keys whose alert fires.")
+        self.keys_forgotten = counter("keys_forgotten", "Keys forgotten to bound memory.")
+        self.checkpoint_failures = counter(
+            "checkpoint_failures", "Checkpoints of the drift monitor that were not written."
+        )
+        self.last_checkpoint = gauge(
+            "last_checkpoint_timestamp_seconds", "Unix time of the drift monitor's last checkpoint."
+        )
 
         build = Info("nap_stream_build", "The program.", registry=self.registry)
         build.info({"version": version})
-        self.ood_fraction.set(float("nan"))
-        self.ood_fraction_bound.set(float("nan"))
+        self._start_series()
+
+    def add_sink(self, sink: str) -> None:
+        """Start the series of a sink of alerts at zero."""
+        for state in (*(transition.value for transition in Transition), GAP_STATE):
+            self.alerts_published.labels(sink, state)
+        self.alert_failures.labels(sink)
+        self.alerts_undelivered.labels(sink)
+
+    def set_detector(
+        self, detector: Detector, statistic: float, threshold: float, *, active: bool
+    ) -> None:
+        """Show where a detector stands; NaN for what is not known."""
+        self.detector_statistic.labels(detector.value).set(statistic)
+        self.detector_threshold.labels(detector.value).set(threshold)
+        self.detector_active.labels(detector.value).set(int(active))
+
+    def _start_series(self) -> None:
+        """Have every series whose labels are known, from the beginning."""
+        unknown = float("nan")
+        for known_later in (self.ood_fraction, self.ood_fraction_bound, self.watermark_delay):
+            known_later.set(unknown)
+        for detector in Detector:
+            self.set_detector(detector, unknown, unknown, active=False)
+        for severity in Severity:
+            self.alert_firing.labels(severity.value)
         for status in Status:
             self.records.labels(status.value)
-        for state in (*(transition.value for transition in Transition), GAP_STATE):
-            self.alerts_published.labels(state)
         for kind in OFFSET_DISAGREEMENTS:
             self.offset_disagreements.labels(kind)
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from nap_stream.core.alert_state import AlertState, Transition
+from nap_stream.core.alert_state import Change, Detector
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.windows import Pane
+from nap_stream.core.panes import PaneCounts
+from nap_stream.core.sequential import Onset
+from nap_stream.core.tail_events import TAIL_EVENTS, TailEvent
+from nap_stream.core.windows import WindowState
 
 if TYPE_CHECKING:
     # At run time no record needs torch, which takes seconds to import.
@@ -229,34 +232,48 @@ class PublishedSegment:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A record that an alert shows as evidence."""
+    """A record that an alert shows as evidence. ``key`` is empty where it has none."""
 
     partition: TopicPartition
     offset: int
     index: int
     event_time_ms: int
+    key: str
     class_name: str
     ood_p_value: float
     segment: str
 
 
 @dataclass(frozen=True, slots=True)
+class FlaggedClass:
+    """How many flagged records of a pane have a predicted class."""
+
+    start_ms: int
+    class_name: str
+    flagged: int
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentSummary:
     """What the drift monitor needs to know of one published segment.
 
-    ``panes`` count the scored records of the segment and those flagged out-of-distribution,
-    by event time; rows without scores are in ``rows_by_status`` alone. ``max_event_time_ms``
-    is null for a segment without rows. ``gap`` says why a segment without rows was published.
+    ``panes`` count its scored records by event time and key; rows without scores are in
+    ``rows_by_status`` alone. ``flagged_classes`` are ordered. ``future_records`` have an event time
+    ahead of the time when they were read, and count at that. ``max_event_time_ms``, of all rows and
+    bounded in the same way, is null for a segment without rows. ``gap`` says why a segment
+    without rows was published.
     """
 
     partition: TopicPartition
     base_offset: int
     end_offset: int
     rows_by_status: Mapping[Status, int]
-    panes: tuple[Pane, ...]
+    panes: PaneCounts
     max_event_time_ms: int | None
     path: str
+    flagged_classes: tuple[FlaggedClass, ...] = ()
     examples: tuple[Example, ...] = ()
+    future_records: int = 0
     gap: str | None = None
 
     def __post_init__(self) -> None:
@@ -322,13 +339,17 @@ class CalibrationFacts:
 
     ``size`` is the number of all calibration images. ``flag_rate_laws`` are those of the groups
     of them that an image is compared with: one of all images, or, where ``per_class``, those of
-    the classes, equal ones once and in ascending order. Fingerprints are hexadecimal.
+    the classes, equal ones once and in ascending order. ``groups`` counts all of them.
+    ``tail_laws`` are those of the rates of `TAIL_EVENTS`, in their order; empty for an event that
+    some group is too small for. Fingerprints are hexadecimal.
     """
 
     alpha: float
     size: int
     per_class: bool
     flag_rate_laws: tuple[FlagRateLaw, ...]
+    groups: int
+    tail_laws: tuple[tuple[FlagRateLaw, ...], ...]
     fingerprint: str
     model_fingerprint: str
 
@@ -339,6 +360,8 @@ class CalibrationFacts:
         sizes = [law.size for law in laws]
         if max(sizes) > self.size or (not self.per_class and sizes != [self.size]):
             raise ValueError(f"groups of {sizes} of {self.size} images, {self.per_class = }")
+        if len(self.tail_laws) != len(TAIL_EVENTS) or self.groups < len(laws):
+            raise ValueError(f"{len(self.tail_laws)} tails, {self.groups} groups of {len(laws)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,32 +378,63 @@ class OffsetRange:
 
 
 @dataclass(frozen=True, slots=True)
-class DriftVerdict:
-    """What the monitor says of one full window ``[window_start_ms, window_end_ms)``.
+class DetectorReading:
+    """Where a detector stands: it is active from ``statistic >= threshold`` on.
 
-    ``flagged`` of its ``records`` are flagged. ``firing_limit`` and ``resolve_limit`` are
-    counts: the alert fires at or above the first and resolves below the second. ``state`` is
-    that after this window. ``offsets`` (one range a partition, whole segments that reach into
-    the window) and ``examples`` (smallest p-value first) are filled in for transitions alone.
+    Of the rolling window both are counts of flags; of an e-detector the mixed Shiryaev-Roberts
+    statistic and its threshold. ``resolve_threshold`` is where it ends to be active.
     """
 
-    window_start_ms: int
-    window_end_ms: int
-    records: int
+    detector: Detector
+    active: bool
+    statistic: float
+    threshold: float
+    resolve_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """How many of the flagged records in a window a key, or a predicted class, has."""
+
+    name: str
     flagged: int
-    firing_limit: int
-    resolve_limit: int
-    state: AlertState
-    transition: Transition | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TailShift:
+    """The tail of the p-values that has grown most: its rate is at most ``highest_rate`` while
+    the stream is in-distribution, and ``since`` says what it has been since the onset."""
+
+    event: TailEvent
+    highest_rate: float
+    since: Onset
+
+
+@dataclass(frozen=True, slots=True)
+class DriftAlert:
+    """What the monitor sends, of the stream or of one key.
+
+    ``key`` is null for the stream. ``time_ms`` is the end of the pane at which it was decided.
+    ``window`` is the stream's rolling window, with its limits (counts), also where a key is
+    concerned; null before the first pane, and the limits before it is full. ``since`` counts
+    the flagged records since the estimated onset. ``tail`` is null for keys and where no tail can
+    be tested. ``offsets`` (one range a partition, whole segments that reach into the evidence),
+    ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence
+    of the window, and of the key where it is one's. ``firing_keys`` counts the keys whose monitor
+    is active.
+    """
+
+    key: str | None
+    change: Change
+    time_ms: int
+    window: WindowState | None
+    firing_limit: int | None
+    resolve_limit: int | None
+    since: Onset
+    readings: tuple[DetectorReading, ...]
+    tail: TailShift | None = None
     offsets: tuple[OffsetRange, ...] = ()
     examples: tuple[Example, ...] = ()
-
-    @property
-    def fraction(self) -> float:
-        """The OOD fraction of the window."""
-        return self.flagged / self.records
-
-    @property
-    def bound(self) -> float:
-        """The OOD fraction at which the alert fires."""
-        return self.firing_limit / self.records
+    keys: tuple[Contribution, ...] = ()
+    classes: tuple[Contribution, ...] = ()
+    firing_keys: int = 0

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from nap_stream.core.false_alarms import DEFAULT_FALSE_ALARMS, parse_false_alarms
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 
@@ -27,6 +28,10 @@ S3_ROOT = re.compile(
     re.ASCII,
 )
 """The root of a scored log in an object store."""
+
+LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
+RESERVED_LABELS = ("alertname", "monitor", "topic", "key", "severity")
+MAX_LABEL = 1_000
 
 
 def _from_folder(value: Path, info: ValidationInfo) -> Path:
@@ -57,6 +62,7 @@ ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_exi
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
+HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000)]
 TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 Channels = tuple[float, float, float]
 Sides = Positive | tuple[Positive, Positive]
@@ -294,35 +300,113 @@ class DriverSettings(Section):
     """One deadline for the whole shutdown."""
 
 
+class KeySettings(Section):
+    """One monitor for each key: a camera, a line, a site."""
+
+    by: str = Field(default="key", pattern=r"^(key|header:.{1,200})$")
+    """What names it: key, the message's key (of an Arrow batch: the image's), or header:NAME, which
+    must stand in log.headers."""
+    max_keys: Annotated[int, Field(gt=0, le=1_000_000)] = 100_000
+    """Keys that are remembered; beyond them the one that was silent longest is forgotten."""
+    max_firing: Annotated[int, Field(gt=0, le=1_000)] = 20
+    """Alerts of keys that may fire at once; of more only the number is told."""
+    one_per_pane: bool = False
+    """Count only the first record of a key in each pane of drift.pane_ms: frames of one camera that
+    follow each other closely are not independent."""
+
+
 class DriftSettings(Section):
     """When the stream has drifted."""
 
+    false_alarms: str | None = None
+    """How many false alarms are bearable, as in "one per 30 days at 50 images/s" (the default) or
+    "probability 0.01 in 7 days at 50 images/s". This or expected_run_length."""
+    expected_run_length: Annotated[float, Field(ge=100, le=1e15)] | None = None
+    """The same in records: the average run length between false alarms, at least."""
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
+    """Share of calibrations, over the draw of their images, for which that holds."""
     window_records: Positive = 1_000
-    """Records of the rolling window. No verdict before it is full."""
-    pane_ms: Positive = 100
-    """Width of the event-time panes that the window is made of."""
-    false_alarm_probability: Probability = 1e-3
-    """Per full window, over the calibration draw too."""
+    """Records of the rolling window."""
+    pane_ms: Positive = 1_000
+    """Width of the event-time panes in which records are counted: verdicts come at their ends."""
     resolve_probability: Probability = 0.05
-    """Firing ends when the count would not be surprising at this level either."""
+    """The rolling window no longer fires when its count would not be surprising at this level."""
     idle_partition_s: PositiveSeconds = 10.0
     """A partition silent for so long no longer holds the watermark back."""
+    keys: KeySettings | None = None
+    """Monitors of single keys beside that of the stream; null for none."""
+
+    @field_validator("false_alarms")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_false_alarms(value)
+        return value
 
     @model_validator(mode="after")
-    def _hysteresis(self) -> Self:
-        if self.resolve_probability < self.false_alarm_probability:
-            raise ValueError("resolve_probability must be at least false_alarm_probability")
+    def _one_promise(self) -> Self:
+        if self.false_alarms is not None and self.expected_run_length is not None:
+            raise ValueError("give false_alarms or expected_run_length, not both")
         return self
+
+    @property
+    def run_length(self) -> float:
+        """The average run length between false alarms that is asked for, in records."""
+        if self.expected_run_length is not None:
+            return self.expected_run_length
+        return parse_false_alarms(self.false_alarms or DEFAULT_FALSE_ALARMS)
+
+
+class WebhookSettings(Section):
+    """An HTTP endpoint with the shape of Alertmanager's POST /api/v2/alerts."""
+
+    url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000)
+    """Such as http://alertmanager:9093/api/v2/alerts; without a user or password in it."""
+    bearer_token_file: ExistingPath | None = None
+    """A file that holds a token for the Authorization header, such as a mounted secret."""
+    ca_file: ExistingPath | None = None
+    """Certificates to trust instead of the system's."""
+    timeout_s: PositiveSeconds = 10.0
+    """For each attempt, to connect and to answer."""
+    attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    """Before the alert goes back to the queue, from which it is tried again later."""
 
 
 class AlertSettings(Section):
-    """Where alerts go."""
+    """Where alerts go, and what they show."""
 
     topic: TopicName = "nap-stream-alerts"
     monitor: str = Field(default="ood-fraction", min_length=1, max_length=200)
     """The name of this monitor: Kafka key and part of every alert's id."""
     examples: Annotated[int, Field(ge=0, le=100)] = 5
     """Most extreme records that an alert shows."""
+    contributors: Annotated[int, Field(ge=0, le=100)] = 5
+    """Keys and predicted classes that an alert names: those with the most flagged records."""
+    repeat_interval_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = 4 * 3_600.0
+    """A firing alert is sent again after so long, in event time."""
+    critical_fraction: Probability = 0.3
+    """OOD fraction from which on the severity of a firing alert is critical; below, warning."""
+    runbook_url: HttpAddress | None = None
+    """Shown in every alert: what to do."""
+    dashboard_url: HttpAddress | None = None
+    """Shown in every alert: where to look."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Put on every alert, such as team or site, for routing."""
+    log: bool = False
+    """Write alerts to the program's log too."""
+    webhook: WebhookSettings | None = None
+    """Send alerts there too; null for none."""
+
+    @field_validator("labels")
+    @classmethod
+    def _label_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not LABEL_NAME.fullmatch(name) or name in RESERVED_LABELS or len(text) > MAX_LABEL:
+                raise ValueError(
+                    f"{name!r}: expected letters, digits and _, a value of at most {MAX_LABEL} "
+                    f"characters, and none of {', '.join(RESERVED_LABELS)}"
+                )
+        return value
 
 
 class DeadLetterSettings(Section):
@@ -358,7 +442,10 @@ class Settings(Section):
     metrics: MetricsSettings = MetricsSettings()
 
     @model_validator(mode="after")
-    def _revoke_within_session(self) -> Self:
+    def _sections_agree(self) -> Self:
+        named = self.drift.keys.by.partition(":")[2] if self.drift.keys else ""
+        if named and named not in self.log.headers:
+            raise ValueError(f"drift.keys.by names the header {named!r}: add it to log.headers")
         if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
             raise ValueError(
                 "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"

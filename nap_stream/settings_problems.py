@@ -55,7 +55,8 @@ def _describe(
     if item["type"] == "missing":
         return ConfigError("a value is missing", where, _meaning(model, key))
     problem, given = item["msg"].removeprefix("Value error, "), item["input"]
-    if isinstance(given, str | int | float | bool) and not is_secret(model, key):
+    is_shown = isinstance(given, str | int | float | bool) and not is_secret(model, key)
+    if is_shown and ", got " not in problem:
         problem = f"{problem}, got {given!r}"
     return ConfigError(problem, where, _meaning(model, key))
 
@@ -82,7 +83,7 @@ def _meaning(model: type[BaseModel], key: Key) -> str:
     """The documentation of a key, as advice."""
     section = _section_at(model, key[:-1]) if key else None
     field = section.model_fields.get(str(key[-1])) if section else None
-    return (field.description or "") if field else ""
+    return " ".join((field.description or "").split()) if field else ""
 
 
 def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
@@ -90,10 +91,11 @@ def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     section = model
     for part in key:
         field = section.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        members = _members(field.annotation) if field else ()
+        inner = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        if not inner:
             return None
-        section = inner
+        section = inner[0]
     return section
 
 

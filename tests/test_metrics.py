@@ -31,6 +31,7 @@ SERIES = {
     "nap_stream_stage_duration_seconds_bucket",
     "nap_stream_images_per_second",
     "nap_stream_workers",
+    "nap_stream_workers_expected",
     "nap_stream_workers_waiting",
     "nap_stream_last_commit_timestamp_seconds",
     "nap_stream_partition_lag_offsets",
@@ -39,7 +40,17 @@ SERIES = {
     "nap_stream_ood_fraction_bound",
     "nap_stream_window_records",
     "nap_stream_window_fill_ratio",
+    "nap_stream_detector_statistic",
+    "nap_stream_detector_threshold",
+    "nap_stream_detector_active",
     "nap_stream_alert_firing",
+    "nap_stream_watermark_delay_seconds",
+    "nap_stream_keys",
+    "nap_stream_keys_active",
+    "nap_stream_keys_firing",
+    "nap_stream_keys_forgotten_total",
+    "nap_stream_checkpoint_failures_total",
+    "nap_stream_last_checkpoint_timestamp_seconds",
     "nap_stream_build_info",
 }
 
@@ -61,6 +72,7 @@ def test_metrics_know_every_kind_of_disagreement() -> None:
 def test_every_series_has_its_name() -> None:
     metrics = Metrics("1.2.3")
     metrics.observe_stage("decode", 0.01)
+    metrics.add_sink("kafka")
     metrics.set_partition(partition(0), 5, 1_500)
     assert names(metrics) == SERIES
 
@@ -82,20 +94,31 @@ def test_nothing_is_registered_on_import() -> None:
 
 
 def test_known_labels_start_at_zero() -> None:
-    value = Metrics("1").registry.get_sample_value
+    metrics = Metrics("1")
+    metrics.add_sink("kafka")
+    value = metrics.registry.get_sample_value
     assert value("nap_stream_records_total", {"status": "corrupt"}) == 0
-    assert value("nap_stream_alerts_published_total", {"state": "firing"}) == 0
-    assert value("nap_stream_alerts_published_total", {"state": "gap"}) == 0
+    for state in ("firing", "resolved", "gap"):
+        labels = {"sink": "kafka", "state": state}
+        assert value("nap_stream_alerts_published_total", labels) == 0
+    assert value("nap_stream_alert_failures_total", {"sink": "kafka"}) == 0
+    assert value("nap_stream_alerts_undelivered", {"sink": "kafka"}) == 0
     for kind in Disagreement:
         assert value("nap_stream_offset_disagreements_total", {"kind": kind.value}) == 0
     assert value("nap_stream_build_info", {"version": "1"}) == 1
 
 
-def test_a_fraction_is_unknown_at_first() -> None:
+def test_what_is_judged_is_unknown_at_first() -> None:
     value = Metrics("1").registry.get_sample_value
-    fraction = value("nap_stream_ood_fraction")
-    assert fraction is not None
-    assert math.isnan(fraction)
+    for name in ("ood_fraction", "ood_fraction_bound", "watermark_delay_seconds"):
+        assert math.isnan(value(f"nap_stream_{name}") or 0)
+    for detector in ("ood-window", "ood-sequential", "score-shift"):
+        labels = {"detector": detector}
+        assert math.isnan(value("nap_stream_detector_statistic", labels) or 0)
+        assert math.isnan(value("nap_stream_detector_threshold", labels) or 0)
+        assert value("nap_stream_detector_active", labels) == 0
+    for severity in ("warning", "critical"):
+        assert value("nap_stream_alert_firing", {"severity": severity}) == 0
 
 
 def test_batches_have_a_histogram_of_their_own() -> None:

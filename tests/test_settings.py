@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -6,8 +7,31 @@ from pydantic import ValidationError
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.errors import ConfigError
-from nap_stream.settings import ScoringSettings
-from nap_stream.settings_loader import load_scoring_settings
+from nap_stream.settings import AlertSettings, DriftSettings, ScoringSettings
+from nap_stream.settings_loader import load_scoring_settings, load_settings
+
+MONITOR = """\
+kafka:
+  topic: images
+model:
+  factory: a:b
+calibration: .
+log:
+  root: log
+  headers: [site]
+"""
+
+
+def monitor(tmp_path: Path, more: str) -> Path:
+    path = tmp_path / "monitor.yaml"
+    path.write_text(MONITOR + more, encoding="utf-8")
+    return path
+
+
+def problem_of(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, {})
+    return str(caught.value)
 
 
 def test_scoring_parameters_are_those_of_the_base_scores() -> None:
@@ -37,3 +61,113 @@ def test_an_unknown_method_in_a_file_is_named_once_on_one_line(tmp_path: Path) -
     assert message.count("knnn") == 1
     assert "expected one of nap, msp" in message
     assert "\n" not in message
+
+
+def test_one_false_alarm_in_30_days_is_asked_for_by_default() -> None:
+    assert DriftSettings().run_length == 30 * 86_400 * 50
+    assert DriftSettings(false_alarms="one per week at 2 images/s").run_length == 7 * 86_400 * 2
+    assert DriftSettings(expected_run_length=1e6).run_length == 1e6
+
+
+def test_the_promise_is_given_once() -> None:
+    with pytest.raises(ValidationError, match="false_alarms or expected_run_length, not both"):
+        DriftSettings(false_alarms="one per week at 2 images/s", expected_run_length=1e6)
+
+
+def test_drift_from_a_file_and_the_environment(tmp_path: Path) -> None:
+    path = monitor(
+        tmp_path,
+        "drift:\n  false_alarms: one per day at 10 images/s\n  keys:\n    by: header:site\n",
+    )
+    environ = {
+        "NAP_STREAM__DRIFT__CONFIDENCE": "0.99",
+        "NAP_STREAM__DRIFT__KEYS__MAX_KEYS": "500",
+        "NAP_STREAM__ALERTS__WEBHOOK__URL": "http://alertmanager:9093/api/v2/alerts",
+    }
+    settings = load_settings(path, environ)
+    assert settings.drift.run_length == 864_000
+    assert settings.drift.confidence == 0.99
+    assert settings.drift.keys is not None
+    assert (settings.drift.keys.by, settings.drift.keys.max_keys) == ("header:site", 500)
+    assert settings.drift.keys.one_per_pane is False
+    assert settings.alerts.webhook is not None
+    assert settings.alerts.webhook.attempts == 4
+
+
+def test_neither_keys_nor_a_webhook_by_default(tmp_path: Path) -> None:
+    settings = load_settings(monitor(tmp_path, ""), {})
+    assert settings.drift.keys is None
+    assert settings.alerts.webhook is None
+    assert settings.alerts.labels == {}
+
+
+def test_a_sentence_that_is_not_understood_is_answered_with_examples(tmp_path: Path) -> None:
+    problem = problem_of(monitor(tmp_path, "drift:\n  false_alarms: once in a blue moon\n"))
+    assert "monitor.yaml:10, key drift.false_alarms: expected" in problem
+    assert '"one per 30 days at 50 images/s"' in problem
+    assert problem.count("blue moon") == 1
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "drift:\n  false_alarms: one per 9999999999999999 years at 1 image/s\n",
+            "key drift.false_alarms: expected 100 to 1e+15 records",
+        ),
+        ("drift:\n  false_alarm_probability: 0.01\n", "Did you mean false_alarms?"),
+        ("drift:\n  expected_run_length: 99\n", "key drift.expected_run_length"),
+        ("drift:\n  expected_run_length: .nan\n", "key drift.expected_run_length"),
+        ("drift:\n  confidence: 1.0\n", "key drift.confidence"),
+        ("drift:\n  keys:\n    by: site\n", "key drift.keys.by"),
+        ("drift:\n  keys:\n    by: 'header:'\n", "key drift.keys.by"),
+        (
+            "drift:\n  keys:\n    by: header:camera\n",
+            "drift.keys.by names the header 'camera': add it to log.headers",
+        ),
+        ("drift:\n  keys:\n    max_key: 3\n", "Did you mean max_keys?"),
+        ("drift:\n  keys:\n    max_keys: 0\n", "key drift.keys.max_keys"),
+        ("alerts:\n  critical_fraction: 30\n", "key alerts.critical_fraction"),
+        ("alerts:\n  repeat_interval: 60\n", "Did you mean repeat_interval_s?"),
+        ("alerts:\n  webhook: {}\n", "key alerts.webhook.url: a value is missing"),
+        ("alerts:\n  webhook:\n    url: ftp://host/\n", "key alerts.webhook.url"),
+        (
+            "alerts:\n  webhook:\n    url: http://host/\n    ca_file: gone.pem\n",
+            "key alerts.webhook.ca_file: no such file or folder",
+        ),
+        ("alerts:\n  runbook_url: wiki\n", "key alerts.runbook_url"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problem_of(monitor(tmp_path, text))
+
+
+def test_a_webhook_with_a_password_in_its_address_is_refused(tmp_path: Path) -> None:
+    text = "alerts:\n  webhook:\n    url: https://user:secret@host/\n"
+    assert "key alerts.webhook.url" in problem_of(monitor(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"": "x"},
+        {"2nd": "x"},
+        {"team-a": "x"},
+        {"n" * 101: "x"},
+        {"team": "x" * 1_001},
+        {"alertname": "x"},
+        {"severity": "x"},
+        {"key": "x"},
+    ],
+)
+def test_labels_that_alertmanager_would_refuse_or_that_are_taken_are_refused(
+    labels: dict[str, Any],
+) -> None:
+    with pytest.raises(ValidationError, match="expected letters, digits and _"):
+        AlertSettings(labels=labels)
+
+
+def test_labels_of_all_allowed_letters_are_kept() -> None:
+    labels = {"team": "vision", "_Site2": "x" * 1_000, "n" * 100: ""}
+    assert AlertSettings(labels=labels).labels == labels

@@ -9,12 +9,18 @@ from typing import Any, Protocol
 class AlertEvent:
     """A CloudEvents 1.0 event, ready to send.
 
-    ``key`` names the monitor. ``event`` is the JSON tree of the whole event: context
+    ``key`` names the monitor, and the key of images after a "/" where it is one's alert: alerts of
+    one key are delivered in order. ``event`` is the JSON tree of the whole event: context
     attributes and data.
     """
 
     key: str
     event: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The event's id: the same whenever the same alert is computed again."""
+        return str(self.event["id"])
 
     @property
     def state(self) -> str:
@@ -23,13 +29,30 @@ class AlertEvent:
 
 
 class AlertSink(Protocol):
-    """Where alerts are delivered."""
+    """Where alerts are delivered. One thread publishes at a time; any may close."""
+
+    @property
+    def name(self) -> str:
+        """What logs, metrics and `failure` call it: kafka, log, webhook, memory."""
+        ...
 
     def publish(self, alert: AlertEvent) -> None:
         """Deliver an alert, in order, and return when it is delivered.
 
         Raises:
-            BrokerError: It could not be delivered; `BrokerUnavailableError` is worth a retry.
+            BrokerError: Kafka did not take it.
+            AlertDeliveryError: Another destination did not take it.
+        """
+        ...
+
+    def delivered(self) -> frozenset[str]:
+        """Ids of the events that the destination has lately received.
+
+        They let a coordinator that stands in for another neither repeat nor forget. Empty where
+        the destination cannot tell.
+
+        Raises:
+            BrokerError: Kafka could not be asked.
         """
         ...
 

@@ -17,6 +17,10 @@ from nap_stream.kafka_errors import translated_errors
 from nap_stream.settings import KafkaSettings
 
 MAX_EVENT_BYTES = 2**20
+MAX_ID = 200
+"""Characters of an id that is remembered; ours have 32."""
+LAST_OFFSETS = 1_000
+READ_BACK_S = 30.0
 POLL_MS = 500
 SILENCE_S = 30.0
 """How long a reader that does not follow waits for alerts that the broker says it has."""
@@ -58,7 +62,9 @@ def read_alerts(
         TopicNotFoundError: The topic does not exist.
         BrokerError: The broker cannot be reached, or refuses.
     """
-    with _consumer(settings, topic, from_beginning=from_beginning) as consumer:
+    with _consumer(settings, topic) as consumer:
+        seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end
+        seek(*consumer.assignment())
         ends = {} if follow else consumer.end_offsets(consumer.assignment())
         patience = Deadline(clock, SILENCE_S)
         while not should_stop():
@@ -79,8 +85,57 @@ def read_alerts(
                 )
 
 
+def read_last_ids(settings: KafkaSettings, topic: str, *, clock: Clock) -> frozenset[str]:
+    """The ids of the events among the last offsets of each partition of a topic.
+
+    Joins no group and commits nothing. What is no event with an id is passed over; a topic that
+    does not exist has none.
+
+    Args:
+        settings: How to connect.
+        topic: The alert topic. Where others write to it too, theirs are among the offsets.
+        clock: For giving up after half a minute.
+
+    Raises:
+        BrokerUnavailableError: It was not all read in that time.
+        BrokerError: The broker cannot be reached, or refuses.
+    """
+    try:
+        with _consumer(settings, topic) as consumer:
+            ends = consumer.end_offsets(consumer.assignment())
+            for partition, end in ends.items():
+                consumer.seek(partition, max(0, end - LAST_OFFSETS))
+            deadline = Deadline(clock, READ_BACK_S)
+            return frozenset(_ids_until(consumer, ends, deadline))
+    except TopicNotFoundError:
+        return frozenset()
+
+
+def _ids_until(
+    consumer: Any, ends: Mapping[KafkaPartition, int], deadline: Deadline
+) -> Iterator[str]:
+    while True:
+        batches = consumer.poll(POLL_MS)
+        for records in batches.values():
+            for record in records:
+                event = _read(record).event
+                name = None if event is None else event.get("id")
+                if isinstance(name, str) and len(name) <= MAX_ID:
+                    yield name
+        # As above: the embedded broker's ends are too small, so a poll without records decides,
+        # unless others write so much that there is none.
+        if (not batches or deadline.expired()) and _at_end(consumer, ends):
+            return
+        if deadline.expired():
+            raise BrokerUnavailableError(
+                f"the last alerts were not read in {READ_BACK_S:g} s",
+                f"topic {next(iter(ends)).topic}",
+                "Check that the broker runs",
+            )
+
+
 @contextmanager
-def _consumer(settings: KafkaSettings, topic: str, *, from_beginning: bool) -> Iterator[Any]:
+def _consumer(settings: KafkaSettings, topic: str) -> Iterator[Any]:
     options = client_options(settings) | {
         "group_id": None,
         "enable_auto_commit": False,
@@ -100,10 +155,6 @@ def _consumer(settings: KafkaSettings, topic: str, *, from_beginning: bool) -> I
                 )
             partitions = [KafkaPartition(topic, number) for number in sorted(numbers)]
             consumer.assign(partitions)
-            if from_beginning:
-                consumer.seek_to_beginning(*partitions)
-            else:
-                consumer.seek_to_end(*partitions)
             yield consumer
         finally:
             consumer.close()

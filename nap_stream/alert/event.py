@@ -1,166 +1,193 @@
-"""From a verdict to an alert: a CloudEvents 1.0 event in JSON.
+"""From what the monitor decided to an alert: a CloudEvents 1.0 event in JSON.
 
-The event is a function of the verdict and the calibration alone, so that computing it again
-gives the same id, time and data. `alert_schema` is the JSON Schema that every event fulfils.
+The event is a function of the decision, the plan and the calibration alone, so that computing it
+again gives the same id, time and data. `alert_schema` is the JSON Schema that every event fulfils.
 """
 
-import hashlib
-import json
-from datetime import UTC, datetime, timedelta
-from importlib.resources import files
+import sys
 from typing import Any
-from urllib.parse import quote
 
 from nap_stream.alert.base import AlertEvent
-from nap_stream.core.alert_state import Transition
-from nap_stream.core.bounds import highest_flag_limit
-from nap_stream.records import CalibrationFacts, DriftVerdict, Example
-from nap_stream.settings import Settings
+from nap_stream.alert.envelope import cloud_event, read_schema, rfc3339
+from nap_stream.alert.plain import bounded
+from nap_stream.alert.words import (
+    detector_words,
+    direction,
+    promise_words,
+    shift_words,
+    summary,
+)
+from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.false_alarms import DEFAULT_FALSE_ALARMS
+from nap_stream.records import (
+    CalibrationFacts,
+    Contribution,
+    DetectorReading,
+    DriftAlert,
+    Example,
+    TailShift,
+)
+from nap_stream.settings import DriftSettings, Settings
 
-DATA_SCHEMA = "urn:nap-stream:alert:2"
+DATA_SCHEMA = "urn:nap-stream:alert:3"
 """Names the version of ``data``. A change that a reader must know of makes a new one."""
 TYPE_PREFIX = "io.nap-stream.drift."
-DETECTOR = "rolling-ood-fraction"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def alert_event(
-    verdict: DriftVerdict, settings: Settings, calibration: CalibrationFacts, version: str
+    alert: DriftAlert,
+    plan: DetectionPlan,
+    settings: Settings,
+    calibration: CalibrationFacts,
+    version: str,
 ) -> AlertEvent:
-    """Make the alert of a transition.
+    """Make the alert of a decision.
+
+    Its Kafka key is the monitor's name; for the alert of one key "/" and that key follow. So the
+    alerts of one thing keep their order, and a compacted topic keeps the last one of each.
 
     Args:
-        verdict: One with a transition.
-        settings: Name the monitor, the topic and the probabilities.
+        alert: The decision.
+        plan: What the detectors were set to.
+        settings: Name the monitor and the topic; labels and links.
         calibration: What the flags are judged by.
         version: The program's.
-
-    Raises:
-        ValueError: The verdict is no transition.
     """
-    if verdict.transition is None:
-        raise ValueError("only a transition makes an alert")
-    monitor, topic = settings.alerts.monitor, settings.kafka.topic
-    probability = settings.drift.false_alarm_probability
-    _, law = highest_flag_limit(verdict.records, calibration.flag_rate_laws, probability)
-    event = {
-        "specversion": "1.0",
-        "id": _event_id(verdict, verdict.transition, settings, calibration),
-        "source": f"/nap-stream/{quote(topic, safe='')}/{quote(monitor, safe='')}",
-        "type": TYPE_PREFIX + verdict.transition.value,
-        "subject": topic,
-        "time": rfc3339(verdict.window_end_ms),
-        "datacontenttype": "application/json",
-        "dataschema": DATA_SCHEMA,
-        "data": {
-            "monitor": monitor,
-            "detector": DETECTOR,
-            "state": verdict.transition.value,
-            "topic": topic,
-            "fraction": verdict.fraction,
-            "bound": verdict.bound,
-            "flagged": verdict.flagged,
-            "firing_limit": verdict.firing_limit,
-            "resolve_limit": verdict.resolve_limit,
-            "window": {
-                "records": verdict.records,
-                "start": rfc3339(verdict.window_start_ms),
-                "end": rfc3339(verdict.window_end_ms),
-            },
-            "alpha": calibration.alpha,
-            "calibration_size": calibration.size,
-            "per_class": calibration.per_class,
-            "bound_size": law.size,
-            "flag_rank": law.flag_rank,
-            "false_alarm_probability": probability,
-            "resolve_probability": settings.drift.resolve_probability,
-            "confidence": confidence_statement(verdict, settings, calibration),
-            "offsets": [
-                {"partition": r.partition.partition, "start": r.start, "end": r.end}
-                for r in verdict.offsets
-            ],
-            "examples": [_example(example) for example in verdict.examples],
-            "model_fingerprint": calibration.model_fingerprint,
-            "calibration_fingerprint": calibration.fingerprint,
-            "version": version,
+    monitor, topic, change = settings.alerts.monitor, settings.kafka.topic, alert.change
+    data = {
+        "monitor": monitor,
+        "topic": topic,
+        **_state(alert, plan),
+        **_evidence(alert, plan),
+        "promise": {
+            "run_length": plan.run_length,
+            "confidence": plan.confidence,
+            "detector_run_length": plan.detector_run_length,
+            "false_alarms": _false_alarms(settings.drift),
+            "words": promise_words(plan, settings, calibration),
         },
+        "alpha": calibration.alpha,
+        "calibration_size": calibration.size,
+        "per_class": calibration.per_class,
+        "flag_rate": plan.flag_rate,
+        "model_fingerprint": calibration.model_fingerprint,
+        "calibration_fingerprint": calibration.fingerprint,
+        "version": version,
+        "labels": settings.alerts.labels,
+        "runbook_url": settings.alerts.runbook_url,
+        "dashboard_url": settings.alerts.dashboard_url,
     }
-    return AlertEvent(monitor, event)
+    event = cloud_event(
+        data,
+        settings,
+        kind=TYPE_PREFIX + change.transition.value,
+        schema=DATA_SCHEMA,
+        identity=[
+            monitor,
+            topic,
+            alert.key,
+            change.transition.value,
+            change.reason.value,
+            change.alert.repeats,
+            alert.time_ms,
+            change.alert.since_ms,
+            calibration.fingerprint,
+            plan.run_length,
+            plan.confidence,
+            plan.window_records,
+        ],
+        subject=topic if alert.key is None else f"{topic}/{alert.key}",
+        time_ms=alert.time_ms,
+    )
+    return AlertEvent(monitor if alert.key is None else f"{monitor}/{alert.key}", event)
 
 
 def alert_schema() -> dict[str, Any]:
-    """Read the JSON Schema (draft 2020-12) of alert events."""
-    text = files("nap_stream.alert").joinpath("alert.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+    """Read the JSON Schema (draft 2020-12) of drift alerts."""
+    return read_schema("alert.schema.json")
 
 
-def confidence_statement(
-    verdict: DriftVerdict, settings: Settings, calibration: CalibrationFacts
-) -> str:
-    """Say in words what the limits promise, and what they do not."""
-    drift = settings.drift
-    records = f"{verdict.records} in-distribution records"
-    records += " of one predicted class, whichever," if calibration.per_class else ""
-    if verdict.transition is Transition.RESOLVED:
-        whose = _per_class_statement(verdict, drift.resolve_probability, calibration)
-        return (
-            f"A window of {records} holds {verdict.resolve_limit} or more flagged ones with a "
-            f"probability of at most {drift.resolve_probability:g}; this one holds "
-            f"{verdict.flagged}.{whose}"
-        )
-    whose = _per_class_statement(verdict, drift.false_alarm_probability, calibration)
-    return (
-        f"A window of {records} holds {verdict.firing_limit} or more flagged ones with a "
-        f"probability of at most {drift.false_alarm_probability:g}, the uncertainty of a "
-        f"calibration on {calibration.size} images included.{whose} That is for one window of "
-        f"exchangeable records; windows overlap and each one is judged."
-    )
+def _state(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
+    change = alert.change
+    previous = change.previous_severity
+    return {
+        "key": alert.key,
+        "state": change.transition.value,
+        "reason": change.reason.value,
+        "repeat": change.alert.repeats,
+        "severity": change.alert.severity.value,
+        "previous_severity": None if previous is None else previous.value,
+        "summary": summary(alert, plan),
+        "firing_since": rfc3339(change.alert.since_ms),
+        "onset": rfc3339(change.alert.onset_ms),
+        "firing_keys": alert.firing_keys,
+    }
 
 
-def _per_class_statement(
-    verdict: DriftVerdict, probability: float, calibration: CalibrationFacts
-) -> str:
-    if not calibration.per_class:
-        return ""
-    _, law = highest_flag_limit(verdict.records, calibration.flag_rate_laws, probability)
-    return (
-        f" The limit is that of the class with the highest: {law.size} calibration images, flag "
-        f"rank {law.flag_rank}. For a mix of classes it is not proven."
-    )
+def _evidence(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
+    since = alert.since
+    return {
+        "since_onset": {
+            "start": rfc3339(since.start_ms),
+            "records": since.records,
+            "flagged": since.hits,
+        },
+        "window": _window(alert),
+        "detectors": [_detector(reading, alert, plan) for reading in alert.readings],
+        "score_shift": None if alert.tail is None else _shift(alert.tail, alert.time_ms),
+        "contributors": {
+            "keys": [_contribution(each) for each in alert.keys],
+            "classes": [_contribution(each) for each in alert.classes],
+        },
+        "offsets": [
+            {"partition": r.partition.partition, "start": r.start, "end": r.end}
+            for r in alert.offsets
+        ],
+        "examples": [_example(example) for example in alert.examples],
+    }
 
 
-def rfc3339(time_ms: int) -> str:
-    """Write milliseconds since the epoch as RFC 3339 in UTC, as in 2026-01-31T12:00:00.000Z.
+def _window(alert: DriftAlert) -> dict[str, Any] | None:
+    window, limit = alert.window, alert.firing_limit
+    if window is None:
+        return None
+    return {
+        "start": rfc3339(window.start_ms),
+        "end": rfc3339(window.end_ms),
+        "records": window.records,
+        "flagged": window.flagged,
+        "fraction": window.fraction,
+        "firing_limit": limit,
+        "bound": None if limit is None else limit / window.records,
+        "resolve_limit": alert.resolve_limit,
+    }
 
-    A time that has no such form is the nearest that has: event times come from outside.
-    """
-    earliest = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
-    latest = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
-    moment = _EPOCH + timedelta(milliseconds=min(max(time_ms, earliest), latest))
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+def _detector(reading: DetectorReading, alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
+    return {
+        "name": reading.detector.value,
+        "active": reading.active,
+        "statistic": _finite(reading.statistic),
+        "threshold": _finite(reading.threshold),
+        "resolve_threshold": _finite(reading.resolve_threshold),
+        "words": detector_words(reading, alert, plan),
+    }
 
 
-def _event_id(
-    verdict: DriftVerdict,
-    transition: Transition,
-    settings: Settings,
-    calibration: CalibrationFacts,
-) -> str:
-    parts = [
-        settings.alerts.monitor,
-        settings.kafka.topic,
-        DETECTOR,
-        transition.value,
-        verdict.window_start_ms,
-        verdict.window_end_ms,
-        verdict.records,
-        verdict.flagged,
-        verdict.firing_limit,
-        verdict.resolve_limit,
-        calibration.fingerprint,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+def _shift(tail: TailShift, now_ms: int) -> dict[str, Any]:
+    return {
+        "tail": str(tail.event),
+        "direction": direction(tail.event),
+        "highest_rate": tail.highest_rate,
+        "since": rfc3339(tail.since.start_ms),
+        "records": tail.since.records,
+        "hits": tail.since.hits,
+        "words": shift_words(tail, now_ms),
+    }
+
+
+def _contribution(each: Contribution) -> dict[str, Any]:
+    return {"name": bounded(each.name), "flagged": each.flagged}
 
 
 def _example(example: Example) -> dict[str, Any]:
@@ -169,7 +196,19 @@ def _example(example: Example) -> dict[str, Any]:
         "offset": example.offset,
         "index": example.index,
         "event_time": rfc3339(example.event_time_ms),
-        "class_name": example.class_name,
+        "key": bounded(example.key),
+        "class_name": bounded(example.class_name),
         "ood_p_value": example.ood_p_value,
         "segment": example.segment,
     }
+
+
+def _false_alarms(drift: DriftSettings) -> str | None:
+    """The sentence that the promise was asked for with; null where it was a run length."""
+    if drift.expected_run_length is not None:
+        return None
+    return drift.false_alarms or DEFAULT_FALSE_ALARMS
+
+
+def _finite(value: float) -> float:
+    return min(value, sys.float_info.max)

@@ -6,6 +6,8 @@ from typing import Any
 from kafka import KafkaProducer, errors
 
 from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.consume import read_last_ids
+from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import BrokerError
 from nap_stream.kafka_client import close_producer, open_client, producer_options
 from nap_stream.kafka_errors import translated_errors
@@ -23,13 +25,17 @@ class KafkaAlertSink:
     Args:
         settings: How to connect.
         topic: The alert topic.
+        clock: For giving up reading back; the machine's own where None.
 
     Raises:
         BrokerError: The broker cannot be reached, or refuses.
     """
 
-    def __init__(self, settings: KafkaSettings, topic: str) -> None:
+    name = "kafka"
+
+    def __init__(self, settings: KafkaSettings, topic: str, clock: Clock | None = None) -> None:
         self._settings, self._topic = settings, topic
+        self._clock = clock or SystemClock()
         self._closed = False
         self._producer: Any = self._open()
 
@@ -55,6 +61,14 @@ class KafkaAlertSink:
                 # after a message whose time has run out.
                 self._drop()
                 raise
+
+    def delivered(self) -> frozenset[str]:
+        """Ids of the events among the last 1,000 offsets of each partition of the topic.
+
+        Raises:
+            BrokerError: The broker cannot be reached, refuses, or takes half a minute.
+        """
+        return read_last_ids(self._settings, self._topic, clock=self._clock)
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""

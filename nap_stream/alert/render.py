@@ -1,10 +1,9 @@
-"""An alert event as a person reads it.
+"""An alert event as a person reads it: what, since when, from where, what to do, then why.
 
 Events come from a topic: they may be of another version, damaged or hostile. What is missing is
 left out, and nothing of them reaches the terminal as markup or control characters.
 """
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +11,13 @@ from rich.text import Text
 
 from nap_stream.alert.event import DATA_SCHEMA
 from nap_stream.alert.gap import GAP_SCHEMA, GAP_TYPE
+from nap_stream.alert.plain import moment, number, percent, plain
 
-MAX_FIELD = 500
-"""Characters of one field that are shown."""
+OLD_SCHEMA = "urn:nap-stream:alert:2"
+"""Of the time when an alert had one detector."""
 MAX_ITEMS = 100
 """Items of one list that are shown."""
 _STYLES = {"FIRING": "bold red", "RESOLVED": "bold green", "GAP": "bold yellow"}
-_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def render_lines(event: Any) -> list[str]:
@@ -43,34 +42,32 @@ def render(event: Any) -> Text:
     return text
 
 
-def plain(value: Any) -> str:
-    """Give a value as text on one line, without control, formatting or unassigned characters."""
-    text = value if isinstance(value, str) else repr(value)
-    shown = text[:MAX_FIELD] + ("…" if len(text) > MAX_FIELD else "")
-    return "".join(
-        f"\\u{{{ord(char):x}}}" if unicodedata.category(char) in _UNSAFE else char for char in shown
-    )
-
-
 def _headline(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     kind = "gap" if event.get("type") == GAP_TYPE else event.get("type", "alert")
     state = plain(data.get("state", kind)).upper()
-    return "  ".join([state, *_present(data, "monitor"), *_present(event, "time")])
+    severity = [text.upper() for text in _present(data, "severity")]
+    names = [*_present(data, "monitor"), *_present(data, "key"), *_present(event, "time")]
+    return "  ".join([state, *severity, *names])
 
 
 def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
-    if event.get("dataschema") not in (DATA_SCHEMA, GAP_SCHEMA):
+    if event.get("dataschema") not in (DATA_SCHEMA, OLD_SCHEMA, GAP_SCHEMA):
         yield f"Unknown version {plain(event.get('dataschema'))}: shown as far as it is understood."
     if event.get("type") == GAP_TYPE:
         yield from _gap(data)
-    window = _mapping(data.get("window"))
-    yield from _fractions(data, window)
-    if {"start", "end"} <= window.keys():
-        yield f"Window: {plain(window['start'])} to {plain(window['end'])}"
+    yield from _present(data, "summary")
+    yield from _times(event, data)
+    yield from _contributors(data)
+    yield from (f"What to do: {url}" for url in _present(data, "runbook_url"))
+    yield from (f"Where to look: {url}" for url in _present(data, "dashboard_url"))
+    if labels := list(_mapping(data.get("labels")).items())[:MAX_ITEMS]:
+        yield "Labels: " + ", ".join(f"{plain(name)}={plain(text)}" for name, text in labels)
+    yield from _detectors(data)
+    yield from _window(data)
+    yield from _promise(data)
     if ranges := _items(data.get("offsets")):
         listed = ", ".join(_offset_range(item) for item in ranges)
         yield f"Topic {plain(data.get('topic'))}: {listed}"
-    yield from _present(data, "confidence")
     if examples := _items(data.get("examples")):
         yield "Most extreme:"
         yield from (f"  {_example(example)}" for example in examples)
@@ -90,39 +87,87 @@ def _gap(data: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"Declared in {segment}" for segment in _present(data, "segment"))
 
 
-def _fractions(data: Mapping[str, Any], window: Mapping[str, Any]) -> Iterator[str]:
-    if {"flagged", "fraction"} <= data.keys():
+def _times(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
+    told = [f"Began about {moment(data['onset'])}"] if data.get("onset") else []
+    if data.get("firing_since"):
+        ended = data.get("state") == "resolved"
+        until = f" until {moment(event.get('time'))}" if ended else ""
+        told.append(f"firing {'from' if ended else 'since'} {moment(data['firing_since'])}{until}")
+    told += [f"severity before: {text}" for text in _present(data, "previous_severity")]
+    if data.get("repeat"):
+        told.append(f"sent again: {number(data['repeat'])}")
+    if told:
+        yield "; ".join(told)
+
+
+def _contributors(data: Mapping[str, Any]) -> Iterator[str]:
+    # Flags say nothing of what is over, or of a shift that shows in other p-values alone.
+    is_told = data.get("state") != "resolved" and _active(data) != ["score-shift"]
+    given = _mapping(data.get("contributors") if is_told else None)
+    for kind, title in (("keys", "keys"), ("classes", "predicted classes")):
+        if items := [_mapping(item) for item in _items(given.get(kind))]:
+            named = (
+                f"{plain(i.get('name', '?'))} ({number(i.get('flagged', '?'))})" for i in items
+            )
+            yield f"Most flags, {title}: {', '.join(named)}"
+    if data.get("firing_keys"):
+        yield f"Keys with drift of their own: {number(data['firing_keys'])}"
+
+
+def _detectors(data: Mapping[str, Any]) -> Iterator[str]:
+    if _active(data):
+        yield "Why:"
+    others = []
+    for item in map(_mapping, _items(data.get("detectors"))):
+        name = plain(item.get("name", "?"))
+        if item.get("active") is True:
+            yield f"  {name}: {plain(item.get('words', '?'))}"
+        else:
+            statistic, threshold = (number(item.get(k, "?")) for k in ("statistic", "threshold"))
+            others.append(f"{name} ({statistic}, fires at {threshold})")
+    if others:
+        yield f"Not active: {', '.join(others)}"
+
+
+def _active(data: Mapping[str, Any]) -> list[str]:
+    given = map(_mapping, _items(data.get("detectors")))
+    return [plain(item.get("name", "?")) for item in given if item.get("active") is True]
+
+
+def _window(data: Mapping[str, Any]) -> Iterator[str]:
+    window = _mapping(data.get("window"))
+    # Of old events all but the window's extent stands one level higher.
+    fields = window if "fraction" in window else data
+    if {"flagged", "fraction"} <= fields.keys():
         yield (
-            f"{plain(data['flagged'])} of the last {plain(window.get('records', '?'))} records are "
-            f"out-of-distribution: {_percent(data['fraction'])}"
+            f"Whole stream: {number(fields['flagged'])} of the last "
+            f"{number(window.get('records', '?'))} records flagged ({percent(fields['fraction'])})"
         )
-    if {"firing_limit", "bound"} <= data.keys():
+    if fields.get("firing_limit") is not None:
         yield (
-            f"Bound: {plain(data['firing_limit'])} records, {_percent(data['bound'])}; resolved "
-            f"below {plain(data.get('resolve_limit', '?'))}"
+            f"Bound: {number(fields['firing_limit'])} records ({percent(fields.get('bound', '?'))})"
+            f"; resolved below {number(fields.get('resolve_limit', '?'))}"
         )
-    if data.get("per_class") is True:
-        size, rank = (plain(data.get(key, "?")) for key in ("bound_size", "flag_rank"))
-        yield f"Bound of the class with the highest: {size} calibration images, flag rank {rank}"
+    if {"start", "end"} <= window.keys():
+        yield f"Window: {plain(window['start'])} to {plain(window['end'])}"
+
+
+def _promise(data: Mapping[str, Any]) -> Iterator[str]:
+    promise = _mapping(data.get("promise"))
+    asked = [f" (false alarms: {text})" for text in _present(promise, "false_alarms")]
+    yield from (f"Promise{''.join(asked)}: {words}" for words in _present(promise, "words"))
+    yield from _present(data, "confidence")
 
 
 def _provenance(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
     if "alpha" in data:
-        size = plain(data.get("calibration_size", "?"))
-        images = f"{size} calibration images"
+        images = f"{number(data.get('calibration_size', '?'))} calibration images"
         if data.get("per_class") is True:
             images = f"those of the predicted class of {images}"
         yield f"Flag: p-value at most {plain(data['alpha'])}, against {images}"
-    fingerprints = [
-        f"{name} {plain(data[key])[:12]}"
-        for name, key in (
-            ("model", "model_fingerprint"),
-            ("calibration", "calibration_fingerprint"),
-        )
-        if key in data
-    ]
-    if fingerprints:
-        yield f"Fingerprints: {', '.join(fingerprints)}"
+    named = (("model", "model_fingerprint"), ("calibration", "calibration_fingerprint"))
+    if shown := [f"{name} {plain(data[key])[:12]}" for name, key in named if key in data]:
+        yield f"Fingerprints: {', '.join(shown)}"
     program = [f"nap-stream {version}" for version in _present(data, "version")]
     yield ", ".join([f"id {plain(event.get('id'))}", *program])
 
@@ -139,20 +184,16 @@ def _example(item: Any) -> str:
     p_value = given.get("ood_p_value", "?")
     shown = f"{p_value:.3g}" if isinstance(p_value, float) else plain(p_value)
     place = "/".join(fields.get(key, "?") for key in ("partition", "offset", "index"))
+    key = f"  key {fields['key']}" if given.get("key") else ""
     return (
-        f"partition/offset/index {place}  p = {shown}  "
+        f"partition/offset/index {place}  p = {shown}{key}  "
         f"class {fields.get('class_name', '?')}  {fields.get('event_time', '?')}  "
         f"{fields.get('segment', '?')}"
     )
 
 
-def _percent(value: Any) -> str:
-    is_fraction = isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 1
-    return f"{value:.1%}" if is_fraction and value >= 0 else plain(value)
-
-
 def _present(fields: Mapping[str, Any], key: str) -> list[str]:
-    return [plain(fields[key])] if key in fields else []
+    return [] if fields.get(key) is None else [plain(fields[key])]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -105,6 +105,8 @@ class Calibration:
             size=self.size,
             per_class=self.document.rule.per_class,
             flag_rate_laws=tuple(sorted({FlagRateLaw(g.flag_rank, g.size) for g in groups})),
+            groups=len(groups),
+            tail_laws=self._judge.tail_laws(),
             fingerprint=self.fingerprint,
             model_fingerprint=self.model_fingerprint,
         )

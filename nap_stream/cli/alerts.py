@@ -1,8 +1,10 @@
 """nap-stream alerts."""
 
 import json
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +13,21 @@ from nap_stream.cli.options import BootstrapOption, ConfigOption, kafka_settings
 
 if TYPE_CHECKING:
     from nap_stream.alert.consume import ReadAlert
+
+
+class State(StrEnum):
+    """The states that an event of the alert topic can tell."""
+
+    FIRING = "firing"
+    RESOLVED = "resolved"
+    GAP = "gap"
+
+
+class Level(StrEnum):
+    """The severities of a drift alert."""
+
+    WARNING = "warning"
+    CRITICAL = "critical"
 
 
 def alerts(
@@ -23,6 +40,15 @@ def alerts(
         bool, typer.Option("--follow", "-f", help="Go on waiting for new alerts (Ctrl-C ends it).")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Leave out those that are there.")] = False,
+    state: Annotated[State | None, typer.Option(help="Only these.", show_default=False)] = None,
+    severity: Annotated[
+        Level | None,
+        typer.Option(help="Only those of drift with this severity.", show_default=False),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="Only those of one key, such as a camera.", show_default=False),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One CloudEvent a line, for machines.")
     ] = False,
@@ -32,7 +58,7 @@ def alerts(
     \b
     Examples:
       nap-stream alerts --config monitor.yaml
-      nap-stream alerts --config monitor.yaml --follow
+      nap-stream alerts --config monitor.yaml --follow --state firing --severity critical
       nap-stream alerts --bootstrap-servers localhost:9092 --topic nap-stream-alerts --json
     """
     from nap_stream.alert.consume import read_alerts
@@ -42,6 +68,7 @@ def alerts(
     settings = kafka_settings(config, bootstrap_servers, None)
     name = topic or _alert_topic(config)
     connect(settings)
+    wanted = {"severity": severity, "key": key}
     found = read_alerts(settings, name, clock=SystemClock(), follow=follow, from_beginning=not new)
     console, notices = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True)
     for alert in found:
@@ -49,10 +76,23 @@ def alerts(
             notices.print(
                 f"skipped {name}/{alert.partition}@{alert.offset}: {alert.problem}", markup=False
             )
+        elif not _is_wanted(alert.event, state, wanted):
+            continue
         elif as_json:
             typer.echo(json.dumps(alert.event, ensure_ascii=True))
         else:
             _show(alert, console)
+
+
+def _is_wanted(
+    event: Mapping[str, Any], state: State | None, wanted: Mapping[str, str | None]
+) -> bool:
+    data = event.get("data")
+    fields = data if isinstance(data, Mapping) else {}
+    told = str(event.get("type")).rpartition(".")[2]
+    return state in {None, told} and all(
+        value is None or fields.get(name) == value for name, value in wanted.items()
+    )
 
 
 def _show(alert: "ReadAlert", console: Console) -> None:

@@ -15,8 +15,10 @@ from nap_stream.cli.compact import compact
 from nap_stream.cli.demo import demo
 from nap_stream.cli.doctor import doctor
 from nap_stream.cli.evaluate import evaluate
+from nap_stream.cli.plan import plan
 from nap_stream.cli.produce import produce
 from nap_stream.cli.query import query
+from nap_stream.cli.replay import replay
 from nap_stream.cli.run import run
 from nap_stream.cli.verify import verify
 from nap_stream.errors import ConfigError, NapStreamError
@@ -65,10 +67,12 @@ def build_app() -> typer.Typer:
     for command in (
         calibrate,
         evaluate,
+        plan,
         run,
         produce,
         alerts,
         query,
+        replay,
         verify,
         compact,
         doctor,

@@ -74,8 +74,8 @@ def query(
     filters = Query(
         topic=topic,
         partitions=tuple(partition or ()),
-        since_ms=_time_ms("--since", since, now),
-        until_ms=_time_ms("--until", until, now),
+        since_ms=time_ms("--since", since, now),
+        until_ms=time_ms("--until", until, now),
         classes=tuple(class_name or ()),
         is_ood=ood,
         min_p_value=min_p_value,
@@ -92,7 +92,7 @@ def query(
             write_result(aggregate(store, filters, by), output_format, stream)
 
 
-def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
+def time_ms(option: str, text: str | None, now: datetime) -> int | None:
     """Milliseconds since the epoch of an ISO 8601 time, or of a time so long ago."""
     if text is None:
         return None

@@ -7,6 +7,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import (
     flag_rank,
     flag_rate_interval,
@@ -17,6 +18,8 @@ from nap_stream.core.conformal import (
     two_sided_p_values,
     upper_flag_rate,
 )
+from nap_stream.core.tail_events import TAIL_EVENTS
+from nap_stream.core.tail_laws import tail_law
 
 _WEAKEST_CONFIDENCE = 0.95
 
@@ -126,6 +129,20 @@ class Judge:
             self.groups,
             key=lambda group: upper_flag_rate(group.flag_rank, group.size, _WEAKEST_CONFIDENCE),
         )
+
+    def tail_laws(self) -> tuple[tuple[FlagRateLaw, ...], ...]:
+        """Give the laws of the rates of `TAIL_EVENTS`, in their order, over the groups.
+
+        Distinct and ascending; none for an event that some group has no law for: see
+        `nap_stream.core.tail_laws`.
+        """
+        two_sided = self._rule.sides is Sides.TWO
+        found = []
+        for event in TAIL_EVENTS:
+            laws = [tail_law(event, s, two_sided=two_sided) for s in self._sorted.values()]
+            known = {law for law in laws if law is not None}
+            found.append(() if None in laws else tuple(sorted(known)))
+        return tuple(found)
 
     def p_values(
         self, scores: NDArray[np.float64], class_id: NDArray[np.int64]

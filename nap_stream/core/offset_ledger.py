@@ -10,12 +10,15 @@ class OffsetLedger(Generic[Item]):
 
     The first range fixes where the covered stretch starts. Ranges come from a chain of
     segments, so two different ones overlap only if segments were compacted in between.
+
+    Args:
+        end: Where the covered stretch of an earlier ledger ended; None for a new one.
     """
 
-    def __init__(self) -> None:
-        self._end: int | None = None
+    def __init__(self, end: int | None = None) -> None:
+        self._end = end
         self._waiting: dict[int, tuple[int, Item]] = {}
-        self._known_end = 0
+        self._known_end = end or 0
         self.duplicates = 0
 
     @property

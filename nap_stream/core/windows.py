@@ -1,69 +1,126 @@
-"""Event-time panes and the rolling window over them. Merging is associative and commutative.
-
-Panes and watermarks: Akidau et al., "The Dataflow Model", VLDB 8 (2015).
-"""
+"""Open event-time panes, closed by a watermark, and the rolling window over closed ones."""
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
-MAX_OPEN_PANES = 200_000
-"""Some 40 MB: 5 hours of panes of 100 ms behind a partition that holds the watermark back."""
+import numpy as np
 
+from nap_stream.core.panes import ClosedPane, PaneCounts, closed_pane
 
-@dataclass(frozen=True, slots=True, order=True)
-class Pane:
-    """Counts of the scored records whose event time lies in ``[start_ms, start_ms + width)``.
-
-    ``records`` is how many were scored, ``flagged`` how many of them have a p-value ≤ alpha.
-    """
-
-    start_ms: int
-    records: int
-    flagged: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.flagged <= self.records or self.records == 0:
-            raise ValueError(
-                f"expected 0 <= flagged <= records and records > 0, "
-                f"got {self.flagged = }, {self.records = }"
-            )
+MAX_OPEN_ENTRIES = 1_000_000
+"""Some 150 MB: entries of open panes behind a partition that holds the watermark back."""
 
 
-def panes_of(
-    event_times_ms: Iterable[int], flags: Iterable[bool], width_ms: int
-) -> tuple[Pane, ...]:
-    """Count records and flags by pane.
+class PaneBuffer:
+    """Panes that wait for the watermark, which closes them one at a time in order of event time.
+
+    What is closed depends on the counts and not on the order in which they came, as long as
+    nothing comes late. A late record, whose pane is closed, counts in the oldest pane that can
+    still be open: a monitor that dropped it would be blind to a source whose clock lags.
 
     Args:
-        event_times_ms: Event time of each scored record, milliseconds since the epoch.
-        flags: Whether each record is flagged out-of-distribution.
-        width_ms: Width of a pane in milliseconds, at least 1.
-
-    Returns:
-        The panes that hold records, ordered by start.
+        pane_ms: Width of a pane in milliseconds, at least 1.
+        one_per_pane: See `nap_stream.core.panes.count_panes`.
+        max_open_entries: Beyond so many entries the oldest panes are closed without waiting for
+            the watermark, which bounds memory.
     """
-    counts: dict[int, tuple[int, int]] = {}
-    for time_ms, flag in zip(event_times_ms, flags, strict=True):
-        start = time_ms - time_ms % width_ms
-        records, flagged = counts.get(start, (0, 0))
-        counts[start] = (records + 1, flagged + int(flag))
-    return tuple(Pane(start, *counts[start]) for start in sorted(counts))
 
+    def __init__(
+        self, pane_ms: int, *, one_per_pane: bool, max_open_entries: int = MAX_OPEN_ENTRIES
+    ) -> None:
+        if pane_ms < 1 or max_open_entries < 1:
+            raise ValueError(f"expected at least 1, got {pane_ms = }, {max_open_entries = }")
+        self._pane_ms, self._one_per_pane = pane_ms, one_per_pane
+        self._max_entries = max_open_entries
+        self._open: dict[int, list[tuple[int, PaneCounts]]] = {}
+        self._starts: list[int] = []
+        self._entries = 0
+        self.closed_until_ms: int | None = None
+        self.late_records = 0
 
-def merge_panes(*groups: Iterable[Pane]) -> tuple[Pane, ...]:
-    """Add the counts of panes with the same start.
+    def __len__(self) -> int:
+        return len(self._starts)
 
-    Returns:
-        One pane a start, ordered by start.
-    """
-    counts: dict[int, tuple[int, int]] = {}
-    for group in groups:
-        for pane in group:
-            records, flagged = counts.get(pane.start_ms, (0, 0))
-            counts[pane.start_ms] = (records + pane.records, flagged + pane.flagged)
-    return tuple(Pane(start, *counts[start]) for start in sorted(counts))
+    def add(self, counts: PaneCounts, partition: int, earliest_ms: int | None) -> None:
+        """Add a partition's counts, which come in order of offset.
+
+        Args:
+            counts: Starts are multiples of ``pane_ms``.
+            partition: Its number.
+            earliest_ms: The partition's watermark: what lies before it counts in its pane.
+        """
+        placed = counts.start_ms
+        if earliest_ms is not None:
+            placed = np.maximum(placed, earliest_ms - earliest_ms % self._pane_ms)
+        if self.closed_until_ms is not None:
+            late = placed < self.closed_until_ms
+            self.late_records += int(counts.records[late].sum())
+            placed = np.maximum(placed, self.closed_until_ms)
+        cuts = [0, *(np.flatnonzero(np.diff(placed)) + 1).tolist(), len(counts)]
+        for start, end in pairwise(cuts):
+            if end > start:
+                self._put(int(placed[start]), partition, counts.part(start, end))
+
+    def close(self, watermark_ms: int | None) -> list[ClosedPane]:
+        """Close the panes that end at or before the watermark, and those beyond the limit.
+
+        Args:
+            watermark_ms: No record with an earlier event time is expected, in milliseconds
+                since the epoch; None while nothing is known.
+        """
+        closed = []
+        while self._starts and (
+            self._entries > self._max_entries
+            or (watermark_ms is not None and self._starts[0] + self._pane_ms <= watermark_ms)
+        ):
+            closed.append(self._close_oldest())
+        if watermark_ms is not None:
+            self._close_until(watermark_ms - watermark_ms % self._pane_ms)
+        return closed
+
+    def close_all(self) -> list[ClosedPane]:
+        """Close every open pane, whatever the watermark."""
+        return [self._close_oldest() for _ in range(len(self._starts))]
+
+    def open_parts(self) -> list[tuple[int, int, PaneCounts]]:
+        """Give what is open, as (start of its pane, partition, counts), in order."""
+        return [
+            (start, partition, counts)
+            for start in sorted(self._open)
+            for partition, counts in self._open[start]
+        ]
+
+    def restore(
+        self,
+        parts: list[tuple[int, int, PaneCounts]],
+        closed_until_ms: int | None,
+        late_records: int,
+    ) -> None:
+        """Take up where another buffer of the same kind was."""
+        self.closed_until_ms, self.late_records = closed_until_ms, late_records
+        for start, partition, counts in parts:
+            self._put(start, partition, counts)
+
+    def _put(self, start_ms: int, partition: int, counts: PaneCounts) -> None:
+        if start_ms not in self._open:
+            self._open[start_ms] = []
+            heapq.heappush(self._starts, start_ms)
+        self._open[start_ms].append((partition, counts))
+        self._entries += len(counts)
+
+    def _close_oldest(self) -> ClosedPane:
+        start = heapq.heappop(self._starts)
+        # Stable, so that a partition's counts keep their order of offsets.
+        parts = [part for _, part in sorted(self._open.pop(start), key=lambda item: item[0])]
+        self._entries -= sum(len(part) for part in parts)
+        self._close_until(start + self._pane_ms)
+        return closed_pane(start, parts, one_per_pane=self._one_per_pane)
+
+    def _close_until(self, time_ms: int) -> None:
+        if self.closed_until_ms is None or time_ms > self.closed_until_ms:
+            self.closed_until_ms = time_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,109 +132,60 @@ class WindowState:
     records: int
     flagged: int
 
+    @property
+    def fraction(self) -> float:
+        """The OOD fraction."""
+        return self.flagged / self.records
+
 
 class RollingWindow:
-    """The newest closed panes that together hold at least ``size`` records.
-
-    Panes collect counts while they are open. A watermark closes them, one at a time in order
-    of event time; the oldest panes leave as long as the rest still holds ``size`` records. So
-    the states depend on the panes and not on the order in which their counts came, as long as
-    nothing comes late.
-
-    A late record, whose pane is closed, counts in the oldest pane that can still be open: a
-    monitor that dropped it would be blind to a source whose clock lags.
+    """The newest panes that together hold at least ``size`` records.
 
     Args:
-        size: Records of a full window, at least 1.
-        pane_ms: Width of a pane in milliseconds, at least 1.
-        max_open_panes: Beyond so many the oldest are closed without waiting for the watermark,
-            which bounds memory. Closed panes are at most ``size``, as each holds a record.
+        size: Records of a full window, at least 1. Memory is bounded by it: a pane holds a
+            record at least.
+        pane_ms: Width of a pane in milliseconds.
     """
 
-    def __init__(self, size: int, pane_ms: int, max_open_panes: int = MAX_OPEN_PANES) -> None:
-        if size < 1 or pane_ms < 1 or max_open_panes < 1:
-            raise ValueError(
-                f"expected at least 1 of each, got {size = }, {pane_ms = }, {max_open_panes = }"
-            )
-        self._size = size
-        self._pane_ms = pane_ms
-        self._max_open = max_open_panes
-        self._open: dict[int, tuple[int, int]] = {}
-        self._starts: list[int] = []
-        self._closed: deque[Pane] = deque()
+    def __init__(self, size: int, pane_ms: int) -> None:
+        if size < 1 or pane_ms < 1:
+            raise ValueError(f"expected at least 1 of each, got {size = }, {pane_ms = }")
+        self._size, self._pane_ms = size, pane_ms
+        self._panes: deque[tuple[int, int, int]] = deque()
         self._records = 0
         self._flagged = 0
-        self._closed_until: int | None = None
-        self.late_records = 0
 
     @property
     def state(self) -> WindowState | None:
-        """The window now; None before the first pane is closed."""
-        if not self._closed:
+        """The window now; None before the first pane."""
+        if not self._panes:
             return None
-        end = self._closed[-1].start_ms + self._pane_ms
-        return WindowState(self._closed[0].start_ms, end, self._records, self._flagged)
+        end = self._panes[-1][0] + self._pane_ms
+        return WindowState(self._panes[0][0], end, self._records, self._flagged)
 
     @property
-    def closed_until_ms(self) -> int | None:
-        """Start of the oldest pane that can still be open; None before anything is closed."""
-        return self._closed_until
+    def is_full(self) -> bool:
+        """Whether it holds ``size`` records."""
+        return self._records >= self._size
 
     @property
-    def open_panes(self) -> int:
-        """Panes that wait for the watermark."""
-        return len(self._open)
+    def panes(self) -> tuple[tuple[int, int, int], ...]:
+        """(start, records, flagged) of its panes, in order."""
+        return tuple(self._panes)
 
-    def add(self, panes: Iterable[Pane]) -> None:
-        """Add counts to open panes. Starts are multiples of ``pane_ms``."""
-        for pane in panes:
-            start = pane.start_ms
-            if self._closed_until is not None and start < self._closed_until:
-                self.late_records += pane.records
-                start = self._closed_until
-            if start not in self._open:
-                heapq.heappush(self._starts, start)
-            records, flagged = self._open.get(start, (0, 0))
-            self._open[start] = (records + pane.records, flagged + pane.flagged)
-
-    def close(self, watermark_ms: int | None) -> list[WindowState]:
-        """Close the panes that end at or before the watermark, and those beyond the limit.
-
-        Args:
-            watermark_ms: No record with an earlier event time is expected, in milliseconds
-                since the epoch; None while nothing is known.
-
-        Returns:
-            The state after each closing, in order; full ones hold at least ``size`` records.
-        """
-        states = []
-        while self._starts and (
-            len(self._starts) > self._max_open
-            or (watermark_ms is not None and self._starts[0] + self._pane_ms <= watermark_ms)
-        ):
-            states.append(self._close_oldest())
-        if watermark_ms is not None:
-            self._close_until(watermark_ms - watermark_ms % self._pane_ms)
-        return states
-
-    def close_all(self) -> list[WindowState]:
-        """Close every open pane, whatever the watermark. Returns the state after each."""
-        return [self._close_oldest() for _ in range(len(self._starts))]
-
-    def _close_oldest(self) -> WindowState:
-        start = heapq.heappop(self._starts)
-        pane = Pane(start, *self._open.pop(start))
-        self._closed.append(pane)
-        self._records += pane.records
-        self._flagged += pane.flagged
-        while self._records - self._closed[0].records >= self._size:
-            oldest = self._closed.popleft()
-            self._records -= oldest.records
-            self._flagged -= oldest.flagged
-        end = start + self._pane_ms
-        self._close_until(end)
-        return WindowState(self._closed[0].start_ms, end, self._records, self._flagged)
-
-    def _close_until(self, time_ms: int) -> None:
-        if self._closed_until is None or time_ms > self._closed_until:
-            self._closed_until = time_ms
+    def push(self, start_ms: int, records: int, flagged: int) -> WindowState:
+        """Take the next pane, and let the oldest go that are not needed. Returns the state."""
+        if not 0 <= flagged <= records or records == 0:
+            raise ValueError(
+                f"expected 0 <= flagged <= records and records > 0, got {flagged = }, {records = }"
+            )
+        self._panes.append((start_ms, records, flagged))
+        self._records += records
+        self._flagged += flagged
+        while self._records - self._panes[0][1] >= self._size:
+            _, old_records, old_flagged = self._panes.popleft()
+            self._records -= old_records
+            self._flagged -= old_flagged
+        return WindowState(
+            self._panes[0][0], start_ms + self._pane_ms, self._records, self._flagged
+        )

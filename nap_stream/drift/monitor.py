@@ -1,55 +1,69 @@
-"""The drift monitor: merges summaries of segments and judges the rolling window.
+"""The drift monitor: merges summaries of segments and judges the stream, and each key of it.
 
-The verdicts do not depend on the number of workers or on the order in which summaries of
-different partitions arrive: each partition's summaries are taken in order of offset, each
-offset once, and panes are closed by the minimum of the partitions' watermarks.
+The alerts do not depend on the number of workers, on how rows were cut into segments or on the
+order in which summaries of different partitions arrive: each partition's summaries are taken in
+order of offset, each offset once, and panes are closed by the minimum of the partitions'
+watermarks. What does depend on time is which partition is idle; a record that comes late because
+its partition was taken for idle is counted as late.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nap_stream.clock import Clock
-from nap_stream.core.alert_state import AlertState, step
+from nap_stream.core.alert_state import AlertState, Firing, Severity, step
+from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.offset_ledger import OffsetLedger
-from nap_stream.core.windows import Pane, RollingWindow, WindowState, merge_panes
-from nap_stream.drift.evidence import Evidence
-from nap_stream.drift.limits import window_limits
+from nap_stream.core.panes import ClosedPane
+from nap_stream.core.windows import PaneBuffer
+from nap_stream.drift.detectors import StreamDetectors
+from nap_stream.drift.evidence import Evidence, Span
+from nap_stream.drift.key_alerts import KeyAlerts, KeyChange
 from nap_stream.records import (
-    CalibrationFacts,
-    DriftVerdict,
+    DetectorReading,
+    DriftAlert,
     OffsetRange,
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.settings import DriftSettings
-
-MAX_CLOCK_SKEW_MS = 60_000
-"""An event time further ahead of the clock counts as now: no camera's clock stops the monitor."""
+from nap_stream.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class DriftUpdate:
-    """What came of a call: summaries taken for the first time, and verdicts, both in order."""
+    """What came of a call: summaries taken for the first time, and alerts, both in order."""
 
     accepted: tuple[SegmentSummary, ...] = ()
-    verdicts: tuple[DriftVerdict, ...] = ()
+    alerts: tuple[DriftAlert, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DriftSnapshot:
     """The monitor now. ``firing_limit`` is a count, null until the window is full.
 
-    ``late_records`` and ``future_records`` were counted in another pane than their event
-    time's: in a later one that was still open, or in that of the clock.
+    ``severity`` is null while the stream's alert is inactive. ``late_records`` and
+    ``future_records`` were counted in another pane than their event time's: in a later one that
+    was still open, or in that of the time when they were read. ``watermark_ms`` is null while
+    nothing is known. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
+    ``keys_firing`` an alert that fires.
     """
 
     state: AlertState
+    severity: Severity | None
     window_records: int
     window_flagged: int
     firing_limit: int | None
+    readings: tuple[DetectorReading, ...]
     open_panes: int
     late_records: int
     future_records: int
     duplicates: int
+    watermark_ms: int | None
+    keys: int
+    keys_active: int
+    keys_firing: int
+    keys_forgotten: int
 
     @property
     def fraction(self) -> float | None:
@@ -63,14 +77,16 @@ class DriftSnapshot:
 
 
 @dataclass(slots=True)
-class _Partition:
+class KnownPartition:
+    """How far a partition has been taken, and when it was last heard of."""
+
     heard_s: float
     ledger: OffsetLedger[SegmentSummary] = field(default_factory=OffsetLedger)
     watermark_ms: int | None = None
 
 
 class DriftMonitor:
-    """Rolling OOD fraction against the beta-binomial bound, as a pure function of its input.
+    """All detectors over a stream of summaries.
 
     A partition's watermark is the largest event time that it has brought. The monitor's is the
     minimum over partitions that are not idle, or the maximum where all are. A record that is
@@ -78,51 +94,53 @@ class DriftMonitor:
     is open to it, so that none is ignored.
 
     Args:
-        settings: Window, probabilities and idle time.
-        calibration: Gives the laws of the flag rate.
-        examples: How many records a transition shows as evidence.
-        clock: Tells idle partitions and event times that lie in the future.
-
-    Raises:
-        ConfigError: The window is too small to fire even if all its records were flagged.
+        plan: What the detectors are set to.
+        settings: Panes, idle time, keys, and what alerts show.
+        clock: Tells idle partitions.
     """
 
-    def __init__(
-        self,
-        settings: DriftSettings,
-        calibration: CalibrationFacts,
-        *,
-        examples: int,
-        clock: Clock,
-    ) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._limits = window_limits(settings, calibration)
-        self._window = RollingWindow(settings.window_records, settings.pane_ms)
-        self._partitions: dict[TopicPartition, _Partition] = {}
-        self._evidence = Evidence(examples)
-        self._state = AlertState.INACTIVE
-        self._late_records = 0
-        self._future_records = 0
+    def __init__(self, plan: DetectionPlan, settings: Settings, clock: Clock) -> None:
+        self.plan, self.settings = plan, settings
+        drift, alerts = settings.drift, settings.alerts
+        self._drift, self._alerts, self.clock = drift, alerts, clock
+        one_per_pane = drift.keys is not None and drift.keys.one_per_pane
+        self.buffer = PaneBuffer(drift.pane_ms, one_per_pane=one_per_pane)
+        self.detectors = StreamDetectors(plan, drift.pane_ms)
+        self.key_alerts = None if drift.keys is None else KeyAlerts(plan, drift.keys, alerts)
+        self.evidence = Evidence(alerts.examples, alerts.contributors)
+        self.known: dict[TopicPartition, KnownPartition] = {}
+        self.firing: Firing | None = None
+        self.future_records = 0
+
+    def take_over(self, other: "DriftMonitor") -> None:
+        """Go on where another monitor of the same plan and settings is; it is not used again."""
+        self.buffer, self.detectors = other.buffer, other.detectors
+        self.key_alerts, self.evidence = other.key_alerts, other.evidence
+        self.known, self.firing = other.known, other.firing
+        self.future_records = other.future_records
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
-        now_s = self._clock.monotonic()
-        self._partitions.setdefault(partition, _Partition(now_s)).heard_s = now_s
+        now_s = self.clock.monotonic()
+        self.known.setdefault(partition, KnownPartition(now_s)).heard_s = now_s
+
+    def release(self, partition: TopicPartition) -> None:
+        """Expect nothing more of a partition: it no longer holds the watermark back."""
+        self.known[partition].heard_s = -math.inf
 
     def partitions(self) -> tuple[TopicPartition, ...]:
         """Give the partitions that have been named."""
-        return tuple(self._partitions)
+        return tuple(self.known)
 
     def end(self, partition: TopicPartition) -> int | None:
         """Give the offset before which all of a partition has been taken; None if none has."""
-        known = self._partitions.get(partition)
+        known = self.known.get(partition)
         return known.ledger.end if known else None
 
     def add(self, summary: SegmentSummary) -> DriftUpdate:
         """Take a summary. One that was taken before changes nothing."""
         self.hold(summary.partition)
-        partition = self._partitions[summary.partition]
+        partition = self.known[summary.partition]
         accepted = partition.ledger.add(summary.base_offset, summary.end_offset, summary)
         return self._accept(partition, accepted)
 
@@ -130,97 +148,137 @@ class DriftMonitor:
         """Give the first missing offsets of each partition; what lies beyond waits for them."""
         return tuple(
             OffsetRange(name, *partition.ledger.hole)
-            for name, partition in self._partitions.items()
+            for name, partition in self.known.items()
             if partition.ledger.hole
         )
 
     def skip_hole(self, partition: TopicPartition) -> DriftUpdate:
         """Go on without the first missing offsets of a partition."""
-        known = self._partitions[partition]
+        known = self.known[partition]
         return self._accept(known, known.ledger.skip_hole())
 
     def advance(self) -> DriftUpdate:
         """Close what idle partitions no longer hold back."""
-        return DriftUpdate(verdicts=self._judge(self._window.close(self._watermark())))
+        return DriftUpdate(alerts=self._judge(self.buffer.close(self.watermark_ms())))
 
     def flush(self) -> DriftUpdate:
         """Close every pane: the input has ended."""
-        return DriftUpdate(verdicts=self._judge(self._window.close_all()))
+        return DriftUpdate(alerts=self._judge(self.buffer.close_all()))
+
+    def watermark_ms(self) -> int | None:
+        """No record with an earlier event time is expected; None while nothing is known."""
+        now_s, idle_s = self.clock.monotonic(), self._drift.idle_partition_s
+        active = [p.watermark_ms for p in self.known.values() if now_s - p.heard_s < idle_s]
+        told = [mark for mark in active if mark is not None]
+        if active:
+            return min(told) if len(told) == len(active) else None
+        marks = [p.watermark_ms for p in self.known.values() if p.watermark_ms is not None]
+        return max(marks, default=None)
 
     def snapshot(self) -> DriftSnapshot:
         """Say where the monitor stands."""
-        window = self._window.state
-        records = window.records if window else 0
-        full = records >= self._settings.window_records
+        window, limits = self.detectors.window, self.detectors.limits
+        keys = self.key_alerts
         return DriftSnapshot(
-            state=self._state,
-            window_records=records,
+            state=AlertState.INACTIVE if self.firing is None else AlertState.FIRING,
+            severity=None if self.firing is None else self.firing.severity,
+            window_records=window.records if window else 0,
             window_flagged=window.flagged if window else 0,
-            firing_limit=self._limits(records)[0] if full else None,
-            open_panes=self._window.open_panes,
-            late_records=self._late_records,
-            future_records=self._future_records,
-            duplicates=sum(p.ledger.duplicates for p in self._partitions.values()),
+            firing_limit=None if limits is None else limits.firing,
+            readings=self.detectors.readings(),
+            open_panes=len(self.buffer),
+            late_records=self.buffer.late_records,
+            future_records=self.future_records,
+            duplicates=sum(p.ledger.duplicates for p in self.known.values()),
+            watermark_ms=self.watermark_ms(),
+            keys=0 if keys is None else len(keys.monitors),
+            keys_active=0 if keys is None else len(keys.monitors.active),
+            keys_firing=0 if keys is None else len(keys.firing),
+            keys_forgotten=0 if keys is None else keys.monitors.evicted,
         )
 
-    def _accept(self, partition: _Partition, accepted: list[SegmentSummary]) -> DriftUpdate:
+    def _accept(self, partition: KnownPartition, accepted: list[SegmentSummary]) -> DriftUpdate:
         for summary in accepted:
             self._count(partition, summary)
-        return DriftUpdate(tuple(accepted), self.advance().verdicts)
+        return DriftUpdate(tuple(accepted), self.advance().alerts)
 
-    def _count(self, partition: _Partition, summary: SegmentSummary) -> None:
-        now_ms = self._clock.now_ms()
-        bounds = (partition.watermark_ms, self._window.closed_until_ms)
-        earliest_ms = max((bound for bound in bounds if bound is not None), default=None)
-
-        def credible(time_ms: int) -> int:
-            return time_ms if time_ms <= now_ms + MAX_CLOCK_SKEW_MS else now_ms
-
-        def place(time_ms: int) -> int:
-            placed = credible(time_ms)
-            placed = placed if earliest_ms is None else max(placed, earliest_ms)
-            return placed - placed % self._settings.pane_ms
-
-        panes = merge_panes(Pane(place(p.start_ms), p.records, p.flagged) for p in summary.panes)
-        self._window.add(panes)
-        for pane in summary.panes:
-            moved = place(pane.start_ms) - pane.start_ms
-            self._late_records += pane.records if moved > 0 else 0
-            self._future_records += pane.records if moved <= -self._settings.pane_ms else 0
-        self._evidence.add(summary, panes, place)
+    def _count(self, partition: KnownPartition, summary: SegmentSummary) -> None:
+        marks = [m for m in (partition.watermark_ms, self.buffer.closed_until_ms) if m is not None]
+        earliest = max(marks) - max(marks) % self._drift.pane_ms if marks else None
+        self.evidence.add(summary, earliest)
+        self.buffer.add(summary.panes, summary.partition.partition, partition.watermark_ms)
+        self.future_records += summary.future_records
         if summary.max_event_time_ms is not None:
-            newest_ms = credible(summary.max_event_time_ms)
             known_ms = partition.watermark_ms
+            newest_ms = summary.max_event_time_ms
             partition.watermark_ms = newest_ms if known_ms is None else max(newest_ms, known_ms)
 
-    def _watermark(self) -> int | None:
-        now_s, idle_s = self._clock.monotonic(), self._settings.idle_partition_s
-        active = [p.watermark_ms for p in self._partitions.values() if now_s - p.heard_s < idle_s]
-        known = [mark for mark in active if mark is not None]
-        if active:
-            return min(known) if len(known) == len(active) else None
-        marks = [p.watermark_ms for p in self._partitions.values() if p.watermark_ms is not None]
-        return max(marks, default=None)
+    def _judge(self, panes: list[ClosedPane]) -> tuple[DriftAlert, ...]:
+        alerts = [alert for pane in panes for alert in self._judge_pane(pane)]
+        if panes and (window := self.detectors.window) is not None:
+            self.evidence.forget_before(window.start_ms)
+        return tuple(alerts)
 
-    def _judge(self, states: list[WindowState]) -> tuple[DriftVerdict, ...]:
-        full = [state for state in states if state.records >= self._settings.window_records]
-        verdicts = tuple(self._verdict(window) for window in full)
-        if states:
-            self._evidence.forget_before(states[-1].start_ms)
-        return verdicts
+    def _judge_pane(self, pane: ClosedPane) -> Iterator[DriftAlert]:
+        end_ms = pane.start_ms + self._drift.pane_ms
+        self.detectors.push(pane)
+        self.evidence.close(pane)
+        key_changes = [] if self.key_alerts is None else self.key_alerts.push(pane, end_ms)
+        yield from self._judge_stream(end_ms)
+        for each in key_changes:
+            yield self._key_alert(each, end_ms)
 
-    def _verdict(self, window: WindowState) -> DriftVerdict:
-        firing_limit, resolve_limit = self._limits(window.records)
-        self._state, transition = step(self._state, window.flagged, firing_limit, resolve_limit)
-        return DriftVerdict(
-            window_start_ms=window.start_ms,
-            window_end_ms=window.end_ms,
-            records=window.records,
-            flagged=window.flagged,
-            firing_limit=firing_limit,
-            resolve_limit=resolve_limit,
-            state=self._state,
-            transition=transition,
-            offsets=self._evidence.offsets(window) if transition else (),
-            examples=self._evidence.examples(window) if transition else (),
+    def _judge_stream(self, end_ms: int) -> Iterator[DriftAlert]:
+        detectors = self.detectors
+        is_critical = detectors.fraction >= self._alerts.critical_fraction
+        active = detectors.active
+        if self.firing is None and not active:
+            return
+        self.firing, change = step(
+            self.firing,
+            active,
+            severity=Severity.CRITICAL if is_critical else Severity.WARNING,
+            onset_ms=detectors.onset_ms(),
+            now_ms=end_ms,
+            repeat_interval_ms=round(self._alerts.repeat_interval_s * 1000),
+        )
+        if change is None:
+            return
+        window, limits, keys = detectors.window, detectors.limits, self.key_alerts
+        span = Span(end_ms if window is None else window.start_ms, end_ms)
+        yield DriftAlert(
+            key=None,
+            change=change,
+            time_ms=end_ms,
+            window=window,
+            firing_limit=None if limits is None else limits.firing,
+            resolve_limit=None if limits is None else limits.resolving,
+            since=detectors.since(),
+            readings=detectors.readings(),
+            tail=detectors.tail(),
+            offsets=self.evidence.offsets(span),
+            examples=self.evidence.examples(span),
+            keys=self.evidence.key_contributions(span),
+            classes=self.evidence.class_contributions(span),
+            firing_keys=0 if keys is None else len(keys.monitors.active),
+        )
+
+    def _key_alert(self, found: KeyChange, end_ms: int) -> DriftAlert:
+        assert self.key_alerts is not None
+        window, limits = self.detectors.window, self.detectors.limits
+        # Not from before the window: what is known of that depends on when panes were closed.
+        earliest_ms = end_ms - 1 if window is None else window.start_ms
+        span = Span(max(found.change.alert.onset_ms, earliest_ms), end_ms, found.key)
+        return DriftAlert(
+            key=found.key,
+            change=found.change,
+            time_ms=end_ms,
+            window=window,
+            firing_limit=None if limits is None else limits.firing,
+            resolve_limit=None if limits is None else limits.resolving,
+            since=found.since,
+            readings=(found.reading,),
+            offsets=self.evidence.offsets(span),
+            examples=self.evidence.examples(span),
+            firing_keys=len(self.key_alerts.monitors.active),
         )

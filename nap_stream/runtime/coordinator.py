@@ -2,42 +2,39 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import structlog
 
 from nap_stream.alert.base import AlertSink
-from nap_stream.alert.event import alert_event
-from nap_stream.alert.gap import gap_event
 from nap_stream.clock import Clock
-from nap_stream.core.alert_state import AlertState, Transition
+from nap_stream.core.alert_state import AlertState, Reason, Severity, Transition
 from nap_stream.deadline import Deadline
+from nap_stream.drift.limits import detection_plan
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.metrics import Metrics
 from nap_stream.records import (
     CalibrationFacts,
-    DriftVerdict,
+    DriftAlert,
     SegmentSummary,
     Status,
     TopicPartition,
     WorkerReport,
 )
+from nap_stream.runtime.alert_desk import AlertDesk
+from nap_stream.runtime.checkpoints import CheckpointStore
 from nap_stream.runtime.drift_metrics import show_drift
 from nap_stream.runtime.http import Health, MetricsServer
-from nap_stream.runtime.intake import ReadRange, SummaryIntake
-from nap_stream.runtime.outbox import AlertOutbox
+from nap_stream.runtime.intake import LAST_OFFSET, SummaryIntake, SummaryLog
+from nap_stream.runtime.outboxes import Outboxes
 from nap_stream.runtime.partition_table import FRESH_S, PartitionTable
 from nap_stream.runtime.worker_table import WorkerTable
 from nap_stream.settings import Settings
 
 HEALTHY_REPORT_AGE_S = 30.0
 """Thirty reports missed: the worker is gone or cannot reach the coordinator."""
-
-ReadTail = Callable[[], Sequence[SegmentSummary]]
-"""Summaries of the newest segments of each partition of the topic: at least the last one, and
-together at least a window's records where the chain has them; in order within a partition."""
 
 READ_AHEAD_EVERY_S = 30.0
 """How often the log is asked for segments of which nobody has told: it lists folders."""
@@ -50,8 +47,10 @@ class CoordinatorStatus:
     Rows are those in the log since this coordinator started, or since the run did where it must
     end after so many; ``images_scored`` and
     ``dead_letters`` are the workers' own counts. ``ood_fraction`` and ``bound`` are null until
-    the window is full, ``max_lag`` (offsets) until a lag is known. ``workers`` holds the last
-    report of each, without stage times; ``waiting_for`` says of each that waits for something
+    the window is full, ``max_lag`` (offsets) until a lag is known. ``alerts_fired`` and
+    ``alerts_resolved`` count those that began and ended here, of the stream and of keys;
+    ``severity`` is that of the stream's alert, null while it is inactive. ``workers`` holds the
+    last report of each, without stage times; ``waiting_for`` says of each that waits for something
     outside of it what that is.
     """
 
@@ -73,6 +72,9 @@ class CoordinatorStatus:
     worker_restarts: int
     workers: Mapping[str, WorkerReport]
     waiting_for: Mapping[str, str] = field(default_factory=dict)
+    severity: Severity | None = None
+    keys: int = 0
+    keys_firing: int = 0
 
 
 class Coordinator:
@@ -84,9 +86,9 @@ class Coordinator:
     Args:
         settings: Of the monitor.
         calibration: What flags are judged by.
-        sink: Where alerts go; closed by `close`.
-        read_range: Finds summaries in the log that workers did not send.
-        read_tail: Finds where the log stands at the start.
+        sinks: Where alerts go, the surest first; closed by `close`.
+        summaries: Finds in the log what workers did not send.
+        checkpoints: The monitor's own.
         clock: The time.
 
     Raises:
@@ -97,41 +99,52 @@ class Coordinator:
         self,
         settings: Settings,
         calibration: CalibrationFacts,
-        sink: AlertSink,
+        sinks: Sequence[AlertSink],
         *,
-        read_range: ReadRange,
-        read_tail: ReadTail,
+        summaries: SummaryLog,
+        checkpoints: CheckpointStore,
         clock: Clock,
     ) -> None:
-        self._settings, self._calibration, self._clock = settings, calibration, clock
-        self._read_tail, self._read_range = read_tail, read_range
+        self._settings, self._clock, self._summaries = settings, clock, summaries
         self._lock = threading.RLock()
-        self._version = version("nap-stream")
-        self.metrics = Metrics(self._version)
-        self._monitor = DriftMonitor(
-            settings.drift, calibration, examples=settings.alerts.examples, clock=clock
-        )
+        program = version("nap-stream")
+        self.metrics = Metrics(program)
+        self.metrics.workers_expected.set(settings.worker.count)
+        plan = detection_plan(settings.drift, calibration)
+        self._monitor = DriftMonitor(plan, settings, clock)
         self._intake = SummaryIntake(
             self._monitor,
-            read_range,
+            summaries,
             self._apply,
             metrics=self.metrics,
             lock=self._lock,
             clock=clock,
         )
-        self._outbox = AlertOutbox(sink, self.metrics, clock)
+        self._outboxes = Outboxes(sinks, self.metrics, clock)
+        self._desk = AlertDesk(
+            self._monitor,
+            calibration,
+            self._outboxes,
+            checkpoints,
+            metrics=self.metrics,
+            lock=self._lock,
+            clock=clock,
+            version=program,
+        )
         self._workers = WorkerTable(self.metrics)
         self._partitions = PartitionTable(self.metrics, settings.driver.stall_timeout_s)
         self._server: MetricsServer | None = None
-        self._rebuilt: list[DriftVerdict] = []
         self._rows: Counter[Status] = Counter()
-        self._transitions: Counter[Transition] = Counter()
         self._restarts = 0
         self._read_ahead_s = clock.monotonic()
         self._shown = self._monitor.snapshot()
 
     def start(self, since: Mapping[TopicPartition, int] | None = None) -> None:
-        """Rebuild the window from the log's tail, without alerts; serve /metrics and /healthz.
+        """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
+
+        With a checkpoint the story goes on: what the log has beyond it is judged, and each alert
+        goes to the sinks that have not received it. Without one that fits, the log's tail is
+        judged and nothing told of what is over; an alert that fires at its end is.
 
         Args:
             since: Offsets from which on the log's rows count in `status`, for a coordinator that
@@ -141,24 +154,16 @@ class Coordinator:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
-        verdicts = self._intake.rebuild(self._read_tail())
-        self._rebuilt = [verdict for verdict in verdicts if verdict.transition is not None]
+        if names := self._summaries.partitions():
+            self._outboxes.read_back()
+            self._take_over(names)
+        # From here on whoever takes over has a checkpoint to begin with.
+        self._desk.settle(at_once=True)
         if since is not None:
             self._count_since(since)
         with self._lock:
             self._show()
         self._server = MetricsServer(self._settings.metrics, self.metrics.registry, self.health)
-
-    def announce_rebuilt(self) -> None:
-        """Send the alert that the log's tail ends with, if any: for who stands in for another.
-
-        The one that died may have judged it and not delivered it. Better twice than never.
-        """
-        with self._lock:
-            for verdict in self._rebuilt[-1:]:
-                if verdict.transition is not None:
-                    self._announce(verdict, verdict.transition)
-            self._rebuilt = []
 
     @property
     def metrics_url(self) -> str:
@@ -178,6 +183,8 @@ class Coordinator:
             if self._workers.take(report, now_s):
                 for partition in self._partitions.take(report, now_s):
                     self._monitor.hold(partition)
+                    # Whoever takes over must wait for it too.
+                    self._desk.hurry()
             self._look_at_workers(now_s)
 
     def worker_restarted(self, worker: str) -> None:
@@ -196,7 +203,8 @@ class Coordinator:
         with self._lock:
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
-        self._outbox.deliver()
+        self._desk.settle()
+        self._outboxes.deliver()
 
     def flush(self, timeout_s: float) -> None:
         """Judge what is left, without waiting for the watermark, and deliver all alerts.
@@ -208,12 +216,15 @@ class Coordinator:
         self._intake.close_holes()
         with self._lock:
             self._apply(self._monitor.flush())
-        self._outbox.drain(deadline)
+        self._desk.settle(at_once=True)
+        self._outboxes.drain(deadline)
+        # What was delivered is no longer on its way.
+        self._desk.settle(at_once=True)
 
     def status(self) -> CoordinatorStatus:
         """Say how the run is."""
         with self._lock:
-            drift, totals = self._shown, self._workers.totals
+            drift, totals, reasons = self._shown, self._workers.totals, self._desk.reasons
             return CoordinatorStatus(
                 rows=self._rows.total(),
                 rows_by_status=dict(self._rows),
@@ -224,15 +235,18 @@ class Coordinator:
                 alert_state=drift.state,
                 window_records=drift.window_records,
                 window_size=self._settings.drift.window_records,
-                alerts_fired=self._transitions[Transition.FIRING],
-                alerts_resolved=self._transitions[Transition.RESOLVED],
-                alerts_waiting=len(self._outbox),
+                alerts_fired=reasons[Reason.BEGAN],
+                alerts_resolved=reasons[Reason.ENDED],
+                alerts_waiting=len(self._desk),
                 max_lag=self._partitions.max_lag(),
                 dead_letters=totals["dead_letters"],
                 late_records=drift.late_records,
                 worker_restarts=self._restarts,
                 workers=self._workers.reports(),
                 waiting_for=self._waiting_for(),
+                severity=drift.severity,
+                keys=drift.keys,
+                keys_firing=drift.keys_firing,
             )
 
     def health(self) -> Health:
@@ -245,22 +259,57 @@ class Coordinator:
         if heard < wanted:
             reasons.append(f"{heard} of {wanted} workers reported in the last {age_s:g} s")
         reasons.extend(f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
-        if self._outbox.failure is not None:
-            reasons.append(f"{len(self._outbox)} alerts not delivered: {self._outbox.failure}")
+        if (failure := self._outboxes.failure) is not None:
+            reasons.append(f"{len(self._outboxes)} alerts not delivered: {failure}")
         return Health(tuple(reasons))
 
     def close(self) -> None:
-        """Stop serving and close the sink. Safe to call twice."""
+        """Stop serving and close the sinks. Safe to call twice."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        self._outbox.close()
+        self._outboxes.close()
+
+    def _take_over(self, names: Sequence[TopicPartition]) -> None:
+        log = structlog.get_logger()
+        if self._desk.restore() and self._is_of_this_log(names):
+            log.info("monitor_restored")
+            self._shown = self._monitor.snapshot()
+            reached = {name: self._monitor.end(name) or 0 for name in names}
+            chains = {n: self._summaries.read(n, at, LAST_OFFSET) for n, at in reached.items()}
+            self._intake.catch_up(chains, self._decide)
+            return
+        log.info("monitor_rebuilt_from_log")
+        newest: dict[str | None, DriftAlert] = {}
+        tails = {name: self._summaries.tail(name) for name in names}
+        self._intake.catch_up(
+            tails, lambda update: newest.update((each.key, each) for each in update.alerts)
+        )
+        with self._lock:
+            for alert in newest.values():
+                if alert.change.transition is Transition.FIRING:
+                    self._desk.put(alert)
+            self._shown = self._monitor.snapshot()
+
+    def _is_of_this_log(self, names: Sequence[TopicPartition]) -> bool:
+        """Whether the log has all that the monitor has seen; where it has not, start anew."""
+        ends = {name: self._summaries.end(name) or 0 for name in names}
+        ahead = [
+            n for n in self._monitor.partitions() if (self._monitor.end(n) or 0) > ends.get(n, 0)
+        ]
+        if not ahead:
+            return True
+        structlog.get_logger().warning(
+            "checkpoint_ahead_of_log", partitions=[str(name) for name in ahead]
+        )
+        self._monitor.take_over(DriftMonitor(self._monitor.plan, self._settings, self._clock))
+        return False
 
     def _count_since(self, since: Mapping[TopicPartition, int]) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""
         for partition in self._monitor.partitions():
             start, end = since.get(partition, 0), self._monitor.end(partition)
-            for summary in self._read_range(partition, start, end or 0):
+            for summary in self._summaries.read(partition, start, end or 0):
                 self._rows.update(summary.rows_by_status)
 
     def _waiting_for(self) -> Mapping[str, str]:
@@ -276,10 +325,17 @@ class Coordinator:
     def _apply(self, update: DriftUpdate) -> None:
         for summary in update.accepted:
             self._count(summary)
-        for verdict in update.verdicts:
-            if verdict.transition is not None:
-                self._announce(verdict, verdict.transition)
+        self._decide(update)
         self._show()
+
+    def _decide(self, update: DriftUpdate) -> None:
+        for summary in update.accepted:
+            if summary.gap is not None:
+                self._desk.put_gap(summary)
+        for alert in update.alerts:
+            self._desk.put(alert)
+        if update.accepted:
+            self._desk.changed()
 
     def _count(self, summary: SegmentSummary) -> None:
         for status, rows in summary.rows_by_status.items():
@@ -288,20 +344,10 @@ class Coordinator:
         if summary.gap is not None:
             self.metrics.gaps.inc()
             self.metrics.gap_offsets.inc(summary.end_offset - summary.base_offset)
-            self._outbox.put(gap_event(summary, self._settings, self._version))
-
-    def _announce(self, verdict: DriftVerdict, transition: Transition) -> None:
-        self._transitions[transition] += 1
-        self._outbox.put(alert_event(verdict, self._settings, self._calibration, self._version))
-        structlog.get_logger().warning(
-            "drift_alert",
-            state=transition.value,
-            fraction=verdict.fraction,
-            bound=verdict.bound,
-            records=verdict.records,
-        )
 
     def _show(self) -> None:
         before, self._shown = self._shown, self._monitor.snapshot()
-        size = self._settings.drift.window_records
-        show_drift(self.metrics, before, self._shown, size)
+        if before != self._shown:
+            self._desk.changed()
+        size, now_ms = self._settings.drift.window_records, self._clock.now_ms()
+        show_drift(self.metrics, before, self._shown, size, now_ms)

@@ -1,7 +1,8 @@
 """How summaries reach the drift monitor: from workers, and from the log where they went missing."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import structlog
 
@@ -9,15 +10,49 @@ from nap_stream.clock import Clock
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.errors import NapStreamError
 from nap_stream.metrics import Metrics
-from nap_stream.records import DriftVerdict, OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.runtime.feeding import in_event_time
 
 HOLE_PATIENCE_S = 30.0
 """How long the log is asked for missing offsets before the monitor goes on without them."""
 
 LAST_OFFSET = 2**63 - 1
 
-ReadRange = Callable[[TopicPartition, int, int], Sequence[SegmentSummary]]
-"""(partition, start, end) → summaries of the log's segments within ``[start, end)``, in order."""
+
+class SummaryLog(Protocol):
+    """The scored log of a topic, as the drift monitor sees it."""
+
+    def partitions(self) -> tuple[TopicPartition, ...]:
+        """Give the partitions that the log has.
+
+        Raises:
+            ScoredLogError: The log cannot be read.
+        """
+        ...
+
+    def end(self, partition: TopicPartition) -> int | None:
+        """Say where a partition's chain ends; None while it has no segment.
+
+        Raises:
+            ScoredLogError: The log cannot be read.
+        """
+        ...
+
+    def read(self, partition: TopicPartition, start: int, end: int) -> Iterator[SegmentSummary]:
+        """Summaries of the segments that begin within ``[start, end)``, in order.
+
+        Raises:
+            ScoredLogError: The log cannot be read.
+        """
+        ...
+
+    def tail(self, partition: TopicPartition) -> Iterator[SegmentSummary]:
+        """Summaries of the newest segments, up to the chain's end: enough to begin with.
+
+        Raises:
+            ScoredLogError: The log cannot be read.
+        """
+        ...
 
 
 class SummaryIntake:
@@ -27,7 +62,7 @@ class SummaryIntake:
 
     Args:
         monitor: Used under ``lock`` alone.
-        read_range: Finds summaries in the log.
+        summaries: Finds summaries in the log.
         on_update: Called under ``lock`` with what came of each summary, in order.
         metrics: Counts gaps.
         lock: The coordinator's own.
@@ -37,28 +72,35 @@ class SummaryIntake:
     def __init__(
         self,
         monitor: DriftMonitor,
-        read_range: ReadRange,
+        summaries: SummaryLog,
         on_update: Callable[[DriftUpdate], None],
         *,
         metrics: Metrics,
         lock: threading.RLock,
         clock: Clock,
     ) -> None:
-        self._monitor, self._read_range, self._on_update = monitor, read_range, on_update
+        self._monitor, self._summaries, self._on_update = monitor, summaries, on_update
         self._metrics, self._lock, self._clock = metrics, lock, clock
         self._missing_since: dict[tuple[TopicPartition, int], float] = {}
 
-    def rebuild(self, tail: Sequence[SegmentSummary]) -> tuple[DriftVerdict, ...]:
-        """Take the log's tail, of all partitions, and tell nobody what came of it.
+    def catch_up(
+        self,
+        chains: Mapping[TopicPartition, Iterator[SegmentSummary]],
+        on_update: Callable[[DriftUpdate], None],
+    ) -> None:
+        """Take what the log has, as if all of it came at once: no partition is idle meanwhile.
 
-        Returns:
-            The verdicts of the tail, in order.
+        Args:
+            chains: Summaries of each partition that the log has.
+            on_update: Called under the lock with what came of each, in order.
         """
         with self._lock:
-            for summary in tail:
-                self._monitor.hold(summary.partition)
-            updates = [self._monitor.add(summary) for summary in tail]
-        return tuple(verdict for update in updates for verdict in update.verdicts)
+            self._hold(chains)
+        for _, summary in in_event_time(chains):
+            if summary is not None:
+                with self._lock:
+                    self._hold(chains)
+                    on_update(self._monitor.add(summary))
 
     def submit(self, summary: SegmentSummary) -> None:
         """Take a worker's summary.
@@ -83,11 +125,11 @@ class SummaryIntake:
         """Take from the log what a worker published last and died before it could tell."""
         with self._lock:
             ends = {name: self._monitor.end(name) for name in self._monitor.partitions()}
-        for name, end in ends.items():
-            found = self._read(OffsetRange(name, end or 0, LAST_OFFSET))
-            with self._lock:
-                for summary in found:
-                    self._on_update(self._monitor.add(summary))
+        found = {
+            name: self._read(OffsetRange(name, end or 0, LAST_OFFSET)) for name, end in ends.items()
+        }
+        chains = {name: iter(summaries) for name, summaries in found.items() if summaries}
+        self.catch_up(chains, self._on_update)
 
     def close_holes(self) -> None:
         """Look in the log for missing offsets a last time, and go on without them."""
@@ -124,9 +166,13 @@ class SummaryIntake:
                 "summaries_missing", partition=str(gap.partition), start=gap.start, end=gap.end
             )
 
+    def _hold(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
+            self._monitor.hold(partition)
+
     def _read(self, wanted: OffsetRange) -> Sequence[SegmentSummary]:
         try:
-            return self._read_range(wanted.partition, wanted.start, wanted.end)
+            return tuple(self._summaries.read(wanted.partition, wanted.start, wanted.end))
         except NapStreamError as error:
             structlog.get_logger().warning("log_not_read", range=str(wanted), cause=str(error))
             return ()

@@ -1,4 +1,4 @@
-"""Alerts on their way to the sink: kept, retried, in order."""
+"""Alerts on their way to a sink: kept, retried, in order."""
 
 import threading
 from collections import deque
@@ -20,7 +20,7 @@ PILE_UP = 10
 
 
 class AlertOutbox:
-    """Delivers alerts in order; what cannot be delivered is kept and tried again.
+    """Delivers alerts to one sink in order; what cannot be delivered is kept and tried again.
 
     There is no bound: alerts are a few kilobytes and rare, and none may be lost.
 
@@ -34,6 +34,8 @@ class AlertOutbox:
 
     def __init__(self, sink: AlertSink, metrics: Metrics, clock: Clock) -> None:
         self._sink, self._metrics, self._clock = sink, metrics, clock
+        metrics.add_sink(sink.name)
+        self._delivered: frozenset[str] = frozenset()
         self._delivering = threading.Lock()
         self._waiting: deque[AlertEvent] = deque()
         self._backoff_s = BACKOFF_INITIAL_S
@@ -45,18 +47,39 @@ class AlertOutbox:
         return len(self._waiting)
 
     @property
+    def name(self) -> str:
+        """The sink's."""
+        return self._sink.name
+
+    @property
     def failure(self) -> str | None:
         """Why the last attempt failed; None where it did not."""
         return self._failure
 
+    def pending(self) -> tuple[AlertEvent, ...]:
+        """The alerts that wait, the first one next."""
+        return tuple(self._waiting.copy())
+
+    def read_back(self) -> None:
+        """Ask the sink what it has received, for `put` to leave out.
+
+        Where it cannot be asked, nothing is left out: better twice than never.
+        """
+        try:
+            self._delivered = self._sink.delivered()
+        except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
+            self._log().warning("alerts_not_read_back", cause=str(error) or type(error).__name__)
+
     def put(self, alert: AlertEvent) -> None:
-        """Queue an alert behind those that wait."""
+        """Queue an alert behind those that wait, unless `read_back` has found its id."""
+        if alert.id in self._delivered:
+            return
         self._waiting.append(alert)
         waiting = len(self._waiting)
-        self._metrics.alerts_undelivered.set(waiting)
+        self._show_waiting()
         if waiting >= self._pile_up:
             self._pile_up *= 2
-            structlog.get_logger().warning("alerts_pile_up", waiting=waiting, cause=self._failure)
+            self._log().warning("alerts_pile_up", waiting=waiting, cause=self._failure)
 
     def deliver(self) -> None:
         """Deliver what waits, unless another thread does or a failure asks for patience."""
@@ -82,37 +105,55 @@ class AlertOutbox:
         """Log what was not delivered, and close the sink. Safe to call twice."""
         while self._waiting:
             alert = self._waiting.popleft()
-            structlog.get_logger().error("alert_lost", event_tree=dict(alert.event))
+            self._log().error("alert_lost", event_tree=dict(alert.event))
         self._sink.close()
 
     def _deliver_now(self) -> None:
         if not self._delivering.acquire(blocking=False):
             return
         try:
-            while self._waiting and self._publish(self._waiting[0]):
-                # `close` may have given it up meanwhile.
-                with suppress(IndexError):
-                    self._waiting.popleft()
-                self._metrics.alerts_undelivered.set(len(self._waiting))
+            while self._publish_next():
+                pass
             if not self._waiting:
                 self._pile_up = PILE_UP
         finally:
             self._delivering.release()
 
-    def _publish(self, alert: AlertEvent) -> bool:
-        log = structlog.get_logger().bind(
-            monitor=alert.key, id=alert.event["id"], state=alert.state
+    def _publish_next(self) -> bool:
+        try:
+            alert = self._waiting[0]
+        except IndexError:
+            return False
+        if not self._publish(alert):
+            return False
+        # `close` may have given it up meanwhile, and must not lose the next one without a word.
+        with suppress(ValueError):
+            self._waiting.remove(alert)
+        self._show_waiting()
+        return True
+
+    def _log(self) -> structlog.typing.FilteringBoundLogger:
+        # Anew each time: a live status line changes where the log goes.
+        log: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
+            sink=self._sink.name
         )
+        return log
+
+    def _show_waiting(self) -> None:
+        self._metrics.alerts_undelivered.labels(self._sink.name).set(len(self._waiting))
+
+    def _publish(self, alert: AlertEvent) -> bool:
+        log = self._log().bind(monitor=alert.key, id=alert.id, state=alert.state)
         try:
             self._sink.publish(alert)
         except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
-            self._metrics.alert_failures.inc()
+            self._metrics.alert_failures.labels(self._sink.name).inc()
             self._failure = str(error) or type(error).__name__
             self._retry_at_s = self._clock.monotonic() + self._backoff_s
             log.warning("alert_not_delivered", cause=self._failure, retry_in_s=self._backoff_s)
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
             return False
         self._failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
-        self._metrics.alerts_published.labels(alert.state).inc()
+        self._metrics.alerts_published.labels(self._sink.name, alert.state).inc()
         log.info("alert_published")
         return True

@@ -150,7 +150,6 @@ class CoordinatorActor:
             if self._opened is None:
                 # Nobody has called `start`: this process stands in for one that died.
                 self._opened = self._open(self._since)
-                self._opened.announce_rebuilt()
                 url, rows = self._opened.metrics_url, self._opened.status().rows
                 structlog.get_logger().warning("coordinator_restarted", metrics=url, rows=rows)
             return self._opened

@@ -31,7 +31,7 @@ def status_text(status: CoordinatorStatus) -> Text:
     """One line for a person: rates, the OOD fraction against its bound, lag, alert state."""
     firing = status.alert_state == "firing"
     text = Text.assemble(
-        (f" {status.alert_state.upper()} ", "bold white on red" if firing else "black on green"),
+        (f" {_state(status)} ", "bold white on red" if firing else "black on green"),
         f"  {status.rows:,} rows",
         f"  {status.images_per_second:,.1f} images/s",
         f"  OOD {_percent(status.ood_fraction)} (bound {_percent(status.bound)})",
@@ -40,6 +40,8 @@ def status_text(status: CoordinatorStatus) -> Text:
     )
     if status.ood_fraction is None:
         text.append(f"  window {status.window_records:,}/{status.window_size:,}")
+    if status.keys_firing:
+        text.append(f"  keys firing {status.keys_firing:,} of {status.keys:,}", "bold red")
     if status.dead_letters:
         text.append(f"  dead letters {status.dead_letters:,}", "yellow")
     if status.alerts_waiting:
@@ -60,6 +62,8 @@ def _events(clock: Clock) -> Show:
         structlog.get_logger().info(
             "status",
             alert_state=str(status.alert_state),
+            severity=status.severity,
+            keys_firing=status.keys_firing,
             rows=status.rows,
             images_per_second=round(status.images_per_second, 1),
             ood_fraction=status.ood_fraction,
@@ -70,6 +74,12 @@ def _events(clock: Clock) -> Show:
         )
 
     return show
+
+
+def _state(status: CoordinatorStatus) -> str:
+    """The alert's state, and its severity while it fires."""
+    severity = "" if status.severity is None else f" {status.severity.upper()}"
+    return f"{status.alert_state.upper()}{severity}"
 
 
 def _first_wait(status: CoordinatorStatus) -> str:

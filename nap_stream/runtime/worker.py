@@ -25,7 +25,7 @@ from nap_stream.pipeline.tally import Tally
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
 from nap_stream.runtime.identity import Identity
 from nap_stream.scored_log.stores import check_writable, open_scored_log
-from nap_stream.scored_log.summary import summarise
+from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings import Settings
 from nap_stream.source.kafka import KafkaSource
 
@@ -100,16 +100,12 @@ def _open_line(
         clock=clock,
     )
 
+    shape = summary_shape(settings)
+
     def summary(
         segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
     ) -> SegmentSummary:
-        return summarise(
-            segment,
-            records,
-            pane_ms=settings.drift.pane_ms,
-            example_count=settings.alerts.examples,
-            gap=gap,
-        )
+        return summarise(segment, records, shape, gap)
 
     with ExitStack() as stack:
         dead_letters = KafkaDeadLetters(

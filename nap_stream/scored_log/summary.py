@@ -1,121 +1,72 @@
 """Summaries of segments for the drift monitor: from records in hand, or from the file.
 
 Both give the same summary, so that a monitor that starts anew finds what it would have known.
+
+Event times come from producers, whose clocks may be wrong. One that lies more than
+`MAX_CLOCK_SKEW_MS` ahead of the time when its message was read counts as that time: no camera's
+clock stops the monitor. Both times stand in the row, so that the log alone tells.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
+import numpy as np
+from numpy.typing import NDArray
 
-from nap_stream.core.windows import panes_of
+from nap_stream.core.keys import key_text
+from nap_stream.core.panes import NO_KEY, count_panes
 from nap_stream.records import (
     Example,
+    FlaggedClass,
     PublishedSegment,
     ScoredRecord,
     SegmentSummary,
-    Status,
     TopicPartition,
 )
-from nap_stream.scored_log.schema import SCHEMA, storable_text, storable_time_ms
 from nap_stream.scored_log.segment_file import divide
 from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.summary_rows import (
+    SummaryRows,
+    rows_of_records,
+    rows_of_table,
+    rows_schema,
+)
 from nap_stream.scored_log.walk import walk
+from nap_stream.settings import KeySettings, Settings
 
-_COLUMNS = ["offset", "index", "event_time", "status", "class_name", "ood_p_value", "is_ood"]
-_SCHEMA = pa.schema([SCHEMA.field(name) for name in _COLUMNS])
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    offset: int
-    index: int
-    event_time_ms: int
-    status: Status
-    class_name: str
-    ood_p_value: float
-    is_ood: bool
+MAX_CLOCK_SKEW_MS = 60_000
+"""How far an event time may be ahead of the time when its message was read."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    partition: TopicPartition
-    base_offset: int
-    end_offset: int
-    path: str
-    gap: str | None
+class SummaryShape:
+    """What a summary holds.
+
+    ``pane_ms`` is the width of the event-time panes in milliseconds. ``example_count`` is how many
+    flagged records to name at most: those with the smallest p-values, the earlier one of equals.
+    ``keys`` says what is counted by key; null for nothing.
+    """
+
+    pane_ms: int
+    example_count: int
+    keys: KeySettings | None = None
+
+    @property
+    def key_by(self) -> str | None:
+        """See `KeySettings`; None where keys are not told apart."""
+        return None if self.keys is None else self.keys.by
 
 
-def _rows_of_records(records: Sequence[ScoredRecord]) -> Iterator[_Row]:
-    for record in records:
-        scores = record.scores
-        yield _Row(
-            record.origin.offset,
-            record.origin.index,
-            storable_time_ms(record.origin.event_time_ms),
-            record.status,
-            storable_text(scores.class_name) if scores else "",
-            float(scores.ood_p_value) if scores else 1.0,
-            bool(scores.is_ood) if scores else False,
-        )
-
-
-def _rows_of_table(table: pa.Table) -> Iterator[_Row]:
-    times = table.column("event_time").cast(pa.int64())
-    for row in table.set_column(2, "event_time", times).to_pylist():
-        scored = row["status"] == Status.OK
-        yield _Row(
-            row["offset"],
-            row["index"],
-            row["event_time"],
-            Status(row["status"]),
-            row["class_name"] if scored else "",
-            row["ood_p_value"] if scored else 1.0,
-            row["is_ood"] if scored else False,
-        )
-
-
-def _examples(span: _Span, rows: Sequence[_Row], count: int) -> tuple[Example, ...]:
-    flagged = [row for row in rows if row.is_ood]
-    flagged.sort(key=lambda row: (row.ood_p_value, row.offset, row.index))
-    return tuple(
-        Example(
-            partition=span.partition,
-            offset=row.offset,
-            index=row.index,
-            event_time_ms=row.event_time_ms,
-            class_name=row.class_name,
-            ood_p_value=row.ood_p_value,
-            segment=span.path,
-        )
-        for row in flagged[:count]
-    )
-
-
-def _summary(span: _Span, rows: Sequence[_Row], pane_ms: int, example_count: int) -> SegmentSummary:
-    scored = [row for row in rows if row.status is Status.OK]
-    return SegmentSummary(
-        partition=span.partition,
-        base_offset=span.base_offset,
-        end_offset=span.end_offset,
-        rows_by_status=dict(Counter(row.status for row in rows)),
-        panes=panes_of(
-            (row.event_time_ms for row in scored), (row.is_ood for row in scored), pane_ms
-        ),
-        max_event_time_ms=max((row.event_time_ms for row in rows), default=None),
-        path=span.path,
-        examples=_examples(span, rows, example_count),
-        gap=span.gap,
-    )
+def summary_shape(settings: Settings) -> SummaryShape:
+    """Give what the drift monitor of these settings needs."""
+    return SummaryShape(settings.drift.pane_ms, settings.alerts.examples, settings.drift.keys)
 
 
 def summarise(
     published: PublishedSegment,
     records: Sequence[ScoredRecord],
-    *,
-    pane_ms: int,
-    example_count: int,
+    shape: SummaryShape,
     gap: str | None = None,
 ) -> SegmentSummary:
     """Summarise a segment from the records that were published in it.
@@ -123,9 +74,7 @@ def summarise(
     Args:
         published: What `ScoredLog.publish` returned.
         records: The records that were given to it.
-        pane_ms: Width of the event-time panes, milliseconds.
-        example_count: How many flagged records to name at most: those with the smallest p-values,
-            the earlier one of equals.
+        shape: What to hold.
         gap: The reason that was given to ``publish``.
     """
     span = _Span(
@@ -135,17 +84,11 @@ def summarise(
         published.path,
         gap,
     )
-    return _summary(span, tuple(_rows_of_records(records)), pane_ms, example_count)
+    return _summary(span, rows_of_records(records, shape.key_by), shape)
 
 
 def summarise_chain(
-    store: SegmentStore,
-    partition: TopicPartition,
-    start: int,
-    end: int,
-    *,
-    pane_ms: int,
-    example_count: int,
+    store: SegmentStore, partition: TopicPartition, start: int, end: int, shape: SummaryShape
 ) -> Iterator[SegmentSummary]:
     """Summarise segments from their files; the same as `summarise` of their records.
 
@@ -157,18 +100,103 @@ def summarise_chain(
         partition: Whose chain.
         start: The first segment's base offset, or 0.
         end: Segments that begin here or after are left out.
-        pane_ms: Width of the event-time panes, milliseconds.
-        example_count: How many flagged records of a segment to name at most.
+        shape: What to hold.
 
     Raises:
         ChainBrokenError: A file cannot be read or its footer is not valid.
         ScoredLogError: The store cannot be read.
     """
+    schema = rows_schema(shape.key_by)
     for file, wanted in walk(store, partition, start):
         if file.footer.base_offset >= end:
             return
         parts = [part for part in file.parts() if wanted <= part.base_offset < end]
         first = parts[0].base_offset if parts else end
-        for part, rows in divide(parts, file.batches(_COLUMNS, start=first), _SCHEMA):
+        for part, rows in divide(parts, file.batches(schema.names, start=first), schema):
             span = _Span(partition, part.base_offset, part.end_offset, file.path, part.gap)
-            yield _summary(span, tuple(_rows_of_table(rows)), pane_ms, example_count)
+            yield _summary(span, rows_of_table(rows, shape.key_by), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    partition: TopicPartition
+    base_offset: int
+    end_offset: int
+    path: str
+    gap: str | None
+
+
+def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSummary:
+    is_future = rows.event_time_ms > rows.ingest_time_ms + MAX_CLOCK_SKEW_MS
+    times = np.where(is_future, rows.ingest_time_ms, rows.event_time_ms)
+    # Over all rows, as the partition's watermark is: a row without scores moves it too, and
+    # where a segment ends must not matter.
+    newest = np.maximum.accumulate(times)
+    placed = newest[rows.is_scored]
+    keys, key = _scored_keys(rows)
+    return SegmentSummary(
+        partition=span.partition,
+        base_offset=span.base_offset,
+        end_offset=span.end_offset,
+        rows_by_status=dict(rows.rows_by_status),
+        panes=count_panes(
+            placed,
+            rows.p_value,
+            rows.is_ood,
+            pane_ms=shape.pane_ms,
+            keys=keys,
+            key=key,
+            one_per_pane=shape.keys is not None and shape.keys.one_per_pane,
+        ),
+        max_event_time_ms=int(newest[-1]) if len(newest) else None,
+        path=span.path,
+        flagged_classes=_flagged_classes(rows, placed - placed % shape.pane_ms),
+        examples=_examples(span, rows, times, (keys, key), shape.example_count),
+        future_records=int(is_future.sum()),
+        gap=span.gap,
+    )
+
+
+def _scored_keys(rows: SummaryRows) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
+    """The keys of the scored rows as text, ascending, and the index of each row's."""
+    if rows.keys is None or rows.key is None:
+        return (NO_KEY,), None
+    numbers, key = np.unique(rows.key[rows.is_scored], return_inverse=True)
+    texts = [key_text(rows.keys[number]) for number in numbers.tolist()]
+    keys = tuple(sorted(set(texts)))
+    slots = {text: slot for slot, text in enumerate(keys)}
+    slot = np.array([slots[text] for text in texts], dtype=np.int64)
+    return keys, slot[key]
+
+
+def _flagged_classes(rows: SummaryRows, starts_ms: NDArray[np.int64]) -> tuple[FlaggedClass, ...]:
+    starts = starts_ms[rows.is_ood].tolist()
+    counts = Counter(zip(starts, rows.flagged_class, strict=True))
+    return tuple(FlaggedClass(*pane, count) for pane, count in sorted(counts.items()))
+
+
+def _examples(
+    span: _Span,
+    rows: SummaryRows,
+    times_ms: NDArray[np.int64],
+    keys: tuple[tuple[str, ...], NDArray[np.int64] | None],
+    count: int,
+) -> tuple[Example, ...]:
+    names, key = keys
+    # Stable, so that the earlier one of equals comes first.
+    order = np.argsort(rows.p_value[rows.is_ood], kind="stable")[:count]
+    scored = np.flatnonzero(rows.is_ood)[order]
+    row = np.flatnonzero(rows.is_scored)[scored]
+    slots = [0] * len(order) if key is None else key[scored].tolist()
+    return tuple(
+        Example(span.partition, offset, index, time_ms, names[slot], class_name, p, span.path)
+        for offset, index, time_ms, slot, class_name, p in zip(
+            rows.offset[row].tolist(),
+            rows.index[row].tolist(),
+            times_ms[row].tolist(),
+            slots,
+            (rows.flagged_class[number] for number in order.tolist()),
+            rows.p_value[scored].tolist(),
+            strict=True,
+        )
+    )

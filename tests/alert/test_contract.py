@@ -5,33 +5,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from nap_stream.alert.base import AlertEvent, AlertSink
 from nap_stream.alert.consume import read_alerts
 from nap_stream.alert.kafka import KafkaAlertSink
+from nap_stream.alert.log import LogAlertSink
 from nap_stream.alert.memory import MemoryAlertSink
-from nap_stream.clock import SystemClock
+from nap_stream.alert.webhook import WebhookAlertSink
+from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import BrokerError, BrokerUnavailableError, TopicNotFoundError
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings import AlertSettings, KafkaSettings, WebhookSettings
 from tests.support.apache_kafka import ApacheKafka
+from tests.support.http_receiver import HttpReceiver
 from tests.support.topics import limit_messages, new_settings, read_all, send
 
+MONITOR = "ood-fraction"
 
-def alert(number: int, key: str = "ood-fraction") -> AlertEvent:
-    return AlertEvent(key, {"specversion": "1.0", "id": str(number), "data": {"class": "naïve"}})
+
+def alert(number: int) -> AlertEvent:
+    event = {"specversion": "1.0", "id": str(number), "type": "io.nap-stream.drift.firing"}
+    return AlertEvent(MONITOR, {**event, "data": {"class": "naïve"}})
 
 
 @dataclass
 class Place:
-    """A sink, and what has arrived there: (key, event)."""
+    """A sink, and what has arrived there: (monitor, id)."""
 
     sink: AlertSink
-    arrived: Callable[[], list[tuple[str, Any]]]
+    arrived: Callable[[], list[tuple[str, str]]]
+    can_tell: bool = True
 
 
 @pytest.fixture(
     params=[
         "memory",
+        "log",
+        "webhook",
         pytest.param("embedded", marks=pytest.mark.embedded),
         pytest.param("apache_kafka", marks=pytest.mark.kafka),
     ]
@@ -39,13 +49,33 @@ class Place:
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     if request.param == "memory":
         memory = MemoryAlertSink()
-        yield Place(memory, lambda: [(a.key, dict(a.event)) for a in memory.alerts])
-        return
-    found = request.getfixturevalue(request.param)
-    settings = new_settings(getattr(found, "bootstrap", found))
-    sink = KafkaAlertSink(settings, settings.topic)
-    yield Place(sink, lambda: [("ood-fraction", event) for event in events(settings)])
-    sink.close()
+        yield Place(memory, lambda: [(a.key, a.id) for a in memory.alerts])
+    elif request.param == "log":
+        with capture_logs() as logs:
+            yield Place(
+                LogAlertSink(),
+                lambda: [(entry["monitor"], entry["id"]) for entry in logs],
+                can_tell=False,
+            )
+    elif request.param == "webhook":
+        receiver = HttpReceiver()
+        with receiver.listening():
+            webhook = WebhookAlertSink(
+                AlertSettings(), WebhookSettings(url=receiver.url), ManualClock()
+            )
+            yield Place(webhook, lambda: posted(receiver), can_tell=False)
+            webhook.close()
+    else:
+        found = request.getfixturevalue(request.param)
+        settings = new_settings(getattr(found, "bootstrap", found))
+        sink = KafkaAlertSink(settings, settings.topic)
+        yield Place(sink, lambda: [(MONITOR, event["id"]) for event in events(settings)])
+        sink.close()
+
+
+def posted(receiver: HttpReceiver) -> list[tuple[str, str]]:
+    alerts = [one for request in receiver.requests for one in request.tree]
+    return [(one["labels"]["monitor"], one["annotations"]["id"]) for one in alerts]
 
 
 def events(settings: KafkaSettings) -> list[Any]:
@@ -55,16 +85,67 @@ def events(settings: KafkaSettings) -> list[Any]:
     return [read.event for read in found]
 
 
-def test_alerts_arrive_whole_and_in_order(place: Place) -> None:
+def test_alerts_arrive_in_order_and_are_known_where_that_can_be_told(place: Place) -> None:
     for number in range(3):
         place.sink.publish(alert(number))
 
-    assert place.arrived() == [("ood-fraction", dict(alert(number).event)) for number in range(3)]
+    assert place.arrived() == [(MONITOR, str(number)) for number in range(3)]
+    assert place.sink.delivered() == (frozenset("012") if place.can_tell else frozenset())
+
+
+def test_each_sink_has_a_name(place: Place) -> None:
+    assert place.sink.name in {"memory", "log", "webhook", "kafka"}
 
 
 def test_close_may_be_called_twice(place: Place) -> None:
     place.sink.close()
     place.sink.close()
+
+
+def test_reading_back_passes_over_what_is_foreign(broker: str) -> None:
+    settings = new_settings(broker)
+    send(settings, [b"not json", b"[1]", None, b'{"id": 7}', b'{"id": "ours"}', b'{"id": ""}'])
+    send(settings, [b'{"id": "%s"}' % (b"x" * 300)])
+    sink = KafkaAlertSink(settings, settings.topic)
+
+    assert sink.delivered() == {"ours", ""}
+    sink.close()
+
+
+@pytest.mark.kafka
+def test_the_last_thousand_offsets_of_each_partition_are_read_back_or_it_is_told(
+    apache_kafka: ApacheKafka,
+) -> None:
+    class Fleeting(SystemClock):
+        """A minute passes between two looks."""
+
+        looks = 0
+
+        def monotonic(self) -> float:
+            self.looks += 1
+            return 60.0 * self.looks
+
+    settings = new_settings(apache_kafka.bootstrap, partitions=2)
+    sink = KafkaAlertSink(settings, settings.topic)
+    hasty = KafkaAlertSink(settings, settings.topic, Fleeting())
+    assert sink.delivered() == frozenset()
+    for partition in range(2):
+        ids = [b'{"id": "%d-%d"}' % (partition, number) for number in range(1_100)]
+        send(settings, ids, partition=partition)
+
+    expected = {f"{partition}-{number}" for partition in range(2) for number in range(100, 1_100)}
+    assert sink.delivered() == expected
+    with pytest.raises(BrokerUnavailableError, match="last alerts were not read in 30 s"):
+        hasty.delivered()
+    sink.close()
+    hasty.close()
+
+
+def test_a_topic_that_does_not_exist_has_received_nothing(broker: str) -> None:
+    sink = KafkaAlertSink(new_settings(broker), "no-such-topic")
+
+    assert sink.delivered() == frozenset()
+    sink.close()
 
 
 @pytest.mark.kafka

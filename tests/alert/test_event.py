@@ -1,46 +1,33 @@
-import dataclasses
-import json
+import math
+import sys
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nap_stream.alert.event import alert_event, alert_schema, rfc3339
-from nap_stream.core.alert_state import AlertState, Transition
-from nap_stream.records import CalibrationFacts, DriftVerdict, Example, OffsetRange
-from tests.support.summaries import FACTS, PER_CLASS_FACTS, TOPIC, partition, settings
-
-EXAMPLE = Example(partition(1), 321, 2, 1_700_000_000_250, "cat", 0.005, "topic=images/x.parquet")
-VERDICT = DriftVerdict(
-    window_start_ms=1_700_000_000_000,
-    window_end_ms=1_700_000_001_500,
-    records=1_000,
-    flagged=125,
-    firing_limit=94,
-    resolve_limit=77,
-    state=AlertState.FIRING,
-    transition=Transition.FIRING,
-    offsets=(OffsetRange(partition(0), 0, 700), OffsetRange(partition(1), 300, 640)),
-    examples=(EXAMPLE,),
+from nap_stream.alert.event import alert_event, alert_schema
+from nap_stream.core.alert_state import Detector
+from nap_stream.drift.limits import detection_plan
+from nap_stream.records import Contribution, DriftAlert, OffsetRange
+from tests.alert.samples import (
+    ALERTS,
+    BEGAN,
+    ENDED,
+    ESCALATED,
+    EXAMPLE,
+    FACTS,
+    KEY_BEGAN,
+    NIGHT_MS,
+    PLAN,
+    SETTINGS,
+    SHIFTED,
+    event_tree,
+    evidence_reading,
 )
-RESOLVED = dataclasses.replace(
-    VERDICT, flagged=70, state=AlertState.INACTIVE, transition=Transition.RESOLVED, examples=()
-)
-
-PER_CLASS_VERDICT = dataclasses.replace(VERDICT, flagged=180, firing_limit=170, resolve_limit=53)
-
-
-def event_of(verdict: DriftVerdict, **sections: dict[str, Any]) -> dict[str, Any]:
-    return event_by(FACTS, verdict, **sections)
-
-
-def event_by(
-    facts: CalibrationFacts, verdict: DriftVerdict, **sections: dict[str, Any]
-) -> dict[str, Any]:
-    alert = alert_event(verdict, settings(**sections), facts, "1.2.3")
-    # Through JSON, as it travels.
-    tree: dict[str, Any] = json.loads(json.dumps(alert.event))
-    return tree
+from tests.support.summaries import PER_CLASS_FACTS, partition, settings
 
 
 def closed(schema: Any) -> Any:
@@ -50,16 +37,48 @@ def closed(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     tree = {key: closed(value) for key, value in schema.items()}
-    return tree | {"additionalProperties": False} if tree.get("type") == "object" else tree
+    return tree | {"additionalProperties": False} if "required" in tree else tree
 
 
-@pytest.mark.parametrize("facts", [FACTS, PER_CLASS_FACTS])
-@pytest.mark.parametrize("verdict", [VERDICT, RESOLVED])
-def test_events_fulfil_the_schema(verdict: DriftVerdict, facts: CalibrationFacts) -> None:
+OPEN = jsonschema.Draft202012Validator(alert_schema())
+CLOSED = jsonschema.Draft202012Validator(closed(alert_schema()))
+
+
+@pytest.mark.parametrize("alert", ALERTS.values(), ids=ALERTS)
+def test_events_fulfil_the_schema(alert: DriftAlert) -> None:
     jsonschema.Draft202012Validator.check_schema(alert_schema())
-    event = event_by(facts, verdict)
-    jsonschema.validate(event, alert_schema())
-    jsonschema.validate(event, closed(alert_schema()))
+    event = event_tree(alert)
+    OPEN.validate(event)
+    CLOSED.validate(event)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": None, "firing_limit": None, "resolve_limit": None, "readings": ()},
+        {"firing_limit": None, "resolve_limit": None},
+        {"tail": None},
+        {"keys": (), "classes": (), "examples": (), "offsets": ()},
+    ],
+)
+@pytest.mark.parametrize("alert", [BEGAN, ENDED])
+def test_what_is_not_known_yet_is_null(alert: DriftAlert, change: dict[str, Any]) -> None:
+    if change.get("window", alert.window) is None and alert is BEGAN:
+        change = {**change, "readings": (evidence_reading(Detector.OOD_SEQUENTIAL, 1e9),)}
+    CLOSED.validate(event_tree(replace(alert, **change)))
+
+
+def test_without_keys_links_and_labels_and_per_class() -> None:
+    bare = settings()
+    plan = detection_plan(bare.drift, PER_CLASS_FACTS)
+    event = event_tree(BEGAN, plan=plan, given=bare, facts=PER_CLASS_FACTS)
+    CLOSED.validate(event)
+    data = event["data"]
+    assert (data["labels"], data["runbook_url"], data["dashboard_url"]) == ({}, None, None)
+    # Asked for as a run length, not in words.
+    assert (data["promise"]["false_alarms"], data["promise"]["run_length"]) == (None, 1e4)
+    assert "calibration images, compared class by class, provided" in data["promise"]["words"]
+    assert "for each key" not in data["promise"]["words"]
 
 
 @pytest.mark.parametrize(
@@ -70,130 +89,208 @@ def test_events_fulfil_the_schema(verdict: DriftVerdict, facts: CalibrationFacts
         (("time",), "yesterday"),
         (("type",), "io.nap-stream.drift.flapping"),
         (("data", "state"), "inactive"),
-        (("data", "fraction"), 1.5),
+        (("data", "reason"), "because"),
+        (("data", "repeat"), -1),
+        (("data", "previous_severity"), "info"),
+        (("data", "summary"), ""),
+        (("data", "onset"), None),
+        (("data", "window", "fraction"), 1.5),
         (("data", "window", "records"), 0),
+        (("data", "detectors", 0, "name"), "cusum"),
+        (("data", "detectors", 0, "statistic"), "much"),
+        (("data", "score_shift", "direction"), "sideways"),
+        (("data", "contributors", "keys"), [{"name": "x" * 201, "flagged": 1}]),
+        (("data", "promise", "confidence"), 1),
+        (("data", "labels"), {"team": 3}),
+        (("data", "runbook_url"), "javascript:alert(1)"),
         (("data", "examples"), [{}]),
         (("data", "offsets"), [{"partition": -1, "start": 0, "end": 1}]),
     ],
 )
-def test_the_schema_refuses_what_is_wrong(path: tuple[str, ...], value: object) -> None:
-    event = event_of(VERDICT)
+def test_the_schema_refuses_what_is_wrong(path: tuple[Any, ...], value: object) -> None:
+    event = event_tree(BEGAN)
     place = event
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(event, alert_schema())
+        OPEN.validate(event)
 
 
-def test_every_field_is_required() -> None:
-    for key in event_of(VERDICT)["data"]:
-        event = event_of(VERDICT)
-        del event["data"][key]
+@pytest.mark.parametrize(
+    "path",
+    [
+        (),
+        ("window",),
+        ("detectors", 0),
+        ("score_shift",),
+        ("since_onset",),
+        ("contributors",),
+        ("promise",),
+        ("examples", 0),
+    ],
+)
+def test_every_field_is_required(path: tuple[Any, ...]) -> None:
+    def part(event: dict[str, Any]) -> dict[str, Any]:
+        found = event["data"]
+        for key in path:
+            found = found[key]
+        assert isinstance(found, dict)
+        return found
+
+    for key in part(event_tree(BEGAN)):
+        event = event_tree(BEGAN)
+        del part(event)[key]
         with pytest.raises(jsonschema.ValidationError, match=key):
-            jsonschema.validate(event, alert_schema())
+            OPEN.validate(event)
 
 
 def test_context_attributes() -> None:
-    event = event_of(VERDICT, kafka={"topic": "line-7"}, alerts={"monitor": "gate / 3"})
+    given = settings(kafka={"topic": "line-7"}, alerts={"monitor": "gate / 3"})
+    event = event_tree(BEGAN, given=given)
     assert event["source"] == "/nap-stream/line-7/gate%20%2F%203"
     assert event["type"] == "io.nap-stream.drift.firing"
+    assert event["dataschema"] == alert_schema()["$id"] == "urn:nap-stream:alert:3"
     assert event["subject"] == "line-7"
-    assert event["time"] == "2023-11-14T22:13:21.500Z"
-    assert event_of(RESOLVED)["type"] == "io.nap-stream.drift.resolved"
+    assert event["time"] == "2026-01-31T02:03:20.000Z"
+    assert event_tree(ENDED)["type"] == "io.nap-stream.drift.resolved"
+    assert event_tree(KEY_BEGAN)["subject"] == "images/camera-7"
 
 
 def test_evidence() -> None:
-    data = event_of(VERDICT)["data"]
-    assert data["fraction"] == 0.125
-    assert data["bound"] == 0.094
-    assert (data["calibration_size"], data["per_class"]) == (199, False)
-    assert (data["bound_size"], data["flag_rank"]) == (199, 10)
-    assert data["window"] == {
-        "records": 1_000,
-        "start": "2023-11-14T22:13:20.000Z",
-        "end": "2023-11-14T22:13:21.500Z",
+    data = event_tree(BEGAN)["data"]
+    assert (data["monitor"], data["topic"], data["key"]) == ("ood-fraction", "images", None)
+    assert (data["state"], data["reason"], data["repeat"]) == ("firing", "began", 0)
+    assert (data["severity"], data["previous_severity"]) == ("warning", None)
+    assert data["firing_since"] == "2026-01-31T02:03:20.000Z"
+    assert data["onset"] == "2026-01-31T02:03:04.000Z"
+    assert data["since_onset"] == {
+        "start": "2026-01-31T02:03:04.000Z",
+        "records": 816,
+        "flagged": 61,
     }
-    assert data["topic"] == TOPIC
+    assert data["window"] == {
+        "start": "2026-01-31T02:03:00.000Z",
+        "end": "2026-01-31T02:03:20.000Z",
+        "records": 1_020,
+        "flagged": 65,
+        "fraction": 65 / 1_020,
+        "firing_limit": 61,
+        "bound": 61 / 1_020,
+        "resolve_limit": 31,
+    }
+    names = [(each["name"], each["active"]) for each in data["detectors"]]
+    assert names == [("ood-window", True), ("ood-sequential", False), ("score-shift", False)]
+    assert data["detectors"][0]["statistic"] == 65
+    assert data["contributors"] == {
+        "keys": [{"name": "camera-7", "flagged": 31}, {"name": "camera-2", "flagged": 4}],
+        "classes": [{"name": "cat", "flagged": 28}, {"name": "truck", "flagged": 11}],
+    }
+    assert data["firing_keys"] == 1
     assert data["offsets"][1] == {"partition": 1, "start": 300, "end": 640}
     assert data["examples"] == [
         {
             "partition": 1,
             "offset": 321,
             "index": 2,
-            "event_time": "2023-11-14T22:13:20.250Z",
+            "event_time": "2026-01-31T02:03:15.250Z",
+            "key": "camera-7",
             "class_name": "cat",
-            "ood_p_value": 0.005,
-            "segment": "topic=images/x.parquet",
+            "ood_p_value": 0.0005,
+            "segment": "topic=images/partition=1/00000000000000000300.parquet",
         }
     ]
-    assert "94 or more flagged ones with a probability of at most 0.001" in data["confidence"]
-    assert "calibration on 199 images" in data["confidence"]
-    assert "77 or more" in event_of(RESOLVED)["data"]["confidence"]
-    assert "class" not in data["confidence"] + event_of(RESOLVED)["data"]["confidence"]
+    assert (data["alpha"], data["calibration_size"], data["per_class"]) == (0.02, 2_000, False)
+    assert data["flag_rate"] == PLAN.flag_rate
+    assert data["labels"] == {"site": "hall-2", "team": "vision"}
+    assert data["runbook_url"] == "https://runbooks.example/ood"
+    assert data["dashboard_url"] == "https://grafana.example/d/images"
+    assert (data["model_fingerprint"], data["calibration_fingerprint"]) == ("f" * 64, "c" * 64)
 
 
-def test_evidence_per_class_names_the_class_with_the_highest_limit() -> None:
-    data = event_by(PER_CLASS_FACTS, PER_CLASS_VERDICT)["data"]
-    assert (data["calibration_size"], data["per_class"]) == (238, True)
-    assert (data["bound_size"], data["flag_rank"]) == (38, 1)
-    assert data["confidence"] == (
-        "A window of 1000 in-distribution records of one predicted class, whichever, holds 170 or "
-        "more flagged ones with a probability of at most 0.001, the uncertainty of a calibration "
-        "on 238 images included. The limit is that of the class with the highest: 38 calibration "
-        "images, flag rank 1. For a mix of classes it is not proven. That is for one window of "
-        "exchangeable records; windows overlap and each one is judged."
-    )
+def test_the_promise() -> None:
+    promise = event_tree(BEGAN)["data"]["promise"]
+    # Four detectors share 30 days at 50 images/s.
+    assert (promise["run_length"], promise["detector_run_length"]) == (129_600_000, 518_400_000)
+    assert promise["confidence"] == 0.95
+    assert promise["false_alarms"] == "one per 30 days at 50 images/s"
+    asked = "probability 0.01 in 7 days at 50 images/s"
+    given = settings(drift={"expected_run_length": None, "false_alarms": asked})
+    assert event_tree(BEGAN, given=given)["data"]["promise"]["false_alarms"] == asked
 
 
-def test_a_resolve_limit_names_its_own_class() -> None:
-    """At 0.4 it is the large class that has the highest limit; the bound stays the small one's."""
-    resolved = dataclasses.replace(
-        PER_CLASS_VERDICT, flagged=40, state=AlertState.INACTIVE, transition=Transition.RESOLVED
-    )
-    data = event_by(PER_CLASS_FACTS, resolved, drift={"resolve_probability": 0.4})["data"]
-    assert (data["bound_size"], data["flag_rank"]) == (38, 1)
-    assert data["confidence"] == (
-        "A window of 1000 in-distribution records of one predicted class, whichever, holds 53 or "
-        "more flagged ones with a probability of at most 0.4; this one holds 40. The limit is "
-        "that of the class with the highest: 200 calibration images, flag rank 10. For a mix of "
-        "classes it is not proven."
-    )
+def test_a_score_shift() -> None:
+    shift = event_tree(SHIFTED)["data"]["score_shift"]
+    words = shift.pop("words")
+    assert shift == {
+        "tail": "p-value above 0.95",
+        "direction": "more in-distribution",
+        "highest_rate": {str(e): r for e, r in PLAN.tail_rates}["p-value above 0.95"],
+        "since": "2026-01-31T02:03:04.000Z",
+        "records": 816,
+        "hits": 240,
+    }
+    assert "the most in-distribution 5 % of calibration images" in words
+    assert event_tree(KEY_BEGAN)["data"]["score_shift"] is None
 
 
-def test_the_key_is_the_monitor() -> None:
-    assert alert_event(VERDICT, settings(), FACTS, "1").key == "ood-fraction"
+def test_an_escalation_names_the_severity_before() -> None:
+    data = event_tree(ESCALATED)["data"]
+    assert (data["severity"], data["previous_severity"]) == ("critical", "warning")
+    assert (data["reason"], data["repeat"]) == ("escalated", 1)
 
 
-def test_the_id_is_that_of_the_window() -> None:
-    first = event_of(VERDICT)["id"]
-    assert event_of(VERDICT)["id"] == first == "841a3a1ea9be29d3841be00138ae767c"
-    # How the window was cut into segments shows in the evidence, not in the id.
-    assert event_of(dataclasses.replace(VERDICT, offsets=(), examples=()))["id"] == first
+@pytest.mark.parametrize(("alert", "key"), [(BEGAN, "gate"), (KEY_BEGAN, "gate/camera-7")])
+def test_the_key_is_the_monitor_and_whose_alert_it_is(alert: DriftAlert, key: str) -> None:
+    given = settings(alerts={"monitor": "gate"})
+    assert alert_event(alert, PLAN, given, FACTS, "1").key == key
+
+
+def test_the_id_is_that_of_the_decision() -> None:
+    first = event_tree(BEGAN)["id"]
+    assert first == "e3ff79dc802eba4d29d178eea5ea9336"
+    # How the records were cut into segments shows in the evidence, not in the id.
+    offsets = (OffsetRange(partition(0), 0, 9),)
+    cut = replace(BEGAN, offsets=offsets, examples=(), firing_keys=0)
+    assert event_tree(cut)["id"] == first
+    firing = BEGAN.change.alert
     others = [
-        event_of(RESOLVED)["id"],
-        event_of(dataclasses.replace(VERDICT, flagged=126))["id"],
-        event_of(dataclasses.replace(VERDICT, window_end_ms=1_700_000_001_510))["id"],
-        event_of(VERDICT, alerts={"monitor": "other"})["id"],
-        event_of(VERDICT, kafka={"topic": "other"})["id"],
+        event_tree(replace(BEGAN, key="camera-7")),
+        event_tree(replace(BEGAN, key="")),
+        event_tree(replace(BEGAN, time_ms=NIGHT_MS + 1_000)),
+        event_tree(replace(BEGAN, change=ENDED.change)),
+        event_tree(replace(BEGAN, change=ESCALATED.change)),
+        event_tree(replace(BEGAN, change=replace(BEGAN.change, alert=replace(firing, repeats=1)))),
+        event_tree(replace(BEGAN, change=replace(BEGAN.change, alert=replace(firing, since_ms=1)))),
+        event_tree(BEGAN, plan=replace(PLAN, run_length=1e6)),
+        event_tree(BEGAN, plan=replace(PLAN, confidence=0.9)),
+        event_tree(BEGAN, plan=replace(PLAN, window_records=500)),
+        event_tree(BEGAN, facts=replace(FACTS, fingerprint="d" * 64)),
+        event_tree(BEGAN, given=settings(alerts={"monitor": "other"})),
+        event_tree(BEGAN, given=settings(kafka={"topic": "other"})),
     ]
-    assert len({first, *others}) == 6
+    assert len({first, *(event["id"] for event in others)}) == 14
 
 
-def test_only_a_transition_makes_an_alert() -> None:
-    with pytest.raises(ValueError, match="transition"):
-        event_of(dataclasses.replace(VERDICT, transition=None))
+@pytest.mark.parametrize("statistic", [0.0, 5e-324, sys.float_info.max, math.inf])
+def test_numbers_are_finite_whatever_the_evidence(statistic: float) -> None:
+    threshold = 1e15
+    reading = replace(evidence_reading(Detector.OOD_SEQUENTIAL, statistic), threshold=threshold)
+    found = event_tree(replace(KEY_BEGAN, readings=(reading,)))
+    CLOSED.validate(found)
+    assert found["data"]["detectors"][0]["statistic"] == min(statistic, sys.float_info.max)
 
 
-@pytest.mark.parametrize(
-    ("time_ms", "text"),
-    [
-        (0, "1970-01-01T00:00:00.000Z"),
-        (-1, "1969-12-31T23:59:59.999Z"),
-        (1_769_860_800_007, "2026-01-31T12:00:00.007Z"),
-        (10**18, "9999-12-31T23:59:59.999Z"),
-        (-(10**18), "0001-01-01T00:00:00.000Z"),
-    ],
-)
-def test_rfc3339(time_ms: int, text: str) -> None:
-    assert rfc3339(time_ms) == text
+@given(st.text(max_size=400))
+def test_names_from_outside_are_bounded(name: str) -> None:
+    alert = replace(
+        BEGAN,
+        classes=(Contribution(name, 3),),
+        keys=(Contribution(name, 33),),
+        examples=(replace(EXAMPLE, class_name=name),),
+    )
+    event = alert_event(alert, PLAN, SETTINGS, FACTS, "1").event
+    CLOSED.validate(event)
+    shown = event["data"]["contributors"]["classes"][0]["name"]
+    assert shown == name or (len(name) > 200 and shown == name[:199] + "…")
+    assert event["data"]["summary"].isprintable()

@@ -66,6 +66,11 @@ def test_hand_computed_judgement() -> None:
         size=4,
         per_class=False,
         flag_rate_laws=(FlagRateLaw(2, 4),),
+        groups=1,
+        # Ranks floor(edge * 5) of the edges 0.02 to 0.5, then 5 less those of 0.5 to 0.98.
+        tail_laws=tuple(
+            (FlagRateLaw(rank, 4),) if rank else () for rank in (0, 0, 0, 1, 2, 3, 1, 1, 1, 1)
+        ),
         fingerprint=calibration.fingerprint,
         model_fingerprint="1" * 64,
     )
@@ -86,6 +91,9 @@ def test_hand_computed_judgement_on_two_sides() -> None:
     # Twice (1 + number of calibration scores at the nearer end) / 5
     assert found.ood_p_value.tolist() == pytest.approx([2 / 5, 4 / 5, 1, 4 / 5, 2 / 5])
     assert found.is_ood.tolist() == [True, False, False, False, True]
+    # floor(0.25 * 5) = 1 rank of an end has p <= 0.5, and the three between have more.
+    laws = calibration.facts.tail_laws
+    assert laws[:6] == ((), (), (), (), (FlagRateLaw(2, 4),), (FlagRateLaw(3, 4),))
 
 
 def test_hand_computed_judgement_per_class() -> None:
@@ -100,12 +108,24 @@ def test_hand_computed_judgement_per_class() -> None:
     # Both have one law, which stands there once.
     facts = calibration.facts
     assert (facts.size, facts.per_class, facts.flag_rate_laws) == (4, True, (FlagRateLaw(1, 2),))
+    assert facts.groups == 2
+    # Rank floor(0.5 * 3) = 1 of each group has p <= 0.5, the other two have p > 0.5.
+    assert facts.tail_laws[4:6] == ((FlagRateLaw(1, 2),), (FlagRateLaw(2, 2),))
 
 
 def test_the_facts_hold_the_law_of_each_class_in_order() -> None:
     calibration = hand(rule=Rule(0.5, per_class=True), class_id=[0, 0, 0, 1])
     # Rank floor(0.5 * 4) = 2 of three cats, floor(0.5 * 2) = 1 of one dog.
-    assert calibration.facts.flag_rate_laws == (FlagRateLaw(1, 1), FlagRateLaw(2, 3))
+    facts = calibration.facts
+    assert (facts.flag_rate_laws, facts.groups) == ((FlagRateLaw(1, 1), FlagRateLaw(2, 3)), 2)
+    # Rank floor(0.2 * 4) = 0 of three: no law for p <= 0.2.
+    assert facts.tail_laws[3:5] == ((), (FlagRateLaw(1, 1), FlagRateLaw(2, 3)))
+
+
+def test_tied_scores_make_high_p_values_more_frequent() -> None:
+    # Scores 1, 8, 8, 8: the second, at the edge of p > 0.5, is tied with two above it.
+    calibration = calibration_of([1, 16, 16, 16], [1, 4, 4, 4], alpha=0.4)
+    assert calibration.facts.tail_laws[4:7] == ((FlagRateLaw(2, 4),), *[(FlagRateLaw(4, 4),)] * 2)
 
 
 def test_the_flag_rate_interval_is_that_of_the_beta_law() -> None:

@@ -2,44 +2,210 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.alert_state import AlertState, Transition, step
-
-QUIET, FIRING = AlertState.INACTIVE, AlertState.FIRING
-
-
-@pytest.mark.parametrize(
-    ("state", "flagged", "after", "transition"),
-    [
-        (QUIET, 9, QUIET, None),
-        (QUIET, 10, FIRING, Transition.FIRING),
-        (FIRING, 10, FIRING, None),
-        (FIRING, 9, FIRING, None),
-        (FIRING, 6, FIRING, None),
-        (FIRING, 5, QUIET, Transition.RESOLVED),
-        (QUIET, 5, QUIET, None),
-    ],
+from nap_stream.core.alert_state import (
+    AlertState,
+    Change,
+    Detector,
+    Firing,
+    Reason,
+    Severity,
+    Transition,
+    step,
 )
-def test_fires_at_the_limit_and_resolves_below_the_other(
-    state: AlertState, flagged: int, after: AlertState, transition: Transition | None
+
+WINDOW, SEQUENTIAL, SHIFT = Detector
+WARNING, CRITICAL = Severity
+REPEAT_MS = 1_000
+
+
+def firing(
+    *,
+    sent_ms: int = 500,
+    detectors: tuple[Detector, ...] = (WINDOW,),
+    severity: Severity = WARNING,
+    repeats: int = 0,
+) -> Firing:
+    """An alert that began at 500 with an onset at 400."""
+    return Firing(500, 400, sent_ms, detectors, severity, repeats)
+
+
+TRANSITIONS: dict[
+    str,
+    tuple[Firing | None, tuple[Detector, ...], Severity, int, Firing | None, Change | None],
+] = {
+    "quiet": (None, (), WARNING, 600, None, None),
+    "quiet, however severe": (None, (), CRITICAL, 600, None, None),
+    "begins": (
+        None,
+        (SEQUENTIAL,),
+        WARNING,
+        600,
+        Firing(600, 7, 600, (SEQUENTIAL,), WARNING),
+        Change(Reason.BEGAN, Firing(600, 7, 600, (SEQUENTIAL,), WARNING)),
+    ),
+    "begins as critical": (
+        None,
+        (WINDOW, SHIFT),
+        CRITICAL,
+        600,
+        Firing(600, 7, 600, (WINDOW, SHIFT), CRITICAL),
+        Change(Reason.BEGAN, Firing(600, 7, 600, (WINDOW, SHIFT), CRITICAL)),
+    ),
+    "goes on": (firing(), (WINDOW,), WARNING, 1_499, firing(), None),
+    "another detector joins": (
+        firing(detectors=(SEQUENTIAL,)),
+        (WINDOW, SEQUENTIAL),
+        WARNING,
+        600,
+        firing(detectors=(WINDOW, SEQUENTIAL)),
+        None,
+    ),
+    "one takes over from another": (
+        firing(),
+        (SHIFT,),
+        WARNING,
+        600,
+        firing(detectors=(WINDOW, SHIFT)),
+        None,
+    ),
+    "is repeated": (
+        firing(repeats=2),
+        (WINDOW,),
+        WARNING,
+        1_500,
+        firing(sent_ms=1_500, repeats=3),
+        Change(Reason.REPEATED, firing(sent_ms=1_500, repeats=3)),
+    ),
+    "is repeated after a long silence": (
+        firing(),
+        (WINDOW, SEQUENTIAL),
+        WARNING,
+        90_000,
+        firing(sent_ms=90_000, repeats=1, detectors=(WINDOW, SEQUENTIAL)),
+        Change(Reason.REPEATED, firing(sent_ms=90_000, repeats=1, detectors=(WINDOW, SEQUENTIAL))),
+    ),
+    "escalates": (
+        firing(),
+        (WINDOW, SHIFT),
+        CRITICAL,
+        600,
+        firing(sent_ms=600, detectors=(WINDOW, SHIFT), severity=CRITICAL, repeats=1),
+        Change(
+            Reason.ESCALATED,
+            firing(sent_ms=600, detectors=(WINDOW, SHIFT), severity=CRITICAL, repeats=1),
+            WARNING,
+        ),
+    ),
+    "escalates when a repeat is due": (
+        firing(),
+        (WINDOW,),
+        CRITICAL,
+        1_500,
+        firing(sent_ms=1_500, severity=CRITICAL, repeats=1),
+        Change(Reason.ESCALATED, firing(sent_ms=1_500, severity=CRITICAL, repeats=1), WARNING),
+    ),
+    "stays critical": (
+        firing(severity=CRITICAL),
+        (WINDOW,),
+        WARNING,
+        600,
+        firing(severity=CRITICAL),
+        None,
+    ),
+    "does not escalate twice": (
+        firing(severity=CRITICAL),
+        (WINDOW,),
+        CRITICAL,
+        600,
+        firing(severity=CRITICAL),
+        None,
+    ),
+    "repeats the highest severity": (
+        firing(severity=CRITICAL),
+        (WINDOW,),
+        WARNING,
+        1_500,
+        firing(sent_ms=1_500, severity=CRITICAL, repeats=1),
+        Change(Reason.REPEATED, firing(sent_ms=1_500, severity=CRITICAL, repeats=1)),
+    ),
+    "ends": (firing(repeats=4), (), WARNING, 600, None, Change(Reason.ENDED, firing(repeats=4))),
+    "ends when a repeat is due": (
+        firing(severity=CRITICAL),
+        (),
+        CRITICAL,
+        9_000,
+        None,
+        Change(Reason.ENDED, firing(severity=CRITICAL)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRANSITIONS.values(), ids=TRANSITIONS.keys())
+def test_transitions(
+    case: tuple[Firing | None, tuple[Detector, ...], Severity, int, Firing | None, Change | None],
 ) -> None:
-    assert step(state, flagged, firing_limit=10, resolve_limit=6) == (after, transition)
+    before, active, severity, now_ms, after, change = case
+    found = step(
+        before, active, severity=severity, onset_ms=7, now_ms=now_ms, repeat_interval_ms=REPEAT_MS
+    )
+    assert found == (after, change)
 
 
-@given(st.lists(st.integers(0, 20)), st.integers(1, 20), st.integers(1, 20))
-def test_transitions_alternate_and_tell_the_state(
-    counts: list[int], first: int, second: int
+def test_only_the_end_resolves() -> None:
+    told = {reason: Change(reason, firing()).transition for reason in Reason}
+    assert told.pop(Reason.ENDED) is Transition.RESOLVED
+    assert set(told.values()) == {Transition.FIRING}
+    assert len(told) == 3
+
+
+def test_words_are_those_of_prometheus() -> None:
+    assert [*AlertState] == ["inactive", "firing"]
+    assert [*Transition] == ["firing", "resolved"]
+    assert [*Severity] == ["warning", "critical"]
+
+
+PANES = st.lists(
+    st.tuples(
+        st.integers(1, 600),
+        st.lists(st.sampled_from(Detector), unique=True).map(tuple),
+        st.sampled_from(Severity),
+    ),
+    max_size=40,
+)
+
+
+@given(PANES)
+def test_alerts_begin_and_end_in_turn_and_are_sent_in_time(
+    panes: list[tuple[int, tuple[Detector, ...], Severity]],
 ) -> None:
-    resolve_limit, firing_limit = sorted((first, second))
-    state, expected = QUIET, Transition.FIRING
-    for flagged in counts:
-        before = state
-        state, transition = step(state, flagged, firing_limit, resolve_limit)
-        assert (transition is None) == (state is before)
-        if transition is not None:
-            assert transition is expected
-            expected = Transition.RESOLVED if transition is Transition.FIRING else Transition.FIRING
-
-
-def test_limits_the_wrong_way_round_are_refused() -> None:
-    with pytest.raises(ValueError, match="resolve_limit"):
-        step(QUIET, 1, firing_limit=5, resolve_limit=6)
+    alert, now, sent, repeats = None, 0, 0, 0
+    worst = WARNING
+    for passed, active, severity in panes:
+        now += passed
+        before = alert
+        alert, change = step(
+            before,
+            active,
+            severity=severity,
+            onset_ms=now - passed,
+            now_ms=now,
+            repeat_interval_ms=REPEAT_MS,
+        )
+        reason = change.reason if change else None
+        assert (alert is not None) == bool(active)
+        assert (reason is Reason.BEGAN) == (before is None and alert is not None)
+        assert (reason is Reason.ENDED) == (before is not None and alert is None)
+        if before is None or alert is None:
+            sent, repeats, worst = now, 0, severity
+            continue
+        worst = max(worst, severity, key=list(Severity).index)
+        assert (alert.since_ms, alert.onset_ms) == (before.since_ms, before.onset_ms)
+        assert alert.severity is worst
+        assert set(alert.detectors) == {*before.detectors, *active}
+        escalates = before.severity is not worst
+        assert (reason is Reason.ESCALATED) == escalates
+        assert (reason is Reason.REPEATED) == (not escalates and now - sent >= REPEAT_MS)
+        if change is not None:
+            assert change.alert == alert
+            sent, repeats = now, repeats + 1
+        assert (alert.sent_ms, alert.repeats) == (sent, repeats)

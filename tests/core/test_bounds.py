@@ -1,12 +1,22 @@
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from scipy.stats import betabinom, binom
 
-from nap_stream.core.bounds import FlagRateLaw, flag_limit, highest_flag_limit, tail_probabilities
+from nap_stream.core.bounds import (
+    FlagRateLaw,
+    flag_limit,
+    highest_flag_limit,
+    scan_exceedance,
+    scan_limit,
+    scan_run_length,
+    tail_probabilities,
+)
 from nap_stream.core.conformal import flag_rank
 
 
@@ -163,3 +173,139 @@ def test_refuses_nonsense(n: int, k: int, m: int) -> None:
 def test_refuses_a_probability_out_of_range(probability: float) -> None:
     with pytest.raises(ValueError, match="probability"):
         flag_limit(10, 1, 19, probability)
+
+
+RATES = st.floats(1e-6, 1 - 1e-6)
+
+
+def enumerated_exceedance(n: int, q: int, rates: ArrayLike) -> float:
+    """The same over all 2^(2n) sequences of flags, each record with its own rate."""
+    bits = np.arange(2 ** (2 * n))[:, np.newaxis] >> np.arange(2 * n) & 1
+    probability = np.where(bits, rates, 1 - np.asarray(rates)).prod(axis=1)
+    sums = np.cumsum(np.pad(bits, ((0, 0), (1, 0))), axis=1)
+    highest = (sums[:, n:] - sums[:, :-n]).max(axis=1)
+    return float(probability[highest >= q].sum())
+
+
+def exact_run_length(n: int, q: int, p: float) -> float:
+    """From the Markov chain of the last n flags: one equation a sequence, alarms absorb."""
+    size = 2**n
+    states = np.arange(size)
+    flags = (states[:, np.newaxis] >> np.arange(n) & 1).sum(axis=1)
+    moves = np.zeros((size, size))
+    for flag, probability in ((0, 1 - p), (1, p)):
+        moves[states, (states << 1 | flag) % size] += probability
+    quiet = flags < q
+    ahead = np.linalg.solve(np.eye(quiet.sum()) - moves[np.ix_(quiet, quiet)], np.ones(quiet.sum()))
+    start = p**flags * (1 - p) ** (n - flags)
+    return float(n + start[quiet] @ ahead)
+
+
+@given(st.integers(1, 6), st.data(), RATES)
+def test_exceedance_is_that_of_all_sequences(n: int, data: st.DataObject, p: float) -> None:
+    q = data.draw(st.integers(1, n))
+    assert scan_exceedance(n, q, p) == pytest.approx(
+        enumerated_exceedance(n, q, p), rel=1e-9, abs=1e-12
+    )
+
+
+def test_exceedance_by_hand() -> None:
+    # One flag in 2n records is enough; of windows of 1, one of 2.
+    assert scan_exceedance(5, 1, 0.1) == pytest.approx(1 - 0.9**10, rel=1e-12)
+    assert scan_exceedance(1, 1, 0.25) == pytest.approx(1 - 0.75**2, rel=1e-12)
+    # Two neighbours of four records: 8 of the 16 sequences.
+    assert scan_exceedance(2, 2, 0.5) == pytest.approx(0.5, rel=1e-12)
+    # A run of n in 2n records starts at the first record, or after a miss at one of n.
+    assert scan_exceedance(7, 7, 0.01) == pytest.approx(0.01**7 * (1 + 7 * 0.99), rel=1e-12)
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda n: st.tuples(st.integers(1, n), st.lists(RATES, min_size=2 * n, max_size=2 * n))
+    )
+)
+def test_a_mix_of_rates_exceeds_no_more_often_than_the_highest(
+    problem: tuple[int, list[float]],
+) -> None:
+    q, rates = problem
+    n = len(rates) // 2
+    assert enumerated_exceedance(n, q, rates) <= scan_exceedance(n, q, max(rates)) + 1e-12
+
+
+@given(st.integers(2, 2_000), st.data(), RATES, RATES)
+def test_exceedance_falls_with_the_limit_and_rises_with_the_rate(
+    n: int, data: st.DataObject, first: float, second: float
+) -> None:
+    q = data.draw(st.integers(1, n - 1))
+    low, high = sorted((first, second))
+    for p in (low, high):
+        assert 0 <= scan_exceedance(n, q + 1, p) <= scan_exceedance(n, q, p) * (1 + 1e-9) <= 1.1
+    assert scan_exceedance(n, q, low) <= scan_exceedance(n, q, high) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_the_bound_on_the_run_length_holds_in_the_smallest_windows(n: int, p: float) -> None:
+    """It is loosest at a limit of 1: half as long, since a block is judged by 2n records."""
+    for q in range(1, n + 1):
+        bound = scan_run_length(n, q, p)
+        assert bound <= exact_run_length(n, q, p) <= 2 * bound
+
+
+def test_a_rolling_window_in_simulation() -> None:
+    n, p, streams, length = 100, 0.05, 500, 20_000
+    q = scan_limit(n, p, 2_000)
+    bound = scan_run_length(n, q, p)
+    assert 2_000 <= bound < 5_000
+    flags = np.random.default_rng(7).random((streams, length), dtype=np.float32) < p
+    sums = np.cumsum(flags, axis=1, dtype=np.int16)
+    sums[:, n:] -= sums[:, :-n].copy()
+    reached = sums[:, n - 1 :] >= q
+    found = np.where(reached.any(axis=1), reached.argmax(axis=1) + n, length)
+
+    error = 3 * found.std() / np.sqrt(streams)
+    assert bound - error <= found.mean() <= 1.5 * bound
+    for within in (500, 1_000, 2_000):
+        share = within / bound
+        assert np.mean(found < within) <= share + 3 * np.sqrt(share / streams)
+
+
+@given(st.integers(1, 3_000), st.floats(1e-4, 0.9), st.floats(1, 1e15))
+def test_the_scan_limit_is_the_smallest_that_keeps_the_run_length(
+    n: int, p: float, run_length: float
+) -> None:
+    q = scan_limit(n, p, run_length)
+    assert 1 <= q <= n + 1
+    if q <= n:
+        assert scan_run_length(n, q, p) >= run_length
+    if q > 1:
+        assert scan_run_length(n, q - 1, p) < run_length
+
+
+def test_long_run_lengths_are_told_apart() -> None:
+    lengths = [10.0**power for power in range(4, 16)]
+    limits = [scan_limit(1_000, 0.06, length) for length in lengths]
+    assert limits == sorted(set(limits))
+    assert limits[-1] < 200
+    for before, after in pairwise(scan_run_length(1_000, q, 0.06) for q in range(1, 250)):
+        assert before <= after * (1 + 1e-12)
+        assert np.isfinite(after)
+
+
+def test_a_count_too_rare_for_a_float_has_an_endless_run_length() -> None:
+    assert scan_run_length(1_000, 1_000, 1e-3) == float("inf")
+    assert scan_limit(3, 0.5, 1e6) == 4
+
+
+@pytest.mark.parametrize(
+    ("n", "q", "p"), [(0, 1, 0.5), (3, 0, 0.5), (3, 4, 0.5), (3, 1, 0.0), (3, 1, 1.0)]
+)
+def test_refuses_a_window_that_is_none(n: int, q: int, p: float) -> None:
+    with pytest.raises(ValueError, match="expected 1 <= q <= n"):
+        scan_exceedance(n, q, p)
+
+
+@pytest.mark.parametrize("run_length", [0.5, float("nan")])
+def test_refuses_a_run_length_out_of_range(run_length: float) -> None:
+    with pytest.raises(ValueError, match="run length of at least 1"):
+        scan_limit(10, 0.5, run_length)

@@ -1,170 +1,249 @@
+from itertools import pairwise
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nap_stream.core.windows import Pane, RollingWindow, WindowState, merge_panes, panes_of
+from nap_stream.core.panes import PaneCounts
+from nap_stream.core.windows import PaneBuffer, RollingWindow, WindowState
+from tests.support.closed_panes import KEYS, PANE_MS, ROWS, PlainPane, ScoredRow, counts_of, plain
 
-PANES = st.builds(
-    lambda start, records, flagged: Pane(start * 10, records, min(flagged, records)),
-    st.integers(0, 20),
-    st.integers(1, 5),
-    st.integers(0, 5),
+Push = tuple[int, int, int]
+PUSHES = st.lists(
+    st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(0, 5)).map(
+        lambda push: (push[0], push[1], min(push[1:]))
+    ),
+    max_size=20,
 )
-GROUPS = st.lists(PANES, max_size=8).map(tuple)
 
 
-def test_panes_of_by_hand() -> None:
-    panes = panes_of([100, 205, 199, 250], [True, False, False, True], 100)
-    assert panes == (Pane(100, 2, 1), Pane(200, 2, 1))
+def rows_at(*times_ms: int) -> PaneCounts:
+    return counts_of([ScoredRow(time, 0.5, False, 1) for time in times_ms], one_per_pane=False)
 
 
-@pytest.mark.parametrize(("records", "flagged"), [(0, 0), (1, 2), (1, -1)])
-def test_a_pane_holds_records(records: int, flagged: int) -> None:
-    with pytest.raises(ValueError, match="expected 0 <= flagged"):
-        Pane(0, records, flagged)
+def starts_and_records(panes: list[PlainPane]) -> list[tuple[int, int]]:
+    return [(pane.start_ms, pane.records) for pane in panes]
 
 
-def test_merge_by_hand() -> None:
-    merged = merge_panes([Pane(20, 1, 1), Pane(10, 3, 0)], [Pane(20, 2, 0)])
-    assert merged == (Pane(10, 3, 0), Pane(20, 3, 1))
-
-
-@given(GROUPS, GROUPS)
-def test_merge_is_commutative(first: tuple[Pane, ...], second: tuple[Pane, ...]) -> None:
-    assert merge_panes(first, second) == merge_panes(second, first)
-
-
-@given(GROUPS, GROUPS, GROUPS)
-def test_merge_is_associative(
-    first: tuple[Pane, ...], second: tuple[Pane, ...], third: tuple[Pane, ...]
-) -> None:
-    left = merge_panes(merge_panes(first, second), third)
-    assert left == merge_panes(first, merge_panes(second, third))
-    assert left == merge_panes(first, second, third)
-
-
-@given(st.lists(st.tuples(st.integers(0, 500), st.booleans()), max_size=40), st.integers(0, 40))
-def test_merge_of_parts_is_the_whole(rows: list[tuple[int, bool]], cut: int) -> None:
-    def panes(part: list[tuple[int, bool]]) -> tuple[Pane, ...]:
-        return panes_of((time for time, _ in part), (flag for _, flag in part), 10)
-
-    assert merge_panes(panes(rows[:cut]), panes(rows[cut:])) == panes(rows)
+def closed(buffer: PaneBuffer, watermark_ms: int | None) -> list[tuple[int, int]]:
+    return starts_and_records([plain(pane) for pane in buffer.close(watermark_ms)])
 
 
 def test_the_watermark_closes_panes_that_end_by_it() -> None:
-    window = RollingWindow(size=100, pane_ms=10)
-    window.add([Pane(0, 1, 0), Pane(10, 2, 1), Pane(20, 4, 0)])
-    assert window.close(None) == []
-    assert window.close(9) == []
-    assert window.close(20) == [WindowState(0, 10, 1, 0), WindowState(0, 20, 3, 1)]
-    assert window.open_panes == 1
-    assert window.state == WindowState(0, 20, 3, 1)
-    assert window.close(20) == []
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False)
+    buffer.add(rows_at(0, 10, 19, 20, 21, 29), 0, None)
+    assert closed(buffer, None) == []
+    assert closed(buffer, 9) == []
+    assert closed(buffer, 20) == [(0, 1), (10, 2)]
+    assert len(buffer) == 1
+    assert closed(buffer, 29) == []
+    assert closed(buffer, 30) == [(20, 3)]
+
+
+def test_the_watermark_never_goes_back() -> None:
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False)
+    buffer.close(55)
+    assert buffer.closed_until_ms == 50
+    buffer.close(20)
+    buffer.close(None)
+    assert buffer.closed_until_ms == 50
+
+
+def test_late_records_count_in_the_oldest_pane_that_can_be_open() -> None:
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False)
+    buffer.add(rows_at(5), 0, None)
+    assert closed(buffer, 25) == [(0, 1)]
+    assert buffer.closed_until_ms == 20
+    buffer.add(rows_at(0, 12, 19, 20, 31), 1, None)
+    assert buffer.late_records == 3
+    assert closed(buffer, 40) == [(20, 4), (30, 1)]
+
+
+def test_out_of_order_within_a_partition_is_not_late() -> None:
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False)
+    buffer.add(rows_at(35), 0, None)
+    buffer.close(35)
+    buffer.add(rows_at(4, 38), 0, 35)
+    assert buffer.late_records == 0
+    assert closed(buffer, 40) == [(30, 3)]
+
+
+def test_memory_is_bounded_where_the_watermark_is_held_back() -> None:
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False, max_open_entries=3)
+    found = []
+    for start in range(0, 1_000, PANE_MS):
+        buffer.add(rows_at(start), 0, None)
+        found += closed(buffer, 0)
+        assert len(buffer) <= 3
+    assert found == [(start, 1) for start in range(0, 970, PANE_MS)]
+    assert buffer.closed_until_ms == 970
+    buffer.add(rows_at(0), 1, None)
+    assert buffer.late_records == 1
+    assert closed(buffer, None) == [(970, 2)]
+
+
+def test_a_pane_of_many_parts_counts_with_all_its_entries() -> None:
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False, max_open_entries=3)
+    for partition in range(3):
+        buffer.add(rows_at(1), partition, None)
+    assert closed(buffer, None) == []
+    buffer.add(rows_at(2), 3, None)
+    assert closed(buffer, None) == [(0, 4)]
+    assert len(buffer) == 0
+
+
+@st.composite
+def interleavings(draw: st.DrawFn) -> tuple[list[list[list[ScoredRow]]], list[int]]:
+    """Partitions of segments of rows, in order of offset, and an order over partitions."""
+    partitions = []
+    for _ in range(draw(st.integers(1, 4))):
+        rows = draw(ROWS.filter(bool))
+        inner = draw(st.sets(st.integers(1, 29), max_size=4))
+        edges = sorted({0, len(rows), *(edge for edge in inner if edge < len(rows))})
+        partitions.append([rows[start:end] for start, end in pairwise(edges)])
+    turns = [number for number, chain in enumerate(partitions) for _ in chain]
+    return partitions, draw(st.permutations(turns))
+
+
+def whole(partitions: list[list[list[ScoredRow]]], *, one_per_pane: bool) -> list[PlainPane]:
+    """What closes when every partition is one segment and nothing is closed before the end."""
+    buffer = PaneBuffer(PANE_MS, one_per_pane=one_per_pane)
+    for number, chain in enumerate(partitions):
+        rows = [row for segment in chain for row in segment]
+        buffer.add(counts_of(rows, one_per_pane=one_per_pane), number, None)
+    return [plain(pane) for pane in buffer.close_all()]
+
+
+def latest(rows: list[ScoredRow], before: int | None) -> int:
+    return max([row.time_ms for row in rows] + ([] if before is None else [before]))
+
+
+@given(interleavings(), st.booleans())
+@settings(max_examples=40)
+def test_any_interleaving_closes_the_same_panes(
+    problem: tuple[list[list[list[ScoredRow]]], list[int]], one_per_pane: bool
+) -> None:
+    partitions, turns = problem
+    buffer = PaneBuffer(PANE_MS, one_per_pane=one_per_pane)
+    marks: dict[int, int] = {}
+    chains = [iter(chain) for chain in partitions]
+    panes = []
+    for number in turns:
+        segment = next(chains[number])
+        before = marks.get(number)
+        buffer.add(counts_of(segment, one_per_pane=one_per_pane), number, before)
+        marks[number] = latest(segment, before)
+        known = len(marks) == len(partitions)
+        panes += buffer.close(min(marks.values()) if known else None)
+    panes += buffer.close_all()
+
+    assert [plain(pane) for pane in panes] == whole(partitions, one_per_pane=one_per_pane)
+    assert buffer.late_records == 0
+
+
+@given(interleavings(), st.lists(st.none() | st.integers(-60, 160), min_size=20, max_size=20))
+@settings(max_examples=40)
+def test_whatever_the_watermark_nothing_is_lost_and_time_goes_on(
+    problem: tuple[list[list[list[ScoredRow]]], list[int]], watermarks: list[int | None]
+) -> None:
+    partitions, turns = problem
+    buffer = PaneBuffer(PANE_MS, one_per_pane=False)
+    chains = [iter(chain) for chain in partitions]
+    panes = []
+    for number, watermark in zip(turns, watermarks, strict=False):
+        buffer.add(counts_of(next(chains[number]), one_per_pane=False), number, None)
+        panes += buffer.close(watermark)
+    for chain in chains:
+        for segment in chain:
+            buffer.add(counts_of(segment, one_per_pane=False), 0, None)
+    panes += buffer.close_all()
+
+    rows = [row for chain in partitions for segment in chain for row in segment]
+    assert sum(pane.records for pane in panes) == len(rows)
+    assert sum(pane.flagged for pane in panes) == sum(row.flagged for row in rows)
+    for key, name in enumerate(KEYS[1:], start=1):
+        by_pane = [dict(zip(p.keys, p.key_records.tolist(), strict=True)) for p in panes]
+        found = sum(counts.get(name, 0) for counts in by_pane)
+        assert found == sum(row.key == key for row in rows)
+    starts = [pane.start_ms for pane in panes]
+    assert starts == sorted(set(starts))
+
+
+@given(interleavings(), st.integers(0, 19), st.booleans())
+@settings(max_examples=40)
+def test_a_restored_buffer_goes_on_as_the_first_one(
+    problem: tuple[list[list[list[ScoredRow]]], list[int]], stop: int, one_per_pane: bool
+) -> None:
+    partitions, turns = problem
+    first = PaneBuffer(PANE_MS, one_per_pane=one_per_pane, max_open_entries=6)
+    other = PaneBuffer(PANE_MS, one_per_pane=one_per_pane, max_open_entries=6)
+    chains = [iter(chain) for chain in partitions]
+    for turn, number in enumerate(turns):
+        counts = counts_of(next(chains[number]), one_per_pane=one_per_pane)
+        if turn == min(stop, len(turns) - 1):
+            other.restore(first.open_parts(), first.closed_until_ms, first.late_records)
+            assert len(other) == len(first)
+        first.add(counts, number, None)
+        found = first.close(turn)
+        if turn >= min(stop, len(turns) - 1):
+            other.add(counts, number, None)
+            assert [plain(p) for p in other.close(turn)] == [plain(p) for p in found]
+    assert [plain(p) for p in other.close_all()] == [plain(p) for p in first.close_all()]
+    assert other.late_records == first.late_records
+    assert other.closed_until_ms == first.closed_until_ms
 
 
 def test_the_oldest_leave_while_the_rest_is_full() -> None:
     window = RollingWindow(size=3, pane_ms=10)
-    window.add([Pane(0, 2, 2), Pane(10, 1, 0), Pane(20, 2, 1), Pane(30, 9, 9)])
-    assert window.close_all() == [
-        WindowState(0, 10, 2, 2),
-        WindowState(0, 20, 3, 2),
-        WindowState(10, 30, 3, 1),
-        WindowState(30, 40, 9, 9),
-    ]
+    assert window.state is None
+    assert window.push(0, 2, 2) == WindowState(0, 10, 2, 2)
+    assert not window.is_full
+    assert window.push(10, 1, 0) == WindowState(0, 20, 3, 2)
+    assert window.is_full
+    assert window.push(20, 2, 1) == WindowState(10, 30, 3, 1)
+    assert window.push(90, 9, 9) == WindowState(90, 100, 9, 9)
+    assert window.state == WindowState(90, 100, 9, 9)
+    assert window.state.fraction == 1.0
+    assert window.panes == ((90, 9, 9),)
 
 
-def test_open_panes_take_more_and_closed_ones_do_not() -> None:
-    window = RollingWindow(size=10, pane_ms=10)
-    window.add([Pane(0, 1, 0)])
-    window.add([Pane(20, 1, 0), Pane(0, 1, 1)])
-    assert window.close(20) == [WindowState(0, 10, 2, 1)]
-    assert window.late_records == 0
-    window.add([Pane(0, 3, 2), Pane(10, 1, 0)])
-    assert window.late_records == 4
-    assert window.close(30) == [WindowState(0, 30, 7, 3)]
-
-
-def test_a_watermark_without_records_makes_late_ones_too() -> None:
-    window = RollingWindow(size=10, pane_ms=10)
-    window.close(55)
-    assert window.closed_until_ms == 50
-    window.add([Pane(40, 1, 0), Pane(50, 1, 0)])
-    assert window.late_records == 1
-    assert window.close(60) == [WindowState(50, 60, 2, 0)]
-
-
-def test_the_watermark_never_goes_back() -> None:
-    window = RollingWindow(size=10, pane_ms=10)
-    window.close(50)
-    window.close(20)
-    assert window.closed_until_ms == 50
-
-
-def test_memory_is_bounded_where_the_watermark_is_held_back() -> None:
-    window = RollingWindow(size=5, pane_ms=10, max_open_panes=3)
-    states = []
-    for start in range(0, 1_000, 10):
-        window.add([Pane(start, 1, 0)])
-        states += window.close(0)
-        assert window.open_panes <= 3
-    assert len(states) == 97
-    assert states[-1] == WindowState(920, 970, 5, 0)
-
-
-@given(GROUPS, st.integers(1, 12))
-def test_the_window_is_the_shortest_full_tail(panes: tuple[Pane, ...], size: int) -> None:
+@given(PUSHES, st.integers(1, 12))
+def test_the_window_is_the_shortest_full_tail(steps: list[tuple[int, int, int]], size: int) -> None:
     window = RollingWindow(size, 10)
-    window.add(panes)
-    merged = merge_panes(panes)
-    states = window.close_all()
-    assert len(states) == len(merged)
-    for closed, state in enumerate(states, start=1):
-        tails = [merged[start:closed] for start in range(closed)]
-        full = [tail for tail in tails if sum(pane.records for pane in tail) >= size]
-        expected = full[-1] if full else tails[0]
+    pushed: list[Push] = []
+    for gap, records, flagged in steps:
+        start = (pushed[-1][0] if pushed else 0) + gap * 10
+        pushed.append((start, records, flagged))
+        state = window.push(start, records, flagged)
+        tails = [pushed[first:] for first in range(len(pushed))]
+        full = [tail for tail in tails if sum(pane[1] for pane in tail) >= size]
+        expected = full[-1] if full else pushed
+        assert window.panes == tuple(expected)
+        assert window.is_full == bool(full)
+        assert state == window.state
         assert state == WindowState(
-            expected[0].start_ms,
-            expected[-1].start_ms + 10,
-            sum(pane.records for pane in expected),
-            sum(pane.flagged for pane in expected),
+            expected[0][0],
+            start + 10,
+            sum(pane[1] for pane in expected),
+            sum(pane[2] for pane in expected),
         )
 
 
-@st.composite
-def interleavings(draw: st.DrawFn) -> tuple[list[list[Pane]], list[int]]:
-    """Panes of some partitions, each in order of time, and an order over partitions."""
-    partitions = draw(st.lists(st.lists(PANES, min_size=1, max_size=8), min_size=1, max_size=4))
-    ordered = [sorted(panes, key=lambda pane: pane.start_ms) for panes in partitions]
-    turns = [number for number, panes in enumerate(ordered) for _ in panes]
-    return ordered, draw(st.permutations(turns))
+@pytest.mark.parametrize(("records", "flagged"), [(0, 0), (1, 2), (1, -1)])
+def test_a_pane_holds_records(records: int, flagged: int) -> None:
+    window = RollingWindow(3, 10)
+    with pytest.raises(ValueError, match="expected 0 <= flagged"):
+        window.push(0, records, flagged)
+    assert window.state is None
 
 
-@given(interleavings(), st.integers(1, 12))
-def test_any_interleaving_gives_the_same_states(
-    problem: tuple[list[list[Pane]], list[int]], size: int
-) -> None:
-    partitions, turns = problem
-    whole = RollingWindow(size, 10)
-    whole.add(pane for panes in partitions for pane in panes)
-    expected = whole.close_all()
-
-    window = RollingWindow(size, 10)
-    marks: list[int | None] = [None] * len(partitions)
-    taken = [iter(panes) for panes in partitions]
-    states = []
-    for number in turns:
-        pane = next(taken[number])
-        window.add([pane])
-        marks[number] = pane.start_ms
-        known = [mark for mark in marks if mark is not None]
-        states += window.close(min(known) if len(known) == len(marks) else None)
-    states += window.close_all()
-
-    assert states == expected
-    assert window.late_records == 0
-
-
-@pytest.mark.parametrize("arguments", [(0, 10, 10), (10, 0, 10), (10, 10, 0)])
-def test_refuses_nonsense(arguments: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("arguments", [(0, 10), (10, 0)])
+def test_a_window_refuses_nonsense(arguments: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         RollingWindow(*arguments)
+
+
+@pytest.mark.parametrize(("pane_ms", "entries"), [(0, 10), (10, 0)])
+def test_a_buffer_refuses_nonsense(pane_ms: int, entries: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        PaneBuffer(pane_ms, one_per_pane=False, max_open_entries=entries)

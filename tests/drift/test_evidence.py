@@ -1,43 +1,70 @@
-from nap_stream.core.windows import WindowState
-from nap_stream.drift import evidence
-from nap_stream.drift.evidence import Evidence
-from nap_stream.records import OffsetRange, SegmentSummary
-from tests.support.summaries import partition, summary
+from nap_stream.core.panes import closed_pane
+from nap_stream.drift.evidence import MAX_SEGMENTS, Evidence, Span
+from nap_stream.records import Contribution, OffsetRange
+from tests.support.summaries import PANE_MS, Row, partition, summary
+
+ALL = Span(0, 10_000)
 
 
-def keep(found: Evidence, each: SegmentSummary) -> None:
-    found.add(each, each.panes, lambda time_ms: time_ms)
+def rows(start_ms: int, count: int, key: str = "") -> list[Row]:
+    return [
+        Row(start_ms + i, flagged=True, p_value=0.01 + i / 1_000, key=key) for i in range(count)
+    ]
 
 
-def test_ranges_of_a_partition_become_one() -> None:
-    found = Evidence(5)
-    for base, time_ms in ((0, 5), (1, 15), (2, 25), (3, 35)):
-        keep(found, summary(0, base, [(time_ms, True)]))
-    window = WindowState(start_ms=10, end_ms=30, records=2, flagged=2)
-    assert found.offsets(window) == (OffsetRange(partition(0), 1, 3),)
-    assert [example.offset for example in found.examples(window)] == [1, 2]
+def test_segments_that_reach_into_the_span() -> None:
+    evidence = Evidence(examples=2, contributors=2)
+    evidence.add(summary(0, 0, rows(0, 5)), None)
+    evidence.add(summary(0, 5, rows(100, 5)), None)
+    evidence.add(summary(1, 7, rows(100, 1)), None)
+    evidence.add(summary(1, 8, [], end=9, gap="retention"), None)
+    assert evidence.offsets(Span(50, 200)) == (
+        OffsetRange(partition(0), 5, 10),
+        OffsetRange(partition(1), 7, 8),
+    )
+    assert evidence.offsets(ALL)[0] == OffsetRange(partition(0), 0, 10)
+    found = [(e.partition.partition, e.offset) for e in evidence.examples(Span(50, 200))]
+    assert found == [(0, 5), (1, 7)]
+
+
+def test_a_segment_that_came_late_is_where_it_was_counted() -> None:
+    evidence = Evidence(examples=2, contributors=2)
+    evidence.add(summary(0, 0, rows(0, 2)), 500)
+    assert evidence.offsets(Span(0, 100)) == ()
+    assert len(evidence.examples(Span(500, 510))) == 2
+    assert evidence.class_contributions(Span(500, 510)) == (Contribution("cat", 2),)
+
+
+def test_keys_and_classes_that_contribute_most() -> None:
+    evidence = Evidence(examples=2, contributors=2)
+    mixed = [*rows(0, 2, "b"), *rows(2, 3, "a"), *rows(5, 2, "c"), Row(8, flagged=False, key="d")]
+    made = summary(0, 0, mixed)
+    evidence.add(made, None)
+    evidence.close(closed_pane(0, [made.panes], one_per_pane=False))
+    assert evidence.key_contributions(ALL) == (Contribution("a", 3), Contribution("b", 2))
+    assert evidence.key_contributions(Span(PANE_MS, 10_000)) == ()
+    assert evidence.class_contributions(ALL) == (Contribution("cat", 7),)
+    only_c = evidence.examples(Span(0, 10_000, key="c"))
+    assert [example.key for example in only_c] == ["c"] * len(only_c)
+    assert only_c
 
 
 def test_what_has_left_the_window_is_forgotten() -> None:
-    found = Evidence(5)
-    for base in range(10):
-        keep(found, summary(0, base, [(base * 10, True)]))
-    found.forget_before(50)
-    everything = WindowState(start_ms=0, end_ms=100, records=10, flagged=10)
-    assert found.offsets(everything) == (OffsetRange(partition(0), 5, 10),)
+    evidence = Evidence(examples=2, contributors=2)
+    for base in range(3):
+        made = summary(0, base, rows(base * 100, 1, "a"))
+        evidence.add(made, None)
+        evidence.close(closed_pane(base * 100, [made.panes], one_per_pane=False))
+    evidence.forget_before(100)
+    assert [segment.first_ms for segment in evidence.segments] == [100, 200]
+    assert sorted(evidence.classes) == [100, 200]
+    assert sorted(evidence.keys) == [100, 200]
 
 
-def test_the_newest_are_kept_where_there_are_too_many() -> None:
-    found = Evidence(5)
-    count = evidence.MAX_SEGMENTS + 5
-    for base in range(count):
-        keep(found, summary(0, base, [(0, False)]))
-    found.forget_before(0)
-    window = WindowState(start_ms=0, end_ms=10, records=count, flagged=0)
-    assert found.offsets(window) == (OffsetRange(partition(0), 5, count),)
-
-
-def test_a_segment_without_scored_records_is_no_evidence() -> None:
-    found = Evidence(5)
-    keep(found, summary(0, 0, [], end=10, gap="retention"))
-    assert found.offsets(WindowState(0, 10, 1, 0)) == ()
+def test_memory_is_bounded() -> None:
+    evidence = Evidence(examples=1, contributors=1)
+    for base in range(MAX_SEGMENTS + 5):
+        evidence.add(summary(0, base, rows(0, 1)), None)
+    evidence.forget_before(0)
+    assert len(evidence.segments) == MAX_SEGMENTS
+    assert evidence.segments[-1].offsets.start == MAX_SEGMENTS + 4

@@ -1,56 +1,44 @@
-import dataclasses
-import time
-
 import pytest
 
-from nap_stream.core.bounds import FlagRateLaw, flag_limit
-from nap_stream.core.conformal import flag_rank
-from nap_stream.drift.limits import window_limits
+from nap_stream.core.conformal import upper_flag_rate
+from nap_stream.core.tail_events import TAIL_EVENTS
+from nap_stream.drift.limits import detection_plan
 from nap_stream.errors import ConfigError
-from nap_stream.records import CalibrationFacts
 from nap_stream.settings import DriftSettings
 from tests.support.summaries import FACTS, PER_CLASS_FACTS
 
 
-def facts(size: int, rank: int) -> CalibrationFacts:
-    laws = (FlagRateLaw(rank, size),)
-    return dataclasses.replace(FACTS, size=size, flag_rate_laws=laws)
+def test_the_promise_is_shared_out() -> None:
+    plan = detection_plan(DriftSettings(expected_run_length=1e5, confidence=0.9), FACTS)
+    assert plan.run_length == 1e5
+    assert plan.detector_run_length == 3e5
+    assert plan.flag_rate == upper_flag_rate(10, 199, 0.95)
+    assert plan.calibration_fingerprint == FACTS.fingerprint
+    assert [event for event, _ in plan.tail_rates] == list(TAIL_EVENTS)
+    first_event, first_rate = plan.tail_rates[0]
+    assert first_event.edge == 0.02
+    assert first_rate == upper_flag_rate(4, 199, 1 - 0.05 / len(TAIL_EVENTS))
 
 
-def test_limits_are_those_of_the_reference_table() -> None:
-    limits = window_limits(DriftSettings(), facts(2_000, 100))
-    firing, resolving = limits(1_000)
-    assert firing == 80
-    assert 50 < resolving < firing
+def test_keys_take_a_share() -> None:
+    plan = detection_plan(DriftSettings(expected_run_length=1e5, keys={}), FACTS)
+    assert plan.detector_run_length == 4e5
 
 
-def test_the_rank_decides_not_alpha() -> None:
-    two_sided = facts(59, 2)
-    one_sided = facts(59, 3)
-    settings = DriftSettings()
-    assert window_limits(settings, two_sided)(1_000) < window_limits(settings, one_sided)(1_000)
+def test_per_class_the_highest_rate_of_all_counts() -> None:
+    plan = detection_plan(DriftSettings(confidence=0.9), PER_CLASS_FACTS)
+    assert plan.flag_rate == max(
+        upper_flag_rate(1, 38, 1 - 0.05 / 2), upper_flag_rate(10, 200, 1 - 0.05 / 2)
+    )
+    events = [event for event, _ in plan.tail_rates]
+    assert TAIL_EVENTS[0] not in events
 
 
-def test_per_class_each_limit_is_that_of_the_class_with_the_highest() -> None:
-    """38 images have the fatter far tail, 200 the higher rate: each decides one limit."""
-    settings = DriftSettings(false_alarm_probability=1e-3, resolve_probability=0.4)
-    rank_1 = [flag_limit(1_000, 1, 38, probability) for probability in (1e-3, 0.4)]
-    rank_10 = [flag_limit(1_000, 10, 200, probability) for probability in (1e-3, 0.4)]
-    assert (rank_1, rank_10) == ([170, 25], [116, 53])
-    assert window_limits(settings, PER_CLASS_FACTS)(1_000) == (170, 53)
+def test_the_default_is_one_in_thirty_days_at_fifty_images_a_second() -> None:
+    assert detection_plan(DriftSettings(), FACTS).run_length == 30 * 86_400 * 50
 
 
-def test_hundreds_of_classes_are_quick() -> None:
-    laws = tuple(FlagRateLaw(flag_rank(0.05, m), m) for m in range(19, 319))
-    many = CalibrationFacts(0.05, sum(law.size for law in laws), True, laws, "c", "m")
-    limits = window_limits(DriftSettings(), many)
-    started = time.perf_counter()
-    # Of 19 images, one rank of 20 is flagged.
-    assert limits(1_001)[0] == flag_limit(1_001, 1, 19, 1e-3)
-    assert time.perf_counter() - started < 0.1
-
-
-def test_a_window_that_cannot_fire_is_refused() -> None:
-    with pytest.raises(ConfigError, match="can never fire") as error:
-        window_limits(DriftSettings(window_records=1), FACTS)
-    assert error.value.where == "drift.window_records"
+def test_a_window_that_can_never_fire_is_refused() -> None:
+    with pytest.raises(ConfigError, match="window_records") as caught:
+        detection_plan(DriftSettings(window_records=3), FACTS)
+    assert "larger" in str(caught.value)

@@ -5,12 +5,14 @@ import os
 import signal
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nap_stream.dev.broker import free_port
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import (
+    Monitor,
     metrics_url,
     new_monitor,
     producing,
@@ -25,15 +27,16 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
-BEFORE, OOD = 700, 500
+BEFORE, OOD, AFTER = 700, 450, 600
 RATE = 150.0
 WINDOW = 200
 
 
 @pytest.mark.timeout(240)
-def test_kill_9_of_the_coordinator_mid_stream_loses_no_row_and_no_later_alert(
+def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
+    """Once while all is well, and once when it has just sent that it is not."""
     monitor = new_monitor(
         apache_kafka.bootstrap,
         tmp_path / "monitor",
@@ -44,30 +47,56 @@ def test_kill_9_of_the_coordinator_mid_stream_loses_no_row_and_no_later_alert(
     images = tmp_path / "images"
     write_images(images / "1-before", BEFORE)
     write_images(images / "2-ood", OOD, first_seed=BEFORE, flat=True)
+    write_images(images / "3-after", AFTER, first_seed=BEFORE + OOD)
+    total = BEFORE + OOD + AFTER
     command = nap_stream(
         *("run", "--config", monitor.config, "--address", ray_head.address),
-        *("--max-records", str(BEFORE + OOD)),
+        *("--max-records", str(total)),
     )
     with Program(command, tmp_path / "run", ray_head.environ) as run:
         url = metrics_url(run)
-        port = urllib.parse.urlsplit(url).port
-        assert port is not None
         wait_for_assignments(run)
         with producing(monitor, images, RATE) as sending:
             wait_until(lambda: len(monitor.rows()) >= WINDOW + 50, 60, "more than a window's rows")
-            os.kill(listener_pid(port), signal.SIGKILL)
-            run.wait_for_line("coordinator_restarted", 60)
+            _kill_coordinator(url)
+            _wait_for_lines(run, "coordinator_restarted", 1)
             assert sending.is_alive(), "the stream was over before the coordinator was back"
             samples = scrape(url)
-            assert samples["nap_stream_window_records", ()] >= WINDOW
+            assert samples["nap_stream_window_records", ()] > 0
+            run.wait_for_line("alert_published", 60)
+            _kill_coordinator(url)
+            _wait_for_lines(run, "coordinator_restarted", 2)
         assert run.wait(120) == 0, run.tail
         assert "worker_failed" not in run.stderr
+        _wait_for_lines(run, "monitor_restored", 2)
 
-    monitor.assert_complete(BEFORE + OOD)
+    monitor.assert_complete(total)
     assert {writer.partition("@")[0] for writer in monitor.writers()} == {
         "worker-0.0",
         "worker-1.0",
     }
-    # Twice, where the one that was killed had delivered it a moment before.
-    alert, *_ = read_all(monitor.kafka, monitor.alert_topic, 1)
-    assert json.loads(alert.value)["data"]["state"] == "firing"
+    replayed = _replayed(monitor, tmp_path / "replay")
+    assert [event["data"]["reason"] for event in replayed] == ["began", "ended"]
+    sent = [json.loads(each.value) for each in read_all(monitor.kafka, monitor.alert_topic, 2)]
+    assert [event["id"] for event in sent] == [event["id"] for event in replayed]
+
+
+def _kill_coordinator(url: str) -> None:
+    port = urllib.parse.urlsplit(url).port
+    assert port is not None
+    os.kill(listener_pid(port), signal.SIGKILL)
+
+
+def _wait_for_lines(run: Program, text: str, count: int) -> None:
+    def enough() -> bool:
+        assert run.running or text in run.stderr, run.tail
+        return run.stderr.count(text) >= count
+
+    wait_until(enough, 60, f"{count} times {text}")
+
+
+def _replayed(monitor: Monitor, folder: Path) -> list[dict[str, Any]]:
+    command = nap_stream("replay", "--config", monitor.config, "--json")
+    with Program(command, folder) as replay:
+        assert replay.wait(60) == 0, replay.tail
+        return [json.loads(line) for line in replay.stdout.splitlines()]

@@ -25,7 +25,7 @@ from nap_stream.runtime.logging import configure_logging
 from nap_stream.runtime.signals import stop_on_signals
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.summary import summarise
+from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings import (
     KafkaSettings,
     LimitSettings,
@@ -173,4 +173,4 @@ def _log(spec: WorkerSpec, loaded: LoadedModel, injector: Injector) -> ScoredLog
 def _summary(
     segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
 ) -> SegmentSummary:
-    return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)
+    return summarise(segment, records, SummaryShape(100, 3), gap)

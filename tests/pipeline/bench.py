@@ -19,7 +19,7 @@ from nap_stream.records import (
 )
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
-from nap_stream.scored_log.summary import summarise
+from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.memory import MemorySource, MemoryTopic
@@ -105,7 +105,7 @@ class Bench:
         def summary(
             segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
         ) -> SegmentSummary:
-            return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)
+            return summarise(segment, records, SummaryShape(100, 3), gap)
 
         line = WorkerLine(
             open_source,

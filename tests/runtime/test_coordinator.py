@@ -2,24 +2,30 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jsonschema
 import pytest
+from structlog.testing import capture_logs
 
 from nap_stream.alert.event import alert_schema
 from nap_stream.alert.gap import gap_schema
 from nap_stream.clock import Clock, ManualClock
-from nap_stream.core.alert_state import AlertState
-from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
+from nap_stream.core.alert_state import AlertState, Severity
+from nap_stream.errors import ConfigError, ScoredLogError
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
+from nap_stream.runtime.checkpoints import CheckpointStore
 from nap_stream.runtime.coordinator import Coordinator
 from nap_stream.runtime.intake import HOLE_PATIENCE_S
+from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.store import SegmentStore
 from tests.runtime.alert_sinks import FlakySink
+from tests.runtime.summary_log import SummaryList
 from tests.support.summaries import (
     FACTS,
+    AnyRow,
     Row,
     partition,
     report,
@@ -29,44 +35,26 @@ from tests.support.summaries import (
 )
 
 NOW_MS = 1_000_000
-CALM = [(i, i % 20 == 0) for i in range(200)]
-DRIFT: list[Row] = [(200 + i, i % 2 == 0) for i in range(200)]
-BACK: list[Row] = [(400 + i, False) for i in range(200)]
-
-
-class Log:
-    """The durable segments, as the log's reader tells of them."""
-
-    def __init__(self, durable: Iterable[SegmentSummary] = ()) -> None:
-        self.durable = list(durable)
-        self.reads: list[tuple[TopicPartition, int, int]] = []
-        self.broken = False
-
-    def read_range(self, wanted: TopicPartition, start: int, end: int) -> Sequence[SegmentSummary]:
-        self.reads.append((wanted, start, end))
-        if self.broken:
-            raise ScoredLogError("the disk is gone", str(wanted), "Mount it")
-        return [s for s in self.durable if s.partition == wanted and start <= s.base_offset < end]
-
-    def read_tail(self) -> Sequence[SegmentSummary]:
-        return list(self.durable)
+CALM: list[AnyRow] = [(i, i % 20 == 0) for i in range(200)]
+DRIFT: list[AnyRow] = [(200 + i, i % 2 == 0) for i in range(200)]
+BACK: list[AnyRow] = [(400 + i, False) for i in range(200)]
 
 
 @contextmanager
 def running(
-    log: Log | None = None,
+    log: SummaryList | None = None,
     sink: FlakySink | None = None,
     clock: Clock | None = None,
     since: dict[TopicPartition, int] | None = None,
+    store: SegmentStore | None = None,
     **sections: dict[str, Any],
 ) -> Iterator[Coordinator]:
-    log = log or Log()
     coordinator = Coordinator(
         settings(**sections),
         FACTS,
-        sink or FlakySink(),
-        read_range=log.read_range,
-        read_tail=log.read_tail,
+        [sink or FlakySink()],
+        summaries=log or SummaryList(),
+        checkpoints=CheckpointStore(store or MemoryStore(), "ood-fraction", "images"),
         clock=clock or ManualClock(NOW_MS),
     )
     coordinator.start(since)
@@ -83,31 +71,15 @@ def value(coordinator: Coordinator, name: str, **labels: str) -> float | None:
 def test_a_coordinator_that_stands_in_for_another_counts_rows_since_the_run_began() -> None:
     chain = segments(0, CALM, [25] * 8)
     began = chain[2].base_offset
-    with running(Log(chain[:6]), since={chain[0].partition: began}) as coordinator:
+    with running(SummaryList(chain[:6]), since={chain[0].partition: began}) as coordinator:
         assert coordinator.status().rows == 4 * 25
         coordinator.submit(chain[5])
         assert coordinator.status().rows == 4 * 25, "its rows are in the log and counted"
         coordinator.submit(chain[6])
         assert coordinator.status().rows_by_status == {Status.OK: 5 * 25}
-    with running(Log(chain[:6])) as coordinator:
+    with running(SummaryList(chain[:6])) as coordinator:
         coordinator.submit(chain[6])
         assert coordinator.status().rows == 25
-
-
-def test_a_coordinator_that_stands_in_for_another_sends_the_alert_that_may_be_lost() -> None:
-    chain = segments(0, [*CALM, *DRIFT, *BACK], [25] * 24)
-    sink = FlakySink()
-    with running(Log(chain[:16]), sink) as coordinator:
-        coordinator.tick()
-        assert sink.states == [], "a run that begins anew says nothing of what was"
-        coordinator.announce_rebuilt()
-        coordinator.announce_rebuilt()
-        coordinator.tick()
-        assert sink.states == ["firing"]
-        for each in chain[16:]:
-            coordinator.submit(each)
-        coordinator.flush(timeout_s=5)
-        assert sink.states == ["firing", "resolved"]
 
 
 def test_alerts_of_a_drift_and_a_return() -> None:
@@ -125,7 +97,7 @@ def test_alerts_of_a_drift_and_a_return() -> None:
         assert coordinator.status().alerts_waiting == 1
         coordinator.tick()
         assert sink.states == ["firing"]
-        assert value(coordinator, "alert_firing") == 1
+        assert value(coordinator, "alert_firing", severity="critical") == 1
         for each in chain[16:]:
             coordinator.submit(each)
         coordinator.flush(timeout_s=5)
@@ -141,12 +113,50 @@ def test_alerts_of_a_drift_and_a_return() -> None:
         assert status.ood_fraction == 0.0
         assert status.bound is not None
         assert status.window_records == status.window_size == 40
-        assert value(coordinator, "alert_firing") == 0
-        assert value(coordinator, "alerts_published_total", state="firing") == 1
+        assert value(coordinator, "alert_firing", severity="critical") == 0
+        assert value(coordinator, "alerts_published_total", sink="memory", state="firing") == 1
         assert value(coordinator, "records_total", status="ok") == 600
         assert value(coordinator, "ood_fraction") == 0
         assert value(coordinator, "ood_fraction_bound") == status.bound
         assert value(coordinator, "window_fill_ratio") == 1
+
+
+def test_detectors_keys_and_the_watermark_are_shown() -> None:
+    clock = ManualClock(NOW_MS)
+    rows = [Row(*row[:2], None, f"camera-{row[0] % 4}") for row in [*CALM, *DRIFT]]
+    with running(clock=clock, drift={"keys": {"max_keys": 3}}) as coordinator:
+        for each in segments(0, rows, [25] * 16):
+            coordinator.submit(each)
+        clock.advance(60)
+        coordinator.tick()
+        for detector in ("ood-window", "ood-sequential"):
+            statistic, threshold, active = (
+                value(coordinator, f"detector_{name}", detector=detector)
+                for name in ("statistic", "threshold", "active")
+            )
+            assert statistic is not None
+            assert threshold is not None
+            assert statistic >= threshold > 0
+            assert active == 1
+        assert value(coordinator, "watermark_delay_seconds") == (NOW_MS + 60_000 - 399) / 1000
+        assert value(coordinator, "keys") == 3
+        status = coordinator.status()
+        assert status.keys == 3
+        assert status.severity is Severity.CRITICAL
+        assert status.keys_firing == value(coordinator, "keys_firing")
+        assert value(coordinator, "keys_active") == status.keys_firing
+        assert (value(coordinator, "keys_forgotten_total") or 0) > 0
+
+
+def test_an_alert_has_a_line_in_the_log() -> None:
+    with capture_logs() as events, running() as coordinator:
+        for each in segments(0, [*CALM, *DRIFT], [25] * 16):
+            coordinator.submit(each)
+        coordinator.tick()
+    (line,) = [event for event in events if event["event"] == "drift_alert"]
+    assert (line["monitor"], line["key"], line["state"]) == ("ood-fraction", None, "firing")
+    assert (line["reason"], line["severity"]) == ("began", "critical")
+    assert "out-of-distribution" in line["summary"]
 
 
 def test_before_the_window_is_full_there_is_no_fraction() -> None:
@@ -184,7 +194,7 @@ def test_a_summary_that_comes_twice_counts_once() -> None:
 
 def test_a_summary_that_went_missing_is_read_from_the_log() -> None:
     chain = segments(0, CALM, [50, 50, 50])
-    log = Log()
+    log = SummaryList()
     with running(log) as coordinator:
         coordinator.submit(chain[0])
         coordinator.submit(chain[2])
@@ -198,7 +208,7 @@ def test_a_summary_that_went_missing_is_read_from_the_log() -> None:
 
 def test_what_stands_before_the_first_summary_is_read_from_the_log() -> None:
     chain = segments(0, CALM, [50, 50, 50])
-    log = Log()
+    log = SummaryList()
     with running(log) as coordinator:
         log.durable = chain
         coordinator.submit(chain[1])
@@ -209,7 +219,7 @@ def test_what_stands_before_the_first_summary_is_read_from_the_log() -> None:
 def test_a_hole_that_stays_is_counted_and_passed() -> None:
     chain = segments(0, CALM, [50, 50, 50])
     clock = ManualClock(NOW_MS)
-    log = Log()
+    log = SummaryList()
     log.broken = True
     with running(log, clock=clock) as coordinator:
         coordinator.submit(chain[0])
@@ -227,7 +237,7 @@ def test_a_hole_that_stays_is_counted_and_passed() -> None:
 
 def test_flush_waits_for_no_hole() -> None:
     chain = segments(0, CALM, [20] * 9)
-    log = Log([])
+    log = SummaryList([])
     with running(log) as coordinator:
         for each in chain[::2]:
             coordinator.submit(each)
@@ -260,14 +270,14 @@ def test_a_gap_makes_an_alert_once() -> None:
         coordinator.tick()
         coordinator.tick()
         assert sink.states == ["gap"]
-        assert value(coordinator, "alerts_published_total", state="gap") == 1
+        assert value(coordinator, "alerts_published_total", sink="memory", state="gap") == 1
     (event,) = [alert.event for alert in sink.alerts]
     jsonschema.validate(event, gap_schema())
     assert event["data"]["offsets"] == 70
 
 
 def test_a_gap_that_nobody_told_of_is_found_in_the_log_and_alerted() -> None:
-    log, sink = Log(), FlakySink()
+    log, sink = SummaryList(), FlakySink()
     with running(log, sink) as coordinator:
         coordinator.submit(summary(0, 0, CALM))
         log.durable = [summary(0, 0, CALM), GAP]
@@ -278,7 +288,7 @@ def test_a_gap_that_nobody_told_of_is_found_in_the_log_and_alerted() -> None:
 
 def test_gaps_of_before_the_start_are_not_alerted_again() -> None:
     sink = FlakySink()
-    with running(Log([summary(0, 0, CALM), GAP]), sink) as coordinator:
+    with running(SummaryList([summary(0, 0, CALM), GAP]), sink) as coordinator:
         coordinator.submit(GAP)
         coordinator.tick()
         assert sink.states == []
@@ -312,39 +322,55 @@ def test_what_a_worker_waited_for_that_is_gone_is_not_told() -> None:
         assert coordinator.status().waiting_for == {}
 
 
-def test_rebuild_says_nothing_and_goes_on() -> None:
+def test_without_a_checkpoint_what_is_over_is_not_told_and_what_fires_is() -> None:
     chain = segments(0, [*CALM, *DRIFT, *BACK], [25] * 24)
     sink = FlakySink()
-    with running(Log(chain[:16]), sink) as coordinator:
+    with running(SummaryList(chain[:16]), sink) as coordinator:
         coordinator.tick()
-        assert sink.states == []
+        assert sink.states == ["firing"]
         assert coordinator.status().alert_state is AlertState.FIRING
         assert coordinator.status().rows == 0
-        assert value(coordinator, "alert_firing") == 1
+        assert value(coordinator, "alert_firing", severity="critical") == 1
         for each in chain[14:]:
             coordinator.submit(each)
         coordinator.flush(0)
-        assert sink.states == ["resolved"]
+        assert sink.states == ["firing", "resolved"]
         assert coordinator.status().rows == 200
+    again = FlakySink()
+    with running(SummaryList(chain), again) as coordinator:
+        coordinator.tick()
+        assert again.states == [], "it began and ended before"
+
+
+def test_without_a_checkpoint_what_fires_and_was_delivered_is_not_told_again() -> None:
+    chain = segments(0, [*CALM, *DRIFT], [25] * 16)
+    sink = FlakySink()
+    for _ in range(2):
+        with running(SummaryList(chain), sink) as coordinator:
+            coordinator.tick()
+    assert sink.states == ["firing"]
 
 
 def test_rebuild_takes_partitions_together() -> None:
     """The tail comes partition by partition; no record is late for that."""
     tail = [*segments(0, CALM, [50] * 4), *segments(1, CALM, [30] * 7)]
-    with running(Log(tail)) as coordinator:
+    with running(SummaryList(tail)) as coordinator:
         assert value(coordinator, "late_records_total") == 0
         assert coordinator.status().window_records >= 40
 
 
 def test_a_log_that_cannot_be_read_keeps_it_from_starting() -> None:
-    def broken() -> Sequence[SegmentSummary]:
-        raise ChainBrokenError("not a segment", "x.parquet", "Run verify")
-
-    log, sink = Log(), FlakySink()
+    log, sink = SummaryList([summary(0, 0, CALM)]), FlakySink()
+    log.broken = True
     coordinator = Coordinator(
-        settings(), FACTS, sink, read_range=log.read_range, read_tail=broken, clock=ManualClock()
+        settings(),
+        FACTS,
+        [sink],
+        summaries=log,
+        checkpoints=CheckpointStore(MemoryStore(), "ood-fraction", "images"),
+        clock=ManualClock(),
     )
-    with pytest.raises(ChainBrokenError):
+    with pytest.raises(ScoredLogError):
         coordinator.start()
     with pytest.raises(RuntimeError, match="not started"):
         _ = coordinator.metrics_url
@@ -422,7 +448,7 @@ def test_undelivered_alerts_wait_and_health_says_so() -> None:
         coordinator.tick()
         assert coordinator.status().alerts_waiting == 2
         assert coordinator.health().reasons == (
-            "2 alerts not delivered: localhost:9092: no broker answers. Start it",
+            "2 alerts not delivered: memory: localhost:9092: no broker answers. Start it",
         )
         clock.advance(1)
         coordinator.tick()
@@ -430,7 +456,7 @@ def test_undelivered_alerts_wait_and_health_says_so() -> None:
         coordinator.tick()
         assert sink.states == ["firing", "resolved"]
         assert coordinator.health().reasons == ()
-        assert value(coordinator, "alert_failures_total") == 2
+        assert value(coordinator, "alert_failures_total", sink="memory") == 2
 
 
 def test_health_wants_to_hear_of_every_worker() -> None:
@@ -473,7 +499,7 @@ def test_metrics_and_health_are_served() -> None:
 def test_many_threads_lose_and_repeat_nothing() -> None:
     sink = FlakySink()
     chains = [segments(n, [*CALM, *DRIFT, *BACK], [7] * 90) for n in range(4)]
-    durable = Log()
+    durable = SummaryList()
     with running(durable, sink) as coordinator:
         for number in range(4):
             known = PartitionProgress(partition(number), 0, 600, None)

@@ -6,6 +6,7 @@ from structlog.testing import capture_logs
 from nap_stream.alert.base import AlertEvent
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.deadline import Deadline
+from nap_stream.errors import BrokerUnavailableError
 from nap_stream.metrics import Metrics
 from nap_stream.runtime.outbox import AlertOutbox
 from tests.runtime.alert_sinks import FlakySink
@@ -26,14 +27,18 @@ def test_delivers_in_order() -> None:
     outbox = AlertOutbox(sink, metrics, ManualClock())
     for number in range(3):
         outbox.put(alert(number))
-    assert metrics.registry.get_sample_value("nap_stream_alerts_undelivered") == 3
+    value = metrics.registry.get_sample_value
+    assert value("nap_stream_alerts_undelivered", {"sink": "memory"}) == 3
+    assert outbox.pending() == tuple(alert(number) for number in range(3))
     outbox.deliver()
     assert ids(sink) == ["0", "1", "2"]
     assert len(outbox) == 0
-    value = metrics.registry.get_sample_value
-    assert value("nap_stream_alerts_published_total", {"state": "firing"}) == 2
-    assert value("nap_stream_alerts_published_total", {"state": "resolved"}) == 1
-    assert value("nap_stream_alerts_undelivered") == 0
+    published = {
+        state: value("nap_stream_alerts_published_total", {"sink": "memory", "state": state})
+        for state in ("firing", "resolved", "gap")
+    }
+    assert published == {"firing": 2, "resolved": 1, "gap": 0}
+    assert value("nap_stream_alerts_undelivered", {"sink": "memory"}) == 0
 
 
 def test_what_fails_is_kept_and_tried_again_with_backoff() -> None:
@@ -52,7 +57,10 @@ def test_what_fails_is_kept_and_tried_again_with_backoff() -> None:
     assert attempts == [1, 2, 2, 3, 3, 3, 3, 5]
     assert ids(sink) == ["0", "1"]
     assert outbox.failure is None
-    assert metrics.registry.get_sample_value("nap_stream_alert_failures_total") == 3
+    failures = metrics.registry.get_sample_value(
+        "nap_stream_alert_failures_total", {"sink": "memory"}
+    )
+    assert failures == 3
 
 
 def test_a_fault_of_the_sink_ends_nothing() -> None:
@@ -65,6 +73,47 @@ def test_a_fault_of_the_sink_ends_nothing() -> None:
     outbox.deliver()
     assert outbox.failure == "bug at monitor"
     assert len(outbox) == 1
+
+
+def test_what_the_sink_has_is_left_out_once_it_was_asked() -> None:
+    sink = FlakySink()
+    sink.alerts.append(alert(0))
+    outbox = AlertOutbox(sink, Metrics("1"), ManualClock())
+    outbox.read_back()
+    for number in range(2):
+        outbox.put(alert(number))
+    outbox.deliver()
+    assert ids(sink) == ["0", "1"]
+
+
+def test_a_sink_that_cannot_be_asked_gets_everything() -> None:
+    class Forgetful(FlakySink):
+        def delivered(self) -> frozenset[str]:
+            raise BrokerUnavailableError("no broker answers")
+
+    sink = Forgetful()
+    outbox = AlertOutbox(sink, Metrics("1"), ManualClock())
+    with capture_logs() as logs:
+        outbox.read_back()
+    outbox.put(alert(0))
+    outbox.deliver()
+    assert ids(sink) == ["0"]
+    assert [(entry["event"], entry["sink"]) for entry in logs] == [
+        ("alerts_not_read_back", "memory")
+    ]
+
+
+def test_close_while_an_alert_is_delivered_loses_no_other_without_a_word() -> None:
+    class Closed(FlakySink):
+        def publish(self, alert: AlertEvent) -> None:
+            super().publish(alert)
+            outbox._waiting.popleft()  # what `close` does first, on another thread
+
+    outbox = AlertOutbox(Closed(), Metrics("1"), ManualClock())
+    outbox.put(alert(0))
+    outbox.put(alert(1))
+    outbox._publish_next()
+    assert outbox.pending() == (alert(1),)
 
 
 def test_drain_tries_until_it_is_done() -> None:

@@ -12,9 +12,7 @@ import structlog
 import torch
 from structlog.testing import capture_logs
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
-from nap_stream.records import CalibrationFacts
 from nap_stream.runtime.identity import Identity
 from nap_stream.runtime.ray import (
     RayCluster,
@@ -24,6 +22,7 @@ from nap_stream.runtime.ray import (
     ray_session,
 )
 from nap_stream.settings import Settings
+from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
 from tests.support.waiting import wait_until
 
@@ -60,16 +59,6 @@ def logical_gpus() -> Iterator[None]:
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
-
-
-FACTS = CalibrationFacts(
-    alpha=0.05,
-    size=100,
-    per_class=False,
-    flag_rate_laws=(FlagRateLaw(5, 100),),
-    fingerprint="1" * 64,
-    model_fingerprint="2" * 64,
-)
 
 
 def _settings(group: str, **worker: float) -> Settings:

@@ -6,7 +6,7 @@ from rich.console import Console
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.alert_state import AlertState
+from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.runtime.status_line import status_display, status_text
 from tests.runtime.test_driver import status
 
@@ -27,14 +27,21 @@ def test_line_tells_rates_fraction_bound_and_lag() -> None:
     for part in ("INACTIVE", "12,345 rows", "99.9 images/s", "OOD 5.1% (bound 8.0%)", "lag 7"):
         assert part in line
     assert "dead letters" not in line
+    assert "keys" not in line
 
 
 def test_line_tells_what_needs_attention() -> None:
+    firing = replace(BUSY, alert_state=AlertState.FIRING, severity=Severity.CRITICAL)
     line = status_text(
-        replace(BUSY, alert_state=AlertState.FIRING, dead_letters=3, alerts_waiting=1)
+        replace(firing, keys=1_000, keys_firing=2, dead_letters=3, alerts_waiting=1)
     ).plain
 
-    for part in ("FIRING", "dead letters 3", "alerts waiting 1"):
+    for part in (
+        "FIRING CRITICAL",
+        "keys firing 2 of 1,000",
+        "dead letters 3",
+        "alerts waiting 1",
+    ):
         assert part in line
 
 

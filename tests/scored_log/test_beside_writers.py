@@ -22,7 +22,7 @@ from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.layout import partition_folder, temporary_name
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.reader import read_footer, scan, segments, tail
-from nap_stream.scored_log.summary import summarise_chain
+from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from tests.scored_log.builders import CARS, chain, local_log, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.waiting import wait_until
@@ -185,7 +185,7 @@ def test_our_reader_is_exact_while_compaction_exchanges_files(tmp_path: Path) ->
             after = ChainEnds(store).end(CARS)
             assert after is not None
             assert start <= max(after.offset - 20, 0)
-            summaries = summarise_chain(store, CARS, start, 2**62, pane_ms=100, example_count=1)
+            summaries = summarise_chain(store, CARS, start, 2**62, SummaryShape(100, 1))
             bases = [summary.base_offset for summary in summaries]
             assert bases == list(range(start, start + len(bases)))
             reads += 1

@@ -31,7 +31,7 @@ from nap_stream.scored_log.reader import read_footer, scan, segments, tail
 from nap_stream.scored_log.segment import ROW_GROUP_ROWS
 from nap_stream.scored_log.segment_file import SMALL_BYTES, open_segment
 from nap_stream.scored_log.store import SegmentStore
-from nap_stream.scored_log.summary import summarise_chain
+from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.scored_log.verify import verify
 from nap_stream.scored_log.walk import walk
 from tests.scored_log.builders import (
@@ -501,7 +501,7 @@ def test_tail_and_summaries_see_the_merged_segments_one_by_one(store: SegmentSto
     Writer(store).publish(6)
 
     def summaries(start: int, end: int) -> list[Any]:
-        found = summarise_chain(store, CARS, start, end, pane_ms=100, example_count=2)
+        found = summarise_chain(store, CARS, start, end, SummaryShape(100, 2))
         return [_without_path(each) for each in found]
 
     before = {at: summaries(*at) for at in ((0, 12), (4, 8), (4, 2**62), (10, 2**62), (12, 2**62))}
@@ -577,7 +577,7 @@ def test_a_large_file_is_read_by_row_group(large: Path) -> None:
     assert sum(batch.num_rows for batch in scan(store, late)) == 10_000
     offsets = [o for b in scan(store, Query(), ["offset"]) for o in b.column("offset").to_pylist()]
     assert offsets == list(range(50_000))
-    chosen = summarise_chain(store, CARS, 30_000, 40_000, pane_ms=1, example_count=1)
+    chosen = summarise_chain(store, CARS, 30_000, 40_000, SummaryShape(1, 1))
     assert [(each.base_offset, sum(each.rows_by_status.values())) for each in chosen] == [
         (30_000, 10_000)
     ]

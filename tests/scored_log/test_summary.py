@@ -1,81 +1,320 @@
-import tempfile
+import dataclasses
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
+from typing import Any
 
-from hypothesis import given, settings
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nap_stream.core.windows import Pane
-from nap_stream.records import Example, ScoredRecord, SegmentSummary, Status
+from nap_stream.clock import ManualClock
+from nap_stream.core.panes import ClosedPane, PaneCounts
+from nap_stream.core.tail_events import BIN_COUNT
+from nap_stream.core.windows import PaneBuffer
+from nap_stream.records import Example, FlaggedClass, ScoredRecord, SegmentSummary, Status
+from nap_stream.scored_log.compact_plan import Limits
+from nap_stream.scored_log.compaction import compact
+from nap_stream.scored_log.layout import segment_path
 from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log.memory import MemoryStore
 from nap_stream.scored_log.reader import read_footer
-from nap_stream.scored_log.summary import summarise, summarise_chain
+from nap_stream.scored_log.summary import (
+    MAX_CLOCK_SKEW_MS,
+    SummaryShape,
+    summarise,
+    summarise_chain,
+    summary_shape,
+)
+from nap_stream.settings import KeySettings
 from tests.scored_log.builders import (
     CARS,
     NOON_MS,
     encode_old_version,
     failed,
     local_log,
+    memory_log,
     origin,
     record_lists,
     scored,
 )
+from tests.support.summaries import settings
 
-
-def _from_files(root: Path, pane_ms: int, example_count: int) -> SegmentSummary:
-    (summary,) = summarise_chain(
-        LocalStore(root), CARS, 0, 2**63 - 1, pane_ms=pane_ms, example_count=example_count
-    )
-    return summary
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    records=record_lists,
+END = 60
+ALL = 2**63 - 1
+BY_KEY = KeySettings(by="key")
+BY_CAMERA = KeySettings(by="header:camera")
+SHAPES = st.builds(
+    SummaryShape,
     pane_ms=st.sampled_from([1, 100, 60_000]),
-    examples=st.integers(0, 4),
+    example_count=st.integers(0, 4),
+    keys=st.none()
+    | st.builds(
+        KeySettings,
+        by=st.sampled_from(["key", "header:camera", "header:none"]),
+        one_per_pane=st.booleans(),
+    ),
 )
+KEYS = st.sampled_from([None, b"", b"left", b"right", b"\xff", b"sha256:"])
+HEADERS = st.lists(st.tuples(st.sampled_from(["camera", "site", "\udc80"]), KEYS), max_size=3)
+CLOCK_SKEWS = st.sampled_from([0, -1, 1, -300_000, 300_000, 2**62]) | st.integers(-200, 200)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[ScoredRecord]:
+    """Records with few different keys, headers and times, so that they meet."""
+    found = []
+    for record in draw(record_lists):
+        ingest_ms = NOON_MS + draw(st.integers(0, 200))
+        changed = dataclasses.replace(
+            record.origin,
+            key=draw(KEYS),
+            headers=tuple(draw(HEADERS)),
+            ingest_time_ms=ingest_ms,
+            event_time_ms=ingest_ms + draw(CLOCK_SKEWS),
+        )
+        found.append(dataclasses.replace(record, origin=changed))
+    return found
+
+
+def split(records: Sequence[ScoredRecord], cuts: set[int]) -> list[tuple[int, list[ScoredRecord]]]:
+    """The records of segments that end at the cuts, and at the end."""
+    ends = sorted({*cuts, END})
+    return [
+        (end, [r for r in records if start <= r.origin.offset < end])
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def publish(
+    store: MemoryStore, segments: Sequence[tuple[int, Sequence[ScoredRecord]]], shape: SummaryShape
+) -> list[SegmentSummary]:
+    log = memory_log(store)
+    position = log.begin(CARS, 0)
+    summaries = []
+    for end, records in segments:
+        published = log.publish(CARS, position, end, records)
+        position = published.position
+        summaries.append(summarise(published, records, shape))
+    return summaries
+
+
+def without_paths(summaries: Sequence[SegmentSummary]) -> list[SegmentSummary]:
+    return [
+        dataclasses.replace(
+            summary,
+            path="",
+            examples=tuple(dataclasses.replace(one, segment="") for one in summary.examples),
+        )
+        for summary in summaries
+    ]
+
+
+def entries(panes: PaneCounts) -> list[tuple[int, str, int, int]]:
+    """(start, key, records, flagged) of each entry."""
+    names = [panes.keys[number] for number in panes.key.tolist()]
+    counts = zip(panes.records.tolist(), panes.flagged.tolist(), strict=True)
+    return [
+        (start, name, *count)
+        for start, name, count in zip(panes.start_ms.tolist(), names, counts, strict=True)
+    ]
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(records=rows() | record_lists, shape=SHAPES)
 def test_a_summary_from_records_is_that_from_the_file_of_either_version(
-    records: list[ScoredRecord], pane_ms: int, examples: int
+    records: list[ScoredRecord], shape: SummaryShape
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        log = local_log(root)
-        published = log.publish(CARS, log.begin(CARS, 0), 60, records)
-        ours = summarise(published, records, pane_ms=pane_ms, example_count=examples)
-        again = _from_files(root, pane_ms, examples)
-        footer = read_footer(LocalStore(root), published.path)
-        (root / published.path).write_bytes(encode_old_version(footer, records))
-        old = _from_files(root, pane_ms, examples)
+    store = MemoryStore()
+    (ours,) = publish(store, [(END, records)], shape)
+    (again,) = summarise_chain(store, CARS, 0, ALL, shape)
+    store.replace(ours.path, encode_old_version(read_footer(store, ours.path), records))
+    (old,) = summarise_chain(store, CARS, 0, ALL, shape)
     assert ours == again == old
+
+
+@hypothesis_settings(max_examples=25, deadline=None)
+@given(records=rows(), cuts=st.sets(st.integers(1, END - 1), max_size=4), shape=SHAPES)
+def test_compaction_changes_no_summary_but_for_the_path(
+    records: list[ScoredRecord], cuts: set[int], shape: SummaryShape
+) -> None:
+    store = MemoryStore()
+    # The newest segment stays as it is.
+    ours = publish(store, [*split(records, cuts), (END + 1, [])], shape)
+    assert list(summarise_chain(store, CARS, 0, ALL, shape)) == ours
+    compact(store, clock=ManualClock(NOON_MS), limits=Limits(1_000, 2**30), today=date.max)
+    merged = list(summarise_chain(store, CARS, 0, ALL, shape))
+    assert {summary.path for summary in merged[:-1]} == {segment_path(CARS, 0)}
+    assert without_paths(merged) == without_paths(ours)
+
+
+def closed_panes(summaries: Sequence[SegmentSummary], shape: SummaryShape) -> list[Any]:
+    """What a monitor counts of a partition in the end."""
+    buffer = PaneBuffer(
+        shape.pane_ms, one_per_pane=shape.keys is not None and shape.keys.one_per_pane
+    )
+    newest_ms: list[int] = []
+    for summary in summaries:
+        buffer.add(summary.panes, CARS.partition, max(newest_ms, default=None))
+        if summary.max_event_time_ms is not None:
+            newest_ms.append(summary.max_event_time_ms)
+    return [_comparable(pane) for pane in buffer.close_all()]
+
+
+def _comparable(pane: ClosedPane) -> tuple[Any, ...]:
+    arrays = (pane.bins, pane.key_records, pane.key_flagged)
+    plain = tuple(array.tolist() for array in arrays)
+    return (pane.start_ms, pane.records, pane.flagged, pane.keys, *plain)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(records=rows(), cuts=st.sets(st.integers(1, END - 1), max_size=4), shape=SHAPES)
+def test_where_segments_end_does_not_matter(
+    records: list[ScoredRecord], cuts: set[int], shape: SummaryShape
+) -> None:
+    whole = publish(MemoryStore(), [(END, records)], shape)
+    parts = publish(MemoryStore(), split(records, cuts), shape)
+    assert closed_panes(parts, shape) == closed_panes(whole, shape)
+    assert sum(s.future_records for s in parts) == sum(s.future_records for s in whole)
+
+
+def test_a_row_without_scores_moves_the_time_of_those_after_it() -> None:
+    records = [
+        scored(origin(0, event_time_ms=NOON_MS)),
+        failed(origin(1, event_time_ms=NOON_MS + 150)),
+        scored(origin(2, event_time_ms=NOON_MS + 10)),
+    ]
+    (summary,) = publish(MemoryStore(), [(3, records)], SummaryShape(100, 0))
+    assert entries(summary.panes) == [(NOON_MS, "", 1, 0), (NOON_MS + 100, "", 1, 0)]
 
 
 def test_a_summary_by_hand(tmp_path: Path) -> None:
     records = [
         scored(origin(4, 0, event_time_ms=NOON_MS + 50), p_value=0.03),
         scored(origin(4, 1, event_time_ms=NOON_MS + 99), p_value=0.5),
-        failed(origin(5, event_time_ms=NOON_MS + 900)),
+        failed(origin(5, event_time_ms=NOON_MS + 100)),
         scored(origin(6, event_time_ms=NOON_MS + 100), p_value=0.01, class_name="dog"),
         scored(origin(7, event_time_ms=NOON_MS + 120), p_value=0.01),
-        failed(origin(8), Status.TOMBSTONE),
+        scored(origin(8, event_time_ms=NOON_MS + 90), p_value=0.02),
+        failed(origin(9, event_time_ms=NOON_MS + 900)),
+        failed(origin(10), Status.TOMBSTONE),
     ]
     log = local_log(tmp_path)
-    published = log.publish(CARS, log.begin(CARS, 4), 11, records)
-    summary = summarise(published, records, pane_ms=100, example_count=2)
-    assert (summary.base_offset, summary.end_offset, summary.gap) == (4, 11, None)
-    assert summary.rows_by_status == {Status.OK: 4, Status.CORRUPT: 1, Status.TOMBSTONE: 1}
-    assert summary.panes == (Pane(NOON_MS, 2, 1), Pane(NOON_MS + 100, 2, 2))
-    assert summary.max_event_time_ms == NOON_MS + 900
+    published = log.publish(CARS, log.begin(CARS, 4), 12, records)
+    summary = summarise(published, records, SummaryShape(100, 2))
     path = "topic=cars/partition=0/00000000000000000004.parquet"
-    assert summary.path == path
-    assert summary.examples == (
-        Example(CARS, 6, 0, NOON_MS + 100, "dog", 0.01, path),
-        Example(CARS, 7, 0, NOON_MS + 120, "cat", 0.01, path),
+    bins = np.zeros((2, BIN_COUNT), dtype=np.int64)
+    bins[0, [1, 4]], bins[1, 0] = 1, 3
+    assert summary == SegmentSummary(
+        partition=CARS,
+        base_offset=4,
+        end_offset=12,
+        rows_by_status={Status.OK: 5, Status.CORRUPT: 2, Status.TOMBSTONE: 1},
+        panes=PaneCounts(
+            start_ms=np.array([NOON_MS, NOON_MS + 100]),
+            key=np.array([0, 0]),
+            records=np.array([2, 3]),
+            flagged=np.array([1, 3]),
+            bins=bins,
+            keys=("",),
+        ),
+        max_event_time_ms=NOON_MS + 900,
+        path=path,
+        flagged_classes=(
+            FlaggedClass(NOON_MS, "cat", 1),
+            FlaggedClass(NOON_MS + 100, "cat", 2),
+            FlaggedClass(NOON_MS + 100, "dog", 1),
+        ),
+        examples=(
+            Example(CARS, 6, 0, NOON_MS + 100, "", "dog", 0.01, path),
+            Example(CARS, 7, 0, NOON_MS + 120, "", "cat", 0.01, path),
+        ),
     )
 
 
-def test_a_gap_is_told(tmp_path: Path) -> None:
+KEYED = [
+    scored(origin(0, key=b"right", headers=(("camera", b"one"), ("camera", b"two"))), p_value=0.04),
+    scored(origin(1, key=b"left", headers=(("camera", b"one"),)), p_value=0.03),
+    scored(origin(2, key=None, headers=(("site", b"one"),)), p_value=0.02),
+    scored(origin(3, key=b"left", headers=(("camera", b"one"), ("camera", None)))),
+    scored(origin(4, key=None)),
+    failed(origin(5, key=b"failed", headers=(("camera", b"failed"),))),
+]
+
+
+@pytest.mark.parametrize(
+    ("keys", "counted", "of_examples"),
+    [
+        (None, [("", 5, 3)], ["", "", ""]),
+        (BY_KEY, [("", 2, 1), ("left", 2, 1), ("right", 1, 1)], ["", "left", "right"]),
+        (BY_CAMERA, [("", 3, 1), ("one", 1, 1), ("two", 1, 1)], ["", "one", "two"]),
+        (
+            KeySettings(by="key", one_per_pane=True),
+            [("", 2, 1), ("left", 1, 1), ("right", 1, 1)],
+            ["", "left", "right"],
+        ),
+        (KeySettings(by="header:left"), [("", 5, 3)], ["", "", ""]),
+    ],
+)
+def test_keys_by_hand(
+    keys: KeySettings | None,
+    counted: list[tuple[str, int, int]],
+    of_examples: list[str],
+) -> None:
+    shape = SummaryShape(100, 5, keys)
+    store = MemoryStore()
+    (summary,) = publish(store, [(6, KEYED)], shape)
+    assert entries(summary.panes) == [(NOON_MS, *each) for each in counted]
+    assert [example.key for example in summary.examples] == of_examples
+    assert list(summarise_chain(store, CARS, 0, ALL, shape)) == [summary]
+
+
+def test_a_key_that_cannot_be_shown_is_hashed() -> None:
+    records = [scored(origin(0, key=b"\xff"), p_value=0.01), scored(origin(1, key=b"\xfe"))]
+    (summary,) = publish(MemoryStore(), [(2, records)], SummaryShape(100, 1, BY_KEY))
+    assert [key.startswith("sha256:") for key in summary.panes.keys] == [True, True]
+    assert summary.examples[0].key in summary.panes.keys
+
+
+def test_an_event_time_of_the_future_counts_as_that_of_the_reading() -> None:
+    read_ms = origin(0).ingest_time_ms
+    latest_ms = read_ms + MAX_CLOCK_SKEW_MS
+    records = [
+        scored(origin(0, event_time_ms=2**62), p_value=0.01),
+        failed(origin(1, event_time_ms=latest_ms + 1)),
+        scored(origin(2, event_time_ms=latest_ms)),
+    ]
+    (summary,) = publish(MemoryStore(), [(3, records)], SummaryShape(1, 1))
+    assert entries(summary.panes) == [(read_ms, "", 1, 1), (latest_ms, "", 1, 0)]
+    assert summary.future_records == 2
+    assert summary.max_event_time_ms == latest_ms
+    assert summary.examples[0].event_time_ms == read_ms
+    (early,) = publish(MemoryStore(), [(2, records[:2])], SummaryShape(1, 1))
+    assert early.max_event_time_ms == read_ms
+
+
+def test_only_segments_of_the_range_are_summarised() -> None:
+    segments = [(end, [scored(origin(end - 1))]) for end in (10, 20, 30)]
+    store = MemoryStore()
+    ours = publish(store, segments, SummaryShape(100, 1))
+    found = summarise_chain(store, CARS, 10, 20, SummaryShape(100, 1))
+    assert list(found) == ours[1:2]
+
+
+@pytest.mark.parametrize("keys", [None, BY_KEY, BY_CAMERA])
+def test_a_gap_is_told(tmp_path: Path, keys: KeySettings | None) -> None:
+    shape = SummaryShape(100, 2, keys)
     log = local_log(tmp_path)
     published = log.publish(CARS, log.begin(CARS, 0), 9, [], gap="retention")
-    ours = summarise(published, [], pane_ms=100, example_count=2, gap="retention")
-    assert (ours.gap, ours.panes, ours.max_event_time_ms) == ("retention", (), None)
-    assert _from_files(tmp_path, 100, 2) == ours
+    ours = summarise(published, [], shape, "retention")
+    assert (ours.gap, len(ours.panes), ours.max_event_time_ms) == ("retention", 0, None)
+    assert list(summarise_chain(LocalStore(tmp_path), CARS, 0, ALL, shape)) == [ours]
+
+
+def test_the_shape_is_that_of_the_settings() -> None:
+    keys = {"by": "key", "one_per_pane": True}
+    found = summary_shape(settings(drift={"pane_ms": 250, "keys": keys}, alerts={"examples": 7}))
+    assert found == SummaryShape(250, 7, KeySettings(by="key", one_per_pane=True))
+    assert summary_shape(settings()).keys is None

@@ -11,13 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.windows import Pane
+from nap_stream.core.panes import count_panes
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import ChainPosition, Example, ScoredRecord, Status, TopicPartition
 from nap_stream.scored_log.defects import ChainHead, DefectKind, VerifyReport
@@ -31,9 +32,10 @@ from nap_stream.scored_log.query import GroupBy, aggregate, run_query
 from nap_stream.scored_log.reader import read_footer, read_table, scan, segments, tail
 from nap_stream.scored_log.schema import SCHEMA, SCHEMA_VERSION, to_table
 from nap_stream.scored_log.segment import encode_segment
-from nap_stream.scored_log.summary import summarise_chain
+from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.scored_log.verify import verify as verify_log
 from nap_stream.scored_log.versions import SCHEMAS, with_columns
+from nap_stream.settings import KeySettings
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,
@@ -250,13 +252,15 @@ def _table(records: Sequence[ScoredRecord]) -> pa.Table:
 
 def test_segments_of_both_versions_are_summarised(mixed: Path) -> None:
     store = LocalStore(mixed)
-    before, gap, _, after = summarise_chain(store, CARS, 0, 15, pane_ms=100, example_count=2)
+    before, gap, _, after = summarise_chain(store, CARS, 0, 15, SummaryShape(100, 2, KeySettings()))
     assert before.rows_by_status == {Status.OK: 1, Status.CORRUPT: 1}
-    assert before.panes == (Pane(NOON_MS, 1, 1),)
-    assert before.examples == (Example(CARS, 0, 0, NOON_MS, "cat", 0.01, OLD),)
+    assert before.panes == count_panes(
+        np.array([NOON_MS]), np.array([0.01]), np.array([True]), pane_ms=100, keys=("camera-1",)
+    )
+    assert before.examples == (Example(CARS, 0, 0, NOON_MS, "camera-1", "cat", 0.01, OLD),)
     assert after.panes == before.panes
-    assert after.examples == (Example(CARS, 12, 0, NOON_MS, "cat", 0.02, NEW),)
-    assert (gap.gap, gap.panes) == ("retention has deleted them", ())
+    assert after.examples == (Example(CARS, 12, 0, NOON_MS, "camera-1", "cat", 0.02, NEW),)
+    assert (gap.gap, len(gap.panes)) == ("retention has deleted them", 0)
 
 
 def test_a_change_in_the_old_part_breaks_the_chain(mixed: Path) -> None:

@@ -24,7 +24,7 @@ from nap_stream.records import (
 )
 from nap_stream.scored_log.base import ScoredLog
 from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.summary import summarise
+from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings import KafkaSettings, LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener
 from nap_stream.source.kafka import KafkaSource
@@ -171,4 +171,4 @@ class Worker:
 def _summary(
     segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
 ) -> SegmentSummary:
-    return summarise(segment, records, pane_ms=100, example_count=3, gap=gap)
+    return summarise(segment, records, SummaryShape(100, 3), gap)

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.windows import panes_of
+from nap_stream.core.judging import Judge, Rule
+from nap_stream.core.panes import NO_KEY, count_panes
 from nap_stream.records import (
     CalibrationFacts,
     Example,
+    FlaggedClass,
     SegmentSummary,
     Status,
     TopicPartition,
@@ -18,11 +22,23 @@ from nap_stream.settings import Settings
 
 TOPIC = "images"
 PANE_MS = 10
+CLASS_NAME = "cat"
+
+
+def _judge(*sizes: int) -> Judge:
+    """Of as many classes as there are sizes, with scores that are not tied."""
+    class_id = np.repeat(np.arange(len(sizes)), sizes)
+    rule = Rule(0.05, per_class=len(sizes) > 1)
+    return Judge(rule, np.arange(float(sum(sizes))), class_id, len(sizes))
+
+
 FACTS = CalibrationFacts(
     alpha=0.05,
     size=199,
     per_class=False,
     flag_rate_laws=(FlagRateLaw(10, 199),),
+    groups=1,
+    tail_laws=_judge(199).tail_laws(),
     fingerprint="c" * 64,
     model_fingerprint="f" * 64,
 )
@@ -31,12 +47,26 @@ PER_CLASS_FACTS = CalibrationFacts(
     size=238,
     per_class=True,
     flag_rate_laws=(FlagRateLaw(1, 38), FlagRateLaw(10, 200)),
+    groups=2,
+    tail_laws=_judge(38, 200).tail_laws(),
     fingerprint="c" * 64,
     model_fingerprint="f" * 64,
 )
 
-Row = tuple[int, bool]
-"""Event time in milliseconds, and whether the record is flagged."""
+
+class Row(NamedTuple):
+    """A scored record. Without a p-value it has one that is usual for flagged ones, or for others.
+
+    Usual ones differ from offset to offset, and are spread as if the stream were in-distribution.
+    """
+
+    time_ms: int
+    flagged: bool
+    p_value: float | None = None
+    key: str = NO_KEY
+
+
+AnyRow = Row | tuple[int, bool]
 
 
 def partition(number: int) -> TopicPartition:
@@ -44,30 +74,63 @@ def partition(number: int) -> TopicPartition:
 
 
 def summary(
-    number: int, base: int, rows: Sequence[Row], *, end: int | None = None, gap: str | None = None
+    number: int,
+    base: int,
+    rows: Sequence[AnyRow],
+    *,
+    end: int | None = None,
+    gap: str | None = None,
+    one_per_pane: bool = False,
 ) -> SegmentSummary:
     """The summary of a segment with one row an offset from ``base`` on."""
     name = partition(number)
     path = f"topic={TOPIC}/partition={number}/{base:020}.parquet"
+    whole = [Row(*row) for row in rows]
+    p_values = [_p_value(row, base + i) for i, row in enumerate(whole)]
     examples = [
-        Example(name, base + i, 0, time_ms, "cat", 0.005 + i / 10_000, path)
-        for i, (time_ms, flagged) in enumerate(rows)
-        if flagged
+        Example(name, base + i, 0, row.time_ms, row.key, CLASS_NAME, p_values[i], path)
+        for i, row in enumerate(whole)
+        if row.flagged
     ]
+    times = np.array([row.time_ms for row in whole], dtype=np.int64)
+    flagged = np.array([row.flagged for row in whole], dtype=np.bool_)
+    keys = tuple(sorted({row.key for row in whole}))
+    starts = np.maximum.accumulate(times) // PANE_MS * PANE_MS
+    found, counts = np.unique(starts[flagged], return_counts=True)
     return SegmentSummary(
         partition=name,
         base_offset=base,
         end_offset=base + len(rows) if end is None else end,
         rows_by_status={Status.OK: len(rows)} if rows else {},
-        panes=panes_of((t for t, _ in rows), (f for _, f in rows), PANE_MS),
-        max_event_time_ms=max((t for t, _ in rows), default=None),
+        panes=count_panes(
+            times,
+            np.array(p_values, dtype=np.float64),
+            flagged,
+            pane_ms=PANE_MS,
+            keys=keys,
+            key=np.array([keys.index(row.key) for row in whole], dtype=np.int64),
+            one_per_pane=one_per_pane,
+        ),
+        max_event_time_ms=max((row.time_ms for row in whole), default=None),
         path=path,
-        examples=tuple(examples[:5]),
+        flagged_classes=tuple(
+            FlaggedClass(start, CLASS_NAME, count)
+            for start, count in zip(found.tolist(), counts.tolist(), strict=True)
+        ),
+        examples=tuple(sorted(examples, key=lambda one: (one.ood_p_value, one.offset))[:5]),
         gap=gap,
     )
 
 
-def segments(number: int, rows: Sequence[Row], sizes: Sequence[int]) -> list[SegmentSummary]:
+def _p_value(row: Row, offset: int) -> float:
+    if row.p_value is not None:
+        return row.p_value
+    if row.flagged:
+        return 0.005 + offset % 400 / 10_000
+    return 0.05 + 0.95 * ((offset + 1) * 0.618_034 % 1)
+
+
+def segments(number: int, rows: Sequence[AnyRow], sizes: Sequence[int]) -> list[SegmentSummary]:
     """A partition's rows as a chain of segments; the last one takes what ``sizes`` leaves."""
     chain, base = [], 0
     for size in (*sizes, len(rows)):
@@ -85,7 +148,7 @@ def settings(**sections: dict[str, Any]) -> Settings:
         "model": {"factory": "models:net"},
         "calibration": Path("calibration"),
         "log": {"root": Path("log")},
-        "drift": {"window_records": 40, "pane_ms": PANE_MS},
+        "drift": {"window_records": 40, "pane_ms": PANE_MS, "expected_run_length": 1e4},
         "metrics": {"port": 0},
     }
     for name, values in sections.items():

@@ -15,10 +15,13 @@ import yaml
 from nap_stream.dev.demo import network
 from nap_stream.dev.demo.digits import SIDE
 from nap_stream.dev.demo.folder import DemoFolder
-from nap_stream.dev.demo.stream import KIND_HEADER
+from nap_stream.dev.demo.stream import CAMERA_HEADER
 
 ALPHA = 0.05
 WINDOW_RECORDS = 150
+PANE_MS = 100
+FALSE_ALARMS = "one per hour at 50 images/s"
+RUNBOOK = "https://example.com/runbooks/cameras"
 PARTITIONS = 4
 SESSION_TIMEOUT_S = 6.0
 """The embedded broker lets a new group wait for about half of it, however many have joined."""
@@ -69,7 +72,7 @@ def write_configuration(
         "log": {
             "root": folder.log.name,
             "segment_max_age_s": 1.0,
-            "headers": [KIND_HEADER],
+            "headers": [CAMERA_HEADER],
         },
         "worker": {
             "count": workers,
@@ -77,8 +80,17 @@ def write_configuration(
             "batch_size": 16,
             "revoke_deadline_s": REVOKE_DEADLINE_S,
         },
-        "drift": {"window_records": WINDOW_RECORDS},
-        "alerts": {"topic": ALERT_TOPIC},
+        "drift": {
+            "false_alarms": FALSE_ALARMS,
+            "window_records": WINDOW_RECORDS,
+            "pane_ms": PANE_MS,
+            "keys": {"by": f"header:{CAMERA_HEADER}"},
+        },
+        "alerts": {
+            "topic": ALERT_TOPIC,
+            "runbook_url": RUNBOOK,
+            "labels": {"site": "demo"},
+        },
         "dead_letters": {"topic": DEAD_LETTER_TOPIC},
         "metrics": {"port": metrics_port},
     }

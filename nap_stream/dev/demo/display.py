@@ -15,6 +15,8 @@ from nap_stream.dev.demo.monitor_process import MonitorView
 
 PLAIN_EVERY_S = 3.0
 """How often the state of the stream is printed where no live line can be."""
+BRIEF_LINES = 3
+"""The headline, what is the matter, and since when; `nap-stream alerts` shows the rest."""
 _REDRAWS_A_SECOND = 4
 
 
@@ -42,6 +44,7 @@ class Display:
         self._started = clock.monotonic()
         self._live: Live | None = None
         self._printed_at = float("-inf")
+        self._alerts = 0
 
     def seconds(self) -> float:
         """Since construction."""
@@ -84,9 +87,11 @@ class Display:
             self.step(_state_line(state).plain)
 
     def alert(self, event: Mapping[str, Any]) -> None:
-        """Print an alert as it came from its topic."""
+        """Print an alert as it came from its topic: the first one whole, others in brief."""
         self.step("alert from the alert topic:", "bold")
-        self._print(render(event))
+        text = render(event)
+        self._print(text if self._alerts == 0 else Text("\n").join(text.split()[:BRIEF_LINES]))
+        self._alerts += 1
 
     def _print(self, text: Text) -> None:
         self.console.print(text, soft_wrap=True)

@@ -6,13 +6,15 @@ the picture shows what is in the log and nothing that the monitor has told.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.core.windows import RollingWindow, panes_of
-from nap_stream.dev.demo.stream import KIND_HEADER
-from nap_stream.drift.limits import window_limits
+from nap_stream.core.detection import window_limits
+from nap_stream.core.windows import RollingWindow
+from nap_stream.dev.demo.stream import CAMERA_HEADER, kind_of
+from nap_stream.drift.limits import detection_plan
 from nap_stream.records import Status
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import Query
@@ -30,6 +32,7 @@ class LoggedImage:
     offset: int
     name: str
     kind: str
+    camera: str
     time_ms: int
     status: str
     is_ood: bool | None
@@ -58,33 +61,34 @@ def ood_history(
 
     Args:
         images: From `read_images`.
-        drift: The window, its panes and the false-alarm probability.
+        drift: The window, its panes and how many false alarms are bearable.
         calibration: Gives the bound its flag rates.
 
     Raises:
         ConfigError: The window is too small to fire even if all its records were flagged.
     """
-    scored = [(image.time_ms, image.is_ood) for image in images if image.is_ood is not None]
-    times, flags = [time_ms for time_ms, _ in scored], [flag for _, flag in scored]
+    scored = [image for image in images if image.is_ood is not None]
     window = RollingWindow(drift.window_records, drift.pane_ms)
-    window.add(panes_of(times, flags, drift.pane_ms))
-    limits = window_limits(drift, calibration.facts)
+    plan = detection_plan(drift, calibration.facts)
     points = []
-    for state in window.close_all():
-        if state.records >= drift.window_records:
-            limit, _ = limits(state.records)
-            fraction, bound = state.flagged / state.records, limit / state.records
-            points.append(HistoryPoint(state.end_ms, fraction, bound))
+    for start_ms, pane in groupby(scored, key=lambda i: i.time_ms - i.time_ms % drift.pane_ms):
+        flags = [bool(image.is_ood) for image in pane]
+        state = window.push(start_ms, len(flags), sum(flags))
+        if window.is_full:
+            limit, _ = window_limits(plan, state.records)
+            points.append(HistoryPoint(state.end_ms, state.fraction, limit / state.records))
     return points
 
 
 def _image(row: dict[str, Any]) -> LoggedImage:
-    kinds = [header["value"] for header in row["headers"] if header["name"] == KIND_HEADER]
+    cameras = [header["value"] for header in row["headers"] if header["name"] == CAMERA_HEADER]
+    name = (row["key"] or b"").decode("utf-8", "replace")
     return LoggedImage(
         partition=row["partition"],
         offset=row["offset"],
-        name=(row["key"] or b"").decode("utf-8", "replace"),
-        kind=kinds[0].decode("utf-8", "replace") if kinds and kinds[0] else "",
+        name=name,
+        kind=kind_of(name),
+        camera=cameras[0].decode("utf-8", "replace") if cameras and cameras[0] else "",
         time_ms=round(row["event_time"].timestamp() * 1000),
         status=Status(row["status"]).value,
         is_ood=row["is_ood"],

@@ -159,5 +159,5 @@ def _view(text: str) -> MonitorView:
         partitions=len(lags),
         ood_fraction=gauges["nap_stream_ood_fraction"] if full else None,
         bound=bound if full else None,
-        firing=gauges["nap_stream_alert_firing"] > 0,
+        firing=any(s.value > 0 for s in samples if s.name == "nap_stream_alert_firing"),
     )

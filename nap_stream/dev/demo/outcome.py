@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from nap_stream.core.alert_state import Transition
+from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.dev.demo.history import LoggedImage
+from nap_stream.dev.demo.stream import BROKEN
 from nap_stream.records import Status
 from nap_stream.scored_log.defects import VerifyReport
 
@@ -46,9 +47,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """What of an event is judged: its state, and the end of its window since the epoch."""
+    """What of an event is judged: its state, why it was sent, whose it is, and when.
+
+    ``key`` is null for the alert of the stream. ``time_ms`` is since the epoch.
+    """
 
     state: str
+    reason: str
+    key: str | None
     time_ms: int | None
 
 
@@ -69,21 +75,28 @@ def judge(evidence: Evidence) -> tuple[Check, ...]:
 
 def read_alert(event: Mapping[str, Any]) -> Alert:
     """Read an event as far as it can be."""
-    data = event.get("data")
-    state = data.get("state") if isinstance(data, Mapping) else None
+    found = event.get("data")
+    data = found if isinstance(found, Mapping) else {}
+    state, reason, key = (data.get(name) for name in ("state", "reason", "key"))
     try:
         time_ms = round(datetime.fromisoformat(str(event.get("time"))).timestamp() * 1000)
     except ValueError:
-        return Alert(str(state), None)
-    return Alert(str(state), time_ms)
+        time_ms = None
+    return Alert(str(state), str(reason), None if key is None else str(key), time_ms)
 
 
 def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
     alerts = [read_alert(event) for event in evidence.alerts]
     early = [a for a in alerts if a.time_ms is None or a.time_ms <= evidence.changed_ms]
-    firing = [a for a in alerts if a.state == Transition.FIRING.value]
-    resolved = [a for a in alerts if a.state == Transition.RESOLVED.value]
-    others = len(alerts) - len(firing) - len(resolved)
+    states = [transition.value for transition in Transition]
+    others = [a for a in alerts if a.state not in states]
+    firing, resolved = _of(alerts, None, Reason.BEGAN), _of(alerts, None, Reason.ENDED)
+    cameras = {a.key for a in alerts if a.key is not None}
+    repaired = [
+        camera
+        for camera in BROKEN
+        if len(_of(alerts, camera, Reason.BEGAN)) == len(_of(alerts, camera, Reason.ENDED)) == 1
+    ]
     return (
         Check("no alert before the change", not early, f"{len(early)}"),
         Check(
@@ -96,8 +109,17 @@ def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
             len(resolved) == 1 and _after(resolved[0], evidence.returned_ms),
             _delay(resolved, evidence.returned_ms, "the return"),
         ),
-        Check("no other message in the alert topic", others == 0, f"{others}"),
+        Check(
+            f"exactly {' and '.join(BROKEN)} are named, each once, and resolved",
+            cameras == set(BROKEN) == set(repaired),
+            f"named: {', '.join(sorted(cameras)) or 'none'}; {len(repaired)} fired and resolved",
+        ),
+        Check("no other message in the alert topic", not others, f"{len(others)}"),
     )
+
+
+def _of(alerts: Sequence[Alert], key: str | None, reason: Reason) -> list[Alert]:
+    return [a for a in alerts if a.key == key and a.reason == reason.value]
 
 
 def _after(alert: Alert, moment_ms: int) -> bool:

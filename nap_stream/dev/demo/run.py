@@ -136,7 +136,7 @@ def _picture(streamed: Streamed, history: Sequence[HistoryPoint]) -> Picture:
         history=history,
         started_ms=streamed.started_ms,
         phases=list(zip(titles, streamed.phase_ends_ms, strict=True)),
-        alerts=[(alert.state, alert.time_ms) for alert in alerts if alert.time_ms is not None],
+        alerts=[(a.state, a.time_ms) for a in alerts if a.time_ms is not None and a.key is None],
     )
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,16 @@ def show_chart(picture: Picture, console: Console) -> None:
 
 
 def show_counts(root: Path, images: Sequence[LoggedImage], console: Console) -> None:
-    """Show two queries over the log: counts by predicted class, and by the images' own header."""
+    """Show what is in the log: counts by predicted class, by what was sent, and by camera."""
     console.print()
     _title("Query over the log: by predicted class (nap-stream query --by class)", console)
     console.print(_class_table(aggregate(LocalStore(root), Query(), GroupBy.CLASS)))
     console.print()
-    _title("The same by what was really sent, which only the header `kind` tells", console)
-    console.print(_kind_table(images))
+    _title("The same by what was really sent, which only the files' names tell", console)
+    console.print(_table_by("kind", images, lambda image: image.kind))
+    console.print()
+    _title("And by camera, from the header `camera`", console)
+    console.print(_table_by("camera", images, lambda image: image.camera))
 
 
 def show_outcome(checks: Sequence[Check], console: Console) -> None:
@@ -74,6 +77,8 @@ def show_places(folder: DemoFolder, console: Console) -> None:
         f"query --config {config} --ood --limit 10",
         f"query --config {config} --by hour --format json",
         f"verify --config {config} --deep",
+        f"replay --config {config}",
+        f"plan --config {config}",
     ):
         console.print(Text(f"  {program} {command}"), soft_wrap=True)
 
@@ -94,12 +99,12 @@ def _class_table(counts: Any) -> Table:
     return table
 
 
-def _kind_table(images: Sequence[LoggedImage]) -> Table:
-    table = _table("kind", "rows", "OOD", "OOD fraction")
-    for kind in dict.fromkeys(image.kind for image in images):
-        flags = [image.is_ood for image in images if image.kind == kind]
+def _table_by(name: str, images: Sequence[LoggedImage], of: Callable[[LoggedImage], str]) -> Table:
+    table = _table(name, "rows", "OOD", "OOD fraction")
+    for value in sorted({of(image) for image in images}):
+        flags = [image.is_ood for image in images if of(image) == value]
         flagged = sum(1 for flag in flags if flag)
-        table.add_row(Text(kind), str(len(flags)), str(flagged), f"{flagged / len(flags):.1%}")
+        table.add_row(Text(value), str(len(flags)), str(flagged), f"{flagged / len(flags):.1%}")
     return table
 
 

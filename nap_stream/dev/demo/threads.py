@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from nap_stream.alert.consume import ReadAlert, read_alerts
 from nap_stream.clock import Clock
-from nap_stream.dev.demo.stream import KIND_HEADER
+from nap_stream.dev.demo.stream import CAMERA_HEADER
 from nap_stream.dev.produce import produce
 from nap_stream.settings import KafkaSettings
 
@@ -96,7 +96,7 @@ class Producer(_Task):
             self._settings,
             self._path,
             rate=self._rate,
-            label_header=KIND_HEADER,
+            label_header=CAMERA_HEADER,
             clock=self._clock,
             progress=self._progress,
         )

@@ -2,11 +2,11 @@ from pathlib import Path
 
 from nap_stream.dev.demo.configuration import write_configuration
 from nap_stream.dev.demo.folder import DemoFolder
-from nap_stream.settings import DriftSettings
+from nap_stream.settings import DriftSettings, KeySettings
 from nap_stream.settings_loader import load_settings
 
 
-def test_gives_a_whole_configuration_with_the_default_probabilities(tmp_path: Path) -> None:
+def test_gives_a_whole_configuration(tmp_path: Path) -> None:
     folder = DemoFolder(tmp_path)
     folder.weights.touch()
     folder.calibration.mkdir()
@@ -20,4 +20,9 @@ def test_gives_a_whole_configuration_with_the_default_probabilities(tmp_path: Pa
     assert settings.log.root == folder.log
     assert settings.metrics.port == 1234
     assert settings.worker.count == 2
-    assert settings.drift == DriftSettings(window_records=150)
+    assert settings.drift == DriftSettings(
+        false_alarms="one per hour at 50 images/s",
+        window_records=150,
+        pane_ms=100,
+        keys=KeySettings(by="header:camera"),
+    )

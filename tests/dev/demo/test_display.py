@@ -88,3 +88,15 @@ def test_alerts_are_printed_without_their_markup(clock: ManualClock) -> None:
     display.alert({"data": {"state": "firing", "monitor": "[red]m[/red]"}})
 
     assert "FIRING  [red]m[/red]" in output.getvalue()
+
+
+def test_alerts_after_the_first_are_brief(clock: ManualClock) -> None:
+    display, output = plain_display(clock)
+    event = {"id": "x", "data": {"state": "firing", "summary": "images look odd", "alpha": 0.05}}
+    display.alert(event)
+    whole = output.getvalue()
+    assert "p-value at most 0.05" in whole
+    display.alert(event)
+    brief = output.getvalue().removeprefix(whole)
+    assert "images look odd" in brief
+    assert "p-value at most 0.05" not in brief

@@ -3,15 +3,15 @@ from pathlib import Path
 import pytest
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.core.bounds import flag_limit
-from nap_stream.core.judging import Rule
+from nap_stream.core.detection import window_limits
 from nap_stream.dev.demo.history import HistoryPoint, LoggedImage, ood_history, read_images
+from nap_stream.drift.limits import detection_plan
 from nap_stream.records import TopicPartition
 from nap_stream.settings import DriftSettings
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
 from tests.support.small_calibration import calibration_of
 
-DRIFT = DriftSettings(window_records=4, pane_ms=100, false_alarm_probability=0.01)
+DRIFT = DriftSettings(window_records=4, pane_ms=100, expected_run_length=100)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def calibration() -> Calibration:
 
 
 def image(time_ms: int, *, is_ood: bool | None) -> LoggedImage:
-    return LoggedImage(0, time_ms, f"{time_ms}.png", "digit", time_ms, "ok", is_ood)
+    return LoggedImage(0, time_ms, f"{time_ms}.png", "digit", "", time_ms, "ok", is_ood)
 
 
 def test_gives_the_window_at_the_end_of_each_pane(calibration: Calibration) -> None:
@@ -30,24 +30,14 @@ def test_gives_the_window_at_the_end_of_each_pane(calibration: Calibration) -> N
 
     history = ood_history(images, DRIFT, calibration)
 
-    bound = flag_limit(4, 5, 99, 0.01) / 4
+    limit, _ = window_limits(detection_plan(DRIFT, calibration.facts), 4)
+    bound = limit / 4
     assert history == [
         HistoryPoint(1_400, 0.5, bound),
         HistoryPoint(1_500, 0.75, bound),
         HistoryPoint(1_600, 0.75, bound),
         HistoryPoint(1_700, 0.5, bound),
     ]
-
-
-def test_per_class_the_bound_is_that_of_the_class_with_the_highest() -> None:
-    scores = [float(number) for number in range(1, 239)]
-    class_id = [0] * 38 + [1] * 200
-    calibration = calibration_of(scores, scores, rule=Rule(0.05, per_class=True), class_id=class_id)
-    drift = DriftSettings(window_records=1_000, pane_ms=1_000, false_alarm_probability=1e-3)
-
-    history = ood_history([image(n, is_ood=False) for n in range(1_000)], drift, calibration)
-
-    assert history == [HistoryPoint(1_000, 0, 0.17)]
 
 
 def test_leaves_out_what_was_not_scored(calibration: Calibration) -> None:
@@ -62,14 +52,16 @@ def test_there_is_nothing_before_the_window_is_full(calibration: Calibration) ->
 
 def test_reads_all_rows_of_the_topic_in_order_of_event_time(tmp_path: Path) -> None:
     digits = [TopicPartition("digits", number) for number in (0, 1)]
-    headers: tuple[tuple[str, bytes | None], ...] = (("other", b"x"), ("kind", b"photo"))
-    late = origin(0, partition=digits[0], event_time_ms=NOON_MS + 20, key=b"a.png", headers=headers)
+    headers: tuple[tuple[str, bytes | None], ...] = (("other", b"x"), ("camera", b"c2"))
+    late = origin(
+        0, partition=digits[0], event_time_ms=NOON_MS + 20, key=b"photo/a.png", headers=headers
+    )
     early = origin(0, partition=digits[1], event_time_ms=NOON_MS + 10, key=None)
     chain(tmp_path, [(1, [scored(late, p_value=0.01)])], digits[0])
     chain(tmp_path, [(1, [failed(early)])], digits[1])
     chain(tmp_path, [(1, [scored(origin(0))])], TopicPartition("cars", 0))
 
     assert read_images(tmp_path, "digits") == [
-        LoggedImage(1, 0, "", "", NOON_MS + 10, "corrupt", None),
-        LoggedImage(0, 0, "a.png", "photo", NOON_MS + 20, "ok", True),
+        LoggedImage(1, 0, "", "", "", NOON_MS + 10, "corrupt", None),
+        LoggedImage(0, 0, "photo/a.png", "photo", "c2", NOON_MS + 20, "ok", True),
     ]

@@ -4,21 +4,26 @@ from typing import Any
 
 import pytest
 
-from nap_stream.alert.event import rfc3339
+from nap_stream.alert.envelope import rfc3339
 from nap_stream.dev.demo.history import LoggedImage
 from nap_stream.dev.demo.outcome import Alert, Evidence, judge, read_alert
+from nap_stream.dev.demo.stream import BROKEN
 from nap_stream.scored_log.defects import Defect, DefectKind, VerifyReport
 
 CHANGED_MS = 1_767_268_810_000
 RETURNED_MS = CHANGED_MS + 5_000
 
 
-def alert(state: str, time_ms: int) -> Mapping[str, Any]:
-    return {"time": rfc3339(time_ms), "data": {"state": state}}
+def alert(state: str, time_ms: int, key: str | None = None) -> Mapping[str, Any]:
+    reason = {"firing": "began", "resolved": "ended"}[state]
+    data = {"state": state, "reason": reason, "key": key}
+    return {"time": rfc3339(time_ms), "data": data}
 
 
 def logged(number: int) -> LoggedImage:
-    return LoggedImage(number % 2, number // 2, f"{number}.png", "digit", 0, "ok", is_ood=False)
+    return LoggedImage(
+        number % 2, number // 2, f"{number}.png", "digit", "c", 0, "ok", is_ood=False
+    )
 
 
 def report(*defects: Defect) -> VerifyReport:
@@ -35,7 +40,12 @@ def report(*defects: Defect) -> VerifyReport:
 
 
 GOOD = Evidence(
-    alerts=[alert("firing", CHANGED_MS + 900), alert("resolved", RETURNED_MS + 3_000)],
+    alerts=[
+        alert("firing", CHANGED_MS + 900),
+        alert("resolved", RETURNED_MS + 3_000),
+        *(alert("firing", CHANGED_MS + 950, camera) for camera in BROKEN),
+        *(alert("resolved", RETURNED_MS + 950, camera) for camera in BROKEN),
+    ],
     changed_ms=CHANGED_MS,
     returned_ms=RETURNED_MS,
     sent=[f"{number}.png" for number in range(4)],
@@ -57,7 +67,8 @@ def test_all_holds_where_all_went_well() -> None:
     ]
 
 
-FIRING, RESOLVED = GOOD.alerts
+FIRING, RESOLVED, *OF_CAMERAS = GOOD.alerts
+CAMERAS_NAMED = "exactly camera-2 and camera-5 are named, each once, and resolved"
 NO_EARLY = "no alert before the change"
 ONE_FIRING = "exactly one firing, after the change"
 ONE_RESOLVED = "exactly one resolved, after the return"
@@ -96,7 +107,27 @@ NO_OTHERS = "no other message in the alert topic"
     ],
 )
 def test_alerts_that_are_wrong(alerts: list[Mapping[str, Any]], expected: list[str]) -> None:
-    assert failures(replace(GOOD, alerts=alerts)) == expected
+    assert failures(replace(GOOD, alerts=[*alerts, *OF_CAMERAS])) == expected
+
+
+def test_a_severity_that_grows_is_no_second_alert() -> None:
+    worse = {"time": FIRING["time"], "data": {**FIRING["data"], "reason": "escalated"}}
+    assert failures(replace(GOOD, alerts=[*GOOD.alerts, worse])) == []
+
+
+@pytest.mark.parametrize(
+    "of_cameras",
+    [
+        pytest.param(OF_CAMERAS[:3], id="one is not resolved"),
+        pytest.param(OF_CAMERAS[::2], id="one is not named"),
+        pytest.param([*OF_CAMERAS, OF_CAMERAS[0]], id="one is named twice"),
+        pytest.param(
+            [*OF_CAMERAS, alert("firing", CHANGED_MS + 1, "camera-1")], id="a healthy one is named"
+        ),
+    ],
+)
+def test_cameras_that_are_wrong(of_cameras: list[Mapping[str, Any]]) -> None:
+    assert failures(replace(GOOD, alerts=[FIRING, RESOLVED, *of_cameras])) == [CAMERAS_NAMED]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +170,12 @@ def test_a_monitor_that_ends_badly() -> None:
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        ({}, Alert("None", None)),
-        ({"time": "soon", "data": {"state": "firing"}}, Alert("firing", None)),
-        ({"time": rfc3339(5), "data": "firing"}, Alert("None", 5)),
+        ({}, Alert("None", "None", None, None)),
+        (
+            {"time": "soon", "data": {"state": "firing", "key": "a"}},
+            Alert("firing", "None", "a", None),
+        ),
+        ({"time": rfc3339(5), "data": "firing"}, Alert("None", "None", None, 5)),
     ],
 )
 def test_events_are_read_as_far_as_they_can_be(event: Mapping[str, Any], expected: Alert) -> None:

@@ -7,7 +7,16 @@ import pytest
 from nap_stream.decode import Refusal, decode_image
 from nap_stream.dev.demo.digits import Splits
 from nap_stream.dev.demo.out_of_distribution import CORRUPTIONS
-from nap_stream.dev.demo.stream import Phase, plan_stream, png, write_digits, write_stream
+from nap_stream.dev.demo.stream import (
+    BROKEN,
+    CAMERAS,
+    Phase,
+    kind_of,
+    plan_stream,
+    png,
+    write_digits,
+    write_stream,
+)
 from nap_stream.image_files import iter_images
 from nap_stream.settings import LimitSettings
 
@@ -54,6 +63,17 @@ def test_out_of_distribution_images_stand_among_the_digits(
     assert 30 < sum(flags[:100]) < 70
 
 
+def test_only_broken_cameras_show_other_things(phases: tuple[Phase, Phase, Phase]) -> None:
+    before, mixed, after = phases
+    for phase in (before, after):
+        cameras = Counter(image.camera for image in phase.images)
+        assert set(cameras) == set(CAMERAS)
+        assert max(cameras.values()) - min(cameras.values()) <= 1
+    for image in mixed.images:
+        assert (image.camera in BROKEN) == (image.kind != "digit")
+    assert {image.camera for image in mixed.images} == set(CAMERAS)
+
+
 def test_the_seed_decides_the_whole_stream(
     splits: Splits, phases: tuple[Phase, Phase, Phase]
 ) -> None:
@@ -74,7 +94,8 @@ def test_files_hold_the_images_and_parquet_the_same_bytes_in_sending_order(
 
     sent = [image for phase in phases for image in phase.images]
     for image, file in zip(sent, iter_images(parquet), strict=True):
-        assert (file.name, file.label) == (image.name, image.kind)
+        assert (file.name, file.label) == (image.name, image.camera)
+        assert kind_of(file.name) == image.kind
         assert file.data == (tmp_path / "images" / image.name).read_bytes()
     assert len({image.name for image in sent}) == len(sent)
 
@@ -95,4 +116,4 @@ def test_digits_lie_in_folders_by_label(splits: Splits, tmp_path: Path) -> None:
 
 def test_a_phase_says_what_is_in_it(phases: tuple[Phase, Phase, Phase]) -> None:
     assert phases[0].description() == "digits (300 digit)"
-    assert phases[1].description().startswith("mixed (100 digit, 50 photo, ")
+    assert phases[1].description().startswith("two cameras broken (100 digit, 50 photo, ")

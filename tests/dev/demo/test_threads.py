@@ -41,7 +41,7 @@ def test_sends_all_in_order_with_their_kind_and_notes_each_phase(
 
     records = read_all(settings, settings.topic, 6)
     assert [record.value for record in records] == [f"digit/{n}.png".encode() for n in range(6)]
-    assert records[0].headers == [("kind", b"digit")]
+    assert records[0].headers == [("camera", b"digit")]
     first, second, third = producer.ended_ms
     times = [record.timestamp for record in records]
     assert times[2] <= first <= times[3] <= times[4] <= second <= times[5] <= third

@@ -1,0 +1,279 @@
+"""What the drift monitor takes in, in one process, and what 100,000 keys cost it.
+
+    .venv/bin/python -m benchmarks.drift_monitor
+    .venv/bin/python -m benchmarks.drift_monitor --keys 20000 --rounds 3
+
+First the monitors of keys alone: memory of all keys, and records/s of panes of 1 s. Then the
+whole drift monitor, fed with the summaries of segments of 5 s from 4 partitions, as workers send
+them: a stream at the calibrated rate, and one in which every key has drifted. Making the panes and
+summaries is not timed; in production workers do it. Records/s are the median of the rounds, each
+with a new monitor; those for each second of CPU time leave out what other processes took.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nap_stream.clock import ManualClock
+from nap_stream.core.bounds import FlagRateLaw
+from nap_stream.core.conformal import upper_flag_rate
+from nap_stream.core.judging import Judge, Rule
+from nap_stream.core.key_monitors import KeyMonitors
+from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
+from nap_stream.core.sequential import bets_against
+from nap_stream.drift.checkpoint import dump
+from nap_stream.drift.limits import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.records import (
+    CalibrationFacts,
+    Example,
+    FlaggedClass,
+    SegmentSummary,
+    Status,
+    TopicPartition,
+)
+from nap_stream.settings import Settings
+from tests.support.memory import MIB, rss_bytes
+
+ALPHA = 0.05
+CALIBRATION_IMAGES = 2_000
+DRIFTED_RATE = 0.5
+PANE_MS = 1_000
+SEGMENT_S = 5
+PARTITIONS = 4
+CLASSES = 10
+EXAMPLES = 5
+TARGET = 200_000
+TOPIC = "images"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Records for each second of wall-clock time and of CPU time."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A stream: images a second, over how many keys (0: none are told apart), and for how long."""
+
+    images_per_s: int
+    keys: int
+    seconds: int
+    drifted: bool = False
+
+
+def main() -> None:
+    options = _options()
+    print(f"{os.cpu_count()} cores, {options.rounds} rounds, pane of {PANE_MS} ms\n")
+    _show_keys(options.keys, options.rounds)
+    _show_monitor(options.keys, options.rounds)
+
+
+def _show_keys(keys: int, rounds: int) -> None:
+    rng = np.random.default_rng(1)
+    before = rss_bytes(os.getpid())
+    monitors = _key_monitors(keys)
+    for start in range(0, keys, 50_000):
+        monitors.update(_pane(np.arange(start, min(keys, start + 50_000)), 0, rng))
+    gc.collect()
+    grown = rss_bytes(os.getpid()) - before
+    print(f"{len(monitors):,} keys: resident memory +{grown / MIB:.0f} MiB,", end=" ")
+    print(f"arrays {monitors.nbytes / MIB:.0f} MiB ({monitors.nbytes / keys:.0f} bytes a key)\n")
+    print("| monitors of keys, images/s | keys in a pane | records/s | records/CPU s | of target |")
+    print("|---:|---:|---:|---:|---:|")
+    for images_per_s, panes in ((50_000, 20), (5_000, 100)):
+        chosen = [rng.integers(0, keys, images_per_s) for _ in range(panes)]
+        stream = [_pane(which, i + 1, rng) for i, which in enumerate(chosen)]
+        calls = [partial(_update, monitors, stream)] * rounds
+        speed, _ = _speed(calls, panes * images_per_s)
+        names = statistics.mean(len(pane.keys) for pane in stream)
+        print(f"| {images_per_s:,} | {names:,.0f} | {_columns(speed)}")
+    print()
+
+
+def _show_monitor(keys: int, rounds: int) -> None:
+    print(
+        "| drift monitor, images/s | keys | stream | segments | alerts | records/s | records/CPU s "
+        "| of target | checkpoint, MiB | s |"
+    )
+    print("|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|")
+    for load in (
+        Load(50, 0, 4_000),
+        Load(1_000, 0, 1_000),
+        Load(20_000, 0, 100),
+        Load(1_000, 0, 1_000, drifted=True),
+        Load(50, keys, 4_000),
+        Load(1_000, keys, 400),
+        Load(20_000, keys, 50),
+        Load(20_000, keys, 50, drifted=True),
+    ):
+        stream = list(_summaries(load))
+        monitors = [_monitor(load.keys) for _ in range(rounds)]
+        calls = [partial(_take, monitor, stream) for monitor in monitors]
+        speed, alerts = _speed(calls, load.images_per_s * load.seconds)
+        begun = time.perf_counter()
+        size = len(dump(monitors[-1]))
+        print(
+            f"| {load.images_per_s:,} | {load.keys:,} | {'drifted' if load.drifted else 'usual'} "
+            f"| {len(stream)} | {alerts} | {_columns(speed)} {size / MIB:.1f} "
+            f"| {time.perf_counter() - begun:.2f} |"
+        )
+
+
+def _update(monitors: KeyMonitors, stream: Sequence[ClosedPane]) -> int:
+    return sum(int(monitors.update(pane).active.sum()) for pane in stream)
+
+
+def _take(monitor: DriftMonitor, stream: Sequence[SegmentSummary]) -> int:
+    return sum(len(monitor.add(summary).alerts) for summary in stream)
+
+
+def _speed(calls: Sequence[Callable[[], int]], records: int) -> tuple[Speed, int]:
+    """Give the median over the calls, and what the last one returned."""
+    wall, cpu, found = [], [], 0
+    for call in calls:
+        begun, begun_cpu = time.perf_counter(), time.process_time()
+        found = call()
+        cpu.append(time.process_time() - begun_cpu)
+        wall.append(time.perf_counter() - begun)
+    return Speed(records / statistics.median(wall), records / statistics.median(cpu)), found
+
+
+def _columns(speed: Speed) -> str:
+    return f"{speed.wall:,.0f} | {speed.cpu:,.0f} | {speed.wall / TARGET:.2f} |"
+
+
+def _key_monitors(max_keys: int) -> KeyMonitors:
+    rank = int(ALPHA * (CALIBRATION_IMAGES + 1))
+    rate = upper_flag_rate(rank, CALIBRATION_IMAGES, 0.95)
+    return KeyMonitors(bets_against(np.array([rate])), float(np.log(5e8)), max_keys)
+
+
+def _pane(which: NDArray[np.int64], number: int, rng: np.random.Generator) -> ClosedPane:
+    """One record of each of the keys ``which``, which may repeat."""
+    p_values = rng.random(len(which))
+    keys, key = _names(which)
+    counts = count_panes(
+        np.full(len(which), number * PANE_MS),
+        p_values,
+        p_values <= ALPHA,
+        pane_ms=PANE_MS,
+        keys=keys,
+        key=key,
+    )
+    return closed_pane(number * PANE_MS, [counts], one_per_pane=False)
+
+
+def _names(which: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Give distinct names, and which of them each has."""
+    found, key = np.unique(which, return_inverse=True)
+    return tuple(f"camera-{number:06}" for number in found.tolist()), key.astype(np.int64)
+
+
+def _monitor(keys: int) -> DriftMonitor:
+    drift = {"keys": {"max_keys": keys}} if keys else {}
+    settings = Settings.model_validate(
+        {
+            "kafka": {"topic": TOPIC},
+            "model": {"factory": "models:net"},
+            "calibration": "calibration",
+            "log": {"root": "log"},
+            "drift": {"pane_ms": PANE_MS, **drift},
+        }
+    )
+    scores = np.arange(float(CALIBRATION_IMAGES))
+    judge = Judge(Rule(ALPHA, per_class=False), scores, np.zeros(len(scores), dtype=np.int64), 1)
+    facts = CalibrationFacts(
+        alpha=ALPHA,
+        size=CALIBRATION_IMAGES,
+        per_class=False,
+        flag_rate_laws=(FlagRateLaw(int(ALPHA * (len(scores) + 1)), len(scores)),),
+        groups=1,
+        tail_laws=judge.tail_laws(),
+        fingerprint="c" * 64,
+        model_fingerprint="f" * 64,
+    )
+    return DriftMonitor(detection_plan(settings.drift, facts), settings, ManualClock())
+
+
+def _summaries(load: Load) -> Iterator[SegmentSummary]:
+    """The segments of all partitions, in order of event time."""
+    rng = np.random.default_rng(2)
+    size = load.images_per_s * SEGMENT_S // PARTITIONS
+    for number in range(load.seconds // SEGMENT_S):
+        for partition in range(PARTITIONS):
+            yield _summary(load, TopicPartition(TOPIC, partition), number, size, rng)
+
+
+def _summary(
+    load: Load, partition: TopicPartition, number: int, size: int, rng: np.random.Generator
+) -> SegmentSummary:
+    times = (number * SEGMENT_S * 1_000 + np.sort(rng.integers(0, SEGMENT_S * 1_000, size))).astype(
+        np.int64
+    )
+    p_values = rng.random(size)
+    if load.drifted:
+        p_values = np.where(rng.random(size) < DRIFTED_RATE, p_values * ALPHA, p_values)
+    flagged = p_values <= ALPHA
+    keys: tuple[str, ...] = (NO_KEY,)
+    key = np.zeros(size, dtype=np.int64)
+    if load.keys:
+        # A key is always in the same partition.
+        own = rng.integers(0, load.keys // PARTITIONS, size)
+        keys, key = _names(own * PARTITIONS + partition.partition)
+    panes = count_panes(times, p_values, flagged, pane_ms=PANE_MS, keys=keys, key=key)
+    path = f"topic={TOPIC}/partition={partition.partition}/{number * size:020}.parquet"
+    return SegmentSummary(
+        partition=partition,
+        base_offset=number * size,
+        end_offset=(number + 1) * size,
+        rows_by_status={Status.OK: size},
+        panes=panes,
+        max_event_time_ms=int(times[-1]),
+        path=path,
+        flagged_classes=tuple(_classes(panes.start_ms, panes.flagged, rng)),
+        examples=tuple(
+            Example(
+                partition,
+                number * size + i,
+                0,
+                int(times[i]),
+                NO_KEY,
+                "0",
+                float(p_values[i]),
+                path,
+            )
+            for i in np.sort(np.argsort(p_values)[:EXAMPLES]).tolist()
+        ),
+    )
+
+
+def _classes(
+    starts: NDArray[np.int64], flagged: NDArray[np.int64], rng: np.random.Generator
+) -> Iterator[FlaggedClass]:
+    for start in np.unique(starts).tolist():
+        total = int(flagged[starts == start].sum())
+        counts = rng.multinomial(total, np.full(CLASSES, 1 / CLASSES)).tolist()
+        yield from (FlaggedClass(start, str(i), count) for i, count in enumerate(counts) if count)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Text from outside made fit for one line, and numbers and times as a person reads them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+MAX_FIELD = 1_000
+"""Characters of one field that are shown."""
+MAX_NAME = 200
+"""Characters of a name that an event holds: of a key, which has no more anyway, or of a class."""
+_LARGEST_IN_FULL = 1e15
+_SECONDS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
+
+
+def plain(value: Any) -> str:
+    """Give a value as text on one line, every character that is not printable by its number."""
+    text = value if isinstance(value, str) else repr(value)
+    shown = text[:MAX_FIELD] + ("…" if len(text) > MAX_FIELD else "")
+    return "".join(char if char.isprintable() else f"\\u{{{ord(char):x}}}" for char in shown)
+
+
+def bounded(name: str) -> str:
+    """Cut a name that is longer than `MAX_NAME`."""
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def percent(value: Any) -> str:
+    """Write a fraction in [0, 1] as a percentage; anything else as `plain` does."""
+    is_fraction = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{100 * value:.3g} %" if is_fraction and 0 <= value <= 1 else plain(value)
+
+
+def number(value: Any) -> str:
+    """Write a number with thousands separators; anything else as `plain` does."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return plain(value)
+    if value == 0 or 1 <= abs(value) < _LARGEST_IN_FULL:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if isinstance(value, float) else plain(value)
+
+
+def moment(text: Any) -> str:
+    """Write a time in RFC 3339 as in 2026-01-31 12:00:00 UTC; anything else as `plain` does."""
+    try:
+        found = datetime.fromisoformat(text)
+        is_known = found.tzinfo is not None
+        return f"{found.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if is_known else plain(text)
+    except (ValueError, TypeError, OverflowError):
+        return plain(text)
+
+
+def duration(time_ms: int) -> str:
+    """Write milliseconds by their two largest units, as in 1 h 5 min."""
+    left = max(0, time_ms) // 1_000
+    parts = []
+    for unit, seconds in _SECONDS:
+        count, left = divmod(left, seconds)
+        parts.append((count, unit))
+    first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = [f"{count} {unit}" for count, unit in parts[first : first + 2] if count]
+    return " ".join(shown) or "less than 1 s"

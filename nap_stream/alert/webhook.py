@@ -1,0 +1,184 @@
+"""Alerts to an HTTP endpoint with the shape of Alertmanager's ``POST /api/v2/alerts``."""
+
+import json
+import re
+import ssl
+from typing import ClassVar
+
+import urllib3
+from urllib3.exceptions import HTTPError, SSLError
+
+from nap_stream.alert.alertmanager import alertmanager_alerts
+from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.http_answer import beginning, retry_after_s, shown
+from nap_stream.clock import Clock
+from nap_stream.deadline import Deadline
+from nap_stream.errors import AlertDeliveryError, ConfigError
+from nap_stream.settings import AlertSettings, WebhookSettings
+
+PAUSE_INITIAL_S = 0.5
+PAUSE_MAX_S = 30.0
+"""The longest between two attempts, whatever Retry-After asks for: the outbox tries again."""
+MAX_TOKEN_BYTES = 8 * 2**10
+_TRY_AGAIN = (408, 429)
+_TOKEN = re.compile(rb"[!-~]+")
+_HINTS = {
+    400: "Check that alerts.webhook.url is Alertmanager's /api/v2/alerts",
+    401: "Check alerts.webhook.bearer_token_file",
+    403: "Check alerts.webhook.bearer_token_file, and what it allows",
+    404: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
+    405: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
+    410: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
+}
+
+
+class _TryAgainError(AlertDeliveryError):
+    """An attempt failed in a way that the next may not."""
+
+    pause_s: float | None = None
+
+
+class WebhookAlertSink:
+    """Posts each alert by itself, on a connection of its own: alerts are rare.
+
+    Args:
+        settings: What the alerts show.
+        webhook: Where to, and how often to try.
+        clock: Times the pauses between attempts.
+
+    Raises:
+        ConfigError: The address is none, or the certificates cannot be read.
+    """
+
+    name: ClassVar[str] = "webhook"
+
+    def __init__(self, settings: AlertSettings, webhook: WebhookSettings, clock: Clock) -> None:
+        self._settings, self._webhook, self._clock = settings, webhook, clock
+        self._closed = False
+        self._where = f"alerts.webhook {_origin(webhook.url)}"
+        self._pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=webhook.timeout_s, read=webhook.timeout_s),
+            # The loop in `publish` makes pauses that are bounded and that `close` ends.
+            retries=False,
+            ssl_context=_trust(webhook),
+        )
+
+    def publish(self, alert: AlertEvent) -> None:
+        """Post an alert, again after a failure that may pass, and return when it is taken.
+
+        Raises:
+            AlertDeliveryError: The endpoint was not reached, or did not take the alert.
+        """
+        token = self._token()
+        pause_s = PAUSE_INITIAL_S
+        for attempts_left in reversed(range(self._webhook.attempts)):
+            if self._closed:
+                raise AlertDeliveryError("the alert sink is closed", self._where)
+            try:
+                return self._post(alert, token)
+            except _TryAgainError as error:
+                if attempts_left == 0:
+                    raise
+                self._pause(pause_s if error.pause_s is None else error.pause_s)
+            pause_s *= 2
+        return None
+
+    def delivered(self) -> frozenset[str]:
+        """Nothing: it cannot be asked. To Alertmanager, an alert that comes again is the same."""
+        return frozenset()
+
+    def close(self) -> None:
+        """Release connections, and end `publish` with its next attempt. Safe to call twice."""
+        self._closed = True
+        self._pool.clear()
+
+    def _pause(self, seconds: float) -> None:
+        left_s = min(seconds, PAUSE_MAX_S)
+        while left_s > 0 and not self._closed:
+            step_s = min(PAUSE_INITIAL_S, left_s)
+            self._clock.sleep(step_s)
+            left_s -= step_s
+
+    def _post(self, alert: AlertEvent, token: str | None) -> None:
+        alerts = alertmanager_alerts(alert, self._settings, self._clock.now_ms())
+        headers = {"Content-Type": "application/json", "User-Agent": "nap-stream"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            response = self._pool.request(
+                "POST",
+                self._webhook.url,
+                body=json.dumps(alerts, allow_nan=False).encode(),
+                headers=headers,
+                redirect=False,
+                preload_content=False,
+            )
+        except SSLError as error:
+            raise AlertDeliveryError(
+                f"no TLS connection: {error}", self._where, "Check alerts.webhook.ca_file"
+            ) from error
+        except HTTPError as error:
+            raise _TryAgainError(
+                f"no answer: {type(error).__name__}: {error}",
+                self._where,
+                "Check alerts.webhook.url, the network, and that the endpoint runs",
+            ) from error
+        try:
+            self._require_success(response, token)
+        finally:
+            response.close()
+
+    def _require_success(self, response: urllib3.BaseHTTPResponse, token: str | None) -> None:
+        status = response.status
+        if 200 <= status < 300:  # noqa: PLR2004  what HTTP calls success
+            return
+        body = beginning(response, Deadline(self._clock, self._webhook.timeout_s))
+        problem = f"answered {status} {shown(body, token)}".rstrip()
+        if 300 <= status < 400:  # noqa: PLR2004  what HTTP calls redirection
+            place = shown(response.headers.get("Location", "").encode(), token)
+            raise AlertDeliveryError(
+                f"{problem}: a redirect to {place!r}, which is not followed",
+                self._where,
+                "Set alerts.webhook.url to the address itself",
+            )
+        if status in _TRY_AGAIN or status >= 500:  # noqa: PLR2004  what HTTP calls a server's fault
+            error = _TryAgainError(problem, self._where, "It is tried again")
+            error.pause_s = retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
+            raise error
+        raise AlertDeliveryError(problem, self._where, _HINTS.get(status, "Ask who runs it"))
+
+    def _token(self) -> str | None:
+        path = self._webhook.bearer_token_file
+        if path is None:
+            return None
+        where = f"alerts.webhook.bearer_token_file {path}"
+        try:
+            with path.open("rb") as file:
+                token = file.read(MAX_TOKEN_BYTES + 1).strip()
+        except OSError as error:
+            raise AlertDeliveryError(f"the token cannot be read: {error}", where) from error
+        if len(token) > MAX_TOKEN_BYTES or not _TOKEN.fullmatch(token):
+            raise AlertDeliveryError(
+                "this is no bearer token", where, "Put the token alone in the file, on one line"
+            )
+        return token.decode("ascii")
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port: the path and the query of some endpoints hold their secret."""
+    try:
+        parsed = urllib3.util.parse_url(url)
+    except HTTPError:
+        raise ConfigError("this is no address", "alerts.webhook.url") from None
+    return f"{parsed.scheme}://{parsed.netloc}"
+
+
+def _trust(webhook: WebhookSettings) -> ssl.SSLContext | None:
+    if not webhook.url.startswith("https:"):
+        return None
+    try:
+        return ssl.create_default_context(cafile=webhook.ca_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the certificates cannot be read: {error}", f"alerts.webhook.ca_file {webhook.ca_file}"
+        ) from error

@@ -1,0 +1,191 @@
+"""What a drift alert says in words: one sentence for whoever is on call, then the evidence.
+
+The promise is that of `nap_stream.core.detection`, with the conditions under which it holds: see
+`nap_stream.core.bounds` for the rolling window and `nap_stream.core.sequential` for e-detectors.
+"""
+
+from nap_stream.alert.envelope import rfc3339
+from nap_stream.alert.plain import bounded, duration, moment, number, percent, plain
+from nap_stream.core.alert_state import Detector, Reason
+from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.sequential import Onset
+from nap_stream.core.tail_events import TailEvent
+from nap_stream.records import CalibrationFacts, DetectorReading, DriftAlert, TailShift
+from nap_stream.settings import Settings
+
+_LEADS = {Reason.BEGAN: "", Reason.ESCALATED: "Now critical: ", Reason.REPEATED: "Still firing: "}
+_BY_CHANCE = 0.01
+_NOTABLE_SHARE = 1 / 3
+"""Of the window's flagged records: whoever has less of them is not named in the sentence."""
+_LOOK = "look out-of-distribution"
+
+
+def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
+    """Give one plain sentence: what, since when, how bad."""
+    if alert.change.reason is Reason.ENDED:
+        return _ended(alert)
+    lead = _LEADS[alert.change.reason]
+    if alert.key is not None:
+        return lead + _since_onset(alert, plan, f" of {plain(alert.key)}")
+    active = {reading.detector for reading in alert.readings if reading.active}
+    tail = alert.tail
+    if Detector.SCORE_SHIFT in active and len(active) == 1 and tail is not None:
+        return lead + _shifted(tail, alert.time_ms)
+    is_window = Detector.OOD_WINDOW in active and (
+        Detector.OOD_SEQUENTIAL not in active or _window_share(alert) >= _share(alert.since)
+    )
+    found = _in_window(alert) if is_window else _since_onset(alert, plan, "")
+    return lead + found + _contributor(alert)
+
+
+def tail_words(event: TailEvent) -> str:
+    """Say which calibration images a tail of the p-values stands for."""
+    which = "most" if event.upper else "least"
+    share = 1 - event.edge if event.upper else event.edge
+    return f"the {which} in-distribution {percent(share)} of calibration images"
+
+
+def direction(event: TailEvent) -> str:
+    """Say to which side the scores have shifted where this tail has grown."""
+    return "more in-distribution" if event.upper else "less in-distribution"
+
+
+def detector_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionPlan) -> str:
+    """Say what a detector found, and how likely it is to fire by chance."""
+    if reading.detector is Detector.OOD_WINDOW:
+        return _window_words(reading, alert, plan)
+    evidence = (
+        f"Its evidence is {number(reading.statistic)}; it fires at {number(reading.threshold)} and "
+        f"ends below {number(reading.resolve_threshold)}."
+    )
+    if reading.detector is Detector.SCORE_SHIFT:
+        found = "" if alert.tail is None else f"{shift_words(alert.tail, alert.time_ms)}. "
+        if alert.tail is not None and alert.tail.event.upper:
+            found += "Repeated or unusually simple images can look so. "
+        return (
+            f"{found}{evidence} It fires by chance {_chance(plan, 'records')}, however records "
+            "depend on each other, as long as no tail of the p-values is more likely, given the "
+            "records before, than its bound."
+        )
+    whose = "" if alert.key is None else " of this key"
+    rate = percent(plan.flag_rate)
+    return (
+        f"{_counted(alert.since, f'records{whose}')} since about "
+        f"{_clock(alert.since.start_ms, alert.time_ms)} are flagged, at most {rate} expected. "
+        f"{evidence} It fires by chance {_chance(plan, f'records{whose}')}, however flags depend "
+        f"on each other, as long as a flag is no more likely than {rate} given the records before."
+    )
+
+
+def shift_words(tail: TailShift, now_ms: int) -> str:
+    """Say how the tail that has grown most has done so."""
+    return (
+        f"{_counted(tail.since, 'images')} since about {_clock(tail.since.start_ms, now_ms)} score "
+        f"like {tail_words(tail.event)}, at most {percent(tail.highest_rate)} expected"
+    )
+
+
+def promise_words(plan: DetectionPlan, settings: Settings, calibration: CalibrationFacts) -> str:
+    """Say what the monitor promises about false alarms, and under which conditions."""
+    run_length, rate = number(plan.run_length), percent(plan.flag_rate)
+    by_class = ", compared class by class," if calibration.per_class else ","
+    flags = f"a flag is no more likely than {rate}"
+    if settings.drift.keys is not None:
+        flags += ", for each key on its own too"
+    tails = ", and no tail of the p-values more likely than its bound" if plan.tail_rates else ""
+    return (
+        "While the stream is in-distribution, the probability that this monitor raises a false "
+        f"alarm within T records is at most T / {run_length}, for every T: {percent(_BY_CHANCE)} "
+        f"within {number(_BY_CHANCE * plan.run_length)} records. This holds for at least "
+        f"{percent(plan.confidence)} of all draws of {number(calibration.size)} calibration "
+        f"images{by_class} provided that flags are independent, with a rate of at most {rate} "
+        f"(rolling window), and that, given the records before, {flags}{tails} (sequential tests, "
+        "which need no independence)."
+    )
+
+
+def _window_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionPlan) -> str:
+    records = alert.window.records if alert.window else plan.window_records
+    return (
+        f"{number(reading.statistic)} of the last {number(records)} records are flagged; it fires "
+        f"at {number(reading.threshold)} and ends below {number(reading.resolve_threshold)}. "
+        f"Independent flags with a rate of at most {percent(plan.flag_rate)} make it fire "
+        f"{_chance(plan, 'records')}."
+    )
+
+
+def _chance(plan: DetectionPlan, records: str) -> str:
+    run_length = number(plan.detector_run_length)
+    return f"within T {records} with a probability of at most T / {run_length}"
+
+
+def _in_window(alert: DriftAlert) -> str:
+    window, limit = alert.window, alert.firing_limit
+    assert window is not None
+    found = (
+        f"{number(window.flagged)} of the last {number(window.records)} images "
+        f"({percent(window.fraction)}) {_LOOK}"
+    )
+    if limit is not None and window.flagged >= limit:
+        found += f", fewer than {number(limit)} ({percent(limit / window.records)}) expected"
+    elif alert.resolve_limit is not None:
+        found += f", and the alert ends below {number(alert.resolve_limit)}"
+    return f"{found}; began about {_clock(alert.change.alert.onset_ms, alert.time_ms)}"
+
+
+def _since_onset(alert: DriftAlert, plan: DetectionPlan, whose: str) -> str:
+    return (
+        f"{_counted(alert.since, f'images{whose}')} since about "
+        f"{_clock(alert.since.start_ms, alert.time_ms)} {_LOOK}, "
+        f"at most {percent(plan.flag_rate)} expected"
+    )
+
+
+def _shifted(tail: TailShift, now_ms: int) -> str:
+    return (
+        f"The model's scores have shifted towards {direction(tail.event)}: "
+        f"{shift_words(tail, now_ms)}"
+    )
+
+
+def _ended(alert: DriftAlert) -> str:
+    firing, window = alert.change.alert, alert.window
+    over = f"Over after {duration(alert.time_ms - firing.since_ms)}: "
+    more = "more often than expected"
+    if alert.key is not None:
+        return f"{over}the images of {plain(alert.key)} no longer {_LOOK} {more}"
+    if firing.detectors == (Detector.SCORE_SHIFT,):
+        return f"{over}the model's scores are no longer shifted"
+    lately = ""
+    if window is not None:
+        lately = (
+            f"; {number(window.flagged)} of the last {number(window.records)} do "
+            f"({percent(window.fraction)})"
+        )
+    return f"{over}images no longer {_LOOK} {more}{lately}"
+
+
+def _contributor(alert: DriftAlert) -> str:
+    least = alert.window.flagged * _NOTABLE_SHARE if alert.window else 0.0
+    for kind, most in (("", alert.keys), ("class ", alert.classes)):
+        if most and most[0].flagged >= least:
+            return f"; {kind}{plain(bounded(most[0].name))} contributes most"
+    return ""
+
+
+def _counted(since: Onset, things: str) -> str:
+    return f"{number(since.hits)} of {number(since.records)} {things} ({percent(_share(since))})"
+
+
+def _share(since: Onset) -> float:
+    return since.hits / since.records if since.records else 0.0
+
+
+def _window_share(alert: DriftAlert) -> float:
+    return alert.window.fraction if alert.window else 0.0
+
+
+def _clock(time_ms: int, now_ms: int) -> str:
+    """A time of day, with its date unless that is the day of ``now_ms``."""
+    then, now = moment(rfc3339(time_ms)), moment(rfc3339(now_ms))
+    return then.partition(" ")[2] if then[:10] == now[:10] else then

@@ -1,0 +1,207 @@
+"""nap-stream plan."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from nap_stream.cli.options import ConfigOption
+from nap_stream.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nap_stream.cli.progress import NewBar
+    from nap_stream.planning.expected import Expectation
+    from nap_stream.planning.findings import Findings
+    from nap_stream.planning.question import Question
+    from nap_stream.planning.reading import Selection
+    from nap_stream.planning.warnings import Warned
+
+_TABLE_WIDTH = 160
+
+
+def plan(
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that `calibrate` wrote, instead of that of --config.",
+            show_default=False,
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    false_alarms: Annotated[
+        str | None,
+        typer.Option(
+            help='How many are bearable, as in "one per 30 days at 50 images/s" or '
+            '"probability 0.01 in 7 days at 50 images/s".',
+            show_default=False,
+        ),
+    ] = None,
+    expected_run_length: Annotated[
+        float | None,
+        typer.Option(help="The same in records between two of them.", show_default=False),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(help="Share of calibrations that keep the promise.", show_default=False),
+    ] = None,
+    window: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Records of a rolling window to look at too; repeat it.",
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROOT",
+            help="A scored log with an in-distribution stretch: how often would alarms be false?",
+            show_default=False,
+        ),
+    ] = None,
+    topic: Annotated[
+        str | None, typer.Option(help="Of the log; that of --config, or its only one.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Before this event time.")] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Records that are resampled together; chosen by their autocorrelation without it.",
+            show_default=False,
+        ),
+    ] = None,
+    streams: Annotated[
+        int,
+        typer.Option(min=2, help="To simulate and to resample; more take longer and tell more."),
+    ] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of simulations and resampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines, not for people.")] = False,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw the delays to this file.", show_default=False)
+    ] = None,
+) -> None:
+    """Say what a promise about false alarms costs in delay, and whether a stream keeps it.
+
+    Give the calibration, or the configuration that names it. With --log a recorded stretch
+    without drift is analysed too: its flag rate, its dependence, its real false-alarm rate.
+
+    \b
+    Examples:
+      nap-stream plan --calibration calibration/ --false-alarms "one per week at 20 images/s"
+      nap-stream plan --config monitor.yaml --log scored-log/ --since 7d --until 1d
+    """
+    from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.cli.progress import progress_bars
+    from nap_stream.cli.tables import show_warnings
+    from nap_stream.evaluation.extra import require_evaluate_extra
+    from nap_stream.planning.expected import expect
+    from nap_stream.planning.picture import draw_plan
+    from nap_stream.planning.question import ask, with_changes
+    from nap_stream.planning.reading import Selection
+    from nap_stream.planning.warnings import warnings_of
+    from nap_stream.settings import DriftSettings
+    from nap_stream.settings_loader import load_settings
+
+    if calibration is None and config is None:
+        raise ConfigError("expected --calibration DIR or --config FILE")
+    if log is None and (topic, since, until, block) != (None,) * 4:
+        raise ConfigError("--topic, --since, --until and --block are for --log ROOT", "--log")
+    if png is not None:
+        require_evaluate_extra()
+    settings = None if config is None else load_settings(config)
+    drift = with_changes(
+        DriftSettings() if settings is None else settings.drift,
+        false_alarms=false_alarms,
+        expected_run_length=expected_run_length,
+        confidence=confidence,
+    )
+    folder = calibration
+    if settings is not None:
+        folder, topic = folder or settings.calibration, topic or settings.kafka.topic
+    assert folder is not None
+    question = ask(drift, load_calibration(folder).facts)
+    messages = Console(stderr=True)
+    with progress_bars(messages) as new_bar:
+        findings = None
+        if log is not None:
+            selection = Selection(topic, *_span(since, until))
+            findings = _findings(question, log, selection, block, streams, seed, new_bar)
+        expectation = expect(
+            question,
+            tuple(window or ()),
+            streams=streams,
+            seed=seed,
+            advance=new_bar("simulating delays", "drifts"),
+        )
+    warnings = () if findings is None else warnings_of(question, findings)
+    _show(question, expectation, findings, warnings, as_json=as_json)
+    show_warnings((each.text for each in warnings), messages)
+    if png is not None:
+        draw_plan(question, expectation, png)
+        messages.print(f"drawn to {png}", markup=False)
+
+
+def _show(
+    question: "Question",
+    expectation: "Expectation",
+    findings: "Findings | None",
+    warnings: "tuple[Warned, ...]",
+    *,
+    as_json: bool,
+) -> None:
+    from nap_stream.planning.document import plan_document
+    from nap_stream.planning.terminal import render_plan
+    from nap_stream.planning.terminal_stretch import render_findings
+
+    if as_json:
+        document = plan_document(question, expectation, findings, warnings)
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(_TABLE_WIDTH, console.width))
+    console.print(render_plan(question, expectation), highlight=False)
+    if findings is not None:
+        console.print()
+        console.print(render_findings(question, findings), highlight=False)
+
+
+def _span(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    from datetime import UTC, datetime
+
+    from nap_stream.cli.query import time_ms
+    from nap_stream.clock import SystemClock
+
+    now = datetime.fromtimestamp(SystemClock().now_ms() / 1_000, UTC)
+    return time_ms("--since", since, now), time_ms("--until", until, now)
+
+
+def _findings(
+    question: "Question",
+    log: str,
+    selection: "Selection",
+    block: int | None,
+    streams: int,
+    seed: int,
+    new_bar: "NewBar",
+) -> "Findings":
+    from nap_stream.cli.options import log_store
+    from nap_stream.planning.findings import find
+    from nap_stream.planning.reading import read_stretch
+
+    store = log_store(None, log)
+    fingerprint = question.facts.fingerprint
+    reading = new_bar("reading the log", "partitions")
+    recorded = read_stretch(store, selection, question.drift, fingerprint, reading)
+    running = new_bar("running the detectors", "panes")
+    return find(
+        question, recorded, block_records=block, streams=streams, seed=seed, advance=running
+    )

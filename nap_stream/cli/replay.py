@@ -1,0 +1,126 @@
+"""nap-stream replay."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from nap_stream.cli.progress import progress_bar
+from nap_stream.cli.query import time_ms
+from nap_stream.clock import SystemClock
+from nap_stream.settings_loader import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nap_stream.alert.base import AlertEvent
+    from nap_stream.runtime.replay import ReplayReport
+
+
+def replay(
+    config: Annotated[
+        Path,
+        typer.Option(
+            "--config", "-c", help="The YAML file whose settings and calibration judge the log."
+        ),
+    ],
+    log: Annotated[
+        str | None,
+        typer.Option(
+            "--log",
+            metavar="ROOT",
+            help="The root of another scored log than that of --config.",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Before this event time.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One CloudEvent a line, for machines.")
+    ] = False,
+) -> None:
+    """Recompute all alerts from the scored log, without a broker and without sending any.
+
+    The window is empty at the beginning. Where no record came late, and the monitor began where
+    the log does, the alerts are those that it sent, with the same ids. The last line says what was
+    read; with --json it goes to standard error.
+
+    \b
+    Examples:
+      nap-stream replay --config monitor.yaml
+      nap-stream replay --config other.yaml --log scored-log --since 2d
+      nap-stream replay --config monitor.yaml --json | jq -r .id
+    """
+    from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.runtime.replay import replay as replay_log
+    from nap_stream.runtime.stretches import EventSpan
+    from nap_stream.scored_log.stores import store_at
+
+    settings, clock = load_settings(config), SystemClock()
+    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    span = EventSpan(time_ms("--since", since, now), time_ms("--until", until, now))
+    began_s = clock.monotonic()
+    with progress_bar("replaying", unit="records") as advance:
+        report = replay_log(
+            store_at(settings.log.root if log is None else log),
+            settings,
+            load_calibration(settings.calibration).facts,
+            span=span,
+            on_alert=_json_printer() if as_json else _printer(),
+            advance=advance,
+        )
+    _warn(report)
+    Console(stderr=as_json, soft_wrap=True, highlight=False).print(
+        _last_line(report, clock.monotonic() - began_s)
+    )
+
+
+def _json_printer() -> "Callable[[AlertEvent], None]":
+    return lambda alert: typer.echo(json.dumps(alert.event, ensure_ascii=True))
+
+
+def _printer() -> "Callable[[AlertEvent], None]":
+    from nap_stream.alert.render import render
+
+    console = Console(soft_wrap=True)
+
+    def show(alert: "AlertEvent") -> None:
+        console.print(render(alert.event))
+        console.print()
+
+    return show
+
+
+def _warn(report: "ReplayReport") -> None:
+    notices = Console(stderr=True, soft_wrap=True)
+    if report.foreign:
+        notices.print(
+            f"warning: {report.foreign:,} of {report.records:,} records were judged by another "
+            "calibration than that of --config: their p-values and flags are not comparable",
+            style="yellow",
+        )
+    if report.contradicting:
+        notices.print(
+            f"warning: at least {report.contradicting:,} records are flagged against their p-value "
+            "and the alpha of the calibration",
+            style="yellow",
+        )
+    if report.late:
+        notices.print(
+            f"note: {report.late:,} records came behind panes that were judged already", style="dim"
+        )
+
+
+def _last_line(report: "ReplayReport", seconds: float) -> str:
+    told = ", ".join(f"{count:,} {state}" for state, count in sorted(report.alerts.items()))
+    return (
+        f"{sum(report.alerts.values()):,} alerts ({told or 'none'}) of {report.records:,} records "
+        f"in {report.segments:,} segments of {report.partitions:,} partitions, "
+        f"{report.records / max(seconds, 1e-9):,.0f} records/s"
+    )

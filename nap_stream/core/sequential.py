@@ -1,0 +1,186 @@
+"""The mixture Shiryaev-Roberts e-detector of counts: finds small, lasting shifts soon.
+
+Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change
+detection", arXiv 2203.03532. Let x_1, x_2, ... be 0 or 1 (a flag, or a p-value in a tail) with
+E[x_t | past] <= p0, whatever their dependence. For a bet lambda in (0, 1) the factor
+
+    L_t = 1 + lambda (x_t / p0 - 1)
+
+has E[L_t | past] <= 1, so that M_t = (M_{t-1} + 1) L_t has E[M_t | past] <= M_{t-1} + 1, and
+M_t - t is a supermartingale. With the alarm at the first tau with M_tau >= A, optional stopping
+gives E[tau] >= E[M_tau] >= A: the average run length is at least A. Also P(tau <= T) <= T / A
+for every T, as E[M_min(tau, T)] <= T. A mixture of such M over bets, and over several events
+that are each tested, is one too, and so both hold for it.
+
+Records are counted in panes here, whose inner order is not known. For a pane of n records with x
+hits
+
+    M = (M + n) (1 + lambda (1 / p0 - 1))^x (1 - lambda)^(n - x),
+
+as if all n had begun before the first: M_t - t stays a supermartingale at the ends of panes, as
+long as the number of records in a pane does not depend on what they show.
+
+The bets are a geometric grid. lambda = (p1 - p0) / (1 - p0) grows fastest at a true rate p1, and a
+mixture over K bets falls behind the best of them by ln K at most.
+
+Beside each M runs the logarithm of a CUSUM statistic, C = max(C, 0) + ln L. Where it last was at
+0 is the maximum likelihood estimate of the change's onset for that bet (Page, "Continuous
+inspection schemes", Biometrika 41, 1954).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BET_COUNT = 8
+SMALLEST_BET, LARGEST_BET = 0.01, 0.6
+RESOLVE_RATIO = 1e-3
+"""An alarm ends when the statistic has fallen to this share of its threshold. While a shift lasts
+that is as rare as a fall of ln 1000 of a log-likelihood ratio with an upward drift."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bets:
+    """Bets that the rates of J events exceed ``rates``, K for each.
+
+    ``rates`` is float64 (J,), each in (0, 1): the highest in-distribution rate of each event.
+    ``hit`` and ``miss`` are float64 (J, K): ln L of a record that is one and that is not.
+    """
+
+    rates: NDArray[np.float64]
+    hit: NDArray[np.float64]
+    miss: NDArray[np.float64]
+
+
+def bets_against(rates: NDArray[np.float64]) -> Bets:
+    """Give the bets against rates, float64 (J,).
+
+    Raises:
+        ValueError: There is no rate, or one is not in (0, 1).
+    """
+    if rates.ndim != 1 or not len(rates) or not ((rates > 0) & (rates < 1)).all():
+        raise ValueError(f"expected rates of shape (J,) in (0, 1), got {rates}")
+    bet = np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
+    hit = np.log1p(bet * (1 / rates[:, np.newaxis] - 1))
+    return Bets(rates, hit, np.tile(np.log1p(-bet), (len(rates), 1)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequentialState:
+    """What a detector knows after some panes. All arrays are (..., J, K).
+
+    ``log_statistic`` is ln M, minus infinity before the first record. ``log_cusum`` is C.
+    ``onset_ms`` is the start of the first pane since C was at 0, in milliseconds since the
+    epoch; ``records`` and ``hits`` count those since then.
+    """
+
+    log_statistic: NDArray[np.float64]
+    log_cusum: NDArray[np.float64]
+    onset_ms: NDArray[np.int64]
+    records: NDArray[np.int64]
+    hits: NDArray[np.int64]
+
+
+def initial_state(bets: Bets, shape: tuple[int, ...] = ()) -> SequentialState:
+    """Give the state before the first record, of as many detectors as ``shape`` says."""
+    full = (*shape, *bets.hit.shape)
+    return SequentialState(
+        np.full(full, -np.inf),
+        np.zeros(full),
+        np.zeros(full, dtype=np.int64),
+        np.zeros(full, dtype=np.int64),
+        np.zeros(full, dtype=np.int64),
+    )
+
+
+def update(
+    state: SequentialState,
+    bets: Bets,
+    records: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    start_ms: NDArray[np.int64],
+) -> SequentialState:
+    """Take one pane into account.
+
+    Args:
+        state: The state before.
+        bets: Its bets.
+        records: int64 (...), records of the pane, at least 1.
+        hits: int64 (..., J), how many of them each event holds for.
+        start_ms: int64 (...), start of the pane in milliseconds since the epoch.
+    """
+    n, x = records[..., np.newaxis, np.newaxis], hits[..., np.newaxis]
+    gain = x * bets.hit + (n - x) * bets.miss
+    goes_on = state.log_cusum > 0
+    return SequentialState(
+        np.logaddexp(state.log_statistic, np.log(n)) + gain,
+        np.where(goes_on, state.log_cusum, 0.0) + gain,
+        np.where(goes_on, state.onset_ms, start_ms[..., np.newaxis, np.newaxis]),
+        np.where(goes_on, state.records, 0) + n,
+        np.where(goes_on, state.hits, 0) + x,
+    )
+
+
+def log_mixture(state: SequentialState) -> NDArray[np.float64]:
+    """Give ln of the mixed statistic, float64 (...): the mean of M over events and bets."""
+    values = state.log_statistic
+    highest = values.max(axis=(-2, -1))
+    offset = np.where(np.isfinite(highest), highest, 0.0)
+    with np.errstate(divide="ignore"):
+        mean = np.exp(values - offset[..., np.newaxis, np.newaxis]).mean(axis=(-2, -1))
+        mixed: NDArray[np.float64] = offset + np.log(mean)
+    return mixed
+
+
+def capped(state: SequentialState, log_threshold: float) -> SequentialState:
+    """Scale a statistic that exceeds its threshold down to it, and bound C.
+
+    After the alarm the size of M says nothing new; bounded, it falls again when the shift ends.
+    """
+    excess = np.maximum(log_mixture(state) - log_threshold, 0.0)
+    return SequentialState(
+        state.log_statistic - excess[..., np.newaxis, np.newaxis],
+        np.minimum(state.log_cusum, log_threshold),
+        state.onset_ms,
+        state.records,
+        state.hits,
+    )
+
+
+def without_onset(state: SequentialState) -> SequentialState:
+    """Begin to look for the onset anew, after an alarm has ended."""
+    return SequentialState(
+        state.log_statistic,
+        np.zeros_like(state.log_cusum),
+        state.onset_ms,
+        state.records,
+        state.hits,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Onset:
+    """The most likely change: event ``event`` of the J since ``start_ms``.
+
+    ``hits`` of the ``records`` since then. ``start_ms`` is in milliseconds since the epoch.
+    """
+
+    event: int
+    start_ms: int
+    records: int
+    hits: int
+
+
+def onset(state: SequentialState) -> Onset:
+    """Estimate where the change began, of one detector: arrays of (J, K).
+
+    The event and bet with the largest statistic, and where its C last was at 0.
+    """
+    event, bet = np.unravel_index(np.argmax(state.log_statistic), state.log_statistic.shape)
+    return Onset(
+        int(event),
+        int(state.onset_ms[event, bet]),
+        int(state.records[event, bet]),
+        int(state.hits[event, bet]),
+    )

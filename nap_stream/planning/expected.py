@@ -1,0 +1,199 @@
+"""How soon each detector sees a drift of the flag rate, and what more certainty costs in delay."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nap_stream.core.alert_state import Detector
+from nap_stream.core.delays import Delay, window_delay
+from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.sequential_delays import flags_delay, scores_delay
+from nap_stream.planning.progress import Advance
+from nap_stream.planning.question import (
+    Question,
+    firing_limit,
+    of_half_the_false_alarms,
+    of_twice_the_images,
+)
+
+FACTORS = (1.5, 2.0, 3.0, 5.0)
+"""Of the base rate of flags: the drifts that are looked at."""
+HIGHEST_RATE = 0.95
+OTHER_WINDOWS = (0.25, 4.0)
+"""Of the configured window: the sizes beside it."""
+SEARCHED_WINDOWS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SMALLEST_WINDOW = 20
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorDelays:
+    """A detector, where it fires, and its delays for `Expectation.rates`.
+
+    Of the rolling window ``window_records`` says how many a full one has, in whole panes, and
+    ``threshold`` is a count of flags, more than the window's records where it never fires. Of an
+    e-detector ``window_records`` is null and ``threshold`` that of its statistic.
+    """
+
+    detector: Detector
+    window_records: int | None
+    threshold: float
+    delays: tuple[Delay, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BestWindow:
+    """Of the windows that were tried the one that sees a drift first; null where none does."""
+
+    window_records: int | None
+    delay: Delay | None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a change of the question does: the delays of the e-detector and of the window."""
+
+    change: str
+    flag_rate: float
+    sequential: tuple[Delay, ...]
+    window: tuple[Delay, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """Delays for drifts from the base rate to ``rates``, which are ``factors`` times as high."""
+
+    base_rate: float
+    factors: tuple[float, ...]
+    rates: tuple[float, ...]
+    detectors: tuple[DetectorDelays, ...]
+    best_windows: tuple[BestWindow, ...]
+    prices: tuple[Price, ...]
+
+
+def expect(
+    question: Question,
+    windows: tuple[int, ...],
+    *,
+    streams: int,
+    seed: int,
+    advance: Advance,
+) -> Expectation:
+    """Simulate all delays.
+
+    Args:
+        question: What is asked.
+        windows: Sizes of rolling windows to look at beside the configured one; the usual ones
+            where there are none.
+        streams: To simulate for each delay.
+        seed: Of the simulations.
+        advance: Told of the progress.
+    """
+    base = question.facts.alpha
+    rates = tuple(max(base, min(HIGHEST_RATE, base * factor)) for factor in FACTORS)
+    work = _Work(question.pane_records, base, rates, streams, seed, advance)
+    plan = question.plan
+    sizes = sorted({plan.window_records, *(windows or usual_windows(plan.window_records))})
+    work.steps = len(rates) * (
+        len(sizes) + 1 + bool(plan.tail_rates) + len(SEARCHED_WINDOWS) + 2 * (1 + 2)
+    )
+    detectors = [_window(plan, size, work) for size in sizes]
+    detectors.append(_sequential(plan, work))
+    if plan.tail_rates:
+        detectors.append(
+            DetectorDelays(
+                Detector.SCORE_SHIFT, None, plan.detector_run_length, work.of(scores_delay, plan)
+            )
+        )
+    best, prices = _best_windows(plan, work), _prices(question, work)
+    advance(work.done, work.done)
+    return Expectation(base, FACTORS, rates, tuple(detectors), best, prices)
+
+
+def usual_windows(configured: int) -> tuple[int, ...]:
+    """The configured window, and a smaller and a larger one."""
+    others = (max(SMALLEST_WINDOW, round(configured * share)) for share in OTHER_WINDOWS)
+    return tuple(sorted({configured, *others}))
+
+
+@dataclass(slots=True)
+class _Work:
+    pane_records: int
+    base: float
+    rates: tuple[float, ...]
+    streams: int
+    seed: int
+    advance: Advance
+    steps: int = 0
+    done: int = 0
+    known: dict[tuple[str, float, float, int], tuple[Delay, ...]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    def of(self, simulate: Callable[..., Delay], plan: DetectionPlan) -> tuple[Delay, ...]:
+        """Simulate a detector at every drift, from the same seed, so that plans compare well."""
+        delays = []
+        name = (simulate.__name__, plan.flag_rate, plan.detector_run_length, plan.window_records)
+        if name in self.known:
+            return self.known[name]
+        for number, rate in enumerate(self.rates):
+            generator = np.random.default_rng([self.seed, number])
+            delays.append(
+                simulate(
+                    plan,
+                    self.base,
+                    rate,
+                    pane_records=self.pane_records,
+                    generator=generator,
+                    runs=self.streams,
+                )
+            )
+            self.done += 1
+            self.advance(min(self.done, self.steps), self.steps)
+        self.known[name] = tuple(delays)
+        return self.known[name]
+
+
+def _window(plan: DetectionPlan, size: int, work: _Work) -> DetectorDelays:
+    resized = dataclasses.replace(plan, window_records=size)
+    records, limit = firing_limit(resized, work.pane_records)
+    return DetectorDelays(Detector.OOD_WINDOW, records, limit, work.of(window_delay, resized))
+
+
+def _sequential(plan: DetectionPlan, work: _Work) -> DetectorDelays:
+    return DetectorDelays(
+        Detector.OOD_SEQUENTIAL, None, plan.detector_run_length, work.of(flags_delay, plan)
+    )
+
+
+def _best_windows(plan: DetectionPlan, work: _Work) -> tuple[BestWindow, ...]:
+    sizes = sorted(
+        {max(SMALLEST_WINDOW, round(plan.window_records * share)) for share in SEARCHED_WINDOWS}
+    )
+    tried = [_window(plan, size, work) for size in sizes]
+    best = []
+    for number in range(len(work.rates)):
+        seen = [
+            (typical, found.window_records, found.delays[number])
+            for found in tried
+            if (typical := found.delays[number].typical) is not None
+        ]
+        found = min(seen, key=lambda each: each[0], default=None)
+        best.append(BestWindow(None, None) if found is None else BestWindow(found[1], found[2]))
+    return tuple(best)
+
+
+def _prices(question: Question, work: _Work) -> tuple[Price, ...]:
+    changes = (
+        ("as asked for", question),
+        ("half as many false alarms", of_half_the_false_alarms(question)),
+        ("twice as many calibration images", of_twice_the_images(question)),
+    )
+    prices = []
+    for change, changed in changes:
+        plan = changed.plan
+        sequential = _sequential(plan, work).delays
+        window = _window(plan, plan.window_records, work).delays
+        prices.append(Price(change, plan.flag_rate, sequential, window))
+    return tuple(prices)

@@ -1,0 +1,160 @@
+"""Reads a stretch of the scored log, counted as the drift monitor would count it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nap_stream.core.keys import key_text
+from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes
+from nap_stream.errors import ConfigError
+from nap_stream.planning.progress import Advance
+from nap_stream.planning.question import is_thinned
+from nap_stream.planning.series import Stretch, merged
+from nap_stream.records import Status
+from nap_stream.scored_log.filters import Query
+from nap_stream.scored_log.reader import partitions, scan
+from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.summary import MAX_CLOCK_SKEW_MS
+from nap_stream.scored_log.summary_rows import rows_of_table, rows_schema
+from nap_stream.settings import DriftSettings
+
+LEAST_RECORDS = 1_000
+LEAST_PANES = 50
+_FINGERPRINT = "calibration_fingerprint"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A stretch, its topic, and how many scored records of other calibrations it leaves out."""
+
+    stretch: Stretch
+    topic: str
+    other_calibrations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The stretch that is meant: ``since_ms <= event time < until_ms`` of a topic.
+
+    Times are in milliseconds since the epoch; null does not bound, and takes the only topic.
+    """
+
+    topic: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+
+
+def read_stretch(
+    store: SegmentStore,
+    selection: Selection,
+    drift: DriftSettings,
+    fingerprint: str,
+    advance: Advance,
+) -> Recorded:
+    """Count the scored records of a stretch of the log.
+
+    Memory is some 40 bytes a record of the largest partition.
+
+    Args:
+        store: Where the log lies.
+        selection: The stretch.
+        drift: Width of panes, and keys.
+        fingerprint: Of the calibration whose records count.
+        advance: Told of the partitions that are read.
+
+    Raises:
+        ConfigError: The topic is not clear, or the stretch holds too little.
+        LogRootError: There is no log at the root.
+        ChainBrokenError: A segment cannot be read.
+    """
+    found = partitions(store, selection.topic)
+    topics = sorted({partition.topic for partition in found})
+    if len(topics) != 1:
+        what = f"the log holds the topics {', '.join(topics)}" if topics else "no such topic"
+        raise ConfigError(what, store.root, "Name one with --topic or --config")
+    key_by = None if drift.keys is None else drift.keys.by
+    parts, others = [], 0
+    for number, partition in enumerate(found):
+        query = Query(
+            topic=partition.topic,
+            partitions=(partition.partition,),
+            since_ms=selection.since_ms,
+            until_ms=selection.until_ms,
+            statuses=(Status.OK,),
+        )
+        rows = _read(store, query, key_by, fingerprint)
+        parts.append(_counted(rows, drift))
+        others += rows.others
+        advance(number + 1, len(found))
+    _require_enough(parts, store, fingerprint, others)
+    stretch = merged(parts, drift.pane_ms, one_per_pane=is_thinned(drift))
+    return Recorded(stretch, topics[0], others)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A partition's columns, batch by batch, and how many rows are of other calibrations."""
+
+    times_ms: list[NDArray[np.int64]] = field(default_factory=list)
+    p_values: list[NDArray[np.float64]] = field(default_factory=list)
+    flagged: list[NDArray[np.bool_]] = field(default_factory=list)
+    key: list[NDArray[np.int64]] = field(default_factory=list)
+    keys: dict[bytes | None, int] = field(default_factory=dict)
+    others: int = 0
+
+
+def _read(store: SegmentStore, query: Query, key_by: str | None, fingerprint: str) -> _Rows:
+    read = _Rows()
+    for batch in scan(store, query, [*rows_schema(key_by).names, _FINGERPRINT]):
+        table = pa.Table.from_batches([batch])
+        own = table.filter(pc.equal(table.column(_FINGERPRINT), fingerprint))
+        read.others += table.num_rows - own.num_rows
+        if not own.num_rows:
+            continue
+        rows = rows_of_table(own, key_by)
+        is_credible = rows.event_time_ms <= rows.ingest_time_ms + MAX_CLOCK_SKEW_MS
+        read.times_ms.append(np.where(is_credible, rows.event_time_ms, rows.ingest_time_ms))
+        read.p_values.append(rows.p_value)
+        read.flagged.append(rows.is_ood)
+        if rows.key is not None and rows.keys is not None:
+            numbers = [read.keys.setdefault(key, len(read.keys)) for key in rows.keys]
+            read.key.append(np.array(numbers, dtype=np.int64)[rows.key])
+    return read
+
+
+def _counted(rows: _Rows, drift: DriftSettings) -> PaneCounts:
+    by_key = drift.keys is not None
+    return count_panes(
+        np.concatenate([np.zeros(0, np.int64), *rows.times_ms]),
+        np.concatenate([np.zeros(0, np.float64), *rows.p_values]),
+        np.concatenate([np.zeros(0, np.bool_), *rows.flagged]),
+        pane_ms=drift.pane_ms,
+        keys=tuple(map(key_text, rows.keys)) if by_key else (NO_KEY,),
+        key=np.concatenate([np.zeros(0, np.int64), *rows.key]) if by_key else None,
+        one_per_pane=is_thinned(drift),
+    )
+
+
+def _require_enough(
+    parts: Sequence[PaneCounts], store: SegmentStore, fingerprint: str, others: int
+) -> None:
+    records = sum(int(part.records.sum()) for part in parts)
+    if not records and others:
+        raise ConfigError(
+            f"all {others:,} scored records of the stretch are of other calibrations than "
+            f"{fingerprint[:16]}",
+            store.root,
+            "Name the calibration that judged them with --calibration",
+        )
+    panes = len({start for part in parts for start in np.unique(part.start_ms).tolist()})
+    if records < LEAST_RECORDS or panes < LEAST_PANES:
+        raise ConfigError(
+            f"the stretch holds {records:,} scored records in {panes:,} panes; "
+            f"at least {LEAST_RECORDS:,} in {LEAST_PANES} are needed",
+            store.root,
+            "Choose a longer one with --since and --until",
+        )

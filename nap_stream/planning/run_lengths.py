@@ -1,0 +1,179 @@
+"""First alarms of the real detectors on many streams of panes at once."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_limits
+from nap_stream.core.sequential import Bets, bets_against, initial_state, log_mixture, update
+from nap_stream.core.tail_events import tail_counts
+
+CONFIDENCE = 0.95
+
+Panes = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""A pane of each of R streams: records (R,), flagged (R,), bins (R, BIN_COUNT), all int64."""
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmCount:
+    """How often streams had their first alarm, and the records that were watched for it."""
+
+    alarms: int
+    records: int
+
+    @property
+    def rate(self) -> float:
+        """Alarms a record."""
+        return self.alarms / self.records
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The exact Poisson interval of the rate at `CONFIDENCE`; from 0 where none was seen.
+
+        Without an alarm it is one-sided: at most 3.0 divided by the records.
+        """
+        if not self.alarms:
+            return 0.0, -math.log(1 - CONFIDENCE) / self.records
+        tail = (1 - CONFIDENCE) / 2
+        low = float(chi2.ppf(tail, 2 * self.alarms)) / 2
+        high = float(chi2.ppf(1 - tail, 2 * self.alarms + 2)) / 2
+        return low / self.records, high / self.records
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FirstAlarms:
+    """The records at which streams had their first alarm, float64 (A, R), infinity for none.
+
+    A goes over the run lengths that were asked for, R over the streams. ``watched`` int64 (R,)
+    are all records of a stream.
+    """
+
+    at: NDArray[np.float64]
+    watched: NDArray[np.int64]
+
+    def counts(self) -> tuple[AlarmCount, ...]:
+        """Count the alarms at each run length."""
+        seen = np.isfinite(self.at)
+        records = np.minimum(self.at, self.watched).sum(axis=1)
+        return tuple(
+            AlarmCount(int(alarms), int(total))
+            for alarms, total in zip(seen.sum(axis=1), records, strict=True)
+        )
+
+
+def first_of_any(alarms: list[FirstAlarms]) -> FirstAlarms:
+    """The first alarm of any of several detectors that saw the same streams."""
+    return FirstAlarms(np.min([each.at for each in alarms], axis=0), alarms[0].watched)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamAlarms:
+    """First alarms of the detectors of the stream; ``scores`` is null where no tail is tested."""
+
+    window: FirstAlarms
+    flags: FirstAlarms
+    scores: FirstAlarms | None
+
+    @property
+    def any(self) -> FirstAlarms:
+        """Of any of them."""
+        all_of_them = [self.window, self.flags, *([self.scores] if self.scores else [])]
+        return first_of_any(all_of_them)
+
+
+def stream_alarms(plans: list[DetectionPlan], panes: Iterator[Panes], tick: Tick) -> StreamAlarms:
+    """Run the stream's detectors over R streams.
+
+    Args:
+        plans: The same detectors at A run lengths.
+        panes: Of the streams, one after the other.
+        tick: Called after each.
+    """
+    plan = plans[0]
+    thresholds = np.array([each.log_threshold for each in plans])
+    events = tuple(event for event, _ in plan.tail_rates)
+    flags = _Sequential(bets_against(np.array([plan.flag_rate])), thresholds)
+    tails = None
+    if events:
+        tails = _Sequential(bets_against(np.array([r for _, r in plan.tail_rates])), thresholds)
+    all_records, all_flagged = [], []
+    for records, flagged, bins in panes:
+        flags.push(records, flagged[:, np.newaxis])
+        if tails is not None:
+            tails.push(records, tail_counts(bins, events))
+        all_records.append(records)
+        all_flagged.append(flagged)
+        tick()
+    window = window_alarms(plans, np.array(all_records).T, np.array(all_flagged).T)
+    return StreamAlarms(window, flags.result(), tails.result() if tails else None)
+
+
+def key_alarms(plans: list[DetectionPlan], panes: Iterator[Panes], tick: Tick) -> FirstAlarms:
+    """Run the monitor of a single key over R streams; see `stream_alarms`."""
+    thresholds = np.array([each.log_threshold for each in plans])
+    flags = _Sequential(bets_against(np.array([plans[0].flag_rate])), thresholds)
+    for records, flagged, _ in panes:
+        flags.push(records, flagged[:, np.newaxis])
+        tick()
+    return flags.result()
+
+
+def window_alarms(
+    plans: list[DetectionPlan], records: NDArray[np.int64], flagged: NDArray[np.int64]
+) -> FirstAlarms:
+    """Roll the window over R streams of S panes.
+
+    Args:
+        plans: See `stream_alarms`.
+        records: int64 (R, S), records of each pane, at least 1.
+        flagged: int64 (R, S), how many of them are flagged.
+    """
+    size = plans[0].window_records
+    sizes = _grid(size, int(size + records.max()))
+    limits = np.array([[window_limits(plan, n)[0] for n in sizes] for plan in plans])
+    at = np.full((len(plans), len(records)), np.inf)
+    for stream, (n, x) in enumerate(zip(records, flagged, strict=True)):
+        ends, hits = np.cumsum(n), np.append(0, np.cumsum(x))
+        begins = np.append(0, ends)
+        full = np.flatnonzero(ends >= size)
+        # The newest panes that together hold so many: the last place that leaves enough.
+        first = np.searchsorted(begins, ends[full] - size, side="right") - 1
+        held = ends[full] - begins[first]
+        limit = limits[:, np.searchsorted(sizes, held)]
+        fires = hits[full + 1] - hits[first] >= limit
+        for number in np.flatnonzero(fires.any(axis=1)):
+            at[number, stream] = ends[full[fires[number].argmax()]]
+    return FirstAlarms(at, records.sum(axis=1))
+
+
+class _Sequential:
+    """One e-detector on R streams, which are the same at every threshold until its alarm."""
+
+    def __init__(self, bets: Bets, log_thresholds: NDArray[np.float64]) -> None:
+        self._bets, self._thresholds = bets, log_thresholds
+        self._state = initial_state(bets, (1,))
+        self._watched = np.zeros(1, dtype=np.int64)
+        self._at = np.full((len(log_thresholds), 1), np.inf)
+
+    def push(self, records: NDArray[np.int64], hits: NDArray[np.int64]) -> None:
+        """Take a pane of each stream: records (R,), hits (R, J)."""
+        self._state = update(self._state, self._bets, records, hits, np.zeros_like(records))
+        self._watched = self._watched + records
+        fires = log_mixture(self._state) >= self._thresholds[:, np.newaxis]
+        self._at = np.where(fires, np.minimum(self._at, self._watched), self._at)
+
+    def result(self) -> FirstAlarms:
+        return FirstAlarms(self._at, self._watched)
+
+
+def _grid(size: int, largest: int) -> list[int]:
+    """The sizes at whose ends the window's limit changes, up to one that holds the largest."""
+    sizes = [size]
+    while sizes[-1] < largest:
+        sizes.append(math.ceil(sizes[-1] * WINDOW_STEP))
+    return sizes

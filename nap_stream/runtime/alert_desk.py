@@ -1,0 +1,161 @@
+"""From what the drift monitor decides to the sinks, by way of the checkpoint."""
+
+import threading
+from collections import Counter
+
+import structlog
+
+from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import alert_event
+from nap_stream.alert.gap import gap_event
+from nap_stream.clock import Clock
+from nap_stream.core.alert_state import Reason
+from nap_stream.drift.checkpoint import dump, load
+from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.metrics import Metrics
+from nap_stream.records import CalibrationFacts, DriftAlert, SegmentSummary
+from nap_stream.runtime.checkpoints import Checkpoint, CheckpointStore
+from nap_stream.runtime.outboxes import Outboxes
+
+CHECKPOINT_EVERY_S = 30.0
+"""While nothing is decided. The log's segments of so long are read again after a crash."""
+
+
+class AlertDesk:
+    """Holds alerts back until a checkpoint has them, so that what was sent stays decided.
+
+    A verdict can depend on what the log does not tell: which partition was idle, which offsets
+    were given up. Once an alert of it is out, whoever takes over must go on from there. Where the
+    checkpoint cannot be written the alert goes out all the same, and the next write is due later.
+
+    Args:
+        monitor: Used under ``lock`` alone.
+        calibration: What flags are judged by.
+        outboxes: Where alerts go.
+        checkpoints: The monitor's own.
+        metrics: Counts checkpoints that were not written.
+        lock: The coordinator's own. The checkpoint is written without it.
+        clock: Times the checkpoints.
+        version: The program's.
+    """
+
+    def __init__(
+        self,
+        monitor: DriftMonitor,
+        calibration: CalibrationFacts,
+        outboxes: Outboxes,
+        checkpoints: CheckpointStore,
+        *,
+        metrics: Metrics,
+        lock: threading.RLock,
+        clock: Clock,
+        version: str,
+    ) -> None:
+        self._monitor, self._calibration, self._version = monitor, calibration, version
+        self._outboxes, self._checkpoints = outboxes, checkpoints
+        self._metrics, self._lock, self._clock = metrics, lock, clock
+        self._settling = threading.Lock()
+        self._decided: list[AlertEvent] = []
+        self._changed = True
+        self._kept_pending: tuple[str, ...] = ()
+        self._due_s = clock.monotonic() + CHECKPOINT_EVERY_S
+        self.reasons = Counter[Reason]()
+
+    def __len__(self) -> int:
+        """How many alerts wait, here or for the sink for which the most do."""
+        return len(self._decided) + len(self._outboxes)
+
+    def restore(self) -> bool:
+        """Take up where the checkpoint says, if there is one that fits.
+
+        Returns:
+            False where there is none: then the monitor is as before.
+
+        Raises:
+            ScoredLogError: The store cannot be read.
+        """
+        self._checkpoints.remove_leftovers(self._clock.now_ms())
+        checkpoint = self._checkpoints.read()
+        if checkpoint is None or not load(self._monitor, checkpoint.monitor):
+            return False
+        for event in checkpoint.pending:
+            self._outboxes.put(event)
+        return True
+
+    def changed(self) -> None:
+        """Note that the monitor is no longer as the checkpoint has it."""
+        self._changed = True
+
+    def hurry(self) -> None:
+        """Note a change of which the next `settle` is to write a checkpoint."""
+        self._changed, self._due_s = True, self._clock.monotonic()
+
+    def put(self, alert: DriftAlert) -> None:
+        """Take what the monitor has decided. Under the lock."""
+        settings, plan = self._monitor.settings, self._monitor.plan
+        event = alert_event(alert, plan, settings, self._calibration, self._version)
+        self._decided.append(event)
+        self._changed = True
+        self.reasons[alert.change.reason] += 1
+        structlog.get_logger().warning(
+            "drift_alert",
+            monitor=settings.alerts.monitor,
+            key=alert.key,
+            state=alert.change.transition.value,
+            reason=alert.change.reason.value,
+            severity=alert.change.alert.severity.value,
+            summary=event.event["data"]["summary"],
+            id=event.id,
+        )
+
+    def put_gap(self, summary: SegmentSummary) -> None:
+        """Take a gap that the log declares. Under the lock."""
+        self._decided.append(gap_event(summary, self._monitor.settings, self._version))
+        self._changed = True
+
+    def settle(self, *, at_once: bool = False) -> None:
+        """Write a checkpoint if one is due, then let out what was decided.
+
+        Args:
+            at_once: Write it wherever something has changed.
+        """
+        with self._settling:
+            with self._lock:
+                decided, pending = tuple(self._decided), self._outboxes.pending()
+                is_due = decided or at_once or self._clock.monotonic() >= self._due_s
+                checkpoint = self._checkpoint((*pending, *decided)) if is_due else None
+            if checkpoint is not None:
+                self._write(checkpoint)
+            with self._lock:
+                del self._decided[: len(decided)]
+                for event in decided:
+                    self._outboxes.put(event)
+
+    def _checkpoint(self, pending: tuple[AlertEvent, ...]) -> Checkpoint | None:
+        """What there is to write; None where the last one says the same."""
+        if not self._changed and tuple(event.id for event in pending) == self._kept_pending:
+            return None
+        try:
+            state = dump(self._monitor)
+        except Exception:  # noqa: BLE001 - no defect of a checkpoint may keep alerts back
+            structlog.get_logger().exception("checkpoint_not_made")
+            self._failed()
+            return None
+        self._changed, self._due_s = False, self._clock.monotonic() + CHECKPOINT_EVERY_S
+        return Checkpoint(state, pending)
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            self._checkpoints.write(checkpoint)
+        except Exception as error:  # noqa: BLE001 - nor may a full disk
+            structlog.get_logger().warning(
+                "checkpoint_not_written", file=self._checkpoints.path, cause=str(error)
+            )
+            self._failed()
+            return
+        self._kept_pending = tuple(event.id for event in checkpoint.pending)
+        self._metrics.last_checkpoint.set(self._clock.now_ms() / 1000)
+
+    def _failed(self) -> None:
+        self._changed, self._due_s = True, self._clock.monotonic() + CHECKPOINT_EVERY_S
+        self._metrics.checkpoint_failures.inc()

@@ -1,0 +1,152 @@
+"""Recomputes all alerts from the scored log: for audits, and to try other settings on history."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import alert_event
+from nap_stream.alert.gap import gap_event
+from nap_stream.clock import ManualClock
+from nap_stream.core.tail_events import EDGES
+from nap_stream.drift.limits import detection_plan
+from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
+from nap_stream.records import CalibrationFacts, SegmentSummary
+from nap_stream.runtime.feeding import in_event_time
+from nap_stream.runtime.intake import LAST_OFFSET
+from nap_stream.runtime.stretches import EventSpan, Stretch, find_stretch, within
+from nap_stream.scored_log.reader import partitions
+from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.summary import summarise_chain, summary_shape
+from nap_stream.settings import Settings
+
+Advance = Callable[[int, int | None], None]
+"""Told how many records have been judged, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What was replayed.
+
+    ``records`` are scored ones. ``alerts`` counts events by the last part of their type. Of the
+    records, ``late`` came after their pane was closed; at least ``contradicting`` are flagged
+    although their p-value is above the calibration's alpha, or the other way round; ``foreign``
+    were judged by another calibration, in whole segments.
+    """
+
+    partitions: int
+    segments: int
+    records: int
+    alerts: Mapping[str, int]
+    late: int
+    contradicting: int
+    foreign: int
+
+
+def replay(
+    store: SegmentStore,
+    settings: Settings,
+    calibration: CalibrationFacts,
+    *,
+    span: EventSpan,
+    on_alert: Callable[[AlertEvent], None],
+    advance: Advance,
+) -> ReplayReport:
+    """Judge the log of the settings' topic anew, from an empty window, and flush at the end.
+
+    Partitions are read side by side in event time, so that memory stays bounded. No partition is
+    idle until its chain has ended: what came late to a monitor at work is not late here. Where
+    nothing was, and the monitor began where the log does, the alerts have the same ids.
+
+    Args:
+        store: Where the log lies.
+        settings: Name the topic, and say when it has drifted.
+        calibration: What flags are judged by.
+        span: The event times that are judged.
+        on_alert: Told of each alert, in order.
+        advance: See `Advance`.
+
+    Raises:
+        ConfigError: The window is too small to fire.
+        ScoredLogError: The log cannot be read.
+    """
+    plan = detection_plan(settings.drift, calibration)
+    # It stands still: only the log's own times count.
+    monitor = DriftMonitor(plan, settings, ManualClock())
+    stretches = _stretches(store, settings, calibration, span)
+    shape, program = summary_shape(settings), version("nap-stream")
+    chains = {
+        s.partition: within(summarise_chain(store, s.partition, s.start, LAST_OFFSET, shape), span)
+        for s in stretches
+    }
+    tally = _Tally(calibration.alpha)
+
+    def tell(update: DriftUpdate) -> None:
+        events = [gap_event(s, settings, program) for s in update.accepted if s.gap is not None]
+        events += [alert_event(a, plan, settings, calibration, program) for a in update.alerts]
+        for event in events:
+            tally.alerts[event.state] += 1
+            on_alert(event)
+
+    total = sum(stretch.records for stretch in stretches)
+    for partition in chains:
+        monitor.hold(partition)
+    for partition, summary in in_event_time(chains):
+        if summary is None:
+            monitor.release(partition)
+            tell(monitor.advance())
+        else:
+            tally.take(summary)
+            tell(monitor.add(summary))
+            advance(tally.records, max(total, tally.records))
+    tell(monitor.flush())
+    return ReplayReport(
+        partitions=len(chains),
+        segments=tally.segments,
+        records=tally.records,
+        alerts=dict(tally.alerts),
+        late=monitor.snapshot().late_records,
+        contradicting=tally.contradicting,
+        foreign=sum(stretch.foreign_records for stretch in stretches),
+    )
+
+
+def _stretches(
+    store: SegmentStore, settings: Settings, calibration: CalibrationFacts, span: EventSpan
+) -> list[Stretch]:
+    found = [
+        find_stretch(store, partition, span, calibration.fingerprint)
+        for partition in partitions(store, settings.kafka.topic)
+    ]
+    return [stretch for stretch in found if stretch is not None]
+
+
+class _Tally:
+    """What has been read so far."""
+
+    def __init__(self, alpha: float) -> None:
+        self._alpha = alpha
+        self.segments = self.records = self.contradicting = 0
+        self.alerts = Counter[str]()
+
+    def take(self, summary: SegmentSummary) -> None:
+        self.segments += 1
+        self.records += int(summary.panes.records.sum())
+        self.contradicting += contradicting_flags(summary, self._alpha)
+
+
+def contradicting_flags(summary: SegmentSummary, alpha: float) -> int:
+    """Count records that are flagged against their p-value: at least so many.
+
+    A summary has p-values by bin, and a few of flagged records: those that lie within alpha's own
+    bin cannot be told.
+    """
+    bins = summary.panes.bins.sum(axis=0)
+    flagged = int(summary.panes.flagged.sum())
+    uppers = (*EDGES, 1.0)
+    must = int(sum(n for n, upper in zip(bins, uppers, strict=True) if upper <= alpha))
+    lowers = (0.0, *EDGES)
+    may = int(sum(n for n, lower in zip(bins, lowers, strict=True) if lower < alpha))
+    seen = sum(example.ood_p_value > alpha for example in summary.examples)
+    return max(must - flagged, flagged - may, seen, 0)

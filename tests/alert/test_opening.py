@@ -1,0 +1,64 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nap_stream.alert import opening
+from nap_stream.alert.opening import open_sinks
+from nap_stream.clock import ManualClock
+from nap_stream.errors import ConfigError
+from nap_stream.settings import (
+    AlertSettings,
+    KafkaSettings,
+    LogSettings,
+    Settings,
+    WebhookSettings,
+)
+from tests.support.small_settings import small_settings
+from tests.support.topics import new_settings
+
+
+def settings(kafka: KafkaSettings, **alerts: Any) -> Settings:
+    return Settings(
+        kafka=kafka,
+        model=small_settings(),
+        calibration=Path("calibration"),
+        log=LogSettings(root="log"),
+        alerts=AlertSettings(topic=kafka.topic, **alerts),
+    )
+
+
+@pytest.mark.embedded
+def test_kafka_alone_or_with_what_is_configured(embedded: str) -> None:
+    webhook = WebhookSettings(url="http://localhost:1/")
+    kafka = new_settings(embedded)
+    named = []
+    for alerts in ({}, {"log": True}, {"webhook": webhook}, {"log": True, "webhook": webhook}):
+        sinks = open_sinks(settings(kafka, **alerts), ManualClock())
+        named.append([sink.name for sink in sinks])
+        for sink in sinks:
+            sink.close()
+
+    assert named == [["kafka"], ["kafka", "log"], ["kafka", "webhook"], ["kafka", "log", "webhook"]]
+
+
+def test_what_was_opened_is_closed_when_another_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Opened:
+        closed = 0
+
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def close(self) -> None:
+            Opened.closed += 1
+
+    monkeypatch.setattr(opening, "KafkaAlertSink", Opened)
+    (tmp_path / "empty.pem").touch()
+    webhook = WebhookSettings(url="https://localhost/", ca_file=tmp_path / "empty.pem")
+
+    with pytest.raises(ConfigError, match="ca_file"):
+        open_sinks(settings(KafkaSettings(topic="t"), log=True, webhook=webhook), ManualClock())
+
+    assert Opened.closed == 1

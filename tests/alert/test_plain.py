@@ -1,0 +1,77 @@
+from typing import Any
+
+import pytest
+
+from nap_stream.alert.plain import MAX_FIELD, bounded, duration, moment, number, percent, plain
+
+
+def test_long_fields_are_cut() -> None:
+    assert plain("x" * 10_000) == "x" * MAX_FIELD + "…"
+    assert bounded("x" * 200) == "x" * 200
+    assert bounded("x" * 201) == "x" * 199 + "…"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 %"),
+        (0.0333333, "3.33 %"),
+        (1, "100 %"),
+        (1.5, "1.5"),
+        (True, "True"),
+        ("\n", "\\u{a}"),
+    ],
+)
+def test_percent(value: Any, text: str) -> None:
+    assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (129_600_000.0, "129,600,000"),
+        (41_250.7, "41,251"),
+        (0.0025, "0.0025"),
+        (3.4e-12, "3.4e-12"),
+        (1e300, "1e+300"),
+        (10**20, "1" + "0" * 20),
+        (float("nan"), "nan"),
+        (False, "False"),
+        ("a\x1bb", "a\\u{1b}b"),
+    ],
+)
+def test_number(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("2026-01-31T12:00:00.007Z", "2026-01-31 12:00:00 UTC"),
+        ("2026-01-31T12:00:00+02:00", "2026-01-31 10:00:00 UTC"),
+        ("2026-01-31T12:00:00", "2026-01-31T12:00:00"),
+        ("0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00+14:00"),
+        ("soon\n", "soon\\u{a}"),
+        (None, "None"),
+    ],
+)
+def test_moment(value: Any, text: str) -> None:
+    assert moment(value) == text
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "text"),
+    [
+        (-5, "less than 1 s"),
+        (999, "less than 1 s"),
+        (1_000, "1 s"),
+        (125_000, "2 min 5 s"),
+        (3_600_000, "1 h"),
+        (3_900_000, "1 h 5 min"),
+        (3_605_000, "1 h"),
+        (90_000_000, "1 d 1 h"),
+    ],
+)
+def test_duration(time_ms: int, text: str) -> None:
+    assert duration(time_ms) == text

@@ -1,0 +1,193 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nap_stream.calibration.artifact import write_calibration
+from nap_stream.calibration.calibration import Calibration
+from tests.cli.program import Call
+from tests.planning.streams import calibration, independent, rows, sticky, write_log
+from tests.support.small_calibration import calibration_of
+
+PNG = b"\x89PNG\r\n\x1a\n"
+QUICK = ("--streams", 20)
+
+
+@pytest.fixture(scope="module")
+def made() -> Calibration:
+    return calibration()
+
+
+@pytest.fixture(name="folder")
+def calibration_folder(made: Calibration, tmp_path: Path) -> Path:
+    write_calibration(made, tmp_path / "calibration")
+    return tmp_path / "calibration"
+
+
+def configuration(tmp_path: Path, **drift: Any) -> Path:
+    path = tmp_path / "monitor.yaml"
+    tree = {
+        "kafka": {"topic": "cars"},
+        "model": {"factory": "models:net"},
+        "calibration": "calibration",
+        "log": {"root": "log"},
+        "drift": drift,
+    }
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def test_the_plan_says_what_a_promise_costs(nap: Call, folder: Path, tmp_path: Path) -> None:
+    png = tmp_path / "plan.png"
+
+    ended = nap("plan", "--calibration", folder, "--png", png, *QUICK)
+
+    assert (ended.exit_code, ended.err) == (0, f"drawn to {png}\n")
+    for text in (
+        "one per 30 days at 50 images/s: at most one in 129,600,000 records",
+        "95 % of calibrations",
+        "2,000 images",
+        "at most 5.99 % (p_U)",
+        "50 records at 50 a second",
+        "rolling window, 250",
+        "rolling window, 1,000",
+        "rolling window, 4,000",
+        "e-detector of flags",
+        "e-detector of scores",
+        "1.5x, 7.5 %",
+        "5x, 25 %",
+        "The window that sees each drift first",
+        "half as many false alarms",
+        "twice as many calibration images",
+        "█",
+    ):
+        assert text in ended.out
+    assert png.read_bytes().startswith(PNG)
+
+
+def test_the_plan_is_json_for_machines(nap: Call, folder: Path) -> None:
+    ended = nap(
+        *("plan", "--calibration", folder, "--json", "--expected-run-length", 10_000),
+        *("--confidence", 0.9, "--window", 300, "--window", 600, *QUICK),
+    )
+
+    document = json.loads(ended.out)
+    assert ended.exit_code == 0
+    assert document["asked_for"] == {
+        "false_alarms": "one in 10,000 records",
+        "run_length": 10_000,
+        "confidence": 0.9,
+        "records_per_second": None,
+        "pane_ms": 1_000,
+    }
+    assert document["detector_run_length"] == 30_000
+    assert [each["window_records"] for each in document["delays"]] == [300, 600, 1_000, None, None]
+    assert [each["factor"] for each in document["drifts"]] == [1.5, 2, 3, 5]
+    fastest = document["delays"][3]["delays"][3]
+    assert fastest["detected"] == fastest["streams"] == 20
+    assert 20 < fastest["mean"] < 200
+    assert fastest["mean"] < document["delays"][3]["delays"][1]["mean"]
+    assert document["stretch"] is None
+    assert document["warnings"] == []
+
+
+def test_a_calibration_that_is_too_small_never_sees_small_drifts(nap: Call, tmp_path: Path) -> None:
+    energy = [1 + number / 7 for number in range(120)]
+    write_calibration(calibration_of(energy, energy[::-1], 0.05), tmp_path / "small")
+
+    ended = nap("plan", "--calibration", tmp_path / "small", *QUICK)
+
+    assert ended.exit_code == 0
+    assert "never, by design" in ended.out
+    assert "More images lower that" in ended.out
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_stretch_of_independent_records_is_in_order(
+    nap: Call, made: Calibration, tmp_path: Path
+) -> None:
+    root = write_log(tmp_path / "log", rows(independent(6_000).tolist()), made.fingerprint)
+    config = configuration(tmp_path, pane_ms=500, expected_run_length=1e6)
+
+    ended = nap("plan", "--config", config, "--log", root, *QUICK)
+
+    assert (ended.exit_code, ended.err) == (0, "")
+    for text in (
+        "6,000 records in 240 panes",
+        "2026-01-01 12:00:00+00:00 to 2026-01-01 12:02:00+00:00, topic cars",
+        "chosen by the autocorrelation",
+        "design effect",
+        "p-value above 0.98",
+        "any of the stream's",
+        "score-shift",
+    ):
+        assert text in ended.out
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_stretch_of_dependent_records_is_warned_of(
+    nap: Call, made: Calibration, tmp_path: Path
+) -> None:
+    records = rows(sticky(12_000, 0.98).tolist())
+    root = write_log(tmp_path / "log", records, made.fingerprint)
+    config = configuration(tmp_path, pane_ms=500, expected_run_length=1e6, keys={"by": "key"})
+    options = ("--since", "2026-01-01T12:00:10", "--block", 500, "--json", *QUICK)
+
+    ended = nap("plan", "--config", config, "--log", root, *options)
+
+    document = json.loads(ended.out)
+    kinds = {each["kind"] for each in document["warnings"]}
+    stretch = document["stretch"]
+    assert ended.exit_code == 0
+    assert {"dependent", "false-alarms-high"} <= kinds
+    assert "warning: flags depend on each other" in ended.err
+    assert (stretch["records"], stretch["keys"]) == (11_500, 10)
+    assert stretch["block"] == {"panes": 20, "records": 500, "automatic": False}
+    worst = next(
+        each
+        for each in stretch["false_alarms"]
+        if each["detector"] == "any" and each["run_length"] == 1_000
+    )
+    assert worst["resampled"]["low"] > worst["promised_rate"]
+    assert worst["ratio"]["low"] > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "expected --calibration DIR or --config FILE"),
+        (["--calibration", "cal", "--since", "1h"], "--log: --topic, --since"),
+        (["--calibration", "cal", "--false-alarms", "seldom"], '--false-alarms: expected "one per'),
+        (["--calibration", "cal", "--confidence", "2"], "--confidence: Input should be less"),
+        (["--calibration", "cal", "--expected-run-length", "2"], "--expected-run-length: Input"),
+        (
+            [
+                *("--calibration", "cal", "--expected-run-length", "1000"),
+                *("--false-alarms", "one per day at 1 image/s"),
+            ],
+            "give false_alarms or expected_run_length, not both",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(nap: Call, options: list[str], told: str) -> None:
+    ended = nap("plan", *options)
+
+    assert ended.exit_code == 2
+    assert told in ended.err
+
+
+def test_a_calibration_that_is_not_there_is_told(nap: Call, tmp_path: Path) -> None:
+    ended = nap("plan", "--calibration", tmp_path / "none")
+
+    assert ended.exit_code == 1
+    assert "there is no calibration" in ended.err
+
+
+def test_the_command_explains_itself(nap: Call) -> None:
+    ended = nap("plan", "--help")
+
+    assert ended.exit_code == 0
+    assert "nap-stream plan --calibration" in ended.out
+    assert "Example" in ended.out

@@ -1,0 +1,127 @@
+"""nap-stream replay: what it prints, and what it warns of."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from nap_stream.alert.event import alert_schema
+from nap_stream.calibration.artifact import write_calibration
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log.summary import SummaryShape
+from tests.cli.program import Call
+from tests.support.drifting_log import Publisher, drifting
+from tests.support.small_calibration import calibration_of
+
+CONFIG = """\
+kafka: {topic: cars}
+model: {factory: "models:net"}
+calibration: calibration
+log: {root: log}
+drift: {window_records: WINDOW, expected_run_length: 1e4}
+"""
+COUNT, DRIFT = 900, range(400, 600)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """The configuration of a monitor; its log holds two partitions that drift and come back."""
+    scores = [float(i) for i in range(400)]
+    calibration = calibration_of(scores, scores, alpha=0.05)
+    write_calibration(calibration, tmp_path / "calibration")
+    publish(tmp_path, "log", calibration.fingerprint)
+    file = tmp_path / "monitor.yaml"
+    file.write_text(CONFIG.replace("WINDOW", "150"))
+    return file
+
+
+def publish(folder: Path, name: str, fingerprint: str) -> None:
+    publisher = Publisher(LocalStore(folder / name), fingerprint, SummaryShape(1_000, 0))
+    for number in range(2):
+        partition = TopicPartition("cars", number)
+        list(publisher.publish(partition, drifting(partition, COUNT, DRIFT), [50 + number]))
+
+
+def test_alerts_are_printed_as_nap_stream_alerts_does(nap: Call, config: Path) -> None:
+    ended = nap("replay", "--config", config)
+
+    assert ended.exit_code == 0
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("FIRING")
+    assert any(line.startswith("RESOLVED") for line in lines)
+    assert lines[-1].startswith(
+        "2 alerts (1 firing, 1 resolved) of 1,800 records in 36 segments of 2 partitions, "
+    )
+    assert lines[-1].endswith(" records/s")
+    assert ended.err == ""
+
+
+def test_json_gives_one_event_a_line(nap: Call, config: Path) -> None:
+    ended = nap("replay", "--config", config, "--json")
+
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    for event in events:
+        jsonschema.validate(event, alert_schema())
+    assert [event["data"]["state"] for event in events] == ["firing", "resolved"]
+    assert ended.err.startswith("2 alerts (1 firing, 1 resolved) of 1,800 records")
+
+
+def test_other_settings_give_other_ids_and_the_same_ones_the_same(nap: Call, config: Path) -> None:
+    other = config.with_name("other.yaml")
+    other.write_text(CONFIG.replace("WINDOW", "300"))
+    first, again, changed = (
+        [json.loads(line)["id"] for line in nap("replay", "-c", file, "--json").out.splitlines()]
+        for file in (config, config, other)
+    )
+    assert first == again
+    assert changed
+    assert not set(first) & set(changed)
+
+
+def test_a_span_without_drift_has_no_alerts(nap: Call, config: Path) -> None:
+    ended = nap("replay", "-c", config, "--until", "2026-01-01T12:00:08")
+
+    assert ended.out.startswith("0 alerts (none) of 800 records")
+    ended = nap("replay", "-c", config, "--since", "2027-01-01")
+    assert ended.out.startswith("0 alerts (none) of 0 records in 0 segments of 0 partitions")
+
+
+def test_rows_of_another_calibration_are_warned_of(nap: Call, config: Path) -> None:
+    publish(config.parent, "foreign", "d" * 64)
+    ended = nap("replay", "-c", config, "--log", config.parent / "foreign", "--json")
+
+    assert ended.exit_code == 0
+    assert ended.err.startswith(
+        "warning: 1,800 of 1,800 records were judged by another calibration"
+    )
+
+
+def test_flags_against_the_calibrations_alpha_are_warned_of(nap: Call, config: Path) -> None:
+    scores = [float(i) for i in range(400)]
+    folder = config.parent / "strict"
+    write_calibration(calibration_of(scores, scores, alpha=0.01), folder)
+    other = config.with_name("other.yaml")
+    text = CONFIG.replace("WINDOW", "150").replace("calibration: c", "calibration: strict # c")
+    other.write_text(text)
+    ended = nap("replay", "-c", other)
+
+    assert "records are flagged against their p-value and the alpha" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "told"),
+    [
+        (["--since", "yesterday"], 2, "--since: not a time: 'yesterday'"),
+        (["--log", "/nowhere"], 1, "there is no scored log: no such folder"),
+        (["--log", "http://x"], 2, "no such kind of store"),
+    ],
+)
+def test_mistakes_are_named(
+    nap: Call, config: Path, options: list[str], exit_code: int, told: str
+) -> None:
+    ended = nap("replay", "-c", config, *options)
+
+    assert ended.exit_code == exit_code
+    assert told in ended.err

@@ -1,0 +1,153 @@
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+from safetensors.numpy import load as decode
+from safetensors.numpy import save as encode
+
+from nap_stream.clock import ManualClock
+from nap_stream.drift.checkpoint import dump, load
+from nap_stream.drift.limits import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.records import DriftAlert, SegmentSummary
+from nap_stream.settings import Settings
+from tests.support.summaries import FACTS, Row, partition, segments, settings, summary
+
+PARTITIONS = 3
+USED = settings(
+    drift={"window_records": 40, "expected_run_length": 200, "keys": {"by": "key"}},
+    alerts={"repeat_interval_s": 1.0},
+)
+
+
+def make_monitor(used: Settings = USED) -> DriftMonitor:
+    return DriftMonitor(detection_plan(used.drift, FACTS), used, ManualClock(1_000_000))
+
+
+def chains(seed: int) -> list[SegmentSummary]:
+    """Three partitions' segments in some order, with a drift and a broken key."""
+    rng = random.Random(seed)
+    queues = []
+    for number in range(PARTITIONS):
+        keys = [str(rng.randrange(4)) for _ in range(400)]
+        rows = [
+            Row(i + rng.randrange(20), rng.random() < rate(i, key), key=key)
+            for i, key in enumerate(keys)
+        ]
+        queues.append(iter(segments(number, rows, [rng.randrange(1, 30) for _ in range(40)])))
+    shuffled = []
+    while queues:
+        queue = rng.choice(queues)
+        each = next(queue, None)
+        if each is None:
+            queues.remove(queue)
+        else:
+            shuffled.append(each)
+    return shuffled
+
+
+def rate(position: int, key: str) -> float:
+    if key == "2" and position > 250:
+        return 0.9
+    return 0.5 if 100 < position < 150 else 0.05
+
+
+def feed(monitor: DriftMonitor, summaries: list[SegmentSummary]) -> list[DriftAlert]:
+    for number in range(PARTITIONS):
+        monitor.hold(partition(number))
+    return [alert for each in summaries for alert in monitor.add(each).alerts]
+
+
+@settings_of_hypothesis(max_examples=15)
+@given(st.integers(0, 5), st.integers(0, 60))
+def test_a_restored_monitor_goes_on_as_if_nothing_had_happened(seed: int, stop: int) -> None:
+    summaries = chains(seed)
+    undisturbed, stopped = make_monitor(), make_monitor()
+    expected = feed(undisturbed, summaries)
+
+    before = feed(stopped, summaries[:stop])
+    content = dump(stopped)
+    resumed = make_monitor()
+    assert load(resumed, content)
+    assert dump(resumed) == content
+    after = feed(resumed, summaries[stop:])
+
+    assert [*before, *after] == expected
+    assert expected
+    assert resumed.flush().alerts == undisturbed.flush().alerts
+    assert dump(resumed) == dump(undisturbed)
+
+
+def test_what_waits_beyond_a_hole_is_asked_for_again() -> None:
+    first, second, third = segments(0, [Row(i, flagged=False) for i in range(90)], [30, 30])
+    stopped, resumed = make_monitor(), make_monitor()
+    stopped.add(first)
+    stopped.add(third)
+    assert load(resumed, dump(stopped))
+    assert resumed.end(partition(0)) == 30
+    assert resumed.holes() == ()
+    assert resumed.add(second).accepted == (second,)
+    assert resumed.add(third).accepted == (third,)
+
+
+@pytest.mark.parametrize(
+    "used",
+    [
+        settings(drift={"window_records": 41, "expected_run_length": 200, "keys": {"by": "key"}}),
+        settings(drift={"window_records": 40, "expected_run_length": 201, "keys": {"by": "key"}}),
+        settings(drift={"window_records": 40, "expected_run_length": 200}),
+        settings(
+            drift={
+                "window_records": 40,
+                "expected_run_length": 200,
+                "keys": {"by": "key"},
+                "pane_ms": 20,
+            }
+        ),
+    ],
+)
+def test_a_state_of_other_settings_is_refused(used: Settings) -> None:
+    content = dump(make_monitor())
+    other = make_monitor(used)
+    before = dump(other)
+    assert not load(other, content)
+    assert dump(other) == before
+
+
+def test_what_alerts_show_may_change() -> None:
+    stopped = make_monitor()
+    feed(stopped, chains(1))
+    used = USED.model_copy(update={"alerts": USED.alerts.model_copy(update={"examples": 1})})
+    assert load(make_monitor(used), dump(stopped))
+
+
+@given(st.binary(max_size=200))
+def test_damaged_content_is_refused(content: bytes) -> None:
+    monitor = make_monitor()
+    before = dump(monitor)
+    assert not load(monitor, content)
+    assert dump(monitor) == before
+
+
+@pytest.mark.parametrize("drop", ["firing", "open", "evidence", "keys", "partitions"])
+def test_a_document_without_a_part_is_refused(drop: str) -> None:
+    stopped, monitor = make_monitor(), make_monitor()
+    feed(stopped, chains(2)[:30])
+    arrays = decode(dump(stopped))
+    document = json.loads(arrays["document"].tobytes())
+    del document[drop]
+    arrays["document"] = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
+    before = dump(monitor)
+    assert not load(monitor, encode(arrays))
+    assert dump(monitor) == before
+
+
+def test_a_single_summary_is_enough() -> None:
+    stopped, resumed = make_monitor(), make_monitor()
+    stopped.add(summary(0, 0, [Row(5, flagged=True, key="a")]))
+    assert load(resumed, dump(stopped))
+    assert resumed.snapshot() == stopped.snapshot()

@@ -1,0 +1,128 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from nap_stream.errors import ConfigError, LogRootError
+from nap_stream.planning.reading import Recorded, Selection, read_stretch
+from nap_stream.records import ScoredRecord, TopicPartition
+from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.settings import DriftSettings, KeySettings
+from tests.planning.streams import SPACING_MS, independent, rows, write_log
+from tests.scored_log.builders import CALIBRATION, NOON_MS, chain, failed, origin
+
+OTHER = "d4" * 32
+DRIFT = DriftSettings(pane_ms=200)
+SECOND = TopicPartition("cars", 1)
+
+
+def read(root: Path, selection: Selection | None = None, drift: DriftSettings = DRIFT) -> Recorded:
+    return read_stretch(
+        LocalStore(root),
+        selection or Selection(),
+        drift,
+        CALIBRATION,
+        lambda _done, _total: None,
+    )
+
+
+def recorded(count: int) -> list[ScoredRecord]:
+    return rows(independent(count).tolist())
+
+
+def test_a_stretch_is_counted_in_the_monitors_panes(tmp_path: Path) -> None:
+    p_values = independent(1_500)
+    write_log(tmp_path, rows(p_values.tolist()), CALIBRATION)
+
+    found = read(tmp_path)
+
+    assert (found.topic, found.other_calibrations) == ("cars", 0)
+    assert found.stretch.records == 1_500
+    assert found.stretch.flagged == int((p_values <= 0.05).sum())
+    assert found.stretch.panes.start_ms.tolist() == list(range(NOON_MS, NOON_MS + 30_000, 200))
+    assert set(found.stretch.panes.records.tolist()) == {10}
+    assert found.stretch.keys == ()
+
+
+def test_only_scored_rows_of_the_calibration_and_the_time_count(tmp_path: Path) -> None:
+    records = recorded(3_000)
+    bad = [failed(dataclasses.replace(records[-1].origin, offset=3_000))]
+    write_log(tmp_path, [*records, *bad], CALIBRATION)
+    others = rows(independent(500).tolist(), partition=SECOND)
+    write_log(tmp_path, others, OTHER, SECOND)
+
+    selection = Selection("cars", NOON_MS + 1_000 * SPACING_MS, NOON_MS + 2_500 * SPACING_MS)
+    found = read(tmp_path, selection)
+    everything = read(tmp_path)
+
+    assert (found.stretch.records, found.other_calibrations) == (1_500, 0)
+    assert (everything.stretch.records, everything.other_calibrations) == (3_000, 500)
+
+
+def test_keys_are_told_apart_and_thinned(tmp_path: Path) -> None:
+    write_log(tmp_path, rows(independent(2_000).tolist()), CALIBRATION)
+    drift = DriftSettings(pane_ms=400, keys=KeySettings())
+    thinned = DriftSettings(pane_ms=400, keys=KeySettings(one_per_pane=True))
+
+    full, thin = read(tmp_path, drift=drift).stretch, read(tmp_path, drift=thinned).stretch
+
+    assert full.keys == thin.keys == tuple(f"camera-{n}" for n in range(10))
+    assert full.key_counts()[0].tolist() == [200] * 10
+    assert (full.records, thin.records) == (2_000, 1_000)
+    assert set(thin.by_key.records.tolist()) == {1}
+
+
+def test_partitions_come_together(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(1_000), CALIBRATION)
+    write_log(tmp_path, rows(independent(500).tolist(), partition=SECOND), CALIBRATION, SECOND)
+
+    stretch = read(tmp_path).stretch
+
+    assert stretch.records == 1_500
+    assert stretch.panes.records.tolist() == [20] * 50 + [10] * 50
+
+
+def test_event_times_far_ahead_of_the_reading_count_as_that(tmp_path: Path) -> None:
+    records = recorded(1_000)
+    ahead = dataclasses.replace(records[-1].origin, event_time_ms=NOON_MS + 90_000_000)
+    write_log(
+        tmp_path, [*records[:-1], dataclasses.replace(records[-1], origin=ahead)], CALIBRATION
+    )
+
+    assert read(tmp_path).stretch.last_ms == NOON_MS + 1_000 * SPACING_MS
+
+
+def test_what_holds_too_little_is_refused(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(900), CALIBRATION)
+
+    with pytest.raises(ConfigError, match="900 scored records in 90 panes; at least 1,000 in 50"):
+        read(tmp_path)
+
+
+def test_panes_can_be_too_few_too(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(1_500), CALIBRATION)
+
+    with pytest.raises(ConfigError, match="1,500 scored records in 30 panes"):
+        read(tmp_path, drift=DriftSettings(pane_ms=1_000))
+
+
+def test_a_log_of_another_calibration_is_refused(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(1_000), OTHER)
+
+    with pytest.raises(
+        ConfigError, match=r"all 1,000 scored records .* other calibrations than b2"
+    ):
+        read(tmp_path)
+
+
+def test_the_topic_must_be_clear(tmp_path: Path) -> None:
+    chain(tmp_path, [(1, [failed(origin(0))])])
+    bikes = TopicPartition("bikes", 0)
+    chain(tmp_path, [(1, [failed(origin(0, partition=bikes))])], bikes)
+
+    with pytest.raises(ConfigError, match="the log holds the topics bikes, cars"):
+        read(tmp_path)
+    with pytest.raises(ConfigError, match="no such topic"):
+        read(tmp_path, Selection("boats"))
+    with pytest.raises(LogRootError):
+        read(tmp_path / "none")

@@ -1,0 +1,34 @@
+"""The scored log of a topic as a list of summaries."""
+
+from collections.abc import Iterable, Iterator
+
+from nap_stream.errors import ScoredLogError
+from nap_stream.records import SegmentSummary, TopicPartition
+from nap_stream.runtime.intake import LAST_OFFSET
+
+
+class SummaryList:
+    """The durable segments, as the log's reader tells of them."""
+
+    def __init__(self, durable: Iterable[SegmentSummary] = ()) -> None:
+        self.durable = list(durable)
+        self.reads: list[tuple[TopicPartition, int, int]] = []
+        self.broken = False
+
+    def partitions(self) -> tuple[TopicPartition, ...]:
+        return tuple(sorted({summary.partition for summary in self.durable}))
+
+    def end(self, wanted: TopicPartition) -> int | None:
+        ends = [each.end_offset for each in self.durable if each.partition == wanted]
+        return max(ends, default=None)
+
+    def read(self, wanted: TopicPartition, start: int, end: int) -> Iterator[SegmentSummary]:
+        self.reads.append((wanted, start, end))
+        if self.broken:
+            raise ScoredLogError("the disk is gone", str(wanted), "Mount it")
+        return iter(
+            [s for s in self.durable if s.partition == wanted and start <= s.base_offset < end]
+        )
+
+    def tail(self, wanted: TopicPartition) -> Iterator[SegmentSummary]:
+        return self.read(wanted, 0, LAST_OFFSET)

@@ -1,0 +1,212 @@
+"""Several sinks, of which none waits for another."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from structlog.testing import capture_logs
+
+from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.webhook import WebhookAlertSink
+from nap_stream.clock import ManualClock, SystemClock
+from nap_stream.deadline import Deadline
+from nap_stream.metrics import Metrics
+from nap_stream.runtime.outboxes import Outboxes
+from nap_stream.settings import AlertSettings, WebhookSettings
+from tests.runtime.alert_sinks import FlakySink
+from tests.support.http_receiver import HttpReceiver
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def alert(number: int) -> AlertEvent:
+    return AlertEvent("monitor", {"id": str(number), "type": "io.nap-stream.drift.firing"})
+
+
+def ids(sink: FlakySink) -> list[str]:
+    return [each.id for each in sink.alerts]
+
+
+class StuckSink(FlakySink):
+    """Takes an alert only when ``go_on`` is set; closing sets it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def publish(self, alert: AlertEvent) -> None:
+        self.entered.set()
+        assert self.go_on.wait(30)
+        super().publish(alert)
+
+    def close(self) -> None:
+        super().close()
+        self.go_on.set()
+
+
+@contextmanager
+def opened(*sinks: FlakySink, metrics: Metrics | None = None) -> Iterator[Outboxes]:
+    outboxes = Outboxes(sinks, metrics or Metrics("1"), ManualClock())
+    try:
+        yield outboxes
+    finally:
+        outboxes.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("alerts-")]
+
+
+def test_every_sink_gets_every_alert_in_order() -> None:
+    first, second, third = (FlakySink(name=name) for name in ("kafka", "log", "webhook"))
+    metrics = Metrics("1")
+    with opened(first, second, third, metrics=metrics) as outboxes:
+        for number in range(5):
+            outboxes.put(alert(number))
+        outboxes.deliver()
+        assert ids(first) == list("01234")
+        wait_until(lambda: len(outboxes) == 0, 30, "the other sinks")
+
+    assert ids(second) == ids(third) == list("01234")
+    for name in ("kafka", "log", "webhook"):
+        labels = {"sink": name, "state": "firing"}
+        value = metrics.registry.get_sample_value("nap_stream_alerts_published_total", labels)
+        assert value == 5
+
+
+def test_a_stuck_sink_delays_neither_the_others_nor_the_caller() -> None:
+    first, stuck, third = FlakySink(name="kafka"), StuckSink("webhook"), FlakySink(name="log")
+    with opened(first, stuck, third) as outboxes:
+        outboxes.put(alert(0))
+        assert stuck.entered.wait(30)
+        outboxes.put(alert(1))
+        outboxes.deliver()
+        assert ids(first) == ["0", "1"]
+        wait_until(lambda: ids(third) == ["0", "1"], 30, "the sink beside the stuck one")
+        assert ids(stuck) == []
+        assert len(outboxes) == 2
+        assert outboxes.pending() == ()
+        stuck.go_on.set()
+        wait_until(lambda: ids(stuck) == ["0", "1"], 30, "the stuck sink")
+
+
+def test_a_stuck_first_sink_delays_only_who_delivers_to_it() -> None:
+    stuck, second = StuckSink("kafka"), FlakySink(name="log")
+    with opened(stuck, second) as outboxes:
+        outboxes.put(alert(0))
+        thread = threading.Thread(target=outboxes.deliver)
+        thread.start()
+        assert stuck.entered.wait(30)
+        outboxes.put(alert(1))
+        wait_until(lambda: ids(second) == ["0", "1"], 30, "the other sink")
+        assert [each.id for each in outboxes.pending()] == ["0", "1"]
+        stuck.go_on.set()
+        thread.join()
+
+
+def test_failures_name_their_sinks() -> None:
+    first, second = FlakySink(failures=1, name="kafka"), FlakySink(failures=1, name="webhook")
+    with opened(first, second) as outboxes:
+        assert outboxes.failure is None
+        outboxes.put(alert(0))
+        outboxes.deliver()
+        wait_until(lambda: second.attempts == 1 and ";" in (outboxes.failure or ""), 30, "both")
+        why = "localhost:9092: no broker answers. Start it"
+        assert outboxes.failure == f"kafka: {why}; webhook: {why}"
+
+
+def test_what_failed_is_tried_again_without_being_asked() -> None:
+    first, second = FlakySink(name="kafka"), FlakySink(failures=1, name="webhook")
+    clock = ManualClock()
+    outboxes = Outboxes([first, second], Metrics("1"), clock)
+    try:
+        outboxes.put(alert(0))
+        wait_until(lambda: outboxes.failure is not None, 30, "the failure")
+        clock.advance(1)
+        wait_until(lambda: ids(second) == ["0"], 30, "the next attempt")
+    finally:
+        outboxes.close()
+
+
+def test_each_sink_is_left_out_by_what_it_has_itself() -> None:
+    first, second = FlakySink(name="kafka"), FlakySink(name="webhook")
+    first.alerts.append(alert(0))
+    with opened(first, second) as outboxes:
+        outboxes.read_back()
+        outboxes.put(alert(0))
+        outboxes.put(alert(1))
+        outboxes.deliver()
+        wait_until(lambda: len(outboxes) == 0, 30, "the other sink")
+
+    assert ids(first) == ["0", "1"]
+    assert ids(second) == ["0", "1"]
+
+
+def test_drain_goes_to_all_at_once() -> None:
+    stuck = StuckSink("kafka")
+
+    class Releasing(FlakySink):
+        def publish(self, alert: AlertEvent) -> None:
+            super().publish(alert)
+            stuck.go_on.set()
+
+    # Its own thread waits for a clock that stands still: only `drain` tries it again.
+    second, clock = Releasing(failures=1, name="webhook"), ManualClock()
+    outboxes = Outboxes([stuck, second], Metrics("1"), clock)
+    try:
+        outboxes.put(alert(0))
+        wait_until(lambda: outboxes.failure is not None, 30, "the failure")
+        outboxes.drain(Deadline(clock, 30))
+    finally:
+        outboxes.close()
+    assert ids(stuck) == ids(second) == ["0"]
+
+
+def test_drain_keeps_to_its_deadline() -> None:
+    stuck, second = StuckSink("kafka"), FlakySink(name="webhook")
+    clock = SystemClock()
+    outboxes = Outboxes([stuck, second], Metrics("1"), clock)
+    with capture_logs() as logs:
+        outboxes.put(alert(0))
+        started_s = clock.monotonic()
+        outboxes.drain(Deadline(clock, 0.1))
+        waited_s = clock.monotonic() - started_s
+        outboxes.close()
+        wait_until(lambda: ids(stuck) == ["0"], 30, "the attempt that was left behind")
+    assert ids(second) == ["0"]
+    assert waited_s < 10
+    lost = [entry["sink"] for entry in logs if entry["event"] == "alert_lost"]
+    assert lost == ["kafka"]
+    assert (stuck.closed, second.closed) == (1, 1)
+
+
+def test_close_twice_and_with_a_sink_in_its_attempt() -> None:
+    first, stuck = FlakySink(name="kafka"), StuckSink("webhook")
+    outboxes = Outboxes([first, stuck], Metrics("1"), ManualClock())
+    outboxes.put(alert(0))
+    assert stuck.entered.wait(30)
+    outboxes.close()
+    outboxes.close()
+    assert first.closed == 2
+
+
+def test_a_webhook_that_is_down_holds_nothing_up() -> None:
+    receiver = HttpReceiver()
+    with receiver.listening():
+        pass  # now it has a port on which nobody listens
+    clock, first = ManualClock(), FlakySink(name="kafka")
+    webhook = WebhookAlertSink(AlertSettings(), WebhookSettings(url=receiver.url), clock)
+    outboxes = Outboxes([first, webhook], Metrics("1"), clock)
+    try:
+        outboxes.put(alert(0))
+        outboxes.deliver()
+        assert ids(first) == ["0"]
+        wait_until(lambda: "webhook" in (outboxes.failure or ""), 30, "the webhook's failure")
+        with receiver.listening():
+            clock.advance(1)
+            outboxes.put(alert(1))
+            outboxes.deliver()
+            wait_until(lambda: len(outboxes) == 0, 30, "the webhook to be back")
+    finally:
+        outboxes.close()
+    sent = [request.tree[0]["annotations"]["id"] for request in receiver.requests]
+    assert sent == ["0", "1"]

@@ -1,0 +1,231 @@
+"""Replay against monitors at work, on a real log."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nap_stream.alert.base import AlertEvent
+from nap_stream.clock import ManualClock
+from nap_stream.errors import LogRootError
+from nap_stream.records import PartitionProgress, SegmentSummary
+from nap_stream.runtime.checkpoints import CheckpointStore
+from nap_stream.runtime.coordinator import Coordinator
+from nap_stream.runtime.log_summaries import LogSummaries
+from nap_stream.runtime.replay import ReplayReport, contradicting_flags, replay
+from nap_stream.runtime.stretches import EventSpan
+from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.summary import summary_shape
+from nap_stream.scored_log.verify import verify
+from nap_stream.settings import Settings
+from tests.runtime.alert_sinks import FlakySink
+from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
+from tests.support.summaries import FACTS, Row, partition, report, settings, summary
+
+COUNT, DRIFT = 900, range(400, 600)
+NAMES = tuple(partition(n) for n in range(3))
+RECORDS = {name: drifting(name, COUNT, DRIFT) for name in NAMES}
+SECTIONS: dict[str, Any] = {
+    "drift": {"pane_ms": 100, "window_records": 150, "keys": {"max_firing": 3}},
+    "alerts": {"repeat_interval_s": 2},
+}
+
+
+def monitor_settings(**drift: Any) -> Settings:
+    return settings(**(SECTIONS | {"drift": SECTIONS["drift"] | drift}))
+
+
+def published(
+    store: SegmentStore, sizes: Sequence[Sequence[int]], fingerprint: str = FACTS.fingerprint
+) -> list[list[SegmentSummary]]:
+    """The log of all records; a partition's segments have the sizes that stand at its number."""
+    publisher = Publisher(store, fingerprint, summary_shape(monitor_settings()))
+    chains = [
+        list(publisher.publish(name, RECORDS[name], sizes[name.partition % len(sizes)]))
+        for name in NAMES
+    ]
+    chains[0].append(publisher.declare_gap(NAMES[0], COUNT + 10, "retention deleted them"))
+    return chains
+
+
+def lived(store: SegmentStore, sizes: Sequence[Sequence[int]], lives: int = 1) -> list[AlertEvent]:
+    """The alerts of coordinators, of which each stands in for the one before."""
+    sink = FlakySink()
+    publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
+    chains = [
+        publisher.publish(name, RECORDS[name], sizes[name.partition % len(sizes)]) for name in NAMES
+    ]
+    turns = [[next(chain, None) for chain in chains] for _ in range(COUNT)]
+    told = [each for turn in turns for each in turn if each is not None]
+    # Durable before it is told, as ever; here all of it is.
+    told.append(publisher.declare_gap(NAMES[0], COUNT + 10, "retention deleted them"))
+    log = LogSummaries(store, monitor_settings(), FACTS.fingerprint)
+    for number in range(lives):
+        part = told[number * len(told) // lives : (number + 1) * len(told) // lives]
+        one = Coordinator(
+            monitor_settings(),
+            FACTS,
+            [sink],
+            summaries=log if number else _Nothing(),
+            checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+            clock=ManualClock(),
+        )
+        one.start()
+        known = tuple(PartitionProgress(name, 0, 1, None) for name in NAMES)
+        one.report(report(partitions=known))
+        for each in part:
+            one.submit(each)
+            one.tick()
+        if number == lives - 1:
+            one.flush(5)
+        one.close()
+    return sink.alerts
+
+
+class _Nothing:
+    """The log as it was before the run began."""
+
+    def partitions(self) -> tuple[()]:
+        return ()
+
+    def end(self, _: object) -> None:
+        return None
+
+    def read(self, *_: object) -> Any:
+        return iter(())
+
+    tail = read
+
+
+def replayed(
+    store: SegmentStore, span: EventSpan | None = None, **drift: Any
+) -> tuple[list[AlertEvent], ReplayReport]:
+    alerts: list[AlertEvent] = []
+    steps: list[tuple[int, int | None]] = []
+    found = replay(
+        store,
+        monitor_settings(**drift),
+        FACTS,
+        span=span or EventSpan(),
+        on_alert=alerts.append,
+        advance=lambda done, total: steps.append((done, total)),
+    )
+    assert steps == sorted(steps)
+    assert sum(found.alerts.values()) == len(alerts)
+    return alerts, found
+
+
+def ids(alerts: Sequence[AlertEvent], state: str | None = None) -> list[str]:
+    return [alert.id for alert in alerts if (alert.state == "gap") == (state == "gap")]
+
+
+@pytest.mark.parametrize("lives", [1, 3])
+def test_replay_gives_the_alerts_of_the_run(tmp_path: Any, lives: int) -> None:
+    store = LocalStore(tmp_path)
+    live = lived(store, [(40,), (7, 100, 21), (63,)], lives)
+    assert {alert.event["data"].get("reason") for alert in live} >= {"began", "ended"}
+    again, found = replayed(store)
+    assert ids(again) == ids(live)
+    assert ids(again, "gap") == ids(live, "gap")
+    assert len(ids(live, "gap")) == 1
+    assert [a.event["data"] for a in again if a.state != "gap"] == [
+        a.event["data"] for a in live if a.state != "gap"
+    ]
+    assert (found.partitions, found.records, found.late) == (3, 3 * COUNT, 0)
+    assert (found.contradicting, found.foreign) == (0, 0)
+    # The checkpoint beside the log is no part of it.
+    assert verify(store, deep=True).clean
+
+
+def test_segments_may_be_cut_in_any_way() -> None:
+    stories = []
+    for sizes in ([(COUNT,)], [(25,), (31, 9)], [(100, 1), (33,), (500,)]):
+        store = MemoryStore()
+        published(store, sizes)
+        stories.append(ids(replayed(store)[0]))
+    assert stories[0] == stories[1] == stories[2]
+    assert stories[0]
+
+
+def test_other_settings_on_history() -> None:
+    store = MemoryStore()
+    published(store, [(50,)])
+    strict, _ = replayed(store, expected_run_length=1e12)
+    loose, _ = replayed(store, expected_run_length=1e3)
+    first = [
+        next(a.event["data"]["firing_since"] for a in alerts if a.state == "firing")
+        for alerts in (loose, strict)
+    ]
+    assert first[0] < first[1], "who bears more false alarms is told sooner"
+
+
+def test_only_a_span_of_event_time() -> None:
+    store = MemoryStore()
+    published(store, [(50,), (20,), (70,)])
+    back_ms = START_MS + DRIFT.stop * STEP_MS
+    before, found = replayed(store, EventSpan(None, START_MS + DRIFT.start * STEP_MS))
+    assert not before
+    assert found.records == 3 * DRIFT.start
+    after, found = replayed(store, EventSpan(back_ms, None))
+    assert ids(after) == []
+    assert len(ids(after, "gap")) == 1
+    assert found.records == 3 * (COUNT - DRIFT.stop)
+    within, found = replayed(store, EventSpan(START_MS + 300 * STEP_MS, back_ms))
+    assert {alert.state for alert in within} == {"firing"}
+    assert found.records == 3 * (DRIFT.stop - 300)
+    nothing, found = replayed(store, EventSpan(START_MS + 2 * COUNT * STEP_MS, None))
+    assert not nothing
+    assert found.partitions == 0
+
+
+def test_a_gap_at_the_beginning_is_told() -> None:
+    store = MemoryStore()
+    publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
+    publisher.declare_gap(NAMES[0], 10, "retention deleted them")
+    alerts, found = replayed(store)
+    assert [alert.state for alert in alerts] == ["gap"]
+    assert found.records == 0
+
+
+def test_rows_of_another_calibration_are_counted() -> None:
+    store = MemoryStore()
+    published(store, [(50,)], "d" * 64)
+    _, found = replayed(store)
+    assert found.foreign == found.records == 3 * COUNT
+
+
+def test_a_partition_that_ends_early_holds_nobody_back() -> None:
+    store = MemoryStore()
+    publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
+    list(publisher.publish(NAMES[0], RECORDS[NAMES[0]][:10], [10]))
+    list(publisher.publish(NAMES[1], RECORDS[NAMES[1]], [50]))
+    both, found = replayed(store)
+    assert found.late == 0
+    assert {alert.state for alert in both} == {"firing", "resolved"}
+
+
+def test_there_must_be_a_log(tmp_path: Any) -> None:
+    with pytest.raises(LogRootError):
+        replayed(LocalStore(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "alpha", "contradicting"),
+    [
+        ([(True, 0.01), (False, 0.5)], 0.05, 0),
+        ([(False, 0.01), (False, 0.5)], 0.05, 1),
+        ([(True, 0.3), (True, 0.4)], 0.05, 2),
+        # Bins cannot tell it, the examples can.
+        ([(True, 0.041)], 0.04, 1),
+        ([(False, 0.03)], 0.04, 0),
+    ],
+)
+def test_flags_against_p_values(
+    rows: list[tuple[bool, float]], alpha: float, contradicting: int
+) -> None:
+    told = summary(0, 0, [Row(i, flagged, p) for i, (flagged, p) in enumerate(rows)])
+    assert contradicting_flags(told, alpha) == contradicting
+    assert contradicting_flags(replace(told, panes=told.panes.part(0, 0), examples=()), alpha) == 0

@@ -1,0 +1,376 @@
+"""Coordinators that are dropped at any point, and others that take over."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nap_stream.alert.base import AlertEvent
+from nap_stream.clock import ManualClock
+from nap_stream.core.alert_state import AlertState
+from nap_stream.errors import ScoredLogError
+from nap_stream.records import PartitionProgress, SegmentSummary
+from nap_stream.runtime.alert_desk import CHECKPOINT_EVERY_S
+from nap_stream.runtime.checkpoints import CheckpointStore
+from nap_stream.runtime.coordinator import Coordinator
+from nap_stream.scored_log.memory import MemoryStore
+from tests.runtime.alert_sinks import FlakySink
+from tests.runtime.summary_log import SummaryList
+from tests.support.summaries import FACTS, Row, partition, report, segments, summary
+from tests.support.summaries import settings as monitor_settings
+
+NOW_MS = 1_000_000
+SECTIONS: dict[str, dict[str, Any]] = {
+    "drift": {"keys": {"max_firing": 2}},
+    "alerts": {"repeat_interval_s": 1, "critical_fraction": 0.6},
+}
+"""A repeat comes after a hundred panes."""
+
+
+class Dropped(BaseException):
+    """The coordinator's process dies here."""
+
+
+class Fate:
+    """Lets a coordinator die at the n-th point at which it could."""
+
+    def __init__(self) -> None:
+        self.left = -1
+
+    def pass_by(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Dropped
+
+
+class MortalStore(MemoryStore):
+    """Dies before or after a checkpoint was written."""
+
+    def __init__(self, fate: Fate) -> None:
+        super().__init__()
+        self.fate = fate
+
+    def replace(self, path: str, content: bytes) -> None:
+        self.fate.pass_by()
+        super().replace(path, content)
+        self.fate.pass_by()
+
+
+class MortalSink(FlakySink):
+    """Dies before or after an alert was delivered."""
+
+    def __init__(self, fate: Fate) -> None:
+        super().__init__()
+        self.fate = fate
+
+    def publish(self, alert: AlertEvent) -> None:
+        self.fate.pass_by()
+        super().publish(alert)
+        self.fate.pass_by()
+
+
+def story(alerts: Iterable[AlertEvent]) -> list[str]:
+    """Ids in the order in which they were sent; gaps last, which come when they are found."""
+    return [alert.id for alert in sorted(alerts, key=lambda alert: alert.state == "gap")]
+
+
+class Site:
+    """What outlives a coordinator: log, checkpoint and sink; and the one that runs."""
+
+    def __init__(self) -> None:
+        self.fate = Fate()
+        self.log, self.store, self.sink = (
+            SummaryList(),
+            MortalStore(self.fate),
+            MortalSink(self.fate),
+        )
+        self.clock = ManualClock(NOW_MS)
+        self._numbers = count()
+        self.drops = 0
+        self.coordinator: Coordinator | None = None
+
+    def running(self) -> Coordinator:
+        """The coordinator; another one until it has come to be ready, where none runs."""
+        while self.coordinator is None:
+            self.coordinator = new_coordinator(self.log, self.store, self.sink, self.clock)
+            self.attempt(self.coordinator.start)
+            if self.coordinator is not None:
+                self._meet_workers(self.coordinator)
+        return self.coordinator
+
+    def publish(self, each: SegmentSummary, *, is_told: bool) -> None:
+        """A worker's segment is durable; its summary comes, unless the worker died."""
+        coordinator = self.running()
+        self.log.durable.append(each)
+        if is_told:
+            self.attempt(lambda: coordinator.submit(each))
+
+    def tick(self) -> None:
+        self.attempt(self.running().tick)
+
+    def drop(self) -> None:
+        if self.coordinator is not None:
+            self.drops += 1
+            self.coordinator.close()
+            self.coordinator = None
+
+    def finish(self) -> list[str]:
+        self.fate.left = -1
+        self.running().flush(5)
+        self.drop()
+        return story(self.sink.alerts)
+
+    def attempt(self, act: Any) -> None:
+        try:
+            act()
+        except Dropped:
+            self.drop()
+
+    def _meet_workers(self, coordinator: Coordinator) -> None:
+        known = tuple(PartitionProgress(partition(n), 0, 1, None) for n in range(2))
+        coordinator.report(report(sent_at_ms=next(self._numbers), partitions=known))
+        self.attempt(coordinator.tick)
+
+
+def new_coordinator(
+    log: SummaryList, store: MemoryStore, sink: FlakySink, clock: ManualClock, **sections: Any
+) -> Coordinator:
+    return Coordinator(
+        monitor_settings(**(sections or SECTIONS)),
+        FACTS,
+        [sink],
+        summaries=log,
+        checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+        clock=clock,
+    )
+
+
+def rows(first_ms: int, number: int) -> list[Row]:
+    """Calm, a drift that two of three keys bring, of which the second comes later, and calm."""
+    found = []
+    for i in range(600):
+        first, second = 150 <= i < 450 and i % 3 == 0, 250 <= i < 450 and i % 3 == 1
+        key = f"camera-{number}-{i % 3}"
+        # A second of silence amid the drift: then it is told again.
+        time_ms = first_ms + i * 2 + (1_000 if i >= 350 else 0)
+        found.append(Row(time_ms, i % 20 == 0 or first or second, None, key))
+    return found
+
+
+GAP = summary(0, 600, [], end=650, gap="offsets [600, 650): retention deleted them")
+CHAINS: tuple[list[SegmentSummary], ...] = (
+    [*segments(0, rows(0, 0), [25] * 24), GAP],
+    segments(1, rows(2, 1), [40] * 15),
+)
+TOTAL = sum(map(len, CHAINS))
+
+
+@cache
+def undisturbed() -> tuple[AlertEvent, ...]:
+    site = Site()
+    for each in interleaved([]):
+        site.publish(each, is_told=True)
+        site.tick()
+    site.finish()
+    return tuple(site.sink.alerts)
+
+
+def expected() -> list[str]:
+    return story(undisturbed())
+
+
+def interleaved(order: Sequence[int]) -> Iterator[SegmentSummary]:
+    """The segments of both partitions, each in order of offset; by turns where nothing is said."""
+    rest = [list(chain) for chain in CHAINS]
+    for choice in (*order, *(n % 2 for n in range(2 * TOTAL))):
+        if rest[choice]:
+            yield rest[choice].pop(0)
+
+
+def test_the_story_has_every_kind_of_alert() -> None:
+    alerts = undisturbed()
+    drift = [alert.event["data"] for alert in alerts if alert.state != "gap"]
+    assert {data["reason"] for data in drift} == {"began", "repeated", "escalated", "ended"}
+    assert {data["key"] is None for data in drift} == {True, False}
+    assert "gap" in {alert.state for alert in alerts}
+    assert len(set(expected())) == len(alerts)
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> dict[str, Any]:
+    """In which order what happens, and where coordinators die."""
+    return {
+        "order": draw(st.lists(st.integers(0, 1), max_size=TOTAL)),
+        "ticks": draw(st.lists(st.booleans(), min_size=TOTAL, max_size=TOTAL)),
+        "told": draw(st.lists(st.integers(0, 9), min_size=TOTAL, max_size=TOTAL)),
+        "deaths": draw(st.lists(st.integers(1, 40), max_size=8)),
+        "drops": draw(st.sets(st.integers(0, TOTAL - 1), max_size=4)),
+    }
+
+
+def delivered(
+    order: list[int], ticks: list[bool], told: list[int], deaths: list[int], drops: set[int]
+) -> list[str]:
+    site = Site()
+    for number, each in enumerate(interleaved(order)):
+        if site.fate.left <= 0 and deaths:
+            site.fate.left = deaths.pop()
+        site.publish(each, is_told=told[number] > 0)
+        if ticks[number]:
+            site.tick()
+        if number in drops:
+            site.drop()
+    return site.finish()
+
+
+@settings(max_examples=5, deadline=None)
+@given(life=lives())
+def test_dropped_anywhere_every_alert_is_delivered_exactly_once(life: dict[str, Any]) -> None:
+    """Between the decision, the checkpoint and the delivery, or anywhere between two calls."""
+    assert delivered(**life) == expected()
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None)
+@given(life=lives())
+def test_many_lives(life: dict[str, Any]) -> None:
+    assert delivered(**life) == expected()
+
+
+@pytest.mark.slow
+def test_dropped_at_each_point_once() -> None:
+    for point in count(1):
+        site = Site()
+        site.fate.left = point
+        for each in interleaved([]):
+            site.publish(each, is_told=True)
+            site.tick()
+        is_over = site.fate.left > 0
+        assert site.finish() == expected()
+        if is_over:
+            break
+    assert point > 2 * len(expected())
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was() -> None:
+    """A new run of the program, not a coordinator that stands in: the story is one."""
+    log, store, sink, clock = SummaryList(), MemoryStore(), FlakySink(), ManualClock(NOW_MS)
+    chain = CHAINS[0]
+    for part in (chain[:11], chain[11:15], chain[15:]):
+        coordinator = new_coordinator(log, store, sink, clock)
+        coordinator.start()
+        for each in part:
+            log.durable.append(each)
+            coordinator.submit(each)
+        coordinator.flush(5)
+        coordinator.close()
+    ids = [alert.id for alert in sink.alerts]
+    assert len(set(ids)) == len(ids)
+    stream = [a.event["data"]["reason"] for a in sink.alerts if a.event["data"].get("state")]
+    assert stream.count("began") == stream.count("ended")
+
+
+def test_an_alert_that_waits_for_the_broker_survives_its_coordinator() -> None:
+    log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
+    away = FlakySink(failures=1_000)
+    first = new_coordinator(SummaryList(), store, away, clock)
+    first.start()
+    for each in log.durable:
+        first.submit(each)
+    first.tick()
+    waiting = len(first._outboxes)
+    assert waiting
+    first.close()
+    sink = FlakySink()
+    second = new_coordinator(log, store, sink, clock)
+    second.start()
+    assert second.status().alerts_waiting == waiting
+    second.tick()
+    second.close()
+    assert len(sink.alerts) == waiting
+
+
+def test_other_settings_begin_anew() -> None:
+    log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
+    for window in (40, 60):
+        sink = FlakySink()
+        one = new_coordinator(log, store, sink, clock, drift={"window_records": window})
+        one.start()
+        one.tick()
+        one.close()
+        assert one.status().alert_state is AlertState.FIRING
+        assert sink.states == ["firing"], "the log's tail ends with it"
+
+
+def test_a_checkpoint_of_a_log_that_is_gone_is_not_taken() -> None:
+    """Else all that comes would be taken for known."""
+    store, clock, sink = MemoryStore(), ManualClock(NOW_MS), FlakySink()
+    old = SummaryList(CHAINS[1])
+    first = new_coordinator(old, store, sink, clock)
+    first.start()
+    first.flush(1)
+    first.close()
+    log = SummaryList(CHAINS[1][:3])
+    second = new_coordinator(log, store, sink, clock)
+    second.start()
+    second.submit(CHAINS[1][3])
+    assert second.status().rows == 40
+    second.close()
+
+
+class FullStore(MemoryStore):
+    """Without room for a checkpoint while ``full``."""
+
+    full = True
+
+    def replace(self, path: str, content: bytes) -> None:
+        if self.full:
+            raise ScoredLogError("no space left on device", path, "Make room")
+        super().replace(path, content)
+
+
+def test_a_full_disk_keeps_no_alert_back_and_is_tried_again() -> None:
+    log, store, clock, sink = SummaryList(), FullStore(), ManualClock(NOW_MS), FlakySink()
+    coordinator = new_coordinator(log, store, sink, clock)
+    coordinator.start()
+    value = coordinator.metrics.registry.get_sample_value
+    for each in CHAINS[0][:14]:
+        coordinator.submit(each)
+    coordinator.tick()
+    assert sink.states[0] == "firing"
+    failures = value("nap_stream_checkpoint_failures_total")
+    assert failures == 2
+    assert value("nap_stream_last_checkpoint_timestamp_seconds") == 0
+    coordinator.tick()
+    assert value("nap_stream_checkpoint_failures_total") == failures, "not at every tick"
+    store.full = False
+    clock.advance(CHECKPOINT_EVERY_S)
+    coordinator.tick()
+    assert value("nap_stream_checkpoint_failures_total") == failures
+    assert value("nap_stream_last_checkpoint_timestamp_seconds") == clock.now_ms() / 1000
+    coordinator.close()
+
+
+def test_a_checkpoint_is_written_while_something_changes_and_only_then() -> None:
+    log, store, clock, sink = SummaryList(), MemoryStore(), ManualClock(NOW_MS), FlakySink()
+    coordinator = new_coordinator(log, store, sink, clock)
+    coordinator.start()
+    value = coordinator.metrics.registry.get_sample_value
+    written = [value("nap_stream_last_checkpoint_timestamp_seconds")]
+    for each in (CHAINS[0][0], None):
+        if each is not None:
+            coordinator.submit(each)
+        # Past the time after which a partition is idle, which is a change too.
+        for _ in range(3):
+            clock.advance(CHECKPOINT_EVERY_S)
+            coordinator.tick()
+        written.append(value("nap_stream_last_checkpoint_timestamp_seconds"))
+    coordinator.close()
+    assert written[0] == NOW_MS / 1000
+    assert written[1] is not None
+    assert written[1] > NOW_MS / 1000
+    assert written[2] == written[1]
