@@ -45,7 +45,7 @@ class SeenAlert:
     textures_in_window: int
     flagged: int
     records: int
-    firing_limit: int
+    firing_limit: int | None
 
 
 def compare(
@@ -169,9 +169,9 @@ def _alerts(events: Sequence[Mapping[str, Any]], joined: pa.Table, inside: int) 
                 window_start_ms=float(start - change),
                 window_end_ms=float(end - change),
                 textures_in_window=int(((start <= times) & (times < end)).sum()),
-                flagged=data["flagged"],
+                flagged=data["window"]["flagged"],
                 records=data["window"]["records"],
-                firing_limit=data["firing_limit"],
+                firing_limit=data["window"]["firing_limit"],
             )
         )
     return found

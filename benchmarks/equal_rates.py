@@ -2,8 +2,9 @@
 
 The flags are Bernoulli(0.05) before the change. Each detector is tuned until its average run length
 (ARL), measured on such flags, is the one that it is compared at; the package's still bet against
-p_U, as their calibration set makes them. At an ARL too long to be measured they are not tuned but
-promise it, so that theirs is longer.
+p_U, as their calibration set makes them. Where that ARL is too long to be measured for them, the
+e-detector's threshold is extrapolated, since ln ARL grows in proportion to it, and the window's is
+that of `scan_limit` at the true rate.
 """
 
 from collections.abc import Callable
@@ -46,42 +47,22 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """The measured ARL, float64 (G,), of a detector at each of its thresholds, ascending.
-
-    ``promised`` is the threshold at which it promises an ARL.
-    """
+class Tuned:
+    """A detector with a calibration set behind it: S of them, and the threshold for an ARL."""
 
     make: Callable[[int], Detector]
-    thresholds: NDArray[np.float64]
-    run_lengths: NDArray[np.float64]
-    promised: Callable[[float], float]
-
-    def threshold(self, run_length: float, *, measured: bool) -> float:
-        """Where the ARL is at least that, between two thresholds if they are no whole numbers."""
-        if not measured:
-            return self.promised(run_length)
-        if np.all(self.thresholds == np.round(self.thresholds)):
-            return float(self.thresholds[np.searchsorted(self.run_lengths, run_length)])
-        logs = np.log(self.run_lengths)
-        return float(np.interp(np.log(run_length), logs, self.thresholds))
+    threshold: Callable[[float], float]
 
 
-def measured_curves(
-    setting: Setting, rng: np.random.Generator
-) -> tuple[dict[int, Curve], dict[int, Curve]]:
-    """Curves of the e-detector and of the rolling window, by size of the calibration set."""
-    sequential, window = {}, {}
-    levels = np.linspace(LOWEST, log_threshold(2 * setting.target), 60)
-    usual = round(setting.window * ALPHA)
-    limits = np.arange(usual, 2 * usual).astype(np.float64)
-    for size in setting.sizes:
-        rate = highest_rate(size, setting.confidence)
-        sequential[size] = _curve(_sequential(rate), levels, log_threshold, setting, rng)
-        window[size] = _curve(
-            _window(setting.window), limits, _promised_limit(setting.window, rate), setting, rng
+def tuned_detectors(setting: Setting, rng: np.random.Generator) -> dict[int, tuple[Tuned, Tuned]]:
+    """The e-detector and the rolling window, by size of the calibration set."""
+    return {
+        size: (
+            _tuned_sequential(setting, highest_rate(size, setting.confidence), rng),
+            _tuned_window(setting, rng),
         )
-    return sequential, window
+        for size in setting.sizes
+    }
 
 
 def print_comparison(
@@ -97,80 +78,112 @@ def print_comparison(
     print(
         f"The change comes after {setting.target // 2:,} records without an alarm. early: streams "
         f"that alarm within {setting.target // 10:,} in-distribution records; 10 % where alarms "
-        f"come at a constant rate and the ARL is {setting.target:,}.\n"
+        f"come at a constant rate and the ARL is {setting.target:,}. The package's thresholds are "
+        f"extrapolated for ARLs above {setting.target * TUNING_HORIZON // 2:,}. Where a peer's is a "
+        f"lower bound only (>), they are set to that bound, which favours the package.\n"
     )
-    sequential, window = measured_curves(setting, rng)
+    detectors = tuned_detectors(setting, rng)
+    rows = rows or [_no_peer(setting)]
     for number, rate in enumerate(setting.drifted):
         print(f"Mean delay in records, flag rate {ALPHA:g} → {rate:g}:\n")
         print(
             "| peer | parameter | ARL | early | its delay | calibration set | e-detector | window |"
         )
         print("|---|---|---|---|---|---|---|---|")
-        for row in rows or [_no_peer(setting)]:
+        ours = {
+            size: [_delays(setting, one, rows, rate, rng) for one in both]
+            for size, both in detectors.items()
+        }
+        for index, row in enumerate(rows):
             for size in setting.sizes:
                 if row["size"] in {None, str(size)}:
-                    curves = (sequential[size], window[size])
-                    line = _line(setting, row, number=number, size=size, curves=curves, rng=rng)
-                    print(line, flush=True)
-        print()
+                    print(_line(row, number, size, [delays[index] for delays in ours[size]]))
+        print(flush=True)
 
 
-def _line(
+def _delays(
     setting: Setting,
-    row: dict[str, Any],
-    *,
-    number: int,
-    size: int,
-    curves: tuple[Curve, ...],
+    detector: Tuned,
+    rows: list[dict[str, Any]],
+    rate: float,
     rng: np.random.Generator,
-) -> str:
-    arl = Estimate(**row["run_length"])
-    measured = arl.mean <= setting.target * TUNING_HORIZON / 2
-    at = arl.mean if np.isfinite(arl.mean) else arl.low
-    theirs = Estimate(**row["delays"][number]) if row["delays"] else None
-    cells = []
-    for curve in curves:
-        ours = _delay(setting, curve, curve.threshold(at, measured=measured), number, rng)
-        cells.append(f"{ours} {_verdict(ours, theirs)}".strip())
-    missed = row["missed"][number] if row["delays"] else 0.0
-    note = f", {missed:.0%} missed" if missed else ""
-    shown = f"{theirs}{note}" if theirs else "-"
-    early = f"{row['early']:.0%}" if row["delays"] else "-"
-    columns = (row["name"], row["parameter"], str(arl), early, shown, f"{size:,}", *cells)
-    return f"| {' | '.join(columns)} |"
+) -> list[Estimate]:
+    """Its mean delay at the ARL of each row."""
+    run_lengths = [_at(Estimate(**row["run_length"])) for row in rows]
+    found = detection_delays(
+        detector.make(setting.streams),
+        bernoulli(np.array([ALPHA]), 1),
+        bernoulli(np.array([rate]), 1),
+        streams=setting.streams,
+        thresholds=np.array([detector.threshold(length) for length in run_lengths]),
+        prefix=setting.target // 2,
+        limit=setting.limit,
+        rng=rng,
+    )
+    return [mean_delay(delays, setting.limit) for delays in found]
 
 
-def _verdict(ours: Estimate, theirs: Estimate | None) -> str:
-    if theirs is None:
-        return ""
+def _at(run_length: Estimate) -> float:
+    return run_length.mean if np.isfinite(run_length.mean) else run_length.low
+
+
+def _line(row: dict[str, Any], number: int, size: int, ours: list[Estimate]) -> str:
+    labels = [row["name"], row["parameter"], str(Estimate(**row["run_length"]))]
+    if not row["delays"]:
+        return f"| {' | '.join([*labels, '-', '-', f'{size:,}', *map(str, ours)])} |"
+    theirs = Estimate(**row["delays"][number])
+    missed = f", {row['missed'][number]:.1%} missed" if row["missed"][number] else ""
+    columns = [*labels, f"{row['early']:.0%}", f"{theirs}{missed}", f"{size:,}"]
+    return f"| {' | '.join([*columns, *(f'{one} {_verdict(one, theirs)}' for one in ours)])} |"
+
+
+def _verdict(ours: Estimate, theirs: Estimate) -> str:
     if ours.high < theirs.low:
         return "sooner"
     return "**later**" if ours.low > theirs.high else "alike"
 
 
-def _delay(
-    setting: Setting, curve: Curve, threshold: float, number: int, rng: np.random.Generator
-) -> Estimate:
-    found = detection_delays(
-        curve.make(setting.streams),
-        bernoulli(np.array([ALPHA]), 1),
-        bernoulli(np.array([setting.drifted[number]]), 1),
-        streams=setting.streams,
-        threshold=threshold,
-        prefix=setting.target // 2,
-        limit=setting.limit,
-        rng=rng,
-    )
-    return mean_delay(found, setting.limit)
+def _tuned_sequential(setting: Setting, rate: float, rng: np.random.Generator) -> Tuned:
+    def make(streams: int) -> Detector:
+        return Sequential(np.array([rate]), 1, (streams,))
+
+    levels = np.linspace(LOWEST, log_threshold(2 * setting.target), 60)
+    measured = _run_lengths(make, levels.astype(np.float64), setting, rng)
+    longest = setting.target * TUNING_HORIZON / 2
+    upper = (measured >= longest / 8) & (measured <= longest)
+    slope, start = np.polyfit(np.log(measured[upper]), levels[upper], 1)
+
+    def threshold(run_length: float) -> float:
+        if run_length > longest:
+            return float(start + slope * np.log(run_length))
+        return float(np.interp(np.log(run_length), np.log(measured), levels))
+
+    return Tuned(make, threshold)
 
 
-def _curve(
+def _tuned_window(setting: Setting, rng: np.random.Generator) -> Tuned:
+    def make(streams: int) -> Detector:
+        return Window(setting.window, 1, streams)
+
+    usual = round(setting.window * ALPHA)
+    limits = np.arange(usual, 2 * usual).astype(np.float64)
+    measured = _run_lengths(make, limits, setting, rng)
+
+    def threshold(run_length: float) -> float:
+        if run_length > setting.target * TUNING_HORIZON / 2:
+            return scan_limit(setting.window, ALPHA, run_length)
+        return float(limits[np.searchsorted(measured, run_length)])
+
+    return Tuned(make, threshold)
+
+
+def _run_lengths(
     make: Callable[[int], Detector],
     thresholds: NDArray[np.float64],
-    promised: Callable[[float], float],
     setting: Setting,
     rng: np.random.Generator,
-) -> Curve:
+) -> NDArray[np.float64]:
+    """The measured ARL at each threshold, float64 (G,)."""
     horizon = TUNING_HORIZON * setting.target
     passages = first_passages(
         make(TUNING_STREAMS),
@@ -181,20 +194,7 @@ def _curve(
         panes=horizon,
         rng=rng,
     )
-    found = [average_run_length(column, horizon).mean for column in passages.T]
-    return Curve(make, thresholds, np.array(found), promised)
-
-
-def _sequential(rate: float) -> Callable[[int], Detector]:
-    return lambda streams: Sequential(np.array([rate]), 1, (streams,))
-
-
-def _window(records: int) -> Callable[[int], Detector]:
-    return lambda streams: Window(records, 1, streams)
-
-
-def _promised_limit(records: int, rate: float) -> Callable[[float], float]:
-    return lambda run_length: scan_limit(records, rate, run_length)
+    return np.array([average_run_length(column, horizon).mean for column in passages.T])
 
 
 def _no_peer(setting: Setting) -> dict[str, Any]:

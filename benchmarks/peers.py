@@ -27,7 +27,9 @@ from benchmarks.run_lengths import (
 
 FISHER = "FETDriftOnline"
 FISHER_STREAMS = 1_000
+FISHER_STREAMS_TO_DRIFT = 4_000
 RATES_ON_GRID = 9
+FEW_ALARMS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +134,15 @@ def _fisher_row(
     lengths = _fisher_passages(detector, same, horizon, rng)
     found = [
         detection_delays(
-            FisherStreams(detector, task.streams, rng),
+            FisherStreams(detector, FISHER_STREAMS_TO_DRIFT, rng),
             bernoulli(same[:1], 1),
             bernoulli(np.array([rate]), 1),
-            streams=task.streams,
-            threshold=1.0,
+            streams=FISHER_STREAMS_TO_DRIFT,
+            thresholds=np.array([1.0]),
             prefix=task.prefix,
             limit=task.limit,
             rng=rng,
-        )
+        )[0]
         for rate in task.drifted_rates
     ]
     name = f"{FISHER}, configured {number + 1} of {task.configurations}"
@@ -173,6 +175,9 @@ def _river_row(
         return tunable.make(value)
 
     lengths = run_lengths(make, task.base_rate, horizon, 300 * task.target, rng)
+    if (lengths <= horizon).sum() < FEW_ALARMS:
+        horizon *= 100
+        lengths = run_lengths(make, task.base_rate, horizon, 3 * horizon, rng)
     found = [
         delays(
             make,

@@ -82,11 +82,11 @@ def detection_delays(
     after: Draw,
     *,
     streams: int,
-    threshold: float,
+    thresholds: NDArray[np.float64],
     prefix: int,
     limit: int,
     rng: np.random.Generator,
-) -> NDArray[np.int64]:
+) -> list[NDArray[np.int64]]:
     """Records from the change to the alarm, in panes of one, of streams not alarmed before it.
 
     Args:
@@ -94,28 +94,29 @@ def detection_delays(
         before: What they see up to the change.
         after: What they see from then on.
         streams: How many.
-        threshold: An alarm is a statistic of at least that.
+        thresholds: float64 (G,), any order: an alarm is a statistic of at least that.
         prefix: Records before the change.
         limit: Records after it, at most.
         rng: Source of randomness.
 
     Returns:
-        int64 (S',), `NEVER` beyond the limit.
+        For each threshold int64 (S',), `NEVER` beyond the limit.
     """
-    quiet = np.ones(streams, dtype=np.bool_)
+    highest = np.full(streams, -np.inf)
     numbers = np.arange(streams)
     for _ in range(prefix):
-        quiet &= detector.step(before(rng, numbers)) < threshold
-    detector.keep(quiet)
-    return first_passages(
+        np.maximum(highest, detector.step(before(rng, numbers)), out=highest)
+    ascending, places = np.unique(thresholds, return_inverse=True)
+    passages = first_passages(
         detector,
         after,
-        streams=numbers[: int(quiet.sum())],
-        thresholds=np.array([threshold]),
+        streams=numbers,
+        thresholds=ascending,
         records=1,
         panes=limit,
         rng=rng,
-    )[:, 0]
+    )
+    return [passages[highest < ascending[place], place] for place in places]
 
 
 def bernoulli(rates: NDArray[np.float64], records: int) -> Draw:

@@ -402,8 +402,11 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class TailShift:
-    """The tail of the p-values that has grown most: its rate is at most ``highest_rate`` while
-    the stream is in-distribution, and ``since`` says what it has been since the onset."""
+    """The tail of the p-values that has grown most.
+
+    Its rate is at most ``highest_rate`` while the stream is in-distribution; ``since`` says what
+    it has been since the onset.
+    """
 
     event: TailEvent
     highest_rate: float
@@ -419,9 +422,9 @@ class DriftAlert:
     concerned; null before the first pane, and the limits before it is full. ``since`` counts
     the flagged records since the estimated onset. ``tail`` is null for keys and where no tail can
     be tested. ``offsets`` (one range a partition, whole segments that reach into the evidence),
-    ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence
-    of the window, and of the key where it is one's. ``firing_keys`` counts the keys whose monitor
-    is active.
+    ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are
+    evidence of the window, and of the key where it is one's. ``firing_keys`` counts the keys whose
+    monitor is active.
     """
 
     key: str | None

@@ -63,6 +63,7 @@ def real_rates(
     streams: int,
     seed: int,
     advance: Advance,
+    panes: int = PANES,
 ) -> tuple[RealRate, ...]:
     """Estimate the rates by running the detectors over resampled streams.
 
@@ -71,9 +72,10 @@ def real_rates(
         plan: The detectors.
         alpha: At and below which p-value a record is flagged.
         block: Panes of a block.
-        streams: To put together, of `PANES` panes each.
+        streams: To put together.
         seed: Of the resampling.
         advance: Told of the progress.
+        panes: Of each stream.
 
     Returns:
         Ordered by run length: `SHORT_RUN_LENGTHS` and that of the plan.
@@ -81,9 +83,9 @@ def real_rates(
     generator = np.random.default_rng(seed)
     run_lengths = sorted({*SHORT_RUN_LENGTHS, plan.run_length})
     plans = [with_run_length(plan, run_length) for run_length in run_lengths]
-    counter = _Counter(PANES * (4 if stretch.keys else 2), advance)
+    counter = _Counter(panes * (4 if stretch.keys else 2), advance)
     series = stretch.panes
-    places = block_places(len(series), block, (streams, PANES), generator)
+    places = block_places(len(series), block, (streams, panes), generator)
     shares = _cell_shares(series, alpha)
     found = stream_alarms(plans, _taken(series, places), counter.tick)
     shuffled = _independent(series.records, places, shares, generator)
@@ -96,7 +98,7 @@ def real_rates(
     if found.scores is not None and reference.scores is not None:
         pairs.append(("score-shift", found.scores, reference.scores))
     if stretch.keys:
-        places = _key_places(stretch, block, streams, generator)
+        places = _key_places(stretch, block, (streams, panes), generator)
         keyed = key_alarms(plans, _taken(stretch.by_key, places), counter.tick)
         shuffled = _independent(stretch.by_key.records, places, shares, generator)
         pairs.append((KEYS, keyed, key_alarms(plans, shuffled, counter.tick)))
@@ -145,19 +147,20 @@ def _cell_shares(series: PaneSeries, alpha: float) -> NDArray[np.float64]:
 
 
 def _key_places(
-    stretch: Stretch, block: int, streams: int, generator: np.random.Generator
+    stretch: Stretch, block: int, shape: tuple[int, int], generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Blocks of panes of single keys, each key drawn in proportion to its records.
 
     Of a new key for each block: a single key's own panes are too few to stand for its rate.
     """
     records, _ = stretch.key_counts()
-    blocks = -(-PANES // block)
+    streams, panes = shape
+    blocks = -(-panes // block)
     drawn = generator.choice(len(records), size=(streams, blocks), p=records / records.sum())
     starts, lengths = stretch.key_start[drawn], np.diff(stretch.key_start)[drawn]
     first = generator.integers(lengths)
     within = (first[..., np.newaxis] + np.arange(block)) % lengths[..., np.newaxis]
-    return (starts[..., np.newaxis] + within).reshape(streams, -1)[:, :PANES]
+    return (starts[..., np.newaxis] + within).reshape(streams, -1)[:, :panes]
 
 
 @dataclass(slots=True)

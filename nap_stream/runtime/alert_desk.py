@@ -11,9 +11,9 @@ from nap_stream.alert.gap import gap_event
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Reason
 from nap_stream.drift.checkpoint import dump, load
-from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.metrics import Metrics
-from nap_stream.records import CalibrationFacts, DriftAlert, SegmentSummary
+from nap_stream.records import CalibrationFacts, DriftAlert
 from nap_stream.runtime.checkpoints import Checkpoint, CheckpointStore
 from nap_stream.runtime.outboxes import Outboxes
 
@@ -90,28 +90,14 @@ class AlertDesk:
         """Note a change of which the next `settle` is to write a checkpoint."""
         self._changed, self._due_s = True, self._clock.monotonic()
 
-    def put(self, alert: DriftAlert) -> None:
-        """Take what the monitor has decided. Under the lock."""
-        settings, plan = self._monitor.settings, self._monitor.plan
-        event = alert_event(alert, plan, settings, self._calibration, self._version)
-        self._decided.append(event)
-        self._changed = True
-        self.reasons[alert.change.reason] += 1
-        structlog.get_logger().warning(
-            "drift_alert",
-            monitor=settings.alerts.monitor,
-            key=alert.key,
-            state=alert.change.transition.value,
-            reason=alert.change.reason.value,
-            severity=alert.change.alert.severity.value,
-            summary=event.event["data"]["summary"],
-            id=event.id,
-        )
-
-    def put_gap(self, summary: SegmentSummary) -> None:
-        """Take a gap that the log declares. Under the lock."""
-        self._decided.append(gap_event(summary, self._monitor.settings, self._version))
-        self._changed = True
+    def take(self, update: DriftUpdate) -> None:
+        """Take what the monitor has decided, and gaps that the log declares. Under the lock."""
+        for summary in update.accepted:
+            if summary.gap is not None:
+                self._decided.append(gap_event(summary, self._monitor.settings, self._version))
+        for alert in update.alerts:
+            self._put(alert)
+        self._changed |= bool(update.accepted or update.alerts)
 
     def settle(self, *, at_once: bool = False) -> None:
         """Write a checkpoint if one is due, then let out what was decided.
@@ -130,6 +116,22 @@ class AlertDesk:
                 del self._decided[: len(decided)]
                 for event in decided:
                     self._outboxes.put(event)
+
+    def _put(self, alert: DriftAlert) -> None:
+        settings, plan = self._monitor.settings, self._monitor.plan
+        event = alert_event(alert, plan, settings, self._calibration, self._version)
+        self._decided.append(event)
+        self.reasons[alert.change.reason] += 1
+        structlog.get_logger().warning(
+            "drift_alert",
+            monitor=settings.alerts.monitor,
+            key=alert.key,
+            state=alert.change.transition.value,
+            reason=alert.change.reason.value,
+            severity=alert.change.alert.severity.value,
+            summary=event.event["data"]["summary"],
+            id=event.id,
+        )
 
     def _checkpoint(self, pending: tuple[AlertEvent, ...]) -> Checkpoint | None:
         """What there is to write; None where the last one says the same."""

@@ -3,21 +3,19 @@
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import structlog
 
 from nap_stream.alert.base import AlertSink
 from nap_stream.clock import Clock
-from nap_stream.core.alert_state import AlertState, Reason, Severity, Transition
+from nap_stream.core.alert_state import Reason
 from nap_stream.deadline import Deadline
 from nap_stream.drift.limits import detection_plan
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.metrics import Metrics
 from nap_stream.records import (
     CalibrationFacts,
-    DriftAlert,
     SegmentSummary,
     Status,
     TopicPartition,
@@ -27,9 +25,11 @@ from nap_stream.runtime.alert_desk import AlertDesk
 from nap_stream.runtime.checkpoints import CheckpointStore
 from nap_stream.runtime.drift_metrics import show_drift
 from nap_stream.runtime.http import Health, MetricsServer
-from nap_stream.runtime.intake import LAST_OFFSET, SummaryIntake, SummaryLog
+from nap_stream.runtime.intake import SummaryIntake, SummaryLog
 from nap_stream.runtime.outboxes import Outboxes
 from nap_stream.runtime.partition_table import FRESH_S, PartitionTable
+from nap_stream.runtime.status import CoordinatorStatus
+from nap_stream.runtime.takeover import Takeover
 from nap_stream.runtime.worker_table import WorkerTable
 from nap_stream.settings import Settings
 
@@ -38,43 +38,6 @@ HEALTHY_REPORT_AGE_S = 30.0
 
 READ_AHEAD_EVERY_S = 30.0
 """How often the log is asked for segments of which nobody has told: it lists folders."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoordinatorStatus:
-    """The run now.
-
-    Rows are those in the log since this coordinator started, or since the run did where it must
-    end after so many; ``images_scored`` and
-    ``dead_letters`` are the workers' own counts. ``ood_fraction`` and ``bound`` are null until
-    the window is full, ``max_lag`` (offsets) until a lag is known. ``alerts_fired`` and
-    ``alerts_resolved`` count those that began and ended here, of the stream and of keys;
-    ``severity`` is that of the stream's alert, null while it is inactive. ``workers`` holds the
-    last report of each, without stage times; ``waiting_for`` says of each that waits for something
-    outside of it what that is.
-    """
-
-    rows: int
-    rows_by_status: Mapping[Status, int]
-    images_scored: int
-    images_per_second: float
-    ood_fraction: float | None
-    bound: float | None
-    alert_state: AlertState
-    window_records: int
-    window_size: int
-    alerts_fired: int
-    alerts_resolved: int
-    alerts_waiting: int
-    max_lag: int | None
-    dead_letters: int
-    late_records: int
-    worker_restarts: int
-    workers: Mapping[str, WorkerReport]
-    waiting_for: Mapping[str, str] = field(default_factory=dict)
-    severity: Severity | None = None
-    keys: int = 0
-    keys_firing: int = 0
 
 
 class Coordinator:
@@ -142,9 +105,7 @@ class Coordinator:
     def start(self, since: Mapping[TopicPartition, int] | None = None) -> None:
         """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
 
-        With a checkpoint the story goes on: what the log has beyond it is judged, and each alert
-        goes to the sinks that have not received it. Without one that fits, the log's tail is
-        judged and nothing told of what is over; an alert that fires at its end is.
+        See `nap_stream.runtime.takeover`. An alert goes to the sinks that have not received it.
 
         Args:
             since: Offsets from which on the log's rows count in `status`, for a coordinator that
@@ -154,9 +115,9 @@ class Coordinator:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
-        if names := self._summaries.partitions():
+        if self._summaries.partitions():
             self._outboxes.read_back()
-            self._take_over(names)
+            self._take_over()
         # From here on whoever takes over has a checkpoint to begin with.
         self._desk.settle(at_once=True)
         if since is not None:
@@ -270,40 +231,15 @@ class Coordinator:
             server.close()
         self._outboxes.close()
 
-    def _take_over(self, names: Sequence[TopicPartition]) -> None:
-        log = structlog.get_logger()
-        if self._desk.restore() and self._is_of_this_log(names):
-            log.info("monitor_restored")
-            self._shown = self._monitor.snapshot()
-            reached = {name: self._monitor.end(name) or 0 for name in names}
-            chains = {n: self._summaries.read(n, at, LAST_OFFSET) for n, at in reached.items()}
-            self._intake.catch_up(chains, self._decide)
-            return
-        log.info("monitor_rebuilt_from_log")
-        newest: dict[str | None, DriftAlert] = {}
-        tails = {name: self._summaries.tail(name) for name in names}
-        self._intake.catch_up(
-            tails, lambda update: newest.update((each.key, each) for each in update.alerts)
-        )
-        with self._lock:
-            for alert in newest.values():
-                if alert.change.transition is Transition.FIRING:
-                    self._desk.put(alert)
-            self._shown = self._monitor.snapshot()
-
-    def _is_of_this_log(self, names: Sequence[TopicPartition]) -> bool:
-        """Whether the log has all that the monitor has seen; where it has not, start anew."""
-        ends = {name: self._summaries.end(name) or 0 for name in names}
-        ahead = [
-            n for n in self._monitor.partitions() if (self._monitor.end(n) or 0) > ends.get(n, 0)
-        ]
-        if not ahead:
-            return True
-        structlog.get_logger().warning(
-            "checkpoint_ahead_of_log", partitions=[str(name) for name in ahead]
-        )
-        self._monitor.take_over(DriftMonitor(self._monitor.plan, self._settings, self._clock))
-        return False
+    def _take_over(self) -> None:
+        takeover = Takeover(self._monitor, self._summaries, self._intake, self._desk)
+        is_restored = takeover.restore()
+        if not is_restored:
+            takeover.begin_at_tail()
+        # What was counted before is not counted again.
+        self._shown = self._monitor.snapshot()
+        if is_restored:
+            takeover.go_on()
 
     def _count_since(self, since: Mapping[TopicPartition, int]) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""
@@ -325,17 +261,8 @@ class Coordinator:
     def _apply(self, update: DriftUpdate) -> None:
         for summary in update.accepted:
             self._count(summary)
-        self._decide(update)
+        self._desk.take(update)
         self._show()
-
-    def _decide(self, update: DriftUpdate) -> None:
-        for summary in update.accepted:
-            if summary.gap is not None:
-                self._desk.put_gap(summary)
-        for alert in update.alerts:
-            self._desk.put(alert)
-        if update.accepted:
-            self._desk.changed()
 
     def _count(self, summary: SegmentSummary) -> None:
         for status, rows in summary.rows_by_status.items():

@@ -15,7 +15,7 @@ from nap_stream.clock import Clock
 from nap_stream.deadline import Deadline
 from nap_stream.errors import NapStreamError, WorkerError, WorkerGaveUpError
 from nap_stream.records import WorkerReport
-from nap_stream.runtime.coordinator import CoordinatorStatus
+from nap_stream.runtime.status import CoordinatorStatus
 from nap_stream.settings import DriverSettings
 
 LOOK_EVERY_S = 0.25

@@ -7,13 +7,14 @@ import structlog
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
+from nap_stream.drift.limits import detection_plan
 from nap_stream.kafka_client import connect, partition_count, require_topics
 from nap_stream.records import CalibrationFacts
-from nap_stream.runtime.coordinator import CoordinatorStatus
 from nap_stream.runtime.driver import Driver, RunLimits, RunResult
 from nap_stream.runtime.opening import chain_ends
 from nap_stream.runtime.ray import RayCluster, ray_session
 from nap_stream.runtime.signals import stop_on_signals
+from nap_stream.runtime.status import CoordinatorStatus
 from nap_stream.scored_log.stores import check_writable
 from nap_stream.settings import Settings
 
@@ -62,6 +63,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
         What the coordinator must know of the calibration, and how many partitions the topic has.
     """
     calibration = load_calibration(settings.calibration)
+    detection_plan(settings.drift, calibration.facts)
     check_writable(settings.log.root)
     connect(settings.kafka)
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)

@@ -15,10 +15,11 @@ from nap_stream.clock import SystemClock
 from nap_stream.deadline import StopRequest
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.records import CalibrationFacts, SegmentSummary, WorkerReport
-from nap_stream.runtime.coordinator import Coordinator, CoordinatorStatus
+from nap_stream.runtime.coordinator import Coordinator
 from nap_stream.runtime.identity import Identity
 from nap_stream.runtime.logging import configure_logging
 from nap_stream.runtime.opening import ChainEnds, open_coordinator
+from nap_stream.runtime.status import CoordinatorStatus
 from nap_stream.settings import Settings
 
 ANSWER_S = 5.0

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from nap_stream.clock import Clock, SystemClock
-from nap_stream.runtime.coordinator import CoordinatorStatus
+from nap_stream.runtime.status import CoordinatorStatus
 
 EVENT_EVERY_S = 10.0
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nap_stream.records import Origin, ScoredRecord, Status
-from nap_stream.scored_log.schema import SCHEMA, storable_text, storable_time_ms
+from nap_stream.scored_log.schema import EARLIEST_TIME_MS, LATEST_TIME_MS, SCHEMA, storable_text
 
 _COLUMNS = (
     "offset",
@@ -62,8 +62,8 @@ def rows_of_records(records: Sequence[ScoredRecord], key_by: str | None) -> Summ
         rows_by_status=Counter(record.status for record in records),
         offset=_integers([origin.offset for origin in origins]),
         index=_integers([origin.index for origin in origins]),
-        event_time_ms=_integers([storable_time_ms(origin.event_time_ms) for origin in origins]),
-        ingest_time_ms=_integers([storable_time_ms(origin.ingest_time_ms) for origin in origins]),
+        event_time_ms=_storable_times([origin.event_time_ms for origin in origins]),
+        ingest_time_ms=_storable_times([origin.ingest_time_ms for origin in origins]),
         is_scored=np.array([record.scores is not None for record in records], dtype=np.bool_),
         p_value=np.array([scores.ood_p_value for scores in scored], dtype=np.float64),
         is_ood=np.array([scores.is_ood for scores in scored], dtype=np.bool_),
@@ -157,6 +157,10 @@ def _last_values(headers: pa.ChunkedArray, name: str) -> pa.Array:
     # Of a row's headers, which follow each other, the last one's place stays.
     chosen[rows] = np.flatnonzero(named.to_numpy(zero_copy_only=False))
     return pc.struct_field(entries, "value").take(pa.array(chosen, mask=chosen < 0))
+
+
+def _storable_times(times_ms: Sequence[int]) -> NDArray[np.int64]:
+    return np.clip(_integers(times_ms), EARLIEST_TIME_MS, LATEST_TIME_MS)
 
 
 def _integers(values: Sequence[int]) -> NDArray[np.int64]:

@@ -52,12 +52,12 @@ def test_delays_count_from_the_change_and_leave_out_streams_that_alarmed_before_
         _numbers,
         _ones,
         streams=3,
-        threshold=4.0,
+        thresholds=np.array([4.0, 2.0]),
         prefix=2,
         limit=3,
         rng=np.random.default_rng(1),
     )
-    assert found.tolist() == [NEVER, 2]
+    assert [delays.tolist() for delays in found] == [[NEVER, 2], [2]]
 
 
 def test_an_average_run_length_is_records_by_alarms() -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -176,6 +177,13 @@ def test_limits_rise_with_the_run_length(records: int, first: float, second: flo
     )
     assert shorter[0] <= longer[0]
     assert shorter[1] <= longer[1]
+
+
+def test_a_window_never_ends_to_fire_where_it_begins_to() -> None:
+    plan = replace(plan_of(window_records=40, run_length=100), resolve_probability=1e-12)
+    firing, resolving = window_limits(plan, 40)
+    assert flag_limit(40, 10, 199, 1e-12) > firing
+    assert resolving == firing
 
 
 def test_a_window_fires_at_the_limit_of_the_next_size_on_the_grid() -> None:

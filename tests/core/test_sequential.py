@@ -246,6 +246,13 @@ def test_the_event_that_has_changed_is_named() -> None:
     assert onset(state) == Onset(event=1, start_ms=30, records=400, hits=240)
 
 
+def test_the_largest_statistic_names_the_onset_and_not_the_largest_cusum() -> None:
+    numbers = np.arange(2 * BET_COUNT).reshape(2, BET_COUNT)
+    cusum = numbers.astype(np.float64)
+    state = SequentialState(-cusum, cusum, numbers + 100, numbers + 10, numbers)
+    assert onset(state) == Onset(event=0, start_ms=100, records=10, hits=0)
+
+
 def test_a_new_onset_is_looked_for_after_an_alarm() -> None:
     state = pushed(initial_state(BETS), 10, 9, 9, start_ms=1)
     state = without_onset(state)

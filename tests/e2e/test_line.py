@@ -20,7 +20,7 @@ from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
 from tests.support.images import write_images
-from tests.support.topics import read_all, send
+from tests.support.topics import read_all, read_to_end, send
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka]
@@ -169,7 +169,8 @@ def _assert_metrics(samples: dict[Any, float], monitor: Monitor) -> None:
         assert of("partition_time_lag_seconds", **labels) >= 0
     assert 0 < of("ood_fraction_bound") < 1
     assert 0 <= of("ood_fraction") <= 1
-    assert of("alert_firing") in (0, 1)
+    assert of("alert_firing", severity="warning") in (0, 1)
+    assert of("alert_firing", severity="critical") in (0, 1)
     assert of("workers") == 2
     assert of("segments_published_total") >= PARTITIONS
     assert of("batch_duration_seconds_count") > 0
@@ -236,14 +237,17 @@ def _assert_dead_letters(monitor: Monitor, specials: dict[tuple[int, int], Speci
 
 
 def _assert_alerts(monitor: Monitor) -> None:
-    events = [json.loads(r.value) for r in read_all(monitor.kafka, monitor.alert_topic, 2)]
+    events = [json.loads(r.value) for r in read_to_end(monitor.kafka, monitor.alert_topic)]
     validator = jsonschema.Draft202012Validator(alert_schema())
     for event in events:
         validator.validate(event)
-    assert [event["data"]["state"] for event in events] == ["firing", "resolved"]
-    firing, resolved = (event["data"] for event in events)
-    assert firing["fraction"] >= firing["bound"]
-    assert resolved["fraction"] < firing["bound"]
+    reasons = [event["data"]["reason"] for event in events]
+    assert [reason for reason in reasons if reason != "escalated"] == ["began", "ended"]
+    assert reasons[-1] == "ended"
+    firing, resolved = (events[place]["data"] for place in (0, -1))
+    assert any(detector["active"] for detector in firing["detectors"])
+    assert not any(detector["active"] for detector in resolved["detectors"])
+    assert resolved["window"]["fraction"] < resolved["window"]["bound"]
     rows = {
         (row["partition"], row["offset"], row["index"]): row["is_ood"]
         for row in monitor.rows("is_ood")

@@ -13,6 +13,7 @@ from nap_stream.scored_log.local import LEFTOVER_AGE_MS
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryStore
 from nap_stream.scored_log.reader import partitions
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, origin, scored
 
@@ -97,3 +98,14 @@ def test_what_a_dead_writer_left_is_removed(tmp_path: Path) -> None:
     checkpoints.remove_leftovers(NOON_MS)
     assert sorted(child.name for child in folder.iterdir()) == [new.name, "cars.checkpoint"]
     assert checkpoints.read() == KEPT
+
+
+def test_an_object_store_will_do(s3_root: str) -> None:
+    store = store_at(s3_root)
+    first, second = (CheckpointStore(store, "lab", "cars") for _ in range(2))
+    assert first.read() is None
+    first.write(KEPT)
+    second.write(Checkpoint(b"newer"))
+    assert first.read() == Checkpoint(b"newer")
+    first.remove_leftovers(NOON_MS)
+    assert partitions(store) == ()

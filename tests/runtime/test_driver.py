@@ -13,8 +13,8 @@ from nap_stream.errors import (
     WorkerGaveUpError,
 )
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
-from nap_stream.runtime.coordinator import CoordinatorStatus
 from nap_stream.runtime.driver import Driver, Ending, RunLimits, RunResult
+from nap_stream.runtime.status import CoordinatorStatus
 from nap_stream.settings import DriverSettings
 
 SETTINGS = DriverSettings(

@@ -13,7 +13,7 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ScoredLogError
-from nap_stream.records import PartitionProgress, SegmentSummary
+from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
 from nap_stream.runtime.alert_desk import CHECKPOINT_EVERY_S
 from nap_stream.runtime.checkpoints import CheckpointStore
 from nap_stream.runtime.coordinator import Coordinator
@@ -22,6 +22,7 @@ from tests.runtime.alert_sinks import FlakySink
 from tests.runtime.summary_log import SummaryList
 from tests.support.summaries import FACTS, Row, partition, report, segments, summary
 from tests.support.summaries import settings as monitor_settings
+from tests.support.waiting import wait_until
 
 NOW_MS = 1_000_000
 SECTIONS: dict[str, dict[str, Any]] = {
@@ -320,6 +321,81 @@ def test_a_checkpoint_of_a_log_that_is_gone_is_not_taken() -> None:
     second.submit(CHAINS[1][3])
     assert second.status().rows == 40
     second.close()
+
+
+class SlowLog(SummaryList):
+    """Of which each segment takes longer to read than a partition may be silent."""
+
+    clock = ManualClock(NOW_MS)
+
+    def read(self, wanted: TopicPartition, start: int, end: int) -> Iterator[SegmentSummary]:
+        for each in super().read(wanted, start, end):
+            self.clock.advance(60)
+            yield each
+
+
+def test_however_long_it_takes_to_catch_up_nothing_is_late_for_that() -> None:
+    log, store, sink = SlowLog(), MemoryStore(), FlakySink()
+    first = new_coordinator(log, store, sink, log.clock)
+    first.start()
+    first.close()
+    log.durable = list(interleaved([]))
+    second = new_coordinator(log, store, sink, log.clock)
+    second.start()
+    second.flush(5)
+    assert second.status().late_records == 0
+    second.close()
+    assert story(sink.alerts) == expected()
+
+
+def test_whoever_takes_over_waits_for_the_partitions_that_workers_have_named() -> None:
+    log, store, clock = SummaryList(), MemoryStore(), ManualClock(NOW_MS)
+    first = new_coordinator(log, store, FlakySink(), clock)
+    first.start()
+    known = tuple(PartitionProgress(partition(n), 0, 1, None) for n in range(2))
+    first.report(report(partitions=known))
+    first.tick()
+    first.close()
+    log.durable = CHAINS[0][:20]
+    second = new_coordinator(log, store, FlakySink(), clock)
+    second.start()
+    assert second.status().window_records == 0, "partition 1 may have older records"
+    second.close()
+
+
+class Auditor(FlakySink):
+    """Looks, before it takes an alert, whether a checkpoint has it."""
+
+    def __init__(self, checkpoints: CheckpointStore) -> None:
+        super().__init__(name="auditor")
+        self.checkpoints = checkpoints
+        self.found: list[bool] = []
+
+    def publish(self, alert: AlertEvent) -> None:
+        kept = self.checkpoints.read()
+        self.found.append(kept is not None and alert.id in {each.id for each in kept.pending})
+        super().publish(alert)
+
+
+def test_no_sink_is_told_what_no_checkpoint_has() -> None:
+    """Other sinks than the first have threads of their own, which wait for no tick."""
+    checkpoints = CheckpointStore(MemoryStore(), "ood-fraction", "images")
+    auditor = Auditor(checkpoints)
+    coordinator = Coordinator(
+        monitor_settings(**SECTIONS),
+        FACTS,
+        [FlakySink(), auditor],
+        summaries=SummaryList(),
+        checkpoints=checkpoints,
+        clock=ManualClock(NOW_MS),
+    )
+    coordinator.start()
+    for each in CHAINS[0]:
+        coordinator.submit(each)
+    coordinator.tick()
+    wait_until(lambda: len(auditor.alerts) >= 4, 10, "alerts at the second sink")
+    coordinator.close()
+    assert all(auditor.found)
 
 
 class FullStore(MemoryStore):

@@ -67,7 +67,7 @@ def test_reads_what_the_coordinator_serves(
         metrics.set_partition(TopicPartition("digits", 3), 0, None)
         metrics.ood_fraction.set(0.25)
         metrics.ood_fraction_bound.set(0.125)
-        metrics.alert_firing.set(1)
+        metrics.alert_firing.labels("warning").set(1)
 
         assert monitor.view() == MonitorView(42, 1, 0.25, 0.125, firing=True)
 

@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jsonschema
 import pytest
 from PIL import Image
 
+from nap_stream.alert.event import alert_schema
+from nap_stream.dev.demo.stream import BROKEN
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.verify import verify
@@ -45,7 +49,30 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
         assert process.wait(PATIENCE_S) == 0, output.read_text()
 
     alerts = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
-    assert [alert["data"]["state"] for alert in alerts] == ["firing", "resolved"]
+    validator = jsonschema.Draft202012Validator(alert_schema())
+    for alert in alerts:
+        validator.validate(alert)
+    told = Counter((alert["data"]["key"], alert["data"]["reason"]) for alert in alerts)
+    for key in (None, *BROKEN):
+        assert (told.pop((key, "began")), told.pop((key, "ended"))) == (1, 1)
+    assert {reason for _, reason in told} <= {"escalated"}
+    assert {key for key, _ in told} <= {None, *BROKEN}
+    again = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "nap_stream",
+            "replay",
+            "--config",
+            str(folder / "monitor.yaml"),
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    replayed = [json.loads(line)["id"] for line in again.stdout.splitlines()]
+    assert sorted(replayed) == sorted(alert["id"] for alert in alerts)
     counts = aggregate(
         LocalStore(folder / "scored-log"), Query(topic="digits"), GroupBy.STATUS
     ).to_pylist()
