@@ -79,8 +79,8 @@ def print_comparison(
         f"The change comes after {setting.target // 2:,} records without an alarm. early: streams "
         f"that alarm within {setting.target // 10:,} in-distribution records; 10 % where alarms "
         f"come at a constant rate and the ARL is {setting.target:,}. The package's thresholds are "
-        f"extrapolated for ARLs above {setting.target * TUNING_HORIZON // 2:,}. Where a peer's is a "
-        f"lower bound only (>), they are set to that bound, which favours the package.\n"
+        f"extrapolated for ARLs above {setting.target * TUNING_HORIZON // 2:,}. Where a peer's is "
+        f"a lower bound only (>), they are set to that bound, which favours the package.\n"
     )
     detectors = tuned_detectors(setting, rng)
     rows = rows or [_no_peer(setting)]

@@ -85,7 +85,7 @@ class Sequential:
     """The e-detector of flags; its statistic is ln M."""
 
     def __init__(self, rates: NDArray[np.float64], pane: int, shape: tuple[int, ...]) -> None:
-        self._bets = sequential.bets_against(rates)
+        self._bets = self._bets_against(rates)
         self._state = sequential.initial_state(self._bets, shape)
         self._pane = pane
 
@@ -98,6 +98,9 @@ class Sequential:
         parts = (getattr(self._state, field.name)[kept] for field in fields(self._state))
         self._state = sequential.SequentialState(*parts)
 
+    def _bets_against(self, rates: NDArray[np.float64]) -> sequential.Bets:
+        return sequential.bets_for_drift(rates)
+
     def _take(self, hits: NDArray[np.int64]) -> NDArray[np.float64]:
         shape = hits.shape[:-1]
         records = np.full(shape, self._pane)
@@ -108,6 +111,9 @@ class Sequential:
 
 class Keys(Sequential):
     """One e-detector for each of K keys; the statistic is that of the highest."""
+
+    def _bets_against(self, rates: NDArray[np.float64]) -> sequential.Bets:
+        return sequential.bets_against(rates)
 
     def step(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Take a pane of each key, int64 (S, K)."""

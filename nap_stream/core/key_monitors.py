@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import (
-    RESOLVE_RATIO,
     Bets,
     Onset,
     SequentialState,
     capped,
+    goes_on,
     initial_state,
     log_mixture,
     onset,
+    renewed,
     update,
-    without_onset,
 )
 
 SPARE_SHARE = 16
@@ -53,8 +53,8 @@ class KeyReadings:
 class KeyMonitors:
     """The monitors of all keys that are remembered.
 
-    A monitor becomes active at ``log_threshold`` and ends to be below
-    ``log_threshold + ln(RESOLVE_RATIO)``. What they say depends on the panes alone.
+    A monitor becomes active at ``log_threshold`` and ends to be as
+    `nap_stream.core.sequential.goes_on` tells. What they say depends on the panes alone.
 
     Args:
         bets: Against the highest in-distribution rate of flags; of one event.
@@ -108,13 +108,17 @@ class KeyMonitors:
         )
         log_values = np.minimum(log_mixture(after), self._log_threshold)
         was_active = self._by_slot["active"][slots]
-        limits = self._log_threshold + np.where(was_active, math.log(RESOLVE_RATIO), 0.0)
-        is_active = log_values >= limits
-        self._write(slots, _as_arrays(capped(after, self._log_threshold)))
+        state = capped(after, self._log_threshold)
+        is_active = np.where(
+            was_active,
+            goes_on(state, log_values, self._log_threshold),
+            log_values >= self._log_threshold,
+        )
+        self._write(slots, _as_arrays(state))
         self._write(slots, {"log_value": log_values, "active": is_active})
         self._by_slot["last_ms"][slots] = pane.start_ms
         if (ended := was_active & ~is_active).any():
-            self._write(slots[ended], _as_arrays(without_onset(self._states(slots[ended]))))
+            self._write(slots[ended], _as_arrays(renewed(self._states(slots[ended]))))
         self._forget()
         # An active key is forgotten only for one that has become so.
         if (was_active != is_active).any():

@@ -38,6 +38,9 @@ SMALLEST_BET, LARGEST_BET = 0.01, 0.6
 RESOLVE_RATIO = 1e-3
 """An alarm ends when the statistic has fallen to this share of its threshold. While a shift lasts
 that is as rare as a fall of ln 1000 of a log-likelihood ratio with an upward drift."""
+QUIET_CUSUM = float(np.log(10))
+"""It also ends when no bet has a larger C than this. M itself does not go back to 0 while the
+stream is quiet, and so not below a share of a small threshold."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,17 +56,31 @@ class Bets:
     miss: NDArray[np.float64]
 
 
-def bets_against(rates: NDArray[np.float64]) -> Bets:
-    """Give the bets against rates, float64 (J,).
+def bets_for_drift(rates: NDArray[np.float64]) -> Bets:
+    """Give the bets for a whole stream, of which a part drifts as a rule.
+
+    The largest is three times the rate, within 0.2 and `LARGEST_BET`: about the best one against
+    four times the rate. Larger ones gain a record or five of a drift that leaves nothing as it
+    was, and cost a twentieth of the delay of a small one.
+
+    Raises:
+        ValueError: See `bets_against`.
+    """
+    return bets_against(rates, np.clip(3 * rates, 0.2, LARGEST_BET))
+
+
+def bets_against(
+    rates: NDArray[np.float64], largest: NDArray[np.float64] | float = LARGEST_BET
+) -> Bets:
+    """Give the bets against rates, float64 (J,), up to the largest of each, float64 (J,).
 
     Raises:
         ValueError: There is no rate, or one is not in (0, 1).
     """
     if rates.ndim != 1 or not len(rates) or not ((rates > 0) & (rates < 1)).all():
         raise ValueError(f"expected rates of shape (J,) in (0, 1), got {rates}")
-    bet = np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
-    hit = np.log1p(bet * (1 / rates[:, np.newaxis] - 1))
-    return Bets(rates, hit, np.tile(np.log1p(-bet), (len(rates), 1)))
+    bet = np.geomspace(SMALLEST_BET, np.broadcast_to(largest, rates.shape), BET_COUNT, axis=-1)
+    return Bets(rates, np.log1p(bet * (1 / rates[:, np.newaxis] - 1)), np.log1p(-bet))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,10 +165,25 @@ def capped(state: SequentialState, log_threshold: float) -> SequentialState:
     )
 
 
-def without_onset(state: SequentialState) -> SequentialState:
-    """Begin to look for the onset anew, after an alarm has ended."""
+def goes_on(
+    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
+) -> NDArray[np.bool_]:
+    """Tell whether an alarm goes on, bool (...): see `RESOLVE_RATIO` and `QUIET_CUSUM`.
+
+    Args:
+        state: After the pane.
+        log_value: Its `log_mixture`, float64 (...).
+        log_threshold: The alarm began at this.
+    """
+    is_high = log_value >= log_threshold + np.log(RESOLVE_RATIO)
+    on: NDArray[np.bool_] = is_high & (state.log_cusum.max(axis=(-2, -1)) > QUIET_CUSUM)
+    return on
+
+
+def renewed(state: SequentialState) -> SequentialState:
+    """Begin anew with M = 0 after an alarm has ended; what was the onset stays to be told."""
     return SequentialState(
-        state.log_statistic,
+        np.full_like(state.log_statistic, -np.inf),
         np.zeros_like(state.log_cusum),
         state.onset_ms,
         state.records,

@@ -14,7 +14,7 @@ from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential import (
     Bets,
     SequentialState,
-    bets_against,
+    bets_for_drift,
     initial_state,
     log_mixture,
     update,
@@ -63,7 +63,7 @@ def flags_delay(
         return lambda streams, size: generator.binomial(size, rate, (streams, 1))
 
     return _sequential_delay(
-        bets_against(np.array([plan.flag_rate])),
+        bets_for_drift(np.array([plan.flag_rate])),
         plan.log_threshold,
         before=draw_at(before),
         after=draw_at(after),
@@ -100,7 +100,7 @@ def scores_delay(
 
     bins = np.rint(shares[1] * _LONGEST_HORIZON).astype(np.int64)
     return _sequential_delay(
-        bets_against(np.array([rate for _, rate in plan.tail_rates])),
+        bets_for_drift(np.array([rate for _, rate in plan.tail_rates])),
         plan.log_threshold,
         before=draw_at(shares[0]),
         after=draw_at(shares[1]),

@@ -16,13 +16,14 @@ from nap_stream.core.sequential import (
     Bets,
     Onset,
     SequentialState,
-    bets_against,
+    bets_for_drift,
     capped,
+    goes_on,
     initial_state,
     log_mixture,
     onset,
+    renewed,
     update,
-    without_onset,
 )
 from nap_stream.core.tail_events import tail_counts
 from nap_stream.core.windows import RollingWindow, WindowState
@@ -56,13 +57,13 @@ class EDetector:
     def push(self, records: int, hits: NDArray[np.int64], start_ms: int) -> None:
         """Take a pane: its records, how many each event holds for, int64 (J,), and its start."""
         after = update(self._state, self._bets, np.array(records), hits, np.array(start_ms))
-        self._log_value = min(float(log_mixture(after)), self._log_threshold)
+        value = log_mixture(after)
+        self._log_value = min(float(value), self._log_threshold)
         self._state = capped(after, self._log_threshold)
-        was_active = self.active
-        limit = self._log_threshold + (math.log(RESOLVE_RATIO) if was_active else 0.0)
-        self.active = self._log_value >= limit
-        if was_active and not self.active:
-            self._state = without_onset(self._state)
+        if not self.active:
+            self.active = self._log_value >= self._log_threshold
+        elif not goes_on(self._state, value, self._log_threshold):
+            self.active, self._state = False, renewed(self._state)
 
     def reading(self) -> DetectorReading:
         """Say where it stands."""
@@ -118,12 +119,12 @@ class StreamDetectors:
         self._window = RollingWindow(plan.window_records, pane_ms)
         self._window_active = False
         self._known_limits: dict[int, Limits] = {}
-        flag_bets = bets_against(np.array([plan.flag_rate]))
+        flag_bets = bets_for_drift(np.array([plan.flag_rate]))
         self._flags = EDetector(Detector.OOD_SEQUENTIAL, flag_bets, plan.log_threshold)
         self._events = tuple(event for event, _ in plan.tail_rates)
         self._tails: EDetector | None = None
         if plan.tail_rates:
-            tail_bets = bets_against(np.array([rate for _, rate in plan.tail_rates]))
+            tail_bets = bets_for_drift(np.array([rate for _, rate in plan.tail_rates]))
             self._tails = EDetector(Detector.SCORE_SHIFT, tail_bets, plan.log_threshold)
 
     def push(self, pane: ClosedPane) -> None:

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_limits
-from nap_stream.core.sequential import Bets, bets_against, initial_state, log_mixture, update
+from nap_stream.core.sequential import (
+    Bets,
+    bets_against,
+    bets_for_drift,
+    initial_state,
+    log_mixture,
+    update,
+)
 from nap_stream.core.tail_events import tail_counts
 
 CONFIDENCE = 0.95
@@ -97,10 +104,10 @@ def stream_alarms(plans: list[DetectionPlan], panes: Iterator[Panes], tick: Tick
     plan = plans[0]
     thresholds = np.array([each.log_threshold for each in plans])
     events = tuple(event for event, _ in plan.tail_rates)
-    flags = _Sequential(bets_against(np.array([plan.flag_rate])), thresholds)
+    flags = _Sequential(bets_for_drift(np.array([plan.flag_rate])), thresholds)
     tails = None
     if events:
-        tails = _Sequential(bets_against(np.array([r for _, r in plan.tail_rates])), thresholds)
+        tails = _Sequential(bets_for_drift(np.array([r for _, r in plan.tail_rates])), thresholds)
     all_records, all_flagged = [], []
     for records, flagged, bins in panes:
         flags.push(records, flagged[:, np.newaxis])

@@ -7,7 +7,7 @@ import pytest
 from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.delays import Delay, window_delay
 from nap_stream.core.detection import DetectionPlan, window_limits
-from nap_stream.core.sequential import BET_COUNT, LARGEST_BET, SMALLEST_BET
+from nap_stream.core.sequential import BET_COUNT, bets_for_drift
 from nap_stream.core.sequential_delays import (
     WARM_UP_RECORDS,
     flags_delay,
@@ -66,7 +66,7 @@ def test_a_window_that_fills_with_flags_fires_at_its_limit(pane_records: int) ->
 
 def test_the_e_detector_fires_where_its_recursion_reaches_the_threshold() -> None:
     pane = 5
-    bets = np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
+    bets = -np.expm1(bets_for_drift(np.array([PLAN.flag_rate])).miss[0])
     statistic = np.zeros(BET_COUNT)
     warm = WARM_UP_RECORDS // 200
     for _ in range(200):

@@ -20,7 +20,7 @@ from nap_stream.core.detection import (
 )
 from nap_stream.core.sequential import (
     SequentialState,
-    bets_against,
+    bets_for_drift,
     initial_state,
     log_mixture,
     update,
@@ -205,9 +205,9 @@ def first_alarms(
     streams = flagged.shape[1]
     limits = lru_cache(lambda records: window_limits(plan, records))
     windows = [RollingWindow(plan.window_records, 1) for _ in range(streams)]
-    bets = [bets_against(np.array([plan.flag_rate]))]
+    bets = [bets_for_drift(np.array([plan.flag_rate]))]
     if events:
-        bets.append(bets_against(np.array([rate for _, rate in plan.tail_rates])))
+        bets.append(bets_for_drift(np.array([rate for _, rate in plan.tail_rates])))
     states: list[SequentialState] = [initial_state(one, (streams,)) for one in bets]
     seen = np.zeros(streams, np.int64)
     found: NDArray[np.int64] = bins.sum(axis=(0, 2)) + 1

@@ -15,11 +15,12 @@ from nap_stream.core.sequential import (
     SequentialState,
     bets_against,
     capped,
+    goes_on,
     initial_state,
     log_mixture,
     onset,
+    renewed,
     update,
-    without_onset,
 )
 from nap_stream.core.tail_events import BIN_COUNT
 from nap_stream.core.windows import PaneBuffer
@@ -48,10 +49,10 @@ class SingleMonitor:
         after = update(self.state, BETS, np.array(records), np.array([flagged]), np.array(start_ms))
         self.log_statistic = min(float(log_mixture(after)), LOG_THRESHOLD)
         self.state = capped(after, LOG_THRESHOLD)
-        was_active = self.active
-        self.active = self.log_statistic >= (LOG_RESOLVE if was_active else LOG_THRESHOLD)
-        if was_active and not self.active:
-            self.state = without_onset(self.state)
+        if not self.active:
+            self.active = self.log_statistic >= LOG_THRESHOLD
+        elif not goes_on(self.state, np.array(self.log_statistic), LOG_THRESHOLD):
+            self.active, self.state = False, renewed(self.state)
 
 
 def monitors(max_keys: int = 1_000) -> KeyMonitors:
