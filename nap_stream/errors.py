@@ -13,6 +13,7 @@
     │   ├── OffsetRangeError         the broker no longer, or not yet, has the offset that is needed
     │   └── TopicReplacedError       the topic is not the one that the chain was made from
     ├── AlertDeliveryError           an alert's destination did not take it (retriable)
+    │   └── AlertRefusedError        it will never take this one (not retriable)
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
@@ -98,9 +99,15 @@ class TopicReplacedError(BrokerError):
 
 
 class AlertDeliveryError(NapStreamError):
-    """A destination of alerts other than Kafka did not take one."""
+    """A destination of alerts did not take one; Kafka has `BrokerError` for what may pass."""
 
     retriable = True
+
+
+class AlertRefusedError(AlertDeliveryError):
+    """A destination will never take this alert, however often it is tried."""
+
+    retriable = False
 
 
 class ScoredLogError(NapStreamError):

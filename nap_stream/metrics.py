@@ -55,8 +55,9 @@ class Metrics:
         self.late_records = counter(
             "late_records", "Scored records counted in a later pane than their event time's."
         )
-        self.future_records = counter(
-            "future_records", "Scored records whose event time was ahead of the clock."
+        self.untimely_records = counter(
+            "untimely_records",
+            "Records whose event time cannot be true; they count at their ingest time.",
         )
         self.duplicate_summaries = counter(
             "duplicate_summaries", "Summaries of segments that were known already."
@@ -68,6 +69,9 @@ class Metrics:
         )
         self.alert_failures = counter(
             "alert_failures", "Failed attempts to deliver an alert.", ["sink"]
+        )
+        self.alerts_refused = counter(
+            "alerts_refused", "Alerts given up because the sink will never take them.", ["sink"]
         )
         self.alerts_undelivered = gauge(
             "alerts_undelivered", "Alerts that wait for delivery.", ["sink"]
@@ -147,6 +151,7 @@ class Metrics:
         for state in (*(transition.value for transition in Transition), GAP_STATE):
             self.alerts_published.labels(sink, state)
         self.alert_failures.labels(sink)
+        self.alerts_refused.labels(sink)
         self.alerts_undelivered.labels(sink)
 
     def set_detector(

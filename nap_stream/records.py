@@ -258,10 +258,10 @@ class SegmentSummary:
     """What the drift monitor needs to know of one published segment.
 
     ``panes`` count its scored records by event time and key; rows without scores are in
-    ``rows_by_status`` alone. ``flagged_classes`` are ordered. ``future_records`` have an event time
-    ahead of the time when they were read, and count at that. ``max_event_time_ms``, of all rows and
-    bounded in the same way, is null for a segment without rows. ``gap`` says why a segment
-    without rows was published.
+    ``rows_by_status`` alone. ``flagged_classes`` are ordered. ``untimely_records`` have an event
+    time that cannot be true, and count at the time when they were read. ``max_event_time_ms``, of
+    all rows and bounded in the same way, is null for a segment without rows. ``gap`` says why a
+    segment without rows was published.
     """
 
     partition: TopicPartition
@@ -273,7 +273,7 @@ class SegmentSummary:
     path: str
     flagged_classes: tuple[FlaggedClass, ...] = ()
     examples: tuple[Example, ...] = ()
-    future_records: int = 0
+    untimely_records: int = 0
     gap: str | None = None
 
     def __post_init__(self) -> None:

@@ -322,12 +322,13 @@ class DriftSettings(Section):
     """How many false alarms are bearable, as in "one per 30 days at 50 images/s" (the default) or
     "probability 0.01 in 7 days at 50 images/s". This or expected_run_length."""
     expected_run_length: Annotated[float, Field(ge=100, le=1e15)] | None = None
-    """The same in records: the average run length between false alarms, at least."""
+    """The same as one number of records A: a false alarm within T records has a probability of at
+    most T / A."""
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
     """Share of calibrations, over the draw of their images, for which that holds."""
-    window_records: Positive = 1_000
+    window_records: Annotated[int, Field(gt=0, le=10_000_000)] = 1_000
     """Records of the rolling window."""
-    pane_ms: Positive = 1_000
+    pane_ms: Annotated[int, Field(gt=0, le=86_400_000)] = 1_000
     """Width of the event-time panes in which records are counted: verdicts come at their ends."""
     resolve_probability: Probability = 0.05
     """The rolling window no longer fires when its count would not be surprising at this level."""
@@ -360,7 +361,7 @@ class DriftSettings(Section):
 class WebhookSettings(Section):
     """An HTTP endpoint with the shape of Alertmanager's POST /api/v2/alerts."""
 
-    url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000)
+    url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000, repr=False)
     """Such as http://alertmanager:9093/api/v2/alerts; without a user or password in it."""
     bearer_token_file: ExistingPath | None = None
     """A file that holds a token for the Authorization header, such as a mounted secret."""

@@ -39,6 +39,13 @@ def is_secret(model: type[BaseModel], key: Key) -> bool:
     return field is not None and SecretStr in _members(field.annotation)
 
 
+def _is_hidden(model: type[BaseModel], key: Key) -> bool:
+    """Whether an error must not show a key's value: part of it may be a secret."""
+    section = _section_at(model, key[:-1]) if key else None
+    field = section.model_fields.get(str(key[-1])) if section else None
+    return is_secret(model, key) or (field is not None and not field.repr)
+
+
 def dotted(key: Key) -> str:
     """A key as people write it."""
     return ".".join(str(part) for part in key)
@@ -55,7 +62,7 @@ def _describe(
     if item["type"] == "missing":
         return ConfigError("a value is missing", where, _meaning(model, key))
     problem, given = item["msg"].removeprefix("Value error, "), item["input"]
-    is_shown = isinstance(given, str | int | float | bool) and not is_secret(model, key)
+    is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
     if is_shown and ", got " not in problem:
         problem = f"{problem}, got {given!r}"
     return ConfigError(problem, where, _meaning(model, key))

@@ -20,12 +20,13 @@ SERIES = {
     "nap_stream_offset_disagreements_total",
     "nap_stream_worker_restarts_total",
     "nap_stream_late_records_total",
-    "nap_stream_future_records_total",
+    "nap_stream_untimely_records_total",
     "nap_stream_duplicate_summaries_total",
     "nap_stream_gaps_total",
     "nap_stream_gap_offsets_total",
     "nap_stream_alerts_published_total",
     "nap_stream_alert_failures_total",
+    "nap_stream_alerts_refused_total",
     "nap_stream_alerts_undelivered",
     "nap_stream_batch_duration_seconds_bucket",
     "nap_stream_stage_duration_seconds_bucket",
@@ -102,6 +103,7 @@ def test_known_labels_start_at_zero() -> None:
         labels = {"sink": "kafka", "state": state}
         assert value("nap_stream_alerts_published_total", labels) == 0
     assert value("nap_stream_alert_failures_total", {"sink": "kafka"}) == 0
+    assert value("nap_stream_alerts_refused_total", {"sink": "kafka"}) == 0
     assert value("nap_stream_alerts_undelivered", {"sink": "kafka"}) == 0
     for kind in Disagreement:
         assert value("nap_stream_offset_disagreements_total", {"kind": kind.value}) == 0

@@ -145,7 +145,17 @@ def test_a_wrong_setting_is_named(tmp_path: Path, text: str, expected: str) -> N
 
 def test_a_webhook_with_a_password_in_its_address_is_refused(tmp_path: Path) -> None:
     text = "alerts:\n  webhook:\n    url: https://user:secret@host/\n"
-    assert "key alerts.webhook.url" in problem_of(monitor(tmp_path, text))
+    problem = problem_of(monitor(tmp_path, text))
+    assert "key alerts.webhook.url" in problem
+    assert "secret" not in problem
+
+
+@pytest.mark.parametrize("url", ["htp://host/hush", "http://host/a b?token=hush", "hush" * 600])
+def test_a_wrong_address_of_a_webhook_is_not_shown(tmp_path: Path, url: str) -> None:
+    """Its path or query may be what lets one in."""
+    problem = problem_of(monitor(tmp_path, f"alerts:\n  webhook:\n    url: {url}\n"))
+    assert "key alerts.webhook.url" in problem
+    assert "hush" not in problem
 
 
 @pytest.mark.parametrize(

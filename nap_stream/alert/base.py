@@ -9,9 +9,9 @@ from typing import Any, Protocol
 class AlertEvent:
     """A CloudEvents 1.0 event, ready to send.
 
-    ``key`` names the monitor, and the key of images after a "/" where it is one's alert: alerts of
-    one key are delivered in order. ``event`` is the JSON tree of the whole event: context
-    attributes and data.
+    ``key`` names the monitor; after a "/" comes the key of images where it is one's alert, or
+    "gap/" and the partition where offsets are missing. Alerts of one key are delivered in order.
+    ``event`` is the JSON tree of the whole event: context attributes and data.
     """
 
     key: str
@@ -41,6 +41,7 @@ class AlertSink(Protocol):
 
         Raises:
             BrokerError: Kafka did not take it.
+            AlertRefusedError: The destination will never take this one.
             AlertDeliveryError: Another destination did not take it.
         """
         ...

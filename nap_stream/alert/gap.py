@@ -1,6 +1,7 @@
 """From a declared gap to an alert: a CloudEvents 1.0 event in JSON.
 
-The event is a function of the gap alone, so that computing it again gives the same id and data.
+The event is a function of the gap and of the monitor that tells of it, so that computing it again
+gives the same id and data, and two monitors with one alert topic have each their own.
 It has no time: neither offsets that are gone nor their segment's summary have one. The alert's
 timestamp in Kafka says when it was sent. `gap_schema` is the JSON Schema that every event fulfils.
 """
@@ -48,10 +49,11 @@ def gap_event(summary: SegmentSummary, settings: Settings, version: str) -> Aler
         settings,
         kind=GAP_TYPE,
         schema=GAP_SCHEMA,
-        identity=[GAP_TYPE, place.topic, place.partition, *offsets],
+        identity=[GAP_TYPE, monitor, place.topic, place.partition, *offsets],
         subject=place.topic,
     )
-    return AlertEvent(monitor, event)
+    # In a compacted topic a gap must not take the place of the monitor's last drift alert.
+    return AlertEvent(f"{monitor}/gap/{place.partition}", event)
 
 
 def gap_schema() -> dict[str, Any]:

@@ -30,10 +30,12 @@ def beginning(response: BaseHTTPResponse, deadline: Deadline) -> bytes:
 
 
 def shown(answer: bytes, secret: str | None) -> str:
-    """The first 200 printable characters on one line, without the secret."""
+    """The first 200 printable characters on one line, without the secret, quoted by repr or not."""
     text = answer.decode(errors="replace")
     if secret is not None:
-        text = text.replace(secret, "[secret]")
+        doubled = secret.replace("\\", "\\\\")
+        for form in (doubled.replace("'", "\\'"), doubled, secret):
+            text = text.replace(form, "[secret]")
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SHOWN_ANSWER]
 
 

@@ -8,7 +8,7 @@ from kafka import KafkaProducer, errors
 from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.consume import read_last_ids
 from nap_stream.clock import Clock, SystemClock
-from nap_stream.errors import BrokerError
+from nap_stream.errors import AlertRefusedError, BrokerError
 from nap_stream.kafka_client import close_producer, open_client, producer_options
 from nap_stream.kafka_errors import translated_errors
 from nap_stream.settings import KafkaSettings
@@ -17,10 +17,11 @@ CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_ALERT_BYTES = 2**20
 DELIVERY_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
+_TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
 
 class KafkaAlertSink:
-    """An idempotent producer with acks=all; the message key is the monitor's name.
+    """An idempotent producer with acks=all; the message key is the alert's.
 
     Args:
         settings: How to connect.
@@ -43,6 +44,7 @@ class KafkaAlertSink:
         """Deliver an alert and return when all in-sync replicas have it.
 
         Raises:
+            AlertRefusedError: It is larger than the producer or the topic allows.
             BrokerUnavailableError: It was not delivered in time.
             BrokerError: The broker refused it.
         """
@@ -56,10 +58,16 @@ class KafkaAlertSink:
                     self._topic, key=alert.key.encode(), value=value, headers=headers
                 )
                 sent.get(timeout=DELIVERY_TIMEOUT_S)
-            except errors.KafkaError:
+            except errors.KafkaError as error:
                 # An idempotent producer of kafka-python sends nothing more after a refusal, nor
                 # after a message whose time has run out.
                 self._drop()
+                if isinstance(error, _TOO_LARGE):
+                    raise AlertRefusedError(
+                        f"the alert is too large: {error}",
+                        f"topic {self._topic}",
+                        "Raise the topic's max.message.bytes, or show less: alerts.examples",
+                    ) from error
                 raise
 
     def delivered(self) -> frozenset[str]:

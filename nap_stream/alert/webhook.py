@@ -13,7 +13,7 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.http_answer import beginning, retry_after_s, shown
 from nap_stream.clock import Clock
 from nap_stream.deadline import Deadline
-from nap_stream.errors import AlertDeliveryError, ConfigError
+from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings import AlertSettings, WebhookSettings
 
 PAUSE_INITIAL_S = 0.5
@@ -21,6 +21,8 @@ PAUSE_MAX_S = 30.0
 """The longest between two attempts, whatever Retry-After asks for: the outbox tries again."""
 MAX_TOKEN_BYTES = 8 * 2**10
 _TRY_AGAIN = (408, 429)
+_REFUSED = (400, 413, 422)
+"""What is wrong is the alert itself. Others may pass, as when somebody mends the address."""
 _TOKEN = re.compile(rb"[!-~]+")
 _HINTS = {
     400: "Check that alerts.webhook.url is Alertmanager's /api/v2/alerts",
@@ -67,6 +69,7 @@ class WebhookAlertSink:
         """Post an alert, again after a failure that may pass, and return when it is taken.
 
         Raises:
+            AlertRefusedError: The endpoint will never take this alert.
             AlertDeliveryError: The endpoint was not reached, or did not take the alert.
         """
         token = self._token()
@@ -113,16 +116,20 @@ class WebhookAlertSink:
                 redirect=False,
                 preload_content=False,
             )
+        # An endpoint may answer with the header that it was sent, which errors then quote: their
+        # texts are shown without the token, and they themselves left out of tracebacks.
         except SSLError as error:
+            why = shown(str(error).encode(errors="replace"), token)
             raise AlertDeliveryError(
-                f"no TLS connection: {error}", self._where, "Check alerts.webhook.ca_file"
-            ) from error
+                f"no TLS connection: {why}", self._where, "Check alerts.webhook.ca_file"
+            ) from None
         except HTTPError as error:
+            why = shown(str(error).encode(errors="replace"), token)
             raise _TryAgainError(
-                f"no answer: {type(error).__name__}: {error}",
+                f"no answer: {type(error).__name__}: {why}",
                 self._where,
                 "Check alerts.webhook.url, the network, and that the endpoint runs",
-            ) from error
+            ) from None
         try:
             self._require_success(response, token)
         finally:
@@ -145,7 +152,8 @@ class WebhookAlertSink:
             error = _TryAgainError(problem, self._where, "It is tried again")
             error.pause_s = retry_after_s(response.headers.get("Retry-After"), self._clock.now_ms())
             raise error
-        raise AlertDeliveryError(problem, self._where, _HINTS.get(status, "Ask who runs it"))
+        kind = AlertRefusedError if status in _REFUSED else AlertDeliveryError
+        raise kind(problem, self._where, _HINTS.get(status, "Ask who runs it"))
 
     def _token(self) -> str | None:
         path = self._webhook.bearer_token_file

@@ -6,7 +6,7 @@ The promise is that of `nap_stream.core.detection`, with the conditions under wh
 
 from nap_stream.alert.envelope import rfc3339
 from nap_stream.alert.plain import bounded, duration, moment, number, percent, plain
-from nap_stream.core.alert_state import Detector, Reason
+from nap_stream.core.alert_state import Detector, Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential import Onset
 from nap_stream.core.tail_events import TailEvent
@@ -22,7 +22,7 @@ _LOOK = "look out-of-distribution"
 
 def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
     """Give one plain sentence: what, since when, how bad."""
-    if alert.change.reason is Reason.ENDED:
+    if alert.change.transition is Transition.RESOLVED:
         return _ended(alert)
     lead = _LEADS[alert.change.reason]
     if alert.key is not None:
@@ -150,7 +150,10 @@ def _shifted(tail: TailShift, now_ms: int) -> str:
 
 def _ended(alert: DriftAlert) -> str:
     firing, window = alert.change.alert, alert.window
-    over = f"Over after {duration(alert.time_ms - firing.since_ms)}: "
+    lasted = duration(alert.time_ms - firing.since_ms)
+    if alert.change.reason is Reason.SILENT and alert.key is not None:
+        return f"Closed after {lasted}: no images of {plain(alert.key)} come any more"
+    over = f"Over after {lasted}: "
     more = "more often than expected"
     if alert.key is not None:
         return f"{over}the images of {plain(alert.key)} no longer {_LOOK} {more}"

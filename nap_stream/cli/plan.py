@@ -91,7 +91,8 @@ def plan(
     """Say what a promise about false alarms costs in delay, and whether a stream keeps it.
 
     Give the calibration, or the configuration that names it. With --log a recorded stretch
-    without drift is analysed too: its flag rate, its dependence, its real false-alarm rate.
+    without drift is analysed too: its flag rate, its dependence, its real false-alarm rate. It
+    may hold 20,000,000 scored records; cut a longer one with --since and --until.
 
     \b
     Examples:
@@ -100,7 +101,9 @@ def plan(
     """
     from nap_stream.calibration.artifact import load_calibration
     from nap_stream.cli.progress import progress_bars
+    from nap_stream.cli.query import span_ms
     from nap_stream.cli.tables import show_warnings
+    from nap_stream.clock import SystemClock
     from nap_stream.evaluation.extra import require_evaluate_extra
     from nap_stream.planning.expected import expect
     from nap_stream.planning.picture import draw_plan
@@ -132,7 +135,7 @@ def plan(
     with progress_bars(messages) as new_bar:
         findings = None
         if log is not None:
-            selection = Selection(topic, *_span(since, until))
+            selection = Selection(topic, *span_ms(since, until, SystemClock()))
             findings = _findings(question, log, selection, block, streams, seed, new_bar)
         expectation = expect(
             question,
@@ -172,16 +175,6 @@ def _show(
     if findings is not None:
         console.print()
         console.print(render_findings(question, findings), highlight=False)
-
-
-def _span(since: str | None, until: str | None) -> tuple[int | None, int | None]:
-    from datetime import UTC, datetime
-
-    from nap_stream.cli.query import time_ms
-    from nap_stream.clock import SystemClock
-
-    now = datetime.fromtimestamp(SystemClock().now_ms() / 1_000, UTC)
-    return time_ms("--since", since, now), time_ms("--until", until, now)
 
 
 def _findings(

@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from nap_stream.cli.options import ConfigOption, LogOption, log_store
-from nap_stream.clock import SystemClock
+from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.records import Status
 from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
@@ -70,12 +70,12 @@ def query(
       nap-stream query --log scored-log --status corrupt --format json
     """
     store = log_store(config, log)
-    now = datetime.fromtimestamp(SystemClock().now_ms() / 1000, UTC)
+    since_ms, until_ms = span_ms(since, until, SystemClock())
     filters = Query(
         topic=topic,
         partitions=tuple(partition or ()),
-        since_ms=time_ms("--since", since, now),
-        until_ms=time_ms("--until", until, now),
+        since_ms=since_ms,
+        until_ms=until_ms,
         classes=tuple(class_name or ()),
         is_ood=ood,
         min_p_value=min_p_value,
@@ -92,7 +92,22 @@ def query(
             write_result(aggregate(store, filters, by), output_format, stream)
 
 
-def time_ms(option: str, text: str | None, now: datetime) -> int | None:
+def span_ms(since: str | None, until: str | None, clock: Clock) -> tuple[int | None, int | None]:
+    """What --since and --until mean, in milliseconds since the epoch.
+
+    Raises:
+        ConfigError: One is no time, or nothing can lie between them.
+    """
+    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    since_ms, until_ms = _time_ms("--since", since, now), _time_ms("--until", until, now)
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise ConfigError(
+            f"{since} is not before {until}", "--since, --until", "Give the earlier one first"
+        )
+    return since_ms, until_ms
+
+
+def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
     """Milliseconds since the epoch of an ISO 8601 time, or of a time so long ago."""
     if text is None:
         return None

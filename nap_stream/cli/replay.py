@@ -1,15 +1,15 @@
 """nap-stream replay."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from nap_stream.cli.options import log_store
 from nap_stream.cli.progress import progress_bar
-from nap_stream.cli.query import time_ms
+from nap_stream.cli.query import span_ms
 from nap_stream.clock import SystemClock
 from nap_stream.settings_loader import load_settings
 
@@ -60,15 +60,13 @@ def replay(
     from nap_stream.calibration.artifact import load_calibration
     from nap_stream.runtime.replay import replay as replay_log
     from nap_stream.runtime.stretches import EventSpan
-    from nap_stream.scored_log.stores import store_at
 
     settings, clock = load_settings(config), SystemClock()
-    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
-    span = EventSpan(time_ms("--since", since, now), time_ms("--until", until, now))
+    span = EventSpan(*span_ms(since, until, clock))
     began_s = clock.monotonic()
     with progress_bar("replaying", unit="records") as advance:
         report = replay_log(
-            store_at(settings.log.root if log is None else log),
+            log_store(None, str(settings.log.root) if log is None else log),
             settings,
             load_calibration(settings.calibration).facts,
             span=span,
@@ -99,6 +97,12 @@ def _printer() -> "Callable[[AlertEvent], None]":
 
 def _warn(report: "ReplayReport") -> None:
     notices = Console(stderr=True, soft_wrap=True)
+    if not report.records:
+        notices.print(
+            "warning: there is no scored record in that part of the log: nothing was judged, "
+            "which is not the same as no drift",
+            style="yellow",
+        )
     if report.foreign:
         notices.print(
             f"warning: {report.foreign:,} of {report.records:,} records were judged by another "

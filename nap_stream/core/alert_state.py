@@ -44,6 +44,7 @@ class Reason(StrEnum):
     ESCALATED = "escalated"
     REPEATED = "repeated"
     ENDED = "ended"
+    SILENT = "silent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Change:
     @property
     def transition(self) -> Transition:
         """The state that it tells of."""
-        return Transition.RESOLVED if self.reason is Reason.ENDED else Transition.FIRING
+        is_over = self.reason in {Reason.ENDED, Reason.SILENT}
+        return Transition.RESOLVED if is_over else Transition.FIRING
 
 
 def step(

@@ -100,28 +100,43 @@ def plan_detection(
     )
 
 
-def window_limits(plan: DetectionPlan, records: int) -> tuple[int, int]:
+def window_step(plan: DetectionPlan, records: int) -> int:
+    """Give the step of the grid, from 0, whose size is the smallest of at least ``records``."""
+    step = 0
+    while _window_size(plan, step) < records:
+        step += 1
+    return step
+
+
+def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
     """Give the flags from which on a full window fires, and below which it no longer does.
 
     A window of n records lies in the last n' >= n, the next size on the grid, so that it fires
     only if those hold as many flags. The sizes of the grid share the window's run length: the
     first two, which are the usual ones, have `USUAL_SHARE` of the false alarms each, and each
-    further one half of what is left.
+    further one half of what is left. It resolves by the limit of the size before.
 
     Args:
         plan: The settings.
-        records: Of the window, at least ``plan.window_records``.
+        step: From `window_step`.
 
     Returns:
         Firing and resolve limit, the second at most the first.
     """
-    size, step = plan.window_records, 0
-    while size < records:
-        size, step = math.ceil(size * WINDOW_STEP), step + 1
+    size, smaller = _window_size(plan, step), _window_size(plan, max(0, step - 1))
     share = USUAL_SHARE if step <= 1 else (1 - 2 * USUAL_SHARE) / 2 ** (step - 1)
     firing = scan_limit(size, plan.flag_rate, plan.detector_run_length / share)
-    resolving, _ = highest_flag_limit(records, plan.resolve_laws, plan.resolve_probability)
+    resolving, _ = highest_flag_limit(smaller, plan.resolve_laws, plan.resolve_probability)
     return firing, min(firing, resolving)
+
+
+def window_limits(plan: DetectionPlan, records: int) -> tuple[int, int]:
+    """Give `step_limits` of a window of so many records, at least ``plan.window_records``."""
+    return step_limits(plan, window_step(plan, records))
+
+
+def _window_size(plan: DetectionPlan, step: int) -> int:
+    return math.ceil(plan.window_records * WINDOW_STEP**step)
 
 
 def _highest_rate(laws: Sequence[FlagRateLaw], confidence: float) -> float:

@@ -54,15 +54,19 @@ class PaneCounts:
     __hash__ = None  # type: ignore[assignment]  # arrays have none
 
     def part(self, start: int, end: int) -> "PaneCounts":
-        """The entries ``[start, end)``."""
+        """The entries ``[start, end)``, and of the keys those that are in them."""
         cut = slice(start, end)
+        key, keys = self.key[cut], self.keys
+        if len(keys) > 1:
+            used, key = np.unique(key, return_inverse=True)
+            keys = tuple(keys[number] for number in used.tolist())
         return PaneCounts(
             self.start_ms[cut],
-            self.key[cut],
+            key.astype(np.int64),
             self.records[cut],
             self.flagged[cut],
             self.bins[cut],
-            self.keys,
+            keys,
         )
 
 

@@ -21,7 +21,16 @@ from safetensors.numpy import save as encode
 from nap_stream.core.alert_state import Detector, Firing, Severity
 from nap_stream.core.offset_ledger import OffsetLedger
 from nap_stream.core.panes import PaneCounts
+from nap_stream.core.sequential import (
+    BET_COUNT,
+    LARGEST_BET,
+    QUIET_CUSUM,
+    RESOLVE_RATIO,
+    SMALLEST_BET,
+)
+from nap_stream.core.tail_events import EDGES
 from nap_stream.drift.evidence import Evidence, KeptSegment
+from nap_stream.drift.key_alerts import FiringKey
 from nap_stream.drift.monitor import DriftMonitor, KnownPartition
 from nap_stream.records import Example, OffsetRange, TopicPartition
 
@@ -44,7 +53,7 @@ def dump(monitor: DriftMonitor) -> bytes:
         ],
         "closed_until_ms": monitor.buffer.closed_until_ms,
         "late_records": monitor.buffer.late_records,
-        "future_records": monitor.future_records,
+        "untimely_records": monitor.untimely_records,
         "firing": _firing_tree(monitor.firing),
         "open": [[start, number, len(counts), counts.keys] for start, number, counts in parts],
         "evidence": _evidence_tree(monitor.evidence),
@@ -57,9 +66,10 @@ def dump(monitor: DriftMonitor) -> bytes:
         arrays[f"{_OPEN}{field}"] = np.concatenate(held) if held else np.zeros(0, dtype=np.int64)
     if monitor.key_alerts is not None:
         document["keys"] = monitor.key_alerts.monitors.names()
-        document["keys_firing"] = {
-            key: _firing_tree(firing) for key, firing in monitor.key_alerts.firing.items()
-        }
+        document["keys_firing"] = [
+            [key, _firing_tree(firing.alert), firing.seen_ms]
+            for key, firing in monitor.key_alerts.firing.items()
+        ]
         found = monitor.key_alerts.monitors.arrays()
         arrays |= {f"{_KEYS}{name}": array for name, array in found.items()}
     text = json.dumps(document, separators=(",", ":")).encode()
@@ -101,16 +111,16 @@ def _restore(
     monitor.buffer.restore(
         _open_parts(document, arrays), document["closed_until_ms"], document["late_records"]
     )
-    monitor.future_records = document["future_records"]
+    monitor.untimely_records = document["untimely_records"]
     monitor.firing = _firing(document["firing"])
     monitor.detectors.restore(_with_prefix(arrays, _DETECTORS))
     _restore_evidence(monitor.evidence, document["evidence"])
     if monitor.key_alerts is not None:
         monitor.key_alerts.monitors.restore(tuple(document["keys"]), _with_prefix(arrays, _KEYS))
-        for key, tree in document["keys_firing"].items():
-            firing = _firing(tree)
-            if firing is not None:
-                monitor.key_alerts.firing[key] = firing
+        for key, tree, seen_ms in document["keys_firing"]:
+            alert = _firing(tree)
+            if alert is not None:
+                monitor.key_alerts.firing[key] = FiringKey(alert, seen_ms)
 
 
 def _identity(monitor: DriftMonitor) -> str:
@@ -119,6 +129,7 @@ def _identity(monitor: DriftMonitor) -> str:
     tree = {
         "version": VERSION,
         "plan": asdict(monitor.plan),
+        "statistics": [EDGES, BET_COUNT, SMALLEST_BET, LARGEST_BET, RESOLVE_RATIO, QUIET_CUSUM],
         "pane_ms": drift.pane_ms,
         "keys": None if drift.keys is None else drift.keys.model_dump(),
         "topic": kafka.topic,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.detection import DetectionPlan, window_limits
+from nap_stream.core.detection import DetectionPlan, step_limits, window_step
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import (
     RESOLVE_RATIO,
@@ -29,8 +29,6 @@ from nap_stream.core.tail_events import tail_counts
 from nap_stream.core.windows import RollingWindow, WindowState
 from nap_stream.records import DetectorReading, TailShift
 
-MAX_KNOWN_LIMITS = 4_096
-"""A window's number of records seldom changes much."""
 _STATE_ARRAYS = ("log_statistic", "log_cusum", "onset_ms", "records", "hits")
 
 
@@ -148,11 +146,10 @@ class StreamDetectors:
         window = self._window.state
         if window is None or not self._window.is_full:
             return None
-        if window.records not in self._known_limits:
-            if len(self._known_limits) >= MAX_KNOWN_LIMITS:
-                self._known_limits.clear()
-            self._known_limits[window.records] = Limits(*window_limits(self._plan, window.records))
-        return self._known_limits[window.records]
+        step = window_step(self._plan, window.records)
+        if step not in self._known_limits:
+            self._known_limits[step] = Limits(*step_limits(self._plan, step))
+        return self._known_limits[step]
 
     @property
     def active(self) -> tuple[Detector, ...]:

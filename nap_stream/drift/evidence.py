@@ -14,7 +14,8 @@ from nap_stream.records import (
 )
 
 MAX_SEGMENTS = 10_000
-"""Segments whose offsets and examples are kept; the newest, which an alert speaks of."""
+"""Segments whose offsets and examples are kept, twice as many while they wait to be judged; the
+newest, which an alert speaks of."""
 MAX_CLASS_PANES = 100_000
 """Panes whose classes are kept; each a window's record at least, but for clocks gone wild."""
 
@@ -64,6 +65,8 @@ class Evidence:
         earliest = summary.panes.start_ms[0] if earliest_ms is None else earliest_ms
         offsets = OffsetRange(summary.partition, summary.base_offset, summary.end_offset)
         first, last = (max(int(summary.panes.start_ms[i]), earliest) for i in (0, -1))
+        if len(self.segments) >= 2 * MAX_SEGMENTS:
+            del self.segments[:MAX_SEGMENTS]
         self.segments.append(KeptSegment(offsets, int(first), int(last), summary.examples))
         for flagged in summary.flagged_classes:
             start = int(max(flagged.start_ms, earliest))

@@ -1,11 +1,12 @@
 """Alerts of single keys: which fire, and how many at once."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from nap_stream.core.alert_state import Change, Detector, Firing, Severity, step
+from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity, step
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import ClosedPane
@@ -24,10 +25,20 @@ class KeyChange:
     reading: DetectorReading
 
 
+@dataclass(frozen=True, slots=True)
+class FiringKey:
+    """The firing alert of a key, and the end of the last pane that had a record of it."""
+
+    alert: Firing
+    seen_ms: int
+
+
 class KeyAlerts:
     """The monitors of all keys, and the alerts of those that fire.
 
-    Where more keys are active than may fire, the others wait for a place, in order of their names.
+    Where more keys are active than may fire, the others wait for a place; those of a pane get one
+    in order of their names. A key that brings no record for the repeat interval loses its place:
+    nothing of it can tell whether it has recovered.
 
     Args:
         plan: What the detectors are set to.
@@ -38,46 +49,65 @@ class KeyAlerts:
     def __init__(self, plan: DetectionPlan, keys: KeySettings, alerts: AlertSettings) -> None:
         bets = bets_against(np.array([plan.flag_rate]))
         self.monitors = KeyMonitors(bets, plan.log_threshold, keys.max_keys)
-        self.firing: dict[str, Firing] = {}
+        self.firing: dict[str, FiringKey] = {}
         self._threshold = plan.detector_run_length
         self._max_firing = keys.max_firing
-        self._alerts = alerts
+        self._critical_fraction = alerts.critical_fraction
+        self._repeat_interval_ms = round(alerts.repeat_interval_s * 1000)
 
     def push(self, pane: ClosedPane, end_ms: int) -> list[KeyChange]:
         """Take the next pane, which ends at ``end_ms``; give what is to be sent, by key."""
+        waiting: list[str] = []
         if pane.keys:
-            self.monitors.update(pane)
-        return [change for key in sorted(self._concerned()) for change in self._step(key, end_ms)]
+            readings = self.monitors.update(pane)
+            active = [readings.keys[place] for place in np.flatnonzero(readings.active)]
+            waiting = [key for key in active if key not in self.firing]
+        changes = [
+            change for key in sorted(self.firing) for change in self._go_on(key, pane, end_ms)
+        ]
+        places = max(0, self._max_firing - len(self.firing))
+        changes += [change for key in waiting[:places] for change in self._step(key, None, end_ms)]
+        return sorted(changes, key=lambda change: change.key)
 
-    def _concerned(self) -> set[str]:
-        """The keys that fire, and active ones that there is room for."""
-        waiting = [key for key in self.monitors.active if key not in self.firing]
-        return {*self.firing, *waiting[: max(0, self._max_firing - len(self.firing))]}
+    def _go_on(self, key: str, pane: ClosedPane, end_ms: int) -> Iterator[KeyChange]:
+        """Take the pane into account for a key that fires."""
+        firing = self.firing[key]
+        place = bisect_left(pane.keys, key)
+        if place < len(pane.keys) and pane.keys[place] == key:
+            firing = FiringKey(firing.alert, end_ms)
+        if end_ms - firing.seen_ms < self._repeat_interval_ms:
+            yield from self._step(key, firing, end_ms)
+            return
+        del self.firing[key]
+        yield self._change(key, Change(Reason.SILENT, firing.alert))
 
-    def _step(self, key: str, end_ms: int) -> Iterator[KeyChange]:
-        log_statistic, is_active, since = self.monitors.reading(key)
+    def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[KeyChange]:
+        _, is_active, since = self.monitors.reading(key)
         fraction = since.hits / since.records if since.records else 0.0
-        is_critical = fraction >= self._alerts.critical_fraction
-        firing, change = step(
-            self.firing.get(key),
+        alert, change = step(
+            None if firing is None else firing.alert,
             (Detector.OOD_SEQUENTIAL,) if is_active else (),
-            severity=Severity.CRITICAL if is_critical else Severity.WARNING,
+            severity=(
+                Severity.CRITICAL if fraction >= self._critical_fraction else Severity.WARNING
+            ),
             onset_ms=since.start_ms,
             now_ms=end_ms,
-            repeat_interval_ms=round(self._alerts.repeat_interval_s * 1000),
+            repeat_interval_ms=self._repeat_interval_ms,
         )
-        if firing is None:
+        if alert is None:
             self.firing.pop(key, None)
         else:
-            self.firing[key] = firing
+            self.firing[key] = FiringKey(alert, end_ms if firing is None else firing.seen_ms)
         if change is not None:
-            yield KeyChange(key, change, since, self._reading(log_statistic, is_active=is_active))
+            yield self._change(key, change)
 
-    def _reading(self, log_statistic: float, *, is_active: bool) -> DetectorReading:
-        return DetectorReading(
+    def _change(self, key: str, change: Change) -> KeyChange:
+        log_statistic, is_active, since = self.monitors.reading(key)
+        reading = DetectorReading(
             Detector.OOD_SEQUENTIAL,
             is_active,
             float(np.exp(log_statistic)),
             self._threshold,
             self._threshold * RESOLVE_RATIO,
         )
+        return KeyChange(key, change, since, reading)

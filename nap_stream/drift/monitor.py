@@ -43,7 +43,7 @@ class DriftSnapshot:
     """The monitor now. ``firing_limit`` is a count, null until the window is full.
 
     ``severity`` is null while the stream's alert is inactive. ``late_records`` and
-    ``future_records`` were counted in another pane than their event time's: in a later one that
+    ``untimely_records`` were counted in another pane than their event time's: in a later one that
     was still open, or in that of the time when they were read. ``watermark_ms`` is null while
     nothing is known. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
     ``keys_firing`` an alert that fires.
@@ -57,7 +57,7 @@ class DriftSnapshot:
     readings: tuple[DetectorReading, ...]
     open_panes: int
     late_records: int
-    future_records: int
+    untimely_records: int
     duplicates: int
     watermark_ms: int | None
     keys: int
@@ -110,14 +110,14 @@ class DriftMonitor:
         self.evidence = Evidence(alerts.examples, alerts.contributors)
         self.known: dict[TopicPartition, KnownPartition] = {}
         self.firing: Firing | None = None
-        self.future_records = 0
+        self.untimely_records = 0
 
     def take_over(self, other: "DriftMonitor") -> None:
         """Go on where another monitor of the same plan and settings is; it is not used again."""
         self.buffer, self.detectors = other.buffer, other.detectors
         self.key_alerts, self.evidence = other.key_alerts, other.evidence
         self.known, self.firing = other.known, other.firing
-        self.future_records = other.future_records
+        self.untimely_records = other.untimely_records
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
@@ -188,7 +188,7 @@ class DriftMonitor:
             readings=self.detectors.readings(),
             open_panes=len(self.buffer),
             late_records=self.buffer.late_records,
-            future_records=self.future_records,
+            untimely_records=self.untimely_records,
             duplicates=sum(p.ledger.duplicates for p in self.known.values()),
             watermark_ms=self.watermark_ms(),
             keys=0 if keys is None else len(keys.monitors),
@@ -207,7 +207,7 @@ class DriftMonitor:
         earliest = max(marks) - max(marks) % self._drift.pane_ms if marks else None
         self.evidence.add(summary, earliest)
         self.buffer.add(summary.panes, summary.partition.partition, partition.watermark_ms)
-        self.future_records += summary.future_records
+        self.untimely_records += summary.untimely_records
         if summary.max_event_time_ms is not None:
             known_ms = partition.watermark_ms
             newest_ms = summary.max_event_time_ms

@@ -4,10 +4,11 @@ import math
 
 from rich.text import Text
 
+from nap_stream.alert.plain import percent
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.delays import Delay
 from nap_stream.planning.expected import DetectorDelays, Expectation
-from nap_stream.planning.words import count, duration, factor, percent
+from nap_stream.planning.words import count, duration, factor
 
 NAMES = {
     Detector.OOD_WINDOW: "rolling window",
@@ -19,9 +20,12 @@ _LONGEST_BAR = 40
 
 
 def detector_name(found: DetectorDelays) -> str:
-    """A detector in words, with the window's records."""
-    size = "" if found.window_records is None else f", {found.window_records:,}"
-    return NAMES[found.detector] + size
+    """A detector in words, with the records that a window was asked for and those of its panes."""
+    if found.window_records is None or found.asked_records is None:
+        return NAMES[found.detector]
+    name = f"{NAMES[found.detector]}, {found.asked_records:,}"
+    is_rounded = found.asked_records != found.window_records
+    return f"{name} ({found.window_records:,} in whole panes)" if is_rounded else name
 
 
 def drift_name(expectation: Expectation, number: int) -> str:
@@ -36,7 +40,7 @@ def delay_words(delay: Delay, records_per_second: float | None) -> str:
     within = f"within {count(delay.horizon)}"
     if not delay.detected:
         return f"not {within}"
-    share = f"{100 * delay.detected / delay.runs:.2g} %"
+    share = percent(delay.detected / delay.runs)
     if delay.typical is None:
         return f"{share} {within}"
     words = count(delay.typical)

@@ -67,6 +67,7 @@ def plan_document(
 def _detector(found: DetectorDelays) -> dict[str, Any]:
     return {
         "detector": found.detector.value,
+        "asked_window_records": found.asked_records,
         "window_records": found.window_records,
         "threshold": found.threshold,
         "delays": [_delay(each) for each in found.delays],

@@ -31,12 +31,14 @@ SMALLEST_WINDOW = 20
 class DetectorDelays:
     """A detector, where it fires, and its delays for `Expectation.rates`.
 
-    Of the rolling window ``window_records`` says how many a full one has, in whole panes, and
+    Of the rolling window ``asked_records`` are those that were asked for, ``window_records`` says
+    how many a full one has, in whole panes, and
     ``threshold`` is a count of flags, more than the window's records where it never fires. Of an
-    e-detector ``window_records`` is null and ``threshold`` that of its statistic.
+    e-detector both are null and ``threshold`` that of its statistic.
     """
 
     detector: Detector
+    asked_records: int | None
     window_records: int | None
     threshold: float
     delays: tuple[Delay, ...]
@@ -103,7 +105,11 @@ def expect(
     if plan.tail_rates:
         detectors.append(
             DetectorDelays(
-                Detector.SCORE_SHIFT, None, plan.detector_run_length, work.of(scores_delay, plan)
+                Detector.SCORE_SHIFT,
+                None,
+                None,
+                plan.detector_run_length,
+                work.of(scores_delay, plan),
             )
         )
     best, prices = _best_windows(plan, work), _prices(question, work)
@@ -158,12 +164,12 @@ class _Work:
 def _window(plan: DetectionPlan, size: int, work: _Work) -> DetectorDelays:
     resized = dataclasses.replace(plan, window_records=size)
     records, limit = firing_limit(resized, work.pane_records)
-    return DetectorDelays(Detector.OOD_WINDOW, records, limit, work.of(window_delay, resized))
+    return DetectorDelays(Detector.OOD_WINDOW, size, records, limit, work.of(window_delay, resized))
 
 
 def _sequential(plan: DetectionPlan, work: _Work) -> DetectorDelays:
     return DetectorDelays(
-        Detector.OOD_SEQUENTIAL, None, plan.detector_run_length, work.of(flags_delay, plan)
+        Detector.OOD_SEQUENTIAL, None, None, plan.detector_run_length, work.of(flags_delay, plan)
     )
 
 

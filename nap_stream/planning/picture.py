@@ -4,12 +4,13 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nap_stream.alert.plain import percent
 from nap_stream.evaluation.extra import require_evaluate_extra
 from nap_stream.evaluation.files import publish
 from nap_stream.planning.chart import detector_name
 from nap_stream.planning.expected import Expectation
 from nap_stream.planning.question import Question
-from nap_stream.planning.words import duration, percent
+from nap_stream.planning.words import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nap_stream.core.keys import key_text
 from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes
-from nap_stream.errors import ConfigError
+from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.progress import Advance
 from nap_stream.planning.question import is_thinned
 from nap_stream.planning.series import Stretch, merged
@@ -18,12 +18,15 @@ from nap_stream.records import Status
 from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.reader import partitions, scan
 from nap_stream.scored_log.store import SegmentStore
-from nap_stream.scored_log.summary import MAX_CLOCK_SKEW_MS
+from nap_stream.scored_log.summary import credible_times
 from nap_stream.scored_log.summary_rows import rows_of_table, rows_schema
+from nap_stream.scored_log.topics import topic_partitions
 from nap_stream.settings import DriftSettings
 
 LEAST_RECORDS = 1_000
 LEAST_PANES = 50
+MAX_RECORDS = 20_000_000
+"""Of a stretch: what is read of a partition is held in memory."""
 _FINGERPRINT = "calibration_fingerprint"
 
 
@@ -41,11 +44,13 @@ class Selection:
     """The stretch that is meant: ``since_ms <= event time < until_ms`` of a topic.
 
     Times are in milliseconds since the epoch; null does not bound, and takes the only topic.
+    It may hold ``max_records`` scored ones.
     """
 
     topic: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
+    max_records: int = MAX_RECORDS
 
 
 def read_stretch(
@@ -67,17 +72,14 @@ def read_stretch(
         advance: Told of the partitions that are read.
 
     Raises:
-        ConfigError: The topic is not clear, or the stretch holds too little.
-        LogRootError: There is no log at the root.
+        ConfigError: The topic is not clear, or the stretch holds too little or too much.
+        LogRootError: There is no log at the root, or it holds nothing of the topic.
         ChainBrokenError: A segment cannot be read.
     """
-    found = partitions(store, selection.topic)
-    topics = sorted({partition.topic for partition in found})
-    if len(topics) != 1:
-        what = f"the log holds the topics {', '.join(topics)}" if topics else "no such topic"
-        raise ConfigError(what, store.root, "Name one with --topic or --config")
+    topic = selection.topic or _only_topic(store)
+    found = topic_partitions(store, topic)
     key_by = None if drift.keys is None else drift.keys.by
-    parts, others = [], 0
+    parts, others, left = [], 0, selection.max_records
     for number, partition in enumerate(found):
         query = Query(
             topic=partition.topic,
@@ -86,18 +88,35 @@ def read_stretch(
             until_ms=selection.until_ms,
             statuses=(Status.OK,),
         )
-        rows = _read(store, query, key_by, fingerprint)
+        rows = _read(store, query, key_by, fingerprint, left)
+        left -= rows.total
+        if left < 0:
+            raise ConfigError(
+                f"the stretch holds more than {selection.max_records:,} scored records",
+                store.root,
+                "Choose a shorter one with --since and --until",
+            )
         parts.append(_counted(rows, drift))
         others += rows.others
         advance(number + 1, len(found))
     _require_enough(parts, store, fingerprint, others)
     stretch = merged(parts, drift.pane_ms, one_per_pane=is_thinned(drift))
-    return Recorded(stretch, topics[0], others)
+    return Recorded(stretch, topic, others)
+
+
+def _only_topic(store: SegmentStore) -> str:
+    topics = sorted({partition.topic for partition in partitions(store)})
+    if not topics:
+        raise LogRootError("the log holds no topics", store.root, "Name the root of another one")
+    if len(topics) > 1:
+        what = f"the log holds the topics {', '.join(topics)}"
+        raise ConfigError(what, store.root, "Name one with --topic or --config")
+    return topics[0]
 
 
 @dataclass(slots=True)
 class _Rows:
-    """A partition's columns, batch by batch, and how many rows are of other calibrations."""
+    """A partition's columns, batch by batch, and how many rows: of other calibrations, and all."""
 
     times_ms: list[NDArray[np.int64]] = field(default_factory=list)
     p_values: list[NDArray[np.float64]] = field(default_factory=list)
@@ -105,19 +124,25 @@ class _Rows:
     key: list[NDArray[np.int64]] = field(default_factory=list)
     keys: dict[bytes | None, int] = field(default_factory=dict)
     others: int = 0
+    total: int = 0
 
 
-def _read(store: SegmentStore, query: Query, key_by: str | None, fingerprint: str) -> _Rows:
+def _read(
+    store: SegmentStore, query: Query, key_by: str | None, fingerprint: str, left: int
+) -> _Rows:
+    """Read a partition, of no more than ``left`` rows: the last batch may go beyond."""
     read = _Rows()
     for batch in scan(store, query, [*rows_schema(key_by).names, _FINGERPRINT]):
         table = pa.Table.from_batches([batch])
         own = table.filter(pc.equal(table.column(_FINGERPRINT), fingerprint))
         read.others += table.num_rows - own.num_rows
+        read.total += table.num_rows
+        if read.total > left:
+            break
         if not own.num_rows:
             continue
         rows = rows_of_table(own, key_by)
-        is_credible = rows.event_time_ms <= rows.ingest_time_ms + MAX_CLOCK_SKEW_MS
-        read.times_ms.append(np.where(is_credible, rows.event_time_ms, rows.ingest_time_ms))
+        read.times_ms.append(credible_times(rows))
         read.p_values.append(rows.p_value)
         read.flagged.append(rows.is_ood)
         if rows.key is not None and rows.keys is not None:

@@ -6,11 +6,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nap_stream.alert.plain import percent
 from nap_stream.core.delays import Delay
 from nap_stream.planning.chart import bars, delay_words, detector_name, drift_name
 from nap_stream.planning.expected import DetectorDelays, Expectation
 from nap_stream.planning.question import Question, is_thinned
-from nap_stream.planning.words import count, duration, percent
+from nap_stream.planning.words import count, duration
 
 
 def render_plan(question: Question, expectation: Expectation) -> RenderableType:
@@ -73,7 +74,7 @@ def _delays(question: Question, expectation: Expectation) -> Table:
 
 def _threshold(found: DetectorDelays) -> str:
     if found.window_records is None:
-        return f"statistic {found.threshold:.3g}"
+        return f"statistic {found.threshold:,.0f}"
     if found.threshold > found.window_records:
         return "never: too small"
     return f"{found.threshold:,.0f} flagged, {percent(found.threshold / found.window_records)}"

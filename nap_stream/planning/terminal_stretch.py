@@ -7,12 +7,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nap_stream.alert.plain import percent
 from nap_stream.planning.findings import Findings, Share
 from nap_stream.planning.question import Question
 from nap_stream.planning.rates import ANY, KEYS, RealRate
 from nap_stream.planning.run_lengths import AlarmCount
 from nap_stream.planning.terminal import facts_table
-from nap_stream.planning.words import count, duration, factor, percent
+from nap_stream.planning.words import count, duration, factor
 
 _NAMES = {ANY: "any of the stream's", KEYS: "a single key's, its records"}
 

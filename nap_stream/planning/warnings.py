@@ -4,10 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nap_stream.alert.plain import percent
 from nap_stream.planning.findings import Findings
 from nap_stream.planning.question import Question
 from nap_stream.planning.rates import ANY, KEYS
-from nap_stream.planning.words import count, factor, percent
+from nap_stream.planning.words import count, factor
 
 HIGH_DESIGN_EFFECT = 1.5
 _CERTAIN = 3.0

@@ -9,7 +9,7 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.event import alert_event
 from nap_stream.alert.gap import gap_event
 from nap_stream.clock import Clock
-from nap_stream.core.alert_state import Reason
+from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.drift.checkpoint import dump, load
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.metrics import Metrics
@@ -56,6 +56,7 @@ class AlertDesk:
         self._metrics, self._lock, self._clock = metrics, lock, clock
         self._settling = threading.Lock()
         self._decided: list[AlertEvent] = []
+        self._restored: frozenset[str] = frozenset()
         self._changed = True
         self._kept_pending: tuple[str, ...] = ()
         self._due_s = clock.monotonic() + CHECKPOINT_EVERY_S
@@ -68,6 +69,9 @@ class AlertDesk:
     def restore(self) -> bool:
         """Take up where the checkpoint says, if there is one that fits.
 
+        Its alerts that were on their way go to the sinks also where it does not fit: they were
+        decided, whatever the settings and the calibration are now.
+
         Returns:
             False where there is none: then the monitor is as before.
 
@@ -76,11 +80,12 @@ class AlertDesk:
         """
         self._checkpoints.remove_leftovers(self._clock.now_ms())
         checkpoint = self._checkpoints.read()
-        if checkpoint is None or not load(self._monitor, checkpoint.monitor):
+        if checkpoint is None:
             return False
         for event in checkpoint.pending:
             self._outboxes.put(event)
-        return True
+        self._restored = frozenset(event.id for event in checkpoint.pending)
+        return load(self._monitor, checkpoint.monitor)
 
     def changed(self) -> None:
         """Note that the monitor is no longer as the checkpoint has it."""
@@ -94,7 +99,7 @@ class AlertDesk:
         """Take what the monitor has decided, and gaps that the log declares. Under the lock."""
         for summary in update.accepted:
             if summary.gap is not None:
-                self._decided.append(gap_event(summary, self._monitor.settings, self._version))
+                self._decide(gap_event(summary, self._monitor.settings, self._version))
         for alert in update.alerts:
             self._put(alert)
         self._changed |= bool(update.accepted or update.alerts)
@@ -120,9 +125,11 @@ class AlertDesk:
     def _put(self, alert: DriftAlert) -> None:
         settings, plan = self._monitor.settings, self._monitor.plan
         event = alert_event(alert, plan, settings, self._calibration, self._version)
-        self._decided.append(event)
+        if not self._decide(event):
+            return
         self.reasons[alert.change.reason] += 1
-        structlog.get_logger().warning(
+        log, is_firing = structlog.get_logger(), alert.change.transition is Transition.FIRING
+        (log.warning if is_firing else log.info)(
             "drift_alert",
             monitor=settings.alerts.monitor,
             key=alert.key,
@@ -132,6 +139,13 @@ class AlertDesk:
             summary=event.event["data"]["summary"],
             id=event.id,
         )
+
+    def _decide(self, event: AlertEvent) -> bool:
+        """Queue what is to go out; False where the checkpoint had it on its way already."""
+        if event.id in self._restored:
+            return False
+        self._decided.append(event)
+        return True
 
     def _checkpoint(self, pending: tuple[AlertEvent, ...]) -> Checkpoint | None:
         """What there is to write; None where the last one says the same."""
@@ -159,5 +173,6 @@ class AlertDesk:
         self._metrics.last_checkpoint.set(self._clock.now_ms() / 1000)
 
     def _failed(self) -> None:
-        self._changed, self._due_s = True, self._clock.monotonic() + CHECKPOINT_EVERY_S
+        with self._lock:
+            self._changed, self._due_s = True, self._clock.monotonic() + CHECKPOINT_EVERY_S
         self._metrics.checkpoint_failures.inc()

@@ -37,7 +37,9 @@ class Checkpoint:
     """What a coordinator that takes over must know.
 
     ``monitor`` is the drift monitor's own state. ``pending`` are the alerts that were decided and
-    that the first sink had not taken, the oldest first.
+    that any of the sinks had not taken, each once, in the order of decision. All sinks get them
+    again, but for those that say that they have them: to Alertmanager a repeat is the same alert,
+    and the log repeats a line.
     """
 
     monitor: bytes

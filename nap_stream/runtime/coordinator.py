@@ -167,16 +167,23 @@ class Coordinator:
         self._desk.settle()
         self._outboxes.deliver()
 
-    def flush(self, timeout_s: float) -> None:
-        """Judge what is left, without waiting for the watermark, and deliver all alerts.
+    def flush(self, timeout_s: float, *, input_ended: bool = True) -> None:
+        """Take what the log has, write a checkpoint, and deliver all alerts.
 
         Args:
             timeout_s: How long to go on trying to deliver; once at least.
+            input_ended: Go on without offsets that are missing, and judge what waits for the
+                watermark, too. After a stop the next run does: panes closed now would make late
+                records of what their partitions still bring.
         """
         deadline = Deadline(self._clock, timeout_s)
-        self._intake.close_holes()
+        if input_ended:
+            self._intake.close_holes()
+        else:
+            self._intake.read_ahead()
+            self._intake.fill_holes()
         with self._lock:
-            self._apply(self._monitor.flush())
+            self._apply(self._monitor.flush() if input_ended else self._monitor.advance())
         self._desk.settle(at_once=True)
         self._outboxes.drain(deadline)
         # What was delivered is no longer on its way.
@@ -197,7 +204,7 @@ class Coordinator:
                 window_records=drift.window_records,
                 window_size=self._settings.drift.window_records,
                 alerts_fired=reasons[Reason.BEGAN],
-                alerts_resolved=reasons[Reason.ENDED],
+                alerts_resolved=reasons[Reason.ENDED] + reasons[Reason.SILENT],
                 alerts_waiting=len(self._desk),
                 max_lag=self._partitions.max_lag(),
                 dead_letters=totals["dead_letters"],

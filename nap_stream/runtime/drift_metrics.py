@@ -36,5 +36,5 @@ def show_drift(
     metrics.keys_firing.set(now.keys_firing)
     metrics.keys_forgotten.inc(now.keys_forgotten - before.keys_forgotten)
     metrics.late_records.inc(now.late_records - before.late_records)
-    metrics.future_records.inc(now.future_records - before.future_records)
+    metrics.untimely_records.inc(now.untimely_records - before.untimely_records)
     metrics.duplicate_summaries.inc(now.duplicates - before.duplicates)

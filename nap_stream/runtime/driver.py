@@ -58,8 +58,8 @@ class Cluster(Protocol):
         """The coordinator's view; None while it does not answer."""
         ...
 
-    def finish(self, timeout_s: float) -> CoordinatorStatus | None:
-        """Close the drift window, deliver what alerts are left, close the coordinator."""
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
+        """Judge what waits if the input has ended, deliver alerts, close the coordinator."""
         ...
 
 
@@ -148,9 +148,9 @@ class Driver:
         try:
             ending = self._supervise(stop)
         except Exception:
-            self._shut_down()
+            self._shut_down(input_ended=False)
             raise
-        unclean, status = self._shut_down()
+        unclean, status = self._shut_down(input_ended=ending is Ending.IDLE)
         return RunResult(ending, status, unclean)
 
     def _supervise(self, stop: threading.Event) -> Ending:
@@ -268,7 +268,7 @@ class Driver:
             and all(report.idle for report in present)
         )
 
-    def _shut_down(self) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
+    def _shut_down(self, *, input_ended: bool) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
         deadline = Deadline(self._clock, self._settings.shutdown_deadline_s)
         running = {slot.name: slot.handle for slot in self._slots if slot.handle is not None}
         for handle in running.values():
@@ -281,7 +281,7 @@ class Driver:
             for slot in self._slots
             if slot.handle is not None and not _settled(slot) and slot.progress is not None
         )
-        return unclean, self._cluster.finish(deadline.remaining_s())
+        return unclean, self._cluster.finish(deadline.remaining_s(), input_ended=input_ended)
 
 
 def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:

@@ -110,15 +110,21 @@ class SummaryIntake:
         """
         with self._lock:
             is_first = self._monitor.end(summary.partition) is None
-        beginning: Sequence[SegmentSummary] = ()
+        beginning: Sequence[SegmentSummary] | None = ()
         if is_first and summary.base_offset > 0:
             beginning = self._read(OffsetRange(summary.partition, 0, summary.base_offset))
+        if beginning is None:
+            # Taken by itself it would be the beginning. The log has it: `read_ahead` finds it.
+            return
         with self._lock:
             for each in (*beginning, summary):
                 self._on_update(self._monitor.add(each))
 
     def fill_holes(self) -> None:
-        """Look in the log for missing offsets; after `HOLE_PATIENCE_S` go on without them."""
+        """Look in the log for missing offsets; after `HOLE_PATIENCE_S` go on without them.
+
+        While the log cannot be read nothing is given up: it may have them.
+        """
         self._fill(HOLE_PATIENCE_S)
 
     def read_ahead(self) -> None:
@@ -126,28 +132,37 @@ class SummaryIntake:
         with self._lock:
             ends = {name: self._monitor.end(name) for name in self._monitor.partitions()}
         found = {
-            name: self._read(OffsetRange(name, end or 0, LAST_OFFSET)) for name, end in ends.items()
+            name: self._read(OffsetRange(name, end or 0, LAST_OFFSET)) or ()
+            for name, end in ends.items()
         }
         chains = {name: iter(summaries) for name, summaries in found.items() if summaries}
         self.catch_up(chains, self._on_update)
 
     def close_holes(self) -> None:
-        """Look in the log for missing offsets a last time, and go on without them."""
+        """Look in the log for missing offsets a last time, and go on without them.
+
+        Those of a partition of which the log cannot be read stay missing.
+        """
         self.read_ahead()
         while self._fill(0.0):
             pass
 
     def _fill(self, patience_s: float) -> bool:
-        """Try each hole once; return whether there was one."""
+        """Try each hole once; return whether there was one of which the log could be read."""
         with self._lock:
             holes = self._monitor.holes()
+        is_any_read = False
         for hole in holes:
             found = self._read(hole)
+            if found is None:
+                self._missing_since.pop((hole.partition, hole.start), None)
+                continue
+            is_any_read = True
             with self._lock:
                 for summary in found:
                     self._on_update(self._monitor.add(summary))
                 self._give_up_after(patience_s, hole)
-        return bool(holes)
+        return is_any_read
 
     def _give_up_after(self, patience_s: float, hole: OffsetRange) -> None:
         key, now_s = (hole.partition, hole.start), self._clock.monotonic()
@@ -170,9 +185,10 @@ class SummaryIntake:
         for partition in partitions:
             self._monitor.hold(partition)
 
-    def _read(self, wanted: OffsetRange) -> Sequence[SegmentSummary]:
+    def _read(self, wanted: OffsetRange) -> Sequence[SegmentSummary] | None:
+        """What the log has of a range; None where it cannot be read, which is logged."""
         try:
             return tuple(self._summaries.read(wanted.partition, wanted.start, wanted.end))
         except NapStreamError as error:
             structlog.get_logger().warning("log_not_read", range=str(wanted), cause=str(error))
-            return ()
+            return None

@@ -9,6 +9,7 @@ import structlog
 from nap_stream.alert.base import AlertEvent, AlertSink
 from nap_stream.clock import Clock
 from nap_stream.deadline import Deadline
+from nap_stream.errors import AlertRefusedError
 from nap_stream.metrics import Metrics
 
 BACKOFF_INITIAL_S = 1.0
@@ -22,7 +23,8 @@ PILE_UP = 10
 class AlertOutbox:
     """Delivers alerts to one sink in order; what cannot be delivered is kept and tried again.
 
-    There is no bound: alerts are a few kilobytes and rare, and none may be lost.
+    There is no bound: alerts are a few kilobytes and rare, and none may be lost. One that the sink
+    will never take is given up, with the whole event in the log, so that the next ones get there.
 
     Safe for several threads: one delivers at a time, and `put` does not wait for it.
 
@@ -143,9 +145,13 @@ class AlertOutbox:
         self._metrics.alerts_undelivered.labels(self._sink.name).set(len(self._waiting))
 
     def _publish(self, alert: AlertEvent) -> bool:
+        """Try once; return whether the sink is done with it."""
         log = self._log().bind(monitor=alert.key, id=alert.id, state=alert.state)
         try:
             self._sink.publish(alert)
+        except AlertRefusedError as error:
+            self._give_up(alert, str(error))
+            return True
         except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
             self._metrics.alert_failures.labels(self._sink.name).inc()
             self._failure = str(error) or type(error).__name__
@@ -153,7 +159,15 @@ class AlertOutbox:
             log.warning("alert_not_delivered", cause=self._failure, retry_in_s=self._backoff_s)
             self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
             return False
-        self._failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
+        self._answered()
         self._metrics.alerts_published.labels(self._sink.name, alert.state).inc()
         log.info("alert_published")
         return True
+
+    def _give_up(self, alert: AlertEvent, cause: str) -> None:
+        self._answered()
+        self._metrics.alerts_refused.labels(self._sink.name).inc()
+        self._log().error("alert_lost", cause=cause, event_tree=dict(alert.event))
+
+    def _answered(self) -> None:
+        self._failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0

@@ -30,6 +30,8 @@ class Outboxes:
     def __init__(self, sinks: Sequence[AlertSink], metrics: Metrics, clock: Clock) -> None:
         self._all = tuple(AlertOutbox(sink, metrics, clock) for sink in sinks)
         self._first = self._all[0]
+        self._noting = threading.Lock()
+        self._on_their_way: dict[str, AlertEvent] = {}
         self._deliverers = [_Deliverer(outbox) for outbox in self._all[1:]]
 
     def __len__(self) -> int:
@@ -43,8 +45,12 @@ class Outboxes:
         return "; ".join(f"{name}: {why}" for name, why in failures if why is not None) or None
 
     def pending(self) -> tuple[AlertEvent, ...]:
-        """The alerts that wait for the first sink, the oldest first."""
-        return self._first.pending()
+        """The alerts that wait for any sink, each once, in the order of `put`."""
+        with self._noting:
+            waiting = {alert.id for outbox in self._all for alert in outbox.pending()}
+            for name in self._on_their_way.keys() - waiting:
+                del self._on_their_way[name]
+            return tuple(self._on_their_way.values())
 
     def read_back(self) -> None:
         """Ask each sink what it has received: `put` then leaves those ids out for that sink."""
@@ -53,8 +59,10 @@ class Outboxes:
 
     def put(self, alert: AlertEvent) -> None:
         """Queue an alert for every sink."""
-        for outbox in self._all:
-            outbox.put(alert)
+        with self._noting:
+            self._on_their_way[alert.id] = alert
+            for outbox in self._all:
+                outbox.put(alert)
         self._wake()
 
     def deliver(self) -> None:

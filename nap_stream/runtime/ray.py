@@ -138,10 +138,10 @@ class CoordinatorActor:
         """The present view."""
         return self._coordinator().status()
 
-    def finish(self, timeout_s: float) -> CoordinatorStatus:
-        """Judge what is left, deliver alerts, close."""
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus:
+        """Take what is left, deliver alerts, close."""
         coordinator = self._coordinator()
-        coordinator.flush(timeout_s)
+        coordinator.flush(timeout_s, input_ended=input_ended)
         status = coordinator.status()
         coordinator.close()
         return status
@@ -296,11 +296,12 @@ class RayCluster:
             return None
         return status
 
-    def finish(self, timeout_s: float) -> CoordinatorStatus | None:
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
         """Close the coordinator; None where it does not answer in time."""
         try:
             status: CoordinatorStatus = _answer(
-                self._coordinator.finish.remote(timeout_s * 0.8), timeout_s
+                self._coordinator.finish.remote(timeout_s * 0.8, input_ended=input_ended),
+                timeout_s,
             )
         except (RayError, NapStreamError) as error:
             structlog.get_logger().error("coordinator_did_not_finish", cause=_brief(error))

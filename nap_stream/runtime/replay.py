@@ -16,9 +16,9 @@ from nap_stream.records import CalibrationFacts, SegmentSummary
 from nap_stream.runtime.feeding import in_event_time
 from nap_stream.runtime.intake import LAST_OFFSET
 from nap_stream.runtime.stretches import EventSpan, Stretch, find_stretch, within
-from nap_stream.scored_log.reader import partitions
 from nap_stream.scored_log.store import SegmentStore
 from nap_stream.scored_log.summary import summarise_chain, summary_shape
+from nap_stream.scored_log.topics import topic_partitions
 from nap_stream.settings import Settings
 
 Advance = Callable[[int, int | None], None]
@@ -69,6 +69,7 @@ def replay(
 
     Raises:
         ConfigError: The window is too small to fire.
+        LogRootError: There is no log, or it has no partition of the topic.
         ScoredLogError: The log cannot be read.
     """
     plan = detection_plan(settings.drift, calibration)
@@ -117,7 +118,7 @@ def _stretches(
 ) -> list[Stretch]:
     found = [
         find_stretch(store, partition, span, calibration.fingerprint)
-        for partition in partitions(store, settings.kafka.topic)
+        for partition in topic_partitions(store, settings.kafka.topic)
     ]
     return [stretch for stretch in found if stretch is not None]
 

@@ -3,8 +3,9 @@
 Both give the same summary, so that a monitor that starts anew finds what it would have known.
 
 Event times come from producers, whose clocks may be wrong. One that lies more than
-`MAX_CLOCK_SKEW_MS` ahead of the time when its message was read counts as that time: no camera's
-clock stops the monitor. Both times stand in the row, so that the log alone tells.
+`MAX_CLOCK_SKEW_MS` ahead of the time when its message was read, or more than `MAX_AGE_MS` before
+it, counts as that time: no camera's clock stops the monitor. Both times stand in the row, so that
+the log alone tells.
 """
 
 from collections import Counter
@@ -37,6 +38,8 @@ from nap_stream.settings import KeySettings, Settings
 
 MAX_CLOCK_SKEW_MS = 60_000
 """How far an event time may be ahead of the time when its message was read."""
+MAX_AGE_MS = 7 * 86_400_000
+"""How far it may be behind that: as long as Kafka keeps messages, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,13 @@ def summarise_chain(
             yield _summary(span, rows_of_table(rows, shape.key_by), shape)
 
 
+def credible_times(rows: SummaryRows) -> NDArray[np.int64]:
+    """Give the event times, int64 (N,), or the ingest times where those cannot be true."""
+    age = rows.ingest_time_ms - rows.event_time_ms
+    is_credible = (age >= -MAX_CLOCK_SKEW_MS) & (age <= MAX_AGE_MS)
+    return np.where(is_credible, rows.event_time_ms, rows.ingest_time_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class _Span:
     partition: TopicPartition
@@ -127,8 +137,7 @@ class _Span:
 
 
 def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSummary:
-    is_future = rows.event_time_ms > rows.ingest_time_ms + MAX_CLOCK_SKEW_MS
-    times = np.where(is_future, rows.ingest_time_ms, rows.event_time_ms)
+    times = credible_times(rows)
     # Over all rows, as the partition's watermark is: a row without scores moves it too, and
     # where a segment ends must not matter.
     newest = np.maximum.accumulate(times)
@@ -152,7 +161,7 @@ def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSumm
         path=span.path,
         flagged_classes=_flagged_classes(rows, placed - placed % shape.pane_ms),
         examples=_examples(span, rows, times, (keys, key), shape.example_count),
-        future_records=int(is_future.sum()),
+        untimely_records=int((times != rows.event_time_ms).sum()),
         gap=span.gap,
     )
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nap_stream.records import Origin, ScoredRecord, Status
-from nap_stream.scored_log.schema import EARLIEST_TIME_MS, LATEST_TIME_MS, SCHEMA, storable_text
+from nap_stream.scored_log.schema import SCHEMA, storable_text, storable_time_ms
 
 _COLUMNS = (
     "offset",
@@ -160,7 +160,7 @@ def _last_values(headers: pa.ChunkedArray, name: str) -> pa.Array:
 
 
 def _storable_times(times_ms: Sequence[int]) -> NDArray[np.int64]:
-    return np.clip(_integers(times_ms), EARLIEST_TIME_MS, LATEST_TIME_MS)
+    return _integers([storable_time_ms(time_ms) for time_ms in times_ms])
 
 
 def _integers(values: Sequence[int]) -> NDArray[np.int64]:

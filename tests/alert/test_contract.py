@@ -14,7 +14,12 @@ from nap_stream.alert.log import LogAlertSink
 from nap_stream.alert.memory import MemoryAlertSink
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.errors import BrokerError, BrokerUnavailableError, TopicNotFoundError
+from nap_stream.errors import (
+    AlertRefusedError,
+    BrokerError,
+    BrokerUnavailableError,
+    TopicNotFoundError,
+)
 from nap_stream.settings import AlertSettings, KafkaSettings, WebhookSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.http_receiver import HttpReceiver
@@ -199,7 +204,7 @@ def test_after_a_refusal_the_sink_goes_on_when_its_cause_is_gone(
     sink = KafkaAlertSink(settings, settings.topic)
 
     for _ in range(2):
-        with pytest.raises(BrokerError, match="MessageSizeTooLarge"):
+        with pytest.raises(AlertRefusedError, match="MessageSizeTooLarge"):
             sink.publish(alert(1))
     limit_messages(settings, 2**20)
     sink.publish(alert(1))

@@ -177,7 +177,7 @@ def test_evidence() -> None:
         "fraction": 65 / 1_020,
         "firing_limit": 61,
         "bound": 61 / 1_020,
-        "resolve_limit": 31,
+        "resolve_limit": 30,
     }
     names = [(each["name"], each["active"]) for each in data["detectors"]]
     assert names == [("ood-window", True), ("ood-sequential", False), ("score-shift", False)]

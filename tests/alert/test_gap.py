@@ -6,7 +6,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from nap_stream.alert.alertmanager import alertmanager_alerts
 from nap_stream.alert.gap import gap_event, gap_schema
+from nap_stream.settings import AlertSettings
 from tests.support.summaries import partition, settings, summary
 
 GAP = summary(3, 200, [], end=270, gap="offsets [200, 270): retention deleted them")
@@ -40,7 +42,7 @@ def test_says_what_is_missing_and_where_that_is_declared() -> None:
     }
 
 
-def test_the_id_is_that_of_the_offsets_alone() -> None:
+def test_the_id_is_that_of_the_monitor_and_the_offsets_alone() -> None:
     event = gap_event(GAP, settings(), "1.2.3").event
     again = gap_event(replace(GAP, gap="other words"), settings(), "2.0").event
     others = [
@@ -51,13 +53,16 @@ def test_the_id_is_that_of_the_offsets_alone() -> None:
 
     assert again["id"] == event["id"]
     ids = {gap_event(other, settings(), "1.2.3").event["id"] for other in others}
-    assert len(ids | {event["id"]}) == 4
+    ids.add(gap_event(GAP, settings(alerts={"monitor": "night"}), "1.2.3").id)
+    assert len(ids | {event["id"]}) == 5
 
 
 def test_key_and_state() -> None:
     alert = gap_event(GAP, settings(), "1")
 
-    assert (alert.key, alert.state) == ("ood-fraction", "gap")
+    assert (alert.key, alert.state) == ("ood-fraction/gap/3", "gap")
+    (sent,) = alertmanager_alerts(alert, AlertSettings(), 0)
+    assert sent["labels"]["monitor"] == "ood-fraction"
 
 
 def test_a_segment_without_a_gap_makes_no_alert() -> None:

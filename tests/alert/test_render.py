@@ -110,7 +110,7 @@ def test_says_what_a_person_needs_in_the_order_in_which_it_is_needed() -> None:
             "score-shift (2,113, fires at 518,400,000)"
         ),
         "  Whole stream: 65 of the last 1,020 records flagged (6.37 %)",
-        "  Bound: 61 records (5.98 %); resolved below 31",
+        "  Bound: 61 records (5.98 %); resolved below 30",
         "  Window: 2026-01-31T02:03:00.000Z to 2026-01-31T02:03:20.000Z",
     ]
     assert lines[15].startswith("  Promise (false alarms: one per 30 days at 50 images/s): While")

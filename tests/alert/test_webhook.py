@@ -1,24 +1,28 @@
 """The webhook against a real HTTP server, and the shape that it sends."""
 
 import ipaddress
+import socketserver
 import ssl
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from urllib3.exceptions import HTTPError, SSLError
 
 from nap_stream.alert.alertmanager import alertmanager_alerts
 from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import ManualClock
-from nap_stream.errors import AlertDeliveryError, ConfigError
+from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings import AlertSettings, WebhookSettings
 from tests.alert.samples import ALERTS, event_tree
 from tests.support.http_receiver import Answer, HttpReceiver
@@ -330,6 +334,22 @@ def test_a_refusal_is_not_tried_again_and_shows_what_was_said(
     assert len(receiver.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "is_final"),
+    [(400, True), (413, True), (422, True), (401, False), (403, False), (404, False)],
+)
+def test_only_what_is_wrong_with_the_alert_itself_is_final(
+    receiver: HttpReceiver, clock: Clock, status: int, is_final: bool
+) -> None:
+    receiver.answers.append(Answer(status))
+
+    with pytest.raises(AlertDeliveryError) as caught:
+        sink_to(receiver.url, clock).publish(drift())
+
+    assert isinstance(caught.value, AlertRefusedError) is is_final
+    assert caught.value.retriable is not is_final
+
+
 def test_a_huge_answer_is_not_read_to_its_end(receiver: HttpReceiver, clock: Clock) -> None:
     for status in (400, 200):
         receiver.answers.append(Answer(status, body=b"x" * 2**20, pieces=1_000))
@@ -403,6 +423,57 @@ def test_the_token_is_read_each_time_and_is_in_the_header_alone(
         assert "first-token" not in shown
         assert "second-token" not in shown
     assert "who is [secret]?" in text
+
+
+class Echo(socketserver.StreamRequestHandler):
+    """Answers with the Authorization header where the status line should be."""
+
+    timeout = 30
+
+    def handle(self) -> None:
+        lines = iter(self.rfile.readline, b"\r\n")
+        (header,) = [line for line in lines if line.startswith(b"Authorization")]
+        self.wfile.write(header + b"\r\n")
+
+
+@pytest.mark.parametrize("token", ["s3cret-token", "it's\\a\"token"])
+def test_a_status_line_that_echoes_the_token_is_shown_without_it(
+    clock: Clock, tmp_path: Path, token: str
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+    with socketserver.TCPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        try:
+            with pytest.raises(AlertDeliveryError, match="no answer") as caught:
+                sink_to(url, clock, bearer_token_file=file, attempts=1).publish(drift())
+        finally:
+            server.shutdown()
+            thread.join()
+
+    told = "".join(traceback.format_exception(caught.value))
+    assert "Bearer [secret]" in str(caught.value)
+    assert token not in told
+    assert repr(token)[1:-1] not in told
+
+
+@pytest.mark.parametrize("kind", [SSLError, HTTPError])
+def test_no_error_of_the_connection_shows_the_token(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[HTTPError]
+) -> None:
+    def fail(*_: object, headers: dict[str, str], **__: object) -> None:
+        raise kind(f"{headers['Authorization']} is odd, {'x' * 10_000}")
+
+    file = tmp_path / "token"
+    file.write_text("s3cret-token")
+    monkeypatch.setattr(urllib3.PoolManager, "request", fail)
+
+    text = refused(sink_to("http://host/", clock, bearer_token_file=file), r"Bearer \[secret\] is")
+
+    assert "s3cret" not in text
+    assert len(text) < 500
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_detector_says_what_it_found_and_what_it_promises() -> None:
         detector_words(reading, BEGAN, PLAN) for reading in BEGAN.readings
     )
     assert window_words == (
-        "65 of the last 1,020 records are flagged; it fires at 61 and ends below 31. Independent "
+        "65 of the last 1,020 records are flagged; it fires at 61 and ends below 30. Independent "
         "flags with a rate of at most 2.66 % make it fire within T records with a probability of "
         "at most T / 518,400,000."
     )

@@ -15,6 +15,8 @@ COMMANDS = (
     "run",
     "produce",
     "alerts",
+    "plan",
+    "replay",
     "query",
     "verify",
     "compact",

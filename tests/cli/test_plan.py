@@ -7,6 +7,7 @@ import yaml
 
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
+from nap_stream.planning.reading import MAX_RECORDS
 from tests.cli.program import Call
 from tests.planning.streams import calibration, independent, rows, sticky, write_log
 from tests.support.small_calibration import calibration_of
@@ -84,6 +85,7 @@ def test_the_plan_is_json_for_machines(nap: Call, folder: Path) -> None:
     }
     assert document["detector_run_length"] == 30_000
     assert [each["window_records"] for each in document["delays"]] == [300, 600, 1_000, None, None]
+    assert [each["asked_window_records"] for each in document["delays"][:2]] == [300, 600]
     assert [each["factor"] for each in document["drifts"]] == [1.5, 2, 3, 5]
     fastest = document["delays"][3]["delays"][3]
     assert fastest["detected"] == fastest["streams"] == 20
@@ -185,9 +187,26 @@ def test_a_calibration_that_is_not_there_is_told(nap: Call, tmp_path: Path) -> N
     assert "there is no calibration" in ended.err
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_log_that_cannot_be_meant_is_told(nap: Call, tmp_path: Path) -> None:
+    empty, config = tmp_path / "empty", configuration(tmp_path)
+    empty.mkdir()
+    told = "the log has no partition of the topic 'cars'; it holds no topics"
+
+    for options, exit_code, what in (
+        (("--log", empty), 1, told),
+        (("--log", tmp_path / "none"), 2, "none: no such folder"),
+        (("--log", empty, "--since", "1h", "--until", "2h"), 2, "--since, --until: 1h is not befo"),
+    ):
+        ended = nap("plan", "--config", config, *options)
+        assert (ended.exit_code, ended.out) == (exit_code, "")
+        assert what in ended.err
+
+
 def test_the_command_explains_itself(nap: Call) -> None:
     ended = nap("plan", "--help")
 
     assert ended.exit_code == 0
     assert "nap-stream plan --calibration" in ended.out
+    assert f"{MAX_RECORDS:,} scored records" in " ".join(ended.out.split())
     assert "Example" in ended.out

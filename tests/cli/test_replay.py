@@ -84,8 +84,32 @@ def test_a_span_without_drift_has_no_alerts(nap: Call, config: Path) -> None:
     ended = nap("replay", "-c", config, "--until", "2026-01-01T12:00:08")
 
     assert ended.out.startswith("0 alerts (none) of 800 records")
-    ended = nap("replay", "-c", config, "--since", "2027-01-01")
-    assert ended.out.startswith("0 alerts (none) of 0 records in 0 segments of 0 partitions")
+    assert ended.err == ""
+
+
+@pytest.mark.parametrize("options", [("--since", "2027-01-01"), ("--until", "2025-01-01")])
+def test_a_span_without_records_is_warned_of(
+    nap: Call, config: Path, options: tuple[str, str]
+) -> None:
+    ended = nap("replay", "-c", config, *options)
+
+    assert ended.exit_code == 0
+    assert ended.out.startswith("0 alerts (none) of 0 records in ")
+    assert ended.err.startswith("warning: there is no scored record in that part of the log")
+
+
+def test_a_log_without_the_topic_is_no_log_without_alerts(nap: Call, config: Path) -> None:
+    (config.parent / "empty").mkdir()
+    other = config.with_name("other.yaml")
+    text = config.read_text().replace("topic: cars", "topic: boats")
+    other.write_text(text)
+
+    empty = nap("replay", "-c", config, "--log", config.parent / "empty")
+    wrong = nap("replay", "-c", other)
+
+    assert (empty.exit_code, empty.out) == (wrong.exit_code, wrong.out) == (1, "")
+    assert "the log has no partition of the topic 'cars'; it holds no topics" in empty.err
+    assert "no partition of the topic 'boats'; its topics are cars" in wrong.err
 
 
 def test_rows_of_another_calibration_are_warned_of(nap: Call, config: Path) -> None:
@@ -114,7 +138,9 @@ def test_flags_against_the_calibrations_alpha_are_warned_of(nap: Call, config: P
     ("options", "exit_code", "told"),
     [
         (["--since", "yesterday"], 2, "--since: not a time: 'yesterday'"),
-        (["--log", "/nowhere"], 1, "there is no scored log: no such folder"),
+        (["--since", "2026-01-02", "--until", "2026-01-02"], 2, "is not before 2026-01-02"),
+        (["--since", "1h", "--until", "2h"], 2, "--since, --until: 1h is not before 2h"),
+        (["--log", "/nowhere"], 2, "/nowhere: no such folder"),
         (["--log", "http://x"], 2, "no such kind of store"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -126,10 +127,9 @@ def test_the_rate_of_one_group_by_hand() -> None:
 
 
 def grid(window_records: int, steps: int) -> list[int]:
-    sizes = [window_records]
-    for _ in range(steps):
-        sizes.append(math.ceil(sizes[-1] * WINDOW_STEP))
-    return sizes
+    """The different sizes of the first steps."""
+    sizes = (math.ceil(window_records * WINDOW_STEP**step) for step in range(steps + 1))
+    return list(dict.fromkeys(sizes))
 
 
 @pytest.mark.parametrize("window_records", [1, 40, 1_000])
@@ -272,6 +272,26 @@ def test_over_draws_of_the_calibration_false_alarms_are_as_rare_as_promised() ->
     within = 250
     share = within / run_length + 1 - plan.confidence
     assert np.mean(found <= within) <= share + 3 * math.sqrt(share * (1 - share) / streams)
+
+
+def test_without_the_uncertainty_of_the_calibration_the_promise_is_broken() -> None:
+    """Flags of 39 images are expected at 5 %, and are so in no calibration: alpha is no bound."""
+    streams, panes, size = 400, 200, 39
+    honest = plan_of(size, run_length=20_000, window_records=40, with_tails=False)
+    plugged_in = dataclasses.replace(honest, flag_rate=ALPHA)
+    rng = np.random.default_rng(41)
+    records = np.full((panes, streams), 5)
+    k = flag_rank(ALPHA, size)
+    flagged = rng.binomial(records, rng.beta(k, size + 1 - k, streams))
+    bins = np.zeros((panes, streams, BIN_COUNT), np.int64)
+    bins[:, :, 4] = records
+
+    def share(plan: DetectionPlan) -> float:
+        return float(np.mean(first_alarms(plan, bins, flagged) <= panes * 5))
+
+    promised = panes * 5 / honest.run_length + 1 - honest.confidence
+    assert share(honest) <= promised
+    assert share(plugged_in) > promised
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.3, 1.0), (0.4, 1.0), (0.0, 0.6)])

@@ -171,3 +171,19 @@ def test_arrays_of_different_lengths_are_refused() -> None:
         PaneCounts(one, two, one, one, np.zeros((1, BIN_COUNT), np.int64), KEYS)
     with pytest.raises(ValueError, match="expected arrays of 1 entries"):
         PaneCounts(one, one, one, one, np.zeros((1, 2), np.int64), KEYS)
+
+
+def test_a_part_has_the_keys_that_are_in_it() -> None:
+    """A segment of ten thousand keys is kept pane by pane: none of them drags all keys along."""
+    whole = count_panes(
+        np.array([0, 10, 10, 20]),
+        np.full(4, 0.5),
+        np.zeros(4, dtype=np.bool_),
+        pane_ms=10,
+        keys=("a", "b", "c"),
+        key=np.array([0, 2, 1, 2]),
+    )
+    part = whole.part(1, 3)
+    assert part.keys == ("b", "c")
+    assert part.key.tolist() == [0, 1]
+    assert whole.part(3, 4).keys == ("c",)

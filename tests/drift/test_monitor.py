@@ -185,6 +185,26 @@ def test_only_so_many_keys_fire_at_once() -> None:
     assert of_keys == [("camera-0", Reason.ENDED), ("camera-2", Reason.BEGAN)]
 
 
+def test_a_key_that_falls_silent_gives_up_its_place() -> None:
+    """Two cameras break and are unplugged; a third that breaks later must be named."""
+    used = settings(drift=KEYED, alerts={"repeat_interval_s": 5.0})
+    monitor = make_monitor(used=used)
+    broken = keyed(0, 1_000, ("camera-0", "camera-1"))
+    later = [
+        Row(1_000 + 10 * i, (i % 4 == 0 and i > 200) or i % 53 == 0, key=f"camera-{2 + i % 4}")
+        for i in range(1_200)
+    ]
+    found = alerts(monitor, segments(0, [*broken, *later], [50] * 40))
+    of_keys = [alert for alert in found if alert.key is not None]
+    silent = [a for a in of_keys if a.change.reason is Reason.SILENT]
+    assert [a.key for a in silent] == ["camera-0", "camera-1"]
+    assert {a.change.transition for a in silent} == {Transition.RESOLVED}
+    assert all(5_000 <= a.time_ms - 1_000 <= 5_010 for a in silent)
+    began = [a.key for a in of_keys if a.change.reason is Reason.BEGAN]
+    assert began == ["camera-0", "camera-1", "camera-2"]
+    assert monitor.snapshot().keys_firing == 1
+
+
 def test_one_record_of_a_key_a_pane() -> None:
     used = settings(drift={"window_records": 40, "keys": {"one_per_pane": True}})
     monitor = make_monitor(used=used)
@@ -305,11 +325,11 @@ def test_a_source_whose_clock_lags_is_not_overlooked() -> None:
     assert monitor.snapshot().fraction == pytest.approx(0.5, abs=0.1)
 
 
-def test_future_records_are_counted() -> None:
+def test_untimely_records_are_counted() -> None:
     monitor = make_monitor()
-    spoilt = dataclasses.replace(summary(0, 0, stream(0, 5, 0)), future_records=2)
+    spoilt = dataclasses.replace(summary(0, 0, stream(0, 5, 0)), untimely_records=2)
     monitor.add(spoilt)
-    assert monitor.snapshot().future_records == 2
+    assert monitor.snapshot().untimely_records == 2
 
 
 @st.composite

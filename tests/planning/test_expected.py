@@ -4,6 +4,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
+from nap_stream.alert.plain import percent
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.delays import Delay
 from nap_stream.core.panes import ClosedPane
@@ -12,7 +13,7 @@ from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.planning.chart import bars, delay_words, detector_name, drift_name
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect, usual_windows
 from nap_stream.planning.question import Question, ask
-from nap_stream.planning.words import count, duration, factor, percent
+from nap_stream.planning.words import count, duration, factor
 from nap_stream.settings import DriftSettings
 from tests.planning.streams import calibration
 
@@ -127,6 +128,8 @@ def test_usual_windows_are_around_the_configured_one() -> None:
         (Delay(10, 500, 10, 90.0, 100.0, 4.4), 50.0, "100 ± 4\n2 s"),
         (Delay(10, 500, 6, 90.0, None, None), 10.0, "median 90\n60 % within 500\n9 s"),
         (Delay(10, 500, 2, None, None, None), 10.0, "20 % within 500"),
+        (Delay(999, 50_000, 998, None, None, None), 10.0, "99.9 % within 50,000"),
+        (Delay(400, 50_000, 399, 90.0, None, None), None, "median 90\n99.8 % within 50,000"),
         (Delay(10, 500, 0, None, None, None), 10.0, "not within 500"),
         (Delay(0, 0, 0, None, None, None, blind=True), 10.0, "never, by design"),
     ],
@@ -143,8 +146,8 @@ def test_bars_are_logarithmic() -> None:
         (2.0, 5.0),
         (0.1, 0.25),
         (
-            DetectorDelays(Detector.OOD_WINDOW, 1_000, 90, (seen[1], seen[0])),
-            DetectorDelays(Detector.OOD_SEQUENTIAL, None, 1e6, (unseen, seen[0])),
+            DetectorDelays(Detector.OOD_WINDOW, 1_000, 1_000, 90, (seen[1], seen[0])),
+            DetectorDelays(Detector.OOD_SEQUENTIAL, None, None, 1e6, (unseen, seen[0])),
         ),
         (),
         (),
@@ -159,6 +162,12 @@ def test_bars_are_logarithmic() -> None:
     assert detector_name(expectation.detectors[0]) == "rolling window, 1,000"
 
 
+def test_a_window_that_is_rounded_up_to_panes_shows_both_sizes() -> None:
+    names = [detector_name(DetectorDelays(Detector.OOD_WINDOW, n, 50, 9, ())) for n in (3, 5)]
+
+    assert names == [f"rolling window, {n} (50 in whole panes)" for n in (3, 5)]
+
+
 def test_numbers_as_people_say_them() -> None:
     assert [count(n) for n in (7.6, 764.4, 7_648, 129_600_000)] == [
         "8",
@@ -167,11 +176,19 @@ def test_numbers_as_people_say_them() -> None:
         "130,000,000",
     ]
     assert [percent(share) for share in (0.0599, 0.05, 0.9999)] == ["5.99 %", "5 %", "100 %"]
-    assert [duration(s) for s in (0.2, 35.7, 153, 8_000, 300_000)] == [
+    assert [duration(s) for s in (1e-5, 0.2, 35.7, 153, 8_000, 300_000, 4e8)] == [
+        "less than 1 ms",
         "0.2 s",
         "35.7 s",
         "2.55 min",
         "2.22 h",
         "3.47 days",
+        "4,630 days",
     ]
-    assert [factor(ratio) for ratio in (1.5, 0.5284, 73_612)] == ["1.5", "0.528", "73,600"]
+    assert [factor(ratio) for ratio in (1.5, 0.5284, 999.4, 999.6, 73_612)] == [
+        "1.5",
+        "0.528",
+        "999",
+        "1,000",
+        "73,600",
+    ]

@@ -122,7 +122,23 @@ def test_the_topic_must_be_clear(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="the log holds the topics bikes, cars"):
         read(tmp_path)
-    with pytest.raises(ConfigError, match="no such topic"):
+    with pytest.raises(LogRootError, match="topic 'boats'; its topics are bikes, cars"):
         read(tmp_path, Selection("boats"))
     with pytest.raises(LogRootError):
         read(tmp_path / "none")
+
+
+def test_a_log_that_holds_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogRootError, match="the log holds no topics"):
+        read(tmp_path)
+    with pytest.raises(LogRootError, match="topic 'cars'; it holds no topics"):
+        read(tmp_path, Selection("cars"))
+
+
+def test_a_stretch_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(1_000), CALIBRATION)
+    write_log(tmp_path, rows(independent(500).tolist(), partition=SECOND), CALIBRATION, SECOND)
+
+    assert read(tmp_path, Selection(max_records=1_500)).stretch.records == 1_500
+    with pytest.raises(ConfigError, match=r"more than 1,499 scored records.*--since and --until"):
+        read(tmp_path, Selection(max_records=1_499))

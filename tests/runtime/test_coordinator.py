@@ -98,9 +98,12 @@ def test_alerts_of_a_drift_and_a_return() -> None:
         coordinator.tick()
         assert sink.states == ["firing"]
         assert value(coordinator, "alert_firing", severity="critical") == 1
-        for each in chain[16:]:
-            coordinator.submit(each)
-        coordinator.flush(timeout_s=5)
+        with capture_logs() as logs:
+            for each in chain[16:]:
+                coordinator.submit(each)
+            coordinator.flush(timeout_s=5)
+        told = [(e["state"], e["log_level"]) for e in logs if e["event"] == "drift_alert"]
+        assert told == [("resolved", "info")]
         status = coordinator.status()
 
         assert sink.states == ["firing", "resolved"]
@@ -219,9 +222,7 @@ def test_what_stands_before_the_first_summary_is_read_from_the_log() -> None:
 def test_a_hole_that_stays_is_counted_and_passed() -> None:
     chain = segments(0, CALM, [50, 50, 50])
     clock = ManualClock(NOW_MS)
-    log = SummaryList()
-    log.broken = True
-    with running(log, clock=clock) as coordinator:
+    with running(SummaryList(), clock=clock) as coordinator:
         coordinator.submit(chain[0])
         coordinator.submit(chain[2])
         coordinator.tick()
@@ -233,6 +234,38 @@ def test_a_hole_that_stays_is_counted_and_passed() -> None:
         assert coordinator.status().rows == 100
         assert value(coordinator, "gaps_total") == 1
         assert value(coordinator, "gap_offsets_total") == 50
+
+
+@pytest.mark.timeout(60)
+def test_no_hole_is_given_up_while_the_log_cannot_be_read() -> None:
+    chain = segments(0, CALM, [50, 50, 50])
+    clock, log = ManualClock(NOW_MS), SummaryList()
+    with running(log, clock=clock) as coordinator:
+        coordinator.submit(chain[0])
+        coordinator.submit(chain[2])
+        log.broken = True
+        for _ in range(3):
+            coordinator.tick()
+            clock.advance(HOLE_PATIENCE_S)
+        coordinator.flush(0)
+        assert coordinator.status().rows == 50
+        assert value(coordinator, "gaps_total") == 0
+        log.broken, log.durable = False, chain[:3]
+        coordinator.tick()
+        assert coordinator.status().rows == 150
+        assert value(coordinator, "gaps_total") == 0
+
+
+def test_a_stop_gives_no_hole_up() -> None:
+    chain = segments(0, CALM, [20] * 9)
+    log = SummaryList([])
+    with running(log) as coordinator:
+        for each in chain[::2]:
+            coordinator.submit(each)
+        log.durable = chain[:4]
+        coordinator.flush(0, input_ended=False)
+        assert coordinator.status().rows == 100, "up to the first hole that the log has not"
+        assert value(coordinator, "gaps_total") == 0
 
 
 def test_flush_waits_for_no_hole() -> None:

@@ -101,6 +101,7 @@ class FakeCluster:
     started: list[tuple[str, int, float]] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
     finished_with_s: float | None = None
+    input_ended: bool | None = None
 
     def start_worker(self, name: str, incarnation: int) -> FakeWorker:
         self.started.append((name, incarnation, self.clock.monotonic()))
@@ -112,8 +113,8 @@ class FakeCluster:
     def status(self) -> CoordinatorStatus | None:
         return self.view(self.clock.monotonic())
 
-    def finish(self, timeout_s: float) -> CoordinatorStatus | None:
-        self.finished_with_s = timeout_s
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
+        self.finished_with_s, self.input_ended = timeout_s, input_ended
         return self.status()
 
 
@@ -138,6 +139,7 @@ def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
     result = run(cluster, stop_at=5)
 
     assert result.ending is Ending.STOPPED
+    assert cluster.input_ended is False
     assert result.unclean == ()
     assert cluster.workers[0].stopped
     assert not cluster.workers[0].killed
@@ -313,6 +315,7 @@ def test_a_worker_that_waits_is_not_idle() -> None:
     result = run(cluster, RunLimits(partitions=1, until_idle_s=5))
 
     assert result.ending is Ending.IDLE
+    assert cluster.input_ended is True
     assert cluster.clock.monotonic() >= 55
 
 

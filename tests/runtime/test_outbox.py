@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from nap_stream.alert.base import AlertEvent
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.deadline import Deadline
-from nap_stream.errors import BrokerUnavailableError
+from nap_stream.errors import AlertRefusedError, BrokerUnavailableError
 from nap_stream.metrics import Metrics
 from nap_stream.runtime.outbox import AlertOutbox
 from tests.runtime.alert_sinks import FlakySink
@@ -73,6 +73,32 @@ def test_a_fault_of_the_sink_ends_nothing() -> None:
     outbox.deliver()
     assert outbox.failure == "bug at monitor"
     assert len(outbox) == 1
+
+
+def test_an_alert_that_the_sink_will_never_take_is_in_the_log_and_holds_nothing_up() -> None:
+    class Choosy(FlakySink):
+        def publish(self, alert: AlertEvent) -> None:
+            if alert.id == "1":
+                raise AlertRefusedError("answered 422", "alerts.webhook", "Ask who runs it")
+            super().publish(alert)
+
+    sink, metrics = Choosy(), Metrics("1")
+    outbox = AlertOutbox(sink, metrics, ManualClock())
+    for number in range(3):
+        outbox.put(alert(number))
+    with capture_logs() as logs:
+        outbox.deliver()
+    assert ids(sink) == ["0", "2"]
+    assert (len(outbox), outbox.failure) == (0, None)
+    lost = [entry for entry in logs if entry["event"] == "alert_lost"]
+    assert [(entry["event_tree"], entry["log_level"]) for entry in lost] == [
+        (alert(1).event, "error")
+    ]
+    assert "answered 422" in lost[0]["cause"]
+    value = metrics.registry.get_sample_value
+    assert value("nap_stream_alerts_refused_total", {"sink": "memory"}) == 1
+    assert value("nap_stream_alert_failures_total", {"sink": "memory"}) == 0
+    assert value("nap_stream_alerts_undelivered", {"sink": "memory"}) == 0
 
 
 def test_what_the_sink_has_is_left_out_once_it_was_asked() -> None:

@@ -84,9 +84,10 @@ def test_a_stuck_sink_delays_neither_the_others_nor_the_caller() -> None:
         wait_until(lambda: ids(third) == ["0", "1"], 30, "the sink beside the stuck one")
         assert ids(stuck) == []
         assert len(outboxes) == 2
-        assert outboxes.pending() == ()
+        assert [each.id for each in outboxes.pending()] == ["0", "1"]
         stuck.go_on.set()
         wait_until(lambda: ids(stuck) == ["0", "1"], 30, "the stuck sink")
+        wait_until(lambda: outboxes.pending() == (), 30, "none on its way")
 
 
 def test_a_stuck_first_sink_delays_only_who_delivers_to_it() -> None:
@@ -101,6 +102,22 @@ def test_a_stuck_first_sink_delays_only_who_delivers_to_it() -> None:
         assert [each.id for each in outboxes.pending()] == ["0", "1"]
         stuck.go_on.set()
         thread.join()
+
+
+def test_what_waits_for_any_sink_is_pending_once_and_in_order() -> None:
+    first, stuck = FlakySink(failures=1, name="kafka"), StuckSink("webhook")
+    first.alerts.append(alert(1))
+    with opened(first, stuck) as outboxes:
+        outboxes.read_back()
+        for number in range(3):
+            outboxes.put(alert(number))
+        assert stuck.entered.wait(30)
+        outboxes.deliver()
+        assert [each.id for each in outboxes.pending()] == ["0", "1", "2"]
+        stuck.go_on.set()
+        wait_until(lambda: ids(stuck) == ["0", "1", "2"], 30, "the stuck sink")
+        wait_until(lambda: len(outboxes.pending()) == 2, 30, "those of the first sink alone")
+        assert [each.id for each in outboxes.pending()] == ["0", "2"]
 
 
 def test_failures_name_their_sinks() -> None:

@@ -138,12 +138,17 @@ class Site:
 
 
 def new_coordinator(
-    log: SummaryList, store: MemoryStore, sink: FlakySink, clock: ManualClock, **sections: Any
+    log: SummaryList,
+    store: MemoryStore,
+    sink: FlakySink,
+    clock: ManualClock,
+    *other_sinks: FlakySink,
+    **sections: Any,
 ) -> Coordinator:
     return Coordinator(
         monitor_settings(**(sections or SECTIONS)),
         FACTS,
-        [sink],
+        [sink, *other_sinks],
         summaries=log,
         checkpoints=CheckpointStore(store, "ood-fraction", "images"),
         clock=clock,
@@ -295,16 +300,84 @@ def test_an_alert_that_waits_for_the_broker_survives_its_coordinator() -> None:
     assert len(sink.alerts) == waiting
 
 
+def test_an_alert_that_waits_for_the_broker_is_delivered_under_other_settings() -> None:
+    log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
+    away = FlakySink(failures=1_000)
+    first = new_coordinator(SummaryList(), store, away, clock)
+    first.start()
+    for each in log.durable:
+        first.submit(each)
+    first.tick()
+    waiting = [alert.id for alert in first._outboxes.pending()]
+    assert waiting
+    first.close()
+    sink = FlakySink()
+    second = new_coordinator(log, store, sink, clock, drift={"window_records": 60})
+    second.start()
+    second.tick()
+    second.close()
+    ids = [alert.id for alert in sink.alerts]
+    assert ids[: len(waiting)] == waiting
+    assert len(set(ids)) == len(ids)
+
+
+def test_an_alert_that_waits_for_the_second_sink_survives_its_coordinator() -> None:
+    log, store, clock = SummaryList(), MemoryStore(), ManualClock(NOW_MS)
+    broker, away = FlakySink(name="kafka"), FlakySink(failures=1_000, name="webhook")
+    first = new_coordinator(log, store, broker, clock, away)
+    first.start()
+    for each in CHAINS[0][:14]:
+        log.durable.append(each)
+        first.submit(each)
+    first.tick()
+    sent = [alert.id for alert in broker.alerts]
+    assert sent
+    first.close()
+    back = FlakySink(name="webhook")
+    second = new_coordinator(log, store, broker, clock, back)
+    second.start()
+    second.tick()
+    wait_until(lambda: len(second._outboxes) == 0, 30, "the second sink")
+    second.close()
+    assert [alert.id for alert in back.alerts] == sent
+    assert [alert.id for alert in broker.alerts] == sent
+
+
+def test_a_stop_with_a_partition_far_behind_and_a_hole_changes_no_alert() -> None:
+    site = Site()
+    ahead, behind = CHAINS
+    for each in (*ahead, *behind[:3]):
+        site.publish(each, is_told=True)
+        site.tick()
+    stopped = site.running()
+    site.log.broken = True
+    for each, is_told in ((behind[3], False), (behind[4], True)):
+        site.publish(each, is_told=is_told)
+    stopped.flush(5, input_ended=False)
+    site.drop()
+    site.log.broken = False
+    for each in behind[5:]:
+        site.publish(each, is_told=True)
+        site.tick()
+    last = site.running()
+    assert last is not stopped
+    last.flush(5)
+    assert (stopped.status().late_records, last.status().late_records) == (0, 0)
+    site.drop()
+    assert story(site.sink.alerts) == expected()
+
+
 def test_other_settings_begin_anew() -> None:
     log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
-    for window in (40, 60):
-        sink = FlakySink()
+    sink = FlakySink()
+    for told, window in enumerate((40, 60), start=1):
         one = new_coordinator(log, store, sink, clock, drift={"window_records": window})
         one.start()
         one.tick()
         one.close()
         assert one.status().alert_state is AlertState.FIRING
-        assert sink.states == ["firing"], "the log's tail ends with it"
+        assert sink.states == ["firing"] * told, "the log's tail ends with it"
+    assert len({alert.id for alert in sink.alerts}) == 2
 
 
 def test_a_checkpoint_of_a_log_that_is_gone_is_not_taken() -> None:

@@ -22,6 +22,7 @@ from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryStore
 from nap_stream.scored_log.reader import read_footer
 from nap_stream.scored_log.summary import (
+    MAX_AGE_MS,
     MAX_CLOCK_SKEW_MS,
     SummaryShape,
     summarise,
@@ -177,7 +178,7 @@ def test_where_segments_end_does_not_matter(
     whole = publish(MemoryStore(), [(END, records)], shape)
     parts = publish(MemoryStore(), split(records, cuts), shape)
     assert closed_panes(parts, shape) == closed_panes(whole, shape)
-    assert sum(s.future_records for s in parts) == sum(s.future_records for s in whole)
+    assert sum(s.untimely_records for s in parts) == sum(s.untimely_records for s in whole)
 
 
 def test_a_row_without_scores_moves_the_time_of_those_after_it() -> None:
@@ -288,11 +289,23 @@ def test_an_event_time_of_the_future_counts_as_that_of_the_reading() -> None:
     ]
     (summary,) = publish(MemoryStore(), [(3, records)], SummaryShape(1, 1))
     assert entries(summary.panes) == [(read_ms, "", 1, 1), (latest_ms, "", 1, 0)]
-    assert summary.future_records == 2
+    assert summary.untimely_records == 2
     assert summary.max_event_time_ms == latest_ms
     assert summary.examples[0].event_time_ms == read_ms
     (early,) = publish(MemoryStore(), [(2, records[:2])], SummaryShape(1, 1))
     assert early.max_event_time_ms == read_ms
+
+
+def test_an_event_time_of_long_ago_counts_as_that_of_the_reading() -> None:
+    read_ms = origin(0).ingest_time_ms
+    oldest_ms = read_ms - MAX_AGE_MS
+    records = [scored(origin(0, event_time_ms=0)), scored(origin(1, event_time_ms=oldest_ms))]
+    (first,) = publish(MemoryStore(), [(1, records[:1])], SummaryShape(1, 1))
+    assert entries(first.panes) == [(read_ms, "", 1, 0)]
+    assert first.untimely_records == 1
+    (second,) = publish(MemoryStore(), [(2, records[1:])], SummaryShape(1, 1))
+    assert entries(second.panes) == [(oldest_ms, "", 1, 0)]
+    assert second.untimely_records == 0
 
 
 def test_only_segments_of_the_range_are_summarised() -> None:
