@@ -330,6 +330,8 @@ def test_an_alert_that_waits_for_the_second_sink_survives_its_coordinator() -> N
         log.durable.append(each)
         first.submit(each)
     first.tick()
+    # Writes a checkpoint that the first sink's deliveries precede.
+    first.flush(0, input_ended=False)
     sent = [alert.id for alert in broker.alerts]
     assert sent
     first.close()
