@@ -3,7 +3,7 @@
 What was chosen, and why. Alpha and the fusion weight are the defaults. 500 calibration digits are
 what 1,797 allow, so that none is used twice; the bounds take in what so few leave uncertain. A
 window of 150 records forgets within seconds, and one false alarm an hour suits a stream of as many.
-Scored offline with 30 other seeds, each with a split, a training and a stream of its own, all
+Scored offline with 33 other seeds, each with a split, a training and a stream of its own, all
 streams gave one firing of the stream (30 records after the change on average, 50 at most), one of
 each broken camera (39 on average, 75 at most), none before the change or of another camera, and one
 resolved (137 records after the return on average).
