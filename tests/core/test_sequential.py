@@ -124,7 +124,7 @@ def test_the_log_domain_is_the_direct_one(panes: list[tuple[int, float, float]])
     st.floats(-20, 40),
     st.floats(0.001, 0.999),
     st.integers(1, 40),
-    st.floats(0.0, 1.0),
+    st.just(0.0) | st.floats(1e-6, 1.0),  # below, scipy's probabilities overflow
 )
 def test_the_statistic_grows_by_the_records_at_most_on_average(
     log_statistic: float, rate: float, n: int, share: float
