@@ -104,10 +104,13 @@ class AlertOutbox:
             pause.wait(min(BACKOFF_INITIAL_S, deadline.remaining_s()))
 
     def close(self) -> None:
-        """Log what was not delivered, and close the sink. Safe to call twice."""
+        """Log what was not delivered, and close the sink. Safe to call twice.
+
+        The next run takes it from the checkpoint; the log has it whole, should there be none.
+        """
         while self._waiting:
             alert = self._waiting.popleft()
-            self._log().error("alert_lost", event_tree=dict(alert.event))
+            self._log().error("alert_left_undelivered", event_tree=dict(alert.event))
         self._sink.close()
 
     def _deliver_now(self) -> None:

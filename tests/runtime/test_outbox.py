@@ -165,7 +165,8 @@ def test_what_was_never_delivered_is_in_the_log() -> None:
     outbox.put(alert(0))
     with capture_logs() as logs:
         outbox.close()
-    assert [(entry["event"], entry["event_tree"]["id"]) for entry in logs] == [("alert_lost", "0")]
+    left = [(entry["event"], entry["event_tree"]["id"]) for entry in logs]
+    assert left == [("alert_left_undelivered", "0")]
     assert sink.closed == 1
 
 
@@ -238,4 +239,4 @@ def test_a_sink_that_does_not_answer_does_not_hold_up_the_end() -> None:
         outbox.close()
         wait_until(lambda: ids(sink) == ["0"], 10, "the attempt that was left behind to end")
     assert 1.4 <= waited_s < 10
-    assert "alert_lost" in [entry["event"] for entry in logs]
+    assert "alert_left_undelivered" in [entry["event"] for entry in logs]

@@ -191,8 +191,8 @@ def test_drain_keeps_to_its_deadline() -> None:
         wait_until(lambda: ids(stuck) == ["0"], 30, "the attempt that was left behind")
     assert ids(second) == ["0"]
     assert waited_s < 10
-    lost = [entry["sink"] for entry in logs if entry["event"] == "alert_lost"]
-    assert lost == ["kafka"]
+    left = [entry["sink"] for entry in logs if entry["event"] == "alert_left_undelivered"]
+    assert left == ["kafka"]
     assert (stuck.closed, second.closed) == (1, 1)
 
 
