@@ -18,6 +18,7 @@ PATIENCE_S = 60.0
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_partitions_that_a_dead_worker_has_given_up_find_an_owner(
     apache_kafka: ApacheKafka, tmp_path: Path

@@ -27,6 +27,7 @@ def settled(*workers: Worker) -> bool:
     return all(owned) and sum(map(len, owned)) == len(set().union(*owned)) == PARTITIONS
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_each_offset_comes_once_while_members_come_and_go(
     apache_kafka: ApacheKafka, tmp_path: Path

@@ -41,6 +41,7 @@ def chain_end(log: LocalScoredLog, partition: TopicPartition) -> int | None:
     return None if position is None else position.offset
 
 
+@pytest.mark.slow
 def test_what_is_published_at_the_stop_is_committed_when_the_rebalance_is_over(
     apache_kafka: ApacheKafka, sources: list[KafkaSource], tmp_path: Path
 ) -> None:

@@ -102,7 +102,11 @@ def score(loaded: LoadedModel, images: torch.Tensor) -> BatchScores:
     )
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.factory)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(CASES[0], marks=pytest.mark.slow), CASES[1]],
+    ids=lambda case: case.factory,
+)
 def test_the_checkpoint_scores_as_measured(case: Case) -> None:
     loaded = case.load()
     assert str(loaded.feature_site) == case.site

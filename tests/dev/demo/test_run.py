@@ -84,6 +84,7 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
     assert processes_naming(str(folder)) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     folder, output = tmp_path / "demo", tmp_path / "output"
 
