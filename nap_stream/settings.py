@@ -14,9 +14,12 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from nap_stream.core.false_alarms import DEFAULT_FALSE_ALARMS, parse_false_alarms
 from nap_stream.core.methods import every_method
@@ -32,6 +35,9 @@ S3_ROOT = re.compile(
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
 RESERVED_LABELS = ("alertname", "monitor", "topic", "key", "severity")
 MAX_LABEL = 1_000
+MAX_WINDOW_RECORDS = 10_000_000
+MASK = "…"
+"""Stands for what is not shown of an address."""
 
 
 def _from_folder(value: Path, info: ValidationInfo) -> Path:
@@ -41,9 +47,33 @@ def _from_folder(value: Path, info: ValidationInfo) -> Path:
 
 
 def _existing(value: Path, info: ValidationInfo) -> Path:
-    if info.context and not value.exists():
+    if info.context and not _exists(value):
         raise ValueError(f"no such file or folder: {value}")
     return value
+
+
+def _existing_secret(value: Path, info: ValidationInfo) -> Path:
+    """Like `_existing`, without showing what may be the secret itself."""
+    if info.context and not _exists(value):
+        raise ValueError("no such file; expected its path, not what it holds")
+    return value
+
+
+def _exists(value: Path) -> bool:
+    try:
+        return value.exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _origin(url: str) -> str:
+    try:
+        parsed = parse_url(url)
+    except LocationParseError:
+        parsed = None
+    if parsed is None or not parsed.host:
+        raise ValueError("this is no address")
+    return f"{parsed.scheme}://{parsed.netloc}"
 
 
 def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
@@ -59,6 +89,8 @@ def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
 
 AnyPath = Annotated[Path, AfterValidator(_from_folder)]
 ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
+SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing_secret)]
+"""A file that holds a secret. Errors do not show the path: it may be the secret, misplaced."""
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
@@ -104,11 +136,11 @@ class KafkaSettings(Section):
     sasl_username: str | None = None
     sasl_password: SecretStr | None = None
     """Only from NAP_STREAM__KAFKA__SASL_PASSWORD or `sasl_password_file`."""
-    sasl_password_file: ExistingPath | None = None
+    sasl_password_file: SecretFile | None = None
     """A file that holds the password, such as a mounted secret."""
     ssl_cafile: ExistingPath | None = None
     ssl_certfile: ExistingPath | None = None
-    ssl_keyfile: ExistingPath | None = None
+    ssl_keyfile: SecretFile | None = None
 
     @field_validator("bootstrap_servers", mode="before")
     @classmethod
@@ -121,7 +153,7 @@ class KafkaSettings(Section):
         for server in value:
             host, _, port = server.rpartition(":")
             if not host or not port.isdigit():
-                raise ValueError(f"expected host:port, got {server!r}")
+                raise ValueError(f"expected host:port, got {server.rpartition('@')[2]!r}")
         if not value:
             raise ValueError("expected at least one host:port")
         return value
@@ -307,7 +339,8 @@ class KeySettings(Section):
     """What names it: key, the message's key (of an Arrow batch: the image's), or header:NAME, which
     must stand in log.headers."""
     max_keys: Annotated[int, Field(gt=0, le=1_000_000)] = 100_000
-    """Keys that are remembered; beyond them the one that was silent longest is forgotten."""
+    """Keys that are remembered; beyond them those that were silent longest are forgotten, and ones
+    with an active monitor last."""
     max_firing: Annotated[int, Field(gt=0, le=1_000)] = 20
     """Alerts of keys that may fire at once; of more only the number is told."""
     one_per_pane: bool = False
@@ -326,7 +359,7 @@ class DriftSettings(Section):
     most T / A."""
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
     """Share of calibrations, over the draw of their images, for which that holds."""
-    window_records: Annotated[int, Field(gt=0, le=10_000_000)] = 1_000
+    window_records: Annotated[int, Field(gt=0, le=MAX_WINDOW_RECORDS)] = 1_000
     """Records of the rolling window."""
     pane_ms: Annotated[int, Field(gt=0, le=86_400_000)] = 1_000
     """Width of the event-time panes in which records are counted: verdicts come at their ends."""
@@ -359,11 +392,14 @@ class DriftSettings(Section):
 
 
 class WebhookSettings(Section):
-    """An HTTP endpoint with the shape of Alertmanager's POST /api/v2/alerts."""
+    """An HTTP endpoint with the shape of Alertmanager's POST /api/v2/alerts.
+
+    The path and the query of some addresses are what lets one in: only the origin is shown.
+    """
 
     url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000, repr=False)
     """Such as http://alertmanager:9093/api/v2/alerts; without a user or password in it."""
-    bearer_token_file: ExistingPath | None = None
+    bearer_token_file: SecretFile | None = None
     """A file that holds a token for the Authorization header, such as a mounted secret."""
     ca_file: ExistingPath | None = None
     """Certificates to trust instead of the system's."""
@@ -371,6 +407,23 @@ class WebhookSettings(Section):
     """For each attempt, to connect and to answer."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
     """Before the alert goes back to the queue, from which it is tried again later."""
+
+    @field_validator("url")
+    @classmethod
+    def _whole_address(cls, value: str) -> str:
+        if MASK in value:
+            raise ValueError(f"the address is masked: fill in what {MASK} stands for")
+        _origin(value)
+        return value
+
+    @field_serializer("url", when_used="json")
+    def _masked(self, value: str) -> str:
+        return value if value.rstrip("/") == self.origin else f"{self.origin}/{MASK}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of the address: the part that may be shown."""
+        return _origin(self.url)
 
 
 class AlertSettings(Section):

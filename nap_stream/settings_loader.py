@@ -7,6 +7,7 @@ paths are taken from the folder of the YAML file.
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,10 @@ def load_alert_settings(path: Path, environ: Mapping[str, str] | None = None) ->
 
 
 def masked_yaml(settings: Settings) -> str:
-    """The settings in force as YAML, secrets masked. `load_settings` reads all but these."""
+    """The settings in force as YAML, secrets and the path of the webhook's address masked.
+
+    `load_settings` refuses the masked values: they must be filled in again.
+    """
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -149,12 +153,27 @@ def _read_yaml(path: Path) -> _Tree:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}", str(path)) from error
+        # Its own text quotes the line, which may hold a secret, as do tracebacks that it is in.
+        raise _not_yaml(error, path) from None
+    except ValueError:
+        raise ConfigError("not valid YAML: a date or number that is none", str(path)) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise ConfigError("expected keys and values at the top level", str(path))
     return _Tree(values, dict(_places(node, path, ())))
+
+
+def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ConfigError("not valid YAML", str(path))
+    mark = error.context_mark or error.problem_mark
+    parts = [part for part in (error.context, error.problem) if part]
+    # Names of tags and aliases are quoted: a value that begins with ! or * is taken for one.
+    said = ", ".join(re.sub(r"'[^']{2,}'", "…", part) for part in parts)
+    return ConfigError(
+        f"not valid YAML: {said}", f"{path}:{mark.line + 1}", f"Look from column {mark.column + 1}"
+    )
 
 
 def _places(node: yaml.Node | None, path: Path, key: Key) -> Iterator[tuple[Key, str]]:
@@ -193,8 +212,8 @@ def _env_value(key: Key, text: str, place: str) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError("not a YAML value", place) from error
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError("not a YAML value", place) from None
 
 
 def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -> None:

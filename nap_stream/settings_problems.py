@@ -1,6 +1,7 @@
 """Turns pydantic's validation errors into errors that say where a setting stands."""
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -8,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 
 from nap_stream.errors import ConfigError
+from nap_stream.settings import SecretFile
 
 Key = tuple[str | int, ...]
+
+_USER_INFO = re.compile(r"://[^/?#\s]*@")
+"""A user, and perhaps a password, in an address."""
 
 
 def config_error(
@@ -34,16 +40,29 @@ def config_error(
 
 def is_secret(model: type[BaseModel], key: Key) -> bool:
     """Whether a key's value must never be shown or read from a plain file."""
-    section = _section_at(model, key[:-1]) if key else None
-    field = section.model_fields.get(str(key[-1])) if section else None
+    field = _field_at(model, key)
     return field is not None and SecretStr in _members(field.annotation)
 
 
 def _is_hidden(model: type[BaseModel], key: Key) -> bool:
-    """Whether an error must not show a key's value: part of it may be a secret."""
-    section = _section_at(model, key[:-1]) if key else None
-    field = section.model_fields.get(str(key[-1])) if section else None
-    return is_secret(model, key) or (field is not None and not field.repr)
+    """Whether an error must not show a key's value: part of it may be a secret.
+
+    So may be what stands in the place of a whole section that holds such a key.
+    """
+    section, field = _section_at(model, key), _field_at(model, key)
+    return (section is not None and _holds_hidden(section)) or (field is not None and _hides(field))
+
+
+def _holds_hidden(section: type[BaseModel]) -> bool:
+    return any(
+        _hides(field) or any(_holds_hidden(inner) for inner in _sections_of(field))
+        for field in section.model_fields.values()
+    )
+
+
+def _hides(field: FieldInfo) -> bool:
+    members = _members(field.annotation)
+    return not field.repr or SecretStr in members or SecretFile in members
 
 
 def dotted(key: Key) -> str:
@@ -58,12 +77,14 @@ def _describe(
     place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
     where = f"{place}, key {dotted(key)}" if key else place
     if item["type"] == "extra_forbidden":
-        return ConfigError("unknown key", where, _suggestion(model, key))
+        return _unknown_key(model, key, place)
     if item["type"] == "missing":
         return ConfigError("a value is missing", where, _meaning(model, key))
     problem, given = item["msg"].removeprefix("Value error, "), item["input"]
+    if item["type"] == "model_type" and (section := _section_at(model, key)) is not None:
+        problem = f"expected keys: {', '.join(section.model_fields)}"
     is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
-    if is_shown and ", got " not in problem:
+    if is_shown and ", got " not in problem and not _USER_INFO.search(str(given)):
         problem = f"{problem}, got {given!r}"
     return ConfigError(problem, where, _meaning(model, key))
 
@@ -79,6 +100,14 @@ def _known_part(model: type[BaseModel], loc: Key, places: Mapping[Key, str]) -> 
     return key
 
 
+def _unknown_key(model: type[BaseModel], key: Key, place: str) -> ConfigError:
+    """An unknown key by its name, unless that may be a hidden value without its key."""
+    if not str(key[-1]).isidentifier() and _is_hidden(model, key[:-1]):
+        where = f"{place}, key {dotted(key[:-1])}" if key[:-1] else place
+        return ConfigError("a key that is no name", where, _suggestion(model, key))
+    return ConfigError("unknown key", f"{place}, key {dotted(key)}", _suggestion(model, key))
+
+
 def _suggestion(model: type[BaseModel], key: Key) -> str:
     section = _section_at(model, key[:-1])
     known = sorted(section.model_fields) if section else []
@@ -88,8 +117,7 @@ def _suggestion(model: type[BaseModel], key: Key) -> str:
 
 def _meaning(model: type[BaseModel], key: Key) -> str:
     """The documentation of a key, as advice."""
-    section = _section_at(model, key[:-1]) if key else None
-    field = section.model_fields.get(str(key[-1])) if section else None
+    field = _field_at(model, key)
     return " ".join((field.description or "").split()) if field else ""
 
 
@@ -98,12 +126,22 @@ def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     section = model
     for part in key:
         field = section.model_fields.get(str(part))
-        members = _members(field.annotation) if field else ()
-        inner = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        inner = _sections_of(field) if field else ()
         if not inner:
             return None
         section = inner[0]
     return section
+
+
+def _field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
+    section = _section_at(model, key[:-1]) if key else None
+    return section.model_fields.get(str(key[-1])) if section else None
+
+
+def _sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """The sections that a field's value may be."""
+    members = _members(field.annotation)
+    return tuple(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -150,11 +150,56 @@ def test_a_webhook_with_a_password_in_its_address_is_refused(tmp_path: Path) -> 
     assert "secret" not in problem
 
 
-@pytest.mark.parametrize("url", ["htp://host/hush", "http://host/a b?token=hush", "hush" * 600])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("htp://host/hush", "http://host/a b?token=hush", "hush" * 600, "http://[::1/hush"),
+        *("http:///hush", "http://host:hush/"),
+    ],
+)
 def test_a_wrong_address_of_a_webhook_is_not_shown(tmp_path: Path, url: str) -> None:
     """Its path or query may be what lets one in."""
     problem = problem_of(monitor(tmp_path, f"alerts:\n  webhook:\n    url: {url}\n"))
     assert "key alerts.webhook.url" in problem
+    assert "hush" not in problem
+
+
+@pytest.mark.parametrize(
+    ("key", "section", "text"),
+    [
+        ("alerts.webhook", "", "alerts: {webhook: 'https://hush/'}\n"),
+        ("alerts", "", "alerts: 'https://hush/'\n"),
+        ("kafka", "kafka:\n  topic: images\n", "kafka: hush\n"),
+    ],
+)
+def test_what_stands_in_place_of_a_section_with_secrets_is_not_shown(
+    tmp_path: Path, key: str, section: str, text: str
+) -> None:
+    path = tmp_path / "monitor.yaml"
+    path.write_text(MONITOR.replace(section, "", 1) + text)
+    problem = problem_of(path)
+    assert f"key {key}: expected keys: " in problem
+    assert "hush" not in problem
+
+
+@pytest.mark.parametrize("key", ["alerts.webhook", "alerts", "kafka"])
+def test_nor_is_it_where_it_comes_from_the_environment(tmp_path: Path, key: str) -> None:
+    name = "NAP_STREAM__" + key.upper().replace(".", "__")
+    with pytest.raises(ConfigError, match=f"variable {name}, key {key}: expected keys: ") as caught:
+        load_settings(monitor(tmp_path, ""), {name: "https://hush/"})
+    assert "hush" not in str(caught.value)
+
+
+def test_a_section_without_secrets_shows_what_stands_in_its_place(tmp_path: Path) -> None:
+    problem = problem_of(monitor(tmp_path, "worker: 3\n"))
+    assert "key worker: expected keys: count, num_gpus, " in problem
+    assert problem.endswith("got 3")
+
+
+def test_an_address_in_place_of_a_key_is_not_shown(tmp_path: Path) -> None:
+    problem = problem_of(monitor(tmp_path, "alerts: {webhook: {https://hooks.example/hush}}\n"))
+    assert "key alerts.webhook.url: a value is missing" in problem
+    assert "key alerts.webhook: a key that is no name. Known here: attempts, " in problem
     assert "hush" not in problem
 
 

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nap_stream.errors import ConfigError
 from nap_stream.settings_loader import (
@@ -114,6 +115,7 @@ def test_unknown_environment_key_is_named(write: Write) -> None:
     [
         ("- a\n- b\n", "expected keys and values at the top level"),
         ("kafka: [unclosed\n", "not valid YAML"),
+        ("when: 2026-13-45\n", "not valid YAML"),
         ("", "a value is missing"),
     ],
 )
@@ -155,6 +157,78 @@ def test_secret_is_not_shown_when_it_is_invalid(write: Write) -> None:
     environ = {"NAP_STREAM__KAFKA__SASL_PASSWORD": "hunter2", "NAP_STREAM__KAFKA__TOPIC": "a b"}
 
     assert "hunter2" not in problem_of(write(SASL), environ)
+
+
+@pytest.mark.parametrize("value", ["'hunter2", "*hunter2", "!hunter2", "hunter2: x"])
+def test_text_that_is_no_yaml_is_not_quoted(write: Write, value: str) -> None:
+    problem = problem_of(write(SASL.replace("kafka:", f"kafka:\n  sasl_password: {value}")))
+
+    assert "monitor.yaml:2: not valid YAML: " in problem
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize("length", [1, 100], ids=["short", "longer than a name may be"])
+@pytest.mark.parametrize(
+    "key", ["kafka.sasl_password_file", "kafka.ssl_keyfile", "alerts.webhook.bearer_token_file"]
+)
+def test_a_secret_in_place_of_its_file_is_not_shown(write: Write, key: str, length: int) -> None:
+    name = "NAP_STREAM__" + key.upper().replace(".", "__")
+    environ = {name: "hunter2" * length, "NAP_STREAM__ALERTS__WEBHOOK__URL": "http://host/"}
+
+    problem = problem_of(write(MINIMAL), environ)
+
+    assert f"environment variable {name}, key {key}: no such file" in problem
+    assert "hunter2" not in problem
+
+
+WEBHOOK = MINIMAL + "alerts:\n  webhook:\n    url: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://hooks.example:8443/services/hush", "https://hooks.example:8443/…"),
+        ("http://host?token=hush", "http://host/…"),
+        ("http://[::1]:80#hush", "http://[::1]:80/…"),
+        ("https://host\\hush", "https://host/…"),
+        ("http://host:9093", "http://host:9093"),
+        ("http://host:9093/", "http://host:9093/"),
+    ],
+)
+def test_of_the_address_of_a_webhook_only_the_origin_is_shown(
+    write: Write, url: str, shown: str
+) -> None:
+    settings = load_settings(write(WEBHOOK.format(url)), {})
+
+    assert settings.alerts.webhook is not None
+    assert settings.alerts.webhook.url == url
+    text = masked_yaml(settings)
+    assert yaml.safe_load(text)["alerts"]["webhook"]["url"] == shown
+    assert "hush" not in text + repr(settings)
+
+
+def test_a_masked_address_must_be_filled_in_again(write: Write) -> None:
+    text = masked_yaml(load_settings(write(WEBHOOK.format("https://host/hush")), {}))
+
+    problem = problem_of(write(text))
+
+    assert "key alerts.webhook.url: the address is masked: fill in what … stands for" in problem
+    assert load_settings(
+        write(text), {"NAP_STREAM__ALERTS__WEBHOOK__URL": "https://host/hush"}
+    ) == load_settings(write(WEBHOOK.format("https://host/hush")), {})
+
+
+def test_a_user_and_a_password_in_an_address_are_not_shown(write: Write) -> None:
+    environ = {
+        "NAP_STREAM__LOG__ROOT": "s3://user:hunter2@bucket/log",
+        "NAP_STREAM__KAFKA__BOOTSTRAP_SERVERS": "SASL://user:hunter2@broker",
+    }
+
+    problem = problem_of(write(MINIMAL), environ)
+
+    assert "key log.root: expected a path or s3://bucket/prefix" in problem
+    assert "expected host:port, got 'broker'" in problem
+    assert "hunter2" not in problem
 
 
 def test_sasl_without_a_password_is_refused(write: Write) -> None:

@@ -20,6 +20,7 @@ PAUSE_INITIAL_S = 0.5
 PAUSE_MAX_S = 30.0
 """The longest between two attempts, whatever Retry-After asks for: the outbox tries again."""
 MAX_TOKEN_BYTES = 8 * 2**10
+ALERTS_PATH = "/api/v2/alerts"
 _TRY_AGAIN = (408, 429)
 _REFUSED = (400, 413, 422)
 """What is wrong is the alert itself. Others may pass, as when somebody mends the address."""
@@ -49,7 +50,7 @@ class WebhookAlertSink:
         clock: Times the pauses between attempts.
 
     Raises:
-        ConfigError: The address is none, or the certificates cannot be read.
+        ConfigError: The certificates cannot be read.
     """
 
     name: ClassVar[str] = "webhook"
@@ -57,7 +58,9 @@ class WebhookAlertSink:
     def __init__(self, settings: AlertSettings, webhook: WebhookSettings, clock: Clock) -> None:
         self._settings, self._webhook, self._clock = settings, webhook, clock
         self._closed = False
-        self._where = f"alerts.webhook {_origin(webhook.url)}"
+        self._where = f"alerts.webhook {webhook.origin}"
+        # Endpoints quote it, as in "Cannot POST /services/…", and redirect to what begins with it.
+        self._path = _own_path(webhook.url)
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=webhook.timeout_s, read=webhook.timeout_s),
             # The loop in `publish` makes pauses that are bounded and that `close` ends.
@@ -119,12 +122,12 @@ class WebhookAlertSink:
         # An endpoint may answer with the header that it was sent, which errors then quote: their
         # texts are shown without the token, and they themselves left out of tracebacks.
         except SSLError as error:
-            why = shown(str(error).encode(errors="replace"), token)
+            why = shown(str(error).encode(errors="replace"), token, self._path)
             raise AlertDeliveryError(
                 f"no TLS connection: {why}", self._where, "Check alerts.webhook.ca_file"
             ) from None
         except HTTPError as error:
-            why = shown(str(error).encode(errors="replace"), token)
+            why = shown(str(error).encode(errors="replace"), token, self._path)
             raise _TryAgainError(
                 f"no answer: {type(error).__name__}: {why}",
                 self._where,
@@ -140,9 +143,9 @@ class WebhookAlertSink:
         if 200 <= status < 300:  # noqa: PLR2004  what HTTP calls success
             return
         body = beginning(response, Deadline(self._clock, self._webhook.timeout_s))
-        problem = f"answered {status} {shown(body, token)}".rstrip()
+        problem = f"answered {status} {shown(body, token, self._path)}".rstrip()
         if 300 <= status < 400:  # noqa: PLR2004  what HTTP calls redirection
-            place = shown(response.headers.get("Location", "").encode(), token)
+            place = shown(response.headers.get("Location", "").encode(), token, self._path)
             raise AlertDeliveryError(
                 f"{problem}: a redirect to {place!r}, which is not followed",
                 self._where,
@@ -172,13 +175,9 @@ class WebhookAlertSink:
         return token.decode("ascii")
 
 
-def _origin(url: str) -> str:
-    """Scheme, host and port: the path and the query of some endpoints hold their secret."""
-    try:
-        parsed = urllib3.util.parse_url(url)
-    except HTTPError:
-        raise ConfigError("this is no address", "alerts.webhook.url") from None
-    return f"{parsed.scheme}://{parsed.netloc}"
+def _own_path(url: str) -> str:
+    """Give path and query, which may be what lets one in, without what all addresses have."""
+    return urllib3.util.parse_url(url).request_uri.removesuffix(ALERTS_PATH).rstrip("/")
 
 
 def _trust(webhook: WebhookSettings) -> ssl.SSLContext | None:

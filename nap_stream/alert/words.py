@@ -4,11 +4,13 @@ The promise is that of `nap_stream.core.detection`, with the conditions under wh
 `nap_stream.core.bounds` for the rolling window and `nap_stream.core.sequential` for e-detectors.
 """
 
+import math
+
 from nap_stream.alert.envelope import rfc3339
 from nap_stream.alert.plain import bounded, duration, moment, number, percent, plain
 from nap_stream.core.alert_state import Detector, Reason, Transition
 from nap_stream.core.detection import DetectionPlan
-from nap_stream.core.sequential import Onset
+from nap_stream.core.sequential import QUIET_CUSUM, Onset
 from nap_stream.core.tail_events import TailEvent
 from nap_stream.records import CalibrationFacts, DetectorReading, DriftAlert, TailShift
 from nap_stream.settings import Settings
@@ -56,7 +58,8 @@ def detector_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionP
         return _window_words(reading, alert, plan)
     evidence = (
         f"Its evidence is {number(reading.statistic)}; it fires at {number(reading.threshold)} and "
-        f"ends below {number(reading.resolve_threshold)}."
+        f"ends below {number(reading.resolve_threshold)}, or earlier, once the records "
+        f"speak at most {number(math.exp(QUIET_CUSUM))} to 1 for a change."
     )
     if reading.detector is Detector.SCORE_SHIFT:
         found = "" if alert.tail is None else f"{shift_words(alert.tail, alert.time_ms)}. "
@@ -153,6 +156,11 @@ def _ended(alert: DriftAlert) -> str:
     lasted = duration(alert.time_ms - firing.since_ms)
     if alert.change.reason is Reason.SILENT and alert.key is not None:
         return f"Closed after {lasted}: no images of {plain(alert.key)} come any more"
+    if alert.change.reason is Reason.FORGOTTEN and alert.key is not None:
+        return (
+            f"Closed after {lasted}: more keys are active than drift.keys.max_keys, and "
+            f"{plain(alert.key)} is no longer known; it may be as it was"
+        )
     over = f"Over after {lasted}: "
     more = "more often than expected"
     if alert.key is not None:

@@ -26,7 +26,11 @@ def run(
         typer.Option(metavar="N", min=1, help="End once at least N records are logged."),
     ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Show the settings in force, and end.")
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Show the settings in force, and end. Secrets are masked: fill them in again.",
+        ),
     ] = False,
 ) -> None:
     """Run the monitor until it is stopped (SIGTERM, Ctrl-C) or a limit is reached.

@@ -98,6 +98,13 @@ LESS = TailShift(TailEvent(0.1, upper=False), 0.12, Onset(0, NIGHT_MS - 100_000_
             ),
         ),
         (
+            replace(KEY_BEGAN, change=replace(ENDED.change, reason=Reason.FORGOTTEN)),
+            (
+                "Closed after 1 h 5 min: more keys are active than drift.keys.max_keys, and "
+                "camera-7 is no longer known; it may be as it was"
+            ),
+        ),
+        (
             replace(SHIFTED, change=replace(SHIFTED.change, reason=Reason.ENDED)),
             "Over after less than 1 s: the model's scores are no longer shifted",
         ),
@@ -156,10 +163,10 @@ def test_a_detector_says_what_it_found_and_what_it_promises() -> None:
     )
     assert flag_words == (
         "61 of 816 records (7.48 %) since about 02:03:04 UTC are flagged, at most 2.66 % "
-        "expected. Its evidence is 41,251; it fires at 518,400,000 and ends below 518,400. It "
-        "fires by chance within T records with a probability of at most T / 518,400,000, however "
-        "flags depend on each other, as long as a flag is no more likely than 2.66 % given the "
-        "records before."
+        "expected. Its evidence is 41,251; it fires at 518,400,000 and ends below 518,400, or "
+        "earlier, once the records speak at most 10 to 1 for a change. It fires by chance within T "
+        "records with a probability of at most T / 518,400,000, however flags depend on each "
+        "other, as long as a flag is no more likely than 2.66 % given the records before."
     )
     assert shift_words.endswith(
         "no tail of the p-values is more likely, given the records before, than its bound."
