@@ -47,6 +47,7 @@ ALPHA = 0.05
 CALIBRATION_IMAGES = 2_000
 DRIFTED_RATE = 0.5
 PANE_MS = 1_000
+SILENCE_MS = 4 * 3_600_000
 SEGMENT_S = 5
 PARTITIONS = 4
 CLASSES = 10
@@ -157,7 +158,8 @@ def _columns(speed: Speed) -> str:
 def _key_monitors(max_keys: int) -> KeyMonitors:
     rank = int(ALPHA * (CALIBRATION_IMAGES + 1))
     rate = upper_flag_rate(rank, CALIBRATION_IMAGES, 0.95)
-    return KeyMonitors(bets_against(np.array([rate])), float(np.log(5e8)), max_keys)
+    bets = bets_against(np.array([rate]))
+    return KeyMonitors(bets, float(np.log(5e8)), max_keys, SILENCE_MS)
 
 
 def _pane(which: NDArray[np.int64], number: int, rng: np.random.Generator) -> ClosedPane:

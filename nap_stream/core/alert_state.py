@@ -45,6 +45,7 @@ class Reason(StrEnum):
     REPEATED = "repeated"
     ENDED = "ended"
     SILENT = "silent"
+    FORGOTTEN = "forgotten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Change:
     @property
     def transition(self) -> Transition:
         """The state that it tells of."""
-        is_over = self.reason in {Reason.ENDED, Reason.SILENT}
+        is_over = self.reason in {Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN}
         return Transition.RESOLVED if is_over else Transition.FIRING
 
 

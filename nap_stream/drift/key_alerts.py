@@ -37,8 +37,9 @@ class KeyAlerts:
     """The monitors of all keys, and the alerts of those that fire.
 
     Where more keys are active than may fire, the others wait for a place; those of a pane get one
-    in order of their names. A key that brings no record for the repeat interval loses its place:
-    nothing of it can tell whether it has recovered.
+    in order of their names. A key that brings no record for the repeat interval loses its place,
+    and its monitor begins anew, whether it had one or waited: nothing of it can tell whether it
+    has recovered. So does one that is forgotten for want of room.
 
     Args:
         plan: What the detectors are set to.
@@ -48,38 +49,44 @@ class KeyAlerts:
 
     def __init__(self, plan: DetectionPlan, keys: KeySettings, alerts: AlertSettings) -> None:
         bets = bets_against(np.array([plan.flag_rate]))
-        self.monitors = KeyMonitors(bets, plan.log_threshold, keys.max_keys)
+        self._repeat_interval_ms = round(alerts.repeat_interval_s * 1000)
+        self.monitors = KeyMonitors(
+            bets, plan.log_threshold, keys.max_keys, self._repeat_interval_ms
+        )
         self.firing: dict[str, FiringKey] = {}
         self._threshold = plan.detector_run_length
         self._max_firing = keys.max_firing
         self._critical_fraction = alerts.critical_fraction
-        self._repeat_interval_ms = round(alerts.repeat_interval_s * 1000)
 
     def push(self, pane: ClosedPane, end_ms: int) -> list[KeyChange]:
         """Take the next pane, which ends at ``end_ms``; give what is to be sent, by key."""
-        waiting: list[str] = []
-        if pane.keys:
-            readings = self.monitors.update(pane)
-            active = [readings.keys[place] for place in np.flatnonzero(readings.active)]
-            waiting = [key for key in active if key not in self.firing]
-        changes = [
-            change for key in sorted(self.firing) for change in self._go_on(key, pane, end_ms)
-        ]
+        # Before the pane is taken, as the monitors of silent keys begin anew with it.
+        changes = self._close_silent(pane, end_ms)
+        readings = self.monitors.update(pane)
+        active = [readings.keys[place] for place in np.flatnonzero(readings.active)]
+        waiting = [key for key in active if key not in self.firing]
+        for key, firing in sorted(self.firing.items()):
+            if key in self.monitors:
+                changes += self._step(key, firing, end_ms)
+            else:
+                del self.firing[key]
+                changes.append(self._change(key, Change(Reason.FORGOTTEN, firing.alert)))
         places = max(0, self._max_firing - len(self.firing))
-        changes += [change for key in waiting[:places] for change in self._step(key, None, end_ms)]
+        for key in waiting[:places]:
+            changes += self._step(key, None, end_ms)
         return sorted(changes, key=lambda change: change.key)
 
-    def _go_on(self, key: str, pane: ClosedPane, end_ms: int) -> Iterator[KeyChange]:
-        """Take the pane into account for a key that fires."""
-        firing = self.firing[key]
-        place = bisect_left(pane.keys, key)
-        if place < len(pane.keys) and pane.keys[place] == key:
-            firing = FiringKey(firing.alert, end_ms)
-        if end_ms - firing.seen_ms < self._repeat_interval_ms:
-            yield from self._step(key, firing, end_ms)
-            return
-        del self.firing[key]
-        yield self._change(key, Change(Reason.SILENT, firing.alert))
+    def _close_silent(self, pane: ClosedPane, end_ms: int) -> list[KeyChange]:
+        """Note which firing keys the pane has; close the alerts of those that are silent."""
+        closed = []
+        for key, firing in list(self.firing.items()):
+            place = bisect_left(pane.keys, key)
+            if place < len(pane.keys) and pane.keys[place] == key:
+                self.firing[key] = FiringKey(firing.alert, end_ms)
+            elif end_ms - firing.seen_ms >= self._repeat_interval_ms:
+                del self.firing[key]
+                closed.append(self._change(key, Change(Reason.SILENT, firing.alert)))
+        return closed
 
     def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[KeyChange]:
         _, is_active, since = self.monitors.reading(key)
@@ -103,6 +110,8 @@ class KeyAlerts:
 
     def _change(self, key: str, change: Change) -> KeyChange:
         log_statistic, is_active, since = self.monitors.reading(key)
+        if not since.records:
+            since = Onset(event=0, start_ms=change.alert.onset_ms, records=0, hits=0)
         reading = DetectorReading(
             Detector.OOD_SEQUENTIAL,
             is_active,

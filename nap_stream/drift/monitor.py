@@ -8,7 +8,7 @@ its partition was taken for idle is counted as late.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nap_stream.clock import Clock
@@ -45,7 +45,8 @@ class DriftSnapshot:
     ``severity`` is null while the stream's alert is inactive. ``late_records`` and
     ``untimely_records`` were counted in another pane than their event time's: in a later one that
     was still open, or in that of the time when they were read. ``watermark_ms`` is null while
-    nothing is known. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
+    nothing is known; ``partition_watermarks_ms`` are those of the partitions that have brought
+    records. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
     ``keys_firing`` an alert that fires.
     """
 
@@ -60,6 +61,7 @@ class DriftSnapshot:
     untimely_records: int
     duplicates: int
     watermark_ms: int | None
+    partition_watermarks_ms: Mapping[TopicPartition, int]
     keys: int
     keys_active: int
     keys_firing: int
@@ -172,6 +174,10 @@ class DriftMonitor:
         told = [mark for mark in active if mark is not None]
         if active:
             return min(told) if len(told) == len(active) else None
+        return self.newest_ms()
+
+    def newest_ms(self) -> int | None:
+        """The largest event time that any partition has brought; None while nothing is known."""
         marks = [p.watermark_ms for p in self.known.values() if p.watermark_ms is not None]
         return max(marks, default=None)
 
@@ -191,8 +197,13 @@ class DriftMonitor:
             untimely_records=self.untimely_records,
             duplicates=sum(p.ledger.duplicates for p in self.known.values()),
             watermark_ms=self.watermark_ms(),
+            partition_watermarks_ms={
+                name: known.watermark_ms
+                for name, known in self.known.items()
+                if known.watermark_ms is not None
+            },
             keys=0 if keys is None else len(keys.monitors),
-            keys_active=0 if keys is None else len(keys.monitors.active),
+            keys_active=0 if keys is None else keys.monitors.active_count,
             keys_firing=0 if keys is None else len(keys.firing),
             keys_forgotten=0 if keys is None else keys.monitors.evicted,
         )
@@ -260,7 +271,7 @@ class DriftMonitor:
             examples=self.evidence.examples(span),
             keys=self.evidence.key_contributions(span),
             classes=self.evidence.class_contributions(span),
-            firing_keys=0 if keys is None else len(keys.monitors.active),
+            firing_keys=0 if keys is None else keys.monitors.active_count,
         )
 
     def _key_alert(self, found: KeyChange, end_ms: int) -> DriftAlert:
@@ -280,5 +291,5 @@ class DriftMonitor:
             readings=(found.reading,),
             offsets=self.evidence.offsets(span),
             examples=self.evidence.examples(span),
-            firing_keys=len(self.key_alerts.monitors.active),
+            firing_keys=self.key_alerts.monitors.active_count,
         )

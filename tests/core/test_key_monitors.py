@@ -44,8 +44,16 @@ class SingleMonitor:
         self.state = initial_state(BETS)
         self.log_statistic = -math.inf
         self.active = False
+        self.last_ms = 0
+
+    def miss(self, start_ms: int, silence_ms: int) -> None:
+        """A pane without a record of the key."""
+        if self.active and start_ms - self.last_ms >= silence_ms:
+            self.active, self.log_statistic = False, -math.inf
+            self.state = renewed(self.state)
 
     def update(self, start_ms: int, records: int, flagged: int) -> None:
+        self.last_ms = start_ms
         after = update(self.state, BETS, np.array(records), np.array([flagged]), np.array(start_ms))
         self.log_statistic = min(float(log_mixture(after)), LOG_THRESHOLD)
         self.state = capped(after, LOG_THRESHOLD)
@@ -55,8 +63,8 @@ class SingleMonitor:
             self.active, self.state = False, renewed(self.state)
 
 
-def monitors(max_keys: int = 1_000) -> KeyMonitors:
-    return KeyMonitors(BETS, LOG_THRESHOLD, max_keys)
+def monitors(max_keys: int = 1_000, silence_ms: int = 1_000 * PANE_MS) -> KeyMonitors:
+    return KeyMonitors(BETS, LOG_THRESHOLD, max_keys, silence_ms)
 
 
 def pane(number: int, counts: Counts) -> ClosedPane:
@@ -81,20 +89,27 @@ def held(of: KeyMonitors) -> str:
     return "".join(sorted(of.names()))
 
 
+def active(of: KeyMonitors) -> str:
+    return "".join(of.active)
+
+
 def state_of(of: KeyMonitors) -> tuple[object, ...]:
     arrays = {name: (a.dtype, a.shape, a.tobytes()) for name, a in of.arrays().items()}
+    assert of.active_count == len(of.active)
     return of.names(), arrays, of.active, of.evicted, len(of)
 
 
 @settings(max_examples=50)
-@given(PANES)
-def test_each_key_is_watched_as_if_it_were_alone(panes: list[Counts]) -> None:
-    together = monitors()
+@given(PANES, st.integers(1, 8))
+def test_each_key_is_watched_as_if_it_were_alone(panes: list[Counts], silence: int) -> None:
+    together = monitors(silence_ms=silence * PANE_MS)
     alone: dict[str, SingleMonitor] = {}
     for number, counts in enumerate(panes):
         readings = together.update(pane(number, counts))
         for key, (records, flagged) in counts.items():
             alone.setdefault(key, SingleMonitor()).update(number * PANE_MS, records, flagged)
+        for key in alone.keys() - counts.keys():
+            alone[key].miss(number * PANE_MS, silence * PANE_MS)
         assert readings.keys == tuple(sorted(counts))
         expected = [alone[key].log_statistic for key in readings.keys]
         np.testing.assert_allclose(readings.log_statistic, expected, rtol=1e-12, atol=1e-12)
@@ -206,10 +221,70 @@ def test_a_pane_with_more_keys_than_there_is_room_for() -> None:
     assert (held(two), two.active, two.evicted) == ("cd", ("c", "d"), 3)
 
 
+def test_the_monitor_of_a_silent_key_begins_anew() -> None:
+    """A camera breaks, is unplugged and comes back repaired: it must not be active then."""
+    two, fresh = monitors(silence_ms=5 * PANE_MS), monitors()
+    feed(two, [{"a": (10, 10), "z": (1, 0)}, *[{"z": (1, 0)}] * 4])
+    assert (active(two), two.active_count) == ("a", 1)
+    assert two.reading("a")[:2] == (LOG_THRESHOLD, True)
+    feed(two, [{"z": (1, 0)}], first=5)
+    assert (active(two), two.active_count) == ("", 0)
+    assert two.reading("a") == (-math.inf, False, Onset(0, 0, 10, 10))
+    # It is still remembered, and knows as much as a key that is new.
+    assert (held(two), two.evicted) == ("az", 0)
+    back = feed(two, [{"a": (4, 1)}], first=6)[0]
+    expected = feed(fresh, [{"a": (4, 1)}], first=6)[0]
+    np.testing.assert_array_equal(back.log_statistic, expected.log_statistic)
+    assert two.reading("a") == fresh.reading("a")
+
+
+def test_only_active_monitors_of_silent_keys_begin_anew() -> None:
+    one = monitors(silence_ms=2 * PANE_MS)
+    feed(one, [{"a": (5, 1)}])
+    before = one.reading("a")
+    feed(one, [{"z": (1, 0)}], first=100)
+    assert one.reading("a") == before
+
+
+def test_each_pane_with_a_key_ends_its_silence() -> None:
+    three = monitors(silence_ms=3 * PANE_MS)
+    broken = dict.fromkeys("abc", (20, 20))
+    feed(three, [broken, {"b": (1, 1)}, {"a": (1, 1)}, {"z": (1, 0)}])
+    assert active(three) == "ab"
+    feed(three, [{"z": (1, 0)}], first=4)
+    assert active(three) == "a"
+    # No pane found it silent, for however long there was none.
+    feed(three, [{"a": (1, 1)}], first=1_000)
+    assert active(three) == "a"
+
+
+def test_a_pane_without_keys_finds_silent_ones() -> None:
+    one = monitors(silence_ms=2 * PANE_MS)
+    feed(one, [{"a": (20, 20)}, {}])
+    assert active(one) == "a"
+    readings = feed(one, [{}], first=2)[0]
+    assert (readings.keys, len(readings.active), active(one)) == ((), 0, "")
+
+
+def test_silent_keys_hold_no_room() -> None:
+    """Short-lived keys, such as lots, were all active and filled it; cameras come after them."""
+    few = monitors(max_keys=4, silence_ms=10 * PANE_MS)
+    feed(few, [{f"lot-{i}": (20, 20)} for i in range(6)])
+    cameras: Counts = {"camera-0": (1, 0), "camera-1": (1, 0)}
+    feed(few, [cameras] * 20, first=6)
+    assert active(few) == ""
+    assert set(cameras) < set(few.names())
+    # They are watched: evidence adds up over panes of a record each.
+    feed(few, [{"camera-0": (1, 1), "camera-1": (1, 0)}] * 8, first=26)
+    assert active(few) == "camera-0"
+
+
 @settings(max_examples=50)
-@given(PANES, st.integers(1, 4), st.integers(0, 30))
-def test_a_restored_monitor_goes_on_exactly(panes: list[Counts], max_keys: int, cut: int) -> None:
-    whole, before, after = (monitors(max_keys) for _ in range(3))
+@given(PANES, st.integers(1, 4), st.integers(0, 30), st.integers(1, 8))
+def test_a_restored_monitor_goes_on_exactly(
+    panes: list[Counts], max_keys: int, cut: int, silence: int
+) -> None:
+    whole, before, after = (monitors(max_keys, silence * PANE_MS) for _ in range(3))
     feed(whole, panes)
     feed(before, panes[:cut])
     dumped = {name: np.copy(array) for name, array in before.arrays().items()}
@@ -243,10 +318,19 @@ def test_damaged_state_is_refused(names: tuple[str, ...]) -> None:
         monitors().restore(names, two.arrays())
 
 
-@pytest.mark.parametrize(("rates", "max_keys"), [([0.1, 0.2], 5), ([0.1], 0)])
-def test_settings_are_checked(rates: list[float], max_keys: int) -> None:
+def test_a_damaged_count_is_refused() -> None:
+    one = monitors()
+    feed(one, [{"a": (1, 0)}])
+    with pytest.raises(ValueError, match="damaged"):
+        monitors().restore(one.names(), {**one.arrays(), "evicted": np.zeros(2, dtype=np.int64)})
+
+
+@pytest.mark.parametrize(
+    ("rates", "max_keys", "silence_ms"), [([0.1, 0.2], 5, 1), ([0.1], 0, 1), ([0.1], 5, 0)]
+)
+def test_settings_are_checked(rates: list[float], max_keys: int, silence_ms: int) -> None:
     with pytest.raises(ValueError, match="expected one event"):
-        KeyMonitors(bets_against(np.array(rates)), 5.0, max_keys)
+        KeyMonitors(bets_against(np.array(rates)), 5.0, max_keys, silence_ms)
 
 
 def test_many_keys_and_few_slots() -> None:
@@ -312,7 +396,7 @@ def test_one_broken_key_of_a_thousand_is_named() -> None:
     rates[617] = 0.5
     # One alarm in 30 days at 50 records/s, shared by four detectors.
     run_length = 4 * 30 * 86_400 * 50.0
-    all_keys = KeyMonitors(BETS, math.log(run_length), 1_000)
+    all_keys = KeyMonitors(BETS, math.log(run_length), 1_000, 100 * PANE_MS)
     seen, number = 0, 0
     while not all_keys.active:
         found = random_pane(number, keys, rates, rng)
@@ -333,7 +417,7 @@ def test_all_keys_together_keep_the_run_length(rate: float) -> None:
     keys = tuple(f"{i:04}" for i in range(4_000))
     rates = np.full(len(keys), rate)
     run_length = 2_000.0
-    all_keys = KeyMonitors(BETS, math.log(run_length), len(keys))
+    all_keys = KeyMonitors(BETS, math.log(run_length), len(keys), 100 * PANE_MS)
     records, alarmed = 0, set[str]()
     for number in range(60):
         found = random_pane(number, keys, rates, rng)

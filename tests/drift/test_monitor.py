@@ -104,6 +104,18 @@ def test_scores_that_are_too_in_distribution_are_a_shift() -> None:
     assert alert.tail.since.hits >= 0.9 * alert.tail.since.records
 
 
+def test_a_shift_that_is_over_names_no_tail() -> None:
+    """After it any tail leads by chance, as often as not on the other side."""
+    monitor = make_monitor()
+    frozen = [Row(400 + i, flagged=False, p_value=0.97) for i in range(200)]
+    rows = [*spread(0, 400, 20), *frozen, *spread(600, 4_000, 20)]
+    found = alerts(monitor, [summary(0, i, rows[i : i + 50]) for i in range(0, len(rows), 50)])
+    assert told(found) == [(None, Reason.BEGAN), (None, Reason.ENDED)]
+    began, ended = found
+    assert began.tail is not None
+    assert ended.tail is None
+
+
 def test_severity_grows_once() -> None:
     used = settings(alerts={"critical_fraction": 0.6})
     monitor = make_monitor(used=used)
