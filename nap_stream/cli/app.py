@@ -1,5 +1,6 @@
 """The program: its commands, and what becomes of errors."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from nap_stream.cli.replay import replay
 from nap_stream.cli.run import run
 from nap_stream.cli.verify import verify
 from nap_stream.errors import ConfigError, NapStreamError
+from nap_stream.runtime.logging import configure_logging
 from nap_stream.scored_log.output import printable
 
 EXIT_FAILED = 1
@@ -63,6 +65,8 @@ def build_app() -> typer.Typer:
         See it at work without anything of your own:
           nap-stream demo
         """
+        # Standard output is for what a command has found.
+        configure_logging(for_people=True, level=logging.WARNING)
 
     for command in (
         calibrate,

@@ -1,6 +1,7 @@
 """nap-stream replay."""
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nap_stream.alert.base import AlertEvent
-    from nap_stream.runtime.replay import ReplayReport
+    from nap_stream.runtime.replay import MissingOffsets, ReplayReport
 
 
 def replay(
@@ -58,9 +59,13 @@ def replay(
       nap-stream replay --config monitor.yaml --json | jq -r .id
     """
     from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.runtime.logging import configure_logging
     from nap_stream.runtime.replay import replay as replay_log
     from nap_stream.runtime.stretches import EventSpan
 
+    # Standard output is for alerts alone; missing segments, which the log's reader warns of one by
+    # one, are told at the end.
+    configure_logging(for_people=True, level=logging.ERROR)
     settings, clock = load_settings(config), SystemClock()
     span = EventSpan(*span_ms(since, until, clock))
     began_s = clock.monotonic()
@@ -103,6 +108,8 @@ def _warn(report: "ReplayReport") -> None:
             "which is not the same as no drift",
             style="yellow",
         )
+    if report.missing.ranges:
+        notices.print(f"warning: {_missing(report.missing)}", style="yellow")
     if report.foreign:
         notices.print(
             f"warning: {report.foreign:,} of {report.records:,} records were judged by another "
@@ -119,6 +126,16 @@ def _warn(report: "ReplayReport") -> None:
         notices.print(
             f"note: {report.late:,} records came behind panes that were judged already", style="dim"
         )
+
+
+def _missing(missing: "MissingOffsets") -> str:
+    ranges = ", ".join(f"{each.partition} [{each.start}, {each.end})" for each in missing.first)
+    left = missing.ranges - len(missing.first)
+    more = f" and {left:,} more" if left else ""
+    return (
+        f"{missing.offsets:,} offsets are missing from the log, and were not judged: "
+        f"{ranges}{more}; `nap-stream verify` names all that is wrong"
+    )
 
 
 def _last_line(report: "ReplayReport", seconds: float) -> str:

@@ -12,7 +12,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.tail_events import EDGES
 from nap_stream.drift.limits import detection_plan
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
-from nap_stream.records import CalibrationFacts, SegmentSummary
+from nap_stream.records import CalibrationFacts, OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.runtime.feeding import in_event_time
 from nap_stream.runtime.intake import LAST_OFFSET
 from nap_stream.runtime.stretches import EventSpan, Stretch, find_stretch, within
@@ -25,6 +25,30 @@ Advance = Callable[[int, int | None], None]
 """Told how many records have been judged, of how many."""
 
 
+SHOWN_RANGES = 5
+"""How many ranges of missing offsets are named."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingOffsets:
+    """Offsets that no segment has, though a later one of their partition was judged.
+
+    ``offsets`` of them in ``ranges`` ranges; ``first`` are the first `SHOWN_RANGES` that were met.
+    """
+
+    ranges: int = 0
+    offsets: int = 0
+    first: tuple[OffsetRange, ...] = ()
+
+    def plus(self, hole: OffsetRange) -> "MissingOffsets":
+        """Count one more."""
+        return MissingOffsets(
+            self.ranges + 1,
+            self.offsets + hole.end - hole.start,
+            (*self.first, hole)[:SHOWN_RANGES],
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
     """What was replayed.
@@ -32,7 +56,7 @@ class ReplayReport:
     ``records`` are scored ones. ``alerts`` counts events by the last part of their type. Of the
     records, ``late`` came after their pane was closed; at least ``contradicting`` are flagged
     although their p-value is above the calibration's alpha, or the other way round; ``foreign``
-    were judged by another calibration, in whole segments.
+    were judged by another calibration. ``missing`` is what the log lacks.
     """
 
     partitions: int
@@ -42,6 +66,7 @@ class ReplayReport:
     late: int
     contradicting: int
     foreign: int
+    missing: MissingOffsets
 
 
 def replay(
@@ -57,7 +82,8 @@ def replay(
 
     Partitions are read side by side in event time, so that memory stays bounded. No partition is
     idle until its chain has ended: what came late to a monitor at work is not late here. Where
-    nothing was, and the monitor began where the log does, the alerts have the same ids.
+    nothing was, and the monitor began where the log does, the alerts have the same ids. Missing
+    offsets are given up at once: what a chain lacks when it is read in order does not come later.
 
     Args:
         store: Where the log lies.
@@ -78,19 +104,23 @@ def replay(
     stretches = _stretches(store, settings, calibration, span)
     shape, program = summary_shape(settings), version("nap-stream")
     chains = {
-        s.partition: within(summarise_chain(store, s.partition, s.start, LAST_OFFSET, shape), span)
-        for s in stretches
+        name: within(
+            summarise_chain(store, name, stretch.start, LAST_OFFSET, shape), span, shape.pane_ms
+        )
+        for name, stretch in stretches.items()
     }
-    tally = _Tally(calibration.alpha)
+    tally = _Tally(calibration.alpha, stretches)
 
     def tell(update: DriftUpdate) -> None:
+        for summary in update.accepted:
+            tally.take(summary)
         events = [gap_event(s, settings, program) for s in update.accepted if s.gap is not None]
         events += [alert_event(a, plan, settings, calibration, program) for a in update.alerts]
         for event in events:
             tally.alerts[event.state] += 1
             on_alert(event)
 
-    total = sum(stretch.records for stretch in stretches)
+    total = sum(stretch.records for stretch in stretches.values())
     for partition in chains:
         monitor.hold(partition)
     for partition, summary in in_event_time(chains):
@@ -98,8 +128,10 @@ def replay(
             monitor.release(partition)
             tell(monitor.advance())
         else:
-            tally.take(summary)
             tell(monitor.add(summary))
+            for hole in monitor.holes():
+                tally.missing = tally.missing.plus(hole)
+                tell(monitor.skip_hole(hole.partition))
             advance(tally.records, max(total, tally.records))
     tell(monitor.flush())
     return ReplayReport(
@@ -109,31 +141,36 @@ def replay(
         alerts=dict(tally.alerts),
         late=monitor.snapshot().late_records,
         contradicting=tally.contradicting,
-        foreign=sum(stretch.foreign_records for stretch in stretches),
+        foreign=tally.foreign,
+        missing=tally.missing,
     )
 
 
 def _stretches(
     store: SegmentStore, settings: Settings, calibration: CalibrationFacts, span: EventSpan
-) -> list[Stretch]:
+) -> dict[TopicPartition, Stretch]:
     found = [
         find_stretch(store, partition, span, calibration.fingerprint)
         for partition in topic_partitions(store, settings.kafka.topic)
     ]
-    return [stretch for stretch in found if stretch is not None]
+    return {stretch.partition: stretch for stretch in found if stretch is not None}
 
 
 class _Tally:
-    """What has been read so far."""
+    """What has been judged so far, and what was missing."""
 
-    def __init__(self, alpha: float) -> None:
-        self._alpha = alpha
-        self.segments = self.records = self.contradicting = 0
+    def __init__(self, alpha: float, stretches: Mapping[TopicPartition, Stretch]) -> None:
+        self._alpha, self._stretches = alpha, stretches
+        self.segments = self.records = self.contradicting = self.foreign = 0
+        self.missing = MissingOffsets()
         self.alerts = Counter[str]()
 
     def take(self, summary: SegmentSummary) -> None:
+        records = int(summary.panes.records.sum())
         self.segments += 1
-        self.records += int(summary.panes.records.sum())
+        self.records += records
+        if self._stretches[summary.partition].is_foreign(summary.base_offset):
+            self.foreign += records
         self.contradicting += contradicting_flags(summary, self._alpha)
 
 

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from nap_stream.core.keys import key_text
 from nap_stream.core.panes import NO_KEY, count_panes
+from nap_stream.errors import ChainBrokenError
 from nap_stream.records import (
     Example,
     FlaggedClass,
@@ -106,7 +108,8 @@ def summarise_chain(
         shape: What to hold.
 
     Raises:
-        ChainBrokenError: A file cannot be read or its footer is not valid.
+        ChainBrokenError: A file cannot be read, its footer is not valid, or its rows have a
+            status that is unknown or lack scores.
         ScoredLogError: The store cannot be read.
     """
     schema = rows_schema(shape.key_by)
@@ -117,7 +120,7 @@ def summarise_chain(
         first = parts[0].base_offset if parts else end
         for part, rows in divide(parts, file.batches(schema.names, start=first), schema):
             span = _Span(partition, part.base_offset, part.end_offset, file.path, part.gap)
-            yield _summary(span, rows_of_table(rows, shape.key_by), shape)
+            yield _summary(span, _rows_of_part(span, rows, shape), shape)
 
 
 def credible_times(rows: SummaryRows) -> NDArray[np.int64]:
@@ -134,6 +137,18 @@ class _Span:
     end_offset: int
     path: str
     gap: str | None
+
+
+def _rows_of_part(span: _Span, rows: pa.Table, shape: SummaryShape) -> SummaryRows:
+    try:
+        return rows_of_table(rows, shape.key_by)
+    except ValueError as error:
+        raise ChainBrokenError(
+            f"segment [{span.base_offset}, {span.end_offset}) cannot be summarised: {error}",
+            span.path,
+            "Use the version of nap-stream that wrote it, or a newer one; `nap-stream verify "
+            "--deep` says whether it was changed since",
+        ) from error
 
 
 def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSummary:

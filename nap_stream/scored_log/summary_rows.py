@@ -12,16 +12,8 @@ from numpy.typing import NDArray
 from nap_stream.records import Origin, ScoredRecord, Status
 from nap_stream.scored_log.schema import SCHEMA, storable_text, storable_time_ms
 
-_COLUMNS = (
-    "offset",
-    "index",
-    "event_time",
-    "ingest_time",
-    "status",
-    "class_name",
-    "ood_p_value",
-    "is_ood",
-)
+_SCORES = ("class_name", "ood_p_value", "is_ood")
+_COLUMNS = ("offset", "index", "event_time", "ingest_time", "status", *_SCORES)
 _MESSAGE_KEY = "key"
 
 
@@ -87,18 +79,16 @@ def rows_of_table(table: pa.Table, key_by: str | None) -> SummaryRows:
         key_by: See `rows_of_records`.
 
     Raises:
-        ValueError: A status is unknown.
+        ValueError: A status is unknown, or a scored row lacks scores.
     """
     table = table.combine_chunks()
-    scored = table.select(["class_name", "ood_p_value", "is_ood"]).filter(
-        pc.equal(table.column("status"), Status.OK.value)
-    )
+    rows_by_status = _rows_by_status(table.column("status"))
+    scored = table.select(_SCORES).filter(pc.equal(table.column("status"), Status.OK.value))
+    if any(column.null_count for column in scored.columns):
+        raise ValueError("rows with status ok lack scores")
     key, keys = (None, None) if key_by is None else _table_keys(table, key_by)
     return SummaryRows(
-        rows_by_status={
-            Status(each["values"]): each["counts"]
-            for each in pc.value_counts(table.column("status")).to_pylist()
-        },
+        rows_by_status=rows_by_status,
         offset=table.column("offset").to_numpy(),
         index=table.column("index").to_numpy(),
         event_time_ms=table.column("event_time").cast(pa.int64()).to_numpy(),
@@ -110,6 +100,14 @@ def rows_of_table(table: pa.Table, key_by: str | None) -> SummaryRows:
         key=key,
         keys=keys,
     )
+
+
+def _rows_by_status(statuses: pa.ChunkedArray) -> dict[Status, int]:
+    counts = {each["values"]: each["counts"] for each in pc.value_counts(statuses).to_pylist()}
+    unknown = sorted(counts.keys() - set(Status))
+    if unknown:
+        raise ValueError(f"rows have a status that this program does not know: {unknown[0]!r}")
+    return {Status(name): count for name, count in counts.items()}
 
 
 def _is_message_key(key_by: str) -> bool:

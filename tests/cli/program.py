@@ -1,10 +1,12 @@
 """The program as users call it, within the test's own process."""
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import structlog
 
 from nap_stream.cli import main
 
@@ -29,8 +31,15 @@ def call(
     # Wide enough that no line of a table or an error is broken.
     monkeypatch.setenv("COLUMNS", "500")
     capfd.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        main()
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main()
+    finally:
+        structlog.reset_defaults()
+        root.handlers[:] = handlers
+        root.setLevel(level)
     sys.stdout.flush()
     out, err = capfd.readouterr()
     code = caught.value.code

@@ -111,6 +111,20 @@ def test_query_writes_parquet_to_a_file(nap: Call, log: Path, tmp_path: Path) ->
     assert pq.read_table(target).column("offset").to_pylist() == [0, 1, 2, 3, 4]
 
 
+def test_query_puts_no_word_of_the_log_among_rows(nap: Call, tmp_path: Path) -> None:
+    chain(tmp_path, [(n + 1, [scored(origin(n, event_time_ms=NOON_MS))]) for n in range(3)])
+    _, second, _ = sorted(tmp_path.rglob("*.parquet"))
+    second.unlink()
+
+    ended = nap("query", "--log", tmp_path, "--format", "json")
+
+    assert ended.exit_code == 0
+    assert ended.out
+    for line in ended.out.splitlines():
+        json.loads(line)
+    assert "segments_missing" in ended.err
+
+
 def test_query_refuses_what_is_no_time(nap: Call, log: Path) -> None:
     ended = nap("query", "--log", log, "--since", "yesterday")
 

@@ -9,6 +9,7 @@ import pytest
 from nap_stream.alert.event import alert_schema
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.layout import segment_path
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.summary import SummaryShape
 from tests.cli.program import Call
@@ -110,6 +111,35 @@ def test_a_log_without_the_topic_is_no_log_without_alerts(nap: Call, config: Pat
     assert (empty.exit_code, empty.out) == (wrong.exit_code, wrong.out) == (1, "")
     assert "the log has no partition of the topic 'cars'; it holds no topics" in empty.err
     assert "no partition of the topic 'boats'; its topics are cars" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ([2], "50 offsets are missing from the log, and were not judged: cars/0 [100, 150); "),
+        (
+            [1, 3, 5, 7, 9, 11, 12],
+            (
+                "350 offsets are missing from the log, and were not judged: cars/0 [50, 100), "
+                "cars/0 [150, 200), cars/0 [250, 300), cars/0 [350, 400), cars/0 [450, 500) "
+                "and 1 more; "
+            ),
+        ),
+    ],
+)
+def test_missing_offsets_are_warned_of(nap: Call, config: Path, lost: list[int], told: str) -> None:
+    store = LocalStore(config.parent / "log")
+    store.remove([segment_path(TopicPartition("cars", 0), 50 * number) for number in lost])
+
+    ended = nap("replay", "-c", config, "--json")
+
+    assert ended.exit_code == 0
+    # No line of the program's log among them.
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    assert [event["data"]["state"] for event in events][:1] == ["firing"]
+    first, last = ended.err.splitlines()
+    assert first == f"warning: {told}`nap-stream verify` names all that is wrong"
+    assert f" of {1_800 - 50 * len(lost):,} records in {36 - len(lost)} segments of 2 " in last
 
 
 def test_rows_of_another_calibration_are_warned_of(nap: Call, config: Path) -> None:

@@ -9,11 +9,16 @@ import pytest
 from nap_stream.alert.base import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
-from nap_stream.records import PartitionProgress, SegmentSummary
+from nap_stream.records import PartitionProgress, ScoredRecord, SegmentSummary
 from nap_stream.runtime.checkpoints import CheckpointStore
 from nap_stream.runtime.coordinator import Coordinator
 from nap_stream.runtime.log_summaries import LogSummaries
-from nap_stream.runtime.replay import ReplayReport, contradicting_flags, replay
+from nap_stream.runtime.replay import (
+    SHOWN_RANGES,
+    ReplayReport,
+    contradicting_flags,
+    replay,
+)
 from nap_stream.runtime.stretches import EventSpan
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryStore
@@ -26,6 +31,7 @@ from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.summaries import FACTS, Row, partition, report, settings, summary
 
 COUNT, DRIFT = 900, range(400, 600)
+DAY_MS = 86_400_000
 NAMES = tuple(partition(n) for n in range(3))
 RECORDS = {name: drifting(name, COUNT, DRIFT) for name in NAMES}
 SECTIONS: dict[str, Any] = {
@@ -51,8 +57,16 @@ def published(
     return chains
 
 
-def lived(store: SegmentStore, sizes: Sequence[Sequence[int]], lives: int = 1) -> list[AlertEvent]:
-    """The alerts of coordinators, of which each stands in for the one before."""
+def lived(
+    store: SegmentStore,
+    sizes: Sequence[Sequence[int]],
+    lives: int = 1,
+    lost: Sequence[tuple[int, int]] = (),
+) -> list[AlertEvent]:
+    """The alerts of coordinators, of which each stands in for the one before.
+
+    The segments ``lost``, each a partition and a number, are gone before anybody was told of them.
+    """
     sink = FlakySink()
     publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
     chains = [
@@ -62,6 +76,9 @@ def lived(store: SegmentStore, sizes: Sequence[Sequence[int]], lives: int = 1) -
     told = [each for turn in turns for each in turn if each is not None]
     # Durable before it is told, as ever; here all of it is.
     told.append(publisher.declare_gap(NAMES[0], COUNT + 10, "retention deleted them"))
+    gone = [turns[number][name] for name, number in lost]
+    store.remove([each.path for each in gone if each is not None])
+    told = [each for each in told if each not in gone]
     log = LogSummaries(store, monitor_settings(), FACTS.fingerprint)
     for number in range(lives):
         part = told[number * len(told) // lives : (number + 1) * len(told) // lives]
@@ -83,6 +100,13 @@ def lived(store: SegmentStore, sizes: Sequence[Sequence[int]], lives: int = 1) -
             one.flush(5)
         one.close()
     return sink.alerts
+
+
+def earlier(record: ScoredRecord, by_ms: int) -> ScoredRecord:
+    times = record.origin.event_time_ms, record.origin.ingest_time_ms
+    event_ms, ingest_ms = (time_ms - by_ms for time_ms in times)
+    changed = replace(record.origin, event_time_ms=event_ms, ingest_time_ms=ingest_ms)
+    return replace(record, origin=changed)
 
 
 class _Nothing:
@@ -140,6 +164,53 @@ def test_replay_gives_the_alerts_of_the_run(tmp_path: Any, lives: int) -> None:
     assert verify(store, deep=True).clean
 
 
+@pytest.mark.parametrize(
+    "lost", [[(0, 2)], [(0, 3), (0, 4), (0, 12), (1, 1), (2, 8)], [(1, n) for n in range(1, 16, 2)]]
+)
+def test_missing_segments_are_given_up_as_a_monitor_at_work_does(
+    tmp_path: Any, lost: list[tuple[int, int]]
+) -> None:
+    store = LocalStore(tmp_path)
+    live = lived(store, [(50,)], lost=lost)
+    assert any(alert.state == "firing" for alert in live)
+    again, found = replayed(store)
+    assert ids(again) == ids(live)
+    assert [a.event["data"] for a in again if a.state != "gap"] == [
+        a.event["data"] for a in live if a.state != "gap"
+    ]
+    # As the rows are: an offset each.
+    assert found.records == 3 * COUNT - found.missing.offsets
+    assert (found.missing.offsets, found.late) == (50 * len(lost), 0)
+    apart = [(name, number) for name, number in lost if (name, number - 1) not in lost]
+    assert found.missing.ranges == len(apart)
+    assert {(hole.partition, hole.start) for hole in found.missing.first} <= {
+        (NAMES[name], 50 * number) for name, number in apart
+    }
+    assert len(found.missing.first) == min(len(apart), SHOWN_RANGES)
+
+
+def test_what_follows_a_missing_segment_is_judged_when_it_is_read() -> None:
+    store = MemoryStore()
+    published(store, [(50,)])
+    store.remove([store.segments(name)[2] for name in NAMES])
+    done: list[int] = []
+    told: dict[str, int] = {}
+
+    def tell(alert: AlertEvent) -> None:
+        told.setdefault(alert.state, done[-1])
+
+    found = replay(
+        store,
+        monitor_settings(),
+        FACTS,
+        span=EventSpan(),
+        on_alert=tell,
+        advance=lambda records, _: done.append(records),
+    )
+    assert found.missing.ranges == 3
+    assert told["firing"] < 3 * DRIFT.stop, "else all that comes would be held in memory"
+
+
 def test_segments_may_be_cut_in_any_way() -> None:
     stories = []
     for sizes in ([(COUNT,)], [(25,), (31, 9)], [(100, 1), (33,), (500,)]):
@@ -195,6 +266,37 @@ def test_rows_of_another_calibration_are_counted() -> None:
     published(store, [(50,)], "d" * 64)
     _, found = replayed(store)
     assert found.foreign == found.records == 3 * COUNT
+
+
+def test_only_records_of_the_span_count_as_those_of_another_calibration() -> None:
+    store, middle_ms = MemoryStore(), COUNT * STEP_MS // 2
+    for fingerprint, part in (("d" * 64, slice(0, COUNT // 2)), (FACTS.fingerprint, slice(COUNT))):
+        publisher = Publisher(store, fingerprint, summary_shape(monitor_settings()))
+        for name in NAMES:
+            # Published after all of them, as ever.
+            early = [earlier(each, 2 * COUNT * STEP_MS) for each in RECORDS[name][part]]
+            list(publisher.publish(name, early, [70]))
+    first_ms = START_MS - 2 * COUNT * STEP_MS
+    _, found = replayed(store)
+    assert (found.foreign, found.records) == (3 * COUNT // 2, 3 * COUNT)
+    _, found = replayed(store, EventSpan(first_ms + middle_ms))
+    assert (found.foreign, found.records) == (0, 3 * COUNT // 2)
+
+
+def test_records_are_found_where_the_monitor_counted_them() -> None:
+    store = MemoryStore()
+    publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
+    for name in NAMES:
+        old = [
+            replace(each, origin=replace(each.origin, event_time_ms=START_MS - 30 * DAY_MS))
+            for each in RECORDS[name]
+        ]
+        list(publisher.publish(name, old, [50]))
+    whole, _ = replayed(store)
+    again, found = replayed(store, EventSpan(START_MS - DAY_MS))
+    assert ids(again) == ids(whole)
+    assert ids(whole)
+    assert found.records == 3 * COUNT
 
 
 def test_a_partition_that_ends_early_holds_nobody_back() -> None:

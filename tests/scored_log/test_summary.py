@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -14,13 +15,17 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.panes import ClosedPane, PaneCounts
 from nap_stream.core.tail_events import BIN_COUNT
 from nap_stream.core.windows import PaneBuffer
+from nap_stream.errors import ChainBrokenError
 from nap_stream.records import Example, FlaggedClass, ScoredRecord, SegmentSummary, Status
 from nap_stream.scored_log.compact_plan import Limits
 from nap_stream.scored_log.compaction import compact
+from nap_stream.scored_log.digest import rows_sha256
 from nap_stream.scored_log.layout import segment_path
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.memory import MemoryStore
 from nap_stream.scored_log.reader import read_footer
+from nap_stream.scored_log.schema import SCHEMA, to_table
+from nap_stream.scored_log.segment import encode_segment
 from nap_stream.scored_log.summary import (
     MAX_AGE_MS,
     MAX_CLOCK_SKEW_MS,
@@ -31,7 +36,9 @@ from nap_stream.scored_log.summary import (
 )
 from nap_stream.settings import KeySettings
 from tests.scored_log.builders import (
+    CALIBRATION,
     CARS,
+    MODEL,
     NOON_MS,
     encode_old_version,
     failed,
@@ -331,3 +338,53 @@ def test_the_shape_is_that_of_the_settings() -> None:
     found = summary_shape(settings(drift={"pane_ms": 250, "keys": keys}, alerts={"examples": 7}))
     assert found == SummaryShape(250, 7, KeySettings(by="key", one_per_pane=True))
     assert summary_shape(settings()).keys is None
+
+
+def _with_column(
+    store: MemoryStore, end: int, records: Sequence[ScoredRecord], name: str, values: list[Any]
+) -> str:
+    """Put other values into a column of the chain's last segment; gives its path."""
+    path = store.segments(CARS)[-1]
+    table = to_table(records, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
+    place = table.schema.get_field_index(name)
+    table = table.set_column(place, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
+    footer = dataclasses.replace(read_footer(store, path), rows_sha256=rows_sha256(table))
+    assert footer.end_offset == end
+    store.replace(path, encode_segment(footer, table))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "problem"),
+    [
+        (
+            "status",
+            ["ok", "blurred", "ok"],
+            "rows have a status that this program does not know: 'blurred'",
+        ),
+        ("ood_p_value", [0.5, None, 0.5], "rows with status ok lack scores"),
+        ("is_ood", [None, True, False], "rows with status ok lack scores"),
+        ("class_name", ["cat", "cat", None], "rows with status ok lack scores"),
+    ],
+)
+@pytest.mark.parametrize("is_compacted", [False, True])
+def test_rows_that_cannot_be_summarised_are_named(
+    name: str, values: list[Any], problem: str, is_compacted: bool
+) -> None:
+    store = MemoryStore()
+    records = [scored(origin(offset)) for offset in range(10, 13)]
+    publish(store, [(10, [scored(origin(0))]), (13, records)], SummaryShape(100, 1))
+    path = _with_column(store, 13, records, name, values)
+    if is_compacted:
+        position = memory_log(store).end(CARS)
+        assert position is not None
+        memory_log(store).publish(CARS, position, 14, [])
+        compact(store, clock=ManualClock(NOON_MS), limits=Limits(1_000, 2**30), today=date.max)
+        path = segment_path(CARS, 0)
+    chain = summarise_chain(store, CARS, 0, ALL, SummaryShape(100, 1))
+    assert next(chain).end_offset == 10
+    with pytest.raises(ChainBrokenError) as caught:
+        list(chain)
+    assert caught.value.problem == f"segment [10, 13) cannot be summarised: {problem}"
+    assert caught.value.where == path
+    assert "a newer one" in caught.value.action
