@@ -105,9 +105,17 @@ class Metrics:
             "Age of the last published record's event time when it was published.",
             ["topic", "partition"],
         )
+        self.partition_watermark = gauge(
+            "partition_watermark_seconds",
+            "Unix time of the newest event of a partition that has been taken into account.",
+            ["topic", "partition"],
+        )
         self.ood_fraction = gauge("ood_fraction", "OOD fraction of the rolling window.")
         self.ood_fraction_bound = gauge(
             "ood_fraction_bound", "OOD fraction that fires; NaN until the window is full."
+        )
+        self.ood_fraction_expected = gauge(
+            "ood_fraction_expected", "Highest OOD fraction of an in-distribution stream, p_U."
         )
         self.window_records = gauge("window_records", "Scored records in the rolling window.")
         self.window_fill = gauge("window_fill_ratio", "Fill of the rolling window, 1 = full.")
@@ -165,7 +173,12 @@ class Metrics:
     def _start_series(self) -> None:
         """Have every series whose labels are known, from the beginning."""
         unknown = float("nan")
-        for known_later in (self.ood_fraction, self.ood_fraction_bound, self.watermark_delay):
+        for known_later in (
+            self.ood_fraction,
+            self.ood_fraction_bound,
+            self.ood_fraction_expected,
+            self.watermark_delay,
+        ):
             known_later.set(unknown)
         for detector in Detector:
             self.set_detector(detector, unknown, unknown, active=False)
@@ -190,6 +203,10 @@ class Metrics:
         seconds = None if time_lag_ms is None else time_lag_ms / 1000
         _set_or_remove(self.partition_lag, partition, lag)
         _set_or_remove(self.partition_time_lag, partition, seconds)
+
+    def set_watermark(self, partition: TopicPartition, watermark_ms: int) -> None:
+        """Set how far in event time, in milliseconds since the epoch, a partition has come."""
+        _set_or_remove(self.partition_watermark, partition, watermark_ms / 1000)
 
     def remove_partition(self, partition: TopicPartition) -> None:
         """Drop the series of a partition that no worker has any more."""

@@ -420,11 +420,11 @@ class DriftAlert:
     ``key`` is null for the stream. ``time_ms`` is the end of the pane at which it was decided.
     ``window`` is the stream's rolling window, with its limits (counts), also where a key is
     concerned; null before the first pane, and the limits before it is full. ``since`` counts
-    the flagged records since the estimated onset. ``tail`` is null for keys and where no tail can
-    be tested. ``offsets`` (one range a partition, whole segments that reach into the evidence),
-    ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are
-    evidence of the window, and of the key where it is one's. ``firing_keys`` counts the keys whose
-    monitor is active.
+    the flagged records since the estimated onset. ``tail`` is null unless the detector of shifted
+    scores is active. ``offsets`` (one range a partition, whole segments that reach into the
+    evidence), ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first)
+    are evidence of the window, and of the key where it is one's. ``firing_keys`` counts the keys
+    whose monitor is active.
     """
 
     key: str | None

@@ -37,8 +37,10 @@ SERIES = {
     "nap_stream_last_commit_timestamp_seconds",
     "nap_stream_partition_lag_offsets",
     "nap_stream_partition_time_lag_seconds",
+    "nap_stream_partition_watermark_seconds",
     "nap_stream_ood_fraction",
     "nap_stream_ood_fraction_bound",
+    "nap_stream_ood_fraction_expected",
     "nap_stream_window_records",
     "nap_stream_window_fill_ratio",
     "nap_stream_detector_statistic",
@@ -75,6 +77,7 @@ def test_every_series_has_its_name() -> None:
     metrics.observe_stage("decode", 0.01)
     metrics.add_sink("kafka")
     metrics.set_partition(partition(0), 5, 1_500)
+    metrics.set_watermark(partition(0), 1_500)
     assert names(metrics) == SERIES
 
 
@@ -112,7 +115,12 @@ def test_known_labels_start_at_zero() -> None:
 
 def test_what_is_judged_is_unknown_at_first() -> None:
     value = Metrics("1").registry.get_sample_value
-    for name in ("ood_fraction", "ood_fraction_bound", "watermark_delay_seconds"):
+    for name in (
+        "ood_fraction",
+        "ood_fraction_bound",
+        "ood_fraction_expected",
+        "watermark_delay_seconds",
+    ):
         assert math.isnan(value(f"nap_stream_{name}") or 0)
     for detector in ("ood-window", "ood-sequential", "score-shift"):
         labels = {"detector": detector}

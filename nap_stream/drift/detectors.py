@@ -174,8 +174,11 @@ class StreamDetectors:
         return self._flags.onset
 
     def tail(self) -> TailShift | None:
-        """The tail that has grown most; None where none is tested, or before the first pane."""
-        if self._tails is None or self._window.state is None:
+        """The tail that has grown most; None unless their detector is active.
+
+        Without evidence the one that leads is any, and as often on the other side.
+        """
+        if self._tails is None or not self._tails.active:
             return None
         found = self._tails.onset
         event, rate = self._plan.tail_rates[found.event]

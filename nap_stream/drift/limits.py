@@ -1,6 +1,6 @@
 """What the detectors are set to: the settings and the calibration put together."""
 
-from nap_stream.core.detection import DetectionPlan, plan_detection, window_limits
+from nap_stream.core.detection import DetectionPlan, plan_detection, window_firing_limit
 from nap_stream.core.tail_events import TAIL_EVENTS
 from nap_stream.errors import ConfigError
 from nap_stream.records import CalibrationFacts
@@ -25,7 +25,7 @@ def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> De
         with_keys=settings.keys is not None,
         calibration_fingerprint=calibration.fingerprint,
     )
-    if window_limits(plan, settings.window_records)[0] > settings.window_records:
+    if window_firing_limit(plan, settings.window_records) > settings.window_records:
         raise ConfigError(
             f"a window of {settings.window_records} records can never fire at a run length of "
             f"{settings.run_length:g} records between false alarms",

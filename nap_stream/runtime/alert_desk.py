@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 
 import structlog
 
@@ -15,6 +16,7 @@ from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
 from nap_stream.metrics import Metrics
 from nap_stream.records import CalibrationFacts, DriftAlert
 from nap_stream.runtime.checkpoints import Checkpoint, CheckpointStore
+from nap_stream.runtime.hindsight import Hindsight
 from nap_stream.runtime.outboxes import Outboxes
 
 CHECKPOINT_EVERY_S = 30.0
@@ -57,6 +59,7 @@ class AlertDesk:
         self._settling = threading.Lock()
         self._decided: list[AlertEvent] = []
         self._restored: frozenset[str] = frozenset()
+        self._hindsight: Hindsight | None = None
         self._changed = True
         self._kept_pending: tuple[str, ...] = ()
         self._due_s = clock.monotonic() + CHECKPOINT_EVERY_S
@@ -87,6 +90,18 @@ class AlertDesk:
         self._restored = frozenset(event.id for event in checkpoint.pending)
         return load(self._monitor, checkpoint.monitor)
 
+    def look_back(self, hindsight: Hindsight, alerts: Sequence[DriftAlert]) -> None:
+        """Tell what holds at the end of a past, once all of it is judged. Under the lock.
+
+        No checkpoint is written before: with it whoever takes over would tell what is over.
+
+        Args:
+            hindsight: Sifts what is decided.
+            alerts: What has been decided of that past.
+        """
+        self._hindsight = hindsight
+        self.take(DriftUpdate(alerts=tuple(alerts)))
+
     def changed(self) -> None:
         """Note that the monitor is no longer as the checkpoint has it."""
         self._changed = True
@@ -100,7 +115,7 @@ class AlertDesk:
         for summary in update.accepted:
             if summary.gap is not None:
                 self._decide(gap_event(summary, self._monitor.settings, self._version))
-        for alert in update.alerts:
+        for alert in self._sifted(update.alerts):
             self._put(alert)
         self._changed |= bool(update.accepted or update.alerts)
 
@@ -121,6 +136,15 @@ class AlertDesk:
                 del self._decided[: len(decided)]
                 for event in decided:
                     self._outboxes.put(event)
+
+    def _sifted(self, alerts: tuple[DriftAlert, ...]) -> tuple[DriftAlert, ...]:
+        if self._hindsight is None:
+            return alerts
+        told = self._hindsight.sift(alerts, self._monitor.buffer.closed_until_ms)
+        if told is None:
+            return ()
+        self._hindsight = None
+        return told
 
     def _put(self, alert: DriftAlert) -> None:
         settings, plan = self._monitor.settings, self._monitor.plan
@@ -149,6 +173,8 @@ class AlertDesk:
 
     def _checkpoint(self, pending: tuple[AlertEvent, ...]) -> Checkpoint | None:
         """What there is to write; None where the last one says the same."""
+        if self._hindsight is not None:
+            return None
         if not self._changed and tuple(event.id for event in pending) == self._kept_pending:
             return None
         try:

@@ -74,6 +74,7 @@ class Coordinator:
         self.metrics = Metrics(program)
         self.metrics.workers_expected.set(settings.worker.count)
         plan = detection_plan(settings.drift, calibration)
+        self.metrics.ood_fraction_expected.set(plan.flag_rate)
         self._monitor = DriftMonitor(plan, settings, clock)
         self._intake = SummaryIntake(
             self._monitor,
@@ -95,7 +96,10 @@ class Coordinator:
             version=program,
         )
         self._workers = WorkerTable(self.metrics)
-        self._partitions = PartitionTable(self.metrics, settings.driver.stall_timeout_s)
+        driver = settings.driver
+        self._partitions = PartitionTable(
+            self.metrics, driver.stall_timeout_s, driver.start_timeout_s
+        )
         self._server: MetricsServer | None = None
         self._rows: Counter[Status] = Counter()
         self._restarts = 0
@@ -118,6 +122,8 @@ class Coordinator:
         if self._summaries.partitions():
             self._outboxes.read_back()
             self._take_over()
+            with self._lock:
+                self._partitions.wait_for(self._monitor.partitions(), self._clock.monotonic())
         # From here on whoever takes over has a checkpoint to begin with.
         self._desk.settle(at_once=True)
         if since is not None:
@@ -204,7 +210,9 @@ class Coordinator:
                 window_records=drift.window_records,
                 window_size=self._settings.drift.window_records,
                 alerts_fired=reasons[Reason.BEGAN],
-                alerts_resolved=reasons[Reason.ENDED] + reasons[Reason.SILENT],
+                alerts_resolved=sum(
+                    reasons[over] for over in (Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN)
+                ),
                 alerts_waiting=len(self._desk),
                 max_lag=self._partitions.max_lag(),
                 dead_letters=totals["dead_letters"],

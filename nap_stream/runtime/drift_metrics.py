@@ -31,6 +31,8 @@ def show_drift(
         )
     mark_ms = now.watermark_ms
     metrics.watermark_delay.set(_UNKNOWN if mark_ms is None else (now_ms - mark_ms) / 1000)
+    for partition, partition_mark_ms in now.partition_watermarks_ms.items():
+        metrics.set_watermark(partition, partition_mark_ms)
     metrics.keys.set(now.keys)
     metrics.keys_active.set(now.keys_active)
     metrics.keys_firing.set(now.keys_firing)

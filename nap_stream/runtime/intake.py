@@ -8,7 +8,7 @@ import structlog
 
 from nap_stream.clock import Clock
 from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
-from nap_stream.errors import NapStreamError
+from nap_stream.errors import ChainBrokenError, NapStreamError
 from nap_stream.metrics import Metrics
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.runtime.feeding import in_event_time
@@ -186,9 +186,12 @@ class SummaryIntake:
             self._monitor.hold(partition)
 
     def _read(self, wanted: OffsetRange) -> Sequence[SegmentSummary] | None:
-        """What the log has of a range; None where it cannot be read, which is logged."""
+        """What the log has of a range; None where it cannot be read now, which is logged.
+
+        Nothing where a segment can never be read, so that it is given up as a hole.
+        """
         try:
             return tuple(self._summaries.read(wanted.partition, wanted.start, wanted.end))
         except NapStreamError as error:
             structlog.get_logger().warning("log_not_read", range=str(wanted), cause=str(error))
-            return None
+            return () if isinstance(error, ChainBrokenError) else None

@@ -1,6 +1,6 @@
 """How far the workers are in their partitions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nap_stream.metrics import Metrics
@@ -28,12 +28,18 @@ class PartitionTable:
         metrics: Receives the lags. Series go with the worker that had the partition.
         stall_timeout_s: The longest that a partition is expected to bring more while it does
             not move, or while no worker has it.
+        start_timeout_s: The same while no worker has reported it yet: they load their models.
     """
 
-    def __init__(self, metrics: Metrics, stall_timeout_s: float) -> None:
+    def __init__(self, metrics: Metrics, stall_timeout_s: float, start_timeout_s: float) -> None:
         self._metrics = metrics
-        self._stall_timeout_s = stall_timeout_s
+        self._stall_timeout_s, self._start_timeout_s = stall_timeout_s, start_timeout_s
         self._seen: dict[TopicPartition, _Seen] = {}
+        self._awaited_since_s: dict[TopicPartition, float] = {}
+
+    def wait_for(self, partitions: Iterable[TopicPartition], now_s: float) -> None:
+        """Expect that a worker reports them: the log has them, and they may have more to bring."""
+        self._awaited_since_s = dict.fromkeys(partitions, now_s)
 
     def take(self, report: WorkerReport, now_s: float) -> list[TopicPartition]:
         """Take a worker's newest report, received at ``now_s`` on the monotonic clock.
@@ -43,6 +49,7 @@ class PartitionTable:
         """
         new = [p.partition for p in report.partitions if p.partition not in self._seen]
         for progress in report.partitions:
+            self._awaited_since_s.pop(progress.partition, None)
             self._see(report.worker, progress, now_s)
         reported = {progress.partition for progress in report.partitions}
         for partition, seen in self._seen.items():
@@ -56,13 +63,17 @@ class PartitionTable:
         """Give the partitions that have, or may have, records that no summary has told yet.
 
         That is where the lag is not 0, where the position is past the logged end, and where no
-        worker reports: what came in the meantime is known only once one does.
+        worker reports, or has yet: what came in the meantime is known only once one does.
 
         Args:
             now_s: The monotonic time.
             logged_end: The offset up to which summaries have come, or None.
         """
-        expected = []
+        expected = [
+            partition
+            for partition, since_s in self._awaited_since_s.items()
+            if now_s - since_s < self._start_timeout_s
+        ]
         for partition, seen in self._seen.items():
             if now_s - seen.reported_s > FRESH_S:
                 self._disown(partition, seen)

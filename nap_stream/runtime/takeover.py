@@ -2,10 +2,10 @@
 
 import structlog
 
-from nap_stream.core.alert_state import Transition
-from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.records import DriftAlert, TopicPartition
 from nap_stream.runtime.alert_desk import AlertDesk
+from nap_stream.runtime.hindsight import Hindsight
 from nap_stream.runtime.intake import LAST_OFFSET, SummaryIntake, SummaryLog
 
 
@@ -68,15 +68,13 @@ class Takeover:
             ScoredLogError: The log cannot be read.
         """
         structlog.get_logger().info("monitor_rebuilt_from_log")
-        newest: dict[str | None, DriftAlert] = {}
-
-        def note(update: DriftUpdate) -> None:
-            newest.update((alert.key, alert) for alert in update.alerts)
-
+        decided: list[DriftAlert] = []
         tails = {name: self._summaries.tail(name) for name in self._summaries.partitions()}
-        self._intake.catch_up(tails, note)
-        firing = [a for a in newest.values() if a.change.transition is Transition.FIRING]
-        self._desk.take(DriftUpdate(alerts=tuple(firing)))
+        self._intake.catch_up(tails, lambda update: decided.extend(update.alerts))
+        newest_ms = self._monitor.newest_ms()
+        if newest_ms is not None:
+            pane_ms = self._monitor.settings.drift.pane_ms
+            self._desk.look_back(Hindsight(newest_ms - newest_ms % pane_ms), decided)
 
     def _is_ahead(self, name: TopicPartition) -> bool:
         return (self._monitor.end(name) or 0) > (self._summaries.end(name) or 0)

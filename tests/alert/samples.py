@@ -78,7 +78,6 @@ def window(flagged: int) -> WindowState:
     return WindowState(NIGHT_MS - 20_000, NIGHT_MS, 1_020, flagged)
 
 
-QUIET_TAIL = TailShift(*TAIL, Onset(0, NIGHT_MS - 1_000, 51, 3))
 BEGAN = DriftAlert(
     key=None,
     change=Change(
@@ -95,7 +94,6 @@ BEGAN = DriftAlert(
         evidence_reading(Detector.OOD_SEQUENTIAL, 41_250.7),
         evidence_reading(Detector.SCORE_SHIFT, 2_113.4),
     ),
-    tail=QUIET_TAIL,
     offsets=(OffsetRange(partition(0), 0, 700), OffsetRange(partition(1), 300, 640)),
     examples=(EXAMPLE,),
     keys=(Contribution("camera-7", 31), Contribution("camera-2", 4)),
@@ -143,7 +141,6 @@ ESCALATED = DriftAlert(
         evidence_reading(Detector.OOD_SEQUENTIAL, PLAN.detector_run_length),
         evidence_reading(Detector.SCORE_SHIFT, 2_113.4),
     ),
-    tail=QUIET_TAIL,
     offsets=BEGAN.offsets,
     examples=(EXAMPLE,),
     classes=(Contribution("cat", 280), Contribution("truck", 11)),
@@ -192,7 +189,6 @@ ENDED = DriftAlert(
         evidence_reading(Detector.OOD_SEQUENTIAL, 388_011.2),
         evidence_reading(Detector.SCORE_SHIFT, 2_113.4),
     ),
-    tail=QUIET_TAIL,
     offsets=BEGAN.offsets,
 )
 ALERTS = {

@@ -108,7 +108,7 @@ def test_without_keys_links_and_labels_and_per_class() -> None:
     ],
 )
 def test_the_schema_refuses_what_is_wrong(path: tuple[Any, ...], value: object) -> None:
-    event = event_tree(BEGAN)
+    event = event_tree(SHIFTED)
     place = event
     for key in path[:-1]:
         place = place[key]
@@ -138,8 +138,8 @@ def test_every_field_is_required(path: tuple[Any, ...]) -> None:
         assert isinstance(found, dict)
         return found
 
-    for key in part(event_tree(BEGAN)):
-        event = event_tree(BEGAN)
+    for key in part(event_tree(SHIFTED)):
+        event = event_tree(SHIFTED)
         del part(event)[key]
         with pytest.raises(jsonschema.ValidationError, match=key):
             OPEN.validate(event)

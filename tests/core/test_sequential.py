@@ -252,6 +252,16 @@ def test_a_stream_begins_anew_after_an_alarm() -> None:
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
 
 
+def test_the_onset_of_an_alarm_that_has_ended_stays_to_be_told() -> None:
+    state = pushed(initial_state(BETS), 100, 5, 5, start_ms=1_000)
+    for second in range(2, 6):
+        state = pushed(state, 10, 0, 8, start_ms=1_000 * second)
+    before = onset(state)
+    assert (before.event, before.start_ms, before.records) == (1, 2_000, 40)
+    after = onset(renewed(state))
+    assert (after.start_ms, after.records, after.hits) == (2_000, 40, 32)
+
+
 def test_bets_for_a_drifting_stream_follow_the_rate() -> None:
     bets = bets_for_drift(np.array([0.02, 0.1, 0.5]))
     used = -np.expm1(bets.miss)

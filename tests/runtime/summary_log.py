@@ -14,6 +14,7 @@ class SummaryList:
         self.durable = list(durable)
         self.reads: list[tuple[TopicPartition, int, int]] = []
         self.broken = False
+        self.fault = ScoredLogError("the disk is gone", "the log", "Mount it")
 
     def partitions(self) -> tuple[TopicPartition, ...]:
         return tuple(sorted({summary.partition for summary in self.durable}))
@@ -25,7 +26,7 @@ class SummaryList:
     def read(self, wanted: TopicPartition, start: int, end: int) -> Iterator[SegmentSummary]:
         self.reads.append((wanted, start, end))
         if self.broken:
-            raise ScoredLogError("the disk is gone", str(wanted), "Mount it")
+            raise self.fault
         return iter(
             [s for s in self.durable if s.partition == wanted and start <= s.base_offset < end]
         )

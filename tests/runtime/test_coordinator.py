@@ -14,7 +14,7 @@ from nap_stream.alert.event import alert_schema
 from nap_stream.alert.gap import gap_schema
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
-from nap_stream.errors import ConfigError, ScoredLogError
+from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.runtime.checkpoints import CheckpointStore
 from nap_stream.runtime.coordinator import Coordinator
@@ -121,6 +121,9 @@ def test_alerts_of_a_drift_and_a_return() -> None:
         assert value(coordinator, "records_total", status="ok") == 600
         assert value(coordinator, "ood_fraction") == 0
         assert value(coordinator, "ood_fraction_bound") == status.bound
+        expected = value(coordinator, "ood_fraction_expected")
+        assert expected is not None
+        assert 0.05 < expected < status.bound
         assert value(coordinator, "window_fill_ratio") == 1
 
 
@@ -142,6 +145,10 @@ def test_detectors_keys_and_the_watermark_are_shown() -> None:
             assert statistic >= threshold > 0
             assert active == 1
         assert value(coordinator, "watermark_delay_seconds") == (NOW_MS + 60_000 - 399) / 1000
+        of_partition = value(
+            coordinator, "partition_watermark_seconds", topic="images", partition="0"
+        )
+        assert of_partition == 0.399
         assert value(coordinator, "keys") == 3
         status = coordinator.status()
         assert status.keys == 3
@@ -254,6 +261,21 @@ def test_no_hole_is_given_up_while_the_log_cannot_be_read() -> None:
         coordinator.tick()
         assert coordinator.status().rows == 150
         assert value(coordinator, "gaps_total") == 0
+
+
+def test_a_hole_over_a_segment_that_can_never_be_read_is_given_up() -> None:
+    chain = segments(0, CALM, [50, 50, 50])
+    clock, log = ManualClock(NOW_MS), SummaryList()
+    with running(log, clock=clock) as coordinator:
+        coordinator.submit(chain[0])
+        coordinator.submit(chain[2])
+        log.broken, log.fault = True, ChainBrokenError("a status of a newer version", "[50, 100)")
+        coordinator.tick()
+        assert coordinator.status().rows == 50
+        clock.advance(HOLE_PATIENCE_S)
+        coordinator.tick()
+        assert coordinator.status().rows == 100
+        assert value(coordinator, "gap_offsets_total") == 50
 
 
 def test_a_stop_gives_no_hole_up() -> None:

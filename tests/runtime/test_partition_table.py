@@ -3,7 +3,7 @@ from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
 from nap_stream.runtime.partition_table import PartitionTable
 from tests.support.summaries import partition, report
 
-STALL_S = 60.0
+STALL_S, START_S = 60.0, 600.0
 
 
 def progress(number: int, position: int, lag: int | None = 0) -> PartitionProgress:
@@ -19,20 +19,20 @@ def logged(ends: dict[int, int]) -> dict[TopicPartition, int]:
 
 
 def test_a_partition_with_a_lag_is_expected_to_bring_more() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S)
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
     table.take(told("a", progress(0, 5, lag=3), progress(1, 5), progress(2, 5, lag=None)), 0.0)
     ends = logged({0: 5, 1: 5, 2: 5})
     assert table.expected(0.0, ends.get) == [partition(0), partition(2)]
 
 
 def test_a_partition_with_unpublished_rows_is_expected_to_bring_more() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S)
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
     table.take(told("a", progress(0, 5), progress(1, 5)), 0.0)
     assert table.expected(0.0, logged({0: 5, 1: 4}).get) == [partition(1)]
 
 
 def test_tells_which_are_new() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S)
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
     assert table.take(told("a", progress(0, 5), progress(1, 5)), 0.0) == [
         partition(0),
         partition(1),
@@ -41,7 +41,7 @@ def test_tells_which_are_new() -> None:
 
 
 def test_where_nothing_is_logged_the_first_position_counts() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S)
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
     table.take(told("a", progress(0, 5)), 0.0)
     assert table.expected(0.0, logged({}).get) == []
     table.take(told("a", progress(0, 6)), 1.0)
@@ -49,14 +49,14 @@ def test_where_nothing_is_logged_the_first_position_counts() -> None:
 
 
 def test_a_partition_that_is_stuck_is_not_waited_for_for_ever() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S)
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
     for second in range(100):
         table.take(told("a", progress(0, 5, lag=3), progress(1, second, lag=3)), float(second))
     assert table.expected(99.0, logged({0: 5, 1: 0}).get) == [partition(1)]
 
 
 def test_a_partition_without_a_worker_is_waited_for_a_while() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S)
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
     table.take(told("a", progress(0, 5)), 0.0)
     ends = logged({0: 5})
     assert table.expected(5.0, ends.get) == []
@@ -65,9 +65,19 @@ def test_a_partition_without_a_worker_is_waited_for_a_while() -> None:
     assert table.expected(60.0, ends.get) == []
 
 
+def test_what_the_log_has_is_waited_for_until_a_worker_reports_it() -> None:
+    table = PartitionTable(Metrics("1"), STALL_S, START_S)
+    table.wait_for([partition(0), partition(1)], 100.0)
+    ends = logged({0: 5, 1: 5})
+    assert table.expected(100.0 + STALL_S, ends.get) == [partition(0), partition(1)]
+    table.take(told("a", progress(0, 5)), 180.0)
+    assert table.expected(181.0, ends.get) == [partition(1)]
+    assert table.expected(100.0 + START_S, ends.get) == []
+
+
 def test_series_follow_the_partition() -> None:
     metrics = Metrics("1")
-    table = PartitionTable(metrics, STALL_S)
+    table = PartitionTable(metrics, STALL_S, START_S)
 
     def lag(number: int) -> float | None:
         labels = {"topic": "images", "partition": str(number)}

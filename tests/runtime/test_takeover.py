@@ -525,3 +525,87 @@ def test_a_checkpoint_is_written_while_something_changes_and_only_then() -> None
     assert written[1] is not None
     assert written[1] > NOW_MS / 1000
     assert written[2] == written[1]
+
+
+def test_workers_may_take_long_to_come_back_and_nothing_is_late_for_that() -> None:
+    """They load their models, and join when the session of those that were killed has expired."""
+    site = Site()
+    ahead, behind = CHAINS
+    for each in (*ahead, *behind[:3]):
+        site.publish(each, is_told=True)
+        site.tick()
+    stopped = site.running()
+    stopped.flush(5, input_ended=False)
+    site.drop()
+    second = new_coordinator(site.log, site.store, site.sink, site.clock)
+    second.start()
+    for _ in range(60):
+        site.clock.advance(5)
+        second.tick()
+    known = (
+        PartitionProgress(partition(0), 650, 0, None),
+        PartitionProgress(partition(1), 120, 480, None),
+    )
+    second.report(report(sent_at_ms=NOW_MS, partitions=known))
+    for each in behind[3:]:
+        site.log.durable.append(each)
+        second.submit(each)
+    second.flush(5)
+    assert second.status().late_records == 0
+    second.close()
+    assert story(site.sink.alerts) == expected()
+
+
+def begun_at_tail(*chains: list[SegmentSummary]) -> tuple[Coordinator, FlakySink, ManualClock]:
+    log, sink, clock = SummaryList(s for c in chains for s in c), FlakySink(), ManualClock(NOW_MS)
+    coordinator = new_coordinator(log, MemoryStore(), sink, clock)
+    coordinator.start()
+    coordinator.tick()
+    assert sink.alerts == [], "the second partition may have more"
+    return coordinator, sink, clock
+
+
+def idle(coordinator: Coordinator, clock: ManualClock, *known: PartitionProgress) -> None:
+    """Workers report that nothing more is to be read, until partitions count as idle."""
+    for second in range(20):
+        clock.advance(1)
+        coordinator.report(report(sent_at_ms=NOW_MS + 1_000 * second, partitions=known))
+        coordinator.tick()
+
+
+ALL_READ = (
+    PartitionProgress(partition(0), 600, 0, None),
+    PartitionProgress(partition(1), 120, 0, None),
+)
+
+
+def test_what_is_over_at_the_tail_is_not_told_when_a_partition_has_ended_before() -> None:
+    coordinator, sink, clock = begun_at_tail(CHAINS[0][:-1], CHAINS[1][:3])
+    idle(coordinator, clock, *ALL_READ)
+    coordinator.close()
+    assert coordinator.status().alert_state is AlertState.INACTIVE
+    assert sink.alerts == []
+
+
+def test_what_fires_at_the_tail_is_told_when_a_partition_has_ended_before() -> None:
+    coordinator, sink, clock = begun_at_tail(CHAINS[0][:14], CHAINS[1][:3])
+    idle(coordinator, clock, *ALL_READ)
+    coordinator.close()
+    assert coordinator.status().alert_state is AlertState.FIRING
+    assert sink.states[:1] == ["firing"]
+    keys = [alert.key for alert in sink.alerts]
+    assert len(set(keys)) == len(keys)
+
+
+def test_whoever_takes_over_before_the_past_is_judged_does_not_tell_it_either() -> None:
+    log, store, sink = SummaryList([*CHAINS[0][:-1], *CHAINS[1][:3]]), MemoryStore(), FlakySink()
+    clock = ManualClock(NOW_MS)
+    first = new_coordinator(log, store, sink, clock)
+    first.start()
+    first.flush(5, input_ended=False)
+    first.close()
+    second = new_coordinator(log, store, sink, clock)
+    second.start()
+    idle(second, clock, *ALL_READ)
+    second.close()
+    assert sink.alerts == []
