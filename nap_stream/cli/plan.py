@@ -9,6 +9,7 @@ from rich.console import Console
 
 from nap_stream.cli.options import ConfigOption
 from nap_stream.errors import ConfigError
+from nap_stream.settings import MAX_WINDOW_RECORDS
 
 if TYPE_CHECKING:
     from nap_stream.cli.progress import NewBar
@@ -50,6 +51,7 @@ def plan(
         list[int] | None,
         typer.Option(
             min=1,
+            max=MAX_WINDOW_RECORDS,
             help="Records of a rolling window to look at too; repeat it.",
             show_default=False,
         ),
@@ -80,7 +82,11 @@ def plan(
     ] = None,
     streams: Annotated[
         int,
-        typer.Option(min=2, help="To simulate and to resample; more take longer and tell more."),
+        typer.Option(
+            min=2,
+            max=10_000,
+            help="To simulate and to resample; more take longer and tell more.",
+        ),
     ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of simulations and resampling.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines, not for people.")] = False,
@@ -130,7 +136,8 @@ def plan(
     if settings is not None:
         folder, topic = folder or settings.calibration, topic or settings.kafka.topic
     assert folder is not None
-    question = ask(drift, load_calibration(folder).facts)
+    loaded = load_calibration(folder)
+    question = ask(drift, loaded.facts, loaded.document.rule.sides)
     messages = Console(stderr=True)
     with progress_bars(messages) as new_bar:
         findings = None
@@ -191,9 +198,8 @@ def _findings(
     from nap_stream.planning.reading import read_stretch
 
     store = log_store(None, log)
-    fingerprint = question.facts.fingerprint
     reading = new_bar("reading the log", "partitions")
-    recorded = read_stretch(store, selection, question.drift, fingerprint, reading)
+    recorded = read_stretch(store, selection, question.drift, question.facts, reading)
     running = new_bar("running the detectors", "panes")
     return find(
         question, recorded, block_records=block, streams=streams, seed=seed, advance=running

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.detection import DetectionPlan, window_limits
+from nap_stream.core.detection import DetectionPlan, window_firing_limit
 
 RUNS = 200
 LEAST_HORIZON = 50_000
@@ -71,7 +71,7 @@ def window_delay(
     size = max(pane_records, plan.window_records // _PANES_A_WINDOW)
     panes = math.ceil(plan.window_records / size)
     horizon = max(LEAST_HORIZON, _HORIZON_IN_WINDOWS * plan.window_records)
-    limit, _ = window_limits(plan, panes * size)
+    limit = window_firing_limit(plan, panes * size)
     if after <= plan.flag_rate or limit > panes * size:
         return BLIND
     alarms = np.full(runs, -1, dtype=np.int64)

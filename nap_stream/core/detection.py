@@ -123,9 +123,8 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
     Returns:
         Firing and resolve limit, the second at most the first.
     """
-    size, smaller = _window_size(plan, step), _window_size(plan, max(0, step - 1))
-    share = USUAL_SHARE if step <= 1 else (1 - 2 * USUAL_SHARE) / 2 ** (step - 1)
-    firing = scan_limit(size, plan.flag_rate, plan.detector_run_length / share)
+    smaller = _window_size(plan, max(0, step - 1))
+    firing = _firing_limit(plan, step)
     resolving, _ = highest_flag_limit(smaller, plan.resolve_laws, plan.resolve_probability)
     return firing, min(firing, resolving)
 
@@ -133,6 +132,17 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
 def window_limits(plan: DetectionPlan, records: int) -> tuple[int, int]:
     """Give `step_limits` of a window of so many records, at least ``plan.window_records``."""
     return step_limits(plan, window_step(plan, records))
+
+
+def window_firing_limit(plan: DetectionPlan, records: int) -> int:
+    """Give the first of `window_limits` alone, in time and memory that hardly grow with records."""
+    return _firing_limit(plan, window_step(plan, records))
+
+
+def _firing_limit(plan: DetectionPlan, step: int) -> int:
+    share = USUAL_SHARE if step <= 1 else (1 - 2 * USUAL_SHARE) / 2 ** (step - 1)
+    run_length = plan.detector_run_length / share
+    return scan_limit(_window_size(plan, step), plan.flag_rate, run_length)
 
 
 def _window_size(plan: DetectionPlan, step: int) -> int:

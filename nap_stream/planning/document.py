@@ -102,6 +102,7 @@ def _stretch(findings: Findings) -> dict[str, Any]:
         "panes": len(stretch.panes),
         "keys": len(stretch.keys),
         "records_of_other_calibrations": findings.recorded.other_calibrations,
+        "contradicting_records": findings.recorded.contradicting,
         "flag_rate": _share(findings.flag_rate),
         "tails": {str(event): _share(found) for event, found in findings.tails},
         "block": {

@@ -10,21 +10,18 @@ from nap_stream.core.alert_state import Detector
 from nap_stream.core.delays import Delay, window_delay
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential_delays import flags_delay, scores_delay
+from nap_stream.planning.more_images import of_twice_the_images
 from nap_stream.planning.progress import Advance
 from nap_stream.planning.question import (
     Question,
     firing_limit,
     of_half_the_false_alarms,
-    of_twice_the_images,
 )
+from nap_stream.planning.window_sizes import searched_windows, usual_windows
 
 FACTORS = (1.5, 2.0, 3.0, 5.0)
 """Of the base rate of flags: the drifts that are looked at."""
 HIGHEST_RATE = 0.95
-OTHER_WINDOWS = (0.25, 4.0)
-"""Of the configured window: the sizes beside it."""
-SEARCHED_WINDOWS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-SMALLEST_WINDOW = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +94,8 @@ def expect(
     work = _Work(question.pane_records, base, rates, streams, seed, advance)
     plan = question.plan
     sizes = sorted({plan.window_records, *(windows or usual_windows(plan.window_records))})
-    work.steps = len(rates) * (
-        len(sizes) + 1 + bool(plan.tail_rates) + len(SEARCHED_WINDOWS) + 2 * (1 + 2)
-    )
+    searched = searched_windows(plan.window_records)
+    work.steps = len(rates) * (len(sizes) + 1 + bool(plan.tail_rates) + len(searched) + 2 * (1 + 2))
     detectors = [_window(plan, size, work) for size in sizes]
     detectors.append(_sequential(plan, work))
     if plan.tail_rates:
@@ -112,15 +108,9 @@ def expect(
                 work.of(scores_delay, plan),
             )
         )
-    best, prices = _best_windows(plan, work), _prices(question, work)
+    best, prices = _best_windows(plan, searched, work), _prices(question, work)
     advance(work.done, work.done)
     return Expectation(base, FACTORS, rates, tuple(detectors), best, prices)
-
-
-def usual_windows(configured: int) -> tuple[int, ...]:
-    """The configured window, and a smaller and a larger one."""
-    others = (max(SMALLEST_WINDOW, round(configured * share)) for share in OTHER_WINDOWS)
-    return tuple(sorted({configured, *others}))
 
 
 @dataclass(slots=True)
@@ -173,11 +163,10 @@ def _sequential(plan: DetectionPlan, work: _Work) -> DetectorDelays:
     )
 
 
-def _best_windows(plan: DetectionPlan, work: _Work) -> tuple[BestWindow, ...]:
-    sizes = sorted(
-        {max(SMALLEST_WINDOW, round(plan.window_records * share)) for share in SEARCHED_WINDOWS}
-    )
-    tried = [_window(plan, size, work) for size in sizes]
+def _best_windows(
+    plan: DetectionPlan, searched: tuple[int, ...], work: _Work
+) -> tuple[BestWindow, ...]:
+    tried = [_window(plan, size, work) for size in searched]
     best = []
     for number in range(len(work.rates)):
         seen = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, chi2
 
 from nap_stream.core.conformal import flag_rate_interval
 from nap_stream.core.tail_events import TailEvent, tail_counts
@@ -18,7 +18,9 @@ from nap_stream.planning.series import Stretch
 
 CONFIDENCE = 0.95
 WORST_KEYS = 10
+LOW_DESIGN_EFFECT = 0.5
 _KEY_LEVEL = 0.01
+_EVEN_LEVEL = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,20 @@ class Findings:
         """From one pane that holds records to the next, the median, in milliseconds."""
         return float(np.median(np.diff(self.stretch.panes.start_ms)))
 
+    @property
+    def is_too_even(self) -> bool:
+        """Whether flags vary much less than independent ones do, and not by chance.
+
+        As they do where the same images come again and again. An estimate with the relative
+        standard error e varies about as chi-squared with 2 / e^2 degrees of freedom.
+        """
+        if self.design_effect >= LOW_DESIGN_EFFECT:
+            return False
+        if not self.effect_error:
+            return True
+        freedom = 2 / self.effect_error**2
+        return float(chi2.cdf(self.design_effect * freedom, freedom)) < _EVEN_LEVEL
+
 
 def find(
     question: Question,
@@ -109,7 +125,7 @@ def find(
     stretch, plan = recorded.stretch, question.plan
     panes, rate = stretch.panes, stretch.flagged / stretch.records
     mean_records = stretch.records / len(panes)
-    dependence = dependence_of(panes.flagged - rate * panes.records)
+    dependence = dependence_of(_surplus(stretch))
     block = dependence.block
     if block_records is not None:
         block = min(len(panes), math.ceil(block_records / mean_records))
@@ -128,7 +144,7 @@ def find(
     rates: tuple[RealRate, ...] = ()
     if streams:
         options = {"block": block, "streams": streams, "seed": seed}
-        rates = real_rates(stretch, plan, question.facts.alpha, **options, advance=advance)
+        rates = real_rates(stretch, plan, **options, advance=advance)
     return Findings(
         recorded=recorded,
         flag_rate=found[0],
@@ -146,6 +162,12 @@ def find(
         high_key_count=len(high_keys),
         rates=rates,
     )
+
+
+def _surplus(stretch: Stretch) -> NDArray[np.float64]:
+    """Flags of each pane beyond its due, float64 (P,): exactly 0 where all have the same share."""
+    due = stretch.flagged * stretch.panes.records
+    return (stretch.panes.flagged * stretch.records - due) / stretch.records
 
 
 def _share(value: float, resampled: NDArray[np.float64], level: float, allowed: float) -> Share:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.detection import DetectionPlan, window_limits
+from nap_stream.core.detection import DetectionPlan, window_firing_limit
 from nap_stream.core.false_alarms import DEFAULT_FALSE_ALARMS, records_per_second
+from nap_stream.core.judging import Sides
 from nap_stream.drift.limits import detection_plan
 from nap_stream.errors import ConfigError
 from nap_stream.records import CalibrationFacts
@@ -16,7 +16,7 @@ from nap_stream.settings import DriftSettings
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The promise that is asked for, of a calibration.
+    """The promise that is asked for, of a calibration, whose rule has ``sides``.
 
     ``records_per_second`` is null where the promise is given in records, and where not every record
     counts.
@@ -26,6 +26,7 @@ class Question:
     facts: CalibrationFacts
     plan: DetectionPlan
     records_per_second: float | None
+    sides: Sides = Sides.ONE
 
     @property
     def words(self) -> str:
@@ -45,8 +46,13 @@ class Question:
         return max(1, round((self.records_per_second or 0) * self.drift.pane_ms / 1_000))
 
 
-def ask(drift: DriftSettings, facts: CalibrationFacts) -> Question:
+def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE) -> Question:
     """Put settings and calibration together.
+
+    Args:
+        drift: What is asked for.
+        facts: The calibration.
+        sides: Of its rule.
 
     Raises:
         ConfigError: See `nap_stream.drift.limits.detection_plan`.
@@ -54,7 +60,7 @@ def ask(drift: DriftSettings, facts: CalibrationFacts) -> Question:
     rate = None
     if drift.expected_run_length is None and not is_thinned(drift):
         rate = records_per_second(drift.false_alarms or DEFAULT_FALSE_ALARMS)
-    return Question(drift, facts, detection_plan(drift, facts), rate)
+    return Question(drift, facts, detection_plan(drift, facts), rate, sides)
 
 
 def is_thinned(drift: DriftSettings) -> bool:
@@ -95,18 +101,6 @@ def with_run_length(plan: DetectionPlan, run_length: float) -> DetectionPlan:
     )
 
 
-def of_twice_the_images(question: Question) -> Question:
-    """The same promise of a calibration with twice the images in each group."""
-    facts = question.facts
-    doubled = dataclasses.replace(
-        facts,
-        size=2 * facts.size,
-        flag_rate_laws=tuple(map(_doubled, facts.flag_rate_laws)),
-        tail_laws=tuple(tuple(map(_doubled, laws)) for laws in facts.tail_laws),
-    )
-    return ask(question.drift, doubled)
-
-
 def of_half_the_false_alarms(question: Question) -> Question:
     """The same with half as many false alarms."""
     plan = with_run_length(question.plan, 2 * question.plan.run_length)
@@ -117,8 +111,4 @@ def firing_limit(plan: DetectionPlan, pane_records: int) -> tuple[int, int]:
     """Give the records of a full window of whole panes, and the flags at which it fires."""
     panes = -(-plan.window_records // pane_records)
     records = panes * pane_records
-    return records, window_limits(plan, records)[0]
-
-
-def _doubled(law: FlagRateLaw) -> FlagRateLaw:
-    return FlagRateLaw(2 * law.flag_rank, 2 * law.size)
+    return records, window_firing_limit(plan, records)

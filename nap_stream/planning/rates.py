@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core.detection import DetectionPlan
-from nap_stream.core.tail_events import BIN_COUNT, EDGES
+from nap_stream.core.tail_events import BIN_COUNT
 from nap_stream.planning.bootstrap import block_places
 from nap_stream.planning.progress import Advance
 from nap_stream.planning.question import with_run_length
@@ -57,7 +57,6 @@ class RealRate:
 def real_rates(
     stretch: Stretch,
     plan: DetectionPlan,
-    alpha: float,
     *,
     block: int,
     streams: int,
@@ -70,7 +69,6 @@ def real_rates(
     Args:
         stretch: What was recorded.
         plan: The detectors.
-        alpha: At and below which p-value a record is flagged.
         block: Panes of a block.
         streams: To put together.
         seed: Of the resampling.
@@ -86,7 +84,7 @@ def real_rates(
     counter = _Counter(panes * (4 if stretch.keys else 2), advance)
     series = stretch.panes
     places = block_places(len(series), block, (streams, panes), generator)
-    shares = _cell_shares(series, alpha)
+    shares = cell_shares(series)
     found = stream_alarms(plans, _taken(series, places), counter.tick)
     shuffled = _independent(series.records, places, shares, generator)
     reference = stream_alarms(plans, shuffled, counter.tick)
@@ -131,16 +129,14 @@ def _independent(
         yield records, cells[:, 1].sum(axis=1), cells.sum(axis=1)
 
 
-def _cell_shares(series: PaneSeries, alpha: float) -> NDArray[np.float64]:
+def cell_shares(series: PaneSeries) -> NDArray[np.float64]:
     """Shares of records by flag and bin, float64 (2 * BIN_COUNT,), the unflagged bins first.
 
-    A p-value of at most alpha is flagged, so that only the bin that alpha lies in is divided.
+    Those with the lowest p-values are flagged, as many as there are flags: exact but for the one
+    bin that alpha lies in. Where flags contradict p-values, the number of either stands.
     """
     bins = series.bins.sum(axis=0)
-    flagged = np.zeros(BIN_COUNT, dtype=np.int64)
-    divided = int(np.searchsorted(EDGES, alpha, side="right"))
-    flagged[:divided] = bins[:divided]
-    flagged[divided] = series.flagged.sum() - flagged.sum()
+    flagged = np.diff(np.minimum(np.cumsum(bins), series.flagged.sum()), prepend=0)
     cells = np.concatenate((bins - flagged, flagged))
     shares: NDArray[np.float64] = cells / cells.sum()
     return shares

@@ -14,7 +14,7 @@ from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.progress import Advance
 from nap_stream.planning.question import is_thinned
 from nap_stream.planning.series import Stretch, merged
-from nap_stream.records import Status
+from nap_stream.records import CalibrationFacts, Status
 from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.reader import partitions, scan
 from nap_stream.scored_log.store import SegmentStore
@@ -32,11 +32,17 @@ _FINGERPRINT = "calibration_fingerprint"
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A stretch, its topic, and how many scored records of other calibrations it leaves out."""
+    """A stretch, its topic, and how many scored records of other calibrations it leaves out.
+
+    ``contradicting`` records are flagged against their p-value and the calibration's alpha;
+    ``first_contradicting`` says where one of them lies. They are counted as they are flagged.
+    """
 
     stretch: Stretch
     topic: str
     other_calibrations: int
+    contradicting: int = 0
+    first_contradicting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ def read_stretch(
     store: SegmentStore,
     selection: Selection,
     drift: DriftSettings,
-    fingerprint: str,
+    facts: CalibrationFacts,
     advance: Advance,
 ) -> Recorded:
     """Count the scored records of a stretch of the log.
@@ -68,7 +74,7 @@ def read_stretch(
         store: Where the log lies.
         selection: The stretch.
         drift: Width of panes, and keys.
-        fingerprint: Of the calibration whose records count.
+        facts: The calibration whose records count.
         advance: Told of the partitions that are read.
 
     Raises:
@@ -80,6 +86,7 @@ def read_stretch(
     found = topic_partitions(store, topic)
     key_by = None if drift.keys is None else drift.keys.by
     parts, others, left = [], 0, selection.max_records
+    contradicting, first = 0, ""
     for number, partition in enumerate(found):
         query = Query(
             topic=partition.topic,
@@ -88,7 +95,7 @@ def read_stretch(
             until_ms=selection.until_ms,
             statuses=(Status.OK,),
         )
-        rows = _read(store, query, key_by, fingerprint, left)
+        rows = _read(store, query, key_by, facts, left)
         left -= rows.total
         if left < 0:
             raise ConfigError(
@@ -98,10 +105,13 @@ def read_stretch(
             )
         parts.append(_counted(rows, drift))
         others += rows.others
+        if rows.contradicting and not contradicting:
+            first = f"{partition} offset {rows.first_contradicting}"
+        contradicting += rows.contradicting
         advance(number + 1, len(found))
-    _require_enough(parts, store, fingerprint, others)
+    _require_enough(parts, store, facts.fingerprint, others)
     stretch = merged(parts, drift.pane_ms, one_per_pane=is_thinned(drift))
-    return Recorded(stretch, topic, others)
+    return Recorded(stretch, topic, others, contradicting, first)
 
 
 def _only_topic(store: SegmentStore) -> str:
@@ -116,7 +126,10 @@ def _only_topic(store: SegmentStore) -> str:
 
 @dataclass(slots=True)
 class _Rows:
-    """A partition's columns, batch by batch, and how many rows: of other calibrations, and all."""
+    """A partition's columns, batch by batch, and how many rows: of other calibrations, and all.
+
+    ``contradicting`` are flagged against their p-value, the first at ``first_contradicting``.
+    """
 
     times_ms: list[NDArray[np.int64]] = field(default_factory=list)
     p_values: list[NDArray[np.float64]] = field(default_factory=list)
@@ -125,16 +138,18 @@ class _Rows:
     keys: dict[bytes | None, int] = field(default_factory=dict)
     others: int = 0
     total: int = 0
+    contradicting: int = 0
+    first_contradicting: int = -1
 
 
 def _read(
-    store: SegmentStore, query: Query, key_by: str | None, fingerprint: str, left: int
+    store: SegmentStore, query: Query, key_by: str | None, facts: CalibrationFacts, left: int
 ) -> _Rows:
     """Read a partition, of no more than ``left`` rows: the last batch may go beyond."""
     read = _Rows()
     for batch in scan(store, query, [*rows_schema(key_by).names, _FINGERPRINT]):
         table = pa.Table.from_batches([batch])
-        own = table.filter(pc.equal(table.column(_FINGERPRINT), fingerprint))
+        own = table.filter(pc.equal(table.column(_FINGERPRINT), facts.fingerprint))
         read.others += table.num_rows - own.num_rows
         read.total += table.num_rows
         if read.total > left:
@@ -145,6 +160,10 @@ def _read(
         read.times_ms.append(credible_times(rows))
         read.p_values.append(rows.p_value)
         read.flagged.append(rows.is_ood)
+        wrong = rows.offset[rows.is_ood != (rows.p_value <= facts.alpha)]
+        if len(wrong) and not read.contradicting:
+            read.first_contradicting = int(wrong[0])
+        read.contradicting += len(wrong)
         if rows.key is not None and rows.keys is not None:
             numbers = [read.keys.setdefault(key, len(read.keys)) for key in rows.keys]
             read.key.append(np.array(numbers, dtype=np.int64)[rows.key])

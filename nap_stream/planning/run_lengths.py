@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_limits
+from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_firing_limit
 from nap_stream.core.sequential import (
     Bets,
     bets_against,
@@ -142,7 +142,7 @@ def window_alarms(
     """
     size = plans[0].window_records
     sizes = _grid(size, int(size + records.max()))
-    limits = np.array([[window_limits(plan, n)[0] for n in sizes] for plan in plans])
+    limits = np.array([[window_firing_limit(plan, n) for n in sizes] for plan in plans])
     at = np.full((len(plans), len(records)), np.inf)
     for stream, (n, x) in enumerate(zip(records, flagged, strict=True)):
         ends, hits = np.cumsum(n), np.append(0, np.cumsum(x))

@@ -50,10 +50,17 @@ def _rows(question: Question, findings: Findings) -> Iterator[tuple[str, str]]:
     seconds = findings.block_panes * findings.pane_distance_ms / 1_000
     records = f"{count(findings.block_records)} records"
     yield "blocks", f"{findings.block_panes:,} panes, {records}, {duration(seconds)}; {chosen}"
-    effect, window = findings.design_effect, question.plan.window_records
+    effect = findings.design_effect
     error = f"{effect:.3g} ± {effect * findings.effect_error:.2g}"
-    worth = f"is worth {count(window / effect)} independent ones"
-    yield "design effect", f"{error}: a window of {count(window)} records {worth}"
+    yield "design effect", f"{error}: {_worth(question, findings)}"
+
+
+def _worth(question: Question, findings: Findings) -> str:
+    if findings.is_too_even:
+        return "flags come more evenly than those of independent records"
+    window = question.plan.window_records
+    worth = count(window / findings.design_effect)
+    return f"a window of {count(window)} records is worth {worth} independent ones"
 
 
 def _interval(share: Share) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nap_stream.alert.plain import percent
 from nap_stream.planning.findings import Findings
 from nap_stream.planning.question import Question
-from nap_stream.planning.rates import ANY, KEYS
+from nap_stream.planning.rates import ANY, KEYS, PANES
 from nap_stream.planning.words import count, factor
 
 HIGH_DESIGN_EFFECT = 1.5
@@ -26,13 +26,39 @@ class Warned:
 def warnings_of(question: Question, findings: Findings) -> tuple[Warned, ...]:
     """Give all warnings, the most serious first."""
     return (
+        *_of_contradictions(question, findings),
+        *_of_evenness(findings),
         *_of_flag_rate(findings),
         *_of_keys(findings),
         *_of_tails(findings),
         *_of_dependence(question, findings),
         *_of_false_alarms(findings),
+        *_of_the_window(question, findings),
         *_of_other_calibrations(findings),
     )
+
+
+def _of_contradictions(question: Question, findings: Findings) -> Iterator[Warned]:
+    recorded = findings.recorded
+    if recorded.contradicting:
+        yield Warned(
+            "flags-contradict-p-values",
+            f"{recorded.contradicting:,} scored records are flagged against their p-value and the "
+            f"calibration's alpha of {question.facts.alpha:g}, the first at "
+            f"{recorded.first_contradicting}: what wrote them did not judge by this calibration. "
+            "They count here as they are flagged, as they do in the monitor",
+        )
+
+
+def _of_evenness(findings: Findings) -> Iterator[Warned]:
+    if findings.is_too_even:
+        yield Warned(
+            "too-even",
+            "flags come more evenly than those of independent images: their number varies "
+            f"{factor(findings.design_effect)} times as much, as it does where the same images "
+            "are sent again and again. Intervals and rates of false alarms say little then: "
+            "record a stretch of images that differ",
+        )
 
 
 def _of_flag_rate(findings: Findings) -> Iterator[Warned]:
@@ -127,6 +153,18 @@ def _of_false_alarms(findings: Findings) -> Iterator[Warned]:
             f"promised one false alarm in {count(1 / worst.promised)} records at most, {name} one "
             f"in {count(1 / worst.resampled.rate)} on this stretch, "
             f"{factor(worst.resampled.rate / worst.promised)} times as many",
+        )
+
+
+def _of_the_window(question: Question, findings: Findings) -> Iterator[Warned]:
+    window = question.plan.window_records
+    watched = PANES * findings.stretch.records / len(findings.stretch.panes)
+    if findings.rates and window > watched:
+        yield Warned(
+            "window-not-full",
+            f"the rolling window of {count(window)} records does not fill within the "
+            f"{count(watched)} of a resampled stream: that it raises no false alarm there says "
+            "nothing",
         )
 
 

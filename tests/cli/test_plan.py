@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import yaml
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.planning.reading import MAX_RECORDS
+from nap_stream.settings import MAX_WINDOW_RECORDS
 from tests.cli.program import Call
 from tests.planning.streams import calibration, independent, rows, sticky, write_log
 from tests.support.small_calibration import calibration_of
@@ -163,6 +165,14 @@ def test_a_stretch_of_dependent_records_is_warned_of(
         (["--calibration", "cal", "--since", "1h"], "--log: --topic, --since"),
         (["--calibration", "cal", "--false-alarms", "seldom"], '--false-alarms: expected "one per'),
         (["--calibration", "cal", "--confidence", "2"], "--confidence: Input should be less"),
+        (
+            ["--calibration", "cal", "--window", str(MAX_WINDOW_RECORDS + 1)],
+            f"value for '--window': Input should be less than or equal to {MAX_WINDOW_RECORDS}",
+        ),
+        (
+            ["--calibration", "cal", "--streams", "10001"],
+            "value for '--streams': Input should be less than or equal to 10000",
+        ),
         (["--calibration", "cal", "--expected-run-length", "2"], "--expected-run-length: Input"),
         (
             [
@@ -178,6 +188,53 @@ def test_what_makes_no_sense_is_refused(nap: Call, options: list[str], told: str
 
     assert ended.exit_code == 2
     assert told in ended.err
+
+
+def test_the_largest_window_can_be_looked_at(nap: Call, folder: Path) -> None:
+    options = ("--window", MAX_WINDOW_RECORDS, "--streams", 2)
+
+    ended = nap("plan", "--calibration", folder, *options)
+
+    assert ended.exit_code == 0
+    assert f"rolling window, {MAX_WINDOW_RECORDS:,}" in ended.out
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_log_whose_flags_contradict_its_p_values_is_warned_of(
+    nap: Call, made: Calibration, tmp_path: Path
+) -> None:
+    records = rows(independent(3_000).tolist())
+    wrong = 0
+    for number, record in enumerate(records):
+        assert record.scores is not None
+        wrong += record.scores.is_ood
+        unflagged = dataclasses.replace(record.scores, is_ood=False)
+        records[number] = dataclasses.replace(record, scores=unflagged)
+    root = write_log(tmp_path / "log", records, made.fingerprint)
+    config = configuration(tmp_path, pane_ms=500)
+
+    ended = nap("plan", "--config", config, "--log", root, "--json", "--streams", 2)
+
+    assert ended.exit_code == 0
+    assert f"warning: {wrong} scored records are flagged against their p-value" in ended.err
+    document = json.loads(ended.out)
+    assert document["stretch"]["contradicting_records"] == wrong
+    assert document["warnings"][0]["kind"] == "flags-contradict-p-values"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_that_is_sent_in_a_loop_is_warned_of(
+    nap: Call, made: Calibration, tmp_path: Path
+) -> None:
+    p_values = [(number % 20 + 0.5) / 20 for number in range(3_000)]
+    root = write_log(tmp_path / "log", rows(p_values), made.fingerprint)
+    config = configuration(tmp_path, pane_ms=400)
+
+    ended = nap("plan", "--config", config, "--log", root, "--streams", 2)
+
+    assert ended.exit_code == 0
+    assert "0 ± 0: flags come more evenly" in ended.out
+    assert "warning: flags come more evenly than those of independent images" in ended.err
 
 
 def test_a_calibration_that_is_not_there_is_told(nap: Call, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -94,6 +95,19 @@ def test_a_window_that_is_too_small_to_fire_is_blind() -> None:
     small = dataclasses.replace(PLAN, window_records=3, detector_run_length=1e9)
 
     assert window_delay(small, 0.05, 0.5, pane_records=1, generator=generator()).blind
+
+
+def test_a_large_window_takes_little_memory() -> None:
+    large = dataclasses.replace(PLAN, window_records=10_000_000)
+
+    tracemalloc.start()
+    delay = window_delay(large, 0.05, 0.1, pane_records=1, generator=generator(), runs=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert delay.detected == 3
+    assert delay.horizon == 200_000_000
+    assert peak < large.window_records
 
 
 def test_a_window_that_seldom_sees_a_drift_says_how_often() -> None:

@@ -17,6 +17,7 @@ from nap_stream.core.detection import (
     WINDOW_STEP,
     DetectionPlan,
     plan_detection,
+    window_firing_limit,
     window_limits,
 )
 from nap_stream.core.sequential import (
@@ -141,6 +142,7 @@ def test_windows_of_all_sizes_together_keep_the_promise(
     rate = 0.0
     for size in grid(window_records, 50):
         firing, _ = window_limits(plan, size)
+        assert window_firing_limit(plan, size) == firing
         if firing <= size:
             rate += 1 / scan_run_length(size, firing, plan.flag_rate)
     assert rate <= 1 / plan.detector_run_length

@@ -11,10 +11,10 @@ from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential_delays import p_value_shares
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.planning.chart import bars, delay_words, detector_name, drift_name
-from nap_stream.planning.expected import DetectorDelays, Expectation, expect, usual_windows
+from nap_stream.planning.expected import DetectorDelays, Expectation, expect
 from nap_stream.planning.question import Question, ask
 from nap_stream.planning.words import count, duration, factor
-from nap_stream.settings import DriftSettings
+from nap_stream.settings import MAX_WINDOW_RECORDS, DriftSettings
 from tests.planning.streams import calibration
 
 FACTS = calibration().facts
@@ -116,9 +116,16 @@ def test_progress_ends_where_all_is_done(asked: Question) -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-def test_usual_windows_are_around_the_configured_one() -> None:
-    assert usual_windows(1_000) == (250, 1_000, 4_000)
-    assert usual_windows(40) == (20, 40, 160)
+def test_no_window_is_looked_at_that_cannot_be_configured() -> None:
+    drift = DriftSettings(window_records=MAX_WINDOW_RECORDS)
+
+    found = expect(ask(drift, FACTS), (), streams=2, seed=0, advance=lambda _done, _total: None)
+
+    sizes = [each.asked_records for each in found.detectors if each.asked_records is not None]
+    assert sizes == [MAX_WINDOW_RECORDS // 4, MAX_WINDOW_RECORDS]
+    best = [each.window_records for each in found.best_windows if each.window_records is not None]
+    assert max(best) <= MAX_WINDOW_RECORDS
+    assert found.detectors[1].delays[1].detected == 2
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,16 @@
+import io
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 
 from nap_stream.core.panes import count_panes
 from nap_stream.planning.findings import Findings, find
 from nap_stream.planning.question import ask
 from nap_stream.planning.reading import Recorded
 from nap_stream.planning.series import Stretch, merged
+from nap_stream.planning.terminal_stretch import render_findings
 from nap_stream.planning.warnings import warnings_of
 from nap_stream.settings import DriftSettings, KeySettings
 from tests.planning.streams import CAMERAS, SPACING_MS, calibration, independent, sticky
@@ -154,6 +158,69 @@ def test_a_stretch_without_a_flag_is_no_error() -> None:
 
     assert (findings.flag_rate.value, findings.design_effect) == (0, 1)
     assert set(warned(findings)) == {"flag-rate-low"}
+
+
+@pytest.mark.parametrize("images", [50, 60, 333, 1_000])
+def test_a_folder_that_is_sent_again_and_again_is_warned_of(images: int) -> None:
+    looped = np.tile((np.arange(images) + 0.5) / images, RECORDS // images)
+    np.random.default_rng(0).shuffle(looped[:images])
+    looped = np.resize(looped[:images], RECORDS)
+
+    findings = found_of(looped)
+
+    assert findings.design_effect < 0.05
+    assert "the same images are sent again and again" in warned(findings)["too-even"]
+
+
+def test_panes_that_all_hold_the_same_share_are_printed() -> None:
+    # 49 records a pane, one of them flagged: 49 * (1 / 49) is not 1 in floating point.
+    p_values = np.tile(np.linspace(0.04, 1, 49), 400)
+    times_ms = np.repeat(np.arange(400), 49) * 1_000
+    part = count_panes(times_ms, p_values, p_values <= 0.05, pane_ms=1_000)
+    stretch = merged([part], 1_000, one_per_pane=False)
+    asked = ask(DriftSettings(expected_run_length=1e6), FACTS)
+
+    findings = find(
+        asked,
+        Recorded(stretch, "cars", 0),
+        block_records=None,
+        streams=2,
+        seed=0,
+        advance=lambda _done, _total: None,
+    )
+    console = Console(file=io.StringIO(), width=200)
+    console.print(render_findings(asked, findings))
+
+    assert (findings.design_effect, findings.block_panes) == (0, 1)
+    assert isinstance(console.file, io.StringIO)
+    assert "0 ± 0: flags come more evenly than those of independent" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("kept", [0, 0.5, 0.98])
+def test_short_stretches_of_images_that_differ_are_not_too_even(kept: float) -> None:
+    findings = [found_of(sticky(4_000, kept, seed)) for seed in range(20)]
+
+    assert not any(each.is_too_even for each in findings)
+
+
+def test_flags_that_contradict_p_values_are_told_first() -> None:
+    recorded = Recorded(stretch_of(independent(RECORDS)), "cars", 0, 1_204, "cars/0 offset 7")
+    asked = ask(DRIFT, FACTS)
+    options = {"block_records": None, "streams": 0, "seed": 0}
+
+    findings = find(asked, recorded, **options, advance=lambda _done, _total: None)  # type: ignore[arg-type]  # one dict
+
+    first, *others = warnings_of(asked, findings)
+    assert (first.kind, others) == ("flags-contradict-p-values", [])
+    assert first.text.startswith("1,204 scored records are flagged against their p-value and the")
+    assert "alpha of 0.05, the first at cars/0 offset 7: " in first.text
+
+
+def test_a_window_that_never_fills_is_told() -> None:
+    # Resampled streams have 2,000 panes of 50 records.
+    for window, kinds in ((100_000, set()), (100_001, {"window-not-full"})):
+        drift = DriftSettings(expected_run_length=1e6, window_records=window)
+        assert set(warned(found_of(independent(RECORDS), drift, streams=2), drift)) == kinds
 
 
 def test_keys_may_be_missing() -> None:

@@ -1,6 +1,7 @@
+import tracemalloc
+
 import pytest
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.detection import window_limits
 from nap_stream.core.false_alarms import records_per_second
 from nap_stream.errors import ConfigError
@@ -8,11 +9,10 @@ from nap_stream.planning.question import (
     ask,
     firing_limit,
     of_half_the_false_alarms,
-    of_twice_the_images,
     with_changes,
     with_run_length,
 )
-from nap_stream.settings import DriftSettings, KeySettings
+from nap_stream.settings import MAX_WINDOW_RECORDS, DriftSettings, KeySettings
 from tests.planning.streams import calibration
 
 FACTS = calibration().facts
@@ -74,18 +74,21 @@ def test_half_the_false_alarms_are_twice_the_run_length() -> None:
     assert with_run_length(halved, 1e6) == asked.plan
 
 
-def test_twice_the_images_lower_the_highest_rate() -> None:
-    asked = ask(DriftSettings(), FACTS)
-    doubled = of_twice_the_images(asked)
-
-    assert doubled.facts.size == 4_000
-    assert doubled.facts.flag_rate_laws == (FlagRateLaw(200, 4_000),)
-    assert 0.05 < doubled.plan.flag_rate < asked.plan.flag_rate
-    assert len(doubled.plan.tail_rates) == len(asked.plan.tail_rates)
-
-
 def test_a_full_window_holds_whole_panes() -> None:
     plan = ask(DriftSettings(window_records=1_000), FACTS).plan
 
     assert firing_limit(plan, 300) == (1_200, window_limits(plan, 1_200)[0])
     assert firing_limit(plan, 1) == (1_000, window_limits(plan, 1_000)[0])
+
+
+def test_the_largest_window_is_asked_for_in_little_memory() -> None:
+    drift = DriftSettings(window_records=MAX_WINDOW_RECORDS)
+
+    tracemalloc.start()
+    records, limit = firing_limit(ask(drift, FACTS).plan, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert records == MAX_WINDOW_RECORDS
+    assert FACTS.alpha * records < limit < 2 * FACTS.alpha * records
+    assert peak < MAX_WINDOW_RECORDS

@@ -8,7 +8,7 @@ from nap_stream.core.panes import NO_KEY, count_panes
 from nap_stream.core.tail_events import BIN_COUNT, bins_of
 from nap_stream.planning.findings import find
 from nap_stream.planning.question import Question, ask, with_run_length
-from nap_stream.planning.rates import ANY, KEYS, RealRate, real_rates
+from nap_stream.planning.rates import ANY, KEYS, RealRate, cell_shares, real_rates
 from nap_stream.planning.reading import Recorded
 from nap_stream.planning.run_lengths import AlarmCount, Panes, stream_alarms
 from nap_stream.planning.series import Stretch, merged
@@ -40,7 +40,6 @@ def rates_of(stretch: Stretch, asked: Question, block: int) -> dict[tuple[str, f
     found = real_rates(
         stretch,
         asked.plan,
-        FACTS.alpha,
         block=block,
         streams=40,
         seed=0,
@@ -78,6 +77,34 @@ def test_independent_records_keep_the_promise() -> None:
         assert rate.resampled.interval[0] <= rate.promised
         assert rate.independent.interval[0] <= rate.promised
     assert found[ANY, 1e3].resampled.records > 5e5
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.07, 0.5, 0.99])
+def test_cells_are_the_shares_of_flagged_and_unflagged_p_values(alpha: float) -> None:
+    p_values = independent(2_000)
+    part = count_panes(np.arange(2_000), p_values, p_values <= alpha, pane_ms=100)
+
+    cells = cell_shares(merged([part], 100, one_per_pane=False).panes)
+
+    flagged, bins = p_values <= alpha, bins_of(p_values)
+    expected = [np.bincount(bins[of], minlength=BIN_COUNT) for of in (~flagged, flagged)]
+    np.testing.assert_allclose(cells, np.concatenate(expected) / 2_000)
+
+
+@pytest.mark.parametrize("rate", [0, 0.03, 0.2, 1])
+def test_flags_that_contradict_p_values_leave_both_shares_as_they_are(rate: float) -> None:
+    p_values = independent(RECORDS)
+    flagged = np.arange(RECORDS) < rate * RECORDS
+    part = count_panes(np.arange(RECORDS) * SPACING_MS, p_values, flagged, pane_ms=1_000)
+    stretch = merged([part], 1_000, one_per_pane=False)
+
+    cells = cell_shares(stretch.panes).reshape(2, BIN_COUNT)
+
+    assert (cells >= 0).all()
+    assert cells[1].sum() == pytest.approx(rate)
+    shares = np.bincount(bins_of(p_values), minlength=BIN_COUNT) / RECORDS
+    np.testing.assert_allclose(cells.sum(axis=0), shares)
+    assert rates_of(stretch, question(), block=2)[ANY, 1e3].independent.records > 0
 
 
 def test_ratios_of_rates_by_hand() -> None:

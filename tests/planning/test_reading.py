@@ -8,10 +8,11 @@ from nap_stream.planning.reading import Recorded, Selection, read_stretch
 from nap_stream.records import ScoredRecord, TopicPartition
 from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.settings import DriftSettings, KeySettings
-from tests.planning.streams import SPACING_MS, independent, rows, write_log
+from tests.planning.streams import SPACING_MS, calibration, independent, rows, write_log
 from tests.scored_log.builders import CALIBRATION, NOON_MS, chain, failed, origin
 
 OTHER = "d4" * 32
+FACTS = dataclasses.replace(calibration().facts, fingerprint=CALIBRATION)
 DRIFT = DriftSettings(pane_ms=200)
 SECOND = TopicPartition("cars", 1)
 
@@ -21,7 +22,7 @@ def read(root: Path, selection: Selection | None = None, drift: DriftSettings = 
         LocalStore(root),
         selection or Selection(),
         drift,
-        CALIBRATION,
+        FACTS,
         lambda _done, _total: None,
     )
 
@@ -57,6 +58,40 @@ def test_only_scored_rows_of_the_calibration_and_the_time_count(tmp_path: Path) 
 
     assert (found.stretch.records, found.other_calibrations) == (1_500, 0)
     assert (everything.stretch.records, everything.other_calibrations) == (3_000, 500)
+
+
+def flagged_wrongly(record: ScoredRecord) -> ScoredRecord:
+    assert record.scores is not None
+    scores = dataclasses.replace(record.scores, is_ood=not record.scores.is_ood)
+    return dataclasses.replace(record, scores=scores)
+
+
+def test_flags_that_contradict_p_values_are_counted_and_placed(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(1_000), CALIBRATION)
+    records = rows(independent(3_000).tolist(), partition=SECOND)
+    for place in (700, 701, 2_900):
+        records[place] = flagged_wrongly(records[place])
+    write_log(tmp_path, records, CALIBRATION, SECOND)
+
+    found = read(tmp_path)
+
+    assert (found.contradicting, found.first_contradicting) == (3, "cars/1 offset 700")
+    assert found.stretch.records == 4_000
+    flags = [bool(each.scores and each.scores.is_ood) for each in (*recorded(1_000), *records)]
+    assert found.stretch.flagged == sum(flags)
+
+
+def test_another_alpha_contradicts_the_flags(tmp_path: Path) -> None:
+    p_values = independent(1_500)
+    write_log(tmp_path, rows(p_values.tolist()), CALIBRATION)
+    facts = dataclasses.replace(FACTS, alpha=0.1)
+
+    found = read_stretch(LocalStore(tmp_path), Selection(), DRIFT, facts, lambda _d, _t: None)
+
+    between = (p_values > 0.05) & (p_values <= 0.1)
+    assert found.contradicting == int(between.sum())
+    assert found.first_contradicting == f"cars/0 offset {int(between.argmax())}"
+    assert (read(tmp_path).contradicting, read(tmp_path).first_contradicting) == (0, "")
 
 
 def test_keys_are_told_apart_and_thinned(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -99,6 +100,20 @@ def test_the_window_rolls_as_the_monitors_does(
     found = window_alarms([plan], records[np.newaxis], flagged[np.newaxis])
 
     assert found.at[0, 0] == of_the_monitor(plan, (records, flagged, bins))[Detector.OOD_WINDOW]
+
+
+def test_a_large_window_takes_little_memory() -> None:
+    plan = dataclasses.replace(PLAN, window_records=3_000_000)
+    records = np.full((1, 20), 200_000)
+    flagged = np.linspace(0, 100_000, 20).astype(np.int64)[np.newaxis]
+
+    tracemalloc.start()
+    found = window_alarms([plan], records, flagged)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert found.at[0, 0] == plan.window_records
+    assert peak < plan.window_records
 
 
 def test_without_tails_only_flags_are_watched() -> None:
