@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.horizons import UNSTABLE, Law
 from benchmarks.run_lengths import (
     Detector,
     Estimate,
@@ -44,6 +45,11 @@ class Setting:
     drifted: tuple[float, ...]
     streams: int
     limit: int
+
+    @property
+    def longest(self) -> float:
+        """The longest ARL, in records, that thresholds are measured for."""
+        return self.target * TUNING_HORIZON / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +82,19 @@ def print_comparison(
         rng: Source of randomness.
     """
     print(
-        f"The change comes after {setting.target // 2:,} records without an alarm. early: streams "
-        f"that alarm within {setting.target // 10:,} in-distribution records; 10 % where alarms "
-        f"come at a constant rate and the ARL is {setting.target:,}. The package's thresholds are "
-        f"extrapolated for ARLs above {setting.target * TUNING_HORIZON // 2:,}. Where a peer's is "
-        f"a lower bound only (>), they are set to that bound, which favours the package.\n"
+        f"The change comes after {setting.target // 2:,} records without an alarm. †: the "
+        f"package's thresholds for ARLs above {setting.longest:,.0f} are not measured: the "
+        f"e-detector's is extrapolated, the window's is that of its bound. Where a peer's ARL is a "
+        f"lower bound only (>), they are set to that bound, which favours the package. A peer with "
+        f"{UNSTABLE}, or with too few alarms to tell, is met at what was read at its horizon: no "
+        f"verdict.\n"
     )
     detectors = tuned_detectors(setting, rng)
     rows = rows or [_no_peer(setting)]
     for number, rate in enumerate(setting.drifted):
         print(f"Mean delay in records, flag rate {ALPHA:g} → {rate:g}:\n")
-        print(
-            "| peer | parameter | ARL | early | its delay | calibration set | e-detector | window |"
-        )
-        print("|---|---|---|---|---|---|---|---|")
+        print("| peer | parameter | ARL | its delay | calibration set | e-detector | window |")
+        print("|---|---|---|---|---|---|---|")
         ours = {
             size: [_delays(setting, one, rows, rate, rng) for one in both]
             for size, both in detectors.items()
@@ -97,7 +102,9 @@ def print_comparison(
         for index, row in enumerate(rows):
             for size in setting.sizes:
                 if row["size"] in {None, str(size)}:
-                    print(_line(row, number, size, [delays[index] for delays in ours[size]]))
+                    print(
+                        _line(setting, row, number, size, [delays[index] for delays in ours[size]])
+                    )
         print(flush=True)
 
 
@@ -127,14 +134,24 @@ def _at(run_length: Estimate) -> float:
     return run_length.mean if np.isfinite(run_length.mean) else run_length.low
 
 
-def _line(row: dict[str, Any], number: int, size: int, ours: list[Estimate]) -> str:
-    labels = [row["name"], row["parameter"], str(Estimate(**row["run_length"]))]
+def _line(
+    setting: Setting, row: dict[str, Any], number: int, size: int, ours: list[Estimate]
+) -> str:
+    run_length = Estimate(**row["run_length"])
+    labels = [row["name"], row["parameter"]]
     if not row["delays"]:
-        return f"| {' | '.join([*labels, '-', '-', f'{size:,}', *map(str, ours)])} |"
+        return f"| {' | '.join([*labels, str(run_length), '-', f'{size:,}', *map(str, ours)])} |"
     theirs = Estimate(**row["delays"][number])
     missed = f", {row['missed'][number]:.1%} missed" if row["missed"][number] else ""
-    columns = [*labels, f"{row['early']:.0%}", f"{theirs}{missed}", f"{size:,}"]
-    return f"| {' | '.join([*columns, *(f'{one} {_verdict(one, theirs)}' for one in ours)])} |"
+    law = Law(**row["law"])
+    mark = "†" if _at(run_length) > setting.longest else ""
+    if not law.stable:
+        reading = f"{law}; {run_length} at a horizon of {law.horizon:,}"
+        cells = [f"{one}{mark}" for one in ours]
+    else:
+        reading = str(run_length)
+        cells = [f"{one}{mark} {_verdict(one, theirs)}" for one in ours]
+    return f"| {' | '.join([*labels, reading, f'{theirs}{missed}', f'{size:,}', *cells])} |"
 
 
 def _verdict(ours: Estimate, theirs: Estimate) -> str:
@@ -149,12 +166,11 @@ def _tuned_sequential(setting: Setting, rate: float, rng: np.random.Generator) -
 
     levels = np.linspace(LOWEST, log_threshold(2 * setting.target), 60)
     measured = _run_lengths(make, levels.astype(np.float64), setting, rng)
-    longest = setting.target * TUNING_HORIZON / 2
-    upper = (measured >= longest / 8) & (measured <= longest)
+    upper = (measured >= setting.longest / 8) & (measured <= setting.longest)
     slope, start = np.polyfit(np.log(measured[upper]), levels[upper], 1)
 
     def threshold(run_length: float) -> float:
-        if run_length > longest:
+        if run_length > setting.longest:
             return float(start + slope * np.log(run_length))
         return float(np.interp(np.log(run_length), np.log(measured), levels))
 
@@ -170,7 +186,7 @@ def _tuned_window(setting: Setting, rng: np.random.Generator) -> Tuned:
     measured = _run_lengths(make, limits, setting, rng)
 
     def threshold(run_length: float) -> float:
-        if run_length > setting.target * TUNING_HORIZON / 2:
+        if run_length > setting.longest:
             return scan_limit(setting.window, ALPHA, run_length)
         return float(limits[np.searchsorted(measured, run_length)])
 

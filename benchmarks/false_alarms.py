@@ -7,7 +7,8 @@ Two tables. First, how many of many calibration sets, drawn anew, have a real av
 (ARL) below the one that was asked for. Second, the delay from a change of the flag rate to the
 alarm, at the same measured ARL on in-distribution flags. With ``--peers``, an interpreter that has
 benchmarks/peers.txt, alibi-detect's Fisher detector and river's ADWIN, PageHinkley and DDM stand
-beside the package's. All streams are simulated and independent; 95 % intervals in brackets.
+beside the package's, and a third table says which of them have an ARL to compare at. All streams
+are simulated and independent; 95 % intervals in brackets.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from benchmarks.equal_rates import Setting, print_comparison
+from benchmarks.horizons import print_laws
 from benchmarks.promises import Promise, drawn_bin_rates, flag_rates, kinds, run_lengths_of
 from benchmarks.streams import ALPHA
 from nap_stream.core.conformal import flag_rank
@@ -90,11 +92,13 @@ def _print_peers(result: Any, promise: Promise) -> list[dict[str, Any]]:
     }
     print_shares(lengths, promise)
     print(
-        f"\nFisher: windows {WINDOWS}, ert the ARL asked for, reference the calibration's flags. "
-        f"Records of 6,000 at which its predict() differs: {result['disagreements']}.\n",
+        f"\nFisher: ert the ARL asked for, reference the calibration's flags. Records of 6,000 at "
+        f"which its predict() differs: {result['disagreements']}. river: what its runs say when "
+        f"they are read at the one horizon and at the other.\n",
         flush=True,
     )
     rows: list[dict[str, Any]] = result["rows"]
+    print_laws(rows)
     return rows
 
 

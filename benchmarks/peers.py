@@ -7,7 +7,6 @@ Runs under an interpreter that has benchmarks/peers.txt, and needs nothing of na
 
 import json
 import sys
-from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,42 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.fisher import FisherStreams, configured, disagreements
+from benchmarks.horizons import FEW_ALARMS
+from benchmarks.peer_task import Task, row
 from benchmarks.river_streams import TUNABLE, Tunable, delays, run_lengths, tuned
 from benchmarks.run_lengths import (
     average_run_length,
     bernoulli,
     detection_delays,
     first_passages,
-    mean_delay,
 )
 
 FISHER = "FETDriftOnline"
 FISHER_STREAMS = 1_000
 FISHER_STREAMS_TO_DRIFT = 4_000
 RATES_ON_GRID = 9
-FEW_ALARMS = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What is asked for; see `benchmarks.false_alarms` for the words.
-
-    ``flags`` and ``rates`` are by size of the calibration set: how many of its images are flagged,
-    and the true flag rate of each calibration drawn.
-    """
-
-    seed: int
-    target: int
-    windows: list[int]
-    configurations: int
-    flags: dict[str, int]
-    rates: dict[str, list[float]]
-    replicas: int
-    base_rate: float
-    drifted_rates: list[float]
-    streams: int
-    prefix: int
-    limit: int
+HORIZON_OF_RIVER = 10
+"""In run lengths asked for."""
 
 
 def main() -> None:
@@ -61,7 +40,7 @@ def main() -> None:
     result = {
         "versions": {name: version(name) for name in ("alibi-detect", "river")},
         "disagreements": differ,
-        "run_lengths": {FISHER: fisher_lengths, **river_lengths},
+        "run_lengths": {_fisher_name(task): fisher_lengths, **river_lengths},
         "rows": fisher_rows + river_rows,
     }
     Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
@@ -91,12 +70,16 @@ def fisher(task: Task) -> tuple[dict[str, list[float]], list[dict[str, Any]], in
 
 
 def river(task: Task) -> tuple[dict[str, dict[str, list[float]]], list[dict[str, Any]]]:
-    """As `fisher`, for detectors that know no calibration, at their defaults and tuned."""
+    """As `fisher`, for detectors that know no calibration, at their defaults and tuned.
+
+    The average run lengths are those at the defaults, once for each horizon.
+    """
     rng = np.random.default_rng(task.seed)
-    lengths, rows = {}, []
+    lengths: dict[str, dict[str, list[float]]] = {}
+    rows = []
     for tunable in TUNABLE:
         if tunable.value is not None:
-            lengths[tunable.name] = _river_run_lengths(tunable, tunable.value, task, rng)
+            lengths |= _river_run_lengths(tunable, tunable.value, task, rng)
             rows.append(_river_row(tunable, tunable.value, "default", task, rng))
         value = tuned(tunable, task.base_rate, task.target, rng)
         rows.append(_river_row(tunable, value, "tuned", task, rng))
@@ -145,31 +128,47 @@ def _fisher_row(
         )[0]
         for rate in task.drifted_rates
     ]
-    name = f"{FISHER}, configured {number + 1} of {task.configurations}"
-    return _row((name, f"ert {task.target:,}", size), lengths, horizon, found, task)
+    name = f"{_fisher_name(task)}, configured {number + 1} of {task.configurations}"
+    return row((name, f"ert {task.target:,}", size), lengths, horizon, found, task)
+
+
+def _fisher_name(task: Task) -> str:
+    return f"{FISHER}, windows {' and '.join(map(str, task.windows))}"
 
 
 def _river_run_lengths(
     tunable: Tunable, value: float, task: Task, rng: np.random.Generator
-) -> dict[str, list[float]]:
-    """Interpolated in the flag rate, which is all that its run length depends on."""
+) -> dict[str, dict[str, list[float]]]:
+    """Interpolated in the flag rate, which is all that its run length depends on.
+
+    By the same runs read at two horizons, since for some detectors the answer is the horizon's.
+    """
     every = np.concatenate([np.array(rates) for rates in task.rates.values()])
     grid = np.linspace(every.min(), every.max(), RATES_ON_GRID)
-    horizon = 10 * task.target
-    logs = []
-    for rate in grid:
-        found = run_lengths(lambda: tunable.make(value), rate, horizon, 10 * horizon, rng)
-        seen = np.minimum(found, horizon).sum()
-        logs.append(np.log(seen / max(0.5, (found <= horizon).sum())))
-    return {
-        size: np.exp(np.interp(rates, grid, logs)).tolist() for size, rates in task.rates.items()
-    }
+    longest = HORIZON_OF_RIVER * task.target
+    runs = [
+        run_lengths(lambda: tunable.make(value), rate, longest, 10 * longest, rng) for rate in grid
+    ]
+    found = {}
+    for horizon in (task.target, longest):
+        logs = [np.log(_records_by_alarms(lengths, horizon)) for lengths in runs]
+        found[f"{tunable.name}, horizon {horizon:,}"] = {
+            size: np.exp(np.interp(rates, grid, logs)).tolist()
+            for size, rates in task.rates.items()
+        }
+    return found
+
+
+def _records_by_alarms(lengths: NDArray[np.int64], horizon: int) -> float:
+    """No alarm counts as half a one."""
+    seen = float(np.minimum(lengths, horizon).sum())
+    return seen / max(0.5, float((lengths <= horizon).sum()))
 
 
 def _river_row(
     tunable: Tunable, value: float, how: str, task: Task, rng: np.random.Generator
 ) -> dict[str, Any]:
-    horizon = 10 * task.target
+    horizon = HORIZON_OF_RIVER * task.target
 
     def make() -> Any:
         return tunable.make(value)
@@ -190,26 +189,7 @@ def _river_row(
         for rate in task.drifted_rates
     ]
     parameter = f"{tunable.parameter} {value:.3g}, {how}"
-    return _row((tunable.name, parameter, None), lengths, horizon, found, task)
-
-
-def _row(
-    label: tuple[str, str, str | None],
-    lengths: NDArray[np.int64],
-    horizon: int,
-    found: list[NDArray[np.int64]],
-    task: Task,
-) -> dict[str, Any]:
-    name, parameter, size = label
-    return {
-        "name": name,
-        "parameter": parameter,
-        "size": size,
-        "run_length": asdict(average_run_length(lengths, horizon)),
-        "early": float((lengths <= task.target // 10).mean()),
-        "delays": [asdict(mean_delay(values, task.limit)) for values in found],
-        "missed": [float((values > task.limit).mean()) for values in found],
-    }
+    return row((tunable.name, parameter, None), lengths, horizon, found, task)
 
 
 def _say(what: str) -> None:

@@ -141,8 +141,8 @@ class Estimate:
 
     def __str__(self) -> str:
         if np.isinf(self.high):
-            return f"> {_rounded(self.low)}"
-        return f"{_rounded(self.mean)} ({_rounded(self.low)} to {_rounded(self.high)})"
+            return f"> {rounded(self.low)}"
+        return f"{rounded(self.mean)} ({rounded(self.low)} to {rounded(self.high)})"
 
 
 def average_run_length(run_lengths: NDArray[np.int64], horizon: int) -> Estimate:
@@ -169,7 +169,8 @@ def mean_delay(delays: NDArray[np.int64], limit: int) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
+    """Three digits from a thousand up, one decimal below a hundred."""
     if not np.isfinite(value):
         return "∞"
     digits = 3 if value >= 1_000 else 1 if value < 100 else 0
