@@ -50,7 +50,7 @@ def build_app() -> typer.Typer:
 
     @app.callback()
     def _root(
-        version: Annotated[
+        _version: Annotated[
             bool, typer.Option("--version", callback=_show_version, is_eager=True)
         ] = False,
     ) -> None:

@@ -155,6 +155,7 @@ def test_only_the_end_resolves() -> None:
     told = {reason: Change(reason, firing()).transition for reason in Reason}
     assert told.pop(Reason.ENDED) is Transition.RESOLVED
     assert told.pop(Reason.SILENT) is Transition.RESOLVED
+    assert told.pop(Reason.FORGOTTEN) is Transition.RESOLVED
     assert set(told.values()) == {Transition.FIRING}
     assert len(told) == 3
 
