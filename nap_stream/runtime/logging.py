@@ -53,21 +53,30 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
 
 
 class _SeldomKafka(logging.Filter):
-    """Passes what one line of kafka-python's code says once in a while, and the rest whole."""
+    """Passes what one line of kafka-python's code says once in a while, and the rest whole.
+
+    What was under way when a client is closed is cancelled, which is no error, and not passed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._passed_at: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is not of kafka-python, or said seldom enough."""
+        """Whether the record is not of kafka-python, or worth to be said and said seldom enough."""
         if not record.name.startswith("kafka."):
             return True
+        if isinstance(record.args, tuple) and "Cancelled" in map(_type_name, record.args):
+            return False
         line = record.name, record.lineno
         if record.created - self._passed_at.get(line, float("-inf")) < KAFKA_LOG_EVERY_S:
             return False
         self._passed_at[line] = record.created
         return True
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):

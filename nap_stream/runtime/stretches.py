@@ -86,13 +86,15 @@ def within(
         span: What is wanted.
         pane_ms: Width of their panes in milliseconds.
     """
-    newest_ms: int | None = None
+    earliest_ms: int | None = None
     for summary in summaries:
-        yield _cut(summary, span, None if newest_ms is None else newest_ms - newest_ms % pane_ms)
-        told_ms = summary.max_event_time_ms
-        if told_ms is not None:
-            newest_ms = told_ms if newest_ms is None else max(newest_ms, told_ms)
-        if newest_ms is not None and newest_ms >= span.end_ms:
+        yield _cut(summary, span, earliest_ms)
+        newest_ms = summary.max_event_time_ms
+        if newest_ms is not None:
+            pane_start_ms = newest_ms - newest_ms % pane_ms
+            earliest_ms = pane_start_ms if earliest_ms is None else max(earliest_ms, pane_start_ms)
+        # Not before the pane that the end cuts is over: it belongs to the span as a whole.
+        if earliest_ms is not None and earliest_ms >= span.end_ms:
             return
 
 

@@ -1,14 +1,13 @@
 """The program as users call it, within the test's own process."""
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import structlog
 
 from nap_stream.cli import main
+from tests.support.logs import kept_logging
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,8 @@ def call(
     # Wide enough that no line of a table or an error is broken.
     monkeypatch.setenv("COLUMNS", "500")
     capfd.readouterr()
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        with pytest.raises(SystemExit) as caught:
-            main()
-    finally:
-        structlog.reset_defaults()
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    with kept_logging(), pytest.raises(SystemExit) as caught:
+        main()
     sys.stdout.flush()
     out, err = capfd.readouterr()
     code = caught.value.code

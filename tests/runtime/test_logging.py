@@ -6,19 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from kafka.errors import Cancelled
 
 from nap_stream.runtime.logging import configure_logging
+from tests.support.logs import kept_logging
 
 
 @pytest.fixture
 def configured() -> Iterator[None]:
-    root, before = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    configure_logging(for_people=False)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.configure(**before)
+    with kept_logging():
+        configure_logging(for_people=False)
+        yield
 
 
 def events(text: str, *wanted: str) -> list[str]:
@@ -39,6 +37,16 @@ def test_what_kafka_says_with_every_attempt_is_shown_once(
         "connection failed, attempt 0",
         "something else",
     ]
+
+
+@pytest.mark.usefixtures("configured")
+def test_what_is_cancelled_when_a_client_is_closed_is_no_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logging.getLogger("kafka.cluster").error("refresh: failed %s", Cancelled())
+    logging.getLogger("kafka.cluster").error("refresh: failed %s", TimeoutError())
+
+    assert len(events(capsys.readouterr().err, "refresh")) == 1
 
 
 @pytest.mark.usefixtures("configured")

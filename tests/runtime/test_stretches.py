@@ -156,6 +156,15 @@ def test_a_pane_that_the_span_cuts_is_before_it_whatever_segment_its_records_are
     assert sum(int(each.panes.records.sum()) for each in summaries) == 4
 
 
+def test_a_pane_that_the_end_cuts_is_whole_whatever_segment_its_records_are_of() -> None:
+    store = MemoryStore()
+    times_ms = (NOON_MS, NOON_MS + 250, NOON_MS + 260, NOON_MS + 50, NOON_MS + 400)
+    records = [scored(origin(i, event_time_ms=time_ms)) for i, time_ms in enumerate(times_ms)]
+    publish(store, split(records, {2}))
+    summaries = found(store, EventSpan(NOON_MS, NOON_MS + 201), SHAPE)
+    assert sum(int(each.panes.records.sum()) for each in summaries) == 4
+
+
 def test_nothing_is_found_of_a_segment_that_was_read_long_after_its_event_times() -> None:
     store = MemoryStore()
     early = [scored(origin(i, event_time_ms=NOON_MS - 2 * DAY_MS)) for i in range(3)]
