@@ -4,8 +4,8 @@ Both give the same summary, so that a monitor that starts anew finds what it wou
 
 Event times come from producers, whose clocks may be wrong. One that lies more than
 `MAX_CLOCK_SKEW_MS` ahead of the time when its message was read, or more than `MAX_AGE_MS` before
-it, counts as that time: no camera's clock stops the monitor. Both times stand in the row, so that
-the log alone tells.
+it, counts as that time, so that no clock stops the monitor for good; one that lags by less holds
+its panes back by as much. Both times stand in the row, so that the log alone tells.
 """
 
 from collections import Counter
