@@ -50,7 +50,7 @@ def _measure(bootstrap: str, folder: Path, options: argparse.Namespace) -> Memor
             max_poll_interval_s=options.max_poll_interval_s,
         ),
     )
-    command = nap_stream("run", "--config", monitor.config, "--until-idle", "2")
+    command = nap_stream("run", "--config", monitor.config, "--until-idle", "15")
     environ = {"RAY_TMPDIR": str(folder)}
     with Program(command, folder / "run", environ) as run:
         trace = watch(

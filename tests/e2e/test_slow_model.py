@@ -40,7 +40,8 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
     )
     command = nap_stream(
         *("run", "--config", monitor.config, "--address", ray_head.address),
-        *("--until-idle", "2"),
+        # The topic is empty until the first images, and again until the large ones, are made.
+        *("--until-idle", "15"),
     )
     with Program(command, tmp_path / "run", ray_head.environ) as run:
         trace = watch(
