@@ -120,6 +120,7 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 # Ray Data warns of its own defaults.
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")

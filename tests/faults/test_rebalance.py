@@ -68,6 +68,7 @@ def test_each_offset_comes_once_while_members_come_and_go(
     assert conflicts == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_revocation_that_cannot_drain_keeps_to_its_deadline_and_loses_nothing(
     apache_kafka: ApacheKafka, tmp_path: Path
 ) -> None:
