@@ -34,7 +34,7 @@ def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
     if Detector.SCORE_SHIFT in active and len(active) == 1 and tail is not None:
         return lead + _shifted(tail, alert.time_ms)
     is_window = Detector.OOD_WINDOW in active and (
-        Detector.OOD_SEQUENTIAL not in active or _window_share(alert) >= _share(alert.since)
+        Detector.OOD_SEQUENTIAL not in active or _window_share(alert) >= alert.since.share
     )
     found = _in_window(alert) if is_window else _since_onset(alert, plan, "")
     return lead + found + _contributor(alert)
@@ -185,11 +185,7 @@ def _contributor(alert: DriftAlert) -> str:
 
 
 def _counted(since: Onset, things: str) -> str:
-    return f"{number(since.hits)} of {number(since.records)} {things} ({percent(_share(since))})"
-
-
-def _share(since: Onset) -> float:
-    return since.hits / since.records if since.records else 0.0
+    return f"{number(since.hits)} of {number(since.records)} {things} ({percent(since.share)})"
 
 
 def _window_share(alert: DriftAlert) -> float:

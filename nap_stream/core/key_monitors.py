@@ -11,7 +11,7 @@ so that M_t - t stays a supermartingale: it costs power, and never a false alarm
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,18 @@ from nap_stream.core.key_ages import ActiveKeys, oldest
 from nap_stream.core.key_table import KeyTable
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import (
+    STATE_ARRAYS,
     Bets,
     Onset,
     SequentialState,
-    capped,
-    goes_on,
     initial_state,
-    log_mixture,
+    judge,
     onset,
     renewed,
-    update,
 )
 
 SPARE_SHARE = 16
 """To find the oldest keys takes a look at all; this part of them is forgotten at once."""
-_STATE_ARRAYS = tuple(field.name for field in fields(SequentialState))
 _NO_ONSET = Onset(event=0, start_ms=0, records=0, hits=0)
 
 
@@ -117,32 +114,25 @@ class KeyMonitors:
     def update(self, pane: ClosedPane) -> KeyReadings:
         """Take the next pane; give the readings of its keys, also of those forgotten at its end."""
         slots = self._slots_of(pane.keys)
-        after = update(
+        judged = judge(
             self._states(slots),
             self._bets,
-            pane.key_records,
-            pane.key_flagged[:, np.newaxis],
-            np.array(pane.start_ms),
+            log_threshold=self._log_threshold,
+            active=self._table["active"][slots],
+            records=pane.key_records,
+            hits=pane.key_flagged[:, np.newaxis],
+            start_ms=np.array(pane.start_ms),
         )
-        log_values = np.minimum(log_mixture(after), self._log_threshold)
-        was_active = self._table["active"][slots]
-        state = capped(after, self._log_threshold)
-        is_active = np.where(
-            was_active,
-            goes_on(state, log_values, self._log_threshold),
-            log_values >= self._log_threshold,
-        )
-        self._table.write(slots, _as_arrays(state))
+        self._table.write(slots, _as_arrays(judged.state))
         self._table.write(
-            slots, {"log_value": log_values, "active": is_active, "last_ms": pane.start_ms}
+            slots,
+            {"log_value": judged.log_value, "active": judged.active, "last_ms": pane.start_ms},
         )
-        ended = was_active & ~is_active
-        self._renew(slots[ended])
-        self._active.remove(_chosen(pane.keys, ended))
-        self._active.see(_chosen(pane.keys, is_active), pane.start_ms)
+        self._active.remove(_chosen(pane.keys, judged.ended))
+        self._active.see(_chosen(pane.keys, judged.active), pane.start_ms)
         self._renew_silent(pane.start_ms)
         self._forget()
-        return KeyReadings(pane.keys, log_values, is_active)
+        return KeyReadings(pane.keys, judged.log_value, judged.active)
 
     def reading(self, key: str) -> tuple[float, bool, Onset]:
         """Give the logarithm of a key's statistic, whether it is active, and its onset.
@@ -183,7 +173,7 @@ class KeyMonitors:
         self._active = ActiveKeys(zip(_chosen(names, active), last_ms, strict=True))
 
     def _states(self, slots: int | NDArray[np.int64]) -> SequentialState:
-        return SequentialState(**{name: self._table[name][slots] for name in _STATE_ARRAYS})
+        return SequentialState(**{name: self._table[name][slots] for name in STATE_ARRAYS})
 
     def _slots_of(self, keys: tuple[str, ...]) -> NDArray[np.int64]:
         """Give the slots of keys; new ones get one."""
@@ -195,16 +185,12 @@ class KeyMonitors:
             self._table.write(slots[new], {"active": False})
         return slots
 
-    def _renew(self, slots: NDArray[np.int64]) -> None:
-        if len(slots):
-            self._table.write(slots, _as_arrays(renewed(self._states(slots))))
-
     def _renew_silent(self, now_ms: int) -> None:
         silent = self._active.remove_silent(now_ms - self._silence_ms)
         if silent:
             slots = self._table.slots(silent)
+            self._table.write(slots, _as_arrays(renewed(self._states(slots))))
             self._table.write(slots, {"log_value": -math.inf, "active": False})
-            self._renew(slots)
 
     def _forget(self) -> None:
         """Forget keys beyond the limit."""
@@ -227,4 +213,4 @@ def _chosen(keys: tuple[str, ...], is_chosen: NDArray[np.bool_]) -> list[str]:
 
 
 def _as_arrays(state: SequentialState) -> dict[str, NDArray[Any]]:
-    return {name: getattr(state, name) for name in _STATE_ARRAYS}
+    return {name: getattr(state, name) for name in STATE_ARRAYS}

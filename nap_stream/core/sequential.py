@@ -28,7 +28,7 @@ Beside each M runs the logarithm of a CUSUM statistic, C = max(C, 0) + ln L. Whe
 inspection schemes", Biometrika 41, 1954).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,9 @@ class SequentialState:
     hits: NDArray[np.int64]
 
 
+STATE_ARRAYS = tuple(field.name for field in fields(SequentialState))
+
+
 def initial_state(bets: Bets, shape: tuple[int, ...] = ()) -> SequentialState:
     """Give the state before the first record, of as many detectors as ``shape`` says."""
     full = (*shape, *bets.hit.shape)
@@ -157,7 +160,13 @@ def capped(state: SequentialState, log_threshold: float) -> SequentialState:
 
     After the alarm the size of M says nothing new; bounded, it falls again when the shift ends.
     """
-    excess = np.maximum(log_mixture(state) - log_threshold, 0.0)
+    return _capped(state, log_mixture(state), log_threshold)
+
+
+def _capped(
+    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
+) -> SequentialState:
+    excess = np.maximum(log_value - log_threshold, 0.0)
     return SequentialState(
         state.log_statistic - excess[..., np.newaxis, np.newaxis],
         np.minimum(state.log_cusum, log_threshold),
@@ -202,6 +211,54 @@ def renewed(state: SequentialState) -> SequentialState:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """Detectors after a pane.
+
+    ``log_value`` is float64 (...), their `log_mixture`, at most the threshold's, also where the
+    alarm has ended with this pane; ``active`` is bool (...), ``ended`` too.
+    """
+
+    state: SequentialState
+    log_value: NDArray[np.float64]
+    active: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
+
+
+def judge(
+    state: SequentialState,
+    bets: Bets,
+    *,
+    log_threshold: float,
+    active: NDArray[np.bool_],
+    records: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    start_ms: NDArray[np.int64],
+) -> Judged:
+    """Take one pane into account, as `update` does, and tell where the alarm is on.
+
+    It begins at ``log_threshold``, goes on as `goes_on` tells, and then the detector is `renewed`.
+
+    Args:
+        state: The state before.
+        bets: Its bets.
+        log_threshold: The logarithm of the run length.
+        active: bool (...), where it was on before.
+        records: See `update`, as the rest.
+        hits: int64 (..., J).
+        start_ms: int64 (...).
+    """
+    after = update(state, bets, records, hits, start_ms)
+    value = log_mixture(after)
+    after = _capped(after, value, log_threshold)
+    log_value = np.minimum(value, log_threshold)
+    on = np.where(active, goes_on(after, log_value, log_threshold), log_value >= log_threshold)
+    ended = active & ~on
+    if ended.any():
+        after = _chosen(ended, renewed(after), after)
+    return Judged(after, log_value, on, ended)
+
+
 @dataclass(frozen=True, slots=True)
 class Onset:
     """The most likely change: event ``event`` of the J since ``start_ms``.
@@ -213,6 +270,11 @@ class Onset:
     start_ms: int
     records: int
     hits: int
+
+    @property
+    def share(self) -> float:
+        """Hits a record; 0 without a record."""
+        return self.hits / self.records if self.records else 0.0
 
 
 def onset(state: SequentialState) -> Onset:
@@ -226,6 +288,15 @@ def onset(state: SequentialState) -> Onset:
         int(state.onset_ms[event, bet]),
         int(state.records[event, bet]),
         int(state.hits[event, bet]),
+    )
+
+
+def _chosen(
+    is_first: NDArray[np.bool_], first: SequentialState, second: SequentialState
+) -> SequentialState:
+    where = is_first[..., np.newaxis, np.newaxis]
+    return SequentialState(
+        *(np.where(where, getattr(first, n), getattr(second, n)) for n in STATE_ARRAYS)
     )
 
 

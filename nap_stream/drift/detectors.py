@@ -13,23 +13,18 @@ from nap_stream.core.detection import DetectionPlan, step_limits, window_step
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import (
     RESOLVE_RATIO,
+    STATE_ARRAYS,
     Bets,
     Onset,
     SequentialState,
     bets_for_drift,
-    capped,
-    goes_on,
     initial_state,
-    log_mixture,
+    judge,
     onset,
-    renewed,
-    update,
 )
 from nap_stream.core.tail_events import tail_counts
 from nap_stream.core.windows import RollingWindow, WindowState
 from nap_stream.records import DetectorReading, TailShift
-
-_STATE_ARRAYS = ("log_statistic", "log_cusum", "onset_ms", "records", "hits")
 
 
 class EDetector:
@@ -54,14 +49,17 @@ class EDetector:
 
     def push(self, records: int, hits: NDArray[np.int64], start_ms: int) -> None:
         """Take a pane: its records, how many each event holds for, int64 (J,), and its start."""
-        after = update(self._state, self._bets, np.array(records), hits, np.array(start_ms))
-        value = log_mixture(after)
-        self._log_value = min(float(value), self._log_threshold)
-        self._state = capped(after, self._log_threshold)
-        if not self.active:
-            self.active = self._log_value >= self._log_threshold
-        elif not goes_on(self._state, value, self._log_threshold):
-            self.active, self._state = False, renewed(self._state)
+        judged = judge(
+            self._state,
+            self._bets,
+            log_threshold=self._log_threshold,
+            active=np.array(self.active),
+            records=np.array(records),
+            hits=hits,
+            start_ms=np.array(start_ms),
+        )
+        self._state, self._log_value = judged.state, float(judged.log_value)
+        self.active = bool(judged.active)
 
     def reading(self) -> DetectorReading:
         """Say where it stands."""
@@ -76,7 +74,7 @@ class EDetector:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Give its state, to be exact."""
-        state = {name: getattr(self._state, name) for name in _STATE_ARRAYS}
+        state = {name: getattr(self._state, name) for name in STATE_ARRAYS}
         return {
             **state,
             "log_value": np.array([self._log_value]),
@@ -91,7 +89,7 @@ class EDetector:
         """
         if arrays["log_statistic"].shape != self._bets.hit.shape:
             raise ValueError(f"the state of another detector: {arrays['log_statistic'].shape}")
-        self._state = SequentialState(**{name: arrays[name] for name in _STATE_ARRAYS})
+        self._state = SequentialState(**{name: arrays[name] for name in STATE_ARRAYS})
         self._log_value = float(arrays["log_value"][0])
         self.active = bool(arrays["active"][0])
 
@@ -166,7 +164,7 @@ class StreamDetectors:
         if self._window_active and (window := self._window.state) is not None:
             seen.append(window.fraction)
         if self._flags.active:
-            seen.append(_share(self._flags.onset))
+            seen.append(self._flags.onset.share)
         return max(seen)
 
     def since(self) -> Onset:
@@ -229,7 +227,3 @@ class StreamDetectors:
         for start_ms, records, flagged in arrays["window.panes"].tolist():
             self._window.push(start_ms, records, flagged)
         self._window_active = bool(arrays["window.active"][0])
-
-
-def _share(seen: Onset) -> float:
-    return seen.hits / seen.records if seen.records else 0.0

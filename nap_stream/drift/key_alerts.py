@@ -90,12 +90,11 @@ class KeyAlerts:
 
     def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[KeyChange]:
         _, is_active, since = self.monitors.reading(key)
-        fraction = since.hits / since.records if since.records else 0.0
         alert, change = step(
             None if firing is None else firing.alert,
             (Detector.OOD_SEQUENTIAL,) if is_active else (),
             severity=(
-                Severity.CRITICAL if fraction >= self._critical_fraction else Severity.WARNING
+                Severity.CRITICAL if since.share >= self._critical_fraction else Severity.WARNING
             ),
             onset_ms=since.start_ms,
             now_ms=end_ms,

@@ -189,10 +189,8 @@ def test_missing_segments_are_given_up_as_a_monitor_at_work_does(
     assert len(found.missing.first) == min(len(apart), SHOWN_RANGES)
 
 
-def test_what_follows_a_missing_segment_is_judged_when_it_is_read() -> None:
-    store = MemoryStore()
-    published(store, [(50,)])
-    store.remove([store.segments(name)[2] for name in NAMES])
+def replayed_by_records(store: MemoryStore) -> tuple[dict[str, int], ReplayReport]:
+    """How many records were judged when an alert of each state first came."""
     done: list[int] = []
     told: dict[str, int] = {}
 
@@ -207,6 +205,14 @@ def test_what_follows_a_missing_segment_is_judged_when_it_is_read() -> None:
         on_alert=tell,
         advance=lambda records, _: done.append(records),
     )
+    return told, found
+
+
+def test_what_follows_a_missing_segment_is_judged_when_it_is_read() -> None:
+    store = MemoryStore()
+    published(store, [(50,)])
+    store.remove([store.segments(name)[2] for name in NAMES])
+    told, found = replayed_by_records(store)
     assert found.missing.ranges == 3
     assert told["firing"] < 3 * DRIFT.stop, "else all that comes would be held in memory"
 
@@ -304,20 +310,7 @@ def test_a_partition_that_ends_early_holds_nobody_back() -> None:
     publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
     list(publisher.publish(NAMES[0], RECORDS[NAMES[0]][:10], [10]))
     list(publisher.publish(NAMES[1], RECORDS[NAMES[1]], [50]))
-    done: list[int] = []
-    told: dict[str, int] = {}
-
-    def tell(alert: AlertEvent) -> None:
-        told.setdefault(alert.state, done[-1])
-
-    found = replay(
-        store,
-        monitor_settings(),
-        FACTS,
-        span=EventSpan(),
-        on_alert=tell,
-        advance=lambda records, _: done.append(records),
-    )
+    told, found = replayed_by_records(store)
     assert found.late == 0
     # As it is read, not only at the end: else all that comes would be held in memory.
     assert told["firing"] < DRIFT.stop

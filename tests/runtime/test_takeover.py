@@ -280,17 +280,24 @@ def test_a_run_that_was_stopped_goes_on_where_it_was() -> None:
     assert stream.count("began") == stream.count("ended")
 
 
-def test_an_alert_that_waits_for_the_broker_survives_its_coordinator() -> None:
-    log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
+def closed_without_a_broker(log: SummaryList, store: MemoryStore, clock: ManualClock) -> list[str]:
+    """Run a coordinator whose alerts all wait in the end; give their ids."""
     away = FlakySink(failures=1_000)
     first = new_coordinator(SummaryList(), store, away, clock)
     first.start()
     for each in log.durable:
         first.submit(each)
     first.tick()
-    waiting = len(first._outboxes)
+    waiting = [alert.id for alert in first._outboxes.pending()]
     assert waiting
+    assert len(first._outboxes) == len(waiting)
     first.close()
+    return waiting
+
+
+def test_an_alert_that_waits_for_the_broker_survives_its_coordinator() -> None:
+    log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
+    waiting = len(closed_without_a_broker(log, store, clock))
     sink = FlakySink()
     second = new_coordinator(log, store, sink, clock)
     second.start()
@@ -302,15 +309,7 @@ def test_an_alert_that_waits_for_the_broker_survives_its_coordinator() -> None:
 
 def test_an_alert_that_waits_for_the_broker_is_delivered_under_other_settings() -> None:
     log, store, clock = SummaryList(CHAINS[0][:14]), MemoryStore(), ManualClock(NOW_MS)
-    away = FlakySink(failures=1_000)
-    first = new_coordinator(SummaryList(), store, away, clock)
-    first.start()
-    for each in log.durable:
-        first.submit(each)
-    first.tick()
-    waiting = [alert.id for alert in first._outboxes.pending()]
-    assert waiting
-    first.close()
+    waiting = closed_without_a_broker(log, store, clock)
     sink = FlakySink()
     second = new_coordinator(log, store, sink, clock, drift={"window_records": 60})
     second.start()
