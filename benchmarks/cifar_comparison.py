@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from benchmarks.plain_pytorch import Reading, auroc, fpr95, read_plain
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
-from nap_stream.scored_log.reader import scan
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
-from nap_stream.settings import Settings
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
+from nap_stream.settings.schema import Settings
 
 Scores = NDArray[np.float64]
 

@@ -31,13 +31,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cifar_comparison import compare
-from nap_stream.alert.consume import read_alerts
+from nap_stream.alert.kafka import read_alerts
 from nap_stream.clock import SystemClock
-from nap_stream.dev.broker import embedded_broker
-from nap_stream.dev.produce import produce
-from nap_stream.kafka_client import create_topics
-from nap_stream.settings import Settings
-from nap_stream.settings_loader import load_settings
+from nap_stream.demo.broker import embedded_broker
+from nap_stream.demo.produce import produce
+from nap_stream.kafka.client import create_topics
+from nap_stream.settings.load import load_settings
+from nap_stream.settings.schema import Settings
 from tests.support.apache_kafka import KAFKA_VERSION, ApacheKafka, KafkaNotThereError, resolve_jars
 
 ROOT = Path(__file__).parents[1]

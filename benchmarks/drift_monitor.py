@@ -24,14 +24,12 @@ from numpy.typing import NDArray
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.conformal import upper_flag_rate
-from nap_stream.core.judging import Judge, Rule
+from nap_stream.core.conformal import Judge, Rule, upper_flag_rate
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
 from nap_stream.drift.checkpoint import dump
-from nap_stream.drift.limits import detection_plan
-from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.drift.monitor import DriftMonitor, detection_plan
 from nap_stream.records import (
     CalibrationFacts,
     Example,
@@ -40,7 +38,7 @@ from nap_stream.records import (
     Status,
     TopicPartition,
 )
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import Settings
 from tests.support.memory import MIB, rss_bytes
 
 ALPHA = 0.05

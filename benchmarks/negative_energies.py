@@ -37,9 +37,8 @@ from benchmarks.cifar_sets import (
 )
 from benchmarks.negative_maps import markdown
 from benchmarks.signed_resnet import binary_cross_entropy, fine_tuned
-from nap_stream.core.nap import nap
-from nap_stream.core.scores import energy
-from nap_stream.core.shaping import ash, dice, dice_weight, react, react_clip, scale
+from nap_stream.core.base_scores import ash, dice, dice_weight, energy, react, react_clip, scale
+from nap_stream.core.prior import nap
 from tests.support.cifar_models import DenseNetBC, ResNet20, densenet_bc100, resnet20
 
 Scores = NDArray[np.float64]

@@ -24,20 +24,23 @@ from torchvision.io import encode_png
 
 from benchmarks.cifar_sets import CLASSES, CORRUPTED, DATA, DENSENET, IN_DISTRIBUTION, RESNET
 from benchmarks.cifar_sets import out_of_distribution as pixels_of_sets
-from nap_stream.calibration.feature_cache import FeatureCache
-from nap_stream.cli.progress import progress_bar
+from nap_stream.calibration.images import FeatureCache
+from nap_stream.cli.options import progress_bar
 from nap_stream.core.conformal import p_values, two_sided_p_values
 from nap_stream.core.methods import NAP, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.core.weight_curve import WeightSearch
-from nap_stream.core.weight_search import WEIGHTS
-from nap_stream.evaluation.evaluate import evaluate_scores
-from nap_stream.evaluation.markdown import to_markdown
+from nap_stream.core.weight_search import WEIGHTS, WeightSearch
 from nap_stream.evaluation.metrics import measure
-from nap_stream.evaluation.output import write_table
-from nap_stream.evaluation.run import Evaluation, EvaluationRequest, all_scores, evaluate
-from nap_stream.evaluation.table import EvaluationTable
-from nap_stream.settings import (
+from nap_stream.evaluation.output import to_markdown, write_table
+from nap_stream.evaluation.run import (
+    Evaluation,
+    EvaluationRequest,
+    all_scores,
+    evaluate,
+    evaluate_scores,
+)
+from nap_stream.evaluation.tables import EvaluationTable
+from nap_stream.settings.schema import (
     LimitSettings,
     ModelSettings,
     PreprocessingSettings,

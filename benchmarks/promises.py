@@ -27,7 +27,7 @@ from benchmarks.streams import (
     tail_rates,
 )
 from nap_stream.core.bounds import scan_limit
-from nap_stream.core.tail_events import EDGES
+from nap_stream.core.tails import EDGES
 
 KEYS = 20
 FEW, MANY, NEAR = 20, 100, 2.0

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain_end import ChainEnds
-from nap_stream.scored_log.layout import partition_folder
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
-from nap_stream.scored_log.store import SegmentStore
-from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.chain import ChainEnds
+from nap_stream.scored_log.format import partition_folder
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.stores.open import store_at
 from tests.scored_log.builders import CALIBRATION, MODEL, origin, scored
 from tests.support.s3 import BUCKET, HOST, FaultProxy, environment, fault_proxy, s3_server
 

@@ -17,7 +17,7 @@ from torch import nn
 from torchvision import models
 
 from nap_stream.core.base_scores import BaseScores, fit_scores
-from nap_stream.core.nap import nap
+from nap_stream.core.prior import nap
 from nap_stream.core.score_specs import BaseScore, Head, ScoreParameters
 
 ALLOWED_PERCENT = 1.0

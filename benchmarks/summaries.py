@@ -23,13 +23,12 @@ import pyarrow as pa
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import PublishedSegment, ScoredRecord
-from nap_stream.scored_log.compaction import compact
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.segment_file import divide
-from nap_stream.scored_log.summary import SummaryShape, summarise, summarise_chain
-from nap_stream.scored_log.summary_rows import rows_schema
-from nap_stream.scored_log.walk import walk
-from nap_stream.settings import KeySettings
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.read import walk
+from nap_stream.scored_log.segment import divide
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.summary import SummaryShape, rows_schema, summarise, summarise_chain
+from nap_stream.settings.schema import KeySettings
 from tests.scored_log.builders import CARS, NOON_MS, memory_log, origin, scored
 
 KEYS = 1_000

@@ -16,11 +16,9 @@ import torchvision
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError
-from nap_stream.model.feature_search import choose_site
-from nap_stream.model.feature_site import FeatureSite, HeadSite
+from nap_stream.model.find import choose_site, head_bias, head_weight, probe
 from nap_stream.model.forward import run_forward
-from nap_stream.model.head import head_bias, head_weight
-from nap_stream.model.probing import probe
+from nap_stream.model.sites import FeatureSite, HeadSite
 
 CLASSES = 1000
 _SIDE = 224

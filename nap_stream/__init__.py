@@ -4,8 +4,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from nap_stream.errors import NapStreamError
-from nap_stream.settings import Settings
-from nap_stream.settings_loader import load_settings
+from nap_stream.settings.load import load_settings
+from nap_stream.settings.schema import Settings
 
 __version__ = version("nap-stream")
 
@@ -13,13 +13,13 @@ __all__ = ["NapStreamError", "OODScorer", "Settings", "__version__", "load_setti
 
 
 if TYPE_CHECKING:
-    from nap_stream.calibration.ood_scorer import OODScorer
+    from nap_stream.ood_scorer import OODScorer
 else:
 
     def __getattr__(name: str) -> object:
         """Import what needs torch, which takes seconds, when it is asked for."""
         if name == "OODScorer":
-            from nap_stream.calibration.ood_scorer import OODScorer  # noqa: PLC0415  as said above
+            from nap_stream.ood_scorer import OODScorer  # noqa: PLC0415  as said above
 
             return OODScorer
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from nap_stream.core.alert_state import Change, Detector
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.panes import PaneCounts
+from nap_stream.core.panes import PaneCounts, WindowState
 from nap_stream.core.sequential import Onset
-from nap_stream.core.tail_events import TAIL_EVENTS, TailEvent
-from nap_stream.core.windows import WindowState
+from nap_stream.core.tails import TAIL_EVENTS, TailEvent
 
 if TYPE_CHECKING:
     # At run time no record needs torch, which takes seconds to import.

@@ -1,7 +1,6 @@
 import pytest
 
-from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.deadline import Deadline
+from nap_stream.clock import Deadline, ManualClock, SystemClock
 
 
 def test_manual_clock_moves_both_clocks() -> None:

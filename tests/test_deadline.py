@@ -1,5 +1,4 @@
-from nap_stream.clock import ManualClock
-from nap_stream.deadline import Deadline, StopRequest
+from nap_stream.clock import Deadline, ManualClock, StopRequest
 
 
 def test_a_deadline_is_one_moment_for_all_that_ask() -> None:

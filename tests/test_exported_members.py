@@ -4,7 +4,7 @@ import sys
 import pytest
 
 import nap_stream
-from nap_stream.calibration.ood_scorer import OODScorer
+from nap_stream.ood_scorer import OODScorer
 
 
 def test_the_public_names_are_these_and_are_there() -> None:

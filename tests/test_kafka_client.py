@@ -4,7 +4,7 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import BrokerUnavailableError, ConfigError, TopicNotFoundError
-from nap_stream.kafka_client import (
+from nap_stream.kafka.client import (
     client_options,
     connect,
     create_topics,
@@ -12,7 +12,7 @@ from nap_stream.kafka_client import (
     require_topics,
     topics_missing,
 )
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.topics import new_settings
 
 SASL = {

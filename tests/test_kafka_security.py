@@ -10,14 +10,14 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaTimeoutError, SaslAuthenticationFailedError
 
 from nap_stream.errors import BrokerError
-from nap_stream.kafka_client import (
+from nap_stream.kafka.client import (
     _ImpatientManager,
     client_options,
     connect,
     open_client,
     topics_missing,
 )
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import SASL_PASSWORD, SASL_USER, ApacheKafka
 
 

@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
-from nap_stream.pipeline.resuming import Disagreement
+from nap_stream.pipeline.partition import Disagreement
 from tests.support.summaries import partition
 
 SERIES = {

@@ -18,11 +18,11 @@ from torch import nn
 
 from nap_stream import OODScorer, load_settings
 from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.ood_scorer import OODScores
 from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import ManualClock
-from nap_stream.core.judging import Rule
-from nap_stream.settings import LimitSettings, ScoringSettings
+from nap_stream.core.conformal import Rule
+from nap_stream.ood_scorer import OODScores
+from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_models import SIZE, by_name
 from tests.support.small_settings import CPU, small_settings

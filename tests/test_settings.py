@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.errors import ConfigError
-from nap_stream.settings import AlertSettings, DriftSettings, ScoringSettings
-from nap_stream.settings_loader import load_scoring_settings, load_settings
+from nap_stream.settings.load import load_scoring_settings, load_settings
+from nap_stream.settings.schema import AlertSettings, DriftSettings, ScoringSettings
 
 MONITOR = """\
 kafka:

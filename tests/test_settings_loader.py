@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from nap_stream.errors import ConfigError
-from nap_stream.settings_loader import (
+from nap_stream.settings.load import (
     load_kafka_settings,
     load_model_settings,
     load_settings,

@@ -1,17 +1,33 @@
-"""Alerts to a Kafka topic."""
+"""Alerts to a Kafka topic.
+
+Reading alerts back from their topic.
+"""
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaProducer, errors
+from kafka import KafkaConsumer, KafkaProducer, errors
+from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.alert.base import AlertEvent
-from nap_stream.alert.consume import read_last_ids
-from nap_stream.clock import Clock, SystemClock
-from nap_stream.errors import AlertRefusedError, BrokerError
-from nap_stream.kafka_client import close_producer, open_client, producer_options
-from nap_stream.kafka_errors import translated_errors
-from nap_stream.settings import KafkaSettings
+from nap_stream.clock import Clock, Deadline, SystemClock
+from nap_stream.errors import (
+    AlertRefusedError,
+    BrokerError,
+    BrokerUnavailableError,
+    TopicNotFoundError,
+)
+from nap_stream.kafka.client import (
+    client_options,
+    close_producer,
+    open_client,
+    producer_options,
+    translated_errors,
+)
+from nap_stream.settings.schema import KafkaSettings
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
 MAX_ALERT_BYTES = 2**20
@@ -98,3 +114,178 @@ class KafkaAlertSink:
         producer, self._producer = self._producer, None
         if producer is not None:
             close_producer(producer, CLOSE_TIMEOUT_S)
+
+
+MAX_EVENT_BYTES = 2**20
+MAX_ID = 200
+"""Characters of an id that is remembered; ours have 32."""
+LAST_OFFSETS = 1_000
+READ_BACK_S = 30.0
+POLL_MS = 500
+SILENCE_S = 30.0
+"""How long a reader that does not follow waits for alerts that the broker says it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAlert:
+    """A message of the alert topic: its event, or what is wrong with it."""
+
+    partition: int
+    offset: int
+    event: Mapping[str, Any] | None
+    problem: str | None
+
+
+def read_alerts(
+    settings: KafkaSettings,
+    topic: str,
+    *,
+    clock: Clock,
+    follow: bool,
+    from_beginning: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[ReadAlert]:
+    """The alerts of a topic, in order within a partition. Joins no group and commits nothing.
+
+    Args:
+        settings: How to connect.
+        topic: The alert topic.
+        clock: For knowing when the broker has fallen silent.
+        follow: Go on waiting for new alerts.
+        from_beginning: Start with the first alert that the topic has, not with new ones.
+        should_stop: Ends the iteration within half a second.
+
+    Yields:
+        Each message, foreign ones with what is wrong with them.
+
+    Raises:
+        TopicNotFoundError: The topic does not exist.
+        BrokerError: The broker cannot be reached, or refuses.
+    """
+    with _consumer(settings, topic) as consumer:
+        seek = consumer.seek_to_beginning if from_beginning else consumer.seek_to_end
+        seek(*consumer.assignment())
+        ends = {} if follow else consumer.end_offsets(consumer.assignment())
+        patience = Deadline(clock, SILENCE_S)
+        while not should_stop():
+            batches = consumer.poll(POLL_MS)
+            for records in batches.values():
+                for record in records:
+                    yield _read(record)
+            if batches:
+                patience = Deadline(clock, SILENCE_S)
+            # The embedded broker tells too small an end: only a poll without alerts shows it.
+            elif not follow and _at_end(consumer, ends):
+                return
+            elif not follow and patience.expired():
+                raise BrokerUnavailableError(
+                    f"the broker has alerts, and sent none for {SILENCE_S:g} s",
+                    f"{', '.join(settings.bootstrap_servers)}, topic {topic}",
+                    "Check that the broker runs, and try again",
+                )
+
+
+def read_last_ids(settings: KafkaSettings, topic: str, *, clock: Clock) -> frozenset[str]:
+    """The ids of the events among the last offsets of each partition of a topic.
+
+    Joins no group and commits nothing. What is no event with an id is passed over; a topic that
+    does not exist has none.
+
+    Args:
+        settings: How to connect.
+        topic: The alert topic. Where others write to it too, theirs are among the offsets.
+        clock: For giving up after half a minute.
+
+    Raises:
+        BrokerUnavailableError: It was not all read in that time.
+        BrokerError: The broker cannot be reached, or refuses.
+    """
+    try:
+        with _consumer(settings, topic) as consumer:
+            ends = consumer.end_offsets(consumer.assignment())
+            for partition, end in ends.items():
+                consumer.seek(partition, max(0, end - LAST_OFFSETS))
+            deadline = Deadline(clock, READ_BACK_S)
+            return frozenset(_ids_until(consumer, ends, deadline))
+    except TopicNotFoundError:
+        return frozenset()
+
+
+def _ids_until(
+    consumer: Any, ends: Mapping[KafkaPartition, int], deadline: Deadline
+) -> Iterator[str]:
+    while True:
+        batches = consumer.poll(POLL_MS)
+        for records in batches.values():
+            for record in records:
+                event = _read(record).event
+                name = None if event is None else event.get("id")
+                if isinstance(name, str) and len(name) <= MAX_ID:
+                    yield name
+        # As above: the embedded broker's ends are too small, so a poll without records decides,
+        # unless others write so much that there is none.
+        if (not batches or deadline.expired()) and _at_end(consumer, ends):
+            return
+        if deadline.expired():
+            raise BrokerUnavailableError(
+                f"the last alerts were not read in {READ_BACK_S:g} s",
+                f"topic {next(iter(ends)).topic}",
+                "Check that the broker runs",
+            )
+
+
+@contextmanager
+def _consumer(settings: KafkaSettings, topic: str) -> Iterator[Any]:
+    options = client_options(settings) | {
+        "group_id": None,
+        "enable_auto_commit": False,
+        "auto_offset_reset": "earliest",
+        "isolation_level": "read_committed",
+        "allow_auto_create_topics": False,
+    }
+    with translated_errors(settings, f"reading {topic}"):
+        consumer = open_client(KafkaConsumer, options)
+        try:
+            numbers = consumer.partitions_for_topic(topic)
+            if not numbers:
+                raise TopicNotFoundError(
+                    f"no such topic: {topic}",
+                    ", ".join(settings.bootstrap_servers),
+                    "Check alerts.topic, or --topic",
+                )
+            partitions = [KafkaPartition(topic, number) for number in sorted(numbers)]
+            consumer.assign(partitions)
+            yield consumer
+        finally:
+            consumer.close()
+
+
+def _at_end(consumer: Any, ends: Mapping[KafkaPartition, int]) -> bool:
+    positions = {partition: consumer.position(partition, timeout_ms=POLL_MS) for partition in ends}
+    return all(
+        position is not None and position >= ends[partition]
+        for partition, position in positions.items()
+    )
+
+
+def _read(record: Any) -> ReadAlert:
+    try:
+        event, problem = _parse(record.value), None
+    except ValueError as error:
+        event, problem = None, str(error)
+    return ReadAlert(record.partition, record.offset, event, problem)
+
+
+def _parse(value: bytes | None) -> Mapping[str, Any]:
+    """An event from outside, or a ValueError that says what is wrong with it."""
+    if value is None:
+        raise ValueError("no value")
+    if len(value) > MAX_EVENT_BYTES:
+        raise ValueError(f"{len(value)} bytes, more than {MAX_EVENT_BYTES}")
+    try:
+        event = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({type(error).__name__})") from error
+    if not isinstance(event, dict):
+        raise ValueError("not a JSON object")  # noqa: TRY004  wrong input, not a wrong call
+    return event

@@ -6,14 +6,14 @@ The promise is that of `nap_stream.core.detection`, with the conditions under wh
 
 import math
 
-from nap_stream.alert.envelope import rfc3339
-from nap_stream.alert.plain import bounded, duration, moment, number, percent, plain
+from nap_stream.alert.base import rfc3339
 from nap_stream.core.alert_state import Detector, Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential import QUIET_CUSUM, Onset
-from nap_stream.core.tail_events import TailEvent
+from nap_stream.core.tails import TailEvent
 from nap_stream.records import CalibrationFacts, DetectorReading, DriftAlert, TailShift
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import Settings
+from nap_stream.text import bounded, duration, moment, number, percent, plain
 
 _LEADS = {Reason.BEGAN: "", Reason.ESCALATED: "Now critical: ", Reason.REPEATED: "Still firing: "}
 _BY_CHANCE = 0.01

@@ -1,9 +1,14 @@
-"""A calibration on disk: a folder of ``calibration.json`` and ``scores.safetensors``."""
+"""Which software made a result.
+
+A calibration on disk: a folder of ``calibration.json`` and ``scores.safetensors``.
+"""
 
 import json
 import os
+import platform
 import secrets
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,22 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from nap_stream.calibration.calibration import Calibration
-from nap_stream.calibration.document import CalibrationDocument, Envelope
+from nap_stream.calibration.calibration import Calibration, CalibrationDocument, Envelope
 from nap_stream.errors import CalibrationError
+
+_DISTRIBUTIONS = ("nap-stream", "torch", "torchvision", "pillow", "numpy", "scipy")
+
+
+def versions() -> dict[str, str]:
+    """Versions by distribution, and of Python; "unknown" where one is not installed as such."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
 
 _FORMAT = "nap-stream calibration"
 _VERSION = 2

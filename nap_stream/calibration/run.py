@@ -1,33 +1,193 @@
-"""Making a calibration: the model over held-out in-distribution images."""
+"""Putting a calibration together from what was read and fitted.
 
-from collections.abc import Callable
+Making a calibration: the model over held-out in-distribution images.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from nap_stream.calibration.assemble import Parts, assemble
-from nap_stream.calibration.calibration import Calibration
-from nap_stream.calibration.feature_cache import FeatureCache
-from nap_stream.calibration.fit_part import FitPart
-from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, in_order, unfitted
-from nap_stream.calibration.reading import Advance, Reader, Reading
-from nap_stream.calibration.requirements import (
+from nap_stream.calibration.artifact import versions
+from nap_stream.calibration.calibration import (
+    CLASS_ID,
+    FEATURE_MEAN,
+    KNN_BANK,
+    REFERENCE,
+    SCORE,
+    VALUE,
+    Calibration,
+    CalibrationDocument,
+    ImageFacts,
+    ModelFacts,
+    array_sha256,
+)
+from nap_stream.calibration.checks import (
+    accuracy,
+    copy_doubts,
+    mean_confidence,
+    one_class_doubts,
     require_apart,
     require_enough,
     require_head,
     require_neighbours,
     require_references,
     require_weight,
+    skill_doubts,
+    tie_doubts,
+    undecodable_doubts,
 )
+from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order, unfitted
+from nap_stream.calibration.images import FeatureCache
+from nap_stream.calibration.read import Advance, Reader, Reading, ScoredImages
 from nap_stream.clock import Clock
-from nap_stream.core.judging import Rule
-from nap_stream.core.methods import Method, parse_method
-from nap_stream.core.score_specs import BaseScore, needs_fit
-from nap_stream.core.weight_curve import WeightSearch
-from nap_stream.image_files import count_images
-from nap_stream.model.loading import LoadedModel, load_model
-from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.core.conformal import Judge, Rule
+from nap_stream.core.methods import Method, method_scores, parse_method
+from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
+from nap_stream.core.weight_search import WeightSearch
+from nap_stream.errors import CalibrationError
+from nap_stream.image_files import count_images, printable_name
+from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
+
+FLAG_RATE_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """What a calibration is made of.
+
+    ``fit_reading`` is null where nothing was fitted. ``copies`` of the images to calibrate on are
+    byte for byte images that were fitted on.
+    """
+
+    method: Method
+    weight: float | None
+    search: WeightSearch | None
+    fitted: Fitted
+    fit_reading: Reading | None
+    scored: ScoredImages
+    copies: int = 0
+
+
+def assemble(
+    parts: Parts,
+    rule: Rule,
+    loaded: LoadedModel,
+    parameters: ScoreParameters,
+    *,
+    factory: str,
+    source: Path,
+    fit_source: Path | None,
+    created_ms: int,
+) -> Calibration:
+    """Score the calibration images by the method, and put everything together.
+
+    Raises:
+        CalibrationError: The images are too few for the rule; says how many are needed.
+    """
+    scored = parts.scored
+    references = parts.fitted.references(parts.method)
+    location = parts.fitted.location(parts.method) if parts.method.needs_location else 0.0
+    scores = method_scores(
+        parts.method, scored.values, weight=parts.weight, location=location, reference=references
+    )
+    try:
+        judge = Judge(rule, scores, scored.class_id, len(loaded.class_names))
+    except ValueError as error:
+        raise CalibrationError(
+            str(error), str(source), "Give more images, or another rule or method"
+        ) from error
+    arrays = _arrays(scores, scored, references, parts.fitted)
+    document = CalibrationDocument(
+        method=str(parts.method),
+        weight=parts.weight,
+        location=location,
+        weight_search=parts.search,
+        rule=rule,
+        groups=judge.groups,
+        flag_rate_confidence=FLAG_RATE_CONFIDENCE,
+        scores=parts.fitted.base_scores.names,
+        parameters=parameters,
+        react_clip=parts.fitted.fits.react_clip,
+        model=ModelFacts(
+            factory=factory,
+            fingerprint=loaded.fingerprint,
+            weights_fingerprint=loaded.weights_fingerprint,
+            class_names=loaded.class_names,
+            preprocessing=loaded.preprocessing,
+            feature_site=loaded.feature_site,
+            head=loaded.head,
+        ),
+        images=_image_facts(source, scored),
+        fit_images=(
+            None if parts.fit_reading is None else _image_facts(fit_source, parts.fit_reading)
+        ),
+        mean_confidence=mean_confidence(scored),
+        accuracy=accuracy(scored, loaded.class_names),
+        warnings=(
+            *_doubts(parts, loaded.class_names),
+            *_base_doubts(parts, location),
+            *tie_doubts(scores, scored.class_id, judge.groups),
+        ),
+        versions=versions(),
+        created_ms=created_ms,
+        array_sha256=array_sha256(arrays),
+    )
+    return Calibration(document, arrays)
+
+
+def _arrays(
+    scores: NDArray[np.float64],
+    scored: ScoredImages,
+    references: dict[str, NDArray[np.float64]],
+    fitted: Fitted,
+) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {SCORE: scores, CLASS_ID: scored.class_id.astype(np.int32)}
+    arrays |= {f"{VALUE}{name}": value for name, value in scored.values.items()}
+    arrays |= {f"{REFERENCE}{name}": value for name, value in references.items()}
+    if fitted.fits.feature_mean is not None:
+        arrays[FEATURE_MEAN] = fitted.fits.feature_mean
+    if fitted.fits.knn_bank is not None:
+        arrays[KNN_BANK] = fitted.fits.knn_bank
+    return arrays
+
+
+def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:
+    return ImageFacts(
+        source=None if source is None else printable_name(source.resolve().name),
+        scored=len(read),
+        undecodable=read.undecodable,
+    )
+
+
+def _doubts(parts: Parts, class_names: tuple[str, ...]) -> Iterator[str]:
+    yield from skill_doubts(parts.scored, class_names)
+    yield from undecodable_doubts("images to calibrate on", parts.scored)
+    if parts.fit_reading is not None:
+        yield from undecodable_doubts("images to fit on", parts.fit_reading)
+    yield from one_class_doubts(parts.scored, class_names)
+    yield from copy_doubts(parts.copies, len(parts.scored))
+
+
+def _base_doubts(parts: Parts, location: float) -> Iterator[str]:
+    method = parts.method
+    if method.base is None or not method.needs_location:
+        return
+    undefined = int((parts.scored.values[method.base] - location <= 0).sum())
+    if undefined:
+        advice = (
+            "" if parts.fit_reading is not None else ": give images to fit on, so that it moves"
+        )
+        yield (
+            f"the {method.base} of {undefined} of {len(parts.scored)} images is at or below "
+            f"{location:g}, which has no power {parts.weight:g}{advice}"
+        )
+
 
 Progress = Callable[[int, int | None], None]
 """Called with (images read, images in all or None)."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from nap_stream.cli.options import BootstrapOption, ConfigOption, kafka_settings
 
 if TYPE_CHECKING:
-    from nap_stream.alert.consume import ReadAlert
+    from nap_stream.alert.kafka import ReadAlert
 
 
 class State(StrEnum):
@@ -61,9 +61,9 @@ def alerts(
       nap-stream alerts --config monitor.yaml --follow --state firing --severity critical
       nap-stream alerts --bootstrap-servers localhost:9092 --topic nap-stream-alerts --json
     """
-    from nap_stream.alert.consume import read_alerts
+    from nap_stream.alert.kafka import read_alerts
     from nap_stream.clock import SystemClock
-    from nap_stream.kafka_client import connect
+    from nap_stream.kafka.client import connect
 
     settings = kafka_settings(config, bootstrap_servers, None)
     name = topic or _alert_topic(config)
@@ -104,7 +104,7 @@ def _show(alert: "ReadAlert", console: Console) -> None:
 
 
 def _alert_topic(config: Path | None) -> str:
-    from nap_stream.settings import AlertSettings
-    from nap_stream.settings_loader import load_alert_settings
+    from nap_stream.settings.load import load_alert_settings
+    from nap_stream.settings.schema import AlertSettings
 
     return AlertSettings().topic if config is None else load_alert_settings(config).topic

@@ -1,4 +1,7 @@
-"""nap-stream calibrate."""
+"""nap-stream calibrate.
+
+nap-stream calibration.
+"""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +11,7 @@ import typer
 from rich.console import Console
 
 from nap_stream.cli.options import CacheOption, ThreadsOption
-from nap_stream.core.judging import Sides
+from nap_stream.core.conformal import Sides
 
 
 class Device(StrEnum):
@@ -84,18 +87,16 @@ def calibrate(
       nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
     """
     from nap_stream.calibration.artifact import require_free, write_calibration
-    from nap_stream.calibration.feature_cache import FeatureCache
+    from nap_stream.calibration.images import FeatureCache
     from nap_stream.calibration.run import CalibrationRequest
     from nap_stream.calibration.run import calibrate as run_calibration
-    from nap_stream.cli.out_folder import require_can_make
-    from nap_stream.cli.progress import progress_bars
+    from nap_stream.cli.options import choose_torch, progress_bars, require_can_make
     from nap_stream.cli.tables import show_calibration
-    from nap_stream.cli.torch_setup import choose_torch
     from nap_stream.clock import SystemClock
-    from nap_stream.core.judging import Rule
-    from nap_stream.runtime.logging import configure_logging
-    from nap_stream.settings import LimitSettings
-    from nap_stream.settings_loader import load_model_settings, load_scoring_settings
+    from nap_stream.core.conformal import Rule
+    from nap_stream.process import configure_logging
+    from nap_stream.settings.load import load_model_settings, load_scoring_settings
+    from nap_stream.settings.schema import LimitSettings
 
     console = Console(stderr=True)
     configure_logging(for_people=console.is_terminal)
@@ -122,3 +123,43 @@ def calibrate(
         )
     write_calibration(calibration, out, force=force)
     show_calibration(calibration, out, Console())
+
+
+def build_calibration_app() -> typer.Typer:
+    """The commands about calibrations that are there."""
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    app.command()(show)
+
+    @app.callback()
+    def _root() -> None:
+        """Look at a calibration."""
+
+    return app
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(help="The folder that `calibrate` wrote.")],
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the scores, the threshold and the weight's curve to this file.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show what a calibration holds, for people; its JSON is for machines.
+
+    \b
+    Example:
+      nap-stream calibration show calibration/ --png calibration.png
+    """
+    from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.cli.tables import show_calibration
+
+    calibration = load_calibration(folder)
+    show_calibration(calibration, folder, Console())
+    if png is not None:
+        from nap_stream.evaluation.pictures import draw_calibration
+
+        draw_calibration(calibration, png)
+        Console().print(f"drawn to {png}", markup=False)

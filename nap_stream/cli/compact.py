@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nap_stream.cli.options import ConfigOption, LogOption, log_store
-from nap_stream.cli.progress import progress_bar
+from nap_stream.cli.options import ConfigOption, LogOption, log_store, progress_bar
 from nap_stream.clock import SystemClock
 
 if TYPE_CHECKING:
-    from nap_stream.scored_log.compaction import CompactionReport
+    from nap_stream.scored_log.compact import CompactionReport
 
 
 def compact(
@@ -50,9 +49,9 @@ def compact(
     Example:
       nap-stream compact --log scored-log
     """
-    from nap_stream.runtime.signals import stop_on_signals
+    from nap_stream.process import stop_on_signals
+    from nap_stream.scored_log.compact import compact as compact_log
     from nap_stream.scored_log.compact_plan import Limits
-    from nap_stream.scored_log.compaction import compact as compact_log
 
     store = log_store(config, log)
     with stop_on_signals() as stop, progress_bar("Merging", unit="segments") as progress:
@@ -74,7 +73,7 @@ def compact(
 
 
 def _print(report: "CompactionReport") -> None:
-    from nap_stream.scored_log.output import printable
+    from nap_stream.scored_log.query import printable
 
     merged, removed = ("would merge", "remove") if report.dry_run else ("merged", "removed")
     typer.echo(

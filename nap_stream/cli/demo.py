@@ -1,4 +1,7 @@
-"""nap-stream demo."""
+"""nap-stream demo.
+
+nap-stream produce.
+"""
 
 import os
 import sys
@@ -6,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from nap_stream.cli.options import BootstrapOption, ConfigOption, kafka_settings
 
 
 def demo(
@@ -31,7 +36,7 @@ def demo(
       nap-stream demo
       nap-stream demo --out /tmp/demo --seed 7
     """
-    from nap_stream.dev.demo.extra import require_demo_extra
+    from nap_stream.demo.run import require_demo_extra
 
     require_demo_extra()
 
@@ -40,8 +45,8 @@ def demo(
     from rich.console import Console
 
     from nap_stream.clock import SystemClock
-    from nap_stream.dev.demo.display import Display
-    from nap_stream.runtime.logging import configure_logging
+    from nap_stream.demo.display import Display
+    from nap_stream.process import configure_logging
 
     configure_logging(for_people=True)
     # The broker is asked whether it is up before it is.
@@ -50,8 +55,59 @@ def demo(
     display = Display(Console(no_color=True) if no_color else Console(), clock)
     display.step("loading PyTorch, scikit-learn and the rest")
 
-    from nap_stream.dev.demo.run import DemoOptions, run_demo
+    from nap_stream.demo.run import DemoOptions, run_demo
 
     options = DemoOptions(rate, workers, seed)
     succeeded = run_demo(out, options, display=display, clock=clock, environ=os.environ)
     sys.exit(0 if succeeded else 1)
+
+
+def produce(
+    images: Annotated[
+        Path, typer.Argument(help="A folder of image files, or Parquet with a column `image`.")
+    ],
+    topic: Annotated[
+        str | None, typer.Option(help="The topic; that of --config without it.")
+    ] = None,
+    config: ConfigOption = None,
+    bootstrap_servers: BootstrapOption = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Images a second; as fast as it goes without it.")
+    ] = None,
+    label_header: Annotated[
+        str | None,
+        typer.Option(help="Name sub-folders, or the Parquet file's `label`, in this header."),
+    ] = None,
+    images_per_message: Annotated[
+        int, typer.Option(min=1, help="More than 1 sends Arrow IPC streams of so many images.")
+    ] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Send no more images.")] = None,
+) -> None:
+    """Send real image files as messages, byte for byte, for trying things out.
+
+    \b
+    Examples:
+      nap-stream produce --config monitor.yaml --rate 50 pictures/
+      nap-stream produce --bootstrap-servers localhost:9092 --topic images set.parquet
+    """
+    from nap_stream.cli.options import progress_bar
+    from nap_stream.demo.produce import produce as send_images
+    from nap_stream.errors import ConfigError
+
+    if topic is None and config is None:
+        raise ConfigError("expected --topic NAME or --config FILE")
+    settings = kafka_settings(config, bootstrap_servers, topic)
+    with progress_bar("producing", unit="images") as advance:
+        report = send_images(
+            settings,
+            images,
+            rate=rate,
+            label_header=label_header,
+            images_per_message=images_per_message,
+            limit=limit,
+            progress=advance,
+        )
+    typer.echo(
+        f"{report.images:,} images in {report.messages:,} messages to {settings.topic}, "
+        f"{report.size_bytes / 1e6:,.1f} MB in {report.seconds:.1f} s"
+    )

@@ -56,20 +56,18 @@ def evaluate(
       nap-stream evaluate --model monitor.yaml --id held-out/ --ood fog=foggy/ \\
         --ood floor=floor.parquet --out evaluation/ --cache .nap-stream-cache
     """
-    from nap_stream.calibration.feature_cache import FeatureCache
-    from nap_stream.cli.out_folder import require_can_make
-    from nap_stream.cli.progress import progress_bars
+    from nap_stream.calibration.images import FeatureCache
+    from nap_stream.cli.options import choose_torch, progress_bars, require_can_make
     from nap_stream.cli.tables import show_warnings
-    from nap_stream.cli.torch_setup import choose_torch
     from nap_stream.core.methods import parse_method
-    from nap_stream.evaluation.extra import require_evaluate_extra
+    from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.evaluation.output import write_table
     from nap_stream.evaluation.run import EvaluationRequest
     from nap_stream.evaluation.run import evaluate as run_evaluation
-    from nap_stream.evaluation.terminal import render
-    from nap_stream.runtime.logging import configure_logging
-    from nap_stream.settings import LimitSettings
-    from nap_stream.settings_loader import load_model_settings, load_scoring_settings
+    from nap_stream.evaluation.tables import render
+    from nap_stream.process import configure_logging
+    from nap_stream.settings.load import load_model_settings, load_scoring_settings
+    from nap_stream.settings.schema import LimitSettings
 
     messages = Console(stderr=True)
     configure_logging(for_people=messages.is_terminal)

@@ -9,15 +9,14 @@ from rich.console import Console
 
 from nap_stream.cli.options import ConfigOption
 from nap_stream.errors import ConfigError
-from nap_stream.settings import MAX_WINDOW_RECORDS
+from nap_stream.settings.schema import MAX_WINDOW_RECORDS
 
 if TYPE_CHECKING:
-    from nap_stream.cli.progress import NewBar
+    from nap_stream.cli.options import NewBar
     from nap_stream.planning.expected import Expectation
-    from nap_stream.planning.findings import Findings
+    from nap_stream.planning.findings import Findings, Warned
     from nap_stream.planning.question import Question
-    from nap_stream.planning.reading import Selection
-    from nap_stream.planning.warnings import Warned
+    from nap_stream.planning.recorded import Selection
 
 _TABLE_WIDTH = 160
 
@@ -106,18 +105,18 @@ def plan(
       nap-stream plan --config monitor.yaml --log scored-log/ --since 7d --until 1d
     """
     from nap_stream.calibration.artifact import load_calibration
-    from nap_stream.cli.progress import progress_bars
+    from nap_stream.cli.options import progress_bars
     from nap_stream.cli.query import span_ms
     from nap_stream.cli.tables import show_warnings
     from nap_stream.clock import SystemClock
-    from nap_stream.evaluation.extra import require_evaluate_extra
+    from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.planning.expected import expect
+    from nap_stream.planning.findings import warnings_of
     from nap_stream.planning.picture import draw_plan
     from nap_stream.planning.question import ask, with_changes
-    from nap_stream.planning.reading import Selection
-    from nap_stream.planning.warnings import warnings_of
-    from nap_stream.settings import DriftSettings
-    from nap_stream.settings_loader import load_settings
+    from nap_stream.planning.recorded import Selection
+    from nap_stream.settings.load import load_settings
+    from nap_stream.settings.schema import DriftSettings
 
     if calibration is None and config is None:
         raise ConfigError("expected --calibration DIR or --config FILE")
@@ -168,8 +167,7 @@ def _show(
     as_json: bool,
 ) -> None:
     from nap_stream.planning.document import plan_document
-    from nap_stream.planning.terminal import render_plan
-    from nap_stream.planning.terminal_stretch import render_findings
+    from nap_stream.planning.terminal import render_findings, render_plan
 
     if as_json:
         document = plan_document(question, expectation, findings, warnings)
@@ -195,7 +193,7 @@ def _findings(
 ) -> "Findings":
     from nap_stream.cli.options import log_store
     from nap_stream.planning.findings import find
-    from nap_stream.planning.reading import read_stretch
+    from nap_stream.planning.recorded import read_stretch
 
     store = log_store(None, log)
     reading = new_bar("reading the log", "partitions")

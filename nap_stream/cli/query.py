@@ -14,10 +14,14 @@ from nap_stream.cli.options import ConfigOption, LogOption, log_store
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.records import Status
-from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
-from nap_stream.scored_log.output import OutputFormat, write_batches, write_result
-from nap_stream.scored_log.query import GroupBy, aggregate
-from nap_stream.scored_log.reader import scan
+from nap_stream.scored_log.query import (
+    GroupBy,
+    OutputFormat,
+    aggregate,
+    write_batches,
+    write_result,
+)
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 
 DEFAULT_TABLE_ROWS = 50
 

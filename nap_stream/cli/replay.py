@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from nap_stream.cli.options import log_store
-from nap_stream.cli.progress import progress_bar
+from nap_stream.cli.options import log_store, progress_bar
 from nap_stream.cli.query import span_ms
 from nap_stream.clock import SystemClock
-from nap_stream.settings_loader import load_settings
+from nap_stream.settings.load import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nap_stream.alert.base import AlertEvent
-    from nap_stream.runtime.replay import MissingOffsets, ReplayReport
+    from nap_stream.replay import MissingOffsets, ReplayReport
 
 
 def replay(
@@ -59,9 +58,9 @@ def replay(
       nap-stream replay --config monitor.yaml --json | jq -r .id
     """
     from nap_stream.calibration.artifact import load_calibration
-    from nap_stream.runtime.logging import configure_logging
-    from nap_stream.runtime.replay import replay as replay_log
-    from nap_stream.runtime.stretches import EventSpan
+    from nap_stream.process import configure_logging
+    from nap_stream.replay import replay as replay_log
+    from nap_stream.scored_log.time_range import EventSpan
 
     # Standard output is for alerts alone; missing segments, which the log's reader warns of one by
     # one, are told at the end.

@@ -1,4 +1,7 @@
-"""nap-stream run."""
+"""nap-stream run.
+
+nap-stream doctor.
+"""
 
 import os
 import sys
@@ -6,9 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 from nap_stream.errors import WorkerError
-from nap_stream.settings_loader import load_settings, masked_yaml
+from nap_stream.settings.load import load_settings, masked_yaml
 
 
 def run(
@@ -51,9 +56,9 @@ def run(
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     from rich.console import Console
 
-    from nap_stream.runtime.logging import configure_logging
-    from nap_stream.runtime.monitor import run_monitor
-    from nap_stream.runtime.status_line import status_display
+    from nap_stream.monitor.run import run_monitor
+    from nap_stream.monitor.status import status_display
+    from nap_stream.process import configure_logging
 
     console = Console(stderr=True)
     configure_logging(for_people=console.is_terminal)
@@ -72,3 +77,42 @@ def run(
             "Nothing is lost: the next run takes up where the log ends",
         )
     sys.exit(0)
+
+
+STYLES = {"ok": "green", "failed": "bold red", "skipped": "dim"}
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster, as for ray.init.")] = None,
+    create_topics: Annotated[
+        bool, typer.Option("--create-topics", help="Create the topics that are missing.")
+    ] = False,
+) -> None:
+    """Check this installation and say what to do about each failure.
+
+    Exit code 0 where nothing failed, 1 otherwise.
+
+    \b
+    Examples:
+      nap-stream doctor
+      nap-stream doctor --config monitor.yaml --create-topics
+    """
+    from nap_stream.doctor import Outcome, examine
+    from nap_stream.settings.load import load_settings
+
+    settings = load_settings(config) if config is not None else None
+    console = Console(soft_wrap=True, highlight=False)
+    failed = False
+    for finding in examine(settings, address=address, make_topics=create_topics):
+        outcome = finding.outcome.value
+        console.print(
+            Text.assemble((f"{outcome:8}", STYLES[outcome]), f"{finding.check:12}", finding.detail)
+        )
+        if finding.outcome is Outcome.FAILED:
+            failed = True
+            if finding.action:
+                console.print(Text(f"{'':20}→ {finding.action}"))
+    sys.exit(1 if failed else 0)

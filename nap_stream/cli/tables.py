@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nap_stream.scored_log.output import printable
+from nap_stream.scored_log.query import printable
 
 if TYPE_CHECKING:
-    from nap_stream.calibration.calibration import Calibration
-    from nap_stream.calibration.document import CalibrationDocument, ImageFacts
-    from nap_stream.core.judging import Group
+    from nap_stream.calibration.calibration import Calibration, CalibrationDocument, ImageFacts
+    from nap_stream.core.conformal import Group
 
 _GROUPS_SHOWN = 20
 

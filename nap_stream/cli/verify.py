@@ -9,16 +9,15 @@ from uuid import uuid4
 
 import typer
 
-from nap_stream.cli.options import ConfigOption, LogOption, kafka_settings, log_store
-from nap_stream.cli.progress import progress_bar
+from nap_stream.cli.options import ConfigOption, LogOption, kafka_settings, log_store, progress_bar
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nap_stream.scored_log.defects import ChainHead, VerifyReport
-    from nap_stream.scored_log.store import SegmentStore
-    from nap_stream.scored_log.verify_broker import BrokerReport
-    from nap_stream.settings import KafkaSettings
+    from nap_stream.scored_log.stores.base import SegmentStore
+    from nap_stream.scored_log.verify.defects import ChainHead, VerifyReport
+    from nap_stream.scored_log.verify.run import BrokerReport
+    from nap_stream.settings.schema import KafkaSettings
 
 
 def verify(
@@ -65,7 +64,7 @@ def verify(
       nap-stream verify --config monitor.yaml --deep --kept last-audit.json
     """
     from nap_stream import __version__
-    from nap_stream.scored_log.verify_report import Circumstances, encode_report
+    from nap_stream.scored_log.verify.report import Circumstances, encode_report
 
     store = log_store(config, log)
     kafka = _kafka(config, topic) if against_broker else None
@@ -86,7 +85,7 @@ def verify(
 
 
 def _kafka(config: Path | None, topic: str | None) -> "KafkaSettings":
-    from nap_stream.kafka_client import require_topics
+    from nap_stream.kafka.client import require_topics
 
     if config is None:
         raise ConfigError("expected --config FILE with --against-broker, to know the broker")
@@ -99,10 +98,9 @@ def _verified(
     store: "SegmentStore", kafka: "KafkaSettings | None", topic: str | None, *, deep: bool
 ) -> tuple["VerifyReport", "BrokerReport | None"]:
     """The report, with the defects against the broker in it."""
-    from nap_stream.kafka_offsets import committed_offsets, topic_offsets
-    from nap_stream.scored_log.verify import sorted_defects
-    from nap_stream.scored_log.verify import verify as verify_log
-    from nap_stream.scored_log.verify_broker import BrokerOffsets, compare_with_broker
+    from nap_stream.kafka.offsets import committed_offsets, topic_offsets
+    from nap_stream.scored_log.verify.run import BrokerOffsets, compare_with_broker, sorted_defects
+    from nap_stream.scored_log.verify.run import verify as verify_log
 
     # Workers commit what they have published: so the committed offsets come first, the ends last.
     committed = {} if kafka is None else committed_offsets(kafka)
@@ -123,7 +121,7 @@ def _verified(
 
 
 def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
-    from nap_stream.scored_log.verify_kept import parse_kept
+    from nap_stream.scored_log.verify.report import parse_kept
 
     if path is None:
         return []
@@ -137,8 +135,8 @@ def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
 def _with_kept(
     report: "VerifyReport", store: "SegmentStore", kept: "list[ChainHead]"
 ) -> "VerifyReport":
-    from nap_stream.scored_log.verify import sorted_defects
-    from nap_stream.scored_log.verify_kept import compare_with_kept
+    from nap_stream.scored_log.verify.report import compare_with_kept
+    from nap_stream.scored_log.verify.run import sorted_defects
 
     defects = sorted_defects([*report.defects, *compare_with_kept(store, kept)])
     return dataclasses.replace(report, defects=defects)
@@ -161,7 +159,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(report: "VerifyReport", broker: "BrokerReport | None") -> None:
-    from nap_stream.scored_log.output import printable
+    from nap_stream.scored_log.query import printable
 
     typer.echo(
         f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "

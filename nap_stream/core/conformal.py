@@ -3,13 +3,46 @@
 Split-conformal theory: Bates et al., "Testing for outliers with conformal p-values", Annals of
 Statistics 51 (2023), arXiv 2104.08279; the law of the flag rate given the calibration set:
 Angelopoulos and Bates, "Conformal prediction: a gentle introduction", section 3.2.
+
+What the rate of a tail of the p-values may be, over the draw of the calibration images.
+
+Let s_(1) <= … <= s_(m) be the calibration scores and k the rank of the edge u, the largest with
+k / (m + 1) <= u. Write scores as quantiles F^-(U) of uniform variables, so that s_(i) is
+F^-(U_(i)), and U_(i) is Beta(i, m + 1 - i). One-sided, with p = (1 + #{s_i <= s}) / (m + 1):
+
+- ``p <= u`` is {s < s_(k)}. Its rate is at most U_(k), which is Beta(k, m + 1 - k); equal to it
+  where F is continuous. Ties make p larger, and this rate smaller.
+- ``p > u`` is {s >= s_(k)}. Where F is continuous its rate is 1 - U_(k): Beta(m + 1 - k, k). Where
+  s_(k) is tied, the event holds the whole tie, below rank k too, and its rate is larger than
+  that. Of the j scores strictly below s_(k), s_(j) is the last, and {s >= s_(k)} lies in
+  {s > s_(j)}: its rate is at most 1 - U_(j), Beta(m + 1 - j, j). Though j depends on the draw,
+  the quantile q_j of that law at a confidence c is exceeded with a probability of at most 1 - c.
+  For an exceedance means that G(v) = P(s < v), at v = s_(k), is below 1 - q_j; since j < k, then
+  G(v) < 1 - q_(k-1). Let w be the largest value with that. Either v = w; or v < w, and so k
+  scores or more are below w. In both cases the number of scores below w is one that a binomial
+  variable of m trials at G(w) reaches with a probability of at most 1 - c.
+
+Two-sided p-values have half of the rank at each end, k = 2h: ``p <= u`` is {s < s_(h)} or
+{s > s_(m+1-h)}, and ``p > u`` what lies between, both ends with it. The same laws hold with the
+ranks of both ends added up, because the gaps of the U_(i) are exchangeable; with a tie at an end
+that is simulated (tests/core/test_tail_laws.py) and not proven.
+
+A score that occurs once counts as one of a continuous F.
+
+From scores to p-values and flags: one- or two-sided, over all images or per class.
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
+
+from nap_stream.core.bounds import FlagRateLaw
+from nap_stream.core.tails import TAIL_EVENTS, TailEvent
 
 
 def p_values(
@@ -181,3 +214,224 @@ def _check_calibration(sorted_scores: NDArray[np.float64]) -> None:
     ascending = np.all(sorted_scores[:-1] <= sorted_scores[1:])
     if not ascending or np.isnan(sorted_scores[0]):
         raise ValueError("expected calibration scores in ascending order, without NaN")
+
+
+def tail_law(
+    event: TailEvent, ascending: NDArray[np.float64], *, two_sided: bool
+) -> FlagRateLaw | None:
+    """Give the law of a tail's rate; of one that is no smaller, where scores are tied.
+
+    Args:
+        event: The tail.
+        ascending: Calibration scores, float64 (m,), ascending, m >= 1.
+        two_sided: Whether p-values are small at either end of the scores.
+
+    Returns:
+        None where m is too small for the edge, or the tail may hold everything.
+    """
+    m = len(ascending)
+    ends = [ascending, -ascending[::-1]] if two_sided else [ascending]
+    rank = flag_rank(event.edge / len(ends), m)
+    if rank < 1:
+        return None
+    if not event.upper:
+        return FlagRateLaw(rank * len(ends), m)
+    outside = sum(_rank_outside(end, rank) for end in ends)
+    return FlagRateLaw(m + 1 - outside, m) if outside else None
+
+
+def _rank_outside(ascending: NDArray[np.float64], rank: int) -> int:
+    edge = ascending[rank - 1]
+    below, at_most = (int(np.searchsorted(ascending, edge, side)) for side in ("left", "right"))
+    return rank if at_most - below == 1 else below
+
+
+_WEAKEST_CONFIDENCE = 0.95
+
+
+class Sides(StrEnum):
+    """Which scores are flagged: low ones, or those at either end."""
+
+    ONE = "one"
+    TWO = "two"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When an image is flagged: where its conformal p-value is at most ``alpha``, in (0, 1).
+
+    ``per_class`` compares an image with the calibration images of the class that the model
+    predicts for it (Mondrian conformal prediction, Vovk et al., "Algorithmic learning in a
+    random world", section 4.5): alpha then holds for each class on its own.
+    """
+
+    alpha: float
+    sides: Sides = Sides.ONE
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"expected 0 < alpha < 1, got {self.alpha = }")
+
+    @property
+    def required_size(self) -> int:
+        """The smallest calibration set (per class: of each class) that can flag anything."""
+        return required_size(self.alpha if self.sides is Sides.ONE else self.alpha / 2)
+
+    def flag_rank(self, m: int) -> int:
+        """How many of the m + 1 ranks are flagged; 0 where m is too small."""
+        return (
+            flag_rank(self.alpha, m)
+            if self.sides is Sides.ONE
+            else two_sided_flag_rank(self.alpha, m)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The calibration images that an image is compared with.
+
+    ``class_id`` is null where they are all of them. An image is flagged exactly where its score
+    is below ``lower``, or above ``upper`` (null where the rule has one side). The true flag rate
+    is Beta(flag_rank, size + 1 - flag_rank) over the draw of the calibration images.
+    """
+
+    class_id: int | None
+    size: int
+    flag_rank: int
+    lower: float
+    upper: float | None
+
+    def flag_rate_interval(self, confidence: float) -> tuple[float, float]:
+        """See `nap_stream.core.conformal.flag_rate_interval`."""
+        return flag_rate_interval(self.flag_rank, self.size, confidence)
+
+
+class Judge:
+    """Gives images their conformal p-values by a rule.
+
+    Args:
+        rule: The rule.
+        scores: Calibration scores, float64 (m,), finite, in any order.
+        class_id: Predicted class of each, int64 (m,), in [0, classes).
+        classes: How many classes the model has.
+
+    Raises:
+        ValueError: The shapes differ, a score is not finite, the rule is per class and a class
+            is out of range, or a group is too small to flag anything; says which and how many
+            images are needed.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        scores: NDArray[np.float64],
+        class_id: NDArray[np.int64],
+        classes: int,
+    ) -> None:
+        if scores.ndim != 1 or scores.shape != class_id.shape or not np.isfinite(scores).all():
+            raise ValueError(
+                f"expected finite scores and classes of one shape (m,), "
+                f"got {scores.shape} and {class_id.shape}"
+            )
+        if rule.per_class:
+            _require_classes(class_id, classes)
+        self._rule = rule
+        self._sorted = dict(_sorted_groups(rule, scores, class_id, classes))
+        _require_sizes(rule, self._sorted)
+        self.groups = tuple(_group(rule, *item) for item in self._sorted.items())
+
+    @property
+    def weakest(self) -> Group:
+        """The group whose flag rate may be highest, by the upper 95 % quantile of its law.
+
+        Often the smallest, not always: at an alpha of 0.05, one of 39 images flags two ranks and
+        may well exceed one of 38, which flags a single rank. At another confidence it may be
+        another group, so bounds on windows come from all of them: see
+        `nap_stream.core.bounds.highest_flag_limit`.
+        """
+        return max(
+            self.groups,
+            key=lambda group: upper_flag_rate(group.flag_rank, group.size, _WEAKEST_CONFIDENCE),
+        )
+
+    def tail_laws(self) -> tuple[tuple[FlagRateLaw, ...], ...]:
+        """Give the laws of the rates of `TAIL_EVENTS`, in their order, over the groups.
+
+        Distinct and ascending; none for an event that some group has no law for: see
+        `nap_stream.core.conformal`.
+        """
+        two_sided = self._rule.sides is Sides.TWO
+        found = []
+        for event in TAIL_EVENTS:
+            laws = [tail_law(event, s, two_sided=two_sided) for s in self._sorted.values()]
+            known = {law for law in laws if law is not None}
+            found.append(() if None in laws else tuple(sorted(known)))
+        return tuple(found)
+
+    def p_values(
+        self, scores: NDArray[np.float64], class_id: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Give conformal p-values, small = out-of-distribution; NaN where the score is NaN.
+
+        Args:
+            scores: float64 (N,).
+            class_id: Predicted classes, int64 (N,).
+
+        Raises:
+            ValueError: The shapes differ, or the rule is per class and a class is out of range.
+        """
+        if scores.shape != class_id.shape:
+            raise ValueError(f"expected one shape (N,), got {scores.shape} and {class_id.shape}")
+        compare = p_values if self._rule.sides is Sides.ONE else two_sided_p_values
+        if not self._rule.per_class:
+            return compare(self._sorted[None], scores)
+        _require_classes(class_id, len(self.groups))
+        found = np.full(scores.shape, np.nan)
+        for number in np.unique(class_id):
+            of_class = class_id == number
+            found[of_class] = compare(self._sorted[int(number)], scores[of_class])
+        return found
+
+
+def _require_classes(class_id: NDArray[np.int64], classes: int) -> None:
+    outside = class_id[(class_id < 0) | (class_id >= classes)]
+    if len(outside):
+        raise ValueError(f"expected classes in [0, {classes}), got {outside[0]}")
+
+
+def _sorted_groups(
+    rule: Rule, scores: NDArray[np.float64], class_id: NDArray[np.int64], classes: int
+) -> Iterator[tuple[int | None, NDArray[np.float64]]]:
+    if not rule.per_class:
+        yield None, np.sort(scores)
+        return
+    for number in range(classes):
+        yield number, np.sort(scores[class_id == number])
+
+
+def _require_sizes(rule: Rule, groups: dict[int | None, NDArray[np.float64]]) -> None:
+    needed = rule.required_size
+    small = {number: len(scores) for number, scores in groups.items() if len(scores) < needed}
+    if not small:
+        return
+    alpha = f"{'a two-sided' if rule.sides is Sides.TWO else 'an'} alpha of {rule.alpha:g}"
+    if None in small:
+        raise ValueError(
+            f"{small[None]} calibration images can flag nothing at {alpha}: "
+            f"at least {needed} are needed"
+        )
+    listed = ", ".join(f"class {number} has {size}" for number, size in list(small.items())[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""  # noqa: PLR2004  as listed
+    raise ValueError(
+        f"{alpha} per class needs at least {needed} calibration images of each predicted class: "
+        f"{listed}{more}"
+    )
+
+
+def _group(rule: Rule, number: int | None, ascending: NDArray[np.float64]) -> Group:
+    m = len(ascending)
+    if rule.sides is Sides.ONE:
+        return Group(number, m, rule.flag_rank(m), threshold(ascending, rule.alpha), None)
+    upper = -threshold(-ascending[::-1], rule.alpha / 2)
+    return Group(number, m, rule.flag_rank(m), threshold(ascending, rule.alpha / 2), upper)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from nap_stream.records import Status
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 
 _JPEG: Final = b"\xff\xd8\xff"
 _PNG: Final = b"\x89PNG\r\n\x1a\n"

@@ -28,7 +28,7 @@ from nap_stream.core.sequential import (
     RESOLVE_RATIO,
     SMALLEST_BET,
 )
-from nap_stream.core.tail_events import EDGES
+from nap_stream.core.tails import EDGES
 from nap_stream.drift.evidence import Evidence, KeptSegment
 from nap_stream.drift.key_alerts import FiringKey
 from nap_stream.drift.monitor import DriftMonitor, KnownPartition

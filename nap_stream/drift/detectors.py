@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.detection import DetectionPlan, step_limits, window_step
-from nap_stream.core.panes import ClosedPane
+from nap_stream.core.panes import ClosedPane, RollingWindow, WindowState
 from nap_stream.core.sequential import (
     RESOLVE_RATIO,
     STATE_ARRAYS,
@@ -22,8 +22,7 @@ from nap_stream.core.sequential import (
     judge,
     onset,
 )
-from nap_stream.core.tail_events import tail_counts
-from nap_stream.core.windows import RollingWindow, WindowState
+from nap_stream.core.tails import tail_counts
 from nap_stream.records import DetectorReading, TailShift
 
 

@@ -1,4 +1,6 @@
-"""The drift monitor: merges summaries of segments and judges the stream, and each key of it.
+"""What the detectors are set to: the settings and the calibration put together.
+
+The drift monitor: merges summaries of segments and judges the stream, and each key of it.
 
 The alerts do not depend on the number of workers, on how rows were cut into segments or on the
 order in which summaries of different partitions arrive: each partition's summaries are taken in
@@ -13,21 +15,51 @@ from dataclasses import dataclass, field
 
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import AlertState, Firing, Severity, step
-from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.detection import DetectionPlan, plan_detection, window_firing_limit
 from nap_stream.core.offset_ledger import OffsetLedger
-from nap_stream.core.panes import ClosedPane
-from nap_stream.core.windows import PaneBuffer
+from nap_stream.core.panes import ClosedPane, PaneBuffer
+from nap_stream.core.tails import TAIL_EVENTS
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.drift.evidence import Evidence, Span
 from nap_stream.drift.key_alerts import KeyAlerts, KeyChange
+from nap_stream.errors import ConfigError
 from nap_stream.records import (
+    CalibrationFacts,
     DetectorReading,
     DriftAlert,
     OffsetRange,
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import DriftSettings, Settings
+
+
+def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> DetectionPlan:
+    """Share the promise of the settings out among the detectors.
+
+    Raises:
+        ConfigError: The window is too small to fire even if all its records were flagged.
+    """
+    tails = zip(TAIL_EVENTS, calibration.tail_laws, strict=True)
+    plan = plan_detection(
+        run_length=settings.run_length,
+        confidence=settings.confidence,
+        window_records=settings.window_records,
+        resolve_probability=settings.resolve_probability,
+        flag_laws=calibration.flag_rate_laws,
+        tail_laws=[(event, laws) for event, laws in tails if laws],
+        groups=calibration.groups,
+        with_keys=settings.keys is not None,
+        calibration_fingerprint=calibration.fingerprint,
+    )
+    if window_firing_limit(plan, settings.window_records) > settings.window_records:
+        raise ConfigError(
+            f"a window of {settings.window_records} records can never fire at a run length of "
+            f"{settings.run_length:g} records between false alarms",
+            "drift.window_records",
+            "Make the window larger",
+        )
+    return plan
 
 
 @dataclass(frozen=True, slots=True)

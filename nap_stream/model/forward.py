@@ -6,12 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from nap_stream.core.attention_prior import attention_prior
-from nap_stream.core.nap import nap
+from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.compiled import plain_name
-from nap_stream.model.feature_map import capture
-from nap_stream.model.feature_site import FeatureSite, HeadSite
+from nap_stream.model.sites import FeatureSite, HeadSite, capture, plain_name
 
 _LOGITS_DIMENSIONS = 2
 

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from nap_stream.settings import PreprocessingSettings, Sides
+from nap_stream.settings.schema import PreprocessingSettings, Sides
 
 _MAX_ASPECT = 16
 """Side ratio beyond which an image is cut before its short side is scaled: 1 x 60,000 pixels

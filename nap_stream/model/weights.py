@@ -1,14 +1,155 @@
-"""Loading weights into a module. Nothing is ever unpickled beyond tensors."""
+"""The fingerprint of a model: what a calibration is valid for.
 
-from collections.abc import Mapping, Sequence
+Building the model that the settings name.
+
+Loading weights into a module. Nothing is ever unpickled beyond tensors.
+"""
+
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from nap_stream.errors import ModelError
-from nap_stream.model.factory import describe
+from nap_stream.settings.schema import ModelSettings
+
+_SCHEME = "nap-stream model 1"
+
+
+def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
+    """Hash everything that decides what the model computes for an image.
+
+    That is: the factory and its arguments, the preprocessing, and the name, dtype, shape and
+    bytes of each tensor of the state dict, in order of names. The same on every device and in
+    every process.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: The state dict holds something that has no stable bytes.
+    """
+    digest = hashlib.sha256()
+    description = {
+        "scheme": _SCHEME,
+        "factory": settings.factory,
+        "kwargs": settings.kwargs,
+        "preprocessing": settings.preprocessing.model_dump(mode="json"),
+    }
+    digest.update(json.dumps(description, sort_keys=True, default=str).encode())
+    _update(digest, state, f"model.factory = {settings.factory!r}")
+    return digest.hexdigest()
+
+
+def weights_fingerprint(state: Mapping[str, Any]) -> str:
+    """Hash the state dict alone, for a model that comes from no settings.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: The state dict holds something that has no stable bytes.
+    """
+    digest = hashlib.sha256(_SCHEME.encode())
+    _update(digest, state, "the model")
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> None:
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, torch.Tensor) or value.is_quantized or value.is_sparse:
+            raise ModelError(
+                f"the state dict's {name!r} is {type(value).__name__}, expected a dense tensor",
+                where,
+            )
+        header = [name, str(value.dtype), list(value.shape)]
+        digest.update(json.dumps(header).encode())
+        digest.update(_bytes(value))
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def build_module(settings: ModelSettings) -> nn.Module:
+    """Import the factory and call it with its keyword arguments.
+
+    Raises:
+        ModelError: It does not import, is not callable, raises, or returns no module.
+    """
+    where = f"model.factory = {settings.factory!r}"
+    factory = _import_factory(settings.factory, where)
+    try:
+        module = factory(**settings.kwargs)
+    except Exception as error:
+        given = ", ".join(settings.kwargs) or "none"
+        raise ModelError(
+            f"the factory raised {describe(error)} (arguments given: {given})",
+            where,
+            "Check model.kwargs",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"the factory returned {type(module).__name__}, expected a torch.nn.Module",
+            where,
+            "Name a callable that builds the model",
+        )
+    return module
+
+
+@contextmanager
+def importable(folders: Sequence[Path]) -> Iterator[None]:
+    """Put folders first on ``sys.path``, as Python does with a script's own folder."""
+    added = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+def describe(error: BaseException) -> str:
+    """Name an error in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _import_factory(name: str, where: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"{module_name} cannot be imported ({describe(error)})",
+            where,
+            "Install it, or name its folder in model.python_path",
+        ) from error
+    try:
+        factory = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        raise ModelError(
+            f"{module_name} has no {attribute!r}", where, "Write package.module:name"
+        ) from error
+    if not callable(factory):
+        raise ModelError(
+            f"it is {type(factory).__name__}, which cannot be called",
+            where,
+            "Name a callable that builds the model",
+        )
+    return factory
+
 
 _LISTED = 3
 

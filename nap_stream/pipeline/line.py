@@ -4,16 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
-from nap_stream.clock import Clock
-from nap_stream.dead_letter.base import DeadLetters
-from nap_stream.deadline import Deadline
+from nap_stream.clock import Clock, Deadline
+from nap_stream.dead_letter import DeadLetters
 from nap_stream.errors import SegmentConflictError
-from nap_stream.pipeline.announcing import Announcer, Commit, Reporter, Summarise
-from nap_stream.pipeline.buffer import PartitionBuffer
-from nap_stream.pipeline.chain_writer import ChainWriter, Durable
-from nap_stream.pipeline.resuming import (
+from nap_stream.pipeline.commits import Announcer, ChainWriter, Commit, Durable, Reporter, Summarise
+from nap_stream.pipeline.partition import (
     Disagreement,
     Offsets,
+    PartitionBuffer,
     ResumeFrom,
     disagreement,
 )
@@ -25,8 +23,8 @@ from nap_stream.records import (
     Status,
     TopicPartition,
 )
-from nap_stream.scored_log.base import ScoredLog
-from nap_stream.settings import LogSettings, WorkerSettings
+from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener, Source
 
 POLL_S = 0.1

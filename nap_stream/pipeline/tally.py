@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nap_stream.clock import Clock
-from nap_stream.pipeline.resuming import Disagreement
+from nap_stream.pipeline.partition import Disagreement
 from nap_stream.records import PartitionProgress, WorkerReport
 
 

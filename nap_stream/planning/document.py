@@ -5,11 +5,9 @@ from typing import Any
 
 from nap_stream.core.delays import Delay
 from nap_stream.planning.expected import BestWindow, DetectorDelays, Expectation
-from nap_stream.planning.findings import Findings, Share
+from nap_stream.planning.findings import Findings, Share, Warned
 from nap_stream.planning.question import Question
-from nap_stream.planning.rates import RealRate
-from nap_stream.planning.run_lengths import AlarmCount
-from nap_stream.planning.warnings import Warned
+from nap_stream.planning.rates import AlarmCount, RealRate
 
 FORMAT = "nap-stream plan"
 VERSION = 1

@@ -1,17 +1,77 @@
-"""What is asked for, and what the settings and the calibration make of it."""
+"""Which rolling windows are looked at beside the configured one: none that cannot be configured.
+
+How work that takes seconds tells how far it is.
+
+Numbers as people say them.
+
+What is asked for, and what the settings and the calibration make of it.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from nap_stream.core.detection import DetectionPlan, window_firing_limit
-from nap_stream.core.false_alarms import DEFAULT_FALSE_ALARMS, records_per_second
-from nap_stream.core.judging import Sides
-from nap_stream.drift.limits import detection_plan
+from nap_stream.core.conformal import Sides
+from nap_stream.core.detection import (
+    DEFAULT_FALSE_ALARMS,
+    DetectionPlan,
+    records_per_second,
+    window_firing_limit,
+)
+from nap_stream.drift.monitor import detection_plan
 from nap_stream.errors import ConfigError
 from nap_stream.records import CalibrationFacts
-from nap_stream.settings import DriftSettings
+from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
+
+OTHER_WINDOWS = (0.25, 4.0)
+"""Of the configured window: the sizes beside it."""
+SEARCHED_WINDOWS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SMALLEST_WINDOW = 20
+
+
+def usual_windows(configured: int) -> tuple[int, ...]:
+    """The configured window, and a smaller and a larger one, ascending."""
+    return tuple(sorted({configured, *_sizes(configured, OTHER_WINDOWS)}))
+
+
+def searched_windows(configured: int) -> tuple[int, ...]:
+    """Those of which the one that sees a drift first is chosen, ascending."""
+    return tuple(sorted(_sizes(configured, SEARCHED_WINDOWS)))
+
+
+def _sizes(configured: int, shares: tuple[float, ...]) -> set[int]:
+    sizes = (max(SMALLEST_WINDOW, round(configured * share)) for share in shares)
+    return {min(MAX_WINDOW_RECORDS, size) for size in sizes}
+
+
+Advance = Callable[[int, int | None], None]
+"""Takes what is done, and of how much."""
+
+
+_UNITS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+_DIGITS = 3
+_SHORTEST_S = 0.001
+
+
+def count(number: float) -> str:
+    """Three digits of a number of records, such as 7,650; of small ones the whole number."""
+    digits = len(str(round(abs(number))))
+    return f"{round(number, min(0, _DIGITS - digits)):,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its largest unit, such as 2.6 min."""
+    for size, name in _UNITS:
+        if seconds >= 2 * size:
+            return f"{factor(seconds / size)} {name}"
+    return f"{seconds:.2g} s" if seconds >= _SHORTEST_S else "less than 1 ms"
+
+
+def factor(ratio: float) -> str:
+    """Three digits of a ratio, such as 1.5 or 73,900."""
+    return count(ratio) if ratio >= 10**_DIGITS - 0.5 else f"{ratio:.{_DIGITS}g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +115,7 @@ def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE)
         sides: Of its rule.
 
     Raises:
-        ConfigError: See `nap_stream.drift.limits.detection_plan`.
+        ConfigError: See `nap_stream.drift.monitor.detection_plan`.
     """
     rate = None
     if drift.expected_run_length is None and not is_thinned(drift):

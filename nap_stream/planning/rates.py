@@ -1,22 +1,317 @@
-"""The real false-alarm rates of the detectors on a recorded stretch, and without its dependence.
+"""The circular block bootstrap of a series, and how long its blocks have to be.
+
+Politis and Romano, "A circular block-resampling procedure for stationary data", in Exploring the
+limits of bootstrap, 1992. The block length is that of Politis and White, "Automatic block-length
+selection for the dependent bootstrap", Econometric Reviews 23 (2004), with the correction by
+Patton, Politis and White, Econometric Reviews 28 (2009):
+
+    b = (2 G^2 / D)^(1/3) P^(1/3),  G = sum of lambda(k / M) |k| R(k),  D = 4/3 g(0)^2,
+
+with R the autocovariances, g(0) the sum of lambda(k / M) R(k), which is the long-run variance,
+lambda the flat-top window, and M twice the lag from which on no autocorrelation stands out.
+
+First alarms of the real detectors on many streams of panes at once.
+
+The real false-alarm rates of the detectors on a recorded stretch, and without its dependence.
 
 Resampled blocks hold nothing that the stretch does not: of alarms that come less than once in as
 many records as it has, they tell little, and the less so the fewer panes an alarm takes.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
-from nap_stream.core.detection import DetectionPlan
-from nap_stream.core.tail_events import BIN_COUNT
-from nap_stream.planning.bootstrap import block_places
-from nap_stream.planning.progress import Advance
-from nap_stream.planning.question import with_run_length
-from nap_stream.planning.run_lengths import AlarmCount, Panes, key_alarms, stream_alarms
-from nap_stream.planning.series import PaneSeries, Stretch
+from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_firing_limit
+from nap_stream.core.sequential import (
+    Bets,
+    bets_against,
+    bets_for_drift,
+    initial_state,
+    log_mixture,
+    update,
+)
+from nap_stream.core.tails import BIN_COUNT, tail_counts
+from nap_stream.planning.question import Advance, with_run_length
+from nap_stream.planning.recorded import PaneSeries, Stretch
+
+RESAMPLES = 2_000
+_MOST_BLOCKS = 2_000
+_STANDS_OUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dependence:
+    """How the members of a series of P depend on those before them.
+
+    ``lag`` is the first lag from which on no autocorrelation stands out, less 1: 0 for a series
+    of independent members. ``block`` is the block length, ``variance`` the mean square and
+    ``long_run_variance`` P times the variance of the mean. ``error`` is the relative standard
+    error of the latter.
+    """
+
+    lag: int
+    block: int
+    variance: float
+    long_run_variance: float
+    error: float
+
+
+def dependence_of(series: NDArray[np.float64]) -> Dependence:
+    """Estimate the dependence in a series, float64 (P,), P >= 10."""
+    size = len(series)
+    r = autocovariances(series)
+    if r[0] <= 0:
+        return Dependence(0, 1, 0.0, 0.0, 0.0)
+    lag = _last_lag(r / r[0], size)
+    width = min(max(2 * lag, 2), size - 1)
+    k = np.arange(width + 1)
+    weighted = np.clip(2 - 2 * k / width, 0, 1) * r[: width + 1]
+    long_run = float(weighted[0] + 2 * weighted[1:].sum())
+    slope = float(2 * (k * weighted).sum())
+    # The estimate of a flat-top window can be negative; a variance is not.
+    long_run = max(long_run, float(r[0]) / size)
+    best = (2 * slope**2 / (4 / 3 * long_run**2)) ** (1 / 3) * size ** (1 / 3)
+    longest = math.ceil(min(3 * math.sqrt(size), size / 3))
+    error = math.sqrt((4 * max(lag, 1) + 2) / size)
+    return Dependence(lag, min(max(1, math.ceil(best)), longest), float(r[0]), long_run, error)
+
+
+def autocovariances(series: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the autocovariances of a series, float64 (P,), at lags 0 … P - 1, each divided by P."""
+    size = len(series)
+    width = 1 << (2 * size - 1).bit_length()
+    spectrum = np.fft.rfft(series - series.mean(), width)
+    covariances: NDArray[np.float64] = np.fft.irfft(np.abs(spectrum) ** 2, width)[:size] / size
+    return covariances
+
+
+def resampled_shares(
+    records: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    block: int,
+    generator: np.random.Generator,
+    resamples: int = RESAMPLES,
+) -> NDArray[np.float64]:
+    """Resample the shares of J events among records.
+
+    Args:
+        records: int64 (P,), of each pane.
+        hits: int64 (P, J), how many of them each event holds for.
+        block: Panes of a block. Of a series of more than some 2,000 blocks longer ones are
+            taken, which costs nothing.
+        generator: Where chance comes from.
+        resamples: How many.
+
+    Returns:
+        float64 (resamples, J).
+    """
+    size = len(records)
+    block = max(block, math.ceil(size / _MOST_BLOCKS))
+    columns = np.column_stack((records, hits))
+    columns = np.concatenate((columns, columns[: block - 1]))
+    ends = np.concatenate((np.zeros((1, columns.shape[1]), np.int64), np.cumsum(columns, axis=0)))
+    sums = ends[block : block + size] - ends[:size]
+    blocks = math.ceil(size / block)
+    totals = np.array(
+        [sums[generator.integers(size, size=blocks)].sum(axis=0) for _ in range(resamples)]
+    )
+    shares: NDArray[np.float64] = totals[:, 1:] / totals[:, :1]
+    return shares
+
+
+def block_places(
+    size: int, block: int, shape: tuple[int, int], generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Give places in a series of ``size`` members, int64 of ``shape``: rows of circular blocks."""
+    rows, length = shape
+    starts = generator.integers(size, size=(rows, math.ceil(length / block)))
+    places = (starts[:, :, np.newaxis] + np.arange(block)) % size
+    return places.reshape(rows, -1)[:, :length]
+
+
+def _last_lag(correlations: NDArray[np.float64], size: int) -> int:
+    """The lag after which a run of autocorrelations does not stand out from chance."""
+    quiet_run = max(5, math.ceil(math.sqrt(math.log10(size))))
+    longest = min(size - 1, math.ceil(math.sqrt(size)) + quiet_run)
+    limit = _STANDS_OUT * math.sqrt(math.log10(size) / size)
+    loud = np.abs(correlations[1 : longest + 1]) >= limit
+    for lag in range(longest + 1 - quiet_run):
+        if not loud[lag : lag + quiet_run].any():
+            return lag
+    return int(np.flatnonzero(loud)[-1]) + 1
+
+
+CONFIDENCE = 0.95
+
+Panes = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+"""A pane of each of R streams: records (R,), flagged (R,), bins (R, BIN_COUNT), all int64."""
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmCount:
+    """How often streams had their first alarm, and the records that were watched for it."""
+
+    alarms: int
+    records: int
+
+    @property
+    def rate(self) -> float:
+        """Alarms a record."""
+        return self.alarms / self.records
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The exact Poisson interval of the rate at `CONFIDENCE`; from 0 where none was seen.
+
+        Without an alarm it is one-sided: at most 3.0 divided by the records.
+        """
+        if not self.alarms:
+            return 0.0, -math.log(1 - CONFIDENCE) / self.records
+        tail = (1 - CONFIDENCE) / 2
+        low = float(chi2.ppf(tail, 2 * self.alarms)) / 2
+        high = float(chi2.ppf(1 - tail, 2 * self.alarms + 2)) / 2
+        return low / self.records, high / self.records
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FirstAlarms:
+    """The records at which streams had their first alarm, float64 (A, R), infinity for none.
+
+    A goes over the run lengths that were asked for, R over the streams. ``watched`` int64 (R,)
+    are all records of a stream.
+    """
+
+    at: NDArray[np.float64]
+    watched: NDArray[np.int64]
+
+    def counts(self) -> tuple[AlarmCount, ...]:
+        """Count the alarms at each run length."""
+        seen = np.isfinite(self.at)
+        records = np.minimum(self.at, self.watched).sum(axis=1)
+        return tuple(
+            AlarmCount(int(alarms), int(total))
+            for alarms, total in zip(seen.sum(axis=1), records, strict=True)
+        )
+
+
+def first_of_any(alarms: list[FirstAlarms]) -> FirstAlarms:
+    """The first alarm of any of several detectors that saw the same streams."""
+    return FirstAlarms(np.min([each.at for each in alarms], axis=0), alarms[0].watched)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamAlarms:
+    """First alarms of the detectors of the stream; ``scores`` is null where no tail is tested."""
+
+    window: FirstAlarms
+    flags: FirstAlarms
+    scores: FirstAlarms | None
+
+    @property
+    def any(self) -> FirstAlarms:
+        """Of any of them."""
+        all_of_them = [self.window, self.flags, *([self.scores] if self.scores else [])]
+        return first_of_any(all_of_them)
+
+
+def stream_alarms(plans: list[DetectionPlan], panes: Iterator[Panes], tick: Tick) -> StreamAlarms:
+    """Run the stream's detectors over R streams.
+
+    Args:
+        plans: The same detectors at A run lengths.
+        panes: Of the streams, one after the other.
+        tick: Called after each.
+    """
+    plan = plans[0]
+    thresholds = np.array([each.log_threshold for each in plans])
+    events = tuple(event for event, _ in plan.tail_rates)
+    flags = _Sequential(bets_for_drift(np.array([plan.flag_rate])), thresholds)
+    tails = None
+    if events:
+        tails = _Sequential(bets_for_drift(np.array([r for _, r in plan.tail_rates])), thresholds)
+    all_records, all_flagged = [], []
+    for records, flagged, bins in panes:
+        flags.push(records, flagged[:, np.newaxis])
+        if tails is not None:
+            tails.push(records, tail_counts(bins, events))
+        all_records.append(records)
+        all_flagged.append(flagged)
+        tick()
+    window = window_alarms(plans, np.array(all_records).T, np.array(all_flagged).T)
+    return StreamAlarms(window, flags.result(), tails.result() if tails else None)
+
+
+def key_alarms(plans: list[DetectionPlan], panes: Iterator[Panes], tick: Tick) -> FirstAlarms:
+    """Run the monitor of a single key over R streams; see `stream_alarms`."""
+    thresholds = np.array([each.log_threshold for each in plans])
+    flags = _Sequential(bets_against(np.array([plans[0].flag_rate])), thresholds)
+    for records, flagged, _ in panes:
+        flags.push(records, flagged[:, np.newaxis])
+        tick()
+    return flags.result()
+
+
+def window_alarms(
+    plans: list[DetectionPlan], records: NDArray[np.int64], flagged: NDArray[np.int64]
+) -> FirstAlarms:
+    """Roll the window over R streams of S panes.
+
+    Args:
+        plans: See `stream_alarms`.
+        records: int64 (R, S), records of each pane, at least 1.
+        flagged: int64 (R, S), how many of them are flagged.
+    """
+    size = plans[0].window_records
+    sizes = _grid(size, int(size + records.max()))
+    limits = np.array([[window_firing_limit(plan, n) for n in sizes] for plan in plans])
+    at = np.full((len(plans), len(records)), np.inf)
+    for stream, (n, x) in enumerate(zip(records, flagged, strict=True)):
+        ends, hits = np.cumsum(n), np.append(0, np.cumsum(x))
+        begins = np.append(0, ends)
+        full = np.flatnonzero(ends >= size)
+        # The newest panes that together hold so many: the last place that leaves enough.
+        first = np.searchsorted(begins, ends[full] - size, side="right") - 1
+        held = ends[full] - begins[first]
+        limit = limits[:, np.searchsorted(sizes, held)]
+        fires = hits[full + 1] - hits[first] >= limit
+        for number in np.flatnonzero(fires.any(axis=1)):
+            at[number, stream] = ends[full[fires[number].argmax()]]
+    return FirstAlarms(at, records.sum(axis=1))
+
+
+class _Sequential:
+    """One e-detector on R streams, which are the same at every threshold until its alarm."""
+
+    def __init__(self, bets: Bets, log_thresholds: NDArray[np.float64]) -> None:
+        self._bets, self._thresholds = bets, log_thresholds
+        self._state = initial_state(bets, (1,))
+        self._watched = np.zeros(1, dtype=np.int64)
+        self._at = np.full((len(log_thresholds), 1), np.inf)
+
+    def push(self, records: NDArray[np.int64], hits: NDArray[np.int64]) -> None:
+        """Take a pane of each stream: records (R,), hits (R, J)."""
+        self._state = update(self._state, self._bets, records, hits, np.zeros_like(records))
+        self._watched = self._watched + records
+        fires = log_mixture(self._state) >= self._thresholds[:, np.newaxis]
+        self._at = np.where(fires, np.minimum(self._at, self._watched), self._at)
+
+    def result(self) -> FirstAlarms:
+        return FirstAlarms(self._at, self._watched)
+
+
+def _grid(size: int, largest: int) -> list[int]:
+    """The sizes at whose ends the window's limit changes, up to one that holds the largest."""
+    sizes = [size]
+    while sizes[-1] < largest:
+        sizes.append(math.ceil(sizes[-1] * WINDOW_STEP))
+    return sizes
+
 
 PANES = 2_000
 SHORT_RUN_LENGTHS = (1e3, 1e4, 1e5)

@@ -1,32 +1,335 @@
-"""The chain of segments, over any store that can create a file exclusively."""
+"""What a scored log is: per partition, a chain of segments.
 
+The genesis marker: where a partition's chain starts, fixed once.
+
+Where a partition's chain ends, over any store.
+
+The chain of segments, over any store that can create a file exclusively.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, TopicPartition
-from nap_stream.scored_log.chain_end import ChainEnds, sha256_hex
-from nap_stream.scored_log.digest import rows_sha256
-from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.genesis import Genesis, encode_genesis
-from nap_stream.scored_log.layout import (
+from nap_stream.scored_log.footer import SegmentFooter, rows_sha256, segment_sha256
+from nap_stream.scored_log.format import (
     genesis_path,
+    parse_segment_name,
     partition_folder,
+    segment_name,
     segment_path,
+    to_table,
 )
-from nap_stream.scored_log.schema import to_table
 from nap_stream.scored_log.segment import (
+    check_name,
     count_scored,
+    decode_footer,
     encode_segment,
     event_time_range,
 )
-from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.stores.base import SegmentStore
+
+
+class ScoredLog(Protocol):
+    """The write side of the log. One instance may be used by several threads.
+
+    Implementations hold no state about the chain: the caller carries the `ChainPosition` from
+    one publish to the next, and asks for it with `end` after an assignment or a conflict.
+    """
+
+    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
+        """Where the chain ends now; None where the partition has no genesis marker yet.
+
+        Args:
+            partition: Whose chain.
+            hint: An offset near the end, such as the committed one: it saves listing the chain.
+
+        Raises:
+            ChainBrokenError: The last segment cannot be read or contradicts its name.
+            ScoredLogError: The log cannot be read.
+        """
+        ...
+
+    def begin(
+        self, partition: TopicPartition, offset: int, topic_id: str | None = None
+    ) -> ChainPosition:
+        """Fix where a chain starts, by an exclusively created genesis marker.
+
+        Args:
+            partition: Whose chain.
+            offset: The first segment's base offset.
+            topic_id: The topic's id, where the broker has one.
+
+        Returns:
+            The chain's end: that of the winner where another writer was first.
+        """
+        ...
+
+    def publish(
+        self,
+        partition: TopicPartition,
+        position: ChainPosition,
+        end_offset: int,
+        records: Sequence[ScoredRecord],
+        *,
+        gap: str | None = None,
+    ) -> PublishedSegment:
+        """Make the segment ``[position.offset, end_offset)`` durable, or nothing at all.
+
+        Args:
+            partition: Whose chain.
+            position: Where the chain ends, as the caller knows it.
+            end_offset: The next segment's base offset; greater than ``position.offset``.
+            records: The rows, ordered by (offset, index), all within the range. May be empty
+                only for offsets that the topic skips, or with ``gap``.
+            gap: Why offsets are missing, for a segment without rows that retention forced.
+
+        Raises:
+            SegmentConflictError: Another writer has published this base offset.
+            ScoredLogError: The segment could not be made durable. Only where the very last step
+                failed may it be there all the same: ask `end` before trying again.
+            ValueError: The records are not within the range or not in order.
+        """
+        ...
+
+
+KIND = "nap-stream scored log genesis"
+VERSION = 2
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "version": (int,),
+    "topic": (str,),
+    "topic_id": (str, type(None)),
+    "partition": (int,),
+    "offset": (int,),
+    "writer_id": (str,),
+    "created_time_ms": (int,),
+}
+_SINCE_2 = {"topic_id"}
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """The first offset of a partition's chain; ``created_time_ms`` is since the epoch, UTC.
+
+    ``topic_id`` is None where the broker has none, and in markers of version 1.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    writer_id: str
+    created_time_ms: int
+    topic_id: str | None = None
+
+
+def encode_genesis(genesis: Genesis) -> bytes:
+    """The marker's file: one line of JSON."""
+    tree = {"kind": KIND, "version": VERSION, **asdict(genesis)}
+    return (json.dumps(tree, ensure_ascii=True) + "\n").encode("ascii")
+
+
+def decode_genesis(content: bytes, partition: TopicPartition, where: str) -> Genesis:
+    """Read a marker back, strictly.
+
+    Raises:
+        ChainBrokenError: It is malformed, of another version, or of another partition.
+    """
+    try:
+        tree = _checked_tree(json.loads(content.decode("utf-8")), partition)
+    except (ValueError, RecursionError) as error:
+        raise ChainBrokenError(
+            f"the genesis marker is not valid: {error}",
+            where,
+            "Run `nap-stream verify`; restore the marker from a backup",
+        ) from error
+    return Genesis(
+        tree["topic"],
+        tree["partition"],
+        tree["offset"],
+        tree["writer_id"],
+        tree["created_time_ms"],
+        tree.get("topic_id"),
+    )
+
+
+def _checked_tree(tree: Any, partition: TopicPartition) -> dict[str, Any]:
+    if not isinstance(tree, dict) or not {"kind", "version"} <= tree.keys():
+        raise ValueError("expected a JSON object with kind and version")
+    if tree["kind"] != KIND or tree["version"] not in (1, VERSION):
+        raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
+    expected = _TYPES.keys() - (_SINCE_2 if tree["version"] == 1 else set())
+    if tree.keys() != expected:
+        raise ValueError(f"expected the keys {sorted(expected)}")
+    for name in expected:
+        if type(tree[name]) not in _TYPES[name]:
+            kinds = " or ".join(kind.__name__ for kind in _TYPES[name])
+            raise ValueError(f"{name} is not of type {kinds}: {tree[name]!r}")
+    if (tree["topic"], tree["partition"]) != (partition.topic, partition.partition):
+        raise ValueError(f"it belongs to {tree['topic']}/{tree['partition']}")
+    if tree["offset"] < 0:
+        raise ValueError(f"a negative offset: {tree['offset']}")
+    return tree
+
+
+HINT_REACHES = (10_000, 10_000_000)
+"""How far before a hint listings begin, in offsets, before the whole chain is listed."""
+LISTINGS = 5
+"""How often a chain is listed anew whose last segment is gone, merged by a compaction."""
+
+
+def sha256_hex(content: bytes) -> str:
+    """The hexadecimal SHA-256 digest of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+class ChainEnds:
+    """Finds the ends of chains.
+
+    Args:
+        store: Where the files lie.
+    """
+
+    def __init__(self, store: SegmentStore) -> None:
+        self._store = store
+
+    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
+        """Where the chain ends now; None where the partition has no genesis marker yet.
+
+        Reads the marker, a listing from near the hint, and the last segment's footer.
+
+        Raises:
+            ChainBrokenError: The marker or the last segment is missing, unreadable, or
+                contradicts its name.
+            ScoredLogError: The store cannot be read.
+        """
+        start = self._start(partition)
+        for _ in range(LISTINGS):
+            base = self._last_base(partition, hint)
+            if start is None:
+                _refuse_headless(partition, base)
+                return None
+            if base is None:
+                return start
+            position = self._after(partition, base, start)
+            if position is not None:
+                return position
+        raise ChainBrokenError(
+            f"a segment was listed and is gone, {LISTINGS} times",
+            partition_folder(partition),
+            "Let nothing but nap-stream change the log's folder",
+        )
+
+    def is_compacted(self, partition: TopicPartition, position: ChainPosition) -> bool:
+        """Whether a name after ``position`` was free only because its segment has been merged.
+
+        A writer can have slept so long that what it publishes was published, merged and removed.
+        Compaction exchanges the file of a segment's predecessor before it removes the segment,
+        so to look after the name was taken misses nothing. Where the predecessor is not what it
+        was, the name must be found in a compacted file: others may have built on it otherwise.
+
+        Raises:
+            ChainBrokenError: The predecessor is gone, and nothing has merged it.
+            ScoredLogError: The store cannot be read.
+        """
+        if position.base is None:
+            return False
+        before = self._footer(partition, position.base)
+        if before is not None and _precedes(before, position):
+            return False
+        for base in sorted(self._bases(partition), reverse=True):
+            footer = self._footer(partition, base) if base < position.offset else None
+            if footer is not None and _precedes(footer, position):
+                return False
+            if footer is not None and footer.merged and footer.end_offset > position.offset:
+                return True
+        raise ChainBrokenError(
+            f"the segment before offset {position.offset} is gone, and no file has merged it",
+            partition_folder(partition),
+            "Let nothing but nap-stream change the log's folder; run `nap-stream verify`",
+        )
+
+    def _start(self, partition: TopicPartition) -> ChainPosition | None:
+        path = genesis_path(partition)
+        content = self._store.read(path)
+        if content is None:
+            return None
+        genesis = decode_genesis(content, partition, path)
+        return ChainPosition(genesis.offset, sha256_hex(content), topic_id=genesis.topic_id)
+
+    def _last_base(self, partition: TopicPartition, hint: int | None) -> int | None:
+        for reach in HINT_REACHES if hint is not None else ():
+            bases = self._bases(partition, max(0, (hint or 0) - reach))
+            if bases:
+                return max(bases)
+        return max(self._bases(partition), default=None)
+
+    def _bases(self, partition: TopicPartition, first: int = 0) -> list[int]:
+        names = self._store.names(partition_folder(partition), segment_name(first))
+        return [base for name in names if (base := parse_segment_name(name)) is not None]
+
+    def _footer(self, partition: TopicPartition, base_offset: int) -> SegmentFooter | None:
+        path = segment_path(partition, base_offset)
+        file = self._store.open(path)
+        if file is None:
+            return None
+        with file:
+            return decode_footer(file, path)
+
+    def _after(
+        self, partition: TopicPartition, base_offset: int, start: ChainPosition
+    ) -> ChainPosition | None:
+        """Where the chain stands after a segment; None where its file is gone."""
+        path = segment_path(partition, base_offset)
+        footer = self._footer(partition, base_offset)
+        if footer is None:
+            return None
+        check_name(path, footer)
+        if base_offset < start.offset:
+            raise ChainBrokenError(
+                f"the segment lies before the chain's start at {start.offset}",
+                path,
+                "The genesis marker was replaced; run `nap-stream verify`",
+            )
+        last = footer.parts[-1]
+        if last.rows_sha256 is None:
+            content = self._store.read(path)
+            if content is None:
+                return None
+            digest = sha256_hex(content)
+        else:
+            digest = segment_sha256(last)
+        topic_id = footer.topic_id or start.topic_id
+        return ChainPosition(footer.end_offset, digest, base_offset, topic_id)
+
+
+def _precedes(footer: SegmentFooter, position: ChainPosition) -> bool:
+    """Whether the chain stood at ``position`` after this file."""
+    last = footer.parts[-1]
+    # Before version 3 the digest is the file's. Such a file is never merged, nor its name free.
+    is_same = last.rows_sha256 is None or segment_sha256(last) == position.previous_sha256
+    return footer.end_offset == position.offset and is_same
+
+
+def _refuse_headless(partition: TopicPartition, base: int | None) -> None:
+    if base is not None:
+        raise ChainBrokenError(
+            f"the genesis marker is missing, and there are segments, the last at {base}",
+            genesis_path(partition),
+            "Restore the marker from a backup; run `nap-stream verify`",
+        )
 
 
 class ChainedScoredLog:
-    """The write side of the log; implements `nap_stream.scored_log.base.ScoredLog`.
+    """The write side of the log; implements `nap_stream.scored_log.chain.ScoredLog`.
 
     Args:
         store: Where the files lie.
@@ -53,7 +356,7 @@ class ChainedScoredLog:
         self._clock = clock
 
     def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
-        """Where the chain ends now; see `nap_stream.scored_log.chain_end.ChainEnds.end`."""
+        """Where the chain ends now; see `nap_stream.scored_log.chain.ChainEnds.end`."""
         return self._ends.end(partition, hint)
 
     def begin(
@@ -106,7 +409,7 @@ class ChainedScoredLog:
     ) -> PublishedSegment:
         """Make the segment ``[position.offset, end_offset)`` durable, or nothing at all.
 
-        See `nap_stream.scored_log.base.ScoredLog.publish`.
+        See `nap_stream.scored_log.chain.ScoredLog.publish`.
 
         Raises:
             SegmentConflictError: Another writer has published this base offset.

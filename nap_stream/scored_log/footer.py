@@ -1,4 +1,10 @@
-"""What a segment says of itself: key-value metadata in its Parquet footer.
+"""What the chain of segments is hashed by: values, not bytes of files.
+
+A file's bytes do not survive compaction, and to hash them a whole file must be read. So a
+segment's footer holds a digest of its rows, and the next segment names the digest of that
+footer. An auditor recomputes both from any Parquet reader.
+
+What a segment says of itself: key-value metadata in its Parquet footer.
 
 Every key begins with ``nap_stream.``; every value is text. DuckDB shows them with
 ``parquet_kv_metadata``, pyarrow with ``pyarrow.parquet.read_metadata(path).metadata``.
@@ -10,29 +16,114 @@ Every key begins with ``nap_stream.``; every value is text. DuckDB shows them wi
     rows, scored_rows           rows, and those with status ok
     min_event_time_ms, max_event_time_ms   of all rows; absent without rows
     writer_id, created_time_ms  who published it, and when
-    rows_sha256                 digest of the rows (`nap_stream.scored_log.digest.rows_sha256`)
+    rows_sha256                 digest of the rows (`nap_stream.scored_log.footer.rows_sha256`)
     previous_sha256             digest of the previous segment, or of the genesis marker's file
     topic_id                    the topic's id; absent where the broker has none
     gap                         why offsets are missing; absent in ordinary segments
     merged                      in a compacted file, the footers of the segments that it merged
-                                (`nap_stream.scored_log.metadata`); absent in ordinary segments
+                                (`nap_stream.scored_log.segment`); absent in ordinary segments
 
 A segment's digest is that of all these keys and values
-(`nap_stream.scored_log.digest.metadata_sha256`), so that it covers the rows and all segments
+(`nap_stream.scored_log.footer.metadata_sha256`), so that it covers the rows and all segments
 before. A compacted file counts in the chain as the segments that it merged. Before version 3
 there was no rows_sha256, topic_id and merged, and a segment's digest was its file's SHA-256.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.digest import metadata_sha256
-from nap_stream.scored_log.schema import EARLIEST_TIME_MS, LATEST_TIME_MS, SCHEMA_VERSION
-from nap_stream.scored_log.versions import check_version
+from nap_stream.scored_log.format import (
+    EARLIEST_TIME_MS,
+    LATEST_TIME_MS,
+    SCHEMA_VERSION,
+    check_version,
+)
+
+
+def rows_sha256(table: pa.Table) -> str:
+    """Digest of rows, the same however Parquet encodes them.
+
+    Hashed are, column by column: the name in UTF-8 and a zero byte, then the values (`_feed`).
+    All integers are 8 bytes, signed, little-endian.
+
+    Args:
+        table: Rows with the columns of their version, in its order. May be empty.
+
+    Returns:
+        SHA-256, 64 lower-case hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        digest.update(name.encode() + b"\0")
+        _feed(digest, table.column(name).combine_chunks())
+    return digest.hexdigest()
+
+
+def metadata_sha256(metadata: Mapping[str, str]) -> str:
+    """Digest of a footer's own keys and values: of their JSON, sorted, ASCII, without spaces.
+
+    Returns:
+        SHA-256, 64 lower-case hexadecimal digits.
+    """
+    text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _feed(digest: Any, values: pa.Array) -> None:
+    """Hash the count, a byte a value (1, or 0 for null), then the values, 0 or empty for null.
+
+    Numbers, booleans and times (milliseconds) are 8 bytes each, text and bytes their lengths and
+    then all of them joined, lists their lengths and then their elements' values, structs their
+    fields as if they were columns.
+    """
+    digest.update(np.int64(len(values)).astype("<i8").tobytes())
+    digest.update(values.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
+    kind = values.type
+    if pa.types.is_struct(kind):
+        for field, child in zip(kind, values.flatten(), strict=True):
+            digest.update(field.name.encode() + b"\0")
+            _feed(digest, child)
+    elif pa.types.is_list(kind):
+        digest.update(_lengths(pc.list_value_length(values)))
+        _feed(digest, values.flatten())
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        digest.update(_lengths(pc.binary_length(values)))
+        digest.update(_joined(values))
+    elif pa.types.is_float64(kind):
+        digest.update(pc.fill_null(values, 0.0).to_numpy().astype("<f8").tobytes())
+    else:
+        digest.update(pc.fill_null(_as_int64(values), 0).to_numpy().astype("<i8").tobytes())
+
+
+def _as_int64(values: pa.Array) -> pa.Array:
+    return (values.cast(pa.uint8()) if values.type == pa.bool_() else values).cast(pa.int64())
+
+
+def _lengths(lengths: pa.Array) -> bytes:
+    filled: Any = pc.fill_null(lengths.cast(pa.int64()), 0).to_numpy()
+    return bytes(filled.astype("<i8").tobytes())
+
+
+def _joined(values: pa.Array) -> bytes:
+    """The bytes of all values, one after another."""
+    present = values.drop_null()
+    if not len(present):
+        return b""
+    _, offsets, data = present.buffers()
+    ends = np.frombuffer(offsets, np.int32)[present.offset : present.offset + len(present) + 1]
+    return bytes(data[int(ends[0]) : int(ends[-1])]) if data is not None else b""
+
 
 PREFIX = "nap_stream."
 

@@ -1,7 +1,11 @@
-"""Messages from Kafka, as a static member of a consumer group."""
+"""Whether a topic is still the one that a consumer began with.
+
+Messages from Kafka, as a static member of a consumer group.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import Any
 
 import structlog
@@ -9,31 +13,111 @@ from kafka import KafkaConsumer, errors
 from kafka.coordinator.base import MemberState
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.clock import Clock, SystemClock
-from nap_stream.deadline import Deadline
+from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import BrokerUnavailableError
-from nap_stream.kafka_client import open_client
-from nap_stream.kafka_errors import translated_errors
+from nap_stream.kafka.client import open_client, translated_errors
 from nap_stream.records import Fetched, TopicPartition
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
-from nap_stream.source.kafka_commits import Commits
 from nap_stream.source.kafka_group import (
+    OFFSETS_TIMEOUT_S,
+    Commits,
+    FoundOffsets,
+    Joins,
     Rebalances,
+    ask_offsets,
     at_least_1_ms,
     consumer_options,
+    from_native,
     leave_group,
-)
-from nap_stream.source.kafka_joins import Joins
-from nap_stream.source.kafka_names import from_native, message, to_native
-from nap_stream.source.kafka_offsets import (
-    OFFSETS_TIMEOUT_S,
-    FoundOffsets,
-    ask_offsets,
+    message,
     past_the_end,
+    to_native,
     unreadable,
 )
-from nap_stream.source.kafka_topic import TopicWatch
+
+METADATA_TIMEOUT_S = 5.0
+UNWATCHED_S = 1.0
+"""A consumer that fetches hears at once that its topic is deleted; after so long a pause, ask."""
+
+
+class TopicWatch:
+    """Watches the id that the broker gave a topic when it was made.
+
+    Args:
+        consumer: Reads the topic. Its metadata are asked for anew when a fetch fails, and every
+            half minute.
+        topic: The name.
+        clock: Times pauses.
+    """
+
+    def __init__(self, consumer: KafkaConsumer, topic: str, clock: Clock) -> None:
+        self._consumer, self._topic, self._clock = consumer, topic, clock
+        self._id: str | None = None
+        self._paused_at: float | None = None
+        self._unwatched = False
+
+    @property
+    def topic_id(self) -> str | None:
+        """The id as of the last `refresh` or `has_changed`; None from a broker that gives none."""
+        return self._id
+
+    def refresh(self) -> None:
+        """Ask anew and take what the broker says.
+
+        Raises:
+            KafkaTimeoutError: kafka-python's own; nobody answered in time.
+        """
+        self._ask()
+        self._id = self._known()
+
+    def has_changed(self) -> bool:
+        """Whether there is another topic of the name than last time; then take its id."""
+        if self._unwatched:
+            self._ask_if_possible()
+        found = self._known()
+        if None in (found, self._id) or found == self._id:
+            return False
+        structlog.get_logger().error(
+            "topic_replaced", topic=self._topic, before=self._id, now=found
+        )
+        self._id = found
+        return True
+
+    def look_again(self) -> None:
+        """Have `has_changed` ask the broker the next time."""
+        self._unwatched = True
+
+    def paused(self) -> None:
+        """Take note that nothing is fetched from now on."""
+        if self._paused_at is None:
+            self._paused_at = self._clock.monotonic()
+
+    def resumed(self) -> None:
+        """Take note that messages are fetched again."""
+        at, self._paused_at = self._paused_at, None
+        if at is not None and self._clock.monotonic() - at >= UNWATCHED_S:
+            self.look_again()
+
+    def _ask_if_possible(self) -> None:
+        try:
+            self._ask()
+        except errors.KafkaTimeoutError:
+            return
+        self._unwatched = False
+
+    def _ask(self) -> None:
+        # kafka-python shows a consumer's metadata nowhere else.
+        refreshed = self._consumer._cluster.request_update()  # noqa: SLF001
+        answered = Event()
+        refreshed.add_both(lambda _answer: answered.set())
+        if not answered.wait(METADATA_TIMEOUT_S):
+            raise errors.KafkaTimeoutError("no answer to a question for metadata")
+
+    def _known(self) -> str | None:
+        found = self._consumer._cluster.topic_id(self._topic)  # noqa: SLF001  as above
+        return str(found) if found else None
+
 
 JOIN_MS = 50
 """How long a poll waits at least while the group rebalances: a join goes on in polls alone."""

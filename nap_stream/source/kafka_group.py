@@ -1,17 +1,102 @@
-"""Joining and leaving a consumer group as a static member."""
+"""Between the names and records of kafka-python and ours.
 
-from collections.abc import Callable, Iterable
+Joining a consumer group in polls that are shorter than a rebalance.
+
+Joining and leaving a consumer group as a static member.
+
+Committing offsets to a consumer group.
+
+What the broker says of a partition's offsets before it is read, and what may be wrong.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Event
 from typing import Any
 
 import structlog
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, errors
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, errors
 from kafka.admin import MemberToRemove
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.deadline import Deadline
-from nap_stream.kafka_client import client_options, open_client
-from nap_stream.settings import KafkaSettings
+from nap_stream.clock import Deadline
+from nap_stream.errors import BrokerError, OffsetRangeError
+from nap_stream.kafka.client import client_options, open_client, translated_errors
+from nap_stream.records import Message, TopicPartition
+from nap_stream.settings.schema import KafkaSettings
+
+
+def to_native(partition: TopicPartition) -> KafkaPartition:
+    """Our partition as kafka-python names it."""
+    return KafkaPartition(partition.topic, partition.partition)
+
+
+def from_native(native: KafkaPartition) -> TopicPartition:
+    """Kafka-python's partition as we name it."""
+    return TopicPartition(native.topic, native.partition)
+
+
+def native_offsets(offsets: Mapping[TopicPartition, int]) -> dict[KafkaPartition, Any]:
+    """Offsets to commit, without metadata and leader epoch."""
+    return {to_native(p): OffsetAndMetadata(offset, "", -1) for p, offset in offsets.items()}
+
+
+def message(partition: TopicPartition, record: Any) -> Message:
+    """A consumed record as a message."""
+    return Message(
+        partition=partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+    )
+
+
+class Joins:
+    """Keeps the group's answer to a join until the consumer takes it, and has it taken.
+
+    kafka-python forgets an answer that comes between two polls, and joins anew. Where this member
+    leads the group, all members must then join anew: a rebalance that need not end, and that of a
+    consumer that polls without waiting never does. Where the leader joined for partitions that are
+    new, it does not join anew either: it stays in the rebalance for good, without heartbeats.
+
+    Args:
+        consumer: A kafka-python consumer with a group, before its first poll.
+    """
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        # kafka-python has no other way to reach its joins.
+        self._coordinator = consumer._coordinator  # noqa: SLF001
+        self._ask = self._coordinator._do_join_and_sync_async  # noqa: SLF001
+        self._complete = self._coordinator._on_join_complete_async  # noqa: SLF001
+        self._answer: tuple[object, bytes] | None = None
+        self._coordinator._do_join_and_sync_async = self._join  # noqa: SLF001
+        self._coordinator._on_join_complete_async = self._take  # noqa: SLF001
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a join has begun whose answer the consumer has not taken."""
+        return bool(self._coordinator.rebalance_in_progress())
+
+    async def _join(self) -> bytes:
+        """The assignment, as bytes: that of an answer that nobody took, else of a new one."""
+        self._coordinator.request_rejoin()
+        if self._answer is not None and self.under_way:
+            generation, kept = self._answer
+            if generation == self._coordinator._generation:  # noqa: SLF001
+                return kept
+        self._answer = None
+        assignment: bytes = await self._ask()
+        self._answer = self._coordinator._generation, assignment  # noqa: SLF001
+        return assignment
+
+    async def _take(self, *answer: object) -> None:
+        self._answer = None
+        await self._complete(*answer)
+
 
 SHARES = 16
 """Of what a fetch may bring, one partition's share: the consumer keeps as much for each of them
@@ -114,3 +199,136 @@ def leave_group(
 def at_least_1_ms(deadline: Deadline) -> int:
     """What is left, in milliseconds; kafka-python takes 0 for its own default."""
     return max(1, int(deadline.remaining_s() * 1000))
+
+
+_REFUSED = (
+    errors.CommitFailedError,
+    errors.RebalanceInProgressError,
+    errors.IllegalGenerationError,
+    errors.UnknownMemberIdError,
+)
+
+
+class Commits:
+    """The commits of one consumer. Failures are logged once, until a commit succeeds.
+
+    Args:
+        consumer: A kafka-python consumer with a group.
+        settings: For what errors say.
+        instance_id: The static member's name.
+    """
+
+    def __init__(self, consumer: KafkaConsumer, settings: KafkaSettings, instance_id: str) -> None:
+        self._consumer, self._settings, self._instance_id = consumer, settings, instance_id
+        self._pending: list[Any] = []
+        self._failed: str | None = None
+
+    def commit(self, offsets: Mapping[TopicPartition, int], timeout_s: float) -> bool:
+        """Commit and wait for the answer; False where the group or the network refused.
+
+        Raises:
+            BrokerError: Another process has taken this member's place, or may not commit.
+        """
+        try:
+            # kafka-python takes 0 for its own default.
+            timeout_ms = max(1.0, timeout_s * 1000)
+            self._consumer.commit(native_offsets(offsets), timeout_ms=timeout_ms)
+        except errors.FencedInstanceIdError as error:
+            raise BrokerError(
+                "another process has joined the group as this worker and taken its place",
+                f"group {self._settings.group_id}, static member {self._instance_id}",
+                "Run one monitor a consumer group; nothing is lost or doubled in the log",
+            ) from error
+        except errors.KafkaError as error:
+            if not (isinstance(error, _REFUSED) or error.retriable):
+                with translated_errors(self._settings, "committing"):
+                    raise
+            self._note_failure(offsets, error)
+            return False
+        if self._failed is not None:
+            structlog.get_logger().info("commits_go_on", after=self._failed)
+            self._failed = None
+        return True
+
+    def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit without waiting for the answer."""
+        self._pending = [commit for commit in self._pending if not commit.is_done]
+        try:
+            commit = self._consumer.commit_async(
+                native_offsets(offsets), callback=self._note_failure
+            )
+        except errors.KafkaError as error:
+            self._note_failure(offsets, error)
+        else:
+            self._pending.append(commit)
+
+    def wait(self, deadline: Deadline) -> None:
+        """Let commits arrive that were sent without waiting: closing would cut them off."""
+        for commit in self._pending:
+            answered = Event()
+            commit.add_both(lambda _answer, answered=answered: answered.set())
+            answered.wait(deadline.remaining_s())
+
+    def _note_failure(self, _offsets: Any, response: Any) -> None:
+        if not isinstance(response, Exception):
+            return
+        cause = type(response).__name__
+        if cause != self._failed:
+            structlog.get_logger().warning("commit_failed", cause=f"{cause}: {response}")
+        self._failed = cause
+
+
+OFFSETS_TIMEOUT_S = 5.0
+"""For one question. `poll` asks again when nobody answered, so it can be short."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundOffsets:
+    """The first and the next offset of a partition, and the group's committed one, if any."""
+
+    earliest: int
+    latest: int
+    committed: int | None
+
+
+def ask_offsets(
+    consumer: KafkaConsumer, partitions: Sequence[KafkaPartition]
+) -> Mapping[KafkaPartition, FoundOffsets]:
+    """Ask the broker for the offsets of partitions.
+
+    Raises:
+        RetriableError: kafka-python's own; nobody answered in time.
+    """
+    timeout_ms = OFFSETS_TIMEOUT_S * 1000
+    earliest = consumer.beginning_offsets(partitions, timeout_ms=timeout_ms)
+    latest = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
+    return {
+        native: FoundOffsets(
+            earliest[native], latest[native], consumer.committed(native, timeout_ms=timeout_ms)
+        )
+        for native in partitions
+    }
+
+
+def past_the_end(native: KafkaPartition, position: int, end: int) -> OffsetRangeError:
+    """The error for a position that the partition has not reached."""
+    return OffsetRangeError(
+        f"the next offset to read is {position}, and the topic ends at {end}",
+        str(from_native(native)),
+        "Was the topic deleted and made anew? Then give the monitor a new log.root",
+    )
+
+
+def unreadable(ends: Mapping[KafkaPartition, int], error: UnicodeDecodeError) -> BrokerError:
+    """The error for a message whose header has a name that kafka-python cannot read.
+
+    Args:
+        ends: Where each partition stands.
+        error: Kafka-python's, which does not say in which message.
+    """
+    at = ", ".join(f"{from_native(native)}@{end}" for native, end in sorted(ends.items()))
+    return BrokerError(
+        f"a message has a header whose name is not UTF-8 ({error})",
+        f"at or after one of {at}",
+        "Find its producer; delete the records up to it, which the log will declare as a gap",
+    )

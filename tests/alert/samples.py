@@ -8,12 +8,12 @@ import numpy as np
 from nap_stream.alert.event import alert_event
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity
 from nap_stream.core.bounds import FlagRateLaw
+from nap_stream.core.conformal import Judge, Rule
 from nap_stream.core.detection import DetectionPlan, window_limits
-from nap_stream.core.judging import Judge, Rule
+from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset
-from nap_stream.core.tail_events import TailEvent
-from nap_stream.core.windows import WindowState
-from nap_stream.drift.limits import detection_plan
+from nap_stream.core.tails import TailEvent
+from nap_stream.drift.monitor import detection_plan
 from nap_stream.records import (
     CalibrationFacts,
     Contribution,
@@ -23,7 +23,7 @@ from nap_stream.records import (
     OffsetRange,
     TailShift,
 )
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import Settings
 from tests.support.summaries import partition, settings
 
 SIZE = 2_000

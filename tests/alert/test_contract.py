@@ -8,10 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.alert.base import AlertEvent, AlertSink
-from nap_stream.alert.consume import read_alerts
-from nap_stream.alert.kafka import KafkaAlertSink
-from nap_stream.alert.log import LogAlertSink
-from nap_stream.alert.memory import MemoryAlertSink
+from nap_stream.alert.kafka import KafkaAlertSink, read_alerts
+from nap_stream.alert.sinks import LogAlertSink
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import (
@@ -20,8 +18,9 @@ from nap_stream.errors import (
     BrokerUnavailableError,
     TopicNotFoundError,
 )
-from nap_stream.settings import AlertSettings, KafkaSettings, WebhookSettings
+from nap_stream.settings.schema import AlertSettings, KafkaSettings, WebhookSettings
 from tests.support.apache_kafka import ApacheKafka
+from tests.support.doubles import MemoryAlertSink
 from tests.support.http_receiver import HttpReceiver
 from tests.support.topics import limit_messages, new_settings, read_all, send
 

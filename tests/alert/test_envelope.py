@@ -1,6 +1,6 @@
 import pytest
 
-from nap_stream.alert.envelope import cloud_event, rfc3339
+from nap_stream.alert.base import cloud_event, rfc3339
 from tests.support.summaries import settings
 
 

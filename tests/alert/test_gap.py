@@ -6,9 +6,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from nap_stream.alert.alertmanager import alertmanager_alerts
-from nap_stream.alert.gap import gap_event, gap_schema
-from nap_stream.settings import AlertSettings
+from nap_stream.alert.event import gap_event, gap_schema
+from nap_stream.alert.render import alertmanager_alerts
+from nap_stream.settings.schema import AlertSettings
 from tests.support.summaries import partition, settings, summary
 
 GAP = summary(3, 200, [], end=270, gap="offsets [200, 270): retention deleted them")

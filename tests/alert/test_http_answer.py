@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.alert.http_answer import MAX_ANSWER_BYTES, NOT_SHOWN, SHOWN_ANSWER, shown
+from nap_stream.alert.webhook import MAX_ANSWER_BYTES, NOT_SHOWN, SHOWN_ANSWER, shown
 
 TOKEN = "ab/cd+ef==\\gh'ij\"kl&mn<op>%2Fqr%" + "0123456789" * 3
 FORMS = {

@@ -6,7 +6,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from nap_stream.alert.base import AlertEvent
-from nap_stream.alert.log import LogAlertSink
+from nap_stream.alert.sinks import LogAlertSink
 
 
 def alert(state: str = "firing", **data: Any) -> AlertEvent:

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from nap_stream.alert import opening
-from nap_stream.alert.opening import open_sinks
+from nap_stream.alert import sinks
+from nap_stream.alert.sinks import open_sinks
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
-from nap_stream.settings import (
+from nap_stream.settings.schema import (
     AlertSettings,
     KafkaSettings,
     LogSettings,
@@ -54,7 +54,7 @@ def test_what_was_opened_is_closed_when_another_cannot_be(
         def close(self) -> None:
             Opened.closed += 1
 
-    monkeypatch.setattr(opening, "KafkaAlertSink", Opened)
+    monkeypatch.setattr(sinks, "KafkaAlertSink", Opened)
     (tmp_path / "empty.pem").touch()
     webhook = WebhookSettings(url="https://localhost/", ca_file=tmp_path / "empty.pem")
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from nap_stream.alert.plain import MAX_FIELD, bounded, duration, moment, number, percent, plain
+from nap_stream.text import MAX_FIELD, bounded, duration, moment, number, percent, plain
 
 
 def test_long_fields_are_cut() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from nap_stream.alert.gap import gap_event
+from nap_stream.alert.event import gap_event
 from nap_stream.alert.render import render, render_lines
 from nap_stream.records import DriftAlert
 from tests.alert.samples import (

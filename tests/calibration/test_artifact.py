@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from nap_stream.calibration.artifact import load_calibration, require_free, write_calibration
-from nap_stream.calibration.calibration import Calibration
-from nap_stream.calibration.document import ImageFacts
-from nap_stream.calibration.fitting import ALWAYS
-from nap_stream.core.judging import Rule, Sides
+from nap_stream.calibration.calibration import Calibration, ImageFacts
+from nap_stream.calibration.fit import ALWAYS
+from nap_stream.core.conformal import Rule, Sides
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.core.weight_curve import WeightSearch
+from nap_stream.core.weight_search import WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.model.feature_site import FeatureSite, FunctionCall, HeadSite
-from nap_stream.settings import PreprocessingSettings
+from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
+from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.safetensors_bytes import FOREIGN_DTYPES, of_foreign_dtype
 from tests.support.small_calibration import MODEL, calibration_of
 

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nap_stream.calibration.assemble import Parts, assemble
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.calibration.fitting import ALWAYS, Fitted, fit, unfitted
-from nap_stream.calibration.reading import Reading, ScoredImages
-from nap_stream.core.judging import Rule
+from nap_stream.calibration.fit import ALWAYS, Fitted, fit, unfitted
+from nap_stream.calibration.read import Reading, ScoredImages
+from nap_stream.calibration.run import Parts, assemble
+from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError
-from nap_stream.model.loading import LoadedModel
+from nap_stream.model.load import LoadedModel
 from tests.support.small_settings import load_small
 
 NAMES = ("cat", "dog", "owl")

@@ -17,14 +17,14 @@ from nap_stream.calibration.calibration import (
     require_scoring,
     require_sites,
 )
-from nap_stream.calibration.fitting import ALWAYS
+from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.judging import Rule, Sides
+from nap_stream.core.conformal import Rule, Sides
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
-from nap_stream.model.loading import LoadedModel
+from nap_stream.model.load import LoadedModel
 from nap_stream.records import CalibrationFacts
-from nap_stream.settings import PreprocessingSettings, ScoringSettings
+from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 from tests.support.small_calibration import MODEL, calibration_of
 from tests.support.small_settings import load_small
 

@@ -4,12 +4,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nap_stream.calibration.document import CalibrationDocument, Envelope, ImageFacts
-from nap_stream.core.judging import Group, Rule, Sides
+from nap_stream.calibration.calibration import CalibrationDocument, Envelope, ImageFacts
+from nap_stream.core.conformal import Group, Rule, Sides
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
-from nap_stream.core.weight_curve import WeightSearch
-from nap_stream.model.feature_site import FeatureSite, FunctionCall, HeadSite
-from nap_stream.settings import PreprocessingSettings
+from nap_stream.core.weight_search import WeightSearch
+from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
+from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.small_calibration import MODEL, calibration_of
 
 SEARCH = WeightSearch(("invert",), (0.0, 1.0), ((0.1, 1 / 3),), 5, 5, 1.0, (0.0, 1.0), (1.0, 1.0))

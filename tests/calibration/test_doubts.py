@@ -3,14 +3,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from nap_stream.calibration.doubts import (
+from nap_stream.calibration.checks import (
     accuracy,
     mean_confidence,
     one_class_doubts,
     skill_doubts,
     undecodable_doubts,
 )
-from nap_stream.calibration.reading import ScoredImages
+from nap_stream.calibration.read import ScoredImages
 
 NAMES = ("cat", "dog", "owl", "fox")
 

@@ -7,17 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.calibration import fit_part
-from nap_stream.calibration.fit_part import FitPart
-from nap_stream.calibration.fitting import ALWAYS, fit
+from nap_stream.calibration import fit
+from nap_stream.calibration.fit import ALWAYS, FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.reading import Advance, Reader, ScoredImages
+from nap_stream.calibration.read import Advance, Reader, ScoredImages
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.rows import evenly_spaced
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import InputDataError
 from nap_stream.image_files import ImageFile
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 from tests.support.small_calibration import write_images
 from tests.support.small_settings import load_small
 
@@ -105,7 +104,7 @@ def test_copies_within_a_folder_of_which_a_share_is_fitted_on(tmp_path: Path) ->
 @given(st.integers(1, 200), st.integers(1, 100))
 def test_as_many_as_a_third_or_the_limit(count: int, limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_part, "count_images", lambda _path: count)
+        patch.setattr(fit, "count_images", lambda _path: count)
         part = FitPart.choose(Path("any"), None, limit)
     assert part.rows.shape == (count,)
     assert len(part) == max(1, min(limit, round(count / 3)))
@@ -127,12 +126,12 @@ def test_pseudo_ood_values_of_every_transform(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_small("SmallNet")
-    monkeypatch.setattr(fit_part, "PSEUDO_IMAGES", 5)
+    monkeypatch.setattr(fit, "PSEUDO_IMAGES", 5)
     part = FitPart.choose(folder, None, ALL)
     reader = Reader(loaded, LimitSettings(), folder)
     reading = reader.read(part.files(), 4, lambda _images: None)
     names = (*ALWAYS, BaseScore.KNN)
-    fitted = fit(names, reading, loaded, ScoreParameters(knn_k=2))
+    fitted = fit.fit(names, reading, loaded, ScoreParameters(knn_k=2))
     told: list[int] = []
     found = part.pseudo_values(reader, fitted, told.append)
 
@@ -158,7 +157,7 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
     part = FitPart.choose(tmp_path, tmp_path, ALL)
     reader = Batches(load_small("SmallNet"), LimitSettings(), tmp_path)
     reading = reader.read(part.files(), 8, lambda _images: None)
-    fitted = fit(ALWAYS, reading, reader.loaded, ScoreParameters())
+    fitted = fit.fit(ALWAYS, reading, reader.loaded, ScoreParameters())
     part.pseudo_values(reader, fitted, lambda _images: None)
     orders = {tuple(file.name for file in files) for files in reader.seen}
     assert len(orders) == 1

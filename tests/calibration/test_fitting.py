@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nap_stream.calibration.fitting import (
+from nap_stream.calibration.fit import (
     ALWAYS,
     Fitted,
     base_scores_of,
@@ -14,7 +14,7 @@ from nap_stream.calibration.fitting import (
     in_order,
     unfitted,
 )
-from nap_stream.calibration.reading import Reading, Values
+from nap_stream.calibration.read import Reading, Values
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP, every_method, parse_method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters

@@ -9,17 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nap_stream import OODScorer
-from nap_stream.calibration import ood_scorer
+from nap_stream import OODScorer, ood_scorer
 from nap_stream.calibration.artifact import load_calibration, write_calibration
-from nap_stream.calibration.fit_part import FitPart
-from nap_stream.calibration.ood_scorer import OODScores
+from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import ManualClock
-from nap_stream.core.judging import Rule
+from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
-from nap_stream.settings import LimitSettings, ScoringSettings
+from nap_stream.ood_scorer import OODScores
+from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_models import (
     SIZE,

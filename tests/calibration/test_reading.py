@@ -11,27 +11,21 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from nap_stream.calibration import model_outputs
-from nap_stream.calibration.feature_cache import FeatureCache
-from nap_stream.calibration.fitting import ALWAYS, unfitted
+from nap_stream.calibration import images
+from nap_stream.calibration.artifact import versions
+from nap_stream.calibration.fit import ALWAYS, unfitted
+from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.pseudo_ood import transformed
-from nap_stream.calibration.reading import (
-    PSEUDO_BATCH,
-    PSEUDO_SEED,
-    Reader,
-    Reading,
-    ScoredImages,
-)
-from nap_stream.calibration.versions import versions
+from nap_stream.calibration.read import PSEUDO_BATCH, PSEUDO_SEED, Reader, Reading, ScoredImages
 from nap_stream.core.base_scores import BaseScores
-from nap_stream.core.nap import nap
+from nap_stream.core.prior import nap
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import ImageFile, iter_images
-from nap_stream.model.loading import LoadedModel
+from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_calibration import write_images
 from tests.support.small_models import OverflowNet, SmallNet, seeded
@@ -320,10 +314,10 @@ def test_another_version_of_what_decodes_and_computes_is_another_key(
     reader, runs = reader_of(folder, loaded, cache=FeatureCache(tmp_path)), Runs(loaded)
     read(reader)
     found = versions() | {library: "0.1"}
-    monkeypatch.setattr(model_outputs, "versions", lambda: found)
+    monkeypatch.setattr(images, "versions", lambda: found)
     read(reader)
     assert runs.images == 2 * COUNT
-    monkeypatch.setattr(model_outputs, "versions", lambda: found | {"scipy": "0.1"})
+    monkeypatch.setattr(images, "versions", lambda: found | {"scipy": "0.1"})
     read(reader)
     assert runs.images == 2 * COUNT
 

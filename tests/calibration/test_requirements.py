@@ -3,15 +3,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nap_stream.calibration.fit_part import FitPart
-from nap_stream.calibration.requirements import (
+from nap_stream.calibration.checks import (
     require_enough,
     require_head,
     require_neighbours,
     require_references,
     require_weight,
 )
-from nap_stream.core.judging import Rule, Sides
+from nap_stream.calibration.fit import FitPart
+from nap_stream.core.conformal import Rule, Sides
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.errors import CalibrationError, ConfigError

@@ -13,25 +13,24 @@ import torch
 from PIL import Image
 from scipy.stats import betabinom
 
-from nap_stream.calibration import fit_part
+from nap_stream.calibration import fit
 from nap_stream.calibration import run as run_module
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import Calibration, require_fingerprint, require_scoring
-from nap_stream.calibration.feature_cache import FeatureCache
-from nap_stream.calibration.fit_part import FitPart
-from nap_stream.calibration.fitting import base_scores_of
+from nap_stream.calibration.fit import FitPart, base_scores_of
+from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.reading import Reader
+from nap_stream.calibration.read import Reader
 from nap_stream.calibration.run import CalibrationRequest, Progress, calibrate, choose_method
 from nap_stream.clock import ManualClock
-from nap_stream.core.fusion import fuse
-from nap_stream.core.judging import Rule, Sides
+from nap_stream.core.conformal import Rule, Sides
+from nap_stream.core.methods import fuse
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
 from nap_stream.image_files import iter_images
-from nap_stream.model.loading import LoadedModel, load_model
+from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_calibration import scorer_of, write_images
 from tests.support.small_settings import CPU, load_small, small_settings
@@ -391,7 +390,7 @@ def test_the_chosen_weight_does_not_depend_on_the_batch_size(
 ) -> None:
     # Few transforms, those that mix: an image's partners are others of its batch.
     mixing = {name: PSEUDO_OOD[name] for name in ("mixup", "cutmix", "gaussian_noise")}
-    monkeypatch.setattr(fit_part, "PSEUDO_OOD", mixing)
+    monkeypatch.setattr(fit, "PSEUDO_OOD", mixing)
     scoring = ScoringSettings(method=method, **FEW)
     images = write_images(tmp_path / "many", 180)
     searches = [

@@ -3,7 +3,7 @@ from importlib import metadata
 
 import pytest
 
-from nap_stream.calibration.versions import versions
+from nap_stream.calibration.artifact import versions
 
 
 def test_what_computed_a_score_is_named() -> None:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from nap_stream.alert.event import alert_event
-from nap_stream.alert.gap import gap_event
+from nap_stream.alert.event import alert_event, gap_event
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.alert.render import render_lines
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.alert.samples import ALERTS, FACTS, PLAN, SETTINGS, event_tree
 from tests.alert.test_render import OLD
 from tests.cli.program import Call

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.scored_log.compact_lock import LockOwner, compaction_lock
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.reader import segments
+from nap_stream.scored_log.compact import LockOwner, compaction_lock
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, chain, origin, scored
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.cli.out_folder import require_can_make
+from nap_stream.cli.options import require_can_make
 from nap_stream.errors import ConfigError
 
 

@@ -8,8 +8,8 @@ import yaml
 
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.planning.reading import MAX_RECORDS
-from nap_stream.settings import MAX_WINDOW_RECORDS
+from nap_stream.planning.recorded import MAX_RECORDS
+from nap_stream.settings.schema import MAX_WINDOW_RECORDS
 from tests.cli.program import Call
 from tests.planning.streams import calibration, independent, rows, sticky, write_log
 from tests.support.small_calibration import calibration_of

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from nap_stream.cli.progress import progress_bar, progress_bars
+from nap_stream.cli.options import progress_bar, progress_bars
 
 
 def terminal() -> tuple[Console, io.StringIO]:

@@ -9,8 +9,8 @@ import pytest
 from nap_stream.alert.event import alert_schema
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape
 from tests.cli.program import Call
 from tests.support.drifting_log import Publisher, drifting

@@ -11,13 +11,13 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 import nap_stream
 from nap_stream.errors import TopicNotFoundError
-from nap_stream.kafka_client import create_topics
-from nap_stream.kafka_offsets import committed_offsets, topic_offsets
+from nap_stream.kafka.client import create_topics
+from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.defects import DefectKind
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.settings import KafkaSettings
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.defects import DefectKind
+from nap_stream.settings.schema import KafkaSettings
 from tests.cli.program import Call
 from tests.scored_log.builders import (
     CARS,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nap_stream.core.attention_prior import attention_prior, cls_attention
+from nap_stream.core.prior import attention_prior, cls_attention
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,8 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from nap_stream.core.base_scores import BaseScores, fit_scores
-from nap_stream.core.nearest import knn, unit_rows
+from nap_stream.core.base_scores import (
+    BaseScores,
+    ash,
+    dice,
+    dice_weight,
+    energy,
+    fit_scores,
+    knn,
+    max_logit,
+    msp,
+    react,
+    scale,
+    unit_rows,
+)
 from nap_stream.core.score_specs import (
     BaseScore,
     Fits,
@@ -19,8 +31,6 @@ from nap_stream.core.score_specs import (
     needs_fit,
     needs_head,
 )
-from nap_stream.core.scores import energy, max_logit, msp
-from nap_stream.core.shaping import ash, dice, dice_weight, react, scale
 
 WIDTH, CLASSES = 16, 4
 # Percentiles that keep the factors of ASH and SCALE below e^4, so that float32 suffices.

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.delays import Delay, window_delay
-from nap_stream.core.detection import DetectionPlan, window_limits
-from nap_stream.core.sequential import BET_COUNT, bets_for_drift
-from nap_stream.core.sequential_delays import (
+from nap_stream.core.delays import (
     WARM_UP_RECORDS,
+    Delay,
     flags_delay,
     p_value_shares,
     scores_delay,
+    window_delay,
 )
-from nap_stream.core.tail_events import TAIL_EVENTS
+from nap_stream.core.detection import DetectionPlan, window_limits
+from nap_stream.core.sequential import BET_COUNT, bets_for_drift
+from nap_stream.core.tails import TAIL_EVENTS
 
 ALMOST_NEVER = 1e-12
 PLAN = DetectionPlan(

@@ -20,6 +20,7 @@ from nap_stream.core.detection import (
     window_firing_limit,
     window_limits,
 )
+from nap_stream.core.panes import RollingWindow
 from nap_stream.core.sequential import (
     SequentialState,
     bets_for_drift,
@@ -27,8 +28,7 @@ from nap_stream.core.sequential import (
     log_mixture,
     update,
 )
-from nap_stream.core.tail_events import BIN_COUNT, TAIL_EVENTS, TailEvent, bins_of, tail_counts
-from nap_stream.core.windows import RollingWindow
+from nap_stream.core.tails import BIN_COUNT, TAIL_EVENTS, TailEvent, bins_of, tail_counts
 
 ALPHA = 0.05
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.fusion import fuse
+from nap_stream.core.methods import fuse
 
 POSITIVE = st.floats(1e-6, 1e6)
 ANY = st.floats(-1e6, 1e6)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from nap_stream.core.conformal import p_values, two_sided_p_values
-from nap_stream.core.judging import Group, Judge, Rule, Sides
+from nap_stream.core.conformal import Group, Judge, Rule, Sides, p_values, two_sided_p_values
 
 SIDES = st.sampled_from(Sides)
 

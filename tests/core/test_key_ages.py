@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.key_ages import ActiveKeys, oldest
+from nap_stream.core.key_monitors import ActiveKeys, oldest
 
 NAMES = "abcdef"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_stream.core.key_monitors import SPARE_SHARE, KeyMonitors, KeyReadings
-from nap_stream.core.panes import ClosedPane, count_panes
+from nap_stream.core.panes import ClosedPane, PaneBuffer, count_panes
 from nap_stream.core.sequential import (
     RESOLVE_RATIO,
     Onset,
@@ -22,8 +22,7 @@ from nap_stream.core.sequential import (
     renewed,
     update,
 )
-from nap_stream.core.tail_events import BIN_COUNT
-from nap_stream.core.windows import PaneBuffer
+from nap_stream.core.tails import BIN_COUNT
 
 P0 = 0.06
 BETS = bets_against(np.array([P0]))

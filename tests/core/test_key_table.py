@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.key_table import KeyTable
+from nap_stream.core.key_monitors import KeyTable
 
 KEYS = st.sampled_from("abcdefgh")
 

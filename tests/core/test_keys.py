@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.keys import MAX_KEY_CHARACTERS, key_text
-from nap_stream.core.panes import NO_KEY
+from nap_stream.core.panes import MAX_KEY_CHARACTERS, NO_KEY, key_text
 
 
 @pytest.mark.parametrize(

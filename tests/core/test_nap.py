@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.nap import nap
+from nap_stream.core.prior import nap
 
 
 def feature_map(*channels: list[list[float]]) -> torch.Tensor:

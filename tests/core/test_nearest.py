@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core import nearest
-from nap_stream.core.nearest import knn, unit_rows
+from nap_stream.core import base_scores
+from nap_stream.core.base_scores import knn, unit_rows
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -92,7 +92,7 @@ def test_rows_do_not_depend_on_each_other(seed: int, order: list[int]) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     features, bank = example(0)
     whole = knn(features, bank, 2)
-    monkeypatch.setattr(nearest, "_SIMILARITIES_AT_ONCE", at_once)
+    monkeypatch.setattr(base_scores, "_SIMILARITIES_AT_ONCE", at_once)
     assert torch.allclose(knn(features, bank, 2), whole, atol=1e-6)
 
 

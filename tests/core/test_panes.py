@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.panes import NO_KEY, PaneCounts, closed_pane, count_panes
-from nap_stream.core.tail_events import BIN_COUNT
-from nap_stream.core.windows import PaneBuffer
+from nap_stream.core.panes import NO_KEY, PaneBuffer, PaneCounts, closed_pane, count_panes
+from nap_stream.core.tails import BIN_COUNT
 from tests.support.closed_panes import (
     KEYS,
     PANE_MS,

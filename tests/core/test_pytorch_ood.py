@@ -22,14 +22,13 @@ from pytorch_ood.detector import (  # type: ignore[import-untyped]  # it has no 
 )
 from torch.nn import functional
 
-from nap_stream.core.base_scores import BaseScores, fit_scores
+from nap_stream.core.base_scores import BaseScores, ash, fit_scores, scale
 from nap_stream.core.score_specs import (
     BaseScore,
     Fits,
     Head,
     ScoreParameters,
 )
-from nap_stream.core.shaping import ash, scale
 
 WIDTH, CLASSES = 342, 10
 RANDOM = np.random.default_rng(0)

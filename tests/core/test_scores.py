@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.scores import energy, max_logit, msp
+from nap_stream.core.base_scores import energy, max_logit, msp
 
 logits_rows = st.integers(1, 6).flatmap(
     lambda classes: st.lists(

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.scores import energy
-from nap_stream.core.shaping import (
+from nap_stream.core.base_scores import (
     LARGEST_EXPONENT,
     ash,
     dice,
     dice_weight,
+    energy,
     react,
     react_clip,
     scale,

@@ -3,14 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.tail_events import (
-    BIN_COUNT,
-    EDGES,
-    TAIL_EVENTS,
-    TailEvent,
-    bins_of,
-    tail_counts,
-)
+from nap_stream.core.tails import BIN_COUNT, EDGES, TAIL_EVENTS, TailEvent, bins_of, tail_counts
 
 
 def counted(p_values: list[float], events: tuple[TailEvent, ...]) -> list[int]:

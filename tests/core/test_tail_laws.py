@@ -6,10 +6,8 @@ from numpy.typing import NDArray
 from scipy.stats import beta, kstest
 
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.conformal import upper_flag_rate
-from nap_stream.core.judging import Judge, Rule, Sides
-from nap_stream.core.tail_events import BIN_COUNT, TAIL_EVENTS, TailEvent, bins_of, tail_counts
-from nap_stream.core.tail_laws import tail_law
+from nap_stream.core.conformal import Judge, Rule, Sides, tail_law, upper_flag_rate
+from nap_stream.core.tails import BIN_COUNT, TAIL_EVENTS, TailEvent, bins_of, tail_counts
 
 LOW, HIGH = TailEvent(0.2, upper=False), TailEvent(0.8, upper=True)
 NINETEEN = np.arange(1.0, 20.0)

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nap_stream.core.panes import PaneCounts
-from nap_stream.core.windows import PaneBuffer, RollingWindow, WindowState
+from nap_stream.core.panes import PaneBuffer, PaneCounts, RollingWindow, WindowState
 from tests.support.closed_panes import KEYS, PANE_MS, ROWS, PlainPane, ScoredRow, counts_of, plain
 
 Push = tuple[int, int, int]

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from nap_stream.dead_letter.base import DeadLetters, dead_letter_headers
-from nap_stream.dead_letter.kafka import KafkaDeadLetters
-from nap_stream.dead_letter.memory import MemoryDeadLetters
+from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters, dead_letter_headers
 from nap_stream.errors import BrokerError, BrokerUnavailableError
 from nap_stream.records import FailedImage, Origin, Status, TopicPartition
 from tests.support.apache_kafka import ApacheKafka
+from tests.support.doubles import MemoryDeadLetters
 from tests.support.topics import limit_messages, new_settings, read_all
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nap_stream.decode import decode_message
 from nap_stream.records import DecodedImage, Message, TopicPartition
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, picture
 
 LIMITS = LimitSettings(max_image_pixels=10_000, max_images_per_message=50)

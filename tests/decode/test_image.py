@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from nap_stream.decode.image import Picture, Refusal, decode_image
 from nap_stream.records import Status
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import encoded, jpeg, picture
 
 LIMITS = LimitSettings()

@@ -5,7 +5,7 @@ import pytest
 
 from nap_stream.decode import ARROW_STREAM, decode_message, iter_decoded
 from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
 
 PARTITION = TopicPartition("images", 3)

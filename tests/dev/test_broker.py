@@ -3,10 +3,10 @@ import sys
 
 import pytest
 
-from nap_stream.dev.broker import embedded_broker, free_port
+from nap_stream.demo.broker import embedded_broker, free_port
 from nap_stream.errors import ConfigError
-from nap_stream.kafka_client import connect
-from nap_stream.settings import KafkaSettings
+from nap_stream.kafka.client import connect
+from nap_stream.settings.schema import KafkaSettings
 
 
 def is_open(address: str) -> bool:

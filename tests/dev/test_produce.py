@@ -7,11 +7,11 @@ import pytest
 
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.decode import ARROW_STREAM, decode_message
-from nap_stream.dev.produce import ProduceReport, _Outgoing, _paced, arrow_batch, produce
+from nap_stream.demo.produce import ProduceReport, _Outgoing, _paced, arrow_batch, produce
 from nap_stream.errors import ConfigError, InputDataError, TopicNotFoundError
 from nap_stream.image_files import ImageFile
 from nap_stream.records import DecodedImage, Message, TopicPartition
-from nap_stream.settings import KafkaSettings, LimitSettings
+from nap_stream.settings.schema import KafkaSettings, LimitSettings
 from tests.support.images import encoded, smooth_image, write_images
 from tests.support.topics import new_settings, read_all
 

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState, Detector, Reason, Severity, Transition
-from nap_stream.drift.limits import detection_plan
-from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.drift.monitor import DriftMonitor, detection_plan
 from nap_stream.records import DriftAlert, OffsetRange, SegmentSummary
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS, Row, partition, segments, settings, summary
 
 NOW_MS = 1_000_000

@@ -9,8 +9,8 @@ import torch
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import SystemClock
-from nap_stream.core.judging import Rule
-from nap_stream.settings import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.core.conformal import Rule
+from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from tests.e2e.monitor import model_section
 from tests.support.images import write_images
 

@@ -15,13 +15,12 @@ import yaml
 from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from nap_stream.dev.produce import produce
-from nap_stream.kafka_client import create_topics
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.reader import partitions, read_footer, scan, segments
-from nap_stream.scored_log.verify import verify
-from nap_stream.settings import KafkaSettings
+from nap_stream.demo.produce import produce
+from nap_stream.kafka.client import create_topics
+from nap_stream.scored_log.read import Query, partitions, read_footer, scan, segments
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
+from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.processes import Program
 from tests.support.topics import describe_group, new_settings, read_all
 from tests.support.waiting import wait_until

@@ -6,7 +6,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from nap_stream.settings_loader import load_settings
+from nap_stream.settings.load import load_settings
 from tests.e2e.monitor import PARTITIONS, Monitor, metrics_url, scrape
 from tests.e2e.processes import Program
 from tests.support.faulty_net import slow_down

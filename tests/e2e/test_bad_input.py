@@ -14,14 +14,12 @@ import torch
 import yaml
 
 from nap_stream.cli import main
-from nap_stream.clock import SystemClock
-from nap_stream.deadline import StopRequest
-from nap_stream.dev.broker import free_port
+from nap_stream.clock import StopRequest, SystemClock
+from nap_stream.demo.broker import free_port
 from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
-from nap_stream.runtime.identity import Identity
-from nap_stream.runtime.worker import run_worker
-from nap_stream.settings import Settings
-from nap_stream.settings_loader import load_settings
+from nap_stream.monitor.worker import Identity, run_worker
+from nap_stream.settings.load import load_settings
+from nap_stream.settings.schema import Settings
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import model_section, new_monitor
 from tests.e2e.processes import Program, nap_stream

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nap_stream.dev.produce import produce
+from nap_stream.demo.produce import produce
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import (
     PARTITIONS,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.dev.produce import produce
+from nap_stream.demo.produce import produce
 from tests.e2e.conftest import RayHead, ray_node
 from tests.e2e.monitor import (
     assignments,

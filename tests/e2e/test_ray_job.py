@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.dev.produce import produce
+from nap_stream.demo.produce import produce
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import PARTITIONS, PROJECT, new_monitor
 from tests.e2e.processes import Program

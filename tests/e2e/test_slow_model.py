@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.calibrated import Faulty
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import PARTITIONS, new_monitor

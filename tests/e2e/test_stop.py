@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.dev.produce import produce
-from nap_stream.settings import DriverSettings
+from nap_stream.demo.produce import produce
+from nap_stream.settings.schema import DriverSettings
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import PARTITIONS, new_monitor, wait_for_assignments
 from tests.e2e.processes import Program, nap_stream

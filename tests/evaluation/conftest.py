@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from nap_stream.evaluation.evaluate import evaluate_scores
-from nap_stream.evaluation.table import EvaluationTable
+from nap_stream.evaluation.run import evaluate_scores
+from nap_stream.evaluation.tables import EvaluationTable
 
 # Names as users may give them: Markdown, TeX, markup of rich, a line break.
 AWKWARD_METHOD = "nap_e|[bold]$x_1$"

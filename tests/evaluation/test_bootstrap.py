@@ -4,9 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from nap_stream.evaluation import bootstrap
-from nap_stream.evaluation.bootstrap import draw_counts, percentile_intervals, resampled_metrics
-from nap_stream.evaluation.metrics import Metrics, Scores, measure
+from nap_stream.evaluation import metrics
+from nap_stream.evaluation.metrics import (
+    Metrics,
+    Scores,
+    draw_counts,
+    measure,
+    percentile_intervals,
+    resampled_metrics,
+)
 
 TIED = arrays(np.float64, st.integers(1, 40), elements=st.integers(-4, 4).map(float))
 APART = arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6))
@@ -48,7 +54,7 @@ def test_resamples_that_are_taken_in_blocks_are_the_same(monkeypatch: pytest.Mon
     counts = draw_counts(30, 25, generator), draw_counts(20, 25, generator)
     whole = resampled_metrics(inside, outside, *counts)
 
-    monkeypatch.setattr(bootstrap, "_BLOCK_VALUES", 200)
+    monkeypatch.setattr(metrics, "_BLOCK_VALUES", 200)
 
     # Sums over columns of another width may round their last bit differently.
     np.testing.assert_allclose(

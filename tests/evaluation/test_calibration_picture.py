@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.calibration import SCORE, Calibration
-from nap_stream.core.judging import Rule, Sides
-from nap_stream.core.weight_curve import WeightSearch
-from nap_stream.evaluation import calibration_picture
-from nap_stream.evaluation.calibration_picture import draw_calibration
-from nap_stream.evaluation.pictures import Thresholds
+from nap_stream.core.conformal import Rule, Sides
+from nap_stream.core.weight_search import WeightSearch
+from nap_stream.evaluation import pictures
+from nap_stream.evaluation.pictures import Thresholds, draw_calibration
 from tests.support.small_calibration import calibration_of
 
 SEARCH = WeightSearch(
@@ -33,7 +32,7 @@ def of_scores(count: int, rule: Rule, **changes: Any) -> Calibration:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
-    monkeypatch.setattr(calibration_picture, "plot_calibration", lambda *given: found.extend(given))
+    monkeypatch.setattr(pictures, "plot_calibration", lambda *given: found.extend(given))
     return found
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from nap_stream.evaluation.evaluate import evaluate_scores
 from nap_stream.evaluation.metrics import Metric, Metrics, Scores, measure
-from nap_stream.evaluation.table import EvaluationTable, Summary
+from nap_stream.evaluation.run import evaluate_scores
+from nap_stream.evaluation.tables import EvaluationTable, Summary
 
 Inside = dict[str, Scores]
 Outside = dict[str, dict[str, Scores]]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nap_stream.errors import ConfigError
-from nap_stream.evaluation import extra
+from nap_stream.evaluation import metrics
 from nap_stream.evaluation.metrics import measure
 from nap_stream.evaluation.pictures import Thresholds, plot_calibration
 
@@ -17,18 +17,18 @@ def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     def find(name: str) -> ModuleSpec | None:
         return None if name in packages else real(name)
 
-    monkeypatch.setattr(extra, "find_spec", find)
+    monkeypatch.setattr(metrics, "find_spec", find)
 
 
 def test_is_content_where_all_is_installed() -> None:
-    extra.require_evaluate_extra()
+    metrics.require_evaluate_extra()
 
 
 def test_names_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, "sklearn", "matplotlib")
 
     with pytest.raises(ConfigError) as caught:
-        extra.require_evaluate_extra()
+        metrics.require_evaluate_extra()
 
     assert str(caught.value) == (
         "matplotlib and scikit-learn are not installed. pip install 'nap-stream[evaluate]'"

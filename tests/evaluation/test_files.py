@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from nap_stream.errors import ConfigError
-from nap_stream.evaluation.files import publish
+from nap_stream.files import publish
 
 
 def test_replaces_a_file_and_leaves_nothing_else(tmp_path: Path) -> None:

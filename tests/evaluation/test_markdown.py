@@ -3,9 +3,9 @@ import re
 import numpy as np
 import pytest
 
-from nap_stream.evaluation.evaluate import evaluate_scores
-from nap_stream.evaluation.markdown import escape, to_markdown
-from nap_stream.evaluation.table import EvaluationTable
+from nap_stream.evaluation.output import escape, to_markdown
+from nap_stream.evaluation.run import evaluate_scores
+from nap_stream.evaluation.tables import EvaluationTable
 
 
 def grids(markdown: str) -> list[list[list[str]]]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from nap_stream.evaluation.output import to_csv, to_json, write_table
-from nap_stream.evaluation.table import EvaluationTable
+from nap_stream.evaluation.tables import EvaluationTable
 
 
 def test_csv_has_a_row_a_method_set_and_metric(table: EvaluationTable) -> None:

@@ -12,7 +12,7 @@ from nap_stream.evaluation.pictures import (
     table_png,
     threshold_label,
 )
-from nap_stream.evaluation.table import EvaluationTable
+from nap_stream.evaluation.tables import EvaluationTable
 
 SCORES = np.random.default_rng(0).normal(3, 1, 500)
 

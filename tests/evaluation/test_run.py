@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nap_stream.calibration import fit_part
-from nap_stream.calibration.fit_part import FitPart
+from nap_stream.calibration import fit
+from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
 from nap_stream.evaluation.run import Evaluation, EvaluationRequest, evaluate
-from nap_stream.settings import LimitSettings, ScoringSettings
+from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.small_calibration import write_images
 from tests.support.small_settings import CPU, small_settings
 from tests.support.torch_threads import one_torch_thread
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def few_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that mix images: what they give depends on the batch."""
-    monkeypatch.setattr(fit_part, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS})
+    monkeypatch.setattr(fit, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS})
 
 
 @pytest.fixture(scope="module")

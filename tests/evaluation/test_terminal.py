@@ -3,8 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from nap_stream.evaluation.table import EvaluationTable
-from nap_stream.evaluation.terminal import render
+from nap_stream.evaluation.tables import EvaluationTable, render
 
 
 def printed(table: EvaluationTable, width: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Self
 from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.waiting import wait_until
 
 

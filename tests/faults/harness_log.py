@@ -6,11 +6,10 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.reader import scan
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
+from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
 from tests.faults.harness_stream import Rows
 
 

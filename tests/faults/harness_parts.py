@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from nap_stream.dead_letter.kafka import KafkaDeadLetters
+from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.records import (
     ChainPosition,
     FailedImage,
@@ -13,9 +13,9 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
-from nap_stream.scored_log.base import ScoredLog
-from nap_stream.scored_log.file_operations import PosixOperations
-from nap_stream.settings import KafkaSettings
+from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.scored_log.stores.local import PosixOperations
+from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 from nap_stream.source.kafka import KafkaSource
 from tests.faults.failpoints import Failpoint, Injector

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.faults.failpoints import Fault
 from tests.faults.harness_broker import Broker
 from tests.faults.harness_log import chain_ends, check_clean, compare

@@ -10,7 +10,7 @@ from typing import Any
 
 from kafka import KafkaProducer
 
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream
 from tests.support.images import encoded, smooth_image
 

@@ -10,17 +10,15 @@ import pytest
 
 from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
-from nap_stream.clock import SystemClock
-from nap_stream.dead_letter.kafka import KafkaDeadLetters
-from nap_stream.deadline import Deadline
-from nap_stream.kafka_client import create_topics
+from nap_stream.clock import Deadline, SystemClock
+from nap_stream.dead_letter import KafkaDeadLetters
+from nap_stream.kafka.client import create_topics
 from nap_stream.metrics import Metrics
+from nap_stream.monitor.outbox import AlertOutbox
 from nap_stream.records import TopicPartition
-from nap_stream.runtime.outbox import AlertOutbox
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.reader import scan
-from nap_stream.scored_log.stores import store_at
-from nap_stream.settings import KafkaSettings
+from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import STOP_S, Worker, local_log
 from tests.support.streams import Stream, require_each_offset_once, rows_in_log

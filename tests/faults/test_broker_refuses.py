@@ -10,10 +10,10 @@ from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, R
 
 from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
-from nap_stream.dead_letter.kafka import KafkaDeadLetters
+from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.errors import BrokerError
-from nap_stream.kafka_client import require_topics
-from nap_stream.settings import KafkaSettings
+from nap_stream.kafka.client import require_topics
+from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.dead_letter.test_contract import failed
 from tests.source.test_contract import Listener, poll_messages, poll_until

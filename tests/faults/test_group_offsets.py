@@ -10,9 +10,9 @@ from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
-from nap_stream.settings import KafkaSettings
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import offsets_in_log, require_each_offset_once, rows_in_log

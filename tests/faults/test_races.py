@@ -8,12 +8,10 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import SegmentConflictError
-from nap_stream.scored_log.file_operations import PosixOperations
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.reader import read_footer, scan, segments
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
+from nap_stream.scored_log.read import Query, read_footer, scan, segments
+from nap_stream.scored_log.stores.local import LocalScoredLog, PosixOperations
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
 from tests.faults.harness_processes import FORKS
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, origin, scored
 

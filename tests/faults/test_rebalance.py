@@ -8,7 +8,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import MemberToRemove
 
 from nap_stream.records import TopicPartition
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import Stream, require_each_offset_once, rows_in_log

@@ -7,8 +7,8 @@ import pytest
 from kafka.coordinator.base import MemberState
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.settings import KafkaSettings
+from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_until
 from tests.support.apache_kafka import ApacheKafka

@@ -6,7 +6,7 @@ import pytest
 
 from nap_stream.errors import TopicReplacedError
 from nap_stream.records import TopicPartition
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import require_each_offset_once, rows_in_log

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.reader import read_footer, segments
-from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.read import read_footer, segments
+from nap_stream.scored_log.stores.open import store_at
 from tests.faults.failpoints import Action, Failpoint, Fault
 from tests.faults.harness_broker import Broker
 from tests.faults.harness_compaction import Compaction

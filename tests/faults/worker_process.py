@@ -15,18 +15,16 @@ import torch
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError
-from nap_stream.model.loading import LoadedModel, load_model
+from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.rows import RowMaker
-from nap_stream.pipeline.scoring import ScoringStage
+from nap_stream.pipeline.scoring import RowMaker, ScoringStage
 from nap_stream.pipeline.tally import Tally
+from nap_stream.process import configure_logging, stop_on_signals
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
-from nap_stream.runtime.logging import configure_logging
-from nap_stream.runtime.signals import stop_on_signals
-from nap_stream.scored_log.base import ScoredLog
-from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.scored_log.stores.local import LocalScoredLog
 from nap_stream.scored_log.summary import SummaryShape, summarise
-from nap_stream.settings import (
+from nap_stream.settings.schema import (
     KafkaSettings,
     LimitSettings,
     LogSettings,

@@ -10,13 +10,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from nap_stream.core.nap import nap
+from nap_stream.core.prior import nap
 from nap_stream.decode import Picture, decode_image
 from nap_stream.image_files import ImageFile, iter_images
-from nap_stream.model.loading import LoadedModel, load_model
+from nap_stream.model.load import BatchScores, LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.model.scorer import BatchScores
-from nap_stream.settings import LimitSettings, ModelSettings, PreprocessingSettings
+from nap_stream.settings.schema import LimitSettings, ModelSettings, PreprocessingSettings
 from tests.support.cifar_models import DenseNetBC, ResNet20
 from tests.support.shared_data import shared_data
 from tests.support.small_calibration import scorer_of

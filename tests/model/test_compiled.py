@@ -9,13 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.compiled import is_compiled
-from nap_stream.model.feature_search import choose_site
-from nap_stream.model.feature_site import HeadSite
+from nap_stream.model.find import choose_site, head_weight, probe
 from nap_stream.model.forward import Forward, run_forward
-from nap_stream.model.head import head_weight
-from nap_stream.model.loading import load_model
-from nap_stream.model.probing import probe
+from nap_stream.model.load import load_model
+from nap_stream.model.sites import HeadSite, is_compiled
 from tests.support.small_models import CLASSES, SIZE, by_name
 from tests.support.small_settings import CPU, load_small, small_settings
 

@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from nap_stream.core.attention_prior import attention_prior
-from nap_stream.core.nap import nap
-from nap_stream.model.feature_map import capture
-from nap_stream.model.feature_search import choose_site
+from nap_stream.core.prior import attention_prior, nap
+from nap_stream.model.find import choose_site, head_bias, head_weight, probe
 from nap_stream.model.forward import run_forward
-from nap_stream.model.head import head_bias, head_weight
-from nap_stream.model.probing import probe
+from nap_stream.model.sites import capture
 from tests.model.families import CLASSES, FAMILIES, Family, images
 
 

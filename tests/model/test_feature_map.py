@@ -2,10 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from nap_stream.model.feature_map import capture
-from nap_stream.model.feature_search import choose_site
-from nap_stream.model.feature_site import FeatureSite
-from nap_stream.model.probing import probe
+from nap_stream.model.find import choose_site, probe
+from nap_stream.model.sites import FeatureSite, capture
 from tests.support.small_models import SIZE, ClsNet, SharedPoolNet, by_name
 
 

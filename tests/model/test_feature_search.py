@@ -4,10 +4,8 @@ from torch import nn
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError
-from nap_stream.model.feature_map import capture
-from nap_stream.model.feature_search import choose_site
-from nap_stream.model.feature_site import FeatureSite
-from nap_stream.model.probing import probe
+from nap_stream.model.find import choose_site, probe
+from nap_stream.model.sites import FeatureSite, capture
 from tests.support.small_models import SIZE, by_name
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nap_stream.errors import ModelError
-from nap_stream.model.fingerprint import fingerprint
+from nap_stream.model.weights import fingerprint
 from tests.support.small_settings import load_small, small_settings
 
 STATE = {"b": torch.arange(3.0), "a": torch.tensor(7), "none": torch.zeros(0, 2)}

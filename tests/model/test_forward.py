@@ -5,12 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from nap_stream.core.nap import nap
+from nap_stream.core.prior import nap
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.feature_search import choose_site
-from nap_stream.model.feature_site import FeatureSite, HeadSite
+from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import Forward, require_logits, run_forward
-from nap_stream.model.probing import probe
+from nap_stream.model.sites import FeatureSite, HeadSite
 from tests.support.small_models import CLASSES, SIZE, by_name
 
 POOL = FeatureSite("module_input", "pool", None, 0, (4, SIZE, SIZE))

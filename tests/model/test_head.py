@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 from nap_stream.errors import ModelError
-from nap_stream.model.feature_site import HeadSite
-from nap_stream.model.head import head_bias, head_weight
-from nap_stream.model.probing import probe
+from nap_stream.model.find import head_bias, head_weight, probe
+from nap_stream.model.sites import HeadSite
 from tests.support.small_models import SIZE, by_name
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from nap_stream.errors import ModelError
-from nap_stream.model.loading import load_model
+from nap_stream.model.load import load_model
 from tests.support.small_calibration import scorer_of
 from tests.support.small_models import SIZE, SmallNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings

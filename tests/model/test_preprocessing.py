@@ -4,7 +4,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from nap_stream.model.preprocessing import Normaliser, input_size, preprocess
-from nap_stream.settings import PreprocessingSettings
+from nap_stream.settings.schema import PreprocessingSettings
 
 
 def image(height: int, width: int) -> torch.Tensor:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from nap_stream.core.nap import nap
-from nap_stream.core.scores import energy, max_logit, msp
+from nap_stream.core.base_scores import energy, max_logit, msp
+from nap_stream.core.prior import nap
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.scorer import BatchScores
+from nap_stream.model.load import BatchScores
 from tests.support.small_calibration import scorer_of
 from tests.support.small_models import SIZE
 from tests.support.small_settings import load_small

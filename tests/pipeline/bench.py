@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nap_stream.clock import Clock, SystemClock
-from nap_stream.dead_letter.memory import MemoryDeadLetters
 from nap_stream.errors import ScoredLogError
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.resuming import ResumeFrom
+from nap_stream.pipeline.partition import ResumeFrom
 from nap_stream.pipeline.scoring import Decode, Score, ScoringStage
 from nap_stream.pipeline.tally import Tally
 from nap_stream.records import (
@@ -17,13 +16,13 @@ from nap_stream.records import (
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.scored_log.base import ScoredLog
-from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.scored_log.stores.memory import MemoryScoredLog, MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
-from nap_stream.settings import LogSettings, WorkerSettings
+from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
-from nap_stream.source.memory import MemorySource, MemoryTopic
 from tests.pipeline.test_scoring import decode, row, score
+from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
 from tests.support.told import Told
 
 FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)

@@ -7,13 +7,12 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.pipeline import waiting
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.reader import scan
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
-from nap_stream.source.memory import MemoryTopic
+from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
 from tests.pipeline.bench import FIRST, Bench, Script, nothing, waits
+from tests.support.doubles import MemoryTopic
 from tests.support.small_disk import SmallDisk, mounted_disk
 
 DISK_BYTES = 2**20

@@ -16,9 +16,9 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
-from nap_stream.source.memory import MemorySource, MemoryTopic
 from tests.pipeline.bench import FIRST, SECOND, Bench
 from tests.pipeline.test_scoring import score
+from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.told import Told
 
 

@@ -6,10 +6,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
-from nap_stream.pipeline.resuming import Disagreement, disagreement, require_same_topic
+from nap_stream.pipeline.partition import Disagreement, disagreement, require_same_topic
 from nap_stream.records import ChainPosition
-from nap_stream.source.memory import MemoryTopic
 from tests.pipeline.bench import FIRST, Bench
+from tests.support.doubles import MemoryTopic
 
 EMPTY = ChainPosition(5, "0" * 64)
 CHAIN = ChainPosition(5, "0" * 64, base=3)

@@ -7,10 +7,10 @@ from PIL import Image
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
-from nap_stream.model.scorer import BatchScores
-from nap_stream.pipeline.rows import RowMaker
+from nap_stream.model.load import BatchScores
+from nap_stream.pipeline.scoring import RowMaker
 from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
-from nap_stream.settings import LimitSettings, PreprocessingSettings
+from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.support.small_calibration import calibration_of
 
 PREPROCESSING = PreprocessingSettings(resize=None, crop=4, mean=(0, 0, 0), std=(1, 1, 1))

@@ -8,12 +8,12 @@ from structlog.testing import capture_logs
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, LogRootError, ScoredLogError
 from nap_stream.pipeline import waiting
-from nap_stream.pipeline.buffer import ROW_BYTES
+from nap_stream.pipeline.partition import ROW_BYTES
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
 from nap_stream.records import TopicPartition, WorkerReport
-from nap_stream.scored_log.memory import MemoryScoredLog
-from nap_stream.source.memory import MemorySource, MemoryTopic
+from nap_stream.scored_log.stores.memory import MemoryScoredLog
 from tests.pipeline.bench import DISK_FULL, FIRST, SECOND, Bench, Script, nothing, waits
+from tests.support.doubles import MemorySource, MemoryTopic
 
 READ_ONLY = LogRootError("no permission: Read-only file system", "/log", "Give this user access")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
 from nap_stream.records import ScoredRecord, TopicPartition
-from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.stores.local import LocalScoredLog
 from tests.scored_log.builders import CARS, MODEL, NOON_MS, origin, scored
 from tests.support.small_calibration import calibration_of
 

@@ -2,12 +2,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nap_stream.planning.bootstrap import (
-    autocovariances,
-    block_places,
-    dependence_of,
-    resampled_shares,
-)
+from nap_stream.planning.rates import autocovariances, block_places, dependence_of, resampled_shares
 
 
 def moving(size: int, kept: float, seed: int) -> NDArray[np.float64]:

@@ -4,17 +4,15 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 
-from nap_stream.alert.plain import percent
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.delays import Delay
+from nap_stream.core.delays import Delay, p_value_shares
 from nap_stream.core.panes import ClosedPane
-from nap_stream.core.sequential_delays import p_value_shares
 from nap_stream.drift.detectors import StreamDetectors
-from nap_stream.planning.chart import bars, delay_words, detector_name, drift_name
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect
-from nap_stream.planning.question import Question, ask
-from nap_stream.planning.words import count, duration, factor
-from nap_stream.settings import MAX_WINDOW_RECORDS, DriftSettings
+from nap_stream.planning.picture import bars, delay_words, detector_name, drift_name
+from nap_stream.planning.question import Question, ask, count, duration, factor
+from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
+from nap_stream.text import percent
 from tests.planning.streams import calibration
 
 FACTS = calibration().facts

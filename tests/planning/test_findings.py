@@ -6,13 +6,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from nap_stream.core.panes import count_panes
-from nap_stream.planning.findings import Findings, find
+from nap_stream.planning.findings import Findings, find, warnings_of
 from nap_stream.planning.question import ask
-from nap_stream.planning.reading import Recorded
-from nap_stream.planning.series import Stretch, merged
-from nap_stream.planning.terminal_stretch import render_findings
-from nap_stream.planning.warnings import warnings_of
-from nap_stream.settings import DriftSettings, KeySettings
+from nap_stream.planning.recorded import Recorded, Stretch, merged
+from nap_stream.planning.terminal import render_findings
+from nap_stream.settings.schema import DriftSettings, KeySettings
 from tests.planning.streams import CAMERAS, SPACING_MS, calibration, independent, sticky
 
 RECORDS = 20_000

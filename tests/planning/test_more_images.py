@@ -5,12 +5,11 @@ import pytest
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.conformal import upper_flag_rate
-from nap_stream.core.judging import Rule, Sides
-from nap_stream.core.tail_events import TAIL_EVENTS
-from nap_stream.planning.more_images import of_twice_the_images
+from nap_stream.core.conformal import Rule, Sides, upper_flag_rate
+from nap_stream.core.tails import TAIL_EVENTS
+from nap_stream.planning.expected import of_twice_the_images
 from nap_stream.planning.question import Question, ask
-from nap_stream.settings import DriftSettings
+from nap_stream.settings.schema import DriftSettings
 from tests.planning.streams import calibration
 from tests.support.small_calibration import calibration_of
 

@@ -2,8 +2,7 @@ import tracemalloc
 
 import pytest
 
-from nap_stream.core.detection import window_limits
-from nap_stream.core.false_alarms import records_per_second
+from nap_stream.core.detection import records_per_second, window_limits
 from nap_stream.errors import ConfigError
 from nap_stream.planning.question import (
     ask,
@@ -12,7 +11,7 @@ from nap_stream.planning.question import (
     with_changes,
     with_run_length,
 )
-from nap_stream.settings import MAX_WINDOW_RECORDS, DriftSettings, KeySettings
+from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings, KeySettings
 from tests.planning.streams import calibration
 
 FACTS = calibration().facts

@@ -5,14 +5,21 @@ import pytest
 from numpy.typing import NDArray
 
 from nap_stream.core.panes import NO_KEY, count_panes
-from nap_stream.core.tail_events import BIN_COUNT, bins_of
+from nap_stream.core.tails import BIN_COUNT, bins_of
 from nap_stream.planning.findings import find
 from nap_stream.planning.question import Question, ask, with_run_length
-from nap_stream.planning.rates import ANY, KEYS, RealRate, cell_shares, real_rates
-from nap_stream.planning.reading import Recorded
-from nap_stream.planning.run_lengths import AlarmCount, Panes, stream_alarms
-from nap_stream.planning.series import Stretch, merged
-from nap_stream.settings import DriftSettings, KeySettings
+from nap_stream.planning.rates import (
+    ANY,
+    KEYS,
+    AlarmCount,
+    Panes,
+    RealRate,
+    cell_shares,
+    real_rates,
+    stream_alarms,
+)
+from nap_stream.planning.recorded import Recorded, Stretch, merged
+from nap_stream.settings.schema import DriftSettings, KeySettings
 from tests.planning.streams import CAMERAS, SPACING_MS, calibration, independent, sticky
 
 RECORDS = 20_000

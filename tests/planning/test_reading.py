@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from nap_stream.errors import ConfigError, LogRootError
-from nap_stream.planning.reading import Recorded, Selection, read_stretch
+from nap_stream.planning.recorded import Recorded, Selection, read_stretch
 from nap_stream.records import ScoredRecord, TopicPartition
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.settings import DriftSettings, KeySettings
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.settings.schema import DriftSettings, KeySettings
 from tests.planning.streams import SPACING_MS, calibration, independent, rows, write_log
 from tests.scored_log.builders import CALIBRATION, NOON_MS, chain, failed, origin
 

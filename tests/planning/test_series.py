@@ -3,9 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes
-from nap_stream.core.windows import PaneBuffer
-from nap_stream.planning.series import merged
+from nap_stream.core.panes import NO_KEY, PaneBuffer, PaneCounts, count_panes
+from nap_stream.planning.recorded import merged
 
 KEYS = (NO_KEY, "a", "b")
 rows = st.lists(st.tuples(st.integers(0, 60), st.floats(0, 1), st.integers(0, 2)), max_size=12)

@@ -1,5 +1,5 @@
-from nap_stream.planning.window_sizes import searched_windows, usual_windows
-from nap_stream.settings import MAX_WINDOW_RECORDS
+from nap_stream.planning.question import searched_windows, usual_windows
+from nap_stream.settings.schema import MAX_WINDOW_RECORDS
 
 
 def test_usual_windows_are_around_the_configured_one() -> None:

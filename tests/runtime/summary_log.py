@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from nap_stream.errors import ScoredLogError
+from nap_stream.monitor.summaries import LAST_OFFSET
 from nap_stream.records import SegmentSummary, TopicPartition
-from nap_stream.runtime.intake import LAST_OFFSET
 
 
 class SummaryList:

@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from nap_stream.alert.base import AlertEvent
-from nap_stream.runtime.checkpoints import Checkpoint, CheckpointStore, decode, encode
-from nap_stream.scored_log.local import LEFTOVER_AGE_MS
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.reader import partitions
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
+from nap_stream.monitor.checkpoint import Checkpoint, CheckpointStore, decode, encode
+from nap_stream.scored_log.read import partitions
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, origin, scored
 
 EVENT = AlertEvent("lab", {"id": "abc", "type": "io.nap-stream.gap", "data": {"reason": "Zürich"}})

@@ -10,17 +10,16 @@ import jsonschema
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.alert.event import alert_schema
-from nap_stream.alert.gap import gap_schema
+from nap_stream.alert.event import alert_schema, gap_schema
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
+from nap_stream.monitor.checkpoint import CheckpointStore
+from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.summaries import HOLE_PATIENCE_S
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
-from nap_stream.runtime.checkpoints import CheckpointStore
-from nap_stream.runtime.coordinator import Coordinator
-from nap_stream.runtime.intake import HOLE_PATIENCE_S
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.runtime.alert_sinks import FlakySink
 from tests.runtime.summary_log import SummaryList
 from tests.support.summaries import (

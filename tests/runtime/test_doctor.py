@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from nap_stream import doctor
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import SystemClock
-from nap_stream.core.judging import Rule
-from nap_stream.kafka_client import topics_missing
-from nap_stream.runtime import doctor
-from nap_stream.runtime.doctor import Finding, Outcome, examine
-from nap_stream.settings import (
+from nap_stream.core.conformal import Rule
+from nap_stream.doctor import Finding, Outcome, examine
+from nap_stream.kafka.client import topics_missing
+from nap_stream.settings.schema import (
     AlertSettings,
     DeadLetterSettings,
     LimitSettings,

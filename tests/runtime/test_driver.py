@@ -12,10 +12,10 @@ from nap_stream.errors import (
     WorkerError,
     WorkerGaveUpError,
 )
+from nap_stream.monitor.driver import Driver, Ending, RunLimits, RunResult
+from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
-from nap_stream.runtime.driver import Driver, Ending, RunLimits, RunResult
-from nap_stream.runtime.status import CoordinatorStatus
-from nap_stream.settings import DriverSettings
+from nap_stream.settings.schema import DriverSettings
 
 SETTINGS = DriverSettings(
     max_restarts=2,

@@ -1,5 +1,5 @@
+from nap_stream.monitor.summaries import in_event_time
 from nap_stream.records import SegmentSummary
-from nap_stream.runtime.feeding import in_event_time
 from tests.support.summaries import partition, summary
 
 

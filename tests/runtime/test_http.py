@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from nap_stream.errors import ConfigError
-from nap_stream.runtime.http import Health, MetricsServer
-from nap_stream.settings import MetricsSettings
+from nap_stream.monitor.http import Health, MetricsServer
+from nap_stream.settings.schema import MetricsSettings
 
 FREE = MetricsSettings(port=0)
 

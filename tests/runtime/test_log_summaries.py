@@ -1,8 +1,7 @@
 """The log as a coordinator that begins sees it."""
 
-from nap_stream.runtime.intake import LAST_OFFSET
-from nap_stream.runtime.log_summaries import TAIL_WINDOWS, LogSummaries
-from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.monitor.summaries import LAST_OFFSET, TAIL_WINDOWS, LogSummaries
+from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import summary_shape
 from tests.support.drifting_log import Publisher, drifting
 from tests.support.summaries import FACTS, partition, settings

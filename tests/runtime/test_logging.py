@@ -8,7 +8,7 @@ import pytest
 import structlog
 from kafka.errors import Cancelled
 
-from nap_stream.runtime.logging import configure_logging
+from nap_stream.process import configure_logging
 from tests.support.logs import kept_logging
 
 

@@ -4,11 +4,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.alert.base import AlertEvent
-from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.deadline import Deadline
+from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.errors import AlertRefusedError, BrokerUnavailableError
 from nap_stream.metrics import Metrics
-from nap_stream.runtime.outbox import AlertOutbox
+from nap_stream.monitor.outbox import AlertOutbox
 from tests.runtime.alert_sinks import FlakySink
 from tests.support.waiting import wait_until
 

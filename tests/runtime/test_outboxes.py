@@ -9,11 +9,10 @@ from structlog.testing import capture_logs
 
 from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.webhook import WebhookAlertSink
-from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.deadline import Deadline
+from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.metrics import Metrics
-from nap_stream.runtime.outboxes import Outboxes
-from nap_stream.settings import AlertSettings, WebhookSettings
+from nap_stream.monitor.outbox import Outboxes
+from nap_stream.settings.schema import AlertSettings, WebhookSettings
 from tests.runtime.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver
 from tests.support.waiting import wait_until

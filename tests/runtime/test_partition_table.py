@@ -1,6 +1,6 @@
 from nap_stream.metrics import Metrics
+from nap_stream.monitor.status import PartitionTable
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
-from nap_stream.runtime.partition_table import PartitionTable
 from tests.support.summaries import partition, report
 
 STALL_S, START_S = 60.0, 600.0

@@ -13,15 +13,15 @@ import torch
 from structlog.testing import capture_logs
 
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
-from nap_stream.runtime.identity import Identity
-from nap_stream.runtime.ray import (
+from nap_stream.monitor.actors import (
     RayCluster,
     RayWorker,
     WorkerActor,
     cluster_resources,
     ray_session,
 )
-from nap_stream.settings import Settings
+from nap_stream.monitor.worker import Identity
+from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
 from tests.support.waiting import wait_until
@@ -190,8 +190,8 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
     def broken(*_settings: object, **_parts: object) -> None:
         raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr("nap_stream.runtime.worker.run_worker", broken)
-    monkeypatch.setattr("nap_stream.runtime.ray.configure_logging", lambda **_options: None)
+    monkeypatch.setattr("nap_stream.monitor.worker.run_worker", broken)
+    monkeypatch.setattr("nap_stream.monitor.actors.configure_logging", lambda **_options: None)
     actor = WorkerActor(_settings("fault"), Identity("worker-0", 0), 0.0, coordinator=None)
 
     with (

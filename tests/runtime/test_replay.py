@@ -9,23 +9,18 @@ import pytest
 from nap_stream.alert.base import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
+from nap_stream.monitor.checkpoint import CheckpointStore
+from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.summaries import LogSummaries
 from nap_stream.records import PartitionProgress, ScoredRecord, SegmentSummary
-from nap_stream.runtime.checkpoints import CheckpointStore
-from nap_stream.runtime.coordinator import Coordinator
-from nap_stream.runtime.log_summaries import LogSummaries
-from nap_stream.runtime.replay import (
-    SHOWN_RANGES,
-    ReplayReport,
-    contradicting_flags,
-    replay,
-)
-from nap_stream.runtime.stretches import EventSpan
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.store import SegmentStore
+from nap_stream.replay import SHOWN_RANGES, ReplayReport, contradicting_flags, replay
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import summary_shape
-from nap_stream.scored_log.verify import verify
-from nap_stream.settings import Settings
+from nap_stream.scored_log.time_range import EventSpan
+from nap_stream.scored_log.verify.run import verify
+from nap_stream.settings.schema import Settings
 from tests.runtime.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.summaries import FACTS, Row, partition, report, settings, summary

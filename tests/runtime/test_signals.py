@@ -6,7 +6,7 @@ from types import FrameType
 
 import pytest
 
-from nap_stream.runtime.signals import stop_on_signals
+from nap_stream.process import stop_on_signals
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
-from nap_stream.runtime.status_line import status_display, status_text
+from nap_stream.monitor.status import status_display, status_text
 from tests.runtime.test_driver import status
 
 BUSY = replace(

@@ -13,11 +13,11 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ScoredLogError
+from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S
+from nap_stream.monitor.checkpoint import CheckpointStore
+from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
-from nap_stream.runtime.alert_desk import CHECKPOINT_EVERY_S
-from nap_stream.runtime.checkpoints import CheckpointStore
-from nap_stream.runtime.coordinator import Coordinator
-from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.runtime.alert_sinks import FlakySink
 from tests.runtime.summary_log import SummaryList
 from tests.support.summaries import FACTS, Row, partition, report, segments, summary

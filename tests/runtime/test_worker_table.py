@@ -1,7 +1,7 @@
 import pytest
 
 from nap_stream.metrics import Metrics
-from nap_stream.runtime.worker_table import WorkerTable
+from nap_stream.monitor.status import WorkerTable
 from tests.support.summaries import report
 
 

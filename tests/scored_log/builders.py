@@ -10,23 +10,19 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
-from nap_stream.scored_log.digest import rows_sha256
-from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryScoredLog, MemoryStore
-from nap_stream.scored_log.merged import merged_footer
-from nap_stream.scored_log.metadata import to_metadata
-from nap_stream.scored_log.schema import to_table
+from nap_stream.scored_log.footer import SegmentFooter, rows_sha256
+from nap_stream.scored_log.format import SCHEMAS, segment_path, to_table
 from nap_stream.scored_log.segment import (
     count_scored,
     decode_footer,
     encode_segment,
     event_time_range,
+    merged_footer,
+    to_metadata,
 )
-from nap_stream.scored_log.store import SegmentStore
-from nap_stream.scored_log.versions import SCHEMAS
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalScoredLog, LocalStore
+from nap_stream.scored_log.stores.memory import MemoryScoredLog, MemoryStore
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from nap_stream.scored_log.file_operations import PosixOperations
+from nap_stream.scored_log.stores.local import PosixOperations
 
 T = TypeVar("T")
 

@@ -14,14 +14,12 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain_end import ChainEnds
-from nap_stream.scored_log.compact_lock import LOCK_NAME
+from nap_stream.scored_log.chain import ChainEnds
+from nap_stream.scored_log.compact import LOCK_NAME, compact
 from nap_stream.scored_log.compact_plan import Limits
-from nap_stream.scored_log.compaction import compact
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.layout import partition_folder, temporary_name
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.reader import read_footer, scan, segments, tail
+from nap_stream.scored_log.format import partition_folder, temporary_name
+from nap_stream.scored_log.read import Query, read_footer, scan, segments, tail
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from tests.scored_log.builders import CARS, chain, local_log, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed

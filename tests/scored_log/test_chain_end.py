@@ -8,10 +8,10 @@ import pytest
 
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain_end import LISTINGS, ChainEnds
+from nap_stream.scored_log.chain import LISTINGS, ChainEnds
 from nap_stream.scored_log.footer import segment_sha256
-from nap_stream.scored_log.layout import genesis_path, segment_path
-from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.format import genesis_path, segment_path
+from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.scored_log.builders import CARS, memory_log, merged_segments, origin, scored
 
 

@@ -17,23 +17,25 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.records import ScoredRecord, TopicPartition
 from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.compact_lock import LOCK_NAME, LockOwner, compaction_lock
+from nap_stream.scored_log.compact import (
+    LOCK_NAME,
+    CompactionReport,
+    LockOwner,
+    compact,
+    compaction_lock,
+)
 from nap_stream.scored_log.compact_plan import Limits
-from nap_stream.scored_log.compaction import CompactionReport, compact
-from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.layout import parse_segment_path, segment_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.object_store import ObjectStore
+from nap_stream.scored_log.format import parse_segment_path, segment_path
 from nap_stream.scored_log.query import run_query
-from nap_stream.scored_log.reader import read_footer, scan, segments, tail
-from nap_stream.scored_log.segment import ROW_GROUP_ROWS
-from nap_stream.scored_log.segment_file import SMALL_BYTES, open_segment
-from nap_stream.scored_log.store import SegmentStore
+from nap_stream.scored_log.read import Query, read_footer, scan, segments, tail, walk
+from nap_stream.scored_log.segment import ROW_GROUP_ROWS, SMALL_BYTES, open_segment
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
-from nap_stream.scored_log.verify import verify
-from nap_stream.scored_log.walk import walk
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,

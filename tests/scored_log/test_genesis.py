@@ -4,7 +4,7 @@ import pytest
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.genesis import Genesis, decode_genesis, encode_genesis
+from nap_stream.scored_log.chain import Genesis, decode_genesis, encode_genesis
 
 CARS = TopicPartition("cars", 3)
 MARKER = Genesis("cars", 3, 17, "worker-0", 99, "dGhlIHRvcGlj")

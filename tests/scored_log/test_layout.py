@@ -2,15 +2,27 @@ import pytest
 
 from nap_stream.errors import ConfigError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log import layout
+from nap_stream.scored_log.format import (
+    GENESIS_NAME,
+    genesis_path,
+    is_hidden,
+    is_temporary,
+    parse_partition_folder,
+    parse_segment_name,
+    parse_segment_path,
+    parse_topic_folder,
+    partition_folder,
+    segment_path,
+    temporary_name,
+)
 
 
 def test_paths() -> None:
     partition = TopicPartition("road.cars-2_x", 12)
     path = "topic=road.cars-2_x/partition=12/00000000000000000345.parquet"
-    assert layout.segment_path(partition, 345) == path
-    assert layout.parse_segment_path(path) == (partition, 345)
-    assert layout.genesis_path(partition) == "topic=road.cars-2_x/partition=12/_genesis.json"
+    assert segment_path(partition, 345) == path
+    assert parse_segment_path(path) == (partition, 345)
+    assert genesis_path(partition) == "topic=road.cars-2_x/partition=12/_genesis.json"
 
 
 @pytest.mark.parametrize(
@@ -19,16 +31,16 @@ def test_paths() -> None:
 )
 def test_a_topic_that_cannot_be_a_folder_is_refused(topic: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a topic"):
-        layout.partition_folder(TopicPartition(topic, 0))
-    assert layout.parse_topic_folder(f"topic={topic}") is None
+        partition_folder(TopicPartition(topic, 0))
+    assert parse_topic_folder(f"topic={topic}") is None
 
 
 def test_marker_and_temporary_files_are_hidden_and_no_segments() -> None:
-    for name in (layout.GENESIS_NAME, layout.temporary_name()):
-        assert layout.is_hidden(name)
+    for name in (GENESIS_NAME, temporary_name()):
+        assert is_hidden(name)
         assert not name.endswith(".parquet")
-    assert layout.is_temporary(layout.temporary_name())
-    assert not layout.is_temporary(layout.GENESIS_NAME)
+    assert is_temporary(temporary_name())
+    assert not is_temporary(GENESIS_NAME)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +48,17 @@ def test_marker_and_temporary_files_are_hidden_and_no_segments() -> None:
     ["1.parquet", "0" * 21 + ".parquet", "9" * 20 + ".parquet", "0" * 20 + ".parquet.tmp", "x"],
 )
 def test_other_names_are_no_segments(name: str) -> None:
-    assert layout.parse_segment_name(name) is None
+    assert parse_segment_name(name) is None
 
 
 @pytest.mark.parametrize(
     "name", ["partition=01", "partition=-1", "partition=", "p=1", "partition=1x"]
 )
 def test_other_names_are_no_partitions(name: str) -> None:
-    assert layout.parse_partition_folder(name) is None
+    assert parse_partition_folder(name) is None
 
 
 @pytest.mark.parametrize("path", ["x", "topic=a/partition=0/x", "/topic=a/partition=0/" + "0" * 20])
 def test_other_paths_are_no_segments(path: str) -> None:
     with pytest.raises(ValueError, match="not the path of a segment"):
-        layout.parse_segment_path(path)
+        parse_segment_path(path)

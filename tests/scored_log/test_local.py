@@ -10,13 +10,11 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.file_operations import PosixOperations
-from nap_stream.scored_log.layout import temporary_name
-from nap_stream.scored_log.local import LEFTOVER_AGE_MS
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.reader import read_footer
-from nap_stream.scored_log.stores import check_store, check_writable
-from nap_stream.scored_log.verify import verify
+from nap_stream.scored_log.format import temporary_name
+from nap_stream.scored_log.read import read_footer
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore, PosixOperations
+from nap_stream.scored_log.stores.open import check_store, check_writable
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, local_log, origin, scored
 from tests.scored_log.failing_operations import FailingOperations
 from tests.scored_log.racing import race

@@ -12,10 +12,9 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.layout import is_temporary
-from nap_stream.scored_log.local import LEFTOVER_AGE_MS, LocalScoredLog
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.stores import check_store
+from nap_stream.scored_log.format import is_temporary
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalScoredLog, LocalStore
+from nap_stream.scored_log.stores.open import check_store
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_operations import FailingOperations, Killed
 from tests.support.small_disk import SmallDisk, mounted_disk

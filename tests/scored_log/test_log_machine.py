@@ -22,19 +22,16 @@ from hypothesis.stateful import (
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import SegmentConflictError
-from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.chain_end import sha256_hex
+from nap_stream.scored_log.chain import ChainedScoredLog, sha256_hex
+from nap_stream.scored_log.compact import CompactionReport, compact
 from nap_stream.scored_log.compact_plan import Limits
-from nap_stream.scored_log.compaction import CompactionReport, compact
-from nap_stream.scored_log.filters import Query
 from nap_stream.scored_log.footer import segment_sha256
-from nap_stream.scored_log.layout import genesis_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.reader import scan, segments, tail
-from nap_stream.scored_log.store import SegmentStore
-from nap_stream.scored_log.verify import verify
-from nap_stream.scored_log.walk import walk
+from nap_stream.scored_log.format import genesis_path
+from nap_stream.scored_log.read import Query, scan, segments, tail, walk
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
 

@@ -1,4 +1,4 @@
-from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.scored_log.builders import CARS, failed, memory_log, origin, scored
 
 

@@ -14,9 +14,8 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.object_client import RequestLimits
-from nap_stream.scored_log.object_store import ObjectStore
-from nap_stream.scored_log.stores import check_writable
+from nap_stream.scored_log.stores.open import check_writable
+from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.support.s3 import (
     ACCESS_KEY_ID,

@@ -11,9 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.output import OutputFormat, bytes_as_text, write_batches, write_result
-from nap_stream.scored_log.query import SCAN_SCHEMA, GroupBy, Query, aggregate, run_query, scan
+from nap_stream.scored_log.query import (
+    SCAN_SCHEMA,
+    GroupBy,
+    OutputFormat,
+    Query,
+    aggregate,
+    bytes_as_text,
+    run_query,
+    scan,
+    write_batches,
+    write_result,
+)
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import chain, failed, origin, scored
 
 HOSTILE = "[bold red]x[/] \x1b[31m\x07 \u202e \x9b2J\n"

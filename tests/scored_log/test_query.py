@@ -6,8 +6,8 @@ import pytest
 
 from nap_stream.errors import LogRootError
 from nap_stream.records import Status, TopicPartition
-from nap_stream.scored_log.local_store import LocalStore
 from nap_stream.scored_log.query import SCAN_SCHEMA, GroupBy, Query, aggregate, run_query
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, origin, scored
 
 OTHER = TopicPartition("cars", 1)

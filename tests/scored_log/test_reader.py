@@ -8,10 +8,10 @@ import pytest
 
 from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import Status, TopicPartition
-from nap_stream.scored_log import reader
-from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
-from nap_stream.scored_log.layout import segment_name, segment_path, temporary_name
-from nap_stream.scored_log.local_store import LocalStore
+from nap_stream.scored_log import read
+from nap_stream.scored_log.format import segment_name, segment_path, temporary_name
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, local_log, origin, scored
 
 OTHER = TopicPartition("cars", 10)
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _found(root: Path, query: Query) -> list[tuple[str, int, int, int]]:
-    batches = list(reader.scan(LocalStore(root), query, ["topic", "partition", "offset", "index"]))
+    batches = list(read.scan(LocalStore(root), query, ["topic", "partition", "offset", "index"]))
     rows = [row for batch in batches for row in batch.to_pylist()]
     return [(row["topic"], row["partition"], row["offset"], row["index"]) for row in rows]
 
@@ -80,7 +80,7 @@ def test_filters(root: Path, query: Query, expected: list[tuple[str, int, int, i
 
 
 def test_a_scan_has_topic_and_partition_once_and_then_the_files_columns(root: Path) -> None:
-    batch = next(reader.scan(LocalStore(root), Query()))
+    batch = next(read.scan(LocalStore(root), Query()))
     assert batch.schema.equals(SCAN_SCHEMA)
     assert len(set(batch.schema.names)) == len(batch.schema.names) == 31
 
@@ -145,61 +145,61 @@ class _Listings(LocalStore):
 
 def test_a_listing_that_missed_a_segment_is_made_whole(root: Path) -> None:
     store = _Listings(root, [[9, 0], [3, 9, 12, 0]])
-    assert reader.segments(store, CARS) == tuple(segment_path(CARS, base) for base in (0, 3, 9))
+    assert read.segments(store, CARS) == tuple(segment_path(CARS, base) for base in (0, 3, 9))
 
 
 @pytest.mark.parametrize("listings", [[[9, 0]], [[9, 3]], [[9]], [[9, 0], [9, 0, 3]]])
 def test_a_scan_makes_a_listing_whole_that_missed_a_segment(
     root: Path, listings: list[list[int]]
 ) -> None:
-    found = list(reader.scan(_Listings(root, listings), Query(topic="cars", partitions=(0,))))
+    found = list(read.scan(_Listings(root, listings), Query(topic="cars", partitions=(0,))))
     assert [o for batch in found for o in batch.column("offset").to_pylist()] == [0, 2, 9, 9]
 
 
 def test_the_tail_makes_a_listing_whole_that_missed_a_segment(root: Path) -> None:
-    assert reader.tail(_Listings(root, [[9, 0]]), CARS, 99) == 0
+    assert read.tail(_Listings(root, [[9, 0]]), CARS, 99) == 0
 
 
 def test_partitions_are_found_in_order(root: Path) -> None:
     (root / "topic=cars" / "notes").mkdir()
     (root / "topic=cars" / "partition=x").mkdir()
     (root / "README").write_text("")
-    assert reader.partitions(LocalStore(root)) == (DIGITS, CARS, OTHER)
-    assert reader.partitions(LocalStore(root), "cars") == (CARS, OTHER)
-    assert reader.partitions(LocalStore(root), "dogs") == ()
+    assert read.partitions(LocalStore(root)) == (DIGITS, CARS, OTHER)
+    assert read.partitions(LocalStore(root), "cars") == (CARS, OTHER)
+    assert read.partitions(LocalStore(root), "dogs") == ()
 
 
 @pytest.mark.parametrize(
     ("records", "start"), [(0, None), (1, 9), (2, 9), (3, 0), (4, 0), (100, 0)]
 )
 def test_the_tail_counts_scored_rows(root: Path, records: int, start: int | None) -> None:
-    assert reader.tail(LocalStore(root), CARS, records) == start
+    assert read.tail(LocalStore(root), CARS, records) == start
 
 
 def test_the_tail_of_nothing_is_empty(root: Path) -> None:
-    assert reader.tail(LocalStore(root), TopicPartition("dogs", 0), 5) is None
+    assert read.tail(LocalStore(root), TopicPartition("dogs", 0), 5) is None
 
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogRootError, match="there is no scored log"):
-        next(reader.scan(LocalStore(tmp_path / "none"), Query()))
+        next(read.scan(LocalStore(tmp_path / "none"), Query()))
 
 
 def test_an_empty_root_has_no_rows(tmp_path: Path) -> None:
-    assert list(reader.scan(LocalStore(tmp_path), Query())) == []
+    assert list(read.scan(LocalStore(tmp_path), Query())) == []
 
 
 def test_a_corrupt_segment_is_named(root: Path) -> None:
     path = segment_path(CARS, 9)
     (root / path).write_bytes(b"PAR1 not parquet PAR1")
     with pytest.raises(ChainBrokenError, match=path):
-        list(reader.scan(LocalStore(root), Query()))
+        list(read.scan(LocalStore(root), Query()))
     with pytest.raises(ChainBrokenError, match=path):
-        reader.read_footer(LocalStore(root), path)
+        read.read_footer(LocalStore(root), path)
     with pytest.raises(ChainBrokenError, match=path):
-        reader.read_table(LocalStore(root), path)
+        read.read_table(LocalStore(root), path)
 
 
 def test_times_are_typed(root: Path) -> None:
-    batch = next(reader.scan(LocalStore(root), Query(), ["event_time"]))
+    batch = next(read.scan(LocalStore(root), Query(), ["event_time"]))
     assert batch.column("event_time").type == pa.timestamp("ms", tz="UTC")

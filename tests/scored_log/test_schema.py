@@ -5,9 +5,8 @@ import pyarrow.parquet as pq
 from hypothesis import given
 
 from nap_stream.records import ScoredRecord
-from nap_stream.scored_log.digest import rows_sha256
-from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.schema import (
+from nap_stream.scored_log.footer import SegmentFooter, rows_sha256
+from nap_stream.scored_log.format import (
     EARLIEST_TIME_MS,
     LATEST_TIME_MS,
     SCHEMA,

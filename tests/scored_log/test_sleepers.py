@@ -8,14 +8,13 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.chain_end import ChainEnds
-from nap_stream.scored_log.compaction import compact
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.memory import MemoryStore
+from nap_stream.scored_log.chain import ChainedScoredLog, ChainEnds
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.query import run_query
-from nap_stream.scored_log.verify import verify
+from nap_stream.scored_log.read import Query
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ScoredLogError, SegmentConflictError
 from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.object_client import RequestLimits
-from nap_stream.scored_log.object_store import ObjectStore
-from nap_stream.scored_log.store import SegmentStore
-from nap_stream.scored_log.stores import check_store
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.open import check_store
+from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 
 FOLDER = "topic=cars/partition=0"

@@ -5,10 +5,10 @@ from pydantic import ValidationError
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.object_store import ObjectStore
-from nap_stream.scored_log.stores import check_writable, open_scored_log, store_at
-from nap_stream.settings import LogSettings
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.open import check_writable, open_scored_log, store_at
+from nap_stream.scored_log.stores.s3 import ObjectStore
+from nap_stream.settings.schema import LogSettings
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, failed, origin, scored
 from tests.support.s3 import FaultProxy
 

@@ -12,20 +12,18 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.panes import ClosedPane, PaneCounts
-from nap_stream.core.tail_events import BIN_COUNT
-from nap_stream.core.windows import PaneBuffer
+from nap_stream.core.panes import ClosedPane, PaneBuffer, PaneCounts
+from nap_stream.core.tails import BIN_COUNT
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import Example, FlaggedClass, ScoredRecord, SegmentSummary, Status
+from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.compact_plan import Limits
-from nap_stream.scored_log.compaction import compact
-from nap_stream.scored_log.digest import rows_sha256
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.reader import read_footer
-from nap_stream.scored_log.schema import SCHEMA, to_table
+from nap_stream.scored_log.footer import rows_sha256
+from nap_stream.scored_log.format import SCHEMA, segment_path, to_table
+from nap_stream.scored_log.read import read_footer
 from nap_stream.scored_log.segment import encode_segment
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import (
     MAX_AGE_MS,
     MAX_CLOCK_SKEW_MS,
@@ -34,7 +32,7 @@ from nap_stream.scored_log.summary import (
     summarise_chain,
     summary_shape,
 )
-from nap_stream.settings import KeySettings
+from nap_stream.settings.schema import KeySettings
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,

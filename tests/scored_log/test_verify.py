@@ -12,16 +12,13 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
-from nap_stream.scored_log.defects import ChainHead, DeclaredGap, DefectKind, VerifyReport
-from nap_stream.scored_log.digest import rows_sha256
-from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.layout import genesis_path, segment_path, temporary_name
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.metadata import to_metadata
-from nap_stream.scored_log.reader import read_footer, read_table
-from nap_stream.scored_log.schema import to_table
-from nap_stream.scored_log.segment import encode_segment
-from nap_stream.scored_log.verify import verify as verify_log
+from nap_stream.scored_log.footer import SegmentFooter, rows_sha256
+from nap_stream.scored_log.format import genesis_path, segment_path, temporary_name, to_table
+from nap_stream.scored_log.read import read_footer, read_table
+from nap_stream.scored_log.segment import encode_segment, to_metadata
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.defects import ChainHead, DeclaredGap, DefectKind, VerifyReport
+from nap_stream.scored_log.verify.run import verify as verify_log
 from tests.scored_log.builders import (
     CARS,
     MODEL,

@@ -10,12 +10,12 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.compaction import CompactionReport, compact
-from nap_stream.scored_log.defects import DefectKind, VerifyReport
-from nap_stream.scored_log.layout import genesis_path, segment_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.memory import MemoryStore
-from nap_stream.scored_log.verify import verify
+from nap_stream.scored_log.compact import CompactionReport, compact
+from nap_stream.scored_log.format import genesis_path, segment_path
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.verify.defects import DefectKind, VerifyReport
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CARS,
     NOON_MS,

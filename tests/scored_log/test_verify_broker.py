@@ -3,9 +3,9 @@
 import pytest
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.defects import ChainHead, Defect, DefectKind, VerifyReport
-from nap_stream.scored_log.layout import genesis_path, partition_folder, segment_path
-from nap_stream.scored_log.verify_broker import (
+from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
+from nap_stream.scored_log.verify.defects import ChainHead, Defect, DefectKind, VerifyReport
+from nap_stream.scored_log.verify.run import (
     BrokerComparison,
     BrokerOffsets,
     BrokerReport,

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from nap_stream.errors import ConfigError
-from nap_stream.scored_log.defects import ChainHead, DefectKind
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local import LocalScoredLog
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.verify import verify
-from nap_stream.scored_log.verify_kept import compare_with_kept, parse_kept
-from nap_stream.scored_log.verify_report import Circumstances, encode_report
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.stores.local import LocalScoredLog, LocalStore
+from nap_stream.scored_log.verify.defects import ChainHead, DefectKind
+from nap_stream.scored_log.verify.report import (
+    Circumstances,
+    compare_with_kept,
+    encode_report,
+    parse_kept,
+)
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, local_log, merged_segments, origin, scored
 
 FOLDER = "topic=cars/partition=0"

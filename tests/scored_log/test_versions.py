@@ -21,21 +21,31 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.panes import count_panes
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import ChainPosition, Example, ScoredRecord, Status, TopicPartition
-from nap_stream.scored_log.defects import ChainHead, DefectKind, VerifyReport
-from nap_stream.scored_log.filters import SCAN_SCHEMA, Query
 from nap_stream.scored_log.footer import segment_sha256
-from nap_stream.scored_log.layout import segment_path
-from nap_stream.scored_log.local_store import LocalStore
-from nap_stream.scored_log.merged import may_merge
-from nap_stream.scored_log.metadata import to_metadata
+from nap_stream.scored_log.format import (
+    SCHEMA,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    segment_path,
+    to_table,
+    with_columns,
+)
 from nap_stream.scored_log.query import GroupBy, aggregate, run_query
-from nap_stream.scored_log.reader import read_footer, read_table, scan, segments, tail
-from nap_stream.scored_log.schema import SCHEMA, SCHEMA_VERSION, to_table
-from nap_stream.scored_log.segment import encode_segment
+from nap_stream.scored_log.read import (
+    SCAN_SCHEMA,
+    Query,
+    read_footer,
+    read_table,
+    scan,
+    segments,
+    tail,
+)
+from nap_stream.scored_log.segment import encode_segment, may_merge, to_metadata
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
-from nap_stream.scored_log.verify import verify as verify_log
-from nap_stream.scored_log.versions import SCHEMAS, with_columns
-from nap_stream.settings import KeySettings
+from nap_stream.scored_log.verify.defects import ChainHead, DefectKind, VerifyReport
+from nap_stream.scored_log.verify.run import verify as verify_log
+from nap_stream.settings.schema import KeySettings
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,

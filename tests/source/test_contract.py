@@ -9,7 +9,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.records import Fetched, Message, TopicPartition
 from nap_stream.source.base import Source
 from nap_stream.source.kafka import KafkaSource
-from nap_stream.source.memory import MemorySource, MemoryTopic
+from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.topics import new_settings, send
 from tests.support.waiting import wait_until
 

@@ -9,11 +9,10 @@ from kafka import KafkaAdminClient
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
-from nap_stream.kafka_client import connect
+from nap_stream.kafka.client import connect
 from nap_stream.records import Message, TopicPartition
-from nap_stream.settings import KafkaSettings
-from nap_stream.source.kafka import KafkaSource
-from nap_stream.source.kafka_topic import UNWATCHED_S
+from nap_stream.settings.schema import KafkaSettings
+from nap_stream.source.kafka import UNWATCHED_S, KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import new_settings, replace_topic, send

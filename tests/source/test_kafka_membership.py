@@ -7,7 +7,7 @@ from kafka import KafkaAdminClient, KafkaProducer
 from kafka.admin import MemberToRemove
 
 from nap_stream.records import TopicPartition
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nap_stream.dev.broker import free_port
+from nap_stream.demo.broker import free_port
 from nap_stream.errors import NapStreamError
-from nap_stream.kafka_client import connect
-from nap_stream.settings import KafkaSettings
+from nap_stream.kafka.client import connect
+from nap_stream.settings.schema import KafkaSettings
 
 POM = Path(__file__).parent / "kafka" / "pom.xml"
 KAFKA_VERSION = "4.1.2"

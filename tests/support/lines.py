@@ -8,8 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from nap_stream.clock import SystemClock
-from nap_stream.dead_letter.base import DeadLetters
-from nap_stream.dead_letter.memory import MemoryDeadLetters
+from nap_stream.dead_letter import DeadLetters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.tally import Tally
@@ -22,13 +21,14 @@ from nap_stream.records import (
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.scored_log.base import ScoredLog
-from nap_stream.scored_log.local import LocalScoredLog
+from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.scored_log.stores.local import LocalScoredLog
 from nap_stream.scored_log.summary import SummaryShape, summarise
-from nap_stream.settings import KafkaSettings, LogSettings, WorkerSettings
+from nap_stream.settings.schema import KafkaSettings, LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener
 from nap_stream.source.kafka import KafkaSource
 from tests.pipeline.test_scoring import decode, row, score
+from tests.support.doubles import MemoryDeadLetters
 from tests.support.told import Told
 
 STOP_S = 20.0

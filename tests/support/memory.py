@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import Settings
 from nap_stream.source.kafka_group import MIN_SHARE_BYTES, SHARES
 from tests.support.image_bytes import encoded
 

@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.calibration.calibration import Calibration, array_sha256
-from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
-from nap_stream.calibration.fitting import ALWAYS, unfitted
-from nap_stream.core.judging import Judge, Rule
+from nap_stream.calibration.calibration import (
+    Calibration,
+    CalibrationDocument,
+    ImageFacts,
+    ModelFacts,
+    array_sha256,
+)
+from nap_stream.calibration.fit import ALWAYS, unfitted
+from nap_stream.core.conformal import Judge, Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import ScoreParameters
-from nap_stream.model.feature_site import FeatureSite
-from nap_stream.model.loading import LoadedModel
-from nap_stream.model.scorer import OnePassScorer
-from nap_stream.settings import PreprocessingSettings
+from nap_stream.model.load import LoadedModel, OnePassScorer
+from nap_stream.model.sites import FeatureSite
+from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.image_bytes import encoded, picture
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from nap_stream.model.loading import LoadedModel, load_model
-from nap_stream.settings import ModelSettings, PreprocessingSettings
+from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 from tests.support.small_models import SIZE
 
 CPU = torch.device("cpu")

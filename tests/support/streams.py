@@ -9,11 +9,10 @@ from typing import Any, Self
 from kafka import KafkaProducer
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.filters import Query
-from nap_stream.scored_log.reader import scan
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.verify import verify
-from nap_stream.settings import KafkaSettings
+from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.verify.run import verify
+from nap_stream.settings.schema import KafkaSettings
 
 DELIVERY_S = 120
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.judging import Judge, Rule
+from nap_stream.core.conformal import Judge, Rule
 from nap_stream.core.panes import NO_KEY, count_panes
 from nap_stream.records import (
     CalibrationFacts,
@@ -18,7 +18,7 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
-from nap_stream.settings import Settings
+from nap_stream.settings.schema import Settings
 
 TOPIC = "images"
 PANE_MS = 10

@@ -8,8 +8,8 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.kafka_client import create_topics
-from nap_stream.settings import KafkaSettings
+from nap_stream.kafka.client import create_topics
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.waiting import wait_until
 
 

@@ -1,9 +1,8 @@
 from pathlib import Path
 
-from nap_stream.dev.demo.configuration import write_configuration
-from nap_stream.dev.demo.folder import DemoFolder
-from nap_stream.settings import DriftSettings, KeySettings
-from nap_stream.settings_loader import load_settings
+from nap_stream.demo.folder import DemoFolder, write_configuration
+from nap_stream.settings.load import load_settings
+from nap_stream.settings.schema import DriftSettings, KeySettings
 
 
 def test_gives_a_whole_configuration(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from nap_stream.dev.demo.digits import DIGIT_SIDE, SIDE, Digits, Splits, load_splits
+from nap_stream.demo.images import DIGIT_SIDE, SIDE, Digits, Splits, load_splits
 
 
 def test_each_digit_is_in_exactly_one_split(splits: Splits) -> None:

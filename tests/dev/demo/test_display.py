@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from nap_stream.clock import ManualClock
-from nap_stream.dev.demo.display import Display, StreamState
-from nap_stream.dev.demo.monitor_process import MonitorView
+from nap_stream.demo.display import Display, StreamState
+from nap_stream.demo.monitor_process import MonitorView
 
 QUIET = MonitorView(rows=120, partitions=4, ood_fraction=0.05, bound=0.13, firing=False)
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.dev.demo.folder import MARKER, demo_folder
+from nap_stream.demo.folder import MARKER, demo_folder
 from nap_stream.errors import ConfigError
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.dev.broker import free_port
-from nap_stream.dev.demo import monitor_process
-from nap_stream.dev.demo.monitor_process import MonitorProcess, MonitorView, running_monitor
+from nap_stream.demo import monitor_process
+from nap_stream.demo.broker import free_port
+from nap_stream.demo.monitor_process import MonitorProcess, MonitorView, running_monitor
 from nap_stream.errors import WorkerError
 from nap_stream.metrics import Metrics
+from nap_stream.monitor.http import Health, MetricsServer
 from nap_stream.records import Status, TopicPartition
-from nap_stream.runtime.http import Health, MetricsServer
-from nap_stream.settings import MetricsSettings
+from nap_stream.settings.schema import MetricsSettings
 from tests.support.waiting import wait_until
 
 SLEEP = "import time; print('up', flush=True); time.sleep(300)"

@@ -5,19 +5,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nap_stream.dev.demo.configuration import CLASS_NAMES
-from nap_stream.dev.demo.digits import SIDE, Splits
-from nap_stream.dev.demo.network import (
-    FACTORY,
-    MEAN,
-    STD,
-    DigitsNet,
-    accuracy,
-    as_input,
-    train,
-)
-from nap_stream.model.loading import LoadedModel, load_model
-from nap_stream.settings import ModelSettings, PreprocessingSettings
+from nap_stream.demo.folder import CLASS_NAMES
+from nap_stream.demo.images import SIDE, Splits
+from nap_stream.demo.network import FACTORY, MEAN, STD, DigitsNet, accuracy, as_input, train
+from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from nap_stream.dev.demo.digits import Splits
-from nap_stream.dev.demo.out_of_distribution import (
+from nap_stream.demo.images import (
     CORRUPTIONS,
     OCCLUDED_SIDE,
     PATCH_SIDE,
+    Splits,
     blurred,
     inverted,
     noisy,

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nap_stream.dev.demo.history import HistoryPoint
-from nap_stream.dev.demo.picture import Picture, chart, write_png
+from nap_stream.demo.display import Picture, chart, write_png
+from nap_stream.demo.outcome import HistoryPoint
 
 START_MS = 1_000_000
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from nap_stream.decode import Refusal, decode_image
-from nap_stream.dev.demo.digits import Splits
-from nap_stream.dev.demo.out_of_distribution import CORRUPTIONS
-from nap_stream.dev.demo.stream import (
+from nap_stream.demo.images import (
     BROKEN,
     CAMERAS,
+    CORRUPTIONS,
     Phase,
+    Splits,
     kind_of,
     plan_stream,
     png,
@@ -18,7 +18,7 @@ from nap_stream.dev.demo.stream import (
     write_stream,
 )
 from nap_stream.image_files import iter_images
-from nap_stream.settings import LimitSettings
+from nap_stream.settings.schema import LimitSettings
 
 
 @pytest.fixture(scope="module")

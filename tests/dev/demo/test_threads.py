@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import SystemClock
-from nap_stream.dev.demo.threads import AlertFollower, Producer
+from nap_stream.demo.scene import AlertFollower, Producer
 from nap_stream.errors import TopicNotFoundError
-from nap_stream.settings import KafkaSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.topics import new_settings, read_all, send
 from tests.support.waiting import wait_until
 

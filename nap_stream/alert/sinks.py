@@ -1,0 +1,70 @@
+"""Alerts in the program's own log.
+
+Opens the sinks that the settings name.
+"""
+
+from contextlib import suppress
+
+import structlog
+
+from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.alert.kafka import KafkaAlertSink
+from nap_stream.alert.webhook import WebhookAlertSink
+from nap_stream.clock import Clock
+from nap_stream.settings.schema import Settings
+
+FIELDS = ("severity", "reason", "topic", "key", "summary", "onset", "runbook_url")
+"""What a line shows of an event's data, where the event has it."""
+
+
+class LogAlertSink:
+    """One structured line, ``alert``, for each alert. Publishing never fails."""
+
+    name = "log"
+
+    def publish(self, alert: AlertEvent) -> None:
+        """Write the line: a warning, but for what is resolved."""
+        data = alert.event.get("data") or {}
+        shown = {name: data[name] for name in FIELDS if data.get(name) is not None}
+        line = {
+            "monitor": data.get("monitor") or alert.key,
+            "state": alert.state,
+            **shown,
+            "id": alert.id,
+        }
+        log = structlog.get_logger()
+        # A log that cannot be written has nobody to tell it to, and the alert has other ways.
+        with suppress(OSError, ValueError):
+            (log.info if alert.state == "resolved" else log.warning)("alert", **line)
+
+    def delivered(self) -> frozenset[str]:
+        """Nothing: a log cannot be asked."""
+        return frozenset()
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def open_sinks(settings: Settings, clock: Clock) -> tuple[AlertSink, ...]:
+    """Open the sinks of alerts: Kafka's first, which there always is.
+
+    Args:
+        settings: Of the monitor.
+        clock: The time.
+
+    Raises:
+        BrokerError: The broker cannot be reached, or refuses.
+        ConfigError: The webhook's certificates cannot be read.
+    """
+    alerts = settings.alerts
+    sinks: list[AlertSink] = [KafkaAlertSink(settings.kafka, alerts.topic, clock)]
+    try:
+        if alerts.log:
+            sinks.append(LogAlertSink())
+        if alerts.webhook is not None:
+            sinks.append(WebhookAlertSink(alerts, alerts.webhook, clock))
+    except BaseException:
+        for sink in sinks:
+            sink.close()
+        raise
+    return tuple(sinks)

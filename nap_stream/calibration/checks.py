@@ -1,0 +1,220 @@
+"""Whether images and model belong together: sentences for people where they seem not to.
+
+What a run over images needs, checked before it costs anything.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nap_stream.calibration.fit import FIT_SHARE, FitPart
+from nap_stream.calibration.read import Reading, ScoredImages
+from nap_stream.core.conformal import Group, Rule
+from nap_stream.core.methods import Method
+from nap_stream.core.score_specs import BaseScore, needs_features
+from nap_stream.errors import CalibrationError, ConfigError
+from nap_stream.model.load import LoadedModel
+
+SKILL = 0.2
+"""A share this much of the way from guessing to certainty; below it a model and its images do
+not belong together."""
+
+
+def mean_confidence(scored: ScoredImages) -> float:
+    """The mean probability of the predicted class; MSP must be among the values."""
+    return float(scored.values[BaseScore.MSP].mean(dtype=np.float64))
+
+
+def accuracy(scored: ScoredImages, class_names: tuple[str, ...]) -> float | None:
+    """The share of right predictions, where every label is a class name."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    if not all(label in numbers for label in scored.labels):
+        return None
+    truth = np.array([numbers[label] for label in scored.labels if label is not None])
+    return float(np.mean(truth == scored.class_id))
+
+
+def skill_doubts(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
+    """In-distribution images on which the model is hardly better than guessing."""
+    classes = len(class_names)
+    low = 1 / classes + SKILL * (1 - 1 / classes)
+    doubt = "are these images what the model was trained on, and is the preprocessing its own?"
+    for what, share in (
+        ("accuracy", accuracy(scored, class_names)),
+        ("mean confidence", mean_confidence(scored)),
+    ):
+        if share is not None and share < low:
+            yield f"{what} {share:.3f} is near that of guessing ({1 / classes:.3f}): {doubt}"
+
+
+def undecodable_doubts(what: str, read: Reading | ScoredImages) -> Iterator[str]:
+    """Images that could not be decoded."""
+    if read.undecodable:
+        yield (
+            f"{read.undecodable} of {read.undecodable + len(read)} {what} cannot be decoded; "
+            f"first {read.first_problem}"
+        )
+
+
+def copy_doubts(copies: int, images: int) -> Iterator[str]:
+    """Images that are byte for byte some that are fitted on."""
+    if copies:
+        yield (
+            f"{copies} of {images} images are copies of images that are fitted on, so that new "
+            "images will score lower: give images of another recording to fit on"
+        )
+
+
+def tie_doubts(
+    scores: NDArray[np.float64], class_id: NDArray[np.int64], groups: Iterable[Group]
+) -> Iterator[str]:
+    """Thresholds that stand at the lowest of several equal scores: little can be below."""
+    for group in groups:
+        own = scores if group.class_id is None else scores[class_id == group.class_id]
+        tied = int((own == own.min()).sum())
+        if tied > 1 and group.lower == own.min():
+            whose = "" if group.class_id is None else f" of class {group.class_id}"
+            yield (
+                f"{tied} of {group.size} calibration scores{whose} tie at the lowest, and the "
+                "threshold stands there: fewer images are flagged than alpha says. Are many of "
+                "the images copies of each other?"
+            )
+
+
+def one_class_doubts(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
+    """Images that are all predicted as one class."""
+    if len(class_names) > 1 and len(np.unique(scored.class_id)) == 1:
+        yield f"all images are predicted as one class, number {scored.class_id[0]}"
+
+
+LEAST_REFERENCES = 2
+
+
+def require_weight(method: Method | None, weight: float | None) -> None:
+    """Refuse a weight that the method does not take.
+
+    Args:
+        method: Null for the default method, which has a weight.
+        weight: Null where none is given.
+
+    Raises:
+        ConfigError: The method has no weight, or it is out of range.
+    """
+    if weight is None:
+        return
+    if method is not None and not method.has_weight:
+        raise ConfigError(
+            f"the method {method} has no weight, got {weight:g}",
+            "--weight",
+            "Leave it out, or choose a method nap-… or fisher-…",
+        )
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"expected a weight in [0, 1], got {weight:g}", "--weight")
+
+
+def require_head(names: Iterable[BaseScore], loaded: LoadedModel, factory: str) -> None:
+    """Refuse base scores that the model does not allow.
+
+    Raises:
+        CalibrationError: The model has no linear head, and a score needs one or its input.
+    """
+    lacking = [name for name in names if needs_features(name)]
+    if lacking and loaded.head is None:
+        verb = "needs" if len(lacking) == 1 else "need"
+        others = ", ".join(name for name in BaseScore if not needs_features(name))
+        raise CalibrationError(
+            f"{', '.join(lacking)} {verb} a model whose logits come from a linear layer, and this "
+            "model's do not",
+            factory,
+            f"Choose nap, or a method of {others}",
+        )
+
+
+def require_neighbours(
+    names: Iterable[BaseScore], images: int, part: FitPart, neighbours: int
+) -> None:
+    """Refuse fewer images to fit on than KNN needs: its k neighbours, and the image itself.
+
+    Args:
+        names: The base scores; nothing is required where KNN is not among them.
+        images: How many there are to fit on.
+        part: Where they come from.
+        neighbours: Which neighbour the distance is to, k.
+
+    Raises:
+        CalibrationError: Naming how many there are, and how many are needed.
+    """
+    needed = neighbours + 1
+    if BaseScore.KNN not in names or images >= needed:
+        return
+    if len(part) >= needed:
+        raise CalibrationError(
+            f"knn with k = {neighbours} needs {needed} images to fit on that can be decoded and "
+            f"whose features are not all 0, and of {len(part)} there are {images}",
+            str(part.source),
+            "Give more images; if these can be decoded, check the weights and the preprocessing",
+        )
+    there = f"{images} images to fit on" if part.own else f"{images}, a third of the images"
+    enough = needed if part.own else round(needed / FIT_SHARE)
+    where = "to fit on" if part.own else "in all"
+    raise CalibrationError(
+        f"knn with k = {neighbours} needs {needed} images to fit on, and there are {there}",
+        str(part.source),
+        f"Give at least {enough} images {where}, or a smaller scoring.knn_k, or another method",
+    )
+
+
+def require_references(methods: Iterable[Method], images: int, part: FitPart) -> None:
+    """Refuse fewer images to fit on than p-values can be taken against.
+
+    Raises:
+        CalibrationError: Naming how many there are, and how many are needed.
+    """
+    taking = [str(method) for method in methods if method.needs_reference]
+    if taking and images < LEAST_REFERENCES:
+        raise CalibrationError(
+            f"{taking[0]} needs {LEAST_REFERENCES} or more images to fit on, and there are "
+            f"{images}",
+            str(part.source),
+            "Give more images, or another method",
+        )
+
+
+def require_apart(part: FitPart, images: Path) -> list[tuple[str, str]]:
+    """Refuse images that were given to fit on and that calibrate too, under any name.
+
+    Returns:
+        Where a share of the images is fitted on: the others that are copies of those.
+
+    Raises:
+        CalibrationError: Naming how many there are, and the first.
+        InputDataError: See `nap_stream.image_files.iter_images`.
+    """
+    copies = part.copies(images)
+    if part.own and copies:
+        name, fitted_on = copies[0]
+        raise CalibrationError(
+            f"{len(copies)} of the images are also among those to fit on, first {name}, there as "
+            f"{fitted_on}: what is fitted on cannot judge others",
+            f"{images} and {part.source}",
+            "Name other images to fit on, or none: then a third of these is fitted on",
+        )
+    return copies
+
+
+def require_enough(images: int, rule: Rule, source: Path, *, fitted_on: int = 0) -> None:
+    """Refuse fewer images than the rule needs to flag anything.
+
+    Raises:
+        CalibrationError: Naming how many there are, and how many are needed.
+    """
+    needed = rule.required_size
+    if images < needed:
+        besides = f" beside {fitted_on} that are fitted on" if fitted_on else ""
+        raise CalibrationError(
+            f"the images are {images}{besides}, and alpha = {rule.alpha:g} needs at least {needed}",
+            str(source),
+            "Give more held-out images, or a larger alpha",
+        )

@@ -1,0 +1,359 @@
+"""The OOD fraction against its bound over time: as a PNG, and in characters.
+
+What the demo shows while it runs: a line for each step, a live line while the stream flows.
+
+What the demo shows at its end: all of it read back from the scored log and the alert topic.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nap_stream.alert.render import render
+from nap_stream.clock import Clock
+from nap_stream.demo.folder import DemoFolder
+from nap_stream.demo.monitor_process import MonitorView
+from nap_stream.demo.outcome import Check, HistoryPoint, LoggedImage
+from nap_stream.scored_log.query import GroupBy, Query, aggregate
+from nap_stream.scored_log.stores.local import LocalStore
+
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_MARGIN = 7
+_SHADES = ("#eef6ee", "#f8e9e7")
+_COLOURS = {"firing": "#b3261e", "resolved": "#2e7d32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What there is to draw; all times in milliseconds since the epoch.
+
+    ``phases`` are (title, end), in order; ``alerts`` are (state, time).
+    """
+
+    history: Sequence[HistoryPoint]
+    started_ms: int
+    phases: Sequence[tuple[str, int]]
+    alerts: Sequence[tuple[str, int]]
+
+    def seconds(self, time_ms: int) -> float:
+        """A time as seconds from the start."""
+        return (time_ms - self.started_ms) / 1000
+
+    def end_ms(self) -> int:
+        """The latest time that is drawn."""
+        times = [point.time_ms for point in self.history] + [end for _, end in self.phases]
+        return max(times, default=self.started_ms + 1)
+
+
+def write_png(picture: Picture, path: Path) -> None:
+    """Draw with matplotlib, 1,400 x 630 pixels."""
+    # Takes a second to import, for which the start of the demo need not wait.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(10, 4.5), dpi=140, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    start = 0.0
+    for number, (title, end_ms) in enumerate(picture.phases):
+        end = picture.seconds(end_ms)
+        axes.axvspan(start, end, color=_SHADES[number % len(_SHADES)], zorder=0)
+        axes.text((start + end) / 2, 1.01, title, transform=axes.get_xaxis_transform(), ha="center")
+        start = end
+    times = [picture.seconds(point.time_ms) for point in picture.history]
+    axes.plot(times, [p.fraction for p in picture.history], label="OOD fraction of the window")
+    axes.plot(times, [p.bound for p in picture.history], "k--", label="bound")
+    for state, time_ms in picture.alerts:
+        colour = _COLOURS.get(state, "black")
+        axes.axvline(picture.seconds(time_ms), color=colour, label=f"alert: {state}")
+    axes.set_xlabel("event time, seconds from the start of the stream")
+    axes.set_ylabel("OOD fraction")
+    axes.set_xlim(0, picture.seconds(picture.end_ms()))
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper right")
+    figure.savefig(path, format="png")
+
+
+def chart(picture: Picture, *, width: int, height: int) -> Text:
+    """Draw in characters, red where the fraction reaches the bound.
+
+    Args:
+        picture: What to draw.
+        width: Characters, the scale on the left included.
+        height: Lines of the plot itself; the axis and the phases' titles stand below.
+    """
+    columns = _columns(picture, width - _MARGIN)
+    highest = max((max(p.fraction, p.bound) for p in picture.history), default=0.0)
+    top = max(0.1, math.ceil(highest * 10) / 10)
+    bound = picture.history[-1].bound if picture.history else 0.0
+    bound_line = height - 1 - min(height - 1, int(bound / top * height))
+    text = Text()
+    for line in range(height):
+        level = height - 1 - line
+        scale = f"{top:.0%}" if line == 0 else f"{bound:.1%}" if line == bound_line else ""
+        text.append(f"{scale:>{_MARGIN - 1}}│", "dim")
+        cells = [_cell(point, top / height, level, line == bound_line) for point in columns]
+        for style, run in groupby(cells, key=itemgetter(1)):
+            text.append("".join(character for character, _ in run), style)
+        text.append("\n")
+    return text.append(" " * (_MARGIN - 1) + "└").append_text(_axis(picture, len(columns)))
+
+
+def _cell(
+    point: HistoryPoint | None, fraction_a_line: float, level: int, on_bound: bool
+) -> tuple[str, str]:
+    """A character and its style."""
+    filled = 0.0 if point is None else point.fraction / fraction_a_line - level
+    block = _BLOCKS[round(min(max(filled, 0), 1) * 8)]
+    if block == " ":
+        return ("─", "yellow") if on_bound else (" ", "")
+    return block, "red" if point and point.fraction >= point.bound else "green"
+
+
+def _columns(picture: Picture, width: int) -> list[HistoryPoint | None]:
+    """The last point of each column's time, or of a column before it."""
+    span = max(1, picture.end_ms() - picture.started_ms)
+    columns: list[HistoryPoint | None] = [None] * width
+    for point in picture.history:
+        column = (point.time_ms - picture.started_ms) * width // span
+        columns[min(max(column, 0), width - 1)] = point
+    for column in range(1, width):
+        columns[column] = columns[column] or columns[column - 1]
+    return columns
+
+
+def _axis(picture: Picture, width: int) -> Text:
+    span = max(1, picture.end_ms() - picture.started_ms)
+    marks, titles, start = ["─"] * width, "", 0
+    for title, end_ms in picture.phases:
+        end = min(width, (end_ms - picture.started_ms) * width // span)
+        marks[max(end - 1, 0)] = "┴"
+        titles += title[: max(0, end - start - 1)].ljust(end - start)
+        start = end
+    return Text("".join(marks) + "\n" + " " * _MARGIN + titles, "dim")
+
+
+PLAIN_EVERY_S = 3.0
+"""How often the state of the stream is printed where no live line can be."""
+BRIEF_LINES = 3
+"""The headline, what is the matter, and since when; `nap-stream alerts` shows the rest."""
+_REDRAWS_A_SECOND = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """The stream now: the phase that is sent, images sent of all, what the monitor shows."""
+
+    phase: str
+    sent: int
+    total: int
+    view: MonitorView | None
+
+
+class Display:
+    """Prints to a console.
+
+    Args:
+        console: A terminal, or anything else: then there are plain lines alone.
+        clock: For the seconds since construction that stand before each step.
+    """
+
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self.console = console
+        self._clock = clock
+        self._started = clock.monotonic()
+        self._live: Live | None = None
+        self._printed_at = float("-inf")
+        self._alerts = 0
+
+    def seconds(self) -> float:
+        """Since construction."""
+        return self._clock.monotonic() - self._started
+
+    def step(self, text: str, style: str = "") -> None:
+        """Print a line about what happened."""
+        self._print(Text.assemble((f"{self.seconds():5.1f} s  ", "dim"), (text, style)))
+
+    @contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Say what is waited for, with something that moves on a terminal."""
+        self.step(text)
+        if not self.console.is_terminal:
+            yield
+            return
+        with self.console.status(text):
+            yield
+
+    @contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Show the stream's state live while the block runs."""
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(
+            Text(), console=self.console, refresh_per_second=_REDRAWS_A_SECOND, transient=True
+        ) as self._live:
+            yield
+        self._live = None
+
+    def update(self, state: StreamState) -> None:
+        """Show the stream's state: at once on a terminal, every few seconds elsewhere."""
+        if self._live is not None:
+            self._live.update(_state_line(state))
+            return
+        now = self._clock.monotonic()
+        if now - self._printed_at >= PLAIN_EVERY_S:
+            self._printed_at = now
+            self.step(_state_line(state).plain)
+
+    def alert(self, event: Mapping[str, Any]) -> None:
+        """Print an alert as it came from its topic: the first one whole, others in brief."""
+        self.step("alert from the alert topic:", "bold")
+        text = render(event)
+        self._print(text if self._alerts == 0 else Text("\n").join(text.split()[:BRIEF_LINES]))
+        self._alerts += 1
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True)
+
+
+def _state_line(state: StreamState) -> Text:
+    text = Text.assemble(
+        (f"{state.phase:<12}", "bold"), f"  {state.sent:>4,} of {state.total:,} sent"
+    )
+    view = state.view
+    if view is None:
+        return text.append("  (no metrics)", "dim")
+    text.append(f"  {view.rows:>4,} in the log  ")
+    if view.ood_fraction is None or view.bound is None:
+        return text.append("window filling", "dim")
+    text.append(f"OOD {view.ood_fraction:5.1%} (bound {view.bound:.1%})  ")
+    return text.append("FIRING", "bold red") if view.firing else text.append("quiet", "green")
+
+
+CHART_HEIGHT = 12
+MAX_CHART_WIDTH = 110
+
+
+def show_chart(picture: Picture, console: Console) -> None:
+    """Draw the OOD fraction against its bound."""
+    console.print()
+    _title("OOD fraction of the rolling window, from the scored log", console)
+    width = min(console.width, MAX_CHART_WIDTH)
+    console.print(chart(picture, width=width, height=CHART_HEIGHT), soft_wrap=True)
+
+
+def show_counts(root: Path, images: Sequence[LoggedImage], console: Console) -> None:
+    """Show what is in the log: counts by predicted class, by what was sent, and by camera."""
+    console.print()
+    _title("Query over the log: by predicted class (nap-stream query --by class)", console)
+    console.print(_class_table(aggregate(LocalStore(root), Query(), GroupBy.CLASS)))
+    console.print()
+    _title("The same by what was really sent, which only the files' names tell", console)
+    console.print(_table_by("kind", images, lambda image: image.kind))
+    console.print()
+    _title("And by camera, from the header `camera`", console)
+    console.print(_table_by("camera", images, lambda image: image.camera))
+
+
+def show_outcome(checks: Sequence[Check], console: Console) -> None:
+    """Say what held and what did not."""
+    console.print()
+    _title("Outcome", console)
+    for check in checks:
+        verdict = ("ok      ", "green") if check.holds else ("FAILED  ", "bold red")
+        found = (f"  ({check.found})", "dim")
+        console.print(Text.assemble(verdict, check.claim, found), soft_wrap=True)
+
+
+def show_places(folder: DemoFolder, console: Console) -> None:
+    """Say where everything lies, and what can be tried on it."""
+    console.print()
+    _title(f"Everything lies in {folder.root}", console)
+    places: Mapping[Path, str] = {
+        folder.config: "the monitor's configuration",
+        folder.weights: "the trained network",
+        folder.images: "all images, as PNG files",
+        folder.calibration: "the calibration",
+        folder.log: "the scored log, in Parquet",
+        folder.alerts: "the alerts, as CloudEvents",
+        folder.picture: "the picture",
+        folder.monitor_output: "what the monitor printed",
+    }
+    table = _plain_table()
+    for path, text in places.items():
+        table.add_row(Text(path.name), Text(text))
+    console.print(table)
+    console.print()
+    _title("Try next (the demo's broker is gone; these need none)", console)
+    program, config = _program(), folder.config
+    for command in (
+        f"query --config {config} --ood --limit 10",
+        f"query --config {config} --by hour --format json",
+        f"verify --config {config} --deep",
+        f"replay --config {config}",
+        f"plan --config {config}",
+    ):
+        console.print(Text(f"  {program} {command}"), soft_wrap=True)
+
+
+def show_duration(seconds: float, console: Console) -> None:
+    """Say how long all of it took."""
+    console.print()
+    console.print(Text(f"The demo took {seconds:.1f} s."))
+
+
+def _class_table(counts: Any) -> Table:
+    table = _table("class", "rows", "OOD", "OOD fraction")
+    for row in counts.to_pylist():
+        name = "(not scored)" if row["class_name"] is None else row["class_name"]
+        fraction = row["ood_fraction"]
+        shown = "-" if fraction is None else f"{fraction:.1%}"
+        table.add_row(Text(name), str(row["rows"]), str(row["ood"]), shown)
+    return table
+
+
+def _table_by(name: str, images: Sequence[LoggedImage], of: Callable[[LoggedImage], str]) -> Table:
+    table = _table(name, "rows", "OOD", "OOD fraction")
+    for value in sorted({of(image) for image in images}):
+        flags = [image.is_ood for image in images if of(image) == value]
+        flagged = sum(1 for flag in flags if flag)
+        table.add_row(Text(value), str(len(flags)), str(flagged), f"{flagged / len(flags):.1%}")
+    return table
+
+
+def _table(name: str, *numbers: str) -> Table:
+    table = _plain_table()
+    table.show_header = True
+    table.add_column(name)
+    for number in numbers:
+        table.add_column(number, justify="right")
+    return table
+
+
+def _plain_table() -> Table:
+    return Table(show_header=False, show_edge=False, pad_edge=False, box=None, padding=(0, 2))
+
+
+def _title(text: str, console: Console) -> None:
+    console.print(Text(text, style="bold"), soft_wrap=True)
+
+
+def _program() -> str:
+    """How to call this program from the shell that called it."""
+    if shutil.which("nap-stream"):
+        return "nap-stream"
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "nap-stream" else f"{sys.executable} -m nap_stream"

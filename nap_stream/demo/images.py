@@ -1,0 +1,274 @@
+"""The handwritten digits that scikit-learn ships, as images, in three disjoint splits.
+
+They are a part of the "Optical Recognition of Handwritten Digits" data set (UCI): 1,797 scans of
+8 x 8 pixels, 17 grey levels.
+
+Images that the classifier was never meant for: patches of photographs, corrupted digits.
+
+All are uint8 (SIDE, SIDE, 3) and follow from the random generator alone.
+
+The demo's stream: digits from some cameras, two of which show other things for a while.
+
+No image comes twice, corrupted or not, so that the records of a window are exchangeable with the
+calibration images for as long as only digits come.
+"""
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from sklearn.datasets import load_digits, load_sample_images
+
+SIDE = 32
+DIGIT_SIDE = 24
+TRAINING = 500
+CALIBRATION = 500
+_LEVELS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Digits:
+    """N digits. ``number`` (N,) are rows of scikit-learn's data set, ``label`` (N,) the digits.
+
+    ``pixels`` is uint8 (N, SIDE, SIDE, 3): white on black, with a black margin.
+    """
+
+    number: NDArray[np.int64]
+    label: NDArray[np.int64]
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def __getitem__(self, chosen: slice) -> "Digits":
+        return Digits(self.number[chosen], self.label[chosen], self.pixels[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Which digits serve for what. No digit is in two of them, so all but training's are new."""
+
+    training: Digits
+    calibration: Digits
+    stream: Digits
+
+
+def load_splits(seed: int) -> Splits:
+    """Deal the digits out at random: calibration and stream are exchangeable."""
+    found = load_digits()
+    order = np.random.default_rng(seed).permutation(len(found.target))
+    pixels = np.stack([_enlarged(found.images[number]) for number in order])
+    digits = Digits(order, found.target[order].astype(np.int64), pixels)
+    end = TRAINING + CALIBRATION
+    return Splits(digits[:TRAINING], digits[TRAINING:end], digits[end:])
+
+
+def _enlarged(scan: NDArray[np.float64]) -> NDArray[np.uint8]:
+    grey = Image.fromarray((scan * 255 / _LEVELS).round().astype(np.uint8))
+    large = np.asarray(grey.resize((DIGIT_SIDE, DIGIT_SIDE), Image.Resampling.BICUBIC))
+    framed = np.pad(large, (SIDE - DIGIT_SIDE) // 2)
+    return np.repeat(framed[..., None], 3, axis=2)
+
+
+Pixels = NDArray[np.uint8]
+Corruption = Callable[[Pixels, np.random.Generator], Pixels]
+
+PHOTO = "photo"
+PATCH_SIDE = 64
+"""Pixels of a square cut from a photograph of 427 x 640, before it is made smaller."""
+NOISE_SD = 80
+BLUR_RADIUS = 4
+OCCLUDED_SIDE = 14
+
+
+def photo_patches(count: int, generator: np.random.Generator) -> list[Pixels]:
+    """Cut squares at random from the two photographs that scikit-learn ships."""
+    photographs = load_sample_images().images
+    patches = []
+    for _ in range(count):
+        photograph = photographs[generator.integers(len(photographs))]
+        top = generator.integers(photograph.shape[0] - PATCH_SIDE + 1)
+        left = generator.integers(photograph.shape[1] - PATCH_SIDE + 1)
+        square = photograph[top : top + PATCH_SIDE, left : left + PATCH_SIDE]
+        small = Image.fromarray(square).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        patches.append(np.asarray(small))
+    return patches
+
+
+def noisy(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Add grey Gaussian noise with a standard deviation of `NOISE_SD` of 255 levels."""
+    noise = generator.normal(0, NOISE_SD, (*pixels.shape[:2], 1))
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
+
+
+def inverted(pixels: Pixels, _generator: np.random.Generator) -> Pixels:
+    """Black on white."""
+    return 255 - pixels
+
+
+def blurred(pixels: Pixels, _generator: np.random.Generator) -> Pixels:
+    """Blur with a Gaussian of `BLUR_RADIUS` pixels."""
+    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(BLUR_RADIUS)))
+
+
+def occluded(pixels: Pixels, generator: np.random.Generator) -> Pixels:
+    """Cover a square of `OCCLUDED_SIDE` pixels with one grey, not black."""
+    result = pixels.copy()
+    top, left = generator.integers(0, SIDE - OCCLUDED_SIDE + 1, 2)
+    grey = generator.integers(64, 256)
+    result[top : top + OCCLUDED_SIDE, left : left + OCCLUDED_SIDE] = grey
+    return result
+
+
+CORRUPTIONS: Mapping[str, Corruption] = {
+    "noisy": noisy,
+    "inverted": inverted,
+    "blurred": blurred,
+    "occluded": occluded,
+}
+"""By the name that the images' header bears."""
+
+
+DIGIT = "digit"
+CAMERA_HEADER = "camera"
+"""The message header that names the camera; each has a monitor of its own."""
+CAMERAS = tuple(f"camera-{number}" for number in range(1, 7))
+BROKEN = (CAMERAS[1], CAMERAS[4])
+"""They show what is out-of-distribution in the mixed phase, and nothing else then."""
+BEFORE = 300
+MIXED = 200
+OOD_SHARE = 0.5
+"""Of the mixed phase; half of them photographs, half of them corrupted digits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamImage:
+    """An image to send. ``kind`` is `DIGIT`, `PHOTO` or of `CORRUPTIONS`; ``name`` begins so."""
+
+    name: str
+    kind: str
+    camera: str
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of the stream."""
+
+    title: str
+    images: tuple[StreamImage, ...]
+
+    def description(self) -> str:
+        """The title, and how many images of which kind there are."""
+        counts = Counter(image.kind for image in self.images)
+        return f"{self.title} ({', '.join(f'{n} {kind}' for kind, n in counts.most_common())})"
+
+
+def plan_stream(digits: Digits, seed: int) -> tuple[Phase, Phase, Phase]:
+    """Lay out the stream, with every digit in it once.
+
+    Args:
+        digits: Neither trained nor calibrated on.
+        seed: Of the photographs' patches, the corruptions and the order.
+    """
+    generator = np.random.default_rng(seed)
+    others = round(MIXED * OOD_SHARE)
+    corrupted = others // 2
+    before = digits[:BEFORE]
+    among = digits[BEFORE : BEFORE + MIXED - others]
+    spoilt = digits[BEFORE + MIXED - others : BEFORE + MIXED - others + corrupted]
+    after = digits[BEFORE + MIXED - others + corrupted :]
+    healthy = tuple(camera for camera in CAMERAS if camera not in BROKEN)
+    ood = [*_corrupted(spoilt, generator), *_photos(others - corrupted, generator)]
+    mixed = [*_plain(among, healthy), *_shared(_shuffled(ood, generator), BROKEN)]
+    return (
+        Phase("digits", tuple(_plain(before, CAMERAS))),
+        Phase("two cameras broken", tuple(_shuffled(mixed, generator))),
+        Phase("digits again", tuple(_plain(after, CAMERAS))),
+    )
+
+
+def kind_of(name: str) -> str:
+    """What an image really shows, by its name."""
+    return name.partition("/")[0]
+
+
+def png(pixels: Pixels) -> bytes:
+    """Encode an image, uint8 (H, W, 3), as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def write_digits(digits: Digits, folder: Path) -> None:
+    """Write digits as PNG files, in a sub-folder for each label."""
+    for number, label, pixels in zip(digits.number, digits.label, digits.pixels, strict=True):
+        _write(folder / str(label) / f"{number:04}.png", png(pixels))
+
+
+def write_stream(phases: Sequence[Phase], folder: Path, parquet: Path) -> None:
+    """Write the stream's images as PNG files, and the same bytes as Parquet in sending order.
+
+    The label in the Parquet file is the camera.
+    """
+    images = [image for phase in phases for image in phase.images]
+    files = [png(image.pixels) for image in images]
+    for image, data in zip(images, files, strict=True):
+        _write(folder / image.name, data)
+    columns = {
+        "image": pa.array(files, pa.binary()),
+        "label": pa.array([image.camera for image in images], pa.string()),
+        "name": pa.array([image.name for image in images], pa.string()),
+    }
+    pq.write_table(pa.table(columns), parquet)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _plain(digits: Digits, cameras: Sequence[str]) -> list[StreamImage]:
+    images = [
+        StreamImage(f"{DIGIT}/{label}-{number:04}.png", DIGIT, cameras[0], pixels)
+        for number, label, pixels in zip(digits.number, digits.label, digits.pixels, strict=True)
+    ]
+    return _shared(images, cameras)
+
+
+def _shared(images: Sequence[StreamImage], cameras: Sequence[str]) -> list[StreamImage]:
+    """The images, taken by the cameras in turn."""
+    return [
+        replace(image, camera=cameras[position % len(cameras)])
+        for position, image in enumerate(images)
+    ]
+
+
+def _corrupted(digits: Digits, generator: np.random.Generator) -> list[StreamImage]:
+    kinds = list(CORRUPTIONS)
+    images = []
+    for position, plain in enumerate(_plain(digits, BROKEN)):
+        kind = kinds[position % len(kinds)]
+        name = plain.name.replace(DIGIT, kind, 1)
+        pixels = CORRUPTIONS[kind](plain.pixels, generator)
+        images.append(StreamImage(name, kind, plain.camera, pixels))
+    return images
+
+
+def _photos(count: int, generator: np.random.Generator) -> list[StreamImage]:
+    patches = photo_patches(count, generator)
+    return [
+        StreamImage(f"{PHOTO}/{number:04}.png", PHOTO, BROKEN[0], patch)
+        for number, patch in enumerate(patches)
+    ]
+
+
+def _shuffled(images: list[StreamImage], generator: np.random.Generator) -> list[StreamImage]:
+    return [images[position] for position in generator.permutation(len(images))]

@@ -1,0 +1,244 @@
+"""What the scored log says, read back: its rows, and the rolling OOD fraction computed from them.
+
+The window and its limits are those of the drift monitor, put together here from the log alone:
+the picture shows what is in the log and nothing that the monitor has told.
+
+Whether the demo showed what a monitor must do.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.core.alert_state import Reason, Transition
+from nap_stream.core.detection import window_limits
+from nap_stream.core.panes import RollingWindow
+from nap_stream.demo.images import BROKEN, CAMERA_HEADER, kind_of
+from nap_stream.drift.monitor import detection_plan
+from nap_stream.records import Status
+from nap_stream.scored_log.query import Query
+from nap_stream.scored_log.read import scan
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.defects import VerifyReport
+from nap_stream.settings.schema import DriftSettings
+
+_COLUMNS = ("partition", "offset", "key", "event_time", "status", "is_ood", "headers")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedImage:
+    """A row of the log. ``is_ood`` is null where the image was not scored."""
+
+    partition: int
+    offset: int
+    name: str
+    kind: str
+    camera: str
+    time_ms: int
+    status: str
+    is_ood: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPoint:
+    """The full rolling window that ended at ``time_ms``: its OOD fraction, and what fires."""
+
+    time_ms: int
+    fraction: float
+    bound: float
+
+
+def read_images(root: Path, topic: str) -> list[LoggedImage]:
+    """All rows of a topic, in order of event time."""
+    batches = scan(LocalStore(root), Query(topic=topic), _COLUMNS)
+    images = [_image(row) for batch in batches for row in batch.to_pylist()]
+    return sorted(images, key=lambda image: (image.time_ms, image.partition, image.offset))
+
+
+def ood_history(
+    images: Sequence[LoggedImage], drift: DriftSettings, calibration: Calibration
+) -> list[HistoryPoint]:
+    """The rolling OOD fraction and its bound, at the end of each pane from the first full window.
+
+    Args:
+        images: From `read_images`.
+        drift: The window, its panes and how many false alarms are bearable.
+        calibration: Gives the bound its flag rates.
+
+    Raises:
+        ConfigError: The window is too small to fire even if all its records were flagged.
+    """
+    scored = [image for image in images if image.is_ood is not None]
+    window = RollingWindow(drift.window_records, drift.pane_ms)
+    plan = detection_plan(drift, calibration.facts)
+    points = []
+    for start_ms, pane in groupby(scored, key=lambda i: i.time_ms - i.time_ms % drift.pane_ms):
+        flags = [bool(image.is_ood) for image in pane]
+        state = window.push(start_ms, len(flags), sum(flags))
+        if window.is_full:
+            limit, _ = window_limits(plan, state.records)
+            points.append(HistoryPoint(state.end_ms, state.fraction, limit / state.records))
+    return points
+
+
+def _image(row: dict[str, Any]) -> LoggedImage:
+    cameras = [header["value"] for header in row["headers"] if header["name"] == CAMERA_HEADER]
+    name = (row["key"] or b"").decode("utf-8", "replace")
+    return LoggedImage(
+        partition=row["partition"],
+        offset=row["offset"],
+        name=name,
+        kind=kind_of(name),
+        camera=cameras[0].decode("utf-8", "replace") if cameras and cameras[0] else "",
+        time_ms=round(row["event_time"].timestamp() * 1000),
+        status=Status(row["status"]).value,
+        is_ood=row["is_ood"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is left when the stream is over.
+
+    Args:
+        alerts: Events of the alert topic, in order of arrival.
+        changed_ms: When the first out-of-distribution image could come, since the epoch.
+        returned_ms: When the last one had come.
+        sent: Names of the images that were sent.
+        logged: The rows of the log.
+        report: Of the log's verification.
+        exit_code: Of the monitor.
+    """
+
+    alerts: Sequence[Mapping[str, Any]]
+    changed_ms: int
+    returned_ms: int
+    sent: Sequence[str]
+    logged: Sequence[LoggedImage]
+    report: VerifyReport
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that must hold, whether it does, and what was found."""
+
+    claim: str
+    holds: bool
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """What of an event is judged: its state, why it was sent, whose it is, and when.
+
+    ``key`` is null for the alert of the stream. ``time_ms`` is since the epoch.
+    """
+
+    state: str
+    reason: str
+    key: str | None
+    time_ms: int | None
+
+
+def judge(evidence: Evidence) -> tuple[Check, ...]:
+    """Check everything; the demo succeeded where all checks hold."""
+    return (
+        *_alert_checks(evidence),
+        _rows_check(evidence),
+        _scored_check(evidence),
+        Check("the log verifies clean", evidence.report.clean, _defects(evidence.report)),
+        Check(
+            "the monitor ended in good order",
+            evidence.exit_code == 0,
+            f"exit code {evidence.exit_code}",
+        ),
+    )
+
+
+def read_alert(event: Mapping[str, Any]) -> Alert:
+    """Read an event as far as it can be."""
+    found = event.get("data")
+    data = found if isinstance(found, Mapping) else {}
+    state, reason, key = (data.get(name) for name in ("state", "reason", "key"))
+    try:
+        time_ms = round(datetime.fromisoformat(str(event.get("time"))).timestamp() * 1000)
+    except ValueError:
+        time_ms = None
+    return Alert(str(state), str(reason), None if key is None else str(key), time_ms)
+
+
+def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
+    alerts = [read_alert(event) for event in evidence.alerts]
+    early = [a for a in alerts if a.time_ms is None or a.time_ms <= evidence.changed_ms]
+    states = [transition.value for transition in Transition]
+    others = [a for a in alerts if a.state not in states]
+    firing, resolved = _of(alerts, None, Reason.BEGAN), _of(alerts, None, Reason.ENDED)
+    cameras = {a.key for a in alerts if a.key is not None}
+    repaired = [
+        camera
+        for camera in BROKEN
+        if len(_of(alerts, camera, Reason.BEGAN)) == len(_of(alerts, camera, Reason.ENDED)) == 1
+    ]
+    return (
+        Check("no alert before the change", not early, f"{len(early)}"),
+        Check(
+            "exactly one firing, after the change",
+            len(firing) == 1 and _after(firing[0], evidence.changed_ms),
+            _delay(firing, evidence.changed_ms, "the change"),
+        ),
+        Check(
+            "exactly one resolved, after the return",
+            len(resolved) == 1 and _after(resolved[0], evidence.returned_ms),
+            _delay(resolved, evidence.returned_ms, "the return"),
+        ),
+        Check(
+            f"exactly {' and '.join(BROKEN)} are named, each once, and resolved",
+            cameras == set(BROKEN) == set(repaired),
+            f"named: {', '.join(sorted(cameras)) or 'none'}; {len(repaired)} fired and resolved",
+        ),
+        Check("no other message in the alert topic", not others, f"{len(others)}"),
+    )
+
+
+def _of(alerts: Sequence[Alert], key: str | None, reason: Reason) -> list[Alert]:
+    return [a for a in alerts if a.key == key and a.reason == reason.value]
+
+
+def _after(alert: Alert, moment_ms: int) -> bool:
+    return alert.time_ms is not None and alert.time_ms > moment_ms
+
+
+def _delay(alerts: Sequence[Alert], moment_ms: int, what: str) -> str:
+    delays = [
+        f"{(alert.time_ms - moment_ms) / 1000:+.1f} s from {what}"
+        for alert in alerts
+        if alert.time_ms is not None
+    ]
+    return f"{len(alerts)}" + (f": {', '.join(delays)}" if delays else "")
+
+
+def _rows_check(evidence: Evidence) -> Check:
+    sent, logged = Counter(evidence.sent), Counter(image.name for image in evidence.logged)
+    offsets = {(image.partition, image.offset) for image in evidence.logged}
+    return Check(
+        "one row for each image that was sent, and for each offset",
+        sent == logged and len(offsets) == len(evidence.logged),
+        f"{sent.total()} sent, {logged.total()} rows, {len(offsets)} offsets, "
+        f"{(sent - logged).total()} missing, {(logged - sent).total()} too many",
+    )
+
+
+def _scored_check(evidence: Evidence) -> Check:
+    others = [image for image in evidence.logged if image.status != Status.OK.value]
+    return Check("every image was decoded and scored", not others, f"{len(others)} were not")
+
+
+def _defects(report: VerifyReport) -> str:
+    counts = f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows"
+    return "; ".join([counts, *(str(defect) for defect in report.defects)])

@@ -1,0 +1,176 @@
+"""Checks of an installation, each with what to do about a failure."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from packaging.requirements import Requirement
+
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import require_fingerprint, require_scoring
+from nap_stream.errors import NapStreamError
+from nap_stream.kafka.client import connect, create_topics, topics_missing
+from nap_stream.model.load import load_model
+from nap_stream.monitor.actors import cluster_resources
+from nap_stream.scored_log.stores.open import check_writable
+from nap_stream.settings.schema import Settings
+
+
+class Outcome(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found, and what to do where it failed."""
+
+    check: str
+    outcome: Outcome
+    detail: str
+    action: str = ""
+
+
+Check = Callable[[], str]
+
+
+def examine(
+    settings: Settings | None, *, address: str | None, make_topics: bool
+) -> Iterator[Finding]:
+    """Check versions, crc32c and GPUs; with settings also Kafka, the log and the calibration.
+
+    Args:
+        settings: Of the monitor; None leaves out what depends on them.
+        address: Of a Ray cluster; None for Ray on this machine.
+        make_topics: Create the topics that are missing.
+
+    Yields:
+        A finding a check, as soon as it is made.
+    """
+    yield _finding("versions", _versions)
+    yield _finding("crc32c", _crc32c)
+    yield _finding("GPU, torch", lambda: _torch_gpus(settings))
+    yield _finding("GPU, Ray", lambda: _ray_gpus(settings, address))
+    if settings is None:
+        for check in ("broker", "topics", "log root", "calibration"):
+            yield Finding(check, Outcome.SKIPPED, "needs --config")
+        return
+    broker = _finding("broker", lambda: _broker(settings))
+    yield broker
+    if broker.outcome is Outcome.OK:
+        yield _finding("topics", lambda: _topics(settings, make_topics=make_topics))
+    else:
+        yield Finding("topics", Outcome.SKIPPED, "needs the broker")
+    yield _finding("log root", lambda: _log_root(settings))
+    yield _finding("calibration", lambda: _calibration(settings))
+
+
+class _CheckFailedError(NapStreamError):
+    """A check that found something wrong by itself."""
+
+
+def _finding(name: str, check: Check) -> Finding:
+    try:
+        return Finding(name, Outcome.OK, check())
+    except NapStreamError as error:
+        place = f"{error.where}: " if error.where else ""
+        return Finding(name, Outcome.FAILED, f"{place}{error.problem}", error.action)
+
+
+def _versions() -> str:
+    wanted = [Requirement(text) for text in importlib.metadata.requires("nap-stream") or ()]
+    found = []
+    for requirement in wanted:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = importlib.metadata.version(requirement.name)
+        if not requirement.specifier.contains(version, prereleases=True):
+            raise _CheckFailedError(
+                f"{requirement.name} is {version}, needed is {requirement.specifier}",
+                "",
+                f"pip install '{requirement.name}{requirement.specifier}'",
+            )
+        found.append(f"{requirement.name} {version}")
+    return f"Python {platform.python_version()}, " + ", ".join(found)
+
+
+def _crc32c() -> str:
+    try:
+        import crc32c  # noqa: PLC0415  a missing extension is what this check is about
+    except ImportError as error:
+        raise _CheckFailedError(
+            "not there: checksums in pure Python read 9 MB/s",
+            "",
+            "pip install 'kafka-python[crc32c]'",
+        ) from error
+    return "compiled, in hardware" if crc32c.hardware_based else "compiled, in software"
+
+
+def _wanted_gpus(settings: Settings | None) -> float:
+    if settings is None or settings.worker.num_gpus is None:
+        return 0.0
+    return settings.worker.num_gpus * settings.worker.count
+
+
+def _torch_gpus(settings: Settings | None) -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wanted = _wanted_gpus(settings)
+    if wanted > 0 and count == 0:
+        raise _CheckFailedError(
+            f"worker.num_gpus asks for GPUs, torch {torch.__version__} sees none",
+            "",
+            "Install the driver and a CUDA build of torch, or set worker.num_gpus: 0",
+        )
+    names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
+    return names or "none: the model runs on the CPU"
+
+
+def _ray_gpus(settings: Settings | None, address: str | None) -> str:
+    has = cluster_resources(address)
+    wanted = _wanted_gpus(settings)
+    if has.get("GPU", 0.0) < wanted:
+        raise _CheckFailedError(
+            f"the workers ask for {wanted:g} GPUs, Ray has {has.get('GPU', 0.0):g}",
+            "",
+            "Ask for fewer workers or smaller fractions, or add nodes",
+        )
+    return f"{has.get('GPU', 0.0):g} GPUs, {has.get('CPU', 0.0):g} CPUs"
+
+
+def _broker(settings: Settings) -> str:
+    connect(settings.kafka)
+    return f"{', '.join(settings.kafka.bootstrap_servers)} answers"
+
+
+def _topics(settings: Settings, *, make_topics: bool) -> str:
+    names = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
+    missing = topics_missing(settings.kafka, names)
+    if not missing:
+        return f"{', '.join(names)} are there"
+    if not make_topics:
+        raise _CheckFailedError(
+            f"missing: {', '.join(missing)}",
+            "",
+            "Create them, or run `nap-stream doctor --config FILE --create-topics`",
+        )
+    create_topics(settings.kafka, missing)
+    return f"created {', '.join(missing)}"
+
+
+def _log_root(settings: Settings) -> str:
+    check_writable(settings.log.root)
+    return f"{settings.log.root} is writable and creates files exclusively"
+
+
+def _calibration(settings: Settings) -> str:
+    calibration = load_calibration(settings.calibration)
+    loaded = load_model(settings.model, torch.device("cpu"))
+    require_fingerprint(calibration, loaded)
+    require_scoring(calibration, settings.scoring)
+    return f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"

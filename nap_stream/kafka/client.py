@@ -1,0 +1,334 @@
+"""From kafka-python's errors to ours.
+
+The one place that knows how to reach Kafka: options, secrets, clients, topics.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from kafka import KafkaAdminClient, errors
+from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
+
+from nap_stream.clock import Clock, Deadline, SystemClock
+from nap_stream.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    ConfigError,
+    NapStreamError,
+    TopicNotFoundError,
+)
+from nap_stream.settings.schema import KafkaSettings
+
+REFUSALS = (
+    errors.SaslAuthenticationFailedError,
+    errors.UnsupportedSaslMechanismError,
+    errors.IllegalSaslStateError,
+    errors.AuthorizationError,
+)
+_UNREACHABLE = (
+    errors.KafkaTimeoutError,
+    errors.KafkaConnectionError,
+    errors.NodeNotReadyError,
+    errors.RequestTimedOutError,
+    errors.MetadataEmptyBrokerList,
+)
+
+
+@contextmanager
+def translated_errors(settings: KafkaSettings, what: str) -> Iterator[None]:
+    """Turn kafka-python's errors into ours, saying what was being done.
+
+    Raises:
+        BrokerUnavailableError: Nobody answers, or not in time.
+        BrokerError: The broker refused.
+    """
+    try:
+        yield
+    except NapStreamError:
+        raise
+    except errors.KafkaError as error:
+        raise as_broker_error(error, settings, what) from error
+
+
+def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str) -> NapStreamError:
+    """The typed error for one of kafka-python's; the typed one behind it where there is one."""
+    if isinstance(error.__cause__, NapStreamError):
+        return error.__cause__
+    where = f"{', '.join(settings.bootstrap_servers)}, {what}"
+    detail = f"{type(error).__name__}: {error}"
+    if isinstance(error, errors.AuthorizationError):
+        return BrokerError(f"the broker refused: {detail}", where, _grant(error, settings))
+    if isinstance(error, REFUSALS):
+        return BrokerError(
+            f"the broker refused the credentials: {detail}",
+            where,
+            "Check the credentials (kafka.sasl_… settings), and that the user may log in",
+        )
+    if isinstance(error, _UNREACHABLE) or error.retriable:
+        # A broker that refuses credentials hangs up, and kafka-python may miss why.
+        credentials = ", the credentials" if settings.security_protocol != "PLAINTEXT" else ""
+        return BrokerUnavailableError(
+            f"no broker answered: {detail}",
+            where,
+            f"Check kafka.bootstrap_servers, the network{credentials}, and that the broker runs",
+        )
+    return BrokerError(detail, where)
+
+
+def _grant(error: errors.AuthorizationError, settings: KafkaSettings) -> str:
+    """Which permission is missing, in the words of Kafka's ACLs."""
+    user = f"user {settings.sasl_username}" if settings.sasl_username else "the client"
+    if isinstance(error, errors.GroupAuthorizationFailedError):
+        return f"Allow {user} to READ group {settings.group_id}"
+    if isinstance(error, errors.TopicAuthorizationFailedError):
+        return (
+            f"Allow {user} to READ and DESCRIBE topic {settings.topic}, and to WRITE and DESCRIBE "
+            "the alert topic and the dead-letter topic"
+        )
+    if isinstance(error, errors.ClusterAuthorizationFailedError):
+        return f"Allow {user} what it asked of the cluster: CREATE for topics that are missing"
+    return f"Check what {user} may do"
+
+
+ATTEMPT_S = 5.0
+"""How long one attempt to reach a broker may take; the deadline is the settings' own."""
+BACKOFF_MAX_S = 2.0
+_WIRE_LOGGERS = ("kafka.net.connection", "kafka.net.transport", "kafka.protocol.parser")
+"""Where kafka-python logs at DEBUG what it sends: with SASL PLAIN, the password as it is."""
+
+
+class _ImpatientManager(KafkaConnectionManager):  # type: ignore[misc]  # no types
+    """Gives up as soon as it hears that a broker refuses the credentials.
+
+    kafka-python itself tries again until its time is up, and then says that nobody answered. It
+    does not always hear: an answer that arrives together with the end of the connection is lost.
+    """
+
+    _refusal: errors.KafkaError | None = None
+
+    def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        if self.bootstrapped:
+            return super().get_connection(*arguments, **options)
+        if self._refusal is not None:
+            raise self._refusal
+        connection = super().get_connection(*arguments, **options)
+        connection.init_future.add_errback(self._note)
+        return connection
+
+    def _note(self, error: Exception) -> None:
+        if isinstance(error, REFUSALS):
+            self._refusal = error
+
+
+class _Secret(str):
+    """A password that does not show where kafka-python logs its options."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'**********'"
+
+
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
+    """What every kafka-python client needs to connect. Holds the password: never log it.
+
+    With SASL, kafka-python no longer logs at DEBUG what goes over the wire: it would show it.
+
+    Raises:
+        ConfigError: The password file cannot be read.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(settings.bootstrap_servers),
+        "client_id": "nap-stream",
+        "security_protocol": settings.security_protocol,
+        "reconnect_backoff_max_ms": 5_000,
+        "bootstrap_timeout_ms": int(settings.connect_timeout_s * 1000),
+    }
+    if settings.security_protocol.startswith("SASL"):
+        for name in _WIRE_LOGGERS:
+            logging.getLogger(name).addFilter(_above_debug)
+        options["sasl_mechanism"] = settings.sasl_mechanism
+        options["sasl_plain_username"] = settings.sasl_username
+        options["sasl_plain_password"] = _Secret(_password(settings))
+    for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+        path = getattr(settings, name)
+        if path is not None:
+            options[name] = str(path)
+    return options
+
+
+def _above_debug(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
+def producer_options(settings: KafkaSettings, max_message_bytes: int) -> dict[str, Any]:
+    """For producers whose messages must not be lost, doubled or reordered.
+
+    Args:
+        settings: How to connect.
+        max_message_bytes: The largest message that may be sent.
+    """
+    return client_options(settings) | {
+        "acks": "all",
+        "enable_idempotence": True,
+        "allow_auto_create_topics": False,
+        "max_request_size": max_message_bytes,
+    }
+
+
+def open_client(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Build a kafka-python client; one that cannot be built leaves no thread behind.
+
+    Raises:
+        KafkaError: kafka-python's own; no broker answers in ``bootstrap_timeout_ms``.
+    """
+    networks: list[Any] = []
+
+    def network(**arguments: Any) -> Any:
+        selector = NetworkSelector(**arguments)
+        manager = _ImpatientManager(selector, **arguments)
+        networks.append(KafkaNetClient(net=selector, manager=manager, **arguments))
+        return networks[-1]
+
+    try:
+        return kind(**options, kafka_client=network)
+    except BaseException:
+        for one in networks:
+            one.close()
+        raise
+
+
+def close_producer(producer: Any, timeout_s: float) -> None:
+    """Close a producer, and give up what it could not deliver in time. Safe to call twice."""
+    try:
+        producer.close(timeout=timeout_s)
+    except errors.KafkaTimeoutError:
+        # It raises before it has stopped its thread, and has no other way to stop it.
+        producer._sender.force_close()  # noqa: SLF001
+        structlog.get_logger().warning("producer_closed_undelivered", waited_s=timeout_s)
+
+
+def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
+    """Wait until a broker answers, for ``connect_timeout_s`` seconds at the most.
+
+    Raises:
+        BrokerUnavailableError: None did in time.
+        BrokerError: A broker refused the credentials.
+    """
+    clock = clock or SystemClock()
+    deadline = Deadline(clock, settings.connect_timeout_s)
+    servers = ", ".join(settings.bootstrap_servers)
+    pause_s = 0.2
+    while True:
+        try:
+            with _admin(settings, min(ATTEMPT_S, deadline.remaining_s())) as admin:
+                admin.describe_cluster()
+        except BrokerUnavailableError:
+            if deadline.expired():
+                raise
+            structlog.get_logger().warning(
+                "waiting_for_broker", servers=servers, seconds_left=round(deadline.remaining_s(), 1)
+            )
+            clock.sleep(min(pause_s, deadline.remaining_s()))
+            pause_s = min(pause_s * 2, BACKOFF_MAX_S)
+        else:
+            return
+
+
+def partition_count(settings: KafkaSettings, topic: str) -> int:
+    """How many partitions a topic has; 0 where it does not exist.
+
+    Raises:
+        BrokerError: The broker cannot be asked.
+    """
+    return _partition_counts(settings, [topic])[topic]
+
+
+def topics_missing(settings: KafkaSettings, names: Sequence[str]) -> tuple[str, ...]:
+    """Which of these topics do not exist.
+
+    Raises:
+        BrokerError: The broker cannot be asked.
+    """
+    counts = _partition_counts(settings, names)
+    return tuple(name for name in names if counts[name] == 0)
+
+
+def require_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
+    """Refuse to go on without these topics.
+
+    Raises:
+        TopicNotFoundError: Naming those that do not exist.
+        BrokerError: The broker cannot be asked.
+    """
+    missing = topics_missing(settings, names)
+    if missing:
+        raise TopicNotFoundError(
+            f"no such topic: {', '.join(missing)}",
+            ", ".join(settings.bootstrap_servers),
+            "Create it, or run `nap-stream doctor --config FILE --create-topics`",
+        )
+
+
+def create_topics(settings: KafkaSettings, names: Sequence[str], partitions: int = -1) -> None:
+    """Create topics; those that exist are left alone. Returns when they can be used.
+
+    Args:
+        settings: How to connect.
+        names: Of the topics.
+        partitions: Of each; -1 for the broker's default. Replicas are always the default's.
+
+    Raises:
+        BrokerError: The broker refused.
+    """
+    wanted = {name: {"num_partitions": partitions} for name in topics_missing(settings, names)}
+    with _admin(settings) as admin:
+        for name, options in wanted.items():
+            try:
+                admin.create_topics({name: options}, wait_for_metadata=True)
+            except errors.TopicAlreadyExistsError:
+                continue
+
+
+@contextmanager
+def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[Any]:
+    options = client_options(settings)
+    if timeout_s is not None:
+        options["bootstrap_timeout_ms"] = max(1, int(timeout_s * 1000))
+    with translated_errors(settings, "asking for metadata"):
+        admin = open_client(KafkaAdminClient, options)
+        try:
+            yield admin
+        finally:
+            admin.close()
+
+
+def _partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:
+    counts = dict.fromkeys(names, 0)
+    with _admin(settings) as admin:
+        for topic in admin.describe_topics(list(names)):
+            problem = errors.for_code(topic["error_code"])
+            if problem is errors.NoError:
+                counts[topic["name"]] = len(topic["partitions"])
+            elif problem is not errors.UnknownTopicOrPartitionError:
+                raise as_broker_error(problem(), settings, f"describing topic {topic['name']}")
+    return counts
+
+
+def _password(settings: KafkaSettings) -> str:
+    if settings.sasl_password is not None:
+        return settings.sasl_password.get_secret_value()
+    path = settings.sasl_password_file
+    if path is None:
+        raise ConfigError("there is no password", "kafka.sasl_password_file")
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "the password cannot be read", f"kafka.sasl_password_file {path}"
+        ) from error

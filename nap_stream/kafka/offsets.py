@@ -1,0 +1,117 @@
+"""What a broker and a consumer group say about a topic's offsets, without joining the group."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from kafka import KafkaAdminClient, errors
+from kafka.admin import OffsetSpec
+from kafka.structs import TopicPartition as KafkaPartition
+
+from nap_stream.clock import Clock, Deadline, SystemClock
+from nap_stream.errors import TopicNotFoundError
+from nap_stream.kafka.client import as_broker_error, client_options, open_client, translated_errors
+from nap_stream.records import TopicPartition
+from nap_stream.settings.schema import KafkaSettings
+
+PAUSE_S = 0.2
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class TopicOffsets:
+    """A topic's partitions: by partition, the first offset that is left and the next one.
+
+    ``topic_id`` is None where the broker tells none.
+    """
+
+    topic_id: str | None
+    earliest: Mapping[TopicPartition, int]
+    end: Mapping[TopicPartition, int]
+
+
+def committed_offsets(
+    settings: KafkaSettings, clock: Clock | None = None
+) -> Mapping[TopicPartition, int]:
+    """The offsets that the group has committed in the topic, by partition.
+
+    Raises:
+        BrokerUnavailableError: None answered in ``connect_timeout_s``.
+        BrokerError: The broker refuses.
+    """
+
+    def ask(admin: Any) -> Any:
+        return admin.list_group_offsets([settings.group_id])[settings.group_id]
+
+    found = _asked(settings, f"asking for the offsets of group {settings.group_id}", ask, clock)
+    return {
+        _ours(native): committed.offset
+        for native, committed in found.items()
+        if native.topic == settings.topic and committed.offset >= 0
+    }
+
+
+def topic_offsets(settings: KafkaSettings, clock: Clock | None = None) -> TopicOffsets:
+    """The first and the next offset of each of the topic's partitions.
+
+    Raises:
+        TopicNotFoundError: The topic does not exist.
+        BrokerUnavailableError: None answered in ``connect_timeout_s``.
+        BrokerError: The broker refuses.
+    """
+
+    def ask(admin: Any) -> TopicOffsets:
+        topic = _described(admin, settings)
+        natives = [
+            KafkaPartition(settings.topic, partition["partition_index"])
+            for partition in topic["partitions"]
+        ]
+        return TopicOffsets(
+            str(topic["topic_id"]) if topic.get("topic_id") else None,
+            _offsets(admin, natives, OffsetSpec.EARLIEST),
+            _offsets(admin, natives, OffsetSpec.LATEST),
+        )
+
+    return _asked(settings, f"asking for the offsets of topic {settings.topic}", ask, clock)
+
+
+def _asked(
+    settings: KafkaSettings, what: str, ask: Callable[[Any], Answer], clock: Clock | None
+) -> Answer:
+    """What a broker answers. A coordinator or leader that is not there yet is asked again."""
+    clock = clock or SystemClock()
+    deadline = Deadline(clock, settings.connect_timeout_s)
+    with translated_errors(settings, what):
+        admin = open_client(KafkaAdminClient, client_options(settings))
+        try:
+            while True:
+                try:
+                    return ask(admin)
+                except errors.KafkaError as error:
+                    if not error.retriable or deadline.expired():
+                        raise
+                clock.sleep(PAUSE_S)
+        finally:
+            admin.close()
+
+
+def _described(admin: Any, settings: KafkaSettings) -> Any:
+    (topic,) = admin.describe_topics([settings.topic])
+    problem = errors.for_code(topic["error_code"])
+    if problem is errors.UnknownTopicOrPartitionError:
+        raise TopicNotFoundError(
+            f"no such topic: {settings.topic}", ", ".join(settings.bootstrap_servers)
+        )
+    if problem is not errors.NoError:
+        raise as_broker_error(problem(), settings, f"describing topic {settings.topic}")
+    return topic
+
+
+def _offsets(admin: Any, natives: list[KafkaPartition], spec: Any) -> dict[TopicPartition, int]:
+    found = admin.list_partition_offsets(dict.fromkeys(natives, spec))
+    return {_ours(native): answer.offset for native, answer in found.items()}
+
+
+def _ours(native: KafkaPartition) -> TopicPartition:
+    """Kafka-python's partition as we name it."""
+    return TopicPartition(native.topic, native.partition)

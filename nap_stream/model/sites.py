@@ -1,0 +1,468 @@
+"""Where a model's Neural Activation Prior and its penultimate features are read.
+
+Modules under torch.compile.
+
+Watching what enters and leaves modules and functions during a forward pass.
+
+Reading the prior's map, and the head's input, during the forward pass.
+
+Whether a Vision Transformer's CLS attention can be read, and speaks for the image.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeGuard, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from nap_stream.core.prior import cls_attention
+from nap_stream.errors import FeatureMapError
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """One call of a torch function during a forward pass.
+
+    ``call`` counts from 0 the calls of ``function`` whose first argument has as many dimensions
+    as this one's.
+    """
+
+    function: str
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSite:
+    """Where the prior is read in a forward pass, in terms that survive JSON.
+
+    ``kind`` says what is read: the map (N, C, H, W) that enters or leaves a module, the map that
+    enters a function, or, for ``cls_attention``, the CLS token's attention weights in an
+    ``nn.MultiheadAttention``. ``module`` is a dotted name; for ``function_input`` that of the
+    module whose forward pass calls ``function``, the model itself being the empty name. ``call``
+    counts from 0: the calls of the module, or all calls of the function on 4-D tensors, in one
+    forward pass. ``shape`` is (C, H, W), for attention (heads, 1, patch tokens).
+
+    ``traced`` is the function that takes the map first: how it is read in a compiled module,
+    where hooks are not called. It follows from the rest, and so takes no part in equality.
+    """
+
+    kind: Literal["module_input", "module_output", "function_input", "cls_attention"]
+    module: str
+    function: str | None
+    call: int
+    shape: tuple[int, int, int]
+    traced: FunctionCall | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        size = "x".join(str(side) for side in self.shape)
+        if self.kind == "function_input":
+            owner = f" in {self.module}" if self.module else ""
+            return f"input of {self.function}(){owner}, call {self.call}, {size}"
+        if self.kind == "cls_attention":
+            return f"CLS attention of {self.module}, call {self.call}, {size}"
+        side = "input" if self.kind == "module_input" else "output"
+        return f"{side} of {self.module}, call {self.call}, {size}"
+
+    @property
+    def positions(self) -> int:
+        """H * W, or the number of patch tokens."""
+        return self.shape[1] * self.shape[2]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSite:
+    """The ``nn.Linear`` whose output is the model's output.
+
+    ``module`` is its dotted name, empty where it is the model itself; ``shape`` is
+    (classes, D) of its weight. ``call`` counts its own calls in a forward pass from 0,
+    ``traced_call`` all calls of ``linear`` on 2-D tensors.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    call: int = 0
+    traced_call: int = 0
+
+
+_WRAPPED = "_orig_mod"
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it runs under ``torch.compile``.
+
+    Hooks that are registered on such a part after its first call are silently ignored.
+    """
+    return any(_is_compiled_itself(module) for module in model.modules())
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside what ``torch.compile(model)`` returned, or the model as it is."""
+    # named_children() takes ten times as long, and this is asked of every part at each pass.
+    inner: nn.Module | None = vars(model)["_modules"].get(_WRAPPED)
+    return model if inner is None else inner
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of a dotted name as it is without ``torch.compile``.
+
+    Raises:
+        AttributeError: There is none.
+    """
+    return unwrapped(model.get_submodule(name))
+
+
+def plain_name(name: str) -> str:
+    """Return a dotted name as it is without ``torch.compile``."""
+    return ".".join(part for part in name.split(".") if part != _WRAPPED)
+
+
+@contextmanager
+def run_eagerly(model: nn.Module) -> Iterator[None]:
+    """Let compiled modules run their Python code, so that hooks are called."""
+    if not is_compiled(model):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _is_compiled_itself(module: nn.Module) -> bool:
+    return (
+        getattr(module, "_compiled_call_impl", None) is not None
+        or unwrapped(module) is not module
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+    )
+
+
+Take = Callable[[Any], None]
+
+_MAP_DIMENSIONS = 4
+
+
+def is_floating(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a floating-point tensor."""
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def is_image_like(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a floating-point tensor (N, C, H, W)."""
+    return is_floating(value) and value.ndim == _MAP_DIMENSIONS
+
+
+def is_map(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a floating-point tensor (N, C, H, W) with more than one position."""
+    return is_image_like(value) and value.shape[2] * value.shape[3] > 1
+
+
+def first_argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any] | None, name: str = "input"
+) -> Any:
+    """Return what a call works on: its first argument, by position or by name."""
+    return args[0] if args else (kwargs or {}).get(name)
+
+
+@contextmanager
+def module_input(module: nn.Module, call: int, take: Take, name: str = "input") -> Iterator[None]:
+    """Give ``take`` the first argument of one call of a module, counted from 0."""
+    calls = 0
+
+    def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal calls
+        if calls == call:
+            take(first_argument(args, kwargs, name))
+        calls += 1
+
+    handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def module_output(module: nn.Module, call: int, take: Take) -> Iterator[None]:
+    """Give ``take`` the output of one call of a module, counted from 0."""
+    calls = 0
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        nonlocal calls
+        if calls == call:
+            take(output)
+        calls += 1
+
+    handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@dataclass(slots=True)
+class Watched:
+    """A call whose first argument ``take`` is given, a tensor of so many dimensions."""
+
+    call: FunctionCall
+    dimensions: int
+    take: Take
+    calls: int = 0
+
+
+class FunctionInputs(TorchFunctionMode):
+    """Watch for calls of torch functions, in compiled modules too.
+
+    A mode is traced into the compiled graph. Where that graph runs as Python
+    (``backend="eager"``), the mode sees its calls once more: no ``take`` may call what is watched
+    for after it.
+    """
+
+    def __init__(self, watched: Sequence[Watched]) -> None:
+        super().__init__()
+        self._watched = tuple(watched)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        self._watch(getattr(func, "__name__", None), first_argument(args, kwargs))
+        return func(*args, **(kwargs or {}))
+
+    def _watch(self, function: str | None, source: Any) -> None:
+        for watched in self._watched:
+            if (
+                function == watched.call.function
+                and is_floating(source)
+                and source.ndim == watched.dimensions
+            ):
+                if watched.calls == watched.call.call:
+                    watched.take(source)
+                watched.calls += 1
+
+
+T = TypeVar("T")
+Reader = AbstractContextManager[None] | Watched
+
+_VECTOR_DIMENSIONS = 2
+
+
+@dataclass(slots=True)
+class Captured(Generic[T]):
+    """What ``reduce`` made of the map, and the head's input; None until they are reached.
+
+    ``features`` is a copy, float32, shape (N, D).
+    """
+
+    value: T | None = None
+    features: torch.Tensor | None = None
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    site: FeatureSite,
+    reduce: Callable[[torch.Tensor], T],
+    head: HeadSite | None = None,
+) -> Iterator[Captured[T]]:
+    """Apply ``reduce`` to the map while the model runs, and leave the model as it was.
+
+    The map is reduced at once, before a later in-place operation can change it, without
+    autocast, and no reference to it is kept. The model computes exactly what it would without.
+    For ``cls_attention`` the attention weights over the patch tokens, float32 (N, T - 1), stand
+    for the map. A tensor with another number of channels than the site's is not taken for it.
+
+    Raises:
+        FeatureMapError: The model is compiled, and nothing but a hook could read this site.
+    """
+    captured: Captured[T] = Captured()
+    compiled = is_compiled(model)
+    prior_reader = _attention_reader if site.kind == "cls_attention" else _map_reader
+    readers = [prior_reader(model, site, reduce, captured, compiled=compiled)]
+    if head is not None:
+        readers.append(_head_reader(model, head, captured, compiled=compiled))
+    watched = [reader for reader in readers if isinstance(reader, Watched)]
+    with ExitStack() as active:
+        for reader in readers:
+            if not isinstance(reader, Watched):
+                active.enter_context(reader)
+        if watched:
+            active.enter_context(FunctionInputs(watched))
+        yield captured
+
+
+def _map_reader(
+    model: nn.Module,
+    site: FeatureSite,
+    reduce: Callable[[torch.Tensor], T],
+    captured: Captured[T],
+    *,
+    compiled: bool,
+) -> Reader:
+    def take(value: Any) -> None:
+        if is_image_like(value) and value.shape[1] == site.shape[0]:
+            with torch.autocast(value.device.type, enabled=False):
+                captured.value = reduce(value)
+
+    if site.kind == "function_input":
+        return Watched(FunctionCall(str(site.function), site.call), _MAP_DIMENSIONS, take)
+    if compiled:
+        return Watched(_traced(site), _MAP_DIMENSIONS, take)
+    module = submodule(model, site.module)
+    reader = module_input if site.kind == "module_input" else module_output
+    return reader(module, site.call, take)
+
+
+def _attention_reader(
+    model: nn.Module,
+    site: FeatureSite,
+    reduce: Callable[[torch.Tensor], T],
+    captured: Captured[T],
+    *,
+    compiled: bool,
+) -> Reader:
+    attention = submodule(model, site.module)
+    assert isinstance(attention, nn.MultiheadAttention)
+    weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
+
+    def take(tokens: torch.Tensor) -> None:
+        with torch.autocast(tokens.device.type, enabled=False):
+            captured.value = reduce(cls_attention(tokens, weight, bias, heads))
+
+    def take_turned(tokens: torch.Tensor) -> None:
+        take(tokens.transpose(0, 1))
+
+    if compiled:
+        # The function takes (T, N, D), whatever the module's batch_first.
+        return Watched(_traced(site), _TOKEN_DIMENSIONS, take_turned)
+    # A function mode would switch torch's fast path off, and with it the last bits of the output.
+    taking = take if attention.batch_first else take_turned
+    return module_input(attention, site.call, taking, "query")
+
+
+def _head_reader(
+    model: nn.Module, head: HeadSite, captured: Captured[Any], *, compiled: bool
+) -> Reader:
+    def take(value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.shape[1:] == (head.shape[1],):
+            captured.features = value.detach().to(torch.float32, copy=True)
+
+    if compiled:
+        return Watched(FunctionCall("linear", head.traced_call), _VECTOR_DIMENSIONS, take)
+    return module_input(submodule(model, head.module), head.call, take)
+
+
+def _traced(site: FeatureSite) -> FunctionCall:
+    if site.traced is None:
+        raise FeatureMapError(
+            "no function takes this map first, so that a hook alone could read it, and hooks are "
+            "not called in a module under torch.compile",
+            str(site),
+            "Name another module in model.feature_layer, or use the model without torch.compile",
+        )
+    return site.traced
+
+
+_FEWEST_TOKENS = 3
+_TOKEN_DIMENSIONS = 3
+_MASKS = ("key_padding_mask", "attn_mask")
+
+
+def attention_site(
+    module: nn.MultiheadAttention,
+    name: str,
+    calls: tuple[int, int],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> FeatureSite | None:
+    """Return the site of a call of an attention module, if its CLS row can be computed.
+
+    That takes unmasked self-attention over three tokens or more, whose query and key are
+    projections of the same tokens.
+
+    Args:
+        module: What is called.
+        name: Its dotted name.
+        calls: The number of this call, of the module and of ``multi_head_attention_forward``.
+        args: Of the call.
+        kwargs: Of the call.
+    """
+    query = first_argument(args, kwargs, "query")
+    key = args[1] if len(args) > 1 else kwargs.get("key")
+    masks = [*args[3:4], *args[5:6], *(kwargs.get(mask) for mask in _MASKS)]
+    is_plain = (
+        isinstance(query, torch.Tensor)
+        and query.ndim == _TOKEN_DIMENSIONS
+        and key is query
+        and module.in_proj_weight is not None
+        and module.bias_k is None
+        and not module.add_zero_attn
+        and all(mask is None for mask in masks)
+    )
+    tokens = query.shape[1 if module.batch_first else 0] if is_plain else 0
+    if tokens < _FEWEST_TOKENS:
+        return None
+    own, traced = calls
+    return FeatureSite(
+        "cls_attention",
+        name,
+        None,
+        own,
+        (module.num_heads, 1, tokens - 1),
+        FunctionCall("multi_head_attention_forward", traced),
+    )
+
+
+def cls_alone_decides(
+    model: nn.Module, site: FeatureSite, head: HeadSite | None, batch: torch.Tensor
+) -> bool:
+    """Whether of an attention's output the first token alone reaches the classifier.
+
+    Measured: changing all other tokens must leave what enters the head as it is, bit for bit,
+    and changing the first must not. Where there is no linear head, the model's output is looked
+    at. Runs the model three times, eagerly, on a batch (N, 3, H, W).
+    """
+    attention = submodule(model, site.module)
+    assert isinstance(attention, nn.MultiheadAttention)
+
+    def run(changed: slice) -> Any:
+        features: list[torch.Tensor] = []
+        with ExitStack() as hooks:
+            hooks.enter_context(_changed_tokens(attention, site.call, changed))
+            if head is not None:
+                module = submodule(model, head.module)
+                hooks.enter_context(module_input(module, head.call, features.append))
+            output = model(batch)
+        # A head that is still all zeros hides what enters it.
+        return features[0] if features else output
+
+    plain = run(slice(0, 0))
+    return (
+        isinstance(plain, torch.Tensor)
+        and torch.equal(run(slice(1, None)), plain)
+        and not torch.equal(run(slice(0, 1)), plain)
+    )
+
+
+@contextmanager
+def _changed_tokens(attention: nn.MultiheadAttention, call: int, changed: slice) -> Iterator[None]:
+    calls = 0
+
+    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls - 1 != call:
+            return None
+        tokens = output[0].clone()
+        part = tokens[:, changed] if attention.batch_first else tokens[changed]
+        part.mul_(-3).add_(1)
+        return tokens, output[1]
+
+    handle = attention.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,430 @@
+"""Workers and coordinator as Ray actors. The only module that imports ray."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import structlog
+from ray.exceptions import RayError, RayTaskError
+
+from nap_stream.clock import StopRequest, SystemClock
+from nap_stream.errors import NapStreamError, WorkerError
+from nap_stream.monitor.coordinator import ChainEnds, Coordinator, open_coordinator
+from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.monitor.worker import Identity
+from nap_stream.process import configure_logging
+from nap_stream.records import CalibrationFacts, SegmentSummary, WorkerReport
+from nap_stream.settings.schema import Settings
+
+ANSWER_S = 5.0
+"""How long an answer may take that is normally there within a millisecond."""
+UNPLACED_S = 15.0
+"""How long a worker may wait for a place before the log says so, again and again."""
+START_S = 120.0
+"""How long an actor may take to be placed and to import torch on a cold machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an actor runs. ``gpu_ids`` are the GPUs that Ray gave it."""
+
+    node: str
+    pid: int
+    gpu_ids: tuple[str, ...]
+
+
+class _ActorReporter:
+    """Sends summaries and reports to the coordinator actor, without waiting."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def submit(self, summary: SegmentSummary) -> None:
+        self._coordinator.submit.remote(summary)
+
+    def report(self, report: WorkerReport) -> None:
+        self._coordinator.report.remote(report)
+
+
+class WorkerActor:
+    """One worker in a process of its own; `stop` is answered while `run` is at work."""
+
+    def __init__(
+        self, settings: Settings, identity: Identity, num_gpus: float, coordinator: Any
+    ) -> None:
+        self._settings, self._identity, self._num_gpus = settings, identity, num_gpus
+        self._coordinator = coordinator
+        self._stop = StopRequest(SystemClock())
+
+    def place(self) -> Place:
+        """Where this actor runs."""
+        return _this_place()
+
+    def run(self) -> None:
+        """Work until `stop`."""
+        # Here and not above: the coordinator and the driver's start need not wait for torch.
+        from nap_stream.monitor.worker import run_worker  # noqa: PLC0415
+
+        configure_logging(for_people=False)
+        structlog.contextvars.bind_contextvars(worker=self._identity.name)
+        try:
+            run_worker(
+                self._settings,
+                self._identity,
+                num_gpus=self._num_gpus,
+                reporter=_ActorReporter(self._coordinator),
+                stop=self._stop,
+                clock=SystemClock(),
+            )
+        except NapStreamError:
+            raise
+        except Exception:
+            # The driver says in one line what it was; only here is where it came from.
+            structlog.get_logger().exception("worker_failed_unexpectedly")
+            raise
+
+    def stop(self) -> None:
+        """Ask `run` to end in good order."""
+        self._stop.make()
+
+
+class CoordinatorActor:
+    """The coordinator in a process of its own.
+
+    Its parts are opened by `start`, and again by the first call after Ray has restarted it.
+    """
+
+    def __init__(
+        self, settings: Settings, calibration: CalibrationFacts, since: ChainEnds | None
+    ) -> None:
+        configure_logging(for_people=False)
+        self._settings, self._calibration, self._since = settings, calibration, since
+        self._lock = threading.Lock()
+        self._opened: Coordinator | None = None
+
+    def start(self) -> str:
+        """Open everything; return the address of /metrics."""
+        with self._lock:
+            if self._opened is None:
+                self._opened = self._open(since=None)
+            return self._opened.metrics_url
+
+    @ray.method(concurrency_group="line")
+    def submit(self, summary: SegmentSummary) -> None:
+        """Take a summary."""
+        self._coordinator().submit(summary)
+
+    @ray.method(concurrency_group="line")
+    def report(self, report: WorkerReport) -> None:
+        """Take a report."""
+        self._coordinator().report(report)
+
+    @ray.method(concurrency_group="tick")
+    def tick(self) -> None:
+        """Move the watermark on, deliver alerts."""
+        self._coordinator().tick()
+
+    def worker_restarted(self, name: str) -> None:
+        """Count a restart."""
+        self._coordinator().worker_restarted(name)
+
+    def status(self) -> CoordinatorStatus:
+        """The present view."""
+        return self._coordinator().status()
+
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus:
+        """Take what is left, deliver alerts, close."""
+        coordinator = self._coordinator()
+        coordinator.flush(timeout_s, input_ended=input_ended)
+        status = coordinator.status()
+        coordinator.close()
+        return status
+
+    def _coordinator(self) -> Coordinator:
+        with self._lock:
+            if self._opened is None:
+                # Nobody has called `start`: this process stands in for one that died.
+                self._opened = self._open(self._since)
+                url, rows = self._opened.metrics_url, self._opened.status().rows
+                structlog.get_logger().warning("coordinator_restarted", metrics=url, rows=rows)
+            return self._opened
+
+    def _open(self, since: ChainEnds | None) -> Coordinator:
+        return open_coordinator(self._settings, self._calibration, SystemClock(), since)
+
+
+class RayWorker:
+    """The driver's end of a worker actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self._place = actor.place.remote()
+        self._run = actor.run.remote()
+
+    def place(self) -> Place:
+        """Where the actor runs."""
+        place: Place = ray.get(self._place, timeout=START_S)
+        return place
+
+    def placed(self) -> bool:
+        """Whether it has, or had, a process: Ray has found room for it."""
+        done, _ = ray.wait([self._place], timeout=0)
+        return bool(done)
+
+    def ended(self) -> bool:
+        """Whether its run is over, well or badly."""
+        done, _ = ray.wait([self._run], timeout=0)
+        return bool(done)
+
+    def error(self) -> Exception | None:
+        """What ended it; None where it ended well."""
+        try:
+            ray.get(self._run)
+        except RayTaskError as error:
+            cause = error.cause
+            return cause if isinstance(cause, NapStreamError) else WorkerError(_brief(error))
+        except RayError as error:
+            return WorkerError(f"the worker's process died: {_brief(error)}")
+        finally:
+            ray.kill(self._actor)
+        return None
+
+    def stop(self) -> None:
+        """Ask it to publish, commit and leave; one without a process has nothing to publish."""
+        if self.placed():
+            self._actor.stop.remote()
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        """End its process at once."""
+        ray.kill(self._actor)
+
+
+@dataclass(slots=True)
+class _Unplaced:
+    """A worker that Ray has not placed yet, and when the log is to say so."""
+
+    worker: RayWorker
+    name_at_s: float
+
+
+class RayCluster:
+    """A driver's view of the Ray cluster that it is connected to.
+
+    Args:
+        settings: Of the monitor.
+        calibration: What flags are judged by.
+        since: Where the chains ended when the run began, for a run that ends after so many rows:
+            a coordinator that is restarted counts from there. None where nobody waits for rows.
+
+    Raises:
+        WorkerError: If the cluster can never place the workers that are asked for.
+    """
+
+    def __init__(
+        self, settings: Settings, calibration: CalibrationFacts, since: ChainEnds | None = None
+    ) -> None:
+        self._settings = settings
+        self.num_gpus = _gpus_a_worker(settings)
+        _require_capacity(settings, self.num_gpus)
+        # Within a group calls keep their order, and none waits for those of another group.
+        groups = {"line": 1, "tick": 1}
+        remote = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # not in its stub
+        actor = remote(CoordinatorActor)
+        options: dict[str, Any] = {
+            "name": f"nap-stream-coordinator-{settings.kafka.group_id}",
+            "namespace": "nap-stream",
+            "num_cpus": 0,
+            "max_restarts": settings.driver.max_restarts,
+            "max_task_retries": -1,
+        }
+        try:
+            self._coordinator: Any = actor.options(**options).remote(settings, calibration, since)
+        except ValueError as error:
+            raise WorkerError(
+                "a monitor with this consumer group already runs on this Ray cluster",
+                f"kafka.group_id {settings.kafka.group_id}",
+                "Stop it first, or give this monitor a group of its own",
+            ) from error
+        self._tick: Any = None
+        self._clock = SystemClock()
+        self._unplaced: dict[str, _Unplaced] = {}
+
+    def start(self) -> str:
+        """Start the coordinator; return the address of its /metrics."""
+        url: str = _answer(self._coordinator.start.remote(), START_S)
+        return url
+
+    def start_worker(self, name: str, incarnation: int) -> RayWorker:
+        """Start a worker actor; returns at once."""
+        options: dict[str, Any] = {
+            "num_cpus": self._settings.worker.torch_threads,
+            "num_gpus": self.num_gpus,
+            "max_concurrency": 3,
+            "max_restarts": 0,
+        }
+        actor = ray.remote(WorkerActor).options(**options)
+        identity = Identity(name, incarnation)
+        worker = RayWorker(actor.remote(self._settings, identity, self.num_gpus, self._coordinator))
+        self._unplaced[name] = _Unplaced(worker, self._clock.monotonic() + UNPLACED_S)
+        return worker
+
+    def worker_restarted(self, name: str) -> None:
+        """Have a restart counted."""
+        self._coordinator.worker_restarted.remote(name)
+
+    def status(self) -> CoordinatorStatus | None:
+        """The coordinator's view; None while it does not answer."""
+        self._keep_ticking()
+        self._name_unplaced()
+        try:
+            status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
+        except NapStreamError as error:
+            if not error.retriable:
+                raise
+            structlog.get_logger().warning("coordinator_silent", cause=str(error))
+            return None
+        except RayError as error:
+            structlog.get_logger().warning("coordinator_silent", cause=_brief(error))
+            return None
+        return status
+
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
+        """Close the coordinator; None where it does not answer in time."""
+        try:
+            status: CoordinatorStatus = _answer(
+                self._coordinator.finish.remote(timeout_s * 0.8, input_ended=input_ended),
+                timeout_s,
+            )
+        except (RayError, NapStreamError) as error:
+            structlog.get_logger().error("coordinator_did_not_finish", cause=_brief(error))
+            return None
+        finally:
+            ray.kill(self._coordinator)
+        return status
+
+    def _name_unplaced(self) -> None:
+        """Say which workers wait for room: after a node's death there may be too little of it."""
+        now_s = self._clock.monotonic()
+        for name, waiting in list(self._unplaced.items()):
+            if waiting.worker.placed():
+                del self._unplaced[name]
+            elif now_s >= waiting.name_at_s:
+                waiting.name_at_s = now_s + UNPLACED_S
+                structlog.get_logger().warning(
+                    "worker_waits_for_place",
+                    worker=name,
+                    needs={"CPU": self._settings.worker.torch_threads, "GPU": self.num_gpus},
+                    cluster_has={name: _resources().get(name, 0.0) for name in ("CPU", "GPU")},
+                )
+
+    def _keep_ticking(self) -> None:
+        """One tick at a time: a tick that waits for the broker holds nothing else up."""
+        if self._tick is not None:
+            done, _ = ray.wait([self._tick], timeout=0)
+            if not done:
+                return
+            try:
+                ray.get(self._tick)
+            except RayError as error:
+                structlog.get_logger().error("coordinator_tick_failed", cause=_brief(error))
+        self._tick = self._coordinator.tick.remote()
+
+
+@contextmanager
+def ray_session(address: str | None, workers: int) -> Iterator[None]:
+    """Connect to a cluster, or start Ray on this machine; disconnect at the end.
+
+    Args:
+        address: Of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
+        workers: CPUs that a local Ray must count at least, whatever the machine has.
+
+    Raises:
+        WorkerError: If the cluster does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, workers),
+                include_dashboard=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WorkerError(
+            f"cannot connect to Ray: {_brief(error)}",
+            f"address {address or 'local'}",
+            "Check --address and that `ray status` answers there",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources(address: str | None) -> dict[str, float]:
+    """What a cluster, or Ray on this machine, has: "CPU", "GPU" and the like.
+
+    Raises:
+        WorkerError: If the cluster does not answer.
+    """
+    with ray_session(address, workers=1):
+        return _resources()
+
+
+def _resources() -> dict[str, float]:
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
+
+
+def _gpus_a_worker(settings: Settings) -> float:
+    if settings.worker.num_gpus is not None:
+        return settings.worker.num_gpus
+    return 1.0 if _resources().get("GPU", 0) > 0 else 0.0
+
+
+def _require_capacity(settings: Settings, num_gpus: float) -> None:
+    has = _resources()
+    count = settings.worker.count
+    needs = {"CPU": float(settings.worker.torch_threads * count), "GPU": num_gpus * count}
+    for resource, need in needs.items():
+        if need > has.get(resource, 0.0):
+            raise WorkerError(
+                f"{count} workers need {need:g} {resource}s, "
+                f"the Ray cluster has {has.get(resource, 0.0):g}",
+                "worker.count",
+                "Ask for fewer workers, smaller fractions, or a larger cluster",
+            )
+
+
+def _this_place() -> Place:
+    context = ray.get_runtime_context()
+    gpu_ids = context.get_accelerator_ids().get("GPU", [])
+    return Place(context.get_node_id(), os.getpid(), tuple(gpu_ids))
+
+
+def _answer(reference: Any, timeout_s: float) -> Any:
+    """The result of a call, with our own errors as themselves."""
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, NapStreamError):
+            raise error.cause from None
+        raise
+
+
+def _brief(error: BaseException) -> str:
+    """An error without the traceback that Ray puts into its text."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"

@@ -1,0 +1,317 @@
+"""Looks after the workers: restarts with backoff, replaces the wedged, gives up in the end.
+
+Knows no Ray: `runtime.ray` provides the cluster.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from nap_stream.clock import Clock, Deadline
+from nap_stream.errors import NapStreamError, WorkerError, WorkerGaveUpError
+from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.records import WorkerReport
+from nap_stream.settings.schema import DriverSettings
+
+LOOK_EVERY_S = 0.25
+WORKERS_SHARE = 0.7
+"""Of the shutdown deadline; the rest is for the coordinator's last alerts."""
+
+
+class WorkerHandle(Protocol):
+    """One incarnation of a worker."""
+
+    def ended(self) -> bool:
+        """Whether its run is over, well or badly."""
+        ...
+
+    def error(self) -> Exception | None:
+        """What ended it; None where it ended well. Only after `ended`."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to publish, commit and leave; returns at once."""
+        ...
+
+    def kill(self) -> None:
+        """End its process at once."""
+        ...
+
+
+class Cluster(Protocol):
+    """Where workers run."""
+
+    def start_worker(self, name: str, incarnation: int) -> WorkerHandle:
+        """Start a worker; returns at once."""
+        ...
+
+    def worker_restarted(self, name: str) -> None:
+        """Have a restart counted."""
+        ...
+
+    def status(self) -> CoordinatorStatus | None:
+        """The coordinator's view; None while it does not answer."""
+        ...
+
+    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
+        """Judge what waits if the input has ended, deliver alerts, close the coordinator."""
+        ...
+
+
+class Ending(StrEnum):
+    """Why a run ended well."""
+
+    STOPPED = "stopped"
+    IDLE = "idle"
+    ENOUGH_RECORDS = "enough_records"
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """When a run ends by itself. ``partitions`` is how many the topic has."""
+
+    partitions: int
+    until_idle_s: float | None = None
+    max_records: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run ended, and the coordinator's last view (None where it did not answer).
+
+    ``unclean`` names the workers that did not publish, commit and leave within the deadline.
+    """
+
+    ending: Ending
+    status: CoordinatorStatus | None
+    unclean: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One worker's place: its present incarnation, and what has become of it."""
+
+    name: str
+    handle: WorkerHandle | None = None
+    incarnation: int = 0
+    restarts: int = 0
+    started_at: float = 0.0
+    start_after: float = 0.0
+    progress: tuple[int, int] | None = None
+    progress_at: float = 0.0
+    report_sent_at_ms: int | None = None
+    report_at: float = 0.0
+
+
+class Driver:
+    """Runs workers until a limit is reached, a signal comes or nothing more can be done.
+
+    Args:
+        cluster: Where workers run.
+        names: A name for each worker.
+        settings: Restarts, backoff, deadlines.
+        limits: When a run ends by itself.
+        clock: The time.
+        on_status: Shown the coordinator's status about four times a second.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        names: tuple[str, ...],
+        settings: DriverSettings,
+        limits: RunLimits,
+        *,
+        clock: Clock,
+        on_status: Callable[[CoordinatorStatus], None],
+    ) -> None:
+        self._cluster, self._settings, self._limits = cluster, settings, limits
+        self._clock, self._on_status = clock, on_status
+        self._slots = [_Slot(name) for name in names]
+        self._idle_since: float | None = None
+        self._silent = False
+        self._silent_since = 0.0
+        self._heard_at = float("-inf")
+
+    def run(self, stop: threading.Event) -> RunResult:
+        """Supervise until the end, then shut down within one deadline.
+
+        Raises:
+            WorkerGaveUpError: A worker failed as often as it may be restarted.
+            NapStreamError: A worker met an error that trying again will not mend.
+        """
+        try:
+            ending = self._supervise(stop)
+        except Exception:
+            self._shut_down(input_ended=False)
+            raise
+        unclean, status = self._shut_down(input_ended=ending is Ending.IDLE)
+        return RunResult(ending, status, unclean)
+
+    def _supervise(self, stop: threading.Event) -> Ending:
+        while True:
+            if stop.is_set():
+                return Ending.STOPPED
+            status = self._listen()
+            for slot in self._slots:
+                self._look_after(slot, status)
+            if status is not None:
+                self._on_status(status)
+                ending = self._reached(status)
+                if ending is not None:
+                    return ending
+            self._clock.sleep(LOOK_EVERY_S)
+
+    def _listen(self) -> CoordinatorStatus | None:
+        """The coordinator's status; None while it is silent, which is borne for so long."""
+        status, now = self._cluster.status(), self._clock.monotonic()
+        if status is not None:
+            if self._silent:
+                self._silent, self._heard_at = False, now
+        else:
+            self._silent_since = self._silent_since if self._silent else now
+            self._silent = True
+            if now - self._silent_since >= self._settings.stall_timeout_s:
+                raise WorkerGaveUpError(
+                    f"the coordinator has not answered for {now - self._silent_since:.0f} s",
+                    "coordinator",
+                    "Its log says why; start again: the window is rebuilt from the scored log",
+                )
+        return status
+
+    def _look_after(self, slot: _Slot, status: CoordinatorStatus | None) -> None:
+        now = self._clock.monotonic()
+        if slot.handle is None:
+            if now >= slot.start_after:
+                self._start(slot, now)
+            return
+        if slot.handle.ended():
+            cause = slot.handle.error()
+            self._failed(slot, cause or WorkerError("the worker ended by itself", slot.name), now)
+        elif self._stalled(slot, status, now):
+            slot.handle.kill()
+            silence_s = now - slot.progress_at
+            self._failed(
+                slot,
+                WorkerError(f"the worker made no progress for {silence_s:.0f} s", slot.name),
+                now,
+            )
+
+    def _start(self, slot: _Slot, now: float) -> None:
+        slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
+        slot.started_at = slot.progress_at = slot.report_at = now
+        slot.progress = slot.report_sent_at_ms = None
+        structlog.get_logger().info(
+            "worker_started", worker=slot.name, incarnation=slot.incarnation
+        )
+
+    def _failed(self, slot: _Slot, cause: Exception, now: float) -> None:
+        """Plan the next start, or give up."""
+        slot.handle = None
+        if isinstance(cause, NapStreamError) and not cause.retriable:
+            raise cause
+        if slot.progress_at - slot.started_at >= self._settings.stall_timeout_s:
+            slot.restarts = 0
+        if slot.restarts >= self._settings.max_restarts:
+            raise WorkerGaveUpError(
+                f"the worker failed {slot.restarts + 1} times in a row; last cause: {cause}",
+                slot.name,
+                "Mend the cause and start again: nothing that was published is lost",
+            ) from cause
+        delay = min(
+            self._settings.backoff_initial_s * 2**slot.restarts, self._settings.backoff_max_s
+        )
+        slot.restarts += 1
+        slot.incarnation += 1
+        slot.start_after = now + delay
+        self._cluster.worker_restarted(slot.name)
+        structlog.get_logger().error(
+            "worker_failed", worker=slot.name, cause=str(cause), restart_in_s=delay
+        )
+
+    def _stalled(self, slot: _Slot, status: CoordinatorStatus | None, now: float) -> bool:
+        """Whether a worker has work and has not got on with it for too long."""
+        if status is None:
+            return False
+        report = _report_of(slot, status)
+        if report is not None:
+            _note_progress(slot, report, now)
+        patience_s = self._settings.stall_timeout_s
+        if slot.progress is None:
+            patience_s = self._settings.start_timeout_s
+        # While the coordinator was silent, nobody could tell it of progress.
+        return now - max(slot.progress_at, self._heard_at) >= patience_s
+
+    def _reached(self, status: CoordinatorStatus) -> Ending | None:
+        limits, now = self._limits, self._clock.monotonic()
+        if limits.max_records is not None and status.rows >= limits.max_records:
+            return Ending.ENOUGH_RECORDS
+        if limits.until_idle_s is None or not self._idle(status):
+            self._idle_since = None
+            return None
+        self._idle_since = now if self._idle_since is None else self._idle_since
+        return Ending.IDLE if now - self._idle_since >= limits.until_idle_s else None
+
+    def _idle(self, status: CoordinatorStatus) -> bool:
+        """Whether every partition is owned and none of the workers has anything to do."""
+        reports = [_report_of(slot, status) for slot in self._slots]
+        present = [report for report in reports if report is not None]
+        owned = {progress.partition for report in present for progress in report.partitions}
+        return (
+            len(present) == len(reports)
+            and len(owned) >= self._limits.partitions
+            and all(report.idle for report in present)
+        )
+
+    def _shut_down(self, *, input_ended: bool) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
+        deadline = Deadline(self._clock, self._settings.shutdown_deadline_s)
+        running = {slot.name: slot.handle for slot in self._slots if slot.handle is not None}
+        for handle in running.values():
+            handle.stop()
+        patience = Deadline(self._clock, self._settings.shutdown_deadline_s * WORKERS_SHARE)
+        while not all(handle.ended() for handle in running.values()) and not patience.expired():
+            self._clock.sleep(min(0.05, patience.remaining_s()))
+        unclean = tuple(
+            slot.name
+            for slot in self._slots
+            if slot.handle is not None and not _settled(slot) and slot.progress is not None
+        )
+        return unclean, self._cluster.finish(deadline.remaining_s(), input_ended=input_ended)
+
+
+def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:
+    """Take note of a report; the time before one that says what it waits for does not count."""
+    if report.sent_at_ms != slot.report_sent_at_ms:
+        if report.waiting_for is not None:
+            slot.progress_at = min(now, slot.progress_at + now - slot.report_at)
+        slot.report_sent_at_ms, slot.report_at = report.sent_at_ms, now
+    progress = (report.sent_at_ms if report.idle else -1, report.work_done)
+    if progress != slot.progress:
+        slot.progress, slot.progress_at = progress, now
+
+
+def _settled(slot: _Slot) -> bool:
+    """Whether a worker that was asked to stop has ended well; one that goes on is killed.
+
+    One that had not even reported yet had nothing in hand.
+    """
+    handle = slot.handle
+    assert handle is not None
+    if not handle.ended():
+        structlog.get_logger().error("worker_killed_at_deadline", worker=slot.name)
+        handle.kill()
+        return False
+    error = handle.error()
+    if error is not None:
+        structlog.get_logger().error("worker_failed_at_stop", worker=slot.name, cause=str(error))
+    return error is None
+
+
+def _report_of(slot: _Slot, status: CoordinatorStatus) -> WorkerReport | None:
+    """The last report of the slot's present incarnation."""
+    report = status.workers.get(slot.name)
+    return report if report and report.incarnation == slot.incarnation else None

@@ -1,0 +1,293 @@
+"""Alerts on their way to a sink: kept, retried, in order.
+
+Alerts on their way to several sinks, of which none waits for another.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
+import structlog
+
+from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.clock import Clock, Deadline
+from nap_stream.errors import AlertRefusedError
+from nap_stream.metrics import Metrics
+
+BACKOFF_INITIAL_S = 1.0
+BACKOFF_MAX_S = 30.0
+LAST_ATTEMPT_S = 1.0
+"""For the attempt that is made after the deadline, too."""
+PILE_UP = 10
+"""So many alerts that wait are worth a word in the log, and each time that they have doubled."""
+
+
+class AlertOutbox:
+    """Delivers alerts to one sink in order; what cannot be delivered is kept and tried again.
+
+    There is no bound: alerts are a few kilobytes and rare, and none may be lost. One that the sink
+    will never take is given up, with the whole event in the log, so that the next ones get there.
+
+    Safe for several threads: one delivers at a time, and `put` does not wait for it.
+
+    Args:
+        sink: Where alerts go.
+        metrics: Counts deliveries and failures.
+        clock: Times the backoff.
+    """
+
+    def __init__(self, sink: AlertSink, metrics: Metrics, clock: Clock) -> None:
+        self._sink, self._metrics, self._clock = sink, metrics, clock
+        metrics.add_sink(sink.name)
+        self._delivered: frozenset[str] = frozenset()
+        self._delivering = threading.Lock()
+        self._waiting: deque[AlertEvent] = deque()
+        self._backoff_s = BACKOFF_INITIAL_S
+        self._retry_at_s = 0.0
+        self._failure: str | None = None
+        self._pile_up = PILE_UP
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def name(self) -> str:
+        """The sink's."""
+        return self._sink.name
+
+    @property
+    def failure(self) -> str | None:
+        """Why the last attempt failed; None where it did not."""
+        return self._failure
+
+    def pending(self) -> tuple[AlertEvent, ...]:
+        """The alerts that wait, the first one next."""
+        return tuple(self._waiting.copy())
+
+    def read_back(self) -> None:
+        """Ask the sink what it has received, for `put` to leave out.
+
+        Where it cannot be asked, nothing is left out: better twice than never.
+        """
+        try:
+            self._delivered = self._sink.delivered()
+        except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
+            self._log().warning("alerts_not_read_back", cause=str(error) or type(error).__name__)
+
+    def put(self, alert: AlertEvent) -> None:
+        """Queue an alert behind those that wait, unless `read_back` has found its id."""
+        if alert.id in self._delivered:
+            return
+        self._waiting.append(alert)
+        waiting = len(self._waiting)
+        self._show_waiting()
+        if waiting >= self._pile_up:
+            self._pile_up *= 2
+            self._log().warning("alerts_pile_up", waiting=waiting, cause=self._failure)
+
+    def deliver(self) -> None:
+        """Deliver what waits, unless another thread does or a failure asks for patience."""
+        if self._clock.monotonic() < self._retry_at_s:
+            return
+        self._deliver_now()
+
+    def drain(self, deadline: Deadline) -> None:
+        """Deliver all that waits by the deadline; try at least once.
+
+        An attempt that the sink does not answer in time is left behind.
+        """
+        pause = threading.Event()
+        while True:
+            attempt = threading.Thread(target=self._deliver_now, name="last-alerts", daemon=True)
+            attempt.start()
+            attempt.join(max(LAST_ATTEMPT_S, deadline.remaining_s()))
+            if attempt.is_alive() or not self._waiting or deadline.expired():
+                return
+            pause.wait(min(BACKOFF_INITIAL_S, deadline.remaining_s()))
+
+    def close(self) -> None:
+        """Log what was not delivered, and close the sink. Safe to call twice.
+
+        The next run takes it from the checkpoint; the log has it whole, should there be none.
+        """
+        while self._waiting:
+            alert = self._waiting.popleft()
+            self._log().error("alert_left_undelivered", event_tree=dict(alert.event))
+        self._sink.close()
+
+    def _deliver_now(self) -> None:
+        if not self._delivering.acquire(blocking=False):
+            return
+        try:
+            while self._publish_next():
+                pass
+            if not self._waiting:
+                self._pile_up = PILE_UP
+        finally:
+            self._delivering.release()
+
+    def _publish_next(self) -> bool:
+        try:
+            alert = self._waiting[0]
+        except IndexError:
+            return False
+        if not self._publish(alert):
+            return False
+        # `close` may have given it up meanwhile, and must not lose the next one without a word.
+        with suppress(ValueError):
+            self._waiting.remove(alert)
+        self._show_waiting()
+        return True
+
+    def _log(self) -> structlog.typing.FilteringBoundLogger:
+        # Anew each time: a live status line changes where the log goes.
+        log: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(
+            sink=self._sink.name
+        )
+        return log
+
+    def _show_waiting(self) -> None:
+        self._metrics.alerts_undelivered.labels(self._sink.name).set(len(self._waiting))
+
+    def _publish(self, alert: AlertEvent) -> bool:
+        """Try once; return whether the sink is done with it."""
+        log = self._log().bind(monitor=alert.key, id=alert.id, state=alert.state)
+        try:
+            self._sink.publish(alert)
+        except AlertRefusedError as error:
+            self._give_up(alert, str(error))
+            return True
+        except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
+            self._metrics.alert_failures.labels(self._sink.name).inc()
+            self._failure = str(error) or type(error).__name__
+            self._retry_at_s = self._clock.monotonic() + self._backoff_s
+            log.warning("alert_not_delivered", cause=self._failure, retry_in_s=self._backoff_s)
+            self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
+            return False
+        self._answered()
+        self._metrics.alerts_published.labels(self._sink.name, alert.state).inc()
+        log.info("alert_published")
+        return True
+
+    def _give_up(self, alert: AlertEvent, cause: str) -> None:
+        self._answered()
+        self._metrics.alerts_refused.labels(self._sink.name).inc()
+        self._log().error("alert_lost", cause=cause, event_tree=dict(alert.event))
+
+    def _answered(self) -> None:
+        self._failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
+
+
+LOOK_AGAIN_S = 1.0
+"""How soon a sink's own thread looks whether its patience is over."""
+CLOSE_S = 5.0
+"""How long `close` waits, of the machine's time, for an attempt that a thread is in."""
+
+
+class Outboxes:
+    """Delivers each alert to every sink.
+
+    The first sink's are delivered by whoever calls `deliver`; those of every other by a thread of
+    its own, from `put` on, so that one that is slow or down holds up neither callers nor others.
+
+    Args:
+        sinks: Where alerts go, at least one; they are closed with this.
+        metrics: Counts deliveries and failures by sink.
+        clock: Times the backoffs.
+    """
+
+    def __init__(self, sinks: Sequence[AlertSink], metrics: Metrics, clock: Clock) -> None:
+        self._all = tuple(AlertOutbox(sink, metrics, clock) for sink in sinks)
+        self._first = self._all[0]
+        self._noting = threading.Lock()
+        self._on_their_way: dict[str, AlertEvent] = {}
+        self._deliverers = [_Deliverer(outbox) for outbox in self._all[1:]]
+
+    def __len__(self) -> int:
+        """How many alerts wait for the sink for which the most do."""
+        return max(map(len, self._all))
+
+    @property
+    def failure(self) -> str | None:
+        """Which sinks' last attempts failed, and why; None where none did."""
+        failures = [(outbox.name, outbox.failure) for outbox in self._all]
+        return "; ".join(f"{name}: {why}" for name, why in failures if why is not None) or None
+
+    def pending(self) -> tuple[AlertEvent, ...]:
+        """The alerts that wait for any sink, each once, in the order of `put`."""
+        with self._noting:
+            waiting = {alert.id for outbox in self._all for alert in outbox.pending()}
+            for name in self._on_their_way.keys() - waiting:
+                del self._on_their_way[name]
+            return tuple(self._on_their_way.values())
+
+    def read_back(self) -> None:
+        """Ask each sink what it has received: `put` then leaves those ids out for that sink."""
+        for outbox in self._all:
+            outbox.read_back()
+
+    def put(self, alert: AlertEvent) -> None:
+        """Queue an alert for every sink."""
+        with self._noting:
+            self._on_their_way[alert.id] = alert
+            for outbox in self._all:
+                outbox.put(alert)
+        self._wake()
+
+    def deliver(self) -> None:
+        """Deliver what waits for the first sink, and have the other sinks' threads look."""
+        self._wake()
+        self._first.deliver()
+
+    def drain(self, deadline: Deadline) -> None:
+        """Deliver all that waits by the deadline, to all sinks at once; try each at least once."""
+        threads = [
+            threading.Thread(target=outbox.drain, args=(deadline,), name=f"drain-{outbox.name}")
+            for outbox in self._all
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def close(self) -> None:
+        """Log what was not delivered, and close the sinks. Safe to call twice."""
+        for deliverer in self._deliverers:
+            deliverer.stop()
+        for outbox in self._all:
+            outbox.close()
+        for deliverer in self._deliverers:
+            deliverer.join(CLOSE_S)
+
+    def _wake(self) -> None:
+        for deliverer in self._deliverers:
+            deliverer.wake()
+
+
+class _Deliverer:
+    """A thread that delivers what an outbox has."""
+
+    def __init__(self, outbox: AlertOutbox) -> None:
+        self._outbox = outbox
+        self._woken, self._stopping = threading.Event(), False
+        # A daemon: an attempt that does not end must not keep the program from ending.
+        self._thread = threading.Thread(target=self._run, name=f"alerts-{outbox.name}", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._woken.set()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._woken.wait(LOOK_AGAIN_S if len(self._outbox) else None)
+            self._woken.clear()
+            if not self._stopping:
+                self._outbox.deliver()

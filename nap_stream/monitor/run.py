@@ -1,0 +1,72 @@
+"""A whole run of the monitor, from preflight to the last alert."""
+
+from collections.abc import Callable
+
+import structlog
+
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import require_scoring
+from nap_stream.clock import SystemClock
+from nap_stream.drift.monitor import detection_plan
+from nap_stream.kafka.client import connect, partition_count, require_topics
+from nap_stream.monitor.actors import RayCluster, ray_session
+from nap_stream.monitor.coordinator import chain_ends
+from nap_stream.monitor.driver import Driver, RunLimits, RunResult
+from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.process import stop_on_signals
+from nap_stream.records import CalibrationFacts
+from nap_stream.scored_log.stores.open import check_writable
+from nap_stream.settings.schema import Settings
+
+
+def run_monitor(
+    settings: Settings,
+    *,
+    address: str | None,
+    until_idle_s: float | None,
+    max_records: int | None,
+    on_status: Callable[[CoordinatorStatus], None],
+) -> RunResult:
+    """Check what can be checked at once, start the actors, supervise them to the end.
+
+    Args:
+        settings: Of the monitor.
+        address: Of a Ray cluster; None for Ray on this machine, or the job's own cluster.
+        until_idle_s: End when nothing came for so long, in seconds.
+        max_records: End once at least so many records are logged.
+        on_status: Shown the coordinator's status about four times a second.
+
+    Raises:
+        NapStreamError: What keeps the monitor from starting or going on.
+    """
+    calibration, partitions = _preflight(settings)
+    limits = RunLimits(partitions, until_idle_s, max_records)
+    names = tuple(f"worker-{number}" for number in range(settings.worker.count))
+    cpus = settings.worker.count * settings.worker.torch_threads
+    with ray_session(address, cpus), stop_on_signals() as stop:
+        since = None if max_records is None else chain_ends(settings)
+        cluster = RayCluster(settings, calibration, since)
+        log = structlog.get_logger()
+        log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)
+        driver = Driver(
+            cluster, names, settings.driver, limits, clock=SystemClock(), on_status=on_status
+        )
+        result = driver.run(stop)
+        log.info("monitor_ended", ending=result.ending.value, unclean=list(result.unclean))
+        return result
+
+
+def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
+    """Fail at once on what would fail after actors have started.
+
+    Returns:
+        What the coordinator must know of the calibration, and how many partitions the topic has.
+    """
+    calibration = load_calibration(settings.calibration)
+    detection_plan(settings.drift, calibration.facts)
+    check_writable(settings.log.root)
+    connect(settings.kafka)
+    topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
+    require_topics(settings.kafka, topics)
+    require_scoring(calibration, settings.scoring)
+    return calibration.facts, partition_count(settings.kafka, settings.kafka.topic)

@@ -1,0 +1,407 @@
+"""How far the workers are in their partitions.
+
+What the workers have told the coordinator about themselves.
+
+Puts the drift monitor's state into metrics.
+
+How a run is, for whoever watches it.
+
+What a run shows of itself: a live line in a terminal, an event now and then elsewhere.
+"""
+
+from collections import Counter as Totals
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import structlog
+from prometheus_client import Counter
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.core.alert_state import AlertState, Severity
+from nap_stream.drift.monitor import DriftSnapshot
+from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
+from nap_stream.records import PartitionProgress, Status, TopicPartition, WorkerReport
+
+FRESH_S = 5.0
+"""Workers report once a second; a partition without a report for so long has no worker."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A partition as last reported. ``moved_s`` is when its position last changed."""
+
+    worker: str | None
+    progress: PartitionProgress
+    first_position: int
+    reported_s: float
+    moved_s: float
+
+
+class PartitionTable:
+    """The progress of each partition; tells which are expected to bring more.
+
+    Args:
+        metrics: Receives the lags. Series go with the worker that had the partition.
+        stall_timeout_s: The longest that a partition is expected to bring more while it does
+            not move, or while no worker has it.
+        start_timeout_s: The same while no worker has reported it yet: they load their models.
+    """
+
+    def __init__(self, metrics: Metrics, stall_timeout_s: float, start_timeout_s: float) -> None:
+        self._metrics = metrics
+        self._stall_timeout_s, self._start_timeout_s = stall_timeout_s, start_timeout_s
+        self._seen: dict[TopicPartition, _Seen] = {}
+        self._awaited_since_s: dict[TopicPartition, float] = {}
+
+    def wait_for(self, partitions: Iterable[TopicPartition], now_s: float) -> None:
+        """Expect that a worker reports them: the log has them, and they may have more to bring."""
+        self._awaited_since_s = dict.fromkeys(partitions, now_s)
+
+    def take(self, report: WorkerReport, now_s: float) -> list[TopicPartition]:
+        """Take a worker's newest report, received at ``now_s`` on the monotonic clock.
+
+        Returns:
+            The partitions that were not known before.
+        """
+        new = [p.partition for p in report.partitions if p.partition not in self._seen]
+        for progress in report.partitions:
+            self._awaited_since_s.pop(progress.partition, None)
+            self._see(report.worker, progress, now_s)
+        reported = {progress.partition for progress in report.partitions}
+        for partition, seen in self._seen.items():
+            if seen.worker == report.worker and partition not in reported:
+                self._disown(partition, seen)
+        return new
+
+    def expected(
+        self, now_s: float, logged_end: Callable[[TopicPartition], int | None]
+    ) -> list[TopicPartition]:
+        """Give the partitions that have, or may have, records that no summary has told yet.
+
+        That is where the lag is not 0, where the position is past the logged end, and where no
+        worker reports, or has yet: what came in the meantime is known only once one does.
+
+        Args:
+            now_s: The monotonic time.
+            logged_end: The offset up to which summaries have come, or None.
+        """
+        expected = [
+            partition
+            for partition, since_s in self._awaited_since_s.items()
+            if now_s - since_s < self._start_timeout_s
+        ]
+        for partition, seen in self._seen.items():
+            if now_s - seen.reported_s > FRESH_S:
+                self._disown(partition, seen)
+                since_s = seen.reported_s
+            elif self._is_behind(partition, seen, logged_end):
+                since_s = seen.moved_s
+            else:
+                continue
+            if now_s - since_s < self._stall_timeout_s:
+                expected.append(partition)
+        return expected
+
+    def max_lag(self) -> int | None:
+        """Give the largest known lag, in offsets, of partitions that a worker has."""
+        lags = [seen.progress.lag for seen in self._seen.values() if seen.worker]
+        return max((lag for lag in lags if lag is not None), default=None)
+
+    def _see(self, worker: str, progress: PartitionProgress, now_s: float) -> None:
+        self._metrics.set_partition(progress.partition, progress.lag, progress.time_lag_ms)
+        seen = self._seen.get(progress.partition)
+        if seen is None:
+            position = progress.position
+            self._seen[progress.partition] = _Seen(worker, progress, position, now_s, now_s)
+            return
+        if progress.position != seen.progress.position:
+            seen.moved_s = now_s
+        seen.worker, seen.progress, seen.reported_s = worker, progress, now_s
+
+    def _disown(self, partition: TopicPartition, seen: _Seen) -> None:
+        if seen.worker is not None:
+            seen.worker = None
+            self._metrics.remove_partition(partition)
+
+    def _is_behind(
+        self,
+        partition: TopicPartition,
+        seen: _Seen,
+        logged_end: Callable[[TopicPartition], int | None],
+    ) -> bool:
+        end = logged_end(partition)
+        done = seen.first_position if end is None else end
+        return seen.progress.lag != 0 or seen.progress.position > done
+
+
+RATE_WINDOW_S = 10.0
+"""Ten reports: long enough to be steady, short enough to follow."""
+_TOTALS = (
+    "images_scored",
+    "dead_letters",
+    "segments_published",
+    "segment_conflicts",
+    "rebalances",
+)
+_DISAGREEMENTS = {f"offsets_{kind}": kind for kind in OFFSET_DISAGREEMENTS}
+
+
+@dataclass(slots=True)
+class _Worker:
+    report: WorkerReport
+    received_s: float
+    images: deque[tuple[float, int]] = field(default_factory=deque)
+
+
+class WorkerTable:
+    """The last report of each worker, and counters made of their totals.
+
+    A report carries totals of one incarnation. They are kept by (worker, incarnation), and
+    only what they grow by is counted, so that reports may be lost, repeated or late.
+
+    Args:
+        metrics: Receives counts and stage times.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._workers: dict[str, _Worker] = {}
+        self._counted: dict[tuple[str, int], dict[str, int]] = {}
+        self._last_commit_ms = 0
+        self.totals: Totals[str] = Totals()
+
+    def take(self, report: WorkerReport, now_s: float) -> bool:
+        """Take a report, received at ``now_s`` on the monotonic clock.
+
+        Returns:
+            Whether it is the worker's newest.
+        """
+        for stage, seconds in report.stage_seconds:
+            self._metrics.observe_stage(stage, seconds)
+        self._count(report)
+        if report.last_commit_ms is not None and report.last_commit_ms > self._last_commit_ms:
+            self._last_commit_ms = report.last_commit_ms
+            self._metrics.last_commit.set(report.last_commit_ms / 1000)
+        known = self._workers.get(report.worker)
+        if known is not None and _age(report) < _age(known.report):
+            return False
+        slim = replace(report, stage_seconds=())
+        if known is None or known.report.incarnation != report.incarnation:
+            known = self._workers[report.worker] = _Worker(slim, now_s)
+        known.report, known.received_s = slim, now_s
+        known.images.append((now_s, report.images_scored))
+        return True
+
+    def reports(self) -> Mapping[str, WorkerReport]:
+        """Give each worker's newest report, without its stage times."""
+        return {name: worker.report for name, worker in self._workers.items()}
+
+    def heard_within(self, age_s: float, now_s: float) -> list[WorkerReport]:
+        """Give the newest reports that came in the last ``age_s`` seconds."""
+        known = self._workers.values()
+        return [worker.report for worker in known if now_s - worker.received_s <= age_s]
+
+    def waiting(self, age_s: float, now_s: float) -> Mapping[str, str]:
+        """Give what each worker waits for that has said so in the last ``age_s`` seconds."""
+        return {
+            report.worker: report.waiting_for
+            for report in self.heard_within(age_s, now_s)
+            if report.waiting_for is not None
+        }
+
+    def images_per_second(self, now_s: float) -> float:
+        """Give the rate of all workers together over the last `RATE_WINDOW_S` seconds."""
+        return sum(_rate(worker.images, now_s) for worker in self._workers.values())
+
+    def _count(self, report: WorkerReport) -> None:
+        counted = self._counted.setdefault((report.worker, report.incarnation), {})
+        for name in (*_TOTALS, *_DISAGREEMENTS):
+            total: int = getattr(report, name)
+            grown = total - counted.get(name, 0)
+            if grown > 0:
+                counted[name] = total
+                self.totals[name] += grown
+                self._counter(name).inc(grown)
+        # The one before may still have a report on its way; older ones have not.
+        self._counted.pop((report.worker, report.incarnation - 2), None)
+
+    def _counter(self, name: str) -> Counter:
+        if name in _DISAGREEMENTS:
+            return self._metrics.offset_disagreements.labels(_DISAGREEMENTS[name])
+        counter: Counter = getattr(self._metrics, name)
+        return counter
+
+
+def _age(report: WorkerReport) -> tuple[int, int]:
+    return report.incarnation, report.sent_at_ms
+
+
+def _rate(images: deque[tuple[float, int]], now_s: float) -> float:
+    while images and now_s - images[0][0] > RATE_WINDOW_S:
+        images.popleft()
+    if len(images) < 2:  # noqa: PLR2004 - a rate needs two points
+        return 0.0
+    (first_s, first), (last_s, last) = images[0], images[-1]
+    return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+
+
+_UNKNOWN = float("nan")
+
+
+def show_drift(
+    metrics: Metrics, before: DriftSnapshot, now: DriftSnapshot, window_size: int, now_ms: int
+) -> None:
+    """Set the gauges to ``now``; count what has grown since ``before``.
+
+    Args:
+        metrics: To set.
+        before: What was shown last.
+        now: What is to be shown.
+        window_size: Records of a full window.
+        now_ms: The time, in milliseconds since the epoch.
+    """
+    metrics.ood_fraction.set(_UNKNOWN if now.fraction is None else now.fraction)
+    metrics.ood_fraction_bound.set(_UNKNOWN if now.bound is None else now.bound)
+    metrics.window_records.set(now.window_records)
+    metrics.window_fill.set(min(1.0, now.window_records / window_size))
+    for severity in Severity:
+        metrics.alert_firing.labels(severity.value).set(int(now.severity is severity))
+    for reading in now.readings:
+        metrics.set_detector(
+            reading.detector, reading.statistic, reading.threshold, active=reading.active
+        )
+    mark_ms = now.watermark_ms
+    metrics.watermark_delay.set(_UNKNOWN if mark_ms is None else (now_ms - mark_ms) / 1000)
+    for partition, partition_mark_ms in now.partition_watermarks_ms.items():
+        metrics.set_watermark(partition, partition_mark_ms)
+    metrics.keys.set(now.keys)
+    metrics.keys_active.set(now.keys_active)
+    metrics.keys_firing.set(now.keys_firing)
+    metrics.keys_forgotten.inc(now.keys_forgotten - before.keys_forgotten)
+    metrics.late_records.inc(now.late_records - before.late_records)
+    metrics.untimely_records.inc(now.untimely_records - before.untimely_records)
+    metrics.duplicate_summaries.inc(now.duplicates - before.duplicates)
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorStatus:
+    """The run now.
+
+    Rows are those in the log since this coordinator started, or since the run did where it must
+    end after so many; ``images_scored`` and
+    ``dead_letters`` are the workers' own counts. ``ood_fraction`` and ``bound`` are null until
+    the window is full, ``max_lag`` (offsets) until a lag is known. ``alerts_fired`` and
+    ``alerts_resolved`` count those that began and ended here, of the stream and of keys;
+    ``severity`` is that of the stream's alert, null while it is inactive. ``workers`` holds the
+    last report of each, without stage times; ``waiting_for`` says of each that waits for something
+    outside of it what that is.
+    """
+
+    rows: int
+    rows_by_status: Mapping[Status, int]
+    images_scored: int
+    images_per_second: float
+    ood_fraction: float | None
+    bound: float | None
+    alert_state: AlertState
+    window_records: int
+    window_size: int
+    alerts_fired: int
+    alerts_resolved: int
+    alerts_waiting: int
+    max_lag: int | None
+    dead_letters: int
+    late_records: int
+    worker_restarts: int
+    workers: Mapping[str, WorkerReport]
+    waiting_for: Mapping[str, str] = field(default_factory=dict)
+    severity: Severity | None = None
+    keys: int = 0
+    keys_firing: int = 0
+
+
+EVENT_EVERY_S = 10.0
+
+Show = Callable[[CoordinatorStatus], None]
+
+
+@contextmanager
+def status_display(console: Console, clock: Clock | None = None) -> Iterator[Show]:
+    """A function that shows a status: live on a terminal, as a log event every 10 s elsewhere."""
+    clock = clock or SystemClock()
+    if not console.is_terminal:
+        yield _events(clock)
+        return
+    with Live(Text("starting…"), console=console, refresh_per_second=4, transient=False) as live:
+        yield lambda status: live.update(status_text(status))
+
+
+def status_text(status: CoordinatorStatus) -> Text:
+    """One line for a person: rates, the OOD fraction against its bound, lag, alert state."""
+    firing = status.alert_state == "firing"
+    text = Text.assemble(
+        (f" {_state(status)} ", "bold white on red" if firing else "black on green"),
+        f"  {status.rows:,} rows",
+        f"  {status.images_per_second:,.1f} images/s",
+        f"  OOD {_percent(status.ood_fraction)} (bound {_percent(status.bound)})",
+        f"  lag {'?' if status.max_lag is None else format(status.max_lag, ',')}",
+        f"  workers {len(status.workers)}",
+    )
+    if status.ood_fraction is None:
+        text.append(f"  window {status.window_records:,}/{status.window_size:,}")
+    if status.keys_firing:
+        text.append(f"  keys firing {status.keys_firing:,} of {status.keys:,}", "bold red")
+    if status.dead_letters:
+        text.append(f"  dead letters {status.dead_letters:,}", "yellow")
+    if status.alerts_waiting:
+        text.append(f"  alerts waiting {status.alerts_waiting:,}", "bold red")
+    if status.waiting_for:
+        text.append(f"  waiting: {_first_wait(status)}", "yellow")
+    return text
+
+
+def _events(clock: Clock) -> Show:
+    shown_at = float("-inf")
+
+    def show(status: CoordinatorStatus) -> None:
+        nonlocal shown_at
+        if clock.monotonic() - shown_at < EVENT_EVERY_S:
+            return
+        shown_at = clock.monotonic()
+        structlog.get_logger().info(
+            "status",
+            alert_state=str(status.alert_state),
+            severity=status.severity,
+            keys_firing=status.keys_firing,
+            rows=status.rows,
+            images_per_second=round(status.images_per_second, 1),
+            ood_fraction=status.ood_fraction,
+            bound=status.bound,
+            max_lag=status.max_lag,
+            dead_letters=status.dead_letters,
+            waiting_for=dict(status.waiting_for),
+        )
+
+    return show
+
+
+def _state(status: CoordinatorStatus) -> str:
+    """The alert's state, and its severity while it fires."""
+    severity = "" if status.severity is None else f" {status.severity.upper()}"
+    return f"{status.alert_state.upper()}{severity}"
+
+
+def _first_wait(status: CoordinatorStatus) -> str:
+    """What the first worker waits for, and how many others wait too."""
+    worker, what = min(status.waiting_for.items())
+    others = len(status.waiting_for) - 1
+    return f"{worker}: {what}" + (f" (and {others} more)" if others else "")
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.1%}"

@@ -1,0 +1,161 @@
+"""Which worker it is.
+
+Puts a worker together from settings. Knows no Ray.
+"""
+
+import os
+import platform
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import require_fingerprint
+from nap_stream.calibration.fit import base_scores_of
+from nap_stream.clock import Clock, StopRequest
+from nap_stream.dead_letter import KafkaDeadLetters
+from nap_stream.errors import GpuUnavailableError
+from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
+from nap_stream.pipeline.commits import Reporter
+from nap_stream.pipeline.line import WorkerLine
+from nap_stream.pipeline.scoring import RowMaker, ScoringStage
+from nap_stream.pipeline.tally import Tally
+from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
+from nap_stream.scored_log.stores.open import check_writable, open_scored_log
+from nap_stream.scored_log.summary import summarise, summary_shape
+from nap_stream.settings.schema import Settings
+from nap_stream.source.kafka import KafkaSource
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which worker this is.
+
+    ``name`` is stable over restarts and is the static member of the consumer group;
+    ``incarnation`` counts the restarts.
+    """
+
+    name: str
+    incarnation: int
+
+
+WORKER_SHARE = 0.6
+"""Of the driver's shutdown deadline, so that a worker ends before the driver's patience does."""
+
+
+def run_worker(
+    settings: Settings,
+    identity: Identity,
+    *,
+    num_gpus: float,
+    reporter: Reporter,
+    stop: StopRequest,
+    clock: Clock,
+) -> None:
+    """Load the model, join the group, work until told to stop, leave in good order.
+
+    Raises:
+        NapStreamError: What keeps the worker from starting or going on.
+    """
+    device = choose_device(num_gpus)
+    torch.set_num_threads(settings.worker.torch_threads)
+    loaded = load_model(settings.model, device)
+    with _open_line(settings, identity, loaded, reporter, clock) as line:
+        deadline_s = settings.driver.shutdown_deadline_s * WORKER_SHARE
+        line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
+
+
+def choose_device(num_gpus: float) -> torch.device:
+    """The device of a worker that has ``num_gpus`` GPUs from Ray.
+
+    Raises:
+        GpuUnavailableError: If GPUs are asked for and torch sees none.
+    """
+    if num_gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise GpuUnavailableError(
+            f"worker.num_gpus is {num_gpus:g}, but torch {torch.__version__} sees no GPU",
+            f"host {platform.node()}, CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', '(not set)')}",
+            "Install a CUDA build of torch and the driver, or set worker.num_gpus: 0",
+        )
+    return torch.device("cuda")
+
+
+@contextmanager
+def _open_line(
+    settings: Settings, identity: Identity, loaded: LoadedModel, reporter: Reporter, clock: Clock
+) -> Iterator[WorkerLine]:
+    calibration = load_calibration(settings.calibration)
+    require_fingerprint(calibration, loaded)
+    tally = Tally(identity.name, identity.incarnation)
+    rows = RowMaker(
+        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
+        class_names=loaded.class_names,
+        calibration=calibration,
+        preprocessing=settings.model.preprocessing,
+        limits=settings.limits,
+        kept_headers=settings.log.headers,
+        clock=clock,
+    )
+    if identity.incarnation == 0:
+        # One that replaces another waits for a disk that is full, as the other did.
+        check_writable(settings.log.root)
+    log = open_scored_log(
+        settings.log.root,
+        writer_id=_writer_id(identity),
+        model_fingerprint=loaded.fingerprint,
+        calibration_fingerprint=calibration.fingerprint,
+        clock=clock,
+    )
+
+    shape = summary_shape(settings)
+
+    def summary(
+        segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
+    ) -> SegmentSummary:
+        return summarise(segment, records, shape, gap)
+
+    with ExitStack() as stack:
+        dead_letters = KafkaDeadLetters(
+            settings.kafka,
+            settings.dead_letters.topic,
+            max_payload_bytes=settings.kafka.max_fetch_bytes,
+        )
+        stack.callback(dead_letters.close)
+        stage = ScoringStage(
+            rows.decode,
+            rows.score,
+            rows.fail,
+            batch_size=settings.worker.batch_size,
+            linger_s=settings.worker.linger_ms / 1000,
+            decode_threads=settings.worker.decode_threads,
+            max_decoded_images=settings.worker.max_in_hand_images,
+            max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
+            clock=clock,
+            observe=tally.observe,
+        )
+        stack.callback(stage.close)
+        yield WorkerLine(
+            lambda listener: KafkaSource(settings.kafka, listener, instance_id=identity.name),
+            stage=stage,
+            log=log,
+            dead_letters=dead_letters,
+            reporter=reporter,
+            summarise=summary,
+            log_settings=settings.log,
+            worker_settings=settings.worker,
+            clock=clock,
+            tally=tally,
+            resume_from=settings.kafka.resume_from,
+        )
+
+
+def _writer_id(identity: Identity) -> str:
+    """Unique over hosts, processes and restarts, and readable in a footer."""
+    process = f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    return f"{identity.name}.{identity.incarnation}@{process}"

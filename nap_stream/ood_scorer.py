@@ -1,0 +1,206 @@
+"""Out-of-distribution scores without Kafka: for people who have a pipeline already."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import Calibration, require_sites
+from nap_stream.calibration.fit import base_scores_of
+from nap_stream.calibration.images import one_batch, rgb_tensor
+from nap_stream.core.methods import NAP
+from nap_stream.errors import FingerprintMismatchError, ModelError
+from nap_stream.model.load import BatchScores, LoadedModel, adopt_module, score_forward, weights_of
+
+_COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OODScores:
+    """The scores of N images, in their order: tensors on the CPU, each of shape (N,).
+
+    ``class_id`` is the predicted class, int64. ``ood_p_value`` is float64 in (0, 1], small =
+    out-of-distribution: the conformal p-value of the image among the calibration images.
+    ``is_ood`` is bool, ``ood_p_value <= alpha``. ``score`` is float64, that of the calibration's
+    method, and ``values`` are NAP and the base scores by name, float32; all higher =
+    in-distribution. ``is_finite`` is bool: where it is False, the image's activations or logits
+    hold NaN or infinity, its score and p-value are NaN, and it is not flagged.
+    """
+
+    class_id: torch.Tensor
+    ood_p_value: torch.Tensor
+    is_ood: torch.Tensor
+    score: torch.Tensor
+    is_finite: torch.Tensor
+    values: Mapping[str, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.class_id)
+
+
+class OODScorer:
+    """Scores images by a classifier and its calibration, with one forward pass.
+
+    NAP is that of arXiv 2402.18162; the p-value is split-conformal (arXiv 2303.02770). The module
+    computes exactly what it would without the scorer, keeps no hook between calls, and is never
+    changed: put it in evaluation mode, and on its device, before it is given here. For one thread
+    at a time.
+
+    It is also a callable class of ``ray.data.Dataset.map_batches``, which makes one a process, from
+    ``fn_constructor_args=(artifact, build_model)``.
+
+    Example:
+        >>> scorer = OODScorer.load(artifact, model)
+        >>> scores = scorer(images)
+        >>> flagged = images[scores.is_ood]
+
+    Args:
+        artifact: The folder that ``nap-stream calibrate`` wrote.
+        model: The module that was calibrated, eager or under ``torch.compile``, or a callable
+            without arguments that builds it. Two modules are the same if their state dicts are,
+            and if the feature map and the head are read at the same places; that the code between
+            them is the same cannot be checked.
+        column: Where images stand in a batch of columns.
+
+    Raises:
+        CalibrationError: There is no calibration, or it is damaged.
+        FingerprintMismatchError: It was made with other weights, or the feature map or the head
+            is read elsewhere in this module.
+        ModelError: The module is in training mode, or does not return logits (N, classes), or the
+            callable returns something else.
+        FeatureMapError: The pre-pooling map was not found.
+    """
+
+    def __init__(
+        self,
+        artifact: str | os.PathLike[str],
+        model: nn.Module | Callable[[], nn.Module],
+        *,
+        column: str = "image",
+    ) -> None:
+        self._calibration = load_calibration(Path(artifact))
+        module = model if isinstance(model, nn.Module) else model()
+        self._loaded = _loaded(self._calibration, module)
+        self._base_scores = base_scores_of(self._calibration, self._loaded)
+        self._column = column
+
+    @classmethod
+    def load(
+        cls,
+        artifact: str | os.PathLike[str],
+        model: nn.Module | Callable[[], nn.Module],
+        *,
+        column: str = "image",
+    ) -> Self:
+        """Make a scorer; the same as calling the class."""
+        return cls(artifact, model, column=column)
+
+    @overload
+    def __call__(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores: ...
+
+    @overload
+    def __call__(self, images: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]: ...
+
+    def __call__(
+        self, images: torch.Tensor | Sequence[torch.Tensor] | Mapping[str, NDArray[Any]]
+    ) -> OODScores | dict[str, NDArray[Any]]:
+        """Score images, or a batch of columns.
+
+        Args:
+            images: One of
+
+                - the model's own input: floating-point, (N, 3, H, W) of the size that was
+                  calibrated. It is used as it is, after a move to the module's device and dtype;
+                - RGB pixels: uint8, (N, 3, h, w), or a sequence of uint8 tensors (3, h, w) of any
+                  sizes. They go through the calibration's resize, crop and normalisation;
+                - a mapping of columns, of which ``column`` holds RGB pixels: a uint8 array
+                  (N, h, w, 3), or N uint8 arrays (h, w, 3) of any sizes.
+
+        Returns:
+            The scores of the N images; for a mapping, a new one of all its columns and the arrays
+            ``class_id``, ``ood_p_value``, ``is_ood``, ``score`` and ``nap``, as in `OODScores`.
+
+        Raises:
+            ValueError: The images are something else, the mapping has no such column, or it has
+                one of the names that would be added.
+            ModelError: The module is in training mode, or returned something other than logits
+                (N, classes).
+            FeatureMapError: The forward pass did not reach the feature map.
+        """
+        if not isinstance(images, Mapping):
+            return self._score(images)
+        self._check_columns(images)
+        scores = self._score([rgb_tensor(image) for image in images[self._column]])
+        added = {name: getattr(scores, name) for name in _COLUMNS if name != NAP}
+        return {
+            **images,
+            **{name: tensor.numpy() for name, tensor in added.items()},
+            NAP: scores.values[NAP].numpy(),
+        }
+
+    def _score(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores:
+        batch = one_batch(images, self._loaded.preprocessing)
+        if not len(batch):
+            return self._judged(self._nothing())
+        loaded = self._loaded
+        forward = loaded.forward_input if batch.is_floating_point() else loaded.forward
+        return self._judged(score_forward(forward(batch), self._base_scores))
+
+    def _nothing(self) -> BatchScores:
+        names = (NAP, *self._base_scores.names)
+        return BatchScores(np.zeros(0, np.int64), {name: np.zeros(0, np.float32) for name in names})
+
+    def _judged(self, found: BatchScores) -> OODScores:
+        judged = self._calibration.judge(found.values, found.class_id)
+        finite = found.is_finite() & np.isfinite(judged.fused)
+        return OODScores(
+            class_id=torch.from_numpy(found.class_id),
+            ood_p_value=torch.from_numpy(np.where(finite, judged.ood_p_value, np.nan)),
+            is_ood=torch.from_numpy(finite & judged.is_ood),
+            score=torch.from_numpy(np.where(finite, judged.fused, np.nan)),
+            is_finite=torch.from_numpy(finite),
+            values={name: torch.from_numpy(column) for name, column in found.values.items()},
+        )
+
+    def _check_columns(self, batch: Mapping[str, NDArray[Any]]) -> None:
+        if self._column not in batch:
+            raise ValueError(
+                f"expected images in the column {self._column!r}, got the columns {sorted(batch)}: "
+                "name another with column="
+            )
+        taken = [name for name in _COLUMNS if name in batch]
+        if taken:
+            raise ValueError(f"the batch has {', '.join(taken)} already, which would be added")
+
+
+def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
+    facts = calibration.document.model
+    where = f"calibration {calibration.fingerprint} of {facts.factory}"
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"the callable returned {type(module).__name__}, expected a torch.nn.Module", where
+        )
+    weights = weights_of(module)
+    if weights != facts.weights_fingerprint:
+        raise FingerprintMismatchError(
+            f"the calibration was made with the weights {facts.weights_fingerprint}, the module's "
+            f"are {weights}: a name, a shape, a dtype or a value of its state dict differs",
+            where,
+            "Give the module that was calibrated, with its trained weights, or calibrate this one",
+        )
+    loaded = adopt_module(
+        module,
+        facts.preprocessing,
+        facts.class_names,
+        feature_site=facts.feature_site,
+        fingerprint=facts.fingerprint,
+    )
+    require_sites(calibration, loaded)
+    return loaded

@@ -1,0 +1,329 @@
+"""Panes of a recorded stretch, of the stream and of each key, as arrays.
+
+Reads a stretch of the scored log, counted as the drift monitor would count it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes, key_text
+from nap_stream.errors import ConfigError, LogRootError
+from nap_stream.planning.question import Advance, is_thinned
+from nap_stream.records import CalibrationFacts, Status
+from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.summary import credible_times, rows_of_table, rows_schema
+from nap_stream.settings.schema import DriftSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PaneSeries:
+    """P panes in order of time, each with a record at least.
+
+    ``start_ms``, ``records`` and ``flagged`` are int64 (P,); ``bins`` is int64 (P, BIN_COUNT).
+    """
+
+    start_ms: NDArray[np.int64]
+    records: NDArray[np.int64]
+    flagged: NDArray[np.int64]
+    bins: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.start_ms)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stretch:
+    """Scored records of one calibration, in panes of ``pane_ms``.
+
+    ``panes`` are those of the stream. ``by_key`` are the panes of K keys, one key after the other,
+    ``key_start`` int64 (K + 1,) where each begins and the last one ends, and ``keys`` their names;
+    none of them where keys are not told apart.
+    """
+
+    pane_ms: int
+    panes: PaneSeries
+    keys: tuple[str, ...]
+    by_key: PaneSeries
+    key_start: NDArray[np.int64]
+
+    @property
+    def records(self) -> int:
+        """How many records were counted."""
+        return int(self.panes.records.sum())
+
+    @property
+    def flagged(self) -> int:
+        """How many of them are flagged."""
+        return int(self.panes.flagged.sum())
+
+    @property
+    def first_ms(self) -> int:
+        """The start of the first pane, in milliseconds since the epoch."""
+        return int(self.panes.start_ms[0])
+
+    @property
+    def last_ms(self) -> int:
+        """The end of the last pane, in milliseconds since the epoch."""
+        return int(self.panes.start_ms[-1]) + self.pane_ms
+
+    def key_counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Records and flagged ones of each key, both int64 (K,)."""
+        if not self.keys:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        starts = self.key_start[:-1]
+        return (
+            np.add.reduceat(self.by_key.records, starts),
+            np.add.reduceat(self.by_key.flagged, starts),
+        )
+
+
+def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> Stretch:
+    """Bring partitions' counts together, as `nap_stream.core.panes.closed_pane` does.
+
+    Args:
+        parts: Of each partition, in order of their numbers; at least one holds an entry.
+        pane_ms: Width of a pane in milliseconds.
+        one_per_pane: See `nap_stream.core.panes.count_panes`.
+    """
+    names = sorted({p.keys[number] for p in parts for number in np.unique(p.key).tolist()})
+    slots = {name: slot for slot, name in enumerate(names)}
+    slot = np.concatenate(
+        [np.array([slots.get(name, -1) for name in p.keys], np.int64)[p.key] for p in parts]
+    )
+    entries = PaneSeries(
+        *(
+            np.concatenate([getattr(part, field) for part in parts])
+            for field in ("start_ms", "records", "flagged", "bins")
+        )
+    )
+    # Stable: of a key in several partitions the first partition's records come first.
+    order = np.lexsort((slot, entries.start_ms))
+    keyless = slots.get(NO_KEY, -1)
+    if one_per_pane:
+        is_first = _changes(entries.start_ms[order], slot[order])
+        order = order[is_first | (slot[order] == keyless)]
+    start = entries.start_ms[order]
+    panes = _added_up(entries, order, _changes(start, start))
+    order = order[slot[order] != keyless]
+    order = order[np.argsort(slot[order], kind="stable")]
+    is_first = _changes(entries.start_ms[order], slot[order])
+    key_of_group = slot[order][is_first]
+    keys = tuple(name for name in names if name != NO_KEY)
+    key_slots = [slots[name] for name in keys]
+    begins = np.searchsorted(key_of_group, key_slots)
+    return Stretch(
+        pane_ms,
+        panes,
+        keys,
+        _added_up(entries, order, is_first),
+        np.append(begins, len(key_of_group)).astype(np.int64),
+    )
+
+
+def _changes(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+    changed = np.ones(len(first), dtype=np.bool_)
+    changed[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
+    return changed
+
+
+def _added_up(
+    entries: PaneSeries, order: NDArray[np.int64], is_first: NDArray[np.bool_]
+) -> PaneSeries:
+    """The sums of each run of entries, taken in this order, that begins at a first one."""
+    cuts = np.flatnonzero(is_first)
+    if not len(cuts):
+        none = np.zeros(0, dtype=np.int64)
+        return PaneSeries(none, none, none, entries.bins[:0])
+    return PaneSeries(
+        entries.start_ms[order][cuts],
+        np.add.reduceat(entries.records[order], cuts),
+        np.add.reduceat(entries.flagged[order], cuts),
+        np.add.reduceat(entries.bins[order], cuts, axis=0),
+    )
+
+
+LEAST_RECORDS = 1_000
+LEAST_PANES = 50
+MAX_RECORDS = 20_000_000
+"""Of a stretch: what is read of a partition is held in memory."""
+_FINGERPRINT = "calibration_fingerprint"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A stretch, its topic, and how many scored records of other calibrations it leaves out.
+
+    ``contradicting`` records are flagged against their p-value and the calibration's alpha;
+    ``first_contradicting`` says where one of them lies. They are counted as they are flagged.
+    """
+
+    stretch: Stretch
+    topic: str
+    other_calibrations: int
+    contradicting: int = 0
+    first_contradicting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The stretch that is meant: ``since_ms <= event time < until_ms`` of a topic.
+
+    Times are in milliseconds since the epoch; null does not bound, and takes the only topic.
+    It may hold ``max_records`` scored ones.
+    """
+
+    topic: str | None = None
+    since_ms: int | None = None
+    until_ms: int | None = None
+    max_records: int = MAX_RECORDS
+
+
+def read_stretch(
+    store: SegmentStore,
+    selection: Selection,
+    drift: DriftSettings,
+    facts: CalibrationFacts,
+    advance: Advance,
+) -> Recorded:
+    """Count the scored records of a stretch of the log.
+
+    Memory is some 40 bytes a record of the largest partition.
+
+    Args:
+        store: Where the log lies.
+        selection: The stretch.
+        drift: Width of panes, and keys.
+        facts: The calibration whose records count.
+        advance: Told of the partitions that are read.
+
+    Raises:
+        ConfigError: The topic is not clear, or the stretch holds too little or too much.
+        LogRootError: There is no log at the root, or it holds nothing of the topic.
+        ChainBrokenError: A segment cannot be read.
+    """
+    topic = selection.topic or _only_topic(store)
+    found = topic_partitions(store, topic)
+    key_by = None if drift.keys is None else drift.keys.by
+    parts, others, left = [], 0, selection.max_records
+    contradicting, first = 0, ""
+    for number, partition in enumerate(found):
+        query = Query(
+            topic=partition.topic,
+            partitions=(partition.partition,),
+            since_ms=selection.since_ms,
+            until_ms=selection.until_ms,
+            statuses=(Status.OK,),
+        )
+        rows = _read(store, query, key_by, facts, left)
+        left -= rows.total
+        if left < 0:
+            raise ConfigError(
+                f"the stretch holds more than {selection.max_records:,} scored records",
+                store.root,
+                "Choose a shorter one with --since and --until",
+            )
+        parts.append(_counted(rows, drift))
+        others += rows.others
+        if rows.contradicting and not contradicting:
+            first = f"{partition} offset {rows.first_contradicting}"
+        contradicting += rows.contradicting
+        advance(number + 1, len(found))
+    _require_enough(parts, store, facts.fingerprint, others)
+    stretch = merged(parts, drift.pane_ms, one_per_pane=is_thinned(drift))
+    return Recorded(stretch, topic, others, contradicting, first)
+
+
+def _only_topic(store: SegmentStore) -> str:
+    topics = sorted({partition.topic for partition in partitions(store)})
+    if not topics:
+        raise LogRootError("the log holds no topics", store.root, "Name the root of another one")
+    if len(topics) > 1:
+        what = f"the log holds the topics {', '.join(topics)}"
+        raise ConfigError(what, store.root, "Name one with --topic or --config")
+    return topics[0]
+
+
+@dataclass(slots=True)
+class _Rows:
+    """A partition's columns, batch by batch, and how many rows: of other calibrations, and all.
+
+    ``contradicting`` are flagged against their p-value, the first at ``first_contradicting``.
+    """
+
+    times_ms: list[NDArray[np.int64]] = field(default_factory=list)
+    p_values: list[NDArray[np.float64]] = field(default_factory=list)
+    flagged: list[NDArray[np.bool_]] = field(default_factory=list)
+    key: list[NDArray[np.int64]] = field(default_factory=list)
+    keys: dict[bytes | None, int] = field(default_factory=dict)
+    others: int = 0
+    total: int = 0
+    contradicting: int = 0
+    first_contradicting: int = -1
+
+
+def _read(
+    store: SegmentStore, query: Query, key_by: str | None, facts: CalibrationFacts, left: int
+) -> _Rows:
+    """Read a partition, of no more than ``left`` rows: the last batch may go beyond."""
+    read = _Rows()
+    for batch in scan(store, query, [*rows_schema(key_by).names, _FINGERPRINT]):
+        table = pa.Table.from_batches([batch])
+        own = table.filter(pc.equal(table.column(_FINGERPRINT), facts.fingerprint))
+        read.others += table.num_rows - own.num_rows
+        read.total += table.num_rows
+        if read.total > left:
+            break
+        if not own.num_rows:
+            continue
+        rows = rows_of_table(own, key_by)
+        read.times_ms.append(credible_times(rows))
+        read.p_values.append(rows.p_value)
+        read.flagged.append(rows.is_ood)
+        wrong = rows.offset[rows.is_ood != (rows.p_value <= facts.alpha)]
+        if len(wrong) and not read.contradicting:
+            read.first_contradicting = int(wrong[0])
+        read.contradicting += len(wrong)
+        if rows.key is not None and rows.keys is not None:
+            numbers = [read.keys.setdefault(key, len(read.keys)) for key in rows.keys]
+            read.key.append(np.array(numbers, dtype=np.int64)[rows.key])
+    return read
+
+
+def _counted(rows: _Rows, drift: DriftSettings) -> PaneCounts:
+    by_key = drift.keys is not None
+    return count_panes(
+        np.concatenate([np.zeros(0, np.int64), *rows.times_ms]),
+        np.concatenate([np.zeros(0, np.float64), *rows.p_values]),
+        np.concatenate([np.zeros(0, np.bool_), *rows.flagged]),
+        pane_ms=drift.pane_ms,
+        keys=tuple(map(key_text, rows.keys)) if by_key else (NO_KEY,),
+        key=np.concatenate([np.zeros(0, np.int64), *rows.key]) if by_key else None,
+        one_per_pane=is_thinned(drift),
+    )
+
+
+def _require_enough(
+    parts: Sequence[PaneCounts], store: SegmentStore, fingerprint: str, others: int
+) -> None:
+    records = sum(int(part.records.sum()) for part in parts)
+    if not records and others:
+        raise ConfigError(
+            f"all {others:,} scored records of the stretch are of other calibrations than "
+            f"{fingerprint[:16]}",
+            store.root,
+            "Name the calibration that judged them with --calibration",
+        )
+    panes = len({start for part in parts for start in np.unique(part.start_ms).tolist()})
+    if records < LEAST_RECORDS or panes < LEAST_PANES:
+        raise ConfigError(
+            f"the stretch holds {records:,} scored records in {panes:,} panes; "
+            f"at least {LEAST_RECORDS:,} in {LEAST_PANES} are needed",
+            store.root,
+            "Choose a longer one with --since and --until",
+        )

@@ -1,0 +1,121 @@
+"""Signals only set a flag.
+
+Structured logs: one line an event.
+"""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TextIO
+
+import structlog
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; the handlers from before come back at the end.
+
+    A second SIGINT raises KeyboardInterrupt, for the person who does not want to wait.
+    Must be entered in the main thread, and after `ray.init`, which sets handlers of its own.
+    """
+    stop = threading.Event()
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+KAFKA_LOG_EVERY_S = 30.0
+
+
+def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
+    """Send events to stderr: as aligned text for people, as JSON lines for machines.
+
+    The libraries' own logs go the same way, from warnings up; kafka-python's, which come with
+    every attempt to reach a broker that is away, once in half a minute each. Called once by a
+    program's entry point, never on import.
+
+    Args:
+        for_people: Whether a person reads stderr.
+        level: The least important level that is shown.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer(colors=False)
+        if for_people
+        else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_args: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = _CurrentStderr()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    handler.addFilter(_SeldomKafka())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    # It warns of every pause of a tenth of a second, which a busy machine has all the time.
+    logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
+
+
+class _SeldomKafka(logging.Filter):
+    """Passes what one line of kafka-python's code says once in a while, and the rest whole.
+
+    What was under way when a client is closed is cancelled, which is no error, and not passed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_at: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is not of kafka-python, or worth to be said and said seldom enough."""
+        if not record.name.startswith("kafka."):
+            return True
+        if isinstance(record.args, tuple) and "Cancelled" in map(_type_name, record.args):
+            return False
+        line = record.name, record.lineno
+        if record.created - self._passed_at.get(line, float("-inf")) < KAFKA_LOG_EVERY_S:
+            return False
+        self._passed_at[line] = record.created
+        return True
+
+
+def _type_name(value: object) -> str:
+    return type(value).__name__
+
+
+class _CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is at that moment: a live status line stands in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        self.stream = sys.stderr
+        super().emit(record)

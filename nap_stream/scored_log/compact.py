@@ -1,0 +1,318 @@
+"""One compaction at a time: two of a partition at once could undo each other's files.
+
+A file is exchanged whole, so that a compaction which has read a shorter chain could put a shorter
+file in place of a longer one whose segments are removed already. No store that is supported here
+can tell on a plain replace. Hence a lock file, created exclusively. It has no time limit: only a
+person can know that its owner is really gone.
+
+Compaction: one file in the place of the many small segments of a day that is over.
+
+A compacted file has the first segment's name and the rows of all, and lists their footers
+(`nap_stream.scored_log.segment`), so that the chain stays as it was: what `verify` recomputes is
+the same before and after. Writers are not disturbed, because the last segment of a chain stays.
+
+It may be interrupted at every step. What an interrupted run leaves are segments that stand in a
+compacted file too: the next run removes them. For the instant between the two steps of an
+exchange, a plain Parquet reader may meet a row twice, or a file that is gone; never a row that is
+missing. `nap_stream.scored_log.read` is right at every moment.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from uuid import uuid4
+
+from nap_stream.clock import Clock
+from nap_stream.errors import ChainBrokenError, ScoredLogError
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.compact_plan import (
+    ChainFile,
+    Limits,
+    Plan,
+    merge,
+    plan,
+    remove_leftovers,
+)
+from nap_stream.scored_log.read import partitions, segments
+from nap_stream.scored_log.segment import open_segment
+from nap_stream.scored_log.stores.base import SegmentStore
+
+LOCK_NAME = "_compacting.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LockOwner:
+    """Who compacts; ``started`` is ISO 8601, UTC."""
+
+    host: str
+    pid: int
+    started: str
+
+
+class CompactionLock:
+    """A held lock.
+
+    Args:
+        store: Where the log lies.
+        content: What its file holds.
+    """
+
+    def __init__(self, store: SegmentStore, content: bytes) -> None:
+        self._store, self._content = store, content
+
+    def check(self) -> None:
+        """Make sure that the lock is still held.
+
+        Raises:
+            ScoredLogError: Somebody has broken it.
+        """
+        if self._store.read(LOCK_NAME) != self._content:
+            raise ScoredLogError(
+                "the lock of this compaction was broken",
+                LOCK_NAME,
+                "Another compaction runs now; nothing is harmed",
+            )
+
+
+@contextmanager
+def compaction_lock(
+    store: SegmentStore, owner: LockOwner, *, break_lock: bool = False
+) -> Iterator[CompactionLock]:
+    """Hold the log's lock.
+
+    Args:
+        store: Where the log lies.
+        owner: For whoever finds the lock taken.
+        break_lock: Take it away from its owner.
+
+    Raises:
+        ScoredLogError: Somebody else holds it.
+    """
+    content = json.dumps({**asdict(owner), "token": uuid4().hex}).encode()
+    if break_lock:
+        store.remove([LOCK_NAME])
+    if not store.create(LOCK_NAME, content):
+        raise _taken(store.read(LOCK_NAME))
+    try:
+        yield CompactionLock(store, content)
+    finally:
+        if store.read(LOCK_NAME) == content:
+            store.remove([LOCK_NAME])
+
+
+def _taken(content: bytes | None) -> ScoredLogError:
+    return ScoredLogError(
+        f"another compaction holds the lock: {_owner(content)}",
+        LOCK_NAME,
+        "Wait until it has ended; if that process is surely gone, give --break-lock",
+    )
+
+
+def _owner(content: bytes | None) -> str:
+    try:
+        tree = json.loads(content or b"")
+        return f"process {tree['pid']} on {tree['host']}, since {tree['started']}"
+    except (ValueError, KeyError, TypeError):
+        return "its file does not say whose"
+
+
+DEFAULT_LIMITS = Limits(max_rows=250_000, max_bytes=64 * 2**20)
+"""About 0.4 GB of memory while a group is merged; up to a few times `Limits.max_memory_bytes` where
+rows repeat long keys or headers, which are small in files and not in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A partition that was left as it is, or half done, and why."""
+
+    partition: TopicPartition
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompactionReport:
+    """What a compaction did, or would do.
+
+    ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that stand in a
+    compacted file too, after an interrupted run or the death of a writer. Bytes are those of the
+    merged segments before, and of their files after (0 in a dry run). ``stopped`` says that it
+    was asked to end early.
+    """
+
+    partitions: int
+    segments: int
+    files: int
+    rows: int
+    bytes_before: int
+    bytes_after: int
+    leftovers: int
+    refusals: tuple[Refusal, ...]
+    stopped: bool
+    dry_run: bool
+
+    @property
+    def clean(self) -> bool:
+        """Whether no partition was refused."""
+        return not self.refusals
+
+
+@dataclass(slots=True)
+class _Tally:
+    segments: int = 0
+    files: int = 0
+    rows: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    leftovers: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def _silent(_done: int, _total: int | None) -> None:
+    """Progress that nobody watches."""
+
+
+def compact(
+    store: SegmentStore,
+    *,
+    clock: Clock,
+    topic: str | None = None,
+    today: date | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    dry_run: bool = False,
+    break_lock: bool = False,
+    progress: Callable[[int, int | None], None] = _silent,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> CompactionReport:
+    """Merge the segments of days that are over.
+
+    Args:
+        store: Where the log lies.
+        clock: Dates the new files, and says what day it is.
+        topic: Only this topic.
+        today: The first day that stays as it is, UTC; the clock's where None.
+        limits: Of each merged file.
+        dry_run: Only say what would be done; needs no lock.
+        break_lock: Go on although another compaction seems to run. Only where that is surely dead.
+        progress: Told how many segments are merged, and None: how many will be is not known.
+        should_stop: Asked before each merge whether to end.
+
+    Raises:
+        LogRootError: There is no log at the root.
+        ConfigError: The topic cannot be the name of one.
+        ScoredLogError: Another compaction runs, or the store failed; what is done stays done.
+    """
+    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    chains = partitions(store, topic)
+    run = _Run(
+        store, clock, limits, today or now.date(), should_stop=should_stop, progress=progress
+    )
+    if dry_run:
+        for partition in chains:
+            run.look_at(partition)
+        return run.report(len(chains), dry_run=True)
+    owner = LockOwner(socket.gethostname(), os.getpid(), now.isoformat(timespec="seconds"))
+    with compaction_lock(store, owner, break_lock=break_lock) as lock:
+        for partition in chains:
+            run.compact(partition, lock, f"compaction@{owner.host}:{owner.pid}")
+    return run.report(len(chains), dry_run=False)
+
+
+class _Run:
+    """One compaction: what it does partition by partition, and what it has done."""
+
+    def __init__(
+        self,
+        store: SegmentStore,
+        clock: Clock,
+        limits: Limits,
+        today: date,
+        *,
+        should_stop: Callable[[], bool],
+        progress: Callable[[int, int | None], None],
+    ) -> None:
+        self._store, self._clock, self._limits = store, clock, limits
+        self._today, self._should_stop, self._progress = today, should_stop, progress
+        self._stopped = False
+        self._tally = _Tally()
+
+    def look_at(self, partition: TopicPartition) -> None:
+        """Count what would be done."""
+        try:
+            found = self._plan(partition)
+        except ChainBrokenError as error:
+            self._tally.refusals.append(Refusal(partition, str(error)))
+            return
+        self._tally.leftovers += len(found.leftovers)
+        for group in found.groups:
+            self._count(group)
+
+    def compact(self, partition: TopicPartition, lock: CompactionLock, writer_id: str) -> None:
+        """Remove what is left over, then merge group by group."""
+        try:
+            found = self._plan(partition)
+            remove_leftovers(self._store, found.leftovers, check_lock=lock.check)
+            self._tally.leftovers += len(found.leftovers)
+            for group in found.groups:
+                self._merge_all(group, lock, writer_id)
+        except ChainBrokenError as error:
+            self._tally.refusals.append(Refusal(partition, str(error)))
+
+    def _merge_all(
+        self, group: tuple[ChainFile, ...], lock: CompactionLock, writer_id: str
+    ) -> None:
+        """Merge a group into one file, or into several where its rows are large."""
+        while len(group) > 1:
+            self._stopped = self._stopped or self._should_stop()
+            if self._stopped:
+                return
+            taken, size_bytes = merge(
+                self._store,
+                group,
+                writer_id=writer_id,
+                now_ms=self._clock.now_ms(),
+                check_lock=lock.check,
+                max_memory_bytes=self._limits.max_memory_bytes,
+            )
+            if taken > 1:
+                self._tally.bytes_after += size_bytes
+                self._count(group[:taken])
+                self._progress(self._tally.segments, None)
+            group = group[taken:]
+
+    def report(self, chains: int, *, dry_run: bool) -> CompactionReport:
+        """What was done."""
+        tally = self._tally
+        return CompactionReport(
+            partitions=chains,
+            segments=tally.segments,
+            files=tally.files,
+            rows=tally.rows,
+            bytes_before=tally.bytes_before,
+            bytes_after=tally.bytes_after,
+            leftovers=tally.leftovers,
+            refusals=tuple(tally.refusals),
+            stopped=self._stopped,
+            dry_run=dry_run,
+        )
+
+    def _plan(self, partition: TopicPartition) -> Plan:
+        files = (self._chain_file(path) for path in segments(self._store, partition))
+        return plan(files, today=self._today, limits=self._limits)
+
+    def _chain_file(self, path: str) -> ChainFile:
+        with open_segment(self._store, path) as segment:
+            if segment is None:
+                raise ScoredLogError(
+                    "the segment was listed and is gone", path, "Does another compaction run?"
+                )
+            return ChainFile(path, segment.whole_footer(), segment.size_bytes)
+
+    def _count(self, group: tuple[ChainFile, ...]) -> None:
+        self._tally.segments += len(group)
+        self._tally.files += 1
+        self._tally.rows += sum(file.footer.rows for file in group)
+        self._tally.bytes_before += sum(file.size_bytes for file in group)

@@ -1,0 +1,369 @@
+"""How the files of the scored log are named.
+
+Names that begin with ``_`` or ``.`` are hidden from Parquet readers by convention. All paths
+are relative to the log's root, with ``/`` between their parts.
+
+The one Arrow schema of the scored log: what a row holds.
+
+A row is one image of one message; (topic, partition, offset, index) names it for ever. Rows
+stand in Kafka order. Topic and partition are no columns of the files: they are the hive keys of
+the folders (``topic=…/partition=…``), so that every Parquet reader that knows hive partitioning
+(pyarrow.dataset, DuckDB, Spark) sees them exactly once. A file on its own names both in its
+footer (`nap_stream.scored_log.footer`).
+
+``status`` is ``ok`` for a scored image, else what was wrong, told by ``error``; the columns from
+``class_id`` to ``is_ood``, and ``max_logit``, are null exactly where ``status`` is not ``ok``.
+``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are null also where the run did not compute
+them. All scores, ``fused`` among them, are higher for in-distribution images; ``ood_p_value`` is
+small for out-of-distribution ones. Scores are stored in double precision, so that a verdict can
+be recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
+
+Version 2 added the columns from ``max_logit`` on, at the end, so that a reader that matches
+columns by position keeps those of version 1. A chain may go from version 1 to version 2 between
+two segments; `nap_stream.scored_log.read` gives null for what a file lacks. Plain readers
+differ. pyarrow takes the columns of the first file by path, unless told: where that is of version
+1, the new columns are not seen at all; where it is of version 2, they are null for version 1.
+Name the schema (``pyarrow.dataset.dataset(root, schema=…, partitioning="hive")``, that of a file
+of version 2 and the hive keys), or in DuckDB ``union_by_name = true``.
+
+The versions of the log's columns that this program reads; it writes the newest alone.
+
+Version 2 added ``max_logit`` and the columns after it, version 3 changed the footer alone. A chain
+may go from one version to the next between two segments.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+
+from nap_stream.errors import ConfigError
+from nap_stream.records import ScoredRecord, Scores, TopicPartition
+
+GENESIS_NAME = "_genesis.json"
+
+_MAX_OFFSET = 2**63 - 1
+_MAX_PARTITION = 2**31 - 1
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}", re.ASCII)
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_TOPIC_FOLDER = re.compile(r"topic=(.+)")
+_PARTITION_FOLDER = re.compile(r"partition=(0|[1-9][0-9]{0,9})")
+_SEGMENT = re.compile(r"([0-9]{20})\.parquet")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+
+
+def _is_topic(topic: str) -> bool:
+    return _TOPIC.fullmatch(topic) is not None and topic not in {".", "..", _HIVE_NULL}
+
+
+def check_topic(topic: str) -> None:
+    """Refuse a topic whose name cannot stand as a hive key in a folder's name.
+
+    Raises:
+        ConfigError: It is not 1 to 249 of ``a-z A-Z 0-9 . _ -``, or it is ``.``, ``..`` or
+            hive's name for null.
+    """
+    if not _is_topic(topic):
+        raise ConfigError(
+            f"{topic!r} cannot name a topic of the scored log",
+            "kafka.topic",
+            "Use 1 to 249 letters, digits, dots, underscores and hyphens; not '.' or '..'",
+        )
+
+
+def topic_folder(topic: str) -> str:
+    """The folder of a topic.
+
+    Raises:
+        ConfigError: The topic cannot be a folder's name.
+    """
+    check_topic(topic)
+    return f"topic={topic}"
+
+
+def partition_folder(partition: TopicPartition) -> str:
+    """The folder of a partition's chain.
+
+    Raises:
+        ConfigError: The topic cannot be a folder's name.
+    """
+    return f"{topic_folder(partition.topic)}/partition={partition.partition}"
+
+
+def genesis_path(partition: TopicPartition) -> str:
+    """The marker that fixes where a partition's chain starts."""
+    return f"{partition_folder(partition)}/{GENESIS_NAME}"
+
+
+def segment_name(base_offset: int) -> str:
+    """The file's name of the segment that begins at ``base_offset``."""
+    return f"{base_offset:020d}.parquet"
+
+
+def segment_path(partition: TopicPartition, base_offset: int) -> str:
+    """The segment that begins at ``base_offset``."""
+    return f"{partition_folder(partition)}/{segment_name(base_offset)}"
+
+
+def temporary_name() -> str:
+    """A fresh hidden name for a file that is being written."""
+    return f".{uuid4().hex}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of `temporary_name`."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether Parquet readers pass over a file or folder of this name."""
+    return name.startswith(("_", "."))
+
+
+def parse_topic_folder(name: str) -> str | None:
+    """The topic of a folder's name; None if it is no topic's folder."""
+    match = _TOPIC_FOLDER.fullmatch(name)
+    return match[1] if match is not None and _is_topic(match[1]) else None
+
+
+def parse_partition_folder(name: str) -> int | None:
+    """The partition of a folder's name; None if it is no partition's folder."""
+    match = _PARTITION_FOLDER.fullmatch(name)
+    if match is None or int(match[1]) > _MAX_PARTITION:
+        return None
+    return int(match[1])
+
+
+def parse_segment_name(name: str) -> int | None:
+    """The base offset of a file's name; None if it is no segment's."""
+    match = _SEGMENT.fullmatch(name)
+    if match is None or int(match[1]) > _MAX_OFFSET:
+        return None
+    return int(match[1])
+
+
+def parse_segment_path(path: str) -> tuple[TopicPartition, int]:
+    """The partition and base offset of a segment's path.
+
+    Raises:
+        ValueError: It is not the path of a segment, relative to the root.
+    """
+    parts = path.split("/")
+    if len(parts) == 3:  # noqa: PLR2004 (topic, partition, file)
+        topic = parse_topic_folder(parts[0])
+        partition = parse_partition_folder(parts[1])
+        base_offset = parse_segment_name(parts[2])
+        if topic is not None and partition is not None and base_offset is not None:
+            return TopicPartition(topic, partition), base_offset
+    raise ValueError(f"not the path of a segment, relative to the log's root: {path!r}")
+
+
+SCHEMA_VERSION = 3
+EARLIEST_TIME_MS = -62_135_596_800_000
+LATEST_TIME_MS = 253_402_300_799_999
+OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")
+"""Columns of scores that a run may leave out; null then, whatever the status."""
+
+DICTIONARY_COLUMNS = [
+    "key",
+    "model_fingerprint",
+    "calibration_fingerprint",
+    "class_id",
+    "class_name",
+    "status",
+    "error",
+    "width",
+    "height",
+    "format",
+    "headers.list.element.name",
+    "headers.list.element.value",
+]
+"""Columns whose values repeat: Parquet stores each value once a segment."""
+
+_SCORE_COLUMNS = [field.name for field in fields(Scores) if field.name != "class_name"]
+_TIME = pa.timestamp("ms", tz="UTC")
+_HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
+
+
+def _column(name: str, kind: Any, doc: str, *, nullable: bool = False) -> Any:
+    return pa.field(name, kind, nullable=nullable, metadata={"doc": doc})
+
+
+def _score(name: str, kind: Any, doc: str) -> Any:
+    return _column(name, kind, f"{doc} Null where status is not ok.", nullable=True)
+
+
+def _optional_score(name: str, doc: str) -> Any:
+    return _score(name, pa.float64(), f"{doc}, higher = in-distribution. Null if not computed.")
+
+
+SCHEMA = pa.schema(
+    [
+        _column("offset", pa.int64(), "Kafka offset of the message."),
+        _column("index", pa.int32(), "Index of the image in its message, from 0."),
+        _column("key", pa.binary(), "Message key as it came, or null.", nullable=True),
+        _column("event_time", _TIME, "Event time: the message's or the image's own timestamp."),
+        _column("ingest_time", _TIME, "When the message was read from Kafka."),
+        _column("scored_time", _TIME, "When the image was scored or refused."),
+        _column("model_fingerprint", pa.string(), "Weights, factory and preprocessing, hex."),
+        _column("calibration_fingerprint", pa.string(), "The calibration artifact, hex."),
+        _column("status", pa.string(), "ok, or why there are no scores."),
+        _column("error", pa.string(), "What was wrong, for people; null if ok.", nullable=True),
+        _score("class_id", pa.int64(), "Predicted class, index of the largest logit."),
+        _score("class_name", pa.string(), "Predicted class, by name."),
+        _score("confidence", pa.float64(), "MSP: largest softmax probability, 0 to 1."),
+        _score("energy", pa.float64(), "logsumexp of the logits, higher = in-distribution."),
+        _score("nap", pa.float64(), "NAP score (arXiv 2402.18162), higher = in-distribution."),
+        _score(
+            "fused", pa.float64(), "Score of the calibration's method, higher = in-distribution."
+        ),
+        _score(
+            "ood_p_value",
+            pa.float64(),
+            "Conformal p-value of fused, small = OOD; "
+            "one- or two-sided, per class or not, as the calibration says.",
+        ),
+        _score("is_ood", pa.bool_(), "Whether ood_p_value <= alpha of the calibration."),
+        _column("width", pa.int64(), "Width in the file, pixels; null if unknown.", nullable=True),
+        _column(
+            "height", pa.int64(), "Height in the file, pixels; null if unknown.", nullable=True
+        ),
+        _column("format", pa.string(), "jpeg, png or webp; null if unknown.", nullable=True),
+        _column("sha256", pa.string(), "SHA-256 of the image's bytes, hex.", nullable=True),
+        _column(
+            "headers",
+            pa.list_(pa.field("element", _HEADER, nullable=False)),
+            "Kept message headers, in order, with repeats.",
+        ),
+        _score("max_logit", pa.float64(), "Largest logit, higher = in-distribution."),
+        _optional_score("react", "ReAct (arXiv 2111.12797)"),
+        _optional_score("ash", "ASH (arXiv 2209.09858)"),
+        _optional_score("scale", "SCALE (arXiv 2310.00227)"),
+        _optional_score("dice", "DICE (arXiv 2111.09805)"),
+        _optional_score("knn", "KNN (arXiv 2204.06507), 2 minus the distance of unit vectors"),
+    ]
+)
+"""Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""
+
+
+def storable_time_ms(time_ms: int) -> int:
+    """Bring a time into years 1 to 9999, which is what every Parquet reader can show.
+
+    Event times come from producers and can be anything.
+    """
+    return min(max(time_ms, EARLIEST_TIME_MS), LATEST_TIME_MS)
+
+
+def storable_text(text: str) -> str:
+    r"""Write lone surrogates as ``\udcXX``: UTF-8, and so Parquet, has no form for them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _optional_text(text: str | None) -> str | None:
+    return None if text is None else storable_text(text)
+
+
+def _headers(record: ScoredRecord) -> list[dict[str, Any]]:
+    return [{"name": storable_text(k), "value": v} for k, v in record.origin.headers]
+
+
+def _score_columns(all_scores: Sequence[Scores | None]) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {
+        name: [None if scores is None else getattr(scores, name) for scores in all_scores]
+        for name in _SCORE_COLUMNS
+    }
+    columns["class_name"] = [
+        None if scores is None else storable_text(scores.class_name) for scores in all_scores
+    ]
+    return columns
+
+
+def to_table(
+    records: Sequence[ScoredRecord], *, model_fingerprint: str, calibration_fingerprint: str
+) -> pa.Table:
+    """Lay records out as rows.
+
+    Args:
+        records: The rows, in order. May be empty.
+        model_fingerprint: The model that scored all of them.
+        calibration_fingerprint: The calibration that judged all of them.
+
+    Returns:
+        A table with exactly `SCHEMA`, one row a record.
+    """
+    origins = [record.origin for record in records]
+    columns: dict[str, list[Any]] = {
+        "offset": [origin.offset for origin in origins],
+        "index": [origin.index for origin in origins],
+        "key": [origin.key for origin in origins],
+        "event_time": [storable_time_ms(origin.event_time_ms) for origin in origins],
+        "ingest_time": [storable_time_ms(origin.ingest_time_ms) for origin in origins],
+        "scored_time": [storable_time_ms(record.scored_time_ms) for record in records],
+        "model_fingerprint": [model_fingerprint] * len(records),
+        "calibration_fingerprint": [calibration_fingerprint] * len(records),
+        "status": [record.status.value for record in records],
+        "error": [_optional_text(record.error) for record in records],
+        "width": [record.width for record in records],
+        "height": [record.height for record in records],
+        "format": [_optional_text(record.format) for record in records],
+        "sha256": [record.sha256 for record in records],
+        "headers": [_headers(record) for record in records],
+        **_score_columns([record.scores for record in records]),
+    }
+    arrays = [pa.array(columns[field.name], type=field.type) for field in SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=SCHEMA)
+
+
+_ADDED_IN_2 = frozenset({"max_logit", *OPTIONAL_SCORES})
+
+SCHEMAS: Mapping[int, pa.Schema] = MappingProxyType(
+    {
+        1: pa.schema([field for field in SCHEMA if field.name not in _ADDED_IN_2]),
+        2: SCHEMA,
+        3: SCHEMA,
+    }
+)
+"""The columns of each version's files."""
+
+
+def check_version(version: str) -> None:
+    """Refuse a version that is not among `SCHEMAS`.
+
+    Args:
+        version: As a segment's footer has it.
+
+    Raises:
+        ValueError: Files of this version cannot be read.
+    """
+    readable = [str(number) for number in SCHEMAS]
+    if version not in readable:
+        raise ValueError(f"schema version {version!r}; this program reads {', '.join(readable)}")
+
+
+def with_columns(table: pa.Table, names: Sequence[str] | None = None) -> pa.Table:
+    """Bring rows of any version to the columns of `SCHEMA`.
+
+    Args:
+        table: Rows of one segment.
+        names: Which columns of `SCHEMA`, in the order wanted; None for all.
+
+    Returns:
+        Those columns, null where the rows' version has none.
+
+    Raises:
+        pyarrow.ArrowInvalid: A column is missing that every version has.
+    """
+    schema = SCHEMA if names is None else pa.schema([SCHEMA.field(name) for name in names])
+    added = _ADDED_IN_2 - set(table.column_names)
+    missing = set(schema.names) - set(table.column_names) - added
+    if missing:
+        raise pa.ArrowInvalid(f"columns are missing: {', '.join(sorted(missing))}")
+    columns = [
+        pa.nulls(table.num_rows, field.type) if field.name in added else table.column(field.name)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,507 @@
+"""Which rows of the log are asked for.
+
+Reading a chain by position: right while writers publish and compaction exchanges files.
+
+Compaction puts a file of several segments in place of the first of them, and then removes the
+others. So whoever reads keeps a position, takes the file with the greatest base offset at or
+before it, and goes on from that file's end. A file that is gone has been merged: the folder is
+listed anew. A segment that stands before the position is in the file before, and is passed over.
+
+Reading the log, also while writers write and while compaction exchanges files.
+
+What a reader sees of a partition is always a prefix of its chain, each row once. Paths are
+relative to the root. Everything here raises `LogRootError` where there is no log at the root, and
+`ChainBrokenError` where a segment cannot be read.
+
+The topics of a log.
+"""
+
+import functools
+import operator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import structlog
+
+from nap_stream.errors import ChainBrokenError, LogRootError
+from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.format import (
+    SCHEMA,
+    parse_partition_folder,
+    parse_segment_name,
+    parse_topic_folder,
+    partition_folder,
+    segment_name,
+    segment_path,
+    storable_time_ms,
+    topic_folder,
+    with_columns,
+)
+from nap_stream.scored_log.segment import (
+    SegmentFile,
+    decode_footer,
+    open_segment,
+    typed_errors,
+    unreadable,
+)
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
+
+SCAN_SCHEMA = pa.schema(
+    [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
+)
+"""The columns of a scan: those of the newest files after the hive keys of their folders."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Filters on the log's rows; a row must pass all that are given.
+
+    ``since_ms`` and ``until_ms`` bound the event time, ``since_ms <= t < until_ms``, in
+    milliseconds since the epoch, UTC. ``classes`` are names or, where all digits, also ids.
+    ``min_p_value`` and ``max_p_value`` are inclusive. A row without scores passes no filter on
+    classes, flag or p-value. Empty tuples and None do not filter.
+    """
+
+    topic: str | None = None
+    partitions: tuple[int, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+    classes: tuple[str, ...] = ()
+    is_ood: bool | None = None
+    min_p_value: float | None = None
+    max_p_value: float | None = None
+    statuses: tuple[Status, ...] = ()
+
+
+def to_expression(query: Query) -> Any | None:
+    """The filters on columns as an Arrow expression; None where there are none.
+
+    Topic and partitions are not in it: they choose files.
+    """
+    conditions = [*_time_conditions(query), *_class_conditions(query), *_score_conditions(query)]
+    if query.statuses:
+        conditions.append(pc.field("status").isin([status.value for status in query.statuses]))
+    return functools.reduce(operator.and_, conditions) if conditions else None
+
+
+def filter_columns(query: Query) -> tuple[str, ...]:
+    """The columns that `to_expression` looks at."""
+    looked_at = {
+        "event_time": query.since_ms is not None or query.until_ms is not None,
+        "class_id": bool(query.classes),
+        "class_name": bool(query.classes),
+        "is_ood": query.is_ood is not None,
+        "ood_p_value": query.min_p_value is not None or query.max_p_value is not None,
+        "status": bool(query.statuses),
+    }
+    return tuple(name for name, is_looked_at in looked_at.items() if is_looked_at)
+
+
+def may_have_rows(query: Query, footer: SegmentFooter) -> bool:
+    """Whether a segment can have rows that pass, as far as its footer tells."""
+    low, high = footer.min_event_time_ms, footer.max_event_time_ms
+    if low is None or high is None:
+        return False
+    is_before = query.since_ms is not None and high < storable_time_ms(query.since_ms)
+    is_after = query.until_ms is not None and low >= storable_time_ms(query.until_ms)
+    return not (is_before or is_after)
+
+
+def _time_conditions(query: Query) -> list[Any]:
+    kind = SCHEMA.field("event_time").type
+    conditions = []
+    if query.since_ms is not None:
+        since = pa.scalar(storable_time_ms(query.since_ms), type=kind)
+        conditions.append(pc.field("event_time") >= since)
+    if query.until_ms is not None:
+        until = pa.scalar(storable_time_ms(query.until_ms), type=kind)
+        conditions.append(pc.field("event_time") < until)
+    return conditions
+
+
+def _class_conditions(query: Query) -> list[Any]:
+    if not query.classes:
+        return []
+    ids = [int(name) for name in query.classes if name.isascii() and name.isdigit()]
+    by_name = pc.field("class_name").isin(list(query.classes))
+    small = pa.array([number for number in ids if number < 2**63], type=pa.int64())
+    return [by_name | pc.field("class_id").isin(small) if ids else by_name]
+
+
+def _score_conditions(query: Query) -> list[Any]:
+    conditions = []
+    if query.is_ood is not None:
+        conditions.append(pc.field("is_ood") == query.is_ood)
+    if query.min_p_value is not None:
+        conditions.append(pc.field("ood_p_value") >= query.min_p_value)
+    if query.max_p_value is not None:
+        conditions.append(pc.field("ood_p_value") <= query.max_p_value)
+    return conditions
+
+
+LISTINGS = 10
+"""How often a folder is listed anew for one position; each time a compaction was in between."""
+
+LOOK_BACK = 10
+"""How many files are looked at for the one that holds a position, before it is given up."""
+
+
+def bases_from(store: SegmentStore, partition: TopicPartition, first: int = 0) -> list[int]:
+    """Base offsets of the segments from ``first`` on, in order, as one listing shows them."""
+    names = store.names(partition_folder(partition), segment_name(first))
+    bases = (parse_segment_name(name) for name in names)
+    return sorted(base for base in bases if base is not None and base >= first)
+
+
+def complete_bases(store: SegmentStore, partition: TopicPartition) -> list[int]:
+    """Base offsets of a chain's segments, in order, without a hole that only the listing has.
+
+    A single listing made while writers link may hold a segment and miss the one before it. The
+    second listing has all that came before the newest segment of the first.
+    """
+    newest = max(bases_from(store, partition), default=-1)
+    return [base for base in bases_from(store, partition) if base <= newest]
+
+
+def walk(
+    store: SegmentStore, partition: TopicPartition, start: int = 0
+) -> Iterator[tuple[SegmentFile, int]]:
+    """The files that hold a chain's rows, in order, up to the newest one of now.
+
+    A file is open until the next one is asked for. Offsets that no file has are passed over
+    with a warning in the log: `nap-stream verify` names them.
+
+    Args:
+        store: Where the log lies.
+        partition: Whose chain.
+        start: 0, or where a segment begins or ends.
+
+    Yields:
+        A file, and the offset from which on its rows are wanted: not those before it.
+
+    Raises:
+        ChainBrokenError: A segment cannot be read.
+        ScoredLogError: The store cannot be read.
+    """
+    bases = _bases_around(store, partition, start)
+    if not bases:
+        return
+    newest, position, base = bases[-1], max(start, bases[0]), -1
+    steps = _Steps(store, partition, bases)
+    while position <= newest:
+        with steps.file_at(position) as file:
+            base = file.footer.base_offset
+            position = max(position, base)
+            yield file, position
+            position = file.footer.end_offset
+    if base < newest:
+        # What a writer left that slept through a compaction and died may end amid a segment.
+        with open_segment(store, segment_path(partition, newest)) as last:
+            if last is not None and last.footer.end_offset > position:
+                yield last, position
+
+
+def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[SegmentFooter]:
+    """Footers of a chain's segments, from the newest to the oldest, merged ones one by one.
+
+    Ends early where offsets are missing.
+
+    Raises:
+        ChainBrokenError: A segment cannot be read.
+        ScoredLogError: The store cannot be read.
+    """
+    position: int | None = None
+    bases = complete_bases(store, partition)
+    relistings = 0
+    while bases:
+        with open_segment(store, segment_path(partition, bases[-1])) as file:
+            found = None if file is None else file.parts()
+        if found is None:
+            _refuse_after(relistings, partition)
+            relistings += 1
+            bases = [
+                b for b in complete_bases(store, partition) if position is None or b < position
+            ]
+            continue
+        bases.pop()
+        parts = [part for part in found if position is None or part.end_offset <= position]
+        if parts and position in {None, parts[-1].end_offset}:
+            relistings = 0
+            yield from reversed(parts)
+            position = parts[0].base_offset
+
+
+def _bases_around(store: SegmentStore, partition: TopicPartition, start: int) -> list[int]:
+    """Base offsets from the file on that holds ``start``.
+
+    Where the first listing does not begin with it, a compacted file may hold it that begins
+    before. Also, a listing that is made while writers link may have a segment and lack the one
+    before it. The second one has all that came before the newest of the first.
+    """
+    bases = bases_from(store, partition, start)
+    return bases if not bases or bases[0] == start else bases_from(store, partition)
+
+
+def _refuse_after(listings: int, partition: TopicPartition) -> None:
+    if listings >= LISTINGS:
+        raise _vanished(partition)
+
+
+def _vanished(partition: TopicPartition) -> ChainBrokenError:
+    return ChainBrokenError(
+        "segments were listed and are gone",
+        partition_folder(partition),
+        "Let nothing but nap-stream change the log's folder",
+    )
+
+
+class _Steps:
+    """Finds the file at a position; lists anew when what it knows has become old."""
+
+    def __init__(self, store: SegmentStore, partition: TopicPartition, bases: list[int]) -> None:
+        self._store, self._partition, self._bases = store, partition, bases
+
+    @contextmanager
+    def file_at(self, position: int) -> Iterator[SegmentFile]:
+        """The file that holds ``position``; the next one, where none does."""
+        is_fresh = False
+        for relistings in range(LISTINGS + 1):
+            for base in self._bases_before(position, LOOK_BACK if is_fresh else 1):
+                with open_segment(self._store, segment_path(self._partition, base)) as file:
+                    if file is not None and file.footer.end_offset > position:
+                        yield file
+                        return
+                if file is None:
+                    break
+            else:
+                if is_fresh:
+                    position = self._pass_over(position)
+                    continue
+            _refuse_after(relistings, self._partition)
+            self._bases = bases_from(self._store, self._partition)
+            is_fresh = True
+
+    def _bases_before(self, position: int, count: int) -> list[int]:
+        """The greatest base offsets at or before a position, from the greatest on.
+
+        As a rule the first file holds it. Where that is one which a writer has left that slept
+        through a compaction and died, the compacted file stands a little before it.
+        """
+        end = bisect_right(self._bases, position)
+        return self._bases[max(end - count, 0) : end][::-1]
+
+    def _pass_over(self, position: int) -> int:
+        """Where the next file begins."""
+        after = bisect_right(self._bases, position)
+        if after == len(self._bases):
+            raise _vanished(self._partition)
+        end = self._bases[after]
+        structlog.get_logger().warning(
+            "segments_missing", partition=str(self._partition), start=position, end=end
+        )
+        return end
+
+
+_KEYS = ("topic", "partition")
+_FILTERED_BATCHES = 64
+_FILTERED_ROWS = 16_384
+
+
+def require_root(store: SegmentStore) -> None:
+    """Refuse a root that is no folder. On an object store every prefix is one.
+
+    Raises:
+        LogRootError: There is no such folder.
+    """
+    if isinstance(store, LocalStore) and not Path(store.root).is_dir():
+        raise LogRootError(
+            "there is no scored log: no such folder", store.root, "Name the folder of log.root"
+        )
+
+
+def partitions(store: SegmentStore, topic: str | None = None) -> tuple[TopicPartition, ...]:
+    """The partitions that have a folder in the log, in order; those of one topic if given.
+
+    Raises:
+        ConfigError: The topic cannot be the name of one.
+    """
+    require_root(store)
+    wanted = store.names("") if topic is None else [topic_folder(topic)]
+    return tuple(
+        sorted(
+            TopicPartition(found, number)
+            for name in wanted
+            if (found := parse_topic_folder(name)) is not None
+            for child in store.names(name)
+            if (number := parse_partition_folder(child)) is not None
+        )
+    )
+
+
+def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
+    """Paths of a partition's segments, in order of their base offsets, as they lie there.
+
+    While a compaction exchanges files, or after one that was interrupted, a segment may stand
+    in a compacted file before it as well; `scan` knows.
+    """
+    return tuple(segment_path(partition, base) for base in complete_bases(store, partition))
+
+
+def read_footer(store: SegmentStore, path: str) -> SegmentFooter:
+    """The footer record of a segment.
+
+    Raises:
+        ChainBrokenError: The file is missing, cannot be read, or its footer is not valid.
+    """
+    file = store.open(path)
+    if file is None:
+        raise _gone(path)
+    with file:
+        return decode_footer(file, path)
+
+
+def tail(store: SegmentStore, partition: TopicPartition, records: int) -> int | None:
+    """Where the newest segments begin whose scored rows number at least ``records``.
+
+    Returns:
+        The base offset of the first of them; the chain's first where it has fewer rows; None
+        where there are no segments, and for 0 records.
+    """
+    start, found = None, 0
+    parts = parts_backwards(store, partition)
+    while found < records and (part := next(parts, None)) is not None:
+        start, found = part.base_offset, found + part.scored_rows
+    return start
+
+
+def scan(
+    store: SegmentStore, query: Query, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows that pass the filters, batch by batch, in order of (topic, partition, offset, index).
+
+    Row groups whose statistics rule them out are not read; one file is open at a time, and
+    memory does not grow with the log. Of each partition the scan ends with the segment that was
+    the newest when it came to that partition.
+
+    Args:
+        store: Where the log lies.
+        query: The filters.
+        columns: Names of columns of `SCAN_SCHEMA`; None for all.
+
+    Yields:
+        Non-empty batches with those columns of `SCAN_SCHEMA`, null where the version that wrote
+        a segment had none.
+
+    Raises:
+        ConfigError: The topic cannot be the name of one.
+    """
+    names = SCAN_SCHEMA.names if columns is None else list(columns)
+    schema = pa.schema([SCAN_SCHEMA.field(name) for name in names])
+    stored = tuple(name for name in names if name not in _KEYS) or ("offset",)
+    for partition in partitions(store, query.topic):
+        if not query.partitions or partition.partition in query.partitions:
+            for batch in _partition_rows(store, partition, query, stored):
+                yield _with_keys(batch, partition, schema)
+
+
+def _partition_rows(
+    store: SegmentStore, partition: TopicPartition, query: Query, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """One partition's rows that pass. Small files are filtered together: that costs as much."""
+    expression = to_expression(query)
+    looked_at = tuple(dict.fromkeys((*columns, *filter_columns(query))))
+    small: list[pa.RecordBatch] = []
+    for file, start in walk(store, partition):
+        if not may_have_rows(query, file.footer):
+            continue
+        if expression is None:
+            yield from file.batches(columns, start=start)
+        elif not file.is_large:
+            small += file.batches(looked_at, start=start)
+        if small and (file.is_large or _is_enough(small)):
+            yield from _passing(small, columns, expression)
+            small = []
+        if expression is not None and file.is_large:
+            yield from file.batches(columns, start=start, expression=expression)
+    if small:
+        yield from _passing(small, columns, expression)
+
+
+def _is_enough(batches: Sequence[pa.RecordBatch]) -> bool:
+    rows = sum(batch.num_rows for batch in batches)
+    return len(batches) >= _FILTERED_BATCHES or rows >= _FILTERED_ROWS
+
+
+def _passing(
+    batches: Sequence[pa.RecordBatch], columns: Sequence[str], expression: Any
+) -> Iterator[pa.RecordBatch]:
+    rows = ds.dataset(pa.Table.from_batches(batches))
+    found = rows.to_batches(columns=list(columns), filter=expression, use_threads=False)
+    yield from (batch for batch in found if batch.num_rows)
+
+
+def _with_keys(
+    batch: pa.RecordBatch, partition: TopicPartition, schema: pa.Schema
+) -> pa.RecordBatch:
+    keys = {"topic": partition.topic, "partition": partition.partition}
+    columns = [
+        pa.repeat(pa.scalar(keys[field.name], field.type), batch.num_rows)
+        if field.name in keys
+        else batch.column(field.name)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_table(store: SegmentStore, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One file's rows, with columns of `nap_stream.scored_log.format.SCHEMA` only.
+
+    A column that the segment's version has not is null. Page checksums are verified.
+
+    Args:
+        store: Where the log lies.
+        path: The segment, relative to the root.
+        columns: Names of columns, in the order wanted; None for all.
+
+    Raises:
+        ChainBrokenError: Also where the file is missing or lacks a column that every version has.
+    """
+    file = store.open(path)
+    if file is None:
+        raise _gone(path)
+    with file, typed_errors(path), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        table = parquet.read(columns=None if columns is None else list(columns))
+        return with_columns(table, columns)
+
+
+def _gone(path: str) -> ChainBrokenError:
+    return unreadable(path, FileNotFoundError("no such file"))
+
+
+def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, ...]:
+    """The partitions of a topic that the log has, in order; at least one.
+
+    Raises:
+        ConfigError: The topic cannot be the name of one.
+        LogRootError: There is no log at the root, or it has no partition of the topic.
+    """
+    found = partitions(store, topic)
+    if not found:
+        others = sorted({partition.topic for partition in partitions(store)})
+        held = f"its topics are {', '.join(others)}" if others else "it holds no topics"
+        raise LogRootError(
+            f"the log has no partition of the topic {topic!r}; {held}",
+            store.root,
+            "Name another root or topic",
+        )
+    return found

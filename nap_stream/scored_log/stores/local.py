@@ -1,0 +1,379 @@
+"""The operating system's errors, said in the log's terms.
+
+The steps by which files change on a POSIX file system, each of which may fail.
+
+Files created exclusively and durably on a POSIX file system.
+
+The scored log on a local or shared POSIX file system.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import structlog
+
+from nap_stream.clock import Clock
+from nap_stream.errors import LogRootError, ScoredLogError
+from nap_stream.records import ChainPosition, TopicPartition
+from nap_stream.scored_log.chain import ChainedScoredLog
+from nap_stream.scored_log.format import is_temporary, partition_folder, temporary_name
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
+_NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
+
+
+def as_log_error(error: OSError, where: Path) -> ScoredLogError:
+    """What an operating system's error means for the log, and what to do about it."""
+    said = error.strerror or str(error)
+    if error.errno in _DISK_FULL:
+        return ScoredLogError(f"the disk is full: {said}", str(where), "Free space on it")
+    if error.errno in _DENIED:
+        return LogRootError(
+            f"no permission: {said}", str(where), "Give this user access, or set log.root"
+        )
+    if error.errno in _NO_FOLDER:
+        return LogRootError(
+            f"not a usable folder: {said}", str(where), "Set log.root to a folder that can be made"
+        )
+    if error.errno in _NO_DESCRIPTORS:
+        return ScoredLogError(f"no file can be opened: {said}", str(where), "Raise ulimit -n")
+    return ScoredLogError(f"the file system failed: {said}", str(where), "Check the disk")
+
+
+@contextlib.contextmanager
+def typed_os_errors(where: Path) -> Iterator[None]:
+    """Raise `as_log_error` of any OSError within."""
+    try:
+        yield
+    except OSError as error:
+        raise as_log_error(error, where) from error
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what is in a folder, in any order; none where it is no folder.
+
+    Raises:
+        ScoredLogError: It cannot be listed.
+    """
+    with typed_os_errors(folder):
+        try:
+            with os.scandir(folder) as entries:
+                return [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+
+class FileOperations(Protocol):
+    """What `LocalStore` does to the disk, one method a step. Every one may raise OSError."""
+
+    def mkdir(self, folder: Path) -> None:
+        """Make a folder and those above it; harmless where it is there."""
+        ...
+
+    def create(self, path: Path) -> BinaryIO:
+        """Create an empty file under a free name, opened to write, without a buffer."""
+        ...
+
+    def write(self, file: BinaryIO, content: bytes) -> None:
+        """Write all of the content."""
+        ...
+
+    def fsync(self, file: BinaryIO) -> None:
+        """Make a file's content durable."""
+        ...
+
+    def link(self, temporary: Path, final: Path) -> None:
+        """Give a file a second name, which must be free."""
+        ...
+
+    def rename(self, temporary: Path, final: Path) -> None:
+        """Give a file another name, atomically, in place of the file that has it."""
+        ...
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Make the names in a folder durable."""
+        ...
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        ...
+
+
+class PosixOperations:
+    """The steps themselves."""
+
+    def mkdir(self, folder: Path) -> None:
+        """Make a folder and those above it; harmless where it is there."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def create(self, path: Path) -> BinaryIO:
+        """Create an empty file under a free name, opened to write, without a buffer."""
+        # A buffer that could not be written out would be tried again when the file is closed.
+        return path.open("xb", buffering=0)
+
+    def write(self, file: BinaryIO, content: bytes) -> None:
+        """Write all of the content."""
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+    def fsync(self, file: BinaryIO) -> None:
+        """Make a file's content durable."""
+        os.fsync(file.fileno())
+
+    def link(self, temporary: Path, final: Path) -> None:
+        """Give a file a second name, which must be free."""
+        os.link(temporary, final)
+
+    def rename(self, temporary: Path, final: Path) -> None:
+        """Give a file another name, atomically, in place of the file that has it."""
+        temporary.replace(final)
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Make the names in a folder durable."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a name."""
+        path.unlink()
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class LocalStore:
+    """Files below a folder; implements `nap_stream.scored_log.stores.base.SegmentStore`.
+
+    A file that could not be made durable is never synced again: a second fsync may succeed
+    although the first one's failure has dropped the data. Whoever tries again writes it anew.
+
+    Args:
+        root: The log's root. It need not be there yet.
+        operations: The steps by which files change.
+    """
+
+    def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
+        self._root = root
+        self._operations = PosixOperations() if operations is None else operations
+
+    @property
+    def root(self) -> str:
+        """The log's root, for messages."""
+        return str(self._root)
+
+    def prepare(self, folder: str) -> None:
+        """Make a folder and those above it, durably.
+
+        Raises:
+            LogRootError: It cannot be made.
+            ScoredLogError: It could not be made durable.
+        """
+        path = self._root / folder
+        with typed_os_errors(path):
+            missing = {p for p in (self._root, *self._root.parents) if not p.exists()}
+            self._operations.mkdir(path)
+            # Those within the root may have been made by a writer that died before it synced.
+            for made in (path, *path.parents):
+                if made in missing or self._root in made.parents:
+                    self._operations.fsync_folder(made.parent)
+
+    def names(self, folder: str, first: str = "") -> list[str]:
+        """Names of the files and folders in a folder from ``first`` on; none where it is missing.
+
+        Raises:
+            ScoredLogError: It cannot be listed.
+        """
+        return [name for name in names_in(self._root / folder) if name >= first]
+
+    def read(self, path: str) -> bytes | None:
+        """A whole file; None where it is missing.
+
+        Raises:
+            ScoredLogError: It cannot be read.
+        """
+        file = self._root / path
+        with typed_os_errors(file):
+            try:
+                return file.read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def open(self, path: str) -> BinaryIO | None:
+        """A file to read and seek in; None where it is missing.
+
+        What is open stays readable when it is replaced or removed. On NFS that holds for what
+        this machine removes.
+
+        Raises:
+            ScoredLogError: It cannot be opened.
+        """
+        file = self._root / path
+        with typed_os_errors(file):
+            try:
+                return file.open("rb")
+            except FileNotFoundError:
+                return None
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Create a file exclusively and durably: temporary sibling, fsync, link, folder fsync.
+
+        Returns:
+            False where the name is taken. That it is taken is durable then: the loser goes on
+            from there.
+
+        Raises:
+            ScoredLogError: It could not be made durable. Only where the folder's fsync failed
+                is the name taken all the same: others may have seen it and built on it.
+        """
+        final = self._root / path
+        with self._temporary(final, content) as temporary:
+            won = self._link(temporary, final)
+            self._operations.fsync_folder(final.parent)
+        return won
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other content under a name: temporary sibling, fsync, rename, folder fsync.
+
+        Raises:
+            ScoredLogError: It could not be made durable; the name holds the old or the new.
+        """
+        final = self._root / path
+        with self._temporary(final, content) as temporary:
+            self._operations.rename(temporary, final)
+            self._operations.fsync_folder(final.parent)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files in this order, then sync their folders; missing ones are harmless.
+
+        Raises:
+            ScoredLogError: One cannot be removed; those after it are still there.
+        """
+        files = [self._root / path for path in paths]
+        for file in files:
+            with typed_os_errors(file), contextlib.suppress(FileNotFoundError):
+                self._operations.unlink(file)
+        for folder in dict.fromkeys(file.parent for file in files):
+            with typed_os_errors(folder), contextlib.suppress(FileNotFoundError):
+                self._operations.fsync_folder(folder)
+
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:
+        """Remove temporary files last written before ``before_ms`` (since the epoch, UTC).
+
+        Returns:
+            How many. A file that cannot be removed does no harm and is left.
+        """
+        removed = 0
+        with contextlib.suppress(OSError), os.scandir(self._root / folder) as entries:
+            for entry in entries:
+                if is_temporary(entry.name):
+                    removed += self._remove_if_older(entry, before_ms)
+        return removed
+
+    def _remove_if_older(self, entry: "os.DirEntry[str]", before_ms: int) -> bool:
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime_ns // 1_000_000 < before_ms:
+                self._operations.unlink(Path(entry.path))
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def _temporary(self, final: Path, content: bytes) -> Iterator[Path]:
+        """A durable hidden sibling with the content, which is gone afterwards."""
+        temporary = final.with_name(temporary_name())
+        with typed_os_errors(final):
+            try:
+                with self._operations.create(temporary) as file:
+                    self._operations.write(file, content)
+                    self._operations.fsync(file)
+                yield temporary
+            finally:
+                with contextlib.suppress(OSError):
+                    self._operations.unlink(temporary)
+
+    def _link(self, temporary: Path, final: Path) -> bool:
+        try:
+            self._operations.link(temporary, final)
+        except FileExistsError:
+            # A network file system can lose the answer to a link that was made.
+            return _same_file(temporary, final)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            raise LogRootError(
+                f"the file system makes no hard links: {error.strerror}",
+                str(final.parent),
+                "Set log.root to a file system with hard links: a local disk or NFSv4",
+            ) from error
+        return True
+
+
+def _same_file(temporary: Path, final: Path) -> bool:
+    try:
+        return os.path.samestat(temporary.stat(), final.stat())
+    except FileNotFoundError:
+        # Compaction has removed what had the name.
+        return False
+
+
+LEFTOVER_AGE_MS = 3_600_000
+"""A temporary file so old belongs to a writer that died: writing one takes milliseconds."""
+
+
+class LocalScoredLog(ChainedScoredLog):
+    """The scored log in a folder that all writers share.
+
+    The file system must support hard links and fsync;
+    `nap_stream.scored_log.stores.open.check_writable` tells.
+
+    Args:
+        root: The log's folder.
+        writer_id: Who writes, for people who read the footers.
+        model_fingerprint: The model that scores all records of this writer.
+        calibration_fingerprint: The calibration that judges all records of this writer.
+        clock: Tells when files were made, and which temporary files are left over.
+        operations: The steps by which files change.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        writer_id: str,
+        model_fingerprint: str,
+        calibration_fingerprint: str,
+        clock: Clock,
+        operations: FileOperations | None = None,
+    ) -> None:
+        self._local = LocalStore(root, operations)
+        super().__init__(
+            self._local,
+            writer_id=writer_id,
+            model_fingerprint=model_fingerprint,
+            calibration_fingerprint=calibration_fingerprint,
+            clock=clock,
+        )
+
+    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
+        """Where the chain ends now; also clears away what writers that died have left.
+
+        Raises:
+            ChainBrokenError: The chain cannot be read; see `ChainedScoredLog.end`.
+            ScoredLogError: The folder cannot be read.
+        """
+        before_ms = self._clock.now_ms() - LEFTOVER_AGE_MS
+        removed = self._local.remove_leftovers(partition_folder(partition), before_ms)
+        if removed:
+            structlog.get_logger().info(
+                "temporary_files_removed", partition=str(partition), files=removed
+            )
+        return super().end(partition, hint)

@@ -1,0 +1,423 @@
+"""The client of an object store, with bounds on time and retries.
+
+An object store's errors, said in the log's terms.
+
+One version of an object, read in ranges.
+
+Objects created exclusively in S3, or in a store that speaks its protocol.
+"""
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, BinaryIO
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+from obstore.store import S3Store
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
+from nap_stream.settings.schema import S3_ROOT
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """How long a request to the object store may take, and how often it is tried.
+
+    Reading or listing ends within twice ``retry_timeout_s + request_timeout_s``, `create` within
+    four times as much.
+    """
+
+    connect_timeout_s: float = 5.0
+    request_timeout_s: float = 30.0
+    """From connecting to the end of the answer's body."""
+    max_retries: int = 3
+    """Of one request, after a dropped connection or a 5xx; reading also after a time-out."""
+    retry_timeout_s: float = 30.0
+    """No retry of a request, and no further attempt to create, begins so long after the first."""
+    backoff_initial_s: float = 0.1
+    backoff_max_s: float = 2.0
+    max_whole_bytes: int = 8 * 2**20
+    """`ObjectStore.open` reads objects up to this size at once, larger ones in ranges."""
+
+
+def connect(bucket: str, prefix: str | None, limits: RequestLimits) -> S3Store:
+    """The client of a bucket, with credentials, region and endpoint from the environment."""
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        client_options={
+            "connect_timeout": timedelta(seconds=limits.connect_timeout_s),
+            "timeout": timedelta(seconds=limits.request_timeout_s),
+            # An endpoint without TLS is used only where AWS_ENDPOINT_URL names one.
+            "allow_http": True,
+        },
+        retry_config={
+            "max_retries": limits.max_retries,
+            "retry_timeout": timedelta(seconds=limits.retry_timeout_s),
+            "backoff": {
+                "init_backoff": timedelta(seconds=limits.backoff_initial_s),
+                "max_backoff": timedelta(seconds=limits.backoff_max_s),
+                "base": 2,
+            },
+        },
+    )
+
+
+_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_WRONG_REGION = re.compile(
+    "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
+)
+_NO_CREDENTIALS = re.compile(r"/latest/api/token|/latest/meta-data|169\.254\.|CredentialProvider")
+_TIMED_OUT = re.compile(r"TimedOut|timed out|Timeout")
+_UNREACHABLE = re.compile("kind: Connect|error sending request")
+
+MISSING_BUCKET = "NoSuchBucket"
+
+
+def error_code(error: Exception) -> str | None:
+    """The store's own code for what went wrong, such as NoSuchKey; None where it gave none."""
+    match = _CODE.search(str(error))
+    return None if match is None else match[1]
+
+
+def as_log_error(error: Exception, where: str) -> ScoredLogError:
+    """What an object store's error means for the log, and what to do about it.
+
+    What the store answered is not repeated but for its code and status: a refusal may hold the
+    access key and what was signed with it.
+    """
+    text, code = str(error), error_code(error)
+    if code == MISSING_BUCKET:
+        return LogRootError("there is no such bucket", where, "Make it, or set log.root")
+    if isinstance(error, NotSupportedError):
+        return LogRootError(
+            "the store does not create objects conditionally",
+            where,
+            "Use one that honours If-None-Match on PUT",
+        )
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or code in _DENIED:
+        return LogRootError(
+            f"no permission: {code or 'the request was denied'}",
+            where,
+            "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a role that may list the bucket, "
+            "and get, put and delete its objects",
+        )
+    if _WRONG_REGION.search(text):
+        return LogRootError("the bucket is in another region", where, "Set AWS_REGION")
+    return ScoredLogError(
+        f"the object store failed: {_failure(text, code)}",
+        where,
+        "Check AWS_ENDPOINT_URL, the network and the store",
+    )
+
+
+def _failure(text: str, code: str | None) -> str:
+    if _NO_CREDENTIALS.search(text):
+        return "no credentials were found"
+    status = _STATUS.search(text)
+    if status is not None and code is not None:
+        return f"it answered {status[1]} {code}"
+    if status is not None:
+        return f"it answered {status[1]}"
+    if _TIMED_OUT.search(text):
+        return "it did not answer in time"
+    if _UNREACHABLE.search(text):
+        return "it cannot be reached"
+    return "the request could not be sent or its answer not be read"
+
+
+@contextlib.contextmanager
+def typed_store_errors(where: str) -> Iterator[None]:
+    """Raise `as_log_error` of any error of the object store within."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        # Not chained: the cause would show the whole answer in a traceback.
+        raise as_log_error(error, where) from None
+
+
+class ObjectFile(io.RawIOBase):
+    """A file over conditional range requests: it never mixes two versions of an object.
+
+    Args:
+        objects: The store.
+        path: The object's path in it.
+        e_tag: The version's.
+        size: Of the version, in bytes.
+        where: For messages.
+    """
+
+    def __init__(self, objects: "S3Store", path: str, e_tag: str, size: int, where: str) -> None:
+        super().__init__()
+        self._objects = objects
+        self._path = path
+        self._e_tag = e_tag
+        self._size = size
+        self._where = where
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Whether it can be read: yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether the position can be moved: yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position, in bytes from the start, from here or from the end.
+
+        Raises:
+            ValueError: It would lie before the start.
+        """
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"a position before the start: {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """The position, in bytes from the start."""
+        return self._position
+
+    def readall(self) -> bytes:
+        """All from the position on, in one request.
+
+        Raises:
+            ScoredLogError: The version is gone, or the store failed.
+        """
+        content = self._range(self._position, self._size)
+        self._position += len(content)
+        return content
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        """Fill the buffer from the position on, as far as the object goes.
+
+        Raises:
+            ScoredLogError: The version is gone, or the store failed.
+        """
+        with memoryview(buffer).cast("B") as target:
+            content = self._range(self._position, min(self._position + len(target), self._size))
+            target[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def _range(self, start: int, end: int) -> bytes:
+        if end <= start:
+            return b""
+        with typed_store_errors(self._where):
+            try:
+                found = obstore.get(
+                    self._objects,
+                    self._path,
+                    options={"range": (start, end), "if_match": self._e_tag},
+                )
+                return found.bytes().to_bytes()
+            except (PreconditionError, FileNotFoundError):
+                raise ScoredLogError(
+                    "the object was replaced or removed while it was read",
+                    self._where,
+                    "Read it again",
+                ) from None
+
+
+class ObjectStore:
+    """Objects below a prefix of a bucket; a `nap_stream.scored_log.stores.base.SegmentStore`.
+
+    Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) or from the machine's role. The store
+    must honour ``If-None-Match: *`` on PUT:
+    `nap_stream.scored_log.stores.open.check_writable` tells.
+
+    Args:
+        root: The log's root, as ``s3://bucket/prefix``.
+        limits: Of time and retries.
+        clock: Measures them.
+
+    Raises:
+        ConfigError: The root has another form.
+    """
+
+    def __init__(
+        self, root: str, *, limits: RequestLimits | None = None, clock: Clock | None = None
+    ) -> None:
+        match = S3_ROOT.fullmatch(root)
+        if match is None:
+            raise ConfigError(
+                "not the root of a scored log in an object store", root, "Give s3://bucket/prefix"
+            )
+        self._root = root.rstrip("/")
+        self._limits = RequestLimits() if limits is None else limits
+        self._clock = SystemClock() if clock is None else clock
+        self._objects = connect(match["bucket"], match["prefix"], self._limits)
+
+    @property
+    def root(self) -> str:
+        """The log's root, for messages."""
+        return self._root
+
+    def prepare(self, folder: str) -> None:
+        """Nothing: an object store has no folders."""
+
+    def names(self, folder: str, first: str = "") -> list[str]:
+        """Names of the objects and prefixes in a folder from ``first`` on.
+
+        Without ``first`` a request brings 1,000 names. With it the listing begins there, and
+        goes through what lies below the prefixes too.
+
+        Raises:
+            LogRootError: There is no such bucket, or no permission.
+            ScoredLogError: It cannot be listed.
+        """
+        prefix = f"{folder}/" if folder else ""
+        with typed_store_errors(self._where(folder)):
+            paths = self._list_from(prefix, first) if first else self._list(folder)
+        names = dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in paths)
+        return [name for name in names if name >= first]
+
+    def read(self, path: str) -> bytes | None:
+        """A whole object; None where it is missing.
+
+        Raises:
+            LogRootError: There is no such bucket, or no permission.
+            ScoredLogError: It cannot be read.
+        """
+        found = self._get(path)
+        if found is None:
+            return None
+        with typed_store_errors(self._where(path)):
+            return found.bytes().to_bytes()
+
+    def open(self, path: str) -> BinaryIO | None:
+        """An object to read and seek in; None where it is missing.
+
+        One that is larger than ``max_whole_bytes`` is read in ranges of the version that was
+        opened: where that version is gone, reading on raises ScoredLogError.
+
+        Raises:
+            LogRootError: There is no such bucket, or no permission.
+            ScoredLogError: It cannot be read.
+        """
+        found = self._get(path)
+        if found is None:
+            return None
+        meta = found.meta
+        if meta["size"] > self._limits.max_whole_bytes and meta["e_tag"] is not None:
+            return io.BufferedReader(
+                ObjectFile(self._objects, path, meta["e_tag"], meta["size"], self._where(path)),
+                buffer_size=2**20,
+            )
+        with typed_store_errors(self._where(path)):
+            return io.BytesIO(found.bytes().to_bytes())
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Create an object with a PUT that the store refuses where the name is taken.
+
+        A refusal, or no answer, may follow on a write that was done: then what stands under the
+        name is compared with the content, and the same content is this call's own.
+
+        Returns:
+            False where other content has the name.
+
+        Raises:
+            LogRootError: There is no such bucket, no permission, or no conditional PUT.
+            ScoredLogError: The store did not do it within the limits. A write that is still on
+                its way may take the name later; the next `create` of it says so.
+        """
+        give_up = self._clock.monotonic() + self._limits.retry_timeout_s
+        pause_s = self._limits.backoff_initial_s
+        while (failure := self._put_new(path, content)) is not None:
+            existing = self.read(path)
+            if existing is not None:
+                return existing == content
+            if self._clock.monotonic() + pause_s > give_up:
+                raise failure
+            self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, self._limits.backoff_max_s)
+        return True
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other content under a name: a PUT changes an object as a whole.
+
+        Raises:
+            LogRootError: There is no such bucket, or no permission.
+            ScoredLogError: The store did not do it within the limits; it may have, or may yet.
+        """
+        with typed_store_errors(self._where(path)):
+            obstore.put(self._objects, path, content, mode="overwrite", use_multipart=False)
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove objects, 1,000 a request, in any order; missing ones are harmless.
+
+        Raises:
+            LogRootError: There is no such bucket, or no permission.
+            ScoredLogError: One cannot be removed.
+        """
+        if not paths:
+            return
+        with typed_store_errors(self._where(paths[0])):
+            obstore.delete(self._objects, list(paths))
+
+    def _where(self, path: str) -> str:
+        return f"{self._root}/{path}" if path else self._root
+
+    def _get(self, path: str) -> "obstore.GetResult | None":
+        with typed_store_errors(self._where(path)):
+            try:
+                return obstore.get(self._objects, path)
+            except FileNotFoundError as error:
+                if error_code(error) == MISSING_BUCKET:
+                    raise
+                return None
+
+    def _put_new(self, path: str, content: bytes) -> ScoredLogError | None:
+        """One conditional PUT; what kept it from being done.
+
+        Raises:
+            LogRootError: To try again would not help.
+        """
+        try:
+            # A multipart upload would not be conditional.
+            obstore.put(self._objects, path, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            # 412: the name is taken. 409: another write of it is under way, and may fail.
+            return ScoredLogError(
+                "the object store refuses a free name: another write of it is under way",
+                self._where(path),
+                "Try again",
+            )
+        except (BaseError, OSError) as error:
+            failure = as_log_error(error, self._where(path))
+            if isinstance(failure, LogRootError):
+                raise failure from None
+            return failure
+        return None
+
+    def _list(self, folder: str) -> list[str]:
+        found = obstore.list_with_delimiter(self._objects, folder or None)
+        return [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
+
+    def _list_from(self, prefix: str, first: str) -> list[str]:
+        # The listing begins after its offset; all names from `first` on come after its own prefix.
+        stream = obstore.list(
+            self._objects, prefix or None, offset=prefix + first[:-1], chunk_size=1_000
+        )
+        return [entry["path"] for chunk in stream for entry in chunk]

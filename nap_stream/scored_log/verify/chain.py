@@ -1,0 +1,241 @@
+"""What can be wrong with a genesis marker.
+
+How the segments of one partition follow each other.
+
+Right beside writers and beside a compaction: what looks wrong between segments is looked at anew,
+until nothing changes any more. A compaction puts the merged file in place of the first segment, and
+then removes the others; a writer that slept may publish a segment and take it back.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from nap_stream.clock import Clock
+from nap_stream.errors import ChainBrokenError, ScoredLogError
+from nap_stream.records import ChainPosition, TopicPartition
+from nap_stream.scored_log.chain import decode_genesis, sha256_hex
+from nap_stream.scored_log.footer import segment_sha256
+from nap_stream.scored_log.format import genesis_path
+from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.segment import merged_slots
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.verify.defects import ChainHead, Defect, DefectKind
+from nap_stream.scored_log.verify.segment import SegmentFindings, merged_parts
+
+
+@dataclass(frozen=True, slots=True)
+class GenesisFindings:
+    """Where a chain starts, None where its marker does not say so, and what is wrong with that."""
+
+    position: ChainPosition | None
+    defects: tuple[Defect, ...] = ()
+
+
+def read_genesis(
+    store: SegmentStore, partition: TopicPartition, *, needed: bool
+) -> GenesisFindings:
+    """Check a partition's genesis marker.
+
+    Args:
+        store: Where the log lies.
+        partition: Whose marker.
+        needed: Whether the partition has segments, so that a missing marker is a defect.
+    """
+    path = genesis_path(partition)
+    try:
+        content = store.read(path)
+        if content is not None:
+            marker = decode_genesis(content, partition, path)
+            start = ChainPosition(marker.offset, sha256_hex(content), topic_id=marker.topic_id)
+            return GenesisFindings(start)
+    except (ChainBrokenError, ScoredLogError) as error:
+        return GenesisFindings(None, (Defect(path, DefectKind.GENESIS_UNREADABLE, error.problem),))
+    if not needed:
+        return GenesisFindings(None)
+    detail = "there are segments, and no marker says where the chain starts"
+    return GenesisFindings(None, (Defect(path, DefectKind.GENESIS_MISSING, detail),))
+
+
+Inspect = Callable[[Sequence[str]], Iterable[SegmentFindings | None]]
+"""From paths to what `nap_stream.scored_log.verify.segment.inspect_segment` says of each."""
+SETTLE_S = 1.0
+"""How long what looks wrong between segments must stay as it is to be a defect. A compaction
+removes many files in that time, and a writer takes back what it should not have published."""
+PASSES = 1_000
+"""How often a chain is looked at anew while its files change. Each time fewer are left to."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainFindings:
+    """What verification has found out about a chain.
+
+    ``segments`` are the files that the chain is made of, in order, damaged ones among them, but
+    none that stands before its chain's position. ``head`` is None where the marker or the last of
+    them cannot be read.
+    """
+
+    segments: tuple[SegmentFindings, ...]
+    head: ChainHead | None
+    defects: tuple[Defect, ...]
+
+
+def examine_chain(
+    store: SegmentStore, partition: TopicPartition, inspect: Inspect, clock: Clock
+) -> ChainFindings:
+    """Check one partition's chain, from its genesis marker to its end.
+
+    Args:
+        store: Where the log lies.
+        partition: Whose chain.
+        inspect: Looks at segments by themselves.
+        clock: To wait while files change.
+
+    Raises:
+        ScoredLogError: The store cannot be listed.
+    """
+    seen: dict[str, SegmentFindings] = {}
+    before: tuple[Defect, ...] = ()
+    for _ in range(PASSES):
+        paths = segments(store, partition)
+        genesis = read_genesis(store, partition, needed=bool(paths))
+        fresh = [path for path in paths if path not in seen]
+        found = dict(zip(fresh, inspect(fresh), strict=True))
+        gone = {path for path, findings in found.items() if findings is None}
+        seen.update((path, findings) for path, findings in found.items() if findings is not None)
+        links = _Links(store, genesis.position)
+        for path in paths:
+            if path in seen:
+                links.add(seen[path])
+        doubts = tuple(links.defects)
+        if not gone and (not doubts or doubts == before):
+            break
+        before = doubts
+        _forget(seen, paths, gone | {doubt.file for doubt in doubts})
+        clock.sleep(SETTLE_S)
+    own = [defect for findings in links.accepted for defect in findings.defects]
+    own += [defect for findings in links.unreadable for defect in findings.defects]
+    return ChainFindings(
+        tuple(links.accepted),
+        _head(partition, genesis.position, links),
+        (*genesis.defects, *own, *doubts),
+    )
+
+
+def _forget(seen: dict[str, SegmentFindings], paths: Sequence[str], doubtful: set[str]) -> None:
+    """Have these files read anew, and those before them: they may have been merged since."""
+    last = None
+    for path in paths:
+        if path in doubtful:
+            seen.pop(path, None)
+            if last is not None:
+                seen.pop(last, None)
+        last = path
+
+
+def _head(
+    partition: TopicPartition, start: ChainPosition | None, links: "_Links"
+) -> ChainHead | None:
+    end = links.position
+    if start is None or end is None:
+        return None
+    return ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """Digests of the segments that the file at ``path`` has merged, and where they stand."""
+
+    path: str
+    digests: frozenset[str]
+    slots: frozenset[tuple[int, str]]
+
+
+@dataclass(slots=True)
+class _Links:
+    """Segments one after another. ``position`` is None behind one that cannot be read."""
+
+    store: SegmentStore
+    position: ChainPosition | None
+    topic_id: str | None = None
+    accepted: list[SegmentFindings] = field(default_factory=list)
+    unreadable: list[SegmentFindings] = field(default_factory=list)
+    merged: _Merged | None = None
+    defects: list[Defect] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.position is not None:
+            self.topic_id = self.position.topic_id
+
+    def add(self, found: SegmentFindings) -> None:
+        """Take the next file of the folder."""
+        here = self.position
+        if here is not None and found.base_offset < here.offset:
+            self._pass_over(found, here)
+            return
+        self.defects += _link_defects(found, here)
+        self.defects += self._topic_defects(found)
+        self.accepted.append(found)
+        self.position = (
+            ChainPosition(found.footer.end_offset, found.sha256)
+            if found.footer is not None and found.sha256 is not None
+            else None
+        )
+
+    def _pass_over(self, found: SegmentFindings, here: ChainPosition) -> None:
+        """A file that begins before the position is no part of the chain."""
+        if found.footer is None:
+            self.unreadable.append(found)
+            return
+        covering = self.accepted[-1].path if self.accepted else ""
+        merged = self._merged_into(covering)
+        if found.sha256 in merged.digests:
+            detail = (
+                f"it has been merged into {covering}; the compaction was interrupted: "
+                "run `nap-stream compact` again to finish it"
+            )
+        elif (found.base_offset, found.footer.previous_sha256) in merged.slots:
+            detail = (
+                f"its base offset has been merged into {covering}; the writer that published it "
+                "after that died before it could take it back: `nap-stream compact` removes it"
+            )
+        else:
+            self.defects.append(_overlap(found, here))
+            return
+        self.defects.append(Defect(found.path, DefectKind.COVERED, detail))
+
+    def _merged_into(self, path: str) -> "_Merged":
+        """What a file has merged; read once for all that it covers, which can be thousands."""
+        if self.merged is None or self.merged.path != path:
+            parts = merged_parts(self.store, path) if path else ()
+            digests = frozenset(segment_sha256(part) for part in parts)
+            self.merged = _Merged(path, digests, frozenset(merged_slots(parts)))
+        return self.merged
+
+    def _topic_defects(self, found: SegmentFindings) -> Iterator[Defect]:
+        for topic_id in found.topic_ids:
+            if self.topic_id is not None and topic_id != self.topic_id:
+                detail = (
+                    f"it is of the topic with id {topic_id}, the chain before of {self.topic_id}"
+                )
+                yield Defect(found.path, DefectKind.TOPIC_ID, detail)
+            self.topic_id = topic_id
+
+
+def _link_defects(found: SegmentFindings, expected: ChainPosition | None) -> Iterator[Defect]:
+    if expected is None:
+        return
+    if found.base_offset > expected.offset:
+        detail = f"offsets [{expected.offset}, {found.base_offset}) are in no segment"
+        yield Defect(found.path, DefectKind.HOLE, detail)
+    footer = found.footer
+    if footer is not None and footer.previous_sha256 != expected.previous_sha256:
+        detail = (
+            f"what stands before has the digest {expected.previous_sha256}, "
+            f"this footer names {footer.previous_sha256}"
+        )
+        yield Defect(found.path, DefectKind.PREVIOUS_HASH, detail)
+
+
+def _overlap(found: SegmentFindings, expected: ChainPosition) -> Defect:
+    detail = f"offsets from {found.base_offset} on stand before, to {expected.offset}"
+    return Defect(found.path, DefectKind.OVERLAP, detail)

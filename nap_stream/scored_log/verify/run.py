@@ -1,0 +1,312 @@
+"""Proof that the log is whole: every partition's chain, from its genesis marker to its end.
+
+Reads footers alone, unless asked for every value. May run beside writers and beside a compaction:
+it checks what was there when it listed a partition.
+
+What the chains of a topic cover, against what the broker has and the group has committed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from nap_stream.clock import Clock, SystemClock
+from nap_stream.errors import ScoredLogError
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.format import (
+    genesis_path,
+    is_hidden,
+    parse_partition_folder,
+    parse_segment_name,
+    parse_topic_folder,
+    partition_folder,
+    topic_folder,
+)
+from nap_stream.scored_log.read import partitions, require_root, segments
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.verify.chain import ChainFindings, examine_chain
+from nap_stream.scored_log.verify.defects import (
+    ChainHead,
+    CompactedFile,
+    Defect,
+    DefectKind,
+    VerifyReport,
+)
+from nap_stream.scored_log.verify.segment import SegmentFindings, inspect_segment
+
+Advance = Callable[[int, int | None], None]
+FOOTER_THREADS = 16
+"""Footers wait for the disk or the network."""
+DEEP_THREADS = 4
+"""Each holds a whole file's rows in memory."""
+
+
+def verify(
+    store: SegmentStore,
+    *,
+    deep: bool = False,
+    topic: str | None = None,
+    clock: Clock | None = None,
+    advance: Advance | None = None,
+) -> VerifyReport:
+    """Check the log and name every defect.
+
+    Always: genesis markers, that segments follow each other without holes or overlaps, the digest
+    of each one's predecessor, topic ids, footers, schema, row counts, the range of the rows'
+    offsets, files that do not belong there. What the last segment of a partition holds is covered
+    by no other file: see `ChainHead`.
+
+    Args:
+        store: Where the log lies.
+        deep: Also read every value, with page checksums, and compare the rows with the digests
+            that were taken when they were published, with the footer, and with each other.
+        topic: Only this topic.
+        clock: To wait while files change; the machine's own without it.
+        advance: Told how many files have been read, of how many (None while unknown).
+
+    Raises:
+        LogRootError: There is no folder at the root.
+        ConfigError: The topic cannot be the name of one.
+        ScoredLogError: The store cannot be listed.
+    """
+    require_root(store)
+    strays = list(_strays(store, topic))
+    names = partitions(store, topic)
+    reading = _Reading(store, names, advance, deep=deep)
+    with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
+        chains = [
+            examine_chain(
+                store,
+                name,
+                lambda paths: reading.inspect(pool, paths),
+                clock or SystemClock(),
+            )
+            for name in names
+        ]
+    return _report(chains, strays, deep=deep)
+
+
+class _Reading:
+    """Inspects files in threads, and tells how far that is."""
+
+    def __init__(
+        self,
+        store: SegmentStore,
+        names: Iterable[TopicPartition],
+        advance: Advance | None,
+        *,
+        deep: bool,
+    ) -> None:
+        self._store, self._deep, self._advance = store, deep, advance
+        self._done = 0
+        self._total = sum(len(segments(store, name)) for name in names) if advance else 0
+
+    def inspect(
+        self, pool: ThreadPoolExecutor, paths: Sequence[str]
+    ) -> Iterator[SegmentFindings | None]:
+        """What each file holds, in order."""
+        for found in pool.map(
+            lambda path: inspect_segment(self._store, path, deep=self._deep), paths
+        ):
+            self._done += 1
+            if self._advance is not None:
+                self._advance(self._done, max(self._done, self._total))
+            yield found
+
+
+def _report(
+    chains: Sequence[ChainFindings], strays: Sequence[Defect], *, deep: bool
+) -> VerifyReport:
+    files = [found for chain in chains for found in chain.segments]
+    footers = [found.footer for found in files if found.footer is not None]
+    gaps = tuple(gap for found in files for gap in found.gaps)
+    gap_offsets = sum(gap.end_offset - gap.base_offset for gap in gaps)
+    defects = [*strays, *(defect for chain in chains for defect in chain.defects)]
+    return VerifyReport(
+        partitions=len(chains),
+        segments=sum(found.segments for found in files),
+        rows=sum(footer.rows for footer in footers),
+        offsets=sum(footer.end_offset - footer.base_offset for footer in footers) - gap_offsets,
+        gap_offsets=gap_offsets,
+        gaps=gaps,
+        heads=tuple(chain.head for chain in chains if chain.head is not None),
+        defects=sorted_defects(defects),
+        compacted=tuple(_compacted(files)),
+        deep=deep,
+    )
+
+
+def sorted_defects(defects: Iterable[Defect]) -> tuple[Defect, ...]:
+    """By file, then by kind."""
+    return tuple(sorted(defects, key=lambda defect: (defect.file, defect.kind)))
+
+
+def _compacted(files: Iterable[SegmentFindings]) -> Iterator[CompactedFile]:
+    for found in files:
+        if found.segments > 1 and found.footer is not None:
+            footer = found.footer
+            yield CompactedFile(found.path, footer.base_offset, footer.end_offset, found.segments)
+
+
+def _strays(store: SegmentStore, topic: str | None) -> Iterator[Defect]:
+    for name in _visible(store.names("")):
+        if parse_topic_folder(name) is None or _is_file(store, name):
+            if topic is None:
+                yield _stray(name)
+        elif topic is None or name == topic_folder(topic):
+            yield from _strays_of_topic(store, name)
+
+
+def _strays_of_topic(store: SegmentStore, folder: str) -> Iterator[Defect]:
+    topic = parse_topic_folder(folder)
+    for name in _visible(store.names(folder)):
+        number = parse_partition_folder(name)
+        if topic is None or number is None or _is_file(store, f"{folder}/{name}"):
+            yield _stray(f"{folder}/{name}")
+            continue
+        inside = partition_folder(TopicPartition(topic, number))
+        for child in _visible(store.names(inside)):
+            if parse_segment_name(child) is None:
+                yield _stray(f"{inside}/{child}")
+
+
+def _is_file(store: SegmentStore, path: str) -> bool:
+    try:
+        file = store.open(path)
+    except ScoredLogError:
+        # Some stores have folders, which cannot be opened.
+        return False
+    if file is not None:
+        file.close()
+    return file is not None
+
+
+def _visible(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if not is_hidden(name))
+
+
+def _stray(path: str) -> Defect:
+    return Defect(path, DefectKind.STRAY_FILE, "not a file of the log, and readers may read it")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOffsets:
+    """A partition as the broker has it.
+
+    ``earliest`` is the first offset that retention has left, ``end`` the one that the next
+    message gets. ``committed`` is the group's, None where it has none. ``topic_id`` is None where
+    the broker tells none.
+    """
+
+    partition: TopicPartition
+    earliest: int
+    end: int
+    committed: int | None
+    topic_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerComparison:
+    """A chain beside its partition.
+
+    ``chain_start`` and ``chain_end`` are None where there is no chain, or its end cannot be read.
+    ``lag`` counts the offsets from the chain's end to the partition's. ``gap_to_come`` counts
+    those from the chain's end on that retention has deleted: the next worker declares them.
+    """
+
+    offsets: BrokerOffsets
+    chain_start: int | None
+    chain_end: int | None
+    lag: int | None
+    gap_to_come: int
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReport:
+    """The outcome of `compare_with_broker`."""
+
+    topic: str
+    group_id: str
+    partitions: tuple[BrokerComparison, ...]
+    defects: tuple[Defect, ...]
+
+
+def compare_with_broker(
+    report: VerifyReport,
+    offsets: Sequence[BrokerOffsets],
+    *,
+    topic: str,
+    group_id: str,
+) -> BrokerReport:
+    """Compare the chains of one topic with its partitions.
+
+    Beside running workers the committed offsets must be read before the log is, and the
+    partitions' ends after it: a worker commits what it has published before.
+
+    Args:
+        report: Of the log, or of this topic in it.
+        offsets: Of every partition that the topic has.
+        topic: Whose partitions they are.
+        group_id: Whose committed offsets.
+    """
+    heads = {head.partition: head for head in report.heads if head.partition.topic == topic}
+    broken = {defect.file.rsplit("/", 1)[0] for defect in report.defects}
+    known = {one.partition for one in offsets}
+    defects = [_beyond(heads[partition], None) for partition in sorted(heads.keys() - known)]
+    for one in offsets:
+        head = heads.get(one.partition)
+        if head is not None:
+            defects += _chain_defects(head, one)
+        elif one.committed is not None and partition_folder(one.partition) not in broken:
+            defects.append(_chain_missing(one))
+    return BrokerReport(
+        topic, group_id, tuple(_comparisons(heads, offsets)), sorted_defects(defects)
+    )
+
+
+def _comparisons(
+    heads: Mapping[TopicPartition, ChainHead], offsets: Sequence[BrokerOffsets]
+) -> Iterator[BrokerComparison]:
+    for one in sorted(offsets, key=lambda found: found.partition):
+        head = heads.get(one.partition)
+        if head is None:
+            yield BrokerComparison(one, None, None, None, 0)
+        else:
+            yield BrokerComparison(
+                one,
+                head.start_offset,
+                head.end_offset,
+                max(0, one.end - head.end_offset),
+                max(0, one.earliest - head.end_offset),
+            )
+
+
+def _chain_defects(head: ChainHead, one: BrokerOffsets) -> Iterator[Defect]:
+    folder = partition_folder(head.partition)
+    if None not in (head.topic_id, one.topic_id) and head.topic_id != one.topic_id:
+        detail = (
+            f"the chain is of the topic with id {head.topic_id}, the broker's is {one.topic_id}"
+        )
+        yield Defect(folder, DefectKind.TOPIC_ID, detail)
+    if head.end_offset > one.end:
+        yield _beyond(head, one.end)
+    if one.committed is not None and one.committed > head.end_offset:
+        detail = (
+            f"the group has committed {one.committed}, the chain ends at {head.end_offset}: "
+            f"{one.committed - head.end_offset} offsets are committed and in no segment"
+        )
+        yield Defect(folder, DefectKind.BEHIND_COMMITTED, detail)
+
+
+def _beyond(head: ChainHead, end: int | None) -> Defect:
+    there = "the topic has no such partition" if end is None else f"the partition at {end}"
+    detail = (
+        f"the chain ends at {head.end_offset}, {there}: the topic was made anew, or the broker has "
+        "lost messages"
+    )
+    return Defect(partition_folder(head.partition), DefectKind.BEYOND_BROKER, detail)
+
+
+def _chain_missing(one: BrokerOffsets) -> Defect:
+    detail = f"the group has committed {one.committed}, and there is no chain"
+    return Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail)

@@ -1,0 +1,374 @@
+"""Turns pydantic's validation errors into errors that say where a setting stands.
+
+Reads settings from one YAML file and the environment: the only reader of either.
+
+The environment wins over the file: ``NAP_STREAM__KAFKA__GROUP_ID=x`` sets ``kafka.group_id``.
+Values from the environment are read as YAML, so that numbers, lists and null work. Relative
+paths are taken from the folder of the YAML file.
+"""
+
+import copy
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from nap_stream.errors import ConfigError
+from nap_stream.settings.schema import (
+    AlertSettings,
+    KafkaSettings,
+    ModelSettings,
+    ScoringSettings,
+    SecretFile,
+    Section,
+    Settings,
+)
+
+Key = tuple[str | int, ...]
+
+_USER_INFO = re.compile(r"://[^/?#\s]*@")
+"""A user, and perhaps a password, in an address."""
+
+
+def config_error(
+    model: type[BaseModel], error: ValidationError, places: Mapping[Key, str], path: Path
+) -> ConfigError:
+    """One error for everything that is wrong with a configuration, values of secrets left out.
+
+    Args:
+        model: What was validated.
+        error: What pydantic found.
+        places: Where each key stands: file and line, or environment variable.
+        path: The file, for keys that stand nowhere.
+    """
+    problems = [_describe(model, item, places, path) for item in error.errors()]
+    if len(problems) == 1:
+        return problems[0]
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return ConfigError(f"{len(problems)} settings are wrong:\n{lines}", str(path))
+
+
+def is_secret(model: type[BaseModel], key: Key) -> bool:
+    """Whether a key's value must never be shown or read from a plain file."""
+    field = _field_at(model, key)
+    return field is not None and SecretStr in _members(field.annotation)
+
+
+def _is_hidden(model: type[BaseModel], key: Key) -> bool:
+    """Whether an error must not show a key's value: part of it may be a secret.
+
+    So may be what stands in the place of a whole section that holds such a key.
+    """
+    section, field = _section_at(model, key), _field_at(model, key)
+    return (section is not None and _holds_hidden(section)) or (field is not None and _hides(field))
+
+
+def _holds_hidden(section: type[BaseModel]) -> bool:
+    return any(
+        _hides(field) or any(_holds_hidden(inner) for inner in _sections_of(field))
+        for field in section.model_fields.values()
+    )
+
+
+def _hides(field: FieldInfo) -> bool:
+    members = _members(field.annotation)
+    return not field.repr or SecretStr in members or SecretFile in members
+
+
+def dotted(key: Key) -> str:
+    """A key as people write it."""
+    return ".".join(str(part) for part in key)
+
+
+def _describe(
+    model: type[BaseModel], item: Any, places: Mapping[Key, str], path: Path
+) -> ConfigError:
+    key = _known_part(model, item["loc"], places)
+    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
+    where = f"{place}, key {dotted(key)}" if key else place
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(model, key, place)
+    if item["type"] == "missing":
+        return ConfigError("a value is missing", where, _meaning(model, key))
+    problem, given = item["msg"].removeprefix("Value error, "), item["input"]
+    if item["type"] == "model_type" and (section := _section_at(model, key)) is not None:
+        problem = f"expected keys: {', '.join(section.model_fields)}"
+    is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
+    if is_shown and ", got " not in problem and not _USER_INFO.search(str(given)):
+        problem = f"{problem}, got {given!r}"
+    return ConfigError(problem, where, _meaning(model, key))
+
+
+def _known_part(model: type[BaseModel], loc: Key, places: Mapping[Key, str]) -> Key:
+    """The part of pydantic's location that people wrote: it ends where type tags begin."""
+    key: Key = ()
+    for part in loc:
+        section = _section_at(model, key)
+        if (*key, part) not in places and not (section and part in section.model_fields):
+            break
+        key = (*key, part)
+    return key
+
+
+def _unknown_key(model: type[BaseModel], key: Key, place: str) -> ConfigError:
+    """An unknown key by its name, unless that may be a hidden value without its key."""
+    if not str(key[-1]).isidentifier() and _is_hidden(model, key[:-1]):
+        where = f"{place}, key {dotted(key[:-1])}" if key[:-1] else place
+        return ConfigError("a key that is no name", where, _suggestion(model, key))
+    return ConfigError("unknown key", f"{place}, key {dotted(key)}", _suggestion(model, key))
+
+
+def _suggestion(model: type[BaseModel], key: Key) -> str:
+    section = _section_at(model, key[:-1])
+    known = sorted(section.model_fields) if section else []
+    close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}"
+
+
+def _meaning(model: type[BaseModel], key: Key) -> str:
+    """The documentation of a key, as advice."""
+    field = _field_at(model, key)
+    return " ".join((field.description or "").split()) if field else ""
+
+
+def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    """The section that a key names, or None where it names a value."""
+    section = model
+    for part in key:
+        field = section.model_fields.get(str(part))
+        inner = _sections_of(field) if field else ()
+        if not inner:
+            return None
+        section = inner[0]
+    return section
+
+
+def _field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
+    section = _section_at(model, key[:-1]) if key else None
+    return section.model_fields.get(str(key[-1])) if section else None
+
+
+def _sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """The sections that a field's value may be."""
+    members = _members(field.annotation)
+    return tuple(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+ENV_PREFIX = "NAP_STREAM__"
+
+SettingsT = TypeVar("SettingsT", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """A configuration as read: the values, and the place of each key."""
+
+    values: dict[str, Any]
+    places: Mapping[Key, str]
+
+
+def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of a monitor.
+
+    Args:
+        path: The YAML file.
+        environ: The environment; the process's own where None.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    return _validate(Settings, _whole_tree(path, environ), path)
+
+
+def load_model_settings(path: Path, environ: Mapping[str, str] | None = None) -> ModelSettings:
+    """The model section: of a whole configuration, or of a file that holds nothing else.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    tree = _read_yaml(path)
+    if "model" not in tree.values:
+        return _validate(ModelSettings, tree, path)
+    return _validate(ModelSettings, _section(_whole_tree(path, environ), "model"), path)
+
+
+def load_scoring_settings(
+    path: Path, environ: Mapping[str, str] | None = None, *, method: str | None = None
+) -> ScoringSettings:
+    """The scoring section of a configuration; the defaults for a file of the model alone.
+
+    Args:
+        path: The YAML file.
+        environ: The environment; the process's own where None.
+        method: Takes the configured method's place.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    tree = _read_yaml(path)
+    section = (
+        _section(_whole_tree(path, environ), "scoring") if "model" in tree.values else _Tree({}, {})
+    )
+    if method is not None:
+        section = _Tree(
+            {**section.values, "method": method}, {**section.places, ("method",): "--method"}
+        )
+    return _validate(ScoringSettings, section, path)
+
+
+def load_kafka_settings(path: Path, environ: Mapping[str, str] | None = None) -> KafkaSettings:
+    """The Kafka section of a configuration, for commands that need nothing else.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    return _validate(KafkaSettings, _section(_whole_tree(path, environ), "kafka"), path)
+
+
+def load_alert_settings(path: Path, environ: Mapping[str, str] | None = None) -> AlertSettings:
+    """The alert section of a configuration, for commands that need nothing else.
+
+    Raises:
+        ConfigError: Naming the key, where it stands and what was expected.
+    """
+    return _validate(AlertSettings, _section(_whole_tree(path, environ), "alerts"), path)
+
+
+def masked_yaml(settings: Settings) -> str:
+    """The settings in force as YAML, secrets and the path of the webhook's address masked.
+
+    `load_settings` refuses the masked values: they must be filled in again.
+    """
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _whole_tree(path: Path, environ: Mapping[str, str] | None) -> _Tree:
+    tree = _read_yaml(path)
+    for key, place in tree.places.items():
+        if is_secret(Settings, key) and _value_at(tree.values, key) is not None:
+            raise ConfigError(
+                "secrets are not read from this file",
+                f"{place}, key {dotted(key)}",
+                f"Set {_env_name(key)} or {dotted(key)}_file",
+            )
+    return _with_environment(tree, os.environ if environ is None else environ)
+
+
+def _value_at(values: Any, key: Key) -> Any:
+    for part in key:
+        values = values[part]
+    return values
+
+
+def _section(tree: _Tree, name: str) -> _Tree:
+    values = tree.values.get(name, {})
+    if not isinstance(values, dict):
+        raise ConfigError("expected keys and values", f"{tree.places[name,]}, key {name}")
+    return _Tree(values, {key[1:]: at for key, at in tree.places.items() if key[:1] == (name,)})
+
+
+def _read_yaml(path: Path) -> _Tree:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration: {error.strerror}", str(path), "Check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the configuration is not UTF-8 text", str(path)) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        # Its own text quotes the line, which may hold a secret, as do tracebacks that it is in.
+        raise _not_yaml(error, path) from None
+    except ValueError:
+        raise ConfigError("not valid YAML: a date or number that is none", str(path)) from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError("expected keys and values at the top level", str(path))
+    return _Tree(values, dict(_places(node, path, ())))
+
+
+def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ConfigError("not valid YAML", str(path))
+    mark = error.context_mark or error.problem_mark
+    parts = [part for part in (error.context, error.problem) if part]
+    # Names of tags and aliases are quoted: a value that begins with ! or * is taken for one.
+    said = ", ".join(re.sub(r"'[^']{2,}'", "…", part) for part in parts)
+    return ConfigError(
+        f"not valid YAML: {said}", f"{path}:{mark.line + 1}", f"Look from column {mark.column + 1}"
+    )
+
+
+def _places(node: yaml.Node | None, path: Path, key: Key) -> Iterator[tuple[Key, str]]:
+    if isinstance(node, yaml.MappingNode):
+        for name, child in node.value:
+            inner = (*key, str(name.value))
+            yield inner, f"{path}:{name.start_mark.line + 1}"
+            yield from _places(child, path, inner)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            yield (*key, index), f"{path}:{child.start_mark.line + 1}"
+            yield from _places(child, path, (*key, index))
+
+
+def _with_environment(tree: _Tree, environ: Mapping[str, str]) -> _Tree:
+    """The tree with the environment's values laid over it."""
+    values, places = copy.deepcopy(tree.values), dict(tree.places)
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        place = f"environment variable {name}"
+        key = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
+        _set(values, key, _env_value(key, environ[name], place), place)
+        places[key] = place
+        for length in range(1, len(key)):
+            places.setdefault(key[:length], place)
+    return _Tree(values, places)
+
+
+def _env_name(key: Key) -> str:
+    return ENV_PREFIX + "__".join(str(part).upper() for part in key)
+
+
+def _env_value(key: Key, text: str, place: str) -> Any:
+    if is_secret(Settings, key):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError("not a YAML value", place) from None
+
+
+def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -> None:
+    inner: Any = values
+    for part in key[:-1]:
+        inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{dotted(key[:-1])} holds no keys", place)
+    inner[key[-1]] = value
+
+
+def _validate(model: type[SettingsT], tree: _Tree, path: Path) -> SettingsT:
+    try:
+        return model.model_validate(tree.values, context={"folder": path.resolve().parent})
+    except ValidationError as error:
+        raise config_error(model, error, tree.places, path) from None

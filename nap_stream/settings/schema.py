@@ -1,0 +1,507 @@
+"""The settings of a monitor: frozen models, units in the names, unknown keys refused.
+
+`nap_stream.settings.load` reads them from YAML and the environment.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
+
+from nap_stream.core.detection import DEFAULT_FALSE_ALARMS, parse_false_alarms
+from nap_stream.core.methods import every_method
+from nap_stream.core.score_specs import BaseScore, ScoreParameters
+
+S3_ROOT = re.compile(
+    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
+    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
+    re.ASCII,
+)
+"""The root of a scored log in an object store."""
+
+LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
+RESERVED_LABELS = ("alertname", "monitor", "topic", "key", "severity")
+MAX_LABEL = 1_000
+MAX_WINDOW_RECORDS = 10_000_000
+MASK = "…"
+"""Stands for what is not shown of an address."""
+
+
+def _from_folder(value: Path, info: ValidationInfo) -> Path:
+    """A relative path, taken from the folder of the file that it was read from."""
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / value
+
+
+def _existing(value: Path, info: ValidationInfo) -> Path:
+    if info.context and not _exists(value):
+        raise ValueError(f"no such file or folder: {value}")
+    return value
+
+
+def _existing_secret(value: Path, info: ValidationInfo) -> Path:
+    """Like `_existing`, without showing what may be the secret itself."""
+    if info.context and not _exists(value):
+        raise ValueError("no such file; expected its path, not what it holds")
+    return value
+
+
+def _exists(value: Path) -> bool:
+    try:
+        return value.exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _origin(url: str) -> str:
+    try:
+        parsed = parse_url(url)
+    except LocationParseError:
+        parsed = None
+    if parsed is None or not parsed.host:
+        raise ValueError("this is no address")
+    return f"{parsed.scheme}://{parsed.netloc}"
+
+
+def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
+    """An address in an object store as it stands; anything else is a path."""
+    if "://" not in str(value):
+        return _from_folder(Path(value), info)
+    if S3_ROOT.fullmatch(str(value)) is None:
+        raise ValueError(
+            "expected a path or s3://bucket/prefix, the prefix of letters, digits and . _ = - /"
+        )
+    return str(value)
+
+
+AnyPath = Annotated[Path, AfterValidator(_from_folder)]
+ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
+SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing_secret)]
+"""A file that holds a secret. Errors do not show the path: it may be the secret, misplaced."""
+Positive = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000)]
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+Channels = tuple[float, float, float]
+Sides = Positive | tuple[Positive, Positive]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict about unknown keys, strict about types."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
+    )
+
+
+class KafkaSettings(Section):
+    """Where messages come from, and how to connect."""
+
+    bootstrap_servers: tuple[str, ...] = ("localhost:9092",)
+    """Brokers to ask first, as host:port."""
+    topic: TopicName
+    """The topic of image messages."""
+    group_id: str = Field(default="nap-stream", min_length=1, max_length=200)
+    """The consumer group. Each monitor has its own."""
+    start: Literal["earliest", "latest"] = "earliest"
+    """Where a partition begins that has neither a log nor a committed offset."""
+    resume_from: Literal["log", "committed"] = "log"
+    """What a committed offset ahead of the log means, such as one that an operator has reset: log
+    reads the offsets between; committed leaves them out, and the log declares them as a gap. A
+    committed offset behind the log never counts: those rows are there."""
+    session_timeout_s: PositiveSeconds = 45.0
+    """How long the group waits for a silent worker before its partitions move."""
+    max_poll_interval_s: PositiveSeconds = 300.0
+    """The longest time between two polls before a worker is taken for stuck."""
+    max_fetch_bytes: Positive = 50 * 2**20
+    """The most that one fetch may bring; must exceed the largest message."""
+    connect_timeout_s: PositiveSeconds = 30.0
+    """How long to wait for a broker at start before giving up."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    """Only from NAP_STREAM__KAFKA__SASL_PASSWORD or `sasl_password_file`."""
+    sasl_password_file: SecretFile | None = None
+    """A file that holds the password, such as a mounted secret."""
+    ssl_cafile: ExistingPath | None = None
+    ssl_certfile: ExistingPath | None = None
+    ssl_keyfile: SecretFile | None = None
+
+    @field_validator("bootstrap_servers", mode="before")
+    @classmethod
+    def _split_servers(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _need_host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for server in value:
+            host, _, port = server.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"expected host:port, got {server.rpartition('@')[2]!r}")
+        if not value:
+            raise ValueError("expected at least one host:port")
+        return value
+
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if not self.security_protocol.startswith("SASL"):
+            return self
+        password = self.sasl_password or self.sasl_password_file
+        if not (self.sasl_mechanism and self.sasl_username and password):
+            raise ValueError(
+                f"{self.security_protocol} needs sasl_mechanism, sasl_username and a password "
+                "(NAP_STREAM__KAFKA__SASL_PASSWORD or sasl_password_file)"
+            )
+        return self
+
+
+class PreprocessingSettings(Section):
+    """From a decoded image to the model's input. The defaults are those of ImageNet models."""
+
+    resize: Sides | None = 256
+    """Pixels of the short side, or (height, width); null to leave the size as it is."""
+    crop: Sides = 224
+    """Pixels of the centre crop, square or (height, width). It fixes the input's size."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    mean: Channels = (0.485, 0.456, 0.406)
+    """Per channel, of pixels scaled to [0, 1]."""
+    std: Channels = (0.229, 0.224, 0.225)
+    """Per channel, of pixels scaled to [0, 1]."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive_std(cls, value: Channels) -> Channels:
+        if min(value) <= 0:
+            raise ValueError(f"expected positive standard deviations, got {value}")
+        return value
+
+
+class ModelSettings(Section):
+    """The classifier: a callable that builds it, its weights, its classes, its input."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """An importable callable that returns a torch.nn.Module, as package.module:name."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    weights: ExistingPath | None = None
+    """A .safetensors file, or a torch file of a state dict (loaded with weights_only)."""
+    class_names: tuple[str, ...] | None = None
+    """In order of the logits; null names classes by their number."""
+    class_names_file: ExistingPath | None = None
+    """The same, one a line."""
+    feature_layer: str | None = None
+    """A module by its dotted name, where finding fails: its output is the pre-pooling feature map,
+    or its input where it pools, so that its output has no positions left. Null finds the map."""
+    python_path: tuple[AnyPath, ...] = Field(default=(Path(),), validate_default=True)
+    """Folders from which the factory may be imported, beside the installed packages."""
+    preprocessing: PreprocessingSettings = PreprocessingSettings()
+
+    @model_validator(mode="after")
+    def _one_source_of_names(self) -> Self:
+        if self.class_names and self.class_names_file:
+            raise ValueError("give class_names or class_names_file, not both")
+        return self
+
+
+class ScoringSettings(Section):
+    """Which scores are computed, and which one flags. Fixed when the model is calibrated.
+
+    A method is nap; a base score alone (msp, max_logit, energy, react, ash, scale, dice, knn);
+    nap-<base>, the weighted geometric mean of both; or fisher-<base>, the weighted sum of their
+    log p-values, NAP's two-sided.
+    """
+
+    method: str | None = None
+    """Null takes fisher-knn, or fisher-energy where the logits come from no linear layer."""
+    scores: tuple[BaseScore, ...] = ()
+    """Base scores to compute and log beside msp, max_logit, energy and the method's own."""
+    react_percentile: Probability = 0.9
+    """Of the activations, where ReAct clips them; a fraction, as are the next three."""
+    ash_percentile: Probability = 0.9
+    """Share of the features that ASH prunes."""
+    scale_percentile: Probability = 0.85
+    """Share of the features that SCALE leaves out of its denominator."""
+    dice_sparsity: Probability = 0.9
+    """Share of the head's weights that DICE masks."""
+    knn_k: Positive = 10
+    """Which neighbour KNN's distance is to."""
+    fit_limit: Positive = 1_000
+    """Images to fit on, at most: KNN's bank, and the references of p-values."""
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str | None) -> str | None:
+        names = [str(method) for method in every_method()]
+        if value is not None and value not in names:
+            raise ValueError(f"expected one of {', '.join(names)}")
+        return value
+
+    @model_validator(mode="after")
+    def _neighbours_among_fitted(self) -> Self:
+        if self.knn_k >= self.fit_limit:
+            raise ValueError("knn_k must be below fit_limit")
+        return self
+
+    def parameters(self) -> ScoreParameters:
+        """The parameters of the base scores."""
+        return ScoreParameters(
+            knn_bank_size=self.fit_limit,
+            **self.model_dump(exclude={"method", "scores", "fit_limit"}),
+        )
+
+
+class LimitSettings(Section):
+    """What is refused before it is decoded."""
+
+    max_image_bytes: Positive = 20 * 2**20
+    max_image_pixels: Positive = 64_000_000
+    max_message_bytes: Positive = 45 * 2**20
+    max_images_per_message: Positive = 1_000
+    max_key_bytes: Positive = 16 * 2**10
+    """Of the key and the kept headers of a message together: each row of a batch repeats them."""
+
+
+class LogSettings(Section):
+    """The scored log."""
+
+    root: Annotated[str | Path, AfterValidator(_log_root)]
+    """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix."""
+    segment_max_rows: Positive = 10_000
+    segment_max_bytes: Positive = 16 * 2**20
+    """An estimate of the rows' size in memory, in bytes."""
+    segment_max_age_s: PositiveSeconds = 5.0
+    headers: tuple[str, ...] = ()
+    """Names of the message headers to keep."""
+
+
+class WorkerSettings(Section):
+    """The worker actors."""
+
+    count: Positive = 1
+    num_gpus: Annotated[float, Field(ge=0, le=16)] | None = None
+    """GPUs a worker, fractions allowed; null takes 1 where Ray has GPUs, else 0."""
+    batch_size: Positive = 32
+    linger_ms: Annotated[int, Field(ge=0)] = 50
+    """The longest that an image waits for its batch to fill."""
+    torch_threads: Positive = 1
+    """Threads of torch on the CPU."""
+    decode_threads: Positive = 1
+    max_in_hand_images: Positive = 512
+    """Images between poll and score before fetching pauses."""
+    max_in_hand_bytes: Positive = 256 * 2**20
+    """Bytes before fetching pauses: of messages until they are decoded, of pixels at the model's
+    input size until they are scored, of failed images until they are dead letters. Beside it a
+    fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes about 16 bytes a
+    pixel of its image, and each partition holds rows of at most log.segment_max_bytes."""
+    revoke_deadline_s: PositiveSeconds = 5.0
+    """How long a rebalance may wait for what is in hand."""
+
+
+class DriverSettings(Section):
+    """How the driver looks after the workers."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    """Restarts of one worker before the run is given up. One that has made progress for
+    stall_timeout_s earns them back."""
+    backoff_initial_s: PositiveSeconds = 1.0
+    backoff_max_s: PositiveSeconds = 30.0
+    stall_timeout_s: PositiveSeconds = 120.0
+    """A worker that makes no progress for so long is replaced; a coordinator that is silent for so
+    long ends the run."""
+    start_timeout_s: PositiveSeconds = 600.0
+    """How long a worker may take to be placed, to load its model and to join the group."""
+    shutdown_deadline_s: PositiveSeconds = 30.0
+    """One deadline for the whole shutdown."""
+
+
+class KeySettings(Section):
+    """One monitor for each key: a camera, a line, a site."""
+
+    by: str = Field(default="key", pattern=r"^(key|header:.{1,200})$")
+    """What names it: key, the message's key (of an Arrow batch: the image's), or header:NAME, which
+    must stand in log.headers."""
+    max_keys: Annotated[int, Field(gt=0, le=1_000_000)] = 100_000
+    """Keys that are remembered; beyond them those that were silent longest are forgotten, and ones
+    with an active monitor last."""
+    max_firing: Annotated[int, Field(gt=0, le=1_000)] = 20
+    """Alerts of keys that may fire at once; of more only the number is told."""
+    one_per_pane: bool = False
+    """Count only the first record of a key in each pane of drift.pane_ms: frames of one camera that
+    follow each other closely are not independent."""
+
+
+class DriftSettings(Section):
+    """When the stream has drifted."""
+
+    false_alarms: str | None = None
+    """How many false alarms are bearable, as in "one per 30 days at 50 images/s" (the default) or
+    "probability 0.01 in 7 days at 50 images/s". This or expected_run_length."""
+    expected_run_length: Annotated[float, Field(ge=100, le=1e15)] | None = None
+    """The same as one number of records A: a false alarm within T records has a probability of at
+    most T / A."""
+    confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
+    """Share of calibrations, over the draw of their images, for which that holds."""
+    window_records: Annotated[int, Field(gt=0, le=MAX_WINDOW_RECORDS)] = 1_000
+    """Records of the rolling window."""
+    pane_ms: Annotated[int, Field(gt=0, le=86_400_000)] = 1_000
+    """Width of the event-time panes in which records are counted: verdicts come at their ends."""
+    resolve_probability: Probability = 0.05
+    """The rolling window no longer fires when its count would not be surprising at this level."""
+    idle_partition_s: PositiveSeconds = 10.0
+    """A partition silent for so long no longer holds the watermark back."""
+    keys: KeySettings | None = None
+    """Monitors of single keys beside that of the stream; null for none."""
+
+    @field_validator("false_alarms")
+    @classmethod
+    def _readable(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_false_alarms(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_promise(self) -> Self:
+        if self.false_alarms is not None and self.expected_run_length is not None:
+            raise ValueError("give false_alarms or expected_run_length, not both")
+        return self
+
+    @property
+    def run_length(self) -> float:
+        """The average run length between false alarms that is asked for, in records."""
+        if self.expected_run_length is not None:
+            return self.expected_run_length
+        return parse_false_alarms(self.false_alarms or DEFAULT_FALSE_ALARMS)
+
+
+class WebhookSettings(Section):
+    """An HTTP endpoint with the shape of Alertmanager's POST /api/v2/alerts.
+
+    The path and the query of some addresses are what lets one in: only the origin is shown.
+    """
+
+    url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000, repr=False)
+    """Such as http://alertmanager:9093/api/v2/alerts; without a user or password in it."""
+    bearer_token_file: SecretFile | None = None
+    """A file that holds a token for the Authorization header, such as a mounted secret."""
+    ca_file: ExistingPath | None = None
+    """Certificates to trust instead of the system's."""
+    timeout_s: PositiveSeconds = 10.0
+    """For each attempt, to connect and to answer."""
+    attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    """Before the alert goes back to the queue, from which it is tried again later."""
+
+    @field_validator("url")
+    @classmethod
+    def _whole_address(cls, value: str) -> str:
+        if MASK in value:
+            raise ValueError(f"the address is masked: fill in what {MASK} stands for")
+        _origin(value)
+        return value
+
+    @field_serializer("url", when_used="json")
+    def _masked(self, value: str) -> str:
+        return value if value.rstrip("/") == self.origin else f"{self.origin}/{MASK}"
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port of the address: the part that may be shown."""
+        return _origin(self.url)
+
+
+class AlertSettings(Section):
+    """Where alerts go, and what they show."""
+
+    topic: TopicName = "nap-stream-alerts"
+    monitor: str = Field(default="ood-fraction", min_length=1, max_length=200)
+    """The name of this monitor: Kafka key and part of every alert's id."""
+    examples: Annotated[int, Field(ge=0, le=100)] = 5
+    """Most extreme records that an alert shows."""
+    contributors: Annotated[int, Field(ge=0, le=100)] = 5
+    """Keys and predicted classes that an alert names: those with the most flagged records."""
+    repeat_interval_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = 4 * 3_600.0
+    """A firing alert is sent again after so long, in event time."""
+    critical_fraction: Probability = 0.3
+    """OOD fraction from which on the severity of a firing alert is critical; below, warning."""
+    runbook_url: HttpAddress | None = None
+    """Shown in every alert: what to do."""
+    dashboard_url: HttpAddress | None = None
+    """Shown in every alert: where to look."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Put on every alert, such as team or site, for routing."""
+    log: bool = False
+    """Write alerts to the program's log too."""
+    webhook: WebhookSettings | None = None
+    """Send alerts there too; null for none."""
+
+    @field_validator("labels")
+    @classmethod
+    def _label_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not LABEL_NAME.fullmatch(name) or name in RESERVED_LABELS or len(text) > MAX_LABEL:
+                raise ValueError(
+                    f"{name!r}: expected letters, digits and _, a value of at most {MAX_LABEL} "
+                    f"characters, and none of {', '.join(RESERVED_LABELS)}"
+                )
+        return value
+
+
+class DeadLetterSettings(Section):
+    """Where messages go that cannot be decoded."""
+
+    topic: TopicName = "nap-stream-dead-letters"
+
+
+class MetricsSettings(Section):
+    """The one scrape target of the job: /metrics and /healthz."""
+
+    host: str = "127.0.0.1"
+    """0.0.0.0 lets other machines scrape it."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 9_464
+    """0 takes a free port."""
+
+
+class Settings(Section):
+    """Everything that a run needs to know."""
+
+    kafka: KafkaSettings
+    model: ModelSettings
+    scoring: ScoringSettings = ScoringSettings()
+    calibration: ExistingPath
+    """The folder that `nap-stream calibrate` wrote."""
+    log: LogSettings
+    limits: LimitSettings = LimitSettings()
+    worker: WorkerSettings = WorkerSettings()
+    driver: DriverSettings = DriverSettings()
+    drift: DriftSettings = DriftSettings()
+    alerts: AlertSettings = AlertSettings()
+    dead_letters: DeadLetterSettings = DeadLetterSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        named = self.drift.keys.by.partition(":")[2] if self.drift.keys else ""
+        if named and named not in self.log.headers:
+            raise ValueError(f"drift.keys.by names the header {named!r}: add it to log.headers")
+        if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
+            raise ValueError(
+                "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"
+            )
+        return self
