@@ -28,11 +28,6 @@ class ImageFile:
     data: bytes
 
 
-def printable_name(name: str) -> str:
-    """A file's name as text that every encoding of Unicode can hold: names may be any bytes."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def iter_images(path: Path) -> Iterator[ImageFile]:
     """Read images one by one, in a fixed order.
 

@@ -1,4 +1,4 @@
-"""Text from outside made fit for one line, and numbers and times as a person reads them."""
+"""Text from outside made safe to show, and numbers and times as a person reads them."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -11,11 +11,25 @@ _LARGEST_IN_FULL = 1e15
 _SECONDS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
+def printable(text: str) -> str:
+    r"""Put text on one line: escapes such as ``\x1b`` stand for what is not printable."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """Put text on one line: spaces stand for what is not printable."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def encodable(name: str) -> str:
+    """Give a file's name as text that every encoding of Unicode can hold: it may be any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def plain(value: Any) -> str:
-    """Give a value as text on one line, every character that is not printable by its number."""
+    """Give any value as `printable` text of at most `MAX_FIELD` characters before it is escaped."""
     text = value if isinstance(value, str) else repr(value)
-    shown = text[:MAX_FIELD] + ("…" if len(text) > MAX_FIELD else "")
-    return "".join(char if char.isprintable() else f"\\u{{{ord(char):x}}}" for char in shown)
+    return printable(text[:MAX_FIELD] + ("…" if len(text) > MAX_FIELD else ""))
 
 
 def bounded(name: str) -> str:

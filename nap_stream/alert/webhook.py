@@ -20,6 +20,7 @@ from nap_stream.alert.render import alertmanager_alerts
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings.schema import AlertSettings, WebhookSettings
+from nap_stream.text import one_line
 
 MAX_ANSWER_BYTES = 4 * 2**10
 SHOWN_ANSWER = 200
@@ -60,7 +61,7 @@ def shown(answer: bytes, *secrets: str | None) -> str:
     text = answer.decode(errors="replace")
     if any(_tells(text, secret) for secret in secrets if secret):
         return NOT_SHOWN
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:SHOWN_ANSWER]
+    return " ".join(one_line(text).split())[:SHOWN_ANSWER]
 
 
 def _tells(text: str, secret: str) -> bool:

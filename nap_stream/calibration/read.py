@@ -18,9 +18,10 @@ from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
 from nap_stream.decode import Refusal, decode_image
 from nap_stream.errors import CalibrationError
-from nap_stream.image_files import ImageFile, iter_images, printable_name
+from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.load import LoadedModel
 from nap_stream.settings.schema import LimitSettings
+from nap_stream.text import encodable
 
 
 @dataclass(slots=True)
@@ -278,7 +279,7 @@ def _from_arrays(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) 
     refused = [file for file, good in zip(files, decoded, strict=True) if not good]
     empty = np.zeros(0, np.float32)
     return Reading(
-        tuple(printable_name(file.name) for file in kept),
+        tuple(encodable(file.name) for file in kept),
         tuple(file.label for file in kept),
         arrays.get("logits", empty.reshape(0, 0)),
         arrays.get("features"),
@@ -290,5 +291,5 @@ def _from_arrays(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) 
 
 def _problem(file: ImageFile, limits: LimitSettings) -> str:
     result = decode_image(file.data, limits)
-    name = printable_name(file.name)
+    name = encodable(file.name)
     return f"{name}: {result.error}" if isinstance(result, Refusal) else name

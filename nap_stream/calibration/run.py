@@ -50,9 +50,10 @@ from nap_stream.core.methods import Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
 from nap_stream.core.weight_search import WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.image_files import count_images, printable_name
+from nap_stream.image_files import count_images
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.text import encodable
 
 FLAG_RATE_CONFIDENCE = 0.95
 
@@ -159,7 +160,7 @@ def _arrays(
 
 def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:
     return ImageFacts(
-        source=None if source is None else printable_name(source.resolve().name),
+        source=None if source is None else encodable(source.resolve().name),
         scored=len(read),
         undecodable=read.undecodable,
     )

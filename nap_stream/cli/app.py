@@ -21,7 +21,7 @@ from nap_stream.cli.run import doctor, run
 from nap_stream.cli.verify import verify
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.process import configure_logging
-from nap_stream.scored_log.query import printable
+from nap_stream.text import printable
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2

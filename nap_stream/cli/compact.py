@@ -9,6 +9,7 @@ import typer
 
 from nap_stream.cli.options import ConfigOption, LogOption, log_store, progress_bar
 from nap_stream.clock import SystemClock
+from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from nap_stream.scored_log.compact import CompactionReport
@@ -73,8 +74,6 @@ def compact(
 
 
 def _print(report: "CompactionReport") -> None:
-    from nap_stream.scored_log.query import printable
-
     merged, removed = ("would merge", "remove") if report.dry_run else ("merged", "removed")
     typer.echo(
         f"{report.partitions} partitions: {merged} {report.segments} segments into "

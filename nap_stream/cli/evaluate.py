@@ -9,7 +9,7 @@ from rich.console import Console
 from nap_stream.cli.calibrate import Device
 from nap_stream.cli.options import CacheOption, ThreadsOption
 from nap_stream.errors import ConfigError
-from nap_stream.image_files import printable_name
+from nap_stream.text import encodable
 
 
 def evaluate(
@@ -109,7 +109,7 @@ def _named_sets(pairs: list[str]) -> dict[str, Path]:
     sets: dict[str, Path] = {}
     for pair in pairs:
         name, separator, path = pair.partition("=")
-        if not (name and separator and path) or name in sets or name != printable_name(name):
+        if not (name and separator and path) or name in sets or name != encodable(name):
             raise ConfigError(
                 f"expected NAME=SET, each name once, got {pair!r}", "--ood", "Write fog=foggy/"
             )

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nap_stream.scored_log.query import printable
+from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from nap_stream.calibration.calibration import Calibration, CalibrationDocument, ImageFacts

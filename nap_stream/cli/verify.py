@@ -12,6 +12,7 @@ import typer
 from nap_stream.cli.options import ConfigOption, LogOption, kafka_settings, log_store, progress_bar
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
+from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from nap_stream.scored_log.stores.base import SegmentStore
@@ -159,8 +160,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _print(report: "VerifyReport", broker: "BrokerReport | None") -> None:
-    from nap_stream.scored_log.query import printable
-
     typer.echo(
         f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "
         f"{report.offsets} offsets"

@@ -14,8 +14,9 @@ from typing import Any
 
 from nap_stream.evaluation.metrics import Intervals, Metric, Metrics
 from nap_stream.evaluation.pictures import table_png
-from nap_stream.evaluation.tables import Column, EvaluationTable, Summary, columns, one_line
+from nap_stream.evaluation.tables import Column, EvaluationTable, Summary, columns
 from nap_stream.files import publish
+from nap_stream.text import one_line
 
 _PAIRS = ((Metric.AUROC, Metric.FPR95), (Metric.AUPR_IN, Metric.AUPR_OUT))
 # An underscore within a word is text to Markdown, so that names such as max_logit stay legible.

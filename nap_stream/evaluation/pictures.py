@@ -15,8 +15,9 @@ from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration
 from nap_stream.core.conformal import Group
 from nap_stream.core.weight_search import WeightSearch
 from nap_stream.evaluation.metrics import Metric, Scores, require_evaluate_extra
-from nap_stream.evaluation.tables import Column, EvaluationTable, columns, one_line
+from nap_stream.evaluation.tables import Column, EvaluationTable, columns
 from nap_stream.files import publish
+from nap_stream.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

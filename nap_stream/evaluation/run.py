@@ -42,9 +42,10 @@ from nap_stream.evaluation.metrics import (
     resampled_metrics,
 )
 from nap_stream.evaluation.tables import Cell, EvaluationTable, Summary
-from nap_stream.image_files import ImageFile, count_images, iter_images, printable_name
+from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.text import encodable
 
 _SIGNS = np.array([-1.0 if metric.lower_is_better else 1.0 for metric in Metric])
 """Multiplied by these, a greater value is a better one."""
@@ -331,7 +332,7 @@ def all_scores(
 
 def _set_name(path: Path) -> str:
     resolved = path.resolve()
-    return printable_name(resolved.name if resolved.is_dir() else resolved.stem)
+    return encodable(resolved.name if resolved.is_dir() else resolved.stem)
 
 
 def _doubts(

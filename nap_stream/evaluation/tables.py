@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nap_stream.evaluation.metrics import Intervals, Metric, Metrics
+from nap_stream.text import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +136,6 @@ def columns(table: EvaluationTable) -> tuple[Column, ...]:
 def as_percent(fraction: float) -> str:
     """With one decimal place: the intervals of a few thousand images are wider than that."""
     return f"{fraction * 100:.1f}"
-
-
-def one_line(name: str) -> str:
-    """A name with spaces in place of what cannot be printed."""
-    return "".join(c if c.isprintable() else " " for c in name)
 
 
 _SHOWN = (Metric.AUROC, Metric.FPR95)

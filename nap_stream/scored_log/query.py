@@ -37,6 +37,7 @@ from rich.text import Text
 from nap_stream.scored_log.format import OPTIONAL_SCORES
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.text import printable
 
 __all__ = ["SCAN_SCHEMA", "GroupBy", "Query", "aggregate", "run_query", "scan"]
 
@@ -305,7 +306,7 @@ def _write_table(
     rows = [row for batch in shown for row in batch.select(names).to_pylist()]
     table = Table(*names, show_edge=False, pad_edge=False)
     for row in rows[:limit]:
-        table.add_row(*(Text(printable(_flat(value)), overflow="fold") for value in row.values()))
+        table.add_row(*(Text(_cell(value), overflow="fold") for value in row.values()))
     console = Console(file=text, width=None if text.isatty() else _WIDE, highlight=False)
     console.print(table)
     if limit is not None and len(rows) > limit:
@@ -358,9 +359,9 @@ def _flat(value: Any) -> Any:
     return plain
 
 
-def printable(value: Any) -> str:
-    r"""A value for a terminal: escapes such as ``\x1b`` for what is not printable; "" for null."""
-    if value is None:
+def _cell(value: Any) -> str:
+    """A value for a table on a terminal: "" for null."""
+    flat = _flat(value)
+    if flat is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(f"{flat:.4g}" if isinstance(flat, float) else str(flat))

@@ -19,7 +19,7 @@ def test_long_fields_are_cut() -> None:
         (1, "100 %"),
         (1.5, "1.5"),
         (True, "True"),
-        ("\n", "\\u{a}"),
+        ("\n", "\\n"),
     ],
 )
 def test_percent(value: Any, text: str) -> None:
@@ -38,7 +38,7 @@ def test_percent(value: Any, text: str) -> None:
         (10**20, "1" + "0" * 20),
         (float("nan"), "nan"),
         (False, "False"),
-        ("a\x1bb", "a\\u{1b}b"),
+        ("a\x1bb", "a\\x1bb"),
     ],
 )
 def test_number(value: Any, text: str) -> None:
@@ -52,7 +52,7 @@ def test_number(value: Any, text: str) -> None:
         ("2026-01-31T12:00:00+02:00", "2026-01-31 10:00:00 UTC"),
         ("2026-01-31T12:00:00", "2026-01-31T12:00:00"),
         ("0001-01-01T00:00:00+14:00", "0001-01-01T00:00:00+14:00"),
-        ("soon\n", "soon\\u{a}"),
+        ("soon\n", "soon\\n"),
         (None, "None"),
     ],
 )
