@@ -30,14 +30,8 @@ from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
 from nap_stream.drift.checkpoint import dump
 from nap_stream.drift.monitor import DriftMonitor, detection_plan
-from nap_stream.records import (
-    CalibrationFacts,
-    Example,
-    FlaggedClass,
-    SegmentSummary,
-    Status,
-    TopicPartition,
-)
+from nap_stream.drift.records import CalibrationFacts
+from nap_stream.records import Example, FlaggedClass, SegmentSummary, Status, TopicPartition
 from nap_stream.settings.schema import Settings
 from tests.support.memory import MIB, rss_bytes
 

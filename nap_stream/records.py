@@ -5,15 +5,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from nap_stream.core.alert_state import Change, Detector
-from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.panes import PaneCounts, WindowState
-from nap_stream.core.sequential import Onset
-from nap_stream.core.tails import TAIL_EVENTS, TailEvent
-
 if TYPE_CHECKING:
-    # At run time no record needs torch, which takes seconds to import.
+    # At run time no record needs these, of which torch takes seconds to import.
     import torch
+
+    from nap_stream.core.panes import PaneCounts
 
 SHA256_HEX_DIGITS = 64
 
@@ -257,22 +253,22 @@ class SegmentSummary:
     """What the drift monitor needs to know of one published segment.
 
     ``panes`` count its scored records by event time and key; rows without scores are in
-    ``rows_by_status`` alone. ``flagged_classes`` are ordered. ``untimely_records`` have an event
-    time that cannot be true, and count at the time when they were read. ``max_event_time_ms``, of
-    all rows and bounded in the same way, is null for a segment without rows. ``gap`` says why a
-    segment without rows was published.
+    ``rows_by_status`` alone. ``flagged_classes`` are ordered. ``implausible_timestamps``
+    counts records whose event time cannot be true: they count at the time when they were read.
+    ``max_event_time_ms``, of all rows and bounded in the same way, is null for a segment without
+    rows. ``gap`` says why a segment without rows was published.
     """
 
     partition: TopicPartition
     base_offset: int
     end_offset: int
     rows_by_status: Mapping[Status, int]
-    panes: PaneCounts
+    panes: "PaneCounts"
     max_event_time_ms: int | None
     path: str
     flagged_classes: tuple[FlaggedClass, ...] = ()
     examples: tuple[Example, ...] = ()
-    untimely_records: int = 0
+    implausible_timestamps: int = 0
     gap: str | None = None
 
     def __post_init__(self) -> None:
@@ -333,37 +329,6 @@ class WorkerReport:
 
 
 @dataclass(frozen=True, slots=True)
-class CalibrationFacts:
-    """What the drift monitor and its alerts need to know of a calibration.
-
-    ``size`` is the number of all calibration images. ``flag_rate_laws`` are those of the groups
-    of them that an image is compared with: one of all images, or, where ``per_class``, those of
-    the classes, equal ones once and in ascending order. ``groups`` counts all of them.
-    ``tail_laws`` are those of the rates of `TAIL_EVENTS`, in their order; empty for an event that
-    some group is too small for. Fingerprints are hexadecimal.
-    """
-
-    alpha: float
-    size: int
-    per_class: bool
-    flag_rate_laws: tuple[FlagRateLaw, ...]
-    groups: int
-    tail_laws: tuple[tuple[FlagRateLaw, ...], ...]
-    fingerprint: str
-    model_fingerprint: str
-
-    def __post_init__(self) -> None:
-        laws = self.flag_rate_laws
-        if not laws or list(laws) != sorted(set(laws)):
-            raise ValueError(f"expected distinct laws in ascending order, got {laws}")
-        sizes = [law.size for law in laws]
-        if max(sizes) > self.size or (not self.per_class and sizes != [self.size]):
-            raise ValueError(f"groups of {sizes} of {self.size} images, {self.per_class = }")
-        if len(self.tail_laws) != len(TAIL_EVENTS) or self.groups < len(laws):
-            raise ValueError(f"{len(self.tail_laws)} tails, {self.groups} groups of {len(laws)}")
-
-
-@dataclass(frozen=True, slots=True)
 class OffsetRange:
     """The offsets ``[start, end)`` of a partition."""
 
@@ -374,69 +339,3 @@ class OffsetRange:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise ValueError(f"not an offset range: [{self.start}, {self.end}) of {self.partition}")
-
-
-@dataclass(frozen=True, slots=True)
-class DetectorReading:
-    """Where a detector stands: it is active from ``statistic >= threshold`` on.
-
-    Of the rolling window both are counts of flags; of an e-detector the mixed Shiryaev-Roberts
-    statistic and its threshold. ``resolve_threshold`` is where it ends to be active.
-    """
-
-    detector: Detector
-    active: bool
-    statistic: float
-    threshold: float
-    resolve_threshold: float
-
-
-@dataclass(frozen=True, slots=True)
-class Contribution:
-    """How many of the flagged records in a window a key, or a predicted class, has."""
-
-    name: str
-    flagged: int
-
-
-@dataclass(frozen=True, slots=True)
-class TailShift:
-    """The tail of the p-values that has grown most.
-
-    Its rate is at most ``highest_rate`` while the stream is in-distribution; ``since`` says what
-    it has been since the onset.
-    """
-
-    event: TailEvent
-    highest_rate: float
-    since: Onset
-
-
-@dataclass(frozen=True, slots=True)
-class DriftAlert:
-    """What the monitor sends, of the stream or of one key.
-
-    ``key`` is null for the stream. ``time_ms`` is the end of the pane at which it was decided.
-    ``window`` is the stream's rolling window, with its limits (counts), also where a key is
-    concerned; null before the first pane, and the limits before it is full. ``since`` counts
-    the flagged records since the estimated onset. ``tail`` is null unless the detector of shifted
-    scores is active. ``offsets`` (one range a partition, whole segments that reach into the
-    evidence), ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first)
-    are evidence of the window, and of the key where it is one's. ``firing_keys`` counts the keys
-    whose monitor is active.
-    """
-
-    key: str | None
-    change: Change
-    time_ms: int
-    window: WindowState | None
-    firing_limit: int | None
-    resolve_limit: int | None
-    since: Onset
-    readings: tuple[DetectorReading, ...]
-    tail: TailShift | None = None
-    offsets: tuple[OffsetRange, ...] = ()
-    examples: tuple[Example, ...] = ()
-    keys: tuple[Contribution, ...] = ()
-    classes: tuple[Contribution, ...] = ()
-    firing_keys: int = 0

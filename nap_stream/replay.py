@@ -9,9 +9,10 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.event import alert_event, gap_event
 from nap_stream.clock import ManualClock
 from nap_stream.core.tails import EDGES
-from nap_stream.drift.monitor import DriftMonitor, DriftUpdate, detection_plan
+from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.monitor.summaries import LAST_OFFSET, in_event_time
-from nap_stream.records import CalibrationFacts, OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.scored_log.read import topic_partitions
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.summary import summarise_chain, summary_shape

@@ -6,8 +6,8 @@ import pytest
 from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.panes import count_panes
 from nap_stream.core.tails import TAIL_EVENTS
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import (
-    CalibrationFacts,
     OffsetRange,
     Origin,
     ScoredRecord,

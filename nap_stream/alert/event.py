@@ -17,15 +17,14 @@ from typing import Any
 from nap_stream.alert.base import AlertEvent, cloud_event, read_schema, rfc3339
 from nap_stream.alert.words import detector_words, direction, promise_words, shift_words, summary
 from nap_stream.core.detection import DEFAULT_FALSE_ALARMS, DetectionPlan
-from nap_stream.records import (
+from nap_stream.drift.records import (
     CalibrationFacts,
     Contribution,
     DetectorReading,
     DriftAlert,
-    Example,
-    SegmentSummary,
     TailShift,
 )
+from nap_stream.records import Example, SegmentSummary
 from nap_stream.settings.schema import DriftSettings, Settings
 from nap_stream.text import bounded
 

@@ -11,7 +11,7 @@ from nap_stream.core.alert_state import Detector, Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential import QUIET_CUSUM, Onset
 from nap_stream.core.tails import TailEvent
-from nap_stream.records import CalibrationFacts, DetectorReading, DriftAlert, TailShift
+from nap_stream.drift.records import CalibrationFacts, DetectorReading, DriftAlert, TailShift
 from nap_stream.settings.schema import Settings
 from nap_stream.text import bounded, duration, moment, number, percent, plain
 

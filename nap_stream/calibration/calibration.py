@@ -19,9 +19,9 @@ from nap_stream.core.conformal import Group, Judge, Rule
 from nap_stream.core.methods import NAP, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
 from nap_stream.core.weight_search import WeightSearch
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.sites import FeatureSite, HeadSite
-from nap_stream.records import CalibrationFacts
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
 if TYPE_CHECKING:

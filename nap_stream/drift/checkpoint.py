@@ -53,7 +53,7 @@ def dump(monitor: DriftMonitor) -> bytes:
         ],
         "closed_until_ms": monitor.buffer.closed_until_ms,
         "late_records": monitor.buffer.late_records,
-        "untimely_records": monitor.untimely_records,
+        "untimely_records": monitor.implausible_timestamps,
         "firing": _firing_tree(monitor.firing),
         "open": [[start, number, len(counts), counts.keys] for start, number, counts in parts],
         "evidence": _evidence_tree(monitor.evidence),
@@ -111,7 +111,7 @@ def _restore(
     monitor.buffer.restore(
         _open_parts(document, arrays), document["closed_until_ms"], document["late_records"]
     )
-    monitor.untimely_records = document["untimely_records"]
+    monitor.implausible_timestamps = document["untimely_records"]
     monitor.firing = _firing(document["firing"])
     monitor.detectors.restore(_with_prefix(arrays, _DETECTORS))
     _restore_evidence(monitor.evidence, document["evidence"])
@@ -129,7 +129,14 @@ def _identity(monitor: DriftMonitor) -> str:
     tree = {
         "version": VERSION,
         "plan": asdict(monitor.plan),
-        "statistics": [EDGES, BET_COUNT, SMALLEST_BET, LARGEST_BET, RESOLVE_RATIO, QUIET_CUSUM],
+        "statistics": [
+            EDGES,
+            BET_COUNT,
+            SMALLEST_BET,
+            LARGEST_BET,
+            RESOLVE_RATIO,
+            QUIET_CUSUM,
+        ],
         "pane_ms": drift.pane_ms,
         "keys": None if drift.keys is None else drift.keys.model_dump(),
         "topic": kafka.topic,

@@ -23,7 +23,7 @@ from nap_stream.core.sequential import (
     onset,
 )
 from nap_stream.core.tails import tail_counts
-from nap_stream.records import DetectorReading, TailShift
+from nap_stream.drift.records import DetectorReading, TailShift
 
 
 class EDetector:

@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nap_stream.core.panes import ClosedPane
-from nap_stream.records import (
-    Contribution,
-    Example,
-    OffsetRange,
-    SegmentSummary,
-    TopicPartition,
-)
+from nap_stream.drift.records import Contribution
+from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
 
 MAX_SEGMENTS = 10_000
 """Segments whose offsets and examples are kept, twice as many while they wait to be judged; the

@@ -11,7 +11,7 @@ from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset, bets_against
-from nap_stream.records import DetectorReading
+from nap_stream.drift.records import DetectorReading
 from nap_stream.settings.schema import AlertSettings, KeySettings
 
 

@@ -10,7 +10,7 @@ its partition was taken for idle is counted as late.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nap_stream.clock import Clock
@@ -22,15 +22,9 @@ from nap_stream.core.tails import TAIL_EVENTS
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.drift.evidence import Evidence, Span
 from nap_stream.drift.key_alerts import KeyAlerts, KeyChange
+from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftSnapshot, DriftUpdate
 from nap_stream.errors import ConfigError
-from nap_stream.records import (
-    CalibrationFacts,
-    DetectorReading,
-    DriftAlert,
-    OffsetRange,
-    SegmentSummary,
-    TopicPartition,
-)
+from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.settings.schema import DriftSettings, Settings
 
 
@@ -60,54 +54,6 @@ def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> De
             "Make the window larger",
         )
     return plan
-
-
-@dataclass(frozen=True, slots=True)
-class DriftUpdate:
-    """What came of a call: summaries taken for the first time, and alerts, both in order."""
-
-    accepted: tuple[SegmentSummary, ...] = ()
-    alerts: tuple[DriftAlert, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class DriftSnapshot:
-    """The monitor now. ``firing_limit`` is a count, null until the window is full.
-
-    ``severity`` is null while the stream's alert is inactive. ``late_records`` and
-    ``untimely_records`` were counted in another pane than their event time's: in a later one that
-    was still open, or in that of the time when they were read. ``watermark_ms`` is null while
-    nothing is known; ``partition_watermarks_ms`` are those of the partitions that have brought
-    records. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
-    ``keys_firing`` an alert that fires.
-    """
-
-    state: AlertState
-    severity: Severity | None
-    window_records: int
-    window_flagged: int
-    firing_limit: int | None
-    readings: tuple[DetectorReading, ...]
-    open_panes: int
-    late_records: int
-    untimely_records: int
-    duplicates: int
-    watermark_ms: int | None
-    partition_watermarks_ms: Mapping[TopicPartition, int]
-    keys: int
-    keys_active: int
-    keys_firing: int
-    keys_forgotten: int
-
-    @property
-    def fraction(self) -> float | None:
-        """The OOD fraction of the window, full or not; None while it is empty."""
-        return self.window_flagged / self.window_records if self.window_records else None
-
-    @property
-    def bound(self) -> float | None:
-        """The OOD fraction that fires; None until the window is full."""
-        return None if self.firing_limit is None else self.firing_limit / self.window_records
 
 
 @dataclass(slots=True)
@@ -144,14 +90,14 @@ class DriftMonitor:
         self.evidence = Evidence(alerts.examples, alerts.contributors)
         self.known: dict[TopicPartition, KnownPartition] = {}
         self.firing: Firing | None = None
-        self.untimely_records = 0
+        self.implausible_timestamps = 0
 
     def take_over(self, other: "DriftMonitor") -> None:
         """Go on where another monitor of the same plan and settings is; it is not used again."""
         self.buffer, self.detectors = other.buffer, other.detectors
         self.key_alerts, self.evidence = other.key_alerts, other.evidence
         self.known, self.firing = other.known, other.firing
-        self.untimely_records = other.untimely_records
+        self.implausible_timestamps = other.implausible_timestamps
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
@@ -226,7 +172,7 @@ class DriftMonitor:
             readings=self.detectors.readings(),
             open_panes=len(self.buffer),
             late_records=self.buffer.late_records,
-            untimely_records=self.untimely_records,
+            implausible_timestamps=self.implausible_timestamps,
             duplicates=sum(p.ledger.duplicates for p in self.known.values()),
             watermark_ms=self.watermark_ms(),
             partition_watermarks_ms={
@@ -250,7 +196,7 @@ class DriftMonitor:
         earliest = max(marks) - max(marks) % self._drift.pane_ms if marks else None
         self.evidence.add(summary, earliest)
         self.buffer.add(summary.panes, summary.partition.partition, partition.watermark_ms)
-        self.untimely_records += summary.untimely_records
+        self.implausible_timestamps += summary.implausible_timestamps
         if summary.max_event_time_ms is not None:
             known_ms = partition.watermark_ms
             newest_ms = summary.max_event_time_ms

@@ -12,12 +12,13 @@ import structlog
 from ray.exceptions import RayError, RayTaskError
 
 from nap_stream.clock import StopRequest, SystemClock
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.monitor.coordinator import ChainEnds, Coordinator, open_coordinator
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.monitor.worker import Identity
 from nap_stream.process import configure_logging
-from nap_stream.records import CalibrationFacts, SegmentSummary, WorkerReport
+from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.settings.schema import Settings
 
 ANSWER_S = 5.0

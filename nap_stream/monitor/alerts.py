@@ -14,11 +14,11 @@ from nap_stream.alert.event import alert_event, gap_event
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.drift.checkpoint import dump, load
-from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
+from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.checkpoint import Checkpoint, CheckpointStore
 from nap_stream.monitor.outbox import Outboxes
-from nap_stream.records import CalibrationFacts, DriftAlert
 
 
 class Hindsight:

@@ -14,7 +14,8 @@ from nap_stream.alert.base import AlertSink
 from nap_stream.alert.sinks import open_sinks
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import Reason
-from nap_stream.drift.monitor import DriftMonitor, DriftUpdate, detection_plan
+from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.alerts import AlertDesk
 from nap_stream.monitor.checkpoint import CheckpointStore
@@ -28,13 +29,7 @@ from nap_stream.monitor.status import (
     show_drift,
 )
 from nap_stream.monitor.summaries import LogSummaries, SummaryIntake, SummaryLog, Takeover
-from nap_stream.records import (
-    CalibrationFacts,
-    SegmentSummary,
-    Status,
-    TopicPartition,
-    WorkerReport,
-)
+from nap_stream.records import SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.read import partitions, parts_backwards, require_root
 from nap_stream.scored_log.stores.open import store_at
 from nap_stream.settings.schema import Settings

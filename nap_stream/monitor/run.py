@@ -8,13 +8,13 @@ from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
 from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.kafka.client import connect, partition_count, require_topics
 from nap_stream.monitor.actors import RayCluster, ray_session
 from nap_stream.monitor.coordinator import chain_ends
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import stop_on_signals
-from nap_stream.records import CalibrationFacts
 from nap_stream.scored_log.stores.open import check_writable
 from nap_stream.settings.schema import Settings
 

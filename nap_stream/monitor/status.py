@@ -23,7 +23,7 @@ from rich.text import Text
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.core.alert_state import AlertState, Severity
-from nap_stream.drift.monitor import DriftSnapshot
+from nap_stream.drift.records import DriftSnapshot
 from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
 from nap_stream.records import PartitionProgress, Status, TopicPartition, WorkerReport
 
@@ -284,7 +284,7 @@ def show_drift(
     metrics.keys_firing.set(now.keys_firing)
     metrics.keys_forgotten.inc(now.keys_forgotten - before.keys_forgotten)
     metrics.late_records.inc(now.late_records - before.late_records)
-    metrics.untimely_records.inc(now.untimely_records - before.untimely_records)
+    metrics.untimely_records.inc(now.implausible_timestamps - before.implausible_timestamps)
     metrics.duplicate_summaries.inc(now.duplicates - before.duplicates)
 
 

@@ -17,11 +17,12 @@ import structlog
 
 from nap_stream.clock import Clock
 from nap_stream.core.panes import count_panes
-from nap_stream.drift.monitor import DriftMonitor, DriftUpdate
+from nap_stream.drift.monitor import DriftMonitor
+from nap_stream.drift.records import DriftAlert, DriftUpdate
 from nap_stream.errors import ChainBrokenError, NapStreamError
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.alerts import AlertDesk, Hindsight
-from nap_stream.records import DriftAlert, OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.read import partitions, parts_backwards

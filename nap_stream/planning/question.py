@@ -21,8 +21,8 @@ from nap_stream.core.detection import (
     window_firing_limit,
 )
 from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
-from nap_stream.records import CalibrationFacts
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
 
 OTHER_WINDOWS = (0.25, 4.0)

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes, key_text
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.question import Advance, is_thinned
-from nap_stream.records import CalibrationFacts, Status
+from nap_stream.records import Status
 from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.summary import credible_times, rows_of_table, rows_schema

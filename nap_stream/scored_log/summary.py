@@ -328,7 +328,7 @@ def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSumm
         path=span.path,
         flagged_classes=_flagged_classes(rows, placed - placed % shape.pane_ms),
         examples=_examples(span, rows, times, (keys, key), shape.example_count),
-        untimely_records=int((times != rows.event_time_ms).sum()),
+        implausible_timestamps=int((times != rows.event_time_ms).sum()),
         gap=span.gap,
     )
 

@@ -14,15 +14,14 @@ from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset
 from nap_stream.core.tails import TailEvent
 from nap_stream.drift.monitor import detection_plan
-from nap_stream.records import (
+from nap_stream.drift.records import (
     CalibrationFacts,
     Contribution,
     DetectorReading,
     DriftAlert,
-    Example,
-    OffsetRange,
     TailShift,
 )
+from nap_stream.records import Example, OffsetRange
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import partition, settings
 

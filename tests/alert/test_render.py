@@ -10,7 +10,7 @@ from rich.console import Console
 
 from nap_stream.alert.event import gap_event
 from nap_stream.alert.render import render, render_lines
-from nap_stream.records import DriftAlert
+from nap_stream.drift.records import DriftAlert
 from tests.alert.samples import (
     ALERTS,
     BEGAN,

@@ -6,7 +6,7 @@ from nap_stream.alert.words import detector_words, promise_words, summary
 from nap_stream.core.alert_state import Change, Reason
 from nap_stream.core.sequential import Onset
 from nap_stream.core.tails import TailEvent
-from nap_stream.records import Contribution, DriftAlert, TailShift
+from nap_stream.drift.records import Contribution, DriftAlert, TailShift
 from tests.alert.samples import (
     BEGAN,
     ENDED,

@@ -21,9 +21,9 @@ from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import Rule, Sides
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.load import LoadedModel
-from nap_stream.records import CalibrationFacts
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 from tests.support.small_calibration import MODEL, calibration_of
 from tests.support.small_settings import load_small

@@ -12,7 +12,8 @@ from safetensors.numpy import save as encode
 from nap_stream.clock import ManualClock
 from nap_stream.drift.checkpoint import dump, load
 from nap_stream.drift.monitor import DriftMonitor, detection_plan
-from nap_stream.records import DriftAlert, SegmentSummary
+from nap_stream.drift.records import DriftAlert
+from nap_stream.records import SegmentSummary
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS, Row, partition, segments, settings, summary
 

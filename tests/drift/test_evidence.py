@@ -1,6 +1,7 @@
 from nap_stream.core.panes import closed_pane
 from nap_stream.drift.evidence import MAX_SEGMENTS, Evidence, Span
-from nap_stream.records import Contribution, OffsetRange
+from nap_stream.drift.records import Contribution
+from nap_stream.records import OffsetRange
 from tests.support.summaries import PANE_MS, Row, partition, summary
 
 ALL = Span(0, 10_000)

@@ -8,7 +8,8 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.drift.checkpoint import dump, load
 from nap_stream.drift.monitor import DriftMonitor, detection_plan
-from nap_stream.records import DriftAlert, SegmentSummary
+from nap_stream.drift.records import DriftAlert
+from nap_stream.records import SegmentSummary
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS, PANE_MS, Row, segments, settings
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState, Detector, Reason, Severity, Transition
 from nap_stream.drift.monitor import DriftMonitor, detection_plan
-from nap_stream.records import DriftAlert, OffsetRange, SegmentSummary
+from nap_stream.drift.records import DriftAlert
+from nap_stream.records import OffsetRange, SegmentSummary
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS, Row, partition, segments, settings, summary
 
@@ -336,11 +337,11 @@ def test_a_source_whose_clock_lags_is_not_overlooked() -> None:
     assert monitor.snapshot().fraction == pytest.approx(0.5, abs=0.1)
 
 
-def test_untimely_records_are_counted() -> None:
+def test_implausible_timestamps_are_counted() -> None:
     monitor = make_monitor()
-    spoilt = dataclasses.replace(summary(0, 0, stream(0, 5, 0)), untimely_records=2)
+    spoilt = dataclasses.replace(summary(0, 0, stream(0, 5, 0)), implausible_timestamps=2)
     monitor.add(spoilt)
-    assert monitor.snapshot().untimely_records == 2
+    assert monitor.snapshot().implausible_timestamps == 2
 
 
 @st.composite

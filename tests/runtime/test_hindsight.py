@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from nap_stream.core.alert_state import Change, Reason
+from nap_stream.drift.records import DriftAlert
 from nap_stream.monitor.alerts import Hindsight
-from nap_stream.records import DriftAlert
 from tests.alert.samples import BEGAN
 
 

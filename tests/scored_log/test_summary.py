@@ -183,7 +183,9 @@ def test_where_segments_end_does_not_matter(
     whole = publish(MemoryStore(), [(END, records)], shape)
     parts = publish(MemoryStore(), split(records, cuts), shape)
     assert closed_panes(parts, shape) == closed_panes(whole, shape)
-    assert sum(s.untimely_records for s in parts) == sum(s.untimely_records for s in whole)
+    assert sum(s.implausible_timestamps for s in parts) == sum(
+        s.implausible_timestamps for s in whole
+    )
 
 
 def test_a_row_without_scores_moves_the_time_of_those_after_it() -> None:
@@ -294,7 +296,7 @@ def test_an_event_time_of_the_future_counts_as_that_of_the_reading() -> None:
     ]
     (summary,) = publish(MemoryStore(), [(3, records)], SummaryShape(1, 1))
     assert entries(summary.panes) == [(read_ms, "", 1, 1), (latest_ms, "", 1, 0)]
-    assert summary.untimely_records == 2
+    assert summary.implausible_timestamps == 2
     assert summary.max_event_time_ms == latest_ms
     assert summary.examples[0].event_time_ms == read_ms
     (early,) = publish(MemoryStore(), [(2, records[:2])], SummaryShape(1, 1))
@@ -307,10 +309,10 @@ def test_an_event_time_of_long_ago_counts_as_that_of_the_reading() -> None:
     records = [scored(origin(0, event_time_ms=0)), scored(origin(1, event_time_ms=oldest_ms))]
     (first,) = publish(MemoryStore(), [(1, records[:1])], SummaryShape(1, 1))
     assert entries(first.panes) == [(read_ms, "", 1, 0)]
-    assert first.untimely_records == 1
+    assert first.implausible_timestamps == 1
     (second,) = publish(MemoryStore(), [(2, records[1:])], SummaryShape(1, 1))
     assert entries(second.panes) == [(oldest_ms, "", 1, 0)]
-    assert second.untimely_records == 0
+    assert second.implausible_timestamps == 0
 
 
 def test_only_segments_of_the_range_are_summarised() -> None:

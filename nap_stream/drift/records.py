@@ -1,0 +1,156 @@
+"""The records of drift: what a calibration tells the monitor, and what the monitor tells."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
+from nap_stream.core.bounds import FlagRateLaw
+from nap_stream.core.panes import WindowState
+from nap_stream.core.sequential import Onset
+from nap_stream.core.tails import TAIL_EVENTS, TailEvent
+from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationFacts:
+    """What the drift monitor and its alerts need to know of a calibration.
+
+    ``size`` is the number of all calibration images. ``flag_rate_laws`` are those of the groups
+    of them that an image is compared with: one of all images, or, where ``per_class``, those of
+    the classes, equal ones once and in ascending order. ``groups`` counts all of them.
+    ``tail_laws`` are those of the rates of `TAIL_EVENTS`, in their order; empty for an event that
+    some group is too small for. Fingerprints are hexadecimal.
+    """
+
+    alpha: float
+    size: int
+    per_class: bool
+    flag_rate_laws: tuple[FlagRateLaw, ...]
+    groups: int
+    tail_laws: tuple[tuple[FlagRateLaw, ...], ...]
+    fingerprint: str
+    model_fingerprint: str
+
+    def __post_init__(self) -> None:
+        laws = self.flag_rate_laws
+        if not laws or list(laws) != sorted(set(laws)):
+            raise ValueError(f"expected distinct laws in ascending order, got {laws}")
+        sizes = [law.size for law in laws]
+        if max(sizes) > self.size or (not self.per_class and sizes != [self.size]):
+            raise ValueError(f"groups of {sizes} of {self.size} images, {self.per_class = }")
+        if len(self.tail_laws) != len(TAIL_EVENTS) or self.groups < len(laws):
+            raise ValueError(f"{len(self.tail_laws)} tails, {self.groups} groups of {len(laws)}")
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorReading:
+    """Where a detector stands: it is active from ``statistic >= threshold`` on.
+
+    Of the rolling window both are counts of flags; of an e-detector the mixed Shiryaev-Roberts
+    statistic and its threshold. ``resolve_threshold`` is where it ends to be active.
+    """
+
+    detector: Detector
+    active: bool
+    statistic: float
+    threshold: float
+    resolve_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """How many of the flagged records in a window a key, or a predicted class, has."""
+
+    name: str
+    flagged: int
+
+
+@dataclass(frozen=True, slots=True)
+class TailShift:
+    """The tail of the p-values that has grown most.
+
+    Its rate is at most ``highest_rate`` while the stream is in-distribution; ``since`` says what
+    it has been since the onset.
+    """
+
+    event: TailEvent
+    highest_rate: float
+    since: Onset
+
+
+@dataclass(frozen=True, slots=True)
+class DriftAlert:
+    """What the monitor sends, of the stream or of one key.
+
+    ``key`` is null for the stream. ``time_ms`` is the end of the pane at which it was decided.
+    ``window`` is the stream's rolling window, with its limits (counts), also where a key is
+    concerned; null before the first pane, and the limits before it is full. ``since`` counts
+    the flagged records since the estimated onset. ``tail`` is null unless the detector of shifted
+    scores is active. ``offsets`` (one range a partition, whole segments that reach into the
+    evidence), ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first)
+    are evidence of the window, and of the key where it is one's. ``firing_keys`` counts the keys
+    whose monitor is active.
+    """
+
+    key: str | None
+    change: Change
+    time_ms: int
+    window: WindowState | None
+    firing_limit: int | None
+    resolve_limit: int | None
+    since: Onset
+    readings: tuple[DetectorReading, ...]
+    tail: TailShift | None = None
+    offsets: tuple[OffsetRange, ...] = ()
+    examples: tuple[Example, ...] = ()
+    keys: tuple[Contribution, ...] = ()
+    classes: tuple[Contribution, ...] = ()
+    firing_keys: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DriftUpdate:
+    """What came of a call: summaries taken for the first time, and alerts, both in order."""
+
+    accepted: tuple[SegmentSummary, ...] = ()
+    alerts: tuple[DriftAlert, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DriftSnapshot:
+    """The monitor now. ``firing_limit`` is a count, null until the window is full.
+
+    ``severity`` is null while the stream's alert is inactive. ``late_records`` were
+    counted in a later pane than their event time's, which was closed; ``implausible_timestamps`` in
+    the pane of the time when they were read. ``watermark_ms`` is null while
+    nothing is known; ``partition_watermarks_ms`` are those of the partitions that have brought
+    records. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
+    ``keys_firing`` an alert that fires.
+    """
+
+    state: AlertState
+    severity: Severity | None
+    window_records: int
+    window_flagged: int
+    firing_limit: int | None
+    readings: tuple[DetectorReading, ...]
+    open_panes: int
+    late_records: int
+    implausible_timestamps: int
+    duplicates: int
+    watermark_ms: int | None
+    partition_watermarks_ms: Mapping[TopicPartition, int]
+    keys: int
+    keys_active: int
+    keys_firing: int
+    keys_forgotten: int
+
+    @property
+    def fraction(self) -> float | None:
+        """The OOD fraction of the window, full or not; None while it is empty."""
+        return self.window_flagged / self.window_records if self.window_records else None
+
+    @property
+    def bound(self) -> float | None:
+        """The OOD fraction that fires; None until the window is full."""
+        return None if self.firing_limit is None else self.firing_limit / self.window_records
