@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import Judge, Rule, upper_flag_rate
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
+from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.checkpoint import dump
 from nap_stream.drift.monitor import DriftMonitor, detection_plan
 from nap_stream.drift.records import CalibrationFacts

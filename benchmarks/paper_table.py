@@ -27,9 +27,8 @@ from benchmarks.cifar_sets import out_of_distribution as pixels_of_sets
 from nap_stream.calibration.images import FeatureCache
 from nap_stream.cli.options import progress_bar
 from nap_stream.core.conformal import p_values, two_sided_p_values
-from nap_stream.core.methods import NAP, Method, method_scores, parse_method
+from nap_stream.core.methods import NAP, WEIGHTS, Method, WeightSearch, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.core.weight_search import WEIGHTS, WeightSearch
 from nap_stream.evaluation.metrics import measure
 from nap_stream.evaluation.output import to_markdown, write_table
 from nap_stream.evaluation.run import (

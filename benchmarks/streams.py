@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core import sequential
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import flag_rank, threshold, upper_flag_rate
 from nap_stream.core.detection import DetectionPlan, plan_detection, window_limits
-from nap_stream.core.tails import EDGES, TAIL_EVENTS, TailEvent, tail_counts
+from nap_stream.core.tails import EDGES, TAIL_EVENTS, FlagRateLaw, TailEvent, tail_counts
 
 ALPHA = 0.05
 

@@ -3,9 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.panes import count_panes
-from nap_stream.core.tails import TAIL_EVENTS
+from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import (
     OffsetRange,

@@ -16,7 +16,8 @@ from typing import Any
 
 from nap_stream.alert.base import AlertEvent, cloud_event, read_schema, rfc3339
 from nap_stream.alert.words import detector_words, direction, promise_words, shift_words, summary
-from nap_stream.core.detection import DEFAULT_FALSE_ALARMS, DetectionPlan
+from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS
+from nap_stream.core.detection import DetectionPlan
 from nap_stream.drift.records import (
     CalibrationFacts,
     Contribution,

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import Group, Judge, Rule
-from nap_stream.core.methods import NAP, Method, method_scores, parse_method
+from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
-from nap_stream.core.weight_search import WeightSearch
+from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.sites import FeatureSite, HeadSite

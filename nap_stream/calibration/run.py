@@ -46,9 +46,8 @@ from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.read import Advance, Reader, Reading, ScoredImages
 from nap_stream.clock import Clock
 from nap_stream.core.conformal import Judge, Rule
-from nap_stream.core.methods import Method, method_scores, parse_method
+from nap_stream.core.methods import Method, WeightSearch, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
-from nap_stream.core.weight_search import WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import count_images
 from nap_stream.model.load import LoadedModel, load_model

@@ -32,27 +32,12 @@ is a flag or two) its tail can be a little heavier than that of each class.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class FlagRateLaw:
-    """Beta(flag_rank, size + 1 - flag_rank): a true flag rate, over draws of ``size`` images.
-
-    Raises:
-        ValueError: Not 1 <= flag_rank <= size.
-    """
-
-    flag_rank: int
-    size: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.flag_rank <= self.size:
-            raise ValueError(f"expected 1 <= flag_rank <= size, got {self}")
+from nap_stream.core.tails import FlagRateLaw
 
 
 def tail_probabilities(n: int, k: int, m: int) -> NDArray[np.float64]:

@@ -41,8 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from nap_stream.core.bounds import FlagRateLaw
-from nap_stream.core.tails import TAIL_EVENTS, TailEvent
+from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
 
 
 def p_values(

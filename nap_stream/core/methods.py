@@ -1,6 +1,4 @@
-"""The fused score: a base score and the Neural Activation Prior (arXiv 2402.18162, section 3.3).
-
-Methods: which score of an image is calibrated and flagged.
+"""Methods: which score of an image is calibrated and flagged, and how its weight is chosen.
 
 A method is the Neural Activation Prior alone, a base score alone, or both together:
 
@@ -9,14 +7,26 @@ A method is the Neural Activation Prior alone, a base score alone, or both toget
   ``nap-ash``, ``nap-dice`` and ``nap-knn``.
 - ``fisher-<base>``: ``w log p_base + (1 - w) log p_nap`` (Good's weighting of Fisher's sum),
   where NAP's p-value is two-sided: an image whose prior is higher than that of all
-  in-distribution images is as suspicious as one whose prior is lower. The p-values are taken
-  against a reference sample, smoothed (`nap_stream.core.tails`); the sum's own p-value against a
-  calibration set.
+  in-distribution images is as suspicious as one whose prior is lower. The sum's own p-value is
+  taken against a calibration set.
 
 All are higher for in-distribution images.
+
+The terms of Fisher's sum are smoothed p-values against a reference sample. A conformal p-value
+against r reference scores takes r + 1 values, the smallest 1 / (r + 1). In a sum of logarithms
+that makes ties, and a least value that no image can go below: a threshold that stands there
+flags nothing. So between the references these p-values are interpolated, and beyond them they
+fall on as the tail of a generalised Pareto distribution of shape 1, whose scale is the mean
+excess of the outer tenth. They need not be valid: the sum that they go into is only a score.
+
+The weight is chosen without out-of-distribution data (arXiv 2402.18162, section 3.3):
+in-distribution images are transformed into pseudo-OOD ones, several ways; the weight that best
+separates the two, on average over the ways, is taken.
+
+Nothing here needs torch or SciPy, which take seconds to import: settings name methods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,66 +34,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.core.tails import log_p, log_two_sided_p
-
-_SMALLEST = float(np.finfo(np.float64).tiny)
-
-
-def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
-    """Weighted geometric mean ``base ** weight * nap ** (1 - weight)``.
-
-    The base score of the paper is positive. Energy (logsumexp of the logits) can be <= 0, which
-    has no fractional power. So calibration takes the mean logit of in-distribution images off
-    it first: a constant that the softmax does not see, 0 where the logits are centred
-    (docs/negative-energies.md). What is still <= 0 is taken as the smallest positive normal
-    float64, so that order is kept weakly and the image scores as far out-of-distribution as can
-    be. For the same reason a NAP score below 0 is taken as 0. NaN in either gives NaN, at any
-    weight.
-
-    Args:
-        base: (N,), any float dtype, higher = in-distribution: MSP, energy, ReAct and the like.
-        nap: (N,), any float dtype, higher = in-distribution.
-        weight: The base's weight in [0, 1]: 0 gives ``nap``, 1 gives ``base``.
-
-    Returns:
-        float64 (N,), higher = in-distribution, monotone in both scores.
-
-    Raises:
-        ValueError: The shapes differ or the weight is out of range.
-    """
-    wide_base = np.asarray(base, dtype=np.float64)
-    wide_nap = np.asarray(nap, dtype=np.float64)
-    if wide_base.shape != wide_nap.shape:
-        raise ValueError(f"expected equal shapes, got {wide_base.shape} and {wide_nap.shape}")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"expected a weight in [0, 1], got {weight}")
-    fused = np.maximum(wide_base, _SMALLEST) ** weight * np.maximum(wide_nap, 0.0) ** (1 - weight)
-    return np.where(np.isnan(wide_base) | np.isnan(wide_nap), np.nan, fused)
-
 
 NAP = "nap"
 """The prior's name among the values of an image."""
 
-_LETTERS = {
-    BaseScore.MSP: "M",
-    BaseScore.MAX_LOGIT: "L",
-    BaseScore.ENERGY: "E",
-    BaseScore.REACT: "R",
-    BaseScore.ASH: "A",
-    BaseScore.SCALE: "S",
-    BaseScore.DICE: "D",
-    BaseScore.KNN: "K",
+_LABELS = {
+    BaseScore.MSP: ("MSP", "M"),
+    BaseScore.MAX_LOGIT: ("MaxLogit", "L"),
+    BaseScore.ENERGY: ("Energy", "E"),
+    BaseScore.REACT: ("ReAct", "R"),
+    BaseScore.ASH: ("ASH", "A"),
+    BaseScore.SCALE: ("SCALE", "S"),
+    BaseScore.DICE: ("DICE", "D"),
+    BaseScore.KNN: ("KNN", "K"),
 }
-_BASE_LABELS = {
-    BaseScore.MSP: "MSP",
-    BaseScore.MAX_LOGIT: "MaxLogit",
-    BaseScore.ENERGY: "Energy",
-    BaseScore.REACT: "ReAct",
-    BaseScore.ASH: "ASH",
-    BaseScore.SCALE: "SCALE",
-    BaseScore.DICE: "DICE",
-    BaseScore.KNN: "KNN",
-}
+"""In a paper's table: the base score's name, and its letter after NAP-."""
 
 
 class Combination(StrEnum):
@@ -96,7 +61,7 @@ class Combination(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to one score an image. ``base`` is null for NAP alone."""
+    """How an image gets its one score. ``base`` is null for NAP alone."""
 
     base: BaseScore | None
     combination: Combination
@@ -117,10 +82,11 @@ class Method:
         """The name in a paper's table, such as NAP-E."""
         if self.base is None:
             return "NAP"
+        name, letter = _LABELS[self.base]
         if self.combination is Combination.ALONE:
-            return _BASE_LABELS[self.base]
+            return name
         prefix = "NAP" if self.combination is Combination.GEOMETRIC else "Fisher"
-        return f"{prefix}-{_LETTERS[self.base]}"
+        return f"{prefix}-{letter}"
 
     @property
     def has_weight(self) -> bool:
@@ -198,3 +164,214 @@ def method_scores(
     log_base_p = log_p(reference[method.base], base)
     log_nap_p = log_two_sided_p(reference[NAP], values[NAP])
     return weight * log_base_p + (1 - weight) * log_nap_p
+
+
+_SMALLEST = float(np.finfo(np.float64).tiny)
+
+
+def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
+    """Weighted geometric mean ``base ** weight * nap ** (1 - weight)``.
+
+    The base score of the paper is positive. Energy (logsumexp of the logits) can be <= 0, which
+    has no fractional power. So calibration takes the mean logit of in-distribution images off
+    it first: a constant that the softmax does not see, 0 where the logits are centred
+    (docs/negative-energies.md). What is still <= 0 is taken as the smallest positive normal
+    float64, so that order is kept weakly and the image scores as far out-of-distribution as can
+    be. For the same reason a NAP score below 0 is taken as 0. NaN in either gives NaN, at any
+    weight.
+
+    Args:
+        base: (N,), any float dtype, higher = in-distribution: MSP, energy, ReAct and the like.
+        nap: (N,), any float dtype, higher = in-distribution.
+        weight: The base's weight in [0, 1]: 0 gives ``nap``, 1 gives ``base``.
+
+    Returns:
+        float64 (N,), higher = in-distribution, monotone in both scores.
+
+    Raises:
+        ValueError: The shapes differ or the weight is out of range.
+    """
+    wide_base = np.asarray(base, dtype=np.float64)
+    wide_nap = np.asarray(nap, dtype=np.float64)
+    if wide_base.shape != wide_nap.shape:
+        raise ValueError(f"expected equal shapes, got {wide_base.shape} and {wide_nap.shape}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"expected a weight in [0, 1], got {weight}")
+    fused = np.maximum(wide_base, _SMALLEST) ** weight * np.maximum(wide_nap, 0.0) ** (1 - weight)
+    return np.where(np.isnan(wide_base) | np.isnan(wide_nap), np.nan, fused)
+
+
+OUTER_SHARE = 0.1
+"""Of the references, from which the scale beyond them is taken."""
+
+
+def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Log of the share of in-distribution images that score as low, continued beyond them.
+
+    At the i-th smallest of r references it is ``log(i / (r + 1))``, linear in p between two.
+    Below the smallest, x_1, it is ``-log(r + 1) - log(1 + (x_1 - x) / s)``; above the largest
+    likewise towards 0, by the upper end.
+
+    Args:
+        reference: Ascending, float64 (r,), r >= 2, finite.
+        scores: Any float dtype and shape.
+
+    Returns:
+        float64 of the shape of ``scores``, <= 0, increasing in the score (strictly wherever the
+        references differ); NaN where the score is NaN.
+
+    Raises:
+        ValueError: There are fewer than two references, or they are not ascending or hold NaN.
+    """
+    r = len(reference)
+    # NaN compares false, so this finds NaN too.
+    if r < 2 or not np.all(reference[:-1] <= reference[1:]):  # noqa: PLR2004  a scale needs two
+        raise ValueError(f"expected two or more reference scores, ascending without NaN, got {r}")
+    wide = np.asarray(scores, dtype=np.float64)
+    below = np.maximum(reference[0] - wide, 0) / _scale(reference)
+    above = np.maximum(wide - reference[-1], 0) / _scale(-reference[::-1])
+    inside = np.interp(wide, reference, np.arange(1, r + 1) / (r + 1))
+    log_inside = np.log(inside) - np.log1p(below)
+    smoothed: NDArray[np.float64] = np.where(
+        above > 0, np.log1p(-1 / ((r + 1) * (1 + above))), log_inside
+    )
+    return smoothed
+
+
+def log_two_sided_p(
+    reference: NDArray[np.float64], scores: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Log of twice the smaller p-value of both directions, at most 0.
+
+    Args:
+        reference: See `log_p`.
+        scores: See `log_p`.
+
+    Returns:
+        float64 of the shape of ``scores``: 0 at the references' median, falling to either side.
+
+    Raises:
+        ValueError: See `log_p`.
+    """
+    low = log_p(reference, scores)
+    high = log_p(-reference[::-1], -np.asarray(scores, dtype=np.float64))
+    smaller: NDArray[np.float64] = np.log(2) + np.minimum(low, high)
+    return np.minimum(0.0, smaller)
+
+
+def _scale(reference: NDArray[np.float64]) -> float:
+    """Mean excess of the lower tenth below its largest; 1 where they are all the same."""
+    outer = reference[: max(2, int(np.ceil(OUTER_SHARE * len(reference))))]
+    return float(np.mean(outer[-1] - outer[:-1])) or 1.0
+
+
+INTERVAL = 0.9
+NEAR_BEST = 0.01
+"""An AUROC this close to the best is as good: about what 200 images a transform can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSearch:
+    """How well each weight separates pseudo-OOD images from in-distribution ones.
+
+    ``auroc[t][w]`` is the area under the ROC curve, 0 to 1, of transform ``transforms[t]`` at
+    ``weights[w]``. ``chosen`` has the highest mean over the transforms, the smallest such weight
+    where several do. ``interval`` holds the chosen weight for a share `INTERVAL` of bootstrap
+    resamples of the transforms: it is wide where the choice hangs on which transforms stand for
+    what is to come. ``near_best`` is the range of weights whose mean is within `NEAR_BEST` of
+    the best: where it is wide, the choice matters little.
+    """
+
+    transforms: tuple[str, ...]
+    weights: tuple[float, ...]
+    auroc: tuple[tuple[float, ...], ...]
+    inside_images: int
+    pseudo_images: int
+    chosen: float
+    interval: tuple[float, float]
+    near_best: tuple[float, float]
+
+    @property
+    def mean_auroc(self) -> tuple[float, ...]:
+        """The mean over the transforms, for each weight."""
+        return tuple(float(mean) for mean in np.mean(self.auroc, axis=0))
+
+
+Values = Mapping[str, NDArray[np.floating]]
+Score = Callable[[Values, float], NDArray[np.float64]]
+
+WEIGHTS = tuple(step / 20 for step in range(21))
+"""0, 0.05, … 1."""
+
+RESAMPLES = 1_000
+
+
+def search_weight(
+    score: Score,
+    inside: Values,
+    pseudo: Mapping[str, Values],
+    *,
+    weights: tuple[float, ...] = WEIGHTS,
+    seed: int = 0,
+) -> WeightSearch:
+    """Search the weight that best separates pseudo-OOD images from in-distribution ones.
+
+    Args:
+        score: From the values of N images and a weight to their scores (N,), higher =
+            in-distribution.
+        inside: NAP and base scores of in-distribution images by name, each (n,).
+        pseudo: The same of pseudo-OOD images, by transform.
+        weights: What is tried, ascending, in [0, 1].
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: There is no transform, no weight or no image, or a score is NaN.
+    """
+    if not pseudo or not weights:
+        raise ValueError("expected at least one transform and one weight")
+    inner = [score(inside, weight) for weight in weights]
+    curves = np.array(
+        [
+            [_auroc(inner[w], score(values, weight)) for w, weight in enumerate(weights)]
+            for values in pseudo.values()
+        ]
+    )
+    mean = curves.mean(axis=0)
+    near = [weight for weight, value in zip(weights, mean, strict=True) if value >= _near(mean)]
+    return WeightSearch(
+        transforms=tuple(pseudo),
+        weights=tuple(weights),
+        auroc=tuple(tuple(float(value) for value in curve) for curve in curves),
+        inside_images=len(inner[0]),
+        pseudo_images=max(len(next(iter(values.values()))) for values in pseudo.values()),
+        chosen=weights[int(mean.argmax())],
+        interval=_interval(curves, weights, seed),
+        near_best=(near[0], near[-1]),
+    )
+
+
+def _near(mean: NDArray[np.float64]) -> float:
+    return float(mean.max()) - NEAR_BEST
+
+
+def _interval(
+    curves: NDArray[np.float64], weights: tuple[float, ...], seed: int
+) -> tuple[float, float]:
+    draws = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
+    chosen = np.array(weights)[curves[draws].mean(axis=1).argmax(axis=1)]
+    tail = (1 - INTERVAL) / 2
+    low, high = np.quantile(chosen, (tail, 1 - tail), method="nearest")
+    return float(low), float(high)
+
+
+def _auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    """Mann and Whitney's U, with ties counted half, over the number of pairs."""
+    if not len(inside) or not len(outside) or np.isnan(inside).any() or np.isnan(outside).any():
+        raise ValueError(
+            f"expected scores without NaN, of at least one image each, "
+            f"got {len(inside)} in-distribution and {len(outside)} pseudo-OOD ones"
+        )
+    ascending = np.sort(outside)
+    below = np.searchsorted(ascending, inside, side="left").sum()
+    at_most = np.searchsorted(ascending, inside, side="right").sum()
+    return float((below + at_most) / 2 / (len(inside) * len(outside)))

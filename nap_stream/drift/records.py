@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import Onset
-from nap_stream.core.tails import TAIL_EVENTS, TailEvent
+from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
 from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
 
 

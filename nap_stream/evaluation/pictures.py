@@ -13,7 +13,7 @@ import numpy as np
 
 from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration
 from nap_stream.core.conformal import Group
-from nap_stream.core.weight_search import WeightSearch
+from nap_stream.core.methods import WeightSearch
 from nap_stream.evaluation.metrics import Metric, Scores, require_evaluate_extra
 from nap_stream.evaluation.tables import Column, EvaluationTable, columns
 from nap_stream.files import publish

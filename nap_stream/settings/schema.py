@@ -21,7 +21,7 @@ from pydantic import (
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from nap_stream.core.detection import DEFAULT_FALSE_ALARMS, parse_false_alarms
+from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, parse_false_alarms
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 

@@ -7,12 +7,11 @@ import numpy as np
 
 from nap_stream.alert.event import alert_event
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import Judge, Rule
 from nap_stream.core.detection import DetectionPlan, window_limits
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset
-from nap_stream.core.tails import TailEvent
+from nap_stream.core.tails import FlagRateLaw, TailEvent
 from nap_stream.drift.monitor import detection_plan
 from nap_stream.drift.records import (
     CalibrationFacts,

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike
 from scipy.stats import betabinom, binom
 
 from nap_stream.core.bounds import (
-    FlagRateLaw,
     flag_limit,
     highest_flag_limit,
     scan_exceedance,
@@ -18,6 +17,7 @@ from nap_stream.core.bounds import (
     tail_probabilities,
 )
 from nap_stream.core.conformal import flag_rank
+from nap_stream.core.tails import FlagRateLaw
 
 
 @st.composite

@@ -5,7 +5,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.delays import (
     WARM_UP_RECORDS,
     Delay,
@@ -16,7 +15,7 @@ from nap_stream.core.delays import (
 )
 from nap_stream.core.detection import DetectionPlan, window_limits
 from nap_stream.core.sequential import BET_COUNT, bets_for_drift
-from nap_stream.core.tails import TAIL_EVENTS
+from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw
 
 ALMOST_NEVER = 1e-12
 PLAN = DetectionPlan(

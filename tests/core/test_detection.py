@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from nap_stream.core.bounds import FlagRateLaw, flag_limit, scan_limit, scan_run_length
+from nap_stream.core.bounds import flag_limit, scan_limit, scan_run_length
 from nap_stream.core.conformal import flag_rank, p_values
 from nap_stream.core.detection import (
     WINDOW_STEP,
@@ -28,7 +28,14 @@ from nap_stream.core.sequential import (
     log_mixture,
     update,
 )
-from nap_stream.core.tails import BIN_COUNT, TAIL_EVENTS, TailEvent, bins_of, tail_counts
+from nap_stream.core.tails import (
+    BIN_COUNT,
+    TAIL_EVENTS,
+    FlagRateLaw,
+    TailEvent,
+    bins_of,
+    tail_counts,
+)
 
 ALPHA = 0.05
 

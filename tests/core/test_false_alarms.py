@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.detection import DEFAULT_FALSE_ALARMS, EXAMPLES, parse_false_alarms
+from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, EXAMPLES, parse_false_alarms
 
 
 @pytest.mark.parametrize(

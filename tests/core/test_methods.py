@@ -12,11 +12,12 @@ from nap_stream.core.methods import (
     Combination,
     Method,
     every_method,
+    log_p,
+    log_two_sided_p,
     method_scores,
     parse_method,
 )
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.core.tails import log_p, log_two_sided_p
 
 NAMES = (
     "nap",

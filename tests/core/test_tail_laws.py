@@ -5,9 +5,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, kstest
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import Judge, Rule, Sides, tail_law, upper_flag_rate
-from nap_stream.core.tails import BIN_COUNT, TAIL_EVENTS, TailEvent, bins_of, tail_counts
+from nap_stream.core.tails import (
+    BIN_COUNT,
+    TAIL_EVENTS,
+    FlagRateLaw,
+    TailEvent,
+    bins_of,
+    tail_counts,
+)
 
 LOW, HIGH = TailEvent(0.2, upper=False), TailEvent(0.8, upper=True)
 NINETEEN = np.arange(1.0, 20.0)

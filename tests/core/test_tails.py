@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.tails import log_p, log_two_sided_p
+from nap_stream.core.methods import log_p, log_two_sided_p
 
 FOUR = np.arange(1.0, 5.0)
 REFERENCES = st.lists(

@@ -2,7 +2,8 @@ import tracemalloc
 
 import pytest
 
-from nap_stream.core.detection import records_per_second, window_limits
+from nap_stream.core.alert_state import records_per_second
+from nap_stream.core.detection import window_limits
 from nap_stream.errors import ConfigError
 from nap_stream.planning.question import (
     ask,

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.panes import ClosedPane
-from nap_stream.core.tails import BIN_COUNT, TAIL_EVENTS
+from nap_stream.core.tails import BIN_COUNT, TAIL_EVENTS, FlagRateLaw
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.planning.question import with_run_length
 from nap_stream.planning.rates import (

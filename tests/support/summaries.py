@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nap_stream.core.bounds import FlagRateLaw
 from nap_stream.core.conformal import Judge, Rule
 from nap_stream.core.panes import NO_KEY, count_panes
+from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import (
     Example,
