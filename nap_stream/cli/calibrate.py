@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from nap_stream.cli.options import CacheOption, ThreadsOption
-from nap_stream.core.conformal import Sides
+from nap_stream.core.tails import Sides
 
 
 class Device(StrEnum):

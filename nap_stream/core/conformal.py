@@ -35,13 +35,12 @@ From scores to p-values and flags: one- or two-sided, over all images or per cla
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
+from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
 
 
 def p_values(
@@ -246,13 +245,6 @@ def _rank_outside(ascending: NDArray[np.float64], rank: int) -> int:
 
 
 _WEAKEST_CONFIDENCE = 0.95
-
-
-class Sides(StrEnum):
-    """Which scores are flagged: low ones, or those at either end."""
-
-    ONE = "one"
-    TWO = "two"
 
 
 @dataclass(frozen=True, slots=True)

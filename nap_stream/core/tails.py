@@ -8,9 +8,18 @@ Each tail is tested against the upper quantile of its own law instead.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Sides(StrEnum):
+    """Which scores are flagged: low ones, or those at either end."""
+
+    ONE = "one"
+    TWO = "two"
+
 
 EDGES = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.98)
 """Between which p-values are counted. A p-value that equals an edge counts below it."""

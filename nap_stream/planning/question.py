@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
-from nap_stream.core.conformal import Sides
 from nap_stream.core.detection import DetectionPlan, window_firing_limit
+from nap_stream.core.tails import Sides
 from nap_stream.drift.monitor import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError

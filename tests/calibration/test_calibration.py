@@ -18,9 +18,9 @@ from nap_stream.calibration.calibration import (
     require_sites,
 )
 from nap_stream.calibration.fit import ALWAYS
-from nap_stream.core.conformal import Rule, Sides
+from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
-from nap_stream.core.tails import FlagRateLaw
+from nap_stream.core.tails import FlagRateLaw, Sides
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.load import LoadedModel

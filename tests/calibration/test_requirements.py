@@ -11,9 +11,10 @@ from nap_stream.calibration.checks import (
     require_weight,
 )
 from nap_stream.calibration.fit import FitPart
-from nap_stream.core.conformal import Rule, Sides
+from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.tails import Sides
 from nap_stream.errors import CalibrationError, ConfigError
 from tests.support.small_settings import load_small
 

@@ -23,8 +23,9 @@ from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Reader
 from nap_stream.calibration.run import CalibrationRequest, Progress, calibrate, choose_method
 from nap_stream.clock import ManualClock
-from nap_stream.core.conformal import Rule, Sides
+from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import fuse
+from nap_stream.core.tails import Sides
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
 from nap_stream.image_files import iter_images

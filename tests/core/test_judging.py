@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from nap_stream.core.conformal import Group, Judge, Rule, Sides, p_values, two_sided_p_values
+from nap_stream.core.conformal import Group, Judge, Rule, p_values, two_sided_p_values
+from nap_stream.core.tails import Sides
 
 SIDES = st.sampled_from(Sides)
 

@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, kstest
 
-from nap_stream.core.conformal import Judge, Rule, Sides, tail_law, upper_flag_rate
+from nap_stream.core.conformal import Judge, Rule, tail_law, upper_flag_rate
 from nap_stream.core.tails import (
     BIN_COUNT,
     TAIL_EVENTS,
     FlagRateLaw,
+    Sides,
     TailEvent,
     bins_of,
     tail_counts,

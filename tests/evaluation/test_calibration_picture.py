@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.calibration import SCORE, Calibration
-from nap_stream.core.conformal import Rule, Sides
+from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import WeightSearch
+from nap_stream.core.tails import Sides
 from nap_stream.evaluation import pictures
 from nap_stream.evaluation.pictures import Thresholds, draw_calibration
 from tests.support.small_calibration import calibration_of
