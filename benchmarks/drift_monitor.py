@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.conformal import Judge, Rule, upper_flag_rate
+from nap_stream.core.conformal import ConformalTest, Rule, upper_flag_rate
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
@@ -82,7 +82,8 @@ def _show_keys(keys: int, rounds: int) -> None:
     gc.collect()
     grown = rss_bytes(os.getpid()) - before
     print(f"{len(monitors):,} keys: resident memory +{grown / MIB:.0f} MiB,", end=" ")
-    print(f"arrays {monitors.nbytes / MIB:.0f} MiB ({monitors.nbytes / keys:.0f} bytes a key)\n")
+    size = sum(column.nbytes for column in monitors.arrays().values())
+    print(f"of which rows {size / MIB:.0f} MiB ({size / keys:.0f} bytes a key)\n")
     print("| monitors of keys, images/s | keys in a pane | records/s | records/CPU s | of target |")
     print("|---:|---:|---:|---:|---:|")
     for images_per_s, panes in ((50_000, 20), (5_000, 100)):
@@ -187,7 +188,9 @@ def _monitor(keys: int) -> DriftMonitor:
         }
     )
     scores = np.arange(float(CALIBRATION_IMAGES))
-    judge = Judge(Rule(ALPHA, per_class=False), scores, np.zeros(len(scores), dtype=np.int64), 1)
+    judge = ConformalTest(
+        Rule(ALPHA, per_class=False), scores, np.zeros(len(scores), dtype=np.int64), 1
+    )
     facts = CalibrationFacts(
         alpha=ALPHA,
         size=CALIBRATION_IMAGES,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from nap_stream.core.conformal import Group, Judge, Rule
+from nap_stream.core.conformal import ConformalTest, Group, Rule
 from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
 from nap_stream.core.tails import FlagRateLaw
@@ -159,7 +159,7 @@ class Calibration:
     document: CalibrationDocument
     arrays: Mapping[str, NDArray[Any]]
     fingerprint: str = field(init=False)
-    _judge: Judge = field(init=False, repr=False)
+    _judge: ConformalTest = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         arrays = {name: _frozen(array) for name, array in self.arrays.items()}
@@ -169,7 +169,7 @@ class Calibration:
         if hashes != self.document.array_sha256:
             wrong = sorted(set(hashes.items()) ^ set(self.document.array_sha256.items()))
             raise ValueError(f"the arrays are not those that are named: {wrong[0][0]} differs")
-        judge = Judge(
+        judge = ConformalTest(
             self.document.rule,
             arrays[SCORE],
             arrays[CLASS_ID].astype(np.int64),

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Reading, Values
-from nap_stream.core.base_scores import BaseScores, fit_scores
+from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_spaced, fit_scores
 from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, search_weight
-from nap_stream.core.rows import drawn_from_blocks, evenly_spaced
 from nap_stream.core.score_specs import BaseScore, Fits, Head, ScoreParameters, needs_fit
 from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.find import head_bias, head_weight

@@ -45,7 +45,7 @@ from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order, u
 from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.read import Advance, Reader, Reading, ScoredImages
 from nap_stream.clock import Clock
-from nap_stream.core.conformal import Judge, Rule
+from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import Method, WeightSearch, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
 from nap_stream.errors import CalibrationError
@@ -97,7 +97,7 @@ def assemble(
         parts.method, scored.values, weight=parts.weight, location=location, reference=references
     )
     try:
-        judge = Judge(rule, scores, scored.class_id, len(loaded.class_names))
+        judge = ConformalTest(rule, scores, scored.class_id, len(loaded.class_names))
     except ValueError as error:
         raise CalibrationError(
             str(error), str(source), "Give more images, or another rule or method"

@@ -1,14 +1,10 @@
-"""KNN: how near an image's features lie to those of in-distribution images.
+"""The base scores of an image, by name: fitting them, and computing several of a batch at once.
 
-Base scores of a classifier's logits, all higher for in-distribution images.
-
-Scores that change the penultimate features or the head, then take the energy.
-
-The features are the input of the model's last linear layer (the head), shape (N, D); the
-logits are ``features @ weight.T + bias``. Everything is computed in float32, under autocast
-too. A row of features that is not finite scores NaN: clipping or pruning could hide it.
-
-The base scores by name: fitting them, and computing several at once.
+All are higher for in-distribution images. Some are of the logits, (N, K); KNN is of the penultimate
+features, (N, D), the input of the model's last linear layer (the head); the others change features
+or head, then take the energy of ``features @ weight.T + bias``. Everything is computed in float32,
+under autocast too. A row of features that is not finite scores NaN: clipping or pruning could hide
+it.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from nap_stream.core.rows import evenly_spaced
 from nap_stream.core.score_specs import (
     BaseScore,
     Fits,
@@ -32,97 +27,10 @@ from nap_stream.core.score_specs import (
     needs_head,
 )
 
+Fit = TypeVar("Fit", float, NDArray[np.float32])
+
 _SIMILARITIES_AT_ONCE = 2**24
 """Bounds memory: 64 MiB of float32, 335 images at a time against a bank of 50,000 rows."""
-
-
-def unit_rows(features: torch.Tensor) -> torch.Tensor:
-    """Divide each row by its Euclidean norm; a row of zeros stays so.
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-
-    Returns:
-        float32 (N, D); NaN in rows that are not finite.
-    """
-    wide = features.float()
-    # The squares of large or small activations leave float32's range; of these they do not.
-    peak = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return functional.normalize(wide / peak, dim=1)
-
-
-def knn(features: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
-    """Score images by the distance to their k-th neighbour (Sun et al., arXiv 2204.06507).
-
-    The Euclidean distance between unit vectors is at most 2; ``2 - distance`` is positive, as
-    fusion needs, where the paper uses the negative distance. Features of zeros have no
-    direction: their distance to every row is 1. A row that is not finite scores NaN.
-
-    Args:
-        features: Any floating dtype, shape (N, D); they are divided by their norm here.
-        bank: In-distribution features, float32, shape (B, D), every row of norm 1.
-        k: Which neighbour, 1 <= k <= B. An image that is in the bank itself counts as its own
-            first neighbour.
-
-    Returns:
-        float32 (N,) in [0, 2], higher = in-distribution.
-
-    Raises:
-        ValueError: ``k`` is out of range.
-    """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"expected 1 <= k <= {len(bank)} rows of the bank, got {k = }")
-    rows = unit_rows(features)
-    chunk = max(1, _SIMILARITIES_AT_ONCE // len(bank))
-    with torch.autocast(rows.device.type, enabled=False):
-        return torch.cat([_score(part, bank, k) for part in torch.split(rows, chunk)])
-
-
-def _score(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
-    # Unit vectors are the nearer the greater their product is. The distance itself comes from
-    # the difference: sqrt(2 - 2 product) has an error of 3e-4 near 0.
-    neighbour = torch.topk(rows @ bank.T, k, dim=1).indices[:, -1]
-    distance = torch.linalg.vector_norm(rows - bank[neighbour], dim=1)
-    return torch.clamp(2 - distance, 0, 2)
-
-
-def msp(logits: torch.Tensor) -> torch.Tensor:
-    """Maximum softmax probability (Hendrycks and Gimpel, arXiv 1610.02136).
-
-    Args:
-        logits: Any floating dtype, shape (N, classes).
-
-    Returns:
-        The confidence of the predicted class in [1/classes, 1], float32, shape (N,).
-    """
-    return torch.softmax(logits.float(), dim=1).amax(dim=1)
-
-
-def max_logit(logits: torch.Tensor) -> torch.Tensor:
-    """Largest logit (Hendrycks et al., arXiv 1911.11132).
-
-    Args:
-        logits: Any floating dtype, shape (N, classes).
-
-    Returns:
-        The predicted class's logit, float32, shape (N,). It can be negative.
-    """
-    return logits.float().amax(dim=1)
-
-
-def energy(logits: torch.Tensor) -> torch.Tensor:
-    """Negative free energy at temperature 1, logsumexp (Liu et al., arXiv 2010.03759).
-
-    The paper's energy is its negative; here as everywhere higher is in-distribution.
-
-    Args:
-        logits: Any floating dtype, shape (N, classes).
-
-    Returns:
-        logsumexp over the classes, float32, shape (N,).
-    """
-    return torch.logsumexp(logits.float(), dim=1)
-
 
 LARGEST_EXPONENT = 64.0
 """Where the exponent of ASH-S and SCALE stops: exp(64) = 6e27, times a logit, is a float32.
@@ -130,150 +38,6 @@ LARGEST_EXPONENT = 64.0
 The exponent is at most D divided by the number of kept activations, so the limit is reached
 only where fewer than one activation in 64 is kept.
 """
-
-
-def react(
-    features: torch.Tensor, clip: float, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """ReAct: the energy with every activation limited to ``clip`` (Sun et al., arXiv 2111.12797).
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        clip: Largest activation, from `react_clip`; infinity gives the plain energy.
-        weight: The head's weight, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution.
-    """
-    return _energy_of_head(features, features.float().clamp_max(clip), weight, bias)
-
-
-def ash(
-    features: torch.Tensor, percentile: float, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """ASH-S: prune small activations, sharpen the rest (Djurisic et al., arXiv 2209.09858).
-
-    Row by row, the fraction ``percentile`` of the smallest activations becomes 0 and the others
-    are multiplied by exp(s1 / s2), where s1 is the sum before and s2 the sum after pruning. The
-    paper shapes a feature map; here it is the pooled vector, as in OpenOOD.
-
-    The sums are over positive activations alone. After a ReLU that changes nothing; elsewhere
-    (tanh, LayerNorm) the paper's s2 can pass zero and the factor with it from 0 to infinity. A
-    row without a positive activation has the factor exp(1).
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        percentile: Fraction in (0, 1) to prune. At least one activation is kept.
-        weight: The head's weight, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution: the energy of the shaped features. The exponent
-        stops at `LARGEST_EXPONENT`.
-    """
-    activations = features.float()
-    kept, index = _largest(activations, percentile)
-    pruned = torch.zeros_like(activations).scatter_(1, index, kept)
-    return _energy_of_head(features, pruned * _factor(activations, kept), weight, bias)
-
-
-def scale(
-    features: torch.Tensor, percentile: float, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """SCALE: ASH-S without the pruning (Xu et al., arXiv 2310.00227).
-
-    Every activation is multiplied by exp(s1 / s2), with s1, s2 and the policy for negative
-    activations of `ash`.
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        percentile: Fraction in (0, 1) of the smallest activations that s2 leaves out.
-        weight: The head's weight, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution: the energy of the scaled features.
-    """
-    activations = features.float()
-    kept, _ = _largest(activations, percentile)
-    return _energy_of_head(features, activations * _factor(activations, kept), weight, bias)
-
-
-def dice(features: torch.Tensor, masked_weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """DICE: the energy of a sparse head (Sun and Li, arXiv 2111.09805).
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        masked_weight: From `dice_weight`, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution.
-    """
-    return _energy_of_head(features, features.float(), masked_weight, bias)
-
-
-def react_clip(features: NDArray[np.float32], percentile: float) -> float:
-    """Give ReAct's clip: a percentile of all activations of in-distribution images.
-
-    Args:
-        features: float32 (n, D), n >= 1.
-        percentile: Fraction in (0, 1); linear between activations.
-    """
-    return float(np.quantile(features, percentile))
-
-
-def dice_weight(weight: torch.Tensor, mean_features: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Give DICE's head: weights that contribute little on in-distribution images become 0.
-
-    The contribution of a weight is itself times the mean of its feature; the weights with a
-    contribution above the percentile ``sparsity`` of all K·D stay.
-
-    Args:
-        weight: The head's weight, float32, shape (K, D).
-        mean_features: Mean features of in-distribution images, float32, shape (D,).
-        sparsity: Fraction in (0, 1) to mask.
-
-    Returns:
-        float32 (K, D), on the weight's device.
-    """
-    contribution = weight * mean_features
-    # Not torch.quantile, which refuses more than 2^24 elements.
-    threshold = float(np.quantile(contribution.detach().cpu().numpy(), sparsity))
-    return torch.where(contribution > threshold, weight, 0.0)
-
-
-def _largest(activations: torch.Tensor, percentile: float) -> tuple[torch.Tensor, torch.Tensor]:
-    count = activations.shape[1]
-    kept = max(1, count - round(count * percentile))
-    values, index = torch.topk(activations, kept, dim=1, sorted=False)
-    return values, index
-
-
-def _factor(activations: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    before = activations.clamp_min(0).sum(dim=1, keepdim=True)
-    after = kept.clamp_min(0).sum(dim=1, keepdim=True)
-    ratio = torch.where(after == 0, 1.0, before / after)
-    return ratio.clamp_max(LARGEST_EXPONENT).exp()
-
-
-def _energy_of_head(
-    features: torch.Tensor, shaped: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    with torch.autocast(shaped.device.type, enabled=False):
-        score = energy(functional.linear(shaped, weight, bias))
-    return score.where(features.isfinite().all(dim=1), torch.nan)
-
-
-Fit = TypeVar("Fit", float, NDArray[np.float32])
-
-
-_OF_LOGITS: dict[BaseScore, Callable[[torch.Tensor], torch.Tensor]] = {
-    BaseScore.MSP: msp,
-    BaseScore.MAX_LOGIT: max_logit,
-    BaseScore.ENERGY: energy,
-}
 
 
 def fit_scores(
@@ -420,6 +184,235 @@ def _fitted(name: BaseScore, fit: Fit | None) -> Fit:
     return fit
 
 
+def msp(logits: torch.Tensor) -> torch.Tensor:
+    """Maximum softmax probability (Hendrycks and Gimpel, arXiv 1610.02136).
+
+    Args:
+        logits: Any floating dtype, shape (N, classes).
+
+    Returns:
+        The confidence of the predicted class in [1/classes, 1], float32, shape (N,).
+    """
+    return torch.softmax(logits.float(), dim=1).amax(dim=1)
+
+
+def max_logit(logits: torch.Tensor) -> torch.Tensor:
+    """Largest logit (Hendrycks et al., arXiv 1911.11132).
+
+    Args:
+        logits: Any floating dtype, shape (N, classes).
+
+    Returns:
+        The predicted class's logit, float32, shape (N,). It can be negative.
+    """
+    return logits.float().amax(dim=1)
+
+
+def energy(logits: torch.Tensor) -> torch.Tensor:
+    """Negative free energy at temperature 1, logsumexp (Liu et al., arXiv 2010.03759).
+
+    The paper's energy is its negative; here as everywhere higher is in-distribution.
+
+    Args:
+        logits: Any floating dtype, shape (N, classes).
+
+    Returns:
+        logsumexp over the classes, float32, shape (N,).
+    """
+    return torch.logsumexp(logits.float(), dim=1)
+
+
+_OF_LOGITS: dict[BaseScore, Callable[[torch.Tensor], torch.Tensor]] = {
+    BaseScore.MSP: msp,
+    BaseScore.MAX_LOGIT: max_logit,
+    BaseScore.ENERGY: energy,
+}
+
+
+def react(
+    features: torch.Tensor, clip: float, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """ReAct: the energy with every activation limited to ``clip`` (Sun et al., arXiv 2111.12797).
+
+    Args:
+        features: Any floating dtype, shape (N, D).
+        clip: Largest activation, from `react_clip`; infinity gives the plain energy.
+        weight: The head's weight, float32, shape (K, D).
+        bias: The head's bias, float32, shape (K,).
+
+    Returns:
+        float32 (N,), higher = in-distribution.
+    """
+    return _energy_of_head(features, features.float().clamp_max(clip), weight, bias)
+
+
+def ash(
+    features: torch.Tensor, percentile: float, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """ASH-S: prune small activations, sharpen the rest (Djurisic et al., arXiv 2209.09858).
+
+    Row by row, the fraction ``percentile`` of the smallest activations becomes 0 and the others
+    are multiplied by exp(s1 / s2), where s1 is the sum before and s2 the sum after pruning. The
+    paper shapes a feature map; here it is the pooled vector, as in OpenOOD.
+
+    The sums are over positive activations alone. After a ReLU that changes nothing; elsewhere
+    (tanh, LayerNorm) the paper's s2 can pass zero and the factor with it from 0 to infinity. A
+    row without a positive activation has the factor exp(1).
+
+    Args:
+        features: Any floating dtype, shape (N, D).
+        percentile: Fraction in (0, 1) to prune. At least one activation is kept.
+        weight: The head's weight, float32, shape (K, D).
+        bias: The head's bias, float32, shape (K,).
+
+    Returns:
+        float32 (N,), higher = in-distribution: the energy of the shaped features. The exponent
+        stops at `LARGEST_EXPONENT`.
+    """
+    activations = features.float()
+    kept, index = _largest(activations, percentile)
+    pruned = torch.zeros_like(activations).scatter_(1, index, kept)
+    return _energy_of_head(features, pruned * _factor(activations, kept), weight, bias)
+
+
+def scale(
+    features: torch.Tensor, percentile: float, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """SCALE: ASH-S without the pruning (Xu et al., arXiv 2310.00227).
+
+    Every activation is multiplied by exp(s1 / s2), with s1, s2 and the policy for negative
+    activations of `ash`.
+
+    Args:
+        features: Any floating dtype, shape (N, D).
+        percentile: Fraction in (0, 1) of the smallest activations that s2 leaves out.
+        weight: The head's weight, float32, shape (K, D).
+        bias: The head's bias, float32, shape (K,).
+
+    Returns:
+        float32 (N,), higher = in-distribution: the energy of the scaled features.
+    """
+    activations = features.float()
+    kept, _ = _largest(activations, percentile)
+    return _energy_of_head(features, activations * _factor(activations, kept), weight, bias)
+
+
+def dice(features: torch.Tensor, masked_weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """DICE: the energy of a sparse head (Sun and Li, arXiv 2111.09805).
+
+    Args:
+        features: Any floating dtype, shape (N, D).
+        masked_weight: From `dice_weight`, float32, shape (K, D).
+        bias: The head's bias, float32, shape (K,).
+
+    Returns:
+        float32 (N,), higher = in-distribution.
+    """
+    return _energy_of_head(features, features.float(), masked_weight, bias)
+
+
+def react_clip(features: NDArray[np.float32], percentile: float) -> float:
+    """Give ReAct's clip: a percentile of all activations of in-distribution images.
+
+    Args:
+        features: float32 (n, D), n >= 1.
+        percentile: Fraction in (0, 1); linear between activations.
+    """
+    return float(np.quantile(features, percentile))
+
+
+def dice_weight(weight: torch.Tensor, mean_features: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """Give DICE's head: weights that contribute little on in-distribution images become 0.
+
+    The contribution of a weight is itself times the mean of its feature; the weights with a
+    contribution above the percentile ``sparsity`` of all K·D stay.
+
+    Args:
+        weight: The head's weight, float32, shape (K, D).
+        mean_features: Mean features of in-distribution images, float32, shape (D,).
+        sparsity: Fraction in (0, 1) to mask.
+
+    Returns:
+        float32 (K, D), on the weight's device.
+    """
+    contribution = weight * mean_features
+    # Not torch.quantile, which refuses more than 2^24 elements.
+    threshold = float(np.quantile(contribution.detach().cpu().numpy(), sparsity))
+    return torch.where(contribution > threshold, weight, 0.0)
+
+
+def _largest(activations: torch.Tensor, percentile: float) -> tuple[torch.Tensor, torch.Tensor]:
+    count = activations.shape[1]
+    kept = max(1, count - round(count * percentile))
+    values, index = torch.topk(activations, kept, dim=1, sorted=False)
+    return values, index
+
+
+def _factor(activations: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    before = activations.clamp_min(0).sum(dim=1, keepdim=True)
+    after = kept.clamp_min(0).sum(dim=1, keepdim=True)
+    ratio = torch.where(after == 0, 1.0, before / after)
+    return ratio.clamp_max(LARGEST_EXPONENT).exp()
+
+
+def _energy_of_head(
+    features: torch.Tensor, shaped: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    with torch.autocast(shaped.device.type, enabled=False):
+        score = energy(functional.linear(shaped, weight, bias))
+    return score.where(features.isfinite().all(dim=1), torch.nan)
+
+
+def knn(features: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
+    """Score images by the distance to their k-th neighbour (Sun et al., arXiv 2204.06507).
+
+    The Euclidean distance between unit vectors is at most 2; ``2 - distance`` is positive, as
+    fusion needs, where the paper uses the negative distance. Features of zeros have no
+    direction: their distance to every row is 1. A row that is not finite scores NaN.
+
+    Args:
+        features: Any floating dtype, shape (N, D); they are divided by their norm here.
+        bank: In-distribution features, float32, shape (B, D), every row of norm 1.
+        k: Which neighbour, 1 <= k <= B. An image that is in the bank itself counts as its own
+            first neighbour.
+
+    Returns:
+        float32 (N,) in [0, 2], higher = in-distribution.
+
+    Raises:
+        ValueError: ``k`` is out of range.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"expected 1 <= k <= {len(bank)} rows of the bank, got {k = }")
+    rows = unit_rows(features)
+    chunk = max(1, _SIMILARITIES_AT_ONCE // len(bank))
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.cat([_nearness(part, bank, k) for part in torch.split(rows, chunk)])
+
+
+def _nearness(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
+    # Unit vectors are the nearer the greater their product is. The distance itself comes from
+    # the difference: sqrt(2 - 2 product) has an error of 3e-4 near 0.
+    neighbour = torch.topk(rows @ bank.T, k, dim=1).indices[:, -1]
+    distance = torch.linalg.vector_norm(rows - bank[neighbour], dim=1)
+    return torch.clamp(2 - distance, 0, 2)
+
+
+def unit_rows(features: torch.Tensor) -> torch.Tensor:
+    """Divide each row by its Euclidean norm; a row of zeros stays so.
+
+    Args:
+        features: Any floating dtype, shape (N, D).
+
+    Returns:
+        float32 (N, D); NaN in rows that are not finite.
+    """
+    wide = features.float()
+    # The squares of large or small activations leave float32's range; of these they do not.
+    peak = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return functional.normalize(wide / peak, dim=1)
+
+
 def _knn_bank(features: NDArray[np.float32], parameters: ScoreParameters) -> NDArray[np.float32]:
     # A vector of zeros has no direction that could be near to another's.
     usable = features[features.any(axis=1)]
@@ -430,3 +423,38 @@ def _knn_bank(features: NDArray[np.float32], parameters: ScoreParameters) -> NDA
         )
     rows = usable[evenly_spaced(len(usable), parameters.knn_bank_size)]
     return unit_rows(torch.tensor(rows)).numpy()
+
+
+def evenly_spaced(count: int, limit: int) -> NDArray[np.int64]:
+    """Choose at most ``limit`` of ``count`` rows, evenly spaced.
+
+    Where the rows are sorted by class, the classes keep their shares.
+
+    Args:
+        count: Rows there are, at least 0.
+        limit: Rows wanted at most, at least 1.
+
+    Returns:
+        int64 (min(count, limit),), ascending, each row once.
+    """
+    chosen = min(count, limit)
+    return np.arange(chosen, dtype=np.int64) * count // max(chosen, 1)
+
+
+def drawn_from_blocks(count: int, limit: int, seed: int) -> NDArray[np.int64]:
+    """Draw at most ``limit`` of ``count`` rows: one at random of each of as many equal blocks.
+
+    Where rows are sorted by class, the classes keep about their shares; where something recurs
+    every few rows, such as one of several cameras, no row is preferred.
+
+    Args:
+        count: Rows there are, at least 0.
+        limit: Rows wanted at most, at least 1.
+        seed: The same seed draws the same rows.
+
+    Returns:
+        int64 (min(count, limit),), ascending, each row once.
+    """
+    starts = evenly_spaced(count, limit)
+    ends = np.append(starts[1:], count)
+    return np.random.default_rng(seed).integers(starts, ends[: len(starts)])

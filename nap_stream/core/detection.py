@@ -1,8 +1,9 @@
-"""What the detectors are set to: one promise about false alarms, and what follows for each.
+"""What the detectors are set to, and how soon they then find a drift.
 
-The promise is: while the stream is in-distribution, the probability of any false alarm within T
-records is at most T / A, for every T, with A the run length that is asked for; and that holds for
-a share of ``confidence`` of all calibrations that could have been drawn.
+One promise about false alarms is shared out: while the stream is in-distribution, the probability
+of any false alarm within T records is at most T / A, for every T, with A the run length that is
+asked for; and that holds for a share of ``confidence`` of all calibrations that could have been
+drawn.
 
 Each of D detectors gets an equal share: a run length of D A. The probabilities of a false alarm
 within T records are at most T / (D A) each (see `nap_stream.core.bounds` and
@@ -14,15 +15,32 @@ The confidence is shared in the same way (Bonferroni): half of what is left of 1
 flags, which the rolling window, the e-detector and the keys have in common; the other half to the
 tails of the p-values, equally; each share to the groups of calibration images (one, or one for each
 class) equally. With every group's rate bounded, so is that of any mix of them.
+
+Delays are simulated, from a typical quiet state: the rolling window is full of records from before
+the drift, an e-detector has seen `WARM_UP_RECORDS` of them. Records are independent, with one rate
+before the drift and another after it. A delay counts from the first record after the drift to the
+end of the pane at which the detector fires.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nap_stream.core.bounds import highest_flag_limit, scan_limit
 from nap_stream.core.conformal import upper_flag_rate
-from nap_stream.core.tails import FlagRateLaw, TailEvent
+from nap_stream.core.sequential import (
+    STATE_ARRAYS,
+    Bets,
+    SequentialState,
+    bets_for_drift,
+    initial_state,
+    log_mixture,
+    update,
+)
+from nap_stream.core.tails import EDGES, FlagRateLaw, TailEvent, tail_counts
 
 WINDOW_STEP = 1.05
 """A window holds whole panes: its limit is that of the next larger size on this grid."""
@@ -100,6 +118,20 @@ def plan_detection(
     )
 
 
+def _highest_rate(laws: Sequence[FlagRateLaw], confidence: float) -> float:
+    return max(upper_flag_rate(law.flag_rank, law.size, confidence) for law in laws)
+
+
+def window_limits(plan: DetectionPlan, records: int) -> tuple[int, int]:
+    """Give `step_limits` of a window of so many records, at least ``plan.window_records``."""
+    return step_limits(plan, window_step(plan, records))
+
+
+def window_firing_limit(plan: DetectionPlan, records: int) -> int:
+    """Give the first of `window_limits` alone, in time and memory that hardly grow with records."""
+    return _firing_limit(plan, window_step(plan, records))
+
+
 def window_step(plan: DetectionPlan, records: int) -> int:
     """Give the step of the grid, from 0, whose size is the smallest of at least ``records``."""
     step = 0
@@ -129,16 +161,6 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
     return firing, min(firing, resolving)
 
 
-def window_limits(plan: DetectionPlan, records: int) -> tuple[int, int]:
-    """Give `step_limits` of a window of so many records, at least ``plan.window_records``."""
-    return step_limits(plan, window_step(plan, records))
-
-
-def window_firing_limit(plan: DetectionPlan, records: int) -> int:
-    """Give the first of `window_limits` alone, in time and memory that hardly grow with records."""
-    return _firing_limit(plan, window_step(plan, records))
-
-
 def _firing_limit(plan: DetectionPlan, step: int) -> int:
     share = USUAL_SHARE if step <= 1 else (1 - 2 * USUAL_SHARE) / 2 ** (step - 1)
     run_length = plan.detector_run_length / share
@@ -149,5 +171,219 @@ def _window_size(plan: DetectionPlan, step: int) -> int:
     return math.ceil(plan.window_records * WINDOW_STEP**step)
 
 
-def _highest_rate(laws: Sequence[FlagRateLaw], confidence: float) -> float:
-    return max(upper_flag_rate(law.flag_rank, law.size, confidence) for law in laws)
+RUNS = 200
+LEAST_HORIZON = 50_000
+_PANES_A_WINDOW = 100
+_HORIZON_IN_WINDOWS = 20
+_CHUNK_PANES = 1_000
+WARM_UP_RECORDS = 10_000
+_WARM_UP_PANES = 200
+_PANES_A_DELAY = 250
+_HORIZON_IN_DELAYS = 5
+_LONGEST_HORIZON = 10_000_000
+
+Hits = NDArray[np.int64]
+Draw = Callable[[int, int], Hits]
+"""From the number R of streams and the records of a pane to hits of J events, int64 (R, J)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Records from a drift to the alarm, over ``runs`` simulated streams.
+
+    ``horizon`` records after the drift were simulated; ``detected`` streams had their alarm
+    within them. ``median`` is null where less than half had. ``mean`` and its standard error are
+    null unless all had. ``blind`` says that the detector is not made to see the drift: what it
+    looks at stays below what the calibration allows for, or hardly above it, or the window is too
+    small to fire at all. Nothing was simulated then.
+    """
+
+    runs: int
+    horizon: int
+    detected: int
+    median: float | None
+    mean: float | None
+    standard_error: float | None
+    blind: bool = False
+
+    @property
+    def typical(self) -> float | None:
+        """The mean, or else the median; None where neither is known."""
+        return self.mean if self.mean is not None else self.median
+
+
+BLIND = Delay(0, 0, 0, None, None, None, blind=True)
+
+
+def window_delay(
+    plan: DetectionPlan,
+    before: float,
+    after: float,
+    *,
+    pane_records: int,
+    generator: np.random.Generator,
+    runs: int = RUNS,
+) -> Delay:
+    """Simulate the delay of the rolling window of ``plan.window_records``.
+
+    Args:
+        plan: The settings.
+        before: The flag rate until the drift.
+        after: The flag rate from then on.
+        pane_records: Records of a pane, at least 1. Where a window is of more than
+            some 100 panes, larger ones are simulated.
+        generator: Where chance comes from.
+        runs: Streams to simulate.
+    """
+    size = max(pane_records, plan.window_records // _PANES_A_WINDOW)
+    panes = math.ceil(plan.window_records / size)
+    horizon = max(LEAST_HORIZON, _HORIZON_IN_WINDOWS * plan.window_records)
+    limit = window_firing_limit(plan, panes * size)
+    if after <= plan.flag_rate or limit > panes * size:
+        return BLIND
+    alarms = np.full(runs, -1, dtype=np.int64)
+    waiting = np.arange(runs)
+    recent = generator.binomial(size, before, (runs, panes))
+    done, last = 0, math.ceil(horizon / size)
+    while done < last and len(waiting):
+        new = generator.binomial(size, after, (len(waiting), min(_CHUNK_PANES, last - done)))
+        counts = np.concatenate((recent, new), axis=1)
+        total = np.cumsum(counts, axis=1)
+        reached = total[:, panes:] - total[:, :-panes] >= limit
+        fired = reached.any(axis=1)
+        alarms[waiting[fired]] = (done + 1 + reached[fired].argmax(axis=1)) * size
+        waiting, recent = waiting[~fired], counts[~fired, -panes:]
+        done += new.shape[1]
+    return delay_of(alarms, last * size)
+
+
+def flags_delay(
+    plan: DetectionPlan,
+    before: float,
+    after: float,
+    *,
+    pane_records: int,
+    generator: np.random.Generator,
+    runs: int = RUNS,
+) -> Delay:
+    """Simulate the delay of the e-detector of flags; see `window_delay`."""
+
+    def draw_at(rate: float) -> Draw:
+        return lambda streams, size: generator.binomial(size, rate, (streams, 1))
+
+    return _sequential_delay(
+        bets_for_drift(np.array([plan.flag_rate])),
+        plan.log_threshold,
+        before=draw_at(before),
+        after=draw_at(after),
+        rates_after=np.array([after]),
+        pane_records=pane_records,
+        runs=runs,
+    )
+
+
+def scores_delay(
+    plan: DetectionPlan,
+    before: float,
+    after: float,
+    *,
+    pane_records: int,
+    generator: np.random.Generator,
+    runs: int = RUNS,
+) -> Delay:
+    """Simulate the delay of the e-detector of tails of p-values; see `flags_delay`.
+
+    The p-values are those of `p_value_shares`, with ``before`` as alpha. Of a shift that changes
+    other p-values than flagged ones it knows more, and the delay is shorter.
+
+    Raises:
+        ValueError: The plan tests no tail.
+    """
+    events = tuple(event for event, _ in plan.tail_rates)
+    shares = p_value_shares(before, before), p_value_shares(before, after)
+
+    def draw_at(share: NDArray[np.float64]) -> Draw:
+        return lambda streams, size: tail_counts(
+            generator.multinomial(size, share, streams), events
+        )
+
+    bins = np.rint(shares[1] * _LONGEST_HORIZON).astype(np.int64)
+    return _sequential_delay(
+        bets_for_drift(np.array([rate for _, rate in plan.tail_rates])),
+        plan.log_threshold,
+        before=draw_at(shares[0]),
+        after=draw_at(shares[1]),
+        rates_after=tail_counts(bins, events) / _LONGEST_HORIZON,
+        pane_records=pane_records,
+        runs=runs,
+    )
+
+
+def p_value_shares(alpha: float, flag_rate: float) -> NDArray[np.float64]:
+    """Give the shares of the bins of p-values, float64 (BIN_COUNT,), at a flag rate.
+
+    Uniform p-values, of which just so many are replaced by flagged ones, uniform up to alpha,
+    that the flag rate is reached.
+
+    Raises:
+        ValueError: Not 0 < alpha <= flag_rate <= 1, alpha below 1.
+    """
+    if not 0 < alpha <= flag_rate <= 1 or alpha == 1:
+        raise ValueError(f"expected 0 < alpha <= flag_rate <= 1, got {alpha = }, {flag_rate = }")
+    replaced = (flag_rate - alpha) / (1 - alpha)
+    edges = np.array([0.0, *EDGES, 1.0])
+    return np.diff(replaced * np.minimum(edges / alpha, 1) + (1 - replaced) * edges)
+
+
+def _sequential_delay(
+    bets: Bets,
+    log_threshold: float,
+    *,
+    before: Draw,
+    after: Draw,
+    rates_after: NDArray[np.float64],
+    pane_records: int,
+    runs: int,
+) -> Delay:
+    rates = rates_after[:, np.newaxis]
+    growth = float((rates * bets.hit + (1 - rates) * bets.miss).max())
+    if growth <= 0 or (rates_after <= bets.rates).all():
+        return BLIND
+    expected = log_threshold / growth
+    size = max(pane_records, math.ceil(expected / _PANES_A_DELAY))
+    horizon = min(max(_HORIZON_IN_DELAYS * expected, LEAST_HORIZON), _LONGEST_HORIZON)
+    last = min(math.ceil(horizon / size), 2 * _HORIZON_IN_DELAYS * _PANES_A_DELAY)
+    state = initial_state(bets, (runs,))
+    warm_size = max(pane_records, WARM_UP_RECORDS // _WARM_UP_PANES)
+    for _ in range(math.ceil(WARM_UP_RECORDS / warm_size)):
+        sizes = np.full(runs, warm_size)
+        state = update(state, bets, sizes, before(runs, warm_size), np.zeros(runs, np.int64))
+    alarms = np.full(runs, -1, dtype=np.int64)
+    waiting = np.arange(runs)
+    for pane in range(1, last + 1):
+        sizes = np.full(len(waiting), size)
+        state = update(state, bets, sizes, after(len(waiting), size), np.zeros_like(sizes))
+        fired = log_mixture(state) >= log_threshold
+        if fired.any():
+            alarms[waiting[fired]] = pane * size
+            waiting = waiting[~fired]
+            kept = (getattr(state, name)[~fired] for name in STATE_ARRAYS)
+            state = SequentialState(*kept)
+        if not len(waiting):
+            break
+    return delay_of(alarms, last * size)
+
+
+def delay_of(alarms: NDArray[np.int64], horizon: int) -> Delay:
+    """Sum simulated streams up.
+
+    Args:
+        alarms: int64 (R,), records until each stream's alarm, -1 where it had none.
+        horizon: Records that were simulated.
+    """
+    runs, seen = len(alarms), alarms[alarms >= 0]
+    ordered = np.sort(np.where(alarms >= 0, alarms.astype(np.float64), np.inf))
+    median = float(ordered[(runs - 1) // 2] / 2 + ordered[runs // 2] / 2)
+    mean = float(seen.mean()) if len(seen) == runs else None
+    error = float(seen.std(ddof=1)) / math.sqrt(runs) if mean is not None and runs > 1 else None
+    return Delay(runs, horizon, len(seen), median if math.isfinite(median) else None, mean, error)

@@ -1,8 +1,4 @@
-"""Rows of arrays by key: they grow as keys come, and the room of keys that went is used again.
-
-Which keys have been silent longest.
-
-One e-detector of flags for each key, of which there may be a hundred thousand.
+"""One e-detector of flags for each key, of which there may be a hundred thousand.
 
 Each is the one of `nap_stream.core.sequential`, over the records of its key alone: t of them raise
 a false alarm with a probability of at most t / A, and so do all keys together with t in all.
@@ -30,160 +26,10 @@ from nap_stream.core.sequential import (
     Onset,
     SequentialState,
     initial_state,
-    judge,
     onset,
     renewed,
+    step_alarm,
 )
-
-
-class KeyTable:
-    """Columns with a row for each key.
-
-    Args:
-        empty: The columns without rows, (0, ...) each, by name.
-    """
-
-    def __init__(self, empty: Mapping[str, NDArray[Any]]) -> None:
-        self._columns = dict(empty)
-        self._slots: dict[str, int] = {}
-        self._free: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._slots
-
-    def __getitem__(self, column: str) -> NDArray[Any]:
-        """A column, (slots, ...). Slots that no key has hold anything."""
-        return self._columns[column]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the columns, slots included that no key has had yet."""
-        return sum(column.nbytes for column in self._columns.values())
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The keys, in the order of `all_slots`."""
-        return tuple(self._slots)
-
-    def all_slots(self) -> NDArray[np.int64]:
-        """Give the slots of all keys, int64 (len,)."""
-        return _indices(self._slots.values())
-
-    def slots(self, keys: Iterable[str]) -> NDArray[np.int64]:
-        """Give the slots of keys, int64 (K,); -1 of those that have none."""
-        return _indices(map(self._slots.get, keys, repeat(-1)))
-
-    def add(self, keys: tuple[str, ...]) -> NDArray[np.int64]:
-        """Give slots, int64 (K,), to keys that have none; their rows hold anything."""
-        if len(self._free) < len(keys):
-            self._make_room(len(keys))
-        slots = [self._free.pop() for _ in keys]
-        self._slots.update(zip(keys, slots, strict=True))
-        return _indices(slots)
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Take the slots of keys that have one."""
-        self._free.extend(map(self._slots.pop, keys))
-
-    def write(self, slots: NDArray[np.int64], values: Mapping[str, NDArray[Any] | float]) -> None:
-        """Write rows, (K, ...), or one value for all, of some columns."""
-        for column, rows in values.items():
-            self._columns[column][slots] = rows
-
-    def rows(self) -> dict[str, NDArray[Any]]:
-        """Give the columns, (len, ...), by key in the order of `names`."""
-        slots = self.all_slots()
-        return {name: column[slots] for name, column in self._columns.items()}
-
-    def restore(self, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]]) -> None:
-        """Hold what `names` and `rows` of another table were; the rows are copied.
-
-        Raises:
-            ValueError: The two do not belong together.
-            KeyError: A column is missing.
-        """
-        shapes = {name: (len(names), *own.shape[1:]) for name, own in self._columns.items()}
-        if len(set(names)) < len(names) or any(rows[n].shape != s for n, s in shapes.items()):
-            raise ValueError(f"the rows of {len(names)} keys are damaged")
-        self._columns = {name: rows[name].astype(own.dtype) for name, own in self._columns.items()}
-        self._slots = {name: slot for slot, name in enumerate(names)}
-        self._free = []
-
-    def _make_room(self, count: int) -> None:
-        old = len(self._slots) + len(self._free)
-        new = max(2 * old, old + count)
-        self._columns = {name: _grown(column, new) for name, column in self._columns.items()}
-        self._free = [*range(new - 1, old - 1, -1), *self._free]
-
-
-def _grown(column: NDArray[Any], size: int) -> NDArray[Any]:
-    # Left empty: pages that no key has written to are not resident.
-    grown = np.empty((size, *column.shape[1:]), dtype=column.dtype)
-    grown[: len(column)] = column
-    return grown
-
-
-def _indices(values: Iterable[int]) -> NDArray[np.int64]:
-    return np.fromiter(values, dtype=np.int64)
-
-
-class ActiveKeys:
-    """Keys with an active monitor, by the start of their last pane in milliseconds.
-
-    The oldest come first, so that a pane looks at its own keys and at those that are silent.
-
-    Args:
-        last_ms: (key, start of its last pane) of the first ones, in any order.
-    """
-
-    def __init__(self, last_ms: Iterable[tuple[str, int]] = ()) -> None:
-        self._last_ms = OrderedDict(sorted(last_ms, key=lambda item: item[1]))
-
-    def __len__(self) -> int:
-        return len(self._last_ms)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The keys, sorted."""
-        return tuple(sorted(self._last_ms))
-
-    def see(self, keys: Iterable[str], start_ms: int) -> None:
-        """Note that keys are active after the pane, which is newer than all before."""
-        for key in keys:
-            self._last_ms[key] = start_ms
-            self._last_ms.move_to_end(key)
-
-    def remove(self, keys: Iterable[str]) -> None:
-        """Let go of keys that are here."""
-        for key in keys:
-            del self._last_ms[key]
-
-    def remove_silent(self, until_ms: int) -> list[str]:
-        """Let go of the keys whose last pane started at ``until_ms`` or before; give them."""
-        by_age = self._last_ms.items()
-        silent = [key for key, _ in takewhile(lambda item: item[1] <= until_ms, by_age)]
-        self.remove(silent)
-        return silent
-
-
-def oldest(names: NDArray[np.object_], last_ms: NDArray[np.int64], count: int) -> list[str]:
-    """Give up to ``count`` names with the smallest times, of equal ones the smallest.
-
-    Args:
-        names: (K,).
-        last_ms: int64 (K,), their times.
-        count: Any number; none are given where it is not positive.
-    """
-    if count <= 0 or not len(names):
-        return []
-    last = min(count, len(names)) - 1
-    newest = np.partition(last_ms, last)[last]
-    older = names[last_ms < newest].tolist()
-    return [*older, *sorted(names[last_ms == newest].tolist())[: count - len(older)]]
-
 
 SPARE_SHARE = 16
 """To find the oldest keys takes a look at all; this part of them is forgotten at once."""
@@ -251,24 +97,14 @@ class KeyMonitors:
         return key in self._table
 
     @property
-    def active(self) -> tuple[str, ...]:
-        """The keys whose monitors are active, sorted."""
-        return self._active.names
-
-    @property
     def active_count(self) -> int:
-        """How many they are."""
+        """How many keys have an active monitor."""
         return len(self._active)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays, slots included that no key has had yet."""
-        return self._table.nbytes
 
     def update(self, pane: ClosedPane) -> KeyReadings:
         """Take the next pane; give the readings of its keys, also of those forgotten at its end."""
         slots = self._slots_of(pane.keys)
-        judged = judge(
+        judged = step_alarm(
             self._states(slots),
             self._bets,
             log_threshold=self._log_threshold,
@@ -368,3 +204,142 @@ def _chosen(keys: tuple[str, ...], is_chosen: NDArray[np.bool_]) -> list[str]:
 
 def _as_arrays(state: SequentialState) -> dict[str, NDArray[Any]]:
     return {name: getattr(state, name) for name in STATE_ARRAYS}
+
+
+class KeyTable:
+    """Columns with a row for each key: they grow, and rows of keys that went are used again.
+
+    Args:
+        empty: The columns without rows, (0, ...) each, by name.
+    """
+
+    def __init__(self, empty: Mapping[str, NDArray[Any]]) -> None:
+        self._columns = dict(empty)
+        self._slots: dict[str, int] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._slots
+
+    def __getitem__(self, column: str) -> NDArray[Any]:
+        """A column, (slots, ...). Slots that no key has hold anything."""
+        return self._columns[column]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys, in the order of `all_slots`."""
+        return tuple(self._slots)
+
+    def all_slots(self) -> NDArray[np.int64]:
+        """Give the slots of all keys, int64 (len,)."""
+        return _indices(self._slots.values())
+
+    def slots(self, keys: Iterable[str]) -> NDArray[np.int64]:
+        """Give the slots of keys, int64 (K,); -1 of those that have none."""
+        return _indices(map(self._slots.get, keys, repeat(-1)))
+
+    def add(self, keys: tuple[str, ...]) -> NDArray[np.int64]:
+        """Give slots, int64 (K,), to keys that have none; their rows hold anything."""
+        if len(self._free) < len(keys):
+            self._make_room(len(keys))
+        slots = [self._free.pop() for _ in keys]
+        self._slots.update(zip(keys, slots, strict=True))
+        return _indices(slots)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Take the slots of keys that have one."""
+        self._free.extend(map(self._slots.pop, keys))
+
+    def write(self, slots: NDArray[np.int64], values: Mapping[str, NDArray[Any] | float]) -> None:
+        """Write rows, (K, ...), or one value for all, of some columns."""
+        for column, rows in values.items():
+            self._columns[column][slots] = rows
+
+    def rows(self) -> dict[str, NDArray[Any]]:
+        """Give the columns, (len, ...), by key in the order of `names`."""
+        slots = self.all_slots()
+        return {name: column[slots] for name, column in self._columns.items()}
+
+    def restore(self, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]]) -> None:
+        """Hold what `names` and `rows` of another table were; the rows are copied.
+
+        Raises:
+            ValueError: The two do not belong together.
+            KeyError: A column is missing.
+        """
+        shapes = {name: (len(names), *own.shape[1:]) for name, own in self._columns.items()}
+        if len(set(names)) < len(names) or any(rows[n].shape != s for n, s in shapes.items()):
+            raise ValueError(f"the rows of {len(names)} keys are damaged")
+        self._columns = {name: rows[name].astype(own.dtype) for name, own in self._columns.items()}
+        self._slots = {name: slot for slot, name in enumerate(names)}
+        self._free = []
+
+    def _make_room(self, count: int) -> None:
+        old = len(self._slots) + len(self._free)
+        new = max(2 * old, old + count)
+        self._columns = {name: _grown(column, new) for name, column in self._columns.items()}
+        self._free = [*range(new - 1, old - 1, -1), *self._free]
+
+
+def _grown(column: NDArray[Any], size: int) -> NDArray[Any]:
+    # Left empty: pages that no key has written to are not resident.
+    grown = np.empty((size, *column.shape[1:]), dtype=column.dtype)
+    grown[: len(column)] = column
+    return grown
+
+
+def _indices(values: Iterable[int]) -> NDArray[np.int64]:
+    return np.fromiter(values, dtype=np.int64)
+
+
+class ActiveKeys:
+    """Keys with an active monitor, by the start of their last pane in milliseconds.
+
+    The oldest come first, so that a pane looks at its own keys and at those that are silent.
+
+    Args:
+        last_ms: (key, start of its last pane) of the first ones, in any order.
+    """
+
+    def __init__(self, last_ms: Iterable[tuple[str, int]] = ()) -> None:
+        self._last_ms = OrderedDict(sorted(last_ms, key=lambda item: item[1]))
+
+    def __len__(self) -> int:
+        return len(self._last_ms)
+
+    def see(self, keys: Iterable[str], start_ms: int) -> None:
+        """Note that keys are active after the pane, which is newer than all before."""
+        for key in keys:
+            self._last_ms[key] = start_ms
+            self._last_ms.move_to_end(key)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Let go of keys that are here."""
+        for key in keys:
+            del self._last_ms[key]
+
+    def remove_silent(self, until_ms: int) -> list[str]:
+        """Let go of the keys whose last pane started at ``until_ms`` or before; give them."""
+        by_age = self._last_ms.items()
+        silent = [key for key, _ in takewhile(lambda item: item[1] <= until_ms, by_age)]
+        self.remove(silent)
+        return silent
+
+
+def oldest(names: NDArray[np.object_], last_ms: NDArray[np.int64], count: int) -> list[str]:
+    """Give up to ``count`` names with the smallest times, of equal ones the smallest.
+
+    Args:
+        names: (K,).
+        last_ms: int64 (K,), their times.
+        count: Any number; none are given where it is not positive.
+    """
+    if count <= 0 or not len(names):
+        return []
+    last = min(count, len(names)) - 1
+    newest = np.partition(last_ms, last)[last]
+    older = names[last_ms < newest].tolist()
+    return [*older, *sorted(names[last_ms == newest].tolist())[: count - len(older)]]

@@ -1,14 +1,10 @@
-"""Keys of records as text: what names a camera, a line or a site.
+"""Counts of scored records by event-time pane and key, and the rolling window over closed panes.
 
-Counts of scored records by event-time pane and key. Merging is associative.
-
-Panes and watermarks: Akidau et al., "The Dataflow Model", VLDB 8 (2015).
+Panes and watermarks: Akidau et al., "The Dataflow Model", VLDB 8 (2015). Merging is associative.
 
 Within a partition a record's time is the largest event time up to it, in order of offset: a record
 that comes out of order counts in the pane of the one before it. So the counts of a partition
 depend on its rows alone and not on how they were cut into segments.
-
-Open event-time panes, closed by a watermark, and the rolling window over closed ones.
 """
 
 import hashlib
@@ -22,33 +18,13 @@ from numpy.typing import NDArray
 
 from nap_stream.core.tails import BIN_COUNT, bins_of
 
+NO_KEY = ""
+"""The key of records without one, and of all where keys are not told apart."""
 MAX_KEY_CHARACTERS = 200
 HASHED = "sha256:"
 """Begins the text of a key that is not shown as it is; 64 hexadecimal digits follow."""
-
-
-def key_text(key: bytes | None) -> str:
-    """Give a key as text that can be shown: no two keys have the same, but null and empty.
-
-    `NO_KEY` for null and empty ones. Where it is not printable UTF-8 of at most
-    `MAX_KEY_CHARACTERS`, the SHA-256 of its bytes stands for it.
-    """
-    if not key:
-        return NO_KEY
-    try:
-        text = key.decode("utf-8")
-    except UnicodeDecodeError:
-        return _hashed(key)
-    is_shown = text.isprintable() and len(text) <= MAX_KEY_CHARACTERS
-    return text if is_shown and not text.startswith(HASHED) else _hashed(key)
-
-
-def _hashed(key: bytes) -> str:
-    return HASHED + hashlib.sha256(key).hexdigest()
-
-
-NO_KEY = ""
-"""The key of records without one, and of all where keys are not told apart."""
+MAX_OPEN_ENTRIES = 1_000_000
+"""Some 150 MB: entries of open panes behind a partition that holds the watermark back."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,6 +128,26 @@ def count_panes(
     )
 
 
+def key_text(key: bytes | None) -> str:
+    """Give a key as text that can be shown: no two keys have the same, but null and empty.
+
+    `NO_KEY` for null and empty ones. Where it is not printable UTF-8 of at most
+    `MAX_KEY_CHARACTERS`, the SHA-256 of its bytes stands for it.
+    """
+    if not key:
+        return NO_KEY
+    try:
+        text = key.decode("utf-8")
+    except UnicodeDecodeError:
+        return _hashed(key)
+    is_shown = text.isprintable() and len(text) <= MAX_KEY_CHARACTERS
+    return text if is_shown and not text.startswith(HASHED) else _hashed(key)
+
+
+def _hashed(key: bytes) -> str:
+    return HASHED + hashlib.sha256(key).hexdigest()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ClosedPane:
     """A pane to which nothing more is added.
@@ -220,10 +216,6 @@ def _first_of_each(names: list[str]) -> list[int]:
             seen.add(name)
             kept.append(number)
     return kept
-
-
-MAX_OPEN_ENTRIES = 1_000_000
-"""Some 150 MB: entries of open panes behind a partition that holds the watermark back."""
 
 
 class PaneBuffer:

@@ -1,6 +1,7 @@
-"""The Neural Activation Prior: a feature map's score, higher for in-distribution images.
+"""The Neural Activation Prior of an image (arXiv 2402.18162), higher for in-distribution images.
 
-The Neural Activation Prior of a Vision Transformer: the CLS token's attention.
+It is read from the feature map that enters global pooling, or, in a Vision Transformer, from the
+CLS token's attention in the last block.
 """
 
 import torch
@@ -9,6 +10,8 @@ EPSILON = 1.0
 """ε of the paper. It is no numerical nicety: with 1e-6 the score inverts."""
 
 _MAP_DIMENSIONS = 4
+_TOKEN_DIMENSIONS = 3
+_FEWEST_TOKENS = 2
 
 
 def nap(feature_map: torch.Tensor) -> torch.Tensor:
@@ -52,8 +55,19 @@ def nap(feature_map: torch.Tensor) -> torch.Tensor:
     return ratio.where(mean.isfinite(), torch.nan).square().mean(dim=1)
 
 
-_TOKEN_DIMENSIONS = 3
-_FEWEST_TOKENS = 2
+def attention_prior(attention: torch.Tensor) -> torch.Tensor:
+    """Score images by the attention weights of the CLS token in the last block.
+
+    S_NAP = the maximum over the patch tokens (Neural Activation Prior, arXiv 2402.18162). The
+    mean of a softmax is constant, so it drops out.
+
+    Args:
+        attention: Any floating dtype, shape (N, patch tokens), as `cls_attention` gives it.
+
+    Returns:
+        Scores in [0, 1], float32, shape (N,), higher = in-distribution; NaN where a weight is.
+    """
+    return attention.amax(dim=1).float()
 
 
 def cls_attention(
@@ -95,21 +109,6 @@ def cls_attention(
     directions = torch.einsum("nhe,hed->nhd", query, key_weight)
     attention = torch.softmax(directions @ x.transpose(1, 2), dim=2)
     return attention.mean(dim=1)[:, 1:]
-
-
-def attention_prior(attention: torch.Tensor) -> torch.Tensor:
-    """Score images by the attention weights of the CLS token in the last block.
-
-    S_NAP = the maximum over the patch tokens (Neural Activation Prior, arXiv 2402.18162). The
-    mean of a softmax is constant, so it drops out.
-
-    Args:
-        attention: Any floating dtype, shape (N, patch tokens), as `cls_attention` gives it.
-
-    Returns:
-        Scores in [0, 1], float32, shape (N,), higher = in-distribution; NaN where a weight is.
-    """
-    return attention.amax(dim=1).float()
 
 
 def _check(

@@ -116,6 +116,54 @@ def initial_state(bets: Bets, shape: tuple[int, ...] = ()) -> SequentialState:
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AlarmStep:
+    """Detectors after a pane.
+
+    ``log_value`` is float64 (...), their `log_mixture`, at most the threshold's, also where the
+    alarm has ended with this pane; ``active`` is bool (...), ``ended`` too.
+    """
+
+    state: SequentialState
+    log_value: NDArray[np.float64]
+    active: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
+
+
+def step_alarm(
+    state: SequentialState,
+    bets: Bets,
+    *,
+    log_threshold: float,
+    active: NDArray[np.bool_],
+    records: NDArray[np.int64],
+    hits: NDArray[np.int64],
+    start_ms: NDArray[np.int64],
+) -> AlarmStep:
+    """Take one pane into account, as `update` does, and tell where the alarm is on.
+
+    It begins at ``log_threshold``, goes on as `goes_on` tells, and then the detector is `renewed`.
+
+    Args:
+        state: The state before.
+        bets: Its bets.
+        log_threshold: The logarithm of the run length.
+        active: bool (...), where it was on before.
+        records: See `update`, as the rest.
+        hits: int64 (..., J).
+        start_ms: int64 (...).
+    """
+    after = update(state, bets, records, hits, start_ms)
+    value = log_mixture(after)
+    after = capped(after, value, log_threshold)
+    log_value = np.minimum(value, log_threshold)
+    on = np.where(active, goes_on(after, log_value, log_threshold), log_value >= log_threshold)
+    ended = active & ~on
+    if ended.any():
+        after = _chosen(ended, renewed(after), after)
+    return AlarmStep(after, log_value, on, ended)
+
+
 def update(
     state: SequentialState,
     bets: Bets,
@@ -155,27 +203,6 @@ def log_mixture(state: SequentialState) -> NDArray[np.float64]:
     return mixed
 
 
-def capped(state: SequentialState, log_threshold: float) -> SequentialState:
-    """Scale a statistic that exceeds its threshold down to it, and bound C.
-
-    After the alarm the size of M says nothing new; bounded, it falls again when the shift ends.
-    """
-    return _capped(state, log_mixture(state), log_threshold)
-
-
-def _capped(
-    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
-) -> SequentialState:
-    excess = np.maximum(log_value - log_threshold, 0.0)
-    return SequentialState(
-        state.log_statistic - excess[..., np.newaxis, np.newaxis],
-        np.minimum(state.log_cusum, log_threshold),
-        state.onset_ms,
-        state.records,
-        state.hits,
-    )
-
-
 def goes_on(
     state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
 ) -> NDArray[np.bool_]:
@@ -211,54 +238,6 @@ def renewed(state: SequentialState) -> SequentialState:
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """Detectors after a pane.
-
-    ``log_value`` is float64 (...), their `log_mixture`, at most the threshold's, also where the
-    alarm has ended with this pane; ``active`` is bool (...), ``ended`` too.
-    """
-
-    state: SequentialState
-    log_value: NDArray[np.float64]
-    active: NDArray[np.bool_]
-    ended: NDArray[np.bool_]
-
-
-def judge(
-    state: SequentialState,
-    bets: Bets,
-    *,
-    log_threshold: float,
-    active: NDArray[np.bool_],
-    records: NDArray[np.int64],
-    hits: NDArray[np.int64],
-    start_ms: NDArray[np.int64],
-) -> Judged:
-    """Take one pane into account, as `update` does, and tell where the alarm is on.
-
-    It begins at ``log_threshold``, goes on as `goes_on` tells, and then the detector is `renewed`.
-
-    Args:
-        state: The state before.
-        bets: Its bets.
-        log_threshold: The logarithm of the run length.
-        active: bool (...), where it was on before.
-        records: See `update`, as the rest.
-        hits: int64 (..., J).
-        start_ms: int64 (...).
-    """
-    after = update(state, bets, records, hits, start_ms)
-    value = log_mixture(after)
-    after = _capped(after, value, log_threshold)
-    log_value = np.minimum(value, log_threshold)
-    on = np.where(active, goes_on(after, log_value, log_threshold), log_value >= log_threshold)
-    ended = active & ~on
-    if ended.any():
-        after = _chosen(ended, renewed(after), after)
-    return Judged(after, log_value, on, ended)
-
-
 @dataclass(frozen=True, slots=True)
 class Onset:
     """The most likely change: event ``event`` of the J since ``start_ms``.
@@ -288,6 +267,24 @@ def onset(state: SequentialState) -> Onset:
         int(state.onset_ms[event, bet]),
         int(state.records[event, bet]),
         int(state.hits[event, bet]),
+    )
+
+
+def capped(
+    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
+) -> SequentialState:
+    """Scale a statistic that exceeds its threshold down to it, and bound C.
+
+    After the alarm the size of M says nothing new; bounded, it falls again when the shift ends.
+    ``log_value`` is its `log_mixture`, float64 (...).
+    """
+    excess = np.maximum(log_value - log_threshold, 0.0)
+    return SequentialState(
+        state.log_statistic - excess[..., np.newaxis, np.newaxis],
+        np.minimum(state.log_cusum, log_threshold),
+        state.onset_ms,
+        state.records,
+        state.hits,
     )
 
 

@@ -19,8 +19,8 @@ from nap_stream.core.sequential import (
     SequentialState,
     bets_for_drift,
     initial_state,
-    judge,
     onset,
+    step_alarm,
 )
 from nap_stream.core.tails import tail_counts
 from nap_stream.drift.records import DetectorReading, TailShift
@@ -48,7 +48,7 @@ class EDetector:
 
     def push(self, records: int, hits: NDArray[np.int64], start_ms: int) -> None:
         """Take a pane: its records, how many each event holds for, int64 (J,), and its start."""
-        judged = judge(
+        judged = step_alarm(
             self._state,
             self._bets,
             log_threshold=self._log_threshold,

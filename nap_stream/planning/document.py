@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from nap_stream.core.delays import Delay
+from nap_stream.core.detection import Delay
 from nap_stream.planning.expected import BestWindow, DetectorDelays, Expectation
 from nap_stream.planning.findings import Findings, Share, Warned
 from nap_stream.planning.question import Question

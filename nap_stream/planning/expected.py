@@ -11,8 +11,7 @@ import numpy as np
 
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.conformal import Rule, flag_rank
-from nap_stream.core.delays import Delay, flags_delay, scores_delay, window_delay
-from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.detection import Delay, DetectionPlan, flags_delay, scores_delay, window_delay
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
 from nap_stream.planning.question import (
     Advance,

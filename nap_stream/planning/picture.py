@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.delays import Delay
+from nap_stream.core.detection import Delay
 from nap_stream.evaluation.metrics import require_evaluate_extra
 from nap_stream.files import publish
 from nap_stream.planning.expected import DetectorDelays, Expectation

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nap_stream.core.delays import Delay
+from nap_stream.core.detection import Delay
 from nap_stream.planning.expected import DetectorDelays, Expectation
 from nap_stream.planning.findings import Findings, Share
 from nap_stream.planning.picture import bars, delay_words, detector_name, drift_name

@@ -7,7 +7,7 @@ import numpy as np
 
 from nap_stream.alert.event import alert_event
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity
-from nap_stream.core.conformal import Judge, Rule
+from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.detection import DetectionPlan, window_limits
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset
@@ -31,7 +31,9 @@ FACTS = CalibrationFacts(
     per_class=False,
     flag_rate_laws=(FlagRateLaw(40, SIZE),),
     groups=1,
-    tail_laws=Judge(Rule(0.02), np.arange(float(SIZE)), np.zeros(SIZE, np.int64), 1).tail_laws(),
+    tail_laws=ConformalTest(
+        Rule(0.02), np.arange(float(SIZE)), np.zeros(SIZE, np.int64), 1
+    ).tail_laws(),
     fingerprint="c" * 64,
     model_fingerprint="f" * 64,
 )

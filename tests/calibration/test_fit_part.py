@@ -11,8 +11,7 @@ from nap_stream.calibration import fit
 from nap_stream.calibration.fit import ALWAYS, FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Advance, Reader, ScoredImages
-from nap_stream.core.base_scores import BaseScores
-from nap_stream.core.rows import evenly_spaced
+from nap_stream.core.base_scores import BaseScores, evenly_spaced
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import InputDataError
 from nap_stream.image_files import ImageFile

@@ -5,15 +5,16 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from nap_stream.core.delays import (
+from nap_stream.core.detection import (
     WARM_UP_RECORDS,
     Delay,
+    DetectionPlan,
     flags_delay,
     p_value_shares,
     scores_delay,
     window_delay,
+    window_limits,
 )
-from nap_stream.core.detection import DetectionPlan, window_limits
 from nap_stream.core.sequential import BET_COUNT, bets_for_drift
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw
 

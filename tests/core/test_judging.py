@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from nap_stream.core.conformal import Group, Judge, Rule, p_values, two_sided_p_values
+from nap_stream.core.conformal import ConformalTest, Group, Rule, p_values, two_sided_p_values
 from nap_stream.core.tails import Sides
 
 SIDES = st.sampled_from(Sides)
@@ -21,10 +21,10 @@ def zeros(count: int) -> NDArray[np.int64]:
     return np.zeros(count, dtype=np.int64)
 
 
-def judge_of_sizes(rule: Rule, *sizes: int) -> Judge:
+def judge_of_sizes(rule: Rule, *sizes: int) -> ConformalTest:
     """A judge whose class c has ``sizes[c]`` images, with scores c * 1000 + 1, 2, …"""
     scores = np.concatenate([c * 1_000 + np.arange(1.0, n + 1) for c, n in enumerate(sizes)])
-    return Judge(rule, scores, np.repeat(np.arange(len(sizes)), sizes), len(sizes))
+    return ConformalTest(rule, scores, np.repeat(np.arange(len(sizes)), sizes), len(sizes))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan])
@@ -92,8 +92,8 @@ def test_calibration_scores_come_in_any_order() -> None:
     order = np.random.default_rng(0).permutation(60)
     rule = Rule(0.1, Sides.TWO, per_class=True)
 
-    ascending = Judge(rule, scores, class_id, 3)
-    shuffled = Judge(rule, scores[order], class_id[order], 3)
+    ascending = ConformalTest(rule, scores, class_id, 3)
+    shuffled = ConformalTest(rule, scores[order], class_id[order], 3)
 
     assert shuffled.groups == ascending.groups
     np.testing.assert_array_equal(
@@ -109,7 +109,7 @@ def test_flagged_is_what_is_beyond_the_thresholds(
     rule = Rule(alpha, sides, per_class=classes > 1)
     class_id = np.repeat(np.arange(classes), rule.required_size + rng.integers(0, 40, classes))
     # Few distinct values, so that ties are common.
-    judge = Judge(rule, rng.integers(-4, 5, len(class_id)).astype(float), class_id, classes)
+    judge = ConformalTest(rule, rng.integers(-4, 5, len(class_id)).astype(float), class_id, classes)
     scores, predicted = (
         np.asarray(rng.integers(-10, 11, 60) / 2, np.float64),
         rng.integers(0, classes, 60),
@@ -135,7 +135,7 @@ def test_per_class_p_values_are_those_of_the_class_alone(sides: Sides, seed: int
     )
     predicted = rng.integers(0, 3, 30)
 
-    p = Judge(Rule(0.1, sides, per_class=True), calibration, class_id, 3).p_values(
+    p = ConformalTest(Rule(0.1, sides, per_class=True), calibration, class_id, 3).p_values(
         scores, predicted
     )
 
@@ -149,7 +149,7 @@ def test_per_class_p_values_are_those_of_the_class_alone(sides: Sides, seed: int
 
 def test_class_ids_do_not_matter_to_a_rule_over_all_images() -> None:
     scores, class_id = np.arange(40.0), np.arange(40) % 2
-    judge = Judge(Rule(0.1), scores, class_id, 2)
+    judge = ConformalTest(Rule(0.1), scores, class_id, 2)
     np.testing.assert_array_equal(
         judge.p_values(scores, class_id), judge.p_values(scores, 1 - class_id)
     )
@@ -166,7 +166,7 @@ def test_alpha_holds_for_each_class_only_per_class(sides: Sides) -> None:
     def flags_by_class(rule: Rule) -> list[int]:
         flagged = [0, 0]
         for i in range(2 * n):
-            judge = Judge(rule, np.delete(scores, i), np.delete(class_id, i), 2)
+            judge = ConformalTest(rule, np.delete(scores, i), np.delete(class_id, i), 2)
             p = judge.p_values(scores[i : i + 1], class_id[i : i + 1])
             flagged[class_id[i]] += int(p[0] <= alpha)
         return flagged
@@ -201,7 +201,7 @@ def test_a_class_without_a_group_is_refused(number: int) -> None:
 def test_a_calibration_image_of_no_class_is_refused(number: int) -> None:
     class_id = np.append(np.repeat([0, 1], 20), number)
     with pytest.raises(ValueError, match=rf"classes in \[0, 2\), got {number}$"):
-        Judge(Rule(0.1, per_class=True), np.arange(41.0), class_id, 2)
+        ConformalTest(Rule(0.1, per_class=True), np.arange(41.0), class_id, 2)
 
 
 @pytest.mark.parametrize("per_class", [False, True])
@@ -225,7 +225,7 @@ def test_calibration_scores_are_checked(
     scores: NDArray[np.float64], class_id: NDArray[np.int64]
 ) -> None:
     with pytest.raises(ValueError, match="expected finite scores and classes of one shape"):
-        Judge(Rule(0.1), scores, class_id, 1)
+        ConformalTest(Rule(0.1), scores, class_id, 1)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_group_that_is_too_small_is_refused(
 
 def test_no_images_at_all_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 19 are needed"):
-        Judge(Rule(0.05), np.zeros(0), zeros(0), 10)
+        ConformalTest(Rule(0.05), np.zeros(0), zeros(0), 10)
 
 
 @pytest.mark.parametrize("sides", Sides)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.rows import drawn_from_blocks, evenly_spaced
+from nap_stream.core.base_scores import drawn_from_blocks, evenly_spaced
 
 
 @pytest.mark.parametrize(

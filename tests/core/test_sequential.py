@@ -31,6 +31,12 @@ from nap_stream.core.sequential import (
 RATES = np.array([0.05, 0.2])
 BETS = bets_against(RATES)
 LAMBDAS = np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
+
+
+def bounded(state: SequentialState, log_threshold: float) -> SequentialState:
+    return capped(state, log_mixture(state), log_threshold)
+
+
 FIELDS = ("log_statistic", "log_cusum", "onset_ms", "records", "hits")
 PANES = st.lists(st.tuples(st.integers(1, 30), st.floats(0, 1), st.floats(0, 1)), max_size=12)
 
@@ -154,10 +160,10 @@ def test_detectors_side_by_side_are_those_alone(
         records = np.array([pane[0] for pane in panes])
         hits = np.array([[round(share * n) for share in shares] for n, *shares in panes])
         starts = np.array([number, 10 * number])
-        both = capped(update(both, BETS, records, hits, starts), 5.0)
+        both = bounded(update(both, BETS, records, hits, starts), 5.0)
         for i in range(2):
             alone[i] = update(alone[i], BETS, records[i], hits[i], starts[i])
-            alone[i] = capped(alone[i], 5.0)
+            alone[i] = bounded(alone[i], 5.0)
     for name in FIELDS:
         one_by_one = np.stack([getattr(state, name) for state in alone])
         np.testing.assert_array_equal(getattr(both, name), one_by_one)
@@ -177,14 +183,14 @@ def test_the_mixture_is_the_mean() -> None:
 def test_a_capped_statistic_stands_at_its_threshold() -> None:
     state = pushed(initial_state(BETS), 20, 20, 0)
     before = state.log_statistic
-    low = capped(state, 3.0)
+    low = bounded(state, 3.0)
     assert log_mixture(low) == pytest.approx(3.0)
     np.testing.assert_allclose(np.ptp(before - low.log_statistic), 0, atol=1e-9)
     assert low.log_cusum.max() == 3.0
     assert low.records[0, 0] == 20
-    high = capped(state, 1_000.0)
+    high = bounded(state, 1_000.0)
     np.testing.assert_array_equal(high.log_statistic, before)
-    empty = capped(initial_state(BETS), 3.0)
+    empty = bounded(initial_state(BETS), 3.0)
     assert (empty.log_statistic == -np.inf).all()
 
 
@@ -195,10 +201,10 @@ def test_a_million_records_of_one_kind_stay_finite(hits: int) -> None:
         state = pushed(state, 1_000_000, hits, hits, start_ms=start)
         assert np.isfinite(state.log_statistic).all()
         assert np.isfinite(log_mixture(state))
-        state = capped(state, 20.0)
+        state = bounded(state, 20.0)
         assert log_mixture(state) <= 20.0 + 1e-9
     for _ in range(1_000):
-        state = capped(pushed(state, 1_000, *(hits // 1_000,) * 2), 20.0)
+        state = bounded(pushed(state, 1_000, *(hits // 1_000,) * 2), 20.0)
     assert np.isfinite(state.log_statistic).all()
     assert (log_mixture(state) > 19.9) == (hits > 0)
 
@@ -207,13 +213,13 @@ def test_after_an_alarm_the_statistic_falls_again() -> None:
     threshold = math.log(1e6)
     state = initial_state(BETS)
     for _ in range(200):
-        state = capped(pushed(state, 10, 9, 0), threshold)
+        state = bounded(pushed(state, 10, 9, 0), threshold)
     value = log_mixture(state)
     assert value == pytest.approx(threshold)
     assert goes_on(state, value, threshold)
     quiet = 0
     while goes_on(state, log_mixture(state), threshold):
-        state = capped(pushed(state, 10, 0, 0), threshold)
+        state = bounded(pushed(state, 10, 0, 0), threshold)
         quiet += 1
     # The bet that won, 0.6, loses ln 0.4 a record: ln 1000 is lost in one pane.
     assert 1 <= quiet <= 3
@@ -231,7 +237,7 @@ def test_an_alarm_ends_at_any_run_length(run_length: float, lasting: int) -> Non
     def step(rate: float) -> NDArray[np.bool_]:
         nonlocal state
         hits = rng.binomial(20, rate, (40, 1))
-        state = capped(update(state, bets, records, hits, start), threshold)
+        state = bounded(update(state, bets, records, hits, start), threshold)
         return goes_on(state, log_mixture(state), threshold)
 
     for _ in range(lasting // 20):

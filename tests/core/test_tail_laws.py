@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, kstest
 
-from nap_stream.core.conformal import Judge, Rule, tail_law, upper_flag_rate
+from nap_stream.core.conformal import ConformalTest, Rule, tail_law, upper_flag_rate
 from nap_stream.core.tails import (
     BIN_COUNT,
     TAIL_EVENTS,
@@ -67,7 +67,7 @@ def test_a_judge_has_the_laws_of_its_groups() -> None:
     """Of 19 images each, and of 39; one that is tied, and one that cannot have p <= 0.02."""
     scores = np.concatenate([NINETEEN, NINETEEN, tied((1, 31), (2, 8)), np.arange(99.0)])
     class_id = np.repeat([0, 1, 2, 3], [19, 19, 39, 99])
-    laws = Judge(Rule(0.1, per_class=True), scores, class_id, 4).tail_laws()
+    laws = ConformalTest(Rule(0.1, per_class=True), scores, class_id, 4).tail_laws()
     by_event = dict(zip(map(str, TAIL_EVENTS), laws, strict=True))
     assert by_event["p-value at most 0.02"] == ()
     assert by_event["p-value at most 0.2"] == (
@@ -101,7 +101,7 @@ def draws(
     rates, laws = [], []
     for _ in range(count):
         scores = rng.choice(population, size)
-        judge = Judge(Rule(0.1, sides), scores, np.zeros(size, dtype=np.int64), 1)
+        judge = ConformalTest(Rule(0.1, sides), scores, np.zeros(size, dtype=np.int64), 1)
         p = judge.p_values(population, np.zeros(len(population), dtype=np.int64))
         bins = np.bincount(bins_of(p), minlength=BIN_COUNT)
         rates.append(tail_counts(bins, TAIL_EVENTS) / len(population))

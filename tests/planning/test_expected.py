@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.delays import Delay, p_value_shares
+from nap_stream.core.detection import Delay, p_value_shares
 from nap_stream.core.panes import ClosedPane
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect

@@ -15,7 +15,7 @@ from nap_stream.calibration.calibration import (
     array_sha256,
 )
 from nap_stream.calibration.fit import ALWAYS, unfitted
-from nap_stream.core.conformal import Judge, Rule
+from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.model.load import LoadedModel, OnePassScorer
@@ -92,7 +92,9 @@ def calibration_of(
     stored: dict[str, NDArray[Any]] = {f"value.{name}": value for name, value in values.items()}
     stored |= {"score": scores, "class_id": classes}
     stored |= more
-    groups = Judge(rule, scores, classes.astype(np.int64), len(fields["model"].class_names)).groups
+    groups = ConformalTest(
+        rule, scores, classes.astype(np.int64), len(fields["model"].class_names)
+    ).groups
     return Calibration(_document(stored, rule=rule, groups=groups, **fields), stored)
 
 

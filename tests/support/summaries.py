@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nap_stream.core.conformal import Judge, Rule
+from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.panes import NO_KEY, count_panes
 from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
@@ -25,11 +25,11 @@ PANE_MS = 10
 CLASS_NAME = "cat"
 
 
-def _judge(*sizes: int) -> Judge:
+def _judge(*sizes: int) -> ConformalTest:
     """Of as many classes as there are sizes, with scores that are not tied."""
     class_id = np.repeat(np.arange(len(sizes)), sizes)
     rule = Rule(0.05, per_class=len(sizes) > 1)
-    return Judge(rule, np.arange(float(sum(sizes))), class_id, len(sizes))
+    return ConformalTest(rule, np.arange(float(sum(sizes))), class_id, len(sizes))
 
 
 FACTS = CalibrationFacts(
