@@ -25,7 +25,7 @@ p = (1 + #{s_i <= s}) / (m + 1):
 Two-sided p-values have half of the rank at each end, k = 2h: ``p <= u`` is {s < s_(h)} or
 {s > s_(m+1-h)}, and ``p > u`` what lies between, both ends with it. The same laws hold with the
 ranks of both ends added up, because the gaps of the U_(i) are exchangeable; with a tie at an end
-that is simulated (tests/core/test_tail_laws.py) and not proven.
+that is simulated (tests/core/test_tails.py) and not proven.
 
 A score that occurs once counts as one of a continuous F.
 """

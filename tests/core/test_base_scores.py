@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from nap_stream.core.base_scores import (
     ash,
     dice,
     dice_weight,
+    drawn_from_blocks,
     energy,
+    evenly_spaced,
     fit_scores,
     knn,
     max_logit,
@@ -222,3 +225,126 @@ def test_fits_are_checked() -> None:
         Fits(feature_mean=TRAINING)
     with pytest.raises(ValueError, match="finite knn_bank"):
         Fits(knn_bank=np.full((1, 2), np.inf, np.float32))
+
+
+logits_rows = st.integers(1, 6).flatmap(
+    lambda classes: st.lists(
+        st.lists(st.floats(-50, 50, width=32), min_size=classes, max_size=classes),
+        min_size=1,
+        max_size=4,
+    )
+)
+
+
+def test_hand_computed_values() -> None:
+    logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0]])
+    assert msp(logits).tolist() == pytest.approx([0.5, 0.75])
+    assert energy(logits).tolist() == pytest.approx([math.log(2), math.log(4)])
+    assert max_logit(logits).tolist() == pytest.approx([0, math.log(3)])
+
+
+def test_large_logits_do_not_overflow() -> None:
+    logits = torch.tensor([[1000.0, 0.0], [-1000.0, -1000.0]])
+    assert msp(logits).tolist() == pytest.approx([1, 0.5])
+    assert energy(logits).tolist() == pytest.approx([1000, -1000 + math.log(2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_computed_in_float32(dtype: torch.dtype) -> None:
+    logits = torch.zeros(1, 1000, dtype=dtype)
+    assert energy(logits).dtype == msp(logits).dtype == max_logit(logits).dtype == torch.float32
+    assert energy(logits).tolist() == pytest.approx([math.log(1000)], rel=1e-6)
+    assert msp(logits).tolist() == pytest.approx([1e-3], rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other(bad: float) -> None:
+    logits = torch.tensor([[bad, 0.0], [1.0, 0.0]])
+    for score in (msp, max_logit, energy):
+        assert score(logits).isfinite().tolist() == [False, True]
+
+
+@given(logits_rows)
+def test_ranges(rows: list[list[float]]) -> None:
+    logits = torch.tensor(rows)
+    classes = logits.shape[1]
+    peak = logits.amax(dim=1)
+    assert (msp(logits) >= 1 / classes - 1e-6).all()
+    assert (msp(logits) <= 1 + 1e-6).all()
+    assert (energy(logits) >= peak - 1e-4).all()
+    assert (energy(logits) <= peak + math.log(classes) + 1e-4).all()
+
+
+@given(logits_rows, st.floats(-20, 20, width=32))
+def test_a_shift_of_all_logits_moves_energy_and_max_logit_alone(
+    rows: list[list[float]], shift: float
+) -> None:
+    logits = torch.tensor(rows)
+    assert energy(logits + shift).tolist() == pytest.approx(
+        (energy(logits) + shift).tolist(), abs=1e-4
+    )
+    assert max_logit(logits + shift).tolist() == pytest.approx(
+        (max_logit(logits) + shift).tolist(), abs=1e-4
+    )
+    assert msp(logits + shift).tolist() == pytest.approx(msp(logits).tolist(), abs=1e-4)
+
+
+@given(logits_rows)
+def test_max_logit_is_the_predicted_classes_logit(rows: list[list[float]]) -> None:
+    assert max_logit(torch.tensor(rows)).tolist() == [max(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "rows"),
+    [
+        (10, 4, [0, 2, 5, 7]),
+        (10, 3, [0, 3, 6]),
+        (9, 3, [0, 3, 6]),
+        (10, 1, [0]),
+        (4, 4, [0, 1, 2, 3]),
+        (3, 5, [0, 1, 2]),
+        (0, 5, []),
+    ],
+)
+def test_by_hand(count: int, limit: int, rows: list[int]) -> None:
+    chosen = evenly_spaced(count, limit)
+    assert chosen.dtype == np.int64
+    assert chosen.tolist() == rows
+
+
+@given(st.integers(0, 5_000), st.integers(1, 5_000))
+def test_gaps_differ_by_one_at_most(count: int, limit: int) -> None:
+    chosen = evenly_spaced(count, limit)
+    gaps = np.diff(np.append(chosen, count))
+    assert len(chosen) == min(count, limit)
+    assert not len(chosen) or chosen[0] == 0
+    assert not len(gaps) or (gaps.min() >= 1 and np.ptp(gaps) <= 1)
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=10), st.integers(1, 1_000))
+def test_sorted_classes_keep_their_shares(sizes: list[int], limit: int) -> None:
+    class_id = np.repeat(np.arange(len(sizes)), sizes)
+    chosen = class_id[evenly_spaced(len(class_id), limit)]
+    share = len(chosen) / max(len(class_id), 1)
+    expected = np.array(sizes) * share
+    assert np.abs(np.bincount(chosen, minlength=len(sizes)) - expected).max() < 1
+
+
+def test_large_counts_do_not_overflow() -> None:
+    chosen = evenly_spaced(10**12, 1_000_000)
+    assert chosen[-1] == 10**12 - 1_000_000
+
+
+@given(st.integers(0, 3_000), st.integers(1, 3_000), st.integers(0, 2**32))
+def test_one_of_each_block_is_drawn(count: int, limit: int, seed: int) -> None:
+    drawn = drawn_from_blocks(count, limit, seed)
+    blocks = np.append(evenly_spaced(count, limit), count)
+    assert drawn.dtype == np.int64
+    assert ((blocks[:-1] <= drawn) & (drawn < blocks[1:])).all()
+    assert drawn.tolist() == drawn_from_blocks(count, limit, seed).tolist()
+
+
+def test_what_recurs_in_step_with_the_blocks_is_not_preferred() -> None:
+    # Three cameras in turn, a third of the rows drawn: each camera gets about a third.
+    cameras = np.bincount(drawn_from_blocks(9_000, 3_000, seed=0) % 3)
+    assert (abs(cameras - 1_000) < 100).all()

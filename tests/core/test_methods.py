@@ -12,6 +12,7 @@ from nap_stream.core.methods import (
     Combination,
     Method,
     every_method,
+    fuse,
     log_p,
     log_two_sided_p,
     method_scores,
@@ -36,7 +37,7 @@ LABELS = (
 )
 REFERENCE = {"energy": np.arange(1.0, 5.0), "nap": np.arange(1.0, 10.0)}
 
-WEIGHTS = st.floats(0, 1)
+SHARES = st.floats(0, 1)
 SCORES = st.floats(-1, 12)
 
 
@@ -155,7 +156,7 @@ def test_a_weight_at_an_end_is_one_score_alone(energy: float, nap: float) -> Non
     assert one("nap-energy", energy, abs(nap), 0) == abs(nap)
 
 
-@given(SCORES, SCORES, WEIGHTS)
+@given(SCORES, SCORES, SHARES)
 def test_fishers_sum_is_finite_and_not_positive(energy: float, nap: float, weight: float) -> None:
     assert math.isfinite(one("fisher-energy", energy, nap, weight))
     assert one("fisher-energy", energy, nap, weight) <= 0
@@ -166,7 +167,7 @@ def test_fishers_sum_has_no_floor() -> None:
     assert (np.diff(found) < 0).all()
 
 
-@given(SCORES, SCORES, SCORES, WEIGHTS)
+@given(SCORES, SCORES, SCORES, SHARES)
 def test_fishers_sum_never_falls_with_the_base(
     first: float, second: float, nap: float, weight: float
 ) -> None:
@@ -255,3 +256,153 @@ def test_shapes_differ() -> None:
     for name in ("nap-energy", "fisher-energy"):
         with pytest.raises(ValueError, match=r"\(2,\)"):
             scores(name, [1, 2], [1, 2, 3], 0.5)
+
+
+POSITIVE = st.floats(1e-6, 1e6)
+ANY = st.floats(-1e6, 1e6)
+# pow is accurate to a few units in the last place, not monotone to the last one.
+ROUNDING = 1 + 1e-12
+
+
+def fused(base: float, nap: float, weight: float) -> float:
+    return float(fuse([base], [nap], weight)[0])
+
+
+def test_a_mean_by_hand() -> None:
+    means = fuse(np.array([4.0, 16.0], np.float32), np.array([9.0, 1.0], np.float32), 0.5)
+    assert means.dtype == np.float64
+    np.testing.assert_allclose(means, [6.0, 4.0], rtol=1e-15)
+    assert fused(8.0, 27.0, 1 / 3) == pytest.approx(18.0)
+
+
+@given(ANY, st.floats(0, 1e6))
+def test_weight_0_is_nap(base: float, nap: float) -> None:
+    assert fused(base, nap, 0.0) == nap
+
+
+@given(POSITIVE, st.floats(0, 1e6))
+def test_weight_1_is_the_base(base: float, nap: float) -> None:
+    assert fused(base, nap, 1.0) == base
+
+
+@given(ANY, ANY, ANY, SHARES)
+def test_monotone_in_the_base(first: float, second: float, nap: float, weight: float) -> None:
+    low, high = sorted((first, second))
+    assert fused(low, nap, weight) <= fused(high, nap, weight) * ROUNDING
+
+
+@given(ANY, ANY, ANY, SHARES)
+def test_monotone_in_nap(base: float, first: float, second: float, weight: float) -> None:
+    low, high = sorted((first, second))
+    assert fused(base, low, weight) <= fused(base, high, weight) * ROUNDING
+
+
+@given(POSITIVE, POSITIVE, SHARES)
+def test_lies_between_the_two(base: float, nap: float, weight: float) -> None:
+    low, high = sorted((base, nap))
+    assert low <= fused(base, nap, weight) * ROUNDING
+    assert fused(base, nap, weight) <= high * ROUNDING
+
+
+@given(st.floats(-1e6, 0), st.floats(1e-3, 1e3), st.floats(0.01, 1))
+def test_a_base_that_is_not_positive_is_the_most_out_of_distribution(
+    base: float, nap: float, weight: float
+) -> None:
+    assert 0 < fused(base, nap, weight) < fused(1e-6, nap, weight)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(("base", "nap"), [(math.nan, 1.0), (1.0, math.nan)])
+def test_nan_stays_nan(base: float, nap: float, weight: float) -> None:
+    assert math.isnan(fused(base, nap, weight))
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="equal shapes"):
+        fuse([1.0, 2.0], [1.0], 0.5)
+    for weight in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="weight"):
+            fuse([1.0], [1.0], weight)
+
+
+FOUR = np.arange(1.0, 5.0)
+REFERENCES = st.lists(
+    st.integers(-1_000, 1_000).map(float), min_size=2, max_size=60, unique=True
+).map(np.sort)
+ROWS = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=20).map(np.sort)
+
+
+@pytest.mark.parametrize(
+    ("score", "p"),
+    [
+        (1, 1 / 5),
+        (2, 2 / 5),
+        (2.25, 2.25 / 5),
+        (4, 4 / 5),
+        # The outer two of four are one apart: that is the mean excess on either side.
+        (0, 1 / 5 / 2),
+        (-2, 1 / 5 / 4),
+        (5, 1 - 1 / 5 / 2),
+        (7, 1 - 1 / 5 / 4),
+    ],
+)
+def test_log_p_by_hand(score: float, p: float) -> None:
+    assert float(log_p(FOUR, np.array(score))) == pytest.approx(math.log(p), rel=1e-14)
+
+
+def test_the_scale_is_the_mean_excess_of_the_outer_tenth() -> None:
+    reference = np.concatenate(([-8.0, -1.0, 0.0], np.linspace(1, 2, 27)))
+    # Of thirty the lower three count: excesses 8 and 1 below 0.
+    found = log_p(reference, np.array([-8 - 4.5]))
+    np.testing.assert_allclose(found, -math.log(31) - math.log(2))
+
+
+@pytest.mark.parametrize(("score", "p"), [(2.5, 1), (1, 2 / 5), (4, 2 / 5), (0, 1 / 5), (5, 1 / 5)])
+def test_two_sided_by_hand(score: float, p: float) -> None:
+    found = float(log_two_sided_p(FOUR, np.array(score)))
+    assert found == pytest.approx(math.log(p), abs=1e-14)
+
+
+@given(REFERENCES, ROWS)
+def test_it_increases_with_the_score_and_has_no_end(
+    reference: np.ndarray, scores: np.ndarray
+) -> None:
+    found = log_p(reference, scores)
+    assert np.isfinite(found).all()
+    assert (found <= 0).all()
+    assert (np.diff(found) >= 0).all()
+    apart = np.diff(scores) > 1e-3
+    below = scores[1:] <= reference[0]
+    assert (np.diff(found)[apart & below] > 0).all()
+
+
+@given(REFERENCES, ROWS)
+def test_two_sided_is_the_same_seen_from_the_other_side(
+    reference: np.ndarray, scores: np.ndarray
+) -> None:
+    mirrored = log_two_sided_p(-reference[::-1], -scores)
+    np.testing.assert_allclose(log_two_sided_p(reference, scores), mirrored, rtol=1e-12, atol=1e-12)
+
+
+@given(REFERENCES)
+def test_both_ends_together_are_one(reference: np.ndarray) -> None:
+    scores = np.linspace(reference[0], reference[-1], 7)
+    low, high = log_p(reference, scores), log_p(-reference[::-1], -scores)
+    np.testing.assert_allclose(np.exp(low) + np.exp(high), 1, rtol=1e-9)
+
+
+def test_references_that_are_all_the_same() -> None:
+    found = log_p(np.ones(5), np.array([0.0, -1.0]))
+    np.testing.assert_allclose(found, [-math.log(12), -math.log(18)])
+
+
+def test_nan_stays_nan_and_float32_is_widened() -> None:
+    found = log_two_sided_p(FOUR, np.array([math.nan, 2.5], np.float32))
+    assert found.dtype == np.float64
+    assert np.isnan(found).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("reference", [[], [1.0], [2.0, 1.0], [1.0, math.nan], [math.nan, 1.0]])
+def test_references_are_checked(reference: list[float]) -> None:
+    with pytest.raises(ValueError, match="ascending without NaN"):
+        log_p(np.array(reference), np.array([1.0]))

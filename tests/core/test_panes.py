@@ -1,3 +1,4 @@
+from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
@@ -5,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core.panes import NO_KEY, PaneBuffer, PaneCounts, closed_pane, count_panes
-from nap_stream.core.tails import BIN_COUNT
-from tests.support.closed_panes import (
-    KEYS,
-    PANE_MS,
-    ROWS,
-    PlainPane,
-    ScoredRow,
-    counts_of,
-    plain,
+from nap_stream.core.panes import (
+    MAX_KEY_CHARACTERS,
+    NO_KEY,
+    PaneBuffer,
+    PaneCounts,
+    closed_pane,
+    count_panes,
+    key_text,
 )
+from nap_stream.core.tails import BIN_COUNT
+from tests.support.closed_panes import KEYS, PANE_MS, ROWS, PlainPane, ScoredRow, counts_of, plain
 
 
 def bins(*filled: int) -> tuple[int, ...]:
@@ -186,3 +187,44 @@ def test_a_part_has_the_keys_that_are_in_it() -> None:
     assert part.keys == ("b", "c")
     assert part.key.tolist() == [0, 1]
     assert whole.part(3, 4).keys == ("c",)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (None, ""),
+        (b"", ""),
+        (b"camera 7", "camera 7"),
+        ("Straße/東京".encode(), "Straße/東京"),
+        (b"x" * 200, "x" * 200),
+        ("ü".encode() * 200, "ü" * 200),
+        (b"SHA256:x", "SHA256:x"),
+    ],
+)
+def test_printable_text_is_shown_as_it_is(key: bytes | None, text: str) -> None:
+    assert key_text(key) == text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"\xff\x00",
+        b"two\nlines",
+        b"\x00",
+        "right\u202eleft".encode(),
+        b"\xed\xb2\x80",
+        b"x" * 201,
+        b"sha256:",
+        b"sha256:" + sha256(b"\xff\x00").hexdigest().encode(),
+    ],
+)
+def test_other_keys_are_hashed(key: bytes) -> None:
+    assert key_text(key) == "sha256:" + sha256(key).hexdigest()
+
+
+@given(st.sets(st.binary(max_size=300) | st.text(max_size=300).map(str.encode)))
+def test_different_keys_stay_different(keys: set[bytes]) -> None:
+    texts = {key_text(key) for key in keys}
+    assert len(texts) == len(keys)
+    assert (NO_KEY in texts) == (b"" in keys)
+    assert all(text.isprintable() and len(text) <= MAX_KEY_CHARACTERS for text in texts)

@@ -1,11 +1,18 @@
-"""The captured map of each family of classifiers, against the map read by hand."""
+"""The captured map of each family of classifiers, against the map read by hand.
 
+Every classifier of torchvision, against the table of the documentation.
+"""
+
+import gc
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.torchvision_models import classifiers, find
 from nap_stream.core.prior import attention_prior, nap
 from nap_stream.model.find import choose_site, head_bias, head_weight, probe
 from nap_stream.model.forward import run_forward
@@ -102,3 +109,28 @@ def test_the_in_place_relu_of_densenet_is_seen() -> None:
     assert (before < 0).any()
     assert taken.value is not None
     assert torch.equal(taken.value, nap(before.relu()))
+
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+
+
+@pytest.fixture(autouse=True)
+def free_memory() -> Iterator[None]:
+    yield
+    gc.collect()
+
+
+def documented() -> dict[str, str]:
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    return {row.split()[1]: row for row in rows if row.split()[1] != "Model"}
+
+
+def test_the_table_has_all_classifiers() -> None:
+    assert sorted(documented()) == sorted(classifiers())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", classifiers())
+def test_prior_and_head_are_found_where_the_table_says(name: str) -> None:
+    assert find(name).row() == documented()[name]

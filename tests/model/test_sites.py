@@ -12,9 +12,94 @@ from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.find import choose_site, head_weight, probe
 from nap_stream.model.forward import Forward, run_forward
 from nap_stream.model.load import load_model
-from nap_stream.model.sites import HeadSite, is_compiled
-from tests.support.small_models import CLASSES, SIZE, by_name
+from nap_stream.model.sites import FeatureSite, HeadSite, capture, is_compiled
+from tests.support.small_models import CLASSES, SIZE, ClsNet, SharedPoolNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings
+
+
+def images(side: int, count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_map_is_the_one_after_an_in_place_relu() -> None:
+    model = by_name("InPlaceNet").eval()
+    x = images(SIZE)
+    site = choose_site(probe(model, x), None)
+    with torch.inference_mode(), capture(model, site, torch.clone) as captured:
+        model(x)
+    assert captured.value is not None
+    assert (model.features(x) < 0).any()
+    assert torch.equal(captured.value, model.features(x).relu())
+
+
+def test_a_shared_pooling_module_is_told_by_its_call() -> None:
+    model = by_name("SharedPoolNet").eval()
+    assert isinstance(model, SharedPoolNet)
+    x = images(SIZE)
+    site = choose_site(probe(model, x), None)
+    assert site == FeatureSite("module_input", "pool", None, 1, (4, SIZE, SIZE))
+    with torch.inference_mode(), capture(model, site, torch.clone) as captured:
+        model(x)
+        maps = model.features(x)
+        assert captured.value is not None
+        assert torch.equal(captured.value, maps * model.pool(maps))
+
+
+@pytest.mark.parametrize("network", ["SmallNet", "InPlaceNet", "FlattenNet", "ClsNet"])
+def test_nothing_is_left_on_the_model(network: str) -> None:
+    model = by_name(network).eval()
+    x = images(SIZE)
+    site = choose_site(probe(model, x), None)
+    with pytest.raises(ZeroDivisionError), capture(model, site, lambda _: 1 / 0):
+        model(x)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_a_site_that_the_pass_does_not_reach_captures_nothing() -> None:
+    model = by_name("SmallNet").eval()
+    for site in (
+        FeatureSite("module_input", "pool", None, 1, (4, SIZE, SIZE)),
+        FeatureSite("module_input", "pool", None, 0, (5, SIZE, SIZE)),
+        FeatureSite("function_input", "", "mean", 0, (4, SIZE, SIZE)),
+    ):
+        with capture(model, site, torch.clone) as captured:
+            model(images(SIZE))
+        assert captured.value is None
+
+
+def test_a_pooling_function_called_with_keywords_is_captured() -> None:
+    class Keywords(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.mean(input=x, dim=(-1, -2))
+
+    site = choose_site(probe(Keywords(), images(SIZE)), None)
+    assert (site.function, site.shape) == ("mean", (3, SIZE, SIZE))
+    with capture(Keywords(), site, torch.clone) as captured:
+        Keywords()(images(SIZE))
+    assert captured.value is not None
+    assert torch.equal(captured.value, images(SIZE))
+
+
+@pytest.mark.parametrize("network", ["ClsNet", "TokensFirstClsNet"])
+def test_the_cls_attention_is_torch_s_own(network: str) -> None:
+    model = by_name(network).eval()
+    assert isinstance(model, ClsNet)
+    x = images(SIZE)
+    site = choose_site(probe(model, x), None)
+    assert site == FeatureSite("cls_attention", "attention", None, 0, (2, 1, 4))
+    with torch.inference_mode():
+        plain = model(x)
+        with capture(model, site, torch.clone) as captured:
+            logits = model(x)
+        tokens = model.tokens(x)
+        if not model.attention.batch_first:
+            tokens = tokens.transpose(0, 1)
+        _, weights = model.attention(tokens, tokens, tokens, need_weights=True)
+    assert torch.equal(logits, plain)
+    assert captured.value is not None
+    torch.testing.assert_close(captured.value, weights[:, 0, 1:])
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +107,6 @@ def clean_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-def images(count: int = 3) -> torch.Tensor:
-    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
 def wrapped(model: nn.Module, backend: str) -> nn.Module:
@@ -78,25 +159,25 @@ def test_a_compiled_model_scores_as_without(
     compiled = compile_(by_name(network).eval(), "eager")
     assert is_compiled(compiled)
     assert not is_compiled(eager)
-    site = choose_site(probe(eager, images()), None)
-    assert choose_site(probe(compiled, images()), None) == site
-    assert probe(compiled, images()).head == probe(eager, images()).head
-    check(compiled, eager, images())
+    site = choose_site(probe(eager, images(SIZE, 3)), None)
+    assert choose_site(probe(compiled, images(SIZE, 3)), None) == site
+    assert probe(compiled, images(SIZE, 3)).head == probe(eager, images(SIZE, 3)).head
+    check(compiled, eager, images(SIZE, 3))
 
 
 @pytest.mark.parametrize("network", ["SmallNet", "InPlaceNet"])
 def test_a_model_that_ran_before_scores_as_without(network: str) -> None:
     compiled = wrapped(by_name(network).eval(), "aot_eager")
     for _ in range(2):
-        compiled(images())
-    check(compiled, by_name(network).eval(), images())
+        compiled(images(SIZE, 3))
+    check(compiled, by_name(network).eval(), images(SIZE, 3))
 
 
 def test_the_default_compiler() -> None:
     eager = by_name("InPlaceNet").eval()
     compiled = torch.compile(by_name("InPlaceNet").eval())
     assert isinstance(compiled, nn.Module)
-    expected, seen = forward(eager, images()), forward(compiled, images())
+    expected, seen = forward(eager, images(SIZE, 3)), forward(compiled, images(SIZE, 3))
     torch.testing.assert_close(seen.logits, expected.logits)
     torch.testing.assert_close(seen.nap, expected.nap)
     torch.testing.assert_close(seen.features, expected.features)
@@ -112,10 +193,10 @@ def test_batches_of_other_sizes_and_many_calls_are_not_compiled_anew() -> None:
     model = by_name("SmallNet").eval()
     compiled = torch.compile(model, backend=backend, dynamic=True)
     assert isinstance(compiled, nn.Module)
-    seen = probe(model, images())
+    seen = probe(model, images(SIZE, 3))
     site = choose_site(seen, None)
     for count in (4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14):
-        run = run_forward(compiled, site, seen.head, images(count), classes=CLASSES)
+        run = run_forward(compiled, site, seen.head, images(SIZE, count), classes=CLASSES)
         assert run.nap.shape == (count,)
     assert len(graphs) <= 2
 
@@ -123,13 +204,13 @@ def test_batches_of_other_sizes_and_many_calls_are_not_compiled_anew() -> None:
 def test_a_named_layer_is_read_at_the_function_that_takes_its_output() -> None:
     eager = by_name("InPlaceNet").eval()
     compiled = wrapped(by_name("InPlaceNet").eval(), "eager")
-    compiled(images())
+    compiled(images(SIZE, 3))
     for layer in ("features", "features.0"):
-        site = choose_site(probe(compiled, images()), layer)
+        site = choose_site(probe(compiled, images(SIZE, 3)), layer)
         assert (site.kind, site.module) == ("module_output", layer)
-        head = probe(eager, images()).head
-        seen = run_forward(compiled, site, head, images(), classes=CLASSES)
-        expected = run_forward(eager, site, head, images(), classes=CLASSES)
+        head = probe(eager, images(SIZE, 3)).head
+        seen = run_forward(compiled, site, head, images(SIZE, 3), classes=CLASSES)
+        expected = run_forward(eager, site, head, images(SIZE, 3), classes=CLASSES)
         torch.testing.assert_close(seen.nap, expected.nap)
 
 
@@ -143,20 +224,22 @@ def test_a_layer_whose_output_no_function_takes_first_is_refused() -> None:
             return torch.add(x, self.convolution(x)).mean((2, 3))
 
     model = Second().eval()
-    site = choose_site(probe(model, images()), "convolution")
+    site = choose_site(probe(model, images(SIZE, 3)), "convolution")
     with pytest.raises(FeatureMapError, match=r"hook alone.*torch\.compile"):
-        run_forward(wrapped(model, "eager"), site, None, images(), classes=3)
+        run_forward(wrapped(model, "eager"), site, None, images(SIZE, 3), classes=3)
 
 
 def test_the_mode_that_counts_is_that_of_the_module_inside() -> None:
     model = by_name("SmallNet")
     compiled = wrapped(model, "eager")
-    seen = probe(model.eval(), images())
+    seen = probe(model.eval(), images(SIZE, 3))
     site = choose_site(seen, None)
-    assert run_forward(compiled, site, seen.head, images(), classes=CLASSES).nap.shape == (3,)
+    assert run_forward(compiled, site, seen.head, images(SIZE, 3), classes=CLASSES).nap.shape == (
+        3,
+    )
     model.train()
     with pytest.raises(ModelError, match="training mode"):
-        run_forward(compiled, site, seen.head, images(), classes=CLASSES)
+        run_forward(compiled, site, seen.head, images(SIZE, 3), classes=CLASSES)
 
 
 def test_a_factory_may_compile() -> None:

@@ -1,14 +1,20 @@
+import dataclasses
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from nap_stream.errors import ModelError
-from nap_stream.model.load import load_model
+from nap_stream.core.base_scores import energy, max_logit, msp
+from nap_stream.core.prior import nap
+from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.load import BatchScores, load_model
+from nap_stream.model.weights import fingerprint
 from tests.support.small_calibration import scorer_of
 from tests.support.small_models import SIZE, SmallNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings
@@ -195,3 +201,148 @@ def test_a_file_that_holds_more_than_a_state_dict(tmp_path: Path) -> None:
     assert "2 not tensors: state_dict, epoch" in refused_weights(path)
     torch.save([1, 2], path)
     assert "holds list" in refused_weights(path)
+
+
+def batch(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    size = (count, 3, SIZE, SIZE)
+    return torch.randint(0, 255, size, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("network", ["SmallNet", "InPlaceNet"])
+def test_all_scores_of_one_pass(network: str) -> None:
+    loaded = load_small(network)
+    scores = scorer_of(loaded)(batch(5))
+    with torch.inference_mode():
+        x = loaded.normalise(batch(5))
+        logits = loaded.module(x)
+        maps = loaded.module.get_submodule("features")(x).relu()
+    assert scores.class_id.tolist() == logits.argmax(1).tolist()
+    expected = {
+        "nap": nap(maps),
+        "msp": msp(logits),
+        "max_logit": max_logit(logits),
+        "energy": energy(logits),
+    }
+    assert scores.values.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(scores.values[name], value.numpy())
+    assert scores.class_id.dtype == np.int64
+    assert {column.dtype for column in scores.values.values()} == {np.dtype(np.float32)}
+
+
+def test_a_row_that_is_not_finite_stays_so_and_spoils_no_other() -> None:
+    images = batch(3)
+    scorer = scorer_of(load_small("OverflowNet"))
+    clean = scorer(images)
+    images[1, 0, 0, 0] = 255
+    # White is exactly 1 only without normalisation.
+    plain = load_small("OverflowNet").preprocessing.model_copy(
+        update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+    )
+    spoilt = scorer_of(load_small("OverflowNet", preprocessing=plain))(images)
+    assert clean.is_finite().all()
+    assert spoilt.is_finite().tolist() == [True, False, True]
+    assert np.isnan(spoilt.values["energy"][1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(2, 3, SIZE, SIZE),
+        torch.zeros(2, 3, SIZE, SIZE + 1, dtype=torch.uint8),
+        torch.zeros(3, SIZE, SIZE, dtype=torch.uint8),
+    ],
+)
+def test_refuses_a_wrong_batch(wrong: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected a uint8 batch"):
+        scorer_of(load_small("SmallNet"))(wrong)
+
+
+def test_a_model_that_drops_the_batch_dimension() -> None:
+    scorer = scorer_of(load_small("SqueezeNet"))
+    assert scorer(batch(2)).class_id.shape == (2,)
+    with pytest.raises(ModelError, match="one row of logits an image"):
+        scorer(batch(1))
+
+
+def test_a_map_that_is_not_reached() -> None:
+    loaded = load_small("SmallNet")
+    elsewhere = dataclasses.replace(loaded.feature_site, call=7)
+    with pytest.raises(FeatureMapError, match="did not reach"):
+        scorer_of(dataclasses.replace(loaded, feature_site=elsewhere))(batch(1))
+
+
+def test_scores_have_one_shape() -> None:
+    three, two = np.zeros(3, np.float32), np.zeros(2, np.float32)
+    with pytest.raises(ValueError, match="one shape"):
+        BatchScores(np.zeros(3, np.int64), {"nap": three, "energy": two})
+
+
+STATE = {"b": torch.arange(3.0), "a": torch.tensor(7), "none": torch.zeros(0, 2)}
+
+
+def test_the_same_in_another_process_and_another_order() -> None:
+    code = (
+        "from tests.support.small_settings import load_small;"
+        "print(load_small('SmallNet').fingerprint)"
+    )
+    root = Path(__file__).parents[2]
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
+    )
+    assert other.stdout.strip() == load_small("SmallNet").fingerprint
+    reordered = dict(sorted(STATE.items()))
+    settings = small_settings()
+    assert fingerprint(settings, STATE) == fingerprint(settings, reordered)
+    assert len(fingerprint(settings, STATE)) == 64
+
+
+def test_memory_layout_does_not_matter() -> None:
+    settings, tensor = small_settings(), torch.rand(2, 3, 4, 4)
+    relaid = tensor.to(memory_format=torch.channels_last)
+    assert fingerprint(settings, {"w": tensor}) == fingerprint(settings, {"w": relaid})
+
+
+def test_everything_that_decides_the_scores_counts() -> None:
+    settings = small_settings()
+    preprocessing = settings.preprocessing
+    changed = [
+        (settings, STATE | {"a": torch.tensor(8)}),
+        (settings, STATE | {"a": torch.tensor([7])}),
+        (settings, STATE | {"a": torch.tensor(7, dtype=torch.int32)}),
+        (settings, {"c" if name == "b" else name: value for name, value in STATE.items()}),
+        (small_settings("half"), STATE),
+        (small_settings(kwargs={"name": "SmallNet", "seed": 1}), STATE),
+        *(
+            (small_settings(preprocessing=preprocessing.model_copy(update=change)), STATE)
+            for change in (
+                {"resize": 9},
+                {"crop": 9},
+                {"interpolation": "bicubic"},
+                {"mean": (0.0, 0.0, 0.0)},
+                {"std": (1.0, 1.0, 1.0)},
+            )
+        ),
+    ]
+    prints = {fingerprint(*one) for one in changed}
+    assert len(prints) == len(changed)
+    assert fingerprint(settings, STATE) not in prints
+
+
+def test_where_weights_and_names_come_from_does_not_count(tmp_path: Path) -> None:
+    plain = fingerprint(small_settings(), STATE)
+    for change in ({"weights": tmp_path}, {"class_names": ("a",)}, {"python_path": (tmp_path,)}):
+        assert fingerprint(small_settings().model_copy(update=change), STATE) == plain
+
+
+def test_bfloat16_has_bytes() -> None:
+    tensor = torch.ones(2, dtype=torch.bfloat16)
+    assert fingerprint(small_settings(), {"w": tensor}) != fingerprint(
+        small_settings(), {"w": tensor * 2}
+    )
+
+
+def test_what_has_no_stable_bytes_is_refused() -> None:
+    with pytest.raises(ModelError, match="'extra' is object"):
+        fingerprint(small_settings(), {"extra": object()})
