@@ -20,8 +20,7 @@ from nap_stream.monitor.summaries import HOLE_PATIENCE_S
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.memory import MemoryStore
-from tests.runtime.alert_sinks import FlakySink
-from tests.runtime.summary_log import SummaryList
+from tests.support.alert_sinks import FlakySink
 from tests.support.summaries import (
     FACTS,
     AnyRow,
@@ -32,6 +31,7 @@ from tests.support.summaries import (
     settings,
     summary,
 )
+from tests.support.summary_log import SummaryList
 
 NOW_MS = 1_000_000
 CALM: list[AnyRow] = [(i, i % 20 == 0) for i in range(200)]

@@ -18,10 +18,10 @@ from nap_stream.monitor.checkpoint import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
 from nap_stream.scored_log.stores.memory import MemoryStore
-from tests.runtime.alert_sinks import FlakySink
-from tests.runtime.summary_log import SummaryList
+from tests.support.alert_sinks import FlakySink
 from tests.support.summaries import FACTS, Row, partition, report, segments, summary
 from tests.support.summaries import settings as monitor_settings
+from tests.support.summary_log import SummaryList
 from tests.support.waiting import wait_until
 
 NOW_MS = 1_000_000

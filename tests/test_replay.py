@@ -21,7 +21,7 @@ from nap_stream.scored_log.summary import summary_shape
 from nap_stream.scored_log.time_range import EventSpan
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
-from tests.runtime.alert_sinks import FlakySink
+from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.summaries import FACTS, Row, partition, report, settings, summary
 

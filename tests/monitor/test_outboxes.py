@@ -13,7 +13,7 @@ from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.outbox import Outboxes
 from nap_stream.settings.schema import AlertSettings, WebhookSettings
-from tests.runtime.alert_sinks import FlakySink
+from tests.support.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver
 from tests.support.waiting import wait_until
 
