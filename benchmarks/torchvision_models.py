@@ -16,7 +16,7 @@ import torchvision
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError
-from nap_stream.model.find import choose_site, head_bias, head_weight, probe
+from nap_stream.model.find import choose_site, head_parameters, probe
 from nap_stream.model.forward import run_forward
 from nap_stream.model.sites import FeatureSite, HeadSite
 
@@ -100,7 +100,7 @@ def find(name: str) -> Found:
     if not torch.equal(forward.logits, plain) or not forward.nap.isfinite().all():
         raise ArithmeticError(f"{name}: the captures change the logits, or NAP is not finite")
     if seen.head is not None and forward.features is not None:
-        weight, bias = head_weight(model, seen.head), head_bias(model, seen.head)
+        weight, bias = head_parameters(model, seen.head)
         again = torch.nn.functional.linear(forward.features, weight, bias)
         if (again - plain).abs().max() > 1e-4 * plain.abs().max():
             raise ArithmeticError(f"{name}: the head's weight times the features is not the logits")

@@ -17,7 +17,8 @@ from nap_stream.calibration.fit import base_scores_of
 from nap_stream.calibration.images import one_batch, rgb_tensor
 from nap_stream.core.methods import NAP
 from nap_stream.errors import FingerprintMismatchError, ModelError
-from nap_stream.model.load import BatchScores, LoadedModel, adopt_module, score_forward, weights_of
+from nap_stream.model.forward import BatchScores, score_forward
+from nap_stream.model.load import LoadedModel, adopt_module, weights_of
 
 _COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)
 

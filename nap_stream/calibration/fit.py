@@ -20,7 +20,7 @@ from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_sp
 from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, search_weight
 from nap_stream.core.score_specs import BaseScore, Fits, Head, ScoreParameters, needs_fit
 from nap_stream.image_files import ImageFile, count_images, iter_images
-from nap_stream.model.find import head_bias, head_weight
+from nap_stream.model.find import head_parameters
 from nap_stream.model.load import LoadedModel
 
 ALWAYS = (BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY)
@@ -69,10 +69,8 @@ def head_of(loaded: LoadedModel) -> Head | None:
     """The model's last linear layer, as base scores take it; None where there is none."""
     if loaded.head is None:
         return None
-    return Head(
-        head_weight(loaded.module, loaded.head).cpu().numpy(),
-        head_bias(loaded.module, loaded.head).cpu().numpy(),
-    )
+    weight, bias = head_parameters(loaded.module, loaded.head)
+    return Head(weight.cpu().numpy(), bias.cpu().numpy())
 
 
 def base_scores_of(calibration: Calibration, loaded: LoadedModel) -> BaseScores:

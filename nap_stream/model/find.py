@@ -1,12 +1,7 @@
-"""What a call of a torch function does to a feature map (N, C, H, W).
+"""Finding where the prior is read and which head ends the model, by one probing forward pass.
 
-Noting what a model does with its maps while it runs.
-
-The linear head of a classifier: from penultimate features to logits.
-
-One probing forward pass: what pools, flattens and attends where, and which head ends it.
-
-Choosing where the prior is read, from what a probing forward pass showed. Never a guess.
+The pass notes what pools, flattens and attends where, and the place is chosen from what it showed.
+Never a guess.
 """
 
 from collections import Counter
@@ -55,82 +50,235 @@ _REORDERING = _FLATTENING | {
     "view_as",
     "reshape_as",
 }
-
-
-def shape_of(value: torch.Tensor) -> tuple[int, int, int]:
-    """Return (C, H, W) of a map."""
-    _, channels, height, width = value.shape
-    return channels, height, width
-
-
-def pools_globally(
-    function: str,
-    source: torch.Tensor,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-    result: Any,
-) -> bool:
-    """Whether a call reduced all positions of each channel, and nothing else, to one value."""
-    if function not in POOLING_FUNCTIONS:
-        return False
-    if not isinstance(result, torch.Tensor) or result.shape[:2] != source.shape[:2]:
-        return False
-    if result.numel() != source.shape[0] * source.shape[1]:
-        return False
-    if function not in {"mean", "amax"}:
-        return True
-    named = kwargs or {}
-    reduced = args[1] if len(args) > 1 else named.get("dim", named.get("axis", ()))
-    dimensions = reduced if isinstance(reduced, Sequence) else (reduced,)
-    return {dimension % source.ndim for dimension in dimensions} == _SPATIAL_DIMENSIONS
-
-
-def flattens(function: str, source: torch.Tensor, result: Any) -> bool:
-    """Whether a call laid each map of more than one position of a batch out as one vector."""
-    images, *sides = source.shape
-    return (
-        function in _FLATTENING
-        and is_map(source)
-        and isinstance(result, torch.Tensor)
-        and tuple(result.shape) == (images, torch.Size(sides).numel())
-    )
-
-
-def keeps_channels_second(
-    function: str, args: Sequence[Any], result: Any, known: torch.Tensor | None
-) -> bool:
-    """Whether the result is a map with its channels in dimension 1, made by a convolution.
-
-    That is so of a convolution's result, and of what keeps the channels of ``known``, the last
-    tensor of which it was so. Channels-last tensors (N, H, W, C) have four dimensions too, and
-    pixels are no features.
-    """
-    if not is_image_like(result) or function in _REORDERING:
-        return False
-    if function in _CONVOLUTIONS:
-        return True
-    if known is None:
-        return False
-    if function in _CONCATENATIONS:
-        joined = any(part is known for part in args[0])
-        return joined and (result.shape[0], *result.shape[2:]) == (
-            known.shape[0],
-            *known.shape[2:],
-        )
-    return any(part is known for part in args) and result.shape[:2] == known.shape[:2]
-
-
 _POOLING_MODULES = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveMaxPool2d,
     nn.AvgPool2d,
     nn.MaxPool2d,
 )
+_VECTOR_DIMENSIONS = 2
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_HALF_TOLERANCE = 3e-2
+"""Largest difference from weight @ features + bias, as a part of the largest logit."""
+_LISTED_CANDIDATES = 8
+_ADVICE = "Name a module in model.feature_layer"
 
 
-def _is_later_map(value: torch.Tensor) -> bool:
-    """Whether a map goes on: a pooled vector with its channels last, (N, 1, 1, C), does not."""
-    return is_map(value) and sum(side > 1 for side in value.shape[1:]) > 1
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one forward pass showed.
+
+    ``end`` is where the last map goes into a global pooling, or is flattened into a linear
+    function, with no other map of more than one position after it; None where there is no such
+    place. ``poolings`` are the inputs of all global poolings in order. ``maps`` are the inputs
+    and outputs of modules that are maps of more than one position, in order. ``attentions`` are
+    the self-attentions whose CLS row can be read; ``cls_alone_decides`` says that of the last
+    one's output the first token alone reaches the model's output. ``head`` is the linear module
+    whose output is the model's.
+    """
+
+    output: Any
+    end: FeatureSite | None
+    poolings: tuple[FeatureSite, ...]
+    maps: tuple[FeatureSite, ...]
+    attentions: tuple[FeatureSite, ...]
+    cls_alone_decides: bool
+    head: HeadSite | None
+    modules: tuple[str, ...]
+
+
+def probe(model: nn.Module, batch: torch.Tensor) -> Probe:
+    """Run the model on a batch (N, 3, H, W) and note its pooling calls, maps and head.
+
+    A compiled model is run without compilation. Where there is attention and no last map, three
+    more passes tell whether the CLS token alone decides.
+    """
+    plain = unwrapped(model)
+    names = {module: plain_name(name) for name, module in plain.named_modules()}
+    recorder = Recorder(names)
+    with torch.inference_mode(), run_eagerly(model):
+        with ExitStack() as hooks, recorder:
+            for module in names:
+                for handle in (
+                    module.register_forward_pre_hook(recorder.entered, with_kwargs=True),
+                    module.register_forward_hook(recorder.left),
+                ):
+                    hooks.callback(handle.remove)
+            output = plain(batch)
+        attentions = tuple(recorder.attentions)
+        head = find_head(recorder.linears, output)
+        is_asked = recorder.end is None and bool(attentions)
+        return Probe(
+            output=output,
+            end=recorder.end,
+            poolings=tuple(recorder.poolings),
+            maps=tuple(recorder.maps),
+            attentions=attentions,
+            cls_alone_decides=is_asked and cls_alone_decides(plain, attentions[-1], head, batch),
+            head=head,
+            modules=tuple(name for name in names.values() if name),
+        )
+
+
+def choose_site(seen: Probe, feature_layer: str | None) -> FeatureSite:
+    """Choose where the Neural Activation Prior is read, or take what the user names.
+
+    The choice is the map that enters the last global pooling; without one, the last map that is
+    flattened into a linear module (VGG, AlexNet; arXiv 1409.1556); without one, the last block's
+    CLS attention, if the CLS token alone reaches the output (ViT; arXiv 2010.11929).
+
+    Args:
+        seen: What the probing pass showed.
+        feature_layer: A module's dotted name: its output is the map, or its input where it
+            pools, so that its output has no positions left. Of an ``nn.MultiheadAttention`` its
+            CLS attention is read.
+
+    Raises:
+        FeatureMapError: There is no such place; lists the candidates with their shapes.
+    """
+    if feature_layer is not None:
+        return _named(seen, feature_layer)
+    if seen.end is not None and seen.end.positions > 1:
+        return seen.end
+    last = seen.end or (seen.poolings[-1] if seen.poolings else None)
+    if last is not None and last.positions == 1:
+        raise FeatureMapError(
+            f"the last map before the classifier has one position only ({last}): "
+            "its maximum is its mean",
+            "model.preprocessing.crop",
+            "Use a larger input",
+        )
+    if seen.cls_alone_decides:
+        return seen.attentions[-1]
+    raise FeatureMapError(f"{_problem(seen)}; {_candidates(seen)}", "model.feature_layer", _ADVICE)
+
+
+def _problem(seen: Probe) -> str:
+    maps = [site for site in seen.poolings if site.positions > 1]
+    if maps:
+        return f"the last global pooling ({maps[-1]}) is not the end of the feature maps"
+    if seen.attentions:
+        return (
+            f"more than the first token of the last self-attention ({seen.attentions[-1]}) reaches "
+            "the output, so that there is no CLS token"
+        )
+    return (
+        "the model has no global average or maximum pooling over a 4-D map, flattens no map of a "
+        "convolution into a linear function, and has no self-attention that can be read"
+    )
+
+
+def _named(seen: Probe, layer: str) -> FeatureSite:
+    where = f"model.feature_layer = {layer!r}"
+    if layer not in seen.modules:
+        close = get_close_matches(layer, seen.modules, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise FeatureMapError(f"the model has no module of this name{hint}", where, _ADVICE)
+    own = [site for site in (*seen.attentions, *seen.maps) if site.module == layer]
+    outputs = [site for site in own if site.kind == "module_output"]
+    if not own:
+        raise FeatureMapError(
+            f"neither the output nor the input of this module is a floating-point map (N, C, H, W) "
+            f"with more than one position; {_candidates(seen)}",
+            where,
+            _ADVICE,
+        )
+    return (outputs or own)[-1]
+
+
+def _candidates(seen: Probe) -> str:
+    outputs = [site for site in seen.maps if site.kind == "module_output"]
+    if not outputs:
+        return "no module was seen to yield such a map"
+    listed = ", ".join(
+        f"{site.module} ({'x'.join(map(str, site.shape))})"
+        for site in outputs[-_LISTED_CANDIDATES:]
+    )
+    return f"the last maps are the outputs of: {listed}"
+
+
+def head_parameters(model: nn.Module, head: HeadSite) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return copies of the head's weight (classes, D) and bias (classes,), on its device.
+
+    Float32; zeros for a layer without a bias.
+
+    Raises:
+        ModelError: The model has no such linear module.
+    """
+    try:
+        module = submodule(model, head.module)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != head.shape:
+        raise ModelError(
+            f"the model has no linear module of shape {head.shape} there",
+            f"head {head.module!r}",
+            "Use the head that was found on this very model",
+        )
+    return _parameters(module)
+
+
+def _parameters(linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = linear.weight.detach().to(torch.float32, copy=True)
+    # The annotation in torch leaves out that bias=False registers None.
+    bias: torch.Tensor | None = linear.bias
+    if bias is None:
+        return weight, torch.zeros(len(weight), device=weight.device)
+    return weight, bias.detach().to(torch.float32, copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCall:
+    """A call of ``linear`` by an ``nn.Linear``: what went in, as a copy, and what came out.
+
+    ``call`` and ``traced_call`` count as in `HeadSite`.
+    """
+
+    module: nn.Linear
+    name: str
+    call: int
+    traced_call: int
+    source: torch.Tensor
+    output: torch.Tensor
+
+
+def find_head(linears: Sequence[LinearCall], output: Any) -> HeadSite | None:
+    """Find the linear module whose output is the model's, from one forward pass.
+
+    The tensor must be the same, and still hold weight @ features + bias: a later in-place
+    operation, or a subclass that computes something else, is no linear head.
+
+    Args:
+        linears: The calls of the pass, in order.
+        output: What the model returned.
+    """
+    for seen in reversed(linears):
+        if _is_same(seen.output, output) and _is_affine(seen):
+            classes, width = seen.module.weight.shape
+            return HeadSite(seen.name, (classes, width), seen.call, seen.traced_call)
+    return None
+
+
+def _is_same(first: torch.Tensor, second: Any) -> bool:
+    if not isinstance(second, torch.Tensor):
+        return False
+    # Dropout in evaluation mode may return another tensor over the same memory.
+    return first is second or (
+        first.data_ptr() == second.data_ptr()
+        and first.shape == second.shape
+        and first.stride() == second.stride()
+        and first.dtype == second.dtype
+    )
+
+
+def _is_affine(seen: LinearCall) -> bool:
+    if seen.source.ndim != _VECTOR_DIMENSIONS:
+        return False
+    weight, bias = _parameters(seen.module)
+    expected = nn.functional.linear(seen.source.float(), weight, bias)
+    difference = (expected - seen.output.float()).abs().max()
+    tolerance = _TOLERANCE.get(seen.output.dtype, _HALF_TOLERANCE)
+    return bool(difference <= tolerance * expected.abs().max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,236 +417,69 @@ class Recorder(TorchFunctionMode):
             self.maps.append(FeatureSite(kind, name, None, call, shape_of(value)))
 
 
-_VECTOR_DIMENSIONS = 2
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-_HALF_TOLERANCE = 3e-2
-"""Largest difference from weight @ features + bias, as a part of the largest logit."""
+def _is_later_map(value: torch.Tensor) -> bool:
+    """Whether a map goes on: a pooled vector with its channels last, (N, 1, 1, C), does not."""
+    return is_map(value) and sum(side > 1 for side in value.shape[1:]) > 1
 
 
-def head_weight(model: nn.Module, head: HeadSite) -> torch.Tensor:
-    """Return a copy of the head's weight, float32, shape (classes, D), on its device.
-
-    Raises:
-        ModelError: The model has no such linear module.
-    """
-    return _linear(model, head).weight.detach().to(torch.float32, copy=True)
+def shape_of(value: torch.Tensor) -> tuple[int, int, int]:
+    """Return (C, H, W) of a map."""
+    _, channels, height, width = value.shape
+    return channels, height, width
 
 
-def head_bias(model: nn.Module, head: HeadSite) -> torch.Tensor:
-    """Return a copy of the head's bias, float32, shape (classes,); zeros where it has none.
-
-    Raises:
-        ModelError: The model has no such linear module.
-    """
-    linear = _linear(model, head)
-    # The annotation in torch leaves out that bias=False registers None.
-    bias: torch.Tensor | None = linear.bias
-    if bias is None:
-        return torch.zeros(head.shape[0], device=linear.weight.device)
-    return bias.detach().to(torch.float32, copy=True)
-
-
-@dataclass(frozen=True, slots=True)
-class LinearCall:
-    """A call of ``linear`` by an ``nn.Linear``: what went in, as a copy, and what came out.
-
-    ``call`` and ``traced_call`` count as in `HeadSite`.
-    """
-
-    module: nn.Linear
-    name: str
-    call: int
-    traced_call: int
-    source: torch.Tensor
-    output: torch.Tensor
-
-
-def find_head(linears: Sequence[LinearCall], output: Any) -> HeadSite | None:
-    """Find the linear module whose output is the model's, from one forward pass.
-
-    The tensor must be the same, and still hold weight @ features + bias: a later in-place
-    operation, or a subclass that computes something else, is no linear head.
-
-    Args:
-        linears: The calls of the pass, in order.
-        output: What the model returned.
-    """
-    for seen in reversed(linears):
-        if _is_same(seen.output, output) and _is_affine(seen):
-            classes, width = seen.module.weight.shape
-            return HeadSite(seen.name, (classes, width), seen.call, seen.traced_call)
-    return None
-
-
-def _is_same(first: torch.Tensor, second: Any) -> bool:
-    if not isinstance(second, torch.Tensor):
+def pools_globally(
+    function: str,
+    source: torch.Tensor,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    result: Any,
+) -> bool:
+    """Whether a call reduced all positions of each channel, and nothing else, to one value."""
+    if function not in POOLING_FUNCTIONS:
         return False
-    # Dropout in evaluation mode may return another tensor over the same memory.
-    return first is second or (
-        first.data_ptr() == second.data_ptr()
-        and first.shape == second.shape
-        and first.stride() == second.stride()
-        and first.dtype == second.dtype
-    )
-
-
-def _is_affine(seen: LinearCall) -> bool:
-    if seen.source.ndim != _VECTOR_DIMENSIONS:
+    if not isinstance(result, torch.Tensor) or result.shape[:2] != source.shape[:2]:
         return False
-    site = HeadSite("", (seen.module.out_features, seen.module.in_features))
-    weight, bias = head_weight(seen.module, site), head_bias(seen.module, site)
-    expected = nn.functional.linear(seen.source.float(), weight, bias)
-    difference = (expected - seen.output.float()).abs().max()
-    tolerance = _TOLERANCE.get(seen.output.dtype, _HALF_TOLERANCE)
-    return bool(difference <= tolerance * expected.abs().max())
+    if result.numel() != source.shape[0] * source.shape[1]:
+        return False
+    if function not in {"mean", "amax"}:
+        return True
+    named = kwargs or {}
+    reduced = args[1] if len(args) > 1 else named.get("dim", named.get("axis", ()))
+    dimensions = reduced if isinstance(reduced, Sequence) else (reduced,)
+    return {dimension % source.ndim for dimension in dimensions} == _SPATIAL_DIMENSIONS
 
 
-def _linear(model: nn.Module, head: HeadSite) -> nn.Linear:
-    try:
-        module = submodule(model, head.module)
-    except AttributeError:
-        module = None
-    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != head.shape:
-        raise ModelError(
-            f"the model has no linear module of shape {head.shape} there",
-            f"head {head.module!r}",
-            "Use the head that was found on this very model",
-        )
-    return module
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What one forward pass showed.
-
-    ``end`` is where the last map goes into a global pooling, or is flattened into a linear
-    function, with no other map of more than one position after it; None where there is no such
-    place. ``poolings`` are the inputs of all global poolings in order. ``maps`` are the inputs
-    and outputs of modules that are maps of more than one position, in order. ``attentions`` are
-    the self-attentions whose CLS row can be read; ``cls_alone_decides`` says that of the last
-    one's output the first token alone reaches the model's output. ``head`` is the linear module
-    whose output is the model's.
-    """
-
-    output: Any
-    end: FeatureSite | None
-    poolings: tuple[FeatureSite, ...]
-    maps: tuple[FeatureSite, ...]
-    attentions: tuple[FeatureSite, ...]
-    cls_alone_decides: bool
-    head: HeadSite | None
-    modules: tuple[str, ...]
-
-
-def probe(model: nn.Module, batch: torch.Tensor) -> Probe:
-    """Run the model on a batch (N, 3, H, W) and note its pooling calls, maps and head.
-
-    A compiled model is run without compilation. Where there is attention and no last map, three
-    more passes tell whether the CLS token alone decides.
-    """
-    plain = unwrapped(model)
-    names = {module: plain_name(name) for name, module in plain.named_modules()}
-    recorder = Recorder(names)
-    with torch.inference_mode(), run_eagerly(model):
-        with ExitStack() as hooks, recorder:
-            for module in names:
-                for handle in (
-                    module.register_forward_pre_hook(recorder.entered, with_kwargs=True),
-                    module.register_forward_hook(recorder.left),
-                ):
-                    hooks.callback(handle.remove)
-            output = plain(batch)
-        attentions = tuple(recorder.attentions)
-        head = find_head(recorder.linears, output)
-        is_asked = recorder.end is None and bool(attentions)
-        return Probe(
-            output=output,
-            end=recorder.end,
-            poolings=tuple(recorder.poolings),
-            maps=tuple(recorder.maps),
-            attentions=attentions,
-            cls_alone_decides=is_asked and cls_alone_decides(plain, attentions[-1], head, batch),
-            head=head,
-            modules=tuple(name for name in names.values() if name),
-        )
-
-
-_LISTED_CANDIDATES = 8
-_ADVICE = "Name a module in model.feature_layer"
-
-
-def choose_site(seen: Probe, feature_layer: str | None) -> FeatureSite:
-    """Choose where the Neural Activation Prior is read, or take what the user names.
-
-    The choice is the map that enters the last global pooling; without one, the last map that is
-    flattened into a linear module (VGG, AlexNet; arXiv 1409.1556); without one, the last block's
-    CLS attention, if the CLS token alone reaches the output (ViT; arXiv 2010.11929).
-
-    Args:
-        seen: What the probing pass showed.
-        feature_layer: A module's dotted name: its output is the map, or its input where it
-            pools, so that its output has no positions left. Of an ``nn.MultiheadAttention`` its
-            CLS attention is read.
-
-    Raises:
-        FeatureMapError: There is no such place; lists the candidates with their shapes.
-    """
-    if feature_layer is not None:
-        return _named(seen, feature_layer)
-    if seen.end is not None and seen.end.positions > 1:
-        return seen.end
-    last = seen.end or (seen.poolings[-1] if seen.poolings else None)
-    if last is not None and last.positions == 1:
-        raise FeatureMapError(
-            f"the last map before the classifier has one position only ({last}): "
-            "its maximum is its mean",
-            "model.preprocessing.crop",
-            "Use a larger input",
-        )
-    if seen.cls_alone_decides:
-        return seen.attentions[-1]
-    raise FeatureMapError(f"{_problem(seen)}; {_candidates(seen)}", "model.feature_layer", _ADVICE)
-
-
-def _problem(seen: Probe) -> str:
-    maps = [site for site in seen.poolings if site.positions > 1]
-    if maps:
-        return f"the last global pooling ({maps[-1]}) is not the end of the feature maps"
-    if seen.attentions:
-        return (
-            f"more than the first token of the last self-attention ({seen.attentions[-1]}) reaches "
-            "the output, so that there is no CLS token"
-        )
+def flattens(function: str, source: torch.Tensor, result: Any) -> bool:
+    """Whether a call laid each map of more than one position of a batch out as one vector."""
+    images, *sides = source.shape
     return (
-        "the model has no global average or maximum pooling over a 4-D map, flattens no map of a "
-        "convolution into a linear function, and has no self-attention that can be read"
+        function in _FLATTENING
+        and is_map(source)
+        and isinstance(result, torch.Tensor)
+        and tuple(result.shape) == (images, torch.Size(sides).numel())
     )
 
 
-def _named(seen: Probe, layer: str) -> FeatureSite:
-    where = f"model.feature_layer = {layer!r}"
-    if layer not in seen.modules:
-        close = get_close_matches(layer, seen.modules, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise FeatureMapError(f"the model has no module of this name{hint}", where, _ADVICE)
-    own = [site for site in (*seen.attentions, *seen.maps) if site.module == layer]
-    outputs = [site for site in own if site.kind == "module_output"]
-    if not own:
-        raise FeatureMapError(
-            f"neither the output nor the input of this module is a floating-point map (N, C, H, W) "
-            f"with more than one position; {_candidates(seen)}",
-            where,
-            _ADVICE,
+def keeps_channels_second(
+    function: str, args: Sequence[Any], result: Any, known: torch.Tensor | None
+) -> bool:
+    """Whether the result is a map with its channels in dimension 1, made by a convolution.
+
+    That is so of a convolution's result, and of what keeps the channels of ``known``, the last
+    tensor of which it was so. Channels-last tensors (N, H, W, C) have four dimensions too, and
+    pixels are no features.
+    """
+    if not is_image_like(result) or function in _REORDERING:
+        return False
+    if function in _CONVOLUTIONS:
+        return True
+    if known is None:
+        return False
+    if function in _CONCATENATIONS:
+        joined = any(part is known for part in args[0])
+        return joined and (result.shape[0], *result.shape[2:]) == (
+            known.shape[0],
+            *known.shape[2:],
         )
-    return (outputs or own)[-1]
-
-
-def _candidates(seen: Probe) -> str:
-    outputs = [site for site in seen.maps if site.kind == "module_output"]
-    if not outputs:
-        return "no module was seen to yield such a map"
-    listed = ", ".join(
-        f"{site.module} ({'x'.join(map(str, site.shape))})"
-        for site in outputs[-_LISTED_CANDIDATES:]
-    )
-    return f"the last maps are the outputs of: {listed}"
+    return any(part is known for part in args) and result.shape[:2] == known.shape[:2]

@@ -1,16 +1,43 @@
-"""One forward pass of a classifier: logits, penultimate features and the prior."""
+"""One forward pass of a classifier: its logits, penultimate features and prior, and all scores.
 
+The prior's map and the head's input are read on the way: by hooks, or, in a compiled model, by
+watching torch functions.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from nap_stream.core.prior import attention_prior, nap
+from nap_stream.core.base_scores import BaseScores
+from nap_stream.core.methods import NAP
+from nap_stream.core.prior import attention_prior, cls_attention, nap
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.sites import FeatureSite, HeadSite, capture, plain_name
+from nap_stream.model.sites import (
+    FeatureSite,
+    FunctionCall,
+    FunctionInputs,
+    HeadSite,
+    Watched,
+    is_compiled,
+    is_image_like,
+    module_input,
+    module_output,
+    plain_name,
+    submodule,
+)
 
-_LOGITS_DIMENSIONS = 2
+T = TypeVar("T")
+Reader = AbstractContextManager[None] | Watched
+
+_MAP_DIMENSIONS = 4
+_TOKEN_DIMENSIONS = 3
+_MATRIX_DIMENSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +116,7 @@ def require_logits(
     """
     if (
         isinstance(output, torch.Tensor)
-        and output.ndim == _LOGITS_DIMENSIONS
+        and output.ndim == _MATRIX_DIMENSIONS
         and output.is_floating_point()
         and output.shape[0] == images
         and output.shape[1] == (classes or max(1, output.shape[1]))
@@ -119,3 +146,155 @@ def refuse_training(module: nn.Module) -> None:
             f"module {training[0]!r}" if training[0] else "the model",
             "Call model.eval() first",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchScores:
+    """The scores of a batch of N images, in its order.
+
+    ``class_id`` is the predicted class, int64 (N,). ``values`` are NAP and the base scores by
+    name, each float32 (N,), all higher for in-distribution images. Rows can hold NaN or infinity
+    where the model yields them.
+    """
+
+    class_id: NDArray[np.int64]
+    values: Mapping[str, NDArray[np.float32]]
+
+    def __post_init__(self) -> None:
+        shapes = {self.class_id.shape} | {column.shape for column in self.values.values()}
+        if len(shapes) != 1 or self.class_id.ndim != 1:
+            raise ValueError(f"expected arrays of one shape (N,), got {shapes}")
+
+    def is_finite(self) -> NDArray[np.bool_]:
+        """Which rows hold finite values alone, shape (N,)."""
+        finite = np.ones(self.class_id.shape, dtype=np.bool_)
+        for column in self.values.values():
+            finite &= np.isfinite(column)
+        return finite
+
+
+def score_forward(seen: Forward, base_scores: BaseScores) -> BatchScores:
+    """Compute the scores of a forward pass, and bring them to the CPU in one piece."""
+    with torch.inference_mode():
+        found = {NAP: seen.nap} | {
+            str(name): score for name, score in base_scores(seen.logits, seen.features).items()
+        }
+        columns = torch.stack(tuple(found.values())).cpu().numpy()
+        class_id = seen.logits.argmax(dim=1).cpu().numpy()
+    return BatchScores(class_id, dict(zip(found, columns, strict=True)))
+
+
+@dataclass(slots=True)
+class Captured(Generic[T]):
+    """What ``reduce`` made of the map, and the head's input; None until they are reached.
+
+    ``features`` is a copy, float32, shape (N, D).
+    """
+
+    value: T | None = None
+    features: torch.Tensor | None = None
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    site: FeatureSite,
+    reduce: Callable[[torch.Tensor], T],
+    head: HeadSite | None = None,
+) -> Iterator[Captured[T]]:
+    """Apply ``reduce`` to the map while the model runs, and leave the model as it was.
+
+    The map is reduced at once, before a later in-place operation can change it, without
+    autocast, and no reference to it is kept. The model computes exactly what it would without.
+    For ``cls_attention`` the attention weights over the patch tokens, float32 (N, T - 1), stand
+    for the map. A tensor with another number of channels than the site's is not taken for it.
+
+    Raises:
+        FeatureMapError: The model is compiled, and nothing but a hook could read this site.
+    """
+    captured: Captured[T] = Captured()
+    compiled = is_compiled(model)
+    prior_reader = _attention_reader if site.kind == "cls_attention" else _map_reader
+    readers = [prior_reader(model, site, reduce, captured, compiled=compiled)]
+    if head is not None:
+        readers.append(_head_reader(model, head, captured, compiled=compiled))
+    watched = [reader for reader in readers if isinstance(reader, Watched)]
+    with ExitStack() as active:
+        for reader in readers:
+            if not isinstance(reader, Watched):
+                active.enter_context(reader)
+        if watched:
+            active.enter_context(FunctionInputs(watched))
+        yield captured
+
+
+def _map_reader(
+    model: nn.Module,
+    site: FeatureSite,
+    reduce: Callable[[torch.Tensor], T],
+    captured: Captured[T],
+    *,
+    compiled: bool,
+) -> Reader:
+    def take(value: Any) -> None:
+        if is_image_like(value) and value.shape[1] == site.shape[0]:
+            with torch.autocast(value.device.type, enabled=False):
+                captured.value = reduce(value)
+
+    if site.kind == "function_input":
+        return Watched(FunctionCall(str(site.function), site.call), _MAP_DIMENSIONS, take)
+    if compiled:
+        return Watched(_traced(site), _MAP_DIMENSIONS, take)
+    module = submodule(model, site.module)
+    reader = module_input if site.kind == "module_input" else module_output
+    return reader(module, site.call, take)
+
+
+def _attention_reader(
+    model: nn.Module,
+    site: FeatureSite,
+    reduce: Callable[[torch.Tensor], T],
+    captured: Captured[T],
+    *,
+    compiled: bool,
+) -> Reader:
+    attention = submodule(model, site.module)
+    assert isinstance(attention, nn.MultiheadAttention)
+    weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
+
+    def take(tokens: torch.Tensor) -> None:
+        with torch.autocast(tokens.device.type, enabled=False):
+            captured.value = reduce(cls_attention(tokens, weight, bias, heads))
+
+    def take_turned(tokens: torch.Tensor) -> None:
+        take(tokens.transpose(0, 1))
+
+    if compiled:
+        # The function takes (T, N, D), whatever the module's batch_first.
+        return Watched(_traced(site), _TOKEN_DIMENSIONS, take_turned)
+    # A function mode would switch torch's fast path off, and with it the last bits of the output.
+    taking = take if attention.batch_first else take_turned
+    return module_input(attention, site.call, taking, "query")
+
+
+def _head_reader(
+    model: nn.Module, head: HeadSite, captured: Captured[Any], *, compiled: bool
+) -> Reader:
+    def take(value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.shape[1:] == (head.shape[1],):
+            captured.features = value.detach().to(torch.float32, copy=True)
+
+    if compiled:
+        return Watched(FunctionCall("linear", head.traced_call), _MATRIX_DIMENSIONS, take)
+    return module_input(submodule(model, head.module), head.call, take)
+
+
+def _traced(site: FeatureSite) -> FunctionCall:
+    if site.traced is None:
+        raise FeatureMapError(
+            "no function takes this map first, so that a hook alone could read it, and hooks are "
+            "not called in a module under torch.compile",
+            str(site),
+            "Name another module in model.feature_layer, or use the model without torch.compile",
+        )
+    return site.traced

@@ -1,37 +1,44 @@
 """From the settings to a model that is ready to score.
 
-One forward pass, all scores.
+The factory is imported and called, its weights are loaded, and a probing forward pass finds where
+the prior and the features are read. Nothing is ever unpickled beyond tensors. The fingerprint of a
+model says what a calibration is valid for.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+import hashlib
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
 
 from nap_stream.core.base_scores import BaseScores
-from nap_stream.core.methods import NAP
 from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.find import Probe, choose_site, probe
-from nap_stream.model.forward import Forward, refuse_training, require_logits, run_forward
+from nap_stream.model.forward import (
+    BatchScores,
+    Forward,
+    refuse_training,
+    require_logits,
+    run_forward,
+    score_forward,
+)
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.sites import FeatureSite, HeadSite, plain_name, unwrapped
-from nap_stream.model.weights import (
-    build_module,
-    describe,
-    fingerprint,
-    importable,
-    load_weights,
-    weights_fingerprint,
-)
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 
 _PROBE_IMAGES = 2
+_SCHEME = "nap-stream model 1"
+_LISTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,47 @@ class LoadedModel:
             images.to(self.device, _input_dtype(self.module)),
             classes=len(self.class_names),
         )
+
+
+class OnePassScorer:
+    """Score batches with one forward pass each. For one thread at a time.
+
+    The model computes exactly what it would without the scorer, and keeps no hook between
+    calls.
+
+    Args:
+        loaded: The model, from `load_model`.
+        base_scores: What is computed beside NAP, for the model's device.
+    """
+
+    def __init__(self, loaded: LoadedModel, base_scores: BaseScores) -> None:
+        self._loaded = loaded
+        self._base_scores = base_scores
+        self._size = input_size(loaded.preprocessing)
+
+    @property
+    def preprocessing(self) -> PreprocessingSettings:
+        """What images must go through before they are scored."""
+        return self._loaded.preprocessing
+
+    def __call__(self, batch: torch.Tensor) -> BatchScores:
+        """Score preprocessed images.
+
+        Args:
+            batch: uint8, shape (N, 3, H, W), as `preprocess` gives each; on any device.
+
+        Raises:
+            ValueError: The batch has another dtype or shape.
+            ModelError: The model is in training mode, or returned something other than logits
+                (N, classes).
+            FeatureMapError: The forward pass did not reach the feature map.
+        """
+        if batch.dtype != torch.uint8 or batch.shape[1:] != (3, *self._size):
+            raise ValueError(
+                f"expected a uint8 batch of shape (N, 3, {self._size[0]}, {self._size[1]}), "
+                f"got {batch.dtype} of {tuple(batch.shape)}"
+            )
+        return score_forward(self._loaded.forward(batch), self._base_scores)
 
 
 def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
@@ -166,22 +214,6 @@ def adopt_module(
     )
 
 
-def weights_of(module: nn.Module) -> str:
-    """Hash a module's state dict; the same with and without ``torch.compile``.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
-
-    Raises:
-        ModelError: The state dict holds something that has no stable bytes.
-    """
-    return weights_fingerprint(_state(module))
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    return {plain_name(name): value for name, value in module.state_dict().items()}
-
-
 def _site_again(seen: Probe, before: FeatureSite) -> FeatureSite:
     with suppress(FeatureMapError):
         named = choose_site(seen, before.module)
@@ -231,78 +263,209 @@ def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
     return names
 
 
-@dataclass(frozen=True, slots=True)
-class BatchScores:
-    """The scores of a batch of N images, in its order.
+def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
+    """Hash everything that decides what the model computes for an image.
 
-    ``class_id`` is the predicted class, int64 (N,). ``values`` are NAP and the base scores by
-    name, each float32 (N,), all higher for in-distribution images. Rows can hold NaN or infinity
-    where the model yields them.
+    That is: the factory and its arguments, the preprocessing, and the name, dtype, shape and
+    bytes of each tensor of the state dict, in order of names. The same on every device and in
+    every process.
+
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: The state dict holds something that has no stable bytes.
     """
-
-    class_id: NDArray[np.int64]
-    values: Mapping[str, NDArray[np.float32]]
-
-    def __post_init__(self) -> None:
-        shapes = {self.class_id.shape} | {column.shape for column in self.values.values()}
-        if len(shapes) != 1 or self.class_id.ndim != 1:
-            raise ValueError(f"expected arrays of one shape (N,), got {shapes}")
-
-    def is_finite(self) -> NDArray[np.bool_]:
-        """Which rows hold finite values alone, shape (N,)."""
-        finite = np.ones(self.class_id.shape, dtype=np.bool_)
-        for column in self.values.values():
-            finite &= np.isfinite(column)
-        return finite
+    digest = hashlib.sha256()
+    description = {
+        "scheme": _SCHEME,
+        "factory": settings.factory,
+        "kwargs": settings.kwargs,
+        "preprocessing": settings.preprocessing.model_dump(mode="json"),
+    }
+    digest.update(json.dumps(description, sort_keys=True, default=str).encode())
+    _update(digest, state, f"model.factory = {settings.factory!r}")
+    return digest.hexdigest()
 
 
-class OnePassScorer:
-    """Score batches with one forward pass each. For one thread at a time.
+def weights_of(module: nn.Module) -> str:
+    """Hash a module's state dict alone; the same with and without ``torch.compile``.
 
-    The model computes exactly what it would without the scorer, and keeps no hook between
-    calls.
+    Returns:
+        SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        ModelError: The state dict holds something that has no stable bytes.
+    """
+    digest = hashlib.sha256(_SCHEME.encode())
+    _update(digest, _state(module), "the model")
+    return digest.hexdigest()
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    return {plain_name(name): value for name, value in module.state_dict().items()}
+
+
+def _update(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> None:
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, torch.Tensor) or value.is_quantized or value.is_sparse:
+            raise ModelError(
+                f"the state dict's {name!r} is {type(value).__name__}, expected a dense tensor",
+                where,
+            )
+        header = [name, str(value.dtype), list(value.shape)]
+        digest.update(json.dumps(header).encode())
+        digest.update(_bytes(value))
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def build_module(settings: ModelSettings) -> nn.Module:
+    """Import the factory and call it with its keyword arguments.
+
+    Raises:
+        ModelError: It does not import, is not callable, raises, or returns no module.
+    """
+    where = f"model.factory = {settings.factory!r}"
+    factory = _import_factory(settings.factory, where)
+    try:
+        module = factory(**settings.kwargs)
+    except Exception as error:
+        given = ", ".join(settings.kwargs) or "none"
+        raise ModelError(
+            f"the factory raised {describe(error)} (arguments given: {given})",
+            where,
+            "Check model.kwargs",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"the factory returned {type(module).__name__}, expected a torch.nn.Module",
+            where,
+            "Name a callable that builds the model",
+        )
+    return module
+
+
+@contextmanager
+def importable(folders: Sequence[Path]) -> Iterator[None]:
+    """Put folders first on ``sys.path``, as Python does with a script's own folder."""
+    added = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+def describe(error: BaseException) -> str:
+    """Name an error in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _import_factory(name: str, where: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"{module_name} cannot be imported ({describe(error)})",
+            where,
+            "Install it, or name its folder in model.python_path",
+        ) from error
+    try:
+        factory = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        raise ModelError(
+            f"{module_name} has no {attribute!r}", where, "Write package.module:name"
+        ) from error
+    if not callable(factory):
+        raise ModelError(
+            f"it is {type(factory).__name__}, which cannot be called",
+            where,
+            "Name a callable that builds the model",
+        )
+    return factory
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a state dict into a module on the CPU; every name and shape must fit.
+
+    Batch counters of normalisation layers may be missing, as in files of old torch versions.
 
     Args:
-        loaded: The model, from `load_model`.
-        base_scores: What is computed beside NAP, for the model's device.
+        module: Changed in place.
+        path: A .safetensors file, or a torch file of a state dict (read with weights_only).
+
+    Raises:
+        ModelError: The file is missing, cannot be read, or does not fit the module.
     """
-
-    def __init__(self, loaded: LoadedModel, base_scores: BaseScores) -> None:
-        self._loaded = loaded
-        self._base_scores = base_scores
-        self._size = input_size(loaded.preprocessing)
-
-    @property
-    def preprocessing(self) -> PreprocessingSettings:
-        """What images must go through before they are scored."""
-        return self._loaded.preprocessing
-
-    def __call__(self, batch: torch.Tensor) -> BatchScores:
-        """Score preprocessed images.
-
-        Args:
-            batch: uint8, shape (N, 3, H, W), as `preprocess` gives each; on any device.
-
-        Raises:
-            ValueError: The batch has another dtype or shape.
-            ModelError: The model is in training mode, or returned something other than logits
-                (N, classes).
-            FeatureMapError: The forward pass did not reach the feature map.
-        """
-        if batch.dtype != torch.uint8 or batch.shape[1:] != (3, *self._size):
-            raise ValueError(
-                f"expected a uint8 batch of shape (N, 3, {self._size[0]}, {self._size[1]}), "
-                f"got {batch.dtype} of {tuple(batch.shape)}"
-            )
-        return score_forward(self._loaded.forward(batch), self._base_scores)
+    where = f"model.weights = {path}"
+    state = _read_state(path)
+    misshapen = _misshapen(module.state_dict(), state)
+    fitting = {name: tensor for name, tensor in state.items() if name not in misshapen}
+    try:
+        unmatched = module.load_state_dict(fitting, strict=False)
+    except Exception as error:
+        raise ModelError(f"the weights cannot be loaded ({describe(error)})", where) from error
+    complaints = [
+        _listing("missing", [name for name in unmatched.missing_keys if name not in misshapen]),
+        _listing("unexpected", unmatched.unexpected_keys),
+        _listing("of another shape", list(misshapen.values())),
+    ]
+    if any(complaints):
+        raise ModelError(
+            f"the weights do not fit the model: {'; '.join(filter(None, complaints))}",
+            where,
+            "Check model.factory and model.kwargs, or export the state dict anew",
+        )
 
 
-def score_forward(seen: Forward, base_scores: BaseScores) -> BatchScores:
-    """Compute the scores of a forward pass, and bring them to the CPU in one piece."""
-    with torch.inference_mode():
-        found = {NAP: seen.nap} | {
-            str(name): score for name, score in base_scores(seen.logits, seen.features).items()
-        }
-        columns = torch.stack(tuple(found.values())).cpu().numpy()
-        class_id = seen.logits.argmax(dim=1).cpu().numpy()
-    return BatchScores(class_id, dict(zip(found, columns, strict=True)))
+def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
+    where = f"model.weights = {path}"
+    if not path.is_file():
+        raise ModelError("there is no such file", where, "Check the path")
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:
+        raise ModelError(
+            f"the file cannot be read as weights ({describe(error)})",
+            where,
+            "Expected a .safetensors file, or a state dict saved with torch.save",
+        ) from error
+    if not isinstance(state, Mapping):
+        raise ModelError(f"the file holds {type(state).__name__}, expected a state dict", where)
+    others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ModelError(
+            f"the file holds more than a state dict: {_listing('not tensors', others)}",
+            where,
+            "Save the model's state_dict() alone",
+        )
+    return state
+
+
+def _misshapen(
+    expected: Mapping[str, object], state: Mapping[str, torch.Tensor]
+) -> Mapping[str, str]:
+    return {
+        name: f"{name} {tuple(state[name].shape)} (expected {tuple(tensor.shape)})"
+        for name, tensor in expected.items()
+        if isinstance(tensor, torch.Tensor) and name in state and tensor.shape != state[name].shape
+    }
+
+
+def _listing(title: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{len(names)} {title}: {', '.join(names[:_LISTED])}{more}"

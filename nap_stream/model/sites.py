@@ -1,25 +1,25 @@
-"""Where a model's Neural Activation Prior and its penultimate features are read.
+"""Where a model's prior and penultimate features are read, and how its modules are watched.
 
-Modules under torch.compile.
-
-Watching what enters and leaves modules and functions during a forward pass.
-
-Reading the prior's map, and the head's input, during the forward pass.
-
-Whether a Vision Transformer's CLS attention can be read, and speaks for the image.
+A site names a place in the forward pass in terms that survive JSON. It is read by a hook on a
+module, or by watching a torch function: hooks are not called in modules under ``torch.compile``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeGuard, TypeVar
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nap_stream.core.prior import cls_attention
-from nap_stream.errors import FeatureMapError
+Take = Callable[[Any], None]
+
+_MAP_DIMENSIONS = 4
+_TOKEN_DIMENSIONS = 3
+_FEWEST_TOKENS = 3
+_MASKS = ("key_padding_mask", "attn_mask")
+_WRAPPED = "_orig_mod"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,6 @@ class HeadSite:
     traced_call: int = 0
 
 
-_WRAPPED = "_orig_mod"
-
-
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it runs under ``torch.compile``.
 
@@ -135,11 +132,6 @@ def _is_compiled_itself(module: nn.Module) -> bool:
         or unwrapped(module) is not module
         or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
     )
-
-
-Take = Callable[[Any], None]
-
-_MAP_DIMENSIONS = 4
 
 
 def is_floating(value: object) -> TypeGuard[torch.Tensor]:
@@ -242,133 +234,6 @@ class FunctionInputs(TorchFunctionMode):
                 if watched.calls == watched.call.call:
                     watched.take(source)
                 watched.calls += 1
-
-
-T = TypeVar("T")
-Reader = AbstractContextManager[None] | Watched
-
-_VECTOR_DIMENSIONS = 2
-
-
-@dataclass(slots=True)
-class Captured(Generic[T]):
-    """What ``reduce`` made of the map, and the head's input; None until they are reached.
-
-    ``features`` is a copy, float32, shape (N, D).
-    """
-
-    value: T | None = None
-    features: torch.Tensor | None = None
-
-
-@contextmanager
-def capture(
-    model: nn.Module,
-    site: FeatureSite,
-    reduce: Callable[[torch.Tensor], T],
-    head: HeadSite | None = None,
-) -> Iterator[Captured[T]]:
-    """Apply ``reduce`` to the map while the model runs, and leave the model as it was.
-
-    The map is reduced at once, before a later in-place operation can change it, without
-    autocast, and no reference to it is kept. The model computes exactly what it would without.
-    For ``cls_attention`` the attention weights over the patch tokens, float32 (N, T - 1), stand
-    for the map. A tensor with another number of channels than the site's is not taken for it.
-
-    Raises:
-        FeatureMapError: The model is compiled, and nothing but a hook could read this site.
-    """
-    captured: Captured[T] = Captured()
-    compiled = is_compiled(model)
-    prior_reader = _attention_reader if site.kind == "cls_attention" else _map_reader
-    readers = [prior_reader(model, site, reduce, captured, compiled=compiled)]
-    if head is not None:
-        readers.append(_head_reader(model, head, captured, compiled=compiled))
-    watched = [reader for reader in readers if isinstance(reader, Watched)]
-    with ExitStack() as active:
-        for reader in readers:
-            if not isinstance(reader, Watched):
-                active.enter_context(reader)
-        if watched:
-            active.enter_context(FunctionInputs(watched))
-        yield captured
-
-
-def _map_reader(
-    model: nn.Module,
-    site: FeatureSite,
-    reduce: Callable[[torch.Tensor], T],
-    captured: Captured[T],
-    *,
-    compiled: bool,
-) -> Reader:
-    def take(value: Any) -> None:
-        if is_image_like(value) and value.shape[1] == site.shape[0]:
-            with torch.autocast(value.device.type, enabled=False):
-                captured.value = reduce(value)
-
-    if site.kind == "function_input":
-        return Watched(FunctionCall(str(site.function), site.call), _MAP_DIMENSIONS, take)
-    if compiled:
-        return Watched(_traced(site), _MAP_DIMENSIONS, take)
-    module = submodule(model, site.module)
-    reader = module_input if site.kind == "module_input" else module_output
-    return reader(module, site.call, take)
-
-
-def _attention_reader(
-    model: nn.Module,
-    site: FeatureSite,
-    reduce: Callable[[torch.Tensor], T],
-    captured: Captured[T],
-    *,
-    compiled: bool,
-) -> Reader:
-    attention = submodule(model, site.module)
-    assert isinstance(attention, nn.MultiheadAttention)
-    weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
-
-    def take(tokens: torch.Tensor) -> None:
-        with torch.autocast(tokens.device.type, enabled=False):
-            captured.value = reduce(cls_attention(tokens, weight, bias, heads))
-
-    def take_turned(tokens: torch.Tensor) -> None:
-        take(tokens.transpose(0, 1))
-
-    if compiled:
-        # The function takes (T, N, D), whatever the module's batch_first.
-        return Watched(_traced(site), _TOKEN_DIMENSIONS, take_turned)
-    # A function mode would switch torch's fast path off, and with it the last bits of the output.
-    taking = take if attention.batch_first else take_turned
-    return module_input(attention, site.call, taking, "query")
-
-
-def _head_reader(
-    model: nn.Module, head: HeadSite, captured: Captured[Any], *, compiled: bool
-) -> Reader:
-    def take(value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.shape[1:] == (head.shape[1],):
-            captured.features = value.detach().to(torch.float32, copy=True)
-
-    if compiled:
-        return Watched(FunctionCall("linear", head.traced_call), _VECTOR_DIMENSIONS, take)
-    return module_input(submodule(model, head.module), head.call, take)
-
-
-def _traced(site: FeatureSite) -> FunctionCall:
-    if site.traced is None:
-        raise FeatureMapError(
-            "no function takes this map first, so that a hook alone could read it, and hooks are "
-            "not called in a module under torch.compile",
-            str(site),
-            "Name another module in model.feature_layer, or use the model without torch.compile",
-        )
-    return site.traced
-
-
-_FEWEST_TOKENS = 3
-_TOKEN_DIMENSIONS = 3
-_MASKS = ("key_padding_mask", "attn_mask")
 
 
 def attention_site(

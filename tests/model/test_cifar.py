@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 from nap_stream.core.prior import nap
 from nap_stream.decode import Picture, decode_image
 from nap_stream.image_files import ImageFile, iter_images
-from nap_stream.model.load import BatchScores, LoadedModel, load_model
+from nap_stream.model.forward import BatchScores
+from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.settings.schema import LimitSettings, ModelSettings, PreprocessingSettings
 from tests.support.cifar_models import DenseNetBC, ResNet20

@@ -14,9 +14,8 @@ from torch import nn
 
 from benchmarks.torchvision_models import classifiers, find
 from nap_stream.core.prior import attention_prior, nap
-from nap_stream.model.find import choose_site, head_bias, head_weight, probe
-from nap_stream.model.forward import run_forward
-from nap_stream.model.sites import capture
+from nap_stream.model.find import choose_site, head_parameters, probe
+from nap_stream.model.forward import capture, run_forward
 from tests.model.families import CLASSES, FAMILIES, Family, images
 
 
@@ -66,7 +65,8 @@ def check(
     if seen.head is not None:
         assert forward.features is not None
         assert forward.features.dtype == torch.float32
-        again = forward.features @ head_weight(model, seen.head).T + head_bias(model, seen.head)
+        weight, bias = head_parameters(model, seen.head)
+        again = forward.features @ weight.T + bias
         torch.testing.assert_close(again, plain.float(), rtol=tolerance, atol=tolerance)
 
 

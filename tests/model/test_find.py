@@ -4,8 +4,9 @@ from torch import nn
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.find import choose_site, head_bias, head_weight, probe
-from nap_stream.model.sites import FeatureSite, HeadSite, capture
+from nap_stream.model.find import choose_site, head_parameters, probe
+from nap_stream.model.forward import capture
+from nap_stream.model.sites import FeatureSite, HeadSite
 from tests.support.small_models import SIZE, by_name
 
 
@@ -208,7 +209,7 @@ def test_a_head_over_tokens_has_no_features() -> None:
 def test_weight_and_bias_are_float32_copies(dtype: torch.dtype) -> None:
     model = by_name("SmallNet").to(dtype)
     head = HeadSite("head", (3, 4))
-    weight, bias = head_weight(model, head), head_bias(model, head)
+    weight, bias = head_parameters(model, head)
     assert (weight.dtype, bias.dtype) == (torch.float32, torch.float32)
     assert torch.equal(weight, model.head.weight.float())
     assert torch.equal(bias, model.head.bias.float())
@@ -219,7 +220,7 @@ def test_weight_and_bias_are_float32_copies(dtype: torch.dtype) -> None:
 
 
 def test_a_missing_bias_is_zeros() -> None:
-    bias = head_bias(by_name("BiaslessNet"), HeadSite("head.0.0", (3, 4)))
+    _, bias = head_parameters(by_name("BiaslessNet"), HeadSite("head.0.0", (3, 4)))
     assert bias.tolist() == [0, 0, 0]
     assert bias.dtype == torch.float32
 
@@ -227,4 +228,4 @@ def test_a_missing_bias_is_zeros() -> None:
 @pytest.mark.parametrize(("module", "shape"), [("head", (3, 5)), ("pool", (3, 4)), ("no", (3, 4))])
 def test_the_head_of_another_model_is_refused(module: str, shape: tuple[int, int]) -> None:
     with pytest.raises(ModelError, match="no linear module of shape"):
-        head_weight(by_name("SmallNet"), HeadSite(module, shape))
+        head_parameters(by_name("SmallNet"), HeadSite(module, shape))

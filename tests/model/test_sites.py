@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.find import choose_site, head_weight, probe
-from nap_stream.model.forward import Forward, run_forward
+from nap_stream.model.find import choose_site, head_parameters, probe
+from nap_stream.model.forward import Forward, capture, run_forward
 from nap_stream.model.load import load_model
-from nap_stream.model.sites import FeatureSite, HeadSite, capture, is_compiled
+from nap_stream.model.sites import FeatureSite, HeadSite, is_compiled
 from tests.support.small_models import CLASSES, SIZE, ClsNet, SharedPoolNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings
 
@@ -249,7 +249,7 @@ def test_a_factory_may_compile() -> None:
     assert not any(module.training for module in compiled.module.modules())
     assert (compiled.feature_site, compiled.head) == (plain.feature_site, plain.head)
     assert compiled.head is not None
-    weight = head_weight(compiled.module, compiled.head)
+    weight, _ = head_parameters(compiled.module, compiled.head)
     assert torch.equal(weight, plain.module.get_submodule("head").weight)  # type: ignore[arg-type] # a parameter
 
 
@@ -259,6 +259,6 @@ def test_weights_are_loaded_into_a_compiled_model(tmp_path: Path) -> None:
     loaded = load_model(small_settings("compiled", weights=path), CPU)
     expected = load_small("SmallNet", weights=path)
     assert torch.equal(
-        head_weight(loaded.module, HeadSite("head", (3, 4))),
-        head_weight(expected.module, HeadSite("head", (3, 4))),
+        head_parameters(loaded.module, HeadSite("head", (3, 4)))[0],
+        head_parameters(expected.module, HeadSite("head", (3, 4)))[0],
     )

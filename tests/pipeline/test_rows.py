@@ -7,7 +7,7 @@ from PIL import Image
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
-from nap_stream.model.load import BatchScores
+from nap_stream.model.forward import BatchScores
 from nap_stream.pipeline.scoring import RowMaker
 from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
