@@ -28,8 +28,8 @@ from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
 from nap_stream.core.tails import FlagRateLaw
-from nap_stream.drift.checkpoint import dump
-from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import Example, FlaggedClass, SegmentSummary, Status, TopicPartition
 from nap_stream.settings.schema import Settings
@@ -117,7 +117,7 @@ def _show_monitor(keys: int, rounds: int) -> None:
         calls = [partial(_take, monitor, stream) for monitor in monitors]
         speed, alerts = _speed(calls, load.images_per_s * load.seconds)
         begun = time.perf_counter()
-        size = len(dump(monitors[-1]))
+        size = len(monitors[-1].dump())
         print(
             f"| {load.images_per_s:,} | {load.keys:,} | {'drifted' if load.drifted else 'usual'} "
             f"| {len(stream)} | {alerts} | {_columns(speed)} {size / MIB:.1f} "

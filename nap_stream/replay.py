@@ -9,7 +9,8 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.event import alert_event, gap_event
 from nap_stream.clock import ManualClock
 from nap_stream.core.tails import EDGES
-from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.monitor.summaries import LAST_OFFSET, in_event_time
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition

@@ -1,4 +1,7 @@
-"""The detectors of the whole stream: the rolling window and two e-detectors."""
+"""The detectors of the whole stream: the rolling window and two e-detectors.
+
+`detection_plan` tells what they, and those of single keys, are set to.
+"""
 
 import math
 from collections.abc import Mapping
@@ -9,12 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.detection import DetectionPlan, step_limits, window_step
+from nap_stream.core.detection import (
+    DetectionPlan,
+    plan_detection,
+    step_limits,
+    window_firing_limit,
+    window_step,
+)
 from nap_stream.core.panes import ClosedPane, RollingWindow, WindowState
 from nap_stream.core.sequential import (
     RESOLVE_RATIO,
     STATE_ARRAYS,
-    Bets,
     Onset,
     SequentialState,
     bets_for_drift,
@@ -22,24 +30,78 @@ from nap_stream.core.sequential import (
     onset,
     step_alarm,
 )
-from nap_stream.core.tails import tail_counts
-from nap_stream.drift.records import DetectorReading, TailShift
+from nap_stream.core.tails import TAIL_EVENTS, tail_counts
+from nap_stream.drift.records import CalibrationFacts, DetectorReading, TailShift
+from nap_stream.errors import ConfigError
+from nap_stream.settings.schema import DriftSettings
+
+
+def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> DetectionPlan:
+    """Share the promise of the settings out among the detectors.
+
+    Raises:
+        ConfigError: The window is too small to fire even if all its records were flagged.
+    """
+    tails = zip(TAIL_EVENTS, calibration.tail_laws, strict=True)
+    plan = plan_detection(
+        run_length=settings.run_length,
+        confidence=settings.confidence,
+        window_records=settings.window_records,
+        resolve_probability=settings.resolve_probability,
+        flag_laws=calibration.flag_rate_laws,
+        tail_laws=[(event, laws) for event, laws in tails if laws],
+        groups=calibration.groups,
+        with_keys=settings.keys is not None,
+        calibration_fingerprint=calibration.fingerprint,
+    )
+    if window_firing_limit(plan, settings.window_records) > settings.window_records:
+        raise ConfigError(
+            f"a window of {settings.window_records} records can never fire at a run length of "
+            f"{settings.run_length:g} records between false alarms",
+            "drift.window_records",
+            "Make the window larger",
+        )
+    return plan
 
 
 class EDetector:
     """One mixture Shiryaev-Roberts detector with hysteresis.
 
     Args:
-        detector: Its name.
-        bets: Against the highest in-distribution rates of its events.
+        name: Which one it is.
+        rates: The highest in-distribution rates of its J events.
         log_threshold: It becomes active there.
+        state: Of another one of the same kind, to go on from: exact arrays by name.
+
+    Raises:
+        ValueError: The state is of another kind.
+        KeyError: The state lacks an array.
     """
 
-    def __init__(self, detector: Detector, bets: Bets, log_threshold: float) -> None:
-        self.name, self._bets, self._log_threshold = detector, bets, log_threshold
-        self._state = initial_state(bets)
-        self._log_value = -math.inf
-        self.active = False
+    def __init__(
+        self,
+        name: Detector,
+        rates: list[float],
+        log_threshold: float,
+        state: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self.name, self._log_threshold = name, log_threshold
+        self._bets = bets_for_drift(np.array(rates))
+        self._state = initial_state(self._bets)
+        self._log_value, self.active = -math.inf, False
+        if state is not None:
+            if state["log_statistic"].shape != self._bets.hit.shape:
+                raise ValueError(f"the state of another detector: {state['log_statistic'].shape}")
+            self._state = SequentialState(**{name: state[name] for name in STATE_ARRAYS})
+            self._log_value = float(state["log_value"][0])
+            self.active = bool(state["active"][0])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Give all that it knows."""
+        return {name: getattr(self._state, name) for name in STATE_ARRAYS} | {
+            "log_value": np.array([self._log_value]),
+            "active": np.array([self.active]),
+        }
 
     @property
     def onset(self) -> Onset:
@@ -71,30 +133,9 @@ class EDetector:
             threshold * RESOLVE_RATIO,
         )
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Give its state, to be exact."""
-        state = {name: getattr(self._state, name) for name in STATE_ARRAYS}
-        return {
-            **state,
-            "log_value": np.array([self._log_value]),
-            "active": np.array([self.active]),
-        }
-
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take up where another one of the same kind was.
-
-        Raises:
-            ValueError: It was of another kind.
-        """
-        if arrays["log_statistic"].shape != self._bets.hit.shape:
-            raise ValueError(f"the state of another detector: {arrays['log_statistic'].shape}")
-        self._state = SequentialState(**{name: arrays[name] for name in STATE_ARRAYS})
-        self._log_value = float(arrays["log_value"][0])
-        self.active = bool(arrays["active"][0])
-
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WindowLimits:
     """What a full window fires at, and below what it no longer does; counts."""
 
     firing: int
@@ -107,20 +148,43 @@ class StreamDetectors:
     Args:
         plan: What they are set to.
         pane_ms: Width of a pane in milliseconds.
+        state: Of others with the same plan, to go on from: exact arrays by name.
+
+    Raises:
+        ValueError: The state is of another plan.
+        KeyError: The state lacks an array.
     """
 
-    def __init__(self, plan: DetectionPlan, pane_ms: int) -> None:
+    def __init__(
+        self,
+        plan: DetectionPlan,
+        pane_ms: int,
+        state: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
         self._plan = plan
         self._window = RollingWindow(plan.window_records, pane_ms)
         self._window_active = False
-        self._known_limits: dict[int, Limits] = {}
-        flag_bets = bets_for_drift(np.array([plan.flag_rate]))
-        self._flags = EDetector(Detector.OOD_SEQUENTIAL, flag_bets, plan.log_threshold)
+        self._known_limits: dict[int, WindowLimits] = {}
+        self._flags = self._e_detector(Detector.OOD_SEQUENTIAL, [plan.flag_rate], state)
         self._events = tuple(event for event, _ in plan.tail_rates)
         self._tails: EDetector | None = None
         if plan.tail_rates:
-            tail_bets = bets_for_drift(np.array([rate for _, rate in plan.tail_rates]))
-            self._tails = EDetector(Detector.SCORE_SHIFT, tail_bets, plan.log_threshold)
+            rates = [rate for _, rate in plan.tail_rates]
+            self._tails = self._e_detector(Detector.SCORE_SHIFT, rates, state)
+        if state is not None:
+            for pane in state["window.panes"].tolist():
+                self._window.push(*pane)
+            self._window_active = bool(state["window.active"][0])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Give all that they know."""
+        arrays: dict[str, NDArray[Any]] = {
+            "window.panes": np.array(self._window.panes, dtype=np.int64).reshape(-1, 3),
+            "window.active": np.array([self._window_active]),
+        }
+        for detector in self._e_detectors():
+            arrays |= {f"{detector.name}.{k}": array for k, array in detector.state().items()}
+        return arrays
 
     def push(self, pane: ClosedPane) -> None:
         """Take the next pane."""
@@ -138,23 +202,21 @@ class StreamDetectors:
         return self._window.state
 
     @property
-    def limits(self) -> Limits | None:
+    def limits(self) -> WindowLimits | None:
         """Those of the window as it is; None before it is full."""
         window = self._window.state
         if window is None or not self._window.is_full:
             return None
         step = window_step(self._plan, window.records)
         if step not in self._known_limits:
-            self._known_limits[step] = Limits(*step_limits(self._plan, step))
+            self._known_limits[step] = WindowLimits(*step_limits(self._plan, step))
         return self._known_limits[step]
 
     @property
     def active(self) -> tuple[Detector, ...]:
         """The detectors that are active."""
-        return (
-            *((Detector.OOD_WINDOW,) if self._window_active else ()),
-            *(each.name for each in (self._flags, self._tails) if each is not None and each.active),
-        )
+        window = (Detector.OOD_WINDOW,) if self._window_active else ()
+        return (*window, *(each.name for each in self._e_detectors() if each.active))
 
     @property
     def fraction(self) -> float:
@@ -183,46 +245,30 @@ class StreamDetectors:
 
     def onset_ms(self) -> int:
         """When the change is most likely to have begun, for what is active."""
-        only_scores = self._tails is not None and self.active == (Detector.SCORE_SHIFT,)
-        detector = self._tails if only_scores and self._tails else self._flags
+        only_scores = self.active == (Detector.SCORE_SHIFT,)
+        detector = self._tails if only_scores and self._tails is not None else self._flags
         return detector.onset.start_ms
 
     def readings(self) -> tuple[DetectorReading, ...]:
         """Say where each stands; the window only once it is full."""
-        readings = [self._flags.reading()]
+        readings = [each.reading() for each in self._e_detectors()]
         window, limits = self._window.state, self.limits
         if window is not None and limits is not None:
             counts = (float(window.flagged), float(limits.firing), float(limits.resolving))
             name = Detector.OOD_WINDOW
             readings.insert(0, DetectorReading(name, self._window_active, *counts))
-        if self._tails is not None:
-            readings.append(self._tails.reading())
         return tuple(readings)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Give the state of all, to be exact."""
-        arrays: dict[str, NDArray[Any]] = {
-            "window.panes": np.array(self._window.panes, dtype=np.int64).reshape(-1, 3),
-            "window.active": np.array([self._window_active]),
-        }
-        for detector in (self._flags, self._tails):
-            if detector is not None:
-                arrays |= {f"{detector.name}.{k}": a for k, a in detector.arrays().items()}
-        return arrays
+    def _e_detector(
+        self, name: Detector, rates: list[float], state: Mapping[str, NDArray[Any]] | None
+    ) -> EDetector:
+        own = None if state is None else with_prefix(state, f"{name}.")
+        return EDetector(name, rates, self._plan.log_threshold, own)
 
-    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take up where others of the same plan were.
+    def _e_detectors(self) -> tuple[EDetector, ...]:
+        return (self._flags,) if self._tails is None else (self._flags, self._tails)
 
-        Raises:
-            ValueError: They were of another plan.
-            KeyError: Something is missing.
-        """
-        for detector in (self._flags, self._tails):
-            if detector is not None:
-                prefix = f"{detector.name}."
-                detector.restore(
-                    {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-                )
-        for start_ms, records, flagged in arrays["window.panes"].tolist():
-            self._window.push(start_ms, records, flagged)
-        self._window_active = bool(arrays["window.active"][0])
+
+def with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    """Give the arrays whose names begin with a prefix, under what follows it."""
+    return {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}

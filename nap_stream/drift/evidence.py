@@ -9,10 +9,11 @@ from nap_stream.drift.records import Contribution
 from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
 
 MAX_SEGMENTS = 10_000
-"""Segments whose offsets and examples are kept, twice as many while they wait to be judged; the
-newest, which an alert speaks of."""
+"""Segments whose offsets and examples are kept: the newest, which an alert speaks of. Twice as many
+are kept while they wait to be judged."""
 MAX_CLASS_PANES = 100_000
-"""Panes whose classes are kept; each a window's record at least, but for clocks gone wild."""
+"""Panes whose classes are kept. Each holds a record of the window, so that only clocks gone wild
+make more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +35,38 @@ class KeptSegment:
     examples: tuple[Example, ...]
 
 
-class Evidence:
+@dataclass(frozen=True, slots=True)
+class EvidenceState:
+    """All that `WindowEvidence` holds: segments, and (start of a pane, flagged records by name)."""
+
+    segments: tuple[KeptSegment, ...]
+    classes: tuple[tuple[int, dict[str, int]], ...]
+    keys: tuple[tuple[int, dict[str, int]], ...]
+
+
+class WindowEvidence:
     """The segments and panes that hold the records of the window, and those that wait to be in it.
 
     Args:
         examples: How many records to show.
         contributors: How many keys and classes to name.
+        state: Of another one, to go on from.
     """
 
-    def __init__(self, examples: int, contributors: int) -> None:
+    def __init__(
+        self, examples: int, contributors: int, state: EvidenceState | None = None
+    ) -> None:
+        state = state or EvidenceState((), (), ())
         self._examples, self._contributors = examples, contributors
-        self.segments: list[KeptSegment] = []
-        self.classes: dict[int, Counter[str]] = {}
-        self.keys: dict[int, Mapping[str, int]] = {}
+        self._segments = list(state.segments)
+        self._classes = {start_ms: Counter(flagged) for start_ms, flagged in state.classes}
+        self._keys = dict(state.keys)
+
+    def state(self) -> EvidenceState:
+        """Give all that it holds."""
+        return EvidenceState(
+            tuple(self._segments), tuple(self._classes.items()), tuple(self._keys.items())
+        )
 
     def add(self, summary: SegmentSummary, earliest_ms: int | None) -> None:
         """Keep a segment. One without scored records is no evidence.
@@ -57,22 +77,26 @@ class Evidence:
         """
         if not len(summary.panes):
             return
-        earliest = summary.panes.start_ms[0] if earliest_ms is None else earliest_ms
+        first_ms, last_ms = int(summary.panes.start_ms[0]), int(summary.panes.start_ms[-1])
+        earliest_ms = first_ms if earliest_ms is None else earliest_ms
         offsets = OffsetRange(summary.partition, summary.base_offset, summary.end_offset)
-        first, last = (max(int(summary.panes.start_ms[i]), earliest) for i in (0, -1))
-        if len(self.segments) >= 2 * MAX_SEGMENTS:
-            del self.segments[:MAX_SEGMENTS]
-        self.segments.append(KeptSegment(offsets, int(first), int(last), summary.examples))
+        if len(self._segments) >= 2 * MAX_SEGMENTS:
+            del self._segments[:MAX_SEGMENTS]
+        self._segments.append(
+            KeptSegment(
+                offsets, max(first_ms, earliest_ms), max(last_ms, earliest_ms), summary.examples
+            )
+        )
         for flagged in summary.flagged_classes:
-            start = int(max(flagged.start_ms, earliest))
-            self.classes.setdefault(start, Counter())[flagged.class_name] += flagged.flagged
+            start = max(flagged.start_ms, earliest_ms)
+            self._classes.setdefault(start, Counter())[flagged.class_name] += flagged.flagged
 
     def close(self, pane: ClosedPane) -> None:
         """Keep the keys of a pane that have flagged records."""
         counts = pane.key_flagged.tolist()
         flagged = {key: count for key, count in zip(pane.keys, counts, strict=True) if count}
         if flagged:
-            self.keys[pane.start_ms] = flagged
+            self._keys[pane.start_ms] = flagged
 
     def offsets(self, span: Span) -> tuple[OffsetRange, ...]:
         """Give one range a partition, of the segments that reach into the span."""
@@ -99,23 +123,25 @@ class Evidence:
 
     def class_contributions(self, span: Span) -> tuple[Contribution, ...]:
         """Give the predicted classes with the most flagged records, of all keys."""
-        return self._most(span, self.classes)
+        return self._most(span, self._classes)
 
     def key_contributions(self, span: Span) -> tuple[Contribution, ...]:
         """Give the keys with the most flagged records."""
-        return self._most(span, self.keys)
+        return self._most(span, self._keys)
 
     def forget_before(self, start_ms: int) -> None:
         """Drop what has left the window, which now starts at ``start_ms``."""
-        kept = [segment for segment in self.segments if segment.last_ms >= start_ms]
-        self.segments = kept[-MAX_SEGMENTS:]
-        for counts in (self.classes, self.keys):
+        kept = [segment for segment in self._segments if segment.last_ms >= start_ms]
+        self._segments = kept[-MAX_SEGMENTS:]
+        for counts in (self._classes, self._keys):
             old = [start for start in counts if start < start_ms]
             for start in old or sorted(counts)[:-MAX_CLASS_PANES]:
                 del counts[start]
 
     def _within(self, span: Span) -> list[KeptSegment]:
-        return [s for s in self.segments if s.last_ms >= span.start_ms and s.first_ms < span.end_ms]
+        return [
+            s for s in self._segments if s.last_ms >= span.start_ms and s.first_ms < span.end_ms
+        ]
 
     def _most(self, span: Span, panes: Mapping[int, Mapping[str, int]]) -> tuple[Contribution, ...]:
         total: Counter[str] = Counter()

@@ -1,36 +1,37 @@
 """Alerts of single keys: which fire, and how many at once."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity, step
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset, bets_against
-from nap_stream.drift.records import DetectorReading
+from nap_stream.drift.records import Decision, DetectorReading
 from nap_stream.settings.schema import AlertSettings, KeySettings
 
 
-@dataclass(frozen=True, slots=True)
-class KeyChange:
-    """What is sent of a key."""
+class FiringKey(NamedTuple):
+    """A key, its firing alert, and the end of the last pane that had a record of it."""
 
     key: str
-    change: Change
-    since: Onset
-    reading: DetectorReading
-
-
-@dataclass(frozen=True, slots=True)
-class FiringKey:
-    """The firing alert of a key, and the end of the last pane that had a record of it."""
-
     alert: Firing
     seen_ms: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeyAlertsState:
+    """All that `KeyAlerts` know: the alerts that fire, the keys, and exact arrays by name."""
+
+    firing: list[FiringKey]
+    keys: tuple[str, ...]
+    arrays: Mapping[str, NDArray[Any]]
 
 
 class KeyAlerts:
@@ -45,9 +46,20 @@ class KeyAlerts:
         plan: What the detectors are set to.
         keys: How many keys are remembered, and how many may fire.
         alerts: Repeat interval and severity.
+        state: Of others with the same plan and settings, to go on from.
+
+    Raises:
+        ValueError: The parts of the state do not belong together.
+        KeyError: The state lacks an array.
     """
 
-    def __init__(self, plan: DetectionPlan, keys: KeySettings, alerts: AlertSettings) -> None:
+    def __init__(
+        self,
+        plan: DetectionPlan,
+        keys: KeySettings,
+        alerts: AlertSettings,
+        state: KeyAlertsState | None = None,
+    ) -> None:
         bets = bets_against(np.array([plan.flag_rate]))
         self._repeat_interval_ms = round(alerts.repeat_interval_s * 1000)
         self.monitors = KeyMonitors(
@@ -57,45 +69,53 @@ class KeyAlerts:
         self._threshold = plan.detector_run_length
         self._max_firing = keys.max_firing
         self._critical_fraction = alerts.critical_fraction
+        if state is not None:
+            self.monitors.restore(state.keys, state.arrays)
+            self.firing = {firing.key: firing for firing in state.firing}
 
-    def push(self, pane: ClosedPane, end_ms: int) -> list[KeyChange]:
+    def state(self) -> KeyAlertsState:
+        """Give all that they know."""
+        return KeyAlertsState(
+            list(self.firing.values()), self.monitors.names(), self.monitors.arrays()
+        )
+
+    def push(self, pane: ClosedPane, end_ms: int) -> list[Decision]:
         """Take the next pane, which ends at ``end_ms``; give what is to be sent, by key."""
         # Before the pane is taken, as the monitors of silent keys begin anew with it.
-        changes = self._close_silent(pane, end_ms)
+        decisions = self._close_silent(pane, end_ms)
         readings = self.monitors.update(pane)
         active = [readings.keys[place] for place in np.flatnonzero(readings.active)]
         waiting = [key for key in active if key not in self.firing]
         for key, firing in sorted(self.firing.items()):
             if key in self.monitors:
-                changes += self._step(key, firing, end_ms)
+                decisions += self._step(key, firing, end_ms)
             else:
                 del self.firing[key]
-                changes.append(self._change(key, Change(Reason.FORGOTTEN, firing.alert)))
+                decisions.append(self._decision(key, Change(Reason.FORGOTTEN, firing.alert)))
         places = max(0, self._max_firing - len(self.firing))
         for key in waiting[:places]:
-            changes += self._step(key, None, end_ms)
-        return sorted(changes, key=lambda change: change.key)
+            decisions += self._step(key, None, end_ms)
+        return sorted(decisions, key=lambda decision: decision.key or "")
 
-    def _close_silent(self, pane: ClosedPane, end_ms: int) -> list[KeyChange]:
+    def _close_silent(self, pane: ClosedPane, end_ms: int) -> list[Decision]:
         """Note which firing keys the pane has; close the alerts of those that are silent."""
         closed = []
         for key, firing in list(self.firing.items()):
             place = bisect_left(pane.keys, key)
             if place < len(pane.keys) and pane.keys[place] == key:
-                self.firing[key] = FiringKey(firing.alert, end_ms)
+                self.firing[key] = FiringKey(key, firing.alert, end_ms)
             elif end_ms - firing.seen_ms >= self._repeat_interval_ms:
                 del self.firing[key]
-                closed.append(self._change(key, Change(Reason.SILENT, firing.alert)))
+                closed.append(self._decision(key, Change(Reason.SILENT, firing.alert)))
         return closed
 
-    def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[KeyChange]:
+    def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[Decision]:
         _, is_active, since = self.monitors.reading(key)
+        is_critical = since.share >= self._critical_fraction
         alert, change = step(
             None if firing is None else firing.alert,
             (Detector.OOD_SEQUENTIAL,) if is_active else (),
-            severity=(
-                Severity.CRITICAL if since.share >= self._critical_fraction else Severity.WARNING
-            ),
+            severity=Severity.CRITICAL if is_critical else Severity.WARNING,
             onset_ms=since.start_ms,
             now_ms=end_ms,
             repeat_interval_ms=self._repeat_interval_ms,
@@ -103,11 +123,11 @@ class KeyAlerts:
         if alert is None:
             self.firing.pop(key, None)
         else:
-            self.firing[key] = FiringKey(alert, end_ms if firing is None else firing.seen_ms)
+            self.firing[key] = FiringKey(key, alert, end_ms if firing is None else firing.seen_ms)
         if change is not None:
-            yield self._change(key, change)
+            yield self._decision(key, change)
 
-    def _change(self, key: str, change: Change) -> KeyChange:
+    def _decision(self, key: str, change: Change) -> Decision:
         log_statistic, is_active, since = self.monitors.reading(key)
         if not since.records:
             since = Onset(event=0, start_ms=change.alert.onset_ms, records=0, hits=0)
@@ -118,4 +138,4 @@ class KeyAlerts:
             self._threshold,
             self._threshold * RESOLVE_RATIO,
         )
-        return KeyChange(key, change, since, reading)
+        return Decision(key, change, since, (reading,))

@@ -1,6 +1,4 @@
-"""What the detectors are set to: the settings and the calibration put together.
-
-The drift monitor: merges summaries of segments and judges the stream, and each key of it.
+"""The drift monitor: merges summaries of segments, and judges the stream and each key of it.
 
 The alerts do not depend on the number of workers, on how rows were cut into segments or on the
 order in which summaries of different partitions arrive: each partition's summaries are taken in
@@ -9,51 +7,47 @@ watermarks. What does depend on time is which partition is idle; a record that c
 its partition was taken for idle is counted as late.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.numpy import load as decode
+from safetensors.numpy import save as encode
 
 from nap_stream.clock import Clock
-from nap_stream.core.alert_state import AlertState, Firing, Severity, step
-from nap_stream.core.detection import DetectionPlan, plan_detection, window_firing_limit
+from nap_stream.core.alert_state import AlertState, Change, Firing, Severity, step
+from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.offset_ledger import OffsetLedger
-from nap_stream.core.panes import ClosedPane, PaneBuffer
-from nap_stream.core.tails import TAIL_EVENTS
-from nap_stream.drift.detectors import StreamDetectors
-from nap_stream.drift.evidence import Evidence, Span
-from nap_stream.drift.key_alerts import KeyAlerts, KeyChange
-from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftSnapshot, DriftUpdate
-from nap_stream.errors import ConfigError
+from nap_stream.core.panes import ClosedPane, PaneBuffer, PaneCounts
+from nap_stream.core.sequential import (
+    BET_COUNT,
+    LARGEST_BET,
+    QUIET_CUSUM,
+    RESOLVE_RATIO,
+    SMALLEST_BET,
+)
+from nap_stream.core.tails import EDGES
+from nap_stream.drift.detectors import StreamDetectors, with_prefix
+from nap_stream.drift.evidence import EvidenceState, Span, WindowEvidence
+from nap_stream.drift.key_alerts import FiringKey, KeyAlerts, KeyAlertsState
+from nap_stream.drift.records import Decision, DriftAlert, DriftSnapshot, DriftUpdate
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
-from nap_stream.settings.schema import DriftSettings, Settings
+from nap_stream.settings.schema import Settings
 
-
-def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> DetectionPlan:
-    """Share the promise of the settings out among the detectors.
-
-    Raises:
-        ConfigError: The window is too small to fire even if all its records were flagged.
-    """
-    tails = zip(TAIL_EVENTS, calibration.tail_laws, strict=True)
-    plan = plan_detection(
-        run_length=settings.run_length,
-        confidence=settings.confidence,
-        window_records=settings.window_records,
-        resolve_probability=settings.resolve_probability,
-        flag_laws=calibration.flag_rate_laws,
-        tail_laws=[(event, laws) for event, laws in tails if laws],
-        groups=calibration.groups,
-        with_keys=settings.keys is not None,
-        calibration_fingerprint=calibration.fingerprint,
-    )
-    if window_firing_limit(plan, settings.window_records) > settings.window_records:
-        raise ConfigError(
-            f"a window of {settings.window_records} records can never fire at a run length of "
-            f"{settings.run_length:g} records between false alarms",
-            "drift.window_records",
-            "Make the window larger",
-        )
-    return plan
+_VERSION = 1
+_DOCUMENT = "document"
+_DETECTORS = "detectors."
+_KEYS = "keys."
+_OPEN = "open."
+_PANE_ARRAYS = ("start_ms", "key", "records", "flagged", "bins")
 
 
 @dataclass(slots=True)
@@ -63,6 +57,39 @@ class KnownPartition:
     heard_s: float
     ledger: OffsetLedger[SegmentSummary] = field(default_factory=OffsetLedger)
     watermark_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StateDocument:
+    """What a monitor knows, but for its arrays.
+
+    ``identity`` is of all that must be the same for a state to mean the same. ``partitions`` are
+    (topic, number, end of what has been taken, watermark). ``open`` are the parts of open panes:
+    (start of the pane, number of the partition, entries in the arrays, keys). ``keys`` and
+    ``keys_firing`` are null where keys have no monitors.
+    """
+
+    identity: str
+    partitions: list[tuple[str, int, int | None, int | None]]
+    closed_until_ms: int | None
+    late_records: int
+    untimely_records: int
+    firing: Firing | None
+    open: list[tuple[int, int, int, tuple[str, ...]]]
+    evidence: EvidenceState
+    keys: tuple[str, ...] | None = None
+    keys_firing: list[FiringKey] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MonitorState:
+    """A document, and exact arrays by name."""
+
+    document: StateDocument
+    arrays: Mapping[str, NDArray[Any]]
+
+
+_DOCUMENTS = TypeAdapter(StateDocument)
 
 
 class DriftMonitor:
@@ -79,76 +106,157 @@ class DriftMonitor:
         clock: Tells idle partitions.
     """
 
-    def __init__(self, plan: DetectionPlan, settings: Settings, clock: Clock) -> None:
-        self.plan, self.settings = plan, settings
+    def __init__(
+        self,
+        plan: DetectionPlan,
+        settings: Settings,
+        clock: Clock,
+        state: MonitorState | None = None,
+    ) -> None:
         drift, alerts = settings.drift, settings.alerts
-        self._drift, self._alerts, self.clock = drift, alerts, clock
+        self.plan, self.settings, self._clock = plan, settings, clock
+        self._drift, self._alerts = drift, alerts
         one_per_pane = drift.keys is not None and drift.keys.one_per_pane
-        self.buffer = PaneBuffer(drift.pane_ms, one_per_pane=one_per_pane)
-        self.detectors = StreamDetectors(plan, drift.pane_ms)
-        self.key_alerts = None if drift.keys is None else KeyAlerts(plan, drift.keys, alerts)
-        self.evidence = Evidence(alerts.examples, alerts.contributors)
-        self.known: dict[TopicPartition, KnownPartition] = {}
-        self.firing: Firing | None = None
-        self.implausible_timestamps = 0
+        self._buffer = PaneBuffer(drift.pane_ms, one_per_pane=one_per_pane)
+        self._known: dict[TopicPartition, KnownPartition] = {}
+        self._firing: Firing | None = None
+        self._implausible_timestamps = 0
+        detectors, evidence, keys = None, None, None
+        if state is not None:
+            document, now_s = state.document, clock.monotonic()
+            parts = _open_parts(state)
+            self._buffer.restore(parts, document.closed_until_ms, document.late_records)
+            for topic, number, end, watermark_ms in document.partitions:
+                known = KnownPartition(now_s, OffsetLedger(end), watermark_ms)
+                self._known[TopicPartition(topic, number)] = known
+            self._firing = document.firing
+            self._implausible_timestamps = document.untimely_records
+            detectors, evidence = with_prefix(state.arrays, _DETECTORS), document.evidence
+            keys = None if drift.keys is None else _keys_state(state)
+        self._detectors = StreamDetectors(plan, drift.pane_ms, detectors)
+        self._evidence = WindowEvidence(alerts.examples, alerts.contributors, evidence)
+        self._keys = None
+        if drift.keys is not None:
+            self._keys = KeyAlerts(plan, drift.keys, alerts, keys)
 
-    def take_over(self, other: "DriftMonitor") -> None:
-        """Go on where another monitor of the same plan and settings is; it is not used again."""
-        self.buffer, self.detectors = other.buffer, other.detectors
-        self.key_alerts, self.evidence = other.key_alerts, other.evidence
-        self.known, self.firing = other.known, other.firing
-        self.implausible_timestamps = other.implausible_timestamps
+    def state(self) -> MonitorState:
+        """Give all that it knows, but for summaries beyond a hole: they are in the log."""
+        keys = None if self._keys is None else self._keys.state()
+        parts = self._buffer.open_parts()
+        document = StateDocument(
+            identity=self._identity(),
+            partitions=[
+                (name.topic, name.partition, known.ledger.end, known.watermark_ms)
+                for name, known in self._known.items()
+            ],
+            closed_until_ms=self._buffer.closed_until_ms,
+            late_records=self._buffer.late_records,
+            untimely_records=self._implausible_timestamps,
+            firing=self._firing,
+            open=[(start, number, len(counts), counts.keys) for start, number, counts in parts],
+            evidence=self._evidence.state(),
+            keys=None if keys is None else keys.keys,
+            keys_firing=None if keys is None else keys.firing,
+        )
+        arrays = {f"{_DETECTORS}{name}": a for name, a in self._detectors.state().items()}
+        for name in _PANE_ARRAYS:
+            held = [getattr(counts, name) for _, _, counts in parts]
+            arrays[f"{_OPEN}{name}"] = np.concatenate(held) if held else np.zeros(0, np.int64)
+        if keys is not None:
+            arrays |= {f"{_KEYS}{name}": a for name, a in keys.arrays.items()}
+        return MonitorState(document, arrays)
+
+    def dump(self) -> bytes:
+        """Give the state, exact to the bit, as a safetensors file; its document is an array too."""
+        state = self.state()
+        tree = _DOCUMENTS.dump_python(state.document, mode="json")
+        text = json.dumps(tree, separators=(",", ":")).encode()
+        arrays = {**state.arrays, _DOCUMENT: np.frombuffer(text, dtype=np.uint8)}
+        return encode({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+
+    def restore(self, content: bytes) -> bool:
+        """Take up where the monitor was that gave this `dump`. Nothing in it is executed.
+
+        Returns:
+            False where the content was made with other settings or another calibration, or cannot
+            be read, which the log tells. The monitor is as before then.
+        """
+        try:
+            arrays = decode(content)
+            tree = json.loads(arrays.pop(_DOCUMENT).tobytes())
+            if tree["identity"] != self._identity():
+                structlog.get_logger().info("checkpoint_of_other_settings")
+                return False
+            self.reset(MonitorState(_DOCUMENTS.validate_python(tree), arrays))
+        except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+            structlog.get_logger().warning("checkpoint_unreadable", cause=repr(error))
+            return False
+        return True
+
+    def reset(self, state: MonitorState | None = None) -> None:
+        """Begin anew, or from a state. Where the state is damaged, all stays as it is.
+
+        Raises:
+            ValueError: The parts of the state do not belong together.
+            KeyError: The state lacks an array.
+        """
+        vars(self).update(vars(DriftMonitor(self.plan, self.settings, self._clock, state)))
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
-        now_s = self.clock.monotonic()
-        self.known.setdefault(partition, KnownPartition(now_s)).heard_s = now_s
+        now_s = self._clock.monotonic()
+        self._known.setdefault(partition, KnownPartition(now_s)).heard_s = now_s
 
     def release(self, partition: TopicPartition) -> None:
         """Expect nothing more of a partition: it no longer holds the watermark back."""
-        self.known[partition].heard_s = -math.inf
+        self._known[partition].heard_s = -math.inf
 
     def partitions(self) -> tuple[TopicPartition, ...]:
         """Give the partitions that have been named."""
-        return tuple(self.known)
+        return tuple(self._known)
 
     def end(self, partition: TopicPartition) -> int | None:
         """Give the offset before which all of a partition has been taken; None if none has."""
-        known = self.known.get(partition)
+        known = self._known.get(partition)
         return known.ledger.end if known else None
 
     def add(self, summary: SegmentSummary) -> DriftUpdate:
         """Take a summary. One that was taken before changes nothing."""
         self.hold(summary.partition)
-        partition = self.known[summary.partition]
-        accepted = partition.ledger.add(summary.base_offset, summary.end_offset, summary)
-        return self._accept(partition, accepted)
+        known = self._known[summary.partition]
+        accepted = known.ledger.add(summary.base_offset, summary.end_offset, summary)
+        return self._accept(known, accepted)
 
     def holes(self) -> tuple[OffsetRange, ...]:
         """Give the first missing offsets of each partition; what lies beyond waits for them."""
         return tuple(
-            OffsetRange(name, *partition.ledger.hole)
-            for name, partition in self.known.items()
-            if partition.ledger.hole
+            OffsetRange(name, *known.ledger.hole)
+            for name, known in self._known.items()
+            if known.ledger.hole
         )
 
     def skip_hole(self, partition: TopicPartition) -> DriftUpdate:
         """Go on without the first missing offsets of a partition."""
-        known = self.known[partition]
+        known = self._known[partition]
         return self._accept(known, known.ledger.skip_hole())
 
     def advance(self) -> DriftUpdate:
         """Close what idle partitions no longer hold back."""
-        return DriftUpdate(alerts=self._judge(self.buffer.close(self.watermark_ms())))
+        return DriftUpdate(alerts=self._judge_panes(self._buffer.close(self.watermark_ms())))
 
     def flush(self) -> DriftUpdate:
         """Close every pane: the input has ended."""
-        return DriftUpdate(alerts=self._judge(self.buffer.close_all()))
+        return DriftUpdate(alerts=self._judge_panes(self._buffer.close_all()))
+
+    @property
+    def judged_until_ms(self) -> int | None:
+        """The end of the newest pane that was judged; None before the first."""
+        return self._buffer.closed_until_ms
 
     def watermark_ms(self) -> int | None:
         """No record with an earlier event time is expected; None while nothing is known."""
-        now_s, idle_s = self.clock.monotonic(), self._drift.idle_partition_s
-        active = [p.watermark_ms for p in self.known.values() if now_s - p.heard_s < idle_s]
+        now_s, idle_s = self._clock.monotonic(), self._drift.idle_partition_s
+        active = [p.watermark_ms for p in self._known.values() if now_s - p.heard_s < idle_s]
         told = [mark for mark in active if mark is not None]
         if active:
             return min(told) if len(told) == len(active) else None
@@ -156,118 +264,132 @@ class DriftMonitor:
 
     def newest_ms(self) -> int | None:
         """The largest event time that any partition has brought; None while nothing is known."""
-        marks = [p.watermark_ms for p in self.known.values() if p.watermark_ms is not None]
-        return max(marks, default=None)
+        return max(self._watermarks().values(), default=None)
 
     def snapshot(self) -> DriftSnapshot:
         """Say where the monitor stands."""
-        window, limits = self.detectors.window, self.detectors.limits
-        keys = self.key_alerts
+        window, limits, keys = self._detectors.window, self._detectors.limits, self._keys
         return DriftSnapshot(
-            state=AlertState.INACTIVE if self.firing is None else AlertState.FIRING,
-            severity=None if self.firing is None else self.firing.severity,
-            window_records=window.records if window else 0,
-            window_flagged=window.flagged if window else 0,
+            state=AlertState.INACTIVE if self._firing is None else AlertState.FIRING,
+            severity=None if self._firing is None else self._firing.severity,
+            window_records=0 if window is None else window.records,
+            window_flagged=0 if window is None else window.flagged,
             firing_limit=None if limits is None else limits.firing,
-            readings=self.detectors.readings(),
-            open_panes=len(self.buffer),
-            late_records=self.buffer.late_records,
-            implausible_timestamps=self.implausible_timestamps,
-            duplicates=sum(p.ledger.duplicates for p in self.known.values()),
+            readings=self._detectors.readings(),
+            open_panes=len(self._buffer),
+            late_records=self._buffer.late_records,
+            implausible_timestamps=self._implausible_timestamps,
+            duplicates=sum(known.ledger.duplicates for known in self._known.values()),
             watermark_ms=self.watermark_ms(),
-            partition_watermarks_ms={
-                name: known.watermark_ms
-                for name, known in self.known.items()
-                if known.watermark_ms is not None
-            },
+            partition_watermarks_ms=self._watermarks(),
             keys=0 if keys is None else len(keys.monitors),
             keys_active=0 if keys is None else keys.monitors.active_count,
             keys_firing=0 if keys is None else len(keys.firing),
             keys_forgotten=0 if keys is None else keys.monitors.evicted,
         )
 
-    def _accept(self, partition: KnownPartition, accepted: list[SegmentSummary]) -> DriftUpdate:
+    def _watermarks(self) -> dict[TopicPartition, int]:
+        marks = ((name, known.watermark_ms) for name, known in self._known.items())
+        return {name: mark for name, mark in marks if mark is not None}
+
+    def _accept(self, known: KnownPartition, accepted: Sequence[SegmentSummary]) -> DriftUpdate:
         for summary in accepted:
-            self._count(partition, summary)
+            self._count(known, summary)
         return DriftUpdate(tuple(accepted), self.advance().alerts)
 
-    def _count(self, partition: KnownPartition, summary: SegmentSummary) -> None:
-        marks = [m for m in (partition.watermark_ms, self.buffer.closed_until_ms) if m is not None]
+    def _count(self, known: KnownPartition, summary: SegmentSummary) -> None:
+        marks = [m for m in (known.watermark_ms, self._buffer.closed_until_ms) if m is not None]
         earliest = max(marks) - max(marks) % self._drift.pane_ms if marks else None
-        self.evidence.add(summary, earliest)
-        self.buffer.add(summary.panes, summary.partition.partition, partition.watermark_ms)
-        self.implausible_timestamps += summary.implausible_timestamps
-        if summary.max_event_time_ms is not None:
-            known_ms = partition.watermark_ms
-            newest_ms = summary.max_event_time_ms
-            partition.watermark_ms = newest_ms if known_ms is None else max(newest_ms, known_ms)
+        self._evidence.add(summary, earliest)
+        self._buffer.add(summary.panes, summary.partition.partition, known.watermark_ms)
+        self._implausible_timestamps += summary.implausible_timestamps
+        newest = [m for m in (known.watermark_ms, summary.max_event_time_ms) if m is not None]
+        known.watermark_ms = max(newest, default=None)
 
-    def _judge(self, panes: list[ClosedPane]) -> tuple[DriftAlert, ...]:
-        alerts = [alert for pane in panes for alert in self._judge_pane(pane)]
-        if panes and (window := self.detectors.window) is not None:
-            self.evidence.forget_before(window.start_ms)
+    def _judge_panes(self, panes: Sequence[ClosedPane]) -> tuple[DriftAlert, ...]:
+        alerts = [alert for pane in panes for alert in self._judge(pane)]
+        if panes and (window := self._detectors.window) is not None:
+            self._evidence.forget_before(window.start_ms)
         return tuple(alerts)
 
-    def _judge_pane(self, pane: ClosedPane) -> Iterator[DriftAlert]:
+    def _judge(self, pane: ClosedPane) -> Iterator[DriftAlert]:
         end_ms = pane.start_ms + self._drift.pane_ms
-        self.detectors.push(pane)
-        self.evidence.close(pane)
-        key_changes = [] if self.key_alerts is None else self.key_alerts.push(pane, end_ms)
-        yield from self._judge_stream(end_ms)
-        for each in key_changes:
-            yield self._key_alert(each, end_ms)
+        detectors = self._detectors
+        detectors.push(pane)
+        self._evidence.close(pane)
+        of_keys = [] if self._keys is None else self._keys.push(pane, end_ms)
+        if (change := self._step(end_ms)) is not None:
+            decision = Decision(None, change, detectors.since(), detectors.readings())
+            yield self._alert(decision, end_ms)
+        for decision in of_keys:
+            yield self._alert(decision, end_ms)
 
-    def _judge_stream(self, end_ms: int) -> Iterator[DriftAlert]:
-        detectors = self.detectors
-        is_critical = detectors.fraction >= self._alerts.critical_fraction
-        active = detectors.active
-        if self.firing is None and not active:
-            return
-        self.firing, change = step(
-            self.firing,
+    def _step(self, end_ms: int) -> Change | None:
+        """Give what is to be sent of the stream, if anything."""
+        active = self._detectors.active
+        if self._firing is None and not active:
+            return None
+        is_critical = self._detectors.fraction >= self._alerts.critical_fraction
+        self._firing, change = step(
+            self._firing,
             active,
             severity=Severity.CRITICAL if is_critical else Severity.WARNING,
-            onset_ms=detectors.onset_ms(),
+            onset_ms=self._detectors.onset_ms(),
             now_ms=end_ms,
             repeat_interval_ms=round(self._alerts.repeat_interval_s * 1000),
         )
-        if change is None:
-            return
-        window, limits, keys = detectors.window, detectors.limits, self.key_alerts
-        span = Span(end_ms if window is None else window.start_ms, end_ms)
-        yield DriftAlert(
-            key=None,
+        return change
+
+    def _alert(self, decision: Decision, end_ms: int) -> DriftAlert:
+        """Put a decision together with the window and the evidence of it."""
+        key, change, is_stream = decision.key, decision.change, decision.key is None
+        window, limits, evidence = self._detectors.window, self._detectors.limits, self._evidence
+        assert window is not None
+        # Not from before the window: what is known of that depends on when panes were closed.
+        start_ms = window.start_ms if is_stream else max(change.alert.onset_ms, window.start_ms)
+        span = Span(start_ms, end_ms, key)
+        return DriftAlert(
+            key=key,
             change=change,
             time_ms=end_ms,
             window=window,
             firing_limit=None if limits is None else limits.firing,
             resolve_limit=None if limits is None else limits.resolving,
-            since=detectors.since(),
-            readings=detectors.readings(),
-            tail=detectors.tail(),
-            offsets=self.evidence.offsets(span),
-            examples=self.evidence.examples(span),
-            keys=self.evidence.key_contributions(span),
-            classes=self.evidence.class_contributions(span),
-            firing_keys=0 if keys is None else keys.monitors.active_count,
+            since=decision.since,
+            readings=decision.readings,
+            tail=self._detectors.tail() if is_stream else None,
+            offsets=evidence.offsets(span),
+            examples=evidence.examples(span),
+            keys=evidence.key_contributions(span) if is_stream else (),
+            classes=evidence.class_contributions(span) if is_stream else (),
+            firing_keys=0 if self._keys is None else self._keys.monitors.active_count,
         )
 
-    def _key_alert(self, found: KeyChange, end_ms: int) -> DriftAlert:
-        assert self.key_alerts is not None
-        window, limits = self.detectors.window, self.detectors.limits
-        # Not from before the window: what is known of that depends on when panes were closed.
-        earliest_ms = end_ms - 1 if window is None else window.start_ms
-        span = Span(max(found.change.alert.onset_ms, earliest_ms), end_ms, found.key)
-        return DriftAlert(
-            key=found.key,
-            change=found.change,
-            time_ms=end_ms,
-            window=window,
-            firing_limit=None if limits is None else limits.firing,
-            resolve_limit=None if limits is None else limits.resolving,
-            since=found.since,
-            readings=(found.reading,),
-            offsets=self.evidence.offsets(span),
-            examples=self.evidence.examples(span),
-            firing_keys=self.key_alerts.monitors.active_count,
-        )
+    def _identity(self) -> str:
+        """What must be the same for a state to mean the same."""
+        tree = {
+            "version": _VERSION,
+            "plan": asdict(self.plan),
+            "statistics": [EDGES, BET_COUNT, SMALLEST_BET, LARGEST_BET, RESOLVE_RATIO, QUIET_CUSUM],
+            "pane_ms": self._drift.pane_ms,
+            "keys": None if self._drift.keys is None else self._drift.keys.model_dump(),
+            "topic": self.settings.kafka.topic,
+        }
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _open_parts(state: MonitorState) -> list[tuple[int, int, PaneCounts]]:
+    parts, position = [], 0
+    for start_ms, number, entries, keys in state.document.open:
+        cut = slice(position, position + entries)
+        columns = {name: state.arrays[f"{_OPEN}{name}"][cut] for name in _PANE_ARRAYS}
+        parts.append((start_ms, number, PaneCounts(**columns, keys=keys)))
+        position += entries
+    return parts
+
+
+def _keys_state(state: MonitorState) -> KeyAlertsState:
+    keys, firing = state.document.keys, state.document.keys_firing
+    if keys is None or firing is None:
+        raise ValueError("the state holds no keys")
+    return KeyAlertsState(firing, keys, with_prefix(state.arrays, _KEYS))

@@ -78,23 +78,33 @@ class TailShift:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """That an alert of the stream, or of one key, is to be sent: see `DriftAlert`."""
+
+    key: str | None
+    change: Change
+    since: Onset
+    readings: tuple[DetectorReading, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DriftAlert:
     """What the monitor sends, of the stream or of one key.
 
     ``key`` is null for the stream. ``time_ms`` is the end of the pane at which it was decided.
-    ``window`` is the stream's rolling window, with its limits (counts), also where a key is
-    concerned; null before the first pane, and the limits before it is full. ``since`` counts
-    the flagged records since the estimated onset. ``tail`` is null unless the detector of shifted
-    scores is active. ``offsets`` (one range a partition, whole segments that reach into the
-    evidence), ``examples`` (smallest p-value first), ``keys`` and ``classes`` (most flagged first)
-    are evidence of the window, and of the key where it is one's. ``firing_keys`` counts the keys
-    whose monitor is active.
+    ``window`` is the stream's rolling window, also where a key is concerned; its limits (counts)
+    are null before it is full. ``since`` counts the flagged records since
+    the estimated onset. ``tail`` is null unless the detector of shifted scores is active.
+    ``offsets`` (one range a partition, whole segments that reach into the evidence), ``examples``
+    (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence of the
+    window, and of the key where it is one's. ``firing_keys`` counts the keys whose monitor is
+    active.
     """
 
     key: str | None
     change: Change
     time_ms: int
-    window: WindowState | None
+    window: WindowState
     firing_limit: int | None
     resolve_limit: int | None
     since: Onset

@@ -13,7 +13,6 @@ from nap_stream.alert.base import AlertEvent
 from nap_stream.alert.event import alert_event, gap_event
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Reason, Transition
-from nap_stream.drift.checkpoint import dump, load
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
 from nap_stream.metrics import Metrics
@@ -126,7 +125,7 @@ class AlertDesk:
         for event in checkpoint.pending:
             self._outboxes.put(event)
         self._restored = frozenset(event.id for event in checkpoint.pending)
-        return load(self._monitor, checkpoint.monitor)
+        return self._monitor.restore(checkpoint.monitor)
 
     def look_back(self, hindsight: Hindsight, alerts: Sequence[DriftAlert]) -> None:
         """Tell what holds at the end of a past, once all of it is judged. Under the lock.
@@ -178,7 +177,7 @@ class AlertDesk:
     def _sifted(self, alerts: tuple[DriftAlert, ...]) -> tuple[DriftAlert, ...]:
         if self._hindsight is None:
             return alerts
-        told = self._hindsight.sift(alerts, self._monitor.buffer.closed_until_ms)
+        told = self._hindsight.sift(alerts, self._monitor.judged_until_ms)
         if told is None:
             return ()
         self._hindsight = None
@@ -216,7 +215,7 @@ class AlertDesk:
         if not self._changed and tuple(event.id for event in pending) == self._kept_pending:
             return None
         try:
-            state = dump(self._monitor)
+            state = self._monitor.dump()
         except Exception:  # noqa: BLE001 - no defect of a checkpoint may keep alerts back
             structlog.get_logger().exception("checkpoint_not_made")
             self._failed()

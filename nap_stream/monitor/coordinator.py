@@ -14,7 +14,8 @@ from nap_stream.alert.base import AlertSink
 from nap_stream.alert.sinks import open_sinks
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import Reason
-from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.alerts import AlertDesk

@@ -7,7 +7,7 @@ import structlog
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
-from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.kafka.client import connect, partition_count, require_topics
 from nap_stream.monitor.actors import RayCluster, ray_session

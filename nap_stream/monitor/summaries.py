@@ -344,8 +344,7 @@ class Takeover:
         if ahead:
             # All that comes would be taken for known.
             structlog.get_logger().warning("checkpoint_ahead_of_log", partitions=ahead)
-            old = self._monitor
-            old.take_over(DriftMonitor(old.plan, old.settings, old.clock))
+            self._monitor.reset()
             return False
         structlog.get_logger().info("monitor_restored")
         return True

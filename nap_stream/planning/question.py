@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
 from nap_stream.core.detection import DetectionPlan, window_firing_limit
 from nap_stream.core.tails import Sides
-from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
@@ -111,7 +111,7 @@ def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE)
         sides: Of its rule.
 
     Raises:
-        ConfigError: See `nap_stream.drift.monitor.detection_plan`.
+        ConfigError: See `nap_stream.drift.detectors.detection_plan`.
     """
     rate = None
     if drift.expected_run_length is None and not is_thinned(drift):

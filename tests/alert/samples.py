@@ -12,7 +12,7 @@ from nap_stream.core.detection import DetectionPlan, window_limits
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset
 from nap_stream.core.tails import FlagRateLaw, TailEvent
-from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import (
     CalibrationFacts,
     Contribution,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nap_stream.alert.event import alert_event, alert_schema
 from nap_stream.core.alert_state import Detector
-from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import Contribution, DriftAlert
 from nap_stream.records import OffsetRange
 from tests.alert.samples import (

@@ -1,5 +1,6 @@
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,15 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from nap_stream.clock import ManualClock
-from nap_stream.drift.checkpoint import dump, load
-from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import DriftAlert
 from nap_stream.records import SegmentSummary
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS, Row, partition, segments, settings, summary
 
 PARTITIONS = 3
+GOLDEN = Path(__file__).parent / "golden" / "checkpoint.safetensors"
 USED = settings(
     drift={"window_records": 40, "expected_run_length": 200, "keys": {"by": "key"}},
     alerts={"repeat_interval_s": 1.0},
@@ -70,16 +72,16 @@ def test_a_restored_monitor_goes_on_as_if_nothing_had_happened(seed: int, stop: 
     expected = feed(undisturbed, summaries)
 
     before = feed(stopped, summaries[:stop])
-    content = dump(stopped)
+    content = stopped.dump()
     resumed = make_monitor()
-    assert load(resumed, content)
-    assert dump(resumed) == content
+    assert resumed.restore(content)
+    assert resumed.dump() == content
     after = feed(resumed, summaries[stop:])
 
     assert [*before, *after] == expected
     assert expected
     assert resumed.flush().alerts == undisturbed.flush().alerts
-    assert dump(resumed) == dump(undisturbed)
+    assert resumed.dump() == undisturbed.dump()
 
 
 def test_what_waits_beyond_a_hole_is_asked_for_again() -> None:
@@ -87,7 +89,7 @@ def test_what_waits_beyond_a_hole_is_asked_for_again() -> None:
     stopped, resumed = make_monitor(), make_monitor()
     stopped.add(first)
     stopped.add(third)
-    assert load(resumed, dump(stopped))
+    assert resumed.restore(stopped.dump())
     assert resumed.end(partition(0)) == 30
     assert resumed.holes() == ()
     assert resumed.add(second).accepted == (second,)
@@ -111,43 +113,70 @@ def test_what_waits_beyond_a_hole_is_asked_for_again() -> None:
     ],
 )
 def test_a_state_of_other_settings_is_refused(used: Settings) -> None:
-    content = dump(make_monitor())
+    content = make_monitor().dump()
     other = make_monitor(used)
-    before = dump(other)
-    assert not load(other, content)
-    assert dump(other) == before
+    before = other.dump()
+    assert not other.restore(content)
+    assert other.dump() == before
 
 
 def test_what_alerts_show_may_change() -> None:
     stopped = make_monitor()
     feed(stopped, chains(1))
     used = USED.model_copy(update={"alerts": USED.alerts.model_copy(update={"examples": 1})})
-    assert load(make_monitor(used), dump(stopped))
+    assert make_monitor(used).restore(stopped.dump())
 
 
 @given(st.binary(max_size=200))
 def test_damaged_content_is_refused(content: bytes) -> None:
     monitor = make_monitor()
-    before = dump(monitor)
-    assert not load(monitor, content)
-    assert dump(monitor) == before
+    before = monitor.dump()
+    assert not monitor.restore(content)
+    assert monitor.dump() == before
 
 
 @pytest.mark.parametrize("drop", ["firing", "open", "evidence", "keys", "partitions"])
 def test_a_document_without_a_part_is_refused(drop: str) -> None:
     stopped, monitor = make_monitor(), make_monitor()
     feed(stopped, chains(2)[:30])
-    arrays = decode(dump(stopped))
+    arrays = decode(stopped.dump())
     document = json.loads(arrays["document"].tobytes())
     del document[drop]
     arrays["document"] = np.frombuffer(json.dumps(document).encode(), dtype=np.uint8)
-    before = dump(monitor)
-    assert not load(monitor, encode(arrays))
-    assert dump(monitor) == before
+    before = monitor.dump()
+    assert not monitor.restore(encode(arrays))
+    assert monitor.dump() == before
+
+
+def test_a_checkpoint_of_the_first_version_is_read() -> None:
+    """The identity is that of this machine's numbers, whose last digits others may round."""
+    arrays = decode(GOLDEN.read_bytes())
+    document = json.loads(arrays["document"].tobytes())
+    document["identity"] = make_monitor().state().document.identity
+    text = json.dumps(document, separators=(",", ":")).encode()
+    content = encode(arrays | {"document": np.frombuffer(text, dtype=np.uint8)})
+    monitor = make_monitor()
+    assert monitor.restore(content)
+    assert monitor.dump() == content
+    found = monitor.snapshot()
+    assert (found.window_records, found.open_panes, found.keys_firing) == (43, 15, 4)
+    assert found.partition_watermarks_ms == {
+        partition(0): 265,
+        partition(1): 406,
+        partition(2): 322,
+    }
+
+
+def test_what_was_taken_is_forgotten_when_a_monitor_begins_anew() -> None:
+    monitor, fresh = make_monitor(), make_monitor()
+    feed(monitor, chains(1))
+    monitor.reset()
+    assert monitor.dump() == fresh.dump()
+    assert feed(monitor, chains(1)) == feed(fresh, chains(1))
 
 
 def test_a_single_summary_is_enough() -> None:
     stopped, resumed = make_monitor(), make_monitor()
     stopped.add(summary(0, 0, [Row(5, flagged=True, key="a")]))
-    assert load(resumed, dump(stopped))
+    assert resumed.restore(stopped.dump())
     assert resumed.snapshot() == stopped.snapshot()

@@ -6,8 +6,8 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import Reason, Transition
-from nap_stream.drift.checkpoint import dump, load
-from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import DriftAlert
 from nap_stream.records import SegmentSummary
 from nap_stream.settings.schema import Settings
@@ -159,10 +159,10 @@ def test_silence_lasts_over_a_restart(rows: list[Row]) -> None:
     found = []
     for each in summaries:
         found += fed(resumed, [each])
-        content, resumed = dump(resumed), make_monitor(used)
-        assert load(resumed, content)
+        content, resumed = resumed.dump(), make_monitor(used)
+        assert resumed.restore(content)
     assert found == expected
-    assert dump(resumed) == dump(undisturbed)
+    assert resumed.dump() == undisturbed.dump()
     assert Reason.SILENT in {alert.change.reason for alert in found}
 
 
@@ -178,5 +178,6 @@ def test_a_key_that_is_forgotten_while_it_fires_is_not_told_as_recovered() -> No
     assert forgotten.change.transition is Transition.RESOLVED
     assert forgotten.since.start_ms == began.change.alert.onset_ms
     assert forgotten.readings[0].statistic == 0
-    assert monitor.key_alerts is not None
-    assert first not in monitor.key_alerts.firing
+    firing = monitor.state().document.keys_firing
+    assert firing is not None
+    assert first not in {each.key for each in firing}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState, Detector, Reason, Severity, Transition
-from nap_stream.drift.monitor import DriftMonitor, detection_plan
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import DriftAlert
 from nap_stream.records import OffsetRange, SegmentSummary
 from nap_stream.settings.schema import Settings

@@ -5,7 +5,7 @@ import pytest
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.detection import window_limits
 from nap_stream.demo.outcome import HistoryPoint, LoggedImage, ood_history, read_images
-from nap_stream.drift.monitor import detection_plan
+from nap_stream.drift.detectors import detection_plan
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import DriftSettings
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
