@@ -16,9 +16,9 @@ import torchvision
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError
-from nap_stream.model.find import choose_site, head_parameters, probe
+from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import run_forward
-from nap_stream.model.sites import FeatureSite, HeadSite
+from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters
 
 CLASSES = 1000
 _SIDE = 224

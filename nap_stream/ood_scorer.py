@@ -150,9 +150,7 @@ class OODScorer:
         batch = one_batch(images, self._loaded.preprocessing)
         if not len(batch):
             return self._judged(self._nothing())
-        loaded = self._loaded
-        forward = loaded.forward_input if batch.is_floating_point() else loaded.forward
-        return self._judged(score_forward(forward(batch), self._base_scores))
+        return self._judged(score_forward(self._loaded.forward(batch), self._base_scores))
 
     def _nothing(self) -> BatchScores:
         names = (NAP, *self._base_scores.names)

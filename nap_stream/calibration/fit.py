@@ -20,8 +20,8 @@ from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_sp
 from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, search_weight
 from nap_stream.core.score_specs import BaseScore, Fits, Head, ScoreParameters, needs_fit
 from nap_stream.image_files import ImageFile, count_images, iter_images
-from nap_stream.model.find import head_parameters
 from nap_stream.model.load import LoadedModel
+from nap_stream.model.sites import head_parameters
 
 ALWAYS = (BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY)
 """What a run computes of any model: they cost nothing beside the forward pass."""

@@ -50,7 +50,7 @@ from nap_stream.core.methods import Method, WeightSearch, method_scores, parse_m
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import count_images
-from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.load import LoadedModel, load_model, weights_of
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from nap_stream.text import encodable
 
@@ -117,7 +117,7 @@ def assemble(
         model=ModelFacts(
             factory=factory,
             fingerprint=loaded.fingerprint,
-            weights_fingerprint=loaded.weights_fingerprint,
+            weights_fingerprint=weights_of(loaded.module),
             class_names=loaded.class_names,
             preprocessing=loaded.preprocessing,
             feature_site=loaded.feature_site,

@@ -15,51 +15,37 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.errors import FeatureMapError
 from nap_stream.model.sites import (
     FeatureSite,
     FunctionCall,
     HeadSite,
+    LinearCall,
     attention_site,
     cls_alone_decides,
+    find_head,
     first_argument,
     is_floating,
     is_image_like,
     is_map,
     plain_name,
     run_eagerly,
-    submodule,
     unwrapped,
 )
 
-ADAPTIVE_POOLINGS = frozenset({"adaptive_avg_pool2d", "adaptive_max_pool2d"})
-POOLING_FUNCTIONS = ADAPTIVE_POOLINGS | {"avg_pool2d", "max_pool2d", "mean", "amax"}
+_ADAPTIVE_POOLINGS = frozenset({"adaptive_avg_pool2d", "adaptive_max_pool2d"})
+_POOLING_FUNCTIONS = _ADAPTIVE_POOLINGS | {"avg_pool2d", "max_pool2d", "mean", "amax"}
 
 _SPATIAL_DIMENSIONS = {2, 3}
 _FLATTENING = frozenset({"flatten", "reshape", "view"})
 _CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
 _CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
-_REORDERING = _FLATTENING | {
-    "permute",
-    "transpose",
-    "movedim",
-    "moveaxis",
-    "swapaxes",
-    "swapdims",
-    "unflatten",
-    "view_as",
-    "reshape_as",
-}
-_POOLING_MODULES = (
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.AvgPool2d,
-    nn.MaxPool2d,
+_REORDERING = (
+    _FLATTENING
+    | {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims"}
+    | {"unflatten", "view_as", "reshape_as"}
 )
-_VECTOR_DIMENSIONS = 2
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-_HALF_TOLERANCE = 3e-2
-"""Largest difference from weight @ features + bias, as a part of the largest logit."""
+_POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
 _LISTED_CANDIDATES = 8
 _ADVICE = "Name a module in model.feature_layer"
 
@@ -95,15 +81,13 @@ def probe(model: nn.Module, batch: torch.Tensor) -> Probe:
     """
     plain = unwrapped(model)
     names = {module: plain_name(name) for name, module in plain.named_modules()}
-    recorder = Recorder(names)
+    recorder = _Recorder(names)
     with torch.inference_mode(), run_eagerly(model):
         with ExitStack() as hooks, recorder:
             for module in names:
-                for handle in (
-                    module.register_forward_pre_hook(recorder.entered, with_kwargs=True),
-                    module.register_forward_hook(recorder.left),
-                ):
-                    hooks.callback(handle.remove)
+                before = module.register_forward_pre_hook(recorder.entered, with_kwargs=True)
+                hooks.enter_context(before)
+                hooks.enter_context(module.register_forward_hook(recorder.left))
             output = plain(batch)
         attentions = tuple(recorder.attentions)
         head = find_head(recorder.linears, output)
@@ -197,90 +181,6 @@ def _candidates(seen: Probe) -> str:
     return f"the last maps are the outputs of: {listed}"
 
 
-def head_parameters(model: nn.Module, head: HeadSite) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return copies of the head's weight (classes, D) and bias (classes,), on its device.
-
-    Float32; zeros for a layer without a bias.
-
-    Raises:
-        ModelError: The model has no such linear module.
-    """
-    try:
-        module = submodule(model, head.module)
-    except AttributeError:
-        module = None
-    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != head.shape:
-        raise ModelError(
-            f"the model has no linear module of shape {head.shape} there",
-            f"head {head.module!r}",
-            "Use the head that was found on this very model",
-        )
-    return _parameters(module)
-
-
-def _parameters(linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-    weight = linear.weight.detach().to(torch.float32, copy=True)
-    # The annotation in torch leaves out that bias=False registers None.
-    bias: torch.Tensor | None = linear.bias
-    if bias is None:
-        return weight, torch.zeros(len(weight), device=weight.device)
-    return weight, bias.detach().to(torch.float32, copy=True)
-
-
-@dataclass(frozen=True, slots=True)
-class LinearCall:
-    """A call of ``linear`` by an ``nn.Linear``: what went in, as a copy, and what came out.
-
-    ``call`` and ``traced_call`` count as in `HeadSite`.
-    """
-
-    module: nn.Linear
-    name: str
-    call: int
-    traced_call: int
-    source: torch.Tensor
-    output: torch.Tensor
-
-
-def find_head(linears: Sequence[LinearCall], output: Any) -> HeadSite | None:
-    """Find the linear module whose output is the model's, from one forward pass.
-
-    The tensor must be the same, and still hold weight @ features + bias: a later in-place
-    operation, or a subclass that computes something else, is no linear head.
-
-    Args:
-        linears: The calls of the pass, in order.
-        output: What the model returned.
-    """
-    for seen in reversed(linears):
-        if _is_same(seen.output, output) and _is_affine(seen):
-            classes, width = seen.module.weight.shape
-            return HeadSite(seen.name, (classes, width), seen.call, seen.traced_call)
-    return None
-
-
-def _is_same(first: torch.Tensor, second: Any) -> bool:
-    if not isinstance(second, torch.Tensor):
-        return False
-    # Dropout in evaluation mode may return another tensor over the same memory.
-    return first is second or (
-        first.data_ptr() == second.data_ptr()
-        and first.shape == second.shape
-        and first.stride() == second.stride()
-        and first.dtype == second.dtype
-    )
-
-
-def _is_affine(seen: LinearCall) -> bool:
-    if seen.source.ndim != _VECTOR_DIMENSIONS:
-        return False
-    weight, bias = _parameters(seen.module)
-    expected = nn.functional.linear(seen.source.float(), weight, bias)
-    difference = (expected - seen.output.float()).abs().max()
-    tolerance = _TOLERANCE.get(seen.output.dtype, _HALF_TOLERANCE)
-    return bool(difference <= tolerance * expected.abs().max())
-
-
 @dataclass(frozen=True, slots=True)
 class _Placed:
     """A tensor, and the site at which its map is read."""
@@ -289,7 +189,7 @@ class _Placed:
     site: FeatureSite
 
 
-class Recorder(TorchFunctionMode):
+class _Recorder(TorchFunctionMode):
     """Note pooling, flattening, attention and linear calls, and the maps between modules.
 
     Fields are as in `Probe`; ``linears`` are all calls of linear modules, in order. ``entered``
@@ -350,7 +250,7 @@ class Recorder(TorchFunctionMode):
                 self._trace(source, call)
         elif is_map(result):
             self.end = self._flat = None
-        if keeps_channels_second(name, args, result, self._features):
+        if _keeps_channels_second(name, args, result, self._features):
             self._features = result
         return result
 
@@ -365,13 +265,13 @@ class Recorder(TorchFunctionMode):
         if _is_later_map(result):
             self.end = self._flat = None
         if is_image_like(source):
-            if pools_globally(call.function, source, args, kwargs, result):
+            if _pools_globally(call.function, source, args, kwargs, result):
                 site = self._site(call, source)
                 self.poolings.append(site)
                 self.end = site if is_map(source) else self.end
-            elif call.function in ADAPTIVE_POOLINGS:
+            elif call.function in _ADAPTIVE_POOLINGS:
                 self._adapted = _Placed(result, self._site(call, source))
-            elif source is self._features and flattens(call.function, source, result):
+            elif source is self._features and _flattens(call.function, source, result):
                 self._flat = _Placed(result, self._flattened(call, source))
         elif self._flat is not None and source is self._flat.tensor:
             if call.function == "linear":
@@ -382,13 +282,13 @@ class Recorder(TorchFunctionMode):
     def _note_linear(self, source: torch.Tensor, call: FunctionCall, result: torch.Tensor) -> None:
         module = self._running[-1]
         if call.function == "linear" and isinstance(module, nn.Linear):
-            own = self._module_calls[module] - 1
-            name = self._names[module]
-            self.linears.append(LinearCall(module, name, own, call.call, source.clone(), result))
+            name, own = self._names[module], self._module_calls[module] - 1
+            site = HeadSite(name, (module.out_features, module.in_features), own, call.call)
+            self.linears.append(LinearCall(module, site, source.clone(), result))
 
     def _site(self, call: FunctionCall, source: torch.Tensor) -> FeatureSite:
         module = self._running[-1]
-        name, shape = self._names[module], shape_of(source)
+        name, shape = self._names[module], _shape_of(source)
         if isinstance(module, _POOLING_MODULES):
             own = self._module_calls[module] - 1
             return FeatureSite("module_input", name, None, own, shape, call)
@@ -414,7 +314,7 @@ class Recorder(TorchFunctionMode):
             # Holding the tensor keeps its id from being given to another.
             _, indices = self._untraced.setdefault(id(value), (value, []))
             indices.append(len(self.maps))
-            self.maps.append(FeatureSite(kind, name, None, call, shape_of(value)))
+            self.maps.append(FeatureSite(kind, name, None, call, _shape_of(value)))
 
 
 def _is_later_map(value: torch.Tensor) -> bool:
@@ -422,13 +322,13 @@ def _is_later_map(value: torch.Tensor) -> bool:
     return is_map(value) and sum(side > 1 for side in value.shape[1:]) > 1
 
 
-def shape_of(value: torch.Tensor) -> tuple[int, int, int]:
+def _shape_of(value: torch.Tensor) -> tuple[int, int, int]:
     """Return (C, H, W) of a map."""
     _, channels, height, width = value.shape
     return channels, height, width
 
 
-def pools_globally(
+def _pools_globally(
     function: str,
     source: torch.Tensor,
     args: Sequence[Any],
@@ -436,7 +336,7 @@ def pools_globally(
     result: Any,
 ) -> bool:
     """Whether a call reduced all positions of each channel, and nothing else, to one value."""
-    if function not in POOLING_FUNCTIONS:
+    if function not in _POOLING_FUNCTIONS:
         return False
     if not isinstance(result, torch.Tensor) or result.shape[:2] != source.shape[:2]:
         return False
@@ -450,7 +350,7 @@ def pools_globally(
     return {dimension % source.ndim for dimension in dimensions} == _SPATIAL_DIMENSIONS
 
 
-def flattens(function: str, source: torch.Tensor, result: Any) -> bool:
+def _flattens(function: str, source: torch.Tensor, result: Any) -> bool:
     """Whether a call laid each map of more than one position of a batch out as one vector."""
     images, *sides = source.shape
     return (
@@ -461,7 +361,7 @@ def flattens(function: str, source: torch.Tensor, result: Any) -> bool:
     )
 
 
-def keeps_channels_second(
+def _keeps_channels_second(
     function: str, args: Sequence[Any], result: Any, known: torch.Tensor | None
 ) -> bool:
     """Whether the result is a map with its channels in dimension 1, made by a convolution.

@@ -23,6 +23,7 @@ from nap_stream.model.sites import (
     FunctionCall,
     FunctionInputs,
     HeadSite,
+    Take,
     Watched,
     is_compiled,
     is_image_like,
@@ -70,7 +71,7 @@ def run_forward(
     Args:
         module: In evaluation mode; eager, or under ``torch.compile``.
         site: Where the prior is read, from `choose_site`.
-        head: Its linear head, from `find_head`, or None.
+        head: its linear head, from `probe`, or None.
         pixels: The model's input, (N, 3, H, W), of its dtype and on its device.
         classes: The number of logits that it must give, K.
 
@@ -213,11 +214,18 @@ def capture(
         FeatureMapError: The model is compiled, and nothing but a hook could read this site.
     """
     captured: Captured[T] = Captured()
+
+    def keep_map(value: torch.Tensor) -> None:
+        captured.value = reduce(value)
+
+    def keep_features(value: torch.Tensor) -> None:
+        captured.features = value
+
     compiled = is_compiled(model)
     prior_reader = _attention_reader if site.kind == "cls_attention" else _map_reader
-    readers = [prior_reader(model, site, reduce, captured, compiled=compiled)]
+    readers = [prior_reader(model, site, keep_map, compiled=compiled)]
     if head is not None:
-        readers.append(_head_reader(model, head, captured, compiled=compiled))
+        readers.append(_head_reader(model, head, keep_features, compiled=compiled))
     watched = [reader for reader in readers if isinstance(reader, Watched)]
     with ExitStack() as active:
         for reader in readers:
@@ -228,18 +236,11 @@ def capture(
         yield captured
 
 
-def _map_reader(
-    model: nn.Module,
-    site: FeatureSite,
-    reduce: Callable[[torch.Tensor], T],
-    captured: Captured[T],
-    *,
-    compiled: bool,
-) -> Reader:
+def _map_reader(model: nn.Module, site: FeatureSite, keep: Take, *, compiled: bool) -> Reader:
     def take(value: Any) -> None:
         if is_image_like(value) and value.shape[1] == site.shape[0]:
             with torch.autocast(value.device.type, enabled=False):
-                captured.value = reduce(value)
+                keep(value)
 
     if site.kind == "function_input":
         return Watched(FunctionCall(str(site.function), site.call), _MAP_DIMENSIONS, take)
@@ -250,21 +251,14 @@ def _map_reader(
     return reader(module, site.call, take)
 
 
-def _attention_reader(
-    model: nn.Module,
-    site: FeatureSite,
-    reduce: Callable[[torch.Tensor], T],
-    captured: Captured[T],
-    *,
-    compiled: bool,
-) -> Reader:
+def _attention_reader(model: nn.Module, site: FeatureSite, keep: Take, *, compiled: bool) -> Reader:
     attention = submodule(model, site.module)
     assert isinstance(attention, nn.MultiheadAttention)
     weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
 
     def take(tokens: torch.Tensor) -> None:
         with torch.autocast(tokens.device.type, enabled=False):
-            captured.value = reduce(cls_attention(tokens, weight, bias, heads))
+            keep(cls_attention(tokens, weight, bias, heads))
 
     def take_turned(tokens: torch.Tensor) -> None:
         take(tokens.transpose(0, 1))
@@ -277,12 +271,10 @@ def _attention_reader(
     return module_input(attention, site.call, taking, "query")
 
 
-def _head_reader(
-    model: nn.Module, head: HeadSite, captured: Captured[Any], *, compiled: bool
-) -> Reader:
+def _head_reader(model: nn.Module, head: HeadSite, keep: Take, *, compiled: bool) -> Reader:
     def take(value: Any) -> None:
         if isinstance(value, torch.Tensor) and value.shape[1:] == (head.shape[1],):
-            captured.features = value.detach().to(torch.float32, copy=True)
+            keep(value.detach().to(torch.float32, copy=True))
 
     if compiled:
         return Watched(FunctionCall("linear", head.traced_call), _MATRIX_DIMENSIONS, take)

@@ -59,41 +59,24 @@ class LoadedModel:
     feature_site: FeatureSite
     head: HeadSite | None
 
-    @property
-    def weights_fingerprint(self) -> str:
-        """`weights_of` the module: hashed when asked, for only calibration asks."""
-        return weights_of(self.module)
-
     def forward(self, batch: torch.Tensor) -> Forward:
-        """Run the model once on a uint8 batch (N, 3, H, W) of its input size.
+        """Run the model once on a batch (N, 3, H, W) of its input size.
+
+        Args:
+            batch: uint8 pixels, which are normalised; or floating-point, what the model takes.
 
         Raises:
             ModelError: See `run_forward`.
             FeatureMapError: See `run_forward`.
         """
-        return self.forward_input(self.normalise(batch))
-
-    def forward_input(self, images: torch.Tensor) -> Forward:
-        """Run the model once on what it takes itself, floating-point (N, 3, H, W).
-
-        Raises:
-            ModelError: See `run_forward`.
-            FeatureMapError: See `run_forward`.
-        """
-        return run_forward(
-            self.module,
-            self.feature_site,
-            self.head,
-            images.to(self.device, _input_dtype(self.module)),
-            classes=len(self.class_names),
-        )
+        images = batch if batch.is_floating_point() else self.normalise(batch)
+        images = images.to(self.device, _input_dtype(self.module))
+        site, classes = self.feature_site, len(self.class_names)
+        return run_forward(self.module, site, self.head, images, classes=classes)
 
 
 class OnePassScorer:
     """Score batches with one forward pass each. For one thread at a time.
-
-    The model computes exactly what it would without the scorer, and keeps no hook between
-    calls.
 
     Args:
         loaded: The model, from `load_model`.
@@ -118,9 +101,8 @@ class OnePassScorer:
 
         Raises:
             ValueError: The batch has another dtype or shape.
-            ModelError: The model is in training mode, or returned something other than logits
-                (N, classes).
-            FeatureMapError: The forward pass did not reach the feature map.
+            ModelError: See `run_forward`.
+            FeatureMapError: See `run_forward`.
         """
         if batch.dtype != torch.uint8 or batch.shape[1:] != (3, *self._size):
             raise ValueError(
@@ -149,10 +131,10 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
             there are names.
         FeatureMapError: The pre-pooling map was not found.
     """
-    with importable(settings.python_path):
-        module = build_module(settings)
+    with _importable(settings.python_path):
+        module = _build_module(settings)
         if settings.weights is not None:
-            load_weights(unwrapped(module), settings.weights)
+            _load_weights(unwrapped(module), settings.weights)
         module = module.eval().requires_grad_(requires_grad=False)
         identity = fingerprint(settings, _state(module))
         module = module.to(device)
@@ -237,7 +219,7 @@ def _probe(
         return probe(module, normalise(pixels.to(torch.uint8).reshape(shape)))
     except Exception as error:
         raise ModelError(
-            f"the model fails on an input of shape {shape} ({describe(error)})",
+            f"the model fails on an input of shape {shape} ({_described(error)})",
             where,
             "Check that model.preprocessing.crop is the input size it was made for",
         ) from error
@@ -250,7 +232,7 @@ def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
         try:
             text = settings.class_names_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"the file cannot be read ({describe(error)})", where) from error
+            raise ModelError(f"the file cannot be read ({_described(error)})", where) from error
         names = tuple(line.strip() for line in text.rstrip().splitlines())
     if names is None:
         return tuple(str(number) for number in range(classes))
@@ -324,12 +306,8 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def build_module(settings: ModelSettings) -> nn.Module:
-    """Import the factory and call it with its keyword arguments.
-
-    Raises:
-        ModelError: It does not import, is not callable, raises, or returns no module.
-    """
+def _build_module(settings: ModelSettings) -> nn.Module:
+    """Import the factory and call it with its keyword arguments."""
     where = f"model.factory = {settings.factory!r}"
     factory = _import_factory(settings.factory, where)
     try:
@@ -337,7 +315,7 @@ def build_module(settings: ModelSettings) -> nn.Module:
     except Exception as error:
         given = ", ".join(settings.kwargs) or "none"
         raise ModelError(
-            f"the factory raised {describe(error)} (arguments given: {given})",
+            f"the factory raised {_described(error)} (arguments given: {given})",
             where,
             "Check model.kwargs",
         ) from error
@@ -351,7 +329,7 @@ def build_module(settings: ModelSettings) -> nn.Module:
 
 
 @contextmanager
-def importable(folders: Sequence[Path]) -> Iterator[None]:
+def _importable(folders: Sequence[Path]) -> Iterator[None]:
     """Put folders first on ``sys.path``, as Python does with a script's own folder."""
     added = [str(folder.resolve()) for folder in folders]
     sys.path[:0] = added
@@ -362,7 +340,7 @@ def importable(folders: Sequence[Path]) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def describe(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """Name an error in one line: its type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
@@ -374,7 +352,7 @@ def _import_factory(name: str, where: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
-            f"{module_name} cannot be imported ({describe(error)})",
+            f"{module_name} cannot be imported ({_described(error)})",
             where,
             "Install it, or name its folder in model.python_path",
         ) from error
@@ -393,17 +371,11 @@ def _import_factory(name: str, where: str) -> Any:
     return factory
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def _load_weights(module: nn.Module, path: Path) -> None:
     """Load a state dict into a module on the CPU; every name and shape must fit.
 
-    Batch counters of normalisation layers may be missing, as in files of old torch versions.
-
-    Args:
-        module: Changed in place.
-        path: A .safetensors file, or a torch file of a state dict (read with weights_only).
-
-    Raises:
-        ModelError: The file is missing, cannot be read, or does not fit the module.
+    Batch counters of normalisation layers may be missing, as in files of old torch versions. The
+    file is a .safetensors file, or a torch file of a state dict (read with weights_only).
     """
     where = f"model.weights = {path}"
     state = _read_state(path)
@@ -412,7 +384,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
     try:
         unmatched = module.load_state_dict(fitting, strict=False)
     except Exception as error:
-        raise ModelError(f"the weights cannot be loaded ({describe(error)})", where) from error
+        raise ModelError(f"the weights cannot be loaded ({_described(error)})", where) from error
     complaints = [
         _listing("missing", [name for name in unmatched.missing_keys if name not in misshapen]),
         _listing("unexpected", unmatched.unexpected_keys),
@@ -438,7 +410,7 @@ def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
         )
     except Exception as error:
         raise ModelError(
-            f"the file cannot be read as weights ({describe(error)})",
+            f"the file cannot be read as weights ({_described(error)})",
             where,
             "Expected a .safetensors file, or a state dict saved with torch.save",
         ) from error

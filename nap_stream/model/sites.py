@@ -7,19 +7,26 @@ module, or by watching a torch function: hooks are not called in modules under `
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from nap_stream.errors import ModelError
+
 Take = Callable[[Any], None]
 
 _MAP_DIMENSIONS = 4
 _TOKEN_DIMENSIONS = 3
+_VECTOR_DIMENSIONS = 2
 _FEWEST_TOKENS = 3
 _MASKS = ("key_padding_mask", "attn_mask")
 _WRAPPED = "_orig_mod"
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_HALF_TOLERANCE = 3e-2
+"""Largest difference from weight @ features + bias, as a part of the largest logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,37 +166,27 @@ def first_argument(
 @contextmanager
 def module_input(module: nn.Module, call: int, take: Take, name: str = "input") -> Iterator[None]:
     """Give ``take`` the first argument of one call of a module, counted from 0."""
-    calls = 0
+    calls = count()
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal calls
-        if calls == call:
+        if next(calls) == call:
             take(first_argument(args, kwargs, name))
-        calls += 1
 
-    handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(before, with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def module_output(module: nn.Module, call: int, take: Take) -> Iterator[None]:
     """Give ``take`` the output of one call of a module, counted from 0."""
-    calls = 0
+    calls = count()
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        nonlocal calls
-        if calls == call:
+        if next(calls) == call:
             take(output)
-        calls += 1
 
-    handle = module.register_forward_hook(after)
-    try:
+    with module.register_forward_hook(after):
         yield
-    finally:
-        handle.remove()
 
 
 @dataclass(slots=True)
@@ -236,6 +233,81 @@ class FunctionInputs(TorchFunctionMode):
                 watched.calls += 1
 
 
+def head_parameters(model: nn.Module, head: HeadSite) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return copies of the head's weight (classes, D) and bias (classes,), on its device.
+
+    Float32; zeros for a layer without a bias.
+
+    Raises:
+        ModelError: The model has no such linear module.
+    """
+    try:
+        module = submodule(model, head.module)
+    except AttributeError:
+        module = None
+    if not isinstance(module, nn.Linear) or tuple(module.weight.shape) != head.shape:
+        raise ModelError(
+            f"the model has no linear module of shape {head.shape} there",
+            f"head {head.module!r}",
+            "Use the head that was found on this very model",
+        )
+    return _parameters(module)
+
+
+def _parameters(linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = linear.weight.detach().to(torch.float32, copy=True)
+    # The annotation in torch leaves out that bias=False registers None.
+    bias: torch.Tensor | None = linear.bias
+    if bias is None:
+        return weight, torch.zeros(len(weight), device=weight.device)
+    return weight, bias.detach().to(torch.float32, copy=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearCall:
+    """A call of ``linear`` by an ``nn.Linear``: what went in, as a copy, and what came out."""
+
+    module: nn.Linear
+    site: HeadSite
+    source: torch.Tensor
+    output: torch.Tensor
+
+
+def find_head(linears: Sequence[LinearCall], output: Any) -> HeadSite | None:
+    """Find the linear module whose output is the model's, from one forward pass.
+
+    The tensor must be the same, and still hold weight @ features + bias: a later in-place
+    operation, or a subclass that computes something else, is no linear head. ``linears`` are the
+    calls of the pass, in order, and ``output`` what the model returned.
+    """
+    for seen in reversed(linears):
+        if _is_same(seen.output, output) and _is_affine(seen):
+            return seen.site
+    return None
+
+
+def _is_same(first: torch.Tensor, second: Any) -> bool:
+    if not isinstance(second, torch.Tensor):
+        return False
+    # Dropout in evaluation mode may return another tensor over the same memory.
+    return first is second or (
+        first.data_ptr() == second.data_ptr()
+        and first.shape == second.shape
+        and first.stride() == second.stride()
+        and first.dtype == second.dtype
+    )
+
+
+def _is_affine(seen: LinearCall) -> bool:
+    if seen.source.ndim != _VECTOR_DIMENSIONS:
+        return False
+    weight, bias = _parameters(seen.module)
+    expected = nn.functional.linear(seen.source.float(), weight, bias)
+    difference = (expected - seen.output.float()).abs().max()
+    tolerance = _TOLERANCE.get(seen.output.dtype, _HALF_TOLERANCE)
+    return bool(difference <= tolerance * expected.abs().max())
+
+
 def attention_site(
     module: nn.MultiheadAttention,
     name: str,
@@ -246,14 +318,8 @@ def attention_site(
     """Return the site of a call of an attention module, if its CLS row can be computed.
 
     That takes unmasked self-attention over three tokens or more, whose query and key are
-    projections of the same tokens.
-
-    Args:
-        module: What is called.
-        name: Its dotted name.
-        calls: The number of this call, of the module and of ``multi_head_attention_forward``.
-        args: Of the call.
-        kwargs: Of the call.
+    projections of the same tokens. ``name`` is the module's; ``calls`` are the numbers of this
+    call, of the module's and of those of ``multi_head_attention_forward``.
     """
     query = first_argument(args, kwargs, "query")
     key = args[1] if len(args) > 1 else kwargs.get("key")
@@ -271,14 +337,9 @@ def attention_site(
     if tokens < _FEWEST_TOKENS:
         return None
     own, traced = calls
-    return FeatureSite(
-        "cls_attention",
-        name,
-        None,
-        own,
-        (module.num_heads, 1, tokens - 1),
-        FunctionCall("multi_head_attention_forward", traced),
-    )
+    shape = (module.num_heads, 1, tokens - 1)
+    function = FunctionCall("multi_head_attention_forward", traced)
+    return FeatureSite("cls_attention", name, None, own, shape, function)
 
 
 def cls_alone_decides(
@@ -314,20 +375,15 @@ def cls_alone_decides(
 
 @contextmanager
 def _changed_tokens(attention: nn.MultiheadAttention, call: int, changed: slice) -> Iterator[None]:
-    calls = 0
+    calls = count()
 
     def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls - 1 != call:
+        if next(calls) != call:
             return None
         tokens = output[0].clone()
         part = tokens[:, changed] if attention.batch_first else tokens[changed]
         part.mul_(-3).add_(1)
         return tokens, output[1]
 
-    handle = attention.register_forward_hook(after)
-    try:
+    with attention.register_forward_hook(after):
         yield
-    finally:
-        handle.remove()

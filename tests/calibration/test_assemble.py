@@ -14,7 +14,7 @@ from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError
-from nap_stream.model.load import LoadedModel
+from nap_stream.model.load import LoadedModel, weights_of
 from tests.support.small_settings import load_small
 
 NAMES = ("cat", "dog", "owl")
@@ -104,7 +104,7 @@ def test_scores_values_and_facts_are_those_of_the_parts() -> None:
     assert document.created_ms == 7
     assert document.mean_confidence == pytest.approx(float(values["msp"].mean()))
     assert document.model.fingerprint == loaded.fingerprint
-    assert document.model.weights_fingerprint == loaded.weights_fingerprint
+    assert document.model.weights_fingerprint == weights_of(loaded.module)
     assert document.model.class_names == NAMES
     assert (document.model.feature_site, document.model.head) == (loaded.feature_site, loaded.head)
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from benchmarks.torchvision_models import classifiers, find
 from nap_stream.core.prior import attention_prior, nap
-from nap_stream.model.find import choose_site, head_parameters, probe
+from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import capture, run_forward
+from nap_stream.model.sites import head_parameters
 from tests.model.families import CLASSES, FAMILIES, Family, images
 
 

@@ -4,9 +4,9 @@ from torch import nn
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.find import choose_site, head_parameters, probe
+from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import capture
-from nap_stream.model.sites import FeatureSite, HeadSite
+from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters
 from tests.support.small_models import SIZE, by_name
 
 
