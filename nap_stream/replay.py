@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from nap_stream.alert.base import AlertEvent
-from nap_stream.alert.event import alert_event, gap_event
+from nap_stream.alert.event import AlertEvent, alert_event, gap_event
 from nap_stream.clock import ManualClock
 from nap_stream.core.tails import EDGES
 from nap_stream.drift.detectors import detection_plan

@@ -1,6 +1,6 @@
 """Text from outside made safe to show, and numbers and times as a person reads them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 MAX_FIELD = 1_000
@@ -8,6 +8,10 @@ MAX_FIELD = 1_000
 MAX_NAME = 200
 """Characters of a name that an event holds: of a key, which has no more anyway, or of a class."""
 _LARGEST_IN_FULL = 1e15
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_EARLIEST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_LATEST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 _SECONDS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -50,6 +54,15 @@ def number(value: Any) -> str:
     if value == 0 or 1 <= abs(value) < _LARGEST_IN_FULL:
         return f"{value:,.0f}"
     return f"{value:.3g}" if isinstance(value, float) else plain(value)
+
+
+def rfc3339(time_ms: int) -> str:
+    """Write milliseconds since the epoch as RFC 3339 in UTC, as in 2026-01-31T12:00:00.000Z.
+
+    A time that has no such form is the nearest that has: event times come from outside.
+    """
+    found = _EPOCH + min(max(time_ms, _EARLIEST_MS), _LATEST_MS) * _MILLISECOND
+    return found.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def moment(text: Any) -> str:

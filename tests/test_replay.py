@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
 from nap_stream.monitor.checkpoint import CheckpointStore

@@ -1,20 +1,20 @@
-"""From what the monitor decided to an alert: a CloudEvents 1.0 event in JSON.
+"""Alerts as CloudEvents 1.0 events in JSON: of what the drift monitor decided, and of gaps.
 
-The event is a function of the decision, the plan and the calibration alone, so that computing it
-again gives the same id, time and data. `alert_schema` is the JSON Schema that every event fulfils.
-
-From a declared gap to an alert: a CloudEvents 1.0 event in JSON.
-
-The event is a function of the gap and of the monitor that tells of it, so that computing it again
-gives the same id and data, and two monitors with one alert topic have each their own.
-It has no time: neither offsets that are gone nor their segment's summary have one. The alert's
-timestamp in Kafka says when it was sent. `gap_schema` is the JSON Schema that every event fulfils.
+An event is a function of the decision, the plan and the calibration alone, or of the gap and the
+monitor that tells of it. So computing it again gives the same id, time and data, and two monitors
+with one alert topic have each their own. The JSON Schemas that all of them fulfil stand beside this
+module.
 """
 
+import hashlib
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
+from urllib.parse import quote
 
-from nap_stream.alert.base import AlertEvent, cloud_event, read_schema, rfc3339
 from nap_stream.alert.words import detector_words, direction, promise_words, shift_words, summary
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS
 from nap_stream.core.detection import DetectionPlan
@@ -27,11 +27,37 @@ from nap_stream.drift.records import (
 )
 from nap_stream.records import Example, SegmentSummary
 from nap_stream.settings.schema import DriftSettings, Settings
-from nap_stream.text import bounded
+from nap_stream.text import bounded, rfc3339
 
 DATA_SCHEMA = "urn:nap-stream:alert:3"
 """Names the version of ``data``. A change that a reader must know of makes a new one."""
 TYPE_PREFIX = "io.nap-stream.drift."
+GAP_SCHEMA = "urn:nap-stream:gap:1"
+"""Names the version of ``data``. A change that a reader must know of makes a new one."""
+GAP_TYPE = "io.nap-stream.gap"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertEvent:
+    """A CloudEvents 1.0 event, ready to send.
+
+    ``key`` names the monitor; after a "/" comes the key of images where it is one's alert, or
+    "gap/" and the partition where offsets are missing. Alerts of one key are delivered in order.
+    ``event`` is the JSON tree of the whole event: context attributes and data.
+    """
+
+    key: str
+    event: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The event's id: the same whenever the same alert is computed again."""
+        return str(self.event["id"])
+
+    @property
+    def state(self) -> str:
+        """The last part of the event's type: firing, resolved or gap."""
+        return str(self.event["type"]).rsplit(".", maxsplit=1)[-1]
 
 
 def alert_event(
@@ -102,9 +128,90 @@ def alert_event(
     return AlertEvent(monitor if alert.key is None else f"{monitor}/{alert.key}", event)
 
 
+def gap_event(found: SegmentSummary, settings: Settings, version: str) -> AlertEvent:
+    """Make the alert of a gap that the log declares.
+
+    It has no time: neither offsets that are gone nor their segment's summary have one. The alert's
+    timestamp in Kafka says when it was sent.
+
+    Args:
+        found: Of a segment with a gap.
+        settings: Name the monitor and the topic.
+        version: The program's.
+
+    Raises:
+        ValueError: The segment declares no gap.
+    """
+    if found.gap is None:
+        raise ValueError("only a declared gap makes an alert")
+    monitor, place = settings.alerts.monitor, found.partition
+    data = {
+        "monitor": monitor,
+        "topic": place.topic,
+        "partition": place.partition,
+        "base_offset": found.base_offset,
+        "end_offset": found.end_offset,
+        "offsets": found.end_offset - found.base_offset,
+        "reason": found.gap,
+        "segment": found.path,
+        "version": version,
+    }
+    offsets = (found.base_offset, found.end_offset)
+    event = cloud_event(
+        data,
+        settings,
+        kind=GAP_TYPE,
+        schema=GAP_SCHEMA,
+        identity=[GAP_TYPE, monitor, place.topic, place.partition, *offsets],
+        subject=place.topic,
+    )
+    # In a compacted topic a gap must not take the place of the monitor's last drift alert.
+    return AlertEvent(f"{monitor}/gap/{place.partition}", event)
+
+
 def alert_schema() -> dict[str, Any]:
     """Read the JSON Schema (draft 2020-12) of drift alerts."""
-    return read_schema("alert.schema.json")
+    return _read_schema("alert.schema.json")
+
+
+def gap_schema() -> dict[str, Any]:
+    """Read the JSON Schema (draft 2020-12) of gap alerts."""
+    return _read_schema("gap.schema.json")
+
+
+def cloud_event(
+    data: Mapping[str, Any],
+    settings: Settings,
+    *,
+    kind: str,
+    schema: str,
+    identity: Sequence[str | float | None],
+    subject: str,
+    time_ms: int | None = None,
+) -> dict[str, Any]:
+    """Put data into an envelope.
+
+    Args:
+        data: A JSON tree.
+        settings: Name the monitor and the topic of images.
+        kind: The event's type.
+        schema: Names the schema of the data and its version.
+        identity: What makes the event another one; its id is the digest of it.
+        subject: What it is about.
+        time_ms: When that was, in milliseconds since the epoch; null where it has no time.
+    """
+    topic, monitor = (quote(n, safe="") for n in (settings.kafka.topic, settings.alerts.monitor))
+    return {
+        "specversion": "1.0",
+        "id": hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
+        "source": f"/nap-stream/{topic}/{monitor}",
+        "type": kind,
+        "subject": subject,
+        **({} if time_ms is None else {"time": rfc3339(time_ms)}),
+        "datacontenttype": "application/json",
+        "dataschema": schema,
+        "data": data,
+    }
 
 
 def _state(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
@@ -125,14 +232,23 @@ def _state(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
 
 
 def _evidence(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
-    since = alert.since
+    since, window, limit = alert.since, alert.window, alert.firing_limit
     return {
         "since_onset": {
             "start": rfc3339(since.start_ms),
             "records": since.records,
             "flagged": since.hits,
         },
-        "window": _window(alert),
+        "window": {
+            "start": rfc3339(window.start_ms),
+            "end": rfc3339(window.end_ms),
+            "records": window.records,
+            "flagged": window.flagged,
+            "fraction": window.fraction,
+            "firing_limit": limit,
+            "bound": None if limit is None else limit / window.records,
+            "resolve_limit": alert.resolve_limit,
+        },
         "detectors": [_detector(reading, alert, plan) for reading in alert.readings],
         "score_shift": None if alert.tail is None else _shift(alert.tail, alert.time_ms),
         "contributors": {
@@ -144,22 +260,6 @@ def _evidence(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
             for r in alert.offsets
         ],
         "examples": [_example(example) for example in alert.examples],
-    }
-
-
-def _window(alert: DriftAlert) -> dict[str, Any] | None:
-    window, limit = alert.window, alert.firing_limit
-    if window is None:
-        return None
-    return {
-        "start": rfc3339(window.start_ms),
-        "end": rfc3339(window.end_ms),
-        "records": window.records,
-        "flagged": window.flagged,
-        "fraction": window.fraction,
-        "firing_limit": limit,
-        "bound": None if limit is None else limit / window.records,
-        "resolve_limit": alert.resolve_limit,
     }
 
 
@@ -214,49 +314,7 @@ def _finite(value: float) -> float:
     return min(value, sys.float_info.max)
 
 
-GAP_SCHEMA = "urn:nap-stream:gap:1"
-"""Names the version of ``data``. A change that a reader must know of makes a new one."""
-GAP_TYPE = "io.nap-stream.gap"
-
-
-def gap_event(summary: SegmentSummary, settings: Settings, version: str) -> AlertEvent:
-    """Make the alert of a gap that the log declares.
-
-    Args:
-        summary: Of a segment with a gap.
-        settings: Name the monitor and the topic.
-        version: The program's.
-
-    Raises:
-        ValueError: The segment declares no gap.
-    """
-    if summary.gap is None:
-        raise ValueError("only a declared gap makes an alert")
-    monitor, place = settings.alerts.monitor, summary.partition
-    offsets = (summary.base_offset, summary.end_offset)
-    data = {
-        "monitor": monitor,
-        "topic": place.topic,
-        "partition": place.partition,
-        "base_offset": summary.base_offset,
-        "end_offset": summary.end_offset,
-        "offsets": summary.end_offset - summary.base_offset,
-        "reason": summary.gap,
-        "segment": summary.path,
-        "version": version,
-    }
-    event = cloud_event(
-        data,
-        settings,
-        kind=GAP_TYPE,
-        schema=GAP_SCHEMA,
-        identity=[GAP_TYPE, monitor, place.topic, place.partition, *offsets],
-        subject=place.topic,
-    )
-    # In a compacted topic a gap must not take the place of the monitor's last drift alert.
-    return AlertEvent(f"{monitor}/gap/{place.partition}", event)
-
-
-def gap_schema() -> dict[str, Any]:
-    """Read the JSON Schema (draft 2020-12) of gap alerts."""
-    return read_schema("gap.schema.json")
+def _read_schema(name: str) -> dict[str, Any]:
+    text = files("nap_stream.alert").joinpath(name).read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema

@@ -12,7 +12,7 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, errors
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import (
     AlertRefusedError,

@@ -1,13 +1,11 @@
-"""Alerts in the program's own log.
-
-Opens the sinks that the settings name.
-"""
+"""Where alerts go: what every sink does, the one that writes to the log, and how all are opened."""
 
 from contextlib import suppress
+from typing import Protocol
 
 import structlog
 
-from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import Clock
@@ -15,6 +13,40 @@ from nap_stream.settings.schema import Settings
 
 FIELDS = ("severity", "reason", "topic", "key", "summary", "onset", "runbook_url")
 """What a line shows of an event's data, where the event has it."""
+
+
+class AlertSink(Protocol):
+    """Where alerts are delivered. One thread publishes at a time; any may close."""
+
+    @property
+    def name(self) -> str:
+        """What logs, metrics and `failure` call it: kafka, log, webhook, memory."""
+        ...
+
+    def publish(self, alert: AlertEvent) -> None:
+        """Deliver an alert, in order, and return when it is delivered.
+
+        Raises:
+            BrokerError: Kafka did not take it.
+            AlertRefusedError: The destination will never take this one.
+            AlertDeliveryError: Another destination did not take it.
+        """
+        ...
+
+    def delivered(self) -> frozenset[str]:
+        """Ids of the events that the destination has lately received.
+
+        They let a coordinator that stands in for another neither repeat nor forget. Empty where
+        the destination cannot tell.
+
+        Raises:
+            BrokerError: Kafka could not be asked.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections. Safe to call twice."""
+        ...
 
 
 class LogAlertSink:

@@ -1,112 +1,46 @@
-"""What an HTTP endpoint answers, read with care: it comes from outside.
+"""Alerts to an HTTP endpoint with the shape of Alertmanager's ``POST /api/v2/alerts``.
 
-Alerts to an HTTP endpoint with the shape of Alertmanager's ``POST /api/v2/alerts``.
+Alertmanager knows an alert by its labels alone: whatever is sent with the same labels is the same
+alert, and ends at its newest ``endsAt``. So all that may change while an alert fires is an
+annotation, but for one label: ``severity``, because routes choose by it whom to wake. An alert
+that escalates is to Alertmanager another one, and the former would go on firing until its
+``endsAt``, hours later. The event that tells of the change names the severity before, and makes
+two alerts: the former, ended, and then the new one. They go in one request, which is sent again
+until it is taken, so neither can be lost alone.
+
+Every gap in the log is an alert of its own: its partition and base offset are labels too.
+
+Times: ``startsAt`` and ``endsAt`` of what is over are never in the future, where an event time
+ahead of the clock would keep an alert firing, and ``endsAt`` is never before ``startsAt``, which
+Alertmanager refuses. A firing alert ends two repeat intervals from now unless it is repeated:
+without any ``endsAt`` Alertmanager would end it after five minutes, and what ends by itself does
+not outlive a monitor that has died. Repeats come in event time: a stream that stands still for
+longer than that lets its alert end.
+
+What the endpoint answers comes from outside, and may quote the secrets that it was sent. It is
+shown only where none of them is in it.
 """
 
 import html
 import json
 import re
 import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import ClassVar
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import urllib3
 from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, SSLError
 
-from nap_stream.alert.base import AlertEvent
-from nap_stream.alert.render import alertmanager_alerts
+from nap_stream.alert.event import GAP_TYPE, AlertEvent
+from nap_stream.alert.render import mapping, render_lines
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings.schema import AlertSettings, WebhookSettings
-from nap_stream.text import one_line
-
-MAX_ANSWER_BYTES = 4 * 2**10
-SHOWN_ANSWER = 200
-"""Characters that an error shows."""
-TELLING_PIECE = 12
-"""So many characters in a row of a secret, or all of a shorter one, are taken for the secret."""
-NOT_SHOWN = "[not shown: it holds a secret]"
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
-"""Of JSON and of Python's repr."""
-_INVISIBLE = re.compile(r"[^!-~]+")
-
-
-def beginning(response: BaseHTTPResponse, deadline: Deadline) -> bytes:
-    """Read the first 4 KiB of a body; nothing where they do not come by the deadline."""
-    answer = b""
-    try:
-        while len(answer) < MAX_ANSWER_BYTES:
-            part = response.read1(MAX_ANSWER_BYTES - len(answer), decode_content=False)
-            if not part:
-                break
-            answer += part
-            # A part alone could end within a secret, and so show what is hidden when it is whole.
-            if deadline.expired():
-                return b""
-    except HTTPError:
-        return b""
-    return answer
-
-
-def shown(answer: bytes, *secrets: str | None) -> str:
-    """The first 200 printable characters on one line; none of them where a secret is told.
-
-    Args:
-        answer: Perhaps cut, and perhaps with a secret: whole or a piece of it, as it is, or
-            escaped as in JSON, a repr, an address or HTML.
-        secrets: Of visible ASCII characters. None and empty ones count for nothing.
-    """
-    text = answer.decode(errors="replace")
-    if any(_tells(text, secret) for secret in secrets if secret):
-        return NOT_SHOWN
-    return " ".join(one_line(text).split())[:SHOWN_ANSWER]
-
-
-def _tells(text: str, secret: str) -> bool:
-    size = min(len(secret), TELLING_PIECE)
-    pieces = _pieces(secret, size)
-    return any(not pieces.isdisjoint(_pieces(reading, size)) for reading in _readings(text))
-
-
-def _pieces(text: str, size: int) -> set[str]:
-    return {text[start : start + size] for start in range(len(text) - size + 1)}
-
-
-def _readings(text: str) -> set[str]:
-    """The visible ASCII of a text as it is, and with one or two layers of escapes undone."""
-    readings = {_INVISIBLE.sub("", text)}
-    for _ in range(2):
-        readings |= {
-            _INVISIBLE.sub("", undone(reading))
-            for reading in readings
-            for undone in (_unescaped, unquote, html.unescape)
-        }
-    return readings
-
-
-def _unescaped(text: str) -> str:
-    return _ESCAPE.sub(lambda m: m[3] or chr(int(m[1] or m[2], 16)), text)
-
-
-def retry_after_s(value: str | None, now_ms: int) -> float | None:
-    """Seconds that a ``Retry-After`` asks to wait, not negative; None where it asks nothing.
-
-    Args:
-        value: The header's: seconds or a date.
-        now_ms: Milliseconds since the epoch.
-    """
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        moment_s = parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    return max(0.0, moment_s - now_ms / 1000)
-
+from nap_stream.text import one_line, plain, rfc3339
 
 PAUSE_INITIAL_S = 0.5
 PAUSE_MAX_S = 30.0
@@ -125,6 +59,22 @@ _HINTS = {
     405: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
     410: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
 }
+DRIFT_NAME = "NapStreamDrift"
+GAP_NAME = "NapStreamGap"
+DEFAULT_SEVERITY = "warning"
+MAX_DESCRIPTION = 3_000
+"""Characters: Slack, behind Alertmanager, cuts a text at about so many."""
+_ANNOTATIONS = ("reason", "onset", "segment")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_ANSWER_BYTES = 4 * 2**10
+SHOWN_ANSWER = 200
+"""Characters that an error shows."""
+TELLING_PIECE = 12
+"""So many characters in a row of a secret, or all of a shorter one, are taken for the secret."""
+NOT_SHOWN = "[not shown: it holds a secret]"
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
+"""Of JSON and of Python's repr."""
+_INVISIBLE = re.compile(r"[^!-~]+")
 
 
 class _TryAgainError(AlertDeliveryError):
@@ -281,3 +231,167 @@ def _trust(webhook: WebhookSettings) -> ssl.SSLContext | None:
         raise ConfigError(
             f"the certificates cannot be read: {error}", f"alerts.webhook.ca_file {webhook.ca_file}"
         ) from error
+
+
+def alertmanager_alerts(
+    alert: AlertEvent, settings: AlertSettings, now_ms: int
+) -> list[dict[str, Any]]:
+    """Make the request's list: the alert, and before it the one whose severity it leaves.
+
+    Args:
+        alert: Of drift or of a gap; what its data lack is left out.
+        settings: Give labels, links and the repeat interval.
+        now_ms: Milliseconds since the epoch.
+    """
+    event = alert.event
+    data = mapping(event.get("data"))
+    severity = str(data.get("severity") or DEFAULT_SEVERITY)
+    previous = str(data.get("previous_severity") or severity)
+    start_ms = min(_time_ms(data.get("firing_since"), now_ms), now_ms)
+    if alert.state == "resolved":
+        end_ms = max(start_ms, min(_time_ms(event.get("time"), now_ms), now_ms))
+    else:
+        end_ms = now_ms + round(2_000 * settings.repeat_interval_s)
+    former = [(previous, now_ms)] if previous != severity else []
+    shown = _annotations(alert, data, settings)
+    url = data.get("dashboard_url") or settings.dashboard_url
+    return [
+        {
+            "labels": _labels(alert, data, settings, level),
+            "annotations": shown,
+            "startsAt": rfc3339(start_ms),
+            "endsAt": rfc3339(end),
+        }
+        | ({"generatorURL": str(url)} if url else {})
+        for level, end in (*former, (severity, end_ms))
+    ]
+
+
+def _labels(
+    alert: AlertEvent, data: Mapping[str, Any], settings: AlertSettings, severity: str
+) -> dict[str, str]:
+    is_gap = alert.event.get("type") == GAP_TYPE
+    own = {
+        "alertname": GAP_NAME if is_gap else DRIFT_NAME,
+        "monitor": data.get("monitor") or alert.key,
+        "topic": data.get("topic"),
+        "severity": severity,
+    }
+    if is_gap:
+        own |= {name: data.get(name) for name in ("partition", "base_offset")}
+    if (key := data.get("key")) is not None:
+        # Alertmanager drops empty labels, and would take this for the alert of the whole stream.
+        own["key"] = key or '""'
+    return settings.labels | {name: str(value) for name, value in own.items() if value is not None}
+
+
+def _annotations(
+    alert: AlertEvent, data: Mapping[str, Any], settings: AlertSettings
+) -> dict[str, str]:
+    summary = data.get("summary") or _summary(alert, data)
+    lines = [line.removeprefix("  ") for line in render_lines(alert.event)[1:]]
+    text = "\n".join(line for line in lines if line != plain(summary))
+    shown = {
+        "summary": summary,
+        "description": text[:MAX_DESCRIPTION],
+        "id": alert.id,
+        "runbook_url": data.get("runbook_url") or settings.runbook_url,
+        "dashboard_url": data.get("dashboard_url") or settings.dashboard_url,
+        **{name: data.get(name) for name in _ANNOTATIONS},
+    }
+    return {name: str(value) for name, value in shown.items() if value is not None}
+
+
+def _summary(alert: AlertEvent, data: Mapping[str, Any]) -> str:
+    if alert.event.get("type") != GAP_TYPE:
+        return f"{alert.key}: {alert.state}"
+    partition, start, end = (
+        data.get(name, "?") for name in ("partition", "base_offset", "end_offset")
+    )
+    return (
+        f"Topic {data.get('topic', '?')}: partition {partition} offsets [{start}, {end}) are not "
+        "in the log"
+    )
+
+
+def _time_ms(text: Any, otherwise_ms: int) -> int:
+    """A time in RFC 3339 as milliseconds since the epoch."""
+    try:
+        return (datetime.fromisoformat(str(text)) - _EPOCH) // timedelta(milliseconds=1)
+    except (ValueError, TypeError):
+        return otherwise_ms
+
+
+def beginning(response: BaseHTTPResponse, deadline: Deadline) -> bytes:
+    """Read the first 4 KiB of a body; nothing where they do not come by the deadline."""
+    answer = b""
+    try:
+        while len(answer) < MAX_ANSWER_BYTES:
+            part = response.read1(MAX_ANSWER_BYTES - len(answer), decode_content=False)
+            if not part:
+                break
+            answer += part
+            # A part alone could end within a secret, and so show what is hidden when it is whole.
+            if deadline.expired():
+                return b""
+    except HTTPError:
+        return b""
+    return answer
+
+
+def shown(answer: bytes, *secrets: str | None) -> str:
+    """The first 200 printable characters on one line; none of them where a secret is told.
+
+    Args:
+        answer: Perhaps cut, and perhaps with a secret: whole or a piece of it, as it is, or
+            escaped as in JSON, a repr, an address or HTML.
+        secrets: Of visible ASCII characters. None and empty ones count for nothing.
+    """
+    text = answer.decode(errors="replace")
+    if any(_tells(text, secret) for secret in secrets if secret):
+        return NOT_SHOWN
+    return " ".join(one_line(text).split())[:SHOWN_ANSWER]
+
+
+def _tells(text: str, secret: str) -> bool:
+    size = min(len(secret), TELLING_PIECE)
+    pieces = _pieces(secret, size)
+    return any(not pieces.isdisjoint(_pieces(reading, size)) for reading in _readings(text))
+
+
+def _pieces(text: str, size: int) -> set[str]:
+    return {text[start : start + size] for start in range(len(text) - size + 1)}
+
+
+def _readings(text: str) -> set[str]:
+    """The visible ASCII of a text as it is, and with one or two layers of escapes undone."""
+    readings = {_INVISIBLE.sub("", text)}
+    for _ in range(2):
+        readings |= {
+            _INVISIBLE.sub("", undone(reading))
+            for reading in readings
+            for undone in (_unescaped, unquote, html.unescape)
+        }
+    return readings
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda m: m[3] or chr(int(m[1] or m[2], 16)), text)
+
+
+def retry_after_s(value: str | None, now_ms: int) -> float | None:
+    """Seconds that a ``Retry-After`` asks to wait, not negative; None where it asks nothing.
+
+    Args:
+        value: The header's: seconds or a date.
+        now_ms: Milliseconds since the epoch.
+    """
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        moment_s = parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, moment_s - now_ms / 1000)

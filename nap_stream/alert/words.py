@@ -6,14 +6,13 @@ The promise is that of `nap_stream.core.detection`, with the conditions under wh
 
 import math
 
-from nap_stream.alert.base import rfc3339
 from nap_stream.core.alert_state import Detector, Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential import QUIET_CUSUM, Onset
 from nap_stream.core.tails import TailEvent
 from nap_stream.drift.records import CalibrationFacts, DetectorReading, DriftAlert, TailShift
 from nap_stream.settings.schema import Settings
-from nap_stream.text import bounded, duration, moment, number, percent, plain
+from nap_stream.text import bounded, duration, moment, number, percent, plain, rfc3339
 
 _LEADS = {Reason.BEGAN: "", Reason.ESCALATED: "Now critical: ", Reason.REPEATED: "Still firing: "}
 _BY_CHANCE = 0.01
@@ -34,7 +33,7 @@ def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
     if Detector.SCORE_SHIFT in active and len(active) == 1 and tail is not None:
         return lead + _shifted(tail, alert.time_ms)
     is_window = Detector.OOD_WINDOW in active and (
-        Detector.OOD_SEQUENTIAL not in active or _window_share(alert) >= alert.since.share
+        Detector.OOD_SEQUENTIAL not in active or alert.window.fraction >= alert.since.share
     )
     found = _in_window(alert) if is_window else _since_onset(alert, plan, "")
     return lead + found + _contributor(alert)
@@ -108,10 +107,10 @@ def promise_words(plan: DetectionPlan, settings: Settings, calibration: Calibrat
 
 
 def _window_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionPlan) -> str:
-    records = alert.window.records if alert.window else plan.window_records
     return (
-        f"{number(reading.statistic)} of the last {number(records)} records are flagged; it fires "
-        f"at {number(reading.threshold)} and ends below {number(reading.resolve_threshold)}. "
+        f"{number(reading.statistic)} of the last {number(alert.window.records)} records are "
+        f"flagged; it fires at {number(reading.threshold)} and ends below "
+        f"{number(reading.resolve_threshold)}. "
         f"Independent flags with a rate of at most {percent(plan.flag_rate)} make it fire "
         f"{_chance(plan, 'records')}."
     )
@@ -124,7 +123,6 @@ def _chance(plan: DetectionPlan, records: str) -> str:
 
 def _in_window(alert: DriftAlert) -> str:
     window, limit = alert.window, alert.firing_limit
-    assert window is not None
     found = (
         f"{number(window.flagged)} of the last {number(window.records)} images "
         f"({percent(window.fraction)}) {_LOOK}"
@@ -167,17 +165,14 @@ def _ended(alert: DriftAlert) -> str:
         return f"{over}the images of {plain(alert.key)} no longer {_LOOK} {more}"
     if firing.detectors == (Detector.SCORE_SHIFT,):
         return f"{over}the model's scores are no longer shifted"
-    lately = ""
-    if window is not None:
-        lately = (
-            f"; {number(window.flagged)} of the last {number(window.records)} do "
-            f"({percent(window.fraction)})"
-        )
-    return f"{over}images no longer {_LOOK} {more}{lately}"
+    return (
+        f"{over}images no longer {_LOOK} {more}; {number(window.flagged)} of the last "
+        f"{number(window.records)} do ({percent(window.fraction)})"
+    )
 
 
 def _contributor(alert: DriftAlert) -> str:
-    least = alert.window.flagged * _NOTABLE_SHARE if alert.window else 0.0
+    least = alert.window.flagged * _NOTABLE_SHARE
     for kind, most in (("", alert.keys), ("class ", alert.classes)):
         if most and most[0].flagged >= least:
             return f"; {kind}{plain(bounded(most[0].name))} contributes most"
@@ -186,10 +181,6 @@ def _contributor(alert: DriftAlert) -> str:
 
 def _counted(since: Onset, things: str) -> str:
     return f"{number(since.hits)} of {number(since.records)} {things} ({percent(since.share)})"
-
-
-def _window_share(alert: DriftAlert) -> float:
-    return alert.window.fraction if alert.window else 0.0
 
 
 def _clock(time_ms: int, now_ms: int) -> str:

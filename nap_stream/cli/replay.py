@@ -16,7 +16,7 @@ from nap_stream.settings.load import load_settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nap_stream.alert.base import AlertEvent
+    from nap_stream.alert.event import AlertEvent
     from nap_stream.replay import MissingOffsets, ReplayReport
 
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from nap_stream.alert.base import AlertEvent
-from nap_stream.alert.event import alert_event, gap_event
+from nap_stream.alert.event import AlertEvent, alert_event, gap_event
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.drift.monitor import DriftMonitor

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import structlog
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
 

@@ -10,8 +10,7 @@ from importlib.metadata import version
 
 import structlog
 
-from nap_stream.alert.base import AlertSink
-from nap_stream.alert.sinks import open_sinks
+from nap_stream.alert.sinks import AlertSink, open_sinks
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import Reason
 from nap_stream.drift.detectors import detection_plan

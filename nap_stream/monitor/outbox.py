@@ -10,7 +10,8 @@ from contextlib import suppress
 
 import structlog
 
-from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.alert.event import AlertEvent
+from nap_stream.alert.sinks import AlertSink
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertRefusedError
 from nap_stream.metrics import Metrics

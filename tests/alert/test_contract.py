@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.alert.base import AlertEvent, AlertSink
+from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink, read_alerts
-from nap_stream.alert.sinks import LogAlertSink
+from nap_stream.alert.sinks import AlertSink, LogAlertSink
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import (

@@ -1,6 +1,7 @@
 import pytest
 
-from nap_stream.alert.base import cloud_event, rfc3339
+from nap_stream.alert.event import cloud_event
+from nap_stream.text import rfc3339
 from tests.support.summaries import settings
 
 

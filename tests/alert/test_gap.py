@@ -1,13 +1,14 @@
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
 from nap_stream.alert.event import gap_event, gap_schema
-from nap_stream.alert.render import alertmanager_alerts
+from nap_stream.alert.webhook import alertmanager_alerts
 from nap_stream.settings.schema import AlertSettings
 from tests.support.summaries import partition, settings, summary
 
@@ -22,6 +23,13 @@ def tree() -> dict[str, Any]:
 def test_the_event_fulfils_its_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(gap_schema())
     jsonschema.validate(tree(), gap_schema())
+
+
+def test_the_event_is_what_its_version_says() -> None:
+    golden = Path(__file__).parent / "golden" / "gap.json"
+    found = json.loads(golden.read_text(encoding="utf-8"))
+    jsonschema.validate(found, gap_schema())
+    assert tree() == found
 
 
 def test_says_what_is_missing_and_where_that_is_declared() -> None:

@@ -19,9 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from urllib3.exceptions import HTTPError, SSLError
 
-from nap_stream.alert.base import AlertEvent
-from nap_stream.alert.render import alertmanager_alerts
-from nap_stream.alert.webhook import NOT_SHOWN, WebhookAlertSink
+from nap_stream.alert.event import AlertEvent
+from nap_stream.alert.webhook import NOT_SHOWN, WebhookAlertSink, alertmanager_alerts
 from nap_stream.clock import ManualClock
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings.schema import AlertSettings, WebhookSettings

@@ -1,4 +1,4 @@
-"""`nap-stream alerts` against a topic with alerts of drift, an old one, a gap and foreign ones."""
+"""`nap-stream alerts` against a topic with alerts of drift, a later one, a gap and foreign ones."""
 
 import json
 from collections.abc import Sequence
@@ -10,20 +10,30 @@ from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.alert.render import render_lines
 from nap_stream.settings.schema import KafkaSettings
 from tests.alert.samples import ALERTS, FACTS, PLAN, SETTINGS, event_tree
-from tests.alert.test_render import OLD
 from tests.cli.program import Call
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.summaries import summary
 from tests.support.topics import new_settings, send
 
 pytestmark = pytest.mark.kafka
+LATER = {
+    "specversion": "1.0",
+    "id": "841a3a1ea9be29d3841be00138ae767c",
+    "source": "/nap-stream/images/ood-fraction",
+    "type": "io.nap-stream.drift.firing",
+    "subject": "images",
+    "time": "2023-11-14T22:13:21.500Z",
+    "dataschema": "urn:nap-stream:alert:9",
+    "data": {"monitor": "ood-fraction", "state": "firing", "topic": "images", "fraction": 0.125},
+}
+"""An event of a version that this program does not know."""
 GAP = gap_event(summary(3, 200, [], end=270, gap="retention deleted them"), SETTINGS, "1.2.3")
 
 
 @pytest.fixture(scope="module")
 def topic(apache_kafka: ApacheKafka) -> KafkaSettings:
     settings = new_settings(apache_kafka.bootstrap)
-    send(settings, [json.dumps(OLD).encode(), b"\x1b[2J"])
+    send(settings, [json.dumps(LATER).encode(), b"\x1b[2J"])
     sink = KafkaAlertSink(settings, settings.topic)
     try:
         for alert in ALERTS.values():
@@ -45,7 +55,7 @@ def test_alerts_are_printed_in_order_and_foreign_messages_named(
     ended = nap(*options(topic))
 
     assert ended.exit_code == 0
-    shown = [OLD, *map(event_tree, ALERTS.values()), GAP.event]
+    shown = [LATER, *map(event_tree, ALERTS.values()), GAP.event]
     assert ended.out == "".join("\n".join(render_lines(event)) + "\n\n" for event in shown)
     assert ended.err == f"skipped {topic.topic}/0@1: not JSON (JSONDecodeError)\n"
 
@@ -54,7 +64,7 @@ def test_json_gives_each_event_on_a_line_as_it_came(nap: Call, topic: KafkaSetti
     ended = nap(*options(topic), "--json")
 
     events = [json.loads(line) for line in ended.out.splitlines()]
-    assert events == [OLD, *map(event_tree, ALERTS.values()), dict(GAP.event)]
+    assert events == [LATER, *map(event_tree, ALERTS.values()), dict(GAP.event)]
 
 
 @pytest.mark.parametrize(

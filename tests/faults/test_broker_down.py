@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.clock import Deadline, SystemClock
 from nap_stream.dead_letter import KafkaDeadLetters

@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
 from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.errors import BrokerError

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.core.alert_state import Change, Reason
 from nap_stream.drift.records import DriftAlert

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.monitor.checkpoint import Checkpoint, CheckpointStore, decode, encode
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore

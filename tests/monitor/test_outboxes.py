@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.metrics import Metrics

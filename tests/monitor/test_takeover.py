@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ScoredLogError

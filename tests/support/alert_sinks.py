@@ -1,6 +1,6 @@
 """Sinks that fail as a broker does."""
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.errors import BrokerUnavailableError
 
 

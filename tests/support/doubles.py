@@ -8,7 +8,7 @@ Alerts kept in memory, for tests.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nap_stream.alert.base import AlertEvent
+from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Clock
 from nap_stream.errors import BrokerUnavailableError, OffsetRangeError
 from nap_stream.records import FailedImage, Fetched, Message, TopicPartition
