@@ -188,7 +188,7 @@ def msp(logits: torch.Tensor) -> torch.Tensor:
     """Maximum softmax probability (Hendrycks and Gimpel, arXiv 1610.02136).
 
     Args:
-        logits: Any floating dtype, shape (N, classes).
+        logits: Any floating dtype, shape (N, classes); the same in all scores of logits.
 
     Returns:
         The confidence of the predicted class in [1/classes, 1], float32, shape (N,).
@@ -197,27 +197,15 @@ def msp(logits: torch.Tensor) -> torch.Tensor:
 
 
 def max_logit(logits: torch.Tensor) -> torch.Tensor:
-    """Largest logit (Hendrycks et al., arXiv 1911.11132).
-
-    Args:
-        logits: Any floating dtype, shape (N, classes).
-
-    Returns:
-        The predicted class's logit, float32, shape (N,). It can be negative.
-    """
+    """Largest logit (Hendrycks et al., arXiv 1911.11132), float32, shape (N,); can be negative."""
     return logits.float().amax(dim=1)
 
 
 def energy(logits: torch.Tensor) -> torch.Tensor:
-    """Negative free energy at temperature 1, logsumexp (Liu et al., arXiv 2010.03759).
+    """Negative free energy at temperature 1 (Liu et al., arXiv 2010.03759), float32, shape (N,).
 
-    The paper's energy is its negative; here as everywhere higher is in-distribution.
-
-    Args:
-        logits: Any floating dtype, shape (N, classes).
-
-    Returns:
-        logsumexp over the classes, float32, shape (N,).
+    The logsumexp over the classes. The paper's energy is its negative; here as everywhere higher
+    is in-distribution.
     """
     return torch.logsumexp(logits.float(), dim=1)
 
@@ -237,11 +225,11 @@ def react(
     Args:
         features: Any floating dtype, shape (N, D).
         clip: Largest activation, from `react_clip`; infinity gives the plain energy.
-        weight: The head's weight, float32, shape (K, D).
+        weight: The head's weight, float32, shape (K, D); the same in all scores of the head.
         bias: The head's bias, float32, shape (K,).
 
     Returns:
-        float32 (N,), higher = in-distribution.
+        float32 (N,), as from all scores of the head.
     """
     return _energy_of_head(features, features.float().clamp_max(clip), weight, bias)
 
@@ -257,17 +245,8 @@ def ash(
 
     The sums are over positive activations alone. After a ReLU that changes nothing; elsewhere
     (tanh, LayerNorm) the paper's s2 can pass zero and the factor with it from 0 to infinity. A
-    row without a positive activation has the factor exp(1).
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        percentile: Fraction in (0, 1) to prune. At least one activation is kept.
-        weight: The head's weight, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution: the energy of the shaped features. The exponent
-        stops at `LARGEST_EXPONENT`.
+    row without a positive activation has the factor exp(1). The exponent stops at
+    `LARGEST_EXPONENT`. At least one activation is kept. ``percentile`` lies in (0, 1).
     """
     activations = features.float()
     kept, index = _largest(activations, percentile)
@@ -281,16 +260,7 @@ def scale(
     """SCALE: ASH-S without the pruning (Xu et al., arXiv 2310.00227).
 
     Every activation is multiplied by exp(s1 / s2), with s1, s2 and the policy for negative
-    activations of `ash`.
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        percentile: Fraction in (0, 1) of the smallest activations that s2 leaves out.
-        weight: The head's weight, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution: the energy of the scaled features.
+    activations of `ash`; s2 leaves the fraction ``percentile`` of the smallest out.
     """
     activations = features.float()
     kept, _ = _largest(activations, percentile)
@@ -298,25 +268,14 @@ def scale(
 
 
 def dice(features: torch.Tensor, masked_weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """DICE: the energy of a sparse head (Sun and Li, arXiv 2111.09805).
-
-    Args:
-        features: Any floating dtype, shape (N, D).
-        masked_weight: From `dice_weight`, float32, shape (K, D).
-        bias: The head's bias, float32, shape (K,).
-
-    Returns:
-        float32 (N,), higher = in-distribution.
-    """
+    """DICE: the energy of a sparse head, from `dice_weight` (Sun and Li, arXiv 2111.09805)."""
     return _energy_of_head(features, features.float(), masked_weight, bias)
 
 
 def react_clip(features: NDArray[np.float32], percentile: float) -> float:
-    """Give ReAct's clip: a percentile of all activations of in-distribution images.
+    """Give ReAct's clip: a percentile, in (0, 1), of all activations of in-distribution images.
 
-    Args:
-        features: float32 (n, D), n >= 1.
-        percentile: Fraction in (0, 1); linear between activations.
+    ``features`` is float32 (n, D), n >= 1. Linear between activations.
     """
     return float(np.quantile(features, percentile))
 

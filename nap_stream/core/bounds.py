@@ -74,9 +74,9 @@ def flag_limit(n: int, k: int, m: int, probability: float) -> int:
     """Give the smallest q with P(X >= q) <= probability: that many flags are a surprise.
 
     Args:
-        n: Number of records, at least 1.
-        k: Flag rank, 1 <= k <= m.
-        m: Size of the calibration set.
+        n: As in `tail_probabilities`.
+        k: As in `tail_probabilities`.
+        m: As in `tail_probabilities`.
         probability: Of reaching the limit by chance, in (0, 1), for one window, over the draw
             of the calibration set and of the records.
 
@@ -97,13 +97,9 @@ def highest_flag_limit(
 ) -> tuple[int, FlagRateLaw]:
     """Give the largest `flag_limit` over the laws of several flag rates, and the law that has it.
 
-    Which one that is depends on n and the probability: a small calibration set has the fatter
-    tail, a large one may have the higher mean. Of equal limits, that of the smallest rank counts.
-
-    Args:
-        n: Number of records, at least 1.
-        laws: At least one.
-        probability: See `flag_limit`; the limit keeps it under each of the laws.
+    The limit keeps the probability under each of the laws, of which there is at least one. Which
+    one has it depends on n and the probability: a small calibration set has the fatter tail, a
+    large one may have the higher mean. Of equal limits, that of the smallest rank counts.
 
     Raises:
         ValueError: An argument is out of range, or there is no law.
@@ -139,15 +135,9 @@ def scan_exceedance(n: int, q: int, p: float) -> float:
 
 
 def scan_run_length(n: int, q: int, p: float) -> float:
-    """Give a lower bound on the average run length, in records, of a rolling window.
+    """Give a lower bound on the average run length, in records, of a window that fires at q flags.
 
-    Args:
-        n: See `scan_exceedance`.
-        q: The window fires at so many flags.
-        p: See `scan_exceedance`.
-
-    Returns:
-        ``n / (1 - Q2)``, see the module; infinity where that is too small for a float.
+    It is ``n / (1 - Q2)``, see the module; infinity where 1 - Q2 is too small for a float.
     """
     exceedance = scan_exceedance(n, q, p)
     return n / exceedance if exceedance > 0 else float("inf")

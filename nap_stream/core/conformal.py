@@ -61,17 +61,23 @@ class Rule:
             raise ValueError(f"expected 0 < alpha < 1, got {self.alpha = }")
 
     @property
+    def ends(self) -> int:
+        """At how many ends of the scores images are flagged, each at ``alpha / ends``."""
+        return 1 if self.sides is Sides.ONE else 2
+
+    @property
     def required_size(self) -> int:
         """The smallest calibration set (per class: of each class) that can flag anything."""
-        return required_size(self.alpha if self.sides is Sides.ONE else self.alpha / 2)
+        return required_size(self.alpha / self.ends)
 
     def flag_rank(self, m: int) -> int:
-        """How many of the m + 1 ranks are flagged; 0 where m is too small."""
-        return (
-            flag_rank(self.alpha, m)
-            if self.sides is Sides.ONE
-            else two_sided_flag_rank(self.alpha, m)
-        )
+        """How many of the m + 1 ranks are flagged, half of two-sided ones an end: k.
+
+        It is 0 where m is too small. The true flag rate is Beta(k, m + 1 - k), two-sided as
+        one-sided: the gaps between m uniform order statistics are exchangeable, so that any k of
+        the m + 1 have that law together.
+        """
+        return self.ends * flag_rank(self.alpha / self.ends, m)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +151,7 @@ class ConformalTest:
     def tail_laws(self) -> tuple[tuple[FlagRateLaw, ...], ...]:
         """Give the laws of the rates of `TAIL_EVENTS`, in their order, over the groups.
 
-        Distinct and ascending; none for an event that some group has no law for: see
-        `nap_stream.core.conformal`.
+        Distinct and ascending; none for an event that some group has no law for.
         """
         two_sided = self._rule.sides is Sides.TWO
         found = []
@@ -217,11 +222,9 @@ def _require_sizes(rule: Rule, groups: dict[int | None, NDArray[np.float64]]) ->
 
 
 def _group(rule: Rule, number: int | None, ascending: NDArray[np.float64]) -> Group:
-    m = len(ascending)
-    if rule.sides is Sides.ONE:
-        return Group(number, m, rule.flag_rank(m), threshold(ascending, rule.alpha), None)
-    upper = -threshold(-ascending[::-1], rule.alpha / 2)
-    return Group(number, m, rule.flag_rank(m), threshold(ascending, rule.alpha / 2), upper)
+    m, alpha = len(ascending), rule.alpha / rule.ends
+    upper = -threshold(-ascending[::-1], alpha) if rule.sides is Sides.TWO else None
+    return Group(number, m, rule.flag_rank(m), threshold(ascending, alpha), upper)
 
 
 def p_values(
@@ -257,11 +260,9 @@ def two_sided_p_values(
 
     Twice the smaller of the p-values towards either side, at most 1. The rank of an exchangeable
     score among the m + 1 is uniform, so that ``P(p <= alpha) = 2 floor(alpha (m + 1) / 2) /
-    (m + 1)`` where scores are continuous: see `two_sided_flag_rank`.
+    (m + 1)`` where scores are continuous: see `Rule.flag_rank`.
 
-    Args:
-        sorted_scores: See `p_values`.
-        scores: See `p_values`.
+    The arguments are those of `p_values`.
 
     Returns:
         float64 of the shape of ``scores``, in [2 / (m + 1), 1]; NaN where the score is NaN.
@@ -297,19 +298,6 @@ def flag_rank(alpha: float, m: int) -> int:
     while k / (m + 1) > alpha:
         k -= 1
     return k
-
-
-def two_sided_flag_rank(alpha: float, m: int) -> int:
-    """``k = 2 floor(alpha (m + 1) / 2)``: how many of the m + 1 ranks are flagged, half an end.
-
-    The true flag rate of `two_sided_p_values` at a threshold of alpha is Beta(k, m + 1 - k), as
-    it is one-sided with `flag_rank`: the gaps between m uniform order statistics are
-    exchangeable, so that any k of the m + 1 have that law together.
-
-    Raises:
-        ValueError: ``alpha`` or ``m`` is out of range.
-    """
-    return 2 * flag_rank(alpha / 2, m)
 
 
 def required_size(alpha: float) -> int:
@@ -351,7 +339,7 @@ def flag_rate_interval(k: int, m: int, confidence: float) -> tuple[float, float]
     continuous iid scores is a Beta(k, m + 1 - k) variable, not alpha.
 
     Args:
-        k: From `flag_rank` or `two_sided_flag_rank`, at least 1.
+        k: From `Rule.flag_rank`, at least 1.
         m: Size of the calibration set.
         confidence: Probability that the interval holds the rate, in (0, 1).
 
@@ -361,29 +349,22 @@ def flag_rate_interval(k: int, m: int, confidence: float) -> tuple[float, float]
     if not 0 < confidence < 1:
         raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
     tail = (1 - confidence) / 2
-    return _flag_rate_quantile(k, m, tail), _flag_rate_quantile(k, m, 1 - tail)
+    return upper_flag_rate(k, m, tail), upper_flag_rate(k, m, 1 - tail)
 
 
 def upper_flag_rate(k: int, m: int, confidence: float) -> float:
     """Give ``p_U``, which the true flag rate exceeds for a share 1 - confidence of calibrations.
 
-    Args:
-        k: From `flag_rank` or `two_sided_flag_rank`, at least 1.
-        m: Size of the calibration set.
-        confidence: In (0, 1).
+    The arguments are those of `flag_rate_interval`.
 
     Raises:
         ValueError: An argument is out of range.
     """
-    return _flag_rate_quantile(k, m, confidence)
-
-
-def _flag_rate_quantile(k: int, m: int, probability: float) -> float:
     if not 1 <= k <= m:
         raise ValueError(f"expected 1 <= k <= m, got {k = }, {m = }: too few calibration scores")
-    if not 0 < probability < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got {probability}")
-    return float(betaincinv(k, m + 1 - k, probability))
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    return float(betaincinv(k, m + 1 - k, confidence))
 
 
 def tail_law(

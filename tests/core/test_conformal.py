@@ -8,15 +8,16 @@ from hypothesis import strategies as st
 from scipy.stats import beta, kstest
 
 from nap_stream.core.conformal import (
+    Rule,
     flag_rank,
     flag_rate_interval,
     p_values,
     required_size,
     threshold,
-    two_sided_flag_rank,
     two_sided_p_values,
     upper_flag_rate,
 )
+from nap_stream.core.tails import Sides
 
 # Few distinct values, so that ties are common.
 TIED_SCORES = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=60)
@@ -242,7 +243,7 @@ def test_tied_exchangeable_two_sided_p_values_are_conservative(
         two_sided_p_values(np.sort(np.delete(pool, i)), pool[i : i + 1])[0]
         for i in range(len(pool))
     ]
-    assert np.sum(np.array(p) <= alpha) <= two_sided_flag_rank(alpha, len(scores))
+    assert np.sum(np.array(p) <= alpha) <= Rule(alpha, Sides.TWO).flag_rank(len(scores))
 
 
 @pytest.mark.parametrize(
@@ -261,14 +262,14 @@ def test_tied_exchangeable_two_sided_p_values_are_conservative(
     ],
 )
 def test_two_sided_flag_rank_by_hand(alpha: float, m: int, k: int) -> None:
-    assert two_sided_flag_rank(alpha, m) == k
+    assert Rule(alpha, Sides.TWO).flag_rank(m) == k
 
 
 @given(ALPHAS, st.integers(1, 2_000))
 def test_two_sided_flag_rank_counts_the_flagged_ranks(alpha: float, m: int) -> None:
     """A score between every two neighbours of m others, and beyond both ends, has each rank."""
     flagged = two_sided_p_values(np.arange(float(m)), np.arange(m + 1) - 0.5) <= alpha
-    k = two_sided_flag_rank(alpha, m)
+    k = Rule(alpha, Sides.TWO).flag_rank(m)
     assert flagged.sum() == k
     assert flagged[: k // 2].all()
     assert flagged[m + 1 - k // 2 :].all()
@@ -278,8 +279,8 @@ def test_two_sided_flag_rank_counts_the_flagged_ranks(alpha: float, m: int) -> N
 def test_required_size_of_half_alpha_is_the_two_sided_one(millionths: int) -> None:
     alpha = millionths / 1_000_000
     m = required_size(alpha / 2)
-    assert two_sided_flag_rank(alpha, m) >= 2
-    assert m == 1 or two_sided_flag_rank(alpha, m - 1) == 0
+    assert Rule(alpha, Sides.TWO).flag_rank(m) >= 2
+    assert m == 1 or Rule(alpha, Sides.TWO).flag_rank(m - 1) == 0
 
 
 @pytest.mark.parametrize(("alpha", "m"), [(0.05, 199), (0.2, 20)])
@@ -287,7 +288,7 @@ def test_two_sided_flag_rates_of_drawn_calibrations_follow_the_law(alpha: float,
     """Uniform scores: the true rate is what lies below the one threshold and above the other."""
     rng = np.random.default_rng(7)
     calibrations = np.sort(rng.random((2_000, m)), axis=1)
-    k = two_sided_flag_rank(alpha, m)
+    k = Rule(alpha, Sides.TWO).flag_rank(m)
     rates = calibrations[:, k // 2 - 1] + 1 - calibrations[:, m - k // 2]
     assert kstest(rates, beta(k, m + 1 - k).cdf).pvalue > 0.01
 
