@@ -26,7 +26,7 @@ from nap_stream.drift.records import (
     TailShift,
 )
 from nap_stream.records import Example, SegmentSummary
-from nap_stream.settings.schema import DriftSettings, Settings
+from nap_stream.settings.schema import Settings
 from nap_stream.text import bounded, rfc3339
 
 DATA_SCHEMA = "urn:nap-stream:alert:3"
@@ -89,7 +89,10 @@ def alert_event(
             "run_length": plan.run_length,
             "confidence": plan.confidence,
             "detector_run_length": plan.detector_run_length,
-            "false_alarms": _false_alarms(settings.drift),
+            # The sentence that it was asked for with; null where it was a run length.
+            "false_alarms": None
+            if settings.drift.expected_run_length is not None
+            else settings.drift.false_alarms or DEFAULT_FALSE_ALARMS,
             "words": promise_words(plan, settings, calibration),
         },
         "alpha": calibration.alpha,
@@ -301,13 +304,6 @@ def _example(example: Example) -> dict[str, Any]:
         "ood_p_value": example.ood_p_value,
         "segment": example.segment,
     }
-
-
-def _false_alarms(drift: DriftSettings) -> str | None:
-    """The sentence that the promise was asked for with; null where it was a run length."""
-    if drift.expected_run_length is not None:
-        return None
-    return drift.false_alarms or DEFAULT_FALSE_ALARMS
 
 
 def _finite(value: float) -> float:

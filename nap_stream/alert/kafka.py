@@ -1,7 +1,4 @@
-"""Alerts to a Kafka topic.
-
-Reading alerts back from their topic.
-"""
+"""Alerts to a Kafka topic, and back from it."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +27,18 @@ from nap_stream.kafka.client import (
 from nap_stream.settings.schema import KafkaSettings
 
 CONTENT_TYPE = "application/cloudevents+json; charset=utf-8"
-MAX_ALERT_BYTES = 2**20
+MAX_EVENT_BYTES = 2**20
 DELIVERY_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 5.0
+MAX_ID = 200
+"""Characters of an id that is remembered; ours have 32."""
+LAST_OFFSETS = 1_000
+"""Of each partition, in which the ids of delivered alerts are looked for."""
+READ_BACK_S = 30.0
+"""How long that may take."""
+POLL_MS = 500
+SILENCE_S = 30.0
+"""How long a reader that does not follow waits for alerts that the broker says it has."""
 _TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
 
@@ -89,10 +95,21 @@ class KafkaAlertSink:
     def delivered(self) -> frozenset[str]:
         """Ids of the events among the last 1,000 offsets of each partition of the topic.
 
+        What is no event with an id is passed over; a topic that does not exist has none. Where
+        others write to the topic too, theirs are among the offsets.
+
         Raises:
-            BrokerError: The broker cannot be reached, refuses, or takes half a minute.
+            BrokerUnavailableError: It was not all read in half a minute.
+            BrokerError: The broker cannot be reached, or refuses.
         """
-        return read_last_ids(self._settings, self._topic, clock=self._clock)
+        try:
+            with _consumer(self._settings, self._topic) as consumer:
+                ends = consumer.end_offsets(consumer.assignment())
+                for partition, end in ends.items():
+                    consumer.seek(partition, max(0, end - LAST_OFFSETS))
+                return frozenset(_ids_until(consumer, ends, Deadline(self._clock, READ_BACK_S)))
+        except TopicNotFoundError:
+            return frozenset()
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
@@ -102,7 +119,7 @@ class KafkaAlertSink:
     def _open(self) -> Any:
         if self._closed:
             raise BrokerError("the alert sink is closed", self._topic)
-        options = producer_options(self._settings, MAX_ALERT_BYTES) | {
+        options = producer_options(self._settings, MAX_EVENT_BYTES) | {
             "delivery_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000),
             "request_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000) // 2,
             "max_block_ms": int(DELIVERY_TIMEOUT_S * 1000),
@@ -114,16 +131,6 @@ class KafkaAlertSink:
         producer, self._producer = self._producer, None
         if producer is not None:
             close_producer(producer, CLOSE_TIMEOUT_S)
-
-
-MAX_EVENT_BYTES = 2**20
-MAX_ID = 200
-"""Characters of an id that is remembered; ours have 32."""
-LAST_OFFSETS = 1_000
-READ_BACK_S = 30.0
-POLL_MS = 500
-SILENCE_S = 30.0
-"""How long a reader that does not follow waits for alerts that the broker says it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +175,9 @@ def read_alerts(
         ends = {} if follow else consumer.end_offsets(consumer.assignment())
         patience = Deadline(clock, SILENCE_S)
         while not should_stop():
-            batches = consumer.poll(POLL_MS)
-            for records in batches.values():
-                for record in records:
-                    yield _read(record)
-            if batches:
+            found = _poll(consumer)
+            yield from found
+            if found:
                 patience = Deadline(clock, SILENCE_S)
             # The embedded broker tells too small an end: only a poll without alerts shows it.
             elif not follow and _at_end(consumer, ends):
@@ -185,46 +190,17 @@ def read_alerts(
                 )
 
 
-def read_last_ids(settings: KafkaSettings, topic: str, *, clock: Clock) -> frozenset[str]:
-    """The ids of the events among the last offsets of each partition of a topic.
-
-    Joins no group and commits nothing. What is no event with an id is passed over; a topic that
-    does not exist has none.
-
-    Args:
-        settings: How to connect.
-        topic: The alert topic. Where others write to it too, theirs are among the offsets.
-        clock: For giving up after half a minute.
-
-    Raises:
-        BrokerUnavailableError: It was not all read in that time.
-        BrokerError: The broker cannot be reached, or refuses.
-    """
-    try:
-        with _consumer(settings, topic) as consumer:
-            ends = consumer.end_offsets(consumer.assignment())
-            for partition, end in ends.items():
-                consumer.seek(partition, max(0, end - LAST_OFFSETS))
-            deadline = Deadline(clock, READ_BACK_S)
-            return frozenset(_ids_until(consumer, ends, deadline))
-    except TopicNotFoundError:
-        return frozenset()
-
-
 def _ids_until(
     consumer: Any, ends: Mapping[KafkaPartition, int], deadline: Deadline
 ) -> Iterator[str]:
     while True:
-        batches = consumer.poll(POLL_MS)
-        for records in batches.values():
-            for record in records:
-                event = _read(record).event
-                name = None if event is None else event.get("id")
-                if isinstance(name, str) and len(name) <= MAX_ID:
-                    yield name
-        # As above: the embedded broker's ends are too small, so a poll without records decides,
-        # unless others write so much that there is none.
-        if (not batches or deadline.expired()) and _at_end(consumer, ends):
+        found = _poll(consumer)
+        for name in (alert.event.get("id") for alert in found if alert.event is not None):
+            if isinstance(name, str) and len(name) <= MAX_ID:
+                yield name
+        # The embedded broker tells too small an end, so a poll without records decides, unless
+        # others write so much that there is none.
+        if (not found or deadline.expired()) and _at_end(consumer, ends):
             return
         if deadline.expired():
             raise BrokerUnavailableError(
@@ -268,24 +244,26 @@ def _at_end(consumer: Any, ends: Mapping[KafkaPartition, int]) -> bool:
     )
 
 
+def _poll(consumer: Any) -> list[ReadAlert]:
+    batches = consumer.poll(POLL_MS).values()
+    return [_read(record) for records in batches for record in records]
+
+
 def _read(record: Any) -> ReadAlert:
-    try:
-        event, problem = _parse(record.value), None
-    except ValueError as error:
-        event, problem = None, str(error)
-    return ReadAlert(record.partition, record.offset, event, problem)
+    found = _parse(record.value)
+    if isinstance(found, str):
+        return ReadAlert(record.partition, record.offset, None, found)
+    return ReadAlert(record.partition, record.offset, found, None)
 
 
-def _parse(value: bytes | None) -> Mapping[str, Any]:
-    """An event from outside, or a ValueError that says what is wrong with it."""
+def _parse(value: bytes | None) -> Mapping[str, Any] | str:
+    """An event from outside, or what is wrong with it."""
     if value is None:
-        raise ValueError("no value")
+        return "no value"
     if len(value) > MAX_EVENT_BYTES:
-        raise ValueError(f"{len(value)} bytes, more than {MAX_EVENT_BYTES}")
+        return f"{len(value)} bytes, more than {MAX_EVENT_BYTES}"
     try:
         event = json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({type(error).__name__})") from error
-    if not isinstance(event, dict):
-        raise ValueError("not a JSON object")  # noqa: TRY004  wrong input, not a wrong call
-    return event
+        return f"not JSON ({type(error).__name__})"
+    return event if isinstance(event, dict) else "not a JSON object"

@@ -72,16 +72,17 @@ def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
 
 
 def _gap(data: Mapping[str, Any]) -> Iterator[str]:
-    shown = {
-        key: plain(data.get(key, "?"))
-        for key in ("topic", "partition", "base_offset", "end_offset", "offsets")
-    }
-    yield (
-        f"Topic {shown['topic']}: partition {shown['partition']} offsets "
-        f"[{shown['base_offset']}, {shown['end_offset']}) are not in the log: {shown['offsets']}"
-    )
+    yield f"{plain(gap_words(data))}: {plain(data.get('offsets', '?'))}"
     yield from (f"Why: {reason}" for reason in _present(data, "reason"))
     yield from (f"Declared in {segment}" for segment in _present(data, "segment"))
+
+
+def gap_words(data: Mapping[str, Any]) -> str:
+    """Say which offsets are missing. What is not known is a question mark."""
+    topic, partition, start, end = (
+        data.get(key, "?") for key in ("topic", "partition", "base_offset", "end_offset")
+    )
+    return f"Topic {topic}: partition {partition} offsets [{start}, {end}) are not in the log"
 
 
 def _times(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:

@@ -36,7 +36,7 @@ from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import HTTPError, SSLError
 
 from nap_stream.alert.event import GAP_TYPE, AlertEvent
-from nap_stream.alert.render import mapping, render_lines
+from nap_stream.alert.render import gap_words, mapping, render_lines
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings.schema import AlertSettings, WebhookSettings
@@ -52,12 +52,12 @@ _REFUSED = (400, 413, 422)
 """What is wrong is the alert itself. Others may pass, as when somebody mends the address."""
 _TOKEN = re.compile(rb"[!-~]+")
 _HINTS = {
-    400: "Check that alerts.webhook.url is Alertmanager's /api/v2/alerts",
+    400: f"Check that alerts.webhook.url is Alertmanager's {ALERTS_PATH}",
     401: "Check alerts.webhook.bearer_token_file",
     403: "Check alerts.webhook.bearer_token_file, and what it allows",
-    404: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
-    405: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
-    410: "Check the path of alerts.webhook.url: Alertmanager's is /api/v2/alerts",
+    **dict.fromkeys(
+        (404, 405, 410), f"Check the path of alerts.webhook.url: Alertmanager's is {ALERTS_PATH}"
+    ),
 }
 DRIFT_NAME = "NapStreamDrift"
 GAP_NAME = "NapStreamGap"
@@ -288,7 +288,8 @@ def _labels(
 def _annotations(
     alert: AlertEvent, data: Mapping[str, Any], settings: AlertSettings
 ) -> dict[str, str]:
-    summary = data.get("summary") or _summary(alert, data)
+    is_gap = alert.event.get("type") == GAP_TYPE
+    summary = data.get("summary") or (gap_words(data) if is_gap else f"{alert.key}: {alert.state}")
     lines = [line.removeprefix("  ") for line in render_lines(alert.event)[1:]]
     text = "\n".join(line for line in lines if line != plain(summary))
     shown = {
@@ -300,18 +301,6 @@ def _annotations(
         **{name: data.get(name) for name in _ANNOTATIONS},
     }
     return {name: str(value) for name, value in shown.items() if value is not None}
-
-
-def _summary(alert: AlertEvent, data: Mapping[str, Any]) -> str:
-    if alert.event.get("type") != GAP_TYPE:
-        return f"{alert.key}: {alert.state}"
-    partition, start, end = (
-        data.get(name, "?") for name in ("partition", "base_offset", "end_offset")
-    )
-    return (
-        f"Topic {data.get('topic', '?')}: partition {partition} offsets [{start}, {end}) are not "
-        "in the log"
-    )
 
 
 def _time_ms(text: Any, otherwise_ms: int) -> int:

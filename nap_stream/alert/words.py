@@ -31,19 +31,13 @@ def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
     active = {reading.detector for reading in alert.readings if reading.active}
     tail = alert.tail
     if Detector.SCORE_SHIFT in active and len(active) == 1 and tail is not None:
-        return lead + _shifted(tail, alert.time_ms)
+        words = shift_words(tail, alert.time_ms)
+        return f"{lead}The model's scores have shifted towards {direction(tail.event)}: {words}"
     is_window = Detector.OOD_WINDOW in active and (
         Detector.OOD_SEQUENTIAL not in active or alert.window.fraction >= alert.since.share
     )
     found = _in_window(alert) if is_window else _since_onset(alert, plan, "")
     return lead + found + _contributor(alert)
-
-
-def tail_words(event: TailEvent) -> str:
-    """Say which calibration images a tail of the p-values stands for."""
-    which = "most" if event.upper else "least"
-    share = 1 - event.edge if event.upper else event.edge
-    return f"the {which} in-distribution {percent(share)} of calibration images"
 
 
 def direction(event: TailEvent) -> str:
@@ -80,10 +74,13 @@ def detector_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionP
 
 
 def shift_words(tail: TailShift, now_ms: int) -> str:
-    """Say how the tail that has grown most has done so."""
+    """Say which tail has grown most, and how far: a tail stands for some calibration images."""
+    edge = tail.event.edge
+    which, share = ("most", 1 - edge) if tail.event.upper else ("least", edge)
     return (
         f"{_counted(tail.since, 'images')} since about {_clock(tail.since.start_ms, now_ms)} score "
-        f"like {tail_words(tail.event)}, at most {percent(tail.highest_rate)} expected"
+        f"like the {which} in-distribution {percent(share)} of calibration images, "
+        f"at most {percent(tail.highest_rate)} expected"
     )
 
 
@@ -139,13 +136,6 @@ def _since_onset(alert: DriftAlert, plan: DetectionPlan, whose: str) -> str:
         f"{_counted(alert.since, f'images{whose}')} since about "
         f"{_clock(alert.since.start_ms, alert.time_ms)} {_LOOK}, "
         f"at most {percent(plan.flag_rate)} expected"
-    )
-
-
-def _shifted(tail: TailShift, now_ms: int) -> str:
-    return (
-        f"The model's scores have shifted towards {direction(tail.event)}: "
-        f"{shift_words(tail, now_ms)}"
     )
 
 
