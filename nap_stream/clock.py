@@ -1,7 +1,4 @@
-"""The clock protocol. Nothing else in the package asks for the time.
-
-One deadline for several steps, and a request to stop, from which one counts.
-"""
+"""Clocks, deadlines and requests to stop. Nothing else in the package asks for the time."""
 
 import time
 from typing import Protocol
@@ -95,7 +92,7 @@ class Deadline:
 
 
 class StopRequest:
-    """Made by one thread, looked at by another, which may come to that late.
+    """Made by one thread and seen by another, which may look late: its age counts from the first.
 
     Args:
         clock: Whose monotonic time counts.

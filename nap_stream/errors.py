@@ -99,7 +99,7 @@ class TopicReplacedError(BrokerError):
 
 
 class AlertDeliveryError(NapStreamError):
-    """A destination of alerts did not take one; Kafka has `BrokerError` for what may pass."""
+    """A destination did not take an alert. Failures of Kafka that may pass are `BrokerError`."""
 
     retriable = True
 

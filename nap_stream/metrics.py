@@ -14,7 +14,7 @@ OFFSET_DISAGREEMENTS = ("ahead", "behind", "missing")
 GAP_STATE = "gap"
 """The state of an alert that a gap was declared; the others are those of drift."""
 BATCH_STAGE = "batch"
-"""The stage whose seconds are a whole batch's: from its first image in hand to its scores."""
+"""The stage of a whole batch: from the arrival of its first image to its scores."""
 
 
 class Metrics:
@@ -78,7 +78,7 @@ class Metrics:
         )
 
         self.batch_duration = histogram(
-            "batch_duration_seconds", "From a batch's first image in hand to its scores."
+            "batch_duration_seconds", "From the arrival of a batch's first image to its scores."
         )
         self.stage_duration = histogram(
             "stage_duration_seconds", "Time of one step of a stage.", ["stage"]

@@ -6,7 +6,7 @@ from typing import Any
 MAX_FIELD = 1_000
 """Characters of one field that are shown."""
 MAX_NAME = 200
-"""Characters of a name that an event holds: of a key, which has no more anyway, or of a class."""
+"""Characters of the name of a key or a class in an event. Keys have no more anyway."""
 _LARGEST_IN_FULL = 1e15
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from nap_stream.core.panes import count_panes
-from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw
-from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import (
     OffsetRange,
     Origin,
@@ -53,42 +51,6 @@ def test_a_record_has_scores_exactly_where_it_is_ok() -> None:
         _record(Status.OK, None)
     with pytest.raises(ValueError, match=r"contradict each other: cars/0@7\[1\] corrupt"):
         _record(Status.CORRUPT, SCORES)
-
-
-LAW, SMALL = FlagRateLaw(5, 100), FlagRateLaw(1, 38)
-TAILS = ((LAW,),) * len(TAIL_EVENTS)
-
-
-@pytest.mark.parametrize(
-    ("per_class", "laws"),
-    [
-        (False, ()),
-        (False, (SMALL,)),
-        (False, (SMALL, LAW)),
-        (True, (LAW, SMALL)),
-        (True, (SMALL, SMALL)),
-        (True, (FlagRateLaw(5, 101),)),
-    ],
-)
-def test_calibration_facts_refuse_laws_of_other_groups(
-    per_class: bool, laws: tuple[FlagRateLaw, ...]
-) -> None:
-    with pytest.raises(ValueError, match=r"expected distinct laws|of 100 images"):
-        CalibrationFacts(0.05, 100, per_class, laws, 2, TAILS, "c", "m")
-
-
-@pytest.mark.parametrize(("groups", "tails"), [(1, TAILS), (0, TAILS), (2, TAILS[1:]), (2, ())])
-def test_calibration_facts_refuse_tails_and_groups_that_are_not_all(
-    groups: int, tails: tuple[tuple[FlagRateLaw, ...], ...]
-) -> None:
-    with pytest.raises(ValueError, match=r"tails, . groups of 2"):
-        CalibrationFacts(0.05, 138, True, (SMALL, LAW), groups, tails, "c", "m")
-
-
-def test_more_groups_than_laws_have_equal_ones() -> None:
-    facts = CalibrationFacts(0.05, 1_000, True, (SMALL, LAW), 10, (*TAILS[1:], ()), "c", "m")
-    assert facts.groups == 10
-    assert facts.tail_laws[-1] == ()
 
 
 @pytest.mark.parametrize(("start", "end"), [(-1, 3), (3, 3), (4, 3)])

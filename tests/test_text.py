@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from nap_stream.text import MAX_FIELD, bounded, duration, moment, number, percent, plain
+from nap_stream.text import MAX_FIELD, bounded, duration, moment, number, percent, plain, rfc3339
 
 
 def test_long_fields_are_cut() -> None:
@@ -75,3 +75,17 @@ def test_moment(value: Any, text: str) -> None:
 )
 def test_duration(time_ms: int, text: str) -> None:
     assert duration(time_ms) == text
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (-1, "1969-12-31T23:59:59.999Z"),
+        (1_769_860_800_007, "2026-01-31T12:00:00.007Z"),
+        (10**18, "9999-12-31T23:59:59.999Z"),
+        (-(10**18), "0001-01-01T00:00:00.000Z"),
+    ],
+)
+def test_rfc3339(time_ms: int, text: str) -> None:
+    assert rfc3339(time_ms) == text

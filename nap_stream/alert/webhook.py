@@ -70,7 +70,7 @@ MAX_ANSWER_BYTES = 4 * 2**10
 SHOWN_ANSWER = 200
 """Characters that an error shows."""
 TELLING_PIECE = 12
-"""So many characters in a row of a secret, or all of a shorter one, are taken for the secret."""
+"""Text with this many characters in a row of a secret, or with all of a shorter one, tells it."""
 NOT_SHOWN = "[not shown: it holds a secret]"
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
 """Of JSON and of Python's repr."""
@@ -218,7 +218,7 @@ class WebhookAlertSink:
 
 
 def _own_path(url: str) -> str:
-    """Give path and query, which may be what lets one in, without what all addresses have."""
+    """Give path and query of an address: they may be a secret, but for what all addresses have."""
     return urllib3.util.parse_url(url).request_uri.removesuffix(ALERTS_PATH).rstrip("/")
 
 

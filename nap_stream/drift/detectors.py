@@ -235,7 +235,7 @@ class StreamDetectors:
     def tail(self) -> TailShift | None:
         """The tail that has grown most; None unless their detector is active.
 
-        Without evidence the one that leads is any, and as often on the other side.
+        Before that a tail leads by chance, and as often as not one of the other side.
         """
         if self._tails is None or not self._tails.active:
             return None

@@ -39,8 +39,8 @@ class KeyAlerts:
 
     Where more keys are active than may fire, the others wait for a place; those of a pane get one
     in order of their names. A key that brings no record for the repeat interval loses its place,
-    and its monitor begins anew, whether it had one or waited: nothing of it can tell whether it
-    has recovered. So does one that is forgotten for want of room.
+    and its monitor begins anew, also where it was still waiting: nothing tells whether the key has
+    recovered. The same holds for a key that is forgotten for want of room.
 
     Args:
         plan: What the detectors are set to.

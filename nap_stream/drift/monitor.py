@@ -63,10 +63,11 @@ class KnownPartition:
 class StateDocument:
     """What a monitor knows, but for its arrays.
 
-    ``identity`` is of all that must be the same for a state to mean the same. ``partitions`` are
-    (topic, number, end of what has been taken, watermark). ``open`` are the parts of open panes:
-    (start of the pane, number of the partition, entries in the arrays, keys). ``keys`` and
-    ``keys_firing`` are null where keys have no monitors.
+    ``identity`` is a digest of all that must be the same for a state to mean the same.
+    ``partitions`` are (topic, number, end of what has been taken, watermark). ``open`` are the
+    parts of open panes: (start of the pane, number of the partition, entries in the arrays, keys).
+    ``untimely_records`` counts implausible timestamps. ``keys`` and ``keys_firing`` are null where
+    keys have no monitors. The names are those of the checkpoint's format.
     """
 
     identity: str
@@ -104,6 +105,11 @@ class DriftMonitor:
         plan: What the detectors are set to.
         settings: Panes, idle time, keys, and what alerts show.
         clock: Tells idle partitions.
+        state: Of another monitor with the same plan and settings, to go on from.
+
+    Raises:
+        ValueError: The parts of the state do not belong together.
+        KeyError: The state lacks an array.
     """
 
     def __init__(
@@ -194,11 +200,9 @@ class DriftMonitor:
         return True
 
     def reset(self, state: MonitorState | None = None) -> None:
-        """Begin anew, or from a state. Where the state is damaged, all stays as it is.
+        """Begin anew, or from a state. A damaged one raises as it does in the constructor.
 
-        Raises:
-            ValueError: The parts of the state do not belong together.
-            KeyError: The state lacks an array.
+        All stays as it is then.
         """
         vars(self).update(vars(DriftMonitor(self.plan, self.settings, self._clock, state)))
 

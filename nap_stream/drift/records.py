@@ -14,11 +14,11 @@ from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartit
 class CalibrationFacts:
     """What the drift monitor and its alerts need to know of a calibration.
 
-    ``size`` is the number of all calibration images. ``flag_rate_laws`` are those of the groups
-    of them that an image is compared with: one of all images, or, where ``per_class``, those of
-    the classes, equal ones once and in ascending order. ``groups`` counts all of them.
-    ``tail_laws`` are those of the rates of `TAIL_EVENTS`, in their order; empty for an event that
-    some group is too small for. Fingerprints are hexadecimal.
+    ``size`` is the number of calibration images. An image is compared with a group of them: with
+    all, or, where ``per_class``, with those of its class. ``groups`` counts the groups, and
+    ``flag_rate_laws`` are the laws of their flag rates, ascending, equal ones once. ``tail_laws``
+    are those of the rates of `TAIL_EVENTS`, in their order; empty for an event that some group is
+    too small for. Fingerprints are hexadecimal.
     """
 
     alpha: float
@@ -97,8 +97,8 @@ class DriftAlert:
     the estimated onset. ``tail`` is null unless the detector of shifted scores is active.
     ``offsets`` (one range a partition, whole segments that reach into the evidence), ``examples``
     (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence of the
-    window, and of the key where it is one's. ``firing_keys`` counts the keys whose monitor is
-    active.
+    window; where the alert is of a key, of that key's records alone. ``firing_keys`` counts the
+    keys whose monitor is active.
     """
 
     key: str | None

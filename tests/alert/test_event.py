@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.alert.event import alert_event, alert_schema
+from nap_stream.alert.event import alert_event, alert_schema, cloud_event
 from nap_stream.core.alert_state import Detector
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import Contribution, DriftAlert
@@ -312,3 +312,18 @@ def test_names_from_outside_are_bounded(name: str) -> None:
     shown = event["data"]["contributors"]["classes"][0]["name"]
     assert shown == name or (len(name) > 200 and shown == name[:199] + "…")
     assert event["data"]["summary"].isprintable()
+
+
+def test_an_event_without_a_time() -> None:
+    event = cloud_event({}, settings(), kind="k", schema="s", identity=["a", 1, None], subject="x")
+    assert event == {
+        "specversion": "1.0",
+        # printf '["a", 1, null]' | sha256sum | cut -c1-32
+        "id": "30780d0daa72bce56290bae99d93fa5e",
+        "source": "/nap-stream/images/ood-fraction",
+        "type": "k",
+        "subject": "x",
+        "datacontenttype": "application/json",
+        "dataschema": "s",
+        "data": {},
+    }
