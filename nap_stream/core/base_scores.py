@@ -387,11 +387,7 @@ def _knn_bank(features: NDArray[np.float32], parameters: ScoreParameters) -> NDA
 def evenly_spaced(count: int, limit: int) -> NDArray[np.int64]:
     """Choose at most ``limit`` of ``count`` rows, evenly spaced.
 
-    Where the rows are sorted by class, the classes keep their shares.
-
-    Args:
-        count: Rows there are, at least 0.
-        limit: Rows wanted at most, at least 1.
+    Where the rows are sorted by class, the classes keep their shares. ``limit`` is at least 1.
 
     Returns:
         int64 (min(count, limit),), ascending, each row once.
@@ -404,15 +400,8 @@ def drawn_from_blocks(count: int, limit: int, seed: int) -> NDArray[np.int64]:
     """Draw at most ``limit`` of ``count`` rows: one at random of each of as many equal blocks.
 
     Where rows are sorted by class, the classes keep about their shares; where something recurs
-    every few rows, such as one of several cameras, no row is preferred.
-
-    Args:
-        count: Rows there are, at least 0.
-        limit: Rows wanted at most, at least 1.
-        seed: The same seed draws the same rows.
-
-    Returns:
-        int64 (min(count, limit),), ascending, each row once.
+    every few rows, such as one of several cameras, no row is preferred. The same seed draws the
+    same rows; the rest is as in `evenly_spaced`.
     """
     starts = evenly_spaced(count, limit)
     ends = np.append(starts[1:], count)

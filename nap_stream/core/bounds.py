@@ -73,12 +73,8 @@ def tail_probabilities(n: int, k: int, m: int) -> NDArray[np.float64]:
 def flag_limit(n: int, k: int, m: int, probability: float) -> int:
     """Give the smallest q with P(X >= q) <= probability: that many flags are a surprise.
 
-    Args:
-        n: As in `tail_probabilities`.
-        k: As in `tail_probabilities`.
-        m: As in `tail_probabilities`.
-        probability: Of reaching the limit by chance, in (0, 1), for one window, over the draw
-            of the calibration set and of the records.
+    ``probability``, in (0, 1), is that of reaching the limit by chance, for one window, over the
+    draw of the calibration set and of the records; the rest is as in `tail_probabilities`.
 
     Returns:
         A count in [1, n + 1]; n + 1 where not even n flags of n are a surprise.

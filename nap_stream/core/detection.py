@@ -44,7 +44,7 @@ from nap_stream.core.tails import EDGES, FlagRateLaw, TailEvent, tail_counts
 
 WINDOW_STEP = 1.05
 """A window holds whole panes: its limit is that of the next larger size on this grid."""
-USUAL_SHARE = 0.45
+_USUAL_SHARE = 0.45
 """Of the window's budget of false alarms, for each of the first two sizes of the grid."""
 
 
@@ -145,15 +145,10 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
 
     A window of n records lies in the last n' >= n, the next size on the grid, so that it fires
     only if those hold as many flags. The sizes of the grid share the window's run length: the
-    first two, which are the usual ones, have `USUAL_SHARE` of the false alarms each, and each
+    first two, which are the usual ones, have `_USUAL_SHARE` of the false alarms each, and each
     further one half of what is left. It resolves by the limit of the size before.
 
-    Args:
-        plan: The settings.
-        step: From `window_step`.
-
-    Returns:
-        Firing and resolve limit, the second at most the first.
+    ``step`` is from `window_step`; the second limit is at most the first.
     """
     smaller = _window_size(plan, max(0, step - 1))
     firing = _firing_limit(plan, step)
@@ -162,7 +157,7 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
 
 
 def _firing_limit(plan: DetectionPlan, step: int) -> int:
-    share = USUAL_SHARE if step <= 1 else (1 - 2 * USUAL_SHARE) / 2 ** (step - 1)
+    share = _USUAL_SHARE if step <= 1 else (1 - 2 * _USUAL_SHARE) / 2 ** (step - 1)
     run_length = plan.detector_run_length / share
     return scan_limit(_window_size(plan, step), plan.flag_rate, run_length)
 
@@ -171,8 +166,8 @@ def _window_size(plan: DetectionPlan, step: int) -> int:
     return math.ceil(plan.window_records * WINDOW_STEP**step)
 
 
-RUNS = 200
-LEAST_HORIZON = 50_000
+_RUNS = 200
+_LEAST_HORIZON = 50_000
 _PANES_A_WINDOW = 100
 _HORIZON_IN_WINDOWS = 20
 _CHUNK_PANES = 1_000
@@ -212,7 +207,7 @@ class Delay:
         return self.mean if self.mean is not None else self.median
 
 
-BLIND = Delay(0, 0, 0, None, None, None, blind=True)
+_BLIND = Delay(0, 0, 0, None, None, None, blind=True)
 
 
 def window_delay(
@@ -222,7 +217,7 @@ def window_delay(
     *,
     pane_records: int,
     generator: np.random.Generator,
-    runs: int = RUNS,
+    runs: int = _RUNS,
 ) -> Delay:
     """Simulate the delay of the rolling window of ``plan.window_records``.
 
@@ -237,10 +232,10 @@ def window_delay(
     """
     size = max(pane_records, plan.window_records // _PANES_A_WINDOW)
     panes = math.ceil(plan.window_records / size)
-    horizon = max(LEAST_HORIZON, _HORIZON_IN_WINDOWS * plan.window_records)
+    horizon = max(_LEAST_HORIZON, _HORIZON_IN_WINDOWS * plan.window_records)
     limit = window_firing_limit(plan, panes * size)
     if after <= plan.flag_rate or limit > panes * size:
-        return BLIND
+        return _BLIND
     alarms = np.full(runs, -1, dtype=np.int64)
     waiting = np.arange(runs)
     recent = generator.binomial(size, before, (runs, panes))
@@ -254,7 +249,7 @@ def window_delay(
         alarms[waiting[fired]] = (done + 1 + reached[fired].argmax(axis=1)) * size
         waiting, recent = waiting[~fired], counts[~fired, -panes:]
         done += new.shape[1]
-    return delay_of(alarms, last * size)
+    return _delay_of(alarms, last * size)
 
 
 def flags_delay(
@@ -264,7 +259,7 @@ def flags_delay(
     *,
     pane_records: int,
     generator: np.random.Generator,
-    runs: int = RUNS,
+    runs: int = _RUNS,
 ) -> Delay:
     """Simulate the delay of the e-detector of flags; see `window_delay`."""
 
@@ -289,7 +284,7 @@ def scores_delay(
     *,
     pane_records: int,
     generator: np.random.Generator,
-    runs: int = RUNS,
+    runs: int = _RUNS,
 ) -> Delay:
     """Simulate the delay of the e-detector of tails of p-values; see `flags_delay`.
 
@@ -348,10 +343,10 @@ def _sequential_delay(
     rates = rates_after[:, np.newaxis]
     growth = float((rates * bets.hit + (1 - rates) * bets.miss).max())
     if growth <= 0 or (rates_after <= bets.rates).all():
-        return BLIND
+        return _BLIND
     expected = log_threshold / growth
     size = max(pane_records, math.ceil(expected / _PANES_A_DELAY))
-    horizon = min(max(_HORIZON_IN_DELAYS * expected, LEAST_HORIZON), _LONGEST_HORIZON)
+    horizon = min(max(_HORIZON_IN_DELAYS * expected, _LEAST_HORIZON), _LONGEST_HORIZON)
     last = min(math.ceil(horizon / size), 2 * _HORIZON_IN_DELAYS * _PANES_A_DELAY)
     state = initial_state(bets, (runs,))
     warm_size = max(pane_records, WARM_UP_RECORDS // _WARM_UP_PANES)
@@ -371,16 +366,11 @@ def _sequential_delay(
             state = SequentialState(*kept)
         if not len(waiting):
             break
-    return delay_of(alarms, last * size)
+    return _delay_of(alarms, last * size)
 
 
-def delay_of(alarms: NDArray[np.int64], horizon: int) -> Delay:
-    """Sum simulated streams up.
-
-    Args:
-        alarms: int64 (R,), records until each stream's alarm, -1 where it had none.
-        horizon: Records that were simulated.
-    """
+def _delay_of(alarms: NDArray[np.int64], horizon: int) -> Delay:
+    """Sum streams up: int64 (R,), records until each one's alarm, -1 where it had none."""
     runs, seen = len(alarms), alarms[alarms >= 0]
     ordered = np.sort(np.where(alarms >= 0, alarms.astype(np.float64), np.inf))
     median = float(ordered[(runs - 1) // 2] / 2 + ordered[runs // 2] / 2)

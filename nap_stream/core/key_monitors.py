@@ -52,8 +52,8 @@ class KeyReadings:
 class KeyMonitors:
     """The monitors of all keys that are remembered.
 
-    A monitor becomes active at ``log_threshold`` and ends to be as
-    `nap_stream.core.sequential.goes_on` tells, or with the first pane that finds its key silent.
+    A monitor becomes active at ``log_threshold``, until `nap_stream.core.sequential.goes_on` tells
+    its end, or the first pane that finds its key silent.
     What they say depends on the panes alone.
 
     Args:
@@ -144,11 +144,7 @@ class KeyMonitors:
         return {**self._table.rows(), "evicted": np.array([self.evicted])}
 
     def restore(self, names: tuple[str, ...], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Take up where others of the same settings were.
-
-        Args:
-            names: Theirs.
-            arrays: Theirs; they are copied.
+        """Take up where others of the same settings were; their arrays are copied.
 
         Raises:
             ValueError: The two do not belong together.
@@ -187,7 +183,7 @@ class KeyMonitors:
         excess = len(self) - self._max_keys
         if excess <= 0:
             return
-        slots = self._table.all_slots()
+        slots = self._table.slots(self.names())
         names, last_ms = np.array(self.names(), dtype=object), self._table["last_ms"][slots]
         active = self._table["active"][slots]
         spare = self._max_keys // SPARE_SHARE
@@ -230,12 +226,8 @@ class KeyTable:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The keys, in the order of `all_slots`."""
+        """The keys, in the order in which they came."""
         return tuple(self._slots)
-
-    def all_slots(self) -> NDArray[np.int64]:
-        """Give the slots of all keys, int64 (len,)."""
-        return _indices(self._slots.values())
 
     def slots(self, keys: Iterable[str]) -> NDArray[np.int64]:
         """Give the slots of keys, int64 (K,); -1 of those that have none."""
@@ -260,7 +252,7 @@ class KeyTable:
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """Give the columns, (len, ...), by key in the order of `names`."""
-        slots = self.all_slots()
+        slots = self.slots(self._slots)
         return {name: column[slots] for name, column in self._columns.items()}
 
     def restore(self, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]]) -> None:
@@ -298,10 +290,8 @@ def _indices(values: Iterable[int]) -> NDArray[np.int64]:
 class ActiveKeys:
     """Keys with an active monitor, by the start of their last pane in milliseconds.
 
-    The oldest come first, so that a pane looks at its own keys and at those that are silent.
-
-    Args:
-        last_ms: (key, start of its last pane) of the first ones, in any order.
+    The oldest come first, so that a pane looks at its own keys and at those that are silent. Those
+    to begin with may come in any order.
     """
 
     def __init__(self, last_ms: Iterable[tuple[str, int]] = ()) -> None:
@@ -330,13 +320,7 @@ class ActiveKeys:
 
 
 def oldest(names: NDArray[np.object_], last_ms: NDArray[np.int64], count: int) -> list[str]:
-    """Give up to ``count`` names with the smallest times, of equal ones the smallest.
-
-    Args:
-        names: (K,).
-        last_ms: int64 (K,), their times.
-        count: Any number; none are given where it is not positive.
-    """
+    """Give up to ``count`` of K names with the smallest times, of equal ones the smallest."""
     if count <= 0 or not len(names):
         return []
     last = min(count, len(names)) - 1

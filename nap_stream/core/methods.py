@@ -105,11 +105,7 @@ class Method:
 
 
 def parse_method(name: str) -> Method:
-    """Read a method's name.
-
-    Raises:
-        ValueError: There is no such method; names those there are.
-    """
+    """Read a method's name; a ValueError of another names those there are."""
     if name not in _BY_NAME:
         raise ValueError(f"expected one of {', '.join(_BY_NAME)}, got {name!r}")
     return _BY_NAME[name]
@@ -181,7 +177,7 @@ def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
     weight.
 
     Args:
-        base: (N,), any float dtype, higher = in-distribution: MSP, energy, ReAct and the like.
+        base: (N,), any float dtype, higher = in-distribution.
         nap: (N,), any float dtype, higher = in-distribution.
         weight: The base's weight in [0, 1]: 0 gives ``nap``, 1 gives ``base``.
 
@@ -241,17 +237,9 @@ def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArr
 def log_two_sided_p(
     reference: NDArray[np.float64], scores: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Log of twice the smaller p-value of both directions, at most 0.
+    """Log of twice the smaller p-value of both directions, at most 0; see `log_p`.
 
-    Args:
-        reference: See `log_p`.
-        scores: See `log_p`.
-
-    Returns:
-        float64 of the shape of ``scores``: 0 at the references' median, falling to either side.
-
-    Raises:
-        ValueError: See `log_p`.
+    It is 0 at the references' median, and falls to either side.
     """
     low = log_p(reference, scores)
     high = log_p(-reference[::-1], -np.asarray(scores, dtype=np.float64))
@@ -337,7 +325,8 @@ def search_weight(
         ]
     )
     mean = curves.mean(axis=0)
-    near = [weight for weight, value in zip(weights, mean, strict=True) if value >= _near(mean)]
+    enough = float(mean.max()) - NEAR_BEST
+    near = [weight for weight, value in zip(weights, mean, strict=True) if value >= enough]
     return WeightSearch(
         transforms=tuple(pseudo),
         weights=tuple(weights),
@@ -348,10 +337,6 @@ def search_weight(
         interval=_interval(curves, weights, seed),
         near_best=(near[0], near[-1]),
     )
-
-
-def _near(mean: NDArray[np.float64]) -> float:
-    return float(mean.max()) - NEAR_BEST
 
 
 def _interval(

@@ -166,13 +166,10 @@ class ClosedPane:
 
 
 def closed_pane(start_ms: int, parts: list[PaneCounts], *, one_per_pane: bool) -> ClosedPane:
-    """Add up what came for one pane.
+    """Add up what came for one pane, in one part or more.
 
-    Args:
-        start_ms: Its start.
-        parts: At least one. Where ``one_per_pane``, of a key that stands in several of them
-            only the first counts, so that their order matters: by partition and offset.
-        one_per_pane: See `count_panes`.
+    Where ``one_per_pane``, of a key that stands in several of them only the first counts, so that
+    their order matters: by partition and offset. See `count_panes`.
     """
     if all(part.keys == (NO_KEY,) for part in parts):
         return _without_keys(start_ms, parts)
@@ -227,7 +224,7 @@ class PaneBuffer:
 
     Args:
         pane_ms: Width of a pane in milliseconds, at least 1.
-        one_per_pane: See `nap_stream.core.panes.count_panes`.
+        one_per_pane: See `count_panes`.
         max_open_entries: Beyond so many entries the oldest panes are closed without waiting for
             the watermark, which bounds memory.
     """
@@ -251,10 +248,7 @@ class PaneBuffer:
     def add(self, counts: PaneCounts, partition: int, earliest_ms: int | None) -> None:
         """Add a partition's counts, which come in order of offset.
 
-        Args:
-            counts: Starts are multiples of ``pane_ms``.
-            partition: Its number.
-            earliest_ms: The partition's watermark: what lies before it counts in its pane.
+        ``earliest_ms`` is the partition's watermark: what lies before it counts in its pane.
         """
         placed = counts.start_ms
         if earliest_ms is not None:
@@ -271,9 +265,7 @@ class PaneBuffer:
     def close(self, watermark_ms: int | None) -> list[ClosedPane]:
         """Close the panes that end at or before the watermark, and those beyond the limit.
 
-        Args:
-            watermark_ms: No record with an earlier event time is expected, in milliseconds
-                since the epoch; None while nothing is known.
+        No record with an earlier event time is expected; None while nothing is known.
         """
         closed = []
         while self._starts and (

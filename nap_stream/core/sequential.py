@@ -28,7 +28,7 @@ Beside each M runs the logarithm of a CUSUM statistic, C = max(C, 0) + ln L. Whe
 inspection schemes", Biometrika 41, 1954).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -59,14 +59,11 @@ class Bets:
 
 
 def bets_for_drift(rates: NDArray[np.float64]) -> Bets:
-    """Give the bets for a whole stream, of which a part drifts as a rule.
+    """Give `bets_against` rates for a whole stream, of which a part drifts as a rule.
 
     The largest is three times the rate, within 0.2 and `LARGEST_BET`: about the best one against
     four times the rate. Larger ones gain a record or five of a drift that leaves nothing as it
     was, and cost a twentieth of the delay of a small one.
-
-    Raises:
-        ValueError: See `bets_against`.
     """
     return bets_against(rates, np.clip(3 * rates, 0.2, LARGEST_BET))
 
@@ -107,13 +104,8 @@ STATE_ARRAYS = tuple(field.name for field in fields(SequentialState))
 def initial_state(bets: Bets, shape: tuple[int, ...] = ()) -> SequentialState:
     """Give the state before the first record, of as many detectors as ``shape`` says."""
     full = (*shape, *bets.hit.shape)
-    return SequentialState(
-        np.full(full, -np.inf),
-        np.zeros(full),
-        np.zeros(full, dtype=np.int64),
-        np.zeros(full, dtype=np.int64),
-        np.zeros(full, dtype=np.int64),
-    )
+    counts = (np.zeros(full, dtype=np.int64) for _ in range(3))
+    return SequentialState(np.full(full, -np.inf), np.zeros(full), *counts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,16 +134,8 @@ def step_alarm(
 ) -> AlarmStep:
     """Take one pane into account, as `update` does, and tell where the alarm is on.
 
-    It begins at ``log_threshold``, goes on as `goes_on` tells, and then the detector is `renewed`.
-
-    Args:
-        state: The state before.
-        bets: Its bets.
-        log_threshold: The logarithm of the run length.
-        active: bool (...), where it was on before.
-        records: See `update`, as the rest.
-        hits: int64 (..., J).
-        start_ms: int64 (...).
+    It begins at ``log_threshold``, the logarithm of the run length, goes on as `goes_on` tells, and
+    then the detector is `renewed`. ``active`` is bool (...): where it was on before.
     """
     after = update(state, bets, records, hits, start_ms)
     value = log_mixture(after)
@@ -206,12 +190,9 @@ def log_mixture(state: SequentialState) -> NDArray[np.float64]:
 def goes_on(
     state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
 ) -> NDArray[np.bool_]:
-    """Tell whether an alarm goes on, bool (...): see `RESOLVE_RATIO` and `QUIET_CUSUM`.
+    """Tell whether an alarm that began at a threshold goes on after a pane, bool (...).
 
-    Args:
-        state: After the pane.
-        log_value: Its `log_mixture`, float64 (...).
-        log_threshold: The alarm began at this.
+    See `RESOLVE_RATIO` and `QUIET_CUSUM`. ``log_value`` is the `log_mixture`, float64 (...).
     """
     is_high = log_value >= log_threshold + np.log(RESOLVE_RATIO)
     on: NDArray[np.bool_] = is_high & (state.log_cusum.max(axis=(-2, -1)) > QUIET_CUSUM)
@@ -279,12 +260,10 @@ def capped(
     ``log_value`` is its `log_mixture`, float64 (...).
     """
     excess = np.maximum(log_value - log_threshold, 0.0)
-    return SequentialState(
-        state.log_statistic - excess[..., np.newaxis, np.newaxis],
-        np.minimum(state.log_cusum, log_threshold),
-        state.onset_ms,
-        state.records,
-        state.hits,
+    return replace(
+        state,
+        log_statistic=state.log_statistic - excess[..., np.newaxis, np.newaxis],
+        log_cusum=np.minimum(state.log_cusum, log_threshold),
     )
 
 
