@@ -24,6 +24,7 @@ from nap_stream.settings.schema import Settings
 from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.summaries import FACTS, Row, partition, report, settings, summary
+from tests.support.summary_log import SummaryList
 
 COUNT, DRIFT = 900, range(400, 600)
 DAY_MS = 86_400_000
@@ -81,7 +82,8 @@ def lived(
             monitor_settings(),
             FACTS,
             [sink],
-            summaries=log if number else _Nothing(),
+            # The first one finds the log as it was before the run began.
+            summaries=log if number else SummaryList(),
             checkpoints=CheckpointStore(store, "ood-fraction", "images"),
             clock=ManualClock(),
         )
@@ -102,21 +104,6 @@ def earlier(record: ScoredRecord, by_ms: int) -> ScoredRecord:
     event_ms, ingest_ms = (time_ms - by_ms for time_ms in times)
     changed = replace(record.origin, event_time_ms=event_ms, ingest_time_ms=ingest_ms)
     return replace(record, origin=changed)
-
-
-class _Nothing:
-    """The log as it was before the run began."""
-
-    def partitions(self) -> tuple[()]:
-        return ()
-
-    def end(self, _: object) -> None:
-        return None
-
-    def read(self, *_: object) -> Any:
-        return iter(())
-
-    tail = read
 
 
 def replayed(

@@ -14,8 +14,9 @@ from ray.exceptions import RayError, RayTaskError
 from nap_stream.clock import StopRequest, SystemClock
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
-from nap_stream.monitor.coordinator import ChainEnds, Coordinator, open_coordinator
+from nap_stream.monitor.coordinator import Coordinator, open_coordinator
 from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.monitor.summaries import ChainEnds
 from nap_stream.monitor.worker import Identity
 from nap_stream.process import configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
@@ -279,10 +280,24 @@ class RayCluster:
         """Have a restart counted."""
         self._coordinator.worker_restarted.remote(name)
 
+    def tick(self) -> None:
+        """Have the coordinator tick, unless it still does; returns at once.
+
+        One tick at a time: one that waits for the broker holds nothing else up.
+        """
+        self._name_unplaced()
+        if self._tick is not None:
+            done, _ = ray.wait([self._tick], timeout=0)
+            if not done:
+                return
+            try:
+                ray.get(self._tick)
+            except RayError as error:
+                structlog.get_logger().error("coordinator_tick_failed", cause=_brief(error))
+        self._tick = self._coordinator.tick.remote()
+
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view; None while it does not answer."""
-        self._keep_ticking()
-        self._name_unplaced()
         try:
             status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
         except NapStreamError as error:
@@ -323,18 +338,6 @@ class RayCluster:
                     needs={"CPU": self._settings.worker.torch_threads, "GPU": self.num_gpus},
                     cluster_has={name: _resources().get(name, 0.0) for name in ("CPU", "GPU")},
                 )
-
-    def _keep_ticking(self) -> None:
-        """One tick at a time: a tick that waits for the broker holds nothing else up."""
-        if self._tick is not None:
-            done, _ = ray.wait([self._tick], timeout=0)
-            if not done:
-                return
-            try:
-                ray.get(self._tick)
-            except RayError as error:
-                structlog.get_logger().error("coordinator_tick_failed", cause=_brief(error))
-        self._tick = self._coordinator.tick.remote()
 
 
 @contextmanager

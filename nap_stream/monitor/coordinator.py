@@ -1,51 +1,61 @@
-"""Merges what the workers tell, judges drift, delivers alerts, shows how the run is. No Ray.
-
-Puts the coordinator together from settings. Knows no Ray.
-"""
+"""The one place where all workers' summaries meet: drift is judged here. Knows no Ray."""
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import structlog
 
+from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.sinks import AlertSink, open_sinks
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import Reason
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
-from nap_stream.drift.records import CalibrationFacts, DriftUpdate
+from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.alerts import AlertDesk
+from nap_stream.monitor.alerts import (
+    AlertDispatcher,
+    MonitorSnapshot,
+    Outboxes,
+)
 from nap_stream.monitor.checkpoint import CheckpointStore
 from nap_stream.monitor.http import Health, MetricsServer
-from nap_stream.monitor.outbox import Outboxes
 from nap_stream.monitor.status import (
-    FRESH_S,
     CoordinatorStatus,
     PartitionTable,
     WorkerTable,
     show_drift,
 )
-from nap_stream.monitor.summaries import LogSummaries, SummaryIntake, SummaryLog, Takeover
-from nap_stream.records import SegmentSummary, Status, TopicPartition, WorkerReport
-from nap_stream.scored_log.read import partitions, parts_backwards, require_root
+from nap_stream.monitor.summaries import (
+    LAST_OFFSET,
+    CatchUpFilter,
+    ChainEnds,
+    Chains,
+    LogSummaries,
+    in_event_time,
+)
+from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
+from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores.open import store_at
 from nap_stream.settings.schema import Settings
 
 HEALTHY_REPORT_AGE_S = 30.0
 """Thirty reports missed: the worker is gone or cannot reach the coordinator."""
-
 READ_AHEAD_EVERY_S = 30.0
 """How often the log is asked for segments of which nobody has told: it lists folders."""
+HOLE_PATIENCE_S = 30.0
+"""How long the log is asked for missing offsets before the monitor goes on without them."""
 
 
 class Coordinator:
-    """The one place where all workers' summaries meet. Safe for several threads.
+    """Owns the drift monitor: feeds it, restores it, tells what it decided and how the run is.
 
-    Alerts are delivered by `tick` and `flush`, never by `submit`: a broker that is down holds
-    no worker up.
+    Safe for several threads: one lock guards the drift monitor and what is known of workers and
+    partitions. The log is read, checkpoints are written and alerts delivered without it, so that
+    neither a slow disk nor a broker that is down holds a worker up. Alerts are delivered by `tick`
+    and `flush`, never by `submit`.
 
     Args:
         settings: Of the monitor.
@@ -65,68 +75,65 @@ class Coordinator:
         calibration: CalibrationFacts,
         sinks: Sequence[AlertSink],
         *,
-        summaries: SummaryLog,
+        summaries: LogSummaries,
         checkpoints: CheckpointStore,
         clock: Clock,
     ) -> None:
-        self._settings, self._clock, self._summaries = settings, clock, summaries
-        self._lock = threading.RLock()
-        program = version("nap-stream")
-        self.metrics = Metrics(program)
+        self._settings, self._clock, self._log = settings, clock, summaries
+        self._plan = detection_plan(settings.drift, calibration)
+        self.metrics = Metrics(version("nap-stream"))
         self.metrics.workers_expected.set(settings.worker.count)
-        plan = detection_plan(settings.drift, calibration)
-        self.metrics.ood_fraction_expected.set(plan.flag_rate)
-        self._monitor = DriftMonitor(plan, settings, clock)
-        self._intake = SummaryIntake(
-            self._monitor,
-            summaries,
-            self._apply,
-            metrics=self.metrics,
-            lock=self._lock,
-            clock=clock,
-        )
+        self.metrics.ood_fraction_expected.set(self._plan.flag_rate)
         self._outboxes = Outboxes(sinks, self.metrics, clock)
-        self._desk = AlertDesk(
-            self._monitor,
+        self._dispatcher = AlertDispatcher(
+            self._plan,
+            settings,
             calibration,
             self._outboxes,
             checkpoints,
             metrics=self.metrics,
-            lock=self._lock,
             clock=clock,
-            version=program,
-        )
-        self._workers = WorkerTable(self.metrics)
-        driver = settings.driver
-        self._partitions = PartitionTable(
-            self.metrics, driver.stall_timeout_s, driver.start_timeout_s
         )
         self._server: MetricsServer | None = None
+        # One thread at a time sends: an older state must not take the place of a newer one.
+        self._sending = threading.Lock()
+        # Guards all that follows.
+        self._lock = threading.Lock()
+        self._monitor = DriftMonitor(self._plan, settings, clock)
+        self._shown = self._monitor.snapshot()
+        self._revision = 0
+        self._is_urgent = False
+        self._past: CatchUpFilter | None = None
+        self._missing_since: dict[tuple[TopicPartition, int], float] = {}
+        self._read_ahead_s = clock.monotonic()
+        self._workers = WorkerTable(self.metrics)
+        self._partitions = PartitionTable(
+            self.metrics, settings.driver.stall_timeout_s, settings.driver.start_timeout_s
+        )
         self._rows: Counter[Status] = Counter()
         self._restarts = 0
-        self._read_ahead_s = clock.monotonic()
-        self._shown = self._monitor.snapshot()
 
-    def start(self, since: Mapping[TopicPartition, int] | None = None) -> None:
+    def start(self, since: ChainEnds | None = None) -> None:
         """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
 
-        See `nap_stream.monitor.summaries`. An alert goes to the sinks that have not received it.
+        An alert goes to the sinks that have not received it.
 
         Args:
-            since: Offsets from which on the log's rows count in `status`, for a coordinator that
-                takes the place of one that died; none of them do where None.
+            since: Where the chains ended when the run began: `status` counts the rows that the log
+                has got since then, for a coordinator that takes the place of one that died. None
+                counts only what is submitted from now on.
 
         Raises:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
-        if self._summaries.partitions():
+        if self._log.partitions():
             self._outboxes.read_back()
             self._take_over()
             with self._lock:
                 self._partitions.wait_for(self._monitor.partitions(), self._clock.monotonic())
         # From here on whoever takes over has a checkpoint to begin with.
-        self._desk.settle(at_once=True)
+        self._send(at_once=True)
         if since is not None:
             self._count_since(since)
         with self._lock:
@@ -141,8 +148,22 @@ class Coordinator:
         return self._server.url
 
     def submit(self, summary: SegmentSummary) -> None:
-        """Take the summary of a durable segment. One that was taken before changes nothing."""
-        self._intake.submit(summary)
+        """Take the summary of a durable segment. One that was taken before changes nothing.
+
+        The first one of a partition may not tell of the chain's beginning, if the worker that
+        published that died before it could. What stands before it in the log comes first.
+        """
+        with self._lock:
+            is_first = self._monitor.end(summary.partition) is None
+        beginning: Sequence[SegmentSummary] | None = ()
+        if is_first and summary.base_offset > 0:
+            beginning = self._log.find(OffsetRange(summary.partition, 0, summary.base_offset))
+        if beginning is None:
+            # Taken by itself it would be the beginning. The log has it: `_read_ahead` finds it.
+            return
+        with self._lock:
+            for each in (*beginning, summary):
+                self._apply(self._monitor.add(each))
 
     def report(self, report: WorkerReport) -> None:
         """Take a worker's sign of life."""
@@ -152,7 +173,8 @@ class Coordinator:
                 for partition in self._partitions.take(report, now_s):
                     self._monitor.hold(partition)
                     # Whoever takes over must wait for it too.
-                    self._desk.hurry()
+                    self._revision += 1
+                    self._is_urgent = True
             self._look_at_workers(now_s)
 
     def worker_restarted(self, worker: str) -> None:
@@ -164,14 +186,14 @@ class Coordinator:
 
     def tick(self) -> None:
         """Look for missing summaries, move the watermark on, deliver alerts."""
-        self._intake.fill_holes()
+        self._fill_holes(HOLE_PATIENCE_S)
         if self._clock.monotonic() - self._read_ahead_s >= READ_AHEAD_EVERY_S:
             self._read_ahead_s = self._clock.monotonic()
-            self._intake.read_ahead()
+            self._read_ahead()
         with self._lock:
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
-        self._desk.settle()
+        self._send()
         self._outboxes.deliver()
 
     def flush(self, timeout_s: float, *, input_ended: bool = True) -> None:
@@ -184,46 +206,40 @@ class Coordinator:
                 records of what their partitions still bring.
         """
         deadline = Deadline(self._clock, timeout_s)
+        self._read_ahead()
         if input_ended:
-            self._intake.close_holes()
+            # A hole of which the log cannot be read stays.
+            while self._fill_holes(0.0):
+                pass
         else:
-            self._intake.read_ahead()
-            self._intake.fill_holes()
+            self._fill_holes(HOLE_PATIENCE_S)
         with self._lock:
             self._apply(self._monitor.flush() if input_ended else self._monitor.advance())
-        self._desk.settle(at_once=True)
+        self._send(at_once=True)
         self._outboxes.drain(deadline)
         # What was delivered is no longer on its way.
-        self._desk.settle(at_once=True)
+        self._send(at_once=True)
 
     def status(self) -> CoordinatorStatus:
-        """Say how the run is."""
+        """Say how the run is. Changes nothing."""
         with self._lock:
-            drift, totals, reasons = self._shown, self._workers.totals, self._desk.reasons
+            totals, reasons = self._workers.totals, self._dispatcher.reasons
             return CoordinatorStatus(
-                rows=self._rows.total(),
                 rows_by_status=dict(self._rows),
+                drift=self._shown,
+                window_size=self._settings.drift.window_records,
                 images_scored=totals["images_scored"],
                 images_per_second=self._workers.images_per_second(self._clock.monotonic()),
-                ood_fraction=None if drift.bound is None else drift.fraction,
-                bound=drift.bound,
-                alert_state=drift.state,
-                window_records=drift.window_records,
-                window_size=self._settings.drift.window_records,
                 alerts_fired=reasons[Reason.BEGAN],
                 alerts_resolved=sum(
                     reasons[over] for over in (Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN)
                 ),
-                alerts_waiting=len(self._desk),
+                alerts_waiting=len(self._dispatcher),
                 max_lag=self._partitions.max_lag(),
                 dead_letters=totals["dead_letters"],
-                late_records=drift.late_records,
                 worker_restarts=self._restarts,
                 workers=self._workers.reports(),
                 waiting_for=self._waiting_for(),
-                severity=drift.severity,
-                keys=drift.keys,
-                keys_firing=drift.keys_firing,
             )
 
     def health(self) -> Health:
@@ -247,71 +263,201 @@ class Coordinator:
             server.close()
         self._outboxes.close()
 
+    # Taking over
+
     def _take_over(self) -> None:
-        takeover = Takeover(self._monitor, self._summaries, self._intake, self._desk)
-        is_restored = takeover.restore()
+        """Take up the story, before anybody tells anything.
+
+        With a checkpoint the story goes on: what the log has beyond it is judged and told. Without
+        one that fits, the log's tail is judged and nothing told of what is over; an alert that
+        fires at its end is.
+        """
+        is_restored = self._restore(self._dispatcher.restore())
+        structlog.get_logger().info(
+            "monitor_restored" if is_restored else "monitor_rebuilt_from_log"
+        )
         if not is_restored:
-            takeover.begin_at_tail()
+            self._begin_at_tail()
         # What was counted before is not counted again.
         self._shown = self._monitor.snapshot()
         if is_restored:
-            takeover.go_on()
+            names = self._log.partitions()
+            reached = {name: self._monitor.end(name) or 0 for name in names}
+            chains = {n: self._log.read(n, at, LAST_OFFSET) for n, at in reached.items()}
+            self._catch_up(chains, self._decide)
 
-    def _count_since(self, since: Mapping[TopicPartition, int]) -> None:
+    def _restore(self, content: bytes | None) -> bool:
+        """Take up where a checkpoint says; False where it does not fit the settings or the log."""
+        if content is None or not self._monitor.restore(content):
+            return False
+        ends = self._log.ends()
+        reached = {name: self._monitor.end(name) or 0 for name in self._monitor.partitions()}
+        ahead = [str(name) for name, end in reached.items() if end > ends.get(name, 0)]
+        if ahead:
+            # All that comes would be taken for known.
+            structlog.get_logger().warning("checkpoint_ahead_of_log", partitions=ahead)
+            self._monitor.reset()
+        return not ahead
+
+    def _begin_at_tail(self) -> None:
+        """Judge the log's tail; tell only what fires at its end."""
+        decided: list[DriftAlert] = []
+        tails = {name: self._log.tail(name) for name in self._log.partitions()}
+        self._catch_up(tails, lambda update: decided.extend(update.alerts))
+        newest_ms = self._monitor.newest_ms()
+        if newest_ms is not None:
+            self._past = CatchUpFilter(newest_ms - newest_ms % self._settings.drift.pane_ms)
+            self._decide(DriftUpdate(alerts=tuple(decided)))
+
+    def _count_since(self, since: ChainEnds) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""
         for partition in self._monitor.partitions():
             start, end = since.get(partition, 0), self._monitor.end(partition)
-            for summary in self._summaries.read(partition, start, end or 0):
+            for summary in self._log.read(partition, start, end or 0):
                 self._rows.update(summary.rows_by_status)
 
-    def _waiting_for(self) -> Mapping[str, str]:
-        return self._workers.waiting(HEALTHY_REPORT_AGE_S, self._clock.monotonic())
+    # Summaries that a worker published and never told
 
-    def _look_at_workers(self, now_s: float) -> None:
-        for partition in self._partitions.expected(now_s, self._monitor.end):
+    def _catch_up(self, chains: Chains, on_update: Callable[[DriftUpdate], None]) -> None:
+        """Take what the log has, as if all of it came at once: no partition is idle meanwhile.
+
+        Args:
+            chains: What the log has.
+            on_update: Called under the lock with what came of each summary, in order.
+        """
+        with self._lock:
+            self._hold(chains)
+        for _, summary in in_event_time(chains):
+            if summary is not None:
+                with self._lock:
+                    self._hold(chains)
+                    on_update(self._monitor.add(summary))
+
+    def _read_ahead(self) -> None:
+        """Take from the log what a worker published last and died before it could tell."""
+        with self._lock:
+            reached = {name: self._monitor.end(name) or 0 for name in self._monitor.partitions()}
+        found = {n: self._log.find(OffsetRange(n, at, LAST_OFFSET)) for n, at in reached.items()}
+        self._catch_up({name: iter(each) for name, each in found.items() if each}, self._apply)
+
+    def _fill_holes(self, patience_s: float) -> bool:
+        """Look in the log for missing offsets; after ``patience_s`` seconds go on without them.
+
+        While the log cannot be read nothing is given up: it may have them.
+
+        Returns:
+            Whether there was a hole of which the log could be read.
+        """
+        with self._lock:
+            holes = self._monitor.holes()
+        is_any_read = False
+        for hole in holes:
+            found = self._log.find(hole)
+            if found is None:
+                self._missing_since.pop((hole.partition, hole.start), None)
+                continue
+            is_any_read = True
+            with self._lock:
+                for summary in found:
+                    self._apply(self._monitor.add(summary))
+                self._give_up_after(patience_s, hole)
+        return is_any_read
+
+    def _give_up_after(self, patience_s: float, hole: OffsetRange) -> None:
+        key, now_s = (hole.partition, hole.start), self._clock.monotonic()
+        if self._monitor.end(hole.partition) != hole.start:
+            self._missing_since.pop(key, None)
+            return
+        if now_s - self._missing_since.setdefault(key, now_s) < patience_s:
+            return
+        del self._missing_since[key]
+        skipped = [known for known in self._monitor.holes() if known.partition == hole.partition]
+        self._apply(self._monitor.skip_hole(hole.partition))
+        for gap in skipped:
+            self._count_gap(gap.start, gap.end)
+            structlog.get_logger().error(
+                "summaries_missing", partition=str(gap.partition), start=gap.start, end=gap.end
+            )
+
+    def _hold(self, partitions: Iterable[TopicPartition]) -> None:
+        for partition in partitions:
             self._monitor.hold(partition)
-        self.metrics.workers.set(len(self._workers.heard_within(FRESH_S, now_s)))
-        self.metrics.workers_waiting.set(len(self._workers.waiting(FRESH_S, now_s)))
-        self.metrics.images_per_second.set(self._workers.images_per_second(now_s))
+
+    # What came of them
 
     def _apply(self, update: DriftUpdate) -> None:
+        """Count, tell and show what the monitor did. Under the lock."""
         for summary in update.accepted:
             self._count(summary)
-        self._desk.take(update)
+        self._decide(update)
         self._show()
+
+    def _decide(self, update: DriftUpdate) -> None:
+        """Tell what the monitor decided, with the next `_send`. Under the lock."""
+        alerts: Sequence[DriftAlert] | None = update.alerts
+        if self._past is not None:
+            alerts = self._past.take(update.alerts, self._monitor.judged_until_ms)
+            if alerts is not None:
+                self._past = None
+        self._dispatcher.decide(update.accepted, alerts or ())
+        if update.accepted or update.alerts:
+            self._revision += 1
+
+    def _send(self, *, at_once: bool = False) -> None:
+        """Send what was decided, with the state of a monitor that has decided that and no more.
+
+        Args:
+            at_once: Write a checkpoint wherever something has changed.
+        """
+        with self._sending:
+            with self._lock:
+                decided = self._dispatcher.decided()
+                state = self._state_for(decided, at_once=at_once)
+            self._dispatcher.send(decided, state)
+
+    def _state_for(self, decided: Sequence[AlertEvent], *, at_once: bool) -> MonitorSnapshot | None:
+        """The monitor's state, if a checkpoint is due. Under the lock.
+
+        None is written while the past is judged: with it whoever takes over would tell what is
+        over.
+        """
+        at_once = at_once or self._is_urgent
+        if self._past is not None or not self._dispatcher.needs_state(
+            self._revision, decided, at_once=at_once
+        ):
+            return None
+        self._is_urgent = False
+        try:
+            return MonitorSnapshot(self._revision, self._monitor.dump())
+        except Exception:  # noqa: BLE001 - no defect of a checkpoint may keep alerts back
+            structlog.get_logger().exception("checkpoint_not_made")
+            self._dispatcher.checkpoint_failed()
+            return None
 
     def _count(self, summary: SegmentSummary) -> None:
         for status, rows in summary.rows_by_status.items():
             self._rows[status] += rows
             self.metrics.records.labels(status.value).inc(rows)
         if summary.gap is not None:
-            self.metrics.gaps.inc()
-            self.metrics.gap_offsets.inc(summary.end_offset - summary.base_offset)
+            self._count_gap(summary.base_offset, summary.end_offset)
+
+    def _count_gap(self, start: int, end: int) -> None:
+        self.metrics.gaps.inc()
+        self.metrics.gap_offsets.inc(end - start)
 
     def _show(self) -> None:
         before, self._shown = self._shown, self._monitor.snapshot()
         if before != self._shown:
-            self._desk.changed()
+            self._revision += 1
         size, now_ms = self._settings.drift.window_records, self._clock.now_ms()
         show_drift(self.metrics, before, self._shown, size, now_ms)
 
+    def _waiting_for(self) -> Mapping[str, str]:
+        return self._workers.waiting(HEALTHY_REPORT_AGE_S, self._clock.monotonic())
 
-ChainEnds = Mapping[TopicPartition, int]
-"""The end offset of each chain of a topic; partitions without a segment are left out."""
-
-
-def chain_ends(settings: Settings) -> ChainEnds:
-    """Where the chains of the topic end now.
-
-    Raises:
-        ScoredLogError: The log cannot be read.
-    """
-    store = store_at(settings.log.root)
-    return {
-        partition: newest.end_offset
-        for partition in partitions(store, settings.kafka.topic)
-        if (newest := next(parts_backwards(store, partition), None)) is not None
-    }
+    def _look_at_workers(self, now_s: float) -> None:
+        self._hold(self._partitions.expected(now_s, self._monitor.end))
+        self._workers.show(now_s)
 
 
 def open_coordinator(
@@ -326,8 +472,7 @@ def open_coordinator(
         settings: Of the monitor.
         calibration: What flags are judged by.
         clock: The time.
-        since: Where the chains ended when the run began, to count the rows that the log has got
-            since then; None counts from now on.
+        since: See `Coordinator.start`.
 
     Raises:
         NapStreamError: What keeps it from starting.

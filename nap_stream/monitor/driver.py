@@ -53,8 +53,12 @@ class Cluster(Protocol):
         """Have a restart counted."""
         ...
 
+    def tick(self) -> None:
+        """Have the coordinator move the watermark on and deliver alerts; returns at once."""
+        ...
+
     def status(self) -> CoordinatorStatus | None:
-        """The coordinator's view; None while it does not answer."""
+        """The coordinator's view, which asking does not change; None while it does not answer."""
         ...
 
     def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
@@ -156,6 +160,7 @@ class Driver:
         while True:
             if stop.is_set():
                 return Ending.STOPPED
+            self._cluster.tick()
             status = self._listen()
             for slot in self._slots:
                 self._look_after(slot, status)

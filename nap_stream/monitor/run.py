@@ -11,11 +11,11 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.kafka.client import connect, partition_count, require_topics
 from nap_stream.monitor.actors import RayCluster, ray_session
-from nap_stream.monitor.coordinator import chain_ends
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.monitor.summaries import LogSummaries
 from nap_stream.process import stop_on_signals
-from nap_stream.scored_log.stores.open import check_writable
+from nap_stream.scored_log.stores.open import check_writable, store_at
 from nap_stream.settings.schema import Settings
 
 
@@ -44,7 +44,9 @@ def run_monitor(
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * settings.worker.torch_threads
     with ray_session(address, cpus), stop_on_signals() as stop:
-        since = None if max_records is None else chain_ends(settings)
+        store = store_at(settings.log.root)
+        log_ends = LogSummaries(store, settings, calibration.fingerprint).ends
+        since = None if max_records is None else log_ends()
         cluster = RayCluster(settings, calibration, since)
         log = structlog.get_logger()
         log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)

@@ -1,12 +1,7 @@
-"""How far the workers are in their partitions.
+"""How a run is: what workers have told, where drift stands, and how that is shown.
 
-What the workers have told the coordinator about themselves.
-
-Puts the drift monitor's state into metrics.
-
-How a run is, for whoever watches it.
-
-What a run shows of itself: a live line in a terminal, an event now and then elsewhere.
+Tables of partitions and workers, the status made of them, and its display: gauges, a live line in
+a terminal, an event now and then elsewhere.
 """
 
 from collections import Counter as Totals
@@ -214,6 +209,12 @@ class WorkerTable:
             if report.waiting_for is not None
         }
 
+    def show(self, now_s: float) -> None:
+        """Set the gauges of all workers together."""
+        self._metrics.workers.set(len(self.heard_within(FRESH_S, now_s)))
+        self._metrics.workers_waiting.set(len(self.waiting(FRESH_S, now_s)))
+        self._metrics.images_per_second.set(self.images_per_second(now_s))
+
     def images_per_second(self, now_s: float) -> float:
         """Give the rate of all workers together over the last `RATE_WINDOW_S` seconds."""
         return sum(_rate(worker.images, now_s) for worker in self._workers.values())
@@ -292,37 +293,37 @@ def show_drift(
 class CoordinatorStatus:
     """The run now.
 
-    Rows are those in the log since this coordinator started, or since the run did where it must
-    end after so many; ``images_scored`` and
-    ``dead_letters`` are the workers' own counts. ``ood_fraction`` and ``bound`` are null until
-    the window is full, ``max_lag`` (offsets) until a lag is known. ``alerts_fired`` and
-    ``alerts_resolved`` count those that began and ended here, of the stream and of keys;
-    ``severity`` is that of the stream's alert, null while it is inactive. ``workers`` holds the
-    last report of each, without stage times; ``waiting_for`` says of each that waits for something
-    outside of it what that is.
+    ``rows_by_status`` counts those in the log since this coordinator started, or since the run did
+    where it must end after so many; ``images_scored`` and ``dead_letters`` are the workers' own
+    counts. ``window_size`` is how many records a full window has. ``max_lag`` (offsets) is null
+    until a lag is known. ``alerts_fired`` and ``alerts_resolved`` count those that began and ended
+    here, of the stream and of keys. ``workers`` holds the last report of each, without stage times;
+    ``waiting_for`` says of each that waits for something outside of it what that is.
     """
 
-    rows: int
     rows_by_status: Mapping[Status, int]
+    drift: DriftSnapshot
+    window_size: int
     images_scored: int
     images_per_second: float
-    ood_fraction: float | None
-    bound: float | None
-    alert_state: AlertState
-    window_records: int
-    window_size: int
     alerts_fired: int
     alerts_resolved: int
     alerts_waiting: int
     max_lag: int | None
     dead_letters: int
-    late_records: int
     worker_restarts: int
     workers: Mapping[str, WorkerReport]
     waiting_for: Mapping[str, str] = field(default_factory=dict)
-    severity: Severity | None = None
-    keys: int = 0
-    keys_firing: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All rows, whatever their status."""
+        return sum(self.rows_by_status.values())
+
+    @property
+    def ood_fraction(self) -> float | None:
+        """The OOD fraction of the window; None until that is full."""
+        return None if self.drift.bound is None else self.drift.fraction
 
 
 EVENT_EVERY_S = 10.0
@@ -343,19 +344,20 @@ def status_display(console: Console, clock: Clock | None = None) -> Iterator[Sho
 
 def status_text(status: CoordinatorStatus) -> Text:
     """One line for a person: rates, the OOD fraction against its bound, lag, alert state."""
-    firing = status.alert_state == "firing"
+    drift = status.drift
+    is_firing = drift.state is AlertState.FIRING
     text = Text.assemble(
-        (f" {_state(status)} ", "bold white on red" if firing else "black on green"),
+        (f" {_state(drift)} ", "bold white on red" if is_firing else "black on green"),
         f"  {status.rows:,} rows",
         f"  {status.images_per_second:,.1f} images/s",
-        f"  OOD {_percent(status.ood_fraction)} (bound {_percent(status.bound)})",
+        f"  OOD {_percent(status.ood_fraction)} (bound {_percent(drift.bound)})",
         f"  lag {'?' if status.max_lag is None else format(status.max_lag, ',')}",
         f"  workers {len(status.workers)}",
     )
     if status.ood_fraction is None:
-        text.append(f"  window {status.window_records:,}/{status.window_size:,}")
-    if status.keys_firing:
-        text.append(f"  keys firing {status.keys_firing:,} of {status.keys:,}", "bold red")
+        text.append(f"  window {drift.window_records:,}/{status.window_size:,}")
+    if drift.keys_firing:
+        text.append(f"  keys firing {drift.keys_firing:,} of {drift.keys:,}", "bold red")
     if status.dead_letters:
         text.append(f"  dead letters {status.dead_letters:,}", "yellow")
     if status.alerts_waiting:
@@ -375,13 +377,13 @@ def _events(clock: Clock) -> Show:
         shown_at = clock.monotonic()
         structlog.get_logger().info(
             "status",
-            alert_state=str(status.alert_state),
-            severity=status.severity,
-            keys_firing=status.keys_firing,
+            alert_state=str(status.drift.state),
+            severity=status.drift.severity,
+            keys_firing=status.drift.keys_firing,
             rows=status.rows,
             images_per_second=round(status.images_per_second, 1),
             ood_fraction=status.ood_fraction,
-            bound=status.bound,
+            bound=status.drift.bound,
             max_lag=status.max_lag,
             dead_letters=status.dead_letters,
             waiting_for=dict(status.waiting_for),
@@ -390,10 +392,10 @@ def _events(clock: Clock) -> Show:
     return show
 
 
-def _state(status: CoordinatorStatus) -> str:
+def _state(drift: DriftSnapshot) -> str:
     """The alert's state, and its severity while it fires."""
-    severity = "" if status.severity is None else f" {status.severity.upper()}"
-    return f"{status.alert_state.upper()}{severity}"
+    severity = "" if drift.severity is None else f" {drift.severity.upper()}"
+    return f"{drift.state.upper()}{severity}"
 
 
 def _first_wait(status: CoordinatorStatus) -> str:

@@ -15,8 +15,7 @@ from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.monitor.checkpoint import CheckpointStore
-from nap_stream.monitor.coordinator import Coordinator
-from nap_stream.monitor.summaries import HOLE_PATIENCE_S
+from nap_stream.monitor.coordinator import HOLE_PATIENCE_S, Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.memory import MemoryStore
@@ -89,7 +88,7 @@ def test_alerts_of_a_drift_and_a_return() -> None:
             coordinator.submit(each)
         coordinator.tick()
         assert sink.states == []
-        assert coordinator.status().alert_state is AlertState.INACTIVE
+        assert coordinator.status().drift.state is AlertState.INACTIVE
         for each in chain[8:16]:
             coordinator.submit(each)
         assert sink.states == [], "delivery is for the tick"
@@ -113,16 +112,16 @@ def test_alerts_of_a_drift_and_a_return() -> None:
         assert status.rows == 600
         assert status.rows_by_status == {Status.OK: 600}
         assert status.ood_fraction == 0.0
-        assert status.bound is not None
-        assert status.window_records == status.window_size == 40
+        assert status.drift.bound is not None
+        assert status.drift.window_records == status.window_size == 40
         assert value(coordinator, "alert_firing", severity="critical") == 0
         assert value(coordinator, "alerts_published_total", sink="memory", state="firing") == 1
         assert value(coordinator, "records_total", status="ok") == 600
         assert value(coordinator, "ood_fraction") == 0
-        assert value(coordinator, "ood_fraction_bound") == status.bound
+        assert value(coordinator, "ood_fraction_bound") == status.drift.bound
         expected = value(coordinator, "ood_fraction_expected")
         assert expected is not None
-        assert 0.05 < expected < status.bound
+        assert 0.05 < expected < status.drift.bound
         assert value(coordinator, "window_fill_ratio") == 1
 
 
@@ -150,10 +149,10 @@ def test_detectors_keys_and_the_watermark_are_shown() -> None:
         assert of_partition == 0.399
         assert value(coordinator, "keys") == 3
         status = coordinator.status()
-        assert status.keys == 3
-        assert status.severity is Severity.CRITICAL
-        assert status.keys_firing == value(coordinator, "keys_firing")
-        assert value(coordinator, "keys_active") == status.keys_firing
+        assert status.drift.keys == 3
+        assert status.drift.severity is Severity.CRITICAL
+        assert status.drift.keys_firing == value(coordinator, "keys_firing")
+        assert value(coordinator, "keys_active") == status.drift.keys_firing
         assert (value(coordinator, "keys_forgotten_total") or 0) > 0
 
 
@@ -173,8 +172,8 @@ def test_before_the_window_is_full_there_is_no_fraction() -> None:
         coordinator.submit(summary(0, 0, CALM[:25]))
         status = coordinator.status()
         assert status.ood_fraction is None
-        assert status.bound is None
-        assert status.window_records == 20
+        assert status.drift.bound is None
+        assert status.drift.window_records == 20
         assert value(coordinator, "window_fill_ratio") == 0.5
 
 
@@ -382,7 +381,7 @@ def test_without_a_checkpoint_what_is_over_is_not_told_and_what_fires_is() -> No
     with running(SummaryList(chain[:16]), sink) as coordinator:
         coordinator.tick()
         assert sink.states == ["firing"]
-        assert coordinator.status().alert_state is AlertState.FIRING
+        assert coordinator.status().drift.state is AlertState.FIRING
         assert coordinator.status().rows == 0
         assert value(coordinator, "alert_firing", severity="critical") == 1
         for each in chain[14:]:
@@ -410,7 +409,7 @@ def test_rebuild_takes_partitions_together() -> None:
     tail = [*segments(0, CALM, [50] * 4), *segments(1, CALM, [30] * 7)]
     with running(SummaryList(tail)) as coordinator:
         assert value(coordinator, "late_records_total") == 0
-        assert coordinator.status().window_records >= 40
+        assert coordinator.status().drift.window_records >= 40
 
 
 def test_a_log_that_cannot_be_read_keeps_it_from_starting() -> None:
@@ -453,11 +452,11 @@ def test_a_partition_that_lags_is_waited_for() -> None:
                 coordinator.submit(summary(0, 0, CALM))
             coordinator.tick()
             clock.advance(1)
-        assert coordinator.status().window_records == 0
+        assert coordinator.status().drift.window_records == 0
         assert coordinator.status().max_lag == 71
         coordinator.submit(summary(1, 0, CALM))
-        assert coordinator.status().late_records == 0
-        assert coordinator.status().window_records >= 40
+        assert coordinator.status().drift.late_records == 0
+        assert coordinator.status().drift.window_records >= 40
 
 
 def test_a_partition_that_a_worker_names_is_waited_for_once() -> None:
@@ -466,11 +465,11 @@ def test_a_partition_that_a_worker_names_is_waited_for_once() -> None:
         quiet = PartitionProgress(partition(1), 0, 0, None)
         coordinator.report(report(partitions=(quiet,)))
         coordinator.submit(summary(0, 0, CALM))
-        assert coordinator.status().window_records == 0
+        assert coordinator.status().drift.window_records == 0
         clock.advance(10)
         coordinator.report(report(sent_at_ms=1, partitions=(quiet,)))
         coordinator.tick()
-        assert coordinator.status().window_records == 40
+        assert coordinator.status().drift.window_records == 40
 
 
 def test_a_worker_that_died_is_waited_for() -> None:
@@ -490,7 +489,7 @@ def test_a_worker_that_died_is_waited_for() -> None:
         clock.advance(1)
         coordinator.tick()
         coordinator.submit(summary(1, 100, CALM[100:]))
-        assert coordinator.status().late_records == 0
+        assert coordinator.status().drift.late_records == 0
 
 
 def test_undelivered_alerts_wait_and_health_says_so() -> None:
@@ -578,6 +577,6 @@ def test_many_threads_lose_and_repeat_nothing() -> None:
         status = coordinator.status()
         assert status.rows == 2_400
         assert status.images_scored == 2_400
-        assert status.late_records == 0
+        assert status.drift.late_records == 0
         assert sink.states == ["firing", "resolved"]
         assert value(coordinator, "duplicate_summaries_total") == sum(map(len, chains))

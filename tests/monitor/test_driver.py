@@ -6,15 +6,16 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
+from nap_stream.drift.records import DriftSnapshot
 from nap_stream.errors import (
     BrokerUnavailableError,
     GpuUnavailableError,
     WorkerError,
     WorkerGaveUpError,
 )
-from nap_stream.monitor.driver import Driver, Ending, RunLimits, RunResult
+from nap_stream.monitor.driver import LOOK_EVERY_S, Driver, Ending, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
+from nap_stream.records import PartitionProgress, Status, TopicPartition, WorkerReport
 from nap_stream.settings.schema import DriverSettings
 
 SETTINGS = DriverSettings(
@@ -26,6 +27,24 @@ SETTINGS = DriverSettings(
     shutdown_deadline_s=10,
 )
 FOREVER = RunLimits(partitions=1)
+CALM = DriftSnapshot(
+    state=AlertState.INACTIVE,
+    severity=None,
+    window_records=0,
+    window_flagged=0,
+    firing_limit=None,
+    readings=(),
+    open_panes=0,
+    late_records=0,
+    implausible_timestamps=0,
+    duplicates=0,
+    watermark_ms=None,
+    partition_watermarks_ms={},
+    keys=0,
+    keys_active=0,
+    keys_firing=0,
+    keys_forgotten=0,
+)
 
 
 def report(**changes: object) -> WorkerReport:
@@ -49,21 +68,16 @@ def report(**changes: object) -> WorkerReport:
 
 def status(*reports: WorkerReport, rows: int = 0) -> CoordinatorStatus:
     return CoordinatorStatus(
-        rows=rows,
-        rows_by_status={},
+        rows_by_status={Status.OK: rows},
+        drift=CALM,
         images_scored=0,
         images_per_second=0.0,
-        ood_fraction=None,
-        bound=None,
-        alert_state=AlertState.INACTIVE,
-        window_records=0,
         window_size=100,
         alerts_fired=0,
         alerts_resolved=0,
         alerts_waiting=0,
         max_lag=None,
         dead_letters=0,
-        late_records=0,
         worker_restarts=0,
         workers={r.worker: r for r in reports},
     )
@@ -100,6 +114,7 @@ class FakeCluster:
     view: Callable[[float], CoordinatorStatus | None] = lambda _now: status()
     started: list[tuple[str, int, float]] = field(default_factory=list)
     restarted: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
     finished_with_s: float | None = None
     input_ended: bool | None = None
 
@@ -110,7 +125,11 @@ class FakeCluster:
     def worker_restarted(self, name: str) -> None:
         self.restarted.append(name)
 
+    def tick(self) -> None:
+        self.calls.append("tick")
+
     def status(self) -> CoordinatorStatus | None:
+        self.calls.append("status")
         return self.view(self.clock.monotonic())
 
     def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
@@ -144,6 +163,17 @@ def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
     assert cluster.workers[0].stopped
     assert not cluster.workers[0].killed
     assert cluster.finished_with_s == SETTINGS.shutdown_deadline_s
+
+
+def test_the_coordinator_ticks_before_each_look_and_not_when_it_is_only_asked() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker()])
+
+    run(cluster, stop_at=5)
+
+    *looks, last = cluster.calls
+    assert looks == ["tick", "status"] * (len(looks) // 2)
+    assert len(looks) // 2 == 5 / LOOK_EVERY_S + 1
+    assert last == "status", "its last view, after the end"
 
 
 def test_a_worker_that_does_not_leave_is_killed_within_the_deadline_and_named() -> None:

@@ -11,7 +11,7 @@ from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.outbox import Outboxes
+from nap_stream.monitor.alerts import Outboxes
 from nap_stream.settings.schema import AlertSettings, WebhookSettings
 from tests.support.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver

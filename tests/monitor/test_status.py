@@ -10,7 +10,7 @@ from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.status import PartitionTable, WorkerTable, status_display, status_text
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
-from tests.monitor.test_driver import status
+from tests.monitor.test_driver import CALM, status
 from tests.support.summaries import partition, report
 
 STALL_S, START_S = 60.0, 600.0
@@ -213,13 +213,10 @@ def test_the_newest_commit_is_shown() -> None:
 
 
 BUSY = replace(
-    status(),
-    rows=12_345,
+    status(rows=12_345),
     images_per_second=99.94,
-    ood_fraction=0.0512,
-    bound=0.0801,
     max_lag=7,
-    window_records=1_000,
+    drift=replace(CALM, window_records=1_000, window_flagged=51, firing_limit=80),
 )
 
 
@@ -233,10 +230,14 @@ def test_line_tells_rates_fraction_bound_and_lag() -> None:
 
 
 def test_line_tells_what_needs_attention() -> None:
-    firing = replace(BUSY, alert_state=AlertState.FIRING, severity=Severity.CRITICAL)
-    line = status_text(
-        replace(firing, keys=1_000, keys_firing=2, dead_letters=3, alerts_waiting=1)
-    ).plain
+    drift = replace(
+        BUSY.drift,
+        state=AlertState.FIRING,
+        severity=Severity.CRITICAL,
+        keys=1_000,
+        keys_firing=2,
+    )
+    line = status_text(replace(BUSY, drift=drift, dead_letters=3, alerts_waiting=1)).plain
 
     for part in (
         "FIRING CRITICAL",
@@ -260,7 +261,8 @@ def test_line_tells_what_workers_wait_for_in_yellow() -> None:
 
 
 def test_line_tells_how_full_the_window_is_while_there_is_no_verdict() -> None:
-    line = status_text(replace(status(), window_records=40, window_size=1_000)).plain
+    drift = replace(CALM, window_records=40)
+    line = status_text(replace(status(), drift=drift, window_size=1_000)).plain
 
     assert "window 40/1,000" in line
     assert "OOD - (bound -)" in line

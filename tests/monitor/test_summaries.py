@@ -67,11 +67,11 @@ def test_a_chain_is_read_from_anywhere() -> None:
     told = list(publisher(store).publish(NAMES[0], RECORDS[NAMES[0]], [50]))
     log = log_of(store)
     assert log.partitions() == (NAMES[0],)
-    assert log.end(NAMES[0]) == 400
+    assert log.ends() == {NAMES[0]: 400}
     assert list(log.read(NAMES[0], 0, LAST_OFFSET)) == told
     assert list(log.read(NAMES[0], 100, 200)) == told[2:4]
     assert list(log.read(NAMES[0], 400, LAST_OFFSET)) == []
-    assert log.end(NAMES[1]) is None
+    assert NAMES[1] not in log.ends()
     assert list(log.tail(NAMES[1])) == []
 
 

@@ -363,7 +363,7 @@ def test_a_stop_with_a_partition_far_behind_and_a_hole_changes_no_alert() -> Non
     last = site.running()
     assert last is not stopped
     last.flush(5)
-    assert (stopped.status().late_records, last.status().late_records) == (0, 0)
+    assert (stopped.status().drift.late_records, last.status().drift.late_records) == (0, 0)
     site.drop()
     assert story(site.sink.alerts) == expected()
 
@@ -376,7 +376,7 @@ def test_other_settings_begin_anew() -> None:
         one.start()
         one.tick()
         one.close()
-        assert one.status().alert_state is AlertState.FIRING
+        assert one.status().drift.state is AlertState.FIRING
         assert sink.states == ["firing"] * told, "the log's tail ends with it"
     assert len({alert.id for alert in sink.alerts}) == 2
 
@@ -417,7 +417,7 @@ def test_however_long_it_takes_to_catch_up_nothing_is_late_for_that() -> None:
     second = new_coordinator(log, store, sink, log.clock)
     second.start()
     second.flush(5)
-    assert second.status().late_records == 0
+    assert second.status().drift.late_records == 0
     second.close()
     assert story(sink.alerts) == expected()
 
@@ -433,7 +433,7 @@ def test_whoever_takes_over_waits_for_the_partitions_that_workers_have_named() -
     log.durable = CHAINS[0][:20]
     second = new_coordinator(log, store, FlakySink(), clock)
     second.start()
-    assert second.status().window_records == 0, "partition 1 may have older records"
+    assert second.status().drift.window_records == 0, "partition 1 may have older records"
     second.close()
 
 
@@ -550,7 +550,7 @@ def test_workers_may_take_long_to_come_back_and_nothing_is_late_for_that() -> No
         site.log.durable.append(each)
         second.submit(each)
     second.flush(5)
-    assert second.status().late_records == 0
+    assert second.status().drift.late_records == 0
     second.close()
     assert story(site.sink.alerts) == expected()
 
@@ -582,7 +582,7 @@ def test_what_is_over_at_the_tail_is_not_told_when_a_partition_has_ended_before(
     coordinator, sink, clock = begun_at_tail(CHAINS[0][:-1], CHAINS[1][:3])
     idle(coordinator, clock, *ALL_READ)
     coordinator.close()
-    assert coordinator.status().alert_state is AlertState.INACTIVE
+    assert coordinator.status().drift.state is AlertState.INACTIVE
     assert sink.alerts == []
 
 
@@ -590,7 +590,7 @@ def test_what_fires_at_the_tail_is_told_when_a_partition_has_ended_before() -> N
     coordinator, sink, clock = begun_at_tail(CHAINS[0][:14], CHAINS[1][:3])
     idle(coordinator, clock, *ALL_READ)
     coordinator.close()
-    assert coordinator.status().alert_state is AlertState.FIRING
+    assert coordinator.status().drift.state is AlertState.FIRING
     assert sink.states[:1] == ["firing"]
     keys = [alert.key for alert in sink.alerts]
     assert len(set(keys)) == len(keys)

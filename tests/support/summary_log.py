@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 
 from nap_stream.errors import ScoredLogError
-from nap_stream.monitor.summaries import LAST_OFFSET
+from nap_stream.monitor.summaries import LAST_OFFSET, ChainEnds, LogSummaries
 from nap_stream.records import SegmentSummary, TopicPartition
 
 
-class SummaryList:
+class SummaryList(LogSummaries):
     """The durable segments, as the log's reader tells of them."""
 
     def __init__(self, durable: Iterable[SegmentSummary] = ()) -> None:
@@ -19,9 +19,11 @@ class SummaryList:
     def partitions(self) -> tuple[TopicPartition, ...]:
         return tuple(sorted({summary.partition for summary in self.durable}))
 
-    def end(self, wanted: TopicPartition) -> int | None:
-        ends = [each.end_offset for each in self.durable if each.partition == wanted]
-        return max(ends, default=None)
+    def ends(self) -> ChainEnds:
+        ends: dict[TopicPartition, int] = {}
+        for each in self.durable:
+            ends[each.partition] = max(each.end_offset, ends.get(each.partition, 0))
+        return ends
 
     def read(self, wanted: TopicPartition, start: int, end: int) -> Iterator[SegmentSummary]:
         self.reads.append((wanted, start, end))
