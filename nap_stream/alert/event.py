@@ -2,8 +2,8 @@
 
 An event is a function of the decision, the plan and the calibration alone, or of the gap and the
 monitor that tells of it. So computing it again gives the same id, time and data, and two monitors
-with one alert topic have each their own. The JSON Schemas that all of them fulfil stand beside this
-module.
+with one alert topic have each their own. Events fulfil the JSON Schemas beside this module:
+``alert.schema.json`` and ``gap.schema.json``.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
 
@@ -172,16 +171,6 @@ def gap_event(found: SegmentSummary, settings: Settings, version: str) -> AlertE
     return AlertEvent(f"{monitor}/gap/{place.partition}", event)
 
 
-def alert_schema() -> dict[str, Any]:
-    """Read the JSON Schema (draft 2020-12) of drift alerts."""
-    return _read_schema("alert.schema.json")
-
-
-def gap_schema() -> dict[str, Any]:
-    """Read the JSON Schema (draft 2020-12) of gap alerts."""
-    return _read_schema("gap.schema.json")
-
-
 def cloud_event(
     data: Mapping[str, Any],
     settings: Settings,
@@ -308,9 +297,3 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _finite(value: float) -> float:
     return min(value, sys.float_info.max)
-
-
-def _read_schema(name: str) -> dict[str, Any]:
-    text = files("nap_stream.alert").joinpath(name).read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema

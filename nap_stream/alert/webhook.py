@@ -164,12 +164,12 @@ class WebhookAlertSink:
         # An endpoint may answer with the header that it was sent, which errors then quote: their
         # texts are shown without the token, and they themselves left out of tracebacks.
         except SSLError as error:
-            why = shown(str(error).encode(errors="replace"), token, self._path)
+            why = excerpt(str(error).encode(errors="replace"), token, self._path)
             raise AlertDeliveryError(
                 f"no TLS connection: {why}", self._where, "Check alerts.webhook.ca_file"
             ) from None
         except HTTPError as error:
-            why = shown(str(error).encode(errors="replace"), token, self._path)
+            why = excerpt(str(error).encode(errors="replace"), token, self._path)
             raise _TryAgainError(
                 f"no answer: {type(error).__name__}: {why}",
                 self._where,
@@ -185,9 +185,9 @@ class WebhookAlertSink:
         if 200 <= status < 300:  # noqa: PLR2004  what HTTP calls success
             return
         body = beginning(response, Deadline(self._clock, self._webhook.timeout_s))
-        problem = f"answered {status} {shown(body, token, self._path)}".rstrip()
+        problem = f"answered {status} {excerpt(body, token, self._path)}".rstrip()
         if 300 <= status < 400:  # noqa: PLR2004  what HTTP calls redirection
-            place = shown(response.headers.get("Location", "").encode(), token, self._path)
+            place = excerpt(response.headers.get("Location", "").encode(), token, self._path)
             raise AlertDeliveryError(
                 f"{problem}: a redirect to {place!r}, which is not followed",
                 self._where,
@@ -328,7 +328,7 @@ def beginning(response: BaseHTTPResponse, deadline: Deadline) -> bytes:
     return answer
 
 
-def shown(answer: bytes, *secrets: str | None) -> str:
+def excerpt(answer: bytes, *secrets: str | None) -> str:
     """The first 200 printable characters on one line; none of them where a secret is told.
 
     Args:

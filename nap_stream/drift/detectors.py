@@ -75,7 +75,7 @@ class EDetector:
 
     Raises:
         ValueError: The state is of another kind.
-        KeyError: The state lacks an array.
+        KeyError: It lacks an array.
     """
 
     def __init__(

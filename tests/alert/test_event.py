@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.alert.event import alert_event, alert_schema, cloud_event
+from nap_stream.alert.event import alert_event, cloud_event
 from nap_stream.core.alert_state import Detector
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import Contribution, DriftAlert
@@ -30,6 +30,7 @@ from tests.alert.samples import (
     event_tree,
     evidence_reading,
 )
+from tests.support.schemas import alert_schema
 from tests.support.summaries import PER_CLASS_FACTS, partition, settings
 
 

@@ -7,11 +7,12 @@ import jsonschema
 import numpy as np
 import pytest
 
-from nap_stream.alert.event import alert_event, alert_schema
+from nap_stream.alert.event import alert_event
 from nap_stream.alert.render import render_lines
 from nap_stream.clock import ManualClock
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
+from tests.support.schemas import alert_schema
 from tests.support.summaries import FACTS, Row, segments, settings
 
 SETTINGS = settings(

@@ -7,9 +7,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from nap_stream.alert.event import gap_event, gap_schema
+from nap_stream.alert.event import gap_event
 from nap_stream.alert.webhook import alertmanager_alerts
 from nap_stream.settings.schema import AlertSettings
+from tests.support.schemas import gap_schema
 from tests.support.summaries import partition, settings, summary
 
 GAP = summary(3, 200, [], end=270, gap="offsets [200, 270): retention deleted them")

@@ -6,7 +6,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from nap_stream.alert.event import alert_schema
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.format import segment_path
@@ -14,6 +13,7 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape
 from tests.cli.program import Call
 from tests.support.drifting_log import Publisher, drifting
+from tests.support.schemas import alert_schema
 from tests.support.small_calibration import calibration_of
 
 CONFIG = """\

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nap_stream.alert.event import alert_schema
 from tests.e2e.monitor import PARTITIONS, Monitor, Row, metrics_url, new_monitor, scrape
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
 from tests.support.images import write_images
+from tests.support.schemas import alert_schema
 from tests.support.topics import read_all, read_to_end, send
 from tests.support.waiting import wait_until
 

@@ -10,7 +10,6 @@ import jsonschema
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.alert.event import alert_schema, gap_schema
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
@@ -20,6 +19,7 @@ from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicP
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.support.alert_sinks import FlakySink
+from tests.support.schemas import alert_schema, gap_schema
 from tests.support.summaries import (
     FACTS,
     AnyRow,

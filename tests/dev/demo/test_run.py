@@ -14,11 +14,11 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from nap_stream.alert.event import alert_schema
 from nap_stream.demo.images import BROKEN
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
+from tests.support.schemas import alert_schema
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.embedded, pytest.mark.timeout(420)]
