@@ -39,6 +39,22 @@ class TopicPartition:
 
 
 @dataclass(frozen=True, slots=True)
+class PartitionOffsets:
+    """A partition as the broker and the consumer group have it.
+
+    ``earliest`` is the first offset that retention has left, ``end`` the one that the next message
+    gets. ``committed`` is the group's, None where it has none. ``topic_id`` is the id that the
+    broker gave the topic when it was made, None where the broker tells none.
+    """
+
+    partition: TopicPartition
+    earliest: int
+    end: int
+    committed: int | None
+    topic_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A Kafka message as it came.
 

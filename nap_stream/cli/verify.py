@@ -100,7 +100,7 @@ def _verified(
 ) -> tuple["VerifyReport", "BrokerReport | None"]:
     """The report, with the defects against the broker in it."""
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
-    from nap_stream.scored_log.verify.run import BrokerOffsets, compare_with_broker, sorted_defects
+    from nap_stream.scored_log.verify.run import compare_with_broker, sorted_defects
     from nap_stream.scored_log.verify.run import verify as verify_log
 
     # Workers commit what they have published: so the committed offsets come first, the ends last.
@@ -109,13 +109,7 @@ def _verified(
         report = verify_log(store, deep=deep, topic=topic, advance=advance)
     if kafka is None:
         return report, None
-    found = topic_offsets(kafka)
-    offsets = [
-        BrokerOffsets(
-            partition, earliest, found.end[partition], committed.get(partition), found.topic_id
-        )
-        for partition, earliest in found.earliest.items()
-    ]
+    offsets = topic_offsets(kafka, committed)
     broker = compare_with_broker(report, offsets, topic=kafka.topic, group_id=kafka.group_id)
     defects = sorted_defects([*report.defects, *broker.defects])
     return dataclasses.replace(report, defects=defects), broker

@@ -1,7 +1,6 @@
 """What a broker and a consumer group say about a topic's offsets, without joining the group."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, errors
@@ -11,23 +10,11 @@ from kafka.structs import TopicPartition as KafkaPartition
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.kafka.client import as_broker_error, client_options, open_client, translated_errors
-from nap_stream.records import TopicPartition
+from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 
 PAUSE_S = 0.2
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class TopicOffsets:
-    """A topic's partitions: by partition, the first offset that is left and the next one.
-
-    ``topic_id`` is None where the broker tells none.
-    """
-
-    topic_id: str | None
-    earliest: Mapping[TopicPartition, int]
-    end: Mapping[TopicPartition, int]
 
 
 def committed_offsets(
@@ -51,8 +38,17 @@ def committed_offsets(
     }
 
 
-def topic_offsets(settings: KafkaSettings, clock: Clock | None = None) -> TopicOffsets:
+def topic_offsets(
+    settings: KafkaSettings,
+    committed: Mapping[TopicPartition, int],
+    clock: Clock | None = None,
+) -> list[PartitionOffsets]:
     """The first and the next offset of each of the topic's partitions.
+
+    Args:
+        settings: How to connect, and the topic.
+        committed: From `committed_offsets`.
+        clock: Times the attempts.
 
     Raises:
         TopicNotFoundError: The topic does not exist.
@@ -60,17 +56,19 @@ def topic_offsets(settings: KafkaSettings, clock: Clock | None = None) -> TopicO
         BrokerError: The broker refuses.
     """
 
-    def ask(admin: Any) -> TopicOffsets:
+    def ask(admin: Any) -> list[PartitionOffsets]:
         topic = _described(admin, settings)
+        topic_id = str(topic["topic_id"]) if topic.get("topic_id") else None
         natives = [
             KafkaPartition(settings.topic, partition["partition_index"])
             for partition in topic["partitions"]
         ]
-        return TopicOffsets(
-            str(topic["topic_id"]) if topic.get("topic_id") else None,
-            _offsets(admin, natives, OffsetSpec.EARLIEST),
-            _offsets(admin, natives, OffsetSpec.LATEST),
-        )
+        earliest = _offsets(admin, natives, OffsetSpec.EARLIEST)
+        end = _offsets(admin, natives, OffsetSpec.LATEST)
+        return [
+            PartitionOffsets(one, first, end[one], committed.get(one), topic_id)
+            for one, first in earliest.items()
+        ]
 
     return _asked(settings, f"asking for the offsets of topic {settings.topic}", ask, clock)
 

@@ -19,10 +19,9 @@ from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.errors import GpuUnavailableError
 from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
-from nap_stream.pipeline.commits import Reporter
+from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import RowMaker, ScoringStage
-from nap_stream.pipeline.tally import Tally
+from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
 from nap_stream.scored_log.stores.open import check_writable, open_scored_log
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -92,8 +91,8 @@ def _open_line(
 ) -> Iterator[WorkerLine]:
     calibration = load_calibration(settings.calibration)
     require_fingerprint(calibration, loaded)
-    tally = Tally(identity.name, identity.incarnation)
-    rows = RowMaker(
+    counters = WorkerCounters(identity.name, identity.incarnation)
+    rows = RecordScorer(
         scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
         class_names=loaded.class_names,
         calibration=calibration,
@@ -137,7 +136,7 @@ def _open_line(
             max_decoded_images=settings.worker.max_in_hand_images,
             max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
             clock=clock,
-            observe=tally.observe,
+            observe=counters.observe,
         )
         stack.callback(stage.close)
         yield WorkerLine(
@@ -150,7 +149,7 @@ def _open_line(
             log_settings=settings.log,
             worker_settings=settings.worker,
             clock=clock,
-            tally=tally,
+            counters=counters,
             resume_from=settings.kafka.resume_from,
         )
 

@@ -1,30 +1,32 @@
-"""What a worker does to the chains of its partitions: recover, publish, declare gaps.
+"""What makes rows durable and known: dead letters, segment, commit, summary, in that order.
 
-What follows a durable segment: its offset is committed, and then the coordinator is told.
+The counts of what a worker has done stand here too, for its reports.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Deadline
 from nap_stream.dead_letter import DeadLetters
 from nap_stream.errors import BrokerError, LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.pipeline.partition import (
-    Offsets,
-    PartitionBuffer,
+    Disagreement,
+    Partition,
     ResumeFrom,
     require_same_topic,
     require_within_topic,
 )
-from nap_stream.pipeline.tally import Tally
 from nap_stream.pipeline.waiting import Unavailable
 from nap_stream.records import (
     ChainPosition,
-    FailedImage,
+    PartitionOffsets,
+    PartitionProgress,
     PublishedSegment,
     ScoredRecord,
     SegmentSummary,
@@ -39,162 +41,351 @@ _RETENTION = "retention deleted them before they were read"
 _COMMITTED = "left out for the committed offset, which kafka.resume_from says to follow"
 
 
+class Reporter(Protocol):
+    """Where a worker's summaries and reports go. Neither call waits for an answer."""
+
+    def submit(self, summary: SegmentSummary) -> None:
+        """Hand on the summary of a segment that is durable."""
+        ...
+
+    def report(self, report: WorkerReport) -> None:
+        """Give a sign of life."""
+        ...
+
+
+Summarise = Callable[[PublishedSegment, Sequence[ScoredRecord], str | None], SegmentSummary]
+"""(segment, its rows, why it is a gap) → summary."""
+Commit = Callable[[Mapping[TopicPartition, int]], bool | None]
+"""Commits next offsets to read; true where the group has taken them."""
+
+
 @dataclass(frozen=True, slots=True)
-class Durable:
+class Unpublished:
+    """A partition whose rows did not become a segment, and why."""
+
+    partition: Partition
+    cause: SegmentConflictError | Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class _Durable:
     """A segment that is published and neither committed nor summarised yet."""
 
+    partition: Partition
     segment: PublishedSegment
     records: Sequence[ScoredRecord]
     gap: str | None = None
 
 
-class ChainWriter:
-    """Publishes segments, their dead letters first. Holds no state of a partition.
+class WorkerCounters:
+    """Counts of one incarnation of a worker, and stage times since the last report.
 
-    What may be mended outside of the worker is raised as `Unavailable`, from every method: a
-    disk that is full, a folder that cannot be written to, a dead-letter topic that takes
-    nothing. All of them may be called again after it.
+    Stage times come from several threads; counts belong to the thread that polls.
+
+    Args:
+        worker: The worker's name.
+        incarnation: How often it has been started before.
+    """
+
+    def __init__(self, worker: str, incarnation: int) -> None:
+        self._worker, self._incarnation = worker, incarnation
+        self._lock = threading.Lock()
+        self._stage_seconds: list[tuple[str, float]] = []
+        self.work_done = 0
+        self.rows = 0
+        self.images_scored = 0
+        self.dead_letters = 0
+        self.segments_published = 0
+        self.segment_conflicts = 0
+        self.rebalances = 0
+        self.disagreements: Counter[Disagreement] = Counter()
+        self.last_commit_ms: int | None = None
+
+    def observe(self, stage: str, seconds: float) -> None:
+        """Remember how long a stage took."""
+        with self._lock:
+            self._stage_seconds.append((stage, seconds))
+
+    @contextmanager
+    def timed(self, stage: str, clock: Clock) -> Iterator[None]:
+        """Remember how long what is within took, unless it fails."""
+        started = clock.monotonic()
+        yield
+        self.observe(stage, clock.monotonic() - started)
+
+    def report(
+        self,
+        sent_at_ms: int,
+        partitions: tuple[PartitionProgress, ...],
+        *,
+        idle: bool,
+        waiting_for: str | None,
+    ) -> WorkerReport:
+        """The totals, and the stage times since the last report."""
+        with self._lock:
+            seconds, self._stage_seconds = tuple(self._stage_seconds), []
+        return WorkerReport(
+            worker=self._worker,
+            incarnation=self._incarnation,
+            sent_at_ms=sent_at_ms,
+            work_done=self.work_done,
+            idle=idle,
+            rows=self.rows,
+            images_scored=self.images_scored,
+            dead_letters=self.dead_letters,
+            segments_published=self.segments_published,
+            segment_conflicts=self.segment_conflicts,
+            rebalances=self.rebalances,
+            last_commit_ms=self.last_commit_ms,
+            partitions=partitions,
+            stage_seconds=seconds,
+            waiting_for=waiting_for,
+            offsets_ahead=self.disagreements[Disagreement.AHEAD],
+            offsets_behind=self.disagreements[Disagreement.BEHIND],
+            offsets_missing=self.disagreements[Disagreement.MISSING],
+        )
+
+
+class Publisher:
+    """Finds where chains end, and brings rows from memory to where they are known.
+
+    What may be mended outside of the worker is `Unavailable`: a disk that is full, a folder that
+    cannot be written to, a dead-letter topic that takes nothing. Every method may be called again
+    after it.
 
     Args:
         log: Where segments are published.
-        dead_letters: Where undecodable payloads go, before their segment is published.
-        tally: Counts dead letters and conflicts, and takes stage times.
-        clock: For stage times.
+        dead_letters: Where undecodable payloads go.
+        reporter: Receives summaries.
+        summarise: Makes them.
+        counters: Counts what is published, and takes stage times.
+        clock: For stage times, and when was committed last.
     """
 
     def __init__(
-        self, log: ScoredLog, dead_letters: DeadLetters, tally: Tally, clock: Clock
+        self,
+        log: ScoredLog,
+        dead_letters: DeadLetters,
+        reporter: Reporter,
+        summarise: Summarise,
+        *,
+        counters: WorkerCounters,
+        clock: Clock,
     ) -> None:
         self._log, self._dead_letters = log, dead_letters
-        self._tally, self._clock = tally, clock
+        self._reporter, self._summarise = reporter, summarise
+        self._counters, self._clock = counters, clock
 
-    def recover(self, partition: TopicPartition, offsets: Offsets) -> ChainPosition:
+    def checkpoint(
+        self,
+        partitions: Iterable[Partition],
+        deadline: Deadline,
+        commit: Commit,
+        *,
+        dead_letters_at_least_s: float = 0.0,
+    ) -> list[Unpublished]:
+        """Make what partitions hold durable, and then let others know. Four steps, in this order.
+
+        1. Dead letters: the failed images of a partition go to the dead-letter topic. A row that
+           says so must not stand in the log before its payload is safe.
+        2. Segment: its rows become a segment at the chain's end, by an exclusive create.
+        3. Commit: the ends of all new segments, and what was refused before, are committed. A
+           committed offset never runs ahead of the log.
+        4. Summary: the coordinator is told of the new segments. An alert never speaks of a record
+           that the log does not hold.
+
+        Where 1 or 2 fails for a partition, it keeps its rows and the others go on. A group that
+        rebalances refuses 3: the offsets stay pending, and 4 goes on, since the log is the truth
+        and the committed offset a hint.
+
+        Args:
+            partitions: Those that hold nothing are passed over.
+            deadline: For the dead letters.
+            commit: Takes the offsets.
+            dead_letters_at_least_s: For a partition whose turn comes after the deadline, seconds.
+
+        Returns:
+            The partitions that could not be published. A `SegmentConflictError` says that another
+            writer has published this base offset; or that this one has, where an earlier attempt
+            failed after it had taken the name.
+        """
+        partitions = list(partitions)
+        durable: list[_Durable] = []
+        unpublished: list[Unpublished] = []
+        for partition in partitions:
+            if partition.end == partition.position.offset:
+                continue
+            try:
+                timeout_s = max(dead_letters_at_least_s, deadline.remaining_s())
+                self._send_dead_letters(partition, timeout_s)
+                durable.append(self._publish(partition))
+            except (SegmentConflictError, Unavailable) as cause:
+                unpublished.append(Unpublished(partition, cause))
+        self.commit(partitions, commit)
+        self._submit(durable)
+        return unpublished
+
+    def commit(self, partitions: Iterable[Partition], commit: Commit) -> bool:
+        """Commit what is pending; what the group refuses stays so. Whether nothing is left."""
+        partitions = list(partitions)
+        pending = {p.name: p.pending for p in partitions if p.pending is not None}
+        if not pending:
+            return True
+        with self._counters.timed("commit", self._clock):
+            if not commit(pending):
+                return False
+        for partition in partitions:
+            partition.pending = None
+        self._counters.last_commit_ms = self._clock.now_ms()
+        return True
+
+    def recover(self, offsets: PartitionOffsets, start: int) -> ChainPosition:
         """Find where the chain ends, or begin one.
+
+        Args:
+            offsets: What the broker has.
+            start: Where a chain begins for which nothing was ever committed.
 
         Raises:
             TopicReplacedError: The chain was made from another topic of this name.
             OffsetRangeError: There is no chain, and it would begin past the topic's end.
             ChainBrokenError: The chain cannot be read.
+            Unavailable: The log cannot be read or written now.
         """
+        partition, committed = offsets.partition, offsets.committed
         with _mendable_log():
-            position = self._log.end(partition, offsets.committed)
+            position = self._log.end(partition, committed)
             if position is None:
-                require_within_topic(partition, offsets)
-                position = self._log.begin(partition, offsets.first, offsets.topic_id)
-                _note_beginning(partition, position, offsets)
+                require_within_topic(offsets)
+                first = start if committed is None else max(offsets.earliest, committed)
+                position = self._log.begin(partition, first, offsets.topic_id)
+                _note_beginning(offsets, position)
         return require_same_topic(partition, position, offsets.topic_id)
-
-    def end(self, partition: TopicPartition, hint: int) -> int | None:
-        """The offset at which the chain ends, whoever has published last; None without one.
-
-        Args:
-            partition: Whose.
-            hint: An offset near the end.
-        """
-        with _mendable_log():
-            position = self._log.end(partition, hint)
-        return None if position is None else position.offset
-
-    def concede(
-        self, partition: TopicPartition, lost: ChainPosition, conflict: SegmentConflictError
-    ) -> ChainPosition:
-        """Where the chain ends now that another writer was first at ``lost``."""
-        with _mendable_log():
-            position = self._log.end(partition, lost.offset)
-        if position is None:
-            raise conflict
-        self._tally.segment_conflicts += 1
-        structlog.get_logger().warning("segment_conflict", conflict=str(conflict))
-        return require_same_topic(partition, position, lost.topic_id)
-
-    def publish(
-        self, partition: TopicPartition, buffer: PartitionBuffer, timeout_s: float
-    ) -> list[Durable]:
-        """Make what a buffer holds durable, if anything, and have it start anew.
-
-        Args:
-            partition: Whose.
-            buffer: Its rows.
-            timeout_s: How long dead letters may take, in seconds.
-
-        Raises:
-            SegmentConflictError: Another writer has published this base offset; or this one
-                has, where an earlier attempt failed after it had taken the name.
-        """
-        if buffer.end == buffer.position.offset:
-            return []
-        self._send_dead_letters(buffer, timeout_s)
-        records = buffer.records
-        with _mendable_log(), self._tally.timed("publish", self._clock):
-            segment = self._log.publish(partition, buffer.position, buffer.end, records)
-        buffer.published(segment.position)
-        return [Durable(segment, records)]
 
     def declare_gaps(
         self,
-        partition: TopicPartition,
-        buffer: PartitionBuffer,
-        offsets: Offsets,
+        partition: Partition,
+        offsets: PartitionOffsets,
         resume_from: ResumeFrom,
-    ) -> list[Durable]:
-        """Say in the log which offsets it will never have, and why.
+        commit: Commit,
+    ) -> None:
+        """Say in the log which offsets it will never have, and why; commit, and tell of it.
 
         Args:
-            partition: Whose.
-            buffer: It has no rows; it goes on after the gaps.
+            partition: It holds no rows; it goes on after the gaps.
             offsets: What the broker has.
             resume_from: Whether a committed offset ahead of the log is followed.
+            commit: Takes the offsets.
 
         Raises:
             OffsetRangeError: It is followed, and past the topic's end.
+            Unavailable: The log cannot be written now.
         """
-        gaps = self._declare_gap(partition, buffer, offsets.earliest, _RETENTION)
-        if resume_from == "committed" and (offsets.committed or 0) > buffer.end:
-            require_within_topic(partition, offsets)
-            gaps += self._declare_gap(partition, buffer, offsets.committed or 0, _COMMITTED)
-        return gaps
+        gaps = self._declare_gap(partition, offsets.earliest, _RETENTION)
+        committed = offsets.committed or 0
+        if resume_from == "committed" and committed > partition.end:
+            require_within_topic(offsets)
+            gaps += self._declare_gap(partition, committed, _COMMITTED)
+        if gaps:
+            self.commit([partition], commit)
+        self._submit(gaps)
 
-    def _declare_gap(
-        self, partition: TopicPartition, buffer: PartitionBuffer, end: int, reason: str
-    ) -> list[Durable]:
+    def winner(self, partition: Partition, conflict: SegmentConflictError) -> ChainPosition:
+        """Where the chain ends now that another writer was first.
+
+        Raises:
+            SegmentConflictError: There is no chain any more.
+            TopicReplacedError: It is of another topic.
+            Unavailable: The log cannot be read now.
+        """
+        lost = partition.position
+        with _mendable_log():
+            position = self._log.end(partition.name, lost.offset)
+        if position is None:
+            raise conflict
+        self._counters.segment_conflicts += 1
+        structlog.get_logger().warning("segment_conflict", conflict=str(conflict))
+        return require_same_topic(partition.name, position, lost.topic_id)
+
+    def renew_pending(self, partition: Partition) -> None:
+        """Where a commit was refused before, have the chain's end committed instead.
+
+        Whoever was thrown out of the group learns it late, and another may have committed more.
+
+        Raises:
+            Unavailable: The log cannot be read now; then nothing is pending.
+        """
+        refused, partition.pending = partition.pending, None
+        if refused is None:
+            return
+        with _mendable_log():
+            position = self._log.end(partition.name, refused)
+        partition.pending = None if position is None else position.offset
+
+    def _send_dead_letters(self, partition: Partition, timeout_s: float) -> None:
+        if not partition.failed:
+            return
+        with self._counters.timed("dead_letters", self._clock):
+            try:
+                for image in partition.failed:
+                    self._dead_letters.send(image)
+                self._dead_letters.flush(timeout_s)
+            except BrokerError as error:
+                raise Unavailable(DEAD_LETTERS, error) from error
+        self._counters.dead_letters += len(partition.failed)
+        partition.delivered()
+
+    def _publish(self, partition: Partition) -> _Durable:
+        records = partition.records
+        with _mendable_log(), self._counters.timed("publish", self._clock):
+            segment = self._log.publish(partition.name, partition.position, partition.end, records)
+        return self._published(partition, segment, records)
+
+    def _published(
+        self,
+        partition: Partition,
+        segment: PublishedSegment,
+        records: Sequence[ScoredRecord],
+        gap: str | None = None,
+    ) -> _Durable:
+        partition.published(segment.position)
+        partition.pending = segment.position.offset
+        return _Durable(partition, segment, records, gap)
+
+    def _submit(self, durable: Iterable[_Durable]) -> None:
+        for one in durable:
+            self._counters.segments_published += 1
+            self._counters.work_done += 1
+            self._counters.rows += len(one.records)
+            if one.records:
+                newest_ms = max(record.origin.event_time_ms for record in one.records)
+                one.partition.newest_ms = newest_ms
+            self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
+
+    def _declare_gap(self, partition: Partition, end: int, reason: str) -> list[_Durable]:
         """Declare a gap up to ``end``, unless another writer has done so."""
-        while buffer.end < end:
-            gap = f"offsets [{buffer.end}, {end}): {reason}"
+        while partition.end < end:
+            gap = f"offsets [{partition.end}, {end}): {reason}"
             try:
                 with _mendable_log():
-                    segment = self._log.publish(partition, buffer.position, end, (), gap=gap)
+                    segment = self._log.publish(
+                        partition.name, partition.position, end, (), gap=gap
+                    )
             except SegmentConflictError as conflict:
-                buffer.published(self.concede(partition, buffer.position, conflict))
+                partition.published(self.winner(partition, conflict))
                 continue
-            structlog.get_logger().error("offsets_lost", partition=str(partition), gap=gap)
-            buffer.published(segment.position)
-            return [Durable(segment, (), gap)]
+            structlog.get_logger().error("offsets_lost", partition=str(partition.name), gap=gap)
+            return [self._published(partition, segment, (), gap)]
         return []
 
-    def _send_dead_letters(self, buffer: PartitionBuffer, timeout_s: float) -> None:
-        if not buffer.failed:
-            return
-        with self._tally.timed("dead_letters", self._clock):
-            self._deliver(buffer.failed, timeout_s)
-        self._tally.dead_letters += len(buffer.failed)
-        buffer.delivered()
 
-    def _deliver(self, images: Sequence[FailedImage], timeout_s: float) -> None:
-        try:
-            for image in images:
-                self._dead_letters.send(image)
-            self._dead_letters.flush(timeout_s)
-        except BrokerError as error:
-            raise Unavailable(DEAD_LETTERS, error) from error
-
-
-def _note_beginning(partition: TopicPartition, position: ChainPosition, offsets: Offsets) -> None:
+def _note_beginning(offsets: PartitionOffsets, position: ChainPosition) -> None:
     """Warn where a group that has read before has no log: its folder may not be mounted."""
     log = structlog.get_logger()
     tell = log.info if offsets.committed is None else log.warning
     tell(
         "chain_begun",
-        partition=str(partition),
+        partition=str(offsets.partition),
         offset=position.offset,
         committed=offsets.committed,
     )
@@ -211,88 +402,3 @@ def _mendable_log() -> Iterator[None]:
         if error.retriable or isinstance(error, LogRootError):
             raise Unavailable(SCORED_LOG, error) from error
         raise
-
-
-class Reporter(Protocol):
-    """Where a worker's summaries and reports go. Neither call waits for an answer."""
-
-    def submit(self, summary: SegmentSummary) -> None:
-        """Hand on the summary of a segment that is durable."""
-        ...
-
-    def report(self, report: WorkerReport) -> None:
-        """Give a sign of life."""
-        ...
-
-
-Summarise = Callable[[PublishedSegment, Sequence[ScoredRecord], str | None], SegmentSummary]
-Commit = Callable[[Mapping[TopicPartition, int]], bool | None]
-
-
-class Announcer:
-    """Commits what is durable, keeps what was refused for later, submits summaries.
-
-    Args:
-        reporter: Receives summaries.
-        summarise: (segment, its rows, gap) → summary.
-        tally: Counts what is published.
-        clock: For stage times, and when was committed last.
-    """
-
-    def __init__(
-        self, reporter: Reporter, summarise: Summarise, tally: Tally, clock: Clock
-    ) -> None:
-        self._reporter, self._summarise = reporter, summarise
-        self._tally, self._clock = tally, clock
-        self._uncommitted: dict[TopicPartition, int] = {}
-        self._newest_ms: dict[TopicPartition, int] = {}
-
-    def announce(self, durable: Sequence[Durable], commit: Commit) -> None:
-        """Commit what is durable, and only then tell the coordinator."""
-        if not durable:
-            return
-        self._uncommitted |= {d.segment.partition: d.segment.position.offset for d in durable}
-        self.commit(commit)
-        for one in durable:
-            self._tally.segments_published += 1
-            self._tally.work_done += 1
-            self._tally.rows += len(one.records)
-            if one.records:
-                newest_ms = max(record.origin.event_time_ms for record in one.records)
-                self._newest_ms[one.segment.partition] = newest_ms
-            self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
-
-    def owe(self, partition: TopicPartition, offset: int) -> None:
-        """Take note that a partition's offset is to be committed."""
-        self._uncommitted[partition] = offset
-
-    def commit(self, commit: Commit) -> None:
-        """Commit what is not yet; a group that rebalances refuses, and is asked again later."""
-        if not self._uncommitted:
-            return
-        with self._tally.timed("commit", self._clock):
-            if commit(self._uncommitted):
-                self._uncommitted.clear()
-                self._tally.last_commit_ms = self._clock.now_ms()
-
-    @property
-    def owes(self) -> bool:
-        """Whether something is still to be committed."""
-        return bool(self._uncommitted)
-
-    def owed(self, partition: TopicPartition) -> int | None:
-        """The offset of a partition that is still to be committed; None where there is none."""
-        return self._uncommitted.get(partition)
-
-    def forgive(self, partition: TopicPartition) -> None:
-        """Commit nothing of a partition that was owed until now."""
-        self._uncommitted.pop(partition, None)
-
-    def newest_ms(self, partition: TopicPartition) -> int | None:
-        """The newest event time of the last segment with rows; None before the first one."""
-        return self._newest_ms.get(partition)
-
-    def forget(self, partition: TopicPartition) -> None:
-        """Drop what is known of a partition that is owned no longer."""
-        self._uncommitted.pop(partition, None)
-        self._newest_ms.pop(partition, None)

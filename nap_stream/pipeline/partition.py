@@ -1,7 +1,4 @@
-"""Where a partition is read from: its chain, its committed offset, and what wins.
-
-The rows of one owned partition that are scored and not yet published.
-"""
+"""One owned partition: where its chain ends, and what is scored and not yet published of it."""
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -9,10 +6,112 @@ from typing import Literal
 
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
 from nap_stream.pipeline.scoring import ScoredMessage
-from nap_stream.records import ChainPosition, FailedImage, ScoredRecord, TopicPartition
+from nap_stream.records import (
+    ChainPosition,
+    FailedImage,
+    PartitionOffsets,
+    ScoredRecord,
+    TopicPartition,
+)
 from nap_stream.settings.schema import LogSettings
 
 ResumeFrom = Literal["log", "committed"]
+"""What wins where the committed offset is ahead of the log."""
+
+ROW_BYTES = 512
+"""What one row takes in memory, about: a record, its scores and its strings."""
+
+
+@dataclass(slots=True)
+class Partition:
+    """All that a worker knows of a partition that it owns.
+
+    Its rows are in order of offset, from the chain's end on.
+
+    Attributes:
+        name: Topic and number.
+        epoch: Numbers the placements of all partitions. What was fetched under another one does
+            not belong here: it is of before a seek.
+        position: Where the chain ends, as far as this worker knows.
+        end: What the next segment would have as its end.
+        skipped_to: The topic has no messages up to there; it counts once nothing of the partition
+            is in flight. None where nothing was skipped.
+        records: Rows of the next segment.
+        failed: Those of its images that go to the dead-letter topic first.
+        size_bytes: What rows and failed images take in memory, about.
+        payload_bytes: What failed images keep of their messages, part of ``size_bytes``.
+        opened_at: When the next segment got its first offset, monotonic seconds.
+        pending: The offset that is to be committed; None where it is committed.
+        newest_ms: The newest event time of the last segment with rows; None before the first.
+    """
+
+    name: TopicPartition
+    epoch: int
+    position: ChainPosition
+    end: int
+    skipped_to: int | None = None
+    records: list[ScoredRecord] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
+    size_bytes: int = 0
+    payload_bytes: int = 0
+    opened_at: float | None = None
+    pending: int | None = None
+    newest_ms: int | None = None
+
+    def place(self, epoch: int, position: ChainPosition) -> None:
+        """Read it from another position on; what is not published is dropped."""
+        self.epoch = epoch
+        self.skipped_to = None
+        self.published(position)
+
+    def add(self, message: ScoredMessage, now: float) -> None:
+        """Append a message's rows; messages arrive in the order of their offsets."""
+        if self.opened_at is None:
+            self.opened_at = now
+        self.records.extend(message.records)
+        self.failed.extend(message.failed)
+        payload_bytes = sum(len(image.payload or b"") for image in message.failed)
+        self.payload_bytes += payload_bytes
+        self.size_bytes += payload_bytes
+        self.size_bytes += sum(ROW_BYTES + _origin_bytes(record) for record in message.records)
+        self.end = message.end
+
+    def skip(self, now: float) -> None:
+        """Move on to ``skipped_to``: nothing of the partition is in flight any more."""
+        end, self.skipped_to = self.skipped_to, None
+        if end is not None and end > self.end:
+            self.end = end
+            self.opened_at = now if self.opened_at is None else self.opened_at
+
+    def due(self, settings: LogSettings, now: float) -> bool:
+        """Whether the rows should become a segment: by their number, bytes or age."""
+        if self.opened_at is None:
+            return False
+        return (
+            len(self.records) >= settings.segment_max_rows
+            or self.size_bytes >= settings.segment_max_bytes
+            or now - self.opened_at >= settings.segment_max_age_s
+        )
+
+    def delivered(self) -> None:
+        """Forget the failed images, which have become dead letters; their rows stay."""
+        self.failed = []
+        self.size_bytes -= self.payload_bytes
+        self.payload_bytes = 0
+
+    def published(self, position: ChainPosition) -> None:
+        """Begin the next segment, after the one that has just become durable."""
+        self.position = position
+        self.end = position.offset
+        self.records, self.failed = [], []
+        self.size_bytes = self.payload_bytes = 0
+        self.opened_at = None
+
+
+def _origin_bytes(record: ScoredRecord) -> int:
+    """What a row repeats of its message."""
+    headers = sum(len(name) + len(value or b"") for name, value in record.origin.headers)
+    return len(record.origin.key or b"") + headers
 
 
 class Disagreement(StrEnum):
@@ -21,22 +120,6 @@ class Disagreement(StrEnum):
     AHEAD = "ahead"
     BEHIND = "behind"
     MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Offsets:
-    """What the broker says of a partition; see `PartitionListener.assigned`."""
-
-    earliest: int
-    latest: int
-    committed: int | None
-    start: int
-    topic_id: str | None
-
-    @property
-    def first(self) -> int:
-        """Where a chain begins that is not there yet."""
-        return self.start if self.committed is None else max(self.earliest, self.committed)
 
 
 def disagreement(position: ChainPosition, committed: int | None) -> Disagreement | None:
@@ -75,88 +158,16 @@ def require_same_topic(
     return position
 
 
-def require_within_topic(partition: TopicPartition, offsets: Offsets) -> None:
+def require_within_topic(offsets: PartitionOffsets) -> None:
     """Refuse to go on from a committed offset that the topic does not reach.
 
     Raises:
         OffsetRangeError: It is past the end.
     """
-    if offsets.committed is not None and offsets.committed > offsets.latest:
+    if offsets.committed is not None and offsets.committed > offsets.end:
         raise OffsetRangeError(
-            f"the committed offset is {offsets.committed}, and the topic ends at {offsets.latest}",
-            str(partition),
+            f"the committed offset is {offsets.committed}, and the topic ends at {offsets.end}",
+            str(offsets.partition),
             "Was the topic deleted and made anew? Then give the monitor a new kafka.group_id; "
             "else reset the group's offset to one that the topic has",
         )
-
-
-ROW_BYTES = 512
-"""What one row takes in memory, about: a record, its scores and its strings."""
-
-
-@dataclass(slots=True)
-class PartitionBuffer:
-    """Rows in order of offset, from the chain's end on.
-
-    ``epoch`` numbers the assignment: scored messages of another one do not belong here.
-    ``end`` is the position that the next segment would have as its end. ``opened_at`` is the
-    monotonic time at which the buffer got its first offset, in seconds. ``payload_bytes`` is
-    what the failed images keep of their messages, in bytes; ``size_bytes`` includes it.
-    """
-
-    epoch: int
-    position: ChainPosition
-    end: int
-    records: list[ScoredRecord] = field(default_factory=list)
-    failed: list[FailedImage] = field(default_factory=list)
-    size_bytes: int = 0
-    payload_bytes: int = 0
-    opened_at: float | None = None
-
-    def add(self, message: ScoredMessage, now: float) -> None:
-        """Append a message's rows; messages arrive in the order of their offsets."""
-        if self.opened_at is None:
-            self.opened_at = now
-        self.records.extend(message.records)
-        self.failed.extend(message.failed)
-        self.size_bytes += sum(ROW_BYTES + _origin_bytes(record) for record in message.records)
-        payload_bytes = sum(len(image.payload or b"") for image in message.failed)
-        self.payload_bytes += payload_bytes
-        self.size_bytes += payload_bytes
-        self.end = message.end
-
-    def skip_to(self, end: int, now: float) -> None:
-        """Take note that the topic has no messages up to ``end``."""
-        if end > self.end:
-            self.end = end
-            self.opened_at = now if self.opened_at is None else self.opened_at
-
-    def due(self, settings: LogSettings, now: float) -> bool:
-        """Whether the buffer should become a segment: by rows, bytes or age."""
-        if self.opened_at is None:
-            return False
-        return (
-            len(self.records) >= settings.segment_max_rows
-            or self.size_bytes >= settings.segment_max_bytes
-            or now - self.opened_at >= settings.segment_max_age_s
-        )
-
-    def delivered(self) -> None:
-        """Forget the failed images, which have become dead letters; their rows stay."""
-        self.failed = []
-        self.size_bytes -= self.payload_bytes
-        self.payload_bytes = 0
-
-    def published(self, position: ChainPosition) -> None:
-        """Start anew after the segment that has just become durable."""
-        self.position = position
-        self.end = position.offset
-        self.records, self.failed = [], []
-        self.size_bytes = self.payload_bytes = 0
-        self.opened_at = None
-
-
-def _origin_bytes(record: ScoredRecord) -> int:
-    """What a row repeats of its message."""
-    headers = sum(len(name) + len(value or b"") for name, value in record.origin.headers)
-    return len(record.origin.key or b"") + headers

@@ -33,7 +33,7 @@ from nap_stream.records import (
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
 
-class RowMaker:
+class RecordScorer:
     """Decodes messages, in any number of threads, and turns images into rows, in one.
 
     Args:
@@ -158,7 +158,7 @@ class ScoredMessage:
 
 
 @dataclass(slots=True)
-class _InHand:
+class _InFlight:
     """A message between poll and score. It is dropped when it is decoded.
 
     ``size_bytes`` is what it takes: its value's bytes, then those of its pixels and of the
@@ -216,10 +216,10 @@ class ScoringStage:
         self._clock, self._observe = clock, observe
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         # A SimpleQueue that is to wait for a time waits for ever where a signal comes after it.
-        self._submitted: queue.Queue[_InHand] = queue.Queue()
+        self._submitted: queue.Queue[_InFlight] = queue.Queue()
         self._lock = threading.Lock()
         self._done: deque[ScoredMessage] = deque()
-        self._in_hand: dict[TopicPartition, int] = {}
+        self._in_flight: dict[TopicPartition, int] = {}
         self._images = 0
         self._bytes = 0
         self._decoded_images = 0
@@ -233,16 +233,16 @@ class ScoringStage:
         self._thread.start()
 
     def submit(self, fetched: Fetched, epoch: int) -> None:
-        """Take messages in hand; returns at once."""
+        """Take messages in flight; returns at once."""
         for number, message in enumerate(fetched.messages, start=1):
             last = number == len(fetched.messages)
             end = fetched.end if last else message.offset + 1
             size = len(message.value or b"")
             with self._lock:
-                self._in_hand[message.partition] = self._in_hand.get(message.partition, 0) + 1
+                self._in_flight[message.partition] = self._in_flight.get(message.partition, 0) + 1
                 self._images += 1
                 self._bytes += size
-            item = _InHand(message.partition, message, epoch, end, size, self._numbers)
+            item = _InFlight(message.partition, message, epoch, end, size, self._numbers)
             self._numbers += 1
             item.decoding = self._pool.submit(self._decode_when_due, item)
             self._submitted.put(item)
@@ -260,7 +260,7 @@ class ScoringStage:
             self._done.clear()
         return done
 
-    def in_hand(self) -> tuple[int, int]:
+    def in_flight(self) -> tuple[int, int]:
         """(images, bytes) between `submit` and score.
 
         A message counts as one image of its value's size until it is decoded; then its images
@@ -270,18 +270,18 @@ class ScoringStage:
             return self._images, self._bytes
 
     def wait_until_done(self, partitions: frozenset[TopicPartition], timeout_s: float) -> bool:
-        """Wait until nothing of these partitions is in hand, or a thread has failed."""
+        """Wait until nothing of these partitions is in flight, or a thread has failed."""
 
         def done() -> bool:
-            return self._error is not None or not any(self._in_hand.get(p) for p in partitions)
+            return self._error is not None or not any(self._in_flight.get(p) for p in partitions)
 
         with self._changed:
             return self._changed.wait_for(done, timeout_s)
 
-    def has_in_hand(self, partition: TopicPartition) -> bool:
+    def has_in_flight(self, partition: TopicPartition) -> bool:
         """Whether messages of this partition are still to be scored or taken."""
         with self._lock:
-            return bool(self._in_hand.get(partition)) or any(
+            return bool(self._in_flight.get(partition)) or any(
                 message.partition == partition for message in self._done
             )
 
@@ -291,14 +291,14 @@ class ScoringStage:
             self._changed.wait_for(lambda: bool(self._done) or self._error is not None, timeout_s)
 
     def close(self) -> None:
-        """End the threads; what is in hand is dropped. Safe to call twice."""
+        """End the threads; what is in flight is dropped. Safe to call twice."""
         with self._changed:
             self._ending.set()
             self._changed.notify_all()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._thread.join()
 
-    def _decode_when_due(self, item: _InHand) -> list[Decoded]:
+    def _decode_when_due(self, item: _InFlight) -> list[Decoded]:
         """Decode, but not far ahead of scoring: a batch message can hold a thousand images."""
         with self._changed:
             self._changed.wait_for(
@@ -335,8 +335,8 @@ class ScoringStage:
 
     def _one_batch(self) -> None:
         """Wait for an image, gather its batch, score it, hand on the messages it completes."""
-        waiting: list[_InHand] = []
-        images: list[tuple[_InHand, DecodedImage]] = []
+        waiting: list[_InFlight] = []
+        images: list[tuple[_InFlight, DecodedImage]] = []
         first_at: float | None = None
         while not self._ending.is_set():
             timeout = _POLL_S
@@ -357,7 +357,7 @@ class ScoringStage:
         if first_at is not None:
             self._observe("batch", self._clock.monotonic() - first_at)
 
-    def _next(self, timeout_s: float) -> _InHand | None:
+    def _next(self, timeout_s: float) -> _InFlight | None:
         try:
             return (
                 self._submitted.get(timeout=timeout_s)
@@ -367,7 +367,7 @@ class ScoringStage:
         except queue.Empty:
             return None
 
-    def _open(self, item: _InHand, images: list[tuple[_InHand, DecodedImage]]) -> None:
+    def _open(self, item: _InFlight, images: list[tuple[_InFlight, DecodedImage]]) -> None:
         with self._changed:
             # Whatever else waits, the message that scoring waits for may be decoded.
             self._opening = item.number
@@ -381,7 +381,7 @@ class ScoringStage:
             else:
                 images.append((item, row))
 
-    def _score_all(self, images: list[tuple[_InHand, DecodedImage]]) -> None:
+    def _score_all(self, images: list[tuple[_InFlight, DecodedImage]]) -> None:
         for start in range(0, len(images), self._batch_size):
             batch = images[start : start + self._batch_size]
             started = self._clock.monotonic()
@@ -390,7 +390,7 @@ class ScoringStage:
             for (item, _), record in zip(batch, records, strict=True):
                 item.records.append(record)
 
-    def _hand_on(self, items: Sequence[_InHand]) -> None:
+    def _hand_on(self, items: Sequence[_InFlight]) -> None:
         with self._changed:
             for item in items:
                 item.records.sort(key=lambda record: record.origin.index)
@@ -403,7 +403,7 @@ class ScoringStage:
                         tuple(item.failed),
                     )
                 )
-                self._in_hand[item.partition] -= 1
+                self._in_flight[item.partition] -= 1
                 self._images -= item.expected
                 self._decoded_images -= item.expected
                 self._decoded_bytes -= item.size_bytes

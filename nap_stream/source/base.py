@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from nap_stream.records import Fetched, TopicPartition
+from nap_stream.records import Fetched, PartitionOffsets, TopicPartition
 
 COMMIT_TIMEOUT_S = 5.0
 """For one attempt. The log is the truth and the next attempt comes soon, so it can be short."""
@@ -17,30 +17,16 @@ class PartitionListener(Protocol):
     ``close``: never at the same time as the reader's own code.
     """
 
-    def assigned(
-        self,
-        partition: TopicPartition,
-        *,
-        earliest: int,
-        latest: int,
-        committed: int | None,
-        start: int,
-        topic_id: str | None,
-    ) -> int | None:
+    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
         """Take a partition; return the offset to read from.
 
-        Called again for a partition that is already owned after `Source.reassign`, and where
-        retention has deleted what the position needs: publish what is in hand first.
+        Called again for a partition that is already owned where retention has deleted what the
+        position needs: publish what is in flight first.
 
         Args:
-            partition: The partition.
-            earliest: The first offset that the source still has.
-            latest: The offset that the next message will get.
-            committed: The group's committed offset, or None.
+            offsets: The partition, and what the broker says of it.
             start: Where to begin with neither a log nor a committed offset: the first or the
                 next offset of the partition, as the settings say.
-            topic_id: The id that the broker gave the topic when it was made; None where the
-                broker tells none.
 
         Returns:
             None where that cannot be said now: the source holds the partition back, goes on
@@ -54,7 +40,7 @@ class PartitionListener(Protocol):
         ...
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
-        """Give partitions up in good order: publish what is in hand. They can be committed."""
+        """Give partitions up in good order: publish what is in flight. They can be committed."""
         ...
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
@@ -81,10 +67,6 @@ class Source(Protocol):
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read ``partition`` from ``offset`` on. It must be assigned."""
-        ...
-
-    def reassign(self, partition: TopicPartition) -> None:
-        """Call the listener's ``assigned`` again for a partition, at the next poll."""
         ...
 
     def pause(self) -> None:

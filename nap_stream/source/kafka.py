@@ -1,10 +1,8 @@
-"""Whether a topic is still the one that a consumer began with.
-
-Messages from Kafka, as a static member of a consumer group.
-"""
+"""Messages from Kafka, read as a static member of a consumer group while the topic stays one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -16,13 +14,12 @@ from kafka.structs import TopicPartition as KafkaPartition
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import BrokerUnavailableError
 from nap_stream.kafka.client import open_client, translated_errors
-from nap_stream.records import Fetched, TopicPartition
+from nap_stream.records import Fetched, PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 from nap_stream.source.kafka_group import (
     OFFSETS_TIMEOUT_S,
     Commits,
-    FoundOffsets,
     Joins,
     Rebalances,
     ask_offsets,
@@ -200,10 +197,6 @@ class KafkaSource:
         self._consumer.seek(native, offset)
         self._ends[native] = offset
 
-    def reassign(self, partition: TopicPartition) -> None:
-        """Call the listener's ``assigned`` again for a partition, at the next poll."""
-        self._hold_back([to_native(partition)])
-
     def pause(self) -> None:
         """Fetch nothing for any assigned partition until `resume`; membership is kept."""
         self._paused = True
@@ -329,24 +322,18 @@ class KafkaSource:
             return
         self._wait(None)
         for native in waiting:
-            self._place(native, found[native])
+            self._place(native, replace(found[native], topic_id=self._topic.topic_id))
         if self._fresh:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
 
-    def _place(self, native: KafkaPartition, found: FoundOffsets) -> None:
+    def _place(self, native: KafkaPartition, found: PartitionOffsets) -> None:
         self._told.add(native)
-        offset = self._listener.assigned(
-            from_native(native),
-            earliest=found.earliest,
-            latest=found.latest,
-            committed=found.committed,
-            start=found.earliest if self._settings.start == "earliest" else found.latest,
-            topic_id=self._topic.topic_id,
-        )
+        start = found.earliest if self._settings.start == "earliest" else found.end
+        offset = self._listener.assigned(found, start)
         if offset is None:
             return
         self._fresh.discard(native)
-        self.seek(from_native(native), offset)
+        self.seek(found.partition, offset)
         if not self._paused:
             self._consumer.resume(native)
 
@@ -362,7 +349,7 @@ class KafkaSource:
     def _notice_new_topic(self) -> None:
         """Have partitions placed anew whose topic was deleted and made anew meanwhile.
 
-        What is in hand may be of either topic, so it is dropped.
+        What is in flight may be of either topic, so it is dropped.
         """
         if self._topic.has_changed():
             owned = sorted(self._told)

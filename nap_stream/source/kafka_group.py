@@ -1,16 +1,6 @@
-"""Between the names and records of kafka-python and ours.
-
-Joining a consumer group in polls that are shorter than a rebalance.
-
-Joining and leaving a consumer group as a static member.
-
-Committing offsets to a consumer group.
-
-What the broker says of a partition's offsets before it is read, and what may be wrong.
-"""
+"""A static member of a consumer group in kafka-python: its options, joins, commits and offsets."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
@@ -24,7 +14,7 @@ from kafka.structs import TopicPartition as KafkaPartition
 from nap_stream.clock import Deadline
 from nap_stream.errors import BrokerError, OffsetRangeError
 from nap_stream.kafka.client import client_options, open_client, translated_errors
-from nap_stream.records import Message, TopicPartition
+from nap_stream.records import Message, PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 
 
@@ -282,29 +272,24 @@ OFFSETS_TIMEOUT_S = 5.0
 """For one question. `poll` asks again when nobody answered, so it can be short."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundOffsets:
-    """The first and the next offset of a partition, and the group's committed one, if any."""
-
-    earliest: int
-    latest: int
-    committed: int | None
-
-
 def ask_offsets(
     consumer: KafkaConsumer, partitions: Sequence[KafkaPartition]
-) -> Mapping[KafkaPartition, FoundOffsets]:
-    """Ask the broker for the offsets of partitions.
+) -> Mapping[KafkaPartition, PartitionOffsets]:
+    """Ask the broker for the offsets of partitions; of the topic's id it says nothing here.
 
     Raises:
         RetriableError: kafka-python's own; nobody answered in time.
     """
     timeout_ms = OFFSETS_TIMEOUT_S * 1000
     earliest = consumer.beginning_offsets(partitions, timeout_ms=timeout_ms)
-    latest = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
+    end = consumer.end_offsets(partitions, timeout_ms=timeout_ms)
     return {
-        native: FoundOffsets(
-            earliest[native], latest[native], consumer.committed(native, timeout_ms=timeout_ms)
+        native: PartitionOffsets(
+            from_native(native),
+            earliest[native],
+            end[native],
+            consumer.committed(native, timeout_ms=timeout_ms),
+            topic_id=None,
         )
         for native in partitions
     }

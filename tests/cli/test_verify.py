@@ -13,7 +13,7 @@ import nap_stream
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.kafka.client import create_topics
 from nap_stream.kafka.offsets import committed_offsets, topic_offsets
-from nap_stream.records import TopicPartition
+from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.defects import DefectKind
@@ -216,7 +216,7 @@ def site(apache_kafka: ApacheKafka, tmp_path: Path) -> Site:
 
 @pytest.mark.kafka
 def test_against_a_broker_that_agrees(nap: Call, site: Site) -> None:
-    topic_id = topic_offsets(site.settings).topic_id
+    topic_id = topic_offsets(site.settings, {})[0].topic_id
     assert topic_id is not None
     for number, end in enumerate((4, 3, 2)):
         site.chain(number, end, topic_id=topic_id)
@@ -255,7 +255,7 @@ def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
         "earliest": 0,
         "end": 4,
         "committed": 3,
-        "topic_id": topic_offsets(site.settings).topic_id,
+        "topic_id": topic_offsets(site.settings, {})[0].topic_id,
         "chain_start": 0,
         "chain_end": 2,
         "lag": 2,
@@ -267,14 +267,14 @@ def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
 def test_offsets_of_a_topic_and_a_group_that_nobody_uses(apache_kafka: ApacheKafka) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     assert committed_offsets(settings) == {}
-    found = topic_offsets(settings)
+    (found,) = topic_offsets(settings, {})
     partition = TopicPartition(settings.topic, 0)
-    assert (found.earliest, found.end) == ({partition: 0}, {partition: 0})
+    assert found == PartitionOffsets(partition, 0, 0, None, found.topic_id)
     gone = settings.model_copy(update={"topic": f"{settings.topic}-gone"})
     with pytest.raises(TopicNotFoundError, match="no such topic"):
-        topic_offsets(gone)
+        topic_offsets(gone, {})
     create_topics(settings, [gone.topic])
-    assert topic_offsets(gone).topic_id != found.topic_id
+    assert topic_offsets(gone, {})[0].topic_id != found.topic_id
 
 
 @pytest.mark.kafka

@@ -8,6 +8,7 @@ from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.records import (
     ChainPosition,
     FailedImage,
+    PartitionOffsets,
     PublishedSegment,
     SegmentSummary,
     TopicPartition,
@@ -134,9 +135,9 @@ class _FaultyListener:
     def __init__(self, listener: PartitionListener, injector: Injector) -> None:
         self._listener, self._injector = listener, injector
 
-    def assigned(self, partition: TopicPartition, **known: Any) -> int | None:
+    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
         self._injector.reach(Failpoint.ASSIGNED_BEFORE)
-        offset = self._listener.assigned(partition, **known)
+        offset = self._listener.assigned(offsets, start)
         self._injector.reach(Failpoint.ASSIGNED_AFTER)
         return offset
 

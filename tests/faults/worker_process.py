@@ -16,9 +16,9 @@ import torch
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError
 from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import RowMaker, ScoringStage
-from nap_stream.pipeline.tally import Tally
+from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
 from nap_stream.process import configure_logging, stop_on_signals
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
 from nap_stream.scored_log.chain import ScoredLog
@@ -94,7 +94,7 @@ def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
     injector = Injector(spec.faults, spec.record)
     clock = SystemClock()
     loaded = load_model(model_settings(), torch.device("cpu"))
-    tally = Tally(spec.name, spec.incarnation)
+    counters = WorkerCounters(spec.name, spec.incarnation)
     rows = _rows(loaded)
     with ExitStack() as stack:
         dead_letters = FaultyDeadLetters(
@@ -110,7 +110,7 @@ def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
             decode_threads=1,
             max_decoded_images=MAX_IN_HAND,
             clock=clock,
-            observe=tally.observe,
+            observe=counters.observe,
         )
         stack.callback(stage.close)
         line = WorkerLine(
@@ -130,7 +130,7 @@ def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
                 revoke_deadline_s=spec.kafka.session_timeout_s / 2,
             ),
             clock=clock,
-            tally=tally,
+            counters=counters,
         )
         line.run(should_stop, CLOSE_S)
 
@@ -145,8 +145,8 @@ def model_settings() -> ModelSettings:
     )
 
 
-def _rows(loaded: LoadedModel) -> RowMaker:
-    return RowMaker(
+def _rows(loaded: LoadedModel) -> RecordScorer:
+    return RecordScorer(
         scorer=scorer_of(loaded),
         class_names=loaded.class_names,
         calibration=calibration_of((0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0, 2.5)),

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ScoredLogError
+from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.partition import ResumeFrom
 from nap_stream.pipeline.scoring import Decode, Score, ScoringStage
-from nap_stream.pipeline.tally import Tally
 from nap_stream.records import (
     PublishedSegment,
     ScoredRecord,
@@ -83,7 +83,7 @@ class Bench:
 
     def run(self, enough: Callable[[], bool]) -> None:
         clock: Clock = SystemClock()
-        tally = Tally("worker-0", 0)
+        counters = WorkerCounters("worker-0", 0)
         stage = ScoringStage(
             self.decode,
             self.score,
@@ -94,7 +94,7 @@ class Bench:
             max_decoded_images=100,
             max_decoded_bytes=self.max_decoded_bytes,
             clock=clock,
-            observe=tally.observe,
+            observe=counters.observe,
         )
 
         def open_source(listener: PartitionListener) -> Source:
@@ -125,7 +125,7 @@ class Bench:
                 revoke_deadline_s=self.revoke_deadline_s,
             ),
             clock=clock,
-            tally=tally,
+            counters=counters,
             resume_from=self.resume_from,
         )
         end = clock.monotonic() + 30

@@ -8,7 +8,7 @@ from PIL import Image
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
 from nap_stream.model.forward import BatchScores
-from nap_stream.pipeline.scoring import RowMaker
+from nap_stream.pipeline.scoring import RecordScorer
 from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.support.small_calibration import calibration_of
@@ -28,8 +28,8 @@ class Bright:
 
 
 @pytest.fixture
-def rows(calibration: Calibration) -> RowMaker:
-    return RowMaker(
+def rows(calibration: Calibration) -> RecordScorer:
+    return RecordScorer(
         scorer=Bright(),  # type: ignore[arg-type]  # anything that scores a batch will do
         class_names=("dark", "light"),
         calibration=calibration,
@@ -58,13 +58,13 @@ def message(value: bytes | None, offset: int = 0) -> Message:
     return Message(TopicPartition("images", 0), offset, 1_000, b"key", value, headers)
 
 
-def decoded(rows: RowMaker, brightness: int) -> DecodedImage:
+def decoded(rows: RecordScorer, brightness: int) -> DecodedImage:
     (row,) = rows.decode(message(png(brightness)))
     assert isinstance(row, DecodedImage)
     return row
 
 
-def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(rows: RowMaker) -> None:
+def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(rows: RecordScorer) -> None:
     row = decoded(rows, 50)
 
     assert row.pixels.shape == (3, 4, 4)
@@ -73,7 +73,7 @@ def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(rows: RowM
     assert row.origin.ingest_time_ms == 5_000
 
 
-def test_rows_carry_scores_p_value_and_flag(rows: RowMaker) -> None:
+def test_rows_carry_scores_p_value_and_flag(rows: RecordScorer) -> None:
     dark, light = rows.score([decoded(rows, 4), decoded(rows, 150)])
 
     assert dark.scores is not None
@@ -87,7 +87,7 @@ def test_rows_carry_scores_p_value_and_flag(rows: RowMaker) -> None:
     assert light.scores.fused == pytest.approx(150)
 
 
-def test_rows_carry_every_value_under_its_name(rows: RowMaker) -> None:
+def test_rows_carry_every_value_under_its_name(rows: RecordScorer) -> None:
     (row,) = rows.score([decoded(rows, 64)])
 
     assert row.scores is not None
@@ -96,7 +96,7 @@ def test_rows_carry_every_value_under_its_name(rows: RowMaker) -> None:
     assert (row.scores.react, row.scores.ash, row.scores.scale, row.scores.dice) == (None,) * 4
 
 
-def test_scores_that_are_not_finite_make_a_row_without_scores(rows: RowMaker) -> None:
+def test_scores_that_are_not_finite_make_a_row_without_scores(rows: RecordScorer) -> None:
     fine, bad = rows.score([decoded(rows, 50), decoded(rows, 13)])
 
     assert fine.status is Status.OK
@@ -106,7 +106,7 @@ def test_scores_that_are_not_finite_make_a_row_without_scores(rows: RowMaker) ->
     assert bad.sha256 is not None
 
 
-def test_a_failed_image_becomes_a_row_with_its_error(rows: RowMaker) -> None:
+def test_a_failed_image_becomes_a_row_with_its_error(rows: RecordScorer) -> None:
     (failed,) = rows.decode(message(b"hello, I am text"))
     assert isinstance(failed, FailedImage)
 

@@ -149,16 +149,16 @@ def test_what_is_in_hand_is_counted_until_it_is_scored() -> None:
     with stage(scorer=wait_and_score) as made:
         made.submit(fetched(message(0, b"ggg")), epoch=1)
         # Three images of 3 x 2 x 2 pixels instead of three bytes.
-        wait_until(lambda: made.in_hand() == (3, 36), 10, "the message to be decoded")
-        assert made.has_in_hand(PARTITION)
+        wait_until(lambda: made.in_flight() == (3, 36), 10, "the message to be decoded")
+        assert made.has_in_flight(PARTITION)
         assert not made.wait_until_done(frozenset([PARTITION]), 0.01)
         assert made.wait_until_done(frozenset([OTHER]), 0.01)
 
         gate.set()
         assert made.wait_until_done(frozenset([PARTITION]), 10)
-        assert made.in_hand() == (0, 0)
+        assert made.in_flight() == (0, 0)
         assert len(made.take()) == 1
-        assert not made.has_in_hand(PARTITION)
+        assert not made.has_in_flight(PARTITION)
 
 
 def test_decoding_stays_near_scoring_where_messages_hold_many_images() -> None:
@@ -205,7 +205,7 @@ def test_decoding_stays_near_scoring_where_images_are_large() -> None:
     with stage(decoder=large, scorer=measure, max_decoded_bytes=30_000_000) as made:
         made.submit(fetched(*(message(offset, b"g") for offset in range(50))), epoch=1)
         taken = take_all(made, 50)
-        assert made.in_hand() == (0, 0)
+        assert made.in_flight() == (0, 0)
 
     assert [m.end for m in taken] == list(range(1, 51))
     assert max(ahead) <= 10 + 2
@@ -222,10 +222,10 @@ def test_the_value_of_a_message_is_let_go_when_it_is_decoded() -> None:
     with stage(scorer=wait_and_score, batch_size=1) as made:
         made.submit(fetched(message(0, b"gb"), message(1, b"b" * 1_000)), epoch=1)
         # One of 3 x 2 x 2 pixels; 1,001 payloads of a byte each.
-        wait_until(lambda: made.in_hand() == (1_002, 12 + 1_001), 10, "both to be decoded")
+        wait_until(lambda: made.in_flight() == (1_002, 12 + 1_001), 10, "both to be decoded")
         gate.set()
         take_all(made, 2)
-        assert made.in_hand() == (0, 0)
+        assert made.in_flight() == (0, 0)
 
 
 def test_an_error_while_scoring_reaches_the_thread_that_takes() -> None:

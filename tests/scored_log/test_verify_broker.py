@@ -2,12 +2,11 @@
 
 import pytest
 
-from nap_stream.records import TopicPartition
+from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
 from nap_stream.scored_log.verify.defects import ChainHead, Defect, DefectKind, VerifyReport
 from nap_stream.scored_log.verify.run import (
     BrokerComparison,
-    BrokerOffsets,
     BrokerReport,
     compare_with_broker,
 )
@@ -18,7 +17,7 @@ HEAD = ChainHead(CARS, 5, 30, "0a" * 32, "one")
 
 
 def _compared(
-    offsets: list[BrokerOffsets],
+    offsets: list[PartitionOffsets],
     heads: tuple[ChainHead, ...] = (HEAD,),
     defects: tuple[Defect, ...] = (),
 ) -> BrokerReport:
@@ -33,28 +32,28 @@ def _kinds(report: BrokerReport) -> list[tuple[str, DefectKind]]:
 @pytest.mark.parametrize("committed", [None, 0, 29, 30])
 @pytest.mark.parametrize("topic_id", [None, "one"])
 def test_a_chain_that_lags_is_no_defect(committed: int | None, topic_id: str | None) -> None:
-    one = BrokerOffsets(CARS, 0, 47, committed, topic_id)
+    one = PartitionOffsets(CARS, 0, 47, committed, topic_id)
     report = _compared([one])
     assert report.defects == ()
     assert report.partitions == (BrokerComparison(one, 5, 30, 17, 0),)
 
 
 def test_a_chain_at_the_end_has_no_lag() -> None:
-    one = BrokerOffsets(CARS, 30, 30, 30, "one")
+    one = PartitionOffsets(CARS, 30, 30, 30, "one")
     assert _compared([one]) == BrokerReport(
         "cars", "group", (BrokerComparison(one, 5, 30, 0, 0),), ()
     )
 
 
 def test_beyond_broker() -> None:
-    report = _compared([BrokerOffsets(CARS, 0, 29, None, None)])
+    report = _compared([PartitionOffsets(CARS, 0, 29, None, None)])
     assert _kinds(report) == [(FOLDER, DefectKind.BEYOND_BROKER)]
     assert "the chain ends at 30, the partition at 29" in report.defects[0].detail
     assert report.partitions[0].lag == 0
 
 
 def test_beyond_broker_where_the_topic_has_no_such_partition() -> None:
-    other = BrokerOffsets(TopicPartition("cars", 1), 0, 9, None, None)
+    other = PartitionOffsets(TopicPartition("cars", 1), 0, 9, None, None)
     report = _compared([other])
     assert _kinds(report) == [(FOLDER, DefectKind.BEYOND_BROKER)]
     assert "the topic has no such partition" in report.defects[0].detail
@@ -62,13 +61,13 @@ def test_beyond_broker_where_the_topic_has_no_such_partition() -> None:
 
 
 def test_behind_committed() -> None:
-    report = _compared([BrokerOffsets(CARS, 0, 47, 33, "one")])
+    report = _compared([PartitionOffsets(CARS, 0, 47, 33, "one")])
     assert _kinds(report) == [(FOLDER, DefectKind.BEHIND_COMMITTED)]
     assert "3 offsets are committed and in no segment" in report.defects[0].detail
 
 
 def test_topic_id() -> None:
-    report = _compared([BrokerOffsets(CARS, 0, 47, 30, "other")])
+    report = _compared([PartitionOffsets(CARS, 0, 47, 30, "other")])
     assert _kinds(report) == [(FOLDER, DefectKind.TOPIC_ID)]
     assert report.defects[0].detail == (
         "the chain is of the topic with id one, the broker's is other"
@@ -76,7 +75,7 @@ def test_topic_id() -> None:
 
 
 def test_a_replaced_topic_can_have_several_defects() -> None:
-    report = _compared([BrokerOffsets(CARS, 0, 3, 40, "other")])
+    report = _compared([PartitionOffsets(CARS, 0, 3, 40, "other")])
     assert [kind for _, kind in _kinds(report)] == [
         DefectKind.BEHIND_COMMITTED,
         DefectKind.BEYOND_BROKER,
@@ -87,9 +86,9 @@ def test_a_replaced_topic_can_have_several_defects() -> None:
 def test_chain_missing() -> None:
     other = TopicPartition("cars", 1)
     offsets = [
-        BrokerOffsets(other, 0, 9, 4, None),
-        BrokerOffsets(CARS, 0, 30, 30, None),
-        BrokerOffsets(TopicPartition("cars", 2), 0, 9, None, None),
+        PartitionOffsets(other, 0, 9, 4, None),
+        PartitionOffsets(CARS, 0, 30, 30, None),
+        PartitionOffsets(TopicPartition("cars", 2), 0, 9, None, None),
     ]
     report = _compared(offsets)
     assert _kinds(report) == [(genesis_path(other), DefectKind.CHAIN_MISSING)]
@@ -98,17 +97,17 @@ def test_chain_missing() -> None:
 
 def test_a_chain_whose_end_cannot_be_read_is_not_missing() -> None:
     damaged = Defect(segment_path(CARS, 20), DefectKind.UNREADABLE, "x")
-    offsets = [BrokerOffsets(CARS, 0, 30, 30, None)]
+    offsets = [PartitionOffsets(CARS, 0, 30, 30, None)]
     assert _compared(offsets, heads=(), defects=(damaged,)).defects == ()
     assert _kinds(_compared(offsets, heads=())) == [(genesis_path(CARS), DefectKind.CHAIN_MISSING)]
 
 
 def test_a_gap_to_come_is_told_and_no_defect() -> None:
-    report = _compared([BrokerOffsets(CARS, 41, 47, 30, "one")])
+    report = _compared([PartitionOffsets(CARS, 41, 47, 30, "one")])
     assert report.defects == ()
     assert report.partitions[0].gap_to_come == 11
 
 
 def test_chains_of_other_topics_are_left_alone() -> None:
     dogs = ChainHead(TopicPartition("dogs", 0), 0, 900, "0a" * 32)
-    assert _compared([BrokerOffsets(CARS, 0, 30, 30, None)], heads=(HEAD, dogs)).defects == ()
+    assert _compared([PartitionOffsets(CARS, 0, 30, 30, None)], heads=(HEAD, dogs)).defects == ()

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from nap_stream.clock import SystemClock
-from nap_stream.records import Fetched, Message, TopicPartition
+from nap_stream.records import Fetched, Message, PartitionOffsets, TopicPartition
 from nap_stream.source.base import Source
 from nap_stream.source.kafka import KafkaSource
+from nap_stream.source.kafka_group import to_native
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.topics import new_settings, send
 from tests.support.waiting import wait_until
@@ -27,21 +28,13 @@ class Listener:
     owned: set[TopicPartition] = field(default_factory=set)
     on_revoked: Callable[[], None] = lambda: None
 
-    def assigned(
-        self,
-        partition: TopicPartition,
-        *,
-        earliest: int,
-        latest: int,
-        committed: int | None,
-        start: int,
-        topic_id: str | None,
-    ) -> int | None:
-        self.asked.append((partition, latest, topic_id))
+    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
+        partition, committed = offsets.partition, offsets.committed
+        self.asked.append((partition, offsets.end, offsets.topic_id))
         if self.refusals.get(partition, 0) > 0:
             self.refusals[partition] -= 1
             return None
-        self.assignments.append((partition, earliest, committed))
+        self.assignments.append((partition, offsets.earliest, committed))
         self.owned.add(partition)
         return self.log_ends.get(partition, start if committed is None else committed)
 
@@ -53,6 +46,15 @@ class Listener:
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         self.losses.extend(partitions)
         self.owned.difference_update(partitions)
+
+
+def hold_back(source: Source, partition: TopicPartition) -> None:
+    """As where retention has deleted what the position needs: `assigned` is called again."""
+    if isinstance(source, KafkaSource):
+        source._hold_back([to_native(partition)])
+    else:
+        assert isinstance(source, MemorySource)
+        source._fresh.add(partition)
 
 
 @dataclass
@@ -246,14 +248,14 @@ def test_a_commit_while_partitions_are_revoked_is_kept(place: Place) -> None:
     assert (place.partition(0), 0, 2) in again.assignments
 
 
-def test_reassign_asks_the_listener_again(place: Place) -> None:
+def test_a_partition_that_is_held_back_again_is_placed_anew(place: Place) -> None:
     place.send(0, [b"a", b"b"])
     listener = Listener()
     source = place.open(listener)
     poll_messages(source, 2)
 
     listener.log_ends[place.partition(0)] = 1
-    source.reassign(place.partition(0))
+    hold_back(source, place.partition(0))
 
     assert [m.value for m in poll_messages(source, 1)] == [b"b"]
 
@@ -311,7 +313,7 @@ def test_a_source_is_settled_once_its_partitions_are_placed(place: Place) -> Non
     poll_messages(source, 1)
     wait_until(lambda: source.poll(0.1, 10) == [] and source.settled(), 30, "a settled source")
 
-    source.reassign(place.partition(0))
+    hold_back(source, place.partition(0))
     assert not source.settled()
 
 

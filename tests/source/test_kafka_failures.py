@@ -9,7 +9,7 @@ import pytest
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
-from tests.source.test_contract import Listener, poll_messages, poll_until
+from tests.source.test_contract import Listener, hold_back, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import describe_group, new_settings, send
 from tests.support.waiting import wait_until
@@ -116,7 +116,7 @@ def test_a_partition_waits_while_nobody_tells_its_offsets(
     poll_until(source, lambda _found: bool(listener.assignments))
     listener.assignments.clear()
 
-    source.reassign(TopicPartition(settings.topic, 0))
+    hold_back(source, TopicPartition(settings.topic, 0))
     own_kafka.kill()
     assert source.poll(0.1, 10) == []
     assert listener.assignments == []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Clock
 from nap_stream.errors import BrokerUnavailableError, OffsetRangeError
-from nap_stream.records import FailedImage, Fetched, Message, TopicPartition
+from nap_stream.records import FailedImage, Fetched, Message, PartitionOffsets, TopicPartition
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 
 
@@ -107,10 +107,6 @@ class MemorySource:
             raise ValueError(f"not assigned: {partition}")
         self._positions[partition] = offset
 
-    def reassign(self, partition: TopicPartition) -> None:
-        """Call the listener's ``assigned`` again for a partition, at the next poll."""
-        self._fresh.add(partition)
-
     def pause(self) -> None:
         """Give nothing until `resume`."""
         self._paused = True
@@ -174,12 +170,14 @@ class MemorySource:
             # It may be committed from within `assigned`, and given up where it is held back.
             self._positions.setdefault(partition, log.earliest)
             offset = self._listener.assigned(
-                partition,
-                earliest=log.earliest,
-                latest=log.end,
-                committed=self._topic.committed.get(partition),
+                PartitionOffsets(
+                    partition,
+                    log.earliest,
+                    log.end,
+                    self._topic.committed.get(partition),
+                    self._topic.topic_id,
+                ),
                 start=log.earliest if self._start == "earliest" else log.end,
-                topic_id=self._topic.topic_id,
             )
             if offset is not None:
                 self._positions[partition] = offset

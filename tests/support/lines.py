@@ -9,9 +9,9 @@ from typing import Self
 
 from nap_stream.clock import SystemClock
 from nap_stream.dead_letter import DeadLetters
+from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import ScoringStage
-from nap_stream.pipeline.tally import Tally
 from nap_stream.records import (
     DecodedImage,
     FailedImage,
@@ -75,7 +75,7 @@ class Worker:
         self.error: BaseException | None = None
         self.source: KafkaSource
         clock = SystemClock()
-        tally = Tally(name, 0)
+        counters = WorkerCounters(name, 0)
         self._stage = ScoringStage(
             self._decode,
             score,
@@ -85,7 +85,7 @@ class Worker:
             decode_threads=1,
             max_decoded_images=100,
             clock=clock,
-            observe=tally.observe,
+            observe=counters.observe,
         )
         self._stopping = threading.Event()
 
@@ -104,7 +104,7 @@ class Worker:
                 log_settings=LogSettings(root=Path("unused"), segment_max_age_s=segment_max_age_s),
                 worker_settings=WorkerSettings(revoke_deadline_s=revoke_deadline_s),
                 clock=clock,
-                tally=tally,
+                counters=counters,
             )
         except BaseException:
             self._stage.close()

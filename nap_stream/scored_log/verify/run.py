@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ScoredLogError
-from nap_stream.records import TopicPartition
+from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.format import (
     genesis_path,
     is_hidden,
@@ -190,22 +190,6 @@ def _stray(path: str) -> Defect:
 
 
 @dataclass(frozen=True, slots=True)
-class BrokerOffsets:
-    """A partition as the broker has it.
-
-    ``earliest`` is the first offset that retention has left, ``end`` the one that the next
-    message gets. ``committed`` is the group's, None where it has none. ``topic_id`` is None where
-    the broker tells none.
-    """
-
-    partition: TopicPartition
-    earliest: int
-    end: int
-    committed: int | None
-    topic_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class BrokerComparison:
     """A chain beside its partition.
 
@@ -214,7 +198,7 @@ class BrokerComparison:
     those from the chain's end on that retention has deleted: the next worker declares them.
     """
 
-    offsets: BrokerOffsets
+    offsets: PartitionOffsets
     chain_start: int | None
     chain_end: int | None
     lag: int | None
@@ -233,7 +217,7 @@ class BrokerReport:
 
 def compare_with_broker(
     report: VerifyReport,
-    offsets: Sequence[BrokerOffsets],
+    offsets: Sequence[PartitionOffsets],
     *,
     topic: str,
     group_id: str,
@@ -265,7 +249,7 @@ def compare_with_broker(
 
 
 def _comparisons(
-    heads: Mapping[TopicPartition, ChainHead], offsets: Sequence[BrokerOffsets]
+    heads: Mapping[TopicPartition, ChainHead], offsets: Sequence[PartitionOffsets]
 ) -> Iterator[BrokerComparison]:
     for one in sorted(offsets, key=lambda found: found.partition):
         head = heads.get(one.partition)
@@ -281,7 +265,7 @@ def _comparisons(
             )
 
 
-def _chain_defects(head: ChainHead, one: BrokerOffsets) -> Iterator[Defect]:
+def _chain_defects(head: ChainHead, one: PartitionOffsets) -> Iterator[Defect]:
     folder = partition_folder(head.partition)
     if None not in (head.topic_id, one.topic_id) and head.topic_id != one.topic_id:
         detail = (
@@ -307,6 +291,6 @@ def _beyond(head: ChainHead, end: int | None) -> Defect:
     return Defect(partition_folder(head.partition), DefectKind.BEYOND_BROKER, detail)
 
 
-def _chain_missing(one: BrokerOffsets) -> Defect:
+def _chain_missing(one: PartitionOffsets) -> Defect:
     detail = f"the group has committed {one.committed}, and there is no chain"
     return Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail)
