@@ -104,13 +104,9 @@ def run_forward(
 def require_logits(
     output: Any, *, images: int, classes: int | None = None, where: str = "the forward pass"
 ) -> torch.Tensor:
-    """Return a model's output if it is logits, one row an image.
+    """Return a model's output if it is logits, one row for each of ``images``.
 
-    Args:
-        output: What the model returned.
-        images: How many images it was given.
-        classes: How many logits each row must have; None for any number.
-        where: For the error.
+    Each row must have ``classes`` logits; None for any number. ``where`` is for the error.
 
     Raises:
         ModelError: It is a tuple, a dict or the like, or has another shape or dtype.

@@ -88,11 +88,6 @@ class OnePassScorer:
         self._base_scores = base_scores
         self._size = input_size(loaded.preprocessing)
 
-    @property
-    def preprocessing(self) -> PreprocessingSettings:
-        """What images must go through before they are scored."""
-        return self._loaded.preprocessing
-
     def __call__(self, batch: torch.Tensor) -> BatchScores:
         """Score preprocessed images.
 
@@ -116,14 +111,8 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
     """Build the model, load its weights, and find its prior and its head by a probing pass.
 
     A factory may return a module under ``torch.compile``: sites and fingerprint are those of the
-    module without it.
-
-    Where ``settings.weights`` is null, the weights are those that the factory gives: a factory
-    that initialises at random gives another fingerprint each time.
-
-    Args:
-        settings: What to build; paths are taken as they are.
-        device: Where the model will run.
+    module without it. Where ``settings.weights`` is null, the weights are those that the factory
+    gives: one that initialises at random gives another fingerprint each time.
 
     Raises:
         ModelError: The model cannot be imported, built or loaded, fails on its input, returns
@@ -250,10 +239,7 @@ def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
 
     That is: the factory and its arguments, the preprocessing, and the name, dtype, shape and
     bytes of each tensor of the state dict, in order of names. The same on every device and in
-    every process.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
+    every process: SHA-256, 64 hexadecimal digits.
 
     Raises:
         ModelError: The state dict holds something that has no stable bytes.
@@ -272,9 +258,6 @@ def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
 
 def weights_of(module: nn.Module) -> str:
     """Hash a module's state dict alone; the same with and without ``torch.compile``.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
 
     Raises:
         ModelError: The state dict holds something that has no stable bytes.
