@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -30,15 +29,6 @@ START_S = 120.0
 """How long an actor may take to be placed and to import torch on a cold machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an actor runs. ``gpu_ids`` are the GPUs that Ray gave it."""
-
-    node: str
-    pid: int
-    gpu_ids: tuple[str, ...]
-
-
 class _ActorReporter:
     """Sends summaries and reports to the coordinator actor, without waiting."""
 
@@ -62,9 +52,8 @@ class WorkerActor:
         self._coordinator = coordinator
         self._stop = StopRequest(SystemClock())
 
-    def place(self) -> Place:
-        """Where this actor runs."""
-        return _this_place()
+    def ready(self) -> None:
+        """Answer as soon as the actor has a process."""
 
     def run(self) -> None:
         """Work until `stop`."""
@@ -112,7 +101,7 @@ class CoordinatorActor:
         """Open everything; return the address of /metrics."""
         with self._lock:
             if self._opened is None:
-                self._opened = self._open(since=None)
+                self._opened = self._open(None)
             return self._opened.metrics_url
 
     @ray.method(concurrency_group="line")
@@ -164,23 +153,16 @@ class RayWorker:
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self._place = actor.place.remote()
+        self._ready = actor.ready.remote()
         self._run = actor.run.remote()
-
-    def place(self) -> Place:
-        """Where the actor runs."""
-        place: Place = ray.get(self._place, timeout=START_S)
-        return place
 
     def placed(self) -> bool:
         """Whether it has, or had, a process: Ray has found room for it."""
-        done, _ = ray.wait([self._place], timeout=0)
-        return bool(done)
+        return _is_done(self._ready)
 
     def ended(self) -> bool:
         """Whether its run is over, well or badly."""
-        done, _ = ray.wait([self._run], timeout=0)
-        return bool(done)
+        return _is_done(self._run)
 
     def error(self) -> Exception | None:
         """What ended it; None where it ended well."""
@@ -205,14 +187,6 @@ class RayWorker:
     def kill(self) -> None:
         """End its process at once."""
         ray.kill(self._actor)
-
-
-@dataclass(slots=True)
-class _Unplaced:
-    """A worker that Ray has not placed yet, and when the log is to say so."""
-
-    worker: RayWorker
-    name_at_s: float
 
 
 class RayCluster:
@@ -255,7 +229,8 @@ class RayCluster:
             ) from error
         self._tick: Any = None
         self._clock = SystemClock()
-        self._unplaced: dict[str, _Unplaced] = {}
+        # Workers that Ray has not placed yet, and when the log is to say so.
+        self._unplaced: dict[str, tuple[RayWorker, float]] = {}
 
     def start(self) -> str:
         """Start the coordinator; return the address of its /metrics."""
@@ -273,7 +248,7 @@ class RayCluster:
         actor = ray.remote(WorkerActor).options(**options)
         identity = Identity(name, incarnation)
         worker = RayWorker(actor.remote(self._settings, identity, self.num_gpus, self._coordinator))
-        self._unplaced[name] = _Unplaced(worker, self._clock.monotonic() + UNPLACED_S)
+        self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
         return worker
 
     def worker_restarted(self, name: str) -> None:
@@ -287,8 +262,7 @@ class RayCluster:
         """
         self._name_unplaced()
         if self._tick is not None:
-            done, _ = ray.wait([self._tick], timeout=0)
-            if not done:
+            if not _is_done(self._tick):
                 return
             try:
                 ray.get(self._tick)
@@ -327,11 +301,11 @@ class RayCluster:
     def _name_unplaced(self) -> None:
         """Say which workers wait for room: after a node's death there may be too little of it."""
         now_s = self._clock.monotonic()
-        for name, waiting in list(self._unplaced.items()):
-            if waiting.worker.placed():
+        for name, (worker, name_at_s) in list(self._unplaced.items()):
+            if worker.placed():
                 del self._unplaced[name]
-            elif now_s >= waiting.name_at_s:
-                waiting.name_at_s = now_s + UNPLACED_S
+            elif now_s >= name_at_s:
+                self._unplaced[name] = worker, now_s + UNPLACED_S
                 structlog.get_logger().warning(
                     "worker_waits_for_place",
                     worker=name,
@@ -411,10 +385,9 @@ def _require_capacity(settings: Settings, num_gpus: float) -> None:
             )
 
 
-def _this_place() -> Place:
-    context = ray.get_runtime_context()
-    gpu_ids = context.get_accelerator_ids().get("GPU", [])
-    return Place(context.get_node_id(), os.getpid(), tuple(gpu_ids))
+def _is_done(reference: Any) -> bool:
+    done, _ = ray.wait([reference], timeout=0)
+    return bool(done)
 
 
 def _answer(reference: Any, timeout_s: float) -> Any:

@@ -51,16 +51,9 @@ class AlertDispatcher:
     were given up. Once an alert of it is out, whoever takes over must go on from there. Where the
     checkpoint cannot be written the alert goes out all the same, and the next write is due later.
 
-    The drift monitor is known by its state alone. All but `send` may be called by any thread.
-
-    Args:
-        plan: What the detectors are set to.
-        settings: Of the monitor.
-        calibration: What flags are judged by.
-        queues: Where alerts wait for the sinks; closed by the owner of this.
-        checkpoints: The monitor's own.
-        metrics: Counts checkpoints that were not written.
-        clock: Times the checkpoints.
+    Of the drift monitor it knows the state alone, as bytes. `send` is for one thread at a time,
+    the other methods for any. ``outboxes`` deliver what was let out; ``reasons`` counts the alerts
+    that were decided here.
     """
 
     def __init__(
@@ -68,7 +61,7 @@ class AlertDispatcher:
         plan: DetectionPlan,
         settings: Settings,
         calibration: CalibrationFacts,
-        queues: "Outboxes",
+        sinks: Sequence[AlertSink],
         checkpoints: CheckpointStore,
         *,
         metrics: Metrics,
@@ -76,8 +69,8 @@ class AlertDispatcher:
     ) -> None:
         self._plan, self._settings, self._calibration = plan, settings, calibration
         self._version = version("nap-stream")
-        self._queues, self._checkpoints = queues, checkpoints
-        self._metrics, self._clock = metrics, clock
+        self._checkpoints, self._metrics, self._clock = checkpoints, metrics, clock
+        self.outboxes = Outboxes(sinks, metrics, clock)
         self._lock = threading.Lock()
         self._decided: list[AlertEvent] = []
         self._restored: frozenset[str] = frozenset()
@@ -88,13 +81,14 @@ class AlertDispatcher:
     def __len__(self) -> int:
         """How many alerts wait, here or for the sink for which the most do."""
         with self._lock:
-            return len(self._decided) + len(self._queues)
+            return len(self._decided) + len(self.outboxes)
 
     def restore(self) -> bytes | None:
-        """Queue what the checkpoint has on its way; give the state of the monitor that it has.
+        """Queue what the last checkpoint has on its way; give the monitor's state that it has.
 
         Its alerts go to the sinks also where the state does not fit: they were decided, whatever
-        the settings and the calibration are now. They are not decided again.
+        the settings and the calibration are now. They are not decided again. What a sink says that
+        it has received does not go there again.
 
         Returns:
             None where there is no checkpoint.
@@ -102,21 +96,20 @@ class AlertDispatcher:
         Raises:
             ScoredLogError: The store cannot be read.
         """
+        self.outboxes.read_back()
         self._checkpoints.remove_leftovers(self._clock.now_ms())
         checkpoint = self._checkpoints.read()
         if checkpoint is None:
             return None
         for event in checkpoint.pending:
-            self._queues.put(event)
+            self.outboxes.put(event)
         self._restored = frozenset(event.id for event in checkpoint.pending)
         return checkpoint.monitor
 
     def decide(self, accepted: Iterable[SegmentSummary], alerts: Iterable[DriftAlert]) -> None:
         """Take what is to go out with the next `send`: declared gaps, and what the monitor decided.
 
-        Args:
-            accepted: Summaries that the monitor has taken for the first time.
-            alerts: What it has decided, in order.
+        ``accepted`` are summaries that it has taken for the first time.
         """
         for summary in accepted:
             if summary.gap is not None:
@@ -133,18 +126,15 @@ class AlertDispatcher:
             return tuple(self._decided)
 
     def needs_state(self, revision: int, decided: Sequence[AlertEvent], *, at_once: bool) -> bool:
-        """Whether a checkpoint is due that would say something new.
+        """Whether a checkpoint is due that would say something new: with alerts to send, it is.
 
-        Args:
-            revision: Of the monitor's state now.
-            decided: What is to be sent.
-            at_once: Do not wait until `CHECKPOINT_EVERY_S` are over.
+        ``at_once`` does not wait until `CHECKPOINT_EVERY_S` are over.
         """
         is_due = at_once or bool(decided) or self._clock.monotonic() >= self._due_s
         return is_due and (revision, _ids(self._pending(decided))) != self._kept
 
     def send(self, decided: Sequence[AlertEvent], state: MonitorSnapshot | None) -> None:
-        """Write a checkpoint, then let out what was decided. One thread at a time.
+        """Write a checkpoint, then let out what was decided.
 
         Args:
             decided: What `decided` gave when the state was taken, so that both are of one moment.
@@ -155,7 +145,7 @@ class AlertDispatcher:
         with self._lock:
             del self._decided[: len(decided)]
             for event in decided:
-                self._queues.put(event)
+                self.outboxes.put(event)
 
     def checkpoint_failed(self) -> None:
         """Count a checkpoint that could not be made or written. The next one is due later."""
@@ -171,7 +161,7 @@ class AlertDispatcher:
         return True
 
     def _pending(self, decided: Sequence[AlertEvent]) -> tuple[AlertEvent, ...]:
-        return (*self._queues.pending(), *decided)
+        return (*self.outboxes.pending(), *decided)
 
     def _keep(self, state: MonitorSnapshot, pending: tuple[AlertEvent, ...]) -> None:
         self._due_s = self._clock.monotonic() + CHECKPOINT_EVERY_S
@@ -212,11 +202,6 @@ class AlertOutbox:
 
     Safe for several threads: one delivers at a time, and `put` does not wait for it. ``failure``
     says why the last attempt failed; it is None where it did not.
-
-    Args:
-        sink: Where alerts go.
-        metrics: Counts deliveries and failures.
-        clock: Times the backoff.
     """
 
     def __init__(self, sink: AlertSink, metrics: Metrics, clock: Clock) -> None:
@@ -360,11 +345,7 @@ class Outboxes:
 
     The first sink's are delivered by whoever calls `deliver`; those of every other by a thread of
     its own, from `put` on, so that one that is slow or down holds up neither callers nor others.
-
-    Args:
-        sinks: Where alerts go, at least one; they are closed with this.
-        metrics: Counts deliveries and failures by sink.
-        clock: Times the backoffs.
+    There is at least one sink; `close` closes them.
     """
 
     def __init__(self, sinks: Sequence[AlertSink], metrics: Metrics, clock: Clock) -> None:

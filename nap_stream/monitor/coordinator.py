@@ -15,11 +15,7 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.alerts import (
-    AlertDispatcher,
-    MonitorSnapshot,
-    Outboxes,
-)
+from nap_stream.monitor.alerts import AlertDispatcher, MonitorSnapshot
 from nap_stream.monitor.checkpoint import CheckpointStore
 from nap_stream.monitor.http import Health, MetricsServer
 from nap_stream.monitor.status import (
@@ -55,15 +51,7 @@ class Coordinator:
     Safe for several threads: one lock guards the drift monitor and what is known of workers and
     partitions. The log is read, checkpoints are written and alerts delivered without it, so that
     neither a slow disk nor a broker that is down holds a worker up. Alerts are delivered by `tick`
-    and `flush`, never by `submit`.
-
-    Args:
-        settings: Of the monitor.
-        calibration: What flags are judged by.
-        sinks: Where alerts go, the surest first; closed by `close`.
-        summaries: Finds in the log what workers did not send.
-        checkpoints: The monitor's own.
-        clock: The time.
+    and `flush`, never by `submit`. The surest of the sinks comes first; `close` closes them.
 
     Raises:
         ConfigError: The window is too small to fire.
@@ -84,15 +72,8 @@ class Coordinator:
         self.metrics = Metrics(version("nap-stream"))
         self.metrics.workers_expected.set(settings.worker.count)
         self.metrics.ood_fraction_expected.set(self._plan.flag_rate)
-        self._outboxes = Outboxes(sinks, self.metrics, clock)
         self._dispatcher = AlertDispatcher(
-            self._plan,
-            settings,
-            calibration,
-            self._outboxes,
-            checkpoints,
-            metrics=self.metrics,
-            clock=clock,
+            self._plan, settings, calibration, sinks, checkpoints, metrics=self.metrics, clock=clock
         )
         self._server: MetricsServer | None = None
         # One thread at a time sends: an older state must not take the place of a newer one.
@@ -128,7 +109,6 @@ class Coordinator:
             ConfigError: The address of the metrics cannot be had.
         """
         if self._log.partitions():
-            self._outboxes.read_back()
             self._take_over()
             with self._lock:
                 self._partitions.wait_for(self._monitor.partitions(), self._clock.monotonic())
@@ -194,7 +174,7 @@ class Coordinator:
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
         self._send()
-        self._outboxes.deliver()
+        self._dispatcher.outboxes.deliver()
 
     def flush(self, timeout_s: float, *, input_ended: bool = True) -> None:
         """Take what the log has, write a checkpoint, and deliver all alerts.
@@ -216,7 +196,7 @@ class Coordinator:
         with self._lock:
             self._apply(self._monitor.flush() if input_ended else self._monitor.advance())
         self._send(at_once=True)
-        self._outboxes.drain(deadline)
+        self._dispatcher.outboxes.drain(deadline)
         # What was delivered is no longer on its way.
         self._send(at_once=True)
 
@@ -252,8 +232,9 @@ class Coordinator:
         if heard < wanted:
             reasons.append(f"{heard} of {wanted} workers reported in the last {age_s:g} s")
         reasons.extend(f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
-        if (failure := self._outboxes.failure) is not None:
-            reasons.append(f"{len(self._outboxes)} alerts not delivered: {failure}")
+        outboxes = self._dispatcher.outboxes
+        if (failure := outboxes.failure) is not None:
+            reasons.append(f"{len(outboxes)} alerts not delivered: {failure}")
         return Health(tuple(reasons))
 
     def close(self) -> None:
@@ -261,7 +242,7 @@ class Coordinator:
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        self._outboxes.close()
+        self._dispatcher.outboxes.close()
 
     # Taking over
 
@@ -321,9 +302,7 @@ class Coordinator:
     def _catch_up(self, chains: Chains, on_update: Callable[[DriftUpdate], None]) -> None:
         """Take what the log has, as if all of it came at once: no partition is idle meanwhile.
 
-        Args:
-            chains: What the log has.
-            on_update: Called under the lock with what came of each summary, in order.
+        ``on_update`` is called under the lock with what came of each summary, in order.
         """
         with self._lock:
             self._hold(chains)
@@ -394,20 +373,19 @@ class Coordinator:
 
     def _decide(self, update: DriftUpdate) -> None:
         """Tell what the monitor decided, with the next `_send`. Under the lock."""
-        alerts: Sequence[DriftAlert] | None = update.alerts
+        alerts: Sequence[DriftAlert] = update.alerts
         if self._past is not None:
-            alerts = self._past.take(update.alerts, self._monitor.judged_until_ms)
-            if alerts is not None:
-                self._past = None
-        self._dispatcher.decide(update.accepted, alerts or ())
+            told = self._past.take(alerts, self._monitor.judged_until_ms)
+            self._past = None if told is not None else self._past
+            alerts = told or ()
+        self._dispatcher.decide(update.accepted, alerts)
         if update.accepted or update.alerts:
             self._revision += 1
 
     def _send(self, *, at_once: bool = False) -> None:
         """Send what was decided, with the state of a monitor that has decided that and no more.
 
-        Args:
-            at_once: Write a checkpoint wherever something has changed.
+        ``at_once`` writes a checkpoint wherever something has changed.
         """
         with self._sending:
             with self._lock:
@@ -416,15 +394,12 @@ class Coordinator:
             self._dispatcher.send(decided, state)
 
     def _state_for(self, decided: Sequence[AlertEvent], *, at_once: bool) -> MonitorSnapshot | None:
-        """The monitor's state, if a checkpoint is due. Under the lock.
-
-        None is written while the past is judged: with it whoever takes over would tell what is
-        over.
-        """
+        """The monitor's state, if a checkpoint is due. Under the lock."""
+        if self._past is not None:
+            # Whoever took over with it would tell what is over.
+            return None
         at_once = at_once or self._is_urgent
-        if self._past is not None or not self._dispatcher.needs_state(
-            self._revision, decided, at_once=at_once
-        ):
+        if not self._dispatcher.needs_state(self._revision, decided, at_once=at_once):
             return None
         self._is_urgent = False
         try:
@@ -468,11 +443,7 @@ def open_coordinator(
 ) -> Coordinator:
     """A coordinator that knows from checkpoint and log where it is, serves metrics and can alert.
 
-    Args:
-        settings: Of the monitor.
-        calibration: What flags are judged by.
-        clock: The time.
-        since: See `Coordinator.start`.
+    ``since`` is that of `Coordinator.start`.
 
     Raises:
         NapStreamError: What keeps it from starting.

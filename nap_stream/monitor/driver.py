@@ -1,6 +1,6 @@
 """Looks after the workers: restarts with backoff, replaces the wedged, gives up in the end.
 
-Knows no Ray: `runtime.ray` provides the cluster.
+Knows no Ray: `nap_stream.monitor.actors` provides the cluster.
 """
 
 import threading
@@ -137,8 +137,7 @@ class Driver:
         self._clock, self._on_status = clock, on_status
         self._slots = [_Slot(name) for name in names]
         self._idle_since: float | None = None
-        self._silent = False
-        self._silent_since = 0.0
+        self._silent_since: float | None = None
         self._heard_at = float("-inf")
 
     def run(self, stop: threading.Event) -> RunResult:
@@ -172,21 +171,22 @@ class Driver:
             self._clock.sleep(LOOK_EVERY_S)
 
     def _listen(self) -> CoordinatorStatus | None:
-        """The coordinator's status; None while it is silent, which is borne for so long."""
+        """The coordinator's status; None while it is silent, which is tolerated for a while."""
         status, now = self._cluster.status(), self._clock.monotonic()
         if status is not None:
-            if self._silent:
-                self._silent, self._heard_at = False, now
-        else:
-            self._silent_since = self._silent_since if self._silent else now
-            self._silent = True
-            if now - self._silent_since >= self._settings.stall_timeout_s:
-                raise WorkerGaveUpError(
-                    f"the coordinator has not answered for {now - self._silent_since:.0f} s",
-                    "coordinator",
-                    "Its log says why; start again: the window is rebuilt from the scored log",
-                )
-        return status
+            if self._silent_since is not None:
+                self._silent_since, self._heard_at = None, now
+            return status
+        if self._silent_since is None:
+            self._silent_since = now
+        silence_s = now - self._silent_since
+        if silence_s >= self._settings.stall_timeout_s:
+            raise WorkerGaveUpError(
+                f"the coordinator has not answered for {silence_s:.0f} s",
+                "coordinator",
+                "Its log says why; start again: the window is rebuilt from the scored log",
+            )
+        return None
 
     def _look_after(self, slot: _Slot, status: CoordinatorStatus | None) -> None:
         now = self._clock.monotonic()
@@ -199,12 +199,8 @@ class Driver:
             self._failed(slot, cause or WorkerError("the worker ended by itself", slot.name), now)
         elif self._stalled(slot, status, now):
             slot.handle.kill()
-            silence_s = now - slot.progress_at
-            self._failed(
-                slot,
-                WorkerError(f"the worker made no progress for {silence_s:.0f} s", slot.name),
-                now,
-            )
+            problem = f"the worker made no progress for {now - slot.progress_at:.0f} s"
+            self._failed(slot, WorkerError(problem, slot.name), now)
 
     def _start(self, slot: _Slot, now: float) -> None:
         slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
@@ -258,7 +254,8 @@ class Driver:
         if limits.until_idle_s is None or not self._idle(status):
             self._idle_since = None
             return None
-        self._idle_since = now if self._idle_since is None else self._idle_since
+        if self._idle_since is None:
+            self._idle_since = now
         return Ending.IDLE if now - self._idle_since >= limits.until_idle_s else None
 
     def _idle(self, status: CoordinatorStatus) -> bool:
@@ -274,12 +271,13 @@ class Driver:
 
     def _shut_down(self, *, input_ended: bool) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
         deadline = Deadline(self._clock, self._settings.shutdown_deadline_s)
-        running = {slot.name: slot.handle for slot in self._slots if slot.handle is not None}
-        for handle in running.values():
+        running = [slot.handle for slot in self._slots if slot.handle is not None]
+        for handle in running:
             handle.stop()
         patience = Deadline(self._clock, self._settings.shutdown_deadline_s * WORKERS_SHARE)
-        while not all(handle.ended() for handle in running.values()) and not patience.expired():
+        while not all(handle.ended() for handle in running) and not patience.expired():
             self._clock.sleep(min(0.05, patience.remaining_s()))
+        # A worker that had not even reported yet had no rows in flight.
         unclean = tuple(
             slot.name
             for slot in self._slots
@@ -300,10 +298,7 @@ def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:
 
 
 def _settled(slot: _Slot) -> bool:
-    """Whether a worker that was asked to stop has ended well; one that goes on is killed.
-
-    One that had not even reported yet had nothing in hand.
-    """
+    """Whether a worker that was asked to stop has ended well; one that goes on is killed."""
     handle = slot.handle
     assert handle is not None
     if not handle.ended():

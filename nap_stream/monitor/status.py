@@ -40,6 +40,8 @@ class _Seen:
 class PartitionTable:
     """The progress of each partition; tells which are expected to bring more.
 
+    All times are of the monotonic clock.
+
     Args:
         metrics: Receives the lags. Series go with the worker that had the partition.
         stall_timeout_s: The longest that a partition is expected to bring more while it does
@@ -58,11 +60,7 @@ class PartitionTable:
         self._awaited_since_s = dict.fromkeys(partitions, now_s)
 
     def take(self, report: WorkerReport, now_s: float) -> list[TopicPartition]:
-        """Take a worker's newest report, received at ``now_s`` on the monotonic clock.
-
-        Returns:
-            The partitions that were not known before.
-        """
+        """Take a worker's newest report; give the partitions that were not known before."""
         new = [p.partition for p in report.partitions if p.partition not in self._seen]
         for progress in report.partitions:
             self._awaited_since_s.pop(progress.partition, None)
@@ -80,10 +78,7 @@ class PartitionTable:
 
         That is where the lag is not 0, where the position is past the logged end, and where no
         worker reports, or has yet: what came in the meantime is known only once one does.
-
-        Args:
-            now_s: The monotonic time.
-            logged_end: The offset up to which summaries have come, or None.
+        ``logged_end`` is the offset up to which summaries have come, or None.
         """
         expected = [
             partition
@@ -94,7 +89,7 @@ class PartitionTable:
             if now_s - seen.reported_s > FRESH_S:
                 self._disown(partition, seen)
                 since_s = seen.reported_s
-            elif self._is_behind(partition, seen, logged_end):
+            elif _is_behind(seen, logged_end(partition)):
                 since_s = seen.moved_s
             else:
                 continue
@@ -109,11 +104,8 @@ class PartitionTable:
 
     def _see(self, worker: str, progress: PartitionProgress, now_s: float) -> None:
         self._metrics.set_partition(progress.partition, progress.lag, progress.time_lag_ms)
-        seen = self._seen.get(progress.partition)
-        if seen is None:
-            position = progress.position
-            self._seen[progress.partition] = _Seen(worker, progress, position, now_s, now_s)
-            return
+        new = _Seen(worker, progress, progress.position, now_s, now_s)
+        seen = self._seen.setdefault(progress.partition, new)
         if progress.position != seen.progress.position:
             seen.moved_s = now_s
         seen.worker, seen.progress, seen.reported_s = worker, progress, now_s
@@ -123,15 +115,10 @@ class PartitionTable:
             seen.worker = None
             self._metrics.remove_partition(partition)
 
-    def _is_behind(
-        self,
-        partition: TopicPartition,
-        seen: _Seen,
-        logged_end: Callable[[TopicPartition], int | None],
-    ) -> bool:
-        end = logged_end(partition)
-        done = seen.first_position if end is None else end
-        return seen.progress.lag != 0 or seen.progress.position > done
+
+def _is_behind(seen: _Seen, logged_end: int | None) -> bool:
+    done = seen.first_position if logged_end is None else logged_end
+    return seen.progress.lag != 0 or seen.progress.position > done
 
 
 RATE_WINDOW_S = 10.0
@@ -157,10 +144,8 @@ class WorkerTable:
     """The last report of each worker, and counters made of their totals.
 
     A report carries totals of one incarnation. They are kept by (worker, incarnation), and
-    only what they grow by is counted, so that reports may be lost, repeated or late.
-
-    Args:
-        metrics: Receives counts and stage times.
+    only what they grow by is counted, so that reports may be lost, repeated or late. All times are
+    of the monotonic clock.
     """
 
     def __init__(self, metrics: Metrics) -> None:
@@ -171,11 +156,7 @@ class WorkerTable:
         self.totals: Totals[str] = Totals()
 
     def take(self, report: WorkerReport, now_s: float) -> bool:
-        """Take a report, received at ``now_s`` on the monotonic clock.
-
-        Returns:
-            Whether it is the worker's newest.
-        """
+        """Take a report, received at ``now_s``; return whether it is the worker's newest."""
         for stage, seconds in report.stage_seconds:
             self._metrics.observe_stage(stage, seconds)
         self._count(report)
@@ -257,14 +238,9 @@ _UNKNOWN = float("nan")
 def show_drift(
     metrics: Metrics, before: DriftSnapshot, now: DriftSnapshot, window_size: int, now_ms: int
 ) -> None:
-    """Set the gauges to ``now``; count what has grown since ``before``.
+    """Set the gauges to ``now``; count what has grown since ``before``, which was shown last.
 
-    Args:
-        metrics: To set.
-        before: What was shown last.
-        now: What is to be shown.
-        window_size: Records of a full window.
-        now_ms: The time, in milliseconds since the epoch.
+    ``window_size`` is the number of records in a full window, ``now_ms`` the time since the epoch.
     """
     metrics.ood_fraction.set(_UNKNOWN if now.fraction is None else now.fraction)
     metrics.ood_fraction_bound.set(_UNKNOWN if now.bound is None else now.bound)

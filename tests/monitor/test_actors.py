@@ -1,6 +1,7 @@
 """Workers as Ray actors, on logical GPUs: Ray counts two, torch sees none."""
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -83,12 +84,22 @@ def _started(cluster: RayCluster, count: int) -> list[RayWorker]:
     return [cluster.start_worker(f"worker-{number}", 0) for number in range(count)]
 
 
+def _place(worker: RayWorker) -> tuple[int, list[str]]:
+    """The process of a worker, and the GPUs that Ray gave it."""
+
+    def look(_actor: WorkerActor) -> tuple[int, list[str]]:
+        return os.getpid(), ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+
+    place: tuple[int, list[str]] = ray.get(worker._actor.__ray_call__.remote(look), timeout=120)
+    return place
+
+
 def _gpus_and_errors(workers: list[RayWorker]) -> tuple[list[str], list[Exception | None]]:
-    places = [worker.place() for worker in workers]
-    assert len({place.pid for place in places}) == len(workers)
+    places = [_place(worker) for worker in workers]
+    assert len({pid for pid, _ in places}) == len(workers)
     for worker in workers:
         wait_until(worker.ended, 60, "the end of a worker that has no GPU")
-    gpu_ids = [gpu_id for place in places for gpu_id in place.gpu_ids]
+    gpu_ids = [gpu_id for _, given in places for gpu_id in given]
     return gpu_ids, [worker.error() for worker in workers]
 
 
@@ -169,7 +180,7 @@ def test_a_worker_without_room_is_not_placed_and_ends_when_it_is_told_to_stop(
     cluster_of: MakeCluster,
 ) -> None:
     (first,) = _started(cluster_of(_settings("roomy", torch_threads=CPUS, num_gpus=0)), 1)
-    first.place()
+    _place(first)
     assert first.placed()
     (late,) = _started(cluster_of(_settings("roomless", num_gpus=0)), 1)
     assert not late.placed()

@@ -288,9 +288,9 @@ def closed_without_a_broker(log: SummaryList, store: MemoryStore, clock: ManualC
     for each in log.durable:
         first.submit(each)
     first.tick()
-    waiting = [alert.id for alert in first._outboxes.pending()]
+    waiting = [alert.id for alert in first._dispatcher.outboxes.pending()]
     assert waiting
-    assert len(first._outboxes) == len(waiting)
+    assert len(first._dispatcher.outboxes) == len(waiting)
     first.close()
     return waiting
 
@@ -338,7 +338,7 @@ def test_an_alert_that_waits_for_the_second_sink_survives_its_coordinator() -> N
     second = new_coordinator(log, store, broker, clock, back)
     second.start()
     second.tick()
-    wait_until(lambda: len(second._outboxes) == 0, 30, "the second sink")
+    wait_until(lambda: len(second._dispatcher.outboxes) == 0, 30, "the second sink")
     second.close()
     assert [alert.id for alert in back.alerts] == sent
     assert [alert.id for alert in broker.alerts] == sent
