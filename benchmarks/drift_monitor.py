@@ -188,7 +188,7 @@ def _monitor(keys: int) -> DriftMonitor:
         }
     )
     scores = np.arange(float(CALIBRATION_IMAGES))
-    judge = ConformalTest(
+    test = ConformalTest(
         Rule(ALPHA, per_class=False), scores, np.zeros(len(scores), dtype=np.int64), 1
     )
     facts = CalibrationFacts(
@@ -197,7 +197,7 @@ def _monitor(keys: int) -> DriftMonitor:
         per_class=False,
         flag_rate_laws=(FlagRateLaw(int(ALPHA * (len(scores) + 1)), len(scores)),),
         groups=1,
-        tail_laws=judge.tail_laws(),
+        tail_laws=test.tail_laws(),
         fingerprint="c" * 64,
         model_fingerprint="f" * 64,
     )

@@ -372,13 +372,8 @@ def tail_law(
 ) -> FlagRateLaw | None:
     """Give the law of a tail's rate; of one that is no smaller, where scores are tied.
 
-    Args:
-        event: The tail.
-        ascending: Calibration scores, float64 (m,), ascending, m >= 1.
-        two_sided: Whether p-values are small at either end of the scores.
-
-    Returns:
-        None where m is too small for the edge, or the tail may hold everything.
+    ``ascending`` are the calibration scores, float64 (m,), m >= 1. There is no law where m is too
+    small for the edge, or the tail may hold everything.
     """
     m = len(ascending)
     ends = [ascending, -ascending[::-1]] if two_sided else [ascending]

@@ -89,16 +89,10 @@ def plan_detection(
 ) -> DetectionPlan:
     """Share the promise out among the detectors.
 
-    Args:
-        run_length: A, in records.
-        confidence: In (0, 1).
-        window_records: Of the rolling window.
-        resolve_probability: See `DetectionPlan`.
-        flag_laws: Laws of the flag rates, over the groups of calibration images.
-        tail_laws: The tail events that can be tested, with the laws of their rates.
-        groups: How many groups there are, equal laws counted as often as they are there.
-        with_keys: Whether keys have monitors of their own.
-        calibration_fingerprint: See `DetectionPlan`.
+    ``flag_laws`` are those of the flag rates, over the groups of calibration images, ``tail_laws``
+    the tail events that can be tested, with the laws of their rates. ``groups`` is how many groups
+    there are, equal laws counted as often as they are there. ``with_keys`` says whether keys have
+    monitors of their own. The rest is as in `DetectionPlan`.
     """
     left = (1 - confidence) / 2
     detectors = 2 + bool(tail_laws) + with_keys
@@ -219,16 +213,10 @@ def window_delay(
     generator: np.random.Generator,
     runs: int = _RUNS,
 ) -> Delay:
-    """Simulate the delay of the rolling window of ``plan.window_records``.
+    """Simulate the delay of the rolling window of ``plan.window_records``, in ``runs`` streams.
 
-    Args:
-        plan: The settings.
-        before: The flag rate until the drift.
-        after: The flag rate from then on.
-        pane_records: Records of a pane, at least 1. Where a window is of more than
-            some 100 panes, larger ones are simulated.
-        generator: Where chance comes from.
-        runs: Streams to simulate.
+    The flag rate is ``before`` until the drift, ``after`` from then on. A pane has ``pane_records``
+    records, at least 1. Where a window is of more than some 100 panes, larger ones are simulated.
     """
     size = max(pane_records, plan.window_records // _PANES_A_WINDOW)
     panes = math.ceil(plan.window_records / size)

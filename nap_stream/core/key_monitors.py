@@ -104,7 +104,7 @@ class KeyMonitors:
     def update(self, pane: ClosedPane) -> KeyReadings:
         """Take the next pane; give the readings of its keys, also of those forgotten at its end."""
         slots = self._slots_of(pane.keys)
-        judged = step_alarm(
+        after = step_alarm(
             self._states(slots),
             self._bets,
             log_threshold=self._log_threshold,
@@ -113,16 +113,16 @@ class KeyMonitors:
             hits=pane.key_flagged[:, np.newaxis],
             start_ms=np.array(pane.start_ms),
         )
-        self._table.write(slots, _as_arrays(judged.state))
+        self._table.write(slots, _as_arrays(after.state))
         self._table.write(
             slots,
-            {"log_value": judged.log_value, "active": judged.active, "last_ms": pane.start_ms},
+            {"log_value": after.log_value, "active": after.active, "last_ms": pane.start_ms},
         )
-        self._active.remove(_chosen(pane.keys, judged.ended))
-        self._active.see(_chosen(pane.keys, judged.active), pane.start_ms)
+        self._active.remove(_chosen(pane.keys, after.ended))
+        self._active.see(_chosen(pane.keys, after.active), pane.start_ms)
         self._renew_silent(pane.start_ms)
         self._forget()
-        return KeyReadings(pane.keys, judged.log_value, judged.active)
+        return KeyReadings(pane.keys, after.log_value, after.active)
 
     def reading(self, key: str) -> tuple[float, bool, Onset]:
         """Give the logarithm of a key's statistic, whether it is active, and its onset.

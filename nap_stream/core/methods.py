@@ -51,6 +51,21 @@ _LABELS = {
 """In a paper's table: the base score's name, and its letter after NAP-."""
 
 
+OUTER_SHARE = 0.1
+"""Of the references, from which the scale beyond them is taken."""
+_SMALLEST = float(np.finfo(np.float64).tiny)
+
+WEIGHTS = tuple(step / 20 for step in range(21))
+"""0, 0.05, … 1."""
+RESAMPLES = 1_000
+INTERVAL = 0.9
+NEAR_BEST = 0.01
+"""An AUROC this close to the best is as good: about what 200 images a transform can tell."""
+
+Values = Mapping[str, NDArray[np.floating]]
+Score = Callable[[Values, float], NDArray[np.float64]]
+
+
 class Combination(StrEnum):
     """How NAP and a base score are put together."""
 
@@ -162,9 +177,6 @@ def method_scores(
     return weight * log_base_p + (1 - weight) * log_nap_p
 
 
-_SMALLEST = float(np.finfo(np.float64).tiny)
-
-
 def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
     """Weighted geometric mean ``base ** weight * nap ** (1 - weight)``.
 
@@ -195,10 +207,6 @@ def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
         raise ValueError(f"expected a weight in [0, 1], got {weight}")
     fused = np.maximum(wide_base, _SMALLEST) ** weight * np.maximum(wide_nap, 0.0) ** (1 - weight)
     return np.where(np.isnan(wide_base) | np.isnan(wide_nap), np.nan, fused)
-
-
-OUTER_SHARE = 0.1
-"""Of the references, from which the scale beyond them is taken."""
 
 
 def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -253,11 +261,6 @@ def _scale(reference: NDArray[np.float64]) -> float:
     return float(np.mean(outer[-1] - outer[:-1])) or 1.0
 
 
-INTERVAL = 0.9
-NEAR_BEST = 0.01
-"""An AUROC this close to the best is as good: about what 200 images a transform can tell."""
-
-
 @dataclass(frozen=True, slots=True)
 class WeightSearch:
     """How well each weight separates pseudo-OOD images from in-distribution ones.
@@ -283,15 +286,6 @@ class WeightSearch:
     def mean_auroc(self) -> tuple[float, ...]:
         """The mean over the transforms, for each weight."""
         return tuple(float(mean) for mean in np.mean(self.auroc, axis=0))
-
-
-Values = Mapping[str, NDArray[np.floating]]
-Score = Callable[[Values, float], NDArray[np.float64]]
-
-WEIGHTS = tuple(step / 20 for step in range(21))
-"""0, 0.05, … 1."""
-
-RESAMPLES = 1_000
 
 
 def search_weight(

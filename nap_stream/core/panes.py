@@ -355,10 +355,7 @@ class RollingWindow:
     @property
     def state(self) -> WindowState | None:
         """The window now; None before the first pane."""
-        if not self._panes:
-            return None
-        end = self._panes[-1][0] + self._pane_ms
-        return WindowState(self._panes[0][0], end, self._records, self._flagged)
+        return self._state() if self._panes else None
 
     @property
     def is_full(self) -> bool:
@@ -383,6 +380,8 @@ class RollingWindow:
             _, old_records, old_flagged = self._panes.popleft()
             self._records -= old_records
             self._flagged -= old_flagged
-        return WindowState(
-            self._panes[0][0], start_ms + self._pane_ms, self._records, self._flagged
-        )
+        return self._state()
+
+    def _state(self) -> WindowState:
+        end_ms = self._panes[-1][0] + self._pane_ms
+        return WindowState(self._panes[0][0], end_ms, self._records, self._flagged)

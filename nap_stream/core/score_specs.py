@@ -126,11 +126,7 @@ class Fits:
 
 
 def check_float32(what: str, array: NDArray[np.float32], dimensions: int) -> None:
-    """Refuse an array of another dtype or number of dimensions, or with NaN or infinity.
-
-    Raises:
-        ValueError: Naming it.
-    """
+    """Refuse an array of another dtype or number of dimensions, or with NaN or infinity."""
     if array.dtype != np.float32 or array.ndim != dimensions or not array.size:
         raise ValueError(
             f"expected {what} as float32 of {dimensions} dimensions, not empty, "

@@ -187,6 +187,22 @@ def log_mixture(state: SequentialState) -> NDArray[np.float64]:
     return mixed
 
 
+def capped(
+    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
+) -> SequentialState:
+    """Scale a statistic that exceeds its threshold down to it, and bound C.
+
+    After the alarm the size of M says nothing new; bounded, it falls again when the shift ends.
+    ``log_value`` is its `log_mixture`, float64 (...).
+    """
+    excess = np.maximum(log_value - log_threshold, 0.0)
+    return replace(
+        state,
+        log_statistic=state.log_statistic - excess[..., np.newaxis, np.newaxis],
+        log_cusum=np.minimum(state.log_cusum, log_threshold),
+    )
+
+
 def goes_on(
     state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
 ) -> NDArray[np.bool_]:
@@ -216,6 +232,20 @@ def renewed(state: SequentialState) -> SequentialState:
         of_best(state.onset_ms),
         of_best(state.records),
         of_best(state.hits),
+    )
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    """Events and bets in one axis, the last."""
+    return values.reshape(*values.shape[:-2], -1)
+
+
+def _chosen(
+    is_first: NDArray[np.bool_], first: SequentialState, second: SequentialState
+) -> SequentialState:
+    where = is_first[..., np.newaxis, np.newaxis]
+    return SequentialState(
+        *(np.where(where, getattr(first, n), getattr(second, n)) for n in STATE_ARRAYS)
     )
 
 
@@ -249,33 +279,3 @@ def onset(state: SequentialState) -> Onset:
         int(state.records[event, bet]),
         int(state.hits[event, bet]),
     )
-
-
-def capped(
-    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
-) -> SequentialState:
-    """Scale a statistic that exceeds its threshold down to it, and bound C.
-
-    After the alarm the size of M says nothing new; bounded, it falls again when the shift ends.
-    ``log_value`` is its `log_mixture`, float64 (...).
-    """
-    excess = np.maximum(log_value - log_threshold, 0.0)
-    return replace(
-        state,
-        log_statistic=state.log_statistic - excess[..., np.newaxis, np.newaxis],
-        log_cusum=np.minimum(state.log_cusum, log_threshold),
-    )
-
-
-def _chosen(
-    is_first: NDArray[np.bool_], first: SequentialState, second: SequentialState
-) -> SequentialState:
-    where = is_first[..., np.newaxis, np.newaxis]
-    return SequentialState(
-        *(np.where(where, getattr(first, n), getattr(second, n)) for n in STATE_ARRAYS)
-    )
-
-
-def _flat(values: NDArray[Any]) -> NDArray[Any]:
-    """Events and bets in one axis, the last."""
-    return values.reshape(*values.shape[:-2], -1)

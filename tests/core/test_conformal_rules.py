@@ -21,8 +21,8 @@ def zeros(count: int) -> NDArray[np.int64]:
     return np.zeros(count, dtype=np.int64)
 
 
-def judge_of_sizes(rule: Rule, *sizes: int) -> ConformalTest:
-    """A judge whose class c has ``sizes[c]`` images, with scores c * 1000 + 1, 2, …"""
+def of_sizes(rule: Rule, *sizes: int) -> ConformalTest:
+    """A test whose class c has ``sizes[c]`` images, with scores c * 1000 + 1, 2, …"""
     scores = np.concatenate([c * 1_000 + np.arange(1.0, n + 1) for c, n in enumerate(sizes)])
     return ConformalTest(rule, scores, np.repeat(np.arange(len(sizes)), sizes), len(sizes))
 
@@ -50,41 +50,41 @@ def test_what_a_rule_needs(sides: Sides, required: int, rank_of_39: int, rank_of
 
 
 def test_one_sided_by_hand() -> None:
-    judge = judge_of_sizes(Rule(0.1), 19)
+    test = of_sizes(Rule(0.1), 19)
 
-    p = judge.p_values(np.array([0.5, 1.5, 2.0, 2.5, 99.0]), zeros(5))
+    p = test.p_values(np.array([0.5, 1.5, 2.0, 2.5, 99.0]), zeros(5))
 
     assert p.dtype == np.float64
     np.testing.assert_allclose(p, [0.05, 0.1, 0.15, 0.15, 1.0])
     # 1.5 is flagged, 2.0 is not.
-    assert judge.groups == (Group(None, 19, 2, 2.0, None),)
+    assert test.groups == (Group(None, 19, 2, 2.0, None),)
 
 
 def test_two_sided_by_hand() -> None:
-    judge = judge_of_sizes(Rule(0.2, Sides.TWO), 19)
+    test = of_sizes(Rule(0.2, Sides.TWO), 19)
 
-    p = judge.p_values(np.array([0.5, 1.5, 2.0, 10.0, 18.0, 18.5, 19.5]), zeros(7))
+    p = test.p_values(np.array([0.5, 1.5, 2.0, 10.0, 18.0, 18.5, 19.5]), zeros(7))
 
     np.testing.assert_allclose(p, [0.1, 0.2, 0.3, 1.0, 0.3, 0.2, 0.1])
-    assert judge.groups == (Group(None, 19, 4, 2.0, 18.0),)
+    assert test.groups == (Group(None, 19, 4, 2.0, 18.0),)
 
 
 def test_per_class_by_hand() -> None:
-    judge = judge_of_sizes(Rule(0.05, per_class=True), 19, 39)
+    test = of_sizes(Rule(0.05, per_class=True), 19, 39)
 
-    p = judge.p_values(np.array([0.0, 1_000.0, 1_000.0, 5.0]), classes_of(0, 1, 0, 1))
+    p = test.p_values(np.array([0.0, 1_000.0, 1_000.0, 5.0]), classes_of(0, 1, 0, 1))
 
     np.testing.assert_allclose(p, [1 / 20, 1 / 40, 20 / 20, 1 / 40])
-    assert judge.groups == (Group(0, 19, 1, 1.0, None), Group(1, 39, 2, 1_002.0, None))
+    assert test.groups == (Group(0, 19, 1, 1.0, None), Group(1, 39, 2, 1_002.0, None))
 
 
 def test_two_sided_per_class_by_hand() -> None:
-    judge = judge_of_sizes(Rule(0.1, Sides.TWO, per_class=True), 19, 39)
+    test = of_sizes(Rule(0.1, Sides.TWO, per_class=True), 19, 39)
 
-    p = judge.p_values(np.array([0.0, 1_000.0, 1_000.0]), classes_of(0, 1, 0))
+    p = test.p_values(np.array([0.0, 1_000.0, 1_000.0]), classes_of(0, 1, 0))
 
     np.testing.assert_allclose(p, [2 / 20, 2 / 40, 2 / 20])
-    assert judge.groups == (Group(0, 19, 2, 1.0, 19.0), Group(1, 39, 4, 1_002.0, 1_038.0))
+    assert test.groups == (Group(0, 19, 2, 1.0, 19.0), Group(1, 39, 4, 1_002.0, 1_038.0))
 
 
 def test_calibration_scores_come_in_any_order() -> None:
@@ -109,15 +109,15 @@ def test_flagged_is_what_is_beyond_the_thresholds(
     rule = Rule(alpha, sides, per_class=classes > 1)
     class_id = np.repeat(np.arange(classes), rule.required_size + rng.integers(0, 40, classes))
     # Few distinct values, so that ties are common.
-    judge = ConformalTest(rule, rng.integers(-4, 5, len(class_id)).astype(float), class_id, classes)
+    test = ConformalTest(rule, rng.integers(-4, 5, len(class_id)).astype(float), class_id, classes)
     scores, predicted = (
         np.asarray(rng.integers(-10, 11, 60) / 2, np.float64),
         rng.integers(0, classes, 60),
     )
 
-    flagged = judge.p_values(scores, predicted) <= alpha
+    flagged = test.p_values(scores, predicted) <= alpha
 
-    groups = [judge.groups[number if rule.per_class else 0] for number in predicted]
+    groups = [test.groups[number if rule.per_class else 0] for number in predicted]
     beyond = [
         score < group.lower or (group.upper is not None and score > group.upper)
         for score, group in zip(scores, groups, strict=True)
@@ -149,9 +149,9 @@ def test_per_class_p_values_are_those_of_the_class_alone(sides: Sides, seed: int
 
 def test_class_ids_do_not_matter_to_a_rule_over_all_images() -> None:
     scores, class_id = np.arange(40.0), np.arange(40) % 2
-    judge = ConformalTest(Rule(0.1), scores, class_id, 2)
+    test = ConformalTest(Rule(0.1), scores, class_id, 2)
     np.testing.assert_array_equal(
-        judge.p_values(scores, class_id), judge.p_values(scores, 1 - class_id)
+        test.p_values(scores, class_id), test.p_values(scores, 1 - class_id)
     )
 
 
@@ -166,8 +166,8 @@ def test_alpha_holds_for_each_class_only_per_class(sides: Sides) -> None:
     def flags_by_class(rule: Rule) -> list[int]:
         flagged = [0, 0]
         for i in range(2 * n):
-            judge = ConformalTest(rule, np.delete(scores, i), np.delete(class_id, i), 2)
-            p = judge.p_values(scores[i : i + 1], class_id[i : i + 1])
+            test = ConformalTest(rule, np.delete(scores, i), np.delete(class_id, i), 2)
+            p = test.p_values(scores[i : i + 1], class_id[i : i + 1])
             flagged[class_id[i]] += int(p[0] <= alpha)
         return flagged
 
@@ -179,22 +179,22 @@ def test_nan_has_no_p_value() -> None:
     scores, class_id = np.array([math.nan, 5.0, math.nan]), classes_of(0, 1, 1)
     for sides in Sides:
         for per_class in (False, True):
-            judge = judge_of_sizes(Rule(0.1, sides, per_class=per_class), 20, 20)
-            p = judge.p_values(scores, class_id)
+            test = of_sizes(Rule(0.1, sides, per_class=per_class), 20, 20)
+            p = test.p_values(scores, class_id)
             np.testing.assert_array_equal(np.isnan(p), [True, False, True])
 
 
 @pytest.mark.parametrize("per_class", [False, True])
 def test_no_images_have_no_p_values(per_class: bool) -> None:
-    judge = judge_of_sizes(Rule(0.1, per_class=per_class), 20, 20)
-    assert judge.p_values(np.zeros(0), zeros(0)).shape == (0,)
+    test = of_sizes(Rule(0.1, per_class=per_class), 20, 20)
+    assert test.p_values(np.zeros(0), zeros(0)).shape == (0,)
 
 
 @pytest.mark.parametrize("number", [-1, 2, 1_000])
 def test_a_class_without_a_group_is_refused(number: int) -> None:
-    judge = judge_of_sizes(Rule(0.1, per_class=True), 20, 20)
+    test = of_sizes(Rule(0.1, per_class=True), 20, 20)
     with pytest.raises(ValueError, match=rf"classes in \[0, 2\), got {number}$"):
-        judge.p_values(np.array([1.0, math.nan]), classes_of(0, number))
+        test.p_values(np.array([1.0, math.nan]), classes_of(0, number))
 
 
 @pytest.mark.parametrize("number", [-1, 2])
@@ -206,9 +206,9 @@ def test_a_calibration_image_of_no_class_is_refused(number: int) -> None:
 
 @pytest.mark.parametrize("per_class", [False, True])
 def test_scores_and_classes_have_one_shape(per_class: bool) -> None:
-    judge = judge_of_sizes(Rule(0.1, per_class=per_class), 20)
+    test = of_sizes(Rule(0.1, per_class=per_class), 20)
     with pytest.raises(ValueError, match=r"one shape \(N,\), got \(3,\) and \(2,\)"):
-        judge.p_values(np.zeros(3), zeros(2))
+        test.p_values(np.zeros(3), zeros(2))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_group_that_is_too_small_is_refused(
     rule: Rule, sizes: tuple[int, ...], message: str
 ) -> None:
     with pytest.raises(ValueError, match="at least") as refused:
-        judge_of_sizes(rule, *sizes)
+        of_sizes(rule, *sizes)
     assert str(refused.value) == message
 
 
@@ -279,31 +279,31 @@ def test_no_images_at_all_are_refused() -> None:
 @pytest.mark.parametrize("sides", Sides)
 def test_the_required_sizes_are_enough(sides: Sides) -> None:
     rule = Rule(0.05, sides, per_class=True)
-    judge = judge_of_sizes(rule, rule.required_size, rule.required_size)
-    assert all(group.flag_rank == (1 if sides is Sides.ONE else 2) for group in judge.groups)
+    test = of_sizes(rule, rule.required_size, rule.required_size)
+    assert all(group.flag_rank == (1 if sides is Sides.ONE else 2) for group in test.groups)
 
 
 def test_a_group_knows_its_flag_rate_interval() -> None:
-    group = judge_of_sizes(Rule(0.05), 2_000).groups[0]
+    group = of_sizes(Rule(0.05), 2_000).groups[0]
     low, high = group.flag_rate_interval(0.9)
     assert beta(100, 1_901).cdf(low) == pytest.approx(0.05)
     assert beta(100, 1_901).sf(high) == pytest.approx(0.05)
 
 
 def test_the_weakest_of_equal_ranks_is_the_smallest() -> None:
-    judge = judge_of_sizes(Rule(0.05, per_class=True), 25, 20, 30)
-    assert judge.weakest == judge.groups[1]
+    test = of_sizes(Rule(0.05, per_class=True), 25, 20, 30)
+    assert test.weakest == test.groups[1]
 
 
 def test_the_weakest_is_the_one_whose_flag_rate_may_be_highest() -> None:
     """38 images flag one rank of 39, at most 7.6 % of images; 39 two of 40, at most 11.6 %."""
-    judge = judge_of_sizes(Rule(0.05, per_class=True), 38, 39, 500)
-    assert judge.weakest == judge.groups[1]
-    upper = [beta(group.flag_rank, group.size + 1 - group.flag_rank) for group in judge.groups]
+    test = of_sizes(Rule(0.05, per_class=True), 38, 39, 500)
+    assert test.weakest == test.groups[1]
+    upper = [beta(group.flag_rank, group.size + 1 - group.flag_rank) for group in test.groups]
     assert [round(float(law.ppf(0.95)), 3) for law in upper] == [0.076, 0.116, 0.067]
 
 
 def test_the_weakest_of_one_is_itself() -> None:
-    judge = judge_of_sizes(Rule(0.05), 100, 100)
-    assert judge.weakest == judge.groups[0]
-    assert judge.weakest.size == 200
+    test = of_sizes(Rule(0.05), 100, 100)
+    assert test.weakest == test.groups[0]
+    assert test.weakest.size == 200

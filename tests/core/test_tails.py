@@ -126,7 +126,7 @@ def test_ties_make_the_high_tail_larger(
     assert tail_law(HIGH, scores, two_sided=two_sided) == law
 
 
-def test_a_judge_has_the_laws_of_its_groups() -> None:
+def test_a_conformal_test_has_the_laws_of_its_groups() -> None:
     """Of 19 images each, and of 39; one that is tied, and one that cannot have p <= 0.02."""
     scores = np.concatenate([NINETEEN, NINETEEN, tied((1, 31), (2, 8)), np.arange(99.0)])
     class_id = np.repeat([0, 1, 2, 3], [19, 19, 39, 99])
@@ -164,11 +164,11 @@ def draws(
     rates, laws = [], []
     for _ in range(count):
         scores = rng.choice(population, size)
-        judge = ConformalTest(Rule(0.1, sides), scores, np.zeros(size, dtype=np.int64), 1)
-        p = judge.p_values(population, np.zeros(len(population), dtype=np.int64))
+        test = ConformalTest(Rule(0.1, sides), scores, np.zeros(size, dtype=np.int64), 1)
+        p = test.p_values(population, np.zeros(len(population), dtype=np.int64))
         bins = np.bincount(bins_of(p), minlength=BIN_COUNT)
         rates.append(tail_counts(bins, TAIL_EVENTS) / len(population))
-        laws.append(judge.tail_laws())
+        laws.append(test.tail_laws())
     return np.array(rates), laws
 
 
