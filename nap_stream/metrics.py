@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from nap_stream.core.alert_state import Detector, Severity, Transition
-from nap_stream.records import Status, TopicPartition
+from nap_stream.records import Disagreement, Status, TopicPartition
 
 STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 """From one small image to a commit that waits for its broker."""
-OFFSET_DISAGREEMENTS = ("ahead", "behind", "missing")
-"""How a committed offset can differ from the end of the log."""
 GAP_STATE = "gap"
 """The state of an alert that a gap was declared; the others are those of drift."""
 BATCH_STAGE = "batch"
@@ -186,8 +184,8 @@ class Metrics:
             self.alert_firing.labels(severity.value)
         for status in Status:
             self.records.labels(status.value)
-        for kind in OFFSET_DISAGREEMENTS:
-            self.offset_disagreements.labels(kind)
+        for kind in Disagreement:
+            self.offset_disagreements.labels(kind.value)
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Put one measurement into the histogram of its stage, or of batches."""

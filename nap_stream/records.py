@@ -27,6 +27,14 @@ class Status(StrEnum):
     NOT_FINITE = "not_finite"
 
 
+class Disagreement(StrEnum):
+    """How a committed offset differs from the end of the log."""
+
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    MISSING = "missing"
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TopicPartition:
     """One partition of a topic."""

@@ -6,8 +6,8 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
-from nap_stream.pipeline.partition import Disagreement
+from nap_stream.metrics import Metrics
+from nap_stream.records import Disagreement
 from tests.support.summaries import partition
 
 SERIES = {
@@ -66,10 +66,6 @@ def names(metrics: Metrics) -> set[str]:
         for sample in family.samples
         if not sample.name.endswith(("_created", "_sum", "_count"))
     }
-
-
-def test_metrics_know_every_kind_of_disagreement() -> None:
-    assert set(OFFSET_DISAGREEMENTS) == {kind.value for kind in Disagreement}
 
 
 def test_every_series_has_its_name() -> None:

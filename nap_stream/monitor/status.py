@@ -19,8 +19,8 @@ from rich.text import Text
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.drift.records import DriftSnapshot
-from nap_stream.metrics import OFFSET_DISAGREEMENTS, Metrics
-from nap_stream.records import PartitionProgress, Status, TopicPartition, WorkerReport
+from nap_stream.metrics import Metrics
+from nap_stream.records import Disagreement, PartitionProgress, Status, TopicPartition, WorkerReport
 
 FRESH_S = 5.0
 """Workers report once a second; a partition without a report for so long has no worker."""
@@ -130,7 +130,7 @@ _TOTALS = (
     "segment_conflicts",
     "rebalances",
 )
-_DISAGREEMENTS = {f"offsets_{kind}": kind for kind in OFFSET_DISAGREEMENTS}
+_DISAGREEMENTS = {f"offsets_{kind}": kind for kind in Disagreement}
 
 
 @dataclass(slots=True)

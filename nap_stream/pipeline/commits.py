@@ -16,7 +16,6 @@ from nap_stream.clock import Clock, Deadline
 from nap_stream.dead_letter import DeadLetters
 from nap_stream.errors import BrokerError, LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.pipeline.partition import (
-    Disagreement,
     Partition,
     ResumeFrom,
     require_same_topic,
@@ -25,6 +24,7 @@ from nap_stream.pipeline.partition import (
 from nap_stream.pipeline.waiting import Unavailable
 from nap_stream.records import (
     ChainPosition,
+    Disagreement,
     PartitionOffsets,
     PartitionProgress,
     PublishedSegment,

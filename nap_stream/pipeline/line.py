@@ -8,10 +8,16 @@ from nap_stream.clock import Clock, Deadline
 from nap_stream.dead_letter import DeadLetters
 from nap_stream.errors import SegmentConflictError
 from nap_stream.pipeline.commits import Commit, Publisher, Reporter, Summarise, WorkerCounters
-from nap_stream.pipeline.partition import Disagreement, Partition, ResumeFrom, disagreement
+from nap_stream.pipeline.partition import Partition, ResumeFrom, disagreement
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
-from nap_stream.records import PartitionOffsets, PartitionProgress, Status, TopicPartition
+from nap_stream.records import (
+    Disagreement,
+    PartitionOffsets,
+    PartitionProgress,
+    Status,
+    TopicPartition,
+)
 from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener, Source

@@ -1,13 +1,13 @@
 """One owned partition: where its chain ends, and what is scored and not yet published of it."""
 
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Literal
 
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
 from nap_stream.pipeline.scoring import ScoredMessage
 from nap_stream.records import (
     ChainPosition,
+    Disagreement,
     FailedImage,
     PartitionOffsets,
     ScoredRecord,
@@ -112,14 +112,6 @@ def _origin_bytes(record: ScoredRecord) -> int:
     """What a row repeats of its message."""
     headers = sum(len(name) + len(value or b"") for name, value in record.origin.headers)
     return len(record.origin.key or b"") + headers
-
-
-class Disagreement(StrEnum):
-    """How a committed offset differs from the end of the log."""
-
-    AHEAD = "ahead"
-    BEHIND = "behind"
-    MISSING = "missing"
 
 
 def disagreement(position: ChainPosition, committed: int | None) -> Disagreement | None:

@@ -6,8 +6,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
-from nap_stream.pipeline.partition import Disagreement, disagreement, require_same_topic
-from nap_stream.records import ChainPosition
+from nap_stream.pipeline.partition import disagreement, require_same_topic
+from nap_stream.records import ChainPosition, Disagreement
 from tests.pipeline.bench import FIRST, Bench
 from tests.support.doubles import MemoryTopic
 
