@@ -37,9 +37,6 @@ class Finding:
     action: str = ""
 
 
-Check = Callable[[], str]
-
-
 def examine(
     settings: Settings | None, *, address: str | None, make_topics: bool
 ) -> Iterator[Finding]:
@@ -51,7 +48,7 @@ def examine(
         make_topics: Create the topics that are missing.
 
     Yields:
-        A finding a check, as soon as it is made.
+        A finding for each check, as soon as it is made.
     """
     yield _finding("versions", _versions)
     yield _finding("crc32c", _crc32c)
@@ -61,8 +58,7 @@ def examine(
         for check in ("broker", "topics", "log root", "calibration"):
             yield Finding(check, Outcome.SKIPPED, "needs --config")
         return
-    broker = _finding("broker", lambda: _broker(settings))
-    yield broker
+    yield (broker := _finding("broker", lambda: _broker(settings)))
     if broker.outcome is Outcome.OK:
         yield _finding("topics", lambda: _topics(settings, make_topics=make_topics))
     else:
@@ -74,8 +70,11 @@ def examine(
 class _CheckFailedError(NapStreamError):
     """A check that found something wrong by itself."""
 
+    def __init__(self, problem: str, action: str) -> None:
+        super().__init__(problem, "", action)
 
-def _finding(name: str, check: Check) -> Finding:
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
     try:
         return Finding(name, Outcome.OK, check())
     except NapStreamError as error:
@@ -93,7 +92,6 @@ def _versions() -> str:
         if not requirement.specifier.contains(version, prereleases=True):
             raise _CheckFailedError(
                 f"{requirement.name} is {version}, needed is {requirement.specifier}",
-                "",
                 f"pip install '{requirement.name}{requirement.specifier}'",
             )
         found.append(f"{requirement.name} {version}")
@@ -106,16 +104,13 @@ def _crc32c() -> str:
     except ImportError as error:
         raise _CheckFailedError(
             "not there: checksums in pure Python read 9 MB/s",
-            "",
             "pip install 'kafka-python[crc32c]'",
         ) from error
     return "compiled, in hardware" if crc32c.hardware_based else "compiled, in software"
 
 
 def _wanted_gpus(settings: Settings | None) -> float:
-    if settings is None or settings.worker.num_gpus is None:
-        return 0.0
-    return settings.worker.num_gpus * settings.worker.count
+    return (settings.worker.num_gpus or 0.0) * settings.worker.count if settings else 0.0
 
 
 def _torch_gpus(settings: Settings | None) -> str:
@@ -124,7 +119,6 @@ def _torch_gpus(settings: Settings | None) -> str:
     if wanted > 0 and count == 0:
         raise _CheckFailedError(
             f"worker.num_gpus asks for GPUs, torch {torch.__version__} sees none",
-            "",
             "Install the driver and a CUDA build of torch, or set worker.num_gpus: 0",
         )
     names = ", ".join(torch.cuda.get_device_name(number) for number in range(count))
@@ -132,15 +126,14 @@ def _torch_gpus(settings: Settings | None) -> str:
 
 
 def _ray_gpus(settings: Settings | None, address: str | None) -> str:
-    has = cluster_resources(address)
-    wanted = _wanted_gpus(settings)
-    if has.get("GPU", 0.0) < wanted:
+    has, wanted = cluster_resources(address), _wanted_gpus(settings)
+    gpus, cpus = has.get("GPU", 0.0), has.get("CPU", 0.0)
+    if gpus < wanted:
         raise _CheckFailedError(
-            f"the workers ask for {wanted:g} GPUs, Ray has {has.get('GPU', 0.0):g}",
-            "",
+            f"the workers ask for {wanted:g} GPUs, Ray has {gpus:g}",
             "Ask for fewer workers or smaller fractions, or add nodes",
         )
-    return f"{has.get('GPU', 0.0):g} GPUs, {has.get('CPU', 0.0):g} CPUs"
+    return f"{gpus:g} GPUs, {cpus:g} CPUs"
 
 
 def _broker(settings: Settings) -> str:
@@ -156,7 +149,6 @@ def _topics(settings: Settings, *, make_topics: bool) -> str:
     if not make_topics:
         raise _CheckFailedError(
             f"missing: {', '.join(missing)}",
-            "",
             "Create them, or run `nap-stream doctor --config FILE --create-topics`",
         )
     create_topics(settings.kafka, missing)

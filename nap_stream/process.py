@@ -1,7 +1,4 @@
-"""Signals only set a flag.
-
-Structured logs: one line an event.
-"""
+"""What each program does as a process: a signal sets a flag, an event is one line of the log."""
 
 import logging
 import signal
@@ -29,9 +26,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:
@@ -47,11 +42,7 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
 
     The libraries' own logs go the same way, from warnings up; kafka-python's, which come with
     every attempt to reach a broker that is away, once in half a minute each. Called once by a
-    program's entry point, never on import.
-
-    Args:
-        for_people: Whether a person reads stderr.
-        level: The least important level that is shown.
+    program's entry point, never on import. ``level`` is the least important that is shown.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -86,9 +77,9 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
 
 
 class _SeldomKafka(logging.Filter):
-    """Passes what one line of kafka-python's code says once in a while, and the rest whole.
+    """Passes what one line of kafka-python's code says once in a while, and all else.
 
-    What was under way when a client is closed is cancelled, which is no error, and not passed.
+    Requests in flight are cancelled when a client is closed. That is no error, and not passed.
     """
 
     def __init__(self) -> None:
@@ -96,20 +87,17 @@ class _SeldomKafka(logging.Filter):
         self._passed_at: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is not of kafka-python, or worth to be said and said seldom enough."""
+        """Whether to pass a record."""
         if not record.name.startswith("kafka."):
             return True
-        if isinstance(record.args, tuple) and "Cancelled" in map(_type_name, record.args):
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        if any(type(argument).__name__ == "Cancelled" for argument in arguments):
             return False
         line = record.name, record.lineno
         if record.created - self._passed_at.get(line, float("-inf")) < KAFKA_LOG_EVERY_S:
             return False
         self._passed_at[line] = record.created
         return True
-
-
-def _type_name(value: object) -> str:
-    return type(value).__name__
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):

@@ -21,8 +21,6 @@ from nap_stream.settings.schema import Settings
 
 Advance = Callable[[int, int | None], None]
 """Told how many records have been judged, of how many."""
-
-
 SHOWN_RANGES = 5
 """How many ranges of missing offsets are named."""
 
@@ -80,16 +78,9 @@ def replay(
 
     Partitions are read side by side in event time, so that memory stays bounded. No partition is
     idle until its chain has ended: what came late to a monitor at work is not late here. Where
-    nothing was, and the monitor began where the log does, the alerts have the same ids. Missing
-    offsets are given up at once: what a chain lacks when it is read in order does not come later.
-
-    Args:
-        store: Where the log lies.
-        settings: Name the topic, and say when it has drifted.
-        calibration: What flags are judged by.
-        span: The event times that are judged.
-        on_alert: Told of each alert, in order.
-        advance: See `Advance`.
+    nothing was late, and the monitor began where the log does, the alerts have the same ids.
+    Missing offsets are given up at once: what a chain lacks when it is read in order does not come
+    later. ``on_alert`` is told of each alert, in order.
 
     Raises:
         ConfigError: The window is too small to fire.
@@ -97,9 +88,11 @@ def replay(
         ScoredLogError: The log cannot be read.
     """
     plan = detection_plan(settings.drift, calibration)
-    # It stands still: only the log's own times count.
+    # The clock stands still: only the log's own times count.
     monitor = DriftMonitor(plan, settings, ManualClock())
-    stretches = _stretches(store, settings, calibration, span)
+    names = topic_partitions(store, settings.kafka.topic)
+    found = (find_stretch(store, name, span, calibration.fingerprint) for name in names)
+    stretches = {stretch.partition: stretch for stretch in found if stretch is not None}
     shape, program = summary_shape(settings), version("nap-stream")
     chains = {
         name: within(
@@ -107,15 +100,15 @@ def replay(
         )
         for name, stretch in stretches.items()
     }
-    tally = _Tally(calibration.alpha, stretches)
+    counters = _Counters(calibration.alpha, stretches)
 
     def tell(update: DriftUpdate) -> None:
         for summary in update.accepted:
-            tally.take(summary)
+            counters.count(summary)
         events = [gap_event(s, settings, program) for s in update.accepted if s.gap is not None]
         events += [alert_event(a, plan, settings, calibration, program) for a in update.alerts]
         for event in events:
-            tally.alerts[event.state] += 1
+            counters.alerts[event.state] += 1
             on_alert(event)
 
     total = sum(stretch.records for stretch in stretches.values())
@@ -128,33 +121,23 @@ def replay(
         else:
             tell(monitor.add(summary))
             for hole in monitor.holes():
-                tally.missing = tally.missing.plus(hole)
+                counters.missing = counters.missing.plus(hole)
                 tell(monitor.skip_hole(hole.partition))
-            advance(tally.records, max(total, tally.records))
+            advance(counters.records, max(total, counters.records))
     tell(monitor.flush())
     return ReplayReport(
         partitions=len(chains),
-        segments=tally.segments,
-        records=tally.records,
-        alerts=dict(tally.alerts),
+        segments=counters.segments,
+        records=counters.records,
+        alerts=dict(counters.alerts),
         late=monitor.snapshot().late_records,
-        contradicting=tally.contradicting,
-        foreign=tally.foreign,
-        missing=tally.missing,
+        contradicting=counters.contradicting,
+        foreign=counters.foreign,
+        missing=counters.missing,
     )
 
 
-def _stretches(
-    store: SegmentStore, settings: Settings, calibration: CalibrationFacts, span: EventSpan
-) -> dict[TopicPartition, Stretch]:
-    found = [
-        find_stretch(store, partition, span, calibration.fingerprint)
-        for partition in topic_partitions(store, settings.kafka.topic)
-    ]
-    return {stretch.partition: stretch for stretch in found if stretch is not None}
-
-
-class _Tally:
+class _Counters:
     """What has been judged so far, and what was missing."""
 
     def __init__(self, alpha: float, stretches: Mapping[TopicPartition, Stretch]) -> None:
@@ -163,7 +146,7 @@ class _Tally:
         self.missing = MissingOffsets()
         self.alerts = Counter[str]()
 
-    def take(self, summary: SegmentSummary) -> None:
+    def count(self, summary: SegmentSummary) -> None:
         records = int(summary.panes.records.sum())
         self.segments += 1
         self.records += records
@@ -175,14 +158,11 @@ class _Tally:
 def contradicting_flags(summary: SegmentSummary, alpha: float) -> int:
     """Count records that are flagged against their p-value: at least so many.
 
-    A summary has p-values by bin, and a few of flagged records: those that lie within alpha's own
-    bin cannot be told.
+    A summary counts p-values by bin, and shows those of a few flagged records. So nothing is known
+    of the others whose p-value lies in the same bin as alpha.
     """
-    bins = summary.panes.bins.sum(axis=0)
-    flagged = int(summary.panes.flagged.sum())
-    uppers = (*EDGES, 1.0)
-    must = int(sum(n for n, upper in zip(bins, uppers, strict=True) if upper <= alpha))
-    lowers = (0.0, *EDGES)
-    may = int(sum(n for n, lower in zip(bins, lowers, strict=True) if lower < alpha))
+    bins, flagged = summary.panes.bins.sum(axis=0), int(summary.panes.flagged.sum())
+    must = int(sum(n for n, upper in zip(bins, (*EDGES, 1.0), strict=True) if upper <= alpha))
+    may = int(sum(n for n, lower in zip(bins, (0.0, *EDGES), strict=True) if lower < alpha))
     seen = sum(example.ood_p_value > alpha for example in summary.examples)
     return max(must - flagged, flagged - may, seen, 0)
