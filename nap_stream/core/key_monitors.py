@@ -52,9 +52,9 @@ class KeyReadings:
 class KeyMonitors:
     """The monitors of all keys that are remembered.
 
-    A monitor becomes active at ``log_threshold``, until `nap_stream.core.sequential.goes_on` tells
-    its end, or the first pane that finds its key silent.
-    What they say depends on the panes alone.
+    A monitor becomes active at ``log_threshold``. Its alarm ends as
+    `nap_stream.core.sequential.goes_on` tells, or with the first pane that finds its key silent.
+    What the monitors say depends on the panes alone.
 
     Args:
         bets: Against the highest in-distribution rate of flags; of one event.

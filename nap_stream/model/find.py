@@ -376,10 +376,7 @@ def _keeps_channels_second(
         return True
     if known is None:
         return False
-    if function in _CONCATENATIONS:
-        joined = any(part is known for part in args[0])
-        return joined and (result.shape[0], *result.shape[2:]) == (
-            known.shape[0],
-            *known.shape[2:],
-        )
-    return any(part is known for part in args) and result.shape[:2] == known.shape[:2]
+    # A concatenation adds channels; anything else may change height and width.
+    parts, kept = (args[0], (0, 2, 3)) if function in _CONCATENATIONS else (args, (0, 1))
+    is_taken = any(part is known for part in parts)
+    return is_taken and all(result.shape[side] == known.shape[side] for side in kept)

@@ -39,6 +39,8 @@ Reader = AbstractContextManager[None] | Watched
 _MAP_DIMENSIONS = 4
 _TOKEN_DIMENSIONS = 3
 _MATRIX_DIMENSIONS = 2
+_NOT_REACHED = "the forward pass did not reach"
+_ONE_WAY = "The model must take the same way for every image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +89,9 @@ def run_forward(
         output = module(pixels)
     logits = require_logits(output, images=len(pixels), classes=classes).float()
     if captured.value is None:
-        raise FeatureMapError(
-            "the forward pass did not reach the feature map",
-            str(site),
-            "The model must take the same way for every image",
-        )
+        raise FeatureMapError(f"{_NOT_REACHED} the feature map", str(site), _ONE_WAY)
     if head is not None and captured.features is None:
-        raise ModelError(
-            "the forward pass did not reach the linear head",
-            f"{head}",
-            "The model must take the same way for every image",
-        )
+        raise ModelError(f"{_NOT_REACHED} the linear head", f"{head}", _ONE_WAY)
     return Forward(logits, captured.features, captured.value)
 
 
