@@ -37,11 +37,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that a test moves by hand.
-
-    Args:
-        now_ms: Wall-clock time to start from, in milliseconds since the epoch.
-    """
+    """A clock that is moved by hand, from a time in milliseconds since the epoch on."""
 
     def __init__(self, now_ms: int = 0) -> None:
         self._start_ms = now_ms
@@ -71,12 +67,7 @@ class ManualClock:
 
 
 class Deadline:
-    """A moment on a clock, shared by the steps that must all be done by then.
-
-    Args:
-        clock: Whose monotonic time counts.
-        seconds: From now, not negative.
-    """
+    """A moment on a clock's monotonic time, shared by the steps that must all be done by then."""
 
     def __init__(self, clock: Clock, seconds: float) -> None:
         self._clock = clock
@@ -92,11 +83,7 @@ class Deadline:
 
 
 class StopRequest:
-    """Made by one thread and seen by another, which may look late: its age counts from the first.
-
-    Args:
-        clock: Whose monotonic time counts.
-    """
+    """Made by one thread and seen by another, which may look late: it tells how old it is."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -16,11 +16,7 @@ BATCH_STAGE = "batch"
 
 
 class Metrics:
-    """The metrics of one run, in a registry of its own.
-
-    Args:
-        version: The program's version, for ``nap_stream_build_info``.
-    """
+    """The metrics of one run of this version of the program, in a registry of their own."""
 
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()

@@ -66,17 +66,10 @@ def alert_event(
     calibration: CalibrationFacts,
     version: str,
 ) -> AlertEvent:
-    """Make the alert of a decision.
+    """Make the event of an alert, as this version of the program does.
 
     Its Kafka key is the monitor's name; for the alert of one key "/" and that key follow. So the
     alerts of one thing keep their order, and a compacted topic keeps the last one of each.
-
-    Args:
-        alert: The decision.
-        plan: What the detectors were set to.
-        settings: Name the monitor and the topic; labels and links.
-        calibration: What the flags are judged by.
-        version: The program's.
     """
     monitor, topic, change = settings.alerts.monitor, settings.kafka.topic, alert.change
     data = {
@@ -131,15 +124,10 @@ def alert_event(
 
 
 def gap_event(found: SegmentSummary, settings: Settings, version: str) -> AlertEvent:
-    """Make the alert of a gap that the log declares.
+    """Make the event of a gap that the log declares, as this version of the program does.
 
     It has no time: neither offsets that are gone nor their segment's summary have one. The alert's
     timestamp in Kafka says when it was sent.
-
-    Args:
-        found: Of a segment with a gap.
-        settings: Name the monitor and the topic.
-        version: The program's.
 
     Raises:
         ValueError: The segment declares no gap.
@@ -181,16 +169,10 @@ def cloud_event(
     subject: str,
     time_ms: int | None = None,
 ) -> dict[str, Any]:
-    """Put data into an envelope.
+    """Put data, a JSON tree, into an envelope.
 
-    Args:
-        data: A JSON tree.
-        settings: Name the monitor and the topic of images.
-        kind: The event's type.
-        schema: Names the schema of the data and its version.
-        identity: What makes the event another one; its id is the digest of it.
-        subject: What it is about.
-        time_ms: When that was, in milliseconds since the epoch; null where it has no time.
+    ``identity`` is what makes the event another one: its id is the digest of it. ``time_ms`` is in
+    milliseconds since the epoch, None where the event has no time.
     """
     topic, monitor = (quote(n, safe="") for n in (settings.kafka.topic, settings.alerts.monitor))
     return {

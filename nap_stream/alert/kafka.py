@@ -45,11 +45,6 @@ _TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 class KafkaAlertSink:
     """An idempotent producer with acks=all; the message key is the alert's.
 
-    Args:
-        settings: How to connect.
-        topic: The alert topic.
-        clock: For giving up reading back; the machine's own where None.
-
     Raises:
         BrokerError: The broker cannot be reached, or refuses.
     """
@@ -157,7 +152,7 @@ def read_alerts(
     Args:
         settings: How to connect.
         topic: The alert topic.
-        clock: For knowing when the broker has fallen silent.
+        clock: Tells when the broker has fallen silent.
         follow: Go on waiting for new alerts.
         from_beginning: Start with the first alert that the topic has, not with new ones.
         should_stop: Ends the iteration within half a second.

@@ -18,10 +18,9 @@ _STYLES = {"FIRING": "bold red", "RESOLVED": "bold green", "GAP": "bold yellow"}
 
 
 def render_lines(event: Any) -> list[str]:
-    """Write an alert as lines of plain text, the first one its headline.
+    """Write an event's JSON tree as lines of plain text, the first one its headline.
 
-    Args:
-        event: The JSON tree of the event; any other value gives one line that says so.
+    Any other value gives one line that says so.
     """
     if not isinstance(event, Mapping):
         return [f"Not an alert: {plain(event)}"]

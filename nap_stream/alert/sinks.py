@@ -78,11 +78,7 @@ class LogAlertSink:
 
 
 def open_sinks(settings: Settings, clock: Clock) -> tuple[AlertSink, ...]:
-    """Open the sinks of alerts: Kafka's first, which there always is.
-
-    Args:
-        settings: Of the monitor.
-        clock: The time.
+    """Open the sinks of alerts that the settings name: Kafka's first, which there always is.
 
     Raises:
         BrokerError: The broker cannot be reached, or refuses.

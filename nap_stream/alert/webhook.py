@@ -86,11 +86,6 @@ class _TryAgainError(AlertDeliveryError):
 class WebhookAlertSink:
     """Posts each alert by itself, on a connection of its own: alerts are rare.
 
-    Args:
-        settings: What the alerts show.
-        webhook: Where to, and how often to try.
-        clock: Times the pauses between attempts.
-
     Raises:
         ConfigError: The certificates cannot be read.
     """
@@ -238,10 +233,7 @@ def alertmanager_alerts(
 ) -> list[dict[str, Any]]:
     """Make the request's list: the alert, and before it the one whose severity it leaves.
 
-    Args:
-        alert: Of drift or of a gap; what its data lack is left out.
-        settings: Give labels, links and the repeat interval.
-        now_ms: Milliseconds since the epoch.
+    What the alert's data lack is left out. ``now_ms`` is in milliseconds since the epoch.
     """
     event = alert.event
     data = mapping(event.get("data"))
@@ -371,9 +363,7 @@ def _unescaped(text: str) -> str:
 def retry_after_s(value: str | None, now_ms: int) -> float | None:
     """Seconds that a ``Retry-After`` asks to wait, not negative; None where it asks nothing.
 
-    Args:
-        value: The header's: seconds or a date.
-        now_ms: Milliseconds since the epoch.
+    The header's value is seconds or a date; ``now_ms`` is in milliseconds since the epoch.
     """
     if value is None:
         return None

@@ -67,11 +67,8 @@ def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> De
 class EDetector:
     """One mixture Shiryaev-Roberts detector with hysteresis.
 
-    Args:
-        name: Which one it is.
-        rates: The highest in-distribution rates of its J events.
-        log_threshold: It becomes active there.
-        state: Of another one of the same kind, to go on from: exact arrays by name.
+    ``rates`` are the highest in-distribution rates of its J events. It becomes active at
+    ``log_threshold``, and goes on from the state of another one of the same kind, if given.
 
     Raises:
         ValueError: The state is of another kind.
@@ -143,16 +140,13 @@ class WindowLimits:
 
 
 class StreamDetectors:
-    """All that watch the stream as a whole.
+    """All that watch the stream as a whole, in panes of ``pane_ms`` milliseconds.
 
-    Args:
-        plan: What they are set to.
-        pane_ms: Width of a pane in milliseconds.
-        state: Of others with the same plan, to go on from: exact arrays by name.
+    They go on from the state of others with the same plan, if given: exact arrays by name.
 
     Raises:
         ValueError: The state is of another plan.
-        KeyError: The state lacks an array.
+        KeyError: It lacks an array.
     """
 
     def __init__(

@@ -47,10 +47,8 @@ class EvidenceState:
 class WindowEvidence:
     """The segments and panes that hold the records of the window, and those that wait to be in it.
 
-    Args:
-        examples: How many records to show.
-        contributors: How many keys and classes to name.
-        state: Of another one, to go on from.
+    It shows so many examples, names so many contributors (keys and classes each), and goes on
+    from the state of another one, if given.
     """
 
     def __init__(
@@ -71,9 +69,7 @@ class WindowEvidence:
     def add(self, summary: SegmentSummary, earliest_ms: int | None) -> None:
         """Keep a segment. One without scored records is no evidence.
 
-        Args:
-            summary: The segment.
-            earliest_ms: Start of the oldest pane in which its records could be counted.
+        ``earliest_ms`` is the start of the oldest pane in which its records could be counted.
         """
         if not len(summary.panes):
             return

@@ -42,15 +42,11 @@ class KeyAlerts:
     and its monitor begins anew, also where it was still waiting: nothing tells whether the key has
     recovered. The same holds for a key that is forgotten for want of room.
 
-    Args:
-        plan: What the detectors are set to.
-        keys: How many keys are remembered, and how many may fire.
-        alerts: Repeat interval and severity.
-        state: Of others with the same plan and settings, to go on from.
+    They go on from the state of others with the same plan and settings, if given.
 
     Raises:
         ValueError: The parts of the state do not belong together.
-        KeyError: The state lacks an array.
+        KeyError: It lacks an array.
     """
 
     def __init__(

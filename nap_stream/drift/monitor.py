@@ -101,15 +101,12 @@ class DriftMonitor:
     behind its partition's watermark, or whose pane is closed, counts in the oldest pane that
     is open to it, so that none is ignored.
 
-    Args:
-        plan: What the detectors are set to.
-        settings: Panes, idle time, keys, and what alerts show.
-        clock: Tells idle partitions.
-        state: Of another monitor with the same plan and settings, to go on from.
+    The clock tells idle partitions. The monitor goes on from the state of another one with the
+    same plan and settings, if given.
 
     Raises:
         ValueError: The parts of the state do not belong together.
-        KeyError: The state lacks an array.
+        KeyError: It lacks an array.
     """
 
     def __init__(
