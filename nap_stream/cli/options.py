@@ -189,7 +189,7 @@ def choose_torch(device: "Device", threads: int | None) -> "torch.device":
     """
     import torch
 
-    from nap_stream.monitor.worker import choose_device
+    from nap_stream.model.load import choose_device
 
     if threads is not None:
         torch.set_num_threads(threads)

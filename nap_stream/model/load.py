@@ -8,6 +8,8 @@ model says what a calibration is valid for.
 import hashlib
 import importlib
 import json
+import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from nap_stream.core.base_scores import BaseScores
-from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.errors import FeatureMapError, GpuUnavailableError, ModelError
 from nap_stream.model.find import Probe, choose_site, probe
 from nap_stream.model.forward import (
     BatchScores,
@@ -105,6 +107,24 @@ class OnePassScorer:
                 f"got {batch.dtype} of {tuple(batch.shape)}"
             )
         return score_forward(self._loaded.forward(batch), self._base_scores)
+
+
+def choose_device(num_gpus: float) -> torch.device:
+    """The device of a worker that has ``num_gpus`` GPUs from Ray.
+
+    Raises:
+        GpuUnavailableError: If GPUs are asked for and torch sees none.
+    """
+    if num_gpus == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise GpuUnavailableError(
+            f"worker.num_gpus is {num_gpus:g}, but torch {torch.__version__} sees no GPU",
+            f"host {platform.node()}, CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', '(not set)')}",
+            "Install a CUDA build of torch and the driver, or set worker.num_gpus: 0",
+        )
+    return torch.device("cuda")
 
 
 def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:

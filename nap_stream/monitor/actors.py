@@ -192,11 +192,8 @@ class RayWorker:
 class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
-    Args:
-        settings: Of the monitor.
-        calibration: What flags are judged by.
-        since: Where the chains ended when the run began, for a run that ends after so many rows:
-            a coordinator that is restarted counts from there. None where nobody waits for rows.
+    ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
+    a coordinator that is restarted counts from there. None where nobody waits for rows.
 
     Raises:
         WorkerError: If the cluster can never place the workers that are asked for.

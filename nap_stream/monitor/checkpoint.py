@@ -76,13 +76,7 @@ def decode(content: bytes) -> Checkpoint:
 
 
 class CheckpointStore:
-    """The one checkpoint of a monitor of a topic, beside the scored log.
-
-    Args:
-        store: Where the log lies.
-        monitor: The monitor's name.
-        topic: Whose records it judges.
-    """
+    """The one checkpoint of a monitor of a topic, beside the scored log."""
 
     def __init__(self, store: SegmentStore, monitor: str, topic: str) -> None:
         self._store = store

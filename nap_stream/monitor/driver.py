@@ -27,19 +27,15 @@ class WorkerHandle(Protocol):
 
     def ended(self) -> bool:
         """Whether its run is over, well or badly."""
-        ...
 
     def error(self) -> Exception | None:
         """What ended it; None where it ended well. Only after `ended`."""
-        ...
 
     def stop(self) -> None:
         """Ask it to publish, commit and leave; returns at once."""
-        ...
 
     def kill(self) -> None:
         """End its process at once."""
-        ...
 
 
 class Cluster(Protocol):
@@ -47,23 +43,18 @@ class Cluster(Protocol):
 
     def start_worker(self, name: str, incarnation: int) -> WorkerHandle:
         """Start a worker; returns at once."""
-        ...
 
     def worker_restarted(self, name: str) -> None:
         """Have a restart counted."""
-        ...
 
     def tick(self) -> None:
         """Have the coordinator move the watermark on and deliver alerts; returns at once."""
-        ...
 
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view, which asking does not change; None while it does not answer."""
-        ...
 
     def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
         """Judge what waits if the input has ended, deliver alerts, close the coordinator."""
-        ...
 
 
 class Ending(StrEnum):
@@ -114,13 +105,8 @@ class _Slot:
 class Driver:
     """Runs workers until a limit is reached, a signal comes or nothing more can be done.
 
-    Args:
-        cluster: Where workers run.
-        names: A name for each worker.
-        settings: Restarts, backoff, deadlines.
-        limits: When a run ends by itself.
-        clock: The time.
-        on_status: Shown the coordinator's status about four times a second.
+    There is a worker for each of ``names``. ``on_status`` is shown the coordinator's status about
+    four times a second.
     """
 
     def __init__(

@@ -32,10 +32,8 @@ class Health:
 class MetricsServer:
     """Serves in a thread of its own from construction until `close`.
 
-    Args:
-        settings: Where to listen.
-        registry: What /metrics shows.
-        health: Asked at each /healthz; called on a thread of the server.
+    ``registry`` is what /metrics shows. ``health`` is asked at each /healthz, on a thread of the
+    server.
 
     Raises:
         ConfigError: The address cannot be had.

@@ -61,8 +61,7 @@ def run_monitor(
 def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     """Fail at once on what would fail after actors have started.
 
-    Returns:
-        What the coordinator must know of the calibration, and how many partitions the topic has.
+    Returns what the coordinator must know of the calibration, and how many partitions there are.
     """
     calibration = load_calibration(settings.calibration)
     detection_plan(settings.drift, calibration.facts)

@@ -29,15 +29,11 @@ TAIL_WINDOWS = 10
 _BEFORE_ALL_MS = -(2**63)
 
 
-def in_event_time(
-    chains: Chains,
-) -> Iterator[tuple[TopicPartition, SegmentSummary | None]]:
+def in_event_time(chains: Chains) -> Iterator[tuple[TopicPartition, SegmentSummary | None]]:
     """Read several chains side by side: always the one that is furthest behind in event time.
 
-    So the panes that wait for the slowest partition stay few, however long the chains are.
-
-    Args:
-        chains: Read no further than needed.
+    So the panes that wait for the slowest partition stay few, however long the chains are. No chain
+    is read further than needed.
 
     Yields:
         A partition and its next summary; None once where its chain has ended.
@@ -57,10 +53,7 @@ def in_event_time(
 class LogSummaries:
     """The log of a monitor's topic, as summaries of its segments.
 
-    Args:
-        store: Where the log lies.
-        settings: Of the monitor.
-        calibration_fingerprint: Tails hold nothing that another calibration has judged.
+    Tails hold only what the calibration of ``calibration_fingerprint`` has judged.
     """
 
     def __init__(
@@ -121,15 +114,13 @@ class LogSummaries:
 
     def _uncounted(self, footer: SegmentFooter) -> SegmentSummary:
         """Where the chain ends, and nothing of what its last segment holds."""
-        none = np.zeros(0)
+        no_times, no_p_values, no_flags = np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.bool_)
         return SegmentSummary(
             partition=footer.partition,
             base_offset=footer.base_offset,
             end_offset=footer.end_offset,
             rows_by_status={},
-            panes=count_panes(
-                none.astype(np.int64), none, none.astype(np.bool_), pane_ms=self._pane_ms
-            ),
+            panes=count_panes(no_times, no_p_values, no_flags, pane_ms=self._pane_ms),
             max_event_time_ms=None,
             path=segment_path(footer.partition, footer.base_offset),
         )
@@ -138,11 +129,8 @@ class LogSummaries:
 class CatchUpFilter:
     """Holds back the alerts of the past that a new monitor judges; tells what fires at its end.
 
-    Some of the past may be judged late: it waits for a partition that lags, or that brings
-    nothing more.
-
-    Args:
-        until_ms: The end of the past, in milliseconds since the epoch.
+    The past ends at ``until_ms``, milliseconds since the epoch. Some of it may be judged late: it
+    waits for a partition that lags, or that brings nothing more.
     """
 
     def __init__(self, until_ms: int) -> None:
@@ -154,13 +142,9 @@ class CatchUpFilter:
     ) -> tuple[DriftAlert, ...] | None:
         """Take alerts in order; give those to be told, or None while the past goes on.
 
-        Args:
-            alerts: What was decided since the last call.
-            judged_until_ms: The end of the newest pane that was judged; None before the first.
-
-        Returns:
-            The newest alert of the stream and of each key that fires at the end of the past, and
-            what came after. From then on the filter is of no more use.
+        Those are the newest alert of the stream and of each key that fires at the end of the past,
+        and what came after. From then on the filter is of no more use. ``judged_until_ms`` is the
+        end of the newest pane that was judged, None before the first.
         """
         past = [alert for alert in alerts if alert.time_ms <= self._until_ms]
         for alert in past:

@@ -1,7 +1,4 @@
-"""Which worker it is.
-
-Puts a worker together from settings. Knows no Ray.
-"""
+"""A worker, put together from settings. Knows no Ray."""
 
 import os
 import platform
@@ -17,8 +14,7 @@ from nap_stream.calibration.calibration import require_fingerprint
 from nap_stream.calibration.fit import base_scores_of
 from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import KafkaDeadLetters
-from nap_stream.errors import GpuUnavailableError
-from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
+from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
@@ -65,24 +61,6 @@ def run_worker(
     with _open_line(settings, identity, loaded, reporter, clock) as line:
         deadline_s = settings.driver.shutdown_deadline_s * WORKER_SHARE
         line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
-
-
-def choose_device(num_gpus: float) -> torch.device:
-    """The device of a worker that has ``num_gpus`` GPUs from Ray.
-
-    Raises:
-        GpuUnavailableError: If GPUs are asked for and torch sees none.
-    """
-    if num_gpus == 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise GpuUnavailableError(
-            f"worker.num_gpus is {num_gpus:g}, but torch {torch.__version__} sees no GPU",
-            f"host {platform.node()}, CUDA_VISIBLE_DEVICES="
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', '(not set)')}",
-            "Install a CUDA build of torch and the driver, or set worker.num_gpus: 0",
-        )
-    return torch.device("cuda")
 
 
 @contextmanager
