@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
+# Two processes beside each other; tests/conftest.py says what each of them has of its own.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-slow check setup lock clean
 
@@ -31,10 +33,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 # Exact versions and hashes, for development and for images.
 lock: setup

@@ -1,4 +1,9 @@
-"""Brokers and an S3 server for all tests. Each is started when the first test asks for it."""
+"""How tests are shared out to processes, and the brokers and the S3 server that they use.
+
+`make test` shares them out to two processes. All that start Ray run in one of them, one after the
+other: they share a cluster, and two would take the machine from each other. Each process has
+brokers and a server of its own, started when the first test asks for one.
+"""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +19,20 @@ from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_se
 
 REQUIRE_KAFKA = "NAP_STREAM_REQUIRE_KAFKA"
 
+# Two processes with a torch thread for each core would only wait for each other. PyTorch reads
+# this when it is imported, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 # How long an example takes depends on what else the machine does.
 settings.register_profile("nap-stream", deadline=None)
 settings.load_profile("nap-stream")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
