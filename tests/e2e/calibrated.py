@@ -34,7 +34,6 @@ def faulty_net(folder: Path) -> Faulty:
 
 def calibrated(folder: Path, model: dict[str, Any]) -> Path:
     """The calibration of a net on 400 held-out smooth images."""
-    torch.set_num_threads(1)
     request = CalibrationRequest(
         model=ModelSettings.model_validate(model),
         scoring=ScoringSettings(method="nap-energy"),

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,10 @@ from nap_stream.evaluation.run import Evaluation, EvaluationRequest, evaluate
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.small_calibration import write_images
 from tests.support.small_settings import CPU, small_settings
-from tests.support.torch_threads import one_torch_thread
 
 CLASSES = ("cat", "dog", "owl")
 TRANSFORMS = ("mixup", "cutmix")
 METHODS = ("nap", "energy", "knn", "nap-energy", "fisher-knn")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with one_torch_thread():
-        yield
 
 
 @pytest.fixture(autouse=True)

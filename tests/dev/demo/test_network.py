@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,16 @@ def test_accuracy_is_the_share_of_right_answers(network: DigitsNet, splits: Spli
     assert accuracy(network, pixels, half_wrong) == 0.5
 
 
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_torch_threads")
 def test_training_leaves_torch_as_it_was(splits: Splits) -> None:
-    threads = torch.get_num_threads()
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -53,7 +62,7 @@ def test_training_leaves_torch_as_it_was(splits: Splits) -> None:
     train(splits.training.pixels[:64], splits.training.label[:64], seed=3)
 
     assert torch.equal(torch.rand(1), expected)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_the_monitor_finds_its_last_feature_map(loaded: LoadedModel) -> None:
