@@ -147,18 +147,11 @@ def read_alerts(
     from_beginning: bool,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[ReadAlert]:
-    """The alerts of a topic, in order within a partition. Joins no group and commits nothing.
+    """The messages of a topic of alerts, in order within a partition.
 
-    Args:
-        settings: How to connect.
-        topic: The alert topic.
-        clock: Tells when the broker has fallen silent.
-        follow: Go on waiting for new alerts.
-        from_beginning: Start with the first alert that the topic has, not with new ones.
-        should_stop: Ends the iteration within half a second.
-
-    Yields:
-        Each message, foreign ones with what is wrong with them.
+    Joins no group and commits nothing. Begins with the first message that the topic has, or with
+    new ones, and ends with the last one unless it is to follow. ``should_stop`` ends it within
+    half a second.
 
     Raises:
         TopicNotFoundError: The topic does not exist.

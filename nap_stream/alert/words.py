@@ -107,9 +107,8 @@ def _window_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionPl
     return (
         f"{number(reading.statistic)} of the last {number(alert.window.records)} records are "
         f"flagged; it fires at {number(reading.threshold)} and ends below "
-        f"{number(reading.resolve_threshold)}. "
-        f"Independent flags with a rate of at most {percent(plan.flag_rate)} make it fire "
-        f"{_chance(plan, 'records')}."
+        f"{number(reading.resolve_threshold)}. Independent flags with a rate of at most "
+        f"{percent(plan.flag_rate)} make it fire {_chance(plan, 'records')}."
     )
 
 
