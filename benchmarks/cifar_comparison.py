@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.plain_pytorch import Reading, auroc, fpr95, read_plain
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
 

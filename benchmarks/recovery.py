@@ -20,12 +20,12 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain import ChainEnds
+from nap_stream.scored_log.chain import ChainEnds, ScoredLog, WriterIdentity
 from nap_stream.scored_log.format import partition_folder
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryScoredLog, MemoryStore
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.scored_log.builders import CALIBRATION, MODEL, origin, scored
 from tests.support.s3 import BUCKET, HOST, FaultProxy, environment, fault_proxy, s3_server
 
@@ -63,13 +63,7 @@ def main() -> None:
 def publish(segments: int, offsets: int) -> MemoryStore:
     """A chain of so many segments, each of so many offsets."""
     store = MemoryStore()
-    log = MemoryScoredLog(
-        store,
-        writer_id="benchmark",
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=SystemClock(),
-    )
+    log = ScoredLog(store, WriterIdentity("benchmark", MODEL, CALIBRATION), SystemClock())
     position = log.begin(CHAIN, 0)
     for base_offset in range(0, segments * offsets, offsets):
         row = scored(origin(base_offset, partition=CHAIN))

@@ -30,6 +30,7 @@ from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, rows_schema, summarise, summarise_chain
 from nap_stream.settings.schema import KeySettings
 from tests.scored_log.builders import CARS, NOON_MS, memory_log, origin, scored
+from tests.support.log_files import paths_in
 
 KEYS = 1_000
 SMALL_ROWS = 1_000
@@ -54,7 +55,7 @@ def main() -> None:
         published = publish(store, arguments.rows, size)
         if size < SMALL_ROWS:
             compact(store, clock=SystemClock(), today=date.max)
-        files = len(store.segments(CARS))
+        files = len(paths_in(store, CARS))
         print(f"\n{arguments.rows:,} rows in segments of {size:,}, in {files} files; rows/s")
         for name, shape in SHAPES.items():
             runs: dict[str, Callable[[], int]] = {

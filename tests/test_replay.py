@@ -23,6 +23,7 @@ from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
 from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
+from tests.support.log_files import paths_in
 from tests.support.summaries import FACTS, Row, partition, report, settings, summary
 from tests.support.summary_log import SummaryList
 
@@ -193,7 +194,7 @@ def replayed_by_records(store: MemoryStore) -> tuple[dict[str, int], ReplayRepor
 def test_what_follows_a_missing_segment_is_judged_when_it_is_read() -> None:
     store = MemoryStore()
     published(store, [(50,)])
-    store.remove([store.segments(name)[2] for name in NAMES])
+    store.remove([paths_in(store, name)[2] for name in NAMES])
     told, found = replayed_by_records(store)
     assert found.missing.ranges == 3
     assert told["firing"] < 3 * DRIFT.stop, "else all that comes would be held in memory"

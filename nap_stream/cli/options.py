@@ -78,8 +78,8 @@ def log_store(config: Path | None, log: str | None) -> "SegmentStore":
         ConfigError: If neither or both are given, or the root is neither a folder that is there
             nor an address in an object store.
     """
+    from nap_stream.scored_log.stores import store_at
     from nap_stream.scored_log.stores.local import LocalStore
-    from nap_stream.scored_log.stores.open import store_at
 
     if (config is None) == (log is None):
         raise ConfigError("expected either --log ROOT or --config FILE")

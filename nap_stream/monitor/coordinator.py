@@ -34,7 +34,7 @@ from nap_stream.monitor.summaries import (
 )
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.read import require_root
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
 from nap_stream.settings.schema import Settings
 
 HEALTHY_REPORT_AGE_S = 30.0

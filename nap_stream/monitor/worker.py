@@ -19,7 +19,8 @@ from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
-from nap_stream.scored_log.stores.open import check_writable, open_scored_log
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores import check_writable, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings.schema import Settings
 from nap_stream.source.kafka import KafkaSource
@@ -82,12 +83,10 @@ def _open_line(
     if identity.incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
         check_writable(settings.log.root)
-    log = open_scored_log(
-        settings.log.root,
-        writer_id=_writer_id(identity),
-        model_fingerprint=loaded.fingerprint,
-        calibration_fingerprint=calibration.fingerprint,
-        clock=clock,
+    log = ScoredLog(
+        store_at(settings.log.root),
+        WriterIdentity(_writer_id(identity), loaded.fingerprint, calibration.fingerprint),
+        clock,
     )
 
     shape = summary_shape(settings)

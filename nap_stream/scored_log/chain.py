@@ -1,19 +1,17 @@
-"""What a scored log is: per partition, a chain of segments.
+"""A partition's log is a chain of segments, over any store that creates files exclusively.
 
-The genesis marker: where a partition's chain starts, fixed once.
-
-Where a partition's chain ends, over any store.
-
-The chain of segments, over any store that can create a file exclusively.
+A genesis marker fixes, once, where the chain starts. Each segment begins where the one before it
+ends and names its digest. A name can be created once: that makes a writer harmless that slept
+while another one took its partitions.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
+import structlog
 
 from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
@@ -35,70 +33,7 @@ from nap_stream.scored_log.segment import (
     event_time_range,
 )
 from nap_stream.scored_log.stores.base import SegmentStore
-
-
-class ScoredLog(Protocol):
-    """The write side of the log. One instance may be used by several threads.
-
-    Implementations hold no state about the chain: the caller carries the `ChainPosition` from
-    one publish to the next, and asks for it with `end` after an assignment or a conflict.
-    """
-
-    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
-        """Where the chain ends now; None where the partition has no genesis marker yet.
-
-        Args:
-            partition: Whose chain.
-            hint: An offset near the end, such as the committed one: it saves listing the chain.
-
-        Raises:
-            ChainBrokenError: The last segment cannot be read or contradicts its name.
-            ScoredLogError: The log cannot be read.
-        """
-        ...
-
-    def begin(
-        self, partition: TopicPartition, offset: int, topic_id: str | None = None
-    ) -> ChainPosition:
-        """Fix where a chain starts, by an exclusively created genesis marker.
-
-        Args:
-            partition: Whose chain.
-            offset: The first segment's base offset.
-            topic_id: The topic's id, where the broker has one.
-
-        Returns:
-            The chain's end: that of the winner where another writer was first.
-        """
-        ...
-
-    def publish(
-        self,
-        partition: TopicPartition,
-        position: ChainPosition,
-        end_offset: int,
-        records: Sequence[ScoredRecord],
-        *,
-        gap: str | None = None,
-    ) -> PublishedSegment:
-        """Make the segment ``[position.offset, end_offset)`` durable, or nothing at all.
-
-        Args:
-            partition: Whose chain.
-            position: Where the chain ends, as the caller knows it.
-            end_offset: The next segment's base offset; greater than ``position.offset``.
-            records: The rows, ordered by (offset, index), all within the range. May be empty
-                only for offsets that the topic skips, or with ``gap``.
-            gap: Why offsets are missing, for a segment without rows that retention forced.
-
-        Raises:
-            SegmentConflictError: Another writer has published this base offset.
-            ScoredLogError: The segment could not be made durable. Only where the very last step
-                failed may it be there all the same: ask `end` before trying again.
-            ValueError: The records are not within the range or not in order.
-        """
-        ...
-
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
 
 KIND = "nap-stream scored log genesis"
 VERSION = 2
@@ -113,14 +48,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "writer_id": (str,),
     "created_time_ms": (int,),
 }
-_SINCE_2 = {"topic_id"}
 
 
 @dataclass(frozen=True, slots=True)
 class Genesis:
     """The first offset of a partition's chain; ``created_time_ms`` is since the epoch, UTC.
 
-    ``topic_id`` is None where the broker has none, and in markers of version 1.
+    ``topic_id`` is None where the broker has none.
     """
 
     topic: str
@@ -151,27 +85,19 @@ def decode_genesis(content: bytes, partition: TopicPartition, where: str) -> Gen
             where,
             "Run `nap-stream verify`; restore the marker from a backup",
         ) from error
-    return Genesis(
-        tree["topic"],
-        tree["partition"],
-        tree["offset"],
-        tree["writer_id"],
-        tree["created_time_ms"],
-        tree.get("topic_id"),
-    )
+    return Genesis(**{name: tree[name] for name in _TYPES if name not in {"kind", "version"}})
 
 
 def _checked_tree(tree: Any, partition: TopicPartition) -> dict[str, Any]:
     if not isinstance(tree, dict) or not {"kind", "version"} <= tree.keys():
         raise ValueError("expected a JSON object with kind and version")
-    if tree["kind"] != KIND or tree["version"] not in (1, VERSION):
+    if (tree["kind"], tree["version"]) != (KIND, VERSION):
         raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
-    expected = _TYPES.keys() - (_SINCE_2 if tree["version"] == 1 else set())
-    if tree.keys() != expected:
-        raise ValueError(f"expected the keys {sorted(expected)}")
-    for name in expected:
-        if type(tree[name]) not in _TYPES[name]:
-            kinds = " or ".join(kind.__name__ for kind in _TYPES[name])
+    if tree.keys() != _TYPES.keys():
+        raise ValueError(f"expected the keys {sorted(_TYPES)}")
+    for name, allowed in _TYPES.items():
+        if type(tree[name]) not in allowed:
+            kinds = " or ".join(kind.__name__ for kind in allowed)
             raise ValueError(f"{name} is not of type {kinds}: {tree[name]!r}")
     if (tree["topic"], tree["partition"]) != (partition.topic, partition.partition):
         raise ValueError(f"it belongs to {tree['topic']}/{tree['partition']}")
@@ -299,23 +225,14 @@ class ChainEnds:
                 path,
                 "The genesis marker was replaced; run `nap-stream verify`",
             )
-        last = footer.parts[-1]
-        if last.rows_sha256 is None:
-            content = self._store.read(path)
-            if content is None:
-                return None
-            digest = sha256_hex(content)
-        else:
-            digest = segment_sha256(last)
+        digest = segment_sha256(footer.parts[-1])
         topic_id = footer.topic_id or start.topic_id
         return ChainPosition(footer.end_offset, digest, base_offset, topic_id)
 
 
 def _precedes(footer: SegmentFooter, position: ChainPosition) -> bool:
     """Whether the chain stood at ``position`` after this file."""
-    last = footer.parts[-1]
-    # Before version 3 the digest is the file's. Such a file is never merged, nor its name free.
-    is_same = last.rows_sha256 is None or segment_sha256(last) == position.previous_sha256
+    is_same = segment_sha256(footer.parts[-1]) == position.previous_sha256
     return footer.end_offset == position.offset and is_same
 
 
@@ -328,41 +245,66 @@ def _refuse_headless(partition: TopicPartition, base: int | None) -> None:
         )
 
 
-class ChainedScoredLog:
-    """The write side of the log; implements `nap_stream.scored_log.chain.ScoredLog`.
+@dataclass(frozen=True, slots=True)
+class WriterIdentity:
+    """Who writes to a log, as the footers name it.
+
+    ``id`` is for people who read them. The fingerprints are those of the model that scores all of
+    its records and of the calibration that judges them.
+    """
+
+    id: str
+    model_fingerprint: str
+    calibration_fingerprint: str
+
+
+class ScoredLog:
+    """The write side of the log. One instance may be used by several threads.
+
+    It holds no state about the chains: the caller carries the `ChainPosition` from one publish to
+    the next, and asks for it with `end` after an assignment or a conflict.
 
     Args:
         store: Where the files lie.
-        writer_id: Who writes, for people who read the footers.
-        model_fingerprint: The model that scores all records of this writer.
-        calibration_fingerprint: The calibration that judges all records of this writer.
-        clock: Tells when files were made.
+        writer: Who writes.
+        clock: Tells when files were made, and which temporary files are left over.
     """
 
-    def __init__(
-        self,
-        store: SegmentStore,
-        *,
-        writer_id: str,
-        model_fingerprint: str,
-        calibration_fingerprint: str,
-        clock: Clock,
-    ) -> None:
-        self._store = store
+    def __init__(self, store: SegmentStore, writer: WriterIdentity, clock: Clock) -> None:
+        self._store, self._writer, self._clock = store, writer, clock
         self._ends = ChainEnds(store)
-        self._writer_id = writer_id
-        self._model_fingerprint = model_fingerprint
-        self._calibration_fingerprint = calibration_fingerprint
-        self._clock = clock
 
     def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
-        """Where the chain ends now; see `nap_stream.scored_log.chain.ChainEnds.end`."""
+        """Where the chain ends now; None where the partition has no genesis marker yet.
+
+        Also clears away what writers that died have left.
+
+        Args:
+            partition: Whose chain.
+            hint: An offset near the end, such as the committed one: it saves listing the chain.
+
+        Raises:
+            ChainBrokenError: The marker or the last segment is missing, unreadable, or
+                contradicts its name.
+            ScoredLogError: The store cannot be read.
+        """
+        before_ms = self._clock.now_ms() - LEFTOVER_AGE_MS
+        removed = self._store.remove_leftovers(partition_folder(partition), before_ms)
+        if removed:
+            structlog.get_logger().info(
+                "temporary_files_removed", partition=str(partition), files=removed
+            )
         return self._ends.end(partition, hint)
 
     def begin(
         self, partition: TopicPartition, offset: int, topic_id: str | None = None
     ) -> ChainPosition:
         """Fix where a chain starts, by an exclusively created genesis marker.
+
+        Args:
+            partition: Whose chain.
+            offset: The first segment's base offset.
+            topic_id: The topic's id, where the broker has one.
 
         Returns:
             The chain's end: that of the winner where another writer was first.
@@ -381,7 +323,7 @@ class ChainedScoredLog:
             partition.topic,
             partition.partition,
             offset,
-            self._writer_id,
+            self._writer.id,
             self._clock.now_ms(),
             topic_id,
         )
@@ -409,7 +351,13 @@ class ChainedScoredLog:
     ) -> PublishedSegment:
         """Make the segment ``[position.offset, end_offset)`` durable, or nothing at all.
 
-        See `nap_stream.scored_log.chain.ScoredLog.publish`.
+        Args:
+            partition: Whose chain.
+            position: Where the chain ends, as the caller knows it.
+            end_offset: The next segment's base offset; greater than ``position.offset``.
+            records: The rows, ordered by (offset, index), all within the range. May be empty
+                only for offsets that the topic skips, or with ``gap``.
+            gap: Why offsets are missing, for a segment without rows that retention forced.
 
         Raises:
             SegmentConflictError: Another writer has published this base offset.
@@ -421,18 +369,22 @@ class ChainedScoredLog:
         """
         _check_rows(partition, position.offset, end_offset, records)
         low, high = event_time_range(records)
-        table = self._rows(records)
+        table = to_table(
+            records,
+            model_fingerprint=self._writer.model_fingerprint,
+            calibration_fingerprint=self._writer.calibration_fingerprint,
+        )
         footer = SegmentFooter(
             partition=partition,
             base_offset=position.offset,
             end_offset=end_offset,
-            model_fingerprint=self._model_fingerprint,
-            calibration_fingerprint=self._calibration_fingerprint,
+            model_fingerprint=self._writer.model_fingerprint,
+            calibration_fingerprint=self._writer.calibration_fingerprint,
             rows=len(records),
             scored_rows=count_scored(records),
             min_event_time_ms=low,
             max_event_time_ms=high,
-            writer_id=self._writer_id,
+            writer_id=self._writer.id,
             created_time_ms=self._clock.now_ms(),
             previous_sha256=position.previous_sha256,
             rows_sha256=rows_sha256(table),
@@ -448,13 +400,6 @@ class ChainedScoredLog:
             raise _conflict(path, f"base offset {position.offset} is in a compacted file")
         end = ChainPosition(end_offset, segment_sha256(footer), position.offset, position.topic_id)
         return PublishedSegment(partition, position.offset, end, len(records), len(content), path)
-
-    def _rows(self, records: Sequence[ScoredRecord]) -> pa.Table:
-        return to_table(
-            records,
-            model_fingerprint=self._model_fingerprint,
-            calibration_fingerprint=self._calibration_fingerprint,
-        )
 
 
 def _conflict(path: str, problem: str) -> SegmentConflictError:

@@ -25,8 +25,7 @@ Every key begins with ``nap_stream.``; every value is text. DuckDB shows them wi
 
 A segment's digest is that of all these keys and values
 (`nap_stream.scored_log.footer.metadata_sha256`), so that it covers the rows and all segments
-before. A compacted file counts in the chain as the segments that it merged. Before version 3
-there was no rows_sha256, topic_id and merged, and a segment's digest was its file's SHA-256.
+before. A compacted file counts in the chain as the segments that it merged.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
@@ -129,9 +128,7 @@ PREFIX = "nap_stream."
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_OPTIONAL = {"min_event_time_ms", "max_event_time_ms", "gap"}
-DIGEST_VERSION = 3
-"""The first version whose footers hold the digest of their rows."""
+_OPTIONAL = {"min_event_time_ms", "max_event_time_ms", "gap", "topic_id"}
 _REQUIRED = {
     "topic",
     "partition",
@@ -145,6 +142,7 @@ _REQUIRED = {
     "writer_id",
     "created_time_ms",
     "previous_sha256",
+    "rows_sha256",
 }
 
 
@@ -164,11 +162,10 @@ class SegmentFooter:
     writer_id: str
     created_time_ms: int
     previous_sha256: str
-    rows_sha256: str | None
+    rows_sha256: str
     gap: str | None = None
     topic_id: str | None = None
     merged: "tuple[SegmentFooter, ...]" = ()
-    schema_version: int = SCHEMA_VERSION
 
     @property
     def parts(self) -> "tuple[SegmentFooter, ...]":
@@ -183,10 +180,8 @@ class SegmentFooter:
         if self.gap is not None and self.rows:
             raise ValueError(f"a declared gap with {self.rows} rows")
         for digest in (self.previous_sha256, self.rows_sha256):
-            if digest is not None and not _SHA256.fullmatch(digest):
+            if not _SHA256.fullmatch(digest):
                 raise ValueError(f"not a SHA-256 digest: {digest!r}")
-        if (self.rows_sha256 is not None) != (self.schema_version >= DIGEST_VERSION):
-            raise ValueError(f"rows_sha256 {self.rows_sha256} in version {self.schema_version}")
         if not EARLIEST_TIME_MS <= self.created_time_ms <= LATEST_TIME_MS:
             raise ValueError(f"not a time in years 1 to 9999: {self.created_time_ms} ms")
         self._check_event_times()
@@ -200,7 +195,7 @@ class SegmentFooter:
 
 
 def segment_sha256(footer: SegmentFooter) -> str:
-    """The digest of a segment of version 3 or newer, which the next one names.
+    """The digest of a segment, which the next one names.
 
     Args:
         footer: Of a segment; of a compacted file, give one of its `parts`.
@@ -209,10 +204,9 @@ def segment_sha256(footer: SegmentFooter) -> str:
         SHA-256, 64 lower-case hexadecimal digits.
 
     Raises:
-        ValueError: The digest of an older segment is its file's; that of a compacted file is
-            that of the last part.
+        ValueError: It is of a compacted file, which has the digest of its last part.
     """
-    if footer.rows_sha256 is None or footer.merged:
+    if footer.merged:
         raise ValueError(f"no segment that has a digest by itself: {footer}")
     return metadata_sha256(own_values(footer))
 
@@ -224,7 +218,7 @@ def own_values(footer: SegmentFooter) -> dict[str, str]:
         "partition": footer.partition.partition,
         "base_offset": footer.base_offset,
         "end_offset": footer.end_offset,
-        "schema_version": footer.schema_version,
+        "schema_version": SCHEMA_VERSION,
         "model_fingerprint": footer.model_fingerprint,
         "calibration_fingerprint": footer.calibration_fingerprint,
         "rows": footer.rows,
@@ -265,11 +259,8 @@ def check_schema_version(values: Mapping[str, str]) -> None:
 
 
 def _check_keys(values: Mapping[str, str]) -> None:
-    has_digest = int(values["schema_version"]) >= DIGEST_VERSION
-    required = _REQUIRED | {"rows_sha256"} if has_digest else _REQUIRED
-    missing = sorted(required - values.keys())
-    optional = _OPTIONAL | {"topic_id"} if has_digest else _OPTIONAL
-    unknown = sorted(values.keys() - required - optional)
+    missing = sorted(_REQUIRED - values.keys())
+    unknown = sorted(values.keys() - _REQUIRED - _OPTIONAL)
     if missing or unknown:
         raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
 
@@ -298,8 +289,7 @@ def _parse(values: Mapping[str, str]) -> SegmentFooter:
         writer_id=values["writer_id"],
         created_time_ms=_integer(values, "created_time_ms"),
         previous_sha256=values["previous_sha256"],
-        rows_sha256=values.get("rows_sha256"),
+        rows_sha256=values["rows_sha256"],
         topic_id=values.get("topic_id"),
         gap=values.get("gap"),
-        schema_version=_integer(values, "schema_version"),
     )

@@ -1,9 +1,7 @@
-"""How the files of the scored log are named.
+"""How the files of the scored log are named, and what a row holds.
 
-Names that begin with ``_`` or ``.`` are hidden from Parquet readers by convention. All paths
-are relative to the log's root, with ``/`` between their parts.
-
-The one Arrow schema of the scored log: what a row holds.
+Names that begin with ``_`` or ``.`` are hidden from Parquet readers by convention. All paths are
+relative to the log's root, with ``/`` between their parts.
 
 A row is one image of one message; (topic, partition, offset, index) names it for ever. Rows
 stand in Kafka order. Topic and partition are no columns of the files: they are the hive keys of
@@ -11,31 +9,18 @@ the folders (``topic=…/partition=…``), so that every Parquet reader that kno
 (pyarrow.dataset, DuckDB, Spark) sees them exactly once. A file on its own names both in its
 footer (`nap_stream.scored_log.footer`).
 
-``status`` is ``ok`` for a scored image, else what was wrong, told by ``error``; the columns from
-``class_id`` to ``is_ood``, and ``max_logit``, are null exactly where ``status`` is not ``ok``.
-``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are null also where the run did not compute
-them. All scores, ``fused`` among them, are higher for in-distribution images; ``ood_p_value`` is
-small for out-of-distribution ones. Scores are stored in double precision, so that a verdict can
-be recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
-
-Version 2 added the columns from ``max_logit`` on, at the end, so that a reader that matches
-columns by position keeps those of version 1. A chain may go from version 1 to version 2 between
-two segments; `nap_stream.scored_log.read` gives null for what a file lacks. Plain readers
-differ. pyarrow takes the columns of the first file by path, unless told: where that is of version
-1, the new columns are not seen at all; where it is of version 2, they are null for version 1.
-Name the schema (``pyarrow.dataset.dataset(root, schema=…, partitioning="hive")``, that of a file
-of version 2 and the hive keys), or in DuckDB ``union_by_name = true``.
-
-The versions of the log's columns that this program reads; it writes the newest alone.
-
-Version 2 added ``max_logit`` and the columns after it, version 3 changed the footer alone. A chain
-may go from one version to the next between two segments.
+``status`` is ``ok`` for a scored image, else it says what was wrong, and ``error`` says it for
+people. The columns from ``class_id`` to ``is_ood``, and ``max_logit``, are null exactly where
+``status`` is not ``ok``. ``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are null also where
+the run did not compute them. All scores, ``fused`` among them, are higher for in-distribution
+images; ``ood_p_value`` is small for out-of-distribution ones. Scores are stored in double
+precision, so that a verdict can be recomputed from its row exactly. Each field's metadata ``doc``
+says what it holds and its unit.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -163,6 +148,7 @@ def parse_segment_path(path: str) -> tuple[TopicPartition, int]:
 
 
 SCHEMA_VERSION = 3
+"""Of the columns and of the footer. Files of another version are refused."""
 EARLIEST_TIME_MS = -62_135_596_800_000
 LATEST_TIME_MS = 253_402_300_799_999
 OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")
@@ -318,52 +304,17 @@ def to_table(
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-_ADDED_IN_2 = frozenset({"max_logit", *OPTIONAL_SCORES})
-
-SCHEMAS: Mapping[int, pa.Schema] = MappingProxyType(
-    {
-        1: pa.schema([field for field in SCHEMA if field.name not in _ADDED_IN_2]),
-        2: SCHEMA,
-        3: SCHEMA,
-    }
-)
-"""The columns of each version's files."""
-
-
 def check_version(version: str) -> None:
-    """Refuse a version that is not among `SCHEMAS`.
+    """Refuse files of another version than `SCHEMA_VERSION`.
 
     Args:
         version: As a segment's footer has it.
 
     Raises:
-        ValueError: Files of this version cannot be read.
+        ValueError: It is another one.
     """
-    readable = [str(number) for number in SCHEMAS]
-    if version not in readable:
-        raise ValueError(f"schema version {version!r}; this program reads {', '.join(readable)}")
-
-
-def with_columns(table: pa.Table, names: Sequence[str] | None = None) -> pa.Table:
-    """Bring rows of any version to the columns of `SCHEMA`.
-
-    Args:
-        table: Rows of one segment.
-        names: Which columns of `SCHEMA`, in the order wanted; None for all.
-
-    Returns:
-        Those columns, null where the rows' version has none.
-
-    Raises:
-        pyarrow.ArrowInvalid: A column is missing that every version has.
-    """
-    schema = SCHEMA if names is None else pa.schema([SCHEMA.field(name) for name in names])
-    added = _ADDED_IN_2 - set(table.column_names)
-    missing = set(schema.names) - set(table.column_names) - added
-    if missing:
-        raise pa.ArrowInvalid(f"columns are missing: {', '.join(sorted(missing))}")
-    columns = [
-        pa.nulls(table.num_rows, field.type) if field.name in added else table.column(field.name)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+    if version != str(SCHEMA_VERSION):
+        raise ValueError(
+            f"schema version {version!r}; this program reads {SCHEMA_VERSION}: "
+            "use the nap-stream that wrote it"
+        )

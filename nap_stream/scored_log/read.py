@@ -28,7 +28,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import structlog
 
 from nap_stream.errors import ChainBrokenError, LogRootError
@@ -44,14 +43,10 @@ from nap_stream.scored_log.format import (
     segment_path,
     storable_time_ms,
     topic_folder,
-    with_columns,
 )
 from nap_stream.scored_log.segment import (
     SegmentFile,
-    decode_footer,
     open_segment,
-    typed_errors,
-    unreadable,
 )
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
@@ -59,7 +54,7 @@ from nap_stream.scored_log.stores.local import LocalStore
 SCAN_SCHEMA = pa.schema(
     [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
 )
-"""The columns of a scan: those of the newest files after the hive keys of their folders."""
+"""The columns of a scan: those of the files after the hive keys of their folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,33 +352,6 @@ def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
     return tuple(segment_path(partition, base) for base in complete_bases(store, partition))
 
 
-def read_footer(store: SegmentStore, path: str) -> SegmentFooter:
-    """The footer record of a segment.
-
-    Raises:
-        ChainBrokenError: The file is missing, cannot be read, or its footer is not valid.
-    """
-    file = store.open(path)
-    if file is None:
-        raise _gone(path)
-    with file:
-        return decode_footer(file, path)
-
-
-def tail(store: SegmentStore, partition: TopicPartition, records: int) -> int | None:
-    """Where the newest segments begin whose scored rows number at least ``records``.
-
-    Returns:
-        The base offset of the first of them; the chain's first where it has fewer rows; None
-        where there are no segments, and for 0 records.
-    """
-    start, found = None, 0
-    parts = parts_backwards(store, partition)
-    while found < records and (part := next(parts, None)) is not None:
-        start, found = part.base_offset, found + part.scored_rows
-    return start
-
-
 def scan(
     store: SegmentStore, query: Query, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
@@ -399,8 +367,7 @@ def scan(
         columns: Names of columns of `SCAN_SCHEMA`; None for all.
 
     Yields:
-        Non-empty batches with those columns of `SCAN_SCHEMA`, null where the version that wrote
-        a segment had none.
+        Non-empty batches with those columns of `SCAN_SCHEMA`.
 
     Raises:
         ConfigError: The topic cannot be the name of one.
@@ -461,31 +428,6 @@ def _with_keys(
         for field in schema
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def read_table(store: SegmentStore, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One file's rows, with columns of `nap_stream.scored_log.format.SCHEMA` only.
-
-    A column that the segment's version has not is null. Page checksums are verified.
-
-    Args:
-        store: Where the log lies.
-        path: The segment, relative to the root.
-        columns: Names of columns, in the order wanted; None for all.
-
-    Raises:
-        ChainBrokenError: Also where the file is missing or lacks a column that every version has.
-    """
-    file = store.open(path)
-    if file is None:
-        raise _gone(path)
-    with file, typed_errors(path), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
-        table = parquet.read(columns=None if columns is None else list(columns))
-        return with_columns(table, columns)
-
-
-def _gone(path: str) -> ChainBrokenError:
-    return unreadable(path, FileNotFoundError("no such file"))
 
 
 def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, ...]:

@@ -41,13 +41,12 @@ from nap_stream.scored_log.footer import (
 from nap_stream.scored_log.format import (
     DICTIONARY_COLUMNS,
     SCHEMA,
-    SCHEMAS,
     parse_segment_path,
     storable_time_ms,
 )
 from nap_stream.scored_log.stores.base import SegmentStore
 
-_SHARED = ("partition", "schema_version", "model_fingerprint", "calibration_fingerprint")
+_SHARED = ("partition", "model_fingerprint", "calibration_fingerprint")
 
 
 def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
@@ -56,7 +55,6 @@ def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
         all(getattr(earlier, name) == getattr(later, name) for name in _SHARED)
         and later.base_offset == earlier.end_offset
         and earlier.topic_id in {None, later.topic_id}
-        and earlier.rows_sha256 is not None
         and not (earlier.merged or later.merged)
         and later.previous_sha256 == segment_sha256(earlier)
     )
@@ -111,7 +109,7 @@ def check_merged(footer: SegmentFooter) -> None:
     """
     told = merged_footer(
         footer.merged,
-        rows_sha256=footer.rows_sha256 or "",
+        rows_sha256=footer.rows_sha256,
         writer_id=footer.writer_id,
         created_time_ms=footer.created_time_ms,
     )
@@ -338,18 +336,17 @@ class SegmentFile:
         Page checksums are verified; whether the rows are those of their digest is not.
 
         Raises:
-            ChainBrokenError: The rows cannot be read, or have not the columns of their version.
+            ChainBrokenError: The rows cannot be read, or have not the log's columns.
         """
-        schema = SCHEMAS[self.footer.schema_version]
         with (
             typed_errors(self.path),
             pq.ParquetFile(
                 self.source, metadata=self.metadata, page_checksum_verification=True
             ) as file,
         ):
-            if not file.schema_arrow.equals(schema):
-                raise pa.ArrowInvalid("its columns are not those of its version")
-            yield from divide(self.parts(), file.iter_batches(_BATCH_ROWS), schema)
+            if not file.schema_arrow.equals(SCHEMA):
+                raise pa.ArrowInvalid("its columns are not those of the log")
+            yield from divide(self.parts(), file.iter_batches(_BATCH_ROWS), SCHEMA)
 
     def batches(
         self,
@@ -366,7 +363,7 @@ class SegmentFile:
             expression: An Arrow expression that rows must meet; None for all.
 
         Yields:
-            Non-empty batches with those columns, null where the file's version had none.
+            Non-empty batches with those columns.
 
         Raises:
             ChainBrokenError: The rows cannot be read.
@@ -380,12 +377,12 @@ class SegmentFile:
             yield from (batch for batch in found if batch.num_rows)
 
     def _all(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        present = set(SCHEMAS[self.footer.schema_version].names)
-        names = [name for name in schema.names if name in present] or ["offset"]
         with pq.ParquetFile(self.source, metadata=self.metadata) as file:
-            batches = file.iter_batches(_BATCH_ROWS, columns=names, use_threads=self.is_large)
+            batches = file.iter_batches(
+                _BATCH_ROWS, columns=schema.names, use_threads=self.is_large
+            )
             for batch in batches:
-                yield _with_schema(batch, schema, present)
+                yield _with_schema(batch, schema)
 
     def _chosen(self, schema: pa.Schema, expression: Any) -> Iterator[pa.RecordBatch]:
         fragment = ds.ParquetFileFormat().make_fragment(self.source)
@@ -464,12 +461,9 @@ def check_name(path: str, footer: SegmentFooter) -> None:
         )
 
 
-def _with_schema(batch: pa.RecordBatch, schema: pa.Schema, present: set[str]) -> pa.RecordBatch:
-    missing = sorted(set(schema.names) & present - set(batch.schema.names))
+def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    missing = sorted(set(schema.names) - set(batch.schema.names))
     if missing:
         raise pa.ArrowInvalid(f"columns are missing: {', '.join(missing)}")
-    columns = [
-        batch.column(field.name) if field.name in present else pa.nulls(batch.num_rows, field.type)
-        for field in schema
-    ]
+    columns = [batch.column(field.name) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

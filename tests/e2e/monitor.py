@@ -17,11 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nap_stream.demo.produce import produce
 from nap_stream.kafka.client import create_topics
-from nap_stream.scored_log.read import Query, partitions, read_footer, scan, segments
+from nap_stream.scored_log.read import Query, partitions, scan, segments
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.processes import Program
+from tests.support.log_files import read_footer
 from tests.support.topics import describe_group, new_settings, read_all
 from tests.support.waiting import wait_until
 

@@ -6,7 +6,7 @@ import pytest
 
 from nap_stream.demo.produce import produce
 from nap_stream.scored_log.read import Query, scan
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
 from tests.e2e.monitor import new_monitor
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka

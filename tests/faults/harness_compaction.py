@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.scored_log.compact import compact
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
 
 PAUSE_S = 0.3
 STOP_S = 30.0

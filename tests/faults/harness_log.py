@@ -6,9 +6,10 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.read import Query, scan
-from nap_stream.scored_log.stores.local import LocalScoredLog
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.faults.harness_stream import Rows
 
@@ -44,13 +45,7 @@ def compare(root: Path, topic: str, produced: Rows) -> Difference:
 
 def chain_ends(root: Path, topic: str, partitions: int) -> dict[int, int]:
     """Where each chain ends now; partitions without one are left out."""
-    log = LocalScoredLog(
-        root,
-        writer_id="harness",
-        model_fingerprint="0" * 64,
-        calibration_fingerprint="0" * 64,
-        clock=SystemClock(),
-    )
+    log = ScoredLog(LocalStore(root), WriterIdentity("harness", "0" * 64, "0" * 64), SystemClock())
     found = {number: log.end(TopicPartition(topic, number)) for number in range(partitions)}
     return {number: end.offset for number, end in found.items() if end is not None}
 

@@ -58,7 +58,7 @@ class FaultyOperations(PosixOperations):
         self._injector.attempt(Failpoint.TEMPORARY_UNLINKED, lambda: step(path))
 
 
-class FaultyLog:
+class FaultyLog(ScoredLog):
     """A scored log.
 
     Args:

@@ -17,7 +17,7 @@ from nap_stream.metrics import Metrics
 from nap_stream.monitor.alerts import AlertOutbox
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.read import Query, scan
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import STOP_S, Worker, local_log

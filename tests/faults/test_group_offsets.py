@@ -10,7 +10,7 @@ from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka

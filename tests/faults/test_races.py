@@ -8,12 +8,14 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import SegmentConflictError
-from nap_stream.scored_log.read import Query, read_footer, scan, segments
-from nap_stream.scored_log.stores.local import LocalScoredLog, PosixOperations
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.read import Query, scan, segments
+from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.stores.local import LocalStore, PosixOperations
 from nap_stream.scored_log.verify.run import verify
 from tests.faults.harness_processes import FORKS
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, origin, scored
+from tests.support.log_files import read_footer
 
 POSITIONS = 40
 WAIT_S = 60.0
@@ -53,13 +55,10 @@ def _race(
     root: Path, name: str, meeting: Barrier, first: tuple[bool, bool] | None
 ) -> tuple[list[int], list[int]]:
     """Contend for every position; return the base offsets won and those lost."""
-    log = LocalScoredLog(
-        root,
-        writer_id=name,
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=SystemClock(),
-        operations=_OperationsInTurn(meeting, first),
+    log = ScoredLog(
+        LocalStore(root, _OperationsInTurn(meeting, first)),
+        WriterIdentity(name, MODEL, CALIBRATION),
+        SystemClock(),
     )
     won, lost = [], []
     position = log.begin(CARS, 0)

@@ -7,7 +7,7 @@ import pytest
 from kafka.coordinator.base import MemberState
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_until
@@ -36,7 +36,7 @@ def rebalances(source: KafkaSource) -> bool:
     return source._consumer.group_metadata().state is MemberState.REBALANCING
 
 
-def chain_end(log: LocalScoredLog, partition: TopicPartition) -> int | None:
+def chain_end(log: ScoredLog, partition: TopicPartition) -> int | None:
     position = log.end(partition)
     return None if position is None else position.offset
 

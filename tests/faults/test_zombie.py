@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.read import read_footer, segments
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.stores import store_at
 from tests.faults.failpoints import Action, Failpoint, Fault
 from tests.faults.harness_broker import Broker
 from tests.faults.harness_compaction import Compaction
@@ -15,6 +15,7 @@ from tests.faults.harness_fleet import Fleet, Member
 from tests.faults.harness_site import Site, new_site
 from tests.faults.harness_stream import Stream, draw_bursts
 from tests.support.apache_kafka import ApacheKafka
+from tests.support.log_files import read_footer
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]

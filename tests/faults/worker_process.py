@@ -21,8 +21,8 @@ from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
 from nap_stream.process import configure_logging, stop_on_signals
 from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
-from nap_stream.scored_log.chain import ScoredLog
-from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import (
     KafkaSettings,
@@ -158,13 +158,12 @@ def _rows(loaded: LoadedModel) -> RecordScorer:
 
 
 def _log(spec: WorkerSpec, loaded: LoadedModel, injector: Injector) -> ScoredLog:
-    return LocalScoredLog(
-        spec.log_root,
-        writer_id=f"{spec.name}.{spec.incarnation}@{os.getpid()}",
-        model_fingerprint=loaded.fingerprint,
-        calibration_fingerprint="1" * 64,
-        clock=SystemClock(),
-        operations=FaultyOperations(injector),
+    return ScoredLog(
+        LocalStore(spec.log_root, FaultyOperations(injector)),
+        WriterIdentity(
+            f"{spec.name}.{spec.incarnation}@{os.getpid()}", loaded.fingerprint, "1" * 64
+        ),
+        SystemClock(),
     )
 
 

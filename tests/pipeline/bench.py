@@ -16,13 +16,14 @@ from nap_stream.records import (
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.scored_log.chain import ScoredLog
-from nap_stream.scored_log.stores.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from tests.pipeline.test_scoring import decode, row, score
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
+from tests.support.log_files import rows_in
 from tests.support.told import Told
 
 FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)
@@ -72,14 +73,8 @@ class Bench:
     open_log: Callable[[], ScoredLog] | None = None
     sources: list[MemorySource] = field(default_factory=list)
 
-    def log(self, name: str = "worker-0") -> MemoryScoredLog:
-        return MemoryScoredLog(
-            self.store,
-            writer_id=name,
-            model_fingerprint="0" * 64,
-            calibration_fingerprint="1" * 64,
-            clock=SystemClock(),
-        )
+    def log(self, name: str = "worker-0") -> ScoredLog:
+        return ScoredLog(self.store, WriterIdentity(name, "0" * 64, "1" * 64), SystemClock())
 
     def run(self, enough: Callable[[], bool]) -> None:
         clock: Clock = SystemClock()
@@ -141,7 +136,7 @@ class Bench:
 
     def offsets(self, partition: TopicPartition = FIRST) -> list[tuple[int, int]]:
         """(offset, index) of all rows that are in the log."""
-        table = self.store.table(partition)
+        table = rows_in(self.store, partition)
         return list(
             zip(table.column("offset").to_pylist(), table.column("index").to_pylist(), strict=True)
         )

@@ -7,9 +7,10 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.pipeline import waiting
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.read import Query, scan
-from nap_stream.scored_log.stores.local import LocalScoredLog
-from nap_stream.scored_log.stores.open import store_at
+from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.pipeline.bench import FIRST, Bench, Script, nothing, waits
 from tests.support.doubles import MemoryTopic
@@ -30,12 +31,10 @@ def bench(disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr("nap_stream.pipeline.line.REPORT_EVERY_S", 0.02)
     return Bench(
         MemoryTopic("images", 1),
-        open_log=lambda: LocalScoredLog(
-            disk.folder / "log",
-            writer_id="worker-0",
-            model_fingerprint="0" * 64,
-            calibration_fingerprint="1" * 64,
-            clock=SystemClock(),
+        open_log=lambda: ScoredLog(
+            LocalStore(disk.folder / "log"),
+            WriterIdentity("worker-0", "0" * 64, "1" * 64),
+            SystemClock(),
         ),
     )
 

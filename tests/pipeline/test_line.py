@@ -19,6 +19,7 @@ from nap_stream.records import (
 from tests.pipeline.bench import FIRST, SECOND, Bench
 from tests.pipeline.test_scoring import score
 from tests.support.doubles import MemorySource, MemoryTopic
+from tests.support.log_files import footers_in, paths_in, rows_in
 from tests.support.told import Told
 
 
@@ -88,7 +89,7 @@ def test_bad_rows_go_to_the_dead_letters_before_their_segment(bench: Bench) -> N
 
     assert [(i.origin.offset, i.origin.index) for i in bench.letters.images] == [(0, 1), (1, 0)]
     assert bench.offsets() == [(0, 0), (0, 1), (0, 2), (1, 0)]
-    statuses = bench.store.table(FIRST).column("status").to_pylist()
+    statuses = rows_in(bench.store, FIRST).column("status").to_pylist()
     assert statuses == ["ok", "corrupt", "ok", "corrupt"]
 
 
@@ -141,7 +142,7 @@ def test_offsets_that_the_topic_skips_are_passed_over(bench: Bench) -> None:
     bench.run(lambda: bench.topic.committed.get(FIRST) == 4)
 
     assert bench.offsets() == [(0, 0)]
-    assert [footer.end_offset for footer in bench.store.footers(FIRST)][-1] == 4
+    assert [footer.end_offset for footer in footers_in(bench.store, FIRST)][-1] == 4
 
 
 def test_revoked_partitions_are_published_and_committed(bench: Bench) -> None:
@@ -176,7 +177,7 @@ def test_lost_partitions_publish_nothing(bench: Bench) -> None:
 
     bench.run(lose_once_read)
 
-    assert bench.store.segments(FIRST) == ()
+    assert paths_in(bench.store, FIRST) == ()
     assert bench.topic.committed == {}
 
 
@@ -212,7 +213,7 @@ def test_an_error_while_scoring_ends_the_line_and_publishes_nothing_more(bench: 
     with pytest.raises(RuntimeError, match="CUDA error"):
         bench.run(lambda: False)
 
-    assert bench.store.segments(FIRST) == ()
+    assert paths_in(bench.store, FIRST) == ()
 
 
 def test_an_error_while_decoding_ends_the_line_and_publishes_nothing_more(bench: Bench) -> None:
@@ -225,7 +226,7 @@ def test_an_error_while_decoding_ends_the_line_and_publishes_nothing_more(bench:
     with pytest.raises(RuntimeError, match="a defect in the decoder"):
         bench.run(lambda: False)
 
-    assert bench.store.segments(FIRST) == ()
+    assert paths_in(bench.store, FIRST) == ()
 
 
 def test_a_score_thread_that_hangs_shows_as_no_progress_and_as_nothing_waited_for(

@@ -10,6 +10,7 @@ from nap_stream.pipeline.partition import disagreement, require_same_topic
 from nap_stream.records import ChainPosition, Disagreement
 from tests.pipeline.bench import FIRST, Bench
 from tests.support.doubles import MemoryTopic
+from tests.support.log_files import footers_in, paths_in
 
 EMPTY = ChainPosition(5, "0" * 64)
 CHAIN = ChainPosition(5, "0" * 64, base=3)
@@ -174,7 +175,7 @@ def test_a_commit_past_the_end_of_the_topic_is_never_followed(bench: Bench) -> N
     with pytest.raises(OffsetRangeError, match="committed offset is 99, and the topic ends at 10"):
         bench.run(lambda: False)
 
-    assert [footer.end_offset for footer in bench.store.footers(FIRST)][-1] == 10
+    assert [footer.end_offset for footer in footers_in(bench.store, FIRST)][-1] == 10
 
 
 def test_no_chain_is_begun_past_the_end_of_the_topic(bench: Bench) -> None:
@@ -189,14 +190,14 @@ def test_no_chain_is_begun_past_the_end_of_the_topic(bench: Bench) -> None:
 
 def test_a_topic_that_was_made_anew_is_refused_and_the_log_stays_as_it_was(bench: Bench) -> None:
     logged(bench, 10)
-    before = bench.store.segments(FIRST)
+    before = paths_in(bench.store, FIRST)
     bench.topic = MemoryTopic("images", 1, topic_id="topic-1")
     fill(bench, 20)
 
     with pytest.raises(TopicReplacedError, match=r"topic-1.*topic-0.*new log\.root"):
         bench.run(lambda: False)
 
-    assert bench.store.segments(FIRST) == before
+    assert paths_in(bench.store, FIRST) == before
     assert bench.topic.committed == {}
 
 
@@ -207,7 +208,7 @@ def test_the_id_of_the_topic_is_kept_in_the_chain(bench: Bench) -> None:
 
     assert end is not None
     assert end.topic_id == "topic-0"
-    assert {footer.topic_id for footer in bench.store.footers(FIRST)} == {"topic-0"}
+    assert {footer.topic_id for footer in footers_in(bench.store, FIRST)} == {"topic-0"}
 
 
 def test_a_chain_without_an_id_takes_that_of_the_topic_from_now_on() -> None:

@@ -11,9 +11,10 @@ from nap_stream.pipeline import waiting
 from nap_stream.pipeline.partition import ROW_BYTES
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
 from nap_stream.records import TopicPartition, WorkerReport
-from nap_stream.scored_log.stores.memory import MemoryScoredLog
+from nap_stream.scored_log.chain import ScoredLog
 from tests.pipeline.bench import DISK_FULL, FIRST, SECOND, Bench, Script, nothing, waits
 from tests.support.doubles import MemorySource, MemoryTopic
+from tests.support.log_files import paths_in
 
 READ_ONLY = LogRootError("no permission: Read-only file system", "/log", "Give this user access")
 
@@ -157,7 +158,7 @@ def test_dead_letters_that_cannot_be_delivered_are_waited_for(bench: Bench) -> N
     published: list[int] = []
 
     def deliver() -> None:
-        published.append(len(bench.store.segments(FIRST)))
+        published.append(len(paths_in(bench.store, FIRST)))
         bench.letters.available = True
 
     script = Script(
@@ -265,7 +266,7 @@ def test_lost_partitions_are_waited_for_no_longer(bench: Bench) -> None:
 
     bench.run(script)
 
-    assert bench.store.segments(FIRST) == ()
+    assert paths_in(bench.store, FIRST) == ()
 
 
 def test_a_chain_that_is_broken_is_not_waited_for(
@@ -274,7 +275,7 @@ def test_a_chain_that_is_broken_is_not_waited_for(
     def broken(_log: object, _partition: TopicPartition, _hint: int | None = None) -> None:
         raise ChainBrokenError("not a segment", "x.parquet", "Run verify")
 
-    monkeypatch.setattr(MemoryScoredLog, "end", broken)
+    monkeypatch.setattr(ScoredLog, "end", broken)
     with pytest.raises(ChainBrokenError):
         bench.run(lambda: False)
 

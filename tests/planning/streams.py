@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
 from nap_stream.records import ScoredRecord, TopicPartition
-from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, MODEL, NOON_MS, origin, scored
 from tests.support.small_calibration import calibration_of
 
@@ -61,12 +62,8 @@ def write_log(
     partition: TopicPartition = CARS,
 ) -> Path:
     """Publish records as a chain of segments."""
-    log = LocalScoredLog(
-        root,
-        writer_id="worker-0",
-        model_fingerprint=MODEL,
-        calibration_fingerprint=fingerprint,
-        clock=ManualClock(NOON_MS),
+    log = ScoredLog(
+        LocalStore(root), WriterIdentity("worker-0", MODEL, fingerprint), ManualClock(NOON_MS)
     )
     position = log.begin(partition, 0)
     for start in range(0, len(records), 2_000):

@@ -1,6 +1,5 @@
 """Records and logs for the tests of the scored log."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,19 +9,17 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, rows_sha256
-from nap_stream.scored_log.format import SCHEMAS, segment_path, to_table
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.footer import rows_sha256
 from nap_stream.scored_log.segment import (
-    count_scored,
     decode_footer,
     encode_segment,
-    event_time_range,
     merged_footer,
-    to_metadata,
 )
 from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.stores.local import LocalScoredLog, LocalStore
-from nap_stream.scored_log.stores.memory import MemoryScoredLog, MemoryStore
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.memory import MemoryStore
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z
@@ -30,26 +27,16 @@ MODEL = "a1" * 32
 CALIBRATION = "b2" * 32
 
 
-def local_log(
-    root: Path, writer_id: str = "worker-0", clock: Clock | None = None
-) -> LocalScoredLog:
-    return LocalScoredLog(
-        root,
-        writer_id=writer_id,
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=clock or ManualClock(NOON_MS),
+def local_log(root: Path, writer_id: str = "worker-0", clock: Clock | None = None) -> ScoredLog:
+    return ScoredLog(
+        LocalStore(root),
+        WriterIdentity(writer_id, MODEL, CALIBRATION),
+        clock or ManualClock(NOON_MS),
     )
 
 
-def memory_log(store: MemoryStore, writer_id: str = "worker-0") -> MemoryScoredLog:
-    return MemoryScoredLog(
-        store,
-        writer_id=writer_id,
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=ManualClock(NOON_MS),
-    )
+def memory_log(store: MemoryStore, writer_id: str = "worker-0") -> ScoredLog:
+    return ScoredLog(store, WriterIdentity(writer_id, MODEL, CALIBRATION), ManualClock(NOON_MS))
 
 
 def origin(
@@ -119,53 +106,36 @@ def chain(
     return paths
 
 
-def encode_old_version(
-    footer: SegmentFooter, records: Sequence[ScoredRecord], version: int = 1
-) -> bytes:
-    """The records as a segment of version 1 or 2, by today's writer."""
-    table = to_table(
-        records,
-        model_fingerprint=footer.model_fingerprint,
-        calibration_fingerprint=footer.calibration_fingerprint,
-    )
-    old = dataclasses.replace(footer, schema_version=version, rows_sha256=None, topic_id=None)
+def of_version(content: bytes, version: str) -> bytes:
+    """A segment's file that says it is of another version."""
+    table = pq.read_table(pa.BufferReader(content))
+    metadata = {**table.schema.metadata, b"nap_stream.schema_version": version.encode()}
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.select(SCHEMAS[version].names).replace_schema_metadata(to_metadata(old)), sink
-    )
+    pq.write_table(table.replace_schema_metadata(metadata), sink)
     return bytes(sink.getvalue())
 
 
-def publish_old_version(
-    root: Path,
-    end_offset: int,
-    records: Sequence[ScoredRecord],
-    version: int,
-    partition: TopicPartition = CARS,
-) -> str:
-    """Go on with a chain as the writer of version 1 or 2 did; give the segment's path."""
-    position = local_log(root).end(partition)
-    assert position is not None
-    low, high = event_time_range(records)
-    footer = SegmentFooter(
-        partition=partition,
-        base_offset=position.offset,
-        end_offset=end_offset,
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        rows=len(records),
-        scored_rows=count_scored(records),
-        min_event_time_ms=low,
-        max_event_time_ms=high,
-        writer_id="old",
-        created_time_ms=NOON_MS,
-        previous_sha256=position.previous_sha256,
-        rows_sha256=None,
-        schema_version=version,
-    )
-    path = segment_path(partition, position.offset)
-    assert LocalStore(root).create(path, encode_old_version(footer, records, version))
-    return path
+def write_golden(root: Path) -> None:
+    """A small log with all that a log can hold. ``tests/scored_log/golden`` was made by this.
+
+    Partition 0 of cars: a compacted file of three segments [0, 6), a declared gap [6, 9), and
+    [9, 12). Partition 1: [5, 8), whose last offset the topic skips.
+    """
+    clock, other = ManualClock(NOON_MS), TopicPartition("cars", 1)
+    log = ScoredLog(LocalStore(root), WriterIdentity("worker-0", MODEL, CALIBRATION), clock)
+    position = log.begin(CARS, 0, "id-of-the-topic")
+    for base in (0, 2, 4):
+        rows = [scored(origin(base)), failed(origin(base + 1, key=None))]
+        position = log.publish(CARS, position, base + 2, rows).position
+    position = log.publish(CARS, position, 9, (), gap="retention").position
+    headers = (("camera", b"north"), ("camera", None))
+    batch = [origin(9, index, headers=headers) for index in range(2)]
+    last = [scored(batch[0], p_value=0.01, knn=1.25), scored(batch[1], class_name="\u00e9")]
+    log.publish(CARS, position, 12, last)
+    start = log.begin(other, 5)
+    pair = [scored(origin(5, partition=other)), failed(origin(6, partition=other))]
+    log.publish(other, start, 8, pair)
+    compact(LocalStore(root), clock=ManualClock(NOON_MS + 86_400_000))
 
 
 def merged_segments(store: SegmentStore, paths: Sequence[str]) -> bytes:

@@ -63,6 +63,9 @@ class DyingStore:
             self._step()
             self._store.remove([path])
 
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:
+        return self._store.remove_leftovers(folder, before_ms)
+
     def _check(self) -> None:
         """A dead process reads nothing either, such as the lock that it would give back."""
         if self._left == 0:

@@ -18,11 +18,12 @@ from nap_stream.scored_log.chain import ChainEnds
 from nap_stream.scored_log.compact import LOCK_NAME, compact
 from nap_stream.scored_log.compact_plan import Limits
 from nap_stream.scored_log.format import partition_folder, temporary_name
-from nap_stream.scored_log.read import Query, read_footer, scan, segments, tail
+from nap_stream.scored_log.read import Query, scan, segments
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from tests.scored_log.builders import CARS, chain, local_log, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
+from tests.support.log_files import read_footer, tail
 from tests.support.waiting import wait_until
 
 OTHER = TopicPartition("cars", 1)

@@ -13,6 +13,7 @@ from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, segment_path
 from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.scored_log.builders import CARS, memory_log, merged_segments, origin, scored
+from tests.support.log_files import footers_in
 
 
 class CountingStore(MemoryStore):
@@ -88,7 +89,7 @@ def test_the_end_of_a_compacted_file_is_that_of_its_last_segment() -> None:
     _compact(store, [0, 50])
     found = ChainEnds(store).end(CARS)
     assert found == dataclasses.replace(before, base=0)
-    (merged,) = store.footers(CARS)
+    (merged,) = footers_in(store, CARS)
     assert found.previous_sha256 == segment_sha256(merged.merged[1])
 
 
@@ -121,14 +122,14 @@ def test_a_writer_that_slept_through_a_compaction_publishes_nothing(slept_at: in
     store = MemoryStore()
     positions = _filled(store, 5)
     _compact(store, [0, 50, 100, 150])
-    before = store.footers(CARS)
+    before = footers_in(store, CARS)
     zombie = memory_log(store, "zombie")
     slept = positions[slept_at]
     row = scored(origin(slept.offset))
     with pytest.raises(SegmentConflictError, match="is in a compacted file") as caught:
         zombie.publish(CARS, slept, slept.offset + 7, [row])
     assert caught.value.where == segment_path(CARS, slept.offset)
-    assert store.footers(CARS) == before
+    assert footers_in(store, CARS) == before
     assert zombie.end(CARS) == positions[-1]
 
 

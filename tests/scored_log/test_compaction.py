@@ -16,7 +16,7 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.records import ScoredRecord, TopicPartition
-from nap_stream.scored_log.chain import ChainedScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.compact import (
     LOCK_NAME,
     CompactionReport,
@@ -28,7 +28,7 @@ from nap_stream.scored_log.compact_plan import Limits
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import parse_segment_path, segment_path
 from nap_stream.scored_log.query import run_query
-from nap_stream.scored_log.read import Query, read_footer, scan, segments, tail, walk
+from nap_stream.scored_log.read import Query, scan, segments, walk
 from nap_stream.scored_log.segment import ROW_GROUP_ROWS, SMALL_BYTES, open_segment
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
@@ -41,12 +41,12 @@ from tests.scored_log.builders import (
     CARS,
     MODEL,
     NOON_MS,
-    encode_old_version,
     failed,
     origin,
     scored,
 )
 from tests.scored_log.failing_store import DyingStore, Killed
+from tests.support.log_files import read_footer, tail
 
 DAY_S = 86_400
 TOMORROW = ManualClock(NOON_MS + DAY_S * 1000)
@@ -66,13 +66,7 @@ class Writer:
     ) -> None:
         self.clock = ManualClock(NOON_MS)
         self._partition = partition
-        self.log = ChainedScoredLog(
-            store,
-            writer_id="worker-0",
-            model_fingerprint=model,
-            calibration_fingerprint=CALIBRATION,
-            clock=self.clock,
-        )
+        self.log = ScoredLog(store, WriterIdentity("worker-0", model, CALIBRATION), self.clock)
         self.position = self.log.begin(partition, 0, "id-of-the-topic")
 
     def publish(
@@ -221,20 +215,16 @@ def test_gaps_alone_make_a_file_without_rows(store: SegmentStore) -> None:
     assert _rows(store).column("offset").to_pylist() == [6, 7]
 
 
-def test_another_model_or_an_older_version_stays_apart(tmp_path: Path) -> None:
+def test_another_model_stays_apart(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     first = Writer(store)
     first.publish(2)
     second = Writer(store, model="d4" * 32)
     second.position = first.position
     second.publish(3)
-    old = tmp_path / segment_path(CARS, 0)
-    footer = read_footer(store, segment_path(CARS, 0))
-    rows = [scored(origin(0), p_value=0.01), failed(origin(1))]
-    old.write_bytes(encode_old_version(footer, rows, version=2))
     report = _compact(store)
     assert report.clean
-    assert _bases(store) == [0, 2, 4, 8]
+    assert _bases(store) == [0, 4, 8]
 
 
 def test_partitions_are_compacted_apart_and_topics_can_be_chosen(store: SegmentStore) -> None:

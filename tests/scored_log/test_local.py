@@ -11,13 +11,13 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.format import temporary_name
-from nap_stream.scored_log.read import read_footer
+from nap_stream.scored_log.stores import check_store, check_writable
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore, PosixOperations
-from nap_stream.scored_log.stores.open import check_store, check_writable
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, local_log, origin, scored
 from tests.scored_log.failing_operations import FailingOperations
 from tests.scored_log.racing import race
+from tests.support.log_files import read_footer
 
 FOLDER = "topic=cars/partition=0"
 

@@ -12,9 +12,10 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.records import ChainPosition
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.format import is_temporary
-from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalScoredLog, LocalStore
-from nap_stream.scored_log.stores.open import check_store
+from nap_stream.scored_log.stores import check_store
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_operations import FailingOperations, Killed
 from tests.support.small_disk import SmallDisk, mounted_disk
@@ -61,14 +62,9 @@ def store(tmp_path: Path, disk: FailingOperations) -> LocalStore:
     return made
 
 
-def log_on(root: Path, disk: FailingOperations | None = None) -> LocalScoredLog:
-    return LocalScoredLog(
-        root,
-        writer_id="worker-0",
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=ManualClock(NOON_MS),
-        operations=disk,
+def log_on(root: Path, disk: FailingOperations | None = None) -> ScoredLog:
+    return ScoredLog(
+        LocalStore(root, disk), WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS)
     )
 
 
@@ -276,7 +272,7 @@ def offsets(root: Path) -> list[int]:
     return found
 
 
-def publish_on(log: LocalScoredLog, position: ChainPosition, end: int) -> ChainPosition:
+def publish_on(log: ScoredLog, position: ChainPosition, end: int) -> ChainPosition:
     """Publish up to an offset, one segment an offset, as a worker does: with retries."""
     while position.offset < end:
         rows = [scored(origin(position.offset))]

@@ -22,18 +22,19 @@ from hypothesis.stateful import (
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import SegmentConflictError
-from nap_stream.scored_log.chain import ChainedScoredLog, sha256_hex
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, sha256_hex
 from nap_stream.scored_log.compact import CompactionReport, compact
 from nap_stream.scored_log.compact_plan import Limits
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path
-from nap_stream.scored_log.read import Query, scan, segments, tail, walk
+from nap_stream.scored_log.read import Query, scan, segments, walk
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
+from tests.support.log_files import tail
 
 if TYPE_CHECKING:
     from nap_stream.records import ChainPosition
@@ -98,14 +99,8 @@ class LogMachine(RuleBasedStateMachine):
         """Where the log lies."""
         return MemoryStore()
 
-    def log(self, name: str, store: SegmentStore | None = None) -> ChainedScoredLog:
-        return ChainedScoredLog(
-            store or self.store,
-            writer_id=name,
-            model_fingerprint=MODEL,
-            calibration_fingerprint=CALIBRATION,
-            clock=self.clock,
-        )
+    def log(self, name: str, store: SegmentStore | None = None) -> ScoredLog:
+        return ScoredLog(store or self.store, WriterIdentity(name, MODEL, CALIBRATION), self.clock)
 
     def publish_over(self, store: SegmentStore, writer: int, length: int, is_gap: bool) -> bool:
         """Publish at the writer's position; whether it won. The model changes as the chain must."""

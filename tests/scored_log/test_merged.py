@@ -81,10 +81,9 @@ def test_gaps_alone_merge_to_a_file_without_rows() -> None:
         _part(FIRST, 12, 1, base_offset=10),
         _part(FIRST, 12, 1, base_offset=8),
         _part(FIRST, 12, 1, previous_sha256="0c" * 32),
-        _part(FIRST, 12, 1, schema_version=2, rows_sha256=None),
         _part(FIRST, 12, 1, merged=(LAST,)),
     ],
-    ids=["partition", "model", "calibration", "hole", "overlap", "digest", "version", "compacted"],
+    ids=["partition", "model", "calibration", "hole", "overlap", "digest", "compacted"],
 )
 def test_what_one_footer_cannot_speak_for_does_not_merge(later: SegmentFooter) -> None:
     assert may_merge(FIRST, GAP)

@@ -13,8 +13,8 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
-from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.stores.open import check_writable
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores import check_writable
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.support.s3 import (
@@ -44,14 +44,8 @@ def store(s3_root: str) -> ObjectStore:
     return ObjectStore(s3_root, limits=QUICK)
 
 
-def log_at(store: ObjectStore) -> ChainedScoredLog:
-    return ChainedScoredLog(
-        store,
-        writer_id="worker-0",
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=ManualClock(NOON_MS),
-    )
+def log_at(store: ObjectStore) -> ScoredLog:
+    return ScoredLog(store, WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS))
 
 
 @pytest.mark.parametrize(

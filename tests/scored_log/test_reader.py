@@ -13,6 +13,7 @@ from nap_stream.scored_log.format import segment_name, segment_path, temporary_n
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, local_log, origin, scored
+from tests.support.log_files import read_footer, read_table, tail
 
 OTHER = TopicPartition("cars", 10)
 DIGITS = TopicPartition("2024", 2)
@@ -157,7 +158,7 @@ def test_a_scan_makes_a_listing_whole_that_missed_a_segment(
 
 
 def test_the_tail_makes_a_listing_whole_that_missed_a_segment(root: Path) -> None:
-    assert read.tail(_Listings(root, [[9, 0]]), CARS, 99) == 0
+    assert tail(_Listings(root, [[9, 0]]), CARS, 99) == 0
 
 
 def test_partitions_are_found_in_order(root: Path) -> None:
@@ -173,11 +174,11 @@ def test_partitions_are_found_in_order(root: Path) -> None:
     ("records", "start"), [(0, None), (1, 9), (2, 9), (3, 0), (4, 0), (100, 0)]
 )
 def test_the_tail_counts_scored_rows(root: Path, records: int, start: int | None) -> None:
-    assert read.tail(LocalStore(root), CARS, records) == start
+    assert tail(LocalStore(root), CARS, records) == start
 
 
 def test_the_tail_of_nothing_is_empty(root: Path) -> None:
-    assert read.tail(LocalStore(root), TopicPartition("dogs", 0), 5) is None
+    assert tail(LocalStore(root), TopicPartition("dogs", 0), 5) is None
 
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
@@ -195,9 +196,9 @@ def test_a_corrupt_segment_is_named(root: Path) -> None:
     with pytest.raises(ChainBrokenError, match=path):
         list(read.scan(LocalStore(root), Query()))
     with pytest.raises(ChainBrokenError, match=path):
-        read.read_footer(LocalStore(root), path)
+        read_footer(LocalStore(root), path)
     with pytest.raises(ChainBrokenError, match=path):
-        read.read_table(LocalStore(root), path)
+        read_table(LocalStore(root), path)
 
 
 def test_times_are_typed(root: Path) -> None:

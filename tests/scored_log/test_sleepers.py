@@ -8,7 +8,7 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import ChainedScoredLog, ChainEnds
+from nap_stream.scored_log.chain import ChainEnds, ScoredLog, WriterIdentity
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.query import run_query
@@ -54,14 +54,10 @@ def _chain(store: MemoryStore, count: int) -> list[ChainPosition]:
     return positions
 
 
-def _dying_log(store: MemoryStore) -> ChainedScoredLog:
+def _dying_log(store: MemoryStore) -> ScoredLog:
     """Of a writer that is gone after its next segment is there."""
-    return ChainedScoredLog(
-        DyingStore(store, steps=1),
-        writer_id="other",
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=TOMORROW,
+    return ScoredLog(
+        DyingStore(store, steps=1), WriterIdentity("other", MODEL, CALIBRATION), TOMORROW
     )
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ScoredLogError, SegmentConflictError
-from nap_stream.scored_log.chain import ChainedScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores import check_store
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.memory import MemoryStore
-from nap_stream.scored_log.stores.open import check_store
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 
@@ -196,12 +196,8 @@ def test_competing_writers_make_one_chain(stores: Stores) -> None:
     start = threading.Barrier(writers)
 
     def write(writer: int) -> list[int]:
-        log = ChainedScoredLog(
-            stores(),
-            writer_id=f"worker-{writer}",
-            model_fingerprint=MODEL,
-            calibration_fingerprint=CALIBRATION,
-            clock=ManualClock(NOON_MS),
+        log = ScoredLog(
+            stores(), WriterIdentity(f"worker-{writer}", MODEL, CALIBRATION), ManualClock(NOON_MS)
         )
         won = []
         start.wait(60)

@@ -5,8 +5,9 @@ from pydantic import ValidationError
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores import check_writable, store_at
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.open import check_writable, open_scored_log, store_at
 from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.settings.schema import LogSettings
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, failed, origin, scored
@@ -63,12 +64,8 @@ def test_every_root_is_opened_the_same_way(
 ) -> None:
     root = tmp_path / "log" if kind == "folder" else request.getfixturevalue("s3_root")
     check_writable(root)
-    log = open_scored_log(
-        root,
-        writer_id="worker-0",
-        model_fingerprint=MODEL,
-        calibration_fingerprint=CALIBRATION,
-        clock=ManualClock(NOON_MS),
+    log = ScoredLog(
+        store_at(root), WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS)
     )
     published = log.publish(CARS, log.begin(CARS, 3), 5, [scored(origin(3)), failed(origin(4))])
     store = store_at(root)

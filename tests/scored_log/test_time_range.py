@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nap_stream.clock import ManualClock
 from nap_stream.core.panes import ClosedPane, PaneBuffer
 from nap_stream.records import OffsetRange, ScoredRecord, SegmentSummary
-from nap_stream.scored_log.chain import ChainedScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.scored_log.time_range import EventSpan, Stretch, find_stretch, within
@@ -30,13 +30,7 @@ def publish(
     """Publish each segment when its newest record has been read, judged by these by turns."""
     clock = ManualClock(NOON_MS - 1_000)
     logs = [
-        ChainedScoredLog(
-            store,
-            writer_id="worker-0",
-            model_fingerprint=MODEL,
-            calibration_fingerprint=calibration,
-            clock=clock,
-        )
+        ScoredLog(store, WriterIdentity("worker-0", MODEL, calibration), clock)
         for calibration in calibrations
     ]
     position = logs[0].begin(CARS, 0)

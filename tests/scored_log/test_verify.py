@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import ConfigError, LogRootError
+from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, rows_sha256
 from nap_stream.scored_log.format import genesis_path, segment_path, temporary_name, to_table
-from nap_stream.scored_log.read import read_footer, read_table
 from nap_stream.scored_log.segment import encode_segment, to_metadata
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.defects import ChainHead, DeclaredGap, DefectKind, VerifyReport
@@ -26,9 +25,11 @@ from tests.scored_log.builders import (
     failed,
     local_log,
     merged_segments,
+    of_version,
     origin,
     scored,
 )
+from tests.support.log_files import read_footer, read_table
 
 FIRST, SECOND, LAST = (segment_path(CARS, base) for base in (0, 10, 20))
 ROWS = [scored(origin(20)), failed(origin(21)), scored(origin(25))]
@@ -281,10 +282,19 @@ def test_footer_missing(root: Path) -> None:
 
 
 def test_schema_version(root: Path) -> None:
-    _rewrite_last(root, _table(ROWS), schema_version=4)
+    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "4"))
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA_VERSION)
-    assert defect.detail == "schema version '4'; this program reads 1, 2, 3"
+    assert defect.detail == (
+        "schema version '4'; this program reads 3: use the nap-stream that wrote it"
+    )
+
+
+@pytest.mark.parametrize("version", ["1", "2", "4"])
+def test_a_chain_that_ends_in_another_version_is_not_continued(root: Path, version: str) -> None:
+    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), version))
+    with pytest.raises(ChainBrokenError, match=f"version '{version}'; this program reads 3"):
+        local_log(root).end(CARS)
 
 
 def test_schema(root: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nap_stream.errors import ConfigError
+from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.scored_log.format import segment_path
-from nap_stream.scored_log.stores.local import LocalScoredLog, LocalStore
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.defects import ChainHead, DefectKind
 from nap_stream.scored_log.verify.report import (
     Circumstances,
@@ -22,7 +23,7 @@ from tests.scored_log.builders import CARS, local_log, merged_segments, origin, 
 FOLDER = "topic=cars/partition=0"
 
 
-def _publish(log: LocalScoredLog, count: int, *, p_value: float = 0.5) -> None:
+def _publish(log: ScoredLog, count: int, *, p_value: float = 0.5) -> None:
     position = log.end(CARS) or log.begin(CARS, 5)
     for _ in range(count):
         rows = [scored(origin(position.offset), p_value=p_value)]

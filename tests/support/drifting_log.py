@@ -6,7 +6,7 @@ import numpy as np
 
 from nap_stream.clock import ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, SegmentSummary, Status, TopicPartition
-from nap_stream.scored_log.chain import ChainedScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 
@@ -65,12 +65,10 @@ class Publisher:
         self, store: SegmentStore, calibration_fingerprint: str, shape: SummaryShape
     ) -> None:
         self._shape = shape
-        self._log = ChainedScoredLog(
+        self._log = ScoredLog(
             store,
-            writer_id="worker-0",
-            model_fingerprint="a1" * 32,
-            calibration_fingerprint=calibration_fingerprint,
-            clock=ManualClock(START_MS),
+            WriterIdentity("worker-0", "a1" * 32, calibration_fingerprint),
+            ManualClock(START_MS),
         )
 
     def publish(

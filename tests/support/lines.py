@@ -21,8 +21,8 @@ from nap_stream.records import (
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.scored_log.chain import ScoredLog
-from nap_stream.scored_log.stores.local import LocalScoredLog
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import KafkaSettings, LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener
@@ -34,14 +34,8 @@ from tests.support.told import Told
 STOP_S = 20.0
 
 
-def local_log(root: Path, name: str) -> LocalScoredLog:
-    return LocalScoredLog(
-        root,
-        writer_id=name,
-        model_fingerprint="0" * 64,
-        calibration_fingerprint="1" * 64,
-        clock=SystemClock(),
-    )
+def local_log(root: Path, name: str) -> ScoredLog:
+    return ScoredLog(LocalStore(root), WriterIdentity(name, "0" * 64, "1" * 64), SystemClock())
 
 
 class Worker:

@@ -71,6 +71,19 @@ class SegmentStore(Protocol):
         """
         ...
 
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:
+        """Remove what writers that died have left of unfinished files, last written long ago.
+
+        Args:
+            folder: Where to look.
+            before_ms: Only what was written before, milliseconds since the epoch, UTC.
+
+        Returns:
+            How many. What cannot be removed does no harm and is left. 0 in a store where an
+            unfinished file leaves nothing.
+        """
+        ...
+
     def remove(self, paths: Sequence[str]) -> None:
         """Remove files, durably; those that are missing are harmless. A folder keeps the order.
 

@@ -1,26 +1,17 @@
-"""The operating system's errors, said in the log's terms.
-
-The steps by which files change on a POSIX file system, each of which may fail.
-
-Files created exclusively and durably on a POSIX file system.
-
-The scored log on a local or shared POSIX file system.
-"""
+"""Files created exclusively and durably on a local or shared POSIX file system."""
 
 import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
-import structlog
-
-from nap_stream.clock import Clock
 from nap_stream.errors import LogRootError, ScoredLogError
-from nap_stream.records import ChainPosition, TopicPartition
-from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.format import is_temporary, partition_folder, temporary_name
+from nap_stream.scored_log.format import is_temporary, temporary_name
+
+LEFTOVER_AGE_MS = 3_600_000
+"""A temporary file so old belongs to a writer that died: writing one takes milliseconds."""
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -69,44 +60,8 @@ def names_in(folder: Path) -> list[str]:
             return []
 
 
-class FileOperations(Protocol):
-    """What `LocalStore` does to the disk, one method a step. Every one may raise OSError."""
-
-    def mkdir(self, folder: Path) -> None:
-        """Make a folder and those above it; harmless where it is there."""
-        ...
-
-    def create(self, path: Path) -> BinaryIO:
-        """Create an empty file under a free name, opened to write, without a buffer."""
-        ...
-
-    def write(self, file: BinaryIO, content: bytes) -> None:
-        """Write all of the content."""
-        ...
-
-    def fsync(self, file: BinaryIO) -> None:
-        """Make a file's content durable."""
-        ...
-
-    def link(self, temporary: Path, final: Path) -> None:
-        """Give a file a second name, which must be free."""
-        ...
-
-    def rename(self, temporary: Path, final: Path) -> None:
-        """Give a file another name, atomically, in place of the file that has it."""
-        ...
-
-    def fsync_folder(self, folder: Path) -> None:
-        """Make the names in a folder durable."""
-        ...
-
-    def unlink(self, path: Path) -> None:
-        """Remove a name."""
-        ...
-
-
 class PosixOperations:
-    """The steps themselves."""
+    """The steps by which files change, each of which may fail."""
 
     def mkdir(self, folder: Path) -> None:
         """Make a folder and those above it; harmless where it is there."""
@@ -162,7 +117,7 @@ class LocalStore:
         operations: The steps by which files change.
     """
 
-    def __init__(self, root: Path, operations: FileOperations | None = None) -> None:
+    def __init__(self, root: Path, operations: PosixOperations | None = None) -> None:
         self._root = root
         self._operations = PosixOperations() if operations is None else operations
 
@@ -267,11 +222,7 @@ class LocalStore:
                 self._operations.fsync_folder(folder)
 
     def remove_leftovers(self, folder: str, before_ms: int) -> int:
-        """Remove temporary files last written before ``before_ms`` (since the epoch, UTC).
-
-        Returns:
-            How many. A file that cannot be removed does no harm and is left.
-        """
+        """Remove temporary files last written before ``before_ms``; see `SegmentStore`."""
         removed = 0
         with contextlib.suppress(OSError), os.scandir(self._root / folder) as entries:
             for entry in entries:
@@ -323,57 +274,3 @@ def _same_file(temporary: Path, final: Path) -> bool:
     except FileNotFoundError:
         # Compaction has removed what had the name.
         return False
-
-
-LEFTOVER_AGE_MS = 3_600_000
-"""A temporary file so old belongs to a writer that died: writing one takes milliseconds."""
-
-
-class LocalScoredLog(ChainedScoredLog):
-    """The scored log in a folder that all writers share.
-
-    The file system must support hard links and fsync;
-    `nap_stream.scored_log.stores.open.check_writable` tells.
-
-    Args:
-        root: The log's folder.
-        writer_id: Who writes, for people who read the footers.
-        model_fingerprint: The model that scores all records of this writer.
-        calibration_fingerprint: The calibration that judges all records of this writer.
-        clock: Tells when files were made, and which temporary files are left over.
-        operations: The steps by which files change.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        *,
-        writer_id: str,
-        model_fingerprint: str,
-        calibration_fingerprint: str,
-        clock: Clock,
-        operations: FileOperations | None = None,
-    ) -> None:
-        self._local = LocalStore(root, operations)
-        super().__init__(
-            self._local,
-            writer_id=writer_id,
-            model_fingerprint=model_fingerprint,
-            calibration_fingerprint=calibration_fingerprint,
-            clock=clock,
-        )
-
-    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
-        """Where the chain ends now; also clears away what writers that died have left.
-
-        Raises:
-            ChainBrokenError: The chain cannot be read; see `ChainedScoredLog.end`.
-            ScoredLogError: The folder cannot be read.
-        """
-        before_ms = self._clock.now_ms() - LEFTOVER_AGE_MS
-        removed = self._local.remove_leftovers(partition_folder(partition), before_ms)
-        if removed:
-            structlog.get_logger().info(
-                "temporary_files_removed", partition=str(partition), files=removed
-            )
-        return super().end(partition, hint)

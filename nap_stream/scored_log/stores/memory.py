@@ -1,18 +1,9 @@
-"""The scored log in memory, for tests of what writes to it."""
+"""A store in memory: what compaction writes to and reads back before it touches the log."""
 
 import io
 import threading
 from collections.abc import Sequence
 from typing import BinaryIO
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain import ChainedScoredLog
-from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.format import SCHEMA, parse_segment_name, partition_folder
-from nap_stream.scored_log.segment import decode_footer
 
 
 class MemoryStore:
@@ -70,33 +61,6 @@ class MemoryStore:
             for path in paths:
                 self._files.pop(path, None)
 
-    def segments(self, partition: TopicPartition) -> tuple[str, ...]:
-        """Paths of a partition's segments, in order of their base offsets."""
-        folder = partition_folder(partition)
-        names = sorted(n for n in self.names(folder) if parse_segment_name(n) is not None)
-        return tuple(f"{folder}/{name}" for name in names)
-
-    def footers(self, partition: TopicPartition) -> tuple[SegmentFooter, ...]:
-        """Footers of a partition's segments, in order.
-
-        Raises:
-            ChainBrokenError: A footer is not valid.
-        """
-        contents = [(self.read(path), path) for path in self.segments(partition)]
-        return tuple(
-            decode_footer(pa.BufferReader(c), path) for c, path in contents if c is not None
-        )
-
-    def table(self, partition: TopicPartition) -> pa.Table:
-        """All rows of a partition, in order, with the log's schema."""
-        contents = [self.read(path) for path in self.segments(partition)]
-        tables = [pq.read_table(pa.BufferReader(c)) for c in contents if c is not None]
-        plain = [table.replace_schema_metadata(None) for table in tables]
-        return pa.concat_tables([SCHEMA.empty_table(), *plain])
-
-
-class MemoryScoredLog(ChainedScoredLog):
-    """The scored log over a `MemoryStore`: the same chain and bytes as on disk.
-
-    The store is shared by the writers that compete; what is in it survives this log.
-    """
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:  # noqa: ARG002
+        """Nothing: a file is there whole or not at all."""
+        return 0

@@ -245,7 +245,7 @@ class ObjectStore:
     Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) or from the machine's role. The store
     must honour ``If-None-Match: *`` on PUT:
-    `nap_stream.scored_log.stores.open.check_writable` tells.
+    `nap_stream.scored_log.stores.check_writable` tells.
 
     Args:
         root: The log's root, as ``s3://bucket/prefix``.
@@ -363,6 +363,10 @@ class ObjectStore:
         """
         with typed_store_errors(self._where(path)):
             obstore.put(self._objects, path, content, mode="overwrite", use_multipart=False)
+
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:  # noqa: ARG002
+        """Nothing: an unfinished PUT leaves no object."""
+        return 0
 
     def remove(self, paths: Sequence[str]) -> None:
         """Remove objects, 1,000 a request, in any order; missing ones are harmless.

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import Status
-from nap_stream.scored_log.chain import sha256_hex
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, rows_sha256, segment_sha256
-from nap_stream.scored_log.format import OPTIONAL_SCORES, SCHEMAS, check_version, parse_segment_path
+from nap_stream.scored_log.format import OPTIONAL_SCORES, SCHEMA, check_version, parse_segment_path
 from nap_stream.scored_log.segment import from_metadata
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.verify.defects import DeclaredGap, Defect, DefectKind
@@ -47,7 +46,7 @@ def check_offset_statistics(metadata: Any, footer: SegmentFooter, path: str) -> 
     """The range of the rows' offsets, by Parquet's own footer.
 
     Args:
-        metadata: A ``pyarrow.parquet.FileMetaData`` with the columns of the footer's version.
+        metadata: A ``pyarrow.parquet.FileMetaData`` with the log's columns.
         footer: What the file says of itself.
         path: The file, for the defects.
     """
@@ -64,7 +63,7 @@ def check_rows(table: pa.Table, footer: SegmentFooter, path: str) -> Iterator[De
     """Every value: order, range, digests of the file and of each segment in it, content.
 
     Args:
-        table: All rows, with the columns of the footer's version.
+        table: All rows, with the log's columns.
         footer: With the footers that the file merged.
         path: The file, for the defects.
     """
@@ -108,7 +107,7 @@ def _check_digests(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
     for part in footer.parts:
         rows = table.slice(first, part.rows)
         first += part.rows
-        if part.rows_sha256 is not None and rows_sha256(rows) != part.rows_sha256:
+        if rows_sha256(rows) != part.rows_sha256:
             where = f"segment [{part.base_offset}, {part.end_offset})"
             yield _other_rows(path, f"the rows of {where} are not those that were published")
     if footer.merged and rows_sha256(table) != footer.rows_sha256:
@@ -138,8 +137,6 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
 
 def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:
     for name in (*_SCORES, *OPTIONAL_SCORES):
-        if name not in table.column_names:
-            continue
         found = pc.is_valid(table.column(name))
         allowed = pc.less_equal if name in OPTIONAL_SCORES else pc.equal
         if not pc.all(allowed(found, scored), min_count=0).as_py():
@@ -176,7 +173,7 @@ def inspect_segment(store: SegmentStore, path: str, *, deep: bool) -> SegmentFin
     """Check one segment on its own; None where its file is gone.
 
     Reads the footer alone: name, schema, row count and range of offsets by what Parquet says of
-    the rows. Of a segment before version 3 the whole file is hashed.
+    the rows.
 
     Args:
         store: Where the log lies.
@@ -228,7 +225,7 @@ def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
     name_defect = _check_name(footer, path)
     if name_defect is not None:
         return SegmentFindings(path, None, None, (name_defect,))
-    defects = list(_check_columns(metadata, footer, path))
+    defects = list(_check_columns(metadata, path))
     if not defects:
         defects += check_row_count(metadata, footer, path)
         defects += (
@@ -236,7 +233,7 @@ def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
             if deep
             else check_offset_statistics(metadata, footer, path)
         )
-    return _findings(file, footer, path, tuple(defects))
+    return _findings(footer, path, tuple(defects))
 
 
 def _check_name(footer: SegmentFooter, path: str) -> Defect | None:
@@ -246,8 +243,8 @@ def _check_name(footer: SegmentFooter, path: str) -> Defect | None:
     return Defect(path, DefectKind.NAME, detail)
 
 
-def _check_columns(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
-    found, expected = metadata.schema.to_arrow_schema(), SCHEMAS[footer.schema_version]
+def _check_columns(metadata: Any, path: str) -> Iterator[Defect]:
+    found, expected = metadata.schema.to_arrow_schema(), SCHEMA
     if not found.equals(expected):
         differing = sorted({field.name for field in set(found) ^ set(expected)}) or ["their order"]
         yield Defect(path, DefectKind.SCHEMA, f"columns differ: {', '.join(differing)}")
@@ -263,19 +260,11 @@ def _check_values(
     yield from check_rows(table, footer, path)
 
 
-def _findings(
-    file: BinaryIO, footer: SegmentFooter, path: str, defects: tuple[Defect, ...]
-) -> SegmentFindings:
-    last = footer.parts[-1]
-    if last.rows_sha256 is None:
-        file.seek(0)
-        sha256 = sha256_hex(file.read())
-    else:
-        sha256 = segment_sha256(last)
+def _findings(footer: SegmentFooter, path: str, defects: tuple[Defect, ...]) -> SegmentFindings:
     return SegmentFindings(
         path,
         dataclasses.replace(footer, merged=()),
-        sha256,
+        segment_sha256(footer.parts[-1]),
         defects,
         len(footer.parts),
         tuple(

@@ -1,0 +1,123 @@
+"""A log as it was written when its format was fixed, which every later program must read.
+
+`tests.scored_log.builders.write_golden` made it. Where a change of the program makes a test fail
+here, the change breaks the logs that people keep: it needs a new version of the format, and this
+log must stay readable.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from nap_stream.clock import ManualClock
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION
+from nap_stream.scored_log.query import GroupBy, aggregate, run_query
+from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
+from tests.scored_log.builders import CARS, local_log, origin, scored, write_golden
+from tests.support.log_files import read_footer
+
+GOLDEN = Path(__file__).parent / "golden"
+OTHER = TopicPartition("cars", 1)
+LAST = "topic=cars/partition=0/00000000000000000009.parquet"
+DIGESTS = [
+    "6ccc8743ca24fb7e1ff092dc73514b7d715b4f5e3d76f83835bd8c81ef3e32e0",
+    "609a12ac1ee5ea6e520716bd09a74c72868a3215e635c7f57b8f3f73c083b522",
+]
+
+
+def _rows(root: Path) -> list[dict[str, object]]:
+    return [row for batch in scan(LocalStore(root), Query()) for row in batch.to_pylist()]
+
+
+def test_it_is_whole_and_its_chains_end_as_they_did() -> None:
+    report = verify(LocalStore(GOLDEN), deep=True, clock=ManualClock())
+    assert report.clean
+    assert (report.partitions, report.segments, report.rows) == (2, 6, 10)
+    assert (report.offsets, report.gap_offsets) == (12, 3)
+    assert [(gap.base_offset, gap.end_offset, gap.reason) for gap in report.gaps] == [
+        (6, 9, "retention")
+    ]
+    assert [(file.base_offset, file.end_offset, file.segments) for file in report.compacted] == [
+        (0, 9, 4)
+    ]
+    assert {head.partition: (head.start_offset, head.end_offset) for head in report.heads} == {
+        CARS: (0, 12),
+        OTHER: (5, 8),
+    }
+    assert [head.sha256 for head in report.heads] == DIGESTS
+
+
+def test_its_rows_are_read_as_they_were_written() -> None:
+    rows = _rows(GOLDEN)
+    assert [(row["partition"], row["offset"], row["index"]) for row in rows] == [
+        *((0, offset, 0) for offset in range(6)),
+        (0, 9, 0),
+        (0, 9, 1),
+        (1, 5, 0),
+        (1, 6, 0),
+    ]
+    expected = scored(origin(9), p_value=0.01, knn=1.25)
+    assert expected.scores is not None
+    row = rows[6]
+    assert row["nap"] == expected.scores.nap
+    assert row["ood_p_value"] == 0.01
+    assert row["is_ood"] is True
+    assert (row["knn"], row["react"]) == (1.25, None)
+    assert (row["key"], row["class_name"]) == (b"camera-1", "cat")
+    assert row["headers"] == [
+        {"name": "camera", "value": b"north"},
+        {"name": "camera", "value": None},
+    ]
+    assert rows[7]["class_name"] == "\u00e9"
+    assert (rows[1]["status"], rows[1]["error"], rows[1]["nap"]) == (
+        "corrupt",
+        "cannot decode",
+        None,
+    )
+    assert rows[1]["key"] is None
+
+
+def test_it_is_queried() -> None:
+    flagged = run_query(LocalStore(GOLDEN), Query(is_ood=True))
+    assert flagged.column("offset").to_pylist() == [9]
+    counts = aggregate(LocalStore(GOLDEN), Query(), GroupBy.PARTITION)
+    assert counts.column("rows").to_pylist() == [8, 2]
+
+
+def test_a_plain_reader_sees_its_rows_and_what_its_footers_say() -> None:
+    plain = ds.dataset(GOLDEN, format="parquet", partitioning="hive").to_table()
+    assert plain.num_rows == 10
+    assert plain.column_names == [*SCHEMA.names, "topic", "partition"]
+    metadata = pq.read_metadata(GOLDEN / LAST).metadata
+    assert metadata[b"nap_stream.schema_version"] == b"3"
+    assert metadata[b"nap_stream.base_offset"] == b"9"
+    assert metadata[b"nap_stream.writer_id"] == b"worker-0"
+
+
+def test_its_chain_goes_on(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(GOLDEN, tmp_path / "log"))
+    log = local_log(root, "years-later")
+    position = log.end(CARS)
+    assert position is not None
+    assert (position.offset, position.previous_sha256) == (12, DIGESTS[0])
+    log.publish(CARS, position, 13, [scored(origin(12))])
+    assert verify(LocalStore(root), deep=True, clock=ManualClock()).clean
+
+
+def test_the_present_writer_makes_the_same_log(tmp_path: Path) -> None:
+    write_golden(tmp_path)
+    assert _rows(tmp_path) == _rows(GOLDEN)
+    paths = [str(path.relative_to(GOLDEN)) for path in sorted(GOLDEN.rglob("*.parquet"))]
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*.parquet"))] == paths
+    for path in paths:
+        found = read_footer(LocalStore(tmp_path), path)
+        written = read_footer(LocalStore(GOLDEN), path)
+        # Who compacted has a name of its own.
+        assert replace(found, writer_id="") == replace(written, writer_id="")
+    assert SCHEMA_VERSION == 3
