@@ -45,7 +45,7 @@ def _measure(bootstrap: str, folder: Path, options: argparse.Namespace) -> Memor
         net.calibration,
         model=net.model,
         **sections(
-            in_hand_bytes=options.in_hand_mib * MIB,
+            in_flight_bytes=options.in_hand_mib * MIB,
             fetch_bytes=options.fetch_mib * MIB,
             max_poll_interval_s=options.max_poll_interval_s,
         ),
@@ -73,7 +73,7 @@ def _show(trace: MemoryTrace, options: argparse.Namespace) -> None:
         if sample is peak or sample.at_s - shown_s >= SHOW_EVERY_S:
             shown_s = sample.at_s
             grown = (sample.rss_bytes - trace.base_bytes) / MIB
-            print(f"{sample.at_s:5.0f}  {sample.rows:5}  {sample.in_hand:7}  {grown:8.1f}")
+            print(f"{sample.at_s:5.0f}  {sample.rows:5}  {sample.in_flight:7}  {grown:8.1f}")
     topic = options.images * trace.message_bytes
     print(f"at the start {trace.base_bytes / MIB:.0f} MiB, the topic {topic / MIB:.0f} MiB")
     print(

@@ -51,9 +51,9 @@ class AlertDispatcher:
     were given up. Once an alert of it is out, whoever takes over must go on from there. Where the
     checkpoint cannot be written the alert goes out all the same, and the next write is due later.
 
-    Of the drift monitor it knows the state alone, as bytes. `send` is for one thread at a time,
-    the other methods for any. ``outboxes`` deliver what was let out; ``reasons`` counts the alerts
-    that were decided here.
+    Of the drift monitor it knows the state alone, as bytes. One thread at a time may `decide`, and
+    one at a time may ask `needs_state` and `send`; these two may be different ones. ``outboxes``
+    deliver what was let out; ``reasons`` counts the alerts that were decided here.
     """
 
     def __init__(

@@ -22,12 +22,12 @@ DIFFERENT = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """``in_hand`` are messages that the worker has read and whose rows it has not published."""
+    """``in_flight`` are messages that the worker has read and whose rows it has not published."""
 
     at_s: float
     rss_bytes: int
     rows: int
-    in_hand: int
+    in_flight: int
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class MemoryTrace:
 
 
 def sections(
-    *, in_hand_bytes: int, fetch_bytes: int, max_poll_interval_s: float
+    *, in_flight_bytes: int, fetch_bytes: int, max_poll_interval_s: float
 ) -> dict[str, dict[str, Any]]:
     """The configuration of a monitor with one worker whose memory is to be bounded."""
     return {
         "worker": {
             "count": 1,
-            "max_in_hand_bytes": in_hand_bytes,
+            "max_in_hand_bytes": in_flight_bytes,
             "max_in_hand_images": 64,
             "revoke_deadline_s": 2.0,
         },
@@ -87,8 +87,8 @@ def watch(
     def done() -> bool:
         assert run.running, run.tail
         rows, lag = _rows_and_lag(url)
-        in_hand = FIRST + images - lag - rows
-        samples.append(Sample(time.monotonic() - started, rss_bytes(pid), rows, in_hand))
+        in_flight = FIRST + images - lag - rows
+        samples.append(Sample(time.monotonic() - started, rss_bytes(pid), rows, in_flight))
         return rows == FIRST + images
 
     wait_until(done, 60 + 3 * images * seconds_per_image, "rows of all images")

@@ -19,7 +19,7 @@ IMAGES = 120
 SECONDS_PER_IMAGE = 0.5
 MAX_POLL_INTERVAL_S = 4.0
 FETCH_BYTES = KafkaSettings.model_fields["max_fetch_bytes"].default
-IN_HAND_BYTES = 40 * MIB
+IN_FLIGHT_BYTES = 40 * MIB
 """About ten of the images: a batch of them takes longer than the poll interval may."""
 
 
@@ -33,7 +33,7 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
         faulty.calibration,
         model=faulty.model,
         **sections(
-            in_hand_bytes=IN_HAND_BYTES,
+            in_flight_bytes=IN_FLIGHT_BYTES,
             fetch_bytes=FETCH_BYTES,
             max_poll_interval_s=MAX_POLL_INTERVAL_S,
         ),
@@ -55,8 +55,8 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
 
     assert IMAGES * trace.message_bytes > 2 * trace.bound_bytes, "the topic is too small to tell"
     assert trace.grown_bytes < trace.bound_bytes, trace
-    most = IN_HAND_BYTES // trace.message_bytes + 1
-    assert max(sample.in_hand for sample in trace.samples) >= most // 2
+    most = IN_FLIGHT_BYTES // trace.message_bytes + 1
+    assert max(sample.in_flight for sample in trace.samples) >= most // 2
     assert most * SECONDS_PER_IMAGE > MAX_POLL_INTERVAL_S
     assert run.stderr.count("partition_assigned") == PARTITIONS
     assert "partitions_lost" not in run.stderr

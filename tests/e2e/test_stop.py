@@ -28,7 +28,7 @@ RAY_SHUTDOWN_S = 10.0
 def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
-    # Segments so old that only the shutdown can have published what was in hand.
+    # Segments so old that only the shutdown can have published what was in flight.
     log = {"root": "log", "segment_max_age_s": 2.0}
     monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration, log=log)
     images = write_images(tmp_path / "images", IMAGES)

@@ -41,9 +41,9 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-ALL_IN_HAND = {"log": {"root": "log", "segment_max_age_s": 300}}
+ALL_IN_FLIGHT = {"log": {"root": "log", "segment_max_age_s": 300}}
 """Segments that only the shutdown publishes."""
-IN_HAND = {"log": {"root": "log", "segment_max_age_s": 60, "segment_max_rows": 20}}
+IN_FLIGHT = {"log": {"root": "log", "segment_max_age_s": 60, "segment_max_rows": 20}}
 """Segments that only the shutdown publishes before a minute is over, for the end of the stream."""
 
 
@@ -51,8 +51,8 @@ IN_HAND = {"log": {"root": "log", "segment_max_age_s": 60, "segment_max_rows": 2
 def test_sigterm_while_the_broker_is_down(
     own_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
-    # A busy machine must not let a session expire: a rebalance would publish what is in hand.
-    sections = {**SECTIONS, "kafka": {"session_timeout_s": 30.0}, **ALL_IN_HAND}
+    # A busy machine must not let a session expire: a rebalance would publish what is in flight.
+    sections = {**SECTIONS, "kafka": {"session_timeout_s": 30.0}, **ALL_IN_FLIGHT}
     monitor = new_monitor(own_kafka.bootstrap, tmp_path / "monitor", calibration, **sections)
     images = write_images(tmp_path / "images", IMAGES)
     command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
@@ -66,7 +66,7 @@ def test_sigterm_while_the_broker_is_down(
         own_kafka.kill()
         run.wait_for_line('"what": "the broker"', 60)
         run.send(signal.SIGTERM)
-        # What was in hand is in the log; that it could not be committed costs nothing but time.
+        # What was in flight is in the log; that it could not be committed costs nothing but time.
         assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 0, run.tail
         assert "commit_failed" in run.stderr
     assert len(monitor.rows()) == IMAGES
@@ -103,7 +103,7 @@ def test_a_job_is_stopped_while_the_broker_is_down(
     own_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
     monitor = new_monitor(
-        own_kafka.bootstrap, tmp_path / "monitor", calibration, **SECTIONS, **IN_HAND
+        own_kafka.bootstrap, tmp_path / "monitor", calibration, **SECTIONS, **IN_FLIGHT
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
     job = f"nap-stream-{uuid.uuid4().hex[:8]}"
