@@ -15,8 +15,7 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.monitor.coordinator import Coordinator, open_coordinator
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.monitor.summaries import ChainEnds
-from nap_stream.monitor.worker import Identity
+from nap_stream.monitor.summaries import LogEnds
 from nap_stream.process import configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.settings.schema import Settings
@@ -46,10 +45,10 @@ class WorkerActor:
     """One worker in a process of its own; `stop` is answered while `run` is at work."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, num_gpus: float, coordinator: Any
+        self, settings: Settings, name: str, incarnation: int, num_gpus: float, coordinator: Any
     ) -> None:
-        self._settings, self._identity, self._num_gpus = settings, identity, num_gpus
-        self._coordinator = coordinator
+        self._settings, self._name, self._incarnation = settings, name, incarnation
+        self._num_gpus, self._coordinator = num_gpus, coordinator
         self._stop = StopRequest(SystemClock())
 
     def ready(self) -> None:
@@ -61,11 +60,12 @@ class WorkerActor:
         from nap_stream.monitor.worker import run_worker  # noqa: PLC0415
 
         configure_logging(for_people=False)
-        structlog.contextvars.bind_contextvars(worker=self._identity.name)
+        structlog.contextvars.bind_contextvars(worker=self._name)
         try:
             run_worker(
                 self._settings,
-                self._identity,
+                self._name,
+                self._incarnation,
                 num_gpus=self._num_gpus,
                 reporter=_ActorReporter(self._coordinator),
                 stop=self._stop,
@@ -90,7 +90,7 @@ class CoordinatorActor:
     """
 
     def __init__(
-        self, settings: Settings, calibration: CalibrationFacts, since: ChainEnds | None
+        self, settings: Settings, calibration: CalibrationFacts, since: LogEnds | None
     ) -> None:
         configure_logging(for_people=False)
         self._settings, self._calibration, self._since = settings, calibration, since
@@ -144,7 +144,7 @@ class CoordinatorActor:
                 structlog.get_logger().warning("coordinator_restarted", metrics=url, rows=rows)
             return self._opened
 
-    def _open(self, since: ChainEnds | None) -> Coordinator:
+    def _open(self, since: LogEnds | None) -> Coordinator:
         return open_coordinator(self._settings, self._calibration, SystemClock(), since)
 
 
@@ -200,7 +200,7 @@ class RayCluster:
     """
 
     def __init__(
-        self, settings: Settings, calibration: CalibrationFacts, since: ChainEnds | None = None
+        self, settings: Settings, calibration: CalibrationFacts, since: LogEnds | None = None
     ) -> None:
         self._settings = settings
         self.num_gpus = _gpus_a_worker(settings)
@@ -243,8 +243,9 @@ class RayCluster:
             "max_restarts": 0,
         }
         actor = ray.remote(WorkerActor).options(**options)
-        identity = Identity(name, incarnation)
-        worker = RayWorker(actor.remote(self._settings, identity, self.num_gpus, self._coordinator))
+        worker = RayWorker(
+            actor.remote(self._settings, name, incarnation, self.num_gpus, self._coordinator)
+        )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
         return worker
 

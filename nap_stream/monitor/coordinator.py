@@ -27,8 +27,8 @@ from nap_stream.monitor.status import (
 from nap_stream.monitor.summaries import (
     LAST_OFFSET,
     CatchUpFilter,
-    ChainEnds,
     Chains,
+    LogEnds,
     LogSummaries,
     in_event_time,
 )
@@ -94,7 +94,7 @@ class Coordinator:
         self._rows: Counter[Status] = Counter()
         self._restarts = 0
 
-    def start(self, since: ChainEnds | None = None) -> None:
+    def start(self, since: LogEnds | None = None) -> None:
         """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
 
         An alert goes to the sinks that have not received it.
@@ -290,7 +290,7 @@ class Coordinator:
             self._past = CatchUpFilter(newest_ms - newest_ms % self._settings.drift.pane_ms)
             self._decide(DriftUpdate(alerts=tuple(decided)))
 
-    def _count_since(self, since: ChainEnds) -> None:
+    def _count_since(self, since: LogEnds) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""
         for partition in self._monitor.partitions():
             start, end = since.get(partition, 0), self._monitor.end(partition)
@@ -439,7 +439,7 @@ def open_coordinator(
     settings: Settings,
     calibration: CalibrationFacts,
     clock: Clock,
-    since: ChainEnds | None = None,
+    since: LogEnds | None = None,
 ) -> Coordinator:
     """A coordinator that knows from checkpoint and log where it is, serves metrics and can alert.
 

@@ -18,7 +18,7 @@ from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.summary import summarise_chain, summary_shape
 from nap_stream.settings.schema import Settings
 
-ChainEnds = Mapping[TopicPartition, int]
+LogEnds = Mapping[TopicPartition, int]
 """The end offset of each chain of a topic; partitions without a segment are left out."""
 Chains = Mapping[TopicPartition, Iterator[SegmentSummary]]
 """Summaries of each partition, in order of offset."""
@@ -72,7 +72,7 @@ class LogSummaries:
         """
         return partitions(self._store, self._topic)
 
-    def ends(self) -> ChainEnds:
+    def ends(self) -> LogEnds:
         """Say where the chains end now."""
         return {
             partition: newest.end_offset

@@ -5,7 +5,6 @@ import platform
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -25,26 +24,14 @@ from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings.schema import Settings
 from nap_stream.source.kafka import KafkaSource
 
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which worker this is.
-
-    ``name`` is stable over restarts and is the static member of the consumer group;
-    ``incarnation`` counts the restarts.
-    """
-
-    name: str
-    incarnation: int
-
-
 WORKER_SHARE = 0.6
 """Of the driver's shutdown deadline, so that a worker ends before the driver's patience does."""
 
 
 def run_worker(
     settings: Settings,
-    identity: Identity,
+    name: str,
+    incarnation: int,
     *,
     num_gpus: float,
     reporter: Reporter,
@@ -53,24 +40,33 @@ def run_worker(
 ) -> None:
     """Load the model, join the group, work until told to stop, leave in good order.
 
+    ``name`` is stable over restarts and is the static member of the consumer group;
+    ``incarnation`` counts the restarts.
+
     Raises:
         NapStreamError: What keeps the worker from starting or going on.
     """
     device = choose_device(num_gpus)
     torch.set_num_threads(settings.worker.torch_threads)
     loaded = load_model(settings.model, device)
-    with _open_line(settings, identity, loaded, reporter, clock) as line:
+    with _open_line(settings, name, incarnation, loaded, reporter=reporter, clock=clock) as line:
         deadline_s = settings.driver.shutdown_deadline_s * WORKER_SHARE
         line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
 
 
 @contextmanager
 def _open_line(
-    settings: Settings, identity: Identity, loaded: LoadedModel, reporter: Reporter, clock: Clock
+    settings: Settings,
+    name: str,
+    incarnation: int,
+    loaded: LoadedModel,
+    *,
+    reporter: Reporter,
+    clock: Clock,
 ) -> Iterator[WorkerLine]:
     calibration = load_calibration(settings.calibration)
     require_fingerprint(calibration, loaded)
-    counters = WorkerCounters(identity.name, identity.incarnation)
+    counters = WorkerCounters(name, incarnation)
     rows = RecordScorer(
         scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
         class_names=loaded.class_names,
@@ -80,12 +76,12 @@ def _open_line(
         kept_headers=settings.log.headers,
         clock=clock,
     )
-    if identity.incarnation == 0:
+    if incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
         check_writable(settings.log.root)
     log = ScoredLog(
         store_at(settings.log.root),
-        WriterIdentity(_writer_id(identity), loaded.fingerprint, calibration.fingerprint),
+        WriterIdentity(_writer_id(name, incarnation), loaded.fingerprint, calibration.fingerprint),
         clock,
     )
 
@@ -117,7 +113,7 @@ def _open_line(
         )
         stack.callback(stage.close)
         yield WorkerLine(
-            lambda listener: KafkaSource(settings.kafka, listener, instance_id=identity.name),
+            lambda listener: KafkaSource(settings.kafka, listener, instance_id=name),
             stage=stage,
             log=log,
             dead_letters=dead_letters,
@@ -131,7 +127,7 @@ def _open_line(
         )
 
 
-def _writer_id(identity: Identity) -> str:
+def _writer_id(name: str, incarnation: int) -> str:
     """Unique over hosts, processes and restarts, and readable in a footer."""
     process = f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    return f"{identity.name}.{identity.incarnation}@{process}"
+    return f"{name}.{incarnation}@{process}"

@@ -17,7 +17,7 @@ from nap_stream.cli import main
 from nap_stream.clock import StopRequest, SystemClock
 from nap_stream.demo.broker import free_port
 from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
-from nap_stream.monitor.worker import Identity, run_worker
+from nap_stream.monitor.worker import run_worker
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import Settings
 from tests.e2e.conftest import RayHead
@@ -188,7 +188,8 @@ def _work(settings: Settings, num_gpus: float) -> None:
     stop.make()
     run_worker(
         settings,
-        Identity("worker-0", 0),
+        "worker-0",
+        0,
         num_gpus=num_gpus,
         reporter=_Nobody(),
         stop=stop,

@@ -21,7 +21,6 @@ from nap_stream.monitor.actors import (
     cluster_resources,
     ray_session,
 )
-from nap_stream.monitor.worker import Identity
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
@@ -203,7 +202,7 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
 
     monkeypatch.setattr("nap_stream.monitor.worker.run_worker", broken)
     monkeypatch.setattr("nap_stream.monitor.actors.configure_logging", lambda **_options: None)
-    actor = WorkerActor(_settings("fault"), Identity("worker-0", 0), 0.0, coordinator=None)
+    actor = WorkerActor(_settings("fault"), "worker-0", 0, 0.0, coordinator=None)
 
     with (
         structlog.contextvars.bound_contextvars(worker=""),

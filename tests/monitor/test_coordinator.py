@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -78,6 +80,11 @@ def test_a_coordinator_that_stands_in_for_another_counts_rows_since_the_run_bega
     with running(SummaryList(chain[:6])) as coordinator:
         coordinator.submit(chain[6])
         assert coordinator.status().rows == 25
+
+
+def test_a_coordinator_that_is_made_anew_need_not_wait_for_torch() -> None:
+    code = "import sys, nap_stream.monitor.actors\nassert 'torch' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_alerts_of_a_drift_and_a_return() -> None:

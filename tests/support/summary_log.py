@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from nap_stream.errors import ScoredLogError
-from nap_stream.monitor.summaries import LAST_OFFSET, ChainEnds, LogSummaries
+from nap_stream.monitor.summaries import LAST_OFFSET, LogEnds, LogSummaries
 from nap_stream.records import SegmentSummary, TopicPartition
 
 
@@ -19,7 +19,7 @@ class SummaryList(LogSummaries):
     def partitions(self) -> tuple[TopicPartition, ...]:
         return tuple(sorted({summary.partition for summary in self.durable}))
 
-    def ends(self) -> ChainEnds:
+    def ends(self) -> LogEnds:
         ends: dict[TopicPartition, int] = {}
         for each in self.durable:
             ends[each.partition] = max(each.end_offset, ends.get(each.partition, 0))
