@@ -52,7 +52,7 @@ def compact(
     """
     from nap_stream.process import stop_on_signals
     from nap_stream.scored_log.compact import compact as compact_log
-    from nap_stream.scored_log.compact_plan import Limits
+    from nap_stream.scored_log.compact_plan import FileLimits
 
     store = log_store(config, log)
     with stop_on_signals() as stop, progress_bar("Merging", unit="segments") as progress:
@@ -60,7 +60,7 @@ def compact(
             store,
             clock=SystemClock(),
             topic=topic,
-            limits=Limits(max_rows, max_mb * 2**20),
+            limits=FileLimits(max_rows, max_mb * 2**20),
             dry_run=dry_run,
             break_lock=break_lock,
             progress=progress,

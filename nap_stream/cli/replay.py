@@ -59,8 +59,8 @@ def replay(
     """
     from nap_stream.calibration.artifact import load_calibration
     from nap_stream.process import configure_logging
+    from nap_stream.replay import EventSpan
     from nap_stream.replay import replay as replay_log
-    from nap_stream.scored_log.time_range import EventSpan
 
     # Standard output is for alerts alone; missing segments, which the log's reader warns of one by
     # one, are told at the end.

@@ -16,8 +16,7 @@ from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from nap_stream.scored_log.stores.base import SegmentStore
-    from nap_stream.scored_log.verify.defects import ChainHead, VerifyReport
-    from nap_stream.scored_log.verify.run import BrokerReport
+    from nap_stream.scored_log.verify.report import BrokerReport, ChainHead, VerifyReport
     from nap_stream.settings.schema import KafkaSettings
 
 
@@ -130,8 +129,7 @@ def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
 def _with_kept(
     report: "VerifyReport", store: "SegmentStore", kept: "list[ChainHead]"
 ) -> "VerifyReport":
-    from nap_stream.scored_log.verify.report import compare_with_kept
-    from nap_stream.scored_log.verify.run import sorted_defects
+    from nap_stream.scored_log.verify.run import compare_with_kept, sorted_defects
 
     defects = sorted_defects([*report.defects, *compare_with_kept(store, kept)])
     return dataclasses.replace(report, defects=defects)

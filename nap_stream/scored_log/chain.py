@@ -16,7 +16,7 @@ import structlog
 from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, rows_sha256, segment_sha256
+from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import (
     genesis_path,
     parse_segment_name,
@@ -31,6 +31,7 @@ from nap_stream.scored_log.segment import (
     decode_footer,
     encode_segment,
     event_time_range,
+    rows_sha256,
 )
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS

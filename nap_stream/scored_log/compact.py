@@ -1,20 +1,18 @@
-"""One compaction at a time: two of a partition at once could undo each other's files.
-
-A file is exchanged whole, so that a compaction which has read a shorter chain could put a shorter
-file in place of a longer one whose segments are removed already. No store that is supported here
-can tell on a plain replace. Hence a lock file, created exclusively. It has no time limit: only a
-person can know that its owner is really gone.
-
-Compaction: one file in the place of the many small segments of a day that is over.
+"""Compaction: one file in the place of the many small segments of a day that is over.
 
 A compacted file has the first segment's name and the rows of all, and lists their footers
-(`nap_stream.scored_log.segment`), so that the chain stays as it was: what `verify` recomputes is
+(`nap_stream.scored_log.footer`), so that the chain stays as it was: what `verify` recomputes is
 the same before and after. Writers are not disturbed, because the last segment of a chain stays.
 
 It may be interrupted at every step. What an interrupted run leaves are segments that stand in a
 compacted file too: the next run removes them. For the instant between the two steps of an
 exchange, a plain Parquet reader may meet a row twice, or a file that is gone; never a row that is
 missing. `nap_stream.scored_log.read` is right at every moment.
+
+One compaction of a log runs at a time. A file is exchanged whole, so that a compaction which has
+read a shorter chain could put a shorter file in place of a longer one whose segments are removed
+already, and no store that is supported here can tell on a plain replace. Hence a lock file,
+created exclusively. It has no time limit: only a person can know that its owner is really gone.
 """
 
 import json
@@ -31,7 +29,7 @@ from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.compact_plan import (
     ChainFile,
-    Limits,
+    FileLimits,
     Plan,
     merge,
     plan,
@@ -120,13 +118,13 @@ def _owner(content: bytes | None) -> str:
         return "its file does not say whose"
 
 
-DEFAULT_LIMITS = Limits(max_rows=250_000, max_bytes=64 * 2**20)
-"""About 0.4 GB of memory while a group is merged; up to a few times `Limits.max_memory_bytes` where
+DEFAULT_LIMITS = FileLimits(max_rows=250_000, max_bytes=64 * 2**20)
+"""About 0.4 GB of memory while a group is merged; a few times `FileLimits.max_memory_bytes` where
 rows repeat long keys or headers, which are small in files and not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RefusedPartition:
     """A partition that was left as it is, or half done, and why."""
 
     partition: TopicPartition
@@ -150,7 +148,7 @@ class CompactionReport:
     bytes_before: int
     bytes_after: int
     leftovers: int
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[RefusedPartition, ...]
     stopped: bool
     dry_run: bool
 
@@ -161,14 +159,14 @@ class CompactionReport:
 
 
 @dataclass(slots=True)
-class _Tally:
+class _Counts:
     segments: int = 0
     files: int = 0
     rows: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
     leftovers: int = 0
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: list[RefusedPartition] = field(default_factory=list)
 
 
 def _silent(_done: int, _total: int | None) -> None:
@@ -181,7 +179,7 @@ def compact(
     clock: Clock,
     topic: str | None = None,
     today: date | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: FileLimits = DEFAULT_LIMITS,
     dry_run: bool = False,
     break_lock: bool = False,
     progress: Callable[[int, int | None], None] = _silent,
@@ -228,7 +226,7 @@ class _Run:
         self,
         store: SegmentStore,
         clock: Clock,
-        limits: Limits,
+        limits: FileLimits,
         today: date,
         *,
         should_stop: Callable[[], bool],
@@ -237,14 +235,14 @@ class _Run:
         self._store, self._clock, self._limits = store, clock, limits
         self._today, self._should_stop, self._progress = today, should_stop, progress
         self._stopped = False
-        self._tally = _Tally()
+        self._tally = _Counts()
 
     def look_at(self, partition: TopicPartition) -> None:
         """Count what would be done."""
         try:
             found = self._plan(partition)
         except ChainBrokenError as error:
-            self._tally.refusals.append(Refusal(partition, str(error)))
+            self._tally.refusals.append(RefusedPartition(partition, str(error)))
             return
         self._tally.leftovers += len(found.leftovers)
         for group in found.groups:
@@ -259,7 +257,7 @@ class _Run:
             for group in found.groups:
                 self._merge_all(group, lock, writer_id)
         except ChainBrokenError as error:
-            self._tally.refusals.append(Refusal(partition, str(error)))
+            self._tally.refusals.append(RefusedPartition(partition, str(error)))
 
     def _merge_all(
         self, group: tuple[ChainFile, ...], lock: CompactionLock, writer_id: str

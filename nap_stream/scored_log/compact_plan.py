@@ -1,7 +1,4 @@
-"""Which segments of a chain to merge, decided from their footers.
-
-Merges one group of segments: reads and checks them, exchanges their files.
-"""
+"""Which segments of a chain to merge, by their footers; and the merging of one group of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +7,14 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 
 from nap_stream.errors import ChainBrokenError
-from nap_stream.scored_log.footer import SegmentFooter, rows_sha256, segment_sha256
-from nap_stream.scored_log.segment import (
-    SegmentFile,
-    encode_segment,
+from nap_stream.scored_log.footer import (
+    SegmentFooter,
     may_merge,
     merged_footer,
     merged_slots,
-    open_segment,
+    segment_sha256,
 )
+from nap_stream.scored_log.segment import SegmentFile, encode_segment, open_segment, rows_sha256
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.memory import MemoryStore
 
@@ -33,7 +29,7 @@ class ChainFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class FileLimits:
     """What a compacted file may hold at most.
 
     ``max_bytes`` are those of the files that it merges, ``max_memory_bytes`` of their rows when
@@ -72,11 +68,11 @@ class Plan:
     leftovers: tuple[Leftover, ...]
 
 
-def plan(files: Iterable[ChainFile], *, today: date, limits: Limits) -> Plan:
+def plan(files: Iterable[ChainFile], *, today: date, limits: FileLimits) -> Plan:
     """Decide what to merge.
 
     A group follows each other without a hole, was published on one day before ``today`` (UTC),
-    by one model and calibration, in version 3 or newer. Files that are compacted already, and
+    by one model and calibration. Files that are compacted already, and
     the last segment of the chain, to which writers link, stay as they are.
 
     Args:
@@ -95,7 +91,7 @@ def plan(files: Iterable[ChainFile], *, today: date, limits: Limits) -> Plan:
     return Plan(tuple(groups), tuple(leftovers))
 
 
-def _groups(files: Sequence[ChainFile], limits: Limits) -> Iterator[tuple[ChainFile, ...]]:
+def _groups(files: Sequence[ChainFile], limits: FileLimits) -> Iterator[tuple[ChainFile, ...]]:
     group: list[ChainFile] = []
     rows = size_bytes = 0
     for file in files:
@@ -152,7 +148,7 @@ def _check_link(before: ChainFile, file: ChainFile) -> None:
     if base != expected:
         raise _broken(file, f"offsets [{expected}, {base}) are in no segment")
     earlier, later = before.footer.parts[-1], file.footer.parts[0]
-    if earlier.rows_sha256 is not None and later.previous_sha256 != segment_sha256(earlier):
+    if later.previous_sha256 != segment_sha256(earlier):
         raise _broken(file, f"it does not name the digest of {before.path}")
 
 

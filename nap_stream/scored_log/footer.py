@@ -1,10 +1,4 @@
-"""What the chain of segments is hashed by: values, not bytes of files.
-
-A file's bytes do not survive compaction, and to hash them a whole file must be read. So a
-segment's footer holds a digest of its rows, and the next segment names the digest of that
-footer. An auditor recomputes both from any Parquet reader.
-
-What a segment says of itself: key-value metadata in its Parquet footer.
+"""What a segment says of itself: key-value metadata in its Parquet footer.
 
 Every key begins with ``nap_stream.``; every value is text. DuckDB shows them with
 ``parquet_kv_metadata``, pyarrow with ``pyarrow.parquet.read_metadata(path).metadata``.
@@ -16,31 +10,37 @@ Every key begins with ``nap_stream.``; every value is text. DuckDB shows them wi
     rows, scored_rows           rows, and those with status ok
     min_event_time_ms, max_event_time_ms   of all rows; absent without rows
     writer_id, created_time_ms  who published it, and when
-    rows_sha256                 digest of the rows (`nap_stream.scored_log.footer.rows_sha256`)
+    rows_sha256                 digest of the rows (`nap_stream.scored_log.segment.rows_sha256`)
     previous_sha256             digest of the previous segment, or of the genesis marker's file
     topic_id                    the topic's id; absent where the broker has none
     gap                         why offsets are missing; absent in ordinary segments
     merged                      in a compacted file, the footers of the segments that it merged
-                                (`nap_stream.scored_log.segment`); absent in ordinary segments
 
-A segment's digest is that of all these keys and values
-(`nap_stream.scored_log.footer.metadata_sha256`), so that it covers the rows and all segments
-before. A compacted file counts in the chain as the segments that it merged.
+The chain is hashed by values, not by bytes of files: a file's bytes do not survive compaction, and
+to hash them a whole file must be read. A segment's digest is that of all the keys above but
+``merged`` (`metadata_sha256`), so that it covers the rows and all segments before.
+
+A compacted file counts in the chain as the segments that it merged. ``merged`` is a JSON array of
+their keys and values, in order and without spaces, compressed with zlib and in base64.
+``previous_sha256`` stands in the first of them alone: each other one names the digest of the one
+before it, which is computed. So a change of any of them shows in the digest that the segment after
+the file names.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
 
+import base64
+import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
+from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.format import (
     EARLIEST_TIME_MS,
@@ -48,25 +48,6 @@ from nap_stream.scored_log.format import (
     SCHEMA_VERSION,
     check_version,
 )
-
-
-def rows_sha256(table: pa.Table) -> str:
-    """Digest of rows, the same however Parquet encodes them.
-
-    Hashed are, column by column: the name in UTF-8 and a zero byte, then the values (`_feed`).
-    All integers are 8 bytes, signed, little-endian.
-
-    Args:
-        table: Rows with the columns of their version, in its order. May be empty.
-
-    Returns:
-        SHA-256, 64 lower-case hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        digest.update(name.encode() + b"\0")
-        _feed(digest, table.column(name).combine_chunks())
-    return digest.hexdigest()
 
 
 def metadata_sha256(metadata: Mapping[str, str]) -> str:
@@ -77,51 +58,6 @@ def metadata_sha256(metadata: Mapping[str, str]) -> str:
     """
     text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def _feed(digest: Any, values: pa.Array) -> None:
-    """Hash the count, a byte a value (1, or 0 for null), then the values, 0 or empty for null.
-
-    Numbers, booleans and times (milliseconds) are 8 bytes each, text and bytes their lengths and
-    then all of them joined, lists their lengths and then their elements' values, structs their
-    fields as if they were columns.
-    """
-    digest.update(np.int64(len(values)).astype("<i8").tobytes())
-    digest.update(values.is_valid().cast(pa.uint8()).to_numpy(zero_copy_only=False).tobytes())
-    kind = values.type
-    if pa.types.is_struct(kind):
-        for field, child in zip(kind, values.flatten(), strict=True):
-            digest.update(field.name.encode() + b"\0")
-            _feed(digest, child)
-    elif pa.types.is_list(kind):
-        digest.update(_lengths(pc.list_value_length(values)))
-        _feed(digest, values.flatten())
-    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
-        digest.update(_lengths(pc.binary_length(values)))
-        digest.update(_joined(values))
-    elif pa.types.is_float64(kind):
-        digest.update(pc.fill_null(values, 0.0).to_numpy().astype("<f8").tobytes())
-    else:
-        digest.update(pc.fill_null(_as_int64(values), 0).to_numpy().astype("<i8").tobytes())
-
-
-def _as_int64(values: pa.Array) -> pa.Array:
-    return (values.cast(pa.uint8()) if values.type == pa.bool_() else values).cast(pa.int64())
-
-
-def _lengths(lengths: pa.Array) -> bytes:
-    filled: Any = pc.fill_null(lengths.cast(pa.int64()), 0).to_numpy()
-    return bytes(filled.astype("<i8").tobytes())
-
-
-def _joined(values: pa.Array) -> bytes:
-    """The bytes of all values, one after another."""
-    present = values.drop_null()
-    if not len(present):
-        return b""
-    _, offsets, data = present.buffers()
-    ends = np.frombuffer(offsets, np.int32)[present.offset : present.offset + len(present) + 1]
-    return bytes(data[int(ends[0]) : int(ends[-1])]) if data is not None else b""
 
 
 PREFIX = "nap_stream."
@@ -293,3 +229,180 @@ def _parse(values: Mapping[str, str]) -> SegmentFooter:
         topic_id=values.get("topic_id"),
         gap=values.get("gap"),
     )
+
+
+_SHARED = ("partition", "model_fingerprint", "calibration_fingerprint")
+
+
+def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
+    """Whether two segments follow each other, and one file's footer can speak for both."""
+    return (
+        all(getattr(earlier, name) == getattr(later, name) for name in _SHARED)
+        and later.base_offset == earlier.end_offset
+        and earlier.topic_id in {None, later.topic_id}
+        and not (earlier.merged or later.merged)
+        and later.previous_sha256 == segment_sha256(earlier)
+    )
+
+
+def merged_slots(parts: Iterable[SegmentFooter]) -> set[tuple[int, str]]:
+    """Where merged segments stand in the chain: base offset and digest of the predecessor."""
+    return {(part.base_offset, part.previous_sha256) for part in parts}
+
+
+def merged_footer(
+    parts: Sequence[SegmentFooter], *, rows_sha256: str, writer_id: str, created_time_ms: int
+) -> SegmentFooter:
+    """The footer of a compacted file.
+
+    Args:
+        parts: Footers of the segments that it merges, in order; none of a compacted file.
+        rows_sha256: Digest of all its rows.
+        writer_id: Who compacts.
+        created_time_ms: Now, since the epoch, UTC.
+
+    Raises:
+        ValueError: They do not follow each other, or may not stand in one file.
+    """
+    for earlier, later in pairwise(parts):
+        if not may_merge(earlier, later):
+            raise ValueError(f"segments {earlier.base_offset}, {later.base_offset} do not merge")
+    first, last = parts[0], parts[-1]
+    lows = [part.min_event_time_ms for part in parts if part.min_event_time_ms is not None]
+    highs = [part.max_event_time_ms for part in parts if part.max_event_time_ms is not None]
+    return dataclasses.replace(
+        first,
+        end_offset=last.end_offset,
+        rows=sum(part.rows for part in parts),
+        scored_rows=sum(part.scored_rows for part in parts),
+        min_event_time_ms=min(lows, default=None),
+        max_event_time_ms=max(highs, default=None),
+        writer_id=writer_id,
+        created_time_ms=created_time_ms,
+        rows_sha256=rows_sha256,
+        topic_id=last.topic_id,
+        gap=None,
+        merged=tuple(parts),
+    )
+
+
+def check_merged(footer: SegmentFooter) -> None:
+    """Refuse a compacted file's footer that contradicts those that it merged.
+
+    Raises:
+        ValueError: What differs.
+    """
+    told = merged_footer(
+        footer.merged,
+        rows_sha256=footer.rows_sha256,
+        writer_id=footer.writer_id,
+        created_time_ms=footer.created_time_ms,
+    )
+    names = [field.name for field in dataclasses.fields(footer)]
+    differing = [name for name in names if getattr(told, name) != getattr(footer, name)]
+    if differing:
+        raise ValueError(f"it contradicts the footers that it merged in {', '.join(differing)}")
+
+
+MERGED = "merged"
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_FLAT_OBJECT = re.compile(rf"\{{{_STRING}:{_STRING}(?:,{_STRING}:{_STRING}){{0,31}}\}}")
+MAX_MERGED_BYTES = 128 * 2**20
+"""Of the uncompressed array: about 200,000 segments."""
+
+
+def to_metadata(footer: SegmentFooter) -> dict[str, str]:
+    """The footer as Parquet key-value metadata."""
+    values = own_values(footer)
+    if footer.merged:
+        values[MERGED] = _encode_merged(footer.merged)
+    return {PREFIX + name: value for name, value in values.items()}
+
+
+def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> SegmentFooter:
+    """Read a footer back, strictly.
+
+    Args:
+        metadata: The file's key-value metadata, as pyarrow gives it.
+        where: The file, for errors.
+
+    Raises:
+        ChainBrokenError: A key is missing, unknown or malformed, the values contradict each
+            other, or the schema version is not one that this program reads.
+    """
+    with _typed_errors(where):
+        values = _own_keys(metadata or {})
+        merged = values.pop(MERGED, None)
+        footer = parse_values(values)
+        if merged is not None:
+            footer = replace(footer, merged=tuple(_decode_merged(merged)))
+            check_merged(footer)
+        return footer
+
+
+def span_from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> SegmentFooter:
+    """Read a footer without the footers that its file has merged, which can be many.
+
+    Raises:
+        ChainBrokenError: As `from_metadata`.
+    """
+    with _typed_errors(where):
+        values = _own_keys(metadata or {})
+        values.pop(MERGED, None)
+        return parse_values(values)
+
+
+@contextmanager
+def _typed_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError, zlib.error) as error:
+        raise ChainBrokenError(
+            f"the segment's footer is not valid: {error}",
+            where,
+            "Run `nap-stream verify`; restore the file from a backup",
+        ) from error
+
+
+def _own_keys(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    prefix = PREFIX.encode()
+    return {
+        key.removeprefix(prefix).decode("utf-8"): value.decode("utf-8")
+        for key, value in metadata.items()
+        if key.startswith(prefix)
+    }
+
+
+def _encode_merged(parts: Sequence[SegmentFooter]) -> str:
+    trees = [own_values(part) for part in parts]
+    for tree in trees[1:]:
+        del tree["previous_sha256"]
+    text = json.dumps(trees, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+
+
+def _decode_merged(text: str) -> Iterator[SegmentFooter]:
+    unpacking = zlib.decompressobj()
+    content = unpacking.decompress(base64.b64decode(text, validate=True), MAX_MERGED_BYTES)
+    if not unpacking.eof or unpacking.unused_data:
+        raise ValueError(f"{MERGED} is no zlib stream of at most {MAX_MERGED_BYTES} bytes")
+    previous: str | None = None
+    for values in _flat_objects(content.decode("ascii")):
+        if previous is not None:
+            values["previous_sha256"] = previous
+        part = parse_values(values)
+        previous = segment_sha256(part)
+        yield part
+
+
+def _flat_objects(text: str) -> Iterator[dict[str, str]]:
+    """The objects of a JSON array, one at a time: a hostile file's array could fill the memory."""
+    position, expected = 0, "["
+    while text[position : position + 1] == expected:
+        match = _FLAT_OBJECT.match(text, position + 1)
+        if match is None:
+            break
+        yield json.loads(match[0])
+        position, expected = match.end(), ","
+    if position == 0 or text[position:] != "]":
+        raise ValueError(f"{MERGED} is no array of footers")

@@ -1,19 +1,13 @@
-"""Which rows of the log are asked for.
+"""Reading the log, also while workers publish and while compaction exchanges files.
 
-Reading a chain by position: right while writers publish and compaction exchanges files.
+What a reader sees of a partition is always a prefix of its chain, each row once. Compaction puts a
+file of several segments in place of the first of them, and then removes the others. So whoever
+reads keeps a position, takes the file with the greatest base offset at or before it, and goes on
+from that file's end. A file that is gone has been merged: the folder is listed anew. A segment that
+stands before the position is in the file before, and is passed over.
 
-Compaction puts a file of several segments in place of the first of them, and then removes the
-others. So whoever reads keeps a position, takes the file with the greatest base offset at or
-before it, and goes on from that file's end. A file that is gone has been merged: the folder is
-listed anew. A segment that stands before the position is in the file before, and is passed over.
-
-Reading the log, also while writers write and while compaction exchanges files.
-
-What a reader sees of a partition is always a prefix of its chain, each row once. Paths are
-relative to the root. Everything here raises `LogRootError` where there is no log at the root, and
-`ChainBrokenError` where a segment cannot be read.
-
-The topics of a log.
+Paths are relative to the root. Everything here raises `LogRootError` where there is no log at the
+root, and `ChainBrokenError` where a segment cannot be read.
 """
 
 import functools
@@ -44,10 +38,7 @@ from nap_stream.scored_log.format import (
     storable_time_ms,
     topic_folder,
 )
-from nap_stream.scored_log.segment import (
-    SegmentFile,
-    open_segment,
-)
+from nap_stream.scored_log.segment import SegmentFile, open_segment
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 

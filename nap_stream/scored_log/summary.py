@@ -1,6 +1,4 @@
-"""What a summary takes from the rows of a segment, as columns: of records in hand, or of a file.
-
-Summaries of segments for the drift monitor: from records in hand, or from the file.
+"""Summaries of segments for the drift monitor: from records in memory, or from the file.
 
 Both give the same summary, so that a monitor that starts anew finds what it would have known.
 

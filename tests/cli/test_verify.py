@@ -16,7 +16,7 @@ from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.verify.defects import DefectKind
+from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.settings.schema import KafkaSettings
 from tests.cli.program import Call
 from tests.scored_log.builders import (

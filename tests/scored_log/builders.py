@@ -11,12 +11,8 @@ from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.compact import compact
-from nap_stream.scored_log.footer import rows_sha256
-from nap_stream.scored_log.segment import (
-    decode_footer,
-    encode_segment,
-    merged_footer,
-)
+from nap_stream.scored_log.footer import merged_footer
+from nap_stream.scored_log.segment import decode_footer, encode_segment, rows_sha256
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.memory import MemoryStore

@@ -16,7 +16,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ChainEnds
 from nap_stream.scored_log.compact import LOCK_NAME, compact
-from nap_stream.scored_log.compact_plan import Limits
+from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import partition_folder, temporary_name
 from nap_stream.scored_log.read import Query, scan, segments
 from nap_stream.scored_log.stores.local import LocalStore
@@ -150,7 +150,7 @@ class Compactor:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                limits = Limits(8, 2**30)
+                limits = FileLimits(8, 2**30)
                 report = compact(self._store, clock=SystemClock(), today=NEVER, limits=limits)
                 assert report.clean, report.refusals
                 self.files += report.files

@@ -24,7 +24,7 @@ from nap_stream.scored_log.compact import (
     compact,
     compaction_lock,
 )
-from nap_stream.scored_log.compact_plan import Limits
+from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import parse_segment_path, segment_path
 from nap_stream.scored_log.query import run_query
@@ -162,18 +162,18 @@ def test_nothing_is_merged_on_the_day_itself(store: SegmentStore) -> None:
 def test_limits_bound_a_file(store: SegmentStore) -> None:
     Writer(store).publish(8)
     sizes = {len(store.read(path) or b"") for path in segments(store, CARS)}
-    assert _compact(store, limits=Limits(5, 2**30)).files == 3
+    assert _compact(store, limits=FileLimits(5, 2**30)).files == 3
     assert _bases(store) == [0, 4, 8, 12, 14]
-    assert _compact(store, limits=Limits(100, 2 * max(sizes))).files == 0
+    assert _compact(store, limits=FileLimits(100, 2 * max(sizes))).files == 0
     assert _bases(store) == [0, 4, 8, 12, 14]
     with pytest.raises(ValueError, match="positive limits"):
-        Limits(0, 1)
+        FileLimits(0, 1)
 
 
 def test_bytes_bound_a_file(store: SegmentStore) -> None:
     Writer(store).publish(6)
     most = max(len(store.read(path) or b"") for path in segments(store, CARS))
-    assert _compact(store, limits=Limits(100, 2 * most)).files == 2
+    assert _compact(store, limits=FileLimits(100, 2 * most)).files == 2
     assert _bases(store) == [0, 4, 8, 10]
 
 
@@ -185,12 +185,12 @@ def test_rows_that_are_large_in_memory_make_more_files(tmp_path: Path) -> None:
         writer.publish(rows=[scored(origin(base, key=key)), scored(origin(base + 1, key=key))])
     before = _rows(store)
     assert all(len(store.read(path) or b"") < 20_000 for path in segments(store, CARS))
-    report = _compact(store, limits=Limits(100, 2**30, max_memory_bytes=75_000))
+    report = _compact(store, limits=FileLimits(100, 2**30, max_memory_bytes=75_000))
     assert (report.files, report.segments) == (2, 4)
     assert _bases(store) == [0, 4, 8, 10]
     assert _rows(store).equals(before)
     assert verify(store, deep=True).clean
-    assert _compact(store, limits=Limits(100, 2**30, max_memory_bytes=75_000)).files == 0
+    assert _compact(store, limits=FileLimits(100, 2**30, max_memory_bytes=75_000)).files == 0
 
 
 def test_gaps_and_skipped_offsets_are_merged_and_kept(store: SegmentStore) -> None:
@@ -474,7 +474,7 @@ def test_it_stops_between_two_files_when_asked(store: SegmentStore) -> None:
     asked: list[int] = []
     report = _compact(
         store,
-        limits=Limits(4, 2**30),
+        limits=FileLimits(4, 2**30),
         progress=lambda done, _total: asked.append(done),
         should_stop=lambda: bool(asked),
     )

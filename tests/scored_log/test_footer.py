@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
+from nap_stream.scored_log.footer import SegmentFooter, from_metadata, segment_sha256, to_metadata
 from nap_stream.scored_log.format import EARLIEST_TIME_MS, LATEST_TIME_MS
-from nap_stream.scored_log.segment import from_metadata, to_metadata
 
 FOOTER = SegmentFooter(
     partition=TopicPartition("cars", 3),

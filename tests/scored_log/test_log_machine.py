@@ -24,7 +24,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import SegmentConflictError
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, sha256_hex
 from nap_stream.scored_log.compact import CompactionReport, compact
-from nap_stream.scored_log.compact_plan import Limits
+from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path
 from nap_stream.scored_log.read import Query, scan, segments, walk
@@ -195,7 +195,7 @@ class LogMachine(RuleBasedStateMachine):
         self.clock.advance(DAY_S)
 
     def compact_over(self, store: SegmentStore, max_rows: int = 1_000) -> CompactionReport:
-        limits = Limits(max_rows, 2**30)
+        limits = FileLimits(max_rows, 2**30)
         return compact(store, clock=self.clock, limits=limits, break_lock=True)
 
     @rule(max_rows=st.sampled_from([4, 12, 1_000]))

@@ -6,8 +6,13 @@ from typing import Any
 import pytest
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.segment import check_merged, may_merge, merged_footer
+from nap_stream.scored_log.footer import (
+    SegmentFooter,
+    check_merged,
+    may_merge,
+    merged_footer,
+    segment_sha256,
+)
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL
 
 ROWS_SHA256 = "7e" * 32

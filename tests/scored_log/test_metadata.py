@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nap_stream.errors import ChainBrokenError
-from nap_stream.scored_log import segment
-from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.segment import (
+from nap_stream.scored_log import footer as footers
+from nap_stream.scored_log.footer import (
+    SegmentFooter,
     from_metadata,
     merged_footer,
+    segment_sha256,
     span_from_metadata,
     to_metadata,
 )
@@ -117,7 +118,7 @@ def test_what_is_no_list_of_footers_is_refused(merged: str, problem: str) -> Non
 
 
 def test_a_small_stream_that_unpacks_to_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "MAX_MERGED_BYTES", 2**20)
+    monkeypatch.setattr(footers, "MAX_MERGED_BYTES", 2**20)
     _refused(_packed(b" " * 2**20 + b"[]"), f"at most {2**20} bytes")
 
 

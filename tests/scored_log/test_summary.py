@@ -17,10 +17,9 @@ from nap_stream.core.tails import BIN_COUNT
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import Example, FlaggedClass, ScoredRecord, SegmentSummary, Status
 from nap_stream.scored_log.compact import compact
-from nap_stream.scored_log.compact_plan import Limits
-from nap_stream.scored_log.footer import rows_sha256
+from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import SCHEMA, segment_path, to_table
-from nap_stream.scored_log.segment import encode_segment
+from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import (
@@ -147,7 +146,7 @@ def test_compaction_changes_no_summary_but_for_the_path(
     # The newest segment stays as it is.
     ours = publish(store, [*split(records, cuts), (END + 1, [])], shape)
     assert list(summarise_chain(store, CARS, 0, ALL, shape)) == ours
-    compact(store, clock=ManualClock(NOON_MS), limits=Limits(1_000, 2**30), today=date.max)
+    compact(store, clock=ManualClock(NOON_MS), limits=FileLimits(1_000, 2**30), today=date.max)
     merged = list(summarise_chain(store, CARS, 0, ALL, shape))
     assert {summary.path for summary in merged[:-1]} == {segment_path(CARS, 0)}
     assert without_paths(merged) == without_paths(ours)
@@ -376,7 +375,7 @@ def test_rows_that_cannot_be_summarised_are_named(
         position = memory_log(store).end(CARS)
         assert position is not None
         memory_log(store).publish(CARS, position, 14, [])
-        compact(store, clock=ManualClock(NOON_MS), limits=Limits(1_000, 2**30), today=date.max)
+        compact(store, clock=ManualClock(NOON_MS), limits=FileLimits(1_000, 2**30), today=date.max)
         path = segment_path(CARS, 0)
     chain = summarise_chain(store, CARS, 0, ALL, SummaryShape(100, 1))
     assert next(chain).end_offset == 10

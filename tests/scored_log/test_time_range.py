@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from nap_stream.clock import ManualClock
 from nap_stream.core.panes import ClosedPane, PaneBuffer
 from nap_stream.records import OffsetRange, ScoredRecord, SegmentSummary
+from nap_stream.replay import EventSpan, Stretch, find_stretch, within
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
-from nap_stream.scored_log.time_range import EventSpan, Stretch, find_stretch, within
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.test_summary import ALL, SHAPES, split
 

@@ -12,11 +12,11 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, rows_sha256
+from nap_stream.scored_log.footer import SegmentFooter, to_metadata
 from nap_stream.scored_log.format import genesis_path, segment_path, temporary_name, to_table
-from nap_stream.scored_log.segment import encode_segment, to_metadata
+from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.verify.defects import ChainHead, DeclaredGap, DefectKind, VerifyReport
+from nap_stream.scored_log.verify.report import ChainHead, DeclaredGap, DefectKind, VerifyReport
 from nap_stream.scored_log.verify.run import verify as verify_log
 from tests.scored_log.builders import (
     CARS,

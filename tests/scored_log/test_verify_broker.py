@@ -4,12 +4,15 @@ import pytest
 
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
-from nap_stream.scored_log.verify.defects import ChainHead, Defect, DefectKind, VerifyReport
-from nap_stream.scored_log.verify.run import (
+from nap_stream.scored_log.verify.report import (
     BrokerComparison,
     BrokerReport,
-    compare_with_broker,
+    ChainHead,
+    Defect,
+    DefectKind,
+    VerifyReport,
 )
+from nap_stream.scored_log.verify.run import compare_with_broker
 from tests.scored_log.builders import CARS
 
 FOLDER = partition_folder(CARS)

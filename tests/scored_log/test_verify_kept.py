@@ -10,14 +10,14 @@ from nap_stream.errors import ConfigError
 from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.verify.defects import ChainHead, DefectKind
 from nap_stream.scored_log.verify.report import (
+    ChainHead,
     Circumstances,
-    compare_with_kept,
+    DefectKind,
     encode_report,
     parse_kept,
 )
-from nap_stream.scored_log.verify.run import verify
+from nap_stream.scored_log.verify.run import compare_with_kept, verify
 from tests.scored_log.builders import CARS, local_log, merged_segments, origin, scored
 
 FOLDER = "topic=cars/partition=0"

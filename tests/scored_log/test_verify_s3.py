@@ -8,7 +8,7 @@ import pytest
 from nap_stream.scored_log.format import partition_folder, segment_path
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.verify.defects import DefectKind
+from nap_stream.scored_log.verify.report import DefectKind
 from tests.cli.program import call
 from tests.scored_log.builders import CARS, chain, merged_segments, origin, scored
 

@@ -1,10 +1,7 @@
-"""The client of an object store, with bounds on time and retries.
+"""Objects created exclusively in S3, or in a store that speaks its protocol.
 
-An object store's errors, said in the log's terms.
-
-One version of an object, read in ranges.
-
-Objects created exclusively in S3, or in a store that speaks its protocol.
+Requests have bounds on time and retries, errors are said in the log's terms, and one version of an
+object is read in ranges.
 """
 
 import contextlib

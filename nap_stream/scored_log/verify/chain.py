@@ -1,6 +1,4 @@
-"""What can be wrong with a genesis marker.
-
-How the segments of one partition follow each other.
+"""How the segments of one partition follow each other, from its genesis marker on.
 
 Right beside writers and beside a compaction: what looks wrong between segments is looked at anew,
 until nothing changes any more. A compaction puts the merged file in place of the first segment, and
@@ -14,12 +12,11 @@ from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import decode_genesis, sha256_hex
-from nap_stream.scored_log.footer import segment_sha256
+from nap_stream.scored_log.footer import merged_slots, segment_sha256
 from nap_stream.scored_log.format import genesis_path
 from nap_stream.scored_log.read import segments
-from nap_stream.scored_log.segment import merged_slots
 from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.verify.defects import ChainHead, Defect, DefectKind
+from nap_stream.scored_log.verify.report import ChainHead, Defect, DefectKind
 from nap_stream.scored_log.verify.segment import SegmentFindings, merged_parts
 
 

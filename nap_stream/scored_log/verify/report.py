@@ -1,6 +1,7 @@
-"""The report of a verification as JSON, for programs and for auditors' files.
+"""What can be wrong with a scored log, and the report of a verification.
 
-One object. Keys are only ever added while ``version`` stays the same:
+As JSON, for programs and for auditors' files, the report is one object. Keys are only ever added
+while ``version`` stays the same:
 
     kind             "nap-stream verify report"
     version          1
@@ -16,42 +17,158 @@ One object. Keys are only ever added while ``version`` stays the same:
                      (or null), start_offset, end_offset, sha256 (what the next segment must name)
     gaps             declared gaps: file, base_offset, end_offset, reason
     compacted        compacted files: file, base_offset, end_offset, segments
-    defects          file, kind (`nap_stream.scored_log.verify.defects.DefectKind`), detail; those
-                     against the broker among them
+    defects          file, kind (`DefectKind`), detail; those against the broker among them
     broker           null, or group_id, topic, and partitions: each with partition, topic_id,
                      earliest, end, committed, chain_start, chain_end, lag, gap_to_come
-                     (`nap_stream.scored_log.verify.run`)
 
 Files are relative to the root. All lists are in order.
-
-The chains of now, against the ends that an earlier report has kept elsewhere.
-
-A chain goes on, so its end is another one by now. But a segment's digest covers all before it:
-where a segment of the chain still ends at the kept offset with the kept digest, nothing up to
-there was changed, added or cut off.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from nap_stream.errors import ConfigError
-from nap_stream.records import TopicPartition
-from nap_stream.scored_log.footer import segment_sha256
-from nap_stream.scored_log.format import partition_folder, segment_path
-from nap_stream.scored_log.read import LOOK_BACK, complete_bases
-from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.verify.chain import read_genesis
-from nap_stream.scored_log.verify.defects import ChainHead, Defect, DefectKind, VerifyReport
-from nap_stream.scored_log.verify.run import BrokerComparison, BrokerReport
-from nap_stream.scored_log.verify.segment import inspect_segment, merged_parts
+from nap_stream.records import PartitionOffsets, TopicPartition
+
+
+class DefectKind(StrEnum):
+    """The kinds of defects, each named for what was found."""
+
+    GENESIS_MISSING = "genesis_missing"
+    GENESIS_UNREADABLE = "genesis_unreadable"
+    HOLE = "hole"
+    OVERLAP = "overlap"
+    COVERED = "covered"
+    PREVIOUS_HASH = "previous_hash"
+    TOPIC_ID = "topic_id"
+    UNREADABLE = "unreadable"
+    FOOTER = "footer"
+    SCHEMA_VERSION = "schema_version"
+    SCHEMA = "schema"
+    NAME = "name"
+    ROW_COUNT = "row_count"
+    ROW_OUTSIDE_RANGE = "row_outside_range"
+    ROW_ORDER = "row_order"
+    DUPLICATE_ROW = "duplicate_row"
+    ROWS_HASH = "rows_hash"
+    CONTENT = "content"
+    STRAY_FILE = "stray_file"
+    BEYOND_BROKER = "beyond_broker"
+    BEHIND_COMMITTED = "behind_committed"
+    CHAIN_MISSING = "chain_missing"
+    KEPT_DIGEST = "kept_digest"
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One thing that is wrong. ``file`` is a file or folder, relative to the log's root."""
+
+    file: str
+    kind: DefectKind
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.kind}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredGap:
+    """Offsets ``[base_offset, end_offset)`` that a segment says are missing, and why."""
+
+    file: str
+    base_offset: int
+    end_offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompactedFile:
+    """A file that counts in its chain as the ``segments`` segments that it merged."""
+
+    file: str
+    base_offset: int
+    end_offset: int
+    segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainHead:
+    """What a partition's chain covers, and the hash that its next segment must name.
+
+    To prove later that nothing was changed or cut off, keep ``sha256`` elsewhere: it depends on
+    every row and every footer of the chain. ``topic_id`` is None where no broker has told it.
+    """
+
+    partition: TopicPartition
+    start_offset: int
+    end_offset: int
+    sha256: str
+    topic_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """The outcome of `nap_stream.scored_log.verify.run.verify`.
+
+    ``segments`` counts those that the chains are made of, ``compacted`` names the files that hold
+    several. ``offsets`` counts the offsets that segments cover, ``gap_offsets`` those in declared
+    gaps, which are not among them. Only segments that could be read are counted, but in
+    ``segments``, and none that stands before its chain's position. ``heads`` holds the partitions
+    whose last segment could be read. ``deep`` says whether every value was read.
+    """
+
+    partitions: int
+    segments: int
+    rows: int
+    offsets: int
+    gap_offsets: int
+    gaps: tuple[DeclaredGap, ...]
+    heads: tuple[ChainHead, ...]
+    defects: tuple[Defect, ...]
+    compacted: tuple[CompactedFile, ...] = ()
+    deep: bool = False
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing is wrong. Declared gaps are no defects."""
+        return not self.defects
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerComparison:
+    """A chain beside its partition.
+
+    ``chain_start`` and ``chain_end`` are None where there is no chain, or its end cannot be read.
+    ``lag`` counts the offsets from the chain's end to the partition's. ``gap_to_come`` counts
+    those from the chain's end on that retention has deleted: the next worker declares them.
+    """
+
+    offsets: PartitionOffsets
+    chain_start: int | None
+    chain_end: int | None
+    lag: int | None
+    gap_to_come: int
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerReport:
+    """The outcome of `compare_with_broker`."""
+
+    topic: str
+    group_id: str
+    partitions: tuple[BrokerComparison, ...]
+    defects: tuple[Defect, ...]
+
 
 KIND = "nap-stream verify report"
 VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Circumstances:
     """What was verified, when and by what; see the module's docstring."""
 
@@ -126,25 +243,6 @@ def parse_kept(text: str, where: str) -> tuple[ChainHead, ...]:
         ) from error
 
 
-def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterator[Defect]:
-    """Kept ends that are no longer in their chains.
-
-    Proves something only of a log whose chains have been verified: it looks at one segment each.
-
-    Raises:
-        ScoredLogError: The store cannot be read.
-    """
-    for head in kept:
-        found = _digest_at(store, head)
-        if found != head.sha256:
-            there = "no segment ends there" if found is None else f"it is {found} there"
-            detail = (
-                f"the kept report has the digest {head.sha256} where the chain ended at "
-                f"{head.end_offset}; now {there}"
-            )
-            yield Defect(partition_folder(head.partition), DefectKind.KEPT_DIGEST, detail)
-
-
 def _heads(tree: Any) -> Iterator[ChainHead]:
     if (tree["kind"], tree["version"]) != (KIND, VERSION):
         raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
@@ -159,26 +257,3 @@ def _head(tree: Any) -> ChainHead:
     return ChainHead(
         partition, tree["start_offset"], tree["end_offset"], tree["sha256"], tree["topic_id"]
     )
-
-
-def _digest_at(store: SegmentStore, head: ChainHead) -> str | None:
-    """The digest of the segment, or of the genesis marker, that ends where the chain ended."""
-    partition, end = head.partition, head.end_offset
-    start = read_genesis(store, partition, needed=False).position
-    if start is not None and start.offset == end:
-        return start.previous_sha256
-    looked_at = 0
-    for base in reversed([base for base in complete_bases(store, partition) if base < end]):
-        path = segment_path(partition, base)
-        found = inspect_segment(store, path, deep=False)
-        if found is None:
-            continue
-        looked_at += 1
-        if found.footer is not None and found.footer.end_offset == end:
-            return found.sha256
-        for part in merged_parts(store, path):
-            if part.end_offset == end:
-                return segment_sha256(part)
-        if looked_at == LOOK_BACK:
-            break
-    return None

@@ -3,16 +3,19 @@
 Reads footers alone, unless asked for every value. May run beside writers and beside a compaction:
 it checks what was there when it listed a partition.
 
-What the chains of a topic cover, against what the broker has and the group has committed.
+Beside that, chains are compared with what a broker has, and with the ends that a report of an
+earlier verification has kept elsewhere. A chain goes on, so its end is another one by now. But a
+segment's digest covers all before it: where a segment of the chain still ends at the kept offset
+with the kept digest, nothing up to there was changed, added or cut off.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ScoredLogError
 from nap_stream.records import PartitionOffsets, TopicPartition
+from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import (
     genesis_path,
     is_hidden,
@@ -20,19 +23,22 @@ from nap_stream.scored_log.format import (
     parse_segment_name,
     parse_topic_folder,
     partition_folder,
+    segment_path,
     topic_folder,
 )
-from nap_stream.scored_log.read import partitions, require_root, segments
+from nap_stream.scored_log.read import LOOK_BACK, complete_bases, partitions, require_root, segments
 from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.verify.chain import ChainFindings, examine_chain
-from nap_stream.scored_log.verify.defects import (
+from nap_stream.scored_log.verify.chain import ChainFindings, examine_chain, read_genesis
+from nap_stream.scored_log.verify.report import (
+    BrokerComparison,
+    BrokerReport,
     ChainHead,
     CompactedFile,
     Defect,
     DefectKind,
     VerifyReport,
 )
-from nap_stream.scored_log.verify.segment import SegmentFindings, inspect_segment
+from nap_stream.scored_log.verify.segment import SegmentFindings, inspect_segment, merged_parts
 
 Advance = Callable[[int, int | None], None]
 FOOTER_THREADS = 16
@@ -189,32 +195,6 @@ def _stray(path: str) -> Defect:
     return Defect(path, DefectKind.STRAY_FILE, "not a file of the log, and readers may read it")
 
 
-@dataclass(frozen=True, slots=True)
-class BrokerComparison:
-    """A chain beside its partition.
-
-    ``chain_start`` and ``chain_end`` are None where there is no chain, or its end cannot be read.
-    ``lag`` counts the offsets from the chain's end to the partition's. ``gap_to_come`` counts
-    those from the chain's end on that retention has deleted: the next worker declares them.
-    """
-
-    offsets: PartitionOffsets
-    chain_start: int | None
-    chain_end: int | None
-    lag: int | None
-    gap_to_come: int
-
-
-@dataclass(frozen=True, slots=True)
-class BrokerReport:
-    """The outcome of `compare_with_broker`."""
-
-    topic: str
-    group_id: str
-    partitions: tuple[BrokerComparison, ...]
-    defects: tuple[Defect, ...]
-
-
 def compare_with_broker(
     report: VerifyReport,
     offsets: Sequence[PartitionOffsets],
@@ -294,3 +274,45 @@ def _beyond(head: ChainHead, end: int | None) -> Defect:
 def _chain_missing(one: PartitionOffsets) -> Defect:
     detail = f"the group has committed {one.committed}, and there is no chain"
     return Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail)
+
+
+def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterator[Defect]:
+    """Kept ends that are no longer in their chains.
+
+    Proves something only of a log whose chains have been verified: it looks at one segment each.
+
+    Raises:
+        ScoredLogError: The store cannot be read.
+    """
+    for head in kept:
+        found = _digest_at(store, head)
+        if found != head.sha256:
+            there = "no segment ends there" if found is None else f"it is {found} there"
+            detail = (
+                f"the kept report has the digest {head.sha256} where the chain ended at "
+                f"{head.end_offset}; now {there}"
+            )
+            yield Defect(partition_folder(head.partition), DefectKind.KEPT_DIGEST, detail)
+
+
+def _digest_at(store: SegmentStore, head: ChainHead) -> str | None:
+    """The digest of the segment, or of the genesis marker, that ends where the chain ended."""
+    partition, end = head.partition, head.end_offset
+    start = read_genesis(store, partition, needed=False).position
+    if start is not None and start.offset == end:
+        return start.previous_sha256
+    looked_at = 0
+    for base in reversed([base for base in complete_bases(store, partition) if base < end]):
+        path = segment_path(partition, base)
+        found = inspect_segment(store, path, deep=False)
+        if found is None:
+            continue
+        looked_at += 1
+        if found.footer is not None and found.footer.end_offset == end:
+            return found.sha256
+        for part in merged_parts(store, path):
+            if part.end_offset == end:
+                return segment_sha256(part)
+        if looked_at == LOOK_BACK:
+            break
+    return None

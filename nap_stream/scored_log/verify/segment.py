@@ -1,7 +1,4 @@
-"""What can be wrong with the rows of one file, by its footer and by the rows themselves.
-
-What can be wrong with one segment, whatever stands before and after it.
-"""
+"""What can be wrong with one segment, whatever stands before and after it."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,11 +12,11 @@ import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import Status
-from nap_stream.scored_log.footer import PREFIX, SegmentFooter, rows_sha256, segment_sha256
+from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
 from nap_stream.scored_log.format import OPTIONAL_SCORES, SCHEMA, check_version, parse_segment_path
-from nap_stream.scored_log.segment import from_metadata
+from nap_stream.scored_log.segment import rows_sha256
 from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.verify.defects import DeclaredGap, Defect, DefectKind
+from nap_stream.scored_log.verify.report import DeclaredGap, Defect, DefectKind
 
 _SCORES = [
     "class_id",

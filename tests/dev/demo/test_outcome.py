@@ -6,7 +6,7 @@ import pytest
 
 from nap_stream.demo.images import BROKEN
 from nap_stream.demo.outcome import Alert, Evidence, LoggedImage, judge, read_alert
-from nap_stream.scored_log.verify.defects import Defect, DefectKind, VerifyReport
+from nap_stream.scored_log.verify.report import Defect, DefectKind, VerifyReport
 from nap_stream.text import rfc3339
 
 CHANGED_MS = 1_767_268_810_000

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nap_stream.records import ScoredRecord
-from nap_stream.scored_log.footer import rows_sha256
 from nap_stream.scored_log.format import DICTIONARY_COLUMNS, SCHEMA, to_table
+from nap_stream.scored_log.segment import rows_sha256
 from tests.scored_log.builders import CALIBRATION, MODEL, failed, origin, record_lists, scored
 
 HEADERS = (("source", b"gate"), ("source", None), ("", b""))
