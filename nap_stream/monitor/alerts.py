@@ -311,7 +311,9 @@ class AlertOutbox:
         try:
             self._sink.publish(alert)
         except AlertRefusedError as error:
-            self._give_up(alert, str(error))
+            self._answered()
+            self._metrics.alerts_refused.labels(self.name).inc()
+            self._log().error("alert_lost", cause=str(error), event_tree=dict(alert.event))
             return True
         except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
             self._metrics.alert_failures.labels(self.name).inc()
@@ -324,11 +326,6 @@ class AlertOutbox:
         self._metrics.alerts_published.labels(self.name, alert.state).inc()
         log.info("alert_published")
         return True
-
-    def _give_up(self, alert: AlertEvent, cause: str) -> None:
-        self._answered()
-        self._metrics.alerts_refused.labels(self.name).inc()
-        self._log().error("alert_lost", cause=cause, event_tree=dict(alert.event))
 
     def _answered(self) -> None:
         self.failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0

@@ -40,13 +40,9 @@ class _Seen:
 class PartitionTable:
     """The progress of each partition; tells which are expected to bring more.
 
-    All times are of the monotonic clock.
-
-    Args:
-        metrics: Receives the lags. Series go with the worker that had the partition.
-        stall_timeout_s: The longest that a partition is expected to bring more while it does
-            not move, or while no worker has it.
-        start_timeout_s: The same while no worker has reported it yet: they load their models.
+    A partition that does not move, or that no worker has, is expected to bring more for at most
+    ``stall_timeout_s``; one that no worker has reported yet, for ``start_timeout_s``: workers load
+    their models first. All times are of the monotonic clock.
     """
 
     def __init__(self, metrics: Metrics, stall_timeout_s: float, start_timeout_s: float) -> None:

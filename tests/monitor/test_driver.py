@@ -1,6 +1,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,10 @@ from nap_stream.errors import (
 )
 from nap_stream.monitor.driver import LOOK_EVERY_S, Driver, Ending, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.records import PartitionProgress, Status, TopicPartition, WorkerReport
+from nap_stream.records import PartitionProgress, Status, WorkerReport
 from nap_stream.settings.schema import DriverSettings
+from tests.support import summaries
+from tests.support.summaries import partition
 
 SETTINGS = DriverSettings(
     max_restarts=2,
@@ -47,23 +50,10 @@ CALM = DriftSnapshot(
 )
 
 
-def report(**changes: object) -> WorkerReport:
-    base = WorkerReport(
-        worker="worker-0",
-        incarnation=0,
-        sent_at_ms=0,
-        work_done=0,
-        idle=False,
-        rows=0,
-        images_scored=0,
-        dead_letters=0,
-        segments_published=0,
-        segment_conflicts=0,
-        rebalances=0,
-        last_commit_ms=None,
-        partitions=(PartitionProgress(TopicPartition("images", 0), 0, 0, None),),
-    )
-    return replace(base, **changes)  # type: ignore[arg-type]  # the tests name real fields
+def report(**values: Any) -> WorkerReport:
+    """A report of the worker that has the one partition."""
+    mine = (PartitionProgress(partition(0), 0, 0, None),)
+    return summaries.report(**{"partitions": mine, **values})
 
 
 def status(*reports: WorkerReport, rows: int = 0) -> CoordinatorStatus:
