@@ -33,7 +33,7 @@ from rich.table import Table
 from benchmarks.cifar_comparison import compare
 from nap_stream.alert.kafka import read_alerts
 from nap_stream.clock import SystemClock
-from nap_stream.demo.broker import embedded_broker
+from nap_stream.demo.processes import embedded_broker
 from nap_stream.demo.produce import produce
 from nap_stream.kafka.client import create_topics
 from nap_stream.settings.load import load_settings

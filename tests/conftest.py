@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import settings
 
-from nap_stream.demo.broker import embedded_broker
+from nap_stream.demo.processes import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from nap_stream.cli.options import BootstrapOption, ConfigOption, kafka_settings
+from nap_stream.cli.options import BootstrapOption, ConfigOption, JsonEventsOption, kafka_settings
 
 if TYPE_CHECKING:
     from nap_stream.alert.kafka import ReadAlert
@@ -40,18 +40,16 @@ def alerts(
         bool, typer.Option("--follow", "-f", help="Go on waiting for new alerts (Ctrl-C ends it).")
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Leave out those that are there.")] = False,
-    state: Annotated[State | None, typer.Option(help="Only these.", show_default=False)] = None,
+    state: Annotated[State | None, typer.Option(help="Only these.")] = None,
     severity: Annotated[
         Level | None,
-        typer.Option(help="Only those of drift with this severity.", show_default=False),
+        typer.Option(help="Only those of drift with this severity."),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="Only those of one key, such as a camera.", show_default=False),
+        typer.Option(help="Only those of one key, such as a camera."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One CloudEvent a line, for machines.")
-    ] = False,
+    as_json: JsonEventsOption = False,
 ) -> None:
     """Print the alerts of the alert topic.
 

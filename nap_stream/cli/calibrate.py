@@ -1,31 +1,38 @@
-"""nap-stream calibrate.
+"""nap-stream calibrate, and nap-stream calibration, which shows what calibrate wrote."""
 
-nap-stream calibration.
-"""
-
-from enum import StrEnum
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from nap_stream.cli.options import CacheOption, ThreadsOption
+from nap_stream.cli.options import (
+    BatchSizeOption,
+    CacheOption,
+    Device,
+    DeviceOption,
+    ModelOption,
+    ThreadsOption,
+    choose_torch,
+    progress_bars,
+    require_can_make,
+    show_warnings,
+)
 from nap_stream.core.tails import Sides
+from nap_stream.text import printable
 
+if TYPE_CHECKING:
+    from nap_stream.calibration.calibration import Calibration, CalibrationDocument, ImageFacts
+    from nap_stream.core.conformal import Group
 
-class Device(StrEnum):
-    """Where the model runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
+_GROUPS_SHOWN = 20
 
 
 def calibrate(
-    model: Annotated[
-        Path,
-        typer.Option(help="A YAML file: the model section, or a whole configuration."),
-    ],
+    model: ModelOption,
     images: Annotated[
         Path,
         typer.Option(help="Held-out in-distribution images: a folder, or Parquet with `image`."),
@@ -36,7 +43,6 @@ def calibrate(
         typer.Option(
             help="In-distribution images to fit scores and the weight on, such as training "
             "images; without it a third of --images, which then does not calibrate.",
-            show_default=False,
         ),
     ] = None,
     alpha: Annotated[
@@ -48,7 +54,6 @@ def calibrate(
         typer.Option(
             help="The score that flags: nap, energy, knn, …, nap-energy, …, fisher-knn, …; "
             "without it scoring.method of the configuration.",
-            show_default=False,
         ),
     ] = None,
     weight: Annotated[
@@ -58,7 +63,6 @@ def calibrate(
             max=1,
             help="Of the base score in the method, the rest is NAP's; without it the weight is "
             "chosen on pseudo-OOD images.",
-            show_default=False,
         ),
     ] = None,
     sides: Annotated[
@@ -73,8 +77,8 @@ def calibrate(
         typer.Option("--per-class", help="Hold alpha within each predicted class (Mondrian)."),
     ] = False,
     cache: CacheOption = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.CPU,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = Device.CPU,
     torch_threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration in --out.")] = False,
 ) -> None:
@@ -90,8 +94,6 @@ def calibrate(
     from nap_stream.calibration.images import FeatureCache
     from nap_stream.calibration.run import CalibrationRequest
     from nap_stream.calibration.run import calibrate as run_calibration
-    from nap_stream.cli.options import choose_torch, progress_bars, require_can_make
-    from nap_stream.cli.tables import show_calibration
     from nap_stream.clock import SystemClock
     from nap_stream.core.conformal import Rule
     from nap_stream.process import configure_logging
@@ -143,7 +145,6 @@ def show(
         Path | None,
         typer.Option(
             help="Draw the scores, the threshold and the weight's curve to this file.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -154,7 +155,6 @@ def show(
       nap-stream calibration show calibration/ --png calibration.png
     """
     from nap_stream.calibration.artifact import load_calibration
-    from nap_stream.cli.tables import show_calibration
 
     calibration = load_calibration(folder)
     show_calibration(calibration, folder, Console())
@@ -163,3 +163,75 @@ def show(
 
         draw_calibration(calibration, png)
         Console().print(f"drawn to {png}", markup=False)
+
+
+def show_calibration(calibration: "Calibration", folder: Path, console: Console) -> None:
+    """What a calibration came to: sizes, method, weight, threshold, flag rate, fingerprints."""
+    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
+    for name, value in _rows(calibration, folder):
+        table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
+    console.print(table)
+    show_warnings(calibration.document.warnings, console)
+
+
+def _rows(calibration: "Calibration", folder: Path) -> Iterator[tuple[str, str]]:
+    document = calibration.document
+    yield "images", _images(document.images)
+    if document.fit_images is not None:
+        yield "fitted on", _images(document.fit_images)
+    yield "mean confidence", f"{document.mean_confidence:.3f}"
+    if document.accuracy is not None:
+        yield "accuracy", f"{document.accuracy:.3f}"
+    yield "feature map", str(document.model.feature_site)
+    yield "scores", ", ".join(("nap", *document.scores))
+    yield "method", document.method
+    yield from _weight(document)
+    rule = document.rule
+    per_class = ", per predicted class" if rule.per_class else ""
+    yield "rule", f"p-value at most {rule.alpha:g}, {rule.sides}-sided{per_class}"
+    for group in document.groups[:_GROUPS_SHOWN]:
+        yield _group_name(group, document), _group(group, document.flag_rate_confidence)
+    if len(document.groups) > _GROUPS_SHOWN:
+        yield "…", f"{len(document.groups) - _GROUPS_SHOWN} more classes"
+    yield "model", f"{document.model.fingerprint[:16]}  {document.model.factory}"
+    yield "calibration", calibration.fingerprint[:16]
+    yield "folder", str(folder)
+
+
+def _images(facts: "ImageFacts") -> str:
+    place = f" of {facts.source}" if facts.source is not None else ", a share of the others"
+    return f"{facts.scored:,} scored, {facts.undecodable:,} undecodable{place}"
+
+
+def _weight(document: "CalibrationDocument") -> Iterator[tuple[str, str]]:
+    if document.weight is None:
+        return
+    base = document.parsed_method.base
+    yield "weight", f"{base} {document.weight:g}, NAP {1 - document.weight:g}"
+    if document.location:
+        yield "location", f"{document.location:.6g}, taken off {base} before it is weighed"
+    search = document.weight_search
+    if search is None:
+        yield "weight chosen", "given"
+        return
+    where = (
+        f"on {search.pseudo_images} images x {len(search.transforms)} pseudo-OOD transforms; "
+        f"{search.interval[0]:g} to {search.interval[1]:g} over resampled transforms, "
+        f"{search.near_best[0]:g} to {search.near_best[1]:g} within a point of the best AUROC"
+    )
+    yield "weight chosen", where
+
+
+def _group_name(group: "Group", document: "CalibrationDocument") -> str:
+    if group.class_id is None:
+        return "threshold"
+    return f"class {document.model.class_names[group.class_id]}"
+
+
+def _group(group: "Group", confidence: float) -> str:
+    low, high = group.flag_rate_interval(confidence)
+    above = "" if group.upper is None else f" or above {group.upper:.6g}"
+    return (
+        f"flagged below {group.lower:.6g}{above}; m = {group.size:,}, true flag rate "
+        f"{low:.4f} to {high:.4f} ({confidence:.0%})"
+    )

@@ -1,7 +1,4 @@
-"""nap-stream demo.
-
-nap-stream produce.
-"""
+"""nap-stream demo, and nap-stream produce: what needs no monitor of one's own."""
 
 import os
 import sys

@@ -6,16 +6,24 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from nap_stream.cli.calibrate import Device
-from nap_stream.cli.options import CacheOption, ThreadsOption
+from nap_stream.cli.options import (
+    BatchSizeOption,
+    CacheOption,
+    Device,
+    DeviceOption,
+    ModelOption,
+    ThreadsOption,
+    choose_torch,
+    progress_bars,
+    require_can_make,
+    show_warnings,
+)
 from nap_stream.errors import ConfigError
 from nap_stream.text import encodable
 
 
 def evaluate(
-    model: Annotated[
-        Path, typer.Option(help="A YAML file: the model section, or a whole configuration.")
-    ],
+    model: ModelOption,
     inside: Annotated[
         Path,
         typer.Option("--id", help="In-distribution images that the model was not trained on."),
@@ -30,20 +38,19 @@ def evaluate(
         typer.Option(
             help="In-distribution images to fit scores and weights on, such as training images; "
             "without it a third of --id, which the table then leaves out.",
-            show_default=False,
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A method to evaluate; repeat it. All without it.", show_default=False),
+        typer.Option(help="A method to evaluate; repeat it. All without it."),
     ] = None,
     resamples: Annotated[
         int, typer.Option(min=1, help="Bootstrap resamples behind the intervals.")
     ] = 200,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     cache: CacheOption = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = Device.CPU,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = Device.CPU,
     torch_threads: ThreadsOption = None,
 ) -> None:
     """Measure how well each method tells out-of-distribution images apart.
@@ -57,8 +64,6 @@ def evaluate(
         --ood floor=floor.parquet --out evaluation/ --cache .nap-stream-cache
     """
     from nap_stream.calibration.images import FeatureCache
-    from nap_stream.cli.options import choose_torch, progress_bars, require_can_make
-    from nap_stream.cli.tables import show_warnings
     from nap_stream.core.methods import parse_method
     from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.evaluation.output import write_table

@@ -1,16 +1,16 @@
-"""Options that several commands share.
+"""What several commands share: their options, what these mean, and progress bars.
 
-Whether results can be written, asked before the work that leads to them.
-
-A progress bar where a person waits, silence where a machine does.
-
-How a command uses torch: imported only by commands that run the model.
+Whatever takes long to import is imported by the functions that need it, so that ``--help`` is
+quick.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,19 +25,36 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from nap_stream.clock import Clock
 from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_kafka_settings, load_settings
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.text import printable
 
 if TYPE_CHECKING:
     import torch
 
-    from nap_stream.cli.calibrate import Device
     from nap_stream.scored_log.stores.base import SegmentStore
 
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.", show_default=False)
+    Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.")
+]
+ModelOption = Annotated[
+    Path, typer.Option(help="A YAML file: the model section, or a whole configuration.")
+]
+BootstrapOption = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="Brokers as host:port,…, instead of --config."),
 ]
 LogOption = Annotated[
     str | None,
@@ -45,30 +62,38 @@ LogOption = Annotated[
         "--log",
         metavar="ROOT",
         help="The root of the scored log, a folder or s3://bucket/prefix, instead of --config.",
-        show_default=False,
     ),
 ]
-BootstrapOption = Annotated[
+TopicOption = Annotated[str | None, typer.Option(help="Only this topic.")]
+SinceOption = Annotated[
     str | None,
-    typer.Option("--bootstrap-servers", help="Brokers as host:port,…, instead of --config."),
+    typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago."),
 ]
+UntilOption = Annotated[str | None, typer.Option(help="Before this event time.")]
+JsonEventsOption = Annotated[
+    bool, typer.Option("--json", help="One CloudEvent a line, for machines.")
+]
+JsonReportOption = Annotated[bool, typer.Option("--json", help="A JSON report.")]
 CacheOption = Annotated[
     Path | None,
     typer.Option(
         help="A folder to keep the model's outputs in, so that nothing is computed twice. Delete "
         "it when the model's code changes; another --batch-size finds nothing in it.",
-        show_default=False,
     ),
 ]
+BatchSizeOption = Annotated[int, typer.Option(min=1)]
+DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
         min=1,
         help="Threads of torch on the CPU; its own default without it. One is quickest beside "
         "a busy neighbour.",
-        show_default=False,
     ),
 ]
+
+_AGO = re.compile(r"^(\d+)([smhd])$")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def log_store(config: Path | None, log: str | None) -> "SegmentStore":
@@ -81,9 +106,12 @@ def log_store(config: Path | None, log: str | None) -> "SegmentStore":
     from nap_stream.scored_log.stores import store_at
     from nap_stream.scored_log.stores.local import LocalStore
 
-    if (config is None) == (log is None):
+    if config is not None and log is None:
+        store = store_at(load_settings(config).log.root)
+    elif config is None and log is not None:
+        store = store_at(log)
+    else:
         raise ConfigError("expected either --log ROOT or --config FILE")
-    store = store_at(log if log is not None else load_settings(_given(config)).log.root)
     if isinstance(store, LocalStore) and not Path(store.root).is_dir():
         raise ConfigError("no such folder", store.root, "Give the root of a scored log")
     return store
@@ -114,13 +142,55 @@ def kafka_settings(
         ) from error
 
 
-def _given(path: Path | None) -> Path:
-    assert path is not None
-    return path
+def span_ms(since: str | None, until: str | None, clock: Clock) -> tuple[int | None, int | None]:
+    """What --since and --until mean, in milliseconds since the epoch.
+
+    Raises:
+        ConfigError: One of them is not a time, or nothing can lie between them.
+    """
+    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    since_ms, until_ms = _time_ms("--since", since, now), _time_ms("--until", until, now)
+    if since_ms is not None and until_ms is not None and since_ms >= until_ms:
+        raise ConfigError(
+            f"{since} is not before {until}", "--since, --until", "Give the earlier one first"
+        )
+    return since_ms, until_ms
+
+
+def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
+    """Milliseconds since the epoch of an ISO 8601 time, or of a time so long ago."""
+    if text is None:
+        return None
+    ago = _AGO.match(text)
+    try:
+        if ago:
+            when = now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        else:
+            when = datetime.fromisoformat(text)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"not a time: {text!r}", option, "Expected 2026-11-23T10:00, or 90m, 6h, 2d ago"
+        ) from error
+    return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def choose_torch(device: Device, threads: int | None) -> "torch.device":
+    """Give the device, and set the number of threads where one is given.
+
+    Raises:
+        GpuUnavailableError: CUDA is asked for and torch sees none.
+    """
+    import torch
+
+    from nap_stream.model.load import choose_device
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return choose_device(0 if device is Device.CPU else 1)
 
 
 def require_can_make(folder: Path) -> None:
-    """Refuse a folder that can neither be written nor made.
+    """Refuse a folder that can neither be written nor made, before the work that leads to it.
 
     Raises:
         ConfigError: It, or what stands in its place or above it, is a file, or not writable.
@@ -136,14 +206,21 @@ def require_can_make(folder: Path) -> None:
         )
 
 
+def show_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Sentences for people, one a line."""
+    for warning in warnings:
+        console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
+
+
 Advance = Callable[[int, int | None], None]
+"""Takes what is done, and how much there is in all, None where that is not known."""
 NewBar = Callable[[str, str], Advance]
-"""From what is done and its unit to a function that takes (done, total or None)."""
+"""Makes a bar of what is done and its unit."""
 
 
 @contextmanager
 def progress_bars(console: Console | None = None) -> Iterator[NewBar]:
-    """A function that makes bars, shown on stderr while the block runs.
+    """Bars on stderr while the block runs; nothing where it is not a terminal.
 
     Each bar stands below those before it, from when it is first told of something.
     """
@@ -174,23 +251,8 @@ def progress_bars(console: Console | None = None) -> Iterator[NewBar]:
 
 @contextmanager
 def progress_bar(what: str, *, unit: str) -> Iterator[Advance]:
-    """A function that takes (done, total or None), shown on stderr while the block runs."""
+    """A single bar, shown from the start."""
     with progress_bars() as new_bar:
         advance = new_bar(what, unit)
         advance(0, None)
         yield advance
-
-
-def choose_torch(device: "Device", threads: int | None) -> "torch.device":
-    """Give the device, and set the number of threads where one is given.
-
-    Raises:
-        GpuUnavailableError: CUDA is asked for and torch sees none.
-    """
-    import torch
-
-    from nap_stream.model.load import choose_device
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return choose_device(0 if device.value == "cpu" else 1)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from nap_stream.cli.options import ConfigOption
+from nap_stream.cli.options import (
+    ConfigOption,
+    SinceOption,
+    UntilOption,
+    log_store,
+    progress_bars,
+    show_warnings,
+    span_ms,
+)
 from nap_stream.errors import ConfigError
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS
 
@@ -26,7 +34,6 @@ def plan(
         Path | None,
         typer.Option(
             help="The folder that `calibrate` wrote, instead of that of --config.",
-            show_default=False,
         ),
     ] = None,
     config: ConfigOption = None,
@@ -35,16 +42,15 @@ def plan(
         typer.Option(
             help='How many are bearable, as in "one per 30 days at 50 images/s" or '
             '"probability 0.01 in 7 days at 50 images/s".',
-            show_default=False,
         ),
     ] = None,
     expected_run_length: Annotated[
         float | None,
-        typer.Option(help="The same in records between two of them.", show_default=False),
+        typer.Option(help="The same in records between two of them."),
     ] = None,
     confidence: Annotated[
         float | None,
-        typer.Option(help="Share of calibrations that keep the promise.", show_default=False),
+        typer.Option(help="Share of calibrations that keep the promise."),
     ] = None,
     window: Annotated[
         list[int] | None,
@@ -52,7 +58,6 @@ def plan(
             min=1,
             max=MAX_WINDOW_RECORDS,
             help="Records of a rolling window to look at too; repeat it.",
-            show_default=False,
         ),
     ] = None,
     log: Annotated[
@@ -60,23 +65,18 @@ def plan(
         typer.Option(
             metavar="ROOT",
             help="A scored log with an in-distribution stretch: how often would alarms be false?",
-            show_default=False,
         ),
     ] = None,
     topic: Annotated[
         str | None, typer.Option(help="Of the log; that of --config, or its only one.")
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago."),
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Before this event time.")] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     block: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Records that are resampled together; chosen by their autocorrelation without it.",
-            show_default=False,
         ),
     ] = None,
     streams: Annotated[
@@ -89,9 +89,7 @@ def plan(
     ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of simulations and resampling.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="For machines, not for people.")] = False,
-    png: Annotated[
-        Path | None, typer.Option(help="Draw the delays to this file.", show_default=False)
-    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the delays to this file.")] = None,
 ) -> None:
     """Say what a promise about false alarms costs in delay, and whether a stream keeps it.
 
@@ -105,9 +103,6 @@ def plan(
       nap-stream plan --config monitor.yaml --log scored-log/ --since 7d --until 1d
     """
     from nap_stream.calibration.artifact import load_calibration
-    from nap_stream.cli.options import progress_bars
-    from nap_stream.cli.query import span_ms
-    from nap_stream.cli.tables import show_warnings
     from nap_stream.clock import SystemClock
     from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.planning.expected import expect
@@ -191,7 +186,6 @@ def _findings(
     seed: int,
     new_bar: "NewBar",
 ) -> "Findings":
-    from nap_stream.cli.options import log_store
     from nap_stream.planning.findings import find
     from nap_stream.planning.recorded import read_stretch
 

@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from nap_stream.cli.options import log_store, progress_bar
-from nap_stream.cli.query import span_ms
+from nap_stream.cli.options import (
+    JsonEventsOption,
+    SinceOption,
+    UntilOption,
+    log_store,
+    progress_bar,
+    span_ms,
+)
 from nap_stream.clock import SystemClock
 from nap_stream.settings.load import load_settings
 
@@ -33,17 +39,11 @@ def replay(
             "--log",
             metavar="ROOT",
             help="The root of another scored log than that of --config.",
-            show_default=False,
         ),
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago."),
-    ] = None,
-    until: Annotated[str | None, typer.Option(help="Before this event time.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One CloudEvent a line, for machines.")
-    ] = False,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    as_json: JsonEventsOption = False,
 ) -> None:
     """Recompute all alerts from the scored log, without a broker and without sending any.
 

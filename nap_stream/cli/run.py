@@ -1,7 +1,4 @@
-"""nap-stream run.
-
-nap-stream doctor.
-"""
+"""nap-stream run, and nap-stream doctor, which says whether it can."""
 
 import os
 import sys
@@ -54,8 +51,6 @@ def run(
         return
     # Ray reads it when it is imported; without it, alike events of different workers are merged.
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    from rich.console import Console
-
     from nap_stream.monitor.run import run_monitor
     from nap_stream.monitor.status import status_display
     from nap_stream.process import configure_logging
@@ -101,7 +96,6 @@ def doctor(
       nap-stream doctor --config monitor.yaml --create-topics
     """
     from nap_stream.doctor import Outcome, examine
-    from nap_stream.settings.load import load_settings
 
     settings = load_settings(config) if config is not None else None
     console = Console(soft_wrap=True, highlight=False)

@@ -24,8 +24,8 @@ from rich.text import Text
 from nap_stream.alert.render import render
 from nap_stream.clock import Clock
 from nap_stream.demo.folder import DemoFolder
-from nap_stream.demo.monitor_process import MonitorView
 from nap_stream.demo.outcome import Check, HistoryPoint, LoggedImage
+from nap_stream.demo.processes import MonitorView
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 

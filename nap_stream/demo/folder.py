@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from nap_stream.demo import network
-from nap_stream.demo.images import CAMERA_HEADER, SIDE
+from nap_stream.demo import digits
+from nap_stream.demo.digits import CAMERA_HEADER, SIDE
 from nap_stream.errors import ConfigError
 
 MARKER = ".nap-stream-demo"
@@ -181,14 +181,14 @@ def write_configuration(
             "session_timeout_s": SESSION_TIMEOUT_S,
         },
         "model": {
-            "factory": network.FACTORY,
+            "factory": digits.FACTORY,
             "weights": folder.weights.name,
             "class_names": list(CLASS_NAMES),
             "preprocessing": {
                 "resize": None,
                 "crop": SIDE,
-                "mean": list(network.MEAN),
-                "std": list(network.STD),
+                "mean": list(digits.MEAN),
+                "std": list(digits.STD),
             },
         },
         "calibration": folder.calibration.name,

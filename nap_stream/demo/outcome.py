@@ -18,7 +18,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.core.detection import window_limits
 from nap_stream.core.panes import RollingWindow
-from nap_stream.demo.images import BROKEN, CAMERA_HEADER, kind_of
+from nap_stream.demo.digits import BROKEN, CAMERA_HEADER, kind_of
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.records import Status
 from nap_stream.scored_log.query import Query

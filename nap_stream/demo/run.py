@@ -20,7 +20,7 @@ from rich.console import Console
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
-from nap_stream.demo.broker import embedded_broker, free_port
+from nap_stream.demo.digits import one_torch_thread
 from nap_stream.demo.display import (
     Display,
     Picture,
@@ -32,8 +32,6 @@ from nap_stream.demo.display import (
     write_png,
 )
 from nap_stream.demo.folder import PARTITIONS, DemoFolder, demo_folder, write_configuration
-from nap_stream.demo.monitor_process import running_monitor
-from nap_stream.demo.network import one_torch_thread
 from nap_stream.demo.outcome import (
     Evidence,
     HistoryPoint,
@@ -42,6 +40,7 @@ from nap_stream.demo.outcome import (
     read_alert,
     read_images,
 )
+from nap_stream.demo.processes import embedded_broker, free_port, running_monitor
 from nap_stream.demo.scene import Scene, Streamed, make_calibration, make_model_and_images
 from nap_stream.errors import ConfigError
 from nap_stream.kafka.client import create_topics

@@ -23,18 +23,19 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.conformal import Rule
-from nap_stream.demo.display import Display, StreamState
-from nap_stream.demo.folder import ALPHA, PARTITIONS, DemoFolder
-from nap_stream.demo.images import (
+from nap_stream.demo.digits import (
     CAMERA_HEADER,
     Phase,
+    accuracy,
     load_splits,
     plan_stream,
+    train,
     write_digits,
     write_stream,
 )
-from nap_stream.demo.monitor_process import MonitorProcess
-from nap_stream.demo.network import accuracy, train
+from nap_stream.demo.display import Display, StreamState
+from nap_stream.demo.folder import ALPHA, PARTITIONS, DemoFolder
+from nap_stream.demo.processes import MonitorProcess
 from nap_stream.demo.produce import produce
 from nap_stream.errors import WorkerError
 from nap_stream.settings.load import load_model_settings, load_scoring_settings

@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
+from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
 
 import nap_stream
+from nap_stream.cli.log import CountBy, RowFormat
+from nap_stream.scored_log.query import GroupBy, OutputFormat
 from tests.cli.program import Call
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
 from tests.support.images import write_images
@@ -102,6 +105,11 @@ def test_query_counts_by_hour_and_class(nap: Call, log: Path) -> None:
         "2026-01-01T13:00:00.000Z,2,2,0,0.0",
     ]
     assert by_class[1:] == ["3,cat,2,2,0,0.0", "5,dog,2,2,1,0.5", ",,1,0,0,"]
+
+
+def test_query_offers_what_the_log_can_count_by_and_be_written_as() -> None:
+    assert get_args(CountBy) == tuple(GroupBy)
+    assert get_args(RowFormat) == tuple(OutputFormat)
 
 
 def test_query_writes_parquet_to_a_file(nap: Call, log: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.demo.broker import free_port
+from nap_stream.demo.processes import free_port
 from tests.e2e.calibrated import Faulty, calibrated, faulty_net
 from tests.e2e.monitor import model_section
 from tests.e2e.processes import Program

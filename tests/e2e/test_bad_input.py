@@ -15,7 +15,7 @@ import yaml
 
 from nap_stream.cli import main
 from nap_stream.clock import StopRequest, SystemClock
-from nap_stream.demo.broker import free_port
+from nap_stream.demo.processes import free_port
 from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
 from nap_stream.monitor.worker import run_worker
 from nap_stream.settings.load import load_settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nap_stream.demo.broker import free_port
+from nap_stream.demo.processes import free_port
 from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import (
     Monitor,

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nap_stream.demo.broker import free_port
+from nap_stream.demo.processes import free_port
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect
 from nap_stream.settings.schema import KafkaSettings

@@ -1,6 +1,6 @@
 import pytest
 
-from nap_stream.demo.images import Splits, load_splits
+from nap_stream.demo.digits import Splits, load_splits
 
 
 @pytest.fixture(scope="session")

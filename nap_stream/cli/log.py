@@ -1,0 +1,353 @@
+"""nap-stream query, verify, compact: the commands about the scored log."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+
+import typer
+
+from nap_stream.cli.options import (
+    ConfigOption,
+    JsonReportOption,
+    LogOption,
+    SinceOption,
+    TopicOption,
+    UntilOption,
+    kafka_settings,
+    log_store,
+    progress_bar,
+    span_ms,
+)
+from nap_stream.clock import SystemClock
+from nap_stream.errors import ConfigError
+from nap_stream.files import publish
+from nap_stream.records import Status
+from nap_stream.text import printable
+
+if TYPE_CHECKING:
+    from nap_stream.scored_log.compact import CompactionReport
+    from nap_stream.scored_log.stores.base import SegmentStore
+    from nap_stream.scored_log.verify.report import BrokerReport, ChainHead, VerifyReport
+    from nap_stream.settings.schema import KafkaSettings
+
+DEFAULT_TABLE_ROWS = 50
+
+# The values of GroupBy and OutputFormat, which stand beside pyarrow and would load it for --help.
+CountBy = Literal["hour", "class", "status", "partition"]
+RowFormat = Literal["table", "json", "csv", "parquet"]
+
+
+def query(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    topic: TopicOption = None,
+    partition: Annotated[
+        list[int] | None, typer.Option(help="Only this partition; may be repeated.")
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    class_name: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Only this predicted class, by name or id; repeatable."),
+    ] = None,
+    ood: Annotated[
+        bool | None, typer.Option("--ood/--in-distribution", help="Only flagged, or unflagged.")
+    ] = None,
+    min_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    max_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    status: Annotated[
+        list[Status] | None, typer.Option(help="Only rows with this status; repeatable.")
+    ] = None,
+    by: Annotated[
+        CountBy | None, typer.Option(help="Count rows and give the OOD fraction by this.")
+    ] = None,
+    output_format: Annotated[RowFormat, typer.Option("--format", "-f")] = "table",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"At most so many rows; a table shows {DEFAULT_TABLE_ROWS}."),
+    ] = None,
+) -> None:
+    """Show rows of the scored log, or count them.
+
+    \b
+    Examples:
+      nap-stream query --log scored-log --since 1h --ood
+      nap-stream query --log scored-log --by hour --format csv
+      nap-stream query --log scored-log --status corrupt --format json
+    """
+    from nap_stream.scored_log.query import (
+        GroupBy,
+        OutputFormat,
+        aggregate,
+        write_batches,
+        write_result,
+    )
+    from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
+
+    store = log_store(config, log)
+    since_ms, until_ms = span_ms(since, until, SystemClock())
+    filters = Query(
+        topic=topic,
+        partitions=tuple(partition or ()),
+        since_ms=since_ms,
+        until_ms=until_ms,
+        classes=tuple(class_name or ()),
+        is_ood=ood,
+        min_p_value=min_p_value,
+        max_p_value=max_p_value,
+        statuses=tuple(status or ()),
+    )
+    shape = OutputFormat(output_format)
+    if shape is OutputFormat.PARQUET and output is None and sys.stdout.isatty():
+        raise ConfigError("Parquet is not text", "--format parquet", "Give --output FILE")
+    if limit is None and shape is OutputFormat.TABLE:
+        limit = DEFAULT_TABLE_ROWS
+    with _opened(output) as stream:
+        if by is None:
+            write_batches(SCAN_SCHEMA, scan(store, filters), shape, stream, limit=limit)
+        else:
+            write_result(aggregate(store, filters, GroupBy(by)), shape, stream)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or the file."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with output.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        raise ConfigError(f"cannot write: {error.strerror}", f"--output {output}") from error
+
+
+def verify(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    topic: TopicOption = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every value too, not footers alone.")
+    ] = False,
+    against_broker: Annotated[
+        bool,
+        typer.Option(
+            "--against-broker",
+            help="Compare with the topic's and the group's offsets too; needs --config.",
+        ),
+    ] = False,
+    kept: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Compare with the ends of the chains in an earlier --report.",
+        ),
+    ] = None,
+    as_json: JsonReportOption = False,
+    report_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Also write the JSON report to this file.",
+        ),
+    ] = None,
+) -> None:
+    """Check that the log is whole: each partition's chain, footers, digests and rows.
+
+    Exit code 0 where nothing is wrong, 1 where there is a defect; each is named.
+
+    \b
+    Example:
+      nap-stream verify --log scored-log
+      nap-stream verify --config monitor.yaml --deep --against-broker --report audit.json
+      nap-stream verify --config monitor.yaml --deep --kept last-audit.json
+    """
+    from nap_stream import __version__
+    from nap_stream.scored_log.verify.report import Circumstances, encode_report
+
+    store = log_store(config, log)
+    kafka = _kafka(config, topic) if against_broker else None
+    if report_file is not None and not report_file.parent.is_dir():
+        raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
+    heads = _kept_heads(kept, topic)
+    began_ms = SystemClock().now_ms()
+    report, broker = _verified(store, kafka, topic, deep=deep)
+    report = _with_kept(report, store, heads)
+    text = encode_report(report, broker, Circumstances(store.root, topic, __version__, began_ms))
+    if report_file is not None:
+        publish(report_file, text.encode())
+    if as_json:
+        typer.echo(text, nl=False)
+    else:
+        _print_verified(report, broker)
+    sys.exit(0 if report.clean else 1)
+
+
+def _kafka(config: Path | None, topic: str | None) -> "KafkaSettings":
+    from nap_stream.kafka.client import require_topics
+
+    if config is None:
+        raise ConfigError("expected --config FILE with --against-broker, to know the broker")
+    settings = kafka_settings(config, None, topic)
+    require_topics(settings, [settings.topic])
+    return settings
+
+
+def _verified(
+    store: "SegmentStore", kafka: "KafkaSettings | None", topic: str | None, *, deep: bool
+) -> tuple["VerifyReport", "BrokerReport | None"]:
+    """The report, with the defects against the broker in it."""
+    from nap_stream.kafka.offsets import committed_offsets, topic_offsets
+    from nap_stream.scored_log.verify.run import compare_with_broker, sorted_defects
+    from nap_stream.scored_log.verify.run import verify as verify_log
+
+    # Workers commit what they have published: so the committed offsets come first, the ends last.
+    committed = {} if kafka is None else committed_offsets(kafka)
+    with progress_bar("verifying", unit="files") as advance:
+        report = verify_log(store, deep=deep, topic=topic, advance=advance)
+    if kafka is None:
+        return report, None
+    offsets = topic_offsets(kafka, committed)
+    broker = compare_with_broker(report, offsets, topic=kafka.topic, group_id=kafka.group_id)
+    defects = sorted_defects([*report.defects, *broker.defects])
+    return dataclasses.replace(report, defects=defects), broker
+
+
+def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
+    from nap_stream.scored_log.verify.report import parse_kept
+
+    if path is None:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the kept report: {error}", str(path)) from error
+    return [head for head in parse_kept(text, str(path)) if topic in {None, head.partition.topic}]
+
+
+def _with_kept(
+    report: "VerifyReport", store: "SegmentStore", kept: "list[ChainHead]"
+) -> "VerifyReport":
+    from nap_stream.scored_log.verify.run import compare_with_kept, sorted_defects
+
+    defects = sorted_defects([*report.defects, *compare_with_kept(store, kept)])
+    return dataclasses.replace(report, defects=defects)
+
+
+def _print_verified(report: "VerifyReport", broker: "BrokerReport | None") -> None:
+    typer.echo(
+        f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "
+        f"{report.offsets} offsets"
+    )
+    for head in report.heads:
+        typer.echo(
+            f"chain   {head.partition}: [{head.start_offset}, {head.end_offset}) {head.sha256}"
+        )
+    if report.compacted:
+        merged = sum(file.segments for file in report.compacted)
+        typer.echo(f"merged  {merged} segments in {len(report.compacted)} compacted files")
+    for gap in report.gaps:
+        span = f"[{gap.base_offset}, {gap.end_offset})"
+        typer.echo(printable(f"gap     {gap.file}: {span}: {gap.reason}"))
+    if broker is not None:
+        _print_broker(broker)
+    for defect in report.defects:
+        typer.echo(printable(f"defect  {defect}"))
+    typer.echo("clean" if report.clean else f"{len(report.defects)} defects")
+
+
+def _print_broker(broker: "BrokerReport") -> None:
+    for found in broker.partitions:
+        one = found.offsets
+        committed = "nothing" if one.committed is None else one.committed
+        lag = "no chain" if found.lag is None else f"the chain is {found.lag} behind"
+        typer.echo(
+            f"broker  {one.partition}: [{one.earliest}, {one.end}), committed {committed}, {lag}"
+        )
+        if found.gap_to_come:
+            typer.echo(
+                f"broker  {one.partition}: retention has deleted the {found.gap_to_come} offsets "
+                f"from the chain's end at {found.chain_end} on: a gap is to come"
+            )
+
+
+def compact(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    topic: TopicOption = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of a merged file, at most.")] = 250_000,
+    max_mb: Annotated[
+        int, typer.Option(min=1, help="MiB of the segments that one file merges, at most.")
+    ] = 64,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done.")
+    ] = False,
+    break_lock: Annotated[
+        bool,
+        typer.Option(
+            "--break-lock", help="Take the lock of a compaction that is surely dead. See below."
+        ),
+    ] = False,
+    as_json: JsonReportOption = False,
+) -> None:
+    """Merge the segments of days that are over (UTC) into few files, while the monitor runs.
+
+    The chain stays what it was: verify finds the same before and after, query gives the same
+    rows at every moment. Another Parquet reader may, for the instant in which files are
+    exchanged, meet a row twice or a file that is gone, but never miss a row. Interrupted at any
+    step, the next run finishes it. A partition with a defect is left as it is, and named.
+
+    One compaction of a log runs at a time. One that was killed leaves its lock: --break-lock
+    takes it, and may lose rows if that process lives after all.
+
+    Exit code 0; 1 where a partition was left out or the run could not go on.
+
+    \b
+    Example:
+      nap-stream compact --log scored-log
+    """
+    from nap_stream.process import stop_on_signals
+    from nap_stream.scored_log.compact import compact as compact_log
+    from nap_stream.scored_log.compact_plan import FileLimits
+
+    store = log_store(config, log)
+    with stop_on_signals() as stop, progress_bar("Merging", unit="segments") as progress:
+        report = compact_log(
+            store,
+            clock=SystemClock(),
+            topic=topic,
+            limits=FileLimits(max_rows, max_mb * 2**20),
+            dry_run=dry_run,
+            break_lock=break_lock,
+            progress=progress,
+            should_stop=stop.is_set,
+        )
+    if as_json:
+        typer.echo(json.dumps({"clean": report.clean, **dataclasses.asdict(report)}, indent=2))
+    else:
+        _print_compacted(report)
+    sys.exit(0 if report.clean else 1)
+
+
+def _print_compacted(report: "CompactionReport") -> None:
+    merged, removed = ("would merge", "remove") if report.dry_run else ("merged", "removed")
+    typer.echo(
+        f"{report.partitions} partitions: {merged} {report.segments} segments into "
+        f"{report.files} files, {report.rows} rows"
+    )
+    if report.files and not report.dry_run:
+        typer.echo(f"{report.bytes_before:,} bytes became {report.bytes_after:,}")
+    if report.leftovers:
+        typer.echo(f"{removed} {report.leftovers} segments that stand in a compacted file too")
+    for refusal in report.refusals:
+        typer.echo(printable(f"left out  {refusal.partition}: {refusal.reason}"))
+    if report.stopped:
+        typer.echo("stopped early; the next run goes on from here")
