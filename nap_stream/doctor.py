@@ -42,10 +42,8 @@ def examine(
 ) -> Iterator[Finding]:
     """Check versions, crc32c and GPUs; with settings also Kafka, the log and the calibration.
 
-    Args:
-        settings: Of the monitor; None leaves out what depends on them.
-        address: Of a Ray cluster; None for Ray on this machine.
-        make_topics: Create the topics that are missing.
+    ``address`` is of a Ray cluster, None for Ray on this machine. With ``make_topics``, topics that
+    are missing are created.
 
     Yields:
         A finding for each check, as soon as it is made.
