@@ -45,8 +45,8 @@ class EventSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Where a partition's part begins, and what its segments hold, as their footers say.
+class PartitionRange:
+    """The offsets from which a partition's records lie in a span, and what the footers say of them.
 
     ``records`` are scored ones: about as many lie within. ``foreign`` are the runs of segments
     that another calibration has judged, in order.
@@ -62,9 +62,9 @@ class Stretch:
         return any(run.start <= offset < run.end for run in self.foreign)
 
 
-def find_stretch(
+def find_range(
     store: SegmentStore, partition: TopicPartition, span: EventSpan, calibration_fingerprint: str
-) -> Stretch | None:
+) -> PartitionRange | None:
     """Find where a partition's part of a span begins; None where it has none. Reads footers.
 
     Raises:
@@ -80,7 +80,7 @@ def find_stretch(
             _extend(foreign, footer)
         if footer.min_event_time_ms is None or footer.min_event_time_ms < span.end_ms:
             records += footer.scored_rows
-    return None if start is None else Stretch(partition, start, records, tuple(foreign))
+    return None if start is None else PartitionRange(partition, start, records, tuple(foreign))
 
 
 def within(
@@ -90,12 +90,7 @@ def within(
 
     Within a partition a record's time is the largest event time up to it, as for the monitor:
     what comes late, behind a record of the span, lies within, and nothing that comes after the
-    span's end.
-
-    Args:
-        summaries: In order of offset.
-        span: What is wanted.
-        pane_ms: Width of their panes in milliseconds.
+    span's end. The summaries come in order of offset; ``pane_ms`` is the width of their panes.
     """
     earliest_ms: int | None = None
     for summary in summaries:
@@ -228,16 +223,16 @@ def replay(
     # The clock stands still: only the log's own times count.
     monitor = DriftMonitor(plan, settings, ManualClock())
     names = topic_partitions(store, settings.kafka.topic)
-    found = (find_stretch(store, name, span, calibration.fingerprint) for name in names)
-    stretches = {stretch.partition: stretch for stretch in found if stretch is not None}
+    found = (find_range(store, name, span, calibration.fingerprint) for name in names)
+    ranges = {part.partition: part for part in found if part is not None}
     shape, program = summary_shape(settings), version("nap-stream")
     chains = {
         name: within(
-            summarise_chain(store, name, stretch.start, LAST_OFFSET, shape), span, shape.pane_ms
+            summarise_chain(store, name, part.start, LAST_OFFSET, shape), span, shape.pane_ms
         )
-        for name, stretch in stretches.items()
+        for name, part in ranges.items()
     }
-    counters = _Counters(calibration.alpha, stretches)
+    counters = _Counters(calibration.alpha, ranges)
 
     def tell(update: DriftUpdate) -> None:
         for summary in update.accepted:
@@ -248,7 +243,7 @@ def replay(
             counters.alerts[event.state] += 1
             on_alert(event)
 
-    total = sum(stretch.records for stretch in stretches.values())
+    total = sum(part.records for part in ranges.values())
     for partition in chains:
         monitor.hold(partition)
     for partition, summary in in_event_time(chains):
@@ -277,8 +272,8 @@ def replay(
 class _Counters:
     """What has been judged so far, and what was missing."""
 
-    def __init__(self, alpha: float, stretches: Mapping[TopicPartition, Stretch]) -> None:
-        self._alpha, self._stretches = alpha, stretches
+    def __init__(self, alpha: float, ranges: Mapping[TopicPartition, PartitionRange]) -> None:
+        self._alpha, self._ranges = alpha, ranges
         self.segments = self.records = self.contradicting = self.foreign = 0
         self.missing = MissingOffsets()
         self.alerts = Counter[str]()
@@ -287,7 +282,7 @@ class _Counters:
         records = int(summary.panes.records.sum())
         self.segments += 1
         self.records += records
-        if self._stretches[summary.partition].is_foreign(summary.base_offset):
+        if self._ranges[summary.partition].is_foreign(summary.base_offset):
             self.foreign += records
         self.contradicting += contradicting_flags(summary, self._alpha)
 

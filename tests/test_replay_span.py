@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nap_stream.clock import ManualClock
 from nap_stream.core.panes import ClosedPane, PaneBuffer
 from nap_stream.records import OffsetRange, ScoredRecord, SegmentSummary
-from nap_stream.replay import EventSpan, Stretch, find_stretch, within
+from nap_stream.replay import EventSpan, PartitionRange, find_range, within
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
@@ -42,10 +42,10 @@ def publish(
 
 
 def found(store: MemoryStore, span: EventSpan, shape: SummaryShape) -> list[SegmentSummary]:
-    stretch = find_stretch(store, CARS, span, CALIBRATION)
-    if stretch is None:
+    part = find_range(store, CARS, span, CALIBRATION)
+    if part is None:
         return []
-    summaries = summarise_chain(store, CARS, stretch.start, ALL, shape)
+    summaries = summarise_chain(store, CARS, part.start, ALL, shape)
     return list(within(summaries, span, shape.pane_ms))
 
 
@@ -173,9 +173,9 @@ def test_runs_of_another_calibration_are_named() -> None:
     segments = [(end, [scored(origin(end - 1))]) for end in ends]
     other = "d" * 64
     publish(store, segments, (other, other, CALIBRATION))
-    stretch = find_stretch(store, CARS, EventSpan(), CALIBRATION)
-    assert stretch == Stretch(CARS, 0, 5, (OffsetRange(CARS, 0, 20), OffsetRange(CARS, 30, 50)))
-    assert [stretch.is_foreign(end - 10) for end in ends] == [True, True, False, True, True]
+    part = find_range(store, CARS, EventSpan(), CALIBRATION)
+    assert part == PartitionRange(CARS, 0, 5, (OffsetRange(CARS, 0, 20), OffsetRange(CARS, 30, 50)))
+    assert [part.is_foreign(end - 10) for end in ends] == [True, True, False, True, True]
 
 
 def test_footers_before_a_span_are_passed_over() -> None:
@@ -184,5 +184,5 @@ def test_footers_before_a_span_are_passed_over() -> None:
     origins = [origin(i, event_time_ms=time_ms) for i, time_ms in enumerate(times_ms)]
     records = [scored(replace(each, ingest_time_ms=each.event_time_ms + 5)) for each in origins]
     publish(store, split(records, {1, 2}))
-    stretch = find_stretch(store, CARS, EventSpan(NOON_MS + 1_500), CALIBRATION)
-    assert stretch == Stretch(CARS, 2, 1, ())
+    part = find_range(store, CARS, EventSpan(NOON_MS + 1_500), CALIBRATION)
+    assert part == PartitionRange(CARS, 2, 1, ())
