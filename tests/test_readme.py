@@ -1,4 +1,4 @@
-"""What the README shows is run as it stands there."""
+"""What README and docs show is run as it stands there."""
 
 import logging
 import os
@@ -28,13 +28,27 @@ from tests.support.small_models import SIZE, by_name
 from tests.support.small_settings import CPU, small_settings
 
 ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def snippets(section: str, language: str) -> list[str]:
-    """The fenced blocks of one language below a heading."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    body = text.split(f"\n## {section}\n")[1].split("\n## ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```$", body, re.MULTILINE | re.DOTALL)
+def snippets(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language on a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_pages_and_headings_that_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.is_file(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [title.lower().replace(" ", "-") for title in headings], target
 
 
 def build_model() -> nn.Module:
@@ -69,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_configuration_of_a_first_monitor(folder: Path) -> None:
-    (yaml,) = snippets("A first monitor of your own model", "yaml")
+    (yaml,) = snippets("README.md", "yaml")
     (folder / "monitor.yaml").write_text(yaml, encoding="utf-8")
     (folder / "resnet18-parts.safetensors").touch()
     (folder / "classes.txt").touch()
@@ -83,7 +97,7 @@ def test_the_configuration_of_a_first_monitor(folder: Path) -> None:
 @pytest.mark.usefixtures("folder")
 def test_scoring_without_kafka(capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.linspace(-2, 2, 12).reshape(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE)
-    python, _ = snippets("Use without Kafka", "python")
+    python, _ = snippets("docs/library.md", "python")
     names: dict[str, Any] = {"build_model": build_model, "images": images}
     exec(python, names)
     scores = names["scores"]
@@ -126,7 +140,7 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
 def test_scoring_with_ray_data(folder: Path) -> None:
     write_images(folder / "incoming", 40, first=100)
-    _, python = snippets("Use without Kafka", "python")
+    _, python = snippets("docs/library.md", "python")
     exec(python, {"build_model": build_model})
 
     table = pq.read_table(folder / "scored").sort_by("path")
