@@ -115,8 +115,9 @@ def test_the_in_place_relu_of_densenet_is_seen() -> None:
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
 
-@pytest.fixture(autouse=True)
-def free_memory() -> Iterator[None]:
+@pytest.fixture
+def freed_memory() -> Iterator[None]:
+    """The largest models do not fit into memory together."""
     yield
     gc.collect()
 
@@ -132,6 +133,7 @@ def test_the_table_has_all_classifiers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("freed_memory")
 @pytest.mark.parametrize("name", classifiers())
 def test_prior_and_head_are_found_where_the_table_says(name: str) -> None:
     assert find(name).row() == documented()[name]
