@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from nap_stream.demo.processes import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
+from tests.support.leftovers import watch_over_this_process
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
 
 REQUIRE_KAFKA = "NAP_STREAM_REQUIRE_KAFKA"
@@ -26,6 +27,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # How long an example takes depends on what else the machine does.
 settings.register_profile("nap-stream", deadline=None)
 settings.load_profile("nap-stream")
+
+
+def pytest_configure() -> None:
+    watch_over_this_process()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups

@@ -1,10 +1,6 @@
 """What README and docs show is run as it stands there."""
 
-import logging
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from torch import nn
 
@@ -24,6 +19,7 @@ from nap_stream.core.conformal import Rule
 from nap_stream.ood_scorer import OODScores
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
+from tests.support.ray_here import ray_here
 from tests.support.small_models import SIZE, by_name
 from tests.support.small_settings import CPU, small_settings
 
@@ -111,31 +107,15 @@ def test_scoring_without_kafka(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.fixture
-def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ray in this process, whose workers can import the tests."""
-    short = Path(tempfile.mkdtemp(prefix="nsray", dir="/tmp"))  # Ray's sockets are in it
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-    try:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            object_store_memory=100_000_000,
-            _temp_dir=str(short),
-        )
+def ray_with_tests() -> Iterator[None]:
+    """Ray, whose workers can import the tests."""
+    with ray_here(cpus=2, python_path=str(ROOT)):
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(short, ignore_errors=True)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_with_tests")
 # Ray Data warns of its own defaults.
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
 def test_scoring_with_ray_data(folder: Path) -> None:

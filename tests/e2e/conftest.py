@@ -1,7 +1,5 @@
 """One calibration and one Ray cluster for all end-to-end tests."""
 
-import shutil
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from tests.e2e.calibrated import Faulty, calibrated, faulty_net
 from tests.e2e.monitor import model_section
 from tests.e2e.processes import Program
 from tests.support.faulty_net import clear
+from tests.support.leftovers import short_folder
 from tests.support.waiting import wait_until
 
 START_S = 90.0
@@ -24,16 +23,6 @@ RAY_ENVIRON = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # events of two workers differ by a word, and each one counts
 }
-
-
-@contextmanager
-def _ray_folder() -> Iterator[Path]:
-    """A folder with a path that is short enough for Ray's sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="nsray", dir="/tmp"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ def faulty(_faulty_net: Faulty) -> Iterator[Faulty]:
 @pytest.fixture
 def local_ray() -> Iterator[dict[str, str]]:
     """The environment of a program that starts Ray by itself."""
-    with _ray_folder() as folder:
+    with short_folder() as folder:
         yield {**RAY_ENVIRON, "RAY_TMPDIR": str(folder)}
 
 
@@ -108,7 +97,7 @@ def ray_node(head: RayHead, cpus: int, folder: Path) -> Iterator[Program]:
 def _started_head(output: Path, cpus: int) -> Iterator[RayHead]:
     port, dashboard_port = free_port(), free_port()
     address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
-    with _ray_folder() as folder:
+    with short_folder() as folder:
         command = [
             *("ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--num-gpus=0"),
             *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),

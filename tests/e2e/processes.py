@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.leftovers import kill_marked, marked
 from tests.support.waiting import wait_until
 
 MARK = "NAP_STREAM_TEST_PROGRAM"
@@ -64,16 +65,12 @@ class Program:
 
     def kill(self) -> None:
         """End it and all that it has started, at once. Safe to call twice."""
-        while pids := _marked(self.mark):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.poll()
+        kill_marked(MARK, self.mark)
         self._process.wait()
 
     def started(self, pid: int) -> bool:
         """Whether a living process is one of all that it has started."""
-        return pid in _marked(self.mark)
+        return pid in marked(MARK, self.mark)
 
     def wait(self, timeout_s: float) -> int:
         """The exit code; fails with the end of the output where there is none in time."""
@@ -104,19 +101,6 @@ class Program:
         traceback: TracebackType | None,
     ) -> None:
         self.kill()
-
-
-def _marked(mark: str) -> list[int]:
-    """Living processes that were started with ``mark`` in their environment."""
-    needle = f"{MARK}={mark}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with suppress(OSError):
-            if needle in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
 
 
 def listener_pid(port: int) -> int:

@@ -1,9 +1,6 @@
 """Workers as Ray actors, on logical GPUs: Ray counts two, torch sees none."""
 
-import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +19,7 @@ from nap_stream.monitor.actors import (
     ray_session,
 )
 from nap_stream.settings.schema import Settings
+from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
 from tests.support.waiting import wait_until
@@ -39,26 +37,8 @@ MakeCluster = Callable[[Settings], RayCluster]
 @pytest.fixture(scope="module", autouse=True)
 def logical_gpus() -> Iterator[None]:
     """Ray in this process, with two GPUs that are not there."""
-    folder = Path(tempfile.mkdtemp(prefix="nsray", dir="/tmp"))  # short: Ray's sockets are in it
-    with pytest.MonkeyPatch.context() as environ:
-        environ.setenv("RAY_AUTH_MODE", "disabled")
-        environ.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray's own default from its next release on; the present one warns until it is set.
-        environ.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        try:
-            ray.init(
-                num_cpus=CPUS,
-                num_gpus=GPUS,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                object_store_memory=100_000_000,
-                _temp_dir=str(folder),
-            )
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+    with ray_here(cpus=CPUS, gpus=GPUS):
+        yield
 
 
 def _settings(group: str, **worker: float) -> Settings:
