@@ -1,7 +1,14 @@
-"""Clocks, deadlines and requests to stop. Nothing else in the package asks for the time."""
+"""Clocks, deadlines, requests to stop and progress: what long work is given by its caller.
+
+Nothing else in the package asks for the time.
+"""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+Progress = Callable[[int, int | None], None]
+"""Told how much is done, and how much there is in all, None where that is not known."""
 
 
 class Clock(Protocol):

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import Calibration, require_sites
-from nap_stream.calibration.fit import base_scores_of
+from nap_stream.calibration.calibration import Calibration, base_scores_of, require_sites
 from nap_stream.calibration.images import one_batch, rgb_tensor
 from nap_stream.core.methods import NAP
 from nap_stream.errors import FingerprintMismatchError, ModelError

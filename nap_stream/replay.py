@@ -9,7 +9,7 @@ from importlib.metadata import version
 import numpy as np
 
 from nap_stream.alert.event import AlertEvent, alert_event, gap_event
-from nap_stream.clock import ManualClock
+from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.tails import EDGES
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
@@ -151,8 +151,6 @@ def _cut(summary: SegmentSummary, span: EventSpan, earliest_ms: int | None) -> S
     )
 
 
-Advance = Callable[[int, int | None], None]
-"""Told how many records have been judged, of how many."""
 SHOWN_RANGES = 5
 """How many ranges of missing offsets are named."""
 
@@ -204,7 +202,7 @@ def replay(
     *,
     span: EventSpan,
     on_alert: Callable[[AlertEvent], None],
-    advance: Advance,
+    advance: Progress,
 ) -> ReplayReport:
     """Judge the log of the settings' topic anew, from an empty window, and flush at the end.
 

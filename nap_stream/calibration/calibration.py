@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
+from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import ConformalTest, Group, Rule
 from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, parse_method
-from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
+from nap_stream.core.score_specs import BaseScore, Fits, Head, ScoreParameters
 from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
-from nap_stream.model.sites import FeatureSite, HeadSite
+from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
 if TYPE_CHECKING:
@@ -268,6 +269,22 @@ class Calibration:
 def array_sha256(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     """The SHA-256 of each array's bytes, in hexadecimal digits."""
     return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+
+
+def head_of(loaded: "LoadedModel") -> Head | None:
+    """The model's last linear layer, as base scores take it; None where there is none."""
+    if loaded.head is None:
+        return None
+    weight, bias = head_parameters(loaded.module, loaded.head)
+    return Head(weight.cpu().numpy(), bias.cpu().numpy())
+
+
+def base_scores_of(calibration: Calibration, loaded: "LoadedModel") -> BaseScores:
+    """The base scores that a calibration was made with, ready to compute on the model's device."""
+    document = calibration.document
+    return BaseScores(
+        document.scores, document.parameters, head_of(loaded), calibration.fits, loaded.device
+    )
 
 
 def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None:

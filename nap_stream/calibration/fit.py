@@ -13,15 +13,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.calibration.calibration import Calibration
+from nap_stream.calibration.calibration import head_of
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Reading, Values
 from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_spaced, fit_scores
 from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, search_weight
-from nap_stream.core.score_specs import BaseScore, Fits, Head, ScoreParameters, needs_fit
+from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
 from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.load import LoadedModel
-from nap_stream.model.sites import head_parameters
 
 ALWAYS = (BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY)
 """What a run computes of any model: they cost nothing beside the forward pass."""
@@ -63,26 +62,6 @@ class Fitted:
             )
 
         return search_weight(score, self.values, pseudo)
-
-
-def head_of(loaded: LoadedModel) -> Head | None:
-    """The model's last linear layer, as base scores take it; None where there is none."""
-    if loaded.head is None:
-        return None
-    weight, bias = head_parameters(loaded.module, loaded.head)
-    return Head(weight.cpu().numpy(), bias.cpu().numpy())
-
-
-def base_scores_of(calibration: Calibration, loaded: LoadedModel) -> BaseScores:
-    """The base scores that a calibration was made with, ready to compute on the model's device."""
-    document = calibration.document
-    return BaseScores(
-        document.scores,
-        document.parameters,
-        head_of(loaded),
-        calibration.fits,
-        loaded.device,
-    )
 
 
 def in_order(names: Iterable[BaseScore]) -> tuple[BaseScore, ...]:

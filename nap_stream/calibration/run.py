@@ -3,7 +3,7 @@
 Making a calibration: the model over held-out in-distribution images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from nap_stream.calibration.checks import (
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order, unfitted
 from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.read import Advance, Reader, Reading, ScoredImages
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import Method, WeightSearch, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
@@ -187,10 +187,6 @@ def _base_doubts(parts: Parts, location: float) -> Iterator[str]:
             f"the {method.base} of {undefined} of {len(parts.scored)} images is at or below "
             f"{location:g}, which has no power {parts.weight:g}{advice}"
         )
-
-
-Progress = Callable[[int, int | None], None]
-"""Called with (images read, images in all or None)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressDisplay
 from rich.text import Text
 
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Progress
 from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_kafka_settings, load_settings
 from nap_stream.settings.schema import KafkaSettings
@@ -212,9 +212,7 @@ def show_warnings(warnings: Iterable[str], console: Console) -> None:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
 
 
-Advance = Callable[[int, int | None], None]
-"""Takes what is done, and how much there is in all, None where that is not known."""
-NewBar = Callable[[str, str], Advance]
+NewBar = Callable[[str, str], Progress]
 """Makes a bar of what is done and its unit."""
 
 
@@ -233,9 +231,9 @@ def progress_bars(console: Console | None = None) -> Iterator[NewBar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with ProgressDisplay(*columns, console=console, disable=not console.is_terminal) as progress:
 
-        def new_bar(what: str, unit: str) -> Advance:
+        def new_bar(what: str, unit: str) -> Progress:
             task: TaskID | None = None
 
             def advance(done: int, total: int | None) -> None:
@@ -250,7 +248,7 @@ def progress_bars(console: Console | None = None) -> Iterator[NewBar]:
 
 
 @contextmanager
-def progress_bar(what: str, *, unit: str) -> Iterator[Advance]:
+def progress_bar(what: str, *, unit: str) -> Iterator[Progress]:
     """A single bar, shown from the start."""
     with progress_bars() as new_bar:
         advance = new_bar(what, unit)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from kafka import KafkaProducer
 
-from nap_stream.clock import Clock, SystemClock
+from nap_stream.clock import Clock, Progress, SystemClock
 from nap_stream.decode import ARROW_STREAM
 from nap_stream.errors import ConfigError
 from nap_stream.image_files import ImageFile, count_images, iter_images
@@ -40,8 +40,6 @@ BATCH_SCHEMA = pa.schema(
         pa.field("event_time", pa.timestamp("ms", tz="UTC")),
     ]
 )
-
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ from nap_stream.calibration.checks import (
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order
 from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.read import Reader, Reading, ScoredImages, Values
-from nap_stream.calibration.run import Counter, Progress
+from nap_stream.calibration.run import Counter
+from nap_stream.clock import Progress
 from nap_stream.core.methods import Method, WeightSearch, every_method, method_scores
 from nap_stream.core.score_specs import needs_features
 from nap_stream.errors import ConfigError

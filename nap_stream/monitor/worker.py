@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import require_fingerprint
-from nap_stream.calibration.fit import base_scores_of
+from nap_stream.calibration.calibration import base_scores_of, require_fingerprint
 from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nap_stream.clock import Progress
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.conformal import Rule, flag_rank
 from nap_stream.core.detection import Delay, DetectionPlan, flags_delay, scores_delay, window_delay
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
 from nap_stream.planning.question import (
-    Advance,
     Question,
     ask,
     firing_limit,
@@ -128,7 +128,7 @@ def expect(
     *,
     streams: int,
     seed: int,
-    advance: Advance,
+    advance: Progress,
 ) -> Expectation:
     """Simulate all delays.
 
@@ -171,7 +171,7 @@ class _Work:
     rates: tuple[float, ...]
     streams: int
     seed: int
-    advance: Advance
+    advance: Progress
     steps: int = 0
     done: int = 0
     known: dict[tuple[str, float, float, int], tuple[Delay, ...]] = dataclasses.field(

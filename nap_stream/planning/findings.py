@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom, chi2
 
+from nap_stream.clock import Progress
 from nap_stream.core.conformal import flag_rate_interval
 from nap_stream.core.tails import TailEvent, tail_counts
-from nap_stream.planning.question import Advance, Question, count, factor
+from nap_stream.planning.question import Question, count, factor
 from nap_stream.planning.rates import (
     ANY,
     KEYS,
@@ -120,7 +121,7 @@ def find(
     block_records: int | None,
     streams: int,
     seed: int,
-    advance: Advance,
+    advance: Progress,
 ) -> Findings:
     """Analyse a stretch.
 

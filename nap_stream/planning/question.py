@@ -8,7 +8,6 @@ What is asked for, and what the settings and the calibration make of it.
 """
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -40,10 +39,6 @@ def searched_windows(configured: int) -> tuple[int, ...]:
 def _sizes(configured: int, shares: tuple[float, ...]) -> set[int]:
     sizes = (max(SMALLEST_WINDOW, round(configured * share)) for share in shares)
     return {min(MAX_WINDOW_RECORDS, size) for size in sizes}
-
-
-Advance = Callable[[int, int | None], None]
-"""Takes what is done, and of how much."""
 
 
 _UNITS = ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))

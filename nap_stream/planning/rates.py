@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from nap_stream.clock import Progress
 from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_firing_limit
 from nap_stream.core.sequential import (
     Bets,
@@ -36,7 +37,7 @@ from nap_stream.core.sequential import (
     update,
 )
 from nap_stream.core.tails import BIN_COUNT, tail_counts
-from nap_stream.planning.question import Advance, with_run_length
+from nap_stream.planning.question import with_run_length
 from nap_stream.planning.recorded import PaneSeries, Stretch
 
 RESAMPLES = 2_000
@@ -356,7 +357,7 @@ def real_rates(
     block: int,
     streams: int,
     seed: int,
-    advance: Advance,
+    advance: Progress,
     panes: int = PANES,
 ) -> tuple[RealRate, ...]:
     """Estimate the rates by running the detectors over resampled streams.
@@ -457,7 +458,7 @@ def _key_places(
 @dataclass(slots=True)
 class _Counter:
     total: int
-    advance: Advance
+    advance: Progress
     done: int = 0
 
     def tick(self) -> None:

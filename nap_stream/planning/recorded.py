@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from nap_stream.clock import Progress
 from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes, key_text
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
-from nap_stream.planning.question import Advance, is_thinned
+from nap_stream.planning.question import is_thinned
 from nap_stream.records import Status
 from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
 from nap_stream.scored_log.stores.base import SegmentStore
@@ -190,7 +191,7 @@ def read_stretch(
     selection: Selection,
     drift: DriftSettings,
     facts: CalibrationFacts,
-    advance: Advance,
+    advance: Progress,
 ) -> Recorded:
     """Count the scored records of a stretch of the log.
 

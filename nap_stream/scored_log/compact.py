@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from uuid import uuid4
 
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Progress
 from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.compact_plan import (
@@ -182,7 +182,7 @@ def compact(
     limits: FileLimits = DEFAULT_LIMITS,
     dry_run: bool = False,
     break_lock: bool = False,
-    progress: Callable[[int, int | None], None] = _silent,
+    progress: Progress = _silent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CompactionReport:
     """Merge the segments of days that are over.
@@ -230,7 +230,7 @@ class _Run:
         today: date,
         *,
         should_stop: Callable[[], bool],
-        progress: Callable[[int, int | None], None],
+        progress: Progress,
     ) -> None:
         self._store, self._clock, self._limits = store, clock, limits
         self._today, self._should_stop, self._progress = today, should_stop, progress

@@ -1,6 +1,8 @@
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -383,3 +385,20 @@ def test_settings_that_ask_for_other_scores_are_refused(
 @pytest.mark.parametrize("scoring", [{}, {"method": "nap-energy"}, {"scores": ("energy", "msp")}])
 def test_settings_that_go_with_the_calibration(scoring: dict[str, Any]) -> None:
     require_scoring(hand(), ScoringSettings(**scoring))
+
+
+def test_a_worker_loads_nothing_that_calibrates() -> None:
+    code = (
+        "import sys, nap_stream.monitor.worker\n"
+        "print(*(name for name in sys.modules if name.startswith('nap_stream.')))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    loaded = set(run.stdout.split())
+    assert "nap_stream.monitor.worker" in loaded
+    assert {name for name in loaded if name.startswith("nap_stream.calibration.")} == {
+        "nap_stream.calibration.artifact",
+        "nap_stream.calibration.calibration",
+    }
+    assert "nap_stream.image_files" not in loaded

@@ -5,12 +5,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nap_stream.calibration.calibration import base_scores_of, head_of
 from nap_stream.calibration.fit import (
     ALWAYS,
     Fitted,
-    base_scores_of,
     fit,
-    head_of,
     in_order,
     unfitted,
 )

@@ -16,13 +16,18 @@ from scipy.stats import betabinom
 from nap_stream.calibration import fit
 from nap_stream.calibration import run as run_module
 from nap_stream.calibration.artifact import load_calibration, write_calibration
-from nap_stream.calibration.calibration import Calibration, require_fingerprint, require_scoring
-from nap_stream.calibration.fit import FitPart, base_scores_of
+from nap_stream.calibration.calibration import (
+    Calibration,
+    base_scores_of,
+    require_fingerprint,
+    require_scoring,
+)
+from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Reader
-from nap_stream.calibration.run import CalibrationRequest, Progress, calibrate, choose_method
-from nap_stream.clock import ManualClock
+from nap_stream.calibration.run import CalibrationRequest, calibrate, choose_method
+from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import fuse
 from nap_stream.core.tails import Sides

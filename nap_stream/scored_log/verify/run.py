@@ -9,10 +9,10 @@ segment's digest covers all before it: where a segment of the chain still ends a
 with the kept digest, nothing up to there was changed, added or cut off.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from nap_stream.clock import Clock, SystemClock
+from nap_stream.clock import Clock, Progress, SystemClock
 from nap_stream.errors import ScoredLogError
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.footer import segment_sha256
@@ -40,7 +40,6 @@ from nap_stream.scored_log.verify.report import (
 )
 from nap_stream.scored_log.verify.segment import SegmentFindings, inspect_segment, merged_parts
 
-Advance = Callable[[int, int | None], None]
 FOOTER_THREADS = 16
 """Footers wait for the disk or the network."""
 DEEP_THREADS = 4
@@ -53,7 +52,7 @@ def verify(
     deep: bool = False,
     topic: str | None = None,
     clock: Clock | None = None,
-    advance: Advance | None = None,
+    advance: Progress | None = None,
 ) -> VerifyReport:
     """Check the log and name every defect.
 
@@ -99,7 +98,7 @@ class _Reading:
         self,
         store: SegmentStore,
         names: Iterable[TopicPartition],
-        advance: Advance | None,
+        advance: Progress | None,
         *,
         deep: bool,
     ) -> None:
