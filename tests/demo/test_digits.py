@@ -13,6 +13,7 @@ from nap_stream.decode import Refusal, decode_image
 from nap_stream.demo.digits import (
     BROKEN,
     CAMERAS,
+    CLASS_NAMES,
     CORRUPTIONS,
     DIGIT_SIDE,
     FACTORY,
@@ -40,7 +41,6 @@ from nap_stream.demo.digits import (
     write_digits,
     write_stream,
 )
-from nap_stream.demo.folder import CLASS_NAMES
 from nap_stream.image_files import iter_images
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import LimitSettings, ModelSettings, PreprocessingSettings

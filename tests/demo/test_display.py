@@ -6,7 +6,7 @@ from PIL import Image
 from rich.console import Console
 
 from nap_stream.clock import ManualClock
-from nap_stream.demo.display import Display, Picture, StreamState, chart, write_png
+from nap_stream.demo.display import Display, HistoryChart, StreamState, draw_png, draw_text
 from nap_stream.demo.outcome import HistoryPoint
 from nap_stream.demo.processes import MonitorView
 
@@ -108,9 +108,9 @@ def test_alerts_after_the_first_are_brief(clock: ManualClock) -> None:
 START_MS = 1_000_000
 
 
-def picture(*fractions: float) -> Picture:
+def chart(*fractions: float) -> HistoryChart:
     """A point each second from the start of ten; 0.2 fires."""
-    return Picture(
+    return HistoryChart(
         history=[
             HistoryPoint(START_MS + 1_000 * number, fraction, 0.2)
             for number, fraction in enumerate(fractions)
@@ -124,7 +124,7 @@ def picture(*fractions: float) -> Picture:
 def test_writes_a_png_that_is_not_blank(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
 
-    write_png(picture(0.05, 0.1, 0.3, 0.1), path)
+    draw_png(chart(0.05, 0.1, 0.3, 0.1), path)
 
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -133,7 +133,7 @@ def test_writes_a_png_that_is_not_blank(tmp_path: Path) -> None:
 
 
 def test_draws_fractions_to_scale_and_the_bound_between_them() -> None:
-    text = chart(picture(0.0, 0.1, 0.2, 0.3, 0.4), width=17, height=4)
+    text = draw_text(chart(0.0, 0.1, 0.2, 0.3, 0.4), width=17, height=4)
 
     assert text.plain.splitlines()[:4] == [
         "   40%│    ██████",
@@ -144,14 +144,14 @@ def test_draws_fractions_to_scale_and_the_bound_between_them() -> None:
 
 
 def test_the_axis_shows_the_phases() -> None:
-    axis, titles = chart(picture(0.1), width=27, height=4).plain.splitlines()[4:]
+    axis, titles = draw_text(chart(0.1), width=27, height=4).plain.splitlines()[4:]
 
     assert axis == "      └─────────┴─────────┴"
     assert titles.rstrip() == "       before    after"
 
 
 def test_what_reaches_the_bound_is_red() -> None:
-    text = chart(picture(0.19, 0.2), width=17, height=4)
+    text = draw_text(chart(0.19, 0.2), width=17, height=4)
 
     drawn = [(span.style, text.plain[span.start : span.end]) for span in text.spans]
     assert [(style, run) for style, run in drawn if "█" in run][-1] == ("red", "█" * 9)
@@ -160,8 +160,8 @@ def test_what_reaches_the_bound_is_red() -> None:
 
 @pytest.mark.parametrize("height", [1, 12])
 def test_there_may_be_nothing_to_draw(tmp_path: Path, height: int) -> None:
-    empty = Picture(history=[], started_ms=START_MS, phases=[], alerts=[])
+    empty = HistoryChart(history=[], started_ms=START_MS, phases=[], alerts=[])
 
-    write_png(empty, tmp_path / "picture.png")
+    draw_png(empty, tmp_path / "picture.png")
 
-    assert len(chart(empty, width=20, height=height).plain.splitlines()) == height + 2
+    assert len(draw_text(empty, width=20, height=height).plain.splitlines()) == height + 2

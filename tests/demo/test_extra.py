@@ -3,12 +3,12 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from nap_stream.demo import run
+from nap_stream.cli import demo
 from nap_stream.errors import ConfigError
 
 
 def test_is_content_where_all_is_installed() -> None:
-    run.require_demo_extra()
+    demo.require_demo_extra()
 
 
 def test_names_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,10 +17,10 @@ def test_names_what_is_missing_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     def find(name: str) -> ModuleSpec | None:
         return None if name in {"sklearn", "matplotlib"} else real(name)
 
-    monkeypatch.setattr(run, "find_spec", find)
+    monkeypatch.setattr(demo, "find_spec", find)
 
     with pytest.raises(ConfigError) as caught:
-        run.require_demo_extra()
+        demo.require_demo_extra()
 
     assert str(caught.value) == (
         "the demo needs packages that are not installed: matplotlib, scikit-learn. "

@@ -9,11 +9,11 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.detection import window_limits
 from nap_stream.demo.digits import BROKEN
 from nap_stream.demo.outcome import (
-    Alert,
-    Evidence,
+    AlertSeen,
     HistoryPoint,
     LoggedImage,
-    judge,
+    Outcome,
+    check_outcome,
     ood_history,
     read_alert,
     read_images,
@@ -55,7 +55,7 @@ def report(*defects: Defect) -> VerifyReport:
     )
 
 
-GOOD = Evidence(
+GOOD = Outcome(
     alerts=[
         alert("firing", CHANGED_MS + 900),
         alert("resolved", RETURNED_MS + 3_000),
@@ -71,13 +71,13 @@ GOOD = Evidence(
 )
 
 
-def failures(evidence: Evidence) -> list[str]:
-    return [check.claim for check in judge(evidence) if not check.holds]
+def failures(outcome: Outcome) -> list[str]:
+    return [check.claim for check in check_outcome(outcome) if not check.holds]
 
 
 def test_all_holds_where_all_went_well() -> None:
     assert failures(GOOD) == []
-    assert [check.found for check in judge(GOOD)[1:3]] == [
+    assert [check.found for check in check_outcome(GOOD)[1:3]] == [
         "1: +0.9 s from the change",
         "1: +3.0 s from the return",
     ]
@@ -176,7 +176,7 @@ def test_a_defect_of_the_log_is_named() -> None:
     defective = replace(GOOD, report=report(Defect("a/b.parquet", DefectKind.HOLE, "lost [3, 5)")))
 
     assert failures(defective) == ["the log verifies clean"]
-    assert "a/b.parquet: hole: lost [3, 5)" in judge(defective)[-2].found
+    assert "a/b.parquet: hole: lost [3, 5)" in check_outcome(defective)[-2].found
 
 
 def test_a_monitor_that_ends_badly() -> None:
@@ -186,15 +186,17 @@ def test_a_monitor_that_ends_badly() -> None:
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        ({}, Alert("None", "None", None, None)),
+        ({}, AlertSeen("None", "None", None, None)),
         (
             {"time": "soon", "data": {"state": "firing", "key": "a"}},
-            Alert("firing", "None", "a", None),
+            AlertSeen("firing", "None", "a", None),
         ),
-        ({"time": rfc3339(5), "data": "firing"}, Alert("None", "None", None, 5)),
+        ({"time": rfc3339(5), "data": "firing"}, AlertSeen("None", "None", None, 5)),
     ],
 )
-def test_events_are_read_as_far_as_they_can_be(event: Mapping[str, Any], expected: Alert) -> None:
+def test_events_are_read_as_far_as_they_can_be(
+    event: Mapping[str, Any], expected: AlertSeen
+) -> None:
     assert read_alert(event) == expected
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import SystemClock
-from nap_stream.demo.scene import AlertFollower, Producer
+from nap_stream.demo.run import AlertFollower, Producer
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.topics import new_settings, read_all, send

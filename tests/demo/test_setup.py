@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.demo.folder import MARKER, DemoFolder, demo_folder, write_configuration
+from nap_stream.demo.setup import MARKER, DemoFolder, demo_folder, write_configuration
 from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import DriftSettings, KeySettings
@@ -15,7 +15,7 @@ def test_replaces_what_an_earlier_demo_made_and_nothing_else(tmp_path: Path) -> 
         (folder.root / "notes.txt").write_text("mine")
 
     with demo_folder(tmp_path / "demo") as folder:
-        assert not any(path.exists() for path in folder.entries())
+        assert not any(path.exists() for path in folder.contents())
         assert (folder.root / "notes.txt").read_text() == "mine"
 
 
