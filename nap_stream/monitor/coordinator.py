@@ -244,8 +244,6 @@ class Coordinator:
             server.close()
         self._dispatcher.outboxes.close()
 
-    # Taking over
-
     def _take_over(self) -> None:
         """Take up the story, before anybody tells anything.
 
@@ -296,8 +294,6 @@ class Coordinator:
             start, end = since.get(partition, 0), self._monitor.end(partition)
             for summary in self._log.read(partition, start, end or 0):
                 self._rows.update(summary.rows_by_status)
-
-    # Summaries that a worker published and never told
 
     def _catch_up(self, chains: Chains, on_update: Callable[[DriftUpdate], None]) -> None:
         """Take what the log has, as if all of it came at once: no partition is idle meanwhile.
@@ -361,8 +357,6 @@ class Coordinator:
     def _hold(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
             self._monitor.hold(partition)
-
-    # What came of them
 
     def _apply(self, update: DriftUpdate) -> None:
         """Count, tell and show what the monitor did. Under the lock."""
