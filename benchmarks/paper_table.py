@@ -24,7 +24,7 @@ from torchvision.io import encode_png
 
 from benchmarks.cifar_sets import CLASSES, CORRUPTED, DATA, DENSENET, IN_DISTRIBUTION, RESNET
 from benchmarks.cifar_sets import out_of_distribution as pixels_of_sets
-from nap_stream.calibration.images import FeatureCache
+from nap_stream.calibration.read import FeatureCache
 from nap_stream.cli.options import progress_bar
 from nap_stream.core.conformal import p_values, two_sided_p_values
 from nap_stream.core.methods import NAP, WEIGHTS, Method, WeightSearch, method_scores, parse_method

@@ -1,10 +1,6 @@
-"""Which software made a result.
-
-A calibration on disk: a folder of ``calibration.json`` and ``scores.safetensors``.
-"""
+"""A calibration on disk: a folder of ``calibration.json`` and ``scores.safetensors``."""
 
 import json
-import os
 import platform
 import secrets
 import shutil
@@ -19,26 +15,14 @@ from safetensors.numpy import load, save
 
 from nap_stream.calibration.calibration import Calibration, CalibrationDocument, Envelope
 from nap_stream.errors import CalibrationError
-
-_DISTRIBUTIONS = ("nap-stream", "torch", "torchvision", "pillow", "numpy", "scipy")
-
-
-def versions() -> dict[str, str]:
-    """Versions by distribution, and of Python; "unknown" where one is not installed as such."""
-    found = {"python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
+from nap_stream.files import sync_folder, write_durably
 
 _FORMAT = "nap-stream calibration"
 _VERSION = 2
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
 _CALIBRATE = "Make one with `nap-stream calibrate`"
+_DISTRIBUTIONS = ("nap-stream", "torch", "torchvision", "pillow", "numpy", "scipy")
 
 
 def load_calibration(folder: Path) -> Calibration:
@@ -127,11 +111,11 @@ def write_calibration(calibration: Calibration, folder: Path, *, force: bool = F
     new = folder.with_name(f".{folder.name}.{token}.new")
     try:
         new.mkdir(parents=True)
-        _write_durably(new / _DOCUMENT, text.encode())
-        _write_durably(new / _SCORES, save(dict(calibration.arrays)))
-        _sync_folder(new)
+        write_durably(new / _DOCUMENT, text.encode())
+        write_durably(new / _SCORES, save(dict(calibration.arrays)))
+        sync_folder(new)
         _move(new, folder, aside=folder.with_name(f".{folder.name}.{token}.old"))
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise CalibrationError(
             f"the calibration cannot be written ({error.strerror})",
@@ -203,16 +187,15 @@ def _damaged(how: str, folder: Path) -> CalibrationError:
     )
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def versions() -> dict[str, str]:
+    """Which software makes a result: versions by distribution, and of Python.
 
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    "unknown" where one is not installed as a distribution.
+    """
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found

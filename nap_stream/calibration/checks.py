@@ -1,6 +1,6 @@
-"""Whether images and model belong together: sentences for people where they seem not to.
+"""What a run over images needs, and warnings where images and model seem not to belong together.
 
-What a run over images needs, checked before it costs anything.
+What a run requires is checked before it costs anything, and again after images were read.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,20 +36,20 @@ def accuracy(scored: ScoredImages, class_names: tuple[str, ...]) -> float | None
     return float(np.mean(truth == scored.class_id))
 
 
-def skill_doubts(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
+def skill_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
     """In-distribution images on which the model is hardly better than guessing."""
     classes = len(class_names)
     low = 1 / classes + SKILL * (1 - 1 / classes)
-    doubt = "are these images what the model was trained on, and is the preprocessing its own?"
+    advice = "are these images what the model was trained on, and is the preprocessing its own?"
     for what, share in (
         ("accuracy", accuracy(scored, class_names)),
         ("mean confidence", mean_confidence(scored)),
     ):
         if share is not None and share < low:
-            yield f"{what} {share:.3f} is near that of guessing ({1 / classes:.3f}): {doubt}"
+            yield f"{what} {share:.3f} is near that of guessing ({1 / classes:.3f}): {advice}"
 
 
-def undecodable_doubts(what: str, read: Reading | ScoredImages) -> Iterator[str]:
+def undecodable_warnings(what: str, read: Reading | ScoredImages) -> Iterator[str]:
     """Images that could not be decoded."""
     if read.undecodable:
         yield (
@@ -58,7 +58,7 @@ def undecodable_doubts(what: str, read: Reading | ScoredImages) -> Iterator[str]
         )
 
 
-def copy_doubts(copies: int, images: int) -> Iterator[str]:
+def copy_warnings(copies: int, images: int) -> Iterator[str]:
     """Images that are byte for byte some that are fitted on."""
     if copies:
         yield (
@@ -67,7 +67,7 @@ def copy_doubts(copies: int, images: int) -> Iterator[str]:
         )
 
 
-def tie_doubts(
+def tie_warnings(
     scores: NDArray[np.float64], class_id: NDArray[np.int64], groups: Iterable[Group]
 ) -> Iterator[str]:
     """Thresholds that stand at the lowest of several equal scores: little can be below."""
@@ -83,7 +83,7 @@ def tie_doubts(
             )
 
 
-def one_class_doubts(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
+def one_class_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
     """Images that are all predicted as one class."""
     if len(class_names) > 1 and len(np.unique(scored.class_id)) == 1:
         yield f"all images are predicted as one class, number {scored.class_id[0]}"

@@ -1,6 +1,6 @@
 """What methods take from in-distribution images before they are calibrated.
 
-Which in-distribution images are fitted on, and reading them.
+Which images those are, and fitting base scores on them.
 """
 
 import hashlib
@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.calibration.calibration import head_of
-from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Reading, Values
-from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_spaced, fit_scores
-from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, search_weight
+from nap_stream.calibration.read import Reading, Values
+from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, fit_scores
+from nap_stream.core.methods import NAP, Method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
 from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.load import LoadedModel
@@ -51,17 +50,6 @@ class Fitted:
         return {
             name: np.sort(self.values[name].astype(np.float64)) for name in (NAP, str(method.base))
         }
-
-    def search_weight(self, method: Method, pseudo: Mapping[str, Values]) -> WeightSearch:
-        """Choose the method's weight on pseudo-OOD values, by transform."""
-        reference, location = self.references(method), self.location(method)
-
-        def score(values: Mapping[str, NDArray[np.floating]], weight: float) -> NDArray[np.float64]:
-            return method_scores(
-                method, values, weight=weight, location=location, reference=reference
-            )
-
-        return search_weight(score, self.values, pseudo)
 
 
 def in_order(names: Iterable[BaseScore]) -> tuple[BaseScore, ...]:
@@ -121,9 +109,6 @@ FIT_SHARE = 1 / 3
 
 FIT_SEED = 0
 
-PSEUDO_IMAGES = 200
-"""Images that each pseudo-OOD transform is applied to, at most."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FitPart:
@@ -157,11 +142,6 @@ class FitPart:
     def __len__(self) -> int:
         return int(self.rows.sum())
 
-    @property
-    def pseudo_passes(self) -> int:
-        """Forward passes, in images, that `pseudo_values` takes."""
-        return len(PSEUDO_OOD) * min(len(self), PSEUDO_IMAGES)
-
     def files(self) -> Iterator[ImageFile]:
         """The images to fit on."""
         return compress(iter_images(self.source), self.rows)
@@ -182,19 +162,6 @@ class FitPart:
             for file in self.others(images)
             if _sha256(file) in fitted_on
         ]
-
-    def pseudo_values(self, reader: Reader, fitted: Fitted, advance: Advance) -> dict[str, Values]:
-        """NAP and base scores of pseudo-OOD images, by transform."""
-        wanted = set(evenly_spaced(len(self), PSEUDO_IMAGES).tolist())
-        files = [file for number, file in enumerate(self.files()) if number in wanted]
-        # Images are mixed with others of their batch: in order they may all be of one class.
-        shuffled = [
-            files[row] for row in np.random.default_rng(PSEUDO_SEED).permutation(len(files))
-        ]
-        return {
-            name: reader.score_transformed(shuffled, name, fitted.base_scores, advance).values
-            for name in PSEUDO_OOD
-        }
 
 
 def _sha256(file: ImageFile) -> bytes:

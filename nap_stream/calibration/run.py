@@ -28,22 +28,22 @@ from nap_stream.calibration.calibration import (
 )
 from nap_stream.calibration.checks import (
     accuracy,
-    copy_doubts,
+    copy_warnings,
     mean_confidence,
-    one_class_doubts,
+    one_class_warnings,
     require_apart,
     require_enough,
     require_head,
     require_neighbours,
     require_references,
     require_weight,
-    skill_doubts,
-    tie_doubts,
-    undecodable_doubts,
+    skill_warnings,
+    tie_warnings,
+    undecodable_warnings,
 )
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order, unfitted
-from nap_stream.calibration.images import FeatureCache
-from nap_stream.calibration.read import Advance, Reader, Reading, ScoredImages
+from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
+from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import Method, WeightSearch, method_scores, parse_method
@@ -130,9 +130,9 @@ def assemble(
         mean_confidence=mean_confidence(scored),
         accuracy=accuracy(scored, loaded.class_names),
         warnings=(
-            *_doubts(parts, loaded.class_names),
-            *_base_doubts(parts, location),
-            *tie_doubts(scores, scored.class_id, judge.groups),
+            *_warnings(parts, loaded.class_names),
+            *_power_warnings(parts, location),
+            *tie_warnings(scores, scored.class_id, judge.groups),
         ),
         versions=versions(),
         created_ms=created_ms,
@@ -165,16 +165,16 @@ def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFact
     )
 
 
-def _doubts(parts: Parts, class_names: tuple[str, ...]) -> Iterator[str]:
-    yield from skill_doubts(parts.scored, class_names)
-    yield from undecodable_doubts("images to calibrate on", parts.scored)
+def _warnings(parts: Parts, class_names: tuple[str, ...]) -> Iterator[str]:
+    yield from skill_warnings(parts.scored, class_names)
+    yield from undecodable_warnings("images to calibrate on", parts.scored)
     if parts.fit_reading is not None:
-        yield from undecodable_doubts("images to fit on", parts.fit_reading)
-    yield from one_class_doubts(parts.scored, class_names)
-    yield from copy_doubts(parts.copies, len(parts.scored))
+        yield from undecodable_warnings("images to fit on", parts.fit_reading)
+    yield from one_class_warnings(parts.scored, class_names)
+    yield from copy_warnings(parts.copies, len(parts.scored))
 
 
-def _base_doubts(parts: Parts, location: float) -> Iterator[str]:
+def _power_warnings(parts: Parts, location: float) -> Iterator[str]:
     method = parts.method
     if method.base is None or not method.needs_location:
         return
@@ -320,7 +320,7 @@ def _passes(plan: _Plan, total: int) -> int:
     if plan.part is None:
         return total
     own = len(plan.part) if plan.part.own else 0
-    return total + own + (plan.part.pseudo_passes if plan.searches else 0)
+    return total + own + (pseudo_passes(plan.part) if plan.searches else 0)
 
 
 def _fit(
@@ -340,5 +340,5 @@ def _fit(
     fitted = fit(plan.names, reading, loaded, parameters)
     if not plan.searches:
         return fitted, reading, None
-    pseudo = plan.part.pseudo_values(reader, fitted, advance)
-    return fitted, reading, fitted.search_weight(plan.method, pseudo)
+    pseudo = pseudo_values(plan.part, reader, fitted, advance)
+    return fitted, reading, search_weight(plan.method, fitted, pseudo)

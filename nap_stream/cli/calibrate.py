@@ -91,7 +91,7 @@ def calibrate(
       nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
     """
     from nap_stream.calibration.artifact import require_free, write_calibration
-    from nap_stream.calibration.images import FeatureCache
+    from nap_stream.calibration.read import FeatureCache
     from nap_stream.calibration.run import CalibrationRequest
     from nap_stream.calibration.run import calibrate as run_calibration
     from nap_stream.clock import SystemClock

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.checks import (
-    copy_doubts,
-    one_class_doubts,
+    copy_warnings,
+    one_class_warnings,
     require_apart,
     require_head,
     require_neighbours,
     require_references,
-    skill_doubts,
-    undecodable_doubts,
+    skill_warnings,
+    undecodable_warnings,
 )
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order
-from nap_stream.calibration.images import FeatureCache
-from nap_stream.calibration.read import Reader, Reading, ScoredImages, Values
+from nap_stream.calibration.read import FeatureCache, Reader, Reading, ScoredImages, Values
 from nap_stream.calibration.run import Counter
+from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight
 from nap_stream.clock import Progress
 from nap_stream.core.methods import Method, WeightSearch, every_method, method_scores
 from nap_stream.core.score_specs import needs_features
@@ -259,7 +259,7 @@ def evaluate(
     require_references(methods, len(part), part)
     copies = require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight)
-    passes = total + (len(part) if part.own else 0) + (part.pseudo_passes if searching else 0)
+    passes = total + (len(part) if part.own else 0) + (pseudo_passes(part) if searching else 0)
     advance = Counter(passes, progress).advance
 
     reader = Reader(loaded, request.limits, part.source, cache)
@@ -267,8 +267,8 @@ def evaluate(
     require_neighbours(names, reading.with_features, part, request.scoring.knn_k)
     require_references(methods, len(reading), part)
     fitted = fit(names, reading, loaded, request.scoring.parameters())
-    pseudo = part.pseudo_values(reader, fitted, advance) if searching else {}
-    searches = {method: fitted.search_weight(method, pseudo) for method in searching}
+    pseudo = pseudo_values(part, reader, fitted, advance) if searching else {}
+    searches = {method: search_weight(method, fitted, pseudo) for method in searching}
 
     def score(source: Path, files: Iterable[ImageFile]) -> ScoredImages:
         one = Reader(loaded, request.limits, source, cache)
@@ -298,7 +298,7 @@ def evaluate(
         inside.values,
         {name: one.values for name, one in outside.items()},
         searches,
-        (*_doubts(loaded, reading, inside, outside), *copy_doubts(len(copies), len(inside))),
+        (*_warnings(loaded, reading, inside, outside), *copy_warnings(len(copies), len(inside))),
     )
 
 
@@ -335,18 +335,18 @@ def _set_name(path: Path) -> str:
     return encodable(resolved.name if resolved.is_dir() else resolved.stem)
 
 
-def _doubts(
+def _warnings(
     loaded: LoadedModel,
     fitted_on: Reading,
     inside: ScoredImages,
     outside: Mapping[str, ScoredImages],
 ) -> Iterator[str]:
-    yield from skill_doubts(inside, loaded.class_names)
-    yield from one_class_doubts(inside, loaded.class_names)
-    yield from undecodable_doubts("images to fit on", fitted_on)
-    yield from undecodable_doubts("in-distribution images", inside)
+    yield from skill_warnings(inside, loaded.class_names)
+    yield from one_class_warnings(inside, loaded.class_names)
+    yield from undecodable_warnings("images to fit on", fitted_on)
+    yield from undecodable_warnings("in-distribution images", inside)
     for name, scored in outside.items():
-        yield from undecodable_doubts(f"images of the OOD set {name}", scored)
+        yield from undecodable_warnings(f"images of the OOD set {name}", scored)
 
 
 def _context(

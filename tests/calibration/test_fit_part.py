@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.calibration import fit
+from nap_stream.calibration import fit, weight
 from nap_stream.calibration.fit import ALWAYS, FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Advance, Reader, ScoredImages
@@ -125,17 +125,17 @@ def test_pseudo_ood_values_of_every_transform(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_small("SmallNet")
-    monkeypatch.setattr(fit, "PSEUDO_IMAGES", 5)
+    monkeypatch.setattr(weight, "PSEUDO_IMAGES", 5)
     part = FitPart.choose(folder, None, ALL)
     reader = Reader(loaded, LimitSettings(), folder)
     reading = reader.read(part.files(), 4, lambda _images: None)
     names = (*ALWAYS, BaseScore.KNN)
     fitted = fit.fit(names, reading, loaded, ScoreParameters(knn_k=2))
     told: list[int] = []
-    found = part.pseudo_values(reader, fitted, told.append)
+    found = weight.pseudo_values(part, reader, fitted, told.append)
 
     assert tuple(found) == tuple(PSEUDO_OOD)
-    assert sum(told) == part.pseudo_passes == 5 * len(PSEUDO_OOD)
+    assert sum(told) == weight.pseudo_passes(part) == 5 * len(PSEUDO_OOD)
     files = list(part.files())
     chosen = {files[number].name for number in evenly_spaced(7, 5)}
     for name, values in found.items():
@@ -157,7 +157,7 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
     reader = Batches(load_small("SmallNet"), LimitSettings(), tmp_path)
     reading = reader.read(part.files(), 8, lambda _images: None)
     fitted = fit.fit(ALWAYS, reading, reader.loaded, ScoreParameters())
-    part.pseudo_values(reader, fitted, lambda _images: None)
+    weight.pseudo_values(part, reader, fitted, lambda _images: None)
     orders = {tuple(file.name for file in files) for files in reader.seen}
     assert len(orders) == 1
     (order,) = orders
@@ -167,4 +167,4 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
 
 
 def test_passes_are_counted_of_no_more_images_than_there_are(folder: Path) -> None:
-    assert FitPart.choose(folder, None, ALL).pseudo_passes == 7 * len(PSEUDO_OOD)
+    assert weight.pseudo_passes(FitPart.choose(folder, None, ALL)) == 7 * len(PSEUDO_OOD)

@@ -14,6 +14,7 @@ from nap_stream.calibration.fit import (
     unfitted,
 )
 from nap_stream.calibration.read import Reading, Values
+from nap_stream.calibration.weight import search_weight
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP, every_method, parse_method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
@@ -180,8 +181,8 @@ def test_the_weight_goes_to_the_score_that_tells(name: str, tells: str, weight: 
     # Only this score tells the two apart, and not all of them.
     outside[tells] = outside[tells] - 7
     scores = BaseScores(ALWAYS, ScoreParameters(), None, Fits(), "cpu")
-    search = Fitted(scores, Fits(), inside, {}).search_weight(
-        parse_method(name), {"pseudo": outside}
+    search = search_weight(
+        parse_method(name), Fitted(scores, Fits(), inside, {}), {"pseudo": outside}
     )
     assert abs(search.chosen - weight) <= 0.5
     mean = search.mean_auroc

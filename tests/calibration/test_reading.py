@@ -11,12 +11,18 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from nap_stream.calibration import images
+from nap_stream.calibration import read as read_module
 from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.fit import ALWAYS, unfitted
-from nap_stream.calibration.images import FeatureCache
 from nap_stream.calibration.pseudo_ood import transformed
-from nap_stream.calibration.read import PSEUDO_BATCH, PSEUDO_SEED, Reader, Reading, ScoredImages
+from nap_stream.calibration.read import (
+    PSEUDO_BATCH,
+    PSEUDO_SEED,
+    FeatureCache,
+    Reader,
+    Reading,
+    ScoredImages,
+)
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.prior import nap
 from nap_stream.core.score_specs import ScoreParameters
@@ -314,10 +320,10 @@ def test_another_version_of_what_decodes_and_computes_is_another_key(
     reader, runs = reader_of(folder, loaded, cache=FeatureCache(tmp_path)), Runs(loaded)
     read(reader)
     found = versions() | {library: "0.1"}
-    monkeypatch.setattr(images, "versions", lambda: found)
+    monkeypatch.setattr(read_module, "versions", lambda: found)
     read(reader)
     assert runs.images == 2 * COUNT
-    monkeypatch.setattr(images, "versions", lambda: found | {"scipy": "0.1"})
+    monkeypatch.setattr(read_module, "versions", lambda: found | {"scipy": "0.1"})
     read(reader)
     assert runs.images == 2 * COUNT
 

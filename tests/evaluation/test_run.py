@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nap_stream.calibration import fit
-from nap_stream.calibration.fit import FitPart
+from nap_stream.calibration import weight as weight_module
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
+from nap_stream.evaluation import run as run_module
 from nap_stream.evaluation.run import Evaluation, EvaluationRequest, evaluate
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.small_calibration import write_images
@@ -24,7 +24,9 @@ METHODS = ("nap", "energy", "knn", "nap-energy", "fisher-knn")
 @pytest.fixture(autouse=True)
 def few_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that mix images: what they give depends on the batch."""
-    monkeypatch.setattr(fit, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS})
+    monkeypatch.setattr(
+        weight_module, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ def test_no_pseudo_ood_image_is_made_where_no_method_has_a_weight(
     def fail(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(FitPart, "pseudo_values", fail)
+    monkeypatch.setattr(run_module, "pseudo_values", fail)
     evaluation = go("nap", "knn")
     assert told[-1] == (50, 50)
     assert evaluation.searches == {}

@@ -6,9 +6,9 @@ import pytest
 from nap_stream.calibration.checks import (
     accuracy,
     mean_confidence,
-    one_class_doubts,
-    skill_doubts,
-    undecodable_doubts,
+    one_class_warnings,
+    skill_warnings,
+    undecodable_warnings,
 )
 from nap_stream.calibration.read import ScoredImages
 
@@ -46,7 +46,7 @@ def test_confidence_is_doubted_below_a_fifth_of_the_way_from_guessing(
     confidence: float, doubted: bool
 ) -> None:
     # 0.25 + 0.2 * 0.75 = 0.4
-    found = list(skill_doubts(scored([0, 1], confidence=confidence), NAMES))
+    found = list(skill_warnings(scored([0, 1], confidence=confidence), NAMES))
     assert len(found) == doubted
     if doubted:
         assert found[0].startswith(
@@ -55,20 +55,20 @@ def test_confidence_is_doubted_below_a_fifth_of_the_way_from_guessing(
 
 
 def test_accuracy_is_doubted_with_its_figure() -> None:
-    (found,) = skill_doubts(scored([0, 1, 2], ["cat", "cat", "cat"]), NAMES)
+    (found,) = skill_warnings(scored([0, 1, 2], ["cat", "cat", "cat"]), NAMES)
     assert found.startswith("accuracy 0.333 is near that of guessing (0.250): are these images")
 
 
 def test_images_of_one_class() -> None:
-    assert list(one_class_doubts(scored([2, 2]), NAMES)) == [
+    assert list(one_class_warnings(scored([2, 2]), NAMES)) == [
         "all images are predicted as one class, number 2"
     ]
-    assert list(one_class_doubts(scored([2, 1]), NAMES)) == []
-    assert list(one_class_doubts(scored([0, 0]), ("cat",))) == []
+    assert list(one_class_warnings(scored([2, 1]), NAMES)) == []
+    assert list(one_class_warnings(scored([0, 0]), ("cat",))) == []
 
 
 def test_images_that_cannot_be_decoded() -> None:
-    assert list(undecodable_doubts("images", scored([0, 1], undecodable=1))) == [
+    assert list(undecodable_warnings("images", scored([0, 1], undecodable=1))) == [
         "1 of 3 images cannot be decoded; first a.txt: text"
     ]
-    assert list(undecodable_doubts("images", scored([0, 1]))) == []
+    assert list(undecodable_warnings("images", scored([0, 1]))) == []
