@@ -199,7 +199,7 @@ def test_a_section_without_secrets_shows_what_stands_in_its_place(tmp_path: Path
 def test_an_address_in_place_of_a_key_is_not_shown(tmp_path: Path) -> None:
     problem = problem_of(monitor(tmp_path, "alerts: {webhook: {https://hooks.example/hush}}\n"))
     assert "key alerts.webhook.url: a value is missing" in problem
-    assert "key alerts.webhook: a key that is no name. Known here: attempts, " in problem
+    assert "key alerts.webhook: a key is not a name. Known here: attempts, " in problem
     assert "hush" not in problem
 
 

@@ -1,10 +1,13 @@
-"""Turns pydantic's validation errors into errors that say where a setting stands.
-
-Reads settings from one YAML file and the environment: the only reader of either.
+"""Reads settings from one YAML file and the environment: the only reader of either.
 
 The environment wins over the file: ``NAP_STREAM__KAFKA__GROUP_ID=x`` sets ``kafka.group_id``.
 Values from the environment are read as YAML, so that numbers, lists and null work. Relative
-paths are taken from the folder of the YAML file.
+paths are taken from the folder of the YAML file. Where ``environ`` is None, it is the process's
+own environment.
+
+Whatever is wrong is a `ConfigError` that names the key, where it stands (file and line, or
+environment variable) and what was expected. It never shows the value of a secret: see `is_secret`
+and `_hides`. `masked_yaml` shows the settings in force without their secrets.
 """
 
 import copy
@@ -34,144 +37,12 @@ from nap_stream.settings.schema import (
 )
 
 Key = tuple[str | int, ...]
-
-_USER_INFO = re.compile(r"://[^/?#\s]*@")
-"""A user, and perhaps a password, in an address."""
-
-
-def config_error(
-    model: type[BaseModel], error: ValidationError, places: Mapping[Key, str], path: Path
-) -> ConfigError:
-    """One error for everything that is wrong with a configuration, values of secrets left out.
-
-    Args:
-        model: What was validated.
-        error: What pydantic found.
-        places: Where each key stands: file and line, or environment variable.
-        path: The file, for keys that stand nowhere.
-    """
-    problems = [_describe(model, item, places, path) for item in error.errors()]
-    if len(problems) == 1:
-        return problems[0]
-    lines = "\n".join(f"  {problem}" for problem in problems)
-    return ConfigError(f"{len(problems)} settings are wrong:\n{lines}", str(path))
-
-
-def is_secret(model: type[BaseModel], key: Key) -> bool:
-    """Whether a key's value must never be shown or read from a plain file."""
-    field = _field_at(model, key)
-    return field is not None and SecretStr in _members(field.annotation)
-
-
-def _is_hidden(model: type[BaseModel], key: Key) -> bool:
-    """Whether an error must not show a key's value: part of it may be a secret.
-
-    So may be what stands in the place of a whole section that holds such a key.
-    """
-    section, field = _section_at(model, key), _field_at(model, key)
-    return (section is not None and _holds_hidden(section)) or (field is not None and _hides(field))
-
-
-def _holds_hidden(section: type[BaseModel]) -> bool:
-    return any(
-        _hides(field) or any(_holds_hidden(inner) for inner in _sections_of(field))
-        for field in section.model_fields.values()
-    )
-
-
-def _hides(field: FieldInfo) -> bool:
-    members = _members(field.annotation)
-    return not field.repr or SecretStr in members or SecretFile in members
-
-
-def dotted(key: Key) -> str:
-    """A key as people write it."""
-    return ".".join(str(part) for part in key)
-
-
-def _describe(
-    model: type[BaseModel], item: Any, places: Mapping[Key, str], path: Path
-) -> ConfigError:
-    key = _known_part(model, item["loc"], places)
-    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
-    where = f"{place}, key {dotted(key)}" if key else place
-    if item["type"] == "extra_forbidden":
-        return _unknown_key(model, key, place)
-    if item["type"] == "missing":
-        return ConfigError("a value is missing", where, _meaning(model, key))
-    problem, given = item["msg"].removeprefix("Value error, "), item["input"]
-    if item["type"] == "model_type" and (section := _section_at(model, key)) is not None:
-        problem = f"expected keys: {', '.join(section.model_fields)}"
-    is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
-    if is_shown and ", got " not in problem and not _USER_INFO.search(str(given)):
-        problem = f"{problem}, got {given!r}"
-    return ConfigError(problem, where, _meaning(model, key))
-
-
-def _known_part(model: type[BaseModel], loc: Key, places: Mapping[Key, str]) -> Key:
-    """The part of pydantic's location that people wrote: it ends where type tags begin."""
-    key: Key = ()
-    for part in loc:
-        section = _section_at(model, key)
-        if (*key, part) not in places and not (section and part in section.model_fields):
-            break
-        key = (*key, part)
-    return key
-
-
-def _unknown_key(model: type[BaseModel], key: Key, place: str) -> ConfigError:
-    """An unknown key by its name, unless that may be a hidden value without its key."""
-    if not str(key[-1]).isidentifier() and _is_hidden(model, key[:-1]):
-        where = f"{place}, key {dotted(key[:-1])}" if key[:-1] else place
-        return ConfigError("a key that is no name", where, _suggestion(model, key))
-    return ConfigError("unknown key", f"{place}, key {dotted(key)}", _suggestion(model, key))
-
-
-def _suggestion(model: type[BaseModel], key: Key) -> str:
-    section = _section_at(model, key[:-1])
-    known = sorted(section.model_fields) if section else []
-    close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
-    return f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}"
-
-
-def _meaning(model: type[BaseModel], key: Key) -> str:
-    """The documentation of a key, as advice."""
-    field = _field_at(model, key)
-    return " ".join((field.description or "").split()) if field else ""
-
-
-def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
-    """The section that a key names, or None where it names a value."""
-    section = model
-    for part in key:
-        field = section.model_fields.get(str(part))
-        inner = _sections_of(field) if field else ()
-        if not inner:
-            return None
-        section = inner[0]
-    return section
-
-
-def _field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
-    section = _section_at(model, key[:-1]) if key else None
-    return section.model_fields.get(str(key[-1])) if section else None
-
-
-def _sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
-    """The sections that a field's value may be."""
-    members = _members(field.annotation)
-    return tuple(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
-    return (annotation,)
-
-
 ENV_PREFIX = "NAP_STREAM__"
 
 SettingsT = TypeVar("SettingsT", bound=Section)
+
+_USER_INFO = re.compile(r"://[^/?#\s]*@")
+"""A user, and perhaps a password, in an address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,24 +54,12 @@ class _Tree:
 
 
 def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of a monitor.
-
-    Args:
-        path: The YAML file.
-        environ: The environment; the process's own where None.
-
-    Raises:
-        ConfigError: Naming the key, where it stands and what was expected.
-    """
+    """The settings of a monitor."""
     return _validate(Settings, _whole_tree(path, environ), path)
 
 
 def load_model_settings(path: Path, environ: Mapping[str, str] | None = None) -> ModelSettings:
-    """The model section: of a whole configuration, or of a file that holds nothing else.
-
-    Raises:
-        ConfigError: Naming the key, where it stands and what was expected.
-    """
+    """The model section: of a whole configuration, or of a file that holds nothing else."""
     tree = _read_yaml(path)
     if "model" not in tree.values:
         return _validate(ModelSettings, tree, path)
@@ -212,13 +71,7 @@ def load_scoring_settings(
 ) -> ScoringSettings:
     """The scoring section of a configuration; the defaults for a file of the model alone.
 
-    Args:
-        path: The YAML file.
-        environ: The environment; the process's own where None.
-        method: Takes the configured method's place.
-
-    Raises:
-        ConfigError: Naming the key, where it stands and what was expected.
+    ``method`` takes the configured method's place.
     """
     tree = _read_yaml(path)
     section = (
@@ -232,20 +85,12 @@ def load_scoring_settings(
 
 
 def load_kafka_settings(path: Path, environ: Mapping[str, str] | None = None) -> KafkaSettings:
-    """The Kafka section of a configuration, for commands that need nothing else.
-
-    Raises:
-        ConfigError: Naming the key, where it stands and what was expected.
-    """
+    """The Kafka section of a configuration, for commands that need nothing else."""
     return _validate(KafkaSettings, _section(_whole_tree(path, environ), "kafka"), path)
 
 
 def load_alert_settings(path: Path, environ: Mapping[str, str] | None = None) -> AlertSettings:
-    """The alert section of a configuration, for commands that need nothing else.
-
-    Raises:
-        ConfigError: Naming the key, where it stands and what was expected.
-    """
+    """The alert section of a configuration, for commands that need nothing else."""
     return _validate(AlertSettings, _section(_whole_tree(path, environ), "alerts"), path)
 
 
@@ -263,8 +108,8 @@ def _whole_tree(path: Path, environ: Mapping[str, str] | None) -> _Tree:
         if is_secret(Settings, key) and _value_at(tree.values, key) is not None:
             raise ConfigError(
                 "secrets are not read from this file",
-                f"{place}, key {dotted(key)}",
-                f"Set {_env_name(key)} or {dotted(key)}_file",
+                _where(place, key),
+                f"Set {_env_name(key)} or {_dotted(key)}_file",
             )
     return _with_environment(tree, os.environ if environ is None else environ)
 
@@ -278,7 +123,7 @@ def _value_at(values: Any, key: Key) -> Any:
 def _section(tree: _Tree, name: str) -> _Tree:
     values = tree.values.get(name, {})
     if not isinstance(values, dict):
-        raise ConfigError("expected keys and values", f"{tree.places[name,]}, key {name}")
+        raise ConfigError("expected keys and values", _where(tree.places[name,], (name,)))
     return _Tree(values, {key[1:]: at for key, at in tree.places.items() if key[:1] == (name,)})
 
 
@@ -298,7 +143,9 @@ def _read_yaml(path: Path) -> _Tree:
         # Its own text quotes the line, which may hold a secret, as do tracebacks that it is in.
         raise _not_yaml(error, path) from None
     except ValueError:
-        raise ConfigError("not valid YAML: a date or number that is none", str(path)) from None
+        raise ConfigError(
+            "not valid YAML: a date or a number with an impossible value", str(path)
+        ) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
@@ -363,7 +210,7 @@ def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -
     for part in key[:-1]:
         inner = inner.setdefault(part, {}) if isinstance(inner, dict) else None
     if not isinstance(inner, dict):
-        raise ConfigError(f"{dotted(key[:-1])} holds no keys", place)
+        raise ConfigError(f"{_dotted(key[:-1])} holds no keys", place)
     inner[key[-1]] = value
 
 
@@ -371,4 +218,130 @@ def _validate(model: type[SettingsT], tree: _Tree, path: Path) -> SettingsT:
     try:
         return model.model_validate(tree.values, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        raise config_error(model, error, tree.places, path) from None
+        raise _config_error(model, error, tree.places, path) from None
+
+
+def _config_error(
+    model: type[BaseModel], error: ValidationError, places: Mapping[Key, str], path: Path
+) -> ConfigError:
+    """One error for all that pydantic found; ``path`` is named for keys that stand nowhere."""
+    problems = [_describe(model, item, places, path) for item in error.errors()]
+    if len(problems) == 1:
+        return problems[0]
+    lines = "\n".join(f"  {problem}" for problem in problems)
+    return ConfigError(f"{len(problems)} settings are wrong:\n{lines}", str(path))
+
+
+def is_secret(model: type[BaseModel], key: Key) -> bool:
+    """Whether a key's value must never be shown or read from a plain file."""
+    field = _field_at(model, key)
+    return field is not None and SecretStr in _members(field.annotation)
+
+
+def _is_hidden(model: type[BaseModel], key: Key) -> bool:
+    """Whether an error must not show a key's value: part of it may be a secret.
+
+    So may be what stands in the place of a whole section that holds such a key.
+    """
+    section, field = _section_at(model, key), _field_at(model, key)
+    return (section is not None and _holds_hidden(section)) or (field is not None and _hides(field))
+
+
+def _holds_hidden(section: type[BaseModel]) -> bool:
+    return any(
+        _hides(field) or any(_holds_hidden(inner) for inner in _sections_of(field))
+        for field in section.model_fields.values()
+    )
+
+
+def _hides(field: FieldInfo) -> bool:
+    members = _members(field.annotation)
+    return not field.repr or SecretStr in members or SecretFile in members
+
+
+def _dotted(key: Key) -> str:
+    """A key as people write it."""
+    return ".".join(str(part) for part in key)
+
+
+def _where(place: str, key: Key) -> str:
+    return f"{place}, key {_dotted(key)}" if key else place
+
+
+def _describe(
+    model: type[BaseModel], item: Any, places: Mapping[Key, str], path: Path
+) -> ConfigError:
+    key = _known_part(model, item["loc"], places)
+    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
+    where = _where(place, key)
+    if item["type"] == "extra_forbidden":
+        return _unknown_key(model, key, place)
+    if item["type"] == "missing":
+        return ConfigError("a value is missing", where, _meaning(model, key))
+    problem, given = item["msg"].removeprefix("Value error, "), item["input"]
+    if item["type"] == "model_type" and (section := _section_at(model, key)) is not None:
+        problem = f"expected keys: {', '.join(section.model_fields)}"
+    is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
+    if is_shown and ", got " not in problem and not _USER_INFO.search(str(given)):
+        problem = f"{problem}, got {given!r}"
+    return ConfigError(problem, where, _meaning(model, key))
+
+
+def _known_part(model: type[BaseModel], loc: Key, places: Mapping[Key, str]) -> Key:
+    """The part of pydantic's location that people wrote: it ends where type tags begin."""
+    key: Key = ()
+    for part in loc:
+        section = _section_at(model, key)
+        if (*key, part) not in places and not (section and part in section.model_fields):
+            break
+        key = (*key, part)
+    return key
+
+
+def _unknown_key(model: type[BaseModel], key: Key, place: str) -> ConfigError:
+    """An unknown key by its name, unless that may be a hidden value without its key."""
+    if not str(key[-1]).isidentifier() and _is_hidden(model, key[:-1]):
+        return ConfigError("a key is not a name", _where(place, key[:-1]), _suggestion(model, key))
+    return ConfigError("unknown key", _where(place, key), _suggestion(model, key))
+
+
+def _suggestion(model: type[BaseModel], key: Key) -> str:
+    section = _section_at(model, key[:-1])
+    known = sorted(section.model_fields) if section else []
+    close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
+    return f"Did you mean {close[0]}?" if close else f"Known here: {', '.join(known)}"
+
+
+def _meaning(model: type[BaseModel], key: Key) -> str:
+    """The documentation of a key, as advice."""
+    field = _field_at(model, key)
+    return " ".join((field.description or "").split()) if field else ""
+
+
+def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
+    """The section that a key names, or None where it names a value."""
+    section = model
+    for part in key:
+        field = section.model_fields.get(str(part))
+        inner = _sections_of(field) if field else ()
+        if not inner:
+            return None
+        section = inner[0]
+    return section
+
+
+def _field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
+    section = _section_at(model, key[:-1]) if key else None
+    return section.model_fields.get(str(key[-1])) if section else None
+
+
+def _sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+    """The sections that a field's value may be."""
+    members = _members(field.annotation)
+    return tuple(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)

@@ -3,6 +3,7 @@
 `nap_stream.settings.load` reads them from YAML and the environment.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveFloat,
     SecretStr,
     ValidationInfo,
     field_serializer,
@@ -47,33 +49,17 @@ def _from_folder(value: Path, info: ValidationInfo) -> Path:
 
 
 def _existing(value: Path, info: ValidationInfo) -> Path:
-    if info.context and not _exists(value):
+    # Path.exists would raise where a name is too long, as a secret in place of a path may be.
+    if info.context and not os.access(value, os.F_OK):
         raise ValueError(f"no such file or folder: {value}")
     return value
 
 
 def _existing_secret(value: Path, info: ValidationInfo) -> Path:
     """Like `_existing`, without showing what may be the secret itself."""
-    if info.context and not _exists(value):
+    if info.context and not os.access(value, os.F_OK):
         raise ValueError("no such file; expected its path, not what it holds")
     return value
-
-
-def _exists(value: Path) -> bool:
-    try:
-        return value.exists()
-    except OSError:  # such as a name that is too long
-        return False
-
-
-def _origin(url: str) -> str:
-    try:
-        parsed = parse_url(url)
-    except LocationParseError:
-        parsed = None
-    if parsed is None or not parsed.host:
-        raise ValueError("this is no address")
-    return f"{parsed.scheme}://{parsed.netloc}"
 
 
 def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
@@ -96,16 +82,13 @@ PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000)]
 TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
-Channels = tuple[float, float, float]
 Sides = Positive | tuple[Positive, Positive]
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, strict about unknown keys, strict about types."""
+    """Base of all sections: frozen; unknown keys are refused; docstrings describe the keys."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class KafkaSettings(Section):
@@ -120,9 +103,9 @@ class KafkaSettings(Section):
     start: Literal["earliest", "latest"] = "earliest"
     """Where a partition begins that has neither a log nor a committed offset."""
     resume_from: Literal["log", "committed"] = "log"
-    """What a committed offset ahead of the log means, such as one that an operator has reset: log
+    """What to do where the committed offset is ahead of the log, as after an operator's reset: log
     reads the offsets between; committed leaves them out, and the log declares them as a gap. A
-    committed offset behind the log never counts: those rows are there."""
+    committed offset behind the log never counts."""
     session_timeout_s: PositiveSeconds = 45.0
     """How long the group waits for a silent worker before its partitions move."""
     max_poll_interval_s: PositiveSeconds = 300.0
@@ -160,10 +143,9 @@ class KafkaSettings(Section):
 
     @model_validator(mode="after")
     def _sasl_is_whole(self) -> Self:
-        if not self.security_protocol.startswith("SASL"):
-            return self
         password = self.sasl_password or self.sasl_password_file
-        if not (self.sasl_mechanism and self.sasl_username and password):
+        is_whole = self.sasl_mechanism and self.sasl_username and password
+        if self.security_protocol.startswith("SASL") and not is_whole:
             raise ValueError(
                 f"{self.security_protocol} needs sasl_mechanism, sasl_username and a password "
                 "(NAP_STREAM__KAFKA__SASL_PASSWORD or sasl_password_file)"
@@ -179,17 +161,10 @@ class PreprocessingSettings(Section):
     crop: Sides = 224
     """Pixels of the centre crop, square or (height, width). It fixes the input's size."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    mean: Channels = (0.485, 0.456, 0.406)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per channel, of pixels scaled to [0, 1]."""
-    std: Channels = (0.229, 0.224, 0.225)
-    """Per channel, of pixels scaled to [0, 1]."""
-
-    @field_validator("std")
-    @classmethod
-    def _positive_std(cls, value: Channels) -> Channels:
-        if min(value) <= 0:
-            raise ValueError(f"expected positive standard deviations, got {value}")
-        return value
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel, of pixels scaled to [0, 1]."""
 
 
 class ModelSettings(Section):
@@ -312,20 +287,19 @@ class WorkerSettings(Section):
     fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes about 16 bytes a
     pixel of its image, and each partition holds rows of at most log.segment_max_bytes."""
     revoke_deadline_s: PositiveSeconds = 5.0
-    """How long a rebalance may wait for what is in hand."""
+    """How long a rebalance may wait for what is in flight."""
 
 
 class DriverSettings(Section):
     """How the driver looks after the workers."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of one worker before the run is given up. One that has made progress for
-    stall_timeout_s earns them back."""
+    """Restarts of one worker before the run ends; progress for stall_timeout_s earns them back."""
     backoff_initial_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
     stall_timeout_s: PositiveSeconds = 120.0
-    """A worker that makes no progress for so long is replaced; a coordinator that is silent for so
-    long ends the run."""
+    """A worker without progress for so long is replaced. A coordinator silent for so long ends the
+    run."""
     start_timeout_s: PositiveSeconds = 600.0
     """How long a worker may take to be placed, to load its model and to join the group."""
     shutdown_deadline_s: PositiveSeconds = 30.0
@@ -339,12 +313,11 @@ class KeySettings(Section):
     """What names it: key, the message's key (of an Arrow batch: the image's), or header:NAME, which
     must stand in log.headers."""
     max_keys: Annotated[int, Field(gt=0, le=1_000_000)] = 100_000
-    """Keys that are remembered; beyond them those that were silent longest are forgotten, and ones
-    with an active monitor last."""
+    """Keys that are remembered. Beyond them the longest silent are forgotten, active ones last."""
     max_firing: Annotated[int, Field(gt=0, le=1_000)] = 20
     """Alerts of keys that may fire at once; of more only the number is told."""
     one_per_pane: bool = False
-    """Count only the first record of a key in each pane of drift.pane_ms: frames of one camera that
+    """Count only a key's first record in each pane of drift.pane_ms: frames of one camera that
     follow each other closely are not independent."""
 
 
@@ -352,7 +325,7 @@ class DriftSettings(Section):
     """When the stream has drifted."""
 
     false_alarms: str | None = None
-    """How many false alarms are bearable, as in "one per 30 days at 50 images/s" (the default) or
+    """How many false alarms are tolerated, as in "one per 30 days at 50 images/s" (the default) or
     "probability 0.01 in 7 days at 50 images/s". This or expected_run_length."""
     expected_run_length: Annotated[float, Field(ge=100, le=1e15)] | None = None
     """The same as one number of records A: a false alarm within T records has a probability of at
@@ -413,7 +386,12 @@ class WebhookSettings(Section):
     def _whole_address(cls, value: str) -> str:
         if MASK in value:
             raise ValueError(f"the address is masked: fill in what {MASK} stands for")
-        _origin(value)
+        try:
+            host = parse_url(value).host
+        except LocationParseError:
+            host = None
+        if not host:
+            raise ValueError("not an address")
         return value
 
     @field_serializer("url", when_used="json")
@@ -423,7 +401,8 @@ class WebhookSettings(Section):
     @property
     def origin(self) -> str:
         """Scheme, host and port of the address: the part that may be shown."""
-        return _origin(self.url)
+        parsed = parse_url(self.url)
+        return f"{parsed.scheme}://{parsed.netloc}"
 
 
 class AlertSettings(Section):
