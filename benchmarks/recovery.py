@@ -20,12 +20,11 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain import ChainEnds, ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, chain_end
 from nap_stream.scored_log.format import partition_folder
 from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 from tests.scored_log.builders import CALIBRATION, MODEL, origin, scored
 from tests.support.s3 import BUCKET, HOST, FaultProxy, environment, fault_proxy, s3_server
 
@@ -87,9 +86,8 @@ def report(stores: dict[str, SegmentStore], committed: int, rounds: int) -> floa
     print("|---|---|---|---|")
     medians_ms = []
     for name, store in stores.items():
-        ends = ChainEnds(store)
-        hinted = measure(partial(ends.end, CHAIN, committed), rounds)
-        whole = measure(partial(ends.end, CHAIN), rounds)
+        hinted = measure(partial(chain_end, store, CHAIN, committed), rounds)
+        whole = measure(partial(chain_end, store, CHAIN), rounds)
         median_ms = statistics.median(hinted)
         medians_ms.append(median_ms)
         print(
@@ -103,11 +101,10 @@ def report(stores: dict[str, SegmentStore], committed: int, rounds: int) -> floa
 
 def count_requests(store: SegmentStore, proxy: FaultProxy, committed: int) -> None:
     """Print what a real S3 would be asked; there each request takes some 10 to 50 ms."""
-    ends = ChainEnds(store)
     counts = []
     for hint in (committed, None):
         before = len(proxy.requests)
-        ends.end(CHAIN, hint)
+        chain_end(store, CHAIN, hint)
         counts.append(len(proxy.requests) - before)
     print(f"Requests to S3: {counts[0]} with a hint, {counts[1]} without.")
 

@@ -14,9 +14,8 @@ from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.summaries import LogSummaries
 from nap_stream.records import PartitionProgress, ScoredRecord, SegmentSummary
 from nap_stream.replay import SHOWN_RANGES, EventSpan, ReplayReport, contradicting_flags, replay
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import summary_shape
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings

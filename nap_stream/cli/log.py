@@ -87,7 +87,6 @@ def query(
         OutputFormat,
         aggregate,
         write_batches,
-        write_result,
     )
     from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 
@@ -113,7 +112,8 @@ def query(
         if by is None:
             write_batches(SCAN_SCHEMA, scan(store, filters), shape, stream, limit=limit)
         else:
-            write_result(aggregate(store, filters, GroupBy(by)), shape, stream)
+            counts = aggregate(store, filters, GroupBy(by))
+            write_batches(counts.schema, counts.to_batches(), shape, stream)
 
 
 @contextmanager

@@ -15,22 +15,20 @@ import structlog
 
 from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
-from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, TopicPartition
+from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, Status, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import (
     genesis_path,
-    parse_segment_name,
     partition_folder,
-    segment_name,
     segment_path,
     to_table,
 )
+from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.segment import (
     check_name,
-    count_scored,
-    decode_footer,
     encode_segment,
     event_time_range,
+    read_footer,
     rows_sha256,
 )
 from nap_stream.scored_log.stores.base import SegmentStore
@@ -38,6 +36,10 @@ from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
 
 KIND = "nap-stream scored log genesis"
 VERSION = 2
+HINT_REACHES = (10_000, 10_000_000)
+"""How far before a hint listings begin, in offsets, before the whole chain is listed."""
+LISTINGS = 5
+"""How often a chain is listed anew whose last segment is gone, merged by a compaction."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "kind": (str,),
@@ -107,143 +109,127 @@ def _checked_tree(tree: Any, partition: TopicPartition) -> dict[str, Any]:
     return tree
 
 
-HINT_REACHES = (10_000, 10_000_000)
-"""How far before a hint listings begin, in offsets, before the whole chain is listed."""
-LISTINGS = 5
-"""How often a chain is listed anew whose last segment is gone, merged by a compaction."""
-
-
 def sha256_hex(content: bytes) -> str:
     """The hexadecimal SHA-256 digest of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
-class ChainEnds:
-    """Finds the ends of chains.
+def chain_start(store: SegmentStore, partition: TopicPartition) -> ChainPosition | None:
+    """Where the chain starts, by its genesis marker; None where it has none yet.
+
+    Raises:
+        ChainBrokenError: The marker is not valid.
+        ScoredLogError: The store cannot be read.
+    """
+    path = genesis_path(partition)
+    content = store.read(path)
+    if content is None:
+        return None
+    genesis = decode_genesis(content, partition, path)
+    return ChainPosition(genesis.offset, sha256_hex(content), topic_id=genesis.topic_id)
+
+
+def chain_end(
+    store: SegmentStore, partition: TopicPartition, hint: int | None = None
+) -> ChainPosition | None:
+    """Where the chain ends now; None where the partition has no genesis marker yet.
+
+    Reads the marker, a listing from near the hint, and the last segment's footer.
 
     Args:
         store: Where the files lie.
+        partition: Whose chain.
+        hint: An offset near the end, such as the committed one: it saves listing the chain.
+
+    Raises:
+        ChainBrokenError: The marker or the last segment is missing, unreadable, or
+            contradicts its name.
+        ScoredLogError: The store cannot be read.
     """
-
-    def __init__(self, store: SegmentStore) -> None:
-        self._store = store
-
-    def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
-        """Where the chain ends now; None where the partition has no genesis marker yet.
-
-        Reads the marker, a listing from near the hint, and the last segment's footer.
-
-        Raises:
-            ChainBrokenError: The marker or the last segment is missing, unreadable, or
-                contradicts its name.
-            ScoredLogError: The store cannot be read.
-        """
-        start = self._start(partition)
-        for _ in range(LISTINGS):
-            base = self._last_base(partition, hint)
-            if start is None:
-                _refuse_headless(partition, base)
-                return None
-            if base is None:
-                return start
-            position = self._after(partition, base, start)
-            if position is not None:
-                return position
-        raise ChainBrokenError(
-            f"a segment was listed and is gone, {LISTINGS} times",
-            partition_folder(partition),
-            "Let nothing but nap-stream change the log's folder",
-        )
-
-    def is_compacted(self, partition: TopicPartition, position: ChainPosition) -> bool:
-        """Whether a name after ``position`` was free only because its segment has been merged.
-
-        A writer can have slept so long that what it publishes was published, merged and removed.
-        Compaction exchanges the file of a segment's predecessor before it removes the segment,
-        so to look after the name was taken misses nothing. Where the predecessor is not what it
-        was, the name must be found in a compacted file: others may have built on it otherwise.
-
-        Raises:
-            ChainBrokenError: The predecessor is gone, and nothing has merged it.
-            ScoredLogError: The store cannot be read.
-        """
-        if position.base is None:
-            return False
-        before = self._footer(partition, position.base)
-        if before is not None and _precedes(before, position):
-            return False
-        for base in sorted(self._bases(partition), reverse=True):
-            footer = self._footer(partition, base) if base < position.offset else None
-            if footer is not None and _precedes(footer, position):
-                return False
-            if footer is not None and footer.merged and footer.end_offset > position.offset:
-                return True
-        raise ChainBrokenError(
-            f"the segment before offset {position.offset} is gone, and no file has merged it",
-            partition_folder(partition),
-            "Let nothing but nap-stream change the log's folder; run `nap-stream verify`",
-        )
-
-    def _start(self, partition: TopicPartition) -> ChainPosition | None:
-        path = genesis_path(partition)
-        content = self._store.read(path)
-        if content is None:
-            return None
-        genesis = decode_genesis(content, partition, path)
-        return ChainPosition(genesis.offset, sha256_hex(content), topic_id=genesis.topic_id)
-
-    def _last_base(self, partition: TopicPartition, hint: int | None) -> int | None:
-        for reach in HINT_REACHES if hint is not None else ():
-            bases = self._bases(partition, max(0, (hint or 0) - reach))
-            if bases:
-                return max(bases)
-        return max(self._bases(partition), default=None)
-
-    def _bases(self, partition: TopicPartition, first: int = 0) -> list[int]:
-        names = self._store.names(partition_folder(partition), segment_name(first))
-        return [base for name in names if (base := parse_segment_name(name)) is not None]
-
-    def _footer(self, partition: TopicPartition, base_offset: int) -> SegmentFooter | None:
-        path = segment_path(partition, base_offset)
-        file = self._store.open(path)
-        if file is None:
-            return None
-        with file:
-            return decode_footer(file, path)
-
-    def _after(
-        self, partition: TopicPartition, base_offset: int, start: ChainPosition
-    ) -> ChainPosition | None:
-        """Where the chain stands after a segment; None where its file is gone."""
-        path = segment_path(partition, base_offset)
-        footer = self._footer(partition, base_offset)
-        if footer is None:
-            return None
-        check_name(path, footer)
-        if base_offset < start.offset:
+    start = chain_start(store, partition)
+    for _ in range(LISTINGS):
+        base = _last_base(store, partition, hint)
+        if base is None:
+            return start
+        if start is None:
             raise ChainBrokenError(
-                f"the segment lies before the chain's start at {start.offset}",
-                path,
-                "The genesis marker was replaced; run `nap-stream verify`",
+                f"the genesis marker is missing, and there are segments, the last at {base}",
+                genesis_path(partition),
+                "Restore the marker from a backup; run `nap-stream verify`",
             )
-        digest = segment_sha256(footer.parts[-1])
-        topic_id = footer.topic_id or start.topic_id
-        return ChainPosition(footer.end_offset, digest, base_offset, topic_id)
+        position = _end_of(store, partition, base, start)
+        if position is not None:
+            return position
+    raise ChainBrokenError(
+        f"a segment was listed and is gone, {LISTINGS} times",
+        partition_folder(partition),
+        "Let nothing but nap-stream change the log's folder",
+    )
+
+
+def _last_base(store: SegmentStore, partition: TopicPartition, hint: int | None) -> int | None:
+    for reach in HINT_REACHES if hint is not None else ():
+        bases = bases_from(store, partition, max(0, (hint or 0) - reach))
+        if bases:
+            return bases[-1]
+    return max(bases_from(store, partition), default=None)
+
+
+def _end_of(
+    store: SegmentStore, partition: TopicPartition, base_offset: int, start: ChainPosition
+) -> ChainPosition | None:
+    """Where the chain stands after a segment; None where its file is gone."""
+    path = segment_path(partition, base_offset)
+    footer = read_footer(store, path)
+    if footer is None:
+        return None
+    check_name(path, footer)
+    if base_offset < start.offset:
+        raise ChainBrokenError(
+            f"the segment lies before the chain's start at {start.offset}",
+            path,
+            "The genesis marker was replaced; run `nap-stream verify`",
+        )
+    digest = segment_sha256(footer.parts[-1])
+    topic_id = footer.topic_id or start.topic_id
+    return ChainPosition(footer.end_offset, digest, base_offset, topic_id)
+
+
+def is_compacted(store: SegmentStore, partition: TopicPartition, position: ChainPosition) -> bool:
+    """Whether a name after ``position`` was free only because its segment has been merged.
+
+    A writer can have slept so long that what it publishes was published, merged and removed.
+    Compaction exchanges the file of a segment's predecessor before it removes the segment,
+    so to look after the name was taken misses nothing. Where the predecessor is not what it
+    was, the name must be found in a compacted file: others may have built on it otherwise.
+
+    Raises:
+        ChainBrokenError: The predecessor is gone, and nothing has merged it.
+        ScoredLogError: The store cannot be read.
+    """
+    if position.base is None:
+        return False
+    before = read_footer(store, segment_path(partition, position.base))
+    if before is not None and _precedes(before, position):
+        return False
+    for base in reversed(bases_from(store, partition)):
+        path = segment_path(partition, base)
+        footer = read_footer(store, path) if base < position.offset else None
+        if footer is not None and _precedes(footer, position):
+            return False
+        if footer is not None and footer.merged and footer.end_offset > position.offset:
+            return True
+    raise ChainBrokenError(
+        f"the segment before offset {position.offset} is gone, and no file has merged it",
+        partition_folder(partition),
+        "Let nothing but nap-stream change the log's folder; run `nap-stream verify`",
+    )
 
 
 def _precedes(footer: SegmentFooter, position: ChainPosition) -> bool:
     """Whether the chain stood at ``position`` after this file."""
     is_same = segment_sha256(footer.parts[-1]) == position.previous_sha256
     return footer.end_offset == position.offset and is_same
-
-
-def _refuse_headless(partition: TopicPartition, base: int | None) -> None:
-    if base is not None:
-        raise ChainBrokenError(
-            f"the genesis marker is missing, and there are segments, the last at {base}",
-            genesis_path(partition),
-            "Restore the marker from a backup; run `nap-stream verify`",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,21 +259,11 @@ class ScoredLog:
 
     def __init__(self, store: SegmentStore, writer: WriterIdentity, clock: Clock) -> None:
         self._store, self._writer, self._clock = store, writer, clock
-        self._ends = ChainEnds(store)
 
     def end(self, partition: TopicPartition, hint: int | None = None) -> ChainPosition | None:
-        """Where the chain ends now; None where the partition has no genesis marker yet.
+        """Where the chain ends now: see `chain_end`.
 
         Also clears away what writers that died have left.
-
-        Args:
-            partition: Whose chain.
-            hint: An offset near the end, such as the committed one: it saves listing the chain.
-
-        Raises:
-            ChainBrokenError: The marker or the last segment is missing, unreadable, or
-                contradicts its name.
-            ScoredLogError: The store cannot be read.
         """
         before_ms = self._clock.now_ms() - LEFTOVER_AGE_MS
         removed = self._store.remove_leftovers(partition_folder(partition), before_ms)
@@ -295,7 +271,7 @@ class ScoredLog:
             structlog.get_logger().info(
                 "temporary_files_removed", partition=str(partition), files=removed
             )
-        return self._ends.end(partition, hint)
+        return chain_end(self._store, partition, hint)
 
     def begin(
         self, partition: TopicPartition, offset: int, topic_id: str | None = None
@@ -311,7 +287,7 @@ class ScoredLog:
             The chain's end: that of the winner where another writer was first.
 
         Raises:
-            ChainBrokenError: As `end`.
+            ChainBrokenError: As `chain_end`.
             ScoredLogError: The marker could not be written.
             ValueError: The offset is negative.
         """
@@ -382,7 +358,7 @@ class ScoredLog:
             model_fingerprint=self._writer.model_fingerprint,
             calibration_fingerprint=self._writer.calibration_fingerprint,
             rows=len(records),
-            scored_rows=count_scored(records),
+            scored_rows=sum(record.status is Status.OK for record in records),
             min_event_time_ms=low,
             max_event_time_ms=high,
             writer_id=self._writer.id,
@@ -396,7 +372,7 @@ class ScoredLog:
         path = segment_path(partition, position.offset)
         if not self._store.create(path, content):
             raise _conflict(path, f"another writer has published base offset {position.offset}")
-        if self._ends.is_compacted(partition, position):
+        if is_compacted(self._store, partition, position):
             self._store.remove([path])
             raise _conflict(path, f"base offset {position.offset} is in a compacted file")
         end = ChainPosition(end_offset, segment_sha256(footer), position.offset, position.topic_id)

@@ -40,6 +40,9 @@ from nap_stream.scored_log.segment import open_segment
 from nap_stream.scored_log.stores.base import SegmentStore
 
 LOCK_NAME = "_compacting.json"
+DEFAULT_LIMITS = FileLimits(max_rows=250_000, max_bytes=64 * 2**20)
+"""About 0.4 GB of memory while a group is merged; a few times `FileLimits.max_memory_bytes` where
+rows repeat long keys or headers, which are small in files and not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +97,16 @@ def compaction_lock(
     if break_lock:
         store.remove([LOCK_NAME])
     if not store.create(LOCK_NAME, content):
-        raise _taken(store.read(LOCK_NAME))
+        raise ScoredLogError(
+            f"another compaction holds the lock: {_owner(store.read(LOCK_NAME))}",
+            LOCK_NAME,
+            "Wait until it has ended; if that process is surely gone, give --break-lock",
+        )
     try:
         yield CompactionLock(store, content)
     finally:
         if store.read(LOCK_NAME) == content:
             store.remove([LOCK_NAME])
-
-
-def _taken(content: bytes | None) -> ScoredLogError:
-    return ScoredLogError(
-        f"another compaction holds the lock: {_owner(content)}",
-        LOCK_NAME,
-        "Wait until it has ended; if that process is surely gone, give --break-lock",
-    )
 
 
 def _owner(content: bytes | None) -> str:
@@ -116,11 +115,6 @@ def _owner(content: bytes | None) -> str:
         return f"process {tree['pid']} on {tree['host']}, since {tree['started']}"
     except (ValueError, KeyError, TypeError):
         return "its file does not say whose"
-
-
-DEFAULT_LIMITS = FileLimits(max_rows=250_000, max_bytes=64 * 2**20)
-"""About 0.4 GB of memory while a group is merged; a few times `FileLimits.max_memory_bytes` where
-rows repeat long keys or headers, which are small in files and not in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +150,6 @@ class CompactionReport:
     def clean(self) -> bool:
         """Whether no partition was refused."""
         return not self.refusals
-
-
-@dataclass(slots=True)
-class _Counts:
-    segments: int = 0
-    files: int = 0
-    rows: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    leftovers: int = 0
-    refusals: list[RefusedPartition] = field(default_factory=list)
 
 
 def _silent(_done: int, _total: int | None) -> None:
@@ -205,9 +188,7 @@ def compact(
     """
     now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
     chains = partitions(store, topic)
-    run = _Run(
-        store, clock, limits, today or now.date(), should_stop=should_stop, progress=progress
-    )
+    run = _Run(store, clock, limits, today or now.date(), should_stop, progress)
     if dry_run:
         for partition in chains:
             run.look_at(partition)
@@ -219,32 +200,33 @@ def compact(
     return run.report(len(chains), dry_run=False)
 
 
+@dataclass(slots=True)
 class _Run:
     """One compaction: what it does partition by partition, and what it has done."""
 
-    def __init__(
-        self,
-        store: SegmentStore,
-        clock: Clock,
-        limits: FileLimits,
-        today: date,
-        *,
-        should_stop: Callable[[], bool],
-        progress: Progress,
-    ) -> None:
-        self._store, self._clock, self._limits = store, clock, limits
-        self._today, self._should_stop, self._progress = today, should_stop, progress
-        self._stopped = False
-        self._tally = _Counts()
+    store: SegmentStore
+    clock: Clock
+    limits: FileLimits
+    today: date
+    should_stop: Callable[[], bool]
+    progress: Progress
+    segments: int = 0
+    files: int = 0
+    rows: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    leftovers: int = 0
+    refusals: list[RefusedPartition] = field(default_factory=list)
+    stopped: bool = False
 
     def look_at(self, partition: TopicPartition) -> None:
         """Count what would be done."""
         try:
             found = self._plan(partition)
         except ChainBrokenError as error:
-            self._tally.refusals.append(RefusedPartition(partition, str(error)))
+            self.refusals.append(RefusedPartition(partition, str(error)))
             return
-        self._tally.leftovers += len(found.leftovers)
+        self.leftovers += len(found.leftovers)
         for group in found.groups:
             self._count(group)
 
@@ -252,57 +234,56 @@ class _Run:
         """Remove what is left over, then merge group by group."""
         try:
             found = self._plan(partition)
-            remove_leftovers(self._store, found.leftovers, check_lock=lock.check)
-            self._tally.leftovers += len(found.leftovers)
+            remove_leftovers(self.store, found.leftovers, check_lock=lock.check)
+            self.leftovers += len(found.leftovers)
             for group in found.groups:
                 self._merge_all(group, lock, writer_id)
         except ChainBrokenError as error:
-            self._tally.refusals.append(RefusedPartition(partition, str(error)))
+            self.refusals.append(RefusedPartition(partition, str(error)))
 
     def _merge_all(
         self, group: tuple[ChainFile, ...], lock: CompactionLock, writer_id: str
     ) -> None:
         """Merge a group into one file, or into several where its rows are large."""
         while len(group) > 1:
-            self._stopped = self._stopped or self._should_stop()
-            if self._stopped:
+            self.stopped = self.stopped or self.should_stop()
+            if self.stopped:
                 return
             taken, size_bytes = merge(
-                self._store,
+                self.store,
                 group,
                 writer_id=writer_id,
-                now_ms=self._clock.now_ms(),
+                now_ms=self.clock.now_ms(),
                 check_lock=lock.check,
-                max_memory_bytes=self._limits.max_memory_bytes,
+                max_memory_bytes=self.limits.max_memory_bytes,
             )
             if taken > 1:
-                self._tally.bytes_after += size_bytes
+                self.bytes_after += size_bytes
                 self._count(group[:taken])
-                self._progress(self._tally.segments, None)
+                self.progress(self.segments, None)
             group = group[taken:]
 
     def report(self, chains: int, *, dry_run: bool) -> CompactionReport:
         """What was done."""
-        tally = self._tally
         return CompactionReport(
             partitions=chains,
-            segments=tally.segments,
-            files=tally.files,
-            rows=tally.rows,
-            bytes_before=tally.bytes_before,
-            bytes_after=tally.bytes_after,
-            leftovers=tally.leftovers,
-            refusals=tuple(tally.refusals),
-            stopped=self._stopped,
+            segments=self.segments,
+            files=self.files,
+            rows=self.rows,
+            bytes_before=self.bytes_before,
+            bytes_after=self.bytes_after,
+            leftovers=self.leftovers,
+            refusals=tuple(self.refusals),
+            stopped=self.stopped,
             dry_run=dry_run,
         )
 
     def _plan(self, partition: TopicPartition) -> Plan:
-        files = (self._chain_file(path) for path in segments(self._store, partition))
-        return plan(files, today=self._today, limits=self._limits)
+        files = (self._chain_file(path) for path in segments(self.store, partition))
+        return plan(files, today=self.today, limits=self.limits)
 
     def _chain_file(self, path: str) -> ChainFile:
-        with open_segment(self._store, path) as segment:
+        with open_segment(self.store, path) as segment:
             if segment is None:
                 raise ScoredLogError(
                     "the segment was listed and is gone", path, "Does another compaction run?"
@@ -310,7 +291,7 @@ class _Run:
             return ChainFile(path, segment.whole_footer(), segment.size_bytes)
 
     def _count(self, group: tuple[ChainFile, ...]) -> None:
-        self._tally.segments += len(group)
-        self._tally.files += 1
-        self._tally.rows += sum(file.footer.rows for file in group)
-        self._tally.bytes_before += sum(file.size_bytes for file in group)
+        self.segments += len(group)
+        self.files += 1
+        self.rows += sum(file.footer.rows for file in group)
+        self.bytes_before += sum(file.size_bytes for file in group)

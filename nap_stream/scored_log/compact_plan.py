@@ -1,6 +1,7 @@
 """Which segments of a chain to merge, by their footers; and the merging of one group of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
@@ -15,8 +16,7 @@ from nap_stream.scored_log.footer import (
     segment_sha256,
 )
 from nap_stream.scored_log.segment import SegmentFile, encode_segment, open_segment, rows_sha256
-from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Plan:
 def plan(files: Iterable[ChainFile], *, today: date, limits: FileLimits) -> Plan:
     """Decide what to merge.
 
-    A group follows each other without a hole, was published on one day before ``today`` (UTC),
-    by one model and calibration. Files that are compacted already, and
-    the last segment of the chain, to which writers link, stay as they are.
+    The files of a group follow each other without a hole. They were published on one day before
+    ``today`` (UTC), by one model and calibration. Files that are compacted already stay as they
+    are. So does the last segment of the chain, to which writers link.
 
     Args:
         files: A partition's, in order of their base offsets. Of compacted files only those with
@@ -97,14 +97,14 @@ def _groups(files: Sequence[ChainFile], limits: FileLimits) -> Iterator[tuple[Ch
     for file in files:
         rows, size_bytes = rows + file.footer.rows, size_bytes + file.size_bytes
         fits = rows <= limits.max_rows and size_bytes <= limits.max_bytes
-        if group and not (fits and _may_follow(group[-1], file)):
+        if group and not (fits and _may_merge(group[-1], file)):
             yield tuple(group)
             group, rows, size_bytes = [], file.footer.rows, file.size_bytes
         group.append(file)
     yield tuple(group)
 
 
-def _may_follow(before: ChainFile, file: ChainFile) -> bool:
+def _may_merge(before: ChainFile, file: ChainFile) -> bool:
     return _day(before) == _day(file) and may_merge(before.footer, file.footer)
 
 
@@ -196,7 +196,9 @@ def merge(
     if len(taken) == 1:
         return 1, 0
     content = _merged_content(tables, taken, writer_id=writer_id, now_ms=now_ms)
-    _check_unchanged(store, taken)
+    for file in taken:
+        with _unchanged(store, file):
+            pass
     check_lock()
     store.replace(taken[0].path, content)
     _remove(store, [file.path for file in taken[1:]])
@@ -212,10 +214,10 @@ def remove_leftovers(
         ChainBrokenError: A compacted file's rows are not those of its digests. Nothing is removed.
         ScoredLogError: The store failed, or the lock is lost.
     """
-    for compacted in {
-        leftover.compacted.path: leftover.compacted for leftover in leftovers
-    }.values():
-        _check_rows(store, compacted)
+    compacted = {leftover.compacted.path: leftover.compacted for leftover in leftovers}
+    for file in compacted.values():
+        with _unchanged(store, file) as segment:
+            _check_parts(segment)
     check_lock()
     _remove(store, [leftover.path for leftover in leftovers])
 
@@ -231,12 +233,17 @@ def _remove(store: SegmentStore, paths: Sequence[str]) -> None:
         store.remove(paths)
 
 
-def _check_rows(store: SegmentStore, file: ChainFile) -> None:
+@contextmanager
+def _unchanged(store: SegmentStore, file: ChainFile) -> Iterator[SegmentFile]:
+    """Open a file, which must be the one that the plan was made of."""
     with open_segment(store, file.path) as segment:
         if segment is None or segment.parts() != file.footer.parts:
-            raise _changed(file.path)
-        for _ in _checked_parts(segment):
-            pass
+            raise ChainBrokenError(
+                "the segment has changed while it was compacted",
+                file.path,
+                "Nothing is compacted here; let nothing but nap-stream change the log's folder",
+            )
+        yield segment
 
 
 def _checked_tables(
@@ -246,7 +253,8 @@ def _checked_tables(
     tables: list[pa.Table] = []
     size_bytes = 0
     for file in group:
-        rows = _checked_rows(store, file)
+        with _unchanged(store, file) as segment:
+            rows = pa.concat_tables(list(_checked_parts(segment)))
         size_bytes += rows.nbytes
         if tables and size_bytes > max_memory_bytes:
             break
@@ -271,13 +279,6 @@ def _merged_content(
     return content
 
 
-def _checked_rows(store: SegmentStore, file: ChainFile) -> pa.Table:
-    with open_segment(store, file.path) as segment:
-        if segment is None or segment.parts() != file.footer.parts:
-            raise _changed(file.path)
-        return pa.concat_tables(list(_checked_parts(segment)))
-
-
 def _checked_parts(segment: SegmentFile) -> Iterator[pa.Table]:
     for part, rows in segment.rows_of_parts():
         if rows.num_rows != part.rows or rows_sha256(rows) != part.rows_sha256:
@@ -289,6 +290,11 @@ def _checked_parts(segment: SegmentFile) -> Iterator[pa.Table]:
         yield rows
 
 
+def _check_parts(segment: SegmentFile) -> None:
+    for _ in _checked_parts(segment):
+        pass
+
+
 def _check_content(content: bytes, footer: SegmentFooter, path: str) -> None:
     """Read the new file as anybody will, before it takes the place of what it merges."""
     written = MemoryStore()
@@ -297,20 +303,4 @@ def _check_content(content: bytes, footer: SegmentFooter, path: str) -> None:
         assert segment is not None
         if segment.parts() != footer.merged or segment.metadata.num_rows != footer.rows:
             raise ChainBrokenError("the merged file's footer reads back otherwise", path)
-        for _ in _checked_parts(segment):
-            pass
-
-
-def _check_unchanged(store: SegmentStore, group: Sequence[ChainFile]) -> None:
-    for file in group:
-        with open_segment(store, file.path) as segment:
-            if segment is None or segment.parts() != file.footer.parts:
-                raise _changed(file.path)
-
-
-def _changed(path: str) -> ChainBrokenError:
-    return ChainBrokenError(
-        "the segment has changed while it was compacted",
-        path,
-        "Nothing is compacted here; let nothing but nap-stream change the log's folder",
-    )
+        _check_parts(segment)

@@ -18,7 +18,7 @@ Every key begins with ``nap_stream.``; every value is text. DuckDB shows them wi
 
 The chain is hashed by values, not by bytes of files: a file's bytes do not survive compaction, and
 to hash them a whole file must be read. A segment's digest is that of all the keys above but
-``merged`` (`metadata_sha256`), so that it covers the rows and all segments before.
+``merged`` (`segment_sha256`), so that it covers the rows and all segments before.
 
 A compacted file counts in the chain as the segments that it merged. ``merged`` is a JSON array of
 their keys and values, in order and without spaces, compressed with zlib and in base64.
@@ -30,15 +30,15 @@ Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
 
 import base64
-import dataclasses
 import hashlib
 import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
@@ -49,37 +49,36 @@ from nap_stream.scored_log.format import (
     check_version,
 )
 
-
-def metadata_sha256(metadata: Mapping[str, str]) -> str:
-    """Digest of a footer's own keys and values: of their JSON, sorted, ASCII, without spaces.
-
-    Returns:
-        SHA-256, 64 lower-case hexadecimal digits.
-    """
-    text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
 PREFIX = "nap_stream."
+MERGED = "merged"
+_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+_FLAT_OBJECT = re.compile(rf"\{{{_STRING}:{_STRING}(?:,{_STRING}:{_STRING}){{0,31}}\}}")
+MAX_MERGED_BYTES = 128 * 2**20
+"""Of the uncompressed array: about 200,000 segments."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_OPTIONAL = {"min_event_time_ms", "max_event_time_ms", "gap", "topic_id"}
-_REQUIRED = {
-    "topic",
-    "partition",
-    "base_offset",
-    "end_offset",
-    "schema_version",
-    "model_fingerprint",
-    "calibration_fingerprint",
-    "rows",
-    "scored_rows",
-    "writer_id",
-    "created_time_ms",
-    "previous_sha256",
-    "rows_sha256",
+_KEYS: dict[str, type] = {
+    "topic": str,
+    "partition": int,
+    "base_offset": int,
+    "end_offset": int,
+    "schema_version": str,
+    "model_fingerprint": str,
+    "calibration_fingerprint": str,
+    "rows": int,
+    "scored_rows": int,
+    "min_event_time_ms": int,
+    "max_event_time_ms": int,
+    "writer_id": str,
+    "created_time_ms": int,
+    "previous_sha256": str,
+    "rows_sha256": str,
+    "topic_id": str,
+    "gap": str,
 }
+"""The keys in the order in which they are written, without prefix, and what their texts mean."""
+_OPTIONAL = {"min_event_time_ms", "max_event_time_ms", "gap", "topic_id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +132,8 @@ class SegmentFooter:
 def segment_sha256(footer: SegmentFooter) -> str:
     """The digest of a segment, which the next one names.
 
+    It is taken of the JSON of `own_values`: keys sorted, ASCII, without spaces.
+
     Args:
         footer: Of a segment; of a compacted file, give one of its `parts`.
 
@@ -143,31 +144,19 @@ def segment_sha256(footer: SegmentFooter) -> str:
         ValueError: It is of a compacted file, which has the digest of its last part.
     """
     if footer.merged:
-        raise ValueError(f"no segment that has a digest by itself: {footer}")
-    return metadata_sha256(own_values(footer))
+        raise ValueError(f"a compacted file has no digest of its own: {footer}")
+    text = json.dumps(own_values(footer), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def own_values(footer: SegmentFooter) -> dict[str, str]:
     """The footer's keys without prefix, and their values as text; all but ``merged``."""
-    values: dict[str, object] = {
+    placed = {
         "topic": footer.partition.topic,
         "partition": footer.partition.partition,
-        "base_offset": footer.base_offset,
-        "end_offset": footer.end_offset,
         "schema_version": SCHEMA_VERSION,
-        "model_fingerprint": footer.model_fingerprint,
-        "calibration_fingerprint": footer.calibration_fingerprint,
-        "rows": footer.rows,
-        "scored_rows": footer.scored_rows,
-        "min_event_time_ms": footer.min_event_time_ms,
-        "max_event_time_ms": footer.max_event_time_ms,
-        "writer_id": footer.writer_id,
-        "created_time_ms": footer.created_time_ms,
-        "previous_sha256": footer.previous_sha256,
-        "rows_sha256": footer.rows_sha256,
-        "topic_id": footer.topic_id,
-        "gap": footer.gap,
     }
+    values = {name: placed[name] if name in placed else getattr(footer, name) for name in _KEYS}
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
@@ -178,27 +167,18 @@ def parse_values(values: Mapping[str, str]) -> SegmentFooter:
         ValueError: A key is missing, unknown or malformed, the values contradict each other, or
             the schema version is not one that this program reads.
     """
-    check_schema_version(values)
-    _check_keys(values)
-    return _parse(values)
-
-
-def check_schema_version(values: Mapping[str, str]) -> None:
-    """Refuse what an unknown version has written.
-
-    Raises:
-        ValueError: The version is missing or not one that this program reads.
-    """
     if "schema_version" not in values:
         raise ValueError("no schema_version: nap-stream has not written this file")
     check_version(values["schema_version"])
-
-
-def _check_keys(values: Mapping[str, str]) -> None:
-    missing = sorted(_REQUIRED - values.keys())
-    unknown = sorted(values.keys() - _REQUIRED - _OPTIONAL)
+    missing = sorted(_KEYS.keys() - _OPTIONAL - values.keys())
+    unknown = sorted(values.keys() - _KEYS.keys())
     if missing or unknown:
         raise ValueError(f"missing keys {missing}, unknown keys {unknown}")
+    found: dict[str, Any] = dict.fromkeys(_OPTIONAL) | {
+        name: _integer(values, name) if _KEYS[name] is int else values[name] for name in values
+    }
+    del found["schema_version"]
+    return SegmentFooter(TopicPartition(found.pop("topic"), found.pop("partition")), **found)
 
 
 def _integer(values: Mapping[str, str], name: str) -> int:
@@ -207,37 +187,12 @@ def _integer(values: Mapping[str, str], name: str) -> int:
     return int(values[name])
 
 
-def _parse(values: Mapping[str, str]) -> SegmentFooter:
-    low, high = (
-        _integer(values, name) if name in values else None
-        for name in ("min_event_time_ms", "max_event_time_ms")
-    )
-    return SegmentFooter(
-        partition=TopicPartition(values["topic"], _integer(values, "partition")),
-        base_offset=_integer(values, "base_offset"),
-        end_offset=_integer(values, "end_offset"),
-        model_fingerprint=values["model_fingerprint"],
-        calibration_fingerprint=values["calibration_fingerprint"],
-        rows=_integer(values, "rows"),
-        scored_rows=_integer(values, "scored_rows"),
-        min_event_time_ms=low,
-        max_event_time_ms=high,
-        writer_id=values["writer_id"],
-        created_time_ms=_integer(values, "created_time_ms"),
-        previous_sha256=values["previous_sha256"],
-        rows_sha256=values["rows_sha256"],
-        topic_id=values.get("topic_id"),
-        gap=values.get("gap"),
-    )
-
-
-_SHARED = ("partition", "model_fingerprint", "calibration_fingerprint")
-
-
 def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
     """Whether two segments follow each other, and one file's footer can speak for both."""
     return (
-        all(getattr(earlier, name) == getattr(later, name) for name in _SHARED)
+        earlier.partition == later.partition
+        and earlier.model_fingerprint == later.model_fingerprint
+        and earlier.calibration_fingerprint == later.calibration_fingerprint
         and later.base_offset == earlier.end_offset
         and earlier.topic_id in {None, later.topic_id}
         and not (earlier.merged or later.merged)
@@ -270,7 +225,7 @@ def merged_footer(
     first, last = parts[0], parts[-1]
     lows = [part.min_event_time_ms for part in parts if part.min_event_time_ms is not None]
     highs = [part.max_event_time_ms for part in parts if part.max_event_time_ms is not None]
-    return dataclasses.replace(
+    return replace(
         first,
         end_offset=last.end_offset,
         rows=sum(part.rows for part in parts),
@@ -298,17 +253,10 @@ def check_merged(footer: SegmentFooter) -> None:
         writer_id=footer.writer_id,
         created_time_ms=footer.created_time_ms,
     )
-    names = [field.name for field in dataclasses.fields(footer)]
+    names = [field.name for field in fields(footer)]
     differing = [name for name in names if getattr(told, name) != getattr(footer, name)]
     if differing:
         raise ValueError(f"it contradicts the footers that it merged in {', '.join(differing)}")
-
-
-MERGED = "merged"
-_STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
-_FLAT_OBJECT = re.compile(rf"\{{{_STRING}:{_STRING}(?:,{_STRING}:{_STRING}){{0,31}}\}}")
-MAX_MERGED_BYTES = 128 * 2**20
-"""Of the uncompressed array: about 200,000 segments."""
 
 
 def to_metadata(footer: SegmentFooter) -> dict[str, str]:
@@ -331,7 +279,7 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> Segment
             other, or the schema version is not one that this program reads.
     """
     with _typed_errors(where):
-        values = _own_keys(metadata or {})
+        values = _own_keys(metadata)
         merged = values.pop(MERGED, None)
         footer = parse_values(values)
         if merged is not None:
@@ -347,7 +295,7 @@ def span_from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> Se
         ChainBrokenError: As `from_metadata`.
     """
     with _typed_errors(where):
-        values = _own_keys(metadata or {})
+        values = _own_keys(metadata)
         values.pop(MERGED, None)
         return parse_values(values)
 
@@ -364,11 +312,11 @@ def _typed_errors(where: str) -> Iterator[None]:
         ) from error
 
 
-def _own_keys(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+def _own_keys(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     prefix = PREFIX.encode()
     return {
         key.removeprefix(prefix).decode("utf-8"): value.decode("utf-8")
-        for key, value in metadata.items()
+        for key, value in (metadata or {}).items()
         if key.startswith(prefix)
     }
 

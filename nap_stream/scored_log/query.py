@@ -16,6 +16,7 @@ as they are: import them into spreadsheets as text.
 """
 
 import base64
+import contextlib
 import csv
 import io
 import json
@@ -39,10 +40,24 @@ from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.text import printable
 
-__all__ = ["SCAN_SCHEMA", "GroupBy", "Query", "aggregate", "run_query", "scan"]
-
 _COUNTS = ("rows", "scored", "ood")
 _COUNTED_ROWS = 65_536
+_BASE64 = "base64:"
+_WIDE = 100_000
+_NOT_IN_TABLES = {
+    "key",
+    "ingest_time",
+    "scored_time",
+    "model_fingerprint",
+    "calibration_fingerprint",
+    "class_id",
+    "width",
+    "height",
+    "format",
+    "sha256",
+    "headers",
+    "max_logit",
+}
 
 
 class GroupBy(StrEnum):
@@ -60,35 +75,6 @@ _SOURCE_COLUMNS: dict[GroupBy, tuple[str, ...]] = {
     GroupBy.STATUS: ("status",),
     GroupBy.PARTITION: ("topic", "partition"),
 }
-
-
-def run_query(store: SegmentStore, query: Query, *, limit: int | None = None) -> pa.Table:
-    """Rows that pass the filters, in order of (topic, partition, offset, index).
-
-    All of them are held in memory; `scan` gives them batch by batch.
-
-    Args:
-        store: Where the log lies.
-        query: The filters.
-        limit: The most rows to return. Ask for one more than is shown to know if it was cut.
-
-    Returns:
-        A table with `SCAN_SCHEMA`: topic, partition, then the columns of the files.
-
-    Raises:
-        LogRootError: There is no log at the root.
-        ChainBrokenError: A segment cannot be read.
-        ConfigError: The topic cannot be the name of one.
-    """
-    batches: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in scan(store, query):
-        taken = batch if limit is None else batch.slice(0, limit - rows)
-        batches.append(taken)
-        rows += taken.num_rows
-        if rows == limit:
-            break
-    return pa.Table.from_batches(batches, schema=SCAN_SCHEMA)
 
 
 def aggregate(store: SegmentStore, query: Query, by: GroupBy) -> pa.Table:
@@ -170,24 +156,6 @@ def _fraction(counts: pa.Table) -> Any:
     return pc.divide(counts.column("ood").cast(pa.float64()), known)
 
 
-_BASE64 = "base64:"
-_WIDE = 100_000
-_NOT_IN_TABLES = {
-    "key",
-    "ingest_time",
-    "scored_time",
-    "model_fingerprint",
-    "calibration_fingerprint",
-    "class_id",
-    "width",
-    "height",
-    "format",
-    "sha256",
-    "headers",
-    "max_logit",
-}
-
-
 class OutputFormat(StrEnum):
     """How to write rows."""
 
@@ -195,21 +163,6 @@ class OutputFormat(StrEnum):
     JSON = "json"
     CSV = "csv"
     PARQUET = "parquet"
-
-
-def write_result(
-    result: pa.Table, output_format: OutputFormat, output: BinaryIO, *, limit: int | None = None
-) -> None:
-    """Write a table.
-
-    Args:
-        result: From `nap_stream.scored_log.query`.
-        output_format: How. A ``table`` leaves columns out that do not fit a screen, and scores
-            that no row has.
-        output: Where; it is flushed and stays open. For the terminal: ``sys.stdout.buffer``.
-        limit: The most rows to write; a ``table`` that is cut says so below.
-    """
-    write_batches(result.schema, result.to_batches(), output_format, output, limit=limit)
 
 
 def write_batches(
@@ -224,35 +177,27 @@ def write_batches(
 
     Args:
         schema: Of all the batches.
-        batches: For instance from `nap_stream.scored_log.read.scan`.
-        output_format: As in `write_result`.
-        output: As in `write_result`.
-        limit: As in `write_result`.
+        batches: For instance from `nap_stream.scored_log.read.scan`, or of an `aggregate`.
+        output_format: How. A ``table`` leaves columns out that do not fit a screen, and scores
+            that no row has.
+        output: Where; it is flushed and stays open. For the terminal: ``sys.stdout.buffer``.
+        limit: The most rows to write; a ``table`` that is cut says so below.
     """
     if output_format is OutputFormat.PARQUET:
         _write_parquet(schema, _limited(batches, limit), output)
-    else:
-        text = io.TextIOWrapper(output, encoding="utf-8", newline="", write_through=True)
-        try:
-            _write_text(schema, batches, output_format, text, limit)
-        finally:
-            text.detach()
+        output.flush()
+        return
+    text = io.TextIOWrapper(output, encoding="utf-8", newline="", write_through=True)
+    try:
+        if output_format is OutputFormat.JSON:
+            _write_json(_limited(batches, limit), text)
+        elif output_format is OutputFormat.CSV:
+            _write_csv(schema, _limited(batches, limit), text)
+        else:
+            _write_table(schema, batches, text, limit)
+    finally:
+        text.detach()
     output.flush()
-
-
-def _write_text(
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    output_format: OutputFormat,
-    text: io.TextIOWrapper,
-    limit: int | None,
-) -> None:
-    if output_format is OutputFormat.JSON:
-        _write_json(_limited(batches, limit), text)
-    elif output_format is OutputFormat.CSV:
-        _write_csv(schema, _limited(batches, limit), text)
-    else:
-        _write_table(schema, batches, text, limit)
 
 
 def _limited(batches: Iterable[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
@@ -279,11 +224,10 @@ def _write_parquet(schema: pa.Schema, batches: Iterable[pa.RecordBatch], output:
 
 def _write_json(batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper) -> None:
     for batch in batches:
-        text.writelines(_json_line(row) for row in batch.to_pylist())
-
-
-def _json_line(row: dict[str, Any]) -> str:
-    return json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+        text.writelines(
+            json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+            for row in batch.to_pylist()
+        )
 
 
 def _write_csv(
@@ -316,23 +260,17 @@ def _write_table(
 def _names_in_table(rows: pa.Table) -> list[str]:
     if "offset" not in rows.column_names:
         return list(rows.column_names)
-    shown = [name for name in rows.column_names if name not in _NOT_IN_TABLES]
-    return [
-        name
-        for name in shown
-        if name not in OPTIONAL_SCORES or rows.column(name).null_count < rows.num_rows
-    ]
+    empty = {name for name in OPTIONAL_SCORES if rows.column(name).null_count == rows.num_rows}
+    return [name for name in rows.column_names if name not in _NOT_IN_TABLES | empty]
 
 
 def bytes_as_text(value: bytes) -> str:
     """Bytes as text that gives them back: UTF-8, or ``base64:`` and their base64."""
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         text = value.decode("utf-8")
-    except UnicodeDecodeError:
-        return _BASE64 + base64.b64encode(value).decode("ascii")
-    if text.startswith(_BASE64):
-        return _BASE64 + base64.b64encode(value).decode("ascii")
-    return text
+        if not text.startswith(_BASE64):
+            return text
+    return _BASE64 + base64.b64encode(value).decode("ascii")
 
 
 def _plain(value: Any) -> Any:

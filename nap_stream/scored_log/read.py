@@ -46,100 +46,63 @@ SCAN_SCHEMA = pa.schema(
     [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
 )
 """The columns of a scan: those of the files after the hive keys of their folders."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Filters on the log's rows; a row must pass all that are given.
-
-    ``since_ms`` and ``until_ms`` bound the event time, ``since_ms <= t < until_ms``, in
-    milliseconds since the epoch, UTC. ``classes`` are names or, where all digits, also ids.
-    ``min_p_value`` and ``max_p_value`` are inclusive. A row without scores passes no filter on
-    classes, flag or p-value. Empty tuples and None do not filter.
-    """
-
-    topic: str | None = None
-    partitions: tuple[int, ...] = ()
-    since_ms: int | None = None
-    until_ms: int | None = None
-    classes: tuple[str, ...] = ()
-    is_ood: bool | None = None
-    min_p_value: float | None = None
-    max_p_value: float | None = None
-    statuses: tuple[Status, ...] = ()
-
-
-def to_expression(query: Query) -> Any | None:
-    """The filters on columns as an Arrow expression; None where there are none.
-
-    Topic and partitions are not in it: they choose files.
-    """
-    conditions = [*_time_conditions(query), *_class_conditions(query), *_score_conditions(query)]
-    if query.statuses:
-        conditions.append(pc.field("status").isin([status.value for status in query.statuses]))
-    return functools.reduce(operator.and_, conditions) if conditions else None
-
-
-def filter_columns(query: Query) -> tuple[str, ...]:
-    """The columns that `to_expression` looks at."""
-    looked_at = {
-        "event_time": query.since_ms is not None or query.until_ms is not None,
-        "class_id": bool(query.classes),
-        "class_name": bool(query.classes),
-        "is_ood": query.is_ood is not None,
-        "ood_p_value": query.min_p_value is not None or query.max_p_value is not None,
-        "status": bool(query.statuses),
-    }
-    return tuple(name for name, is_looked_at in looked_at.items() if is_looked_at)
-
-
-def may_have_rows(query: Query, footer: SegmentFooter) -> bool:
-    """Whether a segment can have rows that pass, as far as its footer tells."""
-    low, high = footer.min_event_time_ms, footer.max_event_time_ms
-    if low is None or high is None:
-        return False
-    is_before = query.since_ms is not None and high < storable_time_ms(query.since_ms)
-    is_after = query.until_ms is not None and low >= storable_time_ms(query.until_ms)
-    return not (is_before or is_after)
-
-
-def _time_conditions(query: Query) -> list[Any]:
-    kind = SCHEMA.field("event_time").type
-    conditions = []
-    if query.since_ms is not None:
-        since = pa.scalar(storable_time_ms(query.since_ms), type=kind)
-        conditions.append(pc.field("event_time") >= since)
-    if query.until_ms is not None:
-        until = pa.scalar(storable_time_ms(query.until_ms), type=kind)
-        conditions.append(pc.field("event_time") < until)
-    return conditions
-
-
-def _class_conditions(query: Query) -> list[Any]:
-    if not query.classes:
-        return []
-    ids = [int(name) for name in query.classes if name.isascii() and name.isdigit()]
-    by_name = pc.field("class_name").isin(list(query.classes))
-    small = pa.array([number for number in ids if number < 2**63], type=pa.int64())
-    return [by_name | pc.field("class_id").isin(small) if ids else by_name]
-
-
-def _score_conditions(query: Query) -> list[Any]:
-    conditions = []
-    if query.is_ood is not None:
-        conditions.append(pc.field("is_ood") == query.is_ood)
-    if query.min_p_value is not None:
-        conditions.append(pc.field("ood_p_value") >= query.min_p_value)
-    if query.max_p_value is not None:
-        conditions.append(pc.field("ood_p_value") <= query.max_p_value)
-    return conditions
-
-
 LISTINGS = 10
 """How often a folder is listed anew for one position; each time a compaction was in between."""
-
 LOOK_BACK = 10
 """How many files are looked at for the one that holds a position, before it is given up."""
+_KEYS = ("topic", "partition")
+_FILTERED_BATCHES = 64
+_FILTERED_ROWS = 16_384
+
+
+def require_root(store: SegmentStore) -> None:
+    """Refuse a root that is no folder. On an object store every prefix is one.
+
+    Raises:
+        LogRootError: There is no such folder.
+    """
+    if isinstance(store, LocalStore) and not Path(store.root).is_dir():
+        raise LogRootError(
+            "there is no scored log: no such folder", store.root, "Name the folder of log.root"
+        )
+
+
+def partitions(store: SegmentStore, topic: str | None = None) -> tuple[TopicPartition, ...]:
+    """The partitions that have a folder in the log, in order; those of one topic if given.
+
+    Raises:
+        ConfigError: The topic cannot be the name of one.
+    """
+    require_root(store)
+    wanted = store.names("") if topic is None else [topic_folder(topic)]
+    return tuple(
+        sorted(
+            TopicPartition(found, number)
+            for name in wanted
+            if (found := parse_topic_folder(name)) is not None
+            for child in store.names(name)
+            if (number := parse_partition_folder(child)) is not None
+        )
+    )
+
+
+def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, ...]:
+    """The partitions of a topic that the log has, in order; at least one.
+
+    Raises:
+        ConfigError: The topic cannot be the name of one.
+        LogRootError: There is no log at the root, or it has no partition of the topic.
+    """
+    found = partitions(store, topic)
+    if not found:
+        others = sorted({partition.topic for partition in partitions(store)})
+        held = f"its topics are {', '.join(others)}" if others else "it holds no topics"
+        raise LogRootError(
+            f"the log has no partition of the topic {topic!r}; {held}",
+            store.root,
+            "Name another root or topic",
+        )
+    return found
 
 
 def bases_from(store: SegmentStore, partition: TopicPartition, first: int = 0) -> list[int]:
@@ -157,6 +120,15 @@ def complete_bases(store: SegmentStore, partition: TopicPartition) -> list[int]:
     """
     newest = max(bases_from(store, partition), default=-1)
     return [base for base in bases_from(store, partition) if base <= newest]
+
+
+def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
+    """Paths of a partition's segments, in order of their base offsets, as they lie there.
+
+    While a compaction exchanges files, or after one that was interrupted, a segment may stand
+    in a compacted file before it as well; `walk` knows.
+    """
+    return tuple(segment_path(partition, base) for base in complete_bases(store, partition))
 
 
 def walk(
@@ -213,7 +185,8 @@ def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[
         with open_segment(store, segment_path(partition, bases[-1])) as file:
             found = None if file is None else file.parts()
         if found is None:
-            _refuse_after(relistings, partition)
+            if relistings == LISTINGS:
+                raise _vanished(partition)
             relistings += 1
             bases = [
                 b for b in complete_bases(store, partition) if position is None or b < position
@@ -230,17 +203,12 @@ def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[
 def _bases_around(store: SegmentStore, partition: TopicPartition, start: int) -> list[int]:
     """Base offsets from the file on that holds ``start``.
 
-    Where the first listing does not begin with it, a compacted file may hold it that begins
-    before. Also, a listing that is made while writers link may have a segment and lack the one
-    before it. The second one has all that came before the newest of the first.
+    Where the first listing does not begin with it, it may be in a compacted file that begins
+    before. And a listing that is made while writers link may have a segment and lack the one
+    before it: the second listing has it.
     """
     bases = bases_from(store, partition, start)
     return bases if not bases or bases[0] == start else bases_from(store, partition)
-
-
-def _refuse_after(listings: int, partition: TopicPartition) -> None:
-    if listings >= LISTINGS:
-        raise _vanished(partition)
 
 
 def _vanished(partition: TopicPartition) -> ChainBrokenError:
@@ -261,7 +229,7 @@ class _Steps:
     def file_at(self, position: int) -> Iterator[SegmentFile]:
         """The file that holds ``position``; the next one, where none does."""
         is_fresh = False
-        for relistings in range(LISTINGS + 1):
+        for _ in range(LISTINGS + 1):
             for base in self._bases_before(position, LOOK_BACK if is_fresh else 1):
                 with open_segment(self._store, segment_path(self._partition, base)) as file:
                     if file is not None and file.footer.end_offset > position:
@@ -273,9 +241,9 @@ class _Steps:
                 if is_fresh:
                     position = self._pass_over(position)
                     continue
-            _refuse_after(relistings, self._partition)
             self._bases = bases_from(self._store, self._partition)
             is_fresh = True
+        raise _vanished(self._partition)
 
     def _bases_before(self, position: int, count: int) -> list[int]:
         """The greatest base offsets at or before a position, from the greatest on.
@@ -298,49 +266,85 @@ class _Steps:
         return end
 
 
-_KEYS = ("topic", "partition")
-_FILTERED_BATCHES = 64
-_FILTERED_ROWS = 16_384
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Filters on the log's rows; a row must pass all that are given.
 
-
-def require_root(store: SegmentStore) -> None:
-    """Refuse a root that is no folder. On an object store every prefix is one.
-
-    Raises:
-        LogRootError: There is no such folder.
+    ``since_ms`` and ``until_ms`` bound the event time, ``since_ms <= t < until_ms``, in
+    milliseconds since the epoch, UTC. ``classes`` are names or, where all digits, also ids.
+    ``min_p_value`` and ``max_p_value`` are inclusive. A row without scores passes no filter on
+    classes, flag or p-value. Empty tuples and None do not filter.
     """
-    if isinstance(store, LocalStore) and not Path(store.root).is_dir():
-        raise LogRootError(
-            "there is no scored log: no such folder", store.root, "Name the folder of log.root"
-        )
+
+    topic: str | None = None
+    partitions: tuple[int, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+    classes: tuple[str, ...] = ()
+    is_ood: bool | None = None
+    min_p_value: float | None = None
+    max_p_value: float | None = None
+    statuses: tuple[Status, ...] = ()
 
 
-def partitions(store: SegmentStore, topic: str | None = None) -> tuple[TopicPartition, ...]:
-    """The partitions that have a folder in the log, in order; those of one topic if given.
+def to_expression(query: Query) -> Any | None:
+    """The filters on columns as an Arrow expression; None where there are none.
 
-    Raises:
-        ConfigError: The topic cannot be the name of one.
+    Topic and partitions are not in it: they choose files.
     """
-    require_root(store)
-    wanted = store.names("") if topic is None else [topic_folder(topic)]
-    return tuple(
-        sorted(
-            TopicPartition(found, number)
-            for name in wanted
-            if (found := parse_topic_folder(name)) is not None
-            for child in store.names(name)
-            if (number := parse_partition_folder(child)) is not None
-        )
-    )
+    event_time, p_value = pc.field("event_time"), pc.field("ood_p_value")
+    conditions = []
+    if query.since_ms is not None:
+        conditions.append(event_time >= _stored_time(query.since_ms))
+    if query.until_ms is not None:
+        conditions.append(event_time < _stored_time(query.until_ms))
+    if query.classes:
+        conditions.append(_is_class(query.classes))
+    if query.is_ood is not None:
+        conditions.append(pc.field("is_ood") == query.is_ood)
+    if query.min_p_value is not None:
+        conditions.append(p_value >= query.min_p_value)
+    if query.max_p_value is not None:
+        conditions.append(p_value <= query.max_p_value)
+    if query.statuses:
+        conditions.append(pc.field("status").isin([status.value for status in query.statuses]))
+    return functools.reduce(operator.and_, conditions) if conditions else None
 
 
-def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
-    """Paths of a partition's segments, in order of their base offsets, as they lie there.
+def _stored_time(time_ms: int) -> Any:
+    return pa.scalar(storable_time_ms(time_ms), type=SCHEMA.field("event_time").type)
 
-    While a compaction exchanges files, or after one that was interrupted, a segment may stand
-    in a compacted file before it as well; `scan` knows.
-    """
-    return tuple(segment_path(partition, base) for base in complete_bases(store, partition))
+
+def _is_class(classes: Sequence[str]) -> Any:
+    by_name = pc.field("class_name").isin(list(classes))
+    ids = [int(name) for name in classes if name.isascii() and name.isdigit()]
+    if not ids:
+        return by_name
+    small = pa.array([number for number in ids if number < 2**63], type=pa.int64())
+    return by_name | pc.field("class_id").isin(small)
+
+
+def filter_columns(query: Query) -> tuple[str, ...]:
+    """The columns that `to_expression` looks at."""
+    looked_at = {
+        "event_time": query.since_ms is not None or query.until_ms is not None,
+        "class_id": bool(query.classes),
+        "class_name": bool(query.classes),
+        "is_ood": query.is_ood is not None,
+        "ood_p_value": query.min_p_value is not None or query.max_p_value is not None,
+        "status": bool(query.statuses),
+    }
+    return tuple(name for name, is_looked_at in looked_at.items() if is_looked_at)
+
+
+def may_have_rows(query: Query, footer: SegmentFooter) -> bool:
+    """Whether a segment can have rows that pass, as far as its footer tells."""
+    low, high = footer.min_event_time_ms, footer.max_event_time_ms
+    if low is None or high is None:
+        return False
+    is_before = query.since_ms is not None and high < storable_time_ms(query.since_ms)
+    is_after = query.until_ms is not None and low >= storable_time_ms(query.until_ms)
+    return not (is_before or is_after)
 
 
 def scan(
@@ -419,22 +423,3 @@ def _with_keys(
         for field in schema
     ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, ...]:
-    """The partitions of a topic that the log has, in order; at least one.
-
-    Raises:
-        ConfigError: The topic cannot be the name of one.
-        LogRootError: There is no log at the root, or it has no partition of the topic.
-    """
-    found = partitions(store, topic)
-    if not found:
-        others = sorted({partition.topic for partition in partitions(store)})
-        held = f"its topics are {', '.join(others)}" if others else "it holds no topics"
-        raise LogRootError(
-            f"the log has no partition of the topic {topic!r}; {held}",
-            store.root,
-            "Name another root or topic",
-        )
-    return found

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError
-from nap_stream.records import ScoredRecord, Status
+from nap_stream.records import ScoredRecord
 from nap_stream.scored_log.footer import (
     SegmentFooter,
     from_metadata,
@@ -30,17 +30,15 @@ from nap_stream.scored_log.stores.base import SegmentStore
 
 ROW_GROUP_ROWS = 32_768
 """Rows of a row group: what a reader holds in memory, and can leave out, of a compacted file."""
+SMALL_BYTES = 2**20
+"""A file up to this size is read in one go; a larger one only where rows are wanted."""
+_BATCH_ROWS = 65_536
 
 
 def event_time_range(records: Sequence[ScoredRecord]) -> tuple[int | None, int | None]:
     """Smallest and largest event time as stored, milliseconds UTC; None without records."""
     times = [storable_time_ms(record.origin.event_time_ms) for record in records]
     return (min(times), max(times)) if times else (None, None)
-
-
-def count_scored(records: Sequence[ScoredRecord]) -> int:
-    """How many records have scores."""
-    return sum(record.status is Status.OK for record in records)
 
 
 def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
@@ -63,32 +61,6 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
         row_group_size=ROW_GROUP_ROWS,
     )
     return bytes(sink.getvalue())
-
-
-def decode_footer(file: BinaryIO | pa.NativeFile, where: str) -> SegmentFooter:
-    """The footer of a segment's file.
-
-    Args:
-        file: The open file.
-        where: Its path, for errors.
-
-    Raises:
-        ChainBrokenError: It is not a Parquet file, or its footer is not valid.
-    """
-    try:
-        metadata = pq.read_metadata(file)
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(where, error) from error
-    return from_metadata(metadata.metadata, where)
-
-
-def unreadable(where: str, error: Exception) -> ChainBrokenError:
-    """The error for a segment that no Parquet reader can read."""
-    return ChainBrokenError(
-        f"the segment cannot be read: {error}",
-        where,
-        "Run `nap-stream verify`; restore the file from a backup",
-    )
 
 
 def rows_sha256(table: pa.Table) -> str:
@@ -155,19 +127,46 @@ def _joined(values: pa.Array) -> bytes:
     return bytes(data[int(ends[0]) : int(ends[-1])]) if data is not None else b""
 
 
-SMALL_BYTES = 2**20
-"""A file up to this size is read in one go; a larger one only where rows are wanted."""
-
-_BATCH_ROWS = 65_536
-
-
 @contextlib.contextmanager
 def typed_errors(path: str) -> Iterator[None]:
     """Raise ChainBrokenError, naming the file, for what a Parquet reader raises within."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from error
+        raise ChainBrokenError(
+            f"the segment cannot be read: {error}",
+            path,
+            "Run `nap-stream verify`; restore the file from a backup",
+        ) from error
+
+
+def decode_footer(file: BinaryIO | pa.NativeFile, where: str) -> SegmentFooter:
+    """The footer of a segment's file.
+
+    Args:
+        file: The open file.
+        where: Its path, for errors.
+
+    Raises:
+        ChainBrokenError: It is not a Parquet file, or its footer is not valid.
+    """
+    with typed_errors(where):
+        metadata = pq.read_metadata(file)
+    return from_metadata(metadata.metadata, where)
+
+
+def read_footer(store: SegmentStore, path: str) -> SegmentFooter | None:
+    """The footer of a segment, with those that it has merged; None where its file is gone.
+
+    Raises:
+        ChainBrokenError: It is not a Parquet file, or its footer is not valid.
+        ScoredLogError: The store cannot be read.
+    """
+    file = store.open(path)
+    if file is None:
+        return None
+    with file:
+        return decode_footer(file, path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from nap_stream.demo.digits import BROKEN
-from nap_stream.scored_log.query import GroupBy, Query, aggregate
+from nap_stream.scored_log.query import GroupBy, aggregate
+from nap_stream.scored_log.read import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.support.schemas import alert_schema

@@ -11,8 +11,8 @@ from nap_stream.alert.event import AlertEvent
 from nap_stream.monitor.checkpoint import Checkpoint, CheckpointStore, decode, encode
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, origin, scored
 

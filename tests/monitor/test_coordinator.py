@@ -18,8 +18,7 @@ from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.monitor.checkpoint import CheckpointStore
 from nap_stream.monitor.coordinator import HOLE_PATIENCE_S, Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
-from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from tests.support.alert_sinks import FlakySink
 from tests.support.schemas import alert_schema, gap_schema
 from tests.support.summaries import (

@@ -2,7 +2,7 @@
 
 from nap_stream.monitor.summaries import LAST_OFFSET, TAIL_WINDOWS, LogSummaries, in_event_time
 from nap_stream.records import SegmentSummary
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.summary import summary_shape
 from tests.support.drifting_log import Publisher, drifting
 from tests.support.summaries import FACTS, partition, settings, summary

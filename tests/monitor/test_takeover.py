@@ -17,7 +17,7 @@ from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S
 from nap_stream.monitor.checkpoint import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.base import MemoryStore
 from tests.support.alert_sinks import FlakySink
 from tests.support.summaries import FACTS, Row, partition, report, segments, summary
 from tests.support.summaries import settings as monitor_settings

@@ -17,7 +17,7 @@ from nap_stream.records import (
     TopicPartition,
 )
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source

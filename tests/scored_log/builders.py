@@ -13,9 +13,8 @@ from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import merged_footer
 from nap_stream.scored_log.segment import decode_footer, encode_segment, rows_sha256
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z

@@ -14,7 +14,7 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain import ChainEnds
+from nap_stream.scored_log.chain import chain_end
 from nap_stream.scored_log.compact import LOCK_NAME, compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import partition_folder, temporary_name
@@ -181,7 +181,7 @@ def test_our_reader_is_exact_while_compaction_exchanges_files(tmp_path: Path) ->
             start = tail(store, CARS, 20)
             assert start is not None
             # A segment is there a moment before its writer knows.
-            after = ChainEnds(store).end(CARS)
+            after = chain_end(store, CARS)
             assert after is not None
             assert start <= max(after.offset - 20, 0)
             summaries = summarise_chain(store, CARS, start, 2**62, SummaryShape(100, 1))

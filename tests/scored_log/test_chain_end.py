@@ -8,10 +8,10 @@ import pytest
 
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import LISTINGS, ChainEnds
+from nap_stream.scored_log.chain import LISTINGS, chain_end
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, segment_path
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.stores.base import MemoryStore
 from tests.scored_log.builders import CARS, memory_log, merged_segments, origin, scored
 from tests.support.log_files import footers_in
 
@@ -58,7 +58,7 @@ def test_a_hint_near_the_end_asks_for_few_names() -> None:
     names = {}
     for hint in (60_000, 59_000, 40_000, None):
         store.listed, store.opened = 0, []
-        assert ChainEnds(store).end(CARS, hint) == end
+        assert chain_end(store, CARS, hint) == end
         assert store.opened == [segment_path(CARS, 59_000)]
         names[hint] = store.listed
     # One more each: the marker's name comes after those of the segments.
@@ -69,7 +69,7 @@ def test_a_hint_far_beyond_the_end_is_followed_by_the_whole_chain() -> None:
     store = CountingStore()
     end = _filled(store, 60, 1_000)[-1]
     store.listed = 0
-    assert ChainEnds(store).end(CARS, 50_000_000) == end
+    assert chain_end(store, CARS, 50_000_000) == end
     assert store.listed == 1 + 1 + 61
 
 
@@ -79,7 +79,7 @@ def test_compaction_changes_no_end(hint: int | None, remove: bool) -> None:
     store = MemoryStore()
     end = _filled(store, 4)[-1]
     _compact(store, [0, 50, 100], remove=remove)
-    assert ChainEnds(store).end(CARS, hint) == end
+    assert chain_end(store, CARS, hint) == end
 
 
 def test_the_end_of_a_compacted_file_is_that_of_its_last_segment() -> None:
@@ -87,7 +87,7 @@ def test_the_end_of_a_compacted_file_is_that_of_its_last_segment() -> None:
     before = _filled(store, 3)[2]
     store.remove([segment_path(CARS, 100)])
     _compact(store, [0, 50])
-    found = ChainEnds(store).end(CARS)
+    found = chain_end(store, CARS)
     assert found == dataclasses.replace(before, base=0)
     (merged,) = footers_in(store, CARS)
     assert found.previous_sha256 == segment_sha256(merged.merged[1])
@@ -111,10 +111,10 @@ def test_a_segment_that_is_gone_is_looked_for_anew() -> None:
     store = _VanishingStore(0)
     end = _filled(store, 2)[-1]
     store.times = LISTINGS - 1
-    assert ChainEnds(store).end(CARS, 100) == end
+    assert chain_end(store, CARS, 100) == end
     store.times = LISTINGS
     with pytest.raises(ChainBrokenError, match=f"listed and is gone, {LISTINGS} times"):
-        ChainEnds(store).end(CARS, 100)
+        chain_end(store, CARS, 100)
 
 
 @pytest.mark.parametrize("slept_at", [1, 2, 3])
@@ -149,7 +149,7 @@ def test_a_chain_without_its_marker_is_broken() -> None:
     store.remove([genesis_path(CARS)])
     for hint in (None, 60):
         with pytest.raises(ChainBrokenError, match="there are segments, the last at 50"):
-            ChainEnds(store).end(CARS, hint)
+            chain_end(store, CARS, hint)
 
 
 def test_a_moved_segment_is_refused() -> None:
@@ -159,7 +159,7 @@ def test_a_moved_segment_is_refused() -> None:
     assert content is not None
     store.create(segment_path(CARS, 70), content)
     with pytest.raises(ChainBrokenError, match="the footer says cars/0@50"):
-        ChainEnds(store).end(CARS)
+        chain_end(store, CARS)
 
 
 def test_a_segment_before_the_start_of_the_chain_is_refused() -> None:
@@ -170,4 +170,4 @@ def test_a_segment_before_the_start_of_the_chain_is_refused() -> None:
     memory_log(other).begin(CARS, 10)
     store.create(genesis_path(CARS), other.read(genesis_path(CARS)) or b"")
     with pytest.raises(ChainBrokenError, match="lies before the chain's start at 10"):
-        ChainEnds(store).end(CARS)
+        chain_end(store, CARS)

@@ -154,7 +154,7 @@ def test_a_gap_and_its_reason_are_in_the_digest() -> None:
 
 
 def test_a_compacted_file_has_no_digest_of_its_own() -> None:
-    with pytest.raises(ValueError, match="no segment that has a digest by itself"):
+    with pytest.raises(ValueError, match="a compacted file has no digest of its own"):
         segment_sha256(dataclasses.replace(FOOTER, merged=(FOOTER,)))
 
 

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from nap_stream.clock import ManualClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION
-from nap_stream.scored_log.query import GroupBy, aggregate, run_query
+from nap_stream.scored_log.query import GroupBy, aggregate
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, local_log, origin, scored, write_golden
-from tests.support.log_files import read_footer
+from tests.support.log_files import read_footer, run_query
 
 GOLDEN = Path(__file__).parent / "golden"
 OTHER = TopicPartition("cars", 1)

@@ -12,19 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nap_stream.scored_log.query import (
-    SCAN_SCHEMA,
     GroupBy,
     OutputFormat,
-    Query,
     aggregate,
     bytes_as_text,
-    run_query,
-    scan,
     write_batches,
-    write_result,
 )
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import chain, failed, origin, scored
+from tests.support.log_files import run_query
 
 HOSTILE = "[bold red]x[/] \x1b[31m\x07 \u202e \x9b2J\n"
 
@@ -49,7 +46,7 @@ def root(tmp_path: Path) -> Path:
 
 def _written(table: pa.Table, output_format: OutputFormat, limit: int | None = None) -> bytes:
     output = io.BytesIO()
-    write_result(table, output_format, output, limit=limit)
+    write_batches(table.schema, table.to_batches(), output_format, output, limit=limit)
     assert not output.closed
     return output.getvalue()
 
@@ -94,7 +91,7 @@ def test_parquet_into_a_pipe(root: Path) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as source:
         with os.fdopen(writing, "wb") as sink:
-            write_result(table, OutputFormat.PARQUET, sink)
+            write_batches(table.schema, table.to_batches(), OutputFormat.PARQUET, sink)
         assert pq.read_table(pa.BufferReader(source.read())).equals(table)
 
 

@@ -6,9 +6,11 @@ import pytest
 
 from nap_stream.errors import LogRootError
 from nap_stream.records import Status, TopicPartition
-from nap_stream.scored_log.query import SCAN_SCHEMA, GroupBy, Query, aggregate, run_query
+from nap_stream.scored_log.query import GroupBy, aggregate
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, origin, scored
+from tests.support.log_files import run_query
 
 OTHER = TopicPartition("cars", 1)
 HOUR_MS = 3_600_000

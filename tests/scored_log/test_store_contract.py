@@ -17,9 +17,8 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ScoredLogError, SegmentConflictError
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 

@@ -7,8 +7,8 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_writable, store_at
+from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.settings.schema import LogSettings
 from tests.scored_log.builders import (

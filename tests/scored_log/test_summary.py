@@ -20,8 +20,8 @@ from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import SCHEMA, segment_path, to_table
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
+from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.memory import MemoryStore
 from nap_stream.scored_log.summary import (
     MAX_AGE_MS,
     MAX_CLOCK_SKEW_MS,

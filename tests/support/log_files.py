@@ -8,38 +8,48 @@ import pyarrow.parquet as pq
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, parse_segment_name, partition_folder
-from nap_stream.scored_log.read import parts_backwards
-from nap_stream.scored_log.segment import decode_footer, typed_errors, unreadable
-from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.stores.memory import MemoryStore
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan
+from nap_stream.scored_log.segment import read_footer as footer_at
+from nap_stream.scored_log.segment import typed_errors
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 
 
 def read_footer(store: SegmentStore, path: str) -> SegmentFooter:
     """The footer record of a segment.
 
     Raises:
-        ChainBrokenError: The file is missing, cannot be read, or its footer is not valid.
+        ChainBrokenError: The file cannot be read, or its footer is not valid.
     """
-    file = store.open(path)
-    if file is None:
-        raise unreadable(path, FileNotFoundError("no such file"))
-    with file:
-        return decode_footer(file, path)
+    footer = footer_at(store, path)
+    assert footer is not None, path
+    return footer
 
 
 def read_table(store: SegmentStore, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """One file's rows, without metadata; page checksums are verified.
 
     Raises:
-        ChainBrokenError: The file is missing or cannot be read.
+        ChainBrokenError: The file cannot be read.
     """
     file = store.open(path)
-    if file is None:
-        raise unreadable(path, FileNotFoundError("no such file"))
+    assert file is not None, path
     with file, typed_errors(path), pq.ParquetFile(file, page_checksum_verification=True) as parquet:
         table = parquet.read(columns=None if columns is None else list(columns))
         schema = SCHEMA if columns is None else pa.schema([SCHEMA.field(n) for n in columns])
         return pa.Table.from_arrays([table.column(n) for n in schema.names], schema=schema)
+
+
+def run_query(store: SegmentStore, query: Query, *, limit: int | None = None) -> pa.Table:
+    """Rows that pass the filters, in the order of `scan`; at most ``limit`` of them."""
+    batches: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in scan(store, query):
+        taken = batch if limit is None else batch.slice(0, limit - rows)
+        batches.append(taken)
+        rows += taken.num_rows
+        if rows == limit:
+            break
+    return pa.Table.from_batches(batches, schema=SCAN_SCHEMA)
 
 
 def tail(store: SegmentStore, partition: TopicPartition, records: int) -> int | None:

@@ -18,7 +18,11 @@ def store_at(root: Path | str) -> SegmentStore:
     Raises:
         ConfigError: It is neither.
     """
-    return ObjectStore(str(root)) if _is_address(root) else LocalStore(Path(root))
+    if isinstance(root, Path) or "://" not in root:
+        return LocalStore(Path(root))
+    if not root.startswith("s3://"):
+        raise ConfigError("no such kind of store", root, "Give a folder or s3://bucket/prefix")
+    return ObjectStore(root)
 
 
 def check_writable(root: Path | str) -> None:
@@ -65,11 +69,3 @@ def _probe(store: SegmentStore, probe: str) -> tuple[object, ...]:
     finally:
         store.remove([probe])
     return (*created, first, listed, second, store.read(probe))
-
-
-def _is_address(root: Path | str) -> bool:
-    if isinstance(root, Path) or "://" not in root:
-        return False
-    if not root.startswith("s3://"):
-        raise ConfigError("no such kind of store", root, "Give a folder or s3://bucket/prefix")
-    return True

@@ -1,5 +1,7 @@
-"""What the chain needs of the place where its files lie."""
+"""What the chain needs of the place where its files lie, and that place in memory."""
 
+import io
+import threading
 from collections.abc import Sequence
 from typing import BinaryIO, Protocol
 
@@ -91,3 +93,63 @@ class SegmentStore(Protocol):
             ScoredLogError: One cannot be removed.
         """
         ...
+
+
+class MemoryStore:
+    """A `SegmentStore` in memory, safe for threads.
+
+    Compaction writes a merged file to one, and reads it back, before it touches the log.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def root(self) -> str:
+        """The log's root, for messages."""
+        return "memory"
+
+    def prepare(self, folder: str) -> None:
+        """Do nothing: folders are no things of their own here."""
+
+    def names(self, folder: str, first: str = "") -> list[str]:
+        """What lies in a folder, from ``first`` on."""
+        prefix = f"{folder}/" if folder else ""
+        with self._lock:
+            below = [path for path in self._files if path.startswith(prefix)]
+        names = dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in below)
+        return [name for name in names if name >= first]
+
+    def read(self, path: str) -> bytes | None:
+        """A whole file; None where it is missing."""
+        with self._lock:
+            return self._files.get(path)
+
+    def open(self, path: str) -> BinaryIO | None:
+        """A file to read and seek in; None where it is missing."""
+        content = self.read(path)
+        return None if content is None else io.BytesIO(content)
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Keep a new file."""
+        with self._lock:
+            if path in self._files:
+                return False
+            self._files[path] = content
+            return True
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Keep other content under a name."""
+        with self._lock:
+            self._files[path] = content
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Forget files; those that are missing are harmless."""
+        with self._lock:
+            for path in paths:
+                self._files.pop(path, None)
+
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:  # noqa: ARG002
+        """Find nothing: a file is there whole or not at all."""
+        return 0

@@ -16,6 +16,7 @@ LEFTOVER_AGE_MS = 3_600_000
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
@@ -44,20 +45,6 @@ def typed_os_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise as_log_error(error, where) from error
-
-
-def names_in(folder: Path) -> list[str]:
-    """Names of what is in a folder, in any order; none where it is no folder.
-
-    Raises:
-        ScoredLogError: It cannot be listed.
-    """
-    with typed_os_errors(folder):
-        try:
-            with os.scandir(folder) as entries:
-                return [entry.name for entry in entries]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
 
 
 class PosixOperations:
@@ -103,14 +90,12 @@ class PosixOperations:
         path.unlink()
 
 
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
 class LocalStore:
-    """Files below a folder; implements `nap_stream.scored_log.stores.base.SegmentStore`.
+    """Files below a folder; a `nap_stream.scored_log.stores.base.SegmentStore`.
 
     A file that could not be made durable is never synced again: a second fsync may succeed
     although the first one's failure has dropped the data. Whoever tries again writes it anew.
+    Where a folder cannot be made or used, or there is no permission, methods raise LogRootError.
 
     Args:
         root: The log's root. It need not be there yet.
@@ -127,12 +112,7 @@ class LocalStore:
         return str(self._root)
 
     def prepare(self, folder: str) -> None:
-        """Make a folder and those above it, durably.
-
-        Raises:
-            LogRootError: It cannot be made.
-            ScoredLogError: It could not be made durable.
-        """
+        """Make a folder and those above it, durably."""
         path = self._root / folder
         with typed_os_errors(path):
             missing = {p for p in (self._root, *self._root.parents) if not p.exists()}
@@ -143,19 +123,17 @@ class LocalStore:
                     self._operations.fsync_folder(made.parent)
 
     def names(self, folder: str, first: str = "") -> list[str]:
-        """Names of the files and folders in a folder from ``first`` on; none where it is missing.
-
-        Raises:
-            ScoredLogError: It cannot be listed.
-        """
-        return [name for name in names_in(self._root / folder) if name >= first]
+        """What lies in a folder, from ``first`` on."""
+        path = self._root / folder
+        with typed_os_errors(path):
+            try:
+                with os.scandir(path) as entries:
+                    return [entry.name for entry in entries if entry.name >= first]
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def read(self, path: str) -> bytes | None:
-        """A whole file; None where it is missing.
-
-        Raises:
-            ScoredLogError: It cannot be read.
-        """
+        """A whole file; None where it is missing."""
         file = self._root / path
         with typed_os_errors(file):
             try:
@@ -168,9 +146,6 @@ class LocalStore:
 
         What is open stays readable when it is replaced or removed. On NFS that holds for what
         this machine removes.
-
-        Raises:
-            ScoredLogError: It cannot be opened.
         """
         file = self._root / path
         with typed_os_errors(file):
@@ -197,22 +172,14 @@ class LocalStore:
         return won
 
     def replace(self, path: str, content: bytes) -> None:
-        """Put other content under a name: temporary sibling, fsync, rename, folder fsync.
-
-        Raises:
-            ScoredLogError: It could not be made durable; the name holds the old or the new.
-        """
+        """Put other content under a name: temporary sibling, fsync, rename, folder fsync."""
         final = self._root / path
         with self._temporary(final, content) as temporary:
             self._operations.rename(temporary, final)
             self._operations.fsync_folder(final.parent)
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove files in this order, then sync their folders; missing ones are harmless.
-
-        Raises:
-            ScoredLogError: One cannot be removed; those after it are still there.
-        """
+        """Remove files in this order, then sync their folders. After a failure the rest stay."""
         files = [self._root / path for path in paths]
         for file in files:
             with typed_os_errors(file), contextlib.suppress(FileNotFoundError):
@@ -222,7 +189,7 @@ class LocalStore:
                 self._operations.fsync_folder(folder)
 
     def remove_leftovers(self, folder: str, before_ms: int) -> int:
-        """Remove temporary files last written before ``before_ms``; see `SegmentStore`."""
+        """Remove temporary files that were last written before ``before_ms``."""
         removed = 0
         with contextlib.suppress(OSError), os.scandir(self._root / folder) as entries:
             for entry in entries:

@@ -172,11 +172,11 @@ class ObjectFile(io.RawIOBase):
         self._position = 0
 
     def readable(self) -> bool:
-        """Whether it can be read: yes."""
+        """Yes."""
         return True
 
     def seekable(self) -> bool:
-        """Whether the position can be moved: yes."""
+        """Yes."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -241,8 +241,8 @@ class ObjectStore:
 
     Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) or from the machine's role. The store
-    must honour ``If-None-Match: *`` on PUT:
-    `nap_stream.scored_log.stores.check_writable` tells.
+    must honour ``If-None-Match: *`` on PUT: `nap_stream.scored_log.stores.check_writable` tells.
+    Where there is no such bucket, or no permission, every method raises LogRootError.
 
     Args:
         root: The log's root, as ``s3://bucket/prefix``.
@@ -272,17 +272,13 @@ class ObjectStore:
         return self._root
 
     def prepare(self, folder: str) -> None:
-        """Nothing: an object store has no folders."""
+        """Do nothing: an object store has no folders."""
 
     def names(self, folder: str, first: str = "") -> list[str]:
-        """Names of the objects and prefixes in a folder from ``first`` on.
+        """Names of the objects and prefixes in a folder, from ``first`` on.
 
         Without ``first`` a request brings 1,000 names. With it the listing begins there, and
         goes through what lies below the prefixes too.
-
-        Raises:
-            LogRootError: There is no such bucket, or no permission.
-            ScoredLogError: It cannot be listed.
         """
         prefix = f"{folder}/" if folder else ""
         with typed_store_errors(self._where(folder)):
@@ -291,12 +287,7 @@ class ObjectStore:
         return [name for name in names if name >= first]
 
     def read(self, path: str) -> bytes | None:
-        """A whole object; None where it is missing.
-
-        Raises:
-            LogRootError: There is no such bucket, or no permission.
-            ScoredLogError: It cannot be read.
-        """
+        """A whole object; None where it is missing."""
         found = self._get(path)
         if found is None:
             return None
@@ -308,10 +299,6 @@ class ObjectStore:
 
         One that is larger than ``max_whole_bytes`` is read in ranges of the version that was
         opened: where that version is gone, reading on raises ScoredLogError.
-
-        Raises:
-            LogRootError: There is no such bucket, or no permission.
-            ScoredLogError: It cannot be read.
         """
         found = self._get(path)
         if found is None:
@@ -330,9 +317,6 @@ class ObjectStore:
 
         A refusal, or no answer, may follow on a write that was done: then what stands under the
         name is compared with the content, and the same content is this call's own.
-
-        Returns:
-            False where other content has the name.
 
         Raises:
             LogRootError: There is no such bucket, no permission, or no conditional PUT.
@@ -355,23 +339,17 @@ class ObjectStore:
         """Put other content under a name: a PUT changes an object as a whole.
 
         Raises:
-            LogRootError: There is no such bucket, or no permission.
             ScoredLogError: The store did not do it within the limits; it may have, or may yet.
         """
         with typed_store_errors(self._where(path)):
             obstore.put(self._objects, path, content, mode="overwrite", use_multipart=False)
 
     def remove_leftovers(self, folder: str, before_ms: int) -> int:  # noqa: ARG002
-        """Nothing: an unfinished PUT leaves no object."""
+        """Find nothing: an unfinished PUT leaves no object."""
         return 0
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Remove objects, 1,000 a request, in any order; missing ones are harmless.
-
-        Raises:
-            LogRootError: There is no such bucket, or no permission.
-            ScoredLogError: One cannot be removed.
-        """
+        """Remove objects, 1,000 a request, in any order."""
         if not paths:
             return
         with typed_store_errors(self._where(paths[0])):

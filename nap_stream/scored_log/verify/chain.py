@@ -9,15 +9,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nap_stream.clock import Clock
-from nap_stream.errors import ChainBrokenError, ScoredLogError
+from nap_stream.errors import ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
-from nap_stream.scored_log.chain import decode_genesis, sha256_hex
+from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.footer import merged_slots, segment_sha256
 from nap_stream.scored_log.format import genesis_path
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.verify.report import ChainHead, Defect, DefectKind
 from nap_stream.scored_log.verify.segment import SegmentFindings, merged_parts
+
+Inspect = Callable[[Sequence[str]], Iterable[SegmentFindings | None]]
+"""From paths to what `nap_stream.scored_log.verify.segment.inspect_segment` says of each."""
+SETTLE_S = 1.0
+"""How long what looks wrong between segments must stay as it is to be a defect. A compaction
+removes many files in that time, and a writer takes back what it should not have published."""
+PASSES = 1_000
+"""How often a chain is looked at anew while its files change. Each time fewer are left to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,35 +48,22 @@ def read_genesis(
     """
     path = genesis_path(partition)
     try:
-        content = store.read(path)
-        if content is not None:
-            marker = decode_genesis(content, partition, path)
-            start = ChainPosition(marker.offset, sha256_hex(content), topic_id=marker.topic_id)
-            return GenesisFindings(start)
-    except (ChainBrokenError, ScoredLogError) as error:
+        start = chain_start(store, partition)
+    except ScoredLogError as error:
         return GenesisFindings(None, (Defect(path, DefectKind.GENESIS_UNREADABLE, error.problem),))
-    if not needed:
-        return GenesisFindings(None)
+    if start is not None or not needed:
+        return GenesisFindings(start)
     detail = "there are segments, and no marker says where the chain starts"
     return GenesisFindings(None, (Defect(path, DefectKind.GENESIS_MISSING, detail),))
-
-
-Inspect = Callable[[Sequence[str]], Iterable[SegmentFindings | None]]
-"""From paths to what `nap_stream.scored_log.verify.segment.inspect_segment` says of each."""
-SETTLE_S = 1.0
-"""How long what looks wrong between segments must stay as it is to be a defect. A compaction
-removes many files in that time, and a writer takes back what it should not have published."""
-PASSES = 1_000
-"""How often a chain is looked at anew while its files change. Each time fewer are left to."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChainFindings:
     """What verification has found out about a chain.
 
-    ``segments`` are the files that the chain is made of, in order, damaged ones among them, but
-    none that stands before its chain's position. ``head`` is None where the marker or the last of
-    them cannot be read.
+    ``segments`` are the files that the chain is made of, in order. Damaged ones are among them.
+    Files that begin before the end of the one before them are not. ``head`` is None where the
+    marker or the last file cannot be read.
     """
 
     segments: tuple[SegmentFindings, ...]
@@ -91,7 +86,7 @@ def examine_chain(
         ScoredLogError: The store cannot be listed.
     """
     seen: dict[str, SegmentFindings] = {}
-    before: tuple[Defect, ...] = ()
+    last_suspected: tuple[Defect, ...] = ()
     for _ in range(PASSES):
         paths = segments(store, partition)
         genesis = read_genesis(store, partition, needed=bool(paths))
@@ -103,39 +98,28 @@ def examine_chain(
         for path in paths:
             if path in seen:
                 links.add(seen[path])
-        doubts = tuple(links.defects)
-        if not gone and (not doubts or doubts == before):
+        suspected = tuple(links.defects)
+        if not gone and (not suspected or suspected == last_suspected):
             break
-        before = doubts
-        _forget(seen, paths, gone | {doubt.file for doubt in doubts})
+        last_suspected = suspected
+        _forget(seen, paths, gone | {defect.file for defect in suspected})
         clock.sleep(SETTLE_S)
-    own = [defect for findings in links.accepted for defect in findings.defects]
-    own += [defect for findings in links.unreadable for defect in findings.defects]
-    return ChainFindings(
-        tuple(links.accepted),
-        _head(partition, genesis.position, links),
-        (*genesis.defects, *own, *doubts),
+    own = [d for findings in (*links.accepted, *links.unreadable) for d in findings.defects]
+    start, end = genesis.position, links.position
+    head = (
+        None
+        if start is None or end is None
+        else ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
     )
+    return ChainFindings(tuple(links.accepted), head, (*genesis.defects, *own, *suspected))
 
 
-def _forget(seen: dict[str, SegmentFindings], paths: Sequence[str], doubtful: set[str]) -> None:
+def _forget(seen: dict[str, SegmentFindings], paths: Sequence[str], suspected: set[str]) -> None:
     """Have these files read anew, and those before them: they may have been merged since."""
-    last = None
-    for path in paths:
-        if path in doubtful:
+    for before, path in zip(["", *paths], paths, strict=False):
+        if path in suspected:
             seen.pop(path, None)
-            if last is not None:
-                seen.pop(last, None)
-        last = path
-
-
-def _head(
-    partition: TopicPartition, start: ChainPosition | None, links: "_Links"
-) -> ChainHead | None:
-    end = links.position
-    if start is None or end is None:
-        return None
-    return ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
+            seen.pop(before, None)
 
 
 @dataclass(frozen=True, slots=True)

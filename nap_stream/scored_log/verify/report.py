@@ -26,13 +26,16 @@ Files are relative to the root. All lists are in order.
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from nap_stream.errors import ConfigError
 from nap_stream.records import PartitionOffsets, TopicPartition
+
+KIND = "nap-stream verify report"
+VERSION = 1
+_TYPES = {"topic": str, "partition": int, "start_offset": int, "end_offset": int, "sha256": str}
 
 
 class DefectKind(StrEnum):
@@ -116,9 +119,9 @@ class VerifyReport:
 
     ``segments`` counts those that the chains are made of, ``compacted`` names the files that hold
     several. ``offsets`` counts the offsets that segments cover, ``gap_offsets`` those in declared
-    gaps, which are not among them. Only segments that could be read are counted, but in
-    ``segments``, and none that stands before its chain's position. ``heads`` holds the partitions
-    whose last segment could be read. ``deep`` says whether every value was read.
+    gaps, which are not among them. A segment that could not be read counts in ``segments`` alone.
+    A file that begins before the end of the one before it is not counted. ``heads`` holds the
+    partitions whose last segment could be read. ``deep`` says whether every value was read.
     """
 
     partitions: int
@@ -162,10 +165,6 @@ class BrokerReport:
     group_id: str
     partitions: tuple[BrokerComparison, ...]
     defects: tuple[Defect, ...]
-
-
-KIND = "nap-stream verify report"
-VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +211,8 @@ def _chain(head: ChainHead) -> dict[str, Any]:
 
 
 def _broker(broker: BrokerReport) -> dict[str, Any]:
-    return {
-        "topic": broker.topic,
-        "group_id": broker.group_id,
-        "partitions": [_comparison(found) for found in broker.partitions],
-    }
+    partitions = [_comparison(found) for found in broker.partitions]
+    return {"topic": broker.topic, "group_id": broker.group_id, "partitions": partitions}
 
 
 def _comparison(found: BrokerComparison) -> dict[str, Any]:
@@ -226,27 +222,24 @@ def _comparison(found: BrokerComparison) -> dict[str, Any]:
     return {"partition": number, **offsets, **tree}
 
 
-_TYPES = {"topic": str, "partition": int, "start_offset": int, "end_offset": int, "sha256": str}
-
-
 def parse_kept(text: str, where: str) -> tuple[ChainHead, ...]:
-    """The ends of the chains in a report of `nap_stream.scored_log.verify.report`.
+    """The ends of the chains in a report that `encode_report` has made.
 
     Raises:
         ConfigError: It is no such report.
     """
     try:
-        return tuple(_heads(json.loads(text)))
+        return _heads(json.loads(text))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"not a report of a verification: {error}", where, "Give a file of verify --report"
         ) from error
 
 
-def _heads(tree: Any) -> Iterator[ChainHead]:
+def _heads(tree: Any) -> tuple[ChainHead, ...]:
     if (tree["kind"], tree["version"]) != (KIND, VERSION):
         raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
-    yield from (_head(chain) for chain in tree["chains"])
+    return tuple(_head(chain) for chain in tree["chains"])
 
 
 def _head(tree: Any) -> ChainHead:

@@ -14,7 +14,7 @@ from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import Status
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
 from nap_stream.scored_log.format import OPTIONAL_SCORES, SCHEMA, check_version, parse_segment_path
-from nap_stream.scored_log.segment import rows_sha256
+from nap_stream.scored_log.segment import check_name, read_footer, rows_sha256
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.verify.report import DeclaredGap, Defect, DefectKind
 
@@ -29,47 +29,150 @@ _SCORES = [
     "ood_p_value",
     "is_ood",
 ]
-_OFFSET_COLUMN = 0
+_READ_ERRORS = (pa.ArrowException, OSError, ScoredLogError)
 
 
-def check_row_count(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
-    """How many rows Parquet's own footer has; see `check_offset_statistics`."""
+@dataclass(frozen=True, slots=True)
+class SegmentFindings:
+    """What one file holds.
+
+    ``footer`` is without the footers that the file merged, None where it is not valid or is that
+    of another place. ``sha256`` is what the next segment must name, None without a footer.
+    ``segments`` counts those that the file holds; ``topic_ids`` are theirs, each once.
+    """
+
+    path: str
+    footer: SegmentFooter | None
+    sha256: str | None
+    defects: tuple[Defect, ...]
+    segments: int = 1
+    gaps: tuple[DeclaredGap, ...] = ()
+    topic_ids: tuple[str, ...] = ()
+
+    @property
+    def base_offset(self) -> int:
+        """As the file's name has it."""
+        return parse_segment_path(self.path)[1]
+
+
+def inspect_segment(store: SegmentStore, path: str, *, deep: bool) -> SegmentFindings | None:
+    """Check one segment on its own; None where its file is gone.
+
+    Reads the footer alone, unless ``deep``: name, schema, row count and range of offsets, by what
+    Parquet says of the rows.
+
+    Args:
+        store: Where the log lies.
+        path: The segment, relative to the root.
+        deep: Also read every value, with page checksums.
+    """
+    try:
+        file = store.open(path)
+    except ScoredLogError as error:
+        return _damaged(path, DefectKind.UNREADABLE, error.problem)
+    if file is None:
+        return None
+    with file:
+        try:
+            return _inspect(file, path, deep=deep)
+        except _READ_ERRORS as error:
+            return _damaged(path, DefectKind.UNREADABLE, str(error))
+
+
+def merged_parts(store: SegmentStore, path: str) -> tuple[SegmentFooter, ...]:
+    """Footers of the segments that a compacted file holds; none where it cannot be read."""
+    try:
+        footer = read_footer(store, path)
+    except ScoredLogError:
+        return ()
+    return () if footer is None else footer.merged
+
+
+def _damaged(path: str, kind: DefectKind, detail: str) -> SegmentFindings:
+    return SegmentFindings(path, None, None, (Defect(path, kind, detail),))
+
+
+def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
+    metadata = pq.read_metadata(file)
+    values = metadata.metadata or {}
+    version = values.get(f"{PREFIX}schema_version".encode())
+    if version is not None:
+        try:
+            check_version(version.decode(errors="replace"))
+        except ValueError as error:
+            return _damaged(path, DefectKind.SCHEMA_VERSION, str(error))
+    try:
+        footer = from_metadata(values, path)
+    except ChainBrokenError as error:
+        return _damaged(path, DefectKind.FOOTER, error.problem)
+    try:
+        check_name(path, footer)
+    except ChainBrokenError as error:
+        return _damaged(path, DefectKind.NAME, error.problem)
+    defects = list(_check_columns(metadata, path))
+    if not defects:
+        defects += _check_row_count(metadata, footer, path)
+        defects += (
+            _check_values(file, metadata, footer, path)
+            if deep
+            else _check_offset_statistics(metadata, footer, path)
+        )
+    return _findings(footer, path, tuple(defects))
+
+
+def _check_columns(metadata: Any, path: str) -> Iterator[Defect]:
+    found, expected = metadata.schema.to_arrow_schema(), SCHEMA
+    if not found.equals(expected):
+        differing = sorted({field.name for field in set(found) ^ set(expected)}) or ["their order"]
+        yield Defect(path, DefectKind.SCHEMA, f"columns differ: {', '.join(differing)}")
+
+
+def _check_values(
+    file: BinaryIO, metadata: Any, footer: SegmentFooter, path: str
+) -> Iterator[Defect]:
+    """Every value: order, range, digests of the file and of each segment in it, content."""
+    # Verification has threads of its own.
+    with pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True) as parquet:
+        table = parquet.read(use_threads=False)
+    table.validate(full=True)
+    offsets = table.column("offset").to_numpy()
+    yield from _check_range(offsets, footer, path)
+    yield from _check_order(offsets, table.column("index").to_numpy(), path)
+    yield from _check_digests(table, footer, path)
+    yield from _check_content(table, footer, path)
+
+
+def _findings(footer: SegmentFooter, path: str, defects: tuple[Defect, ...]) -> SegmentFindings:
+    return SegmentFindings(
+        path,
+        dataclasses.replace(footer, merged=()),
+        segment_sha256(footer.parts[-1]),
+        defects,
+        len(footer.parts),
+        tuple(
+            DeclaredGap(path, part.base_offset, part.end_offset, part.gap)
+            for part in footer.parts
+            if part.gap is not None
+        ),
+        tuple(dict.fromkeys(part.topic_id for part in footer.parts if part.topic_id is not None)),
+    )
+
+
+def _check_row_count(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
     if metadata.num_rows != footer.rows:
         detail = f"{metadata.num_rows} rows, the footer says {footer.rows}"
         yield Defect(path, DefectKind.ROW_COUNT, detail)
 
 
-def check_offset_statistics(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
-    """The range of the rows' offsets, by Parquet's own footer.
-
-    Args:
-        metadata: A ``pyarrow.parquet.FileMetaData`` with the log's columns.
-        footer: What the file says of itself.
-        path: The file, for the defects.
-    """
+def _check_offset_statistics(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
+    """The range of the rows' offsets, by Parquet's own footer. Offsets are the first column."""
     for index in range(metadata.num_row_groups):
-        offsets = metadata.row_group(index).column(_OFFSET_COLUMN).statistics
+        offsets = metadata.row_group(index).column(0).statistics
         if offsets is None or not offsets.has_min_max:
             continue
         if offsets.min < footer.base_offset or offsets.max >= footer.end_offset:
             yield _outside(footer, path, f"offsets {offsets.min} to {offsets.max}")
             return
-
-
-def check_rows(table: pa.Table, footer: SegmentFooter, path: str) -> Iterator[Defect]:
-    """Every value: order, range, digests of the file and of each segment in it, content.
-
-    Args:
-        table: All rows, with the log's columns.
-        footer: With the footers that the file merged.
-        path: The file, for the defects.
-    """
-    offsets = table.column("offset").to_numpy()
-    indices = table.column("index").to_numpy()
-    yield from _check_range(offsets, footer, path)
-    yield from _check_order(offsets, indices, path)
-    yield from _check_digests(table, footer, path)
-    yield from _check_content(table, footer, path)
 
 
 def _outside(footer: SegmentFooter, path: str, what: str) -> Defect:
@@ -106,13 +209,11 @@ def _check_digests(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
         first += part.rows
         if rows_sha256(rows) != part.rows_sha256:
             where = f"segment [{part.base_offset}, {part.end_offset})"
-            yield _other_rows(path, f"the rows of {where} are not those that were published")
+            detail = f"the rows of {where} are not those that were published"
+            yield Defect(path, DefectKind.ROWS_HASH, detail)
     if footer.merged and rows_sha256(table) != footer.rows_sha256:
-        yield _other_rows(path, "the rows are not those that the footer's rows_sha256 is of")
-
-
-def _other_rows(path: str, detail: str) -> Defect:
-    return Defect(path, DefectKind.ROWS_HASH, detail)
+        detail = "the rows are not those that the footer's rows_sha256 is of"
+        yield Defect(path, DefectKind.ROWS_HASH, detail)
 
 
 def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterator[Defect]:
@@ -138,136 +239,3 @@ def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:
         allowed = pc.less_equal if name in OPTIONAL_SCORES else pc.equal
         if not pc.all(allowed(found, scored), min_count=0).as_py():
             yield Defect(path, DefectKind.CONTENT, f"{name} contradicts status")
-
-
-_READ_ERRORS = (pa.ArrowException, OSError, ScoredLogError)
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentFindings:
-    """What one file holds.
-
-    ``footer`` is without the footers that the file merged, None where it is not valid or is that
-    of another place. ``sha256`` is what the next segment must name, None without a footer.
-    ``segments`` counts those that the file holds; ``topic_ids`` are theirs, each once.
-    """
-
-    path: str
-    footer: SegmentFooter | None
-    sha256: str | None
-    defects: tuple[Defect, ...]
-    segments: int = 1
-    gaps: tuple[DeclaredGap, ...] = ()
-    topic_ids: tuple[str, ...] = ()
-
-    @property
-    def base_offset(self) -> int:
-        """As the file's name has it."""
-        return parse_segment_path(self.path)[1]
-
-
-def inspect_segment(store: SegmentStore, path: str, *, deep: bool) -> SegmentFindings | None:
-    """Check one segment on its own; None where its file is gone.
-
-    Reads the footer alone: name, schema, row count and range of offsets by what Parquet says of
-    the rows.
-
-    Args:
-        store: Where the log lies.
-        path: The segment, relative to the root.
-        deep: Also read every value, with page checksums: `nap_stream.scored_log.verify.segment`.
-    """
-    try:
-        file = store.open(path)
-    except ScoredLogError as error:
-        return _damaged(path, DefectKind.UNREADABLE, error.problem)
-    if file is None:
-        return None
-    with file:
-        try:
-            return _inspect(file, path, deep=deep)
-        except _READ_ERRORS as error:
-            return _damaged(path, DefectKind.UNREADABLE, str(error))
-
-
-def merged_parts(store: SegmentStore, path: str) -> tuple[SegmentFooter, ...]:
-    """Footers of the segments that a compacted file holds; none where it cannot be read."""
-    try:
-        file = store.open(path)
-        if file is None:
-            return ()
-        with file:
-            return from_metadata(pq.read_metadata(file).metadata, path).merged
-    except _READ_ERRORS:
-        return ()
-
-
-def _damaged(path: str, kind: DefectKind, detail: str) -> SegmentFindings:
-    return SegmentFindings(path, None, None, (Defect(path, kind, detail),))
-
-
-def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
-    metadata = pq.read_metadata(file)
-    values = metadata.metadata or {}
-    version = values.get(f"{PREFIX}schema_version".encode())
-    if version is not None:
-        try:
-            check_version(version.decode(errors="replace"))
-        except ValueError as error:
-            return _damaged(path, DefectKind.SCHEMA_VERSION, str(error))
-    try:
-        footer = from_metadata(values, path)
-    except ChainBrokenError as error:
-        return _damaged(path, DefectKind.FOOTER, error.problem)
-    name_defect = _check_name(footer, path)
-    if name_defect is not None:
-        return SegmentFindings(path, None, None, (name_defect,))
-    defects = list(_check_columns(metadata, path))
-    if not defects:
-        defects += check_row_count(metadata, footer, path)
-        defects += (
-            _check_values(file, metadata, footer, path)
-            if deep
-            else check_offset_statistics(metadata, footer, path)
-        )
-    return _findings(footer, path, tuple(defects))
-
-
-def _check_name(footer: SegmentFooter, path: str) -> Defect | None:
-    if parse_segment_path(path) == (footer.partition, footer.base_offset):
-        return None
-    detail = f"the footer says {footer.partition}@{footer.base_offset}"
-    return Defect(path, DefectKind.NAME, detail)
-
-
-def _check_columns(metadata: Any, path: str) -> Iterator[Defect]:
-    found, expected = metadata.schema.to_arrow_schema(), SCHEMA
-    if not found.equals(expected):
-        differing = sorted({field.name for field in set(found) ^ set(expected)}) or ["their order"]
-        yield Defect(path, DefectKind.SCHEMA, f"columns differ: {', '.join(differing)}")
-
-
-def _check_values(
-    file: BinaryIO, metadata: Any, footer: SegmentFooter, path: str
-) -> Iterator[Defect]:
-    # Verification has threads of its own.
-    with pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True) as parquet:
-        table = parquet.read(use_threads=False)
-    table.validate(full=True)
-    yield from check_rows(table, footer, path)
-
-
-def _findings(footer: SegmentFooter, path: str, defects: tuple[Defect, ...]) -> SegmentFindings:
-    return SegmentFindings(
-        path,
-        dataclasses.replace(footer, merged=()),
-        segment_sha256(footer.parts[-1]),
-        defects,
-        len(footer.parts),
-        tuple(
-            DeclaredGap(path, part.base_offset, part.end_offset, part.gap)
-            for part in footer.parts
-            if part.gap is not None
-        ),
-        tuple(dict.fromkeys(part.topic_id for part in footer.parts if part.topic_id is not None)),
-    )
