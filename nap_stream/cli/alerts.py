@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,19 +14,10 @@ if TYPE_CHECKING:
     from nap_stream.alert.kafka import ReadAlert
 
 
-class State(StrEnum):
-    """The states that an event of the alert topic can tell."""
-
-    FIRING = "firing"
-    RESOLVED = "resolved"
-    GAP = "gap"
-
-
-class Level(StrEnum):
-    """The severities of a drift alert."""
-
-    WARNING = "warning"
-    CRITICAL = "critical"
+State = Literal["firing", "resolved", "gap"]
+"""What an event of the alert topic can tell."""
+Severity = Literal["warning", "critical"]
+"""Of a drift alert."""
 
 
 def alerts(
@@ -39,15 +29,15 @@ def alerts(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on waiting for new alerts (Ctrl-C ends it).")
     ] = False,
-    new: Annotated[bool, typer.Option("--new", help="Leave out those that are there.")] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Leave out those that are there already.")
+    ] = False,
     state: Annotated[State | None, typer.Option(help="Only these.")] = None,
     severity: Annotated[
-        Level | None,
-        typer.Option(help="Only those of drift with this severity."),
+        Severity | None, typer.Option(help="Only those of drift with this severity.")
     ] = None,
     key: Annotated[
-        str | None,
-        typer.Option(help="Only those of one key, such as a camera."),
+        str | None, typer.Option(help="Only those of one key, such as a camera.")
     ] = None,
     as_json: JsonEventsOption = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The program: its commands, and what becomes of errors."""
+"""The program: its commands, and how it ends where one of them fails."""
 
 import logging
 import sys
@@ -64,18 +64,10 @@ def build_app() -> typer.Typer:
         configure_logging(for_people=True, level=logging.WARNING)
 
     for command in (
-        calibrate,
-        evaluate,
-        plan,
-        run,
-        produce,
-        alerts,
-        query,
-        replay,
-        verify,
-        compact,
-        doctor,
-        demo,
+        *(calibrate, evaluate, plan),
+        *(run, produce, alerts),
+        *(query, replay, verify, compact),
+        *(doctor, demo),
     ):
         app.command()(command)
     app.add_typer(build_calibration_app(), name="calibration")

@@ -12,7 +12,6 @@ from rich.text import Text
 from nap_stream.cli.options import (
     BatchSizeOption,
     CacheOption,
-    Device,
     DeviceOption,
     ModelOption,
     ThreadsOption,
@@ -42,7 +41,7 @@ def calibrate(
         Path | None,
         typer.Option(
             help="In-distribution images to fit scores and the weight on, such as training "
-            "images; without it a third of --images, which then does not calibrate.",
+            "images; without it a third of --images, which then does not calibrate."
         ),
     ] = None,
     alpha: Annotated[
@@ -53,7 +52,7 @@ def calibrate(
         str | None,
         typer.Option(
             help="The score that flags: nap, energy, knn, …, nap-energy, …, fisher-knn, …; "
-            "without it scoring.method of the configuration.",
+            "without it scoring.method of the configuration."
         ),
     ] = None,
     weight: Annotated[
@@ -73,12 +72,11 @@ def calibrate(
         ),
     ] = Sides.ONE,
     per_class: Annotated[
-        bool,
-        typer.Option("--per-class", help="Hold alpha within each predicted class (Mondrian)."),
+        bool, typer.Option("--per-class", help="Hold alpha within each predicted class (Mondrian).")
     ] = False,
     cache: CacheOption = None,
     batch_size: BatchSizeOption = 32,
-    device: DeviceOption = Device.CPU,
+    device: DeviceOption = "cpu",
     torch_threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration in --out.")] = False,
 ) -> None:
@@ -143,9 +141,7 @@ def show(
     folder: Annotated[Path, typer.Argument(help="The folder that `calibrate` wrote.")],
     png: Annotated[
         Path | None,
-        typer.Option(
-            help="Draw the scores, the threshold and the weight's curve to this file.",
-        ),
+        typer.Option(help="Draw the scores, the threshold and the weight's curve to this file."),
     ] = None,
 ) -> None:
     """Show what a calibration holds, for people; its JSON is for machines.

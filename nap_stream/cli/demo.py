@@ -9,12 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nap_stream.cli.options import (
-    BootstrapOption,
-    ConfigOption,
-    kafka_settings,
-    progress_bar,
-)
+from nap_stream.cli.options import BootstrapOption, ConfigOption, kafka_settings, progress_bar
 from nap_stream.errors import ConfigError
 
 
@@ -59,13 +54,7 @@ def demo(
     from nap_stream.demo.run import run_demo
 
     succeeded = run_demo(
-        out,
-        rate=rate,
-        workers=workers,
-        seed=seed,
-        display=display,
-        clock=clock,
-        environ=os.environ,
+        out, rate=rate, workers=workers, seed=seed, display=display, clock=clock, environ=os.environ
     )
     sys.exit(0 if succeeded else 1)
 

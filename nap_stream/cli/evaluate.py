@@ -9,7 +9,6 @@ from rich.console import Console
 from nap_stream.cli.options import (
     BatchSizeOption,
     CacheOption,
-    Device,
     DeviceOption,
     ModelOption,
     ThreadsOption,
@@ -25,8 +24,7 @@ from nap_stream.text import encodable
 def evaluate(
     model: ModelOption,
     inside: Annotated[
-        Path,
-        typer.Option("--id", help="In-distribution images that the model was not trained on."),
+        Path, typer.Option("--id", help="In-distribution images that the model was not trained on.")
     ],
     ood: Annotated[
         list[str],
@@ -37,12 +35,11 @@ def evaluate(
         Path | None,
         typer.Option(
             help="In-distribution images to fit scores and weights on, such as training images; "
-            "without it a third of --id, which the table then leaves out.",
+            "without it a third of --id, which the table then leaves out."
         ),
     ] = None,
     method: Annotated[
-        list[str] | None,
-        typer.Option(help="A method to evaluate; repeat it. All without it."),
+        list[str] | None, typer.Option(help="A method to evaluate; repeat it. All without it.")
     ] = None,
     resamples: Annotated[
         int, typer.Option(min=1, help="Bootstrap resamples behind the intervals.")
@@ -50,7 +47,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     cache: CacheOption = None,
     batch_size: BatchSizeOption = 32,
-    device: DeviceOption = Device.CPU,
+    device: DeviceOption = "cpu",
     torch_threads: ThreadsOption = None,
 ) -> None:
     """Measure how well each method tells out-of-distribution images apart.

@@ -146,18 +146,13 @@ def verify(
     kept: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="Compare with the ends of the chains in an earlier --report.",
+            metavar="FILE", help="Compare with the ends of the chains in an earlier --report."
         ),
     ] = None,
     as_json: JsonReportOption = False,
     report_file: Annotated[
         Path | None,
-        typer.Option(
-            "--report",
-            metavar="FILE",
-            help="Also write the JSON report to this file.",
-        ),
+        typer.Option("--report", metavar="FILE", help="Also write the JSON report to this file."),
     ] = None,
 ) -> None:
     """Check that the log is whole: each partition's chain, footers, digests and rows.
@@ -179,8 +174,7 @@ def verify(
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
     heads = _kept_heads(kept, topic)
     began_ms = SystemClock().now_ms()
-    report, broker = _verified(store, kafka, topic, deep=deep)
-    report = _with_kept(report, store, heads)
+    report, broker = _verified(store, kafka, topic, heads, deep=deep)
     text = encode_report(report, broker, Circumstances(store.root, topic, __version__, began_ms))
     if report_file is not None:
         publish(report_file, text.encode())
@@ -202,23 +196,32 @@ def _kafka(config: Path | None, topic: str | None) -> "KafkaSettings":
 
 
 def _verified(
-    store: "SegmentStore", kafka: "KafkaSettings | None", topic: str | None, *, deep: bool
+    store: "SegmentStore",
+    kafka: "KafkaSettings | None",
+    topic: str | None,
+    kept: "list[ChainHead]",
+    *,
+    deep: bool,
 ) -> tuple["VerifyReport", "BrokerReport | None"]:
-    """The report, with the defects against the broker in it."""
+    """The report, with the defects against the broker and against an earlier report in it."""
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
-    from nap_stream.scored_log.verify.run import compare_with_broker, sorted_defects
+    from nap_stream.scored_log.verify.run import (
+        compare_with_broker,
+        compare_with_kept,
+        sorted_defects,
+    )
     from nap_stream.scored_log.verify.run import verify as verify_log
 
     # Workers commit what they have published: so the committed offsets come first, the ends last.
     committed = {} if kafka is None else committed_offsets(kafka)
     with progress_bar("verifying", unit="files") as advance:
         report = verify_log(store, deep=deep, topic=topic, advance=advance)
-    if kafka is None:
-        return report, None
-    offsets = topic_offsets(kafka, committed)
-    broker = compare_with_broker(report, offsets, topic=kafka.topic, group_id=kafka.group_id)
-    defects = sorted_defects([*report.defects, *broker.defects])
-    return dataclasses.replace(report, defects=defects), broker
+    defects, broker = [*report.defects, *compare_with_kept(store, kept)], None
+    if kafka is not None:
+        offsets = topic_offsets(kafka, committed)
+        broker = compare_with_broker(report, offsets, topic=kafka.topic, group_id=kafka.group_id)
+        defects += broker.defects
+    return dataclasses.replace(report, defects=sorted_defects(defects)), broker
 
 
 def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
@@ -231,15 +234,6 @@ def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the kept report: {error}", str(path)) from error
     return [head for head in parse_kept(text, str(path)) if topic in {None, head.partition.topic}]
-
-
-def _with_kept(
-    report: "VerifyReport", store: "SegmentStore", kept: "list[ChainHead]"
-) -> "VerifyReport":
-    from nap_stream.scored_log.verify.run import compare_with_kept, sorted_defects
-
-    defects = sorted_defects([*report.defects, *compare_with_kept(store, kept)])
-    return dataclasses.replace(report, defects=defects)
 
 
 def _print_verified(report: "VerifyReport", broker: "BrokerReport | None") -> None:

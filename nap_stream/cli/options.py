@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -39,13 +38,6 @@ if TYPE_CHECKING:
     from nap_stream.scored_log.stores.base import SegmentStore
 
 
-class Device(StrEnum):
-    """Where the model runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.")
 ]
@@ -66,8 +58,7 @@ LogOption = Annotated[
 ]
 TopicOption = Annotated[str | None, typer.Option(help="Only this topic.")]
 SinceOption = Annotated[
-    str | None,
-    typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago."),
+    str | None, typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago.")
 ]
 UntilOption = Annotated[str | None, typer.Option(help="Before this event time.")]
 JsonEventsOption = Annotated[
@@ -78,10 +69,11 @@ CacheOption = Annotated[
     Path | None,
     typer.Option(
         help="A folder to keep the model's outputs in, so that nothing is computed twice. Delete "
-        "it when the model's code changes; another --batch-size finds nothing in it.",
+        "it when the model's code changes; another --batch-size finds nothing in it."
     ),
 ]
 BatchSizeOption = Annotated[int, typer.Option(min=1)]
+Device = Literal["cpu", "cuda"]
 DeviceOption = Annotated[Device, typer.Option(help="Where the model runs.")]
 ThreadsOption = Annotated[
     int | None,
@@ -186,7 +178,7 @@ def choose_torch(device: Device, threads: int | None) -> "torch.device":
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return choose_device(0 if device is Device.CPU else 1)
+    return choose_device(0 if device == "cpu" else 1)
 
 
 def require_can_make(folder: Path) -> None:

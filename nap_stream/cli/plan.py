@@ -32,25 +32,21 @@ _TABLE_WIDTH = 160
 def plan(
     calibration: Annotated[
         Path | None,
-        typer.Option(
-            help="The folder that `calibrate` wrote, instead of that of --config.",
-        ),
+        typer.Option(help="The folder that `calibrate` wrote, instead of that of --config."),
     ] = None,
     config: ConfigOption = None,
     false_alarms: Annotated[
         str | None,
         typer.Option(
-            help='How many are bearable, as in "one per 30 days at 50 images/s" or '
-            '"probability 0.01 in 7 days at 50 images/s".',
+            help='How many are tolerated, as in "one per 30 days at 50 images/s" or '
+            '"probability 0.01 in 7 days at 50 images/s".'
         ),
     ] = None,
     expected_run_length: Annotated[
-        float | None,
-        typer.Option(help="The same in records between two of them."),
+        float | None, typer.Option(help="The same in records between two of them.")
     ] = None,
     confidence: Annotated[
-        float | None,
-        typer.Option(help="Share of calibrations that keep the promise."),
+        float | None, typer.Option(help="Share of calibrations that keep the promise.")
     ] = None,
     window: Annotated[
         list[int] | None,
@@ -82,9 +78,7 @@ def plan(
     streams: Annotated[
         int,
         typer.Option(
-            min=2,
-            max=10_000,
-            help="To simulate and to resample; more take longer and tell more.",
+            min=2, max=10_000, help="To simulate and to resample; more take longer and tell more."
         ),
     ] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of simulations and resampling.")] = 0,

@@ -36,9 +36,7 @@ def replay(
     log: Annotated[
         str | None,
         typer.Option(
-            "--log",
-            metavar="ROOT",
-            help="The root of another scored log than that of --config.",
+            "--log", metavar="ROOT", help="The root of another scored log than that of --config."
         ),
     ] = None,
     since: SinceOption = None,

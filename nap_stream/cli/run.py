@@ -24,8 +24,7 @@ def run(
         typer.Option(metavar="SECONDS", min=0.5, help="End when nothing came for so long."),
     ] = None,
     max_records: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="End once at least N records are logged."),
+        int | None, typer.Option(metavar="N", min=1, help="End once at least N records are logged.")
     ] = None,
     print_config: Annotated[
         bool,
@@ -71,7 +70,6 @@ def run(
             ", ".join(result.unclean),
             "Nothing is lost: the next run takes up where the log ends",
         )
-    sys.exit(0)
 
 
 STYLES = {"ok": "green", "failed": "bold red", "skipped": "dim"}

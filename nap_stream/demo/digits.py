@@ -59,10 +59,7 @@ OOD_SHARE = 0.5
 FACTORY = f"{__name__}:DigitsNet"
 MEAN = (0.0, 0.0, 0.0)
 STD = (0.5, 0.5, 0.5)
-CLASS_NAMES = (
-    *("zero", "one", "two", "three", "four"),
-    *("five", "six", "seven", "eight", "nine"),
-)
+CLASS_NAMES = (*("zero", "one", "two", "three", "four"), *("five", "six", "seven", "eight", "nine"))
 
 EPOCHS = 40
 BATCH = 64

@@ -34,12 +34,7 @@ from nap_stream.demo.display import (
     show_places,
 )
 from nap_stream.demo.outcome import Outcome, check_outcome, ood_history, read_alert, read_images
-from nap_stream.demo.processes import (
-    MonitorProcess,
-    embedded_broker,
-    free_port,
-    running_monitor,
-)
+from nap_stream.demo.processes import MonitorProcess, embedded_broker, free_port, running_monitor
 from nap_stream.demo.produce import produce
 from nap_stream.demo.setup import (
     PARTITIONS,
