@@ -36,9 +36,8 @@ from nap_stream.evaluation.run import (
     EvaluationRequest,
     all_scores,
     evaluate,
-    evaluate_scores,
 )
-from nap_stream.evaluation.tables import EvaluationTable
+from nap_stream.evaluation.tables import EvaluationTable, evaluate_scores
 from nap_stream.settings.schema import (
     LimitSettings,
     ModelSettings,

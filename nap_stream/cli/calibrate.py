@@ -155,9 +155,9 @@ def show(
     calibration = load_calibration(folder)
     show_calibration(calibration, folder, Console())
     if png is not None:
-        from nap_stream.evaluation.pictures import draw_calibration
+        from nap_stream.evaluation.output import plot_calibration
 
-        draw_calibration(calibration, png)
+        plot_calibration(calibration, png)
         Console().print(f"drawn to {png}", markup=False)
 
 

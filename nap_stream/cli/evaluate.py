@@ -63,10 +63,9 @@ def evaluate(
     from nap_stream.calibration.read import FeatureCache
     from nap_stream.core.methods import parse_method
     from nap_stream.evaluation.metrics import require_evaluate_extra
-    from nap_stream.evaluation.output import write_table
+    from nap_stream.evaluation.output import render, write_table
     from nap_stream.evaluation.run import EvaluationRequest
     from nap_stream.evaluation.run import evaluate as run_evaluation
-    from nap_stream.evaluation.tables import render
     from nap_stream.process import configure_logging
     from nap_stream.settings.load import load_model_settings, load_scoring_settings
     from nap_stream.settings.schema import LimitSettings

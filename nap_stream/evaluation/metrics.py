@@ -1,12 +1,9 @@
-"""What evaluation needs beyond nap-stream itself. Imports none of it.
-
-How well a score separates in-distribution from out-of-distribution images.
+"""How well a score separates in-distribution from OOD images, with bootstrap intervals.
 
 In-distribution is the positive class, and a higher score means more in-distribution. Values are
 fractions between 0 and 1.
 
-Percentile bootstrap of the metrics (Efron and Tibshirani 1993, chapter 13).
-
+The intervals are those of the percentile bootstrap (Efron and Tibshirani 1993, chapter 13).
 In-distribution and OOD images are resampled apart, each to its own number. A resample is how
 often each image is drawn, so that one draw serves every method: differences between methods are
 then between paired values.
@@ -48,7 +45,7 @@ KEPT = 0.95
 
 
 class Metric(StrEnum):
-    """The metrics, in the order of the fields of `Metrics`."""
+    """The metrics, in the order of the fields of `DetectionMetrics`."""
 
     AUROC = "auroc"
     FPR95 = "fpr95"
@@ -75,7 +72,7 @@ _HEADINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Metrics:
+class DetectionMetrics:
     """The metrics of one score on one pair of sets.
 
     Attributes:
@@ -93,7 +90,7 @@ class Metrics:
     aupr_out: float
 
     @classmethod
-    def from_values(cls, values: Scores) -> "Metrics":
+    def from_values(cls, values: Scores) -> "DetectionMetrics":
         """From an array of shape (4,) in the order of `Metric`."""
         return cls(*map(float, values))
 
@@ -106,7 +103,7 @@ class Metrics:
         return float(getattr(self, metric.value))
 
 
-def measure(inside: Scores, outside: Scores) -> Metrics:
+def measure(inside: Scores, outside: Scores) -> DetectionMetrics:
     """Compute the metrics with scikit-learn.
 
     AUPR is the average precision, which unlike the trapezoid under the precision-recall curve
@@ -129,7 +126,7 @@ def measure(inside: Scores, outside: Scores) -> Metrics:
     scores = np.concatenate([inside, outside])
     is_inside = np.repeat(np.array([1, 0]), [len(inside), len(outside)])
     false, true, _ = roc_curve(is_inside, scores, drop_intermediate=False)
-    return Metrics(
+    return DetectionMetrics(
         auroc=float(auc(false, true)),
         fpr95=float(false[np.argmax(true >= KEPT)]),
         aupr_in=float(average_precision_score(is_inside, scores)),
@@ -159,8 +156,8 @@ _BLOCK_VALUES = 200_000
 class Intervals:
     """The ends of each metric's bootstrap interval."""
 
-    low: Metrics
-    high: Metrics
+    low: DetectionMetrics
+    high: DetectionMetrics
 
 
 def draw_counts(images: int, resamples: int, generator: np.random.Generator) -> Counts:
@@ -281,4 +278,4 @@ def percentile_intervals(samples: NDArray[np.float64], confidence: float) -> Int
     """
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)
-    return Intervals(Metrics.from_values(low), Metrics.from_values(high))
+    return Intervals(DetectionMetrics.from_values(low), DetectionMetrics.from_values(high))

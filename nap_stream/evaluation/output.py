@@ -1,6 +1,7 @@
-"""An evaluation as Markdown, in the layout of the tables of OOD papers.
+"""What people see of an evaluation and of a calibration.
 
-An evaluation as CSV and JSON, and in a folder with all its forms.
+A table on the terminal, in Markdown as in OOD papers, as CSV and as JSON; pictures as PNG, drawn
+with matplotlib on an Agg canvas.
 """
 
 import csv
@@ -10,17 +11,99 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nap_stream.evaluation.metrics import Intervals, Metric, Metrics
-from nap_stream.evaluation.pictures import table_png
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration
+from nap_stream.core.conformal import Group
+from nap_stream.core.methods import WeightSearch
+from nap_stream.evaluation.metrics import (
+    DetectionMetrics,
+    Intervals,
+    Metric,
+    Scores,
+    require_evaluate_extra,
+)
 from nap_stream.evaluation.tables import Column, EvaluationTable, Summary, columns
 from nap_stream.files import publish
 from nap_stream.text import one_line
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_FORMAT = "nap-stream evaluation"
+_VERSION = 1
+_COLUMNS = ("method", "scope", "ood_set", "metric", "value", "low", "high")
+_SHOWN = (Metric.AUROC, Metric.FPR95)
 _PAIRS = ((Metric.AUROC, Metric.FPR95), (Metric.AUPR_IN, Metric.AUPR_OUT))
 # An underscore within a word is text to Markdown, so that names such as max_logit stay legible.
 _MARKUP = re.compile(r"[\\`*|<>\[\]&~#!$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
+_DPI = 120
+_LONGEST_LABEL = 32
+_CHANCE = 0.5
+_DARK = 0.28
+_FAINT = 0.3
+
+
+def write_table(table: EvaluationTable, folder: Path) -> tuple[Path, ...]:
+    """Write ``table.md``, ``table.csv``, ``table.json`` and ``table.png``.
+
+    Each replaces the file of its name; whatever else the folder holds stays.
+
+    Args:
+        table: What to write.
+        folder: Made, with its parents, where it is missing.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: A file cannot be written, or matplotlib is not installed.
+    """
+    contents = {
+        "table.md": to_markdown(table).encode(),
+        "table.csv": to_csv(table).encode(),
+        "table.json": to_json(table).encode(),
+        "table.png": table_png(table),
+    }
+    for name, content in contents.items():
+        publish(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
+def render(table: EvaluationTable) -> Table:
+    """AUROC and FPR95 in per cent, one row a method, one column a set; the best are bold.
+
+    Where the terminal is narrow, FPR95 stands below AUROC.
+    """
+    heading = " ".join(metric.heading for metric in _SHOWN)
+    shown = Table(
+        caption=f"{heading}, per cent; in-distribution: {one_line(table.in_distribution)},"
+        f" {table.in_distribution_size:,} images",
+        show_edge=False,
+        pad_edge=False,
+    )
+    shown.add_column("method", no_wrap=True)
+    all_columns = columns(table)
+    for column in all_columns:
+        name = Text(one_line(column.name), style="italic" if column.is_over_sets else "")
+        shown.add_column(name, justify="right", overflow="fold")
+    for row, method in enumerate(table.methods):
+        cells = (_cell(column, row) for column in all_columns)
+        shown.add_row(Text(one_line(method)), *cells)
+    return shown
+
+
+def _cell(column: Column, row: int) -> Text:
+    parts = (
+        Text(column.percent(row, metric), style="bold" if column.is_best(row, metric) else "")
+        for metric in _SHOWN
+    )
+    return Text(" ").join(parts)
 
 
 def to_markdown(table: EvaluationTable) -> str:
@@ -93,37 +176,6 @@ def _fact(value: object) -> str:
     return escape(text)
 
 
-_FORMAT = "nap-stream evaluation"
-_VERSION = 1
-_COLUMNS = ("method", "scope", "ood_set", "metric", "value", "low", "high")
-
-
-def write_table(table: EvaluationTable, folder: Path) -> tuple[Path, ...]:
-    """Write ``table.md``, ``table.csv``, ``table.json`` and ``table.png``.
-
-    Each replaces the file of its name; whatever else the folder holds stays.
-
-    Args:
-        table: What to write.
-        folder: Made, with its parents, where it is missing.
-
-    Returns:
-        The files.
-
-    Raises:
-        ConfigError: A file cannot be written, or matplotlib is not installed.
-    """
-    contents = {
-        "table.md": to_markdown(table).encode(),
-        "table.csv": to_csv(table).encode(),
-        "table.json": to_json(table).encode(),
-        "table.png": table_png(table),
-    }
-    for name, content in contents.items():
-        publish(folder / name, content)
-    return tuple(folder / name for name in contents)
-
-
 def to_csv(table: EvaluationTable) -> str:
     """One row for each method, OOD set and metric; values are fractions, in full precision.
 
@@ -176,14 +228,14 @@ def to_json(table: EvaluationTable) -> str:
 
 
 def _rows(
-    method: str, scope: str, ood_set: str, metrics: Metrics, intervals: Intervals
+    method: str, scope: str, ood_set: str, metrics: DetectionMetrics, intervals: Intervals
 ) -> Iterator[tuple[str | float, ...]]:
     for metric in Metric:
         bounds = intervals.low.value(metric), intervals.high.value(metric)
         yield method, scope, ood_set, metric.value, metrics.value(metric), *bounds
 
 
-def _estimates(metrics: Metrics, intervals: Intervals) -> dict[str, Any]:
+def _estimates(metrics: DetectionMetrics, intervals: Intervals) -> dict[str, Any]:
     return {"metrics": asdict(metrics), **asdict(intervals)}
 
 
@@ -193,3 +245,175 @@ def _summary(summary: Summary) -> dict[str, Any]:
         **_estimates(summary.metrics, summary.intervals),
         "to_best": _estimates(summary.to_best, summary.to_best_intervals),
     }
+
+
+def table_png(table: EvaluationTable) -> bytes:
+    """AUROC by method and set as a heat map: blue above chance, red below, with intervals.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    all_columns = columns(table)
+    height = 1.6 + 0.42 * len(table.methods)
+    figure = _figure(3.2 + 0.95 * len(all_columns), height)
+    axes = figure.add_subplot()
+    values = [[entry.metrics.auroc for entry in column.entries] for column in all_columns]
+    axes.imshow(np.array(values).T, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
+    for x, column in enumerate(all_columns):
+        for y in range(len(table.methods)):
+            _annotate(axes, x, y, column)
+    axes.axvline(len(table.ood_sizes) - 0.5, color="black", linewidth=2)
+    axes.set_xticks(
+        range(len(all_columns)),
+        [_label(column.name) for column in all_columns],
+        rotation=30,
+        ha="right",
+        parse_math=False,
+    )
+    axes.set_yticks(
+        range(len(table.methods)), [_label(method) for method in table.methods], parse_math=False
+    )
+    axes.set_title(
+        f"AUROC in per cent, {table.confidence * 100:g} % intervals; in-distribution: "
+        f"{_label(table.in_distribution)}",
+        fontsize=10,
+        parse_math=False,
+    )
+    return _png(figure)
+
+
+def plot_calibration(calibration: Calibration, out: Path) -> None:
+    """Draw the calibration scores with their thresholds, and the search for the weight.
+
+    Args:
+        calibration: What to draw. Where it has one threshold a class, their lines are faint;
+            where its weight was given, the picture says so.
+        out: The PNG, 1,440 x 540 pixels; one that is there is replaced.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or the file cannot be written.
+    """
+    groups, scores = calibration.document.groups, calibration.arrays[SCORE]
+    flagged = [flagged_images(group, calibration) for group in groups]
+    publish(out, calibration_png(scores, groups, flagged, calibration.document.weight_search))
+
+
+def calibration_png(
+    scores: Scores, groups: Sequence[Group], flagged: Sequence[int], search: WeightSearch | None
+) -> bytes:
+    """Draw scores, shape (m,), with the thresholds of groups that flag so many images each."""
+    figure = _figure(12, 4.5)
+    left, right = figure.subplots(1, 2)
+    _draw_scores(left, scores, groups, threshold_label(groups, flagged))
+    if search is None:
+        right.axis("off")
+        right.text(0.5, 0.5, "no weight was searched", ha="center", transform=right.transAxes)
+    else:
+        _draw_search(right, search)
+    return _png(figure)
+
+
+def flagged_images(group: Group, calibration: Calibration) -> int:
+    """How many of a group's calibration images its thresholds flag."""
+    scores = calibration.arrays[SCORE]
+    if group.class_id is not None:
+        scores = scores[calibration.arrays[CLASS_ID] == group.class_id]
+    flagged = scores < group.lower
+    if group.upper is not None:
+        flagged |= scores > group.upper
+    return int(flagged.sum())
+
+
+def threshold_label(groups: Sequence[Group], flagged: Sequence[int]) -> str:
+    """What the lines are, and the share of the images that they flag: each group's own."""
+    lower = [group.lower for group in groups]
+    upper = [group.upper for group in groups if group.upper is not None]
+    share = sum(flagged) / sum(group.size for group in groups)
+    if len(groups) == 1:
+        if upper:
+            ends = f"thresholds {lower[0]:.4g} and {upper[0]:.4g}"
+            return f"{ends}: {share:.1%} of the images outside"
+        return f"threshold {lower[0]:.4g}: {share:.1%} of the images below"
+    shares = [count / group.size for group, count in zip(groups, flagged, strict=True)]
+    sides = "lower and upper thresholds" if upper else "thresholds"
+    return (
+        f"{sides} of {len(groups)} predicted classes:\n{share:.1%} of the images flagged, "
+        f"{min(shares):.1%} to {max(shares):.1%} of a class"
+    )
+
+
+def _draw_scores(axes: "Axes", scores: Scores, groups: Sequence[Group], lines: str) -> None:
+    axes.hist(scores, bins=60, color="tab:blue")
+    # The legend stands above the bars.
+    axes.margins(y=0.25)
+    label: str | None = lines
+    for group in groups:
+        for place in (group.lower, group.upper):
+            if place is not None:
+                axes.axvline(
+                    place, color="tab:red", alpha=1 if len(groups) == 1 else _FAINT, label=label
+                )
+                label = None
+    axes.set_xlabel("score, higher = more in-distribution")
+    axes.set_ylabel("calibration images")
+    axes.set_title(f"{len(scores):,} in-distribution images")
+    axes.legend()
+
+
+def search_curve(search: WeightSearch) -> tuple[Scores, Scores]:
+    """The mean AUROC at each weight and its standard error, each of shape (weights,)."""
+    curves = np.array(search.auroc)
+    mean = curves.mean(axis=0)
+    # Over transforms, which is what the interval of the chosen weight is over too.
+    error = curves.std(axis=0, ddof=1) / np.sqrt(len(curves)) if len(curves) > 1 else 0 * mean
+    return mean, error
+
+
+def _draw_search(axes: "Axes", search: WeightSearch) -> None:
+    mean, error = search_curve(search)
+    axes.fill_between(
+        search.weights,
+        mean - error,
+        mean + error,
+        alpha=0.25,
+        label="one standard error over transforms",
+    )
+    axes.plot(search.weights, mean, marker=".", label="mean AUROC")
+    axes.axvline(
+        search.chosen, color="tab:green", linestyle="--", label=f"chosen weight {search.chosen:g}"
+    )
+    axes.set_xlabel("weight of the base score, 0 = NAP alone")
+    axes.set_ylabel("AUROC against pseudo-OOD images")
+    axes.set_title("search for the weight")
+    axes.legend()
+
+
+def _annotate(axes: "Axes", x: int, y: int, column: Column) -> None:
+    is_dark = abs(column.entries[y].metrics.auroc - _CHANCE) > _DARK
+    colour = "white" if is_dark else "black"
+    weight = "bold" if column.is_best(y, Metric.AUROC) else "normal"
+    value, interval = column.percent(y, Metric.AUROC), column.interval(y, Metric.AUROC)
+    axes.text(x, y, value, ha="center", va="bottom", color=colour, fontsize=9, fontweight=weight)
+    axes.text(x, y, interval, ha="center", va="top", color=colour, fontsize=6)
+
+
+def _label(name: str) -> str:
+    line = one_line(name)
+    return line if len(line) <= _LONGEST_LABEL else f"{line[: _LONGEST_LABEL - 1]}…"
+
+
+def _figure(width: float, height: float) -> "Figure":
+    require_evaluate_extra()
+    # Takes a second to import, and comes with an extra.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: "Figure") -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()

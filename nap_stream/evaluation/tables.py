@@ -1,19 +1,30 @@
-"""The records of an evaluation: metrics of methods on OOD sets, with intervals.
+"""The table of an evaluation: the metrics of several methods on several OOD sets.
 
-The columns of a table for people: each OOD set, then the average over them and the worst.
-
-An evaluation as a table for the terminal.
+With bootstrap intervals; the columns are each OOD set, then the average over them and the worst.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
+import numpy as np
+from numpy.typing import NDArray
 
-from nap_stream.evaluation.metrics import Intervals, Metric, Metrics
-from nap_stream.text import one_line
+from nap_stream.clock import Progress
+from nap_stream.evaluation.metrics import (
+    DetectionMetrics,
+    Intervals,
+    Metric,
+    Scores,
+    draw_counts,
+    measure,
+    percentile_intervals,
+    require_scores,
+    resampled_metrics,
+)
+
+_SIGNS = np.array([-1.0 if metric.lower_is_better else 1.0 for metric in Metric])
+"""Multiplied by these, a greater value is a better one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +33,7 @@ class Cell:
 
     method: str
     ood_set: str
-    metrics: Metrics
+    metrics: DetectionMetrics
     intervals: Intervals
 
 
@@ -42,9 +53,9 @@ class Summary:
     """
 
     method: str
-    metrics: Metrics
+    metrics: DetectionMetrics
     intervals: Intervals
-    to_best: Metrics
+    to_best: DetectionMetrics
     to_best_intervals: Intervals
 
     def is_level_with_best(self, metric: Metric) -> bool:
@@ -90,10 +101,6 @@ class EvaluationTable:
         return tuple(cell for cell in self.cells if cell.ood_set == ood_set)
 
 
-AVERAGE = "average"
-WORST = "worst set"
-
-
 @dataclass(frozen=True, slots=True)
 class Column:
     """What all methods reach on one set, or over the sets, in the order of the methods."""
@@ -128,8 +135,8 @@ def columns(table: EvaluationTable) -> tuple[Column, ...]:
     """All columns, in the order of the table."""
     return (
         *(Column(name, table.cells_of(name), is_over_sets=False) for name in table.ood_sizes),
-        Column(AVERAGE, table.averages, is_over_sets=True),
-        Column(WORST, table.worst, is_over_sets=True),
+        Column("average", table.averages, is_over_sets=True),
+        Column("worst set", table.worst, is_over_sets=True),
     )
 
 
@@ -138,35 +145,133 @@ def as_percent(fraction: float) -> str:
     return f"{fraction * 100:.1f}"
 
 
-_SHOWN = (Metric.AUROC, Metric.FPR95)
+def evaluate_scores(
+    inside: Mapping[str, Scores],
+    outside: Mapping[str, Mapping[str, Scores]],
+    *,
+    in_distribution: str = "in-distribution",
+    resamples: int = 200,
+    seed: int = 0,
+    confidence: float = 0.95,
+    context: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> EvaluationTable:
+    """Measure every method on every OOD set.
 
+    Thirty methods on eight sets of 1,000 images, against 3,000, take about 5 s on one core.
 
-def render(table: EvaluationTable) -> Table:
-    """AUROC and FPR95 in per cent, one row a method, one column a set; the best are bold.
+    Args:
+        inside: Scores of the in-distribution images by method, shape (n,), higher = more
+            in-distribution; the same images in the same order for every method.
+        outside: The same for each OOD set, by the set's name and by method.
+        in_distribution: Name of the in-distribution set.
+        resamples: Bootstrap resamples; all methods share them.
+        seed: Of the resamples. They do not depend on the methods, nor on sets named later.
+        confidence: Of the intervals, between 0 and 1.
+        context: See `EvaluationTable`.
+        progress: Called with (done, total) pairs of a method and a set.
 
-    Where the terminal is narrow, FPR95 stands below AUROC.
+    Raises:
+        ValueError: No method or no set, methods or numbers of images that differ, scores that
+            are not finite, or a number out of its range.
+        ConfigError: scikit-learn is not installed.
     """
-    heading = " ".join(metric.heading for metric in _SHOWN)
-    shown = Table(
-        caption=f"{heading}, per cent; in-distribution: {one_line(table.in_distribution)},"
-        f" {table.in_distribution_size:,} images",
-        show_edge=False,
-        pad_edge=False,
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"Got {resamples = }, {confidence = }, expected >= 1 and in (0, 1)")
+    size, ood_sizes = _sizes(inside, outside)
+    methods = tuple(inside)
+    generator = np.random.default_rng(seed)
+    inside_counts = draw_counts(size, resamples, generator)
+    values = np.empty((len(methods), len(outside), len(Metric)))
+    samples = np.empty((len(methods), len(outside), resamples, len(Metric)))
+    for column, (ood_set, scores) in enumerate(outside.items()):
+        outside_counts = draw_counts(ood_sizes[ood_set], resamples, generator)
+        for row, method in enumerate(methods):
+            pair = inside[method], scores[method]
+            values[row, column] = measure(*pair).values()
+            samples[row, column] = resampled_metrics(*pair, inside_counts, outside_counts)
+            if progress is not None:
+                progress(column * len(methods) + row + 1, len(methods) * len(outside))
+    return EvaluationTable(
+        in_distribution=in_distribution,
+        in_distribution_size=size,
+        ood_sizes=ood_sizes,
+        methods=methods,
+        cells=_cells(methods, tuple(outside), values, samples, confidence),
+        averages=_summaries(methods, values.mean(axis=1), samples.mean(axis=1), confidence),
+        worst=_summaries(methods, _worst(values), _worst(samples), confidence),
+        resamples=resamples,
+        seed=seed,
+        confidence=confidence,
+        context=dict(context or {}),
     )
-    shown.add_column("method", no_wrap=True)
-    all_columns = columns(table)
-    for column in all_columns:
-        name = Text(one_line(column.name), style="italic" if column.is_over_sets else "")
-        shown.add_column(name, justify="right", overflow="fold")
-    for row, method in enumerate(table.methods):
-        cells = (_cell(column, row) for column in all_columns)
-        shown.add_row(Text(one_line(method)), *cells)
-    return shown
 
 
-def _cell(column: Column, row: int) -> Text:
-    parts = (
-        Text(column.percent(row, metric), style="bold" if column.is_best(row, metric) else "")
-        for metric in _SHOWN
+def _sizes(
+    inside: Mapping[str, Scores], outside: Mapping[str, Mapping[str, Scores]]
+) -> tuple[int, dict[str, int]]:
+    """The number of in-distribution images, and that of each OOD set."""
+    if not inside or not outside:
+        raise ValueError(f"Got {len(inside)} methods, {len(outside)} OOD sets, expected some")
+    for ood_set, scores in outside.items():
+        if scores.keys() != inside.keys():
+            differing = sorted(scores.keys() ^ inside.keys())
+            raise ValueError(f"{ood_set}: not the methods of the in-distribution set: {differing}")
+    sizes = {name: _common_size(name, scores) for name, scores in outside.items()}
+    return _common_size("in-distribution", inside), sizes
+
+
+def _common_size(name: str, scores: Mapping[str, Scores]) -> int:
+    for method, values in scores.items():
+        require_scores(values, f"{name}: {method}")
+    sizes = {method: len(values) for method, values in scores.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{name}: the methods have scores of different images: {sizes}")
+    return next(iter(sizes.values()))
+
+
+def _cells(
+    methods: Sequence[str],
+    ood_sets: Sequence[str],
+    values: NDArray[np.float64],
+    samples: NDArray[np.float64],
+    confidence: float,
+) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(
+            method,
+            ood_set,
+            DetectionMetrics.from_values(values[row, column]),
+            percentile_intervals(samples[row, column], confidence),
+        )
+        for row, method in enumerate(methods)
+        for column, ood_set in enumerate(ood_sets)
     )
-    return Text(" ").join(parts)
+
+
+def _worst(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the second axis, which is that of the sets."""
+    worst: NDArray[np.float64] = _SIGNS * (_SIGNS * values).min(axis=1)
+    return worst
+
+
+def _summaries(
+    methods: Sequence[str],
+    values: NDArray[np.float64],
+    samples: NDArray[np.float64],
+    confidence: float,
+) -> tuple[Summary, ...]:
+    """From shapes (methods, 4) and (methods, resamples, 4)."""
+    best = (_SIGNS * values).argmax(axis=0)
+    metric = np.arange(len(Metric))
+    best_values, best_samples = values[best, metric], samples[best, :, metric].T
+    return tuple(
+        Summary(
+            method,
+            DetectionMetrics.from_values(values[row]),
+            percentile_intervals(samples[row], confidence),
+            DetectionMetrics.from_values(values[row] - best_values),
+            percentile_intervals(samples[row] - best_samples, confidence),
+        )
+        for row, method in enumerate(methods)
+    )

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from nap_stream.evaluation.run import evaluate_scores
-from nap_stream.evaluation.tables import EvaluationTable
+from nap_stream.evaluation.tables import EvaluationTable, evaluate_scores
 
 # Names as users may give them: Markdown, TeX, markup of rich, a line break.
 AWKWARD_METHOD = "nap_e|[bold]$x_1$"

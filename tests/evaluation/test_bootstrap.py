@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 
 from nap_stream.evaluation import metrics
 from nap_stream.evaluation.metrics import (
-    Metrics,
+    DetectionMetrics,
     Scores,
     draw_counts,
     measure,
@@ -78,7 +78,7 @@ def test_the_interval_is_central() -> None:
 
     np.testing.assert_allclose(interval.low.values(), np.array([5, 10, 15, 20]) / 400)
     np.testing.assert_allclose(interval.high.values(), np.array([95, 190, 285, 380]) / 400)
-    assert isinstance(interval.low, Metrics)
+    assert isinstance(interval.low, DetectionMetrics)
 
 
 def test_the_interval_has_the_width_that_theory_gives() -> None:

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from nap_stream.evaluation.metrics import Metric, Metrics, Scores, measure
-from nap_stream.evaluation.run import evaluate_scores
-from nap_stream.evaluation.tables import EvaluationTable, Summary
+from nap_stream.evaluation.metrics import DetectionMetrics, Metric, Scores, measure
+from nap_stream.evaluation.tables import EvaluationTable, Summary, evaluate_scores
 
 Inside = dict[str, Scores]
 Outside = dict[str, dict[str, Scores]]
@@ -56,8 +55,8 @@ def test_differences_are_to_the_best_method_of_each_metric(table: EvaluationTabl
     averages = by_method(table.averages)
     best = averages["energy"]
 
-    assert best.to_best == Metrics(0, 0, 0, 0)
-    assert best.to_best_intervals.low == best.to_best_intervals.high == Metrics(0, 0, 0, 0)
+    assert best.to_best == DetectionMetrics(0, 0, 0, 0)
+    assert best.to_best_intervals.low == best.to_best_intervals.high == DetectionMetrics(0, 0, 0, 0)
     # All ties on the first set, all below on the second.
     msp = averages["msp"]
     assert msp.metrics.auroc == pytest.approx((0.5 + 0) / 2)
@@ -85,7 +84,7 @@ def test_paired_differences_are_sharper_than_the_methods_themselves() -> None:
 
     worse = by_method(table.averages)["method 2"]
 
-    def width(low: Metrics, high: Metrics) -> float:
+    def width(low: DetectionMetrics, high: DetectionMetrics) -> float:
         return high.auroc - low.auroc
 
     alone = width(worse.intervals.low, worse.intervals.high)

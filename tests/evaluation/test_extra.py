@@ -8,7 +8,8 @@ import pytest
 from nap_stream.errors import ConfigError
 from nap_stream.evaluation import metrics
 from nap_stream.evaluation.metrics import measure
-from nap_stream.evaluation.pictures import Thresholds, plot_calibration
+from nap_stream.evaluation.output import plot_calibration
+from tests.support.small_calibration import calibration_of
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -48,8 +49,6 @@ def test_pictures_are_refused_without_matplotlib(
     forget(monkeypatch, "matplotlib")
 
     with pytest.raises(ConfigError, match="matplotlib is not installed"):
-        plot_calibration(
-            np.array([1.0, 2.0]), [Thresholds(1.5, None, 2, 1)], None, tmp_path / "picture.png"
-        )
+        plot_calibration(calibration_of([1.0] * 5, [2.0] * 5), tmp_path / "picture.png")
 
     assert list(tmp_path.iterdir()) == []

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from nap_stream.evaluation.output import escape, to_markdown
-from nap_stream.evaluation.run import evaluate_scores
-from nap_stream.evaluation.tables import EvaluationTable
+from nap_stream.evaluation.tables import EvaluationTable, evaluate_scores
 
 
 def grids(markdown: str) -> list[list[list[str]]]:

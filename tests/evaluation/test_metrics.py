@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from benchmarks import plain_pytorch
-from nap_stream.evaluation.metrics import Metric, Metrics, Scores, measure
+from nap_stream.evaluation.metrics import DetectionMetrics, Metric, Scores, measure
 
 # Few distinct values, so that ties are common.
 TIED = arrays(np.float64, st.integers(1, 40), elements=st.integers(-4, 4).map(float))
@@ -21,7 +21,7 @@ def test_by_hand_with_ties() -> None:
 
     # 6 of the 8 pairs are in order, each tie a half; all four are kept only from 1 on; then the
     # precision at each distinct threshold, weighted by the recall gained there.
-    expected = Metrics(
+    expected = DetectionMetrics(
         auroc=6 / 8,
         fpr95=1 / 2,
         aupr_in=1 * 1 / 4 + 3 / 4 * 2 / 4 + 4 / 5 * 1 / 4,
@@ -33,7 +33,7 @@ def test_by_hand_with_ties() -> None:
 def test_higher_is_in_distribution() -> None:
     low, high = scores(0, 1, 2), scores(3, 4)
 
-    assert measure(high, low) == Metrics(auroc=1, fpr95=0, aupr_in=1, aupr_out=1)
+    assert measure(high, low) == DetectionMetrics(auroc=1, fpr95=0, aupr_in=1, aupr_out=1)
     wrong = measure(low, high)
     assert (wrong.auroc, wrong.fpr95) == (0, 1)
 
@@ -91,10 +91,10 @@ def test_refuses_what_cannot_be_ranked(
 
 
 def test_metrics_are_named_in_the_order_of_their_values() -> None:
-    found = Metrics(auroc=0.1, fpr95=0.2, aupr_in=0.3, aupr_out=0.4)
+    found = DetectionMetrics(auroc=0.1, fpr95=0.2, aupr_in=0.3, aupr_out=0.4)
 
     assert [found.value(metric) for metric in Metric] == found.values().tolist()
-    assert Metrics.from_values(found.values()) == found
+    assert DetectionMetrics.from_values(found.values()) == found
     assert [metric.heading for metric in Metric] == [
         "AUROC ↑",
         "FPR95 ↓",

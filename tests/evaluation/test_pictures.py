@@ -2,29 +2,32 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
-from nap_stream.evaluation.pictures import (
-    Thresholds,
-    WeightCurve,
-    plot_calibration,
-    table_png,
-    threshold_label,
-)
+from nap_stream.core.conformal import Group
+from nap_stream.core.methods import WeightSearch
+from nap_stream.evaluation.output import calibration_png, table_png, threshold_label
 from nap_stream.evaluation.tables import EvaluationTable
 
 SCORES = np.random.default_rng(0).normal(3, 1, 500)
 
 
-def curve(chosen: float = 0.3) -> WeightCurve:
+def search(chosen: float = 0.3) -> WeightSearch:
     weights = np.linspace(0, 1, 11)
     auroc = 0.9 - (weights - 0.3) ** 2
-    return WeightCurve(weights, auroc, auroc - 0.02, auroc + 0.01, chosen)
+    curves = tuple(tuple(map(float, auroc + shift)) for shift in (-0.02, 0.01))
+    names, chosen_only = ("invert", "shrunk"), (chosen, chosen)
+    return WeightSearch(
+        names, tuple(map(float, weights)), curves, 500, 500, chosen, chosen_only, chosen_only
+    )
 
 
-def one(lower: float, upper: float | None = None) -> Thresholds:
-    return Thresholds(lower, upper, len(SCORES), 25)
+def group(lower: float, upper: float | None = None, size: int = len(SCORES)) -> Group:
+    return Group(None, size, 25, lower, upper)
+
+
+def draw(groups: list[Group], found: WeightSearch | None, path: Path) -> None:
+    path.write_bytes(calibration_png(SCORES, groups, [25] * len(groups), found))
 
 
 def colours(image: Image.Image) -> int:
@@ -47,8 +50,8 @@ def test_the_heat_map_is_the_same_every_time(table: EvaluationTable) -> None:
 def test_draws_the_scores_and_the_search(tmp_path: Path) -> None:
     with_curve, without = tmp_path / "curve.png", tmp_path / "fixed.png"
 
-    plot_calibration(SCORES, [one(1.4)], curve(), with_curve)
-    plot_calibration(SCORES, [one(1.4)], None, without)
+    draw([group(1.4)], search(), with_curve)
+    draw([group(1.4)], None, without)
 
     for path in (with_curve, without):
         with Image.open(path) as image:
@@ -63,7 +66,7 @@ def test_the_threshold_and_the_chosen_weight_are_drawn_where_they_are(tmp_path: 
     places = []
     for number, (threshold, chosen) in enumerate([(1.0, 0.1), (4.0, 0.9)]):
         path = tmp_path / f"{number}.png"
-        plot_calibration(SCORES, [one(threshold)], curve(chosen), path)
+        draw([group(threshold)], search(chosen), path)
         places.append((_leftmost(path, (214, 39, 40)), _leftmost(path, (44, 160, 44))))
 
     (low_threshold, low_weight), (high_threshold, high_weight) = places
@@ -73,9 +76,9 @@ def test_the_threshold_and_the_chosen_weight_are_drawn_where_they_are(tmp_path: 
 
 def test_both_thresholds_of_a_two_sided_rule_are_drawn(tmp_path: Path) -> None:
     places = []
-    for number, groups in enumerate([[one(1.0)], [one(5.0)], [one(1.0, 5.0)]]):
+    for number, groups in enumerate([[group(1.0)], [group(5.0)], [group(1.0, 5.0)]]):
         path = tmp_path / f"{number}.png"
-        plot_calibration(SCORES, groups, None, path)
+        draw(groups, None, path)
         places.append(_lines(path, (214, 39, 40)))
     (low,), (high,), both = places
     assert low + 100 < high
@@ -84,32 +87,27 @@ def test_both_thresholds_of_a_two_sided_rule_are_drawn(tmp_path: Path) -> None:
 
 def test_the_thresholds_of_classes_are_drawn_faintly(tmp_path: Path) -> None:
     path = tmp_path / "classes.png"
-    groups = [Thresholds(lower, None, 100, 5) for lower in (1.0, 3.0, 5.0)]
-    plot_calibration(SCORES, groups, None, path)
+    groups = [group(lower, size=100) for lower in (1.0, 3.0, 5.0)]
+    draw(groups, None, path)
     # Over white, which is where no image is: 0.3 of tab:red.
     assert len(_lines(path, (243, 190, 190))) >= 2
     assert _lines(path, (214, 39, 40)) == []
 
 
 def test_the_label_states_each_groups_own_share() -> None:
-    assert threshold_label([Thresholds(1.25, None, 200, 9)]) == (
+    assert threshold_label([group(1.25, size=200)], [9]) == (
         "threshold 1.25: 4.5% of the images below"
     )
-    assert threshold_label([Thresholds(1.25, 7.5, 200, 9)]) == (
+    assert threshold_label([group(1.25, 7.5, size=200)], [9]) == (
         "thresholds 1.25 and 7.5: 4.5% of the images outside"
     )
-    classes = [Thresholds(1.25, None, 100, 4), Thresholds(3.5, None, 300, 20)]
-    assert threshold_label(classes) == (
+    classes = [group(1.25, size=100), group(3.5, size=300)]
+    assert threshold_label(classes, [4, 20]) == (
         "thresholds of 2 predicted classes:\n6.0% of the images flagged, 4.0% to 6.7% of a class"
     )
-    assert threshold_label([Thresholds(1.0, 2.0, 10, 1)] * 2).startswith(
+    assert threshold_label([group(1.0, 2.0, size=10)] * 2, [1, 1]).startswith(
         "lower and upper thresholds of 2 predicted classes"
     )
-
-
-def test_a_curve_has_one_shape() -> None:
-    with pytest.raises(ValueError, match="expected one of"):
-        WeightCurve(np.zeros(3), np.zeros(3), np.zeros(3), np.zeros(2), 0.5)
 
 
 def _share_of_white(image: Image.Image) -> float:

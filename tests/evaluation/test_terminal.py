@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from nap_stream.evaluation.tables import EvaluationTable, render
+from nap_stream.evaluation.output import render
+from nap_stream.evaluation.tables import EvaluationTable
 
 
 def printed(table: EvaluationTable, width: int) -> str:
