@@ -1,8 +1,8 @@
 """How tests are shared out to processes, and the brokers and the S3 server that they use.
 
-`make test` shares them out to two processes. All that start Ray run in one of them, one after the
-other: they share a cluster, and two would take the machine from each other. Each process has
-brokers and a server of its own, started when the first test asks for one.
+`make test` and `make test-slow` share them out to a few processes. All that start Ray run in one of
+them, one after the other: they share a cluster, and two would take the machine from each other.
+Each process has brokers and a server of its own, started when the first test asks for one.
 """
 
 import os
