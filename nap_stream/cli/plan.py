@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from nap_stream.cli.options import NewBar
     from nap_stream.planning.expected import Expectation
     from nap_stream.planning.findings import Findings, Warned
-    from nap_stream.planning.question import Question
     from nap_stream.planning.recorded import Selection
+    from nap_stream.planning.request import PlanRequest
 
 _TABLE_WIDTH = 160
 
@@ -101,9 +101,9 @@ def plan(
     from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.planning.expected import expect
     from nap_stream.planning.findings import warnings_of
-    from nap_stream.planning.picture import draw_plan
-    from nap_stream.planning.question import ask, with_changes
     from nap_stream.planning.recorded import Selection
+    from nap_stream.planning.render import draw_plan
+    from nap_stream.planning.request import ask, with_changes
     from nap_stream.settings.load import load_settings
     from nap_stream.settings.schema import DriftSettings
 
@@ -125,30 +125,30 @@ def plan(
         folder, topic = folder or settings.calibration, topic or settings.kafka.topic
     assert folder is not None
     loaded = load_calibration(folder)
-    question = ask(drift, loaded.facts, loaded.document.rule.sides)
+    request = ask(drift, loaded.facts, loaded.document.rule.sides)
     messages = Console(stderr=True)
     with progress_bars(messages) as new_bar:
         findings = None
         if log is not None:
             selection = Selection(topic, *span_ms(since, until, SystemClock()))
-            findings = _findings(question, log, selection, block, streams, seed, new_bar)
+            findings = _findings(request, log, selection, block, streams, seed, new_bar)
         expectation = expect(
-            question,
+            request,
             tuple(window or ()),
             streams=streams,
             seed=seed,
             advance=new_bar("simulating delays", "drifts"),
         )
-    warnings = () if findings is None else warnings_of(question, findings)
-    _show(question, expectation, findings, warnings, as_json=as_json)
+    warnings = () if findings is None else warnings_of(request, findings)
+    _show(request, expectation, findings, warnings, as_json=as_json)
     show_warnings((each.text for each in warnings), messages)
     if png is not None:
-        draw_plan(question, expectation, png)
+        draw_plan(request, expectation, png)
         messages.print(f"drawn to {png}", markup=False)
 
 
 def _show(
-    question: "Question",
+    request: "PlanRequest",
     expectation: "Expectation",
     findings: "Findings | None",
     warnings: "tuple[Warned, ...]",
@@ -156,23 +156,23 @@ def _show(
     as_json: bool,
 ) -> None:
     from nap_stream.planning.document import plan_document
-    from nap_stream.planning.terminal import render_findings, render_plan
+    from nap_stream.planning.render import render_findings, render_plan
 
     if as_json:
-        document = plan_document(question, expectation, findings, warnings)
+        document = plan_document(request, expectation, findings, warnings)
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(_TABLE_WIDTH, console.width))
-    console.print(render_plan(question, expectation), highlight=False)
+    console.print(render_plan(request, expectation), highlight=False)
     if findings is not None:
         console.print()
-        console.print(render_findings(question, findings), highlight=False)
+        console.print(render_findings(request, findings), highlight=False)
 
 
 def _findings(
-    question: "Question",
+    request: "PlanRequest",
     log: str,
     selection: "Selection",
     block: int | None,
@@ -185,8 +185,6 @@ def _findings(
 
     store = log_store(None, log)
     reading = new_bar("reading the log", "partitions")
-    recorded = read_stretch(store, selection, question.drift, question.facts, reading)
+    recorded = read_stretch(store, selection, request.drift, request.facts, reading)
     running = new_bar("running the detectors", "panes")
-    return find(
-        question, recorded, block_records=block, streams=streams, seed=seed, advance=running
-    )
+    return find(request, recorded, block_records=block, streams=streams, seed=seed, advance=running)

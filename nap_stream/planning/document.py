@@ -6,30 +6,30 @@ from typing import Any
 from nap_stream.core.detection import Delay
 from nap_stream.planning.expected import BestWindow, DetectorDelays, Expectation
 from nap_stream.planning.findings import Findings, Share, Warned
-from nap_stream.planning.question import Question
 from nap_stream.planning.rates import AlarmCount, RealRate
+from nap_stream.planning.request import PlanRequest
 
 FORMAT = "nap-stream plan"
 VERSION = 1
 
 
 def plan_document(
-    question: Question,
+    request: PlanRequest,
     expectation: Expectation,
     findings: Findings | None,
     warnings: tuple[Warned, ...],
 ) -> dict[str, Any]:
     """Give everything as a tree of JSON values; delays in records, times in milliseconds."""
-    plan, facts = question.plan, question.facts
+    plan, facts = request.plan, request.facts
     return {
         "format": FORMAT,
         "version": VERSION,
         "asked_for": {
-            "false_alarms": question.words,
+            "false_alarms": request.words,
             "run_length": plan.run_length,
             "confidence": plan.confidence,
-            "records_per_second": question.records_per_second,
-            "pane_ms": question.drift.pane_ms,
+            "records_per_second": request.records_per_second,
+            "pane_ms": request.drift.pane_ms,
         },
         "calibration": {
             "fingerprint": facts.fingerprint,
@@ -40,7 +40,7 @@ def plan_document(
             "highest_flag_rate": plan.flag_rate,
             "highest_tail_rates": {str(event): rate for event, rate in plan.tail_rates},
         },
-        "detectors": question.detectors,
+        "detectors": request.detectors,
         "detector_run_length": plan.detector_run_length,
         "drifts": [
             {"factor": factor, "flag_rate": rate}

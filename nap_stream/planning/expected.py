@@ -1,6 +1,6 @@
-"""The same question of a calibration with twice the images.
+"""How soon each detector sees a drift of the flag rate, and what more certainty costs in delay.
 
-How soon each detector sees a drift of the flag rate, and what more certainty costs in delay.
+Also what twice as many calibration images would buy.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ from nap_stream.core.alert_state import Detector
 from nap_stream.core.conformal import Rule, flag_rank
 from nap_stream.core.detection import Delay, DetectionPlan, flags_delay, scores_delay, window_delay
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
-from nap_stream.planning.question import (
-    Question,
+from nap_stream.planning.request import (
+    PlanRequest,
     ask,
     firing_limit,
     of_half_the_false_alarms,
@@ -24,12 +24,12 @@ from nap_stream.planning.question import (
 )
 
 
-def of_twice_the_images(question: Question) -> Question:
+def of_twice_the_images(request: PlanRequest) -> PlanRequest:
     """Ask the same of twice the images in each group, with the ranks that they would have.
 
     A tail that a group was too small for is then tested, if its size was all that it lacked.
     """
-    facts, sides = question.facts, question.sides
+    facts, sides = request.facts, request.sides
     rule = Rule(facts.alpha, sides)
     sizes = [2 * law.size for law in facts.flag_rate_laws]
     doubled = dataclasses.replace(
@@ -41,7 +41,7 @@ def of_twice_the_images(question: Question) -> Question:
             for event, laws in zip(TAIL_EVENTS, facts.tail_laws, strict=True)
         ),
     )
-    return ask(question.drift, doubled, sides)
+    return ask(request.drift, doubled, sides)
 
 
 def _lower_laws(event: TailEvent, sizes: list[int], sides: Sides) -> tuple[FlagRateLaw, ...]:
@@ -102,7 +102,7 @@ class BestWindow:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a change of the question does: the delays of the e-detector and of the window."""
+    """What a change of the request does: the delays of the e-detector and of the window."""
 
     change: str
     flag_rate: float
@@ -123,7 +123,7 @@ class Expectation:
 
 
 def expect(
-    question: Question,
+    request: PlanRequest,
     windows: tuple[int, ...],
     *,
     streams: int,
@@ -133,17 +133,17 @@ def expect(
     """Simulate all delays.
 
     Args:
-        question: What is asked.
+        request: What is asked.
         windows: Sizes of rolling windows to look at beside the configured one; the usual ones
             where there are none.
         streams: To simulate for each delay.
         seed: Of the simulations.
         advance: Told of the progress.
     """
-    base = question.facts.alpha
+    base = request.facts.alpha
     rates = tuple(max(base, min(HIGHEST_RATE, base * factor)) for factor in FACTORS)
-    work = _Work(question.pane_records, base, rates, streams, seed, advance)
-    plan = question.plan
+    work = _Work(request.pane_records, base, rates, streams, seed, advance)
+    plan = request.plan
     sizes = sorted({plan.window_records, *(windows or usual_windows(plan.window_records))})
     searched = searched_windows(plan.window_records)
     work.steps = len(rates) * (len(sizes) + 1 + bool(plan.tail_rates) + len(searched) + 2 * (1 + 2))
@@ -159,7 +159,7 @@ def expect(
                 work.of(scores_delay, plan),
             )
         )
-    best, prices = _best_windows(plan, searched, work), _prices(question, work)
+    best, prices = _best_windows(plan, searched, work), _prices(request, work)
     advance(work.done, work.done)
     return Expectation(base, FACTORS, rates, tuple(detectors), best, prices)
 
@@ -230,11 +230,11 @@ def _best_windows(
     return tuple(best)
 
 
-def _prices(question: Question, work: _Work) -> tuple[Price, ...]:
+def _prices(request: PlanRequest, work: _Work) -> tuple[Price, ...]:
     changes = (
-        ("as asked for", question),
-        ("half as many false alarms", of_half_the_false_alarms(question)),
-        ("twice as many calibration images", of_twice_the_images(question)),
+        ("as asked for", request),
+        ("half as many false alarms", of_half_the_false_alarms(request)),
+        ("twice as many calibration images", of_twice_the_images(request)),
     )
     prices = []
     for change, changed in changes:

@@ -1,6 +1,6 @@
-"""What a recorded in-distribution stretch says: its rates, their dependence, real false alarms.
+"""What recorded in-distribution records say: rates, dependence, real false alarms; and warnings.
 
-Where a recorded stretch contradicts the calibration or the promise, and what to do.
+A warning says where they contradict the calibration or the promise, and what to do.
 """
 
 import math
@@ -14,18 +14,10 @@ from scipy.stats import binom, chi2
 from nap_stream.clock import Progress
 from nap_stream.core.conformal import flag_rate_interval
 from nap_stream.core.tails import TailEvent, tail_counts
-from nap_stream.planning.question import Question, count, factor
-from nap_stream.planning.rates import (
-    ANY,
-    KEYS,
-    PANES,
-    Dependence,
-    RealRate,
-    dependence_of,
-    real_rates,
-    resampled_shares,
-)
-from nap_stream.planning.recorded import Recorded, Stretch
+from nap_stream.planning.rates import ANY, KEYS, PANES, RealRate, real_rates
+from nap_stream.planning.recorded import Recorded, RecordedSeries
+from nap_stream.planning.request import PlanRequest, count, factor
+from nap_stream.planning.resampling import Dependence, dependence_of, resampled_shares
 from nap_stream.text import percent
 
 CONFIDENCE = 0.95
@@ -85,7 +77,7 @@ class Findings:
     rates: tuple[RealRate, ...]
 
     @property
-    def stretch(self) -> Stretch:
+    def stretch(self) -> RecordedSeries:
         """What was recorded."""
         return self.recorded.stretch
 
@@ -115,7 +107,7 @@ class Findings:
 
 
 def find(
-    question: Question,
+    request: PlanRequest,
     recorded: Recorded,
     *,
     block_records: int | None,
@@ -126,7 +118,7 @@ def find(
     """Analyse a stretch.
 
     Args:
-        question: Settings and calibration.
+        request: Settings and calibration.
         recorded: The stretch.
         block_records: Records that are resampled together, about; None to let the
             autocorrelation choose.
@@ -134,7 +126,7 @@ def find(
         seed: Of the resampling.
         advance: Told of the progress.
     """
-    stretch, plan = recorded.stretch, question.plan
+    stretch, plan = recorded.stretch, request.plan
     panes, rate = stretch.panes, stretch.flagged / stretch.records
     mean_records = stretch.records / len(panes)
     dependence = dependence_of(_surplus(stretch))
@@ -161,8 +153,8 @@ def find(
         recorded=recorded,
         flag_rate=found[0],
         lowest_rate=min(
-            flag_rate_interval(law.flag_rank, law.size, question.drift.confidence)[0]
-            for law in question.facts.flag_rate_laws
+            flag_rate_interval(law.flag_rank, law.size, request.drift.confidence)[0]
+            for law in request.facts.flag_rate_laws
         ),
         tails=tuple(zip(events, found[1:], strict=True)),
         block_panes=block,
@@ -176,7 +168,7 @@ def find(
     )
 
 
-def _surplus(stretch: Stretch) -> NDArray[np.float64]:
+def _surplus(stretch: RecordedSeries) -> NDArray[np.float64]:
     """Flags of each pane beyond its due, float64 (P,): exactly 0 where all have the same share."""
     due = stretch.flagged * stretch.panes.records
     return (stretch.panes.flagged * stretch.records - due) / stretch.records
@@ -193,7 +185,7 @@ def _design_effect(dependence: Dependence, mean_records: float, rate: float) -> 
     return dependence.long_run_variance / binomial if binomial > 0 else 1.0
 
 
-def _high_keys(stretch: Stretch, highest: float, effect: float) -> tuple[KeyRate, ...]:
+def _high_keys(stretch: RecordedSeries, highest: float, effect: float) -> tuple[KeyRate, ...]:
     """Keys with more flags than chance explains, the highest rate first.
 
     By the binomial test of as many records as theirs are worth, at a level shared by all keys.
@@ -224,28 +216,28 @@ class Warned:
     text: str
 
 
-def warnings_of(question: Question, findings: Findings) -> tuple[Warned, ...]:
+def warnings_of(request: PlanRequest, findings: Findings) -> tuple[Warned, ...]:
     """Give all warnings, the most serious first."""
     return (
-        *_of_contradictions(question, findings),
+        *_of_contradictions(request, findings),
         *_of_evenness(findings),
         *_of_flag_rate(findings),
         *_of_keys(findings),
         *_of_tails(findings),
-        *_of_dependence(question, findings),
+        *_of_dependence(request, findings),
         *_of_false_alarms(findings),
-        *_of_the_window(question, findings),
+        *_of_the_window(request, findings),
         *_of_other_calibrations(findings),
     )
 
 
-def _of_contradictions(question: Question, findings: Findings) -> Iterator[Warned]:
+def _of_contradictions(request: PlanRequest, findings: Findings) -> Iterator[Warned]:
     recorded = findings.recorded
     if recorded.contradicting:
         yield Warned(
             "flags-contradict-p-values",
             f"{recorded.contradicting:,} scored records are flagged against their p-value and the "
-            f"calibration's alpha of {question.facts.alpha:g}, the first at "
+            f"calibration's alpha of {request.facts.alpha:g}, the first at "
             f"{recorded.first_contradicting}: what wrote them did not judge by this calibration. "
             "They count here as they are flagged, as they do in the monitor",
         )
@@ -312,21 +304,21 @@ def _of_tails(findings: Findings) -> Iterator[Warned]:
         )
 
 
-def _of_dependence(question: Question, findings: Findings) -> Iterator[Warned]:
+def _of_dependence(request: PlanRequest, findings: Findings) -> Iterator[Warned]:
     effect = findings.design_effect
     if effect <= HIGH_DESIGN_EFFECT or effect <= 1 + _CERTAIN * findings.effect_error:
         return
-    window = question.plan.window_records
+    window = request.plan.window_records
     yield Warned(
         "dependent",
         f"flags depend on each other: their number varies {factor(effect)} times as much as that "
         f"of independent records, so that a window of {count(window)} is worth "
-        f"{count(window / effect)}: {_thinning(question, findings)}",
+        f"{count(window / effect)}: {_thinning(request, findings)}",
     )
 
 
-def _thinning(question: Question, findings: Findings) -> str:
-    keys, pane_ms = question.drift.keys, question.drift.pane_ms
+def _thinning(request: PlanRequest, findings: Findings) -> str:
+    keys, pane_ms = request.drift.keys, request.drift.pane_ms
     apart_ms = findings.panes_to_forget * max(findings.pane_distance_ms, pane_ms)
     unit = _WHOLE_SECOND_MS if apart_ms > _WHOLE_SECOND_MS else 1
     pane = f"drift.pane_ms: {math.ceil(apart_ms / unit) * unit}"
@@ -357,8 +349,8 @@ def _of_false_alarms(findings: Findings) -> Iterator[Warned]:
         )
 
 
-def _of_the_window(question: Question, findings: Findings) -> Iterator[Warned]:
-    window = question.plan.window_records
+def _of_the_window(request: PlanRequest, findings: Findings) -> Iterator[Warned]:
+    window = request.plan.window_records
     watched = PANES * findings.stretch.records / len(findings.stretch.panes)
     if findings.rates and window > watched:
         yield Warned(

@@ -1,7 +1,4 @@
-"""Panes of a recorded stretch, of the stream and of each key, as arrays.
-
-Reads a stretch of the scored log, counted as the drift monitor would count it.
-"""
+"""A recorded part of the scored log in panes, counted as the drift monitor would count it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +12,7 @@ from nap_stream.clock import Progress
 from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes, key_text
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
-from nap_stream.planning.question import is_thinned
+from nap_stream.planning.request import is_thinned
 from nap_stream.records import Status
 from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
 from nap_stream.scored_log.stores.base import SegmentStore
@@ -40,7 +37,7 @@ class PaneSeries:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stretch:
+class RecordedSeries:
     """Scored records of one calibration, in panes of ``pane_ms``.
 
     ``panes`` are those of the stream. ``by_key`` are the panes of K keys, one key after the other,
@@ -85,7 +82,7 @@ class Stretch:
         )
 
 
-def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> Stretch:
+def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> RecordedSeries:
     """Bring partitions' counts together, as `nap_stream.core.panes.closed_pane` does.
 
     Args:
@@ -119,7 +116,7 @@ def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> Stre
     keys = tuple(name for name in names if name != NO_KEY)
     key_slots = [slots[name] for name in keys]
     begins = np.searchsorted(key_of_group, key_slots)
-    return Stretch(
+    return RecordedSeries(
         pane_ms,
         panes,
         keys,
@@ -165,7 +162,7 @@ class Recorded:
     ``first_contradicting`` says where one of them lies. They are counted as they are flagged.
     """
 
-    stretch: Stretch
+    stretch: RecordedSeries
     topic: str
     other_calibrations: int
     contradicting: int = 0

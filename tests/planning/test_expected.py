@@ -9,8 +9,8 @@ from nap_stream.core.detection import Delay, p_value_shares
 from nap_stream.core.panes import ClosedPane
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect
-from nap_stream.planning.picture import bars, delay_words, detector_name, drift_name
-from nap_stream.planning.question import Question, ask, count, duration, factor
+from nap_stream.planning.render import bars, delay_words, detector_name, drift_name
+from nap_stream.planning.request import PlanRequest, ask, count, duration, factor
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
 from nap_stream.text import percent
 from tests.planning.streams import calibration
@@ -21,16 +21,16 @@ PANE = 10
 
 
 @pytest.fixture(scope="module")
-def asked() -> Question:
+def asked() -> PlanRequest:
     return ask(DriftSettings(false_alarms="one per day at 10 images/s", window_records=300), FACTS)
 
 
 @pytest.fixture(scope="module")
-def expectation(asked: Question) -> Expectation:
+def expectation(asked: PlanRequest) -> Expectation:
     return expect(asked, (), streams=100, seed=0, advance=lambda _done, _total: None)
 
 
-def real_delays(asked: Question, streams: int) -> dict[Detector, list[int]]:
+def real_delays(asked: PlanRequest, streams: int) -> dict[Detector, list[int]]:
     """Delays of the monitor's own detectors, pane by pane."""
     generator = np.random.default_rng(7)
     before, after = p_value_shares(0.05, 0.05), p_value_shares(0.05, RATE_AFTER)
@@ -53,7 +53,7 @@ def real_delays(asked: Question, streams: int) -> dict[Detector, list[int]]:
 
 
 def test_simulated_delays_are_those_of_the_monitor(
-    asked: Question, expectation: Expectation
+    asked: PlanRequest, expectation: Expectation
 ) -> None:
     real = real_delays(asked, 25)
 
@@ -105,7 +105,7 @@ def test_the_best_window_is_the_smaller_the_larger_the_drift(expectation: Expect
             assert other is None or (best.delay.typical or 0) <= 1.05 * other
 
 
-def test_progress_ends_where_all_is_done(asked: Question) -> None:
+def test_progress_ends_where_all_is_done(asked: PlanRequest) -> None:
     told: list[tuple[int, int | None]] = []
 
     expect(asked, (300,), streams=2, seed=0, advance=lambda done, total: told.append((done, total)))

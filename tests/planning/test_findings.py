@@ -7,9 +7,9 @@ from rich.console import Console
 
 from nap_stream.core.panes import count_panes
 from nap_stream.planning.findings import Findings, find, warnings_of
-from nap_stream.planning.question import ask
-from nap_stream.planning.recorded import Recorded, Stretch, merged
-from nap_stream.planning.terminal import render_findings
+from nap_stream.planning.recorded import Recorded, RecordedSeries, merged
+from nap_stream.planning.render import render_findings
+from nap_stream.planning.request import ask
 from nap_stream.settings.schema import DriftSettings, KeySettings
 from tests.planning.streams import CAMERAS, SPACING_MS, calibration, independent, sticky
 
@@ -18,7 +18,7 @@ DRIFT = DriftSettings(expected_run_length=1e6, keys=KeySettings())
 FACTS = calibration().facts
 
 
-def stretch_of(p_values: NDArray[np.float64]) -> Stretch:
+def stretch_of(p_values: NDArray[np.float64]) -> RecordedSeries:
     numbers = np.arange(len(p_values))
     part = count_panes(
         numbers * SPACING_MS,

@@ -7,7 +7,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.conformal import Rule, upper_flag_rate
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides
 from nap_stream.planning.expected import of_twice_the_images
-from nap_stream.planning.question import Question, ask
+from nap_stream.planning.request import PlanRequest, ask
 from nap_stream.settings.schema import DriftSettings
 from tests.planning.streams import calibration
 from tests.support.small_calibration import calibration_of
@@ -24,7 +24,7 @@ def made(rule: Rule, *sizes: int, copies: int = 1) -> Calibration:
     return calibration_of(energy.tolist(), nap.tolist(), rule=rule, class_id=classes.tolist())
 
 
-def asked(of: Calibration) -> Question:
+def asked(of: Calibration) -> PlanRequest:
     return ask(DRIFT, of.facts, of.document.rule.sides)
 
 

@@ -5,10 +5,12 @@ import pytest
 from nap_stream.core.alert_state import records_per_second
 from nap_stream.core.detection import window_limits
 from nap_stream.errors import ConfigError
-from nap_stream.planning.question import (
+from nap_stream.planning.request import (
     ask,
     firing_limit,
     of_half_the_false_alarms,
+    searched_windows,
+    usual_windows,
     with_changes,
     with_run_length,
 )
@@ -92,3 +94,19 @@ def test_the_largest_window_is_asked_for_in_little_memory() -> None:
     assert records == MAX_WINDOW_RECORDS
     assert FACTS.alpha * records < limit < 2 * FACTS.alpha * records
     assert peak < MAX_WINDOW_RECORDS
+
+
+def test_usual_windows_are_around_the_configured_one() -> None:
+    assert usual_windows(1_000) == (250, 1_000, 4_000)
+    assert usual_windows(40) == (20, 40, 160)
+
+
+def test_searched_windows_are_smaller_and_larger() -> None:
+    assert searched_windows(1_000) == (125, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
+    assert searched_windows(60) == (20, 30, 60, 120, 240, 480, 960)
+
+
+def test_none_is_larger_than_can_be_configured() -> None:
+    assert usual_windows(3_000_000) == (750_000, 3_000_000, MAX_WINDOW_RECORDS)
+    assert usual_windows(MAX_WINDOW_RECORDS) == (2_500_000, MAX_WINDOW_RECORDS)
+    assert searched_windows(MAX_WINDOW_RECORDS)[-2:] == (5_000_000, MAX_WINDOW_RECORDS)

@@ -1,11 +1,4 @@
-"""Which rolling windows are looked at beside the configured one: none that cannot be configured.
-
-How work that takes seconds tells how far it is.
-
-Numbers as people say them.
-
-What is asked for, and what the settings and the calibration make of it.
-"""
+"""What is asked for, what settings and calibration make of it, and numbers as people say them."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -66,7 +59,7 @@ def factor(ratio: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PlanRequest:
     """The promise that is asked for, of a calibration, whose rule has ``sides``.
 
     ``records_per_second`` is null where the promise is given in records, and where not every record
@@ -81,7 +74,7 @@ class Question:
 
     @property
     def words(self) -> str:
-        """The bearable false alarms, in the operator's words or in records."""
+        """The tolerated false alarms, in the operator's words or in records."""
         if self.drift.expected_run_length is not None:
             return f"one in {self.drift.expected_run_length:,.0f} records"
         return self.drift.false_alarms or DEFAULT_FALSE_ALARMS
@@ -97,7 +90,7 @@ class Question:
         return max(1, round((self.records_per_second or 0) * self.drift.pane_ms / 1_000))
 
 
-def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE) -> Question:
+def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE) -> PlanRequest:
     """Put settings and calibration together.
 
     Args:
@@ -111,7 +104,7 @@ def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE)
     rate = None
     if drift.expected_run_length is None and not is_thinned(drift):
         rate = records_per_second(drift.false_alarms or DEFAULT_FALSE_ALARMS)
-    return Question(drift, facts, detection_plan(drift, facts), rate, sides)
+    return PlanRequest(drift, facts, detection_plan(drift, facts), rate, sides)
 
 
 def is_thinned(drift: DriftSettings) -> bool:
@@ -152,10 +145,10 @@ def with_run_length(plan: DetectionPlan, run_length: float) -> DetectionPlan:
     )
 
 
-def of_half_the_false_alarms(question: Question) -> Question:
+def of_half_the_false_alarms(request: PlanRequest) -> PlanRequest:
     """The same with half as many false alarms."""
-    plan = with_run_length(question.plan, 2 * question.plan.run_length)
-    return dataclasses.replace(question, plan=plan)
+    plan = with_run_length(request.plan, 2 * request.plan.run_length)
+    return dataclasses.replace(request, plan=plan)
 
 
 def firing_limit(plan: DetectionPlan, pane_records: int) -> tuple[int, int]:

@@ -1,38 +1,183 @@
-"""A plan for people: what was asked for, where detectors fire, and what it costs in delay.
+"""A plan for people, in words and as a PNG: where detectors fire, what it costs in delay."""
 
-What a recorded stretch says, for people.
-"""
-
+import io
+import math
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nap_stream.core.alert_state import Detector
 from nap_stream.core.detection import Delay
+from nap_stream.evaluation.metrics import require_evaluate_extra
+from nap_stream.files import publish
 from nap_stream.planning.expected import DetectorDelays, Expectation
 from nap_stream.planning.findings import Findings, Share
-from nap_stream.planning.picture import bars, delay_words, detector_name, drift_name
-from nap_stream.planning.question import Question, count, duration, factor, is_thinned
 from nap_stream.planning.rates import ANY, KEYS, AlarmCount, RealRate
+from nap_stream.planning.request import PlanRequest, count, duration, factor, is_thinned
 from nap_stream.text import percent
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def render_plan(question: Question, expectation: Expectation) -> RenderableType:
+NAMES = {
+    Detector.OOD_WINDOW: "rolling window",
+    Detector.OOD_SEQUENTIAL: "e-detector of flags",
+    Detector.SCORE_SHIFT: "e-detector of scores",
+}
+_SHORTEST = 10
+_LONGEST_BAR = 40
+
+
+def detector_name(found: DetectorDelays) -> str:
+    """A detector in words, with the records that a window was asked for and those of its panes."""
+    if found.window_records is None or found.asked_records is None:
+        return NAMES[found.detector]
+    name = f"{NAMES[found.detector]}, {found.asked_records:,}"
+    is_rounded = found.asked_records != found.window_records
+    return f"{name} ({found.window_records:,} in whole panes)" if is_rounded else name
+
+
+def drift_name(expectation: Expectation, number: int) -> str:
+    """A drift in words: how many times as high the flag rate is, and how high."""
+    return f"{factor(expectation.factors[number])}x, {percent(expectation.rates[number])}"
+
+
+def delay_words(delay: Delay, records_per_second: float | None) -> str:
+    """How soon a drift is seen: records, with their error, and time where the rate is known."""
+    if delay.blind:
+        return "never, by design"
+    within = f"within {count(delay.horizon)}"
+    if not delay.detected:
+        return f"not {within}"
+    share = percent(delay.detected / delay.runs)
+    if delay.typical is None:
+        return f"{share} {within}"
+    words = count(delay.typical)
+    if delay.standard_error is not None:
+        words += f" ± {count(delay.standard_error)}"
+    if delay.mean is None:
+        words = f"median {words}\n{share} {within}"
+    if records_per_second is None:
+        return words
+    return f"{words}\n{duration(delay.typical / records_per_second)}"
+
+
+def bars(expectation: Expectation) -> Text:
+    """A bar for each drift and detector, on a logarithmic scale."""
+    delays = [delay for found in expectation.detectors for delay in found.delays]
+    longest = max((delay.typical or 0 for delay in delays), default=0)
+    width = max(len(detector_name(found)) for found in expectation.detectors)
+    text = Text(f"Records from a drift to its alarm, logarithmic from {_SHORTEST} on", "bold")
+    for number in range(len(expectation.rates)):
+        text.append(f"\n{drift_name(expectation, number)}", "default")
+        for found in expectation.detectors:
+            text.append(f"\n  {detector_name(found):<{width}} ", "not bold dim")
+            text.append_text(_bar(found.delays[number], longest))
+    return text
+
+
+def _bar(delay: Delay, longest: float) -> Text:
+    if delay.typical is None:
+        return Text(delay_words(delay, None), "not bold yellow")
+    span = math.log(max(longest / _SHORTEST, 2))
+    filled = math.log(max(delay.typical / _SHORTEST, 1)) / span
+    bar = Text("█" * max(1, round(_LONGEST_BAR * filled)), "cyan")
+    return bar.append(f" {count(delay.typical)}", "not bold")
+
+
+_TIMES_S = (1, 10, 60, 600, 3_600, 6 * 3_600, 86_400, 7 * 86_400)
+
+
+def draw_plan(request: PlanRequest, expectation: Expectation, out: Path) -> None:
+    """Draw the delay over the drift, a line for each detector; 1,200 x 720 pixels.
+
+    Raises:
+        ConfigError: matplotlib is not installed, or the file cannot be written.
+    """
+    require_evaluate_extra()
+    # Takes a second to import, and comes with an extra.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(10, 6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw(axes, request, expectation)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    publish(out, content.getvalue())
+
+
+def _draw(axes: "Axes", request: PlanRequest, expectation: Expectation) -> None:
+    for found in expectation.detectors:
+        seen = [
+            (rate, delay)
+            for rate, delay in zip(expectation.rates, found.delays, strict=True)
+            if delay.typical is not None
+        ]
+        axes.errorbar(
+            [rate for rate, _ in seen],
+            [delay.typical or 0 for _, delay in seen],
+            yerr=[2 * (delay.standard_error or 0) for _, delay in seen],
+            marker="o",
+            capsize=3,
+            linestyle="-" if found.window_records is None else "--",
+            label=detector_name(found),
+        )
+    axes.axvspan(
+        expectation.base_rate,
+        request.plan.flag_rate,
+        color="0.9",
+        label=f"allowed by the calibration, up to {percent(request.plan.flag_rate)}",
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    labels = [
+        f"{percent(rate)}\n{factor:g}x"
+        for rate, factor in zip(expectation.rates, expectation.factors, strict=True)
+    ]
+    axes.set_xticks(expectation.rates, labels, minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("flag rate after the drift")
+    axes.set_ylabel("records from the drift to the alarm")
+    title = f"{request.words}, confidence {request.plan.confidence * 100:g} %"
+    axes.set_title(title, parse_math=False)
+    axes.legend()
+    if request.records_per_second:
+        _add_times(axes, request.records_per_second)
+
+
+def _add_times(axes: "Axes", records_per_second: float) -> None:
+    low, high = axes.get_ylim()
+    beside = axes.twinx()
+    beside.set_yscale("log")
+    beside.set_ylim(low, high)
+    shown = [time for time in _TIMES_S if low <= time * records_per_second <= high]
+    places = [time * records_per_second for time in shown]
+    beside.set_yticks(places, [duration(time) for time in shown], minor=False)
+    beside.set_yticks([], minor=True)
+    beside.set_ylabel(f"at {records_per_second:g} records a second")
+
+
+def render_plan(request: PlanRequest, expectation: Expectation) -> RenderableType:
     """Everything about settings and calibration, to print."""
     return Group(
-        _facts(question),
+        _facts(request),
         Text(),
-        _delays(question, expectation),
+        _delays(request, expectation),
         Text(),
         bars(expectation),
         Text(),
-        _best_windows(question, expectation),
+        _best_windows(request, expectation),
         Text(),
-        _prices(question, expectation),
+        _prices(request, expectation),
         Text(),
-        *(Text(f"- {remark}") for remark in _remarks(question, expectation)),
+        *(Text(f"- {remark}") for remark in _remarks(request, expectation)),
     )
 
 
@@ -44,35 +189,35 @@ def facts_table(rows: Iterator[tuple[str, str]]) -> Table:
     return table
 
 
-def _facts(question: Question) -> Table:
-    return facts_table(_fact_rows(question))
+def _facts(request: PlanRequest) -> Table:
+    return facts_table(_fact_rows(request))
 
 
-def _fact_rows(question: Question) -> Iterator[tuple[str, str]]:
-    plan, facts, rate = question.plan, question.facts, question.records_per_second
-    yield "false alarms", f"{question.words}: at most one in {plan.run_length:,.0f} records"
+def _fact_rows(request: PlanRequest) -> Iterator[tuple[str, str]]:
+    plan, facts, rate = request.plan, request.facts, request.records_per_second
+    yield "false alarms", f"{request.words}: at most one in {plan.run_length:,.0f} records"
     each = f"at most one in {plan.detector_run_length:,.0f} each"
-    yield "", f"shared by {question.detectors} detectors, {each}"
+    yield "", f"shared by {request.detectors} detectors, {each}"
     yield "confidence", f"{plan.confidence * 100:g} % of calibrations keep that promise"
     groups = f", {facts.groups} predicted classes" if facts.per_class else ""
     yield "calibration", f"{facts.size:,} images{groups}, {facts.fingerprint[:16]}"
     yield "base rate", f"{percent(facts.alpha)} of in-distribution images are flagged (alpha)"
     yield "", f"at most {percent(plan.flag_rate)} (p_U) at its share of the confidence"
-    panes = f"{question.drift.pane_ms:,} ms"
-    known = f", {count(question.pane_records)} records at {rate:g} a second" if rate else ""
+    panes = f"{request.drift.pane_ms:,} ms"
+    known = f", {count(request.pane_records)} records at {rate:g} a second" if rate else ""
     yield "panes", f"{panes}{known}: verdicts come at their ends"
-    if question.drift.keys is not None:
+    if request.drift.keys is not None:
         yield "keys", "each has an e-detector of flags, whose delay is in records of the key"
 
 
-def _delays(question: Question, expectation: Expectation) -> Table:
+def _delays(request: PlanRequest, expectation: Expectation) -> Table:
     table = Table(title="Mean delay in records ± its standard error", title_justify="left")
     table.add_column("detector")
     table.add_column("fires at")
     for number in range(len(expectation.rates)):
         table.add_column(f"flag rate\n{drift_name(expectation, number)}", justify="right")
     for found in expectation.detectors:
-        cells = [delay_words(delay, question.records_per_second) for delay in found.delays]
+        cells = [delay_words(delay, request.records_per_second) for delay in found.delays]
         table.add_row(detector_name(found), _threshold(found), *cells)
     return table
 
@@ -85,7 +230,7 @@ def _threshold(found: DetectorDelays) -> str:
     return f"{found.threshold:,.0f} flagged, {percent(found.threshold / found.window_records)}"
 
 
-def _best_windows(question: Question, expectation: Expectation) -> Table:
+def _best_windows(request: PlanRequest, expectation: Expectation) -> Table:
     table = Table(title="The window that sees each drift first", title_justify="left")
     for name in ("flag rate", "window", "delay"):
         table.add_column(name)
@@ -93,12 +238,12 @@ def _best_windows(question: Question, expectation: Expectation) -> Table:
         if best.delay is None or best.window_records is None:
             table.add_row(drift_name(expectation, number), "none that was tried", "")
             continue
-        words = delay_words(best.delay, question.records_per_second).replace("\n", ", ")
+        words = delay_words(best.delay, request.records_per_second).replace("\n", ", ")
         table.add_row(drift_name(expectation, number), f"{best.window_records:,}", words)
     return table
 
 
-def _prices(question: Question, expectation: Expectation) -> Table:
+def _prices(request: PlanRequest, expectation: Expectation) -> Table:
     table = Table(
         title="What more certainty costs in delay, and what images buy", title_justify="left"
     )
@@ -109,7 +254,7 @@ def _prices(question: Question, expectation: Expectation) -> Table:
     prices = expectation.prices
     rows = (
         ("e-detector of flags", [price.sequential for price in prices]),
-        (f"rolling window, {question.plan.window_records:,}", [price.window for price in prices]),
+        (f"rolling window, {request.plan.window_records:,}", [price.window for price in prices]),
     )
     for name, delays in rows:
         table.add_section()
@@ -126,19 +271,19 @@ def _price_cell(delay: Delay, before: Delay) -> str:
     return f"{count(delay.mean)} ({delay.mean / before.mean - 1:+.0%})"
 
 
-def _remarks(question: Question, expectation: Expectation) -> Iterator[str]:
+def _remarks(request: PlanRequest, expectation: Expectation) -> Iterator[str]:
     blind = [
         drift_name(expectation, number)
         for number, rate in enumerate(expectation.rates)
-        if rate <= question.plan.flag_rate
+        if rate <= request.plan.flag_rate
     ]
     if blind:
         yield (
-            f"Flag rates of at most {percent(question.plan.flag_rate)} can be in-distribution for "
-            f"all that {question.facts.size:,} calibration images tell: no detector is to fire at "
+            f"Flag rates of at most {percent(request.plan.flag_rate)} can be in-distribution for "
+            f"all that {request.facts.size:,} calibration images tell: no detector is to fire at "
             f"{'; '.join(blind)}. More images lower that."
         )
-    if question.plan.tail_rates:
+    if request.plan.tail_rates:
         yield (
             "The e-detector of scores looks at tails of the p-values on both sides. Here only "
             "flagged ones become more; it is for shifts that flags do not show."
@@ -149,23 +294,23 @@ def _remarks(question: Question, expectation: Expectation) -> Iterator[str]:
         "An alert waits besides until its segment is published (log.segment_max_age_s) and its "
         "pane is closed."
     )
-    if is_thinned(question.drift):
+    if is_thinned(request.drift):
         yield "One record of each key counts in a pane: only such records are meant here."
-    if question.records_per_second is None:
+    if request.records_per_second is None:
         yield "The rate of records is not known: panes are taken to be small, delays have no times."
     else:
-        seconds = question.drift.pane_ms / 1_000
+        seconds = request.drift.pane_ms / 1_000
         yield f"No delay is shorter than a pane, {duration(seconds)}."
 
 
 _NAMES = {ANY: "any of the stream's", KEYS: "a single key's, its records"}
 
 
-def render_findings(question: Question, findings: Findings) -> RenderableType:
+def render_findings(request: PlanRequest, findings: Findings) -> RenderableType:
     """Everything about the stretch but its warnings, to print."""
     return Group(
         Text("The recorded stretch, taken to be in-distribution", "bold"),
-        facts_table(_rows(question, findings)),
+        facts_table(_rows(request, findings)),
         Text(),
         _tails(findings),
         Text(),
@@ -179,7 +324,7 @@ def render_findings(question: Question, findings: Findings) -> RenderableType:
     )
 
 
-def _rows(question: Question, findings: Findings) -> Iterator[tuple[str, str]]:
+def _rows(request: PlanRequest, findings: Findings) -> Iterator[tuple[str, str]]:
     stretch, found = findings.stretch, findings.flag_rate
     first, last = (
         datetime.fromtimestamp(ms / 1_000, UTC).isoformat(sep=" ", timespec="seconds")
@@ -195,13 +340,13 @@ def _rows(question: Question, findings: Findings) -> Iterator[tuple[str, str]]:
     yield "blocks", f"{findings.block_panes:,} panes, {records}, {duration(seconds)}; {chosen}"
     effect = findings.design_effect
     error = f"{effect:.3g} ± {effect * findings.effect_error:.2g}"
-    yield "design effect", f"{error}: {_worth(question, findings)}"
+    yield "design effect", f"{error}: {_worth(request, findings)}"
 
 
-def _worth(question: Question, findings: Findings) -> str:
+def _worth(request: PlanRequest, findings: Findings) -> str:
     if findings.is_too_even:
         return "flags come more evenly than those of independent records"
-    window = question.plan.window_records
+    window = request.plan.window_records
     worth = count(window / findings.design_effect)
     return f"a window of {count(window)} records is worth {worth} independent ones"
 

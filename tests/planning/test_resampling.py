@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nap_stream.planning.rates import autocovariances, block_places, dependence_of, resampled_shares
+from nap_stream.planning.resampling import (
+    autocovariances,
+    block_places,
+    dependence_of,
+    resampled_shares,
+)
 
 
 def moving(size: int, kept: float, seed: int) -> NDArray[np.float64]:
