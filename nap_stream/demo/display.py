@@ -6,7 +6,7 @@ Everything but the live line is read back from the scored log and the alert topi
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -253,11 +253,15 @@ def show_chart(chart: HistoryChart, console: Console) -> None:
 def show_counts(by_class: "pa.Table", images: "Sequence[LoggedImage]", console: Console) -> None:
     """Show what is in the log: counts by predicted class, by what was sent, and by camera."""
     _title("Query over the log: by predicted class (nap-stream query --by class)", console)
-    console.print(_class_table(by_class))
+    classes = [
+        (row["class_name"] or "(not scored)", row["rows"], row["ood"], row["ood_fraction"])
+        for row in by_class.to_pylist()
+    ]
+    console.print(_counts_table("class", classes))
     _title("The same by what was really sent, which only the files' names tell", console)
-    console.print(_table_by("kind", images, lambda image: image.kind))
+    console.print(_counts_table("kind", _counts(images, lambda image: image.kind)))
     _title("And by camera, from the header `camera`", console)
-    console.print(_table_by("camera", images, lambda image: image.camera))
+    console.print(_counts_table("camera", _counts(images, lambda image: image.camera)))
 
 
 def show_outcome(checks: "Sequence[Check]", console: Console) -> None:
@@ -288,39 +292,27 @@ def show_places(root: Path, contents: Mapping[Path, str], config: Path, console:
         console.print(Text(f"  {program} {command}"), soft_wrap=True)
 
 
-def show_duration(seconds: float, console: Console) -> None:
-    """Say how long all of it took."""
-    console.print()
-    console.print(Text(f"The demo took {seconds:.1f} s."))
+_Count = tuple[str, int, int, float | None]
+"""What was counted, rows, OOD rows, and their fraction where any was scored."""
 
 
-def _class_table(counts: "pa.Table") -> Table:
-    table = _table("class", "rows", "OOD", "OOD fraction")
-    for row in counts.to_pylist():
-        name = "(not scored)" if row["class_name"] is None else row["class_name"]
-        fraction = row["ood_fraction"]
-        shown = "-" if fraction is None else f"{fraction:.1%}"
-        table.add_row(Text(name), str(row["rows"]), str(row["ood"]), shown)
-    return table
-
-
-def _table_by(
-    name: str, images: "Sequence[LoggedImage]", of: "Callable[[LoggedImage], str]"
-) -> Table:
-    table = _table(name, "rows", "OOD", "OOD fraction")
+def _counts(
+    images: "Sequence[LoggedImage]", of: "Callable[[LoggedImage], str]"
+) -> Iterator[_Count]:
     for value in sorted({of(image) for image in images}):
-        flags = [image.is_ood for image in images if of(image) == value]
-        flagged = sum(1 for flag in flags if flag)
-        table.add_row(Text(value), str(len(flags)), str(flagged), f"{flagged / len(flags):.1%}")
-    return table
+        flags = [bool(image.is_ood) for image in images if of(image) == value]
+        yield value, len(flags), sum(flags), sum(flags) / len(flags)
 
 
-def _table(name: str, *numbers: str) -> Table:
+def _counts_table(name: str, counts: Iterable[_Count]) -> Table:
     table = _plain_table()
     table.show_header = True
     table.add_column(name)
-    for number in numbers:
+    for number in ("rows", "OOD", "OOD fraction"):
         table.add_column(number, justify="right")
+    for value, rows, ood, fraction in counts:
+        shown = "-" if fraction is None else f"{fraction:.1%}"
+        table.add_row(Text(value), str(rows), str(ood), shown)
     return table
 
 

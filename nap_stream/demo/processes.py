@@ -33,6 +33,13 @@ BROKER_START_S = 20.0
 BROKER_STOP_S = 5.0
 SHOWN_OUTPUT_BYTES = 1_000
 
+MONITOR_STOP_S = 40.0
+"""More than driver.shutdown_deadline_s, which is 30 s by default."""
+ABANDON_S = 5.0
+"""How long the monitor may take where the demo itself is breaking off."""
+ANSWER_S = 2.0
+TAIL_LINES = 15
+
 
 @contextmanager
 def embedded_broker(clock: Clock | None = None) -> Iterator[str]:
@@ -123,14 +130,6 @@ def _is_open(address: str) -> bool:
         return probe.connect_ex((host, int(port))) == 0
 
 
-MONITOR_STOP_S = 40.0
-"""More than driver.shutdown_deadline_s, which is 30 s by default."""
-ABANDON_S = 5.0
-"""How long the monitor may take where the demo itself is breaking off."""
-ANSWER_S = 2.0
-TAIL_LINES = 15
-
-
 @dataclass(frozen=True, slots=True)
 class MonitorView:
     """What /metrics shows. Fractions are null until the window is full.
@@ -146,23 +145,16 @@ class MonitorView:
 
 
 class MonitorProcess:
-    """A running ``nap-stream run``.
+    """A running ``nap-stream run``, started in a session of its own.
 
-    Args:
-        process: Started in a session of its own.
-        port: Where it serves its metrics.
-        output: The file that it prints to.
+    It serves its metrics at ``port``, and prints to the file ``output``.
     """
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int, output: Path) -> None:
         self._process, self._port, self._output = process, port, output
 
     def require_alive(self) -> None:
-        """Go on only while it runs.
-
-        Raises:
-            WorkerError: It has ended, with the last lines that it printed.
-        """
+        """Raise a `WorkerError` with the last lines that it printed where it has ended."""
         if self._process.poll() is not None:
             lines = self._output.read_text(encoding="utf-8", errors="replace").splitlines()
             raise WorkerError(
@@ -208,14 +200,13 @@ class MonitorProcess:
 
     def _get(self, path: str) -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_S)
-        try:
-            connection.request("GET", path)
-            response = connection.getresponse()
-            body = response.read().decode()
-        except (OSError, http.client.HTTPException):
-            return None
-        finally:
-            connection.close()
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                body = response.read().decode()
+            except (OSError, http.client.HTTPException):
+                return None
         return body if response.status == HTTPStatus.OK else None
 
 
@@ -254,15 +245,17 @@ def _view(text: str) -> MonitorView:
     samples = [
         sample for family in text_string_to_metric_families(text) for sample in family.samples
     ]
-    gauges = {sample.name: sample.value for sample in samples}
-    rows = sum(s.value for s in samples if s.name == "nap_stream_records_total")
-    lags = [s for s in samples if s.name == "nap_stream_partition_lag_offsets"]
-    bound = gauges["nap_stream_ood_fraction_bound"]
-    full = not math.isnan(bound)
+
+    def values(name: str) -> list[float]:
+        return [sample.value for sample in samples if sample.name == name]
+
+    (fraction,) = values("nap_stream_ood_fraction")
+    (bound,) = values("nap_stream_ood_fraction_bound")
+    is_full = not math.isnan(bound)
     return MonitorView(
-        rows=int(rows),
-        partitions=len(lags),
-        ood_fraction=gauges["nap_stream_ood_fraction"] if full else None,
-        bound=bound if full else None,
-        firing=any(s.value > 0 for s in samples if s.name == "nap_stream_alert_firing"),
+        rows=int(sum(values("nap_stream_records_total"))),
+        partitions=len(values("nap_stream_partition_lag_offsets")),
+        ood_fraction=fraction if is_full else None,
+        bound=bound if is_full else None,
+        firing=any(value > 0 for value in values("nap_stream_alert_firing")),
     )

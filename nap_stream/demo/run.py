@@ -29,7 +29,6 @@ from nap_stream.demo.display import (
     draw_png,
     show_chart,
     show_counts,
-    show_duration,
     show_outcome,
     show_places,
 )
@@ -74,7 +73,7 @@ def run_demo(
     clock: Clock,
     environ: Mapping[str, str],
 ) -> bool:
-    """Run all of it. Must be called in the main thread.
+    """Run all of it, and say whether everything was as it must be. For the main thread only.
 
     Args:
         root: The folder that is filled.
@@ -84,9 +83,6 @@ def run_demo(
         display: Where it is shown.
         clock: The time.
         environ: Of the monitor's process.
-
-    Returns:
-        Whether everything was as it must be.
 
     Raises:
         NapStreamError: It could not be run to its end.
@@ -110,7 +106,7 @@ def run_demo(
                 show.wait_until_ready()
                 streamed = show.play(rate)
         succeeded = show.sum_up(calibration, streamed)
-    show_duration(display.seconds(), display.console)
+    display.console.print(f"\nThe demo took {display.seconds():.1f} s.", highlight=False)
     return succeeded
 
 
