@@ -49,9 +49,9 @@ def skill_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterat
             yield f"{what} {share:.3f} is near that of guessing ({1 / classes:.3f}): {advice}"
 
 
-def undecodable_warnings(what: str, read: Reading | ScoredImages) -> Iterator[str]:
-    """Images that could not be decoded."""
-    if read.undecodable:
+def undecodable_warnings(what: str, read: Reading | ScoredImages | None) -> Iterator[str]:
+    """Images that could not be decoded; none where nothing was read."""
+    if read is not None and read.undecodable:
         yield (
             f"{read.undecodable} of {read.undecodable + len(read)} {what} cannot be decoded; "
             f"first {read.first_problem}"
@@ -87,6 +87,21 @@ def one_class_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> It
     """Images that are all predicted as one class."""
     if len(class_names) > 1 and len(np.unique(scored.class_id)) == 1:
         yield f"all images are predicted as one class, number {scored.class_id[0]}"
+
+
+def power_warnings(
+    method: Method, weight: float | None, location: float, scored: ScoredImages, *, is_fitted: bool
+) -> Iterator[str]:
+    """Base scores that the geometric mean has no power of."""
+    if method.base is None or not method.needs_location:
+        return
+    undefined = int((scored.values[method.base] - location <= 0).sum())
+    if undefined:
+        advice = "" if is_fitted else ": give images to fit on, so that it moves"
+        yield (
+            f"the {method.base} of {undefined} of {len(scored)} images is at or below "
+            f"{location:g}, which has no power {weight:g}{advice}"
+        )
 
 
 LEAST_REFERENCES = 2
@@ -130,6 +145,23 @@ def require_head(names: Iterable[BaseScore], loaded: LoadedModel, factory: str) 
             factory,
             f"Choose nap, or a method of {others}",
         )
+
+
+def require_fittable(
+    names: Iterable[BaseScore],
+    methods: Iterable[Method],
+    part: FitPart,
+    neighbours: int,
+    reading: Reading | None = None,
+) -> None:
+    """Refuse a part that is too small, by its files or, once they were read, by its reading.
+
+    Raises:
+        CalibrationError: See `require_neighbours` and `require_references`.
+    """
+    with_features = len(part) if reading is None else reading.with_features
+    require_neighbours(names, with_features, part, neighbours)
+    require_references(methods, len(part) if reading is None else len(reading), part)
 
 
 def require_neighbours(

@@ -40,8 +40,8 @@ class Fitted:
     locations: Mapping[str, float]
 
     def location(self, method: Method) -> float:
-        """What the method takes off its base score before it fuses it."""
-        return self.locations.get(str(method.base), 0.0)
+        """What the method takes off its base score before it fuses it; 0 if it takes none."""
+        return self.locations.get(str(method.base), 0.0) if method.needs_location else 0.0
 
     def references(self, method: Method) -> dict[str, NDArray[np.float64]]:
         """What the method's p-values are taken against, ascending; empty if it takes none."""

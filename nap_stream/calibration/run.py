@@ -1,9 +1,6 @@
-"""Putting a calibration together from what was read and fitted.
+"""Making a calibration: the model over held-out in-distribution images."""
 
-Making a calibration: the model over held-out in-distribution images.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +28,11 @@ from nap_stream.calibration.checks import (
     copy_warnings,
     mean_confidence,
     one_class_warnings,
+    power_warnings,
     require_apart,
     require_enough,
+    require_fittable,
     require_head,
-    require_neighbours,
-    require_references,
     require_weight,
     skill_warnings,
     tie_warnings,
@@ -55,138 +52,6 @@ from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSett
 from nap_stream.text import encodable
 
 FLAG_RATE_CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Parts:
-    """What a calibration is made of.
-
-    ``fit_reading`` is null where nothing was fitted. ``copies`` of the images to calibrate on are
-    byte for byte images that were fitted on.
-    """
-
-    method: Method
-    weight: float | None
-    search: WeightSearch | None
-    fitted: Fitted
-    fit_reading: Reading | None
-    scored: ScoredImages
-    copies: int = 0
-
-
-def assemble(
-    parts: Parts,
-    rule: Rule,
-    loaded: LoadedModel,
-    parameters: ScoreParameters,
-    *,
-    factory: str,
-    source: Path,
-    fit_source: Path | None,
-    created_ms: int,
-) -> Calibration:
-    """Score the calibration images by the method, and put everything together.
-
-    Raises:
-        CalibrationError: The images are too few for the rule; says how many are needed.
-    """
-    scored = parts.scored
-    references = parts.fitted.references(parts.method)
-    location = parts.fitted.location(parts.method) if parts.method.needs_location else 0.0
-    scores = method_scores(
-        parts.method, scored.values, weight=parts.weight, location=location, reference=references
-    )
-    try:
-        judge = ConformalTest(rule, scores, scored.class_id, len(loaded.class_names))
-    except ValueError as error:
-        raise CalibrationError(
-            str(error), str(source), "Give more images, or another rule or method"
-        ) from error
-    arrays = _arrays(scores, scored, references, parts.fitted)
-    document = CalibrationDocument(
-        method=str(parts.method),
-        weight=parts.weight,
-        location=location,
-        weight_search=parts.search,
-        rule=rule,
-        groups=judge.groups,
-        flag_rate_confidence=FLAG_RATE_CONFIDENCE,
-        scores=parts.fitted.base_scores.names,
-        parameters=parameters,
-        react_clip=parts.fitted.fits.react_clip,
-        model=ModelFacts(
-            factory=factory,
-            fingerprint=loaded.fingerprint,
-            weights_fingerprint=weights_of(loaded.module),
-            class_names=loaded.class_names,
-            preprocessing=loaded.preprocessing,
-            feature_site=loaded.feature_site,
-            head=loaded.head,
-        ),
-        images=_image_facts(source, scored),
-        fit_images=(
-            None if parts.fit_reading is None else _image_facts(fit_source, parts.fit_reading)
-        ),
-        mean_confidence=mean_confidence(scored),
-        accuracy=accuracy(scored, loaded.class_names),
-        warnings=(
-            *_warnings(parts, loaded.class_names),
-            *_power_warnings(parts, location),
-            *tie_warnings(scores, scored.class_id, judge.groups),
-        ),
-        versions=versions(),
-        created_ms=created_ms,
-        array_sha256=array_sha256(arrays),
-    )
-    return Calibration(document, arrays)
-
-
-def _arrays(
-    scores: NDArray[np.float64],
-    scored: ScoredImages,
-    references: dict[str, NDArray[np.float64]],
-    fitted: Fitted,
-) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {SCORE: scores, CLASS_ID: scored.class_id.astype(np.int32)}
-    arrays |= {f"{VALUE}{name}": value for name, value in scored.values.items()}
-    arrays |= {f"{REFERENCE}{name}": value for name, value in references.items()}
-    if fitted.fits.feature_mean is not None:
-        arrays[FEATURE_MEAN] = fitted.fits.feature_mean
-    if fitted.fits.knn_bank is not None:
-        arrays[KNN_BANK] = fitted.fits.knn_bank
-    return arrays
-
-
-def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:
-    return ImageFacts(
-        source=None if source is None else encodable(source.resolve().name),
-        scored=len(read),
-        undecodable=read.undecodable,
-    )
-
-
-def _warnings(parts: Parts, class_names: tuple[str, ...]) -> Iterator[str]:
-    yield from skill_warnings(parts.scored, class_names)
-    yield from undecodable_warnings("images to calibrate on", parts.scored)
-    if parts.fit_reading is not None:
-        yield from undecodable_warnings("images to fit on", parts.fit_reading)
-    yield from one_class_warnings(parts.scored, class_names)
-    yield from copy_warnings(parts.copies, len(parts.scored))
-
-
-def _power_warnings(parts: Parts, location: float) -> Iterator[str]:
-    method = parts.method
-    if method.base is None or not method.needs_location:
-        return
-    undefined = int((parts.scored.values[method.base] - location <= 0).sum())
-    if undefined:
-        advice = (
-            "" if parts.fit_reading is not None else ": give images to fit on, so that it moves"
-        )
-        yield (
-            f"the {method.base} of {undefined} of {len(parts.scored)} images is at or below "
-            f"{location:g}, which has no power {parts.weight:g}{advice}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +89,7 @@ def calibrate(
         device: Where the model runs.
         clock: For the time that the calibration states.
         cache: Where the model's outputs are kept and taken from.
-        progress: Told after each batch.
+        progress: Told after each batch how many images were read.
 
     Raises:
         ConfigError: The weight is out of range, or the method has none.
@@ -240,31 +105,36 @@ def calibrate(
     require_enough(total, request.rule, request.images)
     loaded = load_model(request.model, device)
     plan = _plan(request, loaded)
-    if plan.part is not None and not plan.part.own:
-        fitted_on = len(plan.part)
-        require_enough(total - fitted_on, request.rule, request.images, fitted_on=fitted_on)
-    copies = [] if plan.part is None else require_apart(plan.part, request.images)
-    counter = Counter(_passes(plan, total), progress)
-    fitted, fit_reading, search = _fit(plan, request, loaded, cache, counter.advance)
+    part, searching = plan.part, plan.searching
+    if part is not None and not part.own:
+        require_enough(total - len(part), request.rule, request.images, fitted_on=len(part))
+    copies = [] if part is None else require_apart(part, request.images)
     reader = Reader(loaded, request.limits, request.images, cache)
-    files = reader.files() if plan.part is None else plan.part.others(request.images)
-    scored = reader.score(files, fitted.base_scores, request.batch_size, counter.advance)
+    if part is None:
+        advance = Counter(total, progress).advance
+        fit_found = FitFound(unfitted(plan.names, loaded, request.scoring.parameters()), None, {})
+        files = reader.files()
+    else:
+        advance = Counter(total + fit_passes(part, searching), progress).advance
+        fit_found = fit_part(
+            part,
+            plan.names,
+            (plan.method,),
+            searching,
+            reader=Reader(loaded, request.limits, part.source, cache),
+            parameters=request.scoring.parameters(),
+            batch_size=request.batch_size,
+            advance=advance,
+        )
+        files = part.others(request.images)
+    scored = reader.score(files, fit_found.fitted.base_scores, request.batch_size, advance)
     return assemble(
-        Parts(
-            plan.method,
-            search.chosen if search is not None else request.weight,
-            search,
-            fitted,
-            fit_reading,
-            scored,
-            len(copies),
-        ),
-        request.rule,
+        request,
         loaded,
-        request.scoring.parameters(),
-        factory=request.model.factory,
-        source=request.images,
-        fit_source=request.fit_images,
+        plan.method,
+        fit_found,
+        scored,
+        copies=len(copies),
         created_ms=clock.now_ms(),
     )
 
@@ -274,6 +144,30 @@ def choose_method(scoring: ScoringSettings, loaded: LoadedModel) -> Method:
     if scoring.method is not None:
         return parse_method(scoring.method)
     return parse_method("fisher-knn" if loaded.head is not None else "fisher-energy")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is computed. ``part`` is null where nothing has to be fitted."""
+
+    method: Method
+    names: tuple[BaseScore, ...]
+    searching: tuple[Method, ...]
+    part: FitPart | None
+
+
+def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
+    method, scoring = choose_method(request.scoring, loaded), request.scoring
+    base = () if method.base is None else (method.base,)
+    names = in_order((*ALWAYS, *base, *scoring.scores))
+    require_head(names, loaded, request.model.factory)
+    searching = (method,) if method.has_weight and request.weight is None else ()
+    part = None
+    moves = method.needs_location and request.fit_images is not None
+    if searching or moves or method.needs_reference or any(needs_fit(name) for name in names):
+        part = FitPart.choose(request.images, request.fit_images, scoring.fit_limit)
+        require_fittable(names, (method,), part, scoring.knn_k)
+    return _Plan(method, names, searching, part)
 
 
 @dataclass(slots=True)
@@ -291,54 +185,153 @@ class Counter:
             self.progress(self.done, self.total)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What is computed. ``part`` is null where nothing has to be fitted."""
+@dataclass(frozen=True, slots=True, eq=False)
+class FitFound:
+    """What was taken from the images to fit on.
 
-    method: Method
-    names: tuple[BaseScore, ...]
-    searches: bool
-    part: FitPart | None
+    ``reading`` is null where nothing had to be fitted. ``searches`` holds the search for the
+    weight of each method that has none given.
+    """
 
+    fitted: Fitted
+    reading: Reading | None
+    searches: Mapping[Method, WeightSearch]
 
-def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
-    method, scoring = choose_method(request.scoring, loaded), request.scoring
-    base = () if method.base is None else (method.base,)
-    names = in_order((*ALWAYS, *base, *scoring.scores))
-    require_head(names, loaded, request.model.factory)
-    searches = method.has_weight and request.weight is None
-    part = None
-    moves = method.needs_location and request.fit_images is not None
-    if searches or moves or method.needs_reference or any(needs_fit(name) for name in names):
-        part = FitPart.choose(request.images, request.fit_images, scoring.fit_limit)
-        require_neighbours(names, len(part), part, scoring.knn_k)
-        require_references((method,), len(part), part)
-    return _Plan(method, names, searches, part)
+    @property
+    def undecodable(self) -> int:
+        """How many images to fit on could not be decoded."""
+        return 0 if self.reading is None else self.reading.undecodable
 
 
-def _passes(plan: _Plan, total: int) -> int:
-    if plan.part is None:
-        return total
-    own = len(plan.part) if plan.part.own else 0
-    return total + own + (pseudo_passes(plan.part) if plan.searches else 0)
+def fit_part(
+    part: FitPart,
+    names: tuple[BaseScore, ...],
+    methods: tuple[Method, ...],
+    searching: tuple[Method, ...],
+    *,
+    reader: Reader,
+    parameters: ScoreParameters,
+    batch_size: int,
+    advance: Advance,
+) -> FitFound:
+    """Read the images to fit on, fit base scores, and search weights on pseudo-OOD images.
+
+    Args:
+        part: The images.
+        names: The base scores to fit.
+        methods: Those that are to be computed.
+        searching: Those of them whose weight is searched.
+        reader: Of the part's source.
+        parameters: Of the base scores.
+        batch_size: Images that go through the model at once.
+        advance: Told how many more images were read, `fit_passes` in all.
+
+    Raises:
+        CalibrationError: Too few images can be decoded, or see `Reader`.
+    """
+    reading = reader.read(part.files(), batch_size, advance)
+    require_fittable(names, methods, part, parameters.knn_k, reading)
+    fitted = fit(names, reading, reader.loaded, parameters)
+    pseudo = pseudo_values(part, reader, fitted, advance) if searching else {}
+    searches = {method: search_weight(method, fitted, pseudo) for method in searching}
+    return FitFound(fitted, reading, searches)
 
 
-def _fit(
-    plan: _Plan,
+def fit_passes(part: FitPart, searching: tuple[Method, ...]) -> int:
+    """Forward passes, in images, of `fit_part` that come on top of reading all images once."""
+    return (len(part) if part.own else 0) + (pseudo_passes(part) if searching else 0)
+
+
+def assemble(
     request: CalibrationRequest,
     loaded: LoadedModel,
-    cache: FeatureCache | None,
-    advance: Advance,
-) -> tuple[Fitted, Reading | None, WeightSearch | None]:
-    parameters = request.scoring.parameters()
-    if plan.part is None:
-        return unfitted(plan.names, loaded, parameters), None, None
-    reader = Reader(loaded, request.limits, plan.part.source, cache)
-    reading = reader.read(plan.part.files(), request.batch_size, advance)
-    require_neighbours(plan.names, reading.with_features, plan.part, parameters.knn_k)
-    require_references((plan.method,), len(reading), plan.part)
-    fitted = fit(plan.names, reading, loaded, parameters)
-    if not plan.searches:
-        return fitted, reading, None
-    pseudo = pseudo_values(plan.part, reader, fitted, advance)
-    return fitted, reading, search_weight(plan.method, fitted, pseudo)
+    method: Method,
+    fit_found: FitFound,
+    scored: ScoredImages,
+    *,
+    copies: int,
+    created_ms: int,
+) -> Calibration:
+    """Score the calibration images by the method, and put everything together.
+
+    ``copies`` of them are byte for byte images that were fitted on.
+
+    Raises:
+        CalibrationError: The images are too few for the rule; says how many are needed.
+    """
+    fitted, fit_reading = fit_found.fitted, fit_found.reading
+    search = fit_found.searches.get(method)
+    weight = request.weight if search is None else search.chosen
+    references, location = fitted.references(method), fitted.location(method)
+    scores = method_scores(
+        method, scored.values, weight=weight, location=location, reference=references
+    )
+    try:
+        test = ConformalTest(request.rule, scores, scored.class_id, len(loaded.class_names))
+    except ValueError as error:
+        raise CalibrationError(
+            str(error), str(request.images), "Give more images, or another rule or method"
+        ) from error
+    arrays = _arrays(scores, scored, references, fitted)
+    document = CalibrationDocument(
+        method=str(method),
+        weight=weight,
+        location=location,
+        weight_search=search,
+        rule=request.rule,
+        groups=test.groups,
+        flag_rate_confidence=FLAG_RATE_CONFIDENCE,
+        scores=fitted.base_scores.names,
+        parameters=request.scoring.parameters(),
+        react_clip=fitted.fits.react_clip,
+        model=ModelFacts(
+            factory=request.model.factory,
+            fingerprint=loaded.fingerprint,
+            weights_fingerprint=weights_of(loaded.module),
+            class_names=loaded.class_names,
+            preprocessing=loaded.preprocessing,
+            feature_site=loaded.feature_site,
+            head=loaded.head,
+        ),
+        images=_image_facts(request.images, scored),
+        fit_images=None if fit_reading is None else _image_facts(request.fit_images, fit_reading),
+        mean_confidence=mean_confidence(scored),
+        accuracy=accuracy(scored, loaded.class_names),
+        warnings=(
+            *skill_warnings(scored, loaded.class_names),
+            *undecodable_warnings("images to calibrate on", scored),
+            *undecodable_warnings("images to fit on", fit_reading),
+            *one_class_warnings(scored, loaded.class_names),
+            *copy_warnings(copies, len(scored)),
+            *power_warnings(method, weight, location, scored, is_fitted=fit_reading is not None),
+            *tie_warnings(scores, scored.class_id, test.groups),
+        ),
+        versions=versions(),
+        created_ms=created_ms,
+        array_sha256=array_sha256(arrays),
+    )
+    return Calibration(document, arrays)
+
+
+def _arrays(
+    scores: NDArray[np.float64],
+    scored: ScoredImages,
+    references: dict[str, NDArray[np.float64]],
+    fitted: Fitted,
+) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {SCORE: scores, CLASS_ID: scored.class_id.astype(np.int32)}
+    arrays |= {f"{VALUE}{name}": value for name, value in scored.values.items()}
+    arrays |= {f"{REFERENCE}{name}": value for name, value in references.items()}
+    if fitted.fits.feature_mean is not None:
+        arrays[FEATURE_MEAN] = fitted.fits.feature_mean
+    if fitted.fits.knn_bank is not None:
+        arrays[KNN_BANK] = fitted.fits.knn_bank
+    return arrays
+
+
+def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:
+    return ImageFacts(
+        source=None if source is None else encodable(source.resolve().name),
+        scored=len(read),
+        undecodable=read.undecodable,
+    )

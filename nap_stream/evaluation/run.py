@@ -1,6 +1,6 @@
 """Evaluating a model's methods on named sets of images."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,14 @@ from nap_stream.calibration.checks import (
     copy_warnings,
     one_class_warnings,
     require_apart,
+    require_fittable,
     require_head,
-    require_neighbours,
-    require_references,
     skill_warnings,
     undecodable_warnings,
 )
-from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order
-from nap_stream.calibration.read import FeatureCache, Reader, Reading, ScoredImages, Values
-from nap_stream.calibration.run import Counter
-from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight
+from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, in_order
+from nap_stream.calibration.read import FeatureCache, Reader, ScoredImages, Values
+from nap_stream.calibration.run import Counter, fit_part, fit_passes
 from nap_stream.clock import Progress
 from nap_stream.core.methods import Method, WeightSearch, every_method, method_scores
 from nap_stream.core.score_specs import needs_features
@@ -107,20 +105,22 @@ def evaluate(
     methods = request.methods or methods_for(loaded)
     names = in_order((*ALWAYS, *(method.base for method in methods if method.base is not None)))
     require_head(names, loaded, request.model.factory)
-    require_neighbours(names, len(part), part, request.scoring.knn_k)
-    require_references(methods, len(part), part)
+    require_fittable(names, methods, part, request.scoring.knn_k)
     copies = require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight)
-    passes = total + (len(part) if part.own else 0) + (pseudo_passes(part) if searching else 0)
-    advance = Counter(passes, progress).advance
+    advance = Counter(total + fit_passes(part, searching), progress).advance
 
-    reader = Reader(loaded, request.limits, part.source, cache)
-    reading = reader.read(part.files(), request.batch_size, advance)
-    require_neighbours(names, reading.with_features, part, request.scoring.knn_k)
-    require_references(methods, len(reading), part)
-    fitted = fit(names, reading, loaded, request.scoring.parameters())
-    pseudo = pseudo_values(part, reader, fitted, advance) if searching else {}
-    searches = {method: search_weight(method, fitted, pseudo) for method in searching}
+    fit_found = fit_part(
+        part,
+        names,
+        methods,
+        searching,
+        reader=Reader(loaded, request.limits, part.source, cache),
+        parameters=request.scoring.parameters(),
+        batch_size=request.batch_size,
+        advance=advance,
+    )
+    fitted, searches = fit_found.fitted, fit_found.searches
 
     def score(source: Path, files: Iterable[ImageFile]) -> ScoredImages:
         one = Reader(loaded, request.limits, source, cache)
@@ -137,7 +137,7 @@ def evaluate(
         context={
             **_context(request, loaded, part, searches),
             "undecodable": {
-                "fitted_on": reading.undecodable,
+                "fitted_on": fit_found.undecodable,
                 "in_distribution": inside.undecodable,
                 "ood_sets": {name: one.undecodable for name, one in outside.items()},
             },
@@ -150,7 +150,18 @@ def evaluate(
         inside.values,
         {name: one.values for name, one in outside.items()},
         searches,
-        (*_warnings(loaded, reading, inside, outside), *copy_warnings(len(copies), len(inside))),
+        (
+            *skill_warnings(inside, loaded.class_names),
+            *one_class_warnings(inside, loaded.class_names),
+            *undecodable_warnings("images to fit on", fit_found.reading),
+            *undecodable_warnings("in-distribution images", inside),
+            *(
+                warning
+                for name, scored in outside.items()
+                for warning in undecodable_warnings(f"images of the OOD set {name}", scored)
+            ),
+            *copy_warnings(len(copies), len(inside)),
+        ),
     )
 
 
@@ -185,20 +196,6 @@ def all_scores(
 def _set_name(path: Path) -> str:
     resolved = path.resolve()
     return encodable(resolved.name if resolved.is_dir() else resolved.stem)
-
-
-def _warnings(
-    loaded: LoadedModel,
-    fitted_on: Reading,
-    inside: ScoredImages,
-    outside: Mapping[str, ScoredImages],
-) -> Iterator[str]:
-    yield from skill_warnings(inside, loaded.class_names)
-    yield from one_class_warnings(inside, loaded.class_names)
-    yield from undecodable_warnings("images to fit on", fitted_on)
-    yield from undecodable_warnings("in-distribution images", inside)
-    for name, scored in outside.items():
-        yield from undecodable_warnings(f"images of the OOD set {name}", scored)
 
 
 def _context(

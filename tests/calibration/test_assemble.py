@@ -9,12 +9,13 @@ import pytest
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.fit import ALWAYS, Fitted, fit, unfitted
 from nap_stream.calibration.read import Reading, ScoredImages
-from nap_stream.calibration.run import Parts, assemble
+from nap_stream.calibration.run import CalibrationRequest, FitFound, assemble
 from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError
 from nap_stream.model.load import LoadedModel, weights_of
+from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from tests.support.small_settings import load_small
 
 NAMES = ("cat", "dog", "owl")
@@ -60,22 +61,23 @@ def put_together(
 ) -> Calibration:
     loaded = model()
     fitted = fitted or unfitted(ALWAYS, loaded, PARAMETERS)
-    parts = Parts(
-        method=parse_method(method),
+    request = CalibrationRequest(
+        model=ModelSettings(factory="package:name"),
+        scoring=ScoringSettings(knn_k=2),
+        images=Path("some/../held-out"),
+        fit_images=fit_source,
+        rule=rule or Rule(0.25),
         weight=weight,
-        search=None,
-        fitted=fitted,
-        fit_reading=fit_reading,
-        scored=ScoredImages.of(reading, fitted.base_scores),
+        batch_size=4,
+        limits=LimitSettings(),
     )
     return assemble(
-        parts,
-        rule or Rule(0.25),
+        request,
         loaded,
-        PARAMETERS,
-        factory="package:name",
-        source=Path("some/../held-out"),
-        fit_source=fit_source,
+        parse_method(method),
+        FitFound(fitted, fit_reading, {}),
+        ScoredImages.of(reading, fitted.base_scores),
+        copies=0,
         created_ms=7,
     )
 

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nap_stream.calibration import run as run_module
 from nap_stream.calibration import weight as weight_module
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
-from nap_stream.evaluation import run as run_module
 from nap_stream.evaluation.run import Evaluation, EvaluationRequest, evaluate
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from tests.support.small_calibration import write_images
