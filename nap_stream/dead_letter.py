@@ -1,7 +1,4 @@
-"""What happens to images that cannot be decoded.
-
-Dead letters to a Kafka topic.
-"""
+"""What happens to images that cannot be decoded: dead letters to a Kafka topic."""
 
 from collections.abc import Callable
 from typing import Any, Protocol

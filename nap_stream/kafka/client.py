@@ -1,7 +1,4 @@
-"""From kafka-python's errors to ours.
-
-The one place that knows how to reach Kafka: options, secrets, clients, topics.
-"""
+"""How to reach Kafka: options, secrets, clients, topics, and kafka-python's errors as ours."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +10,7 @@ from kafka import KafkaAdminClient, errors
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import (
@@ -22,6 +20,7 @@ from nap_stream.errors import (
     NapStreamError,
     TopicNotFoundError,
 )
+from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 
 REFUSALS = (
@@ -37,6 +36,16 @@ _UNREACHABLE = (
     errors.RequestTimedOutError,
     errors.MetadataEmptyBrokerList,
 )
+
+
+def to_native(partition: TopicPartition) -> KafkaPartition:
+    """Our partition as kafka-python names it."""
+    return KafkaPartition(partition.topic, partition.partition)
+
+
+def from_native(native: KafkaPartition) -> TopicPartition:
+    """Kafka-python's partition as we name it."""
+    return TopicPartition(native.topic, native.partition)
 
 
 @contextmanager

@@ -9,7 +9,13 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import TopicNotFoundError
-from nap_stream.kafka.client import as_broker_error, client_options, open_client, translated_errors
+from nap_stream.kafka.client import (
+    as_broker_error,
+    client_options,
+    from_native,
+    open_client,
+    translated_errors,
+)
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 
@@ -32,7 +38,7 @@ def committed_offsets(
 
     found = _asked(settings, f"asking for the offsets of group {settings.group_id}", ask, clock)
     return {
-        _ours(native): committed.offset
+        from_native(native): committed.offset
         for native, committed in found.items()
         if native.topic == settings.topic and committed.offset >= 0
     }
@@ -107,9 +113,4 @@ def _described(admin: Any, settings: KafkaSettings) -> Any:
 
 def _offsets(admin: Any, natives: list[KafkaPartition], spec: Any) -> dict[TopicPartition, int]:
     found = admin.list_partition_offsets(dict.fromkeys(natives, spec))
-    return {_ours(native): answer.offset for native, answer in found.items()}
-
-
-def _ours(native: KafkaPartition) -> TopicPartition:
-    """Kafka-python's partition as we name it."""
-    return TopicPartition(native.topic, native.partition)
+    return {from_native(native): answer.offset for native, answer in found.items()}

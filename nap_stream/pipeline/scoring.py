@@ -1,6 +1,6 @@
 """From messages to the rows of the log: decode, preprocess, score, judge.
 
-Decode and score in threads of their own, in the order of arrival.
+Decoding and scoring have threads of their own, and keep the order of arrival.
 """
 
 import dataclasses

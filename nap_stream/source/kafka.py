@@ -13,7 +13,7 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import BrokerUnavailableError
-from nap_stream.kafka.client import open_client, translated_errors
+from nap_stream.kafka.client import from_native, open_client, to_native, translated_errors
 from nap_stream.records import Fetched, PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
@@ -25,11 +25,9 @@ from nap_stream.source.kafka_group import (
     ask_offsets,
     at_least_1_ms,
     consumer_options,
-    from_native,
     leave_group,
     message,
     past_the_end,
-    to_native,
     unreadable,
 )
 

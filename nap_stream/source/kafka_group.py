@@ -13,19 +13,15 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Deadline
 from nap_stream.errors import BrokerError, OffsetRangeError
-from nap_stream.kafka.client import client_options, open_client, translated_errors
+from nap_stream.kafka.client import (
+    client_options,
+    from_native,
+    open_client,
+    to_native,
+    translated_errors,
+)
 from nap_stream.records import Message, PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
-
-
-def to_native(partition: TopicPartition) -> KafkaPartition:
-    """Our partition as kafka-python names it."""
-    return KafkaPartition(partition.topic, partition.partition)
-
-
-def from_native(native: KafkaPartition) -> TopicPartition:
-    """Kafka-python's partition as we name it."""
-    return TopicPartition(native.topic, native.partition)
 
 
 def native_offsets(offsets: Mapping[TopicPartition, int]) -> dict[KafkaPartition, Any]:

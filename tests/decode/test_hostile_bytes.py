@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nap_stream.decode import decode_message
+from nap_stream.decode import iter_decoded
 from nap_stream.records import DecodedImage, Message, TopicPartition
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, picture
@@ -21,7 +21,7 @@ def check(value: bytes, headers: Headers) -> None:
     message = Message(TopicPartition("t", 0), 0, 0, None, value, headers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows = decode_message(message, LIMITS, kept_headers=(), ingest_time_ms=0)
+        rows = list(iter_decoded(message, LIMITS, kept_headers=(), ingest_time_ms=0))
     assert [row.origin.index for row in rows] == list(range(len(rows)))
     assert 1 <= len(rows) <= LIMITS.max_images_per_message
     for row in rows:

@@ -3,7 +3,7 @@ import hashlib
 import pyarrow as pa
 import pytest
 
-from nap_stream.decode import ARROW_STREAM, decode_message, iter_decoded
+from nap_stream.decode import ARROW_STREAM, iter_decoded
 from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
@@ -19,7 +19,9 @@ def message(value: bytes | None, headers: Headers = (), timestamp_ms: int = 1_00
 def rows(
     given: Message, kept: tuple[str, ...] = (), limits: LimitSettings | None = None
 ) -> list[DecodedImage | FailedImage]:
-    return decode_message(given, limits or LimitSettings(), kept_headers=kept, ingest_time_ms=2_000)
+    return list(
+        iter_decoded(given, limits or LimitSettings(), kept_headers=kept, ingest_time_ms=2_000)
+    )
 
 
 def failed(row: DecodedImage | FailedImage) -> FailedImage:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.decode import ARROW_STREAM, decode_message
+from nap_stream.decode import ARROW_STREAM, iter_decoded
 from nap_stream.demo.produce import ProduceReport, _Outgoing, _paced, arrow_batch, produce
 from nap_stream.errors import ConfigError, InputDataError, TopicNotFoundError
 from nap_stream.image_files import ImageFile
@@ -63,7 +63,7 @@ def test_several_images_a_message_can_be_decoded_again(broker: str, tmp_path: Pa
 def decoded(value: bytes) -> list[DecodedImage]:
     headers = (("content-type", ARROW_STREAM.encode()),)
     message = Message(TopicPartition("t", 0), 0, 0, None, value, headers)
-    rows = decode_message(message, LimitSettings(), kept_headers=(), ingest_time_ms=0)
+    rows = list(iter_decoded(message, LimitSettings(), kept_headers=(), ingest_time_ms=0))
     return [row for row in rows if isinstance(row, DecodedImage)]
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from nap_stream.clock import SystemClock
+from nap_stream.kafka.client import to_native
 from nap_stream.records import Fetched, Message, PartitionOffsets, TopicPartition
 from nap_stream.source.base import Source
 from nap_stream.source.kafka import KafkaSource
-from nap_stream.source.kafka_group import to_native
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.topics import new_settings, send
 from tests.support.waiting import wait_until
