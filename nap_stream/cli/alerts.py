@@ -24,20 +24,20 @@ def alerts(
     config: ConfigOption = None,
     bootstrap_servers: BootstrapOption = None,
     topic: Annotated[
-        str | None, typer.Option(help="The alert topic; that of --config without it.")
+        str | None, typer.Option(help="The alert topic; without it, that of --config.")
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on waiting for new alerts (Ctrl-C ends it).")
     ] = False,
     new: Annotated[
-        bool, typer.Option("--new", help="Leave out those that are there already.")
+        bool, typer.Option("--new", help="Leave out the alerts that are there already.")
     ] = False,
-    state: Annotated[State | None, typer.Option(help="Only these.")] = None,
+    state: Annotated[State | None, typer.Option(help="Only alerts in this state.")] = None,
     severity: Annotated[
-        Severity | None, typer.Option(help="Only those of drift with this severity.")
+        Severity | None, typer.Option(help="Only drift alerts of this severity.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(help="Only those of one key, such as a camera.")
+        str | None, typer.Option(help="Only alerts of this key, such as a camera.")
     ] = None,
     as_json: JsonEventsOption = False,
 ) -> None:

@@ -60,8 +60,8 @@ def calibrate(
         typer.Option(
             min=0,
             max=1,
-            help="Of the base score in the method, the rest is NAP's; without it the weight is "
-            "chosen on pseudo-OOD images.",
+            help="Weight of the base score in the method; NAP has the rest. Without it the weight "
+            "is chosen on pseudo-OOD images.",
         ),
     ] = None,
     sides: Annotated[
@@ -80,7 +80,7 @@ def calibrate(
     torch_threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a calibration in --out.")] = False,
 ) -> None:
-    """Run the model over held-out in-distribution images and write what scores are judged by.
+    """Run the model over held-out in-distribution images and write what scores are compared with.
 
     The images must not be among those that the model was trained on.
 

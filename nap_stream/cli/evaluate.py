@@ -44,7 +44,7 @@ def evaluate(
     resamples: Annotated[
         int, typer.Option(min=1, help="Bootstrap resamples behind the intervals.")
     ] = 200,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the resamples.")] = 0,
     cache: CacheOption = None,
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = "cpu",

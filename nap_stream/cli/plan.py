@@ -38,12 +38,13 @@ def plan(
     false_alarms: Annotated[
         str | None,
         typer.Option(
-            help='How many are tolerated, as in "one per 30 days at 50 images/s" or '
+            help='How many false alarms are tolerated, as in "one per 30 days at 50 images/s" or '
             '"probability 0.01 in 7 days at 50 images/s".'
         ),
     ] = None,
     expected_run_length: Annotated[
-        float | None, typer.Option(help="The same in records between two of them.")
+        float | None,
+        typer.Option(help="The same, as the number of records between two false alarms."),
     ] = None,
     confidence: Annotated[
         float | None, typer.Option(help="Share of calibrations that keep the promise.")
@@ -60,11 +61,12 @@ def plan(
         str | None,
         typer.Option(
             metavar="ROOT",
-            help="A scored log with an in-distribution stretch: how often would alarms be false?",
+            help="A scored log of a time without drift: how often would it raise false alarms?",
         ),
     ] = None,
     topic: Annotated[
-        str | None, typer.Option(help="Of the log; that of --config, or its only one.")
+        str | None,
+        typer.Option(help="The log's topic; without it, that of --config, or the only one."),
     ] = None,
     since: SinceOption = None,
     until: UntilOption = None,
@@ -78,16 +80,20 @@ def plan(
     streams: Annotated[
         int,
         typer.Option(
-            min=2, max=10_000, help="To simulate and to resample; more take longer and tell more."
+            min=2,
+            max=10_000,
+            help="Streams to simulate and to resample; more take longer and tell more.",
         ),
     ] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of simulations and resampling.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines, not for people.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The seed of the simulations and the resampling.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON document, for machines.")] = False,
     png: Annotated[Path | None, typer.Option(help="Draw the delays to this file.")] = None,
 ) -> None:
     """Say what a promise about false alarms costs in delay, and whether a stream keeps it.
 
-    Give the calibration, or the configuration that names it. With --log a recorded stretch
+    Give the calibration, or the configuration that names it. With --log a recorded time
     without drift is analysed too: its flag rate, its dependence, its real false-alarm rate. It
     may hold 20,000,000 scored records; cut a longer one with --since and --until.
 

@@ -121,7 +121,7 @@ def _warn(report: "ReplayReport") -> None:
         )
     if report.late:
         notices.print(
-            f"note: {report.late:,} records came behind panes that were judged already", style="dim"
+            f"note: {report.late:,} records came too late: their panes had been closed", style="dim"
         )
 
 

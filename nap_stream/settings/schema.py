@@ -183,8 +183,8 @@ class ModelSettings(Section):
     class_names_file: ExistingPath | None = None
     """The same, one a line."""
     feature_layer: str | None = None
-    """A module by its dotted name, where finding fails: its output is the pre-pooling feature map,
-    or its input where it pools, so that its output has no positions left. Null finds the map."""
+    """The dotted name of the module whose output is the pre-pooling feature map, or whose input is,
+    if it is the pooling itself. Null finds the map; name a module where that fails."""
     python_path: tuple[AnyPath, ...] = Field(default=(Path(),), validate_default=True)
     """Folders from which the factory may be imported, beside the installed packages."""
     preprocessing: PreprocessingSettings = PreprocessingSettings()
@@ -209,7 +209,7 @@ class ScoringSettings(Section):
     scores: tuple[BaseScore, ...] = ()
     """Base scores to compute and log beside msp, max_logit, energy and the method's own."""
     react_percentile: Probability = 0.9
-    """Of the activations, where ReAct clips them; a fraction, as are the next three."""
+    """Percentile of the activations at which ReAct clips, as a fraction, like the next three."""
     ash_percentile: Probability = 0.9
     """Share of the features that ASH prunes."""
     scale_percentile: Probability = 0.85
@@ -217,7 +217,7 @@ class ScoringSettings(Section):
     dice_sparsity: Probability = 0.9
     """Share of the head's weights that DICE masks."""
     knn_k: Positive = 10
-    """Which neighbour KNN's distance is to."""
+    """KNN's distance is that to the k-th nearest neighbour."""
     fit_limit: Positive = 1_000
     """Images to fit on, at most: KNN's bank, and the references of p-values."""
 
@@ -251,7 +251,7 @@ class LimitSettings(Section):
     max_message_bytes: Positive = 45 * 2**20
     max_images_per_message: Positive = 1_000
     max_key_bytes: Positive = 16 * 2**10
-    """Of the key and the kept headers of a message together: each row of a batch repeats them."""
+    """Of a message's key and kept headers together: each row of a batch repeats them."""
 
 
 class LogSettings(Section):
@@ -315,7 +315,7 @@ class KeySettings(Section):
     max_keys: Annotated[int, Field(gt=0, le=1_000_000)] = 100_000
     """Keys that are remembered. Beyond them the longest silent are forgotten, active ones last."""
     max_firing: Annotated[int, Field(gt=0, le=1_000)] = 20
-    """Alerts of keys that may fire at once; of more only the number is told."""
+    """Alerts of keys that may fire at once. Of any more, only the number is reported."""
     one_per_pane: bool = False
     """Count only a key's first record in each pane of drift.pane_ms: frames of one camera that
     follow each other closely are not independent."""
@@ -339,7 +339,7 @@ class DriftSettings(Section):
     resolve_probability: Probability = 0.05
     """The rolling window no longer fires when its count would not be surprising at this level."""
     idle_partition_s: PositiveSeconds = 10.0
-    """A partition silent for so long no longer holds the watermark back."""
+    """A partition that has been silent for this long no longer holds the watermark back."""
     keys: KeySettings | None = None
     """Monitors of single keys beside that of the stream; null for none."""
 
@@ -365,9 +365,9 @@ class DriftSettings(Section):
 
 
 class WebhookSettings(Section):
-    """An HTTP endpoint with the shape of Alertmanager's POST /api/v2/alerts.
+    """An HTTP endpoint that takes what Alertmanager's POST /api/v2/alerts takes.
 
-    The path and the query of some addresses are what lets one in: only the origin is shown.
+    Some addresses have a secret in their path or query: only the origin is shown.
     """
 
     url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000, repr=False)
@@ -379,7 +379,7 @@ class WebhookSettings(Section):
     timeout_s: PositiveSeconds = 10.0
     """For each attempt, to connect and to answer."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 4
-    """Before the alert goes back to the queue, from which it is tried again later."""
+    """Attempts before the alert goes back to the queue, to be sent again later."""
 
     @field_validator("url")
     @classmethod
@@ -412,11 +412,11 @@ class AlertSettings(Section):
     monitor: str = Field(default="ood-fraction", min_length=1, max_length=200)
     """The name of this monitor: Kafka key and part of every alert's id."""
     examples: Annotated[int, Field(ge=0, le=100)] = 5
-    """Most extreme records that an alert shows."""
+    """How many of the most extreme records an alert shows."""
     contributors: Annotated[int, Field(ge=0, le=100)] = 5
     """Keys and predicted classes that an alert names: those with the most flagged records."""
     repeat_interval_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = 4 * 3_600.0
-    """A firing alert is sent again after so long, in event time."""
+    """A firing alert is sent again after this time, in event time."""
     critical_fraction: Probability = 0.3
     """OOD fraction from which on the severity of a firing alert is critical; below, warning."""
     runbook_url: HttpAddress | None = None
