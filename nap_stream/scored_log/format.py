@@ -30,6 +30,32 @@ from nap_stream.errors import ConfigError
 from nap_stream.records import ScoredRecord, Scores, TopicPartition
 
 GENESIS_NAME = "_genesis.json"
+SCHEMA_VERSION = 3
+"""Of the columns and of the footer. Files of another version are refused."""
+EARLIEST_TIME_MS = -62_135_596_800_000
+LATEST_TIME_MS = 253_402_300_799_999
+OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")
+"""Columns of scores that a run may leave out; null then, whatever the status."""
+
+DICTIONARY_COLUMNS = [
+    "key",
+    "model_fingerprint",
+    "calibration_fingerprint",
+    "class_id",
+    "class_name",
+    "status",
+    "error",
+    "width",
+    "height",
+    "format",
+    "headers.list.element.name",
+    "headers.list.element.value",
+]
+"""Columns whose values repeat: Parquet stores each value once a segment."""
+
+_SCORE_COLUMNS = [field.name for field in fields(Scores) if field.name != "class_name"]
+_TIME = pa.timestamp("ms", tz="UTC")
+_HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
 
 _MAX_OFFSET = 2**63 - 1
 _MAX_PARTITION = 2**31 - 1
@@ -45,8 +71,8 @@ def _is_topic(topic: str) -> bool:
     return _TOPIC.fullmatch(topic) is not None and topic not in {".", "..", _HIVE_NULL}
 
 
-def check_topic(topic: str) -> None:
-    """Refuse a topic whose name cannot stand as a hive key in a folder's name.
+def topic_folder(topic: str) -> str:
+    """The folder of a topic, whose name is a hive key.
 
     Raises:
         ConfigError: It is not 1 to 249 of ``a-z A-Z 0-9 . _ -``, or it is ``.``, ``..`` or
@@ -58,15 +84,6 @@ def check_topic(topic: str) -> None:
             "kafka.topic",
             "Use 1 to 249 letters, digits, dots, underscores and hyphens; not '.' or '..'",
         )
-
-
-def topic_folder(topic: str) -> str:
-    """The folder of a topic.
-
-    Raises:
-        ConfigError: The topic cannot be a folder's name.
-    """
-    check_topic(topic)
     return f"topic={topic}"
 
 
@@ -147,34 +164,6 @@ def parse_segment_path(path: str) -> tuple[TopicPartition, int]:
     raise ValueError(f"not the path of a segment, relative to the log's root: {path!r}")
 
 
-SCHEMA_VERSION = 3
-"""Of the columns and of the footer. Files of another version are refused."""
-EARLIEST_TIME_MS = -62_135_596_800_000
-LATEST_TIME_MS = 253_402_300_799_999
-OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")
-"""Columns of scores that a run may leave out; null then, whatever the status."""
-
-DICTIONARY_COLUMNS = [
-    "key",
-    "model_fingerprint",
-    "calibration_fingerprint",
-    "class_id",
-    "class_name",
-    "status",
-    "error",
-    "width",
-    "height",
-    "format",
-    "headers.list.element.name",
-    "headers.list.element.value",
-]
-"""Columns whose values repeat: Parquet stores each value once a segment."""
-
-_SCORE_COLUMNS = [field.name for field in fields(Scores) if field.name != "class_name"]
-_TIME = pa.timestamp("ms", tz="UTC")
-_HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
-
-
 def _column(name: str, kind: Any, doc: str, *, nullable: bool = False) -> Any:
     return pa.field(name, kind, nullable=nullable, metadata={"doc": doc})
 
@@ -253,10 +242,6 @@ def _optional_text(text: str | None) -> str | None:
     return None if text is None else storable_text(text)
 
 
-def _headers(record: ScoredRecord) -> list[dict[str, Any]]:
-    return [{"name": storable_text(k), "value": v} for k, v in record.origin.headers]
-
-
 def _score_columns(all_scores: Sequence[Scores | None]) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         name: [None if scores is None else getattr(scores, name) for scores in all_scores]
@@ -297,7 +282,10 @@ def to_table(
         "height": [record.height for record in records],
         "format": [_optional_text(record.format) for record in records],
         "sha256": [record.sha256 for record in records],
-        "headers": [_headers(record) for record in records],
+        "headers": [
+            [{"name": storable_text(name), "value": value} for name, value in origin.headers]
+            for origin in origins
+        ],
         **_score_columns([record.scores for record in records]),
     }
     arrays = [pa.array(columns[field.name], type=field.type) for field in SCHEMA]
@@ -305,10 +293,7 @@ def to_table(
 
 
 def check_version(version: str) -> None:
-    """Refuse files of another version than `SCHEMA_VERSION`.
-
-    Args:
-        version: As a segment's footer has it.
+    """Refuse a version, as a segment's footer has it, that is not `SCHEMA_VERSION`.
 
     Raises:
         ValueError: It is another one.

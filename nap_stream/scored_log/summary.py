@@ -2,10 +2,11 @@
 
 Both give the same summary, so that a monitor that starts anew finds what it would have known.
 
-Event times come from producers, whose clocks may be wrong. One that lies more than
-`MAX_CLOCK_SKEW_MS` ahead of the time when its message was read, or more than `MAX_AGE_MS` before
-it, counts as that time, so that no clock stops the monitor for good; one that lags by less holds
-its panes back by as much. Both times stand in the row, so that the log alone tells.
+Event times come from producers, whose clocks may be wrong. An event time is implausible that lies
+more than `MAX_CLOCK_SKEW_MS` ahead of the time when its message was read, or more than `MAX_AGE_MS`
+before it. The time of reading counts in its place, so that no clock stops the monitor for good. A
+clock that lags by less holds its panes back by as much. Both times stand in the row, so that the
+log alone tells.
 """
 
 from collections import Counter
@@ -35,6 +36,10 @@ from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.settings.schema import KeySettings, Settings
 
+MAX_CLOCK_SKEW_MS = 60_000
+"""How far an event time may be ahead of the time when its message was read."""
+MAX_AGE_MS = 7 * 86_400_000
+"""How far it may be behind that: as long as Kafka keeps messages, unless told otherwise."""
 _SCORES = ("class_name", "ood_p_value", "is_ood")
 _COLUMNS = ("offset", "index", "event_time", "ingest_time", "status", *_SCORES)
 _MESSAGE_KEY = "key"
@@ -77,8 +82,8 @@ def rows_of_records(records: Sequence[ScoredRecord], key_by: str | None) -> Summ
         rows_by_status=Counter(record.status for record in records),
         offset=_integers([origin.offset for origin in origins]),
         index=_integers([origin.index for origin in origins]),
-        event_time_ms=_storable_times([origin.event_time_ms for origin in origins]),
-        ingest_time_ms=_storable_times([origin.ingest_time_ms for origin in origins]),
+        event_time_ms=_integers([storable_time_ms(origin.event_time_ms) for origin in origins]),
+        ingest_time_ms=_integers([storable_time_ms(origin.ingest_time_ms) for origin in origins]),
         is_scored=np.array([record.scores is not None for record in records], dtype=np.bool_),
         p_value=np.array([scores.ood_p_value for scores in scored], dtype=np.float64),
         is_ood=np.array([scores.is_ood for scores in scored], dtype=np.bool_),
@@ -89,8 +94,8 @@ def rows_of_records(records: Sequence[ScoredRecord], key_by: str | None) -> Summ
 
 
 def rows_schema(key_by: str | None) -> pa.Schema:
-    """Give the columns that `rows_of_table` needs."""
-    key_columns = [] if key_by is None else [_MESSAGE_KEY if _is_message_key(key_by) else "headers"]
+    """The columns that `rows_of_table` needs."""
+    key_columns = [] if key_by is None else [_MESSAGE_KEY if key_by == _MESSAGE_KEY else "headers"]
     return pa.schema([SCHEMA.field(name) for name in (*_COLUMNS, *key_columns)])
 
 
@@ -133,16 +138,12 @@ def _rows_by_status(statuses: pa.ChunkedArray) -> dict[Status, int]:
     return {Status(name): count for name, count in counts.items()}
 
 
-def _is_message_key(key_by: str) -> bool:
-    return key_by == _MESSAGE_KEY
-
-
 def _header_name(key_by: str) -> str:
     return storable_text(key_by.partition(":")[2])
 
 
 def _origin_keys(origins: Sequence[Origin], key_by: str) -> list[bytes | None]:
-    if _is_message_key(key_by):
+    if key_by == _MESSAGE_KEY:
         return [origin.key for origin in origins]
     name = _header_name(key_by)
     return [
@@ -159,7 +160,7 @@ def _numbered(keys: Sequence[bytes | None]) -> tuple[NDArray[np.int64], list[byt
 def _table_keys(table: pa.Table, key_by: str) -> tuple[NDArray[np.int64], list[bytes | None]]:
     keys = (
         table.column(_MESSAGE_KEY)
-        if _is_message_key(key_by)
+        if key_by == _MESSAGE_KEY
         else _last_values(table.column("headers"), _header_name(key_by))
     )
     encoded = pc.dictionary_encode(keys, null_encoding="encode")
@@ -180,18 +181,15 @@ def _last_values(headers: pa.ChunkedArray, name: str) -> pa.Array:
     return pc.struct_field(entries, "value").take(pa.array(chosen, mask=chosen < 0))
 
 
-def _storable_times(times_ms: Sequence[int]) -> NDArray[np.int64]:
-    return _integers([storable_time_ms(time_ms) for time_ms in times_ms])
-
-
 def _integers(values: Sequence[int]) -> NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
 
 
-MAX_CLOCK_SKEW_MS = 60_000
-"""How far an event time may be ahead of the time when its message was read."""
-MAX_AGE_MS = 7 * 86_400_000
-"""How far it may be behind that: as long as Kafka keeps messages, unless told otherwise."""
+def credible_times(rows: SummaryRows) -> NDArray[np.int64]:
+    """The event times, int64 (N,), or the ingest times where those cannot be true."""
+    age = rows.ingest_time_ms - rows.event_time_ms
+    is_credible = (age >= -MAX_CLOCK_SKEW_MS) & (age <= MAX_AGE_MS)
+    return np.where(is_credible, rows.event_time_ms, rows.ingest_time_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +212,7 @@ class SummaryShape:
 
 
 def summary_shape(settings: Settings) -> SummaryShape:
-    """Give what the drift monitor of these settings needs."""
+    """What the drift monitor of these settings needs."""
     return SummaryShape(settings.drift.pane_ms, settings.alerts.examples, settings.drift.keys)
 
 
@@ -271,13 +269,6 @@ def summarise_chain(
         for part, rows in divide(parts, file.batches(schema.names, start=first), schema):
             span = _Span(partition, part.base_offset, part.end_offset, file.path, part.gap)
             yield _summary(span, _rows_of_part(span, rows, shape), shape)
-
-
-def credible_times(rows: SummaryRows) -> NDArray[np.int64]:
-    """Give the event times, int64 (N,), or the ingest times where those cannot be true."""
-    age = rows.ingest_time_ms - rows.event_time_ms
-    is_credible = (age >= -MAX_CLOCK_SKEW_MS) & (age <= MAX_AGE_MS)
-    return np.where(is_credible, rows.event_time_ms, rows.ingest_time_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ with the kept digest, nothing up to there was changed, added or cut off.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from nap_stream.clock import Clock, Progress, SystemClock
 from nap_stream.errors import ScoredLogError
@@ -77,17 +78,11 @@ def verify(
     require_root(store)
     strays = list(_strays(store, topic))
     names = partitions(store, topic)
-    reading = _Reading(store, names, advance, deep=deep)
     with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
-        chains = [
-            examine_chain(
-                store,
-                name,
-                lambda paths: reading.inspect(pool, paths),
-                clock or SystemClock(),
-            )
-            for name in names
-        ]
+        total = sum(len(segments(store, name)) for name in names) if advance else 0
+        reading = _Reading(store, pool, advance, total, deep=deep)
+        clock = clock or SystemClock()
+        chains = [examine_chain(store, name, reading.inspect, clock) for name in names]
     return _report(chains, strays, deep=deep)
 
 
@@ -97,22 +92,19 @@ class _Reading:
     def __init__(
         self,
         store: SegmentStore,
-        names: Iterable[TopicPartition],
+        pool: ThreadPoolExecutor,
         advance: Progress | None,
+        total: int,
         *,
         deep: bool,
     ) -> None:
-        self._store, self._deep, self._advance = store, deep, advance
-        self._done = 0
-        self._total = sum(len(segments(store, name)) for name in names) if advance else 0
+        self._store, self._pool, self._deep = store, pool, deep
+        self._advance, self._done, self._total = advance, 0, total
 
-    def inspect(
-        self, pool: ThreadPoolExecutor, paths: Sequence[str]
-    ) -> Iterator[SegmentFindings | None]:
+    def inspect(self, paths: Sequence[str]) -> Iterator[SegmentFindings | None]:
         """What each file holds, in order."""
-        for found in pool.map(
-            lambda path: inspect_segment(self._store, path, deep=self._deep), paths
-        ):
+        inspect_one = partial(inspect_segment, self._store, deep=self._deep)
+        for found in self._pool.map(inspect_one, paths):
             self._done += 1
             if self._advance is not None:
                 self._advance(self._done, max(self._done, self._total))
@@ -221,7 +213,8 @@ def compare_with_broker(
         if head is not None:
             defects += _chain_defects(head, one)
         elif one.committed is not None and partition_folder(one.partition) not in broken:
-            defects.append(_chain_missing(one))
+            detail = f"the group has committed {one.committed}, and there is no chain"
+            defects.append(Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail))
     return BrokerReport(
         topic, group_id, tuple(_comparisons(heads, offsets)), sorted_defects(defects)
     )
@@ -268,11 +261,6 @@ def _beyond(head: ChainHead, end: int | None) -> Defect:
         "lost messages"
     )
     return Defect(partition_folder(head.partition), DefectKind.BEYOND_BROKER, detail)
-
-
-def _chain_missing(one: PartitionOffsets) -> Defect:
-    detail = f"the group has committed {one.committed}, and there is no chain"
-    return Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail)
 
 
 def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterator[Defect]:
