@@ -296,15 +296,8 @@ class ScoredLog:
         existing = self.end(partition)
         if existing is not None:
             return existing
-        marker = Genesis(
-            partition.topic,
-            partition.partition,
-            offset,
-            self._writer.id,
-            self._clock.now_ms(),
-            topic_id,
-        )
-        content = encode_genesis(marker)
+        topic, number, now_ms = partition.topic, partition.partition, self._clock.now_ms()
+        content = encode_genesis(Genesis(topic, number, offset, self._writer.id, now_ms, topic_id))
         self._store.prepare(partition_folder(partition))
         if self._store.create(genesis_path(partition), content):
             return ChainPosition(offset, sha256_hex(content), topic_id=topic_id)

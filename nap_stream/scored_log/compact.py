@@ -54,41 +54,19 @@ class LockOwner:
     started: str
 
 
-class CompactionLock:
-    """A held lock.
-
-    Args:
-        store: Where the log lies.
-        content: What its file holds.
-    """
-
-    def __init__(self, store: SegmentStore, content: bytes) -> None:
-        self._store, self._content = store, content
-
-    def check(self) -> None:
-        """Make sure that the lock is still held.
-
-        Raises:
-            ScoredLogError: Somebody has broken it.
-        """
-        if self._store.read(LOCK_NAME) != self._content:
-            raise ScoredLogError(
-                "the lock of this compaction was broken",
-                LOCK_NAME,
-                "Another compaction runs now; nothing is harmed",
-            )
-
-
 @contextmanager
 def compaction_lock(
     store: SegmentStore, owner: LockOwner, *, break_lock: bool = False
-) -> Iterator[CompactionLock]:
+) -> Iterator[Callable[[], None]]:
     """Hold the log's lock.
 
     Args:
         store: Where the log lies.
         owner: For whoever finds the lock taken.
         break_lock: Take it away from its owner.
+
+    Yields:
+        A function that raises ScoredLogError where somebody has broken the lock.
 
     Raises:
         ScoredLogError: Somebody else holds it.
@@ -102,8 +80,17 @@ def compaction_lock(
             LOCK_NAME,
             "Wait until it has ended; if that process is surely gone, give --break-lock",
         )
+
+    def check() -> None:
+        if store.read(LOCK_NAME) != content:
+            raise ScoredLogError(
+                "the lock of this compaction was broken",
+                LOCK_NAME,
+                "Another compaction runs now; nothing is harmed",
+            )
+
     try:
-        yield CompactionLock(store, content)
+        yield check
     finally:
         if store.read(LOCK_NAME) == content:
             store.remove([LOCK_NAME])
@@ -194,9 +181,9 @@ def compact(
             run.look_at(partition)
         return run.report(len(chains), dry_run=True)
     owner = LockOwner(socket.gethostname(), os.getpid(), now.isoformat(timespec="seconds"))
-    with compaction_lock(store, owner, break_lock=break_lock) as lock:
+    with compaction_lock(store, owner, break_lock=break_lock) as check_lock:
         for partition in chains:
-            run.compact(partition, lock, f"compaction@{owner.host}:{owner.pid}")
+            run.compact(partition, check_lock, f"compaction@{owner.host}:{owner.pid}")
     return run.report(len(chains), dry_run=False)
 
 
@@ -230,19 +217,21 @@ class _Run:
         for group in found.groups:
             self._count(group)
 
-    def compact(self, partition: TopicPartition, lock: CompactionLock, writer_id: str) -> None:
+    def compact(
+        self, partition: TopicPartition, check_lock: Callable[[], None], writer_id: str
+    ) -> None:
         """Remove what is left over, then merge group by group."""
         try:
             found = self._plan(partition)
-            remove_leftovers(self.store, found.leftovers, check_lock=lock.check)
+            remove_leftovers(self.store, found.leftovers, check_lock=check_lock)
             self.leftovers += len(found.leftovers)
             for group in found.groups:
-                self._merge_all(group, lock, writer_id)
+                self._merge_all(group, check_lock, writer_id)
         except ChainBrokenError as error:
             self.refusals.append(RefusedPartition(partition, str(error)))
 
     def _merge_all(
-        self, group: tuple[ChainFile, ...], lock: CompactionLock, writer_id: str
+        self, group: tuple[ChainFile, ...], check_lock: Callable[[], None], writer_id: str
     ) -> None:
         """Merge a group into one file, or into several where its rows are large."""
         while len(group) > 1:
@@ -254,7 +243,7 @@ class _Run:
                 group,
                 writer_id=writer_id,
                 now_ms=self.clock.now_ms(),
-                check_lock=lock.check,
+                check_lock=check_lock,
                 max_memory_bytes=self.limits.max_memory_bytes,
             )
             if taken > 1:

@@ -230,13 +230,8 @@ def summarise(
         shape: What to hold.
         gap: The reason that was given to ``publish``.
     """
-    span = _Span(
-        published.partition,
-        published.base_offset,
-        published.position.offset,
-        published.path,
-        gap,
-    )
+    end_offset = published.position.offset
+    span = _Span(published.partition, published.base_offset, end_offset, published.path, gap)
     return _summary(span, rows_of_records(records, shape.key_by), shape)
 
 

@@ -444,8 +444,8 @@ def test_what_a_sleeper_left_keeps_no_row_from_who_reads_on_from_it(
 def test_one_compaction_at_a_time(store: SegmentStore) -> None:
     Writer(store).publish(3)
     owner = LockOwner("host-7", 4711, "2026-01-02T12:00:00+00:00")
-    with compaction_lock(store, owner) as lock:
-        lock.check()
+    with compaction_lock(store, owner) as check_lock:
+        check_lock()
         with pytest.raises(ScoredLogError, match="process 4711 on host-7, since 2026-01-02"):
             _compact(store)
         assert _compact(store, dry_run=True).segments == 2
@@ -457,10 +457,10 @@ def test_one_compaction_at_a_time(store: SegmentStore) -> None:
 def test_a_broken_lock_stops_its_owner_before_it_exchanges_files(store: SegmentStore) -> None:
     Writer(store).publish(3)
     owner = LockOwner("host-7", 4711, "2026-01-02T12:00:00+00:00")
-    with compaction_lock(store, owner) as lock:
+    with compaction_lock(store, owner) as check_lock:
         _compact(store, break_lock=True)
         with pytest.raises(ScoredLogError, match="was broken"):
-            lock.check()
+            check_lock()
     store.create(LOCK_NAME, b"no JSON")
     with pytest.raises(ScoredLogError, match="does not say whose"):
         _compact(store)

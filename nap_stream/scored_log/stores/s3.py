@@ -154,6 +154,8 @@ def typed_store_errors(where: str) -> Iterator[None]:
 class ObjectFile(io.RawIOBase):
     """A file over conditional range requests: it never mixes two versions of an object.
 
+    Reading raises ScoredLogError where the version is gone, or the store failed.
+
     Args:
         objects: The store.
         path: The object's path in it.
@@ -164,19 +166,15 @@ class ObjectFile(io.RawIOBase):
 
     def __init__(self, objects: "S3Store", path: str, e_tag: str, size: int, where: str) -> None:
         super().__init__()
-        self._objects = objects
-        self._path = path
-        self._e_tag = e_tag
-        self._size = size
-        self._where = where
-        self._position = 0
+        self._objects, self._path, self._where = objects, path, where
+        self._e_tag, self._size, self._position = e_tag, size, 0
 
     def readable(self) -> bool:
-        """Yes."""
+        """It is."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """It is."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -196,21 +194,13 @@ class ObjectFile(io.RawIOBase):
         return self._position
 
     def readall(self) -> bytes:
-        """All from the position on, in one request.
-
-        Raises:
-            ScoredLogError: The version is gone, or the store failed.
-        """
+        """All from the position on, in one request."""
         content = self._range(self._position, self._size)
         self._position += len(content)
         return content
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        """Fill the buffer from the position on, as far as the object goes.
-
-        Raises:
-            ScoredLogError: The version is gone, or the store failed.
-        """
+        """Fill the buffer from the position on, as far as the object goes."""
         with memoryview(buffer).cast("B") as target:
             content = self._range(self._position, min(self._position + len(target), self._size))
             target[: len(content)] = content

@@ -9,7 +9,7 @@ segment's digest covers all before it: where a segment of the chain still ends a
 with the kept digest, nothing up to there was changed, added or cut off.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -146,6 +146,7 @@ def _compacted(files: Iterable[SegmentFindings]) -> Iterator[CompactedFile]:
 
 
 def _strays(store: SegmentStore, topic: str | None) -> Iterator[Defect]:
+    """Files that do not belong to the log, and that Parquet readers do not pass over."""
     for name in _visible(store.names("")):
         if parse_topic_folder(name) is None or _is_file(store, name):
             if topic is None:
@@ -215,26 +216,17 @@ def compare_with_broker(
         elif one.committed is not None and partition_folder(one.partition) not in broken:
             detail = f"the group has committed {one.committed}, and there is no chain"
             defects.append(Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail))
-    return BrokerReport(
-        topic, group_id, tuple(_comparisons(heads, offsets)), sorted_defects(defects)
-    )
+    ordered = sorted(offsets, key=lambda found: found.partition)
+    comparisons = tuple(_comparison(heads.get(one.partition), one) for one in ordered)
+    return BrokerReport(topic, group_id, comparisons, sorted_defects(defects))
 
 
-def _comparisons(
-    heads: Mapping[TopicPartition, ChainHead], offsets: Sequence[PartitionOffsets]
-) -> Iterator[BrokerComparison]:
-    for one in sorted(offsets, key=lambda found: found.partition):
-        head = heads.get(one.partition)
-        if head is None:
-            yield BrokerComparison(one, None, None, None, 0)
-        else:
-            yield BrokerComparison(
-                one,
-                head.start_offset,
-                head.end_offset,
-                max(0, one.end - head.end_offset),
-                max(0, one.earliest - head.end_offset),
-            )
+def _comparison(head: ChainHead | None, one: PartitionOffsets) -> BrokerComparison:
+    if head is None:
+        return BrokerComparison(one, None, None, None, 0)
+    end = head.end_offset
+    lag, gap_to_come = max(0, one.end - end), max(0, one.earliest - end)
+    return BrokerComparison(one, head.start_offset, end, lag, gap_to_come)
 
 
 def _chain_defects(head: ChainHead, one: PartitionOffsets) -> Iterator[Defect]:
