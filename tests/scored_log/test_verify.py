@@ -1,6 +1,7 @@
 """For each defect that verification names, a test that makes it."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, to_metadata
-from nap_stream.scored_log.format import genesis_path, segment_path, temporary_name, to_table
+from nap_stream.scored_log.format import (
+    genesis_path,
+    partition_folder,
+    segment_path,
+    temporary_name,
+    to_table,
+)
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import ChainHead, DeclaredGap, DefectKind, VerifyReport
 from nap_stream.scored_log.verify.run import verify as verify_log
+from tests.cli.program import call
 from tests.scored_log.builders import (
     CARS,
     MODEL,
@@ -410,3 +419,35 @@ def test_rows_of_a_segment_are_those_published(root: Path) -> None:
     assert read_table(LocalStore(root), LAST).column("offset").to_pylist() == [20, 21, 25]
     head = verify(root).heads[0]
     assert local_log(root).end(CARS) == ChainPosition(head.end_offset, head.sha256, 20)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_log_in_an_object_store(
+    tmp_path: Path,
+    s3_root: str,
+    deep: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    paths = chain(tmp_path, [(n + 1, [scored(origin(n))]) for n in range(5)])
+    local, store = LocalStore(tmp_path), store_at(s3_root)
+    for name in local.names(partition_folder(CARS)):
+        path = f"{partition_folder(CARS)}/{name}"
+        assert store.create(path, local.read(path) or b"")
+    store.replace(paths[0], merged_segments(store, paths[:2]))
+    store.remove(paths[1:2])
+    arguments = ["verify", "--log", s3_root, *(["--deep"] if deep else [])]
+
+    ended = call(arguments, monkeypatch, capfd)
+
+    assert ended.exit_code == 0, ended
+    assert ended.out.splitlines()[0] == "1 partitions, 5 segments, 5 rows, 5 offsets"
+    assert ended.out.splitlines()[2] == "merged  2 segments in 1 compacted files"
+    store.replace(paths[3], b"PAR1")
+    assert store.create(f"{partition_folder(CARS)}/export.parquet", b"")
+    tree = json.loads(call([*arguments, "--json"], monkeypatch, capfd).out)
+    assert tree["log"] == s3_root
+    assert [(defect["file"], defect["kind"]) for defect in tree["defects"]] == [
+        (segment_path(CARS, 3), DefectKind.UNREADABLE),
+        (f"{partition_folder(CARS)}/export.parquet", DefectKind.STRAY_FILE),
+    ]

@@ -1,4 +1,4 @@
-"""Where a chain ends: beside compactions, from a hint, and when it is damaged."""
+"""Where a chain starts and ends: markers, hints, compactions beside it, damage."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import BinaryIO
 import pytest
 
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
-from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import LISTINGS, chain_end
+from nap_stream.records import ChainPosition, TopicPartition
+from nap_stream.scored_log.chain import LISTINGS, Genesis, chain_end, decode_genesis, encode_genesis
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, segment_path
 from nap_stream.scored_log.stores.base import MemoryStore
@@ -171,3 +171,40 @@ def test_a_segment_before_the_start_of_the_chain_is_refused() -> None:
     store.create(genesis_path(CARS), other.read(genesis_path(CARS)) or b"")
     with pytest.raises(ChainBrokenError, match="lies before the chain's start at 10"):
         chain_end(store, CARS)
+
+
+CARS_3 = TopicPartition("cars", 3)
+MARKER = Genesis("cars", 3, 17, "worker-0", 99, "dGhlIHRvcGlj")
+
+
+def test_round_trip() -> None:
+    assert decode_genesis(encode_genesis(MARKER), CARS_3, "x") == MARKER
+
+
+def test_a_broker_without_topic_ids_leaves_it_null() -> None:
+    marker = dataclasses.replace(MARKER, topic_id=None)
+    content = encode_genesis(marker)
+    assert b'"topic_id": null' in content
+    assert decode_genesis(content, CARS_3, "x") == marker
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "not valid"),
+        (b"\xff", "decode"),
+        (b"[" * 100_000, "not valid"),
+        (b"[]", "expected a JSON object"),
+        (encode_genesis(MARKER)[:-9], "not valid"),
+        (encode_genesis(MARKER).replace(b"17", b"-17"), "negative offset"),
+        (encode_genesis(MARKER).replace(b"17", b"true"), "offset is not of type int"),
+        (encode_genesis(MARKER).replace(b'"version": 2', b'"version": 3'), "version 3"),
+        (encode_genesis(MARKER).replace(b'"version": 2', b'"version": 1'), "version 1"),
+        (encode_genesis(MARKER).replace(b'"topic_id"', b'"topic"'), "expected the keys"),
+        (encode_genesis(MARKER).replace(b'"dGhlIHRvcGlj"', b"5"), "topic_id is not of type str or"),
+        (encode_genesis(MARKER).replace(b"cars", b"dogs"), "belongs to dogs/3"),
+    ],
+)
+def test_a_marker_that_is_wrong_is_refused(content: bytes, problem: str) -> None:
+    with pytest.raises(ChainBrokenError, match=problem):
+        decode_genesis(content, CARS_3, "x")
