@@ -178,7 +178,7 @@ def _last_base(store: SegmentStore, partition: TopicPartition, hint: int | None)
 def _end_of(
     store: SegmentStore, partition: TopicPartition, base_offset: int, start: ChainPosition
 ) -> ChainPosition | None:
-    """Where the chain stands after a segment; None where its file is gone."""
+    """Where the chain is after a segment; None where its file is gone."""
     path = segment_path(partition, base_offset)
     footer = read_footer(store, path)
     if footer is None:
@@ -196,12 +196,13 @@ def _end_of(
 
 
 def is_compacted(store: SegmentStore, partition: TopicPartition, position: ChainPosition) -> bool:
-    """Whether a name after ``position`` was free only because its segment has been merged.
+    """Whether the name at ``position`` was free only because its segment has been merged.
 
-    A writer can have slept so long that what it publishes was published, merged and removed.
-    Compaction exchanges the file of a segment's predecessor before it removes the segment,
-    so to look after the name was taken misses nothing. Where the predecessor is not what it
-    was, the name must be found in a compacted file: others may have built on it otherwise.
+    A writer can have slept so long that another one has published the same offsets, and a
+    compaction has merged and removed that segment. Then the exclusive create succeeds and must
+    not count. Compaction replaces the file of a segment's predecessor before it removes the
+    segment. So it is enough to look at the predecessor, after the name was taken. Where that has
+    changed, a compacted file must hold the position: otherwise others may have built on the name.
 
     Raises:
         ChainBrokenError: The predecessor is gone, and nothing has merged it.
@@ -227,7 +228,7 @@ def is_compacted(store: SegmentStore, partition: TopicPartition, position: Chain
 
 
 def _precedes(footer: SegmentFooter, position: ChainPosition) -> bool:
-    """Whether the chain stood at ``position`` after this file."""
+    """Whether the chain was at ``position`` after this file."""
     is_same = segment_sha256(footer.parts[-1]) == position.previous_sha256
     return footer.end_offset == position.offset and is_same
 

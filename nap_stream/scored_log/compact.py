@@ -4,10 +4,10 @@ A compacted file has the first segment's name and the rows of all, and lists the
 (`nap_stream.scored_log.footer`), so that the chain stays as it was: what `verify` recomputes is
 the same before and after. Writers are not disturbed, because the last segment of a chain stays.
 
-It may be interrupted at every step. What an interrupted run leaves are segments that stand in a
-compacted file too: the next run removes them. For the instant between the two steps of an
-exchange, a plain Parquet reader may meet a row twice, or a file that is gone; never a row that is
-missing. `nap_stream.scored_log.read` is right at every moment.
+It may be interrupted at every step. An interrupted run leaves segments that are in a compacted file
+too; the next run removes them. For the instant between the two steps of an exchange, a plain
+Parquet reader may meet a row twice, or a file that is gone. No row is ever missing, and
+`nap_stream.scored_log.read` gives each row once at every moment.
 
 One compaction of a log runs at a time. A file is exchanged whole, so that a compaction which has
 read a shorter chain could put a shorter file in place of a longer one whose segments are removed
@@ -139,10 +139,6 @@ class CompactionReport:
         return not self.refusals
 
 
-def _silent(_done: int, _total: int | None) -> None:
-    """Progress that nobody watches."""
-
-
 def compact(
     store: SegmentStore,
     *,
@@ -152,7 +148,7 @@ def compact(
     limits: FileLimits = DEFAULT_LIMITS,
     dry_run: bool = False,
     break_lock: bool = False,
-    progress: Progress = _silent,
+    progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CompactionReport:
     """Merge the segments of days that are over.
@@ -170,7 +166,7 @@ def compact(
 
     Raises:
         LogRootError: There is no log at the root.
-        ConfigError: The topic cannot be the name of one.
+        ConfigError: No topic can have that name.
         ScoredLogError: Another compaction runs, or the store failed; what is done stays done.
     """
     now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
@@ -196,7 +192,7 @@ class _Run:
     limits: FileLimits
     today: date
     should_stop: Callable[[], bool]
-    progress: Progress
+    progress: Progress | None
     segments: int = 0
     files: int = 0
     rows: int = 0
@@ -249,7 +245,8 @@ class _Run:
             if taken > 1:
                 self.bytes_after += size_bytes
                 self._count(group[:taken])
-                self.progress(self.segments, None)
+                if self.progress is not None:
+                    self.progress(self.segments, None)
             group = group[taken:]
 
     def report(self, chains: int, *, dry_run: bool) -> CompactionReport:

@@ -47,7 +47,7 @@ class FileLimits:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A segment that a compacted file has merged and that lies there all the same.
+    """A segment that is still there although a compacted file has merged it.
 
     An interrupted compaction or a writer that died has left it.
     """
@@ -60,8 +60,7 @@ class Leftover:
 class Plan:
     """What to do with a chain.
 
-    ``groups`` are files to merge, two at least, in order. ``leftovers`` are segments that stand in
-    a compacted file too.
+    ``groups`` are files to merge, two at least, in order. ``leftovers`` are to be removed.
     """
 
     groups: tuple[tuple[ChainFile, ...], ...]
@@ -113,7 +112,7 @@ def _day(file: ChainFile) -> date:
 
 
 def _divided(files: Iterable[ChainFile]) -> tuple[list[ChainFile], list[Leftover]]:
-    """The chain's segments but for the last and compacted ones, and what stands in the latter."""
+    """Segments that may be merged, and leftovers. The chain's last segment is in neither."""
     segments: list[ChainFile] = []
     leftovers: list[Leftover] = []
     last: ChainFile | None = None
@@ -134,9 +133,9 @@ def _divided(files: Iterable[ChainFile]) -> tuple[list[ChainFile], list[Leftover
 def _check_covered(compacted: ChainFile, slots: set[tuple[int, str]], file: ChainFile) -> None:
     """Refuse to remove what the compacted file does not stand for.
 
-    Either it lists exactly this segment, or it lists the one that won this base offset after the
-    same predecessor: then this is what a writer published that had slept, and died before it
-    could take it back.
+    The compacted file must list this segment, or another one of the same base offset and the same
+    predecessor. In that case a writer that had slept published this one, and died before it could
+    take it back.
     """
     footer = file.footer
     if footer.merged or (footer.base_offset, footer.previous_sha256) not in slots:
@@ -170,9 +169,9 @@ def merge(
     """Put one file in the place of a group of segments, or of as many as memory allows.
 
     First the new file replaces that of the first segment, then the others are removed. At every
-    moment each row stands in a file; between the two steps, in two. Whoever finds a segment's
-    name free afterwards finds its predecessor's file exchanged or gone: writers that have slept
-    rely on it.
+    moment each row is in a file; between the two steps, in two. A writer that has slept may find
+    the name of a removed segment free. It relies on finding the predecessor's file replaced or
+    gone then.
 
     Args:
         store: Where the log lies.
@@ -225,9 +224,10 @@ def remove_leftovers(
 def _remove(store: SegmentStore, paths: Sequence[str]) -> None:
     """Remove segments that a compacted file holds.
 
-    An object store keeps no order: a writer that slept can take a name again while the one before
-    is still there, and not notice. All those before are gone when the first removal has ended, so
-    the second one takes away what slipped in, and what that writer publishes after it is refused.
+    An object store removes in any order. So a writer that slept can take a name that is free again
+    while the segment before is still there, and not notice. All of them are gone when the first
+    removal has ended. The second one takes away what slipped in, and what that writer publishes
+    next is refused.
     """
     for _ in range(2):
         store.remove(paths)

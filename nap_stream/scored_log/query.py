@@ -94,10 +94,11 @@ def aggregate(store: SegmentStore, query: Query, by: GroupBy) -> pa.Table:
     Raises:
         LogRootError: There is no log at the root.
         ChainBrokenError: A segment cannot be read.
-        ConfigError: The topic cannot be the name of one.
+        ConfigError: No topic can have that name.
     """
     columns = [*_SOURCE_COLUMNS[by], "is_ood"]
-    merged = _no_counts(by)
+    schema = pa.schema([SCAN_SCHEMA.field(name) for name in columns])
+    merged = _counts(schema.empty_table(), by)
     for rows in _gathered(scan(store, query, columns)):
         merged = _merge(pa.concat_tables([merged, _counts(rows, by)]))
     keys = [name for name in merged.column_names if name not in _COUNTS]
@@ -134,12 +135,6 @@ def _counts(rows: pa.Table, by: GroupBy) -> pa.Table:
         "ood": pc.fill_null(flags, fill_value=False).cast(pa.int64()),
     }
     return _merge(pa.table(columns))
-
-
-def _no_counts(by: GroupBy) -> pa.Table:
-    names = [*_SOURCE_COLUMNS[by], "is_ood"]
-    schema = pa.schema([SCAN_SCHEMA.field(name) for name in names])
-    return _counts(schema.empty_table(), by)
 
 
 def _merge(counts: pa.Table) -> pa.Table:

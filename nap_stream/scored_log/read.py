@@ -4,7 +4,7 @@ What a reader sees of a partition is always a prefix of its chain, each row once
 file of several segments in place of the first of them, and then removes the others. So whoever
 reads keeps a position, takes the file with the greatest base offset at or before it, and goes on
 from that file's end. A file that is gone has been merged: the folder is listed anew. A segment that
-stands before the position is in the file before, and is passed over.
+begins before the position is in a file that was read already, and is passed over.
 
 Paths are relative to the root. Everything here raises `LogRootError` where there is no log at the
 root, and `ChainBrokenError` where a segment cannot be read.
@@ -71,7 +71,7 @@ def partitions(store: SegmentStore, topic: str | None = None) -> tuple[TopicPart
     """The partitions that have a folder in the log, in order; those of one topic if given.
 
     Raises:
-        ConfigError: The topic cannot be the name of one.
+        ConfigError: No topic can have that name.
     """
     require_root(store)
     wanted = store.names("") if topic is None else [topic_folder(topic)]
@@ -90,7 +90,7 @@ def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, .
     """The partitions of a topic that the log has, in order; at least one.
 
     Raises:
-        ConfigError: The topic cannot be the name of one.
+        ConfigError: No topic can have that name.
         LogRootError: There is no log at the root, or it has no partition of the topic.
     """
     found = partitions(store, topic)
@@ -113,9 +113,9 @@ def bases_from(store: SegmentStore, partition: TopicPartition, first: int = 0) -
 
 
 def complete_bases(store: SegmentStore, partition: TopicPartition) -> list[int]:
-    """Base offsets of a chain's segments, in order, without a hole that only the listing has.
+    """Base offsets of a chain's segments, in order, with none left out in between.
 
-    A single listing made while writers link may hold a segment and miss the one before it. The
+    A listing that is made while writers link may hold a segment and miss the one before it. The
     second listing has all that came before the newest segment of the first.
     """
     newest = max(bases_from(store, partition), default=-1)
@@ -123,10 +123,10 @@ def complete_bases(store: SegmentStore, partition: TopicPartition) -> list[int]:
 
 
 def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
-    """Paths of a partition's segments, in order of their base offsets, as they lie there.
+    """Paths of a partition's segments, in order of their base offsets, as the folder holds them.
 
-    While a compaction exchanges files, or after one that was interrupted, a segment may stand
-    in a compacted file before it as well; `walk` knows.
+    While a compaction exchanges files, or after one was interrupted, a segment's rows may be in
+    a compacted file before it too. `walk` gives each row once.
     """
     return tuple(segment_path(partition, base) for base in complete_bases(store, partition))
 
@@ -134,7 +134,7 @@ def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
 def walk(
     store: SegmentStore, partition: TopicPartition, start: int = 0
 ) -> Iterator[tuple[SegmentFile, int]]:
-    """The files that hold a chain's rows, in order, up to the newest one of now.
+    """The files that hold a chain's rows, in order, up to the one that is the newest now.
 
     A file is open until the next one is asked for. Offsets that no file has are passed over
     with a warning in the log: `nap-stream verify` names them.
@@ -155,15 +155,16 @@ def walk(
     if not bases:
         return
     newest, position, base = bases[-1], max(start, bases[0]), -1
-    steps = _Steps(store, partition, bases)
+    finder = _FileFinder(store, partition, bases)
     while position <= newest:
-        with steps.file_at(position) as file:
+        with finder.file_at(position) as file:
             base = file.footer.base_offset
             position = max(position, base)
             yield file, position
             position = file.footer.end_offset
     if base < newest:
-        # What a writer left that slept through a compaction and died may end amid a segment.
+        # A writer that slept through a compaction and then died may have left the newest file.
+        # It begins within the file before it, and may end after it.
         with open_segment(store, segment_path(partition, newest)) as last:
             if last is not None and last.footer.end_offset > position:
                 yield last, position
@@ -203,9 +204,8 @@ def parts_backwards(store: SegmentStore, partition: TopicPartition) -> Iterator[
 def _bases_around(store: SegmentStore, partition: TopicPartition, start: int) -> list[int]:
     """Base offsets from the file on that holds ``start``.
 
-    Where the first listing does not begin with it, it may be in a compacted file that begins
-    before. And a listing that is made while writers link may have a segment and lack the one
-    before it: the second listing has it.
+    Where the first listing does not begin with it, a compacted file that begins before may hold
+    it. Or the listing lacks a segment, as in `complete_bases`. A second listing helps in both.
     """
     bases = bases_from(store, partition, start)
     return bases if not bases or bases[0] == start else bases_from(store, partition)
@@ -219,8 +219,8 @@ def _vanished(partition: TopicPartition) -> ChainBrokenError:
     )
 
 
-class _Steps:
-    """Finds the file at a position; lists anew when what it knows has become old."""
+class _FileFinder:
+    """Finds the file at a position, and lists the folder anew where its listing is out of date."""
 
     def __init__(self, store: SegmentStore, partition: TopicPartition, bases: list[int]) -> None:
         self._store, self._partition, self._bases = store, partition, bases
@@ -246,10 +246,10 @@ class _Steps:
         raise _vanished(self._partition)
 
     def _bases_before(self, position: int, count: int) -> list[int]:
-        """The greatest base offsets at or before a position, from the greatest on.
+        """The greatest base offsets at or before a position, the greatest first.
 
-        As a rule the first file holds it. Where that is one which a writer has left that slept
-        through a compaction and died, the compacted file stands a little before it.
+        As a rule its file holds the position. Where a writer that slept through a compaction and
+        died has left that file, the compacted file begins a little before it.
         """
         end = bisect_right(self._bases, position)
         return self._bases[max(end - count, 0) : end][::-1]
@@ -353,8 +353,8 @@ def scan(
     """Rows that pass the filters, batch by batch, in order of (topic, partition, offset, index).
 
     Row groups whose statistics rule them out are not read; one file is open at a time, and
-    memory does not grow with the log. Of each partition the scan ends with the segment that was
-    the newest when it came to that partition.
+    memory does not grow with the log. In each partition the scan ends with the segment that was
+    the newest when the scan came there.
 
     Args:
         store: Where the log lies.
@@ -365,7 +365,7 @@ def scan(
         Non-empty batches with those columns of `SCAN_SCHEMA`.
 
     Raises:
-        ConfigError: The topic cannot be the name of one.
+        ConfigError: No topic can have that name.
     """
     names = SCAN_SCHEMA.names if columns is None else list(columns)
     schema = pa.schema([SCAN_SCHEMA.field(name) for name in names])
@@ -379,7 +379,7 @@ def scan(
 def _partition_rows(
     store: SegmentStore, partition: TopicPartition, query: Query, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """One partition's rows that pass. Small files are filtered together: that costs as much."""
+    """One partition's rows that pass. Small files are filtered together, at the cost of one."""
     expression = to_expression(query)
     looked_at = tuple(dict.fromkeys((*columns, *filter_columns(query))))
     small: list[pa.RecordBatch] = []

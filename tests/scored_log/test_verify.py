@@ -168,7 +168,7 @@ def test_overlap(root: Path) -> None:
         encode_segment(footer, _table([scored(origin(8)), failed(origin(9))]))
     )
     assert _kinds(root) == [(path, DefectKind.OVERLAP)]
-    assert "offsets from 8 on stand before, to 10" in verify(root).defects[0].detail
+    assert "offsets [8, 10) are in a segment before it too" in verify(root).defects[0].detail
     (root / SECOND).unlink()
     assert [kind for _, kind in _kinds(root)] == [
         DefectKind.OVERLAP,
@@ -229,7 +229,7 @@ def test_topic_id(root: Path) -> None:
     log.publish(dogs, dataclasses.replace(first, topic_id="other"), 9, [])
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (segment_path(dogs, 5), DefectKind.TOPIC_ID)
-    assert defect.detail == "it is of the topic with id other, the chain before of one"
+    assert defect.detail == "its topic's id is other, the chain before has one"
 
 
 def test_topic_id_of_the_genesis_marker(root: Path) -> None:

@@ -305,8 +305,8 @@ class ObjectStore:
     def create(self, path: str, content: bytes) -> bool:
         """Create an object with a PUT that the store refuses where the name is taken.
 
-        A refusal, or no answer, may follow on a write that was done: then what stands under the
-        name is compared with the content, and the same content is this call's own.
+        The store may refuse, or not answer, although it has done the write. So what has the name
+        is compared with the content: the same content counts as this call's own.
 
         Raises:
             LogRootError: There is no such bucket, no permission, or no conditional PUT.

@@ -1,8 +1,9 @@
 """How the segments of one partition follow each other, from its genesis marker on.
 
-Right beside writers and beside a compaction: what looks wrong between segments is looked at anew,
-until nothing changes any more. A compaction puts the merged file in place of the first segment, and
-then removes the others; a writer that slept may publish a segment and take it back.
+The findings hold beside writers and beside a compaction too: what looks wrong between segments is
+looked at again until nothing changes any more. A compaction puts the merged file in place of the
+first segment, and then removes the others. A writer that slept may publish a segment and take it
+back.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,12 +26,12 @@ SETTLE_S = 1.0
 """How long what looks wrong between segments must stay as it is to be a defect. A compaction
 removes many files in that time, and a writer takes back what it should not have published."""
 PASSES = 1_000
-"""How often a chain is looked at anew while its files change. Each time fewer are left to."""
+"""How often a chain is looked at again while its files change. Each time fewer can."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenesisFindings:
-    """Where a chain starts, None where its marker does not say so, and what is wrong with that."""
+    """Where a chain starts, None where the marker does not say, and what is wrong with it."""
 
     position: ChainPosition | None
     defects: tuple[Defect, ...] = ()
@@ -196,7 +197,7 @@ class _Links:
         for topic_id in found.topic_ids:
             if self.topic_id is not None and topic_id != self.topic_id:
                 detail = (
-                    f"it is of the topic with id {topic_id}, the chain before of {self.topic_id}"
+                    f"its topic has the id {topic_id}, that of the chain before {self.topic_id}"
                 )
                 yield Defect(found.path, DefectKind.TOPIC_ID, detail)
             self.topic_id = topic_id
@@ -218,5 +219,5 @@ def _link_defects(found: SegmentFindings, expected: ChainPosition | None) -> Ite
 
 
 def _overlap(found: SegmentFindings, expected: ChainPosition) -> Defect:
-    detail = f"offsets from {found.base_offset} on stand before, to {expected.offset}"
+    detail = f"offsets [{found.base_offset}, {expected.offset}) are in a segment before it too"
     return Defect(found.path, DefectKind.OVERLAP, detail)

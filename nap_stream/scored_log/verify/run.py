@@ -72,7 +72,7 @@ def verify(
 
     Raises:
         LogRootError: There is no folder at the root.
-        ConfigError: The topic cannot be the name of one.
+        ConfigError: No topic can have that name.
         ScoredLogError: The store cannot be listed.
     """
     require_root(store)
