@@ -196,9 +196,7 @@ class _Links:
     def _topic_defects(self, found: SegmentFindings) -> Iterator[Defect]:
         for topic_id in found.topic_ids:
             if self.topic_id is not None and topic_id != self.topic_id:
-                detail = (
-                    f"its topic has the id {topic_id}, that of the chain before {self.topic_id}"
-                )
+                detail = f"its topic's id is {topic_id}, the chain before has {self.topic_id}"
                 yield Defect(found.path, DefectKind.TOPIC_ID, detail)
             self.topic_id = topic_id
 
