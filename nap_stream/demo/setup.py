@@ -75,7 +75,7 @@ class DemoFolder:
             self.calibration: "the calibration",
             self.log: "the scored log, in Parquet",
             self.alerts: "the alerts, as CloudEvents",
-            self.picture: "the picture",
+            self.picture: "the chart of the OOD fraction",
             self.monitor_output: "what the monitor printed",
         }
 
