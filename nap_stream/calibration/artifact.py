@@ -46,7 +46,8 @@ def load_calibration(folder: Path) -> Calibration:
         ) from error
     envelope = _parse(text, path)
     try:
-        calibration = _assemble(envelope, _arrays(scores))
+        fields = {name: getattr(envelope, name) for name in CalibrationDocument.model_fields}
+        calibration = Calibration(CalibrationDocument(**fields), _arrays(scores))
     except ValueError as error:
         raise _damaged(str(error), folder) from error
     if calibration.fingerprint != envelope.fingerprint:
@@ -56,10 +57,6 @@ def load_calibration(folder: Path) -> Calibration:
 
 def require_free(folder: Path, *, force: bool = False) -> None:
     """Refuse a folder that `write_calibration` would refuse, before there is anything to write.
-
-    Args:
-        folder: Where the calibration is to be.
-        force: Whether a calibration that is there may be replaced.
 
     Raises:
         CalibrationError: Something else is there, or a calibration and ``force`` is false, or the
@@ -174,11 +171,6 @@ def _arrays(data: bytes) -> dict[str, NDArray[Any]]:
     except KeyError as error:
         # What safetensors raises for a dtype that numpy does not have, such as BF16.
         raise ValueError(f"{_SCORES} holds the dtype {error}, which is not read") from error
-
-
-def _assemble(envelope: Envelope, arrays: dict[str, NDArray[Any]]) -> Calibration:
-    fields = {name: getattr(envelope, name) for name in CalibrationDocument.model_fields}
-    return Calibration(CalibrationDocument(**fields), arrays)
 
 
 def _damaged(how: str, folder: Path) -> CalibrationError:

@@ -1,7 +1,4 @@
-"""What a calibration says, apart from its arrays: the tree of ``calibration.json``.
-
-What a stream's scores are judged by.
-"""
+"""A calibration: what it states, its arrays, and how a stream's scores are judged by it."""
 
 import hashlib
 import json
@@ -160,7 +157,7 @@ class Calibration:
     document: CalibrationDocument
     arrays: Mapping[str, NDArray[Any]]
     fingerprint: str = field(init=False)
-    _judge: ConformalTest = field(init=False, repr=False)
+    _test: ConformalTest = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         arrays = {name: _frozen(array) for name, array in self.arrays.items()}
@@ -170,15 +167,15 @@ class Calibration:
         if hashes != self.document.array_sha256:
             wrong = sorted(set(hashes.items()) ^ set(self.document.array_sha256.items()))
             raise ValueError(f"the arrays are not those that are named: {wrong[0][0]} differs")
-        judge = ConformalTest(
+        test = ConformalTest(
             self.document.rule,
             arrays[SCORE],
             arrays[CLASS_ID].astype(np.int64),
             len(self.document.model.class_names),
         )
-        if judge.groups != self.document.groups:
+        if test.groups != self.document.groups:
             raise ValueError("the thresholds do not follow from the scores")
-        object.__setattr__(self, "_judge", judge)
+        object.__setattr__(self, "_test", test)
         object.__setattr__(self, "fingerprint", _fingerprint(self.document))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -204,9 +201,9 @@ class Calibration:
             per_class=self.document.rule.per_class,
             flag_rate_laws=tuple(sorted({FlagRateLaw(g.flag_rank, g.size) for g in groups})),
             groups=len(groups),
-            tail_laws=self._judge.tail_laws(),
+            tail_laws=self._test.tail_laws(),
             fingerprint=self.fingerprint,
-            model_fingerprint=self.model_fingerprint,
+            model_fingerprint=self.document.model.fingerprint,
         )
 
     @property
@@ -215,12 +212,7 @@ class Calibration:
 
         At the document's confidence. Not what bounds a window: see `facts`.
         """
-        return self._judge.weakest.flag_rate_interval(self.document.flag_rate_confidence)
-
-    @property
-    def model_fingerprint(self) -> str:
-        """Of the model that it is valid for."""
-        return self.document.model.fingerprint
+        return self._test.weakest.flag_rate_interval(self.document.flag_rate_confidence)
 
     @property
     def fits(self) -> Fits:
@@ -262,7 +254,7 @@ class Calibration:
             location=document.location,
             reference=self.references,
         )
-        p = self._judge.p_values(fused, class_id)
+        p = self._test.p_values(fused, class_id)
         return Judgement(fused, p, p <= self.alpha)
 
 

@@ -108,11 +108,7 @@ LEAST_REFERENCES = 2
 
 
 def require_weight(method: Method | None, weight: float | None) -> None:
-    """Refuse a weight that the method does not take.
-
-    Args:
-        method: Null for the default method, which has a weight.
-        weight: Null where none is given.
+    """Refuse a weight that the method does not take; the default method, null, takes one.
 
     Raises:
         ConfigError: The method has no weight, or it is out of range.
@@ -169,11 +165,7 @@ def require_neighbours(
 ) -> None:
     """Refuse fewer images to fit on than KNN needs: its k neighbours, and the image itself.
 
-    Args:
-        names: The base scores; nothing is required where KNN is not among them.
-        images: How many there are to fit on.
-        part: Where they come from.
-        neighbours: Which neighbour the distance is to, k.
+    Nothing is required where KNN is not among the names.
 
     Raises:
         CalibrationError: Naming how many there are, and how many are needed.

@@ -8,6 +8,7 @@ to 224 x 224 pixels what it does to 32 x 32; what is random comes from the gener
 
 import hashlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import ceil
 from types import MappingProxyType
 
@@ -104,12 +105,6 @@ def _gaussian_blur(batch: Tensor, _generator: torch.Generator) -> Tensor:
     return _uint8(transforms.gaussian_blur(blurred, [wide, 1], sigmas[1]))
 
 
-def _low_contrast(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Keep a fifth of each pixel's distance from the image's mean grey."""
-    low: Tensor = transforms.adjust_contrast(batch, 0.2)
-    return low
-
-
 def _mixup(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Average two images, rounding down."""
     return ((batch.to(torch.int16) + _partners(batch, 2)) // 2).to(torch.uint8)
@@ -149,24 +144,6 @@ def _phase_scramble(batch: Tensor, generator: torch.Generator) -> Tensor:
     return _uint8(torch.fft.irfft2(scrambled, s=size))
 
 
-def _invert(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Make the negative."""
-    inverted: Tensor = transforms.invert(batch)
-    return inverted
-
-
-def _solarize(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Invert the values of 128 and above."""
-    solarized: Tensor = transforms.solarize(batch, 128)
-    return solarized
-
-
-def _posterize(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Keep the highest bit of each value: 0 or 128."""
-    posterized: Tensor = transforms.posterize(batch, 1)
-    return posterized
-
-
 def _zoomed_in(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Scale the central quarter of the side up to the whole."""
     height, width = batch.shape[2:]
@@ -183,6 +160,11 @@ def _shrunk(batch: Tensor, _generator: torch.Generator) -> Tensor:
     small = transforms.resize(batch, [height, width], antialias=True)
     ground[:, :, top : top + height, left : left + width] = small
     return ground
+
+
+def _alike(operation: Callable[[Tensor], Tensor]) -> Transform:
+    """Do the same to every image, without chance."""
+    return lambda batch, _generator: operation(batch)
 
 
 def _partners(batch: Tensor, quarters: int) -> Tensor:
@@ -229,14 +211,16 @@ PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
         "elastic": _elastic,
         "gaussian_noise": _gaussian_noise,
         "gaussian_blur": _gaussian_blur,
-        "low_contrast": _low_contrast,
+        # A fifth of each pixel's distance from the image's mean grey is kept.
+        "low_contrast": _alike(partial(transforms.adjust_contrast, contrast_factor=0.2)),
         "mixup": _mixup,
         "cutmix": _cutmix,
         "tiled_patch": _tiled_patch,
         "phase_scramble": _phase_scramble,
-        "invert": _invert,
-        "solarize": _solarize,
-        "posterize": _posterize,
+        "invert": _alike(transforms.invert),
+        "solarize": _alike(partial(transforms.solarize, threshold=128)),
+        # The highest bit of each value is kept: 0 or 128.
+        "posterize": _alike(partial(transforms.posterize, bits=1)),
         "zoomed_in": _zoomed_in,
         "shrunk": _shrunk,
     }

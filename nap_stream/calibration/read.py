@@ -77,13 +77,14 @@ class Reading:
             np.concatenate(logits) if logits else parts[0].logits,
             np.concatenate(features) if features else None,
             np.concatenate([part.nap for part in parts]),
-            sum(part.undecodable for part in parts),
-            next((part.first_problem for part in parts if part.first_problem), ""),
+            *_undecodable(parts),
         )
 
     @property
     def class_id(self) -> NDArray[np.int64]:
         """Predicted classes, int64 (n,)."""
+        if not len(self):
+            return np.zeros(0, np.int64)
         class_id: NDArray[np.int64] = self.logits.argmax(axis=1).astype(np.int64)
         return class_id
 
@@ -112,8 +113,9 @@ class ScoredImages:
     """The scores of n images; ``undecodable`` more could not be decoded.
 
     ``class_id`` is int64 (n,), ``values`` are NAP and base scores by name, each float32 (n,).
-    ``first_problem`` is about the first undecodable image. Takes a few bytes an image, where a
-    `Reading` takes all its logits and features.
+    ``first_problem`` is about the first undecodable image, ``not_finite`` are the names of images
+    whose outputs are not finite. Takes a few bytes an image, where a `Reading` takes all its
+    logits and features.
     """
 
     names: tuple[str, ...]
@@ -122,20 +124,34 @@ class ScoredImages:
     values: Values
     undecodable: int
     first_problem: str
+    not_finite: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
     @classmethod
     def of(cls, reading: Reading, base_scores: BaseScores) -> Self:
-        """Score what was read."""
+        """Score what was read; no values where that is nothing."""
         return cls(
             reading.names,
             reading.labels,
             reading.class_id,
-            reading.values(base_scores),
+            reading.values(base_scores) if len(reading) else {},
             reading.undecodable,
             reading.first_problem,
+            tuple(reading.not_finite),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Put scores behind each other; of at least one image."""
+        some = [part for part in parts if len(part)]
+        return cls(
+            tuple(name for part in some for name in part.names),
+            tuple(label for part in some for label in part.labels),
+            np.concatenate([part.class_id for part in some]),
+            {name: np.concatenate([part.values[name] for part in some]) for name in some[0].values},
+            *_undecodable(parts),
         )
 
 
@@ -165,9 +181,8 @@ class Reader:
 
     def read(self, files: Iterable[ImageFile], batch_size: int, advance: Advance) -> Reading:
         """Read all images as they are, and keep all logits and features."""
-        check = _ReadingCheck(self.source)
-        parts = list(check.counted(self._batches(files, None, batch_size, advance)))
-        check.require_usable()
+        parts = list(self._batches(files, None, batch_size, advance))
+        _require_usable(parts, self.source)
         return Reading.join(parts)
 
     def score(
@@ -186,21 +201,10 @@ class Reader:
         """Score all images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`."""
         return self._score(self._batches(files, transform, PSEUDO_BATCH, advance), base_scores)
 
-    def _score(self, parts: Iterator[Reading], base_scores: BaseScores) -> ScoredImages:
-        check = _ReadingCheck(self.source)
-        scored = [ScoredImages.of(part, base_scores) for part in check.counted(parts) if len(part)]
-        check.require_usable()
-        return ScoredImages(
-            tuple(name for part in scored for name in part.names),
-            tuple(label for part in scored for label in part.labels),
-            np.concatenate([part.class_id for part in scored]),
-            {
-                name: np.concatenate([part.values[name] for part in scored])
-                for name in scored[0].values
-            },
-            check.undecodable,
-            check.first_problem,
-        )
+    def _score(self, parts: Iterable[Reading], base_scores: BaseScores) -> ScoredImages:
+        scored = [ScoredImages.of(part, base_scores) for part in parts]
+        _require_usable(scored, self.source)
+        return ScoredImages.join(scored)
 
     def _batches(
         self,
@@ -209,61 +213,97 @@ class Reader:
         batch_size: int,
         advance: Advance,
     ) -> Iterator[Reading]:
-        outputs = _ModelOutputs(self.loaded, self.limits, self.cache, _identity(self))
+        identity = _identity(self.loaded, self.limits)
         first, iterator = 0, iter(files)
         while batch := list(islice(iterator, batch_size)):
-            yield _reading(batch, outputs.batch(batch, transform, first), self.limits)
+            yield _reading(batch, self._outputs(batch, transform, first, identity), self.limits)
             first += len(batch)
             advance(len(batch))
 
+    def _outputs(
+        self,
+        files: list[ImageFile],
+        transform: str | None,
+        first_index: int,
+        identity: Mapping[str, Any],
+    ) -> Arrays:
+        """What `_compute` gives, from the cache where it is there."""
+        if self.cache is None:
+            return self._compute(files, transform, first_index)
+        seeded = [transform, VERSION, PSEUDO_SEED, first_index] if transform else None
+        images = [hashlib.sha256(file.data).hexdigest() for file in files]
+        key = cache_key({**identity, "transform": seeded, "images": images})
+        kept = self.cache.get(key)
+        if kept is None or not _is_whole(kept, len(files), has_head=self.loaded.head is not None):
+            kept = self._compute(files, transform, first_index)
+            self.cache.put(key, kept)
+        return kept
 
-class _ReadingCheck:
-    """Counts what was read of a source, to tell whether anything can be concluded from it."""
+    def _compute(self, files: list[ImageFile], transform: str | None, first_index: int) -> Arrays:
+        """The model's outputs for n files, of which k can be decoded.
 
-    def __init__(self, source: Path) -> None:
-        self._source = source
-        self._decoded = 0
-        self._not_finite: list[str] = []
-        self.undecodable = 0
-        self.first_problem = ""
-
-    def counted(self, parts: Iterator[Reading]) -> Iterator[Reading]:
-        """Pass the parts on, and count them."""
-        for part in parts:
-            self._decoded += len(part)
-            self._not_finite += part.not_finite
-            self.undecodable += part.undecodable
-            self.first_problem = self.first_problem or part.first_problem
-            yield part
-
-    def require_usable(self) -> None:
-        """Refuse images that nothing can be concluded from.
-
-        Raises:
-            CalibrationError: Half of them or more cannot be decoded, or the model's outputs are
-                not finite.
+        Returns:
+            ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
+            float32 (k,), and ``features`` float32 (k, D) where the model has a linear head.
         """
-        if not self._decoded:
-            raise CalibrationError(
-                f"none of the {self.undecodable} images could be decoded; first "
-                f"{self.first_problem or 'there are none'}",
-                str(self._source),
-                "Name a folder of JPEG, PNG or WebP files, or a Parquet file",
-            )
-        if self.undecodable >= self._decoded:
-            raise CalibrationError(
-                f"{self.undecodable} of {self.undecodable + self._decoded} images cannot be "
-                f"decoded; first {self.first_problem}",
-                str(self._source),
-                "Name a folder of images alone: what is left may not be like the stream",
-            )
-        if self._not_finite:
-            raise CalibrationError(
-                f"the model's activations or logits are not finite for {len(self._not_finite)} of "
-                f"{self._decoded} images, first {self._not_finite[0]}",
-                str(self._source),
-                "Check the weights and the preprocessing",
-            )
+        decoded = [decode_image(file.data, self.limits) for file in files]
+        pixels = [
+            preprocess(result.pixels, self.loaded.preprocessing)
+            for result in decoded
+            if not isinstance(result, Refusal)
+        ]
+        arrays: Arrays = {
+            "decoded": np.array([not isinstance(result, Refusal) for result in decoded])
+        }
+        if not pixels:
+            return arrays
+        batch = torch.stack(pixels)
+        if transform is not None:
+            batch = transformed(transform, batch, PSEUDO_SEED, first_index)
+        found = self.loaded.forward(batch)
+        arrays |= {"logits": found.logits.cpu().numpy(), "nap": found.nap.cpu().numpy()}
+        if found.features is not None:
+            arrays["features"] = found.features.cpu().numpy()
+        return arrays
+
+
+def _require_usable(parts: Sequence[Reading] | Sequence[ScoredImages], source: Path) -> None:
+    """Refuse images that nothing can be concluded from.
+
+    Raises:
+        CalibrationError: Half of them or more cannot be decoded, or the model's outputs are
+            not finite.
+    """
+    decoded = sum(len(part) for part in parts)
+    undecodable, first_problem = _undecodable(parts)
+    if not decoded:
+        raise CalibrationError(
+            f"none of the {undecodable} images could be decoded; first "
+            f"{first_problem or 'there are none'}",
+            str(source),
+            "Name a folder of JPEG, PNG or WebP files, or a Parquet file",
+        )
+    if undecodable >= decoded:
+        raise CalibrationError(
+            f"{undecodable} of {undecodable + decoded} images cannot be decoded; first "
+            f"{first_problem}",
+            str(source),
+            "Name a folder of images alone: what is left may not be like the stream",
+        )
+    not_finite = [name for part in parts for name in part.not_finite]
+    if not_finite:
+        raise CalibrationError(
+            f"the model's activations or logits are not finite for {len(not_finite)} of "
+            f"{decoded} images, first {not_finite[0]}",
+            str(source),
+            "Check the weights and the preprocessing",
+        )
+
+
+def _undecodable(parts: Sequence[Reading] | Sequence[ScoredImages]) -> tuple[int, str]:
+    """How many images could not be decoded, and what is said about the first."""
+    problems = (part.first_problem for part in parts if part.first_problem)
+    return sum(part.undecodable for part in parts), next(problems, "")
 
 
 def _reading(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) -> Reading:
@@ -288,85 +328,29 @@ def _problem(file: ImageFile, limits: LimitSettings) -> str:
     return f"{name}: {result.error}" if isinstance(result, Refusal) else name
 
 
-def _identity(reader: Reader) -> dict[str, Any]:
+def _identity(loaded: LoadedModel, limits: LimitSettings) -> dict[str, Any]:
     """All of a cache key that is the same for every batch: what decides the outputs."""
-    found, loaded = versions(), reader.loaded
+    found = versions()
     return {
         "model": loaded.fingerprint,
         "versions": {name: found[name] for name in _ROUNDING},
         "device": loaded.device.type,
         "site": str(loaded.feature_site),
         "head": str(loaded.head),
-        "limits": reader.limits.model_dump(mode="json"),
+        "limits": limits.model_dump(mode="json"),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _ModelOutputs:
-    """Gives the outputs of a model for a batch of files: computed, or taken from the cache."""
-
-    loaded: LoadedModel
-    limits: LimitSettings
-    cache: "FeatureCache | None"
-    identity: dict[str, Any]
-
-    def batch(self, files: list[ImageFile], transform: str | None, first_index: int) -> Arrays:
-        """The outputs for n files, of which k can be decoded.
-
-        Args:
-            files: The batch.
-            transform: What makes pseudo-OOD images of them; None leaves them as they are.
-            first_index: The number of the batch's first image among all images.
-
-        Returns:
-            ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
-            float32 (k,), and ``features`` float32 (k, D) where the model has a linear head.
-
-        Raises:
-            CalibrationError: The cache cannot be written.
-        """
-        if self.cache is None:
-            return self._compute(files, transform, first_index)
-        seeded = [transform, VERSION, PSEUDO_SEED, first_index] if transform else None
-        images = [hashlib.sha256(file.data).hexdigest() for file in files]
-        key = cache_key({**self.identity, "transform": seeded, "images": images})
-        kept = self.cache.get(key)
-        if kept is None or not self._is_whole(kept, len(files)):
-            kept = self._compute(files, transform, first_index)
-            self.cache.put(key, kept)
-        return kept
-
-    def _is_whole(self, arrays: Arrays, files: int) -> bool:
-        """Whether a file of the cache holds what `batch` returns."""
-        if "decoded" not in arrays or arrays["decoded"].shape != (files,):
-            return False
-        decoded = int(arrays["decoded"].sum())
-        expected = {"decoded"}
-        if decoded:
-            expected |= {"logits", "nap"} | ({"features"} if self.loaded.head else set())
-        rows = {len(arrays[name]) for name in arrays if name != "decoded"}
-        return arrays.keys() == expected and rows <= {decoded}
-
-    def _compute(self, files: list[ImageFile], transform: str | None, first_index: int) -> Arrays:
-        decoded = [decode_image(file.data, self.limits) for file in files]
-        pixels = [
-            preprocess(result.pixels, self.loaded.preprocessing)
-            for result in decoded
-            if not isinstance(result, Refusal)
-        ]
-        arrays: Arrays = {
-            "decoded": np.array([not isinstance(result, Refusal) for result in decoded])
-        }
-        if not pixels:
-            return arrays
-        batch = torch.stack(pixels)
-        if transform is not None:
-            batch = transformed(transform, batch, PSEUDO_SEED, first_index)
-        found = self.loaded.forward(batch)
-        arrays |= {"logits": found.logits.cpu().numpy(), "nap": found.nap.cpu().numpy()}
-        if found.features is not None:
-            arrays["features"] = found.features.cpu().numpy()
-        return arrays
+def _is_whole(arrays: Arrays, files: int, *, has_head: bool) -> bool:
+    """Whether a file of the cache holds the outputs for so many image files."""
+    if "decoded" not in arrays or arrays["decoded"].shape != (files,):
+        return False
+    decoded = int(arrays["decoded"].sum())
+    expected = {"decoded"}
+    if decoded:
+        expected |= {"logits", "nap"} | ({"features"} if has_head else set())
+    rows = {len(arrays[name]) for name in arrays if name != "decoded"}
+    return arrays.keys() == expected and rows <= {decoded}
 
 
 def cache_key(parts: Mapping[str, Any]) -> str:

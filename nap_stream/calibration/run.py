@@ -111,11 +111,11 @@ def calibrate(
     copies = [] if part is None else require_apart(part, request.images)
     reader = Reader(loaded, request.limits, request.images, cache)
     if part is None:
-        advance = Counter(total, progress).advance
+        advance = adding_up(total, progress)
         fit_found = FitFound(unfitted(plan.names, loaded, request.scoring.parameters()), None, {})
         files = reader.files()
     else:
-        advance = Counter(total + fit_passes(part, searching), progress).advance
+        advance = adding_up(total + fit_passes(part, searching), progress)
         fit_found = fit_part(
             part,
             plan.names,
@@ -170,19 +170,17 @@ def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
     return _Plan(method, names, searching, part)
 
 
-@dataclass(slots=True)
-class Counter:
-    """Adds up batches for a progress display."""
+def adding_up(total: int, progress: Progress | None) -> Advance:
+    """Tell of the images that were read so far, of a total, as more are read."""
+    done = 0
 
-    total: int
-    progress: Progress | None
-    done: int = 0
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress is not None:
+            progress(done, total)
 
-    def advance(self, images: int) -> None:
-        """Note that so many more images were read."""
-        self.done += images
-        if self.progress is not None:
-            self.progress(self.done, self.total)
+    return advance
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,15 +214,8 @@ def fit_part(
 ) -> FitFound:
     """Read the images to fit on, fit base scores, and search weights on pseudo-OOD images.
 
-    Args:
-        part: The images.
-        names: The base scores to fit.
-        methods: Those that are to be computed.
-        searching: Those of them whose weight is searched.
-        reader: Of the part's source.
-        parameters: Of the base scores.
-        batch_size: Images that go through the model at once.
-        advance: Told how many more images were read, `fit_passes` in all.
+    ``names`` are the base scores to fit, ``methods`` those that are to be computed, and
+    ``searching`` those of them whose weight is searched. ``reader`` is that of the part's source.
 
     Raises:
         CalibrationError: Too few images can be decoded, or see `Reader`.

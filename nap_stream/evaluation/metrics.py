@@ -60,15 +60,8 @@ class Metric(StrEnum):
     @property
     def heading(self) -> str:
         """As papers write it, with the direction of better."""
-        return _HEADINGS[self]
-
-
-_HEADINGS = {
-    Metric.AUROC: "AUROC ↑",
-    Metric.FPR95: "FPR95 ↓",
-    Metric.AUPR_IN: "AUPR-In ↑",
-    Metric.AUPR_OUT: "AUPR-Out ↑",
-}
+        name = {Metric.AUPR_IN: "AUPR-In", Metric.AUPR_OUT: "AUPR-Out"}.get(self, self.name)
+        return f"{name} {'↓' if self.lower_is_better else '↑'}"
 
 
 @dataclass(frozen=True, slots=True)

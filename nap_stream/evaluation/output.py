@@ -54,13 +54,6 @@ def write_table(table: EvaluationTable, folder: Path) -> tuple[Path, ...]:
 
     Each replaces the file of its name; whatever else the folder holds stays.
 
-    Args:
-        table: What to write.
-        folder: Made, with its parents, where it is missing.
-
-    Returns:
-        The files.
-
     Raises:
         ConfigError: A file cannot be written, or matplotlib is not installed.
     """
@@ -124,13 +117,18 @@ def to_markdown(table: EvaluationTable) -> str:
         f" holds 0 ({table.resamples:,} paired bootstrap resamples, seed {table.seed})."
     )
     parts = [f"# {escape(table.in_distribution)} against OOD sets", introduction]
-    parts += [f"## {_headings(pair)}\n\n{_values(table, pair)}" for pair in _PAIRS]
+    parts += [f"## {_headings(pair)}\n\n{_grid(table, pair, _value)}" for pair in _PAIRS]
     parts.append(legend)
     parts += [
-        f"## {level} intervals of {_headings(pair)}\n\n{_intervals(table, pair)}" for pair in _PAIRS
+        f"## {level} intervals of {_headings(pair)}\n\n{_grid(table, pair, Column.interval)}"
+        for pair in _PAIRS
     ]
     if table.context:
-        facts = (f"- {escape(name)}: {_fact(value)}" for name, value in table.context.items())
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in table.context.items()
+        }
+        facts = (f"- {escape(name)}: {escape(text)}" for name, text in texts.items())
         parts += ["## Context", "\n".join(facts)]
     return "\n\n".join(parts) + "\n"
 
@@ -144,18 +142,11 @@ def _headings(pair: Sequence[Metric]) -> str:
     return " and ".join(metric.heading for metric in pair)
 
 
-def _values(table: EvaluationTable, pair: Sequence[Metric]) -> str:
-    def text(column: Column, row: int, metric: Metric) -> str:
-        value = column.percent(row, metric)
-        if column.is_best(row, metric):
-            return f"**{value}**"
-        return f"{value} †" if column.is_level_with_best(row, metric) else value
-
-    return _grid(table, pair, text)
-
-
-def _intervals(table: EvaluationTable, pair: Sequence[Metric]) -> str:
-    return _grid(table, pair, Column.interval)
+def _value(column: Column, row: int, metric: Metric) -> str:
+    value = column.percent(row, metric)
+    if column.is_best(row, metric):
+        return f"**{value}**"
+    return f"{value} †" if column.is_level_with_best(row, metric) else value
 
 
 def _grid(
@@ -169,11 +160,6 @@ def _grid(
     ]
     alignment = ["---", *["---:"] * len(places)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [["Method", *headings], alignment, *rows])
-
-
-def _fact(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return escape(text)
 
 
 def to_csv(table: EvaluationTable) -> str:
@@ -283,12 +269,10 @@ def table_png(table: EvaluationTable) -> bytes:
 
 
 def plot_calibration(calibration: Calibration, out: Path) -> None:
-    """Draw the calibration scores with their thresholds, and the search for the weight.
+    """Draw a calibration's scores with their thresholds, and the search for its weight.
 
-    Args:
-        calibration: What to draw. Where it has one threshold a class, their lines are faint;
-            where its weight was given, the picture says so.
-        out: The PNG, 1,440 x 540 pixels; one that is there is replaced.
+    The PNG has 1,440 x 540 pixels, and replaces one that is there. The thresholds of classes are
+    faint lines. Where the weight was given, the picture says that none was searched.
 
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.

@@ -21,7 +21,7 @@ from nap_stream.calibration.checks import (
 )
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, in_order
 from nap_stream.calibration.read import FeatureCache, Reader, ScoredImages, Values
-from nap_stream.calibration.run import Counter, fit_part, fit_passes
+from nap_stream.calibration.run import adding_up, fit_part, fit_passes
 from nap_stream.clock import Progress
 from nap_stream.core.methods import Method, WeightSearch, every_method, method_scores
 from nap_stream.core.score_specs import needs_features
@@ -108,7 +108,7 @@ def evaluate(
     require_fittable(names, methods, part, request.scoring.knn_k)
     copies = require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight)
-    advance = Counter(total + fit_passes(part, searching), progress).advance
+    advance = adding_up(total + fit_passes(part, searching), progress)
 
     fit_found = fit_part(
         part,

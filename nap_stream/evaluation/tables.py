@@ -39,17 +39,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One method over all OOD sets.
+    """One method over all OOD sets: of each metric the mean over the sets, or the worst.
 
-    Attributes:
-        method: Its name.
-        metrics: Of each metric the mean over the sets, or the worst.
-        intervals: Of the same, taken in each resample. Over resamples the worst set changes, so
-            that the interval of a worst value lies somewhat on the bad side of it.
-        to_best: Of each metric, this method's value less that of the method which is best in
-            the table; 0 for the best.
-        to_best_intervals: Of the same, from paired resamples. One that holds 0 says that the
-            images do not tell this method from the best.
+    ``intervals`` are taken in each resample. The worst set changes from one to the next, so that
+    the interval of a worst value lies somewhat on the bad side of it. ``to_best`` is this
+    method's value less that of the best method in the table, 0 for the best, and its intervals
+    are from paired resamples: one that holds 0 says that the images do not tell the two apart.
     """
 
     method: str
@@ -68,20 +63,12 @@ class Summary:
 class EvaluationTable:
     """What an evaluation found. All metrics are fractions.
 
-    Attributes:
-        in_distribution: Name of the in-distribution set.
-        in_distribution_size: Its images.
-        ood_sizes: Images of each OOD set, in the order of the table.
-        methods: Names, in the order of the table.
-        cells: Each method on each set: by method, then by set.
-        averages: Each method's mean over the sets.
-        worst: Each method's worst value of each metric over the sets: the least AUROC and AUPR,
-            the greatest FPR95.
-        resamples: Bootstrap resamples behind the intervals.
-        seed: Of the resamples.
-        confidence: Of the intervals.
-        context: What else identifies the evaluation, such as fingerprints and versions; of
-            types that JSON holds.
+    ``in_distribution`` is the set's name. ``ood_sizes`` are the numbers of images of each OOD
+    set; they and ``methods`` are in the order of the table. ``cells`` are by method, then by set.
+    ``averages`` are each method's means over the sets, ``worst`` its worst values: the least
+    AUROC and AUPR, the greatest FPR95. ``resamples``, ``seed`` and ``confidence`` are those of
+    the bootstrap. ``context`` is what else identifies the evaluation, such as fingerprints and
+    versions, of types that JSON holds.
     """
 
     in_distribution: str
@@ -165,7 +152,7 @@ def evaluate_scores(
             in-distribution; the same images in the same order for every method.
         outside: The same for each OOD set, by the set's name and by method.
         in_distribution: Name of the in-distribution set.
-        resamples: Bootstrap resamples; all methods share them.
+        resamples: Of the bootstrap; all methods share them.
         seed: Of the resamples. They do not depend on the methods, nor on sets named later.
         confidence: Of the intervals, between 0 and 1.
         context: See `EvaluationTable`.
@@ -197,7 +184,16 @@ def evaluate_scores(
         in_distribution_size=size,
         ood_sizes=ood_sizes,
         methods=methods,
-        cells=_cells(methods, tuple(outside), values, samples, confidence),
+        cells=tuple(
+            Cell(
+                method,
+                ood_set,
+                DetectionMetrics.from_values(values[row, column]),
+                percentile_intervals(samples[row, column], confidence),
+            )
+            for row, method in enumerate(methods)
+            for column, ood_set in enumerate(outside)
+        ),
         averages=_summaries(methods, values.mean(axis=1), samples.mean(axis=1), confidence),
         worst=_summaries(methods, _worst(values), _worst(samples), confidence),
         resamples=resamples,
@@ -210,7 +206,7 @@ def evaluate_scores(
 def _sizes(
     inside: Mapping[str, Scores], outside: Mapping[str, Mapping[str, Scores]]
 ) -> tuple[int, dict[str, int]]:
-    """The number of in-distribution images, and that of each OOD set."""
+    """How many in-distribution images there are, and how many of each OOD set."""
     if not inside or not outside:
         raise ValueError(f"Got {len(inside)} methods, {len(outside)} OOD sets, expected some")
     for ood_set, scores in outside.items():
@@ -228,25 +224,6 @@ def _common_size(name: str, scores: Mapping[str, Scores]) -> int:
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{name}: the methods have scores of different images: {sizes}")
     return next(iter(sizes.values()))
-
-
-def _cells(
-    methods: Sequence[str],
-    ood_sets: Sequence[str],
-    values: NDArray[np.float64],
-    samples: NDArray[np.float64],
-    confidence: float,
-) -> tuple[Cell, ...]:
-    return tuple(
-        Cell(
-            method,
-            ood_set,
-            DetectionMetrics.from_values(values[row, column]),
-            percentile_intervals(samples[row, column], confidence),
-        )
-        for row, method in enumerate(methods)
-        for column, ood_set in enumerate(ood_sets)
-    )
 
 
 def _worst(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -336,7 +336,7 @@ def fitted_to(loaded: LoadedModel) -> Calibration:
 def test_the_calibration_of_this_model() -> None:
     loaded = load_small("SmallNet")
     require_fingerprint(fitted_to(loaded), loaded)
-    assert fitted_to(loaded).model_fingerprint == loaded.fingerprint
+    assert fitted_to(loaded).document.model.fingerprint == loaded.fingerprint
 
 
 def test_the_calibration_of_another_model_names_both() -> None:
