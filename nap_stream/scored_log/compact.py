@@ -9,10 +9,10 @@ too; the next run removes them. For the instant between the two steps of an exch
 Parquet reader may meet a row twice, or a file that is gone. No row is ever missing, and
 `nap_stream.scored_log.read` gives each row once at every moment.
 
-One compaction of a log runs at a time. A file is exchanged whole, so that a compaction which has
-read a shorter chain could put a shorter file in place of a longer one whose segments are removed
-already, and no store that is supported here can tell on a plain replace. Hence a lock file,
-created exclusively. It has no time limit: only a person can know that its owner is really gone.
+One compaction of a log runs at a time. A file is exchanged whole. So a compaction that has read a
+shorter chain could put a shorter file in place of a longer one whose segments are removed already.
+No store that is supported here can tell on a plain replace. Hence a lock file, created exclusively.
+It has no time limit: only a person can know that its owner is really gone.
 """
 
 import json
@@ -116,10 +116,10 @@ class RefusedPartition:
 class CompactionReport:
     """What a compaction did, or would do.
 
-    ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that stand in a
-    compacted file too, after an interrupted run or the death of a writer. Bytes are those of the
-    merged segments before, and of their files after (0 in a dry run). ``stopped`` says that it
-    was asked to end early.
+    ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that an
+    interrupted run or a writer that died had left beside a compacted file that holds them.
+    ``bytes_before`` are those of the merged segments, ``bytes_after`` those of their files (0 in a
+    dry run). ``stopped`` says that it was asked to end early.
     """
 
     partitions: int

@@ -22,9 +22,9 @@ to hash them a whole file must be read. A segment's digest is that of all the ke
 
 A compacted file counts in the chain as the segments that it merged. ``merged`` is a JSON array of
 their keys and values, in order and without spaces, compressed with zlib and in base64.
-``previous_sha256`` stands in the first of them alone: each other one names the digest of the one
-before it, which is computed. So a change of any of them shows in the digest that the segment after
-the file names.
+``previous_sha256`` is given for the first of them alone: for the others it is the digest of the one
+before, which is computed. So a change of any of them shows in the digest that the segment after the
+file names.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """

@@ -1,4 +1,4 @@
-r"""Questions to the log: rows that pass filters, and counts by hour, class, status, partition.
+r"""Counts of the log's rows by hour, class, status or partition; how rows and counts are written.
 
 Auditors without nap-stream ask the same of the plain folder, in DuckDB for instance:
 
@@ -6,7 +6,7 @@ Auditors without nap-stream ask the same of the plain folder, in DuckDB for inst
     FROM read_parquet('<root>/**/*.parquet', hive_partitioning = true, union_by_name = true)
     GROUP BY class_name
 
-Results are a person's table, JSON lines, CSV or Parquet.
+What comes out is a table for people, JSON lines, CSV or Parquet.
 
 Keys, headers, errors and class names come from outside. In a table, whatever is not printable
 is shown as an escape such as ``\x1b``, and nothing is taken for markup. In text formats bytes

@@ -204,7 +204,7 @@ class SegmentFile:
         Page checksums are verified; whether the rows are those of their digest is not.
 
         Raises:
-            ChainBrokenError: The rows cannot be read, or have not the log's columns.
+            ChainBrokenError: The rows cannot be read, or do not have the log's columns.
         """
         with (
             typed_errors(self.path),

@@ -258,7 +258,8 @@ def _beyond(head: ChainHead, end: int | None) -> Defect:
 def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterator[Defect]:
     """Kept ends that are no longer in their chains.
 
-    Proves something only of a log whose chains have been verified: it looks at one segment each.
+    It looks at one segment of each chain. So it proves something only where the chains have been
+    verified.
 
     Raises:
         ScoredLogError: The store cannot be read.
