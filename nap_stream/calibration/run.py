@@ -1,7 +1,7 @@
 """Making a calibration: the model over held-out in-distribution images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,23 +110,18 @@ def calibrate(
         require_enough(total - len(part), request.rule, request.images, fitted_on=len(part))
     copies = [] if part is None else require_apart(part, request.images)
     reader = Reader(loaded, request.limits, request.images, cache)
-    if part is None:
-        advance = adding_up(total, progress)
-        fit_found = FitFound(unfitted(plan.names, loaded, request.scoring.parameters()), None, {})
-        files = reader.files()
-    else:
-        advance = adding_up(total + fit_passes(part, searching), progress)
-        fit_found = fit_part(
-            part,
-            plan.names,
-            (plan.method,),
-            searching,
-            reader=Reader(loaded, request.limits, part.source, cache),
-            parameters=request.scoring.parameters(),
-            batch_size=request.batch_size,
-            advance=advance,
-        )
-        files = part.others(request.images)
+    advance = adding_up(total + fit_passes(part, searching), progress)
+    fit_found = fit_part(
+        part,
+        plan.names,
+        (plan.method,),
+        searching,
+        reader=reader,
+        parameters=request.scoring.parameters(),
+        batch_size=request.batch_size,
+        advance=advance,
+    )
+    files = reader.files() if part is None else part.others(request.images)
     scored = reader.score(files, fit_found.fitted.base_scores, request.batch_size, advance)
     return assemble(
         request,
@@ -202,7 +197,7 @@ class FitFound:
 
 
 def fit_part(
-    part: FitPart,
+    part: FitPart | None,
     names: tuple[BaseScore, ...],
     methods: tuple[Method, ...],
     searching: tuple[Method, ...],
@@ -215,11 +210,14 @@ def fit_part(
     """Read the images to fit on, fit base scores, and search weights on pseudo-OOD images.
 
     ``names`` are the base scores to fit, ``methods`` those that are to be computed, and
-    ``searching`` those of them whose weight is searched. ``reader`` is that of the part's source.
+    ``searching`` those of them whose weight is searched. Nothing is read where the part is null.
 
     Raises:
         CalibrationError: Too few images can be decoded, or see `Reader`.
     """
+    if part is None:
+        return FitFound(unfitted(names, reader.loaded, parameters), None, {})
+    reader = replace(reader, source=part.source)
     reading = reader.read(part.files(), batch_size, advance)
     require_fittable(names, methods, part, parameters.knn_k, reading)
     fitted = fit(names, reading, reader.loaded, parameters)
@@ -228,8 +226,10 @@ def fit_part(
     return FitFound(fitted, reading, searches)
 
 
-def fit_passes(part: FitPart, searching: tuple[Method, ...]) -> int:
+def fit_passes(part: FitPart | None, searching: tuple[Method, ...]) -> int:
     """Forward passes, in images, of `fit_part` that come on top of reading all images once."""
+    if part is None:
+        return 0
     return (len(part) if part.own else 0) + (pseudo_passes(part) if searching else 0)
 
 

@@ -1,7 +1,7 @@
 """Evaluating a model's methods on named sets of images."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +110,13 @@ def evaluate(
     searching = tuple(method for method in methods if method.has_weight)
     advance = adding_up(total + fit_passes(part, searching), progress)
 
+    reader = Reader(loaded, request.limits, request.inside, cache)
     fit_found = fit_part(
         part,
         names,
         methods,
         searching,
-        reader=Reader(loaded, request.limits, part.source, cache),
+        reader=reader,
         parameters=request.scoring.parameters(),
         batch_size=request.batch_size,
         advance=advance,
@@ -123,7 +124,7 @@ def evaluate(
     fitted, searches = fit_found.fitted, fit_found.searches
 
     def score(source: Path, files: Iterable[ImageFile]) -> ScoredImages:
-        one = Reader(loaded, request.limits, source, cache)
+        one = replace(reader, source=source)
         return one.score(files, fitted.base_scores, request.batch_size, advance)
 
     inside = score(request.inside, part.others(request.inside))

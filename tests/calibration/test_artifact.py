@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from nap_stream.calibration.artifact import load_calibration, require_free, write_calibration
+from nap_stream.calibration.artifact import (
+    load_calibration,
+    require_free,
+    versions,
+    write_calibration,
+)
 from nap_stream.calibration.calibration import Calibration, ImageFacts
 from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.conformal import Rule
@@ -427,3 +434,29 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CalibrationError, match="cannot be written"):
         write_calibration(sample(), tmp_path / "file" / "calibration")
+
+
+def test_what_computed_a_score_is_named() -> None:
+    found = versions()
+    assert found.keys() == {
+        *("python", "nap-stream", "torch", "torchvision", "pillow", "numpy", "scipy")
+    }
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == metadata.version("torch")
+    assert "unknown" not in found.values()
+
+
+def test_what_is_not_installed_as_a_distribution_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = metadata.version
+
+    def without(name: str) -> str:
+        if name == "nap-stream":
+            raise metadata.PackageNotFoundError(name)
+        return whole(name)
+
+    monkeypatch.setattr(metadata, "version", without)
+    found = versions()
+    assert found["nap-stream"] == "unknown"
+    assert found["numpy"] == whole("numpy")
