@@ -238,10 +238,8 @@ class Calibration:
     ) -> Judgement:
         """Judge N images.
 
-        Args:
-            values: NAP and base scores by name, each (N,), any float dtype; those that the
-                method needs.
-            class_id: Predicted classes, int64 (N,).
+        ``values`` are those that the method needs, by name, each (N,) of any float dtype;
+        ``class_id`` are the predicted classes, int64 (N,).
 
         Raises:
             KeyError: A value that the method needs is missing.

@@ -90,14 +90,18 @@ def one_class_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> It
 
 
 def power_warnings(
-    method: Method, weight: float | None, location: float, scored: ScoredImages, *, is_fitted: bool
+    method: Method,
+    weight: float | None,
+    location: float,
+    scored: ScoredImages,
+    fit_reading: Reading | None,
 ) -> Iterator[str]:
     """Base scores that the geometric mean has no power of."""
     if method.base is None or not method.needs_location:
         return
     undefined = int((scored.values[method.base] - location <= 0).sum())
     if undefined:
-        advice = "" if is_fitted else ": give images to fit on, so that it moves"
+        advice = "" if fit_reading is not None else ": give images to fit on, so that it moves"
         yield (
             f"the {method.base} of {undefined} of {len(scored)} images is at or below "
             f"{location:g}, which has no power {weight:g}{advice}"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nap_stream.calibration import checks
 from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.calibration import (
     CLASS_ID,
@@ -22,21 +23,6 @@ from nap_stream.calibration.calibration import (
     ImageFacts,
     ModelFacts,
     array_sha256,
-)
-from nap_stream.calibration.checks import (
-    accuracy,
-    copy_warnings,
-    mean_confidence,
-    one_class_warnings,
-    power_warnings,
-    require_apart,
-    require_enough,
-    require_fittable,
-    require_head,
-    require_weight,
-    skill_warnings,
-    tie_warnings,
-    undecodable_warnings,
 )
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order, unfitted
 from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
@@ -100,15 +86,15 @@ def calibrate(
             not finite, or the method does not go with the model.
     """
     named = request.scoring.method
-    require_weight(None if named is None else parse_method(named), request.weight)
+    checks.require_weight(None if named is None else parse_method(named), request.weight)
     total = count_images(request.images)
-    require_enough(total, request.rule, request.images)
+    checks.require_enough(total, request.rule, request.images)
     loaded = load_model(request.model, device)
     plan = _plan(request, loaded)
     part, searching = plan.part, plan.searching
     if part is not None and not part.own:
-        require_enough(total - len(part), request.rule, request.images, fitted_on=len(part))
-    copies = [] if part is None else require_apart(part, request.images)
+        checks.require_enough(total - len(part), request.rule, request.images, fitted_on=len(part))
+    copies = [] if part is None else checks.require_apart(part, request.images)
     reader = Reader(loaded, request.limits, request.images, cache)
     advance = adding_up(total + fit_passes(part, searching), progress)
     fit_found = fit_part(
@@ -155,13 +141,13 @@ def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
     method, scoring = choose_method(request.scoring, loaded), request.scoring
     base = () if method.base is None else (method.base,)
     names = in_order((*ALWAYS, *base, *scoring.scores))
-    require_head(names, loaded, request.model.factory)
+    checks.require_head(names, loaded, request.model.factory)
     searching = (method,) if method.has_weight and request.weight is None else ()
     part = None
     moves = method.needs_location and request.fit_images is not None
     if searching or moves or method.needs_reference or any(needs_fit(name) for name in names):
         part = FitPart.choose(request.images, request.fit_images, scoring.fit_limit)
-        require_fittable(names, (method,), part, scoring.knn_k)
+        checks.require_fittable(names, (method,), part, scoring.knn_k)
     return _Plan(method, names, searching, part)
 
 
@@ -219,7 +205,7 @@ def fit_part(
         return FitFound(unfitted(names, reader.loaded, parameters), None, {})
     reader = replace(reader, source=part.source)
     reading = reader.read(part.files(), batch_size, advance)
-    require_fittable(names, methods, part, parameters.knn_k, reading)
+    checks.require_fittable(names, methods, part, parameters.knn_k, reading)
     fitted = fit(names, reading, reader.loaded, parameters)
     pseudo = pseudo_values(part, reader, fitted, advance) if searching else {}
     searches = {method: search_weight(method, fitted, pseudo) for method in searching}
@@ -286,16 +272,16 @@ def assemble(
         ),
         images=_image_facts(request.images, scored),
         fit_images=None if fit_reading is None else _image_facts(request.fit_images, fit_reading),
-        mean_confidence=mean_confidence(scored),
-        accuracy=accuracy(scored, loaded.class_names),
+        mean_confidence=checks.mean_confidence(scored),
+        accuracy=checks.accuracy(scored, loaded.class_names),
         warnings=(
-            *skill_warnings(scored, loaded.class_names),
-            *undecodable_warnings("images to calibrate on", scored),
-            *undecodable_warnings("images to fit on", fit_reading),
-            *one_class_warnings(scored, loaded.class_names),
-            *copy_warnings(copies, len(scored)),
-            *power_warnings(method, weight, location, scored, is_fitted=fit_reading is not None),
-            *tie_warnings(scores, scored.class_id, test.groups),
+            *checks.skill_warnings(scored, loaded.class_names),
+            *checks.undecodable_warnings("images to calibrate on", scored),
+            *checks.undecodable_warnings("images to fit on", fit_reading),
+            *checks.one_class_warnings(scored, loaded.class_names),
+            *checks.copy_warnings(copies, len(scored)),
+            *checks.power_warnings(method, weight, location, scored, fit_reading),
+            *checks.tie_warnings(scores, scored.class_id, test.groups),
         ),
         versions=versions(),
         created_ms=created_ms,

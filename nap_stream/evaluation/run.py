@@ -9,16 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nap_stream.calibration import checks
 from nap_stream.calibration.artifact import versions
-from nap_stream.calibration.checks import (
-    copy_warnings,
-    one_class_warnings,
-    require_apart,
-    require_fittable,
-    require_head,
-    skill_warnings,
-    undecodable_warnings,
-)
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, in_order
 from nap_stream.calibration.read import FeatureCache, Reader, ScoredImages, Values
 from nap_stream.calibration.run import adding_up, fit_part, fit_passes
@@ -104,9 +96,9 @@ def evaluate(
     loaded = load_model(request.model, device)
     methods = request.methods or methods_for(loaded)
     names = in_order((*ALWAYS, *(method.base for method in methods if method.base is not None)))
-    require_head(names, loaded, request.model.factory)
-    require_fittable(names, methods, part, request.scoring.knn_k)
-    copies = require_apart(part, request.inside)
+    checks.require_head(names, loaded, request.model.factory)
+    checks.require_fittable(names, methods, part, request.scoring.knn_k)
+    copies = checks.require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight)
     advance = adding_up(total + fit_passes(part, searching), progress)
 
@@ -152,16 +144,16 @@ def evaluate(
         {name: one.values for name, one in outside.items()},
         searches,
         (
-            *skill_warnings(inside, loaded.class_names),
-            *one_class_warnings(inside, loaded.class_names),
-            *undecodable_warnings("images to fit on", fit_found.reading),
-            *undecodable_warnings("in-distribution images", inside),
+            *checks.skill_warnings(inside, loaded.class_names),
+            *checks.one_class_warnings(inside, loaded.class_names),
+            *checks.undecodable_warnings("images to fit on", fit_found.reading),
+            *checks.undecodable_warnings("in-distribution images", inside),
             *(
                 warning
                 for name, scored in outside.items()
-                for warning in undecodable_warnings(f"images of the OOD set {name}", scored)
+                for warning in checks.undecodable_warnings(f"images of the OOD set {name}", scored)
             ),
-            *copy_warnings(len(copies), len(inside)),
+            *checks.copy_warnings(len(copies), len(inside)),
         ),
     )
 
