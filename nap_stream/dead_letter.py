@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import structlog
 from kafka import KafkaProducer, errors
 
-from nap_stream.clock import Clock, Deadline, SystemClock
+from nap_stream.clock import Deadline, SystemClock
 from nap_stream.errors import BrokerError
 from nap_stream.kafka.client import close_producer, open_client, producer_options, translated_errors
 from nap_stream.records import FailedImage, TopicPartition
@@ -25,7 +25,6 @@ class DeadLetters(Protocol):
         Raises:
             BrokerError: It was refused at once.
         """
-        ...
 
     def flush(self, timeout_s: float) -> None:
         """Return when everything that was sent has arrived.
@@ -33,11 +32,9 @@ class DeadLetters(Protocol):
         Raises:
             BrokerError: Something has not. To try again, hand all of it over again.
         """
-        ...
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
-        ...
 
 
 def dead_letter_headers(image: FailedImage) -> list[tuple[str, bytes]]:
@@ -71,28 +68,14 @@ class KafkaDeadLetters:
     and the kept headers go with it, and headers named ``nap-stream-…`` say why and from where.
     A payload that the topic is too small for is left out, and the header
     ``nap-stream-payload-left-out`` gives its size in bytes: one large message must not stop a
-    partition for good.
-
-    Args:
-        settings: How to connect.
-        topic: The dead-letter topic.
-        max_payload_bytes: The largest payload to try.
-        clock: For time-outs.
+    partition for good. ``max_payload_bytes`` is the largest to try.
 
     Raises:
         BrokerError: The broker cannot be reached, or refuses.
     """
 
-    def __init__(
-        self,
-        settings: KafkaSettings,
-        topic: str,
-        *,
-        max_payload_bytes: int,
-        clock: Clock | None = None,
-    ) -> None:
+    def __init__(self, settings: KafkaSettings, topic: str, *, max_payload_bytes: int) -> None:
         self._settings, self._topic = settings, topic
-        self._clock = clock or SystemClock()
         self._asked: set[_Key] = set()
         self._sent: dict[_Key, tuple[FailedImage, Any]] = {}
         options = producer_options(settings, max_payload_bytes + HEADERS_ALLOWANCE) | {
@@ -117,7 +100,7 @@ class KafkaDeadLetters:
 
     def flush(self, timeout_s: float) -> None:
         """Return when everything that was sent has arrived; see `DeadLetters.flush`."""
-        deadline = Deadline(self._clock, timeout_s)
+        deadline = Deadline(SystemClock(), timeout_s)
         asked, self._asked = self._asked, set()
         try:
             with translated_errors(self._settings, f"delivering to {self._topic}"):

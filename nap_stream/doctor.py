@@ -101,8 +101,7 @@ def _crc32c() -> str:
         import crc32c  # noqa: PLC0415  a missing extension is what this check is about
     except ImportError as error:
         raise _CheckFailedError(
-            "not there: checksums in pure Python read 9 MB/s",
-            "pip install 'kafka-python[crc32c]'",
+            "not there: checksums in pure Python read 9 MB/s", "pip install 'kafka-python[crc32c]'"
         ) from error
     return "compiled, in hardware" if crc32c.hardware_based else "compiled, in software"
 

@@ -85,7 +85,6 @@ class _SeldomKafka(logging.Filter):
         self._passed_at: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to pass a record."""
         if not record.name.startswith("kafka."):
             return True
         arguments = record.args if isinstance(record.args, tuple) else ()
@@ -102,6 +101,5 @@ class _CurrentStderr(logging.StreamHandler[TextIO]):
     """Writes to what ``sys.stderr`` is at that moment: a live status line stands in for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
         self.stream = sys.stderr
         super().emit(record)

@@ -3,10 +3,4 @@
 from nap_stream.decode.image import Picture, Refusal, decode_image
 from nap_stream.decode.message import ARROW_STREAM, iter_decoded
 
-__all__ = [
-    "ARROW_STREAM",
-    "Picture",
-    "Refusal",
-    "decode_image",
-    "iter_decoded",
-]
+__all__ = ["ARROW_STREAM", "Picture", "Refusal", "decode_image", "iter_decoded"]

@@ -51,12 +51,9 @@ _START_OF_SCAN = b"\xff\xda"
 
 
 def decode_image(data: bytes | None, limits: LimitSettings) -> Picture | Refusal:
-    """Decode one image. Never raises for what the bytes hold.
+    """Decode one image file; None stands for a missing one. Never raises for what the bytes hold.
 
-    Args:
-        data: The image file's bytes; None for a missing one.
-        limits: The most bytes, and the most pixels that a file may declare: neither is
-            decoded where it is exceeded.
+    Nothing is decoded of more bytes than ``limits`` allow, nor of a file that declares more pixels.
     """
     if data is None:
         return Refusal(Status.TOMBSTONE, "the value is null")

@@ -35,11 +35,7 @@ _RECORD_BATCH_COMPRESSION_SLOT = 10
 
 
 def iter_decoded(
-    message: Message,
-    limits: LimitSettings,
-    *,
-    kept_headers: tuple[str, ...],
-    ingest_time_ms: int,
+    message: Message, limits: LimitSettings, *, kept_headers: tuple[str, ...], ingest_time_ms: int
 ) -> Iterator[DecodedImage | FailedImage]:
     """Decode the images of a message one by one. Never raises for what the message holds.
 
@@ -47,13 +43,8 @@ def iter_decoded(
     images, and one bad image spoils only its own row. Any other message is one image.
 
     An event time outside the years 1970 to 9999 counts as absent: a row's own gives way to the
-    message's timestamp, and that to ``ingest_time_ms``.
-
-    Args:
-        message: As it came.
-        limits: What is refused before it is decoded.
-        kept_headers: Names of the message headers that go with each row, as they are spelt.
-        ingest_time_ms: When the message was consumed, milliseconds since the epoch.
+    message's timestamp, and that to ``ingest_time_ms``, when the message was consumed, milliseconds
+    since the epoch. ``kept_headers`` names the message headers that go with each row, as spelt.
 
     Yields:
         One row for each image, at least one. The payload of a failed row is the image's bytes,
@@ -114,16 +105,8 @@ def _row(
         return DecodedImage(
             origin, result.pixels, result.width, result.height, result.format, sha256
         )
-    return FailedImage(
-        origin,
-        result.status,
-        result.error,
-        data,
-        sha256,
-        result.width,
-        result.height,
-        result.format,
-    )
+    size = result.width, result.height
+    return FailedImage(origin, result.status, result.error, data, sha256, *size, result.format)
 
 
 def _is_batch(message: Message) -> bool:

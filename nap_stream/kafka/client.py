@@ -176,12 +176,7 @@ def _above_debug(record: logging.LogRecord) -> bool:
 
 
 def producer_options(settings: KafkaSettings, max_message_bytes: int) -> dict[str, Any]:
-    """For producers whose messages must not be lost, doubled or reordered.
-
-    Args:
-        settings: How to connect.
-        max_message_bytes: The largest message that may be sent.
-    """
+    """For producers whose messages must not be lost, doubled or reordered."""
     return client_options(settings) | {
         "acks": "all",
         "enable_idempotence": True,
@@ -287,10 +282,7 @@ def require_topics(settings: KafkaSettings, names: Sequence[str]) -> None:
 def create_topics(settings: KafkaSettings, names: Sequence[str], partitions: int = -1) -> None:
     """Create topics; those that exist are left alone. Returns when they can be used.
 
-    Args:
-        settings: How to connect.
-        names: Of the topics.
-        partitions: Of each; -1 for the broker's default. Replicas are always the default's.
+    ``partitions`` are of each, -1 for the broker's default. Replicas are always the default's.
 
     Raises:
         BrokerError: The broker refused.

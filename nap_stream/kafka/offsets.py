@@ -7,7 +7,7 @@ from kafka import KafkaAdminClient, errors
 from kafka.admin import OffsetSpec
 from kafka.structs import TopicPartition as KafkaPartition
 
-from nap_stream.clock import Clock, Deadline, SystemClock
+from nap_stream.clock import Deadline, SystemClock
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.kafka.client import (
     as_broker_error,
@@ -23,9 +23,7 @@ PAUSE_S = 0.2
 Answer = TypeVar("Answer")
 
 
-def committed_offsets(
-    settings: KafkaSettings, clock: Clock | None = None
-) -> Mapping[TopicPartition, int]:
+def committed_offsets(settings: KafkaSettings) -> Mapping[TopicPartition, int]:
     """The offsets that the group has committed in the topic, by partition.
 
     Raises:
@@ -36,7 +34,7 @@ def committed_offsets(
     def ask(admin: Any) -> Any:
         return admin.list_group_offsets([settings.group_id])[settings.group_id]
 
-    found = _asked(settings, f"asking for the offsets of group {settings.group_id}", ask, clock)
+    found = _asked(settings, f"asking for the offsets of group {settings.group_id}", ask)
     return {
         from_native(native): committed.offset
         for native, committed in found.items()
@@ -45,16 +43,9 @@ def committed_offsets(
 
 
 def topic_offsets(
-    settings: KafkaSettings,
-    committed: Mapping[TopicPartition, int],
-    clock: Clock | None = None,
+    settings: KafkaSettings, committed: Mapping[TopicPartition, int]
 ) -> list[PartitionOffsets]:
-    """The first and the next offset of each of the topic's partitions.
-
-    Args:
-        settings: How to connect, and the topic.
-        committed: From `committed_offsets`.
-        clock: Times the attempts.
+    """The first and the next offset of each of the topic's partitions, with those ``committed``.
 
     Raises:
         TopicNotFoundError: The topic does not exist.
@@ -76,14 +67,12 @@ def topic_offsets(
             for one, first in earliest.items()
         ]
 
-    return _asked(settings, f"asking for the offsets of topic {settings.topic}", ask, clock)
+    return _asked(settings, f"asking for the offsets of topic {settings.topic}", ask)
 
 
-def _asked(
-    settings: KafkaSettings, what: str, ask: Callable[[Any], Answer], clock: Clock | None
-) -> Answer:
+def _asked(settings: KafkaSettings, what: str, ask: Callable[[Any], Answer]) -> Answer:
     """What a broker answers. A coordinator or leader that is not there yet is asked again."""
-    clock = clock or SystemClock()
+    clock = SystemClock()
     deadline = Deadline(clock, settings.connect_timeout_s)
     with translated_errors(settings, what):
         admin = open_client(KafkaAdminClient, client_options(settings))

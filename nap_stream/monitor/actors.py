@@ -231,8 +231,7 @@ class RayCluster:
 
     def start(self) -> str:
         """Start the coordinator; return the address of its /metrics."""
-        url: str = _answer(self._coordinator.start.remote(), START_S)
-        return url
+        return str(_answer(self._coordinator.start.remote(), START_S))
 
     def start_worker(self, name: str, incarnation: int) -> RayWorker:
         """Start a worker actor; returns at once."""
@@ -286,8 +285,7 @@ class RayCluster:
         """Close the coordinator; None where it does not answer in time."""
         try:
             status: CoordinatorStatus = _answer(
-                self._coordinator.finish.remote(timeout_s * 0.8, input_ended=input_ended),
-                timeout_s,
+                self._coordinator.finish.remote(timeout_s * 0.8, input_ended=input_ended), timeout_s
             )
         except (RayError, NapStreamError) as error:
             structlog.get_logger().error("coordinator_did_not_finish", cause=_brief(error))
@@ -316,9 +314,8 @@ class RayCluster:
 def ray_session(address: str | None, workers: int) -> Iterator[None]:
     """Connect to a cluster, or start Ray on this machine; disconnect at the end.
 
-    Args:
-        address: Of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
-        workers: CPUs that a local Ray must count at least, whatever the machine has.
+    ``address`` is of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
+    ``workers`` are the CPUs that a local Ray must count at least, whatever the machine has.
 
     Raises:
         WorkerError: If the cluster does not answer.
@@ -333,9 +330,7 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, workers),
-                include_dashboard=False,
+                address="local", num_cpus=max(os.cpu_count() or 1, workers), include_dashboard=False
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorkerError(
@@ -370,8 +365,7 @@ def _gpus_a_worker(settings: Settings) -> float:
 
 
 def _require_capacity(settings: Settings, num_gpus: float) -> None:
-    has = _resources()
-    count = settings.worker.count
+    has, count = _resources(), settings.worker.count
     needs = {"CPU": float(settings.worker.torch_threads * count), "GPU": num_gpus * count}
     for resource, need in needs.items():
         if need > has.get(resource, 0.0):

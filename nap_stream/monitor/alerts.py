@@ -84,14 +84,11 @@ class AlertDispatcher:
             return len(self._decided) + len(self.outboxes)
 
     def restore(self) -> bytes | None:
-        """Queue what the last checkpoint has on its way; give the monitor's state that it has.
+        """Queue what the last checkpoint has on its way; give its state of the monitor, if any.
 
         Its alerts go to the sinks also where the state does not fit: they were decided, whatever
         the settings and the calibration are now. They are not decided again. What a sink says that
         it has received does not go there again.
-
-        Returns:
-            None where there is no checkpoint.
 
         Raises:
             ScoredLogError: The store cannot be read.
@@ -134,11 +131,9 @@ class AlertDispatcher:
         return is_due and (revision, _ids(self._pending(decided))) != self._kept
 
     def send(self, decided: Sequence[AlertEvent], state: MonitorSnapshot | None) -> None:
-        """Write a checkpoint, then let out what was decided.
+        """Write a checkpoint with the state, where one is due, then let out what was decided.
 
-        Args:
-            decided: What `decided` gave when the state was taken, so that both are of one moment.
-            state: For the checkpoint; None where none is due.
+        ``decided`` is what `decided` gave when the state was taken: both are of one moment.
         """
         if state is not None:
             self._keep(state, self._pending(decided))
@@ -329,12 +324,6 @@ class AlertOutbox:
 
     def _answered(self) -> None:
         self.failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
-
-
-LOOK_AGAIN_S = 1.0
-"""How soon a sink's own thread looks whether its patience is over."""
-CLOSE_S = 5.0
-"""How long `close` waits, of the machine's time, for an attempt that a thread is in."""
 
 
 class Outboxes:

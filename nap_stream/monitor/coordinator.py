@@ -18,12 +18,7 @@ from nap_stream.metrics import Metrics
 from nap_stream.monitor.alerts import AlertDispatcher, MonitorSnapshot
 from nap_stream.monitor.checkpoint import CheckpointStore
 from nap_stream.monitor.http import Health, MetricsServer
-from nap_stream.monitor.status import (
-    CoordinatorStatus,
-    PartitionTable,
-    WorkerTable,
-    show_drift,
-)
+from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable, show_drift
 from nap_stream.monitor.summaries import (
     LAST_OFFSET,
     CatchUpFilter,
@@ -97,12 +92,9 @@ class Coordinator:
     def start(self, since: LogEnds | None = None) -> None:
         """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
 
-        An alert goes to the sinks that have not received it.
-
-        Args:
-            since: Where the chains ended when the run began: `status` counts the rows that the log
-                has got since then, for a coordinator that takes the place of one that died. None
-                counts only what is submitted from now on.
+        An alert goes to the sinks that have not received it. ``since`` is where the chains ended
+        when the run began: `status` counts the rows that the log has got since then, for a
+        coordinator that takes the place of one that died. None counts what is submitted from now.
 
         Raises:
             ScoredLogError: The log cannot be read.
@@ -179,11 +171,11 @@ class Coordinator:
     def flush(self, timeout_s: float, *, input_ended: bool = True) -> None:
         """Take what the log has, write a checkpoint, and deliver all alerts.
 
-        Args:
-            timeout_s: How long to go on trying to deliver; once at least.
-            input_ended: Go on without offsets that are missing, and judge what waits for the
-                watermark, too. After a stop the next run does: panes closed now would make late
-                records of what their partitions still bring.
+        Delivery is tried for ``timeout_s`` seconds, and once at least.
+
+        With ``input_ended``, go on without offsets that are missing, and judge what waits for the
+        watermark, too. After a stop the next run does: panes closed now would make late records of
+        what their partitions still bring.
         """
         deadline = Deadline(self._clock, timeout_s)
         self._read_ahead()
@@ -318,10 +310,8 @@ class Coordinator:
     def _fill_holes(self, patience_s: float) -> bool:
         """Look in the log for missing offsets; after ``patience_s`` seconds go on without them.
 
-        While the log cannot be read nothing is given up: it may have them.
-
-        Returns:
-            Whether there was a hole of which the log could be read.
+        While the log cannot be read nothing is given up: it may have them. Returns whether there
+        was a hole of which the log could be read.
         """
         with self._lock:
             holes = self._monitor.holes()
@@ -430,10 +420,7 @@ class Coordinator:
 
 
 def open_coordinator(
-    settings: Settings,
-    calibration: CalibrationFacts,
-    clock: Clock,
-    since: LogEnds | None = None,
+    settings: Settings, calibration: CalibrationFacts, clock: Clock, since: LogEnds | None = None
 ) -> Coordinator:
     """A coordinator that knows from checkpoint and log where it is, serves metrics and can alert.
 

@@ -151,8 +151,7 @@ class Driver:
                 self._look_after(slot, status)
             if status is not None:
                 self._on_status(status)
-                ending = self._reached(status)
-                if ending is not None:
+                if (ending := self._reached(status)) is not None:
                     return ending
             self._clock.sleep(LOOK_EVERY_S)
 
@@ -224,8 +223,7 @@ class Driver:
         """Whether a worker has work and has not got on with it for too long."""
         if status is None:
             return False
-        report = _report_of(slot, status)
-        if report is not None:
+        if (report := _report_of(slot, status)) is not None:
             _note_progress(slot, report, now)
         patience_s = self._settings.stall_timeout_s
         if slot.progress is None:
@@ -291,8 +289,7 @@ def _settled(slot: _Slot) -> bool:
         structlog.get_logger().error("worker_killed_at_deadline", worker=slot.name)
         handle.kill()
         return False
-    error = handle.error()
-    if error is not None:
+    if (error := handle.error()) is not None:
         structlog.get_logger().error("worker_failed_at_stop", worker=slot.name, cause=str(error))
     return error is None
 

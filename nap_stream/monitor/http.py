@@ -40,10 +40,7 @@ class MetricsServer:
     """
 
     def __init__(
-        self,
-        settings: MetricsSettings,
-        registry: CollectorRegistry,
-        health: Callable[[], Health],
+        self, settings: MetricsSettings, registry: CollectorRegistry, health: Callable[[], Health]
     ) -> None:
         self._host = settings.host
         self._server = _listen(settings)

@@ -29,12 +29,9 @@ def run_monitor(
 ) -> RunResult:
     """Check what can be checked at once, start the actors, supervise them to the end.
 
-    Args:
-        settings: Of the monitor.
-        address: Of a Ray cluster; None for Ray on this machine, or the job's own cluster.
-        until_idle_s: End when nothing came for so long, in seconds.
-        max_records: End once at least so many records are logged.
-        on_status: Shown the coordinator's status about four times a second.
+    ``address`` is of a Ray cluster; None for Ray on this machine, or the job's own cluster. The run
+    ends when nothing came for ``until_idle_s`` seconds, or once ``max_records`` are logged at
+    least. ``on_status`` is shown the coordinator's status about four times a second.
 
     Raises:
         NapStreamError: What keeps the monitor from starting or going on.

@@ -119,13 +119,7 @@ def _is_behind(seen: _Seen, logged_end: int | None) -> bool:
 
 RATE_WINDOW_S = 10.0
 """Ten reports: long enough to be steady, short enough to follow."""
-_TOTALS = (
-    "images_scored",
-    "dead_letters",
-    "segments_published",
-    "segment_conflicts",
-    "rebalances",
-)
+_TOTALS = ("images_scored", "dead_letters", "segments_published", "segment_conflicts", "rebalances")
 _DISAGREEMENTS = {f"offsets_{kind}": kind for kind in Disagreement}
 
 
@@ -365,13 +359,11 @@ def _events(clock: Clock) -> Show:
 
 
 def _state(drift: DriftSnapshot) -> str:
-    """The alert's state, and its severity while it fires."""
     severity = "" if drift.severity is None else f" {drift.severity.upper()}"
     return f"{drift.state.upper()}{severity}"
 
 
 def _first_wait(status: CoordinatorStatus) -> str:
-    """What the first worker waits for, and how many others wait too."""
     worker, what = min(status.waiting_for.items())
     others = len(status.waiting_for) - 1
     return f"{worker}: {what}" + (f" (and {others} more)" if others else "")

@@ -33,10 +33,8 @@ def in_event_time(chains: Chains) -> Iterator[tuple[TopicPartition, SegmentSumma
     """Read several chains side by side: always the one that is furthest behind in event time.
 
     So the panes that wait for the slowest partition stay few, however long the chains are. No chain
-    is read further than needed.
-
-    Yields:
-        A partition and its next summary; None once where its chain has ended.
+    is read further than needed. Yields a partition and its next summary, or None once where its
+    chain has ended.
     """
     reached = [(_BEFORE_ALL_MS, partition) for partition in chains]
     heapq.heapify(reached)

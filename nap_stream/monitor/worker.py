@@ -3,7 +3,7 @@
 import os
 import platform
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -16,7 +16,6 @@ from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, loa
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
-from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_writable, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -85,12 +84,6 @@ def _open_line(
     )
 
     shape = summary_shape(settings)
-
-    def summary(
-        segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
-    ) -> SegmentSummary:
-        return summarise(segment, records, shape, gap)
-
     with ExitStack() as stack:
         dead_letters = KafkaDeadLetters(
             settings.kafka,
@@ -117,7 +110,7 @@ def _open_line(
             log=log,
             dead_letters=dead_letters,
             reporter=reporter,
-            summarise=summary,
+            summarise=lambda segment, records, gap: summarise(segment, records, shape, gap),
             log_settings=settings.log,
             worker_settings=settings.worker,
             clock=clock,

@@ -46,11 +46,9 @@ class Reporter(Protocol):
 
     def submit(self, summary: SegmentSummary) -> None:
         """Hand on the summary of a segment that is durable."""
-        ...
 
     def report(self, report: WorkerReport) -> None:
         """Give a sign of life."""
-        ...
 
 
 Summarise = Callable[[PublishedSegment, Sequence[ScoredRecord], str | None], SegmentSummary]
@@ -80,24 +78,16 @@ class _Durable:
 class WorkerCounters:
     """Counts of one incarnation of a worker, and stage times since the last report.
 
-    Stage times come from several threads; counts belong to the thread that polls.
-
-    Args:
-        worker: The worker's name.
-        incarnation: How often it has been started before.
+    Stage times come from several threads; counts belong to the thread that polls. ``incarnation``
+    is how often the worker has been started before.
     """
 
     def __init__(self, worker: str, incarnation: int) -> None:
         self._worker, self._incarnation = worker, incarnation
         self._lock = threading.Lock()
         self._stage_seconds: list[tuple[str, float]] = []
-        self.work_done = 0
-        self.rows = 0
-        self.images_scored = 0
-        self.dead_letters = 0
-        self.segments_published = 0
-        self.segment_conflicts = 0
-        self.rebalances = 0
+        self.work_done = self.rows = self.images_scored = self.dead_letters = 0
+        self.segments_published = self.segment_conflicts = self.rebalances = 0
         self.disagreements: Counter[Disagreement] = Counter()
         self.last_commit_ms: int | None = None
 
@@ -152,14 +142,6 @@ class Publisher:
     What may be mended outside of the worker is `Unavailable`: a disk that is full, a folder that
     cannot be written to, a dead-letter topic that takes nothing. Every method may be called again
     after it.
-
-    Args:
-        log: Where segments are published.
-        dead_letters: Where undecodable payloads go.
-        reporter: Receives summaries.
-        summarise: Makes them.
-        counters: Counts what is published, and takes stage times.
-        clock: For stage times, and when was committed last.
     """
 
     def __init__(
@@ -198,11 +180,8 @@ class Publisher:
         rebalances refuses 3: the offsets stay pending, and 4 goes on, since the log is the truth
         and the committed offset a hint.
 
-        Args:
-            partitions: Those that hold nothing are passed over.
-            deadline: For the dead letters.
-            commit: Takes the offsets.
-            dead_letters_at_least_s: For a partition whose turn comes after the deadline, seconds.
+        Partitions that hold nothing are passed over. The deadline is for the dead letters; one
+        whose turn comes after it has ``dead_letters_at_least_s`` seconds.
 
         Returns:
             The partitions that could not be published. A `SegmentConflictError` says that another
@@ -240,11 +219,7 @@ class Publisher:
         return True
 
     def recover(self, offsets: PartitionOffsets, start: int) -> ChainPosition:
-        """Find where the chain ends, or begin one.
-
-        Args:
-            offsets: What the broker has.
-            start: Where a chain begins for which nothing was ever committed.
+        """Find where the chain ends, or begin one: at ``start`` where nothing was ever committed.
 
         Raises:
             TopicReplacedError: The chain was made from another topic of this name.
@@ -271,14 +246,10 @@ class Publisher:
     ) -> None:
         """Say in the log which offsets it will never have, and why; commit, and tell of it.
 
-        Args:
-            partition: It holds no rows; it goes on after the gaps.
-            offsets: What the broker has.
-            resume_from: Whether a committed offset ahead of the log is followed.
-            commit: Takes the offsets.
+        The partition holds no rows; it goes on after the gaps.
 
         Raises:
-            OffsetRangeError: It is followed, and past the topic's end.
+            OffsetRangeError: The committed offset is followed, and past the topic's end.
             Unavailable: The log cannot be written now.
         """
         gaps = self._declare_gap(partition, offsets.earliest, _RETENTION)
@@ -358,8 +329,7 @@ class Publisher:
             self._counters.work_done += 1
             self._counters.rows += len(one.records)
             if one.records:
-                newest_ms = max(record.origin.event_time_ms for record in one.records)
-                one.partition.newest_ms = newest_ms
+                one.partition.newest_ms = max(record.origin.event_time_ms for record in one.records)
             self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
 
     def _declare_gap(self, partition: Partition, end: int, reason: str) -> list[_Durable]:

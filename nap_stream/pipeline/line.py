@@ -33,25 +33,12 @@ DEAD_LETTER_AT_LEAST_S = 1.0
 class WorkerLine:
     """Everything between Kafka and the log for the partitions of one consumer.
 
-    It is the source's listener: `assigned` recovers a partition's chain, `revoked` publishes
-    what is in flight, `lost` drops it.
+    It is the listener of the source that ``open_source`` opens: `assigned` recovers a partition's
+    chain, `revoked` publishes what is in flight, `lost` drops it.
 
     Where a log or a dead-letter topic takes nothing, the line fetches nothing for any of its
     partitions, goes on polling, so that it stays a member of the group, tries again with backoff
     and says in its reports what it waits for.
-
-    Args:
-        open_source: Opens the source that reports its partitions to this line.
-        stage: Decodes and scores.
-        log: Where segments are published.
-        dead_letters: Where undecodable payloads go, before their segment is published.
-        reporter: Receives summaries and reports.
-        summarise: (segment, its rows, gap) → summary.
-        log_settings: When a segment is due.
-        worker_settings: How much may be in flight, how long a revocation may take.
-        clock: The time.
-        counters: The counts for the reports.
-        resume_from: What wins where the committed offset is ahead of the log.
     """
 
     def __init__(
@@ -91,13 +78,10 @@ class WorkerLine:
         *,
         stop_age_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """Work until told to stop; then publish, commit and leave.
+        """Work until told to stop; then publish, commit and leave within ``deadline_s`` seconds.
 
-        Args:
-            should_stop: Asked between any two steps.
-            deadline_s: For publishing, committing and leaving, in seconds.
-            stop_age_s: How much of it had passed when the last step ended: one that waits for a
-                broker takes seconds.
+        ``stop_age_s`` tells how much of them had passed when the last step ended: one that waits
+        for a broker takes seconds.
 
         Raises:
             NapStreamError: Whatever cannot be mended here; or what kept the rows in flight from

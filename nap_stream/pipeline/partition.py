@@ -131,8 +131,7 @@ def require_same_topic(
 ) -> ChainPosition:
     """Refuse a chain that was made from another topic of this name.
 
-    Returns:
-        The position; where the chain had no topic id, with that of the topic.
+    Returns the position; where the chain had no topic id, with that of the topic.
 
     Raises:
         TopicReplacedError: The ids differ.

@@ -32,18 +32,13 @@ from nap_stream.records import (
 )
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
+_NOT_FINITE = "the model's activations or logits are not finite for this image"
+
 
 class RecordScorer:
     """Decodes messages, in any number of threads, and turns images into rows, in one.
 
-    Args:
-        scorer: The model's one pass.
-        class_names: In order of the logits.
-        calibration: What the scores are judged by.
-        preprocessing: From pixels to the model's input.
-        limits: What is refused before decoding.
-        kept_headers: Names of the message headers that rows keep.
-        clock: For ingest and scored times.
+    ``class_names`` are in order of the logits, ``kept_headers`` the message headers that rows keep.
     """
 
     def __init__(
@@ -80,7 +75,7 @@ class RecordScorer:
         records = []
         for row, image in enumerate(images):
             if not finite[row]:
-                records.append(_not_finite(image, now_ms))
+                records.append(_row(image, Status.NOT_FINITE, _NOT_FINITE, now_ms, None))
                 continue
             class_id = int(found.class_id[row])
             values = {name: float(column[row]) for name, column in found.values.items()}
@@ -104,11 +99,6 @@ class RecordScorer:
     def fail(self, image: FailedImage) -> ScoredRecord:
         """The row of an image that has no scores."""
         return _row(image, image.status, image.error, self._clock.now_ms(), None)
-
-
-def _not_finite(image: DecodedImage, now_ms: int) -> ScoredRecord:
-    error = "the model's activations or logits are not finite for this image"
-    return _row(image, Status.NOT_FINITE, error, now_ms, None)
 
 
 def _row(
@@ -183,17 +173,10 @@ class ScoringStage:
     One thread submits and takes. Decoding runs in a pool, scoring in one thread that forms
     batches by size or linger. An error in any of them is raised by `take`.
 
-    Args:
-        decode: A message's rows; does not raise for bad input.
-        score: The records of a batch of decoded images, in order.
-        fail: The record of a row that has no scores.
-        batch_size: Images a batch, at most.
-        linger_s: How long an image waits for its batch to fill, in seconds.
-        decode_threads: Threads that decode.
-        max_decoded_images: Decoded images that may wait for scoring before decoding pauses.
-        max_decoded_bytes: Bytes of their pixels, and of the payloads of failed images, that may.
-        clock: For lingering and for what is observed.
-        observe: Receives ("decode" | "score" | "batch", seconds).
+    ``decode`` does not raise for bad input. A batch has at most ``batch_size`` images; one waits
+    ``linger_s`` seconds for its batch to fill. Decoding pauses while ``max_decoded_images`` wait
+    for scoring, or ``max_decoded_bytes`` of their pixels and of the payloads of failed images.
+    ``observe`` receives ("decode" | "score" | "batch", seconds).
     """
 
     def __init__(
@@ -220,12 +203,9 @@ class ScoringStage:
         self._lock = threading.Lock()
         self._done: deque[ScoredMessage] = deque()
         self._in_flight: dict[TopicPartition, int] = {}
-        self._images = 0
-        self._bytes = 0
-        self._decoded_images = 0
-        self._decoded_bytes = 0
-        self._numbers = 0
-        self._opening = 0
+        self._images = self._bytes = 0
+        self._decoded_images = self._decoded_bytes = 0
+        self._numbers = self._opening = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition(self._lock)
         self._ending = threading.Event()
@@ -359,11 +339,7 @@ class ScoringStage:
 
     def _next(self, timeout_s: float) -> _InFlight | None:
         try:
-            return (
-                self._submitted.get(timeout=timeout_s)
-                if timeout_s > 0
-                else (self._submitted.get_nowait())
-            )
+            return self._submitted.get(block=timeout_s > 0, timeout=timeout_s)
         except queue.Empty:
             return None
 
@@ -394,15 +370,9 @@ class ScoringStage:
         with self._changed:
             for item in items:
                 item.records.sort(key=lambda record: record.origin.index)
-                self._done.append(
-                    ScoredMessage(
-                        item.partition,
-                        item.epoch,
-                        item.end,
-                        tuple(item.records),
-                        tuple(item.failed),
-                    )
-                )
+                rows, failed = tuple(item.records), tuple(item.failed)
+                scored = ScoredMessage(item.partition, item.epoch, item.end, rows, failed)
+                self._done.append(scored)
                 self._in_flight[item.partition] -= 1
                 self._images -= item.expected
                 self._decoded_images -= item.expected

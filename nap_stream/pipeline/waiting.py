@@ -18,12 +18,7 @@ BROKER = "the broker: it does not answer"
 
 
 class Unavailable(Exception):  # noqa: N818  a state of the world, for whoever decides to wait
-    """Something outside of the worker cannot be written to now, and may be mended.
-
-    Args:
-        what: The scored log, or the dead-letter topic.
-        cause: Why.
-    """
+    """The scored log or the dead-letter topic cannot be written to now, and may be mended."""
 
     def __init__(self, what: str, cause: NapStreamError) -> None:
         super().__init__(what, cause)
@@ -41,11 +36,7 @@ class _Wait:
 
 
 class Waiting:
-    """The partitions that wait, and for what.
-
-    Args:
-        clock: Times the backoff.
-    """
+    """The partitions that wait, and for what."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -93,12 +84,7 @@ class Waiting:
 
 
 class BrokerWatch:
-    """Whether the broker answers, asked where nothing else tells and once a second at most.
-
-    Args:
-        reachable: Asks the broker.
-        clock: Tells when to ask again.
-    """
+    """Whether the broker answers, asked where nothing else tells and once a second at most."""
 
     def __init__(self, reachable: Callable[[], bool], clock: Clock) -> None:
         self._reachable, self._clock = reachable, clock

@@ -21,12 +21,8 @@ class PartitionListener(Protocol):
         """Take a partition; return the offset to read from.
 
         Called again for a partition that is already owned where retention has deleted what the
-        position needs: publish what is in flight first.
-
-        Args:
-            offsets: The partition, and what the broker says of it.
-            start: Where to begin with neither a log nor a committed offset: the first or the
-                next offset of the partition, as the settings say.
+        position needs: publish what is in flight first. ``start`` is where to begin with neither a
+        log nor a committed offset: the partition's first or next offset, as the settings say.
 
         Returns:
             None where that cannot be said now: the source holds the partition back, goes on
@@ -37,15 +33,12 @@ class PartitionListener(Protocol):
             TopicReplacedError: The log of the partition was made from another topic of this
                 name.
         """
-        ...
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Give partitions up in good order: publish what is in flight. They can be committed."""
-        ...
 
     def lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Drop partitions that already belong to another member: publish nothing."""
-        ...
 
 
 class Source(Protocol):
@@ -63,28 +56,20 @@ class Source(Protocol):
             OffsetRangeError: A position is beyond the end of its partition.
             BrokerError: The broker refused, and trying again will not help.
         """
-        ...
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """Read ``partition`` from ``offset`` on. It must be assigned."""
-        ...
 
     def pause(self) -> None:
         """Fetch nothing for any assigned partition until `resume`; membership is kept."""
-        ...
 
     def resume(self) -> None:
         """Fetch again."""
-        ...
 
     def commit(
         self, offsets: Mapping[TopicPartition, int], timeout_s: float = COMMIT_TIMEOUT_S
     ) -> bool:
-        """Commit positions to the consumer group.
-
-        Args:
-            offsets: The next offset to read of each partition.
-            timeout_s: How long to wait for the answer, in seconds.
+        """Commit to the group the next offset to read of each partition.
 
         Returns:
             False where the group refused because this member no longer owns a partition, or
@@ -93,30 +78,24 @@ class Source(Protocol):
         Raises:
             BrokerError: Another process has taken this member's place, or may not commit.
         """
-        ...
 
     def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit without waiting for the answer. Safe within `PartitionListener.revoked`."""
-        ...
 
     def lag(self, partition: TopicPartition) -> int | None:
         """Offsets between the position and the high watermark; None while unknown."""
-        ...
 
     def reachable(self) -> bool:
         """Whether the broker answers: asks it anew and waits a few seconds at most.
 
         A poll that brings nothing does not tell: nothing comes from a broker that is away, too.
         """
-        ...
 
     def settled(self) -> bool:
         """Whether the group has given this member its partitions, and all of them are read.
 
         A poll that brings nothing does not tell: nothing comes while a rebalance goes on, too.
         """
-        ...
 
     def close(self, timeout_s: float) -> None:
         """Leave the consumer group and close connections. Safe to call twice."""
-        ...

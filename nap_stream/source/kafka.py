@@ -39,23 +39,15 @@ UNWATCHED_S = 1.0
 class TopicWatch:
     """Watches the id that the broker gave a topic when it was made.
 
-    Args:
-        consumer: Reads the topic. Its metadata are asked for anew when a fetch fails, and every
-            half minute.
-        topic: The name.
-        clock: Times pauses.
+    The consumer's metadata are asked for anew when a fetch fails, and every half minute.
+    ``topic_id`` is as of the last `refresh` or `has_changed`; None from a broker that gives none.
     """
 
     def __init__(self, consumer: KafkaConsumer, topic: str, clock: Clock) -> None:
         self._consumer, self._topic, self._clock = consumer, topic, clock
-        self._id: str | None = None
+        self.topic_id: str | None = None
         self._paused_at: float | None = None
         self._unwatched = False
-
-    @property
-    def topic_id(self) -> str | None:
-        """The id as of the last `refresh` or `has_changed`; None from a broker that gives none."""
-        return self._id
 
     def refresh(self) -> None:
         """Ask anew and take what the broker says.
@@ -64,19 +56,19 @@ class TopicWatch:
             KafkaTimeoutError: kafka-python's own; nobody answered in time.
         """
         self._ask()
-        self._id = self._known()
+        self.topic_id = self._known()
 
     def has_changed(self) -> bool:
         """Whether there is another topic of the name than last time; then take its id."""
         if self._unwatched:
             self._ask_if_possible()
         found = self._known()
-        if None in (found, self._id) or found == self._id:
+        if None in (found, self.topic_id) or found == self.topic_id:
             return False
         structlog.get_logger().error(
-            "topic_replaced", topic=self._topic, before=self._id, now=found
+            "topic_replaced", topic=self._topic, before=self.topic_id, now=found
         )
-        self._id = found
+        self.topic_id = found
         return True
 
     def look_again(self) -> None:
@@ -127,11 +119,7 @@ class KafkaSource:
     Partitions move by cooperative-sticky assignment. A new partition is held back until its
     listener has said where to read from, which happens in the next `poll`.
 
-    Args:
-        settings: Topic, group, time-outs and connection.
-        listener: Told about partitions.
-        instance_id: The static member's name: stable over restarts, unique within the group.
-        clock: For the deadline of `close`.
+    ``instance_id`` is the static member's name: stable over restarts, unique within the group.
 
     Raises:
         BrokerUnavailableError: No broker answers in time.
@@ -139,15 +127,10 @@ class KafkaSource:
     """
 
     def __init__(
-        self,
-        settings: KafkaSettings,
-        listener: PartitionListener,
-        *,
-        instance_id: str,
-        clock: Clock | None = None,
+        self, settings: KafkaSettings, listener: PartitionListener, *, instance_id: str
     ) -> None:
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
-        self._clock = clock or SystemClock()
+        self._clock = SystemClock()
         self._fresh: set[KafkaPartition] = set()
         self._ends: dict[KafkaPartition, int] = {}
         self._told: set[KafkaPartition] = set()

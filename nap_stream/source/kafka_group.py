@@ -49,8 +49,7 @@ class Joins:
     consumer that polls without waiting never does. Where the leader joined for partitions that are
     new, it does not join anew either: it stays in the rebalance for good, without heartbeats.
 
-    Args:
-        consumer: A kafka-python consumer with a group, before its first poll.
+    To be made before the consumer's first poll.
     """
 
     def __init__(self, consumer: KafkaConsumer) -> None:
@@ -95,9 +94,7 @@ METADATA_MAX_AGE_MS = 30_000
 class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """Hands on kafka-python's events, which come on its own thread.
 
-    Args:
-        take: Told of partitions that are new.
-        give_up: Told of partitions that go, and whether they are lost already.
+    ``give_up`` is told of partitions that go, and whether they are lost already.
     """
 
     def __init__(
@@ -121,12 +118,7 @@ class Rebalances(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyth
 
 
 def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any]:
-    """For a consumer that reads nothing twice and skips nothing by itself.
-
-    Args:
-        settings: How to connect, the group and its time-outs.
-        instance_id: The static member's name.
-    """
+    """For a consumer that reads nothing twice and skips nothing by itself."""
     session_ms = int(settings.session_timeout_s * 1000)
     return client_options(settings) | {
         "client_id": f"nap-stream-{instance_id}",
@@ -153,14 +145,8 @@ def leave_group(
     """Free a static member's partitions now, which else wait for the session time-out.
 
     kafka-python, like Kafka's own client, does not do so when the consumer closes. A failure is
-    logged and no error: the session time-out has the same effect, later.
-
-    Args:
-        settings: How to connect, and the group.
-        instance_id: The static member's name.
-        member_id: As the group knows this very process: it keeps one that was replaced from
-            removing its replacement.
-        deadline: For all of it.
+    logged and no error: the session time-out has the same effect, later. ``member_id`` is as the
+    group knows this very process: it keeps one that was replaced from removing its replacement.
     """
     within_ms = at_least_1_ms(deadline)
     options = client_options(settings) | {
@@ -196,13 +182,7 @@ _REFUSED = (
 
 
 class Commits:
-    """The commits of one consumer. Failures are logged once, until a commit succeeds.
-
-    Args:
-        consumer: A kafka-python consumer with a group.
-        settings: For what errors say.
-        instance_id: The static member's name.
-    """
+    """The commits of one consumer. Failures are logged once, until a commit succeeds."""
 
     def __init__(self, consumer: KafkaConsumer, settings: KafkaSettings, instance_id: str) -> None:
         self._consumer, self._settings, self._instance_id = consumer, settings, instance_id
@@ -303,9 +283,7 @@ def past_the_end(native: KafkaPartition, position: int, end: int) -> OffsetRange
 def unreadable(ends: Mapping[KafkaPartition, int], error: UnicodeDecodeError) -> BrokerError:
     """The error for a message whose header has a name that kafka-python cannot read.
 
-    Args:
-        ends: Where each partition stands.
-        error: Kafka-python's, which does not say in which message.
+    Its own ``error`` does not say in which message; ``ends`` is where each partition stands.
     """
     at = ", ".join(f"{from_native(native)}@{end}" for native, end in sorted(ends.items()))
     return BrokerError(
