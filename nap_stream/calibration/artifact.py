@@ -87,10 +87,8 @@ def require_free(folder: Path, *, force: bool = False) -> None:
 def write_calibration(calibration: Calibration, folder: Path, *, force: bool = False) -> None:
     """Write a calibration, so that a half-written one never stands under the folder's name.
 
-    Args:
-        calibration: What to write.
-        folder: Made, with its parents; may exist if it is empty.
-        force: Replace the calibration that is there. For a moment there is none.
+    The folder is made, with its parents; it may exist if it is empty. ``force`` replaces a
+    calibration that is there. For a moment there is none.
 
     Raises:
         CalibrationError: Something else is there, or the folder cannot be written.

@@ -38,17 +38,12 @@ def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor
     batch gives the same bytes whichever batches came before it. An image's bytes do depend on
     its batch, whose other images are also its partners in ``mixup`` and ``cutmix``.
 
-    Args:
-        name: A key of `PSEUDO_OOD`.
-        batch: uint8, shape (N, 3, H, W), N >= 1, H and W >= 8; it is left as it is.
-        seed: Of all randomness.
-        first_index: The number of the batch's first image among all images.
-
-    Returns:
-        uint8, shape (N, 3, H, W), on the batch's device.
+    ``batch`` is uint8 (N, 3, H, W), N >= 1, H and W >= 8, and is left as it is; the result has
+    its shape, dtype and device. ``first_index`` is the number of the batch's first image among
+    all images.
 
     Raises:
-        KeyError: There is no such transform.
+        KeyError: The name is not one of `PSEUDO_OOD`.
         ValueError: The batch has another shape or dtype.
     """
     _require_images(batch)

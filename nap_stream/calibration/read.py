@@ -163,11 +163,8 @@ class Reader:
     decoded, where the model's outputs are not finite, and where the cache cannot be written;
     and `InputDataError` as `nap_stream.image_files.iter_images` does.
 
-    Args:
-        loaded: The model.
-        limits: What is refused before it is decoded.
-        source: Where the images come from.
-        cache: Where outputs are kept; None keeps none.
+    Images beyond ``limits`` are refused before they are decoded. Without a cache no outputs are
+    kept.
     """
 
     loaded: LoadedModel

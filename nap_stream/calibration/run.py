@@ -70,12 +70,8 @@ def calibrate(
 ) -> Calibration:
     """Score in-distribution images that the model was not trained on.
 
-    Args:
-        request: What to calibrate, and how.
-        device: Where the model runs.
-        clock: For the time that the calibration states.
-        cache: Where the model's outputs are kept and taken from.
-        progress: Told after each batch how many images were read.
+    The model's outputs are kept in the cache, and taken from there. ``progress`` is told after
+    each batch how many images were read.
 
     Raises:
         ConfigError: The weight is out of range, or the method has none.
@@ -175,11 +171,6 @@ class FitFound:
     fitted: Fitted
     reading: Reading | None
     searches: Mapping[Method, WeightSearch]
-
-    @property
-    def undecodable(self) -> int:
-        """How many images to fit on could not be decoded."""
-        return 0 if self.reading is None else self.reading.undecodable
 
 
 def fit_part(

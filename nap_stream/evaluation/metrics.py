@@ -102,9 +102,7 @@ def measure(inside: Scores, outside: Scores) -> DetectionMetrics:
     AUPR is the average precision, which unlike the trapezoid under the precision-recall curve
     does not interpolate between its points (Davis and Goadrich, ICML 2006).
 
-    Args:
-        inside: Scores of the in-distribution images, shape (n,).
-        outside: Scores of the OOD images, shape (k,).
+    The scores have shapes (n,) and (k,).
 
     Raises:
         ValueError: An array is empty, not one-dimensional, or holds NaN or infinity.
@@ -174,11 +172,8 @@ def resampled_metrics(
     With 3,000 and 1,000 images, 200 resamples take about 10 ms on one core; scikit-learn's
     functions, which sort each time, take about 1.2 s.
 
-    Args:
-        inside: Scores of the in-distribution images, shape (n,), finite.
-        outside: Scores of the OOD images, shape (k,), finite.
-        inside_counts: Shape (n, resamples), from `draw_counts`.
-        outside_counts: Shape (k, resamples), from `draw_counts`.
+    The scores have shapes (n,) and (k,) and are finite; the counts, from `draw_counts`, have
+    shapes (n, resamples) and (k, resamples).
 
     Returns:
         Shape (resamples, 4), the columns in the order of `Metric`: what
@@ -263,11 +258,9 @@ def _column_sums(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]
 
 
 def percentile_intervals(samples: NDArray[np.float64], confidence: float) -> Intervals:
-    """The central interval of each metric.
+    """The central interval of each metric, of a confidence between 0 and 1, exclusively.
 
-    Args:
-        samples: Shape (resamples, 4), the columns in the order of `Metric`.
-        confidence: Between 0 and 1, exclusively.
+    ``samples`` has shape (resamples, 4), its columns in the order of `Metric`.
     """
     tail = (1 - confidence) / 2
     low, high = np.quantile(samples, [tail, 1 - tail], axis=0)

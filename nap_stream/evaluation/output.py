@@ -240,11 +240,10 @@ def table_png(table: EvaluationTable) -> bytes:
         ConfigError: matplotlib is not installed.
     """
     all_columns = columns(table)
-    height = 1.6 + 0.42 * len(table.methods)
-    figure = _figure(3.2 + 0.95 * len(all_columns), height)
+    figure = _figure(3.2 + 0.95 * len(all_columns), 1.6 + 0.42 * len(table.methods))
     axes = figure.add_subplot()
-    values = [[entry.metrics.auroc for entry in column.entries] for column in all_columns]
-    axes.imshow(np.array(values).T, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
+    values = np.array([[entry.metrics.auroc for entry in column.entries] for column in all_columns])
+    axes.imshow(values.T, cmap="RdBu", vmin=0, vmax=1, aspect="auto")
     for x, column in enumerate(all_columns):
         for y in range(len(table.methods)):
             _annotate(axes, x, y, column)

@@ -73,13 +73,9 @@ def evaluate(
 ) -> Evaluation:
     """Score all sets by all methods, and measure how well each tells them apart.
 
-    Args:
-        request: What to evaluate.
-        device: Where the model runs.
-        cache: Where the model's outputs are kept and taken from: a run that was cut off goes on
-            where it was.
-        progress: Told after each batch of images.
-        bootstrap_progress: Told after each method on each set, once all images are read.
+    The model's outputs are kept in the cache and taken from there, so that a run that was cut off
+    goes on where it was. ``progress`` is told after each batch of images, ``bootstrap_progress``
+    after each method on each set, once all images are read.
 
     Raises:
         ModelError: See `load_model`.
@@ -113,7 +109,7 @@ def evaluate(
         batch_size=request.batch_size,
         advance=advance,
     )
-    fitted, searches = fit_found.fitted, fit_found.searches
+    fitted, reading, searches = fit_found.fitted, fit_found.reading, fit_found.searches
 
     def score(source: Path, files: Iterable[ImageFile]) -> ScoredImages:
         one = replace(reader, source=source)
@@ -130,7 +126,7 @@ def evaluate(
         context={
             **_context(request, loaded, part, searches),
             "undecodable": {
-                "fitted_on": fit_found.undecodable,
+                "fitted_on": 0 if reading is None else reading.undecodable,
                 "in_distribution": inside.undecodable,
                 "ood_sets": {name: one.undecodable for name, one in outside.items()},
             },
@@ -146,7 +142,7 @@ def evaluate(
         (
             *checks.skill_warnings(inside, loaded.class_names),
             *checks.one_class_warnings(inside, loaded.class_names),
-            *checks.undecodable_warnings("images to fit on", fit_found.reading),
+            *checks.undecodable_warnings("images to fit on", reading),
             *checks.undecodable_warnings("in-distribution images", inside),
             *(
                 warning
