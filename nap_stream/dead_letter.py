@@ -89,7 +89,7 @@ class KafkaDeadLetters:
 
     def send(self, image: FailedImage) -> None:
         """Hand over an image; see `DeadLetters.send`."""
-        key = _identity(image)
+        key = image.origin.partition, image.origin.offset, image.origin.index
         if key not in self._sent:
             with translated_errors(self._settings, f"sending {image.origin} to {self._topic}"):
                 try:
@@ -149,10 +149,6 @@ class KafkaDeadLetters:
         return self._producer.send(
             self._topic, key=image.origin.key, value=b"", headers=[*_headers(image), left_out]
         )
-
-
-def _identity(image: FailedImage) -> _Key:
-    return image.origin.partition, image.origin.offset, image.origin.index
 
 
 def _fits(future: Any, deadline: Deadline) -> bool:

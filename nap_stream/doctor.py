@@ -81,9 +81,8 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def _versions() -> str:
-    wanted = [Requirement(text) for text in importlib.metadata.requires("nap-stream") or ()]
     found = []
-    for requirement in wanted:
+    for requirement in map(Requirement, importlib.metadata.requires("nap-stream") or ()):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         version = importlib.metadata.version(requirement.name)

@@ -70,29 +70,26 @@ def iter_decoded(
         )
 
     value = message.value
+    found: Picture | Refusal | tuple[BatchItem, ...]
     if too_much_to_repeat:
-        refusal = Refusal(
+        found = Refusal(
             Status.TOO_LARGE,
             f"key and kept headers have {repeated} bytes, more than limits.max_key_bytes = "
             f"{limits.max_key_bytes}; they are left out",
         )
-        yield _row(origin(0), value, refusal)
-        return
-    if value and len(value) > limits.max_message_bytes:
-        refusal = Refusal(
+    elif value and len(value) > limits.max_message_bytes:
+        found = Refusal(
             Status.TOO_LARGE,
             f"{len(value)} bytes, more than limits.max_message_bytes = {limits.max_message_bytes}",
         )
-        yield _row(origin(0), value, refusal)
+    elif value and _is_batch(message):
+        found = read_batch(value, limits)
+    else:
+        found = decode_image(value, limits)
+    if not isinstance(found, tuple):
+        yield _row(origin(0), value, found)
         return
-    if not value or not _is_batch(message):
-        yield _row(origin(0), value, decode_image(value, limits))
-        return
-    items = read_batch(value, limits)
-    if isinstance(items, Refusal):
-        yield _row(origin(0), value, items)
-        return
-    for index, item in enumerate(items):
+    for index, item in enumerate(found):
         yield _row(origin(index, item), item.image, decode_image(item.image, limits))
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import structlog
@@ -301,12 +301,11 @@ def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[
     options = client_options(settings)
     if timeout_s is not None:
         options["bootstrap_timeout_ms"] = max(1, int(timeout_s * 1000))
-    with translated_errors(settings, "asking for metadata"):
-        admin = open_client(KafkaAdminClient, options)
-        try:
-            yield admin
-        finally:
-            admin.close()
+    with (
+        translated_errors(settings, "asking for metadata"),
+        closing(open_client(KafkaAdminClient, options)) as admin,
+    ):
+        yield admin
 
 
 def _partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:

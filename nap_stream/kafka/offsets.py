@@ -1,6 +1,7 @@
 """What a broker and a consumer group say about a topic's offsets, without joining the group."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 from kafka import KafkaAdminClient, errors
@@ -74,18 +75,17 @@ def _asked(settings: KafkaSettings, what: str, ask: Callable[[Any], Answer]) -> 
     """What a broker answers. A coordinator or leader that is not there yet is asked again."""
     clock = SystemClock()
     deadline = Deadline(clock, settings.connect_timeout_s)
-    with translated_errors(settings, what):
-        admin = open_client(KafkaAdminClient, client_options(settings))
-        try:
-            while True:
-                try:
-                    return ask(admin)
-                except errors.KafkaError as error:
-                    if not error.retriable or deadline.expired():
-                        raise
-                clock.sleep(PAUSE_S)
-        finally:
-            admin.close()
+    with (
+        translated_errors(settings, what),
+        closing(open_client(KafkaAdminClient, client_options(settings))) as admin,
+    ):
+        while True:
+            try:
+                return ask(admin)
+            except errors.KafkaError as error:
+                if not error.retriable or deadline.expired():
+                    raise
+            clock.sleep(PAUSE_S)
 
 
 def _described(admin: Any, settings: KafkaSettings) -> Any:

@@ -420,7 +420,7 @@ class Coordinator:
 
 
 def open_coordinator(
-    settings: Settings, calibration: CalibrationFacts, clock: Clock, since: LogEnds | None = None
+    settings: Settings, calibration: CalibrationFacts, clock: Clock, since: LogEnds | None
 ) -> Coordinator:
     """A coordinator that knows from checkpoint and log where it is, serves metrics and can alert.
 

@@ -41,9 +41,8 @@ def run_monitor(
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * settings.worker.torch_threads
     with ray_session(address, cpus), stop_on_signals() as stop:
-        store = store_at(settings.log.root)
-        log_ends = LogSummaries(store, settings, calibration.fingerprint).ends
-        since = None if max_records is None else log_ends()
+        chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
+        since = None if max_records is None else chains.ends()
         cluster = RayCluster(settings, calibration, since)
         log = structlog.get_logger()
         log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)

@@ -307,7 +307,7 @@ class WorkerLine:
         """
         images, size = self._stage.in_flight()
         size += self._payload_bytes()
-        limits, waits = self._worker, len(self._waiting) > 0
+        limits, waits = self._worker, bool(self._waiting)
         full = images >= limits.max_in_hand_images or size >= limits.max_in_hand_bytes
         low = images * 2 <= limits.max_in_hand_images and size * 2 <= limits.max_in_hand_bytes
         if (full or waits) and not self._paused:
@@ -386,7 +386,7 @@ class WorkerLine:
         self._reporter.report(report)
 
     def _has_nothing_to_score(self) -> bool:
-        return self._last_poll_empty and not len(self._waiting) and self._stage.in_flight()[0] == 0
+        return self._last_poll_empty and not self._waiting and self._stage.in_flight()[0] == 0
 
     def _progress(self, partition: Partition) -> PartitionProgress:
         lag, newest_ms = self._source.lag(partition.name), partition.newest_ms

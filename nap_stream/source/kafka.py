@@ -1,7 +1,7 @@
 """Messages from Kafka, read as a static member of a consumer group while the topic stays one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import Event
 from typing import Any
@@ -61,7 +61,9 @@ class TopicWatch:
     def has_changed(self) -> bool:
         """Whether there is another topic of the name than last time; then take its id."""
         if self._unwatched:
-            self._ask_if_possible()
+            with suppress(errors.KafkaTimeoutError):
+                self._ask()
+                self._unwatched = False
         found = self._known()
         if None in (found, self.topic_id) or found == self.topic_id:
             return False
@@ -85,13 +87,6 @@ class TopicWatch:
         at, self._paused_at = self._paused_at, None
         if at is not None and self._clock.monotonic() - at >= UNWATCHED_S:
             self.look_again()
-
-    def _ask_if_possible(self) -> None:
-        try:
-            self._ask()
-        except errors.KafkaTimeoutError:
-            return
-        self._unwatched = False
 
     def _ask(self) -> None:
         # kafka-python shows a consumer's metadata nowhere else.

@@ -1,6 +1,7 @@
 """A static member of a consumer group in kafka-python: its options, joins, commits and offsets."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from threading import Event
 from typing import Any
 
@@ -155,11 +156,8 @@ def leave_group(
     }
     member = MemberToRemove(member_id=member_id, group_instance_id=instance_id)
     try:
-        admin = open_client(KafkaAdminClient, options)
-        try:
+        with closing(open_client(KafkaAdminClient, options)) as admin:
             answers = admin.remove_group_members(settings.group_id, [member])
-        finally:
-            admin.close()
     except errors.KafkaError as error:
         structlog.get_logger().warning("group_not_left", cause=f"{type(error).__name__}: {error}")
         return
