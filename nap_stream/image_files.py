@@ -31,11 +31,9 @@ class ImageFile:
 def iter_images(path: Path) -> Iterator[ImageFile]:
     """Read images one by one, in a fixed order.
 
-    Args:
-        path: A folder, whose files are all taken, sub-folders included, sorted by path; hidden
-            ones are left out. Or a Parquet file with a binary column ``image``, and perhaps
-            ``label`` and ``name``. Whether the bytes are an image is not checked; a null has
-            none.
+    Of a folder all files are taken, sub-folders included, sorted by path; hidden ones are left out.
+    A Parquet file has a binary column ``image``, and perhaps ``label`` and ``name``. Whether the
+    bytes are an image is not checked; a null has none.
 
     Raises:
         InputDataError: There is no such path, it holds nothing, or it cannot be read.
@@ -65,9 +63,8 @@ def _from_folder(folder: Path) -> Iterator[ImageFile]:
         try:
             data = file.read_bytes()
         except OSError as error:
-            raise InputDataError(
-                f"the file cannot be read ({error.strerror})", str(file)
-            ) from error
+            what = f"the file cannot be read ({error.strerror})"
+            raise InputDataError(what, str(file)) from error
         yield ImageFile(relative.as_posix(), label, data)
 
 
@@ -87,9 +84,8 @@ def _files(folder: Path) -> list[Path]:
 
 def _from_parquet(path: Path) -> Iterator[ImageFile]:
     with _parquet(path) as parquet:
-        columns = [
-            name for name in ("image", "label", "name") if name in parquet.schema_arrow.names
-        ]
+        known = parquet.schema_arrow.names
+        columns = [name for name in ("image", "label", "name") if name in known]
         row = 0
         try:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):

@@ -167,12 +167,8 @@ class Metrics:
     def _start_series(self) -> None:
         """Have every series whose labels are known, from the beginning."""
         unknown = float("nan")
-        for known_later in (
-            self.ood_fraction,
-            self.ood_fraction_bound,
-            self.ood_fraction_expected,
-            self.watermark_delay,
-        ):
+        fractions = (self.ood_fraction, self.ood_fraction_bound, self.ood_fraction_expected)
+        for known_later in (*fractions, self.watermark_delay):
             known_later.set(unknown)
         for detector in Detector:
             self.set_detector(detector, unknown, unknown, active=False)

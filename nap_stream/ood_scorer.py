@@ -141,22 +141,15 @@ class OODScorer:
             return self._score(images)
         self._check_columns(images)
         scores = self._score([_rgb_tensor(image) for image in images[self._column]])
-        added = {name: getattr(scores, name) for name in _COLUMNS if name != NAP}
-        return {
-            **images,
-            **{name: tensor.numpy() for name, tensor in added.items()},
-            NAP: scores.values[NAP].numpy(),
-        }
+        added = {name: getattr(scores, name).numpy() for name in _COLUMNS if name != NAP}
+        return {**images, **added, NAP: scores.values[NAP].numpy()}
 
     def _score(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores:
         batch = _one_batch(images, self._loaded.preprocessing)
-        if not len(batch):
-            return self._judged(self._nothing())
-        return self._judged(score_forward(self._loaded.forward(batch), self._base_scores))
-
-    def _nothing(self) -> BatchScores:
-        names = (NAP, *self._base_scores.names)
-        return BatchScores(np.zeros(0, np.int64), {name: np.zeros(0, np.float32) for name in names})
+        if len(batch):
+            return self._judged(score_forward(self._loaded.forward(batch), self._base_scores))
+        nothing = dict.fromkeys((NAP, *self._base_scores.names), np.zeros(0, np.float32))
+        return self._judged(BatchScores(np.zeros(0, np.int64), nothing))
 
     def _judged(self, found: BatchScores) -> OODScores:
         judged = self._calibration.judge(found.values, found.class_id)
@@ -210,18 +203,10 @@ def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
 def _one_batch(
     images: torch.Tensor | Sequence[torch.Tensor], preprocessing: PreprocessingSettings
 ) -> torch.Tensor:
-    """Recognise images by dtype and shape, and bring pixels to the model's input size.
-
-    Args:
-        images: The model's own input, floating-point (N, 3, H, W); or RGB pixels, uint8
-            (N, 3, h, w), or a sequence of uint8 tensors (3, h, w) of any sizes.
-        preprocessing: What pixels go through.
+    """Recognise images by dtype and shape, as `OODScorer.__call__` says.
 
     Returns:
         (N, 3, H, W): the floating-point tensor itself, or uint8 pixels, resized and cropped.
-
-    Raises:
-        ValueError: The images are something else, or the floating-point ones have another size.
     """
     size = input_size(preprocessing)
     if isinstance(images, torch.Tensor) and images.is_floating_point():
@@ -236,11 +221,6 @@ def _one_batch(
 
 
 def _rgb_tensor(image: Any) -> torch.Tensor:
-    """Copy an array of RGB pixels, uint8 (h, w, 3), to a tensor (3, h, w).
-
-    Raises:
-        ValueError: It has another dtype or shape.
-    """
     array = np.array(image, order="C")
     if array.dtype != np.uint8 or array.ndim != _DIMENSIONS or array.shape[2] != _CHANNELS:
         raise ValueError(

@@ -32,7 +32,7 @@ DATA_SCHEMA = "urn:nap-stream:alert:3"
 """Names the version of ``data``. A change that a reader must know of makes a new one."""
 TYPE_PREFIX = "io.nap-stream.drift."
 GAP_SCHEMA = "urn:nap-stream:gap:1"
-"""Names the version of ``data``. A change that a reader must know of makes a new one."""
+"""The same for ``data`` of a gap."""
 GAP_TYPE = "io.nap-stream.gap"
 
 
@@ -171,8 +171,8 @@ def cloud_event(
 ) -> dict[str, Any]:
     """Put data, a JSON tree, into an envelope.
 
-    ``identity`` is what makes the event another one: its id is the digest of it. ``time_ms`` is in
-    milliseconds since the epoch, None where the event has no time.
+    The event's id is the digest of ``identity``: events that differ there are different ones.
+    ``time_ms`` is in milliseconds since the epoch, None where the event has no time.
     """
     topic, monitor = (quote(n, safe="") for n in (settings.kafka.topic, settings.alerts.monitor))
     return {
@@ -189,8 +189,7 @@ def cloud_event(
 
 
 def _state(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
-    change = alert.change
-    previous = change.previous_severity
+    change, previous = alert.change, alert.change.previous_severity
     return {
         "key": alert.key,
         "state": change.transition.value,

@@ -33,7 +33,7 @@ CLOSE_TIMEOUT_S = 5.0
 MAX_ID = 200
 """Characters of an id that is remembered; ours have 32."""
 LAST_OFFSETS = 1_000
-"""Of each partition, in which the ids of delivered alerts are looked for."""
+"""How many offsets of each partition are searched for the ids of delivered alerts."""
 READ_BACK_S = 30.0
 """How long that may take."""
 POLL_MS = 500
@@ -90,8 +90,8 @@ class KafkaAlertSink:
     def delivered(self) -> frozenset[str]:
         """Ids of the events among the last 1,000 offsets of each partition of the topic.
 
-        What is no event with an id is passed over; a topic that does not exist has none. Where
-        others write to the topic too, theirs are among the offsets.
+        Messages that are no event with an id are passed over; a topic that does not exist has
+        none. Where others write to the topic, their messages are among those offsets.
 
         Raises:
             BrokerUnavailableError: It was not all read in half a minute.
@@ -217,19 +217,15 @@ def _consumer(settings: KafkaSettings, topic: str) -> Iterator[Any]:
                     ", ".join(settings.bootstrap_servers),
                     "Check alerts.topic, or --topic",
                 )
-            partitions = [KafkaPartition(topic, number) for number in sorted(numbers)]
-            consumer.assign(partitions)
+            consumer.assign([KafkaPartition(topic, number) for number in sorted(numbers)])
             yield consumer
         finally:
             consumer.close()
 
 
 def _at_end(consumer: Any, ends: Mapping[KafkaPartition, int]) -> bool:
-    positions = {partition: consumer.position(partition, timeout_ms=POLL_MS) for partition in ends}
-    return all(
-        position is not None and position >= ends[partition]
-        for partition, position in positions.items()
-    )
+    positions = ((consumer.position(p, timeout_ms=POLL_MS), end) for p, end in ends.items())
+    return all(position is not None and position >= end for position, end in positions)
 
 
 def _poll(consumer: Any) -> list[ReadAlert]:
@@ -238,14 +234,12 @@ def _poll(consumer: Any) -> list[ReadAlert]:
 
 
 def _read(record: Any) -> ReadAlert:
-    found = _parse(record.value)
-    if isinstance(found, str):
-        return ReadAlert(record.partition, record.offset, None, found)
-    return ReadAlert(record.partition, record.offset, found, None)
+    found = _event_or_problem(record.value)
+    event, problem = (None, found) if isinstance(found, str) else (found, None)
+    return ReadAlert(record.partition, record.offset, event, problem)
 
 
-def _parse(value: bytes | None) -> Mapping[str, Any] | str:
-    """An event from outside, or what is wrong with it."""
+def _event_or_problem(value: bytes | None) -> Mapping[str, Any] | str:
     if value is None:
         return "no value"
     if len(value) > MAX_EVENT_BYTES:

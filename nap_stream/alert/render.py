@@ -62,8 +62,7 @@ def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
     yield from _window(data)
     yield from _promise(data)
     if ranges := _items(data.get("offsets")):
-        listed = ", ".join(_offset_range(item) for item in ranges)
-        yield f"Topic {plain(data.get('topic'))}: {listed}"
+        yield f"Topic {plain(data.get('topic'))}: {', '.join(map(_offset_range, ranges))}"
     if examples := _items(data.get("examples")):
         yield "Most extreme:"
         yield from (f"  {_example(example)}" for example in examples)
@@ -78,9 +77,8 @@ def _gap(data: Mapping[str, Any]) -> Iterator[str]:
 
 def gap_words(data: Mapping[str, Any]) -> str:
     """Say which offsets are missing. What is not known is a question mark."""
-    topic, partition, start, end = (
-        data.get(key, "?") for key in ("topic", "partition", "base_offset", "end_offset")
-    )
+    names = ("topic", "partition", "base_offset", "end_offset")
+    topic, partition, start, end = (data.get(name, "?") for name in names)
     return f"Topic {topic}: partition {partition} offsets [{start}, {end}) are not in the log"
 
 

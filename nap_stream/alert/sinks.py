@@ -58,12 +58,8 @@ class LogAlertSink:
         """Write the line: a warning, but for what is resolved."""
         data = alert.event.get("data") or {}
         shown = {name: data[name] for name in FIELDS if data.get(name) is not None}
-        line = {
-            "monitor": data.get("monitor") or alert.key,
-            "state": alert.state,
-            **shown,
-            "id": alert.id,
-        }
+        monitor = data.get("monitor") or alert.key
+        line = {"monitor": monitor, "state": alert.state, **shown, "id": alert.id}
         log = structlog.get_logger()
         # A log that cannot be written has nobody to tell it to, and the alert has other ways.
         with suppress(OSError, ValueError):

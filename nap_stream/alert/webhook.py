@@ -96,8 +96,10 @@ class WebhookAlertSink:
         self._settings, self._webhook, self._clock = settings, webhook, clock
         self._closed = False
         self._where = f"alerts.webhook {webhook.origin}"
-        # Endpoints quote it, as in "Cannot POST /services/…", and redirect to what begins with it.
-        self._path = _own_path(webhook.url)
+        # Path and query, but for what all addresses have, may be a secret. Endpoints quote them, as
+        # in "Cannot POST /services/…", and redirect to what begins with them.
+        path = urllib3.util.parse_url(webhook.url).request_uri
+        self._path = path.removesuffix(ALERTS_PATH).rstrip("/")
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=webhook.timeout_s, read=webhook.timeout_s),
             # The loop in `publish` makes pauses that are bounded and that `close` ends.
@@ -212,11 +214,6 @@ class WebhookAlertSink:
         return token.decode("ascii")
 
 
-def _own_path(url: str) -> str:
-    """Give path and query of an address: they may be a secret, but for what all addresses have."""
-    return urllib3.util.parse_url(url).request_uri.removesuffix(ALERTS_PATH).rstrip("/")
-
-
 def _trust(webhook: WebhookSettings) -> ssl.SSLContext | None:
     if not webhook.url.startswith("https:"):
         return None
@@ -245,12 +242,12 @@ def alertmanager_alerts(
     else:
         end_ms = now_ms + round(2_000 * settings.repeat_interval_s)
     former = [(previous, now_ms)] if previous != severity else []
-    shown = _annotations(alert, data, settings)
+    annotations = _annotations(alert, data, settings)
     url = data.get("dashboard_url") or settings.dashboard_url
     return [
         {
             "labels": _labels(alert, data, settings, level),
-            "annotations": shown,
+            "annotations": annotations,
             "startsAt": rfc3339(start_ms),
             "endsAt": rfc3339(end),
         }
@@ -323,10 +320,9 @@ def beginning(response: BaseHTTPResponse, deadline: Deadline) -> bytes:
 def excerpt(answer: bytes, *secrets: str | None) -> str:
     """The first 200 printable characters on one line; none of them where a secret is told.
 
-    Args:
-        answer: Perhaps cut, and perhaps with a secret: whole or a piece of it, as it is, or
-            escaped as in JSON, a repr, an address or HTML.
-        secrets: Of visible ASCII characters. None and empty ones count for nothing.
+    The answer may be cut, and may hold a secret: all or a piece of it, as it is, or escaped as in
+    JSON, a repr, an address or HTML. Secrets are of visible ASCII characters; None and empty ones
+    count for nothing.
     """
     text = answer.decode(errors="replace")
     if any(_tells(text, secret) for secret in secrets if secret):

@@ -28,9 +28,8 @@ def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
     lead = _LEADS[alert.change.reason]
     if alert.key is not None:
         return lead + _since_onset(alert, plan, f" of {plain(alert.key)}")
-    active = {reading.detector for reading in alert.readings if reading.active}
-    tail = alert.tail
-    if Detector.SCORE_SHIFT in active and len(active) == 1 and tail is not None:
+    active, tail = {r.detector for r in alert.readings if r.active}, alert.tail
+    if active == {Detector.SCORE_SHIFT} and tail is not None:
         words = shift_words(tail, alert.time_ms)
         return f"{lead}The model's scores have shifted towards {direction(tail.event)}: {words}"
     is_window = Detector.OOD_WINDOW in active and (
@@ -148,14 +147,13 @@ def _ended(alert: DriftAlert) -> str:
             f"Closed after {lasted}: more keys are active than drift.keys.max_keys, and "
             f"{plain(alert.key)} is no longer known; it may be as it was"
         )
-    over = f"Over after {lasted}: "
-    more = "more often than expected"
+    over, as_before = f"Over after {lasted}: ", f"no longer {_LOOK} more often than expected"
     if alert.key is not None:
-        return f"{over}the images of {plain(alert.key)} no longer {_LOOK} {more}"
+        return f"{over}the images of {plain(alert.key)} {as_before}"
     if firing.detectors == (Detector.SCORE_SHIFT,):
         return f"{over}the model's scores are no longer shifted"
     return (
-        f"{over}images no longer {_LOOK} {more}; {number(window.flagged)} of the last "
+        f"{over}images {as_before}; {number(window.flagged)} of the last "
         f"{number(window.records)} do ({percent(window.fraction)})"
     )
 

@@ -116,11 +116,7 @@ class ConformalTest:
     """
 
     def __init__(
-        self,
-        rule: Rule,
-        scores: NDArray[np.float64],
-        class_id: NDArray[np.int64],
-        classes: int,
+        self, rule: Rule, scores: NDArray[np.float64], class_id: NDArray[np.int64], classes: int
     ) -> None:
         if scores.ndim != 1 or scores.shape != class_id.shape or not np.isfinite(scores).all():
             raise ValueError(

@@ -115,8 +115,7 @@ class KeyMonitors:
         )
         self._table.write(slots, _as_arrays(after.state))
         self._table.write(
-            slots,
-            {"log_value": after.log_value, "active": after.active, "last_ms": pane.start_ms},
+            slots, {"log_value": after.log_value, "active": after.active, "last_ms": pane.start_ms}
         )
         self._active.remove(_chosen(pane.keys, after.ended))
         self._active.see(_chosen(pane.keys, after.active), pane.start_ms)

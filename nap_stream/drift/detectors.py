@@ -123,11 +123,7 @@ class EDetector:
         """Say where it stands."""
         threshold = math.exp(self._log_threshold)
         return DetectorReading(
-            self.name,
-            self.active,
-            math.exp(self._log_value),
-            threshold,
-            threshold * RESOLVE_RATIO,
+            self.name, self.active, math.exp(self._log_value), threshold, threshold * RESOLVE_RATIO
         )
 
 
@@ -150,10 +146,7 @@ class StreamDetectors:
     """
 
     def __init__(
-        self,
-        plan: DetectionPlan,
-        pane_ms: int,
-        state: Mapping[str, NDArray[Any]] | None = None,
+        self, plan: DetectionPlan, pane_ms: int, state: Mapping[str, NDArray[Any]] | None = None
     ) -> None:
         self._plan = plan
         self._window = RollingWindow(plan.window_records, pane_ms)
@@ -162,8 +155,7 @@ class StreamDetectors:
         self._flags = self._e_detector(Detector.OOD_SEQUENTIAL, [plan.flag_rate], state)
         self._events = tuple(event for event, _ in plan.tail_rates)
         self._tails: EDetector | None = None
-        if plan.tail_rates:
-            rates = [rate for _, rate in plan.tail_rates]
+        if rates := [rate for _, rate in plan.tail_rates]:
             self._tails = self._e_detector(Detector.SCORE_SHIFT, rates, state)
         if state is not None:
             for pane in state["window.panes"].tolist():
@@ -245,13 +237,12 @@ class StreamDetectors:
 
     def readings(self) -> tuple[DetectorReading, ...]:
         """Say where each stands; the window only once it is full."""
-        readings = [each.reading() for each in self._e_detectors()]
+        readings = tuple(each.reading() for each in self._e_detectors())
         window, limits = self._window.state, self.limits
-        if window is not None and limits is not None:
-            counts = (float(window.flagged), float(limits.firing), float(limits.resolving))
-            name = Detector.OOD_WINDOW
-            readings.insert(0, DetectorReading(name, self._window_active, *counts))
-        return tuple(readings)
+        if window is None or limits is None:
+            return readings
+        counts = (float(window.flagged), float(limits.firing), float(limits.resolving))
+        return (DetectorReading(Detector.OOD_WINDOW, self._window_active, *counts), *readings)
 
     def _e_detector(
         self, name: Detector, rates: list[float], state: Mapping[str, NDArray[Any]] | None

@@ -9,11 +9,11 @@ from nap_stream.drift.records import Contribution
 from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
 
 MAX_SEGMENTS = 10_000
-"""Segments whose offsets and examples are kept: the newest, which an alert speaks of. Twice as many
-are kept while they wait to be judged."""
+"""Of how many segments, the newest, offsets and examples are kept for alerts. Twice as many are
+kept while they wait to be judged."""
 MAX_CLASS_PANES = 100_000
-"""Panes whose classes are kept. Each holds a record of the window, so that only clocks gone wild
-make more of them."""
+"""Of how many panes classes and keys are kept. Each pane holds a record of the window, so there are
+more only where clocks have gone wild."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +47,8 @@ class EvidenceState:
 class WindowEvidence:
     """The segments and panes that hold the records of the window, and those that wait to be in it.
 
-    It shows so many examples, names so many contributors (keys and classes each), and goes on
-    from the state of another one, if given.
+    It shows at most ``examples``, and names at most ``contributors`` keys and as many classes. It
+    goes on from the state of another one, if given.
     """
 
     def __init__(
@@ -78,11 +78,8 @@ class WindowEvidence:
         offsets = OffsetRange(summary.partition, summary.base_offset, summary.end_offset)
         if len(self._segments) >= 2 * MAX_SEGMENTS:
             del self._segments[:MAX_SEGMENTS]
-        self._segments.append(
-            KeptSegment(
-                offsets, max(first_ms, earliest_ms), max(last_ms, earliest_ms), summary.examples
-            )
-        )
+        first_ms, last_ms = max(first_ms, earliest_ms), max(last_ms, earliest_ms)
+        self._segments.append(KeptSegment(offsets, first_ms, last_ms, summary.examples))
         for flagged in summary.flagged_classes:
             start = max(flagged.start_ms, earliest_ms)
             self._classes.setdefault(start, Counter())[flagged.class_name] += flagged.flagged
@@ -135,9 +132,8 @@ class WindowEvidence:
                 del counts[start]
 
     def _within(self, span: Span) -> list[KeptSegment]:
-        return [
-            s for s in self._segments if s.last_ms >= span.start_ms and s.first_ms < span.end_ms
-        ]
+        start_ms, end_ms = span.start_ms, span.end_ms
+        return [s for s in self._segments if s.last_ms >= start_ms and s.first_ms < end_ms]
 
     def _most(self, span: Span, panes: Mapping[int, Mapping[str, int]]) -> tuple[Contribution, ...]:
         total: Counter[str] = Counter()

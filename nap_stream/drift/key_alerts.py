@@ -71,9 +71,8 @@ class KeyAlerts:
 
     def state(self) -> KeyAlertsState:
         """Give all that they know."""
-        return KeyAlertsState(
-            list(self.firing.values()), self.monitors.names(), self.monitors.arrays()
-        )
+        firing, monitors = list(self.firing.values()), self.monitors
+        return KeyAlertsState(firing, monitors.names(), monitors.arrays())
 
     def push(self, pane: ClosedPane, end_ms: int) -> list[Decision]:
         """Take the next pane, which ends at ``end_ms``; give what is to be sent, by key."""
@@ -127,11 +126,6 @@ class KeyAlerts:
         log_statistic, is_active, since = self.monitors.reading(key)
         if not since.records:
             since = Onset(event=0, start_ms=change.alert.onset_ms, records=0, hits=0)
-        reading = DetectorReading(
-            Detector.OOD_SEQUENTIAL,
-            is_active,
-            float(np.exp(log_statistic)),
-            self._threshold,
-            self._threshold * RESOLVE_RATIO,
-        )
+        values = (float(np.exp(log_statistic)), self._threshold, self._threshold * RESOLVE_RATIO)
+        reading = DetectorReading(Detector.OOD_SEQUENTIAL, is_active, *values)
         return Decision(key, change, since, (reading,))

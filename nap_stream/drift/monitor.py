@@ -116,9 +116,8 @@ class DriftMonitor:
         clock: Clock,
         state: MonitorState | None = None,
     ) -> None:
-        drift, alerts = settings.drift, settings.alerts
         self.plan, self.settings, self._clock = plan, settings, clock
-        self._drift, self._alerts = drift, alerts
+        self._drift, self._alerts = drift, alerts = settings.drift, settings.alerts
         one_per_pane = drift.keys is not None and drift.keys.one_per_pane
         self._buffer = PaneBuffer(drift.pane_ms, one_per_pane=one_per_pane)
         self._known: dict[TopicPartition, KnownPartition] = {}
@@ -138,9 +137,7 @@ class DriftMonitor:
             keys = None if drift.keys is None else _keys_state(state)
         self._detectors = StreamDetectors(plan, drift.pane_ms, detectors)
         self._evidence = WindowEvidence(alerts.examples, alerts.contributors, evidence)
-        self._keys = None
-        if drift.keys is not None:
-            self._keys = KeyAlerts(plan, drift.keys, alerts, keys)
+        self._keys = None if drift.keys is None else KeyAlerts(plan, drift.keys, alerts, keys)
 
     def state(self) -> MonitorState:
         """Give all that it knows, but for summaries beyond a hole: they are in the log."""
@@ -242,7 +239,7 @@ class DriftMonitor:
         return self._accept(known, known.ledger.skip_hole())
 
     def advance(self) -> DriftUpdate:
-        """Close what idle partitions no longer hold back."""
+        """Close the panes that idle partitions no longer hold back."""
         return DriftUpdate(alerts=self._judge_panes(self._buffer.close(self.watermark_ms())))
 
     def flush(self) -> DriftUpdate:
@@ -326,7 +323,6 @@ class DriftMonitor:
             yield self._alert(decision, end_ms)
 
     def _step(self, end_ms: int) -> Change | None:
-        """Give what is to be sent of the stream, if anything."""
         active = self._detectors.active
         if self._firing is None and not active:
             return None
@@ -342,7 +338,6 @@ class DriftMonitor:
         return change
 
     def _alert(self, decision: Decision, end_ms: int) -> DriftAlert:
-        """Put a decision together with the window and the evidence of it."""
         key, change, is_stream = decision.key, decision.change, decision.key is None
         window, limits, evidence = self._detectors.window, self._detectors.limits, self._evidence
         assert window is not None
@@ -367,7 +362,6 @@ class DriftMonitor:
         )
 
     def _identity(self) -> str:
-        """What must be the same for a state to mean the same."""
         tree = {
             "version": _VERSION,
             "plan": asdict(self.plan),

@@ -45,8 +45,8 @@ class CalibrationFacts:
 class DetectorReading:
     """Where a detector stands: it is active from ``statistic >= threshold`` on.
 
-    Of the rolling window both are counts of flags; of an e-detector the mixed Shiryaev-Roberts
-    statistic and its threshold. ``resolve_threshold`` is where it ends to be active.
+    For the rolling window both are counts of flags; for an e-detector the mixed Shiryaev-Roberts
+    statistic and its threshold. Below ``resolve_threshold`` it is no longer active.
     """
 
     detector: Detector
@@ -93,8 +93,8 @@ class DriftAlert:
 
     ``key`` is null for the stream. ``time_ms`` is the end of the pane at which it was decided.
     ``window`` is the stream's rolling window, also where a key is concerned; its limits (counts)
-    are null before it is full. ``since`` counts the flagged records since
-    the estimated onset. ``tail`` is null unless the detector of shifted scores is active.
+    are null before it is full. ``since`` counts the flagged records since the estimated onset.
+    ``tail`` is null unless the detector of shifted scores is active.
     ``offsets`` (one range a partition, whole segments that reach into the evidence), ``examples``
     (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence of the
     window; where the alert is of a key, of that key's records alone. ``firing_keys`` counts the
@@ -129,12 +129,11 @@ class DriftUpdate:
 class DriftSnapshot:
     """The monitor now. ``firing_limit`` is a count, null until the window is full.
 
-    ``severity`` is null while the stream's alert is inactive. ``late_records`` were
-    counted in a later pane than their event time's, which was closed; ``implausible_timestamps`` in
-    the pane of the time when they were read. ``watermark_ms`` is null while
-    nothing is known; ``partition_watermarks_ms`` are those of the partitions that have brought
-    records. ``keys`` are remembered, ``keys_active`` of them have an active monitor,
-    ``keys_firing`` an alert that fires.
+    ``severity`` is null while the stream's alert is inactive. ``late_records`` were counted in a
+    later pane than their event time's, which was closed; ``implausible_timestamps`` in the pane of
+    the time when they were read. ``watermark_ms`` is null while nothing is known, and
+    ``partition_watermarks_ms`` has the partitions that have brought records. ``keys`` are
+    remembered, ``keys_active`` of them have an active monitor, ``keys_firing`` a firing alert.
     """
 
     state: AlertState

@@ -1,7 +1,7 @@
 """Finding where the prior is read and which head ends the model, by one probing forward pass.
 
-The pass notes what pools, flattens and attends where, and the place is chosen from what it showed.
-Never a guess.
+The pass notes what pools, flattens and attends where. The place is chosen from what it showed, and
+never guessed.
 """
 
 from collections import Counter
@@ -89,16 +89,15 @@ def probe(model: nn.Module, batch: torch.Tensor) -> Probe:
                 hooks.enter_context(before)
                 hooks.enter_context(module.register_forward_hook(recorder.left))
             output = plain(batch)
-        attentions = tuple(recorder.attentions)
+        last = recorder.attentions[-1] if recorder.attentions and recorder.end is None else None
         head = find_head(recorder.linears, output)
-        is_asked = recorder.end is None and bool(attentions)
         return Probe(
             output=output,
             end=recorder.end,
             poolings=tuple(recorder.poolings),
             maps=tuple(recorder.maps),
-            attentions=attentions,
-            cls_alone_decides=is_asked and cls_alone_decides(plain, attentions[-1], head, batch),
+            attentions=tuple(recorder.attentions),
+            cls_alone_decides=last is not None and cls_alone_decides(plain, last, head, batch),
             head=head,
             modules=tuple(name for name in names.values() if name),
         )
@@ -111,11 +110,9 @@ def choose_site(seen: Probe, feature_layer: str | None) -> FeatureSite:
     flattened into a linear module (VGG, AlexNet; arXiv 1409.1556); without one, the last block's
     CLS attention, if the CLS token alone reaches the output (ViT; arXiv 2010.11929).
 
-    Args:
-        seen: What the probing pass showed.
-        feature_layer: A module's dotted name: its output is the map, or its input where it
-            pools, so that its output has no positions left. Of an ``nn.MultiheadAttention`` its
-            CLS attention is read.
+    ``feature_layer`` is a module's dotted name: its output is the map, or its input where it
+    pools, so that its output has no positions left. Of an ``nn.MultiheadAttention`` its CLS
+    attention is read.
 
     Raises:
         FeatureMapError: There is no such place; lists the candidates with their shapes.
@@ -159,7 +156,6 @@ def _named(seen: Probe, layer: str) -> FeatureSite:
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise FeatureMapError(f"the model has no module of this name{hint}", where, _ADVICE)
     own = [site for site in (*seen.attentions, *seen.maps) if site.module == layer]
-    outputs = [site for site in own if site.kind == "module_output"]
     if not own:
         raise FeatureMapError(
             f"neither the output nor the input of this module is a floating-point map (N, C, H, W) "
@@ -167,17 +163,15 @@ def _named(seen: Probe, layer: str) -> FeatureSite:
             where,
             _ADVICE,
         )
-    return (outputs or own)[-1]
+    return ([site for site in own if site.kind == "module_output"] or own)[-1]
 
 
 def _candidates(seen: Probe) -> str:
     outputs = [site for site in seen.maps if site.kind == "module_output"]
     if not outputs:
         return "no module was seen to yield such a map"
-    listed = ", ".join(
-        f"{site.module} ({'x'.join(map(str, site.shape))})"
-        for site in outputs[-_LISTED_CANDIDATES:]
-    )
+    last = outputs[-_LISTED_CANDIDATES:]
+    listed = ", ".join(f"{site.module} ({'x'.join(map(str, site.shape))})" for site in last)
     return f"the last maps are the outputs of: {listed}"
 
 
@@ -262,7 +256,8 @@ class _Recorder(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None,
         result: torch.Tensor,
     ) -> None:
-        if _is_later_map(result):
+        # A pooled vector with its channels last, (N, 1, 1, C), is no later map.
+        if is_map(result) and sum(side > 1 for side in result.shape[1:]) > 1:
             self.end = self._flat = None
         if is_image_like(source):
             if _pools_globally(call.function, source, args, kwargs, result):
@@ -317,13 +312,7 @@ class _Recorder(TorchFunctionMode):
             self.maps.append(FeatureSite(kind, name, None, call, _shape_of(value)))
 
 
-def _is_later_map(value: torch.Tensor) -> bool:
-    """Whether a map goes on: a pooled vector with its channels last, (N, 1, 1, C), does not."""
-    return is_map(value) and sum(side > 1 for side in value.shape[1:]) > 1
-
-
 def _shape_of(value: torch.Tensor) -> tuple[int, int, int]:
-    """Return (C, H, W) of a map."""
     _, channels, height, width = value.shape
     return channels, height, width
 

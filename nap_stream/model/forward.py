@@ -70,12 +70,9 @@ def run_forward(
     The model computes exactly what it would without, under autocast too; no hook stays on it.
     Everything else is computed in float32. For one thread at a time.
 
-    Args:
-        module: In evaluation mode; eager, or under ``torch.compile``.
-        site: Where the prior is read, from `choose_site`.
-        head: its linear head, from `probe`, or None.
-        pixels: The model's input, (N, 3, H, W), of its dtype and on its device.
-        classes: The number of logits that it must give, K.
+    ``module`` is eager or under ``torch.compile``; ``pixels`` are its input, (N, 3, H, W), of its
+    dtype and on its device. ``site`` is from `choose_site`, ``head`` from `probe`. ``classes`` is
+    K, the number of logits that it must give.
 
     Raises:
         ModelError: The module is in training mode, returned something other than logits (N, K),
@@ -91,7 +88,7 @@ def run_forward(
     if captured.value is None:
         raise FeatureMapError(f"{_NOT_REACHED} the feature map", str(site), _ONE_WAY)
     if head is not None and captured.features is None:
-        raise ModelError(f"{_NOT_REACHED} the linear head", f"{head}", _ONE_WAY)
+        raise ModelError(f"{_NOT_REACHED} the linear head", str(head), _ONE_WAY)
     return Forward(logits, captured.features, captured.value)
 
 
@@ -167,9 +164,8 @@ class BatchScores:
 def score_forward(seen: Forward, base_scores: BaseScores) -> BatchScores:
     """Compute the scores of a forward pass, and bring them to the CPU in one piece."""
     with torch.inference_mode():
-        found = {NAP: seen.nap} | {
-            str(name): score for name, score in base_scores(seen.logits, seen.features).items()
-        }
+        base = base_scores(seen.logits, seen.features)
+        found = {NAP: seen.nap} | {str(name): score for name, score in base.items()}
         columns = torch.stack(tuple(found.values())).cpu().numpy()
         class_id = seen.logits.argmax(dim=1).cpu().numpy()
     return BatchScores(class_id, dict(zip(found, columns, strict=True)))
@@ -236,9 +232,8 @@ def _map_reader(model: nn.Module, site: FeatureSite, keep: Take, *, compiled: bo
         return Watched(FunctionCall(str(site.function), site.call), _MAP_DIMENSIONS, take)
     if compiled:
         return Watched(_traced(site), _MAP_DIMENSIONS, take)
-    module = submodule(model, site.module)
     reader = module_input if site.kind == "module_input" else module_output
-    return reader(module, site.call, take)
+    return reader(submodule(model, site.module), site.call, take)
 
 
 def _attention_reader(model: nn.Module, site: FeatureSite, keep: Take, *, compiled: bool) -> Reader:

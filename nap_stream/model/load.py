@@ -64,8 +64,7 @@ class LoadedModel:
     def forward(self, batch: torch.Tensor) -> Forward:
         """Run the model once on a batch (N, 3, H, W) of its input size.
 
-        Args:
-            batch: uint8 pixels, which are normalised; or floating-point, what the model takes.
+        The batch is uint8 pixels, which are normalised, or floating-point, what the model takes.
 
         Raises:
             ModelError: See `run_forward`.
@@ -80,21 +79,15 @@ class LoadedModel:
 class OnePassScorer:
     """Score batches with one forward pass each. For one thread at a time.
 
-    Args:
-        loaded: The model, from `load_model`.
-        base_scores: What is computed beside NAP, for the model's device.
+    ``base_scores`` are computed beside NAP; they are for the model's device.
     """
 
     def __init__(self, loaded: LoadedModel, base_scores: BaseScores) -> None:
-        self._loaded = loaded
-        self._base_scores = base_scores
+        self._loaded, self._base_scores = loaded, base_scores
         self._size = input_size(loaded.preprocessing)
 
     def __call__(self, batch: torch.Tensor) -> BatchScores:
-        """Score preprocessed images.
-
-        Args:
-            batch: uint8, shape (N, 3, H, W), as `preprocess` gives each; on any device.
+        """Score preprocessed images: uint8 (N, 3, H, W), as `preprocess` gives each; on any device.
 
         Raises:
             ValueError: The batch has another dtype or shape.
@@ -173,13 +166,10 @@ def adopt_module(
 ) -> LoadedModel:
     """Make a model of a user's own module, which stays as it is, on its device.
 
-    Args:
-        module: In evaluation mode; eager, or under ``torch.compile``.
-        preprocessing: From pixels to its input.
-        class_names: In order of its logits.
-        feature_site: Where the prior was read before. It is taken again where finding the map,
-            or naming its module, leads there; otherwise what is found now is taken.
-        fingerprint: Of the model as it was loaded from settings before.
+    It is in evaluation mode; eager, or under ``torch.compile``. ``class_names`` are in order of its
+    logits. ``feature_site`` is where the prior was read before. It is taken again where finding
+    the map, or naming its module, leads there; otherwise what is found now is taken.
+    ``fingerprint`` is that of the model as it was loaded from settings before.
 
     Raises:
         ModelError: The module is in training mode, fails on its input, or returns something
@@ -299,18 +289,12 @@ def _update(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> No
                 f"the state dict's {name!r} is {type(value).__name__}, expected a dense tensor",
                 where,
             )
-        header = [name, str(value.dtype), list(value.shape)]
-        digest.update(json.dumps(header).encode())
-        digest.update(_bytes(value))
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
 
 
 def _build_module(settings: ModelSettings) -> nn.Module:
-    """Import the factory and call it with its keyword arguments."""
     where = f"model.factory = {settings.factory!r}"
     factory = _import_factory(settings.factory, where)
     try:
@@ -362,9 +346,8 @@ def _import_factory(name: str, where: str) -> Any:
     try:
         factory = reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
-        raise ModelError(
-            f"{module_name} has no {attribute!r}", where, "Write package.module:name"
-        ) from error
+        what = f"{module_name} has no {attribute!r}"
+        raise ModelError(what, where, "Write package.module:name") from error
     if not callable(factory):
         raise ModelError(
             f"it is {type(factory).__name__}, which cannot be called",

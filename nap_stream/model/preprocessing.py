@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from nap_stream.settings.schema import PreprocessingSettings, Sides
+from nap_stream.settings.schema import PreprocessingSettings
 
 _MAX_ASPECT = 16
 """Side ratio beyond which an image is cut before its short side is scaled: 1 x 60,000 pixels
@@ -21,21 +21,21 @@ def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.T
     torchvision's CenterCrop does. An image whose sides differ by more than a factor of 16 (or
     twice what the crop needs) is first cut to its central part, so that memory stays bounded.
 
-    Args:
-        pixels: RGB, uint8, shape (3, h, w).
-        settings: Sizes and interpolation; ``mean`` and ``std`` are for `Normaliser`.
+    ``pixels`` are RGB, uint8, shape (3, h, w). Of the settings, ``mean`` and ``std`` are for
+    `Normaliser`.
 
     Returns:
         uint8, shape (3, H, W) of the crop, contiguous.
     """
     crop_height, crop_width = input_size(settings)
     if settings.resize is not None:
-        if isinstance(settings.resize, int):
-            longest = max(_MAX_ASPECT, 2 * ceil(max(crop_height, crop_width) / settings.resize))
+        sides = settings.resize
+        if isinstance(sides, int):
+            longest = max(_MAX_ASPECT, 2 * ceil(max(crop_height, crop_width) / sides))
             pixels = _cut_long_side(pixels, longest)
         pixels = transforms.resize(
             pixels,
-            _sizes(settings.resize),
+            [sides] if isinstance(sides, int) else list(sides),
             interpolation=InterpolationMode(settings.interpolation),
             antialias=True,
         )
@@ -51,10 +51,9 @@ def input_size(settings: PreprocessingSettings) -> tuple[int, int]:
 class Normaliser:
     """From a uint8 batch to the model's floating-point input, on the model's device.
 
-    Args:
-        settings: ``mean`` and ``std`` per channel, of pixels scaled to [0, 1].
-        device: Where the batch is moved before it is normalised: uint8 is a quarter of float32.
-        dtype: The model's floating-point type. The arithmetic is float32.
+    ``mean`` and ``std`` of the settings are per channel, of pixels scaled to [0, 1]. The batch is
+    moved to the device before it is normalised, as uint8 is a quarter of float32. The arithmetic is
+    float32, and ``dtype`` the model's floating-point type.
     """
 
     def __init__(
@@ -62,17 +61,12 @@ class Normaliser:
     ) -> None:
         self._mean = torch.tensor(settings.mean, device=device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(settings.std, device=device).reshape(1, 3, 1, 1)
-        self._device = device
-        self._dtype = dtype
+        self._device, self._dtype = device, dtype
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Return (pixels / 255 - mean) / std, shape (N, 3, H, W), of a uint8 batch."""
         scaled = batch.to(self._device).to(torch.float32).div_(255)
         return scaled.sub_(self._mean).div_(self._std).to(self._dtype)
-
-
-def _sizes(sides: Sides) -> list[int]:
-    return [sides] if isinstance(sides, int) else list(sides)
 
 
 def _cut_long_side(pixels: torch.Tensor, max_aspect: int) -> torch.Tensor:

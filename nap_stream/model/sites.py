@@ -336,10 +336,9 @@ def attention_site(
     tokens = query.shape[1 if module.batch_first else 0] if is_plain else 0
     if tokens < _FEWEST_TOKENS:
         return None
-    own, traced = calls
     shape = (module.num_heads, 1, tokens - 1)
-    function = FunctionCall("multi_head_attention_forward", traced)
-    return FeatureSite("cls_attention", name, None, own, shape, function)
+    function = FunctionCall("multi_head_attention_forward", calls[1])
+    return FeatureSite("cls_attention", name, None, calls[0], shape, function)
 
 
 def cls_alone_decides(

@@ -120,12 +120,7 @@ def _stretch(findings: Findings) -> dict[str, Any]:
 
 
 def _share(share: Share) -> dict[str, float]:
-    return {
-        "value": share.value,
-        "low": share.low,
-        "high": share.high,
-        "allowed": share.allowed,
-    }
+    return {"value": share.value, "low": share.low, "high": share.high, "allowed": share.allowed}
 
 
 def _rate(rate: RealRate) -> dict[str, Any]:

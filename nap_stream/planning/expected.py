@@ -3,9 +3,8 @@
 Also what twice as many calibration images would buy.
 """
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,7 +31,7 @@ def of_twice_the_images(request: PlanRequest) -> PlanRequest:
     facts, sides = request.facts, request.sides
     rule = Rule(facts.alpha, sides)
     sizes = [2 * law.size for law in facts.flag_rate_laws]
-    doubled = dataclasses.replace(
+    doubled = replace(
         facts,
         size=2 * facts.size,
         flag_rate_laws=tuple(FlagRateLaw(rule.flag_rank(size), size) for size in sizes),
@@ -71,18 +70,18 @@ def _rank_outside(event: TailEvent, size: int, sides: Sides) -> int:
 
 
 FACTORS = (1.5, 2.0, 3.0, 5.0)
-"""Of the base rate of flags: the drifts that are looked at."""
+"""How many times the base rate of flags the drifts reach that are looked at."""
 HIGHEST_RATE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class DetectorDelays:
-    """A detector, where it fires, and its delays for `Expectation.rates`.
+    """A detector, the threshold at which it fires, and its delays for `Expectation.rates`.
 
-    Of the rolling window ``asked_records`` are those that were asked for, ``window_records`` says
-    how many a full one has, in whole panes, and
-    ``threshold`` is a count of flags, more than the window's records where it never fires. Of an
-    e-detector both are null and ``threshold`` that of its statistic.
+    For the rolling window ``asked_records`` is the size that was asked for, ``window_records`` the
+    size of a full one in whole panes, and ``threshold`` a count of flags, more than the window's
+    records where it never fires. For an e-detector both sizes are null, and ``threshold`` is that
+    of its statistic.
     """
 
     detector: Detector
@@ -94,7 +93,7 @@ class DetectorDelays:
 
 @dataclass(frozen=True, slots=True)
 class BestWindow:
-    """Of the windows that were tried the one that sees a drift first; null where none does."""
+    """The window, of those that were tried, that sees a drift first; null where none does."""
 
     window_records: int | None
     delay: Delay | None
@@ -123,22 +122,12 @@ class Expectation:
 
 
 def expect(
-    request: PlanRequest,
-    windows: tuple[int, ...],
-    *,
-    streams: int,
-    seed: int,
-    advance: Progress,
+    request: PlanRequest, windows: tuple[int, ...], *, streams: int, seed: int, advance: Progress
 ) -> Expectation:
-    """Simulate all delays.
+    """Simulate all delays, each over ``streams`` streams.
 
-    Args:
-        request: What is asked.
-        windows: Sizes of rolling windows to look at beside the configured one; the usual ones
-            where there are none.
-        streams: To simulate for each delay.
-        seed: Of the simulations.
-        advance: Told of the progress.
+    ``windows`` are the sizes of rolling windows to look at beside the configured one; empty for
+    the usual ones.
     """
     base = request.facts.alpha
     rates = tuple(max(base, min(HIGHEST_RATE, base * factor)) for factor in FACTORS)
@@ -148,17 +137,9 @@ def expect(
     searched = searched_windows(plan.window_records)
     work.steps = len(rates) * (len(sizes) + 1 + bool(plan.tail_rates) + len(searched) + 2 * (1 + 2))
     detectors = [_window(plan, size, work) for size in sizes]
-    detectors.append(_sequential(plan, work))
+    detectors.append(_e_detector(Detector.OOD_SEQUENTIAL, flags_delay, plan, work))
     if plan.tail_rates:
-        detectors.append(
-            DetectorDelays(
-                Detector.SCORE_SHIFT,
-                None,
-                None,
-                plan.detector_run_length,
-                work.of(scores_delay, plan),
-            )
-        )
+        detectors.append(_e_detector(Detector.SCORE_SHIFT, scores_delay, plan, work))
     best, prices = _best_windows(plan, searched, work), _prices(request, work)
     advance(work.done, work.done)
     return Expectation(base, FACTORS, rates, tuple(detectors), best, prices)
@@ -174,9 +155,7 @@ class _Work:
     advance: Progress
     steps: int = 0
     done: int = 0
-    known: dict[tuple[str, float, float, int], tuple[Delay, ...]] = dataclasses.field(
-        default_factory=dict
-    )
+    known: dict[tuple[str, float, float, int], tuple[Delay, ...]] = field(default_factory=dict)
 
     def of(self, simulate: Callable[..., Delay], plan: DetectionPlan) -> tuple[Delay, ...]:
         """Simulate a detector at every drift, from the same seed, so that plans compare well."""
@@ -203,15 +182,15 @@ class _Work:
 
 
 def _window(plan: DetectionPlan, size: int, work: _Work) -> DetectorDelays:
-    resized = dataclasses.replace(plan, window_records=size)
+    resized = replace(plan, window_records=size)
     records, limit = firing_limit(resized, work.pane_records)
     return DetectorDelays(Detector.OOD_WINDOW, size, records, limit, work.of(window_delay, resized))
 
 
-def _sequential(plan: DetectionPlan, work: _Work) -> DetectorDelays:
-    return DetectorDelays(
-        Detector.OOD_SEQUENTIAL, None, None, plan.detector_run_length, work.of(flags_delay, plan)
-    )
+def _e_detector(
+    name: Detector, simulate: Callable[..., Delay], plan: DetectionPlan, work: _Work
+) -> DetectorDelays:
+    return DetectorDelays(name, None, None, plan.detector_run_length, work.of(simulate, plan))
 
 
 def _best_windows(
@@ -239,7 +218,6 @@ def _prices(request: PlanRequest, work: _Work) -> tuple[Price, ...]:
     prices = []
     for change, changed in changes:
         plan = changed.plan
-        sequential = _sequential(plan, work).delays
-        window = _window(plan, plan.window_records, work).delays
+        sequential, window = work.of(flags_delay, plan), work.of(window_delay, plan)
         prices.append(Price(change, plan.flag_rate, sequential, window))
     return tuple(prices)

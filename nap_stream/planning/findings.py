@@ -117,14 +117,9 @@ def find(
 ) -> Findings:
     """Analyse a stretch.
 
-    Args:
-        request: Settings and calibration.
-        recorded: The stretch.
-        block_records: Records that are resampled together, about; None to let the
-            autocorrelation choose.
-        streams: To put together of the stretch; 0 to leave the real rates of false alarms out.
-        seed: Of the resampling.
-        advance: Told of the progress.
+    About ``block_records`` records are resampled together; None lets the autocorrelation choose.
+    ``streams`` are put together from the stretch to estimate the real rates of false alarms; 0
+    leaves these out.
     """
     stretch, plan = recorded.stretch, request.plan
     panes, rate = stretch.panes, stretch.flagged / stretch.records
@@ -147,8 +142,7 @@ def find(
     high_keys = _high_keys(stretch, plan.flag_rate, max(1.0, effect))
     rates: tuple[RealRate, ...] = ()
     if streams:
-        options = {"block": block, "streams": streams, "seed": seed}
-        rates = real_rates(stretch, plan, **options, advance=advance)
+        rates = real_rates(stretch, plan, block=block, streams=streams, seed=seed, advance=advance)
     return Findings(
         recorded=recorded,
         flag_rate=found[0],
@@ -277,8 +271,8 @@ def _of_keys(findings: Findings) -> Iterator[Warned]:
     if not findings.high_keys:
         return
     named = ", ".join(
-        f"{each.key} {percent(each.flagged / each.records)} of {count(each.records)}"
-        for each in findings.high_keys
+        f"{key.key} {percent(key.flagged / key.records)} of {count(key.records)}"
+        for key in findings.high_keys
     )
     more = findings.high_key_count - len(findings.high_keys)
     allowed = percent(findings.flag_rate.allowed)
@@ -362,8 +356,7 @@ def _of_the_window(request: PlanRequest, findings: Findings) -> Iterator[Warned]
 
 
 def _of_other_calibrations(findings: Findings) -> Iterator[Warned]:
-    others = findings.recorded.other_calibrations
-    if others:
+    if others := findings.recorded.other_calibrations:
         yield Warned(
             "other-calibration",
             f"{count(others)} scored records of the stretch were judged by another calibration "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from nap_stream.clock import Progress
+from nap_stream.core.alert_state import Detector
 from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_firing_limit
 from nap_stream.core.sequential import (
     Bets,
@@ -97,18 +98,14 @@ class StreamAlarms:
 
     @property
     def any(self) -> FirstAlarms:
-        """Of any of them."""
-        all_of_them = [self.window, self.flags, *([self.scores] if self.scores else [])]
-        return first_of_any(all_of_them)
+        """The first alarm of any of them."""
+        return first_of_any([self.window, self.flags, *([self.scores] if self.scores else [])])
 
 
 def stream_alarms(plans: list[DetectionPlan], panes: Iterator[Panes], tick: Tick) -> StreamAlarms:
-    """Run the stream's detectors over R streams.
+    """Run the stream's detectors over R streams, pane by pane, and call ``tick`` after each.
 
-    Args:
-        plans: The same detectors at A run lengths.
-        panes: Of the streams, one after the other.
-        tick: Called after each.
+    ``plans`` are the same detectors at A run lengths.
     """
     plan = plans[0]
     thresholds = np.array([each.log_threshold for each in plans])
@@ -144,10 +141,8 @@ def window_alarms(
 ) -> FirstAlarms:
     """Roll the window over R streams of S panes.
 
-    Args:
-        plans: See `stream_alarms`.
-        records: int64 (R, S), records of each pane, at least 1.
-        flagged: int64 (R, S), how many of them are flagged.
+    ``records`` of each pane, at least 1, and how many are ``flagged`` are int64 (R, S); ``plans``
+    are those of `stream_alarms`.
     """
     size = plans[0].window_records
     sizes = _grid(size, int(size + records.max()))
@@ -205,9 +200,10 @@ KEYS = "keys"
 class RealRate:
     """How often a detector's first alarm came, set to a run length of ``run_length`` records.
 
-    ``detector`` is the name of one, `KEYS` for those of single keys, or `ANY` of the stream's.
-    ``promised`` is the highest rate, in alarms a record, that was promised. ``resampled`` is of
-    blocks of the stretch, ``independent`` of records with the same p-values in any order.
+    ``detector`` is a detector's name, `KEYS` for the monitors of single keys, or `ANY` for any
+    detector of the stream. ``promised`` is the highest rate, in alarms a record, that was promised.
+    ``resampled`` counts alarms on blocks of the stretch, ``independent`` those on records with the
+    same p-values in any order.
     """
 
     detector: str
@@ -243,17 +239,8 @@ def real_rates(
 ) -> tuple[RealRate, ...]:
     """Estimate the rates by running the detectors over resampled streams.
 
-    Args:
-        stretch: What was recorded.
-        plan: The detectors.
-        block: Panes of a block.
-        streams: To put together.
-        seed: Of the resampling.
-        advance: Told of the progress.
-        panes: Of each stream.
-
-    Returns:
-        Ordered by run length: `SHORT_RUN_LENGTHS` and that of the plan.
+    The ``streams`` have ``panes`` panes each, put together from blocks of ``block`` panes. The
+    rates of a detector are in order of run length: `SHORT_RUN_LENGTHS` and that of the plan.
     """
     generator = np.random.default_rng(seed)
     run_lengths = sorted({*SHORT_RUN_LENGTHS, plan.run_length})
@@ -267,11 +254,11 @@ def real_rates(
     reference = stream_alarms(plans, shuffled, counter.tick)
     pairs = [
         (ANY, found.any, reference.any),
-        ("ood-window", found.window, reference.window),
-        ("ood-sequential", found.flags, reference.flags),
+        (Detector.OOD_WINDOW.value, found.window, reference.window),
+        (Detector.OOD_SEQUENTIAL.value, found.flags, reference.flags),
     ]
     if found.scores is not None and reference.scores is not None:
-        pairs.append(("score-shift", found.scores, reference.scores))
+        pairs.append((Detector.SCORE_SHIFT.value, found.scores, reference.scores))
     if stretch.keys:
         places = _key_places(stretch, block, (streams, panes), generator)
         keyed = key_alarms(plans, _taken(stretch.by_key, places), counter.tick)

@@ -85,10 +85,9 @@ class RecordedSeries:
 def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> RecordedSeries:
     """Bring partitions' counts together, as `nap_stream.core.panes.closed_pane` does.
 
-    Args:
-        parts: Of each partition, in order of their numbers; at least one holds an entry.
-        pane_ms: Width of a pane in milliseconds.
-        one_per_pane: See `nap_stream.core.panes.count_panes`.
+    ``parts`` are those of each partition, in order of their numbers; at least one holds an entry.
+    A pane is ``pane_ms`` milliseconds wide. For ``one_per_pane`` see
+    `nap_stream.core.panes.count_panes`.
     """
     names = sorted({p.keys[number] for p in parts for number in np.unique(p.key).tolist()})
     slots = {name: slot for slot, name in enumerate(names)}
@@ -134,7 +133,7 @@ def _changes(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.
 def _added_up(
     entries: PaneSeries, order: NDArray[np.int64], is_first: NDArray[np.bool_]
 ) -> PaneSeries:
-    """The sums of each run of entries, taken in this order, that begins at a first one."""
+    """Sum each run of entries, taken in ``order``; a run begins where ``is_first``."""
     cuts = np.flatnonzero(is_first)
     if not len(cuts):
         none = np.zeros(0, dtype=np.int64)
@@ -173,8 +172,8 @@ class Recorded:
 class Selection:
     """The stretch that is meant: ``since_ms <= event time < until_ms`` of a topic.
 
-    Times are in milliseconds since the epoch; null does not bound, and takes the only topic.
-    It may hold ``max_records`` scored ones.
+    Times are in milliseconds since the epoch; a null one sets no bound. A null topic is the only
+    one in the log. The stretch may hold at most ``max_records`` scored records.
     """
 
     topic: str | None = None
@@ -192,14 +191,8 @@ def read_stretch(
 ) -> Recorded:
     """Count the scored records of a stretch of the log.
 
-    Memory is some 40 bytes a record of the largest partition.
-
-    Args:
-        store: Where the log lies.
-        selection: The stretch.
-        drift: Width of panes, and keys.
-        facts: The calibration whose records count.
-        advance: Told of the partitions that are read.
+    ``facts`` are of the calibration whose records count, ``drift`` says how wide panes are and what
+    the keys. Memory is some 40 bytes a record of the largest partition.
 
     Raises:
         ConfigError: The topic is not clear, or the stretch holds too little or too much.

@@ -167,7 +167,7 @@ def _add_times(axes: "Axes", records_per_second: float) -> None:
 def render_plan(request: PlanRequest, expectation: Expectation) -> RenderableType:
     """Everything about settings and calibration, to print."""
     return Group(
-        _facts(request),
+        facts_table(_facts(request)),
         Text(),
         _delays(request, expectation),
         Text(),
@@ -189,11 +189,7 @@ def facts_table(rows: Iterator[tuple[str, str]]) -> Table:
     return table
 
 
-def _facts(request: PlanRequest) -> Table:
-    return facts_table(_fact_rows(request))
-
-
-def _fact_rows(request: PlanRequest) -> Iterator[tuple[str, str]]:
+def _facts(request: PlanRequest) -> Iterator[tuple[str, str]]:
     plan, facts, rate = request.plan, request.facts, request.records_per_second
     yield "false alarms", f"{request.words}: at most one in {plan.run_length:,.0f} records"
     each = f"at most one in {plan.detector_run_length:,.0f} each"
@@ -203,19 +199,22 @@ def _fact_rows(request: PlanRequest) -> Iterator[tuple[str, str]]:
     yield "calibration", f"{facts.size:,} images{groups}, {facts.fingerprint[:16]}"
     yield "base rate", f"{percent(facts.alpha)} of in-distribution images are flagged (alpha)"
     yield "", f"at most {percent(plan.flag_rate)} (p_U) at its share of the confidence"
-    panes = f"{request.drift.pane_ms:,} ms"
     known = f", {count(request.pane_records)} records at {rate:g} a second" if rate else ""
-    yield "panes", f"{panes}{known}: verdicts come at their ends"
+    yield "panes", f"{request.drift.pane_ms:,} ms{known}: verdicts come at their ends"
     if request.drift.keys is not None:
         yield "keys", "each has an e-detector of flags, whose delay is in records of the key"
 
 
-def _delays(request: PlanRequest, expectation: Expectation) -> Table:
-    table = Table(title="Mean delay in records ± its standard error", title_justify="left")
-    table.add_column("detector")
-    table.add_column("fires at")
+def _drift_table(title: str, first: str, second: str, expectation: Expectation) -> Table:
+    table = Table(first, second, title=title, title_justify="left")
     for number in range(len(expectation.rates)):
         table.add_column(f"flag rate\n{drift_name(expectation, number)}", justify="right")
+    return table
+
+
+def _delays(request: PlanRequest, expectation: Expectation) -> Table:
+    title = "Mean delay in records ± its standard error"
+    table = _drift_table(title, "detector", "fires at", expectation)
     for found in expectation.detectors:
         cells = [delay_words(delay, request.records_per_second) for delay in found.delays]
         table.add_row(detector_name(found), _threshold(found), *cells)
@@ -231,9 +230,8 @@ def _threshold(found: DetectorDelays) -> str:
 
 
 def _best_windows(request: PlanRequest, expectation: Expectation) -> Table:
-    table = Table(title="The window that sees each drift first", title_justify="left")
-    for name in ("flag rate", "window", "delay"):
-        table.add_column(name)
+    title = "The window that sees each drift first"
+    table = Table("flag rate", "window", "delay", title=title, title_justify="left")
     for number, best in enumerate(expectation.best_windows):
         if best.delay is None or best.window_records is None:
             table.add_row(drift_name(expectation, number), "none that was tried", "")
@@ -244,13 +242,8 @@ def _best_windows(request: PlanRequest, expectation: Expectation) -> Table:
 
 
 def _prices(request: PlanRequest, expectation: Expectation) -> Table:
-    table = Table(
-        title="What more certainty costs in delay, and what images buy", title_justify="left"
-    )
-    table.add_column("change")
-    table.add_column("p_U")
-    for number in range(len(expectation.rates)):
-        table.add_column(f"flag rate\n{drift_name(expectation, number)}", justify="right")
+    title = "What more certainty costs in delay, and what images buy"
+    table = _drift_table(title, "change", "p_U", expectation)
     prices = expectation.prices
     rows = (
         ("e-detector of flags", [price.sequential for price in prices]),
@@ -299,8 +292,7 @@ def _remarks(request: PlanRequest, expectation: Expectation) -> Iterator[str]:
     if request.records_per_second is None:
         yield "The rate of records is not known: panes are taken to be small, delays have no times."
     else:
-        seconds = request.drift.pane_ms / 1_000
-        yield f"No delay is shorter than a pane, {duration(seconds)}."
+        yield f"No delay is shorter than a pane, {duration(request.drift.pane_ms / 1_000)}."
 
 
 _NAMES = {ANY: "any of the stream's", KEYS: "a single key's, its records"}
@@ -336,11 +328,10 @@ def _rows(request: PlanRequest, findings: Findings) -> Iterator[tuple[str, str]]
     yield "flag rate", f"{_interval(found)}; the calibration allows {percent(found.allowed)}"
     chosen = "chosen by the autocorrelation" if findings.automatic else "as asked for"
     seconds = findings.block_panes * findings.pane_distance_ms / 1_000
-    records = f"{count(findings.block_records)} records"
-    yield "blocks", f"{findings.block_panes:,} panes, {records}, {duration(seconds)}; {chosen}"
-    effect = findings.design_effect
-    error = f"{effect:.3g} ± {effect * findings.effect_error:.2g}"
-    yield "design effect", f"{error}: {_worth(request, findings)}"
+    size = f"{findings.block_panes:,} panes, {count(findings.block_records)} records"
+    yield "blocks", f"{size}, {duration(seconds)}; {chosen}"
+    effect, error = findings.design_effect, findings.design_effect * findings.effect_error
+    yield "design effect", f"{effect:.3g} ± {error:.2g}: {_worth(request, findings)}"
 
 
 def _worth(request: PlanRequest, findings: Findings) -> str:
@@ -356,9 +347,8 @@ def _interval(share: Share) -> str:
 
 
 def _tails(findings: Findings) -> Table:
-    table = Table(title="Tails of the p-values", title_justify="left")
-    for name in ("records with a", "share", "interval", "the calibration allows"):
-        table.add_column(name)
+    columns = ("records with a", "share", "interval", "the calibration allows")
+    table = Table(*columns, title="Tails of the p-values", title_justify="left")
     for event, found in findings.tails:
         style = "yellow" if found.is_above else ""
         interval = f"{percent(found.low)} to {percent(found.high)}"
@@ -369,16 +359,10 @@ def _tails(findings: Findings) -> Table:
 
 
 def _rates(findings: Findings) -> Table:
-    table = Table(title="False alarms on this stretch", title_justify="left")
-    for name in (
-        "detector",
-        "asked for",
-        "promised",
-        "on this stretch",
-        "if independent",
-        "times as often",
-    ):
-        table.add_column(name)
+    columns = ("detector", "asked for", "promised", "on this stretch", "if independent")
+    table = Table(
+        *columns, "times as often", title="False alarms on this stretch", title_justify="left"
+    )
     before = ""
     for rate in findings.rates:
         style = "yellow" if rate.resampled.interval[0] > rate.promised else ""

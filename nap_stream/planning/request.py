@@ -1,7 +1,6 @@
 """What is asked for, what settings and calibration make of it, and numbers as people say them."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -14,7 +13,7 @@ from nap_stream.errors import ConfigError
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
 
 OTHER_WINDOWS = (0.25, 4.0)
-"""Of the configured window: the sizes beside it."""
+"""The sizes beside the configured window, as shares of it; so are the next."""
 SEARCHED_WINDOWS = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SMALLEST_WINDOW = 20
 
@@ -25,7 +24,7 @@ def usual_windows(configured: int) -> tuple[int, ...]:
 
 
 def searched_windows(configured: int) -> tuple[int, ...]:
-    """Those of which the one that sees a drift first is chosen, ascending."""
+    """The sizes among which the one that sees a drift first is sought, ascending."""
     return tuple(sorted(_sizes(configured, SEARCHED_WINDOWS)))
 
 
@@ -60,10 +59,9 @@ def factor(ratio: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """The promise that is asked for, of a calibration, whose rule has ``sides``.
+    """The promise that is asked for, and the calibration, whose rule has ``sides``.
 
-    ``records_per_second`` is null where the promise is given in records, and where not every record
-    counts.
+    ``records_per_second`` is null where the promise is in records, or not every record counts.
     """
 
     drift: DriftSettings
@@ -81,7 +79,7 @@ class PlanRequest:
 
     @property
     def detectors(self) -> int:
-        """How many share the promise."""
+        """How many detectors share the promise."""
         return round(self.plan.detector_run_length / self.plan.run_length)
 
     @property
@@ -92,11 +90,6 @@ class PlanRequest:
 
 def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE) -> PlanRequest:
     """Put settings and calibration together.
-
-    Args:
-        drift: What is asked for.
-        facts: The calibration.
-        sides: Of its rule.
 
     Raises:
         ConfigError: See `nap_stream.drift.detectors.detection_plan`.
@@ -140,19 +133,15 @@ def with_changes(
 def with_run_length(plan: DetectionPlan, run_length: float) -> DetectionPlan:
     """The same detectors at another run length A, in records."""
     detectors = plan.detector_run_length / plan.run_length
-    return dataclasses.replace(
-        plan, run_length=run_length, detector_run_length=run_length * detectors
-    )
+    return replace(plan, run_length=run_length, detector_run_length=run_length * detectors)
 
 
 def of_half_the_false_alarms(request: PlanRequest) -> PlanRequest:
     """The same with half as many false alarms."""
-    plan = with_run_length(request.plan, 2 * request.plan.run_length)
-    return dataclasses.replace(request, plan=plan)
+    return replace(request, plan=with_run_length(request.plan, 2 * request.plan.run_length))
 
 
 def firing_limit(plan: DetectionPlan, pane_records: int) -> tuple[int, int]:
     """Give the records of a full window of whole panes, and the flags at which it fires."""
-    panes = -(-plan.window_records // pane_records)
-    records = panes * pane_records
+    records = -(-plan.window_records // pane_records) * pane_records
     return records, window_firing_limit(plan, records)

@@ -75,18 +75,11 @@ def resampled_shares(
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> NDArray[np.float64]:
-    """Resample the shares of J events among records.
+    """Resample the shares of J events among records, float64 (resamples, J).
 
-    Args:
-        records: int64 (P,), of each pane.
-        hits: int64 (P, J), how many of them each event holds for.
-        block: Panes of a block. Of a series of more than some 2,000 blocks longer ones are
-            taken, which costs nothing.
-        generator: Where chance comes from.
-        resamples: How many.
-
-    Returns:
-        float64 (resamples, J).
+    ``records`` is int64 (P,), of each pane; ``hits`` int64 (P, J), how many of them each event
+    holds for. A block has ``block`` panes, more where the series would have more than some 2,000
+    blocks, which costs nothing.
     """
     size = len(records)
     block = max(block, math.ceil(size / _MOST_BLOCKS))
