@@ -79,7 +79,7 @@ class AlertState(StrEnum):
 
 
 class Transition(StrEnum):
-    """The state that an alert which is sent tells of."""
+    """Which state an alert announces."""
 
     FIRING = "firing"
     RESOLVED = "resolved"
@@ -141,7 +141,7 @@ class Change:
 
     @property
     def transition(self) -> Transition:
-        """The state that it tells of."""
+        """Which state it announces."""
         is_over = self.reason in {Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN}
         return Transition.RESOLVED if is_over else Transition.FIRING
 
@@ -155,15 +155,11 @@ def step(
     now_ms: int,
     repeat_interval_ms: int,
 ) -> tuple[Firing | None, Change | None]:
-    """Take the end of a pane into account.
+    """Take the end of a pane, ``now_ms``, into account.
 
-    Args:
-        firing: The alert before; None while nothing fires.
-        active: The detectors that are active now.
-        severity: Of what they see now.
-        onset_ms: Where that is estimated to have begun.
-        now_ms: The end of the pane.
-        repeat_interval_ms: After so long a firing alert is sent again.
+    ``firing`` is the alert before; None while nothing fires. The detectors that are active see
+    something of ``severity`` now, which is estimated to have begun at ``onset_ms``. A firing alert
+    is sent again after ``repeat_interval_ms``.
 
     Returns:
         The alert after, and what is to be sent, if anything.

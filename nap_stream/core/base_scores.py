@@ -48,10 +48,7 @@ def fit_scores(
     The images must be others than those whose scores calibrate p-values: an image in KNN's bank
     is its own neighbour.
 
-    Args:
-        names: The scores; those that need nothing are passed over.
-        features: float32 (n, D), finite.
-        parameters: See `ScoreParameters`.
+    ``features`` are float32 (n, D), finite. Scores that need nothing are passed over.
 
     Raises:
         ValueError: The features are of another dtype or shape, are not finite, or are fewer
@@ -61,30 +58,23 @@ def fit_scores(
     if not any(needs_fit(name) for name in wanted):
         return Fits()
     check_float32("features", features, 2)
-    return Fits(
-        react_clip=(
-            react_clip(features, parameters.react_percentile) if BaseScore.REACT in wanted else None
-        ),
-        feature_mean=(
-            features.mean(axis=0, dtype=np.float64).astype(np.float32)
-            if BaseScore.DICE in wanted
-            else None
-        ),
-        knn_bank=_knn_bank(features, parameters) if BaseScore.KNN in wanted else None,
-    )
+    clip, mean, bank = None, None, None
+    if BaseScore.REACT in wanted:
+        clip = react_clip(features, parameters.react_percentile)
+    if BaseScore.DICE in wanted:
+        mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if BaseScore.KNN in wanted:
+        bank = _knn_bank(features, parameters)
+    return Fits(react_clip=clip, feature_mean=mean, knn_bank=bank)
 
 
 class BaseScores:
     """Computes the named scores of a batch.
 
-    Args:
-        names: The scores to compute; a repeated one counts once.
-        parameters: As at `fit_scores`.
-        head: The model's last linear layer; None for a model that ends otherwise.
-        fits: From `fit_scores`.
-        device: Where logits and features will lie.
-        centred: Compute the scores as if the logits (of the shaped features, of the sparse head)
-            had a mean of 0 over the classes, for each image.
+    A name that is repeated counts once. ``head`` is the model's last linear layer; None for a model
+    that ends otherwise. Logits and features will lie on ``device``. Where ``centred``, the scores
+    are computed as if the logits (of the shaped features, of the sparse head) had a mean of 0 over
+    the classes, for each image.
 
     Raises:
         ValueError: A score lacks its head or its fit, or they do not go together.
@@ -111,12 +101,9 @@ class BaseScores:
     def __call__(
         self, logits: torch.Tensor, features: torch.Tensor | None
     ) -> dict[BaseScore, torch.Tensor]:
-        """Score a batch.
+        """Score a batch of logits, (N, K), and features, the head's input, (N, D).
 
-        Args:
-            logits: Any floating dtype, shape (N, K).
-            features: The head's input, any floating dtype, shape (N, D); None if no score
-                needs it.
+        They are of any floating dtype; features are None if no score needs them.
 
         Returns:
             float32 (N,) for each name, in the order of the names.
@@ -187,11 +174,8 @@ def _fitted(name: BaseScore, fit: Fit | None) -> Fit:
 def msp(logits: torch.Tensor) -> torch.Tensor:
     """Maximum softmax probability (Hendrycks and Gimpel, arXiv 1610.02136).
 
-    Args:
-        logits: Any floating dtype, shape (N, classes); the same in all scores of logits.
-
-    Returns:
-        The confidence of the predicted class in [1/classes, 1], float32, shape (N,).
+    The confidence of the predicted class in [1/K, 1], float32, shape (N,). As in all scores of
+    logits, these are of any floating dtype, shape (N, K).
     """
     return torch.softmax(logits.float(), dim=1).amax(dim=1)
 
@@ -360,11 +344,7 @@ def _nearness(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
 def unit_rows(features: torch.Tensor) -> torch.Tensor:
     """Divide each row by its Euclidean norm; a row of zeros stays so.
 
-    Args:
-        features: Any floating dtype, shape (N, D).
-
-    Returns:
-        float32 (N, D); NaN in rows that are not finite.
+    From any floating dtype, (N, D), to float32 (N, D); NaN in rows that are not finite.
     """
     wide = features.float()
     # The squares of large or small activations leave float32's range; of these they do not.
@@ -385,12 +365,10 @@ def _knn_bank(features: NDArray[np.float32], parameters: ScoreParameters) -> NDA
 
 
 def evenly_spaced(count: int, limit: int) -> NDArray[np.int64]:
-    """Choose at most ``limit`` of ``count`` rows, evenly spaced.
+    """Choose at most ``limit`` of ``count`` rows, evenly spaced; ``limit`` is at least 1.
 
-    Where the rows are sorted by class, the classes keep their shares. ``limit`` is at least 1.
-
-    Returns:
-        int64 (min(count, limit),), ascending, each row once.
+    They are int64 (min(count, limit),), ascending, each row once. Where the rows are sorted by
+    class, the classes keep their shares.
     """
     chosen = min(count, limit)
     return np.arange(chosen, dtype=np.int64) * count // max(chosen, 1)

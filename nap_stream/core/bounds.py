@@ -112,10 +112,7 @@ def highest_flag_limit(
 def scan_exceedance(n: int, q: int, p: float) -> float:
     """Give 1 - Q2: the probability that one of the windows in 2n records holds q flags or more.
 
-    Args:
-        n: Records of a window, at least 1.
-        q: The limit, 1 <= q <= n.
-        p: The flag rate, in (0, 1).
+    A window has n >= 1 records and the limit 1 <= q <= n; the flag rate p is in (0, 1).
 
     Raises:
         ValueError: An argument is out of range.
@@ -142,10 +139,8 @@ def scan_run_length(n: int, q: int, p: float) -> float:
 def scan_limit(n: int, p: float, run_length: float) -> int:
     """Give the smallest q at which a rolling window of n records has at least the run length.
 
-    Args:
-        n: Records of the window, at least 1.
-        p: The flag rate of in-distribution records, in (0, 1).
-        run_length: Records between false alarms, at least, on average.
+    ``run_length`` is the least average number of records between false alarms; n >= 1, and p in
+    (0, 1) is the flag rate of in-distribution records.
 
     Returns:
         A count in [1, n + 1]; n + 1 where no count of flags is so rare.

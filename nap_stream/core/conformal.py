@@ -103,11 +103,8 @@ class Group:
 class ConformalTest:
     """Gives images their conformal p-values by a rule.
 
-    Args:
-        rule: The rule.
-        scores: Calibration scores, float64 (m,), finite, in any order.
-        class_id: Predicted class of each, int64 (m,), in [0, classes).
-        classes: How many classes the model has.
+    ``scores`` are those of the calibration images, float64 (m,), finite, in any order; ``class_id``
+    is the predicted class of each, int64 (m,), in [0, classes).
 
     Raises:
         ValueError: The shapes differ, a score is not finite, the rule is per class and a class
@@ -162,9 +159,7 @@ class ConformalTest:
     ) -> NDArray[np.float64]:
         """Give conformal p-values, small = out-of-distribution; NaN where the score is NaN.
 
-        Args:
-            scores: float64 (N,).
-            class_id: Predicted classes, int64 (N,).
+        Scores are float64 (N,), predicted classes int64 (N,).
 
         Raises:
             ValueError: The shapes differ, or the rule is per class and a class is out of range.
@@ -267,8 +262,7 @@ def two_sided_p_values(
         ValueError: See `p_values`.
     """
     _check_calibration(sorted_scores)
-    wide = np.asarray(scores, dtype=np.float64)
-    m = len(sorted_scores)
+    wide, m = np.asarray(scores, dtype=np.float64), len(sorted_scores)
     at_most = np.searchsorted(sorted_scores, wide, side="right")
     at_least = m - np.searchsorted(sorted_scores, wide, side="left")
     p = np.minimum(1.0, 2 * ((1 + np.minimum(at_most, at_least)) / (m + 1)))
@@ -279,11 +273,8 @@ def flag_rank(alpha: float, m: int) -> int:
     """``k = floor(alpha (m + 1))``: an image is flagged if at most ``k - 1`` scores are below.
 
     Computed as the largest ``k`` whose p-value ``k / (m + 1)`` is ``<= alpha`` in float64, so
-    that rounding cannot contradict `p_values`: ``flag_rank(0.05, 19)`` is 1.
-
-    Args:
-        alpha: The p-value at and below which an image is flagged, in (0, 1).
-        m: Size of the calibration set, at least 1.
+    that rounding cannot contradict `p_values`: ``flag_rank(0.05, 19)`` is 1. An image is flagged at
+    and below the p-value ``alpha``, in (0, 1); m >= 1 is the size of the calibration set.
 
     Raises:
         ValueError: ``alpha`` or ``m`` is out of range.
@@ -332,12 +323,9 @@ def flag_rate_interval(k: int, m: int, confidence: float) -> tuple[float, float]
     """Give the equal-tailed interval of the true flag rate of in-distribution images.
 
     Over the draw of the calibration set, the rate at which a threshold flags images with
-    continuous iid scores is a Beta(k, m + 1 - k) variable, not alpha.
-
-    Args:
-        k: From `Rule.flag_rank`, at least 1.
-        m: Size of the calibration set.
-        confidence: Probability that the interval holds the rate, in (0, 1).
+    continuous iid scores is a Beta(k, m + 1 - k) variable, not alpha. The rank k >= 1 is from
+    `Rule.flag_rank`, m the size of the calibration set. The interval holds the rate with a
+    probability of ``confidence``, in (0, 1).
 
     Raises:
         ValueError: An argument is out of range.

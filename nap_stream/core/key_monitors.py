@@ -32,7 +32,7 @@ from nap_stream.core.sequential import (
 )
 
 SPARE_SHARE = 16
-"""To find the oldest keys takes a look at all; this part of them is forgotten at once."""
+"""Finding the oldest keys takes a pass over all, so one part in so many is forgotten at once."""
 _NO_ONSET = Onset(event=0, start_ms=0, records=0, hits=0)
 
 
@@ -161,7 +161,6 @@ class KeyMonitors:
         return SequentialState(**{name: self._table[name][slots] for name in STATE_ARRAYS})
 
     def _slots_of(self, keys: tuple[str, ...]) -> NDArray[np.int64]:
-        """Give the slots of keys; new ones get one."""
         slots = self._table.slots(keys)
         new = np.flatnonzero(slots < 0)
         if len(new):
@@ -178,13 +177,11 @@ class KeyMonitors:
             self._table.write(slots, {"log_value": -math.inf, "active": False})
 
     def _forget(self) -> None:
-        """Forget keys beyond the limit."""
         excess = len(self) - self._max_keys
         if excess <= 0:
             return
-        slots = self._table.slots(self.names())
-        names, last_ms = np.array(self.names(), dtype=object), self._table["last_ms"][slots]
-        active = self._table["active"][slots]
+        slots, names = self._table.slots(self.names()), np.array(self.names(), dtype=object)
+        last_ms, active = (self._table[name][slots] for name in ("last_ms", "active"))
         spare = self._max_keys // SPARE_SHARE
         gone = oldest(names[~active], last_ms[~active], excess + spare)
         gone_active = oldest(names[active], last_ms[active], excess - len(gone))
@@ -204,8 +201,7 @@ def _as_arrays(state: SequentialState) -> dict[str, NDArray[Any]]:
 class KeyTable:
     """Columns with a row for each key: they grow, and rows of keys that went are used again.
 
-    Args:
-        empty: The columns without rows, (0, ...) each, by name.
+    ``empty`` are the columns without rows, (0, ...) each, by name.
     """
 
     def __init__(self, empty: Mapping[str, NDArray[Any]]) -> None:

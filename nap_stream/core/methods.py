@@ -188,10 +188,8 @@ def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
     be. For the same reason a NAP score below 0 is taken as 0. NaN in either gives NaN, at any
     weight.
 
-    Args:
-        base: (N,), any float dtype, higher = in-distribution.
-        nap: (N,), any float dtype, higher = in-distribution.
-        weight: The base's weight in [0, 1]: 0 gives ``nap``, 1 gives ``base``.
+    Both scores are (N,), of any float dtype, higher = in-distribution. A weight in [0, 1] of 0
+    gives ``nap``, of 1 ``base``.
 
     Returns:
         float64 (N,), higher = in-distribution, monotone in both scores.
@@ -199,8 +197,7 @@ def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
     Raises:
         ValueError: The shapes differ or the weight is out of range.
     """
-    wide_base = np.asarray(base, dtype=np.float64)
-    wide_nap = np.asarray(nap, dtype=np.float64)
+    wide_base, wide_nap = (np.asarray(values, dtype=np.float64) for values in (base, nap))
     if wide_base.shape != wide_nap.shape:
         raise ValueError(f"expected equal shapes, got {wide_base.shape} and {wide_nap.shape}")
     if not 0 <= weight <= 1:
@@ -216,9 +213,7 @@ def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArr
     Below the smallest, x_1, it is ``-log(r + 1) - log(1 + (x_1 - x) / s)``; above the largest
     likewise towards 0, by the upper end.
 
-    Args:
-        reference: Ascending, float64 (r,), r >= 2, finite.
-        scores: Any float dtype and shape.
+    References are ascending, float64 (r,), r >= 2, finite; scores of any float dtype and shape.
 
     Returns:
         float64 of the shape of ``scores``, <= 0, increasing in the score (strictly wherever the
@@ -314,7 +309,7 @@ def search_weight(
     inner = [score(inside, weight) for weight in weights]
     curves = np.array(
         [
-            [_auroc(inner[w], score(values, weight)) for w, weight in enumerate(weights)]
+            [_auroc(own, score(values, w)) for own, w in zip(inner, weights, strict=True)]
             for values in pseudo.values()
         ]
     )

@@ -1,4 +1,4 @@
-"""Puts what covers offset ranges of one partition in order, each range once."""
+"""Puts items that cover offset ranges of one partition in order, each range once."""
 
 from typing import Generic, TypeVar
 
@@ -9,10 +9,8 @@ class OffsetLedger(Generic[Item]):
     """The ranges of one partition: a covered stretch without holes, and what came beyond it.
 
     The first range fixes where the covered stretch starts. Ranges come from a chain of
-    segments, so two different ones overlap only if segments were compacted in between.
-
-    Args:
-        end: Where the covered stretch of an earlier ledger ended; None for a new one.
+    segments, so two different ones overlap only if segments were compacted in between. ``end`` is
+    where the covered stretch of an earlier ledger ended; None for a new one.
     """
 
     def __init__(self, end: int | None = None) -> None:
@@ -59,8 +57,7 @@ class OffsetLedger(Generic[Item]):
         Returns:
             The items that are now next in order of offset; empty where there is no hole.
         """
-        hole = self.hole
-        if hole is None:
+        if (hole := self.hole) is None:
             return []
         self._end = hole[1]
         return self._take()

@@ -25,6 +25,7 @@ HASHED = "sha256:"
 """Begins the text of a key that is not shown as it is; 64 hexadecimal digits follow."""
 MAX_OPEN_ENTRIES = 1_000_000
 """Some 150 MB: entries of open panes behind a partition that holds the watermark back."""
+PANE_ARRAYS = ("start_ms", "key", "records", "flagged", "bins")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +56,8 @@ class PaneCounts:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PaneCounts):
             return NotImplemented
-        return self.keys == other.keys and all(
-            np.array_equal(getattr(self, name), getattr(other, name))
-            for name in ("start_ms", "key", "records", "flagged", "bins")
-        )
+        same = (np.array_equal(getattr(self, n), getattr(other, n)) for n in PANE_ARRAYS)
+        return self.keys == other.keys and all(same)
 
     __hash__ = None  # type: ignore[assignment]  # arrays have none
 
@@ -109,8 +108,7 @@ def count_panes(
     if key is None:
         key = np.zeros(len(times), dtype=np.int64)
     order = np.lexsort((key, start))
-    is_first = np.ones(len(order), dtype=np.bool_)
-    is_first[1:] = (np.diff(start[order]) != 0) | (np.diff(key[order]) != 0)
+    is_first = changes(start[order], key[order])
     if one_per_pane:
         kept = is_first | np.asarray([name == NO_KEY for name in keys])[key[order]]
         order, is_first = order[kept], is_first[kept]
@@ -126,6 +124,13 @@ def count_panes(
         bins,
         keys,
     )
+
+
+def changes(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tell where one of two columns, int64 (N,), has another value than in the row before."""
+    changed = np.ones(len(first), dtype=np.bool_)
+    changed[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
+    return changed
 
 
 def key_text(key: bytes | None) -> str:
@@ -222,11 +227,9 @@ class PaneBuffer:
     nothing comes late. A late record, whose pane is closed, counts in the oldest pane that can
     still be open: a monitor that dropped it would be blind to a source whose clock lags.
 
-    Args:
-        pane_ms: Width of a pane in milliseconds, at least 1.
-        one_per_pane: See `count_panes`.
-        max_open_entries: Beyond so many entries the oldest panes are closed without waiting for
-            the watermark, which bounds memory.
+    Panes are ``pane_ms`` milliseconds wide, at least 1; for ``one_per_pane`` see `count_panes`.
+    Beyond ``max_open_entries`` entries the oldest panes are closed without waiting for the
+    watermark, which bounds memory.
     """
 
     def __init__(
@@ -336,12 +339,9 @@ class WindowState:
 
 
 class RollingWindow:
-    """The newest panes that together hold at least ``size`` records.
+    """The newest panes, of ``pane_ms`` milliseconds, that together hold at least ``size`` records.
 
-    Args:
-        size: Records of a full window, at least 1. Memory is bounded by it: a pane holds a
-            record at least.
-        pane_ms: Width of a pane in milliseconds.
+    ``size`` is at least 1. It bounds memory, as a pane holds a record at least.
     """
 
     def __init__(self, size: int, pane_ms: int) -> None:
@@ -349,8 +349,7 @@ class RollingWindow:
             raise ValueError(f"expected at least 1 of each, got {size = }, {pane_ms = }")
         self._size, self._pane_ms = size, pane_ms
         self._panes: deque[tuple[int, int, int]] = deque()
-        self._records = 0
-        self._flagged = 0
+        self._records, self._flagged = 0, 0
 
     @property
     def state(self) -> WindowState | None:

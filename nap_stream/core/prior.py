@@ -24,10 +24,8 @@ def nap(feature_map: torch.Tensor) -> torch.Tensor:
     can pass zero. There Max(A_j) is clamped at zero and the mean is that of |A_j|: negative
     activations count as background. Of the policies measured, in docs/negative-activations.md,
     it has the best average AUROC. Without negative activations it is the paper's formula. Since
-    Max ≤ H·W·Mean of |A_j|, the score lies in [0, (H·W)²].
-
-    Args:
-        feature_map: Activations, any floating dtype, shape (N, C, H, W).
+    Max ≤ H·W·Mean of |A_j|, the score lies in [0, (H·W)²]. The map is of any floating dtype, shape
+    (N, C, H, W).
 
     Returns:
         Scores, float32, shape (N,), on the map's device; reduced in float32 whatever the map's
@@ -59,10 +57,8 @@ def attention_prior(attention: torch.Tensor) -> torch.Tensor:
     """Score images by the attention weights of the CLS token in the last block.
 
     S_NAP = the maximum over the patch tokens (Neural Activation Prior, arXiv 2402.18162). The
-    mean of a softmax is constant, so it drops out.
-
-    Args:
-        attention: Any floating dtype, shape (N, patch tokens), as `cls_attention` gives it.
+    mean of a softmax is constant, so it drops out. The weights are of any floating dtype, shape
+    (N, patch tokens), as `cls_attention` gives them.
 
     Returns:
         Scores in [0, 1], float32, shape (N,), higher = in-distribution; NaN where a weight is.

@@ -157,12 +157,8 @@ def update(
 ) -> SequentialState:
     """Take one pane into account.
 
-    Args:
-        state: The state before.
-        bets: Its bets.
-        records: int64 (...), records of the pane, at least 1.
-        hits: int64 (..., J), how many of them each event holds for.
-        start_ms: int64 (...), start of the pane in milliseconds since the epoch.
+    ``records`` is int64 (...), those of the pane, at least 1; ``hits`` int64 (..., J), how many of
+    them each event holds for; ``start_ms`` int64 (...), in milliseconds since the epoch.
     """
     n, x = records[..., np.newaxis, np.newaxis], hits[..., np.newaxis]
     gain = x * bets.hit + (n - x) * bets.miss

@@ -51,14 +51,9 @@ def bins_of(p_values: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def tail_counts(bins: NDArray[np.int64], events: tuple[TailEvent, ...]) -> NDArray[np.int64]:
-    """Count the records of each event.
+    """Count the records of each of J events, with edges of `EDGES`: int64 (..., J).
 
-    Args:
-        bins: int64 (..., BIN_COUNT), records by bin.
-        events: J of them, with edges of `EDGES`.
-
-    Returns:
-        int64 (..., J).
+    ``bins`` are records by bin, int64 (..., BIN_COUNT).
     """
     member = np.zeros((BIN_COUNT, len(events)), dtype=np.int64)
     for column, event in enumerate(events):

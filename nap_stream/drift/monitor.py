@@ -26,7 +26,7 @@ from nap_stream.clock import Clock
 from nap_stream.core.alert_state import AlertState, Change, Firing, Severity, step
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.offset_ledger import OffsetLedger
-from nap_stream.core.panes import ClosedPane, PaneBuffer, PaneCounts
+from nap_stream.core.panes import PANE_ARRAYS, ClosedPane, PaneBuffer, PaneCounts
 from nap_stream.core.sequential import (
     BET_COUNT,
     LARGEST_BET,
@@ -47,7 +47,6 @@ _DOCUMENT = "document"
 _DETECTORS = "detectors."
 _KEYS = "keys."
 _OPEN = "open."
-_PANE_ARRAYS = ("start_ms", "key", "records", "flagged", "bins")
 
 
 @dataclass(slots=True)
@@ -159,7 +158,7 @@ class DriftMonitor:
             keys_firing=None if keys is None else keys.firing,
         )
         arrays = {f"{_DETECTORS}{name}": a for name, a in self._detectors.state().items()}
-        for name in _PANE_ARRAYS:
+        for name in PANE_ARRAYS:
             held = [getattr(counts, name) for _, _, counts in parts]
             arrays[f"{_OPEN}{name}"] = np.concatenate(held) if held else np.zeros(0, np.int64)
         if keys is not None:
@@ -377,7 +376,7 @@ def _open_parts(state: MonitorState) -> list[tuple[int, int, PaneCounts]]:
     parts, position = [], 0
     for start_ms, number, entries, keys in state.document.open:
         cut = slice(position, position + entries)
-        columns = {name: state.arrays[f"{_OPEN}{name}"][cut] for name in _PANE_ARRAYS}
+        columns = {name: state.arrays[f"{_OPEN}{name}"][cut] for name in PANE_ARRAYS}
         parts.append((start_ms, number, PaneCounts(**columns, keys=keys)))
         position += entries
     return parts

@@ -70,7 +70,7 @@ def _rank_outside(event: TailEvent, size: int, sides: Sides) -> int:
 
 
 FACTORS = (1.5, 2.0, 3.0, 5.0)
-"""How many times the base rate of flags the drifts reach that are looked at."""
+"""The drifts that are looked at, as multiples of the base rate of flags."""
 HIGHEST_RATE = 0.95
 
 

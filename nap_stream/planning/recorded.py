@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nap_stream.clock import Progress
-from nap_stream.core.panes import NO_KEY, PaneCounts, count_panes, key_text
+from nap_stream.core.panes import NO_KEY, PaneCounts, changes, count_panes, key_text
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.request import is_thinned
@@ -104,13 +104,13 @@ def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> Reco
     order = np.lexsort((slot, entries.start_ms))
     keyless = slots.get(NO_KEY, -1)
     if one_per_pane:
-        is_first = _changes(entries.start_ms[order], slot[order])
+        is_first = changes(entries.start_ms[order], slot[order])
         order = order[is_first | (slot[order] == keyless)]
     start = entries.start_ms[order]
-    panes = _added_up(entries, order, _changes(start, start))
+    panes = _added_up(entries, order, changes(start, start))
     order = order[slot[order] != keyless]
     order = order[np.argsort(slot[order], kind="stable")]
-    is_first = _changes(entries.start_ms[order], slot[order])
+    is_first = changes(entries.start_ms[order], slot[order])
     key_of_group = slot[order][is_first]
     keys = tuple(name for name in names if name != NO_KEY)
     key_slots = [slots[name] for name in keys]
@@ -122,12 +122,6 @@ def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> Reco
         _added_up(entries, order, is_first),
         np.append(begins, len(key_of_group)).astype(np.int64),
     )
-
-
-def _changes(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
-    changed = np.ones(len(first), dtype=np.bool_)
-    changed[1:] = (np.diff(first) != 0) | (np.diff(second) != 0)
-    return changed
 
 
 def _added_up(
