@@ -70,10 +70,7 @@ def unfitted(
 
 
 def fit(
-    names: tuple[BaseScore, ...],
-    reading: Reading,
-    loaded: LoadedModel,
-    parameters: ScoreParameters,
+    names: tuple[BaseScore, ...], reading: Reading, loaded: LoadedModel, parameters: ScoreParameters
 ) -> Fitted:
     """Fit base scores on in-distribution images other than those that calibrate.
 

@@ -183,11 +183,7 @@ class Reader:
         return Reading.join(parts)
 
     def score(
-        self,
-        files: Iterable[ImageFile],
-        base_scores: BaseScores,
-        batch_size: int,
-        advance: Advance,
+        self, files: Iterable[ImageFile], base_scores: BaseScores, batch_size: int, advance: Advance
     ) -> ScoredImages:
         """Score all images as they are; logits and features of one batch at a time are kept."""
         return self._score(self._batches(files, None, batch_size, advance), base_scores)
@@ -204,11 +200,7 @@ class Reader:
         return ScoredImages.join(scored)
 
     def _batches(
-        self,
-        files: Iterable[ImageFile],
-        transform: str | None,
-        batch_size: int,
-        advance: Advance,
+        self, files: Iterable[ImageFile], transform: str | None, batch_size: int, advance: Advance
     ) -> Iterator[Reading]:
         identity = _identity(self.loaded, self.limits)
         first, iterator = 0, iter(files)

@@ -82,12 +82,7 @@ def query(
       nap-stream query --log scored-log --by hour --format csv
       nap-stream query --log scored-log --status corrupt --format json
     """
-    from nap_stream.scored_log.query import (
-        GroupBy,
-        OutputFormat,
-        aggregate,
-        write_batches,
-    )
+    from nap_stream.scored_log.query import GroupBy, OutputFormat, aggregate, write_batches
     from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 
     store = log_store(config, log)

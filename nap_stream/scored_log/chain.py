@@ -17,12 +17,7 @@ from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, Status, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.format import (
-    genesis_path,
-    partition_folder,
-    segment_path,
-    to_table,
-)
+from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path, to_table
 from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.segment import (
     check_name,

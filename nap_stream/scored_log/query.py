@@ -235,10 +235,7 @@ def _write_csv(
 
 
 def _write_table(
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    text: io.TextIOWrapper,
-    limit: int | None,
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper, limit: int | None
 ) -> None:
     shown = list(_limited(batches, None if limit is None else limit + 1))
     names = _names_in_table(pa.Table.from_batches(shown, schema=schema))

@@ -217,11 +217,7 @@ class SegmentFile:
             yield from divide(self.parts(), file.iter_batches(_BATCH_ROWS), SCHEMA)
 
     def batches(
-        self,
-        columns: Sequence[str],
-        *,
-        start: int = 0,
-        expression: Any | None = None,
+        self, columns: Sequence[str], *, start: int = 0, expression: Any | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Rows at or after an offset, in order, without the row groups that cannot have any.
 

@@ -188,11 +188,7 @@ def _stray(path: str) -> Defect:
 
 
 def compare_with_broker(
-    report: VerifyReport,
-    offsets: Sequence[PartitionOffsets],
-    *,
-    topic: str,
-    group_id: str,
+    report: VerifyReport, offsets: Sequence[PartitionOffsets], *, topic: str, group_id: str
 ) -> BrokerReport:
     """Compare the chains of one topic with its partitions.
 
