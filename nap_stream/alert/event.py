@@ -1,8 +1,8 @@
 """Alerts as CloudEvents 1.0 events in JSON: of what the drift monitor decided, and of gaps.
 
 An event is a function of the decision, the plan and the calibration alone, or of the gap and the
-monitor that tells of it. So computing it again gives the same id, time and data, and two monitors
-with one alert topic have each their own. Events fulfil the JSON Schemas beside this module:
+monitor that reports it. So computing it again gives the same id, time and data, and two monitors
+that share an alert topic have different events. Events fulfil the JSON Schemas beside this module:
 ``alert.schema.json`` and ``gap.schema.json``.
 """
 
@@ -40,8 +40,8 @@ GAP_TYPE = "io.nap-stream.gap"
 class AlertEvent:
     """A CloudEvents 1.0 event, ready to send.
 
-    ``key`` names the monitor; after a "/" comes the key of images where it is one's alert, or
-    "gap/" and the partition where offsets are missing. Alerts of one key are delivered in order.
+    ``key`` names the monitor. The alert of a key of images appends "/" and that key, the alert of
+    missing offsets "/gap/" and the partition. Alerts of one ``key`` are delivered in order.
     ``event`` is the JSON tree of the whole event: context attributes and data.
     """
 

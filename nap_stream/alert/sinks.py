@@ -20,7 +20,7 @@ class AlertSink(Protocol):
 
     @property
     def name(self) -> str:
-        """What logs, metrics and `failure` call it: kafka, log, webhook, memory."""
+        """What logs and metrics call it: kafka, log or webhook."""
         ...
 
     def publish(self, alert: AlertEvent) -> None:

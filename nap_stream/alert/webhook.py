@@ -49,7 +49,7 @@ MAX_TOKEN_BYTES = 8 * 2**10
 ALERTS_PATH = "/api/v2/alerts"
 _TRY_AGAIN = (408, 429)
 _REFUSED = (400, 413, 422)
-"""What is wrong is the alert itself. Others may pass, as when somebody mends the address."""
+"""The alert itself is at fault. Other failures may pass, as when somebody corrects the address."""
 _TOKEN = re.compile(rb"[!-~]+")
 _HINTS = {
     400: f"Check that alerts.webhook.url is Alertmanager's {ALERTS_PATH}",

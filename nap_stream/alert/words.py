@@ -73,7 +73,7 @@ def detector_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionP
 
 
 def shift_words(tail: TailShift, now_ms: int) -> str:
-    """Say which tail has grown most, and how far: a tail stands for some calibration images."""
+    """Say which tail has grown most, and how far, in terms of calibration images."""
     edge = tail.event.edge
     which, share = ("most", 1 - edge) if tail.event.upper else ("least", edge)
     return (

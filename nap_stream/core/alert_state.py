@@ -56,7 +56,7 @@ def parse_false_alarms(text: str) -> float:
 
 
 def records_per_second(text: str) -> float:
-    """Give the rate that such a sentence names.
+    """Give the rate that a sentence for `parse_false_alarms` names.
 
     Raises:
         ValueError: It is no such sentence.

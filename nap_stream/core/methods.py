@@ -277,11 +277,6 @@ class WeightSearch:
     interval: tuple[float, float]
     near_best: tuple[float, float]
 
-    @property
-    def mean_auroc(self) -> tuple[float, ...]:
-        """The mean over the transforms, for each weight."""
-        return tuple(float(mean) for mean in np.mean(self.auroc, axis=0))
-
 
 def search_weight(
     score: Score,

@@ -45,7 +45,7 @@ class EvidenceState:
 
 
 class WindowEvidence:
-    """The segments and panes that hold the records of the window, and those that wait to be in it.
+    """The segments and panes that hold the window's records, and those not yet judged.
 
     It shows at most ``examples``, and names at most ``contributors`` keys and as many classes. It
     goes on from the state of another one, if given.

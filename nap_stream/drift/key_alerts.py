@@ -37,10 +37,10 @@ class KeyAlertsState:
 class KeyAlerts:
     """The monitors of all keys, and the alerts of those that fire.
 
-    Where more keys are active than may fire, the others wait for a place; those of a pane get one
-    in order of their names. A key that brings no record for the repeat interval loses its place,
-    and its monitor begins anew, also where it was still waiting: nothing tells whether the key has
-    recovered. The same holds for a key that is forgotten for want of room.
+    Where more keys are active than may fire, the others wait for a place; keys of one pane get
+    places in order of their names. A key that brings no record for the repeat interval loses its
+    place, and its monitor begins anew, also if it was still waiting: nothing tells whether the key
+    has recovered. The same holds for a key that is forgotten for want of room.
 
     They go on from the state of others with the same plan and settings, if given.
 

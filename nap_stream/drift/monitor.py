@@ -193,10 +193,7 @@ class DriftMonitor:
         return True
 
     def reset(self, state: MonitorState | None = None) -> None:
-        """Begin anew, or from a state. A damaged one raises as it does in the constructor.
-
-        All stays as it is then.
-        """
+        """Begin anew, or from a state. A damaged one raises as in `__init__`, changing nothing."""
         vars(self).update(vars(DriftMonitor(self.plan, self.settings, self._clock, state)))
 
     def hold(self, partition: TopicPartition) -> None:

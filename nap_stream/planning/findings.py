@@ -55,7 +55,7 @@ class KeyRate:
 class Findings:
     """What the stretch says.
 
-    ``flag_rate`` and ``tails`` have intervals at `CONFIDENCE`, those of the tails together.
+    The interval of ``flag_rate`` is at `CONFIDENCE`; all those of ``tails`` hold together at it.
     ``lowest_rate`` is the lower end of the calibrated flag rate. ``block_panes`` were resampled
     together; ``automatic`` says whether the autocorrelation chose them. ``design_effect`` is the
     variance of the flags in many records over that of independent ones, ``effect_error`` its
@@ -95,7 +95,7 @@ class Findings:
     def is_too_even(self) -> bool:
         """Whether flags vary much less than independent ones do, and not by chance.
 
-        As they do where the same images come again and again. An estimate with the relative
+        That is so where the same images come again and again. An estimate with the relative
         standard error e varies about as chi-squared with 2 / e^2 degrees of freedom.
         """
         if self.design_effect >= LOW_DESIGN_EFFECT:

@@ -1,8 +1,8 @@
 """The real false-alarm rates of the detectors on a recorded series, and without its dependence.
 
 The detectors run on many streams of panes at once. Resampled blocks hold nothing that the series
-does not: of alarms that come less than once in as many records as it has, they tell little, and
-the less so the fewer panes an alarm takes.
+does not. So they tell little of alarms that are rarer than one in as many records as it has, and
+the less the fewer panes an alarm takes.
 """
 
 import math

@@ -143,7 +143,7 @@ def _added_up(
 LEAST_RECORDS = 1_000
 LEAST_PANES = 50
 MAX_RECORDS = 20_000_000
-"""Of a stretch: what is read of a partition is held in memory."""
+"""The most scored records of a stretch: those of a partition are held in memory."""
 _FINGERPRINT = "calibration_fingerprint"
 
 
@@ -151,7 +151,7 @@ _FINGERPRINT = "calibration_fingerprint"
 class Recorded:
     """A stretch, its topic, and how many scored records of other calibrations it leaves out.
 
-    ``contradicting`` records are flagged against their p-value and the calibration's alpha;
+    The flags of ``contradicting`` records contradict their p-value and the calibration's alpha;
     ``first_contradicting`` says where one of them lies. They are counted as they are flagged.
     """
 

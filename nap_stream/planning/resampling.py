@@ -26,10 +26,10 @@ _STANDS_OUT = 2.0
 class Dependence:
     """How the members of a series of P depend on those before them.
 
-    ``lag`` is the first lag from which on no autocorrelation stands out, less 1: 0 for a series
-    of independent members. ``block`` is the block length, ``variance`` the mean square and
-    ``long_run_variance`` P times the variance of the mean. ``error`` is the relative standard
-    error of the latter.
+    ``lag`` is the last lag at which an autocorrelation stands out, before a run of lags at which
+    none does: 0 for a series of independent members. ``block`` is the block length, ``variance``
+    the mean square and ``long_run_variance`` P times the variance of the mean. ``error`` is the
+    relative standard error of the latter.
     """
 
     lag: int

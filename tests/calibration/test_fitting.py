@@ -185,7 +185,7 @@ def test_the_weight_goes_to_the_score_that_tells(name: str, tells: str, weight: 
         parse_method(name), Fitted(scores, Fits(), inside, {}), {"pseudo": outside}
     )
     assert abs(search.chosen - weight) <= 0.5
-    mean = search.mean_auroc
+    mean = np.mean(search.auroc, axis=0)
     best, worst = (mean[-1], mean[0]) if weight else (mean[0], mean[-1])
     assert best > 0.8
     assert worst == pytest.approx(0.5, abs=0.1)

@@ -373,7 +373,7 @@ def test_the_weight_is_searched_on_pseudo_ood_images(
     assert search is not None
     assert search.transforms == tuple(PSEUDO_OOD)
     assert (search.inside_images, search.pseudo_images) == (15, 15)
-    mean = search.mean_auroc
+    mean = np.mean(search.auroc, axis=0)
     assert calibration.document.weight == search.chosen == search.weights[int(np.argmax(mean))]
     assert search.interval[0] <= search.chosen <= search.interval[1]
     assert search.near_best[0] <= search.chosen <= search.near_best[1]
