@@ -315,10 +315,7 @@ class DigitsNet(nn.Module):
 def train(pixels: NDArray[np.uint8], labels: NDArray[np.int64], seed: int) -> DigitsNet:
     """Train a network; the same arguments give the same one on the same machine.
 
-    Args:
-        pixels: uint8 (N, H, W, 3).
-        labels: int64 (N,), the digits.
-        seed: Of the weights and of the order of the images.
+    ``pixels`` is uint8 (N, H, W, 3), ``labels`` int64 (N,). The seed is of weights and order.
 
     Returns:
         The network in eval mode, on the CPU.

@@ -187,10 +187,8 @@ def draw_png(chart: HistoryChart, path: Path) -> None:
 def draw_text(chart: HistoryChart, *, width: int, height: int) -> Text:
     """Draw in characters, red where the fraction reaches the bound.
 
-    Args:
-        chart: What to draw.
-        width: Characters, the scale on the left included.
-        height: Lines of the plot itself; the axis and the phases' titles stand below.
+    ``width`` is in characters, the scale on the left included; ``height`` in lines of the plot
+    itself: the axis and the phases' titles stand below.
     """
     columns = _columns(chart, width - _MARGIN)
     highest = max((max(p.fraction, p.bound) for p in chart.history), default=0.0)

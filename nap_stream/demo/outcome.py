@@ -62,10 +62,7 @@ def ood_history(
 ) -> list[HistoryPoint]:
     """The rolling OOD fraction and its bound, at the end of each pane from the first full window.
 
-    Args:
-        images: In order of event time.
-        drift: The window, its panes and how many false alarms are tolerated.
-        calibration: Gives the bound its flag rates.
+    Images are in order of event time; the calibration gives the bound its flag rates.
 
     Raises:
         ConfigError: The window is too small to fire even if all its records were flagged.

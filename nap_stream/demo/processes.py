@@ -216,12 +216,8 @@ def running_monitor(
 ) -> Iterator[MonitorProcess]:
     """Run ``nap-stream run --config`` for as long as the block does.
 
-    Args:
-        config: The YAML file.
-        port: That it gives for the metrics.
-        output: Where the process prints to.
-        environ: The environment; overrides of settings and the address of a Ray cluster are
-            left out, so that the configuration alone says what runs.
+    ``port`` is that of its metrics. Of ``environ``, overrides of settings and the address of a Ray
+    cluster are left out, so that the configuration alone says what runs.
     """
     clean = {
         name: value

@@ -75,14 +75,7 @@ def run_demo(
 ) -> bool:
     """Run all of it, and say whether everything was as it must be. For the main thread only.
 
-    Args:
-        root: The folder that is filled.
-        rate: Images a second.
-        workers: How many worker actors.
-        seed: Of the splits, the model and the stream.
-        display: Where it is shown.
-        clock: The time.
-        environ: Of the monitor's process.
+    It fills the folder ``root`` at ``rate`` images a second.
 
     Raises:
         NapStreamError: It could not be run to its end.
@@ -276,12 +269,8 @@ class _Task(threading.Thread, ABC):
 class Producer(_Task):
     """Sends the stream at a steady rate and notes when each phase was over.
 
-    Args:
-        settings: The topic.
-        stream: A Parquet file as for `produce`.
-        sizes: Images of each phase.
-        rate: Images a second.
-        clock: For the pace and the times.
+    ``stream`` is a Parquet file as for `produce`, ``sizes`` the images of each phase, ``rate`` in
+    images a second.
     """
 
     def __init__(
@@ -326,13 +315,7 @@ class Producer(_Task):
 
 
 class AlertFollower(_Task):
-    """Consumes the alert topic from its beginning.
-
-    Args:
-        settings: How to connect.
-        topic: The alert topic.
-        clock: For the consumer.
-    """
+    """Consumes the alert topic from its beginning."""
 
     def __init__(self, settings: KafkaSettings, topic: str, clock: Clock) -> None:
         super().__init__("alerts")

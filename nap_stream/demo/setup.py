@@ -172,14 +172,7 @@ def make_calibration(folder: DemoFolder, display: Display, clock: Clock) -> Cali
 def write_configuration(
     folder: DemoFolder, *, broker: str, metrics_port: int, workers: int
 ) -> None:
-    """Write the monitor's configuration, as a user would write it.
-
-    Args:
-        folder: Where; all other paths are in it.
-        broker: Its address, as host:port.
-        metrics_port: Where the monitor serves its metrics.
-        workers: How many worker actors.
-    """
+    """Write the monitor's configuration, as a user would write it."""
     # The embedded broker lets a new group wait for about half of the session time-out, however
     # many have joined: hence the short one.
     text = f"""\

@@ -147,16 +147,11 @@ def evaluate_scores(
 
     Thirty methods on eight sets of 1,000 images, against 3,000, take about 5 s on one core.
 
-    Args:
-        inside: Scores of the in-distribution images by method, shape (n,), higher = more
-            in-distribution; the same images in the same order for every method.
-        outside: The same for each OOD set, by the set's name and by method.
-        in_distribution: Name of the in-distribution set.
-        resamples: Of the bootstrap; all methods share them.
-        seed: Of the resamples. They do not depend on the methods, nor on sets named later.
-        confidence: Of the intervals, between 0 and 1.
-        context: See `EvaluationTable`.
-        progress: Called with (done, total) pairs of a method and a set.
+    ``inside`` are the scores of the in-distribution images by method, shape (n,), higher = more in-
+    distribution, the same images in the same order for every method; ``outside`` the same for each
+    OOD set, by its name and by method. All methods share the ``resamples``, which ``seed`` gives
+    whatever methods there are and whatever sets are named later. ``confidence`` is that of the
+    intervals, in (0, 1). ``progress`` is called with (done, total) pairs of a method and a set.
 
     Raises:
         ValueError: No method or no set, methods or numbers of images that differ, scores that

@@ -131,10 +131,7 @@ def chain_end(
 
     Reads the marker, a listing from near the hint, and the last segment's footer.
 
-    Args:
-        store: Where the files lie.
-        partition: Whose chain.
-        hint: An offset near the end, such as the committed one: it saves listing the chain.
+    ``hint`` is an offset near the end, such as the committed one: it saves listing the chain.
 
     Raises:
         ChainBrokenError: The marker or the last segment is missing, unreadable, or
@@ -247,10 +244,7 @@ class ScoredLog:
     It holds no state about the chains: the caller carries the `ChainPosition` from one publish to
     the next, and asks for it with `end` after an assignment or a conflict.
 
-    Args:
-        store: Where the files lie.
-        writer: Who writes.
-        clock: Tells when files were made, and which temporary files are left over.
+    The clock tells when files were made, and which temporary files are left over.
     """
 
     def __init__(self, store: SegmentStore, writer: WriterIdentity, clock: Clock) -> None:
@@ -274,10 +268,8 @@ class ScoredLog:
     ) -> ChainPosition:
         """Fix where a chain starts, by an exclusively created genesis marker.
 
-        Args:
-            partition: Whose chain.
-            offset: The first segment's base offset.
-            topic_id: The topic's id, where the broker has one.
+        ``offset`` is the first segment's base offset; ``topic_id`` is None where the broker has
+        none.
 
         Returns:
             The chain's end: that of the winner where another writer was first.

@@ -60,10 +60,7 @@ def compaction_lock(
 ) -> Iterator[Callable[[], None]]:
     """Hold the log's lock.
 
-    Args:
-        store: Where the log lies.
-        owner: For whoever finds the lock taken.
-        break_lock: Take it away from its owner.
+    ``owner`` is for whoever finds the lock taken; ``break_lock`` takes it away from its owner.
 
     Yields:
         A function that raises ScoredLogError where somebody has broken the lock.

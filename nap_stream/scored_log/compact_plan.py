@@ -74,11 +74,8 @@ def plan(files: Iterable[ChainFile], *, today: date, limits: FileLimits) -> Plan
     ``today`` (UTC), by one model and calibration. Files that are compacted already stay as they
     are. So does the last segment of the chain, to which writers link.
 
-    Args:
-        files: A partition's, in order of their base offsets. Of compacted files only those with
-            leftovers are kept: their footers are large.
-        today: The day that is not over yet, UTC.
-        limits: Of each merged file.
+    Files are a partition's, in order of their base offsets. Of compacted ones only those with
+    leftovers are kept: their footers are large. ``today`` is the day that is not over yet, UTC.
 
     Raises:
         ChainBrokenError: The files are not a whole chain. Nothing may be merged then: it would
@@ -173,13 +170,8 @@ def merge(
     the name of a removed segment free. It relies on finding the predecessor's file replaced or
     gone then.
 
-    Args:
-        store: Where the log lies.
-        group: Files that `nap_stream.scored_log.compact_plan.plan` has put together.
-        writer_id: Who compacts.
-        now_ms: Since the epoch, UTC.
-        check_lock: Raises where this compaction may not go on.
-        max_memory_bytes: Of the decoded rows of the segments that are merged.
+    ``group`` is of a `Plan`; ``check_lock`` raises where this compaction may not go on;
+    ``max_memory_bytes`` bounds the decoded rows.
 
     Returns:
         How many of the first of them were dealt with, and the new file's size in bytes. One alone

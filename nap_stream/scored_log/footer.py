@@ -134,8 +134,7 @@ def segment_sha256(footer: SegmentFooter) -> str:
 
     It is taken of the JSON of `own_values`: keys sorted, ASCII, without spaces.
 
-    Args:
-        footer: Of a segment; of a compacted file, give one of its `parts`.
+    Of a compacted file, give one of its `parts`.
 
     Returns:
         SHA-256, 64 lower-case hexadecimal digits.
@@ -210,11 +209,8 @@ def merged_footer(
 ) -> SegmentFooter:
     """The footer of a compacted file.
 
-    Args:
-        parts: Footers of the segments that it merges, in order; none of a compacted file.
-        rows_sha256: Digest of all its rows.
-        writer_id: Who compacts.
-        created_time_ms: Now, since the epoch, UTC.
+    ``parts`` are the footers of the segments that it merges, in order, none of a compacted file;
+    ``rows_sha256`` is the digest of all its rows.
 
     Raises:
         ValueError: They do not follow each other, or may not stand in one file.
@@ -270,9 +266,7 @@ def to_metadata(footer: SegmentFooter) -> dict[str, str]:
 def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> SegmentFooter:
     """Read a footer back, strictly.
 
-    Args:
-        metadata: The file's key-value metadata, as pyarrow gives it.
-        where: The file, for errors.
+    ``metadata`` is as pyarrow gives it, ``where`` the file, for errors.
 
     Raises:
         ChainBrokenError: A key is missing, unknown or malformed, the values contradict each

@@ -258,10 +258,7 @@ def to_table(
 ) -> pa.Table:
     """Lay records out as rows.
 
-    Args:
-        records: The rows, in order. May be empty.
-        model_fingerprint: The model that scored all of them.
-        calibration_fingerprint: The calibration that judged all of them.
+    One model has scored all of them, one calibration judged them. There may be none.
 
     Returns:
         A table with exactly `SCHEMA`, one row a record.

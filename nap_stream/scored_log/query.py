@@ -80,11 +80,6 @@ _SOURCE_COLUMNS: dict[GroupBy, tuple[str, ...]] = {
 def aggregate(store: SegmentStore, query: Query, by: GroupBy) -> pa.Table:
     """Count the rows that pass the filters.
 
-    Args:
-        store: Where the log lies.
-        query: The filters.
-        by: What to group by.
-
     Returns:
         One row a group, ordered by its keys: ``hour`` (timestamp, UTC), ``class_id`` and
         ``class_name`` (null for rows without scores), ``status``, or ``topic`` and
@@ -170,13 +165,9 @@ def write_batches(
 ) -> None:
     """Write batches as they come, holding one at a time (a ``table`` holds its rows).
 
-    Args:
-        schema: Of all the batches.
-        batches: For instance from `nap_stream.scored_log.read.scan`, or of an `aggregate`.
-        output_format: How. A ``table`` leaves columns out that do not fit a screen, and scores
-            that no row has.
-        output: Where; it is flushed and stays open. For the terminal: ``sys.stdout.buffer``.
-        limit: The most rows to write; a ``table`` that is cut says so below.
+    A ``table`` leaves columns out that do not fit a screen, and scores that no row has; one that
+    ``limit`` cuts says so below. ``output`` is flushed and stays open; for the terminal it is
+    ``sys.stdout.buffer``.
     """
     if output_format is OutputFormat.PARQUET:
         _write_parquet(schema, _limited(batches, limit), output)

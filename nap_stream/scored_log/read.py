@@ -139,10 +139,7 @@ def walk(
     A file is open until the next one is asked for. Offsets that no file has are passed over
     with a warning in the log: `nap-stream verify` names them.
 
-    Args:
-        store: Where the log lies.
-        partition: Whose chain.
-        start: 0, or where a segment begins or ends.
+    ``start`` is 0, or where a segment begins or ends.
 
     Yields:
         A file, and the offset from which on its rows are wanted: not those before it.
@@ -356,10 +353,7 @@ def scan(
     memory does not grow with the log. In each partition the scan ends with the segment that was
     the newest when the scan came there.
 
-    Args:
-        store: Where the log lies.
-        query: The filters.
-        columns: Names of columns of `SCAN_SCHEMA`; None for all.
+    ``columns`` are names of `SCAN_SCHEMA`; None for all.
 
     Yields:
         Non-empty batches with those columns of `SCAN_SCHEMA`.

@@ -47,9 +47,7 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
     Pages are checksummed and compressed with zstd; columns whose values repeat are
     dictionary-encoded.
 
-    Args:
-        footer: What the file says of itself.
-        table: Its rows, with exactly `nap_stream.scored_log.format.SCHEMA`.
+    The table has exactly `nap_stream.scored_log.format.SCHEMA`.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -69,8 +67,7 @@ def rows_sha256(table: pa.Table) -> str:
     Hashed are, column by column: the name in UTF-8 and a zero byte, then the values (`_feed`).
     All integers are 8 bytes, signed, little-endian.
 
-    Args:
-        table: Rows with the columns of their version, in its order. May be empty.
+    The columns are those of the log, in its order. There may be no rows.
 
     Returns:
         SHA-256, 64 lower-case hexadecimal digits.
@@ -142,10 +139,6 @@ def typed_errors(path: str) -> Iterator[None]:
 
 def decode_footer(file: BinaryIO | pa.NativeFile, where: str) -> SegmentFooter:
     """The footer of a segment's file.
-
-    Args:
-        file: The open file.
-        where: Its path, for errors.
 
     Raises:
         ChainBrokenError: It is not a Parquet file, or its footer is not valid.
@@ -221,10 +214,8 @@ class SegmentFile:
     ) -> Iterator[pa.RecordBatch]:
         """Rows at or after an offset, in order, without the row groups that cannot have any.
 
-        Args:
-            columns: Names of columns of `SCHEMA`, at least one, each once.
-            start: The first offset whose rows are wanted.
-            expression: An Arrow expression that rows must meet; None for all.
+        ``columns`` are names of `SCHEMA`, at least one, each once. ``expression`` is an Arrow
+        expression that rows must meet, None for all.
 
         Yields:
             Non-empty batches with those columns.
@@ -271,10 +262,7 @@ def divide(
 ) -> Iterator[tuple[SegmentFooter, pa.Table]]:
     """Give each part of a file its rows.
 
-    Args:
-        parts: Footers that follow each other.
-        batches: Their rows, in order; read no further than needed.
-        schema: Of the batches.
+    ``parts`` follow each other; ``batches`` are their rows, in order, read no further than needed.
 
     Yields:
         A footer and the next rows, as many as it says; fewer where there are not so many.

@@ -102,9 +102,7 @@ def rows_schema(key_by: str | None) -> pa.Schema:
 def rows_of_table(table: pa.Table, key_by: str | None) -> SummaryRows:
     """Take what is needed from rows of a file.
 
-    Args:
-        table: With the columns of `rows_schema`.
-        key_by: See `rows_of_records`.
+    The columns are those of `rows_schema`.
 
     Raises:
         ValueError: A status is unknown, or a scored row lacks scores.
@@ -224,11 +222,7 @@ def summarise(
 ) -> SegmentSummary:
     """Summarise a segment from the records that were published in it.
 
-    Args:
-        published: What `ScoredLog.publish` returned.
-        records: The records that were given to it.
-        shape: What to hold.
-        gap: The reason that was given to ``publish``.
+    ``published`` is what `ScoredLog.publish` returned for these records and this ``gap``.
     """
     end_offset = published.position.offset
     span = _Span(published.partition, published.base_offset, end_offset, published.path, gap)
@@ -243,12 +237,8 @@ def summarise_chain(
     Of a compacted file each segment that it merged is summarised by itself. ``path`` is the file
     where a segment stands now.
 
-    Args:
-        store: Where the log lies.
-        partition: Whose chain.
-        start: The first segment's base offset, or 0.
-        end: Segments that begin here or after are left out.
-        shape: What to hold.
+    ``start`` is the first segment's base offset, or 0; segments that begin at ``end`` or after are
+    left out.
 
     Raises:
         ChainBrokenError: A file cannot be read, its footer is not valid, or its rows have a

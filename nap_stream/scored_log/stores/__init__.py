@@ -12,8 +12,7 @@ from nap_stream.scored_log.stores.s3 import ObjectStore
 def store_at(root: Path | str) -> SegmentStore:
     """The store of a scored log.
 
-    Args:
-        root: A folder, or ``s3://bucket/prefix``.
+    ``root`` is a folder, or ``s3://bucket/prefix``.
 
     Raises:
         ConfigError: It is neither.

@@ -76,9 +76,8 @@ class SegmentStore(Protocol):
     def remove_leftovers(self, folder: str, before_ms: int) -> int:
         """Remove what writers that died have left of unfinished files, last written long ago.
 
-        Args:
-            folder: Where to look.
-            before_ms: Only what was written before, milliseconds since the epoch, UTC.
+        Only what lies in ``folder`` and was written before ``before_ms``, milliseconds since the
+        epoch, UTC.
 
         Returns:
             How many. What cannot be removed does no harm and is left. 0 in a store where an

@@ -97,9 +97,7 @@ class LocalStore:
     although the first one's failure has dropped the data. Whoever tries again writes it anew.
     Where a folder cannot be made or used, or there is no permission, methods raise LogRootError.
 
-    Args:
-        root: The log's root. It need not be there yet.
-        operations: The steps by which files change.
+    The root need not be there yet.
     """
 
     def __init__(self, root: Path, operations: PosixOperations | None = None) -> None:

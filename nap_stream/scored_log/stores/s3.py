@@ -155,13 +155,6 @@ class ObjectFile(io.RawIOBase):
     """A file over conditional range requests: it never mixes two versions of an object.
 
     Reading raises ScoredLogError where the version is gone, or the store failed.
-
-    Args:
-        objects: The store.
-        path: The object's path in it.
-        e_tag: The version's.
-        size: Of the version, in bytes.
-        where: For messages.
     """
 
     def __init__(self, objects: "S3Store", path: str, e_tag: str, size: int, where: str) -> None:
@@ -234,10 +227,8 @@ class ObjectStore:
     must honour ``If-None-Match: *`` on PUT: `nap_stream.scored_log.stores.check_writable` tells.
     Where there is no such bucket, or no permission, every method raises LogRootError.
 
-    Args:
-        root: The log's root, as ``s3://bucket/prefix``.
-        limits: Of time and retries.
-        clock: Measures them.
+    ``root`` is ``s3://bucket/prefix``; ``limits`` are of time and retries, which the clock
+    measures.
 
     Raises:
         ConfigError: The root has another form.

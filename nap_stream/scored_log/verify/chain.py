@@ -42,10 +42,7 @@ def read_genesis(
 ) -> GenesisFindings:
     """Check a partition's genesis marker.
 
-    Args:
-        store: Where the log lies.
-        partition: Whose marker.
-        needed: Whether the partition has segments, so that a missing marker is a defect.
+    ``needed`` says that the partition has segments, so that a missing marker is a defect.
     """
     path = genesis_path(partition)
     try:
@@ -77,11 +74,7 @@ def examine_chain(
 ) -> ChainFindings:
     """Check one partition's chain, from its genesis marker to its end.
 
-    Args:
-        store: Where the log lies.
-        partition: Whose chain.
-        inspect: Looks at segments by themselves.
-        clock: To wait while files change.
+    ``inspect`` looks at segments by themselves; the clock waits while files change.
 
     Raises:
         ScoredLogError: The store cannot be listed.

@@ -195,11 +195,8 @@ def compare_with_broker(
     Beside running workers the committed offsets must be read before the log is, and the
     partitions' ends after it: a worker commits what it has published before.
 
-    Args:
-        report: Of the log, or of this topic in it.
-        offsets: Of every partition that the topic has.
-        topic: Whose partitions they are.
-        group_id: Whose committed offsets.
+    ``report`` is of the log, or of this topic in it; ``offsets`` are of every partition that the
+    topic has.
     """
     heads = {head.partition: head for head in report.heads if head.partition.topic == topic}
     broken = {defect.file.rsplit("/", 1)[0] for defect in report.defects}

@@ -61,10 +61,7 @@ def inspect_segment(store: SegmentStore, path: str, *, deep: bool) -> SegmentFin
     Reads the footer alone, unless ``deep``: name, schema, row count and range of offsets, by what
     Parquet says of the rows.
 
-    Args:
-        store: Where the log lies.
-        path: The segment, relative to the root.
-        deep: Also read every value, with page checksums.
+    ``deep`` also reads every value, with page checksums.
     """
     try:
         file = store.open(path)
