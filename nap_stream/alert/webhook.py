@@ -70,7 +70,7 @@ MAX_ANSWER_BYTES = 4 * 2**10
 SHOWN_ANSWER = 200
 """Characters that an error shows."""
 TELLING_PIECE = 12
-"""Text with this many characters in a row of a secret, or with all of a shorter one, tells it."""
+"""A text gives a secret away with so many of its characters in a row, or all of a shorter one."""
 NOT_SHOWN = "[not shown: it holds a secret]"
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))")
 """Of JSON and of Python's repr."""

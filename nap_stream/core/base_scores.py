@@ -145,12 +145,7 @@ def _prepare(
     weight = torch.tensor(head.weight, device=device)
     bias = torch.tensor(head.bias, device=device)
     if name is BaseScore.DICE:
-        mean = torch.tensor(_fitted(name, fits.feature_mean), device=device)
-        if len(mean) != weight.shape[1]:
-            raise ValueError(
-                f"dice was fitted on {len(mean)} features, the head takes {weight.shape[1]}"
-            )
-        weight = dice_weight(weight, mean, parameters.dice_sparsity)
+        weight = _masked(weight, _fitted(name, fits.feature_mean), parameters.dice_sparsity)
     if centred:
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
     match name:
@@ -161,8 +156,20 @@ def _prepare(
             return partial(ash, percentile=parameters.ash_percentile, weight=weight, bias=bias)
         case BaseScore.SCALE:
             return partial(scale, percentile=parameters.scale_percentile, weight=weight, bias=bias)
-        case _:
+        case BaseScore.DICE:
             return partial(dice, masked_weight=weight, bias=bias)
+        case _:
+            raise ValueError(f"there is no formula for the score {name}")
+
+
+def _masked(
+    weight: torch.Tensor, feature_mean: NDArray[np.float32], sparsity: float
+) -> torch.Tensor:
+    if len(feature_mean) != weight.shape[1]:
+        raise ValueError(
+            f"dice was fitted on {len(feature_mean)} features, the head takes {weight.shape[1]}"
+        )
+    return dice_weight(weight, torch.tensor(feature_mean, device=weight.device), sparsity)
 
 
 def _fitted(name: BaseScore, fit: Fit | None) -> Fit:

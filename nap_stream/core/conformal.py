@@ -354,7 +354,7 @@ def upper_flag_rate(k: int, m: int, confidence: float) -> float:
 def tail_law(
     event: TailEvent, ascending: NDArray[np.float64], *, two_sided: bool
 ) -> FlagRateLaw | None:
-    """Give the law of a tail's rate; of one that is no smaller, where scores are tied.
+    """Give the law of a tail's rate; where scores are tied, that of a tail that is no smaller.
 
     ``ascending`` are the calibration scores, float64 (m,), m >= 1. There is no law where m is too
     small for the edge, or the tail may hold everything.

@@ -127,7 +127,7 @@ def window_firing_limit(plan: DetectionPlan, records: int) -> int:
 
 
 def window_step(plan: DetectionPlan, records: int) -> int:
-    """Give the step of the grid, from 0, whose size is the smallest of at least ``records``."""
+    """Give the first step of the grid, from 0, whose size is at least ``records``."""
     step = 0
     while _window_size(plan, step) < records:
         step += 1
@@ -137,10 +137,11 @@ def window_step(plan: DetectionPlan, records: int) -> int:
 def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
     """Give the flags from which on a full window fires, and below which it no longer does.
 
-    A window of n records lies in the last n' >= n, the next size on the grid, so that it fires
-    only if those hold as many flags. The sizes of the grid share the window's run length: the
-    first two, which are the usual ones, have `_USUAL_SHARE` of the false alarms each, and each
-    further one half of what is left. It resolves by the limit of the size before.
+    Let n' be the next size on the grid from n on. The last n records lie within the last n'. So a
+    window of n fires only if the last n' records hold at least as many flags. The sizes of the
+    grid share the window's run length: the first two, which are the usual ones, have
+    `_USUAL_SHARE` of the false alarms each, and each further one half of what is left. A window
+    resolves by the limit of the size before.
 
     ``step`` is from `window_step`; the second limit is at most the first.
     """

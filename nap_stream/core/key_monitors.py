@@ -5,8 +5,8 @@ a false alarm with a probability of at most t / A, and so do all keys together w
 
 Memory is bounded: keys that were silent longest are forgotten, and begin at M = 0 when they come
 back. So does the active monitor of a key that is silent for long: nothing tells whether the key has
-recovered. Which keys these are follows from panes of the past, and M only becomes smaller by it,
-so that M_t - t stays a supermartingale: it costs power, and never a false alarm more.
+recovered. Panes of the past decide which keys are forgotten, and to forget a key only makes its M
+smaller. So M_t - t stays a supermartingale: forgetting costs power, and adds no false alarm.
 """
 
 import math
@@ -59,10 +59,10 @@ class KeyMonitors:
     Args:
         bets: Against the highest in-distribution rate of flags; of one event.
         log_threshold: The logarithm of the run length A.
-        max_keys: So many are remembered between panes. Where they are more, those whose last pane
-            is oldest are forgotten, of equally old ones the smallest, until one part in
-            `SPARE_SHARE` of the room is free. Active ones are forgotten after all others, and
-            only as many as must be.
+        max_keys: So many are remembered between panes. Where there are more, keys are forgotten
+            until one part in `SPARE_SHARE` of the room is free: those with the oldest last pane
+            first, and among equally old ones those with the smallest statistic. Active keys are
+            forgotten after all others, and only as many as must be.
         silence_ms: A key is silent in a pane that begins so long after its last one, or longer.
 
     Raises:

@@ -40,9 +40,9 @@ RESOLVE_RATIO = 1e-3
 """An alarm ends when the statistic has fallen to this share of its threshold. While a shift lasts
 that is as rare as a fall of ln 1000 of a log-likelihood ratio with an upward drift."""
 QUIET_CUSUM = float(np.log(10))
-"""It ends earlier where no bet has a larger C than this: where the records speak at most 10 to 1
-for a change, whenever it began. M itself does not go back to 0 while the stream is quiet, and so
-not below a share of a small threshold: up to one of about 10,000 this is what ends an alarm."""
+"""An alarm ends earlier where no bet has a larger C than this: where the records speak at most 10
+to 1 for a change, whenever it began. M itself does not go back to 0 while the stream is quiet, and
+so not below a share of a small threshold: up to one of about 10,000 this is what ends an alarm."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,8 +62,8 @@ def bets_for_drift(rates: NDArray[np.float64]) -> Bets:
     """Give `bets_against` rates for a whole stream, of which a part drifts as a rule.
 
     The largest is three times the rate, within 0.2 and `LARGEST_BET`: about the best one against
-    four times the rate. Larger ones gain a record or five of a drift that leaves nothing as it
-    was, and cost a twentieth of the delay of a small one.
+    four times the rate. A larger bet sees a drift of the whole stream one to five records sooner,
+    and a small drift a twentieth of the delay later.
     """
     return bets_against(rates, np.clip(3 * rates, 0.2, LARGEST_BET))
 

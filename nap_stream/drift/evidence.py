@@ -9,11 +9,11 @@ from nap_stream.drift.records import Contribution
 from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
 
 MAX_SEGMENTS = 10_000
-"""Of how many segments, the newest, offsets and examples are kept for alerts. Twice as many are
-kept while they wait to be judged."""
+"""For alerts, the offsets and examples of so many of the newest segments are kept. Twice as many
+are kept while they wait to be judged."""
 MAX_CLASS_PANES = 100_000
-"""Of how many panes classes and keys are kept. Each pane holds a record of the window, so there are
-more only where clocks have gone wild."""
+"""The classes and keys of so many panes are kept. Each pane holds a record of the window, so there
+are more only where clocks have gone wild."""
 
 
 @dataclass(frozen=True, slots=True)

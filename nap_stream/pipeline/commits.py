@@ -184,9 +184,9 @@ class Publisher:
         whose turn comes after it has ``dead_letters_at_least_s`` seconds.
 
         Returns:
-            The partitions that could not be published. A `SegmentConflictError` says that another
-            writer has published this base offset; or that this one has, where an earlier attempt
-            failed after it had taken the name.
+            The partitions that could not be published. A `SegmentConflictError` says that a
+            segment with this base offset is there already. Another writer has published it; or
+            this one has, in an attempt that failed after it had taken the name.
         """
         partitions = list(partitions)
         durable: list[_Durable] = []
@@ -205,7 +205,7 @@ class Publisher:
         return unpublished
 
     def commit(self, partitions: Iterable[Partition], commit: Commit) -> bool:
-        """Commit what is pending; what the group refuses stays so. Whether nothing is left."""
+        """Commit what is pending, and say whether nothing is left: the group may refuse."""
         partitions = list(partitions)
         pending = {p.name: p.pending for p in partitions if p.pending is not None}
         if not pending:

@@ -30,12 +30,12 @@ class Partition:
 
     Attributes:
         name: Topic and number.
-        epoch: Numbers the placements of all partitions. What was fetched under another one does
-            not belong here: it is of before a seek.
+        epoch: The number of this placement, among those of all partitions. A message that was
+            fetched under another number was fetched before a seek, and is dropped.
         position: Where the chain ends, as far as this worker knows.
         end: What the next segment would have as its end.
-        skipped_to: The topic has no messages up to there; it counts once nothing of the partition
-            is in flight. None where nothing was skipped.
+        skipped_to: The topic has no messages up to there. `skip` moves ``end`` there as soon as
+            nothing of the partition is in flight. None where nothing was skipped.
         records: Rows of the next segment.
         failed: Those of its images that go to the dead-letter topic first.
         size_bytes: What rows and failed images take in memory, about.

@@ -241,7 +241,7 @@ def is_secret(model: type[BaseModel], key: Key) -> bool:
 def _is_hidden(model: type[BaseModel], key: Key) -> bool:
     """Whether an error must not show a key's value: part of it may be a secret.
 
-    So may be what stands in the place of a whole section that holds such a key.
+    The same holds for a value in the place of a whole section: the section may hold such a key.
     """
     section, field = _section_at(model, key), _field_at(model, key)
     return (section is not None and _holds_hidden(section)) or (field is not None and _hides(field))

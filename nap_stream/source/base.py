@@ -26,8 +26,8 @@ class PartitionListener(Protocol):
 
         Returns:
             None where that cannot be said now: the source holds the partition back, goes on
-            with the others, and asks again at a later poll, a second later at the latest. Where
-            a partition is given up meanwhile, ``revoked`` or ``lost`` is told of it as of any.
+            with the others, and asks again at a later poll, a second later at the latest. A
+            partition that is given up meanwhile is told to ``revoked`` or ``lost`` like any other.
 
         Raises:
             TopicReplacedError: The log of the partition was made from another topic of this
