@@ -66,7 +66,7 @@ def _measure(bootstrap: str, folder: Path, options: argparse.Namespace) -> Memor
 
 
 def _show(trace: MemoryTrace, options: argparse.Namespace) -> None:
-    print("    s   rows  in hand  RSS beyond the start, MiB")
+    print("    s   rows  in flight  RSS beyond the start, MiB")
     shown_s = float("-inf")
     peak = max(trace.samples, key=lambda sample: sample.rss_bytes)
     for sample in trace.samples:

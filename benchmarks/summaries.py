@@ -1,4 +1,4 @@
-"""How many rows a second become summaries: of records in hand, and of files.
+"""How many rows a second become summaries: of records in flight, and of files.
 
     python -m benchmarks.summaries [--rows 400000] [--segments 10000 250] [--rounds 5]
 

@@ -12,7 +12,7 @@
 # job's environment, which the dashboard shows: mount a file and name it in
 # kafka.sasl_password_file.
 #
-# Stop it with `ray job stop <submission id>`: what is in hand is published and committed.
+# Stop it with `ray job stop <submission id>`: what is in flight is published and committed.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ "$1" = "-h" ] || [ "$1" = "--help" ]; then

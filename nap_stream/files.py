@@ -18,6 +18,7 @@ def publish(path: Path, content: bytes) -> None:
     try:
         with replacing(path) as temporary:
             write_durably(temporary, content)
+        sync_folder(path.parent)
     except OSError as error:
         raise ConfigError(
             f"the file cannot be written ({error.strerror})",

@@ -77,7 +77,8 @@ def configure_logging(*, for_people: bool, level: int = logging.INFO) -> None:
 class _SeldomKafka(logging.Filter):
     """Passes what one line of kafka-python's code says once in a while, and all else.
 
-    Requests in flight are cancelled when a client is closed. That is no error, and not passed.
+    When a client is closed, requests in flight are cancelled, and its thread may still want to read
+    from a socket that is gone. Neither is an error, and neither is passed.
     """
 
     def __init__(self) -> None:
@@ -89,6 +90,9 @@ class _SeldomKafka(logging.Filter):
             return True
         arguments = record.args if isinstance(record.args, tuple) else ()
         if any(type(argument).__name__ == "Cancelled" for argument in arguments):
+            return False
+        error = record.exc_info[1] if record.exc_info else None
+        if record.name == "kafka.net.transport" and isinstance(error, AttributeError):
             return False
         line = record.name, record.lineno
         if record.created - self._passed_at.get(line, float("-inf")) < KAFKA_LOG_EVERY_S:

@@ -140,6 +140,22 @@ def test_what_is_cancelled_when_a_client_is_closed_is_no_error(
 
 
 @pytest.mark.usefixtures("configured")
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (AttributeError("'NoneType' object has no attribute 'recv'"), 0),
+        (ConnectionResetError(104, "Connection reset by peer"), 1),
+    ],
+)
+def test_a_socket_that_a_closing_client_has_taken_away_is_no_error(
+    error: Exception, shown: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger("kafka.net.transport").error("receiving failed", exc_info=error)
+
+    assert len(events(capsys.readouterr().err, "receiving failed")) == shown
+
+
+@pytest.mark.usefixtures("configured")
 def test_everybody_else_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
     for attempt in range(2):
         logging.getLogger("somebody").warning("attempt %s", attempt)

@@ -1,4 +1,4 @@
-"""argv → settings → call → exit code. One module a command."""
+"""argv → settings → call → exit code."""
 
 from nap_stream.cli.app import main
 

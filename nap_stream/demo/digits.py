@@ -192,9 +192,8 @@ class Phase:
 def plan_stream(digits: Digits, seed: int) -> tuple[Phase, Phase, Phase]:
     """Lay out the stream, with every digit in it once.
 
-    Args:
-        digits: Neither trained nor calibrated on.
-        seed: Of the photographs' patches, the corruptions and the order.
+    The digits were neither trained nor calibrated on. The seed is of the photographs' patches, the
+    corruptions and the order.
     """
     generator = np.random.default_rng(seed)
     others = round(MIXED * OOD_SHARE)

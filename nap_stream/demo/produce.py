@@ -73,16 +73,11 @@ def produce(
 ) -> ProduceReport:
     """Send the image files of a folder or Parquet file to ``settings.topic``, in their order.
 
-    Args:
-        settings: The topic, and how to connect.
-        path: As for `iter_images`. Image files are sent byte for byte, keyed by their name.
-        rate: Images a second; as fast as they go where None.
-        label_header: The header that names each image's label; None leaves labels out. Not with
-            several images a message.
-        images_per_message: More than one sends Arrow IPC streams of so many images.
-        limit: The most images to send.
-        clock: For the rate and the batches' event times.
-        progress: Told (images sent, images in all).
+    ``path`` is as for `iter_images`: image files are sent byte for byte, keyed by their name, at
+    ``rate`` images a second, or as fast as they go where it is None. ``label_header`` names the
+    header with each image's label; None leaves labels out, and it does not go with several images a
+    message. More than one ``images_per_message`` sends Arrow IPC streams of so many images.
+    ``progress`` is told (images sent, images in all).
 
     Raises:
         ConfigError: ``label_header`` with several images a message.

@@ -18,7 +18,7 @@ import structlog
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.scored_log.stores.base import SegmentStore
-from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
 
 FOLDER = "_monitors"
 """Hidden from Parquet readers, as all names that begin with an underscore."""
@@ -113,8 +113,7 @@ class CheckpointStore:
 
     def remove_leftovers(self, now_ms: int) -> None:
         """Remove what a coordinator left that died while it wrote."""
-        if isinstance(self._store, LocalStore):
-            self._store.remove_leftovers(self._folder, now_ms - LEFTOVER_AGE_MS)
+        self._store.remove_leftovers(self._folder, now_ms - LEFTOVER_AGE_MS)
 
 
 def _file_name(name: str) -> str:

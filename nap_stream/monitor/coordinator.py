@@ -73,6 +73,9 @@ class Coordinator:
         self._server: MetricsServer | None = None
         # One thread at a time sends: an older state must not take the place of a newer one.
         self._sending = threading.Lock()
+        # These two are for `tick` and `flush` alone.
+        self._missing_since: dict[tuple[TopicPartition, int], float] = {}
+        self._read_ahead_s = clock.monotonic()
         # Guards all that follows.
         self._lock = threading.Lock()
         self._monitor = DriftMonitor(self._plan, settings, clock)
@@ -80,8 +83,6 @@ class Coordinator:
         self._revision = 0
         self._is_urgent = False
         self._past: CatchUpFilter | None = None
-        self._missing_since: dict[tuple[TopicPartition, int], float] = {}
-        self._read_ahead_s = clock.monotonic()
         self._workers = WorkerTable(self.metrics)
         self._partitions = PartitionTable(
             self.metrics, settings.driver.stall_timeout_s, settings.driver.start_timeout_s
@@ -278,7 +279,8 @@ class Coordinator:
         newest_ms = self._monitor.newest_ms()
         if newest_ms is not None:
             self._past = CatchUpFilter(newest_ms - newest_ms % self._settings.drift.pane_ms)
-            self._decide(DriftUpdate(alerts=tuple(decided)))
+            with self._lock:
+                self._decide(DriftUpdate(alerts=tuple(decided)))
 
     def _count_since(self, since: LogEnds) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""

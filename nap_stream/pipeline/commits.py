@@ -172,7 +172,8 @@ class Publisher:
            says so must not stand in the log before its payload is safe.
         2. Segment: its rows become a segment at the chain's end, by an exclusive create.
         3. Commit: the ends of all new segments, and what was refused before, are committed. A
-           committed offset never runs ahead of the log.
+           committed offset never runs ahead of the log. What is pending of a partition that has
+           lost a race is not committed here: the winner's end is further.
         4. Summary: the coordinator is told of the new segments. An alert never speaks of a record
            that the log does not hold.
 
@@ -200,7 +201,8 @@ class Publisher:
                 durable.append(self._publish(partition))
             except (SegmentConflictError, Unavailable) as cause:
                 unpublished.append(Unpublished(partition, cause))
-        self.commit(partitions, commit)
+        lost = {one.partition.name for one in unpublished if not isinstance(one.cause, Unavailable)}
+        self.commit([one for one in partitions if one.name not in lost], commit)
         self._submit(durable)
         return unpublished
 

@@ -243,6 +243,7 @@ class WorkerLine:
             if isinstance(one.cause, Unavailable):
                 failures.append((one.partition, one.cause))
             else:
+                self._publisher.commit([one.partition], commit)
                 structlog.get_logger().warning("segment_conflict", conflict=str(one.cause))
                 self._counters.segment_conflicts += 1
         for partition, cause in failures:

@@ -150,16 +150,11 @@ def compact(
 ) -> CompactionReport:
     """Merge the segments of days that are over.
 
-    Args:
-        store: Where the log lies.
-        clock: Dates the new files, and says what day it is.
-        topic: Only this topic.
-        today: The first day that stays as it is, UTC; the clock's where None.
-        limits: Of each merged file.
-        dry_run: Only say what would be done; needs no lock.
-        break_lock: Go on although another compaction seems to run. Only where that is surely dead.
-        progress: Told how many segments are merged, and None: how many will be is not known.
-        should_stop: Asked before each merge whether to end.
+    ``today``, by the clock where it is None, is the first day that stays as it is, UTC. A
+    ``dry_run`` only says what would be done, and needs no lock. ``break_lock`` goes on although
+    another compaction seems to run: only where that is surely dead. ``progress`` is told how many
+    segments are merged, and None, since how many will be is not known. ``should_stop`` is asked
+    before each merge.
 
     Raises:
         LogRootError: There is no log at the root.

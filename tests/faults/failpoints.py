@@ -50,7 +50,7 @@ class Failpoint(StrEnum):
     BEGIN_BEFORE = "begin.before"
     BEGIN_AFTER = "begin.after"
     REVOKED_BEFORE = "revoked.before"
-    COMMIT_SOON_AFTER = "commit-soon.after"  # revoked with rows in hand
+    COMMIT_SOON_AFTER = "commit-soon.after"  # revoked with rows in flight
     REVOKED_AFTER = "revoked.after"
     LOST_BEFORE = "lost.before"
     SOURCE_CLOSED = "source-closed"

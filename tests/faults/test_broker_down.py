@@ -141,7 +141,7 @@ def test_a_worker_that_is_stopped_while_the_broker_is_away_publishes_and_ends_in
     partition = TopicPartition(settings.topic, 0)
     send(settings, [b"g"] * 10)
     with Worker(settings, local_log(tmp_path, "worker-0"), segment_max_age_s=3600) as worker:
-        wait_until(lambda: worker.decoded == 10, 30, "rows in hand")
+        wait_until(lambda: worker.decoded == 10, 30, "rows in flight")
         own_kafka.kill()
         started = time.monotonic()
         worker.stop()

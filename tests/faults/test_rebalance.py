@@ -103,7 +103,7 @@ def test_rows_in_hand_of_a_member_that_is_thrown_out_are_dropped_and_read_again(
     send(settings, [b"g"] * 10)
     log = local_log(tmp_path, "worker-0")
     with Worker(settings, log, segment_max_age_s=3600) as worker:
-        wait_until(lambda: worker.decoded == 10, 30, "rows in hand")
+        wait_until(lambda: worker.decoded == 10, 30, "rows in flight")
         remove_member(settings, "worker-0")
         wait_until(lambda: worker.decoded == 20, 30, "the same messages again")
         assert end_of(tmp_path, partition) == 0

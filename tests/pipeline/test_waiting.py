@@ -281,7 +281,7 @@ def test_a_chain_that_is_broken_is_not_waited_for(
 
 
 def test_memory_is_bounded_while_a_disk_fails(bench: Bench) -> None:
-    """What is read is what may be in hand, and what one segment and one poll add to it."""
+    """What is read is what may be in flight, and what one segment and one poll add to it."""
     bench.max_in_hand_images = 20
     fill(bench, 5_000)
     script = Script(
@@ -302,7 +302,7 @@ def test_memory_is_bounded_while_a_disk_fails(bench: Bench) -> None:
 
 
 def test_failed_images_that_wait_for_their_segment_count_as_in_hand(bench: Bench) -> None:
-    """Each takes a byte of payload here, and half of what may be in hand is enough to stay paused.
+    """Each takes a byte of payload here, and half of what may be in flight keeps it paused.
 
     The segment is not due before all 500 could have been read.
     """

@@ -48,7 +48,7 @@ class Worker:
         log: Where it publishes.
         name: The static member's name.
         dead_letters: Where bad rows go.
-        segment_max_age_s: How long rows are in hand before they are published, at most.
+        segment_max_age_s: How long rows are in flight before they are published, at most.
         revoke_deadline_s: How long a revocation may take.
     """
 

@@ -62,13 +62,10 @@ def verify(
     offsets, files that do not belong there. What the last segment of a partition holds is covered
     by no other file: see `ChainHead`.
 
-    Args:
-        store: Where the log lies.
-        deep: Also read every value, with page checksums, and compare the rows with the digests
-            that were taken when they were published, with the footer, and with each other.
-        topic: Only this topic.
-        clock: To wait while files change; the machine's own without it.
-        advance: Told how many files have been read, of how many (None while unknown).
+    ``deep`` also reads every value, with page checksums, and compares the rows with the digests
+    that were taken when they were published, with the footer, and with each other. The clock waits
+    while files change. ``advance`` is told how many files have been read, of how many (None while
+    unknown).
 
     Raises:
         LogRootError: There is no folder at the root.
