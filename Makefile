@@ -37,7 +37,7 @@ test: check
 	$(PYTEST) -n 2 -m "not slow"
 
 test-slow: setup
-	$(PYTEST) -n 3 -m slow
+	$(PYTEST) -n 2 -m slow
 
 # Exact versions and hashes, for development and for images.
 lock: setup

@@ -28,7 +28,8 @@ from tests.support.waiting import wait_until
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 BEFORE, OOD, AFTER = 700, 450, 600
-RATE = 150.0
+RATE = 75.0
+"""Images a second: the stream must outlast a coordinator's restart on a busy machine."""
 WINDOW = 200
 
 
