@@ -7,9 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
-# Processes beside each other; tests/conftest.py says what each of them has of its own. The slow
-# tests wait for time-outs most of their time, so one more of them finds room on two cores.
-PYTEST := $(BIN)/pytest --dist loadgroup
+# Two processes beside each other; tests/conftest.py says what each of them has of its own.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
 
 .PHONY: demo test test-slow check setup lock clean
 
@@ -34,10 +33,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: check
-	$(PYTEST) -n 2 -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(PYTEST) -n 2 -m slow
+	$(PYTEST) -m slow
 
 # Exact versions and hashes, for development and for images.
 lock: setup
