@@ -198,24 +198,23 @@ class WorkerLine:
         The loser of a race drops its rows, adopts the winner's segments, and goes on behind them.
         """
         ready = [one for one in partitions if self._waiting.may_try(one.name)]
-        failed = {
-            one.partition.name: one.cause
-            for one in self._publisher.checkpoint(
-                ready,
-                Deadline(self._clock, DEAD_LETTER_TIMEOUT_S),
-                self._source.commit,
-                dead_letters_at_least_s=DEAD_LETTER_AT_LEAST_S,
-            )
-        }
-        for partition in ready:
-            cause = failed.get(partition.name)
+        failures: dict[TopicPartition, Unavailable] = {}
+        for one in self._publisher.checkpoint(
+            ready,
+            Deadline(self._clock, DEAD_LETTER_TIMEOUT_S),
+            self._source.commit,
+            dead_letters_at_least_s=DEAD_LETTER_AT_LEAST_S,
+        ):
+            if isinstance(one.cause, Unavailable):
+                failures[one.partition.name] = one.cause
+                continue
             try:
-                if isinstance(cause, Unavailable):
-                    raise cause
-                if cause is not None:
-                    self._adopt_winner(partition, cause)
+                self._adopt_winner(one.partition, one.cause)
             except Unavailable as unavailable:
-                self._waiting.failed(partition.name, unavailable)
+                failures[one.partition.name] = unavailable
+        for partition in ready:
+            if (failure := failures.get(partition.name)) is not None:
+                self._waiting.failed(partition.name, failure)
             else:
                 self._waiting.over(partition.name)
 
