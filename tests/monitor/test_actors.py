@@ -159,8 +159,7 @@ def test_a_worker_without_room_is_not_placed_and_ends_when_it_is_told_to_stop(
     cluster_of: MakeCluster,
 ) -> None:
     (first,) = _started(cluster_of(_settings("roomy", torch_threads=CPUS, num_gpus=0)), 1)
-    _place(first)
-    assert first.placed()
+    wait_until(first.placed, 120, "the place of a worker that has room")
     (late,) = _started(cluster_of(_settings("roomless", num_gpus=0)), 1)
     assert not late.placed()
     late.stop()
