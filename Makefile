@@ -7,8 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
-# Two processes beside each other; tests/conftest.py says what each of them has of its own.
-PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+# Three processes beside each other, one of which mostly waits for Ray; tests/conftest.py says what
+# each of them has of its own.
+PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
+# The tests start hundreds of processes. None is to compile what another one has compiled.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow check setup lock clean
 

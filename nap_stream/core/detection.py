@@ -129,7 +129,7 @@ def window_firing_limit(plan: DetectionPlan, records: int) -> int:
 def window_step(plan: DetectionPlan, records: int) -> int:
     """Give the first step of the grid, from 0, whose size is at least ``records``."""
     step = 0
-    while _window_size(plan, step) < records:
+    while window_size(plan, step) < records:
         step += 1
     return step
 
@@ -145,7 +145,7 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
 
     ``step`` is from `window_step`; the second limit is at most the first.
     """
-    smaller = _window_size(plan, max(0, step - 1))
+    smaller = window_size(plan, max(0, step - 1))
     firing = _firing_limit(plan, step)
     resolving, _ = highest_flag_limit(smaller, plan.resolve_laws, plan.resolve_probability)
     return firing, min(firing, resolving)
@@ -154,10 +154,11 @@ def step_limits(plan: DetectionPlan, step: int) -> tuple[int, int]:
 def _firing_limit(plan: DetectionPlan, step: int) -> int:
     share = _USUAL_SHARE if step <= 1 else (1 - 2 * _USUAL_SHARE) / 2 ** (step - 1)
     run_length = plan.detector_run_length / share
-    return scan_limit(_window_size(plan, step), plan.flag_rate, run_length)
+    return scan_limit(window_size(plan, step), plan.flag_rate, run_length)
 
 
-def _window_size(plan: DetectionPlan, step: int) -> int:
+def window_size(plan: DetectionPlan, step: int) -> int:
+    """Give the records at a step of the grid of window sizes; step 0 is the configured size."""
     return math.ceil(plan.window_records * WINDOW_STEP**step)
 
 

@@ -15,7 +15,12 @@ from scipy.stats import chi2
 
 from nap_stream.clock import Progress
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.detection import WINDOW_STEP, DetectionPlan, window_firing_limit
+from nap_stream.core.detection import (
+    DetectionPlan,
+    window_firing_limit,
+    window_size,
+    window_step,
+)
 from nap_stream.core.sequential import (
     Bets,
     bets_against,
@@ -145,7 +150,8 @@ def window_alarms(
     are those of `stream_alarms`.
     """
     size = plans[0].window_records
-    sizes = _grid(size, int(size + records.max()))
+    last_step = window_step(plans[0], int(size + records.max()))
+    sizes = [window_size(plans[0], step) for step in range(last_step + 1)]
     limits = np.array([[window_firing_limit(plan, n) for n in sizes] for plan in plans])
     at = np.full((len(plans), len(records)), np.inf)
     for stream, (n, x) in enumerate(zip(records, flagged, strict=True)):
@@ -180,14 +186,6 @@ class _Sequential:
 
     def result(self) -> FirstAlarms:
         return FirstAlarms(self._at, self._watched)
-
-
-def _grid(size: int, largest: int) -> list[int]:
-    """The sizes at whose ends the window's limit changes, up to one that holds the largest."""
-    sizes = [size]
-    while sizes[-1] < largest:
-        sizes.append(math.ceil(sizes[-1] * WINDOW_STEP))
-    return sizes
 
 
 PANES = 2_000

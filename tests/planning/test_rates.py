@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -99,6 +99,7 @@ def test_first_alarms_are_those_of_the_monitor(rate: float) -> None:
     st.lists(st.tuples(st.integers(1, 70), st.floats(0, 1)), min_size=1, max_size=30),
     st.integers(1, 60),
 )
+@example([(62, 0.1875)], 55)  # the grid is 55, 58, 61, 64: no step is of the one before, rounded
 def test_the_window_rolls_as_the_monitors_does(
     panes: list[tuple[int, float]], window_records: int
 ) -> None:

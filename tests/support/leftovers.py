@@ -3,6 +3,9 @@
 A fixture that stops what it has started does not run where a time-out or a signal ends the process
 of the tests. So a watcher outlives that process by a moment: it reads a pipe whose other end only
 that process holds, and at its end kills everything with the process's mark in its environment.
+
+Ray's agents and workers write their title over their environment. They are known by the files that
+they hold open in Ray's folder. An agent that outlives its cluster uses a whole core for a minute.
 """
 
 import os
@@ -52,26 +55,55 @@ def marked(name: str, value: str) -> list[int]:
 def kill_marked(name: str, value: str) -> None:
     """Kill them all, and what they start meanwhile."""
     while pids := marked(name, value):
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(pids)
+
+
+def holders(folder: Path) -> list[int]:
+    """Living processes, but this one, that hold a file of this folder open."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            if any(_leads_into(link, folder) for link in (entry / "fd").iterdir()):
+                found.append(int(entry.name))
+    return found
 
 
 @contextmanager
 def short_folder() -> Iterator[Path]:
-    """A folder with a path that is short enough for Ray's sockets."""
+    """A folder with a path that is short enough for Ray's sockets; its users are gone after it."""
     folder = Path(tempfile.mkdtemp(prefix=f"ns-{os.environ[OWNER]}-", dir=_TEMPORARY))
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(folder)
+    except OSError:
+        return False  # closed meanwhile
+
+
+def _clear(folder: Path) -> None:
+    while pids := holders(folder):
+        _kill(pids)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _watch(mark: str) -> None:
     sys.stdin.read()
     kill_marked(OWNER, mark)
     for folder in _TEMPORARY.glob(f"ns-{mark}-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
 
 
 if __name__ == "__main__":
