@@ -13,7 +13,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
 # The tests start hundreds of processes. None is to compile what another one has compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-slow check setup lock clean
+.PHONY: demo test test-fast test-slow check setup lock clean
 
 setup: $(READY)
 
@@ -35,7 +35,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
+test: setup
+	@$(MAKE) --no-print-directory --jobs 2 check test-fast
+
+test-fast: setup
 	$(PYTEST) -m "not slow"
 
 test-slow: setup

@@ -1,8 +1,8 @@
 """How tests are shared out to processes, and the brokers and the S3 server that they use.
 
-`make test` and `make test-slow` share them out to a few processes. All that start Ray run in one of
-them, one after the other: they share a cluster, and two would take the machine from each other.
-Each process has brokers and a server of its own, started when the first test asks for one.
+`make test` and `make test-slow` share them out to a few processes. Each process has brokers, a Ray
+cluster and a server of its own, started when the first test asks for one. So tests that share what
+is slow to start form a group, which runs in one process, one after the other.
 """
 
 import os
@@ -36,8 +36,15 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        group = _group(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str | None:
+    if item.path.parent.name == "demo" and item.get_closest_marker("ray"):
+        return "demo"  # it starts Ray and its broker by itself
+    return next((name for name in ("ray", "kafka") if item.get_closest_marker(name)), None)
 
 
 @pytest.fixture(scope="session")
