@@ -14,7 +14,7 @@ from typing import Any
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.alert_state import Reason, Transition
-from nap_stream.core.detection import window_limits
+from nap_stream.core.detection import window_firing_limit
 from nap_stream.core.panes import RollingWindow
 from nap_stream.demo.digits import BROKEN, CAMERA_HEADER, kind_of
 from nap_stream.drift.detectors import detection_plan
@@ -75,7 +75,7 @@ def ood_history(
         flags = [bool(image.is_ood) for image in pane]
         state = window.push(start_ms, len(flags), sum(flags))
         if window.is_full:
-            limit, _ = window_limits(plan, state.records)
+            limit = window_firing_limit(plan, state.records)
             points.append(HistoryPoint(state.end_ms, state.fraction, limit / state.records))
     return points
 

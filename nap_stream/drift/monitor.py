@@ -117,8 +117,7 @@ class DriftMonitor:
     ) -> None:
         self.plan, self.settings, self._clock = plan, settings, clock
         self._drift, self._alerts = drift, alerts = settings.drift, settings.alerts
-        one_per_pane = drift.keys is not None and drift.keys.one_per_pane
-        self._buffer = PaneBuffer(drift.pane_ms, one_per_pane=one_per_pane)
+        self._buffer = PaneBuffer(drift.pane_ms, one_per_pane=drift.one_per_pane)
         self._known: dict[TopicPartition, KnownPartition] = {}
         self._firing: Firing | None = None
         self._implausible_timestamps = 0

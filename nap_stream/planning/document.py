@@ -91,14 +91,14 @@ def _best(best: BestWindow) -> dict[str, Any] | None:
 
 
 def _stretch(findings: Findings) -> dict[str, Any]:
-    stretch = findings.stretch
+    series = findings.series
     return {
         "topic": findings.recorded.topic,
-        "from_ms": stretch.first_ms,
-        "to_ms": stretch.last_ms,
-        "records": stretch.records,
-        "panes": len(stretch.panes),
-        "keys": len(stretch.keys),
+        "from_ms": series.first_ms,
+        "to_ms": series.last_ms,
+        "records": series.records,
+        "panes": len(series.panes),
+        "keys": len(series.keys),
         "records_of_other_calibrations": findings.recorded.other_calibrations,
         "contradicting_records": findings.recorded.contradicting,
         "flag_rate": _share(findings.flag_rate),

@@ -77,19 +77,19 @@ class Findings:
     rates: tuple[RealRate, ...]
 
     @property
-    def stretch(self) -> RecordedSeries:
+    def series(self) -> RecordedSeries:
         """What was recorded."""
-        return self.recorded.stretch
+        return self.recorded.series
 
     @property
     def block_records(self) -> float:
         """Records of a block, on average."""
-        return self.block_panes * self.stretch.records / len(self.stretch.panes)
+        return self.block_panes * self.series.records / len(self.series.panes)
 
     @property
     def pane_distance_ms(self) -> float:
         """From one pane that holds records to the next, the median, in milliseconds."""
-        return float(np.median(np.diff(self.stretch.panes.start_ms)))
+        return float(np.median(np.diff(self.series.panes.start_ms)))
 
     @property
     def is_too_even(self) -> bool:
@@ -121,10 +121,10 @@ def find(
     ``streams`` are put together from the stretch to estimate the real rates of false alarms; 0
     leaves these out.
     """
-    stretch, plan = recorded.stretch, request.plan
-    panes, rate = stretch.panes, stretch.flagged / stretch.records
-    mean_records = stretch.records / len(panes)
-    dependence = dependence_of(_surplus(stretch))
+    series, plan = recorded.series, request.plan
+    panes, rate = series.panes, series.flagged / series.records
+    mean_records = series.records / len(panes)
+    dependence = dependence_of(_surplus(series))
     block = dependence.block
     if block_records is not None:
         block = min(len(panes), math.ceil(block_records / mean_records))
@@ -132,17 +132,17 @@ def find(
     hits = np.column_stack((panes.flagged, tail_counts(panes.bins, events)))
     shares = resampled_shares(panes.records, hits, block, np.random.default_rng([seed, 0]))
     allowed = [plan.flag_rate, *(highest for _, highest in plan.tail_rates)]
-    values = hits.sum(axis=0) / stretch.records
+    values = hits.sum(axis=0) / series.records
     levels = [CONFIDENCE, *([1 - (1 - CONFIDENCE) / max(1, len(events))] * len(events))]
     found = [
         _share(float(value), shares[:, column], level, limit)
         for column, (value, level, limit) in enumerate(zip(values, levels, allowed, strict=True))
     ]
     effect = _design_effect(dependence, mean_records, rate)
-    high_keys = _high_keys(stretch, plan.flag_rate, max(1.0, effect))
+    high_keys = _high_keys(series, plan.flag_rate, max(1.0, effect))
     rates: tuple[RealRate, ...] = ()
     if streams:
-        rates = real_rates(stretch, plan, block=block, streams=streams, seed=seed, advance=advance)
+        rates = real_rates(series, plan, block=block, streams=streams, seed=seed, advance=advance)
     return Findings(
         recorded=recorded,
         flag_rate=found[0],
@@ -162,10 +162,10 @@ def find(
     )
 
 
-def _surplus(stretch: RecordedSeries) -> NDArray[np.float64]:
+def _surplus(series: RecordedSeries) -> NDArray[np.float64]:
     """Flags of each pane beyond its due, float64 (P,): exactly 0 where all have the same share."""
-    due = stretch.flagged * stretch.panes.records
-    return (stretch.panes.flagged * stretch.records - due) / stretch.records
+    due = series.flagged * series.panes.records
+    return (series.panes.flagged * series.records - due) / series.records
 
 
 def _share(value: float, resampled: NDArray[np.float64], level: float, allowed: float) -> Share:
@@ -179,19 +179,19 @@ def _design_effect(dependence: Dependence, mean_records: float, rate: float) -> 
     return dependence.long_run_variance / binomial if binomial > 0 else 1.0
 
 
-def _high_keys(stretch: RecordedSeries, highest: float, effect: float) -> tuple[KeyRate, ...]:
+def _high_keys(series: RecordedSeries, highest: float, effect: float) -> tuple[KeyRate, ...]:
     """Keys with more flags than chance explains, the highest rate first.
 
     By the binomial test of as many records as theirs are worth, at a level shared by all keys.
     """
-    records, flagged = stretch.key_counts()
+    records, flagged = series.key_counts()
     if not len(records):
         return ()
     worth, hits = np.floor(records / effect), np.floor(flagged / effect)
     chance = binom.sf(hits - 1, worth, highest)
     found = np.flatnonzero(chance <= _KEY_LEVEL / len(records))
     rates = [
-        KeyRate(stretch.keys[number], int(records[number]), int(flagged[number]))
+        KeyRate(series.keys[number], int(records[number]), int(flagged[number]))
         for number in found.tolist()
     ]
     return tuple(sorted(rates, key=lambda each: (-each.flagged / each.records, each.key)))
@@ -345,7 +345,7 @@ def _of_false_alarms(findings: Findings) -> Iterator[Warned]:
 
 def _of_the_window(request: PlanRequest, findings: Findings) -> Iterator[Warned]:
     window = request.plan.window_records
-    watched = PANES * findings.stretch.records / len(findings.stretch.panes)
+    watched = PANES * findings.series.records / len(findings.series.panes)
     if findings.rates and window > watched:
         yield Warned(
             "window-not-full",

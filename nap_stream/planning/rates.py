@@ -226,7 +226,7 @@ class RealRate:
 
 
 def real_rates(
-    stretch: RecordedSeries,
+    recorded: RecordedSeries,
     plan: DetectionPlan,
     *,
     block: int,
@@ -243,8 +243,8 @@ def real_rates(
     generator = np.random.default_rng(seed)
     run_lengths = sorted({*SHORT_RUN_LENGTHS, plan.run_length})
     plans = [with_run_length(plan, run_length) for run_length in run_lengths]
-    counter = _Counter(panes * (4 if stretch.keys else 2), advance)
-    series = stretch.panes
+    counter = _Counter(panes * (4 if recorded.keys else 2), advance)
+    series = recorded.panes
     places = block_places(len(series), block, (streams, panes), generator)
     shares = cell_shares(series)
     found = stream_alarms(plans, _taken(series, places), counter.tick)
@@ -257,10 +257,10 @@ def real_rates(
     ]
     if found.scores is not None and reference.scores is not None:
         pairs.append((Detector.SCORE_SHIFT.value, found.scores, reference.scores))
-    if stretch.keys:
-        places = _key_places(stretch, block, (streams, panes), generator)
-        keyed = key_alarms(plans, _taken(stretch.by_key, places), counter.tick)
-        shuffled = _independent(stretch.by_key.records, places, shares, generator)
+    if recorded.keys:
+        places = _key_places(recorded, block, (streams, panes), generator)
+        keyed = key_alarms(plans, _taken(recorded.by_key, places), counter.tick)
+        shuffled = _independent(recorded.by_key.records, places, shares, generator)
         pairs.append((KEYS, keyed, key_alarms(plans, shuffled, counter.tick)))
     return tuple(
         RealRate(name, each.run_length, _promised(name, each), resampled, independent)
@@ -305,17 +305,17 @@ def cell_shares(series: PaneSeries) -> NDArray[np.float64]:
 
 
 def _key_places(
-    stretch: RecordedSeries, block: int, shape: tuple[int, int], generator: np.random.Generator
+    recorded: RecordedSeries, block: int, shape: tuple[int, int], generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Blocks of panes of single keys, each key drawn in proportion to its records.
 
     Of a new key for each block: a single key's own panes are too few to stand for its rate.
     """
-    records, _ = stretch.key_counts()
+    records, _ = recorded.key_counts()
     streams, panes = shape
     blocks = -(-panes // block)
     drawn = generator.choice(len(records), size=(streams, blocks), p=records / records.sum())
-    starts, lengths = stretch.key_start[drawn], np.diff(stretch.key_start)[drawn]
+    starts, lengths = recorded.key_start[drawn], np.diff(recorded.key_start)[drawn]
     first = generator.integers(lengths)
     within = (first[..., np.newaxis] + np.arange(block)) % lengths[..., np.newaxis]
     return (starts[..., np.newaxis] + within).reshape(streams, -1)[:, :panes]

@@ -12,7 +12,6 @@ from nap_stream.clock import Progress
 from nap_stream.core.panes import NO_KEY, PaneCounts, changes, count_panes, key_text
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
-from nap_stream.planning.request import is_thinned
 from nap_stream.records import Status
 from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
 from nap_stream.scored_log.stores.base import SegmentStore
@@ -155,7 +154,7 @@ class Recorded:
     ``first_contradicting`` says where one of them lies. They are counted as they are flagged.
     """
 
-    stretch: RecordedSeries
+    series: RecordedSeries
     topic: str
     other_calibrations: int
     contradicting: int = 0
@@ -221,8 +220,8 @@ def read_stretch(
         contradicting += rows.contradicting
         advance(number + 1, len(found))
     _require_enough(parts, store, facts.fingerprint, others)
-    stretch = merged(parts, drift.pane_ms, one_per_pane=is_thinned(drift))
-    return Recorded(stretch, topic, others, contradicting, first)
+    series = merged(parts, drift.pane_ms, one_per_pane=drift.one_per_pane)
+    return Recorded(series, topic, others, contradicting, first)
 
 
 def _only_topic(store: SegmentStore) -> str:
@@ -290,7 +289,7 @@ def _counted(rows: _Rows, drift: DriftSettings) -> PaneCounts:
         pane_ms=drift.pane_ms,
         keys=tuple(map(key_text, rows.keys)) if by_key else (NO_KEY,),
         key=np.concatenate([np.zeros(0, np.int64), *rows.key]) if by_key else None,
-        one_per_pane=is_thinned(drift),
+        one_per_pane=drift.one_per_pane,
     )
 
 

@@ -18,7 +18,7 @@ from nap_stream.files import publish
 from nap_stream.planning.expected import DetectorDelays, Expectation
 from nap_stream.planning.findings import Findings, Share
 from nap_stream.planning.rates import ANY, KEYS, AlarmCount, RealRate
-from nap_stream.planning.request import PlanRequest, count, duration, factor, is_thinned
+from nap_stream.planning.request import PlanRequest, count, factor, in_largest_unit
 from nap_stream.text import percent
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def delay_words(delay: Delay, records_per_second: float | None) -> str:
         words = f"median {words}\n{share} {within}"
     if records_per_second is None:
         return words
-    return f"{words}\n{duration(delay.typical / records_per_second)}"
+    return f"{words}\n{in_largest_unit(delay.typical / records_per_second)}"
 
 
 def bars(expectation: Expectation) -> Text:
@@ -159,7 +159,7 @@ def _add_times(axes: "Axes", records_per_second: float) -> None:
     beside.set_ylim(low, high)
     shown = [time for time in _TIMES_S if low <= time * records_per_second <= high]
     places = [time * records_per_second for time in shown]
-    beside.set_yticks(places, [duration(time) for time in shown], minor=False)
+    beside.set_yticks(places, [in_largest_unit(time) for time in shown], minor=False)
     beside.set_yticks([], minor=True)
     beside.set_ylabel(f"at {records_per_second:g} records a second")
 
@@ -287,12 +287,12 @@ def _remarks(request: PlanRequest, expectation: Expectation) -> Iterator[str]:
         "An alert waits besides until its segment is published (log.segment_max_age_s) and its "
         "pane is closed."
     )
-    if is_thinned(request.drift):
+    if request.drift.one_per_pane:
         yield "One record of each key counts in a pane: only such records are meant here."
     if request.records_per_second is None:
         yield "The rate of records is not known: panes are taken to be small, delays have no times."
     else:
-        yield f"No delay is shorter than a pane, {duration(request.drift.pane_ms / 1_000)}."
+        yield f"No delay is shorter than a pane, {in_largest_unit(request.drift.pane_ms / 1_000)}."
 
 
 _NAMES = {ANY: "any of the stream's", KEYS: "a single key's, its records"}
@@ -311,25 +311,25 @@ def render_findings(request: PlanRequest, findings: Findings) -> RenderableType:
             "One in so many records, until the first alarm of streams put together from blocks of "
             'the stretch, and of records drawn one by one; "over" where no alarm was seen. '
             "Intervals at 95 %, of that resampling alone: of alarms rarer than one in "
-            f"{count(findings.stretch.records)} records the stretch itself can tell little."
+            f"{count(findings.series.records)} records the stretch itself can tell little."
         ),
     )
 
 
 def _rows(request: PlanRequest, findings: Findings) -> Iterator[tuple[str, str]]:
-    stretch, found = findings.stretch, findings.flag_rate
+    series, found = findings.series, findings.flag_rate
     first, last = (
         datetime.fromtimestamp(ms / 1_000, UTC).isoformat(sep=" ", timespec="seconds")
-        for ms in (stretch.first_ms, stretch.last_ms)
+        for ms in (series.first_ms, series.last_ms)
     )
-    keys = f", {len(stretch.keys):,} keys" if stretch.keys else ""
-    yield "stretch", f"{stretch.records:,} records in {len(stretch.panes):,} panes{keys}"
+    keys = f", {len(series.keys):,} keys" if series.keys else ""
+    yield "stretch", f"{series.records:,} records in {len(series.panes):,} panes{keys}"
     yield "", f"{first} to {last}, topic {findings.recorded.topic}"
     yield "flag rate", f"{_interval(found)}; the calibration allows {percent(found.allowed)}"
     chosen = "chosen by the autocorrelation" if findings.automatic else "as asked for"
     seconds = findings.block_panes * findings.pane_distance_ms / 1_000
     size = f"{findings.block_panes:,} panes, {count(findings.block_records)} records"
-    yield "blocks", f"{size}, {duration(seconds)}; {chosen}"
+    yield "blocks", f"{size}, {in_largest_unit(seconds)}; {chosen}"
     effect, error = findings.design_effect, findings.design_effect * findings.effect_error
     yield "design effect", f"{effect:.3g} ± {error:.2g}: {_worth(request, findings)}"
 

@@ -44,7 +44,7 @@ def count(number: float) -> str:
     return f"{round(number, min(0, _DIGITS - digits)):,.0f}"
 
 
-def duration(seconds: float) -> str:
+def in_largest_unit(seconds: float) -> str:
     """A time in its largest unit, such as 2.6 min."""
     for size, name in _UNITS:
         if seconds >= 2 * size:
@@ -95,14 +95,9 @@ def ask(drift: DriftSettings, facts: CalibrationFacts, sides: Sides = Sides.ONE)
         ConfigError: See `nap_stream.drift.detectors.detection_plan`.
     """
     rate = None
-    if drift.expected_run_length is None and not is_thinned(drift):
+    if drift.expected_run_length is None and not drift.one_per_pane:
         rate = records_per_second(drift.false_alarms or DEFAULT_FALSE_ALARMS)
     return PlanRequest(drift, facts, detection_plan(drift, facts), rate, sides)
-
-
-def is_thinned(drift: DriftSettings) -> bool:
-    """Whether one record of each key counts in a pane."""
-    return drift.keys is not None and drift.keys.one_per_pane
 
 
 def with_changes(

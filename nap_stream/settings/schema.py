@@ -357,6 +357,11 @@ class DriftSettings(Section):
         return self
 
     @property
+    def one_per_pane(self) -> bool:
+        """Whether a key's first record alone counts in each pane."""
+        return self.keys is not None and self.keys.one_per_pane
+
+    @property
     def run_length(self) -> float:
         """The average run length between false alarms that is asked for, in records."""
         if self.expected_run_length is not None:

@@ -10,7 +10,7 @@ from nap_stream.core.panes import ClosedPane
 from nap_stream.drift.detectors import StreamDetectors
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect
 from nap_stream.planning.render import bars, delay_words, detector_name, drift_name
-from nap_stream.planning.request import PlanRequest, ask, count, duration, factor
+from nap_stream.planning.request import PlanRequest, ask, count, factor, in_largest_unit
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
 from nap_stream.text import percent
 from tests.planning.streams import calibration
@@ -181,7 +181,7 @@ def test_numbers_as_people_say_them() -> None:
         "130,000,000",
     ]
     assert [percent(share) for share in (0.0599, 0.05, 0.9999)] == ["5.99 %", "5 %", "100 %"]
-    assert [duration(s) for s in (1e-5, 0.2, 35.7, 153, 8_000, 300_000, 4e8)] == [
+    assert [in_largest_unit(s) for s in (1e-5, 0.2, 35.7, 153, 8_000, 300_000, 4e8)] == [
         "less than 1 ms",
         "0.2 s",
         "35.7 s",

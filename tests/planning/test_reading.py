@@ -38,11 +38,11 @@ def test_a_stretch_is_counted_in_the_monitors_panes(tmp_path: Path) -> None:
     found = read(tmp_path)
 
     assert (found.topic, found.other_calibrations) == ("cars", 0)
-    assert found.stretch.records == 1_500
-    assert found.stretch.flagged == int((p_values <= 0.05).sum())
-    assert found.stretch.panes.start_ms.tolist() == list(range(NOON_MS, NOON_MS + 30_000, 200))
-    assert set(found.stretch.panes.records.tolist()) == {10}
-    assert found.stretch.keys == ()
+    assert found.series.records == 1_500
+    assert found.series.flagged == int((p_values <= 0.05).sum())
+    assert found.series.panes.start_ms.tolist() == list(range(NOON_MS, NOON_MS + 30_000, 200))
+    assert set(found.series.panes.records.tolist()) == {10}
+    assert found.series.keys == ()
 
 
 def test_only_scored_rows_of_the_calibration_and_the_time_count(tmp_path: Path) -> None:
@@ -56,8 +56,8 @@ def test_only_scored_rows_of_the_calibration_and_the_time_count(tmp_path: Path) 
     found = read(tmp_path, selection)
     everything = read(tmp_path)
 
-    assert (found.stretch.records, found.other_calibrations) == (1_500, 0)
-    assert (everything.stretch.records, everything.other_calibrations) == (3_000, 500)
+    assert (found.series.records, found.other_calibrations) == (1_500, 0)
+    assert (everything.series.records, everything.other_calibrations) == (3_000, 500)
 
 
 def flagged_wrongly(record: ScoredRecord) -> ScoredRecord:
@@ -76,9 +76,9 @@ def test_flags_that_contradict_p_values_are_counted_and_placed(tmp_path: Path) -
     found = read(tmp_path)
 
     assert (found.contradicting, found.first_contradicting) == (3, "cars/1 offset 700")
-    assert found.stretch.records == 4_000
+    assert found.series.records == 4_000
     flags = [bool(each.scores and each.scores.is_ood) for each in (*recorded(1_000), *records)]
-    assert found.stretch.flagged == sum(flags)
+    assert found.series.flagged == sum(flags)
 
 
 def test_another_alpha_contradicts_the_flags(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_keys_are_told_apart_and_thinned(tmp_path: Path) -> None:
     drift = DriftSettings(pane_ms=400, keys=KeySettings())
     thinned = DriftSettings(pane_ms=400, keys=KeySettings(one_per_pane=True))
 
-    full, thin = read(tmp_path, drift=drift).stretch, read(tmp_path, drift=thinned).stretch
+    full, thin = read(tmp_path, drift=drift).series, read(tmp_path, drift=thinned).series
 
     assert full.keys == thin.keys == tuple(f"camera-{n}" for n in range(10))
     assert full.key_counts()[0].tolist() == [200] * 10
@@ -111,7 +111,7 @@ def test_partitions_come_together(tmp_path: Path) -> None:
     write_log(tmp_path, recorded(1_000), CALIBRATION)
     write_log(tmp_path, rows(independent(500).tolist(), partition=SECOND), CALIBRATION, SECOND)
 
-    stretch = read(tmp_path).stretch
+    stretch = read(tmp_path).series
 
     assert stretch.records == 1_500
     assert stretch.panes.records.tolist() == [20] * 50 + [10] * 50
@@ -124,7 +124,7 @@ def test_event_times_far_ahead_of_the_reading_count_as_that(tmp_path: Path) -> N
         tmp_path, [*records[:-1], dataclasses.replace(records[-1], origin=ahead)], CALIBRATION
     )
 
-    assert read(tmp_path).stretch.last_ms == NOON_MS + 1_000 * SPACING_MS
+    assert read(tmp_path).series.last_ms == NOON_MS + 1_000 * SPACING_MS
 
 
 def test_what_holds_too_little_is_refused(tmp_path: Path) -> None:
@@ -174,6 +174,6 @@ def test_a_stretch_that_is_too_long_is_refused(tmp_path: Path) -> None:
     write_log(tmp_path, recorded(1_000), CALIBRATION)
     write_log(tmp_path, rows(independent(500).tolist(), partition=SECOND), CALIBRATION, SECOND)
 
-    assert read(tmp_path, Selection(max_records=1_500)).stretch.records == 1_500
+    assert read(tmp_path, Selection(max_records=1_500)).series.records == 1_500
     with pytest.raises(ConfigError, match=r"more than 1,499 scored records.*--since and --until"):
         read(tmp_path, Selection(max_records=1_499))
