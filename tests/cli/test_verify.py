@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
@@ -29,7 +28,7 @@ from tests.scored_log.builders import (
     scored,
 )
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, send
+from tests.support.topics import administering, delete_before, new_settings, send
 
 MONITOR = """\
 kafka: {{topic: {topic}, group_id: {group}, bootstrap_servers: "{servers}", connect_timeout_s: 20}}
@@ -186,8 +185,7 @@ class Site:
     def commit(self, offsets: dict[int, int]) -> None:
         # A broker that is new has no coordinator at once; to ask for offsets waits for it.
         assert committed_offsets(self.settings) == {}
-        admin = self._admin()
-        try:
+        with administering(self.settings.bootstrap_servers) as admin:
             admin.alter_group_offsets(
                 self.settings.group_id,
                 {
@@ -195,18 +193,6 @@ class Site:
                     for number, offset in offsets.items()
                 },
             )
-        finally:
-            admin.close()
-
-    def delete_before(self, number: int, offset: int) -> None:
-        admin = self._admin()
-        try:
-            admin.delete_records({KafkaPartition(self.settings.topic, number): offset})
-        finally:
-            admin.close()
-
-    def _admin(self) -> Any:
-        return KafkaAdminClient(bootstrap_servers=list(self.settings.bootstrap_servers))
 
 
 @pytest.fixture
@@ -221,7 +207,7 @@ def test_against_a_broker_that_agrees(nap: Call, site: Site) -> None:
     for number, end in enumerate((4, 3, 2)):
         site.chain(number, end, topic_id=topic_id)
     site.commit({0: 4, 1: 1})
-    site.delete_before(2, 3)
+    delete_before(site.settings, 3, partition=2)
 
     ended = nap("verify", "--config", site.config, "--against-broker")
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kafka import KafkaAdminClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from nap_stream.demo.produce import produce
@@ -23,7 +22,7 @@ from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.processes import Program
 from tests.support.log_files import read_footer
-from tests.support.topics import describe_group, new_settings, read_all
+from tests.support.topics import committed_offsets, describe_group, new_settings, read_all
 from tests.support.waiting import wait_until
 
 PROJECT = Path(__file__).parents[2]
@@ -118,10 +117,7 @@ class Monitor:
 
     def committed(self) -> dict[int, int]:
         """The offsets that the group has committed, by partition."""
-        group = self.kafka.group_id
-        with _Admin(self.kafka) as admin:
-            found = admin.list_group_offsets([group])[group]
-        return {partition.partition: value.offset for partition, value in found.items()}
+        return committed_offsets(self.kafka)
 
     def group(self) -> dict[str, Any]:
         """The consumer group as the broker describes it."""
@@ -220,17 +216,3 @@ def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
-
-
-class _Admin:
-    """kafka-python's admin client, closed at the end."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-
-    def __enter__(self) -> Any:
-        self._client = KafkaAdminClient(bootstrap_servers=list(self._settings.bootstrap_servers))
-        return self._client
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()

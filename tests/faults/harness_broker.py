@@ -1,6 +1,5 @@
 """What a run asks of the broker, over connections that stay open for many runs."""
 
-import uuid
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,7 +7,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, errors
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.settings.schema import KafkaSettings
-from tests.support.waiting import wait_until
+from tests.support.topics import read_topic, settings_without_topic
 
 
 class Broker:
@@ -30,18 +29,11 @@ class Broker:
 
     def new_topic(self, partitions: int, session_timeout_s: float) -> tuple[KafkaSettings, str]:
         """Settings of a topic and a group that are new, and the name of its dead-letter topic."""
-        name = f"f-{uuid.uuid4().hex[:12]}"
-        dead_letters = f"{name}-dead"
+        settings = settings_without_topic(self.bootstrap, session_timeout_s=session_timeout_s)
+        dead_letters = f"{settings.topic}-dead"
         self._admin.create_topics(
-            {name: {"num_partitions": partitions}, dead_letters: {"num_partitions": 1}},
+            {settings.topic: {"num_partitions": partitions}, dead_letters: {"num_partitions": 1}},
             wait_for_metadata=True,
-        )
-        settings = KafkaSettings(
-            bootstrap_servers=(self.bootstrap,),
-            topic=name,
-            group_id=f"group-of-{name}",
-            session_timeout_s=session_timeout_s,
-            connect_timeout_s=20,
         )
         return settings, dead_letters
 
@@ -79,22 +71,12 @@ class Broker:
 
     def dead_letters(self, topic: str) -> set[tuple[int, int, int]]:
         """(partition, offset, index) of every dead letter."""
-        only = KafkaPartition(topic, 0)
-        self._consumer.assign([only])
-        self._consumer.seek(only, 0)
-        end = self._consumer.end_offsets([only])[only]
         found: set[tuple[int, int, int]] = set()
-
-        def at_end() -> bool:
-            for record in self._consumer.poll(200).get(only, ()):
-                headers = dict(record.headers)
-                place = (headers[f"nap-stream-{part}"] for part in ("partition", "offset", "index"))
-                partition, offset, index = (int(value) for value in place)
-                found.add((partition, offset, index))
-            return bool(self._consumer.position(only) >= end)
-
-        wait_until(at_end, 30, f"{end} dead letters")
-        self._consumer.unsubscribe()
+        for record in read_topic(self._consumer, topic):
+            headers = dict(record.headers)
+            place = (headers[f"nap-stream-{part}"] for part in ("partition", "offset", "index"))
+            partition, offset, index = (int(value) for value in place)
+            found.add((partition, offset, index))
         return found
 
     def close(self) -> None:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, errors
+from kafka import errors
 from kafka.protocol.admin import ElectionType
 
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import Stream, require_each_offset_once, rows_in_log
-from tests.support.topics import committed_offsets, new_settings
+from tests.support.topics import administering, committed_offsets, new_settings
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -38,21 +38,16 @@ class Cluster:
 
     def leaders(self, topic: str) -> dict[int, int]:
         """The node that leads each partition; none where a broker that is gone was asked."""
-        admin = KafkaAdminClient(bootstrap_servers=self.first.bootstrap)
-        try:
-            (found,) = admin.describe_topics([topic])
-        except errors.KafkaConnectionError:
-            return {}
-        finally:
-            admin.close()
+        with administering(self.first.bootstrap) as admin:
+            try:
+                (found,) = admin.describe_topics([topic])
+            except errors.KafkaConnectionError:
+                return {}
         return {part["partition_index"]: part["leader_id"] for part in found["partitions"]}
 
     def move_leaders_back(self) -> None:
-        admin = KafkaAdminClient(bootstrap_servers=self.first.bootstrap)
-        try:
+        with administering(self.first.bootstrap) as admin:
             admin.elect_leaders(ElectionType.PREFERRED, raise_errors=False)
-        finally:
-            admin.close()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from nap_stream.source.kafka import KafkaSource
 from tests.dead_letter.test_contract import failed
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ACCESS_CONTROL, SASL_PASSWORD, SASL_USER, ApacheKafka
-from tests.support.topics import new_settings, send
+from tests.support.topics import administering, new_settings, send
 
 pytestmark = pytest.mark.kafka
 
@@ -35,9 +35,8 @@ def strict_kafka(
 
 @pytest.fixture
 def admin(strict_kafka: ApacheKafka) -> Iterator[KafkaAdminClient]:
-    client = KafkaAdminClient(bootstrap_servers=strict_kafka.bootstrap)
-    yield client
-    client.close()
+    with administering(strict_kafka.bootstrap) as client:
+        yield client
 
 
 @pytest.fixture

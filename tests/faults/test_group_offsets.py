@@ -1,11 +1,11 @@
 """The group's committed offsets are lost or changed, or retention has eaten what comes next."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
+from kafka import KafkaProducer
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
@@ -16,7 +16,7 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import offsets_in_log, require_each_offset_once, rows_in_log
-from tests.support.topics import committed_offsets, new_settings, send
+from tests.support.topics import administering, committed_offsets, delete_before, new_settings, send
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -34,30 +34,15 @@ def read_all_of(settings: KafkaSettings, root: Path, rows: int) -> None:
         worker.stop()
 
 
-def with_admin(
-    settings: KafkaSettings, do: Callable[[KafkaAdminClient, KafkaPartition], object]
-) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        do(admin, KafkaPartition(settings.topic, 0))
-    finally:
-        admin.close()
-
-
 def delete_group_offsets(settings: KafkaSettings) -> None:
-    with_admin(settings, lambda admin, p: admin.delete_group_offsets(settings.group_id, [p]))
+    with administering(settings.bootstrap_servers) as admin:
+        admin.delete_group_offsets(settings.group_id, [KafkaPartition(settings.topic, 0)])
 
 
 def reset_group_offset(settings: KafkaSettings, offset: int) -> None:
-    offsets = OffsetAndMetadata(offset, "", -1)
-    with_admin(
-        settings,
-        lambda admin, p: admin.alter_group_offsets(settings.group_id, {p: offsets}),
-    )
-
-
-def delete_before(settings: KafkaSettings, offset: int) -> None:
-    with_admin(settings, lambda admin, p: admin.delete_records({p: offset}))
+    offsets = {KafkaPartition(settings.topic, 0): OffsetAndMetadata(offset, "", -1)}
+    with administering(settings.bootstrap_servers) as admin:
+        admin.alter_group_offsets(settings.group_id, offsets)
 
 
 @pytest.mark.parametrize("change", ["deleted", "behind", "ahead"])

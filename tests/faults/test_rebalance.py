@@ -4,15 +4,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from kafka import KafkaAdminClient
-from kafka.admin import MemberToRemove
 
 from nap_stream.records import TopicPartition
-from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import Stream, require_each_offset_once, rows_in_log
-from tests.support.topics import committed_offsets, new_settings, send
+from tests.support.topics import committed_offsets, new_settings, remove_member, send
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -111,14 +108,6 @@ def test_rows_in_hand_of_a_member_that_is_thrown_out_are_dropped_and_read_again(
 
     require_each_offset_once(tmp_path, settings.topic, {partition: 10})
     assert committed_offsets(settings) == {0: 10}
-
-
-def remove_member(settings: KafkaSettings, name: str) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        admin.remove_group_members(settings.group_id, [MemberToRemove(group_instance_id=name)])
-    finally:
-        admin.close()
 
 
 def end_of(root: Path, partition: TopicPartition) -> int:

@@ -2,11 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-from kafka import KafkaAdminClient
-from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.errors import BrokerError, BrokerUnavailableError, OffsetRangeError
 from nap_stream.kafka.client import connect
@@ -15,7 +12,7 @@ from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import UNWATCHED_S, KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import new_settings, replace_topic, send
+from tests.support.topics import administering, delete_before, new_settings, replace_topic, send
 from tests.support.waiting import wait_until
 
 Open = Callable[..., KafkaSource]
@@ -270,20 +267,6 @@ def test_a_broker_that_is_down_is_named_when_the_deadline_has_passed() -> None:
         connect(settings)
 
 
-def delete_before(settings: KafkaSettings, offset: int) -> None:
-    with administering(settings) as admin:
-        admin.delete_records({KafkaPartition(settings.topic, 0): offset})
-
-
 def add_partitions(settings: KafkaSettings, total: int) -> None:
-    with administering(settings) as admin:
+    with administering(settings.bootstrap_servers) as admin:
         admin.create_partitions({settings.topic: total})
-
-
-@contextmanager
-def administering(settings: KafkaSettings) -> Iterator[KafkaAdminClient]:
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        yield admin
-    finally:
-        admin.close()

@@ -3,15 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
-from kafka import KafkaAdminClient, KafkaProducer
-from kafka.admin import MemberToRemove
+from kafka import KafkaProducer
 
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import describe_group, new_settings, send
+from tests.support.topics import describe_group, new_settings, remove_member, send
 
 pytestmark = pytest.mark.kafka
 
@@ -82,13 +81,7 @@ def test_a_member_that_was_thrown_out_loses_its_partitions_and_comes_back(
     sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
 
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
-        admin.remove_group_members(
-            settings.group_id, [MemberToRemove(group_instance_id="worker-0")]
-        )
-    finally:
-        admin.close()
+    remove_member(settings, "worker-0")
 
     assert sources[0].commit({partition: 0}) is False
     poll_until(sources[0], lambda _found: len(listener.assignments) == 2)

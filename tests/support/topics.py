@@ -1,11 +1,12 @@
 """Topics and raw messages for tests, through kafka-python itself."""
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
-from kafka.admin import ConfigResource, ConfigResourceType
+from kafka.admin import ConfigResource, ConfigResourceType, MemberToRemove
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.kafka.client import create_topics
@@ -13,10 +14,10 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.support.waiting import wait_until
 
 
-def new_settings(bootstrap: str, *, partitions: int = 1, **changes: Any) -> KafkaSettings:
-    """Settings with a topic of their own, which exists, and a group of their own."""
+def settings_without_topic(bootstrap: str, **changes: Any) -> KafkaSettings:
+    """Settings with a topic of their own, which is not there yet, and a group of their own."""
     name = f"t-{uuid.uuid4().hex[:12]}"
-    settings = KafkaSettings(
+    return KafkaSettings(
         **{
             "bootstrap_servers": (bootstrap,),
             "topic": name,
@@ -25,8 +26,21 @@ def new_settings(bootstrap: str, *, partitions: int = 1, **changes: Any) -> Kafk
             **changes,
         }
     )
+
+
+def new_settings(bootstrap: str, *, partitions: int = 1, **changes: Any) -> KafkaSettings:
+    """Settings with a topic of their own, which exists, and a group of their own."""
+    settings = settings_without_topic(bootstrap, **changes)
     create_topics(settings, [settings.topic], partitions)
     return settings
+
+
+@contextmanager
+def administering(bootstrap_servers: str | Sequence[str]) -> Iterator[Any]:
+    """kafka-python's admin client, closed at the end."""
+    servers = [bootstrap_servers] if isinstance(bootstrap_servers, str) else [*bootstrap_servers]
+    with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
+        yield admin
 
 
 def send(
@@ -58,87 +72,104 @@ def send(
     return [(metadata.partition, metadata.offset) for metadata in found]
 
 
+def read_topic(
+    consumer: Any, topic: str, count: int | None = None, deadline_s: float = 30
+) -> list[Any]:
+    """A topic's records from its start until there are so many, or else up to its present end.
+
+    Args:
+        consumer: kafka-python's, which has nothing assigned before and after.
+        topic: It exists.
+        count: How many.
+        deadline_s: Fails where it takes longer.
+    """
+    numbers = sorted(consumer.partitions_for_topic(topic))
+    assert numbers, f"there is no topic {topic}"
+    partitions = [KafkaPartition(topic, number) for number in numbers]
+    consumer.assign(partitions)
+    for partition in partitions:
+        consumer.seek(partition, 0)
+    ends = consumer.end_offsets(partitions)
+    records: list[Any] = []
+
+    def done() -> bool:
+        for found in consumer.poll(200).values():
+            records.extend(found)
+        if count is not None:
+            return len(records) >= count
+        return all(consumer.position(partition) >= end for partition, end in ends.items())
+
+    wait_until(done, deadline_s, f"{'all' if count is None else count} records in {topic}")
+    consumer.unsubscribe()
+    return records
+
+
 def read_all(settings: KafkaSettings, topic: str, count: int, deadline_s: float = 30) -> list[Any]:
     """The first ``count`` records of a topic, as kafka-python gives them."""
+    with _consuming(settings) as consumer:
+        return read_topic(consumer, topic, count, deadline_s)
+
+
+def read_to_end(settings: KafkaSettings, topic: str) -> list[Any]:
+    """All records of a topic."""
+    with _consuming(settings) as consumer:
+        return read_topic(consumer, topic)
+
+
+@contextmanager
+def _consuming(settings: KafkaSettings) -> Iterator[Any]:
     consumer = KafkaConsumer(
         bootstrap_servers=list(settings.bootstrap_servers),
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
     )
-    records: list[Any] = []
-    try:
-        numbers = sorted(consumer.partitions_for_topic(topic))
-        consumer.assign([KafkaPartition(topic, number) for number in numbers])
-        consumer.seek_to_beginning()
-
-        def enough() -> bool:
-            for found in consumer.poll(200).values():
-                records.extend(found)
-            return len(records) >= count
-
-        wait_until(enough, deadline_s, f"{count} records in {topic}")
-    finally:
-        consumer.close()
-    return records
-
-
-def read_to_end(settings: KafkaSettings, topic: str) -> list[Any]:
-    """All records of a topic without transactions."""
-    consumer = KafkaConsumer(bootstrap_servers=list(settings.bootstrap_servers), group_id=None)
-    try:
-        numbers = consumer.partitions_for_topic(topic)
-        ends = consumer.end_offsets([KafkaPartition(topic, number) for number in numbers])
-    finally:
-        consumer.close()
-    return read_all(settings, topic, sum(ends.values()))
+    with closing(consumer):
+        yield consumer
 
 
 def replace_topic(settings: KafkaSettings, messages: int) -> None:
     """Delete the topic, and make one of the same name that has so many messages."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
+    with administering(settings.bootstrap_servers) as admin:
         admin.delete_topics([settings.topic])
-    finally:
-        admin.close()
 
     def gone() -> bool:
-        consumer = KafkaConsumer(bootstrap_servers=list(settings.bootstrap_servers), group_id=None)
-        try:
+        with _consuming(settings) as consumer:
             return settings.topic not in consumer.topics()
-        finally:
-            consumer.close()
 
     wait_until(gone, 30, "the topic to be gone")
     create_topics(settings, [settings.topic], 1)
     send(settings, [b"g"] * messages)
 
 
+def delete_before(settings: KafkaSettings, offset: int, partition: int = 0) -> None:
+    """Have the broker forget a partition's messages before an offset, as retention does."""
+    with administering(settings.bootstrap_servers) as admin:
+        admin.delete_records({KafkaPartition(settings.topic, partition): offset})
+
+
 def limit_messages(settings: KafkaSettings, max_message_bytes: int) -> None:
     """Have the broker refuse larger messages for the topic."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
     configs = {"max.message.bytes": str(max_message_bytes)}
-    try:
+    with administering(settings.bootstrap_servers) as admin:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, configs)])
-    finally:
-        admin.close()
 
 
 def describe_group(settings: KafkaSettings) -> dict[str, Any]:
     """Give the consumer group as the broker describes it."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
+    with administering(settings.bootstrap_servers) as admin:
         found: dict[str, Any] = admin.describe_groups([settings.group_id])[settings.group_id]
-    finally:
-        admin.close()
     return found
+
+
+def remove_member(settings: KafkaSettings, name: str) -> None:
+    """Throw a static member out of the consumer group."""
+    with administering(settings.bootstrap_servers) as admin:
+        admin.remove_group_members(settings.group_id, [MemberToRemove(group_instance_id=name)])
 
 
 def committed_offsets(settings: KafkaSettings) -> dict[int, int]:
     """The offsets that the group has committed, by partition."""
-    admin = KafkaAdminClient(bootstrap_servers=list(settings.bootstrap_servers))
-    try:
+    with administering(settings.bootstrap_servers) as admin:
         found = admin.list_group_offsets([settings.group_id])[settings.group_id]
-    finally:
-        admin.close()
     return {partition.partition: value.offset for partition, value in found.items()}
