@@ -12,7 +12,8 @@ from nap_stream.errors import ConfigError, InputDataError, TopicNotFoundError
 from nap_stream.image_files import ImageFile
 from nap_stream.records import DecodedImage, Message, TopicPartition
 from nap_stream.settings.schema import KafkaSettings, LimitSettings
-from tests.support.images import encoded, smooth_image, write_images
+from tests.support.image_bytes import encoded
+from tests.support.images import smooth_image, write_images
 from tests.support.topics import new_settings, read_all
 
 

@@ -10,7 +10,8 @@ from nap_stream.settings.load import load_settings
 from tests.e2e.monitor import PARTITIONS, Monitor, metrics_url, scrape
 from tests.e2e.processes import Program
 from tests.support.faulty_net import slow_down
-from tests.support.images import encoded, smooth_image
+from tests.support.image_bytes import encoded
+from tests.support.images import smooth_image
 from tests.support.memory import MIB, large_jpeg, memory_bound_bytes, rss_bytes
 from tests.support.topics import send
 from tests.support.waiting import wait_until

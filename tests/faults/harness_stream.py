@@ -11,8 +11,8 @@ from typing import Any
 from kafka import KafkaProducer
 
 from nap_stream.settings.schema import KafkaSettings
-from tests.support.image_bytes import ARROW_HEADERS, arrow_stream
-from tests.support.images import encoded, smooth_image
+from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded
+from tests.support.images import smooth_image
 
 Rows = dict[tuple[int, int, int], str | None]
 """SHA-256 of each image by (partition, offset, index); None where there are no bytes."""

@@ -20,7 +20,7 @@ def picture(width: int = 13, height: int = 9, seed: int = 0) -> Image.Image:
     return Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
 
 
-def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> bytes:
     """Encode an image as a file's bytes."""
     buffer = BytesIO()
     image.save(buffer, image_format, **options)

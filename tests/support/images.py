@@ -1,10 +1,11 @@
 """Real image files, made on the spot."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from tests.support.image_bytes import encoded
 
 SIDE = 16
 
@@ -23,13 +24,6 @@ def flat_image(seed: int) -> Image.Image:
     """
     colour = np.random.default_rng(seed).integers(0, 256, size=3, dtype=np.uint8)
     return Image.fromarray(np.broadcast_to(colour, (SIDE, SIDE, 3)).copy())
-
-
-def encoded(image: Image.Image, image_format: str = "JPEG") -> bytes:
-    """The image as a file's bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, image_format)
-    return buffer.getvalue()
 
 
 def write_images(folder: Path, count: int, *, first_seed: int = 0, flat: bool = False) -> Path:
