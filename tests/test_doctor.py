@@ -4,22 +4,18 @@ import pytest
 import torch
 
 from nap_stream import doctor
-from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.run import CalibrationRequest, calibrate
-from nap_stream.clock import SystemClock
-from nap_stream.core.conformal import Rule
 from nap_stream.doctor import Finding, Outcome, examine
 from nap_stream.kafka.client import topics_missing
 from nap_stream.settings.schema import (
     AlertSettings,
     DeadLetterSettings,
-    LimitSettings,
     ModelSettings,
     PreprocessingSettings,
     ScoringSettings,
     Settings,
 )
 from tests.support.images import write_images
+from tests.support.small_calibration import write_calibrated
 from tests.support.topics import new_settings
 
 
@@ -133,24 +129,13 @@ def _settings(broker: str, folder: Path, **kafka: float) -> Settings:
         factory="tests.support.tiny_net:build",
         preprocessing=PreprocessingSettings(resize=None, crop=16),
     )
-    request = CalibrationRequest(
-        model=model,
-        scoring=ScoringSettings(method="nap-energy"),
-        images=write_images(folder / "held-out", 30),
-        fit_images=None,
-        rule=Rule(0.1),
-        weight=0.4,
-        batch_size=16,
-        limits=LimitSettings(),
-    )
-    calibration = calibrate(request, device=torch.device("cpu"), clock=SystemClock())
-    write_calibration(calibration, folder / "calibration")
+    images = write_images(folder / "held-out", 30)
     return Settings.model_validate(
         {
             "kafka": {"bootstrap_servers": broker, "topic": "images", **kafka},
             "model": model.model_dump(),
             "scoring": {"method": "nap-energy"},
-            "calibration": folder / "calibration",
+            "calibration": write_calibrated(folder / "calibration", images, model=model),
             "log": {"root": folder / "log"},
         }
     )

@@ -12,16 +12,12 @@ import torch
 from torch import nn
 
 from nap_stream import OODScorer, load_settings
-from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.run import CalibrationRequest, calibrate
-from nap_stream.clock import ManualClock
 from nap_stream.core.conformal import Rule
 from nap_stream.ood_scorer import OODScores
-from nap_stream.settings.schema import LimitSettings, ScoringSettings
-from tests.support.image_bytes import encoded, picture
+from tests.support.image_bytes import picture
 from tests.support.ray_here import ray_here
+from tests.support.small_calibration import write_calibrated, write_images
 from tests.support.small_models import SIZE, by_name
-from tests.support.small_settings import CPU, small_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,29 +47,11 @@ def build_model() -> nn.Module:
     return by_name("SmallNet").eval()
 
 
-def write_images(folder: Path, count: int, first: int = 0) -> Path:
-    folder.mkdir()
-    for number in range(first, first + count):
-        data = encoded(picture(9 + number % 3, 9, seed=number), "PNG")
-        (folder / f"{number:04}.png").write_bytes(data)
-    return folder
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with a calibration."""
-    request = CalibrationRequest(
-        model=small_settings(),
-        scoring=ScoringSettings(method="nap-energy"),
-        images=write_images(tmp_path / "held-out", 19),
-        fit_images=None,
-        rule=Rule(alpha=0.2),
-        weight=0.5,
-        batch_size=8,
-        limits=LimitSettings(),
-    )
-    calibration = calibrate(request, device=CPU, clock=ManualClock(1_700_000_000_000))
-    write_calibration(calibration, tmp_path / "calibration")
+    images = write_images(tmp_path / "held-out", 19)
+    write_calibrated(tmp_path / "calibration", images, rule=Rule(alpha=0.2), weight=0.5)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -119,18 +97,18 @@ def ray_with_tests() -> Iterator[None]:
 # Ray Data warns of its own defaults.
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
 def test_scoring_with_ray_data(folder: Path) -> None:
-    write_images(folder / "incoming", 40, first=100)
+    write_images(folder / "incoming", 40, first_seed=100)
     _, python = snippets("docs/library.md", "python")
     exec(python, {"build_model": build_model})
 
     table = pq.read_table(folder / "scored").sort_by("path")
     assert table.column_names == ["path", "class_id", "ood_p_value", "is_ood", "score", "nap"]
     assert [Path(path).stem for path in table["path"].to_pylist()] == [
-        f"{number:04}" for number in range(100, 140)
+        f"{number:04}" for number in range(40)
     ]
     pixels = [
-        torch.from_numpy(np.array(picture(9 + number % 3, 9, seed=number))).permute(2, 0, 1)
-        for number in range(100, 140)
+        torch.from_numpy(np.array(picture(9 + number % 3, 9, seed=100 + number))).permute(2, 0, 1)
+        for number in range(40)
     ]
     expected = OODScorer(folder / "calibration", build_model)(pixels)
     assert table["is_ood"].to_pylist() == expected.is_ood.tolist()

@@ -12,13 +12,11 @@ from nap_stream.alert.sinks import LogAlertSink, open_sinks
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
 from nap_stream.settings.schema import (
-    AlertSettings,
     KafkaSettings,
-    LogSettings,
     Settings,
     WebhookSettings,
 )
-from tests.support.small_settings import small_settings
+from tests.support.summaries import settings
 from tests.support.topics import new_settings
 
 
@@ -77,14 +75,9 @@ def test_a_log_that_cannot_be_written_fails_nothing() -> None:
         structlog.configure(**before)
 
 
-def settings(kafka: KafkaSettings, **alerts: Any) -> Settings:
-    return Settings(
-        kafka=kafka,
-        model=small_settings(),
-        calibration=Path("calibration"),
-        log=LogSettings(root="log"),
-        alerts=AlertSettings(topic=kafka.topic, **alerts),
-    )
+def settings_of(kafka: KafkaSettings, **alerts: Any) -> Settings:
+    made = settings(alerts={"topic": kafka.topic, **alerts})
+    return made.model_copy(update={"kafka": kafka})
 
 
 @pytest.mark.embedded
@@ -93,7 +86,7 @@ def test_kafka_alone_or_with_what_is_configured(embedded: str) -> None:
     kafka = new_settings(embedded)
     named = []
     for alerts in ({}, {"log": True}, {"webhook": webhook}, {"log": True, "webhook": webhook}):
-        sinks = open_sinks(settings(kafka, **alerts), ManualClock())
+        sinks = open_sinks(settings_of(kafka, **alerts), ManualClock())
         named.append([sink.name for sink in sinks])
         for sink in sinks:
             sink.close()
@@ -118,6 +111,6 @@ def test_what_was_opened_is_closed_when_another_cannot_be(
     webhook = WebhookSettings(url="https://localhost/", ca_file=tmp_path / "empty.pem")
 
     with pytest.raises(ConfigError, match="ca_file"):
-        open_sinks(settings(KafkaSettings(topic="t"), log=True, webhook=webhook), ManualClock())
+        open_sinks(settings_of(KafkaSettings(topic="t"), log=True, webhook=webhook), ManualClock())
 
     assert Opened.closed == 1

@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nap_stream import OODScorer, ood_scorer
-from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.fit import FitPart
-from nap_stream.calibration.run import CalibrationRequest, calibrate
-from nap_stream.clock import ManualClock
 from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
 from nap_stream.ood_scorer import OODScores
-from nap_stream.settings.schema import LimitSettings, ScoringSettings
-from tests.support.image_bytes import encoded, picture
+from nap_stream.settings.schema import ScoringSettings
+from tests.support.image_bytes import picture
+from tests.support.small_calibration import write_calibrated, write_images
 from tests.support.small_models import (
     SIZE,
     CosineNet,
@@ -29,7 +28,7 @@ from tests.support.small_models import (
     TupleNet,
     by_name,
 )
-from tests.support.small_settings import CPU, PREPROCESSING, small_settings
+from tests.support.small_settings import PREPROCESSING, small_settings
 
 COUNT = 19
 
@@ -51,24 +50,14 @@ def make_artifact(
     folder: Path, network: str = "SmallNet", scoring: ScoringSettings = WITH_ASH, **changes: Any
 ) -> Path:
     """Calibrate one of the small networks on the images above."""
-    held_out = folder / "held-out"
-    held_out.mkdir(parents=True)
-    for number in range(COUNT):
-        data = encoded(picture(9 + number % 3, 9, seed=number), "PNG")
-        (held_out / f"{number:04}.png").write_bytes(data)
-    request = CalibrationRequest(
+    return write_calibrated(
+        folder / "calibration",
+        write_images(folder / "held-out", COUNT),
         model=small_settings(kwargs={"name": network}, **changes),
         scoring=scoring,
-        images=held_out,
-        fit_images=None,
         rule=Rule(alpha=0.2),
         weight=0.5,
-        batch_size=8,
-        limits=LimitSettings(),
     )
-    calibration = calibrate(request, device=CPU, clock=ManualClock(1_700_000_000_000))
-    write_calibration(calibration, folder / "calibration")
-    return folder / "calibration"
 
 
 def build_model() -> nn.Module:

@@ -25,7 +25,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import FeatureCache, Reader
-from nap_stream.calibration.run import CalibrationRequest, calibrate, choose_method
+from nap_stream.calibration.run import calibrate, choose_method
 from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import fuse
@@ -37,10 +37,9 @@ from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
-from tests.support.small_calibration import scorer_of, write_images
+from tests.support.small_calibration import calibration_request, scorer_of, write_images
 from tests.support.small_settings import CPU, load_small, small_settings
 
-FUSED = ScoringSettings(method="nap-energy")
 FEW = {"knn_k": 2, "fit_limit": 100}
 
 
@@ -71,20 +70,6 @@ def forward_passes(monkeypatch: pytest.MonkeyPatch) -> ForwardPasses:
     return passes
 
 
-def request_of(images: Path, **changes: Any) -> CalibrationRequest:
-    fields: dict[str, Any] = {
-        "model": small_settings(),
-        "scoring": FUSED,
-        "images": images,
-        "fit_images": None,
-        "rule": Rule(0.1),
-        "weight": 0.4 if "scoring" not in changes else None,
-        "batch_size": 8,
-        "limits": LimitSettings(),
-    }
-    return CalibrationRequest(**(fields | changes))
-
-
 def run(
     images: Path,
     *,
@@ -93,7 +78,7 @@ def run(
     **changes: Any,
 ) -> Calibration:
     clock = ManualClock(1_700_000_000_000)
-    request = request_of(images, **changes)
+    request = calibration_request(images, **changes)
     return calibrate(request, device=CPU, clock=clock, cache=cache, progress=progress)
 
 
@@ -136,7 +121,7 @@ def test_what_it_states(tmp_path: Path) -> None:
     low, high = calibration.flag_rate_interval
     assert 0 < low < 1 / 11 < high < 0.3
     require_fingerprint(calibration, loaded)
-    require_scoring(calibration, FUSED)
+    require_scoring(calibration, ScoringSettings(method="nap-energy"))
     assert document.model.preprocessing == loaded.preprocessing
     assert document.model.factory == small_settings().factory
     assert (document.images.source, document.images.undecodable) == ("held-out", 0)

@@ -4,15 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.run import CalibrationRequest, calibrate
-from nap_stream.clock import SystemClock
 from nap_stream.core.conformal import Rule
-from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.settings.schema import ModelSettings
 from tests.e2e.monitor import model_section
 from tests.support.images import write_images
+from tests.support.small_calibration import write_calibrated
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,10 @@ def faulty_net(folder: Path) -> Faulty:
 
 def calibrated(folder: Path, model: dict[str, Any]) -> Path:
     """The calibration of a net on 400 held-out smooth images."""
-    request = CalibrationRequest(
+    return write_calibrated(
+        folder / "artifact",
+        write_images(folder / "held-out", 400, first_seed=100_000),
         model=ModelSettings.model_validate(model),
-        scoring=ScoringSettings(method="nap-energy"),
-        images=write_images(folder / "held-out", 400, first_seed=100_000),
-        fit_images=None,
         rule=Rule(0.05),
-        weight=0.4,
         batch_size=32,
-        limits=LimitSettings(),
     )
-    found = calibrate(request, device=torch.device("cpu"), clock=SystemClock())
-    write_calibration(found, folder / "artifact", force=False)
-    return folder / "artifact"

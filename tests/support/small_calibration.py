@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import (
     Calibration,
     CalibrationDocument,
@@ -15,13 +16,16 @@ from nap_stream.calibration.calibration import (
     array_sha256,
 )
 from nap_stream.calibration.fit import ALWAYS, unfitted
+from nap_stream.calibration.run import CalibrationRequest, calibrate
+from nap_stream.clock import ManualClock
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.model.load import LoadedModel, OnePassScorer
 from nap_stream.model.sites import FeatureSite
-from nap_stream.settings.schema import PreprocessingSettings
+from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
+from tests.support.small_settings import CPU, small_settings
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -42,6 +46,29 @@ def write_images(folder: Path, count: int, *, first_seed: int = 0) -> Path:
     for index in range(count):
         data = encoded(picture(9 + index % 3, 9, seed=first_seed + index), "PNG")
         (folder / f"{index:04}.png").write_bytes(data)
+    return folder
+
+
+def calibration_request(images: Path, **changes: Any) -> CalibrationRequest:
+    """To calibrate on images: ``SmallNet`` and NAP with the energy, but for the changes."""
+    fields: dict[str, Any] = {
+        "model": small_settings(),
+        "scoring": ScoringSettings(method="nap-energy"),
+        "images": images,
+        "fit_images": None,
+        "rule": Rule(0.1),
+        "weight": 0.4 if "scoring" not in changes else None,
+        "batch_size": 8,
+        "limits": LimitSettings(),
+    }
+    return CalibrationRequest(**(fields | changes))
+
+
+def write_calibrated(folder: Path, images: Path, **changes: Any) -> Path:
+    """Calibrate as `calibration_request` says, and write the calibration to a folder."""
+    request = calibration_request(images, **changes)
+    found = calibrate(request, device=CPU, clock=ManualClock(1_700_000_000_000))
+    write_calibration(found, folder)
     return folder
 
 
