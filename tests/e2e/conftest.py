@@ -4,7 +4,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from nap_stream.demo.processes import free_port
 from tests.e2e.calibrated import Faulty, calibrated, faulty_net
 from tests.e2e.monitor import model_section
+from tests.e2e.on_ray import RayHead
 from tests.e2e.processes import Program
 from tests.support.faulty_net import clear
 from tests.support.leftovers import short_folder
@@ -23,15 +23,6 @@ RAY_ENVIRON = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",  # events of two workers differ by a word, and each one counts
 }
-
-
-@dataclass(frozen=True)
-class RayHead:
-    """A running head node, and the environment of programs that speak with it."""
-
-    address: str
-    dashboard: str
-    environ: dict[str, str]
 
 
 @pytest.fixture(scope="session")

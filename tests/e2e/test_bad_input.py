@@ -20,9 +20,8 @@ from nap_stream.errors import FingerprintMismatchError, GpuUnavailableError
 from nap_stream.monitor.worker import run_worker
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import Settings
-from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import model_section, new_monitor
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.on_ray import RayHead, start_run
 from tests.support.images import write_images
 
 FAILED, USAGE = 1, 2
@@ -226,13 +225,12 @@ def test_mistakes_that_show_on_the_cluster(
         "gpu": ({"worker": {"count": 2, "num_gpus": 1}}, ("need 2 GPUs", "has 0")),
         "other": ({"model": other}, ("calibration", "tests.support.tiny_net:build")),
     }
-    programs: dict[str, Program] = {}
+    programs = {}
     with contextlib.ExitStack() as stack:
         for name, (sections, _) in cases.items():
             monitor = new_monitor(embedded, tmp_path / name, calibration, **sections)
-            command = nap_stream("run", "--config", monitor.config, "--address", ray_head.address)
-            program = Program(command, tmp_path / f"{name}-run", ray_head.environ)
-            programs[name] = stack.enter_context(program)
+            run = start_run(monitor, ray_head, tmp_path / f"{name}-run")
+            programs[name] = stack.enter_context(run)
         for name, (_, names) in cases.items():
             program = programs[name]
             assert program.wait(120) == FAILED, program.tail

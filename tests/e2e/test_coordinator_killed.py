@@ -10,15 +10,8 @@ from typing import Any
 import pytest
 
 from nap_stream.demo.processes import free_port
-from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import (
-    Monitor,
-    metrics_url,
-    new_monitor,
-    producing,
-    scrape,
-    wait_for_assignments,
-)
+from tests.e2e.monitor import Monitor, metrics_url, new_monitor, producing, scrape
+from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, listener_pid, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -50,13 +43,8 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
     write_images(images / "2-ood", OOD, first_seed=BEFORE, flat=True)
     write_images(images / "3-after", AFTER, first_seed=BEFORE + OOD)
     total = BEFORE + OOD + AFTER
-    command = nap_stream(
-        *("run", "--config", monitor.config, "--address", ray_head.address),
-        *("--max-records", str(total)),
-    )
-    with Program(command, tmp_path / "run", ray_head.environ) as run:
+    with running(monitor, ray_head, tmp_path / "run", "--max-records", str(total)) as run:
         url = metrics_url(run)
-        wait_for_assignments(run)
         with producing(monitor, images, RATE) as sending:
             wait_until(lambda: len(monitor.rows()) >= WINDOW + 50, 60, "more than a window's rows")
             _kill_coordinator(url)
@@ -72,10 +60,7 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
         _wait_for_lines(run, "monitor_restored", 2)
 
     monitor.assert_complete(total)
-    assert {writer.partition("@")[0] for writer in monitor.writers()} == {
-        "worker-0.0",
-        "worker-1.0",
-    }
+    assert set(monitor.pids()) == {"worker-0.0", "worker-1.0"}
     replayed = _replayed(monitor, tmp_path / "replay")
     reasons = [event["data"]["reason"] for event in replayed]
     assert (reasons[0], reasons[-1]) == ("began", "ended")

@@ -10,17 +10,9 @@ from typing import Any
 import pytest
 
 from nap_stream.demo.produce import produce
-from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import (
-    PARTITIONS,
-    WORKERS,
-    Monitor,
-    metrics_url,
-    new_monitor,
-    producing,
-    wait_for_assignments,
-)
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.monitor import PARTITIONS, WORKERS, Monitor, metrics_url, new_monitor, producing
+from tests.e2e.on_ray import RayHead, running
+from tests.e2e.processes import Program
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.small_disk import mounted_disk
@@ -51,13 +43,9 @@ def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
         )
         before = write_images(tmp_path / "before", BEFORE)
         after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
-        command = nap_stream(
-            *("run", "--config", monitor.config, "--address", ray_head.address),
-            *("--max-records", str(BEFORE + AFTER)),
-        )
-        with Program(command, tmp_path / "run", ray_head.environ) as run:
+        limit = ("--max-records", str(BEFORE + AFTER))
+        with running(monitor, ray_head, tmp_path / "run", *limit) as run:
             url = metrics_url(run)
-            wait_for_assignments(run)
             with producing(monitor, before, RATE):
                 wait_until(lambda: _all_have_begun(monitor), 60, "segments of all partitions")
                 disk.fill()

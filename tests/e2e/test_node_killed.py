@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from nap_stream.demo.produce import produce
-from tests.e2e.conftest import RayHead, ray_node
-from tests.e2e.monitor import (
-    assignments,
-    metrics_url,
-    new_monitor,
-    producing,
-    wait_for_assignments,
-)
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.conftest import ray_node
+from tests.e2e.monitor import assignments, new_monitor, producing
+from tests.e2e.on_ray import RayHead, running
+from tests.e2e.processes import Program
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
@@ -44,19 +39,14 @@ def test_workers_of_a_dead_node_are_replaced_where_there_is_room(
     )
     before = write_images(tmp_path / "before", BEFORE)
     after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
-    command = nap_stream(
-        *("run", "--config", monitor.config, "--address", bare_ray_head.address),
-        *("--max-records", str(BEFORE + AFTER)),
-    )
+    limit = ("--max-records", str(BEFORE + AFTER))
     with ExitStack() as stack:
 
         def enter_node(name: str) -> Program:
             return stack.enter_context(ray_node(bare_ray_head, cpus, tmp_path / name))
 
         nodes = [enter_node("node-0"), enter_node("node-1")]
-        run = stack.enter_context(Program(command, tmp_path / "run", bare_ray_head.environ))
-        metrics_url(run)
-        wait_for_assignments(run)
+        run = stack.enter_context(running(monitor, bare_ray_head, tmp_path / "run", *limit))
         with producing(monitor, before, RATE):
             wait_until(lambda: len(monitor.pids()) == 2, 60, "segments of both workers")
             first = monitor.pids()

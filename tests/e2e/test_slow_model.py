@@ -6,9 +6,8 @@ import pytest
 
 from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.calibrated import Faulty
-from tests.e2e.conftest import RayHead
 from tests.e2e.monitor import PARTITIONS, new_monitor
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.on_ray import RayHead, start_run
 from tests.e2e.slow_model import FIRST, sections, watch
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.memory import MIB
@@ -38,12 +37,8 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
             max_poll_interval_s=MAX_POLL_INTERVAL_S,
         ),
     )
-    command = nap_stream(
-        *("run", "--config", monitor.config, "--address", ray_head.address),
-        # The topic is empty until the first images, and again until the large ones, are made.
-        *("--until-idle", "15"),
-    )
-    with Program(command, tmp_path / "run", ray_head.environ) as run:
+    # The topic is empty until the first images, and again until the large ones, are made.
+    with start_run(monitor, ray_head, tmp_path / "run", "--until-idle", "15") as run:
         trace = watch(
             run,
             monitor,

@@ -1,17 +1,14 @@
 """SIGTERM in the middle of the stream, and a second run that takes up where the first ended."""
 
 import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from nap_stream.demo.produce import produce
 from nap_stream.settings.schema import DriverSettings
-from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import PARTITIONS, new_monitor, wait_for_assignments
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.monitor import PARTITIONS, new_monitor, producing
+from tests.e2e.on_ray import RayHead, running, start_run
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.waiting import wait_until
@@ -32,13 +29,10 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     log = {"root": "log", "segment_max_age_s": 2.0}
     monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration, log=log)
     images = write_images(tmp_path / "images", IMAGES)
-    producing = threading.Thread(
-        target=produce, args=(monitor.kafka, images), kwargs={"rate": RATE}, daemon=True
-    )
-    command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
-    with Program(command, tmp_path / "first", ray_head.environ) as first:
-        wait_for_assignments(first)
-        producing.start()
+    with (
+        running(monitor, ray_head, tmp_path / "first") as first,
+        producing(monitor, images, RATE),
+    ):
         wait_until(lambda: len(monitor.rows()) >= 200, 60, "200 rows")
         before = len(monitor.rows())
         stopped_at = time.monotonic()
@@ -59,15 +53,8 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     assert group["group_state"].lower() == "empty", group
     assert group["members"] == []
 
-    producing.join()
-    command += ["--until-idle", "2"]
-    with Program(command, tmp_path / "second", ray_head.environ) as second:
+    with start_run(monitor, ray_head, tmp_path / "second", "--until-idle", "2") as second:
         assert second.wait(120) == 0, second.tail
 
-    produced = monitor.topic_rows(IMAGES)
-    names = monitor.row_names()
-    assert sorted(names) == sorted(produced)
-    assert set(after_first) < set(names)
-    ends = monitor.chain_ends()
-    assert sum(ends.values()) == IMAGES
-    assert monitor.committed() == ends
+    monitor.assert_complete(IMAGES)
+    assert set(after_first) < set(monitor.row_names())

@@ -1,25 +1,14 @@
 """Stopped while the broker is down or the disk is full: in time, with a word on what is left."""
 
 import signal
-import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nap_stream.demo.produce import produce
-from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import (
-    PROJECT,
-    WORKERS,
-    Monitor,
-    metrics_url,
-    new_monitor,
-    producing,
-    scrape,
-    wait_for_assignments,
-)
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.monitor import WORKERS, Monitor, metrics_url, new_monitor, producing, scrape
+from tests.e2e.on_ray import RayHead, ray_job, running, start_run, submit_job
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
 from tests.support.small_disk import mounted_disk
@@ -55,10 +44,8 @@ def test_sigterm_while_the_broker_is_down(
     sections = {**SECTIONS, "kafka": {"session_timeout_s": 30.0}, **ALL_IN_FLIGHT}
     monitor = new_monitor(own_kafka.bootstrap, tmp_path / "monitor", calibration, **sections)
     images = write_images(tmp_path / "images", IMAGES)
-    command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
-    with Program(command, tmp_path / "run", ray_head.environ) as run:
+    with running(monitor, ray_head, tmp_path / "run") as run:
         url = metrics_url(run)
-        wait_for_assignments(run)
         produce(monitor.kafka, images)
         scored = ("nap_stream_images_scored_total", ())
         wait_until(lambda: scrape(url)[scored] == IMAGES, 60, "all images to be scored")
@@ -83,9 +70,7 @@ def test_sigterm_while_the_disk_is_full(
             apache_kafka.bootstrap, disk.folder / "monitor", calibration, **SECTIONS
         )
         images = write_images(tmp_path / "images", IMAGES)
-        command = nap_stream(*("run", "--config", monitor.config, "--address", ray_head.address))
-        with Program(command, tmp_path / "run", ray_head.environ) as run:
-            wait_for_assignments(run)
+        with running(monitor, ray_head, tmp_path / "run") as run:
             with producing(monitor, images, RATE):
                 wait_until(lambda: len(monitor.pids()) == WORKERS, 60, "segments of both workers")
                 disk.fill()
@@ -106,31 +91,18 @@ def test_a_job_is_stopped_while_the_broker_is_down(
         own_kafka.bootstrap, tmp_path / "monitor", calibration, **SECTIONS, **IN_FLIGHT
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
-    job = f"nap-stream-{uuid.uuid4().hex[:8]}"
-    script = str(PROJECT / "deploy" / "ray-job.sh")
-    environ = {**ray_head.environ, "NAP_STREAM_JOB_ID": job}
-    with Program([script, str(monitor.config)], tmp_path / "submit", environ) as submit:
-        assert submit.wait(60) == 0, submit.tail
+    job = submit_job(monitor, ray_head, tmp_path / "submit")
     wait_until(lambda: len(monitor.rows()) >= IMAGES // 2, 120, "half of the rows")
     own_kafka.kill()
-    _ray(ray_head, tmp_path / "stop", "stop", job)
-    logs = _ray(ray_head, tmp_path / "logs", "logs", job)
+    ray_job("stop", job, ray_head, tmp_path / "stop")
+    logs = ray_job("logs", job, ray_head, tmp_path / "logs")
     # It has ended by itself: a job that is killed says nothing any more.
     assert '"event": "monitor_ended"' in logs
     own_kafka.start()
     _assert_the_next_run_completes(monitor, ray_head, tmp_path)
 
 
-def _ray(head: RayHead, folder: Path, action: str, job: str) -> str:
-    with Program(["ray", "job", action, job], folder, head.environ) as program:
-        assert program.wait(90) == 0, program.tail
-        return program.stdout + program.stderr
-
-
 def _assert_the_next_run_completes(monitor: Monitor, head: RayHead, folder: Path) -> None:
-    command = nap_stream(
-        *("run", "--config", monitor.config, "--address", head.address, "--until-idle", "2")
-    )
-    with Program(command, folder / "next", head.environ) as run:
+    with start_run(monitor, head, folder / "next", "--until-idle", "2") as run:
         assert run.wait(120) == 0, run.tail
     monitor.assert_complete(IMAGES)

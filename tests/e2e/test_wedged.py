@@ -10,16 +10,8 @@ import pytest
 
 from nap_stream.demo.produce import produce
 from tests.e2e.calibrated import Faulty
-from tests.e2e.conftest import RayHead
-from tests.e2e.monitor import (
-    Monitor,
-    assignments,
-    metrics_url,
-    new_monitor,
-    producing,
-    wait_for_assignments,
-)
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.monitor import Monitor, assignments, new_monitor, producing
+from tests.e2e.on_ray import RayHead, running
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.faulty_net import hang_once, hung_pid
 from tests.support.images import write_images
@@ -66,13 +58,8 @@ def test_a_wedged_worker_is_replaced_and_every_image_is_logged_once(
     )
     before = write_images(tmp_path / "before", BEFORE)
     after = write_images(tmp_path / "after", AFTER, first_seed=BEFORE)
-    command = nap_stream(
-        *("run", "--config", monitor.config, "--address", ray_head.address),
-        *("--max-records", str(BEFORE + AFTER)),
-    )
-    with Program(command, tmp_path / "run", ray_head.environ) as run:
-        metrics_url(run)
-        wait_for_assignments(run)
+    limit = ("--max-records", str(BEFORE + AFTER))
+    with running(monitor, ray_head, tmp_path / "run", *limit) as run:
         with producing(monitor, before, RATE):
             wait_until(lambda: len(monitor.pids()) == 2, 60, "segments of both workers")
             pid = wedge(monitor, faulty)
