@@ -27,8 +27,9 @@ from benchmarks.cifar_sets import out_of_distribution as pixels_of_sets
 from nap_stream.calibration.read import FeatureCache
 from nap_stream.cli.options import progress_bar
 from nap_stream.core.conformal import p_values, two_sided_p_values
-from nap_stream.core.methods import NAP, WEIGHTS, Method, WeightSearch, method_scores, parse_method
+from nap_stream.core.methods import NAP, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.selection import WEIGHTS, WeightSearch
 from nap_stream.evaluation.metrics import measure
 from nap_stream.evaluation.output import to_markdown, write_table
 from nap_stream.evaluation.run import (
@@ -45,7 +46,7 @@ from nap_stream.settings.schema import (
     ScoringSettings,
 )
 
-DEFAULT = parse_method("fisher-knn")
+DEFAULT = parse_method("auto")
 CORRUPTIONS = ("+ noise 0.1", "blur", "contrast", "bright")
 SEED = 0
 ALLOWED_REGRET = 1.5

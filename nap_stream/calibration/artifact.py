@@ -18,7 +18,7 @@ from nap_stream.errors import CalibrationError
 from nap_stream.files import sync_folder, write_durably
 
 _FORMAT = "nap-stream calibration"
-_VERSION = 2
+_VERSION = 3
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
 _CALIBRATE = "Make one with `nap-stream calibrate`"

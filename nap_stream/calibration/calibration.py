@@ -13,8 +13,16 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import ConformalTest, Group, Rule
-from nap_stream.core.methods import NAP, Method, WeightSearch, method_scores, parse_method
-from nap_stream.core.score_specs import BaseScore, Fits, Head, ScoreParameters
+from nap_stream.core.methods import NAP, Method, method_scores, parse_method
+from nap_stream.core.score_specs import (
+    OF_MEAN,
+    BaseScore,
+    Fits,
+    Head,
+    ScoreParameters,
+    UnitGaussian,
+)
+from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
@@ -62,7 +70,8 @@ class CalibrationDocument(_Part):
     ``images`` are those whose scores calibrate the p-values, ``fit_images`` those from which
     base scores, references and weight were taken; null where the method needs none.
     ``weight`` is the base score's in the method, null where it has none; ``weight_search`` is
-    null where it was given. ``location`` is what the geometric mean takes off its base score, 0
+    null where it was given. ``selection`` holds the scores and weights of the method ``auto``,
+    null for others. ``location`` is what the geometric mean takes off its base score, 0
     elsewhere. ``scores`` are the base scores that were computed.
     ``mean_confidence`` is that of the calibration images, ``accuracy`` their share of right
     predictions, null where their labels are not the model's class names. ``warnings`` are
@@ -73,6 +82,7 @@ class CalibrationDocument(_Part):
     weight: float | None
     location: float
     weight_search: WeightSearch | None
+    selection: Selection | None
     rule: Rule
     groups: tuple[Group, ...]
     flag_rate_confidence: float
@@ -99,10 +109,26 @@ class CalibrationDocument(_Part):
     def _weight_belongs(self) -> Self:
         if self.parsed_method.has_weight != (self.weight is not None):
             raise ValueError(f"weight {self.weight} does not go with method {self.method}")
-        base = self.parsed_method.base
-        if base is not None and base not in self.scores:
-            raise ValueError(f"method {self.method} needs the score {base}")
+        if self.parsed_method.selects != (self.selection is not None):
+            raise ValueError(f"a selection goes with the method auto alone, not {self.method}")
+        missing = [name for name in self.terms if name not in (NAP, *self.scores)]
+        if missing:
+            raise ValueError(f"method {self.method} needs the score {missing[0]}")
         return self
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Of the scores that the method ``auto`` takes; null for other methods."""
+        return None if self.selection is None else self.selection.weights
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """NAP and base scores, by name, that the method takes."""
+        if self.selection is not None:
+            return tuple(self.selection.weights)
+        base = self.parsed_method.base
+        takes_nap = base is None or self.parsed_method.has_weight
+        return (*((NAP,) if takes_nap else ()), *(() if base is None else (str(base),)))
 
     @property
     def parsed_method(self) -> Method:
@@ -111,10 +137,10 @@ class CalibrationDocument(_Part):
 
 
 class Envelope(CalibrationDocument):
-    """``calibration.json``, version 2."""
+    """``calibration.json``, version 3."""
 
     format: Literal["nap-stream calibration"]
-    version: Literal[2]
+    version: Literal[3]
     fingerprint: str
 
 
@@ -122,6 +148,9 @@ SCORE = "score"
 CLASS_ID = "class_id"
 FEATURE_MEAN = "fit.feature_mean"
 KNN_BANK = "fit.knn_bank"
+GAUSSIAN_MEAN = "fit.gaussian_mean"
+GAUSSIAN_DIRECTIONS = "fit.gaussian_directions"
+GAUSSIAN_VARIANCES = "fit.gaussian_variances"
 VALUE = "value."
 REFERENCE = "reference."
 
@@ -147,8 +176,10 @@ class Calibration:
     ``arrays`` by name: ``score`` float64 (m,), the method's scores in order of the images;
     ``class_id`` int32 (m,), the predicted classes; ``value.<name>`` float32 (m,), NAP and each
     base score; ``reference.<name>`` float64 (r,), ascending, where the method takes p-values;
-    ``fit.feature_mean`` float32 (D,) for DICE and ``fit.knn_bank`` float32 (B, D) for KNN, where
-    those were fitted. ``fingerprint`` is the SHA-256 of all the rest.
+    ``fit.feature_mean`` float32 (D,) for DICE, fDBD and NCI, ``fit.knn_bank`` float32 (B, D) for
+    KNN, ``fit.gaussian_mean`` float32 (D,), ``fit.gaussian_directions`` (r, D) and
+    ``fit.gaussian_variances`` (r + 1,), the last for the rest, for Mahalanobis, where those were
+    fitted. ``fingerprint`` is the SHA-256 of all the rest.
 
     Raises:
         ValueError: The document and the arrays contradict each other.
@@ -221,6 +252,7 @@ class Calibration:
             react_clip=self.document.react_clip,
             feature_mean=self.arrays.get(FEATURE_MEAN),
             knn_bank=self.arrays.get(KNN_BANK),
+            gaussian=_gaussian(self.arrays),
         )
 
     @property
@@ -251,6 +283,7 @@ class Calibration:
             weight=document.weight,
             location=document.location,
             reference=self.references,
+            weights=document.weights,
         )
         p = self._test.p_values(fused, class_id)
         return Judgement(fused, p, p <= self.alpha)
@@ -355,20 +388,48 @@ def _with_prefix(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, N
     }
 
 
+def _gaussian(arrays: Mapping[str, NDArray[Any]]) -> UnitGaussian | None:
+    if GAUSSIAN_MEAN not in arrays:
+        return None
+    variances = arrays[GAUSSIAN_VARIANCES]
+    return UnitGaussian(
+        arrays[GAUSSIAN_MEAN], arrays[GAUSSIAN_DIRECTIONS], variances[:-1], float(variances[-1])
+    )
+
+
+def fit_arrays(fits: Fits) -> dict[str, NDArray[Any]]:
+    """What base scores took from in-distribution images, as arrays of a calibration."""
+    arrays: dict[str, NDArray[Any]] = {}
+    if fits.feature_mean is not None:
+        arrays[FEATURE_MEAN] = fits.feature_mean
+    if fits.knn_bank is not None:
+        arrays[KNN_BANK] = fits.knn_bank
+    if fits.gaussian is not None:
+        arrays[GAUSSIAN_MEAN] = fits.gaussian.mean
+        arrays[GAUSSIAN_DIRECTIONS] = fits.gaussian.directions
+        arrays[GAUSSIAN_VARIANCES] = np.append(
+            fits.gaussian.variances, np.float32(fits.gaussian.rest)
+        )
+    return arrays
+
+
 def _expected(document: CalibrationDocument) -> dict[str, tuple[type[np.generic], int]]:
     """Name, dtype and number of dimensions of each array."""
-    method = document.parsed_method
     expected: dict[str, tuple[type[np.generic], int]] = {
         SCORE: (np.float64, 1),
         CLASS_ID: (np.int32, 1),
         **{f"{VALUE}{name}": (np.float32, 1) for name in (NAP, *document.scores)},
     }
-    if method.needs_reference:
-        expected |= {f"{REFERENCE}{name}": (np.float64, 1) for name in (NAP, method.base)}
-    if BaseScore.DICE in document.scores:
+    if document.parsed_method.needs_reference:
+        expected |= {f"{REFERENCE}{name}": (np.float64, 1) for name in document.terms}
+    if OF_MEAN & set(document.scores):
         expected[FEATURE_MEAN] = (np.float32, 1)
     if BaseScore.KNN in document.scores:
         expected[KNN_BANK] = (np.float32, 2)
+    if BaseScore.MAHALANOBIS in document.scores:
+        expected[GAUSSIAN_MEAN] = (np.float32, 1)
+        expected[GAUSSIAN_DIRECTIONS] = (np.float32, 2)
+        expected[GAUSSIAN_VARIANCES] = (np.float32, 1)
     return expected
 
 

@@ -4,16 +4,19 @@ What a run requires is checked before it costs anything, and again after images 
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import count
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.calibration.fit import FIT_SHARE, FitPart
+from nap_stream.calibration.fit import FIT_SHARE, FOLDS, FitPart
 from nap_stream.calibration.read import Reading, ScoredImages
 from nap_stream.core.conformal import Group, Rule
-from nap_stream.core.methods import Method
+from nap_stream.core.methods import AUTO, Method
 from nap_stream.core.score_specs import BaseScore, needs_features
+from nap_stream.core.selection import Selection
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.model.load import LoadedModel
 
@@ -108,20 +111,88 @@ def power_warnings(
         )
 
 
+NEAR_BEST = 0.02
+POOR_AUROC = 0.75
+CHANCE = 0.5
+FEW_IMAGES = 40
+NEIGHBOURS_OF_A_CLASS = 10
+
+
+def selection_warnings(selection: Selection | None, *, has_head: bool) -> Iterator[str]:
+    """What pseudo-OOD images say of the scores that were chosen."""
+    if selection is None:
+        return
+    means, mean = selection.means, selection.mean
+    best = max(means, key=means.__getitem__)
+    if mean < means[best] - NEAR_BEST:
+        yield (
+            f"the sum separates pseudo-OOD images with a mean AUROC of {mean:.3f}, {best} alone "
+            f"with {means[best]:.3f}: compare both with nap-stream evaluate"
+        )
+    for name in selection.weights:
+        if means[name] < CHANCE:
+            yield (
+                f"{name} alone takes pseudo-OOD images for more in-distribution than not (mean "
+                f"AUROC {means[name]:.3f}); it was chosen for what it adds to the others"
+            )
+    if mean < POOR_AUROC:
+        yield (
+            f"pseudo-OOD images are poorly separated (mean AUROC {mean:.3f}): expect little of "
+            "this detector on images that differ as much, and try it on some of yours"
+        )
+    few = min(selection.inside_images, selection.pseudo_images)
+    if few < FEW_IMAGES:
+        yield (
+            f"scores and weights were chosen on {few} images, below {FEW_IMAGES} they are mostly "
+            "chance: give more images to fit on"
+        )
+    if not has_head:
+        yield (
+            "the model's logits come from no linear layer, so that no score of features is to "
+            "choose from, and images that are odd in their features alone go unseen"
+        )
+    elif few < LEAST_FITTED:
+        yield f"below {LEAST_FITTED} images to fit on no score of features is to choose from"
+
+
+def neighbour_warnings(
+    names: Iterable[BaseScore], fit_reading: Reading | None, classes: int
+) -> Iterator[str]:
+    """KNN with so few images that an image's neighbours are of other classes."""
+    images = 0 if fit_reading is None else len(fit_reading)
+    if BaseScore.KNN in names and images < NEIGHBOURS_OF_A_CLASS * classes:
+        yield (
+            f"knn has {images} images of {classes} classes: with fewer than about "
+            f"{NEIGHBOURS_OF_A_CLASS} a class, the nearest are of other classes. Give more, or "
+            "choose another method"
+        )
+
+
+def training_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
+    """Images that the model predicts without an error, as it does those it was trained on."""
+    if accuracy(scored, class_names) == 1 and len(scored) >= FEW_IMAGES and len(class_names) > 1:
+        yield (
+            f"all {len(scored)} predictions are right: was the model trained on these images? New "
+            "images would then be flagged more often than alpha says"
+        )
+
+
 LEAST_REFERENCES = 2
+LEAST_FITTED = 2 * FOLDS
+"""Images below which a method that selects its scores does without those that are fitted."""
 
 
 def require_weight(method: Method | None, weight: float | None) -> None:
-    """Refuse a weight that the method does not take; the default method, null, takes one.
+    """Refuse a weight that the method does not take; the default method, null, takes none.
 
     Raises:
         ConfigError: The method has no weight, or it is out of range.
     """
     if weight is None:
         return
-    if method is not None and not method.has_weight:
+    if method is None or not method.has_weight:
         raise ConfigError(
-            f"the method {method} has no weight, got {weight:g}",
+            f"the method {AUTO if method is None else method} has no weight, got {weight:g}",
             "--weight",
             "Leave it out, or choose a method nap-… or fisher-…",
         )
@@ -167,14 +238,14 @@ def require_fittable(
 def require_neighbours(
     names: Iterable[BaseScore], images: int, part: FitPart, neighbours: int
 ) -> None:
-    """Refuse fewer images to fit on than KNN needs: its k neighbours, and the image itself.
+    """Refuse fewer images to fit on than KNN needs: its k neighbours where a fold is left out.
 
     Nothing is required where KNN is not among the names.
 
     Raises:
         CalibrationError: Naming how many there are, and how many are needed.
     """
-    needed = neighbours + 1
+    needed = next(n for n in count(neighbours + 1) if n - ceil(n / FOLDS) >= neighbours)
     if BaseScore.KNN not in names or images >= needed:
         return
     if len(part) >= needed:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
+from math import ceil
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.calibration.calibration import head_of
-from nap_stream.calibration.read import Reading, Values
-from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, fit_scores
+from nap_stream.calibration.read import PSEUDO_SEED, Reading, Values
+from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_spaced, fit_scores
 from nap_stream.core.methods import NAP, Method
-from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
+from nap_stream.core.score_specs import OF_MEAN, BaseScore, Fits, ScoreParameters, needs_fit
+from nap_stream.core.selection import Selection
 from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.load import LoadedModel
 
@@ -29,27 +31,46 @@ ALWAYS = (BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY)
 class Fitted:
     """Base scores ready to compute, and what they give for the images they were fitted on.
 
-    ``values`` are NAP and base scores of those images, each image left out of its own
-    neighbours; ``locations`` are the mean logits behind each base score, 0 for scores that do
-    not grow with all logits. Both are empty where nothing had to be fitted.
+    ``values`` are NAP and base scores of those images, each by a fit that left out the image's
+    fold; ``left_out`` are the base scores of those fits, by fold. ``locations`` are the mean logits
+    behind each base score, 0 for scores that do not grow with all logits. All of these are empty
+    where nothing had to be fitted.
     """
 
     base_scores: BaseScores
     fits: Fits
     values: Values
+    left_out: tuple[BaseScores, ...]
     locations: Mapping[str, float]
+
+    def only(
+        self, names: tuple[BaseScore, ...], loaded: LoadedModel, parameters: ScoreParameters
+    ) -> Self:
+        """The same with some of its base scores alone; what no other needs is not kept."""
+        fits = Fits(
+            react_clip=self.fits.react_clip if BaseScore.REACT in names else None,
+            feature_mean=self.fits.feature_mean if OF_MEAN & set(names) else None,
+            knn_bank=self.fits.knn_bank if BaseScore.KNN in names else None,
+            gaussian=self.fits.gaussian if BaseScore.MAHALANOBIS in names else None,
+        )
+        base_scores = BaseScores(names, parameters, head_of(loaded), fits, "cpu")
+        return replace(self, base_scores=base_scores, fits=fits)
 
     def location(self, method: Method) -> float:
         """What the method takes off its base score before it fuses it; 0 if it takes none."""
         return self.locations.get(str(method.base), 0.0) if method.needs_location else 0.0
 
-    def references(self, method: Method) -> dict[str, NDArray[np.float64]]:
-        """What the method's p-values are taken against, ascending; empty if it takes none."""
-        if method.base is None or not method.needs_reference:
+    def references(
+        self, method: Method, selection: Selection | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """What the method's p-values are taken against, ascending; empty if it takes none.
+
+        ``selection`` is that of a method that selects.
+        """
+        if not method.needs_reference:
             return {}
-        return {
-            name: np.sort(self.values[name].astype(np.float64)) for name in (NAP, str(method.base))
-        }
+        names = (NAP, str(method.base)) if selection is None else tuple(selection.weights)
+        return {name: np.sort(self.values[name].astype(np.float64)) for name in names}
 
 
 def in_order(names: Iterable[BaseScore]) -> tuple[BaseScore, ...]:
@@ -66,39 +87,91 @@ def unfitted(
     Raises:
         ValueError: One of them does, or needs a head that the model does not have.
     """
-    return Fitted(BaseScores(names, parameters, head_of(loaded), Fits(), "cpu"), Fits(), {}, {})
+    base_scores = BaseScores(names, parameters, head_of(loaded), Fits(), "cpu")
+    return Fitted(base_scores, Fits(), {}, (), {})
+
+
+FOLDS = 5
+PSEUDO_IMAGES = 200
+"""Images that each pseudo-OOD transform is applied to, at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Folds:
+    """How n images to fit on are divided, so that none is scored by a fit that holds it.
+
+    ``fold`` is int64 (n,), 0 to `FOLDS` - 1. ``blocks`` are the numbers of the images that
+    pseudo-OOD ones are made of, evenly spaced and in random order. These are mixed within a block
+    alone, and a block lies in one fold: so no pseudo-OOD image is scored by a fit that holds one of
+    its sources.
+    """
+
+    fold: NDArray[np.int64]
+    blocks: tuple[NDArray[np.int64], ...]
+
+    @classmethod
+    def choose(cls, count: int) -> Self:
+        """Divide so many images, at least one."""
+        chosen = evenly_spaced(count, PSEUDO_IMAGES)
+        order = np.random.default_rng(PSEUDO_SEED).permutation(chosen)
+        size = ceil(len(order) / FOLDS)
+        blocks = tuple(order[start : start + size] for start in range(0, len(order), size))
+        others = np.setdiff1d(np.arange(count), order)
+        fold = np.zeros(count, dtype=np.int64)
+        fold[others] = np.arange(len(others)) % FOLDS
+        for number, block in enumerate(blocks):
+            fold[block] = number
+        return cls(fold, blocks)
 
 
 def fit(
-    names: tuple[BaseScore, ...], reading: Reading, loaded: LoadedModel, parameters: ScoreParameters
+    names: tuple[BaseScore, ...],
+    reading: Reading,
+    folds: Folds,
+    loaded: LoadedModel,
+    parameters: ScoreParameters,
 ) -> Fitted:
     """Fit base scores on in-distribution images other than those that calibrate.
+
+    ``folds`` divide the images that were given, whether they could be read or not.
 
     Raises:
         ValueError: A score needs a head or features that the model does not have, or more
             images.
     """
     head = head_of(loaded)
-    fits = Fits()
+    fits = _fits(names, reading, np.ones(len(reading), bool), parameters)
+    base_scores = BaseScores(names, parameters, head, fits, "cpu")
+    values = plain = reading.values(base_scores)
+    left_out = (base_scores,) * FOLDS
     if any(needs_fit(name) for name in names):
-        if reading.features is None:
-            lacking = " and ".join(name for name in names if needs_fit(name))
-            raise ValueError(f"no {lacking} without a linear layer that the logits come from")
-        fits = fit_scores(names, reading.features, parameters)
-    # An image of the bank is its own first neighbour, so that the next one is taken.
-    left_out = replace(
-        parameters,
-        knn_k=parameters.knn_k + 1,
-        knn_bank_size=max(parameters.knn_bank_size, parameters.knn_k + 1),
-    )
-    values = reading.values(BaseScores(names, left_out, head, fits, "cpu"))
-    centred = reading.values(BaseScores(names, left_out, head, fits, "cpu", centred=True))
-    return Fitted(
-        BaseScores(names, parameters, head, fits, "cpu"),
-        fits,
-        values,
-        {name: float((values[name] - centred[name]).mean(dtype=np.float64)) for name in names},
-    )
+        fold = folds.fold[reading.positions]
+        left_out = tuple(
+            BaseScores(names, parameters, head, own, "cpu")
+            for own in (_fits(names, reading, fold != n, parameters) for n in range(FOLDS))
+        )
+        by_fold = [reading.values(own) for own in left_out]
+        values = {name: np.choose(fold, [found[name] for found in by_fold]) for name in plain}
+    centred = reading.values(BaseScores(names, parameters, head, fits, "cpu", centred=True))
+    locations = {
+        str(name): float((plain[name] - centred[name]).mean(dtype=np.float64)) for name in names
+    }
+    return Fitted(base_scores, fits, values, left_out, locations)
+
+
+def _fits(
+    names: tuple[BaseScore, ...],
+    reading: Reading,
+    rows: NDArray[np.bool_],
+    parameters: ScoreParameters,
+) -> Fits:
+    """Fit on some of the images; on all of them where none would be left."""
+    if not any(needs_fit(name) for name in names):
+        return Fits()
+    if reading.features is None:
+        lacking = " and ".join(name for name in names if needs_fit(name))
+        raise ValueError(f"no {lacking} without a linear layer that the logits come from")
+    return fit_scores(names, reading.features[rows if rows.any() else ~rows], parameters)
 
 
 FIT_SHARE = 1 / 3

@@ -38,8 +38,6 @@ Advance = Callable[[int], None]
 """Told how many more images were read."""
 
 PSEUDO_SEED = 0
-PSEUDO_BATCH = 50
-"""Pseudo-OOD images are mixed within a batch: what they are must not depend on its size."""
 
 _KEY_SCHEME = 1
 _ROUNDING = ("torch", "torchvision", "pillow", "numpy")
@@ -52,10 +50,12 @@ class Reading:
 
     ``logits`` is float32 (n, K), ``features`` float32 (n, D) or null where the model has no
     linear head, ``nap`` float32 (n,). ``first_problem`` is about the first undecodable image.
+    ``positions`` are the numbers of the n images among all that were given, from 0, int64 (n,).
     """
 
     names: tuple[str, ...]
     labels: tuple[str | None, ...]
+    positions: NDArray[np.int64]
     logits: NDArray[np.float32]
     features: NDArray[np.float32] | None
     nap: NDArray[np.float32]
@@ -74,6 +74,7 @@ class Reading:
         return cls(
             tuple(name for part in parts for name in part.names),
             tuple(label for part in parts for label in part.labels),
+            np.concatenate([part.positions for part in parts]),
             np.concatenate(logits) if logits else parts[0].logits,
             np.concatenate(features) if features else None,
             np.concatenate([part.nap for part in parts]),
@@ -178,7 +179,7 @@ class Reader:
 
     def read(self, files: Iterable[ImageFile], batch_size: int, advance: Advance) -> Reading:
         """Read all images as they are, and keep all logits and features."""
-        parts = list(self._batches(files, None, batch_size, advance))
+        parts = list(self._batches(files, batch_size, advance))
         _require_usable(parts, self.source)
         return Reading.join(parts)
 
@@ -186,26 +187,47 @@ class Reader:
         self, files: Iterable[ImageFile], base_scores: BaseScores, batch_size: int, advance: Advance
     ) -> ScoredImages:
         """Score all images as they are; logits and features of one batch at a time are kept."""
-        return self._score(self._batches(files, None, batch_size, advance), base_scores)
+        return self._score(self._batches(files, batch_size, advance), base_scores)
 
     def score_transformed(
-        self, files: Iterable[ImageFile], transform: str, base_scores: BaseScores, advance: Advance
+        self,
+        blocks: Sequence[list[ImageFile]],
+        transform: str,
+        base_scores: Sequence[BaseScores],
+        advance: Advance,
     ) -> ScoredImages:
-        """Score all images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`."""
-        return self._score(self._batches(files, transform, PSEUDO_BATCH, advance), base_scores)
+        """Score images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`.
+
+        An image is mixed with others of its block alone. Each block has its own base scores.
+        """
+        readings = self._outputs_of(blocks, transform, advance)
+        return self._joined(
+            ScoredImages.of(part, own) for part, own in zip(readings, base_scores, strict=True)
+        )
 
     def _score(self, parts: Iterable[Reading], base_scores: BaseScores) -> ScoredImages:
-        scored = [ScoredImages.of(part, base_scores) for part in parts]
+        return self._joined(ScoredImages.of(part, base_scores) for part in parts)
+
+    def _joined(self, parts: Iterable[ScoredImages]) -> ScoredImages:
+        scored = list(parts)
         _require_usable(scored, self.source)
         return ScoredImages.join(scored)
 
     def _batches(
-        self, files: Iterable[ImageFile], transform: str | None, batch_size: int, advance: Advance
+        self, files: Iterable[ImageFile], batch_size: int, advance: Advance
+    ) -> Iterator[Reading]:
+        iterator = iter(files)
+        batches = iter(lambda: list(islice(iterator, batch_size)), [])
+        return self._outputs_of(batches, None, advance)
+
+    def _outputs_of(
+        self, batches: Iterable[list[ImageFile]], transform: str | None, advance: Advance
     ) -> Iterator[Reading]:
         identity = _identity(self.loaded, self.limits)
-        first, iterator = 0, iter(files)
-        while batch := list(islice(iterator, batch_size)):
-            yield _reading(batch, self._outputs(batch, transform, first, identity), self.limits)
+        first = 0
+        for batch in batches:
+            arrays = self._outputs(batch, transform, first, identity)
+            yield _reading(batch, first, arrays, self.limits)
             first += len(batch)
             advance(len(batch))
 
@@ -295,7 +317,7 @@ def _undecodable(parts: Sequence[Reading] | Sequence[ScoredImages]) -> tuple[int
     return sum(part.undecodable for part in parts), next(problems, "")
 
 
-def _reading(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) -> Reading:
+def _reading(files: list[ImageFile], first: int, arrays: Arrays, limits: LimitSettings) -> Reading:
     decoded = arrays["decoded"]
     kept = [file for file, good in zip(files, decoded, strict=True) if good]
     refused = [file for file, good in zip(files, decoded, strict=True) if not good]
@@ -303,6 +325,7 @@ def _reading(files: list[ImageFile], arrays: Arrays, limits: LimitSettings) -> R
     return Reading(
         tuple(encodable(file.name) for file in kept),
         tuple(file.label for file in kept),
+        first + np.flatnonzero(decoded),
         arrays.get("logits", empty.reshape(0, 0)),
         arrays.get("features"),
         arrays.get("nap", empty),

@@ -13,8 +13,6 @@ from nap_stream.calibration import checks
 from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.calibration import (
     CLASS_ID,
-    FEATURE_MEAN,
-    KNN_BANK,
     REFERENCE,
     SCORE,
     VALUE,
@@ -23,14 +21,16 @@ from nap_stream.calibration.calibration import (
     ImageFacts,
     ModelFacts,
     array_sha256,
+    fit_arrays,
 )
-from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, fit, in_order, unfitted
+from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, Folds, fit, in_order, unfitted
 from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
-from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight
+from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight, select
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
-from nap_stream.core.methods import Method, WeightSearch, method_scores, parse_method
-from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
+from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
+from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_features, needs_fit
+from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import count_images
 from nap_stream.model.load import LoadedModel, load_model, weights_of
@@ -47,7 +47,7 @@ class CalibrationRequest:
     ``images`` are held out: the model was not trained on them. ``fit_images`` are
     in-distribution images, perhaps of the training set, from which base scores, references and
     weight are taken; where they are null, a third of ``images`` serves for that and does not
-    calibrate. ``weight`` is the base score's in the method, in [0, 1]; null searches it.
+    calibrate. ``weight`` is the base score's in a method of two, in [0, 1]; null searches it.
     """
 
     model: ModelSettings
@@ -103,6 +103,15 @@ def calibrate(
         batch_size=request.batch_size,
         advance=advance,
     )
+    selection = fit_found.selections.get(plan.method)
+    if selection is not None:
+        chosen = {name for name in plan.names if name in selection.weights}
+        fitted = fit_found.fitted.only(
+            in_order((*ALWAYS, *chosen, *request.scoring.scores)),
+            loaded,
+            request.scoring.parameters(),
+        )
+        fit_found = replace(fit_found, fitted=fitted)
     files = reader.files() if part is None else part.others(request.images)
     scored = reader.score(files, fit_found.fitted.base_scores, request.batch_size, advance)
     return assemble(
@@ -116,11 +125,24 @@ def calibrate(
     )
 
 
-def choose_method(scoring: ScoringSettings, loaded: LoadedModel) -> Method:
-    """The method that is configured, or the default that the model allows."""
-    if scoring.method is not None:
-        return parse_method(scoring.method)
-    return parse_method("fisher-knn" if loaded.head is not None else "fisher-energy")
+def choose_method(scoring: ScoringSettings) -> Method:
+    """The method that is configured, or the default."""
+    return parse_method(scoring.method or AUTO)
+
+
+def candidates(method: Method, loaded: LoadedModel, images: int) -> tuple[BaseScore, ...]:
+    """The base scores that a method may take on this model, with so many images to fit on.
+
+    A method that selects does without what the model or the number of images does not allow.
+    """
+    if not method.selects:
+        return method.candidates
+    return tuple(
+        name
+        for name in method.candidates
+        if (loaded.head is not None or not needs_features(name))
+        and (images >= checks.LEAST_FITTED or not needs_fit(name))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +156,18 @@ class _Plan:
 
 
 def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
-    method, scoring = choose_method(request.scoring, loaded), request.scoring
-    base = () if method.base is None else (method.base,)
-    names = in_order((*ALWAYS, *base, *scoring.scores))
-    checks.require_head(names, loaded, request.model.factory)
-    searching = (method,) if method.has_weight and request.weight is None else ()
+    method, scoring = choose_method(request.scoring), request.scoring
+    asked = in_order((*ALWAYS, *scoring.scores, *(() if method.selects else method.candidates)))
+    checks.require_head(asked, loaded, request.model.factory)
+    searching = (
+        (method,) if method.selects or (method.has_weight and request.weight is None) else ()
+    )
     part = None
     moves = method.needs_location and request.fit_images is not None
-    if searching or moves or method.needs_reference or any(needs_fit(name) for name in names):
+    names = asked
+    if searching or moves or method.needs_reference or any(needs_fit(name) for name in asked):
         part = FitPart.choose(request.images, request.fit_images, scoring.fit_limit)
+        names = in_order((*asked, *candidates(method, loaded, len(part))))
         checks.require_fittable(names, (method,), part, scoring.knn_k)
     return _Plan(method, names, searching, part)
 
@@ -165,12 +190,14 @@ class FitFound:
     """What was taken from the images to fit on.
 
     ``reading`` is null where nothing had to be fitted. ``searches`` holds the search for the
-    weight of each method that has none given.
+    weight of each method that has none given, ``selections`` the scores and weights of each method
+    that selects them.
     """
 
     fitted: Fitted
     reading: Reading | None
     searches: Mapping[Method, WeightSearch]
+    selections: Mapping[Method, Selection]
 
 
 def fit_part(
@@ -184,23 +211,33 @@ def fit_part(
     batch_size: int,
     advance: Advance,
 ) -> FitFound:
-    """Read the images to fit on, fit base scores, and search weights on pseudo-OOD images.
+    """Read the images to fit on, fit base scores, and choose weights on pseudo-OOD images.
 
     ``names`` are the base scores to fit, ``methods`` those that are to be computed, and
-    ``searching`` those of them whose weight is searched. Nothing is read where the part is null.
+    ``searching`` those of them whose weights are chosen. Nothing is read where the part is null.
 
     Raises:
         CalibrationError: Too few images can be decoded, or see `Reader`.
     """
     if part is None:
-        return FitFound(unfitted(names, reader.loaded, parameters), None, {})
+        return FitFound(unfitted(names, reader.loaded, parameters), None, {}, {})
     reader = replace(reader, source=part.source)
     reading = reader.read(part.files(), batch_size, advance)
     checks.require_fittable(names, methods, part, parameters.knn_k, reading)
-    fitted = fit(names, reading, reader.loaded, parameters)
-    pseudo = pseudo_values(part, reader, fitted, advance) if searching else {}
-    searches = {method: search_weight(method, fitted, pseudo) for method in searching}
-    return FitFound(fitted, reading, searches)
+    folds = Folds.choose(len(part))
+    fitted = fit(names, reading, folds, reader.loaded, parameters)
+    pseudo = pseudo_values(part, folds, reader, fitted, advance) if searching else {}
+    try:
+        selections = {one: select(one, fitted, pseudo) for one in searching if one.selects}
+    except ValueError as error:
+        raise CalibrationError(
+            f"no score can tell images apart: {error}",
+            str(part.source),
+            "Are the images different, and are weights and preprocessing those of training? If "
+            "they are, choose a method",
+        ) from error
+    searches = {one: search_weight(one, fitted, pseudo) for one in searching if one.has_weight}
+    return FitFound(fitted, reading, searches, selections)
 
 
 def fit_passes(part: FitPart | None, searching: tuple[Method, ...]) -> int:
@@ -228,11 +265,16 @@ def assemble(
         CalibrationError: The images are too few for the rule; says how many are needed.
     """
     fitted, fit_reading = fit_found.fitted, fit_found.reading
-    search = fit_found.searches.get(method)
+    search, selection = fit_found.searches.get(method), fit_found.selections.get(method)
     weight = request.weight if search is None else search.chosen
-    references, location = fitted.references(method), fitted.location(method)
+    references, location = fitted.references(method, selection), fitted.location(method)
     scores = method_scores(
-        method, scored.values, weight=weight, location=location, reference=references
+        method,
+        scored.values,
+        weight=weight,
+        location=location,
+        reference=references,
+        weights=None if selection is None else selection.weights,
     )
     try:
         test = ConformalTest(request.rule, scores, scored.class_id, len(loaded.class_names))
@@ -246,6 +288,7 @@ def assemble(
         weight=weight,
         location=location,
         weight_search=search,
+        selection=selection,
         rule=request.rule,
         groups=test.groups,
         flag_rate_confidence=FLAG_RATE_CONFIDENCE,
@@ -272,6 +315,11 @@ def assemble(
             *checks.one_class_warnings(scored, loaded.class_names),
             *checks.copy_warnings(copies, len(scored)),
             *checks.power_warnings(method, weight, location, scored, fit_reading),
+            *checks.selection_warnings(selection, has_head=loaded.head is not None),
+            *checks.neighbour_warnings(
+                fitted.base_scores.names, fit_reading, len(loaded.class_names)
+            ),
+            *checks.training_warnings(scored, loaded.class_names),
             *checks.tie_warnings(scores, scored.class_id, test.groups),
         ),
         versions=versions(),
@@ -290,11 +338,7 @@ def _arrays(
     arrays: dict[str, NDArray[Any]] = {SCORE: scores, CLASS_ID: scored.class_id.astype(np.int32)}
     arrays |= {f"{VALUE}{name}": value for name, value in scored.values.items()}
     arrays |= {f"{REFERENCE}{name}": value for name, value in references.items()}
-    if fitted.fits.feature_mean is not None:
-        arrays[FEATURE_MEAN] = fitted.fits.feature_mean
-    if fitted.fits.knn_bank is not None:
-        arrays[KNN_BANK] = fitted.fits.knn_bank
-    return arrays
+    return arrays | fit_arrays(fitted.fits)
 
 
 def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFacts:

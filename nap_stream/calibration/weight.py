@@ -1,4 +1,4 @@
-"""The weight of a base score against NAP, chosen on pseudo-OOD images.
+"""Weights of scores, chosen on pseudo-OOD images.
 
 Those are made of the images that are fitted on. No out-of-distribution image takes part.
 """
@@ -8,33 +8,29 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.calibration.fit import FitPart, Fitted
+from nap_stream.calibration.fit import FitPart, Fitted, Folds
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Values
-from nap_stream.core import methods
-from nap_stream.core.base_scores import evenly_spaced
-from nap_stream.core.methods import Method, WeightSearch, method_scores
-
-PSEUDO_IMAGES = 200
-"""Images that each pseudo-OOD transform is applied to, at most."""
+from nap_stream.calibration.read import Advance, Reader, Values
+from nap_stream.core import selection
+from nap_stream.core.methods import NAP, Method, log_p, method_scores
+from nap_stream.core.selection import Selection, WeightSearch
 
 
 def pseudo_passes(part: FitPart) -> int:
     """Forward passes, in images, that `pseudo_values` takes."""
-    return len(PSEUDO_OOD) * min(len(part), PSEUDO_IMAGES)
+    return len(PSEUDO_OOD) * sum(len(block) for block in Folds.choose(len(part)).blocks)
 
 
 def pseudo_values(
-    part: FitPart, reader: Reader, fitted: Fitted, advance: Advance
+    part: FitPart, folds: Folds, reader: Reader, fitted: Fitted, advance: Advance
 ) -> dict[str, Values]:
     """NAP and base scores of pseudo-OOD images, by transform."""
-    wanted = set(evenly_spaced(len(part), PSEUDO_IMAGES).tolist())
-    files = [file for number, file in enumerate(part.files()) if number in wanted]
-    # Images are mixed with others of their batch: in order they may all be of one class.
-    order = np.random.default_rng(PSEUDO_SEED).permutation(len(files))
-    shuffled = [files[row] for row in order]
+    wanted = {int(number) for block in folds.blocks for number in block}
+    files = {number: file for number, file in enumerate(part.files()) if number in wanted}
+    blocks = [[files[int(number)] for number in block] for block in folds.blocks]
+    left_out = fitted.left_out[: len(blocks)]
     return {
-        name: reader.score_transformed(shuffled, name, fitted.base_scores, advance).values
+        name: reader.score_transformed(blocks, name, left_out, advance).values
         for name in PSEUDO_OOD
     }
 
@@ -46,4 +42,22 @@ def search_weight(method: Method, fitted: Fitted, pseudo: Mapping[str, Values]) 
     def score(values: Mapping[str, NDArray[np.floating]], weight: float) -> NDArray[np.float64]:
         return method_scores(method, values, weight=weight, location=location, reference=reference)
 
-    return methods.search_weight(score, fitted.values, pseudo)
+    return selection.search_weight(score, fitted.values, pseudo)
+
+
+def select(method: Method, fitted: Fitted, pseudo: Mapping[str, Values]) -> Selection:
+    """Choose scores and weights of a method that selects, on pseudo-OOD values, by transform.
+
+    It chooses among NAP and those of the method's candidates that were computed.
+
+    Raises:
+        ValueError: Every score is the same for most images.
+    """
+    names = (*(str(name) for name in method.candidates if name in fitted.values), NAP)
+    reference = {name: np.sort(fitted.values[name].astype(np.float64)) for name in names}
+
+    def log_p_of(values: Values) -> dict[str, NDArray[np.float64]]:
+        return {name: log_p(reference[name], values[name]) for name in names}
+
+    outside = {transform: log_p_of(values) for transform, values in pseudo.items()}
+    return selection.select(log_p_of(fitted.values), outside)

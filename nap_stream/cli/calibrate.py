@@ -26,6 +26,7 @@ from nap_stream.text import printable
 if TYPE_CHECKING:
     from nap_stream.calibration.calibration import Calibration, CalibrationDocument, ImageFacts
     from nap_stream.core.conformal import Group
+    from nap_stream.core.selection import Selection
 
 _GROUPS_SHOWN = 20
 
@@ -51,8 +52,8 @@ def calibrate(
     method: Annotated[
         str | None,
         typer.Option(
-            help="The score that flags: nap, energy, knn, …, nap-energy, …, fisher-knn, …; "
-            "without it scoring.method of the configuration."
+            help="The score that flags: auto, nap, energy, mahalanobis, …, nap-energy, …, "
+            "fisher-knn, …; without it scoring.method of the configuration."
         ),
     ] = None,
     weight: Annotated[
@@ -60,8 +61,8 @@ def calibrate(
         typer.Option(
             min=0,
             max=1,
-            help="Weight of the base score in the method; NAP has the rest. Without it the weight "
-            "is chosen on pseudo-OOD images.",
+            help="Weight of the base score in a method nap-… or fisher-…; NAP has the rest. "
+            "Without it the weight is chosen on pseudo-OOD images.",
         ),
     ] = None,
     sides: Annotated[
@@ -199,7 +200,20 @@ def _images(facts: "ImageFacts") -> str:
     return f"{facts.scored:,} scored, {facts.undecodable:,} undecodable{place}"
 
 
+def _selection(selection: "Selection") -> Iterator[tuple[str, str]]:
+    weights = sorted(selection.weights.items(), key=lambda item: -item[1])
+    yield "scores", ", ".join(f"{name} {weight:g}" for name, weight in weights)
+    means = sorted(selection.means.items(), key=lambda item: -item[1])
+    alone = ", ".join(f"{name} {mean * 100:.1f}" for name, mean in means)
+    on = f"{selection.pseudo_images} images x {len(selection.transforms)} pseudo-OOD transforms"
+    yield "chosen", f"on {on}: mean AUROC {selection.mean * 100:.1f} %; alone {alone}"
+    for name, why in selection.left_out.items():
+        yield "left out", f"{name}: {why}"
+
+
 def _weight(document: "CalibrationDocument") -> Iterator[tuple[str, str]]:
+    if document.selection is not None:
+        yield from _selection(document.selection)
     if document.weight is None:
         return
     base = document.parsed_method.base

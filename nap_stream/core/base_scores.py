@@ -16,7 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from nap_stream.core.feature_scores import Fdbd, Mahalanobis, knn, nci, unit_gaussian, unit_rows
 from nap_stream.core.score_specs import (
+    OF_MEAN,
     BaseScore,
     Fits,
     Head,
@@ -27,10 +29,8 @@ from nap_stream.core.score_specs import (
     needs_head,
 )
 
-Fit = TypeVar("Fit", float, NDArray[np.float32])
-
-_SIMILARITIES_AT_ONCE = 2**24
-"""Bounds memory: 64 MiB of float32, 335 images at a time against a bank of 50,000 rows."""
+Fit = TypeVar("Fit")
+_Score = Callable[..., torch.Tensor]
 
 LARGEST_EXPONENT = 64.0
 """Where the exponent of ASH-S and SCALE stops: exp(64) = 6e27, times a logit, is a float32.
@@ -58,14 +58,16 @@ def fit_scores(
     if not any(needs_fit(name) for name in wanted):
         return Fits()
     check_float32("features", features, 2)
-    clip, mean, bank = None, None, None
+    clip, mean, bank, gaussian = None, None, None, None
     if BaseScore.REACT in wanted:
         clip = react_clip(features, parameters.react_percentile)
-    if BaseScore.DICE in wanted:
+    if wanted & OF_MEAN:
         mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     if BaseScore.KNN in wanted:
         bank = _knn_bank(features, parameters)
-    return Fits(react_clip=clip, feature_mean=mean, knn_bank=bank)
+    if BaseScore.MAHALANOBIS in wanted:
+        gaussian = unit_gaussian(features, parameters.mahalanobis_rank)
+    return Fits(react_clip=clip, feature_mean=mean, knn_bank=bank, gaussian=gaussian)
 
 
 class BaseScores:
@@ -92,6 +94,8 @@ class BaseScores:
     ) -> None:
         self._centred = centred
         self.names = tuple(dict.fromkeys(names))
+        entropy = partial(gen, gamma=parameters.gen_gamma, classes=parameters.gen_classes)
+        self._of_logits: dict[BaseScore, _Score] = {**_OF_LOGITS, BaseScore.GEN: entropy}
         self._of_features = {
             name: _prepare(name, parameters, head, fits, torch.device(device), centred=centred)
             for name in self.names
@@ -113,9 +117,9 @@ class BaseScores:
         """
         scores = {}
         for name in self.names:
-            if name in _OF_LOGITS:
+            if name in self._of_logits:
                 mean = logits.float().mean(dim=1, keepdim=True) if self._centred else 0
-                scores[name] = _OF_LOGITS[name](logits - mean)
+                scores[name] = self._of_logits[name](logits - mean)
             elif features is None:
                 raise ValueError(f"{name} needs the penultimate features, got None")
             else:
@@ -131,12 +135,14 @@ def _prepare(
     device: torch.device,
     *,
     centred: bool,
-) -> Callable[[torch.Tensor], torch.Tensor]:
+) -> _Score:
     if name is BaseScore.KNN:
         bank = _fitted(name, fits.knn_bank)
         if len(bank) < parameters.knn_k:
             raise ValueError(f"knn needs {parameters.knn_k} rows in its bank, got {len(bank)}")
         return partial(knn, bank=torch.tensor(bank, device=device), k=parameters.knn_k)
+    if name is BaseScore.MAHALANOBIS:
+        return Mahalanobis(_fitted(name, fits.gaussian), device)
     if head is None:
         raise ValueError(
             f"{name} needs the model's last linear layer, and this model has none: choose among "
@@ -145,31 +151,44 @@ def _prepare(
     weight = torch.tensor(head.weight, device=device)
     bias = torch.tensor(head.bias, device=device)
     if name is BaseScore.DICE:
-        weight = _masked(weight, _fitted(name, fits.feature_mean), parameters.dice_sparsity)
+        weight = dice_weight(weight, _mean(name, fits, weight), parameters.dice_sparsity)
     if centred:
         weight, bias = weight - weight.mean(dim=0), bias - bias.mean()
+    return _of_head(name, parameters, fits, weight, bias)
+
+
+def _of_head(
+    name: BaseScore,
+    parameters: ScoreParameters,
+    fits: Fits,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+) -> _Score:
     match name:
         case BaseScore.REACT:
-            clip = _fitted(name, fits.react_clip)
-            return partial(react, clip=clip, weight=weight, bias=bias)
+            score: _Score = partial(react, clip=_fitted(name, fits.react_clip))
         case BaseScore.ASH:
-            return partial(ash, percentile=parameters.ash_percentile, weight=weight, bias=bias)
+            score = partial(ash, percentile=parameters.ash_percentile)
         case BaseScore.SCALE:
-            return partial(scale, percentile=parameters.scale_percentile, weight=weight, bias=bias)
+            score = partial(scale, percentile=parameters.scale_percentile)
         case BaseScore.DICE:
             return partial(dice, masked_weight=weight, bias=bias)
+        case BaseScore.FDBD:
+            return Fdbd(weight, bias, _mean(name, fits, weight))
+        case BaseScore.NCI:
+            score = partial(nci, mean=_mean(name, fits, weight))
         case _:
             raise ValueError(f"there is no formula for the score {name}")
+    return partial(score, weight=weight, bias=bias)
 
 
-def _masked(
-    weight: torch.Tensor, feature_mean: NDArray[np.float32], sparsity: float
-) -> torch.Tensor:
-    if len(feature_mean) != weight.shape[1]:
+def _mean(name: BaseScore, fits: Fits, weight: torch.Tensor) -> torch.Tensor:
+    mean = _fitted(name, fits.feature_mean)
+    if len(mean) != weight.shape[1]:
         raise ValueError(
-            f"dice was fitted on {len(feature_mean)} features, the head takes {weight.shape[1]}"
+            f"{name} was fitted on {len(mean)} features, the head takes {weight.shape[1]}"
         )
-    return dice_weight(weight, torch.tensor(feature_mean, device=weight.device), sparsity)
+    return torch.tensor(mean, device=weight.device)
 
 
 def _fitted(name: BaseScore, fit: Fit | None) -> Fit:
@@ -199,6 +218,17 @@ def energy(logits: torch.Tensor) -> torch.Tensor:
     is in-distribution.
     """
     return torch.logsumexp(logits.float(), dim=1)
+
+
+def gen(logits: torch.Tensor, gamma: float, classes: int) -> torch.Tensor:
+    """GEN: the negative generalised entropy (Liu, Lochman and Zach, CVPR 2023, equation 3).
+
+    ``-sum(p**gamma * (1 - p)**gamma)`` over the ``classes`` most probable classes, or all where
+    there are fewer. At most 0, float32, shape (N,).
+    """
+    p = torch.softmax(logits.float(), dim=1)
+    p = torch.topk(p, min(classes, p.shape[1]), dim=1, sorted=False).values
+    return -(p.pow(gamma) * (1 - p).pow(gamma)).sum(dim=1)
 
 
 _OF_LOGITS: dict[BaseScore, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -311,52 +341,6 @@ def _energy_of_head(
     with torch.autocast(shaped.device.type, enabled=False):
         score = energy(functional.linear(shaped, weight, bias))
     return score.where(features.isfinite().all(dim=1), torch.nan)
-
-
-def knn(features: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
-    """Score images by the distance to their k-th neighbour (Sun et al., arXiv 2204.06507).
-
-    The Euclidean distance between unit vectors is at most 2; ``2 - distance`` is positive, as
-    fusion needs, where the paper uses the negative distance. Features of zeros have no
-    direction: their distance to every row is 1. A row that is not finite scores NaN.
-
-    Args:
-        features: Any floating dtype, shape (N, D); they are divided by their norm here.
-        bank: In-distribution features, float32, shape (B, D), every row of norm 1.
-        k: Which neighbour, 1 <= k <= B. An image that is in the bank itself counts as its own
-            first neighbour.
-
-    Returns:
-        float32 (N,) in [0, 2], higher = in-distribution.
-
-    Raises:
-        ValueError: ``k`` is out of range.
-    """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"expected 1 <= k <= {len(bank)} rows of the bank, got {k = }")
-    rows = unit_rows(features)
-    chunk = max(1, _SIMILARITIES_AT_ONCE // len(bank))
-    with torch.autocast(rows.device.type, enabled=False):
-        return torch.cat([_nearness(part, bank, k) for part in torch.split(rows, chunk)])
-
-
-def _nearness(rows: torch.Tensor, bank: torch.Tensor, k: int) -> torch.Tensor:
-    # Unit vectors are the nearer the greater their product is. The distance itself comes from
-    # the difference: sqrt(2 - 2 product) has an error of 3e-4 near 0.
-    neighbour = torch.topk(rows @ bank.T, k, dim=1).indices[:, -1]
-    distance = torch.linalg.vector_norm(rows - bank[neighbour], dim=1)
-    return torch.clamp(2 - distance, 0, 2)
-
-
-def unit_rows(features: torch.Tensor) -> torch.Tensor:
-    """Divide each row by its Euclidean norm; a row of zeros stays so.
-
-    From any floating dtype, (N, D), to float32 (N, D); NaN in rows that are not finite.
-    """
-    wide = features.float()
-    # The squares of large or small activations leave float32's range; of these they do not.
-    peak = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return functional.normalize(wide / peak, dim=1)
 
 
 def _knn_bank(features: NDArray[np.float32], parameters: ScoreParameters) -> NDArray[np.float32]:

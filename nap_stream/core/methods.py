@@ -1,7 +1,9 @@
-"""Methods: which score of an image is calibrated and flagged, and how its weight is chosen.
+"""Methods: which score of an image is calibrated and flagged.
 
-A method is the Neural Activation Prior alone, a base score alone, or both together:
+A method is the Neural Activation Prior alone, a base score alone, or several together:
 
+- ``auto``, the default: the sum of weighted log p-values of several scores, the prior among them,
+  all one-sided. `nap_stream.core.selection` chooses scores and weights.
 - ``nap-<base>``: the weighted geometric mean of arXiv 2402.18162, section 3.3, one-sided. The
   paper's NAP-M, -E, -R, -A, -D and -K are ``nap-msp``, ``nap-energy``, ``nap-react``,
   ``nap-ash``, ``nap-dice`` and ``nap-knn``.
@@ -12,21 +14,17 @@ A method is the Neural Activation Prior alone, a base score alone, or both toget
 
 All are higher for in-distribution images.
 
-The terms of Fisher's sum are smoothed p-values against a reference sample. A conformal p-value
+The terms of these sums are smoothed p-values against a reference sample. A conformal p-value
 against r reference scores takes r + 1 values, the smallest 1 / (r + 1). In a sum of logarithms
 that makes ties, and a least value that no image can go below: a threshold that stands there
 flags nothing. So between the references these p-values are interpolated, and beyond them they
 fall on as the tail of a generalised Pareto distribution of shape 1, whose scale is the mean
 excess of the outer tenth. They need not be valid: the sum that they go into is only a score.
 
-The weight is chosen without out-of-distribution data (arXiv 2402.18162, section 3.3):
-in-distribution images are transformed into pseudo-OOD ones, several ways; the weight that best
-separates the two, on average over the ways, is taken.
-
 Nothing here needs torch or SciPy, which take seconds to import: settings name methods.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -47,23 +45,24 @@ _LABELS = {
     BaseScore.SCALE: ("SCALE", "S"),
     BaseScore.DICE: ("DICE", "D"),
     BaseScore.KNN: ("KNN", "K"),
+    BaseScore.FDBD: ("fDBD", None),
+    BaseScore.MAHALANOBIS: ("Mahalanobis", None),
+    BaseScore.GEN: ("GEN", None),
+    BaseScore.NCI: ("NCI", None),
 }
-"""In a paper's table: the base score's name, and its letter after NAP-."""
+"""In a paper's table: the base score's name, and its letter after NAP-; None where no method puts
+it together with NAP alone."""
+
+AUTO = "auto"
+POOL = (BaseScore.MSP, BaseScore.ENERGY, BaseScore.FDBD, BaseScore.MAHALANOBIS)
+"""The base scores that the default method chooses among, beside NAP."""
 
 
 OUTER_SHARE = 0.1
 """Of the references, from which the scale beyond them is taken."""
 _SMALLEST = float(np.finfo(np.float64).tiny)
 
-WEIGHTS = tuple(step / 20 for step in range(21))
-"""0, 0.05, … 1."""
-RESAMPLES = 1_000
-INTERVAL = 0.9
-NEAR_BEST = 0.01
-"""An AUROC this close to the best is as good: about what 200 images a transform can tell."""
-
 Values = Mapping[str, NDArray[np.floating]]
-Score = Callable[[Values, float], NDArray[np.float64]]
 
 
 class Combination(StrEnum):
@@ -72,22 +71,24 @@ class Combination(StrEnum):
     ALONE = "alone"
     GEOMETRIC = "nap"
     FISHER = "fisher"
+    SUM = AUTO
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How an image gets its one score. ``base`` is null for NAP alone."""
+    """How an image gets its one score. ``base`` is null for NAP alone, and for a sum of many."""
 
     base: BaseScore | None
     combination: Combination
 
     def __post_init__(self) -> None:
-        if self.base is None and self.combination is not Combination.ALONE:
-            raise ValueError("a combination needs a base score")
+        takes_pair = self.combination in _PAIRS
+        if takes_pair if self.base is None else self.combination is Combination.SUM:
+            raise ValueError(f"{self.combination} does not go with the base score {self.base}")
 
     def __str__(self) -> str:
         if self.base is None:
-            return NAP
+            return NAP if self.combination is Combination.ALONE else AUTO
         if self.combination is Combination.ALONE:
             return str(self.base)
         return f"{self.combination}-{self.base}"
@@ -96,7 +97,7 @@ class Method:
     def label(self) -> str:
         """The name in a paper's table, such as NAP-E."""
         if self.base is None:
-            return "NAP"
+            return "NAP" if self.combination is Combination.ALONE else "Auto"
         name, letter = _LABELS[self.base]
         if self.combination is Combination.ALONE:
             return name
@@ -104,9 +105,21 @@ class Method:
         return f"{prefix}-{letter}"
 
     @property
+    def candidates(self) -> tuple[BaseScore, ...]:
+        """The base scores that it may take: one or none, but several for the sum."""
+        if self.combination is Combination.SUM:
+            return POOL
+        return () if self.base is None else (self.base,)
+
+    @property
     def has_weight(self) -> bool:
         """Whether the method weighs NAP against its base score."""
-        return self.combination is not Combination.ALONE
+        return self.combination in _PAIRS
+
+    @property
+    def selects(self) -> bool:
+        """Whether scores and their weights are chosen for each model."""
+        return self.combination is Combination.SUM
 
     @property
     def needs_location(self) -> bool:
@@ -116,7 +129,10 @@ class Method:
     @property
     def needs_reference(self) -> bool:
         """Whether the method takes p-values against a reference sample."""
-        return self.combination is Combination.FISHER
+        return self.combination in {Combination.FISHER, Combination.SUM}
+
+
+_PAIRS = frozenset({Combination.GEOMETRIC, Combination.FISHER})
 
 
 def parse_method(name: str) -> Method:
@@ -127,10 +143,17 @@ def parse_method(name: str) -> Method:
 
 
 def every_method() -> tuple[Method, ...]:
-    """All methods: NAP, the base scores, the geometric means, Fisher's sums."""
+    """All methods: the default, NAP, the base scores, the geometric means, Fisher's sums."""
     return (
+        Method(None, Combination.SUM),
         Method(None, Combination.ALONE),
-        *(Method(base, combination) for combination in Combination for base in BaseScore),
+        *(Method(base, Combination.ALONE) for base in BaseScore),
+        *(
+            Method(base, combination)
+            for combination in (Combination.GEOMETRIC, Combination.FISHER)
+            for base, (_, letter) in _LABELS.items()
+            if letter is not None
+        ),
     )
 
 
@@ -144,6 +167,7 @@ def method_scores(
     weight: float | None,
     location: float,
     reference: Mapping[str, NDArray[np.float64]],
+    weights: Mapping[str, float] | None = None,
 ) -> NDArray[np.float64]:
     """Give each image its one score.
 
@@ -155,14 +179,21 @@ def method_scores(
             mean: the mean logit of in-distribution images, 0 for scores that are positive.
         reference: In-distribution NAP and base scores by name, each float64 (r,), ascending,
             of images other than those scored. Unused where the method takes no p-values.
+        weights: Of the scores that the sum takes, by name. None for other methods.
 
     Returns:
-        float64 (N,), higher = in-distribution; NaN where a value is NaN. Fisher's sum is <= 0.
+        float64 (N,), higher = in-distribution; NaN where a value is NaN. The sums are <= 0.
 
     Raises:
         KeyError: A value or reference is missing.
-        ValueError: The weight is missing or out of range.
+        ValueError: The weight, or the weights, are missing or out of range.
     """
+    if method.selects:
+        if not weights or min(weights.values()) <= 0:
+            raise ValueError(f"expected weights above 0 for {method}, got {weights}")
+        terms = (w * log_p(reference[name], values[name]) for name, w in weights.items())
+        summed: NDArray[np.float64] = np.sum(list(terms), axis=0)
+        return summed
     if method.base is None:
         return np.asarray(values[NAP], dtype=np.float64)
     base = np.asarray(values[method.base], dtype=np.float64)
@@ -254,93 +285,3 @@ def _scale(reference: NDArray[np.float64]) -> float:
     """Mean excess of the lower tenth below its largest; 1 where they are all the same."""
     outer = reference[: max(2, int(np.ceil(OUTER_SHARE * len(reference))))]
     return float(np.mean(outer[-1] - outer[:-1])) or 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class WeightSearch:
-    """How well each weight separates pseudo-OOD images from in-distribution ones.
-
-    ``auroc[t][w]`` is the area under the ROC curve, 0 to 1, of transform ``transforms[t]`` at
-    ``weights[w]``. ``chosen`` has the highest mean over the transforms, the smallest such weight
-    where several do. ``interval`` holds the chosen weight for a share `INTERVAL` of bootstrap
-    resamples of the transforms: it is wide where the choice hangs on which transforms stand for
-    what is to come. ``near_best`` is the range of weights whose mean is within `NEAR_BEST` of
-    the best: where it is wide, the choice matters little.
-    """
-
-    transforms: tuple[str, ...]
-    weights: tuple[float, ...]
-    auroc: tuple[tuple[float, ...], ...]
-    inside_images: int
-    pseudo_images: int
-    chosen: float
-    interval: tuple[float, float]
-    near_best: tuple[float, float]
-
-
-def search_weight(
-    score: Score,
-    inside: Values,
-    pseudo: Mapping[str, Values],
-    *,
-    weights: tuple[float, ...] = WEIGHTS,
-    seed: int = 0,
-) -> WeightSearch:
-    """Search the weight that best separates pseudo-OOD images from in-distribution ones.
-
-    Args:
-        score: From the values of N images and a weight to their scores (N,), higher =
-            in-distribution.
-        inside: NAP and base scores of in-distribution images by name, each (n,).
-        pseudo: The same of pseudo-OOD images, by transform.
-        weights: What is tried, ascending, in [0, 1].
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: There is no transform, no weight or no image, or a score is NaN.
-    """
-    if not pseudo or not weights:
-        raise ValueError("expected at least one transform and one weight")
-    inner = [score(inside, weight) for weight in weights]
-    curves = np.array(
-        [
-            [_auroc(own, score(values, w)) for own, w in zip(inner, weights, strict=True)]
-            for values in pseudo.values()
-        ]
-    )
-    mean = curves.mean(axis=0)
-    enough = float(mean.max()) - NEAR_BEST
-    near = [weight for weight, value in zip(weights, mean, strict=True) if value >= enough]
-    return WeightSearch(
-        transforms=tuple(pseudo),
-        weights=tuple(weights),
-        auroc=tuple(tuple(float(value) for value in curve) for curve in curves),
-        inside_images=len(inner[0]),
-        pseudo_images=max(len(next(iter(values.values()))) for values in pseudo.values()),
-        chosen=weights[int(mean.argmax())],
-        interval=_interval(curves, weights, seed),
-        near_best=(near[0], near[-1]),
-    )
-
-
-def _interval(
-    curves: NDArray[np.float64], weights: tuple[float, ...], seed: int
-) -> tuple[float, float]:
-    draws = np.random.default_rng(seed).integers(len(curves), size=(RESAMPLES, len(curves)))
-    chosen = np.array(weights)[curves[draws].mean(axis=1).argmax(axis=1)]
-    tail = (1 - INTERVAL) / 2
-    low, high = np.quantile(chosen, (tail, 1 - tail), method="nearest")
-    return float(low), float(high)
-
-
-def _auroc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
-    """Mann and Whitney's U, with ties counted half, over the number of pairs."""
-    if not len(inside) or not len(outside) or np.isnan(inside).any() or np.isnan(outside).any():
-        raise ValueError(
-            f"expected scores without NaN, of at least one image each, "
-            f"got {len(inside)} in-distribution and {len(outside)} pseudo-OOD ones"
-        )
-    ascending = np.sort(outside)
-    below = np.searchsorted(ascending, inside, side="left").sum()
-    at_most = np.searchsorted(ascending, inside, side="right").sum()
-    return float((below + at_most) / 2 / (len(inside) * len(outside)))

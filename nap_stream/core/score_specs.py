@@ -23,11 +23,17 @@ class BaseScore(StrEnum):
     SCALE = "scale"
     DICE = "dice"
     KNN = "knn"
+    FDBD = "fdbd"
+    MAHALANOBIS = "mahalanobis"
+    GEN = "gen"
+    NCI = "nci"
 
 
-_OF_LOGITS = frozenset({BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY})
-_OF_HEAD = frozenset({BaseScore.REACT, BaseScore.ASH, BaseScore.SCALE, BaseScore.DICE})
-_FITTED = frozenset({BaseScore.REACT, BaseScore.DICE, BaseScore.KNN})
+_OF_LOGITS = frozenset({BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY, BaseScore.GEN})
+_OF_HEAD = frozenset(set(BaseScore) - _OF_LOGITS - {BaseScore.KNN, BaseScore.MAHALANOBIS})
+_FITTED = frozenset(set(BaseScore) - _OF_LOGITS - {BaseScore.ASH, BaseScore.SCALE})
+OF_MEAN = frozenset({BaseScore.DICE, BaseScore.FDBD, BaseScore.NCI})
+"""Scores that take the mean of in-distribution features."""
 
 
 def needs_head(name: BaseScore) -> bool:
@@ -53,7 +59,8 @@ class ScoreParameters:
     its paper's for CIFAR, pytorch-ood has 0.65 for ASH and SCALE. KNN's paper takes
     k = 50 for CIFAR-10 with a bank of 50,000; here 10 of 1,000 separated best of 1, 5, 10, 20 and
     50 on two CIFAR-10 networks together. 1,000 rows of 512 take 2 MB and half a million
-    multiply-adds an image, where a ResNet-18's forward pass takes 1.8 billion.
+    multiply-adds an image, where a ResNet-18's forward pass takes 1.8 billion. GEN's are
+    those of its paper for ImageNet. Mahalanobis keeps ``mahalanobis_rank`` directions.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -65,12 +72,20 @@ class ScoreParameters:
     dice_sparsity: float = 0.9
     knn_k: int = 10
     knn_bank_size: int = 1_000
+    gen_gamma: float = 0.1
+    gen_classes: int = 100
+    mahalanobis_rank: int = 128
 
     def __post_init__(self) -> None:
         for name in ("react_percentile", "ash_percentile", "scale_percentile", "dice_sparsity"):
             fraction = getattr(self, name)
             if not 0 < fraction < 1:
                 raise ValueError(f"expected {name} as a fraction in (0, 1), got {fraction}")
+        if not self.gen_gamma > 0 or min(self.gen_classes, self.mahalanobis_rank) < 1:
+            raise ValueError(
+                "expected gen_gamma above 0, gen_classes and mahalanobis_rank of at least 1, "
+                f"got {self.gen_gamma}, {self.gen_classes}, {self.mahalanobis_rank}"
+            )
         if not 1 <= self.knn_k <= self.knn_bank_size:
             raise ValueError(
                 f"expected 1 <= knn_k <= knn_bank_size, "
@@ -102,11 +117,41 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class UnitGaussian:
+    """A normal law of features divided by their norm, by its main directions.
+
+    ``mean`` is float32 (D,). ``directions`` are r eigenvectors of the covariance, float32 (r, D),
+    of norm 1, with the greatest ``variances``, float32 (r,), positive, descending. ``rest`` is the
+    variance of all other directions.
+
+    Raises:
+        ValueError: A dtype or shape is another, or a variance is not positive.
+    """
+
+    mean: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    variances: NDArray[np.float32]
+    rest: float
+
+    def __post_init__(self) -> None:
+        check_float32("mean", self.mean, 1)
+        check_float32("directions", self.directions, _MATRIX_DIMENSIONS)
+        check_float32("variances", self.variances, 1)
+        if self.directions.shape != (len(self.variances), len(self.mean)):
+            raise ValueError(
+                f"expected directions of shape {(len(self.variances), len(self.mean))}, "
+                f"got {self.directions.shape}"
+            )
+        if not (self.variances > 0).all() or not 0 < self.rest < np.inf:
+            raise ValueError(f"expected variances above 0, got {self.variances} and {self.rest}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Fits:
     """What scores took from in-distribution images; None where no score needed it.
 
-    ``react_clip`` is an activation, ``feature_mean`` float32 (D,) for DICE, ``knn_bank``
-    float32 (B, D) with rows of norm 1.
+    ``react_clip`` is an activation, ``feature_mean`` float32 (D,) for the scores in `OF_MEAN`,
+    ``knn_bank`` float32 (B, D) with rows of norm 1, ``gaussian`` what Mahalanobis needs.
 
     Raises:
         ValueError: A dtype or shape is another, or a value is not finite.
@@ -115,6 +160,7 @@ class Fits:
     react_clip: float | None = None
     feature_mean: NDArray[np.float32] | None = None
     knn_bank: NDArray[np.float32] | None = None
+    gaussian: UnitGaussian | None = None
 
     def __post_init__(self) -> None:
         if self.react_clip is not None and not np.isfinite(self.react_clip):

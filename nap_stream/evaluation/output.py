@@ -19,7 +19,7 @@ from rich.text import Text
 
 from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration
 from nap_stream.core.conformal import Group
-from nap_stream.core.methods import WeightSearch
+from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.evaluation.metrics import (
     DetectionMetrics,
     Intervals,
@@ -278,11 +278,16 @@ def plot_calibration(calibration: Calibration, out: Path) -> None:
     """
     groups, scores = calibration.document.groups, calibration.arrays[SCORE]
     flagged = [flagged_images(group, calibration) for group in groups]
-    publish(out, calibration_png(scores, groups, flagged, calibration.document.weight_search))
+    document = calibration.document
+    search = document.weight_search or document.selection
+    publish(out, calibration_png(scores, groups, flagged, search))
 
 
 def calibration_png(
-    scores: Scores, groups: Sequence[Group], flagged: Sequence[int], search: WeightSearch | None
+    scores: Scores,
+    groups: Sequence[Group],
+    flagged: Sequence[int],
+    search: WeightSearch | Selection | None,
 ) -> bytes:
     """Draw scores, shape (m,), with the thresholds of groups that flag so many images each."""
     figure = _figure(12, 4.5)
@@ -291,8 +296,10 @@ def calibration_png(
     if search is None:
         right.axis("off")
         right.text(0.5, 0.5, "no weight was searched", ha="center", transform=right.transAxes)
-    else:
+    elif isinstance(search, WeightSearch):
         _draw_search(right, search)
+    else:
+        _draw_selection(right, search)
     return _png(figure)
 
 
@@ -369,6 +376,21 @@ def _draw_search(axes: "Axes", search: WeightSearch) -> None:
     axes.set_ylabel("AUROC against pseudo-OOD images")
     axes.set_title("search for the weight")
     axes.legend()
+
+
+def _draw_selection(axes: "Axes", selection: Selection) -> None:
+    areas = {
+        **{
+            f"{name} ({selection.weights.get(name, 0):g})": a for name, a in selection.auroc.items()
+        },
+        "sum": selection.sum_auroc,
+    }
+    for row, each in enumerate(areas.values()):
+        axes.plot(each, [row] * len(each), ".", color="0.6")
+        axes.plot(np.mean(each), row, "|", color="C0", markersize=20, markeredgewidth=3)
+    axes.set_yticks(range(len(areas)), list(areas), parse_math=False)
+    axes.set_xlabel("AUROC against pseudo-OOD images: each transform, and the mean")
+    axes.set_title("scores (weight) and their sum")
 
 
 def _annotate(axes: "Axes", x: int, y: int, column: Column) -> None:

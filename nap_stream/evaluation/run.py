@@ -13,10 +13,11 @@ from nap_stream.calibration import checks
 from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, in_order
 from nap_stream.calibration.read import FeatureCache, Reader, ScoredImages, Values
-from nap_stream.calibration.run import adding_up, fit_part, fit_passes
+from nap_stream.calibration.run import FitFound, adding_up, candidates, fit_part, fit_passes
 from nap_stream.clock import Progress
-from nap_stream.core.methods import Method, WeightSearch, every_method, method_scores
+from nap_stream.core.methods import Method, every_method, method_scores
 from nap_stream.core.score_specs import needs_features
+from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import ConfigError
 from nap_stream.evaluation.tables import EvaluationTable, evaluate_scores
 from nap_stream.image_files import ImageFile, count_images, iter_images
@@ -52,7 +53,8 @@ class Evaluation:
     """What an evaluation gives.
 
     ``inside`` and ``outside`` are NAP and base scores of the images that the table speaks of,
-    ``searches`` the search for each method's weight, ``warnings`` sentences for people.
+    ``searches`` the search for each method's weight, ``selections`` the scores and weights of those
+    that select them, ``warnings`` sentences for people.
     """
 
     table: EvaluationTable
@@ -60,6 +62,7 @@ class Evaluation:
     inside: Values
     outside: Mapping[str, Values]
     searches: Mapping[Method, WeightSearch]
+    selections: Mapping[Method, Selection]
     warnings: tuple[str, ...]
 
 
@@ -91,11 +94,12 @@ def evaluate(
     total = sum(count_images(path) for path in (request.inside, *request.outside.values()))
     loaded = load_model(request.model, device)
     methods = request.methods or methods_for(loaded)
-    names = in_order((*ALWAYS, *(method.base for method in methods if method.base is not None)))
+    taken = [name for one in methods for name in candidates(one, loaded, len(part))]
+    names = in_order((*ALWAYS, *taken))
     checks.require_head(names, loaded, request.model.factory)
     checks.require_fittable(names, methods, part, request.scoring.knn_k)
     copies = checks.require_apart(part, request.inside)
-    searching = tuple(method for method in methods if method.has_weight)
+    searching = tuple(method for method in methods if method.has_weight or method.selects)
     advance = adding_up(total + fit_passes(part, searching), progress)
 
     reader = Reader(loaded, request.limits, request.inside, cache)
@@ -109,7 +113,7 @@ def evaluate(
         batch_size=request.batch_size,
         advance=advance,
     )
-    fitted, reading, searches = fit_found.fitted, fit_found.reading, fit_found.searches
+    fitted, reading = fit_found.fitted, fit_found.reading
 
     def score(source: Path, files: Iterable[ImageFile]) -> ScoredImages:
         one = replace(reader, source=source)
@@ -118,13 +122,13 @@ def evaluate(
     inside = score(request.inside, part.others(request.inside))
     outside = {name: score(path, iter_images(path)) for name, path in request.outside.items()}
     table = evaluate_scores(
-        all_scores(methods, inside.values, fitted, searches),
-        {name: all_scores(methods, one.values, fitted, searches) for name, one in outside.items()},
+        all_scores(methods, inside.values, fit_found),
+        {name: all_scores(methods, one.values, fit_found) for name, one in outside.items()},
         in_distribution=_set_name(request.inside),
         resamples=request.resamples,
         seed=request.seed,
         context={
-            **_context(request, loaded, part, searches),
+            **_context(request, loaded, part, fit_found),
             "undecodable": {
                 "fitted_on": 0 if reading is None else reading.undecodable,
                 "in_distribution": inside.undecodable,
@@ -138,7 +142,8 @@ def evaluate(
         fitted,
         inside.values,
         {name: one.values for name, one in outside.items()},
-        searches,
+        fit_found.searches,
+        fit_found.selections,
         (
             *checks.skill_warnings(inside, loaded.class_names),
             *checks.one_class_warnings(inside, loaded.class_names),
@@ -159,24 +164,26 @@ def methods_for(loaded: LoadedModel) -> tuple[Method, ...]:
     return tuple(
         method
         for method in every_method()
-        if method.base is None or loaded.head is not None or not needs_features(method.base)
+        if loaded.head is not None
+        or method.selects
+        or not any(map(needs_features, method.candidates))
     )
 
 
 def all_scores(
     methods: tuple[Method, ...],
     values: Mapping[str, NDArray[np.floating]],
-    fitted: Fitted,
-    searches: Mapping[Method, WeightSearch],
+    found: FitFound,
 ) -> dict[str, NDArray[np.float64]]:
     """The scores of N images by each method's label, float64 (N,), at the weights found."""
     return {
         method.label: method_scores(
             method,
             values,
-            weight=searches[method].chosen if method in searches else None,
-            location=fitted.location(method),
-            reference=fitted.references(method),
+            weight=found.searches[method].chosen if method in found.searches else None,
+            location=found.fitted.location(method),
+            reference=found.fitted.references(method, found.selections.get(method)),
+            weights=found.selections[method].weights if method in found.selections else None,
         )
         for method in methods
     }
@@ -191,7 +198,7 @@ def _context(
     request: EvaluationRequest,
     loaded: LoadedModel,
     part: FitPart,
-    searches: Mapping[Method, WeightSearch],
+    found: FitFound,
 ) -> dict[str, Any]:
     return {
         "model": request.model.factory,
@@ -199,6 +206,7 @@ def _context(
         "feature_map": str(loaded.feature_site),
         "fitted_on": f"{len(part)} images of {_set_name(part.source)}",
         "parameters": request.scoring.model_dump(mode="json", exclude={"method", "scores"}),
-        "weights": {method.label: search.chosen for method, search in searches.items()},
+        "weights": {method.label: search.chosen for method, search in found.searches.items()},
+        "selected": {method.label: one.weights for method, one in found.selections.items()},
         "versions": versions(),
     }

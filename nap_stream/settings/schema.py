@@ -199,13 +199,14 @@ class ModelSettings(Section):
 class ScoringSettings(Section):
     """Which scores are computed, and which one flags. Fixed when the model is calibrated.
 
-    A method is nap; a base score alone (msp, max_logit, energy, react, ash, scale, dice, knn);
-    nap-<base>, the weighted geometric mean of both; or fisher-<base>, the weighted sum of their
-    log p-values, NAP's two-sided.
+    A method is auto, the weighted sum of log p-values of several scores that calibration chooses;
+    nap; a base score alone (msp, max_logit, energy, react, ash, scale, dice, knn, fdbd,
+    mahalanobis, gen, nci); nap-<base>, the weighted geometric mean of both; or fisher-<base>, the
+    weighted sum of their log p-values, NAP's two-sided. The last two take the first eight.
     """
 
     method: str | None = None
-    """Null takes fisher-knn, or fisher-energy where the logits come from no linear layer."""
+    """Null takes auto."""
     scores: tuple[BaseScore, ...] = ()
     """Base scores to compute and log beside msp, max_logit, energy and the method's own."""
     react_percentile: Probability = 0.9

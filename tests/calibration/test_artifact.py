@@ -21,8 +21,8 @@ from nap_stream.calibration.artifact import (
 from nap_stream.calibration.calibration import Calibration, ImageFacts
 from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.conformal import Rule
-from nap_stream.core.methods import WeightSearch
 from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
 from nap_stream.errors import CalibrationError
 from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite

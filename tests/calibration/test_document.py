@@ -6,8 +6,8 @@ from pydantic import ValidationError
 
 from nap_stream.calibration.calibration import CalibrationDocument, Envelope, ImageFacts
 from nap_stream.core.conformal import Group, Rule
-from nap_stream.core.methods import WeightSearch
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
 from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings.schema import PreprocessingSettings

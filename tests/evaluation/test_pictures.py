@@ -8,7 +8,7 @@ from PIL import Image
 
 from nap_stream.calibration.calibration import SCORE, Calibration
 from nap_stream.core.conformal import Group, Rule
-from nap_stream.core.methods import WeightSearch
+from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
 from nap_stream.evaluation import output
 from nap_stream.evaluation.output import (
