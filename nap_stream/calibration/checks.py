@@ -15,7 +15,7 @@ from nap_stream.calibration.fit import FIT_SHARE, FOLDS, FitPart
 from nap_stream.calibration.read import Reading, ScoredImages
 from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.methods import AUTO, Method
-from nap_stream.core.score_specs import BaseScore, needs_features
+from nap_stream.core.score_specs import BaseScore, needs_features, needs_head
 from nap_stream.core.selection import Selection
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.model.load import LoadedModel
@@ -118,7 +118,7 @@ FEW_IMAGES = 40
 NEIGHBOURS_OF_A_CLASS = 10
 
 
-def selection_warnings(selection: Selection | None, *, has_head: bool) -> Iterator[str]:
+def selection_warnings(selection: Selection | None, loaded: LoadedModel) -> Iterator[str]:
     """What pseudo-OOD images say of the scores that were chosen."""
     if selection is None:
         return
@@ -146,10 +146,10 @@ def selection_warnings(selection: Selection | None, *, has_head: bool) -> Iterat
             f"scores and weights were chosen on {few} images, below {FEW_IMAGES} they are mostly "
             "chance: give more images to fit on"
         )
-    if not has_head:
+    if not loaded.has_features:
         yield (
-            "the model's logits come from no linear layer, so that no score of features is to "
-            "choose from, and images that are odd in their features alone go unseen"
+            "the model's logits come from no linear layer, and it has no feature map: no score of "
+            "features is to choose from, and images that are odd in their features alone go unseen"
         )
     elif few < LEAST_FITTED:
         yield f"below {LEAST_FITTED} images to fit on no score of features is to choose from"
@@ -204,18 +204,25 @@ def require_head(names: Iterable[BaseScore], loaded: LoadedModel, factory: str) 
     """Refuse base scores that the model does not allow.
 
     Raises:
-        CalibrationError: The model has no linear head, and a score needs one or its input.
+        CalibrationError: The model has no linear head, and a score needs one; or no features.
     """
-    lacking = [name for name in names if needs_features(name)]
-    if lacking and loaded.head is None:
+    lacking = [name for name in names if not is_possible(name, loaded)]
+    if lacking:
         verb = "needs" if len(lacking) == 1 else "need"
-        others = ", ".join(name for name in BaseScore if not needs_features(name))
+        others = ", ".join(name for name in BaseScore if is_possible(name, loaded))
         raise CalibrationError(
             f"{', '.join(lacking)} {verb} a model whose logits come from a linear layer, and this "
             "model's do not",
             factory,
-            f"Choose nap, or a method of {others}",
+            f"Choose auto, nap, or a method of {others}",
         )
+
+
+def is_possible(name: BaseScore, loaded: LoadedModel) -> bool:
+    """Whether a base score can be computed of the model."""
+    if needs_head(name):
+        return loaded.head is not None
+    return loaded.has_features or not needs_features(name)
 
 
 def require_fittable(

@@ -170,7 +170,7 @@ def _fits(
         return Fits()
     if reading.features is None:
         lacking = " and ".join(name for name in names if needs_fit(name))
-        raise ValueError(f"no {lacking} without a linear layer that the logits come from")
+        raise ValueError(f"no {lacking} without features, which this model does not give")
     return fit_scores(names, reading.features[rows if rows.any() else ~rows], parameters)
 
 

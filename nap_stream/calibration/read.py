@@ -48,8 +48,8 @@ _ROUNDING = ("torch", "torchvision", "pillow", "numpy")
 class Reading:
     """What the model makes of n images; ``undecodable`` more could not be decoded.
 
-    ``logits`` is float32 (n, K), ``features`` float32 (n, D) or null where the model has no
-    linear head, ``nap`` float32 (n,). ``first_problem`` is about the first undecodable image.
+    ``logits`` is float32 (n, K), ``features`` float32 (n, D) or null where the model gives
+    none, ``nap`` float32 (n,). ``first_problem`` is about the first undecodable image.
     ``positions`` are the numbers of the n images among all that were given, from 0, int64 (n,).
     """
 
@@ -99,7 +99,7 @@ class Reading:
 
     @property
     def with_features(self) -> int:
-        """How many images have features other than 0; 0 where the model has no linear head."""
+        """How many images have features other than 0; 0 where the model gives none."""
         return 0 if self.features is None else int(self.features.any(axis=1).sum())
 
     def values(self, base_scores: BaseScores) -> Values:
@@ -245,7 +245,7 @@ class Reader:
         images = [hashlib.sha256(file.data).hexdigest() for file in files]
         key = cache_key({**identity, "transform": seeded, "images": images})
         kept = self.cache.get(key)
-        if kept is None or not _is_whole(kept, len(files), has_head=self.loaded.head is not None):
+        if kept is None or not _is_whole(kept, len(files), has_features=self.loaded.has_features):
             kept = self._compute(files, transform, first_index)
             self.cache.put(key, kept)
         return kept
@@ -255,7 +255,7 @@ class Reader:
 
         Returns:
             ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
-            float32 (k,), and ``features`` float32 (k, D) where the model has a linear head.
+            float32 (k,), and ``features`` float32 (k, D) where the model has any.
         """
         decoded = [decode_image(file.data, self.limits) for file in files]
         pixels = [
@@ -353,14 +353,14 @@ def _identity(loaded: LoadedModel, limits: LimitSettings) -> dict[str, Any]:
     }
 
 
-def _is_whole(arrays: Arrays, files: int, *, has_head: bool) -> bool:
+def _is_whole(arrays: Arrays, files: int, *, has_features: bool) -> bool:
     """Whether a file of the cache holds the outputs for so many image files."""
     if "decoded" not in arrays or arrays["decoded"].shape != (files,):
         return False
     decoded = int(arrays["decoded"].sum())
     expected = {"decoded"}
     if decoded:
-        expected |= {"logits", "nap"} | ({"features"} if has_head else set())
+        expected |= {"logits", "nap"} | ({"features"} if has_features else set())
     rows = {len(arrays[name]) for name in arrays if name != "decoded"}
     return arrays.keys() == expected and rows <= {decoded}
 

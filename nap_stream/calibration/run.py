@@ -29,7 +29,7 @@ from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_w
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
-from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_features, needs_fit
+from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import count_images
@@ -140,7 +140,7 @@ def candidates(method: Method, loaded: LoadedModel, images: int) -> tuple[BaseSc
     return tuple(
         name
         for name in method.candidates
-        if (loaded.head is not None or not needs_features(name))
+        if checks.is_possible(name, loaded)
         and (images >= checks.LEAST_FITTED or not needs_fit(name))
     )
 
@@ -315,7 +315,7 @@ def assemble(
             *checks.one_class_warnings(scored, loaded.class_names),
             *checks.copy_warnings(copies, len(scored)),
             *checks.power_warnings(method, weight, location, scored, fit_reading),
-            *checks.selection_warnings(selection, has_head=loaded.head is not None),
+            *checks.selection_warnings(selection, loaded),
             *checks.neighbour_warnings(
                 fitted.base_scores.names, fit_reading, len(loaded.class_names)
             ),

@@ -16,7 +16,6 @@ from nap_stream.calibration.read import FeatureCache, Reader, ScoredImages, Valu
 from nap_stream.calibration.run import FitFound, adding_up, candidates, fit_part, fit_passes
 from nap_stream.clock import Progress
 from nap_stream.core.methods import Method, every_method, method_scores
-from nap_stream.core.score_specs import needs_features
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import ConfigError
 from nap_stream.evaluation.tables import EvaluationTable, evaluate_scores
@@ -160,13 +159,11 @@ def evaluate(
 
 
 def methods_for(loaded: LoadedModel) -> tuple[Method, ...]:
-    """All methods that the model allows: those of logits alone where it has no linear head."""
+    """All methods that the model allows: without a linear head, fewer."""
     return tuple(
         method
         for method in every_method()
-        if loaded.head is not None
-        or method.selects
-        or not any(map(needs_features, method.candidates))
+        if method.selects or all(checks.is_possible(name, loaded) for name in method.candidates)
     )
 
 

@@ -47,8 +47,9 @@ _ONE_WAY = "The model must take the same way for every image"
 class Forward:
     """What one forward pass of N images gives, in their order, float32, on the model's device.
 
-    ``logits`` is (N, K), ``features`` (N, D), what enters the linear head, None where the model
-    has none, ``nap`` (N,), the Neural Activation Prior. Rows can hold NaN or infinity where the
+    ``logits`` is (N, K), ``features`` (N, D), what enters the linear head; in a model without one
+    the means of the prior's map, by channel; None where that is a Vision Transformer's attention.
+    ``nap`` is (N,), the Neural Activation Prior. Rows can hold NaN or infinity where the
     model yields them.
     """
 
@@ -81,15 +82,29 @@ def run_forward(
             read in a compiled module.
     """
     refuse_training(module)
-    reduce = attention_prior if site.kind == "cls_attention" else nap
-    with torch.inference_mode(), capture(module, site, reduce, head) as captured:
+    with torch.inference_mode(), capture(module, site, _reduction(site, head), head) as captured:
         output = module(pixels)
     logits = require_logits(output, images=len(pixels), classes=classes).float()
     if captured.value is None:
         raise FeatureMapError(f"{_NOT_REACHED} the feature map", str(site), _ONE_WAY)
     if head is not None and captured.features is None:
         raise ModelError(f"{_NOT_REACHED} the linear head", str(head), _ONE_WAY)
-    return Forward(logits, captured.features, captured.value)
+    prior, means = captured.value
+    return Forward(logits, means if head is None else captured.features, prior)
+
+
+def _reduction(
+    site: FeatureSite, head: HeadSite | None
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]:
+    """What is kept of the map: the prior, and without a head the means by channel."""
+
+    def reduce(feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if site.kind == "cls_attention":
+            return attention_prior(feature_map), None
+        means = None if head is not None else feature_map.float().mean(dim=(2, 3))
+        return nap(feature_map), means
+
+    return reduce
 
 
 def require_logits(

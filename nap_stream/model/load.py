@@ -61,6 +61,11 @@ class LoadedModel:
     feature_site: FeatureSite
     head: HeadSite | None
 
+    @property
+    def has_features(self) -> bool:
+        """Whether a forward pass gives features: the head's input, or the means of a map."""
+        return self.head is not None or self.feature_site.kind != "cls_attention"
+
     def forward(self, batch: torch.Tensor) -> Forward:
         """Run the model once on a batch (N, 3, H, W) of its input size.
 
