@@ -64,6 +64,20 @@ class ImageFacts(_Part):
     undecodable: int
 
 
+class FaultSeen(_Part):
+    """What the calibrated detector sees of a fault of the camera.
+
+    ``flagged`` is the share of ``images`` faulty images with a p-value of at most alpha.
+    ``records`` is how many records typically pass until the configured alarm fires on a stream
+    that turns faulty; null where it does not.
+    """
+
+    fault: str
+    images: int
+    flagged: float
+    records: float | None
+
+
 class CalibrationDocument(_Part):
     """Everything that a calibration states, but its arrays and its fingerprint.
 
@@ -74,8 +88,9 @@ class CalibrationDocument(_Part):
     null for others. ``location`` is what the geometric mean takes off its base score, 0
     elsewhere. ``scores`` are the base scores that were computed.
     ``mean_confidence`` is that of the calibration images, ``accuracy`` their share of right
-    predictions, null where their labels are not the model's class names. ``warnings`` are
-    sentences for people. ``array_sha256`` names the arrays by the hash of their bytes.
+    predictions, null where their labels are not the model's class names. ``faults`` say what
+    the detector sees of faulty cameras. ``warnings`` are sentences for people. ``array_sha256``
+    names the arrays by the hash of their bytes.
     """
 
     method: str
@@ -94,6 +109,7 @@ class CalibrationDocument(_Part):
     fit_images: ImageFacts | None
     mean_confidence: float
     accuracy: float | None
+    faults: tuple[FaultSeen, ...]
     warnings: tuple[str, ...]
     versions: dict[str, str]
     created_ms: int

@@ -1,7 +1,7 @@
 """Making a calibration: the model over held-out in-distribution images."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from nap_stream.calibration.calibration import (
 )
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, Folds, fit, in_order, unfitted
 from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
+from nap_stream.calibration.seen import fault_passes, faults_seen
 from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight, select
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
@@ -32,9 +33,14 @@ from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.image_files import count_images
+from nap_stream.image_files import ImageFile, count_images
 from nap_stream.model.load import LoadedModel, load_model, weights_of
-from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
+from nap_stream.settings.schema import (
+    DriftSettings,
+    LimitSettings,
+    ModelSettings,
+    ScoringSettings,
+)
 from nap_stream.text import encodable
 
 FLAG_RATE_CONFIDENCE = 0.95
@@ -48,6 +54,7 @@ class CalibrationRequest:
     in-distribution images, perhaps of the training set, from which base scores, references and
     weight are taken; where they are null, a third of ``images`` serves for that and does not
     calibrate. ``weight`` is the base score's in a method of two, in [0, 1]; null searches it.
+    ``drift`` is the alarm whose delay is told for faulty cameras.
     """
 
     model: ModelSettings
@@ -58,6 +65,7 @@ class CalibrationRequest:
     weight: float | None
     batch_size: int
     limits: LimitSettings
+    drift: DriftSettings = field(default_factory=DriftSettings)
 
 
 def calibrate(
@@ -92,7 +100,9 @@ def calibrate(
         checks.require_enough(total - len(part), request.rule, request.images, fitted_on=len(part))
     copies = [] if part is None else checks.require_apart(part, request.images)
     reader = Reader(loaded, request.limits, request.images, cache)
-    advance = adding_up(total + fit_passes(part, searching), progress)
+    images = total if part is None or part.own else total - len(part)
+    passes = total + fit_passes(part, searching) + fault_passes(images)
+    advance = adding_up(passes, progress)
     fit_found = fit_part(
         part,
         plan.names,
@@ -112,9 +122,13 @@ def calibrate(
             request.scoring.parameters(),
         )
         fit_found = replace(fit_found, fitted=fitted)
-    files = reader.files() if part is None else part.others(request.images)
-    scored = reader.score(files, fit_found.fitted.base_scores, request.batch_size, advance)
-    return assemble(
+
+    def files() -> Iterator[ImageFile]:
+        return reader.files() if part is None else part.others(request.images)
+
+    base_scores = fit_found.fitted.base_scores
+    scored = reader.score(files(), base_scores, request.batch_size, advance)
+    calibration = assemble(
         request,
         loaded,
         plan.method,
@@ -123,6 +137,18 @@ def calibrate(
         copies=len(copies),
         created_ms=clock.now_ms(),
     )
+    faults = faults_seen(
+        calibration,
+        files(),
+        images,
+        request.drift,
+        reader=reader,
+        base_scores=base_scores,
+        batch_size=request.batch_size,
+        advance=advance,
+    )
+    document = calibration.document.model_copy(update={"faults": faults})
+    return Calibration(document, calibration.arrays)
 
 
 def choose_method(scoring: ScoringSettings) -> Method:
@@ -308,6 +334,7 @@ def assemble(
         fit_images=None if fit_reading is None else _image_facts(request.fit_images, fit_reading),
         mean_confidence=checks.mean_confidence(scored),
         accuracy=checks.accuracy(scored, loaded.class_names),
+        faults=(),
         warnings=(
             *checks.skill_warnings(scored, loaded.class_names),
             *checks.undecodable_warnings("images to calibrate on", scored),

@@ -96,7 +96,11 @@ def calibrate(
     from nap_stream.clock import SystemClock
     from nap_stream.core.conformal import Rule
     from nap_stream.process import configure_logging
-    from nap_stream.settings.load import load_model_settings, load_scoring_settings
+    from nap_stream.settings.load import (
+        load_drift_settings,
+        load_model_settings,
+        load_scoring_settings,
+    )
     from nap_stream.settings.schema import LimitSettings
 
     console = Console(stderr=True)
@@ -113,6 +117,7 @@ def calibrate(
         weight=weight,
         batch_size=batch_size,
         limits=LimitSettings(),
+        drift=load_drift_settings(model),
     )
     with progress_bars(console) as new_bar:
         calibration = run_calibration(
@@ -168,7 +173,20 @@ def show_calibration(calibration: "Calibration", folder: Path, console: Console)
     for name, value in _rows(calibration, folder):
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
     console.print(table)
+    if calibration.document.faults:
+        console.print(_faults(calibration.document))
     show_warnings(calibration.document.warnings, console)
+
+
+def _faults(document: "CalibrationDocument") -> Table:
+    """What the detector sees of faulty cameras, the most visible first."""
+    table = Table("fault", "flagged", "alarm after", box=None, pad_edge=False, title_justify="left")
+    table.title = f"Faulty images, {document.faults[0].images} each, strengths in docs/scoring.md"
+    table.columns[1].justify = "right"
+    for seen in sorted(document.faults, key=lambda fault: (-fault.flagged, fault.fault)):
+        alarm = "not seen" if seen.records is None else f"{seen.records:,.0f} images"
+        table.add_row(seen.fault, f"{seen.flagged:.0%}", alarm)
+    return table
 
 
 def _rows(calibration: "Calibration", folder: Path) -> Iterator[tuple[str, str]]:

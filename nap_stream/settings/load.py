@@ -28,6 +28,7 @@ from pydantic.fields import FieldInfo
 from nap_stream.errors import ConfigError
 from nap_stream.settings.schema import (
     AlertSettings,
+    DriftSettings,
     KafkaSettings,
     ModelSettings,
     ScoringSettings,
@@ -73,15 +74,22 @@ def load_scoring_settings(
 
     ``method`` takes the configured method's place.
     """
-    tree = _read_yaml(path)
-    section = (
-        _section(_whole_tree(path, environ), "scoring") if "model" in tree.values else _Tree({}, {})
-    )
+    section = _section_beside_model(path, environ, "scoring")
     if method is not None:
         section = _Tree(
             {**section.values, "method": method}, {**section.places, ("method",): "--method"}
         )
     return _validate(ScoringSettings, section, path)
+
+
+def load_drift_settings(path: Path, environ: Mapping[str, str] | None = None) -> DriftSettings:
+    """The drift section of a configuration; the defaults for a file of the model alone."""
+    return _validate(DriftSettings, _section_beside_model(path, environ, "drift"), path)
+
+
+def _section_beside_model(path: Path, environ: Mapping[str, str] | None, name: str) -> _Tree:
+    is_whole = "model" in _read_yaml(path).values
+    return _section(_whole_tree(path, environ), name) if is_whole else _Tree({}, {})
 
 
 def load_kafka_settings(path: Path, environ: Mapping[str, str] | None = None) -> KafkaSettings:

@@ -1,0 +1,85 @@
+"""What a calibrated detector sees of the faults that cameras have.
+
+Held-out images are made faulty, one way after the other (`nap_stream.calibration.faults`), and
+scored. No fault takes part in choosing or fitting anything.
+"""
+
+from collections.abc import Iterable
+from math import ceil
+
+import numpy as np
+
+from nap_stream.calibration.calibration import Calibration, FaultSeen
+from nap_stream.calibration.faults import FAULTS
+from nap_stream.calibration.read import Advance, Reader
+from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
+from nap_stream.core.base_scores import BaseScores, evenly_spaced
+from nap_stream.core.detection import records_to_alarm
+from nap_stream.drift.detectors import detection_plan
+from nap_stream.errors import ConfigError
+from nap_stream.image_files import ImageFile
+from nap_stream.settings.schema import DriftSettings
+
+FAULT_IMAGES = 100
+"""Images that are made faulty, at most: a share of them is told to about 5 points."""
+_SEED = 0
+_RUNS = 50
+"""Simulated drifts a fault: the typical delay is told to about a tenth."""
+
+
+def fault_passes(images: int) -> int:
+    """Forward passes, in images, of `faults_seen` with so many images to choose from."""
+    return len(FAULTS) * min(images, FAULT_IMAGES)
+
+
+def faults_seen(
+    calibration: Calibration,
+    files: Iterable[ImageFile],
+    images: int,
+    drift: DriftSettings,
+    *,
+    reader: Reader,
+    base_scores: BaseScores,
+    batch_size: int,
+    advance: Advance,
+) -> tuple[FaultSeen, ...]:
+    """Flag faulty images, and say when the configured alarm would fire.
+
+    ``files`` are the ``images`` calibration images, of which some are chosen, evenly spaced.
+
+    Raises:
+        CalibrationError: See `Reader`.
+    """
+    wanted = set(evenly_spaced(images, FAULT_IMAGES).tolist())
+    chosen = [file for number, file in enumerate(files) if number in wanted]
+    blocks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    found = []
+    for fault in FAULTS:
+        scored = reader.score_transformed(blocks, fault, [base_scores] * len(blocks), advance)
+        flagged = calibration.judge(scored.values, scored.class_id).is_ood
+        found.append(
+            FaultSeen(
+                fault=fault,
+                images=len(flagged),
+                flagged=float(flagged.mean()),
+                records=_alarm(calibration, drift, float(flagged.mean())),
+            )
+        )
+    return tuple(found)
+
+
+def _alarm(calibration: Calibration, drift: DriftSettings, flagged: float) -> float | None:
+    """Records until the alarm fires; None where it does not, or where no detector can be made."""
+    try:
+        plan = detection_plan(drift, calibration.facts)
+    except ConfigError:
+        return None
+    per_second = records_per_second(drift.false_alarms or DEFAULT_FALSE_ALARMS)
+    return records_to_alarm(
+        plan,
+        calibration.alpha,
+        flagged,
+        pane_records=max(1, ceil(per_second * drift.pane_ms / 1_000)),
+        generator=np.random.default_rng(_SEED),
+        runs=_RUNS,
+    )
