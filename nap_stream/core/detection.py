@@ -206,6 +206,32 @@ class Delay:
 _BLIND = Delay(0, 0, 0, None, None, None, blind=True)
 
 
+def records_to_alarm(
+    plan: DetectionPlan,
+    alpha: float,
+    flag_rate: float,
+    *,
+    pane_records: int,
+    generator: np.random.Generator,
+    runs: int = _RUNS,
+) -> float | None:
+    """Give the typical number of records until the monitor of the stream fires, None for never.
+
+    The flag rate is ``alpha`` until the drift, ``flag_rate`` from then on. It is the delay of the
+    detector that is typically the first: all of them together are seldom much sooner. Nothing but
+    the flag rate is known of the drift: for the tails of p-values, flagged ones are spread evenly
+    up to alpha. See `window_delay` for the rest.
+    """
+    if flag_rate <= alpha:
+        return None
+    simulated = [window_delay, flags_delay, *([scores_delay] if plan.tail_rates else [])]
+    delays = (
+        simulate(plan, alpha, flag_rate, pane_records=pane_records, generator=generator, runs=runs)
+        for simulate in simulated
+    )
+    return min((delay.typical for delay in delays if delay.typical is not None), default=None)
+
+
 def window_delay(
     plan: DetectionPlan,
     before: float,

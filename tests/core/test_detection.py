@@ -22,6 +22,7 @@ from nap_stream.core.detection import (
     flags_delay,
     p_value_shares,
     plan_detection,
+    records_to_alarm,
     scores_delay,
     window_delay,
     window_firing_limit,
@@ -448,3 +449,40 @@ def test_scores_see_a_drift_of_flags_a_little_later_than_flags_do() -> None:
 def test_what_is_typical_is_the_mean_or_else_the_median() -> None:
     assert Delay(4, 100, 4, 10.0, 12.0, 1.0).typical == 12
     assert Delay(4, 100, 3, 10.0, None, None).typical == 10
+
+
+def delays(plan: DetectionPlan, rate: float) -> list[Delay]:
+    return [
+        simulate(plan, 0.05, rate, pane_records=10, generator=generator())
+        for simulate in (window_delay, flags_delay, scores_delay)
+    ]
+
+
+def until_alarm(plan: DetectionPlan, rate: float) -> float | None:
+    return records_to_alarm(plan, 0.05, rate, pane_records=10, generator=generator())
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 1.0])
+def test_the_monitor_fires_with_the_detector_that_is_first(rate: float) -> None:
+    found = until_alarm(PLAN, rate)
+    first = min(delay.typical for delay in delays(PLAN, rate) if delay.typical is not None)
+    # Another draw of the same streams.
+    assert found == pytest.approx(first, rel=0.1)
+    assert until_alarm(PLAN, rate) == found
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.04, 0.05])
+def test_no_more_flags_than_before_are_never_seen(rate: float) -> None:
+    assert until_alarm(PLAN, rate) is None
+
+
+def test_what_no_detector_sees_is_never_seen() -> None:
+    rate = 0.055
+    assert all(delay.blind for delay in delays(PLAN, rate))
+    assert until_alarm(PLAN, rate) is None
+
+
+def test_a_plan_without_tails_has_an_alarm_too() -> None:
+    found = until_alarm(dataclasses.replace(PLAN, tail_rates=()), 0.5)
+    assert found is not None
+    assert 10 <= found < 100
