@@ -2,12 +2,11 @@
 
 The weight of NAP against a base score is chosen without out-of-distribution data: on
 in-distribution images that were transformed until they are no longer in-distribution (the NAP
-paper, arXiv 2402.18162, section 3.3). Sizes are relative to the image, so that a transform does
-to 224 x 224 pixels what it does to 32 x 32; what is random comes from the generator alone.
+paper, arXiv 2402.18162, section 3.3). See `nap_stream.calibration.pixels` for what holds of all
+of them.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from math import ceil
 from types import MappingProxyType
@@ -16,23 +15,34 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-Transform = Callable[[Tensor, torch.Generator], Tensor]
-"""From uint8 (N, 3, H, W) to a new tensor of the same shape, dtype and device."""
+from nap_stream.calibration.faults import FAULTS
+from nap_stream.calibration.pixels import (
+    Transform,
+    alike,
+    apply,
+    blurred,
+    noisy,
+    places,
+    ramps,
+    uint8,
+    uniform,
+)
 
-VERSION = 1
-"""Changes when the output of a transform does; part of cache keys."""
-
-MIN_SIDE = 8
-"""Pixels: below it, the patches of a 4 x 4 grid are single pixels."""
+VERSION = 2
+"""Changes when the output of a transform or a fault does; part of cache keys."""
 
 _GRID = 4
-_NOISE_SD = 0.2 * 255
+_NOISE = 0.2
 _ELASTIC_REACH = 0.125
 _ELASTIC_CELLS = 32
+_PLAIN_NOISE = 0.02
+_SHAPES = 8
+_SMALLEST_SHAPE, _LARGEST_SHAPE = 1 / 16, 1 / 4
+_PIXEL_CELLS = 16
 
 
 def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor:
-    """Apply the transform of that name to one batch.
+    """Apply the transform or the fault of that name to one batch.
 
     The generator is derived per batch, from ``seed``, ``name`` and ``first_index``: the same
     batch gives the same bytes whichever batches came before it. An image's bytes do depend on
@@ -43,13 +53,11 @@ def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor
     all images.
 
     Raises:
-        KeyError: The name is not one of `PSEUDO_OOD`.
+        KeyError: The name is not one of `PSEUDO_OOD` or `nap_stream.calibration.faults.FAULTS`.
         ValueError: The batch has another shape or dtype.
     """
-    _require_images(batch)
-    digest = hashlib.sha256(f"{seed}/{name}/{first_index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]))
-    return PSEUDO_OOD[name](batch, generator)
+    transform = PSEUDO_OOD[name] if name in PSEUDO_OOD else FAULTS[name]
+    return apply(transform, name, batch, seed, first_index)
 
 
 def _patch_shuffle(batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -59,7 +67,7 @@ def _patch_shuffle(batch: Tensor, generator: torch.Generator) -> Tensor:
     inner = batch[:, :, : rows * _GRID, : columns * _GRID]
     patches = inner.reshape(images, channels, _GRID, rows, _GRID, columns)
     patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    order = _uniform((images, _GRID**2), generator, batch.device).argsort(dim=1)
+    order = uniform((images, _GRID**2), generator, batch.device).argsort(dim=1)
     patches = patches[torch.arange(images, device=batch.device)[:, None], order]
     patches = patches.reshape(images, _GRID, _GRID, channels, rows, columns)
     shuffled = batch.clone()
@@ -74,7 +82,7 @@ def _elastic(batch: Tensor, generator: torch.Generator) -> Tensor:
     height, width = batch.shape[2:]
     cells = (2, min(height, _ELASTIC_CELLS), min(width, _ELASTIC_CELLS))
     # torchvision measures in half sides.
-    coarse = _uniform((len(batch), *cells), generator, batch.device).sub_(0.5)
+    coarse = uniform((len(batch), *cells), generator, batch.device).sub_(0.5)
     coarse *= 2 * _ELASTIC_REACH
     fields = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     fields = fields.permute(0, 2, 3, 1)
@@ -85,19 +93,12 @@ def _elastic(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 def _gaussian_noise(batch: Tensor, generator: torch.Generator) -> Tensor:
     """Add noise of standard deviation 0.2 of the range, independently by pixel and channel."""
-    # torchvision's gaussian_noise takes no generator.
-    noise = torch.randn(batch.shape, generator=generator, device=generator.device)
-    return _uint8(batch + _NOISE_SD * noise.to(batch.device))
+    return noisy(batch, _NOISE, generator)
 
 
 def _gaussian_blur(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Blur with a standard deviation of 1/16 of the side, cut off at three of them."""
-    sigmas = [side / 16 for side in batch.shape[2:]]
-    tall, wide = (2 * ceil(3 * sigma) + 1 for sigma in sigmas)
-    # One axis after the other: torchvision's kernel is not separated, and takes 17 times as long
-    # at 224 x 224 pixels.
-    blurred = transforms.gaussian_blur(batch.float(), [1, tall], sigmas[0])
-    return _uint8(transforms.gaussian_blur(blurred, [wide, 1], sigmas[1]))
+    return uint8(blurred(batch, 1 / 16))
 
 
 def _mixup(batch: Tensor, _generator: torch.Generator) -> Tensor:
@@ -119,9 +120,9 @@ def _tiled_patch(batch: Tensor, generator: torch.Generator) -> Tensor:
     """Repeat a random patch of a quarter of the side over the whole image."""
     images, channels, height, width = batch.shape
     device = batch.device
-    places = _uniform((2, images, 1), generator, device)
-    rows = _repeated(places[0], height, device)[:, None, :, None]
-    columns = _repeated(places[1], width, device)[:, None, None, :]
+    begun = uniform((2, images, 1), generator, device)
+    rows = _repeated(begun[0], height, device)[:, None, :, None]
+    columns = _repeated(begun[1], width, device)[:, None, None, :]
     image = torch.arange(images, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[None, :, None, None]
     return batch[image, channel, rows, columns]
@@ -130,13 +131,13 @@ def _tiled_patch(batch: Tensor, generator: torch.Generator) -> Tensor:
 def _phase_scramble(batch: Tensor, generator: torch.Generator) -> Tensor:
     """Add random phases to the spectrum, the same in all channels; amplitude and mean stay."""
     size = batch.shape[2:]
-    noise = _uniform((len(batch), 1, *size), generator, batch.device)
+    noise = uniform((len(batch), 1, *size), generator, batch.device)
     # The spectrum of real noise has the symmetry that keeps the image real, and that of positive
     # noise has phase 0 at frequency 0, which keeps the mean.
     phase = torch.fft.rfft2(noise).angle()
     spectrum = torch.fft.rfft2(batch.float())
     scrambled = torch.polar(spectrum.abs(), spectrum.angle() + phase)
-    return _uint8(torch.fft.irfft2(scrambled, s=size))
+    return uint8(torch.fft.irfft2(scrambled, s=size))
 
 
 def _zoomed_in(batch: Tensor, _generator: torch.Generator) -> Tensor:
@@ -149,17 +150,78 @@ def _zoomed_in(batch: Tensor, _generator: torch.Generator) -> Tensor:
 
 def _shrunk(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Scale to half the side, centred on a ground of the top left pixel's colour."""
-    height, width = (side // 2 for side in batch.shape[2:])
+    return _small(batch, 2, batch[:, :, :1, :1])
+
+
+def _plain_frame(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """One pixel's colour all over, with noise of standard deviation 0.02 of the range."""
+    pixels = batch.flatten(2)
+    chosen = uniform((len(batch), 1, 1), generator, batch.device) * pixels.shape[2]
+    colour = pixels.gather(2, chosen.long().expand(-1, 3, -1))
+    return noisy(colour[..., None].expand(batch.shape), _PLAIN_NOISE, generator)
+
+
+def _uniform_noise(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Any value with equal chance, independently by pixel and channel."""
+    return (256 * uniform(tuple(batch.shape), generator, batch.device)).to(torch.uint8)
+
+
+def _smooth_field(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Random colours at the points of a 4 x 4 grid, and smoothly in between."""
+    points = 255 * uniform((len(batch), 3, _GRID, _GRID), generator, batch.device)
+    size = batch.shape[2:]
+    return uint8(torch.nn.functional.interpolate(points, size, mode="bicubic", align_corners=True))
+
+
+def _shapes(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Four boxes and four ellipses of random colours, on ground of a random colour.
+
+    They stand anywhere, and reach 1/16 to 1/4 of the side from their centres.
+    """
+    rows, columns = places(batch)
+    drawn = _random_colours(batch, generator).expand(batch.shape)
+    for number in range(_SHAPES):
+        numbers = uniform((4, len(batch), 1, 1, 1), generator, batch.device)
+        reach = _SMALLEST_SHAPE + (_LARGEST_SHAPE - _SMALLEST_SHAPE) * numbers[2:]
+        down = (rows - numbers[0]).abs() / reach[0]
+        across = (columns - numbers[1]).abs() / reach[1]
+        edge = torch.maximum(down, across) if number % 2 else down.square() + across.square()
+        drawn = torch.where(edge <= 1, _random_colours(batch, generator), drawn)
+    return uint8(drawn)
+
+
+def _gradient(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Go evenly from one random colour to another, in a random direction."""
+    first, last = (_random_colours(batch, generator) for _ in range(2))
+    return uint8(torch.lerp(first, last, ramps(batch, generator)))
+
+
+def _pixelated(batch: Tensor, _generator: torch.Generator) -> Tensor:
+    """Average over 16 cells a side, or fewer: a cell has at least two pixels a side."""
+    height, width = batch.shape[2:]
+    cells = min(_PIXEL_CELLS, height // 2), min(_PIXEL_CELLS, width // 2)
+    means = torch.nn.functional.adaptive_avg_pool2d(batch.float().contiguous(), cells)
+    return uint8(torch.nn.functional.interpolate(means, (height, width), mode="nearest"))
+
+
+def _quarter_size(batch: Tensor, _generator: torch.Generator) -> Tensor:
+    """Scale to a quarter of the side, centred on a ground of the mean colour."""
+    return _small(batch, 4, uint8(batch.float().mean((2, 3), keepdim=True)))
+
+
+def _small(batch: Tensor, times: int, colour: Tensor) -> Tensor:
+    """Scale down so many times, centred on a ground of that colour, (N, 3, 1, 1)."""
+    height, width = (side // times for side in batch.shape[2:])
     top, left = (batch.shape[2] - height) // 2, (batch.shape[3] - width) // 2
-    ground = batch[:, :, :1, :1].repeat(1, 1, *batch.shape[2:])
+    ground = colour.repeat(1, 1, *batch.shape[2:])
     small = transforms.resize(batch, [height, width], antialias=True)
     ground[:, :, top : top + height, left : left + width] = small
     return ground
 
 
-def _alike(operation: Callable[[Tensor], Tensor]) -> Transform:
-    """Do the same to every image, without chance."""
-    return lambda batch, _generator: operation(batch)
+def _random_colours(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """One for each image: (N, 3, 1, 1)."""
+    return 255 * uniform((len(batch), 3, 1, 1), generator, batch.device)
 
 
 def _partners(batch: Tensor, quarters: int) -> Tensor:
@@ -172,32 +234,11 @@ def _partners(batch: Tensor, quarters: int) -> Tensor:
     return batch.roll(shift, dims=0) if shift else batch.flip((2, 3))
 
 
-def _repeated(places: Tensor, side: int, device: torch.device) -> Tensor:
-    """Indices (N, side) that repeat a quarter of the side, begun at places in [0, 1), (N, 1)."""
+def _repeated(begun: Tensor, side: int, device: torch.device) -> Tensor:
+    """Indices (N, side) that repeat a quarter of the side, begun in [0, 1), (N, 1)."""
     length = ceil(side / 4)
-    starts = (places * (side - length + 1)).long()
+    starts = (begun * (side - length + 1)).long()
     return starts + torch.arange(side, device=device) % length
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device).to(device)
-
-
-def _uint8(pixels: Tensor) -> Tensor:
-    return pixels.clamp(0, 255).round().to(torch.uint8)
-
-
-def _require_images(batch: Tensor) -> None:
-    match tuple(batch.shape):
-        case (images, 3, height, width) if images and min(height, width) >= MIN_SIDE:
-            fits = batch.dtype == torch.uint8
-        case _:
-            fits = False
-    if not fits:
-        raise ValueError(
-            f"expected uint8 (N, 3, H, W), N >= 1, H and W >= {MIN_SIDE}, "
-            f"got {batch.dtype} {tuple(batch.shape)}"
-        )
 
 
 PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
@@ -207,17 +248,24 @@ PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
         "gaussian_noise": _gaussian_noise,
         "gaussian_blur": _gaussian_blur,
         # A fifth of each pixel's distance from the image's mean grey is kept.
-        "low_contrast": _alike(partial(transforms.adjust_contrast, contrast_factor=0.2)),
+        "low_contrast": alike(partial(transforms.adjust_contrast, contrast_factor=0.2)),
         "mixup": _mixup,
         "cutmix": _cutmix,
         "tiled_patch": _tiled_patch,
         "phase_scramble": _phase_scramble,
-        "invert": _alike(transforms.invert),
-        "solarize": _alike(partial(transforms.solarize, threshold=128)),
+        "invert": alike(transforms.invert),
+        "solarize": alike(partial(transforms.solarize, threshold=128)),
         # The highest bit of each value is kept: 0 or 128.
-        "posterize": _alike(partial(transforms.posterize, bits=1)),
+        "posterize": alike(partial(transforms.posterize, bits=1)),
         "zoomed_in": _zoomed_in,
         "shrunk": _shrunk,
+        "plain_frame": _plain_frame,
+        "uniform_noise": _uniform_noise,
+        "smooth_field": _smooth_field,
+        "shapes": _shapes,
+        "gradient": _gradient,
+        "pixelated": _pixelated,
+        "quarter_size": _quarter_size,
     }
 )
 """The transforms by name, in a fixed order."""

@@ -1,4 +1,3 @@
-import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -6,82 +5,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from nap_stream.calibration.pseudo_ood import PSEUDO_OOD, transformed
-
-SIZES = [(8, 8), (32, 32), (17, 40)]
-RANDOM = {"patch_shuffle", "elastic", "gaussian_noise", "tiled_patch", "phase_scramble"}
-MIXING = {"mixup", "cutmix"}
-
-all_sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-all_counts = pytest.mark.parametrize("count", [1, 3])
-all_names = pytest.mark.parametrize("name", PSEUDO_OOD)
-
-
-def images(count: int, size: tuple[int, int], low: int = 0, high: int = 256) -> Tensor:
-    generator = torch.Generator().manual_seed(count)
-    return torch.randint(low, high, (count, 3, *size), generator=generator).to(torch.uint8)
-
-
-def plain(*colours: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> Tensor:
-    return torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].repeat(1, 1, *size)
-
-
-def apply(name: str, batch: Tensor, first_index: int = 0) -> Tensor:
-    return transformed(name, batch, 7, first_index)
+from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
+from tests.support.pixel_batches import all_sizes, apply, images, plain
 
 
 def pixel_counts(image: Tensor) -> list[list[int]]:
     return sorted(image.flatten(1).T.tolist())
-
-
-@all_counts
-@all_sizes
-@all_names
-def test_the_contract(name: str, size: tuple[int, int], count: int) -> None:
-    batch = images(count, size)
-    before = batch.clone()
-    found = apply(name, batch)
-    assert (found.shape, found.dtype) == (batch.shape, torch.uint8)
-    assert torch.equal(batch, before)
-    assert torch.equal(apply(name, batch), found)
-    assert found.untyped_storage().data_ptr() != batch.untyped_storage().data_ptr()
-    assert not any(torch.equal(*pair) for pair in zip(found, batch, strict=True))
-    channels_last = batch.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(apply(name, channels_last), found)
-
-
-@all_names
-def test_random_from_the_seed_and_the_first_index_alone(name: str) -> None:
-    batch = images(3, (32, 32))
-    torch.manual_seed(1)
-    found = transformed(name, batch, 7, 64)
-    torch.manual_seed(2)
-    assert torch.equal(transformed(name, batch, 7, 64), found)
-    others = [transformed(name, batch, 8, 64), transformed(name, batch, 7, 67)]
-    for other in others:
-        assert torch.equal(other, found) == (name not in RANDOM)
-
-
-def test_the_generator_comes_from_seed_name_and_first_index() -> None:
-    batch = images(1, (8, 8))
-    digest = hashlib.sha256(b"7/gaussian_noise/64").digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]))
-    assert torch.equal(
-        apply("gaussian_noise", batch, 64), PSEUDO_OOD["gaussian_noise"](batch, generator)
-    )
-
-
-@pytest.mark.parametrize("name", sorted(set(PSEUDO_OOD) - MIXING - RANDOM))
-def test_the_rest_treats_each_image_alone(name: str) -> None:
-    batch = images(3, (17, 40))
-    alone = torch.cat([apply(name, image[None]) for image in batch])
-    assert torch.equal(apply(name, batch), alone)
-
-
-@pytest.mark.parametrize("name", sorted(RANDOM))
-def test_randomness_differs_between_the_images_of_a_batch(name: str) -> None:
-    first, second = apply(name, images(1, (32, 32)).repeat(2, 1, 1, 1))
-    assert not torch.equal(first, second)
 
 
 def test_names_and_their_order() -> None:
@@ -100,31 +29,16 @@ def test_names_and_their_order() -> None:
         "posterize",
         "zoomed_in",
         "shrunk",
+        "plain_frame",
+        "uniform_noise",
+        "smooth_field",
+        "shapes",
+        "gradient",
+        "pixelated",
+        "quarter_size",
     ]
     with pytest.raises(TypeError):
         PSEUDO_OOD["own"] = PSEUDO_OOD["invert"]  # type: ignore[index]  # that is what is tested
-
-
-def test_an_unknown_name() -> None:
-    with pytest.raises(KeyError, match="sharpen"):
-        apply("sharpen", images(1, (8, 8)))
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        images(1, (8, 8)).float(),
-        images(1, (8, 8))[0],
-        images(1, (8, 8))[:, :1],
-        images(1, (8, 8))[:0],
-        images(1, (7, 8)),
-        images(1, (8, 7)),
-    ],
-    ids=["float", "one image", "grey", "empty", "low", "narrow"],
-)
-def test_what_is_no_batch_of_images(batch: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected uint8 \(N, 3, H, W\)"):
-        apply("invert", batch)
 
 
 @all_sizes
@@ -334,3 +248,91 @@ def test_shrunk_by_hand() -> None:
     row = apply("shrunk", batch)[0, 0, 4].tolist()
     # Antialiased halving weighs 1/8, 3/8, 3/8, 1/8, and 3/7, 3/7, 1/7 at the border.
     assert row == [80, 80, 80, 90, 150, 160, 80, 80]
+
+
+def test_a_plain_frame_has_a_pixel_s_colour_and_sensor_noise() -> None:
+    colours = [(60, 100, 200), (128, 30, 90)]
+    batch = plain(colours[0], size=(64, 64)).repeat(40, 1, 1, 1)
+    batch[:, :, :, 16:] = plain(colours[1], size=(64, 48))
+    found = apply("plain_frame", batch).float()
+    means = [tuple(mean) for mean in found.mean((2, 3)).round().int().tolist()]
+    assert set(means) == set(colours)
+    # Three quarters of the pixels have the second colour.
+    assert 20 <= means.count(colours[1]) <= 38
+    assert float(found.std((2, 3)).mean()) == pytest.approx(0.02 * 255, rel=0.02)
+
+
+def test_uniform_noise_has_every_value_equally_often() -> None:
+    found = apply("uniform_noise", images(4, (64, 64)))
+    counts = torch.bincount(found.flatten().long(), minlength=256)
+    # 192 of each value in the mean, with a standard deviation of 14.
+    assert int(counts.min()) > 192 - 70
+    assert int(counts.max()) < 192 + 70
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_a_smooth_field_is_smooth_and_full_of_colour(side: int) -> None:
+    found = apply("smooth_field", images(10, (side, side))).float()
+    # A grid of 4 x 4 points of up to 255 apart, with bicubic slopes of at most twice that.
+    steps = torch.cat((found.diff(dim=2).flatten(), found.diff(dim=3).flatten())).abs()
+    assert float(steps.max()) <= 2 * 255 * 3 / (side - 1) + 1
+    assert bool((found.std((2, 3)) > 20).all())
+
+
+def test_shapes_are_a_few_plain_colours() -> None:
+    found = apply("shapes", images(20, (64, 64)))
+    for image in found:
+        # Eight shapes and the ground.
+        assert 2 <= len(image.flatten(1).unique(dim=1).T) <= 9
+
+
+def test_shapes_are_a_share_of_the_side() -> None:
+    small, large = (apply("shapes", images(1, (side, side))) for side in (33, 129))
+    # The same numbers come from the generator: every fourth pixel stands where the other one does.
+    assert float((large[:, :, ::4, ::4] == small).float().mean()) > 0.99
+
+
+def test_a_gradient_goes_evenly_from_colour_to_colour() -> None:
+    found = apply("gradient", images(10, (33, 33))).float()
+    # Rounding alone bends it.
+    for axis in (2, 3):
+        assert float(found.diff(n=2, dim=axis).abs().max()) <= 2
+    corners = found[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert torch.equal(corners.amax(2), found.amax((2, 3)))
+    assert torch.equal(corners.amin(2), found.amin((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"), [((8, 8), (4, 4)), ((17, 40), (8, 16)), ((224, 50), (16, 16))]
+)
+def test_pixelated_has_few_cells(size: tuple[int, int], cells: tuple[int, int]) -> None:
+    found = apply("pixelated", images(2, size))
+    changes = [int(found.diff(dim=axis).any(dim=(0, 1, 5 - axis)).sum()) for axis in (2, 3)]
+    assert changes == [count - 1 for count in cells]
+
+
+def test_pixelated_by_hand() -> None:
+    batch = plain((0, 0, 0))
+    batch[:, :, 2, 4], batch[:, :, 3, 5] = 200, 40
+    expected = plain((0, 0, 0))
+    expected[:, :, 2:4, 4:6] = 60
+    assert torch.equal(apply("pixelated", batch), expected)
+
+
+@all_sizes
+def test_quarter_size_stands_on_the_mean_colour(size: tuple[int, int]) -> None:
+    batch = images(3, size)
+    found = apply("quarter_size", batch)
+    top, left, height, width = {
+        (8, 8): (3, 3, 2, 2),
+        (32, 32): (12, 12, 8, 8),
+        (17, 40): (6, 15, 4, 10),
+    }[size]
+    whole = torch.zeros(size, dtype=torch.bool)
+    whole[top : top + height, left : left + width] = True
+    ground = found[:, :, ~whole]
+    assert torch.equal(ground, ground[:, :, :1].expand_as(ground))
+    mean = batch.float().mean((2, 3))
+    assert float((ground[:, :, 0].float() - mean).abs().max()) <= 0.5
+    small = found[:, :, top : top + height, left : left + width].float()
+    assert float((small.mean((2, 3)) - mean).abs().max()) < 25
