@@ -218,9 +218,9 @@ def records_to_alarm(
     """Give the typical number of records until the monitor of the stream fires, None for never.
 
     The flag rate is ``alpha`` until the drift, ``flag_rate`` from then on. It is the delay of the
-    detector that is typically the first: all of them together are seldom much sooner. Nothing but
-    the flag rate is known of the drift: for the tails of p-values, flagged ones are spread evenly
-    up to alpha. See `window_delay` for the rest.
+    detector that is typically the first: that of whichever is first each time is no longer in the
+    mean. Nothing but the flag rate is known of the drift: for the tails of p-values, flagged ones
+    are spread evenly up to alpha. See `window_delay` for the rest.
     """
     if flag_rate <= alpha:
         return None
