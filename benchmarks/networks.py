@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from nap_stream.calibration.faults import FAULTS
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.io import ImageReadMode, decode_image, encode_png
@@ -22,6 +21,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from benchmarks.cifar_sets import CLASSES, CORRUPTED, DATA, DENSENET, IN_DISTRIBUTION, RESNET, load
 from benchmarks.cifar_sets import out_of_distribution as cifar_sets
+from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.pseudo_ood import transformed
 from nap_stream.decode import Refusal
 from nap_stream.decode import decode_image as decode
@@ -111,9 +111,7 @@ def _lite_networks(folder: Path) -> Iterator[tuple[str, Network]]:
     far = {"CIFAR-10": cifar, "noise": _written(folder / "noise", noise)}
     faults = {"faults": _written(folder / "photos, faulty", _faulty(_pixels(photos)))}
     for size in SIDES:
-        model = _lite_settings(
-            size, _pretrained(size), tuple(str(number) for number in range(1000))
-        )
+        model = _lite_settings(size, _pretrained(size), IMAGENET)
         outside = {"textures": textures, "signs": signs, **far, **faults}
         yield f"Lite{size}", Network(model, photos, None, outside)
     photo_set = _evenly(photos, folder / "photos.parquet")
@@ -153,9 +151,7 @@ def _small_domain(folder: Path, domain: str, source: Path, outside: Mapping[str,
 
 def _train_head(images: Path, classes: list[str], weights: Path) -> None:
     """Logistic regression on the features of Lite0, written as the weights of all of it."""
-    loaded = load_model(
-        _lite_settings("0", _pretrained("0"), IMAGENET), torch.device("cpu")
-    )
+    loaded = load_model(_lite_settings("0", _pretrained("0"), IMAGENET), torch.device("cpu"))
     features, labels = [], []
     for file in iter_images(images):
         found = decode(file.data, LimitSettings())

@@ -120,15 +120,7 @@ def regret_table(outcomes: Mapping[str, Outcome]) -> str:
     """Points of mean AUROC below the best listed method, and of the worst set."""
     shared = set.intersection(*(set(outcome.mean) for outcome in outcomes.values()))
     regrets = {
-        method: np.array(
-            [
-                (
-                    max(one.mean.values()) - one.mean[method],
-                    max(one.worst.values()) - one.worst[method],
-                )
-                for one in outcomes.values()
-            ]
-        )
+        method: np.array([one.regret(method) for one in outcomes.values()])
         for method in next(iter(outcomes.values())).mean
         if method in shared
     }
