@@ -181,7 +181,7 @@ def show_calibration(calibration: "Calibration", folder: Path, console: Console)
 def _faults(document: "CalibrationDocument") -> Table:
     """What the detector sees of faulty cameras, the most visible first."""
     table = Table("fault", "flagged", "alarm after", box=None, pad_edge=False, title_justify="left")
-    table.title = f"Faulty images, {document.faults[0].images} each, strengths in docs/scoring.md"
+    table.title = f"\nWhat it sees, of {document.faults[0].images} images each"
     table.columns[1].justify = "right"
     for seen in sorted(document.faults, key=lambda fault: (-fault.flagged, fault.fault)):
         alarm = "not seen" if seen.records is None else f"{seen.records:,.0f} images"
@@ -220,7 +220,7 @@ def _images(facts: "ImageFacts") -> str:
 
 def _selection(selection: "Selection") -> Iterator[tuple[str, str]]:
     weights = sorted(selection.weights.items(), key=lambda item: -item[1])
-    yield "scores", ", ".join(f"{name} {weight:g}" for name, weight in weights)
+    yield "weights", ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
     means = sorted(selection.means.items(), key=lambda item: -item[1])
     alone = ", ".join(f"{name} {mean * 100:.1f}" for name, mean in means)
     on = f"{selection.pseudo_images} images x {len(selection.transforms)} pseudo-OOD transforms"
