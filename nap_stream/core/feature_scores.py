@@ -15,6 +15,9 @@ from nap_stream.core.score_specs import UnitGaussian
 _SIMILARITIES_AT_ONCE = 2**24
 """Bounds memory: 64 MiB of float32, 335 images at a time against a bank of 50,000 rows."""
 
+_CLASSES_AT_ONCE = 4_096
+"""Bounds memory: 64 MiB of float32 for the distances between the weights of all classes."""
+
 _SMALLEST = 1e-12
 """In place of 0, where it divides."""
 
@@ -145,8 +148,9 @@ class Fdbd:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor) -> None:
         self._weight, self._bias, self._mean = weight, bias, mean
-        between = torch.cdist(weight.double(), weight.double())
-        self._inverse = between.clamp_min(_SMALLEST).reciprocal().float().fill_diagonal_(0)
+        self._between = None
+        if len(weight) <= _CLASSES_AT_ONCE:
+            self._between = torch.cdist(weight.double(), weight.double()).float()
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Score features of any floating dtype, shape (N, D)."""
@@ -154,11 +158,17 @@ class Fdbd:
         with torch.autocast(wide.device.type, enabled=False):
             logits = functional.linear(wide, self._weight, self._bias)
             largest, predicted = logits.max(dim=1, keepdim=True)
-            distances = (largest - logits) * self._inverse[predicted[:, 0]]
+            distances = (largest - logits) / self._from(predicted[:, 0]).clamp_min(_SMALLEST)
             from_mean = torch.linalg.vector_norm(wide - self._mean, dim=1)
             others = max(1, len(self._weight) - 1)
             score: torch.Tensor = distances.sum(dim=1) / others / from_mean.clamp_min(_SMALLEST)
         return score.where(wide.isfinite().all(dim=1), torch.nan)
+
+    def _from(self, classes: torch.Tensor) -> torch.Tensor:
+        """The distances from the weights of some classes to those of all."""
+        if self._between is not None:
+            return self._between[classes]
+        return torch.cdist(self._weight[classes], self._weight)
 
 
 def nci(
