@@ -169,12 +169,12 @@ class Scores:
 
     ``confidence`` is MSP, the largest softmax probability; ``max_logit`` the largest logit;
     ``energy`` logsumexp of the logits; ``nap`` the Neural Activation Prior (arXiv 2402.18162);
-    ``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are None where the run did not compute
-    them. ``fused`` is the score of the calibration's method: a weighted geometric mean, a
-    weighted sum of log p-values (which is at most 0), or one of the scores alone. All of these
-    are higher for in-distribution images. ``ood_p_value`` is the conformal p-value of ``fused``,
-    one- or two-sided, per class or not, as the calibration says; it is small for
-    out-of-distribution images.
+    ``react``, ``ash``, ``scale``, ``dice``, ``knn``, ``fdbd``, ``mahalanobis``, ``gen`` and
+    ``nci`` are None where the run did not compute them. ``fused`` is the score of the
+    calibration's method: a weighted geometric mean, a weighted sum of log p-values (which is at
+    most 0), or one of the scores alone. All of these are higher for in-distribution images.
+    ``ood_p_value`` is the conformal p-value of ``fused``, one- or two-sided, per class or not, as
+    the calibration says; it is small for out-of-distribution images.
     """
 
     class_id: int
@@ -191,6 +191,10 @@ class Scores:
     scale: float | None = None
     dice: float | None = None
     knn: float | None = None
+    fdbd: float | None = None
+    mahalanobis: float | None = None
+    gen: float | None = None
+    nci: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

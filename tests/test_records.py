@@ -34,7 +34,7 @@ def _record(status: Status, scores: Scores | None) -> ScoredRecord:
 
 
 def test_scores_that_a_run_may_leave_out_are_none_unless_given() -> None:
-    optional = {"react", "ash", "scale", "dice", "knn"}
+    optional = {"react", "ash", "scale", "dice", "knn", "fdbd", "mahalanobis", "gen", "nci"}
     defaults = {f.name: f.default for f in dataclasses.fields(Scores)}
     assert {name for name, default in defaults.items() if default is None} == optional
     assert {default for name, default in defaults.items() if name not in optional} == {

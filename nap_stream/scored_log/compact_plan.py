@@ -71,8 +71,9 @@ def plan(files: Iterable[ChainFile], *, today: date, limits: FileLimits) -> Plan
     """Decide what to merge.
 
     The files of a group follow each other without a hole. They were published on one day before
-    ``today`` (UTC), by one model and calibration. Files that are compacted already stay as they
-    are. So does the last segment of the chain, to which writers link.
+    ``today`` (UTC), by one model and calibration, in one version of the columns. Files that are
+    compacted already stay as they are. So does the last segment of the chain, to which writers
+    link.
 
     Files are a partition's, in order of their base offsets. Of compacted ones only those with
     leftovers are kept: their footers are large. ``today`` is the day that is not over yet, UTC.

@@ -5,7 +5,7 @@ Every key begins with ``nap_stream.``; every value is text. DuckDB shows them wi
 
     topic, partition            whose chain
     base_offset, end_offset     the segment covers [base_offset, end_offset)
-    schema_version              version of the columns
+    schema_version              version of the columns (`nap_stream.scored_log.format.SCHEMAS`)
     model_fingerprint, calibration_fingerprint
     rows, scored_rows           rows, and those with status ok
     min_event_time_ms, max_event_time_ms   of all rows; absent without rows
@@ -20,7 +20,8 @@ The chain is hashed by values, not by bytes of files: a file's bytes do not surv
 to hash them a whole file must be read. A segment's digest is that of all the keys above but
 ``merged`` (`segment_sha256`), so that it covers the rows and all segments before.
 
-A compacted file counts in the chain as the segments that it merged. ``merged`` is a JSON array of
+A compacted file counts in the chain as the segments that it merged, which are all of its own
+version. ``merged`` is a JSON array of
 their keys and values, in order and without spaces, compressed with zlib and in base64.
 ``previous_sha256`` is given for the first of them alone: for the others it is the digest of the one
 before, which is computed. So a change of any of them shows in the digest that the segment after the
@@ -46,7 +47,7 @@ from nap_stream.scored_log.format import (
     EARLIEST_TIME_MS,
     LATEST_TIME_MS,
     SCHEMA_VERSION,
-    check_version,
+    parse_version,
 )
 
 PREFIX = "nap_stream."
@@ -63,7 +64,7 @@ _KEYS: dict[str, type] = {
     "partition": int,
     "base_offset": int,
     "end_offset": int,
-    "schema_version": str,
+    "schema_version": int,
     "model_fingerprint": str,
     "calibration_fingerprint": str,
     "rows": int,
@@ -100,6 +101,7 @@ class SegmentFooter:
     rows_sha256: str
     gap: str | None = None
     topic_id: str | None = None
+    schema_version: int = SCHEMA_VERSION
     merged: "tuple[SegmentFooter, ...]" = ()
 
     @property
@@ -150,11 +152,7 @@ def segment_sha256(footer: SegmentFooter) -> str:
 
 def own_values(footer: SegmentFooter) -> dict[str, str]:
     """The footer's keys without prefix, and their values as text; all but ``merged``."""
-    placed = {
-        "topic": footer.partition.topic,
-        "partition": footer.partition.partition,
-        "schema_version": SCHEMA_VERSION,
-    }
+    placed = {"topic": footer.partition.topic, "partition": footer.partition.partition}
     values = {name: placed[name] if name in placed else getattr(footer, name) for name in _KEYS}
     return {name: str(value) for name, value in values.items() if value is not None}
 
@@ -168,7 +166,7 @@ def parse_values(values: Mapping[str, str]) -> SegmentFooter:
     """
     if "schema_version" not in values:
         raise ValueError("no schema_version: nap-stream has not written this file")
-    check_version(values["schema_version"])
+    parse_version(values["schema_version"])
     missing = sorted(_KEYS.keys() - _OPTIONAL - values.keys())
     unknown = sorted(values.keys() - _KEYS.keys())
     if missing or unknown:
@@ -176,7 +174,6 @@ def parse_values(values: Mapping[str, str]) -> SegmentFooter:
     found: dict[str, Any] = dict.fromkeys(_OPTIONAL) | {
         name: _integer(values, name) if _KEYS[name] is int else values[name] for name in values
     }
-    del found["schema_version"]
     return SegmentFooter(TopicPartition(found.pop("topic"), found.pop("partition")), **found)
 
 
@@ -187,9 +184,16 @@ def _integer(values: Mapping[str, str], name: str) -> int:
 
 
 def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
-    """Whether two segments follow each other, and one file's footer can speak for both."""
+    """Whether two segments follow each other, and one file's footer can speak for both.
+
+    Segments of two versions stay apart. A segment's digest is of the columns of its version, so
+    that a file has to hold exactly those for its parts to be hashed as they stand in it. Were
+    version 3 widened with nulls, `verify` would have to take columns out again before it hashes,
+    and a value put into them later would be in no digest.
+    """
     return (
         earlier.partition == later.partition
+        and earlier.schema_version == later.schema_version
         and earlier.model_fingerprint == later.model_fingerprint
         and earlier.calibration_fingerprint == later.calibration_fingerprint
         and later.base_offset == earlier.end_offset

@@ -11,11 +11,14 @@ footer (`nap_stream.scored_log.footer`).
 
 ``status`` is ``ok`` for a scored image, else it says what was wrong, and ``error`` says it for
 people. The columns from ``class_id`` to ``is_ood``, and ``max_logit``, are null exactly where
-``status`` is not ``ok``. ``react``, ``ash``, ``scale``, ``dice`` and ``knn`` are null also where
-the run did not compute them. All scores, ``fused`` among them, are higher for in-distribution
-images; ``ood_p_value`` is small for out-of-distribution ones. Scores are stored in double
-precision, so that a verdict can be recomputed from its row exactly. Each field's metadata ``doc``
-says what it holds and its unit.
+``status`` is not ``ok``. Those of `OPTIONAL_SCORES` are null also where the run did not compute
+them. All scores, ``fused`` among them, are higher for in-distribution images; ``ood_p_value`` is
+small for out-of-distribution ones. Scores are stored in double precision, so that a verdict can be
+recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
+
+The columns have a version, which stands in the footer. Version 4 is written. Version 3 lacks
+``fdbd``, ``mahalanobis``, ``gen`` and ``nci``, and is read as if they were null in every row. A
+chain may begin in version 3 and go on in version 4; one file is of one version.
 """
 
 import re
@@ -30,11 +33,12 @@ from nap_stream.errors import ConfigError
 from nap_stream.records import ScoredRecord, Scores, TopicPartition
 
 GENESIS_NAME = "_genesis.json"
-SCHEMA_VERSION = 3
-"""Of the columns and of the footer. Files of another version are refused."""
+SCHEMA_VERSION = 4
+"""Of the columns and of the footer, as they are written. `SCHEMAS` has those that are read."""
 EARLIEST_TIME_MS = -62_135_596_800_000
 LATEST_TIME_MS = 253_402_300_799_999
-OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn")
+_SINCE_VERSION_4 = ("fdbd", "mahalanobis", "gen", "nci")
+OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn", *_SINCE_VERSION_4)
 """Columns of scores that a run may leave out; null then, whatever the status."""
 
 DICTIONARY_COLUMNS = [
@@ -220,9 +224,21 @@ SCHEMA = pa.schema(
         _optional_score("scale", "SCALE (arXiv 2310.00227)"),
         _optional_score("dice", "DICE (arXiv 2111.09805)"),
         _optional_score("knn", "KNN (arXiv 2204.06507), 2 minus the distance of unit vectors"),
+        _optional_score("fdbd", "fDBD (arXiv 2312.11536)"),
+        _optional_score(
+            "mahalanobis", "By the Mahalanobis distance of unit features, one mean, Ledoit-Wolf"
+        ),
+        _optional_score("gen", "GEN (Liu et al., CVPR 2023)"),
+        _optional_score("nci", "NCI (arXiv 2311.01479)"),
     ]
 )
 """Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""
+SCHEMAS = {
+    3: pa.schema([field for field in SCHEMA if field.name not in _SINCE_VERSION_4]),
+    SCHEMA_VERSION: SCHEMA,
+}
+"""The columns of each version that is read. A file has exactly those of its own: its digest is of
+them. What a reader finds missing in an earlier version is null."""
 
 
 def storable_time_ms(time_ms: int) -> int:
@@ -289,14 +305,16 @@ def to_table(
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 
-def check_version(version: str) -> None:
-    """Refuse a version, as a segment's footer has it, that is not `SCHEMA_VERSION`.
+def parse_version(version: str) -> int:
+    """A version as a segment's footer has it.
 
     Raises:
-        ValueError: It is another one.
+        ValueError: It is none of `SCHEMAS`.
     """
-    if version != str(SCHEMA_VERSION):
+    known = {str(number): number for number in SCHEMAS}
+    if version not in known:
         raise ValueError(
-            f"schema version {version!r}; this program reads {SCHEMA_VERSION}: "
+            f"schema version {version!r}; this program reads {' and '.join(known)}: "
             "use the nap-stream that wrote it"
         )
+    return known[version]

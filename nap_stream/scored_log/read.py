@@ -45,7 +45,8 @@ from nap_stream.scored_log.stores.local import LocalStore
 SCAN_SCHEMA = pa.schema(
     [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
 )
-"""The columns of a scan: those of the files after the hive keys of their folders."""
+"""The columns of a scan: the hive keys of the folders, then the columns of a file of the newest
+version. What a file of an earlier one lacks is null."""
 LISTINGS = 10
 """How often a folder is listed anew for one position; each time a compaction was in between."""
 LOOK_BACK = 10

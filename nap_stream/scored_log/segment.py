@@ -23,6 +23,7 @@ from nap_stream.scored_log.footer import (
 from nap_stream.scored_log.format import (
     DICTIONARY_COLUMNS,
     SCHEMA,
+    SCHEMAS,
     parse_segment_path,
     storable_time_ms,
 )
@@ -47,7 +48,7 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
     Pages are checksummed and compressed with zstd; columns whose values repeat are
     dictionary-encoded.
 
-    The table has exactly `nap_stream.scored_log.format.SCHEMA`.
+    The table has exactly the columns of the footer's version in `format.SCHEMAS`.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -67,7 +68,7 @@ def rows_sha256(table: pa.Table) -> str:
     Hashed are, column by column: the name in UTF-8 and a zero byte, then the values (`_feed`).
     All integers are 8 bytes, signed, little-endian.
 
-    The columns are those of the log, in its order. There may be no rows.
+    The columns are those of a version of the log, in its order. There may be no rows.
 
     Returns:
         SHA-256, 64 lower-case hexadecimal digits.
@@ -194,28 +195,31 @@ class SegmentFile:
     def rows_of_parts(self) -> Iterator[tuple[SegmentFooter, pa.Table]]:
         """Each part with its rows, of which a few row groups are held at a time.
 
-        Page checksums are verified; whether the rows are those of their digest is not.
+        Page checksums are verified; whether the rows are those of their digest is not. The
+        columns are those of the file's version.
 
         Raises:
             ChainBrokenError: The rows cannot be read, or do not have the log's columns.
         """
+        schema = SCHEMAS[self.footer.schema_version]
         with (
             typed_errors(self.path),
             pq.ParquetFile(
                 self.source, metadata=self.metadata, page_checksum_verification=True
             ) as file,
         ):
-            if not file.schema_arrow.equals(SCHEMA):
+            if not file.schema_arrow.equals(schema):
                 raise pa.ArrowInvalid("its columns are not those of the log")
-            yield from divide(self.parts(), file.iter_batches(_BATCH_ROWS), SCHEMA)
+            yield from divide(self.parts(), file.iter_batches(_BATCH_ROWS), schema)
 
     def batches(
         self, columns: Sequence[str], *, start: int = 0, expression: Any | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Rows at or after an offset, in order, without the row groups that cannot have any.
 
-        ``columns`` are names of `SCHEMA`, at least one, each once. ``expression`` is an Arrow
-        expression that rows must meet, None for all.
+        ``columns`` are names of `SCHEMA`, at least one, each once; those that the file's version
+        lacks are null. ``expression`` is an Arrow expression that rows must meet, None for all; it
+        looks at columns that every version has.
 
         Yields:
             Non-empty batches with those columns.
@@ -223,13 +227,17 @@ class SegmentFile:
         Raises:
             ChainBrokenError: The rows cannot be read.
         """
-        schema = pa.schema([SCHEMA.field(name) for name in columns])
+        stored = SCHEMAS[self.footer.schema_version]
+        # How many rows there are shows only in columns that are stored.
+        names = [name for name in columns if name in stored.names] or ["offset"]
+        schema = pa.schema([stored.field(name) for name in names])
+        wanted = pa.schema([SCHEMA.field(name) for name in columns])
         if start > self.footer.base_offset:
             later = pc.field("offset") >= start
             expression = later if expression is None else later & expression
         with typed_errors(self.path):
             found = self._all(schema) if expression is None else self._chosen(schema, expression)
-            yield from (batch for batch in found if batch.num_rows)
+            yield from (_with_nulls(batch, wanted) for batch in found if batch.num_rows)
 
     def _all(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(self.source, metadata=self.metadata) as file:
@@ -242,7 +250,7 @@ class SegmentFile:
     def _chosen(self, schema: pa.Schema, expression: Any) -> Iterator[pa.RecordBatch]:
         fragment = ds.ParquetFileFormat().make_fragment(self.source)
         batches = fragment.to_batches(
-            schema=SCHEMA,
+            schema=SCHEMAS[self.footer.schema_version],
             columns=schema.names,
             filter=expression,
             batch_size=_BATCH_ROWS,
@@ -318,4 +326,17 @@ def _with_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if missing:
         raise pa.ArrowInvalid(f"columns are missing: {', '.join(missing)}")
     columns = [batch.column(field.name) for field in schema]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _with_nulls(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of a schema, null where an earlier version of the log does not have them."""
+    if batch.schema.names == schema.names:
+        return batch
+    columns = [
+        batch.column(field.name)
+        if field.name in batch.schema.names
+        else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -1,6 +1,7 @@
 """Records and logs for the tests of the scored log."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, chain_start
 from nap_stream.scored_log.compact import compact
-from nap_stream.scored_log.footer import merged_footer
+from nap_stream.scored_log.footer import merged_footer, segment_sha256
+from nap_stream.scored_log.format import SCHEMAS
+from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.segment import decode_footer, encode_segment, rows_sha256
 from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
@@ -53,8 +56,9 @@ def scored(
     class_id: int = 3,
     class_name: str = "cat",
     fused: float = 3.0,
-    knn: float | None = None,
+    **optional: float | None,
 ) -> ScoredRecord:
+    """A row with scores; ``optional`` are those of `OPTIONAL_SCORES`."""
     return ScoredRecord(
         origin=where,
         status=Status.OK,
@@ -70,7 +74,7 @@ def scored(
             fused=fused,
             ood_p_value=p_value,
             is_ood=p_value <= 0.05,
-            knn=knn,
+            **optional,
         ),
         width=32,
         height=24,
@@ -110,12 +114,45 @@ def of_version(content: bytes, version: str) -> bytes:
     return bytes(sink.getvalue())
 
 
+def make_version_3(store: SegmentStore, partition: TopicPartition, count: int) -> None:
+    """Write the first segments of a chain anew in version 3, and link those after them to them.
+
+    What `tests.scored_log.test_golden` has shows that version 3 was just so. No segment is a
+    compacted file.
+    """
+    start = chain_start(store, partition)
+    assert start is not None
+    previous_sha256 = start.previous_sha256
+    for number, path in enumerate(segments(store, partition)):
+        content = store.read(path) or b""
+        footer = decode_footer(pa.BufferReader(content), path)
+        version = 3 if number < count else footer.schema_version
+        rows = pq.read_table(pa.BufferReader(content)).select(SCHEMAS[version].names)
+        footer = replace(
+            footer,
+            schema_version=version,
+            previous_sha256=previous_sha256,
+            rows_sha256=rows_sha256(rows),
+        )
+        store.replace(path, encode_segment(footer, rows))
+        previous_sha256 = segment_sha256(footer)
+
+
 def write_golden(root: Path) -> None:
-    """A small log with all that a log can hold. ``tests/scored_log/golden`` was made by this.
+    """A small log with all that a log can hold. ``tests/scored_log/golden4`` was made by this.
+
+    ``tests/scored_log/golden`` was made by it when version 3 was written, without the scores that
+    version 3 lacks.
 
     Partition 0 of cars: a compacted file of three segments [0, 6), a declared gap [6, 9), and
     [9, 12). Partition 1: [5, 8), whose last offset the topic skips.
     """
+    write_golden_chains(root)
+    compact(LocalStore(root), clock=ManualClock(NOON_MS + 86_400_000))
+
+
+def write_golden_chains(root: Path) -> None:
+    """The log of `write_golden` before it is compacted."""
     clock, other = ManualClock(NOON_MS), TopicPartition("cars", 1)
     log = ScoredLog(LocalStore(root), WriterIdentity("worker-0", MODEL, CALIBRATION), clock)
     position = log.begin(CARS, 0, "id-of-the-topic")
@@ -125,12 +162,14 @@ def write_golden(root: Path) -> None:
     position = log.publish(CARS, position, 9, (), gap="retention").position
     headers = (("camera", b"north"), ("camera", None))
     batch = [origin(9, index, headers=headers) for index in range(2)]
-    last = [scored(batch[0], p_value=0.01, knn=1.25), scored(batch[1], class_name="\u00e9")]
+    last = [
+        scored(batch[0], p_value=0.01, knn=1.25, fdbd=0.5, mahalanobis=-1.5, gen=-0.25, nci=3.5),
+        scored(batch[1], class_name="\u00e9"),
+    ]
     log.publish(CARS, position, 12, last)
     start = log.begin(other, 5)
     pair = [scored(origin(5, partition=other)), failed(origin(6, partition=other))]
     log.publish(other, start, 8, pair)
-    compact(LocalStore(root), clock=ManualClock(NOON_MS + 86_400_000))
 
 
 def merged_segments(store: SegmentStore, paths: Sequence[str]) -> bytes:
@@ -166,6 +205,10 @@ _scores = st.builds(
     scale=st.none() | _floats,
     dice=st.none() | _floats,
     knn=st.none() | _floats,
+    fdbd=st.none() | _floats,
+    mahalanobis=st.none() | _floats,
+    gen=st.none() | _floats,
+    nci=st.none() | _floats,
 )
 _origins = st.builds(
     Origin,

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter, from_metadata, segment_sha256, to_metadata
+from nap_stream.scored_log.footer import (
+    SegmentFooter,
+    from_metadata,
+    own_values,
+    segment_sha256,
+    to_metadata,
+)
 from nap_stream.scored_log.format import EARLIEST_TIME_MS, LATEST_TIME_MS
 
 FOOTER = SegmentFooter(
@@ -54,6 +61,7 @@ def footers(draw: st.DrawFn) -> SegmentFooter:
         draw(_digests),
         None if rows else draw(st.none() | _text),
         draw(st.none() | _text),
+        draw(st.sampled_from([3, 4])),
     )
 
 
@@ -84,10 +92,11 @@ def test_round_trip(footer: SegmentFooter) -> None:
         ("max_event_time_ms", b"-6", "run backwards"),
         ("max_event_time_ms", None, "event times"),
         ("gap", b"retention", "a declared gap with 4 rows"),
-        ("schema_version", b"4", "schema version '4'; this program reads 3"),
-        ("schema_version", b"0", "schema version '0'; this program reads 3"),
-        ("schema_version", b"03", "schema version '03'; this program reads 3"),
-        ("schema_version", b"2", "schema version '2'; this program reads 3"),
+        ("schema_version", b"5", "schema version '5'; this program reads 3 and 4: use"),
+        ("schema_version", b"0", "schema version '0'; this program reads 3 and 4: use"),
+        ("schema_version", b"04", "schema version '04'; this program reads 3 and 4: use"),
+        ("schema_version", b"2", "schema version '2'; this program reads 3 and 4: use"),
+        ("schema_version", b"43", "schema version '43'; this program reads 3 and 4: use"),
         ("schema_version", b"\xff", "decode"),
         ("schema_version", None, "nap-stream has not written this file"),
         ("writer_id", None, r"missing keys \['writer_id'\]"),
@@ -113,7 +122,7 @@ def test_the_digest_of_a_segment_is_that_of_its_keys_and_values_as_json() -> Non
         '"end_offset":"15","max_event_time_ms":"7","min_event_time_ms":"-5",'
         '"model_fingerprint":"m","partition":"3",'
         f'"previous_sha256":"{"0a" * 32}","rows":"4","rows_sha256":"{"1b" * 32}",'
-        '"schema_version":"3","scored_rows":"3","topic":"cars",'
+        '"schema_version":"4","scored_rows":"3","topic":"cars",'
         '"topic_id":"dGhlIHRvcGlj","writer_id":"worker-0"}'
     )
     assert segment_sha256(FOOTER) == hashlib.sha256(text.encode()).hexdigest()
@@ -138,12 +147,21 @@ def test_the_digest_of_a_segment_is_that_of_its_keys_and_values_as_json() -> Non
         {"rows_sha256": "1c" * 32},
         {"topic_id": None},
         {"topic_id": ""},
+        {"schema_version": 3},
         {"rows": 0, "scored_rows": 0, "min_event_time_ms": None, "max_event_time_ms": None},
     ],
     ids=str,
 )
 def test_every_field_is_in_the_digest(changes: dict[str, Any]) -> None:
     assert segment_sha256(dataclasses.replace(FOOTER, **changes)) != segment_sha256(FOOTER)
+
+
+def test_the_digest_of_version_3_is_of_that_number() -> None:
+    version_3 = dataclasses.replace(FOOTER, schema_version=3)
+    assert from_metadata(_encoded(version_3), "x") == version_3
+    values = own_values(FOOTER) | {"schema_version": "3"}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    assert segment_sha256(version_3) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_gap_and_its_reason_are_in_the_digest() -> None:

@@ -12,7 +12,9 @@ from nap_stream.scored_log.format import (
     EARLIEST_TIME_MS,
     GENESIS_NAME,
     LATEST_TIME_MS,
+    OPTIONAL_SCORES,
     SCHEMA,
+    SCHEMAS,
     genesis_path,
     is_hidden,
     is_temporary,
@@ -126,14 +128,14 @@ def test_rows_come_back_from_parquet_as_they_were(records: list[ScoredRecord]) -
         ]
         for name in (
             *("class_id", "confidence", "max_logit", "energy", "nap", "fused"),
-            *("ood_p_value", "is_ood", "react", "ash", "scale", "dice", "knn"),
+            *("ood_p_value", "is_ood", *OPTIONAL_SCORES),
         ):
             assert row[name] == (None if record.scores is None else getattr(record.scores, name))
 
 
 def test_a_row_reads_as_an_auditor_expects() -> None:
     headers = (("source", b"gate"), ("source", None))
-    record = scored(origin(7, 1, headers=headers), fused=-3.5, knn=1.25)
+    record = scored(origin(7, 1, headers=headers), fused=-3.5, knn=1.25, fdbd=-0.5)
     row = to_table([record], model_fingerprint="m", calibration_fingerprint="c").to_pylist()[0]
     assert row == {
         "offset": 7,
@@ -165,7 +167,22 @@ def test_a_row_reads_as_an_auditor_expects() -> None:
         "scale": None,
         "dice": None,
         "knn": 1.25,
+        "fdbd": -0.5,
+        "mahalanobis": None,
+        "gen": None,
+        "nci": None,
     }
+    assert list(row)[-4:] == ["fdbd", "mahalanobis", "gen", "nci"]
+
+
+def test_version_4_is_version_3_and_four_columns_at_its_end() -> None:
+    before, now = SCHEMAS[3], SCHEMAS[4]
+    assert list(SCHEMAS) == [3, 4]
+    assert now is SCHEMA
+    assert pa.schema(list(now)[: len(before)]).equals(before, check_metadata=True)
+    added = [(field.name, field.type, field.nullable) for field in list(now)[len(before) :]]
+    assert added == [(name, pa.float64(), True) for name in ("fdbd", "mahalanobis", "gen", "nci")]
+    assert set(OPTIONAL_SCORES) <= set(now.names)
 
 
 def test_every_column_says_what_it_holds() -> None:

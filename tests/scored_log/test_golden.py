@@ -1,8 +1,8 @@
-"""A log as it was written when its format was fixed, which every later program must read.
+"""A log of version 3 as it was written, which every later program must read.
 
-`tests.scored_log.builders.write_golden` made it. Where a change of the program makes a test fail
-here, the change breaks the logs that people keep: it needs a new version of the format, and this
-log must stay readable.
+`tests.scored_log.builders.write_golden` made it when version 3 was the one that was written. Where
+a change of the program makes a test fail here, the change breaks the logs that people keep: it
+needs a new version of the format, and this log must stay readable.
 """
 
 import shutil
@@ -14,12 +14,23 @@ import pyarrow.parquet as pq
 
 from nap_stream.clock import ManualClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.format import SCHEMAS
 from nap_stream.scored_log.query import GroupBy, aggregate
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
-from tests.scored_log.builders import CARS, local_log, origin, scored, write_golden
+from tests.scored_log.builders import (
+    CARS,
+    NOON_MS,
+    local_log,
+    make_version_3,
+    origin,
+    scored,
+    write_golden,
+    write_golden_chains,
+)
 from tests.support.log_files import read_footer, run_query
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,7 +104,7 @@ def test_it_is_queried() -> None:
 def test_a_plain_reader_sees_its_rows_and_what_its_footers_say() -> None:
     plain = ds.dataset(GOLDEN, format="parquet", partitioning="hive").to_table()
     assert plain.num_rows == 10
-    assert plain.column_names == [*SCHEMA.names, "topic", "partition"]
+    assert plain.column_names == [*SCHEMAS[3].names, "topic", "partition"]
     metadata = pq.read_metadata(GOLDEN / LAST).metadata
     assert metadata[b"nap_stream.schema_version"] == b"3"
     assert metadata[b"nap_stream.base_offset"] == b"9"
@@ -110,14 +121,50 @@ def test_its_chain_goes_on(tmp_path: Path) -> None:
     assert verify(LocalStore(root), deep=True, clock=ManualClock()).clean
 
 
-def test_the_present_writer_makes_the_same_log(tmp_path: Path) -> None:
+def test_the_present_writer_says_the_same_of_the_same_log(tmp_path: Path) -> None:
     write_golden(tmp_path)
-    assert _rows(tmp_path) == _rows(GOLDEN)
-    paths = [str(path.relative_to(GOLDEN)) for path in sorted(GOLDEN.rglob("*.parquet"))]
-    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*.parquet"))] == paths
-    for path in paths:
+    later = SCHEMAS[4].names[len(SCHEMAS[3].names) :]
+    assert len(later) == 4
+    for row, written in zip(_rows(tmp_path), _rows(GOLDEN), strict=True):
+        assert {name: row[name] for name in row if name not in later} == {
+            name: written[name] for name in written if name not in later
+        }
+        assert {written[name] for name in later} == {None}
+    for path in _paths(GOLDEN):
         found = read_footer(LocalStore(tmp_path), path)
-        written = read_footer(LocalStore(GOLDEN), path)
+        written_footer = read_footer(LocalStore(GOLDEN), path)
+        assert (found.schema_version, written_footer.schema_version) == (4, 3)
+        assert _without_digests(found) == _without_digests(written_footer)
+        for part, written_part in zip(found.parts, written_footer.parts, strict=True):
+            assert _without_digests(part) == _without_digests(written_part)
+
+
+def test_the_compaction_of_today_makes_the_same_files_of_it(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    write_golden_chains(tmp_path)
+    make_version_3(store, CARS, 5)
+    make_version_3(store, OTHER, 1)
+    assert [head.sha256 for head in verify(store, clock=ManualClock()).heads] == DIGESTS
+    compact(store, clock=ManualClock(NOON_MS + 86_400_000))
+    assert _rows(tmp_path) == _rows(GOLDEN)
+    for path in _paths(GOLDEN):
+        found, written = (read_footer(LocalStore(root), path) for root in (tmp_path, GOLDEN))
         # Who compacted has a name of its own.
         assert replace(found, writer_id="") == replace(written, writer_id="")
-    assert SCHEMA_VERSION == 3
+
+
+def _paths(root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in sorted(root.rglob("*.parquet"))]
+
+
+def _without_digests(footer: SegmentFooter) -> SegmentFooter:
+    """What a footer says, but for what must differ between versions, and who compacted."""
+    no_digest = "0" * 64
+    return replace(
+        footer,
+        schema_version=3,
+        previous_sha256=no_digest,
+        rows_sha256=no_digest,
+        writer_id="" if footer.merged else footer.writer_id,
+        merged=(),
+    )

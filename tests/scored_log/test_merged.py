@@ -98,8 +98,9 @@ def test_gaps_alone_merge_to_a_file_without_rows() -> None:
         _part(FIRST, 12, 1, base_offset=8),
         _part(FIRST, 12, 1, previous_sha256="0c" * 32),
         _part(FIRST, 12, 1, merged=(LAST,)),
+        _part(FIRST, 12, 1, schema_version=3),
     ],
-    ids=["partition", "model", "calibration", "hole", "overlap", "digest", "compacted"],
+    ids=["partition", "model", "calibration", "hole", "overlap", "digest", "compacted", "version"],
 )
 def test_what_one_footer_cannot_speak_for_does_not_merge(later: SegmentFooter) -> None:
     assert may_merge(FIRST, GAP)
@@ -127,6 +128,7 @@ def test_segments_of_different_topics_do_not_merge() -> None:
         ("topic_id", None),
         ("model_fingerprint", "cc"),
         ("partition", TopicPartition("cars", 1)),
+        ("schema_version", 3),
     ],
 )
 def test_a_footer_that_contradicts_what_it_merged_is_refused(name: str, value: object) -> None:
@@ -261,7 +263,8 @@ def test_an_array_of_what_is_no_footer_takes_little_memory() -> None:
     [
         (0, {"rows": "5"}, "contradicts the footers that it merged in rows"),
         (1, {"end_offset": "13"}, "segments 9, 12 do not merge"),
-        (2, {"schema_version": "4"}, "schema version '4'"),
+        (2, {"schema_version": "5"}, "schema version '5'"),
+        (1, {"schema_version": "3"}, "segments 5, 9 do not merge"),
         (2, {"colour": "red"}, r"unknown keys \['colour'\]"),
         (0, {"previous_sha256": "0c" * 32}, "in previous_sha256"),
         (2, {"merged": "again"}, r"unknown keys \['merged'\]"),

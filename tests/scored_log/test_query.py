@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from nap_stream.errors import LogRootError
 from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log.format import OPTIONAL_SCORES
 from nap_stream.scored_log.query import (
     GroupBy,
     OutputFormat,
@@ -210,9 +211,11 @@ def test_a_table_shows_the_base_scores_that_some_row_has(
 
     without = header(hostile_root)
     assert {"energy", "nap", "fused"} <= set(without)
-    assert not set(without) & {"max_logit", "react", "ash", "scale", "dice", "knn"}
+    assert not set(without) & {"max_logit", *OPTIONAL_SCORES}
     chain(tmp_path / "knn", [(2, [scored(origin(0), knn=1.5), failed(origin(1))])])
     assert header(tmp_path / "knn") == [*without, "knn"]
+    chain(tmp_path / "later", [(1, [scored(origin(0), nci=1.5, fdbd=0.5)])])
+    assert header(tmp_path / "later") == [*without, "fdbd", "nci"]
 
 
 def test_a_table_that_is_cut_says_so(hostile_root: Path) -> None:

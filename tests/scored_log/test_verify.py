@@ -291,18 +291,18 @@ def test_footer_missing(root: Path) -> None:
 
 
 def test_schema_version(root: Path) -> None:
-    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "4"))
+    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "5"))
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA_VERSION)
     assert defect.detail == (
-        "schema version '4'; this program reads 3: use the nap-stream that wrote it"
+        "schema version '5'; this program reads 3 and 4: use the nap-stream that wrote it"
     )
 
 
-@pytest.mark.parametrize("version", ["1", "2", "4"])
+@pytest.mark.parametrize("version", ["1", "2", "5"])
 def test_a_chain_that_ends_in_another_version_is_not_continued(root: Path, version: str) -> None:
     (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), version))
-    with pytest.raises(ChainBrokenError, match=f"version '{version}'; this program reads 3"):
+    with pytest.raises(ChainBrokenError, match=f"version '{version}'; this program reads 3 and 4"):
         local_log(root).end(CARS)
 
 

@@ -13,7 +13,12 @@ import pyarrow.parquet as pq
 from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import Status
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
-from nap_stream.scored_log.format import OPTIONAL_SCORES, SCHEMA, check_version, parse_segment_path
+from nap_stream.scored_log.format import (
+    OPTIONAL_SCORES,
+    SCHEMAS,
+    parse_segment_path,
+    parse_version,
+)
 from nap_stream.scored_log.segment import check_name, read_footer, rows_sha256
 from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.verify.report import DeclaredGap, Defect, DefectKind
@@ -95,7 +100,7 @@ def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
     version = values.get(f"{PREFIX}schema_version".encode())
     if version is not None:
         try:
-            check_version(version.decode(errors="replace"))
+            parse_version(version.decode(errors="replace"))
         except ValueError as error:
             return _damaged(path, DefectKind.SCHEMA_VERSION, str(error))
     try:
@@ -106,7 +111,7 @@ def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
         check_name(path, footer)
     except ChainBrokenError as error:
         return _damaged(path, DefectKind.NAME, error.problem)
-    defects = list(_check_columns(metadata, path))
+    defects = list(_check_columns(metadata, footer, path))
     if not defects:
         defects += _check_row_count(metadata, footer, path)
         defects += (
@@ -117,8 +122,8 @@ def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
     return _findings(footer, path, tuple(defects))
 
 
-def _check_columns(metadata: Any, path: str) -> Iterator[Defect]:
-    found, expected = metadata.schema.to_arrow_schema(), SCHEMA
+def _check_columns(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
+    found, expected = metadata.schema.to_arrow_schema(), SCHEMAS[footer.schema_version]
     if not found.equals(expected):
         differing = sorted({field.name for field in set(found) ^ set(expected)}) or ["their order"]
         yield Defect(path, DefectKind.SCHEMA, f"columns differ: {', '.join(differing)}")
@@ -231,7 +236,7 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
 
 
 def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:
-    for name in (*_SCORES, *OPTIONAL_SCORES):
+    for name in (*_SCORES, *(name for name in OPTIONAL_SCORES if name in table.column_names)):
         found = pc.is_valid(table.column(name))
         allowed = pc.less_equal if name in OPTIONAL_SCORES else pc.equal
         if not pc.all(allowed(found, scored), min_count=0).as_py():
