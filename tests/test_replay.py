@@ -19,6 +19,7 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import summary_shape
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
+from tests.scored_log.builders import make_version_3
 from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.log_files import paths_in
@@ -206,6 +207,19 @@ def test_segments_may_be_cut_in_any_way() -> None:
         stories.append(ids(replayed(store)[0]))
     assert stories[0] == stories[1] == stories[2]
     assert stories[0]
+
+
+def test_a_log_that_begins_in_version_3_gives_the_same_alerts() -> None:
+    store = MemoryStore()
+    published(store, [(40,), (7, 100, 21), (63,)])
+    alerts, found = replayed(store)
+    for name in NAMES:
+        make_version_3(store, name, 7 + name.partition)
+    again, found_again = replayed(store)
+    assert ids(alerts)
+    assert [alert.event["data"] for alert in again] == [alert.event["data"] for alert in alerts]
+    assert ids(again) == ids(alerts)
+    assert found_again == found
 
 
 def test_other_settings_on_history() -> None:

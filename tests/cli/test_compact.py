@@ -8,7 +8,7 @@ from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.cli.program import Call
-from tests.scored_log.builders import CARS, chain, origin, scored
+from tests.scored_log.builders import CARS, chain, make_version_3, origin, scored
 
 
 @pytest.fixture
@@ -36,6 +36,21 @@ def test_segments_are_merged_and_query_and_verify_see_the_same(nap: Call, log: P
     assert ended.out.startswith("1 partitions: merged 4 segments into 1 files, 4 rows\n")
     assert _files(log) == 2
     assert nap("query", "--log", log, "--format", "json").out == before
+
+
+def test_a_log_that_begins_in_version_3_is_compacted_version_by_version(
+    nap: Call, log: Path
+) -> None:
+    make_version_3(LocalStore(log), CARS, 2)
+    before = nap("query", "--log", log, "--format", "json").out
+    assert before.count('"fdbd": null') == 5
+    verified = nap("verify", "--log", log, "--deep")
+    assert verified.exit_code == 0
+    ended = nap("compact", "--log", log)
+    assert ended.out.startswith("1 partitions: merged 4 segments into 2 files, 4 rows\n")
+    assert _files(log) == 3
+    assert nap("query", "--log", log, "--format", "json").out == before
+    assert nap("verify", "--log", log, "--deep").exit_code == 0
 
 
 def test_a_json_report(nap: Call, log: Path) -> None:

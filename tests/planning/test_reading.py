@@ -9,7 +9,15 @@ from nap_stream.records import ScoredRecord, TopicPartition
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.schema import DriftSettings, KeySettings
 from tests.planning.streams import SPACING_MS, calibration, independent, rows, write_log
-from tests.scored_log.builders import CALIBRATION, NOON_MS, chain, failed, origin
+from tests.scored_log.builders import (
+    CALIBRATION,
+    CARS,
+    NOON_MS,
+    chain,
+    failed,
+    make_version_3,
+    origin,
+)
 
 OTHER = "d4" * 32
 FACTS = dataclasses.replace(calibration().facts, fingerprint=CALIBRATION)
@@ -43,6 +51,18 @@ def test_a_stretch_is_counted_in_the_monitors_panes(tmp_path: Path) -> None:
     assert found.series.panes.start_ms.tolist() == list(range(NOON_MS, NOON_MS + 30_000, 200))
     assert set(found.series.panes.records.tolist()) == {10}
     assert found.series.keys == ()
+
+
+def test_a_log_that_begins_in_version_3_is_read_alike(tmp_path: Path) -> None:
+    write_log(tmp_path, recorded(5_000), CALIBRATION)
+    before = read(tmp_path)
+    make_version_3(LocalStore(tmp_path), CARS, 2)
+    after = read(tmp_path)
+    assert after.series.records == before.series.records == 5_000
+    assert after.series.flagged == before.series.flagged
+    for name in ("start_ms", "records"):
+        found, expected = (getattr(each.series.panes, name) for each in (after, before))
+        assert found.tolist() == expected.tolist()
 
 
 def test_only_scored_rows_of_the_calibration_and_the_time_count(tmp_path: Path) -> None:

@@ -1,0 +1,347 @@
+"""Chains that begin in version 3 and go on in version 4."""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nap_stream.clock import ManualClock
+from nap_stream.errors import ChainBrokenError
+from nap_stream.records import ScoredRecord
+from nap_stream.scored_log import segment as segments_of_files
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.footer import segment_sha256, to_metadata
+from nap_stream.scored_log.format import SCHEMA, SCHEMAS, parse_segment_path, segment_path
+from nap_stream.scored_log.query import GroupBy, OutputFormat, aggregate, write_batches
+from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan, segments
+from nap_stream.scored_log.segment import encode_segment, rows_sha256
+from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.summary import SummaryShape, summarise_chain
+from nap_stream.scored_log.verify.report import DefectKind, VerifyReport
+from nap_stream.scored_log.verify.run import compare_with_kept
+from nap_stream.scored_log.verify.run import verify as verify_log
+from tests.scored_log.builders import (
+    CARS,
+    NOON_MS,
+    failed,
+    make_version_3,
+    memory_log,
+    of_version,
+    origin,
+    record_lists,
+    scored,
+)
+from tests.support.log_files import read_footer, run_query
+
+LATER = ("fdbd", "mahalanobis", "gen", "nci")
+BEFORE, COUNT = 3, 6
+"""Segments in version 3, and segments at all; each has two offsets and a row for each."""
+TOMORROW = ManualClock(NOON_MS + 86_400_000)
+
+
+def _rows(base: int) -> list[ScoredRecord]:
+    fdbd, nci = (float(base), -1.5) if base >= 2 * BEFORE else (None, None)
+    first = scored(origin(base), p_value=0.01, knn=1.25, fdbd=fdbd, nci=nci)
+    return [first, failed(origin(base + 1))]
+
+
+def _publish(store: MemoryStore) -> None:
+    log = memory_log(store)
+    position = log.begin(CARS, 0)
+    for base in range(0, 2 * COUNT, 2):
+        position = log.publish(CARS, position, base + 2, _rows(base)).position
+
+
+Logs = tuple[MemoryStore, MemoryStore]
+
+
+@pytest.fixture
+def logs() -> Logs:
+    """The same log twice: the first half of the one is in version 3, nothing of the other."""
+    mixed, new = MemoryStore(), MemoryStore()
+    _publish(mixed)
+    _publish(new)
+    make_version_3(mixed, CARS, BEFORE)
+    return mixed, new
+
+
+@pytest.fixture
+def mixed(logs: Logs) -> MemoryStore:
+    return logs[0]
+
+
+def _verified(store: SegmentStore, *, deep: bool = True) -> VerifyReport:
+    return verify_log(store, deep=deep, clock=ManualClock())
+
+
+def _files(store: SegmentStore) -> list[tuple[int, int, int]]:
+    """Base offset, version and segments of each file."""
+    footers = [(path, read_footer(store, path)) for path in segments(store, CARS)]
+    return [
+        (parse_segment_path(path)[1], footer.schema_version, len(footer.parts))
+        for path, footer in footers
+    ]
+
+
+def _digests(store: SegmentStore) -> list[str]:
+    return [segment_sha256(part) for part in parts_backwards(store, CARS)][::-1]
+
+
+def _copied(store: SegmentStore, folder: Path) -> Path:
+    for path in segments(store, CARS):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(store.read(path) or b"")
+    return folder
+
+
+def test_the_chain_goes_on_in_version_4() -> None:
+    store = MemoryStore()
+    log = memory_log(store)
+    log.publish(CARS, log.begin(CARS, 0), 2, _rows(0))
+    make_version_3(store, CARS, 1)
+    position = log.end(CARS)
+    assert position is not None
+    assert position.previous_sha256 == segment_sha256(read_footer(store, segment_path(CARS, 0)))
+    log.publish(CARS, position, 4, _rows(2))
+    assert _files(store) == [(0, 3, 1), (2, 4, 1)]
+    assert _verified(store).clean
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_it_is_whole_before_and_after_a_compaction(mixed: MemoryStore, deep: bool) -> None:
+    before, digests = _verified(mixed, deep=deep), _digests(mixed)
+    assert before.clean
+    assert (before.segments, before.rows, before.offsets) == (COUNT, 2 * COUNT, 2 * COUNT)
+    assert compact(mixed, clock=TOMORROW).clean
+    after = _verified(mixed, deep=deep)
+    assert after.clean
+    assert (after.segments, after.rows, after.heads) == (COUNT, 2 * COUNT, before.heads)
+    assert _digests(mixed) == digests
+    assert list(compare_with_kept(mixed, before.heads)) == []
+
+
+def test_a_compacted_file_is_of_one_version(mixed: MemoryStore) -> None:
+    report = compact(mixed, clock=TOMORROW)
+    assert (report.clean, report.segments, report.files) == (True, COUNT - 1, 2)
+    assert _files(mixed) == [(0, 3, BEFORE), (2 * BEFORE, 4, COUNT - BEFORE - 1), (10, 4, 1)]
+    assert compact(mixed, clock=TOMORROW).files == 0
+
+
+def test_rows_of_version_3_have_null_in_the_columns_that_came_later(logs: Logs) -> None:
+    mixed, new = logs
+    rows = run_query(mixed, Query())
+    assert rows.schema.equals(SCAN_SCHEMA, check_metadata=True)
+    assert rows.column("fdbd").to_pylist() == [*[None] * 6, 6, None, 8, None, 10, None]
+    assert rows.column("knn").to_pylist() == [1.25, None] * COUNT
+    assert rows.equals(run_query(new, Query()))
+    compact(mixed, clock=TOMORROW)
+    assert run_query(mixed, Query()).equals(rows)
+
+
+def _scanned(store: SegmentStore, query: Query, columns: list[str] | None) -> pa.Table:
+    schema = SCAN_SCHEMA if columns is None else pa.schema([SCAN_SCHEMA.field(n) for n in columns])
+    return pa.Table.from_batches(list(scan(store, query, columns)), schema=schema)
+
+
+COLUMNS = [
+    None,
+    ["fdbd"],
+    ["topic", "nci"],
+    ["partition"],
+    ["nci", "offset", "knn", "fdbd"],
+    ["status", "event_time"],
+]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        (Query(), 2 * COUNT),
+        (Query(is_ood=True), COUNT),
+        (Query(until_ms=NOON_MS + 1, classes=("cat",)), COUNT),
+        (Query(max_p_value=0.5, topic="cars", partitions=(0,)), COUNT),
+        (Query(until_ms=NOON_MS), 0),
+    ],
+)
+def test_any_scan_finds_the_same_in_both(
+    logs: Logs, query: Query, rows: int, compacted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed, new = logs
+    if compacted:
+        # Several row groups: such files are filtered as they are read.
+        monkeypatch.setattr(segments_of_files, "ROW_GROUP_ROWS", 2)
+        compact(mixed, clock=TOMORROW)
+    for columns in COLUMNS:
+        expected, found = (_scanned(store, query, columns) for store in (new, mixed))
+        assert found.schema.equals(expected.schema, check_metadata=True)
+        assert found.equals(expected)
+        assert found.num_rows == rows
+
+
+@pytest.mark.parametrize("by", list(GroupBy))
+def test_counts_are_the_same_in_both(logs: Logs, by: GroupBy) -> None:
+    mixed, new = logs
+    assert aggregate(mixed, Query(), by).equals(aggregate(new, Query(), by))
+
+
+@pytest.mark.parametrize("shape", list(OutputFormat))
+def test_what_is_written_of_both_is_the_same(logs: Logs, shape: OutputFormat) -> None:
+    mixed, new = logs
+
+    def written(store: SegmentStore) -> bytes:
+        output = io.BytesIO()
+        write_batches(SCAN_SCHEMA, scan(store, Query()), shape, output)
+        return output.getvalue()
+
+    assert written(mixed) == written(new)
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_summaries_are_the_same_of_both(logs: Logs, compacted: bool) -> None:
+    mixed, new = logs
+
+    def summaries(store: SegmentStore) -> Iterator[Any]:
+        for summary in summarise_chain(store, CARS, 0, 2 * COUNT, SummaryShape(100, 2)):
+            examples = tuple(dataclasses.replace(each, segment="") for each in summary.examples)
+            yield dataclasses.replace(summary, path="", examples=examples)
+
+    expected = list(summaries(new))
+    if compacted:
+        compact(mixed, clock=TOMORROW)
+    assert list(summaries(mixed)) == expected
+    assert len(expected) == COUNT
+
+
+def test_plain_readers_read_a_mixed_folder(mixed: MemoryStore, tmp_path: Path) -> None:
+    compact(mixed, clock=TOMORROW)
+    root = _copied(mixed, tmp_path)
+    # A dataset takes its columns from the first file, unless it is told which to show.
+    plain = ds.dataset(root, format="parquet", partitioning="hive").to_table()
+    assert plain.num_rows == pq.read_table(root).num_rows == 2 * COUNT
+    assert plain.column_names == [*SCHEMAS[3].names, "topic", "partition"]
+    whole = ds.dataset(
+        root, SCAN_SCHEMA, format="parquet", partitioning=ds.partitioning(flavor="hive")
+    )
+    by_offset = whole.to_table().sort_by([("offset", "ascending"), ("index", "ascending")])
+    assert by_offset.select(SCAN_SCHEMA.names).equals(run_query(mixed, Query()))
+    flagged = whole.to_table(columns=["fdbd"], filter=pc.field("nci") < 0)
+    assert flagged.column("fdbd").to_pylist() == [6, 8, 10]
+    last = ds.dataset(root / segment_path(CARS, 10), format="parquet")
+    assert whole.schema.equals(pa.unify_schemas([SCAN_SCHEMA, last.schema]))
+
+
+@pytest.mark.parametrize(
+    ("base", "version", "differing"), [(4, "4", LATER), (6, "3", LATER)], ids=["3 as 4", "4 as 3"]
+)
+def test_a_file_has_the_columns_of_its_own_version(
+    mixed: MemoryStore, base: int, version: str, differing: tuple[str, ...]
+) -> None:
+    path = segment_path(CARS, base)
+    mixed.replace(path, of_version(mixed.read(path) or b"", version))
+    for deep in (False, True):
+        defects = [defect for defect in _verified(mixed, deep=deep).defects if defect.file == path]
+        assert [defect.kind for defect in defects] == [DefectKind.SCHEMA]
+        assert defects[0].detail == f"columns differ: {', '.join(sorted(differing))}"
+
+
+@pytest.mark.parametrize("query", [Query(), Query(is_ood=True)], ids=str)
+def test_a_column_that_its_version_has_is_missed(mixed: MemoryStore, query: Query) -> None:
+    path = segment_path(CARS, 4)
+    mixed.replace(path, of_version(mixed.read(path) or b"", "4"))
+    with pytest.raises(ChainBrokenError, match="columns are missing: fdbd, gen, mahalanobis, nci"):
+        run_query(mixed, query)
+
+
+def test_nothing_is_merged_where_the_columns_are_of_another_version(mixed: MemoryStore) -> None:
+    before = _files(mixed)
+    path = segment_path(CARS, 0)
+    table = pq.read_table(pa.BufferReader(mixed.read(path) or b""))
+    widened = pa.Table.from_arrays(
+        [*table.columns, *(pa.nulls(table.num_rows, pa.float64()) for _ in LATER)], schema=SCHEMA
+    )
+    mixed.replace(path, encode_segment(read_footer(mixed, path), widened))
+    report = compact(mixed, clock=TOMORROW)
+    assert "its columns are not those of the log" in report.refusals[0].reason
+    assert _files(mixed) == before
+
+
+def test_a_changed_value_in_a_compacted_file_of_version_3_shows(mixed: MemoryStore) -> None:
+    compact(mixed, clock=TOMORROW)
+    path = segment_path(CARS, 0)
+    table = pq.read_table(pa.BufferReader(mixed.read(path) or b""))
+    index = table.schema.get_field_index("knn")
+    values = [*table.column(index).to_pylist()[:-2], 1.5, None]
+    field = table.schema.field(index)
+    changed = table.set_column(index, field, pa.array(values, pa.float64()))
+    mixed.replace(path, encode_segment(read_footer(mixed, path), changed))
+    defects = _verified(mixed).defects
+    assert [(defect.file, defect.kind) for defect in defects] == [(path, DefectKind.ROWS_HASH)] * 2
+    assert "segment [4, 6)" in defects[0].detail
+
+
+def test_a_compacted_file_that_says_version_4_of_segments_of_version_3_is_refused(
+    mixed: MemoryStore,
+) -> None:
+    compact(mixed, clock=TOMORROW)
+    path = segment_path(CARS, 0)
+    footer = read_footer(mixed, path)
+    table = pq.read_table(pa.BufferReader(mixed.read(path) or b""))
+    widened = pa.Table.from_arrays(
+        [*table.columns, *(pa.nulls(table.num_rows, pa.float64()) for _ in LATER)], schema=SCHEMA
+    )
+    told = dataclasses.replace(footer, schema_version=4, rows_sha256=rows_sha256(widened))
+    mixed.replace(path, encode_segment(told, widened))
+    assert to_metadata(told)["nap_stream.schema_version"] == "4"
+    first = _verified(mixed).defects[0]
+    assert (first.file, first.kind) == (path, DefectKind.FOOTER)
+    assert "contradicts the footers that it merged in schema_version" in first.detail
+
+
+def _as_read(record: ScoredRecord, before: bool) -> tuple[float | None, ...]:
+    if record.scores is None:
+        return (None,) * 5
+    later = [None if before else getattr(record.scores, name) for name in LATER]
+    return (*later, record.scores.knn)
+
+
+@settings(max_examples=40)
+@given(
+    records=record_lists,
+    cuts=st.lists(st.integers(1, 50), max_size=5, unique=True).map(sorted),
+    count=st.integers(0, 6),
+)
+def test_any_chain_is_read_compacted_and_verified(
+    records: list[ScoredRecord], cuts: list[int], count: int
+) -> None:
+    store = MemoryStore()
+    log = memory_log(store)
+    position = log.begin(CARS, 0)
+    ends = [*cuts, 51]
+    for end in ends:
+        own = [record for record in records if position.offset <= record.origin.offset < end]
+        position = log.publish(CARS, position, end, own).position
+    make_version_3(store, CARS, count)
+    change = 0 if not count else ends[min(count, len(ends)) - 1]
+    expected = [_as_read(record, record.origin.offset < change) for record in records]
+
+    def found() -> list[tuple[float | None, ...]]:
+        rows = [row for batch in scan(store, Query()) for row in batch.to_pylist()]
+        return [tuple(row[name] for name in (*LATER, "knn")) for row in rows]
+
+    assert found() == expected
+    heads = _verified(store).heads
+    compact(store, clock=TOMORROW)
+    assert found() == expected
+    report = _verified(store)
+    assert report.clean
+    assert report.heads == heads
