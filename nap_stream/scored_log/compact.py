@@ -2,7 +2,9 @@
 
 A compacted file has the first segment's name and the rows of all, and lists their footers
 (`nap_stream.scored_log.footer`), so that the chain stays as it was: what `verify` recomputes is
-the same before and after. Writers are not disturbed, because the last segment of a chain stays.
+the same before and after. Its rows are of one version of the columns;
+`nap_stream.scored_log.footer.may_merge` says why. Writers are not disturbed, because the last
+segment of a chain stays.
 
 It may be interrupted at every step. An interrupted run leaves segments that are in a compacted file
 too; the next run removes them. For the instant between the two steps of an exchange, a plain

@@ -21,11 +21,10 @@ to hash them a whole file must be read. A segment's digest is that of all the ke
 ``merged`` (`segment_sha256`), so that it covers the rows and all segments before.
 
 A compacted file counts in the chain as the segments that it merged, which are all of its own
-version. ``merged`` is a JSON array of
-their keys and values, in order and without spaces, compressed with zlib and in base64.
-``previous_sha256`` is given for the first of them alone: for the others it is the digest of the one
-before, which is computed. So a change of any of them shows in the digest that the segment after the
-file names.
+version. ``merged`` is a JSON array of their keys and values, in order and without spaces,
+compressed with zlib and in base64. ``previous_sha256`` is given for the first of them alone: for
+the others it is the digest of the one before, which is computed. So a change of any of them shows
+in the digest that the segment after the file names.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
@@ -189,7 +188,7 @@ def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
     Segments of two versions stay apart. A segment's digest is of the columns of its version, so
     that a file has to hold exactly those for its parts to be hashed as they stand in it. Were
     version 3 widened with nulls, `verify` would have to take columns out again before it hashes,
-    and a value put into them later would be in no digest.
+    and a value put into them later would be in no digest of the chain.
     """
     return (
         earlier.partition == later.partition

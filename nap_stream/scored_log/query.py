@@ -6,6 +6,8 @@ Auditors without nap-stream ask the same of the plain folder, in DuckDB for inst
     FROM read_parquet('<root>/**/*.parquet', hive_partitioning = true, union_by_name = true)
     GROUP BY class_name
 
+``union_by_name`` shows the columns of all versions of the log, null in files that lack them.
+
 What comes out is a table for people, JSON lines, CSV or Parquet.
 
 Keys, headers, errors and class names come from outside. In a table, whatever is not printable
