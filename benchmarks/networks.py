@@ -167,7 +167,8 @@ def _train_head(images: Path, classes: list[str], weights: Path) -> None:
     inputs, targets = torch.stack(features).clone(), torch.tensor(labels)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(head(inputs), targets).backward()
+        loss = nn.functional.cross_entropy(head(inputs), targets)
+        torch.autograd.backward([loss])
         optimizer.step()
     state = {
         name: tensor.clone()

@@ -152,11 +152,9 @@ def transform_table(evaluations: Mapping[str, Evaluation]) -> str:
 def _rank_correlation(evaluation: Evaluation, transform: int) -> float:
     selection = evaluation.selections[DEFAULT]
     mean = Outcome.of(evaluation).mean
-    pairs = [
-        (areas[transform], mean[parse_method(name).label])
-        for name, areas in selection.auroc.items()
-    ]
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    pseudo = [areas[transform] for areas in selection.auroc.values()]
+    real = [mean[parse_method(name).label] for name in selection.auroc]
+    return float(spearmanr(np.array(pseudo), np.array(real)).statistic)
 
 
 def claims_about(name: str, outcome: Outcome) -> Iterator[Claim]:

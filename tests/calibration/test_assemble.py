@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.calibration.fit import ALWAYS, Fitted, fit, unfitted
+from nap_stream.calibration.fit import ALWAYS, Fitted, Folds, fit, unfitted
 from nap_stream.calibration.read import Reading, ScoredImages
 from nap_stream.calibration.run import CalibrationRequest, FitFound, assemble
 from nap_stream.core.conformal import Rule
@@ -41,6 +41,7 @@ def reading_of(
     return Reading(
         names=tuple(f"{number}.png" for number in range(n)),
         labels=tuple(labels or (None,) * n),
+        positions=np.arange(n),
         logits=logits,
         features=generator.random((n, 4), np.float32),
         nap=generator.uniform(1, 9, n).astype(np.float32),
@@ -75,7 +76,7 @@ def put_together(
         request,
         loaded,
         parse_method(method),
-        FitFound(fitted, fit_reading, {}),
+        FitFound(fitted, fit_reading, {}, {}),
         ScoredImages.of(reading, fitted.base_scores),
         copies=0,
         created_ms=7,
@@ -113,7 +114,7 @@ def test_scores_values_and_facts_are_those_of_the_parts() -> None:
 
 def test_references_and_fits_are_those_of_the_fit_part() -> None:
     fit_reading, reading = reading_of([0, 1, 2] * 4, seed=1), reading_of([0, 1, 2] * 3, seed=2)
-    fitted = fit((*ALWAYS, BaseScore.KNN), fit_reading, model(), PARAMETERS)
+    fitted = fit((*ALWAYS, BaseScore.KNN), fit_reading, Folds.choose(12), model(), PARAMETERS)
     method = parse_method("fisher-knn")
     calibration = put_together(reading, "fisher-knn", fit_reading=fit_reading, fitted=fitted)
     references = fitted.references(method)
@@ -132,7 +133,7 @@ def test_references_and_fits_are_those_of_the_fit_part() -> None:
 def test_the_geometric_mean_alone_moves_its_base_score() -> None:
     shifted = reading_of([0, 1, 2] * 4)
     shifted = replace(shifted, logits=shifted.logits - 9)
-    fitted = fit(ALWAYS, shifted, model(), PARAMETERS)
+    fitted = fit(ALWAYS, shifted, Folds.choose(12), model(), PARAMETERS)
     location = fitted.location(parse_method("nap-energy"))
     assert location < -7
     moved = put_together(shifted, fitted=fitted, fit_reading=shifted)

@@ -88,13 +88,13 @@ def test_a_document_cannot_be_changed() -> None:
         whole.rule.alpha = 0.9  # type: ignore[misc]  # likewise
 
 
-@pytest.mark.parametrize("change", [{"version": 1}, {"format": "other"}, {"fingerprint": None}])
+@pytest.mark.parametrize("change", [{"version": 2}, {"format": "other"}, {"fingerprint": None}])
 def test_an_envelope_is_of_this_version(change: dict[str, Any]) -> None:
     plain: dict[str, Any] = document().model_dump(mode="json") | {
         "format": "nap-stream calibration",
-        "version": 2,
+        "version": 3,
         "fingerprint": "0" * 64,
     }
-    assert Envelope.model_validate(plain).version == 2
+    assert Envelope.model_validate(plain).version == 3
     with pytest.raises(ValidationError, match=next(iter(change))):
         Envelope.model_validate(plain | change)

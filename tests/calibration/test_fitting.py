@@ -5,24 +5,27 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nap_stream.calibration.calibration import base_scores_of, head_of
+from nap_stream.calibration.calibration import base_scores_of, fit_arrays, head_of
 from nap_stream.calibration.fit import (
     ALWAYS,
+    FOLDS,
     Fitted,
+    Folds,
     fit,
     in_order,
     unfitted,
 )
 from nap_stream.calibration.read import Reading, Values
 from nap_stream.calibration.weight import search_weight
-from nap_stream.core.base_scores import BaseScores
+from nap_stream.core.base_scores import BaseScores, fit_scores
 from nap_stream.core.methods import NAP, every_method, parse_method
-from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
+from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
 from tests.support.small_calibration import calibration_of
 from tests.support.small_settings import load_small
 
 KNN = (*ALWAYS, BaseScore.KNN)
 EVERY = tuple(BaseScore)
+PARAMETERS = ScoreParameters(knn_k=3)
 
 
 def reading_of(n: int, seed: int = 0, *, repeated: int = 0) -> Reading:
@@ -33,6 +36,7 @@ def reading_of(n: int, seed: int = 0, *, repeated: int = 0) -> Reading:
     return Reading(
         names=("a",) * n,
         labels=(None,) * n,
+        positions=np.arange(n),
         logits=generator.normal(size=(n, 3)).astype(np.float32),
         features=features,
         nap=generator.random(n, np.float32),
@@ -42,25 +46,28 @@ def reading_of(n: int, seed: int = 0, *, repeated: int = 0) -> Reading:
 
 
 def fitted_on(reading: Reading, names: tuple[BaseScore, ...] = KNN, k: int = 3) -> Fitted:
-    return fit(names, reading, load_small("SmallNet"), ScoreParameters(knn_k=k))
+    folds = Folds.choose(len(reading))
+    return fit(names, reading, folds, load_small("SmallNet"), ScoreParameters(knn_k=k))
 
 
-def neighbour_distances(features: NDArray[np.float32], k: int) -> NDArray[np.float64]:
-    """To the k-th nearest other image, between unit vectors, by brute force."""
+def neighbour_distances(
+    features: NDArray[np.float32], fold: NDArray[np.int64], k: int
+) -> NDArray[np.float64]:
+    """To the k-th nearest image of other folds, between unit vectors, by brute force."""
     unit = features.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     distances = np.linalg.norm(unit[:, None] - unit[None], axis=2)
-    np.fill_diagonal(distances, np.inf)
+    distances[fold[:, None] == fold[None]] = np.inf
     found: NDArray[np.float64] = np.sort(distances, axis=1)[:, k - 1]
     return found
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_an_image_of_the_bank_is_not_its_own_neighbour(k: int) -> None:
+def test_neighbours_are_of_other_folds(k: int) -> None:
     reading = reading_of(30)
     assert reading.features is not None
     fitted = fitted_on(reading, k=k)
-    expected = 2 - neighbour_distances(reading.features, k)
+    expected = 2 - neighbour_distances(reading.features, Folds.choose(30).fold, k)
     np.testing.assert_allclose(fitted.values["knn"], expected, atol=1e-5)
     # To images of a stream the bank answers as it is, an image of its own included.
     again = reading.values(fitted.base_scores)["knn"]
@@ -70,37 +77,32 @@ def test_an_image_of_the_bank_is_not_its_own_neighbour(k: int) -> None:
         assert fitted.values["knn"].max() < 1.999
 
 
-def test_an_image_that_is_there_twice_is_its_own_neighbour_once() -> None:
-    fitted = fitted_on(reading_of(30, repeated=2), k=1)
-    np.testing.assert_allclose(fitted.values["knn"][[0, 1, 28, 29]], 2, atol=1e-5)
-
-
-def test_leaving_out_works_for_a_bank_that_takes_every_image() -> None:
-    reading = reading_of(12)
-    parameters = ScoreParameters(knn_k=11, knn_bank_size=11)
-    fitted = fit(
-        KNN, replace(reading_of(12)), load_small("SmallNet"), replace(parameters, knn_k=10)
-    )
-    assert fitted.fits.knn_bank is not None
-    assert len(fitted.fits.knn_bank) == 11
-    assert len(fitted.values["knn"]) == len(reading)
-
-
-@pytest.mark.parametrize("n", [9, 10])
+@pytest.mark.parametrize("n", [9, 12])
 def test_too_few_images_for_the_neighbours_says_how_many(n: int) -> None:
-    # The tenth neighbour of each of eleven images is another one; ten images have nine.
-    with pytest.raises(ValueError, match=r"knn .*1[01]"):
+    # Of twelve images, nine are left where a fold of three is not; of thirteen, ten.
+    with pytest.raises(ValueError, match=r"knn .*10 needs as many .* got [79] with"):
         fitted_on(reading_of(n), k=10)
-    assert len(fitted_on(reading_of(11), k=10).values["knn"]) == 11
+    assert len(fitted_on(reading_of(13), k=10).values["knn"]) == 13
 
 
-def test_values_of_scores_without_neighbours_are_those_of_the_images() -> None:
+def test_every_value_is_of_a_fit_that_left_the_images_fold_out() -> None:
     reading = reading_of(20)
     fitted = fitted_on(reading, EVERY)
     again = reading.values(fitted.base_scores)
     assert fitted.values.keys() == {"nap", *map(str, BaseScore)}
-    for name in fitted.values.keys() - {"knn"}:
-        np.testing.assert_array_equal(fitted.values[name], again[name])
+    fold = Folds.choose(20).fold
+    for name in ("nap", *map(str, BaseScore)):
+        if name == NAP or not needs_fit(BaseScore(name)):
+            np.testing.assert_array_equal(fitted.values[name], again[name])
+            continue
+        for number in range(FOLDS):
+            assert reading.features is not None
+            others = fit_scores([BaseScore(name)], reading.features[fold != number], PARAMETERS)
+            scores = BaseScores(
+                [BaseScore(name)], PARAMETERS, head_of(load_small("SmallNet")), others, "cpu"
+            )
+            expected = reading.values(scores)[name][fold == number]
+            np.testing.assert_array_equal(fitted.values[name][fold == number], expected)
     assert reading.features is not None
     assert fitted.fits.react_clip == pytest.approx(np.quantile(reading.features, 0.9), rel=1e-5)
     assert fitted.fits.feature_mean is not None
@@ -109,7 +111,7 @@ def test_values_of_scores_without_neighbours_are_those_of_the_images() -> None:
 
 def test_what_needs_features_is_refused_without_them() -> None:
     reading = replace(reading_of(20), features=None)
-    with pytest.raises(ValueError, match="no react and knn without a linear layer"):
+    with pytest.raises(ValueError, match="no react and knn without features"):
         fitted_on(reading, (*ALWAYS, BaseScore.REACT, BaseScore.KNN))
     fitted = fitted_on(reading, ALWAYS)
     assert fitted.values.keys() == {"nap", "msp", "max_logit", "energy"}
@@ -158,7 +160,7 @@ def test_the_location_is_the_mean_logit_behind_a_score() -> None:
 def test_references_are_ascending_and_of_the_method() -> None:
     fitted = fitted_on(reading_of(30))
     for method in every_method():
-        if method.base not in {None, *KNN}:
+        if method.selects or method.base not in {None, *KNN}:
             continue
         found = fitted.references(method)
         expected = {NAP, str(method.base)} if method.needs_reference else set()
@@ -182,7 +184,7 @@ def test_the_weight_goes_to_the_score_that_tells(name: str, tells: str, weight: 
     outside[tells] = outside[tells] - 7
     scores = BaseScores(ALWAYS, ScoreParameters(), None, Fits(), "cpu")
     search = search_weight(
-        parse_method(name), Fitted(scores, Fits(), inside, {}), {"pseudo": outside}
+        parse_method(name), Fitted(scores, Fits(), inside, (), {}), {"pseudo": outside}
     )
     assert abs(search.chosen - weight) <= 0.5
     mean = np.mean(search.auroc, axis=0)
@@ -200,9 +202,6 @@ def test_each_name_once_in_the_enumerations_order() -> None:
 def test_the_scores_of_a_calibration_are_those_it_was_made_with() -> None:
     loaded, reading = load_small("SmallNet"), reading_of(20)
     fitted = fitted_on(reading, EVERY)
-    bank, mean = fitted.fits.knn_bank, fitted.fits.feature_mean
-    assert bank is not None
-    assert mean is not None
     values = reading.values(fitted.base_scores)
     calibration = calibration_of(
         values["energy"].tolist(),
@@ -211,9 +210,8 @@ def test_the_scores_of_a_calibration_are_those_it_was_made_with() -> None:
         parameters=ScoreParameters(knn_k=3),
         react_clip=fitted.fits.react_clip,
         arrays={
-            **{f"value.{name}": values[name] for name in ("react", "ash", "scale", "dice", "knn")},
-            "fit.knn_bank": bank,
-            "fit.feature_mean": mean,
+            **{f"value.{name}": values[name] for name in EVERY if name not in ALWAYS},
+            **fit_arrays(fitted.fits),
         },
     )
     again = reading.values(base_scores_of(calibration, loaded))

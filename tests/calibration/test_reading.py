@@ -16,7 +16,6 @@ from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.fit import ALWAYS, unfitted
 from nap_stream.calibration.pseudo_ood import transformed
 from nap_stream.calibration.read import (
-    PSEUDO_BATCH,
     PSEUDO_SEED,
     FeatureCache,
     Reader,
@@ -38,6 +37,7 @@ from tests.support.small_models import OverflowNet, SmallNet, seeded
 from tests.support.small_settings import load_small
 
 COUNT = 10
+BLOCK = 50
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
@@ -91,7 +91,9 @@ def score_transformed(
     reader: Reader, name: str, files: list[ImageFile] | None = None
 ) -> ScoredImages:
     chosen = list(reader.files()) if files is None else files
-    return reader.score_transformed(chosen, name, base_scores(reader.loaded), lambda _images: None)
+    blocks = [chosen[start : start + BLOCK] for start in range(0, len(chosen), BLOCK)]
+    scores = [base_scores(reader.loaded)] * len(blocks)
+    return reader.score_transformed(blocks, name, scores, lambda _images: None)
 
 
 def pixels(folder: Path, loaded: LoadedModel) -> torch.Tensor:
@@ -162,8 +164,9 @@ def test_progress_counts_every_image_of_a_batch(tmp_path: Path) -> None:
     reader.read(reader.files(), 3, told.append)
     scores = base_scores(reader.loaded)
     reader.score(reader.files(), scores, 5, told.append)
-    reader.score_transformed(list(reader.files()) * 8, "invert", scores, told.append)
-    assert told == [3, 3, 2, 5, 3, 50, 14]
+    files = list(reader.files())
+    reader.score_transformed([files, files[:5]], "invert", [scores, scores], told.append)
+    assert told == [3, 3, 2, 5, 3, 8, 5]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
@@ -369,7 +372,7 @@ def test_pseudo_ood_images_are_the_transformed_ones(folder: Path, loaded: Loaded
     reader = reader_of(folder, loaded)
     scored = score_transformed(reader, "patch_shuffle", list(reader.files()) * 7)
     whole = pixels(folder, loaded).repeat(7, 1, 1, 1)
-    for first in range(0, 70, PSEUDO_BATCH):
+    for first in range(0, 70, BLOCK):
         batch = transformed("patch_shuffle", whole[first : first + 50], PSEUDO_SEED, first)
         expected = loaded.forward(batch)
         part = slice(first, first + 50)
@@ -417,7 +420,10 @@ def test_joining_takes_the_first_problem() -> None:
         logits = np.zeros((count, 3 if count else 0), np.float32)
         nap = np.zeros(count, np.float32)
         labels = (None,) * count
-        return Reading(("a",) * count, labels, logits, None, nap, int(bool(problem)), problem)
+        positions = np.arange(count)
+        return Reading(
+            ("a",) * count, labels, positions, logits, None, nap, int(bool(problem)), problem
+        )
 
     joined = Reading.join([part(0, ""), part(2, "first"), part(0, "second"), part(1, "")])
     assert (len(joined), joined.undecodable, joined.first_problem) == (3, 2, "first")

@@ -22,6 +22,7 @@ from nap_stream.calibration.calibration import (
     require_fingerprint,
     require_scoring,
 )
+from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import FeatureCache, Reader
@@ -33,8 +34,9 @@ from nap_stream.core.tails import Sides
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
 from nap_stream.image_files import iter_images
+from nap_stream.model.forward import score_forward
 from nap_stream.model.load import LoadedModel, load_model
-from nap_stream.model.preprocessing import preprocess
+from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_calibration import calibration_request, scorer_of, write_images
@@ -312,22 +314,60 @@ def test_an_alpha_out_of_range(alpha: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "method"), [("SmallNet", "fisher-knn"), ("ReluHeadNet", "fisher-energy")]
+    ("network", "pool"),
+    [
+        ("SmallNet", {"msp", "energy", "fdbd", "mahalanobis", "nap"}),
+        ("ReluHeadNet", {"msp", "energy", "mahalanobis", "nap"}),
+    ],
 )
-def test_the_default_method_is_what_the_model_allows(
-    held_out: Path, network: str, method: str
+def test_the_default_method_chooses_among_what_the_model_allows(
+    held_out: Path, network: str, pool: set[str]
 ) -> None:
     settings = small_settings(kwargs={"name": network})
-    assert str(choose_method(ScoringSettings(), load_small(network))) == method
+    assert str(choose_method(ScoringSettings())) == "auto"
     calibration = run(held_out, model=settings, scoring=ScoringSettings())
     document = calibration.document
-    assert document.method == method
-    assert document.weight_search is not None
+    assert document.method == "auto"
+    assert (document.weight, document.weight_search) == (None, None)
+    selection = document.selection
+    assert selection is not None
+    assert selection.auroc.keys() | selection.left_out.keys() == pool
+    assert sum(selection.weights.values()) == pytest.approx(1)
+    assert max(selection.weights.values()) <= 0.6
+    assert selection.transforms == tuple(PSEUDO_OOD)
+    assert (selection.inside_images, selection.pseudo_images) == (15, 15)
     assert (document.images.scored, document.location) == (30, 0)
     assert document.fit_images is not None
     assert (document.fit_images.source, document.fit_images.scored) == (None, 15)
-    assert (calibration.fits.knn_bank is not None) == (method == "fisher-knn")
+    chosen = selection.weights.keys() - {"nap"}
+    assert set(document.scores) == {"msp", "max_logit", "energy"} | chosen
+    assert calibration.references.keys() == selection.weights.keys()
+    assert calibration.fits.knn_bank is None
+    assert (calibration.fits.gaussian is not None) == ("mahalanobis" in chosen)
+    assert (calibration.fits.feature_mean is not None) == ("fdbd" in chosen)
     require_fingerprint(calibration, load_small(network))
+
+
+def test_what_faults_are_seen_is_told_of_every_fault(held_out: Path) -> None:
+    document = run(held_out, scoring=ScoringSettings()).document
+    assert tuple(seen.fault for seen in document.faults) == tuple(FAULTS)
+    for seen in document.faults:
+        assert seen.images == 30
+        assert (seen.flagged * 30).is_integer() or seen.flagged * 30 == pytest.approx(
+            round(seen.flagged * 30)
+        )
+        if seen.flagged <= document.rule.alpha:
+            assert seen.records is None
+
+
+def test_a_black_frame_is_scored_as_the_model_sees_it(held_out: Path) -> None:
+    calibration = run(held_out, scoring=ScoringSettings())
+    loaded = load_small("SmallNet")
+    black = torch.zeros(1, 3, *input_size(loaded.preprocessing), dtype=torch.uint8)
+    found = score_forward(loaded.forward(black), base_scores_of(calibration, loaded))
+    flagged = bool(calibration.judge(found.values, found.class_id).is_ood[0])
+    (seen,) = [one for one in calibration.document.faults if one.fault == "blank frame"]
+    assert seen.flagged == float(flagged)
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from nap_stream.core.base_scores import (
     energy,
     evenly_spaced,
     fit_scores,
-    knn,
+    gen,
     max_logit,
     msp,
     react,
     scale,
-    unit_rows,
 )
+from nap_stream.core.feature_scores import Fdbd, Mahalanobis, knn, nci, unit_gaussian, unit_rows
 from nap_stream.core.score_specs import (
     BaseScore,
     Fits,
@@ -36,6 +36,7 @@ from nap_stream.core.score_specs import (
 )
 
 WIDTH, CLASSES = 16, 4
+CPU = torch.device("cpu")
 # Percentiles that keep the factors of ASH and SCALE below e^4, so that float32 suffices.
 PARAMETERS = ScoreParameters(ash_percentile=0.6, scale_percentile=0.7, knn_k=3, knn_bank_size=10)
 
@@ -60,7 +61,8 @@ def test_every_score_is_the_function_of_its_name() -> None:
     logits, features = batch(7)
     weight, bias = torch.tensor(HEAD.weight), torch.tensor(HEAD.bias)
     assert FITS.react_clip is not None
-    mask = dice_weight(weight, torch.tensor(TRAINING.mean(axis=0)), PARAMETERS.dice_sparsity)
+    mean = torch.tensor(TRAINING.mean(axis=0))
+    mask = dice_weight(weight, mean, PARAMETERS.dice_sparsity)
     expected = {
         BaseScore.MSP: msp(logits),
         BaseScore.MAX_LOGIT: max_logit(logits),
@@ -70,6 +72,10 @@ def test_every_score_is_the_function_of_its_name() -> None:
         BaseScore.SCALE: scale(features, PARAMETERS.scale_percentile, weight, bias),
         BaseScore.DICE: dice(features, mask, bias),
         BaseScore.KNN: knn(features, unit_rows(torch.tensor(TRAINING[::4])), PARAMETERS.knn_k),
+        BaseScore.FDBD: Fdbd(weight, bias, mean)(features),
+        BaseScore.MAHALANOBIS: Mahalanobis(unit_gaussian(TRAINING, 128), CPU)(features),
+        BaseScore.GEN: gen(logits, 0.1, 100),
+        BaseScore.NCI: nci(features, mean, weight, bias),
     }
     scores = BaseScores(list(BaseScore), PARAMETERS, HEAD, FITS, "cpu")(logits, features)
     assert list(scores) == list(BaseScore)
@@ -87,8 +93,11 @@ def test_the_parameters_reach_their_scores() -> None:
         dice_sparsity=0.5,
         knn_k=5,
         knn_bank_size=40,
+        gen_gamma=0.5,
+        mahalanobis_rank=4,
     )
-    names = [name for name in BaseScore if needs_features(name)]
+    without = {BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY, BaseScore.FDBD, BaseScore.NCI}
+    names = [name for name in BaseScore if name not in without]
     one = BaseScores(names, PARAMETERS, HEAD, FITS, "cpu")(logits, features)
     fits = fit_scores(names, TRAINING, other)
     two = BaseScores(names, other, HEAD, fits, "cpu")(logits, features)
@@ -121,7 +130,7 @@ def test_what_a_score_says_it_needs_is_enough_and_necessary(name: BaseScore) -> 
     scorer = BaseScores([name], PARAMETERS, head, fits, "cpu")
     scorer(logits, features if needs_features(name) else None)
     if needs_head(name):
-        with pytest.raises(ValueError, match=f"{name} needs .* choose among msp, .*knn$"):
+        with pytest.raises(ValueError, match=f"{name} needs .* choose among msp, .*gen$"):
             BaseScores([name], PARAMETERS, None, fits, "cpu")
     if needs_fit(name):
         with pytest.raises(ValueError, match=f"{name} must be fitted"):
@@ -139,6 +148,9 @@ def test_a_fit_holds_what_was_asked_for_alone(name: BaseScore) -> None:
         BaseScore.REACT: ["react_clip"],
         BaseScore.DICE: ["feature_mean"],
         BaseScore.KNN: ["knn_bank"],
+        BaseScore.FDBD: ["feature_mean"],
+        BaseScore.MAHALANOBIS: ["gaussian"],
+        BaseScore.NCI: ["feature_mean"],
     }
     assert held == expected.get(name, [])
 

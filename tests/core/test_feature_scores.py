@@ -6,19 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.core import base_scores
+from nap_stream.core import feature_scores
 from nap_stream.core.base_scores import (
     LARGEST_EXPONENT,
     ash,
     dice,
     dice_weight,
     energy,
-    knn,
     react,
     react_clip,
     scale,
-    unit_rows,
 )
+from nap_stream.core.feature_scores import knn, unit_rows
 
 # One class, so that logsumexp is the logit itself.
 ONE_CLASS = torch.ones(1, 4)
@@ -314,7 +313,7 @@ def test_knn_of_a_row_does_not_depend_on_the_others(seed: int, order: list[int])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     features, bank = example_bank(0)
     whole = knn(features, bank, 2)
-    monkeypatch.setattr(base_scores, "_SIMILARITIES_AT_ONCE", at_once)
+    monkeypatch.setattr(feature_scores, "_SIMILARITIES_AT_ONCE", at_once)
     assert torch.allclose(knn(features, bank, 2), whole, atol=1e-6)
 
 

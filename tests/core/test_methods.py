@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nap_stream.core.methods import (
     NAP,
+    POOL,
     Combination,
     Method,
     every_method,
@@ -21,16 +22,20 @@ from nap_stream.core.methods import (
 from nap_stream.core.score_specs import BaseScore
 
 NAMES = (
+    "auto",
     "nap",
     *("msp", "max_logit", "energy", "react", "ash", "scale", "dice", "knn"),
+    *("fdbd", "mahalanobis", "gen", "nci"),
     *("nap-msp", "nap-max_logit", "nap-energy", "nap-react"),
     *("nap-ash", "nap-scale", "nap-dice", "nap-knn"),
     *("fisher-msp", "fisher-max_logit", "fisher-energy", "fisher-react"),
     *("fisher-ash", "fisher-scale", "fisher-dice", "fisher-knn"),
 )
 LABELS = (
+    "Auto",
     "NAP",
     *("MSP", "MaxLogit", "Energy", "ReAct", "ASH", "SCALE", "DICE", "KNN"),
+    *("fDBD", "Mahalanobis", "GEN", "NCI"),
     *("NAP-M", "NAP-L", "NAP-E", "NAP-R", "NAP-A", "NAP-S", "NAP-D", "NAP-K"),
     *("Fisher-M", "Fisher-L", "Fisher-E", "Fisher-R"),
     *("Fisher-A", "Fisher-S", "Fisher-D", "Fisher-K"),
@@ -71,8 +76,10 @@ def test_a_name_is_read_back(name: str) -> None:
     assert str(method) == name
     assert method.has_weight is ("-" in name)
     assert method.needs_location is name.startswith("nap-")
-    assert method.needs_reference is name.startswith("fisher-")
-    assert method.base == (None if name == "nap" else name.rpartition("-")[2])
+    assert method.needs_reference is (name.startswith("fisher-") or name == "auto")
+    assert method.selects is (name == "auto")
+    assert method.base == (None if name in {"nap", "auto"} else name.rpartition("-")[2])
+    assert method.candidates == (POOL if name == "auto" else (*filter(None, [method.base]),))
 
 
 @pytest.mark.parametrize(
@@ -86,8 +93,45 @@ def test_another_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("combination", [Combination.GEOMETRIC, Combination.FISHER])
 def test_a_combination_needs_a_base(combination: Combination) -> None:
-    with pytest.raises(ValueError, match="needs a base"):
+    with pytest.raises(ValueError, match=f"{combination} does not go with the base score None"):
         Method(None, combination)
+
+
+def test_a_sum_has_no_base() -> None:
+    with pytest.raises(ValueError, match="auto does not go with the base score energy"):
+        Method(BaseScore.ENERGY, Combination.SUM)
+
+
+def test_the_sum_by_hand() -> None:
+    values = {"energy": np.array([0.0, 2.5]), "nap": np.array([1.0, 9.0])}
+    found = method_scores(
+        parse_method("auto"),
+        values,
+        weight=None,
+        location=0.0,
+        reference=REFERENCE,
+        weights={"energy": 0.25, "nap": 0.75},
+    )
+    # Energy 0 is a mean excess below the smallest of four references; 2.5 lies between two.
+    expected = [
+        0.25 * (math.log(1 / 5) - math.log(2)) + 0.75 * math.log(1 / 10),
+        0.25 * math.log(2.5 / 5) + 0.75 * math.log(9 / 10),
+    ]
+    assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("weights", [None, {}, {"energy": 0.0, "nap": 1.0}])
+def test_a_sum_without_weights_is_refused(weights: dict[str, float] | None) -> None:
+    values = {"energy": np.zeros(1), "nap": np.zeros(1)}
+    with pytest.raises(ValueError, match="expected weights above 0"):
+        method_scores(
+            parse_method("auto"),
+            values,
+            weight=None,
+            location=0.0,
+            reference=REFERENCE,
+            weights=weights,
+        )
 
 
 def test_nap_alone() -> None:
@@ -248,7 +292,10 @@ def test_no_images_have_no_scores(name: str) -> None:
     values = {key: np.zeros(0, np.float32) for key in (NAP, *BaseScore)}
     reference = {key: np.arange(3.0) for key in (NAP, *BaseScore)}
     weight = 0.5 if method.has_weight else None
-    found = method_scores(method, values, weight=weight, location=0.0, reference=reference)
+    weights = {NAP: 0.5, "energy": 0.5} if method.selects else None
+    found = method_scores(
+        method, values, weight=weight, location=0.0, reference=reference, weights=weights
+    )
     assert found.shape == (0,)
 
 

@@ -3,15 +3,8 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_auc_score
 
-from nap_stream.core.methods import (
-    NEAR_BEST,
-    WEIGHTS,
-    Values,
-    WeightSearch,
-    method_scores,
-    parse_method,
-    search_weight,
-)
+from nap_stream.core.methods import Values, method_scores, parse_method
+from nap_stream.core.selection import NEAR_BEST, WEIGHTS, WeightSearch, search_weight
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 

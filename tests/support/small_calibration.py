@@ -128,6 +128,7 @@ def calibration_of(
 def _document(arrays: Arrays, **fields: Any) -> CalibrationDocument:
     defaults: dict[str, Any] = {
         "weight_search": None,
+        "selection": None,
         "flag_rate_confidence": 0.95,
         "scores": ALWAYS,
         "parameters": ScoreParameters(),
@@ -136,6 +137,7 @@ def _document(arrays: Arrays, **fields: Any) -> CalibrationDocument:
         "fit_images": None,
         "mean_confidence": 0.1 + 0.2,
         "accuracy": None,
+        "faults": (),
         "warnings": (),
         "versions": {"torch": "2"},
         "created_ms": 1_700_000_000_000,
