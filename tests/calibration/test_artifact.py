@@ -170,7 +170,7 @@ def test_any_scores_survive(
 
 def test_people_can_read_it(folder: Path) -> None:
     tree = json.loads((folder / "calibration.json").read_text())
-    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 2)
+    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 3)
     assert (tree["method"], tree["weight"]) == ("nap-energy", 0.5)
     assert tree["rule"] == {"alpha": 0.25, "sides": "one", "per_class": False}
     assert tree["groups"][0]["size"] == 5
@@ -225,10 +225,10 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         load_calibration(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None, True])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None, True])
 def test_an_unknown_version(folder: Path, version: Any) -> None:
     change_document(folder, version=version, novelty=True)
-    with pytest.raises(CalibrationError, match="reads version 2"):
+    with pytest.raises(CalibrationError, match="reads version 3"):
         load_calibration(folder)
 
 

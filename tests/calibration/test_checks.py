@@ -41,39 +41,44 @@ def test_a_weight_goes_with_methods_that_have_one() -> None:
             continue
         with pytest.raises(ConfigError, match=f"the method {method} has no weight, got 0.25"):
             require_weight(method, 0.25)
-    require_weight(None, 0.5)
+    with pytest.raises(ConfigError, match=r"the method auto has no weight, got 0\.5"):
+        require_weight(None, 0.5)
 
 
 @pytest.mark.parametrize("weight", [-0.01, 1.01, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", [None, "fisher-knn"])
-def test_a_weight_is_a_share(weight: float, name: str | None) -> None:
-    method = None if name is None else parse_method(name)
+@pytest.mark.parametrize("name", ["nap-energy", "fisher-knn"])
+def test_a_weight_is_a_share(weight: float, name: str) -> None:
+    method = parse_method(name)
     with pytest.raises(ConfigError, match=r"--weight: expected a weight in \[0, 1\], got"):
         require_weight(method, weight)
 
 
-def test_scores_of_features_need_a_linear_head() -> None:
+def test_scores_of_the_head_need_a_linear_one() -> None:
     headed, headless = load_small("SmallNet"), load_small("ReluHeadNet")
     require_head(BaseScore, headed, "package:name")
     require_head((BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY), headless, "package:name")
-    one = r"package:name: knn needs a model .* do not\. Choose nap, or a method of msp, max_logit"
+    require_head((*KNN, BaseScore.MAHALANOBIS), headless, "package:name")
+    one = (
+        r"package:name: ash needs a model .* do not\. Choose auto, nap, or a method of msp, "
+        "max_logit, energy, knn, mahalanobis, gen$"
+    )
     with pytest.raises(CalibrationError, match=one):
-        require_head(KNN, headless, "package:name")
-    with pytest.raises(CalibrationError, match="ash, knn need a model"):
-        require_head((BaseScore.ASH, BaseScore.KNN), headless, "package:name")
+        require_head((*KNN, BaseScore.ASH), headless, "package:name")
+    with pytest.raises(CalibrationError, match="ash, fdbd need a model"):
+        require_head((BaseScore.ASH, BaseScore.FDBD), headless, "package:name")
 
 
-def test_an_image_is_left_out_of_its_own_neighbours() -> None:
-    require_neighbours(KNN, 11, part(11, own=True), 10)
+def test_a_fold_is_left_out_of_the_neighbours_of_its_images() -> None:
+    require_neighbours(KNN, 13, part(13, own=True), 10)
     require_neighbours(KNN[:1], 1, part(1, own=True), 10)
     own = (
-        r"images: knn with k = 10 needs 11 .* are 10 images to fit on\. Give at least 11 images to"
+        r"images: knn with k = 10 needs 13 .* are 12 images to fit on\. Give at least 13 images to"
     )
     with pytest.raises(CalibrationError, match=own):
-        require_neighbours(KNN, 10, part(10, own=True), 10)
-    share = r"are 10, a third of the images\. Give at least 33 images in all"
+        require_neighbours(KNN, 12, part(12, own=True), 10)
+    share = r"are 12, a third of the images\. Give at least 39 images in all"
     with pytest.raises(CalibrationError, match=share):
-        require_neighbours(KNN, 10, part(10, own=False), 10)
+        require_neighbours(KNN, 12, part(12, own=False), 10)
     with pytest.raises(CalibrationError, match=r"k = 1 needs 2 .* Give at least 6 images in all"):
         require_neighbours(KNN, 1, part(1, own=False), 1)
 

@@ -29,13 +29,14 @@ def reread(whole: CalibrationDocument) -> CalibrationDocument:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"method": "nap-other"}, "expected one of nap, msp"),
-        ({"method": ""}, "expected one of nap, msp"),
+        ({"method": "nap-other"}, "expected one of auto, nap, msp"),
+        ({"method": ""}, "expected one of auto, nap, msp"),
         ({"method": "nap"}, r"weight 0\.5 does not go with method nap"),
         ({"method": "energy"}, r"weight 0\.5 does not go with method energy"),
         ({"weight": None}, "weight None does not go with method nap-energy"),
         ({"method": "fisher-knn"}, "method fisher-knn needs the score knn"),
         ({"scores": (BaseScore.MSP,)}, "method nap-energy needs the score energy"),
+        ({"method": "auto", "weight": None}, "a selection goes with the method auto alone"),
         ({"novelty": 1}, "Extra inputs"),
         ({"created_ms": "soon"}, "valid integer"),
     ],

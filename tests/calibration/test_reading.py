@@ -28,6 +28,7 @@ from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.decode import Picture, decode_image
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import ImageFile, iter_images
+from nap_stream.model.forward import capture
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.settings.schema import LimitSettings
@@ -150,10 +151,16 @@ def test_labels_are_those_of_the_files(tmp_path: Path) -> None:
     assert read(reader_of(tmp_path)).labels == ("cat", "cat", "dog")
 
 
-def test_a_model_without_a_linear_head_has_no_features(folder: Path) -> None:
-    reading = read(reader_of(folder, load_small("ReluHeadNet")))
-    assert reading.features is None
+def test_features_of_a_model_without_a_linear_head_are_the_means_of_its_map(folder: Path) -> None:
+    loaded = load_small("ReluHeadNet")
+    assert loaded.head is None
+    reading = read(reader_of(folder, loaded))
     assert reading.logits.shape == (COUNT, 3)
+    with capture(loaded.module, loaded.feature_site, lambda found: found.clone()) as captured:
+        loaded.module(loaded.normalise(pixels(folder, loaded)))
+    assert captured.value is not None
+    assert reading.features is not None
+    np.testing.assert_allclose(reading.features, captured.value.mean(dim=(2, 3)), rtol=1e-5)
 
 
 def test_progress_counts_every_image_of_a_batch(tmp_path: Path) -> None:

@@ -148,7 +148,10 @@ def test_the_same_from_parquet_and_in_other_batches(tmp_path: Path) -> None:
 def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     run(write_images(tmp_path, 20), progress=lambda done, total: told.append((done, total)))
-    assert told == [(8, 20), (16, 20), (20, 20)]
+    # Then come the faulty images, 20 of each fault.
+    total = 20 + 20 * len(FAULTS)
+    assert told[:4] == [(8, total), (16, total), (20, total), (28, total)]
+    assert told[-1] == (total, total)
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -164,7 +167,8 @@ def test_progress_counts_the_passes_of_fit_and_search(
         progress=lambda done, total: told.append((done, total)),
     )
     fitted = 9 if own else 15
-    total = 45 + (9 if own else 0) + fitted * len(PSEUDO_OOD)
+    calibrating = 45 if own else 30
+    total = 45 + (9 if own else 0) + fitted * len(PSEUDO_OOD) + calibrating * len(FAULTS)
     assert {total for _, total in told} == {total}
     done = [done for done, _ in told]
     assert done == sorted(done)
@@ -249,26 +253,27 @@ def test_fewer_images_of_a_class_than_alpha_needs(held_out: Path) -> None:
 def test_fewer_images_than_neighbours_is_known_before_any_forward_pass(
     held_out: Path, tmp_path: Path, forward_passes: ForwardPasses, weight: float | None
 ) -> None:
-    training = write_images(tmp_path / "training", 10, first_seed=100)
-    problem = r"k = 10 needs 11 images .*there are 10 images to fit on\. Give at least 11 images"
+    scoring = ScoringSettings(method="fisher-knn")
+    training = write_images(tmp_path / "training", 12, first_seed=100)
+    problem = r"k = 10 needs 13 images .*there are 12 images to fit on\. Give at least 13 images"
     with pytest.raises(CalibrationError, match=problem) as caught:
-        run(held_out, scoring=ScoringSettings(), fit_images=training, weight=weight)
+        run(held_out, scoring=scoring, fit_images=training, weight=weight)
     assert caught.value.where == str(training)
-    few = write_images(tmp_path / "few", 30)
-    problem = r"needs 11 images .*there are 10, a third of the images\. Give at least 33 .*in all"
+    few = write_images(tmp_path / "few", 36)
+    problem = r"needs 13 images .*there are 12, a third of the images\. Give at least 39 .*in all"
     with pytest.raises(CalibrationError, match=problem):
-        run(few, scoring=ScoringSettings(), weight=weight)
+        run(few, scoring=scoring, weight=weight)
     assert forward_passes.images == 0
 
 
 def test_as_many_images_as_neighbours_need_are_enough(held_out: Path, tmp_path: Path) -> None:
-    training = write_images(tmp_path / "training", 11, first_seed=100)
+    training = write_images(tmp_path / "training", 13, first_seed=100)
     scoring = ScoringSettings(method="knn")
     assert run(held_out, scoring=scoring, fit_images=training).size == 45
-    assert run(write_images(tmp_path / "third", 33), scoring=scoring).size == 22
+    assert run(write_images(tmp_path / "third", 39), scoring=scoring).size == 26
     # One of them cannot be decoded, which no count tells.
     (training / "0003.png").write_text("a note")
-    with pytest.raises(CalibrationError, match=r"k = 10 needs 11 images .* of 11 there are 10"):
+    with pytest.raises(CalibrationError, match=r"k = 10 needs 13 images .* of 13 there are 12"):
         run(held_out, scoring=scoring, fit_images=training)
 
 
@@ -287,9 +292,9 @@ def test_scores_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weight", [1.5, -0.1, float("nan")])
-@pytest.mark.parametrize("method", [None, "nap-energy"])
+@pytest.mark.parametrize("method", ["fisher-knn", "nap-energy"])
 def test_a_weight_out_of_range_is_refused_before_the_model_is_loaded(
-    held_out: Path, weight: float, method: str | None
+    held_out: Path, weight: float, method: str
 ) -> None:
     absent = small_settings("absent")
     with pytest.raises(ConfigError, match=r"expected a weight in \[0, 1\], got"):
@@ -373,7 +378,7 @@ def test_a_black_frame_is_scored_as_the_model_sees_it(held_out: Path) -> None:
 @pytest.mark.parametrize(
     ("scoring", "problem"),
     [
-        (ScoringSettings(method="fisher-knn"), "knn needs a model whose logits come from a linear"),
+        (ScoringSettings(method="fdbd"), "fdbd needs a model whose logits come from a linear"),
         (ScoringSettings(method="nap-ash"), "ash needs a model .* msp, max_logit, energy"),
         (ScoringSettings(method="nap", scores=("react",)), "react needs a model"),
         (ScoringSettings(method="dice", scores=("react",)), "react, dice need a model"),
@@ -500,15 +505,16 @@ def test_a_second_run_takes_everything_from_the_cache(
 ) -> None:
     scoring, cache = ScoringSettings(**FEW), FeatureCache(tmp_path)
     first = run(held_out, scoring=scoring, cache=cache)
-    assert forward_passes.images == 45 + 15 * len(PSEUDO_OOD)
+    passes = 45 + 15 * len(PSEUDO_OOD) + 30 * len(FAULTS)
+    assert forward_passes.images == passes
     assert run(held_out, scoring=scoring, cache=cache).fingerprint == first.fingerprint
     # Another method, rule or weight takes nothing more of the model.
     run(held_out, scoring=ScoringSettings(method="nap-ash", **FEW), cache=cache)
-    run(held_out, scoring=scoring, weight=0.3, rule=Rule(0.2, Sides.TWO), cache=cache)
-    assert forward_passes.images == 45 + 15 * len(PSEUDO_OOD)
+    run(held_out, scoring=scoring, rule=Rule(0.2, Sides.TWO), cache=cache)
+    assert forward_passes.images == passes
     # Without the cache it is the same calibration, bit for bit.
     assert run(held_out, scoring=scoring).fingerprint == first.fingerprint
-    assert forward_passes.images == 2 * (45 + 15 * len(PSEUDO_OOD))
+    assert forward_passes.images == 2 * passes
 
 
 FRESH = 1_500
