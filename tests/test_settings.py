@@ -59,7 +59,7 @@ def test_an_unknown_method_in_a_file_is_named_once_on_one_line(tmp_path: Path) -
     message = str(caught.value)
     assert caught.value.where == f"{path}:4, key method"
     assert message.count("knnn") == 1
-    assert "expected one of nap, msp" in message
+    assert "expected one of auto, nap, msp" in message
     assert "\n" not in message
 
 

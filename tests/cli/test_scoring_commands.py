@@ -41,10 +41,14 @@ def test_calibrate_by_the_default_method_and_show_it(
 
     assert (made.exit_code, again.exit_code, shown.exit_code) == (0, 0, 0)
     document = json.loads((folder / "calibration.json").read_text())
-    assert document["method"] == "fisher-knn"
+    assert document["method"] == "auto"
+    assert sum(document["selection"]["weights"].values()) == pytest.approx(1)
     assert document["images"] == {"source": "held-out", "scored": 60, "undecodable": 0}
     assert document["fit_images"] == {"source": None, "scored": 30, "undecodable": 0}
-    for text in ("fisher-knn", "60 scored", "30 scored", "pseudo-OOD", "flagged below"):
+    for text in (
+        *("auto", "60 scored", "30 scored", "pseudo-OOD", "flagged below"),
+        *("What it sees, of 60 images each", "covered lens", "alarm after"),
+    ):
         assert text in " ".join(shown.out.split())
     assert png.read_bytes().startswith(PNG)
 
@@ -103,7 +107,7 @@ def test_evaluate_writes_the_table_and_resumes_from_its_cache(
         (("--ood", "fog"), "expected NAME=SET"),
         (("--ood", "a=x", "--ood", "a=y"), "each name once"),
         (("--ood", "a=missing"), "no such folder or file"),
-        (("--ood", "a=x", "--method", "best"), "expected one of nap, msp"),
+        (("--ood", "a=x", "--method", "best"), "expected one of auto, nap, msp"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_read(
@@ -203,7 +207,7 @@ def test_an_unknown_method_is_named_once_on_one_line(
     assert ended.exit_code == 2
     assert ended.err.startswith("error: --method")
     assert ended.err.count("knnn") == 1
-    assert "expected one of nap, msp" in ended.err
+    assert "expected one of auto, nap, msp" in ended.err
     assert "got 'knnn'" in ended.err
     assert len(ended.err.splitlines()) == 1
 

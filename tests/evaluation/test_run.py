@@ -32,7 +32,7 @@ def few_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evaluation")
-    write_images(folder / "held-out.v1", 36)
+    write_images(folder / "held-out.v1", 39)
     write_images(folder / "signs", 8, first_seed=200)
     write_images(folder / "fog", 6, first_seed=300)
     return folder
@@ -64,11 +64,12 @@ def test_every_method_on_every_set(sets: Path) -> None:
     assert table.methods == tuple(method.label for method in every_method())
     assert table.ood_sizes == {"hand signs": 8, "fog": 6}
     # A third is fitted on, and the name keeps what follows the dot of a folder.
-    assert (table.in_distribution, table.in_distribution_size) == ("held-out.v1", 24)
-    assert table.context["fitted_on"] == "12 images of held-out.v1"
+    assert (table.in_distribution, table.in_distribution_size) == ("held-out.v1", 26)
+    assert table.context["fitted_on"] == "13 images of held-out.v1"
     weighed = {method for method in every_method() if method.has_weight}
     assert evaluation.searches.keys() == weighed
-    assert {len(column) for column in evaluation.inside.values()} == {24}
+    assert evaluation.selections.keys() == {parse_method("auto")}
+    assert {len(column) for column in evaluation.inside.values()} == {26}
 
 
 def test_the_name_of_a_file_is_its_stem(sets: Path) -> None:
@@ -77,7 +78,7 @@ def test_the_name_of_a_file_is_its_stem(sets: Path) -> None:
     pq.write_table(pa.table({"image": images}), sets / "held.out.parquet")
     table = run(sets, ("nap",), inside=sets / "held.out.parquet").table
     assert table.in_distribution == "held.out"
-    assert table.context["fitted_on"] == "12 images of held.out"
+    assert table.context["fitted_on"] == "13 images of held.out"
 
 
 def test_no_pseudo_ood_image_is_made_where_no_method_has_a_weight(
@@ -97,8 +98,8 @@ def test_no_pseudo_ood_image_is_made_where_no_method_has_a_weight(
         )
 
     go("fisher-knn")
-    # 36 in-distribution images, 14 OOD ones, and 12 that are transformed.
-    assert told[-1] == (50 + 2 * 12, 50 + 2 * 12)
+    # 39 in-distribution images, 14 OOD ones, and 13 that are transformed.
+    assert told[-1] == (53 + 2 * 13, 53 + 2 * 13)
     assert bootstrap == [(1, 2), (2, 2)]
 
     def fail(*_: object) -> None:
@@ -106,7 +107,7 @@ def test_no_pseudo_ood_image_is_made_where_no_method_has_a_weight(
 
     monkeypatch.setattr(run_module, "pseudo_values", fail)
     evaluation = go("nap", "knn")
-    assert told[-1] == (50, 50)
+    assert told[-1] == (53, 53)
     assert evaluation.searches == {}
 
 
@@ -124,26 +125,30 @@ def test_a_missing_set_is_known_before_the_model_is_loaded(sets: Path) -> None:
 
 
 def test_too_few_images_to_fit_on(sets: Path, tmp_path: Path) -> None:
-    few = write_images(tmp_path / "few", 30)
-    with pytest.raises(CalibrationError, match=r"needs 11 .*are 10, a third.*at least 33 images"):
+    few = write_images(tmp_path / "few", 36)
+    with pytest.raises(CalibrationError, match=r"needs 13 .*are 12, a third.*at least 39 images"):
         run(sets, inside=few)
-    assert run(sets, ("nap", "nap-energy"), inside=few).table.in_distribution_size == 20
+    assert run(sets, ("auto", "nap", "nap-energy"), inside=few).table.in_distribution_size == 24
 
 
 def test_a_method_that_the_model_does_not_allow(sets: Path) -> None:
     headless = small_settings(kwargs={"name": "ReluHeadNet"})
-    with pytest.raises(CalibrationError, match="knn needs a model whose logits"):
-        run(sets, model=headless)
-    methods = run(sets, (), model=headless).table.methods
-    assert {"NAP", "NAP-E", "Fisher-M"} < set(methods)
-    assert "KNN" not in methods
+    with pytest.raises(CalibrationError, match="ash needs a model whose logits"):
+        run(sets, ("nap", "ash"), model=headless)
+    evaluation = run(sets, (), model=headless)
+    assert {"Auto", "NAP", "NAP-E", "Fisher-M", "KNN"} < set(evaluation.table.methods)
+    assert not {"ASH", "fDBD", "NAP-D"} & set(evaluation.table.methods)
+    selection = evaluation.selections[parse_method("auto")]
+    assert selection.auroc.keys() | selection.left_out.keys() == {
+        *("msp", "energy", "mahalanobis", "nap")
+    }
 
 
 def test_undecodable_images_are_counted_and_told(sets: Path, tmp_path: Path) -> None:
     inside = write_images(tmp_path / "in", 36)
     fog = write_images(tmp_path / "fog", 5)
     (fog / "0002a.txt").write_text("a note")
-    training = write_images(tmp_path / "training", 12, first_seed=500)
+    training = write_images(tmp_path / "training", 13, first_seed=500)
     (training / "0001a.txt").write_text("a note")
     (inside / "0001a.txt").write_text("a note!")
     (inside / "0001b.txt").write_text("a note?")
@@ -157,7 +162,7 @@ def test_undecodable_images_are_counted_and_told(sets: Path, tmp_path: Path) -> 
     }
     told = [text for text in evaluation.warnings if "cannot be decoded" in text]
     assert [text.split("; first ")[0] for text in told] == [
-        "1 of 13 images to fit on cannot be decoded",
+        "1 of 14 images to fit on cannot be decoded",
         "2 of 38 in-distribution images cannot be decoded",
         "1 of 6 images of the OOD set fog cannot be decoded",
     ]

@@ -37,8 +37,14 @@ def test_one_pass_gives_logits_features_and_prior(network: str) -> None:
     assert torch.equal(seen.nap, nap(maps))
 
 
-def test_a_model_without_a_linear_head_has_no_features() -> None:
-    assert forward(by_name("ReluHeadNet"), images()).features is None
+def test_features_of_a_model_without_a_linear_head_are_the_means_of_its_map() -> None:
+    model = by_name("ReluHeadNet").eval()
+    seen = forward(model, images())
+    with torch.inference_mode():
+        maps = model.features(images())
+    assert seen.features is not None
+    torch.testing.assert_close(seen.features, maps.mean((2, 3)))
+    assert torch.equal(seen.nap, nap(maps))
 
 
 @pytest.mark.parametrize("network", ["SmallNet", "InPlaceNet", "ClsNet"])
