@@ -1,8 +1,8 @@
 """The base scores against pytorch-ood's detectors, on the same logits, features and head.
 
 pytorch-ood's scores are higher for out-of-distribution images: every sign is the other one. Its
-KNN gives the distance, ours 2 - distance, so that it is positive. Both take percentiles as
-fractions here, under the names `percentile` and (DICE) `p`.
+KNN gives the distance, ours 2 - distance, so that it is positive. Its GEN is a mean over classes,
+ours the sum. Both take percentiles as fractions here, under the names `percentile` and (DICE) `p`.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,19 @@ import torch
 from pytorch_ood.detector import (  # type: ignore[import-untyped]  # it has no py.typed
     ASH,
     DICE,
+    GEN,
     KNN,
+    NCI,
     SCALE,
     EnergyBased,
     MaxLogit,
     MaxSoftmax,
     ReAct,
+    fDBD,
 )
 from torch.nn import functional
 
-from nap_stream.core.base_scores import BaseScores, ash, fit_scores, scale
+from nap_stream.core.base_scores import BaseScores, ash, fit_scores, gen, scale
 from nap_stream.core.score_specs import (
     BaseScore,
     Fits,
@@ -44,6 +47,12 @@ LOGITS = functional.linear(FEATURES, torch.tensor(WEIGHT), torch.tensor(BIAS))
 def head(feature_map: torch.Tensor) -> torch.Tensor:
     """Give the logits of a (N, D, 1, 1) map, which is what pytorch-ood shapes."""
     return functional.linear(feature_map.flatten(1), torch.tensor(WEIGHT), torch.tensor(BIAS))
+
+
+def linear_head() -> torch.nn.Linear:
+    layer = torch.nn.Linear(WIDTH, CLASSES)
+    layer.weight.data, layer.bias.data = torch.tensor(WEIGHT), torch.tensor(BIAS)
+    return layer
 
 
 def as_map(features: torch.Tensor) -> torch.Tensor:
@@ -114,6 +123,35 @@ def test_knn(k: int) -> None:
     detector.fit_features(torch.tensor(TRAINING), LABELS)
     score = ours(BaseScore.KNN, ScoreParameters(knn_k=k))
     torch.testing.assert_close(score.double(), 2 - detector.predict_features(FEATURES))
+
+
+@pytest.mark.parametrize(("name", "detector"), [(BaseScore.FDBD, fDBD), (BaseScore.NCI, NCI)])
+def test_scores_of_the_mean_and_the_head(name: BaseScore, detector: type[fDBD] | type[NCI]) -> None:
+    theirs = detector(same, linear_head()).fit_features(torch.tensor(TRAINING))
+    torch.testing.assert_close(ours(name, ScoreParameters()), -theirs.predict_features(FEATURES))
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("classes", [1, 3, 10, 100])
+def test_gen(gamma: float, classes: int) -> None:
+    score = ours(BaseScore.GEN, ScoreParameters(gen_gamma=gamma, gen_classes=classes))
+    mean = GEN.score(LOGITS, gamma=gamma, M=classes)
+    torch.testing.assert_close(score, -mean * min(classes, CLASSES))
+
+
+def test_gen_of_all_classes() -> None:
+    torch.testing.assert_close(
+        ours(BaseScore.GEN, ScoreParameters(gen_classes=CLASSES)), -GEN.score(LOGITS) * CLASSES
+    )
+
+
+def test_small_probabilities_count_as_they_are_on_purpose() -> None:
+    """Theirs takes any below 1e-7 as 1e-7, which to the power of 0.1 is 0.2."""
+    logits = torch.tensor([[0.0, 0.0, -40.0]])
+    small = np.exp(-40) / 2
+    halves = 2 * (0.5 * 0.5) ** 0.1
+    assert gen(logits, 0.1, 3).item() == pytest.approx(-(halves + small**0.1), rel=1e-5)
+    assert GEN.score(logits).item() * 3 == pytest.approx(halves + 1e-7**0.1, rel=1e-5)
 
 
 @pytest.mark.parametrize(("function", "detector"), [(ash, ASH), (scale, SCALE)])
