@@ -30,6 +30,8 @@ MOST_EQUAL = 0.5
 """A score with the same value for more of the images than this tells them apart too seldom."""
 
 _ROUNDING = 1e-9
+_DIGITS = 12
+"""Of a mean area: in another order of the transforms it differs in the last ones."""
 
 Score = Callable[[Values, float], NDArray[np.float64]]
 LogP = Mapping[str, NDArray[np.float64]]
@@ -122,7 +124,8 @@ def _greedy(names: list[str], inside: LogP, pseudo: Mapping[str, LogP]) -> dict[
 
 def _mean_area(counts: Mapping[str, int], inside: LogP, pseudo: Mapping[str, LogP]) -> float:
     own = _sum(counts, inside)
-    return float(np.mean([auroc(own, _sum(counts, outside)) for outside in pseudo.values()]))
+    mean = np.mean([auroc(own, _sum(counts, outside)) for outside in pseudo.values()])
+    return round(float(mean), _DIGITS)
 
 
 def _sum(weights: Mapping[str, float], values: LogP) -> NDArray[np.float64]:
