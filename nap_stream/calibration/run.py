@@ -251,7 +251,15 @@ def fit_part(
     reading = reader.read(part.files(), batch_size, advance)
     checks.require_fittable(names, methods, part, parameters.knn_k, reading)
     folds = Folds.choose(len(part))
-    fitted = fit(names, reading, folds, reader.loaded, parameters)
+    try:
+        fitted = fit(names, reading, folds, reader.loaded, parameters)
+    except ValueError as error:
+        # Undecodable images can lie in some folds alone.
+        raise CalibrationError(
+            f"too few images to fit on are left where a fold is left out: {error}",
+            str(part.source),
+            "Give more images that can be decoded, or choose another method",
+        ) from error
     pseudo = pseudo_values(part, folds, reader, fitted, advance) if searching else {}
     try:
         selections = {one: select(one, fitted, pseudo) for one in searching if one.selects}
