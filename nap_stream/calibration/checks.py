@@ -118,7 +118,7 @@ FEW_IMAGES = 40
 NEIGHBOURS_OF_A_CLASS = 10
 
 
-def selection_warnings(selection: Selection | None, loaded: LoadedModel) -> Iterator[str]:
+def selection_warnings(selection: Selection | None, *, has_features: bool) -> Iterator[str]:
     """What pseudo-OOD images say of the scores that were chosen."""
     if selection is None:
         return
@@ -146,7 +146,7 @@ def selection_warnings(selection: Selection | None, loaded: LoadedModel) -> Iter
             f"scores and weights were chosen on {few} images, below {FEW_IMAGES} they are mostly "
             "chance: give more images to fit on"
         )
-    if not loaded.has_features:
+    if not has_features:
         yield (
             "the model's logits come from no linear layer, and it has no feature map: no score of "
             "features is to choose from, and images that are odd in their features alone go unseen"

@@ -350,7 +350,7 @@ def assemble(
             *checks.one_class_warnings(scored, loaded.class_names),
             *checks.copy_warnings(copies, len(scored)),
             *checks.power_warnings(method, weight, location, scored, fit_reading),
-            *checks.selection_warnings(selection, loaded),
+            *checks.selection_warnings(selection, has_features=loaded.has_features),
             *checks.neighbour_warnings(
                 fitted.base_scores.names, fit_reading, len(loaded.class_names)
             ),

@@ -18,6 +18,9 @@ _SIMILARITIES_AT_ONCE = 2**24
 _CLASSES_AT_ONCE = 4_096
 """Bounds memory: 64 MiB of float32 for the distances between the weights of all classes."""
 
+_SAME = 1e-6
+"""Rows that are nearer than this share of their norms are taken for the same."""
+
 _SMALLEST = 1e-12
 """In place of 0, where it divides."""
 
@@ -95,6 +98,8 @@ def unit_gaussian(features: NDArray[np.float32], rank: int) -> UnitGaussian:
     shrinkage = min(1.0, max(0.0, error / n / distance)) if distance > 0 else 1.0
     kept = min(rank, int((own > own[0] * np.finfo(np.float64).eps * max(n, d)).sum())) or 1
     directions = vectors[:, :kept].T if n >= d else _unit(vectors[:, :kept].T @ rows)
+    if not directions.any():
+        directions = np.eye(1, d)  # without any variance one direction is as good as another
     variances = (1 - shrinkage) * own[:kept] + shrinkage * level
     all_of_it = (1 - shrinkage) * total + shrinkage * level * d
     rest = (all_of_it - variances.sum()) / (d - kept) if d > kept else 1.0
@@ -140,7 +145,8 @@ class Fdbd:
     """fDBD: how far the features are from the decision boundaries (Liu and Qin, arXiv 2312.11536).
 
     The mean over the other classes of the distance of the features to the boundary to that class
-    (equation 4), over their distance to the mean of in-distribution features (equation 6).
+    (equation 4), over their distance to the mean of in-distribution features (equation 6). Classes
+    with the same weights have no boundary between them, and count as 0.
 
     ``weight`` is the head's, float32 (K, D), ``bias`` float32 (K,), ``mean`` float32 (D,). With one
     class there is no boundary, and every score is 0.
@@ -150,7 +156,7 @@ class Fdbd:
         self._weight, self._bias, self._mean = weight, bias, mean
         self._between = None
         if len(weight) <= _CLASSES_AT_ONCE:
-            self._between = torch.cdist(weight.double(), weight.double()).float()
+            self._between = _distances(weight, weight)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Score features of any floating dtype, shape (N, D)."""
@@ -158,7 +164,9 @@ class Fdbd:
         with torch.autocast(wide.device.type, enabled=False):
             logits = functional.linear(wide, self._weight, self._bias)
             largest, predicted = logits.max(dim=1, keepdim=True)
-            distances = (largest - logits) / self._from(predicted[:, 0]).clamp_min(_SMALLEST)
+            between = self._from(predicted[:, 0])
+            # Classes with the same weights have no boundary between them.
+            distances = torch.where(between > 0, (largest - logits) / between, 0)
             from_mean = torch.linalg.vector_norm(wide - self._mean, dim=1)
             others = max(1, len(self._weight) - 1)
             score: torch.Tensor = distances.sum(dim=1) / others / from_mean.clamp_min(_SMALLEST)
@@ -168,7 +176,15 @@ class Fdbd:
         """The distances from the weights of some classes to those of all."""
         if self._between is not None:
             return self._between[classes]
-        return torch.cdist(self._weight[classes], self._weight)
+        return _distances(self._weight[classes], self._weight)
+
+
+def _distances(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Between all rows of both; 0 between rows that are the same but for rounding."""
+    wide, other_wide = one.double(), other.double()
+    norms = wide.norm(dim=1)[:, None] + other_wide.norm(dim=1)
+    distances = torch.cdist(wide, other_wide)
+    return distances.where(distances > _SAME * norms, 0).float()
 
 
 def nci(

@@ -80,8 +80,10 @@ def select(inside: LogP, pseudo: Mapping[str, LogP]) -> Selection:
     Raises:
         ValueError: There is no transform or image, a value is NaN, or all scores are left out.
     """
-    if not pseudo:
-        raise ValueError("expected at least one transform")
+    if not pseudo or not inside:
+        raise ValueError("expected at least one transform and one score")
+    if any(np.isnan(values).any() for values in inside.values()):
+        raise ValueError("expected log p-values without NaN")
     constant = [name for name, values in inside.items() if _most_common(values) > MOST_EQUAL]
     names = [name for name in inside if name not in constant]
     if not names:

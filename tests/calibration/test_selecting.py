@@ -84,9 +84,12 @@ def test_p_values_are_the_same_after_a_reload_and_in_other_batches(
     np.testing.assert_allclose(other.arrays["score"], made.arrays["score"], rtol=1e-3, atol=1e-4)
 
 
-def test_a_model_without_a_linear_head_is_warned_about(images: Path) -> None:
-    warnings = run(images, "ReluHeadNet").document.warnings
-    assert any(text.startswith("the model's logits come from no linear layer") for text in warnings)
+def test_a_model_without_a_linear_head_has_the_features_of_its_map(images: Path) -> None:
+    document = run(images, "ReluHeadNet").document
+    assert not any("no linear layer" in text for text in document.warnings)
+    assert document.selection is not None
+    assert "mahalanobis" in document.selection.auroc
+    assert "fdbd" not in document.selection.auroc
 
 
 def test_fewer_images_than_twice_the_folds_do_without_features(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def selection(**changes: Any) -> Selection:
 
 
 @pytest.mark.parametrize(
-    ("changes", "has_head", "starts"),
+    ("changes", "has_features", "starts"),
     [
         ({}, True, []),
         ({"sum_auroc": (0.881,)}, True, []),
@@ -148,16 +151,16 @@ def selection(**changes: Any) -> Selection:
     ],
 )
 def test_warnings_of_a_selection(
-    changes: dict[str, Any], has_head: bool, starts: list[str]
+    changes: dict[str, Any], has_features: bool, starts: list[str]
 ) -> None:
-    found = list(selection_warnings(selection(**changes), has_head=has_head))
+    found = list(selection_warnings(selection(**changes), has_features=has_features))
     assert len(found) == len(starts)
     for text, start in zip(found, starts, strict=True):
         assert text.startswith(start)
 
 
 def test_no_selection_no_warning() -> None:
-    assert list(selection_warnings(None, has_head=False)) == []
+    assert list(selection_warnings(None, has_features=False)) == []
 
 
 def reading_of(n: int) -> Reading:
