@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from nap_stream.calibration import fit, weight
 from nap_stream.calibration.fit import ALWAYS, FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Advance, Reader, ScoredImages
-from nap_stream.core.base_scores import BaseScores, evenly_spaced, fit_scores
-from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters
+from nap_stream.core.base_scores import BaseScores, evenly_spaced
+from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import InputDataError
 from nap_stream.image_files import ImageFile
 from nap_stream.settings.schema import LimitSettings
@@ -176,61 +175,6 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
     assert [len(block) for block in blocks] == [5, 5, 5, 5, 4]
     for block in blocks:
         assert {name.split("/")[0] for name in block} == {"cat", "dog"}
-
-
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 7, 24, 199, 200, 201, 999, 1_000, 2_000])
-def test_a_block_lies_in_one_fold_of_its_own_and_folds_are_about_equal(count: int) -> None:
-    folds = fit.Folds.choose(count)
-    assert folds.fold.shape == (count,)
-    assert set(folds.fold.tolist()) <= set(range(fit.FOLDS))
-    chosen = np.concatenate(folds.blocks)
-    assert len(chosen) == len(set(chosen.tolist())) == min(count, fit.PSEUDO_IMAGES)
-    assert len(folds.blocks) <= fit.FOLDS
-    for number, block in enumerate(folds.blocks):
-        assert set(folds.fold[block].tolist()) == {number}
-    sizes = np.bincount(folds.fold, minlength=fit.FOLDS)
-    assert sizes.max() - sizes.min() <= max(fit.FOLDS, len(folds.blocks[0]))
-
-
-@pytest.mark.parametrize("undecodable", [(), (0, 3, 11)])
-def test_no_pseudo_image_is_scored_by_a_fit_that_holds_an_image_of_its_block(
-    tmp_path: Path, undecodable: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_images(tmp_path, 23)
-    for number in undecodable:
-        (tmp_path / f"{number:04}.png").write_bytes(b"no image")
-    fitted_on: dict[int, set[bytes]] = {}
-    real = fit_scores
-
-    def remembering(
-        names: Iterable[BaseScore], features: NDArray[np.float32], parameters: ScoreParameters
-    ) -> Fits:
-        fits = real(names, features, parameters)
-        fitted_on[id(fits)] = {row.tobytes() for row in features}
-        kept.append(fits)
-        return fits
-
-    kept: list[Fits] = []
-    monkeypatch.setattr(fit, "fit_scores", remembering)
-    part = FitPart.choose(tmp_path, tmp_path, ALL)
-    reader = Batches(load_small("SmallNet"), LimitSettings(), tmp_path)
-    reading = reader.read(part.files(), 8, lambda _images: None)
-    folds = fit.Folds.choose(len(part))
-    names = (*ALWAYS, BaseScore.MAHALANOBIS)
-    fitted = fit.fit(names, reading, folds, reader.loaded, ScoreParameters())
-    weight.pseudo_values(part, folds, reader, fitted, lambda _images: None)
-
-    # The first fit is of all images, for the stream; then there is one a fold.
-    assert len(kept) == 1 + fit.FOLDS
-    assert reader.scored_by[0] == list(fitted.left_out)
-    assert reading.features is not None
-    features = {
-        name: row.tobytes() for name, row in zip(reading.names, reading.features, strict=True)
-    }
-    for block, fits in zip(reader.seen[0], kept[1:], strict=True):
-        held = fitted_on[id(fits)]
-        assert held
-        assert not held & {features[name] for name in block if name in features}
 
 
 def test_passes_are_counted_of_no_more_images_than_there_are(folder: Path) -> None:
