@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.calibration.fit import FIT_SHARE, FOLDS, FitPart
+from nap_stream.calibration.pixels import MIN_SIDE
 from nap_stream.calibration.read import Reading, ScoredImages
 from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.methods import AUTO, Method
@@ -19,6 +20,7 @@ from nap_stream.core.score_specs import BaseScore, needs_features, needs_head
 from nap_stream.core.selection import Selection
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.model.load import LoadedModel
+from nap_stream.model.preprocessing import input_size
 
 SKILL = 0.2
 """A share this much of the way from guessing to certainty; below it a model and its images do
@@ -215,6 +217,23 @@ def require_head(names: Iterable[BaseScore], loaded: LoadedModel, factory: str) 
             "model's do not",
             factory,
             f"Choose auto, nap, or a method of {others}",
+        )
+
+
+def require_drawable(searching: Iterable[Method], loaded: LoadedModel, factory: str) -> None:
+    """Refuse methods that choose on pseudo-OOD images where these cannot be drawn.
+
+    Raises:
+        CalibrationError: The model's input is too small.
+    """
+    height, width = input_size(loaded.preprocessing)
+    choosing = [str(method) for method in searching]
+    if choosing and min(height, width) < MIN_SIDE:
+        raise CalibrationError(
+            f"{choosing[0]} chooses on pseudo-OOD images, which need {MIN_SIDE} pixels a side, and "
+            f"the model's input has {height} x {width}",
+            factory,
+            "Choose a method of one score, or give the weight with --weight",
         )
 
 

@@ -101,7 +101,7 @@ def calibrate(
     copies = [] if part is None else checks.require_apart(part, request.images)
     reader = Reader(loaded, request.limits, request.images, cache)
     images = total if part is None or part.own else total - len(part)
-    passes = total + fit_passes(part, searching) + fault_passes(images)
+    passes = total + fit_passes(part, searching) + fault_passes(images, loaded)
     advance = adding_up(passes, progress)
     fit_found = fit_part(
         part,
@@ -188,6 +188,7 @@ def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
     searching = (
         (method,) if method.selects or (method.has_weight and request.weight is None) else ()
     )
+    checks.require_drawable(searching, loaded, request.model.factory)
     part = None
     moves = method.needs_location and request.fit_images is not None
     names = asked

@@ -11,6 +11,7 @@ import numpy as np
 
 from nap_stream.calibration.calibration import Calibration, FaultSeen
 from nap_stream.calibration.faults import FAULTS
+from nap_stream.calibration.pixels import MIN_SIDE
 from nap_stream.calibration.read import Advance, Reader
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
 from nap_stream.core.base_scores import BaseScores, evenly_spaced
@@ -18,6 +19,8 @@ from nap_stream.core.detection import records_to_alarm
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.errors import ConfigError
 from nap_stream.image_files import ImageFile
+from nap_stream.model.load import LoadedModel
+from nap_stream.model.preprocessing import input_size
 from nap_stream.settings.schema import DriftSettings
 
 FAULT_IMAGES = 100
@@ -27,9 +30,13 @@ _RUNS = 50
 """Simulated drifts a fault: the typical delay is told to about a tenth."""
 
 
-def fault_passes(images: int) -> int:
-    """Forward passes, in images, of `faults_seen` with so many images to choose from."""
-    return len(FAULTS) * min(images, FAULT_IMAGES)
+def fault_passes(images: int, loaded: LoadedModel) -> int:
+    """Forward passes, in images, of `faults_seen` with so many images to choose from.
+
+    0 where the model's input is too small for the faults to be drawn.
+    """
+    is_drawable = min(input_size(loaded.preprocessing)) >= MIN_SIDE
+    return len(FAULTS) * min(images, FAULT_IMAGES) if is_drawable else 0
 
 
 def faults_seen(
@@ -46,10 +53,13 @@ def faults_seen(
     """Flag faulty images, and say when the configured alarm would fire.
 
     ``files`` are the ``images`` calibration images, of which some are chosen, evenly spaced.
+    Empty where the model's input is too small for the faults to be drawn.
 
     Raises:
         CalibrationError: See `Reader`.
     """
+    if not fault_passes(images, reader.loaded):
+        return ()
     wanted = set(evenly_spaced(images, FAULT_IMAGES).tolist())
     chosen = [file for number, file in enumerate(files) if number in wanted]
     blocks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]

@@ -99,6 +99,7 @@ def evaluate(
     checks.require_fittable(names, methods, part, request.scoring.knn_k)
     copies = checks.require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight or method.selects)
+    checks.require_drawable(searching, loaded, request.model.factory)
     advance = adding_up(total + fit_passes(part, searching), progress)
 
     reader = Reader(loaded, request.limits, request.inside, cache)

@@ -14,31 +14,22 @@ from nap_stream.calibration.checks import (
 )
 from nap_stream.calibration.fit import Folds
 from nap_stream.calibration.read import Reader, Reading, ScoredImages
-from nap_stream.calibration.run import CalibrationRequest, calibrate
+from nap_stream.calibration.run import calibrate
 from nap_stream.clock import ManualClock
-from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import Selection
 from nap_stream.errors import CalibrationError
-from nap_stream.settings.schema import LimitSettings, ScoringSettings
-from tests.support.small_calibration import write_images
+from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, ScoringSettings
+from tests.support.small_calibration import calibration_request, write_images
 from tests.support.small_settings import CPU, load_small, small_settings
 
 ALWAYS = {"msp", "max_logit", "energy"}
 
 
 def run(images: Path, network: str = "SmallNet", **changes: Any) -> Calibration:
-    fields: dict[str, Any] = {
-        "model": small_settings(kwargs={"name": network}),
-        "scoring": ScoringSettings(),
-        "images": images,
-        "fit_images": None,
-        "rule": Rule(0.1),
-        "weight": None,
-        "batch_size": 8,
-        "limits": LimitSettings(),
-    }
-    return calibrate(CalibrationRequest(**(fields | changes)), device=CPU, clock=ManualClock(0))
+    plain = {"model": small_settings(kwargs={"name": network}), "scoring": ScoringSettings()}
+    request = calibration_request(images, **(plain | changes))
+    return calibrate(request, device=CPU, clock=ManualClock(0))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +102,14 @@ def test_undecodable_images_in_some_folds_alone_can_leave_too_few_neighbours(
         (tmp_path / f"{number:04}.png").write_text("a note")
     with pytest.raises(CalibrationError, match=r"a fold is left out: knn .* got 9"):
         run(images, fit_images=tmp_path, scoring=ScoringSettings(method="knn"))
+
+
+def test_an_input_too_small_for_pseudo_images_is_refused_with_what_to_do(images: Path) -> None:
+    small = small_settings(preprocessing=PreprocessingSettings(resize=7, crop=7))
+    with pytest.raises(CalibrationError, match=r"auto chooses on .* 8 pixels a side, .* 7 x 7"):
+        run(images, model=small)
+    plain = run(images, model=small, scoring=ScoringSettings(method="energy"))
+    assert plain.document.faults == ()
 
 
 def test_constant_images_are_refused_with_what_to_do(tmp_path: Path) -> None:
