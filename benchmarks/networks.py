@@ -107,7 +107,8 @@ def _lite_networks(folder: Path) -> Iterator[tuple[str, Network]]:
     textures = _evenly(DATA / "textures_dtd5x120.parquet", folder / "textures.parquet")
     signs = _evenly(DATA / "sign_language_digits.parquet", folder / "signs.parquet")
     cifar = _evenly(DATA / "cifar10_test.parquet", folder / "cifar.parquet")
-    noise = torch.randint(256, (SET_IMAGES // 3, 3, 224, 224)).to(torch.uint8)
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randint(256, (SET_IMAGES // 3, 3, 224, 224), generator=generator).to(torch.uint8)
     far = {"CIFAR-10": cifar, "noise": _written(folder / "noise", noise)}
     faults = {"faults": _written(folder / "photos, faulty", _faulty(_pixels(photos)))}
     for size in SIDES:

@@ -69,7 +69,7 @@ class FaultSeen(_Part):
 
     ``flagged`` is the share of ``images`` faulty images with a p-value of at most alpha.
     ``records`` is how many records typically pass until the configured alarm fires on a stream
-    that turns faulty; null where it does not.
+    that turns faulty; null where it does not, or where `drift` allows no detector.
     """
 
     fault: str

@@ -227,7 +227,7 @@ def _random_colours(batch: Tensor, generator: torch.Generator) -> Tensor:
 def _partners(batch: Tensor, quarters: int) -> Tensor:
     """Images to mix with: the batch rolled by quarters of it.
 
-    By quarters, because neighbours in a folder are often of one class. A batch too small to
+    A batch too small to
     roll is turned by 180 degrees instead, so that nothing is mixed with itself unchanged.
     """
     shift = quarters * len(batch) // 4

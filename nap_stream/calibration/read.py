@@ -205,6 +205,20 @@ class Reader:
             ScoredImages.of(part, own) for part, own in zip(readings, base_scores, strict=True)
         )
 
+    def score_faulty(
+        self,
+        blocks: Sequence[list[ImageFile]],
+        fault: str,
+        base_scores: BaseScores,
+        advance: Advance,
+    ) -> list[ScoredImages]:
+        """Score faulty images, see `nap_stream.calibration.faults`; a part for each block.
+
+        What the model makes of them is not checked: values that are not finite stay so.
+        """
+        readings = self._outputs_of(blocks, fault, advance)
+        return [ScoredImages.of(part, base_scores) for part in readings]
+
     def _score(self, parts: Iterable[Reading], base_scores: BaseScores) -> ScoredImages:
         return self._joined(ScoredImages.of(part, base_scores) for part in parts)
 

@@ -263,7 +263,11 @@ def fit_part(
         ) from error
     pseudo = pseudo_values(part, folds, reader, fitted, advance) if searching else {}
     try:
-        selections = {one: select(one, fitted, pseudo) for one in searching if one.selects}
+        selections = {
+            one: select(candidates(one, reader.loaded, len(part)), fitted, pseudo)
+            for one in searching
+            if one.selects
+        }
     except ValueError as error:
         raise CalibrationError(
             f"no score can tell images apart: {error}",

@@ -54,10 +54,9 @@ def faults_seen(
     """Flag faulty images, and say when the configured alarm would fire.
 
     ``files`` are the ``images`` calibration images, of which some are chosen, evenly spaced.
-    Empty where the model's input is too small for the faults to be drawn.
-
-    Raises:
-        CalibrationError: See `Reader`.
+    Empty where the model's input is too small for the faults to be drawn, or none of the images can
+    be decoded. An image that the model makes nothing finite of is not flagged: the stream's
+    would have no scores.
     """
     if not fault_passes(images, reader.loaded):
         return ()
@@ -66,8 +65,13 @@ def faults_seen(
     blocks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
     shares = {}
     for fault in FAULTS:
-        scored = reader.score_transformed(blocks, fault, [base_scores] * len(blocks), advance)
-        shares[fault] = calibration.judge(scored.values, scored.class_id).is_ood
+        parts = [
+            part for part in reader.score_faulty(blocks, fault, base_scores, advance) if len(part)
+        ]
+        if not parts:
+            return ()  # none of them can be decoded, which no fault changes
+        flags = [calibration.judge(part.values, part.class_id).is_ood for part in parts]
+        shares[fault] = np.concatenate(flags)
     rates = {fault: float(flagged.mean()) for fault, flagged in shares.items()}
     alarms = {rate: _alarm(calibration, drift, rate) for rate in set(rates.values())}
     return tuple(

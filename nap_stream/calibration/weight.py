@@ -3,7 +3,7 @@
 Those are made of the images that are fitted on. No out-of-distribution image takes part.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Advance, Reader, Values
 from nap_stream.core import selection
 from nap_stream.core.methods import NAP, Method, log_p, method_scores
+from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import Selection, WeightSearch
 
 
@@ -45,15 +46,15 @@ def search_weight(method: Method, fitted: Fitted, pseudo: Mapping[str, Values]) 
     return selection.search_weight(score, fitted.values, pseudo)
 
 
-def select(method: Method, fitted: Fitted, pseudo: Mapping[str, Values]) -> Selection:
-    """Choose scores and weights of a method that selects, on pseudo-OOD values, by transform.
-
-    It chooses among NAP and those of the method's candidates that were computed.
+def select(
+    candidates: Sequence[BaseScore], fitted: Fitted, pseudo: Mapping[str, Values]
+) -> Selection:
+    """Choose scores and weights among NAP and base scores, on pseudo-OOD values, by transform.
 
     Raises:
         ValueError: Every score is the same for most images.
     """
-    names = (*(str(name) for name in method.candidates if name in fitted.values), NAP)
+    names = (*(str(name) for name in candidates), NAP)
     reference = {name: np.sort(fitted.values[name].astype(np.float64)) for name in names}
 
     def log_p_of(values: Values) -> dict[str, NDArray[np.float64]]:

@@ -184,7 +184,7 @@ def _faults(document: "CalibrationDocument") -> Table:
     table.title = f"\nWhat it sees, of {document.faults[0].images} images each"
     table.columns[1].justify = "right"
     for seen in sorted(document.faults, key=lambda fault: (-fault.flagged, fault.fault)):
-        alarm = "not seen" if seen.records is None else f"{seen.records:,.0f} images"
+        alarm = "no alarm" if seen.records is None else f"{seen.records:,.0f} images"
         table.add_row(seen.fault, f"{seen.flagged:.0%}", alarm)
     return table
 

@@ -1,10 +1,11 @@
 """The base scores of an image, by name: fitting them, and computing several of a batch at once.
 
-All are higher for in-distribution images. Some are of the logits, (N, K); KNN is of the penultimate
-features, (N, D), the input of the model's last linear layer (the head); the others change features
-or head, then take the energy of ``features @ weight.T + bias``. Everything is computed in float32,
-under autocast too. A row of features that is not finite scores NaN: clipping or pruning could hide
-it.
+All are higher for in-distribution images. Some are of the logits, (N, K). The others are of the
+features, (N, D): the input of the model's last linear layer (the head), or, without one, the means
+of its map. Some of those change features or head, then take the energy of
+``features @ weight.T + bias``; the rest, in `nap_stream.core.feature_scores`, ask where the
+features lie. Everything is computed in float32, under autocast too. A row of features that is not
+finite scores NaN: clipping or pruning could hide it.
 """
 
 from collections.abc import Callable, Iterable

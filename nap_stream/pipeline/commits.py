@@ -6,6 +6,7 @@ The counts of what a worker has done stand here too, for its reports.
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -202,23 +203,47 @@ class Publisher:
             except (SegmentConflictError, Unavailable) as cause:
                 unpublished.append(Unpublished(partition, cause))
         lost = {one.partition.name for one in unpublished if not isinstance(one.cause, Unavailable)}
-        self.commit([one for one in partitions if one.name not in lost], commit)
+        self.commit(
+            [one for one in partitions if one.name not in lost],
+            commit,
+            just_published=frozenset(one.partition.name for one in durable),
+        )
         self._submit(durable)
         return unpublished
 
-    def commit(self, partitions: Iterable[Partition], commit: Commit) -> bool:
-        """Commit what is pending, and say whether nothing is left: the group may refuse."""
-        partitions = list(partitions)
-        pending = {p.name: p.pending for p in partitions if p.pending is not None}
-        if not pending:
-            return True
-        with self._counters.timed("commit", self._clock):
-            if not commit(pending):
-                return False
+    def commit(
+        self,
+        partitions: Iterable[Partition],
+        commit: Commit,
+        *,
+        just_published: AbstractSet[TopicPartition] = frozenset(),
+    ) -> bool:
+        """Commit what is pending, and say whether nothing is left: the group may refuse.
+
+        A worker that slept can have been thrown out of the group and have joined it again in the
+        meantime, while another one published and committed more. So of all but ``just_published``
+        partitions the chain's end is read again, and committed. The group refuses the commit of a
+        worker that sleeps after that.
+        """
+        ready, all_read = [], True
         for partition in partitions:
+            pending = partition.pending
+            try:
+                if partition.name not in just_published:
+                    self.renew_pending(partition)
+                ready.append(partition)
+            except Unavailable:
+                partition.pending, all_read = pending, False
+        pendings = {p.name: p.pending for p in ready if p.pending is not None}
+        if not pendings:
+            return all_read
+        with self._counters.timed("commit", self._clock):
+            if not commit(pendings):
+                return False
+        for partition in ready:
             partition.pending = None
         self._counters.last_commit_ms = self._clock.now_ms()
-        return True
+        return all_read
 
     def recover(self, offsets: PartitionOffsets, start: int) -> ChainPosition:
         """Find where the chain ends, or begin one: at ``start`` where nothing was ever committed.

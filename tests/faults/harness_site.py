@@ -72,7 +72,8 @@ class Site:
         difference = compare(self.root, self.kafka.topic, produced)
         assert not difference, difference
         assert check_clean(self.root) == self.ends()
-        assert self.committed() == self.ends()
+        committed, ends = self.committed(), self.ends()
+        assert committed == ends, f"committed {committed}, and the chains end at {ends}"
         bad = {place for stream in streams for place in stream.bad}
         dead = self.broker.dead_letters(self.dead_letter_topic)
         assert dead == bad, f"dead letters that are missing or too many: {bad ^ dead}"
