@@ -206,7 +206,7 @@ class Publisher:
         self.commit(
             [one for one in partitions if one.name not in lost],
             commit,
-            just_published=frozenset(one.partition.name for one in durable),
+            fresh=frozenset(one.partition.name for one in durable),
         )
         self._submit(durable)
         return unpublished
@@ -216,20 +216,20 @@ class Publisher:
         partitions: Iterable[Partition],
         commit: Commit,
         *,
-        just_published: AbstractSet[TopicPartition] = frozenset(),
+        fresh: AbstractSet[TopicPartition] = frozenset(),
     ) -> bool:
         """Commit what is pending, and say whether nothing is left: the group may refuse.
 
         A worker that slept can have been thrown out of the group and have joined it again in the
-        meantime, while another one published and committed more. So of all but ``just_published``
-        partitions the chain's end is read again, and committed. The group refuses the commit of a
-        worker that sleeps after that.
+        meantime, while another one published and committed more. So the chain's end is read again,
+        and committed, but of ``fresh`` partitions, whose end has just been published or read. The
+        group refuses the commit of a worker that sleeps after that.
         """
         ready, all_read = [], True
         for partition in partitions:
             pending = partition.pending
             try:
-                if partition.name not in just_published:
+                if partition.name not in fresh:
                     self.renew_pending(partition)
                 ready.append(partition)
             except Unavailable:
@@ -285,7 +285,7 @@ class Publisher:
             require_within_topic(offsets)
             gaps += self._declare_gap(partition, committed, _COMMITTED)
         if gaps:
-            self.commit([partition], commit)
+            self.commit([partition], commit, fresh={partition.name})
         self._submit(gaps)
 
     def winner(self, partition: Partition, conflict: SegmentConflictError) -> ChainPosition:

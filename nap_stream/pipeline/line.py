@@ -224,7 +224,7 @@ class WorkerLine:
         # A worker whose place another has taken learns it from the group's answer alone. A refusal
         # is made up for: nothing else may come to this partition, whose commit would be behind.
         partition.pending = partition.end
-        self._publisher.commit([partition], self._source.commit)
+        self._publisher.commit([partition], self._source.commit, fresh={partition.name})
 
     def _publish_last(
         self, partitions: Iterable[Partition], deadline: Deadline, commit: Commit
