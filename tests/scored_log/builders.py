@@ -1,5 +1,6 @@
 """Records and logs for the tests of the scored log."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.segment import decode_footer, encode_segment, rows_sha256
 from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z
@@ -250,3 +252,14 @@ record_lists = st.lists(
     _ok | _failed, max_size=12, unique_by=lambda r: (r.origin.offset, r.origin.index)
 ).map(lambda records: sorted(records, key=lambda r: (r.origin.offset, r.origin.index)))
 """Records as `publish` takes them: offsets 0 to 50, in order; anything in their other fields."""
+
+
+def assert_golden_goes_on(golden: Path, previous_sha256: str, folder: Path) -> None:
+    """A writer of today goes on with the first chain of a copy, and the log stays whole."""
+    root = Path(shutil.copytree(golden, folder / "log"))
+    log = local_log(root, "years-later")
+    position = log.end(CARS)
+    assert position is not None
+    assert (position.offset, position.previous_sha256) == (12, previous_sha256)
+    log.publish(CARS, position, 13, [scored(origin(12))])
+    assert verify(LocalStore(root), deep=True, clock=ManualClock()).clean

@@ -5,7 +5,6 @@ a change of the program makes a test fail here, the change breaks the logs that 
 needs a new version of the format, and this log must stay readable.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CARS,
     NOON_MS,
-    local_log,
+    assert_golden_goes_on,
     make_version_3,
     origin,
     scored,
@@ -112,13 +111,7 @@ def test_a_plain_reader_sees_its_rows_and_what_its_footers_say() -> None:
 
 
 def test_its_chain_goes_on(tmp_path: Path) -> None:
-    root = Path(shutil.copytree(GOLDEN, tmp_path / "log"))
-    log = local_log(root, "years-later")
-    position = log.end(CARS)
-    assert position is not None
-    assert (position.offset, position.previous_sha256) == (12, DIGESTS[0])
-    log.publish(CARS, position, 13, [scored(origin(12))])
-    assert verify(LocalStore(root), deep=True, clock=ManualClock()).clean
+    assert_golden_goes_on(GOLDEN, DIGESTS[0], tmp_path)
 
 
 def test_the_present_writer_says_the_same_of_the_same_log(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@
 here means, and has the log of version 3.
 """
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION
 from nap_stream.scored_log.read import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
-from tests.scored_log.builders import CARS, local_log, origin, scored, write_golden
+from tests.scored_log.builders import CARS, assert_golden_goes_on, write_golden
 from tests.support.log_files import read_footer, run_query
 
 GOLDEN = Path(__file__).parent / "golden4"
@@ -73,13 +72,7 @@ def test_a_plain_reader_sees_its_rows_and_what_its_footers_say() -> None:
 
 
 def test_its_chain_goes_on(tmp_path: Path) -> None:
-    root = Path(shutil.copytree(GOLDEN, tmp_path / "log"))
-    log = local_log(root, "years-later")
-    position = log.end(CARS)
-    assert position is not None
-    assert (position.offset, position.previous_sha256) == (12, DIGESTS[0])
-    log.publish(CARS, position, 13, [scored(origin(12))])
-    assert verify(LocalStore(root), deep=True, clock=ManualClock()).clean
+    assert_golden_goes_on(GOLDEN, DIGESTS[0], tmp_path)
 
 
 def test_the_present_writer_makes_the_same_log(tmp_path: Path) -> None:
