@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.conformal import ConformalTest, Rule, upper_flag_rate
+from nap_stream.core.bounds import upper_flag_rate
+from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against

@@ -9,14 +9,13 @@ import pytest
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
-from nap_stream.monitor.checkpoint import CheckpointStore
+from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
-from nap_stream.monitor.summaries import LogSummaries
 from nap_stream.records import PartitionProgress, ScoredRecord, SegmentSummary
 from nap_stream.replay import SHOWN_RANGES, EventSpan, ReplayReport, contradicting_flags, replay
 from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.summary import summary_shape
+from nap_stream.scored_log.summary import LogSummaries, summary_shape
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
 from tests.scored_log.builders import make_version_3

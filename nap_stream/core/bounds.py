@@ -1,4 +1,4 @@
-"""How many flagged records a window of in-distribution ones may hold.
+"""How high the flag rate of in-distribution records can be, and the flags of a window of them.
 
 Given the calibration set, flags of in-distribution records are Bernoulli with an unknown rate
 that is Beta(k, m + 1 - k) over the draw of that set (see `nap_stream.core.conformal`). So their
@@ -35,9 +35,42 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 from scipy.stats import binom
 
 from nap_stream.core.tails import FlagRateLaw
+
+
+def flag_rate_interval(k: int, m: int, confidence: float) -> tuple[float, float]:
+    """Give the equal-tailed interval of the true flag rate of in-distribution images.
+
+    Over the draw of the calibration set, the rate at which a threshold flags images with
+    continuous iid scores is a Beta(k, m + 1 - k) variable, not alpha. The rank k >= 1 is from
+    `nap_stream.core.conformal.Rule.flag_rank`, m the size of the calibration set. The interval
+    holds the rate with a probability of ``confidence``, in (0, 1).
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    tail = (1 - confidence) / 2
+    return upper_flag_rate(k, m, tail), upper_flag_rate(k, m, 1 - tail)
+
+
+def upper_flag_rate(k: int, m: int, confidence: float) -> float:
+    """Give ``p_U``, which the true flag rate exceeds for a share 1 - confidence of calibrations.
+
+    The arguments are those of `flag_rate_interval`.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if not 1 <= k <= m:
+        raise ValueError(f"expected 1 <= k <= m, got {k = }, {m = }: too few calibration scores")
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    return float(betaincinv(k, m + 1 - k, confidence))
 
 
 def tail_probabilities(n: int, k: int, m: int) -> NDArray[np.float64]:

@@ -36,8 +36,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
+from nap_stream.core.bounds import flag_rate_interval, upper_flag_rate
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
 
 _WEAKEST_CONFIDENCE = 0.95
@@ -96,7 +96,7 @@ class Group:
     upper: float | None
 
     def flag_rate_interval(self, confidence: float) -> tuple[float, float]:
-        """See `nap_stream.core.conformal.flag_rate_interval`."""
+        """See `nap_stream.core.bounds.flag_rate_interval`."""
         return flag_rate_interval(self.flag_rank, self.size, confidence)
 
 
@@ -317,38 +317,6 @@ def threshold(sorted_scores: NDArray[np.float64], alpha: float) -> float:
     _check_calibration(sorted_scores)
     k = flag_rank(alpha, len(sorted_scores))
     return float(sorted_scores[k - 1]) if k else -math.inf
-
-
-def flag_rate_interval(k: int, m: int, confidence: float) -> tuple[float, float]:
-    """Give the equal-tailed interval of the true flag rate of in-distribution images.
-
-    Over the draw of the calibration set, the rate at which a threshold flags images with
-    continuous iid scores is a Beta(k, m + 1 - k) variable, not alpha. The rank k >= 1 is from
-    `Rule.flag_rank`, m the size of the calibration set. The interval holds the rate with a
-    probability of ``confidence``, in (0, 1).
-
-    Raises:
-        ValueError: An argument is out of range.
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
-    tail = (1 - confidence) / 2
-    return upper_flag_rate(k, m, tail), upper_flag_rate(k, m, 1 - tail)
-
-
-def upper_flag_rate(k: int, m: int, confidence: float) -> float:
-    """Give ``p_U``, which the true flag rate exceeds for a share 1 - confidence of calibrations.
-
-    The arguments are those of `flag_rate_interval`.
-
-    Raises:
-        ValueError: An argument is out of range.
-    """
-    if not 1 <= k <= m:
-        raise ValueError(f"expected 1 <= k <= m, got {k = }, {m = }: too few calibration scores")
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
-    return float(betaincinv(k, m + 1 - k, confidence))
 
 
 def tail_law(

@@ -29,8 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.bounds import highest_flag_limit, scan_limit
-from nap_stream.core.conformal import upper_flag_rate
+from nap_stream.core.bounds import highest_flag_limit, scan_limit, upper_flag_rate
 from nap_stream.core.sequential import (
     STATE_ARRAYS,
     Bets,

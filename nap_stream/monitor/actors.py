@@ -15,9 +15,9 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.monitor.coordinator import Coordinator, open_coordinator
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.monitor.summaries import LogEnds
 from nap_stream.process import configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
+from nap_stream.scored_log.summary import LogEnds
 from nap_stream.settings.schema import Settings
 
 ANSWER_S = 5.0

@@ -1,39 +1,156 @@
-"""Alerts from the drift monitor to the sinks: a checkpoint first, then a queue for each sink."""
+"""From the drift monitor's alerts to the sinks: a checkpoint that has them comes first.
 
+The checkpoint says where the monitor stands, and which alerts are on their way. It saves reading
+the log again and keeps the story straight; the log stays the truth. What a checkpoint lacks is
+judged again from the log, with the same alerts and ids, and a sink that knows what it has received
+leaves those out. So a zombie that puts an older checkpoint in place of a newer one does no harm:
+more of the log is read again, that is all. The same goes for one that is lost.
+"""
+
+import hashlib
+import json
+import struct
 import threading
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
+from urllib.parse import quote
 
 import structlog
 
 from nap_stream.alert.event import AlertEvent, alert_event, gap_event
-from nap_stream.alert.sinks import AlertSink
-from nap_stream.clock import Clock, Deadline
+from nap_stream.alert.sinks import AlertSink, Outboxes
+from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.drift.records import CalibrationFacts, DriftAlert
-from nap_stream.errors import AlertRefusedError
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.checkpoint import Checkpoint, CheckpointStore
 from nap_stream.records import SegmentSummary
+from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
 from nap_stream.settings.schema import Settings
 
 CHECKPOINT_EVERY_S = 30.0
 """While nothing is decided. The log's segments of so long are read again after a crash."""
+FOLDER = "_monitors"
+"""Hidden from Parquet readers, as all names that begin with an underscore."""
+MAX_CHECKPOINT_BYTES = 2**31
+"""A million keys take half of it."""
+_MAGIC = b"nap-stream checkpoint 1\n"
+_LENGTH = struct.Struct("<Q")
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_MAX_NAME = 120
+"""Characters of a quoted name; longer ones would not fit into a file's name."""
 
-BACKOFF_INITIAL_S = 1.0
-BACKOFF_MAX_S = 30.0
-LAST_ATTEMPT_S = 1.0
-"""For the attempt that is made after the deadline, too."""
-PILE_UP = 10
-"""So many alerts that wait are worth a word in the log, and each time that they have doubled."""
-LOOK_AGAIN_S = 1.0
-"""How soon a sink's own thread looks whether its patience is over."""
-CLOSE_S = 5.0
-"""How long `close` waits, of the machine's time, for an attempt that a thread is in."""
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a coordinator that takes over must know.
+
+    ``monitor`` is the drift monitor's own state. ``pending`` are the alerts that were decided and
+    that any of the sinks had not taken, each once, in the order of decision. All sinks get them
+    again, but for those that say that they have them: to Alertmanager a repeat is the same alert,
+    and the log repeats a line.
+    """
+
+    monitor: bytes
+    pending: tuple[AlertEvent, ...] = ()
+
+
+def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Write a checkpoint as bytes, with their digest."""
+    tree = {"pending": [{"key": each.key, "event": each.event} for each in checkpoint.pending]}
+    document = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
+    parts = (_LENGTH.pack(len(document)), document, checkpoint.monitor)
+    return b"".join((_MAGIC, _digest(*parts), *parts))
+
+
+def decode_checkpoint(content: bytes) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: It is none, or not as it was written.
+    """
+    if not content.startswith(_MAGIC):
+        raise ValueError("not a checkpoint of this version")
+    start = len(_MAGIC) + _DIGEST_BYTES
+    body = memoryview(content)[start:]
+    if _digest(body) != content[len(_MAGIC) : start]:
+        raise ValueError("damaged: its bytes do not have its digest")
+    try:
+        (length,) = _LENGTH.unpack_from(body)
+        end = _LENGTH.size + length
+        document = json.loads(bytes(body[_LENGTH.size : end]))
+        pending = tuple(_event(tree) for tree in document["pending"])
+    except (struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a checkpoint: {error!r}") from error
+    return Checkpoint(bytes(body[end:]), pending)
+
+
+class CheckpointStore:
+    """The one checkpoint of a monitor of a topic, beside the scored log."""
+
+    def __init__(self, store: SegmentStore, monitor: str, topic: str) -> None:
+        self._store = store
+        self._folder = f"{FOLDER}/{_file_name(monitor)}"
+        self.path = f"{self._folder}/{_file_name(topic)}.checkpoint"
+
+    def read(self) -> Checkpoint | None:
+        """Read it; None where there is none, or none that can be read, which the log tells.
+
+        Raises:
+            ScoredLogError: The store cannot be read.
+        """
+        file = self._store.open(self.path)
+        if file is None:
+            return None
+        with file:
+            # What is longer is cut, and so has not its digest.
+            content = file.read(MAX_CHECKPOINT_BYTES)
+        try:
+            return decode_checkpoint(content)
+        except ValueError as error:
+            where = f"{self._store.root}/{self.path}"
+            structlog.get_logger().warning("checkpoint_unreadable", file=where, cause=str(error))
+            return None
+
+    def write(self, checkpoint: Checkpoint) -> None:
+        """Put it in place of the one before, durably: at every moment there is a whole one.
+
+        Raises:
+            ScoredLogError: It could not be made durable; the one before, or it, is in place.
+        """
+        self._store.prepare(self._folder)
+        self._store.replace(self.path, encode_checkpoint(checkpoint))
+
+    def remove_leftovers(self, now_ms: int) -> None:
+        """Remove what a coordinator left that died while it wrote."""
+        self._store.remove_leftovers(self._folder, now_ms - LEFTOVER_AGE_MS)
+
+
+def _file_name(name: str) -> str:
+    """A name as one part of a path, different for different names."""
+    quoted = quote(name, safe="")
+    if len(quoted) <= _MAX_NAME and not quoted.startswith("."):
+        return quoted
+    # Quoted text has no equals sign, so that no other name is like it.
+    return f"sha256={hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def _event(tree: Mapping[str, Any]) -> AlertEvent:
+    key, event = tree["key"], tree["event"]
+    if not isinstance(key, str) or not {"id", "type"} <= event.keys():
+        raise TypeError("not an alert")
+    return AlertEvent(key, event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,242 +306,31 @@ def _ids(events: Iterable[AlertEvent]) -> tuple[str, ...]:
     return tuple(event.id for event in events)
 
 
-class AlertOutbox:
-    """Delivers alerts to one sink in order; what cannot be delivered is kept and tried again.
+class CatchUpFilter:
+    """Holds back the alerts of the past that a new monitor judges; tells what fires at its end.
 
-    There is no bound: alerts are a few kilobytes and rare, and none may be lost. One that the sink
-    will never take is given up, with the whole event in the log, so that the next ones get there.
-
-    Safe for several threads: one delivers at a time, and `put` does not wait for it. ``failure``
-    says why the last attempt failed; it is None where it did not.
+    The past ends at ``until_ms``, milliseconds since the epoch. Some of it may be judged late: it
+    waits for a partition that lags, or that brings nothing more.
     """
 
-    def __init__(self, sink: AlertSink, metrics: Metrics, clock: Clock) -> None:
-        self._sink, self._metrics, self._clock = sink, metrics, clock
-        metrics.add_sink(sink.name)
-        self.name = sink.name
-        self.failure: str | None = None
-        self._received: frozenset[str] = frozenset()
-        self._delivering = threading.Lock()
-        self._waiting: deque[AlertEvent] = deque()
-        self._backoff_s = BACKOFF_INITIAL_S
-        self._retry_at_s = 0.0
-        self._pile_up = PILE_UP
+    def __init__(self, until_ms: int) -> None:
+        self._until_ms = until_ms
+        self._firing: dict[str | None, DriftAlert] = {}
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    def take(
+        self, alerts: Sequence[DriftAlert], judged_until_ms: int | None
+    ) -> tuple[DriftAlert, ...] | None:
+        """Take alerts in order; give those to be told, or None while the past goes on.
 
-    def pending(self) -> tuple[AlertEvent, ...]:
-        """The alerts that wait, the first one next."""
-        return tuple(self._waiting.copy())
-
-    def read_back(self) -> None:
-        """Ask the sink what it has received, for `put` to leave out.
-
-        Where it cannot be asked, nothing is left out: better twice than never.
+        Those are the newest alert of the stream and of each key that fires at the end of the past,
+        and what came after. From then on the filter is of no more use. ``judged_until_ms`` is the
+        end of the newest pane that was judged, None before the first.
         """
-        try:
-            self._received = self._sink.delivered()
-        except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
-            self._log().warning("alerts_not_read_back", cause=str(error) or type(error).__name__)
-
-    def put(self, alert: AlertEvent) -> None:
-        """Queue an alert behind those that wait, unless `read_back` has found its id."""
-        if alert.id in self._received:
-            return
-        self._waiting.append(alert)
-        waiting = len(self._waiting)
-        self._show_waiting()
-        if waiting >= self._pile_up:
-            self._pile_up *= 2
-            self._log().warning("alerts_pile_up", waiting=waiting, cause=self.failure)
-
-    def deliver(self) -> None:
-        """Deliver what waits, unless another thread does or a failure asks for patience."""
-        if self._clock.monotonic() >= self._retry_at_s:
-            self._deliver_now()
-
-    def drain(self, deadline: Deadline) -> None:
-        """Deliver all that waits by the deadline; try at least once.
-
-        An attempt that the sink does not answer in time is left behind.
-        """
-        pause = threading.Event()
-        while True:
-            attempt = threading.Thread(target=self._deliver_now, name="last-alerts", daemon=True)
-            attempt.start()
-            attempt.join(max(LAST_ATTEMPT_S, deadline.remaining_s()))
-            if attempt.is_alive() or not self._waiting or deadline.expired():
-                return
-            pause.wait(min(BACKOFF_INITIAL_S, deadline.remaining_s()))
-
-    def close(self) -> None:
-        """Log what was not delivered, and close the sink. Safe to call twice.
-
-        The next run takes it from the checkpoint; the log has it whole, should there be none.
-        """
-        while self._waiting:
-            alert = self._waiting.popleft()
-            self._log().error("alert_left_undelivered", event_tree=dict(alert.event))
-        self._sink.close()
-
-    def _deliver_now(self) -> None:
-        if not self._delivering.acquire(blocking=False):
-            return
-        try:
-            while self._publish_next():
-                pass
-            if not self._waiting:
-                self._pile_up = PILE_UP
-        finally:
-            self._delivering.release()
-
-    def _publish_next(self) -> bool:
-        try:
-            alert = self._waiting[0]
-        except IndexError:
-            return False
-        if not self._publish(alert):
-            return False
-        # `close` may have given it up meanwhile, and must not lose the next one without a word.
-        with suppress(ValueError):
-            self._waiting.remove(alert)
-        self._show_waiting()
-        return True
-
-    def _log(self) -> structlog.typing.FilteringBoundLogger:
-        # Anew each time: a live status line changes where the log goes.
-        log: structlog.typing.FilteringBoundLogger = structlog.get_logger().bind(sink=self.name)
-        return log
-
-    def _show_waiting(self) -> None:
-        self._metrics.alerts_undelivered.labels(self.name).set(len(self._waiting))
-
-    def _publish(self, alert: AlertEvent) -> bool:
-        """Try once; return whether the sink is done with it."""
-        log = self._log().bind(monitor=alert.key, id=alert.id, state=alert.state)
-        try:
-            self._sink.publish(alert)
-        except AlertRefusedError as error:
-            self._answered()
-            self._metrics.alerts_refused.labels(self.name).inc()
-            self._log().error("alert_lost", cause=str(error), event_tree=dict(alert.event))
-            return True
-        except Exception as error:  # noqa: BLE001 - a sink's fault must not end the monitor
-            self._metrics.alert_failures.labels(self.name).inc()
-            self.failure = str(error) or type(error).__name__
-            self._retry_at_s = self._clock.monotonic() + self._backoff_s
-            log.warning("alert_not_delivered", cause=self.failure, retry_in_s=self._backoff_s)
-            self._backoff_s = min(2 * self._backoff_s, BACKOFF_MAX_S)
-            return False
-        self._answered()
-        self._metrics.alerts_published.labels(self.name, alert.state).inc()
-        log.info("alert_published")
-        return True
-
-    def _answered(self) -> None:
-        self.failure, self._backoff_s, self._retry_at_s = None, BACKOFF_INITIAL_S, 0.0
-
-
-class Outboxes:
-    """Delivers each alert to every sink.
-
-    The first sink's are delivered by whoever calls `deliver`; those of every other by a thread of
-    its own, from `put` on, so that one that is slow or down holds up neither callers nor others.
-    There is at least one sink; `close` closes them.
-    """
-
-    def __init__(self, sinks: Sequence[AlertSink], metrics: Metrics, clock: Clock) -> None:
-        self._all = tuple(AlertOutbox(sink, metrics, clock) for sink in sinks)
-        self._first = self._all[0]
-        self._noting = threading.Lock()
-        self._on_their_way: dict[str, AlertEvent] = {}
-        self._deliverers = [_Deliverer(outbox) for outbox in self._all[1:]]
-
-    def __len__(self) -> int:
-        """How many alerts wait for the sink for which the most do."""
-        return max(map(len, self._all))
-
-    @property
-    def failure(self) -> str | None:
-        """Which sinks' last attempts failed, and why; None where none did."""
-        failures = [(outbox.name, outbox.failure) for outbox in self._all]
-        return "; ".join(f"{name}: {why}" for name, why in failures if why is not None) or None
-
-    def pending(self) -> tuple[AlertEvent, ...]:
-        """The alerts that wait for any sink, each once, in the order of `put`."""
-        with self._noting:
-            waiting = {alert.id for outbox in self._all for alert in outbox.pending()}
-            for name in self._on_their_way.keys() - waiting:
-                del self._on_their_way[name]
-            return tuple(self._on_their_way.values())
-
-    def read_back(self) -> None:
-        """Ask each sink what it has received: `put` then leaves those ids out for that sink."""
-        for outbox in self._all:
-            outbox.read_back()
-
-    def put(self, alert: AlertEvent) -> None:
-        """Queue an alert for every sink."""
-        with self._noting:
-            self._on_their_way[alert.id] = alert
-            for outbox in self._all:
-                outbox.put(alert)
-        self._wake()
-
-    def deliver(self) -> None:
-        """Deliver what waits for the first sink, and have the other sinks' threads look."""
-        self._wake()
-        self._first.deliver()
-
-    def drain(self, deadline: Deadline) -> None:
-        """Deliver all that waits by the deadline, to all sinks at once; try each at least once."""
-        threads = [
-            threading.Thread(target=outbox.drain, args=(deadline,), name=f"drain-{outbox.name}")
-            for outbox in self._all
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def close(self) -> None:
-        """Log what was not delivered, and close the sinks. Safe to call twice."""
-        for deliverer in self._deliverers:
-            deliverer.stop()
-        for outbox in self._all:
-            outbox.close()
-        for deliverer in self._deliverers:
-            deliverer.join(CLOSE_S)
-
-    def _wake(self) -> None:
-        for deliverer in self._deliverers:
-            deliverer.wake()
-
-
-class _Deliverer:
-    """A thread that delivers what an outbox has."""
-
-    def __init__(self, outbox: AlertOutbox) -> None:
-        self._outbox = outbox
-        self._woken, self._stopping = threading.Event(), False
-        # A daemon: an attempt that does not end must not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, name=f"alerts-{outbox.name}", daemon=True)
-        self._thread.start()
-
-    def wake(self) -> None:
-        self._woken.set()
-
-    def stop(self) -> None:
-        self._stopping = True
-        self._woken.set()
-
-    def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while not self._stopping:
-            self._woken.wait(LOOK_AGAIN_S if len(self._outbox) else None)
-            self._woken.clear()
-            if not self._stopping:
-                self._outbox.deliver()
+        past = [alert for alert in alerts if alert.time_ms <= self._until_ms]
+        for alert in past:
+            self._firing.pop(alert.key, None)
+            if alert.change.transition is Transition.FIRING:
+                self._firing[alert.key] = alert
+        if judged_until_ms is None or judged_until_ms < self._until_ms:
+            return None
+        return (*self._firing.values(), *alerts[len(past) :])

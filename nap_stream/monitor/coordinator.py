@@ -14,22 +14,18 @@ from nap_stream.core.alert_state import Reason
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
-from nap_stream.metrics import Metrics
-from nap_stream.monitor.alerts import AlertDispatcher, MonitorSnapshot
-from nap_stream.monitor.checkpoint import CheckpointStore
-from nap_stream.monitor.http import Health, MetricsServer
-from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable, show_drift
-from nap_stream.monitor.summaries import (
-    LAST_OFFSET,
+from nap_stream.metrics import Health, Metrics, MetricsServer
+from nap_stream.monitor.alerts import (
+    AlertDispatcher,
     CatchUpFilter,
-    Chains,
-    LogEnds,
-    LogSummaries,
-    in_event_time,
+    CheckpointStore,
+    MonitorSnapshot,
 )
+from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable, show_drift
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time
 from nap_stream.settings.schema import Settings
 
 HEALTHY_REPORT_AGE_S = 30.0

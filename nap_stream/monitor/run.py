@@ -13,9 +13,9 @@ from nap_stream.kafka.client import connect, partition_count, require_topics
 from nap_stream.monitor.actors import RayCluster, ray_session
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.monitor.summaries import LogSummaries
 from nap_stream.process import stop_on_signals
 from nap_stream.scored_log.stores import check_writable, store_at
+from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.schema import Settings
 
 

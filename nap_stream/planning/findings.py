@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, chi2
 
 from nap_stream.clock import Progress
-from nap_stream.core.conformal import flag_rate_interval
+from nap_stream.core.bounds import flag_rate_interval
 from nap_stream.core.tails import TailEvent, tail_counts
 from nap_stream.planning.rates import ANY, KEYS, PANES, RealRate, real_rates
 from nap_stream.planning.recorded import Recorded, RecordedSeries

@@ -7,15 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, kstest
 
+from nap_stream.core.bounds import flag_rate_interval, upper_flag_rate
 from nap_stream.core.conformal import (
     Rule,
     flag_rank,
-    flag_rate_interval,
     p_values,
     required_size,
     threshold,
     two_sided_p_values,
-    upper_flag_rate,
 )
 from nap_stream.core.tails import Sides
 

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta, kstest
 
-from nap_stream.core.conformal import ConformalTest, Rule, tail_law, upper_flag_rate
+from nap_stream.core.bounds import upper_flag_rate
+from nap_stream.core.conformal import ConformalTest, Rule, tail_law
 from nap_stream.core.tails import (
     BIN_COUNT,
     EDGES,

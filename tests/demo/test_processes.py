@@ -18,8 +18,7 @@ from nap_stream.demo.processes import (
 )
 from nap_stream.errors import ConfigError, WorkerError
 from nap_stream.kafka.client import connect
-from nap_stream.metrics import Metrics
-from nap_stream.monitor.http import Health, MetricsServer
+from nap_stream.metrics import Health, Metrics, MetricsServer
 from nap_stream.records import Status, TopicPartition
 from nap_stream.settings.schema import KafkaSettings, MetricsSettings
 from tests.support.waiting import wait_until

@@ -1,6 +1,6 @@
 import pytest
 
-from nap_stream.core.conformal import upper_flag_rate
+from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.tails import TAIL_EVENTS
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.errors import ConfigError

@@ -10,11 +10,11 @@ import pytest
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.kafka import KafkaAlertSink
+from nap_stream.alert.sinks import AlertOutbox
 from nap_stream.clock import Deadline, SystemClock
 from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.kafka.client import create_topics
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.alerts import AlertOutbox
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores import store_at

@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
-from nap_stream.monitor.checkpoint import Checkpoint, CheckpointStore, decode, encode
+from nap_stream.monitor.alerts import (
+    Checkpoint,
+    CheckpointStore,
+    decode_checkpoint,
+    encode_checkpoint,
+)
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.base import MemoryStore
@@ -24,28 +29,28 @@ KEPT = Checkpoint(b"\x00state\xff", (EVENT,))
 def test_what_was_written_is_read(state: bytes, names: list[str]) -> None:
     pending = tuple(AlertEvent(name, {"id": name, "type": "t"}) for name in names)
     checkpoint = Checkpoint(state, pending)
-    assert decode(encode(checkpoint)) == checkpoint
+    assert decode_checkpoint(encode_checkpoint(checkpoint)) == checkpoint
 
 
-@given(st.integers(0, len(encode(KEPT)) - 1), st.integers(1, 255))
+@given(st.integers(0, len(encode_checkpoint(KEPT)) - 1), st.integers(1, 255))
 def test_no_byte_may_change(position: int, change: int) -> None:
-    content = bytearray(encode(KEPT))
+    content = bytearray(encode_checkpoint(KEPT))
     content[position] ^= change
     with pytest.raises(ValueError, match=r"checkpoint|damaged"):
-        decode(bytes(content))
+        decode_checkpoint(bytes(content))
 
 
 @pytest.mark.parametrize("length", [0, 1, 30, -1])
 def test_no_byte_may_be_missing(length: int) -> None:
     with pytest.raises(ValueError, match=r"checkpoint|damaged"):
-        decode(encode(KEPT)[:length])
+        decode_checkpoint(encode_checkpoint(KEPT)[:length])
 
 
 @pytest.mark.parametrize("event", [{}, {"id": "1"}, [], "text", None])
 def test_pending_events_must_be_such(event: object) -> None:
-    content = encode(Checkpoint(b"", (AlertEvent("lab", event),)))  # type: ignore[arg-type]  # on purpose
+    content = encode_checkpoint(Checkpoint(b"", (AlertEvent("lab", event),)))  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ValueError, match="not a checkpoint"):
-        decode(content)
+        decode_checkpoint(content)
 
 
 def test_there_is_one_a_monitor_and_topic(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
-from nap_stream.monitor.checkpoint import CheckpointStore
+from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import HOLE_PATIENCE_S, Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore

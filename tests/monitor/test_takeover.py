@@ -13,8 +13,7 @@ from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ScoredLogError
-from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S
-from nap_stream.monitor.checkpoint import CheckpointStore
+from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S, CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
 from nap_stream.scored_log.stores.base import MemoryStore

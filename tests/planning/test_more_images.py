@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.core.conformal import Rule, upper_flag_rate
+from nap_stream.core.bounds import upper_flag_rate
+from nap_stream.core.conformal import Rule
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides
 from nap_stream.planning.expected import of_twice_the_images
 from nap_stream.planning.request import PlanRequest, ask

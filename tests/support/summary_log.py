@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 
 from nap_stream.errors import ScoredLogError
-from nap_stream.monitor.summaries import LAST_OFFSET, LogEnds, LogSummaries
 from nap_stream.records import SegmentSummary, TopicPartition
+from nap_stream.scored_log.summary import LAST_OFFSET, LogEnds, LogSummaries
 
 
 class SummaryList(LogSummaries):

@@ -1,9 +1,14 @@
 """The log as a coordinator that begins sees it, and the order in which its chains are read."""
 
-from nap_stream.monitor.summaries import LAST_OFFSET, TAIL_WINDOWS, LogSummaries, in_event_time
 from nap_stream.records import SegmentSummary
 from nap_stream.scored_log.stores.base import MemoryStore
-from nap_stream.scored_log.summary import summary_shape
+from nap_stream.scored_log.summary import (
+    LAST_OFFSET,
+    TAIL_WINDOWS,
+    LogSummaries,
+    in_event_time,
+    summary_shape,
+)
 from tests.support.drifting_log import Publisher, drifting
 from tests.support.summaries import FACTS, partition, settings, summary
 

@@ -8,10 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
+from nap_stream.alert.sinks import Outboxes
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.alerts import Outboxes
 from nap_stream.settings.schema import AlertSettings, WebhookSettings
 from tests.support.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver

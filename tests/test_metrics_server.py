@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from nap_stream.errors import ConfigError
-from nap_stream.monitor.http import Health, MetricsServer
+from nap_stream.metrics import Health, MetricsServer
 from nap_stream.settings.schema import MetricsSettings
 
 FREE = MetricsSettings(port=0)
