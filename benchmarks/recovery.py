@@ -22,10 +22,10 @@ from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, chain_end
 from nap_stream.scored_log.format import partition_folder
-from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.stores import SegmentStore, store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CALIBRATION, MODEL, origin, scored
+from tests.support.memory_store import MemoryStore
 from tests.support.s3 import BUCKET, HOST, FaultProxy, environment, fault_proxy, s3_server
 
 ALLOWED_MS = 100.0

@@ -15,7 +15,7 @@ from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect, create_topics, topics_missing
 from nap_stream.model.load import load_model
 from nap_stream.monitor.actors import cluster_resources
-from nap_stream.scored_log.stores import check_writable
+from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.settings.schema import Settings
 
 
@@ -152,7 +152,7 @@ def _topics(settings: Settings, *, make_topics: bool) -> str:
 
 
 def _log_root(settings: Settings) -> str:
-    check_writable(settings.log.root)
+    check_store(store_at(settings.log.root))
     return f"{settings.log.root} is writable and creates files exclusively"
 
 

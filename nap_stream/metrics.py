@@ -6,8 +6,7 @@ Nothing is registered on import.
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -231,25 +230,21 @@ POLL_S = 0.1
 """How often the server looks whether it is to stop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Healthy exactly where there is no reason not to be."""
-
-    reasons: tuple[str, ...] = ()
-
-
 class MetricsServer:
     """Serves in a thread of its own from construction until `close`.
 
     ``registry`` is what /metrics shows. ``health`` is asked at each /healthz, on a thread of the
-    server.
+    server: it gives the reasons not to be healthy.
 
     Raises:
         ConfigError: The address cannot be had.
     """
 
     def __init__(
-        self, settings: MetricsSettings, registry: CollectorRegistry, health: Callable[[], Health]
+        self,
+        settings: MetricsSettings,
+        registry: CollectorRegistry,
+        health: Callable[[], Sequence[str]],
     ) -> None:
         self._host = settings.host
         self._server = _listen(settings)
@@ -316,7 +311,9 @@ def _listen(settings: MetricsSettings) -> _Server:
         ) from error
 
 
-def _application(registry: CollectorRegistry, health: Callable[[], Health]) -> WSGIApplication:
+def _application(
+    registry: CollectorRegistry, health: Callable[[], Sequence[str]]
+) -> WSGIApplication:
     metrics: WSGIApplication = make_wsgi_app(registry)
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -333,9 +330,9 @@ def _application(registry: CollectorRegistry, health: Callable[[], Health]) -> W
     return application
 
 
-def _health_answer(start_response: StartResponse, health: Health) -> Iterable[bytes]:
-    if health.reasons:
-        tree = {"status": "unhealthy", "reasons": list(health.reasons)}
+def _health_answer(start_response: StartResponse, reasons: Sequence[str]) -> Iterable[bytes]:
+    if reasons:
+        tree = {"status": "unhealthy", "reasons": list(reasons)}
         return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, tree)
     return _answer(start_response, HTTPStatus.OK, {"status": "ok"})
 

@@ -17,7 +17,7 @@ from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.read import topic_partitions, walk
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import LAST_OFFSET, in_event_time, summarise_chain, summary_shape
 from nap_stream.settings.schema import Settings
 

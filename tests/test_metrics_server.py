@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from nap_stream.errors import ConfigError
-from nap_stream.metrics import Health, MetricsServer
+from nap_stream.metrics import MetricsServer
 from nap_stream.settings.schema import MetricsSettings
 
 FREE = MetricsSettings(port=0)
@@ -19,9 +19,9 @@ class Patient:
     """What is asked for its health."""
 
     def __init__(self) -> None:
-        self.health = Health()
+        self.health: tuple[str, ...] = ()
 
-    def __call__(self) -> Health:
+    def __call__(self) -> tuple[str, ...]:
         return self.health
 
 
@@ -60,7 +60,7 @@ def test_metrics(server: MetricsServer) -> None:
 def test_health(server: MetricsServer, patient: Patient) -> None:
     status, text = get(server, "/healthz")
     assert (status, json.loads(text)) == (200, {"status": "ok"})
-    patient.health = Health(("no worker",))
+    patient.health = ("no worker",)
     status, text = get(server, "/healthz")
     assert (status, json.loads(text)) == (503, {"status": "unhealthy", "reasons": ["no worker"]})
 
@@ -89,19 +89,19 @@ def test_a_slow_client_holds_nobody_up(server: MetricsServer) -> None:
 def test_a_port_in_use_is_a_clear_error(server: MetricsServer) -> None:
     taken = MetricsSettings(port=server.port)
     with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{server.port}") as error:
-        MetricsServer(taken, CollectorRegistry(), Health)
+        MetricsServer(taken, CollectorRegistry(), tuple)
     assert error.value.where == "metrics.port"
     assert "0 for any free one" in error.value.action
 
 
 def test_an_address_of_elsewhere_is_a_clear_error() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
-        MetricsServer(MetricsSettings(host="192.0.2.1", port=0), CollectorRegistry(), Health)
+        MetricsServer(MetricsSettings(host="192.0.2.1", port=0), CollectorRegistry(), tuple)
 
 
 def test_ipv6() -> None:
     try:
-        server = MetricsServer(MetricsSettings(host="::1", port=0), CollectorRegistry(), Health)
+        server = MetricsServer(MetricsSettings(host="::1", port=0), CollectorRegistry(), tuple)
     except ConfigError:
         pytest.skip("this machine has no IPv6")
     try:
@@ -114,10 +114,10 @@ def test_ipv6() -> None:
 
 def test_close_frees_the_port_and_ends_the_thread() -> None:
     before = threading.active_count()
-    server = MetricsServer(FREE, CollectorRegistry(), Health)
+    server = MetricsServer(FREE, CollectorRegistry(), tuple)
     port = server.port
     server.close()
     server.close()
     assert threading.active_count() == before
-    again = MetricsServer(MetricsSettings(port=port), CollectorRegistry(), Health)
+    again = MetricsServer(MetricsSettings(port=port), CollectorRegistry(), tuple)
     again.close()

@@ -12,10 +12,10 @@ from nap_stream.core.panes import ClosedPane, PaneBuffer
 from nap_stream.records import OffsetRange, ScoredRecord, SegmentSummary
 from nap_stream.replay import EventSpan, PartitionRange, find_range, within
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.test_summary import ALL, SHAPES, split
+from tests.support.memory_store import MemoryStore
 
 DAY_MS = 86_400_000
 SHAPE = SummaryShape(100, 5)

@@ -30,7 +30,7 @@ from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from nap_stream.scored_log.compact import CompactionReport
-    from nap_stream.scored_log.stores.base import SegmentStore
+    from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.scored_log.verify.report import BrokerReport, ChainHead, VerifyReport
     from nap_stream.settings.schema import KafkaSettings
 

@@ -35,7 +35,7 @@ from nap_stream.text import printable
 if TYPE_CHECKING:
     import torch
 
-    from nap_stream.scored_log.stores.base import SegmentStore
+    from nap_stream.scored_log.stores import SegmentStore
 
 
 ConfigOption = Annotated[

@@ -28,7 +28,7 @@ from nap_stream.core.detection import DetectionPlan
 from nap_stream.drift.records import CalibrationFacts, DriftAlert
 from nap_stream.metrics import Metrics
 from nap_stream.records import SegmentSummary
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
 from nap_stream.settings.schema import Settings
 

@@ -14,7 +14,7 @@ from nap_stream.core.alert_state import Reason
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
-from nap_stream.metrics import Health, Metrics, MetricsServer
+from nap_stream.metrics import Metrics, MetricsServer
 from nap_stream.monitor.alerts import (
     AlertDispatcher,
     CatchUpFilter,
@@ -211,8 +211,8 @@ class Coordinator:
                 waiting_for=self._waiting_for(),
             )
 
-    def health(self) -> Health:
-        """Say whether all workers report and go on, and alerts can be delivered."""
+    def health(self) -> tuple[str, ...]:
+        """Say which workers do not report or go on, and why alerts cannot be delivered."""
         wanted, age_s = self._settings.worker.count, HEALTHY_REPORT_AGE_S
         with self._lock:
             heard = len(self._workers.heard_within(age_s, self._clock.monotonic()))
@@ -224,7 +224,7 @@ class Coordinator:
         outboxes = self._dispatcher.outboxes
         if (failure := outboxes.failure) is not None:
             reasons.append(f"{len(outboxes)} alerts not delivered: {failure}")
-        return Health(tuple(reasons))
+        return tuple(reasons)
 
     def close(self) -> None:
         """Stop serving and close the sinks. Safe to call twice."""

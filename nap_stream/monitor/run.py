@@ -14,7 +14,7 @@ from nap_stream.monitor.actors import RayCluster, ray_session
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import stop_on_signals
-from nap_stream.scored_log.stores import check_writable, store_at
+from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.schema import Settings
 
@@ -61,7 +61,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     """
     calibration = load_calibration(settings.calibration)
     detection_plan(settings.drift, calibration.facts)
-    check_writable(settings.log.root)
+    check_store(store_at(settings.log.root))
     connect(settings.kafka)
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
     require_topics(settings.kafka, topics)

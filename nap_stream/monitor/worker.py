@@ -17,7 +17,7 @@ from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores import check_writable, store_at
+from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings.schema import Settings
 from nap_stream.source.kafka import KafkaSource
@@ -74,11 +74,12 @@ def _open_line(
         kept_headers=settings.log.headers,
         clock=clock,
     )
+    store = store_at(settings.log.root)
     if incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
-        check_writable(settings.log.root)
+        check_store(store)
     log = ScoredLog(
-        store_at(settings.log.root),
+        store,
         WriterIdentity(_writer_id(name, incarnation), loaded.fingerprint, calibration.fingerprint),
         clock,
     )

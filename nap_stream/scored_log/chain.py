@@ -26,7 +26,7 @@ from nap_stream.scored_log.segment import (
     read_footer,
     rows_sha256,
 )
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
 
 KIND = "nap-stream scored log genesis"

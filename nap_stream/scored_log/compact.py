@@ -22,7 +22,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from uuid import uuid4
 
@@ -39,7 +39,7 @@ from nap_stream.scored_log.compact_plan import (
 )
 from nap_stream.scored_log.read import partitions, segments
 from nap_stream.scored_log.segment import open_segment
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 
 LOCK_NAME = "_compacting.json"
 DEFAULT_LIMITS = FileLimits(max_rows=250_000, max_bytes=64 * 2**20)
@@ -122,15 +122,15 @@ class CompactionReport:
     """
 
     partitions: int
-    segments: int
-    files: int
-    rows: int
-    bytes_before: int
-    bytes_after: int
-    leftovers: int
-    refusals: tuple[RefusedPartition, ...]
-    stopped: bool
-    dry_run: bool
+    segments: int = 0
+    files: int = 0
+    rows: int = 0
+    bytes_before: int = 0
+    bytes_after: int = 0
+    leftovers: int = 0
+    refusals: tuple[RefusedPartition, ...] = ()
+    stopped: bool = False
+    dry_run: bool = False
 
     @property
     def clean(self) -> bool:
@@ -165,16 +165,17 @@ def compact(
     """
     now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
     chains = partitions(store, topic)
-    run = _Run(store, clock, limits, today or now.date(), should_stop, progress)
+    done = CompactionReport(len(chains), dry_run=dry_run)
+    run = _Run(store, clock, limits, today or now.date(), should_stop, progress, done)
     if dry_run:
         for partition in chains:
             run.look_at(partition)
-        return run.report(len(chains), dry_run=True)
+        return run.done
     owner = LockOwner(socket.gethostname(), os.getpid(), now.isoformat(timespec="seconds"))
     with compaction_lock(store, owner, break_lock=break_lock) as check_lock:
         for partition in chains:
             run.compact(partition, check_lock, f"compaction@{owner.host}:{owner.pid}")
-    return run.report(len(chains), dry_run=False)
+    return run.done
 
 
 @dataclass(slots=True)
@@ -187,46 +188,34 @@ class _Run:
     today: date
     should_stop: Callable[[], bool]
     progress: Progress | None
-    segments: int = 0
-    files: int = 0
-    rows: int = 0
-    bytes_before: int = 0
-    bytes_after: int = 0
-    leftovers: int = 0
-    refusals: list[RefusedPartition] = field(default_factory=list)
-    stopped: bool = False
+    done: CompactionReport
 
     def look_at(self, partition: TopicPartition) -> None:
         """Count what would be done."""
-        try:
+        with self._refusing(partition):
             found = self._plan(partition)
-        except ChainBrokenError as error:
-            self.refusals.append(RefusedPartition(partition, str(error)))
-            return
-        self.leftovers += len(found.leftovers)
-        for group in found.groups:
-            self._count(group)
+            self._note(leftovers=len(found.leftovers))
+            for group in found.groups:
+                self._count(group)
 
     def compact(
         self, partition: TopicPartition, check_lock: Callable[[], None], writer_id: str
     ) -> None:
         """Remove what is left over, then merge group by group."""
-        try:
+        with self._refusing(partition):
             found = self._plan(partition)
             remove_leftovers(self.store, found.leftovers, check_lock=check_lock)
-            self.leftovers += len(found.leftovers)
+            self._note(leftovers=len(found.leftovers))
             for group in found.groups:
                 self._merge_all(group, check_lock, writer_id)
-        except ChainBrokenError as error:
-            self.refusals.append(RefusedPartition(partition, str(error)))
 
     def _merge_all(
         self, group: tuple[ChainFile, ...], check_lock: Callable[[], None], writer_id: str
     ) -> None:
         """Merge a group into one file, or into several where its rows are large."""
         while len(group) > 1:
-            self.stopped = self.stopped or self.should_stop()
-            if self.stopped:
+            if self.done.stopped or self.should_stop():
+                self.done = replace(self.done, stopped=True)
                 return
             taken, size_bytes = merge(
                 self.store,
@@ -237,26 +226,11 @@ class _Run:
                 max_memory_bytes=self.limits.max_memory_bytes,
             )
             if taken > 1:
-                self.bytes_after += size_bytes
+                self._note(bytes_after=size_bytes)
                 self._count(group[:taken])
                 if self.progress is not None:
-                    self.progress(self.segments, None)
+                    self.progress(self.done.segments, None)
             group = group[taken:]
-
-    def report(self, chains: int, *, dry_run: bool) -> CompactionReport:
-        """What was done."""
-        return CompactionReport(
-            partitions=chains,
-            segments=self.segments,
-            files=self.files,
-            rows=self.rows,
-            bytes_before=self.bytes_before,
-            bytes_after=self.bytes_after,
-            leftovers=self.leftovers,
-            refusals=tuple(self.refusals),
-            stopped=self.stopped,
-            dry_run=dry_run,
-        )
 
     def _plan(self, partition: TopicPartition) -> Plan:
         files = (self._chain_file(path) for path in segments(self.store, partition))
@@ -270,8 +244,23 @@ class _Run:
                 )
             return ChainFile(path, segment.whole_footer(), segment.size_bytes)
 
+    @contextmanager
+    def _refusing(self, partition: TopicPartition) -> Iterator[None]:
+        try:
+            yield
+        except ChainBrokenError as error:
+            refused = RefusedPartition(partition, str(error))
+            self.done = replace(self.done, refusals=(*self.done.refusals, refused))
+
     def _count(self, group: tuple[ChainFile, ...]) -> None:
-        self.segments += len(group)
-        self.files += 1
-        self.rows += sum(file.footer.rows for file in group)
-        self.bytes_before += sum(file.size_bytes for file in group)
+        self._note(
+            segments=len(group),
+            files=1,
+            rows=sum(file.footer.rows for file in group),
+            bytes_before=sum(file.size_bytes for file in group),
+        )
+
+    def _note(self, **more: int) -> None:
+        """Add to counts of what is done."""
+        counts = {name: getattr(self.done, name) + count for name, count in more.items()}
+        self.done = replace(self.done, **counts)

@@ -1,5 +1,6 @@
 """Which segments of a chain to merge, by their footers; and the merging of one group of them."""
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,14 @@ from nap_stream.scored_log.footer import (
     merged_slots,
     segment_sha256,
 )
-from nap_stream.scored_log.segment import SegmentFile, encode_segment, open_segment, rows_sha256
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.segment import (
+    SegmentFile,
+    encode_segment,
+    open_segment,
+    read_segment,
+    rows_sha256,
+)
+from nap_stream.scored_log.stores import SegmentStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +101,13 @@ def _groups(files: Sequence[ChainFile], limits: FileLimits) -> Iterator[tuple[Ch
     for file in files:
         rows, size_bytes = rows + file.footer.rows, size_bytes + file.size_bytes
         fits = rows <= limits.max_rows and size_bytes <= limits.max_bytes
-        if group and not (fits and _may_merge(group[-1], file)):
+        if group and not (
+            fits and _day(group[-1]) == _day(file) and may_merge(group[-1].footer, file.footer)
+        ):
             yield tuple(group)
             group, rows, size_bytes = [], file.footer.rows, file.size_bytes
         group.append(file)
     yield tuple(group)
-
-
-def _may_merge(before: ChainFile, file: ChainFile) -> bool:
-    return _day(before) == _day(file) and may_merge(before.footer, file.footer)
 
 
 def _day(file: ChainFile) -> date:
@@ -290,10 +295,7 @@ def _check_parts(segment: SegmentFile) -> None:
 
 def _check_content(content: bytes, footer: SegmentFooter, path: str) -> None:
     """Read the new file as anybody will, before it takes the place of what it merges."""
-    written = MemoryStore()
-    written.create(path, content)
-    with open_segment(written, path) as segment:
-        assert segment is not None
-        if segment.parts() != footer.merged or segment.metadata.num_rows != footer.rows:
-            raise ChainBrokenError("the merged file's footer reads back otherwise", path)
-        _check_parts(segment)
+    segment = read_segment(io.BytesIO(content), path)
+    if segment.parts() != footer.merged or segment.metadata.num_rows != footer.rows:
+        raise ChainBrokenError("the merged file's footer reads back otherwise", path)
+    _check_parts(segment)

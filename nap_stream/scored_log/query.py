@@ -39,7 +39,7 @@ from rich.text import Text
 
 from nap_stream.scored_log.format import OPTIONAL_SCORES
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import printable
 
 _COUNTS = ("rows", "scored", "ood")

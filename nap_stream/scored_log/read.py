@@ -39,7 +39,7 @@ from nap_stream.scored_log.format import (
     topic_folder,
 )
 from nap_stream.scored_log.segment import SegmentFile, open_segment
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 
 SCAN_SCHEMA = pa.schema(

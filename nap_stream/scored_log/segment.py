@@ -27,7 +27,7 @@ from nap_stream.scored_log.format import (
     parse_segment_path,
     storable_time_ms,
 )
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 
 ROW_GROUP_ROWS = 32_768
 """Rows of a row group: what a reader holds in memory, and can leave out, of a compacted file."""
@@ -103,11 +103,8 @@ def _feed(digest: Any, values: pa.Array) -> None:
     elif pa.types.is_float64(kind):
         digest.update(pc.fill_null(values, 0.0).to_numpy().astype("<f8").tobytes())
     else:
-        digest.update(pc.fill_null(_as_int64(values), 0).to_numpy().astype("<i8").tobytes())
-
-
-def _as_int64(values: pa.Array) -> pa.Array:
-    return (values.cast(pa.uint8()) if values.type == pa.bool_() else values).cast(pa.int64())
+        whole = (values.cast(pa.uint8()) if kind == pa.bool_() else values).cast(pa.int64())
+        digest.update(pc.fill_null(whole, 0).to_numpy().astype("<i8").tobytes())
 
 
 def _lengths(lengths: pa.Array) -> bytes:
@@ -138,17 +135,6 @@ def typed_errors(path: str) -> Iterator[None]:
         ) from error
 
 
-def decode_footer(file: BinaryIO | pa.NativeFile, where: str) -> SegmentFooter:
-    """The footer of a segment's file.
-
-    Raises:
-        ChainBrokenError: It is not a Parquet file, or its footer is not valid.
-    """
-    with typed_errors(where):
-        metadata = pq.read_metadata(file)
-    return from_metadata(metadata.metadata, where)
-
-
 def read_footer(store: SegmentStore, path: str) -> SegmentFooter | None:
     """The footer of a segment, with those that it has merged; None where its file is gone.
 
@@ -159,13 +145,14 @@ def read_footer(store: SegmentStore, path: str) -> SegmentFooter | None:
     file = store.open(path)
     if file is None:
         return None
-    with file:
-        return decode_footer(file, path)
+    with file, typed_errors(path):
+        metadata = pq.read_metadata(file)
+    return from_metadata(metadata.metadata, path)
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentFile:
-    """An open segment. Only valid within `open_segment`.
+    """An open segment. Only valid within `open_segment`, or while its file is open.
 
     ``footer`` is without the footers that a compacted file has merged: see `parts`.
     """
@@ -288,7 +275,7 @@ def open_segment(store: SegmentStore, path: str) -> Iterator[SegmentFile | None]
     """Open a segment; None where its file is gone.
 
     Raises:
-        ChainBrokenError: It is no Parquet file, its footer is not valid or contradicts its name.
+        ChainBrokenError: As `read_segment`.
         ScoredLogError: The store cannot be read.
     """
     file = store.open(path)
@@ -296,15 +283,24 @@ def open_segment(store: SegmentStore, path: str) -> Iterator[SegmentFile | None]
         yield None
         return
     with file:
-        with typed_errors(path):
-            content = file.read(SMALL_BYTES + 1)
-            is_small = len(content) <= SMALL_BYTES
-            source = pa.BufferReader(content) if is_small else pa.PythonFile(file, mode="r")
-            size_bytes = source.size()
-            metadata = pq.read_metadata(source)
-        footer = span_from_metadata(metadata.metadata, path)
-        check_name(path, footer)
-        yield SegmentFile(path, footer, source, metadata, size_bytes)
+        yield read_segment(file, path)
+
+
+def read_segment(file: BinaryIO, path: str) -> SegmentFile:
+    """Begin to read a segment that is to stand at ``path``; only valid while the file is open.
+
+    Raises:
+        ChainBrokenError: It is no Parquet file, its footer is not valid or contradicts its name.
+    """
+    with typed_errors(path):
+        content = file.read(SMALL_BYTES + 1)
+        is_small = len(content) <= SMALL_BYTES
+        source = pa.BufferReader(content) if is_small else pa.PythonFile(file, mode="r")
+        size_bytes = source.size()
+        metadata = pq.read_metadata(source)
+    footer = span_from_metadata(metadata.metadata, path)
+    check_name(path, footer)
+    return SegmentFile(path, footer, source, metadata, size_bytes)
 
 
 def check_name(path: str, footer: SegmentFooter) -> None:

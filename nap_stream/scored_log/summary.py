@@ -39,7 +39,7 @@ from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, segment_path, storable_text, storable_time_ms
 from nap_stream.scored_log.read import partitions, parts_backwards, walk
 from nap_stream.scored_log.segment import divide
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.schema import KeySettings, Settings
 
 MAX_CLOCK_SKEW_MS = 60_000

@@ -18,7 +18,7 @@ from nap_stream.demo.processes import (
 )
 from nap_stream.errors import ConfigError, WorkerError
 from nap_stream.kafka.client import connect
-from nap_stream.metrics import Health, Metrics, MetricsServer
+from nap_stream.metrics import Metrics, MetricsServer
 from nap_stream.records import Status, TopicPartition
 from nap_stream.settings.schema import KafkaSettings, MetricsSettings
 from tests.support.waiting import wait_until
@@ -97,9 +97,7 @@ def is_gone(group: int) -> bool:
 def served() -> Iterator[tuple[Metrics, list[str], int]]:
     """Metrics, the reasons not to be healthy, and the port that serves both."""
     metrics, reasons = Metrics("test"), list[str]()
-    server = MetricsServer(
-        MetricsSettings(port=0), metrics.registry, lambda: Health(tuple(reasons))
-    )
+    server = MetricsServer(MetricsSettings(port=0), metrics.registry, lambda: reasons)
     yield metrics, reasons, server.port
     server.close()
 

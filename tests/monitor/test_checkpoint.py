@@ -16,10 +16,10 @@ from nap_stream.monitor.alerts import (
 )
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import store_at
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, origin, scored
+from tests.support.memory_store import MemoryStore
 
 EVENT = AlertEvent("lab", {"id": "abc", "type": "io.nap-stream.gap", "data": {"reason": "Zürich"}})
 KEPT = Checkpoint(b"\x00state\xff", (EVENT,))

@@ -16,8 +16,8 @@ from nap_stream.errors import ScoredLogError
 from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S, CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
-from nap_stream.scored_log.stores.base import MemoryStore
 from tests.support.alert_sinks import FlakySink
+from tests.support.memory_store import MemoryStore
 from tests.support.summaries import FACTS, Row, partition, report, segments, summary
 from tests.support.summaries import settings as monitor_settings
 from tests.support.summary_log import SummaryList

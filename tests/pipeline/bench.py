@@ -17,13 +17,13 @@ from nap_stream.records import (
     TopicPartition,
 )
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from tests.pipeline.test_scoring import decode, row, score
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
 from tests.support.log_files import rows_in
+from tests.support.memory_store import MemoryStore
 from tests.support.told import Told
 
 FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)

@@ -8,10 +8,10 @@ from nap_stream.pipeline.commits import Publisher, WorkerCounters
 from nap_stream.pipeline.partition import Partition
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from tests.pipeline.bench import FIRST, SECOND
 from tests.support.doubles import MemoryDeadLetters
+from tests.support.memory_store import MemoryStore
 from tests.support.told import Told
 
 

@@ -13,13 +13,14 @@ from nap_stream.clock import Clock, ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, chain_start
 from nap_stream.scored_log.compact import compact
-from nap_stream.scored_log.footer import merged_footer, segment_sha256
+from nap_stream.scored_log.footer import SegmentFooter, from_metadata, merged_footer, segment_sha256
 from nap_stream.scored_log.format import SCHEMAS
 from nap_stream.scored_log.read import segments
-from nap_stream.scored_log.segment import decode_footer, encode_segment, rows_sha256
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.segment import encode_segment, rows_sha256
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
+from tests.support.memory_store import MemoryStore
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z
@@ -116,6 +117,11 @@ def of_version(content: bytes, version: str) -> bytes:
     return bytes(sink.getvalue())
 
 
+def footer_of(content: bytes) -> SegmentFooter:
+    """The footer of a segment's file, with those that it has merged."""
+    return from_metadata(pq.read_metadata(pa.BufferReader(content)).metadata, "")
+
+
 def make_version_3(store: SegmentStore, partition: TopicPartition, count: int) -> None:
     """Write the first segments of a chain anew in version 3, and link those after them to them.
 
@@ -127,7 +133,7 @@ def make_version_3(store: SegmentStore, partition: TopicPartition, count: int) -
     previous_sha256 = start.previous_sha256
     for number, path in enumerate(segments(store, partition)):
         content = store.read(path) or b""
-        footer = decode_footer(pa.BufferReader(content), path)
+        footer = footer_of(content)
         version = 3 if number < count else footer.schema_version
         rows = pq.read_table(pa.BufferReader(content)).select(SCHEMAS[version].names)
         footer = replace(
@@ -177,7 +183,7 @@ def write_golden_chains(root: Path) -> None:
 def merged_segments(store: SegmentStore, paths: Sequence[str]) -> bytes:
     """The file that a compaction of these segments makes."""
     contents = [store.read(path) or b"" for path in paths]
-    footers = [decode_footer(pa.BufferReader(content), "") for content in contents]
+    footers = [footer_of(content) for content in contents]
     tables = [pq.read_table(pa.BufferReader(content)) for content in contents]
     rows = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
     footer = merged_footer(

@@ -11,9 +11,9 @@ from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import LISTINGS, Genesis, chain_end, decode_genesis, encode_genesis
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, segment_path
-from nap_stream.scored_log.stores.base import MemoryStore
 from tests.scored_log.builders import CARS, memory_log, merged_segments, origin, scored
 from tests.support.log_files import footers_in
+from tests.support.memory_store import MemoryStore
 
 
 class CountingStore(MemoryStore):

@@ -29,7 +29,7 @@ from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import parse_segment_path, segment_path
 from nap_stream.scored_log.read import Query, scan, segments, walk
 from nap_stream.scored_log.segment import ROW_GROUP_ROWS, SMALL_BYTES, open_segment
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
@@ -45,6 +45,7 @@ from tests.scored_log.builders import (
 )
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import read_footer, run_query, tail
+from tests.support.memory_store import MemoryStore
 
 DAY_S = 86_400
 TOMORROW = ManualClock(NOON_MS + DAY_S * 1000)

@@ -9,8 +9,8 @@ import pytest
 from nap_stream.errors import SegmentConflictError
 from nap_stream.records import ChainPosition, Status, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog
-from nap_stream.scored_log.stores.base import MemoryStore
 from tests.scored_log.builders import CARS, failed, local_log, memory_log, origin, scored
+from tests.support.memory_store import MemoryStore
 
 Writers = Callable[[str], ScoredLog]
 

@@ -11,7 +11,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.format import temporary_name
-from nap_stream.scored_log.stores import check_store, check_writable
+from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore, PosixOperations
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, NOON_MS, chain, local_log, origin, scored
@@ -79,7 +79,7 @@ def test_a_root_below_a_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     root = tmp_path / "file" / "log"
     with pytest.raises(LogRootError, match="not a usable folder"):
-        check_writable(root)
+        check_store(store_at(root))
     with pytest.raises(LogRootError, match="not a usable folder"):
         local_log(root).begin(CARS, 0)
 
@@ -89,18 +89,18 @@ def test_a_root_without_write_permission_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     try:
         with pytest.raises(LogRootError, match="no permission"):
-            check_writable(tmp_path)
+            check_store(store_at(tmp_path))
     finally:
         tmp_path.chmod(0o755)
 
 
 def test_a_read_only_file_system_is_refused() -> None:
     with pytest.raises(LogRootError):
-        check_writable(Path("/proc/nap-stream-log"))
+        check_store(store_at(Path("/proc/nap-stream-log")))
 
 
 def test_a_writable_root_is_made_and_left_empty(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "log")
+    check_store(store_at(tmp_path / "a" / "log"))
 
     assert list((tmp_path / "a" / "log").iterdir()) == []
 

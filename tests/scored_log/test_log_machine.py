@@ -28,12 +28,13 @@ from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path
 from nap_stream.scored_log.read import Query, scan, segments, walk
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import tail
+from tests.support.memory_store import MemoryStore
 
 if TYPE_CHECKING:
     from nap_stream.records import ChainPosition

@@ -1,7 +1,6 @@
 """The log as a coordinator that begins sees it, and the order in which its chains are read."""
 
 from nap_stream.records import SegmentSummary
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.summary import (
     LAST_OFFSET,
     TAIL_WINDOWS,
@@ -10,6 +9,7 @@ from nap_stream.scored_log.summary import (
     summary_shape,
 )
 from tests.support.drifting_log import Publisher, drifting
+from tests.support.memory_store import MemoryStore
 from tests.support.summaries import FACTS, partition, settings, summary
 
 

@@ -14,7 +14,7 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores import check_writable
+from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.support.s3 import (
@@ -230,7 +230,7 @@ def test_a_bucket_that_is_missing_is_named(s3: FaultProxy) -> None:
         with pytest.raises(LogRootError, match=r"s3://no-such-bucket/logs.*no such bucket"):
             request()
     with pytest.raises(LogRootError, match="no such bucket"):
-        check_writable("s3://no-such-bucket")
+        check_store(store_at("s3://no-such-bucket"))
 
 
 def test_a_server_that_is_gone_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +254,7 @@ def test_credentials_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch)
 def test_a_store_that_ignores_the_condition_is_refused(s3: FaultProxy, s3_root: str) -> None:
     s3.unconditional = True
     with pytest.raises(LogRootError, match=r"not created exclusively.*If-None-Match"):
-        check_writable(s3_root)
+        check_store(store_at(s3_root))
 
 
 def test_a_listing_from_a_name_on_costs_what_follows(s3: FaultProxy, store: ObjectStore) -> None:

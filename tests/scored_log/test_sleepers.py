@@ -12,7 +12,6 @@ from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, is_compacted
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.read import Query
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CALIBRATION,
@@ -26,6 +25,7 @@ from tests.scored_log.builders import (
 )
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import run_query
+from tests.support.memory_store import MemoryStore
 
 TOMORROW = ManualClock(NOON_MS + 86_400_000)
 

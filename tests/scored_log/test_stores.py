@@ -17,8 +17,7 @@ from pydantic import ValidationError
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError, ScoredLogError, SegmentConflictError
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores import check_store, check_writable, store_at
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.stores import SegmentStore, check_store, store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from nap_stream.settings.schema import LogSettings
@@ -33,6 +32,7 @@ from tests.scored_log.builders import (
     scored,
 )
 from tests.support.log_files import footers_in, rows_in
+from tests.support.memory_store import MemoryStore
 from tests.support.s3 import FaultProxy
 
 
@@ -76,7 +76,7 @@ def test_other_addresses_are_refused(root: str) -> None:
 
 
 def test_a_folder_given_as_text_is_a_folder(tmp_path: Path) -> None:
-    check_writable(str(tmp_path / "log"))
+    check_store(store_at(str(tmp_path / "log")))
     assert list((tmp_path / "log").iterdir()) == []
 
 
@@ -85,7 +85,7 @@ def test_every_root_is_opened_the_same_way(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str
 ) -> None:
     root = tmp_path / "log" if kind == "folder" else request.getfixturevalue("s3_root")
-    check_writable(root)
+    check_store(store_at(root))
     log = ScoredLog(
         store_at(root), WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS)
     )

@@ -20,7 +20,6 @@ from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import SCHEMA, segment_path, to_table
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import (
     MAX_AGE_MS,
@@ -44,6 +43,7 @@ from tests.scored_log.builders import (
     scored,
 )
 from tests.support.log_files import paths_in, read_footer
+from tests.support.memory_store import MemoryStore
 from tests.support.summaries import settings
 
 END = 60

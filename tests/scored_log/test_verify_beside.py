@@ -12,7 +12,6 @@ from nap_stream.clock import ManualClock
 from nap_stream.records import ChainPosition
 from nap_stream.scored_log.compact import CompactionReport, compact
 from nap_stream.scored_log.format import genesis_path, segment_path
-from nap_stream.scored_log.stores.base import MemoryStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import DefectKind, VerifyReport
 from nap_stream.scored_log.verify.run import verify
@@ -25,6 +24,7 @@ from tests.scored_log.builders import (
     origin,
     scored,
 )
+from tests.support.memory_store import MemoryStore
 
 SEGMENTS = 6
 PATHS = [segment_path(CARS, 10 * number) for number in range(SEGMENTS)]

@@ -25,7 +25,7 @@ from nap_stream.scored_log.format import SCHEMA, SCHEMAS, parse_segment_path, se
 from nap_stream.scored_log.query import GroupBy, OutputFormat, aggregate, write_batches
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan, segments
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.scored_log.verify.report import DefectKind, VerifyReport
 from nap_stream.scored_log.verify.run import compare_with_kept
@@ -42,6 +42,7 @@ from tests.scored_log.builders import (
     scored,
 )
 from tests.support.log_files import read_footer, run_query
+from tests.support.memory_store import MemoryStore
 
 LATER = ("fdbd", "mahalanobis", "gen", "nci")
 BEFORE, COUNT = 3, 6

@@ -7,7 +7,7 @@ import numpy as np
 from nap_stream.clock import ManualClock
 from nap_stream.records import Origin, ScoredRecord, Scores, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 
 START_MS = 1_767_268_800_000

@@ -11,7 +11,8 @@ from nap_stream.scored_log.format import SCHEMA, parse_segment_name, partition_f
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan
 from nap_stream.scored_log.segment import read_footer as footer_at
 from nap_stream.scored_log.segment import typed_errors
-from nap_stream.scored_log.stores.base import MemoryStore, SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
+from tests.support.memory_store import MemoryStore
 
 
 def read_footer(store: SegmentStore, path: str) -> SegmentFooter:

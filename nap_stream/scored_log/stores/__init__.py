@@ -1,12 +1,92 @@
-"""Where the files of a scored log lie: a folder, a bucket, or memory."""
+"""Where the files of a scored log lie, a folder or a bucket, and what the chain needs of that."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
 from nap_stream.scored_log.format import temporary_name
-from nap_stream.scored_log.stores.base import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
+
+
+class SegmentStore(Protocol):
+    """Whole files by path, created exclusively. Paths are relative to the log's root."""
+
+    @property
+    def root(self) -> str:
+        """The log's root, for messages."""
+
+    def prepare(self, folder: str) -> None:
+        """Make a folder where files are to be created; harmless where it is there.
+
+        Raises:
+            ScoredLogError: It cannot be made.
+        """
+
+    def names(self, folder: str, first: str = "") -> list[str]:
+        """Names of the files and folders in a folder, in any order.
+
+        Args:
+            folder: None are found where it is missing.
+            first: Leave out the names before this one; what follows may cost less to list.
+
+        Raises:
+            ScoredLogError: It cannot be listed.
+        """
+
+    def read(self, path: str) -> bytes | None:
+        """A whole file; None where it is missing.
+
+        Raises:
+            ScoredLogError: It cannot be read.
+        """
+
+    def open(self, path: str) -> BinaryIO | None:
+        """A file to read and seek in; None where it is missing.
+
+        It shows one version of the file to the end, also where the file is replaced or removed
+        meanwhile. The caller closes it.
+
+        Raises:
+            ScoredLogError: It cannot be opened.
+        """
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Create a file with all its content, durably, or not at all.
+
+        Returns:
+            False where the name is taken: then nothing has changed.
+
+        Raises:
+            ScoredLogError: It could not be made durable. The name is free as a rule; where the
+                failure came after the name was taken, the next `create` of it says so.
+        """
+
+    def replace(self, path: str, content: bytes) -> None:
+        """Put other content under a name that is taken: at every moment the old or the new.
+
+        Raises:
+            ScoredLogError: It could not be made durable; the name holds the old or the new.
+        """
+
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:
+        """Remove what writers that died have left of unfinished files, last written long ago.
+
+        Only what lies in ``folder`` and was written before ``before_ms``, milliseconds since the
+        epoch, UTC.
+
+        Returns:
+            How many. What cannot be removed does no harm and is left. 0 in a store where an
+            unfinished file leaves nothing.
+        """
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Remove files, durably; those that are missing are harmless. A folder keeps the order.
+
+        Raises:
+            ScoredLogError: One cannot be removed.
+        """
 
 
 def store_at(root: Path | str) -> SegmentStore:
@@ -24,20 +104,10 @@ def store_at(root: Path | str) -> SegmentStore:
     return ObjectStore(root)
 
 
-def check_writable(root: Path | str) -> None:
-    """Prove that a root can hold a scored log, by doing there all that a log does.
+def check_store(store: SegmentStore) -> None:
+    """Prove that a store can hold a scored log, by doing there all that a log does.
 
     Leaves an empty folder behind where there was none.
-
-    Raises:
-        ConfigError: The root is neither a folder nor ``s3://bucket/prefix``.
-        LogRootError: It cannot, and why.
-    """
-    check_store(store_at(root))
-
-
-def check_store(store: SegmentStore) -> None:
-    """Prove that a store can hold a scored log: see `check_writable`.
 
     Raises:
         LogRootError: It cannot, and why.

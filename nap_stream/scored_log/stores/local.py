@@ -91,7 +91,7 @@ class PosixOperations:
 
 
 class LocalStore:
-    """Files below a folder; a `nap_stream.scored_log.stores.base.SegmentStore`.
+    """Files below a folder; a `nap_stream.scored_log.stores.SegmentStore`.
 
     A file that could not be made durable is never synced again: a second fsync may succeed
     although the first one's failure has dropped the data. Whoever tries again writes it anew.

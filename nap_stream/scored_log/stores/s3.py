@@ -220,11 +220,11 @@ class ObjectFile(io.RawIOBase):
 
 
 class ObjectStore:
-    """Objects below a prefix of a bucket; a `nap_stream.scored_log.stores.base.SegmentStore`.
+    """Objects below a prefix of a bucket; a `nap_stream.scored_log.stores.SegmentStore`.
 
     Credentials, region and endpoint come from the environment (AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL) or from the machine's role. The store
-    must honour ``If-None-Match: *`` on PUT: `nap_stream.scored_log.stores.check_writable` tells.
+    must honour ``If-None-Match: *`` on PUT: `nap_stream.scored_log.stores.check_store` tells.
     Where there is no such bucket, or no permission, every method raises LogRootError.
 
     ``root`` is ``s3://bucket/prefix``; ``limits`` are of time and retries, which the clock

@@ -16,7 +16,7 @@ from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.footer import merged_slots, segment_sha256
 from nap_stream.scored_log.format import genesis_path
 from nap_stream.scored_log.read import segments
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import ChainHead, Defect, DefectKind
 from nap_stream.scored_log.verify.segment import SegmentFindings, merged_parts
 

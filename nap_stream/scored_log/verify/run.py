@@ -28,7 +28,7 @@ from nap_stream.scored_log.format import (
     topic_folder,
 )
 from nap_stream.scored_log.read import LOOK_BACK, complete_bases, partitions, require_root, segments
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.chain import ChainFindings, examine_chain, read_genesis
 from nap_stream.scored_log.verify.report import (
     BrokerComparison,

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError, ScoredLogError
-from nap_stream.records import Status
+from nap_stream.records import Scores, Status
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
 from nap_stream.scored_log.format import (
     OPTIONAL_SCORES,
@@ -20,20 +20,9 @@ from nap_stream.scored_log.format import (
     parse_version,
 )
 from nap_stream.scored_log.segment import check_name, read_footer, rows_sha256
-from nap_stream.scored_log.stores.base import SegmentStore
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import DeclaredGap, Defect, DefectKind
 
-_SCORES = [
-    "class_id",
-    "class_name",
-    "confidence",
-    "max_logit",
-    "energy",
-    "nap",
-    "fused",
-    "ood_p_value",
-    "is_ood",
-]
 _READ_ERRORS = (pa.ArrowException, OSError, ScoredLogError)
 
 
@@ -113,7 +102,9 @@ def _inspect(file: BinaryIO, path: str, *, deep: bool) -> SegmentFindings:
         return _damaged(path, DefectKind.NAME, error.problem)
     defects = list(_check_columns(metadata, footer, path))
     if not defects:
-        defects += _check_row_count(metadata, footer, path)
+        if metadata.num_rows != footer.rows:
+            detail = f"{metadata.num_rows} rows, the footer says {footer.rows}"
+            defects.append(Defect(path, DefectKind.ROW_COUNT, detail))
         defects += (
             _check_values(file, metadata, footer, path)
             if deep
@@ -158,12 +149,6 @@ def _findings(footer: SegmentFooter, path: str, defects: tuple[Defect, ...]) -> 
         ),
         tuple(dict.fromkeys(part.topic_id for part in footer.parts if part.topic_id is not None)),
     )
-
-
-def _check_row_count(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
-    if metadata.num_rows != footer.rows:
-        detail = f"{metadata.num_rows} rows, the footer says {footer.rows}"
-        yield Defect(path, DefectKind.ROW_COUNT, detail)
 
 
 def _check_offset_statistics(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[Defect]:
@@ -236,7 +221,8 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
 
 
 def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:
-    for name in (*_SCORES, *(name for name in OPTIONAL_SCORES if name in table.column_names)):
+    names = {field.name for field in dataclasses.fields(Scores)}
+    for name in (name for name in table.column_names if name in names):
         found = pc.is_valid(table.column(name))
         allowed = pc.less_equal if name in OPTIONAL_SCORES else pc.equal
         if not pc.all(allowed(found, scored), min_count=0).as_py():

@@ -1,0 +1,54 @@
+import io
+import threading
+from collections.abc import Sequence
+from typing import BinaryIO
+
+
+class MemoryStore:
+    """A `SegmentStore` in memory, safe for threads."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def root(self) -> str:
+        return "memory"
+
+    def prepare(self, folder: str) -> None:
+        """Do nothing: folders are no things of their own here."""
+
+    def names(self, folder: str, first: str = "") -> list[str]:
+        prefix = f"{folder}/" if folder else ""
+        with self._lock:
+            below = [path for path in self._files if path.startswith(prefix)]
+        names = dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in below)
+        return [name for name in names if name >= first]
+
+    def read(self, path: str) -> bytes | None:
+        with self._lock:
+            return self._files.get(path)
+
+    def open(self, path: str) -> BinaryIO | None:
+        content = self.read(path)
+        return None if content is None else io.BytesIO(content)
+
+    def create(self, path: str, content: bytes) -> bool:
+        with self._lock:
+            if path in self._files:
+                return False
+            self._files[path] = content
+            return True
+
+    def replace(self, path: str, content: bytes) -> None:
+        with self._lock:
+            self._files[path] = content
+
+    def remove(self, paths: Sequence[str]) -> None:
+        with self._lock:
+            for path in paths:
+                self._files.pop(path, None)
+
+    def remove_leftovers(self, folder: str, before_ms: int) -> int:
+        """Find nothing: a file is there whole or not at all."""
+        return 0
