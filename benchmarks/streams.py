@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from nap_stream.core import sequential
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.conformal import flag_rank, threshold
-from nap_stream.core.detection import DetectionPlan, plan_detection, window_limits
+from nap_stream.core.detection import DetectionPlan, plan_detection
 from nap_stream.core.tails import EDGES, TAIL_EVENTS, FlagRateLaw, TailEvent, tail_counts
+from tests.support.limits import window_limits
 
 ALPHA = 0.05
 

@@ -16,15 +16,12 @@ class Clock(Protocol):
 
     def now_ms(self) -> int:
         """Wall-clock time in milliseconds since the epoch, UTC."""
-        ...
 
     def monotonic(self) -> float:
         """Seconds from an arbitrary start, never going back."""
-        ...
 
     def sleep(self, seconds: float) -> None:
         """Wait for ``seconds``, not negative."""
-        ...
 
 
 class SystemClock:

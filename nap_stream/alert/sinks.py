@@ -36,7 +36,6 @@ class AlertSink(Protocol):
     @property
     def name(self) -> str:
         """What logs and metrics call it: kafka, log or webhook."""
-        ...
 
     def publish(self, alert: AlertEvent) -> None:
         """Deliver an alert, in order, and return when it is delivered.
@@ -46,7 +45,6 @@ class AlertSink(Protocol):
             AlertRefusedError: The destination will never take this one.
             AlertDeliveryError: Another destination did not take it.
         """
-        ...
 
     def delivered(self) -> frozenset[str]:
         """Ids of the events that the destination has lately received.
@@ -57,11 +55,9 @@ class AlertSink(Protocol):
         Raises:
             BrokerError: Kafka could not be asked.
         """
-        ...
 
     def close(self) -> None:
         """Release connections. Safe to call twice."""
-        ...
 
 
 class LogAlertSink:

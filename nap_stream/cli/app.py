@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 import nap_stream
-from nap_stream.cli.alerts import alerts
+from nap_stream.cli.alerts import alerts, replay
 from nap_stream.cli.calibrate import build_calibration_app, calibrate
 from nap_stream.cli.demo import demo, produce
 from nap_stream.cli.evaluate import evaluate
 from nap_stream.cli.log import compact, query, verify
 from nap_stream.cli.plan import plan
-from nap_stream.cli.replay import replay
 from nap_stream.cli.run import doctor, run
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.process import configure_logging

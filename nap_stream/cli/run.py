@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from nap_stream.cli.options import ConfigOption
 from nap_stream.errors import WorkerError
 from nap_stream.settings.load import load_settings, masked_yaml
 
@@ -76,9 +77,7 @@ STYLES = {"ok": "green", "failed": "bold red", "skipped": "dim"}
 
 
 def doctor(
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.")
-    ] = None,
+    config: ConfigOption = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster, as for ray.init.")] = None,
     create_topics: Annotated[
         bool, typer.Option("--create-topics", help="Create the topics that are missing.")

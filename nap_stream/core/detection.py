@@ -115,13 +115,11 @@ def _highest_rate(laws: Sequence[FlagRateLaw], confidence: float) -> float:
     return max(upper_flag_rate(law.flag_rank, law.size, confidence) for law in laws)
 
 
-def window_limits(plan: DetectionPlan, records: int) -> tuple[int, int]:
-    """Give `step_limits` of a window of so many records, at least ``plan.window_records``."""
-    return step_limits(plan, window_step(plan, records))
-
-
 def window_firing_limit(plan: DetectionPlan, records: int) -> int:
-    """Give the first of `window_limits` alone, in time and memory that hardly grow with records."""
+    """Give the flags from which on a full window of so many records fires.
+
+    The first of `step_limits` alone, in time and memory that hardly grow with records.
+    """
     return _firing_limit(plan, window_step(plan, records))
 
 

@@ -137,7 +137,9 @@ class AlertSeen:
 
 def check_outcome(outcome: Outcome) -> tuple[Check, ...]:
     """Check everything; the demo succeeded where all checks hold."""
-    return (*_alert_checks(outcome), *_log_checks(outcome), _exit_check(outcome.exit_code))
+    code = outcome.exit_code
+    ended = Check("the monitor ended in good order", code == 0, f"exit code {code}")
+    return (*_alert_checks(outcome), *_log_checks(outcome), ended)
 
 
 def read_alert(event: Mapping[str, Any]) -> AlertSeen:
@@ -211,7 +213,3 @@ def _log_checks(outcome: Outcome) -> tuple[Check, ...]:
             "; ".join([verified, *(str(defect) for defect in report.defects)]),
         ),
     )
-
-
-def _exit_check(exit_code: int) -> Check:
-    return Check("the monitor ended in good order", exit_code == 0, f"exit code {exit_code}")

@@ -309,15 +309,23 @@ def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[
 
 
 def _partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:
-    counts = dict.fromkeys(names, 0)
     with _admin(settings) as admin:
-        for topic in admin.describe_topics(list(names)):
-            problem = errors.for_code(topic["error_code"])
-            if problem is errors.NoError:
-                counts[topic["name"]] = len(topic["partitions"])
-            elif problem is not errors.UnknownTopicOrPartitionError:
-                raise as_broker_error(problem(), settings, f"describing topic {topic['name']}")
-    return counts
+        found = {topic["name"]: topic for topic in described(admin, settings, names)}
+    return {name: len(found[name]["partitions"]) if name in found else 0 for name in names}
+
+
+def described(admin: Any, settings: KafkaSettings, names: Sequence[str]) -> Iterator[Any]:
+    """What the broker says of those of the topics that exist.
+
+    Raises:
+        BrokerError: It may not, or cannot, say it.
+    """
+    for topic in admin.describe_topics(list(names)):
+        problem = errors.for_code(topic["error_code"])
+        if problem is errors.NoError:
+            yield topic
+        elif problem is not errors.UnknownTopicOrPartitionError:
+            raise as_broker_error(problem(), settings, f"describing topic {topic['name']}")
 
 
 def _password(settings: KafkaSettings) -> str:

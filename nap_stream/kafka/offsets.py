@@ -11,8 +11,8 @@ from kafka.structs import TopicPartition as KafkaPartition
 from nap_stream.clock import Deadline, SystemClock
 from nap_stream.errors import TopicNotFoundError
 from nap_stream.kafka.client import (
-    as_broker_error,
     client_options,
+    described,
     from_native,
     open_client,
     translated_errors,
@@ -55,7 +55,11 @@ def topic_offsets(
     """
 
     def ask(admin: Any) -> list[PartitionOffsets]:
-        topic = _described(admin, settings)
+        topic = next(described(admin, settings, [settings.topic]), None)
+        if topic is None:
+            raise TopicNotFoundError(
+                f"no such topic: {settings.topic}", ", ".join(settings.bootstrap_servers)
+            )
         topic_id = str(topic["topic_id"]) if topic.get("topic_id") else None
         natives = [
             KafkaPartition(settings.topic, partition["partition_index"])
@@ -86,18 +90,6 @@ def _asked(settings: KafkaSettings, what: str, ask: Callable[[Any], Answer]) -> 
                 if not error.retriable or deadline.expired():
                     raise
             clock.sleep(PAUSE_S)
-
-
-def _described(admin: Any, settings: KafkaSettings) -> Any:
-    (topic,) = admin.describe_topics([settings.topic])
-    problem = errors.for_code(topic["error_code"])
-    if problem is errors.UnknownTopicOrPartitionError:
-        raise TopicNotFoundError(
-            f"no such topic: {settings.topic}", ", ".join(settings.bootstrap_servers)
-        )
-    if problem is not errors.NoError:
-        raise as_broker_error(problem(), settings, f"describing topic {settings.topic}")
-    return topic
 
 
 def _offsets(admin: Any, natives: list[KafkaPartition], spec: Any) -> dict[TopicPartition, int]:

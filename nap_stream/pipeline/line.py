@@ -372,7 +372,8 @@ class WorkerLine:
     def _report(self) -> None:
         self._reported_at = self._clock.monotonic()
         owned = [partition for _, partition in sorted(self._partitions.items())]
-        rests = self._has_nothing_to_score() and self._broker.ask()
+        nothing_to_score = self._stage.in_flight()[0] == 0 and not self._waiting
+        rests = nothing_to_score and self._last_poll_empty and self._broker.ask()
         # Rows may wait for their segment's time longer than a stalled worker is tolerated.
         self._counters.work_done += rests
         nothing_to_publish = all(partition.opened_at is None for partition in owned)
@@ -384,9 +385,6 @@ class WorkerLine:
             waiting_for=self._waiting.text or self._broker.text,
         )
         self._reporter.report(report)
-
-    def _has_nothing_to_score(self) -> bool:
-        return self._last_poll_empty and not self._waiting and self._stage.in_flight()[0] == 0
 
     def _progress(self, partition: Partition) -> PartitionProgress:
         lag, newest_ms = self._source.lag(partition.name), partition.newest_ms

@@ -263,14 +263,16 @@ def real_rates(
         shuffled = _independent(recorded.by_key.records, places, shares, generator)
         pairs.append((KEYS, keyed, key_alarms(plans, shuffled, counter.tick)))
     return tuple(
-        RealRate(name, each.run_length, _promised(name, each), resampled, independent)
+        RealRate(
+            name,
+            each.run_length,
+            1 / (each.run_length if name == ANY else each.detector_run_length),
+            resampled,
+            independent,
+        )
         for name, seen, other in pairs
         for each, resampled, independent in zip(plans, seen.counts(), other.counts(), strict=True)
     )
-
-
-def _promised(name: str, plan: DetectionPlan) -> float:
-    return 1 / (plan.run_length if name == ANY else plan.detector_run_length)
 
 
 def _taken(series: PaneSeries, places: NDArray[np.int64]) -> Iterator[Panes]:

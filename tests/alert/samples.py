@@ -8,7 +8,7 @@ import numpy as np
 from nap_stream.alert.event import alert_event
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity
 from nap_stream.core.conformal import ConformalTest, Rule
-from nap_stream.core.detection import DetectionPlan, window_limits
+from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset
 from nap_stream.core.tails import FlagRateLaw, TailEvent
@@ -22,6 +22,7 @@ from nap_stream.drift.records import (
 )
 from nap_stream.records import Example, OffsetRange
 from nap_stream.settings.schema import Settings
+from tests.support.limits import window_limits
 from tests.support.summaries import partition, settings
 
 SIZE = 2_000

@@ -26,7 +26,6 @@ from nap_stream.core.detection import (
     scores_delay,
     window_delay,
     window_firing_limit,
-    window_limits,
 )
 from nap_stream.core.panes import RollingWindow
 from nap_stream.core.sequential import (
@@ -45,6 +44,7 @@ from nap_stream.core.tails import (
     bins_of,
     tail_counts,
 )
+from tests.support.limits import window_limits
 
 ALPHA = 0.05
 

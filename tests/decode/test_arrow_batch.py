@@ -3,8 +3,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from nap_stream.decode.image import Refusal
-from nap_stream.decode.message import BatchItem, read_batch
+from nap_stream.decode import BatchItem, Refusal, read_batch
 from nap_stream.records import Status
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import arrow_stream, arrow_stream_of, jpeg

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from nap_stream.decode.image import Picture, Refusal, decode_image
+from nap_stream.decode import Picture, Refusal, decode_image
 from nap_stream.records import Status
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import encoded, jpeg, picture

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.core.detection import window_limits
 from nap_stream.demo.digits import BROKEN
 from nap_stream.demo.outcome import (
     AlertSeen,
@@ -24,6 +23,7 @@ from nap_stream.scored_log.verify.report import Defect, DefectKind, VerifyReport
 from nap_stream.settings.schema import DriftSettings
 from nap_stream.text import rfc3339
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
+from tests.support.limits import window_limits
 from tests.support.small_calibration import calibration_of
 
 CHANGED_MS = 1_767_268_810_000

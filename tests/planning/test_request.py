@@ -3,7 +3,6 @@ import tracemalloc
 import pytest
 
 from nap_stream.core.alert_state import records_per_second
-from nap_stream.core.detection import window_limits
 from nap_stream.errors import ConfigError
 from nap_stream.planning.request import (
     ask,
@@ -16,6 +15,7 @@ from nap_stream.planning.request import (
 )
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings, KeySettings
 from tests.planning.streams import calibration
+from tests.support.limits import window_limits
 
 FACTS = calibration().facts
 NOTHING = {"false_alarms": None, "expected_run_length": None, "confidence": None}
