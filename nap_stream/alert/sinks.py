@@ -318,15 +318,15 @@ class Outboxes:
             deliverer.wake()
 
 
-class _Deliverer:
-    """A thread that delivers what an outbox has."""
+class _Deliverer(threading.Thread):
+    """Delivers what an outbox has, from its construction on."""
 
     def __init__(self, outbox: AlertOutbox) -> None:
+        # A daemon: an attempt that does not end must not keep the program from ending.
+        super().__init__(name=f"alerts-{outbox.name}", daemon=True)
         self._outbox = outbox
         self._woken, self._stopping = threading.Event(), False
-        # A daemon: an attempt that does not end must not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, name=f"alerts-{outbox.name}", daemon=True)
-        self._thread.start()
+        self.start()
 
     def wake(self) -> None:
         self._woken.set()
@@ -335,10 +335,7 @@ class _Deliverer:
         self._stopping = True
         self._woken.set()
 
-    def join(self, timeout_s: float) -> None:
-        self._thread.join(timeout_s)
-
-    def _run(self) -> None:
+    def run(self) -> None:
         while not self._stopping:
             self._woken.wait(LOOK_AGAIN_S if len(self._outbox) else None)
             self._woken.clear()
