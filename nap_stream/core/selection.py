@@ -8,9 +8,13 @@ The sum is built by greedy selection with replacement (Caruana et al., "Ensemble
 libraries of models", ICML 2004): in each step the score is added that helps most, and a score's
 weight is the number of steps that added it. No score may have more than `LARGEST_WEIGHT`: what
 pseudo-OOD images say of a single score is not to be trusted alone.
+
+A score that is no better than chance, and adds nothing to the others, is not to choose from.
+Otherwise that limit would give it what the best score may not have: noise got a weight of 0.4
+beside one score that tells images apart. Where a single score does, it has all the weight.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +32,13 @@ STEPS = 20
 LARGEST_WEIGHT = 0.6
 MOST_EQUAL = 0.5
 """A score with the same value for more of the images than this tells them apart too seldom."""
+CHANCE = 0.5
+"""The AUROC of a score that tells nothing."""
+
+_ERRORS_ABOVE = 2
+_MOST_ABOVE = 0.1
+"""Above chance is an AUROC that is so many standard errors of noise above it, or, where few images
+make these wide, this much."""
 
 _ROUNDING = 1e-9
 _DIGITS = 12
@@ -35,6 +46,10 @@ _DIGITS = 12
 
 Score = Callable[[Values, float], NDArray[np.float64]]
 LogP = Mapping[str, NDArray[np.float64]]
+
+
+class NoScoreError(ValueError):
+    """No score tells images apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +86,16 @@ def select(inside: LogP, pseudo: Mapping[str, LogP]) -> Selection:
     """Choose scores and weights for the sum of log p-values.
 
     The best of the sums that `STEPS` steps pass is taken, of those in which no score has more than
-    `LARGEST_WEIGHT`. A score that is the same for most of the in-distribution images is left out.
+    `LARGEST_WEIGHT`, unless it is the only one that helps. A score that is the same for most of the
+    in-distribution images is left out.
 
     Args:
         inside: Of in-distribution images, by score, each float64 (n,).
         pseudo: The same of pseudo-OOD images, by transform, each (m,).
 
     Raises:
-        ValueError: There is no transform or image, a value is NaN, or all scores are left out.
+        NoScoreError: All scores are left out.
+        ValueError: There is no transform or image, or a value is NaN.
     """
     if not pseudo or not inside:
         raise ValueError("expected at least one transform and one score")
@@ -87,18 +104,21 @@ def select(inside: LogP, pseudo: Mapping[str, LogP]) -> Selection:
     constant = [name for name, values in inside.items() if _most_common(values) > MOST_EQUAL]
     names = [name for name in inside if name not in constant]
     if not names:
-        raise ValueError(f"every score is the same for most images: {', '.join(constant)}")
-    counts = _greedy(names, inside, pseudo)
+        raise NoScoreError(f"every score is the same for most images: {', '.join(constant)}")
+    alone = {
+        name: tuple(auroc(inside[name], outside[name]) for outside in pseudo.values())
+        for name in names
+    }
+    helpful = _helpful(alone, inside, pseudo)
+    largest = LARGEST_WEIGHT if len(helpful) > 1 else 1.0
+    _, counts = _greedy(helpful, inside, pseudo, largest)
     total = sum(counts.values())
     weights = {name: count / total for name, count in counts.items()}
     summed = _sum(weights, inside)
     return Selection(
         weights=weights,
         transforms=tuple(pseudo),
-        auroc={
-            name: tuple(auroc(inside[name], outside[name]) for outside in pseudo.values())
-            for name in names
-        },
+        auroc=alone,
         sum_auroc=tuple(auroc(summed, _sum(weights, outside)) for outside in pseudo.values()),
         left_out=dict.fromkeys(constant, "the same for most images"),
         inside_images=len(summed),
@@ -106,9 +126,36 @@ def select(inside: LogP, pseudo: Mapping[str, LogP]) -> Selection:
     )
 
 
-def _greedy(names: list[str], inside: LogP, pseudo: Mapping[str, LogP]) -> dict[str, int]:
-    """How many of the steps up to the best one added each score; those that none added left out."""
-    largest = LARGEST_WEIGHT if len(names) > 1 else 1.0
+def _helpful(
+    alone: Mapping[str, tuple[float, ...]], inside: LogP, pseudo: Mapping[str, LogP]
+) -> list[str]:
+    """Scores that are above chance alone, and those that add to the best sum of these.
+
+    All of them where none is above chance. See `NEAR_BEST` for what counts as adding: less is told
+    by luck.
+    """
+    n = len(next(iter(inside.values())))
+    m = min(len(next(iter(outside.values()))) for outside in pseudo.values())
+    error = np.sqrt((n + m + 1) / (12 * n * m))  # of Mann and Whitney's U, without a difference
+    enough = CHANCE + min(_ERRORS_ABOVE * error, _MOST_ABOVE)
+    able = [name for name, areas in alone.items() if np.mean(areas) > enough]
+    if not able:
+        return list(alone)
+    best, _ = _greedy(able, inside, pseudo, 1.0)
+    return [
+        name
+        for name in alone
+        if name in able or _greedy([*able, name], inside, pseudo, 1.0)[0] > best + NEAR_BEST
+    ]
+
+
+def _greedy(
+    names: Sequence[str], inside: LogP, pseudo: Mapping[str, LogP], largest: float
+) -> tuple[float, dict[str, int]]:
+    """The best sum's mean area, and how many of the steps up to it added each score.
+
+    No score has more than the share ``largest`` of the steps. Scores that none added are left out.
+    """
     counts = dict.fromkeys(names, 0)
     best, best_counts = -1.0, counts
     for step in range(1, STEPS + 1):
@@ -121,7 +168,7 @@ def _greedy(names: list[str], inside: LogP, pseudo: Mapping[str, LogP]) -> dict[
         counts = {**counts, added: counts[added] + 1}
         if max(counts.values()) <= largest * step + _ROUNDING and areas[added] > best:
             best, best_counts = areas[added], counts
-    return {name: count for name, count in best_counts.items() if count}
+    return best, {name: count for name, count in best_counts.items() if count}
 
 
 def _mean_area(counts: Mapping[str, int], inside: LogP, pseudo: Mapping[str, LogP]) -> float:
