@@ -23,10 +23,21 @@ from nap_stream.calibration.calibration import (
     array_sha256,
     fit_arrays,
 )
-from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, Folds, fit, in_order, unfitted
+from nap_stream.calibration.fit import (
+    ALWAYS,
+    FitPart,
+    Fitted,
+    Folds,
+    fit,
+    in_order,
+    pseudo_passes,
+    pseudo_values,
+    search_weight,
+    select,
+    unfitted,
+)
 from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
 from nap_stream.calibration.seen import fault_passes, faults_seen
-from nap_stream.calibration.weight import pseudo_passes, pseudo_values, search_weight, select
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import AUTO, Method, method_scores, parse_method

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.calibration import fit, weight
+from nap_stream.calibration import fit
 from nap_stream.calibration.fit import ALWAYS, FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import Advance, Reader, ScoredImages
@@ -139,10 +139,10 @@ def test_pseudo_ood_values_of_every_transform(
     folds = fit.Folds.choose(len(part))
     fitted = fit.fit(names, reading, folds, loaded, ScoreParameters(knn_k=2))
     told: list[int] = []
-    found = weight.pseudo_values(part, folds, reader, fitted, told.append)
+    found = fit.pseudo_values(part, folds, reader, fitted, told.append)
 
     assert tuple(found) == tuple(PSEUDO_OOD)
-    assert sum(told) == weight.pseudo_passes(part) == 5 * len(PSEUDO_OOD)
+    assert sum(told) == fit.pseudo_passes(part) == 5 * len(PSEUDO_OOD)
     files = list(part.files())
     chosen = {files[number].name for number in evenly_spaced(7, 5)}
     for name, values in found.items():
@@ -167,7 +167,7 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
     reading = reader.read(part.files(), 8, lambda _images: None)
     folds = fit.Folds.choose(len(part))
     fitted = fit.fit(ALWAYS, reading, folds, reader.loaded, ScoreParameters())
-    weight.pseudo_values(part, folds, reader, fitted, lambda _images: None)
+    fit.pseudo_values(part, folds, reader, fitted, lambda _images: None)
     blocks = reader.seen[0]
     assert reader.seen == [blocks] * len(PSEUDO_OOD)
     names = [name for block in blocks for name in block]
@@ -178,4 +178,4 @@ def test_pseudo_ood_images_are_not_mixed_in_order_of_their_classes(tmp_path: Pat
 
 
 def test_passes_are_counted_of_no_more_images_than_there_are(folder: Path) -> None:
-    assert weight.pseudo_passes(FitPart.choose(folder, None, ALL)) == 7 * len(PSEUDO_OOD)
+    assert fit.pseudo_passes(FitPart.choose(folder, None, ALL)) == 7 * len(PSEUDO_OOD)

@@ -13,10 +13,10 @@ from nap_stream.calibration.fit import (
     Folds,
     fit,
     in_order,
+    search_weight,
     unfitted,
 )
 from nap_stream.calibration.read import Reading, Values
-from nap_stream.calibration.weight import search_weight
 from nap_stream.core.base_scores import BaseScores, fit_scores
 from nap_stream.core.methods import NAP, every_method, parse_method
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nap_stream.calibration import fit as fit_module
-from nap_stream.calibration import weight as weight_module
 from nap_stream.calibration.fit import ALWAYS, FOLDS, PSEUDO_IMAGES, FitPart, Folds, fit
 from nap_stream.calibration.read import Reader, Reading
 from nap_stream.core.base_scores import fit_scores
@@ -117,8 +116,8 @@ def test_each_block_is_scored_by_the_fit_that_left_it_out(tmp_path: Path) -> Non
     names = (*ALWAYS, BaseScore.MAHALANOBIS)
     fitted = fit(names, reading, folds, loaded, ScoreParameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weight_module, "PSEUDO_OOD", ("invert",))
-        found = weight_module.pseudo_values(part, folds, reader, fitted, lambda _images: None)
+        patch.setattr(fit_module, "PSEUDO_OOD", ("invert",))
+        found = fit_module.pseudo_values(part, folds, reader, fitted, lambda _images: None)
     files = list(part.files())
     for number, block in enumerate(folds.blocks):
         alone = reader.score_transformed(

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from scipy.stats import betabinom
 
+from nap_stream.calibration import fit as fit_module
 from nap_stream.calibration import run as run_module
-from nap_stream.calibration import weight as weight_module
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import (
     Calibration,
@@ -425,7 +425,7 @@ def test_the_chosen_weight_does_not_depend_on_the_batch_size(
 ) -> None:
     # Few transforms, those that mix: an image's partners are others of its batch.
     mixing = {name: PSEUDO_OOD[name] for name in ("mixup", "cutmix", "gaussian_noise")}
-    monkeypatch.setattr(weight_module, "PSEUDO_OOD", mixing)
+    monkeypatch.setattr(fit_module, "PSEUDO_OOD", mixing)
     scoring = ScoringSettings(method=method, **FEW)
     images = write_images(tmp_path / "many", 180)
     searches = [

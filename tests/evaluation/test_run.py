@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nap_stream.calibration import fit as fit_module
 from nap_stream.calibration import run as run_module
-from nap_stream.calibration import weight as weight_module
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
@@ -24,9 +24,7 @@ METHODS = ("nap", "energy", "knn", "nap-energy", "fisher-knn")
 @pytest.fixture(autouse=True)
 def few_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that mix images: what they give depends on the batch."""
-    monkeypatch.setattr(
-        weight_module, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS}
-    )
+    monkeypatch.setattr(fit_module, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS})
 
 
 @pytest.fixture(scope="module")
