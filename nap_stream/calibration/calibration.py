@@ -15,12 +15,12 @@ from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import ConformalTest, Group, Rule
 from nap_stream.core.methods import NAP, Method, method_scores, parse_method
 from nap_stream.core.score_specs import (
-    OF_MEAN,
     BaseScore,
     Fits,
     Head,
     ScoreParameters,
     UnitGaussian,
+    fits_of,
 )
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.core.tails import FlagRateLaw
@@ -169,6 +169,12 @@ GAUSSIAN_DIRECTIONS = "fit.gaussian_directions"
 GAUSSIAN_VARIANCES = "fit.gaussian_variances"
 VALUE = "value."
 REFERENCE = "reference."
+_ARRAYS_OF_FIT = {
+    "feature_mean": {FEATURE_MEAN: 1},
+    "knn_bank": {KNN_BANK: 2},
+    "gaussian": {GAUSSIAN_MEAN: 1, GAUSSIAN_DIRECTIONS: 2, GAUSSIAN_VARIANCES: 1},
+}
+"""Of each of `Fits` that is kept as arrays, all float32: their names and numbers of dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,14 +444,8 @@ def _expected(document: CalibrationDocument) -> dict[str, tuple[type[np.generic]
     }
     if document.parsed_method.needs_reference:
         expected |= {f"{REFERENCE}{name}": (np.float64, 1) for name in document.terms}
-    if OF_MEAN & set(document.scores):
-        expected[FEATURE_MEAN] = (np.float32, 1)
-    if BaseScore.KNN in document.scores:
-        expected[KNN_BANK] = (np.float32, 2)
-    if BaseScore.MAHALANOBIS in document.scores:
-        expected[GAUSSIAN_MEAN] = (np.float32, 1)
-        expected[GAUSSIAN_DIRECTIONS] = (np.float32, 2)
-        expected[GAUSSIAN_VARIANCES] = (np.float32, 1)
+    for fit in fits_of(document.scores) & _ARRAYS_OF_FIT.keys():
+        expected |= {name: (np.float32, size) for name, size in _ARRAYS_OF_FIT[fit].items()}
     return expected
 
 

@@ -21,7 +21,7 @@ from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Reading, V
 from nap_stream.core import selection
 from nap_stream.core.base_scores import BaseScores, drawn_from_blocks, evenly_spaced, fit_scores
 from nap_stream.core.methods import NAP, Method, log_p, method_scores
-from nap_stream.core.score_specs import OF_MEAN, BaseScore, Fits, ScoreParameters, needs_fit
+from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.model.load import LoadedModel
@@ -50,12 +50,7 @@ class Fitted:
         self, names: tuple[BaseScore, ...], loaded: LoadedModel, parameters: ScoreParameters
     ) -> Self:
         """The same with some of its base scores alone; what no other needs is not kept."""
-        fits = Fits(
-            react_clip=self.fits.react_clip if BaseScore.REACT in names else None,
-            feature_mean=self.fits.feature_mean if OF_MEAN & set(names) else None,
-            knn_bank=self.fits.knn_bank if BaseScore.KNN in names else None,
-            gaussian=self.fits.gaussian if BaseScore.MAHALANOBIS in names else None,
-        )
+        fits = self.fits.only(names)
         base_scores = BaseScores(names, parameters, head_of(loaded), fits, "cpu")
         return replace(self, base_scores=base_scores, fits=fits)
 
@@ -150,8 +145,7 @@ def fit(
     if any(needs_fit(name) for name in names):
         fold = folds.fold[reading.positions]
         left_out = tuple(
-            BaseScores(names, parameters, head, own, "cpu")
-            for own in (_fits(names, reading, fold != n, parameters) for n in range(FOLDS))
+            base_scores.refitted(_fits(names, reading, fold != n, parameters)) for n in range(FOLDS)
         )
         by_fold = [reading.values(own) for own in left_out]
         values = {name: np.choose(fold, [found[name] for found in by_fold]) for name in plain}

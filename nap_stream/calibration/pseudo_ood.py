@@ -1,9 +1,11 @@
 """Pseudo-OOD images, made from in-distribution ones.
 
-The weight of NAP against a base score is chosen without out-of-distribution data: on
-in-distribution images that were transformed until they are no longer in-distribution (the NAP
-paper, arXiv 2402.18162, section 3.3). See `nap_stream.calibration.pixels` for what holds of all
-of them.
+What scores a method sums, and with which weights, is chosen without out-of-distribution data: on
+in-distribution images that were transformed until they are no longer in-distribution, as the NAP
+paper chooses its one weight (arXiv 2402.18162, section 3.3). The transforms differ in what they
+leave of an image: its parts, its spectrum, its colours, or nothing at all, as plain frames and
+shapes do. No one of them resembles what will come; a choice that holds on average over all of them
+is less likely to hang on one. See `nap_stream.calibration.pixels` for what holds of all of them.
 """
 
 from collections.abc import Mapping

@@ -9,8 +9,9 @@ finite scores NaN: clipping or pruning could hide it.
 """
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,14 +20,14 @@ from torch.nn import functional
 
 from nap_stream.core.feature_scores import Fdbd, Mahalanobis, knn, nci, unit_gaussian, unit_rows
 from nap_stream.core.score_specs import (
-    OF_MEAN,
     BaseScore,
     Fits,
     Head,
     ScoreParameters,
+    TooFewImagesError,
     check_float32,
+    fits_of,
     needs_features,
-    needs_fit,
     needs_head,
 )
 
@@ -52,21 +53,21 @@ def fit_scores(
     ``features`` are float32 (n, D), finite. Scores that need nothing are passed over.
 
     Raises:
-        ValueError: The features are of another dtype or shape, are not finite, or are fewer
-            than a score needs.
+        TooFewImagesError: The features are fewer than KNN needs.
+        ValueError: The features are of another dtype or shape, or are not finite.
     """
-    wanted = set(names)
-    if not any(needs_fit(name) for name in wanted):
+    wanted = fits_of(names)
+    if not wanted:
         return Fits()
     check_float32("features", features, 2)
     clip, mean, bank, gaussian = None, None, None, None
-    if BaseScore.REACT in wanted:
+    if "react_clip" in wanted:
         clip = react_clip(features, parameters.react_percentile)
-    if wanted & OF_MEAN:
+    if "feature_mean" in wanted:
         mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if BaseScore.KNN in wanted:
+    if "knn_bank" in wanted:
         bank = _knn_bank(features, parameters)
-    if BaseScore.MAHALANOBIS in wanted:
+    if "gaussian" in wanted:
         gaussian = unit_gaussian(features, parameters.mahalanobis_rank)
     return Fits(react_clip=clip, feature_mean=mean, knn_bank=bank, gaussian=gaussian)
 
@@ -94,14 +95,26 @@ class BaseScores:
         centred: bool = False,
     ) -> None:
         self._centred = centred
+        self._prepare = partial(
+            _prepare, parameters=parameters, head=head, device=torch.device(device), centred=centred
+        )
         self.names = tuple(dict.fromkeys(names))
         entropy = partial(gen, gamma=parameters.gen_gamma, classes=parameters.gen_classes)
         self._of_logits: dict[BaseScore, _Score] = {**_OF_LOGITS, BaseScore.GEN: entropy}
         self._of_features = {
-            name: _prepare(name, parameters, head, fits, torch.device(device), centred=centred)
-            for name in self.names
-            if needs_features(name)
+            name: self._prepare(name, fits=fits) for name in self.names if needs_features(name)
         }
+
+    def refitted(self, fits: Fits) -> Self:
+        """The same scores by other fits. fDBD's table, of the head alone, is not made anew."""
+        other = copy(self)
+        other._of_features = {  # noqa: SLF001  of its own class
+            name: score.refitted(_fitted(name, fits.feature_mean))
+            if isinstance(score, Fdbd)
+            else self._prepare(name, fits=fits)
+            for name, score in self._of_features.items()
+        }
+        return other
 
     def __call__(
         self, logits: torch.Tensor, features: torch.Tensor | None
@@ -130,11 +143,11 @@ class BaseScores:
 
 def _prepare(
     name: BaseScore,
+    *,
     parameters: ScoreParameters,
     head: Head | None,
     fits: Fits,
     device: torch.device,
-    *,
     centred: bool,
 ) -> _Score:
     if name is BaseScore.KNN:
@@ -348,7 +361,7 @@ def _knn_bank(features: NDArray[np.float32], parameters: ScoreParameters) -> NDA
     # A vector of zeros has no direction that could be near to another's.
     usable = features[features.any(axis=1)]
     if len(usable) < parameters.knn_k:
-        raise ValueError(
+        raise TooFewImagesError(
             f"knn with k = {parameters.knn_k} needs as many in-distribution images, "
             f"got {len(usable)} with features other than 0: give more, or lower knn_k"
         )

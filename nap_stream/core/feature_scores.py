@@ -5,6 +5,8 @@ linear layer (fDBD, NCI). All are float32, (N,), and higher for in-distribution 
 features that is not finite scores NaN.
 """
 
+from typing import Self
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,8 +17,11 @@ from nap_stream.core.score_specs import UnitGaussian
 _SIMILARITIES_AT_ONCE = 2**24
 """Bounds memory: 64 MiB of float32, 335 images at a time against a bank of 50,000 rows."""
 
-_CLASSES_AT_ONCE = 4_096
-"""Bounds memory: 64 MiB of float32 for the distances between the weights of all classes."""
+_MOST_CLASSES_KEPT = 4_096
+"""Up to so many, the distances between the weights of all classes are kept: at most 64 MiB of
+float32, and 600 MiB for a moment, measured, while they are made of 2,048 features. With more
+classes those from the predicted ones are computed for each batch, in a few arrays of N x K float64:
+10 MiB each for 64 images of 20,000 classes."""
 
 _SAME = 1e-6
 """Rows that are nearer than this share of their norms are taken for the same."""
@@ -149,14 +154,25 @@ class Fdbd:
     with the same weights have no boundary between them, and count as 0.
 
     ``weight`` is the head's, float32 (K, D), ``bias`` float32 (K,), ``mean`` float32 (D,). With one
-    class there is no boundary, and every score is 0.
+    class there is no boundary, and every score is 0. ``between`` is the table of distances between
+    the weights of all classes, (K, K), where it was made before.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor) -> None:
-        self._weight, self._bias, self._mean = weight, bias, mean
-        self._between = None
-        if len(weight) <= _CLASSES_AT_ONCE:
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        mean: torch.Tensor,
+        between: torch.Tensor | None = None,
+    ) -> None:
+        self._weight, self._bias, self._mean, self._between = weight, bias, mean, between
+        if between is None and len(weight) <= _MOST_CLASSES_KEPT:
             self._between = _distances(weight, weight)
+
+    def refitted(self, mean: NDArray[np.float32]) -> Self:
+        """The same head with another mean of in-distribution features, (D,)."""
+        on_device = torch.tensor(mean, device=self._weight.device)
+        return type(self)(self._weight, self._bias, on_device, self._between)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Score features of any floating dtype, shape (N, D)."""

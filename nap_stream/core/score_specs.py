@@ -3,8 +3,11 @@
 Apart from the arithmetic, because nothing here needs torch, which takes seconds to import.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +34,21 @@ class BaseScore(StrEnum):
 
 _OF_LOGITS = frozenset({BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY, BaseScore.GEN})
 _OF_HEAD = frozenset(set(BaseScore) - _OF_LOGITS - {BaseScore.KNN, BaseScore.MAHALANOBIS})
-_FITTED = frozenset(set(BaseScore) - _OF_LOGITS - {BaseScore.ASH, BaseScore.SCALE})
-OF_MEAN = frozenset({BaseScore.DICE, BaseScore.FDBD, BaseScore.NCI})
-"""Scores that take the mean of in-distribution features."""
+FIT_OF: Mapping[BaseScore, str] = MappingProxyType(
+    {
+        BaseScore.REACT: "react_clip",
+        BaseScore.DICE: "feature_mean",
+        BaseScore.KNN: "knn_bank",
+        BaseScore.FDBD: "feature_mean",
+        BaseScore.MAHALANOBIS: "gaussian",
+        BaseScore.NCI: "feature_mean",
+    }
+)
+"""Which of `Fits` a score takes; the others take nothing from in-distribution images."""
+
+
+class TooFewImagesError(ValueError):
+    """A score cannot be fitted on so few images."""
 
 
 def needs_head(name: BaseScore) -> bool:
@@ -48,7 +63,12 @@ def needs_features(name: BaseScore) -> bool:
 
 def needs_fit(name: BaseScore) -> bool:
     """Whether the score needs something from in-distribution images, see `fit_scores`."""
-    return name in _FITTED
+    return name in FIT_OF
+
+
+def fits_of(names: Iterable[BaseScore]) -> set[str]:
+    """Which of `Fits` scores take, by name."""
+    return {FIT_OF[name] for name in names if name in FIT_OF}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +170,8 @@ class UnitGaussian:
 class Fits:
     """What scores took from in-distribution images; None where no score needed it.
 
-    ``react_clip`` is an activation, ``feature_mean`` float32 (D,) for the scores in `OF_MEAN`,
-    ``knn_bank`` float32 (B, D) with rows of norm 1, ``gaussian`` what Mahalanobis needs.
+    ``react_clip`` is an activation, ``feature_mean`` float32 (D,), ``knn_bank`` float32 (B, D) with
+    rows of norm 1, ``gaussian`` what Mahalanobis needs. See `FIT_OF` for which score takes which.
 
     Raises:
         ValueError: A dtype or shape is another, or a value is not finite.
@@ -169,6 +189,11 @@ class Fits:
             check_float32("feature_mean", self.feature_mean, 1)
         if self.knn_bank is not None:
             check_float32("knn_bank", self.knn_bank, _MATRIX_DIMENSIONS)
+
+    def only(self, names: Iterable[BaseScore]) -> Self:
+        """Those that the named scores take."""
+        others = {field.name for field in fields(self)} - fits_of(names)
+        return replace(self, **dict.fromkeys(others, None))
 
 
 def check_float32(what: str, array: NDArray[np.float32], dimensions: int) -> None:

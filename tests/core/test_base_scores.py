@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from nap_stream.core import feature_scores
 from nap_stream.core.base_scores import (
     BaseScores,
     ash,
@@ -30,6 +31,7 @@ from nap_stream.core.score_specs import (
     Fits,
     Head,
     ScoreParameters,
+    TooFewImagesError,
     needs_features,
     needs_fit,
     needs_head,
@@ -144,6 +146,8 @@ def test_what_a_score_says_it_needs_is_enough_and_necessary(name: BaseScore) -> 
 def test_a_fit_holds_what_was_asked_for_alone(name: BaseScore) -> None:
     fits = fit_scores([name], TRAINING, PARAMETERS)
     held = [f.name for f in dataclasses.fields(fits) if getattr(fits, f.name) is not None]
+    every = fit_scores(list(BaseScore), TRAINING, PARAMETERS).only([name])
+    assert [f.name for f in dataclasses.fields(every) if getattr(every, f.name) is not None] == held
     expected = {
         BaseScore.REACT: ["react_clip"],
         BaseScore.DICE: ["feature_mean"],
@@ -153,6 +157,35 @@ def test_a_fit_holds_what_was_asked_for_alone(name: BaseScore) -> None:
         BaseScore.NCI: ["feature_mean"],
     }
     assert held == expected.get(name, [])
+
+
+def test_refitted_scores_are_those_of_the_other_fits() -> None:
+    logits, features = batch(0)
+    other = fit_scores(list(BaseScore), TRAINING[:20], PARAMETERS)
+    first = BaseScores(BaseScore, PARAMETERS, HEAD, FITS, "cpu")
+    before = first(logits, features)
+    expected = BaseScores(BaseScore, PARAMETERS, HEAD, other, "cpu")(logits, features)
+    found = first.refitted(other)(logits, features)
+    for name in BaseScore:
+        assert torch.equal(found[name], expected[name])
+        assert torch.equal(first(logits, features)[name], before[name])
+        assert needs_fit(name) == (not torch.equal(found[name], before[name]))
+    with pytest.raises(ValueError, match="must be fitted"):
+        first.refitted(Fits())
+
+
+def test_the_table_of_the_head_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, distances = [], feature_scores._distances
+
+    def counted(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        made.append(len(one))
+        return distances(one, other)
+
+    monkeypatch.setattr(feature_scores, "_distances", counted)
+    scores = BaseScores([BaseScore.FDBD], PARAMETERS, HEAD, FITS, "cpu")
+    for _ in range(3):
+        scores.refitted(FITS)(*batch(0))
+    assert made == [CLASSES]
 
 
 def test_fits_by_hand() -> None:
@@ -177,7 +210,7 @@ def test_an_image_of_the_bank_is_its_own_neighbour() -> None:
 
 def test_too_few_images_for_knn_are_refused() -> None:
     few = np.concatenate([TRAINING[:2], np.zeros((5, WIDTH), np.float32)])
-    with pytest.raises(ValueError, match=r"k = 3 needs .* got 2 with features other than 0"):
+    with pytest.raises(TooFewImagesError, match=r"k = 3 needs .* got 2 with features other than"):
         fit_scores([BaseScore.KNN], few, PARAMETERS)
     fit_scores([BaseScore.REACT, BaseScore.DICE], few[:1], PARAMETERS)
 

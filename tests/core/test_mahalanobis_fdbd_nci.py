@@ -195,7 +195,7 @@ def fdbd_score() -> Score:
 
 def fdbd_score_of_many_classes() -> Score:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_scores, "_CLASSES_AT_ONCE", 4)
+        patch.setattr(feature_scores, "_MOST_CLASSES_KEPT", 4)
         return Fdbd(*head())
 
 
@@ -314,7 +314,7 @@ def test_fdbd_of_many_classes_computes_what_the_table_gives(
 ) -> None:
     features = torch.tensor(drawn(1, images, 12))
     from_table = Fdbd(*head(classes))(features)
-    monkeypatch.setattr(feature_scores, "_CLASSES_AT_ONCE", classes - 1)
+    monkeypatch.setattr(feature_scores, "_MOST_CLASSES_KEPT", classes - 1)
     as_it_goes = Fdbd(*head(classes))
     assert as_it_goes._between is None
     torch.testing.assert_close(as_it_goes(features), from_table, rtol=1e-4, atol=1e-6)
