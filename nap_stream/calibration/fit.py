@@ -241,15 +241,21 @@ def pseudo_passes(part: FitPart) -> int:
 
 
 def pseudo_values(
-    part: FitPart, folds: Folds, reader: Reader, fitted: Fitted, advance: Advance
+    part: FitPart,
+    folds: Folds,
+    reader: Reader,
+    fitted: Fitted,
+    advance: Advance,
+    *,
+    batch_size: int | None = None,
 ) -> dict[str, Values]:
-    """NAP and base scores of pseudo-OOD images, by transform."""
+    """NAP and base scores of pseudo-OOD images, by transform; see `Reader.score_transformed`."""
     wanted = {int(number) for block in folds.blocks for number in block}
     files = {number: file for number, file in enumerate(part.files()) if number in wanted}
     blocks = [[files[int(number)] for number in block] for block in folds.blocks]
     left_out = fitted.left_out[: len(blocks)]
     return {
-        name: reader.score_transformed(blocks, name, left_out, advance).values
+        name: reader.score_transformed(blocks, name, left_out, advance, batch_size).values
         for name in PSEUDO_OOD
     }
 

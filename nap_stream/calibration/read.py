@@ -187,7 +187,9 @@ class Reader:
         self, files: Iterable[ImageFile], base_scores: BaseScores, batch_size: int, advance: Advance
     ) -> ScoredImages:
         """Score all images as they are; logits and features of one batch at a time are kept."""
-        return self._score(self._batches(files, batch_size, advance), base_scores)
+        return self._joined(
+            ScoredImages.of(part, base_scores) for part in self._batches(files, batch_size, advance)
+        )
 
     def score_transformed(
         self,
@@ -195,12 +197,14 @@ class Reader:
         transform: str,
         base_scores: Sequence[BaseScores],
         advance: Advance,
+        batch_size: int | None = None,
     ) -> ScoredImages:
         """Score images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`.
 
-        An image is mixed with others of its block alone. Each block has its own base scores.
+        An image is mixed with others of its block alone. Each block has its own base scores, and
+        goes through the model in batches, or whole.
         """
-        readings = self._outputs_of(blocks, transform, advance)
+        readings = self._outputs_of(blocks, transform, advance, batch_size)
         return self._joined(
             ScoredImages.of(part, own) for part, own in zip(readings, base_scores, strict=True)
         )
@@ -211,16 +215,14 @@ class Reader:
         fault: str,
         base_scores: BaseScores,
         advance: Advance,
+        batch_size: int,
     ) -> list[ScoredImages]:
         """Score faulty images, see `nap_stream.calibration.faults`; a part for each block.
 
         What the model makes of them is not checked: values that are not finite stay so.
         """
-        readings = self._outputs_of(blocks, fault, advance)
+        readings = self._outputs_of(blocks, fault, advance, batch_size)
         return [ScoredImages.of(part, base_scores) for part in readings]
-
-    def _score(self, parts: Iterable[Reading], base_scores: BaseScores) -> ScoredImages:
-        return self._joined(ScoredImages.of(part, base_scores) for part in parts)
 
     def _joined(self, parts: Iterable[ScoredImages]) -> ScoredImages:
         scored = list(parts)
@@ -235,37 +237,45 @@ class Reader:
         return self._outputs_of(batches, None, advance)
 
     def _outputs_of(
-        self, batches: Iterable[list[ImageFile]], transform: str | None, advance: Advance
+        self,
+        blocks: Iterable[list[ImageFile]],
+        transform: str | None,
+        advance: Advance,
+        batch_size: int | None = None,
     ) -> Iterator[Reading]:
+        """What the model makes of blocks that are transformed whole, in batches or as they are."""
         identity = _identity(self.loaded, self.limits)
         first = 0
-        for batch in batches:
-            arrays = self._outputs(batch, transform, first, identity)
-            yield _reading(batch, first, arrays, self.limits)
-            first += len(batch)
-            advance(len(batch))
+        for block in blocks:
+            arrays = self._outputs(block, transform, first, batch_size or len(block), identity)
+            yield _reading(block, first, arrays, self.limits)
+            first += len(block)
+            advance(len(block))
 
     def _outputs(
         self,
         files: list[ImageFile],
         transform: str | None,
         first_index: int,
+        batch_size: int,
         identity: Mapping[str, Any],
     ) -> Arrays:
         """What `_compute` gives, from the cache where it is there."""
         if self.cache is None:
-            return self._compute(files, transform, first_index)
+            return self._compute(files, transform, first_index, batch_size)
         seeded = [transform, VERSION, PSEUDO_SEED, first_index] if transform else None
         images = [hashlib.sha256(file.data).hexdigest() for file in files]
         key = cache_key({**identity, "transform": seeded, "images": images})
         kept = self.cache.get(key)
         if kept is None or not _is_whole(kept, len(files), has_features=self.loaded.has_features):
-            kept = self._compute(files, transform, first_index)
+            kept = self._compute(files, transform, first_index, batch_size)
             self.cache.put(key, kept)
         return kept
 
-    def _compute(self, files: list[ImageFile], transform: str | None, first_index: int) -> Arrays:
-        """The model's outputs for n files, of which k can be decoded.
+    def _compute(
+        self, files: list[ImageFile], transform: str | None, first_index: int, batch_size: int
+    ) -> Arrays:
+        """The model's outputs for n files, of which k can be decoded, in batches.
 
         Returns:
             ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
@@ -282,13 +292,14 @@ class Reader:
         }
         if not pixels:
             return arrays
-        batch = torch.stack(pixels)
+        block = torch.stack(pixels)
         if transform is not None:
-            batch = transformed(transform, batch, PSEUDO_SEED, first_index)
-        found = self.loaded.forward(batch)
-        arrays |= {"logits": found.logits.cpu().numpy(), "nap": found.nap.cpu().numpy()}
-        if found.features is not None:
-            arrays["features"] = found.features.cpu().numpy()
+            block = transformed(transform, block, PSEUDO_SEED, first_index)
+        found = [self.loaded.forward(batch) for batch in torch.split(block, batch_size)]
+        for name in ("logits", "nap", "features"):
+            parts = [getattr(one, name) for one in found]
+            if parts[0] is not None:
+                arrays[name] = torch.cat(parts).cpu().numpy()
         return arrays
 
 

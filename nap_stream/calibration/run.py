@@ -272,7 +272,9 @@ def fit_part(
             str(part.source),
             "Give more images that can be decoded, or choose another method",
         ) from error
-    pseudo = pseudo_values(part, folds, reader, fitted, advance) if searching else {}
+    pseudo = {}
+    if searching:
+        pseudo = pseudo_values(part, folds, reader, fitted, advance, batch_size=batch_size)
     try:
         selections = {
             one: select(candidates(one, reader.loaded, len(part)), fitted, pseudo)

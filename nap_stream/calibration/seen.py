@@ -26,6 +26,8 @@ from nap_stream.settings.schema import DriftSettings
 
 FAULT_IMAGES = 100
 """Images that are made faulty, at most: a share of them is told to about 5 points."""
+_BLOCK = 20
+"""Images that are made faulty together: what is random does not depend on the batch size."""
 _SEED = 0
 _RUNS = 50
 """Simulated drifts a fault: the typical delay is told to about a tenth."""
@@ -62,11 +64,13 @@ def faults_seen(
         return ()
     wanted = set(evenly_spaced(images, FAULT_IMAGES).tolist())
     chosen = [file for number, file in enumerate(files) if number in wanted]
-    blocks = [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    blocks = [chosen[start : start + _BLOCK] for start in range(0, len(chosen), _BLOCK)]
     shares = {}
     for fault in FAULTS:
         parts = [
-            part for part in reader.score_faulty(blocks, fault, base_scores, advance) if len(part)
+            part
+            for part in reader.score_faulty(blocks, fault, base_scores, advance, batch_size)
+            if len(part)
         ]
         if not parts:
             return ()  # none of them can be decoded, which no fault changes

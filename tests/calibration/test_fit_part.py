@@ -35,10 +35,11 @@ class Batches(Reader):
         transform: str,
         base_scores: Sequence[BaseScores],
         advance: Advance,
+        batch_size: int | None = None,
     ) -> ScoredImages:
         self.seen.append([[file.name for file in block] for block in blocks])
         self.scored_by.append(list(base_scores))
-        return Reader.score_transformed(self, blocks, transform, base_scores, advance)
+        return Reader.score_transformed(self, blocks, transform, base_scores, advance, batch_size)
 
 
 @pytest.fixture(scope="module")

@@ -43,14 +43,15 @@ PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 class Runs:
-    """Counts forward passes, in images."""
+    """Counts forward passes, in images, and the images of the largest."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self.images = 0
+        self.images = self.largest = 0
         loaded.module.register_forward_hook(self._add)
 
     def _add(self, _module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
         self.images += len(inputs[0])
+        self.largest = max(self.largest, len(inputs[0]))
 
 
 class HotMapNet(SmallNet):
@@ -390,6 +391,26 @@ def test_pseudo_ood_images_are_the_transformed_ones(folder: Path, loaded: Loaded
         np.testing.assert_array_equal(scored.class_id[part], expected.logits.numpy().argmax(1))
     plain = read(reader)
     assert not np.array_equal(plain.nap, scored.values["nap"][:COUNT])
+
+
+@pytest.mark.parametrize("transform", ["mixup", "gaussian_noise"])
+def test_a_block_is_transformed_whole_and_goes_through_the_model_in_batches(
+    folder: Path, transform: str
+) -> None:
+    loaded = load_small("SmallNet")
+    runs, reader, scores = Runs(loaded), reader_of(folder, loaded), base_scores(loaded)
+    block = list(reader.files())
+    found = [
+        reader.score_transformed([block], transform, [scores], lambda _images: None, size)
+        for size in (3, None)
+    ]
+    assert (runs.images, runs.largest) == (2 * COUNT, COUNT)
+    for name, column in found[0].values.items():
+        np.testing.assert_allclose(column, found[1].values[name], rtol=1e-5)
+    runs.largest = 0
+    reader.score_transformed([block], transform, [scores], lambda _images: None, 3)
+    reader.score_faulty([block], "sensor noise", scores, lambda _images: None, 3)
+    assert runs.largest == 3
 
 
 def test_scores_are_those_of_the_reading_in_any_batches(folder: Path, loaded: LoadedModel) -> None:

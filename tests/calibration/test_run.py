@@ -52,9 +52,10 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(slots=True)
 class ForwardPasses:
-    """Counts images that models were run on, once they were loaded."""
+    """Counts images that models were run on, once they were loaded, and those of the largest."""
 
     images: int = 0
+    largest: int = 0
 
     def load(self, settings: ModelSettings, device: torch.device) -> LoadedModel:
         loaded = load_model(settings, device)
@@ -63,6 +64,7 @@ class ForwardPasses:
 
     def _count(self, _module: Any, inputs: tuple[torch.Tensor], _output: Any) -> None:
         self.images += len(inputs[0])
+        self.largest = max(self.largest, len(inputs[0]))
 
 
 @pytest.fixture
@@ -148,9 +150,9 @@ def test_the_same_from_parquet_and_in_other_batches(tmp_path: Path) -> None:
 def test_progress_is_told_after_each_batch(tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     run(write_images(tmp_path, 20), progress=lambda done, total: told.append((done, total)))
-    # Then come the faulty images, 20 of each fault.
+    # Then come the faulty images, 20 of each fault, in one block.
     total = 20 + 20 * len(FAULTS)
-    assert told[:4] == [(8, total), (16, total), (20, total), (28, total)]
+    assert told[:4] == [(8, total), (16, total), (20, total), (40, total)]
     assert told[-1] == (total, total)
 
 
@@ -436,6 +438,13 @@ def test_the_chosen_weight_does_not_depend_on_the_batch_size(
     first, second = (search for search in searches if search is not None)
     assert first.chosen == second.chosen
     np.testing.assert_allclose(first.auroc, second.auroc, atol=1e-3)
+
+
+def test_no_forward_pass_has_more_images_than_the_batch_size(
+    held_out: Path, forward_passes: ForwardPasses
+) -> None:
+    run(held_out, scoring=ScoringSettings(), batch_size=2)
+    assert forward_passes.largest == 2
 
 
 def test_what_is_fitted_on_does_not_calibrate(held_out: Path) -> None:

@@ -72,6 +72,11 @@ def test_p_values_are_the_same_after_a_reload_and_in_other_batches(
     np.testing.assert_array_equal(found[0].ood_p_value, found[2].ood_p_value)
     other = run(images, batch_size=5)
     assert other.document.weights == made.document.weights
+    assert other.document.faults == made.document.faults
+    assert made.document.selection is not None
+    assert other.document.selection is not None
+    sums = made.document.selection.sum_auroc
+    assert other.document.selection.sum_auroc == pytest.approx(sums, abs=1e-3)
     np.testing.assert_allclose(other.arrays["score"], made.arrays["score"], rtol=1e-3, atol=1e-4)
 
 
