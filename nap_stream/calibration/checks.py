@@ -3,7 +3,7 @@
 What a run requires is checked before it costs anything, and again after images were read.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from math import ceil
 from pathlib import Path
@@ -15,9 +15,9 @@ from nap_stream.calibration.fit import FIT_SHARE, FOLDS, FitPart
 from nap_stream.calibration.pixels import MIN_SIDE
 from nap_stream.calibration.read import Reading, ScoredImages
 from nap_stream.core.conformal import Group, Rule
-from nap_stream.core.methods import AUTO, Method
-from nap_stream.core.score_specs import BaseScore, needs_features, needs_head
-from nap_stream.core.selection import Selection
+from nap_stream.core.methods import AUTO, NAP, Method
+from nap_stream.core.score_specs import BaseScore, needs_features, needs_fit, needs_head
+from nap_stream.core.selection import CHANCE, Selection, WeightSearch
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import input_size
@@ -113,60 +113,86 @@ def power_warnings(
         )
 
 
-NEAR_BEST = 0.02
+WORSE_THAN_BEST = 0.02
+"""An AUROC so much below that of a single score is more than the choice of a sum may cost."""
 POOR_AUROC = 0.75
-CHANCE = 0.5
 FEW_IMAGES = 40
 NEIGHBOURS_OF_A_CLASS = 10
 
 
-def selection_warnings(selection: Selection | None, *, has_features: bool) -> Iterator[str]:
-    """What pseudo-OOD images say of the scores that were chosen."""
+def separation_warnings(
+    what: str, found: WeightSearch | Selection | None, alone: Mapping[str, float]
+) -> Iterator[str]:
+    """How badly pseudo-OOD images are separated by what was chosen on them; by name, by one score.
+
+    Nothing where nothing was chosen: then there are no such images.
+    """
+    if found is None:
+        return
+    best = max(alone, key=alone.__getitem__)
+    if found.mean < alone[best] - WORSE_THAN_BEST:
+        yield (
+            f"{what} separates pseudo-OOD images with a mean AUROC of {found.mean:.3f}, {best} "
+            f"alone with {alone[best]:.3f}: compare both with nap-stream evaluate"
+        )
+    if found.mean < POOR_AUROC:
+        yield (
+            f"pseudo-OOD images are poorly separated (mean AUROC {found.mean:.3f}): expect little "
+            "of this detector on images that differ as much, and try it on some of yours"
+        )
+
+
+def selection_warnings(selection: Selection | None) -> Iterator[str]:
+    """What is odd about the scores that were chosen, and what was not to choose from."""
     if selection is None:
         return
-    means, mean = selection.means, selection.mean
-    best = max(means, key=means.__getitem__)
-    if mean < means[best] - NEAR_BEST:
-        yield (
-            f"the sum separates pseudo-OOD images with a mean AUROC of {mean:.3f}, {best} alone "
-            f"with {means[best]:.3f}: compare both with nap-stream evaluate"
-        )
+    means = selection.means
     for name in selection.weights:
         if means[name] < CHANCE:
             yield (
                 f"{name} alone takes pseudo-OOD images for more in-distribution than not (mean "
                 f"AUROC {means[name]:.3f}); it was chosen for what it adds to the others"
             )
-    if mean < POOR_AUROC:
+    if not any(_is_of_features(name) for name in means):
+        lost = (f"{n} {why}" for n, why in selection.left_out.items() if _is_of_features(n))
         yield (
-            f"pseudo-OOD images are poorly separated (mean AUROC {mean:.3f}): expect little of "
-            "this detector on images that differ as much, and try it on some of yours"
+            f"no score of features is to choose from, so that images that are odd in their "
+            f"features alone go unseen ({'; '.join(lost)})"
         )
-    few = min(selection.inside_images, selection.pseudo_images)
-    if few < FEW_IMAGES:
+
+
+def _is_of_features(name: str) -> bool:
+    return name != NAP and needs_features(BaseScore(name))
+
+
+_MORE = {True: "Raise scoring.fit_limit", False: "Give more images"}
+"""What to do about too few images to fit on, by `FitPart.limited`."""
+
+
+def few_warnings(
+    fit_reading: Reading | None, found: WeightSearch | Selection | None, *, limited: bool
+) -> Iterator[str]:
+    """Few images to fit on, or few pseudo-OOD images."""
+    if fit_reading is None:
+        return
+    images = len(fit_reading) if found is None else min(found.inside_images, found.pseudo_images)
+    if images < FEW_IMAGES:
         yield (
-            f"scores and weights were chosen on {few} images, below {FEW_IMAGES} they are mostly "
-            "chance: give more images to fit on"
+            f"there are {images} images to fit on, and what is fitted or chosen on fewer than "
+            f"{FEW_IMAGES} is mostly chance. {_MORE[limited]}"
         )
-    if not has_features:
-        yield (
-            "the model's logits come from no linear layer, and it has no feature map: no score of "
-            "features is to choose from, and images that are odd in their features alone go unseen"
-        )
-    elif few < LEAST_FITTED:
-        yield f"below {LEAST_FITTED} images to fit on no score of features is to choose from"
 
 
 def neighbour_warnings(
-    names: Iterable[BaseScore], fit_reading: Reading | None, classes: int
+    names: Iterable[BaseScore], fit_reading: Reading | None, classes: int, *, limited: bool
 ) -> Iterator[str]:
     """KNN with so few images that an image's neighbours are of other classes."""
     images = 0 if fit_reading is None else len(fit_reading)
     if BaseScore.KNN in names and images < NEIGHBOURS_OF_A_CLASS * classes:
         yield (
             f"knn has {images} images of {classes} classes: with fewer than about "
-            f"{NEIGHBOURS_OF_A_CLASS} a class, the nearest are of other classes. Give more, or "
-            "choose another method"
+            f"{NEIGHBOURS_OF_A_CLASS} a class, the nearest are of other classes. "
+            f"{_MORE[limited]}, or choose another method"
         )
 
 
@@ -179,9 +205,23 @@ def training_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Ite
         )
 
 
-LEAST_REFERENCES = 2
+LEAST_IMAGES = 2
+"""Against which p-values are taken, or of which one is left where a fold is left out."""
 LEAST_FITTED = 2 * FOLDS
 """Images below which a method that selects its scores does without those that are fitted."""
+
+
+def left_out(method: Method, loaded: LoadedModel, images: int) -> dict[str, str]:
+    """Base scores that a method which selects does without, and why, with so many to fit on."""
+    reasons = {}
+    for name in method.candidates if method.selects else ():
+        if needs_head(name) and loaded.head is None:
+            reasons[str(name)] = "needs a model whose logits come from a linear layer"
+        elif not is_possible(name, loaded):
+            reasons[str(name)] = "needs features, which this model does not give"
+        elif needs_fit(name) and images < LEAST_FITTED:
+            reasons[str(name)] = f"needs {LEAST_FITTED} images to fit on, and there are {images}"
+    return reasons
 
 
 def require_weight(method: Method | None, weight: float | None) -> None:
@@ -254,11 +294,13 @@ def require_fittable(
     """Refuse a part that is too small, by its files or, once they were read, by its reading.
 
     Raises:
-        CalibrationError: See `require_neighbours` and `require_references`.
+        CalibrationError: See `require_neighbours` and `require_images`.
     """
     with_features = len(part) if reading is None else reading.with_features
     require_neighbours(names, with_features, part, neighbours)
-    require_references(methods, len(part) if reading is None else len(reading), part)
+    images = len(part) if reading is None else len(reading)
+    taking = [str(method) for method in methods if method.needs_reference]
+    require_images((*taking, *(str(name) for name in names if needs_fit(name))), images, part)
 
 
 def require_neighbours(
@@ -283,27 +325,27 @@ def require_neighbours(
         )
     there = f"{images} images to fit on" if part.own else f"{images}, a third of the images"
     enough = needed if part.own else round(needed / FIT_SHARE)
-    where = "to fit on" if part.own else "in all"
+    more = f"Give at least {enough} images {'to fit on' if part.own else 'in all'}"
+    if part.limited:
+        there, more = f"{images} by scoring.fit_limit", f"Raise it to {needed} at least"
     raise CalibrationError(
         f"knn with k = {neighbours} needs {needed} images to fit on, and there are {there}",
         str(part.source),
-        f"Give at least {enough} images {where}, or a smaller scoring.knn_k, or another method",
+        f"{more}, or a smaller scoring.knn_k, or another method",
     )
 
 
-def require_references(methods: Iterable[Method], images: int, part: FitPart) -> None:
-    """Refuse fewer images to fit on than p-values can be taken against.
+def require_images(taking: Sequence[str], images: int, part: FitPart) -> None:
+    """Refuse fewer images to fit on than methods and scores that take any can do with.
 
     Raises:
         CalibrationError: Naming how many there are, and how many are needed.
     """
-    taking = [str(method) for method in methods if method.needs_reference]
-    if taking and images < LEAST_REFERENCES:
+    if taking and images < LEAST_IMAGES:
         raise CalibrationError(
-            f"{taking[0]} needs {LEAST_REFERENCES} or more images to fit on, and there are "
-            f"{images}",
+            f"{taking[0]} needs {LEAST_IMAGES} or more images to fit on, and there are {images}",
             str(part.source),
-            "Give more images, or another method",
+            f"{_MORE[part.limited]}, or another method",
         )
 
 

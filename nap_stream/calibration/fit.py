@@ -134,8 +134,8 @@ def fit(
     ``folds`` divide the images that were given, whether they could be read or not.
 
     Raises:
-        ValueError: A score needs a head or features that the model does not have, or more
-            images.
+        TooFewImagesError: A score needs more images than are left without a fold.
+        ValueError: A score needs a head or features that the model does not have.
     """
     head = head_of(loaded)
     fits = _fits(names, reading, np.ones(len(reading), bool), parameters)
@@ -162,13 +162,13 @@ def _fits(
     rows: NDArray[np.bool_],
     parameters: ScoreParameters,
 ) -> Fits:
-    """Fit on some of the images; on all of them where none would be left."""
+    """Fit on some of the images."""
     if not any(needs_fit(name) for name in names):
         return Fits()
     if reading.features is None:
         lacking = " and ".join(name for name in names if needs_fit(name))
         raise ValueError(f"no {lacking} without features, which this model does not give")
-    return fit_scores(names, reading.features[rows if rows.any() else ~rows], parameters)
+    return fit_scores(names, reading.features[rows], parameters)
 
 
 FIT_SHARE = 1 / 3
@@ -182,12 +182,13 @@ class FitPart:
     """The images to fit on: those of ``source`` where the mask ``rows`` is true.
 
     ``own`` says that they were given for it; else they are a share of the other images, which
-    must then leave them out.
+    must then leave them out. ``limited`` says that there would be more without a limit.
     """
 
     source: Path
     own: bool
     rows: NDArray[np.bool_]
+    limited: bool = False
 
     @classmethod
     def choose(cls, images: Path, fit_images: Path | None, limit: int) -> Self:
@@ -204,7 +205,7 @@ class FitPart:
         share = count if fit_images is not None else round(count * FIT_SHARE)
         rows = np.zeros(count, dtype=bool)
         rows[drawn_from_blocks(count, max(1, min(limit, share)), FIT_SEED)] = True
-        return cls(source, fit_images is not None, rows)
+        return cls(source, fit_images is not None, rows, limited=share > limit)
 
     def __len__(self) -> int:
         return int(self.rows.sum())
@@ -270,13 +271,34 @@ def search_weight(method: Method, fitted: Fitted, pseudo: Mapping[str, Values]) 
     return selection.search_weight(score, fitted.values, pseudo)
 
 
+def areas_alone(fitted: Fitted, pseudo: Mapping[str, Values]) -> dict[str, float]:
+    """How well NAP and each base score separate pseudo-OOD values, on average over transforms.
+
+    Empty where there are none.
+    """
+    if not pseudo:
+        return {}
+    found = {}
+    for name, values in fitted.values.items():
+        own = values.astype(np.float64)
+        outside = (one[name].astype(np.float64) for one in pseudo.values())
+        found[name] = float(np.mean([selection.auroc(own, one) for one in outside]))
+    return found
+
+
 def select(
-    candidates: Sequence[BaseScore], fitted: Fitted, pseudo: Mapping[str, Values]
+    candidates: Sequence[BaseScore],
+    fitted: Fitted,
+    pseudo: Mapping[str, Values],
+    *,
+    left_out: Mapping[str, str],
 ) -> Selection:
     """Choose scores and weights among NAP and base scores, on pseudo-OOD values, by transform.
 
+    ``left_out`` says of scores that are no candidates why not.
+
     Raises:
-        ValueError: Every score is the same for most images.
+        NoScoreError: Every score is the same for most images.
     """
     names = (*(str(name) for name in candidates), NAP)
     reference = {name: np.sort(fitted.values[name].astype(np.float64)) for name in names}
@@ -285,4 +307,5 @@ def select(
         return {name: log_p(reference[name], values[name]) for name in names}
 
     outside = {transform: log_p_of(values) for transform, values in pseudo.items()}
-    return selection.select(log_p_of(fitted.values), outside)
+    found = selection.select(log_p_of(fitted.values), outside)
+    return replace(found, left_out={**left_out, **found.left_out})

@@ -28,6 +28,7 @@ from nap_stream.calibration.fit import (
     FitPart,
     Fitted,
     Folds,
+    areas_alone,
     fit,
     in_order,
     pseudo_passes,
@@ -41,8 +42,8 @@ from nap_stream.calibration.seen import fault_passes, faults_seen
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
-from nap_stream.core.score_specs import BaseScore, ScoreParameters, needs_fit
-from nap_stream.core.selection import Selection, WeightSearch
+from nap_stream.core.score_specs import BaseScore, ScoreParameters, TooFewImagesError, needs_fit
+from nap_stream.core.selection import NoScoreError, Selection, WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, count_images
 from nap_stream.model.load import LoadedModel, load_model, weights_of
@@ -172,14 +173,8 @@ def candidates(method: Method, loaded: LoadedModel, images: int) -> tuple[BaseSc
 
     A method that selects does without what the model or the number of images does not allow.
     """
-    if not method.selects:
-        return method.candidates
-    return tuple(
-        name
-        for name in method.candidates
-        if checks.is_possible(name, loaded)
-        and (images >= checks.LEAST_FITTED or not needs_fit(name))
-    )
+    without = checks.left_out(method, loaded, images)
+    return tuple(name for name in method.candidates if name not in without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +224,16 @@ class FitFound:
 
     ``reading`` is null where nothing had to be fitted. ``searches`` holds the search for the
     weight of each method that has none given, ``selections`` the scores and weights of each method
-    that selects them.
+    that selects them. ``alone`` is how well NAP and each base score separate pseudo-OOD images by
+    itself, where there are any. ``limited`` says that a limit kept further images out.
     """
 
     fitted: Fitted
     reading: Reading | None
     searches: Mapping[Method, WeightSearch]
     selections: Mapping[Method, Selection]
+    alone: Mapping[str, float] = field(default_factory=dict)
+    limited: bool = False
 
 
 def fit_part(
@@ -265,7 +263,7 @@ def fit_part(
     folds = Folds.choose(len(part))
     try:
         fitted = fit(names, reading, folds, reader.loaded, parameters)
-    except ValueError as error:
+    except TooFewImagesError as error:
         # Undecodable images can lie in some folds alone.
         raise CalibrationError(
             f"too few images to fit on are left where a fold is left out: {error}",
@@ -277,11 +275,16 @@ def fit_part(
         pseudo = pseudo_values(part, folds, reader, fitted, advance, batch_size=batch_size)
     try:
         selections = {
-            one: select(candidates(one, reader.loaded, len(part)), fitted, pseudo)
+            one: select(
+                candidates(one, reader.loaded, len(reading)),
+                fitted,
+                pseudo,
+                left_out=checks.left_out(one, reader.loaded, len(reading)),
+            )
             for one in searching
             if one.selects
         }
-    except ValueError as error:
+    except NoScoreError as error:
         raise CalibrationError(
             f"no score can tell images apart: {error}",
             str(part.source),
@@ -289,7 +292,9 @@ def fit_part(
             "they are, choose a method",
         ) from error
     searches = {one: search_weight(one, fitted, pseudo) for one in searching if one.has_weight}
-    return FitFound(fitted, reading, searches, selections)
+    return FitFound(
+        fitted, reading, searches, selections, areas_alone(fitted, pseudo), part.limited
+    )
 
 
 def fit_passes(part: FitPart | None, searching: tuple[Method, ...]) -> int:
@@ -368,9 +373,18 @@ def assemble(
             *checks.one_class_warnings(scored, loaded.class_names),
             *checks.copy_warnings(copies, len(scored)),
             *checks.power_warnings(method, weight, location, scored, fit_reading),
-            *checks.selection_warnings(selection, has_features=loaded.has_features),
+            *checks.separation_warnings(
+                "the sum" if method.selects else str(method),
+                search or selection,
+                fit_found.alone if selection is None else selection.means,
+            ),
+            *checks.selection_warnings(selection),
+            *checks.few_warnings(fit_reading, search or selection, limited=fit_found.limited),
             *checks.neighbour_warnings(
-                fitted.base_scores.names, fit_reading, len(loaded.class_names)
+                fitted.base_scores.names,
+                fit_reading,
+                len(loaded.class_names),
+                limited=fit_found.limited,
             ),
             *checks.training_warnings(scored, loaded.class_names),
             *checks.tie_warnings(scores, scored.class_id, test.groups),

@@ -209,6 +209,11 @@ class WeightSearch:
     interval: tuple[float, float]
     near_best: tuple[float, float]
 
+    @property
+    def mean(self) -> float:
+        """The mean over the transforms of the area at the chosen weight."""
+        return float(np.mean(self.auroc, axis=0).max())
+
 
 def search_weight(
     score: Score,

@@ -131,9 +131,9 @@ def test_references_and_fits_are_those_of_the_fit_part() -> None:
 
 
 def test_the_geometric_mean_alone_moves_its_base_score() -> None:
-    shifted = reading_of([0, 1, 2] * 4)
+    shifted = reading_of([0, 1, 2] * 14)
     shifted = replace(shifted, logits=shifted.logits - 9)
-    fitted = fit(ALWAYS, shifted, Folds.choose(12), model(), PARAMETERS)
+    fitted = fit(ALWAYS, shifted, Folds.choose(42), model(), PARAMETERS)
     location = fitted.location(parse_method("nap-energy"))
     assert location < -7
     moved = put_together(shifted, fitted=fitted, fit_reading=shifted)
@@ -194,10 +194,10 @@ def test_one_class_only_is_doubted() -> None:
 
 def test_undecodable_images_of_both_parts_are_told() -> None:
     reading = replace(reading_of([0, 1, 2, 2]), undecodable=1, first_problem="a.txt: text")
-    fit_reading = replace(reading_of([0, 1, 2]), undecodable=2, first_problem="b.txt: empty")
+    fit_reading = replace(reading_of([0, 1, 2] * 14), undecodable=2, first_problem="b.txt: empty")
     assert warnings_of(reading, fit_reading=fit_reading, fit_source=Path("training")) == (
         "1 of 5 images to calibrate on cannot be decoded; first a.txt: text",
-        "2 of 5 images to fit on cannot be decoded; first b.txt: empty",
+        "2 of 44 images to fit on cannot be decoded; first b.txt: empty",
     )
     document = put_together(reading, fit_reading=fit_reading, fit_source=Path("training")).document
     assert document.images.undecodable == 1

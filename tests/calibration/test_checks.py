@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ from nap_stream.calibration.checks import (
     mean_confidence,
     one_class_warnings,
     require_enough,
+    require_fittable,
     require_head,
+    require_images,
     require_neighbours,
-    require_references,
     require_weight,
     skill_warnings,
     undecodable_warnings,
@@ -97,10 +99,26 @@ def test_the_rule_needs_images_that_can_flag() -> None:
 
 def test_p_values_need_references() -> None:
     fisher, plain = parse_method("fisher-energy"), parse_method("nap-energy")
-    require_references((fisher, plain), 2, part(2, own=True))
-    require_references((plain,), 0, part(1, own=True))
+    require_fittable((), (fisher, plain), part(2, own=True), 10)
+    require_fittable((BaseScore.ENERGY,), (plain,), part(1, own=True), 10)
     with pytest.raises(CalibrationError, match=r"fisher-energy needs 2 or more .* there are 1\."):
-        require_references((plain, fisher), 1, part(1, own=True))
+        require_fittable((), (plain, fisher), part(1, own=True), 10)
+
+
+def test_of_one_image_none_is_left_where_it_is_left_out() -> None:
+    method = parse_method("mahalanobis")
+    require_fittable((BaseScore.MAHALANOBIS,), (method,), part(2, own=True), 10)
+    one = r"mahalanobis needs 2 or more images to fit on, and there are 1\. Give more images, or"
+    with pytest.raises(CalibrationError, match=one):
+        require_fittable((BaseScore.MAHALANOBIS,), (method,), part(1, own=True), 10)
+
+
+def test_a_limit_that_keeps_images_out_is_what_to_raise() -> None:
+    cut = replace(part(12, own=False), limited=True)
+    with pytest.raises(CalibrationError, match=r"are 12 by scoring\.fit_limit\. Raise it to 13 at"):
+        require_neighbours(KNN, 12, cut, 10)
+    with pytest.raises(CalibrationError, match=r"there are 1\. Raise scoring\.fit_limit, or"):
+        require_images(("fisher-energy",), 1, cut)
 
 
 NAMES = ("cat", "dog", "owl", "fox")

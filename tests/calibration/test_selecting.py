@@ -8,8 +8,10 @@ from PIL import Image
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import Calibration, base_scores_of
 from nap_stream.calibration.checks import (
+    few_warnings,
     neighbour_warnings,
     selection_warnings,
+    separation_warnings,
     training_warnings,
 )
 from nap_stream.calibration.fit import Folds
@@ -17,7 +19,7 @@ from nap_stream.calibration.read import Reader, Reading, ScoredImages
 from nap_stream.calibration.run import calibrate
 from nap_stream.clock import ManualClock
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.core.selection import Selection
+from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, ScoringSettings
 from tests.support.small_calibration import calibration_request, write_images
@@ -82,18 +84,22 @@ def test_p_values_are_the_same_after_a_reload_and_in_other_batches(
 
 def test_a_model_without_a_linear_head_has_the_features_of_its_map(images: Path) -> None:
     document = run(images, "ReluHeadNet").document
-    assert not any("no linear layer" in text for text in document.warnings)
     assert document.selection is not None
     assert "mahalanobis" in document.selection.auroc
     assert "fdbd" not in document.selection.auroc
+    why = "needs a model whose logits come from a linear layer"
+    assert document.selection.left_out["fdbd"] == why
+    assert not any("no score of features" in text for text in document.warnings)
 
 
 def test_fewer_images_than_twice_the_folds_do_without_features(tmp_path: Path) -> None:
     document = run(write_images(tmp_path, 15)).document
     assert document.selection is not None
     assert not document.selection.auroc.keys() & {"fdbd", "mahalanobis"}
+    why = "needs 10 images to fit on, and there are 5"
+    assert document.selection.left_out == {"fdbd": why, "mahalanobis": why}
     assert any(
-        text == "below 10 images to fit on no score of features is to choose from"
+        text.endswith(f"alone go unseen (fdbd {why}; mahalanobis {why})")
         for text in document.warnings
     )
 
@@ -131,7 +137,7 @@ def selection(**changes: Any) -> Selection:
     fields: dict[str, Any] = {
         "weights": {"msp": 0.5, "nap": 0.5},
         "transforms": ("t",),
-        "auroc": {"msp": (0.9,), "nap": (0.8,)},
+        "auroc": {"fdbd": (0.9,), "msp": (0.9,), "nap": (0.8,)},
         "sum_auroc": (0.9,),
         "left_out": {},
         "inside_images": 40,
@@ -140,31 +146,63 @@ def selection(**changes: Any) -> Selection:
     return Selection(**(fields | changes))
 
 
+NO_FEATURES = {
+    "auroc": {"msp": (0.9,), "nap": (0.8,)},
+    "left_out": {"fdbd": "needs a", "mahalanobis": "needs b", "energy": "the same"},
+}
+LOST = "no score of features is to choose from, so that images that are odd in their features "
+FEW = "there are 39 images to fit on, and what is fitted or chosen on fewer than 40"
+
+
 @pytest.mark.parametrize(
-    ("changes", "has_features", "starts"),
+    ("changes", "starts"),
     [
-        ({}, True, []),
-        ({"sum_auroc": (0.881,)}, True, []),
-        ({"sum_auroc": (0.879,)}, True, ["the sum separates pseudo-OOD images with a mean AUROC"]),
-        ({"auroc": {"msp": (0.9,), "nap": (0.49,)}}, True, ["nap alone takes pseudo-OOD"]),
-        ({"auroc": {"msp": (0.7,), "nap": (0.7,)}, "sum_auroc": (0.749,)}, True, ["pseudo-OOD im"]),
-        ({"pseudo_images": 39}, True, ["scores and weights were chosen on 39 images, below 40"]),
-        ({"inside_images": 39}, True, ["scores and weights were chosen on 39 images, below 40"]),
-        ({"inside_images": 9}, True, ["scores and weights were chosen on 9", "below 10 images to"]),
-        ({}, False, ["the model's logits come from no linear layer"]),
+        ({}, []),
+        ({"sum_auroc": (0.881,)}, []),
+        ({"sum_auroc": (0.879,)}, ["the sum separates pseudo-OOD images with a mean AUROC"]),
+        ({"auroc": {"fdbd": (0.9,), "msp": (0.9,), "nap": (0.49,)}}, ["nap alone takes pseudo"]),
+        ({"auroc": {"fdbd": (0.7,), "msp": (0.7,), "nap": (0.7,)}, "sum_auroc": (0.749,)}, ["pse"]),
+        ({"pseudo_images": 39}, [FEW]),
+        ({"inside_images": 39}, [FEW]),
+        (NO_FEATURES, [f"{LOST}alone go unseen (fdbd needs a; mahalanobis needs b)"]),
+        ({"left_out": {"fdbd": "needs a"}}, []),
     ],
 )
-def test_warnings_of_a_selection(
-    changes: dict[str, Any], has_features: bool, starts: list[str]
-) -> None:
-    found = list(selection_warnings(selection(**changes), has_features=has_features))
+def test_warnings_of_a_selection(changes: dict[str, Any], starts: list[str]) -> None:
+    one = selection(**changes)
+    found = [
+        *separation_warnings("the sum", one, one.means),
+        *selection_warnings(one),
+        *few_warnings(reading_of(40), one, limited=False),
+    ]
     assert len(found) == len(starts)
     for text, start in zip(found, starts, strict=True):
         assert text.startswith(start)
 
 
 def test_no_selection_no_warning() -> None:
-    assert list(selection_warnings(None, has_features=False)) == []
+    assert list(separation_warnings("energy", None, {})) == []
+    assert list(selection_warnings(None)) == []
+    assert list(few_warnings(None, None, limited=False)) == []
+
+
+def test_a_weight_that_separates_worse_than_a_score_alone_is_doubted() -> None:
+    search = WeightSearch(("t",), (0.0, 1.0), ((0.84, 0.8),), 40, 40, 0.0, (0.0, 0.0), (0.0, 0.0))
+    (found,) = separation_warnings("fisher-knn", search, {"nap": 0.7, "msp": 0.861})
+    assert found == (
+        "fisher-knn separates pseudo-OOD images with a mean AUROC of 0.840, msp alone with 0.861: "
+        "compare both with nap-stream evaluate"
+    )
+    assert list(separation_warnings("fisher-knn", search, {"msp": 0.859})) == []
+
+
+def test_few_images_to_fit_on_are_doubted_whatever_was_chosen_on_them() -> None:
+    (found,) = few_warnings(reading_of(39), None, limited=False)
+    assert found.startswith(FEW)
+    assert found.endswith("Give more images")
+    (cut,) = few_warnings(reading_of(39), None, limited=True)
+    assert cut.endswith("Raise scoring.fit_limit")
+    assert list(few_warnings(reading_of(40), None, limited=False)) == []
 
 
 def reading_of(n: int) -> Reading:
@@ -174,11 +212,16 @@ def reading_of(n: int) -> Reading:
 
 
 def test_neighbours_of_few_images_a_class_are_doubted() -> None:
-    (found,) = neighbour_warnings((BaseScore.KNN,), reading_of(29), 3)
+    knn = (BaseScore.KNN,)
+    (found,) = neighbour_warnings(knn, reading_of(29), 3, limited=False)
     assert found.startswith("knn has 29 images of 3 classes")
-    assert list(neighbour_warnings((BaseScore.KNN,), reading_of(30), 3)) == []
-    assert list(neighbour_warnings((BaseScore.ENERGY,), reading_of(29), 3)) == []
-    assert len(list(neighbour_warnings((BaseScore.KNN,), None, 3))) == 1
+    assert found.endswith("Give more images, or choose another method")
+    assert list(neighbour_warnings(knn, reading_of(30), 3, limited=False)) == []
+    energy = (BaseScore.ENERGY,)
+    assert list(neighbour_warnings(energy, reading_of(29), 3, limited=False)) == []
+    assert len(list(neighbour_warnings(knn, None, 3, limited=False))) == 1
+    (cut,) = neighbour_warnings(knn, reading_of(29), 3, limited=True)
+    assert cut.endswith("Raise scoring.fit_limit, or choose another method")
 
 
 @pytest.mark.parametrize(("n", "wrong", "doubted"), [(40, 0, 1), (39, 0, 0), (40, 1, 0)])

@@ -138,8 +138,9 @@ def test_a_method_that_the_model_does_not_allow(sets: Path) -> None:
     assert not {"ASH", "fDBD", "NAP-D"} & set(evaluation.table.methods)
     selection = evaluation.selections[parse_method("auto")]
     assert selection.auroc.keys() | selection.left_out.keys() == {
-        *("msp", "energy", "mahalanobis", "nap")
+        *("msp", "energy", "fdbd", "mahalanobis", "nap")
     }
+    assert selection.left_out["fdbd"] == "needs a model whose logits come from a linear layer"
 
 
 def test_undecodable_images_are_counted_and_told(sets: Path, tmp_path: Path) -> None:
