@@ -29,12 +29,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, and what to do where it failed."""
+    """What a check found, what to do where it failed, and what is doubtful where it did not."""
 
     check: str
     outcome: Outcome
     detail: str
     action: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def examine(
@@ -72,9 +73,10 @@ class _CheckFailedError(NapStreamError):
         super().__init__(problem, "", action)
 
 
-def _finding(name: str, check: Callable[[], str]) -> Finding:
+def _finding(name: str, check: Callable[[], str | Finding]) -> Finding:
     try:
-        return Finding(name, Outcome.OK, check())
+        found = check()
+        return Finding(name, Outcome.OK, found) if isinstance(found, str) else found
     except NapStreamError as error:
         place = f"{error.where}: " if error.where else ""
         return Finding(name, Outcome.FAILED, f"{place}{error.problem}", error.action)
@@ -156,9 +158,10 @@ def _log_root(settings: Settings) -> str:
     return f"{settings.log.root} is writable and creates files exclusively"
 
 
-def _calibration(settings: Settings) -> str:
+def _calibration(settings: Settings) -> Finding:
     calibration = load_calibration(settings.calibration)
     loaded = load_model(settings.model, torch.device("cpu"))
     require_fingerprint(calibration, loaded)
     require_scoring(calibration, settings.scoring)
-    return f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
+    detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
+    return Finding("calibration", Outcome.OK, detail, warnings=calibration.document.warnings)

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from nap_stream import doctor
+from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.cli.run import doctor as command
 from nap_stream.doctor import Finding, Outcome, examine
 from nap_stream.kafka.client import topics_missing
 from nap_stream.settings.schema import (
@@ -66,6 +69,32 @@ def test_all_is_well(settings: Settings) -> None:
     found = findings(settings, make_topics=True)
 
     assert {finding.outcome for finding in found.values()} == {Outcome.OK}
+
+
+@pytest.mark.embedded
+def test_the_warnings_of_a_calibration_are_told_and_fail_nothing(
+    embedded: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = _settings(embedded, tmp_path)
+    plain = load_calibration(settings.calibration)
+    warnings = ("few images to fit on", "poorly separated")
+    document = plain.document.model_copy(update={"warnings": warnings})
+    write_calibration(Calibration(document, plain.arrays), settings.calibration, force=True)
+
+    found = findings(settings)["calibration"]
+
+    assert (found.outcome, found.warnings) == (Outcome.OK, warnings)
+    assert findings(settings)["log root"].warnings == ()
+    monkeypatch.setattr(doctor, "examine", lambda *_, **__: iter([found]))
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "warning: few images to fit on\n" in shown
+    assert "warning: poorly separated\n" in shown
 
 
 @pytest.mark.embedded

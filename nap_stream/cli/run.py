@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from nap_stream.cli.options import ConfigOption
+from nap_stream.cli.options import ConfigOption, show_warnings
 from nap_stream.errors import WorkerError
 from nap_stream.settings.load import load_settings, masked_yaml
 
@@ -85,7 +85,7 @@ def doctor(
 ) -> None:
     """Check this installation and say what to do about each failure.
 
-    Exit code 0 where nothing failed, 1 otherwise.
+    Exit code 0 where nothing failed, 1 otherwise. A calibration's warnings fail nothing.
 
     \b
     Examples:
@@ -102,6 +102,7 @@ def doctor(
         console.print(
             Text.assemble((f"{outcome:8}", STYLES[outcome]), f"{finding.check:12}", finding.detail)
         )
+        show_warnings(finding.warnings, console)
         if finding.outcome is Outcome.FAILED:
             failed = True
             if finding.action:
