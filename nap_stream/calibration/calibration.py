@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -76,6 +76,16 @@ class FaultSeen(_Part):
     images: int
     flagged: float
     records: float | None
+
+    @property
+    def alarm(self) -> str:
+        """When the alarm fires, for people."""
+        return "no alarm" if self.records is None else f"{self.records:,.0f} images"
+
+
+def most_visible_first(faults: Iterable[FaultSeen]) -> list[FaultSeen]:
+    """As people are shown them."""
+    return sorted(faults, key=lambda seen: (-seen.flagged, seen.fault))
 
 
 class CalibrationDocument(_Part):

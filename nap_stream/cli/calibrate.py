@@ -147,7 +147,10 @@ def show(
     folder: Annotated[Path, typer.Argument(help="The folder that `calibrate` wrote.")],
     png: Annotated[
         Path | None,
-        typer.Option(help="Draw the scores, the threshold and the weight's curve to this file."),
+        typer.Option(
+            help="Draw the scores, the threshold, how the weights were chosen and what faults are "
+            "seen to this file."
+        ),
     ] = None,
 ) -> None:
     """Show what a calibration holds, for people; its JSON is for machines.
@@ -180,12 +183,13 @@ def show_calibration(calibration: "Calibration", folder: Path, console: Console)
 
 def _faults(document: "CalibrationDocument") -> Table:
     """What the detector sees of faulty cameras, the most visible first."""
+    from nap_stream.calibration.calibration import most_visible_first
+
     table = Table("fault", "flagged", "alarm after", box=None, pad_edge=False, title_justify="left")
     table.title = f"\nWhat it sees, of {document.faults[0].images} images each"
     table.columns[1].justify = "right"
-    for seen in sorted(document.faults, key=lambda fault: (-fault.flagged, fault.fault)):
-        alarm = "no alarm" if seen.records is None else f"{seen.records:,.0f} images"
-        table.add_row(seen.fault, f"{seen.flagged:.0%}", alarm)
+    for seen in most_visible_first(document.faults):
+        table.add_row(seen.fault, f"{seen.flagged:.0%}", seen.alarm)
     return table
 
 

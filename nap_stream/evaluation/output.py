@@ -17,7 +17,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration
+from nap_stream.calibration.calibration import (
+    CLASS_ID,
+    SCORE,
+    Calibration,
+    FaultSeen,
+    most_visible_first,
+)
 from nap_stream.core.conformal import Group
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.evaluation.metrics import (
@@ -268,10 +274,11 @@ def table_png(table: EvaluationTable) -> bytes:
 
 
 def plot_calibration(calibration: Calibration, out: Path) -> None:
-    """Draw a calibration's scores with their thresholds, and the search for its weight.
+    """Draw a calibration's scores with their thresholds, the search for its weights, and faults.
 
-    The PNG has 1,440 x 540 pixels, and replaces one that is there. The thresholds of classes are
-    faint lines. Where the weight was given, the picture says that none was searched.
+    The PNG has 1,440 x 540 pixels, and with faults 2,160 x 540; it replaces one that is there. The
+    thresholds of classes are faint lines. Where the weight was given, the picture says that none
+    was searched.
 
     Raises:
         ConfigError: matplotlib is not installed, or the file cannot be written.
@@ -280,7 +287,7 @@ def plot_calibration(calibration: Calibration, out: Path) -> None:
     flagged = [flagged_images(group, calibration) for group in groups]
     document = calibration.document
     search = document.weight_search or document.selection
-    publish(out, calibration_png(scores, groups, flagged, search))
+    publish(out, calibration_png(scores, groups, flagged, search, document.faults))
 
 
 def calibration_png(
@@ -288,10 +295,13 @@ def calibration_png(
     groups: Sequence[Group],
     flagged: Sequence[int],
     search: WeightSearch | Selection | None,
+    faults: Sequence[FaultSeen] = (),
 ) -> bytes:
     """Draw scores, shape (m,), with the thresholds of groups that flag so many images each."""
-    figure = _figure(12, 4.5)
-    left, right = figure.subplots(1, 2)
+    figure = _figure(18 if faults else 12, 4.5)
+    left, right, *rest = figure.subplots(1, 3 if faults else 2)
+    for axes in rest:
+        _draw_faults(axes, faults)
     _draw_scores(left, scores, groups, threshold_label(groups, flagged))
     if search is None:
         right.axis("off")
@@ -391,6 +401,19 @@ def _draw_selection(axes: "Axes", selection: Selection) -> None:
     axes.set_yticks(range(len(areas)), list(areas), parse_math=False)
     axes.set_xlabel("AUROC against pseudo-OOD images: each transform, and the mean")
     axes.set_title("scores (weight) and their sum")
+
+
+def _draw_faults(axes: "Axes", faults: Sequence[FaultSeen]) -> None:
+    shown = most_visible_first(faults)
+    bars = axes.barh([seen.fault for seen in shown], [100 * seen.flagged for seen in shown])
+    texts = [f"{seen.flagged:.0%}, {seen.alarm}" for seen in shown]
+    axes.bar_label(bars, texts, padding=4, fontsize=8)
+    axes.invert_yaxis()
+    # A text stands beside its bar, and the longest bar reaches to 100.
+    axes.set_xlim(0, 150)
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_xlabel("per cent of the images flagged; alarm after so many")
+    axes.set_title(f"what it sees, of {faults[0].images} images each")
 
 
 def _annotate(axes: "Axes", x: int, y: int, column: Column) -> None:

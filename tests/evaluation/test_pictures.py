@@ -4,9 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 from PIL import Image
 
-from nap_stream.calibration.calibration import SCORE, Calibration
+from nap_stream.calibration.calibration import SCORE, Calibration, FaultSeen
 from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
@@ -143,6 +145,14 @@ def _lines(path: Path, colour: tuple[int, int, int]) -> list[int]:
     return [int(column) for column in columns if column - 1 not in columns]
 
 
+FAULTS = tuple(
+    FaultSeen(fault=name, images=100, flagged=flagged, records=records)
+    for name, flagged, records in [
+        ("blank frame", 0.0, None),
+        ("haze", 0.09, 1_150.4),
+        ("dirt", 1.0, 50.0),
+    ]
+)
 SEARCH = WeightSearch(
     transforms=("invert", "shrunk"),
     weights=(0.0, 0.5, 1.0),
@@ -195,14 +205,38 @@ def test_the_picture_is_of_what_the_calibration_holds(
         return b"drawn"
 
     monkeypatch.setattr(output, "calibration_png", draw)
-    calibration = calibration_of([1.0] * 5, [2.0] * 5, weight_search=SEARCH, weight=0.5)
+    calibration = calibration_of(
+        [1.0] * 5, [2.0] * 5, weight_search=SEARCH, weight=0.5, faults=FAULTS
+    )
     plot_calibration(calibration, tmp_path / "out.png")
-    scores, groups, flagged, search = given
+    scores, groups, flagged, search, faults = given
+    assert faults == FAULTS
     np.testing.assert_array_equal(scores, calibration.arrays[SCORE])
     assert groups == calibration.document.groups
     assert flagged == [flagged_images(group, calibration) for group in groups]
     assert search == SEARCH
     assert (tmp_path / "out.png").read_bytes() == b"drawn"
+
+
+def test_faults_are_drawn_the_most_visible_first_with_their_alarms() -> None:
+    axes = Figure(figsize=(6, 4.5)).subplots()
+    output._draw_faults(axes, FAULTS)
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["dirt", "haze", "blank frame"]
+    (bars,) = axes.containers
+    assert isinstance(bars, BarContainer)
+    np.testing.assert_allclose(np.asarray(bars.datavalues, float), [100, 9, 0])
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["100%, 50 images", "9%, 1,150 images", "0%, no alarm"]
+    assert axes.get_title() == "what it sees, of 100 images each"
+
+
+def test_faults_stand_beside_the_rest() -> None:
+    plain, with_faults = (
+        calibration_png(SCORES, [group(1.4)], [25], search(), faults) for faults in ((), FAULTS)
+    )
+    with Image.open(io.BytesIO(plain)) as image, Image.open(io.BytesIO(with_faults)) as wide:
+        assert (image.size, wide.size) == ((1_440, 540), (2_160, 540))
+        assert _share_of_white(wide.crop((1_450, 60, 2_160, 540))) < 0.97
 
 
 def test_the_search_is_drawn_as_its_mean_and_standard_error() -> None:
