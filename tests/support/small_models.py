@@ -13,11 +13,11 @@ NOT_CALLABLE = 7
 class SmallNet(nn.Module):
     """One convolution, ReLU, module pooling, three classes; input 8x8."""
 
-    def __init__(self, classes: int = CLASSES) -> None:
+    def __init__(self, classes: int = CLASSES, width: int = 4) -> None:
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU())
+        self.features = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(4, classes)
+        self.head = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.head(self.pool(self.features(x)).flatten(1))
@@ -150,6 +150,34 @@ class ReluHeadNet(SmallNet):
         return super().forward(x).relu_()
 
 
+class TanhClsNet(ClsNet):
+    """A Vision Transformer whose logits are not linear in its features: it gives none."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x).tanh()
+
+
+class ConstantFeaturesNet(SmallNet):
+    """What enters the head is always the same; its map is not."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.pool(self.features(x)).flatten(1) * 0 + 1)
+
+
+class NoisyFeaturesNet(SmallNet):
+    """Its map is bright where the image is; what enters the head is noise, whatever the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        brightness = nn.Conv2d(3, 4, 1, bias=False)
+        nn.init.constant_(brightness.weight, 1 / 3)
+        self.features = nn.Sequential(brightness, nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> Any:
+        last_digits = torch.tensor([12345.6, 23456.7, 34567.8, 45678.9])
+        return self.head((self.pool(self.features(x)).flatten(1) * last_digits).frac())
+
+
 class CosineLinear(nn.Linear):
     """A linear module in name alone."""
 
@@ -259,6 +287,13 @@ def by_name(name: str, seed: int = 0) -> SmallNet:
     """Build one of the networks above."""
     found: type[SmallNet] = globals()[name]
     return seeded(found, seed)
+
+
+def sized(classes: int, width: int = 4) -> SmallNet:
+    """Build `SmallNet` with so many classes and features."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SmallNet(classes, width)
 
 
 def half() -> nn.Module:
