@@ -321,7 +321,8 @@ def require_neighbours(
             f"knn with k = {neighbours} needs {needed} images to fit on that can be decoded and "
             f"whose features are not all 0, and of {len(part)} there are {images}",
             str(part.source),
-            "Give more images; if these can be decoded, check the weights and the preprocessing",
+            f"{_MORE[part.limited]}; if these can be decoded, check the weights and the "
+            "preprocessing",
         )
     there = f"{images} images to fit on" if part.own else f"{images}, a third of the images"
     enough = needed if part.own else round(needed / FIT_SHARE)

@@ -139,7 +139,7 @@ def _helpful(
     error = np.sqrt((n + m + 1) / (12 * n * m))  # of Mann and Whitney's U, without a difference
     enough = CHANCE + min(_ERRORS_ABOVE * error, _MOST_ABOVE)
     able = [name for name, areas in alone.items() if np.mean(areas) > enough]
-    if not able:
+    if len(able) in {0, len(alone)}:
         return list(alone)
     best, _ = _greedy(able, inside, pseudo, 1.0)
     return [
