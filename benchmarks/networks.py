@@ -1,14 +1,17 @@
 """The networks that methods are compared on, each with its own in- and out-of-distribution sets.
 
-Two of CIFAR-10, two of ImageNet, and two of a small domain, as a factory has: EfficientNet-Lite0
+Four of CIFAR-10, two of ImageNet, and two of a small domain, as a factory has: EfficientNet-Lite0
 with a new head, for four of five textures and for seven of ten hand signs. What their heads leave
-out is near-OOD. No image that a head was trained on is used again.
+out is near-OOD. No image that a network or a head was trained on is used again, but for the photos,
+which EfficientNet-Lite has likely seen.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,39 +19,71 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torchvision.io import ImageReadMode, decode_image, encode_png
+from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg, encode_png
 from torchvision.transforms.v2 import functional as transforms
 
 from benchmarks.cifar_sets import CLASSES, CORRUPTED, DATA, DENSENET, IN_DISTRIBUTION, RESNET, load
 from benchmarks.cifar_sets import out_of_distribution as cifar_sets
+from benchmarks.trained_networks import trained
 from nap_stream.calibration.faults import FAULTS
+from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import transformed
 from nap_stream.decode import Refusal
 from nap_stream.decode import decode_image as decode
 from nap_stream.image_files import iter_images
 from nap_stream.model.load import load_model
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.settings.schema import LimitSettings, ModelSettings, PreprocessingSettings
+from nap_stream.settings.schema import (
+    LimitSettings,
+    ModelSettings,
+    PreprocessingSettings,
+    ScoringSettings,
+)
 
 SEED = 0
-KINDS_OF_CORRUPTION = ("+ noise 0.1", "blur", "contrast", "bright")
+FAR = ("textures", "ImageNet", "signs", "noise")
 IMAGENET = tuple(str(number) for number in range(1000))
 SIDES = {"0": 224, "2": 260}
 SET_IMAGES = 300
+CORRUPTED_IMAGES = 50
 FAULTY_IMAGES = 20
 TRAINED_OF_A_CLASS = {"textures": 60, "signs": 100}
 LEFT_OUT = {"textures": 1, "signs": 3}
+SOURCES = {
+    "textures": DATA / "textures_dtd5x120.parquet",
+    "signs": DATA / "sign_language_digits.parquet",
+}
+PHOTOS = DATA / "imagenet_photos600.parquet"
 STEPS = 300
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A model, its in-distribution images and those to fit on, and OOD sets by name."""
+    """A model, its in-distribution images, others to fit on, and OOD sets by name."""
 
     model: ModelSettings
     inside: Path
-    fit: Path | None
+    fit: Path
     outside: Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How much images are corrupted: noise and blur as shares of range and side."""
+
+    noise: float
+    blur: float
+    contrast: float
+    brighter: float
+    darker: float
+    jpeg_quality: int
+
+
+STRENGTHS = {
+    "mild": Strength(0.04, 0.01, 0.6, 1.3, 0.7, 30),
+    "strong": Strength(0.12, 0.03, 0.25, 1.8, 0.35, 8),
+}
 
 
 def lite(size: str = "0", classes: int = 1000) -> nn.Module:
@@ -56,97 +91,160 @@ def lite(size: str = "0", classes: int = 1000) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415  a benchmark's dependency
 
     network: nn.Module = EfficientNet.from_name(f"efficientnet-lite{size}", num_classes=classes)
-    return network.eval()
+    # Twice as fast on a CPU as in torch's usual order.
+    return network.eval().to(memory_format=torch.channels_last)
 
 
-def networks(folder: Path) -> Iterator[tuple[str, Network]]:
-    """Write the sets, and give each network by its name; those of Lite where it is installed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    yield from _cifar_networks(folder)
-    if find_spec("efficientnet_lite_pytorch") is None:
-        print("EfficientNet-Lite is not installed (benchmarks/networks.txt): its four are left out")
-        return
-    yield from _lite_networks(folder)
+def available() -> list[str]:
+    """The names of `NETWORKS`, without those of Lite where it is not installed."""
+    if find_spec("efficientnet_lite_pytorch") is not None:
+        return list(NETWORKS)
+    left = [name for name in NETWORKS if "Lite" not in name]
+    print("EfficientNet-Lite is not installed (benchmarks/networks.txt): its four are left out")
+    return left
 
 
-def _cifar_networks(folder: Path) -> Iterator[tuple[str, Network]]:
+def _densenet(folder: Path) -> Network:
+    mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
+    preprocessing = PreprocessingSettings(
+        resize=32,
+        crop=32,
+        mean=(mean[0] / 255, mean[1] / 255, mean[2] / 255),
+        std=(std[0] / 255, std[1] / 255, std[2] / 255),
+    )
+    return _of_cifar(folder, "tests.support.cifar_models:densenet_bc100", DENSENET, preprocessing)
+
+
+def _resnet(folder: Path) -> Network:
+    preprocessing = PreprocessingSettings(resize=32, crop=32)
+    return _of_cifar(folder, "tests.support.cifar_models:resnet20", RESNET, preprocessing)
+
+
+def _trained(name: str, folder: Path) -> Network:
+    weights = trained(name, folder / "weights.safetensors")
+    preprocessing = PreprocessingSettings(resize=32, crop=32)
+    return _of_cifar(folder, f"benchmarks.trained_networks:{name}", weights, preprocessing)
+
+
+def _of_cifar(
+    folder: Path, factory: str, weights: Path, preprocessing: PreprocessingSettings
+) -> Network:
     test = pq.read_table(DATA / "cifar10_test.parquet")
     pq.write_table(test.slice(0, IN_DISTRIBUTION), folder / "in.parquet")
     pq.write_table(test.slice(IN_DISTRIBUTION + CORRUPTED), folder / "fit.parquet")
-    images = cifar_sets(SEED)
-    images["corruptions"] = torch.cat([images.pop(name) for name in KINDS_OF_CORRUPTION])
-    images["faults"] = _faulty(load("cifar10_test.parquet", IN_DISTRIBUTION, FAULTY_IMAGES)[0])
-    outside = {name: _written(folder / f"cifar {name}", pixels) for name, pixels in images.items()}
-    common = {"class_names": tuple(CLASSES), "python_path": (Path(__file__).parents[1],)}
-    mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
-    for name, factory, weights, preprocessing in (
-        (
-            "DenseNet-BC-100",
-            "densenet_bc100",
-            DENSENET,
-            PreprocessingSettings(
-                resize=32,
-                crop=32,
-                mean=(mean[0] / 255, mean[1] / 255, mean[2] / 255),
-                std=(std[0] / 255, std[1] / 255, std[2] / 255),
-            ),
-        ),
-        ("ResNet-20", "resnet20", RESNET, PreprocessingSettings(resize=32, crop=32)),
-    ):
-        model = ModelSettings(
-            factory=f"tests.support.cifar_models:{factory}",
-            weights=weights,
-            preprocessing=preprocessing,
-            **common,
-        )
-        yield name, Network(model, folder / "in.parquet", folder / "fit.parquet", outside)
+    images = {name: pixels for name, pixels in cifar_sets(SEED).items() if name in FAR}
+    others, _ = load("cifar10_test.parquet", IN_DISTRIBUTION, CORRUPTED)
+    outside = {name: _written(folder / name, pixels) for name, pixels in images.items()}
+    model = ModelSettings(
+        factory=factory,
+        weights=weights,
+        python_path=(ROOT,),
+        class_names=tuple(CLASSES),
+        preprocessing=preprocessing,
+    )
+    return Network(
+        model,
+        folder / "in.parquet",
+        folder / "fit.parquet",
+        outside | _broken(folder, others[:: CORRUPTED // CORRUPTED_IMAGES]),
+    )
 
 
-def _lite_networks(folder: Path) -> Iterator[tuple[str, Network]]:
-    photos = DATA / "imagenet_photos600.parquet"
-    textures = _evenly(DATA / "textures_dtd5x120.parquet", folder / "textures.parquet")
-    signs = _evenly(DATA / "sign_language_digits.parquet", folder / "signs.parquet")
-    cifar = _evenly(DATA / "cifar10_test.parquet", folder / "cifar.parquet")
-    generator = torch.Generator().manual_seed(SEED)
-    noise = torch.randint(256, (SET_IMAGES // 3, 3, 224, 224), generator=generator).to(torch.uint8)
-    far = {"CIFAR-10": cifar, "noise": _written(folder / "noise", noise)}
-    faults = {"faults": _written(folder / "photos, faulty", _faulty(_pixels(photos)))}
-    for size in SIDES:
-        model = _lite_settings(size, _pretrained(size), IMAGENET)
-        outside = {"textures": textures, "signs": signs, **far, **faults}
-        yield f"Lite{size}", Network(model, photos, None, outside)
-    photo_set = _evenly(photos, folder / "photos.parquet")
-    sources = {
-        "textures": DATA / "textures_dtd5x120.parquet",
-        "signs": DATA / "sign_language_digits.parquet",
+def _lite(size: str, folder: Path) -> Network:
+    fit, inside = _apart(PHOTOS, folder)
+    outside = {
+        **{name: _evenly(source, folder / f"{name}.parquet") for name, source in SOURCES.items()},
+        **_far_of_lite(folder),
+        **_broken(folder, _pixels(inside)),
     }
-    others = {"textures": signs, "signs": textures}
-    for domain, source in sources.items():
-        outside = {"photos": photo_set, "others": others[domain], **far}
-        yield f"{domain} on Lite0", _small_domain(folder / domain, domain, source, outside)
+    return Network(_lite_settings(size, _pretrained(size), IMAGENET), inside, fit, outside)
 
 
-def _small_domain(folder: Path, domain: str, source: Path, outside: Mapping[str, Path]) -> Network:
+def _small_domain(domain: str, folder: Path) -> Network:
     """A new head for some of the classes; the other classes are near-OOD."""
-    folder.mkdir(exist_ok=True)
-    table = pq.read_table(source)
+    table = pq.read_table(SOURCES[domain])
     labels = sorted(set(table["label"].to_pylist()))
     known = labels[: -LEFT_OUT[domain]]
     parts = [table.filter(pc.equal(table["label"], label)) for label in known]
-    trained = pa.concat_tables([part.slice(0, TRAINED_OF_A_CLASS[domain]) for part in parts])
-    pq.write_table(trained, folder / "train.parquet")
-    held_out = pa.concat_tables([part.slice(TRAINED_OF_A_CLASS[domain]) for part in parts])
-    pq.write_table(held_out, folder / "in.parquet")
-    near = table.filter(pc.is_in(table["label"], pa.array(labels[-LEFT_OUT[domain] :])))
-    pq.write_table(near.slice(0, SET_IMAGES), folder / "near.parquet")
+    train, rest, near = (folder / f"{name}.parquet" for name in ("train", "rest", "near"))
+    pq.write_table(
+        pa.concat_tables([part.slice(0, TRAINED_OF_A_CLASS[domain]) for part in parts]), train
+    )
+    pq.write_table(
+        pa.concat_tables([part.slice(TRAINED_OF_A_CLASS[domain]) for part in parts]), rest
+    )
+    unknown = table.filter(pc.is_in(table["label"], pa.array(labels[-LEFT_OUT[domain] :])))
+    pq.write_table(unknown.slice(0, SET_IMAGES), near)
     weights = folder / "weights.safetensors"
-    _train_head(folder / "train.parquet", known, weights)
-    faulty = _written(folder / "faulty", _faulty(_pixels(folder / "in.parquet")))
-    return Network(
-        _lite_settings("0", weights, tuple(known)),
-        folder / "in.parquet",
-        None,
-        {"near": folder / "near.parquet", **outside, "faults": faulty},
+    _train_head(train, known, weights)
+    fit, inside = _apart(rest, folder)
+    (other,) = SOURCES.keys() - {domain}
+    outside = {
+        "near": near,
+        "photos": _evenly(PHOTOS, folder / "photos.parquet"),
+        other: _evenly(SOURCES[other], folder / f"{other}.parquet"),
+        **_far_of_lite(folder),
+        **_broken(folder, _pixels(inside)),
+    }
+    return Network(_lite_settings("0", weights, tuple(known)), inside, fit, outside)
+
+
+NETWORKS: Mapping[str, Callable[[Path], Network]] = MappingProxyType(
+    {
+        "DenseNet-BC-100": _densenet,
+        "ResNet-20": _resnet,
+        "SiLU": partial(_trained, "silu"),
+        "ViT": partial(_trained, "vit"),
+        "Lite0": partial(_lite, "0"),
+        "Lite2": partial(_lite, "2"),
+        "textures on Lite0": partial(_small_domain, "textures"),
+        "signs on Lite0": partial(_small_domain, "signs"),
+    }
+)
+"""By name: what writes a network's sets to an empty folder, and trains it where it must be."""
+
+
+def _apart(source: Path, folder: Path) -> tuple[Path, Path]:
+    """A third of the images, as `evaluate` would choose it to fit on, and the others."""
+    table = pq.read_table(source)
+    chosen = pa.array(FitPart.choose(source, None, ScoringSettings().fit_limit).rows)
+    pq.write_table(table.filter(chosen), folder / "fit.parquet")
+    pq.write_table(table.filter(pc.invert(chosen)), folder / "in.parquet")
+    return folder / "fit.parquet", folder / "in.parquet"
+
+
+def _far_of_lite(folder: Path) -> dict[str, Path]:
+    generator = torch.Generator().manual_seed(SEED)
+    noise = torch.randint(256, (SET_IMAGES // 3, 3, 224, 224), generator=generator).to(torch.uint8)
+    cifar = _evenly(DATA / "cifar10_test.parquet", folder / "cifar.parquet")
+    return {"CIFAR-10": cifar, "noise": _written(folder / "noise", noise)}
+
+
+def _broken(folder: Path, images: torch.Tensor) -> dict[str, Path]:
+    """Corruptions of in-distribution images at two strengths, and every fault of some of them."""
+    generator = torch.Generator().manual_seed(SEED)
+    sets = {name: _corrupted(images, strength, generator) for name, strength in STRENGTHS.items()}
+    faulty = [transformed(fault, images[:FAULTY_IMAGES], SEED, 0) for fault in FAULTS]
+    sets["faults"] = torch.cat(faulty)
+    return {name: _written(folder / name, pixels) for name, pixels in sets.items()}
+
+
+def _corrupted(
+    images: torch.Tensor, strength: Strength, generator: torch.Generator
+) -> torch.Tensor:
+    noise = 255 * strength.noise * torch.randn(images.shape, generator=generator)
+    noisy = (images + noise).round().clamp(0, 255).to(torch.uint8)
+    side = images.shape[-1]
+    jpeg = [decode_jpeg(encode_jpeg(image, strength.jpeg_quality)) for image in images]
+    return torch.cat(
+        [
+            noisy,
+            transforms.gaussian_blur(images, 2 * (side // 10) + 1, max(0.5, strength.blur * side)),
+            transforms.adjust_contrast(images, strength.contrast),
+            transforms.adjust_brightness(images, strength.brighter),
+            transforms.adjust_brightness(images, strength.darker),
+            torch.stack(jpeg),
+        ]
     )
 
 
@@ -172,7 +270,7 @@ def _train_head(images: Path, classes: list[str], weights: Path) -> None:
         torch.autograd.backward([loss])
         optimizer.step()
     state = {
-        name: tensor.clone()
+        name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in loaded.module.state_dict().items()
         if not name.startswith("_fc.")
     }
@@ -187,7 +285,7 @@ def _lite_settings(size: str, weights: Path, class_names: tuple[str, ...]) -> Mo
         factory="benchmarks.networks:lite",
         kwargs={"size": size, "classes": len(class_names)},
         weights=weights,
-        python_path=(Path(__file__).parents[1],),
+        python_path=(ROOT,),
         class_names=class_names,
         preprocessing=PreprocessingSettings(
             resize=round(side / 0.875), crop=side, mean=grey, std=spread
@@ -205,20 +303,15 @@ def _pretrained(size: str) -> Path:
 
 
 def _pixels(source: Path) -> torch.Tensor:
-    """Some of the images, 224 x 224 pixels, uint8 (N, 3, 224, 224)."""
+    """Evenly spaced images, 224 x 224 pixels, uint8 (N, 3, 224, 224)."""
     table = pq.read_table(source)
-    step = table.num_rows // FAULTY_IMAGES
+    step = table.num_rows // CORRUPTED_IMAGES
     rows = []
-    for data in table["image"].take(list(range(0, step * FAULTY_IMAGES, step))).to_pylist():
+    for data in table["image"].take(list(range(0, step * CORRUPTED_IMAGES, step))).to_pylist():
         raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         image = transforms.resize(decode_image(raw, ImageReadMode.RGB), [224], antialias=True)
         rows.append(transforms.center_crop(image, [224, 224]))
     return torch.stack(rows)
-
-
-def _faulty(images: torch.Tensor) -> torch.Tensor:
-    """Every fault of some images."""
-    return torch.cat([transformed(fault, images, SEED, 0) for fault in FAULTS])
 
 
 def _evenly(source: Path, target: Path) -> Path:

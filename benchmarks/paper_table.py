@@ -3,8 +3,9 @@
     python -m benchmarks.paper_table --out DIR [--cache DIR] [--only NETWORK ...]
 
 No OOD image takes part in fitting or choosing anything. Prints, for each network, what `auto` chose
-and a table of all methods; then how far each method is from the best on each network, and which
-transforms tell most of the OOD sets. Ends with 1 if a claim of the documentation does not hold.
+and a table of all methods; then how far each method is from the best on each network, what NAP adds
+to base scores at several weights, what other rules would choose, and which transforms tell most of
+the OOD sets. Ends with 1 if a claim of the documentation does not hold.
 """
 
 import argparse
@@ -14,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
 
-from benchmarks.networks import SEED, Network, networks
-from nap_stream.calibration.read import FeatureCache
+from benchmarks import selection_rules
+from benchmarks.networks import NETWORKS, SEED, Network, available
+from nap_stream.calibration.read import FeatureCache, Values
 from nap_stream.cli.options import progress_bar
-from nap_stream.core.methods import parse_method
-from nap_stream.core.selection import Selection
+from nap_stream.core.methods import Combination, Method, method_scores, parse_method
+from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.selection import WEIGHTS, Selection
+from nap_stream.evaluation.metrics import measure
 from nap_stream.evaluation.output import to_markdown, write_table
 from nap_stream.evaluation.run import Evaluation, EvaluationRequest, evaluate
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
@@ -30,6 +34,7 @@ BEFORE = parse_method("fisher-knn")
 ALLOWED_REGRET = 1.5
 ALLOWED_WORST = 3.0
 RESAMPLES = 200
+PAIRS = (BaseScore.ENERGY, BaseScore.ASH, BaseScore.SCALE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +73,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and sets")
     parser.add_argument("--cache", type=Path, help="folder for the models' outputs")
-    parser.add_argument("--only", nargs="*", default=[], help="names of networks; all by default")
+    parser.add_argument(
+        "--only", nargs="+", choices=NETWORKS, help="names of networks; all by default"
+    )
     arguments = parser.parse_args()
-    evaluations = {}
-    for name, network in networks(arguments.out / "sets"):
-        if arguments.only and name not in arguments.only:
-            continue
-        evaluation = run(name, network, arguments.cache)
+    cache = None if arguments.cache is None else FeatureCache(arguments.cache)
+    evaluations, scored = {}, {}
+    for name in arguments.only or available():
+        folder = arguments.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        network = NETWORKS[name](folder)
+        evaluation = run(name, network, cache)
         evaluations[name] = evaluation
-        write_table(evaluation.table, arguments.out / name)
+        scored[name] = selection_rules.read(network, cache)
+        write_table(evaluation.table, folder / "table")
         print(f"## {name}\n\n{chosen(evaluation.selections[DEFAULT])}\n")
-        print(to_markdown(evaluation.table))
+        print(to_markdown(evaluation.table), flush=True)
     outcomes = {name: Outcome.of(evaluation) for name, evaluation in evaluations.items()}
     print(f"## Below the best of each network\n\n{regret_table(outcomes)}\n")
-    print(f"## Transforms\n\n{transform_table(evaluations)}\n")
+    print(f"## What NAP adds\n\n{pair_table(evaluations)}\n")
+    best = {
+        name: (max(one.mean.values()), max(one.worst.values())) for name, one in outcomes.items()
+    }
+    print(f"## Rules\n\n{selection_rules.rule_tables(scored, best)}\n")
+    print(f"## Transforms\n\n{selection_rules.transform_table(scored)}\n")
     claims = [claim for name, outcome in outcomes.items() for claim in claims_about(name, outcome)]
     print("## Claims\n")
     for claim in claims:
@@ -89,7 +104,7 @@ def main() -> None:
     raise SystemExit(0 if all(claim.holds for claim in claims) else 1)
 
 
-def run(name: str, network: Network, cache: Path | None) -> Evaluation:
+def run(name: str, network: Network, cache: FeatureCache | None) -> Evaluation:
     request = EvaluationRequest(
         model=network.model,
         scoring=ScoringSettings(),
@@ -106,7 +121,7 @@ def run(name: str, network: Network, cache: Path | None) -> Evaluation:
         return evaluate(
             request,
             device=torch.device("cpu"),
-            cache=None if cache is None else FeatureCache(cache),
+            cache=cache,
             progress=advance,
         )
 
@@ -136,25 +151,47 @@ def regret_table(outcomes: Mapping[str, Outcome]) -> str:
     return "\n".join(lines)
 
 
-def transform_table(evaluations: Mapping[str, Evaluation]) -> str:
-    """How well each transform's AUROC ranks scores as the real sets do."""
+def pair_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """What a base score gains by NAP: at the weight that was chosen, and at the best one."""
     lines = [
-        f"| transform | {' | '.join(evaluations)} |",
-        f"|---|{'---:|' * len(evaluations)}",
+        "| network | base | alone | with NAP | weight chosen | in hindsight | weight |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
-    first = next(iter(evaluations.values())).selections[DEFAULT]
-    for number, transform in enumerate(first.transforms):
-        cells = [f"{_rank_correlation(one, number):.2f}" for one in evaluations.values()]
-        lines.append(f"| {transform} | {' | '.join(cells)} |")
+    for name, evaluation in evaluations.items():
+        for base in PAIRS:
+            method = Method(base, Combination.GEOMETRIC)
+            if method not in evaluation.searches:
+                continue
+            found = {weight: _pair(evaluation, method, weight) for weight in WEIGHTS}
+            own = evaluation.searches[method].chosen
+            best = min(WEIGHTS, key=lambda weight: found[weight][1])
+            cells = [
+                f"{found[weight][0]:.1f} / {found[weight][1]:.1f}" for weight in (1.0, own, best)
+            ]
+            lines.append(
+                f"| {name} | {base} | {cells[0]} | {cells[1]} | {own:g} | {cells[2]} | {best:g} |"
+            )
     return "\n".join(lines)
 
 
-def _rank_correlation(evaluation: Evaluation, transform: int) -> float:
-    selection = evaluation.selections[DEFAULT]
-    mean = Outcome.of(evaluation).mean
-    pseudo = [areas[transform] for areas in selection.auroc.values()]
-    real = [mean[parse_method(name).label] for name in selection.auroc]
-    return float(spearmanr(np.array(pseudo), np.array(real)).statistic)
+def _pair(evaluation: Evaluation, method: Method, weight: float) -> tuple[float, float]:
+    """Mean AUROC and mean FPR95 over the sets, in per cent, at a weight of the base score."""
+
+    def score(values: Values) -> NDArray[np.float64]:
+        return method_scores(
+            method,
+            values,
+            weight=weight,
+            location=evaluation.fitted.location(method),
+            reference={},
+        )
+
+    inside = score(evaluation.inside)
+    found = [measure(inside, score(values)) for values in evaluation.outside.values()]
+    return (
+        100 * float(np.mean([one.auroc for one in found])),
+        100 * float(np.mean([one.fpr95 for one in found])),
+    )
 
 
 def claims_about(name: str, outcome: Outcome) -> Iterator[Claim]:

@@ -16,12 +16,16 @@ import torch
 from torch import nn
 from torchvision import models
 
+from nap_stream.calibration.fit import ALWAYS, in_order
 from nap_stream.core.base_scores import BaseScores, fit_scores
+from nap_stream.core.methods import POOL
 from nap_stream.core.prior import nap
 from nap_stream.core.score_specs import BaseScore, Head, ScoreParameters
 
-ALLOWED_PERCENT = 1.0
-DEFAULT = ("msp", "max_logit", "energy", "knn")
+ALLOWED_PERCENT = 1.5
+DEFAULT = in_order((*ALWAYS, *POOL))
+AUTO = f"auto with all it may choose: nap, {', '.join(DEFAULT)}"
+EVERY = "nap and every base score"
 
 
 def main() -> None:
@@ -39,8 +43,8 @@ def main() -> None:
     print(f"| forward pass | {1000 * forward:.1f} | 100 |")
     for name, seconds in rows.items():
         print(f"| {name} | {1000 * seconds:.3f} | {100 * seconds / forward:.3f} |")
-    total = 100 * rows["default: nap, msp, max_logit, energy, knn"] / forward
-    print(f"\nThe default run: {total:.2f} %, allowed {ALLOWED_PERCENT:g} %.")
+    total = 100 * rows[AUTO] / forward
+    print(f"\nThe default: at most {total:.2f} %, allowed {ALLOWED_PERCENT:g} %.")
     raise SystemExit(0 if total < ALLOWED_PERCENT else 1)
 
 
@@ -70,7 +74,7 @@ def _parts(batch: int) -> dict[str, Callable[[], object]]:
     feature_map = captured[0]
     features = feature_map.mean((2, 3))
     scores = {name: _scorer(model.fc, features, (name,)) for name in BaseScore}
-    default = _scorer(model.fc, features, tuple(BaseScore(name) for name in DEFAULT))
+    default = _scorer(model.fc, features, DEFAULT)
     every = _scorer(model.fc, features, tuple(BaseScore))
 
     def with_nap(score: BaseScores) -> Callable[[], object]:
@@ -83,8 +87,8 @@ def _parts(batch: int) -> dict[str, Callable[[], object]]:
         "forward": lambda: model(images),
         "nap": lambda: nap(feature_map),
         **{str(name): alone(score) for name, score in scores.items()},
-        "default: nap, msp, max_logit, energy, knn": with_nap(default),
-        "nap and all eight": with_nap(every),
+        AUTO: with_nap(default),
+        EVERY: with_nap(every),
     }
 
 
