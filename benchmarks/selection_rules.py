@@ -7,6 +7,7 @@ choice at all. `leave_one_out` tells what it costs to settle on a rule without t
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.networks import Network
+from benchmarks.tried_transforms import TRIED, transformed
 from nap_stream.calibration import checks
 from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart, Folds, fit, in_order
@@ -27,16 +29,6 @@ from nap_stream.model.load import load_model
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
 
 BATCH = 50
-LATER = (
-    "plain_frame",
-    "uniform_noise",
-    "smooth_field",
-    "shapes",
-    "gradient",
-    "pixelated",
-    "quarter_size",
-)
-"""The transforms that were added last."""
 FURTHER = ("knn", "gen", "nci", "scale", "ash", "react", "dice", "max_logit")
 
 LogP = dict[str, NDArray[np.float64]]
@@ -84,12 +76,14 @@ def read(network: Network, cache: FeatureCache | None) -> Scored:
         scored = reader.score(iter_images(path), fitted.base_scores, BATCH, _untold)
         return log_p_of(scored.values)
 
+    with mock.patch("nap_stream.calibration.read.transformed", transformed):
+        pseudo = {
+            name: log_p_of(reader.score_transformed(blocks, name, left_out, _untold, BATCH).values)
+            for name in (*PSEUDO_OOD, *TRIED, *FAULTS)
+        }
     return Scored(
         log_p_of(fitted.values),
-        {
-            name: log_p_of(reader.score_transformed(blocks, name, left_out, _untold).values)
-            for name in (*PSEUDO_OOD, *FAULTS)
-        },
+        pseudo,
         tested(network.inside),
         {name: tested(path) for name, path in network.outside.items()},
     )
@@ -144,11 +138,13 @@ def rules() -> dict[str, Rule]:
     swapped = tuple("knn" if name == BaseScore.MAHALANOBIS else name for name in pool)
     found["knn for mahalanobis"] = chosen(swapped, all_of_now)
     found["with all of these"] = chosen((*pool, *FURTHER), all_of_now)
-    earlier = tuple(name for name in all_of_now if name not in LATER)
-    found["on the fourteen earlier transforms"] = chosen(pool, earlier)
-    found["on the seven later ones"] = chosen(pool, LATER)
+    found["on all that were tried"] = chosen(pool, (*all_of_now, *TRIED))
+    for name in TRIED:
+        found[f"on one more: {name}"] = chosen(pool, (*all_of_now, name))
     for name in all_of_now:
-        found[f"without {name}"] = chosen(pool, tuple(one for one in all_of_now if one != name))
+        found[f"on one less: {name}"] = chosen(
+            pool, tuple(one for one in all_of_now if one != name)
+        )
     found["on faults too"] = chosen(pool, (*all_of_now, *FAULTS))
     found["on faults alone"] = chosen(pool, tuple(FAULTS))
     return found
@@ -203,7 +199,7 @@ def transform_table(networks: Mapping[str, Scored]) -> str:
         f"| transform | {' | '.join(networks)} | average |",
         f"|---|{'---:|' * (len(networks) + 1)}",
     ]
-    for transform in (*PSEUDO_OOD, *FAULTS):
+    for transform in (*PSEUDO_OOD, *TRIED, *FAULTS):
         found = [_rank_correlation(one, transform) for one in networks.values()]
         cells = " | ".join(f"{value:.2f}" for value in (*found, np.mean(found)))
         lines.append(f"| {transform} | {cells} |")

@@ -3,14 +3,15 @@
 What scores a method sums, and with which weights, is chosen without out-of-distribution data: on
 in-distribution images that were transformed until they are no longer in-distribution, as the NAP
 paper chooses its one weight (arXiv 2402.18162, section 3.3). The transforms differ in what they
-leave of an image: its parts, its spectrum, its colours, or nothing at all, as plain frames and
-shapes do. No one of them resembles what will come; a choice that holds on average over all of them
-is less likely to hang on one. See `nap_stream.calibration.pixels` for what holds of all of them.
+leave of an image: its shapes, its colours, or nothing at all. No one of them resembles what will
+come; a choice that holds on average over all of them is less likely to hang on one. Transforms
+whose images some networks rightly take for in-distribution are not among them, such as shuffled
+patches of a texture, or two images mixed: docs/methods.md has the figures. See
+`nap_stream.calibration.pixels` for what holds of all of them.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from math import ceil
 from types import MappingProxyType
 
 import torch
@@ -34,7 +35,6 @@ VERSION = 2
 """Changes when the output of a transform or a fault does; part of cache keys."""
 
 _GRID = 4
-_NOISE = 0.2
 _ELASTIC_REACH = 0.125
 _ELASTIC_CELLS = 32
 _PLAIN_NOISE = 0.02
@@ -47,8 +47,8 @@ def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor
     """Apply the transform or the fault of that name to one batch.
 
     The generator is derived per batch, from ``seed``, ``name`` and ``first_index``: the same
-    batch gives the same bytes whichever batches came before it. An image's bytes do depend on
-    its batch, whose other images are also its partners in ``mixup`` and ``cutmix``.
+    batch gives the same bytes whichever batches came before it. What is random for an image does
+    depend on its place in the batch, and on the images before it.
 
     ``batch`` is uint8 (N, 3, H, W), N >= 1, H and W >= 8, and is left as it is; the result has
     its shape, dtype and device. ``first_index`` is the number of the batch's first image among
@@ -60,23 +60,6 @@ def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor
     """
     transform = PSEUDO_OOD[name] if name in PSEUDO_OOD else FAULTS[name]
     return apply(transform, name, batch, seed, first_index)
-
-
-def _patch_shuffle(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffle the patches of a 4 x 4 grid; up to 3 rows and columns left over stay in place."""
-    images, channels, height, width = batch.shape
-    rows, columns = height // _GRID, width // _GRID
-    inner = batch[:, :, : rows * _GRID, : columns * _GRID]
-    patches = inner.reshape(images, channels, _GRID, rows, _GRID, columns)
-    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    order = uniform((images, _GRID**2), generator, batch.device).argsort(dim=1)
-    patches = patches[torch.arange(images, device=batch.device)[:, None], order]
-    patches = patches.reshape(images, _GRID, _GRID, channels, rows, columns)
-    shuffled = batch.clone()
-    shuffled[:, :, : rows * _GRID, : columns * _GRID] = patches.permute(0, 3, 1, 4, 2, 5).reshape(
-        inner.shape
-    )
-    return shuffled
 
 
 def _elastic(batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -93,53 +76,9 @@ def _elastic(batch: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def _gaussian_noise(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Add noise of standard deviation 0.2 of the range, independently by pixel and channel."""
-    return noisy(batch, _NOISE, generator)
-
-
 def _gaussian_blur(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Blur with a standard deviation of 1/16 of the side, cut off at three of them."""
     return uint8(blurred(batch, 1 / 16))
-
-
-def _mixup(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Average two images, rounding down."""
-    return ((batch.to(torch.int16) + _partners(batch, 2)) // 2).to(torch.uint8)
-
-
-def _cutmix(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Compose each image of the quadrants of four."""
-    top, left = batch.shape[2] // 2, batch.shape[3] // 2
-    mixed = batch.clone()
-    mixed[:, :, :top, left:] = _partners(batch, 1)[:, :, :top, left:]
-    mixed[:, :, top:, :left] = _partners(batch, 2)[:, :, top:, :left]
-    mixed[:, :, top:, left:] = _partners(batch, 3)[:, :, top:, left:]
-    return mixed
-
-
-def _tiled_patch(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Repeat a random patch of a quarter of the side over the whole image."""
-    images, channels, height, width = batch.shape
-    device = batch.device
-    begun = uniform((2, images, 1), generator, device)
-    rows = _repeated(begun[0], height, device)[:, None, :, None]
-    columns = _repeated(begun[1], width, device)[:, None, None, :]
-    image = torch.arange(images, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
-    return batch[image, channel, rows, columns]
-
-
-def _phase_scramble(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Add random phases to the spectrum, the same in all channels; amplitude and mean stay."""
-    size = batch.shape[2:]
-    noise = uniform((len(batch), 1, *size), generator, batch.device)
-    # The spectrum of real noise has the symmetry that keeps the image real, and that of positive
-    # noise has phase 0 at frequency 0, which keeps the mean.
-    phase = torch.fft.rfft2(noise).angle()
-    spectrum = torch.fft.rfft2(batch.float())
-    scrambled = torch.polar(spectrum.abs(), spectrum.angle() + phase)
-    return uint8(torch.fft.irfft2(scrambled, s=size))
 
 
 def _zoomed_in(batch: Tensor, _generator: torch.Generator) -> Tensor:
@@ -148,11 +87,6 @@ def _zoomed_in(batch: Tensor, _generator: torch.Generator) -> Tensor:
     centre = transforms.center_crop(batch, [height // 4, width // 4])
     zoomed: Tensor = transforms.resize(centre, [height, width], antialias=True)
     return zoomed
-
-
-def _shrunk(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Scale to half the side, centred on a ground of the top left pixel's colour."""
-    return _small(batch, 2, batch[:, :, :1, :1])
 
 
 def _plain_frame(batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -208,17 +142,13 @@ def _pixelated(batch: Tensor, _generator: torch.Generator) -> Tensor:
 
 def _quarter_size(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Scale to a quarter of the side, centred on a ground of the mean colour."""
-    return _small(batch, 4, uint8(batch.float().mean((2, 3), keepdim=True)))
-
-
-def _small(batch: Tensor, times: int, colour: Tensor) -> Tensor:
-    """Scale down so many times, centred on a ground of that colour, (N, 3, 1, 1)."""
-    height, width = (side // times for side in batch.shape[2:])
+    height, width = (side // 4 for side in batch.shape[2:])
     top, left = (batch.shape[2] - height) // 2, (batch.shape[3] - width) // 2
-    ground = colour.repeat(1, 1, *batch.shape[2:])
+    colour = uint8(batch.float().mean((2, 3), keepdim=True))
+    framed = colour.repeat(1, 1, *batch.shape[2:])
     small = transforms.resize(batch, [height, width], antialias=True)
-    ground[:, :, top : top + height, left : left + width] = small
-    return ground
+    framed[:, :, top : top + height, left : left + width] = small
+    return framed
 
 
 def _random_colours(batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -226,41 +156,12 @@ def _random_colours(batch: Tensor, generator: torch.Generator) -> Tensor:
     return 255 * uniform((len(batch), 3, 1, 1), generator, batch.device)
 
 
-def _partners(batch: Tensor, quarters: int) -> Tensor:
-    """Images to mix with: the batch rolled by quarters of it.
-
-    A batch too small to
-    roll is turned by 180 degrees instead, so that nothing is mixed with itself unchanged.
-    """
-    shift = quarters * len(batch) // 4
-    return batch.roll(shift, dims=0) if shift else batch.flip((2, 3))
-
-
-def _repeated(begun: Tensor, side: int, device: torch.device) -> Tensor:
-    """Indices (N, side) that repeat a quarter of the side, begun in [0, 1), (N, 1)."""
-    length = ceil(side / 4)
-    starts = (begun * (side - length + 1)).long()
-    return starts + torch.arange(side, device=device) % length
-
-
 PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
     {
-        "patch_shuffle": _patch_shuffle,
         "elastic": _elastic,
-        "gaussian_noise": _gaussian_noise,
         "gaussian_blur": _gaussian_blur,
-        # A fifth of each pixel's distance from the image's mean grey is kept.
-        "low_contrast": alike(partial(transforms.adjust_contrast, contrast_factor=0.2)),
-        "mixup": _mixup,
-        "cutmix": _cutmix,
-        "tiled_patch": _tiled_patch,
-        "phase_scramble": _phase_scramble,
-        "invert": alike(transforms.invert),
         "solarize": alike(partial(transforms.solarize, threshold=128)),
-        # The highest bit of each value is kept: 0 or 128.
-        "posterize": alike(partial(transforms.posterize, bits=1)),
         "zoomed_in": _zoomed_in,
-        "shrunk": _shrunk,
         "plain_frame": _plain_frame,
         "uniform_noise": _uniform_noise,
         "smooth_field": _smooth_field,

@@ -32,7 +32,7 @@ from tests.support.small_calibration import MODEL, calibration_of
 
 SCORES = [0.1, 1 / 3, 1e-7, 123.456, 7.0]
 SEARCH = WeightSearch(
-    transforms=("invert", "shrunk"),
+    transforms=("solarize", "shapes"),
     weights=(0.0, 1 / 3, 1.0),
     auroc=((0.1, 2 / 3, 0.9), (0.3, 0.1 + 0.2, 1.0)),
     inside_images=5,

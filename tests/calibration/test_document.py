@@ -13,7 +13,7 @@ from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.small_calibration import MODEL, calibration_of
 
-SEARCH = WeightSearch(("invert",), (0.0, 1.0), ((0.1, 1 / 3),), 5, 5, 1.0, (0.0, 1.0), (1.0, 1.0))
+SEARCH = WeightSearch(("solarize",), (0.0, 1.0), ((0.1, 1 / 3),), 5, 5, 1.0, (0.0, 1.0), (1.0, 1.0))
 
 
 def document(**changes: Any) -> CalibrationDocument:

@@ -116,19 +116,19 @@ def test_each_block_is_scored_by_the_fit_that_left_it_out(tmp_path: Path) -> Non
     names = (*ALWAYS, BaseScore.MAHALANOBIS)
     fitted = fit(names, reading, folds, loaded, ScoreParameters())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit_module, "PSEUDO_OOD", ("invert",))
+        patch.setattr(fit_module, "PSEUDO_OOD", ("solarize",))
         found = fit_module.pseudo_values(part, folds, reader, fitted, lambda _images: None)
     files = list(part.files())
     for number, block in enumerate(folds.blocks):
         alone = reader.score_transformed(
             [[files[int(row)] for row in block]],
-            "invert",
+            "solarize",
             [fitted.left_out[number]],
             lambda _images: None,
         )
         rows = slice(4 * number, 4 * number + 4)
         np.testing.assert_allclose(
-            found["invert"]["mahalanobis"][rows], alone.values["mahalanobis"], rtol=1e-4
+            found["solarize"]["mahalanobis"][rows], alone.values["mahalanobis"], rtol=1e-4
         )
 
 

@@ -12,11 +12,7 @@ from tests.support.pixel_batches import all_sizes, apply, images
 
 ALL = {**PSEUDO_OOD, **FAULTS}
 RANDOM = {
-    "patch_shuffle",
     "elastic",
-    "gaussian_noise",
-    "tiled_patch",
-    "phase_scramble",
     "plain_frame",
     "uniform_noise",
     "smooth_field",
@@ -27,7 +23,6 @@ RANDOM = {
     "under-exposure",
     "sensor noise",
 }
-MIXING = {"mixup", "cutmix"}
 
 all_counts = pytest.mark.parametrize("count", [1, 3])
 all_names = pytest.mark.parametrize("name", ALL)
@@ -69,7 +64,7 @@ def test_random_from_the_seed_and_the_first_index_alone(name: str) -> None:
         assert torch.equal(other, found) == (name not in RANDOM)
 
 
-@pytest.mark.parametrize("name", ["gaussian_noise", "sensor noise"])
+@pytest.mark.parametrize("name", ["uniform_noise", "sensor noise"])
 def test_the_generator_comes_from_seed_name_and_first_index(name: str) -> None:
     batch = images(1, (8, 8))
     digest = hashlib.sha256(f"7/{name}/64".encode()).digest()
@@ -77,7 +72,7 @@ def test_the_generator_comes_from_seed_name_and_first_index(name: str) -> None:
     assert torch.equal(apply(name, batch, 64), ALL[name](batch, generator))
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - MIXING - RANDOM))
+@pytest.mark.parametrize("name", sorted(set(ALL) - RANDOM))
 def test_the_rest_treats_each_image_alone(name: str) -> None:
     batch = images(3, (17, 40))
     alone = torch.cat([apply(name, image[None]) for image in batch])
@@ -96,7 +91,7 @@ def test_a_name_says_which_transform_or_fault() -> None:
         apply("sharpen", images(1, (8, 8)))
 
 
-@pytest.mark.parametrize("name", ["invert", "haze"])
+@pytest.mark.parametrize("name", ["solarize", "haze"])
 @pytest.mark.parametrize(
     "batch",
     [

@@ -427,9 +427,9 @@ def test_the_weight_is_searched_on_pseudo_ood_images(
 def test_the_chosen_weight_does_not_depend_on_the_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    # Few transforms, those that mix: an image's partners are others of its batch.
-    mixing = {name: PSEUDO_OOD[name] for name in ("mixup", "cutmix", "gaussian_noise")}
-    monkeypatch.setattr(fit_module, "PSEUDO_OOD", mixing)
+    # Few transforms, those that draw for an image by its place among others.
+    drawing = {name: PSEUDO_OOD[name] for name in ("elastic", "plain_frame", "shapes")}
+    monkeypatch.setattr(fit_module, "PSEUDO_OOD", drawing)
     scoring = ScoringSettings(method=method, **FEW)
     images = write_images(tmp_path / "many", 180)
     searches = [

@@ -31,7 +31,7 @@ def search(chosen: float = 0.3) -> WeightSearch:
     weights = np.linspace(0, 1, 11)
     auroc = 0.9 - (weights - 0.3) ** 2
     curves = tuple(tuple(map(float, auroc + shift)) for shift in (-0.02, 0.01))
-    names, chosen_only = ("invert", "shrunk"), (chosen, chosen)
+    names, chosen_only = ("solarize", "shapes"), (chosen, chosen)
     return WeightSearch(
         names, tuple(map(float, weights)), curves, 500, 500, chosen, chosen_only, chosen_only
     )
@@ -154,7 +154,7 @@ FAULTS = tuple(
     ]
 )
 SEARCH = WeightSearch(
-    transforms=("invert", "shrunk"),
+    transforms=("solarize", "shapes"),
     weights=(0.0, 0.5, 1.0),
     auroc=((0.1, 0.6, 0.9), (0.3, 0.8, 0.9)),
     inside_images=5,

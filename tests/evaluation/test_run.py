@@ -17,13 +17,13 @@ from tests.support.small_calibration import write_images
 from tests.support.small_settings import CPU, small_settings
 
 CLASSES = ("cat", "dog", "owl")
-TRANSFORMS = ("mixup", "cutmix")
+TRANSFORMS = ("elastic", "plain_frame")
 METHODS = ("nap", "energy", "knn", "nap-energy", "fisher-knn")
 
 
 @pytest.fixture(autouse=True)
 def few_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that mix images: what they give depends on the batch."""
+    """Two that draw by an image's place among others: what they give depends on the block."""
     monkeypatch.setattr(fit_module, "PSEUDO_OOD", {name: PSEUDO_OOD[name] for name in TRANSFORMS})
 
 
