@@ -32,7 +32,7 @@ from nap_stream.settings.schema import LimitSettings, ScoringSettings
 DEFAULT = parse_method("auto")
 BEFORE = parse_method("fisher-knn")
 ALLOWED_REGRET = 1.5
-ALLOWED_WORST = 3.0
+ALLOWED_WORST = 5.5
 RESAMPLES = 200
 PAIRS = (BaseScore.ENERGY, BaseScore.ASH, BaseScore.SCALE)
 
