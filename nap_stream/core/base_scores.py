@@ -100,7 +100,7 @@ class BaseScores:
         )
         self.names = tuple(dict.fromkeys(names))
         entropy = partial(gen, gamma=parameters.gen_gamma, classes=parameters.gen_classes)
-        self._of_logits: dict[BaseScore, _Score] = {**_OF_LOGITS, BaseScore.GEN: entropy}
+        self._of_logits: dict[BaseScore, _Score] = {**_FORMULAS, BaseScore.GEN: entropy}
         self._of_features = {
             name: self._prepare(name, fits=fits) for name in self.names if needs_features(name)
         }
@@ -245,7 +245,7 @@ def gen(logits: torch.Tensor, gamma: float, classes: int) -> torch.Tensor:
     return -(p.pow(gamma) * (1 - p).pow(gamma)).sum(dim=1)
 
 
-_OF_LOGITS: dict[BaseScore, Callable[[torch.Tensor], torch.Tensor]] = {
+_FORMULAS: dict[BaseScore, Callable[[torch.Tensor], torch.Tensor]] = {
     BaseScore.MSP: msp,
     BaseScore.MAX_LOGIT: max_logit,
     BaseScore.ENERGY: energy,
