@@ -388,10 +388,7 @@ def test_settings_that_go_with_the_calibration(scoring: dict[str, Any]) -> None:
 
 
 def test_a_worker_loads_nothing_that_calibrates() -> None:
-    code = (
-        "import sys, nap_stream.monitor.worker\n"
-        "print(*(name for name in sys.modules if name.startswith('nap_stream.')))"
-    )
+    code = "import sys, nap_stream.monitor.worker\nprint(*sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
     )
@@ -401,4 +398,4 @@ def test_a_worker_loads_nothing_that_calibrates() -> None:
         "nap_stream.calibration.artifact",
         "nap_stream.calibration.calibration",
     }
-    assert "nap_stream.image_files" not in loaded
+    assert not {"nap_stream.image_files", "scipy.stats"} & loaded

@@ -209,6 +209,15 @@ def test_exceedance_is_that_of_all_sequences(n: int, data: st.DataObject, p: flo
     )
 
 
+@given(n=st.integers(1, 100_000), p=st.floats(1e-4, 0.9), deviations=st.floats(-4, 12))
+def test_exceedance_is_that_of_the_binomials(n: int, p: float, deviations: float) -> None:
+    q = int(np.clip(n * p + deviations * np.sqrt(n * p * (1 - p)), 1, n))
+    above = binom.sf(q - 1, n, p)
+    shared = (q - 1) * binom.cdf(q - 2, n, p) - n * p * binom.cdf(q - 3, n - 1, p)
+    expected = min(1.0, above * (2 - above) + binom.pmf(q, n, p) * shared)
+    assert scan_exceedance(n, q, p) == pytest.approx(expected, rel=1e-9)
+
+
 def test_exceedance_by_hand() -> None:
     # One flag in 2n records is enough; of windows of 1, one of 2.
     assert scan_exceedance(5, 1, 0.1) == pytest.approx(1 - 0.9**10, rel=1e-12)
