@@ -4,8 +4,10 @@ import json
 import platform
 import secrets
 import shutil
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -177,7 +179,8 @@ def _damaged(how: str, folder: Path) -> CalibrationError:
     )
 
 
-def versions() -> dict[str, str]:
+@cache  # it reads a file for each distribution
+def versions() -> MappingProxyType[str, str]:
     """Which software makes a result: versions by distribution, and of Python.
 
     "unknown" where one is not installed as a distribution.
@@ -188,4 +191,4 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
-    return found
+    return MappingProxyType(found)

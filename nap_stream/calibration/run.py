@@ -389,7 +389,7 @@ def assemble(
             *checks.training_warnings(scored, loaded.class_names),
             *checks.tie_warnings(scores, scored.class_id, test.groups),
         ),
-        versions=versions(),
+        versions=dict(versions()),
         created_ms=created_ms,
         array_sha256=array_sha256(arrays),
     )

@@ -206,5 +206,5 @@ def _context(
         "parameters": request.scoring.model_dump(mode="json", exclude={"method", "scores"}),
         "weights": {method.label: search.chosen for method, search in found.searches.items()},
         "selected": {method.label: one.weights for method, one in found.selections.items()},
-        "versions": versions(),
+        "versions": dict(versions()),
     }
