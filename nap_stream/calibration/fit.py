@@ -99,9 +99,8 @@ class Folds:
     """How n images to fit on are divided, so that none is scored by a fit that holds it.
 
     ``fold`` is int64 (n,), 0 to `FOLDS` - 1. ``blocks`` are the numbers of the images that
-    pseudo-OOD ones are made of, evenly spaced and in random order. These are mixed within a block
-    alone, and a block lies in one fold: so no pseudo-OOD image is scored by a fit that holds one of
-    its sources.
+    pseudo-OOD ones are made of, evenly spaced and in random order. A block lies in one fold, and a
+    transform sees a block alone: so no pseudo-OOD image is scored by a fit that holds its source.
     """
 
     fold: NDArray[np.int64]

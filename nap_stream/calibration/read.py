@@ -201,8 +201,8 @@ class Reader:
     ) -> ScoredImages:
         """Score images as pseudo-OOD ones; see `nap_stream.calibration.pseudo_ood`.
 
-        An image is mixed with others of its block alone. Each block has its own base scores, and
-        goes through the model in batches, or whole.
+        A transform sees one block at a time. Each block has its own base scores, and goes through
+        the model in batches, or whole.
         """
         readings = self._outputs_of(blocks, transform, advance, batch_size)
         return self._joined(

@@ -96,7 +96,7 @@ def test_no_image_and_no_pseudo_image_is_scored_by_a_fit_that_saw_it(
     for number, held in enumerate(left_out):
         own = set(np.flatnonzero(folds.fold == number).tolist())
         assert held == read - own
-    # A pseudo-OOD image's source and partners are of its block, which has the block's fit.
+    # A pseudo-OOD image is of its block alone, which has a fit of its own.
     for number, block in enumerate(folds.blocks):
         assert not left_out[number] & set(block.tolist())
     # An image's own value is that of the fit without its fold.
