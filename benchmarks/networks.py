@@ -1,9 +1,10 @@
 """The networks that methods are compared on, each with its own in- and out-of-distribution sets.
 
-Four of CIFAR-10, two of ImageNet, and two of a small domain, as a factory has: EfficientNet-Lite0
-with a new head, for four of five textures and for seven of ten hand signs. What their heads leave
-out is near-OOD. No image that a network or a head was trained on is used again, but for the photos,
-which EfficientNet-Lite has likely seen.
+Four of CIFAR-10, the demo's of digits, two of ImageNet, and two of a small domain, as a factory
+has: EfficientNet-Lite0 with a new head, for four of five textures and for seven of ten hand signs.
+What their heads leave out is near-OOD. No image that a network or a head was trained on is used
+again, but for the photos, which EfficientNet-Lite has likely seen, and the digits, which the demo
+fits on what it trains on.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.io import ImageReadMode, decode_image, decode_jpeg, encode_jpeg, encode_png
@@ -28,11 +30,16 @@ from benchmarks.trained_networks import trained
 from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import transformed
+from nap_stream.clock import SystemClock
 from nap_stream.decode import Refusal
 from nap_stream.decode import decode_image as decode
+from nap_stream.demo.digits import DIGIT
+from nap_stream.demo.display import Display
+from nap_stream.demo.setup import demo_folder, make_model_and_images, write_configuration
 from nap_stream.image_files import iter_images
 from nap_stream.model.load import load_model
 from nap_stream.model.preprocessing import preprocess
+from nap_stream.settings.load import load_model_settings
 from nap_stream.settings.schema import (
     LimitSettings,
     ModelSettings,
@@ -150,6 +157,21 @@ def _of_cifar(
     )
 
 
+def _digits(folder: Path) -> Network:
+    """The demo's network and images, those that its two broken cameras show by their kind."""
+    display = Display(Console(quiet=True), SystemClock())
+    with demo_folder(folder / "demo") as demo:
+        phases = make_model_and_images(demo, SEED, display)
+        write_configuration(demo, broker="localhost:9092", metrics_port=0, workers=1)
+        model = load_model_settings(demo.config, environ={})
+    shown: dict[str, list[torch.Tensor]] = {}
+    for image in (image for phase in phases for image in phase.images if image.kind != DIGIT):
+        pixels = torch.tensor(image.pixels).permute(2, 0, 1)
+        shown.setdefault(image.kind, []).append(pixels)
+    outside = {kind: _written(folder / kind, torch.stack(some)) for kind, some in shown.items()}
+    return Network(model, demo.images / "calibration", demo.images / "training", outside)
+
+
 def _lite(size: str, folder: Path) -> Network:
     fit, inside = _apart(PHOTOS, folder)
     outside = {
@@ -195,6 +217,7 @@ NETWORKS: Mapping[str, Callable[[Path], Network]] = MappingProxyType(
         "ResNet-20": _resnet,
         "SiLU": partial(_trained, "silu"),
         "ViT": partial(_trained, "vit"),
+        "digits": _digits,
         "Lite0": partial(_lite, "0"),
         "Lite2": partial(_lite, "2"),
         "textures on Lite0": partial(_small_domain, "textures"),

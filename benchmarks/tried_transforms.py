@@ -14,10 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from nap_stream.calibration import pseudo_ood
-from nap_stream.calibration.pixels import Transform, alike, apply, noisy, uint8, uniform
-
-_GRID = 4
-_NOISE = 0.2
+from nap_stream.calibration.pixels import Transform, alike, apply, uint8, uniform
 
 
 def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor:
@@ -25,28 +22,6 @@ def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor
     if name in TRIED:
         return apply(TRIED[name], name, batch, seed, first_index)
     return pseudo_ood.transformed(name, batch, seed, first_index)
-
-
-def _patch_shuffle(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Shuffle the patches of a 4 x 4 grid; up to 3 rows and columns left over stay in place."""
-    images, channels, height, width = batch.shape
-    rows, columns = height // _GRID, width // _GRID
-    inner = batch[:, :, : rows * _GRID, : columns * _GRID]
-    patches = inner.reshape(images, channels, _GRID, rows, _GRID, columns)
-    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    order = uniform((images, _GRID**2), generator, batch.device).argsort(dim=1)
-    patches = patches[torch.arange(images, device=batch.device)[:, None], order]
-    patches = patches.reshape(images, _GRID, _GRID, channels, rows, columns)
-    shuffled = batch.clone()
-    shuffled[:, :, : rows * _GRID, : columns * _GRID] = patches.permute(0, 3, 1, 4, 2, 5).reshape(
-        inner.shape
-    )
-    return shuffled
-
-
-def _gaussian_noise(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Add noise of standard deviation 0.2 of the range, independently by pixel and channel."""
-    return noisy(batch, _NOISE, generator)
 
 
 def _mixup(batch: Tensor, _generator: torch.Generator) -> Tensor:
@@ -117,8 +92,6 @@ def _repeated(begun: Tensor, side: int, device: torch.device) -> Tensor:
 
 TRIED: Mapping[str, Transform] = MappingProxyType(
     {
-        "patch_shuffle": _patch_shuffle,
-        "gaussian_noise": _gaussian_noise,
         # A fifth of each pixel's distance from the image's mean grey is kept.
         "low_contrast": alike(partial(transforms.adjust_contrast, contrast_factor=0.2)),
         "mixup": _mixup,

@@ -16,7 +16,7 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 """From uint8 (N, 3, H, W) to a new tensor of the same shape, dtype and device."""
 
 MIN_SIDE = 8
-"""Pixels: below it, a quarter of the side is a single pixel."""
+"""Pixels: below it, the patches of a 4 x 4 grid are single pixels."""
 
 
 def apply(transform: Transform, name: str, batch: Tensor, seed: int, first_index: int) -> Tensor:

@@ -4,10 +4,10 @@ What scores a method sums, and with which weights, is chosen without out-of-dist
 in-distribution images that were transformed until they are no longer in-distribution, as the NAP
 paper chooses its one weight (arXiv 2402.18162, section 3.3). The transforms differ in what they
 leave of an image: its shapes, its colours, or nothing at all. No one of them resembles what will
-come; a choice that holds on average over all of them is less likely to hang on one. Transforms
-whose images some networks rightly take for in-distribution are not among them, such as shuffled
-patches of a texture, or two images mixed: docs/methods.md has the figures. See
-`nap_stream.calibration.pixels` for what holds of all of them.
+come; a choice that holds on average over all of them is less likely to hang on one. Those that
+made the choice worse on some networks are not among them, such as two images mixed, or inverted
+ones: docs/methods.md has the figures. See `nap_stream.calibration.pixels` for what holds of all of
+them.
 """
 
 from collections.abc import Mapping
@@ -35,6 +35,7 @@ VERSION = 2
 """Changes when the output of a transform or a fault does; part of cache keys."""
 
 _GRID = 4
+_NOISE = 0.2
 _ELASTIC_REACH = 0.125
 _ELASTIC_CELLS = 32
 _PLAIN_NOISE = 0.02
@@ -62,6 +63,23 @@ def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor
     return apply(transform, name, batch, seed, first_index)
 
 
+def _patch_shuffle(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Shuffle the patches of a 4 x 4 grid; up to 3 rows and columns left over stay in place."""
+    images, channels, height, width = batch.shape
+    rows, columns = height // _GRID, width // _GRID
+    inner = batch[:, :, : rows * _GRID, : columns * _GRID]
+    patches = inner.reshape(images, channels, _GRID, rows, _GRID, columns)
+    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    order = uniform((images, _GRID**2), generator, batch.device).argsort(dim=1)
+    patches = patches[torch.arange(images, device=batch.device)[:, None], order]
+    patches = patches.reshape(images, _GRID, _GRID, channels, rows, columns)
+    shuffled = batch.clone()
+    shuffled[:, :, : rows * _GRID, : columns * _GRID] = patches.permute(0, 3, 1, 4, 2, 5).reshape(
+        inner.shape
+    )
+    return shuffled
+
+
 def _elastic(batch: Tensor, generator: torch.Generator) -> Tensor:
     """Displace by up to 1/16 of the side, independently every 1/32; black comes in from outside."""
     height, width = batch.shape[2:]
@@ -74,6 +92,11 @@ def _elastic(batch: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(
         [transforms.elastic(image, field[None]) for image, field in zip(batch, fields, strict=True)]
     )
+
+
+def _gaussian_noise(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Add noise of standard deviation 0.2 of the range, independently by pixel and channel."""
+    return noisy(batch, _NOISE, generator)
 
 
 def _gaussian_blur(batch: Tensor, _generator: torch.Generator) -> Tensor:
@@ -158,7 +181,9 @@ def _random_colours(batch: Tensor, generator: torch.Generator) -> Tensor:
 
 PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
     {
+        "patch_shuffle": _patch_shuffle,
         "elastic": _elastic,
+        "gaussian_noise": _gaussian_noise,
         "gaussian_blur": _gaussian_blur,
         "solarize": alike(partial(transforms.solarize, threshold=128)),
         "zoomed_in": _zoomed_in,

@@ -15,7 +15,9 @@ def pixel_counts(image: Tensor) -> list[list[int]]:
 
 def test_names_and_their_order() -> None:
     assert list(PSEUDO_OOD) == [
+        "patch_shuffle",
         "elastic",
+        "gaussian_noise",
         "gaussian_blur",
         "solarize",
         "zoomed_in",
@@ -29,6 +31,37 @@ def test_names_and_their_order() -> None:
     ]
     with pytest.raises(TypeError):
         PSEUDO_OOD["own"] = PSEUDO_OOD["solarize"]  # type: ignore[index]  # that is what is tested
+
+
+@all_sizes
+def test_patch_shuffle_moves_whole_patches(size: tuple[int, int]) -> None:
+    batch = images(3, size)
+    found = apply("patch_shuffle", batch)
+    height, width = size[0] // 4, size[1] // 4
+    for image, shuffled in zip(batch, found, strict=True):
+        assert pixel_counts(shuffled) == pixel_counts(image)
+        assert patches(shuffled, height, width) == patches(image, height, width)
+    left_over = batch[:, :, 4 * height :]
+    assert torch.equal(found[:, :, 4 * height :], left_over)
+
+
+def patches(image: Tensor, height: int, width: int) -> set[bytes]:
+    cut = image[:, : 4 * height, : 4 * width]
+    tiles = [tile for row in torch.split(cut, height, 1) for tile in torch.split(row, width, 2)]
+    return {tile.contiguous().numpy().tobytes() for tile in tiles}
+
+
+def test_gaussian_noise_has_a_fifth_of_the_range() -> None:
+    batch = plain((128, 128, 128), (0, 255, 128), size=(64, 64))
+    found = apply("gaussian_noise", batch).float()
+    # Cut off at both ends, 2.5 standard deviations away, it loses 1.5 per cent.
+    assert float(found[0].std()) == pytest.approx(0.985 * 51, rel=0.02)
+    assert float(found[0].mean()) == pytest.approx(128, abs=1.5)
+    # Half of the noise is cut off; the other half has the mean sd / sqrt(2 pi) = 20.3.
+    assert float(found[1, 0].mean()) == pytest.approx(20.3, abs=1.5)
+    assert float(found[1, 1].mean()) == pytest.approx(255 - 20.3, abs=1.5)
+    channels = torch.corrcoef(found[0].flatten(1)) - torch.eye(3)
+    assert float(channels.abs().max()) < 0.05
 
 
 @all_sizes
