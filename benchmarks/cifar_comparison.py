@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from benchmarks.plain_pytorch import Reading, auroc, fpr95, read_plain
+from benchmarks.plain_pytorch import auroc, fpr95, plain_scores, plain_sum, read_plain
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
 from nap_stream.scored_log.stores import store_at
@@ -19,6 +19,8 @@ from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
 
 Scores = NDArray[np.float64]
+_COLUMNS = {"msp": "confidence"}
+"""Of the log, where a score's name is another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def compare(
 
     Raises:
         SystemExit: The log is not one scored row an offset and a file, so nothing can be joined,
-            or its fused score is not nap-energy.
+            or its fused score is not that of the default method.
     """
     log = pa.Table.from_batches(scan(store_at(settings.log.root), Query()), SCAN_SCHEMA)
     files = pa.concat_tables([cifar, textures]).combine_chunks()
@@ -75,12 +77,14 @@ def compare(
         raise SystemExit(f"the log is not one scored row an offset and a file: {report}")
     joined = log.take(pc.index_in(files["name"].cast(pa.binary()), log["key"]))
     calibration = load_calibration(settings.calibration)
-    weight = calibration.document.weight
-    if calibration.document.method != "nap-energy" or weight is None:
-        raise SystemExit(f"expected the method nap-energy, got {calibration.document.method}")
-    weights, model = settings.model.weights, settings.model.preprocessing
-    assert weights is not None
-    plain = read_plain(files["image"].to_pylist(), weights, model.mean, model.std)
+    weights = calibration.document.weights
+    if weights is None:
+        raise SystemExit(f"expected the method auto, got {calibration.document.method}")
+    checkpoint, model = settings.model.weights, settings.model.preprocessing
+    assert checkpoint is not None
+    plain = read_plain(files["image"].to_pylist(), checkpoint, model.mean, model.std)
+    expected = plain_scores(plain, calibration.arrays)
+    expected["fused"] = plain_sum(expected, weights, calibration.arrays)
     flags = joined["is_ood"].to_numpy()
     labels = cifar["label"].to_pylist()
     names = settings.model.class_names or ()
@@ -94,8 +98,13 @@ def compare(
         "calibration_images": calibration.size,
         "alpha": calibration.alpha,
         "method": calibration.document.method,
-        "weight": weight,
-        "scores": [asdict(row) for row in _scores(joined, plain, weight, len(cifar))],
+        "weights": weights,
+        "scores": [
+            asdict(
+                _compare_score(name, joined[_COLUMNS.get(name, name)].to_numpy(), read, len(cifar))
+            )
+            for name, read in expected.items()
+        ],
         "alerts": [asdict(alert) for alert in _alerts(events, joined, len(cifar))],
         "accuracy_log": _share(joined["class_name"].to_pylist()[: len(cifar)], labels),
         "accuracy_plain": _share(
@@ -125,18 +134,6 @@ def _one_row_an_offset(log: pa.Table, files: pa.Table) -> bool:
     ]
     logged = zip(log["key"].to_pylist(), log["sha256"].to_pylist(), strict=True)
     return sorted(logged) == sorted(produced) and set(log["status"].to_pylist()) == {"ok"}
-
-
-def _scores(joined: pa.Table, plain: Reading, weight: float, inside: int) -> list[Comparison]:
-    expected = {
-        "nap": plain.nap,
-        "energy": plain.energy,
-        "fused": plain.energy**weight * plain.nap ** (1 - weight),
-    }
-    return [
-        _compare_score(name, joined[name].to_numpy(), read, inside)
-        for name, read in expected.items()
-    ]
 
 
 def _compare_score(name: str, logged: Scores, plain: Scores, inside: int) -> Comparison:
