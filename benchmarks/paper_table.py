@@ -33,6 +33,7 @@ DEFAULT = parse_method("auto")
 BEFORE = parse_method("fisher-knn")
 ALLOWED_REGRET = 1.5
 ALLOWED_WORST = 5.5
+"""Mostly of mild corruptions, which no method sees well."""
 RESAMPLES = 200
 PAIRS = (BaseScore.ENERGY, BaseScore.ASH, BaseScore.SCALE)
 

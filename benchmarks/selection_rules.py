@@ -153,7 +153,7 @@ def rules() -> dict[str, Rule]:
 def rule_tables(networks: Mapping[str, Scored], best: Mapping[str, tuple[float, float]]) -> str:
     """Points below the best method of each network, by rule; then the leave-one-out table.
 
-    ``best`` are the mean and the worst AUROC of the best single methods in hindsight.
+    ``best`` are the mean and the worst AUROC of the best of all methods in hindsight.
     """
     found = rules()
     regrets = {

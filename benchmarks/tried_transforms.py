@@ -14,7 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from nap_stream.calibration import pseudo_ood
-from nap_stream.calibration.pixels import Transform, alike, apply, uint8, uniform
+from nap_stream.calibration.pixels import Transform, alike, apply, blurred, uint8, uniform
+
+_PIXEL_CELLS = 16
 
 
 def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor:
@@ -90,10 +92,24 @@ def _repeated(begun: Tensor, side: int, device: torch.device) -> Tensor:
     return starts + torch.arange(side, device=device) % length
 
 
+def _gaussian_blur(batch: Tensor, _generator: torch.Generator) -> Tensor:
+    """Blur with a standard deviation of 1/16 of the side, cut off at three of them."""
+    return uint8(blurred(batch, 1 / 16))
+
+
+def _pixelated(batch: Tensor, _generator: torch.Generator) -> Tensor:
+    """Average over 16 cells a side, or fewer: a cell has at least two pixels a side."""
+    height, width = batch.shape[2:]
+    cells = min(_PIXEL_CELLS, height // 2), min(_PIXEL_CELLS, width // 2)
+    means = torch.nn.functional.adaptive_avg_pool2d(batch.float().contiguous(), cells)
+    return uint8(torch.nn.functional.interpolate(means, (height, width), mode="nearest"))
+
+
 TRIED: Mapping[str, Transform] = MappingProxyType(
     {
         # A fifth of each pixel's distance from the image's mean grey is kept.
         "low_contrast": alike(partial(transforms.adjust_contrast, contrast_factor=0.2)),
+        "gaussian_blur": _gaussian_blur,
         "mixup": _mixup,
         "cutmix": _cutmix,
         "tiled_patch": _tiled_patch,
@@ -102,6 +118,7 @@ TRIED: Mapping[str, Transform] = MappingProxyType(
         # The highest bit of each value is kept: 0 or 128.
         "posterize": alike(partial(transforms.posterize, bits=1)),
         "shrunk": _shrunk,
+        "pixelated": _pixelated,
     }
 )
 """By name."""

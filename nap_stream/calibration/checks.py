@@ -147,14 +147,19 @@ def selection_warnings(selection: Selection | None) -> Iterator[str]:
     if selection is None:
         return
     means = selection.means
-    for name in selection.weights:
+    if selection.mean < CHANCE:
+        yield (
+            "what was chosen takes pseudo-OOD images for more in-distribution than not (mean "
+            f"AUROC {selection.mean:.3f}): choose a method, and try it with nap-stream evaluate"
+        )
+    for name in selection.weights if len(selection.weights) > 1 else ():
         if means[name] < CHANCE:
             yield (
                 f"{name} alone takes pseudo-OOD images for more in-distribution than not (mean "
                 f"AUROC {means[name]:.3f}); it was chosen for what it adds to the others"
             )
     if not any(_is_of_features(name) for name in means):
-        lost = (f"{n} {why}" for n, why in selection.left_out.items() if _is_of_features(n))
+        lost = (f"{n}: {why}" for n, why in selection.left_out.items() if _is_of_features(n))
         yield (
             f"no score of features is to choose from, so that images that are odd in their "
             f"features alone go unseen ({'; '.join(lost)})"
@@ -328,7 +333,7 @@ def require_neighbours(
     enough = needed if part.own else round(needed / FIT_SHARE)
     more = f"Give at least {enough} images {'to fit on' if part.own else 'in all'}"
     if part.limited:
-        there, more = f"{images} by scoring.fit_limit", f"Raise it to {needed} at least"
+        there, more = f"{images} by scoring.fit_limit", f"Raise that to {needed} at least"
     raise CalibrationError(
         f"knn with k = {neighbours} needs {needed} images to fit on, and there are {there}",
         str(part.source),

@@ -23,7 +23,6 @@ from nap_stream.calibration.pixels import (
     Transform,
     alike,
     apply,
-    blurred,
     noisy,
     places,
     ramps,
@@ -41,7 +40,6 @@ _ELASTIC_CELLS = 32
 _PLAIN_NOISE = 0.02
 _SHAPES = 8
 _SMALLEST_SHAPE, _LARGEST_SHAPE = 1 / 16, 1 / 4
-_PIXEL_CELLS = 16
 
 
 def transformed(name: str, batch: Tensor, seed: int, first_index: int) -> Tensor:
@@ -99,11 +97,6 @@ def _gaussian_noise(batch: Tensor, generator: torch.Generator) -> Tensor:
     return noisy(batch, _NOISE, generator)
 
 
-def _gaussian_blur(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Blur with a standard deviation of 1/16 of the side, cut off at three of them."""
-    return uint8(blurred(batch, 1 / 16))
-
-
 def _zoomed_in(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Scale the central quarter of the side up to the whole."""
     height, width = batch.shape[2:]
@@ -155,14 +148,6 @@ def _gradient(batch: Tensor, generator: torch.Generator) -> Tensor:
     return uint8(torch.lerp(first, last, ramps(batch, generator)))
 
 
-def _pixelated(batch: Tensor, _generator: torch.Generator) -> Tensor:
-    """Average over 16 cells a side, or fewer: a cell has at least two pixels a side."""
-    height, width = batch.shape[2:]
-    cells = min(_PIXEL_CELLS, height // 2), min(_PIXEL_CELLS, width // 2)
-    means = torch.nn.functional.adaptive_avg_pool2d(batch.float().contiguous(), cells)
-    return uint8(torch.nn.functional.interpolate(means, (height, width), mode="nearest"))
-
-
 def _quarter_size(batch: Tensor, _generator: torch.Generator) -> Tensor:
     """Scale to a quarter of the side, centred on a ground of the mean colour."""
     height, width = (side // 4 for side in batch.shape[2:])
@@ -184,7 +169,6 @@ PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
         "patch_shuffle": _patch_shuffle,
         "elastic": _elastic,
         "gaussian_noise": _gaussian_noise,
-        "gaussian_blur": _gaussian_blur,
         "solarize": alike(partial(transforms.solarize, threshold=128)),
         "zoomed_in": _zoomed_in,
         "plain_frame": _plain_frame,
@@ -192,7 +176,6 @@ PSEUDO_OOD: Mapping[str, Transform] = MappingProxyType(
         "smooth_field": _smooth_field,
         "shapes": _shapes,
         "gradient": _gradient,
-        "pixelated": _pixelated,
         "quarter_size": _quarter_size,
     }
 )

@@ -205,9 +205,8 @@ class Reader:
         the model in batches, or whole.
         """
         readings = self._outputs_of(blocks, transform, advance, batch_size)
-        return self._joined(
-            ScoredImages.of(part, own) for part, own in zip(readings, base_scores, strict=True)
-        )
+        pairs = zip(readings, base_scores, strict=True)
+        return self._joined((ScoredImages.of(part, own) for part, own in pairs), transform)
 
     def score_faulty(
         self,
@@ -224,9 +223,9 @@ class Reader:
         readings = self._outputs_of(blocks, fault, advance, batch_size)
         return [ScoredImages.of(part, base_scores) for part in readings]
 
-    def _joined(self, parts: Iterable[ScoredImages]) -> ScoredImages:
+    def _joined(self, parts: Iterable[ScoredImages], transform: str | None = None) -> ScoredImages:
         scored = list(parts)
-        _require_usable(scored, self.source)
+        _require_usable(scored, self.source, transform)
         return ScoredImages.join(scored)
 
     def _batches(
@@ -303,8 +302,10 @@ class Reader:
         return arrays
 
 
-def _require_usable(parts: Sequence[Reading] | Sequence[ScoredImages], source: Path) -> None:
-    """Refuse images that nothing can be concluded from.
+def _require_usable(
+    parts: Sequence[Reading] | Sequence[ScoredImages], source: Path, transform: str | None = None
+) -> None:
+    """Refuse images that nothing can be concluded from; ``transform`` has made them pseudo-OOD.
 
     Raises:
         CalibrationError: Half of them or more cannot be decoded, or the model's outputs are
@@ -328,11 +329,15 @@ def _require_usable(parts: Sequence[Reading] | Sequence[ScoredImages], source: P
         )
     not_finite = [name for part in parts for name in part.not_finite]
     if not_finite:
+        made, advice = "", ""
+        if transform is not None:
+            made = f" that the transform {transform} has made pseudo-OOD"
+            advice = ", or choose a method of one score, which needs no such images"
         raise CalibrationError(
             f"the model's activations or logits are not finite for {len(not_finite)} of "
-            f"{decoded} images, first {not_finite[0]}",
+            f"{decoded} images{made}, first {not_finite[0]}",
             str(source),
-            "Check the weights and the preprocessing",
+            f"Check the weights and the preprocessing{advice}",
         )
 
 

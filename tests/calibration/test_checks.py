@@ -115,7 +115,9 @@ def test_of_one_image_none_is_left_where_it_is_left_out() -> None:
 
 def test_a_limit_that_keeps_images_out_is_what_to_raise() -> None:
     cut = replace(part(12, own=False), limited=True)
-    with pytest.raises(CalibrationError, match=r"are 12 by scoring\.fit_limit\. Raise it to 13 at"):
+    with pytest.raises(
+        CalibrationError, match=r"are 12 by scoring\.fit_limit\. Raise that to 13 at"
+    ):
         require_neighbours(KNN, 12, cut, 10)
     with pytest.raises(CalibrationError, match=r"there are 1\. Raise scoring\.fit_limit, or"):
         require_images(("fisher-energy",), 1, cut)

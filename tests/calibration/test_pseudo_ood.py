@@ -3,7 +3,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from tests.support.pixel_batches import all_sizes, apply, images, plain
@@ -18,7 +17,6 @@ def test_names_and_their_order() -> None:
         "patch_shuffle",
         "elastic",
         "gaussian_noise",
-        "gaussian_blur",
         "solarize",
         "zoomed_in",
         "plain_frame",
@@ -26,7 +24,6 @@ def test_names_and_their_order() -> None:
         "smooth_field",
         "shapes",
         "gradient",
-        "pixelated",
         "quarter_size",
     ]
     with pytest.raises(TypeError):
@@ -87,15 +84,6 @@ def test_elastic_is_as_smooth_for_a_larger_image() -> None:
     # Neighbours in one cell of 7 pixels move together, those of other cells on their own.
     near, far = (moved.roll(shift, 2).sub(moved).abs().mean() for shift in (1, 35))
     assert near < far / 2
-
-
-@all_sizes
-def test_gaussian_blur_is_that_of_torchvision(size: tuple[int, int]) -> None:
-    batch = images(2, size)
-    sigma_tall, sigma_wide = size[0] / 16, size[1] / 16
-    tall, wide = {(8, 8): (5, 5), (32, 32): (13, 13), (17, 40): (9, 17)}[size]
-    expected = transforms.gaussian_blur(batch, [wide, tall], [sigma_wide, sigma_tall])
-    assert int((apply("gaussian_blur", batch).int() - expected.int()).abs().max()) <= 1
 
 
 BY_VALUE: list[tuple[str, Callable[[Tensor], Tensor]]] = [
@@ -174,23 +162,6 @@ def test_a_gradient_goes_evenly_from_colour_to_colour() -> None:
     corners = found[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert torch.equal(corners.amax(2), found.amax((2, 3)))
     assert torch.equal(corners.amin(2), found.amin((2, 3)))
-
-
-@pytest.mark.parametrize(
-    ("size", "cells"), [((8, 8), (4, 4)), ((17, 40), (8, 16)), ((224, 50), (16, 16))]
-)
-def test_pixelated_has_few_cells(size: tuple[int, int], cells: tuple[int, int]) -> None:
-    found = apply("pixelated", images(2, size))
-    changes = [int(found.diff(dim=axis).any(dim=(0, 1, 5 - axis)).sum()) for axis in (2, 3)]
-    assert changes == [count - 1 for count in cells]
-
-
-def test_pixelated_by_hand() -> None:
-    batch = plain((0, 0, 0))
-    batch[:, :, 2, 4], batch[:, :, 3, 5] = 200, 40
-    expected = plain((0, 0, 0))
-    expected[:, :, 2:4, 4:6] = 60
-    assert torch.equal(apply("pixelated", batch), expected)
 
 
 @all_sizes

@@ -253,6 +253,23 @@ def test_what_is_not_finite_is_refused_with_its_name(
             reads(reader_of(tmp_path, loaded))
 
 
+def test_a_transform_that_the_model_overflows_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_small("SmallNet").preprocessing.model_copy(update=PLAIN)
+    module = seeded(OverflowNet).eval()
+    loaded = replace(load_small("SmallNet", preprocessing=plain), module=module)
+    reader = reader_of(write_images(tmp_path, 3), loaded)
+    white = lambda _name, batch, _seed, _first: torch.full_like(batch, 255)  # noqa: E731
+    monkeypatch.setattr("nap_stream.calibration.read.transformed", white)
+    problem = (
+        "not finite for 3 of 3 images that the transform shapes has made pseudo-OOD, first 0000"
+    )
+    with pytest.raises(CalibrationError, match=problem) as caught:
+        score_transformed(reader, "shapes", list(reader.files()))
+    assert "a method of one score" in caught.value.action
+
+
 def test_a_hit_is_bit_identical_and_runs_no_model(
     folder: Path, tmp_path: Path, loaded: LoadedModel
 ) -> None:
@@ -316,7 +333,7 @@ def test_whatever_changes_the_outputs_is_another_key(folder: Path, tmp_path: Pat
     assert runs.images == COUNT
     score_transformed(reader_of(folder, plain, cache=cache), "solarize")
     assert runs.images == 2 * COUNT
-    score_transformed(reader_of(folder, plain, cache=cache), "pixelated")
+    score_transformed(reader_of(folder, plain, cache=cache), "quarter_size")
     assert runs.images == 3 * COUNT
 
 

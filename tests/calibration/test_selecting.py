@@ -99,7 +99,7 @@ def test_fewer_images_than_twice_the_folds_do_without_features(tmp_path: Path) -
     why = "needs 10 images to fit on, and there are 5"
     assert document.selection.left_out == {"fdbd": why, "mahalanobis": why}
     assert any(
-        text.endswith(f"alone go unseen (fdbd {why}; mahalanobis {why})")
+        text.endswith(f"alone go unseen (fdbd: {why}; mahalanobis: {why})")
         for text in document.warnings
     )
 
@@ -164,7 +164,7 @@ FEW = "there are 39 images to fit on, and what is fitted or chosen on fewer than
         ({"auroc": {"fdbd": (0.7,), "msp": (0.7,), "nap": (0.7,)}, "sum_auroc": (0.749,)}, ["pse"]),
         ({"pseudo_images": 39}, [FEW]),
         ({"inside_images": 39}, [FEW]),
-        (NO_FEATURES, [f"{LOST}alone go unseen (fdbd needs a; mahalanobis needs b)"]),
+        (NO_FEATURES, [f"{LOST}alone go unseen (fdbd: needs a; mahalanobis: needs b)"]),
         ({"left_out": {"fdbd": "needs a"}}, []),
     ],
 )
