@@ -3,8 +3,7 @@
 from math import ceil
 
 import torch
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
+from torch.nn import functional
 
 from nap_stream.settings.schema import PreprocessingSettings
 
@@ -33,14 +32,8 @@ def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.T
         if isinstance(sides, int):
             longest = max(_MAX_ASPECT, 2 * ceil(max(crop_height, crop_width) / sides))
             pixels = _cut_long_side(pixels, longest)
-        pixels = transforms.resize(
-            pixels,
-            [sides] if isinstance(sides, int) else list(sides),
-            interpolation=InterpolationMode(settings.interpolation),
-            antialias=True,
-        )
-    cropped: torch.Tensor = transforms.center_crop(pixels, [crop_height, crop_width])
-    return cropped.contiguous()
+        pixels = _resized(pixels, sides, settings.interpolation)
+    return _centre(pixels, crop_height, crop_width).contiguous()
 
 
 def input_size(settings: PreprocessingSettings) -> tuple[int, int]:
@@ -74,5 +67,34 @@ def _cut_long_side(pixels: torch.Tensor, max_aspect: int) -> torch.Tensor:
     longest = max_aspect * min(height, width)
     if max(height, width) <= longest:
         return pixels
-    cut: torch.Tensor = transforms.center_crop(pixels, [min(height, longest), min(width, longest)])
-    return cut
+    return _centre(pixels, min(height, longest), min(width, longest))
+
+
+# torchvision's own transforms are not used: importing them imports torch's compiler too, which
+# costs each worker two seconds of processor time.
+def _resized(pixels: torch.Tensor, sides: int | tuple[int, int], mode: str) -> torch.Tensor:
+    """Resize to both sides, or the short side to one number of pixels, antialiased."""
+    channels, *old = pixels.shape
+    new = [sides * side // min(old) for side in old] if isinstance(sides, int) else list(sides)
+    if new == old:
+        return pixels
+    image = pixels[None]
+    if image.is_contiguous(memory_format=torch.channels_last):
+        # One image of interleaved pixels fits both layouts: its strides say which one is meant, or
+        # the result would be laid out anew.
+        image = image.as_strided(image.shape, (image.numel(), *image.stride()[1:]))
+    smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
+    resized = functional.interpolate(image, size=new, mode=mode, **smooth)
+    return resized.reshape(channels, *new)
+
+
+def _centre(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Cut out the centre; what is missing is padded with zeros."""
+    _, old_height, old_width = pixels.shape
+    down, across = max(0, height - old_height), max(0, width - old_width)
+    if down or across:
+        sides = (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2)
+        pixels = functional.pad(pixels, sides)
+    top = round((old_height + down - height) / 2)
+    left = round((old_width + across - width) / 2)
+    return pixels[:, top : top + height, left : left + width]

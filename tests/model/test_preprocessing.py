@@ -1,10 +1,14 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torchvision import transforms
 from torchvision.transforms import v2
 
 from nap_stream.model.preprocessing import Normaliser, input_size, preprocess
 from nap_stream.settings.schema import PreprocessingSettings
+
+SIDES = st.integers(5, 60)
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -23,6 +27,24 @@ def test_as_torchvision_transforms(interpolation: str, size: tuple[int, int]) ->
         ]
     )
     pixels = image(*size)
+    assert torch.equal(preprocess(pixels, settings), reference(pixels))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@given(size=st.tuples(SIDES, SIDES), resize=SIDES | st.tuples(SIDES, SIDES), crop=SIDES)
+def test_any_sizes_are_as_torchvision_makes_them(
+    interpolation: str, size: tuple[int, int], resize: int | tuple[int, int], crop: int
+) -> None:
+    settings = PreprocessingSettings(resize=resize, crop=crop, interpolation=interpolation)
+    sides = [resize] if isinstance(resize, int) else list(resize)
+    reference = v2.Compose(
+        [
+            v2.Resize(sides, interpolation=v2.InterpolationMode(interpolation), antialias=True),
+            v2.CenterCrop(crop),
+        ]
+    )
+    # Interleaved, as decoded images are.
+    pixels = image(*size).permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert torch.equal(preprocess(pixels, settings), reference(pixels))
 
 
