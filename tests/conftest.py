@@ -41,10 +41,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
+STOPPING = frozenset({"test_stop", "test_stop_in_faults", "test_wedged"})
+"""Slow files that mostly wait for a run to stop: half of the time of all slow ones with Ray."""
+
+
 def _group(item: pytest.Item) -> str | None:
-    if item.path.parent.name == "demo" and item.get_closest_marker("ray"):
-        return "demo"  # it starts Ray and its broker by itself
-    return next((name for name in ("ray", "kafka") if item.get_closest_marker(name)), None)
+    if item.get_closest_marker("ray"):
+        if item.path.parent.name == "demo":
+            return "demo"  # it starts Ray and its broker by itself
+        stops = item.get_closest_marker("slow") and item.path.stem in STOPPING
+        return "ray-stopping" if stops else "ray"
+    return "kafka" if item.get_closest_marker("kafka") else None
 
 
 @pytest.fixture(scope="session")
