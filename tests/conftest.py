@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 STOPPING = frozenset({"test_stop", "test_stop_in_faults", "test_wedged"})
-"""Slow files that mostly wait for a run to stop: half of the time of all slow ones with Ray."""
+"""Slow files that wait for runs to stop: six of the fourteen slow tests that share Ray."""
 
 
 def _group(item: pytest.Item) -> str | None:
