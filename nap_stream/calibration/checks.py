@@ -271,15 +271,20 @@ def require_drawable(searching: Iterable[Method], loaded: LoadedModel, factory: 
     Raises:
         CalibrationError: The model's input is too small.
     """
-    height, width = input_size(loaded.preprocessing)
     choosing = [str(method) for method in searching]
-    if choosing and min(height, width) < MIN_SIDE:
+    if choosing and not is_drawable(loaded):
+        height, width = input_size(loaded.preprocessing)
         raise CalibrationError(
             f"{choosing[0]} chooses on pseudo-OOD images, which need {MIN_SIDE} pixels a side, and "
             f"the model's input has {height} x {width}",
             factory,
             "Choose a method of one score, or give the weight with --weight",
         )
+
+
+def is_drawable(loaded: LoadedModel) -> bool:
+    """Whether the model's input has room for transforms and faults."""
+    return min(input_size(loaded.preprocessing)) >= MIN_SIDE
 
 
 def is_possible(name: BaseScore, loaded: LoadedModel) -> bool:

@@ -5,7 +5,7 @@ are made of them. No out-of-distribution image takes part.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import compress
 from math import ceil
@@ -271,12 +271,7 @@ def search_weight(method: Method, fitted: Fitted, pseudo: Mapping[str, Values]) 
 
 
 def areas_alone(fitted: Fitted, pseudo: Mapping[str, Values]) -> dict[str, float]:
-    """How well NAP and each base score separate pseudo-OOD values, on average over transforms.
-
-    Empty where there are none.
-    """
-    if not pseudo:
-        return {}
+    """How well NAP and each base score separate pseudo-OOD values, on average over transforms."""
     found = {}
     for name, values in fitted.values.items():
         own = values.astype(np.float64)
@@ -286,20 +281,17 @@ def areas_alone(fitted: Fitted, pseudo: Mapping[str, Values]) -> dict[str, float
 
 
 def select(
-    candidates: Sequence[BaseScore],
-    fitted: Fitted,
-    pseudo: Mapping[str, Values],
-    *,
-    left_out: Mapping[str, str],
+    method: Method, fitted: Fitted, pseudo: Mapping[str, Values], left_out: Mapping[str, str]
 ) -> Selection:
-    """Choose scores and weights among NAP and base scores, on pseudo-OOD values, by transform.
+    """Choose scores and weights of a method that selects, on pseudo-OOD values, by transform.
 
-    ``left_out`` says of scores that are no candidates why not.
+    It chooses among NAP and the method's candidates. ``left_out`` says of those that are not to
+    choose from why not.
 
     Raises:
         NoScoreError: Every score is the same for most images.
     """
-    names = (*(str(name) for name in candidates), NAP)
+    names = (*(str(name) for name in method.candidates if name not in left_out), NAP)
     reference = {name: np.sort(fitted.values[name].astype(np.float64)) for name in names}
 
     def log_p_of(values: Values) -> dict[str, NDArray[np.float64]]:

@@ -225,7 +225,8 @@ class FitFound:
     ``reading`` is null where nothing had to be fitted. ``searches`` holds the search for the
     weight of each method that has none given, ``selections`` the scores and weights of each method
     that selects them. ``alone`` is how well NAP and each base score separate pseudo-OOD images by
-    itself, where there are any. ``limited`` says that a limit kept further images out.
+    itself; empty where no weight was searched, as a selection has its own. ``limited`` says that a
+    limit kept further images out.
     """
 
     fitted: Fitted
@@ -275,12 +276,7 @@ def fit_part(
         pseudo = pseudo_values(part, folds, reader, fitted, advance, batch_size=batch_size)
     try:
         selections = {
-            one: select(
-                candidates(one, reader.loaded, len(reading)),
-                fitted,
-                pseudo,
-                left_out=checks.left_out(one, reader.loaded, len(reading)),
-            )
+            one: select(one, fitted, pseudo, checks.left_out(one, reader.loaded, len(reading)))
             for one in searching
             if one.selects
         }
@@ -292,9 +288,8 @@ def fit_part(
             "they are, choose a method",
         ) from error
     searches = {one: search_weight(one, fitted, pseudo) for one in searching if one.has_weight}
-    return FitFound(
-        fitted, reading, searches, selections, areas_alone(fitted, pseudo), part.limited
-    )
+    alone = areas_alone(fitted, pseudo) if searches else {}
+    return FitFound(fitted, reading, searches, selections, alone, part.limited)
 
 
 def fit_passes(part: FitPart | None, searching: tuple[Method, ...]) -> int:

@@ -11,8 +11,8 @@ from math import ceil
 import numpy as np
 
 from nap_stream.calibration.calibration import Calibration, FaultSeen
+from nap_stream.calibration.checks import is_drawable
 from nap_stream.calibration.faults import FAULTS
-from nap_stream.calibration.pixels import MIN_SIDE
 from nap_stream.calibration.read import Advance, Reader
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
 from nap_stream.core.base_scores import BaseScores, evenly_spaced
@@ -21,7 +21,6 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.errors import ConfigError
 from nap_stream.image_files import ImageFile
 from nap_stream.model.load import LoadedModel
-from nap_stream.model.preprocessing import input_size
 from nap_stream.settings.schema import DriftSettings
 
 FAULT_IMAGES = 100
@@ -38,8 +37,7 @@ def fault_passes(images: int, loaded: LoadedModel) -> int:
 
     0 where the model's input is too small for the faults to be drawn.
     """
-    is_drawable = min(input_size(loaded.preprocessing)) >= MIN_SIDE
-    return len(FAULTS) * min(images, FAULT_IMAGES) if is_drawable else 0
+    return len(FAULTS) * min(images, FAULT_IMAGES) if is_drawable(loaded) else 0
 
 
 def faults_seen(
