@@ -25,6 +25,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import pyarrow as pa
 import torch
 from rich.console import Console
 
@@ -49,8 +50,8 @@ from nap_stream.demo.setup import (
     write_configuration,
 )
 from nap_stream.model.load import OnePassScorer, load_model
-from nap_stream.pipeline.scoring import RecordScorer
-from nap_stream.records import DecodedImage, Message, TopicPartition
+from nap_stream.pipeline.scoring import MessageDecoder, RowScorer
+from nap_stream.records import Message, TopicPartition
 from nap_stream.replay import EventSpan, replay
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import store_at
@@ -139,13 +140,17 @@ def _write_log(settings: Settings, calibration: Calibration, images: Sequence[St
     """Score the stream as a worker does, and publish a segment for each of its seconds."""
     partition, clock = TopicPartition(settings.kafka.topic, 0), ManualClock(START_MS)
     loaded = load_model(settings.model, torch.device("cpu"))
-    rows = RecordScorer(
-        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
-        class_names=loaded.class_names,
-        calibration=calibration,
+    decode = MessageDecoder(
         preprocessing=settings.model.preprocessing,
         limits=settings.limits,
         kept_headers=settings.log.headers,
+        clock=clock,
+    )
+    score = RowScorer(
+        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
+        class_names=loaded.class_names,
+        calibration=calibration,
+        batch_size=SEGMENT,
         clock=clock,
     )
     writer = WriterIdentity("demo_seeds", loaded.fingerprint, calibration.fingerprint)
@@ -153,12 +158,11 @@ def _write_log(settings: Settings, calibration: Calibration, images: Sequence[St
     position = log.begin(partition, 0)
     for start in range(0, len(images), SEGMENT):
         decoded = [
-            row
+            decode(_message(partition, offset, image))
             for offset, image in enumerate(images[start : start + SEGMENT], start)
-            for row in rows.decode(_message(partition, offset, image))
         ]
-        records = rows.score([row for row in decoded if isinstance(row, DecodedImage)])
-        position = log.publish(partition, position, start + len(decoded), records).position
+        rows = pa.Table.from_batches([score(decoded)])
+        position = log.publish(partition, position, start + len(decoded), rows).position
 
 
 def _message(partition: TopicPartition, offset: int, image: StreamImage) -> Message:

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, chain_end
+from nap_stream.scored_log.chain import WriterIdentity, chain_end
 from nap_stream.scored_log.format import partition_folder
 from nap_stream.scored_log.stores import SegmentStore, store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CALIBRATION, MODEL, origin, scored
 from tests.support.memory_store import MemoryStore
 from tests.support.s3 import BUCKET, HOST, FaultProxy, environment, fault_proxy, s3_server
+from tests.support.scored_records import RecordLog
 
 ALLOWED_MS = 100.0
 CHAIN = TopicPartition("images", 0)
@@ -62,7 +63,7 @@ def main() -> None:
 def publish(segments: int, offsets: int) -> MemoryStore:
     """A chain of so many segments, each of so many offsets."""
     store = MemoryStore()
-    log = ScoredLog(store, WriterIdentity("benchmark", MODEL, CALIBRATION), SystemClock())
+    log = RecordLog(store, WriterIdentity("benchmark", MODEL, CALIBRATION), SystemClock())
     position = log.begin(CHAIN, 0)
     for base_offset in range(0, segments * offsets, offsets):
         row = scored(origin(base_offset, partition=CHAIN))

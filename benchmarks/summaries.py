@@ -22,15 +22,16 @@ import numpy as np
 import pyarrow as pa
 
 from nap_stream.clock import SystemClock
-from nap_stream.records import PublishedSegment, ScoredRecord
+from nap_stream.records import PublishedSegment
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.read import walk
 from nap_stream.scored_log.segment import divide
-from nap_stream.scored_log.summary import SummaryShape, rows_schema, summarise, summarise_chain
+from nap_stream.scored_log.summary import SummaryShape, rows_schema, summarise_chain
 from nap_stream.settings.schema import KeySettings
 from tests.scored_log.builders import CARS, NOON_MS, memory_log, origin, scored
 from tests.support.log_files import paths_in
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import ScoredRecord, summarise_records
 
 KEYS = 1_000
 SMALL_ROWS = 1_000
@@ -120,7 +121,7 @@ def from_files(store: MemoryStore, shape: SummaryShape) -> int:
 def from_records(published: Published, shape: SummaryShape) -> int:
     """Summarise the records, as a worker does."""
     return sum(
-        int(summarise(segment, records, shape).panes.records.sum())
+        int(summarise_records(segment, records, shape).panes.records.sum())
         for segment, records in published
     )
 

@@ -14,7 +14,7 @@ stays bounded by the message.
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final
@@ -24,7 +24,14 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from nap_stream.records import DecodedImage, FailedImage, Message, Origin, Status
+from nap_stream.records import (
+    IMAGE_COLUMNS,
+    DecodedRows,
+    FailedImage,
+    Message,
+    Origin,
+    Status,
+)
 from nap_stream.settings.schema import LimitSettings
 
 _JPEG: Final = b"\xff\xd8\xff"
@@ -192,10 +199,15 @@ _MESSAGE_HEADER_SLOT = 8
 _RECORD_BATCH_COMPRESSION_SLOT = 10
 
 
-def iter_decoded(
-    message: Message, limits: LimitSettings, *, kept_headers: tuple[str, ...], ingest_time_ms: int
-) -> Iterator[DecodedImage | FailedImage]:
-    """Decode the images of a message one by one. Never raises for what the message holds.
+def decode_message(
+    message: Message,
+    limits: LimitSettings,
+    *,
+    kept_headers: tuple[str, ...],
+    ingest_time_ms: int,
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
+) -> DecodedRows:
+    """Decode the images of a message. Never raises for what the message holds.
 
     A message whose header ``content-type`` is `ARROW_STREAM` is a batch: its rows are the
     images, and one bad image spoils only its own row. Any other message is one image.
@@ -203,33 +215,18 @@ def iter_decoded(
     An event time outside the years 1970 to 9999 counts as absent: a row's own gives way to the
     message's timestamp, and that to ``ingest_time_ms``, when the message was consumed, milliseconds
     since the epoch. ``kept_headers`` names the message headers that go with each row, as spelt.
+    ``prepare`` is applied to the pixels of each image before the next one is decoded.
 
-    Yields:
+    Returns:
         One row for each image, at least one. The payload of a failed row is the image's bytes,
         or the whole value where the message as such was refused.
     """
     headers = tuple(header for header in message.headers if header[0] in kept_headers)
-    key = message.key
+    key, value = message.key, message.value
     repeated = len(key or b"") + sum(len(name) + len(data or b"") for name, data in headers)
-    too_much_to_repeat = repeated > limits.max_key_bytes
-    if too_much_to_repeat:
-        key, headers = None, ()
-
-    def origin(index: int, item: BatchItem | None = None) -> Origin:
-        own_time = item.event_time_ms if item else None
-        return Origin(
-            partition=message.partition,
-            offset=message.offset,
-            index=index,
-            key=item.key if item and item.has_key else key,
-            event_time_ms=_event_time(own_time, message.timestamp_ms, ingest_time_ms),
-            ingest_time_ms=ingest_time_ms,
-            headers=headers,
-        )
-
-    value = message.value
     found: Picture | Refusal | tuple[BatchItem, ...]
-    if too_much_to_repeat:
+    if repeated > limits.max_key_bytes:
+        key, headers = None, ()
         found = Refusal(
             Status.TOO_LARGE,
             f"key and kept headers have {repeated} bytes, more than limits.max_key_bytes = "
@@ -244,24 +241,60 @@ def iter_decoded(
         found = read_batch(value, limits)
     else:
         found = decode_image(value, limits)
+    rows = _Rows(message, headers, ingest_time_ms, prepare)
     if not isinstance(found, tuple):
-        yield _row(origin(0), value, found)
-        return
-    for index, item in enumerate(found):
-        yield _row(origin(index, item), item.image, decode_image(item.image, limits))
+        rows.add(key, _event_time(message.timestamp_ms, ingest_time_ms), value, found)
+        return rows.whole()
+    for item in found:
+        own_key = item.key if item.has_key else key
+        time_ms = _event_time(item.event_time_ms, message.timestamp_ms, ingest_time_ms)
+        rows.add(own_key, time_ms, item.image, decode_image(item.image, limits))
+    return rows.whole()
 
 
-def _row(
-    origin: Origin, data: bytes | None, result: Picture | Refusal
-) -> DecodedImage | FailedImage:
-    sha256 = hashlib.sha256(data).hexdigest() if data else None
-    if isinstance(result, Picture):
-        assert sha256 is not None
-        return DecodedImage(
-            origin, result.pixels, result.width, result.height, result.format, sha256
-        )
-    size = result.width, result.height
-    return FailedImage(origin, result.status, result.error, data, sha256, *size, result.format)
+class _Rows:
+    """The rows of one message, as they are decoded."""
+
+    def __init__(
+        self,
+        message: Message,
+        headers: tuple[tuple[str, bytes | None], ...],
+        ingest_time_ms: int,
+        prepare: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self._message, self._headers = message, headers
+        self._ingest_time_ms, self._prepare = ingest_time_ms, prepare
+        self._rows: list[tuple[Any, ...]] = []
+        self._pixels: list[torch.Tensor] = []
+        self._failed: list[FailedImage] = []
+
+    def add(
+        self, key: bytes | None, time_ms: int, data: bytes | None, found: Picture | Refusal
+    ) -> None:
+        """Append the row of an image, ``data`` as it came."""
+        message, index, ingest_ms = self._message, len(self._rows), self._ingest_time_ms
+        sha256 = hashlib.sha256(data).hexdigest() if data else None
+        status, error = Status.OK, None
+        size = found.width, found.height
+        if isinstance(found, Picture):
+            self._pixels.append(self._prepare(found.pixels))
+        else:
+            status, error = found.status, found.error
+            origin = Origin(
+                message.partition, message.offset, index, key, time_ms, ingest_ms, self._headers
+            )
+            self._failed.append(
+                FailedImage(origin, status, error, data, sha256, *size, found.format)
+            )
+        times = time_ms, ingest_ms
+        # In the order of IMAGE_COLUMNS.
+        head = message.offset, index, key, *times, status, error
+        self._rows.append((*head, *size, found.format, sha256, self._headers))
+
+    def whole(self) -> DecodedRows:
+        """All of them."""
+        columns = dict(zip(IMAGE_COLUMNS, map(list, zip(*self._rows, strict=True)), strict=True))
+        return DecodedRows(columns, tuple(self._pixels), tuple(self._failed))
 
 
 def _is_batch(message: Message) -> bool:

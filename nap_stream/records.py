@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # At run time no record needs these, of which torch takes seconds to import.
+    import pyarrow as pa
     import torch
 
     from nap_stream.core.panes import PaneCounts
@@ -117,31 +118,6 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodedImage:
-    """An image that could be decoded.
-
-    ``pixels`` is uint8, shape (3, height, width), RGB. ``format`` is ``jpeg``, ``png`` or
-    ``webp``. ``width`` and ``height`` are those of the file, in pixels. ``sha256`` is the
-    hexadecimal digest of the image's bytes.
-    """
-
-    origin: Origin
-    pixels: "torch.Tensor"
-    width: int
-    height: int
-    format: str
-    sha256: str
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.pixels.shape)
-        if len(shape) != 3 or shape[0] != 3 or str(self.pixels.dtype) != "torch.uint8":  # noqa: PLR2004
-            raise ValueError(
-                f"expected uint8 pixels of shape (3, height, width), "
-                f"got {self.pixels.dtype} of {shape} for {self.origin}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
 class FailedImage:
     """An image that has no scores, and why.
 
@@ -163,59 +139,60 @@ class FailedImage:
             raise ValueError(f"a failed image cannot have status ok: {self.origin}")
 
 
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What the model and the calibration say of one image.
+IMAGE_COLUMNS = (
+    "offset",
+    "index",
+    "key",
+    "event_time",
+    "ingest_time",
+    "status",
+    "error",
+    "width",
+    "height",
+    "format",
+    "sha256",
+    "headers",
+)
+"""What is known of an image before it is scored, by column of the scored log."""
 
-    ``confidence`` is MSP, the largest softmax probability; ``max_logit`` the largest logit;
-    ``energy`` logsumexp of the logits; ``nap`` the Neural Activation Prior (arXiv 2402.18162);
-    ``react``, ``ash``, ``scale``, ``dice``, ``knn``, ``fdbd``, ``mahalanobis``, ``gen`` and
-    ``nci`` are None where the run did not compute them. ``fused`` is the score of the
-    calibration's method: a weighted geometric mean, a weighted sum of log p-values (which is at
-    most 0), or one of the scores alone. All of these are higher for in-distribution images.
-    ``ood_p_value`` is the conformal p-value of ``fused``, one- or two-sided, per class or not, as
-    the calibration says; it is small for out-of-distribution images.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedRows:
+    """The images of messages of one partition, as columns: one row an image, in Kafka order.
+
+    ``columns`` are `IMAGE_COLUMNS`, a list each, all of one length. Times are in milliseconds since
+    the epoch, headers are (name, value) pairs, ``sha256`` is the hexadecimal digest of the image's
+    bytes. ``pixels`` are of the rows whose status is ok, in their order: uint8, (3, H, W), RGB.
+    ``failed`` are the others.
     """
 
-    class_id: int
-    class_name: str
-    confidence: float
-    max_logit: float
-    energy: float
-    nap: float
-    fused: float
-    ood_p_value: float
-    is_ood: bool
-    react: float | None = None
-    ash: float | None = None
-    scale: float | None = None
-    dice: float | None = None
-    knn: float | None = None
-    fdbd: float | None = None
-    mahalanobis: float | None = None
-    gen: float | None = None
-    nci: float | None = None
+    columns: Mapping[str, list[Any]]
+    pixels: "tuple[torch.Tensor, ...]"
+    failed: tuple[FailedImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.columns["offset"])
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredRecord:
-    """One row of the scored log. ``scores`` is null exactly where ``status`` is not ok."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredRows:
+    """Rows of messages of one partition, and where the partition stands after them.
 
-    origin: Origin
-    status: Status
-    error: str | None
-    scored_time_ms: int
-    scores: Scores | None
-    width: int | None
-    height: int | None
-    format: str | None
-    sha256: str | None
+    ``epoch`` is the assignment under which the messages were read: rows of an earlier one are
+    dropped. ``rows`` have the columns of `nap_stream.scored_log.format.ROWS`, in Kafka order.
+    ``failed`` are the images that go to the dead-letter topic.
+    """
 
-    def __post_init__(self) -> None:
-        if (self.scores is None) == (self.status is Status.OK):
-            raise ValueError(
-                f"scores and status contradict each other: {self.origin} {self.status}"
-            )
+    partition: TopicPartition
+    epoch: int
+    end: int
+    rows: "pa.RecordBatch"
+    failed: tuple[FailedImage, ...]
+
+    @property
+    def scored(self) -> int:
+        """How many rows have scores."""
+        return int(self.rows.num_rows - self.rows.column("class_id").null_count)
 
 
 @dataclass(frozen=True, slots=True)

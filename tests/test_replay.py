@@ -11,7 +11,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
-from nap_stream.records import PartitionProgress, ScoredRecord, SegmentSummary
+from nap_stream.records import PartitionProgress, SegmentSummary
 from nap_stream.replay import SHOWN_RANGES, EventSpan, ReplayReport, contradicting_flags, replay
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
@@ -23,6 +23,7 @@ from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.log_files import paths_in
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import ScoredRecord
 from tests.support.summaries import FACTS, Row, partition, report, settings, summary
 from tests.support.summary_log import SummaryList
 

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.panes import ClosedPane, PaneBuffer
-from nap_stream.records import OffsetRange, ScoredRecord, SegmentSummary
+from nap_stream.records import OffsetRange, SegmentSummary
 from nap_stream.replay import EventSpan, PartitionRange, find_range, within
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.test_summary import ALL, SHAPES, split
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog, ScoredRecord
 
 DAY_MS = 86_400_000
 SHAPE = SummaryShape(100, 5)
@@ -30,7 +31,7 @@ def publish(
     """Publish each segment when its newest record has been read, judged by these by turns."""
     clock = ManualClock(NOON_MS - 1_000)
     logs = [
-        ScoredLog(store, WriterIdentity("worker-0", MODEL, calibration), clock)
+        RecordLog(store, WriterIdentity("worker-0", MODEL, calibration), clock)
         for calibration in calibrations
     ]
     position = logs[0].begin(CARS, 0)

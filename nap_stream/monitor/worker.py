@@ -15,7 +15,7 @@ from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
+from nap_stream.pipeline.scoring import MessageDecoder, RowScorer, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -65,13 +65,17 @@ def _open_line(
     calibration = load_calibration(settings.calibration)
     require_fingerprint(calibration, loaded)
     counters = WorkerCounters(name, incarnation)
-    rows = RecordScorer(
-        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
-        class_names=loaded.class_names,
-        calibration=calibration,
+    decode = MessageDecoder(
         preprocessing=settings.model.preprocessing,
         limits=settings.limits,
         kept_headers=settings.log.headers,
+        clock=clock,
+    )
+    score = RowScorer(
+        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
+        class_names=loaded.class_names,
+        calibration=calibration,
+        batch_size=settings.worker.batch_size,
         clock=clock,
     )
     store = store_at(settings.log.root)
@@ -93,9 +97,8 @@ def _open_line(
         )
         stack.callback(dead_letters.close)
         stage = ScoringStage(
-            rows.decode,
-            rows.score,
-            rows.fail,
+            decode,
+            [score],
             batch_size=settings.worker.batch_size,
             linger_s=settings.worker.linger_ms / 1000,
             decode_threads=settings.worker.decode_threads,
@@ -111,7 +114,7 @@ def _open_line(
             log=log,
             dead_letters=dead_letters,
             reporter=reporter,
-            summarise=lambda segment, records, gap: summarise(segment, records, shape, gap),
+            summarise=lambda segment, rows, gap: summarise(segment, rows, shape, gap),
             log_settings=settings.log,
             worker_settings=settings.worker,
             clock=clock,

@@ -5,12 +5,13 @@ The counts of what a worker has done stand here too, for its reports.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow as pa
 import structlog
 
 from nap_stream.clock import Clock, Deadline
@@ -29,12 +30,13 @@ from nap_stream.records import (
     PartitionOffsets,
     PartitionProgress,
     PublishedSegment,
-    ScoredRecord,
     SegmentSummary,
     TopicPartition,
     WorkerReport,
 )
 from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.scored_log.format import ROWS
+from nap_stream.scored_log.segment import event_time_range
 
 SCORED_LOG = "the scored log"
 DEAD_LETTERS = "the dead-letter topic"
@@ -52,7 +54,7 @@ class Reporter(Protocol):
         """Give a sign of life."""
 
 
-Summarise = Callable[[PublishedSegment, Sequence[ScoredRecord], str | None], SegmentSummary]
+Summarise = Callable[[PublishedSegment, pa.Table, str | None], SegmentSummary]
 """(segment, its rows, why it is a gap) → summary."""
 Commit = Callable[[Mapping[TopicPartition, int]], bool | None]
 """Commits next offsets to read; true where the group has taken them."""
@@ -72,7 +74,7 @@ class _Durable:
 
     partition: Partition
     segment: PublishedSegment
-    records: Sequence[ScoredRecord]
+    rows: pa.Table
     gap: str | None = None
 
 
@@ -334,45 +336,46 @@ class Publisher:
         partition.delivered()
 
     def _publish(self, partition: Partition) -> _Durable:
-        records = partition.records
+        rows = partition.rows
         with _mendable_log(), self._counters.timed("publish", self._clock):
-            segment = self._log.publish(partition.name, partition.position, partition.end, records)
-        return self._published(partition, segment, records)
+            segment = self._log.publish(partition.name, partition.position, partition.end, rows)
+        return self._published(partition, segment, rows)
 
     def _published(
         self,
         partition: Partition,
         segment: PublishedSegment,
-        records: Sequence[ScoredRecord],
+        rows: pa.Table,
         gap: str | None = None,
     ) -> _Durable:
         partition.published(segment.position)
         partition.pending = segment.position.offset
-        return _Durable(partition, segment, records, gap)
+        return _Durable(partition, segment, rows, gap)
 
     def _submit(self, durable: Iterable[_Durable]) -> None:
         for one in durable:
             self._counters.segments_published += 1
             self._counters.work_done += 1
-            self._counters.rows += len(one.records)
-            if one.records:
-                one.partition.newest_ms = max(record.origin.event_time_ms for record in one.records)
-            self._reporter.submit(self._summarise(one.segment, one.records, one.gap))
+            self._counters.rows += one.rows.num_rows
+            if one.rows.num_rows:
+                one.partition.newest_ms = event_time_range(one.rows)[1]
+            self._reporter.submit(self._summarise(one.segment, one.rows, one.gap))
 
     def _declare_gap(self, partition: Partition, end: int, reason: str) -> list[_Durable]:
         """Declare a gap up to ``end``, unless another writer has done so."""
+        nothing = ROWS.empty_table()
         while partition.end < end:
             gap = f"offsets [{partition.end}, {end}): {reason}"
             try:
                 with _mendable_log():
                     segment = self._log.publish(
-                        partition.name, partition.position, end, (), gap=gap
+                        partition.name, partition.position, end, nothing, gap=gap
                     )
             except SegmentConflictError as conflict:
                 partition.published(self.winner(partition, conflict))
                 continue
             structlog.get_logger().error("offsets_lost", partition=str(partition.name), gap=gap)
-            return [self._published(partition, segment, (), gap)]
+            return [self._published(partition, segment, nothing, gap)]
         return []
 
 

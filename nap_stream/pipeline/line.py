@@ -15,7 +15,6 @@ from nap_stream.records import (
     Disagreement,
     PartitionOffsets,
     PartitionProgress,
-    Status,
     TopicPartition,
 )
 from nap_stream.scored_log.chain import ScoredLog
@@ -165,13 +164,12 @@ class WorkerLine:
 
     def _collect(self) -> None:
         """Give what has been scored to its partition, where that has not been placed anew since."""
-        for message in self._stage.take():
+        for scored in self._stage.take():
             self._counters.work_done += 1
-            partition = self._partitions.get(message.partition)
-            if partition is not None and partition.epoch == message.epoch:
-                partition.add(message, self._clock.monotonic())
-                scored = sum(record.status is Status.OK for record in message.records)
-                self._counters.images_scored += scored
+            partition = self._partitions.get(scored.partition)
+            if partition is not None and partition.epoch == scored.epoch:
+                partition.add(scored, self._clock.monotonic())
+                self._counters.images_scored += scored.scored
         for partition in self._partitions.values():
             if partition.skipped_to is not None and not self._stage.has_in_flight(partition.name):
                 partition.skip(self._clock.monotonic())

@@ -3,23 +3,22 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import pyarrow as pa
+
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
-from nap_stream.pipeline.scoring import ScoredMessage
 from nap_stream.records import (
     ChainPosition,
     Disagreement,
     FailedImage,
     PartitionOffsets,
-    ScoredRecord,
+    ScoredRows,
     TopicPartition,
 )
+from nap_stream.scored_log.format import ROWS
 from nap_stream.settings.schema import LogSettings
 
 ResumeFrom = Literal["log", "committed"]
 """What wins where the committed offset is ahead of the log."""
-
-ROW_BYTES = 512
-"""What one row takes in memory, about: a record, its scores and its strings."""
 
 
 @dataclass(slots=True)
@@ -36,7 +35,8 @@ class Partition:
         end: What the next segment would have as its end.
         skipped_to: The topic has no messages up to there. `skip` moves ``end`` there as soon as
             nothing of the partition is in flight. None where nothing was skipped.
-        records: Rows of the next segment.
+        batches: Rows of the next segment, with the columns of `ROWS`.
+        row_count: How many they are.
         failed: Those of its images that go to the dead-letter topic first.
         size_bytes: What rows and failed images take in memory, about.
         payload_bytes: What failed images keep of their messages, part of ``size_bytes``.
@@ -50,7 +50,8 @@ class Partition:
     position: ChainPosition
     end: int
     skipped_to: int | None = None
-    records: list[ScoredRecord] = field(default_factory=list)
+    batches: list[pa.RecordBatch] = field(default_factory=list)
+    row_count: int = 0
     failed: list[FailedImage] = field(default_factory=list)
     size_bytes: int = 0
     payload_bytes: int = 0
@@ -64,17 +65,22 @@ class Partition:
         self.skipped_to = None
         self.published(position)
 
-    def add(self, message: ScoredMessage, now: float) -> None:
-        """Append a message's rows; messages arrive in the order of their offsets."""
+    @property
+    def rows(self) -> pa.Table:
+        """The rows of the next segment."""
+        return pa.Table.from_batches(self.batches, ROWS)
+
+    def add(self, scored: ScoredRows, now: float) -> None:
+        """Append rows; they arrive in the order of their offsets."""
         if self.opened_at is None:
             self.opened_at = now
-        self.records.extend(message.records)
-        self.failed.extend(message.failed)
-        payload_bytes = sum(len(image.payload or b"") for image in message.failed)
+        self.batches.append(scored.rows)
+        self.row_count += scored.rows.num_rows
+        self.failed.extend(scored.failed)
+        payload_bytes = sum(len(image.payload or b"") for image in scored.failed)
         self.payload_bytes += payload_bytes
-        self.size_bytes += payload_bytes
-        self.size_bytes += sum(ROW_BYTES + _origin_bytes(record) for record in message.records)
-        self.end = message.end
+        self.size_bytes += payload_bytes + scored.rows.nbytes
+        self.end = scored.end
 
     def skip(self, now: float) -> None:
         """Move on to ``skipped_to``: nothing of the partition is in flight any more."""
@@ -88,7 +94,7 @@ class Partition:
         if self.opened_at is None:
             return False
         return (
-            len(self.records) >= settings.segment_max_rows
+            self.row_count >= settings.segment_max_rows
             or self.size_bytes >= settings.segment_max_bytes
             or now - self.opened_at >= settings.segment_max_age_s
         )
@@ -103,15 +109,9 @@ class Partition:
         """Begin the next segment, after the one that has just become durable."""
         self.position = position
         self.end = position.offset
-        self.records, self.failed = [], []
+        self.batches, self.failed, self.row_count = [], [], 0
         self.size_bytes = self.payload_bytes = 0
         self.opened_at = None
-
-
-def _origin_bytes(record: ScoredRecord) -> int:
-    """What a row repeats of its message."""
-    headers = sum(len(name) + len(value or b"") for name, value in record.origin.headers)
-    return len(record.origin.key or b"") + headers
 
 
 def disagreement(position: ChainPosition, committed: int | None) -> Disagreement | None:

@@ -1,44 +1,79 @@
 """From messages to the rows of the log: decode, preprocess, score, judge.
 
-Decoding and scoring have threads of their own, and keep the order of arrival.
+Decoding and scoring have threads of their own, and keep the order of arrival. From decoding on,
+images are columns: what is known of them is laid out as Arrow rows once a batch.
 """
 
-import dataclasses
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.decode import iter_decoded
+from nap_stream.decode import decode_message
 from nap_stream.model.load import OnePassScorer
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.records import (
-    DecodedImage,
-    FailedImage,
+    IMAGE_COLUMNS,
+    DecodedRows,
     Fetched,
     Message,
-    ScoredRecord,
-    Scores,
+    ScoredRows,
     Status,
     TopicPartition,
 )
+from nap_stream.scored_log.format import rows_of, storable_text
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
 _NOT_FINITE = "the model's activations or logits are not finite for this image"
 
 
-class RecordScorer:
-    """Decodes messages, in any number of threads, and turns images into rows, in one.
+class MessageDecoder:
+    """Decodes messages to images of the model's input size, in any number of threads.
 
-    ``class_names`` are in order of the logits, ``kept_headers`` the message headers that rows keep.
+    ``kept_headers`` are the message headers that rows keep.
+    """
+
+    def __init__(
+        self,
+        *,
+        preprocessing: PreprocessingSettings,
+        limits: LimitSettings,
+        kept_headers: tuple[str, ...],
+        clock: Clock,
+    ) -> None:
+        self._preprocessing, self._limits = preprocessing, limits
+        self._kept_headers, self._clock = kept_headers, clock
+
+    def __call__(self, message: Message) -> DecodedRows:
+        """A message's images, one a row."""
+        return decode_message(
+            message,
+            self._limits,
+            kept_headers=self._kept_headers,
+            ingest_time_ms=self._clock.now_ms(),
+            prepare=self._prepare,
+        )
+
+    def _prepare(self, pixels: torch.Tensor) -> torch.Tensor:
+        return preprocess(pixels, self._preprocessing)
+
+
+class RowScorer:
+    """Scores and judges decoded images, and lays them out as rows. For one thread at a time.
+
+    ``class_names`` are in order of the logits. A forward pass has at most ``batch_size`` images.
     """
 
     def __init__(
@@ -47,143 +82,134 @@ class RecordScorer:
         scorer: OnePassScorer,
         class_names: Sequence[str],
         calibration: Calibration,
-        preprocessing: PreprocessingSettings,
-        limits: LimitSettings,
-        kept_headers: tuple[str, ...],
+        batch_size: int,
         clock: Clock,
     ) -> None:
-        self._scorer, self._class_names, self._calibration = scorer, class_names, calibration
-        self._preprocessing, self._limits = preprocessing, limits
-        self._kept_headers, self._clock = kept_headers, clock
+        self._scorer, self._calibration = scorer, calibration
+        self._class_names = pa.array([storable_text(name) for name in class_names], pa.string())
+        self._batch_size, self._clock = batch_size, clock
 
-    def decode(self, message: Message) -> list[DecodedImage | FailedImage]:
-        """A message's images at the model's input size, one a row."""
-        rows = iter_decoded(
-            message,
-            self._limits,
-            kept_headers=self._kept_headers,
-            ingest_time_ms=self._clock.now_ms(),
-        )
-        return [self._preprocessed(row) for row in rows]
+    def __call__(self, decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        """The rows of decoded messages, in order, with the columns of `ROWS`.
 
-    def score(self, images: Sequence[DecodedImage]) -> list[ScoredRecord]:
-        """The rows of a batch, in order. Scores that are not finite make a row without scores."""
-        found = self._scorer(torch.stack([image.pixels for image in images]))
-        judged = self._calibration.judge(found.values, found.class_id)
-        finite = found.is_finite() & np.isfinite(judged.fused)
-        now_ms = self._clock.now_ms()
-        records = []
-        for row, image in enumerate(images):
-            if not finite[row]:
-                records.append(_row(image, Status.NOT_FINITE, _NOT_FINITE, now_ms, None))
-                continue
-            class_id = int(found.class_id[row])
-            values = {name: float(column[row]) for name, column in found.values.items()}
-            scores = Scores(
-                class_id=class_id,
-                class_name=self._class_names[class_id],
-                confidence=values.pop(BaseScore.MSP),
-                fused=float(judged.fused[row]),
-                ood_p_value=float(judged.ood_p_value[row]),
-                is_ood=bool(judged.is_ood[row]),
-                **values,
-            )
-            records.append(_row(image, Status.OK, None, now_ms, scores))
-        return records
+        Scores that are not finite make a row without scores.
+        """
+        columns: dict[str, Any] = {
+            name: list(chain.from_iterable(part.columns[name] for part in decoded))
+            for name in IMAGE_COLUMNS
+        }
+        pixels = [image for part in decoded for image in part.pixels]
+        count = len(columns["offset"])
+        scores: dict[str, pa.Array] = {}
+        if pixels:
+            is_ok = np.array([status is Status.OK for status in columns["status"]])
+            values, is_finite = self._score(pixels)
+            rows = np.flatnonzero(is_ok)
+            for row in rows[~is_finite].tolist():
+                columns["status"][row], columns["error"][row] = Status.NOT_FINITE, _NOT_FINITE
+            scores = _spread(values, is_finite, rows, count)
+            scores["class_name"] = self._class_names.take(scores["class_id"])
+        columns["scored_time"] = [self._clock.now_ms()] * count
+        return rows_of(columns | scores, count)
 
-    def _preprocessed(self, row: DecodedImage | FailedImage) -> DecodedImage | FailedImage:
-        if isinstance(row, FailedImage):
-            return row
-        return dataclasses.replace(row, pixels=preprocess(row.pixels, self._preprocessing))
-
-    def fail(self, image: FailedImage) -> ScoredRecord:
-        """The row of an image that has no scores."""
-        return _row(image, image.status, image.error, self._clock.now_ms(), None)
-
-
-def _row(
-    image: DecodedImage | FailedImage,
-    status: Status,
-    error: str | None,
-    scored_time_ms: int,
-    scores: Scores | None,
-) -> ScoredRecord:
-    return ScoredRecord(
-        origin=image.origin,
-        status=status,
-        error=error,
-        scored_time_ms=scored_time_ms,
-        scores=scores,
-        width=image.width,
-        height=image.height,
-        format=image.format,
-        sha256=image.sha256,
-    )
+    def _score(
+        self, pixels: Sequence[torch.Tensor]
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        """Columns of scores by name, each (M,), and which of the M images have finite ones."""
+        found = [
+            self._scorer(_stacked(pixels[start : start + self._batch_size]))
+            for start in range(0, len(pixels), self._batch_size)
+        ]
+        class_id = np.concatenate([batch.class_id for batch in found])
+        values: dict[str, NDArray[Any]] = {
+            name: np.concatenate([batch.values[name] for batch in found])
+            for name in found[0].values
+        }
+        is_finite = np.concatenate([batch.is_finite() for batch in found])
+        judged = self._calibration.judge(values, class_id)
+        is_finite &= np.isfinite(judged.fused)
+        columns: dict[str, NDArray[Any]] = {
+            name: column.astype(np.float64) for name, column in values.items()
+        }
+        columns["confidence"] = columns.pop(BaseScore.MSP)
+        columns |= {"class_id": class_id, "fused": judged.fused, "is_ood": judged.is_ood}
+        return columns | {"ood_p_value": judged.ood_p_value}, is_finite
 
 
-Decoded = DecodedImage | FailedImage
-Decode = Callable[[Message], list[Decoded]]
-Score = Callable[[Sequence[DecodedImage]], list[ScoredRecord]]
-Fail = Callable[[FailedImage], ScoredRecord]
+def _stacked(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A batch (N, 3, H, W), whose memory is interleaved, (N, H, W, 3), as decoders give images."""
+    return torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
+
+
+def _spread(
+    values: dict[str, NDArray[Any]],
+    is_finite: NDArray[np.bool_],
+    rows: NDArray[np.int64],
+    count: int,
+) -> dict[str, pa.Array]:
+    """Columns of ``count`` rows: value i stands in row ``rows[i]`` if it is finite, else null."""
+    if len(rows) == count and is_finite.all():
+        return {name: pa.array(column) for name, column in values.items()}
+    present = rows[is_finite]
+    absent = np.ones(count, np.bool_)
+    absent[present] = False
+    spread = {}
+    for name, column in values.items():
+        whole = np.zeros(count, column.dtype)
+        whole[present] = column[is_finite]
+        spread[name] = pa.array(whole, mask=absent)
+    return spread
+
+
+Decode = Callable[[Message], DecodedRows]
+Score = Callable[[Sequence[DecodedRows]], pa.RecordBatch]
+"""Decoded messages → their rows, in order, with the columns of `ROWS`."""
 Observe = Callable[[str, float], None]
 
 MAX_DECODED_BYTES = 128 * 2**20
+PARCEL_MESSAGES = 8
+PARCEL_BYTES = 2**16
+"""Messages are decoded in parcels: to hand over each small one by itself costs more than it."""
 _POLL_S = 0.1
 """How often a waiting thread looks whether it should end."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredMessage:
-    """The rows of one message, and where its partition stands after it.
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """Some messages of a partition between poll and score. They are dropped when decoded.
 
-    ``epoch`` is the assignment under which the message was read: rows of an earlier one are
-    dropped. ``failed`` are the rows that go to the dead-letter topic.
+    ``size_bytes`` is what they take: their values' bytes, then those of their pixels and of the
+    payloads of their failed images. ``images`` counts each message as one until it is decoded.
     """
 
     partition: TopicPartition
-    epoch: int
-    end: int
-    records: tuple[ScoredRecord, ...]
-    failed: tuple[FailedImage, ...]
-
-
-@dataclass(slots=True)
-class _InFlight:
-    """A message between poll and score. It is dropped when it is decoded.
-
-    ``size_bytes`` is what it takes: its value's bytes, then those of its pixels and of the
-    payloads of its failed images.
-    """
-
-    partition: TopicPartition
-    message: Message | None
+    messages: tuple[Message, ...]
     epoch: int
     end: int
     size_bytes: int
     number: int
-    decoding: Future[list[Decoded]] = field(default_factory=Future)
-    records: list[ScoredRecord] = field(default_factory=list)
-    failed: list[FailedImage] = field(default_factory=list)
-    expected: int = -1
+    images: int
+    decoding: Future[list[DecodedRows]] = field(default_factory=Future)
 
 
 class ScoringStage:
-    """Takes fetched messages, gives back scored ones, per partition in the order of offsets.
+    """Takes fetched messages, gives back scored rows, per partition in the order of offsets.
 
-    One thread submits and takes. Decoding runs in a pool, scoring in one thread that forms
-    batches by size or linger. An error in any of them is raised by `take`.
+    One thread submits and takes. Decoding runs in a pool. Each of ``scores`` has a thread of its
+    own, which forms batches by size or linger, and scores them; what is ready first waits for what
+    came first. An error in any of them is raised by `take`.
 
-    ``decode`` does not raise for bad input. A batch has at most ``batch_size`` images; one waits
-    ``linger_s`` seconds for its batch to fill. Decoding pauses while ``max_decoded_images`` wait
-    for scoring, or ``max_decoded_bytes`` of their pixels and of the payloads of failed images.
-    ``observe`` receives ("decode" | "score" | "batch", seconds).
+    ``decode`` does not raise for bad input. A batch is complete with ``batch_size`` images or more;
+    one waits ``linger_s`` seconds for its batch to fill. Decoding pauses while
+    ``max_decoded_images`` wait for scoring, or ``max_decoded_bytes`` of their pixels and of the
+    payloads of failed images. ``observe`` receives ("feed" | "decode" | "score" | "batch",
+    seconds): "feed" is what a scoring thread has waited for its batch.
     """
 
     def __init__(
         self,
         decode: Decode,
-        score: Score,
-        fail: Fail,
+        scores: Sequence[Score],
         *,
         batch_size: int,
         linger_s: float,
@@ -193,15 +219,15 @@ class ScoringStage:
         observe: Observe,
         max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> None:
-        self._decode, self._score, self._fail = decode, score, fail
+        self._decode = decode
         self._batch_size, self._linger_s = batch_size, linger_s
         self._max_decoded_images, self._max_decoded_bytes = max_decoded_images, max_decoded_bytes
         self._clock, self._observe = clock, observe
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         # A SimpleQueue that is to wait for a time waits for ever where a signal comes after it.
-        self._submitted: queue.Queue[_InFlight] = queue.Queue()
+        self._submitted: queue.Queue[_Parcel] = queue.Queue()
         self._lock = threading.Lock()
-        self._done: deque[ScoredMessage] = deque()
+        self._done: deque[ScoredRows] = deque()
         self._in_flight: dict[TopicPartition, int] = {}
         self._images = self._bytes = 0
         self._decoded_images = self._decoded_bytes = 0
@@ -209,25 +235,33 @@ class ScoringStage:
         self._error: BaseException | None = None
         self._changed = threading.Condition(self._lock)
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="score", daemon=True)
-        self._thread.start()
+        self._gathering = threading.Lock()
+        self._gathered = self._handed_on = 0
+        self._finished: dict[int, tuple[list[_Parcel], pa.RecordBatch]] = {}
+        self._threads = [
+            threading.Thread(target=self._run, args=(score,), name="score", daemon=True)
+            for score in scores
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, fetched: Fetched, epoch: int) -> None:
         """Take messages in flight; returns at once."""
-        for number, message in enumerate(fetched.messages, start=1):
-            last = number == len(fetched.messages)
-            end = fetched.end if last else message.offset + 1
-            size = len(message.value or b"")
+        for messages in _parcels(fetched.messages):
+            is_last = messages[-1] is fetched.messages[-1]
+            end = fetched.end if is_last else messages[-1].offset + 1
+            size, images = sum(len(message.value or b"") for message in messages), len(messages)
             with self._lock:
-                self._in_flight[message.partition] = self._in_flight.get(message.partition, 0) + 1
-                self._images += 1
+                name = fetched.partition
+                self._in_flight[name] = self._in_flight.get(name, 0) + 1
+                self._images += images
                 self._bytes += size
-            item = _InFlight(message.partition, message, epoch, end, size, self._numbers)
+            parcel = _Parcel(name, messages, epoch, end, size, self._numbers, images)
             self._numbers += 1
-            item.decoding = self._pool.submit(self._decode_when_due, item)
-            self._submitted.put(item)
+            parcel.decoding = self._pool.submit(self._decode_when_due, parcel)
+            self._submitted.put(parcel)
 
-    def take(self) -> list[ScoredMessage]:
+    def take(self) -> list[ScoredRows]:
         """What has been scored since the last call, in order; never waits.
 
         Raises:
@@ -262,7 +296,7 @@ class ScoringStage:
         """Whether messages of this partition are still to be scored or taken."""
         with self._lock:
             return bool(self._in_flight.get(partition)) or any(
-                message.partition == partition for message in self._done
+                rows.partition == partition for rows in self._done
             )
 
     def wait_for_scored(self, timeout_s: float) -> None:
@@ -276,113 +310,136 @@ class ScoringStage:
             self._ending.set()
             self._changed.notify_all()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _decode_when_due(self, item: _InFlight) -> list[Decoded]:
+    def _decode_when_due(self, parcel: _Parcel) -> list[DecodedRows]:
         """Decode, but not far ahead of scoring: a batch message can hold a thousand images."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    (
-                        self._decoded_images < self._max_decoded_images
-                        and self._decoded_bytes < self._max_decoded_bytes
+        decoded = []
+        for message in parcel.messages:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: (
+                        (
+                            self._decoded_images < self._max_decoded_images
+                            and self._decoded_bytes < self._max_decoded_bytes
+                        )
+                        or parcel.number <= self._opening
+                        or self._ending.is_set()
                     )
-                    or item.number <= self._opening
-                    or self._ending.is_set()
                 )
-            )
-        assert item.message is not None
-        started = self._clock.monotonic()
-        rows = self._decode(item.message)
-        self._observe("decode", self._clock.monotonic() - started)
-        decoded_bytes = sum(_held_bytes(row) for row in rows)
-        with self._lock:
-            self._decoded_images += len(rows)
-            self._images += len(rows) - 1
-            self._decoded_bytes += decoded_bytes
-            self._bytes += decoded_bytes - item.size_bytes
-            item.message, item.size_bytes = None, decoded_bytes
-        return rows
+            started = self._clock.monotonic()
+            rows = self._decode(message)
+            self._observe("decode", self._clock.monotonic() - started)
+            size = _held_bytes(rows)
+            with self._lock:
+                self._decoded_images += len(rows)
+                self._images += len(rows) - 1
+                parcel.images += len(rows) - 1
+                self._decoded_bytes += size
+                change = size - len(message.value or b"")
+                self._bytes += change
+                parcel.size_bytes += change
+            decoded.append(rows)
+        parcel.messages = ()
+        return decoded
 
-    def _run(self) -> None:
+    def _run(self, score: Score) -> None:
         try:
             while not self._ending.is_set():
-                self._one_batch()
+                self._one_batch(score)
         except BaseException as error:  # noqa: BLE001  handed to the thread that calls take()
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _one_batch(self) -> None:
-        """Wait for an image, gather its batch, score it, hand on the messages it completes."""
-        waiting: list[_InFlight] = []
-        images: list[tuple[_InFlight, DecodedImage]] = []
-        first_at: float | None = None
-        while not self._ending.is_set():
-            timeout = _POLL_S
-            if first_at is not None:
-                timeout = first_at + self._linger_s - self._clock.monotonic()
-            item = self._next(timeout)
-            if item is None and waiting:
-                break
-            if item is None:
-                continue
-            first_at = self._clock.monotonic() if first_at is None else first_at
-            self._open(item, images)
-            waiting.append(item)
-            if len(images) >= self._batch_size:
-                break
-        self._score_all(images)
-        self._hand_on(waiting)
-        if first_at is not None:
-            self._observe("batch", self._clock.monotonic() - first_at)
+    def _one_batch(self, score: Score) -> None:
+        """Gather a batch, in turn with the other threads, score it, hand on its rows."""
+        waited_from = self._clock.monotonic()
+        with self._gathering:
+            parcels, first_at = self._gather()
+            number, self._gathered = self._gathered, self._gathered + bool(parcels)
+        started = self._clock.monotonic()
+        self._observe("feed", started - waited_from)
+        if not parcels:
+            return
+        rows = score([rows for parcel in parcels for rows in parcel.decoding.result()])
+        self._observe("score", self._clock.monotonic() - started)
+        self._hand_on(number, parcels, rows)
+        self._observe("batch", self._clock.monotonic() - first_at)
 
-    def _next(self, timeout_s: float) -> _InFlight | None:
+    def _gather(self) -> tuple[list[_Parcel], float]:
+        """Wait for an image and then for its batch; say when it came, too."""
+        parcels: list[_Parcel] = []
+        images, first_at = 0, 0.0
+        while images < self._batch_size and not self._ending.is_set():
+            timeout_s = _POLL_S
+            if parcels:
+                timeout_s = first_at + self._linger_s - self._clock.monotonic()
+            parcel = self._next(timeout_s)
+            if parcel is None:
+                break
+            first_at = first_at if parcels else self._clock.monotonic()
+            with self._changed:
+                # Whatever else waits, the messages that scoring waits for may be decoded.
+                self._opening = parcel.number
+                self._changed.notify_all()
+            images += sum(len(rows.pixels) for rows in parcel.decoding.result())
+            parcels.append(parcel)
+        return parcels, first_at
+
+    def _next(self, timeout_s: float) -> _Parcel | None:
         try:
             return self._submitted.get(block=timeout_s > 0, timeout=timeout_s)
         except queue.Empty:
             return None
 
-    def _open(self, item: _InFlight, images: list[tuple[_InFlight, DecodedImage]]) -> None:
+    def _hand_on(self, number: int, parcels: list[_Parcel], rows: pa.RecordBatch) -> None:
+        """Give `take` the rows of a batch as soon as those before it are there."""
         with self._changed:
-            # Whatever else waits, the message that scoring waits for may be decoded.
-            self._opening = item.number
-            self._changed.notify_all()
-        rows = item.decoding.result()
-        item.expected = len(rows)
-        for row in rows:
-            if isinstance(row, FailedImage):
-                item.failed.append(row)
-                item.records.append(self._fail(row))
-            else:
-                images.append((item, row))
-
-    def _score_all(self, images: list[tuple[_InFlight, DecodedImage]]) -> None:
-        for start in range(0, len(images), self._batch_size):
-            batch = images[start : start + self._batch_size]
-            started = self._clock.monotonic()
-            records = self._score([image for _, image in batch])
-            self._observe("score", self._clock.monotonic() - started)
-            for (item, _), record in zip(batch, records, strict=True):
-                item.records.append(record)
-
-    def _hand_on(self, items: Sequence[_InFlight]) -> None:
-        with self._changed:
-            for item in items:
-                item.records.sort(key=lambda record: record.origin.index)
-                rows, failed = tuple(item.records), tuple(item.failed)
-                scored = ScoredMessage(item.partition, item.epoch, item.end, rows, failed)
-                self._done.append(scored)
-                self._in_flight[item.partition] -= 1
-                self._images -= item.expected
-                self._decoded_images -= item.expected
-                self._decoded_bytes -= item.size_bytes
-                self._bytes -= item.size_bytes
+            self._finished[number] = parcels, rows
+            while (finished := self._finished.pop(self._handed_on, None)) is not None:
+                self._handed_on += 1
+                self._done.extend(_by_partition(*finished))
+                for parcel in finished[0]:
+                    self._in_flight[parcel.partition] -= 1
+                    self._images -= parcel.images
+                    self._decoded_images -= parcel.images
+                    self._decoded_bytes -= parcel.size_bytes
+                    self._bytes -= parcel.size_bytes
             self._changed.notify_all()
 
 
-def _held_bytes(row: Decoded) -> int:
-    """What a decoded row keeps in memory, about."""
-    if isinstance(row, FailedImage):
-        return len(row.payload or b"")
-    return row.pixels.nbytes
+def _parcels(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+    parcel: list[Message] = []
+    size = 0
+    for message in messages:
+        parcel.append(message)
+        size += len(message.value or b"")
+        if len(parcel) == PARCEL_MESSAGES or size >= PARCEL_BYTES:
+            yield tuple(parcel)
+            parcel, size = [], 0
+    if parcel:
+        yield tuple(parcel)
+
+
+def _by_partition(parcels: Sequence[_Parcel], rows: pa.RecordBatch) -> Iterator[ScoredRows]:
+    """Divide the rows of a batch among the placements of partitions that they are of."""
+    found: dict[tuple[TopicPartition, int], list[_Parcel]] = {}
+    number_of: list[int] = []
+    for parcel in parcels:
+        found.setdefault((parcel.partition, parcel.epoch), []).append(parcel)
+        number = list(found).index((parcel.partition, parcel.epoch))
+        number_of.extend([number] * parcel.images)
+    numbers = np.array(number_of, np.int64)
+    for number, ((partition, epoch), own) in enumerate(found.items()):
+        part = rows if len(found) == 1 else rows.take(pa.array(np.flatnonzero(numbers == number)))
+        decoded = chain.from_iterable(parcel.decoding.result() for parcel in own)
+        failed = tuple(image for each in decoded for image in each.failed)
+        yield ScoredRows(partition, epoch, own[-1].end, part, failed)
+
+
+def _held_bytes(rows: DecodedRows) -> int:
+    """What decoded rows keep in memory, about."""
+    payloads = sum(len(image.payload or b"") for image in rows.failed)
+    return payloads + sum(image.nbytes for image in rows.pixels)

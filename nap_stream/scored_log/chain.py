@@ -7,17 +7,22 @@ while another one took its partitions.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import structlog
 
 from nap_stream.clock import Clock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
-from nap_stream.records import ChainPosition, PublishedSegment, ScoredRecord, Status, TopicPartition
+from nap_stream.records import ChainPosition, PublishedSegment, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
-from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path, to_table
+from nap_stream.scored_log.format import (
+    genesis_path,
+    partition_folder,
+    segment_path,
+    with_fingerprints,
+)
 from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.segment import (
     check_name,
@@ -303,7 +308,7 @@ class ScoredLog:
         partition: TopicPartition,
         position: ChainPosition,
         end_offset: int,
-        records: Sequence[ScoredRecord],
+        rows: pa.Table,
         *,
         gap: str | None = None,
     ) -> PublishedSegment:
@@ -313,8 +318,8 @@ class ScoredLog:
             partition: Whose chain.
             position: Where the chain ends, as the caller knows it.
             end_offset: The next segment's base offset; greater than ``position.offset``.
-            records: The rows, ordered by (offset, index), all within the range. May be empty
-                only for offsets that the topic skips, or with ``gap``.
+            rows: Columns of `ROWS`, ordered by (offset, index), all within the range. May be
+                empty only for offsets that the topic skips, or with ``gap``.
             gap: Why offsets are missing, for a segment without rows that retention forced.
 
         Raises:
@@ -322,27 +327,24 @@ class ScoredLog:
             ScoredLogError: The segment could not be written. To publish the same base offset
                 again is safe: where the failure came too late to take the name back, that ends
                 in `SegmentConflictError`, and `end` says what holds.
-            ValueError: The records are not within the range or not in order, or the range is
-                empty.
+            ValueError: The rows are not within the range or not in order, or the range is empty.
         """
-        _check_rows(partition, position.offset, end_offset, records)
-        low, high = event_time_range(records)
-        table = to_table(
-            records,
-            model_fingerprint=self._writer.model_fingerprint,
-            calibration_fingerprint=self._writer.calibration_fingerprint,
-        )
+        rows = rows.combine_chunks()
+        _check_rows(partition, position.offset, end_offset, rows)
+        low, high = event_time_range(rows)
+        writer = self._writer
+        table = with_fingerprints(rows, writer.model_fingerprint, writer.calibration_fingerprint)
         footer = SegmentFooter(
             partition=partition,
             base_offset=position.offset,
             end_offset=end_offset,
-            model_fingerprint=self._writer.model_fingerprint,
-            calibration_fingerprint=self._writer.calibration_fingerprint,
-            rows=len(records),
-            scored_rows=sum(record.status is Status.OK for record in records),
+            model_fingerprint=writer.model_fingerprint,
+            calibration_fingerprint=writer.calibration_fingerprint,
+            rows=rows.num_rows,
+            scored_rows=rows.num_rows - rows.column("class_id").null_count,
             min_event_time_ms=low,
             max_event_time_ms=high,
-            writer_id=self._writer.id,
+            writer_id=writer.id,
             created_time_ms=self._clock.now_ms(),
             previous_sha256=position.previous_sha256,
             rows_sha256=rows_sha256(table),
@@ -357,7 +359,7 @@ class ScoredLog:
             self._store.remove([path])
             raise _conflict(path, f"base offset {position.offset} is in a compacted file")
         end = ChainPosition(end_offset, segment_sha256(footer), position.offset, position.topic_id)
-        return PublishedSegment(partition, position.offset, end, len(records), len(content), path)
+        return PublishedSegment(partition, position.offset, end, rows.num_rows, len(content), path)
 
 
 def _conflict(path: str, problem: str) -> SegmentConflictError:
@@ -367,14 +369,19 @@ def _conflict(path: str, problem: str) -> SegmentConflictError:
 
 
 def _check_rows(
-    partition: TopicPartition, base_offset: int, end_offset: int, records: Sequence[ScoredRecord]
+    partition: TopicPartition, base_offset: int, end_offset: int, rows: pa.Table
 ) -> None:
-    last = (base_offset, -1)
-    for record in records:
-        origin = record.origin
-        here = (origin.offset, origin.index)
-        if origin.partition != partition or origin.offset >= end_offset or origin.index < 0:
-            raise ValueError(f"{origin} is not in [{base_offset}, {end_offset}) of {partition}")
-        if here <= last:
-            raise ValueError(f"{origin} does not come after {last} of {partition}")
-        last = here
+    offset, index = rows.column("offset").to_numpy(), rows.column("index").to_numpy()
+    outside = (offset < base_offset) | (offset >= end_offset) | (index < 0)
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(
+            f"{partition}@{offset[row]}[{index[row]}] is not in [{base_offset}, {end_offset})"
+        )
+    ascends = (offset[1:] > offset[:-1]) | ((offset[1:] == offset[:-1]) & (index[1:] > index[:-1]))
+    if not ascends.all():
+        row = int((~ascends).argmax()) + 1
+        raise ValueError(
+            f"{partition}@{offset[row]}[{index[row]}] does not come after "
+            f"{offset[row - 1]}[{index[row - 1]}]"
+        )

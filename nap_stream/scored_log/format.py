@@ -22,15 +22,15 @@ chain may begin in version 3 and go on in version 4; one file is of one version.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 
 from nap_stream.errors import ConfigError
-from nap_stream.records import ScoredRecord, Scores, TopicPartition
+from nap_stream.records import TopicPartition
 
 GENESIS_NAME = "_genesis.json"
 SCHEMA_VERSION = 4
@@ -41,6 +41,19 @@ _SINCE_VERSION_4 = ("fdbd", "mahalanobis", "gen", "nci")
 OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn", *_SINCE_VERSION_4)
 """Columns of scores that a run may leave out; null then, whatever the status."""
 
+SCORE_COLUMNS = (
+    "class_id",
+    "class_name",
+    "confidence",
+    "energy",
+    "nap",
+    "fused",
+    "ood_p_value",
+    "is_ood",
+    "max_logit",
+    *OPTIONAL_SCORES,
+)
+"""Null where the status is not ok; but for `OPTIONAL_SCORES`, nowhere else."""
 DICTIONARY_COLUMNS = [
     "key",
     "model_fingerprint",
@@ -57,7 +70,7 @@ DICTIONARY_COLUMNS = [
 ]
 """Columns whose values repeat: Parquet stores each value once a segment."""
 
-_SCORE_COLUMNS = [field.name for field in fields(Scores) if field.name != "class_name"]
+_TEXTS = ("status", "error", "class_name", "format", "sha256")
 _TIME = pa.timestamp("ms", tz="UTC")
 _HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
 
@@ -242,10 +255,7 @@ them. What a reader finds missing in an earlier version is null."""
 
 
 def storable_time_ms(time_ms: int) -> int:
-    """Bring a time into years 1 to 9999, which is what every Parquet reader can show.
-
-    Event times come from producers and can be anything.
-    """
+    """Bring a time into years 1 to 9999, which is what every Parquet reader can show."""
     return min(max(time_ms, EARLIEST_TIME_MS), LATEST_TIME_MS)
 
 
@@ -254,54 +264,57 @@ def storable_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _optional_text(text: str | None) -> str | None:
-    return None if text is None else storable_text(text)
+FINGERPRINTS = ("model_fingerprint", "calibration_fingerprint")
+ROWS = pa.schema([field for field in SCHEMA if field.name not in FINGERPRINTS])
+"""The columns of rows before a writer says which model and calibration they are of."""
 
 
-def _score_columns(all_scores: Sequence[Scores | None]) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {
-        name: [None if scores is None else getattr(scores, name) for scores in all_scores]
-        for name in _SCORE_COLUMNS
-    }
-    columns["class_name"] = [
-        None if scores is None else storable_text(scores.class_name) for scores in all_scores
-    ]
-    return columns
+def rows_of(columns: Mapping[str, Any], count: int) -> pa.RecordBatch:
+    """Lay columns out as rows.
 
-
-def to_table(
-    records: Sequence[ScoredRecord], *, model_fingerprint: str, calibration_fingerprint: str
-) -> pa.Table:
-    """Lay records out as rows.
-
-    One model has scored all of them, one calibration judged them. There may be none.
+    ``columns`` by name of `ROWS`, each of ``count`` values: an Arrow array, or a list of plain
+    ones, with times in milliseconds since the epoch and headers as (name, value) pairs. Columns
+    that may be null may be left out.
 
     Returns:
-        A table with exactly `SCHEMA`, one row a record.
+        A batch with exactly `ROWS`.
     """
-    origins = [record.origin for record in records]
-    columns: dict[str, list[Any]] = {
-        "offset": [origin.offset for origin in origins],
-        "index": [origin.index for origin in origins],
-        "key": [origin.key for origin in origins],
-        "event_time": [storable_time_ms(origin.event_time_ms) for origin in origins],
-        "ingest_time": [storable_time_ms(origin.ingest_time_ms) for origin in origins],
-        "scored_time": [storable_time_ms(record.scored_time_ms) for record in records],
-        "model_fingerprint": [model_fingerprint] * len(records),
-        "calibration_fingerprint": [calibration_fingerprint] * len(records),
-        "status": [record.status.value for record in records],
-        "error": [_optional_text(record.error) for record in records],
-        "width": [record.width for record in records],
-        "height": [record.height for record in records],
-        "format": [_optional_text(record.format) for record in records],
-        "sha256": [record.sha256 for record in records],
-        "headers": [
-            [{"name": storable_text(name), "value": value} for name, value in origin.headers]
-            for origin in origins
-        ],
-        **_score_columns([record.scores for record in records]),
-    }
-    arrays = [pa.array(columns[field.name], type=field.type) for field in SCHEMA]
+    arrays = [_array(field, columns.get(field.name), count) for field in ROWS]
+    return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
+
+
+def _array(field: pa.Field, values: Any, count: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(count, field.type)
+    if isinstance(values, pa.Array):
+        return values
+    if field.type == _TIME:
+        # Event times come from producers and can be anything.
+        storable = np.clip(np.array(values, np.int64), EARLIEST_TIME_MS, LATEST_TIME_MS)
+        return pa.array(storable).cast(_TIME)
+    if field.name == "headers":
+        values = [
+            [{"name": storable_text(name), "value": value} for name, value in headers]
+            for headers in values
+        ]
+    elif field.name in _TEXTS:
+        values = [None if text is None else storable_text(text) for text in values]
+    return pa.array(values, field.type)
+
+
+def with_fingerprints(rows: pa.Table, model: str, calibration: str) -> pa.Table:
+    """Rows as a file has them: one model has scored all of them, one calibration judged them.
+
+    ``rows`` have the columns of `ROWS`.
+
+    Returns:
+        A table with exactly `SCHEMA`.
+    """
+    own = dict(zip(FINGERPRINTS, (model, calibration), strict=True))
+    arrays = [
+        pa.repeat(pa.scalar(own[name]), rows.num_rows) if name in own else rows.column(name)
+        for name in SCHEMA.names
+    ]
     return pa.Table.from_arrays(arrays, schema=SCHEMA)
 
 

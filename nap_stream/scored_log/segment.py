@@ -13,7 +13,6 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError
-from nap_stream.records import ScoredRecord
 from nap_stream.scored_log.footer import (
     SegmentFooter,
     from_metadata,
@@ -25,7 +24,6 @@ from nap_stream.scored_log.format import (
     SCHEMA,
     SCHEMAS,
     parse_segment_path,
-    storable_time_ms,
 )
 from nap_stream.scored_log.stores import SegmentStore
 
@@ -36,10 +34,10 @@ SMALL_BYTES = 2**20
 _BATCH_ROWS = 65_536
 
 
-def event_time_range(records: Sequence[ScoredRecord]) -> tuple[int | None, int | None]:
-    """Smallest and largest event time as stored, milliseconds UTC; None without records."""
-    times = [storable_time_ms(record.origin.event_time_ms) for record in records]
-    return (min(times), max(times)) if times else (None, None)
+def event_time_range(rows: pa.Table) -> tuple[int | None, int | None]:
+    """Smallest and largest event time of rows, milliseconds UTC; None without rows."""
+    ends = pc.min_max(rows.column("event_time").cast(pa.int64())).as_py()
+    return ends["min"], ends["max"]
 
 
 def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:

@@ -1,4 +1,4 @@
-"""Summaries of segments for the drift monitor: from records in memory, or from the file.
+"""Summaries of segments for the drift monitor: from rows in memory, or from the file.
 
 Both give the same summary, so that a monitor that starts anew finds what it would have known.
 
@@ -28,15 +28,13 @@ from nap_stream.records import (
     Example,
     FlaggedClass,
     OffsetRange,
-    Origin,
     PublishedSegment,
-    ScoredRecord,
     SegmentSummary,
     Status,
     TopicPartition,
 )
 from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.format import SCHEMA, segment_path, storable_text, storable_time_ms
+from nap_stream.scored_log.format import SCHEMA, segment_path, storable_text
 from nap_stream.scored_log.read import partitions, parts_backwards, walk
 from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.stores import SegmentStore
@@ -72,31 +70,6 @@ class SummaryRows:
     flagged_class: Sequence[str]
     key: NDArray[np.int64] | None
     keys: Sequence[bytes | None] | None
-
-
-def rows_of_records(records: Sequence[ScoredRecord], key_by: str | None) -> SummaryRows:
-    """Take what is needed from records.
-
-    Args:
-        records: The rows.
-        key_by: See `nap_stream.settings.schema.KeySettings`; None not to tell keys apart.
-    """
-    origins = [record.origin for record in records]
-    scored = [record.scores for record in records if record.scores is not None]
-    key, keys = (None, None) if key_by is None else _numbered(_origin_keys(origins, key_by))
-    return SummaryRows(
-        rows_by_status=Counter(record.status for record in records),
-        offset=_integers([origin.offset for origin in origins]),
-        index=_integers([origin.index for origin in origins]),
-        event_time_ms=_integers([storable_time_ms(origin.event_time_ms) for origin in origins]),
-        ingest_time_ms=_integers([storable_time_ms(origin.ingest_time_ms) for origin in origins]),
-        is_scored=np.array([record.scores is not None for record in records], dtype=np.bool_),
-        p_value=np.array([scores.ood_p_value for scores in scored], dtype=np.float64),
-        is_ood=np.array([scores.is_ood for scores in scored], dtype=np.bool_),
-        flagged_class=[storable_text(scores.class_name) for scores in scored if scores.is_ood],
-        key=key,
-        keys=keys,
-    )
 
 
 def rows_schema(key_by: str | None) -> pa.Schema:
@@ -146,21 +119,6 @@ def _header_name(key_by: str) -> str:
     return storable_text(key_by.partition(":")[2])
 
 
-def _origin_keys(origins: Sequence[Origin], key_by: str) -> list[bytes | None]:
-    if key_by == _MESSAGE_KEY:
-        return [origin.key for origin in origins]
-    name = _header_name(key_by)
-    return [
-        next((value for found, value in reversed(o.headers) if storable_text(found) == name), None)
-        for o in origins
-    ]
-
-
-def _numbered(keys: Sequence[bytes | None]) -> tuple[NDArray[np.int64], list[bytes | None]]:
-    numbers: dict[bytes | None, int] = {}
-    return _integers([numbers.setdefault(key, len(numbers)) for key in keys]), list(numbers)
-
-
 def _table_keys(table: pa.Table, key_by: str) -> tuple[NDArray[np.int64], list[bytes | None]]:
     keys = (
         table.column(_MESSAGE_KEY)
@@ -183,10 +141,6 @@ def _last_values(headers: pa.ChunkedArray, name: str) -> pa.Array:
     # Of a row's headers, which follow each other, the last one's place stays.
     chosen[rows] = np.flatnonzero(named.to_numpy(zero_copy_only=False))
     return pc.struct_field(entries, "value").take(pa.array(chosen, mask=chosen < 0))
-
-
-def _integers(values: Sequence[int]) -> NDArray[np.int64]:
-    return np.array(values, dtype=np.int64)
 
 
 def credible_times(rows: SummaryRows) -> NDArray[np.int64]:
@@ -222,17 +176,17 @@ def summary_shape(settings: Settings) -> SummaryShape:
 
 def summarise(
     published: PublishedSegment,
-    records: Sequence[ScoredRecord],
+    rows: pa.Table,
     shape: SummaryShape,
     gap: str | None = None,
 ) -> SegmentSummary:
-    """Summarise a segment from the records that were published in it.
+    """Summarise a segment from the rows that were published in it.
 
-    ``published`` is what `ScoredLog.publish` returned for these records and this ``gap``.
+    ``published`` is what `ScoredLog.publish` returned for these rows and this ``gap``.
     """
     end_offset = published.position.offset
     span = _Span(published.partition, published.base_offset, end_offset, published.path, gap)
-    return _summary(span, rows_of_records(records, shape.key_by), shape)
+    return _summary(span, rows_of_table(rows, shape.key_by), shape)
 
 
 def summarise_chain(

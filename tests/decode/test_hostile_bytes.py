@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nap_stream.decode import iter_decoded
-from nap_stream.records import DecodedImage, Message, TopicPartition
+from nap_stream.decode import decode_message
+from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, picture
+from tests.support.scored_records import DecodedImage, images_of
 
 LIMITS = LimitSettings(max_image_pixels=10_000, max_images_per_message=50)
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -21,7 +22,8 @@ def check(value: bytes, headers: Headers) -> None:
     message = Message(TopicPartition("t", 0), 0, 0, None, value, headers)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rows = list(iter_decoded(message, LIMITS, kept_headers=(), ingest_time_ms=0))
+        decoded = decode_message(message, LIMITS, kept_headers=(), ingest_time_ms=0)
+    rows = images_of(decoded, message.partition)
     assert [row.origin.index for row in rows] == list(range(len(rows)))
     assert 1 <= len(rows) <= LIMITS.max_images_per_message
     for row in rows:

@@ -1,12 +1,15 @@
 import hashlib
+import weakref
 
 import pyarrow as pa
 import pytest
+import torch
 
-from nap_stream.decode import ARROW_STREAM, iter_decoded
-from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
+from nap_stream.decode import ARROW_STREAM, decode_message
+from nap_stream.records import FailedImage, Message, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
+from tests.support.scored_records import DecodedImage, images_of
 
 PARTITION = TopicPartition("images", 3)
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -19,9 +22,10 @@ def message(value: bytes | None, headers: Headers = (), timestamp_ms: int = 1_00
 def rows(
     given: Message, kept: tuple[str, ...] = (), limits: LimitSettings | None = None
 ) -> list[DecodedImage | FailedImage]:
-    return list(
-        iter_decoded(given, limits or LimitSettings(), kept_headers=kept, ingest_time_ms=2_000)
+    decoded = decode_message(
+        given, limits or LimitSettings(), kept_headers=kept, ingest_time_ms=2_000
     )
+    return images_of(decoded, given.partition)
 
 
 def failed(row: DecodedImage | FailedImage) -> FailedImage:
@@ -139,14 +143,26 @@ def test_a_batch_that_is_refused_is_one_row() -> None:
     assert failed(row).status is Status.EMPTY
 
 
-def test_images_can_be_taken_one_by_one() -> None:
-    value = arrow_stream({"image": [jpeg(0), jpeg(1)]})
-    taken = iter_decoded(
-        message(value, ARROW_HEADERS), LimitSettings(), kept_headers=(), ingest_time_ms=0
+def test_an_image_is_prepared_before_the_next_one_is_decoded() -> None:
+    """So that a batch holds one image of the file's size at a time."""
+    whole: list[weakref.ref[torch.Tensor]] = []
+
+    def prepare(pixels: torch.Tensor) -> torch.Tensor:
+        assert not any(reference() is not None for reference in whole)
+        whole.append(weakref.ref(pixels))
+        return pixels[:, :1, :1].clone()
+
+    value = arrow_stream({"image": [jpeg(0), b"text", jpeg(1)]})
+    decoded = decode_message(
+        message(value, ARROW_HEADERS),
+        LimitSettings(),
+        kept_headers=(),
+        ingest_time_ms=0,
+        prepare=prepare,
     )
-    assert next(taken).origin.index == 0
-    assert next(taken).origin.index == 1
-    assert next(taken, None) is None
+
+    assert [tuple(pixels.shape) for pixels in decoded.pixels] == [(3, 1, 1)] * 2
+    assert decoded.columns["width"] == [13, None, 13]
 
 
 def test_a_key_that_every_row_would_repeat_is_limited() -> None:

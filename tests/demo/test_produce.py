@@ -6,14 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.decode import ARROW_STREAM, iter_decoded
+from nap_stream.decode import ARROW_STREAM, decode_message
 from nap_stream.demo.produce import ProduceReport, _Outgoing, _paced, arrow_batch, produce
 from nap_stream.errors import ConfigError, InputDataError, TopicNotFoundError
 from nap_stream.image_files import ImageFile
-from nap_stream.records import DecodedImage, Message, TopicPartition
+from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import KafkaSettings, LimitSettings
 from tests.support.image_bytes import encoded
 from tests.support.images import smooth_image, write_images
+from tests.support.scored_records import DecodedImage, images_of
 from tests.support.topics import new_settings, read_all
 
 
@@ -64,8 +65,9 @@ def test_several_images_a_message_can_be_decoded_again(broker: str, tmp_path: Pa
 def decoded(value: bytes) -> list[DecodedImage]:
     headers = (("content-type", ARROW_STREAM.encode()),)
     message = Message(TopicPartition("t", 0), 0, 0, None, value, headers)
-    rows = list(iter_decoded(message, LimitSettings(), kept_headers=(), ingest_time_ms=0))
-    return [row for row in rows if isinstance(row, DecodedImage)]
+    rows = decode_message(message, LimitSettings(), kept_headers=(), ingest_time_ms=0)
+    images = images_of(rows, message.partition)
+    return [image for image in images if isinstance(image, DecodedImage)]
 
 
 def test_a_batch_carries_names_as_keys_and_event_times() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import SegmentConflictError
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.read import Query, scan, segments
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore, PosixOperations
@@ -16,6 +16,7 @@ from nap_stream.scored_log.verify.run import verify
 from tests.faults.harness_processes import FORKS
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, origin, scored
 from tests.support.log_files import read_footer
+from tests.support.scored_records import RecordLog
 
 POSITIONS = 40
 WAIT_S = 60.0
@@ -55,7 +56,7 @@ def _race(
     root: Path, name: str, meeting: Barrier, first: tuple[bool, bool] | None
 ) -> tuple[list[int], list[int]]:
     """Contend for every position; return the base offsets won and those lost."""
-    log = ScoredLog(
+    log = RecordLog(
         LocalStore(root, _OperationsInTurn(meeting, first)),
         WriterIdentity(name, MODEL, CALIBRATION),
         SystemClock(),

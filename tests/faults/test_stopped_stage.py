@@ -7,7 +7,7 @@ from pathlib import Path
 from nap_stream.clock import SystemClock
 from nap_stream.pipeline.scoring import ScoringStage
 from tests.faults.harness_processes import FORKS, Forked
-from tests.pipeline.test_scoring import decode, row, score
+from tests.pipeline.test_scoring import decode, score
 from tests.support.waiting import wait_until
 
 PATIENCE_S = 30.0
@@ -20,8 +20,7 @@ def _close_when_told(told: Connection) -> None:
     signal.signal(signal.SIGTERM, lambda *_: None)
     stage = ScoringStage(
         decode,
-        score,
-        row,
+        [score],
         batch_size=4,
         linger_s=0.0,
         decode_threads=1,

@@ -5,11 +5,12 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import structlog
 import torch
 
@@ -18,9 +19,9 @@ from nap_stream.errors import NapStreamError
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import RecordScorer, ScoringStage
+from nap_stream.pipeline.scoring import MessageDecoder, RowScorer, ScoringStage
 from nap_stream.process import configure_logging, stop_on_signals
-from nap_stream.records import PublishedSegment, ScoredRecord, SegmentSummary
+from nap_stream.records import PublishedSegment, SegmentSummary
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
@@ -48,6 +49,7 @@ CLOSE_S = 10.0
 TYPED_ERROR = 3
 """Exit code of a worker that ended with an error of nap-stream's own."""
 
+BATCH_SIZE = 8
 MAX_IN_HAND = 12
 PREPROCESSING = PreprocessingSettings(resize=None, crop=16)
 _PR_SET_PDEATHSIG = 1
@@ -95,17 +97,19 @@ def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
     clock = SystemClock()
     loaded = load_model(model_settings(), torch.device("cpu"))
     counters = WorkerCounters(spec.name, spec.incarnation)
-    rows = _rows(loaded)
+    decode = MessageDecoder(
+        preprocessing=PREPROCESSING, limits=LimitSettings(), kept_headers=(), clock=clock
+    )
+    score = _row_scorer(loaded)
     with ExitStack() as stack:
         dead_letters = FaultyDeadLetters(
             spec.kafka, spec.dead_letter_topic, max_payload_bytes=2**20, injector=injector
         )
         stack.callback(dead_letters.close)
         stage = ScoringStage(
-            faulty(rows.decode, injector, Failpoint.DECODE_BEFORE, Failpoint.DECODE_AFTER),
-            faulty(rows.score, injector, Failpoint.SCORE_BEFORE, Failpoint.SCORE_AFTER),
-            rows.fail,
-            batch_size=8,
+            faulty(decode, injector, Failpoint.DECODE_BEFORE, Failpoint.DECODE_AFTER),
+            [faulty(score, injector, Failpoint.SCORE_BEFORE, Failpoint.SCORE_AFTER)],
+            batch_size=BATCH_SIZE,
             linger_s=0.005,
             decode_threads=1,
             max_decoded_images=MAX_IN_HAND,
@@ -145,14 +149,12 @@ def model_settings() -> ModelSettings:
     )
 
 
-def _rows(loaded: LoadedModel) -> RecordScorer:
-    return RecordScorer(
+def _row_scorer(loaded: LoadedModel) -> RowScorer:
+    return RowScorer(
         scorer=scorer_of(loaded),
         class_names=loaded.class_names,
         calibration=calibration_of((0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0, 2.5)),
-        preprocessing=PREPROCESSING,
-        limits=LimitSettings(),
-        kept_headers=(),
+        batch_size=BATCH_SIZE,
         clock=SystemClock(),
     )
 
@@ -167,7 +169,5 @@ def _log(spec: WorkerSpec, loaded: LoadedModel, injector: Injector) -> ScoredLog
     )
 
 
-def _summary(
-    segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
-) -> SegmentSummary:
-    return summarise(segment, records, SummaryShape(100, 3), gap)
+def _summary(segment: PublishedSegment, rows: pa.Table, gap: str | None) -> SegmentSummary:
+    return summarise(segment, rows, SummaryShape(100, 3), gap)

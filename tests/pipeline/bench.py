@@ -1,8 +1,10 @@
 """One worker line on a source, a log and dead letters in memory, with real threads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pyarrow as pa
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ScoredLogError
@@ -10,20 +12,16 @@ from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.partition import ResumeFrom
 from nap_stream.pipeline.scoring import Decode, Score, ScoringStage
-from nap_stream.records import (
-    PublishedSegment,
-    ScoredRecord,
-    SegmentSummary,
-    TopicPartition,
-)
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.records import PublishedSegment, SegmentSummary, TopicPartition
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
-from tests.pipeline.test_scoring import decode, row, score
+from tests.pipeline.test_scoring import decode, score
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
 from tests.support.log_files import rows_in
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog
 from tests.support.told import Told
 
 FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)
@@ -70,19 +68,18 @@ class Bench:
     revoke_deadline_s: float = 5
     decode: Decode = decode
     score: Score = score
-    open_log: Callable[[], ScoredLog] | None = None
+    open_log: Callable[[], RecordLog] | None = None
     sources: list[MemorySource] = field(default_factory=list)
 
-    def log(self, name: str = "worker-0") -> ScoredLog:
-        return ScoredLog(self.store, WriterIdentity(name, "0" * 64, "1" * 64), SystemClock())
+    def log(self, name: str = "worker-0") -> RecordLog:
+        return RecordLog(self.store, WriterIdentity(name, "0" * 64, "1" * 64), SystemClock())
 
     def run(self, enough: Callable[[], bool]) -> None:
         clock: Clock = SystemClock()
         counters = WorkerCounters("worker-0", 0)
         stage = ScoringStage(
             self.decode,
-            self.score,
-            row,
+            [self.score],
             batch_size=4,
             linger_s=0.0,
             decode_threads=1,
@@ -96,10 +93,8 @@ class Bench:
             self.sources.append(MemorySource(self.topic, listener, clock=clock))
             return self.sources[-1]
 
-        def summary(
-            segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
-        ) -> SegmentSummary:
-            return summarise(segment, records, SummaryShape(100, 3), gap)
+        def summary(segment: PublishedSegment, rows: pa.Table, gap: str | None) -> SegmentSummary:
+            return summarise(segment, rows, SummaryShape(100, 3), gap)
 
         line = WorkerLine(
             open_source,

@@ -7,22 +7,23 @@ from nap_stream.errors import SegmentConflictError
 from nap_stream.pipeline.commits import Publisher, WorkerCounters
 from nap_stream.pipeline.partition import Partition
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from tests.pipeline.bench import FIRST, SECOND
 from tests.support.doubles import MemoryDeadLetters
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog
 from tests.support.told import Told
 
 
 def test_the_loser_of_a_race_commits_nothing_that_was_refused_before() -> None:
     store, clock, told = MemoryStore(), ManualClock(), Told()
-    log = ScoredLog(store, WriterIdentity("worker-0", "0" * 64, "1" * 64), clock)
+    log = RecordLog(store, WriterIdentity("worker-0", "0" * 64, "1" * 64), clock)
     publisher = Publisher(
         log,
         MemoryDeadLetters(),
         told,
-        lambda segment, records, gap: summarise(segment, records, SummaryShape(100, 3), gap),
+        lambda segment, rows, gap: summarise(segment, rows, SummaryShape(100, 3), gap),
         counters=WorkerCounters("worker-0", 0),
         clock=clock,
     )

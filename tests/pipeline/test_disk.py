@@ -7,13 +7,14 @@ import pytest
 
 from nap_stream.clock import SystemClock
 from nap_stream.pipeline import waiting
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.pipeline.bench import FIRST, Bench, Script, nothing, waits
 from tests.support.doubles import MemoryTopic
+from tests.support.scored_records import RecordLog
 from tests.support.small_disk import SmallDisk, mounted_disk
 
 DISK_BYTES = 2**20
@@ -31,7 +32,7 @@ def bench(disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr("nap_stream.pipeline.line.REPORT_EVERY_S", 0.02)
     return Bench(
         MemoryTopic("images", 1),
-        open_log=lambda: ScoredLog(
+        open_log=lambda: RecordLog(
             LocalStore(disk.folder / "log"),
             WriterIdentity("worker-0", "0" * 64, "1" * 64),
             SystemClock(),

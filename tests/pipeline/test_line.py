@@ -4,20 +4,19 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pytest
 
 from nap_stream.records import (
-    DecodedImage,
-    FailedImage,
+    DecodedRows,
     Message,
-    ScoredRecord,
     SegmentSummary,
     Status,
     TopicPartition,
     WorkerReport,
 )
 from tests.pipeline.bench import FIRST, SECOND, Bench
-from tests.pipeline.test_scoring import score
+from tests.pipeline.test_scoring import images_in, score
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.log_files import footers_in, paths_in, rows_in
 from tests.support.told import Told
@@ -101,13 +100,12 @@ def test_the_loser_of_a_race_drops_its_rows_and_goes_on_from_the_winners_end(
     rival = bench.log("rival")
     raced: list[int] = []
 
-    def rival_publishes_first(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
-        scored = score(images)
+    def rival_publishes_first(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        scored = score(decoded)
         if not raced:
             start = rival.end(FIRST)
             assert start is not None
-            mine = [record for record in scored if record.origin.partition == FIRST][:4]
-            rival.publish(FIRST, start, 4, mine)
+            rival.publish(FIRST, start, 4, pa.Table.from_batches([scored[:4]]))
             raced.append(1)
         return scored
 
@@ -188,12 +186,12 @@ def test_fetching_pauses_while_enough_is_in_hand(bench: Bench) -> None:
     in_hand: list[int] = []
     scored = 0
 
-    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def measure(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         nonlocal scored
         read = 200 - (bench.sources[0].lag(FIRST) or 0)
         in_hand.append(read - scored)
-        scored += len(images)
-        return score(images)
+        scored += images_in(decoded)
+        return score(decoded)
 
     bench.score = measure
     bench.run(lambda: bench.topic.committed.get(FIRST) == 200)
@@ -206,7 +204,7 @@ def test_fetching_pauses_while_enough_is_in_hand(bench: Bench) -> None:
 def test_an_error_while_scoring_ends_the_line_and_publishes_nothing_more(bench: Bench) -> None:
     bench.topic.append(FIRST, b"g")
 
-    def fail(_images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def fail(_decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         raise RuntimeError("CUDA error")
 
     bench.score = fail
@@ -219,7 +217,7 @@ def test_an_error_while_scoring_ends_the_line_and_publishes_nothing_more(bench: 
 def test_an_error_while_decoding_ends_the_line_and_publishes_nothing_more(bench: Bench) -> None:
     bench.topic.append(FIRST, b"g")
 
-    def fail(_message: Message) -> list[DecodedImage | FailedImage]:
+    def fail(_message: Message) -> DecodedRows:
         raise RuntimeError("a defect in the decoder")
 
     bench.decode = fail
@@ -237,9 +235,9 @@ def test_a_score_thread_that_hangs_shows_as_no_progress_and_as_nothing_waited_fo
         bench.topic.append(FIRST, b"g")
     go_on = threading.Event()
 
-    def hang(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def hang(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         go_on.wait(20)
-        return score(images)
+        return score(decoded)
 
     bench.score = hang
 

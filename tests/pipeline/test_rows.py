@@ -8,9 +8,11 @@ from PIL import Image
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
 from nap_stream.model.forward import BatchScores
-from nap_stream.pipeline.scoring import RecordScorer
-from nap_stream.records import DecodedImage, FailedImage, Message, Status, TopicPartition
+from nap_stream.pipeline.scoring import MessageDecoder, RowScorer
+from nap_stream.records import Message, TopicPartition
+from nap_stream.scored_log.format import ROWS, SCORE_COLUMNS
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
+from tests.support.scored_records import DecodedImage, images_of
 from tests.support.small_calibration import calibration_of
 
 PREPROCESSING = PreprocessingSettings(resize=None, crop=4, mean=(0, 0, 0), std=(1, 1, 1))
@@ -19,7 +21,11 @@ PREPROCESSING = PreprocessingSettings(resize=None, crop=4, mean=(0, 0, 0), std=(
 class Bright:
     """A stand-in for the model: its scores are the image's mean brightness."""
 
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
     def __call__(self, batch: torch.Tensor) -> BatchScores:
+        self.sizes.append(len(batch))
         brightness = batch.float().mean(dim=(1, 2, 3)).numpy()
         nap = np.where(brightness == 13, np.nan, brightness).astype(np.float32)
         class_id = (brightness > 100).astype(np.int64)
@@ -28,14 +34,26 @@ class Bright:
 
 
 @pytest.fixture
-def rows(calibration: Calibration) -> RecordScorer:
-    return RecordScorer(
-        scorer=Bright(),  # type: ignore[arg-type]  # anything that scores a batch will do
-        class_names=("dark", "light"),
-        calibration=calibration,
+def decode() -> MessageDecoder:
+    return MessageDecoder(
         preprocessing=PREPROCESSING,
         limits=LimitSettings(),
         kept_headers=("label",),
+        clock=ManualClock(now_ms=4_000),
+    )
+
+
+@pytest.fixture
+def score(calibration: Calibration) -> RowScorer:
+    return scorer(Bright(), calibration)
+
+
+def scorer(model: Bright, calibration: Calibration, batch_size: int = 32) -> RowScorer:
+    return RowScorer(
+        scorer=model,  # type: ignore[arg-type]  # anything that scores a batch will do
+        class_names=("dark", "light"),
+        calibration=calibration,
+        batch_size=batch_size,
         clock=ManualClock(now_ms=5_000),
     )
 
@@ -58,60 +76,79 @@ def message(value: bytes | None, offset: int = 0) -> Message:
     return Message(TopicPartition("images", 0), offset, 1_000, b"key", value, headers)
 
 
-def decoded(rows: RecordScorer, brightness: int) -> DecodedImage:
-    (row,) = rows.decode(message(png(brightness)))
-    assert isinstance(row, DecodedImage)
-    return row
+def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(
+    decode: MessageDecoder,
+) -> None:
+    given = message(png(50))
+    rows = decode(given)
+    (image,) = images_of(rows, given.partition)
+
+    assert isinstance(image, DecodedImage)
+    assert image.pixels.shape == (3, 4, 4)
+    assert (image.width, image.height, image.format) == (6, 8, "png")
+    assert image.origin.headers == (("label", b"x"),)
+    assert image.origin.ingest_time_ms == 4_000
 
 
-def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(rows: RecordScorer) -> None:
-    row = decoded(rows, 50)
+def test_rows_carry_scores_p_value_and_flag(decode: MessageDecoder, score: RowScorer) -> None:
+    rows = score([decode(message(png(4))), decode(message(png(150), 1))])
+    dark, light = rows.to_pylist()
 
-    assert row.pixels.shape == (3, 4, 4)
-    assert (row.width, row.height, row.format) == (6, 8, "png")
-    assert row.origin.headers == (("label", b"x"),)
-    assert row.origin.ingest_time_ms == 5_000
-
-
-def test_rows_carry_scores_p_value_and_flag(rows: RecordScorer) -> None:
-    dark, light = rows.score([decoded(rows, 4), decoded(rows, 150)])
-
-    assert dark.scores is not None
-    assert light.scores is not None
-    assert (dark.scores.class_name, light.scores.class_name) == ("dark", "light")
+    assert rows.schema.equals(ROWS)
+    assert (dark["offset"], light["offset"]) == (0, 1)
+    assert (dark["class_name"], light["class_name"]) == ("dark", "light")
+    assert (dark["class_id"], light["class_id"]) == (0, 1)
     # Four of 99 calibration scores are at most 4; none is above 99.
-    assert dark.scores.ood_p_value == pytest.approx(5 / 100)
-    assert dark.scores.is_ood
-    assert light.scores.ood_p_value == 1.0
-    assert not light.scores.is_ood
-    assert light.scores.fused == pytest.approx(150)
+    assert dark["ood_p_value"] == pytest.approx(5 / 100)
+    assert (dark["is_ood"], light["is_ood"]) == (True, False)
+    assert light["ood_p_value"] == 1.0
+    assert light["fused"] == pytest.approx(150)
+    assert (dark["status"], dark["error"]) == ("ok", None)
+    assert dark["headers"] == [{"name": "label", "value": b"x"}]
+    assert dark["scored_time"].timestamp() == 5
 
 
-def test_rows_carry_every_value_under_its_name(rows: RecordScorer) -> None:
-    (row,) = rows.score([decoded(rows, 64)])
+def test_rows_carry_every_value_under_its_name(decode: MessageDecoder, score: RowScorer) -> None:
+    (row,) = score([decode(message(png(64)))]).to_pylist()
 
-    assert row.scores is not None
-    assert (row.scores.confidence, row.scores.max_logit) == (0.5, 63)
-    assert (row.scores.energy, row.scores.nap, row.scores.knn) == (64, 64, 0.25)
-    assert (row.scores.react, row.scores.ash, row.scores.scale, row.scores.dice) == (None,) * 4
-
-
-def test_scores_that_are_not_finite_make_a_row_without_scores(rows: RecordScorer) -> None:
-    fine, bad = rows.score([decoded(rows, 50), decoded(rows, 13)])
-
-    assert fine.status is Status.OK
-    assert bad.status is Status.NOT_FINITE
-    assert bad.scores is None
-    assert "not finite" in (bad.error or "")
-    assert bad.sha256 is not None
+    assert (row["confidence"], row["max_logit"]) == (0.5, 63)
+    assert (row["energy"], row["nap"], row["knn"]) == (64, 64, 0.25)
+    assert [row[name] for name in ("react", "ash", "scale", "dice")] == [None] * 4
 
 
-def test_a_failed_image_becomes_a_row_with_its_error(rows: RecordScorer) -> None:
-    (failed,) = rows.decode(message(b"hello, I am text"))
-    assert isinstance(failed, FailedImage)
+def test_no_forward_pass_has_more_images_than_asked_for(
+    decode: MessageDecoder, calibration: Calibration
+) -> None:
+    model = Bright()
+    messages = [message(png(20 + offset), offset) for offset in range(7)]
 
-    record = rows.fail(failed)
+    rows = scorer(model, calibration, batch_size=3)([decode(each) for each in messages])
 
-    assert record.status is Status.UNSUPPORTED
-    assert record.scores is None
-    assert record.error == failed.error
+    assert model.sizes == [3, 3, 1]
+    assert rows.column("energy").to_pylist() == list(range(20, 27))
+
+
+def test_scores_that_are_not_finite_make_a_row_without_scores(
+    decode: MessageDecoder, score: RowScorer
+) -> None:
+    rows = score([decode(message(value, o)) for o, value in enumerate((png(50), png(13), None))])
+    fine, bad, gone = rows.to_pylist()
+
+    assert [row["status"] for row in (fine, bad, gone)] == ["ok", "not_finite", "tombstone"]
+    assert fine["nap"] == 50
+    for row in (bad, gone):
+        assert {row[name] for name in SCORE_COLUMNS} == {None}
+    assert "not finite" in bad["error"]
+    assert bad["sha256"] is not None
+
+
+def test_a_failed_image_becomes_a_row_with_its_error(
+    decode: MessageDecoder, score: RowScorer
+) -> None:
+    decoded = decode(message(b"hello, I am text"))
+    (row,) = score([decoded]).to_pylist()
+    (failed,) = decoded.failed
+
+    assert row["status"] == "unsupported"
+    assert {row[name] for name in SCORE_COLUMNS} == {None}
+    assert row["error"] == failed.error

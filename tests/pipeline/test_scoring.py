@@ -1,56 +1,87 @@
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 
 from nap_stream.clock import SystemClock
-from nap_stream.pipeline.scoring import Decode, Score, ScoredMessage, ScoringStage
+from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, Score, ScoringStage
 from nap_stream.records import (
-    DecodedImage,
+    IMAGE_COLUMNS,
+    DecodedRows,
     FailedImage,
     Fetched,
     Message,
     Origin,
-    ScoredRecord,
-    Scores,
+    ScoredRows,
     Status,
     TopicPartition,
 )
+from nap_stream.scored_log.format import rows_of
 from tests.support.waiting import wait_until
 
 PARTITION = TopicPartition("images", 0)
 OTHER = TopicPartition("images", 1)
 
 
-def message(offset: int, value: bytes = b"good", partition: TopicPartition = PARTITION) -> Message:
+def message(offset: int, value: bytes = b"g", partition: TopicPartition = PARTITION) -> Message:
     return Message(partition, offset, timestamp_ms=offset, key=None, value=value)
 
 
-def decode(given: Message) -> list[DecodedImage | FailedImage]:
+PIXELS = torch.zeros(3, 2, 2, dtype=torch.uint8)
+
+
+def decode(given: Message) -> DecodedRows:
     """One row a letter: g(ood) decodes, b(ad) does not."""
-    rows: list[DecodedImage | FailedImage] = []
-    for index, letter in enumerate((given.value or b"").decode()):
-        origin = Origin(given.partition, given.offset, index, None, given.timestamp_ms, 0)
-        if letter == "b":
-            rows.append(FailedImage(origin, Status.CORRUPT, "bad", b"b", None))
-        else:
-            pixels = torch.zeros(3, 2, 2, dtype=torch.uint8)
-            rows.append(DecodedImage(origin, pixels, 2, 2, "png", "0" * 64))
-    return rows
+    letters = (given.value or b"").decode()
+    failed = tuple(
+        FailedImage(
+            Origin(given.partition, given.offset, index, None, given.timestamp_ms, 0),
+            Status.CORRUPT,
+            "bad",
+            b"b",
+            None,
+        )
+        for index, letter in enumerate(letters)
+        if letter == "b"
+    )
+    bad = [letter == "b" for letter in letters]
+    columns: dict[str, list[Any]] = {
+        "offset": [given.offset] * len(letters),
+        "index": list(range(len(letters))),
+        "event_time": [given.timestamp_ms] * len(letters),
+        "status": [Status.CORRUPT if is_bad else Status.OK for is_bad in bad],
+        "error": ["bad" if is_bad else None for is_bad in bad],
+        "headers": [()] * len(letters),
+    }
+    for name in set(IMAGE_COLUMNS) - columns.keys():
+        columns[name] = [0 if name == "ingest_time" else None] * len(letters)
+    return DecodedRows(columns, (PIXELS,) * bad.count(False), failed)
 
 
-def row(image: DecodedImage | FailedImage) -> ScoredRecord:
-    good = isinstance(image, DecodedImage)
-    scores = Scores(0, "cat", 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, is_ood=False) if good else None
-    status = Status.OK if good else Status.CORRUPT
-    return ScoredRecord(image.origin, status, None, 0, scores, None, None, None, None)
+def images_in(decoded: Sequence[DecodedRows]) -> int:
+    """How many of them are scored."""
+    return sum(len(rows.pixels) for rows in decoded)
 
 
-def score(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
-    return [row(image) for image in images]
+def score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+    """The same scores for all images."""
+    columns: dict[str, Any] = {
+        name: [value for rows in decoded for value in rows.columns[name]] for name in IMAGE_COLUMNS
+    }
+    good = [status is Status.OK for status in columns["status"]]
+    columns["scored_time"] = [0] * len(good)
+    columns["class_id"] = [0 if is_good else None for is_good in good]
+    columns["class_name"] = ["cat" if is_good else None for is_good in good]
+    columns["is_ood"] = [False if is_good else None for is_good in good]
+    for name in ("confidence", "max_logit", "energy", "nap", "fused", "ood_p_value"):
+        columns[name] = [1.0 if is_good else None for is_good in good]
+    return rows_of(columns, len(good))
 
 
 @contextmanager
@@ -62,11 +93,11 @@ def stage(
     linger_s: float = 0.0,
     max_decoded_images: int = 100,
     max_decoded_bytes: int = 2**20,
+    lanes: int = 1,
 ) -> Iterator[ScoringStage]:
     made = ScoringStage(
         decoder,
-        scorer,
-        row,
+        [scorer] * lanes,
         batch_size=batch_size,
         linger_s=linger_s,
         decode_threads=2,
@@ -81,15 +112,21 @@ def stage(
         made.close()
 
 
-def take_all(made: ScoringStage, count: int) -> list[ScoredMessage]:
-    taken: list[ScoredMessage] = []
+def take_all(made: ScoringStage, count: int) -> list[ScoredRows]:
+    """What the stage gives until it has given so many rows."""
+    taken: list[ScoredRows] = []
 
     def enough() -> bool:
         taken.extend(made.take())
-        return len(taken) >= count
+        return sum(len(column([rows], "offset")) for rows in taken) >= count
 
-    wait_until(enough, 10, f"{count} scored messages")
+    wait_until(enough, 10, f"{count} rows")
     return taken
+
+
+def column(taken: Sequence[ScoredRows], name: str) -> list[Any]:
+    """A column of all rows."""
+    return [value for rows in taken for value in rows.rows.column(name).to_pylist()]
 
 
 def fetched(*messages: Message, end: int | None = None) -> Fetched:
@@ -98,38 +135,80 @@ def fetched(*messages: Message, end: int | None = None) -> Fetched:
 
 
 def test_messages_come_back_in_order_with_their_ends() -> None:
-    with stage() as made:
-        made.submit(fetched(message(0), message(5), message(7), end=9), epoch=1)
+    with stage(batch_size=1) as made:
+        for each in (fetched(message(0), end=3), fetched(message(5)), fetched(message(7), end=9)):
+            made.submit(each, epoch=1)
         taken = take_all(made, 3)
 
-    assert [(m.records[0].origin.offset, m.end) for m in taken] == [(0, 1), (5, 6), (7, 9)]
-    assert {m.epoch for m in taken} == {1}
+    assert column(taken, "offset") == [0, 5, 7]
+    assert [rows.end for rows in taken] == [3, 6, 9]
+    assert {rows.epoch for rows in taken} == {1}
+
+
+def test_rows_of_one_batch_are_divided_among_partitions_and_placements() -> None:
+    with stage(batch_size=100, linger_s=0.2) as made:
+        made.submit(fetched(message(0, b"gb"), message(1)), epoch=1)
+        made.submit(fetched(message(7, b"bg", OTHER)), epoch=2)
+        made.submit(fetched(message(2)), epoch=1)
+        made.submit(fetched(message(5)), epoch=3)
+        taken = take_all(made, 7)
+
+    found = [(rows.partition, rows.epoch, rows.end, column([rows], "offset")) for rows in taken]
+    assert found == [
+        (PARTITION, 1, 3, [0, 0, 1, 2]),
+        (OTHER, 2, 8, [7, 7]),
+        (PARTITION, 3, 6, [5]),
+    ]
+    assert [[image.origin.index for image in rows.failed] for rows in taken] == [[1], [0], []]
+    assert [rows.scored for rows in taken] == [3, 1, 1]
+
+
+def test_rows_keep_their_order_whichever_thread_is_first() -> None:
+    """The first batch is scored only when all the others are."""
+    others = threading.Semaphore(0)
+    numbers = itertools.count()
+
+    def slow_first(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        if next(numbers) == 0:
+            for _ in range(5):
+                assert others.acquire(timeout=10)
+        else:
+            others.release()
+        return score(decoded)
+
+    with stage(scorer=slow_first, batch_size=PARCEL_MESSAGES, lanes=3) as made:
+        made.submit(fetched(*(message(o) for o in range(6 * PARCEL_MESSAGES))), epoch=1)
+        taken = take_all(made, 6 * PARCEL_MESSAGES)
+
+    assert column(taken, "offset") == list(range(6 * PARCEL_MESSAGES))
+    assert [rows.end for rows in taken] == [8, 16, 24, 32, 40, 48]
 
 
 def test_rows_of_a_batch_message_stay_in_order_of_index_and_bad_ones_stand_between() -> None:
     with stage(batch_size=3) as made:
         made.submit(fetched(message(0, b"gbggbgg")), epoch=1)
-        (taken,) = take_all(made, 1)
+        taken = take_all(made, 7)
 
-    assert [record.origin.index for record in taken.records] == [0, 1, 2, 3, 4, 5, 6]
-    assert [index for index, r in enumerate(taken.records) if r.status is Status.CORRUPT] == [1, 4]
-    assert [image.origin.index for image in taken.failed] == [1, 4]
+    assert column(taken, "index") == [0, 1, 2, 3, 4, 5, 6]
+    statuses = column(taken, "status")
+    assert [index for index, status in enumerate(statuses) if status == "corrupt"] == [1, 4]
+    assert [image.origin.index for image in taken[0].failed] == [1, 4]
 
 
-def test_no_batch_is_larger_than_asked_for() -> None:
+def test_a_batch_is_scored_as_soon_as_it_is_complete() -> None:
     sizes: list[int] = []
 
-    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
-        sizes.append(len(images))
-        return score(images)
+    def measure(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        sizes.append(images_in(decoded))
+        return score(decoded)
 
     with stage(scorer=measure, batch_size=4, linger_s=5.0) as made:
-        made.submit(fetched(*(message(offset, b"ggg") for offset in range(5))), epoch=1)
+        for offset in range(5):
+            made.submit(fetched(message(offset, b"gbgg")), epoch=1)
         made.submit(fetched(message(5, b"g")), epoch=1)
-        take_all(made, 6)
+        take_all(made, 21)
 
-    assert sum(sizes) == 16
-    assert max(sizes) <= 4
+    assert sizes == [6, 6, 4]
 
 
 def test_a_lone_image_waits_no_longer_than_the_linger() -> None:
@@ -142,9 +221,9 @@ def test_a_lone_image_waits_no_longer_than_the_linger() -> None:
 def test_what_is_in_hand_is_counted_until_it_is_scored() -> None:
     gate = threading.Event()
 
-    def wait_and_score(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def wait_and_score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         gate.wait(10)
-        return score(images)
+        return score(decoded)
 
     with stage(scorer=wait_and_score) as made:
         made.submit(fetched(message(0, b"ggg")), epoch=1)
@@ -166,70 +245,71 @@ def test_decoding_stays_near_scoring_where_messages_hold_many_images() -> None:
     scored = 0
     ahead: list[int] = []
 
-    def counting(given: Message) -> list[DecodedImage | FailedImage]:
+    def counting(given: Message) -> DecodedRows:
         decoded.append(len(given.value or b""))
         return decode(given)
 
-    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def measure(batch: Sequence[DecodedRows]) -> pa.RecordBatch:
         nonlocal scored
         ahead.append(sum(decoded) - scored)
-        scored += len(images)
-        return score(images)
+        scored += images_in(batch)
+        return score(batch)
 
     with stage(decoder=counting, scorer=measure, max_decoded_images=20) as made:
         made.submit(fetched(*(message(offset, b"g" * 10) for offset in range(50))), epoch=1)
-        taken = take_all(made, 50)
+        taken = take_all(made, 500)
 
-    assert [m.end for m in taken] == list(range(1, 51))
-    # Two threads may each be at a message when the limit is reached.
-    assert max(ahead) <= 20 + 2 * 10
+    assert column(taken, "offset") == [offset for offset in range(50) for _ in range(10)]
+    # Two threads may each be at a message when the limit is reached, and the parcel that scoring
+    # waits for is decoded whatever the limit.
+    assert max(ahead) <= 20 + (2 + PARCEL_MESSAGES) * 10
 
 
 def test_decoding_stays_near_scoring_where_images_are_large() -> None:
-    """Each image takes 3 x 1,000 x 1,000 bytes; 10 of them may wait, and two are on the way."""
+    """Each image takes 3 x 1,000 x 1,000 bytes; 10 of them may wait, beside two on the way and a parcel."""
     pixels = torch.zeros(3, 1_000, 1_000, dtype=torch.uint8)
     decoded = scored = 0
     ahead: list[int] = []
 
-    def large(given: Message) -> list[DecodedImage | FailedImage]:
+    def large(given: Message) -> DecodedRows:
         nonlocal decoded
         decoded += 1
-        return [replace(image, pixels=pixels) for image in decode(given)]  # type: ignore[arg-type]
+        return replace(decode(given), pixels=(pixels,))
 
-    def measure(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def measure(batch: Sequence[DecodedRows]) -> pa.RecordBatch:
         nonlocal scored
         ahead.append(decoded - scored)
-        scored += len(images)
-        return score(images)
+        scored += images_in(batch)
+        return score(batch)
 
     with stage(decoder=large, scorer=measure, max_decoded_bytes=30_000_000) as made:
         made.submit(fetched(*(message(offset, b"g") for offset in range(50))), epoch=1)
         taken = take_all(made, 50)
         assert made.in_flight() == (0, 0)
 
-    assert [m.end for m in taken] == list(range(1, 51))
-    assert max(ahead) <= 10 + 2
+    assert column(taken, "offset") == list(range(50))
+    assert max(ahead) <= 10 + 2 + PARCEL_MESSAGES
 
 
 def test_the_value_of_a_message_is_let_go_when_it_is_decoded() -> None:
     """What then counts are the pixels, and the payloads of failed images."""
     gate = threading.Event()
 
-    def wait_and_score(images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def wait_and_score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         gate.wait(10)
-        return score(images)
+        return score(decoded)
 
     with stage(scorer=wait_and_score, batch_size=1) as made:
         made.submit(fetched(message(0, b"gb"), message(1, b"b" * 1_000)), epoch=1)
         # One of 3 x 2 x 2 pixels; 1,001 payloads of a byte each.
         wait_until(lambda: made.in_flight() == (1_002, 12 + 1_001), 10, "both to be decoded")
         gate.set()
-        take_all(made, 2)
+        take_all(made, 1_002)
         assert made.in_flight() == (0, 0)
 
 
 def test_an_error_while_scoring_reaches_the_thread_that_takes() -> None:
-    def fail(_images: Sequence[DecodedImage]) -> list[ScoredRecord]:
+    def fail(_decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         raise RuntimeError("CUDA error: out of memory")
 
     with stage(scorer=fail) as made:
@@ -241,7 +321,7 @@ def test_an_error_while_scoring_reaches_the_thread_that_takes() -> None:
 
 
 def test_an_error_while_decoding_reaches_the_thread_that_takes() -> None:
-    def fail(_message: Message) -> list[DecodedImage | FailedImage]:
+    def fail(_message: Message) -> DecodedRows:
         raise RuntimeError("a defect in the decoder")
 
     with stage(decoder=fail) as made:

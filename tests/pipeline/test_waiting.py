@@ -8,13 +8,13 @@ from structlog.testing import capture_logs
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, LogRootError, ScoredLogError
 from nap_stream.pipeline import waiting
-from nap_stream.pipeline.partition import ROW_BYTES
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
-from nap_stream.records import TopicPartition, WorkerReport
-from nap_stream.scored_log.chain import ScoredLog
+from nap_stream.records import Message, TopicPartition, WorkerReport
 from tests.pipeline.bench import DISK_FULL, FIRST, SECOND, Bench, Script, nothing, waits
+from tests.pipeline.test_scoring import decode, score
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.log_files import paths_in
+from tests.support.scored_records import RecordLog
 
 READ_ONLY = LogRootError("no permission: Read-only file system", "/log", "Give this user access")
 
@@ -196,7 +196,9 @@ def test_a_segment_that_is_small_once_its_dead_letters_are_gone_is_published_all
     bench: Bench,
 ) -> None:
     bench.segment_max_rows, bench.segment_max_age_s = 10_000, 3600
-    bench.segment_max_bytes = 2 * ROW_BYTES + 1
+    # Two rows and a payload of a byte.
+    rows = score([decode(Message(FIRST, offset, 0, None, b"b")) for offset in range(2)])
+    bench.segment_max_bytes = rows.nbytes + 1
     script = Script(
         [
             (lambda: bool(bench.told.reports), lambda: break_(bench)),
@@ -275,7 +277,7 @@ def test_a_chain_that_is_broken_is_not_waited_for(
     def broken(_log: object, _partition: TopicPartition, _hint: int | None = None) -> None:
         raise ChainBrokenError("not a segment", "x.parquet", "Run verify")
 
-    monkeypatch.setattr(ScoredLog, "end", broken)
+    monkeypatch.setattr(RecordLog, "end", broken)
     with pytest.raises(ChainBrokenError):
         bench.run(lambda: False)
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
-from nap_stream.records import ScoredRecord, TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, MODEL, NOON_MS, origin, scored
+from tests.support.scored_records import RecordLog, ScoredRecord
 from tests.support.small_calibration import calibration_of
 
 CAMERAS = 10
@@ -62,7 +63,7 @@ def write_log(
     partition: TopicPartition = CARS,
 ) -> Path:
     """Publish records as a chain of segments."""
-    log = ScoredLog(
+    log = RecordLog(
         LocalStore(root), WriterIdentity("worker-0", MODEL, fingerprint), ManualClock(NOON_MS)
     )
     position = log.begin(partition, 0)

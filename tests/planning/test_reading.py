@@ -5,7 +5,7 @@ import pytest
 
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.recorded import Recorded, Selection, read_stretch
-from nap_stream.records import ScoredRecord, TopicPartition
+from nap_stream.records import TopicPartition
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.schema import DriftSettings, KeySettings
 from tests.planning.streams import SPACING_MS, calibration, independent, rows, write_log
@@ -18,6 +18,7 @@ from tests.scored_log.builders import (
     make_version_3,
     origin,
 )
+from tests.support.scored_records import ScoredRecord
 
 OTHER = "d4" * 32
 FACTS = dataclasses.replace(calibration().facts, fingerprint=CALIBRATION)

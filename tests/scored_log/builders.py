@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
-from nap_stream.records import Origin, ScoredRecord, Scores, Status, TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, chain_start
+from nap_stream.records import Origin, Status, TopicPartition
+from nap_stream.scored_log.chain import WriterIdentity, chain_start
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import SegmentFooter, from_metadata, merged_footer, segment_sha256
 from nap_stream.scored_log.format import SCHEMAS
@@ -21,6 +21,7 @@ from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog, ScoredRecord, Scores
 
 CARS = TopicPartition("cars", 0)
 NOON_MS = 1_767_268_800_000  # 2026-01-01T12:00:00Z
@@ -28,16 +29,16 @@ MODEL = "a1" * 32
 CALIBRATION = "b2" * 32
 
 
-def local_log(root: Path, writer_id: str = "worker-0", clock: Clock | None = None) -> ScoredLog:
-    return ScoredLog(
+def local_log(root: Path, writer_id: str = "worker-0", clock: Clock | None = None) -> RecordLog:
+    return RecordLog(
         LocalStore(root),
         WriterIdentity(writer_id, MODEL, CALIBRATION),
         clock or ManualClock(NOON_MS),
     )
 
 
-def memory_log(store: MemoryStore, writer_id: str = "worker-0") -> ScoredLog:
-    return ScoredLog(store, WriterIdentity(writer_id, MODEL, CALIBRATION), ManualClock(NOON_MS))
+def memory_log(store: MemoryStore, writer_id: str = "worker-0") -> RecordLog:
+    return RecordLog(store, WriterIdentity(writer_id, MODEL, CALIBRATION), ManualClock(NOON_MS))
 
 
 def origin(
@@ -162,7 +163,7 @@ def write_golden(root: Path) -> None:
 def write_golden_chains(root: Path) -> None:
     """The log of `write_golden` before it is compacted."""
     clock, other = ManualClock(NOON_MS), TopicPartition("cars", 1)
-    log = ScoredLog(LocalStore(root), WriterIdentity("worker-0", MODEL, CALIBRATION), clock)
+    log = RecordLog(LocalStore(root), WriterIdentity("worker-0", MODEL, CALIBRATION), clock)
     position = log.begin(CARS, 0, "id-of-the-topic")
     for base in (0, 2, 4):
         rows = [scored(origin(base)), failed(origin(base + 1, key=None))]

@@ -15,8 +15,8 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
-from nap_stream.records import ScoredRecord, TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.compact import (
     LOCK_NAME,
     CompactionReport,
@@ -46,6 +46,7 @@ from tests.scored_log.builders import (
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import read_footer, run_query, tail
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog, ScoredRecord
 
 DAY_S = 86_400
 TOMORROW = ManualClock(NOON_MS + DAY_S * 1000)
@@ -65,7 +66,7 @@ class Writer:
     ) -> None:
         self.clock = ManualClock(NOON_MS)
         self._partition = partition
-        self.log = ScoredLog(store, WriterIdentity("worker-0", model, CALIBRATION), self.clock)
+        self.log = RecordLog(store, WriterIdentity("worker-0", model, CALIBRATION), self.clock)
         self.position = self.log.begin(partition, 0, "id-of-the-topic")
 
     def publish(

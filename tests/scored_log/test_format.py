@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from nap_stream.errors import ConfigError
-from nap_stream.records import ScoredRecord, TopicPartition
+from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import (
     EARLIEST_TIME_MS,
@@ -27,7 +27,6 @@ from nap_stream.scored_log.format import (
     storable_text,
     storable_time_ms,
     temporary_name,
-    to_table,
 )
 from nap_stream.scored_log.segment import encode_segment, event_time_range, rows_sha256
 from tests.scored_log.builders import (
@@ -39,6 +38,7 @@ from tests.scored_log.builders import (
     record_lists,
     scored,
 )
+from tests.support.scored_records import ScoredRecord, file_table, table_of
 
 
 def test_paths() -> None:
@@ -89,8 +89,8 @@ def test_other_paths_are_no_segments(path: str) -> None:
 
 
 def _through_parquet(records: list[ScoredRecord]) -> pa.Table:
-    low, high = event_time_range(records)
-    table = to_table(records, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
+    low, high = event_time_range(table_of(records))
+    table = file_table(records, MODEL, CALIBRATION)
     footer = SegmentFooter(
         CARS,
         0,
@@ -136,7 +136,7 @@ def test_rows_come_back_from_parquet_as_they_were(records: list[ScoredRecord]) -
 def test_a_row_reads_as_an_auditor_expects() -> None:
     headers = (("source", b"gate"), ("source", None))
     record = scored(origin(7, 1, headers=headers), fused=-3.5, knn=1.25, fdbd=-0.5)
-    row = to_table([record], model_fingerprint="m", calibration_fingerprint="c").to_pylist()[0]
+    row = file_table([record], "m", "c").to_pylist()[0]
     assert row == {
         "offset": 7,
         "index": 1,

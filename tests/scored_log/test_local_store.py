@@ -12,12 +12,13 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.format import is_temporary
 from nap_stream.scored_log.stores import check_store
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS, LocalStore
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.scored_log.failing_operations import FailingOperations, Killed
+from tests.support.scored_records import RecordLog
 from tests.support.small_disk import SmallDisk, mounted_disk
 
 FOLDER = "topic=cars/partition=0"
@@ -62,8 +63,8 @@ def store(tmp_path: Path, disk: FailingOperations) -> LocalStore:
     return made
 
 
-def log_on(root: Path, disk: FailingOperations | None = None) -> ScoredLog:
-    return ScoredLog(
+def log_on(root: Path, disk: FailingOperations | None = None) -> RecordLog:
+    return RecordLog(
         LocalStore(root, disk), WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS)
     )
 
@@ -272,7 +273,7 @@ def offsets(root: Path) -> list[int]:
     return found
 
 
-def publish_on(log: ScoredLog, position: ChainPosition, end: int) -> ChainPosition:
+def publish_on(log: RecordLog, position: ChainPosition, end: int) -> ChainPosition:
     """Publish up to an offset, one segment an offset, as a worker does: with retries."""
     while position.offset < end:
         rows = [scored(origin(position.offset))]

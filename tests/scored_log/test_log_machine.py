@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import SegmentConflictError
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, sha256_hex
+from nap_stream.scored_log.chain import WriterIdentity, sha256_hex
 from nap_stream.scored_log.compact import CompactionReport, compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import segment_sha256
@@ -35,6 +35,7 @@ from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin,
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import tail
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog
 
 if TYPE_CHECKING:
     from nap_stream.records import ChainPosition
@@ -99,8 +100,8 @@ class LogMachine(RuleBasedStateMachine):
         """Where the log lies."""
         return MemoryStore()
 
-    def log(self, name: str, store: SegmentStore | None = None) -> ScoredLog:
-        return ScoredLog(store or self.store, WriterIdentity(name, MODEL, CALIBRATION), self.clock)
+    def log(self, name: str, store: SegmentStore | None = None) -> RecordLog:
+        return RecordLog(store or self.store, WriterIdentity(name, MODEL, CALIBRATION), self.clock)
 
     def publish_over(self, store: SegmentStore, writer: int, length: int, is_gap: bool) -> bool:
         """Publish at the writer's position; whether it won. The model changes as the chain must."""

@@ -13,7 +13,7 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
@@ -26,6 +26,7 @@ from tests.support.s3 import (
     FaultProxy,
     environment,
 )
+from tests.support.scored_records import RecordLog
 from tests.support.waiting import wait_until
 
 PATH = "topic=cars/partition=0/00000000000000000000.parquet"
@@ -44,8 +45,8 @@ def store(s3_root: str) -> ObjectStore:
     return ObjectStore(s3_root, limits=QUICK)
 
 
-def log_at(store: ObjectStore) -> ScoredLog:
-    return ScoredLog(store, WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS))
+def log_at(store: ObjectStore) -> RecordLog:
+    return RecordLog(store, WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS))
 
 
 @pytest.mark.parametrize(

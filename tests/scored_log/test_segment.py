@@ -12,10 +12,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nap_stream.records import ScoredRecord
-from nap_stream.scored_log.format import DICTIONARY_COLUMNS, SCHEMA, to_table
+from nap_stream.scored_log.format import DICTIONARY_COLUMNS, SCHEMA
 from nap_stream.scored_log.segment import rows_sha256
 from tests.scored_log.builders import CALIBRATION, MODEL, failed, origin, record_lists, scored
+from tests.support.scored_records import ScoredRecord, file_table
 
 HEADERS = (("source", b"gate"), ("source", None), ("", b""))
 RECORDS = [
@@ -28,7 +28,7 @@ _HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("va
 
 
 def _table(records: list[ScoredRecord]) -> pa.Table:
-    return to_table(records, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
+    return file_table(records, MODEL, CALIBRATION)
 
 
 def _integers(*values: int) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity, is_compacted
+from nap_stream.scored_log.chain import WriterIdentity, is_compacted
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.read import Query
@@ -26,6 +26,7 @@ from tests.scored_log.builders import (
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import run_query
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog
 
 TOMORROW = ManualClock(NOON_MS + 86_400_000)
 
@@ -54,9 +55,9 @@ def _chain(store: MemoryStore, count: int) -> list[ChainPosition]:
     return positions
 
 
-def _dying_log(store: MemoryStore) -> ScoredLog:
+def _dying_log(store: MemoryStore) -> RecordLog:
     """Of a writer that is gone after its next segment is there."""
-    return ScoredLog(
+    return RecordLog(
         DyingStore(store, steps=1), WriterIdentity("other", MODEL, CALIBRATION), TOMORROW
     )
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError, ScoredLogError, SegmentConflictError
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores import SegmentStore, check_store, store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
@@ -34,6 +34,7 @@ from tests.scored_log.builders import (
 from tests.support.log_files import footers_in, rows_in
 from tests.support.memory_store import MemoryStore
 from tests.support.s3 import FaultProxy
+from tests.support.scored_records import RecordLog
 
 
 @pytest.mark.parametrize("address", ["s3://bucket", "s3://bucket/a", "s3://my.bucket-1/a_b/c=1/"])
@@ -86,7 +87,7 @@ def test_every_root_is_opened_the_same_way(
 ) -> None:
     root = tmp_path / "log" if kind == "folder" else request.getfixturevalue("s3_root")
     check_store(store_at(root))
-    log = ScoredLog(
+    log = RecordLog(
         store_at(root), WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS)
     )
     published = log.publish(CARS, log.begin(CARS, 3), 5, [scored(origin(3)), failed(origin(4))])
@@ -293,7 +294,7 @@ def test_competing_writers_make_one_chain(stores: Stores) -> None:
     start = threading.Barrier(writers)
 
     def write(writer: int) -> list[int]:
-        log = ScoredLog(
+        log = RecordLog(
             stores(), WriterIdentity(f"worker-{writer}", MODEL, CALIBRATION), ManualClock(NOON_MS)
         )
         won = []

@@ -15,17 +15,16 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.panes import ClosedPane, PaneBuffer, PaneCounts
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.errors import ChainBrokenError
-from nap_stream.records import Example, FlaggedClass, ScoredRecord, SegmentSummary, Status
+from nap_stream.records import Example, FlaggedClass, SegmentSummary, Status
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.compact_plan import FileLimits
-from nap_stream.scored_log.format import SCHEMA, segment_path, to_table
+from nap_stream.scored_log.format import SCHEMA, segment_path
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import (
     MAX_AGE_MS,
     MAX_CLOCK_SKEW_MS,
     SummaryShape,
-    summarise,
     summarise_chain,
     summary_shape,
 )
@@ -44,6 +43,7 @@ from tests.scored_log.builders import (
 )
 from tests.support.log_files import paths_in, read_footer
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import ScoredRecord, file_table, summarise_records
 from tests.support.summaries import settings
 
 END = 60
@@ -101,7 +101,7 @@ def publish(
     for end, records in segments:
         published = log.publish(CARS, position, end, records)
         position = published.position
-        summaries.append(summarise(published, records, shape))
+        summaries.append(summarise_records(published, records, shape))
     return summaries
 
 
@@ -207,7 +207,7 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
     ]
     log = local_log(tmp_path)
     published = log.publish(CARS, log.begin(CARS, 4), 12, records)
-    summary = summarise(published, records, SummaryShape(100, 2))
+    summary = summarise_records(published, records, SummaryShape(100, 2))
     path = "topic=cars/partition=0/00000000000000000004.parquet"
     bins = np.zeros((2, BIN_COUNT), dtype=np.int64)
     bins[0, [1, 4]], bins[1, 0] = 1, 3
@@ -324,7 +324,7 @@ def test_a_gap_is_told(tmp_path: Path, keys: KeySettings | None) -> None:
     shape = SummaryShape(100, 2, keys)
     log = local_log(tmp_path)
     published = log.publish(CARS, log.begin(CARS, 0), 9, [], gap="retention")
-    ours = summarise(published, [], shape, "retention")
+    ours = summarise_records(published, [], shape, "retention")
     assert (ours.gap, len(ours.panes), ours.max_event_time_ms) == ("retention", 0, None)
     assert list(summarise_chain(LocalStore(tmp_path), CARS, 0, ALL, shape)) == [ours]
 
@@ -341,7 +341,7 @@ def _with_column(
 ) -> str:
     """Put other values into a column of the chain's last segment; gives its path."""
     path = paths_in(store, CARS)[-1]
-    table = to_table(records, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
+    table = file_table(records, MODEL, CALIBRATION)
     place = table.schema.get_field_index(name)
     table = table.set_column(place, SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type))
     footer = dataclasses.replace(read_footer(store, path), rows_sha256=rows_sha256(table))

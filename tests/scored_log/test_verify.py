@@ -12,14 +12,13 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
-from nap_stream.records import ChainPosition, ScoredRecord, TopicPartition
+from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, to_metadata
 from nap_stream.scored_log.format import (
     genesis_path,
     partition_folder,
     segment_path,
     temporary_name,
-    to_table,
 )
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores import store_at
@@ -39,6 +38,7 @@ from tests.scored_log.builders import (
     scored,
 )
 from tests.support.log_files import read_footer, read_table
+from tests.support.scored_records import ScoredRecord, file_table
 
 FIRST, SECOND, LAST = (segment_path(CARS, base) for base in (0, 10, 20))
 ROWS = [scored(origin(20)), failed(origin(21)), scored(origin(25))]
@@ -76,7 +76,7 @@ def _rewrite_last(root: Path, table: pa.Table, **changes: Any) -> None:
 
 
 def _table(records: Sequence[ScoredRecord], model_fingerprint: str = MODEL) -> pa.Table:
-    return to_table(records, model_fingerprint=model_fingerprint, calibration_fingerprint="b2" * 32)
+    return file_table(records, model_fingerprint, "b2" * 32)
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -8,7 +8,6 @@ import pytest
 
 from nap_stream.errors import ConfigError
 from nap_stream.records import PartitionOffsets, TopicPartition
-from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import (
@@ -24,6 +23,7 @@ from nap_stream.scored_log.verify.report import (
 )
 from nap_stream.scored_log.verify.run import compare_with_broker, compare_with_kept, verify
 from tests.scored_log.builders import CARS, local_log, merged_segments, origin, scored
+from tests.support.scored_records import RecordLog
 
 FOLDER = partition_folder(CARS)
 HEAD = ChainHead(CARS, 5, 30, "0a" * 32, "one")
@@ -126,7 +126,7 @@ def test_chains_of_other_topics_are_left_alone() -> None:
     assert _compared([PartitionOffsets(CARS, 0, 30, 30, None)], heads=(HEAD, dogs)).defects == ()
 
 
-def _publish(log: ScoredLog, count: int, *, p_value: float = 0.5) -> None:
+def _publish(log: RecordLog, count: int, *, p_value: float = 0.5) -> None:
     position = log.end(CARS) or log.begin(CARS, 5)
     for _ in range(count):
         rows = [scored(origin(position.offset), p_value=p_value)]

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError
-from nap_stream.records import ScoredRecord
 from nap_stream.scored_log import segment as segments_of_files
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import segment_sha256, to_metadata
@@ -43,6 +42,7 @@ from tests.scored_log.builders import (
 )
 from tests.support.log_files import read_footer, run_query
 from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import ScoredRecord
 
 LATER = ("fdbd", "mahalanobis", "gen", "nci")
 BEFORE, COUNT = 3, 6

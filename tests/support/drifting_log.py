@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nap_stream.clock import ManualClock
-from nap_stream.records import Origin, ScoredRecord, Scores, SegmentSummary, Status, TopicPartition
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.records import Origin, SegmentSummary, Status, TopicPartition
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.summary import SummaryShape, summarise
+from nap_stream.scored_log.summary import SummaryShape
+from tests.support.scored_records import RecordLog, ScoredRecord, Scores, summarise_records
 
 START_MS = 1_767_268_800_000
 """2026-01-01T12:00:00Z."""
@@ -65,7 +66,7 @@ class Publisher:
         self, store: SegmentStore, calibration_fingerprint: str, shape: SummaryShape
     ) -> None:
         self._shape = shape
-        self._log = ScoredLog(
+        self._log = RecordLog(
             store,
             WriterIdentity("worker-0", "a1" * 32, calibration_fingerprint),
             ManualClock(START_MS),
@@ -80,11 +81,11 @@ class Publisher:
         while rest := records[position.offset : position.offset + sizes[turn % len(sizes)]]:
             end = position.offset + len(rest)
             published = self._log.publish(partition, position, end, rest)
-            yield summarise(published, rest, self._shape)
+            yield summarise_records(published, rest, self._shape)
             position, turn = published.position, turn + 1
 
     def declare_gap(self, partition: TopicPartition, end: int, reason: str) -> SegmentSummary:
         """Publish that offsets up to ``end`` are gone."""
         position = self._log.end(partition) or self._log.begin(partition, 0)
         published = self._log.publish(partition, position, end, [], gap=reason)
-        return summarise(published, [], self._shape, reason)
+        return summarise_records(published, [], self._shape, reason)

@@ -2,10 +2,11 @@
 
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import pyarrow as pa
 
 from nap_stream.clock import SystemClock
 from nap_stream.dead_letter import DeadLetters
@@ -13,29 +14,28 @@ from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.records import (
-    DecodedImage,
-    FailedImage,
+    DecodedRows,
     Message,
     PublishedSegment,
-    ScoredRecord,
     SegmentSummary,
     TopicPartition,
 )
-from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.schema import KafkaSettings, LogSettings, WorkerSettings
 from nap_stream.source.base import PartitionListener
 from nap_stream.source.kafka import KafkaSource
-from tests.pipeline.test_scoring import decode, row, score
+from tests.pipeline.test_scoring import decode, score
 from tests.support.doubles import MemoryDeadLetters
+from tests.support.scored_records import RecordLog
 from tests.support.told import Told
 
 STOP_S = 20.0
 
 
-def local_log(root: Path, name: str) -> ScoredLog:
-    return ScoredLog(LocalStore(root), WriterIdentity(name, "0" * 64, "1" * 64), SystemClock())
+def local_log(root: Path, name: str) -> RecordLog:
+    return RecordLog(LocalStore(root), WriterIdentity(name, "0" * 64, "1" * 64), SystemClock())
 
 
 class Worker:
@@ -55,7 +55,7 @@ class Worker:
     def __init__(
         self,
         kafka: KafkaSettings,
-        log: ScoredLog,
+        log: RecordLog,
         name: str = "worker-0",
         *,
         dead_letters: DeadLetters | None = None,
@@ -72,8 +72,7 @@ class Worker:
         counters = WorkerCounters(name, 0)
         self._stage = ScoringStage(
             self._decode,
-            score,
-            row,
+            [score],
             batch_size=16,
             linger_s=0.0,
             decode_threads=1,
@@ -148,7 +147,7 @@ class Worker:
         self._stopping.set()
         self._thread.join(STOP_S + 20)
 
-    def _decode(self, given: Message) -> list[DecodedImage | FailedImage]:
+    def _decode(self, given: Message) -> DecodedRows:
         self._held.wait()
         self.decoded += 1
         return decode(given)
@@ -162,7 +161,5 @@ class Worker:
             self._stage.close()
 
 
-def _summary(
-    segment: PublishedSegment, records: Sequence[ScoredRecord], gap: str | None
-) -> SegmentSummary:
-    return summarise(segment, records, SummaryShape(100, 3), gap)
+def _summary(segment: PublishedSegment, rows: pa.Table, gap: str | None) -> SegmentSummary:
+    return summarise(segment, rows, SummaryShape(100, 3), gap)

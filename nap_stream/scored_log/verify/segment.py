@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nap_stream.errors import ChainBrokenError, ScoredLogError
-from nap_stream.records import Scores, Status
+from nap_stream.records import Status
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
 from nap_stream.scored_log.format import (
     OPTIONAL_SCORES,
     SCHEMAS,
+    SCORE_COLUMNS,
     parse_segment_path,
     parse_version,
 )
@@ -221,8 +222,7 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
 
 
 def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:
-    names = {field.name for field in dataclasses.fields(Scores)}
-    for name in (name for name in table.column_names if name in names):
+    for name in (name for name in table.column_names if name in SCORE_COLUMNS):
         found = pc.is_valid(table.column(name))
         allowed = pc.less_equal if name in OPTIONAL_SCORES else pc.equal
         if not pc.all(allowed(found, scored), min_count=0).as_py():
