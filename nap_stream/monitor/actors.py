@@ -18,12 +18,14 @@ from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.scored_log.summary import LogEnds
-from nap_stream.settings.schema import Settings
+from nap_stream.settings.schema import Settings, WorkerSettings
 
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
 UNPLACED_S = 15.0
 """How long a worker may wait for a place before the log says so, again and again."""
+MAX_SHARE = 8
+"""CPUs that a worker takes by itself at most: one process makes good use of no more."""
 START_S = 120.0
 """How long an actor may take to be placed and to import torch on a cold machine."""
 
@@ -45,10 +47,15 @@ class WorkerActor:
     """One worker in a process of its own; `stop` is answered while `run` is at work."""
 
     def __init__(
-        self, settings: Settings, name: str, incarnation: int, num_gpus: float, coordinator: Any
+        self,
+        settings: Settings,
+        name: str,
+        incarnation: int,
+        share: tuple[int, float],
+        coordinator: Any,
     ) -> None:
         self._settings, self._name, self._incarnation = settings, name, incarnation
-        self._num_gpus, self._coordinator = num_gpus, coordinator
+        (self._num_cpus, self._num_gpus), self._coordinator = share, coordinator
         self._stop = StopRequest(SystemClock())
 
     def ready(self) -> None:
@@ -66,6 +73,7 @@ class WorkerActor:
                 self._settings,
                 self._name,
                 self._incarnation,
+                num_cpus=self._num_cpus,
                 num_gpus=self._num_gpus,
                 reporter=_ActorReporter(self._coordinator),
                 stop=self._stop,
@@ -203,8 +211,8 @@ class RayCluster:
         self, settings: Settings, calibration: CalibrationFacts, since: LogEnds | None = None
     ) -> None:
         self._settings = settings
-        self.num_gpus = _gpus_a_worker(settings)
-        _require_capacity(settings, self.num_gpus)
+        self.num_cpus, self.num_gpus = _cpus_a_worker(settings.worker), _gpus_a_worker(settings)
+        _require_capacity(settings, self.num_cpus, self.num_gpus)
         # Within a group calls keep their order, and none waits for those of another group.
         groups = {"line": 1, "tick": 1}
         remote = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # not in its stub
@@ -236,14 +244,15 @@ class RayCluster:
     def start_worker(self, name: str, incarnation: int) -> RayWorker:
         """Start a worker actor; returns at once."""
         options: dict[str, Any] = {
-            "num_cpus": self._settings.worker.torch_threads,
+            "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "max_concurrency": 3,
             "max_restarts": 0,
         }
         actor = ray.remote(WorkerActor).options(**options)
+        share = self.num_cpus, self.num_gpus
         worker = RayWorker(
-            actor.remote(self._settings, name, incarnation, self.num_gpus, self._coordinator)
+            actor.remote(self._settings, name, incarnation, share, self._coordinator)
         )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
         return worker
@@ -305,7 +314,7 @@ class RayCluster:
                 structlog.get_logger().warning(
                     "worker_waits_for_place",
                     worker=name,
-                    needs={"CPU": self._settings.worker.torch_threads, "GPU": self.num_gpus},
+                    needs={"CPU": self.num_cpus, "GPU": self.num_gpus},
                     cluster_has={name: _resources().get(name, 0.0) for name in ("CPU", "GPU")},
                 )
 
@@ -358,15 +367,29 @@ def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
 
 
+def _nodes() -> list[dict[str, Any]]:
+    return list(ray.nodes())  # type: ignore[no-untyped-call]  # ray leaves it untyped
+
+
+def _cpus_a_worker(settings: WorkerSettings) -> int:
+    """What is configured, or an equal share of the nodes' CPUs: all workers must find a place."""
+    if settings.num_cpus is not None:
+        return settings.num_cpus
+    nodes = [node["Resources"].get("CPU", 0.0) for node in _nodes() if node["Alive"]]
+    shares = range(MAX_SHARE, settings.torch_threads, -1)
+    fits = (s for s in shares if sum(int(cpus // s) for cpus in nodes) >= settings.count)
+    return next(fits, settings.torch_threads)
+
+
 def _gpus_a_worker(settings: Settings) -> float:
     if settings.worker.num_gpus is not None:
         return settings.worker.num_gpus
     return 1.0 if _resources().get("GPU", 0) > 0 else 0.0
 
 
-def _require_capacity(settings: Settings, num_gpus: float) -> None:
+def _require_capacity(settings: Settings, num_cpus: int, num_gpus: float) -> None:
     has, count = _resources(), settings.worker.count
-    needs = {"CPU": float(settings.worker.torch_threads * count), "GPU": num_gpus * count}
+    needs = {"CPU": float(num_cpus * count), "GPU": num_gpus * count}
     for resource, need in needs.items():
         if need > has.get(resource, 0.0):
             raise WorkerError(

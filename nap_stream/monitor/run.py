@@ -39,13 +39,18 @@ def run_monitor(
     calibration, partitions = _preflight(settings)
     limits = RunLimits(partitions, until_idle_s, max_records)
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
-    cpus = settings.worker.count * settings.worker.torch_threads
+    cpus = settings.worker.count * (settings.worker.num_cpus or settings.worker.torch_threads)
     with ray_session(address, cpus), stop_on_signals() as stop:
         chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
         since = None if max_records is None else chains.ends()
         cluster = RayCluster(settings, calibration, since)
         log = structlog.get_logger()
-        log.info("monitor_started", metrics=cluster.start(), gpus_a_worker=cluster.num_gpus)
+        log.info(
+            "monitor_started",
+            metrics=cluster.start(),
+            cpus_a_worker=cluster.num_cpus,
+            gpus_a_worker=cluster.num_gpus,
+        )
         driver = Driver(
             cluster, names, settings.driver, limits, clock=SystemClock(), on_status=on_status
         )

@@ -19,7 +19,7 @@ from nap_stream.pipeline.scoring import MessageDecoder, RowScorer, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
-from nap_stream.settings.schema import Settings
+from nap_stream.settings.schema import Settings, WorkerSettings
 from nap_stream.source.kafka import KafkaSource
 
 WORKER_SHARE = 0.6
@@ -31,6 +31,7 @@ def run_worker(
     name: str,
     incarnation: int,
     *,
+    num_cpus: int,
     num_gpus: float,
     reporter: Reporter,
     stop: StopRequest,
@@ -39,7 +40,7 @@ def run_worker(
     """Load the model, join the group, work until told to stop, leave in good order.
 
     ``name`` is stable over restarts and is the static member of the consumer group;
-    ``incarnation`` counts the restarts.
+    ``incarnation`` counts the restarts. ``num_cpus`` and ``num_gpus`` are what Ray has given it.
 
     Raises:
         NapStreamError: What keeps the worker from starting or going on.
@@ -47,7 +48,9 @@ def run_worker(
     device = choose_device(num_gpus)
     torch.set_num_threads(settings.worker.torch_threads)
     loaded = load_model(settings.model, device)
-    with _open_line(settings, name, incarnation, loaded, reporter=reporter, clock=clock) as line:
+    with _open_line(
+        settings, name, incarnation, loaded, num_cpus=num_cpus, reporter=reporter, clock=clock
+    ) as line:
         deadline_s = settings.driver.shutdown_deadline_s * WORKER_SHARE
         line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
 
@@ -59,6 +62,7 @@ def _open_line(
     incarnation: int,
     loaded: LoadedModel,
     *,
+    num_cpus: int,
     reporter: Reporter,
     clock: Clock,
 ) -> Iterator[WorkerLine]:
@@ -71,13 +75,17 @@ def _open_line(
         kept_headers=settings.log.headers,
         clock=clock,
     )
-    score = RowScorer(
-        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
-        class_names=loaded.class_names,
-        calibration=calibration,
-        batch_size=settings.worker.batch_size,
-        clock=clock,
-    )
+    base_scores = base_scores_of(calibration, loaded)
+    scores = [
+        RowScorer(
+            scorer=OnePassScorer(own, base_scores),
+            class_names=own.class_names,
+            calibration=calibration,
+            batch_size=settings.worker.batch_size,
+            clock=clock,
+        )
+        for own in _replicas(loaded, batches_in_flight(settings.worker, loaded.device, num_cpus))
+    ]
     store = store_at(settings.log.root)
     if incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
@@ -98,10 +106,10 @@ def _open_line(
         stack.callback(dead_letters.close)
         stage = ScoringStage(
             decode,
-            [score],
+            scores,
             batch_size=settings.worker.batch_size,
             linger_s=settings.worker.linger_ms / 1000,
-            decode_threads=settings.worker.decode_threads,
+            decode_threads=settings.worker.decode_threads or num_cpus,
             max_decoded_images=settings.worker.max_in_hand_images,
             max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
             clock=clock,
@@ -121,6 +129,18 @@ def _open_line(
             counters=counters,
             resume_from=settings.kafka.resume_from,
         )
+
+
+def batches_in_flight(settings: WorkerSettings, device: torch.device, num_cpus: int) -> int:
+    """How many batches a worker with so many CPUs scores at once."""
+    if settings.batches_in_flight is not None:
+        return settings.batches_in_flight
+    return 2 if device.type == "cuda" else max(1, num_cpus // settings.torch_threads)
+
+
+def _replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:
+    """A model for each thread: what reads the feature map is for one thread at a time."""
+    return [loaded, *(loaded.replica() for _ in range(count - 1))]
 
 
 def _writer_id(name: str, incarnation: int) -> str:

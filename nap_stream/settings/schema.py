@@ -277,9 +277,16 @@ class WorkerSettings(Section):
     batch_size: Positive = 32
     linger_ms: Annotated[int, Field(ge=0)] = 50
     """The longest that an image waits for its batch to fill."""
+    num_cpus: Annotated[int, Field(gt=0, le=256)] | None = None
+    """CPUs that Ray counts for a worker; null takes an equal share of the cluster's, at most 8, and
+    torch_threads at least."""
     torch_threads: Positive = 1
-    """Threads of torch on the CPU."""
-    decode_threads: Positive = 1
+    """Threads of torch for one batch on the CPU. One for each of several batches is faster."""
+    batches_in_flight: Annotated[int, Field(gt=0, le=64)] | None = None
+    """Batches that a worker scores at once, a thread and the model's activations for each. Null
+    takes num_cpus / torch_threads on a CPU, 2 on a GPU."""
+    decode_threads: Positive | None = None
+    """Null takes num_cpus."""
     max_in_hand_images: Positive = 512
     """Images between poll and score before fetching pauses."""
     max_in_hand_bytes: Positive = 256 * 2**20
@@ -289,6 +296,12 @@ class WorkerSettings(Section):
     pixel of its image, and each partition holds rows of at most log.segment_max_bytes."""
     revoke_deadline_s: PositiveSeconds = 5.0
     """How long a rebalance may wait for what is in flight."""
+
+    @model_validator(mode="after")
+    def _threads_have_cpus(self) -> Self:
+        if self.num_cpus is not None and self.num_cpus < self.torch_threads:
+            raise ValueError("num_cpus must be at least torch_threads")
+        return self
 
 
 class DriverSettings(Section):

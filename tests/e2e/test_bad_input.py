@@ -189,6 +189,7 @@ def _work(settings: Settings, num_gpus: float) -> None:
         settings,
         "worker-0",
         0,
+        num_cpus=1,
         num_gpus=num_gpus,
         reporter=_Nobody(),
         stop=stop,

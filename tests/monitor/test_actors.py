@@ -42,6 +42,9 @@ def logical_gpus() -> Iterator[None]:
 
 
 def _settings(group: str, **worker: float) -> Settings:
+    """Of workers with a CPU each, unless they are told otherwise."""
+    if "torch_threads" not in worker:
+        worker = {"num_cpus": 1, **worker}
     return settings_of(kafka={"topic": "images", "group_id": group}, worker=worker)
 
 
@@ -104,6 +107,26 @@ def test_two_workers_with_half_a_gpu_share_one(cluster_of: MakeCluster) -> None:
 
 def test_a_worker_takes_a_gpu_by_default_where_ray_has_some(cluster_of: MakeCluster) -> None:
     assert cluster_of(_settings("default")).num_gpus == 1.0
+
+
+@pytest.mark.parametrize(
+    ("worker", "cpus"),
+    [
+        ({"count": 1}, 4),
+        ({"count": 2}, 2),
+        ({"count": 3}, 1),
+        ({"count": 1, "num_cpus": 3}, 3),
+        ({"count": 2, "torch_threads": 2}, 2),
+    ],
+)
+def test_a_worker_takes_its_share_of_the_cpus(
+    worker: dict[str, int], cpus: int, cluster_of: MakeCluster
+) -> None:
+    name = "-".join(f"{key}{value}" for key, value in worker.items())
+    settings = settings_of(
+        kafka={"topic": "images", "group_id": name}, worker={"num_gpus": 0, **worker}
+    )
+    assert cluster_of(settings).num_cpus == cpus
 
 
 def test_a_worker_takes_no_gpu_where_the_settings_say_so(cluster_of: MakeCluster) -> None:
@@ -181,7 +204,7 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
 
     monkeypatch.setattr("nap_stream.monitor.worker.run_worker", broken)
     monkeypatch.setattr("nap_stream.monitor.actors.configure_logging", lambda **_options: None)
-    actor = WorkerActor(_settings("fault"), "worker-0", 0, 0.0, coordinator=None)
+    actor = WorkerActor(_settings("fault"), "worker-0", 0, (1, 0.0), coordinator=None)
 
     with (
         structlog.contextvars.bound_contextvars(worker=""),

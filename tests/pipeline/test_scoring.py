@@ -266,7 +266,7 @@ def test_decoding_stays_near_scoring_where_messages_hold_many_images() -> None:
 
 
 def test_decoding_stays_near_scoring_where_images_are_large() -> None:
-    """Each image takes 3 x 1,000 x 1,000 bytes; 10 of them may wait, beside two on the way and a parcel."""
+    """Each image takes 3 x 1,000 x 1,000 bytes; ten may wait beside a parcel and two on the way."""
     pixels = torch.zeros(3, 1_000, 1_000, dtype=torch.uint8)
     decoded = scored = 0
     ahead: list[int] = []

@@ -50,6 +50,6 @@ def memory_bound_bytes(settings: Settings, partitions: int, message_bytes: int) 
     side = crop if isinstance(crop, int) else max(crop)
     decoded = worker.max_in_hand_images * 3 * side * side
     # Pillow's image, its copy in RGB and that as an array: for each thread that decodes.
-    decoding = worker.decode_threads * 3 * (3 * WIDTH * HEIGHT)
+    decoding = (worker.decode_threads or 1) * 3 * (3 * WIDTH * HEIGHT)
     rows = settings.log.segment_max_bytes
     return round(ALLOCATOR * (in_hand + fetched + in_transit + decoded + decoding + rows))
