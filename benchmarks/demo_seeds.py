@@ -50,7 +50,7 @@ from nap_stream.demo.setup import (
     write_configuration,
 )
 from nap_stream.model.load import OnePassScorer, load_model
-from nap_stream.pipeline.scoring import MessageDecoder, RowScorer
+from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
 from nap_stream.replay import EventSpan, replay
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from nap_stream.core.alert_state import Detector, Severity, Transition
 from nap_stream.errors import ConfigError
-from nap_stream.records import Disagreement, Status, TopicPartition
+from nap_stream.records import TIME_PARTS, Disagreement, Status, TopicPartition
 from nap_stream.settings.schema import MetricsSettings
 
 STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -91,6 +91,12 @@ class Metrics:
             "stage_duration_seconds", "Time of one step of a stage.", ["stage"]
         )
 
+        self.scoring_seconds = counter(
+            "scoring_seconds",
+            "Seconds of the threads that score: waiting for messages, for their decoding, for a "
+            "slow log, or at work in the model.",
+            ["part"],
+        )
         self.images_per_second = gauge(
             "images_per_second", "Images scored a second, over the last reports of all workers."
         )
@@ -157,8 +163,7 @@ class Metrics:
             "last_checkpoint_timestamp_seconds", "Unix time of the drift monitor's last checkpoint."
         )
 
-        build = Info("nap_stream_build", "The program.", registry=self.registry)
-        build.info({"version": version})
+        Info("nap_stream_build", "The program.", registry=self.registry).info({"version": version})
         self._start_series()
 
     def add_sink(self, sink: str) -> None:
@@ -189,6 +194,8 @@ class Metrics:
             self.alert_firing.labels(severity.value)
         for status in Status:
             self.records.labels(status.value)
+        for part in TIME_PARTS:
+            self.scoring_seconds.labels(part)
         for kind in Disagreement:
             self.offset_disagreements.labels(kind.value)
 

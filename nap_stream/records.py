@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     # At run time no record needs these, of which torch takes seconds to import.
@@ -299,6 +299,12 @@ class PartitionProgress:
     time_lag_ms: int | None
 
 
+TimePart = Literal["messages", "decode", "model", "log"]
+TIME_PARTS: tuple[TimePart, ...] = get_args(TimePart)
+"""What a scoring thread spends its time on: it waits for messages, for their decoding, or for a log
+that is slow; or the model is at work."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker's sign of life, sent about once a second.
@@ -310,7 +316,8 @@ class WorkerReport:
     segment and no rebalance is under way.
     ``waiting_for`` says what outside of the worker keeps it from going on; None while nothing
     does. ``offsets_…`` count the partitions taken over whose committed offset was ahead of the
-    log, behind it, or missing.
+    log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together that
+    went into each of `TIME_PARTS`, in their order.
     """
 
     worker: str
@@ -331,6 +338,7 @@ class WorkerReport:
     offsets_ahead: int = 0
     offsets_behind: int = 0
     offsets_missing: int = 0
+    time_parts: tuple[float, ...] = (0.0,) * len(TIME_PARTS)
 
 
 @dataclass(frozen=True, slots=True)

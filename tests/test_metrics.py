@@ -30,6 +30,7 @@ SERIES = {
     "nap_stream_alerts_undelivered",
     "nap_stream_batch_duration_seconds_bucket",
     "nap_stream_stage_duration_seconds_bucket",
+    "nap_stream_scoring_seconds_total",
     "nap_stream_images_per_second",
     "nap_stream_workers",
     "nap_stream_workers_expected",

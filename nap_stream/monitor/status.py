@@ -20,7 +20,14 @@ from nap_stream.clock import Clock, SystemClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.drift.records import DriftSnapshot
 from nap_stream.metrics import Metrics
-from nap_stream.records import Disagreement, PartitionProgress, Status, TopicPartition, WorkerReport
+from nap_stream.records import (
+    TIME_PARTS,
+    Disagreement,
+    PartitionProgress,
+    Status,
+    TopicPartition,
+    WorkerReport,
+)
 
 FRESH_S = 5.0
 """Workers report once a second; a partition without a report for so long has no worker."""
@@ -142,6 +149,7 @@ class WorkerTable:
         self._metrics = metrics
         self._workers: dict[str, _Worker] = {}
         self._counted: dict[tuple[str, int], dict[str, int]] = {}
+        self._timed: dict[tuple[str, int], dict[str, float]] = {}
         self._last_commit_ms = 0
         self.totals: Totals[str] = Totals()
 
@@ -192,6 +200,7 @@ class WorkerTable:
 
     def _count(self, report: WorkerReport) -> None:
         counted = self._counted.setdefault((report.worker, report.incarnation), {})
+        timed = self._timed.setdefault((report.worker, report.incarnation), {})
         for name in (*_TOTALS, *_DISAGREEMENTS):
             total: int = getattr(report, name)
             grown = total - counted.get(name, 0)
@@ -199,8 +208,14 @@ class WorkerTable:
                 counted[name] = total
                 self.totals[name] += grown
                 self._counter(name).inc(grown)
+        for part, seconds in zip(TIME_PARTS, report.time_parts, strict=True):
+            spent = seconds - timed.get(part, 0.0)
+            if spent > 0:
+                timed[part] = seconds
+                self._metrics.scoring_seconds.labels(part).inc(spent)
         # The one before may still have a report on its way; older ones have not.
         self._counted.pop((report.worker, report.incarnation - 2), None)
+        self._timed.pop((report.worker, report.incarnation - 2), None)
 
     def _counter(self, name: str) -> Counter:
         if name in _DISAGREEMENTS:

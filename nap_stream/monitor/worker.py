@@ -15,7 +15,8 @@ from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import MessageDecoder, RowScorer, ScoringStage
+from nap_stream.pipeline.rows import MessageDecoder, RowScorer
+from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape

@@ -25,12 +25,14 @@ from nap_stream.pipeline.partition import (
 )
 from nap_stream.pipeline.waiting import Unavailable
 from nap_stream.records import (
+    TIME_PARTS,
     ChainPosition,
     Disagreement,
     PartitionOffsets,
     PartitionProgress,
     PublishedSegment,
     SegmentSummary,
+    TimePart,
     TopicPartition,
     WorkerReport,
 )
@@ -113,6 +115,7 @@ class WorkerCounters:
         *,
         idle: bool,
         waiting_for: str | None,
+        time_parts: Mapping[TimePart, float],
     ) -> WorkerReport:
         """The totals, and the stage times since the last report."""
         with self._lock:
@@ -136,6 +139,7 @@ class WorkerCounters:
             offsets_ahead=self.disagreements[Disagreement.AHEAD],
             offsets_behind=self.disagreements[Disagreement.BEHIND],
             offsets_missing=self.disagreements[Disagreement.MISSING],
+            time_parts=tuple(time_parts[part] for part in TIME_PARTS),
         )
 
 

@@ -139,7 +139,9 @@ class WorkerLine:
     def _step(self) -> None:
         self._poll()
         self._collect()
+        self._stage.note_log(is_slow=True)
         self._publish(self._due())
+        self._stage.note_log(is_slow=bool(self._waiting))
         self._balance()
         self._report_when_due()
 
@@ -381,6 +383,7 @@ class WorkerLine:
             tuple(self._progress(partition) for partition in owned),
             idle=idle,
             waiting_for=self._waiting.text or self._broker.text,
+            time_parts=self._stage.time_parts(),
         )
         self._reporter.report(report)
 

@@ -1,7 +1,6 @@
-"""From messages to the rows of the log: decode, preprocess, score, judge.
+"""The threads of a worker that decode and score, in the order of arrival.
 
-Decoding and scoring have threads of their own, and keep the order of arrival. From decoding on,
-images are columns: what is known of them is laid out as Arrow rows once a batch.
+What they do is given by `nap_stream.pipeline.rows`.
 """
 
 import queue
@@ -11,155 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
 
-from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
-from nap_stream.core.score_specs import BaseScore
-from nap_stream.decode import decode_message
-from nap_stream.model.load import OnePassScorer
-from nap_stream.model.preprocessing import preprocess
 from nap_stream.records import (
-    IMAGE_COLUMNS,
+    TIME_PARTS,
     DecodedRows,
     Fetched,
     Message,
     ScoredRows,
-    Status,
+    TimePart,
     TopicPartition,
 )
-from nap_stream.scored_log.format import rows_of, storable_text
-from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
-
-_NOT_FINITE = "the model's activations or logits are not finite for this image"
-
-
-class MessageDecoder:
-    """Decodes messages to images of the model's input size, in any number of threads.
-
-    ``kept_headers`` are the message headers that rows keep.
-    """
-
-    def __init__(
-        self,
-        *,
-        preprocessing: PreprocessingSettings,
-        limits: LimitSettings,
-        kept_headers: tuple[str, ...],
-        clock: Clock,
-    ) -> None:
-        self._preprocessing, self._limits = preprocessing, limits
-        self._kept_headers, self._clock = kept_headers, clock
-
-    def __call__(self, message: Message) -> DecodedRows:
-        """A message's images, one a row."""
-        return decode_message(
-            message,
-            self._limits,
-            kept_headers=self._kept_headers,
-            ingest_time_ms=self._clock.now_ms(),
-            prepare=self._prepare,
-        )
-
-    def _prepare(self, pixels: torch.Tensor) -> torch.Tensor:
-        return preprocess(pixels, self._preprocessing)
-
-
-class RowScorer:
-    """Scores and judges decoded images, and lays them out as rows. For one thread at a time.
-
-    ``class_names`` are in order of the logits. A forward pass has at most ``batch_size`` images.
-    """
-
-    def __init__(
-        self,
-        *,
-        scorer: OnePassScorer,
-        class_names: Sequence[str],
-        calibration: Calibration,
-        batch_size: int,
-        clock: Clock,
-    ) -> None:
-        self._scorer, self._calibration = scorer, calibration
-        self._class_names = pa.array([storable_text(name) for name in class_names], pa.string())
-        self._batch_size, self._clock = batch_size, clock
-
-    def __call__(self, decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
-        """The rows of decoded messages, in order, with the columns of `ROWS`.
-
-        Scores that are not finite make a row without scores.
-        """
-        columns: dict[str, Any] = {
-            name: list(chain.from_iterable(part.columns[name] for part in decoded))
-            for name in IMAGE_COLUMNS
-        }
-        pixels = [image for part in decoded for image in part.pixels]
-        count = len(columns["offset"])
-        scores: dict[str, pa.Array] = {}
-        if pixels:
-            is_ok = np.array([status is Status.OK for status in columns["status"]])
-            values, is_finite = self._score(pixels)
-            rows = np.flatnonzero(is_ok)
-            for row in rows[~is_finite].tolist():
-                columns["status"][row], columns["error"][row] = Status.NOT_FINITE, _NOT_FINITE
-            scores = _spread(values, is_finite, rows, count)
-            scores["class_name"] = self._class_names.take(scores["class_id"])
-        columns["scored_time"] = [self._clock.now_ms()] * count
-        return rows_of(columns | scores, count)
-
-    def _score(
-        self, pixels: Sequence[torch.Tensor]
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Columns of scores by name, each (M,), and which of the M images have finite ones."""
-        found = [
-            self._scorer(_stacked(pixels[start : start + self._batch_size]))
-            for start in range(0, len(pixels), self._batch_size)
-        ]
-        class_id = np.concatenate([batch.class_id for batch in found])
-        values: dict[str, NDArray[Any]] = {
-            name: np.concatenate([batch.values[name] for batch in found])
-            for name in found[0].values
-        }
-        is_finite = np.concatenate([batch.is_finite() for batch in found])
-        judged = self._calibration.judge(values, class_id)
-        is_finite &= np.isfinite(judged.fused)
-        columns: dict[str, NDArray[Any]] = {
-            name: column.astype(np.float64) for name, column in values.items()
-        }
-        columns["confidence"] = columns.pop(BaseScore.MSP)
-        columns |= {"class_id": class_id, "fused": judged.fused, "is_ood": judged.is_ood}
-        return columns | {"ood_p_value": judged.ood_p_value}, is_finite
-
-
-def _stacked(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A batch (N, 3, H, W), whose memory is interleaved, (N, H, W, 3), as decoders give images."""
-    return torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
-
-
-def _spread(
-    values: dict[str, NDArray[Any]],
-    is_finite: NDArray[np.bool_],
-    rows: NDArray[np.int64],
-    count: int,
-) -> dict[str, pa.Array]:
-    """Columns of ``count`` rows: value i stands in row ``rows[i]`` if it is finite, else null."""
-    if len(rows) == count and is_finite.all():
-        return {name: pa.array(column) for name, column in values.items()}
-    present = rows[is_finite]
-    absent = np.ones(count, np.bool_)
-    absent[present] = False
-    spread = {}
-    for name, column in values.items():
-        whole = np.zeros(count, column.dtype)
-        whole[present] = column[is_finite]
-        spread[name] = pa.array(whole, mask=absent)
-    return spread
-
 
 Decode = Callable[[Message], DecodedRows]
 Score = Callable[[Sequence[DecodedRows]], pa.RecordBatch]
@@ -192,6 +56,56 @@ class _Parcel:
     decoding: Future[list[DecodedRows]] = field(default_factory=Future)
 
 
+class _Times:
+    """What scoring threads spend their time on. Its owner's lock guards it.
+
+    One thread gathers at a time, and others wait for their turn to. What it waits for meanwhile is
+    what they wait for. While the log is slow, messages are missing because of it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._parts: dict[TimePart, float] = dict.fromkeys(TIME_PARTS, 0.0)
+        self._gatherer: dict[TimePart, float] = {"messages": 0.0, "decode": 0.0}
+        self._log_s, self._log_since = 0.0, float("inf")
+
+    def parts(self) -> dict[TimePart, float]:
+        """Seconds so far."""
+        return dict(self._parts)
+
+    def add(self, part: TimePart, seconds: float) -> None:
+        """Count what a thread has spent."""
+        self._parts[part] += seconds
+
+    def gatherer_waited(self, part: TimePart, seconds: float) -> None:
+        """Note what the thread has waited for whose turn it is."""
+        self._gatherer[part] += seconds
+
+    def note_log(self, *, is_slow: bool) -> None:
+        """Note from when to when the log is slow."""
+        self._log_s = self._log_until_now()
+        self._log_since = self._clock.monotonic() if is_slow else float("inf")
+
+    def begin(self) -> tuple[float, float, float, float]:
+        """What `waited` compares with at the end of a wait."""
+        waits = self._gatherer["messages"], self._gatherer["decode"]
+        return (self._clock.monotonic(), *waits, self._log_until_now())
+
+    def waited(self, begin: tuple[float, float, float, float]) -> None:
+        """Count a thread's wait, divided by what it was for."""
+        since, messages, decode, log = (
+            now - then for now, then in zip(self.begin(), begin, strict=True)
+        )
+        scale = since / (messages + decode) if messages + decode else 0.0
+        for_log = min(log, messages * scale)
+        self._parts["log"] += for_log
+        self._parts["messages"] += messages * scale - for_log
+        self._parts["decode"] += decode * scale
+
+    def _log_until_now(self) -> float:
+        return self._log_s + max(0.0, self._clock.monotonic() - self._log_since)
+
+
 class ScoringStage:
     """Takes fetched messages, gives back scored rows, per partition in the order of offsets.
 
@@ -202,8 +116,7 @@ class ScoringStage:
     ``decode`` does not raise for bad input. A batch is complete with ``batch_size`` images or more;
     one waits ``linger_s`` seconds for its batch to fill. Decoding pauses while
     ``max_decoded_images`` wait for scoring, or ``max_decoded_bytes`` of their pixels and of the
-    payloads of failed images. ``observe`` receives ("feed" | "decode" | "score" | "batch",
-    seconds): "feed" is what a scoring thread has waited for its batch.
+    payloads of failed images. ``observe`` receives ("decode" | "score" | "batch", seconds).
     """
 
     def __init__(
@@ -238,6 +151,7 @@ class ScoringStage:
         self._gathering = threading.Lock()
         self._gathered = self._handed_on = 0
         self._finished: dict[int, tuple[list[_Parcel], pa.RecordBatch]] = {}
+        self._times = _Times(clock)
         self._threads = [
             threading.Thread(target=self._run, args=(score,), name="score", daemon=True)
             for score in scores
@@ -304,6 +218,16 @@ class ScoringStage:
         with self._changed:
             self._changed.wait_for(lambda: bool(self._done) or self._error is not None, timeout_s)
 
+    def time_parts(self) -> dict[TimePart, float]:
+        """What the scoring threads have spent their time on so far: seconds, all together."""
+        with self._lock:
+            return self._times.parts()
+
+    def note_log(self, *, is_slow: bool) -> None:
+        """Say whether the thread that submits and takes is kept from it by the log."""
+        with self._lock:
+            self._times.note_log(is_slow=is_slow)
+
     def close(self) -> None:
         """End the threads; what is in flight is dropped. Safe to call twice."""
         with self._changed:
@@ -355,16 +279,21 @@ class ScoringStage:
 
     def _one_batch(self, score: Score) -> None:
         """Gather a batch, in turn with the other threads, score it, hand on its rows."""
-        waited_from = self._clock.monotonic()
+        with self._lock:
+            waiting = self._times.begin()
         with self._gathering:
             parcels, first_at = self._gather()
             number, self._gathered = self._gathered, self._gathered + bool(parcels)
         started = self._clock.monotonic()
-        self._observe("feed", started - waited_from)
+        with self._lock:
+            self._times.waited(waiting)
         if not parcels:
             return
         rows = score([rows for parcel in parcels for rows in parcel.decoding.result()])
-        self._observe("score", self._clock.monotonic() - started)
+        ended = self._clock.monotonic()
+        self._observe("score", ended - started)
+        with self._lock:
+            self._times.add("model", ended - started)
         self._hand_on(number, parcels, rows)
         self._observe("batch", self._clock.monotonic() - first_at)
 
@@ -376,15 +305,21 @@ class ScoringStage:
             timeout_s = _POLL_S
             if parcels:
                 timeout_s = first_at + self._linger_s - self._clock.monotonic()
+            since = self._clock.monotonic()
             parcel = self._next(timeout_s)
+            now = self._clock.monotonic()
+            with self._lock:
+                self._times.gatherer_waited("messages", now - since)
             if parcel is None:
                 break
-            first_at = first_at if parcels else self._clock.monotonic()
+            first_at = first_at if parcels else now
             with self._changed:
                 # Whatever else waits, the messages that scoring waits for may be decoded.
                 self._opening = parcel.number
                 self._changed.notify_all()
             images += sum(len(rows.pixels) for rows in parcel.decoding.result())
+            with self._lock:
+                self._times.gatherer_waited("decode", self._clock.monotonic() - now)
             parcels.append(parcel)
         return parcels, first_at
 

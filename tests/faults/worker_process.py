@@ -19,7 +19,8 @@ from nap_stream.errors import NapStreamError
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.scoring import MessageDecoder, RowScorer, ScoringStage
+from nap_stream.pipeline.rows import MessageDecoder, RowScorer
+from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.process import configure_logging, stop_on_signals
 from nap_stream.records import PublishedSegment, SegmentSummary
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity

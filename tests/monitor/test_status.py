@@ -124,6 +124,22 @@ def test_totals_are_counted_once() -> None:
     assert table.reports()["worker-0"].sent_at_ms == 3
 
 
+def test_the_time_of_scoring_threads_is_counted_once() -> None:
+    metrics = Metrics("1")
+    table = WorkerTable(metrics)
+    table.take(report(sent_at_ms=1, time_parts=(1.0, 0.0, 2.5, 0.25)), 1.0)
+    table.take(report(sent_at_ms=3, time_parts=(1.5, 0.0, 4.5, 0.25)), 3.0)
+    table.take(report(sent_at_ms=2, time_parts=(1.25, 0.0, 3.0, 0.25)), 3.1)
+    table.take(report("worker-1", sent_at_ms=1, time_parts=(0.0, 0.5, 1.0, 0.0)), 3.2)
+
+    def seconds(part: str) -> float | None:
+        return metrics.registry.get_sample_value("nap_stream_scoring_seconds_total", {"part": part})
+
+    assert [seconds(part) for part in ("messages", "decode", "model", "log")] == [
+        *(1.5, 0.5, 5.5, 0.25)
+    ]
+
+
 def test_an_incarnation_starts_from_zero() -> None:
     table = WorkerTable(Metrics("1"))
     table.take(report(sent_at_ms=1, segments_published=4), 1.0)

@@ -8,7 +8,7 @@ from PIL import Image
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
 from nap_stream.model.forward import BatchScores
-from nap_stream.pipeline.scoring import MessageDecoder, RowScorer
+from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
 from nap_stream.scored_log.format import ROWS, SCORE_COLUMNS
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from nap_stream.clock import SystemClock
-from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, Score, ScoringStage
+from nap_stream.clock import ManualClock, SystemClock
+from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, Score, ScoringStage, _Times
 from nap_stream.records import (
     IMAGE_COLUMNS,
     DecodedRows,
@@ -339,3 +339,48 @@ def test_close_ends_the_threads_and_may_be_called_twice() -> None:
         made.close()
 
     assert threading.active_count() == before
+
+
+def test_what_scoring_threads_wait_for_is_what_the_one_that_gathers_waits_for() -> None:
+    clock = ManualClock()
+    times = _Times(clock)
+    first, second = times.begin(), times.begin()
+    times.gatherer_waited("messages", 3.0)
+    times.gatherer_waited("decode", 1.0)
+    clock.advance(8.0)
+    times.waited(first)
+    # The log was slow during half of the second thread's wait for messages.
+    times.note_log(is_slow=True)
+    clock.advance(6.0)
+    times.note_log(is_slow=False)
+    times.gatherer_waited("messages", 9.0)
+    clock.advance(2.0)
+    times.waited(second)
+    times.add("model", 5.0)
+
+    # 16 s, of which 12 in 13 parts for messages and one for decoding; 6 of them for the log.
+    second_messages = 16 * 12 / 13 - 6
+    assert times.parts() == pytest.approx(
+        {"messages": 6 + second_messages, "decode": 2 + 16 / 13, "log": 6, "model": 5}
+    )
+
+
+def test_the_time_of_scoring_threads_is_told_by_what_it_went_into() -> None:
+    gate = threading.Event()
+
+    def wait_and_score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        gate.wait(10)
+        return score(decoded)
+
+    with stage(scorer=wait_and_score) as made:
+        wait_until(lambda: made.time_parts()["messages"] > 0.1, 10, "a wait for messages")
+        made.note_log(is_slow=True)
+        wait_until(lambda: made.time_parts()["log"] > 0.1, 10, "a wait for the log")
+        made.submit(fetched(message(0)), epoch=1)
+        wait_until(lambda: made.in_flight() == (1, 12), 10, "the message to be decoded")
+        gate.set()
+        take_all(made, 1)
+        parts = made.time_parts()
+
+    assert parts["model"] > 0
+    assert parts["decode"] < 0.1
