@@ -3,15 +3,15 @@
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import base_scores_of, require_fingerprint
+from nap_stream.calibration.calibration import Calibration, base_scores_of, require_fingerprint
 from nap_stream.clock import Clock, StopRequest
-from nap_stream.dead_letter import KafkaDeadLetters
+from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
 from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
@@ -21,6 +21,7 @@ from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings.schema import Settings, WorkerSettings
+from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
 
 WORKER_SHARE = 0.6
@@ -49,27 +50,57 @@ def run_worker(
     device = choose_device(num_gpus)
     torch.set_num_threads(settings.worker.torch_threads)
     loaded = load_model(settings.model, device)
-    with _open_line(
-        settings, name, incarnation, loaded, num_cpus=num_cpus, reporter=reporter, clock=clock
-    ) as line:
+    calibration = load_calibration(settings.calibration)
+    require_fingerprint(calibration, loaded)
+    if incarnation == 0:
+        # One that replaces another waits for a disk that is full, as the other did.
+        check_store(store_at(settings.log.root))
+    with ExitStack() as stack:
+        dead_letters = KafkaDeadLetters(
+            settings.kafka,
+            settings.dead_letters.topic,
+            max_payload_bytes=settings.kafka.max_fetch_bytes,
+        )
+        stack.callback(dead_letters.close)
+        line = stack.enter_context(
+            open_line(
+                settings,
+                loaded,
+                calibration,
+                num_cpus=num_cpus,
+                open_source=lambda listener: KafkaSource(
+                    settings.kafka, listener, instance_id=name
+                ),
+                dead_letters=dead_letters,
+                reporter=reporter,
+                counters=WorkerCounters(name, incarnation),
+                writer_id=_writer_id(name, incarnation),
+                clock=clock,
+            )
+        )
         deadline_s = settings.driver.shutdown_deadline_s * WORKER_SHARE
         line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
 
 
 @contextmanager
-def _open_line(
+def open_line(
     settings: Settings,
-    name: str,
-    incarnation: int,
     loaded: LoadedModel,
+    calibration: Calibration,
     *,
     num_cpus: int,
+    open_source: Callable[[PartitionListener], Source],
+    dead_letters: DeadLetters,
     reporter: Reporter,
+    counters: WorkerCounters,
+    writer_id: str,
     clock: Clock,
 ) -> Iterator[WorkerLine]:
-    calibration = load_calibration(settings.calibration)
-    require_fingerprint(calibration, loaded)
-    counters = WorkerCounters(name, incarnation)
+    """A worker's line and its threads, which end with the block.
+
+    ``calibration`` is of the model ``loaded``. ``num_cpus`` says how many threads there are, where
+    the settings leave it open; ``writer_id`` is what segments name.
+    """
     decode = MessageDecoder(
         preprocessing=settings.model.preprocessing,
         limits=settings.limits,
@@ -85,42 +116,26 @@ def _open_line(
             batch_size=settings.worker.batch_size,
             clock=clock,
         )
-        for own in _replicas(loaded, batches_in_flight(settings.worker, loaded.device, num_cpus))
+        for own in replicas(loaded, batches_in_flight(settings.worker, loaded.device, num_cpus))
     ]
-    store = store_at(settings.log.root)
-    if incarnation == 0:
-        # One that replaces another waits for a disk that is full, as the other did.
-        check_store(store)
-    log = ScoredLog(
-        store,
-        WriterIdentity(_writer_id(name, incarnation), loaded.fingerprint, calibration.fingerprint),
-        clock,
-    )
-
+    writer = WriterIdentity(writer_id, loaded.fingerprint, calibration.fingerprint)
     shape = summary_shape(settings)
-    with ExitStack() as stack:
-        dead_letters = KafkaDeadLetters(
-            settings.kafka,
-            settings.dead_letters.topic,
-            max_payload_bytes=settings.kafka.max_fetch_bytes,
-        )
-        stack.callback(dead_letters.close)
-        stage = ScoringStage(
-            decode,
-            scores,
-            batch_size=settings.worker.batch_size,
-            linger_s=settings.worker.linger_ms / 1000,
-            decode_threads=settings.worker.decode_threads or num_cpus,
-            max_decoded_images=settings.worker.max_in_hand_images,
-            max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
-            clock=clock,
-            observe=counters.observe,
-        )
-        stack.callback(stage.close)
+    stage = ScoringStage(
+        decode,
+        scores,
+        batch_size=settings.worker.batch_size,
+        linger_s=settings.worker.linger_ms / 1000,
+        decode_threads=settings.worker.decode_threads or num_cpus,
+        max_decoded_images=settings.worker.max_in_hand_images,
+        max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
+        clock=clock,
+        observe=counters.observe,
+    )
+    try:
         yield WorkerLine(
-            lambda listener: KafkaSource(settings.kafka, listener, instance_id=name),
+            open_source,
             stage=stage,
-            log=log,
+            log=ScoredLog(store_at(settings.log.root), writer, clock),
             dead_letters=dead_letters,
             reporter=reporter,
             summarise=lambda segment, rows, gap: summarise(segment, rows, shape, gap),
@@ -130,6 +145,8 @@ def _open_line(
             counters=counters,
             resume_from=settings.kafka.resume_from,
         )
+    finally:
+        stage.close()
 
 
 def batches_in_flight(settings: WorkerSettings, device: torch.device, num_cpus: int) -> int:
@@ -139,7 +156,7 @@ def batches_in_flight(settings: WorkerSettings, device: torch.device, num_cpus: 
     return 2 if device.type == "cuda" else max(1, num_cpus // settings.torch_threads)
 
 
-def _replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:
+def replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:
     """A model for each thread: what reads the feature map is for one thread at a time."""
     return [loaded, *(loaded.replica() for _ in range(count - 1))]
 

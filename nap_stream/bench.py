@@ -1,0 +1,316 @@
+"""What this machine, this model and these images give: its parts alone, and the whole line.
+
+Nothing of Kafka is needed or measured: messages come from memory, and the log goes to a temporary
+folder.
+"""
+
+import math
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from nap_stream.calibration.calibration import Calibration, base_scores_of
+from nap_stream.clock import Clock
+from nap_stream.errors import InputDataError
+from nap_stream.model.load import LoadedModel, OnePassScorer
+from nap_stream.monitor.worker import batches_in_flight, open_line, replicas
+from nap_stream.pipeline.commits import WorkerCounters
+from nap_stream.pipeline.rows import MessageDecoder
+from nap_stream.records import (
+    TIME_PARTS,
+    FailedImage,
+    Fetched,
+    Message,
+    PartitionOffsets,
+    SegmentSummary,
+    TimePart,
+    TopicPartition,
+    WorkerReport,
+)
+from nap_stream.settings.schema import Settings, WorkerSettings
+from nap_stream.source.base import PartitionListener
+
+PARTITION = TopicPartition("bench", 0)
+WARM_UP_BATCHES = 2
+FED_WELL = 0.9
+"""Share of the time in the model from which on nothing else is worth a change."""
+
+
+@dataclass(frozen=True, slots=True)
+class LineRate:
+    """What the whole line gave: images a second, and the shares of the scoring threads' time."""
+
+    images_per_second: float
+    shares: Mapping[TimePart, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How a worker with ``num_cpus`` CPUs works: threads that score, and threads that decode."""
+
+    num_cpus: int
+    scoring: int
+    decoding: int
+
+
+def threads_of(settings: WorkerSettings, device: torch.device, num_cpus: int) -> Threads:
+    """The threads of one worker."""
+    scoring = batches_in_flight(settings, device, num_cpus)
+    return Threads(num_cpus, scoring, settings.decode_threads or num_cpus)
+
+
+def decode_once(
+    settings: Settings, images: Sequence[bytes], clock: Clock
+) -> tuple[list[torch.Tensor], int]:
+    """The images at the model's input size, and how many cannot be decoded.
+
+    Raises:
+        InputDataError: None can.
+    """
+    decode = _decoder(settings, clock)
+    decoded = [decode(message) for message in _messages(images, 0, len(images), clock)]
+    pixels = [image for rows in decoded for image in rows.pixels]
+    if not pixels:
+        error = decoded[0].columns["error"][0]
+        raise InputDataError(f"none of {len(images)} images can be decoded: {error}", "--images")
+    return pixels, sum(len(rows.failed) for rows in decoded)
+
+
+def forward_rate(
+    loaded: LoadedModel,
+    calibration: Calibration,
+    pixels: Sequence[torch.Tensor],
+    *,
+    threads: int,
+    batch_size: int,
+    seconds: float,
+    clock: Clock,
+) -> float:
+    """Images a second of the forward pass and the scores alone, in so many threads."""
+    repeated = [pixels[number % len(pixels)] for number in range(batch_size)]
+    batch = torch.stack([image.permute(1, 2, 0) for image in repeated]).permute(0, 3, 1, 2)
+    base_scores = base_scores_of(calibration, loaded)
+    steps = [_scoring(OnePassScorer(own, base_scores), batch) for own in replicas(loaded, threads)]
+    for step in steps:
+        for _ in range(WARM_UP_BATCHES):
+            step()
+    return _rate(steps, seconds, clock)
+
+
+def feed_rate(
+    settings: Settings, images: Sequence[bytes], *, threads: int, seconds: float, clock: Clock
+) -> float:
+    """Images a second of decoding, resizing and cropping alone, in so many threads."""
+    decode = _decoder(settings, clock)
+    messages = _messages(images, 0, len(images), clock)
+
+    def stepper() -> Callable[[], int]:
+        numbers = iter(range(10**12))
+        return lambda: len(decode(messages[next(numbers) % len(messages)]))
+
+    return _rate([stepper() for _ in range(threads)], seconds, clock)
+
+
+def line_rate(
+    settings: Settings,
+    loaded: LoadedModel,
+    calibration: Calibration,
+    images: Sequence[bytes],
+    *,
+    num_cpus: int,
+    seconds: float,
+    clock: Clock,
+) -> LineRate:
+    """What one worker's whole line gives but for Kafka: decode, score, judge, log, summarise."""
+    reporter = _Reporter(clock)
+    with tempfile.TemporaryDirectory(prefix="nap-stream-bench-") as folder:
+        log = settings.log.model_copy(update={"root": Path(folder)})
+        with open_line(
+            settings.model_copy(update={"log": log}),
+            loaded,
+            calibration,
+            num_cpus=num_cpus,
+            open_source=lambda listener: _Endless(images, listener, clock),
+            dead_letters=_NoDeadLetters(),
+            reporter=reporter,
+            counters=WorkerCounters("bench", 0),
+            writer_id="bench",
+            clock=clock,
+        ) as line:
+            line.run(lambda: reporter.lasted_s() >= seconds, deadline_s=30.0)
+    return reporter.rate()
+
+
+def advice(settings: Settings, line: LineRate, forward: float, feed: float) -> str:
+    """Which setting to change first, in one sentence."""
+    shares = line.shares
+    if shares["model"] >= FED_WELL:
+        return (
+            "The model is the limit. A faster precision, model.compile, a GPU or more workers "
+            "help; nothing else does."
+        )
+    if shares["log"] > max(shares["decode"], shares["messages"]):
+        return (
+            "The log holds the line up. Let segments grow (log.segment_max_age_s, "
+            "log.segment_max_rows), or put log.root on a faster disk."
+        )
+    if feed < forward:
+        scaled = "" if _scales(settings) else "model.preprocessing.scaled_decoding (large JPEGs), "
+        return (
+            f"Decoding is the limit. {scaled}more CPUs for it (worker.num_cpus, "
+            "worker.decode_threads), or smaller images from the producer help."
+        )
+    return (
+        "The parts share the same processors: the line is what is left of them. More CPUs help, "
+        "or a GPU for the model."
+    )
+
+
+def _scales(settings: Settings) -> bool:
+    return bool(getattr(settings.model.preprocessing, "scaled_decoding", False))
+
+
+def _decoder(settings: Settings, clock: Clock) -> MessageDecoder:
+    return MessageDecoder(
+        preprocessing=settings.model.preprocessing,
+        limits=settings.limits,
+        kept_headers=(),
+        clock=clock,
+    )
+
+
+def _messages(images: Sequence[bytes], start: int, count: int, clock: Clock) -> tuple[Message, ...]:
+    now_ms = clock.now_ms()
+    return tuple(
+        Message(PARTITION, offset, now_ms, None, images[offset % len(images)])
+        for offset in range(start, start + count)
+    )
+
+
+def _scoring(scorer: OnePassScorer, batch: torch.Tensor) -> Callable[[], int]:
+    return lambda: len(scorer(batch).class_id)
+
+
+def _rate(steps: Sequence[Callable[[], int]], seconds: float, clock: Clock) -> float:
+    """What steps do a second, each again and again in a thread of its own."""
+    done, errors = [0] * len(steps), []
+    started = clock.monotonic()
+    until = started + seconds
+
+    def work(number: int) -> None:
+        try:
+            while clock.monotonic() < until:
+                done[number] += steps[number]()
+        except BaseException as error:  # noqa: BLE001  raised again below
+            errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(len(steps))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+    return sum(done) / (clock.monotonic() - started)
+
+
+class _Endless:
+    """A source whose one partition has no end: the images, again and again."""
+
+    def __init__(self, images: Sequence[bytes], listener: PartitionListener, clock: Clock) -> None:
+        self._images, self._listener, self._clock = images, listener, clock
+        self._offset: int | None = None
+        self._paused = False
+
+    def poll(self, timeout_s: float, max_messages: int) -> list[Fetched]:
+        """As many messages as are asked for."""
+        if self._offset is None:
+            offsets = PartitionOffsets(PARTITION, 0, 2**62, None, None)
+            self._offset = self._listener.assigned(offsets, 0)
+        if self._offset is None or self._paused:
+            self._clock.sleep(timeout_s)
+            return []
+        start, self._offset = self._offset, self._offset + max_messages
+        messages = _messages(self._images, start, max_messages, self._clock)
+        return [Fetched(PARTITION, messages, self._offset)]
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Go on from an offset."""
+        assert partition == PARTITION
+        self._offset = offset
+
+    def pause(self) -> None:
+        """Give nothing until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Give messages again."""
+        self._paused = False
+
+    def commit(self, offsets: Mapping[TopicPartition, int], timeout_s: float = 0.0) -> bool:  # noqa: ARG002  as `Source`
+        """There is no group."""
+        return True
+
+    def commit_soon(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """There is no group."""
+
+    def lag(self, partition: TopicPartition) -> int | None:  # noqa: ARG002  as `Source`
+        """There is always more."""
+        return None
+
+    def reachable(self) -> bool:
+        """It is in memory."""
+        return True
+
+    def settled(self) -> bool:
+        """It never is: there is always more."""
+        return False
+
+    def close(self, timeout_s: float) -> None:
+        """Nothing is open."""
+
+
+class _NoDeadLetters:
+    """Takes failed images, and forgets them."""
+
+    def send(self, image: FailedImage) -> None:
+        """Forget it."""
+
+    def flush(self, timeout_s: float) -> None:
+        """Nothing is on its way."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@dataclass(slots=True)
+class _Reporter:
+    """Keeps what a line has reported since it came up to speed."""
+
+    clock: Clock
+    heard: list[tuple[float, WorkerReport]] = field(default_factory=list)
+
+    def submit(self, summary: SegmentSummary) -> None:
+        """Nobody watches for drift."""
+
+    def report(self, report: WorkerReport) -> None:
+        """Keep it, once images are scored."""
+        if report.images_scored:
+            self.heard.append((self.clock.monotonic(), report))
+
+    def lasted_s(self) -> float:
+        """For how long images have been scored."""
+        return self.heard[-1][0] - self.heard[0][0] if self.heard else -math.inf
+
+    def rate(self) -> LineRate:
+        """Between the first report and the last one before the end."""
+        (began, first), (ended, last) = self.heard[0], self.heard[-2]
+        spent = [now - then for now, then in zip(last.time_parts, first.time_parts, strict=True)]
+        whole = sum(spent) or 1.0
+        shares = {part: seconds / whole for part, seconds in zip(TIME_PARTS, spent, strict=True)}
+        images = last.images_scored - first.images_scored
+        return LineRate(images / max(ended - began, 1e-9), shares)
