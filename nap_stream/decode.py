@@ -5,6 +5,10 @@ reads the ones that models are trained on: converted to RGB, alpha and palette t
 EXIF orientation ignored, the first frame of an animation. One thing differs: 16-bit greyscale is
 scaled to 8 bits, not clipped.
 
+libjpeg-turbo decodes plain JPEGs through simplejpeg, to the pixels that Pillow gives. Pillow
+decodes all else: what libjpeg-turbo so much as warns of, too, so that Pillow alone says what is
+wrong with a file.
+
 A message of many images is an Arrow IPC stream, which is not trusted. It has a column ``image``
 (binary or large_binary) and may have ``key`` (binary or string, large or not) and ``event_time``
 (timestamp of any unit); other columns are ignored. Compressed bodies are refused, since their
@@ -24,6 +28,7 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from nap_stream.jpeg import decode_jpeg, divisor, plain_header
 from nap_stream.records import (
     IMAGE_COLUMNS,
     DecodedRows,
@@ -43,7 +48,10 @@ _ERROR_LENGTH: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded image: ``pixels`` are RGB, uint8, shape (3, height, width)."""
+    """A decoded image: ``pixels`` are RGB, uint8, shape (3, height, width), interleaved in memory.
+
+    ``width`` and ``height`` are the file's. The pixels are fewer where it was decoded scaled.
+    """
 
     pixels: torch.Tensor
     width: int
@@ -67,10 +75,14 @@ MAX_JPEG_SCANS = 100
 _START_OF_SCAN = b"\xff\xda"
 
 
-def decode_image(data: bytes | None, limits: LimitSettings) -> Picture | Refusal:
+def decode_image(
+    data: bytes | None, limits: LimitSettings, at_least: tuple[int, int] | None = None
+) -> Picture | Refusal:
     """Decode one image file; None stands for a missing one. Never raises for what the bytes hold.
 
     Nothing is decoded of more bytes than ``limits`` allow, nor of a file that declares more pixels.
+    ``at_least``, height and width in pixels, lets a JPEG be decoded to 1/8, 1/4 or 1/2 of its
+    sides, the smallest that keeps them so large; None decodes all of it.
     """
     if data is None:
         return Refusal(Status.TOMBSTONE, "the value is null")
@@ -87,8 +99,8 @@ def decode_image(data: bytes | None, limits: LimitSettings) -> Picture | Refusal
         return Refusal(
             Status.UNSUPPORTED, f"not a JPEG, PNG or WebP image: starts with {data[:8].hex(' ')}"
         )
-    if kind == "jpeg" and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
-        return Refusal(Status.TOO_LARGE, f"a JPEG of more than {MAX_JPEG_SCANS} scans", format=kind)
+    if kind == "jpeg":
+        return _decode_jpeg(data, limits, at_least)
     return _decode(data, kind, limits.max_image_pixels)
 
 
@@ -108,7 +120,25 @@ def _sniff(data: bytes) -> str | None:
     return None
 
 
-def _decode(data: bytes, kind: str, max_pixels: int) -> Picture | Refusal:
+def _decode_jpeg(
+    data: bytes, limits: LimitSettings, at_least: tuple[int, int] | None
+) -> Picture | Refusal:
+    header = plain_header(data)
+    may_have_scans = header is None or not header.is_one_scan
+    if may_have_scans and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
+        return Refusal(
+            Status.TOO_LARGE, f"a JPEG of more than {MAX_JPEG_SCANS} scans", format="jpeg"
+        )
+    if header is not None and header.width * header.height <= limits.max_image_pixels:
+        pixels = decode_jpeg(data, header, at_least)
+        if pixels is not None:
+            return Picture(pixels, header.width, header.height, "jpeg")
+    return _decode(data, "jpeg", limits.max_image_pixels, at_least)
+
+
+def _decode(
+    data: bytes, kind: str, max_pixels: int, at_least: tuple[int, int] | None = None
+) -> Picture | Refusal:
     size: tuple[int, int] | None = None
     try:
         size = _webp_size(data) if kind == "webp" else None
@@ -116,6 +146,8 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Picture | Refusal:
             with _open(data, kind) as image:
                 size = image.size
                 if size[0] * size[1] <= max_pixels:
+                    if (divided := divisor(*size, at_least)) > 1:
+                        image.draft(image.mode, (size[0] // divided, size[1] // divided))
                     return Picture(_rgb(image), *size, kind)
     except MemoryError as error:
         problem = Status.TOO_LARGE, f"there is not the memory to decode it ({describe(error)})"
@@ -205,6 +237,7 @@ def decode_message(
     *,
     kept_headers: tuple[str, ...],
     ingest_time_ms: int,
+    at_least: tuple[int, int] | None = None,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
 ) -> DecodedRows:
     """Decode the images of a message. Never raises for what the message holds.
@@ -215,7 +248,8 @@ def decode_message(
     An event time outside the years 1970 to 9999 counts as absent: a row's own gives way to the
     message's timestamp, and that to ``ingest_time_ms``, when the message was consumed, milliseconds
     since the epoch. ``kept_headers`` names the message headers that go with each row, as spelt.
-    ``prepare`` is applied to the pixels of each image before the next one is decoded.
+    ``at_least`` is that of `decode_image`. ``prepare`` is applied to the pixels of each image
+    before the next one is decoded.
 
     Returns:
         One row for each image, at least one. The payload of a failed row is the image's bytes,
@@ -240,7 +274,7 @@ def decode_message(
     elif value and _is_batch(message):
         found = read_batch(value, limits)
     else:
-        found = decode_image(value, limits)
+        found = decode_image(value, limits, at_least)
     rows = _Rows(message, headers, ingest_time_ms, prepare)
     if not isinstance(found, tuple):
         rows.add(key, _event_time(message.timestamp_ms, ingest_time_ms), value, found)
@@ -248,7 +282,7 @@ def decode_message(
     for item in found:
         own_key = item.key if item.has_key else key
         time_ms = _event_time(item.event_time_ms, message.timestamp_ms, ingest_time_ms)
-        rows.add(own_key, time_ms, item.image, decode_image(item.image, limits))
+        rows.add(own_key, time_ms, item.image, decode_image(item.image, limits, at_least))
     return rows.whole()
 
 

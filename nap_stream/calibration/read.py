@@ -28,7 +28,7 @@ from nap_stream.errors import CalibrationError
 from nap_stream.files import replacing
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.load import LoadedModel
-from nap_stream.model.preprocessing import preprocess
+from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import encodable
 
@@ -280,7 +280,8 @@ class Reader:
             ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
             float32 (k,), and ``features`` float32 (k, D) where the model has any.
         """
-        decoded = [decode_image(file.data, self.limits) for file in files]
+        at_least = decoded_size(self.loaded.preprocessing)
+        decoded = [decode_image(file.data, self.limits, at_least) for file in files]
         pixels = [
             preprocess(result.pixels, self.loaded.preprocessing)
             for result in decoded

@@ -24,7 +24,9 @@ def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.T
     `Normaliser`.
 
     Returns:
-        uint8, shape (3, H, W) of the crop, contiguous.
+        uint8, shape (3, H, W) of the crop, dense in memory: interleaved where ``pixels`` are, as
+        `decode_image` gives them, else one channel after the other. It is ``pixels`` itself where
+        nothing is to be done.
     """
     crop_height, crop_width = input_size(settings)
     if settings.resize is not None:
@@ -33,12 +35,20 @@ def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.T
             longest = max(_MAX_ASPECT, 2 * ceil(max(crop_height, crop_width) / sides))
             pixels = _cut_long_side(pixels, longest)
         pixels = _resized(pixels, sides, settings.interpolation)
-    return _centre(pixels, crop_height, crop_width).contiguous()
+    return _dense(_centre(pixels, crop_height, crop_width))
 
 
 def input_size(settings: PreprocessingSettings) -> tuple[int, int]:
     """Height and width of the model's input, in pixels."""
     return (settings.crop, settings.crop) if isinstance(settings.crop, int) else settings.crop
+
+
+def decoded_size(settings: PreprocessingSettings) -> tuple[int, int] | None:
+    """The height and width, in pixels, that a decoded image needs at least; None for all of it."""
+    sides = settings.resize
+    if not settings.scaled_decoding or sides is None:
+        return None
+    return (sides, sides) if isinstance(sides, int) else sides
 
 
 class Normaliser:
@@ -91,10 +101,29 @@ def _resized(pixels: torch.Tensor, sides: int | tuple[int, int], mode: str) -> t
 def _centre(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Cut out the centre; what is missing is padded with zeros."""
     _, old_height, old_width = pixels.shape
+    if (old_height, old_width) == (height, width):
+        return pixels
     down, across = max(0, height - old_height), max(0, width - old_width)
     if down or across:
         sides = (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2)
-        pixels = functional.pad(pixels, sides)
+        pixels = _padded(pixels, sides)
     top = round((old_height + down - height) / 2)
     left = round((old_width + across - width) / 2)
     return pixels[:, top : top + height, left : left + width]
+
+
+def _padded(pixels: torch.Tensor, sides: tuple[int, int, int, int]) -> torch.Tensor:
+    if not _is_interleaved(pixels):
+        return functional.pad(pixels, sides)
+    return functional.pad(pixels.permute(1, 2, 0), (0, 0, *sides)).permute(2, 0, 1)
+
+
+def _dense(pixels: torch.Tensor) -> torch.Tensor:
+    """Copy what is a part of a larger image, in the layout that it has."""
+    if not _is_interleaved(pixels):
+        return pixels.contiguous()
+    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+
+
+def _is_interleaved(pixels: torch.Tensor) -> bool:
+    return pixels.stride(0) == 1

@@ -17,7 +17,7 @@ from nap_stream.clock import Clock
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode import decode_message
 from nap_stream.model.load import OnePassScorer
-from nap_stream.model.preprocessing import preprocess
+from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.records import IMAGE_COLUMNS, DecodedRows, Message, Status
 from nap_stream.scored_log.format import rows_of, storable_text
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
@@ -49,6 +49,7 @@ class MessageDecoder:
             self._limits,
             kept_headers=self._kept_headers,
             ingest_time_ms=self._clock.now_ms(),
+            at_least=decoded_size(self._preprocessing),
             prepare=self._prepare,
         )
 

@@ -15,9 +15,11 @@ from pydantic import (
     Field,
     PositiveFloat,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from urllib3.exceptions import LocationParseError
@@ -37,6 +39,7 @@ S3_ROOT = re.compile(
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
 RESERVED_LABELS = ("alertname", "monitor", "topic", "key", "severity")
 MAX_LABEL = 1_000
+_FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
 MAX_WINDOW_RECORDS = 10_000_000
 MASK = "…"
 """Stands for what is not shown of an address."""
@@ -165,6 +168,29 @@ class PreprocessingSettings(Section):
     """Per channel, of pixels scaled to [0, 1]."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Standard deviation per channel, of pixels scaled to [0, 1]."""
+    scaled_decoding: bool = False
+    """Whether a JPEG that is larger than ``resize`` by a factor of 2, 4 or 8 is decoded to that
+    part of its sides. Much faster for the large frames of cameras, and not quite the same pixels:
+    docs/operation.md says what it does to scores."""
+
+    @model_serializer(mode="wrap")
+    def _later_keys_where_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fingerprints cover what is dumped. Without the defaults of keys that came later, those of
+        # before stay valid: such a default keeps its value, and does what was done without the key.
+        fields = type(self).model_fields
+        return {
+            key: value
+            for key, value in dump(self).items()
+            if key in _FIRST_PREPROCESSING_KEYS or getattr(self, key) != fields[key].default
+        }
+
+    @model_validator(mode="after")
+    def _scaled_to_something(self) -> Self:
+        if self.scaled_decoding and self.resize is None:
+            raise ValueError(
+                "scaled_decoding needs resize, the size that it decodes for, and resize is null"
+            )
+        return self
 
 
 class ModelSettings(Section):

@@ -298,6 +298,11 @@ def test_the_same_in_another_process_and_another_order() -> None:
     assert len(fingerprint(settings, STATE)) == 64
 
 
+def test_a_fingerprint_of_before_there_was_scaled_decoding() -> None:
+    golden = "feb5bc0333fd3d1d23f7d65202dbe0163b19e16184fca618257a2885cdbd5b77"
+    assert fingerprint(small_settings(), STATE) == golden
+
+
 def test_memory_layout_does_not_matter() -> None:
     settings, tensor = small_settings(), torch.rand(2, 3, 4, 4)
     relaid = tensor.to(memory_format=torch.channels_last)
@@ -322,6 +327,7 @@ def test_everything_that_decides_the_scores_counts() -> None:
                 {"interpolation": "bicubic"},
                 {"mean": (0.0, 0.0, 0.0)},
                 {"std": (1.0, 1.0, 1.0)},
+                {"scaled_decoding": True},
             )
         ),
     ]

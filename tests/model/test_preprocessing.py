@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from nap_stream.model.preprocessing import Normaliser, input_size, preprocess
+from nap_stream.model.preprocessing import Normaliser, decoded_size, input_size, preprocess
 from nap_stream.settings.schema import PreprocessingSettings
 
 SIDES = st.integers(5, 60)
@@ -87,6 +87,35 @@ def test_the_layout_of_pixels_does_not_matter() -> None:
     relaid = pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     settings = PreprocessingSettings(resize=20, crop=16)
     assert torch.equal(preprocess(relaid, settings), preprocess(pixels, settings))
+
+
+@pytest.mark.parametrize("resize", [20, None])
+@pytest.mark.parametrize("size", [(37, 53), (20, 20), (10, 40)])
+def test_pixels_stay_interleaved_and_become_dense(
+    resize: int | None, size: tuple[int, int]
+) -> None:
+    settings = PreprocessingSettings(resize=resize, crop=16)
+    planar = image(*size)
+    interleaved = planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert preprocess(planar, settings).is_contiguous()
+    found = preprocess(interleaved, settings)
+    assert found.permute(1, 2, 0).is_contiguous()
+    assert torch.equal(found, preprocess(planar, settings))
+
+
+@pytest.mark.parametrize("resize", [16, (16, 16), None])
+def test_an_image_of_the_inputs_size_is_not_copied(resize: int | tuple[int, int] | None) -> None:
+    pixels = image(16, 16).permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    found = preprocess(pixels, PreprocessingSettings(resize=resize, crop=16))
+    assert found.data_ptr() == pixels.data_ptr()
+    assert found.stride() == pixels.stride()
+
+
+def test_the_size_that_scaled_decoding_leaves() -> None:
+    assert decoded_size(PreprocessingSettings()) is None
+    assert decoded_size(PreprocessingSettings(scaled_decoding=True)) == (256, 256)
+    sides = PreprocessingSettings(resize=(20, 30), crop=20, scaled_decoding=True)
+    assert decoded_size(sides) == (20, 30)
 
 
 def test_normalising_as_torchvision_does() -> None:
