@@ -274,8 +274,11 @@ class DriftMonitor:
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
-        now_s = self._clock.monotonic()
-        self._known.setdefault(partition, KnownPartition(now_s)).heard_s = now_s
+        now_s, known = self._clock.monotonic(), self._known.get(partition)
+        if known is None:
+            self._known[partition] = KnownPartition(now_s)
+        else:
+            known.heard_s = now_s
 
     def release(self, partition: TopicPartition) -> None:
         """Expect nothing more of a partition: it no longer holds the watermark back."""

@@ -1,5 +1,6 @@
 """The one place where all workers' summaries meet: drift is judged here. Knows no Ray."""
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,9 @@ HEALTHY_REPORT_AGE_S = 30.0
 """Thirty reports missed: the worker is gone or cannot reach the coordinator."""
 READ_AHEAD_EVERY_S = 30.0
 """How often the log is asked for segments of which nobody has told: it lists folders."""
+LOOK_EVERY_S = 0.25
+"""How often what workers tell is looked at as a whole, at most: that takes time for each partition
+and worker. `tick` and `status`, which the driver asks for as often, always look."""
 HOLE_PATIENCE_S = 30.0
 """How long the log is asked for missing offsets before the monitor goes on without them."""
 
@@ -79,6 +83,7 @@ class Coordinator:
         self._revision = 0
         self._is_urgent = False
         self._past: CatchUpFilter | None = None
+        self._looked_s = -math.inf
         self._workers = WorkerTable(self.metrics)
         self._partitions = PartitionTable(
             self.metrics, settings.driver.stall_timeout_s, settings.driver.start_timeout_s
@@ -133,6 +138,7 @@ class Coordinator:
         with self._lock:
             for each in (*beginning, summary):
                 self._apply(self._monitor.add(each))
+            self._look(self._clock.monotonic())
 
     def report(self, report: WorkerReport) -> None:
         """Take a worker's sign of life."""
@@ -144,7 +150,8 @@ class Coordinator:
                     # Whoever takes over must wait for it too.
                     self._revision += 1
                     self._is_urgent = True
-            self._look_at_workers(now_s)
+            self._workers.show(now_s)
+            self._look(now_s)
 
     def worker_restarted(self, worker: str) -> None:
         """Count the replacement of a worker."""
@@ -162,6 +169,7 @@ class Coordinator:
         with self._lock:
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
+            self._show()
         self._send()
         self._dispatcher.outboxes.deliver()
 
@@ -184,14 +192,16 @@ class Coordinator:
             self._fill_holes(HOLE_PATIENCE_S)
         with self._lock:
             self._apply(self._monitor.flush() if input_ended else self._monitor.advance())
+            self._show()
         self._send(at_once=True)
         self._dispatcher.outboxes.drain(deadline)
         # What was delivered is no longer on its way.
         self._send(at_once=True)
 
     def status(self) -> CoordinatorStatus:
-        """Say how the run is. Changes nothing."""
+        """Say how the run is, and show it in the metrics. Decides nothing."""
         with self._lock:
+            self._show()
             totals, reasons = self._workers.totals, self._dispatcher.reasons
             return CoordinatorStatus(
                 rows_by_status=dict(self._rows),
@@ -347,11 +357,10 @@ class Coordinator:
             self._monitor.hold(partition)
 
     def _apply(self, update: DriftUpdate) -> None:
-        """Count, tell and show what the monitor did. Under the lock."""
+        """Count and tell what the monitor did. Under the lock."""
         for summary in update.accepted:
             self._count(summary)
         self._decide(update)
-        self._show()
 
     def _decide(self, update: DriftUpdate) -> None:
         """Tell what the monitor decided, with the next `_send`. Under the lock."""
@@ -412,7 +421,14 @@ class Coordinator:
     def _waiting_for(self) -> Mapping[str, str]:
         return self._workers.waiting(HEALTHY_REPORT_AGE_S, self._clock.monotonic())
 
+    def _look(self, now_s: float) -> None:
+        """Look at workers and show the monitor, unless that was done a moment ago."""
+        if now_s - self._looked_s >= LOOK_EVERY_S:
+            self._look_at_workers(now_s)
+            self._show()
+
     def _look_at_workers(self, now_s: float) -> None:
+        self._looked_s = now_s
         self._hold(self._partitions.expected(now_s, self._monitor.end))
         self._workers.show(now_s)
 

@@ -16,7 +16,7 @@ from nap_stream.clock import Clock, ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.monitor.alerts import CheckpointStore
-from nap_stream.monitor.coordinator import HOLE_PATIENCE_S, Coordinator
+from nap_stream.monitor.coordinator import HOLE_PATIENCE_S, LOOK_EVERY_S, Coordinator
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.stores import SegmentStore
 from tests.support.alert_sinks import FlakySink
@@ -585,3 +585,27 @@ def test_many_threads_lose_and_repeat_nothing() -> None:
         assert status.drift.late_records == 0
         assert sink.states == ["firing", "resolved"]
         assert value(coordinator, "duplicate_summaries_total") == sum(map(len, chains))
+
+
+def test_what_takes_time_for_each_partition_is_done_now_and_then() -> None:
+    clock = ManualClock(NOW_MS)
+    with running(clock=clock) as coordinator:
+        chain = segments(0, CALM, [25] * 8)
+
+        def shown_s() -> float | None:
+            name = "partition_watermark_seconds"
+            return value(coordinator, name, topic="images", partition="0")
+
+        coordinator.submit(chain[0])
+        assert shown_s() == 0.024
+        coordinator.submit(chain[1])
+        assert shown_s() == 0.024, "looked at a moment ago"
+        clock.advance(LOOK_EVERY_S)
+        coordinator.submit(chain[2])
+        assert shown_s() == 0.074
+        coordinator.submit(chain[3])
+        coordinator.tick()
+        assert shown_s() == 0.099
+        coordinator.submit(chain[4])
+        assert coordinator.status().drift.watermark_ms == 124
+        assert shown_s() == 0.124
