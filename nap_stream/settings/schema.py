@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     PositiveFloat,
     SecretStr,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     field_serializer,
@@ -39,6 +40,8 @@ S3_ROOT = re.compile(
 LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
 RESERVED_LABELS = ("alertname", "monitor", "topic", "key", "severity")
 MAX_LABEL = 1_000
+EVERY_KEY = {"every_key": True}
+"""The context in which settings are dumped whole, for people."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
 MAX_WINDOW_RECORDS = 10_000_000
 MASK = "…"
@@ -174,14 +177,18 @@ class PreprocessingSettings(Section):
     docs/operation.md says what it does to scores."""
 
     @model_serializer(mode="wrap")
-    def _later_keys_where_set(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _later_keys_where_set(
+        self, dump: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
         # Fingerprints cover what is dumped. Without the defaults of keys that came later, those of
         # before stay valid: such a default keeps its value, and does what was done without the key.
         fields = type(self).model_fields
         return {
             key: value
             for key, value in dump(self).items()
-            if key in _FIRST_PREPROCESSING_KEYS or getattr(self, key) != fields[key].default
+            if key in _FIRST_PREPROCESSING_KEYS
+            or getattr(self, key) != fields[key].default
+            or info.context == EVERY_KEY
         }
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.forward import capture
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import preprocess
-from nap_stream.settings.schema import LimitSettings
+from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.support.image_bytes import encoded, picture
 from tests.support.small_calibration import write_images
 from tests.support.small_models import OverflowNet, SmallNet, seeded
@@ -175,6 +175,20 @@ def test_progress_counts_every_image_of_a_batch(tmp_path: Path) -> None:
     files = list(reader.files())
     reader.score_transformed([files, files[:5]], "solarize", [scores, scores], told.append)
     assert told == [3, 3, 2, 5, 3, 8, 5]
+
+
+def test_large_jpegs_are_decoded_scaled_where_the_settings_say_so(tmp_path: Path) -> None:
+    (tmp_path / "0.jpg").write_bytes(encoded(picture(160, 120), "JPEG"))
+    settings = PreprocessingSettings(resize=8, crop=8, scaled_decoding=True)
+    loaded = load_small("SmallNet", preprocessing=settings)
+    found = decode_image((tmp_path / "0.jpg").read_bytes(), LimitSettings(), (8, 8))
+    assert isinstance(found, Picture)
+    assert found.pixels.shape == (3, 15, 20)
+
+    reading = read(reader_of(tmp_path, loaded))
+
+    expected = loaded.forward(preprocess(found.pixels, settings)[None]).logits
+    np.testing.assert_array_equal(reading.logits, expected.numpy())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])

@@ -7,11 +7,14 @@ from PIL import Image
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
+from nap_stream.decode import Picture, decode_image
 from nap_stream.model.forward import BatchScores
+from nap_stream.model.preprocessing import preprocess
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
 from nap_stream.scored_log.format import ROWS, SCORE_COLUMNS
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
+from tests.support.image_bytes import encoded, picture
 from tests.support.scored_records import DecodedImage, images_of
 from tests.support.small_calibration import calibration_of
 
@@ -88,6 +91,22 @@ def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(
     assert (image.width, image.height, image.format) == (6, 8, "png")
     assert image.origin.headers == (("label", b"x"),)
     assert image.origin.ingest_time_ms == 4_000
+
+
+def test_a_large_jpeg_is_decoded_scaled_where_the_settings_say_so() -> None:
+    settings = PreprocessingSettings(resize=8, crop=8, scaled_decoding=True)
+    decode = MessageDecoder(
+        preprocessing=settings, limits=LimitSettings(), kept_headers=(), clock=ManualClock()
+    )
+    data = encoded(picture(161, 120), "JPEG")
+    found = decode_image(data, LimitSettings(), (8, 8))
+    assert isinstance(found, Picture)
+
+    rows = decode(message(data))
+
+    assert (rows.columns["width"], rows.columns["height"]) == ([161], [120])
+    assert found.pixels.shape == (3, 15, 21)
+    assert torch.equal(rows.pixels[0], preprocess(found.pixels, settings))
 
 
 def test_rows_carry_scores_p_value_and_flag(decode: MessageDecoder, score: RowScorer) -> None:
