@@ -90,7 +90,7 @@ def frame(photo: bytes, size: tuple[int, int], seed: int) -> bytes:
     left, top = (width - across) / 2, (height - down) / 2
     box = (left, top, left + across, top + down)
     pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS, box=box))
-    noise = np.random.default_rng(seed).normal(0, 3, pixels.shape)
+    noise = 3 * np.random.default_rng(seed).standard_normal(pixels.shape, np.float32)
     noisy = np.clip(np.rint(pixels + noise), 0, 255).astype(np.uint8)
     buffer = BytesIO()
     Image.fromarray(noisy).save(buffer, "JPEG", quality=90)
