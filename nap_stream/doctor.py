@@ -13,6 +13,7 @@ from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import require_fingerprint, require_scoring
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect, create_topics, topics_missing
+from nap_stream.model.execution import require_execution, require_precision, slowness
 from nap_stream.model.load import load_model
 from nap_stream.monitor.actors import cluster_resources
 from nap_stream.scored_log.stores import check_store, store_at
@@ -54,7 +55,7 @@ def examine(
     yield _finding("GPU, torch", lambda: _torch_gpus(settings))
     yield _finding("GPU, Ray", lambda: _ray_gpus(settings, address))
     if settings is None:
-        for check in ("broker", "topics", "log root", "calibration"):
+        for check in ("broker", "topics", "log root", "calibration", "execution"):
             yield Finding(check, Outcome.SKIPPED, "needs --config")
         return
     yield (broker := _finding("broker", lambda: _broker(settings)))
@@ -63,7 +64,11 @@ def examine(
     else:
         yield Finding("topics", Outcome.SKIPPED, "needs the broker")
     yield _finding("log root", lambda: _log_root(settings))
-    yield _finding("calibration", lambda: _calibration(settings))
+    yield (calibration := _finding("calibration", lambda: _calibration(settings)))
+    if calibration.outcome is Outcome.OK:
+        yield _finding("execution", lambda: _execution(settings, address))
+    else:
+        yield Finding("execution", Outcome.SKIPPED, "needs the calibration")
 
 
 class _CheckFailedError(NapStreamError):
@@ -165,3 +170,20 @@ def _calibration(settings: Settings) -> Finding:
     require_scoring(calibration, settings.scoring)
     detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
     return Finding("calibration", Outcome.OK, detail, warnings=calibration.document.warnings)
+
+
+def _execution(settings: Settings, address: str | None) -> Finding:
+    """Whether the device of a worker can compute as the calibration says."""
+    execution = load_calibration(settings.calibration).document.execution
+    require_execution(execution, settings.model)
+    gpus = settings.worker.num_gpus
+    if gpus is None:
+        gpus = cluster_resources(address).get("GPU", 0.0)
+    device = torch.device("cuda" if gpus > 0 else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        detail = f"{execution}, on GPUs of other machines: not checked from here"
+        return Finding("execution", Outcome.OK, detail)
+    require_precision(execution.precision, device)
+    slow = slowness(execution, device)
+    detail = f"{execution}, on {device.type}"
+    return Finding("execution", Outcome.OK, detail, warnings=(slow,) if slow else ())

@@ -16,8 +16,9 @@ from nap_stream.calibration.calibration import Calibration, base_scores_of, requ
 from nap_stream.core.methods import NAP
 from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.model.forward import BatchScores, score_forward
-from nap_stream.model.load import LoadedModel, adopt_module, weights_of
+from nap_stream.model.load import LoadedModel, adopt_module
 from nap_stream.model.preprocessing import input_size, preprocess
+from nap_stream.model.weights import weights_of
 from nap_stream.settings.schema import PreprocessingSettings
 
 _COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)
@@ -52,9 +53,11 @@ class OODScorer:
     """Scores images by a classifier and its calibration, with one forward pass.
 
     NAP is that of arXiv 2402.18162; the p-value is split-conformal (arXiv 2303.02770). The module
-    computes exactly what it would without the scorer, keeps no hook between calls, and is never
-    changed: put it in evaluation mode, and on its device, before it is given here. For one thread
-    at a time.
+    computes exactly what it would without the scorer, in the precision that was calibrated (by
+    autocast) and on images of that memory format. It keeps no hook between calls, and is never
+    changed: put it in evaluation mode, and on its device, before it is given here; where
+    channels_last was calibrated, ``module.to(memory_format=torch.channels_last)`` makes it quicker.
+    For one thread at a time.
 
     It is also a callable class of ``ray.data.Dataset.map_batches``, which makes one a process, from
     ``fn_constructor_args=(artifact, build_model)``.
@@ -77,7 +80,8 @@ class OODScorer:
         FingerprintMismatchError: It was made with other weights, or the feature map or the head
             is read elsewhere in this module.
         ModelError: The module is in training mode, or does not return logits (N, classes), or the
-            callable returns something else.
+            callable returns something else, or the module's device does not have the precision
+            that was calibrated.
         FeatureMapError: The pre-pooling map was not found.
     """
 
@@ -120,7 +124,8 @@ class OODScorer:
             images: One of
 
                 - the model's own input: floating-point, (N, 3, H, W) of the size that was
-                  calibrated. It is used as it is, after a move to the module's device and dtype;
+                  calibrated. It is used as it is, after a move to the module's device, dtype and
+                  memory format;
                 - RGB pixels: uint8, (N, 3, h, w), or a sequence of uint8 tensors (3, h, w) of any
                   sizes. They go through the calibration's resize, crop and normalisation;
                 - a mapping of columns, of which ``column`` holds RGB pixels: a uint8 array
@@ -195,6 +200,7 @@ def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
         facts.class_names,
         feature_site=facts.feature_site,
         fingerprint=facts.fingerprint,
+        execution=calibration.document.execution,
     )
     require_sites(calibration, loaded)
     return loaded

@@ -85,3 +85,9 @@ def duration(time_ms: int) -> str:
     first = next((i for i, (count, _) in enumerate(parts) if count), len(parts) - 1)
     shown = [f"{count} {unit}" for count, unit in parts[first : first + 2] if count]
     return " ".join(shown) or "less than 1 s"
+
+
+def described(error: BaseException) -> str:
+    """Name an error in one line: its type and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.run import doctor as command
 from nap_stream.doctor import Finding, Outcome, examine
 from nap_stream.kafka.client import topics_missing
+from nap_stream.model import execution as execution_module
+from nap_stream.model.execution import Execution
 from nap_stream.settings.schema import (
     AlertSettings,
     DeadLetterSettings,
@@ -108,6 +111,44 @@ def test_a_calibration_of_another_model_is_found(embedded: str, tmp_path: Path) 
     assert "differ" in found.detail
 
 
+def test_what_this_machine_cannot_compute_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3)
+    settings = settings.model_copy(
+        update={
+            "model": settings.model.model_copy(update={"precision": "auto"}),
+            "worker": settings.worker.model_copy(update={"num_gpus": 0.0}),
+        }
+    )
+    assert findings(settings)["execution"].detail == "float32, contiguous, on cpu"
+
+    def recalibrated(precision: Any) -> Finding:
+        plain = load_calibration(settings.calibration)
+        document = plain.document.model_copy(update={"execution": Execution(precision)})
+        write_calibration(Calibration(document, plain.arrays), settings.calibration, force=True)
+        return findings(settings)["execution"]
+
+    found = recalibrated("tf32")
+    assert found.outcome is Outcome.FAILED
+    assert "TF32 is of NVIDIA GPUs" in found.detail
+    assert "calibrate on this one" in found.action
+    monkeypatch.setattr(execution_module, "_cpu_has_bfloat16", lambda: False)
+    found = recalibrated("bfloat16")
+    assert found.outcome is Outcome.OK
+    assert "slow here" in found.warnings[0]
+
+
+def test_a_model_section_of_another_execution_is_found(tmp_path: Path) -> None:
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3)
+    model = settings.model.model_copy(update={"precision": "bfloat16"})
+
+    found = findings(settings.model_copy(update={"model": model}))["execution"]
+
+    assert found.outcome is Outcome.FAILED
+    assert "model.precision is bfloat16, not float32" in found.detail
+
+
 @pytest.mark.embedded
 def test_a_calibration_of_another_scoring_section_is_found(embedded: str, tmp_path: Path) -> None:
     settings = _settings(embedded, tmp_path)
@@ -156,6 +197,8 @@ def test_gpus_that_are_asked_for_and_not_there_are_found(tmp_path: Path) -> None
 def _settings(broker: str, folder: Path, **kafka: float) -> Settings:
     model = ModelSettings(
         factory="tests.support.tiny_net:build",
+        precision="float32",
+        channels_last=False,
         preprocessing=PreprocessingSettings(resize=None, crop=16),
     )
     images = write_images(folder / "held-out", 30)

@@ -20,7 +20,8 @@ from nap_stream.errors import CalibrationError
 from nap_stream.files import sync_folder, write_durably
 
 _FORMAT = "nap-stream calibration"
-_VERSION = 3
+_VERSION = 4
+_VERSIONS = (3, _VERSION)
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
 _CALIBRATE = "Make one with `nap-stream calibrate`"
@@ -149,9 +150,10 @@ def _parse(text: bytes, path: Path) -> Envelope:
         raise CalibrationError(
             f"this is not a {_FORMAT}", str(path), "Name the folder that `calibrate` wrote"
         )
-    if version != _VERSION:
+    if type(version) is not int or version not in _VERSIONS:
         raise CalibrationError(
-            f"the calibration has version {version!r}, this program reads version {_VERSION}",
+            f"the calibration has version {version!r}, this program reads versions "
+            f"{' and '.join(map(str, _VERSIONS))}",
             str(path),
             "Use the nap-stream that wrote it, or calibrate anew",
         )

@@ -26,6 +26,7 @@ from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
+from nap_stream.model.execution import Execution, Speeds
 from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
@@ -101,6 +102,9 @@ class CalibrationDocument(_Part):
     predictions, null where their labels are not the model's class names. ``faults`` say what
     the detector sees of faulty cameras. ``warnings`` are sentences for people. ``array_sha256``
     names the arrays by the hash of their bytes.
+
+    ``execution`` is how the model computed, and must compute on the stream; ``speeds`` is what was
+    measured to choose it, null where nothing was. Version 3 has neither.
     """
 
     method: str
@@ -124,6 +128,8 @@ class CalibrationDocument(_Part):
     versions: dict[str, str]
     created_ms: int
     array_sha256: dict[str, str]
+    execution: Execution = Execution()
+    speeds: Speeds | None = None
 
     @field_validator("method")
     @classmethod
@@ -163,10 +169,10 @@ class CalibrationDocument(_Part):
 
 
 class Envelope(CalibrationDocument):
-    """``calibration.json``, version 3."""
+    """``calibration.json``, version 3 or 4."""
 
     format: Literal["nap-stream calibration"]
-    version: Literal[3]
+    version: Literal[3, 4]
     fingerprint: str
 
 
@@ -211,7 +217,7 @@ class Calibration:
     ``fit.feature_mean`` float32 (D,) for DICE, fDBD and NCI, ``fit.knn_bank`` float32 (B, D) for
     KNN, ``fit.gaussian_mean`` float32 (D,), ``fit.gaussian_directions`` (r, D) and
     ``fit.gaussian_variances`` (r + 1,), the last for the rest, for Mahalanobis, where those were
-    fitted. ``fingerprint`` is the SHA-256 of all the rest.
+    fitted. ``fingerprint`` is the SHA-256 of all the rest, but the speeds.
 
     Raises:
         ValueError: The document and the arrays contradict each other.
@@ -401,7 +407,10 @@ def require_scoring(calibration: Calibration, scoring: ScoringSettings) -> None:
 
 
 def _fingerprint(document: CalibrationDocument) -> str:
-    tree = document.model_dump(mode="json", include=set(CalibrationDocument.model_fields))
+    # What version 3 did not have is left out where it says what ran then.
+    left_out = {"speeds", *({"execution"} if document.execution == Execution() else ())}
+    included = set(CalibrationDocument.model_fields) - left_out
+    tree = document.model_dump(mode="json", include=included)
     canonical = json.dumps(tree, sort_keys=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

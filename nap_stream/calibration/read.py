@@ -27,6 +27,7 @@ from nap_stream.decode import Refusal, decode_image
 from nap_stream.errors import CalibrationError
 from nap_stream.files import replacing
 from nap_stream.image_files import ImageFile, iter_images
+from nap_stream.model.execution import Execution
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.settings.schema import LimitSettings
@@ -374,7 +375,9 @@ def _problem(file: ImageFile, limits: LimitSettings) -> str:
 def _identity(loaded: LoadedModel, limits: LimitSettings) -> dict[str, Any]:
     """All of a cache key that is the same for every batch: what decides the outputs."""
     found = versions()
-    return {
+    # Keys of plain float32 are those of before there was another.
+    execution = {} if loaded.execution == Execution() else {"execution": str(loaded.execution)}
+    return execution | {
         "model": loaded.fingerprint,
         "versions": {name: found[name] for name in _ROUNDING},
         "device": loaded.device.type,

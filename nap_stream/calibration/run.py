@@ -39,14 +39,16 @@ from nap_stream.calibration.fit import (
 )
 from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
 from nap_stream.calibration.seen import fault_passes, faults_seen
+from nap_stream.calibration.speed import choose_execution, sample_of
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, TooFewImagesError, needs_fit
 from nap_stream.core.selection import NoScoreError, Selection, WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.image_files import ImageFile, count_images
-from nap_stream.model.load import LoadedModel, load_model, weights_of
+from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.weights import weights_of
 from nap_stream.settings.schema import (
     DriftSettings,
     LimitSettings,
@@ -87,15 +89,18 @@ def calibrate(
     clock: Clock,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
+    measuring_progress: Progress | None = None,
 ) -> Calibration:
     """Score in-distribution images that the model was not trained on.
 
-    The model's outputs are kept in the cache, and taken from there. ``progress`` is told after
-    each batch how many images were read.
+    First it is measured in which precision and memory format the model runs fastest, of those that
+    the settings allow; see `choose_execution`. The model's outputs are kept in the cache, and taken
+    from there. ``progress`` is told after each batch how many images were read,
+    ``measuring_progress`` after each execution.
 
     Raises:
         ConfigError: The weight is out of range, or the method has none.
-        ModelError: See `load_model`.
+        ModelError: See `load_model` and `choose_execution`.
         InputDataError: See `iter_images`.
         CalibrationError: Half the images or more cannot be decoded, fewer are left than the
             rule or a score needs, an image to fit on also calibrates, the model's outputs are
@@ -106,11 +111,21 @@ def calibrate(
     total = count_images(request.images)
     checks.require_enough(total, request.rule, request.images)
     loaded = load_model(request.model, device)
+    weights_fingerprint = weights_of(loaded.module)
     plan = _plan(request, loaded)
     part, searching = plan.part, plan.searching
     if part is not None and not part.own:
         checks.require_enough(total - len(part), request.rule, request.images, fitted_on=len(part))
     copies = [] if part is None else checks.require_apart(part, request.images)
+    choice = choose_execution(
+        loaded,
+        request.model,
+        lambda: sample_of(iter_images(request.images), total, loaded.preprocessing, request.limits),
+        request.batch_size,
+        clock=clock,
+        advance=measuring_progress,
+    )
+    loaded = choice.loaded
     reader = Reader(loaded, request.limits, request.images, cache)
     images = total if part is None or part.own else total - len(part)
     passes = total + fit_passes(part, searching) + fault_passes(images, loaded)
@@ -146,6 +161,7 @@ def calibrate(
         plan.method,
         fit_found,
         scored,
+        weights_fingerprint=weights_fingerprint,
         copies=len(copies),
         created_ms=clock.now_ms(),
     )
@@ -159,7 +175,15 @@ def calibrate(
         batch_size=request.batch_size,
         advance=advance,
     )
-    document = calibration.document.model_copy(update={"faults": faults})
+    speeds = choice.compared(calibration, base_scores)
+    warnings = () if speeds is None else speeds.warnings(loaded.execution)
+    document = calibration.document.model_copy(
+        update={
+            "faults": faults,
+            "speeds": speeds,
+            "warnings": (*calibration.document.warnings, *warnings),
+        }
+    )
     return Calibration(document, calibration.arrays)
 
 
@@ -306,12 +330,14 @@ def assemble(
     fit_found: FitFound,
     scored: ScoredImages,
     *,
+    weights_fingerprint: str,
     copies: int,
     created_ms: int,
 ) -> Calibration:
     """Score the calibration images by the method, and put everything together.
 
-    ``copies`` of them are byte for byte images that were fitted on.
+    ``weights_fingerprint`` is of the weights as they were loaded, see `weights_of`. ``copies`` of
+    the images are byte for byte images that were fitted on.
 
     Raises:
         CalibrationError: The images are too few for the rule; says how many are needed.
@@ -350,7 +376,7 @@ def assemble(
         model=ModelFacts(
             factory=request.model.factory,
             fingerprint=loaded.fingerprint,
-            weights_fingerprint=weights_of(loaded.module),
+            weights_fingerprint=weights_fingerprint,
             class_names=loaded.class_names,
             preprocessing=loaded.preprocessing,
             feature_site=loaded.feature_site,
@@ -387,6 +413,7 @@ def assemble(
         versions=dict(versions()),
         created_ms=created_ms,
         array_sha256=array_sha256(arrays),
+        execution=loaded.execution,
     )
     return Calibration(document, arrays)
 

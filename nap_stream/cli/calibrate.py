@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nap_stream.calibration.calibration import Calibration, CalibrationDocument, ImageFacts
     from nap_stream.core.conformal import Group
     from nap_stream.core.selection import Selection
+    from nap_stream.model.execution import Execution, Speeds
 
 _GROUPS_SHOWN = 20
 
@@ -125,6 +126,7 @@ def calibrate(
             device=choose_torch(device, torch_threads),
             clock=SystemClock(),
             cache=None if cache is None else FeatureCache(cache),
+            measuring_progress=new_bar("measuring speed", "ways to compute"),
             progress=new_bar("calibrating", "images"),
         )
     write_calibration(calibration, out, force=force)
@@ -176,6 +178,8 @@ def show_calibration(calibration: "Calibration", folder: Path, console: Console)
     for name, value in _rows(calibration, folder):
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
     console.print(table)
+    if calibration.document.speeds is not None:
+        console.print(_speeds(calibration.document.speeds, calibration.document.execution))
     if calibration.document.faults:
         console.print(_faults(calibration.document))
     show_warnings(calibration.document.warnings, console)
@@ -190,6 +194,35 @@ def _faults(document: "CalibrationDocument") -> Table:
     table.columns[1].justify = "right"
     for seen in most_visible_first(document.faults):
         table.add_row(seen.fault, f"{seen.flagged:.0%}", seen.alarm)
+    return table
+
+
+def _speeds(speeds: "Speeds", chosen: "Execution") -> Table:
+    """What was measured to choose how the model computes."""
+    table = Table(
+        "computed in",
+        "images/s",
+        "same class",
+        "largest change of p",
+        "",
+        box=None,
+        pad_edge=False,
+        title_justify="left",
+    )
+    table.title = (
+        f"\nHow fast the model is on {speeds.device}, {speeds.images} images in batches of "
+        f"{speeds.batch_size}, torch threads: {speeds.torch_threads}"
+    )
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for row in speeds.rows:
+        note = "taken" if row.execution == chosen else ""
+        if row.images_per_s is None or row.agreement is None:
+            table.add_row(str(row.execution), "", "", "", Text(printable(row.problem)))
+            continue
+        change = "" if row.p_value_change is None else f"{row.p_value_change:.4f}"
+        speed = f"{row.images_per_s:,.1f}"
+        table.add_row(str(row.execution), speed, f"{row.agreement:.1%}", change, note)
     return table
 
 
@@ -212,6 +245,7 @@ def _rows(calibration: "Calibration", folder: Path) -> Iterator[tuple[str, str]]
         yield _group_name(group, document), _group(group, document.flag_rate_confidence)
     if len(document.groups) > _GROUPS_SHOWN:
         yield "…", f"{len(document.groups) - _GROUPS_SHOWN} more classes"
+    yield "computed in", str(document.execution)
     yield "model", f"{document.model.fingerprint[:16]}  {document.model.factory}"
     yield "calibration", calibration.fingerprint[:16]
     yield "folder", str(folder)

@@ -20,6 +20,7 @@ from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.errors import ConfigError
 from nap_stream.evaluation.tables import EvaluationTable, evaluate_scores
 from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.model.execution import configured
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from nap_stream.text import encodable
@@ -75,9 +76,10 @@ def evaluate(
 ) -> Evaluation:
     """Score all sets by all methods, and measure how well each tells them apart.
 
-    The model's outputs are kept in the cache and taken from there, so that a run that was cut off
-    goes on where it was. ``progress`` is told after each batch of images, ``bootstrap_progress``
-    after each method on each set, once all images are read.
+    The model runs in plain float32, or what its settings ask for: nothing is measured, so that the
+    table does not depend on the machine. Its outputs are kept in the cache and taken from there, so
+    that a run that was cut off goes on where it was. ``progress`` is told after each batch of
+    images, ``bootstrap_progress`` after each method on each set, once all images are read.
 
     Raises:
         ModelError: See `load_model`.
@@ -91,7 +93,9 @@ def evaluate(
         raise ConfigError("expected at least one OOD set", "--ood")
     part = FitPart.choose(request.inside, request.fit_images, request.scoring.fit_limit)
     total = sum(count_images(path) for path in (request.inside, *request.outside.values()))
-    loaded = load_model(request.model, device)
+    loaded = load_model(
+        request.model, device, configured(request.model), batch_size=request.batch_size
+    )
     methods = request.methods or methods_for(loaded)
     taken = [name for one in methods for name in candidates(one, loaded, len(part))]
     names = in_order((*ALWAYS, *taken))
@@ -202,6 +206,7 @@ def _context(
         "model": request.model.factory,
         "model_fingerprint": loaded.fingerprint,
         "feature_map": str(loaded.feature_site),
+        "execution": str(loaded.execution),
         "fitted_on": f"{len(part)} images of {_set_name(part.source)}",
         "parameters": request.scoring.model_dump(mode="json", exclude={"method", "scores"}),
         "weights": {method.label: search.chosen for method, search in found.searches.items()},

@@ -4,10 +4,10 @@ The prior's map and the head's input are read on the way: by hooks, or, in a com
 watching torch functions.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -56,6 +56,26 @@ class Forward:
     logits: torch.Tensor
     features: torch.Tensor | None
     nap: torch.Tensor
+
+    def first(self, images: int) -> Self:
+        """Return what it says of the first images alone."""
+        features = None if self.features is None else self.features[:images]
+        return type(self)(self.logits[:images], features, self.nap[:images])
+
+    def cpu(self) -> Self:
+        """Return the same on the CPU, once it is computed."""
+        features = None if self.features is None else self.features.cpu()
+        return type(self)(self.logits.cpu(), features, self.nap.cpu())
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Put passes of one model behind each other; at least one."""
+        features = [part.features for part in parts if part.features is not None]
+        return cls(
+            torch.cat([part.logits for part in parts]),
+            torch.cat(features) if features else None,
+            torch.cat([part.nap for part in parts]),
+        )
 
 
 def run_forward(

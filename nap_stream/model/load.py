@@ -1,30 +1,39 @@
 """From the settings to a model that is ready to score.
 
 The factory is imported and called, its weights are loaded, and a probing forward pass finds where
-the prior and the features are read. Nothing is ever unpickled beyond tensors. The fingerprint of a
-model says what a calibration is valid for.
+the prior and the features are read. Then the model gets the precision and the memory format that
+it runs in (`nap_stream.model.execution`).
 """
 
-import hashlib
 import importlib
-import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import structlog
 import torch
-from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.errors import FeatureMapError, GpuUnavailableError, ModelError
+from nap_stream.model.execution import (
+    Execution,
+    compiled,
+    computing,
+    convert,
+    float32_kernels,
+    require_precision,
+    slowness,
+    twin,
+)
 from nap_stream.model.find import Probe, choose_site, probe
 from nap_stream.model.forward import (
     BatchScores,
@@ -35,12 +44,19 @@ from nap_stream.model.forward import (
     score_forward,
 )
 from nap_stream.model.preprocessing import Normaliser, input_size
-from nap_stream.model.sites import FeatureSite, HeadSite, plain_name, unwrapped
+from nap_stream.model.sites import (
+    FeatureSite,
+    HeadSite,
+    head_parameters,
+    is_compiled,
+    unwrapped,
+)
+from nap_stream.model.weights import fingerprint, load_weights, state_of
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
+from nap_stream.text import described
 
 _PROBE_IMAGES = 2
-_SCHEME = "nap-stream model 1"
-_LISTED = 3
+_PLAIN = Execution()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +64,12 @@ class LoadedModel:
     """A classifier in eval mode, without gradients, on its device.
 
     ``class_names`` are in order of the logits. ``fingerprint`` is SHA-256 in hexadecimal
-    digits. ``feature_site`` is where the prior is read, ``head`` the linear module whose output
-    is the logits, None where there is none.
+    digits, of the weights as they were loaded. ``feature_site`` is where the prior is read,
+    ``head`` the linear module whose output is the logits, None where there is none.
+
+    ``execution`` is how it computes. ``input_dtype`` is what the module takes. ``float32_head``,
+    the head's weight and bias, is there where the precision is reduced: 16-bit logits would make
+    scores tie. ``batch_size`` is the one shape that a compiled module is for, None elsewhere.
     """
 
     module: nn.Module
@@ -60,6 +80,10 @@ class LoadedModel:
     fingerprint: str
     feature_site: FeatureSite
     head: HeadSite | None
+    input_dtype: torch.dtype = torch.float32
+    execution: Execution = _PLAIN
+    float32_head: tuple[torch.Tensor, torch.Tensor] | None = None
+    batch_size: int | None = None
 
     @property
     def has_features(self) -> bool:
@@ -70,15 +94,89 @@ class LoadedModel:
         """Run the model once on a batch (N, 3, H, W) of its input size.
 
         The batch is uint8 pixels, which are normalised, or floating-point, what the model takes.
+        Pixels of either memory format are laid out as the model wants them while they are bytes.
+        A compiled model runs on batches of its own size: the last one is padded with zeros, and
+        what they give is cut off.
 
         Raises:
             ModelError: See `run_forward`.
             FeatureMapError: See `run_forward`.
         """
-        images = batch if batch.is_floating_point() else self.normalise(batch)
-        images = images.to(self.device, _input_dtype(self.module))
+        size = self.batch_size
+        if size is None:
+            return self._pass(batch)
+        parts = [self._padded_pass(part, size) for part in torch.split(batch, size)]
+        return parts[0] if len(parts) == 1 else Forward.join(parts)
+
+    def _padded_pass(self, batch: torch.Tensor, size: int) -> Forward:
+        missing = size - len(batch)
+        if not missing:
+            return self._pass(batch)
+        padding = batch.new_zeros((missing, *batch.shape[1:]))
+        return self._pass(torch.cat((batch, padding))).first(len(batch))
+
+    def _pass(self, batch: torch.Tensor) -> Forward:
+        images = batch.to(self.device)
+        # A user's own input is left as it is, where its memory format does not matter.
+        if self.execution.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        elif not images.is_floating_point():
+            images = images.contiguous()
+        if not images.is_floating_point():
+            images = self.normalise(images)
+        images = images.to(self.input_dtype)
         site, classes = self.feature_site, len(self.class_names)
-        return run_forward(self.module, site, self.head, images, classes=classes)
+        with computing(self.execution, self.device):
+            seen = run_forward(self.module, site, self.head, images, classes=classes)
+        if self.float32_head is None or seen.features is None:
+            return seen
+        with torch.inference_mode():
+            return replace(seen, logits=functional.linear(seen.features, *self.float32_head))
+
+    def under(self, execution: Execution) -> "LoadedModel":
+        """Return the same model under another execution, but for compiling; this one stays.
+
+        It was loaded in plain float32. Tensors that both compute with are shared.
+
+        Raises:
+            ModelError: The module cannot be copied, or fails so.
+        """
+        return _switched(self, twin(self.module), replace(execution, compile="off"))
+
+    def compiled(self, batch_size: int) -> Self:
+        """Compile the model for batches of one size, and run it once: minutes at most.
+
+        Where that is impossible (no C++ compiler, a site that only a hook can read), the model
+        itself, with a warning in the log: the numbers are the same but for rounding.
+        """
+        mode = self.execution.compile
+        height, width = input_size(self.preprocessing)
+        try:
+            found = replace(self, module=compiled(self.module, mode), batch_size=batch_size)
+            found.forward(torch.zeros(batch_size, 3, height, width, dtype=torch.uint8))
+        except Exception as error:  # noqa: BLE001  the compiler raises what it likes
+            structlog.get_logger().warning(
+                "model_not_compiled", mode=mode, reason=described(error), running="as it is"
+            )
+            return self
+        return found
+
+    def replica(self) -> Self:
+        """Return the same model for another thread: objects of its own, the same tensors.
+
+        Raises:
+            ModelError: The model is compiled or cannot be copied, or it computes in TF32, which
+                torch keeps for the whole process. Use one thread.
+        """
+        shared = "a model under torch.compile" if is_compiled(self.module) else ""
+        if self.execution.precision == "tf32":
+            shared = "torch's choice of TF32"
+        if shared:
+            raise ModelError(
+                f"{shared} is for one thread at a time",
+                f"the model, a {type(unwrapped(self.module)).__name__}",
+            )
+        return replace(self, module=twin(self.module))
 
 
 class OnePassScorer:
@@ -104,7 +202,9 @@ class OnePassScorer:
                 f"expected a uint8 batch of shape (N, 3, {self._size[0]}, {self._size[1]}), "
                 f"got {batch.dtype} of {tuple(batch.shape)}"
             )
-        return score_forward(self._loaded.forward(batch), self._base_scores)
+        seen = self._loaded.forward(batch)
+        with float32_kernels(self._loaded.device, tf32=False):
+            return score_forward(seen, self._base_scores)
 
 
 def choose_device(num_gpus: float) -> torch.device:
@@ -125,8 +225,19 @@ def choose_device(num_gpus: float) -> torch.device:
     return torch.device("cuda")
 
 
-def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
+def load_model(
+    settings: ModelSettings,
+    device: torch.device,
+    execution: Execution = _PLAIN,
+    *,
+    batch_size: int | None = None,
+) -> LoadedModel:
     """Build the model, load its weights, and find its prior and its head by a probing pass.
+
+    It runs under ``execution``, whatever the settings ask for. Where it does not take
+    channels_last, or cannot be compiled, it runs without, and a warning is logged: the numbers are
+    the same but for rounding. A compiled model is for ``batch_size`` images, and is compiled and
+    run once before this returns; without a size it is not compiled.
 
     A factory may return a module under ``torch.compile``: sites and fingerprint are those of the
     module without it. Where ``settings.weights`` is null, the weights are those that the factory
@@ -135,21 +246,22 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
     Raises:
         ModelError: The model cannot be imported, built or loaded, fails on its input, returns
             something other than logits (N, classes), or has another number of classes than
-            there are names.
+            there are names; or this device does not have the precision.
         FeatureMapError: The pre-pooling map was not found.
     """
+    require_precision(execution.precision, device)
     with _importable(settings.python_path):
         module = _build_module(settings)
         if settings.weights is not None:
-            _load_weights(unwrapped(module), settings.weights)
+            load_weights(unwrapped(module), settings.weights)
         module = module.eval().requires_grad_(requires_grad=False)
-        identity = fingerprint(settings, _state(module))
+        identity = fingerprint(settings, state_of(module))
         module = module.to(device)
         normalise = Normaliser(settings.preprocessing, device, _input_dtype(module))
         where = f"model.factory = {settings.factory!r}"
         seen = _probe(module, normalise, settings.preprocessing, where)
     classes = require_logits(seen.output, images=_PROBE_IMAGES, where=where).shape[1]
-    return LoadedModel(
+    loaded = LoadedModel(
         module=module,
         device=device,
         preprocessing=settings.preprocessing,
@@ -158,7 +270,56 @@ def load_model(settings: ModelSettings, device: torch.device) -> LoadedModel:
         fingerprint=identity,
         feature_site=choose_site(seen, settings.feature_layer),
         head=seen.head,
+        input_dtype=_input_dtype(module),
     )
+    if warning := slowness(execution, device):
+        structlog.get_logger().warning("precision_slow_here", advice=warning)
+    return _executed(loaded, execution, batch_size)
+
+
+def _executed(loaded: LoadedModel, execution: Execution, batch_size: int | None) -> LoadedModel:
+    """The loaded model itself under an execution, or what of it is possible."""
+    eager = replace(execution, compile="off")
+    if eager != _PLAIN:
+        try:
+            loaded = _switched(loaded, loaded.module, eager)
+        except ModelError as error:
+            if not eager.channels_last:
+                raise
+            loaded = _switched(loaded, loaded.module, replace(eager, channels_last=False))
+            structlog.get_logger().warning(
+                "channels_last_impossible", reason=error.problem, running=str(loaded.execution)
+            )
+    if execution.compile == "off" or batch_size is None:
+        return loaded
+    return replace(loaded, execution=execution).compiled(batch_size)
+
+
+def _switched(loaded: LoadedModel, module: nn.Module, execution: Execution) -> LoadedModel:
+    """Convert a module with a model's weights, and see whether it runs."""
+    require_precision(execution.precision, loaded.device)
+    where = f"the model, a {type(unwrapped(module)).__name__}, in {execution}"
+    head = None
+    if execution.reduced is not None:
+        if loaded.input_dtype != torch.float32:
+            raise ModelError(
+                f"its weights are {loaded.input_dtype} already",
+                where,
+                "Set model.precision: float32, which leaves the model as it is",
+            )
+        head = None if loaded.head is None else head_parameters(module, loaded.head)
+    height, width = input_size(loaded.preprocessing)
+    try:
+        convert(module, execution, loaded.head)
+        switched = replace(loaded, module=module, execution=execution, float32_head=head)
+        switched.forward(torch.zeros(_PROBE_IMAGES, 3, height, width, dtype=torch.uint8))
+    except Exception as error:
+        raise ModelError(
+            f"the model fails ({described(error)})",
+            where,
+            "Set model.precision: float32 and model.channels_last: false, and calibrate anew",
+        ) from error
+    return switched
 
 
 def adopt_module(
@@ -168,8 +329,11 @@ def adopt_module(
     *,
     feature_site: FeatureSite,
     fingerprint: str,
+    execution: Execution = _PLAIN,
 ) -> LoadedModel:
     """Make a model of a user's own module, which stays as it is, on its device.
+
+    Of an execution it takes the precision, by autocast, and the memory format of its input.
 
     It is in evaluation mode; eager, or under ``torch.compile``. ``class_names`` are in order of its
     logits. ``feature_site`` is where the prior was read before. It is taken again where finding
@@ -178,12 +342,13 @@ def adopt_module(
 
     Raises:
         ModelError: The module is in training mode, fails on its input, or returns something
-            other than logits (N, classes).
+            other than logits (N, classes); or its device does not have the precision.
         FeatureMapError: The pre-pooling map was not found.
     """
     refuse_training(module)
     tensors = chain(module.parameters(), module.buffers())
     device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+    require_precision(execution.precision, device)
     normalise = Normaliser(preprocessing, device, _input_dtype(module))
     where = f"the model, a {type(unwrapped(module)).__name__}"
     seen = _probe(module, normalise, preprocessing, where)
@@ -197,6 +362,13 @@ def adopt_module(
         fingerprint=fingerprint,
         feature_site=_site_again(seen, feature_site),
         head=seen.head,
+        input_dtype=_input_dtype(module),
+        execution=replace(execution, compile="off"),
+        float32_head=(
+            None
+            if seen.head is None or execution.reduced is None
+            else head_parameters(module, seen.head)
+        ),
     )
 
 
@@ -223,7 +395,7 @@ def _probe(
         return probe(module, normalise(pixels.to(torch.uint8).reshape(shape)))
     except Exception as error:
         raise ModelError(
-            f"the model fails on an input of shape {shape} ({_described(error)})",
+            f"the model fails on an input of shape {shape} ({described(error)})",
             where,
             "Check that model.preprocessing.crop is the input size it was made for",
         ) from error
@@ -236,7 +408,7 @@ def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
         try:
             text = settings.class_names_file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"the file cannot be read ({_described(error)})", where) from error
+            raise ModelError(f"the file cannot be read ({described(error)})", where) from error
         names = tuple(line.strip() for line in text.rstrip().splitlines())
     if names is None:
         return tuple(str(number) for number in range(classes))
@@ -249,56 +421,6 @@ def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
     return names
 
 
-def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
-    """Hash everything that decides what the model computes for an image.
-
-    That is: the factory and its arguments, the preprocessing, and the name, dtype, shape and
-    bytes of each tensor of the state dict, in order of names. The same on every device and in
-    every process: SHA-256, 64 hexadecimal digits.
-
-    Raises:
-        ModelError: The state dict holds something that has no stable bytes.
-    """
-    digest = hashlib.sha256()
-    description = {
-        "scheme": _SCHEME,
-        "factory": settings.factory,
-        "kwargs": settings.kwargs,
-        "preprocessing": settings.preprocessing.model_dump(mode="json"),
-    }
-    digest.update(json.dumps(description, sort_keys=True, default=str).encode())
-    _update(digest, state, f"model.factory = {settings.factory!r}")
-    return digest.hexdigest()
-
-
-def weights_of(module: nn.Module) -> str:
-    """Hash a module's state dict alone; the same with and without ``torch.compile``.
-
-    Raises:
-        ModelError: The state dict holds something that has no stable bytes.
-    """
-    digest = hashlib.sha256(_SCHEME.encode())
-    _update(digest, _state(module), "the model")
-    return digest.hexdigest()
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    return {plain_name(name): value for name, value in module.state_dict().items()}
-
-
-def _update(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> None:
-    for name in sorted(state):
-        value = state[name]
-        if not isinstance(value, torch.Tensor) or value.is_quantized or value.is_sparse:
-            raise ModelError(
-                f"the state dict's {name!r} is {type(value).__name__}, expected a dense tensor",
-                where,
-            )
-        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-
-
 def _build_module(settings: ModelSettings) -> nn.Module:
     where = f"model.factory = {settings.factory!r}"
     factory = _import_factory(settings.factory, where)
@@ -307,7 +429,7 @@ def _build_module(settings: ModelSettings) -> nn.Module:
     except Exception as error:
         given = ", ".join(settings.kwargs) or "none"
         raise ModelError(
-            f"the factory raised {_described(error)} (arguments given: {given})",
+            f"the factory raised {described(error)} (arguments given: {given})",
             where,
             "Check model.kwargs",
         ) from error
@@ -332,19 +454,13 @@ def _importable(folders: Sequence[Path]) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _described(error: BaseException) -> str:
-    """Name an error in one line: its type and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def _import_factory(name: str, where: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ModelError(
-            f"{module_name} cannot be imported ({_described(error)})",
+            f"{module_name} cannot be imported ({described(error)})",
             where,
             "Install it, or name its folder in model.python_path",
         ) from error
@@ -360,75 +476,3 @@ def _import_factory(name: str, where: str) -> Any:
             "Name a callable that builds the model",
         )
     return factory
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    """Load a state dict into a module on the CPU; every name and shape must fit.
-
-    Batch counters of normalisation layers may be missing, as in files of old torch versions. The
-    file is a .safetensors file, or a torch file of a state dict (read with weights_only).
-    """
-    where = f"model.weights = {path}"
-    state = _read_state(path)
-    misshapen = _misshapen(module.state_dict(), state)
-    fitting = {name: tensor for name, tensor in state.items() if name not in misshapen}
-    try:
-        unmatched = module.load_state_dict(fitting, strict=False)
-    except Exception as error:
-        raise ModelError(f"the weights cannot be loaded ({_described(error)})", where) from error
-    complaints = [
-        _listing("missing", [name for name in unmatched.missing_keys if name not in misshapen]),
-        _listing("unexpected", unmatched.unexpected_keys),
-        _listing("of another shape", list(misshapen.values())),
-    ]
-    if any(complaints):
-        raise ModelError(
-            f"the weights do not fit the model: {'; '.join(filter(None, complaints))}",
-            where,
-            "Check model.factory and model.kwargs, or export the state dict anew",
-        )
-
-
-def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
-    where = f"model.weights = {path}"
-    if not path.is_file():
-        raise ModelError("there is no such file", where, "Check the path")
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise ModelError(
-            f"the file cannot be read as weights ({_described(error)})",
-            where,
-            "Expected a .safetensors file, or a state dict saved with torch.save",
-        ) from error
-    if not isinstance(state, Mapping):
-        raise ModelError(f"the file holds {type(state).__name__}, expected a state dict", where)
-    others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ModelError(
-            f"the file holds more than a state dict: {_listing('not tensors', others)}",
-            where,
-            "Save the model's state_dict() alone",
-        )
-    return state
-
-
-def _misshapen(
-    expected: Mapping[str, object], state: Mapping[str, torch.Tensor]
-) -> Mapping[str, str]:
-    return {
-        name: f"{name} {tuple(state[name].shape)} (expected {tuple(tensor.shape)})"
-        for name, tensor in expected.items()
-        if isinstance(tensor, torch.Tensor) and name in state and tensor.shape != state[name].shape
-    }
-
-
-def _listing(title: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {title}: {', '.join(names[:_LISTED])}{more}"

@@ -10,6 +10,7 @@ from nap_stream.clock import SystemClock
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.kafka.client import connect, partition_count, require_topics
+from nap_stream.model.execution import require_execution
 from nap_stream.monitor.actors import RayCluster, ray_session
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
@@ -71,4 +72,5 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
     require_topics(settings.kafka, topics)
     require_scoring(calibration, settings.scoring)
+    require_execution(calibration.document.execution, settings.model)
     return calibration.facts, partition_count(settings.kafka, settings.kafka.topic)

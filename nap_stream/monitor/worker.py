@@ -5,13 +5,17 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
+import structlog
 import torch
 
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import Calibration, base_scores_of, require_fingerprint
 from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
+from nap_stream.errors import ModelError
+from nap_stream.model.execution import require_execution
 from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
@@ -48,9 +52,12 @@ def run_worker(
         NapStreamError: What keeps the worker from starting or going on.
     """
     device = choose_device(num_gpus)
-    torch.set_num_threads(settings.worker.torch_threads)
-    loaded = load_model(settings.model, device)
     calibration = load_calibration(settings.calibration)
+    execution = calibration.document.execution
+    require_execution(execution, settings.model)
+    threads = threads_of(settings.worker, device, num_cpus, compiles=execution.compile != "off")
+    torch.set_num_threads(threads.torch)
+    loaded = load_model(settings.model, device, execution, batch_size=settings.worker.batch_size)
     require_fingerprint(calibration, loaded)
     if incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
@@ -67,7 +74,7 @@ def run_worker(
                 settings,
                 loaded,
                 calibration,
-                num_cpus=num_cpus,
+                threads=threads,
                 open_source=lambda listener: KafkaSource(
                     settings.kafka, listener, instance_id=name
                 ),
@@ -82,13 +89,41 @@ def run_worker(
         line.run(stop.is_made, deadline_s, stop_age_s=stop.age_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many threads a worker has: of torch for one batch, to score, and to decode."""
+
+    torch: int
+    scoring: int
+    decoding: int
+
+
+def threads_of(
+    settings: WorkerSettings, device: torch.device, num_cpus: int, *, compiles: bool
+) -> Threads:
+    """The threads of a worker with so many CPUs.
+
+    A model that torch compiles is for one thread, so that on a CPU its batch has all threads.
+    """
+    scoring, intra_op = settings.batches_in_flight, settings.torch_threads
+    if scoring is None and device.type != "cpu":
+        scoring = 2
+    elif scoring is None and compiles:
+        scoring, intra_op = 1, num_cpus
+    return Threads(
+        torch=intra_op,
+        scoring=scoring or max(1, num_cpus // intra_op),
+        decoding=settings.decode_threads or num_cpus,
+    )
+
+
 @contextmanager
 def open_line(
     settings: Settings,
     loaded: LoadedModel,
     calibration: Calibration,
     *,
-    num_cpus: int,
+    threads: Threads,
     open_source: Callable[[PartitionListener], Source],
     dead_letters: DeadLetters,
     reporter: Reporter,
@@ -98,8 +133,7 @@ def open_line(
 ) -> Iterator[WorkerLine]:
     """A worker's line and its threads, which end with the block.
 
-    ``calibration`` is of the model ``loaded``. ``num_cpus`` says how many threads there are, where
-    the settings leave it open; ``writer_id`` is what segments name.
+    ``calibration`` is of the model ``loaded``; ``writer_id`` is what segments name.
     """
     decode = MessageDecoder(
         preprocessing=settings.model.preprocessing,
@@ -116,7 +150,7 @@ def open_line(
             batch_size=settings.worker.batch_size,
             clock=clock,
         )
-        for own in replicas(loaded, batches_in_flight(settings.worker, loaded.device, num_cpus))
+        for own in replicas(loaded, threads.scoring)
     ]
     writer = WriterIdentity(writer_id, loaded.fingerprint, calibration.fingerprint)
     shape = summary_shape(settings)
@@ -125,7 +159,7 @@ def open_line(
         scores,
         batch_size=settings.worker.batch_size,
         linger_s=settings.worker.linger_ms / 1000,
-        decode_threads=settings.worker.decode_threads or num_cpus,
+        decode_threads=threads.decoding,
         max_decoded_images=settings.worker.max_in_hand_images,
         max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
         clock=clock,
@@ -149,16 +183,16 @@ def open_line(
         stage.close()
 
 
-def batches_in_flight(settings: WorkerSettings, device: torch.device, num_cpus: int) -> int:
-    """How many batches a worker with so many CPUs scores at once."""
-    if settings.batches_in_flight is not None:
-        return settings.batches_in_flight
-    return 2 if device.type == "cuda" else max(1, num_cpus // settings.torch_threads)
-
-
 def replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:
-    """A model for each thread: what reads the feature map is for one thread at a time."""
-    return [loaded, *(loaded.replica() for _ in range(count - 1))]
+    """A model for each thread: what reads the feature map is for one thread at a time.
+
+    Just the model itself, with a warning in the log, where it is for one thread alone.
+    """
+    try:
+        return [loaded, *(loaded.replica() for _ in range(count - 1))]
+    except ModelError as error:
+        structlog.get_logger().warning("one_batch_in_flight", cause=error.problem)
+        return [loaded]
 
 
 def _writer_id(name: str, incarnation: int) -> str:

@@ -18,17 +18,19 @@ from nap_stream.calibration.artifact import (
     versions,
     write_calibration,
 )
-from nap_stream.calibration.calibration import Calibration, ImageFacts
+from nap_stream.calibration.calibration import Calibration, ImageFacts, require_fingerprint
 from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
 from nap_stream.errors import CalibrationError
+from nap_stream.model.execution import Execution
 from nap_stream.model.sites import FeatureSite, FunctionCall, HeadSite
 from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.safetensors_bytes import FOREIGN_DTYPES, of_foreign_dtype
 from tests.support.small_calibration import MODEL, calibration_of
+from tests.support.small_settings import load_small
 
 SCORES = [0.1, 1 / 3, 1e-7, 123.456, 7.0]
 SEARCH = WeightSearch(
@@ -170,7 +172,7 @@ def test_any_scores_survive(
 
 def test_people_can_read_it(folder: Path) -> None:
     tree = json.loads((folder / "calibration.json").read_text())
-    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 3)
+    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 4)
     assert (tree["method"], tree["weight"]) == ("nap-energy", 0.5)
     assert tree["rule"] == {"alpha": 0.25, "sides": "one", "per_class": False}
     assert tree["groups"][0]["size"] == 5
@@ -217,6 +219,28 @@ class _Bomb:
         return os.mkdir, (str(self._path),)
 
 
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"),
+    [
+        ("version3-auto", "5773e5317ab382630a321183a2e83ac06aa51a18a88bece962a0758a8ccb0feb"),
+        ("version3-nap-energy", "c95b411fdfa83ef4b09fde49f97d0285cf331c5988cc7d111e3bd1f6ce5ec0c8"),
+    ],
+)
+def test_version_3_is_read_as_it_was(tmp_path: Path, name: str, fingerprint: str) -> None:
+    found = load_calibration(GOLDEN / name)
+    assert found.fingerprint == fingerprint
+    assert (found.document.execution, found.document.speeds) == (Execution(), None)
+    write_calibration(found, tmp_path / "again")
+    assert_equal(load_calibration(tmp_path / "again"), found)
+    # What ran then runs now: the model of the calibration fits, and judges its images alike.
+    require_fingerprint(found, load_small("SmallNet"))
+    judged = found.judge(found.values, found.arrays["class_id"].astype(np.int64))
+    np.testing.assert_array_equal(judged.fused, found.arrays["score"])
+
+
 def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"calibration\.json is missing.*nap-stream calib"):
         load_calibration(tmp_path / "absent")
@@ -225,10 +249,10 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         load_calibration(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None, True])
+@pytest.mark.parametrize("version", [0, 1, 2, 5, "3", 4.0, None, True])
 def test_an_unknown_version(folder: Path, version: Any) -> None:
     change_document(folder, version=version, novelty=True)
-    with pytest.raises(CalibrationError, match="reads version 3"):
+    with pytest.raises(CalibrationError, match="reads versions 3 and 4"):
         load_calibration(folder)
 
 

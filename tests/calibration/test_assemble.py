@@ -14,7 +14,8 @@ from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.errors import CalibrationError
-from nap_stream.model.load import LoadedModel, weights_of
+from nap_stream.model.load import LoadedModel
+from nap_stream.model.weights import weights_of
 from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from tests.support.small_settings import load_small
 
@@ -78,6 +79,7 @@ def put_together(
         parse_method(method),
         FitFound(fitted, fit_reading, {}, {}),
         ScoredImages.of(reading, fitted.base_scores),
+        weights_fingerprint=weights_of(loaded.module),
         copies=0,
         created_ms=7,
     )

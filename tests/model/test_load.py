@@ -14,7 +14,8 @@ from nap_stream.core.base_scores import energy, max_logit, msp
 from nap_stream.core.prior import nap
 from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.forward import BatchScores
-from nap_stream.model.load import fingerprint, load_model
+from nap_stream.model.load import load_model
+from nap_stream.model.weights import fingerprint
 from tests.support.small_calibration import scorer_of
 from tests.support.small_models import SIZE, SmallNet, by_name
 from tests.support.small_settings import CPU, load_small, small_settings

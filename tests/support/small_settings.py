@@ -10,6 +10,8 @@ from tests.support.small_models import SIZE
 
 CPU = torch.device("cpu")
 PREPROCESSING = PreprocessingSettings(resize=SIZE, crop=SIZE)
+PLAIN: dict[str, Any] = {"precision": "float32", "channels_last": False}
+"""Of a model of which `calibrate` has nothing to measure: quick, and the same each time."""
 
 
 def small_settings(name: str = "by_name", **changes: Any) -> ModelSettings:
@@ -17,7 +19,7 @@ def small_settings(name: str = "by_name", **changes: Any) -> ModelSettings:
     kwargs = {"name": "SmallNet"} if name == "by_name" else {}
     return ModelSettings(
         factory=f"tests.support.small_models:{name}",
-        **({"kwargs": kwargs, "preprocessing": PREPROCESSING} | changes),
+        **({"kwargs": kwargs, "preprocessing": PREPROCESSING} | PLAIN | changes),
     )
 
 
