@@ -5,19 +5,28 @@ folder.
 """
 
 import math
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from nap_stream.calibration.calibration import Calibration, base_scores_of
-from nap_stream.clock import Clock
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import Calibration, base_scores_of, require_fingerprint
+from nap_stream.clock import Clock, Progress
 from nap_stream.errors import InputDataError
-from nap_stream.model.load import LoadedModel, OnePassScorer
-from nap_stream.monitor.worker import batches_in_flight, open_line, replicas
+from nap_stream.image_files import iter_images
+from nap_stream.model.execution import Execution, precisions_of, require_execution
+from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
+from nap_stream.monitor.worker import Threads, open_line, replicas, threads_of
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.rows import MessageDecoder
 from nap_stream.records import (
@@ -31,11 +40,15 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
-from nap_stream.settings.schema import Settings, WorkerSettings
+from nap_stream.settings.schema import MAX_CPU_SHARE, Settings
 from nap_stream.source.base import PartitionListener
+from nap_stream.text import described
 
 PARTITION = TopicPartition("bench", 0)
 WARM_UP_BATCHES = 2
+MOST_IMAGES = 500
+"""Files that are read, and kept in memory, at most."""
+MADE_UP = 64
 FED_WELL = 0.9
 """Share of the time in the model from which on nothing else is worth a change."""
 
@@ -49,18 +62,159 @@ class LineRate:
 
 
 @dataclass(frozen=True, slots=True)
-class Threads:
-    """How a worker with ``num_cpus`` CPUs works: threads that score, and threads that decode."""
+class ForwardRate:
+    """Images a second of the model alone under an execution; None with the problem it had."""
 
+    execution: str
+    images_per_s: float | None
+    in_use: bool
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """What one worker gives on this machine. Rates are images a second.
+
+    ``forward`` is the model alone, ``model`` the rate of the execution in use, ``feed`` decoding
+    alone. ``images`` were given, ``undecodable`` of them cannot be read.
+    """
+
+    images: int
+    undecodable: int
+    device: str
+    batch_size: int
     num_cpus: int
-    scoring: int
-    decoding: int
+    threads: Threads
+    forward: tuple[ForwardRate, ...]
+    feed: float
+    line: LineRate
+    advice: str
+
+    @property
+    def model(self) -> float:
+        """The rate of the model alone, as it runs."""
+        return next((row.images_per_s or 0.0 for row in self.forward if row.in_use), 0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"model": self.model}
 
 
-def threads_of(settings: WorkerSettings, device: torch.device, num_cpus: int) -> Threads:
-    """The threads of one worker."""
-    scoring = batches_in_flight(settings, device, num_cpus)
-    return Threads(num_cpus, scoring, settings.decode_threads or num_cpus)
+def load_images(path: Path | None) -> list[bytes]:
+    """Image files, `MOST_IMAGES` at most; made-up photos without a path.
+
+    Raises:
+        InputDataError: There is no such path, or it holds nothing.
+    """
+    if path is not None:
+        return [file.data for file in islice(iter_images(path), MOST_IMAGES)]
+    random = np.random.default_rng(0)
+    return [_photo(random) for _ in range(MADE_UP)]
+
+
+def _photo(random: np.random.Generator) -> bytes:
+    """A JPEG as large as one of a photo of this size: smooth shapes, and noise."""
+    coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+    noisy = smooth + random.integers(-12, 13, smooth.shape, dtype=np.int16)
+    buffer = BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def measure(
+    settings: Settings,
+    images: Sequence[bytes],
+    *,
+    device: torch.device,
+    seconds: float,
+    clock: Clock,
+    progress: Progress,
+) -> BenchResult:
+    """Measure a worker's parts and its whole line, each for so many seconds.
+
+    ``progress`` is told how many parts of how many are done.
+
+    Raises:
+        NapStreamError: The model or its calibration cannot be loaded, or no image be decoded.
+    """
+    calibration = load_calibration(settings.calibration)
+    batch_size = settings.worker.batch_size
+    execution = calibration.document.execution
+    require_execution(execution, settings.model)
+    loaded = load_model(settings.model, device, execution, batch_size=batch_size)
+    require_fingerprint(calibration, loaded)
+    plain = load_model(settings.model, device)
+    num_cpus = settings.worker.num_cpus or max(
+        settings.worker.torch_threads,
+        min(MAX_CPU_SHARE, (os.cpu_count() or 1) // settings.worker.count),
+    )
+    threads = threads_of(settings.worker, device, num_cpus, compiles=execution.compile != "off")
+    torch.set_num_threads(threads.torch)
+    pixels, undecodable = decode_once(settings, images, clock)
+    others = [one for one in _executions(device) if one != loaded.execution]
+    parts = len(others) + 3
+    rows: list[ForwardRate] = []
+    for number, one in enumerate([*others, loaded.execution]):
+        progress(number, parts)
+        rows.append(
+            _forward_row(
+                loaded if one == loaded.execution else plain,
+                one,
+                _Forwards(calibration, pixels, threads.scoring, batch_size, seconds, clock),
+                in_use=one == loaded.execution,
+            )
+        )
+    progress(parts - 2, parts)
+    feed = feed_rate(settings, images, threads=threads.decoding, seconds=seconds, clock=clock)
+    progress(parts - 1, parts)
+    line = line_rate(
+        settings, loaded, calibration, images, threads=threads, seconds=seconds, clock=clock
+    )
+    progress(parts, parts)
+    return BenchResult(
+        images=len(images),
+        undecodable=undecodable,
+        device=str(device),
+        batch_size=batch_size,
+        num_cpus=num_cpus,
+        threads=threads,
+        forward=tuple(rows),
+        feed=feed,
+        line=line,
+        advice=advice(settings, line, rows[-1].images_per_s or 0.0, feed),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Forwards:
+    """How a forward pass is measured."""
+
+    calibration: Calibration
+    pixels: Sequence[torch.Tensor]
+    threads: int
+    batch_size: int
+    seconds: float
+    clock: Clock
+
+
+def _forward_row(
+    model: LoadedModel, execution: Execution, how: _Forwards, *, in_use: bool
+) -> ForwardRate:
+    try:
+        loaded = model if in_use else model.under(execution)
+        return ForwardRate(str(execution), forward_rate(loaded, how), in_use)
+    # What a model raises in a precision that it was not made for.
+    except Exception as error:
+        if in_use:
+            raise
+        return ForwardRate(str(execution), None, in_use, described(error))
+
+
+def _executions(device: torch.device) -> list[Execution]:
+    """Plain float32, and each precision of a device in the memory format that suits most models."""
+    quicker = [Execution(precision, channels_last=True) for precision in precisions_of(device)]
+    return [Execution(), *quicker]
 
 
 def decode_once(
@@ -80,25 +234,18 @@ def decode_once(
     return pixels, sum(len(rows.failed) for rows in decoded)
 
 
-def forward_rate(
-    loaded: LoadedModel,
-    calibration: Calibration,
-    pixels: Sequence[torch.Tensor],
-    *,
-    threads: int,
-    batch_size: int,
-    seconds: float,
-    clock: Clock,
-) -> float:
-    """Images a second of the forward pass and the scores alone, in so many threads."""
-    repeated = [pixels[number % len(pixels)] for number in range(batch_size)]
+def forward_rate(loaded: LoadedModel, how: _Forwards) -> float:
+    """Images a second of the forward pass and the scores alone, in several threads."""
+    pixels = how.pixels
+    repeated = [pixels[number % len(pixels)] for number in range(how.batch_size)]
     batch = torch.stack([image.permute(1, 2, 0) for image in repeated]).permute(0, 3, 1, 2)
-    base_scores = base_scores_of(calibration, loaded)
-    steps = [_scoring(OnePassScorer(own, base_scores), batch) for own in replicas(loaded, threads)]
+    base_scores = base_scores_of(how.calibration, loaded)
+    models = replicas(loaded, how.threads)
+    steps = [_scoring(OnePassScorer(own, base_scores), batch) for own in models]
     for step in steps:
         for _ in range(WARM_UP_BATCHES):
             step()
-    return _rate(steps, seconds, clock)
+    return _rate(steps, how.seconds, how.clock)
 
 
 def feed_rate(
@@ -121,7 +268,7 @@ def line_rate(
     calibration: Calibration,
     images: Sequence[bytes],
     *,
-    num_cpus: int,
+    threads: Threads,
     seconds: float,
     clock: Clock,
 ) -> LineRate:
@@ -133,7 +280,7 @@ def line_rate(
             settings.model_copy(update={"log": log}),
             loaded,
             calibration,
-            num_cpus=num_cpus,
+            threads=threads,
             open_source=lambda listener: _Endless(images, listener, clock),
             dead_letters=_NoDeadLetters(),
             reporter=reporter,

@@ -10,6 +10,7 @@ from rich.text import Text
 
 import nap_stream
 from nap_stream.cli.alerts import alerts, replay
+from nap_stream.cli.bench import bench
 from nap_stream.cli.calibrate import build_calibration_app, calibrate
 from nap_stream.cli.demo import demo, produce
 from nap_stream.cli.evaluate import evaluate
@@ -66,7 +67,7 @@ def build_app() -> typer.Typer:
         *(calibrate, evaluate, plan),
         *(run, produce, alerts),
         *(query, replay, verify, compact),
-        *(doctor, demo),
+        *(doctor, bench, demo),
     ):
         app.command()(command)
     app.add_typer(build_calibration_app(), name="calibration")

@@ -18,14 +18,12 @@ from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.scored_log.summary import LogEnds
-from nap_stream.settings.schema import Settings, WorkerSettings
+from nap_stream.settings.schema import MAX_CPU_SHARE, Settings, WorkerSettings
 
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
 UNPLACED_S = 15.0
 """How long a worker may wait for a place before the log says so, again and again."""
-MAX_SHARE = 8
-"""CPUs that a worker takes by itself at most: one process makes good use of no more."""
 START_S = 120.0
 """How long an actor may take to be placed and to import torch on a cold machine."""
 
@@ -376,7 +374,7 @@ def _cpus_a_worker(settings: WorkerSettings) -> int:
     if settings.num_cpus is not None:
         return settings.num_cpus
     nodes = [node["Resources"].get("CPU", 0.0) for node in _nodes() if node["Alive"]]
-    shares = range(MAX_SHARE, settings.torch_threads, -1)
+    shares = range(MAX_CPU_SHARE, settings.torch_threads, -1)
     fits = (s for s in shares if sum(int(cpus // s) for cpus in nodes) >= settings.count)
     return next(fits, settings.torch_threads)
 

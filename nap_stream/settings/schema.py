@@ -44,6 +44,8 @@ EVERY_KEY = {"every_key": True}
 """The context in which settings are dumped whole, for people."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
 MAX_WINDOW_RECORDS = 10_000_000
+MAX_CPU_SHARE = 8
+"""CPUs that a worker takes by itself at most: one process makes good use of no more."""
 MASK = "…"
 """Stands for what is not shown of an address."""
 
