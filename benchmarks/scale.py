@@ -50,6 +50,8 @@ UNTIL_IDLE_S = 60
 """Longer than the last worker needs to start; the run is stopped when its alert is there."""
 DIFFERENT = 200
 """Images of each kind, sent again and again."""
+SETTLED_S = 5.0
+"""Longer than between two heartbeats, with which a worker learns that partitions are to move."""
 MIDDLE = (0.1, 0.9)
 PUBLISHED = "alert_published"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -244,13 +246,21 @@ def _alert_s(monitor: Monitor, first_ms: int) -> float | None:
 
 
 def _wait_for_workers(run: Program, url: str, cell: Cell) -> None:
-    def ready() -> bool:
+    """Return when all that can have partitions have them, and none has moved for a while."""
+    moves, moved_s = 0, time.monotonic()
+
+    def settled() -> bool:
+        nonlocal moves, moved_s
         assert run.running, run.tail
         lines = [line for line in run.stderr.splitlines() if "partition_assigned" in line]
         busy = sum(any(f'"worker-{n}"' in line for line in lines) for n in range(cell.workers))
-        return busy >= cell.busy and scrape(url)["nap_stream_workers", ()] == cell.workers
+        if len(lines) != moves:
+            moves, moved_s = len(lines), time.monotonic()
+        if busy < cell.busy or time.monotonic() - moved_s < SETTLED_S:
+            return False
+        return scrape(url)["nap_stream_workers", ()] == cell.workers
 
-    wait_until(ready, START_S, "partitions for the workers")
+    wait_until(settled, START_S, "partitions for the workers")
 
 
 def _wait_for_rows(run: Program, url: str, rows: int) -> None:

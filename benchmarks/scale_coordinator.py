@@ -1,6 +1,6 @@
 """What one coordinator costs as partitions and segments grow: by simulation, without Ray and Kafka.
 
-    python -m benchmarks.scale_coordinator [--partitions 100 300 1000 3000] [--ages 5 1]
+    python -m benchmarks.scale_coordinator [--partitions 100 300 1000 3000] [--ages 5]
         [--keys 0 10000] [--workers 100] [--rate 10]
 
 A real `Coordinator` gets the summary of a segment of every partition each ``--ages`` seconds
@@ -356,7 +356,7 @@ HEADER = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--partitions", type=int, nargs="+", default=[100, 300, 1_000, 3_000])
-    parser.add_argument("--ages", type=float, nargs="+", default=[5.0, 1.0])
+    parser.add_argument("--ages", type=float, nargs="+", default=[5.0])
     parser.add_argument("--keys", type=int, nargs="+", default=[0, 10_000])
     parser.add_argument("--workers", type=int, default=100)
     parser.add_argument("--rate", type=float, default=10.0, help="rows/s of a partition")
