@@ -103,6 +103,7 @@ def evaluate(
     paths = write_table(evaluation.table, out)
     console = Console()
     console.print(render(evaluation.table))
+    console.print(f"computed in {evaluation.table.context['execution']}", markup=False)
     console.print(f"written to {', '.join(path.name for path in paths)} in {out}", markup=False)
 
 

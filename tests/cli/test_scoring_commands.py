@@ -19,6 +19,8 @@ def model(tmp_path: Path) -> Path:
         "factory": "tests.support.small_models:by_name",
         "kwargs": {"name": "SmallNet"},
         "preprocessing": {"resize": 8, "crop": 8},
+        "precision": "float32",
+        "channels_last": False,
     }
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")
     return path
@@ -51,6 +53,27 @@ def test_calibrate_by_the_default_method_and_show_it(
     ):
         assert text in " ".join(shown.out.split())
     assert png.read_bytes().startswith(PNG)
+
+
+def test_calibrate_measures_what_the_model_section_leaves_open(
+    nap: Call, model: Path, images: Path, tmp_path: Path
+) -> None:
+    section = yaml.safe_load(model.read_text(encoding="utf-8"))
+    model.write_text(yaml.safe_dump(section | {"channels_last": None}), encoding="utf-8")
+    folder = tmp_path / "calibration"
+
+    made = nap("calibrate", "--model", model, "--images", images, "--out", folder)
+
+    assert made.exit_code == 0
+    document = json.loads((folder / "calibration.json").read_text())
+    assert [row["execution"]["channels_last"] for row in document["speeds"]["rows"]] == [
+        False,
+        True,
+    ]
+    assert document["execution"] in [row["execution"] for row in document["speeds"]["rows"]]
+    shown = " ".join(made.out.split())
+    assert "How fast the model is on cpu, 64 images in batches of 32" in shown
+    assert "float32, channels_last" in shown
 
 
 def test_calibrate_two_sided_by_a_method_with_a_given_weight(

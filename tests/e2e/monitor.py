@@ -39,6 +39,8 @@ def model_section(factory: str = "tests.support.tiny_net:build", **kwargs: str) 
         "kwargs": kwargs,
         "python_path": [str(PROJECT)],
         "class_names": ["circle", "square", "cross"],
+        "precision": "float32",
+        "channels_last": False,
         "preprocessing": {"resize": None, "crop": 16},
     }
 
