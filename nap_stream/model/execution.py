@@ -192,6 +192,12 @@ def _cpu_has_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001  likewise
 
 
+def set_float32_kernels(device: torch.device, *, tf32: bool) -> None:
+    """Let CUDA compute float32 by TF32 kernels in this process, or not; elsewhere nothing."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
 @contextmanager
 def float32_kernels(device: torch.device, *, tf32: bool) -> Iterator[None]:
     """Let CUDA compute float32 by TF32 kernels while the block runs, or not; elsewhere nothing.
@@ -202,7 +208,7 @@ def float32_kernels(device: torch.device, *, tf32: bool) -> Iterator[None]:
         yield
         return
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    set_float32_kernels(device, tf32=tf32)
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from nap_stream.model.execution import (
     convert,
     float32_kernels,
     require_precision,
+    set_float32_kernels,
     slowness,
     twin,
 )
@@ -250,6 +251,8 @@ def load_model(
         FeatureMapError: The pre-pooling map was not found.
     """
     require_precision(execution.precision, device)
+    # For the process: what two threads switch back and forth would be neither's.
+    set_float32_kernels(device, tf32=execution.precision == "tf32")
     with _importable(settings.python_path):
         module = _build_module(settings)
         if settings.weights is not None:
