@@ -139,7 +139,7 @@ def run_seed(seed: int, method: str) -> SeedResult:
 def _write_log(settings: Settings, calibration: Calibration, images: Sequence[StreamImage]) -> None:
     """Score the stream as a worker does, and publish a segment for each of its seconds."""
     partition, clock = TopicPartition(settings.kafka.topic, 0), ManualClock(START_MS)
-    loaded = load_model(settings.model, torch.device("cpu"))
+    loaded = load_model(settings.model, torch.device("cpu"), calibration.document.execution)
     decode = MessageDecoder(
         preprocessing=settings.model.preprocessing,
         limits=settings.limits,

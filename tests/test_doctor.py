@@ -12,8 +12,8 @@ from nap_stream.doctor import Finding, Outcome, examine
 from nap_stream.kafka.client import topics_missing
 from nap_stream.model import execution as execution_module
 from nap_stream.model.execution import Execution
+from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.schema import (
-    AlertSettings,
     DeadLetterSettings,
     ModelSettings,
     PreprocessingSettings,

@@ -39,7 +39,7 @@ from nap_stream.alert.event import GAP_TYPE, AlertEvent
 from nap_stream.alert.render import gap_words, mapping, render_lines
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
-from nap_stream.settings.schema import AlertSettings, WebhookSettings
+from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from nap_stream.text import one_line, plain, rfc3339
 
 PAUSE_INITIAL_S = 0.5

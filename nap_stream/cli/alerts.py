@@ -103,7 +103,7 @@ def _show(event: Mapping[str, Any], console: Console) -> None:
 
 
 def _alert_topic(config: Path | None) -> str:
-    from nap_stream.settings.schema import AlertSettings
+    from nap_stream.settings.alerts import AlertSettings
 
     return AlertSettings().topic if config is None else load_alert_settings(config).topic
 

@@ -36,7 +36,8 @@ from nap_stream.core.sequential import (
 from nap_stream.core.tails import TAIL_EVENTS, tail_counts
 from nap_stream.drift.records import CalibrationFacts, Decision, DetectorReading, TailShift
 from nap_stream.errors import ConfigError
-from nap_stream.settings.schema import AlertSettings, DriftSettings, KeySettings
+from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.schema import DriftSettings, KeySettings
 
 
 def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> DetectionPlan:

@@ -26,17 +26,16 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from nap_stream.errors import ConfigError
+from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.schema import (
     EVERY_KEY,
-    AlertSettings,
     DriftSettings,
     KafkaSettings,
     ModelSettings,
     ScoringSettings,
-    SecretFile,
-    Section,
     Settings,
 )
+from nap_stream.settings.values import SecretFile, Section
 
 Key = tuple[str | int, ...]
 ENV_PREFIX = "NAP_STREAM__"

@@ -3,102 +3,48 @@
 `nap_stream.settings.load` reads them from YAML and the environment.
 """
 
-import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PositiveFloat,
     SecretStr,
     SerializationInfo,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_serializer,
     field_validator,
     model_serializer,
     model_validator,
 )
-from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
 
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, parse_false_alarms
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
-
-S3_ROOT = re.compile(
-    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
-    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
-    re.ASCII,
+from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.values import (
+    AnyPath,
+    ExistingPath,
+    LogRoot,
+    Positive,
+    PositiveSeconds,
+    Probability,
+    SecretFile,
+    Section,
+    Sides,
+    TopicName,
 )
-"""The root of a scored log in an object store."""
 
-LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}")
-RESERVED_LABELS = ("alertname", "monitor", "topic", "key", "severity")
-MAX_LABEL = 1_000
 EVERY_KEY = {"every_key": True}
 """The context in which settings are dumped whole, for people."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
 MAX_WINDOW_RECORDS = 10_000_000
 MAX_CPU_SHARE = 8
 """CPUs that a worker takes by itself at most: one process makes good use of no more."""
-MASK = "…"
-"""Stands for what is not shown of an address."""
 
 
-def _from_folder(value: Path, info: ValidationInfo) -> Path:
-    """A relative path, taken from the folder of the file that it was read from."""
-    folder: Path = (info.context or {}).get("folder", Path())
-    return folder / value
-
-
-def _existing(value: Path, info: ValidationInfo) -> Path:
-    # Path.exists would raise where a name is too long, as a secret in place of a path may be.
-    if info.context and not os.access(value, os.F_OK):
-        raise ValueError(f"no such file or folder: {value}")
-    return value
-
-
-def _existing_secret(value: Path, info: ValidationInfo) -> Path:
-    """Like `_existing`, without showing what may be the secret itself."""
-    if info.context and not os.access(value, os.F_OK):
-        raise ValueError("no such file; expected its path, not what it holds")
-    return value
-
-
-def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
-    """An address in an object store as it stands; anything else is a path."""
-    if "://" not in str(value):
-        return _from_folder(Path(value), info)
-    if S3_ROOT.fullmatch(str(value)) is None:
-        raise ValueError(
-            "expected a path or s3://bucket/prefix, the prefix of letters, digits and . _ = - /"
-        )
-    return str(value)
-
-
-AnyPath = Annotated[Path, AfterValidator(_from_folder)]
-ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
-SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing_secret)]
-"""A file that holds a secret. Errors do not show the path: it may be the secret, misplaced."""
-Positive = Annotated[int, Field(gt=0)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
-Probability = Annotated[float, Field(gt=0, lt=1)]
-HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000)]
-TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
-Sides = Positive | tuple[Positive, Positive]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 CompileMode = Literal["off", "default", "max-autotune"]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen; unknown keys are refused; docstrings describe the keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class KafkaSettings(Section):
@@ -311,7 +257,7 @@ class LimitSettings(Section):
 class LogSettings(Section):
     """The scored log."""
 
-    root: Annotated[str | Path, AfterValidator(_log_root)]
+    root: LogRoot
     """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix."""
     segment_max_rows: Positive = 10_000
     segment_max_bytes: Positive = 16 * 2**20
@@ -434,84 +380,6 @@ class DriftSettings(Section):
         if self.expected_run_length is not None:
             return self.expected_run_length
         return parse_false_alarms(self.false_alarms or DEFAULT_FALSE_ALARMS)
-
-
-class WebhookSettings(Section):
-    """An HTTP endpoint that takes what Alertmanager's POST /api/v2/alerts takes.
-
-    Some addresses have a secret in their path or query: only the origin is shown.
-    """
-
-    url: str = Field(pattern=r"^https?://[^\s@]+$", max_length=2_000, repr=False)
-    """Such as http://alertmanager:9093/api/v2/alerts; without a user or password in it."""
-    bearer_token_file: SecretFile | None = None
-    """A file that holds a token for the Authorization header, such as a mounted secret."""
-    ca_file: ExistingPath | None = None
-    """Certificates to trust instead of the system's."""
-    timeout_s: PositiveSeconds = 10.0
-    """For each attempt, to connect and to answer."""
-    attempts: Annotated[int, Field(ge=1, le=20)] = 4
-    """Attempts before the alert goes back to the queue, to be sent again later."""
-
-    @field_validator("url")
-    @classmethod
-    def _whole_address(cls, value: str) -> str:
-        if MASK in value:
-            raise ValueError(f"the address is masked: fill in what {MASK} stands for")
-        try:
-            host = parse_url(value).host
-        except LocationParseError:
-            host = None
-        if not host:
-            raise ValueError("not an address")
-        return value
-
-    @field_serializer("url", when_used="json")
-    def _masked(self, value: str) -> str:
-        return value if value.rstrip("/") == self.origin else f"{self.origin}/{MASK}"
-
-    @property
-    def origin(self) -> str:
-        """Scheme, host and port of the address: the part that may be shown."""
-        parsed = parse_url(self.url)
-        return f"{parsed.scheme}://{parsed.netloc}"
-
-
-class AlertSettings(Section):
-    """Where alerts go, and what they show."""
-
-    topic: TopicName = "nap-stream-alerts"
-    monitor: str = Field(default="ood-fraction", min_length=1, max_length=200)
-    """The name of this monitor: Kafka key and part of every alert's id."""
-    examples: Annotated[int, Field(ge=0, le=100)] = 5
-    """How many of the most extreme records an alert shows."""
-    contributors: Annotated[int, Field(ge=0, le=100)] = 5
-    """Keys and predicted classes that an alert names: those with the most flagged records."""
-    repeat_interval_s: Annotated[float, Field(ge=1, le=30 * 86_400)] = 4 * 3_600.0
-    """A firing alert is sent again after this time, in event time."""
-    critical_fraction: Probability = 0.3
-    """OOD fraction from which on the severity of a firing alert is critical; below, warning."""
-    runbook_url: HttpAddress | None = None
-    """Shown in every alert: what to do."""
-    dashboard_url: HttpAddress | None = None
-    """Shown in every alert: where to look."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Put on every alert, such as team or site, for routing."""
-    log: bool = False
-    """Write alerts to the program's log too."""
-    webhook: WebhookSettings | None = None
-    """Send alerts there too; null for none."""
-
-    @field_validator("labels")
-    @classmethod
-    def _label_names(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            if not LABEL_NAME.fullmatch(name) or name in RESERVED_LABELS or len(text) > MAX_LABEL:
-                raise ValueError(
-                    f"{name!r}: expected letters, digits and _, a value of at most {MAX_LABEL} "
-                    f"characters, and none of {', '.join(RESERVED_LABELS)}"
-                )
-        return value
 
 
 class DeadLetterSettings(Section):

@@ -6,7 +6,7 @@ import pytest
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.webhook import alertmanager_alerts
-from nap_stream.settings.schema import AlertSettings
+from nap_stream.settings.alerts import AlertSettings
 from tests.alert.samples import ALERTS, event_tree
 
 NOON_MS = 1_767_268_800_000

@@ -18,7 +18,8 @@ from nap_stream.errors import (
     BrokerUnavailableError,
     TopicNotFoundError,
 )
-from nap_stream.settings.schema import AlertSettings, KafkaSettings, WebhookSettings
+from nap_stream.settings.alerts import AlertSettings, WebhookSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.doubles import MemoryAlertSink
 from tests.support.http_receiver import HttpReceiver

@@ -9,7 +9,7 @@ import pytest
 
 from nap_stream.alert.event import gap_event
 from nap_stream.alert.webhook import alertmanager_alerts
-from nap_stream.settings.schema import AlertSettings
+from nap_stream.settings.alerts import AlertSettings
 from tests.support.schemas import gap_schema
 from tests.support.summaries import partition, settings, summary
 

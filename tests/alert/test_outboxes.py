@@ -12,7 +12,7 @@ from nap_stream.alert.sinks import Outboxes
 from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.metrics import Metrics
-from nap_stream.settings.schema import AlertSettings, WebhookSettings
+from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from tests.support.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver
 from tests.support.waiting import wait_until

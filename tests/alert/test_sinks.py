@@ -11,11 +11,8 @@ from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.sinks import LogAlertSink, open_sinks
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
-from nap_stream.settings.schema import (
-    KafkaSettings,
-    Settings,
-    WebhookSettings,
-)
+from nap_stream.settings.alerts import WebhookSettings
+from nap_stream.settings.schema import KafkaSettings, Settings
 from tests.support.summaries import settings
 from tests.support.topics import new_settings
 

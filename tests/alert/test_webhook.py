@@ -34,7 +34,7 @@ from nap_stream.alert.webhook import (
 )
 from nap_stream.clock import ManualClock
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
-from nap_stream.settings.schema import AlertSettings, WebhookSettings
+from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from tests.alert.test_alertmanager import NOON_MS, drift
 from tests.support.http_receiver import Answer, HttpReceiver
 

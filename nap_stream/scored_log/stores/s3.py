@@ -26,7 +26,7 @@ from obstore.store import S3Store
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
-from nap_stream.settings.schema import S3_ROOT
+from nap_stream.settings.values import S3_ROOT
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -1,0 +1,66 @@
+"""The kinds of values that settings hold, and what all their sections have in common."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+S3_ROOT = re.compile(
+    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
+    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
+    re.ASCII,
+)
+"""The root of a scored log in an object store."""
+
+
+def _from_folder(value: Path, info: ValidationInfo) -> Path:
+    """A relative path, taken from the folder of the file that it was read from."""
+    folder: Path = (info.context or {}).get("folder", Path())
+    return folder / value
+
+
+def _existing(value: Path, info: ValidationInfo) -> Path:
+    # Path.exists would raise where a name is too long, as a secret in place of a path may be.
+    if info.context and not os.access(value, os.F_OK):
+        raise ValueError(f"no such file or folder: {value}")
+    return value
+
+
+def _existing_secret(value: Path, info: ValidationInfo) -> Path:
+    """Like `_existing`, without showing what may be the secret itself."""
+    if info.context and not os.access(value, os.F_OK):
+        raise ValueError("no such file; expected its path, not what it holds")
+    return value
+
+
+def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
+    """An address in an object store as it stands; anything else is a path."""
+    if "://" not in str(value):
+        return _from_folder(Path(value), info)
+    if S3_ROOT.fullmatch(str(value)) is None:
+        raise ValueError(
+            "expected a path or s3://bucket/prefix, the prefix of letters, digits and . _ = - /"
+        )
+    return str(value)
+
+
+AnyPath = Annotated[Path, AfterValidator(_from_folder)]
+ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
+SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing_secret)]
+"""A file that holds a secret. Errors do not show the path: it may be the secret, misplaced."""
+Positive = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000)]
+TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+Sides = Positive | tuple[Positive, Positive]
+LogRoot = Annotated[str | Path, AfterValidator(_log_root)]
+"""The root of a scored log: a folder, or an address in an object store."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen; unknown keys are refused; docstrings describe the keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
