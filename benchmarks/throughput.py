@@ -6,7 +6,8 @@
 
 Apache Kafka runs beside it; each case sends its images once, and its contenders read them in turn,
 round by round. Rates are taken from the times in the scored log, of the middle 80 % of the rows.
-Medians over the rounds; CPU is that of the worker processes. Ray Data needs benchmarks/throughput.txt.
+Medians over the rounds; CPU is that of the worker processes. Ray Data needs what
+benchmarks/throughput.txt names.
 
 Cases are `resnet18` and `mobilenet_v3_large`, photos of 110 KB at 224 pixels; with a model that
 costs nothing `photos`, the same photos; `small`, 32 x 32 JPEGs; `arrow`, these in Arrow messages of
@@ -22,9 +23,10 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,6 @@ from PIL import Image
 from benchmarks.throughput_line import (
     PROJECT,
     Line,
-    Measured,
     RunFailedError,
     Topic,
     line_of,
@@ -63,7 +64,8 @@ class Case:
     """What is read with which network, and what is asked of the line.
 
     ``of_forward`` and ``of_before`` are the least ratios; None where nothing is asked.
-    ``calibration_images`` keeps calibrating shorter than measuring.
+    ``calibration_images`` and ``method`` keep calibrating shorter than measuring where the network
+    is slow: there scoring is next to nothing beside the forward pass, by any method.
     """
 
     network: str
@@ -72,12 +74,13 @@ class Case:
     of_forward: float | None = None
     images_per_message: int = 1
     calibration_images: int = 300
+    method: str | None = None
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
 CASES = {
-    "resnet18": Case("resnet18", 800, 2.5, 0.8, calibration_images=120),
-    "mobilenet_v3_large": Case("mobilenet_v3_large", 1_500, 2.5, 0.8, calibration_images=120),
+    "resnet18": Case("resnet18", 800, 2.5, 0.8, 1, 120, "energy"),
+    "mobilenet_v3_large": Case("mobilenet_v3_large", 1_500, 2.5, 0.8, 1, 120, "energy"),
     "photos": Case("free224", 6_000, 1.6),
     "small": Case("free32", 40_000, None),
     "arrow": Case("free32", 100_000, 2.5, images_per_message=64),
@@ -120,7 +123,7 @@ def main() -> None:
         if arguments.before != "none":
             lines[THEN] = stack.enter_context(line_of(arguments.before, folder / "before"))
         for name in arguments.only:
-            run = _CaseRun(name, CASES[name], arguments, kafka.bootstrap, folder, lines)
+            run = _CaseRun(name, CASES[name], arguments, (kafka.bootstrap, folder), lines)
             results.append(run.measure())
             print_case(results[-1], CASES[name])
     command = f"python -m benchmarks.throughput {shlex.join(sys.argv[1:])}"
@@ -141,10 +144,10 @@ class _CaseRun:
         name: str,
         case: Case,
         arguments: argparse.Namespace,
-        bootstrap: str,
-        folder: Path,
+        places: tuple[str, Path],
         lines: dict[str, Line],
     ) -> None:
+        bootstrap, folder = places
         images = int((arguments.images or case.images) * (QUICK_SHARE if arguments.quick else 1))
         self._name, self._case, self._arguments, self._lines = name, case, arguments, lines
         self._folder = folder / name
@@ -196,7 +199,11 @@ class _CaseRun:
                 if line.knows("PreprocessingSettings", key)
             }
             calibrated[name] = line.calibrate(
-                self._case.network, self._weights, decided, self._name, known
+                self._case.network,
+                (self._weights, decided),
+                self._name,
+                preprocessing=known,
+                method=self._case.method,
             )
         return calibrated
 
@@ -210,20 +217,18 @@ class _CaseRun:
         found: dict[str, Callable[[], None]] = {}
         for kind, line in self._lines.items():
             for name, worker in ways[kind].items():
-
-                def contender(
-                    name: str = f"{kind}, {name}",
-                    line: Line = line,
-                    folder: Path = calibrated[kind],
-                    worker: dict[str, Any] = worker,
-                ) -> None:
-                    self._runs += 1
-                    self._take(
-                        name, line.run(folder, self._topic, self._runs, self._placed(worker))
-                    )
-
-                found[f"{kind}, {name}"] = contender
+                contender = f"{kind}, {name}"
+                run = partial(self._run_line, contender, line, calibrated[kind], worker)
+                found[contender] = run
         return found
+
+    def _run_line(
+        self, contender: str, line: Line, calibrated: Path, worker: dict[str, Any]
+    ) -> None:
+        self._runs += 1
+        measured = line.run(calibrated, self._topic, self._runs, self._placed(worker))
+        self._rates[contender].append(measured.rate)
+        self._cpu_s[contender].append(measured.cpu_s)
 
     def _placed(self, worker: dict[str, Any]) -> dict[str, Any]:
         gpus = 0 if self._arguments.device == "cpu" else 1 / worker["count"]
@@ -235,11 +240,9 @@ class _CaseRun:
         ways = _FORWARD_WAYS if self._arguments.device == "cpu" else ((1, 1),)
         found: dict[str, Callable[[], None]] = {}
         for processes, threads in ways:
-            found[f"forward, {processes} x {threads}"] = lambda p=processes, t=threads: (
-                self._forward(p, t)
-            )
-        found[LOOP] = lambda: self._peer_rate(LOOP, "plain_loop")
-        found[RAY_DATA] = lambda: self._peer_rate(RAY_DATA, "ray_data")
+            found[f"forward, {processes} x {threads}"] = partial(self._forward, processes, threads)
+        found[LOOP] = partial(self._peer_rate, LOOP, "plain_loop")
+        found[RAY_DATA] = partial(self._peer_rate, RAY_DATA, "ray_data")
         return found
 
     def _forward(self, processes: int, threads: int) -> None:
@@ -269,18 +272,14 @@ class _CaseRun:
         python = self._arguments.peers_python if task == "ray_data" else sys.executable
         return run_peer(described | more, self._folder, python)
 
-    def _take(self, name: str, measured: Measured) -> None:
-        self._rates[name].append(measured.rate)
-        self._cpu_s[name].append(measured.cpu_s)
-
     def _print_row_cost(self, found: Found) -> None:
         """Print what is left of a row's CPU beside decode and forward."""
         images = str(_first(shared_data(_SMALL), 4_000, self._folder))
         beside = self._peer("cpu_beside_rows", photos=images, images=4_000)
         decoder, decode_s = min(beside["decode"].items(), key=lambda item: item[1])
         print(
-            f"\nCPU of a row: that of the worker in the middle of the run of `arrow`, less decoding "
-            f"({decoder}, {1e6 * decode_s:.0f} µs) and normalising and forward "
+            "\nCPU of a row: that of the workers in the middle of the runs of `arrow`, less "
+            f"decoding ({decoder}, {1e6 * decode_s:.0f} µs) and normalising and forward "
             f"({1e6 * beside['forward']:.0f} µs an image of a batch of 32), both measured alone. "
             "Fetching from Kafka is in it."
         )
@@ -294,11 +293,9 @@ def pictures(case: str) -> list[bytes]:
     if case in {"small", "arrow"}:
         return _files(_SMALL)
     photos = _files(_PHOTOS)
-    return (
-        photos
-        if case != "frames"
-        else [large_frame(data, i) for i, data in enumerate(photos[:_FRAMES])]
-    )
+    if case != "frames":
+        return photos
+    return [large_frame(photo, seed) for seed, photo in enumerate(photos[:_FRAMES])]
 
 
 def large_frame(photo: bytes, seed: int) -> bytes:
@@ -318,7 +315,7 @@ def print_case(found: Found, case: Case) -> None:
     before, forward = found.best(THEN), found.best(FORWARD)
     print(f"\n### {found.case}\n")
     print(
-        "| contender | images/s | lowest to highest | of forward alone | of before | CPU ms a row |"
+        "| contender | images/s | lowest, highest | of forward alone | of before | CPU ms a row |"
     )
     print("|---|---|---|---|---|---|")
     for name, rates in found.rates.items():
@@ -327,7 +324,7 @@ def print_case(found: Found, case: Case) -> None:
         print(
             f"| {name} | {median:,.1f} | {min(rates):,.1f} to {max(rates):,.1f} "
             f"| {_ratio(median, forward)} | {_ratio(median, before)} "
-            f"| {'' if cpu_s is None else format(1_000 * cpu_s, '.3f')} |"
+            f"| {'' if cpu_s is None else f'{1_000 * cpu_s:.3f} '}|"
         )
     for name, why in found.not_run.items():
         print(f"| {name} | did not run: {why.splitlines()[0]} | | | | |")
@@ -381,10 +378,6 @@ def _first(source: Path, images: int, folder: Path) -> Path:
 
 def _say(what: str) -> None:
     print(what, file=sys.stderr, flush=True)
-
-
-def _cases(names: Iterable[str]) -> str:
-    return ", ".join(names)
 
 
 def _parse() -> argparse.Namespace:

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -19,9 +20,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as ds
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 from kafka import KafkaProducer
+from numpy.typing import NDArray
 
 from benchmarks.throughput_peers import NETWORKS, middle_rate
 from nap_stream.kafka.client import create_topics
@@ -34,6 +37,10 @@ _RUN_S = 600.0
 _SAMPLE_S = 0.2
 _ARROW_STREAM = b"application/vnd.apache.arrow.stream"
 _TICKS = os.sysconf("SC_CLK_TCK")
+_SHARED = 0.25
+"""Least share of the rows that all workers must have scored side by side."""
+
+Times = NDArray[np.float64]
 
 
 class RunFailedError(Exception):
@@ -66,14 +73,25 @@ class Line:
 
     def knows(self, section: str, key: str) -> bool:
         """Whether a section of the settings has this key in this version."""
-        program = f"from nap_stream.settings.schema import {section} as s; print({key!r} in s.model_fields)"
+        fields = f"schema.{section}.model_fields"
+        program = f"from nap_stream.settings import schema; print({key!r} in {fields})"
         found = self._run("-c", program, output=self.folder / "knows.log")
         return found.strip() == "True"
 
     def calibrate(
-        self, network: str, weights: Path, images: Path, name: str, preprocessing: dict[str, Any]
+        self,
+        network: str,
+        files: tuple[Path, Path],
+        name: str,
+        *,
+        preprocessing: dict[str, Any],
+        method: str | None,
     ) -> Path:
-        """Calibrate a network, and give the folder that its runs begin from."""
+        """Calibrate a network, and give the folder that its runs begin from.
+
+        ``files`` are its weights and the images; ``preprocessing`` goes beside the network's own.
+        """
+        weights, images = files
         folder = self.folder / name
         folder.mkdir()
         described = NETWORKS[network]
@@ -84,7 +102,9 @@ class Line:
             "python_path": [str(PROJECT)],
             "preprocessing": {"resize": described.resize, "crop": described.crop} | preprocessing,
         }
-        (folder / "model.yaml").write_text(yaml.safe_dump({"model": section}))
+        (folder / "model.yaml").write_text(
+            yaml.safe_dump({"model": section, "scoring": {"method": method}})
+        )
         options = ("--model", "model.yaml", "--images", str(images), "--out", "calibration")
         output = folder / "calibrate.log"
         command = ("-m", "nap_stream", "calibrate", *options, "--torch-threads", "2")
@@ -125,9 +145,15 @@ class Line:
             sample=lambda session: samples.append((time.time(), workers_cpu_s(session))),
         )
         times = scored_times_s(folder / "log")
-        if len(times) != topic.images:
-            raise RunFailedError(f"{len(times)} rows of {topic.images} images: {folder}")
-        rate, first, last = middle_rate(times)
+        rows = sum(map(len, times))
+        if rows != topic.images:
+            raise RunFailedError(f"{rows} rows of {topic.images} images: {folder}")
+        shared = while_all_work(times)
+        if len(times) < worker["count"] or len(shared) < _SHARED * rows:
+            raise RunFailedError(
+                f"{len(times)} workers shared {len(shared)} of {rows} rows: take more images"
+            )
+        rate, first, last = middle_rate(shared)
         at, cpu = (np.array(column) for column in zip(*samples, strict=True))
         used = np.interp(last, at, cpu) - np.interp(first, at, cpu)
         return Measured(rate, float(used) / (rate * (last - first)))
@@ -170,11 +196,12 @@ def line_of(revision: str, folder: Path) -> Iterator[Line]:
     """The line of a revision of this repository, in a work tree that is gone at the end."""
     source = folder / "source"
     git = ("git", "-C", str(PROJECT), "worktree")
-    subprocess.run([*git, "add", "--quiet", "--detach", str(source), revision], check=True)
+    add = ("add", "--quiet", "--detach", str(source), revision)
+    subprocess.run([*git, *add], check=True)  # noqa: S603  no shell
     try:
         yield Line(source, folder)
     finally:
-        subprocess.run([*git, "remove", "--force", str(source)], check=True)
+        subprocess.run([*git, "remove", "--force", str(source)], check=True)  # noqa: S603  no shell
 
 
 def run_peer(task: dict[str, Any], folder: Path, python: str) -> dict[str, Any]:
@@ -213,17 +240,28 @@ def send_images(topic: Topic, images: list[bytes], images_per_message: int) -> N
         producer.close()
 
 
-def scored_times_s(root: Path) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """When each row of a log was scored, seconds since the epoch; those with a score alone."""
-    dataset = ds.dataset(root, format="parquet", partitioning="hive", exclude_invalid_files=False)
-    table = dataset.to_table(columns=["scored_time", "status"])
-    if len(table) == 0:
-        return np.empty(0)
-    scored = table.filter(ds.field("status") == "ok")["scored_time"]
-    milliseconds: np.ndarray[tuple[int], np.dtype[np.float64]] = (
-        scored.cast(pa.timestamp("ms", tz="UTC")).cast(pa.int64()).to_numpy().astype(np.float64)
-    )
-    return milliseconds / 1_000
+def scored_times_s(root: Path) -> list[Times]:
+    """When each scored row of a log was scored, seconds since the epoch, by worker."""
+    found: dict[bytes, list[Times]] = defaultdict(list)
+    for path in sorted(root.glob("topic=*/partition=*/[!._]*.parquet")):
+        file = pq.ParquetFile(path)
+        (writer,) = (v for k, v in file.metadata.metadata.items() if k.endswith(b"writer_id"))
+        table = file.read(["scored_time", "status"])
+        scored = table.filter(pc.field("status") == "ok")["scored_time"]
+        found[writer].append(scored.cast(pa.int64()).to_numpy() / 1_000)
+    return [np.concatenate(times) for times in found.values()]
+
+
+def while_all_work(times_s: Sequence[Times]) -> Times:
+    """The times of rows between the first row of the last worker and the last of the first.
+
+    Workers do not join a group at once, and one of them is done before the others: only what lies
+    between is the rate of all of them.
+    """
+    begin = max(float(one.min()) for one in times_s)
+    end = min(float(one.max()) for one in times_s)
+    every = np.concatenate(times_s)
+    return every[(every >= begin) & (every <= end)]
 
 
 def workers_cpu_s(session: int) -> float:
@@ -257,7 +295,7 @@ def _session(
     command: list[str], folder: Path, output: Any, environ: dict[str, str]
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A process and all that it starts, which is gone at the end."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: S603  this repository's own programs, and no shell
         command,
         cwd=folder,
         env=environ,

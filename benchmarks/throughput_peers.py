@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ def middle_rate(times_s: NDArray[np.float64]) -> tuple[float, float, float]:
     ``times_s`` are the times at which the rows were scored, in any order, seconds, shape (N,).
     """
     ordered = np.sort(times_s)
-    skipped = int(len(ordered) * (1 - MIDDLE) / 2)
+    skipped = round(len(ordered) * (1 - MIDDLE) / 2)
     first, last = float(ordered[skipped]), float(ordered[-skipped - 1])
     if last <= first:
         raise ValueError(f"{len(ordered)} rows were scored at one time: take more images")
@@ -137,14 +139,14 @@ def prepare(network: str, photos: str, weights: str, decided: str, keep: int) ->
 
 
 def forward(
-    network: str, weights: str, processes: int, threads: int, batches: int, device: str
+    *, network: str, weights: str, processes: int, threads: int, batches: int, device: str
 ) -> dict[str, float]:
     """Images a second of the forward pass alone, in batches of 32, by `PRECISIONS`."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(processes), context.Queue()
     arguments = (network, weights, threads, max(1, batches // processes), device)
     workers = [
-        context.Process(target=_forward_process, args=(*arguments, barrier, answers))
+        context.Process(target=_forward_process, args=(*arguments, (barrier, answers)))
         for _ in range(processes)
     ]
     for worker in workers:
@@ -160,7 +162,7 @@ def forward(
 
 
 def plain_loop(
-    bootstrap: str, topic: str, images: int, network: str, weights: str, out: str
+    *, bootstrap: str, topic: str, images: int, network: str, weights: str, out: str
 ) -> dict[str, Any]:
     """One process that consumes, decodes, scores and writes, two torch threads, float32."""
     from kafka import KafkaConsumer  # noqa: PLC0415  other tasks need no Kafka
@@ -201,7 +203,7 @@ def plain_loop(
 
 
 def ray_data(
-    bootstrap: str, topic: str, images: int, network: str, weights: str, out: str
+    *, bootstrap: str, topic: str, images: int, network: str, weights: str, out: str
 ) -> dict[str, Any]:
     """Ray Data reads Kafka and maps batches in two actors of a torch thread, float32."""
     import ray  # noqa: PLC0415  other tasks need no Ray
@@ -234,11 +236,8 @@ def cpu_beside_rows(network: str, weights: str, photos: str, images: int) -> dic
     decoders: dict[str, Callable[[bytes], object]] = {
         "Pillow": lambda data: preprocessed(data, description)
     }
-    try:
-        import simplejpeg  # noqa: PLC0415  it may be there or not
-    except ImportError:
-        pass
-    else:
+    if find_spec("simplejpeg") is not None:
+        simplejpeg = import_module("simplejpeg")
         decoders["simplejpeg"] = lambda data: torch.from_numpy(simplejpeg.decode_jpeg(data))
     batch = torch.stack([preprocessed(data, description) for data in files[:_BATCH]])
     with torch.inference_mode():
@@ -273,12 +272,11 @@ class _Energy:
     """From messages' values to pytorch-ood's energy: the work of the peers."""
 
     def __init__(self, network: str, weights: str, threads: int = 2) -> None:
-        from pytorch_ood.detector import EnergyBased  # noqa: PLC0415  other tasks need it not
-
+        energy = import_module("pytorch_ood.detector").EnergyBased
         torch.set_num_threads(threads)
         self._network = NETWORKS[network]
         self._model = _loaded(network, weights)
-        self._score = EnergyBased(self._model).score
+        self._score = energy(self._model).score
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pixels = torch.stack([preprocessed(data, self._network) for data in batch.pop("value")])
@@ -292,17 +290,18 @@ class _Energy:
         }
 
 
-def _forward_process(
-    network: str, weights: str, threads: int, batches: int, device: str, barrier: Any, answers: Any
+def _forward_process(  # noqa: PLR0917  Process passes by position
+    network: str, weights: str, threads: int, batches: int, device: str, shared: tuple[Any, Any]
 ) -> None:
     torch.set_num_threads(threads)
+    barrier, answers = shared
     found = {}
     side = NETWORKS[network].crop
     for precision in PRECISIONS:
         model = _loaded(network, weights).to(device)
         pixels = torch.rand(_BATCH, 3, side, side, device=device)
         if "channels_last" in precision:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         halved = precision.startswith("bfloat16")
         if halved:  # once; autocast would do it in each pass
