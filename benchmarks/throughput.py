@@ -48,7 +48,7 @@ from tests.support.apache_kafka import ApacheKafka, resolve_jars
 from tests.support.shared_data import shared_data
 
 BEFORE = "8ac86ca"
-QUICK_SHARE = 0.1
+QUICK_SHARE = 0.3
 ROW_CPU_US = 40.0
 NOW, THEN, FORWARD = "nap-stream", "nap-stream of before", "forward alone"
 LOOP, RAY_DATA = "plain loop, kafka-python and Pillow", "Ray Data, 2 actors"
@@ -382,15 +382,18 @@ def _say(what: str) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE")
+    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     parser.add_argument("--images", type=int, help="of each case, in place of its own number")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the images, to try it out")
+    parser.add_argument("--quick", action="store_true", help="arrow, with a third of its images")
     parser.add_argument("--before", default=BEFORE, help="a revision, or none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers-python", default=sys.executable, help="has confluent-kafka")
     parser.add_argument("--json", type=Path, help="write the rates of each round there")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.only = arguments.only or (["arrow"] if arguments.quick else list(CASES))
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
+    return arguments
 
 
 if __name__ == "__main__":
