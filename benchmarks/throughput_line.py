@@ -58,7 +58,7 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Rows a second, and seconds of CPU a row of all workers, in the middle of the rows."""
+    """Rows a second, and seconds of CPU a row of all of Ray's actors, in the middle of the rows."""
 
     rate: float
     cpu_s: float
@@ -265,7 +265,7 @@ def while_all_work(times_s: Sequence[Times]) -> Times:
 
 
 def workers_cpu_s(session: int) -> float:
-    """Seconds of CPU that a session's worker actors have used, by /proc."""
+    """Seconds of CPU that Ray's actors of a session have used so far, by /proc."""
     total = 0.0
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

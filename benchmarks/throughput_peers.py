@@ -139,14 +139,22 @@ def prepare(network: str, photos: str, weights: str, decided: str, keep: int) ->
 
 
 def forward(
-    *, network: str, weights: str, processes: int, threads: int, batches: int, device: str
+    *,
+    network: str,
+    weights: str,
+    processes: int,
+    threads: int,
+    batches: int,
+    device: str,
+    precisions: Sequence[str] = PRECISIONS,
 ) -> dict[str, float]:
-    """Images a second of the forward pass alone, in batches of 32, by `PRECISIONS`."""
+    """Images a second of the forward pass alone, in batches of 32, by precision."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(processes), context.Queue()
-    arguments = (network, weights, threads, max(1, batches // processes), device)
+    batches = max(1, batches // processes)
+    arguments = (network, weights, threads, batches, device, precisions)
     workers = [
-        context.Process(target=_forward_process, args=(*arguments, (barrier, answers)))
+        context.Process(target=_forward_process, args=(*arguments, barrier, answers))
         for _ in range(processes)
     ]
     for worker in workers:
@@ -154,10 +162,10 @@ def forward(
     found = [answers.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
-    images = processes * arguments[3] * _BATCH
+    images = processes * batches * _BATCH
     return {
         name: images / (max(one[name][1] for one in found) - min(one[name][0] for one in found))
-        for name in PRECISIONS
+        for name in precisions
     }
 
 
@@ -291,13 +299,19 @@ class _Energy:
 
 
 def _forward_process(  # noqa: PLR0917  Process passes by position
-    network: str, weights: str, threads: int, batches: int, device: str, shared: tuple[Any, Any]
+    network: str,
+    weights: str,
+    threads: int,
+    batches: int,
+    device: str,
+    precisions: Sequence[str],
+    barrier: Any,
+    answers: Any,
 ) -> None:
     torch.set_num_threads(threads)
-    barrier, answers = shared
     found = {}
     side = NETWORKS[network].crop
-    for precision in PRECISIONS:
+    for precision in precisions:
         model = _loaded(network, weights).to(device)
         pixels = torch.rand(_BATCH, 3, side, side, device=device)
         if "channels_last" in precision:

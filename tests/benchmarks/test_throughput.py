@@ -82,6 +82,14 @@ def test_without_the_line_of_now_nothing_is_said_of_it() -> None:
     assert verdicts(_found(then=[30], fast=[100]), CASES["resnet18"]) == []
 
 
+def test_a_way_that_is_clearly_slower_than_another_of_its_kind_is_beaten() -> None:
+    found = _found(then=[30], slow=[84], fast=[100])
+    assert found.beaten(f"{FORWARD}, float32, 1 process x 2")
+    assert not found.beaten(f"{FORWARD}, bfloat16 channels_last, 2 processes x 1")
+    assert not found.beaten(f"{THEN}, 2 workers")
+    assert not found.beaten(f"{THEN}, that has not run")
+
+
 @pytest.mark.data
 def test_a_prepared_network_decides_and_its_clearest_images_are_kept(tmp_path: Path) -> None:
     images = tmp_path / "images.parquet"
