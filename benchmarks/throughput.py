@@ -5,12 +5,12 @@
     python -m benchmarks.throughput --peers-python PEERS/bin/python
 
 Apache Kafka runs beside it; each case sends its images once, and its contenders read them in turn,
-round by round. Rates are taken from the times in the scored log, of the middle 80 % of the rows that
-all workers scored side by side; medians over the rounds. What was clearly slower than another way of
-the line of before, or of the forward pass alone, is left out after the first round. CPU is that of
-Ray's actors, the workers and the coordinator. The plain loop and Ray Data compute in float32 and
-score with pytorch-ood's energy. Ray Data stands for the stream processors, since it scores batches
-in actors as the line does, where Quix Streams takes one message at a time; it needs what
+round by round. Rates are taken from the times in the scored log, of the middle 80 % of the rows
+that all workers scored side by side; medians over the rounds. What was clearly slower than another
+way of the line of before, or of the forward pass alone, is left out after the first round. CPU is
+that of Ray's actors, the workers and the coordinator. The plain loop and Ray Data compute in
+float32 and score with pytorch-ood's energy. Ray Data stands for the stream processors: it scores
+batches in actors as the line does, where Quix Streams takes one message at a time. It needs what
 benchmarks/throughput.txt names.
 
 Cases are `resnet18` and `mobilenet_v3_large`, photos of 110 KB at 224 pixels; with a model that
