@@ -86,8 +86,8 @@ class Case:
 
 
 CASES = {
-    "resnet18": Case("resnet18", 500, 2.5, 0.8, 1, 80, "energy"),
-    "mobilenet_v3_large": Case("mobilenet_v3_large", 1_000, 2.5, 0.8, 1, 80, "energy"),
+    "resnet18": Case("resnet18", 500, 2.5, 0.8, 1, 60, "energy"),
+    "mobilenet_v3_large": Case("mobilenet_v3_large", 1_000, 2.5, 0.8, 1, 60, "energy"),
     "photos": Case("free224", 4_000, 1.6),
     "small": Case("free32", 25_000, None),
     "arrow": Case("free32", 60_000, 2.5, images_per_message=64),
@@ -131,9 +131,11 @@ def main() -> None:
         lines = {}
         for name in ("now", "before"):
             (folder / name).mkdir()
-        lines[NOW] = Line(PROJECT, folder / "now")
+        lines[NOW] = Line(PROJECT, folder / "now", arguments.device)
         if arguments.before != "none":
-            lines[THEN] = stack.enter_context(line_of(arguments.before, folder / "before"))
+            lines[THEN] = stack.enter_context(
+                line_of(arguments.before, folder / "before", arguments.device)
+            )
         for name in arguments.only:
             run = _CaseRun(name, CASES[name], arguments, (kafka.bootstrap, folder), lines)
             results.append(run.measure())
@@ -282,7 +284,7 @@ class _CaseRun:
         out.mkdir()
         topic = self._topic
         where = {"bootstrap": topic.bootstrap, "topic": topic.name, "images": topic.images}
-        found = self._peer(task, **where, out=str(out))
+        found = self._peer(task, **where, out=str(out), device=self._arguments.device)
         if found["rows"] != topic.images:
             raise RunFailedError(f"{found['rows']} rows of {topic.images} images")
         self._rates[name].append(found["rate"])

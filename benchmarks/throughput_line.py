@@ -66,10 +66,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A version of nap-stream: the folder of its source, and a folder for what it makes."""
+    """A version of nap-stream: the folder of its source, and a folder for what it makes.
+
+    ``device`` is what it calibrates on.
+    """
 
     source: Path
     folder: Path
+    device: str = "cpu"
 
     def knows(self, section: str, key: str) -> bool:
         """Whether a section of the settings has this key in this version."""
@@ -107,7 +111,8 @@ class Line:
         )
         options = ("--model", "model.yaml", "--images", str(images), "--out", "calibration")
         output = folder / "calibrate.log"
-        command = ("-m", "nap_stream", "calibrate", *options, "--torch-threads", "2")
+        on = ("--torch-threads", "2", "--device", self.device)
+        command = ("-m", "nap_stream", "calibrate", *options, *on)
         self._run(*command, output=output, folder=folder)
         return folder
 
@@ -192,14 +197,14 @@ class Line:
 
 
 @contextmanager
-def line_of(revision: str, folder: Path) -> Iterator[Line]:
+def line_of(revision: str, folder: Path, device: str) -> Iterator[Line]:
     """The line of a revision of this repository, in a work tree that is gone at the end."""
     source = folder / "source"
     git = ("git", "-C", str(PROJECT), "worktree")
     add = ("add", "--quiet", "--detach", str(source), revision)
     subprocess.run([*git, *add], check=True)  # noqa: S603  no shell
     try:
-        yield Line(source, folder)
+        yield Line(source, folder, device)
     finally:
         subprocess.run([*git, "remove", "--force", str(source)], check=True)  # noqa: S603  no shell
 

@@ -170,13 +170,20 @@ def forward(
 
 
 def plain_loop(
-    *, bootstrap: str, topic: str, images: int, network: str, weights: str, out: str
+    *,
+    bootstrap: str,
+    topic: str,
+    images: int,
+    network: str,
+    weights: str,
+    out: str,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """One process that consumes, decodes, scores and writes, two torch threads, float32."""
     from kafka import KafkaConsumer  # noqa: PLC0415  other tasks need no Kafka
 
     torch.set_num_threads(2)
-    score = _Energy(network, weights)
+    score = _Energy(network, weights, device, threads=2)
     consumer = KafkaConsumer(
         topic,
         bootstrap_servers=bootstrap,
@@ -211,7 +218,14 @@ def plain_loop(
 
 
 def ray_data(
-    *, bootstrap: str, topic: str, images: int, network: str, weights: str, out: str
+    *,
+    bootstrap: str,
+    topic: str,
+    images: int,
+    network: str,
+    weights: str,
+    out: str,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Ray Data reads Kafka and maps batches in two actors of a torch thread, float32."""
     import ray  # noqa: PLC0415  other tasks need no Ray
@@ -223,10 +237,11 @@ def ray_data(
         read = ray.data.read_kafka(topic, bootstrap_servers=bootstrap, num_cpus=0.5)
         scored = read.select_columns(["partition", "offset", "value"]).map_batches(
             _Energy,
-            fn_constructor_args=(network, weights, 1),
+            fn_constructor_args=(network, weights, device, 1),
             batch_size=_BATCH,
             concurrency=2,
             num_cpus=1,
+            num_gpus=0 if device == "cpu" else 0.5,
         )
         scored.write_parquet(out)
     finally:
@@ -279,17 +294,17 @@ def preprocessed(data: bytes, network: Network) -> torch.Tensor:
 class _Energy:
     """From messages' values to pytorch-ood's energy: the work of the peers."""
 
-    def __init__(self, network: str, weights: str, threads: int = 2) -> None:
+    def __init__(self, network: str, weights: str, device: str, threads: int) -> None:
         energy = import_module("pytorch_ood.detector").EnergyBased
         torch.set_num_threads(threads)
         self._network = NETWORKS[network]
-        self._model = _loaded(network, weights)
+        self._model, self._device = _loaded(network, weights).to(device), device
         self._score = energy(self._model).score
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pixels = torch.stack([preprocessed(data, self._network) for data in batch.pop("value")])
         with torch.inference_mode():
-            logits = self._model(_normalised(pixels))
+            logits = self._model(_normalised(pixels.to(self._device))).cpu()
             energy = self._score(logits)
         return batch | {
             "class_id": logits.argmax(1).numpy(),
@@ -348,7 +363,9 @@ def _loaded(network: str, weights: str) -> nn.Module:
 
 
 def _normalised(pixels: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (_MEAN, _STD))
+    mean, std = (
+        torch.tensor(values, device=pixels.device).reshape(1, 3, 1, 1) for values in (_MEAN, _STD)
+    )
     return pixels.float().div_(255).sub_(mean).div_(std)
 
 
