@@ -306,19 +306,16 @@ def advice(settings: Settings, line: LineRate, forward: float, feed: float) -> s
             "log.segment_max_rows), or put log.root on a faster disk."
         )
     if feed < forward:
-        scaled = "" if _scales(settings) else "model.preprocessing.scaled_decoding (large JPEGs), "
+        scales = settings.model.preprocessing.scaled_decoding
+        scaled = "" if scales else "model.preprocessing.scaled_decoding (large JPEGs), "
         return (
-            f"Decoding is the limit. {scaled}more CPUs for it (worker.num_cpus, "
+            f"Decoding is the limit: {scaled}more CPUs for it (worker.num_cpus, "
             "worker.decode_threads), or smaller images from the producer help."
         )
     return (
         "The parts share the same processors: the line is what is left of them. More CPUs help, "
         "or a GPU for the model."
     )
-
-
-def _scales(settings: Settings) -> bool:
-    return bool(getattr(settings.model.preprocessing, "scaled_decoding", False))
 
 
 def _decoder(settings: Settings, clock: Clock) -> MessageDecoder:

@@ -89,10 +89,11 @@ def show(result: "BenchResult", source: str, console: Console) -> None:
         rate = row.problem if row.images_per_s is None else f"{row.images_per_s:,.0f}"
         table.add_row(f"model alone, {row.execution}{in_use}", rate, "")
     table.add_row(
-        f"decoding alone, {threads.decoding} threads", *_of_model(result.feed, result.model)
+        f"decoding alone, {_counted(threads.decoding, 'thread')}",
+        *_of_model(result.feed, result.model),
     )
     table.add_row(
-        f"whole line, {threads.scoring} batches at once",
+        f"whole line, {_counted(threads.scoring, 'batch')} at once",
         *_of_model(result.line.images_per_second, result.model),
     )
     console.print(table)
@@ -102,6 +103,11 @@ def show(result: "BenchResult", source: str, console: Console) -> None:
         bar = "█" * round(share * BAR_CELLS)
         console.print(Text(f"  {name:21} {bar:{BAR_CELLS}} {share:4.0%}"))
     console.print(Text(f"\n{result.advice}"))
+
+
+def _counted(count: int, what: str) -> str:
+    plural = "es" if what.endswith("h") else "s"
+    return f"{count} {what}{'' if count == 1 else plural}"
 
 
 def _of_model(rate: float, model: float) -> tuple[str, str]:
