@@ -49,7 +49,8 @@ from nap_stream.demo.setup import (
     make_model_and_images,
     write_configuration,
 )
-from nap_stream.model.load import OnePassScorer, load_model
+from nap_stream.model.lane import open_lane
+from nap_stream.model.load import load_model
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
 from nap_stream.replay import EventSpan, replay
@@ -147,10 +148,9 @@ def _write_log(settings: Settings, calibration: Calibration, images: Sequence[St
         clock=clock,
     )
     score = RowScorer(
-        scorer=OnePassScorer(loaded, base_scores_of(calibration, loaded)),
+        score_images=open_lane(loaded, base_scores_of(calibration, loaded), batch_size=SEGMENT),
         class_names=loaded.class_names,
         calibration=calibration,
-        batch_size=SEGMENT,
         clock=clock,
     )
     writer = WriterIdentity("demo_seeds", loaded.fingerprint, calibration.fingerprint)

@@ -20,6 +20,7 @@
     │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
     └── WorkerError                  a worker cannot start or go on (retriable)
         ├── GpuUnavailableError      GPUs are asked for and torch sees none (not retriable)
+        ├── DeviceMemoryError        a batch does not fit a GPU's memory
         └── WorkerGaveUpError        restarted as often as allowed (not retriable)
 
 Every error is built from positional strings alone, so that it survives pickling between
@@ -142,6 +143,10 @@ class GpuUnavailableError(WorkerError):
     """GPUs are asked for and torch sees none."""
 
     retriable = False
+
+
+class DeviceMemoryError(WorkerError):
+    """A batch that cannot be made smaller does not fit the memory of its device."""
 
 
 class WorkerGaveUpError(WorkerError):

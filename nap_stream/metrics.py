@@ -58,6 +58,9 @@ class Metrics:
             "Partitions taken over whose committed offset was not where the log ends.",
             ["kind"],
         )
+        self.out_of_memory = counter(
+            "out_of_memory", "Batches that did not fit a GPU's memory; the next ones are smaller."
+        )
         self.worker_restarts = counter("worker_restarts", "Workers that were replaced.")
         self.late_records = counter(
             "late_records", "Scored records counted in a later pane than their event time's."
@@ -163,8 +166,7 @@ class Metrics:
             "last_checkpoint_timestamp_seconds", "Unix time of the drift monitor's last checkpoint."
         )
 
-        Info("nap_stream_build", "The program.", registry=self.registry).info({"version": version})
-        self._start_series()
+        self._start_series(version)
 
     def add_sink(self, sink: str) -> None:
         """Start the series of a sink of alerts at zero."""
@@ -182,8 +184,9 @@ class Metrics:
         self.detector_threshold.labels(detector.value).set(threshold)
         self.detector_active.labels(detector.value).set(int(active))
 
-    def _start_series(self) -> None:
+    def _start_series(self, version: str) -> None:
         """Have every series whose labels are known, from the beginning."""
+        Info("nap_stream_build", "The program.", registry=self.registry).info({"version": version})
         unknown = float("nan")
         fractions = (self.ood_fraction, self.ood_fraction_bound, self.ood_fraction_expected)
         for known_later in (*fractions, self.watermark_delay):

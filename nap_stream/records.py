@@ -317,7 +317,8 @@ class WorkerReport:
     ``waiting_for`` says what outside of the worker keeps it from going on; None while nothing
     does. ``offsets_…`` count the partitions taken over whose committed offset was ahead of the
     log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together that
-    went into each of `TIME_PARTS`, in their order.
+    went into each of `TIME_PARTS`, in their order. ``out_of_memory`` counts the batches that did
+    not fit the memory of their device.
     """
 
     worker: str
@@ -339,6 +340,7 @@ class WorkerReport:
     offsets_behind: int = 0
     offsets_missing: int = 0
     time_parts: tuple[float, ...] = (0.0,) * len(TIME_PARTS)
+    out_of_memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)

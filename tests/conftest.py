@@ -8,6 +8,7 @@ is slow to start form a group, which runs in one process, one after the other.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
@@ -18,7 +19,11 @@ from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_
 from tests.support.leftovers import watch_over_this_process
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
 
+if TYPE_CHECKING:
+    import torch
+
 REQUIRE_KAFKA = "NAP_STREAM_REQUIRE_KAFKA"
+REQUIRE_GPU = "NAP_STREAM_REQUIRE_GPU"
 
 # Two processes with a torch thread for each core would only wait for each other. PyTorch reads
 # this when it is imported, here and in the processes that tests start.
@@ -52,6 +57,30 @@ def _group(item: pytest.Item) -> str | None:
         stops = item.get_closest_marker("slow") and item.path.stem in STOPPING
         return "ray-stopping" if stops else "ray"
     return "kafka" if item.get_closest_marker("kafka") else None
+
+
+@pytest.fixture(scope="session")
+def cuda() -> "torch.device":
+    """The GPU; skips with the reason where torch sees none."""
+    import torch  # noqa: PLC0415  it reads the number of threads above
+
+    if not torch.cuda.is_available():
+        reason = f"torch {torch.__version__} sees no GPU"
+        if os.environ.get(REQUIRE_GPU) == "1":
+            pytest.fail(f"{REQUIRE_GPU}=1, but {reason}")
+        pytest.skip(reason)
+    return torch.device("cuda")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> "torch.device":
+    """Each device in turn."""
+    import torch  # noqa: PLC0415  likewise
+
+    if request.param == "cpu":
+        return torch.device("cpu")
+    found: torch.device = request.getfixturevalue("cuda")
+    return found
 
 
 @pytest.fixture(scope="session")

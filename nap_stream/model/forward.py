@@ -188,6 +188,19 @@ class BatchScores:
         if len(shapes) != 1 or self.class_id.ndim != 1:
             raise ValueError(f"expected arrays of one shape (N,), got {shapes}")
 
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Put the scores of batches behind each other; of at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.class_id for part in parts]),
+            {
+                name: np.concatenate([part.values[name] for part in parts])
+                for name in parts[0].values
+            },
+        )
+
     def is_finite(self) -> NDArray[np.bool_]:
         """Which rows hold finite values alone, shape (N,)."""
         finite = np.ones(self.class_id.shape, dtype=np.bool_)
@@ -197,13 +210,18 @@ class BatchScores:
 
 
 def score_forward(seen: Forward, base_scores: BaseScores) -> BatchScores:
-    """Compute the scores of a forward pass, and bring them to the CPU in one piece."""
+    """Compute the scores of a forward pass, and bring them to the CPU in one piece.
+
+    That copy is all that waits for the device.
+    """
     with torch.inference_mode():
         base = base_scores(seen.logits, seen.features)
         found = {NAP: seen.nap} | {str(name): score for name, score in base.items()}
-        columns = torch.stack(tuple(found.values())).cpu().numpy()
-        class_id = seen.logits.argmax(dim=1).cpu().numpy()
-    return BatchScores(class_id, dict(zip(found, columns, strict=True)))
+        columns = torch.stack(tuple(found.values())).view(torch.int32)
+        class_id = seen.logits.argmax(dim=1, keepdim=True).T.to(torch.int32)
+        rows = torch.cat((columns, class_id)).cpu().numpy()
+    values = rows[:-1].view(np.float32)
+    return BatchScores(rows[-1].astype(np.int64), dict(zip(found, values, strict=True)))
 
 
 @dataclass(slots=True)

@@ -126,7 +126,10 @@ def _is_behind(seen: _Seen, logged_end: int | None) -> bool:
 
 RATE_WINDOW_S = 10.0
 """Ten reports: long enough to be steady, short enough to follow."""
-_TOTALS = ("images_scored", "dead_letters", "segments_published", "segment_conflicts", "rebalances")
+_TOTALS = (
+    *("images_scored", "dead_letters", "segments_published", "segment_conflicts", "rebalances"),
+    "out_of_memory",
+)
 _DISAGREEMENTS = {f"offsets_{kind}": kind for kind in Disagreement}
 
 

@@ -16,7 +16,8 @@ from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
 from nap_stream.errors import ModelError
 from nap_stream.model.execution import require_execution
-from nap_stream.model.load import LoadedModel, OnePassScorer, choose_device, load_model
+from nap_stream.model.lane import open_lane, share_memory
+from nap_stream.model.load import LoadedModel, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
@@ -52,6 +53,7 @@ def run_worker(
         NapStreamError: What keeps the worker from starting or going on.
     """
     device = choose_device(num_gpus)
+    share_memory(num_gpus, device)
     calibration = load_calibration(settings.calibration)
     execution = calibration.document.execution
     require_execution(execution, settings.model)
@@ -144,10 +146,14 @@ def open_line(
     base_scores = base_scores_of(calibration, loaded)
     scores = [
         RowScorer(
-            scorer=OnePassScorer(own, base_scores),
+            score_images=open_lane(
+                own,
+                base_scores,
+                batch_size=settings.worker.batch_size,
+                note_out_of_memory=counters.note_out_of_memory,
+            ),
             class_names=own.class_names,
             calibration=calibration,
-            batch_size=settings.worker.batch_size,
             clock=clock,
         )
         for own in replicas(loaded, threads.scoring)

@@ -83,14 +83,15 @@ class _Durable:
 class WorkerCounters:
     """Counts of one incarnation of a worker, and stage times since the last report.
 
-    Stage times come from several threads; counts belong to the thread that polls. ``incarnation``
-    is how often the worker has been started before.
+    Stage times, and batches that did not fit, come from several threads; all other counts belong
+    to the thread that polls. ``incarnation`` is how often the worker has been started before.
     """
 
     def __init__(self, worker: str, incarnation: int) -> None:
         self._worker, self._incarnation = worker, incarnation
         self._lock = threading.Lock()
         self._stage_seconds: list[tuple[str, float]] = []
+        self._out_of_memory = 0
         self.work_done = self.rows = self.images_scored = self.dead_letters = 0
         self.segments_published = self.segment_conflicts = self.rebalances = 0
         self.disagreements: Counter[Disagreement] = Counter()
@@ -100,6 +101,11 @@ class WorkerCounters:
         """Remember how long a stage took."""
         with self._lock:
             self._stage_seconds.append((stage, seconds))
+
+    def note_out_of_memory(self) -> None:
+        """Count a batch that did not fit its device's memory."""
+        with self._lock:
+            self._out_of_memory += 1
 
     @contextmanager
     def timed(self, stage: str, clock: Clock) -> Iterator[None]:
@@ -120,6 +126,7 @@ class WorkerCounters:
         """The totals, and the stage times since the last report."""
         with self._lock:
             seconds, self._stage_seconds = tuple(self._stage_seconds), []
+            out_of_memory = self._out_of_memory
         return WorkerReport(
             worker=self._worker,
             incarnation=self._incarnation,
@@ -140,6 +147,7 @@ class WorkerCounters:
             offsets_behind=self.disagreements[Disagreement.BEHIND],
             offsets_missing=self.disagreements[Disagreement.MISSING],
             time_parts=tuple(time_parts[part] for part in TIME_PARTS),
+            out_of_memory=out_of_memory,
         )
 
 

@@ -3,7 +3,7 @@
 From decoding on, images are columns: what is known of them is laid out as Arrow rows once a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,11 +16,14 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode import decode_message
-from nap_stream.model.load import OnePassScorer
+from nap_stream.model.forward import BatchScores
 from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.records import IMAGE_COLUMNS, DecodedRows, Message, Status
 from nap_stream.scored_log.format import rows_of, storable_text
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
+
+ScoreImages = Callable[[Sequence[torch.Tensor]], BatchScores]
+"""At least one image of the model's input size, uint8 (3, H, W) → their scores, in order."""
 
 _NOT_FINITE = "the model's activations or logits are not finite for this image"
 
@@ -60,21 +63,20 @@ class MessageDecoder:
 class RowScorer:
     """Scores and judges decoded images, and lays them out as rows. For one thread at a time.
 
-    ``class_names`` are in order of the logits. A forward pass has at most ``batch_size`` images.
+    ``class_names`` are in order of the logits.
     """
 
     def __init__(
         self,
         *,
-        scorer: OnePassScorer,
+        score_images: ScoreImages,
         class_names: Sequence[str],
         calibration: Calibration,
-        batch_size: int,
         clock: Clock,
     ) -> None:
-        self._scorer, self._calibration = scorer, calibration
+        self._score_images, self._calibration = score_images, calibration
         self._class_names = pa.array([storable_text(name) for name in class_names], pa.string())
-        self._batch_size, self._clock = batch_size, clock
+        self._clock = clock
 
     def __call__(self, decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         """The rows of decoded messages, in order, with the columns of `ROWS`.
@@ -103,29 +105,16 @@ class RowScorer:
         self, pixels: Sequence[torch.Tensor]
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
         """Columns of scores by name, each (M,), and which of the M images have finite ones."""
-        found = [
-            self._scorer(_stacked(pixels[start : start + self._batch_size]))
-            for start in range(0, len(pixels), self._batch_size)
-        ]
-        class_id = np.concatenate([batch.class_id for batch in found])
-        values: dict[str, NDArray[Any]] = {
-            name: np.concatenate([batch.values[name] for batch in found])
-            for name in found[0].values
-        }
-        is_finite = np.concatenate([batch.is_finite() for batch in found])
+        found = self._score_images(pixels)
+        values, class_id = found.values, found.class_id
         judged = self._calibration.judge(values, class_id)
-        is_finite &= np.isfinite(judged.fused)
+        is_finite = found.is_finite() & np.isfinite(judged.fused)
         columns: dict[str, NDArray[Any]] = {
             name: column.astype(np.float64) for name, column in values.items()
         }
         columns["confidence"] = columns.pop(BaseScore.MSP)
         columns |= {"class_id": class_id, "fused": judged.fused, "is_ood": judged.is_ood}
         return columns | {"ood_p_value": judged.ood_p_value}, is_finite
-
-
-def _stacked(pixels: Sequence[torch.Tensor]) -> torch.Tensor:
-    """A batch (N, 3, H, W), whose memory is interleaved, (N, H, W, 3), as decoders give images."""
-    return torch.stack([image.permute(1, 2, 0) for image in pixels]).permute(0, 3, 1, 2)
 
 
 def _spread(

@@ -16,7 +16,9 @@ import torch
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError
+from nap_stream.model.lane import CpuTransport, Lane
 from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.preprocessing import input_size
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
@@ -152,10 +154,14 @@ def model_settings() -> ModelSettings:
 
 def _row_scorer(loaded: LoadedModel) -> RowScorer:
     return RowScorer(
-        scorer=scorer_of(loaded),
+        score_images=Lane(
+            scorer_of(loaded),
+            CpuTransport(),
+            batch_size=BATCH_SIZE,
+            size=input_size(loaded.preprocessing),
+        ),
         class_names=loaded.class_names,
         calibration=calibration_of((0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0, 2.5)),
-        batch_size=BATCH_SIZE,
         clock=SystemClock(),
     )
 

@@ -6,7 +6,7 @@ from nap_stream.clock import Deadline, ManualClock
 from nap_stream.errors import SegmentConflictError
 from nap_stream.pipeline.commits import Publisher, WorkerCounters
 from nap_stream.pipeline.partition import Partition
-from nap_stream.records import TopicPartition
+from nap_stream.records import TIME_PARTS, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from tests.pipeline.bench import FIRST, SECOND
@@ -14,6 +14,18 @@ from tests.support.doubles import MemoryDeadLetters
 from tests.support.memory_store import MemoryStore
 from tests.support.scored_records import RecordLog
 from tests.support.told import Told
+
+
+def test_batches_that_do_not_fit_are_counted_from_the_start() -> None:
+    counters = WorkerCounters("worker-0", 0)
+    totals = []
+    for _ in range(2):
+        counters.note_out_of_memory()
+        report = counters.report(
+            0, (), idle=False, waiting_for=None, time_parts=dict.fromkeys(TIME_PARTS, 0.0)
+        )
+        totals.append(report.out_of_memory)
+    assert totals == [1, 2]
 
 
 def test_the_loser_of_a_race_commits_nothing_that_was_refused_before() -> None:

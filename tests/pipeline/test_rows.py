@@ -9,6 +9,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock
 from nap_stream.decode import Picture, decode_image
 from nap_stream.model.forward import BatchScores
+from nap_stream.model.lane import CpuTransport, Lane
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
@@ -53,10 +54,9 @@ def score(calibration: Calibration) -> RowScorer:
 
 def scorer(model: Bright, calibration: Calibration, batch_size: int = 32) -> RowScorer:
     return RowScorer(
-        scorer=model,  # type: ignore[arg-type]  # anything that scores a batch will do
+        score_images=Lane(model, CpuTransport(), batch_size=batch_size, size=(4, 4)),
         class_names=("dark", "light"),
         calibration=calibration,
-        batch_size=batch_size,
         clock=ManualClock(now_ms=5_000),
     )
 
