@@ -13,7 +13,7 @@ PYTEST := $(BIN)/pytest -n 3 --dist loadgroup
 # The tests start hundreds of processes. None is to compile what another one has compiled.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast test-slow check setup lock clean
+.PHONY: demo test test-fast test-slow gpu check setup lock clean
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ test-fast: setup
 
 test-slow: setup
 	$(PYTEST) -m slow
+
+# The tests and the benchmark of a machine with a GPU.
+gpu: setup
+	benchmarks/gpu.sh
 
 # Exact versions and hashes, for development and for images.
 lock: setup
