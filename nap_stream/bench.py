@@ -227,7 +227,8 @@ def decode_once(
     """
     decode = _decoder(settings, clock)
     decoded = [decode(message) for message in _messages(images, 0, len(images), clock)]
-    pixels = [image for rows in decoded for image in rows.pixels]
+    images_of = (image for rows in decoded for image in rows.pixels)
+    pixels = [image for image in images_of if isinstance(image, torch.Tensor)]
     if not pixels:
         error = decoded[0].columns["error"][0]
         raise InputDataError(f"none of {len(images)} images can be decoded: {error}", "--images")
@@ -319,8 +320,9 @@ def advice(settings: Settings, line: LineRate, forward: float, feed: float) -> s
 
 
 def _decoder(settings: Settings, clock: Clock) -> MessageDecoder:
+    """The CPU's: what a GPU decodes is a part of the whole line."""
     return MessageDecoder(
-        preprocessing=settings.model.preprocessing,
+        preprocessing=settings.model.preprocessing.model_copy(update={"jpeg_decoder": "cpu"}),
         limits=settings.limits,
         kept_headers=(),
         clock=clock,

@@ -28,10 +28,11 @@ import pyarrow as pa
 import torch
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from nap_stream.jpeg import decode_jpeg, divisor, plain_header
+from nap_stream.jpeg import Undecoded, decode_jpeg, divisor, plain_header, undecoded_jpeg
 from nap_stream.records import (
     IMAGE_COLUMNS,
     DecodedRows,
+    EncodedJpeg,
     FailedImage,
     Message,
     Origin,
@@ -239,6 +240,7 @@ def decode_message(
     ingest_time_ms: int,
     at_least: tuple[int, int] | None = None,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
+    leaves_jpegs: bool = False,
 ) -> DecodedRows:
     """Decode the images of a message. Never raises for what the message holds.
 
@@ -249,7 +251,8 @@ def decode_message(
     message's timestamp, and that to ``ingest_time_ms``, when the message was consumed, milliseconds
     since the epoch. ``kept_headers`` names the message headers that go with each row, as spelt.
     ``at_least`` is that of `decode_image`. ``prepare`` is applied to the pixels of each image
-    before the next one is decoded.
+    before the next one is decoded. Where it ``leaves_jpegs``, those that `undecoded_jpeg` finds
+    are checked and not decoded.
 
     Returns:
         One row for each image, at least one. The payload of a failed row is the image's bytes,
@@ -258,7 +261,12 @@ def decode_message(
     headers = tuple(header for header in message.headers if header[0] in kept_headers)
     key, value = message.key, message.value
     repeated = len(key or b"") + sum(len(name) + len(data or b"") for name, data in headers)
-    found: Picture | Refusal | tuple[BatchItem, ...]
+    found: Picture | Refusal | Undecoded | tuple[BatchItem, ...]
+
+    def decode(data: bytes | None) -> Picture | Refusal | Undecoded:
+        left = undecoded_jpeg(data, limits) if leaves_jpegs else None
+        return left or decode_image(data, limits, at_least)
+
     if repeated > limits.max_key_bytes:
         key, headers = None, ()
         found = Refusal(
@@ -274,7 +282,7 @@ def decode_message(
     elif value and _is_batch(message):
         found = read_batch(value, limits)
     else:
-        found = decode_image(value, limits, at_least)
+        found = decode(value)
     rows = _Rows(message, headers, ingest_time_ms, prepare)
     if not isinstance(found, tuple):
         rows.add(key, _event_time(message.timestamp_ms, ingest_time_ms), value, found)
@@ -282,7 +290,7 @@ def decode_message(
     for item in found:
         own_key = item.key if item.has_key else key
         time_ms = _event_time(item.event_time_ms, message.timestamp_ms, ingest_time_ms)
-        rows.add(own_key, time_ms, item.image, decode_image(item.image, limits, at_least))
+        rows.add(own_key, time_ms, item.image, decode(item.image))
     return rows.whole()
 
 
@@ -299,11 +307,15 @@ class _Rows:
         self._message, self._headers = message, headers
         self._ingest_time_ms, self._prepare = ingest_time_ms, prepare
         self._rows: list[tuple[Any, ...]] = []
-        self._pixels: list[torch.Tensor] = []
+        self._pixels: list[torch.Tensor | EncodedJpeg] = []
         self._failed: list[FailedImage] = []
 
     def add(
-        self, key: bytes | None, time_ms: int, data: bytes | None, found: Picture | Refusal
+        self,
+        key: bytes | None,
+        time_ms: int,
+        data: bytes | None,
+        found: Picture | Refusal | Undecoded,
     ) -> None:
         """Append the row of an image, ``data`` as it came."""
         message, index, ingest_ms = self._message, len(self._rows), self._ingest_time_ms
@@ -313,10 +325,15 @@ class _Rows:
         if isinstance(found, Picture):
             self._pixels.append(self._prepare(found.pixels))
         else:
-            status, error = found.status, found.error
             origin = Origin(
                 message.partition, message.offset, index, key, time_ms, ingest_ms, self._headers
             )
+        if isinstance(found, Undecoded):
+            assert data is not None
+            assert sha256 is not None
+            self._pixels.append(EncodedJpeg(data, origin, sha256, found.width, found.height))
+        elif isinstance(found, Refusal):
+            status, error = found.status, found.error
             self._failed.append(
                 FailedImage(origin, status, error, data, sha256, *size, found.format)
             )
@@ -328,7 +345,7 @@ class _Rows:
     def whole(self) -> DecodedRows:
         """All of them."""
         columns = dict(zip(IMAGE_COLUMNS, map(list, zip(*self._rows, strict=True)), strict=True))
-        return DecodedRows(columns, tuple(self._pixels), tuple(self._failed))
+        return DecodedRows(columns, tuple(self._pixels), self._failed)
 
 
 def _is_batch(message: Message) -> bool:

@@ -1,10 +1,13 @@
 """JPEG by libjpeg-turbo: the same pixels as Pillow's, sooner, of the files that both read alike."""
 
 import struct
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import simplejpeg
 import torch
+
+from nap_stream.settings.schema import LimitSettings
 
 _SEGMENT: Final = struct.Struct(">BBH")
 _FRAME: Final = struct.Struct(">BHHB")
@@ -13,6 +16,7 @@ _MARK, _SOS, _PROGRESSIVE, _APP13, _APP14 = 0xFF, 0xDA, 0xC2, 0xED, 0xEE
 _FRAMES: Final = frozenset({0xC0, 0xC1, _PROGRESSIVE})
 _TABLES_AND_COMMENTS: Final = frozenset({0xC4, 0xDB, 0xDD, 0xFE})
 _APPS: Final = range(0xE0, 0xF0)
+_START_OF_IMAGE, _END_OF_IMAGE, _ADOBE = b"\xff\xd8\xff", b"\xff\xd9", b"\xff\xee"
 _NO_BYTES, _ADOBE_BYTES, _APP_BYTES = 2, 14, 16
 """Lengths of segments, which count themselves. Pillow raises for some shorter ones."""
 _BITS: Final = 8
@@ -52,6 +56,32 @@ def plain_header(data: bytes) -> JpegHeader | None:
         elif not _is_passed_over(data, marker, length, position):
             return None
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Undecoded:
+    """A JPEG that another decoder may take: its size in pixels."""
+
+    width: int
+    height: int
+    format: str = "jpeg"
+
+
+def undecoded_jpeg(data: bytes | None, limits: LimitSettings) -> Undecoded | None:
+    """Check a JPEG that decoders other than libjpeg take as well, without decoding it.
+
+    Returns:
+        None for all else: other formats, progressive files, what is beyond the limits or seems to
+        be cut off, and what says of itself how its colours are coded (Adobe's marker).
+    """
+    if data is None or not data.startswith(_START_OF_IMAGE) or len(data) > limits.max_image_bytes:
+        return None
+    header = plain_header(data)
+    if header is None or not header.is_one_scan or not data.endswith(_END_OF_IMAGE):
+        return None
+    if header.width * header.height > limits.max_image_pixels or _ADOBE in data:
+        return None
+    return Undecoded(header.width, header.height)
 
 
 def _is_passed_over(data: bytes, marker: int, length: int, end: int) -> bool:

@@ -15,11 +15,11 @@ from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import Calibration, base_scores_of, require_sites
 from nap_stream.core.methods import NAP
 from nap_stream.errors import FingerprintMismatchError, ModelError
+from nap_stream.model.device_decode import rounded
 from nap_stream.model.forward import BatchScores, score_forward
 from nap_stream.model.load import LoadedModel, adopt_module
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.weights import weights_of
-from nap_stream.settings.schema import PreprocessingSettings
 
 _COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)
 _CHANNELS = 3
@@ -127,7 +127,8 @@ class OODScorer:
                   calibrated. It is used as it is, after a move to the module's device, dtype and
                   memory format;
                 - RGB pixels: uint8, (N, 3, h, w), or a sequence of uint8 tensors (3, h, w) of any
-                  sizes. They go through the calibration's resize, crop and normalisation;
+                  sizes. They go through the calibration's resize, crop and normalisation. Where
+                  JPEGs were decoded by nvJPEG, decode yours so, too;
                 - a mapping of columns, of which ``column`` holds RGB pixels: a uint8 array
                   (N, h, w, 3), or N uint8 arrays (h, w, 3) of any sizes.
 
@@ -150,7 +151,7 @@ class OODScorer:
         return {**images, **added, NAP: scores.values[NAP].numpy()}
 
     def _score(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores:
-        batch = _one_batch(images, self._loaded.preprocessing)
+        batch = _one_batch(images, self._loaded)
         if len(batch):
             return self._judged(score_forward(self._loaded.forward(batch), self._base_scores))
         nothing = dict.fromkeys((NAP, *self._base_scores.names), np.zeros(0, np.float32))
@@ -206,14 +207,13 @@ def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
     return loaded
 
 
-def _one_batch(
-    images: torch.Tensor | Sequence[torch.Tensor], preprocessing: PreprocessingSettings
-) -> torch.Tensor:
+def _one_batch(images: torch.Tensor | Sequence[torch.Tensor], loaded: LoadedModel) -> torch.Tensor:
     """Recognise images by dtype and shape, as `OODScorer.__call__` says.
 
     Returns:
         (N, 3, H, W): the floating-point tensor itself, or uint8 pixels, resized and cropped.
     """
+    preprocessing = loaded.preprocessing
     size = input_size(preprocessing)
     if isinstance(images, torch.Tensor) and images.is_floating_point():
         if images.shape[1:] != (_CHANNELS, *size):
@@ -222,7 +222,11 @@ def _one_batch(
     is_batch = isinstance(images, torch.Tensor) and images.ndim == _DIMENSIONS + 1
     if not (is_batch or isinstance(images, Sequence)) or not all(map(_is_pixels, images)):
         raise _unexpected(images, size)
-    pixels = [preprocess(image.contiguous(), preprocessing) for image in images]
+    if preprocessing.jpeg_decoder == "nvjpeg":
+        placed = [image.to(loaded.device).contiguous() for image in images]
+        pixels = [preprocess(image, preprocessing, rounded) for image in placed]
+    else:
+        pixels = [preprocess(image.contiguous(), preprocessing) for image in images]
     return torch.stack(pixels) if pixels else torch.zeros(0, _CHANNELS, *size, dtype=torch.uint8)
 
 

@@ -117,6 +117,22 @@ class Origin:
         return f"{self.partition}@{self.offset}[{self.index}]"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedJpeg:
+    """A JPEG within the limits whose pixels its device will decode."""
+
+    data: bytes
+    origin: Origin
+    sha256: str
+    width: int
+    height: int
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory while it waits."""
+        return len(self.data)
+
+
 @dataclass(frozen=True, slots=True)
 class FailedImage:
     """An image that has no scores, and why.
@@ -162,13 +178,14 @@ class DecodedRows:
 
     ``columns`` are `IMAGE_COLUMNS`, a list each, all of one length. Times are in milliseconds since
     the epoch, headers are (name, value) pairs, ``sha256`` is the hexadecimal digest of the image's
-    bytes. ``pixels`` are of the rows whose status is ok, in their order: uint8, (3, H, W), RGB.
-    ``failed`` are the others.
+    bytes. ``pixels`` are of the rows whose status is ok, in their order: uint8, (3, H, W), RGB; or
+    JPEGs that are decoded when they are scored. ``failed`` are the others. Scoring adds the JPEGs
+    that cannot be decoded.
     """
 
     columns: Mapping[str, list[Any]]
-    pixels: "tuple[torch.Tensor, ...]"
-    failed: tuple[FailedImage, ...]
+    pixels: "tuple[torch.Tensor | EncodedJpeg, ...]"
+    failed: list[FailedImage]
 
     def __len__(self) -> int:
         return len(self.columns["offset"])

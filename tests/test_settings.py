@@ -248,3 +248,14 @@ def test_labels_that_alertmanager_would_refuse_or_that_are_taken_are_refused(
 def test_labels_of_all_allowed_letters_are_kept() -> None:
     labels = {"team": "vision", "_Site2": "x" * 1_000, "n" * 100: ""}
     assert AlertSettings(labels=labels).labels == labels
+
+
+def test_scaled_decoding_is_of_the_cpus_decoder() -> None:
+    with pytest.raises(ValidationError, match="jpeg_decoder is nvjpeg"):
+        PreprocessingSettings(scaled_decoding=True, jpeg_decoder="nvjpeg")
+
+
+def test_the_decoder_is_a_part_of_what_fingerprints_cover() -> None:
+    dumped = PreprocessingSettings(jpeg_decoder="nvjpeg").model_dump(mode="json")
+    assert dumped["jpeg_decoder"] == "nvjpeg"
+    assert "jpeg_decoder" not in PreprocessingSettings().model_dump(mode="json")

@@ -25,11 +25,12 @@ from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
 from nap_stream.decode import Refusal, decode_image
 from nap_stream.errors import CalibrationError
+from nap_stream.feed import model_inputs
 from nap_stream.files import replacing
 from nap_stream.image_files import ImageFile, iter_images
+from nap_stream.model.device_decode import DeviceDecoder, device_decoder
 from nap_stream.model.execution import Execution
 from nap_stream.model.load import LoadedModel
-from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import encodable
 
@@ -166,13 +167,30 @@ class Reader:
     and `InputDataError` as `nap_stream.image_files.iter_images` does.
 
     Images beyond ``limits`` are refused before they are decoded. Without a cache no outputs are
-    kept.
+    kept. ``on_device`` decodes what `model_inputs` leaves to it.
     """
 
     loaded: LoadedModel
     limits: LimitSettings
     source: Path
     cache: "FeatureCache | None" = None
+    on_device: DeviceDecoder | None = None
+
+    @classmethod
+    def of(
+        cls,
+        loaded: LoadedModel,
+        limits: LimitSettings,
+        source: Path,
+        cache: "FeatureCache | None" = None,
+    ) -> Self:
+        """A reader with the decoder that the preprocessing names.
+
+        Raises:
+            ConfigError: See `device_decoder`.
+        """
+        on_device = device_decoder(loaded.preprocessing, loaded.device)
+        return cls(loaded, limits, source, cache, on_device)
 
     def files(self) -> Iterator[ImageFile]:
         """The images of the source."""
@@ -281,13 +299,10 @@ class Reader:
             ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
             float32 (k,), and ``features`` float32 (k, D) where the model has any.
         """
-        at_least = decoded_size(self.loaded.preprocessing)
-        decoded = [decode_image(file.data, self.limits, at_least) for file in files]
-        pixels = [
-            preprocess(result.pixels, self.loaded.preprocessing)
-            for result in decoded
-            if not isinstance(result, Refusal)
-        ]
+        decoded = model_inputs(
+            [file.data for file in files], self.limits, self.loaded.preprocessing, self.on_device
+        )
+        pixels = [result for result in decoded if not isinstance(result, Refusal)]
         arrays: Arrays = {
             "decoded": np.array([not isinstance(result, Refusal) for result in decoded])
         }

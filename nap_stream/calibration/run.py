@@ -47,6 +47,7 @@ from nap_stream.core.score_specs import BaseScore, ScoreParameters, TooFewImages
 from nap_stream.core.selection import NoScoreError, Selection, WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.model.device_decode import device_decoder
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.weights import weights_of
 from nap_stream.settings.schema import (
@@ -120,13 +121,19 @@ def calibrate(
     choice = choose_execution(
         loaded,
         request.model,
-        lambda: sample_of(iter_images(request.images), total, loaded.preprocessing, request.limits),
+        lambda: sample_of(
+            iter_images(request.images),
+            total,
+            request.model.preprocessing,
+            request.limits,
+            device_decoder(request.model.preprocessing, device),
+        ),
         request.batch_size,
         clock=clock,
         advance=measuring_progress,
     )
     loaded = choice.loaded
-    reader = Reader(loaded, request.limits, request.images, cache)
+    reader = Reader.of(loaded, request.limits, request.images, cache)
     images = total if part is None or part.own else total - len(part)
     passes = total + fit_passes(part, searching) + fault_passes(images, loaded)
     advance = adding_up(passes, progress)

@@ -14,9 +14,11 @@ import torch
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.base_scores import BaseScores, evenly_spaced
 from nap_stream.core.methods import NAP
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.decode import Refusal
 from nap_stream.errors import ModelError
+from nap_stream.feed import model_inputs
 from nap_stream.image_files import ImageFile
+from nap_stream.model.device_decode import DeviceDecoder
 from nap_stream.model.execution import (
     AGREEMENT,
     Execution,
@@ -27,7 +29,7 @@ from nap_stream.model.execution import (
 )
 from nap_stream.model.forward import Forward
 from nap_stream.model.load import LoadedModel
-from nap_stream.model.preprocessing import input_size, preprocess
+from nap_stream.model.preprocessing import input_size
 from nap_stream.model.sites import is_compiled
 from nap_stream.settings.schema import (
     LimitSettings,
@@ -104,8 +106,11 @@ def sample_of(
     count: int,
     preprocessing: PreprocessingSettings,
     limits: LimitSettings,
+    on_device: DeviceDecoder | None = None,
 ) -> torch.Tensor:
     """Pixels of some of ``count`` image files, evenly spaced; those that can be decoded.
+
+    ``on_device`` is that of `model_inputs`.
 
     Returns:
         uint8, shape (n, 3, H, W) of the model's input.
@@ -114,13 +119,11 @@ def sample_of(
     limit = max(1, min(SAMPLE_IMAGES, _SAMPLE_BYTES // (3 * height * width)))
     wanted = set(evenly_spaced(count, limit).tolist())
     decoded = (
-        decode_image(file.data, limits) for number, file in enumerate(files) if number in wanted
+        model_inputs([file.data], limits, preprocessing, on_device)[0]
+        for number, file in enumerate(files)
+        if number in wanted
     )
-    pixels = [
-        preprocess(result.pixels, preprocessing)
-        for result in decoded
-        if not isinstance(result, Refusal)
-    ]
+    pixels = [result for result in decoded if not isinstance(result, Refusal)]
     return torch.stack(pixels) if pixels else torch.zeros(0, 3, height, width, dtype=torch.uint8)
 
 

@@ -106,7 +106,7 @@ def evaluate(
     checks.require_drawable(searching, loaded, request.model.factory)
     advance = adding_up(total + fit_passes(part, searching), progress)
 
-    reader = Reader(loaded, request.limits, request.inside, cache)
+    reader = Reader.of(loaded, request.limits, request.inside, cache)
     fit_found = fit_part(
         part,
         names,

@@ -7,7 +7,7 @@ what brings a batch's scores to the CPU. On a CPU the same lane has plain memory
 `CudaTransport` has not been run on a GPU: there was none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -16,10 +16,18 @@ import torch
 
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.errors import DeviceMemoryError
+from nap_stream.model.device_decode import device_decoder
 from nap_stream.model.forward import BatchScores
 from nap_stream.model.load import LoadedModel, OnePassScorer
 from nap_stream.model.preprocessing import input_size
+from nap_stream.records import EncodedJpeg
 
+Image = torch.Tensor | EncodedJpeg
+"""uint8 (3, H, W) of the model's input size, or a JPEG of any."""
+OnCpu = Callable[[EncodedJpeg], torch.Tensor | None]
+"""Decodes on the CPU what the device cannot; None where nothing can."""
+DecodeJpegs = Callable[[Sequence[bytes]], Sequence[torch.Tensor | None]]
+"""JPEGs → uint8 (3, H, W) each on the device; None for those that it cannot decode."""
 ScoreBatch = Callable[[torch.Tensor], BatchScores]
 """uint8 (N, 3, H, W) on the device → scores on the CPU."""
 
@@ -38,6 +46,9 @@ class Transport(Protocol):
 
     def wait_for_copy(self) -> None:
         """Return once the last copy has left the buffer."""
+
+    def wait_for_all(self) -> None:
+        """Return once nothing of the lane is under way."""
 
     def free_cache(self) -> None:
         """Give memory of the device back that is kept for later."""
@@ -60,6 +71,9 @@ class CpuTransport:
 
     def wait_for_copy(self) -> None:
         """Nothing is copied."""
+
+    def wait_for_all(self) -> None:
+        """Nothing is under way."""
 
     def free_cache(self) -> None:
         """Nothing is kept."""
@@ -92,6 +106,10 @@ class CudaTransport:
         """Wait for the event behind the copy; there is none before the first."""
         self._copied.synchronize()
 
+    def wait_for_all(self) -> None:
+        """Wait for the stream."""
+        self._stream.synchronize()
+
     def free_cache(self) -> None:
         """That of all streams of the process."""
         torch.cuda.empty_cache()
@@ -103,7 +121,7 @@ class Lane:
     Where a batch does not fit the device's memory, the lane goes on with halves, and keeps the
     smaller size. Without ``halves``, as for a model that is compiled for one size, it does not.
     ``note_out_of_memory`` is called for each batch that did not fit. ``size`` is height and width
-    of the model's input.
+    of the model's input. ``decode_jpegs`` decodes the JPEGs among the images.
     """
 
     def __init__(
@@ -115,14 +133,20 @@ class Lane:
         size: tuple[int, int],
         halves: bool = True,
         note_out_of_memory: Callable[[], None] = lambda: None,
+        decode_jpegs: DecodeJpegs | None = None,
     ) -> None:
         self._score_batch, self._transport = score_batch, transport
+        self._decode_jpegs = decode_jpegs
         self._batch_size, self._halves = batch_size, halves
         self._note_out_of_memory = note_out_of_memory
         self._buffer = transport.buffer((batch_size, *size, 3))
+        self._black = torch.zeros(3, *size, dtype=torch.uint8)
 
-    def __call__(self, pixels: Sequence[torch.Tensor]) -> BatchScores:
-        """Score at least one image, each uint8 (3, H, W) on the CPU, in any memory layout.
+    def __call__(self, images: Sequence[Image], on_cpu: OnCpu = lambda _: None) -> BatchScores:
+        """Score at least one image, in any memory layout, on the CPU.
+
+        ``on_cpu`` is asked for each JPEG that the device cannot decode, again where a batch is
+        tried again. One that is not decoded at all gets the scores of a black image.
 
         Raises:
             DeviceMemoryError: One image alone, or a batch that may not be halved, does not fit.
@@ -131,34 +155,56 @@ class Lane:
         found: list[BatchScores] = []
         start = 0
         with self._transport.active():
-            while start < len(pixels):
-                images = pixels[start : start + self._batch_size]
-                scores = self._tried(images)
+            while start < len(images):
+                batch = images[start : start + self._batch_size]
+                scores = self._tried(batch, on_cpu)
                 if isinstance(scores, BatchScores):
                     found.append(scores)
-                    start += len(images)
+                    start += len(batch)
                 else:
-                    self._halve(len(images), problem=scores)
+                    self._halve(len(batch), problem=scores)
         return BatchScores.join(found)
 
-    def _tried(self, images: Sequence[torch.Tensor]) -> BatchScores | str:
+    def _tried(self, images: Sequence[Image], on_cpu: OnCpu) -> BatchScores | str:
         """The scores, or what the allocator said.
 
         The error itself must be gone before there is another try: its traceback holds the frames
         of the model, and they hold the activations.
         """
         try:
-            return self._score(images)
+            return self._score(images, on_cpu)
         except torch.OutOfMemoryError as error:
             return str(error).partition("\n")[0]
 
-    def _score(self, images: Sequence[torch.Tensor]) -> BatchScores:
+    def _score(self, images: Sequence[Image], on_cpu: OnCpu) -> BatchScores:
+        there = self._decoded(
+            {n: image for n, image in enumerate(images) if isinstance(image, EncodedJpeg)}
+        )
+        here = [image if isinstance(image, torch.Tensor) else self._black for image in images]
+        for number, (jpeg, pixels) in there.items():
+            if pixels is None and (decoded := on_cpu(jpeg)) is not None:
+                here[number] = decoded
         # Before it failed, a try may have begun to copy from the buffer.
         self._transport.wait_for_copy()
         staged = self._buffer[: len(images)]
         # Decoders give interleaved pixels, and so they stay.
-        torch.stack([image.permute(1, 2, 0) for image in images], out=staged)
-        return self._score_batch(self._transport.to_device(staged).permute(0, 3, 1, 2))
+        torch.stack([pixels.permute(1, 2, 0) for pixels in here], out=staged)
+        batch = self._transport.to_device(staged)
+        for number, (_, pixels) in there.items():
+            if pixels is not None:
+                batch[number].copy_(pixels.permute(1, 2, 0))
+        return self._score_batch(batch.permute(0, 3, 1, 2))
+
+    def _decoded(
+        self, jpegs: Mapping[int, EncodedJpeg]
+    ) -> dict[int, tuple[EncodedJpeg, torch.Tensor | None]]:
+        """JPEGs by number, with their pixels on the device, or None."""
+        found: Sequence[torch.Tensor | None] = [None] * len(jpegs)
+        if jpegs and self._decode_jpegs is not None:
+            # nvJPEG may write into memory that is free, but read by what is queued in the stream.
+            self._transport.wait_for_all()
+            found = self._decode_jpegs([jpeg.data for jpeg in jpegs.values()])
+        return dict(zip(jpegs, zip(jpegs.values(), found, strict=True), strict=True))
 
     def _halve(self, images: int, *, problem: str) -> None:
         self._note_out_of_memory()
@@ -193,7 +239,11 @@ def open_lane(
     batch_size: int,
     note_out_of_memory: Callable[[], None] = lambda: None,
 ) -> Lane:
-    """A lane for a model that no other lane has, on its device."""
+    """A lane for a model that no other lane has, on its device.
+
+    Raises:
+        ConfigError: See `device_decoder`.
+    """
     return Lane(
         OnePassScorer(loaded, base_scores),
         CudaTransport(loaded.device) if loaded.device.type == "cuda" else CpuTransport(),
@@ -201,6 +251,7 @@ def open_lane(
         size=input_size(loaded.preprocessing),
         halves=loaded.batch_size is None,
         note_out_of_memory=note_out_of_memory,
+        decode_jpegs=device_decoder(loaded.preprocessing, loaded.device),
     )
 
 

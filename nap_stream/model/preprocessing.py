@@ -1,5 +1,6 @@
 """From a decoded image to the model's input: resize and crop as uint8, normalise as a batch."""
 
+from collections.abc import Callable, Sequence
 from math import ceil
 
 import torch
@@ -7,12 +8,19 @@ from torch.nn import functional
 
 from nap_stream.settings.schema import PreprocessingSettings
 
+Interpolate = Callable[[torch.Tensor, Sequence[int], str], torch.Tensor]
+"""(uint8 (C, h, w), [H, W], mode) → uint8 (C, H, W), antialiased but for the mode nearest."""
+
 _MAX_ASPECT = 16
 """Side ratio beyond which an image is cut before its short side is scaled: 1 x 60,000 pixels
 scaled to a short side of 256 would take 12 GB."""
 
 
-def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.Tensor:
+def preprocess(
+    pixels: torch.Tensor,
+    settings: PreprocessingSettings,
+    interpolate: Interpolate | None = None,
+) -> torch.Tensor:
     """Resize and centre-crop one image, as torchvision's evaluation transforms do.
 
     Resizing is antialiased, on uint8 pixels. An image that is smaller than the crop after
@@ -20,8 +28,9 @@ def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.T
     torchvision's CenterCrop does. An image whose sides differ by more than a factor of 16 (or
     twice what the crop needs) is first cut to its central part, so that memory stays bounded.
 
-    ``pixels`` are RGB, uint8, shape (3, h, w). Of the settings, ``mean`` and ``std`` are for
-    `Normaliser`.
+    ``pixels`` are RGB, uint8, shape (3, h, w), or n images of one size behind each other,
+    (3 n, h, w). Of the settings, ``mean`` and ``std`` are for `Normaliser`. ``interpolate`` is for
+    devices other than the CPU.
 
     Returns:
         uint8, shape (3, H, W) of the crop, dense in memory: interleaved where ``pixels`` are, as
@@ -34,7 +43,9 @@ def preprocess(pixels: torch.Tensor, settings: PreprocessingSettings) -> torch.T
         if isinstance(sides, int):
             longest = max(_MAX_ASPECT, 2 * ceil(max(crop_height, crop_width) / sides))
             pixels = _cut_long_side(pixels, longest)
-        pixels = _resized(pixels, sides, settings.interpolation)
+        size = _new_size(pixels, sides)
+        if size != list(pixels.shape[1:]):
+            pixels = (interpolate or _interpolated)(pixels, size, settings.interpolation)
     return _dense(_centre(pixels, crop_height, crop_width))
 
 
@@ -82,20 +93,21 @@ def _cut_long_side(pixels: torch.Tensor, max_aspect: int) -> torch.Tensor:
 
 # torchvision's own transforms are not used: importing them imports torch's compiler too, which
 # costs each worker two seconds of processor time.
-def _resized(pixels: torch.Tensor, sides: int | tuple[int, int], mode: str) -> torch.Tensor:
-    """Resize to both sides, or the short side to one number of pixels, antialiased."""
-    channels, *old = pixels.shape
-    new = [sides * side // min(old) for side in old] if isinstance(sides, int) else list(sides)
-    if new == old:
-        return pixels
+def _interpolated(pixels: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
     image = pixels[None]
     if image.is_contiguous(memory_format=torch.channels_last):
         # One image of interleaved pixels fits both layouts: its strides say which one is meant, or
         # the result would be laid out anew.
         image = image.as_strided(image.shape, (image.numel(), *image.stride()[1:]))
     smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
-    resized = functional.interpolate(image, size=new, mode=mode, **smooth)
-    return resized.reshape(channels, *new)
+    resized = functional.interpolate(image, size=list(size), mode=mode, **smooth)
+    return resized.reshape(len(pixels), *size)
+
+
+def _new_size(pixels: torch.Tensor, sides: int | tuple[int, int]) -> list[int]:
+    """Both sides, or the short side's number of pixels and the other in proportion."""
+    old = pixels.shape[1:]
+    return [sides * side // min(old) for side in old] if isinstance(sides, int) else list(sides)
 
 
 def _centre(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:

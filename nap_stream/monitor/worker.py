@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import torch
@@ -15,6 +16,7 @@ from nap_stream.calibration.calibration import Calibration, base_scores_of, requ
 from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
 from nap_stream.errors import ModelError
+from nap_stream.feed import on_cpu
 from nap_stream.model.execution import require_execution
 from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import LoadedModel, choose_device, load_model
@@ -143,6 +145,9 @@ def open_line(
         kept_headers=settings.log.headers,
         clock=clock,
     )
+    decode_on_cpu = partial(
+        on_cpu, limits=settings.limits, preprocessing=settings.model.preprocessing
+    )
     base_scores = base_scores_of(calibration, loaded)
     scores = [
         RowScorer(
@@ -154,6 +159,7 @@ def open_line(
             ),
             class_names=own.class_names,
             calibration=calibration,
+            decode_on_cpu=decode_on_cpu,
             clock=clock,
         )
         for own in replicas(loaded, threads.scoring)

@@ -3,7 +3,7 @@
 From decoding on, images are columns: what is known of them is laid out as Arrow rows once a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -15,15 +15,24 @@ from numpy.typing import NDArray
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.decode import decode_message
+from nap_stream.decode import Refusal, decode_message
 from nap_stream.model.forward import BatchScores
 from nap_stream.model.preprocessing import decoded_size, preprocess
-from nap_stream.records import IMAGE_COLUMNS, DecodedRows, Message, Status
+from nap_stream.records import (
+    IMAGE_COLUMNS,
+    DecodedRows,
+    EncodedJpeg,
+    FailedImage,
+    Message,
+    Status,
+)
 from nap_stream.scored_log.format import rows_of, storable_text
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
-ScoreImages = Callable[[Sequence[torch.Tensor]], BatchScores]
-"""At least one image of the model's input size, uint8 (3, H, W) → their scores, in order."""
+Image = torch.Tensor | EncodedJpeg
+ScoreImages = Callable[[Sequence[Image], Callable[[EncodedJpeg], torch.Tensor | None]], BatchScores]
+"""At least one image → their scores, in order. See `nap_stream.model.lane.Lane`."""
+DecodeOnCpu = Callable[[bytes], torch.Tensor | Refusal]
 
 _NOT_FINITE = "the model's activations or logits are not finite for this image"
 
@@ -54,6 +63,7 @@ class MessageDecoder:
             ingest_time_ms=self._clock.now_ms(),
             at_least=decoded_size(self._preprocessing),
             prepare=self._prepare,
+            leaves_jpegs=self._preprocessing.jpeg_decoder == "nvjpeg",
         )
 
     def _prepare(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -63,7 +73,8 @@ class MessageDecoder:
 class RowScorer:
     """Scores and judges decoded images, and lays them out as rows. For one thread at a time.
 
-    ``class_names`` are in order of the logits.
+    ``class_names`` are in order of the logits. ``decode_on_cpu`` is asked for the JPEGs that were
+    left to a device which cannot decode them.
     """
 
     def __init__(
@@ -72,40 +83,61 @@ class RowScorer:
         score_images: ScoreImages,
         class_names: Sequence[str],
         calibration: Calibration,
+        decode_on_cpu: DecodeOnCpu,
         clock: Clock,
     ) -> None:
         self._score_images, self._calibration = score_images, calibration
         self._class_names = pa.array([storable_text(name) for name in class_names], pa.string())
-        self._clock = clock
+        self._decode_on_cpu, self._clock = decode_on_cpu, clock
 
     def __call__(self, decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         """The rows of decoded messages, in order, with the columns of `ROWS`.
 
-        Scores that are not finite make a row without scores.
+        Scores that are not finite make a row without scores, and so does a JPEG that was left
+        undecoded and that nothing decodes: it joins the failed images.
         """
         columns: dict[str, Any] = {
             name: list(chain.from_iterable(part.columns[name] for part in decoded))
             for name in IMAGE_COLUMNS
         }
-        pixels = [image for part in decoded for image in part.pixels]
+        images = [image for part in decoded for image in part.pixels]
         count = len(columns["offset"])
         scores: dict[str, pa.Array] = {}
-        if pixels:
+        if images:
             is_ok = np.array([status is Status.OK for status in columns["status"]])
-            values, is_finite = self._score(pixels)
+            values, is_finite, refused = self._score(images)
             rows = np.flatnonzero(is_ok)
             for row in rows[~is_finite].tolist():
                 columns["status"][row], columns["error"][row] = Status.NOT_FINITE, _NOT_FINITE
+            for part in decoded:
+                part.failed.extend(_failed(part, refused))
+            for number, image in enumerate(images):
+                if isinstance(image, EncodedJpeg) and image in refused:
+                    is_finite[number] = False
+                    row, refusal = rows[number], refused[image]
+                    columns["status"][row], columns["error"][row] = refusal.status, refusal.error
             scores = _spread(values, is_finite, rows, count)
             scores["class_name"] = self._class_names.take(scores["class_id"])
         columns["scored_time"] = [self._clock.now_ms()] * count
         return rows_of(columns | scores, count)
 
     def _score(
-        self, pixels: Sequence[torch.Tensor]
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
-        """Columns of scores by name, each (M,), and which of the M images have finite ones."""
-        found = self._score_images(pixels)
+        self, images: Sequence[Image]
+    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_], dict[EncodedJpeg, Refusal]]:
+        """Columns of scores by name, each (M,), which of the M images have finite ones.
+
+        Last come the images that could not be decoded: what their scores are says nothing.
+        """
+        refused: dict[EncodedJpeg, Refusal] = {}
+
+        def on_cpu(jpeg: EncodedJpeg) -> torch.Tensor | None:
+            pixels = self._decode_on_cpu(jpeg.data)
+            if isinstance(pixels, torch.Tensor):
+                return pixels
+            refused[jpeg] = pixels
+            return None
+
+        found = self._score_images(images, on_cpu)
         values, class_id = found.values, found.class_id
         judged = self._calibration.judge(values, class_id)
         is_finite = found.is_finite() & np.isfinite(judged.fused)
@@ -114,7 +146,16 @@ class RowScorer:
         }
         columns["confidence"] = columns.pop(BaseScore.MSP)
         columns |= {"class_id": class_id, "fused": judged.fused, "is_ood": judged.is_ood}
-        return columns | {"ood_p_value": judged.ood_p_value}, is_finite
+        return columns | {"ood_p_value": judged.ood_p_value}, is_finite, refused
+
+
+def _failed(part: DecodedRows, refused: Mapping[EncodedJpeg, Refusal]) -> Iterator[FailedImage]:
+    for image in part.pixels:
+        if isinstance(image, EncodedJpeg) and (refusal := refused.get(image)) is not None:
+            size = image.width, image.height
+            yield FailedImage(
+                image.origin, refusal.status, refusal.error, image.data, image.sha256, *size, "jpeg"
+            )
 
 
 def _spread(

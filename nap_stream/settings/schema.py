@@ -125,6 +125,9 @@ class PreprocessingSettings(Section):
     """Whether a JPEG that is larger than ``resize`` by a factor of 2, 4 or 8 is decoded to that
     part of its sides. Much faster for the large frames of cameras, and not quite the same pixels:
     docs/operation.md says what it does to scores."""
+    jpeg_decoder: Literal["cpu", "nvjpeg"] = "cpu"
+    """Who decodes, resizes and crops baseline JPEGs: the CPU, or the GPU, in batches. Their pixels
+    differ a little."""
 
     @model_serializer(mode="wrap")
     def _later_keys_where_set(
@@ -147,6 +150,8 @@ class PreprocessingSettings(Section):
             raise ValueError(
                 "scaled_decoding needs resize, the size that it decodes for, and resize is null"
             )
+        if self.scaled_decoding and self.jpeg_decoder == "nvjpeg":
+            raise ValueError("scaled_decoding is of the CPU's decoder, and jpeg_decoder is nvjpeg")
         return self
 
 
@@ -290,9 +295,10 @@ class WorkerSettings(Section):
     """Images between poll and score before fetching pauses."""
     max_in_hand_bytes: Positive = 256 * 2**20
     """Bytes before fetching pauses: of messages until they are decoded, of pixels at the model's
-    input size until they are scored, of failed images until they are dead letters. Beside it a
-    fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes about 16 bytes a
-    pixel of its image, and each partition holds rows of at most log.segment_max_bytes."""
+    input size, or JPEGs left to a GPU, until they are scored, of failed images until they are dead
+    letters. Beside it a fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes
+    about 16 bytes a pixel of its image, and each partition holds rows of at most
+    log.segment_max_bytes."""
     revoke_deadline_s: PositiveSeconds = 5.0
     """How long a rebalance may wait for what is in flight."""
 

@@ -15,6 +15,8 @@ from nap_stream.calibration.fit import FitPart
 from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
+from nap_stream.model.device_decode import rounded
+from nap_stream.model.preprocessing import preprocess
 from nap_stream.ood_scorer import OODScores
 from nap_stream.settings.schema import ScoringSettings
 from tests.support.image_bytes import picture
@@ -28,7 +30,7 @@ from tests.support.small_models import (
     TupleNet,
     by_name,
 )
-from tests.support.small_settings import PREPROCESSING, small_settings
+from tests.support.small_settings import PREPROCESSING, load_small, small_settings
 
 COUNT = 19
 
@@ -378,3 +380,14 @@ def test_the_example_of_the_docstring(artifact: Path) -> None:
         },
     )
     assert doctest.DocTestRunner().run(example) == (0, 3)
+
+
+def test_pixels_are_resized_as_where_nvjpeg_decoded() -> None:
+    preprocessing = PREPROCESSING.model_copy(update={"jpeg_decoder": "nvjpeg"})
+    loaded = load_small("SmallNet", preprocessing=preprocessing)
+    images = [pixels(number) for number in range(4)]
+
+    batch = ood_scorer._one_batch(images, loaded)
+
+    expected = [preprocess(image.contiguous(), preprocessing, rounded) for image in images]
+    assert torch.equal(batch, torch.stack(expected))

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nap_stream.decode import ARROW_STREAM, decode_message
-from nap_stream.records import FailedImage, Message, Status, TopicPartition
+from nap_stream.jpeg import undecoded_jpeg
+from nap_stream.records import EncodedJpeg, FailedImage, Message, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings
-from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
+from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
 from tests.support.scored_records import DecodedImage, images_of
 
 PARTITION = TopicPartition("images", 3)
@@ -161,7 +162,8 @@ def test_an_image_is_prepared_before_the_next_one_is_decoded() -> None:
         prepare=prepare,
     )
 
-    assert [tuple(pixels.shape) for pixels in decoded.pixels] == [(3, 1, 1)] * 2
+    shapes = [image.shape for image in decoded.pixels if isinstance(image, torch.Tensor)]
+    assert shapes == [(3, 1, 1)] * 2
     assert decoded.columns["width"] == [13, None, 13]
 
 
@@ -188,3 +190,49 @@ def test_kept_headers_count_with_the_key_and_others_do_not() -> None:
     assert isinstance(without, DecodedImage)
     assert failed(kept).status is Status.TOO_LARGE
     assert kept.origin.headers == ()
+
+
+PLAIN = jpeg(3)
+CUT = PLAIN[:-2]
+
+
+@pytest.mark.parametrize(
+    ("data", "limits"),
+    [
+        (None, LimitSettings()),
+        (b"", LimitSettings()),
+        (encoded(picture(), "PNG"), LimitSettings()),
+        (encoded(picture(), "JPEG", progressive=True), LimitSettings()),
+        (encoded(picture().convert("CMYK"), "JPEG"), LimitSettings()),
+        (CUT, LimitSettings()),
+        (
+            PLAIN[:2] + b"\xff\xee\x00\x0eAdobe\x00d\x00\x00\x00\x00\x00" + PLAIN[2:],
+            LimitSettings(),
+        ),
+        (PLAIN, LimitSettings(max_image_bytes=len(PLAIN) - 1)),
+        (PLAIN, LimitSettings(max_image_pixels=13 * 9 - 1)),
+    ],
+)
+def test_what_only_the_cpu_decodes_is_not_left(data: bytes | None, limits: LimitSettings) -> None:
+    assert undecoded_jpeg(data, limits) is None
+
+
+def test_plain_jpegs_are_left_undecoded_in_order() -> None:
+    value = arrow_stream({"image": [jpeg(0), b"text", encoded(picture(), "PNG"), jpeg(1)]})
+    given = message(value, ARROW_HEADERS)
+    decoded = decode_message(
+        given, LimitSettings(), kept_headers=(), ingest_time_ms=7, leaves_jpegs=True
+    )
+    first, png, last = decoded.pixels
+
+    assert decoded.columns["status"] == ["ok", "unsupported", "ok", "ok"]
+    assert decoded.columns["width"] == [13, None, 13, 13]
+    assert decoded.columns["format"] == ["jpeg", None, "png", "jpeg"]
+    assert isinstance(first, EncodedJpeg)
+    assert isinstance(png, torch.Tensor)
+    assert isinstance(last, EncodedJpeg)
+    assert (first.data, last.data) == (jpeg(0), jpeg(1))
+    assert (last.origin.partition, last.origin.offset) == (given.partition, given.offset)
+    assert (last.origin.index, last.origin.ingest_time_ms) == (3, 7)
+    assert last.sha256 == decoded.columns["sha256"][3]
+    assert last.nbytes == len(jpeg(1))

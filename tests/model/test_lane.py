@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nap_stream.errors import DeviceMemoryError
 from nap_stream.model.forward import BatchScores
-from nap_stream.model.lane import CpuTransport, Lane, open_lane, share_memory
+from nap_stream.model.lane import CpuTransport, Image, Lane, open_lane, share_memory
 from nap_stream.model.load import OnePassScorer
+from nap_stream.records import EncodedJpeg, Origin, TopicPartition
 from tests.support.lanes import decoded, every_base_score, model_on
 from tests.support.small_models import SIZE
 
@@ -59,7 +60,7 @@ def test_a_lane_gives_the_same_again_and_again(device: torch.device) -> None:
     assert_equal(lane(first), before)
 
 
-class Recording:
+class Recording(CpuTransport):
     """A stand-in for a GPU's transport: a copy happens when it is waited for, or when it is used.
 
     Until then it reads the buffer, as an asynchronous copy does.
@@ -85,6 +86,10 @@ class Recording:
 
     def wait_for_copy(self) -> None:
         self.calls.append("wait")
+        self.arrive()
+
+    def wait_for_all(self) -> None:
+        self.calls.append("all")
         self.arrive()
 
     def free_cache(self) -> None:
@@ -273,3 +278,65 @@ def test_a_fraction_of_a_gpu_is_a_fraction_of_its_memory(
     found: list[float] = []
     share_memory(num_gpus, torch.device(name), found.append)
     assert found == limits
+
+
+ORIGIN = Origin(TopicPartition("images", 0), 0, 0, None, 0, 0)
+
+
+class InOrder(Recording):
+    """Copies at once, as seen by what is queued behind."""
+
+    def to_device(self, staged: torch.Tensor) -> torch.Tensor:
+        copied = super().to_device(staged)
+        self.arrive()
+        return copied
+
+
+def a_jpeg(name: bytes) -> EncodedJpeg:
+    return EncodedJpeg(name, ORIGIN, "0" * 64, SIZE, SIZE)
+
+
+def test_jpegs_are_decoded_in_their_batch_and_keep_their_places() -> None:
+    transport = InOrder()
+    asked: list[Sequence[bytes]] = []
+
+    def decode(jpegs: Sequence[bytes]) -> list[torch.Tensor | None]:
+        transport.calls.append("decode")
+        asked.append(jpegs)
+        values = [None if name == b"bad" else int(name) for name in jpegs]
+        return [None if each is None else numbered(200)[each] for each in values]
+
+    lane = lane_of(Brightness(transport), 4, decode_jpegs=decode)
+    images: list[Image] = [
+        a_jpeg(b"100"),
+        *numbered(2),
+        a_jpeg(b"101"),
+        a_jpeg(b"102"),
+        a_jpeg(b"bad"),
+    ]
+
+    found = lane(images, lambda jpeg: numbered(31)[-1] if jpeg.data == b"bad" else None)
+
+    assert found.class_id.tolist() == [100, 0, 1, 101, 102, 30]
+    assert asked == [[b"100", b"101"], [b"102", b"bad"]]
+    # nvJPEG writes at once into what is free: nothing may be under way.
+    assert transport.calls == ["all", "decode", "wait", "copy 4", "all", "decode", "wait", "copy 2"]
+
+
+def test_a_jpeg_that_nothing_decodes_is_a_black_image() -> None:
+    lane = lane_of(Brightness(Recording()), 4, decode_jpegs=lambda jpegs: [None] * len(jpegs))
+    assert lane([numbered(9)[-1], a_jpeg(b"bad")], lambda _: None).class_id.tolist() == [8, 0]
+
+
+def test_jpegs_that_do_not_fit_decoded_are_halved() -> None:
+    sizes: list[int] = []
+
+    def decode(jpegs: Sequence[bytes]) -> list[torch.Tensor | None]:
+        sizes.append(len(jpegs))
+        if len(jpegs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [numbered(200)[int(name)] for name in jpegs]
+
+    lane = lane_of(Brightness(InOrder()), 4, decode_jpegs=decode)
+    assert lane([a_jpeg(b"7"), a_jpeg(b"8"), a_jpeg(b"9")]).class_id.tolist() == [7, 8, 9]
+    assert sizes == [3, 1, 1, 1]

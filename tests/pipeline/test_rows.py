@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,15 +7,19 @@ import torch
 from PIL import Image
 
 from nap_stream.calibration.calibration import Calibration
-from nap_stream.clock import ManualClock
+from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.decode import Picture, decode_image
+from nap_stream.feed import on_cpu
+from nap_stream.model.device_decode import DeviceDecoder
 from nap_stream.model.forward import BatchScores
 from nap_stream.model.lane import CpuTransport, Lane
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
-from nap_stream.records import Message, TopicPartition
+from nap_stream.pipeline.scoring import ScoringStage
+from nap_stream.records import DecodedRows, Fetched, Message, TopicPartition
 from nap_stream.scored_log.format import ROWS, SCORE_COLUMNS
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
+from tests.support.device_decoders import DecoderHere, without_tables
 from tests.support.image_bytes import encoded, picture
 from tests.support.scored_records import DecodedImage, images_of
 from tests.support.small_calibration import calibration_of
@@ -57,6 +62,7 @@ def scorer(model: Bright, calibration: Calibration, batch_size: int = 32) -> Row
         score_images=Lane(model, CpuTransport(), batch_size=batch_size, size=(4, 4)),
         class_names=("dark", "light"),
         calibration=calibration,
+        decode_on_cpu=partial(on_cpu, limits=LimitSettings(), preprocessing=PREPROCESSING),
         clock=ManualClock(now_ms=5_000),
     )
 
@@ -106,7 +112,9 @@ def test_a_large_jpeg_is_decoded_scaled_where_the_settings_say_so() -> None:
 
     assert (rows.columns["width"], rows.columns["height"]) == ([161], [120])
     assert found.pixels.shape == (3, 15, 21)
-    assert torch.equal(rows.pixels[0], preprocess(found.pixels, settings))
+    (pixels,) = rows.pixels
+    assert isinstance(pixels, torch.Tensor)
+    assert torch.equal(pixels, preprocess(found.pixels, settings))
 
 
 def test_rows_carry_scores_p_value_and_flag(decode: MessageDecoder, score: RowScorer) -> None:
@@ -171,3 +179,106 @@ def test_a_failed_image_becomes_a_row_with_its_error(
     assert row["status"] == "unsupported"
     assert {row[name] for name in SCORE_COLUMNS} == {None}
     assert row["error"] == failed.error
+
+
+NVJPEG = PREPROCESSING.model_copy(update={"jpeg_decoder": "nvjpeg"})
+
+
+def grey_jpeg(brightness: int) -> bytes:
+    return encoded(Image.new("RGB", (6, 8), (brightness,) * 3), "JPEG")
+
+
+def leaving_decoder() -> MessageDecoder:
+    return MessageDecoder(
+        preprocessing=NVJPEG,
+        limits=LimitSettings(),
+        kept_headers=("label",),
+        clock=ManualClock(now_ms=4_000),
+    )
+
+
+def leaving_jpegs(*values: bytes) -> list[DecodedRows]:
+    leave = leaving_decoder()
+    return [leave(message(value, offset)) for offset, value in enumerate(values)]
+
+
+def device_scorer(calibration: Calibration, decode: DecoderHere) -> RowScorer:
+    lane = Lane(
+        Bright(),
+        CpuTransport(),
+        batch_size=2,
+        size=(4, 4),
+        decode_jpegs=DeviceDecoder(NVJPEG, decode),
+    )
+    return RowScorer(
+        score_images=lane,
+        class_names=("dark", "light"),
+        calibration=calibration,
+        decode_on_cpu=partial(on_cpu, limits=LimitSettings(), preprocessing=NVJPEG),
+        clock=ManualClock(now_ms=5_000),
+    )
+
+
+def test_rows_of_jpegs_decoded_on_the_device_are_those_of_the_cpu(
+    decode: MessageDecoder, score: RowScorer, calibration: Calibration
+) -> None:
+    values = [grey_jpeg(20), png(30), grey_jpeg(40), b"text", grey_jpeg(50), grey_jpeg(60)]
+    expected = score([decode(message(value, o)) for o, value in enumerate(values)]).to_pylist()
+
+    # The device refuses one, which the CPU then decodes.
+    scorer_there = device_scorer(calibration, DecoderHere(values[2]))
+    rows = scorer_there(leaving_jpegs(*values)).to_pylist()
+
+    assert rows == expected
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "unsupported", "ok", "ok"]
+
+
+def test_a_jpeg_that_nothing_decodes_becomes_the_row_and_the_dead_letter_it_was(
+    decode: MessageDecoder, score: RowScorer, calibration: Calibration
+) -> None:
+    broken = without_tables(grey_jpeg(70))
+    values = [grey_jpeg(20), broken, png(30)]
+    decoded_here = [decode(message(value, o)) for o, value in enumerate(values)]
+    expected = score(decoded_here).to_pylist()
+    (failed,) = decoded_here[1].failed
+    left = leaving_jpegs(*values)
+    assert [len(part.failed) for part in left] == [0, 0, 0]
+
+    rows = device_scorer(calibration, DecoderHere())(left).to_pylist()
+
+    assert rows == expected
+    assert rows[1]["status"] == "corrupt"
+    assert [len(part.failed) for part in left] == [0, 1, 0]
+    assert left[1].failed == [failed]
+    assert failed.payload == broken
+
+
+def test_the_dead_letter_of_a_jpeg_that_was_left_goes_with_its_rows(
+    calibration: Calibration,
+) -> None:
+    broken = without_tables(grey_jpeg(70))
+    values = [grey_jpeg(20), broken, b"text", grey_jpeg(30)]
+    messages = tuple(message(value, offset) for offset, value in enumerate(values))
+    stage = ScoringStage(
+        leaving_decoder(),
+        [device_scorer(calibration, DecoderHere())],
+        batch_size=8,
+        linger_s=0.0,
+        decode_threads=1,
+        max_decoded_images=8,
+        clock=SystemClock(),
+        observe=lambda *_: None,
+    )
+    partition = messages[0].partition
+    try:
+        stage.submit(Fetched(partition, messages, 4), epoch=0)
+        assert stage.wait_until_done(frozenset({partition}), 10)
+        (scored,) = stage.take()
+    finally:
+        stage.close()
+
+    assert scored.rows.column("status").to_pylist() == ["ok", "corrupt", "unsupported", "ok"]
+    assert {image.origin.offset: image.payload for image in scored.failed} == {
+        1: broken,
+        2: b"text",
+    }

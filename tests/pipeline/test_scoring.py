@@ -61,7 +61,7 @@ def decode(given: Message) -> DecodedRows:
     }
     for name in set(IMAGE_COLUMNS) - columns.keys():
         columns[name] = [0 if name == "ingest_time" else None] * len(letters)
-    return DecodedRows(columns, (PIXELS,) * bad.count(False), failed)
+    return DecodedRows(columns, (PIXELS,) * bad.count(False), list(failed))
 
 
 def images_in(decoded: Sequence[DecodedRows]) -> int:

@@ -83,7 +83,9 @@ def images_of(rows: DecodedRows, partition: TopicPartition) -> list[DecodedImage
         size = of["width"], of["height"], of["format"], of["sha256"]
         if of["status"] is Status.OK:
             assert of["error"] is None
-            images.append(DecodedImage(origin, next(pixels), *size))
+            decoded = next(pixels)
+            assert isinstance(decoded, torch.Tensor)
+            images.append(DecodedImage(origin, decoded, *size))
         else:
             image = next(failed)
             assert image.origin == origin
