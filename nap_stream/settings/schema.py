@@ -124,7 +124,7 @@ class PreprocessingSettings(Section):
     scaled_decoding: bool = False
     """Whether a JPEG that is larger than ``resize`` by a factor of 2, 4 or 8 is decoded to that
     part of its sides. Much faster for the large frames of cameras, and not quite the same pixels:
-    docs/operation.md says what it does to scores."""
+    docs/speed.md says what it does to scores."""
     jpeg_decoder: Literal["cpu", "nvjpeg"] = "cpu"
     """Who decodes, resizes and crops baseline JPEGs: the CPU, or the GPU, in batches. Their pixels
     differ a little."""
