@@ -97,7 +97,7 @@ class Metrics:
         self.scoring_seconds = counter(
             "scoring_seconds",
             "Seconds of the threads that score: waiting for messages, for their decoding, for a "
-            "slow log, or at work in the model.",
+            "slow log, or at work on a batch (model).",
             ["part"],
         )
         self.images_per_second = gauge(

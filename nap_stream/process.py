@@ -1,11 +1,13 @@
 """What each program does as a process: a signal sets a flag, an event is one line of the log."""
 
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
@@ -32,6 +34,25 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cpus(quota: Path = CGROUP_QUOTA) -> int:
+    """The CPUs that this process may use: of its affinity, and of its container's quota.
+
+    ``quota`` is the file of cgroups version 2: microseconds a period, or max, and the period.
+    """
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:
+        cpus = os.cpu_count() or 1
+    try:
+        allowed, period = quota.read_text(encoding="ascii").split()
+        return max(1, min(cpus, int(allowed) // int(period)))
+    except (OSError, ValueError):
+        return cpus
 
 
 KAFKA_LOG_EVERY_S = 30.0

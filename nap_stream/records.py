@@ -319,7 +319,7 @@ class PartitionProgress:
 TimePart = Literal["messages", "decode", "model", "log"]
 TIME_PARTS: tuple[TimePart, ...] = get_args(TimePart)
 """What a scoring thread spends its time on: it waits for messages, for their decoding, or for a log
-that is slow; or the model is at work."""
+that is slow; or it is at work on a batch, with the model, the scores and the rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,17 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
 import structlog
 from kafka.errors import Cancelled
 
-from nap_stream.process import configure_logging, stop_on_signals
+from nap_stream.process import available_cpus, configure_logging, stop_on_signals
 from tests.support.logs import kept_logging
 
+EVERY_CPU = len(os.sched_getaffinity(0))
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -167,3 +169,23 @@ def test_everybody_else_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> No
         "attempt 1",
         "mine",
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "cpus"),
+    [
+        ("max 100000\n", EVERY_CPU),
+        ("100000 100000\n", 1),
+        ("50000 100000\n", 1),
+        ("900000000 100000\n", EVERY_CPU),
+        ("not what it was\n", EVERY_CPU),
+    ],
+)
+def test_a_containers_quota_limits_the_cpus(tmp_path: Path, content: str, cpus: int) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text(content)
+    assert available_cpus(quota) == cpus
+
+
+def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
+    assert available_cpus(tmp_path / "cpu.max") == EVERY_CPU

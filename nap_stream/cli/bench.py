@@ -14,10 +14,11 @@ from nap_stream.settings.load import load_settings
 
 if TYPE_CHECKING:
     from nap_stream.bench import BenchResult
+    from nap_stream.records import TimePart
 
 BAR_CELLS = 30
-PARTS = {
-    "model": "in the model",
+PARTS: dict["TimePart", str] = {
+    "model": "at work on a batch",
     "decode": "waiting for decoding",
     "messages": "waiting for messages",
     "log": "waiting for the log",
@@ -99,7 +100,7 @@ def show(result: "BenchResult", source: str, console: Console) -> None:
     console.print(table)
     console.print("\nwhat the threads that score spend their time on")
     for part, name in PARTS.items():
-        share = next(found for key, found in result.line.shares.items() if key == part)
+        share = result.line.shares[part]
         bar = "█" * round(share * BAR_CELLS)
         console.print(Text(f"  {name:21} {bar:{BAR_CELLS}} {share:4.0%}"))
     console.print(Text(f"\n{result.advice}"))

@@ -132,9 +132,13 @@ def _padded(pixels: torch.Tensor, sides: tuple[int, int, int, int]) -> torch.Ten
 
 def _dense(pixels: torch.Tensor) -> torch.Tensor:
     """Copy what is a part of a larger image, in the layout that it has."""
+    if pixels.untyped_storage().nbytes() == pixels.nbytes:
+        return pixels
+    # Rows that follow each other need no copy, but would keep the whole image in memory.
     if not _is_interleaved(pixels):
-        return pixels.contiguous()
-    return pixels.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        return pixels.clone(memory_format=torch.contiguous_format)
+    interleaved = pixels.permute(1, 2, 0).clone(memory_format=torch.contiguous_format)
+    return interleaved.permute(2, 0, 1)
 
 
 def _is_interleaved(pixels: torch.Tensor) -> bool:

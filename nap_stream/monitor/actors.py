@@ -15,10 +15,10 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.monitor.coordinator import Coordinator, open_coordinator
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.process import configure_logging
+from nap_stream.process import available_cpus, configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.scored_log.summary import LogEnds
-from nap_stream.settings.schema import MAX_CPU_SHARE, Settings, WorkerSettings
+from nap_stream.settings.schema import Settings, cpus_a_worker
 
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
@@ -199,17 +199,25 @@ class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
     ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
-    a coordinator that is restarted counts from there. None where nobody waits for rows.
+    a coordinator that is restarted counts from there. None where nobody waits for rows. With
+    ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
 
     Raises:
         WorkerError: If the cluster can never place the workers that are asked for.
     """
 
     def __init__(
-        self, settings: Settings, calibration: CalibrationFacts, since: LogEnds | None = None
+        self,
+        settings: Settings,
+        calibration: CalibrationFacts,
+        since: LogEnds | None = None,
+        *,
+        is_own: bool = False,
     ) -> None:
         self._settings = settings
-        self.num_cpus, self.num_gpus = _cpus_a_worker(settings.worker), _gpus_a_worker(settings)
+        worker = settings.worker
+        shared = _resources().get("CPU", 0.0) if is_own else 0.0
+        self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), _gpus_a_worker(settings)
         _require_capacity(settings, self.num_cpus, self.num_gpus)
         # Within a group calls keep their order, and none waits for those of another group.
         groups = {"line": 1, "tick": 1}
@@ -318,17 +326,18 @@ class RayCluster:
 
 
 @contextmanager
-def ray_session(address: str | None, workers: int) -> Iterator[None]:
+def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     """Connect to a cluster, or start Ray on this machine; disconnect at the end.
 
     ``address`` is of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
-    ``workers`` are the CPUs that a local Ray must count at least, whatever the machine has.
+    ``cpus`` is what a local Ray must count at least, whatever the machine has. Yields whether Ray
+    was started here, for this monitor alone.
 
     Raises:
         WorkerError: If the cluster does not answer.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = address or os.environ.get("RAY_ADDRESS")
     try:
@@ -336,9 +345,7 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
             ray.init(address=address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(
-                address="local", num_cpus=max(os.cpu_count() or 1, workers), include_dashboard=False
-            )
+            ray.init(address="local", num_cpus=max(available_cpus(), cpus), include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorkerError(
             f"cannot connect to Ray: {_brief(error)}",
@@ -346,7 +353,7 @@ def ray_session(address: str | None, workers: int) -> Iterator[None]:
             "Check --address and that `ray status` answers there",
         ) from error
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 
@@ -357,26 +364,12 @@ def cluster_resources(address: str | None) -> dict[str, float]:
     Raises:
         WorkerError: If the cluster does not answer.
     """
-    with ray_session(address, workers=1):
+    with ray_session(address, cpus=1):
         return _resources()
 
 
 def _resources() -> dict[str, float]:
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
-
-
-def _nodes() -> list[dict[str, Any]]:
-    return list(ray.nodes())  # type: ignore[no-untyped-call]  # ray leaves it untyped
-
-
-def _cpus_a_worker(settings: WorkerSettings) -> int:
-    """What is configured, or an equal share of the nodes' CPUs: all workers must find a place."""
-    if settings.num_cpus is not None:
-        return settings.num_cpus
-    nodes = [node["Resources"].get("CPU", 0.0) for node in _nodes() if node["Alive"]]
-    shares = range(MAX_CPU_SHARE, settings.torch_threads, -1)
-    fits = (s for s in shares if sum(int(cpus // s) for cpus in nodes) >= settings.count)
-    return next(fits, settings.torch_threads)
 
 
 def _gpus_a_worker(settings: Settings) -> float:

@@ -41,10 +41,10 @@ def run_monitor(
     limits = RunLimits(partitions, until_idle_s, max_records)
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * (settings.worker.num_cpus or settings.worker.torch_threads)
-    with ray_session(address, cpus), stop_on_signals() as stop:
+    with ray_session(address, cpus) as is_own, stop_on_signals() as stop:
         chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
         since = None if max_records is None else chains.ends()
-        cluster = RayCluster(settings, calibration, since)
+        cluster = RayCluster(settings, calibration, since, is_own=is_own)
         log = structlog.get_logger()
         log.info(
             "monitor_started",

@@ -17,7 +17,7 @@ from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
 from nap_stream.errors import ModelError
 from nap_stream.feed import on_cpu
-from nap_stream.model.execution import require_execution
+from nap_stream.model.execution import Execution, require_execution
 from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import LoadedModel, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
@@ -59,7 +59,7 @@ def run_worker(
     calibration = load_calibration(settings.calibration)
     execution = calibration.document.execution
     require_execution(execution, settings.model)
-    threads = threads_of(settings.worker, device, num_cpus, compiles=execution.compile != "off")
+    threads = threads_of(settings.worker, device, num_cpus, execution)
     torch.set_num_threads(threads.torch)
     loaded = load_model(settings.model, device, execution, batch_size=settings.worker.batch_size)
     require_fingerprint(calibration, loaded)
@@ -103,16 +103,18 @@ class Threads:
 
 
 def threads_of(
-    settings: WorkerSettings, device: torch.device, num_cpus: int, *, compiles: bool
+    settings: WorkerSettings, device: torch.device, num_cpus: int, execution: Execution
 ) -> Threads:
     """The threads of a worker with so many CPUs.
 
-    A model that torch compiles is for one thread, so that on a CPU its batch has all threads.
+    A model that torch compiles, or that runs in TF32, is for one thread. On a CPU its batch has all
+    threads.
     """
     scoring, intra_op = settings.batches_in_flight, settings.torch_threads
+    is_for_one = execution.compile != "off" or execution.precision == "tf32"
     if scoring is None and device.type != "cpu":
-        scoring = 2
-    elif scoring is None and compiles:
+        scoring = 1 if is_for_one else 2
+    elif scoring is None and is_for_one:
         scoring, intra_op = 1, num_cpus
     return Threads(
         torch=intra_op,

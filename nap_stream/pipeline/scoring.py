@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 
 from nap_stream.clock import Clock
@@ -34,6 +33,8 @@ MAX_DECODED_BYTES = 128 * 2**20
 PARCEL_MESSAGES = 8
 PARCEL_BYTES = 2**16
 """Messages are decoded in parcels: to hand over each small one by itself costs more than it."""
+_MOST_AHEAD = 2
+"""Batches for each thread that may be under way, or wait for one that was gathered before them."""
 _POLL_S = 0.1
 """How often a waiting thread looks whether it should end."""
 
@@ -150,7 +151,9 @@ class ScoringStage:
         self._ending = threading.Event()
         self._gathering = threading.Lock()
         self._gathered = self._handed_on = 0
-        self._finished: dict[int, tuple[list[_Parcel], pa.RecordBatch]] = {}
+        self._most_ahead = _MOST_AHEAD * len(scores)
+        self._finished: dict[int, tuple[list[_Parcel], list[ScoredRows]]] = {}
+        self._held: _Parcel | None = None
         self._times = _Times(clock)
         self._threads = [
             threading.Thread(target=self._run, args=(score,), name="score", daemon=True)
@@ -164,7 +167,7 @@ class ScoringStage:
         for messages in _parcels(fetched.messages):
             is_last = messages[-1] is fetched.messages[-1]
             end = fetched.end if is_last else messages[-1].offset + 1
-            size, images = sum(len(message.value or b"") for message in messages), len(messages)
+            size, images = _size(messages), len(messages)
             with self._lock:
                 name = fetched.partition
                 self._in_flight[name] = self._in_flight.get(name, 0) + 1
@@ -270,7 +273,7 @@ class ScoringStage:
 
     def _run(self, score: Score) -> None:
         try:
-            while not self._ending.is_set():
+            while not self._ending.is_set() and self._error is None:
                 self._one_batch(score)
         except BaseException as error:  # noqa: BLE001  handed to the thread that calls take()
             with self._changed:
@@ -282,6 +285,7 @@ class ScoringStage:
         with self._lock:
             waiting = self._times.begin()
         with self._gathering:
+            self._wait_for_those_before()
             parcels, first_at = self._gather()
             number, self._gathered = self._gathered, self._gathered + bool(parcels)
         started = self._clock.monotonic()
@@ -297,8 +301,22 @@ class ScoringStage:
         self._hand_on(number, parcels, rows)
         self._observe("batch", self._clock.monotonic() - first_at)
 
+    def _wait_for_those_before(self) -> None:
+        """While one batch takes long, do not score more and more that has to wait for it."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._gathered - self._handed_on < self._most_ahead
+                    or self._error is not None
+                    or self._ending.is_set()
+                )
+            )
+
     def _gather(self) -> tuple[list[_Parcel], float]:
-        """Wait for an image and then for its batch; say when it came, too."""
+        """Wait for an image and then for its batch; say when it came, too.
+
+        A parcel that is too large for what is left of a batch is held for the next one.
+        """
         parcels: list[_Parcel] = []
         images, first_at = 0, 0.0
         while images < self._batch_size and not self._ending.is_set():
@@ -306,7 +324,7 @@ class ScoringStage:
             if parcels:
                 timeout_s = first_at + self._linger_s - self._clock.monotonic()
             since = self._clock.monotonic()
-            parcel = self._next(timeout_s)
+            parcel, self._held = self._held or self._next(timeout_s), None
             now = self._clock.monotonic()
             with self._lock:
                 self._times.gatherer_waited("messages", now - since)
@@ -317,9 +335,13 @@ class ScoringStage:
                 # Whatever else waits, the messages that scoring waits for may be decoded.
                 self._opening = parcel.number
                 self._changed.notify_all()
-            images += sum(len(rows.pixels) for rows in parcel.decoding.result())
+            more = sum(len(rows.pixels) for rows in parcel.decoding.result())
             with self._lock:
                 self._times.gatherer_waited("decode", self._clock.monotonic() - now)
+            if parcels and images + more > self._batch_size:
+                self._held = parcel
+                break
+            images += more
             parcels.append(parcel)
         return parcels, first_at
 
@@ -331,44 +353,52 @@ class ScoringStage:
 
     def _hand_on(self, number: int, parcels: list[_Parcel], rows: pa.RecordBatch) -> None:
         """Give `take` the rows of a batch as soon as those before it are there."""
+        scored = list(_by_partition(parcels, rows))
+        for parcel in parcels:
+            # Its pixels are needed no more.
+            parcel.decoding = Future()
         with self._changed:
-            self._finished[number] = parcels, rows
+            for parcel in parcels:
+                self._images -= parcel.images
+                self._decoded_images -= parcel.images
+                self._decoded_bytes -= parcel.size_bytes
+                self._bytes -= parcel.size_bytes
+            self._finished[number] = parcels, scored
             while (finished := self._finished.pop(self._handed_on, None)) is not None:
                 self._handed_on += 1
-                self._done.extend(_by_partition(*finished))
+                self._done.extend(finished[1])
                 for parcel in finished[0]:
                     self._in_flight[parcel.partition] -= 1
-                    self._images -= parcel.images
-                    self._decoded_images -= parcel.images
-                    self._decoded_bytes -= parcel.size_bytes
-                    self._bytes -= parcel.size_bytes
             self._changed.notify_all()
 
 
 def _parcels(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
-    parcel: list[Message] = []
-    size = 0
-    for message in messages:
-        parcel.append(message)
-        size += len(message.value or b"")
-        if len(parcel) == PARCEL_MESSAGES or size >= PARCEL_BYTES:
-            yield tuple(parcel)
-            parcel, size = [], 0
-    if parcel:
-        yield tuple(parcel)
+    """Messages of up to so many bytes together; by eights, fours or twos, to fill batches."""
+    start = 0
+    while start < len(messages):
+        count = PARCEL_MESSAGES
+        while count > 1 and _size(messages[start : start + count]) > PARCEL_BYTES:
+            count //= 2
+        yield tuple(messages[start : start + count])
+        start += count
+
+
+def _size(messages: Sequence[Message]) -> int:
+    return sum(len(message.value or b"") for message in messages)
 
 
 def _by_partition(parcels: Sequence[_Parcel], rows: pa.RecordBatch) -> Iterator[ScoredRows]:
     """Divide the rows of a batch among the placements of partitions that they are of."""
-    found: dict[tuple[TopicPartition, int], list[_Parcel]] = {}
-    number_of: list[int] = []
+    found: dict[tuple[TopicPartition, int], list[tuple[_Parcel, range]]] = {}
+    start = 0
     for parcel in parcels:
-        found.setdefault((parcel.partition, parcel.epoch), []).append(parcel)
-        number = list(found).index((parcel.partition, parcel.epoch))
-        number_of.extend([number] * parcel.images)
-    numbers = np.array(number_of, np.int64)
-    for number, ((partition, epoch), own) in enumerate(found.items()):
-        part = rows if len(found) == 1 else rows.take(pa.array(np.flatnonzero(numbers == number)))
+        own_rows = range(start, start + parcel.images)
+        found.setdefault((parcel.partition, parcel.epoch), []).append((parcel, own_rows))
+        start += parcel.images
+    for (partition, epoch), placed in found.items():
+        own = [parcel for parcel, _ in placed]
+        numbers = pa.array(chain.from_iterable(own_rows for _, own_rows in placed), pa.int64())
+        part = rows if len(found) == 1 else rows.take(numbers)
         decoded = chain.from_iterable(parcel.decoding.result() for parcel in own)
         failed = tuple(image for each in decoded for image in each.failed)
         yield ScoredRows(partition, epoch, own[-1].end, part, failed)

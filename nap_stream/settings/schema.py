@@ -282,8 +282,8 @@ class WorkerSettings(Section):
     linger_ms: Annotated[int, Field(ge=0)] = 50
     """The longest that an image waits for its batch to fill."""
     num_cpus: Annotated[int, Field(gt=0, le=256)] | None = None
-    """CPUs that Ray counts for a worker; null takes an equal share of the cluster's, at most 8, and
-    torch_threads at least."""
+    """CPUs that Ray counts for a worker. Null takes torch_threads on a cluster; where `run` starts
+    Ray by itself, an equal share of the machine's, 8 at most."""
     torch_threads: Positive = 1
     """Threads of torch for one batch on the CPU. One for each of several batches is faster."""
     batches_in_flight: Annotated[int, Field(gt=0, le=64)] | None = None
@@ -307,6 +307,13 @@ class WorkerSettings(Section):
         if self.num_cpus is not None and self.num_cpus < self.torch_threads:
             raise ValueError("num_cpus must be at least torch_threads")
         return self
+
+
+def cpus_a_worker(settings: WorkerSettings, shared: int) -> int:
+    """How many CPUs a worker counts as, and uses, of those that all workers share; 0 for none."""
+    if settings.num_cpus is not None:
+        return settings.num_cpus
+    return max(settings.torch_threads, min(MAX_CPU_SHARE, shared // settings.count))
 
 
 class DriverSettings(Section):

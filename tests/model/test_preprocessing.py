@@ -133,3 +133,20 @@ def test_normalising_as_torchvision_does() -> None:
 def test_normalising_to_the_models_dtype() -> None:
     normalise = Normaliser(PreprocessingSettings(), torch.device("cpu"), torch.bfloat16)
     assert normalise(image(2, 2)[None]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "resize"), [(500, 375, 224), (3_500, 224, 224), (400, 224, None)]
+)
+def test_a_crop_does_not_keep_the_image_around_it_in_memory(
+    height: int, width: int, resize: int | None, interleaved: bool
+) -> None:
+    pixels = torch.zeros(3, height, width, dtype=torch.uint8)
+    if interleaved:
+        pixels = torch.zeros(height, width, 3, dtype=torch.uint8).permute(2, 0, 1)
+
+    found = preprocess(pixels, PreprocessingSettings(resize=resize, crop=224))
+
+    assert found.shape == (3, 224, 224)
+    assert found.untyped_storage().nbytes() == found.nbytes

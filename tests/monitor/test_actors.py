@@ -42,9 +42,6 @@ def logical_gpus() -> Iterator[None]:
 
 
 def _settings(group: str, **worker: float) -> Settings:
-    """Of workers with a CPU each, unless they are told otherwise."""
-    if "torch_threads" not in worker:
-        worker = {"num_cpus": 1, **worker}
     return settings_of(kafka={"topic": "images", "group_id": group}, worker=worker)
 
 
@@ -119,14 +116,23 @@ def test_a_worker_takes_a_gpu_by_default_where_ray_has_some(cluster_of: MakeClus
         ({"count": 2, "torch_threads": 2}, 2),
     ],
 )
-def test_a_worker_takes_its_share_of_the_cpus(
-    worker: dict[str, int], cpus: int, cluster_of: MakeCluster
+def test_the_workers_of_a_ray_of_their_own_divide_its_cpus(
+    worker: dict[str, int], cpus: int
 ) -> None:
     name = "-".join(f"{key}{value}" for key, value in worker.items())
-    settings = settings_of(
-        kafka={"topic": "images", "group_id": name}, worker={"num_gpus": 0, **worker}
-    )
-    assert cluster_of(settings).num_cpus == cpus
+    cluster = RayCluster(_settings(name, num_gpus=0, **worker), FACTS, is_own=True)
+    ray.kill(cluster._coordinator)
+    assert cluster.num_cpus == cpus
+
+
+@pytest.mark.parametrize(
+    ("worker", "cpus"), [({}, 1), ({"torch_threads": 2}, 2), ({"num_cpus": 3}, 3)]
+)
+def test_a_worker_on_a_cluster_of_others_takes_what_it_needs(
+    worker: dict[str, int], cpus: int, cluster_of: MakeCluster
+) -> None:
+    name = "-".join(["among", *(f"{key}{value}" for key, value in worker.items())])
+    assert cluster_of(_settings(name, num_gpus=0, **worker)).num_cpus == cpus
 
 
 def test_a_worker_takes_no_gpu_where_the_settings_say_so(cluster_of: MakeCluster) -> None:

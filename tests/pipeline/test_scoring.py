@@ -208,7 +208,7 @@ def test_a_batch_is_scored_as_soon_as_it_is_complete() -> None:
         made.submit(fetched(message(5, b"g")), epoch=1)
         take_all(made, 21)
 
-    assert sizes == [6, 6, 4]
+    assert sizes == [3, 3, 3, 3, 4]
 
 
 def test_a_lone_image_waits_no_longer_than_the_linger() -> None:
@@ -384,3 +384,49 @@ def test_the_time_of_scoring_threads_is_told_by_what_it_went_into() -> None:
 
     assert parts["model"] > 0
     assert parts["decode"] < 0.1
+
+
+def test_a_batch_has_no_more_images_than_asked_for_where_messages_have_few() -> None:
+    """What would not fit is held for the next batch, not scored in a small pass of its own."""
+    sizes: list[int] = []
+
+    def measure(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        sizes.append(images_in(decoded))
+        return score(decoded)
+
+    with stage(scorer=measure, batch_size=32, linger_s=5.0) as made:
+        for offset in range(9):
+            made.submit(fetched(message(offset, b"g" * 10)), epoch=1)
+        made.submit(fetched(message(9, b"g" * 40)), epoch=1)
+        taken = take_all(made, 90)
+        made.submit(fetched(message(10, b"g" * 32)), epoch=1)
+        taken += take_all(made, 72 - 32)
+
+    assert sizes == [30, 30, 30, 40, 32]
+    assert (
+        column(taken, "offset") == [o for o in range(9) for _ in range(10)] + [9] * 40 + [10] * 32
+    )
+
+
+def test_what_waits_for_a_slow_batch_is_bounded_and_holds_no_pixels() -> None:
+    slow, numbers = threading.Event(), itertools.count()
+
+    def first_is_slow(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
+        if next(numbers) == 0:
+            assert slow.wait(20)
+        return score(decoded)
+
+    with stage(scorer=first_is_slow, batch_size=4, lanes=2, max_decoded_images=8) as made:
+        made.submit(fetched(*(message(offset, b"gggg") for offset in range(200))), epoch=1)
+        wait_until(lambda: len(made._finished) == 3, 10, "three batches that wait for the first")
+        waiting = next(iter(made._finished.values()))[0]
+        assert not any(parcel.decoding.done() for parcel in waiting)
+        in_flight = made.in_flight()
+        made.note_log(is_slow=False)
+        assert made.in_flight() == in_flight
+        assert len(made._finished) == 3
+        slow.set()
+        taken = take_all(made, 800)
+
+    assert column(taken, "offset") == [offset for offset in range(200) for _ in range(4)]
+    assert made.in_flight() == (0, 0)
