@@ -21,6 +21,7 @@ from nap_stream.feed import on_cpu
 from nap_stream.model.lane import CpuTransport, Lane
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import input_size
+from nap_stream.monitor.worker import replicas
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
@@ -54,7 +55,7 @@ CLOSE_S = 10.0
 TYPED_ERROR = 3
 """Exit code of a worker that ended with an error of nap-stream's own."""
 
-BATCH_SIZE = 8
+BATCH_SIZE, SCORING_THREADS = 4, 2
 MAX_IN_HAND = 12
 PREPROCESSING = PreprocessingSettings(resize=None, crop=16)
 _PR_SET_PDEATHSIG = 1
@@ -105,7 +106,10 @@ def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
     decode = MessageDecoder(
         preprocessing=PREPROCESSING, limits=LimitSettings(), kept_headers=(), clock=clock
     )
-    score = _row_scorer(loaded)
+    scores = [
+        faulty(_row_scorer(own), injector, Failpoint.SCORE_BEFORE, Failpoint.SCORE_AFTER)
+        for own in replicas(loaded, SCORING_THREADS)
+    ]
     with ExitStack() as stack:
         dead_letters = FaultyDeadLetters(
             spec.kafka, spec.dead_letter_topic, max_payload_bytes=2**20, injector=injector
@@ -113,10 +117,10 @@ def _run(spec: WorkerSpec, should_stop: Callable[[], bool]) -> None:
         stack.callback(dead_letters.close)
         stage = ScoringStage(
             faulty(decode, injector, Failpoint.DECODE_BEFORE, Failpoint.DECODE_AFTER),
-            [faulty(score, injector, Failpoint.SCORE_BEFORE, Failpoint.SCORE_AFTER)],
+            scores,
             batch_size=BATCH_SIZE,
             linger_s=0.005,
-            decode_threads=1,
+            decode_threads=2,
             max_decoded_images=MAX_IN_HAND,
             clock=clock,
             observe=counters.observe,
