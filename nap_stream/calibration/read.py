@@ -390,8 +390,10 @@ def _problem(file: ImageFile, limits: LimitSettings) -> str:
 def _identity(loaded: LoadedModel, limits: LimitSettings) -> dict[str, Any]:
     """All of a cache key that is the same for every batch: what decides the outputs."""
     found = versions()
-    # Keys of plain float32 are those of before there was another.
-    execution = {} if loaded.execution == Execution() else {"execution": str(loaded.execution)}
+    # On a CPU, keys of plain float32 are those of before there was another. On a GPU, what was
+    # computed before there was another took TF32 kernels.
+    is_as_before = loaded.execution == Execution() and loaded.device.type == "cpu"
+    execution = {} if is_as_before else {"execution": str(loaded.execution)}
     return execution | {
         "model": loaded.fingerprint,
         "versions": {name: found[name] for name in _ROUNDING},

@@ -1,5 +1,5 @@
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from nap_stream.calibration.read import (
     Reader,
     Reading,
     ScoredImages,
+    cache_key,
 )
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.prior import nap
@@ -325,6 +326,29 @@ def test_a_damaged_file_is_computed_anew(folder: Path, tmp_path: Path, loaded: L
     before = runs.images
     assert_identical(read(reader), first)
     assert runs.images == before
+
+
+@pytest.mark.parametrize(("device", "named"), [("cpu", None), ("cuda", "float32, contiguous")])
+def test_plain_float32_on_a_gpu_is_not_what_it_was_before(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    named: str | None,
+) -> None:
+    loaded = load_small("SmallNet")
+    keys: list[Mapping[str, Any]] = []
+
+    def spied(parts: Mapping[str, Any]) -> str:
+        keys.append(parts)
+        return cache_key(parts)
+
+    monkeypatch.setattr(read_module, "cache_key", spied)
+    forward = LoadedModel.forward
+    monkeypatch.setattr(LoadedModel, "forward", lambda _self, batch: forward(loaded, batch))
+    there = replace(loaded, device=torch.device(device))
+    read(reader_of(folder, there, cache=FeatureCache(tmp_path)))
+    assert {parts.get("execution") for parts in keys} == {named}
 
 
 def test_whatever_changes_the_outputs_is_another_key(folder: Path, tmp_path: Path) -> None:
