@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,20 @@ def iter_images(path: Path) -> Iterator[ImageFile]:
         yield from _from_parquet(path)
 
 
+def chosen_images(path: Path, chosen: set[int]) -> Iterator[ImageFile]:
+    """Give those images of `iter_images` whose numbers, from 0, are ``chosen``; in its order.
+
+    Other files of a folder are not read, nor row groups of a Parquet file without a chosen row.
+
+    Raises:
+        InputDataError: As `iter_images`.
+    """
+    if path.is_dir():
+        yield from _from_folder(path, chosen)
+    else:
+        yield from _from_parquet(path, chosen)
+
+
 def count_images(path: Path) -> int:
     """How many images `iter_images` gives, without reading them.
 
@@ -56,8 +71,10 @@ def count_images(path: Path) -> int:
         return int(parquet.metadata.num_rows)
 
 
-def _from_folder(folder: Path) -> Iterator[ImageFile]:
-    for file in _files(folder):
+def _from_folder(folder: Path, chosen: set[int] | None = None) -> Iterator[ImageFile]:
+    for number, file in enumerate(_files(folder)):
+        if chosen is not None and number not in chosen:
+            continue
         relative = file.relative_to(folder)
         label = relative.parts[0] if len(relative.parts) > 1 else None
         try:
@@ -82,25 +99,44 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).parts)
 
 
-def _from_parquet(path: Path) -> Iterator[ImageFile]:
+def _from_parquet(path: Path, chosen: set[int] | None = None) -> Iterator[ImageFile]:
     with _parquet(path) as parquet:
         known = parquet.schema_arrow.names
         columns = [name for name in ("image", "label", "name") if name in known]
+        rows = _rows_of_groups(parquet)
+        groups = [
+            group
+            for group, its_rows in enumerate(rows)
+            if chosen is None or not chosen.isdisjoint(its_rows)
+        ]
+        numbers = chain.from_iterable(rows[group] for group in groups)
         row = 0
         try:
-            for batch in parquet.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
+            for batch in parquet.iter_batches(
+                batch_size=_ROWS_AT_ONCE, row_groups=groups, columns=columns
+            ):
                 for values in batch.to_pylist():
+                    row = next(numbers)
+                    if chosen is not None and row not in chosen:
+                        continue
                     label, name = values.get("label"), values.get("name")
                     yield ImageFile(
                         str(row) if name is None else str(name),
                         None if label is None else str(label),
                         values["image"] or b"",
                     )
-                    row += 1
         except (pa.ArrowException, OSError) as error:
             raise InputDataError(
                 f"the Parquet file cannot be read past row {row} ({error})", str(path)
             ) from error
+
+
+def _rows_of_groups(parquet: Any) -> list[range]:
+    """The numbers of the rows in each row group."""
+    metadata = parquet.metadata
+    sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    ends = list(accumulate(sizes, initial=0))
+    return [range(first, end) for first, end in pairwise(ends)]
 
 
 def _parquet(path: Path) -> Any:

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.errors import InputDataError
-from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.image_files import ImageFile, chosen_images, count_images, iter_images
 
 
 def write(folder: Path, name: str, data: bytes) -> None:
@@ -69,6 +69,32 @@ def test_a_parquet_file_of_many_rows_without_names(tmp_path: Path) -> None:
     assert {file.label for file in found} == {None}
 
 
+def test_chosen_files_of_a_folder_are_read_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b/2.jpg", "b/10.jpg", "a/deep/x.png", "top.jpg"):
+        write(tmp_path, name, name.encode())
+    every = list(iter_images(tmp_path))
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    assert list(chosen_images(tmp_path, {0, 2, 9})) == [every[0], every[2]]
+    assert read == ["x.png", "2.jpg"]
+
+
+@pytest.mark.parametrize("chosen", [set(), {0}, {99, 100}, {3, 250, 332}, set(range(333))])
+def test_chosen_rows_of_a_parquet_file(tmp_path: Path, chosen: set[int]) -> None:
+    images = [str(index).encode() for index in range(333)]
+    path = parquet(tmp_path / "x.parquet", image=pa.array(images))
+    every = list(iter_images(path))
+    assert list(chosen_images(path, chosen)) == [every[row] for row in sorted(chosen)]
+
+
 def refused(path: Path) -> str:
     errors = []
     for read in (count_images, lambda path: list(iter_images(path))):
@@ -109,3 +135,5 @@ def test_a_parquet_file_that_is_damaged_further_on(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(InputDataError, match="cannot be read past row"):
         list(iter_images(path))
+    first, last = chosen_images(path, {7, 99})
+    assert (first.data, last.data) == (images[7], images[99])

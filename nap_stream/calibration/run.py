@@ -46,7 +46,7 @@ from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters, TooFewImagesError, needs_fit
 from nap_stream.core.selection import NoScoreError, Selection, WeightSearch
 from nap_stream.errors import CalibrationError
-from nap_stream.image_files import ImageFile, count_images, iter_images
+from nap_stream.image_files import ImageFile, count_images
 from nap_stream.model.device_decode import device_decoder
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.weights import weights_of
@@ -122,7 +122,7 @@ def calibrate(
         loaded,
         request.model,
         lambda: sample_of(
-            iter_images(request.images),
+            request.images,
             total,
             request.model.preprocessing,
             request.limits,

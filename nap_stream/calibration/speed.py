@@ -4,8 +4,9 @@ Speed alone does not choose: what predicts other classes than plain float32 is l
 p-values move is told beside it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from nap_stream.core.methods import NAP
 from nap_stream.decode import Refusal
 from nap_stream.errors import ModelError
 from nap_stream.feed import model_inputs
-from nap_stream.image_files import ImageFile
+from nap_stream.image_files import chosen_images
 from nap_stream.model.device_decode import DeviceDecoder
 from nap_stream.model.execution import (
     AGREEMENT,
@@ -102,26 +103,28 @@ def _p_values(
 
 
 def sample_of(
-    files: Iterator[ImageFile],
+    images: Path,
     count: int,
     preprocessing: PreprocessingSettings,
     limits: LimitSettings,
     on_device: DeviceDecoder | None = None,
 ) -> torch.Tensor:
-    """Pixels of some of ``count`` image files, evenly spaced; those that can be decoded.
+    """Pixels of some of ``count`` images of a source, evenly spaced; those that can be decoded.
 
-    ``on_device`` is that of `model_inputs`.
+    ``images`` is that of `chosen_images`, ``on_device`` that of `model_inputs`.
 
     Returns:
         uint8, shape (n, 3, H, W) of the model's input.
+
+    Raises:
+        InputDataError: See `chosen_images`.
     """
     height, width = input_size(preprocessing)
     limit = max(1, min(SAMPLE_IMAGES, _SAMPLE_BYTES // (3 * height * width)))
     wanted = set(evenly_spaced(count, limit).tolist())
     decoded = (
         model_inputs([file.data], limits, preprocessing, on_device)[0]
-        for number, file in enumerate(files)
-        if number in wanted
+        for file in chosen_images(images, wanted)
     )
     pixels = [result for result in decoded if not isinstance(result, Refusal)]
     return torch.stack(pixels) if pixels else torch.zeros(0, 3, height, width, dtype=torch.uint8)

@@ -19,7 +19,6 @@ from nap_stream.calibration.speed import Choice, candidates_of, choose_execution
 from nap_stream.cli.calibrate import show_calibration
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import ModelError
-from nap_stream.image_files import iter_images
 from nap_stream.model.execution import AGREEMENT, Execution, MeasuredExecution, Speeds
 from nap_stream.model.forward import Forward
 from nap_stream.model.load import LoadedModel, load_model
@@ -214,10 +213,10 @@ def test_models_that_leave_no_choice() -> None:
 def test_the_sample_is_of_all_images(tmp_path: Path) -> None:
     folder = write_images(tmp_path, 9)
     (folder / "0004.png").write_text("a note")
-    found = sample_of(iter_images(folder), 9, small_settings().preprocessing, LimitSettings())
+    found = sample_of(folder, 9, small_settings().preprocessing, LimitSettings())
     assert found.shape == (8, 3, SIZE, SIZE)
     assert found.dtype == torch.uint8
-    few = sample_of(iter_images(folder), 900, small_settings().preprocessing, LimitSettings())
+    few = sample_of(folder, 900, small_settings().preprocessing, LimitSettings())
     assert len(few) == 3
 
 
@@ -271,9 +270,7 @@ def test_a_calibration_on_real_images_says_what_was_measured(tmp_path: Path) -> 
     assert "taken" in text
 
     # A user's own float32 module gives the scores that the stream's model gives.
-    pixels = sample_of(
-        iter_images(tmp_path / "held-out.parquet"), 260, model.preprocessing, LimitSettings()
-    )
+    pixels = sample_of(tmp_path / "held-out.parquet", 260, model.preprocessing, LimitSettings())
     found = OODScorer(tmp_path / "made", plain_model.module)(pixels[:64])
     streamed = load_model(model, CPU, document.execution)
     expected = scorer_of(streamed)(pixels[:64])
