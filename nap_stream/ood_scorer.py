@@ -16,7 +16,7 @@ from nap_stream.calibration.calibration import Calibration, base_scores_of, requ
 from nap_stream.core.methods import NAP
 from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.model.device_decode import rounded
-from nap_stream.model.forward import BatchScores, score_forward
+from nap_stream.model.forward import BatchScores
 from nap_stream.model.load import LoadedModel, adopt_module
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.weights import weights_of
@@ -153,7 +153,8 @@ class OODScorer:
     def _score(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores:
         batch = _one_batch(images, self._loaded)
         if len(batch):
-            return self._judged(score_forward(self._loaded.forward(batch), self._base_scores))
+            seen = self._loaded.forward(batch)
+            return self._judged(self._loaded.scores(seen, self._base_scores))
         nothing = dict.fromkeys((NAP, *self._base_scores.names), np.zeros(0, np.float32))
         return self._judged(BatchScores(np.zeros(0, np.int64), nothing))
 

@@ -131,8 +131,13 @@ class LoadedModel:
             seen = run_forward(self.module, site, self.head, images, classes=classes)
         if self.float32_head is None or seen.features is None:
             return seen
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_kernels(self.device, tf32=False):
             return replace(seen, logits=functional.linear(seen.features, *self.float32_head))
+
+    def scores(self, seen: Forward, base_scores: BaseScores) -> BatchScores:
+        """The scores of one of its forward passes, without CUDA's TF32 kernels."""
+        with float32_kernels(self.device, tf32=False):
+            return score_forward(seen, base_scores)
 
     def under(self, execution: Execution) -> "LoadedModel":
         """Return the same model under another execution, but for compiling; this one stays.
@@ -148,7 +153,8 @@ class LoadedModel:
         """Compile the model for batches of one size, and run it once: minutes at most.
 
         Where that is impossible (no C++ compiler, a site that only a hook can read), the model
-        itself, with a warning in the log: the numbers are the same but for rounding.
+        itself, without a ``batch_size`` and with a warning in the log: the numbers are the same but
+        for rounding.
         """
         mode = self.execution.compile
         height, width = input_size(self.preprocessing)
@@ -203,9 +209,7 @@ class OnePassScorer:
                 f"expected a uint8 batch of shape (N, 3, {self._size[0]}, {self._size[1]}), "
                 f"got {batch.dtype} of {tuple(batch.shape)}"
             )
-        seen = self._loaded.forward(batch)
-        with float32_kernels(self._loaded.device, tf32=False):
-            return score_forward(seen, self._base_scores)
+        return self._loaded.scores(self._loaded.forward(batch), self._base_scores)
 
 
 def choose_device(num_gpus: float) -> torch.device:

@@ -1,6 +1,8 @@
 import doctest
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,14 +10,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from nap_stream import OODScorer, ood_scorer
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.fit import FitPart
+from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import Rule
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
+from nap_stream.model import load as load_module
 from nap_stream.model.device_decode import rounded
+from nap_stream.model.forward import BatchScores, Forward, score_forward
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.ood_scorer import OODScores
 from nap_stream.settings.schema import ScoringSettings
@@ -366,6 +372,34 @@ def test_the_caller_s_autocast_is_for_the_model_alone(artifact: Path) -> None:
         found = scorer(model_input())
     for name, value in expected.values.items():
         assert torch.equal(found.values[name], value), name
+
+
+def test_head_and_scores_are_computed_without_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the stream computes them; on a CPU nothing is switched."""
+    scorer = OODScorer(make_artifact(tmp_path, precision="bfloat16"), build_model())
+    steps: list[str] = []
+
+    @contextmanager
+    def told(device: torch.device, *, tf32: bool) -> Iterator[None]:
+        steps.append(f"{device}, TF32 {tf32}")
+        yield
+        steps.append("out")
+
+    def linear(*values: torch.Tensor) -> torch.Tensor:
+        steps.append("head")
+        return functional.linear(*values)
+
+    def scored(seen: Forward, base_scores: BaseScores) -> BatchScores:
+        steps.append("scores")
+        return score_forward(seen, base_scores)
+
+    monkeypatch.setattr(load_module, "float32_kernels", told)
+    monkeypatch.setattr(load_module, "score_forward", scored)
+    monkeypatch.setattr(load_module, "functional", SimpleNamespace(linear=linear))
+    scorer(model_input())
+    assert steps == ["cpu, TF32 False", "head", "out", "cpu, TF32 False", "scores", "out"]
 
 
 def test_the_example_of_the_docstring(artifact: Path) -> None:
