@@ -33,6 +33,7 @@ from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import input_size
 from nap_stream.model.sites import is_compiled
 from nap_stream.settings.schema import (
+    CompileMode,
     LimitSettings,
     ModelSettings,
     Precision,
@@ -168,7 +169,8 @@ def choose_execution(
 
     Args:
         reference: The model in plain float32.
-        settings: What is asked for. A compiled model is compiled for the choice.
+        settings: What is asked for. A compiled model is compiled for the choice; where that fails,
+            or gives what is not finite, the model stays eager, and its row says why.
         sample: Gives pixels, uint8 (n, 3, H, W); called if there is something to measure.
         batch_size: Images a batch.
         clock: Times the passes.
@@ -194,9 +196,8 @@ def choose_execution(
         advance(len(measured), len(measured))
     loaded = _under(reference, _best(rows, allowed))
     if settings.compile != "off":
-        loaded = replace(loaded, execution=replace(loaded.execution, compile=settings.compile))
-        loaded = loaded.compiled(batch_size)
-        rows.append(bench.compiled_row(loaded))
+        loaded, row = bench.compiled(loaded, settings.compile)
+        rows.append(row)
     speeds = Speeds(
         device=_device_name(reference.device),
         images=len(bench.pixels),
@@ -268,16 +269,24 @@ class _Bench:
             loaded = reference.under(execution)
             seen, per_second, _ = self._run(loaded, stop_s=stop_s)
         except Exception as error:  # noqa: BLE001  what a model raises in a precision it was not made for
-            problem = error.problem if isinstance(error, ModelError) else repr(error)
-            return MeasuredExecution(execution, problem=problem)
+            return MeasuredExecution(execution, problem=_problem(error))
         return self._compared(execution, seen, per_second)
 
-    def compiled_row(self, loaded: LoadedModel) -> MeasuredExecution:
-        """Measure a compiled model, which is warm."""
+    def compiled(
+        self, eager: LoadedModel, mode: CompileMode
+    ) -> tuple[LoadedModel, MeasuredExecution]:
+        """Compile a model and measure it; where it cannot be used so, the eager model stays."""
+        asked = replace(eager, execution=replace(eager.execution, compile=mode))
+        loaded = asked.compiled(self._batch_size)
         if loaded.batch_size is None:
-            return MeasuredExecution(loaded.execution, problem="it cannot be compiled here")
-        seen, per_second, _ = self._run(loaded, stop_s=None)
-        return self._compared(loaded.execution, seen, per_second)
+            row = MeasuredExecution(asked.execution, problem="it cannot be compiled here")
+            return eager, row
+        try:
+            seen, per_second, _ = self._run(loaded, stop_s=None)
+            row = self._compared(asked.execution, seen, per_second)
+        except Exception as error:  # noqa: BLE001  compiled code raises what it likes
+            row = MeasuredExecution(asked.execution, problem=_problem(error))
+        return (eager if row.problem else loaded), row
 
     def _compared(
         self, execution: Execution, seen: Forward, per_second: float
@@ -319,3 +328,7 @@ class _Bench:
 def _is_finite(seen: Forward) -> torch.Tensor:
     finite = seen.logits.isfinite().all(dim=1) & seen.nap.isfinite()
     return finite if seen.features is None else finite & seen.features.isfinite().all(dim=1)
+
+
+def _problem(error: Exception) -> str:
+    return error.problem if isinstance(error, ModelError) else repr(error)

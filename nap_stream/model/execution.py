@@ -7,7 +7,7 @@ import copy
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -93,19 +93,31 @@ class Speeds:
 
     def warnings(self, chosen: Execution) -> tuple[str, ...]:
         """What people are to be warned of, of the execution that was chosen."""
-        found = [row.agreement for row in self.rows if row.execution == chosen]
-        if not found or found[0] is None or found[0] >= AGREEMENT:
-            return ()
-        warning = (
-            f"in {chosen}, which is configured, the predicted class is that of float32 for "
-            f"{found[0]:.1%} of {self.images} images only; model.precision: auto asks for "
-            f"{AGREEMENT:.1%}"
-        )
-        return (warning,)
+        found = [
+            f"the model runs without torch.compile, which is configured: {row.problem}"
+            for row in self.rows
+            if row.problem and row.execution.compile != "off"
+        ]
+        agreement = next((row.agreement for row in self.rows if row.execution == chosen), None)
+        if agreement is not None and agreement < AGREEMENT:
+            found.append(
+                f"in {chosen}, which is configured, the predicted class is that of float32 for "
+                f"{agreement:.1%} of {self.images} images only; model.precision: auto asks for "
+                f"{AGREEMENT:.1%}"
+            )
+        return tuple(found)
+
+    def has_failed(self, execution: Execution) -> bool:
+        """Whether an execution was tried and could not be taken."""
+        return any(row.problem and row.execution == execution for row in self.rows)
 
 
-def require_execution(calibrated: Execution, settings: ModelSettings) -> None:
+def require_execution(
+    calibrated: Execution, settings: ModelSettings, speeds: Speeds | None = None
+) -> None:
     """Refuse settings that ask for another execution than the calibration was made in.
+
+    ``speeds`` is what was measured for it: what was to be compiled, and could not be, runs eager.
 
     Raises:
         CalibrationError: Precision, memory format or compilation differ.
@@ -115,6 +127,8 @@ def require_execution(calibrated: Execution, settings: ModelSettings) -> None:
         "channels_last": settings.channels_last,
         "compile": None if settings.compile == "off" else settings.compile,
     }
+    if speeds is not None and speeds.has_failed(replace(calibrated, compile=settings.compile)):
+        del asked["compile"]
     differing = [
         f"model.{name} is {value}, not {getattr(calibrated, name)}"
         for name, value in asked.items()

@@ -72,5 +72,6 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
     require_topics(settings.kafka, topics)
     require_scoring(calibration, settings.scoring)
-    require_execution(calibration.document.execution, settings.model)
+    document = calibration.document
+    require_execution(document.execution, settings.model, document.speeds)
     return calibration.facts, partition_count(settings.kafka, settings.kafka.topic)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from nap_stream.calibration import speed
 from nap_stream.calibration.artifact import load_calibration, write_calibration
@@ -18,8 +19,14 @@ from nap_stream.calibration.run import calibrate
 from nap_stream.calibration.speed import Choice, candidates_of, choose_execution, sample_of
 from nap_stream.cli.calibrate import show_calibration
 from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.errors import ModelError
-from nap_stream.model.execution import AGREEMENT, Execution, MeasuredExecution, Speeds
+from nap_stream.errors import CalibrationError, ModelError
+from nap_stream.model.execution import (
+    AGREEMENT,
+    Execution,
+    MeasuredExecution,
+    Speeds,
+    require_execution,
+)
 from nap_stream.model.forward import Forward
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.weights import weights_of
@@ -176,6 +183,70 @@ def test_what_settings_fix_is_all_that_is_measured(monkeypatch: pytest.MonkeyPat
 def test_nothing_is_measured_where_nothing_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choose(monkeypatch, {}, precision="float32", channels_last=False)
     assert (choice.speeds, choice.loaded.execution) == (None, PLAIN)
+
+
+COMPILED = Execution(compile="default")
+COMPILING: dict[str, Any] = {"precision": "float32", "channels_last": False, "compile": "default"}
+
+
+def as_it_is(module: nn.Module, **_options: object) -> nn.Module:
+    return module
+
+
+def without_compiler(_module: nn.Module, **_options: object) -> nn.Module:
+    raise RuntimeError("no C++ compiler")
+
+
+def compiled_not_finite(execution: Execution, seen: Forward) -> Forward:
+    if execution != COMPILED:
+        return seen
+    return replace(seen, nap=torch.full_like(seen.nap, torch.nan))
+
+
+def compiled_fails_on_images(execution: Execution, seen: Forward) -> Forward:
+    # Compiling runs it on zeros, which are all one score.
+    if execution == COMPILED and float(seen.nap.max() - seen.nap.min()) > 0:
+        raise RuntimeError("an illegal instruction")
+    return seen
+
+
+def test_a_compiled_model_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", as_it_is)
+    choice = choose(monkeypatch, {PLAIN: 1.0, COMPILED: 0.5}, **COMPILING)
+    assert (choice.loaded.execution, choice.loaded.batch_size) == (COMPILED, 8)
+    assert speeds_of(choice)[COMPILED].images_per_s == pytest.approx(16)
+    assert choice.speeds is not None
+    assert choice.speeds.warnings(COMPILED) == ()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "altered", "problem"),
+    [
+        (without_compiler, lambda _execution, seen: seen, "it cannot be compiled here"),
+        (as_it_is, compiled_not_finite, "it gives values that are not finite"),
+        (as_it_is, compiled_fails_on_images, "RuntimeError('an illegal instruction')"),
+    ],
+)
+def test_a_compiled_model_that_cannot_be_used_stays_eager(
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: Callable[..., nn.Module],
+    altered: Altered,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(torch, "compile", compiler)
+    choice = choose(monkeypatch, {PLAIN: 1.0, COMPILED: 0.5}, altered, **COMPILING)
+    assert (choice.loaded.execution, choice.loaded.batch_size) == (PLAIN, None)
+    row = speeds_of(choice)[COMPILED]
+    assert (row.problem, row.images_per_s) == (problem, None)
+    assert COMPILED not in choice.outputs
+    assert choice.speeds is not None
+    (warning,) = choice.speeds.warnings(PLAIN)
+    assert warning.endswith(f"without torch.compile, which is configured: {problem}")
+    # What was configured then may be configured still.
+    settings = small_settings(**COMPILING)
+    require_execution(choice.loaded.execution, settings, choice.speeds)
+    with pytest.raises(CalibrationError, match=r"model\.compile is max-autotune, not off"):
+        require_execution(PLAIN, small_settings(compile="max-autotune"), choice.speeds)
 
 
 def test_what_is_configured_is_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
