@@ -5,10 +5,11 @@
 
 A real `Coordinator` gets the summary of a segment of every partition each ``--ages`` seconds
 (`log.segment_max_age_s`), spread evenly over the partitions, and a report a second from every
-worker; it ticks four times a second. Its clock is moved by hand, so a second of the simulation
-takes as long as the coordinator needs for it. Summaries and reports come pickled, as Ray brings
-them: to load them counts, what Ray itself takes for a call does not. Checkpoints go to a folder,
-where the coordinator writes them now, and alerts into a list.
+worker, with the stage times of messages of one image each; it ticks four times a second. Its clock
+is moved by hand, so a second of the simulation takes as long as the coordinator needs for it.
+Summaries and reports come pickled, as Ray brings them: to load them counts, what Ray itself takes
+for a call does not. Checkpoints go to a folder, where the coordinator writes them now, and alerts
+into a list.
 
 After `WARM_UP_S` seconds, CPU, ticks and checkpoint are measured for `MEASURED_S`, which hold one
 checkpoint and one look into the log. Then the whole stream drifts, and the time to the alert counts
@@ -18,6 +19,7 @@ cell runs in a process of its own.
 
 import argparse
 import cProfile
+import math
 import multiprocessing
 import pickle
 import pstats
@@ -40,6 +42,7 @@ from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.pipeline.line import POLL_S
 from nap_stream.records import (
     Example,
     FlaggedClass,
@@ -66,7 +69,6 @@ ALPHA, IMAGES, CLASSES = 0.05, 1_999, 10
 DRIFTED = 0.1
 """Drifted p-values are uniform below it, so that half of the records are flagged."""
 READ_AFTER_MS = 100
-STAGES_PER_BATCH = ("decode", "forward", "judge", "publish", "batch")
 BATCH = 32
 
 
@@ -265,7 +267,6 @@ class Simulation:
         own = self._sources[worker :: self.load.workers]
         rows = round(sum(source.offset for source in own))
         ahead = round(self.load.rows_per_s)
-        batches = max(1, round(len(own) * self.load.rows_per_s / BATCH))
         return report(
             f"worker-{worker}",
             sent_at_ms=self.clock.now_ms(),
@@ -276,8 +277,25 @@ class Simulation:
                 PartitionProgress(TopicPartition(TOPIC, s.number), s.offset + ahead, 1, 1_000)
                 for s in own
             ),
-            stage_seconds=tuple((stage, 0.01) for stage in STAGES_PER_BATCH) * batches,
+            stage_seconds=tuple((stage, 0.01) for stage in stages_a_second(self.load, len(own))),
         )
+
+
+def stages_a_second(load: Load, partitions: int) -> tuple[str, ...]:
+    """What a worker of so many partitions times in a second.
+
+    Messages have one image each. Each is polled by itself, and each segment committed by itself,
+    which is the most that can be.
+    """
+    images = max(1, round(partitions * load.rows_per_s))
+    polls = max(images, round(1 / POLL_S))
+    segments = round(partitions / load.segment_age_s)
+    return (
+        *("decode",) * images,
+        *("score", "batch") * math.ceil(images / BATCH),
+        *("poll",) * polls,
+        *("publish", "commit") * segments,
+    )
 
 
 def calibration_facts() -> CalibrationFacts:

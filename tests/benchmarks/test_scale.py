@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,21 @@ def test_a_source_covers_its_stream_without_holes() -> None:
     assert first.panes.records.sum() == 50
     assert first.panes.start_ms[-1] < second.panes.start_ms[0] == start_ms + 5_000
     assert 10 < first.panes.flagged.sum() < 40, "half of drifted records are flagged"
+
+
+def test_a_worker_times_every_message_and_every_batch() -> None:
+    load = Load(partitions=3_000, workers=100, segment_age_s=5, rows_per_s=10, keys=0)
+    counts = Counter(scale_coordinator.stages_a_second(load, 30))
+    counts_a_second = {
+        "decode": 300,
+        "poll": 300,
+        "score": 10,
+        "batch": 10,
+        "publish": 6,
+        "commit": 6,
+    }
+    assert counts == counts_a_second
+    assert Counter(scale_coordinator.stages_a_second(load, 0))["poll"] == 10
 
 
 @pytest.mark.ray
