@@ -1,6 +1,6 @@
 """How fast the whole line is, beside the forward pass alone, the line of before, and its peers.
 
-    python -m benchmarks.throughput [--before 8ac86ca] [--rounds 2] [--only resnet18 arrow]
+    python -m benchmarks.throughput [--before 8ac86ca] [--rounds 3] [--only resnet18 arrow]
     python -m benchmarks.throughput --quick
     python -m benchmarks.throughput --peers-python PEERS/bin/python
 
@@ -298,16 +298,21 @@ class _CaseRun:
         """Print what is left of a row's CPU beside decode and forward."""
         images = str(_first(shared_data(_SMALL), 4_000, self._folder))
         beside = self._peer("cpu_beside_rows", photos=images, images=4_000)
-        decoder, decode_s = min(beside["decode"].items(), key=lambda item: item[1])
+        decode_s, forward_s = beside["decode"], beside["forward"]
+        decoders = {NOW: min(decode_s, key=decode_s.__getitem__), THEN: "Pillow"}
         print(
             "\nCPU of a row: that of the workers in the middle of the runs of `arrow`, less "
-            f"decoding ({decoder}, {1e6 * decode_s:.0f} µs) and normalising and forward "
-            f"({1e6 * beside['forward']:.0f} µs an image of a batch of 32), both measured alone. "
-            "Fetching from Kafka is in it."
+            f"decoding, and normalising and forward ({1e6 * forward_s:.0f} µs an image of a batch "
+            "of 32), both measured alone. Fetching from Kafka is in it."
         )
         for name, cpu_s in found.cpu_s.items():
-            left_us = 1e6 * (cpu_s - decode_s - beside["forward"])
-            print(f"- {name}: {left_us:.0f} µs, asked {ROW_CPU_US:g}")
+            decoder = decoders[name.partition(",")[0]]
+            decode_us = 1e6 * decode_s[decoder]
+            left_us = 1e6 * (cpu_s - forward_s) - decode_us
+            print(
+                f"- {name}: {left_us:.0f} µs, asked {ROW_CPU_US:g}; "
+                f"{decoder} decodes in {decode_us:.0f} µs"
+            )
 
 
 def pictures(case: str) -> list[bytes]:
@@ -405,7 +410,7 @@ def _say(what: str) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE")
-    parser.add_argument("--rounds", type=int, help="2, or 1 with --quick")
+    parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     parser.add_argument("--images", type=int, help="of each case, in place of its own number")
     parser.add_argument("--quick", action="store_true", help="arrow, with half of its images")
     parser.add_argument("--before", default=BEFORE, help="a revision, or none")
@@ -414,7 +419,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the rates of each round there")
     arguments = parser.parse_args()
     arguments.only = arguments.only or (["arrow"] if arguments.quick else list(CASES))
-    arguments.rounds = arguments.rounds or (1 if arguments.quick else 2)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
     return arguments
 
 
