@@ -14,7 +14,7 @@ from nap_stream.records import Origin, Status, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity, chain_start
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import SegmentFooter, from_metadata, merged_footer, segment_sha256
-from nap_stream.scored_log.format import SCHEMAS
+from nap_stream.scored_log.format import OPTIONAL_SCORES, SCHEMAS
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore
@@ -209,15 +209,7 @@ _scores = st.builds(
     fused=_floats,
     ood_p_value=st.floats(0, 1),
     is_ood=st.booleans(),
-    react=st.none() | _floats,
-    ash=st.none() | _floats,
-    scale=st.none() | _floats,
-    dice=st.none() | _floats,
-    knn=st.none() | _floats,
-    fdbd=st.none() | _floats,
-    mahalanobis=st.none() | _floats,
-    gen=st.none() | _floats,
-    nci=st.none() | _floats,
+    **dict.fromkeys(OPTIONAL_SCORES, st.none() | _floats),
 )
 _origins = st.builds(
     Origin,

@@ -1,47 +1,31 @@
 """A real scored log of a stream that drifts and comes back, and summaries as workers send them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from nap_stream.clock import ManualClock
-from nap_stream.records import Origin, SegmentSummary, Status, TopicPartition
+from nap_stream.records import Origin, SegmentSummary, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import SummaryShape
-from tests.support.scored_records import RecordLog, ScoredRecord, Scores, summarise_records
+from tests.scored_log.builders import scored
+from tests.support.scored_records import RecordLog, ScoredRecord, summarise_records
 
 START_MS = 1_767_268_800_000
 """2026-01-01T12:00:00Z."""
 STEP_MS = 20
 """Between the records of a partition."""
-ALPHA = 0.05
 
 
 def record(partition: TopicPartition, offset: int, p_value: float) -> ScoredRecord:
     time_ms = START_MS + offset * STEP_MS + partition.partition
     key = f"camera-{partition.partition}-{offset % 3}".encode()
-    return ScoredRecord(
-        origin=Origin(partition, offset, 0, key, time_ms, time_ms + 40),
-        status=Status.OK,
-        error=None,
-        scored_time_ms=time_ms + 60,
-        scores=Scores(
-            class_id=offset % 2,
-            class_name=("cat", "dog")[offset % 2],
-            confidence=0.75,
-            max_logit=4.0,
-            energy=4.5,
-            nap=2.0,
-            fused=3.0,
-            ood_p_value=p_value,
-            is_ood=p_value <= ALPHA,
-        ),
-        width=32,
-        height=32,
-        format="png",
-        sha256="c3" * 32,
-    )
+    where = Origin(partition, offset, 0, key, time_ms, time_ms + 40)
+    class_id = offset % 2
+    row = scored(where, p_value=p_value, class_id=class_id, class_name=("cat", "dog")[class_id])
+    return replace(row, scored_time_ms=time_ms + 60)
 
 
 def drifting(partition: TopicPartition, count: int, drift: range) -> list[ScoredRecord]:
