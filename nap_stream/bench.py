@@ -143,7 +143,7 @@ def measure(
     calibration = load_calibration(settings.calibration)
     batch_size = settings.worker.batch_size
     execution = calibration.document.execution
-    require_execution(execution, settings.model)
+    require_execution(execution, settings.model, calibration.document.speeds)
     num_cpus = cpus_a_worker(settings.worker, available_cpus())
     threads = threads_of(settings.worker, device, num_cpus, execution)
     # A compiled model is compiled for this number, too.

@@ -58,7 +58,7 @@ def run_worker(
     share_memory(num_gpus, device)
     calibration = load_calibration(settings.calibration)
     execution = calibration.document.execution
-    require_execution(execution, settings.model)
+    require_execution(execution, settings.model, calibration.document.speeds)
     threads = threads_of(settings.worker, device, num_cpus, execution)
     torch.set_num_threads(threads.torch)
     loaded = load_model(settings.model, device, execution, batch_size=settings.worker.batch_size)

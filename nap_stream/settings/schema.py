@@ -266,7 +266,7 @@ class LogSettings(Section):
     """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix."""
     segment_max_rows: Positive = 10_000
     segment_max_bytes: Positive = 16 * 2**20
-    """An estimate of the rows' size in memory, in bytes."""
+    """Of the rows in memory."""
     segment_max_age_s: PositiveSeconds = 5.0
     headers: tuple[str, ...] = ()
     """Names of the message headers to keep."""
