@@ -242,7 +242,7 @@ class ScoringStage:
 
     def _decode_when_due(self, parcel: _Parcel) -> list[DecodedRows]:
         """Decode, but not far ahead of scoring: a batch message can hold a thousand images."""
-        decoded = []
+        decoded, spent_s = [], 0.0
         for message in parcel.messages:
             with self._changed:
                 self._changed.wait_for(
@@ -257,7 +257,7 @@ class ScoringStage:
                 )
             started = self._clock.monotonic()
             rows = self._decode(message)
-            self._observe("decode", self._clock.monotonic() - started)
+            spent_s += self._clock.monotonic() - started
             size = _held_bytes(rows)
             with self._lock:
                 self._decoded_images += len(rows)
@@ -268,6 +268,8 @@ class ScoringStage:
                 self._bytes += change
                 parcel.size_bytes += change
             decoded.append(rows)
+        # Once a parcel: each observation goes to the coordinator.
+        self._observe("decode", spent_s)
         parcel.messages = ()
         return decoded
 
