@@ -157,7 +157,7 @@ def run_cell(cell: Cell, bootstrap: str, net: Faulty, folder: Path) -> Cost:
         net.calibration,
         model=net.model,
         kafka={"topic": kafka.topic, "group_id": kafka.group_id},
-        worker={"count": cell.workers, "num_gpus": 0},
+        worker={"count": cell.workers, "num_gpus": 0, "num_cpus": 1},
         log={"root": "log", "segment_max_age_s": SEGMENT_AGE_S},
     )
     monitor = Monitor(kafka, made.folder)
