@@ -103,6 +103,8 @@ def test_one_that_wakes_after_its_session_has_expired_does_no_harm(
 ) -> None:
     first = _produce(site, 1)
     zombie = _stop(site, fleet, fault)
+    # It may have logged all of the first: whoever takes over is to have something to log.
+    meanwhile = _produce(site, 3)
     fleet.add(site.worker(1))
     _wait_until_logged(site, fleet)
     taken_over = _writers(site)
@@ -113,7 +115,7 @@ def test_one_that_wakes_after_its_session_has_expired_does_no_harm(
     wait_until(lambda: _both_have_partitions(site), PATIENCE_S, "the zombie to work again")
     fleet.end()
 
-    site.check(first, second)
+    site.check(first, meanwhile, second)
     assert taken_over.count("worker-1.0") > 0
     assert zombie.starts == 1, "it should have gone on, not been started again"
 
