@@ -36,7 +36,7 @@ def test_the_parts_and_the_line_are_measured_and_the_log_is_left_alone(
     (tmp_path / "held-out" / "text.jpg").write_bytes(b"not an image")
     images = ("--images", tmp_path / "held-out")
 
-    ended = nap("bench", "--config", config, *images, "--seconds", 1.5, "--json")
+    ended = nap("bench", "--config", config, *images, "--seconds", 0.5, "--json")
 
     assert ended.exit_code == 0, ended.err
     found = json.loads(ended.out)
@@ -53,7 +53,7 @@ def test_the_parts_and_the_line_are_measured_and_the_log_is_left_alone(
 
 
 def test_it_is_shown_for_people_with_images_that_are_made_up(nap: Call, config: Path) -> None:
-    ended = nap("bench", "--config", config, "--seconds", 1.5)
+    ended = nap("bench", "--config", config, "--seconds", 0.5)
 
     assert ended.exit_code == 0, ended.err
     shown = " ".join(ended.out.split())
