@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
-from itertools import islice, product
+from itertools import cycle, islice, product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import Calibration, base_scores_of, require_fingerprint
+from nap_stream.calibration.calibration import Calibration, base_scores_of
 from nap_stream.clock import Clock, Progress
+from nap_stream.core.base_scores import BaseScores
 from nap_stream.errors import InputDataError, ModelError
 from nap_stream.image_files import iter_images
-from nap_stream.model.execution import Execution, precisions_of, require_execution
+from nap_stream.model.execution import Execution, precisions_of
 from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
-from nap_stream.monitor.worker import Threads, open_line, replicas, threads_of
+from nap_stream.monitor.worker import Threads, load_calibrated, open_line, replicas
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.rows import MessageDecoder
 from nap_stream.process import available_cpus
@@ -140,25 +140,22 @@ def measure(
     Raises:
         NapStreamError: The model or its calibration cannot be loaded, or no image be decoded.
     """
-    calibration = load_calibration(settings.calibration)
-    batch_size = settings.worker.batch_size
-    execution = calibration.document.execution
-    require_execution(execution, settings.model, calibration.document.speeds)
     num_cpus = cpus_a_worker(settings.worker, available_cpus())
-    threads = threads_of(settings.worker, device, num_cpus, execution)
-    # A compiled model is compiled for this number, too.
-    torch.set_num_threads(threads.torch)
-    loaded = load_model(settings.model, device, execution, batch_size=batch_size)
-    require_fingerprint(calibration, loaded)
+    calibration, loaded, threads = load_calibrated(settings, device, num_cpus)
     pixels, undecodable = decode_once(settings, images, clock)
-    how = _Forwards(calibration, pixels, threads.scoring, batch_size, seconds / ROUNDS, clock)
-    models = _models(settings, loaded)
-    parts = len(models) * ROUNDS + 2
-    rates: dict[Execution, list[float | str]] = {one: [] for one in models}
+    batch = _repeated(pixels, settings.worker.batch_size)
+    base_scores = base_scores_of(calibration, loaded)
+    passes = {
+        one: model if isinstance(model, str) else _passes(model, base_scores, batch, threads)
+        for one, model in _models(settings, loaded).items()
+    }
+    parts = len(passes) * ROUNDS + 2
+    rates: dict[Execution, list[float | str]] = {one: [] for one in passes}
     # Alternating, because what else the machine does comes and goes.
-    for number, (_, (one, model)) in enumerate(product(range(ROUNDS), models.items())):
+    for number, (_, (one, steps)) in enumerate(product(range(ROUNDS), passes.items())):
         progress(number, parts)
-        rates[one].append(_tried(model, how, in_use=one == loaded.execution))
+        in_use = one == loaded.execution
+        rates[one].append(_tried(steps, seconds / ROUNDS, clock, in_use=in_use))
     rows = [
         _forward_row(one, found, in_use=one == loaded.execution) for one, found in rates.items()
     ]
@@ -173,7 +170,7 @@ def measure(
         images=len(images),
         undecodable=undecodable,
         device=str(device),
-        batch_size=batch_size,
+        batch_size=settings.worker.batch_size,
         num_cpus=num_cpus,
         threads=threads,
         forward=tuple(rows),
@@ -181,18 +178,6 @@ def measure(
         line=line,
         advice=advice(settings, line, rows[-1].images_per_s or 0.0, feed),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Forwards:
-    """How a forward pass is measured."""
-
-    calibration: Calibration
-    pixels: Sequence[torch.Tensor]
-    threads: int
-    batch_size: int
-    seconds: float
-    clock: Clock
 
 
 def _models(settings: Settings, loaded: LoadedModel) -> dict[Execution, LoadedModel | str]:
@@ -212,12 +197,25 @@ def _models(settings: Settings, loaded: LoadedModel) -> dict[Execution, LoadedMo
     return models | {loaded.execution: loaded}
 
 
-def _tried(model: LoadedModel | str, how: _Forwards, *, in_use: bool) -> float | str:
+def _passes(
+    loaded: LoadedModel, base_scores: BaseScores, batch: torch.Tensor, threads: Threads
+) -> list[Callable[[], int]]:
+    """For each scoring thread what scores one batch: the forward pass and the scores alone."""
+    models = replicas(loaded, threads.scoring)
+    return [_scoring(OnePassScorer(own, base_scores), batch) for own in models]
+
+
+def _tried(
+    steps: Sequence[Callable[[], int]] | str, seconds: float, clock: Clock, *, in_use: bool
+) -> float | str:
     """Images a second, or what is wrong."""
-    if isinstance(model, str):
-        return model
+    if isinstance(steps, str):
+        return steps
     try:
-        return forward_rate(model, how)
+        for step in steps:
+            for _ in range(WARM_UP_BATCHES):
+                step()
+        return _rate(steps, seconds, clock)
     # What a model raises in a precision that it was not made for.
     except Exception as error:
         if in_use:
@@ -252,18 +250,10 @@ def decode_once(
     return pixels, sum(len(rows.failed) for rows in decoded)
 
 
-def forward_rate(loaded: LoadedModel, how: _Forwards) -> float:
-    """Images a second of the forward pass and the scores alone, in several threads."""
-    pixels = how.pixels
-    repeated = [pixels[number % len(pixels)] for number in range(how.batch_size)]
-    batch = torch.stack([image.permute(1, 2, 0) for image in repeated]).permute(0, 3, 1, 2)
-    base_scores = base_scores_of(how.calibration, loaded)
-    models = replicas(loaded, how.threads)
-    steps = [_scoring(OnePassScorer(own, base_scores), batch) for own in models]
-    for step in steps:
-        for _ in range(WARM_UP_BATCHES):
-            step()
-    return _rate(steps, how.seconds, how.clock)
+def _repeated(pixels: Sequence[torch.Tensor], batch_size: int) -> torch.Tensor:
+    """A batch of images, repeated where there are fewer, interleaved as a worker's are."""
+    images = islice(cycle(pixels), batch_size)
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def feed_rate(
@@ -274,8 +264,8 @@ def feed_rate(
     messages = _messages(images, 0, len(images), clock)
 
     def stepper() -> Callable[[], int]:
-        numbers = iter(range(10**12))
-        return lambda: len(decode(messages[next(numbers) % len(messages)]))
+        own = cycle(messages)
+        return lambda: len(decode(next(own)))
 
     return _rate([stepper() for _ in range(threads)], seconds, clock)
 

@@ -7,10 +7,9 @@ the same. nvJPEG itself has not been run: there was no GPU.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn import functional
 
 from nap_stream.errors import ConfigError
-from nap_stream.model.preprocessing import Interpolate, preprocess
+from nap_stream.model.preprocessing import Interpolate, antialiased, preprocess
 from nap_stream.settings.schema import PreprocessingSettings
 
 DecodeBatch = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -94,9 +93,7 @@ class DeviceDecoder:
 
 def rounded(pixels: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
     """Interpolate in float32, and round: on any device. See `Interpolate`."""
-    smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
-    wide = pixels[None].float()
-    resized = functional.interpolate(wide, size=list(size), mode=mode, **smooth)[0]
+    resized = antialiased(pixels[None].float(), size, mode)[0]
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -99,9 +99,14 @@ def _interpolated(pixels: torch.Tensor, size: Sequence[int], mode: str) -> torch
         # One image of interleaved pixels fits both layouts: its strides say which one is meant, or
         # the result would be laid out anew.
         image = image.as_strided(image.shape, (image.numel(), *image.stride()[1:]))
-    smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
-    resized = functional.interpolate(image, size=list(size), mode=mode, **smooth)
+    resized = antialiased(image, size, mode)
     return resized.reshape(len(pixels), *size)
+
+
+def antialiased(images: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
+    """Resize (N, C, h, w) to height and width, antialiased unless the mode is ``nearest``."""
+    smooth = {} if mode == "nearest" else {"align_corners": False, "antialias": True}
+    return functional.interpolate(images, size=list(size), mode=mode, **smooth)
 
 
 def _new_size(pixels: torch.Tensor, sides: int | tuple[int, int]) -> list[int]:

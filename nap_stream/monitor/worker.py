@@ -56,13 +56,7 @@ def run_worker(
     """
     device = choose_device(num_gpus)
     share_memory(num_gpus, device)
-    calibration = load_calibration(settings.calibration)
-    execution = calibration.document.execution
-    require_execution(execution, settings.model, calibration.document.speeds)
-    threads = threads_of(settings.worker, device, num_cpus, execution)
-    torch.set_num_threads(threads.torch)
-    loaded = load_model(settings.model, device, execution, batch_size=settings.worker.batch_size)
-    require_fingerprint(calibration, loaded)
+    calibration, loaded, threads = load_calibrated(settings, device, num_cpus)
     if incarnation == 0:
         # One that replaces another waits for a disk that is full, as the other did.
         check_store(store_at(settings.log.root))
@@ -121,6 +115,25 @@ def threads_of(
         scoring=scoring or max(1, num_cpus // intra_op),
         decoding=settings.decode_threads or num_cpus,
     )
+
+
+def load_calibrated(
+    settings: Settings, device: torch.device, num_cpus: int
+) -> tuple[Calibration, LoadedModel, Threads]:
+    """The calibration, its model as it was calibrated, and the threads of a worker, set for torch.
+
+    Raises:
+        NapStreamError: One of them cannot be loaded, or they do not belong together.
+    """
+    calibration = load_calibration(settings.calibration)
+    execution = calibration.document.execution
+    require_execution(execution, settings.model, calibration.document.speeds)
+    threads = threads_of(settings.worker, device, num_cpus, execution)
+    # Before the model is loaded: a compiled one is compiled for this number, too.
+    torch.set_num_threads(threads.torch)
+    loaded = load_model(settings.model, device, execution, batch_size=settings.worker.batch_size)
+    require_fingerprint(calibration, loaded)
+    return calibration, loaded, threads
 
 
 @contextmanager

@@ -67,8 +67,8 @@ class Partition:
 
     @property
     def rows(self) -> pa.Table:
-        """The rows of the next segment."""
-        return pa.Table.from_batches(self.batches, ROWS)
+        """The rows of the next segment, each column in one piece."""
+        return pa.Table.from_batches(self.batches, ROWS).combine_chunks()
 
     def add(self, scored: ScoredRows, now: float) -> None:
         """Append rows; they arrive in the order of their offsets."""

@@ -109,9 +109,9 @@ class RowScorer:
             rows = np.flatnonzero(is_ok)
             for row in rows[~is_finite].tolist():
                 columns["status"][row], columns["error"][row] = Status.NOT_FINITE, _NOT_FINITE
-            for part in decoded:
+            for part in decoded if refused else ():
                 part.failed.extend(_failed(part, refused))
-            for number, image in enumerate(images):
+            for number, image in enumerate(images) if refused else ():
                 if isinstance(image, EncodedJpeg) and image in refused:
                     is_finite[number] = False
                     row, refusal = rows[number], refused[image]

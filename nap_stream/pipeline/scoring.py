@@ -114,10 +114,11 @@ class ScoringStage:
     own, which forms batches by size or linger, and scores them; what is ready first waits for what
     came first. An error in any of them is raised by `take`.
 
-    ``decode`` does not raise for bad input. A batch is complete with ``batch_size`` images or more;
-    one waits ``linger_s`` seconds for its batch to fill. Decoding pauses while
-    ``max_decoded_images`` wait for scoring, or ``max_decoded_bytes`` of their pixels and of the
-    payloads of failed images. ``observe`` receives ("decode" | "score" | "batch", seconds).
+    ``decode`` does not raise for bad input. A batch has at most ``batch_size`` images, unless one
+    parcel alone has more; an image waits ``linger_s`` seconds for its batch to fill. Decoding
+    pauses while ``max_decoded_images`` wait for scoring, or ``max_decoded_bytes`` of their pixels
+    and of the payloads of failed images. ``observe`` receives ("decode" | "score" | "batch",
+    seconds).
     """
 
     def __init__(

@@ -42,14 +42,18 @@ class Bright:
         return BatchScores(class_id, values | {"energy": brightness, "knn": brightness / 256})
 
 
-@pytest.fixture
-def decode() -> MessageDecoder:
+def decoder(preprocessing: PreprocessingSettings) -> MessageDecoder:
     return MessageDecoder(
-        preprocessing=PREPROCESSING,
+        preprocessing=preprocessing,
         limits=LimitSettings(),
         kept_headers=("label",),
         clock=ManualClock(now_ms=4_000),
     )
+
+
+@pytest.fixture
+def decode() -> MessageDecoder:
+    return decoder(PREPROCESSING)
 
 
 @pytest.fixture
@@ -101,9 +105,7 @@ def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(
 
 def test_a_large_jpeg_is_decoded_scaled_where_the_settings_say_so() -> None:
     settings = PreprocessingSettings(resize=8, crop=8, scaled_decoding=True)
-    decode = MessageDecoder(
-        preprocessing=settings, limits=LimitSettings(), kept_headers=(), clock=ManualClock()
-    )
+    decode = decoder(settings)
     data = encoded(picture(161, 120), "JPEG")
     found = decode_image(data, LimitSettings(), (8, 8))
     assert isinstance(found, Picture)
@@ -188,17 +190,8 @@ def grey_jpeg(brightness: int) -> bytes:
     return encoded(Image.new("RGB", (6, 8), (brightness,) * 3), "JPEG")
 
 
-def leaving_decoder() -> MessageDecoder:
-    return MessageDecoder(
-        preprocessing=NVJPEG,
-        limits=LimitSettings(),
-        kept_headers=("label",),
-        clock=ManualClock(now_ms=4_000),
-    )
-
-
 def leaving_jpegs(*values: bytes) -> list[DecodedRows]:
-    leave = leaving_decoder()
+    leave = decoder(NVJPEG)
     return [leave(message(value, offset)) for offset, value in enumerate(values)]
 
 
@@ -260,7 +253,7 @@ def test_the_dead_letter_of_a_jpeg_that_was_left_goes_with_its_rows(
     values = [grey_jpeg(20), broken, b"text", grey_jpeg(30)]
     messages = tuple(message(value, offset) for offset, value in enumerate(values))
     stage = ScoringStage(
-        leaving_decoder(),
+        decoder(NVJPEG),
         [device_scorer(calibration, DecoderHere())],
         batch_size=8,
         linger_s=0.0,
