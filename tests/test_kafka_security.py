@@ -11,7 +11,7 @@ from kafka.errors import KafkaTimeoutError, SaslAuthenticationFailedError
 
 from nap_stream.errors import BrokerError
 from nap_stream.kafka.client import (
-    _ImpatientManager,
+    _Manager,
     client_options,
     connect,
     open_client,
@@ -51,7 +51,7 @@ def test_a_wrong_password_is_an_error_that_points_at_the_credentials(
 
 def test_a_refusal_ends_the_attempts_at_once() -> None:
     """The broker's answer, given by hand: it does not always get through kafka-python."""
-    manager: Any = _ImpatientManager(Mock(), bootstrap_servers=["127.0.0.1:1"])
+    manager: Any = _Manager(Mock(), bootstrap_servers=["127.0.0.1:1"])
     manager.get_connection("bootstrap-0").close(SaslAuthenticationFailedError("no such user"))
 
     with pytest.raises(SaslAuthenticationFailedError, match="no such user"):

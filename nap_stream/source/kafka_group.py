@@ -84,10 +84,10 @@ class Joins:
         await self._complete(*answer)
 
 
-SHARES = 16
+SHARE_BYTES = 2**20
 """Of what a fetch may bring, one partition's share: the consumer keeps as much for each of them
-until it is polled. A first message that is larger comes all the same."""
-MIN_SHARE_BYTES = 2**20
+until it is polled. A first message that is larger comes all the same. Larger shares are slower:
+kafka-python copies an answer several times, and a small one stays in the processor's cache."""
 METADATA_MAX_AGE_MS = 30_000
 """How soon new partitions are noticed, and an assignment that was made without knowing them."""
 
@@ -132,7 +132,7 @@ def consumer_options(settings: KafkaSettings, instance_id: str) -> dict[str, Any
         "allow_auto_create_topics": False,
         "check_crcs": True,
         "fetch_max_bytes": settings.max_fetch_bytes,
-        "max_partition_fetch_bytes": max(MIN_SHARE_BYTES, settings.max_fetch_bytes // SHARES),
+        "max_partition_fetch_bytes": min(SHARE_BYTES, settings.max_fetch_bytes),
         "session_timeout_ms": session_ms,
         "heartbeat_interval_ms": min(3_000, session_ms // 3),
         "metadata_max_age_ms": METADATA_MAX_AGE_MS,

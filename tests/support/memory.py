@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from nap_stream.settings.schema import Settings
-from nap_stream.source.kafka_group import MIN_SHARE_BYTES, SHARES
+from nap_stream.source.kafka_group import SHARE_BYTES
 from tests.support.image_bytes import encoded
 
 MIB = 2**20
@@ -41,7 +41,7 @@ def memory_bound_bytes(settings: Settings, partitions: int, message_bytes: int) 
     """
     worker, kafka = settings.worker, settings.kafka
     fetch = max(kafka.max_fetch_bytes, message_bytes)
-    fetched = partitions * max(kafka.max_fetch_bytes // SHARES, MIN_SHARE_BYTES, message_bytes)
+    fetched = partitions * max(SHARE_BYTES, message_bytes)
     # The poll that crosses the limit may bring all that is fetched.
     in_hand = worker.max_in_hand_bytes + fetched
     # The connection's buffer, and what is read from it.
