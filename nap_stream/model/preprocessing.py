@@ -76,26 +76,26 @@ class Normaliser:
         self._mean = torch.tensor(settings.mean, device=device)
         self._std = torch.tensor(settings.std, device=device)
         self._device, self._dtype = device, dtype
+        # A row of interleaved pixels: of three channels side by side, a CPU would take each
+        # subtraction by itself.
+        self._row = input_size(settings)[1] * 3
+        self._row_mean, self._row_std = (
+            channels.repeat(self._row // 3) for channels in (self._mean, self._std)
+        )
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:
         """Return (pixels / 255 - mean) / std, shape (N, 3, H, W), of a uint8 batch."""
         there = batch.to(self._device)
         interleaved = there.permute(0, 2, 3, 1)
-        if not interleaved.is_contiguous():
-            return self._normalised(there, (1, 3, 1, 1), repeats=1)
-        # A row of an image at a time: of three channels side by side, a CPU would take each
-        # subtraction by itself.
-        rows = interleaved.flatten(2)
-        return (
-            self._normalised(rows, (-1,), interleaved.shape[2])
-            .view_as(interleaved)
-            .permute(0, 3, 1, 2)
-        )
+        if interleaved.is_contiguous() and interleaved.shape[2] * 3 == self._row:
+            rows = self._normalised(interleaved.flatten(2), self._row_mean, self._row_std)
+            return rows.view_as(interleaved).permute(0, 3, 1, 2)
+        mean, std = (channels.reshape(1, 3, 1, 1) for channels in (self._mean, self._std))
+        return self._normalised(there, mean, std)
 
     def _normalised(
-        self, pixels: torch.Tensor, shape: tuple[int, ...], repeats: int
+        self, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
     ) -> torch.Tensor:
-        mean, std = (each.repeat(repeats).reshape(shape) for each in (self._mean, self._std))
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std).to(self._dtype)
 
 

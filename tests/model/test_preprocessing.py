@@ -130,6 +130,20 @@ def test_normalising_as_torchvision_does() -> None:
     assert found[0, 0, 0, 0].item() == pytest.approx((batch[0, 0, 0, 0].item() / 255 - 0.1) / 0.5)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (16, 20)])
+def test_interleaved_pixels_are_normalised_to_the_same_bits_and_stay_interleaved(
+    size: tuple[int, int],
+) -> None:
+    settings = PreprocessingSettings(crop=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    batch = torch.stack([image(*size) for _ in range(3)])
+    normalise = Normaliser(settings, torch.device("cpu"), torch.float32)
+
+    found = normalise(batch.contiguous(memory_format=torch.channels_last))
+
+    assert torch.equal(found, normalise(batch))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_normalising_to_the_models_dtype() -> None:
     normalise = Normaliser(PreprocessingSettings(), torch.device("cpu"), torch.bfloat16)
     assert normalise(image(2, 2)[None]).dtype == torch.bfloat16
