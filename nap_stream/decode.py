@@ -340,7 +340,7 @@ class _Rows:
         times = time_ms, ingest_ms
         # In the order of IMAGE_COLUMNS.
         head = message.offset, index, key, *times, status, error
-        self._rows.append((*head, *size, found.format, sha256, self._headers))
+        self._rows.append((*head, *size, found.format, sha256, self._headers, None, None))
 
     def whole(self) -> DecodedRows:
         """All of them."""

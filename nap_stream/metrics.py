@@ -58,8 +58,12 @@ class Metrics:
             "Partitions taken over whose committed offset was not where the log ends.",
             ["kind"],
         )
-        self.out_of_memory = counter(
-            "out_of_memory", "Batches that did not fit a GPU's memory; the next ones are smaller."
+        self.out_of_memory, self.decode_warnings = (
+            counter(
+                "out_of_memory",
+                "Batches that did not fit a GPU's memory; the next ones are smaller.",
+            ),
+            counter("decode_warnings", "Images of which the decoder warned; the log says what of."),
         )
         self.worker_restarts = counter("worker_restarts", "Workers that were replaced.")
         self.late_records = counter(

@@ -168,6 +168,8 @@ IMAGE_COLUMNS = (
     "format",
     "sha256",
     "headers",
+    "decode_warning",
+    "source_uri",
 )
 """What is known of an image before it is scored, by column of the scored log."""
 
@@ -178,9 +180,9 @@ class DecodedRows:
 
     ``columns`` are `IMAGE_COLUMNS`, a list each, all of one length. Times are in milliseconds since
     the epoch, headers are (name, value) pairs, ``sha256`` is the hexadecimal digest of the image's
-    bytes. ``pixels`` are of the rows whose status is ok, in their order: uint8, (3, H, W), RGB; or
-    JPEGs that are decoded when they are scored. ``failed`` are the others. Scoring adds the JPEGs
-    that cannot be decoded.
+    bytes; ``decode_warning`` and ``source_uri`` are None where there is none. ``pixels`` are of the
+    rows whose status is ok, in their order: uint8, (3, H, W), RGB; or JPEGs that are decoded when
+    they are scored. ``failed`` are the others. Scoring adds the JPEGs that cannot be decoded.
     """
 
     columns: Mapping[str, list[Any]]
@@ -210,6 +212,11 @@ class ScoredRows:
     def scored(self) -> int:
         """How many rows have scores."""
         return int(self.rows.num_rows - self.rows.column("class_id").null_count)
+
+    @property
+    def decode_warnings(self) -> int:
+        """How many rows have a warning of the decoder."""
+        return int(self.rows.num_rows - self.rows.column("decode_warning").null_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +342,7 @@ class WorkerReport:
     does. ``offsets_…`` count the partitions taken over whose committed offset was ahead of the
     log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together that
     went into each of `TIME_PARTS`, in their order. ``out_of_memory`` counts the batches that did
-    not fit the memory of their device.
+    not fit the memory of their device, ``decode_warnings`` the images of which the decoder warned.
     """
 
     worker: str
@@ -358,6 +365,7 @@ class WorkerReport:
     offsets_missing: int = 0
     time_parts: tuple[float, ...] = (0.0,) * len(TIME_PARTS)
     out_of_memory: int = 0
+    decode_warnings: int = 0
 
 
 @dataclass(frozen=True, slots=True)

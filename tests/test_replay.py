@@ -18,7 +18,7 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import LogSummaries, summary_shape
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
-from tests.scored_log.builders import make_version_3
+from tests.scored_log.builders import make_version
 from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.log_files import paths_in
@@ -215,7 +215,7 @@ def test_a_log_that_begins_in_version_3_gives_the_same_alerts() -> None:
     published(store, [(40,), (7, 100, 21), (63,)])
     alerts, found = replayed(store)
     for name in NAMES:
-        make_version_3(store, name, 7 + name.partition)
+        make_version(store, name, 7 + name.partition)
     again, found_again = replayed(store)
     assert ids(alerts)
     assert [alert.event["data"] for alert in again] == [alert.event["data"] for alert in alerts]

@@ -128,7 +128,7 @@ RATE_WINDOW_S = 10.0
 """Ten reports: long enough to be steady, short enough to follow."""
 _TOTALS = (
     *("images_scored", "dead_letters", "segments_published", "segment_conflicts", "rebalances"),
-    "out_of_memory",
+    *("out_of_memory", "decode_warnings"),
 )
 _DISAGREEMENTS = {f"offsets_{kind}": kind for kind in Disagreement}
 

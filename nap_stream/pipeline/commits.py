@@ -93,6 +93,7 @@ class WorkerCounters:
         self._stage_seconds: list[tuple[str, float]] = []
         self._out_of_memory = 0
         self.work_done = self.rows = self.images_scored = self.dead_letters = 0
+        self.decode_warnings = 0
         self.segments_published = self.segment_conflicts = self.rebalances = 0
         self.disagreements: Counter[Disagreement] = Counter()
         self.last_commit_ms: int | None = None
@@ -148,6 +149,7 @@ class WorkerCounters:
             offsets_missing=self.disagreements[Disagreement.MISSING],
             time_parts=tuple(time_parts[part] for part in TIME_PARTS),
             out_of_memory=out_of_memory,
+            decode_warnings=self.decode_warnings,
         )
 
 

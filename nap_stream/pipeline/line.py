@@ -172,6 +172,7 @@ class WorkerLine:
             if partition is not None and partition.epoch == scored.epoch:
                 partition.add(scored, self._clock.monotonic())
                 self._counters.images_scored += scored.scored
+                self._counters.decode_warnings += scored.decode_warnings
         for partition in self._partitions.values():
             if partition.skipped_to is not None and not self._stage.has_in_flight(partition.name):
                 partition.skip(self._clock.monotonic())

@@ -16,9 +16,10 @@ them. All scores, ``fused`` among them, are higher for in-distribution images; `
 small for out-of-distribution ones. Scores are stored in double precision, so that a verdict can be
 recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
 
-The columns have a version, which stands in the footer. Version 4 is written. Version 3 lacks
-``fdbd``, ``mahalanobis``, ``gen`` and ``nci``, and is read as if they were null in every row. A
-chain may begin in version 3 and go on in version 4; one file is of one version.
+The columns have a version, which stands in the footer. Version 5 is written. Version 4 lacks
+``decode_warning`` and ``source_uri``, version 3 ``fdbd``, ``mahalanobis``, ``gen`` and ``nci``
+besides; they are read as if these were null in every row. A chain may begin in one version and go
+on in a later one; one file is of one version.
 """
 
 import re
@@ -33,11 +34,12 @@ from nap_stream.errors import ConfigError
 from nap_stream.records import TopicPartition
 
 GENESIS_NAME = "_genesis.json"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of the columns and of the footer, as they are written. `SCHEMAS` has those that are read."""
 EARLIEST_TIME_MS = -62_135_596_800_000
 LATEST_TIME_MS = 253_402_300_799_999
 _SINCE_VERSION_4 = ("fdbd", "mahalanobis", "gen", "nci")
+_SINCE_VERSION_5 = ("decode_warning", "source_uri")
 OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn", *_SINCE_VERSION_4)
 """Columns of scores that a run may leave out; null then, whatever the status."""
 
@@ -67,10 +69,11 @@ DICTIONARY_COLUMNS = [
     "format",
     "headers.list.element.name",
     "headers.list.element.value",
+    "decode_warning",
 ]
 """Columns whose values repeat: Parquet stores each value once a segment."""
 
-_TEXTS = ("status", "error", "class_name", "format", "sha256")
+_TEXTS = ("status", "error", "class_name", "format", "sha256", "decode_warning", "source_uri")
 _TIME = pa.timestamp("ms", tz="UTC")
 _HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
 
@@ -224,7 +227,12 @@ SCHEMA = pa.schema(
         _column(
             "height", pa.int64(), "Height in the file, pixels; null if unknown.", nullable=True
         ),
-        _column("format", pa.string(), "jpeg, png or webp; null if unknown.", nullable=True),
+        _column(
+            "format",
+            pa.string(),
+            "What the bytes were read as (jpeg, png, ..., raw); null if unknown.",
+            nullable=True,
+        ),
         _column("sha256", pa.string(), "SHA-256 of the image's bytes, hex.", nullable=True),
         _column(
             "headers",
@@ -243,11 +251,25 @@ SCHEMA = pa.schema(
         ),
         _optional_score("gen", "GEN (Liu et al., CVPR 2023)"),
         _optional_score("nci", "NCI (arXiv 2311.01479)"),
+        _column(
+            "decode_warning",
+            pa.string(),
+            "What the decoder found odd in an image that it read; null where it found nothing.",
+            nullable=True,
+        ),
+        _column(
+            "source_uri",
+            pa.string(),
+            "Where the image was fetched from, without credentials; null if it was in the message.",
+            nullable=True,
+        ),
     ]
 )
 """Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""
+_VERSION_4 = pa.schema([field for field in SCHEMA if field.name not in _SINCE_VERSION_5])
 SCHEMAS = {
-    3: pa.schema([field for field in SCHEMA if field.name not in _SINCE_VERSION_4]),
+    3: pa.schema([field for field in _VERSION_4 if field.name not in _SINCE_VERSION_4]),
+    4: _VERSION_4,
     SCHEMA_VERSION: SCHEMA,
 }
 """The columns of each version that is read. A file has exactly those of its own: its digest is of
@@ -327,7 +349,7 @@ def parse_version(version: str) -> int:
     known = {str(number): number for number in SCHEMAS}
     if version not in known:
         raise ValueError(
-            f"schema version {version!r}; this program reads {' and '.join(known)}: "
+            f"schema version {version!r}; this program reads {', '.join(known)}: "
             "use the nap-stream that wrote it"
         )
     return known[version]

@@ -8,7 +8,7 @@ from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.cli.program import Call
-from tests.scored_log.builders import CARS, chain, make_version_3, origin, scored
+from tests.scored_log.builders import CARS, chain, make_version, origin, scored
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_segments_are_merged_and_query_and_verify_see_the_same(nap: Call, log: P
 def test_a_log_that_begins_in_version_3_is_compacted_version_by_version(
     nap: Call, log: Path
 ) -> None:
-    make_version_3(LocalStore(log), CARS, 2)
+    make_version(LocalStore(log), CARS, 2)
     before = nap("query", "--log", log, "--format", "json").out
     assert before.count('"fdbd": null') == 5
     verified = nap("verify", "--log", log, "--deep")

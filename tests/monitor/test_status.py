@@ -115,13 +115,14 @@ def test_totals_are_counted_once() -> None:
     table.take(report(sent_at_ms=3, images_scored=25, rebalances=2, out_of_memory=3), 3.0)
     # A report that was lost and comes after a newer one.
     assert not table.take(report(sent_at_ms=2, images_scored=20), 3.1)
-    table.take(report("worker-1", sent_at_ms=1, images_scored=5), 3.2)
+    table.take(report("worker-1", sent_at_ms=1, images_scored=5, decode_warnings=4), 3.2)
     assert table.totals["images_scored"] == 30
     value = metrics.registry.get_sample_value
     assert value("nap_stream_images_scored_total") == 30
     assert value("nap_stream_dead_letters_total") == 1
     assert value("nap_stream_rebalances_total") == 2
     assert value("nap_stream_out_of_memory_total") == 3
+    assert value("nap_stream_decode_warnings_total") == 4
     assert table.reports()["worker-0"].sent_at_ms == 3
 
 

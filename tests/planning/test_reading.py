@@ -15,7 +15,7 @@ from tests.scored_log.builders import (
     NOON_MS,
     chain,
     failed,
-    make_version_3,
+    make_version,
     origin,
 )
 from tests.support.scored_records import ScoredRecord
@@ -57,7 +57,7 @@ def test_a_stretch_is_counted_in_the_monitors_panes(tmp_path: Path) -> None:
 def test_a_log_that_begins_in_version_3_is_read_alike(tmp_path: Path) -> None:
     write_log(tmp_path, recorded(5_000), CALIBRATION)
     before = read(tmp_path)
-    make_version_3(LocalStore(tmp_path), CARS, 2)
+    make_version(LocalStore(tmp_path), CARS, 2)
     after = read(tmp_path)
     assert after.series.records == before.series.records == 5_000
     assert after.series.flagged == before.series.flagged

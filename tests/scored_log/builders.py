@@ -123,11 +123,13 @@ def footer_of(content: bytes) -> SegmentFooter:
     return from_metadata(pq.read_metadata(pa.BufferReader(content)).metadata, "")
 
 
-def make_version_3(store: SegmentStore, partition: TopicPartition, count: int) -> None:
-    """Write the first segments of a chain anew in version 3, and link those after them to them.
+def make_version(
+    store: SegmentStore, partition: TopicPartition, count: int, version: int = 3
+) -> None:
+    """Write the first segments of a chain anew in a version, and link those after them to them.
 
-    What `tests.scored_log.test_golden` has shows that version 3 was just so. No segment is a
-    compacted file.
+    What `tests.scored_log.test_golden` and ``test_golden4`` have shows that the versions were just
+    so. No segment is a compacted file.
     """
     start = chain_start(store, partition)
     assert start is not None
@@ -135,11 +137,11 @@ def make_version_3(store: SegmentStore, partition: TopicPartition, count: int) -
     for number, path in enumerate(segments(store, partition)):
         content = store.read(path) or b""
         footer = footer_of(content)
-        version = 3 if number < count else footer.schema_version
-        rows = pq.read_table(pa.BufferReader(content)).select(SCHEMAS[version].names)
+        own = version if number < count else footer.schema_version
+        rows = pq.read_table(pa.BufferReader(content)).select(SCHEMAS[own].names)
         footer = replace(
             footer,
-            schema_version=version,
+            schema_version=own,
             previous_sha256=previous_sha256,
             rows_sha256=rows_sha256(rows),
         )
@@ -148,10 +150,10 @@ def make_version_3(store: SegmentStore, partition: TopicPartition, count: int) -
 
 
 def write_golden(root: Path) -> None:
-    """A small log with all that a log can hold. ``tests/scored_log/golden4`` was made by this.
+    """A small log with all that a log can hold. ``tests/scored_log/golden5`` was made by this.
 
-    ``tests/scored_log/golden`` was made by it when version 3 was written, without the scores that
-    version 3 lacks.
+    ``tests/scored_log/golden`` and ``golden4`` were made by it when versions 3 and 4 were written,
+    without the columns that those lack.
 
     Partition 0 of cars: a compacted file of three segments [0, 6), a declared gap [6, 9), and
     [9, 12). Partition 1: [5, 8), whose last offset the topic skips.
@@ -173,7 +175,11 @@ def write_golden_chains(root: Path) -> None:
     batch = [origin(9, index, headers=headers) for index in range(2)]
     last = [
         scored(batch[0], p_value=0.01, knn=1.25, fdbd=0.5, mahalanobis=-1.5, gen=-0.25, nci=3.5),
-        scored(batch[1], class_name="\u00e9"),
+        replace(
+            scored(batch[1], class_name="\u00e9"),
+            decode_warning="Corrupt JPEG data: premature end of data segment",
+            source_uri="s3://frames/north/17.jpg",
+        ),
     ]
     log.publish(CARS, position, 12, last)
     start = log.begin(other, 5)
@@ -234,6 +240,8 @@ _ok = st.builds(
     height=_sizes,
     format=st.sampled_from(["jpeg", "png", "webp"]),
     sha256=st.just("c3" * 32),
+    decode_warning=st.none() | _texts,
+    source_uri=st.none() | _texts,
 )
 _failed = st.builds(
     ScoredRecord,

@@ -171,18 +171,27 @@ def test_a_row_reads_as_an_auditor_expects() -> None:
         "mahalanobis": None,
         "gen": None,
         "nci": None,
+        "decode_warning": None,
+        "source_uri": None,
     }
-    assert list(row)[-4:] == ["fdbd", "mahalanobis", "gen", "nci"]
+    assert list(row)[-6:-2] == ["fdbd", "mahalanobis", "gen", "nci"]
 
 
 def test_version_4_is_version_3_and_four_columns_at_its_end() -> None:
     before, now = SCHEMAS[3], SCHEMAS[4]
-    assert list(SCHEMAS) == [3, 4]
-    assert now is SCHEMA
     assert pa.schema(list(now)[: len(before)]).equals(before, check_metadata=True)
     added = [(field.name, field.type, field.nullable) for field in list(now)[len(before) :]]
     assert added == [(name, pa.float64(), True) for name in ("fdbd", "mahalanobis", "gen", "nci")]
     assert set(OPTIONAL_SCORES) <= set(now.names)
+
+
+def test_version_5_is_version_4_and_two_columns_at_its_end() -> None:
+    before, now = SCHEMAS[4], SCHEMAS[5]
+    assert list(SCHEMAS) == [3, 4, 5]
+    assert now is SCHEMA
+    assert pa.schema(list(now)[: len(before)]).equals(before, check_metadata=True)
+    added = [(field.name, field.type, field.nullable) for field in list(now)[len(before) :]]
+    assert added == [(name, pa.string(), True) for name in ("decode_warning", "source_uri")]
 
 
 def test_every_column_says_what_it_holds() -> None:

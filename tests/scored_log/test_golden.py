@@ -15,7 +15,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.format import SCHEMAS
+from nap_stream.scored_log.format import SCHEMA, SCHEMAS
 from nap_stream.scored_log.query import GroupBy, aggregate
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
@@ -24,7 +24,7 @@ from tests.scored_log.builders import (
     CARS,
     NOON_MS,
     assert_golden_goes_on,
-    make_version_3,
+    make_version,
     origin,
     scored,
     write_golden,
@@ -116,8 +116,8 @@ def test_its_chain_goes_on(tmp_path: Path) -> None:
 
 def test_the_present_writer_says_the_same_of_the_same_log(tmp_path: Path) -> None:
     write_golden(tmp_path)
-    later = SCHEMAS[4].names[len(SCHEMAS[3].names) :]
-    assert len(later) == 4
+    later = SCHEMA.names[len(SCHEMAS[3].names) :]
+    assert len(later) == 6
     for row, written in zip(_rows(tmp_path), _rows(GOLDEN), strict=True):
         assert {name: row[name] for name in row if name not in later} == {
             name: written[name] for name in written if name not in later
@@ -126,7 +126,7 @@ def test_the_present_writer_says_the_same_of_the_same_log(tmp_path: Path) -> Non
     for path in _paths(GOLDEN):
         found = read_footer(LocalStore(tmp_path), path)
         written_footer = read_footer(LocalStore(GOLDEN), path)
-        assert (found.schema_version, written_footer.schema_version) == (4, 3)
+        assert (found.schema_version, written_footer.schema_version) == (5, 3)
         assert _without_digests(found) == _without_digests(written_footer)
         for part, written_part in zip(found.parts, written_footer.parts, strict=True):
             assert _without_digests(part) == _without_digests(written_part)
@@ -135,8 +135,8 @@ def test_the_present_writer_says_the_same_of_the_same_log(tmp_path: Path) -> Non
 def test_the_compaction_of_today_makes_the_same_files_of_it(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     write_golden_chains(tmp_path)
-    make_version_3(store, CARS, 5)
-    make_version_3(store, OTHER, 1)
+    make_version(store, CARS, 5)
+    make_version(store, OTHER, 1)
     assert [head.sha256 for head in verify(store, clock=ManualClock()).heads] == DIGESTS
     compact(store, clock=ManualClock(NOON_MS + 86_400_000))
     assert _rows(tmp_path) == _rows(GOLDEN)

@@ -291,18 +291,18 @@ def test_footer_missing(root: Path) -> None:
 
 
 def test_schema_version(root: Path) -> None:
-    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "5"))
+    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "6"))
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA_VERSION)
     assert defect.detail == (
-        "schema version '5'; this program reads 3 and 4: use the nap-stream that wrote it"
+        "schema version '6'; this program reads 3, 4, 5: use the nap-stream that wrote it"
     )
 
 
-@pytest.mark.parametrize("version", ["1", "2", "5"])
+@pytest.mark.parametrize("version", ["1", "2", "6"])
 def test_a_chain_that_ends_in_another_version_is_not_continued(root: Path, version: str) -> None:
     (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), version))
-    with pytest.raises(ChainBrokenError, match=f"version '{version}'; this program reads 3 and 4"):
+    with pytest.raises(ChainBrokenError, match=f"version '{version}'; this program reads 3, 4, 5"):
         local_log(root).end(CARS)
 
 

@@ -1,4 +1,4 @@
-"""Chains that begin in version 3 and go on in version 4."""
+"""Chains that begin in one version and go on in a later one."""
 
 import dataclasses
 import io
@@ -20,7 +20,13 @@ from nap_stream.errors import ChainBrokenError
 from nap_stream.scored_log import segment as segments_of_files
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import segment_sha256, to_metadata
-from nap_stream.scored_log.format import SCHEMA, SCHEMAS, parse_segment_path, segment_path
+from nap_stream.scored_log.format import (
+    SCHEMA,
+    SCHEMAS,
+    parse_segment_path,
+    segment_path,
+    storable_text,
+)
 from nap_stream.scored_log.query import GroupBy, OutputFormat, aggregate, write_batches
 from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan, segments
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
@@ -33,7 +39,7 @@ from tests.scored_log.builders import (
     CARS,
     NOON_MS,
     failed,
-    make_version_3,
+    make_version,
     memory_log,
     of_version,
     origin,
@@ -44,7 +50,7 @@ from tests.support.log_files import read_footer, run_query
 from tests.support.memory_store import MemoryStore
 from tests.support.scored_records import ScoredRecord
 
-LATER = ("fdbd", "mahalanobis", "gen", "nci")
+LATER = ("fdbd", "mahalanobis", "gen", "nci", "decode_warning", "source_uri")
 BEFORE, COUNT = 3, 6
 """Segments in version 3, and segments at all; each has two offsets and a row for each."""
 TOMORROW = ManualClock(NOON_MS + 86_400_000)
@@ -72,7 +78,7 @@ def logs() -> Logs:
     mixed, new = MemoryStore(), MemoryStore()
     _publish(mixed)
     _publish(new)
-    make_version_3(mixed, CARS, BEFORE)
+    make_version(mixed, CARS, BEFORE)
     return mixed, new
 
 
@@ -105,16 +111,16 @@ def _copied(store: SegmentStore, folder: Path) -> Path:
     return folder
 
 
-def test_the_chain_goes_on_in_version_4() -> None:
+def test_the_chain_goes_on_in_version_5() -> None:
     store = MemoryStore()
     log = memory_log(store)
     log.publish(CARS, log.begin(CARS, 0), 2, _rows(0))
-    make_version_3(store, CARS, 1)
+    make_version(store, CARS, 1)
     position = log.end(CARS)
     assert position is not None
     assert position.previous_sha256 == segment_sha256(read_footer(store, segment_path(CARS, 0)))
     log.publish(CARS, position, 4, _rows(2))
-    assert _files(store) == [(0, 3, 1), (2, 4, 1)]
+    assert _files(store) == [(0, 3, 1), (2, 5, 1)]
     assert _verified(store).clean
 
 
@@ -134,7 +140,7 @@ def test_it_is_whole_before_and_after_a_compaction(mixed: MemoryStore, deep: boo
 def test_a_compacted_file_is_of_one_version(mixed: MemoryStore) -> None:
     report = compact(mixed, clock=TOMORROW)
     assert (report.clean, report.segments, report.files) == (True, COUNT - 1, 2)
-    assert _files(mixed) == [(0, 3, BEFORE), (2 * BEFORE, 4, COUNT - BEFORE - 1), (10, 4, 1)]
+    assert _files(mixed) == [(0, 3, BEFORE), (2 * BEFORE, 5, COUNT - BEFORE - 1), (10, 5, 1)]
     assert compact(mixed, clock=TOMORROW).files == 0
 
 
@@ -248,7 +254,9 @@ def test_plain_readers_read_a_mixed_folder(mixed: MemoryStore, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("base", "version", "differing"), [(4, "4", LATER), (6, "3", LATER)], ids=["3 as 4", "4 as 3"]
+    ("base", "version", "differing"),
+    [(4, "5", LATER), (6, "3", LATER), (4, "4", LATER[:4]), (6, "4", LATER[4:])],
+    ids=["3 as 5", "5 as 3", "3 as 4", "5 as 4"],
 )
 def test_a_file_has_the_columns_of_its_own_version(
     mixed: MemoryStore, base: int, version: str, differing: tuple[str, ...]
@@ -264,8 +272,9 @@ def test_a_file_has_the_columns_of_its_own_version(
 @pytest.mark.parametrize("query", [Query(), Query(is_ood=True)], ids=str)
 def test_a_column_that_its_version_has_is_missed(mixed: MemoryStore, query: Query) -> None:
     path = segment_path(CARS, 4)
-    mixed.replace(path, of_version(mixed.read(path) or b"", "4"))
-    with pytest.raises(ChainBrokenError, match="columns are missing: fdbd, gen, mahalanobis, nci"):
+    mixed.replace(path, of_version(mixed.read(path) or b"", "5"))
+    missing = "columns are missing: decode_warning, fdbd, gen, mahalanobis, nci, source_uri"
+    with pytest.raises(ChainBrokenError, match=missing):
         run_query(mixed, query)
 
 
@@ -274,7 +283,8 @@ def test_nothing_is_merged_where_the_columns_are_of_another_version(mixed: Memor
     path = segment_path(CARS, 0)
     table = pq.read_table(pa.BufferReader(mixed.read(path) or b""))
     widened = pa.Table.from_arrays(
-        [*table.columns, *(pa.nulls(table.num_rows, pa.float64()) for _ in LATER)], schema=SCHEMA
+        [*table.columns, *(pa.nulls(table.num_rows, SCHEMA.field(name).type) for name in LATER)],
+        schema=SCHEMA,
     )
     mixed.replace(path, encode_segment(read_footer(mixed, path), widened))
     report = compact(mixed, clock=TOMORROW)
@@ -296,7 +306,7 @@ def test_a_changed_value_in_a_compacted_file_of_version_3_shows(mixed: MemorySto
     assert "segment [4, 6)" in defects[0].detail
 
 
-def test_a_compacted_file_that_says_version_4_of_segments_of_version_3_is_refused(
+def test_a_compacted_file_that_says_version_5_of_segments_of_version_3_is_refused(
     mixed: MemoryStore,
 ) -> None:
     compact(mixed, clock=TOMORROW)
@@ -304,21 +314,22 @@ def test_a_compacted_file_that_says_version_4_of_segments_of_version_3_is_refuse
     footer = read_footer(mixed, path)
     table = pq.read_table(pa.BufferReader(mixed.read(path) or b""))
     widened = pa.Table.from_arrays(
-        [*table.columns, *(pa.nulls(table.num_rows, pa.float64()) for _ in LATER)], schema=SCHEMA
+        [*table.columns, *(pa.nulls(table.num_rows, SCHEMA.field(name).type) for name in LATER)],
+        schema=SCHEMA,
     )
-    told = dataclasses.replace(footer, schema_version=4, rows_sha256=rows_sha256(widened))
+    told = dataclasses.replace(footer, schema_version=5, rows_sha256=rows_sha256(widened))
     mixed.replace(path, encode_segment(told, widened))
-    assert to_metadata(told)["nap_stream.schema_version"] == "4"
+    assert to_metadata(told)["nap_stream.schema_version"] == "5"
     first = _verified(mixed).defects[0]
     assert (first.file, first.kind) == (path, DefectKind.FOOTER)
     assert "contradicts the footers that it merged in schema_version" in first.detail
 
 
-def _as_read(record: ScoredRecord, before: bool) -> tuple[float | None, ...]:
-    if record.scores is None:
-        return (None,) * 5
-    later = [None if before else getattr(record.scores, name) for name in LATER]
-    return (*later, record.scores.knn)
+def _as_read(record: ScoredRecord, before: bool) -> tuple[float | str | None, ...]:
+    of_scores = [getattr(record.scores, name, None) for name in (*LATER[:4], "knn")]
+    texts = [record.decode_warning, record.source_uri]
+    later = [*of_scores[:4], *(text if text is None else storable_text(text) for text in texts)]
+    return (*([None] * len(LATER) if before else later), of_scores[4])
 
 
 @settings(max_examples=40)
@@ -337,11 +348,11 @@ def test_any_chain_is_read_compacted_and_verified(
     for end in ends:
         own = [record for record in records if position.offset <= record.origin.offset < end]
         position = log.publish(CARS, position, end, own).position
-    make_version_3(store, CARS, count)
+    make_version(store, CARS, count)
     change = 0 if not count else ends[min(count, len(ends)) - 1]
     expected = [_as_read(record, record.origin.offset < change) for record in records]
 
-    def found() -> list[tuple[float | None, ...]]:
+    def found() -> list[tuple[float | str | None, ...]]:
         rows = [row for batch in scan(store, Query()) for row in batch.to_pylist()]
         return [tuple(row[name] for name in (*LATER, "knn")) for row in rows]
 
@@ -352,3 +363,18 @@ def test_any_chain_is_read_compacted_and_verified(
     report = _verified(store)
     assert report.clean
     assert report.heads == heads
+
+
+def test_a_chain_of_three_versions_is_read_verified_and_compacted() -> None:
+    store, new = MemoryStore(), MemoryStore()
+    _publish(store)
+    _publish(new)
+    make_version(store, CARS, 4, 4)
+    make_version(store, CARS, 2, 3)
+    before = _verified(store)
+    assert before.clean
+    assert run_query(store, Query()).column("knn").equals(run_query(new, Query()).column("knn"))
+    assert run_query(store, Query()).column("fdbd").to_pylist()[8::2] == [8, 10]
+    compact(store, clock=TOMORROW)
+    assert _files(store) == [(0, 3, 2), (4, 4, 2), (8, 5, 1), (10, 5, 1)]
+    assert _verified(store).heads == before.heads

@@ -58,6 +58,8 @@ class ScoredRecord:
     height: int | None
     format: str | None
     sha256: str | None
+    decode_warning: str | None = None
+    source_uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class DecodedImage:
     height: int
     format: str
     sha256: str
+    decode_warning: str | None
+    source_uri: str | None
 
 
 def images_of(rows: DecodedRows, partition: TopicPartition) -> list[DecodedImage | FailedImage]:
@@ -85,7 +89,9 @@ def images_of(rows: DecodedRows, partition: TopicPartition) -> list[DecodedImage
             assert of["error"] is None
             decoded = next(pixels)
             assert isinstance(decoded, torch.Tensor)
-            images.append(DecodedImage(origin, decoded, *size))
+            images.append(
+                DecodedImage(origin, decoded, *size, of["decode_warning"], of["source_uri"])
+            )
         else:
             image = next(failed)
             assert image.origin == origin
@@ -109,7 +115,8 @@ def table_of(records: Sequence[ScoredRecord]) -> pa.Table:
         "scored_time": [record.scored_time_ms for record in records],
         "headers": [origin.headers for origin in origins],
     }
-    for name in ("status", "error", "width", "height", "format", "sha256"):
+    of_the_image = ("width", "height", "format", "sha256", "decode_warning", "source_uri")
+    for name in ("status", "error", *of_the_image):
         columns[name] = [getattr(record, name) for record in records]
     for score in fields(Scores):
         columns[score.name] = [
