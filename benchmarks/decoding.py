@@ -29,7 +29,8 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from benchmarks.networks import lite_settings, pretrained
 from nap_stream.calibration.fit import unfitted
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.model.load import OnePassScorer, load_model
 from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings

@@ -24,7 +24,8 @@ from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import FeatureCache
 from nap_stream.core.methods import NAP, POOL, log_p
 from nap_stream.core.prior import EPSILON, nap
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Refusal
 from nap_stream.image_files import iter_images
 from nap_stream.model.forward import capture
 from nap_stream.model.load import LoadedModel, load_model

@@ -31,8 +31,8 @@ from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import transformed
 from nap_stream.clock import SystemClock
-from nap_stream.decode import Refusal
-from nap_stream.decode import decode_image as decode
+from nap_stream.decode.image import decode_image as decode
+from nap_stream.decode.picture import Refusal
 from nap_stream.demo.digits import DIGIT
 from nap_stream.demo.display import Display
 from nap_stream.demo.setup import demo_folder, make_model_and_images, write_configuration

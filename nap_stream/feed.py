@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Refusal
 from nap_stream.jpeg import undecoded_jpeg
 from nap_stream.model.device_decode import DeviceDecoder
 from nap_stream.model.preprocessing import decoded_size, preprocess
@@ -21,7 +22,7 @@ def on_cpu(
     data: bytes | None, limits: LimitSettings, preprocessing: PreprocessingSettings
 ) -> torch.Tensor | Refusal:
     """Decode a file and bring it to the model's input size on the CPU: uint8 (3, H, W)."""
-    found = decode_image(data, limits, decoded_size(preprocessing))
+    found = decode_image(data, limits, decoded_size(preprocessing), preprocessing)
     return found if isinstance(found, Refusal) else preprocess(found.pixels, preprocessing)
 
 

@@ -24,6 +24,13 @@ _CHANNELS: Final = (1, 3)
 _BLOCK: Final = 8
 """Pixels of a side of a block."""
 _DIVISORS: Final = (8, 4, 2)
+_DAMAGE: Final = (
+    "Corrupt JPEG data",
+    "Premature end of JPEG file",
+    "Inconsistent progression sequence",
+    "Invalid SOS parameters",
+)
+"""How libjpeg's warnings begin that are of the pixels (jerror.h)."""
 
 
 class JpegHeader(NamedTuple):
@@ -118,13 +125,13 @@ def divisor(width: int, height: int, at_least: tuple[int, int] | None) -> int:
 
 def decode_jpeg(
     data: bytes, header: JpegHeader, at_least: tuple[int, int] | None
-) -> torch.Tensor | None:
+) -> torch.Tensor | str:
     """Decode to RGB, uint8, shape (3, height, width), interleaved in memory, without a copy.
 
     Where `divisor` is more than 1, the sides are divided by it and rounded up.
 
     Returns:
-        None where libjpeg-turbo fails or warns.
+        What libjpeg-turbo says where it fails or warns.
     """
     height = width = 0
     if (divided := divisor(header.width, header.height, at_least)) > 1:
@@ -132,6 +139,26 @@ def decode_jpeg(
     try:
         pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width)
     # It raises ValueError for what libjpeg says, and others for what it does not expect.
-    except Exception:  # noqa: BLE001
-        return None
+    except Exception as error:  # noqa: BLE001
+        return str(error)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def is_damage(text: str) -> bool:
+    """Whether libjpeg says that pixels are not what was encoded; it also warns of odd headers."""
+    return text.startswith(_DAMAGE)
+
+
+def warning_of(data: bytes) -> str | None:
+    """What libjpeg-turbo warns of in a JPEG that Pillow has decoded; None where it is content."""
+    for colours in ("RGB", "CMYK"):
+        try:
+            simplejpeg.decode_jpeg(data, colours)
+        except Exception as error:  # noqa: BLE001  see `decode_jpeg`
+            text = str(error)
+            # simplejpeg also fails on files that it does not take, of which Pillow takes some.
+            if text.startswith(_DAMAGE):
+                return text
+        else:
+            return None
+    return None

@@ -6,7 +6,7 @@ import torch
 from nap_stream.calibration.read import Reader
 from nap_stream.calibration.run import calibrate
 from nap_stream.clock import ManualClock
-from nap_stream.decode import Refusal
+from nap_stream.decode.picture import Refusal
 from nap_stream.errors import ConfigError
 from nap_stream.feed import DEVICE_BATCH, model_inputs, on_cpu
 from nap_stream.model.device_decode import DeviceDecoder

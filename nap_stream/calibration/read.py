@@ -23,7 +23,8 @@ from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.pseudo_ood import VERSION, transformed
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Refusal
 from nap_stream.errors import CalibrationError
 from nap_stream.feed import model_inputs
 from nap_stream.files import replacing
@@ -335,7 +336,7 @@ def _require_usable(
             f"none of the {undecodable} images could be decoded; first "
             f"{first_problem or 'there are none'}",
             str(source),
-            "Name a folder of JPEG, PNG or WebP files, or a Parquet file",
+            "Name a folder of image files, or a Parquet file",
         )
     if undecodable >= decoded:
         raise CalibrationError(

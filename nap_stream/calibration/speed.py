@@ -15,7 +15,7 @@ import torch
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.base_scores import BaseScores, evenly_spaced
 from nap_stream.core.methods import NAP
-from nap_stream.decode import Refusal
+from nap_stream.decode.picture import Refusal
 from nap_stream.errors import ModelError
 from nap_stream.feed import model_inputs
 from nap_stream.image_files import chosen_images

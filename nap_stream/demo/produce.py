@@ -13,7 +13,7 @@ import pyarrow as pa
 from kafka import KafkaProducer
 
 from nap_stream.clock import Clock, Progress, SystemClock
-from nap_stream.decode import ARROW_STREAM
+from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.errors import ConfigError
 from nap_stream.image_files import ImageFile, count_images, iter_images
 from nap_stream.kafka.client import (

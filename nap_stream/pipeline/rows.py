@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
 from nap_stream.core.score_specs import BaseScore
-from nap_stream.decode import Refusal, decode_message
+from nap_stream.decode.message import decode_message
+from nap_stream.decode.picture import Refusal
 from nap_stream.model.forward import BatchScores
 from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.records import (
@@ -62,6 +63,7 @@ class MessageDecoder:
             kept_headers=self._kept_headers,
             ingest_time_ms=self._clock.now_ms(),
             at_least=decoded_size(self._preprocessing),
+            preprocessing=self._preprocessing,
             prepare=self._prepare,
             leaves_jpegs=self._preprocessing.jpeg_decoder == "nvjpeg",
         )

@@ -22,6 +22,7 @@ from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, parse_false_alarms
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.values import (
     AnyPath,
     ExistingPath,
@@ -128,6 +129,16 @@ class PreprocessingSettings(Section):
     jpeg_decoder: Literal["cpu", "nvjpeg"] = "cpu"
     """Who decodes, resizes and crops baseline JPEGs: the CPU, or the GPU, in batches. Their pixels
     differ a little."""
+    bits: Literal[8, 10, 12, 14, 16] | None = None
+    """Significant bits of samples that take 16, in the low ones: 12 for a 12-bit camera's PNG. Null
+    takes all 16, and warns of images that seem to have fewer."""
+    exif_orientation: Literal["ignore", "apply"] = "ignore"
+    """Whether an image is turned as its EXIF data say. Training sets of torchvision are not."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    """bgr swaps red and blue of every image: for a model of BGR input, or for producers who encode
+    BGR as if it were RGB. mean and std are in the order after that."""
+    raw: RawSettings | None = None
+    """The format and size of raw frames; null where messages hold image files alone."""
 
     @model_serializer(mode="wrap")
     def _later_keys_where_set(
@@ -152,6 +163,12 @@ class PreprocessingSettings(Section):
             )
         if self.scaled_decoding and self.jpeg_decoder == "nvjpeg":
             raise ValueError("scaled_decoding is of the CPU's decoder, and jpeg_decoder is nvjpeg")
+        is_changed = self.exif_orientation == "apply" or self.channel_order == "bgr"
+        if is_changed and self.jpeg_decoder == "nvjpeg":
+            raise ValueError(
+                "exif_orientation: apply and channel_order: bgr are of the CPU's decoder, and "
+                "jpeg_decoder is nvjpeg"
+            )
         return self
 
 
@@ -255,6 +272,10 @@ class LimitSettings(Section):
     max_image_pixels: Positive = 64_000_000
     max_message_bytes: Positive = 45 * 2**20
     max_images_per_message: Positive = 1_000
+    damaged: Literal["keep", "refuse"] = "keep"
+    """What becomes of an image that is decoded although its decoder found damage, such as a lost
+    packet: keep scores it, with what was found in the column decode_warning; refuse makes it
+    corrupt, without scores."""
     max_key_bytes: Positive = 16 * 2**10
     """Of a message's key and kept headers together: each row of a batch repeats them."""
 

@@ -26,7 +26,8 @@ from nap_stream.calibration.read import (
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.prior import nap
 from nap_stream.core.score_specs import ScoreParameters
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.forward import capture

@@ -31,7 +31,8 @@ from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import fuse
 from nap_stream.core.tails import Sides
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.errors import CalibrationError, ConfigError, InputDataError
 from nap_stream.image_files import iter_images
 from nap_stream.model.forward import score_forward

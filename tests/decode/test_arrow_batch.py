@@ -3,7 +3,8 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from nap_stream.decode import BatchItem, Refusal, read_batch
+from nap_stream.decode.arrow import BatchItem, read_batch
+from nap_stream.decode.picture import Refusal
 from nap_stream.records import Status
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import arrow_stream, arrow_stream_of, jpeg

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nap_stream import decode
-from nap_stream.decode import Picture, Refusal, decode_image
+from nap_stream.decode.image import DEFAULT_PREPROCESSING, _Reader, decode_image
+from nap_stream.decode.picture import Picture, Refusal
 from nap_stream.jpeg import decode_jpeg, divisor, plain_header
 from nap_stream.records import Status
 from nap_stream.settings.schema import LimitSettings
@@ -26,7 +26,7 @@ PHOTOSHOP = b"Photoshop 3.0\x00"
 
 
 def by_pillow(data: bytes, at_least: Sides = None) -> Picture | Refusal:
-    return decode._decode(data, "jpeg", LIMITS.max_image_pixels, at_least)
+    return _Reader(data, "jpeg", LIMITS.max_image_pixels, DEFAULT_PREPROCESSING).read(at_least)
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -49,7 +49,7 @@ def assert_as_pillow(data: bytes, at_least: Sides = None) -> Picture | Refusal:
 
 def is_fast(data: bytes, at_least: Sides = None) -> bool:
     header = plain_header(data)
-    return header is not None and decode_jpeg(data, header, at_least) is not None
+    return header is not None and not isinstance(decode_jpeg(data, header, at_least), str)
 
 
 def with_segment(marker: int, body: bytes, length: int | None = None) -> bytes:

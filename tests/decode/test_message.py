@@ -5,7 +5,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from nap_stream.decode import ARROW_STREAM, decode_message
+from nap_stream.decode.arrow import ARROW_STREAM
+from nap_stream.decode.message import decode_message
 from nap_stream.jpeg import undecoded_jpeg
 from nap_stream.records import EncodedJpeg, FailedImage, Message, Status, TopicPartition
 from nap_stream.settings.schema import LimitSettings

@@ -9,7 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits, load_sample_images
 
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Refusal
 from nap_stream.demo.digits import (
     BROKEN,
     CAMERAS,

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.decode import ARROW_STREAM, decode_message
+from nap_stream.decode.arrow import ARROW_STREAM
+from nap_stream.decode.message import decode_message
 from nap_stream.demo.produce import ProduceReport, _Outgoing, _paced, arrow_batch, produce
 from nap_stream.errors import ConfigError, InputDataError, TopicNotFoundError
 from nap_stream.image_files import ImageFile

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.model.device_decode import device_decoder
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings

@@ -11,7 +11,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from nap_stream.core.prior import nap
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.forward import BatchScores
 from nap_stream.model.load import LoadedModel, load_model

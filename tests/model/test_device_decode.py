@@ -4,7 +4,8 @@ from typing import NoReturn
 import pytest
 import torch
 
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.errors import ConfigError
 from nap_stream.model.device_decode import DeviceDecoder, device_decoder, rounded
 from nap_stream.model.preprocessing import preprocess

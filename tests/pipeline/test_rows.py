@@ -8,7 +8,8 @@ from PIL import Image
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock, SystemClock
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.feed import on_cpu
 from nap_stream.model.device_decode import DeviceDecoder
 from nap_stream.model.forward import BatchScores

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from nap_stream.decode import Picture, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Picture
 from nap_stream.settings.schema import LimitSettings
 
 
