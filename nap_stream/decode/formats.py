@@ -168,12 +168,12 @@ def _bmp(data: bytes, max_pixels: int) -> ImageSource:
     return ImageSource(lambda: BmpImagePlugin.BmpImageFile(BytesIO(data)))
 
 
-def _gif(data: bytes, _: int) -> ImageSource:
-    whole = _first_frame(data)
+def _gif(data: bytes, max_pixels: int) -> ImageSource:
+    whole = _first_frame(data, max_pixels)
     return ImageSource(lambda: GifImagePlugin.GifImageFile(BytesIO(whole)))
 
 
-def _first_frame(data: bytes) -> bytes:
+def _first_frame(data: bytes, max_pixels: int) -> bytes:
     """A file of the first frame alone: comments are joined in quadratic time."""
     colours = 3 << (data[10] & 7) + 1 if data[10] & 128 else 0
     position = 13 + colours
@@ -185,7 +185,9 @@ def _first_frame(data: bytes) -> bytes:
             kept[1:] = [data[start:position]]
     if data[position : position + 1] != bytes([_GIF_IMAGE]):
         raise corrupt("a GIF without an image")
-    flags = data[position + 9]
+    left, top, width, height, flags = struct.unpack_from("<HHHHB", data, position + 1)
+    canvas = struct.unpack_from("<HH", data, 6)
+    require_pixels((max(canvas[0], left + width), max(canvas[1], top + height)), max_pixels)
     start, position = position, position + 10 + (3 << (flags & 7) + 1 if flags & 128 else 0)
     position = _end_of_blocks(data, position + 1)
     return b"".join([*kept, data[start:position], bytes([_GIF_TRAILER])])

@@ -6,7 +6,7 @@ import re
 import struct
 from typing import Final
 
-_MESSAGES: Final = "set messages: … (docs/messages.md)"
+_MESSAGES: Final = "set messages: ... (docs/messages.md)"
 _OF_AN_ERROR: Final = "as of an error page: look at what the producer fetched"
 _NOT_A_FILE: Final = "not the file: send what is in it, or a URL"
 _SHOWN_BYTES = 8

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from nap_stream.decode.image import decode_image
 from nap_stream.decode.picture import Picture, Refusal
 from nap_stream.records import Status
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
-from tests.support.image_bytes import encoded
+from tests.support.image_bytes import encoded, npy
 
 RAMP = np.linspace(0, 4_095, 40 * 30).reshape(30, 40).astype(np.uint16)
 """12 bits."""
@@ -30,7 +30,7 @@ def _chunk(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
-def png16(samples: NDArray[np.uint16], channels: int, significant: int | None = None) -> bytes:
+def png16(samples: NDArray[Any], channels: int, significant: int | None = None) -> bytes:
     stacked = np.repeat(samples[..., None], channels, axis=2)
     if channels in {2, 4}:
         stacked[..., -1] = 65_535
@@ -100,9 +100,7 @@ def test_12_bits_in_16_are_named_and_shown_right_where_the_setting_says_so(name:
 
 
 def test_bits_of_numpy_files() -> None:
-    buffer = BytesIO()
-    np.save(buffer, RAMP)
-    right, dark = decoded(buffer.getvalue(), 12), decoded(buffer.getvalue())
+    right, dark = decoded(npy(RAMP), 12), decoded(npy(RAMP))
     assert isinstance(right, Picture)
     assert isinstance(dark, Picture)
     np.testing.assert_array_equal(right.pixels[2], RAMP >> 4)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from nap_stream.decode.message import decode_message
 from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import LimitSettings
-from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, picture
+from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, heic, npy, picture
 from tests.support.scored_records import DecodedImage, images_of
 
 LIMITS = LimitSettings(max_image_pixels=10_000, max_images_per_message=50)
@@ -51,15 +52,30 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
     "palette png": lambda: encoded(picture().convert("P"), "PNG", transparency=b"\0\x80"),
     "webp": lambda: encoded(picture(), "WEBP"),
     "lossless webp": lambda: encoded(picture().convert("RGBA"), "WEBP", lossless=True),
+    "bmp": lambda: encoded(picture().convert("P"), "BMP"),
+    "gif": lambda: encoded(picture(), "GIF", comment=b"a comment"),
+    "tiff": lambda: encoded(picture(), "TIFF"),
+    "deflated tiff": lambda: encoded(picture(), "TIFF", compression="tiff_deflate"),
+    "jpeg tiff": lambda: encoded(picture(), "TIFF", compression="jpeg"),
+    "16-bit tiff": lambda: encoded(picture().convert("I;16"), "TIFF"),
+    "avif": lambda: encoded(picture(), "AVIF", speed=10),
+    "heic": lambda: heic(picture()),
+    "npy": lambda: npy(np.asarray(picture())),
     "arrow": batch,
 }
 
 
 @given(
     st.binary(max_size=300),
-    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8L"]),
+    st.sampled_from(
+        [
+            *(b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8L"),
+            *(b"GIF89a", b"II*\0", b"MM\0*", b"\x93NUMPY\1\0", b"BM" + bytes(12) + b"\x28\0\0\0"),
+            *(b"\0\0\0\x10ftypavif\0\0\0\0", b"\0\0\0\x10ftypheic\0\0\0\0", b"\0\0\0\0\7"),
+        ]
+    ),
 )
-@settings(max_examples=150)
+@settings(max_examples=250)
 def test_random_bytes(tail: bytes, magic: bytes) -> None:
     for headers in ((), ARROW_HEADERS):
         check(magic + tail, headers)

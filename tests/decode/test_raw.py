@@ -1,6 +1,5 @@
 """Raw frames and numpy files, against values computed by hand and pixel by pixel."""
 
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from nap_stream.decode.raw import demosaiced, frame_bytes
 from nap_stream.records import Status
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
-from tests.support.image_bytes import encoded, picture
+from tests.support.image_bytes import encoded, npy, picture
 
 PATTERNS = ("rggb", "grbg", "gbrg", "bggr")
 RAMP = (np.arange(6 * 8).reshape(6, 8) * 80).astype(np.uint16)
@@ -36,7 +35,7 @@ def pixels(data: bytes, kind: str, **keys: Any) -> NDArray[np.uint8]:
     return np.asarray(found.pixels.numpy())
 
 
-def _bits(samples: NDArray[np.uint16], bits: int) -> bytes:
+def _bits(samples: NDArray[Any], bits: int) -> bytes:
     whole = sum(int(sample) << place * bits for place, sample in enumerate(samples.flatten()))
     return whole.to_bytes((samples.size * bits + 7) // 8, "little")
 
@@ -185,12 +184,6 @@ def test_settings_of_raw_frames_are_checked() -> None:
     for tree in ({"format": "yuv"}, {"width": 0}, {"stride": 4}):
         with pytest.raises(ValidationError):
             RawSettings.model_validate({"format": "mono8", "width": 1, "height": 1} | tree)
-
-
-def npy(array: NDArray[Any], **options: Any) -> bytes:
-    buffer = BytesIO()
-    np.save(buffer, array, **options)
-    return buffer.getvalue()
 
 
 IMAGE = np.asarray(picture(8, 6))

@@ -5,7 +5,9 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 
 ARROW_HEADERS: tuple[tuple[str, bytes | None], ...] = (
@@ -24,6 +26,20 @@ def encoded(image: Image.Image, image_format: str = "JPEG", **options: Any) -> b
     """Encode an image as a file's bytes."""
     buffer = BytesIO()
     image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def heic(image: Image.Image) -> bytes:
+    """Encode an image as HEIC."""
+    buffer = BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=90)
+    return buffer.getvalue()
+
+
+def npy(array: NDArray[Any], **options: Any) -> bytes:
+    """Encode an array as numpy's own file."""
+    buffer = BytesIO()
+    np.save(buffer, array, **options)
     return buffer.getvalue()
 
 
