@@ -62,6 +62,33 @@ def test_preprocessing_is_written_without_later_keys_at_their_defaults() -> None
     assert PreprocessingSettings(**scaled.model_dump()) == scaled
 
 
+LATER: dict[str, object] = {
+    "bits": 12,
+    "exif_orientation": "apply",
+    "channel_order": "bgr",
+    "raw": {"format": "bayer_rggb12", "width": 640, "height": 480},
+}
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_how_pixels_are_read_is_a_part_of_what_fingerprints_cover(key: str) -> None:
+    settings = PreprocessingSettings.model_validate({key: LATER[key]})
+    assert settings.model_dump(mode="json")[key] == LATER[key]
+    assert PreprocessingSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("key", ["exif_orientation", "channel_order"])
+def test_what_nvjpeg_does_not_do_is_refused(key: str) -> None:
+    with pytest.raises(ValidationError, match="jpeg_decoder is nvjpeg"):
+        PreprocessingSettings.model_validate({key: LATER[key], "jpeg_decoder": "nvjpeg"})
+
+
+@pytest.mark.parametrize("tree", [{"bits": 9}, {"bits": 8.5}, {"channel_order": "gbr"}])
+def test_what_is_no_way_to_read_pixels(tree: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        PreprocessingSettings.model_validate(tree)
+
+
 def test_a_printed_configuration_has_every_key(tmp_path: Path) -> None:
     printed = yaml.safe_load(masked_yaml(load_settings(monitor(tmp_path, ""), {})))
     keys = set(printed["model"]["preprocessing"])

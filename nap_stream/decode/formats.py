@@ -27,8 +27,8 @@ from nap_stream.decode.picture import corrupt, require_pixels, unsupported
 from nap_stream.decode.raw import NPY_MAGIC
 
 FORMATS: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC or .npy"
+_JPEG: Final = b"\xff\xd8\xff"
 _MARKS: Final = (
-    (b"\xff\xd8\xff", "jpeg"),
     (png.SIGNATURE, "png"),
     (b"RIFF", "webp"),
     (b"GIF87a", "gif"),
@@ -61,6 +61,8 @@ class ImageSource:
 
 def sniff(data: bytes) -> str | None:
     """The format of an image file, None where it is none that is read."""
+    if data.startswith(_JPEG):
+        return "jpeg"
     found = next((kind for mark, kind in _MARKS if data.startswith(mark)), None)
     if found == "webp" and data[8:12] != b"WEBP":
         return None

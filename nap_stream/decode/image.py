@@ -72,8 +72,10 @@ def decode_image(
         )
     if kind is None:
         return Refusal(Status.UNSUPPORTED, _unknown(data, preprocessing))
-    reader = _Reader(data, kind, limits.max_image_pixels, preprocessing)
-    found = _jpeg(reader, at_least) if kind == "jpeg" else reader.read()
+    if kind == "jpeg":
+        found = _jpeg(data, limits.max_image_pixels, at_least, preprocessing)
+    else:
+        found = _Reader(data, kind, limits.max_image_pixels, preprocessing).read()
     if isinstance(found, Picture) and found.is_damaged and limits.damaged == "refuse":
         problem = f"it is damaged, and limits.damaged is refuse ({found.warning})"
         return Refusal(Status.CORRUPT, problem, found.width, found.height, found.format)
@@ -121,23 +123,6 @@ class _Reader:
         width, height = size if size is not None else (None, None)
         return Refusal(*problem, width, height, self.kind)
 
-    def finished(self, pixels: torch.Tensor, orientation: int) -> torch.Tensor:
-        """Turned, and in the order of channels that is asked for; see `Picture`."""
-        is_turned = self.is_oriented and orientation != 1
-        if not is_turned and self.preprocessing.channel_order == "rgb":
-            return pixels
-        interleaved: Pixels = pixels.permute(1, 2, 0).numpy()
-        if is_turned:
-            interleaved = turned(interleaved, orientation)
-        if self.preprocessing.channel_order == "bgr":
-            interleaved = interleaved[..., ::-1]
-        return torch.from_numpy(np.ascontiguousarray(interleaved)).permute(2, 0, 1)
-
-    @property
-    def is_oriented(self) -> bool:
-        """Whether the orientation is applied."""
-        return self.preprocessing.exif_orientation == "apply"
-
     def _picture(
         self, origin: ImageSource, image: ImageFile.ImageFile, at_least: tuple[int, int] | None
     ) -> Picture:
@@ -154,7 +139,7 @@ class _Reader:
         said = "; ".join(part for part in (damage, odd, note) if part)
         as_tensor = torch.from_numpy(pixels).permute(2, 0, 1)
         return Picture(
-            self.finished(as_tensor, origin.orientation),
+            _finished(as_tensor, origin.orientation, self.preprocessing),
             width,
             height,
             self.kind,
@@ -171,35 +156,54 @@ class _Reader:
         else:
             raise corrupt("there is no format of raw frames")
         height, width, _ = pixels.shape
-        found = self.finished(torch.from_numpy(pixels).permute(2, 0, 1), 1)
+        found = _finished(torch.from_numpy(pixels).permute(2, 0, 1), 1, self.preprocessing)
         return Picture(found, width, height, self.kind, warning)
 
 
-def _jpeg(reader: _Reader, at_least: tuple[int, int] | None) -> Picture | Refusal:
-    data = reader.data
+def _jpeg(
+    data: bytes,
+    max_pixels: int,
+    at_least: tuple[int, int] | None,
+    preprocessing: PreprocessingSettings,
+) -> Picture | Refusal:
     header = plain_header(data)
     may_have_scans = header is None or not header.is_one_scan
     if may_have_scans and data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
         return Refusal(
             Status.TOO_LARGE, f"a JPEG of more than {MAX_JPEG_SCANS} scans", format="jpeg"
         )
-    orientation = jpeg_orientation(data) if reader.is_oriented else 1
+    orientation = jpeg_orientation(data) if preprocessing.exif_orientation == "apply" else 1
     if at_least is not None and orientation in _SIDES_SWAPPED:
         at_least = at_least[1], at_least[0]
     warning = None
-    if header is not None and header.width * header.height <= reader.max_pixels:
+    if header is not None and header.width * header.height <= max_pixels:
         pixels = decode_jpeg(data, header, at_least)
         if isinstance(pixels, torch.Tensor):
-            size = header.width, header.height
-            return Picture(reader.finished(pixels, orientation), *size, "jpeg")
+            pixels = _finished(pixels, orientation, preprocessing)
+            return Picture(pixels, header.width, header.height, "jpeg")
         warning = pixels
-    found = reader.read(at_least)
+    found = _Reader(data, "jpeg", max_pixels, preprocessing).read(at_least)
     if isinstance(found, Refusal):
         return found
     if header is None:
         warning = warning_of(data)
     said = None if warning is None else one_line(warning)
     return replace(found, warning=said, is_damaged=said is not None and is_damage(said))
+
+
+def _finished(
+    pixels: torch.Tensor, orientation: int, preprocessing: PreprocessingSettings
+) -> torch.Tensor:
+    """Turned, and in the order of channels that is asked for; see `Picture`."""
+    is_turned = orientation != 1 and preprocessing.exif_orientation == "apply"
+    if not is_turned and preprocessing.channel_order == "rgb":
+        return pixels
+    interleaved: Pixels = pixels.permute(1, 2, 0).numpy()
+    if is_turned:
+        interleaved = turned(interleaved, orientation)
+    if preprocessing.channel_order == "bgr":
+        interleaved = interleaved[..., ::-1]
+    return torch.from_numpy(np.ascontiguousarray(interleaved)).permute(2, 0, 1)
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:

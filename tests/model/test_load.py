@@ -329,6 +329,9 @@ def test_everything_that_decides_the_scores_counts() -> None:
                 {"mean": (0.0, 0.0, 0.0)},
                 {"std": (1.0, 1.0, 1.0)},
                 {"scaled_decoding": True},
+                {"bits": 12},
+                {"exif_orientation": "apply"},
+                {"channel_order": "bgr"},
             )
         ),
     ]
