@@ -255,8 +255,8 @@ def test_a_score_thread_that_hangs_shows_as_no_progress_and_as_nothing_waited_fo
 
 
 def test_reports_say_what_was_done_and_when_there_is_nothing_to_do(bench: Bench) -> None:
-    for _ in range(5):
-        bench.topic.append(FIRST, b"g")
+    for value in (b"g", b"g", b"w", b"g", b"w"):
+        bench.topic.append(FIRST, value)
 
     def reported_idle() -> bool:
         return any(report.idle and report.rows == 5 for report in bench.told.reports)
@@ -265,6 +265,7 @@ def test_reports_say_what_was_done_and_when_there_is_nothing_to_do(bench: Bench)
 
     last = bench.told.reports[-1]
     assert (last.worker, last.rows, last.images_scored) == ("worker-0", 5, 5)
+    assert last.decode_warnings == 2
     assert last.last_commit_ms is not None
     assert {p.partition for p in last.partitions} == {FIRST, SECOND}
     assert {p.lag for p in last.partitions} == {0}

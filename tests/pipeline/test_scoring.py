@@ -37,7 +37,7 @@ PIXELS = torch.zeros(3, 2, 2, dtype=torch.uint8)
 
 
 def decode(given: Message) -> DecodedRows:
-    """One row a letter: g(ood) decodes, b(ad) does not."""
+    """One row a letter: g(ood) decodes, w(arned of) does too, b(ad) does not."""
     letters = (given.value or b"").decode()
     failed = tuple(
         FailedImage(
@@ -58,6 +58,7 @@ def decode(given: Message) -> DecodedRows:
         "status": [Status.CORRUPT if is_bad else Status.OK for is_bad in bad],
         "error": ["bad" if is_bad else None for is_bad in bad],
         "headers": [()] * len(letters),
+        "decode_warning": ["odd" if letter == "w" else None for letter in letters],
     }
     for name in set(IMAGE_COLUMNS) - columns.keys():
         columns[name] = [0 if name == "ingest_time" else None] * len(letters)
