@@ -35,6 +35,7 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import Example, FlaggedClass, SegmentSummary, Status, TopicPartition
 from nap_stream.settings.schema import Settings
 from tests.support.memory import MIB, rss_bytes
+from tests.support.summaries import all_scored
 
 ALPHA = 0.05
 CALIBRATION_IMAGES = 2_000
@@ -238,6 +239,7 @@ def _summary(
         end_offset=(number + 1) * size,
         rows_by_status={Status.OK: size},
         panes=panes,
+        images=all_scored(times, PANE_MS),
         max_event_time_ms=int(times[-1]),
         path=path,
         flagged_classes=tuple(_classes(panes.start_ms, panes.flagged, rng)),

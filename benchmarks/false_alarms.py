@@ -1,7 +1,7 @@
 """Do the detectors keep their false-alarm rate, and what does that cost in delay?
 
     python -m benchmarks.false_alarms [--peers PEERS/bin/python] [--target 10000]
-        [--calibrations 400] [--seed 1]
+        [--calibrations 400] [--seed 1] [--only unscored-images]
 
 Two tables. First, how many of many calibration sets, drawn anew, have a real average run length
 (ARL) below the one that was asked for. Second, the delay from a change of the flag rate to the
@@ -51,8 +51,10 @@ def main() -> None:
     with ThreadPoolExecutor(1) as pool:
         task = _task(arguments, drawn)
         asked = pool.submit(_run_peers, arguments.peers, task) if arguments.peers else None
-        kept = _print_ours(drawn, promise, rng)
+        kept = _print_ours(drawn, promise, rng, arguments.only)
         rows = _print_peers(asked.result(), promise) if asked else []
+    if arguments.only is not None:
+        raise SystemExit(0 if kept else 1)
     setting = Setting(
         promise.target,
         promise.confidence,
@@ -67,12 +69,16 @@ def main() -> None:
 
 
 def _print_ours(
-    drawn: dict[int, NDArray[np.float64]], promise: Promise, rng: np.random.Generator
+    drawn: dict[int, NDArray[np.float64]],
+    promise: Promise,
+    rng: np.random.Generator,
+    only: str | None,
 ) -> bool:
     lengths = {
         (kind.name, size): run_lengths_of(kind, drawn[size], promise, rng)
         for size in SIZES
         for kind in kinds(size, promise)
+        if only in {None, kind.name}
     }
     print_shares(lengths, promise)
     kept = all(
@@ -156,6 +162,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--configurations", type=int, default=1, help="of the Fisher detector")
     parser.add_argument("--streams", type=int, default=4_000, help="for each delay")
     parser.add_argument("--peer-streams", type=int, default=1_000, help="the same, of river's")
+    parser.add_argument("--only", help="name of a detector: its promise alone")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 

@@ -31,6 +31,8 @@ from nap_stream.core.tails import EDGES
 
 KEYS = 20
 FEW, MANY, NEAR = 20, 100, 2.0
+UNSCORED = "unscored-images"
+UNSCORED_BOUND = 0.01
 HORIZON, HORIZON_OF_KEYS = 2, 10
 """In run lengths: first alarms after that are censored. A key sees a share of the records only,
 and takes the longer until it alarms as often as it ever will."""
@@ -103,6 +105,15 @@ def kinds(size: int, promise: Promise) -> tuple[Kind, ...]:
             lambda rates: _of_keys(flag_rates(rates), 10),
             a,
             HORIZON_OF_KEYS,
+        ),
+        # No calibration has a part in it: at its bound it alarms as often as it may.
+        Kind(
+            UNSCORED,
+            10,
+            5_000,
+            lambda s: Sequential(np.array([UNSCORED_BOUND]), 10, (s,)),
+            lambda rates: bernoulli(np.full(len(rates), UNSCORED_BOUND), 10),
+            a,
         ),
         Kind("together", 50, 1_000, lambda s: Together(plan, 50, s), _bins(50), 1.0),
     )

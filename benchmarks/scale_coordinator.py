@@ -58,7 +58,7 @@ from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.schema import Settings
 from tests.support.alert_sinks import FlakySink
 from tests.support.memory import MIB, rss_bytes
-from tests.support.summaries import TOPIC, report, settings
+from tests.support.summaries import TOPIC, all_scored, report, settings
 
 WARM_UP_S, MEASURED_S, PATIENCE_S = 10, 30, 60
 TICKS_PER_S = 4
@@ -150,6 +150,7 @@ class Source:
                 keys=names,
                 key=np.arange(count) % len(names),
             ),
+            images=all_scored(times, PANE_MS),
             max_event_time_ms=int(times[-1]),
             path=path,
             flagged_classes=tuple(

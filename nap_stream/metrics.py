@@ -79,7 +79,9 @@ class Metrics:
         self.gaps = counter("gaps", "Offset ranges that the log or the monitor had to do without.")
         self.gap_offsets = counter("gap_offsets", "Offsets in those ranges.")
         self.alerts_published = counter(
-            "alerts_published", "Alerts delivered, of drift and of gaps.", ["sink", "state"]
+            "alerts_published",
+            "Alerts delivered, of drift, of images without scores and of gaps.",
+            ["sink", "state"],
         )
         self.alert_failures = counter(
             "alert_failures", "Failed attempts to deliver an alert.", ["sink"]
@@ -130,13 +132,7 @@ class Metrics:
             "Unix time of the newest event of a partition that has been taken into account.",
             ["topic", "partition"],
         )
-        self.ood_fraction = gauge("ood_fraction", "OOD fraction of the rolling window.")
-        self.ood_fraction_bound = gauge(
-            "ood_fraction_bound", "OOD fraction that fires; NaN until the window is full."
-        )
-        self.ood_fraction_expected = gauge(
-            "ood_fraction_expected", "Highest OOD fraction of an in-distribution stream, p_U."
-        )
+        self._add_fractions(gauge)
         self.window_records = gauge("window_records", "Scored records in the rolling window.")
         self.window_fill = gauge("window_fill_ratio", "Fill of the rolling window, 1 = full.")
         self.detector_statistic = gauge(
@@ -172,6 +168,30 @@ class Metrics:
 
         self._start_series(version)
 
+    def _add_fractions(self, gauge: Callable[..., Gauge]) -> None:
+        self.ood_fraction = gauge("ood_fraction", "OOD fraction of the rolling window.")
+        self.ood_fraction_bound = gauge(
+            "ood_fraction_bound", "OOD fraction that fires; NaN until the window is full."
+        )
+        self.ood_fraction_expected = gauge(
+            "ood_fraction_expected", "Highest OOD fraction of an in-distribution stream, p_U."
+        )
+        self.window_age = gauge(
+            "window_age_seconds",
+            "Age of the newest scored record in the rolling window, of which the OOD fraction is.",
+        )
+        self.unscored_fraction = gauge(
+            "unscored_fraction", "Share of the newest images that have no scores."
+        )
+        self.unscored_fraction_bound = gauge(
+            "unscored_fraction_bound", "The highest share that is in order; NaN if not watched."
+        )
+        self.unscored_alert_firing = gauge(
+            "unscored_alert_firing",
+            "1 while the alert of images without scores fires with this severity, else 0.",
+            ["severity"],
+        )
+
     def add_sink(self, sink: str) -> None:
         """Start the series of a sink of alerts at zero."""
         for state in (*(transition.value for transition in Transition), GAP_STATE):
@@ -193,12 +213,14 @@ class Metrics:
         Info("nap_stream_build", "The program.", registry=self.registry).info({"version": version})
         unknown = float("nan")
         fractions = (self.ood_fraction, self.ood_fraction_bound, self.ood_fraction_expected)
-        for known_later in (*fractions, self.watermark_delay):
+        unscored = (self.unscored_fraction, self.unscored_fraction_bound)
+        for known_later in (*fractions, *unscored, self.watermark_delay, self.window_age):
             known_later.set(unknown)
         for detector in Detector:
             self.set_detector(detector, unknown, unknown, active=False)
         for severity in Severity:
             self.alert_firing.labels(severity.value)
+            self.unscored_alert_firing.labels(severity.value)
         for status in Status:
             self.records.labels(status.value)
         for part in TIME_PARTS:
@@ -247,8 +269,10 @@ POLL_S = 0.1
 class MetricsServer:
     """Serves in a thread of its own from construction until `close`.
 
-    ``registry`` is what /metrics shows. ``health`` is asked at each /healthz, on a thread of the
-    server: it gives the reasons not to be healthy.
+    ``registry`` is what /metrics shows. ``health`` and ``degraded`` are asked at each /healthz, on
+    a thread of the server. ``health`` gives the reasons not to be healthy, which a restart may
+    mend: the answer is 503. ``degraded`` gives what else whoever looks must know: the program is
+    in order, and its verdicts are not what they seem. The answer tells it, and stays 200.
 
     Raises:
         ConfigError: The address cannot be had.
@@ -259,10 +283,11 @@ class MetricsServer:
         settings: MetricsSettings,
         registry: CollectorRegistry,
         health: Callable[[], Sequence[str]],
+        degraded: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._host = settings.host
         self._server = _listen(settings)
-        self._server.set_app(_application(registry, health))
+        self._server.set_app(_application(registry, health, degraded))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True
         )
@@ -326,7 +351,9 @@ def _listen(settings: MetricsSettings) -> _Server:
 
 
 def _application(
-    registry: CollectorRegistry, health: Callable[[], Sequence[str]]
+    registry: CollectorRegistry,
+    health: Callable[[], Sequence[str]],
+    degraded: Callable[[], Sequence[str]],
 ) -> WSGIApplication:
     metrics: WSGIApplication = make_wsgi_app(registry)
 
@@ -337,18 +364,22 @@ def _application(
         if path == "/metrics":
             return metrics(environ, start_response)
         if path == "/healthz":
-            return _health_answer(start_response, health())
+            return _health_answer(start_response, health(), degraded())
         paths = ["/metrics", "/healthz"]
         return _answer(start_response, HTTPStatus.NOT_FOUND, {"paths": paths})
 
     return application
 
 
-def _health_answer(start_response: StartResponse, reasons: Sequence[str]) -> Iterable[bytes]:
+def _health_answer(
+    start_response: StartResponse, reasons: Sequence[str], degraded: Sequence[str]
+) -> Iterable[bytes]:
+    more = {"degraded": list(degraded)} if degraded else {}
     if reasons:
-        tree = {"status": "unhealthy", "reasons": list(reasons)}
+        tree = {"status": "unhealthy", "reasons": list(reasons), **more}
         return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, tree)
-    return _answer(start_response, HTTPStatus.OK, {"status": "ok"})
+    status = "degraded" if degraded else "ok"
+    return _answer(start_response, HTTPStatus.OK, {"status": status, **more})
 
 
 def _answer(

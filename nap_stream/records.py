@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from nap_stream.core.panes import PaneCounts
+    from nap_stream.core.panes import ImageCounts, PaneCounts
 
 SHA256_HEX_DIGITS = 64
 
@@ -278,11 +278,38 @@ class FlaggedClass:
 
 
 @dataclass(frozen=True, slots=True)
+class UnscoredImages:
+    """Images of a pane that have no scores for the same reason, and the first of them.
+
+    ``error`` is the first one's; those of the others differ from it in numbers alone. ``key`` is
+    empty where it has none, or keys are not told apart. The first stands at ``offset`` and
+    ``index`` of the partition, in ``segment``.
+    """
+
+    start_ms: int
+    status: Status
+    error: str
+    key: str
+    images: int
+    partition: TopicPartition
+    offset: int
+    index: int
+    event_time_ms: int
+    segment: str
+
+
+STATUSES = tuple(Status)
+"""The kinds that images are counted by, see `nap_stream.core.panes.ImageCounts`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentSummary:
     """What the drift monitor needs to know of one published segment.
 
-    ``panes`` count its scored records by event time and key; rows without scores are in
-    ``rows_by_status`` alone. ``flagged_classes`` are ordered. ``implausible_timestamps``
+    ``panes`` count its scored records by event time and key, ``images`` all its rows by event time
+    and status, in the order of `STATUSES`. ``unscored`` are its images without scores, ordered by
+    pane, the most first; of many different ones in a pane only the commonest.
+    ``flagged_classes`` are ordered. ``implausible_timestamps``
     counts records whose event time cannot be true: they count at the time when they were read.
     ``max_event_time_ms``, of all rows and bounded in the same way, is null for a segment without
     rows. ``gap`` says why a segment without rows was published.
@@ -293,8 +320,10 @@ class SegmentSummary:
     end_offset: int
     rows_by_status: Mapping[Status, int]
     panes: "PaneCounts"
+    images: "ImageCounts"
     max_event_time_ms: int | None
     path: str
+    unscored: tuple[UnscoredImages, ...] = ()
     flagged_classes: tuple[FlaggedClass, ...] = ()
     examples: tuple[Example, ...] = ()
     implausible_timestamps: int = 0

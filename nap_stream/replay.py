@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nap_stream.alert.event import AlertEvent, alert_event, gap_event
+from nap_stream.alert.event import AlertEvent, gap_event
+from nap_stream.alert.unscored import event_of
 from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.tails import EDGES
 from nap_stream.drift.detectors import detection_plan
@@ -135,16 +137,19 @@ def _cut(summary: SegmentSummary, span: EventSpan, earliest_ms: int | None) -> S
         placed_ms = pane_start_ms if earliest_ms is None else max(pane_start_ms, earliest_ms)
         return span.start_ms <= placed_ms < span.end_ms
 
-    starts = summary.panes.start_ms
-    if earliest_ms is not None:
-        starts = np.maximum(starts, earliest_ms)
-    first = int(np.searchsorted(starts, span.start_ms, side="left"))
-    last = int(np.searchsorted(starts, span.end_ms, side="left"))
-    if (first, last) == (0, len(starts)):
+    def cut(starts: NDArray[np.int64]) -> tuple[int, int]:
+        placed = starts if earliest_ms is None else np.maximum(starts, earliest_ms)
+        return tuple(np.searchsorted(placed, (span.start_ms, span.end_ms)).tolist())
+
+    panes, images = summary.panes, summary.images
+    of_panes, of_images = cut(panes.start_ms), cut(images.start_ms)
+    if of_panes == (0, len(panes)) and of_images == (0, len(images)):
         return summary
     return replace(
         summary,
-        panes=summary.panes.part(first, last),
+        panes=panes.part(*of_panes),
+        images=images.part(*of_images),
+        unscored=tuple(each for each in summary.unscored if is_within(each.start_ms)),
         flagged_classes=tuple(each for each in summary.flagged_classes if is_within(each.start_ms)),
         examples=tuple(each for each in summary.examples if is_within(each.event_time_ms)),
     )
@@ -178,15 +183,17 @@ class MissingOffsets:
 class ReplayReport:
     """What was replayed.
 
-    ``records`` are scored ones. ``alerts`` counts events by the last part of their type. Of the
-    records, ``late`` came after their pane was closed; at least ``contradicting`` are flagged
-    although their p-value is above the calibration's alpha, or the other way round; ``foreign``
-    were judged by another calibration. ``missing`` is what the log lacks.
+    ``records`` are scored ones, ``unscored`` images have no scores. ``alerts`` counts events by the
+    last part of their type. Of the records, ``late`` came after their pane was closed; at least
+    ``contradicting`` are flagged although their p-value is above the calibration's alpha, or the
+    other way round; ``foreign`` were judged by another calibration. ``missing`` is what the log
+    lacks.
     """
 
     partitions: int
     segments: int
     records: int
+    unscored: int
     alerts: Mapping[str, int]
     late: int
     contradicting: int
@@ -235,7 +242,9 @@ def replay(
         for summary in update.accepted:
             counters.count(summary)
         events = [gap_event(s, settings, program) for s in update.accepted if s.gap is not None]
-        events += [alert_event(a, plan, settings, calibration, program) for a in update.alerts]
+        events += [
+            event_of(alert, plan, settings, calibration, program) for alert in update.decided
+        ]
         for event in events:
             counters.alerts[event.state] += 1
             on_alert(event)
@@ -258,6 +267,7 @@ def replay(
         partitions=len(chains),
         segments=counters.segments,
         records=counters.records,
+        unscored=counters.unscored,
         alerts=dict(counters.alerts),
         late=monitor.snapshot().late_records,
         contradicting=counters.contradicting,
@@ -271,7 +281,8 @@ class _Counters:
 
     def __init__(self, alpha: float, ranges: Mapping[TopicPartition, PartitionRange]) -> None:
         self._alpha, self._ranges = alpha, ranges
-        self.segments = self.records = self.contradicting = self.foreign = 0
+        self.segments = self.records = self.unscored = 0
+        self.contradicting = self.foreign = 0
         self.missing = MissingOffsets()
         self.alerts = Counter[str]()
 
@@ -279,6 +290,7 @@ class _Counters:
         records = int(summary.panes.records.sum())
         self.segments += 1
         self.records += records
+        self.unscored += int(summary.images.images.sum()) - records
         if self._ranges[summary.partition].is_foreign(summary.base_offset):
             self.foreign += records
         self.contradicting += contradicting_flags(summary, self._alpha)

@@ -1,5 +1,6 @@
 """Text from outside made safe to show, and numbers and times as a person reads them."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _EARLIEST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 _LATEST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+_NUMBERS = re.compile(r"\b[0-9a-f]{2}\b|[0-9]+")
+"""Sizes, positions and bytes in hexadecimal."""
 _SECONDS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 
 
@@ -91,3 +94,8 @@ def described(error: BaseException) -> str:
     """Name an error in one line: its type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def without_numbers(text: str) -> str:
+    """Give what errors of one kind have in common: "#" stands for numbers and bytes."""
+    return _NUMBERS.sub("#", text)

@@ -44,6 +44,10 @@ SERIES = {
     "nap_stream_ood_fraction",
     "nap_stream_ood_fraction_bound",
     "nap_stream_ood_fraction_expected",
+    "nap_stream_window_age_seconds",
+    "nap_stream_unscored_fraction",
+    "nap_stream_unscored_fraction_bound",
+    "nap_stream_unscored_alert_firing",
     "nap_stream_window_records",
     "nap_stream_window_fill_ratio",
     "nap_stream_detector_statistic",
@@ -121,7 +125,7 @@ def test_what_is_judged_is_unknown_at_first() -> None:
         "watermark_delay_seconds",
     ):
         assert math.isnan(value(f"nap_stream_{name}") or 0)
-    for detector in ("ood-window", "ood-sequential", "score-shift"):
+    for detector in ("ood-window", "ood-sequential", "score-shift", "unscored-images"):
         labels = {"detector": detector}
         assert math.isnan(value("nap_stream_detector_statistic", labels) or 0)
         assert math.isnan(value("nap_stream_detector_threshold", labels) or 0)

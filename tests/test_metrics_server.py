@@ -121,3 +121,26 @@ def test_close_frees_the_port_and_ends_the_thread() -> None:
     assert threading.active_count() == before
     again = MetricsServer(MetricsSettings(port=port), CollectorRegistry(), tuple)
     again.close()
+
+
+def test_what_is_degraded_is_told_and_restarts_nothing(patient: Patient) -> None:
+    degraded = ("unscored-images fires",)
+    server = MetricsServer(FREE, CollectorRegistry(), patient, lambda: degraded)
+    try:
+        status, text = get(server, "/healthz")
+        assert (status, json.loads(text)) == (
+            200,
+            {"status": "degraded", "degraded": ["unscored-images fires"]},
+        )
+        patient.health = ("0 of 1 workers reported in the last 30 s",)
+        status, text = get(server, "/healthz")
+        assert (status, json.loads(text)) == (
+            503,
+            {
+                "status": "unhealthy",
+                "reasons": ["0 of 1 workers reported in the last 30 s"],
+                "degraded": ["unscored-images fires"],
+            },
+        )
+    finally:
+        server.close()

@@ -1,6 +1,6 @@
 """Replay against monitors at work, on a real log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,14 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
-from nap_stream.records import PartitionProgress, SegmentSummary
+from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.replay import SHOWN_RANGES, EventSpan, ReplayReport, contradicting_flags, replay
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import LogSummaries, summary_shape
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings
-from tests.scored_log.builders import make_version
+from tests.scored_log.builders import failed, make_version
 from tests.support.alert_sinks import FlakySink
 from tests.support.drifting_log import START_MS, STEP_MS, Publisher, drifting
 from tests.support.log_files import paths_in
@@ -59,6 +59,7 @@ def lived(
     sizes: Sequence[Sequence[int]],
     lives: int = 1,
     lost: Sequence[tuple[int, int]] = (),
+    records: Mapping[TopicPartition, list[ScoredRecord]] = RECORDS,
 ) -> list[AlertEvent]:
     """The alerts of coordinators, of which each stands in for the one before.
 
@@ -67,7 +68,7 @@ def lived(
     sink = FlakySink()
     publisher = Publisher(store, FACTS.fingerprint, summary_shape(monitor_settings()))
     chains = [
-        publisher.publish(name, RECORDS[name], sizes[name.partition % len(sizes)]) for name in NAMES
+        publisher.publish(name, records[name], sizes[name.partition % len(sizes)]) for name in NAMES
     ]
     turns = [[next(chain, None) for chain in chains] for _ in range(COUNT)]
     told = [each for turn in turns for each in turn if each is not None]
@@ -145,6 +146,36 @@ def test_replay_gives_the_alerts_of_the_run(tmp_path: Any, lives: int) -> None:
     assert (found.contradicting, found.foreign) == (0, 0)
     # The checkpoint beside the log is no part of it.
     assert verify(store, deep=True).clean
+
+
+def unreadable(record: ScoredRecord) -> ScoredRecord:
+    """The row of the same message, had it held something else."""
+    bad = failed(record.origin, Status.UNSUPPORTED, "not a JPEG, PNG or WebP image")
+    return replace(bad, scored_time_ms=record.scored_time_ms)
+
+
+@pytest.mark.parametrize("lives", [1, 3])
+def test_replay_gives_the_alerts_of_images_without_scores(tmp_path: Any, lives: int) -> None:
+    """A stretch that cannot be read, after one that drifts."""
+    stretch = range(610, 660)
+    records = {
+        name: [unreadable(r) if i in stretch else r for i, r in enumerate(RECORDS[name])]
+        for name in NAMES
+    }
+    store = LocalStore(tmp_path)
+    live = lived(store, [(40,), (7, 100, 21), (63,)], lives, records=records)
+    again, found = replayed(store)
+    assert [alert.event for alert in again if alert.state != "gap"] == [
+        alert.event for alert in live if alert.state != "gap"
+    ]
+    assert found.unscored == len(NAMES) * len(stretch)
+    told = [a.event for a in live if a.event["type"].startswith("io.nap-stream.unscored.")]
+    reasons = [event["data"]["reason"] for event in told]
+    assert (reasons[0], reasons[-1]) == ("began", "ended")
+    assert set(reasons[1:-1]) <= {"repeated"}
+    assert told[0]["data"]["unscored"]["by_status"].keys() == {"unsupported"}
+    later, _ = replayed(store, unscored={"bound": 0.9})
+    assert not [a for a in later if a.event["type"].startswith("io.nap-stream.unscored.")]
 
 
 @pytest.mark.parametrize(

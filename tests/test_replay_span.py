@@ -60,7 +60,7 @@ def counted(
     classes: dict[tuple[int, str], int] = {}
     for each in summaries:
         earliest_ms = 0 if newest_ms is None else newest_ms - newest_ms % shape.pane_ms
-        buffer.add(each.panes, CARS.partition, newest_ms)
+        buffer.add(each.panes, CARS.partition, newest_ms, each.images)
         for flagged in each.flagged_classes:
             place = max(flagged.start_ms, earliest_ms), flagged.class_name
             classes[place] = classes.get(place, 0) + flagged.flagged

@@ -19,8 +19,15 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, Detector, Reason, Transition
+from nap_stream.core.alert_state import (
+    DEFAULT_FALSE_ALARMS,
+    Change,
+    Detector,
+    Reason,
+    Transition,
+)
 from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import QUIET_CUSUM, Onset
 from nap_stream.core.tails import TailEvent
 from nap_stream.drift.records import (
@@ -29,13 +36,16 @@ from nap_stream.drift.records import (
     DetectorReading,
     DriftAlert,
     TailShift,
+    UnscoredShare,
 )
 from nap_stream.records import Example, SegmentSummary
 from nap_stream.settings.schema import Settings
 from nap_stream.text import bounded, duration, moment, number, percent, plain, rfc3339
 
-DATA_SCHEMA = "urn:nap-stream:alert:3"
+DATA_SCHEMA = "urn:nap-stream:alert:4"
 """Names the version of ``data``. A change that a reader must know of makes a new one."""
+DATA_SCHEMA_BEFORE = "urn:nap-stream:alert:3"
+"""The same without ``unscored``."""
 TYPE_PREFIX = "io.nap-stream.drift."
 GAP_SCHEMA = "urn:nap-stream:gap:1"
 """The same for ``data`` of a gap."""
@@ -81,28 +91,22 @@ def alert_event(
     data = {
         "monitor": monitor,
         "topic": topic,
-        **_state(alert, plan),
+        "key": alert.key,
+        **state_tree(change, summary(alert, plan)),
+        "firing_keys": alert.firing_keys,
         **_evidence(alert, plan),
         "promise": {
             "run_length": plan.run_length,
             "confidence": plan.confidence,
             "detector_run_length": plan.detector_run_length,
-            # The sentence that it was asked for with; null where it was a run length.
-            "false_alarms": None
-            if settings.drift.expected_run_length is not None
-            else settings.drift.false_alarms or DEFAULT_FALSE_ALARMS,
+            "false_alarms": asked_for(settings),
             "words": promise_words(plan, settings, calibration),
         },
         "alpha": calibration.alpha,
         "calibration_size": calibration.size,
         "per_class": calibration.per_class,
         "flag_rate": plan.flag_rate,
-        "model_fingerprint": calibration.model_fingerprint,
-        "calibration_fingerprint": calibration.fingerprint,
-        "version": version,
-        "labels": settings.alerts.labels,
-        "runbook_url": settings.alerts.runbook_url,
-        "dashboard_url": settings.alerts.dashboard_url,
+        **provenance(settings, calibration, version),
     }
     event = cloud_event(
         data,
@@ -127,6 +131,25 @@ def alert_event(
         time_ms=alert.time_ms,
     )
     return AlertEvent(monitor if alert.key is None else f"{monitor}/{alert.key}", event)
+
+
+def asked_for(settings: Settings) -> str | None:
+    """The sentence that the promise was asked for with; None where it was a run length."""
+    if settings.drift.expected_run_length is not None:
+        return None
+    return settings.drift.false_alarms or DEFAULT_FALSE_ALARMS
+
+
+def provenance(settings: Settings, calibration: CalibrationFacts, version: str) -> dict[str, Any]:
+    """What an alert comes from, and what its settings add to it."""
+    return {
+        "model_fingerprint": calibration.model_fingerprint,
+        "calibration_fingerprint": calibration.fingerprint,
+        "version": version,
+        "labels": settings.alerts.labels,
+        "runbook_url": settings.alerts.runbook_url,
+        "dashboard_url": settings.alerts.dashboard_url,
+    }
 
 
 def gap_event(found: SegmentSummary, settings: Settings, version: str) -> AlertEvent:
@@ -194,19 +217,43 @@ def cloud_event(
     }
 
 
-def _state(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
-    change, previous = alert.change, alert.change.previous_severity
+def state_tree(change: Change, words: str) -> dict[str, Any]:
+    """The state that an alert announces; ``words`` is its sentence."""
+    previous = change.previous_severity
     return {
-        "key": alert.key,
         "state": change.transition.value,
         "reason": change.reason.value,
         "repeat": change.alert.repeats,
         "severity": change.alert.severity.value,
         "previous_severity": None if previous is None else previous.value,
-        "summary": summary(alert, plan),
+        "summary": words,
         "firing_since": rfc3339(change.alert.since_ms),
         "onset": rfc3339(change.alert.onset_ms),
-        "firing_keys": alert.firing_keys,
+    }
+
+
+def window_tree(window: WindowState) -> dict[str, Any]:
+    """The rolling window of scored records."""
+    return {
+        "start": rfc3339(window.start_ms),
+        "end": rfc3339(window.end_ms),
+        "records": window.records,
+        "flagged": window.flagged,
+        "fraction": window.fraction,
+    }
+
+
+def share_tree(share: UnscoredShare) -> dict[str, Any]:
+    """How many of the newest images have no scores."""
+    return {
+        "start": rfc3339(share.start_ms),
+        "end": rfc3339(share.end_ms),
+        "images": share.images,
+        "unscored": share.unscored,
+        "share": share.share,
+        "bound": share.bound,
+        "by_status": {status.value: count for status, count in share.by_status},
+        "severity": None if share.severity is None else share.severity.value,
     }
 
 
@@ -219,15 +266,12 @@ def _evidence(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
             "flagged": since.hits,
         },
         "window": {
-            "start": rfc3339(window.start_ms),
-            "end": rfc3339(window.end_ms),
-            "records": window.records,
-            "flagged": window.flagged,
-            "fraction": window.fraction,
+            **window_tree(window),
             "firing_limit": limit,
             "bound": None if limit is None else limit / window.records,
             "resolve_limit": alert.resolve_limit,
         },
+        "unscored": None if alert.unscored is None else share_tree(alert.unscored),
         "detectors": [_detector(reading, alert, plan) for reading in alert.readings],
         "score_shift": None if alert.tail is None else _shift(alert.tail, alert.time_ms),
         "contributors": {
@@ -246,9 +290,9 @@ def _detector(reading: DetectorReading, alert: DriftAlert, plan: DetectionPlan) 
     return {
         "name": reading.detector.value,
         "active": reading.active,
-        "statistic": _finite(reading.statistic),
-        "threshold": _finite(reading.threshold),
-        "resolve_threshold": _finite(reading.resolve_threshold),
+        "statistic": finite(reading.statistic),
+        "threshold": finite(reading.threshold),
+        "resolve_threshold": finite(reading.resolve_threshold),
         "words": detector_words(reading, alert, plan),
     }
 
@@ -282,11 +326,12 @@ def _example(example: Example) -> dict[str, Any]:
     }
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """A number that JSON can hold."""
     return min(value, sys.float_info.max)
 
 
-_LEADS = {Reason.BEGAN: "", Reason.ESCALATED: "Now critical: ", Reason.REPEATED: "Still firing: "}
+LEADS = {Reason.BEGAN: "", Reason.ESCALATED: "Now critical: ", Reason.REPEATED: "Still firing: "}
 _BY_CHANCE = 0.01
 _NOTABLE_SHARE = 1 / 3
 """Of the window's flagged records: whoever has less of them is not named in the sentence."""
@@ -297,7 +342,7 @@ def summary(alert: DriftAlert, plan: DetectionPlan) -> str:
     """Give one plain sentence: what, since when, how bad."""
     if alert.change.transition is Transition.RESOLVED:
         return _ended(alert)
-    lead = _LEADS[alert.change.reason]
+    lead = LEADS[alert.change.reason]
     if alert.key is not None:
         return lead + _since_onset(alert, plan, f" of {plain(alert.key)}")
     active, tail = {r.detector for r in alert.readings if r.active}, alert.tail
@@ -338,7 +383,7 @@ def detector_words(reading: DetectorReading, alert: DriftAlert, plan: DetectionP
     rate = percent(plan.flag_rate)
     return (
         f"{_counted(alert.since, f'records{whose}')} since about "
-        f"{_clock(alert.since.start_ms, alert.time_ms)} are flagged, at most {rate} expected. "
+        f"{time_of_day(alert.since.start_ms, alert.time_ms)} are flagged, at most {rate} expected. "
         f"{evidence} It fires by chance {_chance(plan, f'records{whose}')}, however flags depend "
         f"on each other, as long as a flag is no more likely than {rate} given the records before."
     )
@@ -349,8 +394,9 @@ def shift_words(tail: TailShift, now_ms: int) -> str:
     edge = tail.event.edge
     which, share = ("most", 1 - edge) if tail.event.upper else ("least", edge)
     return (
-        f"{_counted(tail.since, 'images')} since about {_clock(tail.since.start_ms, now_ms)} score "
-        f"like the {which} in-distribution {percent(share)} of calibration images, "
+        f"{_counted(tail.since, 'images')} since about "
+        f"{time_of_day(tail.since.start_ms, now_ms)} score like the {which} in-distribution "
+        f"{percent(share)} of calibration images, "
         f"at most {percent(tail.highest_rate)} expected"
     )
 
@@ -398,13 +444,13 @@ def _in_window(alert: DriftAlert) -> str:
         found += f", fewer than {number(limit)} ({percent(limit / window.records)}) expected"
     elif alert.resolve_limit is not None:
         found += f", and the alert ends below {number(alert.resolve_limit)}"
-    return f"{found}; began about {_clock(alert.change.alert.onset_ms, alert.time_ms)}"
+    return f"{found}; began about {time_of_day(alert.change.alert.onset_ms, alert.time_ms)}"
 
 
 def _since_onset(alert: DriftAlert, plan: DetectionPlan, whose: str) -> str:
     return (
         f"{_counted(alert.since, f'images{whose}')} since about "
-        f"{_clock(alert.since.start_ms, alert.time_ms)} {_LOOK}, "
+        f"{time_of_day(alert.since.start_ms, alert.time_ms)} {_LOOK}, "
         f"at most {percent(plan.flag_rate)} expected"
     )
 
@@ -442,7 +488,7 @@ def _counted(since: Onset, things: str) -> str:
     return f"{number(since.hits)} of {number(since.records)} {things} ({percent(since.share)})"
 
 
-def _clock(time_ms: int, now_ms: int) -> str:
+def time_of_day(time_ms: int, now_ms: int) -> str:
     """A time of day, with its date unless that is the day of ``now_ms``."""
     then, now = moment(rfc3339(time_ms)), moment(rfc3339(now_ms))
     return then.partition(" ")[2] if then[:10] == now[:10] else then

@@ -9,11 +9,13 @@ from typing import Any
 
 from rich.text import Text
 
-from nap_stream.alert.event import DATA_SCHEMA, GAP_SCHEMA, GAP_TYPE
+from nap_stream.alert.event import DATA_SCHEMA, DATA_SCHEMA_BEFORE, GAP_SCHEMA, GAP_TYPE
+from nap_stream.alert.unscored import NAME, UNSCORED_PREFIX, UNSCORED_SCHEMA
 from nap_stream.text import moment, number, percent, plain
 
 MAX_ITEMS = 100
 """Items of one list that are shown."""
+_KNOWN = (DATA_SCHEMA, DATA_SCHEMA_BEFORE, GAP_SCHEMA, UNSCORED_SCHEMA)
 _STYLES = {"FIRING": "bold red", "RESOLVED": "bold green", "GAP": "bold yellow"}
 
 
@@ -43,30 +45,74 @@ def _headline(event: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     state = plain(data.get("state", kind)).upper()
     severity = [text.upper() for text in _present(data, "severity")]
     names = [*_present(data, "monitor"), *_present(data, "key"), *_present(event, "time")]
+    if _is_unscored(event):
+        names.insert(0, NAME)
     return "  ".join([state, *severity, *names])
 
 
 def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]:
-    if event.get("dataschema") not in (DATA_SCHEMA, GAP_SCHEMA):
+    if event.get("dataschema") not in _KNOWN:
         yield f"Unknown version {plain(event.get('dataschema'))}: shown as far as it is understood."
     if event.get("type") == GAP_TYPE:
         yield from _gap(data)
     yield from _present(data, "summary")
     yield from _times(event, data)
-    yield from _contributors(data)
+    if _is_unscored(event):
+        yield from _reasons(data)
+    else:
+        yield from _contributors(data)
     yield from (f"What to do: {url}" for url in _present(data, "runbook_url"))
     yield from (f"Where to look: {url}" for url in _present(data, "dashboard_url"))
     if labels := list(mapping(data.get("labels")).items())[:MAX_ITEMS]:
         yield "Labels: " + ", ".join(f"{plain(name)}={plain(text)}" for name, text in labels)
     yield from _detectors(data)
-    yield from _window(data)
+    yield from _window(mapping(data.get("window")))
+    yield from _share(data)
+    yield from _old_window(data)
     yield from _promise(data)
     if ranges := _items(data.get("offsets")):
         yield f"Topic {plain(data.get('topic'))}: {', '.join(map(_offset_range, ranges))}"
     if examples := _items(data.get("examples")):
-        yield "Most extreme:"
+        yield "First of their kind:" if _is_unscored(event) else "Most extreme:"
         yield from (f"  {_example(example)}" for example in examples)
     yield from _provenance(event, data)
+
+
+def _is_unscored(event: Mapping[str, Any]) -> bool:
+    return str(event.get("type")).startswith(UNSCORED_PREFIX)
+
+
+def _reasons(data: Mapping[str, Any]) -> Iterator[str]:
+    if reasons := [mapping(item) for item in _items(data.get("reasons"))]:
+        yield "Why they could not be scored:"
+        for item in reasons:
+            status, error = (plain(item.get(key, "?")) for key in ("status", "error"))
+            yield f"  {number(item.get('images', '?'))}: {status}, {error}"
+    if keys := [mapping(item) for item in _items(data.get("keys"))]:
+        named = (f"{plain(i.get('name', '?'))} ({number(i.get('images', '?'))})" for i in keys)
+        yield f"Most of them, keys: {', '.join(named)}"
+
+
+def _share(data: Mapping[str, Any]) -> Iterator[str]:
+    share = mapping(data.get("unscored"))
+    if {"unscored", "images", "share"} <= share.keys():
+        counts = mapping(share.get("by_status"))
+        told = [f"{plain(name)} {number(count)}" for name, count in counts.items()][:MAX_ITEMS]
+        statuses = f": {', '.join(told)}" if told else ""
+        yield (
+            f"Without scores: {number(share['unscored'])} of the last {number(share['images'])} "
+            f"images ({percent(share['share'])}, at most {percent(share.get('bound', '?'))} "
+            f"expected){statuses}"
+        )
+
+
+def _old_window(data: Mapping[str, Any]) -> Iterator[str]:
+    window = mapping(data.get("ood_window"))
+    if {"records", "fraction", "end", "age_s"} <= window.keys():
+        yield (
+            f"OOD fraction as of {moment(window['end'])}: {percent(window['fraction'])} of "
+            f"{number(window['records'])} scored records, {number(window['age_s'])} s before this"
+        )
 
 
 def _gap(data: Mapping[str, Any]) -> Iterator[str]:
@@ -113,7 +159,7 @@ def _detectors(data: Mapping[str, Any]) -> Iterator[str]:
     if _active(data):
         yield "Why:"
     others = []
-    for item in map(mapping, _items(data.get("detectors"))):
+    for item in map(mapping, _detector_items(data)):
         name = plain(item.get("name", "?"))
         if item.get("active") is True:
             yield f"  {name}: {plain(item.get('words', '?'))}"
@@ -125,12 +171,16 @@ def _detectors(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _active(data: Mapping[str, Any]) -> list[str]:
-    given = map(mapping, _items(data.get("detectors")))
+    given = map(mapping, _detector_items(data))
     return [plain(item.get("name", "?")) for item in given if item.get("active") is True]
 
 
-def _window(data: Mapping[str, Any]) -> Iterator[str]:
-    window = mapping(data.get("window"))
+def _detector_items(data: Mapping[str, Any]) -> Sequence[Any]:
+    """All of the drift alert's, or the one of images without scores."""
+    return [data["detector"]] if "detector" in data else _items(data.get("detectors"))
+
+
+def _window(window: Mapping[str, Any]) -> Iterator[str]:
     if {"flagged", "fraction"} <= window.keys():
         yield (
             f"Whole stream: {number(window['flagged'])} of the last "
@@ -173,6 +223,8 @@ def _offset_range(item: Any) -> str:
 def _example(item: Any) -> str:
     given = mapping(item)
     fields = {key: plain(value) for key, value in given.items()}
+    if "status" in given:
+        return _unscored_example(fields)
     p_value = given.get("ood_p_value", "?")
     shown = f"{p_value:.3g}" if isinstance(p_value, float) else plain(p_value)
     place = "/".join(fields.get(key, "?") for key in ("partition", "offset", "index"))
@@ -181,6 +233,15 @@ def _example(item: Any) -> str:
         f"partition/offset/index {place}  p = {shown}{key}  "
         f"class {fields.get('class_name', '?')}  {fields.get('event_time', '?')}  "
         f"{fields.get('segment', '?')}"
+    )
+
+
+def _unscored_example(fields: Mapping[str, str]) -> str:
+    place = "/".join(fields.get(key, "?") for key in ("partition", "offset", "index"))
+    key = f"  key {fields['key']}" if fields.get("key") not in {None, ""} else ""
+    return (
+        f"partition/offset/index {place}  {fields['status']}{key}  {fields.get('error', '?')}  "
+        f"{fields.get('event_time', '?')}  {fields.get('segment', '?')}"
     )
 
 

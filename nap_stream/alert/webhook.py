@@ -37,6 +37,7 @@ from urllib3.exceptions import HTTPError, SSLError
 
 from nap_stream.alert.event import GAP_TYPE, AlertEvent
 from nap_stream.alert.render import gap_words, mapping, render_lines
+from nap_stream.alert.unscored import UNSCORED_PREFIX
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
@@ -61,6 +62,7 @@ _HINTS = {
 }
 DRIFT_NAME = "NapStreamDrift"
 GAP_NAME = "NapStreamGap"
+UNSCORED_NAME = "NapStreamUnscored"
 DEFAULT_SEVERITY = "warning"
 MAX_DESCRIPTION = 3_000
 """Characters: Slack, behind Alertmanager, cuts a text at about so many."""
@@ -259,9 +261,10 @@ def alertmanager_alerts(
 def _labels(
     alert: AlertEvent, data: Mapping[str, Any], settings: AlertSettings, severity: str
 ) -> dict[str, str]:
-    is_gap = alert.event.get("type") == GAP_TYPE
+    kind = str(alert.event.get("type"))
+    is_gap, is_unscored = kind == GAP_TYPE, kind.startswith(UNSCORED_PREFIX)
     own = {
-        "alertname": GAP_NAME if is_gap else DRIFT_NAME,
+        "alertname": GAP_NAME if is_gap else UNSCORED_NAME if is_unscored else DRIFT_NAME,
         "monitor": data.get("monitor") or alert.key,
         "topic": data.get("topic"),
         "severity": severity,

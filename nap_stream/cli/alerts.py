@@ -210,8 +210,9 @@ def _missing(missing: "MissingOffsets") -> str:
 
 def _last_line(report: "ReplayReport", seconds: float) -> str:
     told = ", ".join(f"{count:,} {state}" for state, count in sorted(report.alerts.items()))
+    unscored = f" and {report.unscored:,} images without scores" if report.unscored else ""
     return (
-        f"{sum(report.alerts.values()):,} alerts ({told or 'none'}) of {report.records:,} records "
-        f"in {report.segments:,} segments of {report.partitions:,} partitions, "
+        f"{sum(report.alerts.values()):,} alerts ({told or 'none'}) of {report.records:,} records"
+        f"{unscored} in {report.segments:,} segments of {report.partitions:,} partitions, "
         f"{report.records / max(seconds, 1e-9):,.0f} records/s"
     )

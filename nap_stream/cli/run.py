@@ -65,6 +65,9 @@ def run(
             max_records=max_records,
             on_status=show,
         )
+    if result.status is not None:
+        # A drift alert that did not fire says nothing of what could not be read.
+        show_warnings(result.status.degraded(), console)
     if result.unclean:
         raise WorkerError(
             "did not publish, commit and leave within driver.shutdown_deadline_s",

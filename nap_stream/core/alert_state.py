@@ -91,6 +91,7 @@ class Detector(StrEnum):
     OOD_WINDOW = "ood-window"
     OOD_SEQUENTIAL = "ood-sequential"
     SCORE_SHIFT = "score-shift"
+    UNSCORED_IMAGES = "unscored-images"
 
 
 class Severity(StrEnum):

@@ -327,6 +327,35 @@ def scores_delay(
     )
 
 
+def unscored_delay(
+    bound: float,
+    share: float,
+    run_length: float,
+    *,
+    pane_records: int,
+    generator: np.random.Generator,
+    runs: int = _RUNS,
+) -> Delay:
+    """Simulate the delay, in images, of the e-detector of images without scores.
+
+    All images have scores until ``share`` of them, in (0, 1], has none. ``bound`` is the highest
+    share that is in order, ``run_length`` the detector's own, in images. See `flags_delay`.
+    """
+
+    def draw_at(rate: float) -> Draw:
+        return lambda streams, size: generator.binomial(size, rate, (streams, 1))
+
+    return _sequential_delay(
+        bets_for_drift(np.array([bound])),
+        math.log(run_length),
+        before=draw_at(0.0),
+        after=draw_at(share),
+        rates_after=np.array([share]),
+        pane_records=pane_records,
+        runs=runs,
+    )
+
+
 def p_value_shares(alpha: float, flag_rate: float) -> NDArray[np.float64]:
     """Give the shares of the bins of p-values, float64 (BIN_COUNT,), at a flag rate.
 

@@ -1,5 +1,7 @@
 """Counts of scored records by event-time pane and key, and the rolling window over closed panes.
 
+Beside them, counts of all images by what became of them: those that have no scores are in no other.
+
 Panes and watermarks: Akidau et al., "The Dataflow Model", VLDB 8 (2015). Merging is associative.
 
 Within a partition a record's time is the largest event time up to it, in order of offset: a record
@@ -10,7 +12,8 @@ depend on its rows alone and not on how they were cut into segments.
 import hashlib
 import heapq
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -126,6 +129,55 @@ def count_panes(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageCounts:
+    """How many images of a partition are of each of K kinds, in R panes, ascending.
+
+    ``start_ms`` int64 (R,), start of the pane in milliseconds since the epoch; ``images`` int64
+    (R, K).
+    """
+
+    start_ms: NDArray[np.int64]
+    images: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 2 or len(self.images) != len(self.start_ms):  # noqa: PLR2004
+            raise ValueError(f"expected ({len(self.start_ms)}, K) images, got {self.images.shape}")
+
+    def __len__(self) -> int:
+        return len(self.start_ms)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ImageCounts):
+            return NotImplemented
+        is_same = np.array_equal(self.start_ms, other.start_ms)
+        return is_same and np.array_equal(self.images, other.images)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays have none
+
+    def part(self, start: int, end: int) -> "ImageCounts":
+        """The panes ``[start, end)``."""
+        return ImageCounts(self.start_ms[start:end], self.images[start:end])
+
+
+def count_images(
+    event_times_ms: NDArray[np.int64], kind: NDArray[np.int64], *, pane_ms: int, kinds: int
+) -> ImageCounts:
+    """Count all images of one partition, scored or not, in order of (offset, index).
+
+    Args:
+        event_times_ms: int64 (N,), milliseconds since the epoch.
+        kind: int64 (N,), of each image, in [0, kinds).
+        pane_ms: Width of a pane in milliseconds, at least 1.
+        kinds: K, how many there are.
+    """
+    times = np.maximum.accumulate(event_times_ms) if len(event_times_ms) else event_times_ms
+    starts, pane = np.unique(times - times % pane_ms, return_inverse=True)
+    images = np.zeros((len(starts), kinds), dtype=np.int64)
+    np.add.at(images, (pane, kind), 1)
+    return ImageCounts(starts, images)
+
+
 def changes(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Tell where one of two columns, int64 (N,), has another value than in the row before."""
     changed = np.ones(len(first), dtype=np.bool_)
@@ -158,7 +210,8 @@ class ClosedPane:
     """A pane to which nothing more is added.
 
     ``records`` and ``flagged`` are counts, ``bins`` int64 (BIN_COUNT,). ``keys`` are the K keys
-    in it, sorted, without `NO_KEY`; ``key_records`` and ``key_flagged`` are int64 (K,).
+    in it, sorted, without `NO_KEY`; ``key_records`` and ``key_flagged`` are int64 (K,). ``images``
+    are those of each kind, scored or not, see `ImageCounts`; empty where there are none.
     """
 
     start_ms: int
@@ -168,10 +221,11 @@ class ClosedPane:
     keys: tuple[str, ...]
     key_records: NDArray[np.int64]
     key_flagged: NDArray[np.int64]
+    images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def closed_pane(start_ms: int, parts: list[PaneCounts], *, one_per_pane: bool) -> ClosedPane:
-    """Add up what came for one pane, in one part or more.
+    """Add up the scored records that came for one pane, in any number of parts.
 
     Where ``one_per_pane``, of a key that stands in several of them only the first counts, so that
     their order matters: by partition and offset. See `count_panes`.
@@ -206,7 +260,9 @@ def _without_keys(start_ms: int, parts: list[PaneCounts]) -> ClosedPane:
     none = np.zeros(0, dtype=np.int64)
     records = sum(int(part.records.sum()) for part in parts)
     flagged = sum(int(part.flagged.sum()) for part in parts)
-    bins = np.sum([part.bins.sum(axis=0) for part in parts], axis=0)
+    bins = np.zeros(BIN_COUNT, dtype=np.int64)
+    for part in parts:
+        bins += part.bins.sum(axis=0)
     return ClosedPane(start_ms, records, flagged, bins, (), none, none)
 
 
@@ -227,9 +283,9 @@ class PaneBuffer:
     nothing comes late. A late record, whose pane is closed, counts in the oldest pane that can
     still be open: a monitor that dropped it would be blind to a source whose clock lags.
 
-    Panes are ``pane_ms`` milliseconds wide, at least 1; for ``one_per_pane`` see `count_panes`.
-    Beyond ``max_open_entries`` entries the oldest panes are closed without waiting for the
-    watermark, which bounds memory.
+    Panes are ``pane_ms`` milliseconds wide, at least 1; for ``one_per_pane`` see `count_panes`. A
+    pane may hold images without scores alone. Beyond ``max_open_entries`` entries the oldest panes
+    are closed without waiting for the watermark, which bounds memory.
     """
 
     def __init__(
@@ -240,6 +296,7 @@ class PaneBuffer:
         self._pane_ms, self._one_per_pane = pane_ms, one_per_pane
         self._max_entries = max_open_entries
         self._open: dict[int, list[tuple[int, PaneCounts]]] = {}
+        self._images: dict[int, NDArray[np.int64]] = {}
         self._starts: list[int] = []
         self._entries = 0
         self.closed_until_ms: int | None = None
@@ -248,7 +305,13 @@ class PaneBuffer:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def add(self, counts: PaneCounts, partition: int, earliest_ms: int | None) -> None:
+    def add(
+        self,
+        counts: PaneCounts,
+        partition: int,
+        earliest_ms: int | None,
+        images: ImageCounts | None = None,
+    ) -> None:
         """Add a partition's counts, which come in order of offset.
 
         ``earliest_ms`` is the partition's watermark: what lies before it counts in its pane.
@@ -264,6 +327,16 @@ class PaneBuffer:
         for start, end in pairwise(cuts):
             if end > start:
                 self._put(int(placed[start]), partition, counts.part(start, end))
+        if images is not None:
+            self._add_images(images, earliest_ms)
+
+    def _add_images(self, counts: ImageCounts, earliest_ms: int | None) -> None:
+        bounds = [] if self.closed_until_ms is None else [self.closed_until_ms]
+        if earliest_ms is not None:
+            bounds.append(earliest_ms - earliest_ms % self._pane_ms)
+        placed = np.maximum(counts.start_ms, max(bounds)) if bounds else counts.start_ms
+        for start_ms, images in zip(placed.tolist(), counts.images, strict=True):
+            self._put_images(start_ms, images)
 
     def close(self, watermark_ms: int | None) -> list[ClosedPane]:
         """Close the panes that end at or before the watermark, and those beyond the limit.
@@ -292,31 +365,48 @@ class PaneBuffer:
             for partition, counts in self._open[start]
         ]
 
+    def open_images(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """Give the images of open panes, as (start of its pane, images by kind), in order."""
+        return sorted(self._images.items(), key=lambda item: item[0])
+
     def restore(
         self,
         parts: list[tuple[int, int, PaneCounts]],
         closed_until_ms: int | None,
         late_records: int,
+        images: Iterable[tuple[int, NDArray[np.int64]]] = (),
     ) -> None:
         """Take up where another buffer of the same kind was."""
         self.closed_until_ms, self.late_records = closed_until_ms, late_records
         for start, partition, counts in parts:
             self._put(start, partition, counts)
+        for start, counted in images:
+            self._put_images(start, counted)
 
     def _put(self, start_ms: int, partition: int, counts: PaneCounts) -> None:
-        if start_ms not in self._open:
-            self._open[start_ms] = []
-            heapq.heappush(self._starts, start_ms)
-        self._open[start_ms].append((partition, counts))
+        self._open_pane(start_ms)
+        self._open.setdefault(start_ms, []).append((partition, counts))
         self._entries += len(counts)
+
+    def _put_images(self, start_ms: int, images: NDArray[np.int64]) -> None:
+        self._open_pane(start_ms)
+        known = self._images.get(start_ms)
+        self._entries += known is None
+        self._images[start_ms] = images if known is None else known + images
+
+    def _open_pane(self, start_ms: int) -> None:
+        if start_ms not in self._open and start_ms not in self._images:
+            heapq.heappush(self._starts, start_ms)
 
     def _close_oldest(self) -> ClosedPane:
         start = heapq.heappop(self._starts)
         # Stable, so that a partition's counts keep their order of offsets.
-        parts = [part for _, part in sorted(self._open.pop(start), key=lambda item: item[0])]
-        self._entries -= sum(len(part) for part in parts)
+        held = sorted(self._open.pop(start, []), key=lambda item: item[0])
+        parts, images = [part for _, part in held], self._images.pop(start, None)
+        self._entries -= sum(len(part) for part in parts) + (images is not None)
         self._close_until(start + self._pane_ms)
-        return closed_pane(start, parts, one_per_pane=self._one_per_pane)
+        pane = closed_pane(start, parts, one_per_pane=self._one_per_pane)
+        return pane if images is None else replace(pane, images=images)
 
     def _close_until(self, time_ms: int) -> None:
         if self.closed_until_ms is None or time_ms > self.closed_until_ms:

@@ -10,22 +10,17 @@ its partition was taken for idle is counted as late.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Generic, TypeVar
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.numpy import load as decode
-from safetensors.numpy import save as encode
 
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import AlertState, Change, Firing, Severity, step
 from nap_stream.core.detection import DetectionPlan
-from nap_stream.core.panes import PANE_ARRAYS, ClosedPane, PaneBuffer, PaneCounts
+from nap_stream.core.panes import ClosedPane, PaneBuffer
 from nap_stream.core.sequential import (
     BET_COUNT,
     LARGEST_BET,
@@ -35,15 +30,30 @@ from nap_stream.core.sequential import (
 )
 from nap_stream.core.tails import EDGES
 from nap_stream.drift.detectors import (
-    FiringKey,
     KeyAlerts,
     KeyAlertsState,
     StreamDetectors,
     with_prefix,
 )
-from nap_stream.drift.evidence import EvidenceState, Span, WindowEvidence
-from nap_stream.drift.records import Decision, DriftAlert, DriftSnapshot, DriftUpdate
-from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.drift.evidence import Span, WindowEvidence
+from nap_stream.drift.records import (
+    Decision,
+    DriftAlert,
+    DriftSnapshot,
+    DriftUpdate,
+    UnscoredAlert,
+)
+from nap_stream.drift.state import (
+    MonitorState,
+    StateDocument,
+    arrays_of_open,
+    decode_state,
+    encode_state,
+    open_images,
+    open_parts,
+)
+from nap_stream.drift.unscored import UnscoredWatch
+from nap_stream.records import STATUSES, OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.settings.schema import Settings
 
 Item = TypeVar("Item")
@@ -120,10 +130,9 @@ class OffsetLedger(Generic[Item]):
 
 
 _VERSION = 1
-_DOCUMENT = "document"
 _DETECTORS = "detectors."
 _KEYS = "keys."
-_OPEN = "open."
+_UNSCORED = "unscored."
 
 
 @dataclass(slots=True)
@@ -133,40 +142,6 @@ class KnownPartition:
     heard_s: float
     ledger: OffsetLedger[SegmentSummary] = field(default_factory=OffsetLedger)
     watermark_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StateDocument:
-    """What a monitor knows, but for its arrays.
-
-    ``identity`` is a digest of all that must be the same for a state to mean the same.
-    ``partitions`` are (topic, number, end of what has been taken, watermark). ``open`` are the
-    parts of open panes: (start of the pane, number of the partition, entries in the arrays, keys).
-    ``untimely_records`` counts implausible timestamps. ``keys`` and ``keys_firing`` are null where
-    keys have no monitors. The names are those of the checkpoint's format.
-    """
-
-    identity: str
-    partitions: list[tuple[str, int, int | None, int | None]]
-    closed_until_ms: int | None
-    late_records: int
-    untimely_records: int
-    firing: Firing | None
-    open: list[tuple[int, int, int, tuple[str, ...]]]
-    evidence: EvidenceState
-    keys: tuple[str, ...] | None = None
-    keys_firing: list[FiringKey] | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MonitorState:
-    """A document, and exact arrays by name."""
-
-    document: StateDocument
-    arrays: Mapping[str, NDArray[Any]]
-
-
-_DOCUMENTS = TypeAdapter(StateDocument)
 
 
 class DriftMonitor:
@@ -201,8 +176,10 @@ class DriftMonitor:
         detectors, evidence, keys = None, None, None
         if state is not None:
             document, now_s = state.document, clock.monotonic()
-            parts = _open_parts(state)
-            self._buffer.restore(parts, document.closed_until_ms, document.late_records)
+            parts = open_parts(state)
+            self._buffer.restore(
+                parts, document.closed_until_ms, document.late_records, open_images(state)
+            )
             for topic, number, end, watermark_ms in document.partitions:
                 known = KnownPartition(now_s, OffsetLedger(end), watermark_ms)
                 self._known[TopicPartition(topic, number)] = known
@@ -213,10 +190,12 @@ class DriftMonitor:
         self._detectors = StreamDetectors(plan, drift.pane_ms, detectors)
         self._evidence = WindowEvidence(alerts.examples, alerts.contributors, evidence)
         self._keys = None if drift.keys is None else KeyAlerts(plan, drift.keys, alerts, keys)
+        self._unscored = None if drift.unscored is None else _unscored_watch(settings, state)
 
     def state(self) -> MonitorState:
         """Give all that it knows, but for summaries beyond a hole: they are in the log."""
         keys = None if self._keys is None else self._keys.state()
+        unscored = None if self._unscored is None else self._unscored.state()
         parts = self._buffer.open_parts()
         document = StateDocument(
             identity=self._identity(),
@@ -232,22 +211,20 @@ class DriftMonitor:
             evidence=self._evidence.state(),
             keys=None if keys is None else keys.keys,
             keys_firing=None if keys is None else keys.firing,
+            statuses=STATUSES,
+            unscored=None if unscored is None else unscored[0],
         )
         arrays = {f"{_DETECTORS}{name}": a for name, a in self._detectors.state().items()}
-        for name in PANE_ARRAYS:
-            held = [getattr(counts, name) for _, _, counts in parts]
-            arrays[f"{_OPEN}{name}"] = np.concatenate(held) if held else np.zeros(0, np.int64)
+        arrays |= arrays_of_open(self._buffer)
         if keys is not None:
             arrays |= {f"{_KEYS}{name}": a for name, a in keys.arrays.items()}
+        if unscored is not None:
+            arrays |= {f"{_UNSCORED}{name}": a for name, a in unscored[1].items()}
         return MonitorState(document, arrays)
 
     def dump(self) -> bytes:
-        """Give the state, exact to the bit, as a safetensors file; its document is an array too."""
-        state = self.state()
-        tree = _DOCUMENTS.dump_python(state.document, mode="json")
-        text = json.dumps(tree, separators=(",", ":")).encode()
-        arrays = {**state.arrays, _DOCUMENT: np.frombuffer(text, dtype=np.uint8)}
-        return encode({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        """Give the state, exact to the bit."""
+        return encode_state(self.state())
 
     def restore(self, content: bytes) -> bool:
         """Take up where the monitor was that gave this `dump`. Nothing in it is executed.
@@ -257,12 +234,11 @@ class DriftMonitor:
             be read, which the log tells. The monitor is as before then.
         """
         try:
-            arrays = decode(content)
-            tree = json.loads(arrays.pop(_DOCUMENT).tobytes())
-            if tree["identity"] != self._identity():
+            state = decode_state(content, self._identity())
+            if state is None:
                 structlog.get_logger().info("checkpoint_of_other_settings")
                 return False
-            self.reset(MonitorState(_DOCUMENTS.validate_python(tree), arrays))
+            self.reset(state)
         except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
             structlog.get_logger().warning("checkpoint_unreadable", cause=repr(error))
             return False
@@ -315,11 +291,11 @@ class DriftMonitor:
 
     def advance(self) -> DriftUpdate:
         """Close the panes that idle partitions no longer hold back."""
-        return DriftUpdate(alerts=self._judge_panes(self._buffer.close(self.watermark_ms())))
+        return self._judge_panes(self._buffer.close(self.watermark_ms()))
 
     def flush(self) -> DriftUpdate:
         """Close every pane: the input has ended."""
-        return DriftUpdate(alerts=self._judge_panes(self._buffer.close_all()))
+        return self._judge_panes(self._buffer.close_all())
 
     @property
     def judged_until_ms(self) -> int | None:
@@ -342,6 +318,8 @@ class DriftMonitor:
     def snapshot(self) -> DriftSnapshot:
         """Say where the monitor stands."""
         window, limits, keys = self._detectors.window, self._detectors.limits, self._keys
+        unscored = self._unscored
+        firing = None if unscored is None else unscored.firing
         return DriftSnapshot(
             state=AlertState.INACTIVE if self._firing is None else AlertState.FIRING,
             severity=None if self._firing is None else self._firing.severity,
@@ -359,6 +337,10 @@ class DriftMonitor:
             keys_active=0 if keys is None else keys.monitors.active_count,
             keys_firing=0 if keys is None else len(keys.firing),
             keys_forgotten=0 if keys is None else keys.monitors.evicted,
+            window_end_ms=None if window is None else window.end_ms,
+            unscored=None if unscored is None else unscored.share,
+            unscored_reading=None if unscored is None else unscored.reading,
+            unscored_since_ms=None if firing is None else firing.since_ms,
         )
 
     def _watermarks(self) -> dict[TopicPartition, int]:
@@ -368,27 +350,38 @@ class DriftMonitor:
     def _accept(self, known: KnownPartition, accepted: Sequence[SegmentSummary]) -> DriftUpdate:
         for summary in accepted:
             self._count(known, summary)
-        return DriftUpdate(tuple(accepted), self.advance().alerts)
+        return replace(self.advance(), accepted=tuple(accepted))
 
     def _count(self, known: KnownPartition, summary: SegmentSummary) -> None:
         marks = [m for m in (known.watermark_ms, self._buffer.closed_until_ms) if m is not None]
         earliest = max(marks) - max(marks) % self._drift.pane_ms if marks else None
         self._evidence.add(summary, earliest)
-        self._buffer.add(summary.panes, summary.partition.partition, known.watermark_ms)
+        if self._unscored is not None:
+            self._unscored.add(summary, earliest)
+        number = summary.partition.partition
+        self._buffer.add(summary.panes, number, known.watermark_ms, summary.images)
         self._implausible_timestamps += summary.implausible_timestamps
         newest = [m for m in (known.watermark_ms, summary.max_event_time_ms) if m is not None]
         known.watermark_ms = max(newest, default=None)
 
-    def _judge_panes(self, panes: Sequence[ClosedPane]) -> tuple[DriftAlert, ...]:
-        alerts = [alert for pane in panes for alert in self._judge(pane)]
+    def _judge_panes(self, panes: Sequence[ClosedPane]) -> DriftUpdate:
+        alerts: list[DriftAlert] = []
+        unscored: list[UnscoredAlert] = []
+        for pane in panes:
+            if pane.records:
+                self._detectors.push(pane)
+            # Before any alert of drift, which shows how many of the images were scored.
+            if self._unscored is not None:
+                found = self._unscored.push(pane, self._detectors.window)
+                unscored += [] if found is None else [found]
+            if pane.records:
+                alerts += self._judge(pane)
         if panes and (window := self._detectors.window) is not None:
             self._evidence.forget_before(window.start_ms)
-        return tuple(alerts)
+        return DriftUpdate(alerts=tuple(alerts), unscored=tuple(unscored))
 
     def _judge(self, pane: ClosedPane) -> Iterator[DriftAlert]:
-        end_ms = pane.start_ms + self._drift.pane_ms
-        detectors = self._detectors
-        detectors.push(pane)
+        end_ms, detectors = pane.start_ms + self._drift.pane_ms, self._detectors
         self._evidence.close(pane)
         of_keys = [] if self._keys is None else self._keys.push(pane, end_ms)
         if (change := self._step(end_ms)) is not None:
@@ -434,6 +427,7 @@ class DriftMonitor:
             keys=evidence.key_contributions(span) if is_stream else (),
             classes=evidence.class_contributions(span) if is_stream else (),
             firing_keys=0 if self._keys is None else self._keys.monitors.active_count,
+            unscored=None if self._unscored is None else self._unscored.share,
         )
 
     def _identity(self) -> str:
@@ -448,18 +442,18 @@ class DriftMonitor:
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def _open_parts(state: MonitorState) -> list[tuple[int, int, PaneCounts]]:
-    parts, position = [], 0
-    for start_ms, number, entries, keys in state.document.open:
-        cut = slice(position, position + entries)
-        columns = {name: state.arrays[f"{_OPEN}{name}"][cut] for name in PANE_ARRAYS}
-        parts.append((start_ms, number, PaneCounts(**columns, keys=keys)))
-        position += entries
-    return parts
-
-
 def _keys_state(state: MonitorState) -> KeyAlertsState:
     keys, firing = state.document.keys, state.document.keys_firing
     if keys is None or firing is None:
         raise ValueError("the state holds no keys")
     return KeyAlertsState(firing, keys, with_prefix(state.arrays, _KEYS))
+
+
+def _unscored_watch(settings: Settings, state: MonitorState | None) -> UnscoredWatch:
+    """The watch of a state, or a new one where the state has none of the same settings."""
+    new = UnscoredWatch(settings.drift, settings.alerts)
+    document = None if state is None else state.document.unscored
+    if state is None or document is None or document.identity != new.identity():
+        return new
+    arrays = with_prefix(state.arrays, _UNSCORED)
+    return UnscoredWatch(settings.drift, settings.alerts, document, arrays)

@@ -7,7 +7,14 @@ from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import Onset
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
-from nap_stream.records import Example, OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import (
+    Example,
+    OffsetRange,
+    SegmentSummary,
+    Status,
+    TopicPartition,
+    UnscoredImages,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,10 @@ class DetectorReading:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """How many of the flagged records in a window a key, or a predicted class, has."""
+    """How many of the flagged records in a window a key, or a predicted class, has.
+
+    Of images without scores, how many a key has.
+    """
 
     name: str
     flagged: int
@@ -75,6 +85,57 @@ class TailShift:
     event: TailEvent
     highest_rate: float
     since: Onset
+
+
+@dataclass(frozen=True, slots=True)
+class UnscoredShare:
+    """The newest images, as many as the rolling window holds, scored or not.
+
+    They lie in event time ``[start_ms, end_ms)``, in milliseconds since the epoch. ``by_status``
+    counts those of them without scores, the most first. Images of a status that the settings ignore
+    count nowhere. ``bound`` is the highest share that is in order. ``severity`` is that of the
+    alert unscored-images, null while it does not fire.
+    """
+
+    start_ms: int
+    end_ms: int
+    images: int
+    by_status: tuple[tuple[Status, int], ...]
+    bound: float
+    severity: Severity | None
+
+    @property
+    def unscored(self) -> int:
+        """How many have no scores."""
+        return sum(count for _, count in self.by_status)
+
+    @property
+    def share(self) -> float:
+        """Their share of the images."""
+        return self.unscored / self.images
+
+
+@dataclass(frozen=True, slots=True)
+class UnscoredAlert:
+    """What the monitor sends of images that have no scores.
+
+    ``time_ms`` is the end of the pane at which it was decided. ``share`` is of the newest images,
+    ``since`` counts those since the estimated onset: its hits have no scores. ``reasons`` (the
+    commonest first, each with its first image) and ``keys`` (the most images first) are evidence
+    from the onset on, as far as ``share`` reaches; ``examples`` are first images in order of time.
+    ``window`` is the rolling window of scored records, null before the first: it is from before
+    ``time_ms`` where nothing was scored since.
+    """
+
+    change: Change
+    time_ms: int
+    share: UnscoredShare
+    since: Onset
+    reading: DetectorReading
+    window: WindowState | None
+    reasons: tuple[UnscoredImages, ...] = ()
+    keys: tuple[Contribution, ...] = ()
+    examples: tuple[UnscoredImages, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +159,8 @@ class DriftAlert:
     ``offsets`` (one range a partition, whole segments that reach into the evidence), ``examples``
     (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence of the
     window; where the alert is of a key, of that key's records alone. ``firing_keys`` counts the
-    keys whose monitor is active.
+    keys whose monitor is active. ``unscored`` is the share of images without scores beside all
+    this, null where the settings leave that out.
     """
 
     key: str | None
@@ -115,20 +177,30 @@ class DriftAlert:
     keys: tuple[Contribution, ...] = ()
     classes: tuple[Contribution, ...] = ()
     firing_keys: int = 0
+    unscored: UnscoredShare | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DriftUpdate:
-    """What came of a call: summaries taken for the first time, and alerts, both in order."""
+    """What came of a call: summaries taken for the first time, and alerts, all in order."""
 
     accepted: tuple[SegmentSummary, ...] = ()
     alerts: tuple[DriftAlert, ...] = ()
+    unscored: tuple[UnscoredAlert, ...] = ()
+
+    @property
+    def decided(self) -> tuple[DriftAlert | UnscoredAlert, ...]:
+        """The alerts of all kinds, in order of time; of one pane those of drift first."""
+        return tuple(sorted((*self.alerts, *self.unscored), key=lambda alert: alert.time_ms))
 
 
 @dataclass(frozen=True, slots=True)
 class DriftSnapshot:
     """The monitor now. ``firing_limit`` is a count, null until the window is full.
 
+    ``window_end_ms`` is the end of the pane of its newest scored record, null before the first.
+    ``unscored`` is null before the first image, and where the settings leave it out;
+    ``unscored_since_ms`` is when that alert began to fire, null while it does not.
     ``severity`` is null while the stream's alert is inactive. ``late_records`` were counted in a
     later pane than their event time's, which was closed; ``implausible_timestamps`` in the pane of
     the time when they were read. ``watermark_ms`` is null while nothing is known, and
@@ -152,6 +224,10 @@ class DriftSnapshot:
     keys_active: int
     keys_firing: int
     keys_forgotten: int
+    window_end_ms: int | None = None
+    unscored: UnscoredShare | None = None
+    unscored_reading: DetectorReading | None = None
+    unscored_since_ms: int | None = None
 
     @property
     def fraction(self) -> float | None:

@@ -20,12 +20,13 @@ from urllib.parse import quote
 
 import structlog
 
-from nap_stream.alert.event import AlertEvent, alert_event, gap_event
+from nap_stream.alert.event import AlertEvent, gap_event
 from nap_stream.alert.sinks import AlertSink, Outboxes
+from nap_stream.alert.unscored import event_of
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.core.detection import DetectionPlan
-from nap_stream.drift.records import CalibrationFacts, DriftAlert
+from nap_stream.drift.records import CalibrationFacts, DriftAlert, UnscoredAlert
 from nap_stream.metrics import Metrics
 from nap_stream.records import SegmentSummary
 from nap_stream.scored_log.stores import SegmentStore
@@ -220,7 +221,9 @@ class AlertDispatcher:
         self._restored = frozenset(event.id for event in checkpoint.pending)
         return checkpoint.monitor
 
-    def decide(self, accepted: Iterable[SegmentSummary], alerts: Iterable[DriftAlert]) -> None:
+    def decide(
+        self, accepted: Iterable[SegmentSummary], alerts: Iterable[DriftAlert | UnscoredAlert]
+    ) -> None:
         """Take what is to go out with the next `send`: declared gaps, and what the monitor decided.
 
         ``accepted`` are summaries that it has taken for the first time.
@@ -229,7 +232,7 @@ class AlertDispatcher:
             if summary.gap is not None:
                 self._hold(gap_event(summary, self._settings, self._version))
         for alert in alerts:
-            event = alert_event(alert, self._plan, self._settings, self._calibration, self._version)
+            event = event_of(alert, self._plan, self._settings, self._calibration, self._version)
             if self._hold(event):
                 self.reasons[alert.change.reason] += 1
                 self._log(alert, event)
@@ -288,12 +291,13 @@ class AlertDispatcher:
         self._kept = (state.revision, _ids(pending))
         self._metrics.last_checkpoint.set(self._clock.now_ms() / 1000)
 
-    def _log(self, alert: DriftAlert, event: AlertEvent) -> None:
+    def _log(self, alert: DriftAlert | UnscoredAlert, event: AlertEvent) -> None:
         log, is_firing = structlog.get_logger(), alert.change.transition is Transition.FIRING
+        key = {"key": alert.key} if isinstance(alert, DriftAlert) else {}
         (log.warning if is_firing else log.info)(
-            "drift_alert",
+            "drift_alert" if key else "unscored_alert",
             monitor=self._settings.alerts.monitor,
-            key=alert.key,
+            **key,
             state=alert.change.transition.value,
             reason=alert.change.reason.value,
             severity=alert.change.alert.severity.value,
@@ -315,22 +319,24 @@ class CatchUpFilter:
 
     def __init__(self, until_ms: int) -> None:
         self._until_ms = until_ms
-        self._firing: dict[str | None, DriftAlert] = {}
+        self._firing: dict[tuple[bool, str | None], DriftAlert | UnscoredAlert] = {}
 
     def take(
-        self, alerts: Sequence[DriftAlert], judged_until_ms: int | None
-    ) -> tuple[DriftAlert, ...] | None:
+        self, alerts: Sequence[DriftAlert | UnscoredAlert], judged_until_ms: int | None
+    ) -> tuple[DriftAlert | UnscoredAlert, ...] | None:
         """Take alerts in order; give those to be told, or None while the past goes on.
 
-        Those are the newest alert of the stream and of each key that fires at the end of the past,
-        and what came after. From then on the filter is of no more use. ``judged_until_ms`` is the
-        end of the newest pane that was judged, None before the first.
+        Those are the newest alert of the stream, of its images without scores and of each key that
+        fires at the end of the past, and what came after. From then on the filter is of no more
+        use. ``judged_until_ms`` is the end of the newest pane that was judged, None before the
+        first.
         """
         past = [alert for alert in alerts if alert.time_ms <= self._until_ms]
         for alert in past:
-            self._firing.pop(alert.key, None)
+            name = (True, alert.key) if isinstance(alert, DriftAlert) else (False, None)
+            self._firing.pop(name, None)
             if alert.change.transition is Transition.FIRING:
-                self._firing[alert.key] = alert
+                self._firing[name] = alert
         if judged_until_ms is None or judged_until_ms < self._until_ms:
             return None
         return (*self._firing.values(), *alerts[len(past) :])

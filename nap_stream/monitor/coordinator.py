@@ -14,7 +14,12 @@ from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import Reason
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
-from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate
+from nap_stream.drift.records import (
+    CalibrationFacts,
+    DriftAlert,
+    DriftUpdate,
+    UnscoredAlert,
+)
 from nap_stream.metrics import Metrics, MetricsServer
 from nap_stream.monitor.alerts import (
     AlertDispatcher,
@@ -112,7 +117,9 @@ class Coordinator:
             self._count_since(since)
         with self._lock:
             self._show()
-        self._server = MetricsServer(self._settings.metrics, self.metrics.registry, self.health)
+        self._server = MetricsServer(
+            self._settings.metrics, self.metrics.registry, self.health, self.degraded
+        )
 
     @property
     def metrics_url(self) -> str:
@@ -219,7 +226,14 @@ class Coordinator:
                 worker_restarts=self._restarts,
                 workers=self._workers.reports(),
                 waiting_for=self._waiting_for(),
+                now_ms=self._clock.now_ms(),
+                stale_after_s=self._settings.drift.stale_after_s,
+                workers_expected=self._settings.worker.count,
             )
+
+    def degraded(self) -> tuple[str, ...]:
+        """Say what the verdicts do not know: images without scores, an old OOD fraction."""
+        return self.status().degraded()
 
     def health(self) -> tuple[str, ...]:
         """Say which workers do not report or go on, and why alerts cannot be delivered."""
@@ -279,14 +293,19 @@ class Coordinator:
 
     def _begin_at_tail(self) -> None:
         """Judge the log's tail; tell only what fires at its end."""
-        decided: list[DriftAlert] = []
+        decided: list[DriftUpdate] = []
         tails = {name: self._log.tail(name) for name in self._log.partitions()}
-        self._catch_up(tails, lambda update: decided.extend(update.alerts))
+        self._catch_up(tails, decided.append)
         newest_ms = self._monitor.newest_ms()
         if newest_ms is not None:
             self._past = CatchUpFilter(newest_ms - newest_ms % self._settings.drift.pane_ms)
             with self._lock:
-                self._decide(DriftUpdate(alerts=tuple(decided)))
+                self._decide(
+                    DriftUpdate(
+                        alerts=tuple(alert for update in decided for alert in update.alerts),
+                        unscored=tuple(alert for update in decided for alert in update.unscored),
+                    )
+                )
 
     def _count_since(self, since: LogEnds) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""
@@ -364,13 +383,13 @@ class Coordinator:
 
     def _decide(self, update: DriftUpdate) -> None:
         """Tell what the monitor decided, with the next `_send`. Under the lock."""
-        alerts: Sequence[DriftAlert] = update.alerts
+        alerts: Sequence[DriftAlert | UnscoredAlert] = update.decided
         if self._past is not None:
             told = self._past.take(alerts, self._monitor.judged_until_ms)
             self._past = None if told is not None else self._past
             alerts = told or ()
         self._dispatcher.decide(update.accepted, alerts)
-        if update.accepted or update.alerts:
+        if update.accepted or update.decided:
             self._revision += 1
 
     def _send(self, *, at_once: bool = False) -> None:

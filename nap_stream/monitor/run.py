@@ -56,7 +56,12 @@ def run_monitor(
             cluster, names, settings.driver, limits, clock=SystemClock(), on_status=on_status
         )
         result = driver.run(stop)
-        log.info("monitor_ended", ending=result.ending.value, unclean=list(result.unclean))
+        log.info(
+            "monitor_ended",
+            ending=result.ending.value,
+            unclean=list(result.unclean),
+            degraded=[] if result.status is None else list(result.status.degraded()),
+        )
         return result
 
 

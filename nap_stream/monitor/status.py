@@ -4,6 +4,7 @@ Tables of partitions and workers, the status made of them, and its display: gaug
 a terminal, an event now and then elsewhere.
 """
 
+import math
 from collections import Counter as Totals
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
+from nap_stream.text import duration, moment, rfc3339
 
 FRESH_S = 5.0
 """Workers report once a second; a partition without a report for so long has no worker."""
@@ -252,11 +254,18 @@ def show_drift(
     """
     metrics.ood_fraction.set(_UNKNOWN if now.fraction is None else now.fraction)
     metrics.ood_fraction_bound.set(_UNKNOWN if now.bound is None else now.bound)
+    end_ms, unscored = now.window_end_ms, now.unscored
+    metrics.window_age.set(_UNKNOWN if end_ms is None else max(0, now_ms - end_ms) / 1000)
+    metrics.unscored_fraction.set(_UNKNOWN if unscored is None else unscored.share)
+    metrics.unscored_fraction_bound.set(_UNKNOWN if unscored is None else unscored.bound)
     metrics.window_records.set(now.window_records)
     metrics.window_fill.set(min(1.0, now.window_records / window_size))
     for severity in Severity:
         metrics.alert_firing.labels(severity.value).set(int(now.severity is severity))
-    for reading in now.readings:
+        is_firing = unscored is not None and unscored.severity is severity
+        metrics.unscored_alert_firing.labels(severity.value).set(int(is_firing))
+    of_unscored = () if now.unscored_reading is None else (now.unscored_reading,)
+    for reading in (*now.readings, *of_unscored):
         metrics.set_detector(
             reading.detector, reading.statistic, reading.threshold, active=reading.active
         )
@@ -282,7 +291,9 @@ class CoordinatorStatus:
     counts. ``window_size`` is how many records a full window has. ``max_lag`` (offsets) is null
     until a lag is known. ``alerts_fired`` and ``alerts_resolved`` count those that began and ended
     here, of the stream and of keys. ``workers`` holds the last report of each, without stage times;
-    ``waiting_for`` says of each that waits for something outside of it what that is.
+    ``waiting_for`` says of each that waits for something outside of it what that is. ``now_ms`` is
+    when all this was so. An OOD fraction is stale whose newest image is older than
+    ``stale_after_s``. ``workers_expected`` is how many the settings ask for.
     """
 
     rows_by_status: Mapping[Status, int]
@@ -298,6 +309,9 @@ class CoordinatorStatus:
     worker_restarts: int
     workers: Mapping[str, WorkerReport]
     waiting_for: Mapping[str, str] = field(default_factory=dict)
+    now_ms: int = 0
+    stale_after_s: float = math.inf
+    workers_expected: int = 1
 
     @property
     def rows(self) -> int:
@@ -308,6 +322,40 @@ class CoordinatorStatus:
     def ood_fraction(self) -> float | None:
         """The OOD fraction of the window; None until that is full."""
         return None if self.drift.bound is None else self.drift.fraction
+
+    @property
+    def stale_since_ms(self) -> int | None:
+        """As of when the OOD fraction is, where that is long ago; None where it is of now."""
+        end_ms = self.drift.window_end_ms
+        is_stale = end_ms is not None and self.now_ms - end_ms > self.stale_after_s * 1000
+        return end_ms if is_stale else None
+
+    def degraded(self) -> tuple[str, ...]:
+        """Say what the alert state and the OOD fraction do not: that they are blind, or old."""
+        return tuple(_degraded(self))
+
+
+def _degraded(status: CoordinatorStatus) -> Iterator[str]:
+    drift, unscored = status.drift, status.drift.unscored
+    if unscored is not None and unscored.severity is not None:
+        since = moment(rfc3339(drift.unscored_since_ms or unscored.start_ms))
+        statuses = ", ".join(f"{name} {count:,}" for name, count in unscored.by_status)
+        yield (
+            f"unscored-images fires since {since} ({unscored.severity}): {unscored.unscored:,} of "
+            f"the last {unscored.images:,} images have no scores ({statuses})"
+        )
+    stale_ms = status.stale_since_ms
+    if unscored is not None and drift.window_end_ms is None:
+        yield "no image was scored yet: nothing is known of drift"
+    elif stale_ms is not None and drift.fraction is not None:
+        if unscored is None:
+            why = "no image was scored since"
+        elif unscored.end_ms > stale_ms:
+            why = "none of the images since could be scored"
+        else:
+            why = "no image came since"
+        as_of = moment(rfc3339(stale_ms))
+        yield f"the OOD fraction of {drift.fraction:.1%} is as of {as_of}: {why}"
 
 
 EVENT_EVERY_S = 10.0
@@ -322,7 +370,8 @@ def status_display(console: Console, clock: Clock | None = None) -> Iterator[Sho
     if not console.is_terminal:
         yield _events(clock)
         return
-    with Live(Text("starting…"), console=console, refresh_per_second=4, transient=False) as live:
+    waits = Text("starting: Ray, and the coordinator…")
+    with Live(waits, console=console, refresh_per_second=4, transient=False) as live:
         yield lambda status: live.update(status_text(status))
 
 
@@ -334,12 +383,20 @@ def status_text(status: CoordinatorStatus) -> Text:
         (f" {_state(drift)} ", "bold white on red" if is_firing else "black on green"),
         f"  {status.rows:,} rows",
         f"  {status.images_per_second:,.1f} images/s",
-        f"  OOD {_percent(status.ood_fraction)} (bound {_percent(drift.bound)})",
+        _ood_words(status),
         f"  lag {'?' if status.max_lag is None else format(status.max_lag, ',')}",
         f"  workers {len(status.workers)}",
     )
-    if status.ood_fraction is None:
-        text.append(f"  window {drift.window_records:,}/{status.window_size:,}")
+    if drift.unscored is not None and drift.unscored.unscored:
+        share = drift.unscored
+        is_told = share.severity is not None
+        firing = f"UNSCORED IMAGES {share.severity.upper()}: " if share.severity else "unscored "
+        text.append(
+            f"  {firing}{share.unscored:,} of {share.images:,} ({share.share:.1%})",
+            "bold red" if is_told else "yellow" if share.share > share.bound else "",
+        )
+    if awaited := first_wait(status):
+        text.append(f"  {awaited}", "cyan")
     if drift.keys_firing:
         text.append(f"  keys firing {drift.keys_firing:,} of {drift.keys:,}", "bold red")
     if status.dead_letters:
@@ -358,7 +415,7 @@ def _events(clock: Clock) -> Show:
         nonlocal shown_at
         if clock.monotonic() - shown_at < EVENT_EVERY_S:
             return
-        shown_at = clock.monotonic()
+        shown_at, unscored = clock.monotonic(), status.drift.unscored
         structlog.get_logger().info(
             "status",
             alert_state=str(status.drift.state),
@@ -367,13 +424,47 @@ def _events(clock: Clock) -> Show:
             rows=status.rows,
             images_per_second=round(status.images_per_second, 1),
             ood_fraction=status.ood_fraction,
+            ood_fraction_as_of=_time(status.drift.window_end_ms),
             bound=status.drift.bound,
+            unscored=None if unscored is None else unscored.share,
+            degraded=list(status.degraded()),
+            awaits=first_wait(status),
             max_lag=status.max_lag,
             dead_letters=status.dead_letters,
             waiting_for=dict(status.waiting_for),
         )
 
     return show
+
+
+def first_wait(status: CoordinatorStatus) -> str:
+    """Say what a run waits for until its window is full; empty afterwards."""
+    if status.ood_fraction is not None:
+        return ""
+    drift, size = status.drift, status.window_size
+    heard, wanted = len(status.workers), status.workers_expected
+    if drift.window_records:
+        return f"{drift.window_records:,} of {size:,} images until the window is full"
+    if heard < wanted:
+        return f"waiting for {wanted - heard} of {wanted} workers to load the model"
+    if not any(report.partitions for report in status.workers.values()):
+        return "waiting to join the group"
+    if not status.rows and not status.images_scored:
+        return "waiting for the first images" if not status.max_lag else "scoring the first images"
+    return "waiting for the first images with scores to be judged"
+
+
+def _ood_words(status: CoordinatorStatus) -> tuple[str, str]:
+    drift = status.drift
+    words = f"  OOD {_percent(status.ood_fraction)}"
+    if (stale_ms := status.stale_since_ms) is not None:
+        ago = duration(status.now_ms - stale_ms)
+        words += f" as of {moment(rfc3339(stale_ms))}, {ago} ago"
+    return f"{words} (bound {_percent(drift.bound)})", "" if stale_ms is None else "yellow"
+
+
+def _time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else rfc3339(time_ms)
 
 
 def _state(drift: DriftSnapshot) -> str:

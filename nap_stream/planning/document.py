@@ -57,6 +57,15 @@ def plan_document(
             }
             for price in expectation.prices
         ],
+        "unscored": None
+        if request.drift.unscored is None
+        else {
+            "bound": request.drift.unscored.bound,
+            "run_length": plan.run_length,
+            "delays": [
+                {"share": each.share, **_delay(each.delay)} for each in expectation.unscored
+            ],
+        },
         "stretch": None if findings is None else _stretch(findings),
         "warnings": [{"kind": each.kind, "text": each.text} for each in warnings],
     }
@@ -101,6 +110,7 @@ def _stretch(findings: Findings) -> dict[str, Any]:
         "keys": len(series.keys),
         "records_of_other_calibrations": findings.recorded.other_calibrations,
         "contradicting_records": findings.recorded.contradicting,
+        "images_by_status": dict(sorted(findings.recorded.by_status.items())),
         "flag_rate": _share(findings.flag_rate),
         "tails": {str(event): _share(found) for event, found in findings.tails},
         "block": {

@@ -11,7 +11,14 @@ import numpy as np
 from nap_stream.clock import Progress
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.conformal import Rule, flag_rank
-from nap_stream.core.detection import Delay, DetectionPlan, flags_delay, scores_delay, window_delay
+from nap_stream.core.detection import (
+    Delay,
+    DetectionPlan,
+    flags_delay,
+    scores_delay,
+    unscored_delay,
+    window_delay,
+)
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
 from nap_stream.planning.request import (
     PlanRequest,
@@ -72,6 +79,8 @@ def _rank_outside(event: TailEvent, size: int, sides: Sides) -> int:
 FACTORS = (1.5, 2.0, 3.0, 5.0)
 """The drifts that are looked at, as multiples of the base rate of flags."""
 HIGHEST_RATE = 0.95
+UNSCORED_SHARES = (1.0, 0.5, 0.1)
+"""How many of the images become unreadable: all, as after a firmware change, or a part of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +119,19 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class UnscoredDelay:
+    """How many images come until the alert unscored-images, where ``share`` has no scores."""
+
+    share: float
+    delay: Delay
+
+
+@dataclass(frozen=True, slots=True)
 class Expectation:
-    """Delays for drifts from the base rate to ``rates``, which are ``factors`` times as high."""
+    """Delays for drifts from the base rate to ``rates``, which are ``factors`` times as high.
+
+    ``unscored`` are those of images without scores; empty where the settings leave that out.
+    """
 
     base_rate: float
     factors: tuple[float, ...]
@@ -119,6 +139,7 @@ class Expectation:
     detectors: tuple[DetectorDelays, ...]
     best_windows: tuple[BestWindow, ...]
     prices: tuple[Price, ...]
+    unscored: tuple[UnscoredDelay, ...] = ()
 
 
 def expect(
@@ -142,7 +163,30 @@ def expect(
         detectors.append(_e_detector(Detector.SCORE_SHIFT, scores_delay, plan, work))
     best, prices = _best_windows(plan, searched, work), _prices(request, work)
     advance(work.done, work.done)
-    return Expectation(base, FACTORS, rates, tuple(detectors), best, prices)
+    return Expectation(
+        base, FACTORS, rates, tuple(detectors), best, prices, _unscored(request, streams, seed)
+    )
+
+
+def _unscored(request: PlanRequest, streams: int, seed: int) -> tuple[UnscoredDelay, ...]:
+    """Each takes a few panes: it does not count as a step."""
+    watched = request.drift.unscored
+    if watched is None:
+        return ()
+    return tuple(
+        UnscoredDelay(
+            share,
+            unscored_delay(
+                watched.bound,
+                share,
+                request.plan.run_length,
+                pane_records=request.pane_records,
+                generator=np.random.default_rng([seed, number]),
+                runs=streams,
+            ),
+        )
+        for number, share in enumerate(UNSCORED_SHARES)
+    )
 
 
 @dataclass(slots=True)

@@ -215,6 +215,7 @@ def warnings_of(request: PlanRequest, findings: Findings) -> tuple[Warned, ...]:
     return (
         *_of_contradictions(request, findings),
         *_of_evenness(findings),
+        *_of_unscored(request, findings),
         *_of_flag_rate(findings),
         *_of_keys(findings),
         *_of_tails(findings),
@@ -234,6 +235,21 @@ def _of_contradictions(request: PlanRequest, findings: Findings) -> Iterator[War
             f"calibration's alpha of {request.facts.alpha:g}, the first at "
             f"{recorded.first_contradicting}: what wrote them did not judge by this calibration. "
             "They count here as they are flagged, as they do in the monitor",
+        )
+
+
+def _of_unscored(request: PlanRequest, findings: Findings) -> Iterator[Warned]:
+    watched, recorded = request.drift.unscored, findings.recorded
+    if watched is None:
+        return
+    share = recorded.unscored_share(request.drift)
+    if share > watched.bound:
+        named = ", ".join(f"{status} {n:,}" for status, n in recorded.failures(request.drift))
+        yield Warned(
+            "unscored-share-high",
+            f"{percent(share)} of the images have no scores ({named}), and drift.unscored.bound is "
+            f"{percent(watched.bound)}: the alert unscored-images will fire; mend the cause, or "
+            "raise the bound above what is in order here",
         )
 
 

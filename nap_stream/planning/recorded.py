@@ -1,7 +1,8 @@
 """A recorded part of the scored log in panes, counted as the drift monitor would count it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -152,6 +153,7 @@ class Recorded:
 
     The flags of ``contradicting`` records contradict their p-value and the calibration's alpha;
     ``first_contradicting`` says where one of them lies. They are counted as they are flagged.
+    ``by_status`` counts all rows of the stretch, whatever judged them.
     """
 
     series: RecordedSeries
@@ -159,6 +161,18 @@ class Recorded:
     other_calibrations: int
     contradicting: int = 0
     first_contradicting: str = ""
+    by_status: Mapping[Status, int] = field(default_factory=dict)
+
+    def failures(self, drift: DriftSettings) -> list[tuple[Status, int]]:
+        """The images without scores by status, the most first; without those ignored."""
+        ignored = () if drift.unscored is None else drift.unscored.ignored
+        kept = (each for each in self.by_status.items() if each[0] not in {Status.OK, *ignored})
+        return sorted(kept, key=lambda item: (-item[1], item[0]))
+
+    def unscored_share(self, drift: DriftSettings) -> float:
+        """Their share of the images; 0 without an image."""
+        failed = sum(count for _, count in self.failures(drift))
+        return failed / max(1, failed + self.by_status.get(Status.OK, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +211,7 @@ def read_stretch(
     key_by = None if drift.keys is None else drift.keys.by
     parts, others, left = [], 0, selection.max_records
     contradicting, first = 0, ""
+    by_status = Counter[Status]()
     for number, partition in enumerate(found):
         query = Query(
             topic=partition.topic,
@@ -218,10 +233,11 @@ def read_stretch(
         if rows.contradicting and not contradicting:
             first = f"{partition} offset {rows.first_contradicting}"
         contradicting += rows.contradicting
+        by_status.update(_statuses(store, query))
         advance(number + 1, len(found))
     _require_enough(parts, store, facts.fingerprint, others)
     series = merged(parts, drift.pane_ms, one_per_pane=drift.one_per_pane)
-    return Recorded(series, topic, others, contradicting, first)
+    return Recorded(series, topic, others, contradicting, first, by_status)
 
 
 def _only_topic(store: SegmentStore) -> str:
@@ -278,6 +294,15 @@ def _read(
             numbers = [read.keys.setdefault(key, len(read.keys)) for key in rows.keys]
             read.key.append(np.array(numbers, dtype=np.int64)[rows.key])
     return read
+
+
+def _statuses(store: SegmentStore, query: Query) -> Counter[Status]:
+    """How many rows of the stretch have each status."""
+    counts = Counter[Status]()
+    for batch in scan(store, replace(query, statuses=()), ["status"]):
+        for each in pc.value_counts(batch.column("status")).to_pylist():
+            counts[Status(each["values"])] += each["counts"]
+    return counts
 
 
 def _counted(rows: _Rows, drift: DriftSettings) -> PaneCounts:

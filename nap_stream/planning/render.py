@@ -173,6 +173,7 @@ def render_plan(request: PlanRequest, expectation: Expectation) -> RenderableTyp
         Text(),
         bars(expectation),
         Text(),
+        *_unscored(request, expectation),
         _best_windows(request, expectation),
         Text(),
         _prices(request, expectation),
@@ -229,6 +230,21 @@ def _threshold(found: DetectorDelays) -> str:
     return f"{found.threshold:,.0f} flagged, {percent(found.threshold / found.window_records)}"
 
 
+def _unscored(request: PlanRequest, expectation: Expectation) -> Iterator[RenderableType]:
+    watched = request.drift.unscored
+    if watched is None:
+        return
+    title = "Images until the alert unscored-images, where so many of them have no scores"
+    table = Table("bound", "fires at", title=title, title_justify="left")
+    for each in expectation.unscored:
+        table.add_column(percent(each.share), justify="right")
+    cells = [delay_words(each.delay, request.records_per_second) for each in expectation.unscored]
+    threshold = f"statistic {request.plan.run_length:,.0f}"
+    table.add_row(f"at most {percent(watched.bound)} in order", threshold, *cells)
+    yield table
+    yield Text()
+
+
 def _best_windows(request: PlanRequest, expectation: Expectation) -> Table:
     title = "The window that sees each drift first"
     table = Table("flag rate", "window", "delay", title=title, title_justify="left")
@@ -283,6 +299,12 @@ def _remarks(request: PlanRequest, expectation: Expectation) -> Iterator[str]:
         )
     else:
         yield "The calibration is too small to test tails of the p-values: scores are not watched."
+    if request.drift.unscored is not None:
+        yield (
+            "The alert unscored-images has the same promise for itself: at most one false alarm in "
+            f"{request.plan.run_length:,.0f} images while at most "
+            f"{percent(request.drift.unscored.bound)} of them have no scores."
+        )
     yield (
         "An alert waits besides until its segment is published (log.segment_max_age_s) and its "
         "pane is closed."
@@ -325,6 +347,11 @@ def _rows(request: PlanRequest, findings: Findings) -> Iterator[tuple[str, str]]
     keys = f", {len(series.keys):,} keys" if series.keys else ""
     yield "stretch", f"{series.records:,} records in {len(series.panes):,} panes{keys}"
     yield "", f"{first} to {last}, topic {findings.recorded.topic}"
+    if request.drift.unscored is not None and findings.recorded.by_status:
+        counts = ", ".join(f"{name} {n:,}" for name, n in findings.recorded.failures(request.drift))
+        share = percent(findings.recorded.unscored_share(request.drift))
+        bound = percent(request.drift.unscored.bound)
+        yield "unscored", f"{share} of the images{f' ({counts})' if counts else ''}, bound {bound}"
     yield "flag rate", f"{_interval(found)}; the calibration allows {percent(found.allowed)}"
     chosen = "chosen by the autocorrelation" if findings.automatic else "as asked for"
     seconds = findings.block_panes * findings.pane_distance_ms / 1_000

@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 import structlog
 from numpy.typing import NDArray
 
-from nap_stream.core.panes import NO_KEY, count_panes, key_text
+from nap_stream.core.panes import NO_KEY, count_images, count_panes, key_text
 from nap_stream.errors import ChainBrokenError, NapStreamError
 from nap_stream.records import (
+    STATUSES,
     Example,
     FlaggedClass,
     OffsetRange,
@@ -32,6 +33,7 @@ from nap_stream.records import (
     SegmentSummary,
     Status,
     TopicPartition,
+    UnscoredImages,
 )
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, segment_path, storable_text
@@ -39,27 +41,34 @@ from nap_stream.scored_log.read import partitions, parts_backwards, walk
 from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.schema import KeySettings, Settings
+from nap_stream.text import without_numbers
 
 MAX_CLOCK_SKEW_MS = 60_000
 """How far an event time may be ahead of the time when its message was read."""
 MAX_AGE_MS = 7 * 86_400_000
 """How far it may be behind that: as long as Kafka keeps messages, unless told otherwise."""
 _SCORES = ("class_name", "ood_p_value", "is_ood")
-_COLUMNS = ("offset", "index", "event_time", "ingest_time", "status", *_SCORES)
+_STATUS_NAMES = pa.array([status.value for status in STATUSES], pa.string())
+_COLUMNS = ("offset", "index", "event_time", "ingest_time", "status", "error", *_SCORES)
 _MESSAGE_KEY = "key"
+MAX_REASONS = 20
+"""So many different reasons why images of a pane have no scores are told of a segment."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SummaryRows:
     """N rows, in order of (offset, index).
 
-    ``offset``, ``index``, ``event_time_ms`` and ``ingest_time_ms`` are int64 (N,); ``is_scored``
-    bool (N,). ``key`` is int64 (N,), an index into ``keys``, the different keys as they came;
+    ``offset``, ``index``, ``event_time_ms`` and ``ingest_time_ms`` are int64 (N,), ``status`` too,
+    an index into `STATUSES`; ``is_scored`` bool (N,). ``error`` has the texts of the rows without
+    scores alone. ``key`` is int64 (N,), an index into ``keys``, the different keys as they came;
     both None where keys are not told apart. Of the M scored rows alone: ``p_value`` float64 (M,),
     ``is_ood`` bool (M,), and ``flagged_class``, the predicted classes of the flagged ones.
     """
 
     rows_by_status: Mapping[Status, int]
+    status: NDArray[np.int64]
+    error: Sequence[str | None]
     offset: NDArray[np.int64]
     index: NDArray[np.int64]
     event_time_ms: NDArray[np.int64]
@@ -92,13 +101,16 @@ def rows_of_table(table: pa.Table, key_by: str | None) -> SummaryRows:
     if any(column.null_count for column in scored.columns):
         raise ValueError("rows with status ok lack scores")
     key, keys = (None, None) if key_by is None else _table_keys(table, key_by)
+    is_scored = pc.equal(table.column("status"), Status.OK.value)
     return SummaryRows(
         rows_by_status=rows_by_status,
+        status=pc.index_in(table.column("status"), _STATUS_NAMES).to_numpy().astype(np.int64),
+        error=table.column("error").filter(pc.invert(is_scored)).to_pylist(),
         offset=table.column("offset").to_numpy(),
         index=table.column("index").to_numpy(),
         event_time_ms=table.column("event_time").cast(pa.int64()).to_numpy(),
         ingest_time_ms=table.column("ingest_time").cast(pa.int64()).to_numpy(),
-        is_scored=pc.equal(table.column("status"), Status.OK.value).to_numpy(),
+        is_scored=is_scored.to_numpy(),
         p_value=scored.column("ood_p_value").to_numpy(),
         is_ood=scored.column("is_ood").to_numpy(),
         flagged_class=scored.filter(scored.column("is_ood")).column("class_name").to_pylist(),
@@ -258,6 +270,8 @@ def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSumm
             key=key,
             one_per_pane=shape.keys is not None and shape.keys.one_per_pane,
         ),
+        images=count_images(newest, rows.status, pane_ms=shape.pane_ms, kinds=len(STATUSES)),
+        unscored=_unscored(span, rows, times, newest - newest % shape.pane_ms),
         max_event_time_ms=int(newest[-1]) if len(newest) else None,
         path=span.path,
         flagged_classes=_flagged_classes(rows, placed - placed % shape.pane_ms),
@@ -277,6 +291,49 @@ def _scored_keys(rows: SummaryRows) -> tuple[tuple[str, ...], NDArray[np.int64] 
     slots = {text: slot for slot, text in enumerate(keys)}
     slot = np.array([slots[text] for text in texts], dtype=np.int64)
     return keys, slot[key]
+
+
+def _unscored(
+    span: _Span,
+    rows: SummaryRows,
+    times_ms: NDArray[np.int64],
+    starts_ms: NDArray[np.int64],
+) -> tuple[UnscoredImages, ...]:
+    """The rows without scores by pane, status, kind of error and key, the first one of each."""
+    where = np.flatnonzero(~rows.is_scored)
+    counts: Counter[tuple[int, int, str, int]] = Counter()
+    firsts: dict[tuple[int, int, str, int], tuple[int, str]] = {}
+    keys = where * 0 if rows.key is None else rows.key[where]
+    columns = (starts_ms[where].tolist(), rows.status[where].tolist(), keys.tolist())
+    for row, error, start_ms, status, key in zip(where.tolist(), rows.error, *columns, strict=True):
+        text = error or ""
+        name = (start_ms, status, without_numbers(text), key)
+        counts[name] += 1
+        firsts.setdefault(name, (row, text))
+    # Stable, so that of equally common ones the earlier comes first.
+    ordered = sorted(counts.items(), key=lambda item: (item[0][0], -item[1]))
+    found, told = [], Counter[int]()
+    for name, images in ordered:
+        start_ms, status, _, key = name
+        told[start_ms] += 1
+        if told[start_ms] > MAX_REASONS:
+            continue
+        row, error = firsts[name]
+        found.append(
+            UnscoredImages(
+                start_ms,
+                STATUSES[status],
+                error,
+                NO_KEY if rows.keys is None else key_text(rows.keys[key]),
+                images,
+                span.partition,
+                int(rows.offset[row]),
+                int(rows.index[row]),
+                int(times_ms[row]),
+                span.path,
+            )
+        )
+    return tuple(found)
 
 
 def _flagged_classes(rows: SummaryRows, starts_ms: NDArray[np.int64]) -> tuple[FlaggedClass, ...]:
@@ -413,6 +470,7 @@ class LogSummaries:
             end_offset=footer.end_offset,
             rows_by_status={},
             panes=count_panes(no_times, no_p_values, no_flags, pane_ms=self._pane_ms),
+            images=count_images(no_times, no_times, pane_ms=self._pane_ms, kinds=len(STATUSES)),
             max_event_time_ms=None,
             path=segment_path(footer.partition, footer.base_offset),
         )

@@ -21,6 +21,7 @@ from pydantic import (
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, parse_false_alarms
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.records import Status
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.values import (
@@ -368,6 +369,26 @@ class KeySettings(Section):
     follow each other closely are not independent."""
 
 
+class UnscoredSettings(Section):
+    """When too many images have no scores: what cannot be read has no part in any other verdict."""
+
+    bound: Annotated[float, Field(ge=0.0001, le=0.9)] = 0.01
+    """The highest share of images without scores that is in order. The alert unscored-images has
+    the run length of `false_alarms` for itself, as long as the share is no higher."""
+    ignored: tuple[Status, ...] = (Status.TOMBSTONE,)
+    """Statuses that count neither as images nor as failures. A message without a value is a
+    deletion marker in a compacted topic, and no image."""
+
+    @field_validator("ignored")
+    @classmethod
+    def _of_failures(cls, value: tuple[Status, ...]) -> tuple[Status, ...]:
+        if Status.OK in value:
+            raise ValueError("images with the status ok cannot be ignored")
+        if set(value) >= set(Status) - {Status.OK}:
+            raise ValueError("every status is ignored: set drift.unscored to null instead")
+        return value
+
+
 class DriftSettings(Section):
     """When the stream has drifted."""
 
@@ -389,6 +410,10 @@ class DriftSettings(Section):
     """A partition that has been silent for this long no longer holds the watermark back."""
     keys: KeySettings | None = None
     """Monitors of single keys beside that of the stream; null for none."""
+    unscored: UnscoredSettings | None = UnscoredSettings()
+    """The alert of images that have no scores; null for none."""
+    stale_after_s: PositiveSeconds = 60.0
+    """An OOD fraction whose newest image is older than this is shown as of its time."""
 
     @field_validator("false_alarms")
     @classmethod

@@ -1,11 +1,12 @@
 """Decisions of a drift monitor, made by hand: what five alerts on one night are about."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from nap_stream.alert.event import alert_event
+from nap_stream.alert.unscored import event_of
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.detection import DetectionPlan
@@ -19,8 +20,10 @@ from nap_stream.drift.records import (
     DetectorReading,
     DriftAlert,
     TailShift,
+    UnscoredAlert,
+    UnscoredShare,
 )
-from nap_stream.records import Example, OffsetRange
+from nap_stream.records import Example, OffsetRange, Status, UnscoredImages
 from nap_stream.settings.schema import Settings
 from tests.support.limits import window_limits
 from tests.support.summaries import partition, settings
@@ -100,6 +103,14 @@ BEGAN = DriftAlert(
     keys=(Contribution("camera-7", 31), Contribution("camera-2", 4)),
     classes=(Contribution("cat", 28), Contribution("truck", 11)),
     firing_keys=1,
+    unscored=UnscoredShare(
+        start_ms=NIGHT_MS - 20_000,
+        end_ms=NIGHT_MS,
+        images=1_024,
+        by_status=((Status.CORRUPT, 3), (Status.TOO_LARGE, 1)),
+        bound=0.01,
+        severity=None,
+    ),
 )
 KEY_BEGAN = DriftAlert(
     key="camera-7",
@@ -192,6 +203,67 @@ ENDED = DriftAlert(
     ),
     offsets=BEGAN.offsets,
 )
+UNREADABLE = UnscoredImages(
+    start_ms=ONSET_MS,
+    status=Status.UNSUPPORTED,
+    error="not a JPEG, PNG or WebP image: starts with 42 4d 36 00",
+    key="camera-7",
+    images=420,
+    partition=partition(1),
+    offset=301,
+    index=0,
+    event_time_ms=ONSET_MS + 250,
+    segment=SEGMENT,
+)
+UNSCORED_BEGAN = UnscoredAlert(
+    change=Change(
+        Reason.BEGAN,
+        Firing(NIGHT_MS, ONSET_MS, NIGHT_MS, (Detector.UNSCORED_IMAGES,), Severity.CRITICAL),
+    ),
+    time_ms=NIGHT_MS,
+    share=UnscoredShare(
+        start_ms=NIGHT_MS - 20_000,
+        end_ms=NIGHT_MS,
+        images=1_024,
+        by_status=((Status.UNSUPPORTED, 420), (Status.CORRUPT, 3)),
+        bound=0.01,
+        severity=Severity.CRITICAL,
+    ),
+    since=Onset(0, ONSET_MS, 816, 423),
+    reading=DetectorReading(Detector.UNSCORED_IMAGES, True, 129.6e6, 129.6e6, 129.6e3),
+    window=WindowState(NIGHT_MS - 40_000, ONSET_MS, 1_000, 51),
+    reasons=(
+        UNREADABLE,
+        replace(UNREADABLE, status=Status.CORRUPT, error="it cannot be decoded", images=3),
+    ),
+    keys=(Contribution("camera-7", 420),),
+    examples=(UNREADABLE,),
+)
+UNSCORED_ENDED = replace(
+    UNSCORED_BEGAN,
+    change=Change(
+        Reason.ENDED,
+        Firing(
+            NIGHT_MS - 3_900_000,
+            NIGHT_MS - 3_960_000,
+            NIGHT_MS - 3_900_000,
+            (Detector.UNSCORED_IMAGES,),
+            Severity.CRITICAL,
+        ),
+    ),
+    share=replace(UNSCORED_BEGAN.share, by_status=((Status.UNSUPPORTED, 12),), severity=None),
+    reading=DetectorReading(Detector.UNSCORED_IMAGES, False, 1e5, 129.6e6, 129.6e3),
+    window=window(30),
+    reasons=(),
+    keys=(),
+    examples=(),
+)
+FIRST_UNREADABLE = replace(UNSCORED_BEGAN, window=None, keys=())
+UNSCORED_ALERTS = {
+    "unscored": UNSCORED_BEGAN,
+    "unscored-ended": UNSCORED_ENDED,
+    "unscored-from-the-first": FIRST_UNREADABLE,
+}
 ALERTS = {
     "began": BEGAN,
     "key": KEY_BEGAN,
@@ -202,13 +274,13 @@ ALERTS = {
 
 
 def event_tree(
-    alert: DriftAlert,
+    alert: DriftAlert | UnscoredAlert,
     *,
     plan: DetectionPlan = PLAN,
     given: Settings = SETTINGS,
     facts: CalibrationFacts = FACTS,
 ) -> dict[str, Any]:
     """The event of an alert through JSON, as it travels."""
-    event = alert_event(alert, plan, given, facts, "1.2.3").event
+    event = event_of(alert, plan, given, facts, "1.2.3").event
     tree: dict[str, Any] = json.loads(json.dumps(event, allow_nan=False))
     return tree

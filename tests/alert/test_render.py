@@ -63,9 +63,13 @@ def test_says_what_a_person_needs_in_the_order_in_which_it_is_needed() -> None:
         "  Bound: 61 records (5.98 %); resolved below 30",
         "  Window: 2026-01-31T02:03:00.000Z to 2026-01-31T02:03:20.000Z",
     ]
-    assert lines[15].startswith("  Promise (false alarms: one per 30 days at 50 images/s): While")
-    assert lines[15].endswith("need no independence).")
-    assert lines[16:-1] == [
+    assert lines[15] == (
+        "  Without scores: 4 of the last 1,024 images (0.391 %, at most 1 % expected): "
+        "corrupt 3, too_large 1"
+    )
+    assert lines[16].startswith("  Promise (false alarms: one per 30 days at 50 images/s): While")
+    assert lines[16].endswith("need no independence).")
+    assert lines[17:-1] == [
         "  Topic images: partition 0 offsets [0, 700), partition 1 offsets [300, 640)",
         "  Most extreme:",
         (

@@ -157,7 +157,16 @@ def test_a_checkpoint_of_the_first_version_is_read() -> None:
     content = encode(arrays | {"document": np.frombuffer(text, dtype=np.uint8)})
     monitor = make_monitor()
     assert monitor.restore(content)
-    assert monitor.dump() == content
+    written = decode(monitor.dump())
+    tree = json.loads(written["document"].tobytes())
+    assert {name: tree[name] for name in document} == document
+    # What came later begins anew.
+    assert tree.keys() - document.keys() == {"statuses", "unscored"}
+    assert tree["unscored"]["firing"] is None
+    for name in arrays.keys() - {"document"}:
+        np.testing.assert_array_equal(written[name], arrays[name])
+    later = written.keys() - arrays.keys()
+    assert all(name == "images" or name.startswith("unscored.") for name in later)
     found = monitor.snapshot()
     assert (found.window_records, found.open_panes, found.keys_firing) == (43, 15, 4)
     assert found.partition_watermarks_ms == {

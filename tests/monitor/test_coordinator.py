@@ -528,8 +528,68 @@ def test_health_wants_to_hear_of_every_worker() -> None:
         assert coordinator.health() == ("0 of 2 workers reported in the last 30 s",)
 
 
+def test_a_stream_that_turns_unreadable_is_told_everywhere() -> None:
+    sink, clock = FlakySink(), ManualClock(700)
+    unreadable = [Row(200 + i, flagged=False, status=Status.CORRUPT) for i in range(400)]
+    sections = {"drift": {"stale_after_s": 0.3}}
+    with running(sink=sink, clock=clock, **sections) as coordinator:
+        for each in segments(0, [*CALM, *unreadable], [25] * 24):
+            coordinator.submit(each)
+        with capture_logs() as logs:
+            coordinator.report(report())
+            coordinator.tick()
+        assert [alert.event["type"] for alert in sink.alerts] == ["io.nap-stream.unscored.firing"]
+        assert coordinator.health() == ()
+        blind, old = coordinator.degraded()
+        assert "(critical): 40 of the last 40 images have no scores (corrupt 40)" in blind
+        assert old.endswith("none of the images since could be scored")
+        status = coordinator.status()
+        assert status.drift.state is AlertState.INACTIVE
+        assert (status.alerts_fired, status.stale_since_ms) == (1, 200)
+        assert value(coordinator, "unscored_fraction") == 1
+        assert value(coordinator, "unscored_fraction_bound") == 0.01
+        assert value(coordinator, "unscored_alert_firing", severity="critical") == 1
+        assert value(coordinator, "detector_active", detector="unscored-images") == 1
+        assert value(coordinator, "window_age_seconds") == 0.5
+        assert value(coordinator, "alert_firing", severity="critical") == 0
+        assert not [each for each in logs if each["log_level"] == "error"]
+        with urllib.request.urlopen(
+            coordinator.metrics_url.replace("/metrics", "/healthz"), timeout=10
+        ) as answer:
+            assert (answer.status, json.load(answer)) == (
+                200,
+                {"status": "degraded", "degraded": [blind, old]},
+            )
+
+
+def test_a_coordinator_that_takes_over_goes_on_with_the_alert_of_unreadable_images() -> None:
+    store, first, second = MemoryStore(), FlakySink(), FlakySink()
+    unreadable = [Row(200 + i, flagged=False, status=Status.CORRUPT) for i in range(200)]
+    back = [(400 + i, i % 20 == 0) for i in range(1_200)]
+    chain = segments(0, [*CALM, *unreadable, *back], [25] * 64)
+    with running(sink=first, store=store) as coordinator:
+        for each in chain[:12]:
+            coordinator.submit(each)
+        coordinator.flush(5, input_ended=False)
+    with running(SummaryList(chain), second, store=store) as coordinator:
+        coordinator.flush(5)
+    types = [alert.event["type"] for alert in (*first.alerts, *second.alerts)]
+    assert types == ["io.nap-stream.unscored.firing", "io.nap-stream.unscored.resolved"]
+    since = {alert.event["data"]["firing_since"] for alert in (*first.alerts, *second.alerts)}
+    assert len(since) == 1
+
+
+def test_one_that_begins_at_the_tail_tells_of_images_that_cannot_be_read_now() -> None:
+    sink = FlakySink()
+    unreadable = [Row(200 + i, flagged=False, status=Status.CORRUPT) for i in range(200)]
+    chain = segments(0, [*CALM, *unreadable], [25] * 16)
+    with running(SummaryList(chain), sink) as coordinator:
+        coordinator.flush(5)
+    assert [alert.event["type"] for alert in sink.alerts] == ["io.nap-stream.unscored.firing"]
+
+
 def test_metrics_and_health_are_served() -> None:
-    with running() as coordinator:
+    with running(drift={"stale_after_s": 3_600}) as coordinator:
         coordinator.submit(summary(0, 0, CALM))
         coordinator.report(report(images_scored=5, dead_letters=2, stage_seconds=(("poll", 0.1),)))
         coordinator.worker_restarted("worker-0")

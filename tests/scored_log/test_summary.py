@@ -12,10 +12,17 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
-from nap_stream.core.panes import ClosedPane, PaneBuffer, PaneCounts
+from nap_stream.core.panes import ClosedPane, ImageCounts, PaneBuffer, PaneCounts
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.errors import ChainBrokenError
-from nap_stream.records import Example, FlaggedClass, SegmentSummary, Status
+from nap_stream.records import (
+    STATUSES,
+    Example,
+    FlaggedClass,
+    SegmentSummary,
+    Status,
+    UnscoredImages,
+)
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import SCHEMA, segment_path
@@ -111,6 +118,7 @@ def without_paths(summaries: Sequence[SegmentSummary]) -> list[SegmentSummary]:
             summary,
             path="",
             examples=tuple(dataclasses.replace(one, segment="") for one in summary.examples),
+            unscored=tuple(dataclasses.replace(one, segment="") for one in summary.unscored),
         )
         for summary in summaries
     ]
@@ -159,14 +167,15 @@ def closed_panes(summaries: Sequence[SegmentSummary], shape: SummaryShape) -> li
     )
     newest_ms: list[int] = []
     for summary in summaries:
-        buffer.add(summary.panes, CARS.partition, max(newest_ms, default=None))
+        newest = max(newest_ms, default=None)
+        buffer.add(summary.panes, CARS.partition, newest, summary.images)
         if summary.max_event_time_ms is not None:
             newest_ms.append(summary.max_event_time_ms)
     return [_comparable(pane) for pane in buffer.close_all()]
 
 
 def _comparable(pane: ClosedPane) -> tuple[Any, ...]:
-    arrays = (pane.bins, pane.key_records, pane.key_flagged)
+    arrays = (pane.bins, pane.key_records, pane.key_flagged, pane.images)
     plain = tuple(array.tolist() for array in arrays)
     return (pane.start_ms, pane.records, pane.flagged, pane.keys, *plain)
 
@@ -211,6 +220,9 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
     path = "topic=cars/partition=0/00000000000000000004.parquet"
     bins = np.zeros((2, BIN_COUNT), dtype=np.int64)
     bins[0, [1, 4]], bins[1, 0] = 1, 3
+    images = np.zeros((3, len(STATUSES)), dtype=np.int64)
+    ok, tombstone, corrupt = map(STATUSES.index, (Status.OK, Status.TOMBSTONE, Status.CORRUPT))
+    images[0, ok], images[1, ok], images[1:, corrupt], images[2, tombstone] = 2, 3, 1, 1
     assert summary == SegmentSummary(
         partition=CARS,
         base_offset=4,
@@ -223,6 +235,21 @@ def test_a_summary_by_hand(tmp_path: Path) -> None:
             flagged=np.array([1, 3]),
             bins=bins,
             keys=("",),
+        ),
+        images=ImageCounts(np.array([NOON_MS, NOON_MS + 100, NOON_MS + 900]), images),
+        unscored=(
+            UnscoredImages(
+                *(NOON_MS + 100, Status.CORRUPT, "cannot decode", "", 1),
+                *(CARS, 5, 0, NOON_MS + 100, path),
+            ),
+            UnscoredImages(
+                *(NOON_MS + 900, Status.CORRUPT, "cannot decode", "", 1),
+                *(CARS, 9, 0, NOON_MS + 900, path),
+            ),
+            UnscoredImages(
+                *(NOON_MS + 900, Status.TOMBSTONE, "cannot decode", "", 1),
+                *(CARS, 10, 0, NOON_MS, path),
+            ),
         ),
         max_event_time_ms=NOON_MS + 900,
         path=path,

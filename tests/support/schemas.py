@@ -13,6 +13,10 @@ def gap_schema() -> dict[str, Any]:
     return _schema("gap.schema.json")
 
 
+def unscored_schema() -> dict[str, Any]:
+    return _schema("unscored.schema.json")
+
+
 def _schema(name: str) -> dict[str, Any]:
     text = files("nap_stream.alert").joinpath(name).read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)

@@ -1,21 +1,25 @@
 """Summaries and settings for tests of the drift monitor and the coordinator."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nap_stream.core.conformal import ConformalTest, Rule
-from nap_stream.core.panes import NO_KEY, count_panes
+from nap_stream.core.panes import NO_KEY, ImageCounts, count_images, count_panes
 from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.records import (
+    STATUSES,
     Example,
     FlaggedClass,
     SegmentSummary,
     Status,
     TopicPartition,
+    UnscoredImages,
     WorkerReport,
 )
 from nap_stream.settings.schema import Settings
@@ -55,7 +59,9 @@ PER_CLASS_FACTS = CalibrationFacts(
 
 
 class Row(NamedTuple):
-    """A scored record. Without a p-value it has one that is usual for flagged ones, or for others.
+    """A record, scored where its status is ok.
+
+    Without a p-value it has one that is usual for flagged ones, or for others.
 
     Usual ones differ from offset to offset, and are spread as if the stream were in-distribution.
     """
@@ -64,6 +70,7 @@ class Row(NamedTuple):
     flagged: bool
     p_value: float | None = None
     key: str = NO_KEY
+    status: Status = Status.OK
 
 
 AnyRow = Row | tuple[int, bool]
@@ -86,30 +93,47 @@ def summary(
     name = partition(number)
     path = f"topic={TOPIC}/partition={number}/{base:020}.parquet"
     whole = [Row(*row) for row in rows]
-    p_values = [_p_value(row, base + i) for i, row in enumerate(whole)]
+    scored = [(base + i, row) for i, row in enumerate(whole) if row.status is Status.OK]
+    p_values = [_p_value(row, offset) for offset, row in scored]
     examples = [
-        Example(name, base + i, 0, row.time_ms, row.key, CLASS_NAME, p_values[i], path)
-        for i, row in enumerate(whole)
+        Example(name, offset, 0, row.time_ms, row.key, CLASS_NAME, p_value, path)
+        for (offset, row), p_value in zip(scored, p_values, strict=True)
         if row.flagged
     ]
     times = np.array([row.time_ms for row in whole], dtype=np.int64)
-    flagged = np.array([row.flagged for row in whole], dtype=np.bool_)
-    keys = tuple(sorted({row.key for row in whole}))
-    starts = np.maximum.accumulate(times) // PANE_MS * PANE_MS
-    found, counts = np.unique(starts[flagged], return_counts=True)
+    newest = np.maximum.accumulate(times)
+    is_scored = np.array([row.status is Status.OK for row in whole], dtype=np.bool_)
+    placed = newest[is_scored]
+    flagged = np.array([row.flagged for _, row in scored], dtype=np.bool_)
+    keys = tuple(sorted({row.key for _, row in scored}))
+    found, counts = np.unique(placed[flagged] // PANE_MS * PANE_MS, return_counts=True)
     return SegmentSummary(
         partition=name,
         base_offset=base,
         end_offset=base + len(rows) if end is None else end,
-        rows_by_status={Status.OK: len(rows)} if rows else {},
+        rows_by_status=Counter(row.status for row in whole),
         panes=count_panes(
-            times,
+            placed,
             np.array(p_values, dtype=np.float64),
             flagged,
             pane_ms=PANE_MS,
             keys=keys,
-            key=np.array([keys.index(row.key) for row in whole], dtype=np.int64),
+            key=np.array([keys.index(row.key) for _, row in scored], dtype=np.int64),
             one_per_pane=one_per_pane,
+        ),
+        images=count_images(
+            times,
+            np.array([STATUSES.index(row.status) for row in whole], dtype=np.int64),
+            pane_ms=PANE_MS,
+            kinds=len(STATUSES),
+        ),
+        unscored=tuple(
+            UnscoredImages(
+                *(time_ms // PANE_MS * PANE_MS, row.status, f"it is {row.status}", row.key, 1),
+                *(name, base + i, 0, row.time_ms, path),
+            )
+            for i, (row, time_ms) in enumerate(zip(whole, newest.tolist(), strict=True))
+            if row.status is not Status.OK
         ),
         max_event_time_ms=max((row.time_ms for row in whole), default=None),
         path=path,
@@ -120,6 +144,12 @@ def summary(
         examples=tuple(sorted(examples, key=lambda one: (one.ood_p_value, one.offset))[:5]),
         gap=gap,
     )
+
+
+def all_scored(times_ms: NDArray[np.int64], pane_ms: int) -> ImageCounts:
+    """Images that all have scores, by pane."""
+    kind = np.full(len(times_ms), STATUSES.index(Status.OK))
+    return count_images(times_ms, kind, pane_ms=pane_ms, kinds=len(STATUSES))
 
 
 def _p_value(row: Row, offset: int) -> float:
