@@ -174,7 +174,7 @@ def test_replay_gives_the_alerts_of_images_without_scores(tmp_path: Any, lives: 
     assert (reasons[0], reasons[-1]) == ("began", "ended")
     assert set(reasons[1:-1]) <= {"repeated"}
     assert told[0]["data"]["unscored"]["by_status"].keys() == {"unsupported"}
-    later, _ = replayed(store, unscored={"bound": 0.9})
+    later, _ = replayed(store, unscored=None)
     assert not [a for a in later if a.event["type"].startswith("io.nap-stream.unscored.")]
 
 

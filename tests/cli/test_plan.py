@@ -9,9 +9,11 @@ import yaml
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.planning.recorded import MAX_RECORDS
+from nap_stream.records import Status
 from nap_stream.settings.schema import MAX_WINDOW_RECORDS
 from tests.cli.program import Call
 from tests.planning.streams import calibration, independent, rows, sticky, write_log
+from tests.scored_log.builders import failed
 from tests.support.small_calibration import calibration_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -62,6 +64,8 @@ def test_the_plan_says_what_a_promise_costs(nap: Call, folder: Path, tmp_path: P
         "1.5x, 7.5 %",
         "5x, 25 %",
         "The window that sees each drift first",
+        "Images until the alert unscored-images",
+        "at most 1 % in order",
         "half as many false alarms",
         "twice as many calibration images",
         "█",
@@ -93,6 +97,10 @@ def test_the_plan_is_json_for_machines(nap: Call, folder: Path) -> None:
     assert fastest["detected"] == fastest["streams"] == 20
     assert 20 < fastest["mean"] < 200
     assert fastest["mean"] < document["delays"][3]["delays"][1]["mean"]
+    unscored = document["unscored"]
+    assert (unscored["bound"], unscored["run_length"]) == (0.01, 10_000)
+    assert [each["share"] for each in unscored["delays"]] == [1, 0.5, 0.1]
+    assert 2 < unscored["delays"][0]["mean"] < 10
     assert document["stretch"] is None
     assert document["warnings"] == []
 
@@ -128,6 +136,30 @@ def test_a_stretch_of_independent_records_is_in_order(
         "score-shift",
     ):
         assert text in ended.out
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_stretch_with_unreadable_images_is_warned_of(
+    nap: Call, made: Calibration, tmp_path: Path
+) -> None:
+    records = rows(independent(3_000).tolist())
+    spoilt = [
+        failed(record.origin, Status.TOMBSTONE if i % 100 == 99 else Status.CORRUPT)
+        if i % 20 == 19
+        else record
+        for i, record in enumerate(records)
+    ]
+    root = write_log(tmp_path / "log", spoilt, made.fingerprint)
+    config = configuration(tmp_path, pane_ms=500, expected_run_length=1e6)
+
+    ended = nap("plan", "--config", config, "--log", root, *QUICK)
+
+    assert "4.04 % of the images (corrupt 120), bound 1 %" in ended.out
+    assert "warning: 4.04 % of the images have no scores (corrupt 120)" in ended.err
+    lenient = configuration(
+        tmp_path, pane_ms=500, expected_run_length=1e6, unscored={"bound": 0.05}
+    )
+    assert "no scores" not in nap("plan", "--config", lenient, "--log", root, *QUICK).err
 
 
 @pytest.mark.usefixtures("folder")

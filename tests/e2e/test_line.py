@@ -19,7 +19,7 @@ from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
 from tests.support.images import write_images
-from tests.support.schemas import alert_schema
+from tests.support.schemas import alert_schema, unscored_schema
 from tests.support.topics import read_all, read_to_end, send
 from tests.support.waiting import wait_until
 
@@ -84,6 +84,7 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
         tmp_path / "monitor",
         calibration,
         log={"root": "log", "segment_max_age_s": 0.5, "headers": [HEADER]},
+        drift={"unscored": {"bound": 0.001}},
     )
     files = tmp_path / "files"
     write_images(files / "1-before", BEFORE)
@@ -237,10 +238,16 @@ def _assert_dead_letters(monitor: Monitor, specials: dict[tuple[int, int], Speci
 
 
 def _assert_alerts(monitor: Monitor) -> None:
-    events = [json.loads(r.value) for r in read_to_end(monitor.kafka, monitor.alert_topic)]
+    sent = [json.loads(r.value) for r in read_to_end(monitor.kafka, monitor.alert_topic)]
     validator = jsonschema.Draft202012Validator(alert_schema())
+    unscored = [event for event in sent if ".unscored." in event["type"]]
+    events = [event for event in sent if event not in unscored]
     for event in events:
         validator.validate(event)
+    # The special messages come before all others, and most of them cannot be scored.
+    for event in unscored:
+        jsonschema.validate(event, unscored_schema())
+    assert [event["data"]["reason"] for event in unscored] == ["began", "ended"]
     reasons = [event["data"]["reason"] for event in events]
     assert [reason for reason in reasons if reason != "escalated"] == ["began", "ended"]
     assert reasons[-1] == "ended"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.detection import Delay, p_value_shares
+from nap_stream.core.detection import Delay, p_value_shares, unscored_delay
 from nap_stream.core.panes import ClosedPane
-from nap_stream.drift.detectors import StreamDetectors
+from nap_stream.drift.detectors import EDetector, StreamDetectors
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect
 from nap_stream.planning.render import bars, delay_words, detector_name, drift_name
 from nap_stream.planning.request import PlanRequest, ask, count, factor, in_largest_unit
@@ -83,6 +83,42 @@ def test_all_is_looked_at(expectation: Expectation) -> None:
         "half as many false alarms",
         "twice as many calibration images",
     ]
+
+
+def test_unreadable_images_are_seen_the_sooner_the_more_there_are(expectation: Expectation) -> None:
+    assert [each.share for each in expectation.unscored] == [1.0, 0.5, 0.1]
+    means = [each.delay.mean for each in expectation.unscored]
+    # No sooner than the end of a pane.
+    assert means[0] == PANE
+    assert all(mean is not None for mean in means)
+    assert means == sorted(means, key=lambda mean: mean or 0)
+
+
+def test_the_delay_of_unreadable_images_is_that_of_the_monitor(asked: PlanRequest) -> None:
+    """Of the monitor's own detector, image by image."""
+    generator, delays = np.random.default_rng(3), []
+    for _ in range(40):
+        detector = EDetector(Detector.UNSCORED_IMAGES, [0.01], math.log(asked.plan.run_length))
+        for pane in range(200):
+            detector.push(50, np.array([0]), pane)
+        seen = 0
+        while not detector.active:
+            seen += 1
+            detector.push(1, np.array([int(generator.random() < 0.5)]), seen)
+        delays.append(seen)
+    simulated = unscored_delay(
+        0.01, 0.5, asked.plan.run_length, pane_records=1, generator=generator, runs=200
+    )
+    assert simulated.mean is not None
+    assert simulated.standard_error is not None
+    error = math.hypot(simulated.standard_error, stdev(delays) / math.sqrt(len(delays)))
+    assert abs(simulated.mean - mean(delays)) < 4 * error
+
+
+def test_a_share_within_the_bound_is_never_seen() -> None:
+    generator = np.random.default_rng(0)
+    found = unscored_delay(0.1, 0.1, 1e6, pane_records=10, generator=generator, runs=2)
+    assert found.blind
 
 
 def test_certainty_costs_delay_and_images_save_it(expectation: Expectation) -> None:
