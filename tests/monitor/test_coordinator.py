@@ -531,8 +531,7 @@ def test_health_wants_to_hear_of_every_worker() -> None:
 def test_a_stream_that_turns_unreadable_is_told_everywhere() -> None:
     sink, clock = FlakySink(), ManualClock(700)
     unreadable = [Row(200 + i, flagged=False, status=Status.CORRUPT) for i in range(400)]
-    sections = {"drift": {"stale_after_s": 0.3}}
-    with running(sink=sink, clock=clock, **sections) as coordinator:
+    with running(sink=sink, clock=clock, drift={"stale_after_s": 0.3}) as coordinator:
         for each in segments(0, [*CALM, *unreadable], [25] * 24):
             coordinator.submit(each)
         with capture_logs() as logs:

@@ -378,10 +378,10 @@ def test_the_first_minute_says_what_is_waited_for() -> None:
     begun = replace(status(), workers_expected=2, window_size=1_000)
     assert first_wait(begun) == "waiting for 2 of 2 workers to load the model"
     one, two = (told(f"worker-{n}", progress(n, 0, lag=0)) for n in range(2))
-    reported = {"workers_expected": 2, "window_size": 1_000}
-    loaded = replace(status(told("worker-0"), told("worker-1")), **reported)
+    heard = status(told("worker-0"), told("worker-1"))
+    loaded = replace(heard, workers_expected=2, window_size=1_000)
     assert first_wait(loaded) == "waiting to join the group"
-    joined = replace(status(one, two), **reported)
+    joined = replace(status(one, two), workers_expected=2, window_size=1_000)
     assert first_wait(joined) == "waiting for the first images"
     assert first_wait(replace(joined, max_lag=40)) == "scoring the first images"
     logged = replace(joined, rows_by_status={Status.OK: 25})
