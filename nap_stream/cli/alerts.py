@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 State = Literal["firing", "resolved", "gap"]
 """What an event of the alert topic can tell."""
 Severity = Literal["warning", "critical"]
-"""Of a drift alert."""
+"""Of an alert of drift, or of images without scores."""
 
 
 def alerts(
@@ -47,7 +47,7 @@ def alerts(
     ] = False,
     state: Annotated[State | None, typer.Option(help="Only alerts in this state.")] = None,
     severity: Annotated[
-        Severity | None, typer.Option(help="Only drift alerts of this severity.")
+        Severity | None, typer.Option(help="Only alerts of this severity, which gaps have not.")
     ] = None,
     key: Annotated[
         str | None, typer.Option(help="Only alerts of this key, such as a camera.")
