@@ -58,13 +58,25 @@ UNREADABLE: dict[str, tuple[Make, Status]] = {
 }
 
 
-def logged(make: Make, *, part: int = 1, good: int = GOOD, headers: Any = ()) -> Bench:
-    """A log of good images, then of others, of which one in ``part`` is what ``make`` gives."""
+def logged(
+    make: Make,
+    *,
+    part: int = 1,
+    good: int = GOOD,
+    headers: Any = (),
+    timestamp_ms: int | None = None,
+) -> Bench:
+    """A log of good images, then of others, of which one in ``part`` is what ``make`` gives.
+
+    The others have the time that is given, or else go on where the good ones end.
+    """
     topic = MemoryTopic("images", 2)
     for i in range(good + BAD):
         value = make(i) if i >= good and i % part == 0 else jpeg(i % 7)
         kept = headers if i >= good else ()
         time_ms = NOON_MS + i * SPACING_MS
+        if i >= good and timestamp_ms is not None:
+            time_ms = timestamp_ms
         topic.append(NAMES[i % 2], value, timestamp_ms=time_ms, headers=kept)
     decode = MessageDecoder(
         preprocessing=PreprocessingSettings(resize=None, crop=8),
@@ -132,6 +144,13 @@ def test_half_of_the_images() -> None:
     assert events[0]["data"]["since_onset"]["images"] <= 2 * stated(0.5) + A_PANE
     # It may begin with a pane in which fewer were so.
     assert [event["data"]["reason"] for event in events] in (["began"], ["began", "escalated"])
+
+
+@pytest.mark.parametrize("timestamp_ms", [0, NOON_MS - 3_600_000, NOON_MS + 30 * 86_400_000])
+def test_whatever_their_timestamps_say(timestamp_ms: int) -> None:
+    (event,) = alerts_of(logged(wrapped, timestamp_ms=timestamp_ms))
+    assert event["data"]["unscored"]["unscored"] >= 6
+    assert set(event["data"]["unscored"]["by_status"]) == {"unsupported"}
 
 
 def test_nothing_but_what_cannot_be_read() -> None:
