@@ -95,7 +95,7 @@ def test_a_run_length_that_makes_no_sense_is_named(text: str, got: str) -> None:
         parse_false_alarms(text)
 
 
-WINDOW, SEQUENTIAL, SHIFT = Detector
+WINDOW, SEQUENTIAL, SHIFT, _ = Detector
 WARNING, CRITICAL = Severity
 REPEAT_MS = 1_000
 

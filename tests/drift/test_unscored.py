@@ -270,7 +270,13 @@ def test_it_depends_on_the_rows_alone(seed: int) -> None:
         return verdicts(cut, used, rng)
 
     def told(found: list[UnscoredAlert]) -> list[object]:
-        return [(a.change, a.time_ms, a.share, a.since, a.reading, a.keys) for a in found]
+        return [
+            (
+                *(a.change, a.time_ms, a.share, a.since, a.reading, a.keys, a.window),
+                *((r.status, r.images, r.partition, r.offset) for r in (*a.reasons, *a.examples)),
+            )
+            for a in found
+        ]
 
     first, second = run(), run()
     assert Reason.BEGAN in reasons(first)
