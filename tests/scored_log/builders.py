@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from nap_stream.clock import Clock, ManualClock
-from nap_stream.records import Origin, Status, TopicPartition
+from nap_stream.records import Origin, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity, chain_start
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import SegmentFooter, from_metadata, merged_footer, segment_sha256
@@ -107,6 +107,16 @@ def chain(
         position = published.position
         paths.append(published.path)
     return paths
+
+
+def without_path(summary: SegmentSummary) -> SegmentSummary:
+    """A summary as it is wherever its segment stands."""
+    return replace(
+        summary,
+        path="",
+        examples=tuple(replace(each, segment="") for each in summary.examples),
+        unscored=tuple(replace(each, segment="") for each in summary.unscored),
+    )
 
 
 def of_version(content: bytes, version: str) -> bytes:

@@ -42,6 +42,7 @@ from tests.scored_log.builders import (
     failed,
     origin,
     scored,
+    without_path,
 )
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import read_footer, run_query, tail
@@ -494,7 +495,7 @@ def test_tail_and_summaries_see_the_merged_segments_one_by_one(store: SegmentSto
 
     def summaries(start: int, end: int) -> list[Any]:
         found = summarise_chain(store, CARS, start, end, SummaryShape(100, 2))
-        return [_without_path(each) for each in found]
+        return [without_path(each) for each in found]
 
     before = {at: summaries(*at) for at in ((0, 12), (4, 8), (4, 2**62), (10, 2**62), (12, 2**62))}
     starts = [tail(store, CARS, count) for count in range(8)]
@@ -503,11 +504,6 @@ def test_tail_and_summaries_see_the_merged_segments_one_by_one(store: SegmentSto
     assert {at: summaries(*at) for at in before} == before
     assert [tail(store, CARS, count) for count in range(8)] == starts
     assert [len(each) for each in before.values()] == [6, 2, 4, 1, 0]
-
-
-def _without_path(summary: Any) -> Any:
-    examples = tuple(dataclasses.replace(each, segment="") for each in summary.examples)
-    return dataclasses.replace(summary, path="", examples=examples)
 
 
 def test_tail_counts_no_leftover_twice(store: SegmentStore) -> None:

@@ -47,6 +47,7 @@ from tests.scored_log.builders import (
     origin,
     record_lists,
     scored,
+    without_path,
 )
 from tests.support.log_files import paths_in, read_footer
 from tests.support.memory_store import MemoryStore
@@ -112,18 +113,6 @@ def publish(
     return summaries
 
 
-def without_paths(summaries: Sequence[SegmentSummary]) -> list[SegmentSummary]:
-    return [
-        dataclasses.replace(
-            summary,
-            path="",
-            examples=tuple(dataclasses.replace(one, segment="") for one in summary.examples),
-            unscored=tuple(dataclasses.replace(one, segment="") for one in summary.unscored),
-        )
-        for summary in summaries
-    ]
-
-
 def entries(panes: PaneCounts) -> list[tuple[int, str, int, int]]:
     """(start, key, records, flagged) of each entry."""
     names = [panes.keys[number] for number in panes.key.tolist()]
@@ -157,7 +146,7 @@ def test_compaction_changes_no_summary_but_for_the_path(
     compact(store, clock=ManualClock(NOON_MS), limits=FileLimits(1_000, 2**30), today=date.max)
     merged = list(summarise_chain(store, CARS, 0, ALL, shape))
     assert {summary.path for summary in merged[:-1]} == {segment_path(CARS, 0)}
-    assert without_paths(merged) == without_paths(ours)
+    assert list(map(without_path, merged)) == list(map(without_path, ours))
 
 
 def closed_panes(summaries: Sequence[SegmentSummary], shape: SummaryShape) -> list[Any]:

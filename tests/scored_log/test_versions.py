@@ -45,6 +45,7 @@ from tests.scored_log.builders import (
     origin,
     record_lists,
     scored,
+    without_path,
 )
 from tests.support.log_files import read_footer, run_query
 from tests.support.memory_store import MemoryStore
@@ -220,8 +221,7 @@ def test_summaries_are_the_same_of_both(logs: Logs, compacted: bool) -> None:
 
     def summaries(store: SegmentStore) -> Iterator[Any]:
         for summary in summarise_chain(store, CARS, 0, 2 * COUNT, SummaryShape(100, 2)):
-            examples = tuple(dataclasses.replace(each, segment="") for each in summary.examples)
-            yield dataclasses.replace(summary, path="", examples=examples)
+            yield without_path(summary)
 
     expected = list(summaries(new))
     if compacted:
