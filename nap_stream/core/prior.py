@@ -1,8 +1,11 @@
 """The Neural Activation Prior of an image (arXiv 2402.18162), higher for in-distribution images.
 
 It is read from the feature map that enters global pooling, or, in a Vision Transformer, from the
-CLS token's attention in the last block.
+CLS token's attention in the last block. Where several maps reach the logits by poolings of their
+own, it is over the channels of all of them: the mean of their NAPs, weighted by channels.
 """
+
+from collections.abc import Sequence
 
 import torch
 
@@ -105,6 +108,52 @@ def cls_attention(
     directions = torch.einsum("nhe,hed->nhd", query, key_weight)
     attention = torch.softmax(directions @ x.transpose(1, 2), dim=2)
     return attention.mean(dim=1)[:, 1:]
+
+
+def row_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    queries: Sequence[int],
+    *,
+    scale: float | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of some tokens over all, averaged over heads and over these tokens.
+
+    softmax(q K^T · scale + mask) as ``torch.nn.functional.scaled_dot_product_attention`` computes
+    it inside (arXiv 1706.03762, equation 1), of the rows ``queries`` alone.
+
+    Args:
+        query: Any floating dtype, shape (N, heads, Q, d).
+        key: Shape (N, heads, T, d).
+        queries: Which of the Q rows.
+        scale: What the products are multiplied by; None for 1 / √d.
+        mask: Added to the logits, or, where it is boolean, false for what is left out; its shape
+            broadcasts to (N, heads, Q, T).
+
+    Returns:
+        float32, shape (N, T), computed in float32 whatever the dtypes.
+    """
+    rows = list(queries)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = query[:, :, rows].float() @ key.float().transpose(2, 3) * factor
+    if mask is not None:
+        picked = mask if mask.shape[-2] == 1 else mask[..., rows, :]
+        logits = (
+            logits.masked_fill(~picked, -torch.inf)
+            if mask.dtype == torch.bool
+            else logits + picked.float()
+        )
+    return torch.softmax(logits, dim=-1).mean(dim=(1, 2))
+
+
+def softmax_rows(logits: torch.Tensor, queries: Sequence[int]) -> torch.Tensor:
+    """Attention of some tokens over all, from the logits (N, heads, Q, T) of a model's softmax.
+
+    Returns:
+        float32, shape (N, T), averaged over heads and over the rows ``queries``.
+    """
+    return torch.softmax(logits[:, :, list(queries)].float(), dim=-1).mean(dim=(1, 2))
 
 
 def _check(

@@ -5,8 +5,8 @@ watching torch functions.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -16,8 +16,9 @@ from torch import nn
 
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
-from nap_stream.core.prior import attention_prior, cls_attention, nap
+from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.model.reading import Reader, reader_of
 from nap_stream.model.sites import (
     FeatureSite,
     FunctionCall,
@@ -26,18 +27,13 @@ from nap_stream.model.sites import (
     Take,
     Watched,
     is_compiled,
-    is_image_like,
     module_input,
-    module_output,
     plain_name,
     submodule,
 )
 
 T = TypeVar("T")
-Reader = AbstractContextManager[None] | Watched
 
-_MAP_DIMENSIONS = 4
-_TOKEN_DIMENSIONS = 3
 _MATRIX_DIMENSIONS = 2
 _NOT_REACHED = "the forward pass did not reach"
 _ONE_WAY = "The model must take the same way for every image"
@@ -105,12 +101,30 @@ def run_forward(
     with torch.inference_mode(), capture(module, site, _reduction(site, head), head) as captured:
         output = module(pixels)
     logits = require_logits(output, images=len(pixels), classes=classes).float()
-    if captured.value is None:
+    if len(captured.parts) < len(site.parts):
         raise FeatureMapError(f"{_NOT_REACHED} the feature map", str(site), _ONE_WAY)
     if head is not None and captured.features is None:
         raise ModelError(f"{_NOT_REACHED} the linear head", str(head), _ONE_WAY)
-    prior, means = captured.value
+    prior, means = _united([captured.parts[number] for number in range(len(site.parts))], site)
+    if len(prior) != len(pixels):
+        raise FeatureMapError(
+            f"the feature map has {len(prior)} rows for {len(pixels)} images", str(site), _ONE_WAY
+        )
     return Forward(logits, means if head is None else captured.features, prior)
+
+
+def _united(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]], site: FeatureSite
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """NAP over the channels of all parts, and their means by channel behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    channels = [part.shape[0] for part in site.parts]
+    weighted = [prior * count for (prior, _), count in zip(parts, channels, strict=True)]
+    means = [part for _, part in parts if part is not None]
+    with torch.inference_mode():
+        prior = torch.stack(weighted).sum(dim=0) / sum(channels)
+        return prior, torch.cat(means, dim=1) if means else None
 
 
 def _reduction(
@@ -226,13 +240,18 @@ def score_forward(seen: Forward, base_scores: BaseScores) -> BatchScores:
 
 @dataclass(slots=True)
 class Captured(Generic[T]):
-    """What ``reduce`` made of the map, and the head's input; None until they are reached.
+    """What ``reduce`` made of each part of a site, by its number, and the head's input.
 
-    ``features`` is a copy, float32, shape (N, D).
+    ``features`` is a copy, float32, shape (N, D); None until it is reached.
     """
 
-    value: T | None = None
+    parts: dict[int, T] = field(default_factory=dict)
     features: torch.Tensor | None = None
+
+    @property
+    def value(self) -> T | None:
+        """That of the first part; None until it is reached."""
+        return self.parts.get(0)
 
 
 @contextmanager
@@ -254,15 +273,20 @@ def capture(
     """
     captured: Captured[T] = Captured()
 
-    def keep_map(value: torch.Tensor) -> None:
-        captured.value = reduce(value)
+    def keep_part(part: int) -> Take:
+        def keep(value: torch.Tensor) -> None:
+            captured.parts[part] = reduce(value)
+
+        return keep
 
     def keep_features(value: torch.Tensor) -> None:
         captured.features = value
 
     compiled = is_compiled(model)
-    prior_reader = _attention_reader if site.kind == "cls_attention" else _map_reader
-    readers = [prior_reader(model, site, keep_map, compiled=compiled)]
+    readers = [
+        reader_of(model, part, keep_part(number), compiled=compiled)
+        for number, part in enumerate(site.parts)
+    ]
     if head is not None:
         readers.append(_head_reader(model, head, keep_features, compiled=compiled))
     watched = [reader for reader in readers if isinstance(reader, Watched)]
@@ -275,40 +299,6 @@ def capture(
         yield captured
 
 
-def _map_reader(model: nn.Module, site: FeatureSite, keep: Take, *, compiled: bool) -> Reader:
-    def take(value: Any) -> None:
-        if is_image_like(value) and value.shape[1] == site.shape[0]:
-            with torch.autocast(value.device.type, enabled=False):
-                keep(value)
-
-    if site.kind == "function_input":
-        return Watched(FunctionCall(str(site.function), site.call), _MAP_DIMENSIONS, take)
-    if compiled:
-        return Watched(_traced(site), _MAP_DIMENSIONS, take)
-    reader = module_input if site.kind == "module_input" else module_output
-    return reader(submodule(model, site.module), site.call, take)
-
-
-def _attention_reader(model: nn.Module, site: FeatureSite, keep: Take, *, compiled: bool) -> Reader:
-    attention = submodule(model, site.module)
-    assert isinstance(attention, nn.MultiheadAttention)
-    weight, bias, heads = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
-
-    def take(tokens: torch.Tensor) -> None:
-        with torch.autocast(tokens.device.type, enabled=False):
-            keep(cls_attention(tokens, weight, bias, heads))
-
-    def take_turned(tokens: torch.Tensor) -> None:
-        take(tokens.transpose(0, 1))
-
-    if compiled:
-        # The function takes (T, N, D), whatever the module's batch_first.
-        return Watched(_traced(site), _TOKEN_DIMENSIONS, take_turned)
-    # A function mode would switch torch's fast path off, and with it the last bits of the output.
-    taking = take if attention.batch_first else take_turned
-    return module_input(attention, site.call, taking, "query")
-
-
 def _head_reader(model: nn.Module, head: HeadSite, keep: Take, *, compiled: bool) -> Reader:
     def take(value: Any) -> None:
         if isinstance(value, torch.Tensor) and value.shape[1:] == (head.shape[1],):
@@ -317,14 +307,3 @@ def _head_reader(model: nn.Module, head: HeadSite, keep: Take, *, compiled: bool
     if compiled:
         return Watched(FunctionCall("linear", head.traced_call), _MATRIX_DIMENSIONS, take)
     return module_input(submodule(model, head.module), head.call, take)
-
-
-def _traced(site: FeatureSite) -> FunctionCall:
-    if site.traced is None:
-        raise FeatureMapError(
-            "no function takes this map first, so that a hook alone could read it, and hooks are "
-            "not called in a module under torch.compile",
-            str(site),
-            "Name another module in model.feature_layer, or use the model without torch.compile",
-        )
-    return site.traced

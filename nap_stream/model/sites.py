@@ -5,8 +5,8 @@ module, or by watching a torch function: hooks are not called in modules under `
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal, TypeGuard
 
@@ -42,15 +42,50 @@ class FunctionCall:
 
 
 @dataclass(frozen=True, slots=True)
+class MapLayout:
+    """How a map lies in its tensor. The default is (N, C, H, W), one row an image.
+
+    The tensor has so many ``dimensions``; ``channels`` and ``images`` are the axes of these, and
+    all others hold positions. The first ``skip`` positions are learned tokens and no part of the
+    image (CLS, registers). Of each image there are ``tiles`` rows, side by side, or, where
+    ``tiles_first``, those of all images for one tile after another. Their positions are read as
+    one map's.
+    """
+
+    dimensions: int = 4
+    channels: int = 1
+    images: int = 0
+    skip: int = 0
+    tiles: int = 1
+    tiles_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Which tokens an attention prior is of: the rows ``queries``, and patch tokens from ``first``.
+
+    The default is the first token as CLS, and all others as patches.
+    """
+
+    queries: tuple[int, ...] = (0,)
+    first: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureSite:
     """Where the prior is read in a forward pass, in terms that survive JSON.
 
-    ``kind`` says what is read: the map (N, C, H, W) that enters or leaves a module, the map that
-    enters a function, or, for ``cls_attention``, the CLS token's attention weights in an
-    ``nn.MultiheadAttention``. ``module`` is a dotted name; for ``function_input`` that of the
-    module whose forward pass calls ``function``, the model itself being the empty name. ``call``
-    counts from 0: the calls of the module, or all calls of the function on 4-D tensors, in one
-    forward pass. ``shape`` is (C, H, W), for attention (heads, 1, patch tokens).
+    ``kind`` says what is read: the map that enters or leaves a module, the map that enters a
+    function, or, for ``cls_attention``, the CLS token's attention weights in an
+    ``nn.MultiheadAttention``, or, where there is a ``function``, in a call of that
+    (``softmax`` or ``scaled_dot_product_attention``). ``module`` is a dotted name; for a function
+    that of the module whose forward pass calls it, the model itself being the empty name. ``call``
+    counts from 0: the calls of the module, or all calls of the function on tensors of as many
+    dimensions, in one forward pass. ``shape`` is (C, H, W), (C, 1, positions) where these do not
+    make a rectangle, for attention (heads, 1, patch tokens).
+
+    ``layout`` says how a map lies, ``tokens`` whose attention is read. ``also`` are other maps
+    that reach the logits beside this one: NAP is over the channels of all.
 
     ``traced`` is the function that takes the map first: how it is read in a compiled module,
     where hooks are not called. It follows from the rest, and so takes no part in equality.
@@ -62,16 +97,37 @@ class FeatureSite:
     call: int
     shape: tuple[int, int, int]
     traced: FunctionCall | None = field(default=None, compare=False)
+    layout: MapLayout = MapLayout()
+    tokens: TokenRows = TokenRows()
+    also: tuple["FeatureSite", ...] = ()
 
     def __str__(self) -> str:
+        return " and ".join(part.described() for part in self.parts)
+
+    def described(self) -> str:
+        """The place for people, without the other maps."""
         size = "x".join(str(side) for side in self.shape)
+        if self.kind == "cls_attention":
+            place = f"{self.function}() in {self.module}" if self.function else self.module
+            return f"CLS attention of {place}, call {self.call}, {size}"
         if self.kind == "function_input":
             owner = f" in {self.module}" if self.module else ""
-            return f"input of {self.function}(){owner}, call {self.call}, {size}"
-        if self.kind == "cls_attention":
-            return f"CLS attention of {self.module}, call {self.call}, {size}"
+            return f"input of {self.function}(){owner}, call {self.call}, {size}{self._laid_out()}"
         side = "input" if self.kind == "module_input" else "output"
-        return f"{side} of {self.module}, call {self.call}, {size}"
+        return f"{side} of {self.module}, call {self.call}, {size}{self._laid_out()}"
+
+    def _laid_out(self) -> str:
+        layout = self.layout
+        words = {(4, 1): "", (4, 3): "channels last"}
+        found = [words.get((layout.dimensions, layout.channels), "tokens")]
+        found += [f"{layout.tiles} rows an image"] if layout.tiles > 1 else []
+        said = ", ".join(word for word in found if word)
+        return f" ({said})" if said else ""
+
+    @property
+    def parts(self) -> tuple["FeatureSite", ...]:
+        """All places that are read, this one first."""
+        return (replace(self, also=()), *self.also) if self.also else (self,)
 
     @property
     def positions(self) -> int:
@@ -160,7 +216,10 @@ def first_argument(
     args: Sequence[Any], kwargs: Mapping[str, Any] | None, name: str = "input"
 ) -> Any:
     """Return what a call works on: its first argument, by position or by name."""
-    return args[0] if args else (kwargs or {}).get(name)
+    if args:
+        return args[0]
+    named = kwargs or {}
+    return named.get(name, named.get("query"))
 
 
 @contextmanager
@@ -191,11 +250,16 @@ def module_output(module: nn.Module, call: int, take: Take) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Watched:
-    """A call whose first argument ``take`` is given, a tensor of so many dimensions."""
+    """A call whose first argument ``take`` is given, a tensor of so many dimensions.
+
+    ``take_call`` is given all arguments, by position and by name; ``change`` replaces the result.
+    """
 
     call: FunctionCall
     dimensions: int
-    take: Take
+    take: Take | None = None
+    take_call: Callable[[Sequence[Any], Mapping[str, Any]], None] | None = None
+    change: Callable[[Any], Any] | None = None
     calls: int = 0
 
 
@@ -218,10 +282,20 @@ class FunctionInputs(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        self._watch(getattr(func, "__name__", None), first_argument(args, kwargs))
-        return func(*args, **(kwargs or {}))
+        reached = self._reached(getattr(func, "__name__", None), first_argument(args, kwargs))
+        for watched in reached:
+            if watched.take is not None:
+                watched.take(first_argument(args, kwargs))
+            if watched.take_call is not None:
+                watched.take_call(args, kwargs or {})
+        result = func(*args, **(kwargs or {}))
+        for watched in reached:
+            if watched.change is not None:
+                result = watched.change(result)
+        return result
 
-    def _watch(self, function: str | None, source: Any) -> None:
+    def _reached(self, function: str | None, source: Any) -> list[Watched]:
+        reached = []
         for watched in self._watched:
             if (
                 function == watched.call.function
@@ -229,8 +303,9 @@ class FunctionInputs(TorchFunctionMode):
                 and source.ndim == watched.dimensions
             ):
                 if watched.calls == watched.call.call:
-                    watched.take(source)
+                    reached.append(watched)
                 watched.calls += 1
+        return reached
 
 
 def head_parameters(model: nn.Module, head: HeadSite) -> tuple[torch.Tensor, torch.Tensor]:
@@ -339,50 +414,3 @@ def attention_site(
     shape = (module.num_heads, 1, tokens - 1)
     function = FunctionCall("multi_head_attention_forward", calls[1])
     return FeatureSite("cls_attention", name, None, calls[0], shape, function)
-
-
-def cls_alone_decides(
-    model: nn.Module, site: FeatureSite, head: HeadSite | None, batch: torch.Tensor
-) -> bool:
-    """Whether of an attention's output the first token alone reaches the classifier.
-
-    Measured: changing all other tokens must leave what enters the head as it is, bit for bit,
-    and changing the first must not. Where there is no linear head, the model's output is looked
-    at. Runs the model three times, eagerly, on a batch (N, 3, H, W).
-    """
-    attention = submodule(model, site.module)
-    assert isinstance(attention, nn.MultiheadAttention)
-
-    def run(changed: slice) -> Any:
-        features: list[torch.Tensor] = []
-        with ExitStack() as hooks:
-            hooks.enter_context(_changed_tokens(attention, site.call, changed))
-            if head is not None:
-                module = submodule(model, head.module)
-                hooks.enter_context(module_input(module, head.call, features.append))
-            output = model(batch)
-        # A head that is still all zeros hides what enters it.
-        return features[0] if features else output
-
-    plain = run(slice(0, 0))
-    return (
-        isinstance(plain, torch.Tensor)
-        and torch.equal(run(slice(1, None)), plain)
-        and not torch.equal(run(slice(0, 1)), plain)
-    )
-
-
-@contextmanager
-def _changed_tokens(attention: nn.MultiheadAttention, call: int, changed: slice) -> Iterator[None]:
-    calls = count()
-
-    def after(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        if next(calls) != call:
-            return None
-        tokens = output[0].clone()
-        part = tokens[:, changed] if attention.batch_first else tokens[changed]
-        part.mul_(-3).add_(1)
-        return tokens, output[1]
-
-    with attention.register_forward_hook(after):
-        yield

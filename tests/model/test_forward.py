@@ -51,9 +51,10 @@ def test_features_of_a_model_without_a_linear_head_are_the_means_of_its_map() ->
 def test_the_model_runs_once_and_keeps_nothing(network: str) -> None:
     model = by_name(network).eval()
     seen = probe(model, images())
+    site = choose_site(seen, None)
     passes = []
     handle = model.features[0].register_forward_hook(lambda *_: passes.append(1))
-    run_forward(model, choose_site(seen, None), seen.head, images(), classes=CLASSES)
+    run_forward(model, site, seen.head, images(), classes=CLASSES)
     handle.remove()
     assert passes == [1]
     for module in model.modules():

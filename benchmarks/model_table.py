@@ -1,0 +1,226 @@
+"""Where prior and head are found in the classifiers of torchvision, timm and Hugging Face.
+
+Run: `python -m benchmarks.model_table --out FOLDER [torchvision timm transformers]`, and
+`python -m benchmarks.model_table --write FOLDER` to make docs/models.md of what it found. Weights
+are random, since the places do not depend on them, and nothing is downloaded. What is read is
+checked against what the libraries themselves give: `forward_features`, `hidden_states`, attention
+maps. The names of the timm models stand in benchmarks/model_table.txt.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import model_table_hub as hub
+from nap_stream.core.prior import attention_prior, nap
+from nap_stream.errors import FeatureMapError
+from nap_stream.model.find import choose_site, probe
+from nap_stream.model.forward import capture, run_forward
+from nap_stream.model.sites import FeatureSite
+
+CLASSES = 10
+_LARGEST = 150_000_000
+_TOLERANCE = 1e-4
+_NAMES = Path(__file__).with_suffix(".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of a model: where it is read and how that was checked, or the refusal."""
+
+    library: str
+    model: str
+    side: int
+    kind: str
+    where: str
+    shape: str
+    head: str
+    checked: str
+    nap: float
+
+
+Truth = Callable[[torch.Tensor], Iterator[tuple[str, torch.Tensor]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model of a library: how it is built, its input's side, and what it says of its maps."""
+
+    library: str
+    model: str
+    side: int
+    module: nn.Module
+    truth: Truth
+
+
+def as_map(value: torch.Tensor, site: FeatureSite) -> Iterator[torch.Tensor]:
+    """A library's features as (N, C, positions), in each layout that they can have."""
+    channels, positions = site.shape[0], site.positions
+    for axis in range(1, value.ndim):
+        if value.shape[axis] == channels:
+            flat = value.movedim(axis, 1).flatten(2)
+            extra = flat.shape[2] - positions
+            if extra >= 0:
+                yield flat[:, :, extra:]
+                yield flat[:, :, : flat.shape[2] - extra]
+
+
+def close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors are the same but for rounding."""
+    if first.shape != second.shape:
+        return False
+    return bool((first - second).abs().max() <= _TOLERANCE * first.abs().max().clamp_min(1e-6))
+
+
+def checked(candidate: Candidate, site: FeatureSite, pixels: torch.Tensor) -> str:
+    """By which of a library's own outputs a site's map is confirmed; empty if by none."""
+    with torch.inference_mode():
+        with capture(candidate.module, site, torch.clone) as captured:
+            candidate.module(pixels)
+        said = list(candidate.truth(pixels))
+        found = []
+        for number, part in enumerate(site.parts):
+            read = captured.parts[number]
+            found.append(next((name for name, value in said if _is(read, value, part)), ""))
+    return found[0] if all(found) else ""
+
+
+def _is(read: torch.Tensor, value: torch.Tensor, site: FeatureSite) -> bool:
+    if site.kind == "cls_attention":
+        if value.ndim != 4:  # noqa: PLR2004  (N, heads, Q, T)
+            return False
+        rows = value[:, :, list(site.tokens.queries)].mean(dim=(1, 2))
+        return close(read, rows[:, site.tokens.first :])
+    flat = read.flatten(2)
+    if value.ndim == 2 and value.shape[1] == flat.shape[1]:  # noqa: PLR2004  pooled
+        return close(flat.mean(dim=2), value) or close(flat.amax(dim=2), value)
+    return any(close(flat, candidate) for candidate in as_map(value, site))
+
+
+def row_of(candidate: Candidate) -> Row:
+    """Find a candidate's prior, and check it."""
+    torch.manual_seed(0)
+    side, module = candidate.side, candidate.module.eval().requires_grad_(requires_grad=False)
+    pixels = torch.randn(2, 3, side, side)
+    seen = probe(module, pixels)
+    head = seen.head.module if seen.head else "none"
+    try:
+        site = choose_site(seen, None)
+    except FeatureMapError as error:
+        said = str(error)
+        return Row(candidate.library, candidate.model, side, "refused", said, "", head, "", 0.0)
+    how = checked(candidate, site, pixels)
+    with torch.inference_mode():
+        plain = module(pixels)
+    forward = run_forward(module, site, seen.head, pixels, classes=plain.shape[1])
+    if not torch.equal(forward.logits, plain.float()) or not forward.nap.isfinite().all():
+        raise ArithmeticError(f"{candidate.model}: the captures change the logits, or NAP is off")
+    size = "+".join("x".join(map(str, part.shape)) for part in site.parts)
+    kind = {3: "tokens", 4: "map"}.get(site.layout.dimensions, "map")
+    if site.kind == "cls_attention":
+        kind = "attention"
+    elif kind == "map" and site.layout.channels == 3:  # noqa: PLR2004  (N, H, W, C)
+        kind = "map, channels last"
+    nap_ = float(forward.nap[0])
+    return Row(candidate.library, candidate.model, side, kind, str(site), size, head, how, nap_)
+
+
+def torchvision_models() -> Iterator[Candidate]:
+    """All classifiers of torchvision but those of more than 150 million parameters."""
+    from torchvision import models  # noqa: PLC0415  one library at a time
+
+    for name in models.list_models(module=models):
+        with torch.device("meta"):
+            quick = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+            size = sum(p.numel() for p in models.get_model(name, **quick).parameters())
+        if size > _LARGEST:
+            print(f"skipped {name}: {size} parameters", file=sys.stderr)
+            continue
+        side = 299 if name == "inception_v3" else 224
+        module = models.get_model(name, num_classes=CLASSES, **quick)
+        with torch.no_grad():
+            for part in module.modules():
+                # A head of zeros would say the same of all images.
+                if isinstance(part, nn.Linear) and not part.weight.any():
+                    nn.init.normal_(part.weight)
+        yield Candidate("torchvision", name, side, module, hub.torchvision_truth(module))
+
+
+def timm_models() -> Iterator[Candidate]:
+    """The configurations of timm that stand in the list."""
+    import timm  # noqa: PLC0415  one library at a time
+
+    for name in _NAMES.read_text().split():
+        try:
+            module = timm.create_model(name, num_classes=CLASSES)
+        except Exception as error:  # noqa: BLE001  the list outlives a release
+            print(f"skipped {name}: {error!r}", file=sys.stderr)
+            continue
+        size = sum(p.numel() for p in module.parameters())
+        if size > _LARGEST:
+            print(f"skipped {name}: {size} parameters", file=sys.stderr)
+            continue
+        side = int(module.pretrained_cfg["input_size"][1])
+        yield Candidate("timm", name, side, module.eval(), hub.timm_truth(module))
+
+
+def transformers_models() -> Iterator[Candidate]:
+    """Architectures of transformers, built tiny from their configurations."""
+    for name, side, module in hub.tiny_transformers(CLASSES):
+        yield Candidate("transformers", name, side, module, hub.transformers_truth(module))
+
+
+LIBRARIES = {
+    "torchvision": torchvision_models,
+    "timm": timm_models,
+    "transformers": transformers_models,
+}
+
+
+def main() -> None:
+    """Run the libraries that are named, and write one JSON line a model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--only", default="")
+    parser.add_argument("libraries", nargs="*", default=list(LIBRARIES))
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if given.write:
+        from benchmarks.model_table_document import document  # noqa: PLC0415  only here
+
+        print(document(given.write), end="")
+        return
+    given.out.mkdir(parents=True, exist_ok=True)
+    for library in given.libraries:
+        with ExitStack() as stack:
+            file = stack.enter_context((given.out / f"{library}.jsonl").open("a"))
+            start = time.monotonic()
+            for candidate in LIBRARIES[library]():
+                if given.only and given.only not in candidate.model:
+                    continue
+                try:
+                    found: Any = asdict(row_of(candidate))
+                except Exception as error:  # noqa: BLE001  a fault is a row, not the end
+                    found = {"library": library, "model": candidate.model, "fault": repr(error)}
+                print(json.dumps(found), file=file, flush=True)
+                took = time.monotonic() - start
+                print(f"{took:6.0f} s {json.dumps(found)}", file=sys.stderr, flush=True)
+                gc.collect()
+
+
+_ = (attention_prior, nap)
+
+if __name__ == "__main__":
+    main()

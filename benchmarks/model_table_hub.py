@@ -1,0 +1,227 @@
+"""What torchvision, timm and transformers say themselves of their maps and attentions."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+Truth = Callable[[torch.Tensor], Iterator[tuple[str, torch.Tensor]]]
+
+
+def torchvision_truth(module: nn.Module) -> Truth:
+    """The output of `features`, or what enters the classifier's pooling, of each module."""
+
+    def truth(pixels: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        seen: list[tuple[str, torch.Tensor]] = []
+        with ExitStack() as hooks:
+            for name, part in module.named_modules():
+
+                def after(_part: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                    if isinstance(output, torch.Tensor) and output.ndim == 4:  # noqa: PLR2004
+                        seen.append((f"output of {name}", output.clone()))
+
+                if name in {"features", "layer4", "trunk_output", "conv5", "layers", "norm"}:
+                    hooks.enter_context(part.register_forward_hook(after))
+            module(pixels)
+        for name, value in reversed(seen):
+            yield name, value
+            yield f"ReLU of {name}", value.relu()
+
+    return truth
+
+
+def timm_truth(module: nn.Module) -> Truth:
+    """`forward_features`, `forward_head(pre_logits=True)`, and the attention with plain softmax."""
+
+    def truth(pixels: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        model: Any = module
+        features = model.forward_features(pixels)
+        for part in features if isinstance(features, tuple | list) else (features,):
+            if isinstance(part, torch.Tensor):
+                yield "forward_features", part
+        yield from _attentions(module, pixels)
+        try:
+            pooled = model.forward_head(features, pre_logits=True)
+        except Exception:  # noqa: BLE001  not all have one
+            return
+        if isinstance(pooled, torch.Tensor):
+            yield "forward_head", pooled
+
+    return truth
+
+
+def _attentions(module: nn.Module, pixels: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What enters each dropout of attention weights, last first, with fused attention off."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    seen: list[torch.Tensor] = []
+
+    def before(_part: nn.Module, args: tuple[Any, ...]) -> None:
+        weights = args[0]
+        seen.append(weights.clone() if weights.ndim == 4 else weights.unsqueeze(2))  # noqa: PLR2004
+
+    with ExitStack() as hooks:
+        for name, part in module.named_modules():
+            if name.endswith("attn_drop"):
+                hooks.enter_context(part.register_forward_pre_hook(before))
+        for attention in fused:
+            attention.fused_attn = False
+        try:
+            module(pixels)
+        finally:
+            for attention in fused:
+                attention.fused_attn = True
+    for weights in reversed(seen):
+        yield "attention weights", weights
+
+
+class Logits(nn.Module):
+    """A model of transformers, its logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Run the model on pixels (N, 3, H, W)."""
+        output = self.model(pixel_values=pixels)
+        logits: torch.Tensor = output.logits
+        return logits
+
+
+def transformers_truth(module: nn.Module) -> Truth:
+    """`attentions`, `hidden_states` and `last_hidden_state`, normed or not."""
+
+    def truth(pixels: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        model: Any = module.get_submodule("model")
+        try:
+            before = model.config._attn_implementation  # noqa: SLF001  no public name
+            model.set_attn_implementation("eager")
+            output = model(pixel_values=pixels, output_attentions=True)
+            for weights in reversed(output.attentions or ()):
+                if isinstance(weights, torch.Tensor) and weights.ndim == 4:  # noqa: PLR2004
+                    yield "attentions", weights
+            model.set_attn_implementation(before)
+        except Exception:  # noqa: BLE001, S110  not all have any
+            pass
+        body = next(
+            (part for name, part in model.named_children() if hasattr(part, "config")), None
+        )
+        if body is None:
+            return
+        output = body(pixel_values=pixels)
+        yield "last_hidden_state", output[0]
+        norms = [part for name, part in model.named_children() if "norm" in name]
+        for norm in norms:
+            yield "last_hidden_state, normed", norm(output[0])
+
+    return truth
+
+
+_TINY = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    image_size=64,
+    patch_size=8,
+)
+_PYRAMID = {"num_labels": 10}
+
+
+def tiny_transformers(classes: int) -> Iterator[tuple[str, int, nn.Module]]:
+    """Classifiers of transformers with small random weights: name, side, module."""
+    import transformers as hf  # noqa: PLC0415  heavy
+
+    tiny: Any = _TINY
+    stages: Any = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+    swin: Any = {**stages, "image_size": 64, "patch_size": 4}
+    text: Any = {name: tiny[name] for name in list(tiny)[:4]} | {"vocab_size": 100}
+    towers: Any = {"vision_config": tiny, "text_config": text}
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("ViTForImageClassification", "ViTConfig", tiny),
+        ("ViTMSNForImageClassification", "ViTMSNConfig", tiny),
+        ("DeiTForImageClassification", "DeiTConfig", tiny),
+        ("DeiTForImageClassificationWithTeacher", "DeiTConfig", tiny),
+        ("BeitForImageClassification", "BeitConfig", {**tiny, "out_indices": [1]}),
+        (
+            "BeitForImageClassification",
+            "BeitConfig",
+            {**tiny, "use_mean_pooling": False, "use_relative_position_bias": True},
+        ),
+        ("Data2VecVisionForImageClassification", "Data2VecVisionConfig", tiny),
+        ("Dinov2ForImageClassification", "Dinov2Config", tiny),
+        ("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", tiny),
+        ("IJepaForImageClassification", "IJepaConfig", tiny),
+        ("SiglipForImageClassification", "SiglipConfig", towers),
+        ("CLIPForImageClassification", "CLIPConfig", towers),
+        ("MetaClip2ForImageClassification", "MetaClip2Config", towers),
+        ("SwinForImageClassification", "SwinConfig", swin),
+        ("Swinv2ForImageClassification", "Swinv2Config", swin),
+        ("DonutSwinForImageClassification", "DonutSwinConfig", swin),
+        (
+            "HieraForImageClassification",
+            "HieraConfig",
+            {"image_size": [64, 64], "embed_dim": 16, "depths": [1, 1, 1, 1]},
+        ),
+        (
+            "ConvNextForImageClassification",
+            "ConvNextConfig",
+            {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+        ),
+        (
+            "ConvNextV2ForImageClassification",
+            "ConvNextV2Config",
+            {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+        ),
+        (
+            "ResNetForImageClassification",
+            "ResNetConfig",
+            {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+        ),
+        (
+            "RegNetForImageClassification",
+            "RegNetConfig",
+            {
+                "embedding_size": 8,
+                "hidden_sizes": [8, 16, 24, 32],
+                "depths": [1, 1, 1, 1],
+                "groups_width": 8,
+            },
+        ),
+        (
+            "BitForImageClassification",
+            "BitConfig",
+            {"embedding_size": 32, "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1]},
+        ),
+        ("EfficientNetForImageClassification", "EfficientNetConfig", {"width_coefficient": 0.5}),
+        ("MobileNetV1ForImageClassification", "MobileNetV1Config", {"depth_multiplier": 0.25}),
+        ("MobileNetV2ForImageClassification", "MobileNetV2Config", {"depth_multiplier": 0.25}),
+        ("MobileViTForImageClassification", "MobileViTConfig", {}),
+        ("MobileViTV2ForImageClassification", "MobileViTV2Config", {"width_multiplier": 0.5}),
+        (
+            "PoolFormerForImageClassification",
+            "PoolFormerConfig",
+            {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
+        ),
+        ("PvtForImageClassification", "PvtConfig", {"image_size": 64, "depths": [1, 1, 1, 1]}),
+        ("PvtV2ForImageClassification", "PvtV2Config", {"depths": [1, 1, 1, 1]}),
+        ("LevitForImageClassification", "LevitConfig", {}),
+        ("LevitForImageClassificationWithTeacher", "LevitConfig", {}),
+        ("CvtForImageClassification", "CvtConfig", {"embed_dim": [16, 48, 96]}),
+        ("SegformerForImageClassification", "SegformerConfig", {"depths": [1, 1, 1, 1]}),
+        ("SwiftFormerForImageClassification", "SwiftFormerConfig", {}),
+        ("FocalNetForImageClassification", "FocalNetConfig", {"image_size": 64, "embed_dim": 16}),
+        ("HGNetV2ForImageClassification", "HGNetV2Config", {}),
+        ("PPLCNetForImageClassification", "PPLCNetConfig", {}),
+        ("TextNetForImageClassification", "TextNetConfig", {}),
+    ]
+    fixed = {"LevitConfig": 224, "CvtConfig": 64, "MobileViTConfig": 128, "MobileViTV2Config": 128}
+    for number, (name, config, options) in enumerate(cases):
+        torch.manual_seed(number)
+        settings = getattr(hf, config)(**options, num_labels=classes)
+        model = getattr(hf, name)(settings).eval()
+        variant = " (CLS)" if options.get("use_mean_pooling") is False else ""
+        side = fixed.get(config, 64)
+        yield f"{name}{variant}", side, Logits(model)

@@ -1,0 +1,367 @@
+"""Where positions end on the way to the logits, and which map is read there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from nap_stream.model.layout import Layout, axis_of, role_of
+from nap_stream.model.sites import FeatureSite, MapLayout
+from nap_stream.model.trace import (
+    ACTIVATIONS,
+    ADAPTIVE_POOLINGS,
+    ATTENTIONS,
+    PICKING,
+    REDUCTIONS,
+    Node,
+    Trace,
+)
+
+_WINDOWED = frozenset({"avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "lp_pool2d"})
+_POOLINGS = ADAPTIVE_POOLINGS | _WINDOWED
+_FLATTENING = frozenset({"flatten", "reshape", "view"})
+_DENSE = frozenset({"linear", "addmm", "matmul", "conv2d", "conv1d"})
+_ATTENDING = frozenset({"matmul", "bmm", "einsum", "multi_head_attention_forward"}) | ATTENTIONS
+_NEUTRAL = frozenset(
+    {"dropout", "feature_dropout", "dropout2d", "contiguous", "clone", "to", "float", "half"}
+    | {"type", "type_as", "detach", "data", "alias", "nan_to_num", "bfloat16"}
+)
+_SCALING = frozenset({"mul", "rmul", "imul", "div", "truediv", "add", "radd", "sub", "rsub"})
+_CLAMPING = frozenset({"clamp", "clamp_min", "clip", "maximum"})
+_TRANSFORMS = (
+    _SCALING
+    | _CLAMPING
+    | frozenset(
+        {"pow", "rpow", "square", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "abs"}
+        | {"reciprocal", "neg", "absolute", "clamp_max", "sign", "sin", "cos"}
+    )
+)
+_MOVING = (
+    PICKING
+    | _NEUTRAL
+    | _FLATTENING
+    | {"permute", "transpose", "layer_norm", "cat", "unsqueeze", "squeeze", "rms_norm", "norm"}
+)
+_MAP_DIMENSIONS = 4
+
+EndKind = Literal["pooled", "flattened", "picked", "attended", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A call, at ``node``, after which nothing of a map's positions is left.
+
+    ``map`` is the node of the map, ``site`` where it is read, None where that is not known.
+    """
+
+    node: int
+    map: int
+    kind: EndKind
+    learned: bool
+    call: str
+    site: FeatureSite | None = None
+
+    def __str__(self) -> str:
+        return self.call
+
+
+def ends_of(trace: Trace) -> list[End]:
+    """All ends on the way to the logits, behind which there is no other map.
+
+    Where that way was lost, the ends that no later map depends on.
+    """
+    nodes = trace.nodes
+    found: dict[tuple[int, int], End] = {}
+    waiting, seen = _starts(trace), set[int]()
+    while waiting:
+        index = waiting.pop()
+        if index in seen:
+            continue
+        seen.add(index)
+        for parent in nodes[index].parents:
+            if nodes[parent].positional:
+                found[index, parent] = _end(trace, index, parent)
+            else:
+                waiting.append(parent)
+    return _without_repeats(list(found.values()))
+
+
+def _starts(trace: Trace) -> list[int]:
+    if trace.end is not None:
+        return [trace.end]
+    used = {parent for node in trace.nodes if node.positional for parent in node.parents}
+    return [
+        index
+        for index, node in enumerate(trace.nodes)
+        if not node.positional and index not in used and node.parents
+    ]
+
+
+def _without_repeats(ends: Sequence[End]) -> list[End]:
+    """Of an attention's several parents, and of one call's, what could be read."""
+    read = {end.node for end in ends if end.site is not None}
+    attended = {end.node for end in ends if end.kind == "attended"}
+    kept: dict[int, End] = {}
+    result = []
+    for end in ends:
+        if end.site is None and end.node in read:
+            continue
+        if end.node in attended and end.node in kept:
+            continue
+        kept[end.node] = end
+        result.append(end)
+    return result
+
+
+def poolings(trace: Trace) -> list[FeatureSite]:
+    """What enters each global pooling, of any number of positions, in order."""
+    found = []
+    for node in trace.nodes:
+        pools = node.name in _POOLINGS or (node.name in REDUCTIONS and node.reduced)
+        if pools and not node.positional and node.reads is not None and node.source is not None:
+            source = trace.nodes[node.source]
+            if len(source.shape) == _MAP_DIMENSIONS:
+                found.append(_placed(node.reads, source, MapLayout()))
+    return found
+
+
+def _end(trace: Trace, index: int, parent: int) -> End:
+    node, source = trace.nodes[index], trace.nodes[parent]
+    size = "x".join(map(str, source.shape[1:]))
+    plain = End(index, parent, "other", source.learned, f"{node.name}() of {size}")
+    if node.source == parent:
+        if found := map_end(trace, index):
+            return replace(plain, kind="pooled", map=found[0], site=found[1])
+        if node.name in PICKING and node.taken:
+            return replace(plain, kind="picked")
+        if found := _flattened(trace, index, parent):
+            return replace(plain, kind="flattened", map=found[0], site=found[1])
+    if node.name in _ATTENDING:
+        upstream = trace.upstream(index)
+        single = [one for one in trace.attentions if one.queries == 1 and one.node in upstream]
+        if single:
+            return replace(plain, kind="attended")
+    return plain
+
+
+def map_end(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
+    """The map that a pooling call takes, and where it is read; None for another call."""
+    node = trace.nodes[index]
+    if node.source is None:
+        return None
+    parent = node.source
+    layout = _pooled_layout(node, trace.nodes[parent])
+    if layout is None:
+        return None
+    index, parent, layout = _before_reductions(trace, index, parent, layout)
+    index, parent = _before_weights(trace, index, parent, layout)
+    index, parent = _before_transforms(trace, index, parent)
+    reads = trace.nodes[index].reads
+    if reads is None:
+        return None
+    return parent, _placed(reads, trace.nodes[parent], layout)
+
+
+def _pooled_layout(node: Node, source: Node) -> MapLayout | None:
+    """How the map lies of which a call takes all positions of each channel together."""
+    dimensions = len(source.shape)
+    images = _images_axis(source.layout)
+    if node.name in _POOLINGS:
+        return MapLayout(dimensions, 1 if dimensions > 2 else 0, images)  # noqa: PLR2004  a map
+    if node.name not in REDUCTIONS or not node.reduced:
+        return None
+    left = [axis for axis in range(dimensions) if axis not in {*node.reduced, images}]
+    wide = [axis for axis in left if source.shape[axis] > 1] or left
+    if len(wide) != 1 or images in node.reduced:
+        return None
+    roles = role_of(source.layout[wide[0]]) if source.layout is not None else "channels"
+    if roles != "channels" and source.shape[wide[0]] > 1:
+        return None
+    return MapLayout(dimensions, wide[0], images)
+
+
+def _images_axis(layout: Layout | None) -> int:
+    for index, axis in enumerate(layout or ()):
+        if any(role == "images" for role, _ in axis):
+            return index
+    return 0
+
+
+def layout_of(node: Node) -> MapLayout | None:
+    """How a map lies whose one axis of channels is known."""
+    channels = axis_of(node.layout, "channels") if node.layout is not None else None
+    if channels is None:
+        return None
+    return MapLayout(len(node.shape), channels, _images_axis(node.layout))
+
+
+def _before_reductions(
+    trace: Trace, index: int, parent: int, layout: MapLayout
+) -> tuple[int, int, MapLayout]:
+    """Where positions are taken together by one axis after another: before the first."""
+    while True:
+        node = trace.nodes[parent]
+        if not (node.name in REDUCTIONS and node.reduced) or node.source is None:
+            return index, parent, layout
+        before = layout_of(trace.nodes[node.source])
+        if before is None or before.channels in node.reduced:
+            return index, parent, layout
+        index, parent, layout = parent, node.source, before
+
+
+def _before_weights(trace: Trace, index: int, parent: int, layout: MapLayout) -> tuple[int, int]:
+    """Where positions are summed by weights that all channels share: the map without these."""
+    node = trace.nodes[parent]
+    if trace.nodes[index].name != "sum" or node.name != "mul" or node.source is None:
+        return index, parent
+    weights = [trace.nodes[other] for other in node.parents if other != node.source]
+    same = trace.nodes[node.source].shape == node.shape
+    shared = [w for w in weights if w.shape[layout.channels : layout.channels + 1] == (1,)]
+    if same and len(weights) == 1 and len(shared) == 1:
+        return parent, node.source
+    return index, parent
+
+
+def _before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
+    """The activations before element-wise transforms, and the call that reads them.
+
+    The first element-wise function after a layer is its activation, where it is known as one;
+    whatever follows it is a transform. A constant factor is part of the layer.
+    """
+    chain: list[int] = []
+    place = parent
+    while (source := trace.nodes[place].source) is not None and _is_elementwise(trace, place):
+        chain.append(place)
+        place = source
+    chain.reverse()
+    functions = [place for place in chain if trace.nodes[place].name not in _NEUTRAL]
+    while functions and trace.nodes[functions[0]].name in _SCALING:
+        functions.pop(0)
+    if not functions:
+        return index, parent
+    first = trace.nodes[functions[0]].name
+    if first in ACTIVATIONS or (first in _CLAMPING and len(functions) == 1):
+        functions.pop(0)
+    if not functions:
+        return index, parent
+    reader = functions[0]
+    source = trace.nodes[reader].source
+    assert source is not None
+    return reader, source
+
+
+def _is_elementwise(trace: Trace, place: int) -> bool:
+    node = trace.nodes[place]
+    assert node.source is not None
+    single = node.operands == 1 and len(node.parents) == 1
+    known = node.name in _TRANSFORMS or node.name in ACTIVATIONS or node.name in _NEUTRAL
+    return (
+        known
+        and (single or node.name == "prelu")
+        and (trace.nodes[node.source].shape == node.shape)
+    )
+
+
+def _flattened(trace: Trace, index: int, parent: int) -> tuple[int, FeatureSite] | None:
+    """The map that is flattened into a linear function, or covered by a convolution's kernel."""
+    node = trace.nodes[index]
+    if node.name.startswith("conv"):
+        layout = layout_of(trace.nodes[parent])
+        if layout is None or node.reads is None:
+            return None
+        return parent, _placed(node.reads, trace.nodes[parent], layout)
+    place = index if node.name in _FLATTENING else parent
+    if node.name not in _DENSE | _FLATTENING:
+        return None
+    while trace.nodes[place].name not in _FLATTENING:
+        source = trace.nodes[place].source
+        if source is None or trace.nodes[source].shape != trace.nodes[place].shape:
+            return None
+        place = source
+    flat = trace.nodes[place]
+    if flat.source is None or flat.reads is None:
+        return None
+    before = trace.nodes[flat.source]
+    reads, source, found = flat.reads, flat.source, before
+    if before.name in ADAPTIVE_POOLINGS and before.source is not None and before.reads is not None:
+        # What an adaptive pooling repeats to its fixed size is seen in its input alone.
+        reads, source, found = before.reads, before.source, trace.nodes[before.source]
+    layout = layout_of(found)
+    if layout is None or not found.positional:
+        return None
+    return source, _placed(reads, found, layout)
+
+
+def _placed(reads: FeatureSite, source: Node, layout: MapLayout) -> FeatureSite:
+    return replace(reads, shape=_shape(source, layout), layout=layout)
+
+
+def _shape(source: Node, layout: MapLayout) -> tuple[int, int, int]:
+    rest = [
+        size
+        for axis, size in enumerate(source.shape)
+        if axis not in {layout.images, layout.channels}
+    ]
+    channels = source.shape[layout.channels]
+    if len(rest) == 2:  # noqa: PLR2004  height and width
+        return channels, rest[0], rest[1]
+    positions = 1
+    for size in rest:
+        positions *= size
+    return channels, 1, positions
+
+
+def named_map(trace: Trace, site: FeatureSite, node: int) -> tuple[FeatureSite | None, str]:
+    """The site of a module's input or output with its layout, or why it is no map."""
+    found = trace.nodes[node]
+    if not found.positional:
+        return None, ""
+    size = "x".join(map(str, found.shape[1:]))
+    layout = layout_of(found)
+    side = "input" if site.kind == "module_input" else "output"
+    if layout is None:
+        return None, (
+            f"the {side} of this module ({size}) has no one axis of channels, as heads x tokens x "
+            "width or windows have none"
+        )
+    if not found.learned and trace.attentions:
+        return None, f"the {side} of this module ({size}) is pixels"
+    upstream = set() if trace.end is None else trace.upstream(trace.end)
+    if upstream and node not in upstream:
+        return None, f"the {side} of this module ({size}) does not reach the logits"
+    if not found.activated and trace.attentions:
+        return None, (
+            f"the {side} of this module ({size}) is a linear map of the pixels, a patch embedding"
+        )
+    return _placed(site, found, layout), ""
+
+
+def picked_tokens(trace: Trace, end: End) -> tuple[int, ...]:
+    """Which tokens of the last attention an end picks, by their numbers there."""
+    node = trace.nodes[end.node]
+    tokens = node.taken or (0,)
+    place = node.source
+    while place is not None:
+        node = trace.nodes[place]
+        if node.name in PICKING and node.taken:
+            tokens = tuple(node.taken[token] for token in tokens if token < len(node.taken))
+        elif node.name not in _MOVING:
+            break
+        place = node.source
+    return tokens
+
+
+def shares_source(trace: Trace, end: End, ends: Sequence[End]) -> bool:
+    """Whether an end is of the same tensor as one of others, picked apart or normed."""
+    origins = _origins(trace, end.map)
+    return any(origins & _origins(trace, other.map) for other in ends)
+
+
+def _origins(trace: Trace, place: int) -> set[int]:
+    found = {place}
+    waiting = [place]
+    while waiting:
+        node = trace.nodes[waiting.pop()]
+        if node.name in _MOVING:
+            found.update(node.parents)
+            waiting.extend(node.parents)
+    return found
