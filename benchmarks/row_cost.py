@@ -30,7 +30,7 @@ from benchmarks.throughput_line import PROJECT, Line, run_peer
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import base_scores_of
 from nap_stream.clock import SystemClock
-from nap_stream.decode import ARROW_STREAM
+from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.model.execution import computing
 from nap_stream.model.lane import open_lane
 from nap_stream.model.load import load_model

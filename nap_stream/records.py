@@ -26,6 +26,10 @@ class Status(StrEnum):
     CORRUPT = "corrupt"
     BAD_BATCH = "bad_batch"
     NOT_FINITE = "not_finite"
+    BAD_MESSAGE = "bad_message"
+    NOT_ALLOWED = "not_allowed"
+    MISSING = "missing"
+    FETCH_FAILED = "fetch_failed"
 
 
 class Disagreement(StrEnum):
@@ -119,18 +123,41 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedJpeg:
-    """A JPEG within the limits whose pixels its device will decode."""
+    """A JPEG within the limits whose pixels its device will decode.
+
+    ``payload`` is the message's value where the JPEG was only a part of it, or is elsewhere.
+    """
 
     data: bytes
     origin: Origin
     sha256: str
     width: int
     height: int
+    payload: bytes | None = None
 
     @property
     def nbytes(self) -> int:
         """What it takes in memory while it waits."""
-        return len(self.data)
+        return len(self.data) + len(self.payload or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One image of a message, as a reader chain found it; or why it found none.
+
+    ``data`` are the image's bytes, null where ``status`` is not ok; ``error`` says why then.
+    ``key`` takes the place of the message's where ``has_key``. ``event_time_ms`` is null where the
+    message's timestamp stands. ``source_uri`` is the reference that the bytes were fetched from,
+    without what may be secret in it; null where there was none.
+    """
+
+    data: bytes | None
+    status: Status = Status.OK
+    error: str | None = None
+    key: bytes | None = None
+    has_key: bool = False
+    event_time_ms: int | None = None
+    source_uri: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

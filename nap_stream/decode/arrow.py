@@ -8,13 +8,12 @@ read in place, so memory stays bounded by the message.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
 from nap_stream.decode.picture import Refusal, describe
-from nap_stream.records import Status
+from nap_stream.records import SourceImage, Status
 from nap_stream.settings.schema import LimitSettings
 
 ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
@@ -29,22 +28,6 @@ _MESSAGE_HEADER_SLOT = 8
 _RECORD_BATCH_COMPRESSION_SLOT = 10
 
 
-@dataclass(frozen=True, slots=True)
-class BatchItem:
-    """One image of a message. ``event_time_ms`` is None where the column is absent or null.
-
-    ``has_key`` says that it has a key of its own, in place of the message's; None is no key.
-    ``source_uri`` says where it was fetched from, without credentials; None if it was in the
-    message itself.
-    """
-
-    image: bytes | None
-    key: bytes | None
-    has_key: bool
-    event_time_ms: int | None
-    source_uri: str | None = None
-
-
 class _BatchError(Exception):
     """The stream is not what is expected."""
 
@@ -53,7 +36,7 @@ class _BatchError(Exception):
         self.status = status
 
 
-def read_batch(value: bytes, limits: LimitSettings) -> tuple[BatchItem, ...] | Refusal:
+def read_batch(value: bytes, limits: LimitSettings) -> tuple[SourceImage, ...] | Refusal:
     """Read the rows of an Arrow IPC stream. Never raises for what the bytes hold.
 
     Returns:
@@ -70,7 +53,7 @@ def read_batch(value: bytes, limits: LimitSettings) -> tuple[BatchItem, ...] | R
     return rows or Refusal(Status.EMPTY, "the Arrow IPC stream has no rows")
 
 
-def _rows(value: bytes, max_rows: int) -> Iterator[BatchItem]:
+def _rows(value: bytes, max_rows: int) -> Iterator[SourceImage]:
     _check_messages(value)
     fields = _fields(pa.ipc.open_stream(value).schema)
     options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=sorted(fields.values()))
@@ -88,7 +71,7 @@ def _rows(value: bytes, max_rows: int) -> Iterator[BatchItem]:
         yield from _items(batch, has_key="key" in fields)
 
 
-def _items(batch: pa.RecordBatch, *, has_key: bool) -> Iterator[BatchItem]:
+def _items(batch: pa.RecordBatch, *, has_key: bool) -> Iterator[SourceImage]:
     names = batch.schema.names
     absent = [None] * batch.num_rows
     images = batch.column("image").to_pylist()
@@ -96,7 +79,7 @@ def _items(batch: pa.RecordBatch, *, has_key: bool) -> Iterator[BatchItem]:
     times = _times_ms(batch.column("event_time")) if "event_time" in names else absent
     for image, key, time_ms in zip(images, keys, times, strict=True):
         encoded = key.encode() if isinstance(key, str) else key
-        yield BatchItem(image, encoded, has_key, time_ms)
+        yield SourceImage(image, key=encoded, has_key=has_key, event_time_ms=time_ms)
 
 
 def _times_ms(column: Any) -> list[int | None]:

@@ -2,11 +2,12 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
-from nap_stream.decode.arrow import ARROW_STREAM, BatchItem, read_batch
+from nap_stream.decode.arrow import ARROW_STREAM, read_batch
 from nap_stream.decode.image import DEFAULT_PREPROCESSING, decode_image
 from nap_stream.decode.picture import Picture, Refusal
 from nap_stream.jpeg import Undecoded, undecoded_jpeg
@@ -17,6 +18,7 @@ from nap_stream.records import (
     FailedImage,
     Message,
     Origin,
+    SourceImage,
     Status,
 )
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
@@ -36,6 +38,7 @@ def decode_message(
     preprocessing: PreprocessingSettings = DEFAULT_PREPROCESSING,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
     leaves_jpegs: bool = False,
+    read: Callable[[Message], tuple[SourceImage, ...]] | None = None,
 ) -> DecodedRows:
     """Decode the images of a message. Never raises for what the message holds.
 
@@ -47,16 +50,18 @@ def decode_message(
     since the epoch. ``kept_headers`` names the message headers that go with each row, as spelt.
     ``at_least`` and ``preprocessing`` are those of `decode_image`. ``prepare`` is applied to the
     pixels of each image before the next one is decoded. Where it ``leaves_jpegs``, those that
-    `undecoded_jpeg` finds are checked and not decoded.
+    `undecoded_jpeg` finds are checked and not decoded. ``read`` finds the images of other messages
+    than batches; without it a message's value is its image.
 
     Returns:
         One row for each image, at least one. The payload of a failed row is the image's bytes,
-        or the whole value where the message as such was refused.
+        or the whole value where the message as such was refused, or read.
     """
     headers = tuple(header for header in message.headers if header[0] in kept_headers)
     key, value = message.key, message.value
     repeated = len(key or b"") + sum(len(name) + len(data or b"") for name, data in headers)
-    found: Picture | Refusal | Undecoded | tuple[BatchItem, ...]
+    found: Picture | Refusal | Undecoded | tuple[SourceImage, ...]
+    payload = None
 
     def decode(data: bytes | None) -> Picture | Refusal | Undecoded:
         left = undecoded_jpeg(data, limits) if leaves_jpegs else None
@@ -76,16 +81,20 @@ def decode_message(
         )
     elif value and _is_batch(message):
         found = read_batch(value, limits)
+    elif read is not None:
+        found, payload = read(message), value
     else:
         found = decode(value)
     rows = _Rows(message, headers, ingest_time_ms, prepare)
     if not isinstance(found, tuple):
-        rows.add(key, _event_time(message.timestamp_ms, ingest_time_ms), value, found)
+        time_ms = _event_time(message.timestamp_ms, ingest_time_ms)
+        rows.add(SourceImage(value, key=key, event_time_ms=time_ms), found)
         return rows.whole()
     for item in found:
         own_key = item.key if item.has_key else key
         time_ms = _event_time(item.event_time_ms, message.timestamp_ms, ingest_time_ms)
-        rows.add(own_key, time_ms, item.image, decode(item.image), item.source_uri)
+        image = Refusal(item.status, item.error) if item.error else decode(item.data)
+        rows.add(replace(item, key=own_key, event_time_ms=time_ms), image, payload)
     return rows.whole()
 
 
@@ -107,14 +116,16 @@ class _Rows:
 
     def add(
         self,
-        key: bytes | None,
-        time_ms: int,
-        data: bytes | None,
+        image: SourceImage,
         found: Picture | Refusal | Undecoded,
-        source_uri: str | None = None,
+        payload: bytes | None = None,
     ) -> None:
-        """Append the row of an image, ``data`` as it came."""
+        """Append the row of an image with its key and event time, and what became of its bytes.
+
+        ``payload`` is what a dead letter holds, where that is not the image.
+        """
         message, index, ingest_ms = self._message, len(self._rows), self._ingest_time_ms
+        data, key, time_ms = image.data, image.key, image.event_time_ms or 0
         sha256 = hashlib.sha256(data).hexdigest() if data else None
         status, error, warning = Status.OK, None, None
         size = found.width, found.height
@@ -128,17 +139,18 @@ class _Rows:
         if isinstance(found, Undecoded):
             assert data is not None
             assert sha256 is not None
-            self._pixels.append(EncodedJpeg(data, origin, sha256, found.width, found.height))
+            jpeg = EncodedJpeg(data, origin, sha256, found.width, found.height, payload)
+            self._pixels.append(jpeg)
         elif isinstance(found, Refusal):
             status, error = found.status, found.error
             self._failed.append(
-                FailedImage(origin, status, error, data, sha256, *size, found.format)
+                FailedImage(origin, status, error, payload or data, sha256, *size, found.format)
             )
         times = time_ms, ingest_ms
         # In the order of IMAGE_COLUMNS.
         head = message.offset, index, key, *times, status, error
         of_file = *size, found.format, sha256
-        self._rows.append((*head, *of_file, self._headers, warning, source_uri))
+        self._rows.append((*head, *of_file, self._headers, warning, image.source_uri))
 
     def whole(self) -> DecodedRows:
         """All of them."""

@@ -18,6 +18,7 @@ from nap_stream.clock import Clock, StopRequest
 from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
 from nap_stream.errors import ModelError
 from nap_stream.feed import on_cpu
+from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import Execution, require_execution
 from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import LoadedModel, choose_device, load_model
@@ -160,12 +161,16 @@ def open_line(
 
     ``calibration`` is of the model ``loaded``; ``writer_id`` is what segments name.
     """
+    reader = open_reader(settings.messages, settings.limits, clock=clock)
     decode = MessageDecoder(
         preprocessing=settings.model.preprocessing,
         limits=settings.limits,
         kept_headers=settings.log.headers,
         clock=clock,
+        read=reader,
+        decode_threads=threads.decoding,
     )
+    fetch = settings.messages.fetch
     decode_on_cpu = partial(
         on_cpu, limits=settings.limits, preprocessing=settings.model.preprocessing
     )
@@ -192,7 +197,7 @@ def open_line(
         scores,
         batch_size=settings.worker.batch_size,
         linger_s=settings.worker.linger_ms / 1000,
-        decode_threads=threads.decoding,
+        decode_threads=max(threads.decoding, fetch.threads if fetch else 0),
         max_decoded_images=settings.worker.max_in_hand_images,
         max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
         clock=clock,
@@ -211,8 +216,12 @@ def open_line(
             clock=clock,
             counters=counters,
             resume_from=settings.kafka.resume_from,
+            reading_waits_for=lambda: reader.waiting_for if reader else None,
         )
     finally:
+        if reader is not None:
+            # First, so that nobody waits any longer in the threads that the stage ends.
+            reader.close()
         stage.close()
 
 

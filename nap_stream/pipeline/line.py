@@ -37,7 +37,8 @@ class WorkerLine:
 
     Where a log or a dead-letter topic takes nothing, the line fetches nothing for any of its
     partitions, goes on polling, so that it stays a member of the group, tries again with backoff
-    and says in its reports what it waits for.
+    and says in its reports what it waits for. ``reading_waits_for`` tells what those wait for who
+    read messages.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class WorkerLine:
         clock: Clock,
         counters: WorkerCounters,
         resume_from: ResumeFrom = "log",
+        reading_waits_for: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._stage, self._reporter = stage, reporter
         self._log_settings, self._worker = log_settings, worker_settings
@@ -61,7 +63,7 @@ class WorkerLine:
         self._publisher = Publisher(
             log, dead_letters, reporter, summarise, counters=counters, clock=clock
         )
-        self._waiting = Waiting(clock)
+        self._waiting, self._reading_waits_for = Waiting(clock), reading_waits_for
         self._partitions: dict[TopicPartition, Partition] = {}
         self._epoch = 0
         self._paused = False
@@ -383,7 +385,7 @@ class WorkerLine:
             self._clock.now_ms(),
             tuple(self._progress(partition) for partition in owned),
             idle=idle,
-            waiting_for=self._waiting.text or self._broker.text,
+            waiting_for=self._waiting.text or self._broker.text or self._reading_waits_for(),
             time_parts=self._stage.time_parts(),
         )
         self._reporter.report(report)

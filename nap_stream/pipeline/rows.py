@@ -3,7 +3,9 @@
 From decoding on, images are columns: what is known of them is laid out as Arrow rows once a batch.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -25,6 +27,7 @@ from nap_stream.records import (
     EncodedJpeg,
     FailedImage,
     Message,
+    SourceImage,
     Status,
 )
 from nap_stream.scored_log.format import rows_of, storable_text
@@ -34,6 +37,8 @@ Image = torch.Tensor | EncodedJpeg
 ScoreImages = Callable[[Sequence[Image], Callable[[EncodedJpeg], torch.Tensor | None]], BatchScores]
 """At least one image → their scores, in order. See `nap_stream.model.lane.Lane`."""
 DecodeOnCpu = Callable[[bytes], torch.Tensor | Refusal]
+ReadMessage = Callable[[Message], tuple[SourceImage, ...]]
+"""A message → its images' bytes. See `nap_stream.messages.reader.MessageReader`."""
 
 _NOT_FINITE = "the model's activations or logits are not finite for this image"
 
@@ -41,7 +46,9 @@ _NOT_FINITE = "the model's activations or logits are not finite for this image"
 class MessageDecoder:
     """Decodes messages to images of the model's input size, in any number of threads.
 
-    ``kept_headers`` are the message headers that rows keep.
+    ``kept_headers`` are the message headers that rows keep. ``read`` finds the images of messages
+    that are not images themselves. It may wait, in more threads than ``decode_threads``: so many
+    decode at once.
     """
 
     def __init__(
@@ -51,12 +58,29 @@ class MessageDecoder:
         limits: LimitSettings,
         kept_headers: tuple[str, ...],
         clock: Clock,
+        read: ReadMessage | None = None,
+        decode_threads: int = 1,
     ) -> None:
         self._preprocessing, self._limits = preprocessing, limits
-        self._kept_headers, self._clock = kept_headers, clock
+        self._kept_headers, self._clock, self._read = kept_headers, clock, read
+        self._turns = threading.Semaphore(decode_threads)
 
     def __call__(self, message: Message) -> DecodedRows:
         """A message's images, one a row."""
+        if self._read is None:
+            return self._decoded(message, None)
+        with self._turns:
+            return self._decoded(message, partial(self._read_meanwhile, self._read))
+
+    def _read_meanwhile(self, read: ReadMessage, message: Message) -> tuple[SourceImage, ...]:
+        """Read, and leave the turn to decode to others for so long."""
+        self._turns.release()
+        try:
+            return read(message)
+        finally:
+            self._turns.acquire()
+
+    def _decoded(self, message: Message, read: ReadMessage | None) -> DecodedRows:
         return decode_message(
             message,
             self._limits,
@@ -66,6 +90,7 @@ class MessageDecoder:
             preprocessing=self._preprocessing,
             prepare=self._prepare,
             leaves_jpegs=self._preprocessing.jpeg_decoder == "nvjpeg",
+            read=read,
         )
 
     def _prepare(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -155,8 +180,9 @@ def _failed(part: DecodedRows, refused: Mapping[EncodedJpeg, Refusal]) -> Iterat
     for image in part.pixels:
         if isinstance(image, EncodedJpeg) and (refusal := refused.get(image)) is not None:
             size = image.width, image.height
+            payload = image.payload or image.data
             yield FailedImage(
-                image.origin, refusal.status, refusal.error, image.data, image.sha256, *size, "jpeg"
+                image.origin, refusal.status, refusal.error, payload, image.sha256, *size, "jpeg"
             )
 
 

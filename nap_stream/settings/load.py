@@ -331,6 +331,9 @@ def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
     """The section that a key names, or None where it names a value."""
     section = model
     for part in key:
+        # A number is an element of a list: its sections are those of the list.
+        if isinstance(part, int):
+            continue
         field = section.model_fields.get(str(part))
         inner = _sections_of(field) if field else ()
         if not inner:
@@ -351,6 +354,7 @@ def _sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType, tuple):
         return typing.get_args(annotation)
     return (annotation,)

@@ -24,6 +24,7 @@ from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.records import Status
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.frames import RawSettings
+from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.values import (
     AnyPath,
     ExistingPath,
@@ -466,6 +467,7 @@ class Settings(Section):
     """The folder that `nap-stream calibrate` wrote."""
     log: LogSettings
     limits: LimitSettings = LimitSettings()
+    messages: MessageSettings = MessageSettings()
     worker: WorkerSettings = WorkerSettings()
     driver: DriverSettings = DriverSettings()
     drift: DriftSettings = DriftSettings()

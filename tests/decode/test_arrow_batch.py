@@ -3,16 +3,16 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
-from nap_stream.decode.arrow import BatchItem, read_batch
+from nap_stream.decode.arrow import read_batch
 from nap_stream.decode.picture import Refusal
-from nap_stream.records import Status
+from nap_stream.records import SourceImage, Status
 from nap_stream.settings.schema import LimitSettings
 from tests.support.image_bytes import arrow_stream, arrow_stream_of, jpeg
 
 LIMITS = LimitSettings()
 
 
-def items(value: bytes) -> tuple[BatchItem, ...]:
+def items(value: bytes) -> tuple[SourceImage, ...]:
     found = read_batch(value, LIMITS)
     assert not isinstance(found, Refusal), found
     return found
@@ -27,7 +27,7 @@ def refused(value: bytes, limits: LimitSettings = LIMITS) -> Refusal:
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_images_in_order(kind: pa.DataType) -> None:
     found = items(arrow_stream({"image": pa.array([b"one", None, b""], kind)}))
-    assert [item.image for item in found] == [b"one", None, b""]
+    assert [item.data for item in found] == [b"one", None, b""]
     assert {(item.key, item.has_key, item.event_time_ms) for item in found} == {(None, False, None)}
 
 
@@ -36,7 +36,7 @@ def test_several_record_batches() -> None:
         pa.record_batch([pa.array(images, pa.binary())], names=["image"])
         for images in ([b"a", b"b"], [], [b"c"])
     ]
-    assert [item.image for item in items(arrow_stream_of(batches))] == [b"a", b"b", b"c"]
+    assert [item.data for item in items(arrow_stream_of(batches))] == [b"a", b"b", b"c"]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.large_string()])
@@ -67,7 +67,7 @@ def test_event_times_beyond_64_bits_of_milliseconds_do_not_overflow() -> None:
 
 def test_other_columns_are_ignored() -> None:
     value = arrow_stream({"note": pa.array([1.5]), "image": [b"a"], "more": pa.array([[1]])})
-    assert [item.image for item in items(value)] == [b"a"]
+    assert [item.data for item in items(value)] == [b"a"]
 
 
 @pytest.mark.parametrize("images", [[], None])
