@@ -45,7 +45,10 @@ _Path = tuple[str | int, ...]
 
 
 class _Counted(BytesIO):
-    """Ends the reading of a datum of very many values: each takes the memory of an object."""
+    """Ends the reading of a datum of very many values: each takes the memory of an object.
+
+    It ends it where the datum ends, too: what is skipped is not looked at.
+    """
 
     reads = 0
 
@@ -53,7 +56,10 @@ class _Counted(BytesIO):
         self.reads += 1
         if self.reads > MAX_READS:
             raise ValueError(f"more than {MAX_READS} values and lengths in one message")
-        return super().read(size)
+        found = super().read(size)
+        if not found and size:
+            raise EOFError("it is cut off")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

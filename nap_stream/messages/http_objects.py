@@ -253,9 +253,10 @@ class HttpObjects:
                 connection.http.sock.settimeout(max(0.001, deadline.remaining_s()))
                 connection.http.request("GET", url.request_uri, headers=_headers(url))
                 response = connection.http.getresponse()
+                self._require_time(deadline)
                 self._require_object(response, what)
                 body = self._body(response, deadline)
-                is_kept = not response.will_close and response.isclosed()
+                is_kept = not response.will_close
                 return body
         # http.client raises these, ValueError where an answer is no HTTP, and what sockets raise.
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -268,6 +269,8 @@ class HttpObjects:
             in_time = "" if not deadline.expired() else " in time"
             raise Away(what, f"it does not answer{in_time} ({type(error).__name__})") from None
         finally:
+            if response is not None:
+                response.close()
             if is_kept:
                 self._keep(place, connection)
             else:
@@ -294,8 +297,16 @@ class HttpObjects:
                 "for: what it would grow to is not known",
                 Status.FETCH_FAILED,
             )
+        # A connection that breaks off looks like the end of headers, and like that of such a body.
+        if response.length is None and not response.chunked:
+            raise Flawed("its answer does not say how long it is")
         if response.length is not None and response.length > self._max_bytes:
             raise self._too_large(str(response.length))
+
+    def _require_time(self, deadline: Deadline) -> None:
+        # What was read until now may end where its connection was ended.
+        if deadline.expired():
+            raise Flawed(f"it takes longer than timeout_s = {self._settings.timeout_s:g}")
 
     def _body(self, response: http.client.HTTPResponse, deadline: Deadline) -> bytes:
         parts: list[bytes] = []
@@ -304,9 +315,10 @@ class HttpObjects:
             size += len(part)
             if size > self._max_bytes:
                 raise self._too_large(f"more than {self._max_bytes}")
-            if deadline.expired():
-                raise Flawed(f"it takes longer than timeout_s = {self._settings.timeout_s:g}")
             parts.append(part)
+            if deadline.expired():
+                break
+        self._require_time(deadline)
         if response.length:
             raise Flawed(f"its answer breaks off, {response.length} bytes are missing")
         return b"".join(parts)

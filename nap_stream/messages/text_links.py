@@ -26,7 +26,7 @@ FRAMING_BYTES = 5
 _JSON_MARKS = (b"[", b"{", b",")
 _WHITESPACE: Final = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
-_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/=]")
+_NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
 _DATA_URI = re.compile(
     rb"\s*data:(?P<type>[^,;]{0,200})(?P<parameters>(?:;[^,;]{1,200}){0,10}),", re.IGNORECASE
 )
@@ -122,11 +122,11 @@ def _encoded(value: Any, link: str) -> bytes:
 
 def decoded_base64(data: bytes, link: str, max_bytes: int) -> bytes:
     """Decode base64 of either alphabet, with or without white space and padding."""
-    if not data.strip(_WHITESPACE):
-        raise Unreadable(f"{link}: there is no text", Status.EMPTY)
     if len(data) // 4 * 3 > 2 * max_bytes:
         raise _too_large(link, len(data), max_bytes)
     plain = data.translate(_URL_SAFE, _WHITESPACE).rstrip(b"=")
+    if not plain:
+        raise Unreadable(f"{link}: there is no text", Status.EMPTY)
     if (wrong := _NOT_BASE64.search(plain)) is not None:
         hint = " It is a JPEG already." if data[:3] == b"\xff\xd8\xff" else ""
         raise Unreadable(
