@@ -18,6 +18,7 @@ from nap_stream.demo.processes import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
 from tests.support.leftovers import watch_over_this_process
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
+from tests.support.schema_registry import Registry, resolve_registry, running_registry
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +116,19 @@ def own_kafka(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """Apache Kafka for a test that stops or kills it."""
     with ApacheKafka(kafka_jars, tmp_path_factory.mktemp("own-kafka")) as kafka:
         yield kafka
+
+
+@pytest.fixture(scope="session")
+def schema_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """Apicurio Registry; skips with the reason where it cannot be had."""
+    try:
+        folder = resolve_registry()
+    except KafkaNotThereError as error:
+        if os.environ.get(REQUIRE_KAFKA) == "1":
+            pytest.fail(f"{REQUIRE_KAFKA}=1, but the schema registry cannot be run: {error}")
+        pytest.skip(f"the schema registry cannot be run: {error}")
+    with running_registry(folder, tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
 
 
 @pytest.fixture(

@@ -1,11 +1,11 @@
 """The settings of the reader chain: how the image is found in a message that is more than it."""
 
 import re
-from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    IPvAnyNetwork,
     PositiveFloat,
     SecretStr,
     SerializerFunctionWrapHandler,
@@ -140,7 +140,7 @@ class FetchSettings(Section):
     allow_hosts: tuple[str, ...] = ()
     """Hosts that may be asked, as images.example (ports 80 and 443) or images.example:8080. One
     whose name leads to a private address needs allow_networks too; an address stands for itself."""
-    allow_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    allow_networks: tuple[IPvAnyNetwork, ...] = ()
     """Networks that are not public in which hosts of allow_hosts may lie, as 10.1.0.0/16."""
     max_bytes: Positive | None = None
     """Of one object; null takes limits.max_image_bytes."""

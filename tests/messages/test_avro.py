@@ -89,8 +89,9 @@ def nested(levels: int, leaf: Any) -> Any:
     """Records of two fields each of the type below: 2 to the power of ``levels`` leaves."""
     schema = leaf
     for level in range(levels):
-        schema = {"type": "record", "name": f"L{level}", "fields": [
-            {"name": "a", "type": schema}, {"name": "b", "type": f"L{level - 1}" if level else leaf}]}  # fmt: skip
+        other = f"L{level - 1}" if level else leaf
+        fields = [{"name": "a", "type": schema}, {"name": "b", "type": other}]
+        schema = {"type": "record", "name": f"L{level}", "fields": fields}
     return schema
 
 
@@ -120,7 +121,7 @@ def deep(levels: int) -> Any:
                 ],
             },
             "within itself",
-        ),  # fmt: skip
+        ),
         ({"type": "array", "items": "null"}, "takes no bytes"),
         ({"type": "array", "items": EMPTY_RECORD}, "takes no bytes"),
         ({"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}}, "takes no bytes"),
@@ -142,7 +143,7 @@ def deep(levels: int) -> Any:
         (
             {"type": "record", "name": "A", "fields": [{"name": "x", "type": "bytes"}]},
             "no field data; fields are x",
-        ),  # fmt: skip
+        ),
     ],
 )
 def test_schemas_that_are_refused(schema: Any, telling: str) -> None:

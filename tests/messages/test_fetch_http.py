@@ -37,7 +37,7 @@ def server() -> Iterator[ObjectServer]:
 def resolved(*addresses: str) -> Any:
     """A resolver that knows one name, and counts how often it is asked."""
 
-    def resolve(host: str, port: int) -> Sequence[str]:
+    def resolve(host: str, _: int) -> Sequence[str]:
         resolve.asked += 1  # type: ignore[attr-defined]
         if host != "images.example":
             raise OSError("unknown")
@@ -310,7 +310,7 @@ def test_a_broken_answer_is_tried_again(server: ObjectServer) -> None:
         assert one(reader, url(server, "/x.jpg")).data == IMAGE
 
 
-def test_an_outage_is_waited_for(server: ObjectServer) -> None:
+def test_an_outage_is_waited_for() -> None:
     """And said: not one row of failures comes of it."""
     down = ObjectServer({"/a.jpg": answer(IMAGE)})
     with down.listening():

@@ -166,6 +166,7 @@ def test_a_store_that_hangs_is_left_in_time(s3: FaultProxy) -> None:
     assert time.monotonic() - started < 10
 
 
-def test_a_bucket_that_is_gone_is_an_outage(s3: FaultProxy) -> None:
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_gone_is_an_outage() -> None:
     status, error = refused(fetching(allow_buckets=["gone-bucket"]), "s3://gone-bucket/a.jpg")
     assert (status, "there is no such bucket" in error) == ("fetch_failed", True)

@@ -228,7 +228,7 @@ def test_imports_of_other_schemas() -> None:
     assert message.read(field(1, field(1, b"x")), "link") == {"body": {"data": b"x"}}
 
 
-def test_places_in_compiled_text(descriptors: bytes) -> None:
+def test_places_in_compiled_text() -> None:
     compiled = compile_proto(PROTO, ())
     assert compiled.name_at((0,)) == "camera.Frame"
     assert compiled.name_at((0, 0)) == "camera.Frame.Body"

@@ -1,4 +1,4 @@
-"""A real HTTP server of objects, which writes to the socket what a test says, as slow as it says."""
+"""A real HTTP server of objects: it writes to the socket what a test says, as slow as it says."""
 
 import contextlib
 import socket
