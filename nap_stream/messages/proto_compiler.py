@@ -4,7 +4,6 @@ The text comes from a registry and may be made to harm: what it takes, and where
 bounded, and a crash is a schema that cannot be used.
 """
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -49,8 +48,6 @@ def compile_proto(text: str, references: Sequence[tuple[str, str]]) -> Compiled:
     Raises:
         ValueError: It is no schema, or one that is refused.
     """
-    if importlib.util.find_spec("grpc_tools") is None:
-        raise ValueError("Protobuf schemas need grpcio-tools: pip install 'nap-stream[registry]'")
     files = {**dict(references), _MAIN: text}
     if sum(map(len, files.values())) > MAX_TEXT_BYTES:
         raise ValueError(f"the schema takes more than {MAX_TEXT_BYTES} characters")

@@ -5,12 +5,15 @@ registry, a host, a store) is waited for, with the message: an outage must not m
 failures of a stream. Meanwhile nothing behind it is scored, and the worker says what it waits for.
 """
 
+import importlib.util
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import structlog
 
 from nap_stream.clock import Clock, SystemClock
+from nap_stream.errors import ConfigError
 from nap_stream.messages.addresses import Resolve, resolve_host
 from nap_stream.messages.pieces import Away, Link, Piece, Unreadable, kind_of, shown
 from nap_stream.records import Message, SourceImage, Status
@@ -22,6 +25,7 @@ from nap_stream.settings.messages import (
     DataUri,
     FetchSettings,
     JsonField,
+    LinkName,
     MessageSettings,
     ProtobufField,
     RegistrySettings,
@@ -184,13 +188,41 @@ def open_reader(
     """The reader of the settings' chain; None where a message's value is the image.
 
     Raises:
-        ConfigError: A schema or certificates cannot be used.
+        ConfigError: A schema or certificates cannot be used, or a package is missing.
     """
     if not settings.read:
         return None
+    _require_packages(settings)
     clock = clock or SystemClock()
     links = [_link(link, settings.registry, limits, clock, resolve) for link in settings.read]
     return MessageReader(links, limits, wait_s=settings.wait_s, clock=clock)
+
+
+_PACKAGES: Final[Mapping[LinkName, tuple[str, ...]]] = {
+    "avro_field": ("fastavro",),
+    "confluent_avro": ("fastavro",),
+    "protobuf_field": ("google.protobuf",),
+    "confluent_protobuf": ("google.protobuf", "grpc_tools"),
+}
+"""What links need that is not installed with nap-stream itself."""
+
+
+def _require_packages(settings: MessageSettings) -> None:
+    for number, link in enumerate(settings.read):
+        for package in _PACKAGES.get(link.name, ()):
+            if not _is_installed(package):
+                raise ConfigError(
+                    f"{link.name} needs the package {package}, which is not installed",
+                    f"messages.read.{number}",
+                    "pip install 'nap-stream[registry]'",
+                )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _link(

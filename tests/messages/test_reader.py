@@ -1,6 +1,7 @@
 """A chain as a whole: what it gives, what it costs to wait, how it ends."""
 
 import json
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -10,6 +11,7 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.decode import ARROW_STREAM
+from nap_stream.errors import ConfigError
 from nap_stream.messages.pieces import Away, Piece
 from nap_stream.messages.reader import MessageReader, ReadingEndedError, open_reader
 from nap_stream.pipeline.rows import MessageDecoder
@@ -63,6 +65,16 @@ def decoder(reader: MessageReader | None, threads: int = 1, **changes: Any) -> M
 
 def test_no_links_make_no_reader() -> None:
     assert open_reader(MessageSettings(), LimitSettings()) is None
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc_tools", None)
+    monkeypatch.setattr(sys, "path", [])
+    link = {"confluent_protobuf": {"path": "a"}}
+    with pytest.raises(ConfigError) as raised:
+        chain(link, registry={"url": "http://127.0.0.1:1"})
+    assert "confluent_protobuf needs the package grpc_tools" in str(raised.value)
+    assert "nap-stream[registry]" in str(raised.value)
 
 
 def test_rows_of_a_message_of_several_images() -> None:
