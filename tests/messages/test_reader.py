@@ -69,7 +69,6 @@ def test_no_links_make_no_reader() -> None:
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "grpc_tools", None)
-    monkeypatch.setattr(sys, "path", [])
     link = {"confluent_protobuf": {"path": "a"}}
     with pytest.raises(ConfigError) as raised:
         chain(link, registry={"url": "http://127.0.0.1:1"})
