@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nap_stream.errors import ConfigError
 from nap_stream.messages.paths import Fields
 from nap_stream.messages.pieces import Piece, Unreadable, as_bytes
+from nap_stream.records import Status
 from nap_stream.settings.messages import FieldPaths, ProtobufField, steps_of
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import described
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_DESCRIPTOR_BYTES = 16 * 2**20
 MAX_DEPTH = 50
+MAX_REPEATED = 10_000
+"""Each becomes an object, which takes far more memory than its bytes."""
 _PACKAGE = "nap_stream_fields"
 
 
@@ -57,6 +60,8 @@ class ProtobufMessage:
         try:
             message.ParseFromString(data)
             return _tree(message)
+        except Unreadable as unreadable:
+            raise Unreadable(f"{link}: {unreadable.error}", unreadable.status) from None
         # protobuf raises its own errors and ValueErrors.
         except Exception as error:  # noqa: BLE001
             why = described(error).encode("unicode_escape").decode("ascii")[:120]
@@ -184,6 +189,10 @@ def _value(field: Any, value: Any) -> Any:
         return value
     if is_message and hasattr(value, "ListFields"):
         return _tree(value)
+    if len(value) > MAX_REPEATED:
+        raise Unreadable(
+            f"{field.name} is repeated more than {MAX_REPEATED} times", Status.TOO_LARGE
+        )
     return [_tree(one) for one in value] if is_message else list(value)
 
 

@@ -91,6 +91,8 @@ def test_repeated_fields(tmp_path: Path, descriptors: bytes, frame_class: Any) -
     assert one(second, value.SerializeToString()).data == b"y"
     many = frame_class(raw=[b""] * 21).SerializeToString()
     assert refused(raw, many)[0] == "too_large"
+    bomb = refused(reader, b"\x4a\0" * 500_000)
+    assert (bomb[0], "more than 10000 times" in bomb[1]) == ("too_large", True)
 
 
 def test_one_of_two(tmp_path: Path, descriptors: bytes, frame_class: Any) -> None:
