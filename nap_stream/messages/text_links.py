@@ -4,6 +4,7 @@ import binascii
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import unquote_plus, unquote_to_bytes
 
@@ -124,6 +125,10 @@ def decoded_base64(data: bytes, link: str, max_bytes: int) -> bytes:
     """Decode base64 of either alphabet, with or without white space and padding."""
     if len(data) // 4 * 3 > 2 * max_bytes:
         raise _too_large(link, len(data), max_bytes)
+    if data and len(data) // 4 * 3 <= max_bytes:
+        # Nearly all of it is of the plain form, which is read several times as fast.
+        with suppress(binascii.Error):
+            return binascii.a2b_base64(data, strict_mode=True)
     plain = data.translate(_URL_SAFE, _WHITESPACE).rstrip(b"=")
     if not plain:
         raise Unreadable(f"{link}: there is no text", Status.EMPTY)
