@@ -134,13 +134,9 @@ class HttpObjects:
     ) -> None:
         self._settings, self._hosts, self._max_bytes = settings, hosts, max_bytes
         self._clock, self._watch, self._idle = clock, _Watch(clock), _Idle()
-        try:
-            self._trust = ssl.create_default_context(cafile=settings.ca_file)
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"the certificates cannot be read: {error}",
-                f"messages.read fetch.ca_file {settings.ca_file}",
-            ) from error
+        self._trust: ssl.SSLContext | None = None
+        if settings.ca_file is not None:
+            self._trusted()
 
     def get(self, url: Url) -> bytes:
         """An object's bytes, in one attempt.
@@ -174,6 +170,18 @@ class HttpObjects:
                 for connection in connections:
                     connection.close()
             self._idle.by_place.clear()
+
+    def _trusted(self) -> ssl.SSLContext:
+        # To read the system's certificates takes a while, which only TLS is worth.
+        if self._trust is None:
+            try:
+                self._trust = ssl.create_default_context(cafile=self._settings.ca_file)
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"the certificates cannot be read: {error}",
+                    f"messages.read fetch.ca_file {self._settings.ca_file}",
+                ) from error
+        return self._trust
 
     def _kept(self, place: tuple[str, str, int]) -> _Connection | None:
         with self._idle.lock:
@@ -235,7 +243,7 @@ class HttpObjects:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if scheme == "https":
                 with self._watch.over(connection, deadline):
-                    plain = self._trust.wrap_socket(plain, server_hostname=host.strip("[]"))
+                    plain = self._trusted().wrap_socket(plain, server_hostname=host.strip("[]"))
             connection.http.sock = plain
         except BaseException:
             plain.close()

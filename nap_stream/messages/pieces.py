@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from nap_stream.records import Status
+from nap_stream.text import printable
 
 SHOWN = 40
 """Characters of a message that an error shows."""
@@ -48,7 +49,9 @@ class Unreadable(Exception):  # noqa: N818  what becomes of an image, not a faul
         self, error: str, status: Status = Status.BAD_MESSAGE, source_uri: str | None = None
     ) -> None:
         super().__init__(error, status, source_uri)
-        self.error, self.status, self.source_uri = error[:MAX_ERROR], status, source_uri
+        # It may quote what came in the message.
+        self.error = printable(error)[:MAX_ERROR]
+        self.status, self.source_uri = status, source_uri
 
 
 class Away(Exception):  # noqa: N818  a state of the world, for whoever decides to wait

@@ -1,7 +1,6 @@
 """The webhook against a real HTTP server."""
 
 import html
-import ipaddress
 import json
 import re
 import socketserver
@@ -9,17 +8,12 @@ import ssl
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 import urllib3
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 from urllib3.exceptions import HTTPError, SSLError
@@ -36,6 +30,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import AlertDeliveryError, AlertRefusedError, ConfigError
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from tests.alert.test_alertmanager import NOON_MS, drift
+from tests.support.certificates import self_signed
 from tests.support.http_receiver import Answer, HttpReceiver
 
 
@@ -365,36 +360,6 @@ def test_close_ends_the_pauses_and_what_comes_after(receiver: HttpReceiver, cloc
 
     assert len(clock.pauses) == 1
     assert len(receiver.requests) == 1
-
-
-def self_signed(folder: Path, name: str) -> Path:
-    """A certificate for 127.0.0.1 and its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(address, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    file = folder / f"{name}.pem"
-    file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + certificate.public_bytes(serialization.Encoding.PEM)
-    )
-    return file
 
 
 def test_tls_trusts_the_given_certificates_alone(clock: Clock, tmp_path: Path) -> None:
