@@ -25,7 +25,7 @@ from nap_stream.model.load import LoadedModel, choose_device, load_model
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
-from nap_stream.pipeline.scoring import ScoringStage
+from nap_stream.pipeline.scoring import PARCEL_MESSAGES, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -198,6 +198,8 @@ def open_line(
         batch_size=settings.worker.batch_size,
         linger_s=settings.worker.linger_ms / 1000,
         decode_threads=max(threads.decoding, fetch.threads if fetch else 0),
+        # What one message refers to must not wait for what others do.
+        parcel_messages=1 if fetch else PARCEL_MESSAGES,
         max_decoded_images=settings.worker.max_in_hand_images,
         max_decoded_bytes=settings.worker.max_in_hand_bytes // 2,
         clock=clock,

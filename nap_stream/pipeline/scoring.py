@@ -117,8 +117,9 @@ class ScoringStage:
     ``decode`` does not raise for bad input. A batch has at most ``batch_size`` images, unless one
     parcel alone has more; an image waits ``linger_s`` seconds for its batch to fill. Decoding
     pauses while ``max_decoded_images`` wait for scoring, or ``max_decoded_bytes`` of their pixels
-    and of the payloads of failed images. ``observe`` receives ("decode" | "score" | "batch",
-    seconds).
+    and of the payloads of failed images. A thread decodes ``parcel_messages`` one after the other,
+    a power of two: one where to decode is to wait. ``observe`` receives
+    ("decode" | "score" | "batch", seconds).
     """
 
     def __init__(
@@ -133,8 +134,9 @@ class ScoringStage:
         clock: Clock,
         observe: Observe,
         max_decoded_bytes: int = MAX_DECODED_BYTES,
+        parcel_messages: int = PARCEL_MESSAGES,
     ) -> None:
-        self._decode = decode
+        self._decode, self._parcel_messages = decode, parcel_messages
         self._batch_size, self._linger_s = batch_size, linger_s
         self._max_decoded_images, self._max_decoded_bytes = max_decoded_images, max_decoded_bytes
         self._clock, self._observe = clock, observe
@@ -165,7 +167,7 @@ class ScoringStage:
 
     def submit(self, fetched: Fetched, epoch: int) -> None:
         """Take messages in flight; returns at once."""
-        for messages in _parcels(fetched.messages):
+        for messages in _parcels(fetched.messages, self._parcel_messages):
             is_last = messages[-1] is fetched.messages[-1]
             end = fetched.end if is_last else messages[-1].offset + 1
             size, images = _size(messages), len(messages)
@@ -375,11 +377,11 @@ class ScoringStage:
             self._changed.notify_all()
 
 
-def _parcels(messages: Sequence[Message]) -> Iterator[tuple[Message, ...]]:
+def _parcels(messages: Sequence[Message], most: int) -> Iterator[tuple[Message, ...]]:
     """Messages of up to so many bytes together; by eights, fours or twos, to fill batches."""
     start = 0
     while start < len(messages):
-        count = PARCEL_MESSAGES
+        count = most
         while count > 1 and _size(messages[start : start + count]) > PARCEL_BYTES:
             count //= 2
         yield tuple(messages[start : start + count])

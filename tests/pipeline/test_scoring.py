@@ -95,13 +95,16 @@ def stage(
     max_decoded_images: int = 100,
     max_decoded_bytes: int = 2**20,
     lanes: int = 1,
+    decode_threads: int = 2,
+    parcel_messages: int = PARCEL_MESSAGES,
 ) -> Iterator[ScoringStage]:
     made = ScoringStage(
         decoder,
         [scorer] * lanes,
         batch_size=batch_size,
         linger_s=linger_s,
-        decode_threads=2,
+        decode_threads=decode_threads,
+        parcel_messages=parcel_messages,
         max_decoded_images=max_decoded_images,
         max_decoded_bytes=max_decoded_bytes,
         clock=SystemClock(),
@@ -144,6 +147,21 @@ def test_messages_come_back_in_order_with_their_ends() -> None:
     assert column(taken, "offset") == [0, 5, 7]
     assert [rows.end for rows in taken] == [3, 6, 9]
     assert {rows.epoch for rows in taken} == {1}
+
+
+def test_messages_that_are_waited_for_are_decoded_by_a_thread_each() -> None:
+    """Each waits for all others: a thread with two of them would wait for ever."""
+    all_begun = threading.Barrier(8)
+
+    def wait_for_others(given: Message) -> DecodedRows:
+        all_begun.wait(20)
+        return decode(given)
+
+    with stage(decoder=wait_for_others, decode_threads=8, parcel_messages=1) as made:
+        made.submit(fetched(*(message(offset) for offset in range(8))), epoch=1)
+        taken = take_all(made, 8)
+
+    assert column(taken, "offset") == list(range(8))
 
 
 def test_rows_of_one_batch_are_divided_among_partitions_and_placements() -> None:
