@@ -24,6 +24,8 @@ _CHANNELS: Final = (1, 3)
 _BLOCK: Final = 8
 """Pixels of a side of a block."""
 _DIVISORS: Final = (8, 4, 2)
+MAX_SEGMENTS = 4_096
+"""Before the pixels: a file of 20 MB could hold five million, which take Pillow 20 s."""
 _DAMAGE: Final = (
     "Corrupt JPEG data",
     "Premature end of JPEG file",
@@ -49,7 +51,9 @@ def plain_header(data: bytes) -> JpegHeader | None:
     """
     frame = None
     position = 2
-    while position + _SEGMENT.size < len(data):
+    for _ in range(MAX_SEGMENTS):
+        if position + _SEGMENT.size >= len(data):
+            return None
         mark, marker, length = _SEGMENT.unpack_from(data, position)
         start, position = position + _SEGMENT.size, position + 2 + length
         if mark != _MARK or position >= len(data):

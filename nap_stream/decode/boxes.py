@@ -167,6 +167,7 @@ class _Locations:
         count = self._next(wide)
         if count > _MAX_ITEMS:
             raise corrupt(f"{count} items")
+        parts = 0
         for _ in range(count):
             number = self._next(wide)
             place = self._next(2) & 15 if self._version else _IN_FILE
@@ -175,8 +176,9 @@ class _Locations:
             if place not in {_IN_FILE, _IN_IDAT}:
                 raise unsupported("items made of others' bytes are not read")
             base, extents = self._next(self._base), self._next(2)
-            if extents > _MAX_EXTENTS:
-                raise corrupt(f"an item in {extents} parts")
+            parts += extents
+            if parts > _MAX_EXTENTS:
+                raise corrupt(f"items in more than {_MAX_EXTENTS} parts")
             yield _Item(number, place, [self._extent(base) for _ in range(extents)])
 
     def _extent(self, base: int) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from PIL import (
 from nap_stream.decode import boxes, png, tiff
 from nap_stream.decode.picture import corrupt, require_pixels, unsupported
 from nap_stream.decode.raw import NPY_MAGIC
+from nap_stream.jpeg import MAX_SEGMENTS
 
 FORMATS: Final = "JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC or .npy"
 _JPEG: Final = b"\xff\xd8\xff"
@@ -40,6 +41,8 @@ _MARKS: Final = (
 _EXIF: Final = b"Exif\0\0"
 _BMP_HEADERS: Final = frozenset(struct.pack("<I", n) for n in (12, 40, 52, 56, 64, 108, 124))
 _BMP_PLAIN, _BMP_BITFIELDS = 0, 3
+_MAX_CHUNKS, _MAX_BLOCKS = 2**16, 2**18
+"""Of WebP and GIF: to pass over more of them takes seconds."""
 _GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE, _GIF_CONTROL = 0x3B, 0x21, 0x2C, 0xF9
 
 
@@ -82,17 +85,23 @@ def source(data: bytes, kind: str, max_pixels: int) -> ImageSource:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """The orientation in the EXIF data of a JPEG; 1 where it has none."""
-    position = 2
-    while position + 4 <= len(data):
+    """The orientation in the EXIF data of a JPEG; 1 where it has none.
+
+    Raises:
+        UnreadableError: It has more segments before its pixels than `MAX_SEGMENTS`.
+    """
+    position, found = 2, None
+    for _ in range(MAX_SEGMENTS):
+        if position + 4 > len(data):
+            return found or 1
         mark, marker, length = struct.unpack_from(">BBH", data, position)
         if mark != 0xFF or marker == 0xDA or length < 2:  # noqa: PLR2004 (start of scan)
-            return 1
+            return found or 1
         body = data[position + 4 : position + 2 + length]
         if marker == 0xE1 and body.startswith(_EXIF):  # noqa: PLR2004 (APP1)
-            return tiff.exif_orientation(body[len(_EXIF) :])
+            found = found or tiff.exif_orientation(body[len(_EXIF) :])
         position += 2 + length
-    return 1
+    raise corrupt(f"a JPEG of more than {MAX_SEGMENTS} segments before its pixels")
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -144,7 +153,9 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     position = 12
-    while position + 8 <= len(data):
+    for _ in range(_MAX_CHUNKS):
+        if position + 8 > len(data):
+            return
         name, length = struct.unpack_from("<4sI", data, position)
         yield name, data[position + 8 : position + 8 + length]
         position += 8 + length + length % 2
@@ -180,7 +191,11 @@ def _first_frame(data: bytes, max_pixels: int) -> bytes:
     colours = 3 << (data[10] & 7) + 1 if data[10] & 128 else 0
     position = 13 + colours
     kept = [data[:position]]
+    extensions = 0
     while position + 2 <= len(data) and data[position] == _GIF_EXTENSION:
+        extensions += 1
+        if extensions > _MAX_CHUNKS:
+            raise corrupt(f"a GIF of more than {_MAX_CHUNKS} extensions before its first frame")
         start, is_control = position, data[position + 1] == _GIF_CONTROL
         position = _end_of_blocks(data, position + 2)
         if is_control:
@@ -197,9 +212,11 @@ def _first_frame(data: bytes, max_pixels: int) -> bytes:
 
 def _end_of_blocks(data: bytes, position: int) -> int:
     """Where blocks end that each say their length, the last of which has none."""
-    while position < len(data) and data[position]:
+    for _ in range(_MAX_BLOCKS):
+        if position >= len(data) or not data[position]:
+            return min(position + 1, len(data))
         position += 1 + data[position]
-    return min(position + 1, len(data))
+    raise corrupt(f"a GIF of more than {_MAX_BLOCKS} blocks")
 
 
 def _tiff(data: bytes, max_pixels: int) -> ImageSource:

@@ -172,7 +172,9 @@ def _jpeg(
         return Refusal(
             Status.TOO_LARGE, f"a JPEG of more than {MAX_JPEG_SCANS} scans", format="jpeg"
         )
-    orientation = jpeg_orientation(data) if preprocessing.exif_orientation == "apply" else 1
+    orientation = 1
+    if header is not None and preprocessing.exif_orientation == "apply":
+        orientation = jpeg_orientation(data)
     if at_least is not None and orientation in _SIDES_SWAPPED:
         at_least = at_least[1], at_least[0]
     warning = None

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from nap_stream.decode.picture import corrupt
+
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 _OVERHEAD: Final = 12
 _PIXEL_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
@@ -22,6 +24,8 @@ _PASSES: Final = (
 )
 """Of an interlaced image: first column and row, and the steps between columns and rows."""
 _INFLATE_BYTES = 2**20
+_MAX_CHUNKS = 2**16
+"""To pass over more of them takes seconds; encoders write them of 8 KiB and more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,16 @@ def read_png(data: bytes) -> PngFile:
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes, int]]:
     """Name, body, checksum and declared length of each chunk: of one cut off, what there is."""
     position = len(SIGNATURE)
-    while position + _OVERHEAD <= len(data):
+    for _ in range(_MAX_CHUNKS):
+        if position + _OVERHEAD > len(data):
+            return
         length, name = struct.unpack_from(">I4s", data, position)
         end = position + _OVERHEAD + length
         yield name, data[position + 8 : end - 4], data[end - 4 : end], length
         position = end
         if name == b"IEND":
             return
+    raise corrupt(f"a PNG of more than {_MAX_CHUNKS} chunks")
 
 
 def _passes(width: int, height: int, *, interlaced: bool) -> Iterator[tuple[int, int]]:

@@ -45,8 +45,9 @@ _HEADER, _ENTRY = 8, 12
 _INLINE = 4
 """Bytes of a value that stand in the entry itself."""
 _MAX_ENTRIES = 512
-_MAX_VALUES = 2**18
-"""Of one entry: strips or tiles of the largest image, 196,608 colours."""
+_MAX_VALUES, _MAX_COLOURS = 2**16, 3 * 2**16
+"""Of one entry: strips or tiles, of which each takes Pillow time; colours of 16 bits."""
+_COLOURS = 320
 _MIN_TILE_PIXELS = 2**20
 """Tiles may be so large, or twice the image."""
 
@@ -143,7 +144,8 @@ def _number(entries: dict[int, Entry], tag: int, order: str) -> int | None:
 def _require_within(entry: Entry, data: bytes, order: str) -> None:
     if entry.tag not in _KEPT:
         return
-    if entry.count > _MAX_VALUES or entry.kind not in _SIZES:
+    most = _MAX_COLOURS if entry.tag == _COLOURS else _MAX_VALUES
+    if entry.count > most or entry.kind not in _SIZES:
         raise corrupt(f"TIFF tag {entry.tag} has {entry.count} values of type {entry.kind}")
     if entry.size > _INLINE:
         (place,) = struct.unpack(f"{order}I", entry.value)

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -287,7 +288,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[Status]]] = {
     ),
     "tiff whose tag has 4e9 values": (lambda: _tiff({273: (4, 2**32 - 1, 8)}), {Status.CORRUPT}),
     "tiff whose tag is as long as the file": (
-        lambda: _tiff({273: (4, 2**18, 8)}, bytes(2**20)),
+        lambda: _tiff({273: (4, 2**16, 8)}, bytes(2**18)),
         {Status.OK},
     ),
     "tiff of an unknown type": (lambda: _tiff({273: (99, 1, 8)}), {Status.CORRUPT}),
@@ -366,6 +367,48 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[Status]]] = {
     "heic of noise": (lambda: FTYP_HEIC + bytes(range(256)) * 9, {Status.CORRUPT}),
     "heic of nothing": (lambda: FTYP_HEIC, {Status.UNSUPPORTED, Status.CORRUPT}),
 }
+
+
+MANY = 2 * MIB
+LONG: dict[str, Callable[[], bytes]] = {
+    "png of empty chunks": lambda: (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 0, b"IDAT", 0x35AF061E) * (MANY // 3)
+    ),
+    "png of empty texts": lambda: (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 0, b"tEXt", 0) * (MANY // 3)
+    ),
+    "jpeg of empty comments": lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * MANY,
+    "jpeg of EXIF": lambda: b"\xff\xd8" + b"\xff\xe1\0\x08Exif\0\0" * (MANY // 2),
+    "webp of empty chunks": lambda: (
+        b"RIFF\0\0\0\1WEBPVP8X" + struct.pack("<IIHBHB", 10, 0, 7, 0, 7, 0) + b"ABCD\0\0\0\0" * MANY
+    ),
+    "gif of short blocks": lambda: _gif(2, 2, (0, 0, 2, 2), b"\x21\xfe" + b"\1a" * (4 * MANY)),
+    "gif of extensions": lambda: _gif(2, 2, (0, 0, 2, 2), b"\x21\xfe\0" * (3 * MANY)),
+    "tiff of strips": lambda: _tiff(
+        {256: (4, 1, 500), 257: (4, 1, 120_000), 273: (4, 120_000, 8), 278: (3, 1, 1)}, bytes(MIB)
+    ),
+    "avif of items in parts": lambda: (
+        FTYP_AVIF
+        + _meta(
+            _box(
+                b"iloc",
+                b"\0\0\0\0\x44\0"
+                + struct.pack(">H", 1_000)
+                + (struct.pack(">HHH", 1, 0, 4_000) + bytes(32_000)) * 500,
+            )
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_files_that_would_take_long_are_refused(name: str) -> None:
+    data = LONG[name]()
+    started = time.process_time()
+    found = decoded(data, exif_orientation="apply")
+    assert isinstance(found, Refusal)
+    assert found.status is Status.CORRUPT
+    assert time.process_time() - started < 2
 
 
 def status(found: Picture | Refusal) -> Status:

@@ -81,7 +81,11 @@ def test_random_bytes(tail: bytes, magic: bytes) -> None:
         check(magic + tail, headers)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    # libheif takes its time.
+    [pytest.param(name, marks=pytest.mark.slow) if name == "heic" else name for name in SAMPLES],
+)
 @given(data=st.data())
 @settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_files(name: str, data: st.DataObject) -> None:
