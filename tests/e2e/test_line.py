@@ -84,7 +84,7 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
         tmp_path / "monitor",
         calibration,
         log={"root": "log", "segment_max_age_s": 0.5, "headers": [HEADER]},
-        drift={"unscored": {"bound": 0.001}},
+        drift={"unscored": {"bound": 0.001}, "stale_after_s": 3_600},
     )
     files = tmp_path / "files"
     write_images(files / "1-before", BEFORE)
