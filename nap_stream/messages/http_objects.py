@@ -120,6 +120,7 @@ class _Watch:
 class _Idle:
     lock: threading.Lock = field(default_factory=threading.Lock)
     by_place: dict[tuple[str, str, int], deque[_Connection]] = field(default_factory=dict)
+    is_closed: bool = False
 
 
 class HttpObjects:
@@ -166,6 +167,7 @@ class HttpObjects:
         """End what is under way, and close connections. Safe to call twice."""
         self._watch.close()
         with self._idle.lock:
+            self._idle.is_closed = True
             for connections in self._idle.by_place.values():
                 for connection in connections:
                     connection.close()
@@ -198,7 +200,7 @@ class HttpObjects:
         with self._idle.lock:
             connections = self._idle.by_place.setdefault(place, deque())
             connections.append(connection)
-            if len(connections) > self._settings.threads:
+            if len(connections) > self._settings.threads or self._idle.is_closed:
                 connections.popleft().close()
 
     def _connected(self, place: tuple[str, str, int], deadline: Deadline) -> _Connection:

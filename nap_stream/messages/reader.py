@@ -117,7 +117,7 @@ class MessageReader:
                         raise ReadingEndedError(str(message)) from None
                     waited_s = self._clock.monotonic() - since
                     if self._wait_s is not None and waited_s >= self._wait_s:
-                        error = f"fetch: {away}, in {waited_s:.0f} s" if self._wait_s else str(away)
+                        error = f"{away}, for {waited_s:.0f} s" if self._wait_s else str(away)
                         raise Unreadable(error, Status.FETCH_FAILED, away.source_uri) from None
                     self._note(away, message, is_first=not is_waiting)
                     is_waiting = True

@@ -235,6 +235,13 @@ def _shorten(kept: OrderedDict[Hashable, Any]) -> None:
         kept.popitem(last=False)
 
 
+def _asked(registry: SchemaRegistry, number: int, link: str) -> RegisteredSchema:
+    try:
+        return registry.schema(number)
+    except Unreadable as unreadable:
+        raise Unreadable(f"{link}: {unreadable.error}", unreadable.status) from None
+
+
 class ConfluentAvroLink:
     """Reads Avro data of registered schemas, and takes a field of each."""
 
@@ -261,7 +268,7 @@ class ConfluentAvroLink:
         self._registry.close()
 
     def _schema(self, number: int) -> AvroSchema:
-        found = self._registry.schema(number)
+        found = _asked(self._registry, number, "confluent_avro")
         try:
             if found.kind != "AVRO":
                 raise ValueError(f"it is one of {found.kind}")  # noqa: TRY301  said once, below
@@ -301,7 +308,7 @@ class ConfluentProtobufLink:
         self._registry.close()
 
     def _file(self, number: int) -> Compiled:
-        found = self._registry.schema(number)
+        found = _asked(self._registry, number, "confluent_protobuf")
         try:
             if found.kind != "PROTOBUF":
                 raise ValueError(f"it is one of {found.kind}")  # noqa: TRY301  said once, below

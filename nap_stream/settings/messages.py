@@ -213,6 +213,8 @@ class Link(Section):
     def _name_alone(cls, value: Any) -> Any:
         # In YAML, a link without settings is written as its name, or as a key without a value.
         if isinstance(value, str):
+            if value not in cls.model_fields:
+                raise ValueError(f"no such link; links are {', '.join(cls.model_fields)}")
             return {value: {}}
         if isinstance(value, dict) and len(value) == 1:
             return {name: {} if given is None else given for name, given in value.items()}
