@@ -46,6 +46,8 @@ _COUNTS = ("rows", "scored", "ood")
 _COUNTED_ROWS = 65_536
 _BASE64 = "base64:"
 _WIDE = 100_000
+_SHOWN_WHERE_SET = (*OPTIONAL_SCORES, "decode_warning", "source_uri")
+"""Columns that a table leaves out where no row has a value."""
 _NOT_IN_TABLES = {
     "key",
     "ingest_time",
@@ -245,7 +247,7 @@ def _write_table(
 def _names_in_table(rows: pa.Table) -> list[str]:
     if "offset" not in rows.column_names:
         return list(rows.column_names)
-    empty = {name for name in OPTIONAL_SCORES if rows.column(name).null_count == rows.num_rows}
+    empty = {name for name in _SHOWN_WHERE_SET if rows.column(name).null_count == rows.num_rows}
     return [name for name in rows.column_names if name not in _NOT_IN_TABLES | empty]
 
 

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,8 @@ def test_a_table_shows_the_base_scores_that_some_row_has(
     assert header(tmp_path / "knn") == [*without, "knn"]
     chain(tmp_path / "later", [(1, [scored(origin(0), nci=1.5, fdbd=0.5)])])
     assert header(tmp_path / "later") == [*without, "fdbd", "nci"]
+    chain(tmp_path / "odd", [(1, [replace(scored(origin(0)), decode_warning="cut off")])])
+    assert header(tmp_path / "odd") == [*without, "decode_warning"]
 
 
 def test_a_table_that_is_cut_says_so(hostile_root: Path) -> None:
