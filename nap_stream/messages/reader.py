@@ -82,8 +82,15 @@ class MessageReader:
         pieces = [Piece(message.value)]
         for link in self._links:
             further: list[Piece] = []
+            size = 0
             for piece in pieces:
-                further += self._further(link, piece, message)
+                if size > self._limits.max_message_bytes:
+                    # References are short: without it, a message could fill the memory.
+                    further.append(piece.with_value(self._too_much()))
+                    continue
+                found = self._further(link, piece, message)
+                further += found
+                size += sum(len(each.value) for each in found if isinstance(each.value, bytes))
                 if len(further) > self._limits.max_images_per_message:
                     return (self._too_many(),)
             pieces = further
@@ -170,6 +177,11 @@ class MessageReader:
             )
             status, error = Status.BAD_MESSAGE, f"messages.read ends with {what}{hint}"
         return SourceImage(data, status, error, key, piece.has_key, piece.event_time_ms, uri)
+
+    def _too_much(self) -> Unreadable:
+        most = self._limits.max_message_bytes
+        error = f"the images before it have more than limits.max_message_bytes = {most} together"
+        return Unreadable(error, Status.TOO_LARGE)
 
     def _too_many(self) -> SourceImage:
         most = self._limits.max_images_per_message

@@ -1,6 +1,7 @@
 """References over HTTP: what is allowed, what is not, and servers that are out to harm."""
 
 import gzip
+import json
 import socket
 import ssl
 import threading
@@ -16,7 +17,8 @@ from nap_stream.errors import ConfigError
 from nap_stream.messages.addresses import AllowedHosts
 from nap_stream.messages.reader import MessageReader
 from nap_stream.settings.messages import FetchSettings
-from tests.messages.chains import chain, one, refused
+from nap_stream.settings.schema import LimitSettings
+from tests.messages.chains import chain, one, read, refused
 from tests.support.certificates import self_signed
 from tests.support.object_server import (
     ObjectServer,
@@ -381,6 +383,19 @@ def test_references_that_are_none(server: ObjectServer, value: bytes | str, tell
     assert status in ("bad_message", "fetch_failed", "not_allowed", "missing")
     # Nothing of a reference becomes a header.
     assert not any("\r\nX: y" in head for head in server.requests)
+
+
+def test_a_message_of_many_references_is_bounded(server: ObjectServer) -> None:
+    """A few bytes each, they could bring gigabytes."""
+    server.objects["/large.jpg"] = answer(bytes(50_000))
+    fetch = {"allow_hosts": [f"127.0.0.1:{server.port}"]}
+    limits = LimitSettings(max_message_bytes=120_000)
+    reader = chain({"json_field": {"each": "$"}}, {"fetch": fetch}, limits=limits)
+    found = read(reader, json.dumps([server.url("/large.jpg")] * 6))
+    reader.close()
+    assert [image.status.value for image in found] == ["ok"] * 3 + ["too_large"] * 3
+    assert "limits.max_message_bytes = 120000 together" in str(found[3].error)
+    assert len(server.requests) == 3
 
 
 def test_many_threads_fetch_at_once(server: ObjectServer) -> None:
