@@ -30,7 +30,8 @@ from tests.support.object_server import (
 )
 
 IMAGE = b"\xff\xd8\xff the bytes of an image"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 LOOPBACK = ("127.0.0.0/8",)
 
 
@@ -263,12 +264,22 @@ def bomb(coding: str) -> Write:
         (answer(b"half", length=8), "fetch_failed", "in 2 attempts"),
         (raw(CHUNKED + b"5\r\nab"), "fetch_failed", "in 2 attempts"),
         (raw(CHUNKED + b"zzzz\r\n"), "fetch_failed", "in 2 attempts"),
+        (raw(CHUNKED + b"5;" + b"e" * 100_000), "fetch_failed", "in 2 attempts"),
+        (raw(CHUNKED + b"-5\r\nabcde"), "fetch_failed", "in 2 attempts"),
+        (raw(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\nx"), "fetch_failed", "how long it is"),
+        (raw(OK + b"Content-Length: -5\r\n\r\nabcde"), "fetch_failed", "how long it is"),
+        (raw(OK + b"Content-Length: many\r\n\r\nabcde"), "fetch_failed", "how long it is"),
+        (raw(OK + b"Content-Length: 5\r\n"), "fetch_failed", "in 2 attempts"),
+        (raw(OK + b"A: b\r\n" * 200 + b"\r\n"), "fetch_failed", "does not answer"),
+        (raw(OK + b"A: " + b"b" * 100_000), "fetch_failed", "does not answer"),
+        (raw(b"HTTP/9.9 200 OK\r\n\r\n"), "fetch_failed", "does not answer"),
+        (raw(b"SSH-2.0-OpenSSH\r\n"), "fetch_failed", "does not answer"),
         (answer(b"x", 403), "fetch_failed", "answers 403"),
         (answer(b"x", 401), "fetch_failed", "answers 401"),
         (answer(b"x", 204), "fetch_failed", "answers 204"),
         (answer(b"x", 206), "fetch_failed", "answers 206"),
     ],
-    ids=range(13),
+    ids=range(23),
 )
 def test_answers_that_are_no_object(
     server: ObjectServer, script: Write, status: str, telling: str
@@ -288,8 +299,10 @@ def test_answers_that_are_no_object(
         (again_and_again(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n", 0.01), ""),
         (again_and_again(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"x", 0.05), ""),
         (again_and_again(CHUNKED + b"400\r\n", b"x", 0.05), ""),
+        (again_and_again(CHUNKED + b"0\r\n", b"T: x\r\n", 0.01), "takes longer"),
+        (again_and_again(b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.01), ""),
     ],
-    ids=["silent", "status", "header", "headers", "body", "chunk"],
+    ids=["silent", "status", "header", "headers", "body", "chunk", "trailers", "continue"],
 )
 def test_servers_that_dawdle_are_left_in_time(
     server: ObjectServer, script: Write, telling: str
