@@ -2,60 +2,97 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
 import torch
 from packaging.requirements import Requirement
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import require_fingerprint, require_scoring
+from nap_stream.calibration.calibration import (
+    Calibration,
+    require_fingerprint,
+    require_scoring,
+)
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect, create_topics, topics_missing
-from nap_stream.model.execution import require_execution, require_precision, slowness
-from nap_stream.model.load import load_model
+from nap_stream.model.execution import (
+    Execution,
+    require_execution,
+    require_precision,
+    slowness,
+)
+from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.preprocessing import input_size
 from nap_stream.monitor.actors import cluster_resources
+from nap_stream.preview import ImageSeen, look_at
+from nap_stream.records import Status
 from nap_stream.scored_log.stores import check_store, store_at
+from nap_stream.settings.load import UncalibratedSettings
 from nap_stream.settings.schema import Settings
+from nap_stream.source.peek import peek
+
+CHECKS = (
+    *("versions", "crc32c", "GPU, torch", "GPU, Ray", "broker", "topics", "log root"),
+    *("model", "calibration", "execution", "messages"),
+)
+"""All checks, in their order."""
+MESSAGES = 10
+"""Messages of the topic that are looked at."""
+T = TypeVar("T")
 
 
 class Outcome(StrEnum):
-    """How a check went."""
+    """How a check went. What is ``not yet`` there is made by the next step of setting up."""
 
     OK = "ok"
     FAILED = "failed"
+    NOT_YET = "not yet"
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found, what to do where it failed, and what is doubtful where it did not."""
+    """What a check found, what to do where it failed, and what is doubtful where it did not.
+
+    ``images`` are of the newest messages of the topic.
+    """
 
     check: str
     outcome: Outcome
     detail: str
     action: str = ""
     warnings: tuple[str, ...] = ()
+    images: tuple[ImageSeen, ...] = ()
 
 
 def examine(
-    settings: Settings | None, *, address: str | None, make_topics: bool
+    settings: Settings | None, *, address: str | None, make_topics: bool, config: str = "FILE"
 ) -> Iterator[Finding]:
-    """Check versions, crc32c and GPUs; with settings also Kafka, the log and the calibration.
+    """Check versions, crc32c and GPUs; with settings also Kafka, the log and the model.
 
-    ``address`` is of a Ray cluster, None for Ray on this machine. With ``make_topics``, topics that
-    are missing are created.
+    The calibration may be missing, see `load_uncalibrated_settings`. ``address`` is of a Ray
+    cluster, None for Ray on this machine. With ``make_topics``, topics that are missing are
+    created. ``config`` names the file of the settings in what is advised.
 
     Yields:
-        A finding for each check, as soon as it is made.
+        A finding for each of `CHECKS`, as soon as it is made.
     """
     yield _finding("versions", _versions)
     yield _finding("crc32c", _crc32c)
     yield _finding("GPU, torch", lambda: _torch_gpus(settings))
-    yield _finding("GPU, Ray", lambda: _ray_gpus(settings, address))
+    resources = _attempt("GPU, Ray", lambda: cluster_resources(address))
+    if isinstance(resources, Finding):
+        yield resources
+        resources = {}
+    else:
+        has = resources
+        yield _finding("GPU, Ray", lambda: _ray_gpus(settings, has))
     if settings is None:
-        for check in ("broker", "topics", "log root", "calibration", "execution"):
+        for check in CHECKS[CHECKS.index("broker") :]:
             yield Finding(check, Outcome.SKIPPED, "needs --config")
         return
     yield (broker := _finding("broker", lambda: _broker(settings)))
@@ -64,11 +101,44 @@ def examine(
     else:
         yield Finding("topics", Outcome.SKIPPED, "needs the broker")
     yield _finding("log root", lambda: _log_root(settings))
-    yield (calibration := _finding("calibration", lambda: _calibration(settings)))
-    if calibration.outcome is Outcome.OK:
-        yield _finding("execution", lambda: _execution(settings, address))
+    calibration = _calibration(settings, config)
+    device = _device(settings, resources)
+    yield from _of_model(settings, calibration, device, answers=broker.outcome is Outcome.OK)
+
+
+def _of_model(
+    settings: Settings,
+    calibration: Calibration | Finding,
+    device: torch.device | None,
+    *,
+    answers: bool,
+) -> Iterator[Finding]:
+    """What rests on the model: itself, the calibration, the execution, and the topic's messages."""
+    runs_on = device or torch.device("cpu")
+    loaded = _attempt("model", lambda: _load(settings, calibration, runs_on))
+    if isinstance(loaded, Finding):
+        yield loaded
+        model = None
     else:
+        model = loaded
+        yield Finding("model", Outcome.OK, _described(model))
+    if isinstance(calibration, Finding):
+        yield calibration
         yield Finding("execution", Outcome.SKIPPED, "needs the calibration")
+    elif model is None:
+        yield Finding("calibration", Outcome.SKIPPED, "needs the model")
+        yield Finding("execution", Outcome.SKIPPED, "needs the model")
+    else:
+        known = model, calibration
+        yield (fits := _finding("calibration", lambda: _fits(settings, *known)))
+        if fits.outcome is Outcome.OK:
+            yield _finding("execution", lambda: _execution(settings, calibration, device))
+        else:
+            yield Finding("execution", Outcome.SKIPPED, "needs the calibration")
+    if answers:
+        yield _finding("messages", lambda: _messages(settings, model))
+    else:
+        yield Finding("messages", Outcome.SKIPPED, "needs the broker")
 
 
 class _CheckFailedError(NapStreamError):
@@ -79,9 +149,14 @@ class _CheckFailedError(NapStreamError):
 
 
 def _finding(name: str, check: Callable[[], str | Finding]) -> Finding:
+    found = _attempt(name, check)
+    return Finding(name, Outcome.OK, found) if isinstance(found, str) else found
+
+
+def _attempt(name: str, make: Callable[[], T]) -> T | Finding:
+    """What is made, or why it cannot be."""
     try:
-        found = check()
-        return Finding(name, Outcome.OK, found) if isinstance(found, str) else found
+        return make()
     except NapStreamError as error:
         place = f"{error.where}: " if error.where else ""
         return Finding(name, Outcome.FAILED, f"{place}{error.problem}", error.action)
@@ -128,8 +203,8 @@ def _torch_gpus(settings: Settings | None) -> str:
     return names or "none: the model runs on the CPU"
 
 
-def _ray_gpus(settings: Settings | None, address: str | None) -> str:
-    has, wanted = cluster_resources(address), _wanted_gpus(settings)
+def _ray_gpus(settings: Settings | None, has: Mapping[str, float]) -> str:
+    wanted = _wanted_gpus(settings)
     gpus, cpus = has.get("GPU", 0.0), has.get("CPU", 0.0)
     if gpus < wanted:
         raise _CheckFailedError(
@@ -163,27 +238,92 @@ def _log_root(settings: Settings) -> str:
     return f"{settings.log.root} is writable and creates files exclusively"
 
 
-def _calibration(settings: Settings) -> Finding:
-    calibration = load_calibration(settings.calibration)
-    loaded = load_model(settings.model, torch.device("cpu"))
-    require_fingerprint(calibration, loaded)
-    require_scoring(calibration, settings.scoring)
-    detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
-    return Finding("calibration", Outcome.OK, detail, warnings=calibration.document.warnings)
+def _calibration(settings: Settings, config: str) -> Calibration | Finding:
+    """The calibration, as far as it can be read."""
+    folder = settings.calibration
+    is_named = not isinstance(settings, UncalibratedSettings) or (
+        "calibration" in settings.model_fields_set
+    )
+    if is_named and folder.exists():
+        return _attempt("calibration", lambda: load_calibration(folder))
+    calibrate = f"nap-stream calibrate --model {config} --images held-out/ --out {folder}"
+    if is_named:
+        return Finding("calibration", Outcome.NOT_YET, f"there is no {folder}", f"Run {calibrate}")
+    detail, action = "the configuration names none", f"Write calibration: {folder.name} into it"
+    if not folder.exists():
+        action = f"{action}, and run {calibrate}"
+    return Finding("calibration", Outcome.NOT_YET, detail, action)
 
 
-def _execution(settings: Settings, address: str | None) -> Finding:
-    """Whether the device of a worker can compute as the calibration says."""
-    execution = load_calibration(settings.calibration).document.execution
-    require_execution(execution, settings.model)
+def _device(settings: Settings, resources: Mapping[str, float]) -> torch.device | None:
+    """Where a worker computes; None where that is a GPU of another machine."""
     gpus = settings.worker.num_gpus
     if gpus is None:
-        gpus = cluster_resources(address).get("GPU", 0.0)
-    device = torch.device("cuda" if gpus > 0 else "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
+        gpus = resources.get("GPU", 0.0)
+    if gpus > 0:
+        return torch.device("cuda") if torch.cuda.is_available() else None
+    return torch.device("cpu")
+
+
+def _load(
+    settings: Settings, calibration: Calibration | Finding, device: torch.device
+) -> LoadedModel:
+    """The model as the calibration has it computed, where this device can; else plain float32."""
+    execution = Execution()
+    if isinstance(calibration, Calibration):
+        with suppress(NapStreamError):
+            calibrated = replace(calibration.document.execution, compile="off")
+            require_precision(calibrated.precision, device)
+            execution = calibrated
+    return load_model(settings.model, device, execution)
+
+
+def _described(loaded: LoadedModel) -> str:
+    height, width = input_size(loaded.preprocessing)
+    kind, classes = type(loaded.module).__name__, len(loaded.class_names)
+    return f"{kind}, {classes:,} classes, input {width} x {height}, {loaded.feature_site}"
+
+
+def _fits(settings: Settings, loaded: LoadedModel, calibration: Calibration) -> Finding:
+    require_fingerprint(calibration, loaded)
+    require_scoring(calibration, settings.scoring)
+    document = calibration.document
+    detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
+    if document.accuracy is not None:
+        detail += f"; accuracy on its images {document.accuracy:.1%}"
+    return Finding("calibration", Outcome.OK, detail, warnings=document.warnings)
+
+
+def _execution(
+    settings: Settings, calibration: Calibration, device: torch.device | None
+) -> Finding:
+    """Whether the device of a worker can compute as the calibration says."""
+    execution = calibration.document.execution
+    require_execution(execution, settings.model)
+    if device is None:
         detail = f"{execution}, on GPUs of other machines: not checked from here"
         return Finding("execution", Outcome.OK, detail)
     require_precision(execution.precision, device)
     slow = slowness(execution, device)
     detail = f"{execution}, on {device.type}"
     return Finding("execution", Outcome.OK, detail, warnings=(slow,) if slow else ())
+
+
+def _messages(settings: Settings, loaded: LoadedModel | None) -> Finding:
+    """What the newest messages hold, and what the model predicts for them."""
+    peeked = peek(settings.kafka, MESSAGES)
+    topic = settings.kafka.topic
+    if not peeked.messages:
+        detail = f"{topic} is empty: send some, and run doctor again"
+        return Finding("messages", Outcome.OK, detail)
+    images = look_at(peeked.messages, settings.limits, settings.model.preprocessing, loaded)
+    unreadable = sum(one.status is not Status.OK for one in images)
+    detail = (
+        f"{len(images) - unreadable} of {len(images)} images of the newest {len(peeked.messages)} "
+        f"messages of {topic} can be read"
+    )
+    if unreadable < len(images):
+        warnings = (f"{unreadable} cannot be read",) if unreadable else ()
+        return Finding("messages", Outcome.OK, detail, warnings=warnings, images=tuple(images))
+    action = "Is it the right topic? docs/operation.md says what messages may hold"
+    return Finding("messages", Outcome.FAILED, detail, action, images=tuple(images))

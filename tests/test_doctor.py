@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ from nap_stream import doctor
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.run import doctor as command
-from nap_stream.doctor import Finding, Outcome, examine
+from nap_stream.decode import ARROW_STREAM
+from nap_stream.doctor import CHECKS, Finding, Outcome, examine
+from nap_stream.feed import model_inputs
 from nap_stream.kafka.client import topics_missing
 from nap_stream.model import execution as execution_module
 from nap_stream.model.execution import Execution
+from nap_stream.model.load import load_model
+from nap_stream.records import Status
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.schema import (
     DeadLetterSettings,
@@ -20,9 +25,10 @@ from nap_stream.settings.schema import (
     ScoringSettings,
     Settings,
 )
-from tests.support.images import write_images
+from tests.support.image_bytes import arrow_stream, encoded
+from tests.support.images import smooth_image, write_images
 from tests.support.small_calibration import write_calibrated
-from tests.support.topics import new_settings
+from tests.support.topics import new_settings, send
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +39,7 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path, broker: str) -> Settings:
-    kafka = new_settings(broker)
-    changes = {
-        "kafka": kafka,
-        "alerts": AlertSettings(topic=f"{kafka.topic}-alerts"),
-        "dead_letters": DeadLetterSettings(topic=f"{kafka.topic}-dead"),
-    }
-    return _settings(broker, tmp_path).model_copy(update=changes)
+    return _on_own_topic(broker, tmp_path)
 
 
 def findings(settings: Settings | None, *, make_topics: bool = False) -> dict[str, Finding]:
@@ -192,6 +192,179 @@ def test_gpus_that_are_asked_for_and_not_there_are_found(tmp_path: Path) -> None
     assert found["GPU, torch"].outcome is Outcome.FAILED
     assert found["GPU, Ray"].outcome is Outcome.FAILED
     assert "worker.num_gpus: 0" in found["GPU, torch"].action
+
+
+@pytest.mark.embedded
+def test_the_newest_messages_are_shown_with_what_the_model_predicts(
+    embedded: str, tmp_path: Path
+) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+    batch = arrow_stream({"image": [encoded(smooth_image(4)), b"no image"]})
+    send(settings.kafka, [encoded(smooth_image(1))])
+    send(settings.kafka, [encoded(smooth_image(2), "PNG")])
+    send(settings.kafka, [b"neither is this"])
+    send(settings.kafka, [batch], headers=[("content-type", ARROW_STREAM.encode())])
+    send(settings.kafka, [None])
+
+    found = findings(settings, make_topics=True)["messages"]
+
+    assert found.outcome is Outcome.OK
+    assert "3 of 6 images of the newest 5 messages" in found.detail
+    assert found.warnings == ("3 cannot be read",)
+    rows = [(one.origin.offset, one.origin.index, one.status, one.format) for one in found.images]
+    assert rows == [
+        (0, 0, Status.OK, "jpeg"),
+        (1, 0, Status.OK, "png"),
+        (2, 0, Status.UNSUPPORTED, None),
+        (3, 0, Status.OK, "jpeg"),
+        (3, 1, Status.UNSUPPORTED, None),
+        (4, 0, Status.TOMBSTONE, None),
+    ]
+    assert [one.width for one in found.images] == [16, 16, None, 16, None, None]
+    for one in found.images:
+        if one.status is Status.OK:
+            assert one.prediction is not None
+            assert one.prediction.class_name in {"0", "1", "2"}
+            assert 1 / 3 <= one.prediction.confidence <= 1
+        else:
+            assert one.prediction is None
+            assert one.error
+
+
+@pytest.mark.embedded
+def test_predictions_are_those_of_a_worker(embedded: str, tmp_path: Path) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+    files = [encoded(smooth_image(seed)) for seed in range(5)]
+    for file in files:
+        send(settings.kafka, [file])
+
+    found = findings(settings, make_topics=True)["messages"]
+
+    loaded = load_model(settings.model, torch.device("cpu"))
+    pixels = [
+        one
+        for one in model_inputs(files, settings.limits, settings.model.preprocessing, None)
+        if isinstance(one, torch.Tensor)
+    ]
+    share, number = loaded.forward(torch.stack(pixels)).logits.softmax(1).max(1)
+    predicted = [one.prediction for one in found.images]
+    assert [one.class_name for one in predicted if one] == [str(n) for n in number.tolist()]
+    assert [one.confidence for one in predicted if one] == pytest.approx(share.tolist())
+
+
+@pytest.mark.embedded
+def test_a_topic_of_nothing_that_can_be_read_is_a_failure(embedded: str, tmp_path: Path) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+    for text in (b'{"image": "/9j/4AAQ"}', b"iVBORw0KGgo="):
+        send(settings.kafka, [text])
+
+    found = findings(settings, make_topics=True)["messages"]
+
+    assert found.outcome is Outcome.FAILED
+    assert "0 of 2" in found.detail
+    assert found.action
+    assert all(one.error for one in found.images)
+
+
+@pytest.mark.embedded
+def test_an_empty_topic_is_said_and_fails_nothing(embedded: str, tmp_path: Path) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+
+    found = findings(settings, make_topics=True)["messages"]
+
+    assert found.outcome is Outcome.OK
+    assert "is empty" in found.detail
+
+
+@pytest.mark.embedded
+def test_a_model_that_cannot_be_loaded_leaves_the_messages_without_predictions(
+    embedded: str, tmp_path: Path
+) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+    send(settings.kafka, [encoded(smooth_image(1))])
+    model = settings.model.model_copy(update={"factory": "tests.support.tiny_net:absent"})
+
+    found = findings(settings.model_copy(update={"model": model}), make_topics=True)
+
+    assert found["model"].outcome is Outcome.FAILED
+    assert found["calibration"].outcome is Outcome.SKIPPED
+    assert found["execution"].outcome is Outcome.SKIPPED
+    assert found["messages"].outcome is Outcome.OK
+    assert [one.prediction for one in found["messages"].images] == [None]
+
+
+def test_every_check_has_one_finding_in_the_stated_order(tmp_path: Path) -> None:
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3)
+    for given in (None, settings):
+        found = [one.check for one in examine(given, address=None, make_topics=False)]
+        assert tuple(found) == CHECKS
+
+
+YAML = """
+kafka: {{bootstrap_servers: '{broker}', topic: {topic}, connect_timeout_s: 5}}
+model:
+  factory: tests.support.tiny_net:build
+  precision: float32
+  channels_last: false
+  preprocessing: {{resize: null, crop: 16}}
+{calibration}
+log: {{root: log}}
+alerts: {{topic: {topic}-alerts}}
+dead_letters: {{topic: {topic}-dead}}
+"""
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("line", ["calibration: calibration", ""])
+def test_before_a_calibration_all_else_is_checked(
+    embedded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    kafka = new_settings(embedded)
+    send(kafka, [encoded(smooth_image(1))])
+    config = tmp_path / "monitor.yaml"
+    config.write_text(YAML.format(broker=embedded, topic=kafka.topic, calibration=line))
+
+    with pytest.raises(SystemExit) as ended:
+        command(config, create_topics=True)
+
+    assert ended.value.code == 3
+    shown = capsys.readouterr().out
+    assert "ok      model       TinyNet, 3 classes, input 16 x 16" in shown
+    assert "not yet calibration" in shown
+    assert f"nap-stream calibrate --model {config}" in shown
+    assert "1 of 1 images" in shown
+    assert re.search(r"0:0 +jpeg +16 x 16 +[012] \(\d", shown)
+    assert ("Write calibration: calibration into it" in shown) is (not line)
+
+
+def test_a_failure_beside_a_missing_calibration_is_a_failure(tmp_path: Path) -> None:
+    config = tmp_path / "monitor.yaml"
+    text = YAML.format(broker="127.0.0.1:1", topic="t", calibration="")
+    config.write_text(text.replace("connect_timeout_s: 5", "connect_timeout_s: 0.3"))
+
+    with pytest.raises(SystemExit) as ended:
+        command(config)
+
+    assert ended.value.code == 1
+
+
+def test_a_calibration_folder_without_one_is_a_failure(tmp_path: Path) -> None:
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3)
+    (tmp_path / "empty").mkdir()
+
+    found = findings(settings.model_copy(update={"calibration": tmp_path / "empty"}))
+
+    assert found["calibration"].outcome is Outcome.FAILED
+
+
+def _on_own_topic(broker: str, folder: Path) -> Settings:
+    kafka = new_settings(broker)
+    changes = {
+        "kafka": kafka,
+        "alerts": AlertSettings(topic=f"{kafka.topic}-alerts"),
+        "dead_letters": DeadLetterSettings(topic=f"{kafka.topic}-dead"),
+    }
+    return _settings(broker, folder).model_copy(update=changes)
 
 
 def _settings(broker: str, folder: Path, **kafka: float) -> Settings:

@@ -3,15 +3,20 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+from nap_stream.cli.images import images_table
 from nap_stream.cli.options import ConfigOption, show_warnings
 from nap_stream.errors import WorkerError
-from nap_stream.settings.load import load_settings, masked_yaml
+from nap_stream.settings.load import load_settings, load_uncalibrated_settings, masked_yaml
+from nap_stream.text import printable
+
+if TYPE_CHECKING:
+    from nap_stream.doctor import Finding
 
 
 def run(
@@ -76,7 +81,9 @@ def run(
         )
 
 
-STYLES = {"ok": "green", "failed": "bold red", "skipped": "dim"}
+STYLES = {"ok": "green", "failed": "bold red", "not yet": "yellow", "skipped": "dim"}
+EXIT_NOT_YET = 3
+_INDENT = 20
 
 
 def doctor(
@@ -88,26 +95,51 @@ def doctor(
 ) -> None:
     """Check this installation and say what to do about each failure.
 
-    Exit code 0 where nothing failed, 1 otherwise. A calibration's warnings fail nothing.
+    With --config also the broker, the topics, the log, the model, the calibration, and the newest
+    ten messages of the topic: what they hold, and what the model predicts. It joins no group.
+
+    Exit code 0 where all is ready, 1 where something failed, 3 where nothing failed and the
+    calibration is not there yet. A calibration's warnings fail nothing, nor does a message that
+    cannot be read, unless none can.
 
     \b
     Examples:
       nap-stream doctor
       nap-stream doctor --config monitor.yaml --create-topics
     """
-    from nap_stream.doctor import Outcome, examine
-
-    settings = load_settings(config) if config is not None else None
     console = Console(soft_wrap=True, highlight=False)
-    failed = False
-    for finding in examine(settings, address=address, make_topics=create_topics):
-        outcome = finding.outcome.value
-        console.print(
-            Text.assemble((f"{outcome:8}", STYLES[outcome]), f"{finding.check:12}", finding.detail)
+    outcomes = []
+    # Before the imports, which take seconds.
+    with Console(stderr=True).status("starting") as status:
+        settings = None if config is None else load_uncalibrated_settings(config)
+        from nap_stream.doctor import CHECKS, Outcome, examine
+
+        status.update(f"checking {CHECKS[0]}")
+        for finding in examine(
+            settings,
+            address=address,
+            make_topics=create_topics,
+            config="FILE" if config is None else str(config),
+        ):
+            outcomes.append(finding.outcome)
+            _show_finding(finding, console)
+            following = CHECKS[CHECKS.index(finding.check) + 1 :]
+            status.update(f"checking {following[0]}" if following else "")
+    if Outcome.FAILED in outcomes:
+        sys.exit(1)
+    sys.exit(EXIT_NOT_YET if Outcome.NOT_YET in outcomes else 0)
+
+
+def _show_finding(finding: "Finding", console: Console) -> None:
+    outcome = finding.outcome.value
+    console.print(
+        Text.assemble(
+            (f"{outcome:8}", STYLES[outcome]), f"{finding.check:12}", printable(finding.detail)
         )
-        show_warnings(finding.warnings, console)
-        if finding.outcome is Outcome.FAILED:
-            failed = True
-            if finding.action:
-                console.print(Text(f"{'':20}→ {finding.action}"))
-    sys.exit(1 if failed else 0)
+    )
+    show_warnings(finding.warnings, console)
+    if finding.action:
+        console.print(Text(f"{'':{_INDENT}}→ {printable(finding.action)}"))
+    if finding.images:
+        # A table wraps what a line may not.
+        Console(highlight=False).print(images_table(finding.images))

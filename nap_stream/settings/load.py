@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from nap_stream.errors import ConfigError
@@ -35,7 +35,7 @@ from nap_stream.settings.schema import (
     ScoringSettings,
     Settings,
 )
-from nap_stream.settings.values import SecretFile, Section
+from nap_stream.settings.values import AnyPath, SecretFile, Section
 
 Key = tuple[str | int, ...]
 ENV_PREFIX = "NAP_STREAM__"
@@ -54,9 +54,26 @@ class _Tree:
     places: Mapping[Key, str]
 
 
+class UncalibratedSettings(Settings):
+    """Settings of a monitor that need not be calibrated yet.
+
+    The folder of ``calibration`` may be missing, and so may the key, which then is not in
+    ``model_fields_set``.
+    """
+
+    calibration: AnyPath = Field(default=Path("calibration"), validate_default=True)
+
+
 def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
     """The settings of a monitor."""
     return _validate(Settings, _whole_tree(path, environ), path)
+
+
+def load_uncalibrated_settings(
+    path: Path, environ: Mapping[str, str] | None = None
+) -> UncalibratedSettings:
+    """The settings of a monitor before `nap-stream calibrate`, and after it."""
+    return _validate(UncalibratedSettings, _whole_tree(path, environ), path)
 
 
 def load_model_settings(path: Path, environ: Mapping[str, str] | None = None) -> ModelSettings:
