@@ -20,8 +20,8 @@ from nap_stream.errors import CalibrationError
 from nap_stream.files import sync_folder, write_durably
 
 _FORMAT = "nap-stream calibration"
-_VERSION = 4
-_VERSIONS = (3, _VERSION)
+_VERSION = 5
+_VERSIONS = (3, 4, _VERSION)
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
 _CALIBRATE = "Make one with `nap-stream calibrate`"
@@ -153,7 +153,7 @@ def _parse(text: bytes, path: Path) -> Envelope:
     if type(version) is not int or version not in _VERSIONS:
         raise CalibrationError(
             f"the calibration has version {version!r}, this program reads versions "
-            f"{' and '.join(map(str, _VERSIONS))}",
+            f"{_VERSIONS[0]} to {_VERSION}",
             str(path),
             "Use the nap-stream that wrote it, or calibrate anew",
         )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import ConformalTest, Group, Rule
+from nap_stream.core.labels import ClassSeen
 from nap_stream.core.methods import NAP, Method, method_scores, parse_method
 from nap_stream.core.score_specs import (
     BaseScore,
@@ -99,7 +100,9 @@ class CalibrationDocument(_Part):
     null for others. ``location`` is what the geometric mean takes off its base score, 0
     elsewhere. ``scores`` are the base scores that were computed.
     ``mean_confidence`` is that of the calibration images, ``accuracy`` their share of right
-    predictions, null where their labels are not the model's class names. ``faults`` say what
+    predictions, null where their labels are not the model's class names. ``worst_classes`` are
+    those of them that are predicted worst, the worst first; before version 5 there are none.
+    ``faults`` say what
     the detector sees of faulty cameras. ``warnings`` are sentences for people. ``array_sha256``
     names the arrays by the hash of their bytes.
 
@@ -130,6 +133,7 @@ class CalibrationDocument(_Part):
     array_sha256: dict[str, str]
     execution: Execution = Execution()
     speeds: Speeds | None = None
+    worst_classes: tuple[ClassSeen, ...] = ()
 
     @field_validator("method")
     @classmethod
@@ -169,10 +173,10 @@ class CalibrationDocument(_Part):
 
 
 class Envelope(CalibrationDocument):
-    """``calibration.json``, version 3 or 4."""
+    """``calibration.json``, of version 3 to 5."""
 
     format: Literal["nap-stream calibration"]
-    version: Literal[3, 4]
+    version: Literal[3, 4, 5]
     fingerprint: str
 
 
@@ -407,8 +411,12 @@ def require_scoring(calibration: Calibration, scoring: ScoringSettings) -> None:
 
 
 def _fingerprint(document: CalibrationDocument) -> str:
-    # What version 3 did not have is left out where it says what ran then.
-    left_out = {"speeds", *({"execution"} if document.execution == Execution() else ())}
+    # What earlier versions did not have is left out where it says what was so then.
+    left_out = {
+        "speeds",
+        *({"execution"} if document.execution == Execution() else ()),
+        *(() if document.worst_classes else {"worst_classes"}),
+    }
     included = set(CalibrationDocument.model_fields) - left_out
     tree = document.model_dump(mode="json", include=included)
     canonical = json.dumps(tree, sort_keys=True, allow_nan=False)

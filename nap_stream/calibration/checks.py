@@ -15,6 +15,7 @@ from nap_stream.calibration.fit import FIT_SHARE, FOLDS, FitPart
 from nap_stream.calibration.pixels import MIN_SIDE
 from nap_stream.calibration.read import Reading, ScoredImages
 from nap_stream.core.conformal import Group, Rule
+from nap_stream.core.labels import Labelled, label_warnings
 from nap_stream.core.methods import AUTO, NAP, Method
 from nap_stream.core.score_specs import BaseScore, needs_features, needs_fit, needs_head
 from nap_stream.core.selection import CHANCE, Selection, WeightSearch
@@ -32,26 +33,30 @@ def mean_confidence(scored: ScoredImages) -> float:
     return float(scored.values[BaseScore.MSP].mean(dtype=np.float64))
 
 
-def accuracy(scored: ScoredImages, class_names: tuple[str, ...]) -> float | None:
-    """The share of right predictions, where every label is a class name."""
-    numbers = {name: number for number, name in enumerate(class_names)}
-    if not all(label in numbers for label in scored.labels):
-        return None
-    truth = np.array([numbers[label] for label in scored.labels if label is not None])
-    return float(np.mean(truth == scored.class_id))
+def labelled(scored: ScoredImages, class_names: tuple[str, ...]) -> Labelled | None:
+    """What the labels of images tell, where all are class names."""
+    return Labelled.of(scored.labels, scored.class_id, class_names)
 
 
 def skill_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
-    """In-distribution images on which the model is hardly better than guessing."""
+    """In-distribution images on which the model is hardly better than guessing.
+
+    Class names in another order are told instead of the accuracy that follows from it.
+    """
+    found = labelled(scored, class_names)
     classes = len(class_names)
     low = 1 / classes + SKILL * (1 - 1 / classes)
     advice = "are these images what the model was trained on, and is the preprocessing its own?"
     for what, share in (
-        ("accuracy", accuracy(scored, class_names)),
+        ("accuracy", None if found is None else found.accuracy_as_taken),
         ("mean confidence", mean_confidence(scored)),
     ):
         if share is not None and share < low:
             yield f"{what} {share:.3f} is near that of guessing ({1 / classes:.3f}): {advice}"
+    if found is None:
+        yield from label_warnings(scored.labels, scored.class_id, class_names)
+    else:
+        yield from found.swap_warnings()
 
 
 def undecodable_warnings(what: str, read: Reading | ScoredImages | None) -> Iterator[str]:
@@ -203,7 +208,9 @@ def neighbour_warnings(
 
 def training_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterator[str]:
     """Images that the model predicts without an error, as it does those it was trained on."""
-    if accuracy(scored, class_names) == 1 and len(scored) >= FEW_IMAGES and len(class_names) > 1:
+    found = labelled(scored, class_names)
+    is_told = len(scored) >= FEW_IMAGES and len(class_names) > 1
+    if is_told and found is not None and found.accuracy == 1:
         yield (
             f"all {len(scored)} predictions are right: was the model trained on these images? New "
             "images would then be flagged more often than alpha says"

@@ -40,6 +40,7 @@ from nap_stream.calibration.fit import (
 from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
 from nap_stream.calibration.seen import fault_passes, faults_seen
 from nap_stream.calibration.speed import choose_execution, sample_of
+from nap_stream.calibration.trials import trial_warning
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.methods import AUTO, Method, method_scores, parse_method
@@ -90,14 +91,17 @@ def calibrate(
     clock: Clock,
     cache: FeatureCache | None = None,
     progress: Progress | None = None,
+    loading_progress: Progress | None = None,
     measuring_progress: Progress | None = None,
+    trying_progress: Progress | None = None,
 ) -> Calibration:
     """Score in-distribution images that the model was not trained on.
 
     First it is measured in which precision and memory format the model runs fastest, of those that
     the settings allow; see `choose_execution`. The model's outputs are kept in the cache, and taken
     from there. ``progress`` is told after each batch how many images were read,
-    ``measuring_progress`` after each execution.
+    ``loading_progress`` before and after the model is loaded, ``measuring_progress`` after each
+    execution, ``trying_progress`` after each preprocessing that is tried; see `trial_warning`.
 
     Raises:
         ConfigError: The weight is out of range, or the method has none.
@@ -111,7 +115,11 @@ def calibrate(
     checks.require_weight(None if named is None else parse_method(named), request.weight)
     total = count_images(request.images)
     checks.require_enough(total, request.rule, request.images)
+    if loading_progress is not None:
+        loading_progress(0, 1)
     loaded = load_model(request.model, device)
+    if loading_progress is not None:
+        loading_progress(1, 1)
     weights_fingerprint = weights_of(loaded.module)
     plan = _plan(request, loaded)
     part, searching = plan.part, plan.searching
@@ -182,13 +190,21 @@ def calibrate(
         batch_size=request.batch_size,
         advance=advance,
     )
+    tried = trial_warning(
+        checks.labelled(scored, loaded.class_names),
+        loaded,
+        request.images,
+        request.limits,
+        clock=clock,
+        progress=trying_progress,
+    )
     speeds = choice.compared(calibration, base_scores)
     warnings = () if speeds is None else speeds.warnings(loaded.execution)
     document = calibration.document.model_copy(
         update={
             "faults": faults,
             "speeds": speeds,
-            "warnings": (*calibration.document.warnings, *warnings),
+            "warnings": (*tried, *calibration.document.warnings, *warnings),
         }
     )
     return Calibration(document, calibration.arrays)
@@ -368,6 +384,7 @@ def assemble(
             str(error), str(request.images), "Give more images, or another rule or method"
         ) from error
     arrays = _arrays(scores, scored, references, fitted)
+    labelled = checks.labelled(scored, loaded.class_names)
     document = CalibrationDocument(
         method=str(method),
         weight=weight,
@@ -392,7 +409,8 @@ def assemble(
         images=_image_facts(request.images, scored),
         fit_images=None if fit_reading is None else _image_facts(request.fit_images, fit_reading),
         mean_confidence=checks.mean_confidence(scored),
-        accuracy=checks.accuracy(scored, loaded.class_names),
+        accuracy=None if labelled is None else labelled.accuracy,
+        worst_classes=() if labelled is None else labelled.worst(),
         faults=(),
         warnings=(
             *checks.skill_warnings(scored, loaded.class_names),

@@ -24,8 +24,13 @@ from nap_stream.core.tails import Sides
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
-    from nap_stream.calibration.calibration import Calibration, CalibrationDocument, ImageFacts
+    from nap_stream.calibration.calibration import (
+        Calibration,
+        CalibrationDocument,
+        ImageFacts,
+    )
     from nap_stream.core.conformal import Group
+    from nap_stream.core.labels import ClassSeen
     from nap_stream.core.selection import Selection
     from nap_stream.model.execution import Execution, Speeds
 
@@ -126,8 +131,10 @@ def calibrate(
             device=choose_torch(device, torch_threads),
             clock=SystemClock(),
             cache=None if cache is None else FeatureCache(cache),
+            loading_progress=new_bar("loading the model", "model"),
             measuring_progress=new_bar("measuring speed", "ways to compute"),
             progress=new_bar("calibrating", "images"),
+            trying_progress=new_bar("low accuracy: trying other preprocessings", "images"),
         )
     write_calibration(calibration, out, force=force)
     show_calibration(calibration, out, Console())
@@ -178,11 +185,30 @@ def show_calibration(calibration: "Calibration", folder: Path, console: Console)
     for name, value in _rows(calibration, folder):
         table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
     console.print(table)
+    if calibration.document.worst_classes:
+        console.print(_worst(calibration.document.worst_classes))
     if calibration.document.speeds is not None:
         console.print(_speeds(calibration.document.speeds, calibration.document.execution))
     if calibration.document.faults:
         console.print(_faults(calibration.document))
     show_warnings(calibration.document.warnings, console)
+
+
+def _worst(classes: "tuple[ClassSeen, ...]") -> Table:
+    """The classes that are predicted worst."""
+    table = Table("class", "images", "right", "mostly taken for", box=None, pad_edge=False)
+    table.title, table.title_justify = "\nThe worst classes, by their labels", "left"
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for seen in classes:
+        taken = f"{printable(seen.taken_for or '')} ({seen.taken / seen.images:.0%})"
+        table.add_row(
+            Text(printable(seen.name)),
+            f"{seen.images:,}",
+            f"{seen.right / seen.images:.0%}",
+            Text(taken if seen.taken_for else ""),
+        )
+    return table
 
 
 def _faults(document: "CalibrationDocument") -> Table:
@@ -233,7 +259,7 @@ def _rows(calibration: "Calibration", folder: Path) -> Iterator[tuple[str, str]]
         yield "fitted on", _images(document.fit_images)
     yield "mean confidence", f"{document.mean_confidence:.3f}"
     if document.accuracy is not None:
-        yield "accuracy", f"{document.accuracy:.3f}"
+        yield "accuracy", f"{document.accuracy:.3f} of {document.images.scored:,} labelled images"
     yield "feature map", str(document.model.feature_site)
     yield "scores", ", ".join(("nap", *document.scores))
     yield "method", document.method

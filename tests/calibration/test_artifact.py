@@ -21,6 +21,7 @@ from nap_stream.calibration.artifact import (
 from nap_stream.calibration.calibration import Calibration, ImageFacts, require_fingerprint
 from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.conformal import Rule
+from nap_stream.core.labels import ClassSeen
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides
@@ -172,7 +173,7 @@ def test_any_scores_survive(
 
 def test_people_can_read_it(folder: Path) -> None:
     tree = json.loads((folder / "calibration.json").read_text())
-    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 4)
+    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 5)
     assert (tree["method"], tree["weight"]) == ("nap-energy", 0.5)
     assert tree["rule"] == {"alpha": 0.25, "sides": "one", "per_class": False}
     assert tree["groups"][0]["size"] == 5
@@ -241,6 +242,25 @@ def test_version_3_is_read_as_it_was(tmp_path: Path, name: str, fingerprint: str
     np.testing.assert_array_equal(judged.fused, found.arrays["score"])
 
 
+def test_version_4_is_read_as_it_was(tmp_path: Path) -> None:
+    found = load_calibration(GOLDEN / "version4-auto")
+    assert found.fingerprint == "455404e43f5c3e424df0b3a83d3fd4a3afc318e06e75dc34be6f1a6a1c1bfaa1"
+    assert found.document.speeds is not None
+    assert (found.document.accuracy, found.document.worst_classes) == (5 / 28, ())
+    write_calibration(found, tmp_path / "again")
+    assert_equal(load_calibration(tmp_path / "again"), found)
+    require_fingerprint(found, load_small("SmallNet", class_names=("cat", "dog", "owl")))
+
+
+def test_the_worst_classes_are_kept_and_under_the_fingerprint(tmp_path: Path) -> None:
+    plain = calibration_of([1.0] * 5, [2.0] * 5, accuracy=0.5)
+    worst = (ClassSeen("cat", 4, 1, "dog", 3), ClassSeen("dog", 2, 1, None, 0))
+    made = calibration_of([1.0] * 5, [2.0] * 5, accuracy=0.5, worst_classes=worst)
+    write_calibration(made, tmp_path / "made")
+    assert load_calibration(tmp_path / "made").document.worst_classes == worst
+    assert made.fingerprint != plain.fingerprint
+
+
 def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"calibration\.json is missing.*nap-stream calib"):
         load_calibration(tmp_path / "absent")
@@ -249,10 +269,10 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         load_calibration(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 5, "3", 4.0, None, True])
+@pytest.mark.parametrize("version", [0, 1, 2, 6, "3", 4.0, None, True])
 def test_an_unknown_version(folder: Path, version: Any) -> None:
     change_document(folder, version=version, novelty=True)
-    with pytest.raises(CalibrationError, match="reads versions 3 and 4"):
+    with pytest.raises(CalibrationError, match="reads versions 3 to 5"):
         load_calibration(folder)
 
 

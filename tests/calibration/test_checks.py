@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.checks import (
-    accuracy,
+    labelled,
     mean_confidence,
     one_class_warnings,
     require_enough,
@@ -147,9 +147,11 @@ def scored(
 def test_confidence_and_accuracy() -> None:
     images = scored([0, 1, 2, 2], ["cat", "dog", "owl", "fox"])
     assert mean_confidence(images) == 0.75
-    assert accuracy(images, NAMES) == 0.75
-    assert accuracy(images, NAMES[:3]) is None
-    assert accuracy(scored([0, 1]), NAMES) is None
+    found = labelled(images, NAMES)
+    assert found is not None
+    assert found.accuracy == 0.75
+    assert labelled(images, NAMES[:3]) is None
+    assert labelled(scored([0, 1]), NAMES) is None
 
 
 @pytest.mark.parametrize(("confidence", "doubted"), [(0.25, True), (0.39, True), (0.41, False)])
