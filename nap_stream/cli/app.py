@@ -14,6 +14,7 @@ from nap_stream.cli.bench import bench
 from nap_stream.cli.calibrate import build_calibration_app, calibrate
 from nap_stream.cli.demo import demo, produce
 from nap_stream.cli.evaluate import evaluate
+from nap_stream.cli.init import init
 from nap_stream.cli.log import compact, query, verify
 from nap_stream.cli.plan import plan
 from nap_stream.cli.run import doctor, run
@@ -52,7 +53,8 @@ def build_app() -> typer.Typer:
         """Out-of-distribution monitoring for image classifiers on Kafka streams.
 
         \b
-        First calibrate on held-out in-distribution images, then run the monitor:
+        Write a configuration, calibrate on held-out in-distribution images, run the monitor:
+          nap-stream init
           nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
           nap-stream run --config monitor.yaml
 
@@ -64,7 +66,7 @@ def build_app() -> typer.Typer:
         configure_logging(for_people=True, level=logging.WARNING)
 
     for command in (
-        *(calibrate, evaluate, plan),
+        *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
         *(query, replay, verify, compact),
         *(doctor, bench, demo),

@@ -23,6 +23,7 @@ COMMANDS = (
     "query",
     "verify",
     "compact",
+    "init",
     "doctor",
     "demo",
 )
