@@ -275,7 +275,7 @@ def _is_hidden(model: type[BaseModel], key: Key) -> bool:
 
 def _holds_hidden(section: type[BaseModel]) -> bool:
     return any(
-        _hides(field) or any(_holds_hidden(inner) for inner in _sections_of(field))
+        _hides(field) or any(_holds_hidden(inner) for inner in sections_of(field))
         for field in section.model_fields.values()
     )
 
@@ -352,7 +352,7 @@ def _section_at(model: type[BaseModel], key: Key) -> type[BaseModel] | None:
         if isinstance(part, int):
             continue
         field = section.model_fields.get(str(part))
-        inner = _sections_of(field) if field else ()
+        inner = sections_of(field) if field else ()
         if not inner:
             return None
         section = inner[0]
@@ -364,7 +364,7 @@ def _field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
     return section.model_fields.get(str(key[-1])) if section else None
 
 
-def _sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
+def sections_of(field: FieldInfo) -> tuple[type[BaseModel], ...]:
     """The sections that a field's value may be."""
     members = _members(field.annotation)
     return tuple(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
