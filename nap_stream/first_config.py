@@ -5,8 +5,8 @@ The file says of each value whether it was given, found or guessed.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -26,6 +26,7 @@ from nap_stream.first_model import (
     names_of_folders,
 )
 from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.preprocessing import input_size
 from nap_stream.preview import ImageSeen, look_at
 from nap_stream.records import Message, Status
 from nap_stream.settings.load import load_kafka_settings, load_model_settings
@@ -90,24 +91,21 @@ def learn(asked: Asked, out: Path) -> Learnt:
     Raises:
         ConfigError: What was asked for cannot stand in a configuration.
     """
-    known = known_preprocessing(asked.factory, asked.kwargs, asked.weights)
-    draft = {
-        "kafka": {"bootstrap_servers": asked.bootstrap_servers, "topic": asked.topic},
-        "model": _model_section(asked, out.parent, known),
-    }
-    with NamedTemporaryFile("w", dir=out.parent, prefix=f".{out.name}.", encoding="utf-8") as file:
-        yaml.safe_dump(draft, file, allow_unicode=True)
-        file.flush()
-        path = Path(file.name)
-        try:
-            kafka, settings = load_kafka_settings(path), load_model_settings(path)
-        except ConfigError as error:
-            raise ConfigError(error.problem, _key_of(error, path), error.action) from error
-        loaded, model_problem = _attempt(lambda: load_model(settings, torch.device("cpu")), path)
+    with _draft({"kafka": _kafka_section(asked)}, out) as path:
+        kafka = _plainly(load_kafka_settings, path)
         peeked, topic_problem = _attempt(lambda: peek(kafka, MESSAGES), path)
     messages = () if peeked is None else peeked.messages
+    known = known_preprocessing(asked.factory, asked.kwargs, asked.weights)
     preprocessing = PreprocessingSettings() if known is None else known.settings
-    images = look_at(messages, LimitSettings(), preprocessing, loaded)
+    images = look_at(messages, LimitSettings(), preprocessing, None)
+    if known is None:
+        known = _by_size(images)
+        preprocessing = preprocessing if known is None else known.settings
+    with _draft({"model": _model_section(asked, out.parent, known)}, out) as path:
+        settings = _plainly(load_model_settings, path)
+        loaded, model_problem = _attempt(lambda: load_model(settings, torch.device("cpu")), path)
+    if loaded is not None:
+        images = look_at(messages, LimitSettings(), preprocessing, loaded)
     return Learnt(
         peeked=peeked,
         topic_problem=topic_problem,
@@ -118,6 +116,45 @@ def learn(asked: Asked, out: Path) -> Learnt:
         names=_names(asked, loaded),
         drift_key=_drift_key(messages, images),
         headers=tuple(sorted({name for one in messages for name, _ in one.headers})),
+    )
+
+
+def _kafka_section(asked: Asked) -> dict[str, Any]:
+    return {"bootstrap_servers": asked.bootstrap_servers, "topic": asked.topic}
+
+
+@contextmanager
+def _draft(tree: Mapping[str, Any], out: Path) -> Iterator[Path]:
+    """A file beside ``out``, where the same relative paths hold, for as long as the block runs."""
+    with NamedTemporaryFile("w", dir=out.parent, prefix=f".{out.name}.", encoding="utf-8") as file:
+        yaml.safe_dump(tree, file, allow_unicode=True)
+        file.flush()
+        yield Path(file.name)
+
+
+def _plainly(load: Callable[[Path], T], draft: Path) -> T:
+    """Load settings; an error does not name the draft."""
+    try:
+        return load(draft)
+    except ConfigError as error:
+        raise ConfigError(error.problem, _key_of(error, draft), error.action) from error
+
+
+def _by_size(images: Sequence[ImageSeen]) -> KnownPreprocessing | None:
+    """Of images that are all of one size, and smaller than the usual input: that size."""
+    sizes = {(one.height, one.width) for one in images if one.status is Status.OK}
+    usual = input_size(PreprocessingSettings())
+    if len(sizes) != 1:
+        return None
+    height, width = sizes.pop()
+    if height is None or width is None or max(height, width) >= min(usual):
+        return None
+    crop = height if height == width else (height, width)
+    return KnownPreprocessing(
+        PreprocessingSettings(resize=None, crop=crop),
+        f"the images are all of {width} x {height} pixels, and are not resized; mean and std as "
+        "for ImageNet",
+        is_guess=True,
     )
 
 
@@ -261,13 +298,24 @@ def _model_lines(asked: Asked, learnt: Learnt, out: Path) -> list[str]:
     if known is None:
         lines.append("  # Guessed, as for ImageNet: compare it with the preprocessing of training.")
     else:
-        lines.append(f"  # By {_comment(known.source)}: compare it with your own training.")
+        by = "Guessed: " if known.is_guess else "By "
+        lines.append(f"  # {by}{_comment(known.source)}. Compare it with training.")
     preprocessing = PreprocessingSettings() if known is None else known.settings
     lines.append("  preprocessing:")
     lines += [f"    {key}: {_yaml(value)}" for key, value in _values(preprocessing).items()]
+    if _are_enlarged(learnt, preprocessing):
+        lines.append("    # The images are smaller than that: is the model made for enlarged ones?")
     if _is_large(learnt, preprocessing):
         lines.append("    # scaled_decoding: true   # faster for images so large; docs/speed.md")
     return lines
+
+
+def _are_enlarged(learnt: Learnt, preprocessing: PreprocessingSettings) -> bool:
+    height, width = input_size(preprocessing)
+    good = [one for one in learnt.images if one.width and one.height]
+    return bool(good) and all(
+        (one.width or 0) < width and (one.height or 0) < height for one in good
+    )
 
 
 def _is_large(learnt: Learnt, preprocessing: PreprocessingSettings) -> bool:

@@ -24,6 +24,7 @@ class KnownPreprocessing:
 
     settings: PreprocessingSettings
     source: str
+    is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)

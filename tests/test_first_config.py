@@ -83,6 +83,30 @@ def test_what_the_topic_and_the_model_tell_is_filled_in(embedded: str, out: Path
 
 
 @pytest.mark.embedded
+def test_small_images_of_one_size_are_not_enlarged_without_a_reason(
+    kafka: KafkaSettings, embedded: str, out: Path
+) -> None:
+    _, settings = made(kafka, out)
+    assert settings.model.preprocessing == PreprocessingSettings(resize=None, crop=16)
+
+    mixed = new_settings(embedded)
+    for side in (16, 20):
+        send(mixed, [(None, encoded(smooth_image(1).resize((side, side))), [])])
+    other = out.with_name("other.yaml")
+    _, settings = made(mixed, other)
+    assert settings.model.preprocessing == PreprocessingSettings()
+    assert "is the model made for enlarged ones?" in other.read_text()
+
+    wide = new_settings(embedded)
+    send(wide, [(None, encoded(smooth_image(1).resize((640, 480))), [])])
+    third = out.with_name("third.yaml")
+    _, settings = made(wide, third)
+    assert settings.model.preprocessing == PreprocessingSettings()
+    assert "enlarged" not in third.read_text()
+    assert "scaled_decoding" not in third.read_text()
+
+
+@pytest.mark.embedded
 def test_keys_that_do_not_repeat_are_no_cameras(kafka: KafkaSettings, out: Path) -> None:
     _, settings = made(kafka, out)
 

@@ -5,6 +5,7 @@ A few images are run through the model in the usual alternatives.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from scipy.stats import binomtest
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.base_scores import evenly_spaced
 from nap_stream.core.labels import Labelled
-from nap_stream.decode import Refusal
+from nap_stream.decode import Refusal, decode_image
+from nap_stream.errors import ModelError
 from nap_stream.feed import on_cpu
-from nap_stream.image_files import chosen_images
+from nap_stream.image_files import ImageFile, chosen_images, count_images
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import Normaliser
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
@@ -40,19 +42,22 @@ Three = tuple[float, float, float]
 class _Way:
     """Another preprocessing: its words, mean and std, and whether red and blue change places.
 
-    Null means are those that are configured.
+    Null means are those that are configured. ``own_size`` leaves the images as large as they are.
     """
 
     words: str
     mean: Three | None = None
     std: Three | None = None
     bgr: bool = False
+    own_size: bool = False
 
 
 _IMAGENET = PreprocessingSettings()
 _NONE: Three = (0.0, 0.0, 0.0)
 _BYTE = 1 / 255
+MAX_OWN_SIDE = 512
 WAYS = (
+    _Way("the images in their own size, not resized", own_size=True),
     _Way("red and blue exchanged (BGR)", bgr=True),
     _Way("mean and std of ImageNet", _IMAGENET.mean, _IMAGENET.std),
     _Way("mean and std 0.5", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -87,7 +92,12 @@ def trial_warning(
     """
     if labelled is None or labelled.accuracy_as_taken >= LOW:
         return ()
-    pixels, truth = _sample(labelled, loaded.preprocessing, images, limits)
+    files, truth = _sample(labelled, images)
+    configured = _pixels(files, loaded.preprocessing, limits)
+    is_read = np.array([one is not None for one in configured], np.bool_)
+    pixels = [one for one in configured if one is not None]
+    files = [file for file, good in zip(files, is_read, strict=True) if good]
+    truth = truth[is_read]
     if not pixels:
         return ()
     right, count = _right(loaded, pixels, truth, _Way(""), clock=clock)
@@ -96,10 +106,16 @@ def trial_warning(
     for done, way in enumerate(ways):
         if progress is not None:
             progress(done * count, len(ways) * count)
-        found, _ = _right(loaded, pixels[:count], truth[:count], way)
-        gains.append((found, way))
+        batch = _in_own_size(files[:count], pixels, limits) if way.own_size else pixels[:count]
+        # A model may be made for one size alone.
+        with suppress(ModelError):
+            found, _ = _right(loaded, batch, truth[: len(batch)], way)
+            if len(found) == count:
+                gains.append((found, way))
     if progress is not None:
         progress(len(ways) * count, len(ways) * count)
+    if not gains:
+        return ()
     best, _ = max(gains, key=lambda one: int(one[0].sum()))
     words = " or ".join(way.words for found, way in gains if found.sum() == best.sum())
     gained, lost = int((best & ~right).sum()), int((right & ~best).sum())
@@ -116,26 +132,41 @@ def trial_warning(
 
 
 def _is_configured(way: _Way, preprocessing: PreprocessingSettings) -> bool:
-    return not way.bgr and (way.mean, way.std) == (preprocessing.mean, preprocessing.std)
+    same = (way.mean, way.std) == (preprocessing.mean, preprocessing.std)
+    return same and not (way.bgr or way.own_size)
 
 
-def _sample(
-    labelled: Labelled, preprocessing: PreprocessingSettings, images: Path, limits: LimitSettings
-) -> tuple[list[torch.Tensor], NDArray[np.int64]]:
-    """Pixels of some images, and the numbers of the classes that their labels stand for."""
+def _sample(labelled: Labelled, images: Path) -> tuple[list[ImageFile], NDArray[np.int64]]:
+    """Some of the images, and the numbers of the classes that their labels stand for."""
     numbers = {name: number for number, name in enumerate(labelled.names)}
     taken = labelled.taken_for
-    pixels, truth = [], []
-    chosen = evenly_spaced(labelled.images, MAX_IMAGES)
-    # Spread over the order of the files: a cut in time then keeps the shares of the classes.
+    chosen = evenly_spaced(count_images(images), MAX_IMAGES)
     files = list(chosen_images(images, set(chosen.tolist())))
-    for file in (files[number] for number in np.random.default_rng(0).permutation(len(files))):
-        number = numbers.get(file.label or "")
-        found = on_cpu(file.data, limits, preprocessing)
-        if number is not None and not isinstance(found, Refusal):
-            pixels.append(found)
-            truth.append(taken.get(number, number))
-    return pixels, np.array(truth, np.int64)
+    # In no order: a cut in time then keeps the shares of the classes.
+    mixed = [files[number] for number in np.random.default_rng(0).permutation(len(files))]
+    known = [file for file in mixed if file.label in numbers]
+    found = [numbers[file.label] for file in known if file.label is not None]
+    return known, np.array([taken.get(number, number) for number in found], np.int64)
+
+
+def _pixels(
+    files: Sequence[ImageFile], preprocessing: PreprocessingSettings, limits: LimitSettings
+) -> list[torch.Tensor | None]:
+    """The model's inputs; null for what cannot be decoded."""
+    decoded = (on_cpu(file.data, limits, preprocessing) for file in files)
+    return [None if isinstance(one, Refusal) else one for one in decoded]
+
+
+def _in_own_size(
+    files: Sequence[ImageFile], pixels: Sequence[torch.Tensor], limits: LimitSettings
+) -> list[torch.Tensor]:
+    """Images that are all of one size, other than the model's input; else none."""
+    decoded = [decode_image(file.data, limits) for file in files]
+    pictures = [one.pixels for one in decoded if not isinstance(one, Refusal)]
+    sizes = {one.shape for one in pictures}
+    if len(sizes) != 1 or pixels[0].shape in sizes or max(pictures[0].shape) > MAX_OWN_SIDE:
+        return []
+    return pictures
 
 
 def _right(

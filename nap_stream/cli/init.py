@@ -160,7 +160,8 @@ def _show(asked: "Asked", learnt: "Learnt", written: tuple[Path, ...]) -> None:
     if learnt.preprocessing is None:
         say("guessed", "preprocessing: as for ImageNet", "yellow")
     else:
-        say("found", f"preprocessing: {learnt.preprocessing.source}", "green")
+        what, style = ("guessed", "yellow") if learnt.preprocessing.is_guess else ("found", "green")
+        say(what, f"preprocessing: {learnt.preprocessing.source}", style)
     if learnt.names is not None:
         say("guessed", f"class names: {learnt.names.source}", "yellow")
     elif asked.class_names_file is None:

@@ -80,6 +80,19 @@ def test_the_preprocessing_of_caffe_is_found(images: Path) -> None:
     assert "(Caffe) the accuracy is 1.00" in warning
 
 
+def test_images_that_should_not_be_resized_are_found(images: Path) -> None:
+    preprocessing = PreprocessingSettings(resize=40, crop=36)
+    model = settings({}).model_copy(
+        update={
+            "factory": "tests.support.colour_net:build_sized",
+            "preprocessing": preprocessing,
+        }
+    )
+    (warning,) = warned(images, model)
+
+    assert "with the images in their own size, not resized the accuracy is 1.00" in warning
+
+
 def test_a_good_model_costs_nothing(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nap_stream.calibration.trials._sample", None)
 
@@ -125,7 +138,7 @@ def test_a_slow_model_sees_fewer_images(tmp_path: Path) -> None:
 
     (warning,) = warned(folder, settings({"bgr": True}), SlowClock(0))
 
-    assert "on 60 of the images" in warning
+    assert "on 50 of the images" in warning
     (warning,) = warned(folder, settings({"bgr": True}))
     assert f"on {MAX_IMAGES} of the images" in warning
 

@@ -29,7 +29,8 @@ def test_flags_alone_make_a_file_that_doctor_accepts(
     assert [line for line in said if line.startswith("0:0 jpeg 16 x 16 ")]
     assert [line for line in said if line.startswith("0:1 unsupported: ")]
     assert [line for line in said if line.startswith("found TinyNet, 3 classes")]
-    assert "guessed preprocessing: as for ImageNet" in said
+    guess = "guessed preprocessing: the images are all of 16 x 16 pixels, and are not"
+    assert [line for line in said if line.startswith(guess)]
     assert "not seen class names: classes show as numbers" in said
     assert f"written {out}" in said
     assert f"next nap-stream doctor --config {out} --create-topics" in said
@@ -94,6 +95,7 @@ def test_it_asks_a_person_for_what_is_not_given(
     assert ended.exit_code == 0, ended.err
     assert answers == {}
     assert "not seen The topic could not be looked at" in " ".join(ended.out.split())
+    assert "guessed preprocessing: as for ImageNet" in " ".join(ended.out.split())
     assert "kwargs: {seed: 5}" in out.read_text()
 
 

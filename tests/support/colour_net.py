@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nap_stream.settings.schema import PreprocessingSettings
 from tests.support.image_bytes import encoded
 
 SIDE = 16
@@ -40,6 +41,19 @@ class ColourNet(nn.Module):
         pooled = self.pool(self.clip(self.denormalise(x))).flatten(1)
         logits: torch.Tensor = self.head(pooled)
         return logits
+
+
+class SizedNet(ColourNet):
+    """It takes images of another size than its own for red."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(x)
+        return logits if x.shape[-1] == SIDE else logits * 0 + logits.new_tensor([0, 0, 0, 1])
+
+
+def build_sized() -> SizedNet:
+    """Build one of which only the size matters."""
+    return SizedNet([*PreprocessingSettings().mean], [*PreprocessingSettings().std], bgr=False)
 
 
 def build(
