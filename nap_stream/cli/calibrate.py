@@ -95,21 +95,23 @@ def calibrate(
     Example:
       nap-stream calibrate --model monitor.yaml --images held-out/ --out calibration/
     """
-    from nap_stream.calibration.artifact import require_free, write_calibration
-    from nap_stream.calibration.read import FeatureCache
-    from nap_stream.calibration.run import CalibrationRequest
-    from nap_stream.calibration.run import calibrate as run_calibration
-    from nap_stream.clock import SystemClock
-    from nap_stream.core.conformal import Rule
-    from nap_stream.process import configure_logging
-    from nap_stream.settings.load import (
-        load_drift_settings,
-        load_model_settings,
-        load_scoring_settings,
-    )
-    from nap_stream.settings.schema import LimitSettings
-
     console = Console(stderr=True)
+    # The imports take seconds.
+    with console.status("starting"):
+        from nap_stream.calibration.artifact import require_free, write_calibration
+        from nap_stream.calibration.read import FeatureCache
+        from nap_stream.calibration.run import CalibrationRequest
+        from nap_stream.calibration.run import calibrate as run_calibration
+        from nap_stream.clock import SystemClock
+        from nap_stream.core.conformal import Rule
+        from nap_stream.process import configure_logging
+        from nap_stream.settings.load import (
+            load_drift_settings,
+            load_model_settings,
+            load_scoring_settings,
+        )
+        from nap_stream.settings.schema import LimitSettings
+
     configure_logging(for_people=console.is_terminal)
     require_free(out, force=force)
     # A new calibration is made beside its place, and then renamed.

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from nap_stream.calibration.artifact import write_calibration
+from nap_stream.core.labels import ClassSeen
 from tests.cli.program import Call
 from tests.support.small_calibration import calibration_of, write_images
 
@@ -215,6 +216,21 @@ def test_show_prints_the_location_where_there_is_one(
     found = [line for line in lines if line.startswith("location ")]
     expected = "location -3.25, taken off energy before it is weighed"
     assert found == ([expected] if shown else [])
+
+
+def test_show_prints_the_worst_classes_where_the_accuracy_is_known(
+    nap: Call, tmp_path: Path
+) -> None:
+    worst = (ClassSeen("cat", 4, 1, "d\x1b[31mog", 3), ClassSeen("dog", 2, 1, None, 0))
+    made = calibration_of([1.0] * 5, [2.0] * 5, accuracy=1 / 3, worst_classes=worst)
+    write_calibration(made, tmp_path / "made")
+    ended = nap("calibration", "show", tmp_path / "made")
+
+    assert ended.exit_code == 0
+    lines = [" ".join(line.split()) for line in ended.out.splitlines()]
+    assert "accuracy 0.333 of 5 labelled images" in lines
+    assert "cat 4 25% d\\x1b[31mog (75%)" in lines
+    assert "dog 2 50%" in lines
 
 
 @pytest.mark.parametrize("command", ["calibrate", "evaluate"])
