@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
@@ -19,6 +19,7 @@ from nap_stream.calibration.calibration import (
 )
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect, create_topics, topics_missing
+from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import (
     Execution,
     require_execution,
@@ -316,7 +317,12 @@ def _messages(settings: Settings, loaded: LoadedModel | None) -> Finding:
     if not peeked.messages:
         detail = f"{topic} is empty: send some, and run doctor again"
         return Finding("messages", Outcome.OK, detail)
-    images = look_at(peeked.messages, settings.limits, settings.model.preprocessing, loaded)
+    # Whoever waits for doctor does not wait for a store or a registry that is away.
+    reader = open_reader(settings.messages.model_copy(update={"wait_s": 0.0}), settings.limits)
+    with closing(reader) if reader is not None else nullcontext():
+        images = look_at(
+            peeked.messages, settings.limits, settings.model.preprocessing, loaded, reader
+        )
     unreadable = sum(one.status is not Status.OK for one in images)
     detail = (
         f"{len(images) - unreadable} of {len(images)} images of the newest {len(peeked.messages)} "
@@ -325,5 +331,5 @@ def _messages(settings: Settings, loaded: LoadedModel | None) -> Finding:
     if unreadable < len(images):
         warnings = (f"{unreadable} cannot be read",) if unreadable else ()
         return Finding("messages", Outcome.OK, detail, warnings=warnings, images=tuple(images))
-    action = "Is it the right topic? docs/operation.md says what messages may hold"
+    action = "Is it the right topic? docs/images.md and docs/messages.md say what can be read"
     return Finding("messages", Outcome.FAILED, detail, action, images=tuple(images))

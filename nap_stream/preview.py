@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from nap_stream.decode import decode_message
+from nap_stream.decode.message import decode_message
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import decoded_size, preprocess
+from nap_stream.pipeline.rows import ReadMessage
 from nap_stream.records import Message, Origin, Status
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
@@ -45,8 +46,11 @@ def look_at(
     limits: LimitSettings,
     preprocessing: PreprocessingSettings,
     loaded: LoadedModel | None,
+    read: ReadMessage | None = None,
 ) -> list[ImageSeen]:
     """Decode messages as a worker does, and predict; at most `MAX_IMAGES` images in all.
+
+    ``read`` finds the images of messages that are none themselves, as in a worker.
 
     Raises:
         ModelError: See `run_forward`.
@@ -56,7 +60,7 @@ def look_at(
     for message in messages:
         if len(seen) >= MAX_IMAGES:
             break
-        seen.extend(_of_message(message, limits, preprocessing, loaded))
+        seen.extend(_of_message(message, limits, preprocessing, loaded, read))
     return seen[:MAX_IMAGES]
 
 
@@ -65,6 +69,7 @@ def _of_message(
     limits: LimitSettings,
     preprocessing: PreprocessingSettings,
     loaded: LoadedModel | None,
+    read: ReadMessage | None,
 ) -> Iterator[ImageSeen]:
     rows = decode_message(
         message,
@@ -72,6 +77,8 @@ def _of_message(
         kept_headers=(),
         ingest_time_ms=message.timestamp_ms,
         at_least=decoded_size(preprocessing),
+        preprocessing=preprocessing,
+        read=read,
         prepare=lambda pixels: preprocess(pixels, preprocessing),
     )
     pixels = [one for one in rows.pixels[:MAX_IMAGES] if isinstance(one, torch.Tensor)]

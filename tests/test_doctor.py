@@ -9,7 +9,7 @@ from nap_stream import doctor
 from nap_stream.calibration.artifact import load_calibration, write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.run import doctor as command
-from nap_stream.decode import ARROW_STREAM
+from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.doctor import CHECKS, Finding, Outcome, examine
 from nap_stream.feed import model_inputs
 from nap_stream.kafka.client import topics_missing

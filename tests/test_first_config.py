@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kafka import KafkaProducer
 
-from nap_stream.decode import ARROW_STREAM
+from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.errors import ConfigError
 from nap_stream.first_config import Asked, Learnt, learn, render, topic_words, write_config
 from nap_stream.first_model import known_preprocessing

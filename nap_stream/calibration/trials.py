@@ -17,7 +17,8 @@ from scipy.stats import binomtest
 from nap_stream.clock import Clock, Progress
 from nap_stream.core.base_scores import evenly_spaced
 from nap_stream.core.labels import Labelled
-from nap_stream.decode import Refusal, decode_image
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.picture import Refusal
 from nap_stream.errors import ModelError
 from nap_stream.feed import on_cpu
 from nap_stream.image_files import ImageFile, chosen_images, count_images

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nap_stream.clock import ManualClock
-from nap_stream.decode import ARROW_STREAM
+from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.errors import ConfigError
 from nap_stream.messages.pieces import Away, Piece
 from nap_stream.messages.reader import MessageReader, ReadingEndedError, open_reader

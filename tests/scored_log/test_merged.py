@@ -263,7 +263,7 @@ def test_an_array_of_what_is_no_footer_takes_little_memory() -> None:
     [
         (0, {"rows": "5"}, "contradicts the footers that it merged in rows"),
         (1, {"end_offset": "13"}, "segments 9, 12 do not merge"),
-        (2, {"schema_version": "5"}, "schema version '5'"),
+        (2, {"schema_version": "9"}, "schema version '9'"),
         (1, {"schema_version": "3"}, "segments 5, 9 do not merge"),
         (2, {"colour": "red"}, r"unknown keys \['colour'\]"),
         (0, {"previous_sha256": "0c" * 32}, "in previous_sha256"),
