@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from benchmarks import model_table_hub as hub
-from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import capture, run_forward
 from nap_stream.model.sites import FeatureSite
 
 CLASSES = 10
+_SMALL = 160
 _LARGEST = 150_000_000
 _TOLERANCE = 1e-4
 _NAMES = Path(__file__).with_suffix(".txt")
@@ -68,7 +68,7 @@ def as_map(value: torch.Tensor, site: FeatureSite) -> Iterator[torch.Tensor]:
     """A library's features as (N, C, positions), in each layout that they can have."""
     channels, positions = site.shape[0], site.positions
     for axis in range(1, value.ndim):
-        if value.shape[axis] == channels:
+        if value.ndim > 2 and value.shape[axis] == channels:
             flat = value.movedim(axis, 1).flatten(2)
             extra = flat.shape[2] - positions
             if extra >= 0:
@@ -88,22 +88,27 @@ def checked(candidate: Candidate, site: FeatureSite, pixels: torch.Tensor) -> st
     with torch.inference_mode():
         with capture(candidate.module, site, torch.clone) as captured:
             candidate.module(pixels)
-        said = list(candidate.truth(pixels))
-        found = []
-        for number, part in enumerate(site.parts):
-            read = captured.parts[number]
-            found.append(next((name for name, value in said if _is(read, value, part)), ""))
-    return found[0] if all(found) else ""
+        missing = dict(enumerate(site.parts))
+        found: list[str] = []
+        # What is not needed is not computed.
+        for name, value in candidate.truth(pixels):
+            for number, part in list(missing.items()):
+                if _is(captured.parts[number], value, part):
+                    found.append(name)
+                    del missing[number]
+            if not missing:
+                return found[0]
+    return ""
 
 
 def _is(read: torch.Tensor, value: torch.Tensor, site: FeatureSite) -> bool:
     if site.kind == "cls_attention":
-        if value.ndim != 4:  # noqa: PLR2004  (N, heads, Q, T)
+        if value.ndim != 4:
             return False
         rows = value[:, :, list(site.tokens.queries)].mean(dim=(1, 2))
         return close(read, rows[:, site.tokens.first :])
     flat = read.flatten(2)
-    if value.ndim == 2 and value.shape[1] == flat.shape[1]:  # noqa: PLR2004  pooled
+    if value.ndim == 2 and value.shape[1] == flat.shape[1]:
         return close(flat.mean(dim=2), value) or close(flat.amax(dim=2), value)
     return any(close(flat, candidate) for candidate in as_map(value, site))
 
@@ -130,17 +135,19 @@ def row_of(candidate: Candidate) -> Row:
     kind = {3: "tokens", 4: "map"}.get(site.layout.dimensions, "map")
     if site.kind == "cls_attention":
         kind = "attention"
-    elif kind == "map" and site.layout.channels == 3:  # noqa: PLR2004  (N, H, W, C)
+    elif kind == "map" and site.layout.channels == 3:
         kind = "map, channels last"
     nap_ = float(forward.nap[0])
     return Row(candidate.library, candidate.model, side, kind, str(site), size, head, how, nap_)
 
 
-def torchvision_models() -> Iterator[Candidate]:
-    """All classifiers of torchvision but those of more than 150 million parameters."""
+def torchvision_models(done: str) -> Iterator[Candidate]:
+    """All classifiers of torchvision that are not ``done`` but those of more than 150 million parameters."""
     from torchvision import models  # noqa: PLC0415  one library at a time
 
     for name in models.list_models(module=models):
+        if f'"{name}"' in done:
+            continue
         with torch.device("meta"):
             quick = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
             size = sum(p.numel() for p in models.get_model(name, **quick).parameters())
@@ -157,11 +164,13 @@ def torchvision_models() -> Iterator[Candidate]:
         yield Candidate("torchvision", name, side, module, hub.torchvision_truth(module))
 
 
-def timm_models() -> Iterator[Candidate]:
+def timm_models(done: str) -> Iterator[Candidate]:
     """The configurations of timm that stand in the list."""
     import timm  # noqa: PLC0415  one library at a time
 
     for name in _NAMES.read_text().split():
+        if f'"{name}"' in done:
+            continue
         try:
             module = timm.create_model(name, num_classes=CLASSES)
         except Exception as error:  # noqa: BLE001  the list outlives a release
@@ -171,14 +180,18 @@ def timm_models() -> Iterator[Candidate]:
         if size > _LARGEST:
             print(f"skipped {name}: {size} parameters", file=sys.stderr)
             continue
-        side = int(module.pretrained_cfg["input_size"][1])
+        config: Any = module.pretrained_cfg
+        side = int(config["input_size"][1])
+        if not config.get("fixed_input_size") and side > _SMALL:
+            side = _SMALL
         yield Candidate("timm", name, side, module.eval(), hub.timm_truth(module))
 
 
-def transformers_models() -> Iterator[Candidate]:
+def transformers_models(done: str) -> Iterator[Candidate]:
     """Architectures of transformers, built tiny from their configurations."""
     for name, side, module in hub.tiny_transformers(CLASSES):
-        yield Candidate("transformers", name, side, module, hub.transformers_truth(module))
+        if f'"{name}"' not in done:
+            yield Candidate("transformers", name, side, module, hub.transformers_truth(module))
 
 
 LIBRARIES = {
@@ -193,7 +206,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--only", default="")
     parser.add_argument("libraries", nargs="*", default=list(LIBRARIES))
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -205,11 +217,11 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     for library in given.libraries:
         with ExitStack() as stack:
-            file = stack.enter_context((given.out / f"{library}.jsonl").open("a"))
+            path = given.out / f"{library}.jsonl"
+            done = path.read_text() if path.exists() else ""
+            file = stack.enter_context(path.open("a"))
             start = time.monotonic()
-            for candidate in LIBRARIES[library]():
-                if given.only and given.only not in candidate.model:
-                    continue
+            for candidate in LIBRARIES[library](done):
                 try:
                     found: Any = asdict(row_of(candidate))
                 except Exception as error:  # noqa: BLE001  a fault is a row, not the end
@@ -219,8 +231,6 @@ def main() -> None:
                 print(f"{took:6.0f} s {json.dumps(found)}", file=sys.stderr, flush=True)
                 gc.collect()
 
-
-_ = (attention_prior, nap)
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import ConformalTest, Group, Rule
@@ -28,7 +35,7 @@ from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.execution import Execution, Speeds
-from nap_stream.model.sites import FeatureSite, HeadSite, head_parameters
+from nap_stream.model.sites import FeatureSite, HeadSite, MapLayout, TokenRows, head_parameters
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
 if TYPE_CHECKING:
@@ -53,6 +60,18 @@ class ModelFacts(_Part):
     preprocessing: PreprocessingSettings
     feature_site: FeatureSite
     head: HeadSite | None
+
+    @field_serializer("feature_site", mode="wrap")
+    def _later_fields_where_set(
+        self, site: FeatureSite, dump: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        # The fingerprint covers what is dumped: that of sites without the later fields stays valid.
+        plain = {"layout": MapLayout(), "tokens": TokenRows(), "also": ()}
+        return {
+            name: value
+            for name, value in dump(site).items()
+            if name not in plain or getattr(site, name) != plain[name]
+        }
 
 
 class ImageFacts(_Part):

@@ -19,6 +19,7 @@ from nap_stream.model.trace import (
 _WINDOWED = frozenset({"avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "lp_pool2d"})
 _POOLINGS = ADAPTIVE_POOLINGS | _WINDOWED
 _FLATTENING = frozenset({"flatten", "reshape", "view"})
+_SORTING = frozenset({"sort", "topk"})
 _DENSE = frozenset({"linear", "addmm", "matmul", "conv2d", "conv1d"})
 _ATTENDING = frozenset({"matmul", "bmm", "einsum", "multi_head_attention_forward"}) | ATTENTIONS
 _NEUTRAL = frozenset(
@@ -154,6 +155,7 @@ def map_end(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
         return None
     index, parent, layout = _before_reductions(trace, index, parent, layout)
     index, parent = _before_weights(trace, index, parent, layout)
+    index, parent = _before_sorting(trace, index, parent)
     index, parent = _before_transforms(trace, index, parent)
     reads = trace.nodes[index].reads
     if reads is None:
@@ -206,6 +208,19 @@ def _before_reductions(
         if before is None or before.channels in node.reduced:
             return index, parent, layout
         index, parent, layout = parent, node.source, before
+
+
+def _before_sorting(trace: Trace, index: int, parent: int) -> tuple[int, int]:
+    """Where the largest activations alone are pooled: the map before these are picked."""
+    place: int | None = parent
+    while place is not None and trace.nodes[place].name in PICKING:
+        place = trace.nodes[place].source
+    if place is None or trace.nodes[place].name not in _SORTING:
+        return index, parent
+    source = trace.nodes[place].source
+    if source is None or len(trace.nodes[source].shape) != len(trace.nodes[parent].shape):
+        return index, parent
+    return place, source
 
 
 def _before_weights(trace: Trace, index: int, parent: int, layout: MapLayout) -> tuple[int, int]:
@@ -265,30 +280,32 @@ def _flattened(trace: Trace, index: int, parent: int) -> tuple[int, FeatureSite]
     """The map that is flattened into a linear function, or covered by a convolution's kernel."""
     node = trace.nodes[index]
     if node.name.startswith("conv"):
-        layout = layout_of(trace.nodes[parent])
-        if layout is None or node.reads is None:
-            return None
-        return parent, _placed(node.reads, trace.nodes[parent], layout)
+        return _read_before(trace, index)
     place = index if node.name in _FLATTENING else parent
-    if node.name not in _DENSE | _FLATTENING:
+    if node.name not in _DENSE | _FLATTENING or len(node.parents) > 1:
         return None
     while trace.nodes[place].name not in _FLATTENING:
         source = trace.nodes[place].source
         if source is None or trace.nodes[source].shape != trace.nodes[place].shape:
             return None
         place = source
-    flat = trace.nodes[place]
-    if flat.source is None or flat.reads is None:
+    return _read_before(trace, place)
+
+
+def _read_before(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
+    """What a call takes, or an adaptive pooling before it, as a map."""
+    node = trace.nodes[index]
+    before = None if node.source is None else trace.nodes[node.source]
+    if before is not None and before.name in ADAPTIVE_POOLINGS and before.source is not None:
+        # What it repeats to its fixed size is seen in its input alone.
+        node = before
+    if node.source is None or node.reads is None:
         return None
-    before = trace.nodes[flat.source]
-    reads, source, found = flat.reads, flat.source, before
-    if before.name in ADAPTIVE_POOLINGS and before.source is not None and before.reads is not None:
-        # What an adaptive pooling repeats to its fixed size is seen in its input alone.
-        reads, source, found = before.reads, before.source, trace.nodes[before.source]
-    layout = layout_of(found)
-    if layout is None or not found.positional:
+    source = trace.nodes[node.source]
+    layout = layout_of(source)
+    if layout is None or not source.positional:
         return None
-    return source, _placed(reads, found, layout)
+    return node.source, _placed(node.reads, source, layout)
 
 
 def _placed(reads: FeatureSite, source: Node, layout: MapLayout) -> FeatureSite:
@@ -323,6 +340,10 @@ def named_map(trace: Trace, site: FeatureSite, node: int) -> tuple[FeatureSite |
             f"the {side} of this module ({size}) has no one axis of channels, as heads x tokens x "
             "width or windows have none"
         )
+    if found.weighing:
+        return None, f"the {side} of this module ({size}) is weights of an attention"
+    if is_attended_after(trace, node):
+        return None, f"the rows of the {side} of this module ({size}) are parts of images"
     if not found.learned and trace.attentions:
         return None, f"the {side} of this module ({size}) is pixels"
     upstream = set() if trace.end is None else trace.upstream(trace.end)
@@ -348,6 +369,20 @@ def picked_tokens(trace: Trace, end: End) -> tuple[int, ...]:
             break
         place = node.source
     return tokens
+
+
+def is_attended_after(trace: Trace, place: int) -> bool:
+    """Whether rows that are no images attend to each other after a map: they are its positions."""
+    node = trace.nodes[place]
+    layout = layout_of(node)
+    axis = 0 if layout is None else layout.images
+    if node.shape[axis] == trace.nodes[0].shape[0] or trace.end is None:
+        return False
+    upstream = trace.upstream(trace.end)
+    return any(
+        attention.node in upstream and place in trace.upstream(attention.node)
+        for attention in trace.attentions
+    )
 
 
 def shares_source(trace: Trace, end: End, ends: Sequence[End]) -> bool:

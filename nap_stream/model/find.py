@@ -17,6 +17,7 @@ from nap_stream.errors import FeatureMapError
 from nap_stream.model.ends import (
     End,
     ends_of,
+    is_attended_after,
     named_map,
     picked_tokens,
     poolings,
@@ -30,6 +31,8 @@ _LISTED_CANDIDATES = 8
 _TRIED_CANDIDATES = 24
 _TOKEN_DIMENSIONS = 3
 _ADVICE = "Name a module in model.feature_layer"
+_NONE = "no module was seen to yield a map that can be read"
+_NO_MAP = "Wrap the model so that the map before its classifier leaves a module, and name that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,9 @@ def choose_site(seen: Probe, feature_layer: str | None) -> FeatureSite:
     ]
     if _is_map(seen.trace):
         raise _refusal(seen, _problem(seen, ends))
+    ends = [
+        replace(end, site=None) if is_attended_after(seen.trace, end.map) else end for end in ends
+    ]
     found = [end for end in ends if end.site is not None]
     picked = [end for end in ends if end.kind in {"picked", "attended"}]
     unread = [end for end in ends if end.site is None and end not in picked]
@@ -236,7 +242,7 @@ def _candidates(seen: Probe) -> str:
         if len(found) == _LISTED_CANDIDATES:
             break
     if not found:
-        return "no module was seen to yield a map that can be read"
+        return _NONE
     listed = ", ".join(
         f"{site.module} ({'x'.join(map(str, site.shape))})" for site in reversed(found)
     )
@@ -244,4 +250,6 @@ def _candidates(seen: Probe) -> str:
 
 
 def _refusal(seen: Probe, problem: str) -> FeatureMapError:
-    return FeatureMapError(f"{problem}; {_candidates(seen)}", "model.feature_layer", _ADVICE)
+    candidates = _candidates(seen)
+    advice = _ADVICE if candidates != _NONE else _NO_MAP
+    return FeatureMapError(f"{problem}; {candidates}", "model.feature_layer", advice)

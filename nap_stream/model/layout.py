@@ -38,8 +38,10 @@ _RESIZING = frozenset(
     | {"interpolate", "upsample", "grid_sample", "max_pool2d_with_indices", "adaptive_avg_pool3d"}
     | {"adaptive_max_pool2d_with_indices", "boolean_dispatch", "fn"}
 )
+_UNFOLDING = frozenset({"unfold", "im2col"})
 _EXPANDING = frozenset({"expand", "expand_as", "broadcast_to"})
 _SHUFFLING = frozenset({"pixel_shuffle", "pixel_unshuffle"})
+_SEQUENCE = 3
 _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19)
 
 
@@ -95,47 +97,79 @@ def follow(
 def _follow(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: torch.Tensor, known: Known
 ) -> Layout | None:
-    source = args[0] if args else next(iter(kwargs.values()))
-    layout = known(source)
     shape = tuple(result.shape)
     if name in _CONCATENATIONS or name == "stack":
         return _joined(name, args, kwargs, shape, known)
     if name == "einsum":
         return _einsum(args, known)
+    layout = known(args[0] if args else next(iter(kwargs.values())))
     if name in _PRODUCTS:
-        return _product(known(args[0]), known(args[1]), args, shape)
+        return _product(layout, known(args[1]), args, shape)
     if name == "scaled_dot_product_attention":
         values = args[2] if len(args) > 2 else kwargs["value"]  # noqa: PLR2004  value is third
         return _attended(layout, known(values), shape)
-    if layout is None:
-        return _elementwise(args, shape, known)
-    if name in _REGROUPING:
-        return regrouped(layout, shape)
-    if name in _REORDERING:
+    if layout is not None and name in _REORDERING:
         return tuple(layout[index] for index in _order(name, args, kwargs, len(layout)))
-    if name in _CONVOLUTIONS or name in _SHUFFLING:
-        sides = [_axis(role_of(axis) or "positions", 0) for axis in layout[2:]]
-        roles: list[Role] = ["channels" if role_of(layout[1]) is None else _role(layout[1])]
-        roles += [_role(side) if side else "positions" for side in sides]
-        return (layout[0], *(_axis(role, n) for role, n in zip(roles, shape[1:], strict=True)))
-    if name == "linear":
-        last = _axis(role_of(layout[-1]) or "channels", shape[-1])
-        return (*layout[:-1], last)
-    if name == "getitem":
-        return _indexed(layout, args[1], shape)
-    if name in {"select", "unbind"}:
-        dim = _argument(args, kwargs, 1, "dim", 0) % len(layout)
-        return tuple(axis for index, axis in enumerate(layout) if index != dim)
-    if name in _REDUCTIONS and (dims := reduced_dims(args, kwargs, len(layout))):
-        if len(shape) == len(layout):
-            return tuple(() if index in dims else axis for index, axis in enumerate(layout))
-        return tuple(axis for index, axis in enumerate(layout) if index not in dims)
-    if name in _PIECES or name in _RESIZING:
-        return _resized(layout, shape)
-    if name in _EXPANDING and len(layout) == len(shape):
-        # What is repeated is no position more.
-        return tuple(axis or _axis("channels", n) for axis, n in zip(layout, shape, strict=True))
+    for names, rule in _RULES:
+        if layout is not None and name in names:
+            return rule(layout, args, kwargs, shape)
     return _elementwise(args, shape, known)
+
+
+def _regrouped(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout | None:
+    return regrouped(layout, shape)
+
+
+def _convolved(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout:
+    # In one dimension a convolution may mix tokens; in two its channels are channels.
+    roles: list[Role] = [_role(layout[1]) if len(layout) == _SEQUENCE else "channels"]
+    roles += [role_of(axis) or "positions" for axis in layout[2:]]
+    return (layout[0], *(_axis(role, n) for role, n in zip(roles, shape[1:], strict=True)))
+
+
+def _dense(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout:
+    return (*layout[:-1], _axis(_role(layout[-1]), shape[-1]))
+
+
+def _unfolded(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout | None:
+    if len(shape) != _SEQUENCE:
+        return None
+    channels = _sizes(layout)[1]
+    window: Axis = (*_axis("channels", channels), *_axis("positions", shape[1] // channels))
+    return (layout[0], window, _axis("positions", shape[2]))
+
+
+def _picked(
+    layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any], _shape: tuple[int, ...]
+) -> Layout:
+    dim = _argument(args, kwargs, 1, "dim", 0) % len(layout)
+    return tuple(axis for index, axis in enumerate(layout) if index != dim)
+
+
+def _gotten(
+    layout: Layout, args: Sequence[Any], _kwargs: Any, shape: tuple[int, ...]
+) -> Layout | None:
+    return _indexed(layout, args[1], shape)
+
+
+def _lessened(
+    layout: Layout, args: Sequence[Any], kwargs: Mapping[str, Any], shape: tuple[int, ...]
+) -> Layout | None:
+    dims = reduced_dims(args, kwargs, len(layout))
+    if not dims:
+        return layout if _sizes(layout) == shape else None
+    if len(shape) == len(layout):
+        return tuple(() if index in dims else axis for index, axis in enumerate(layout))
+    return tuple(axis for index, axis in enumerate(layout) if index not in dims)
+
+
+def _stretched(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout | None:
+    return _resized(layout, shape)
+
+
+def _expanded(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout:
+    # What is repeated is no position more.
+    return tuple(axis or _axis("channels", n) for axis, n in zip(layout, shape, strict=True))
 
 
 def reduced_dims(args: Sequence[Any], kwargs: Mapping[str, Any], dimensions: int) -> set[int]:
@@ -234,7 +268,7 @@ def _resized(layout: Layout, shape: Sequence[int]) -> Layout | None:
         return None
     axes: list[Axis] = []
     for axis, before, size in zip(layout, _sizes(layout), shape, strict=True):
-        if before == size or size == 1:
+        if size in {before, 1}:
             axes.append(axis if before == size else ())
         elif (role := role_of(axis)) is not None:
             axes.append(_axis(role, size))
@@ -330,3 +364,17 @@ def _einsum(args: Sequence[Any], known: Known) -> Layout | None:
         for letter, size in zip(letters, operand.shape, strict=True):
             axes.setdefault(letter, _axis("channels", size))
     return tuple(axes[letter] for letter in output)
+
+
+_Rule = Callable[[Layout, Sequence[Any], Mapping[str, Any], tuple[int, ...]], Layout | None]
+_RULES: tuple[tuple[frozenset[str], _Rule], ...] = (
+    (_REGROUPING, _regrouped),
+    (_CONVOLUTIONS | _SHUFFLING, _convolved),
+    (frozenset({"linear"}), _dense),
+    (_UNFOLDING, _unfolded),
+    (frozenset({"getitem"}), _gotten),
+    (frozenset({"select", "unbind"}), _picked),
+    (_REDUCTIONS, _lessened),
+    (_PIECES | _RESIZING, _stretched),
+    (_EXPANDING, _expanded),
+)

@@ -75,6 +75,12 @@ class Measure:
     def _plain(self) -> torch.Tensor | None:
         return self._run()
 
+    @cached_property
+    def _says_nothing(self) -> bool:
+        """Whether the output is the same for other images, as under heads that are all zeros."""
+        other = self._run(other=True)
+        return other is None or self._plain is None or torch.equal(other, self._plain)
+
     def reaches(self, site: FeatureSite) -> bool:
         """Whether the output changes where a map is changed."""
 
@@ -85,7 +91,7 @@ class Measure:
         changed = self._run([raw_reader(self._inner, site, change, compiled=False)])
         if changed is None or self._plain is None:
             return True
-        return not torch.equal(changed, self._plain)
+        return self._says_nothing or not torch.equal(changed, self._plain)
 
     def rows(self, site: FeatureSite) -> FeatureSite:
         """The same site with what the rows of its map are: images, or tiles of images.
@@ -138,7 +144,9 @@ class Measure:
         the head as it is, bit for bit, and changing that of these must not. They must be learned
         tokens, in front of those of the image, or the only ones that ask.
         """
+        # Where tokens are merged on the way, those in front are the image's too by then.
         first = self.learned_tokens(attention.keys, every)
+        first = first or self.learned_tokens(every[0].keys, every)
         if attention.queries == 1:
             queries = (0,)
         else:
@@ -150,7 +158,9 @@ class Measure:
             if untouched is None or self._plain is None or not torch.equal(untouched, self._plain):
                 return None
         touched = self._run([self._changed(attention, list(queries))])
-        if touched is None or self._plain is None or torch.equal(touched, self._plain):
+        if touched is None or self._plain is None:
+            return None
+        if torch.equal(touched, self._plain) and not self._says_nothing:
             return None
         patches = attention.keys - first
         if patches < 1:
@@ -187,7 +197,7 @@ class Measure:
             self._run([Watched(call, site.layout.dimensions, take_call=take_call)])
         if not found:
             return 0
-        value = found[0].unflatten(0, (self._shape[0], -1))
+        value = found[0].reshape(self._shape[0], -1, *found[0].shape[1:])
         axis = -1 if site.function == "softmax" else -2
         tokens = value.movedim(axis, 1).flatten(2)
         same = (tokens == tokens[:1]).all(dim=2).all(dim=0).tolist()

@@ -79,9 +79,9 @@ def laid_out(value: Any, site: FeatureSite) -> torch.Tensor | None:
         if count % layout.tiles:
             return None
         if layout.tiles_first:
-            rows = rows.unflatten(0, (layout.tiles, -1)).permute(1, 2, 0, 3)
+            rows = rows.reshape(layout.tiles, -1, channels, positions).permute(1, 2, 0, 3)
         else:
-            rows = rows.unflatten(0, (-1, layout.tiles)).transpose(1, 2)
+            rows = rows.reshape(-1, layout.tiles, channels, positions).transpose(1, 2)
     return rows.reshape(-1, channels, 1, positions * layout.tiles)
 
 
@@ -125,7 +125,7 @@ def _with_heads(value: torch.Tensor, site: FeatureSite) -> torch.Tensor:
     if site.layout.channels == 1:
         # A single query: (N, heads, columns).
         return value.unsqueeze(2)
-    return value.unflatten(0, (-1, site.shape[0]))
+    return value.reshape(-1, site.shape[0], *value.shape[1:])
 
 
 def _module_attention_reader(

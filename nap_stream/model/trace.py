@@ -49,6 +49,8 @@ REDUCTIONS = frozenset(
 PICKING = frozenset(
     {"getitem", "select", "narrow", "split", "chunk", "unbind", "tensor_split", "index_select"}
 )
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm"})
+_CURVED = ACTIVATIONS | ATTENTIONS | frozenset({"multi_head_attention_forward"})
 _FEWEST_DIMENSIONS = 3
 _MOST_DIMENSIONS = 5
 
@@ -59,7 +61,8 @@ class Node:
 
     ``name`` is the function's, plain; ``reads`` where its first argument, the node ``source``, is
     read. ``positional`` says that the tensor has positions of the image, ``learned`` that a
-    weight has been applied, ``activated`` that an activation has. ``reduced`` are the axes
+    weight has been applied, ``activated`` that an activation has, ``weighing`` that it holds the
+    weights of an attention and no features. ``reduced`` are the axes
     that a reduction took. ``operands`` are how many of its arguments are tensors of more than one
     element. ``taken`` are the tokens that a picking call left, by their numbers in its source.
     """
@@ -73,9 +76,22 @@ class Node:
     positional: bool
     learned: bool
     activated: bool
+    weighing: bool = False
     operands: int = 1
     reduced: frozenset[int] = frozenset()
     taken: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call under way: its first argument's site and node, and the nodes of all arguments."""
+
+    name: str = ""
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    reads: FeatureSite | None = None
+    source: int | None = None
+    parents: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +225,7 @@ class _Recorder(TorchFunctionMode):
         for value in _tensors((output,)):
             if self.node_of(value) is None and inputs:
                 # Scripted modules and extensions call what no mode sees.
-                self._note_result("", (), {}, value, None, inputs)
+                self._note_result(_Call(source=inputs[0], parents=inputs), value)
         self._note_map("module_output", module, output)
         self._running.pop()
 
@@ -242,47 +258,28 @@ class _Recorder(TorchFunctionMode):
             name = str(getattr(getattr(func, "__self__", None), "__name__", name))
             reads = None
         if parents:
-            self._note_results(func, name, args, named, result, (reads, index), parents)
+            self._note_results(func, _Call(name, args, named, reads, index, parents), result)
         return result
 
-    def _note_results(
-        self,
-        func: Any,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        read: tuple[FeatureSite | None, int | None],
-        parents: tuple[int, ...],
-    ) -> None:
-        target = kwargs.get("out", args[0] if args else None)
-        in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-        if "out" in kwargs or in_place or any(result is arg for arg in args):
-            changed = target if name == "__setitem__" or "out" in kwargs else args[0]
-            if isinstance(changed, torch.Tensor):
-                node = self._note_result(name, args, kwargs, changed, read, parents)
-                if (storage := _storage_of(changed)) is not None:
-                    self._changed[storage] = node
-                return
+    def _note_results(self, func: Any, call: _Call, result: Any) -> None:
+        name, args, kwargs = call.name, call.args, call.kwargs
+        changed = kwargs.get("out", args[0] if _works_in_place(name, args, kwargs) else None)
+        if isinstance(changed, torch.Tensor):
+            node = self._note_result(call, changed)
+            if (storage := _storage_of(changed)) is not None:
+                # Other views of it have changed too.
+                self._changed[storage] = node
+            return
         taken: list[tuple[int, ...]] = []
-        if plain(name) in PICKING and read[1] is not None:
-            taken = _taken(func, args, kwargs, self.trace.nodes[read[1]].layout)
+        if plain(name) in PICKING and call.source is not None:
+            taken = _taken(func, args, kwargs, self.trace.nodes[call.source].layout)
         for value, part in zip_longest(_tensors((result,)), taken, fillvalue=()):
             if isinstance(value, torch.Tensor):
-                self._note_result(name, args, kwargs, value, read, parents, tuple(part))
+                self._note_result(call, value, tuple(part))
 
-    def _note_result(
-        self,
-        name: str,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        value: torch.Tensor,
-        read: tuple[FeatureSite | None, int | None] | None,
-        parents: tuple[int, ...],
-        taken: tuple[int, ...] = (),
-    ) -> int:
-        bare = plain(name)
-        before = [self.trace.nodes[index] for index in parents]
+    def _note_result(self, call: _Call, value: torch.Tensor, taken: tuple[int, ...] = ()) -> int:
+        bare, args, kwargs = plain(call.name), call.args, call.kwargs
+        before = [self.trace.nodes[index] for index in call.parents]
         constants = [part for part in _tensors((args, kwargs)) if self.node_of(part) is None]
         weighted = bare in _WEIGHTED and any(part.ndim > 1 for part in constants)
         if bare == "setitem":
@@ -292,24 +289,33 @@ class _Recorder(TorchFunctionMode):
         if layout is not None and weighted and not any(node.learned for node in before):
             # What takes pixels apart into rows before the first layer makes tiles of them.
             layout = of_rows(layout)
-        from_positions = any(node.positional for node in before)
         has = positions(layout) > 1 if layout is not None else not _is_vector(value)
-        reads, source = read or (None, parents[0] if len(parents) == 1 else None)
         node = Node(
             name=bare,
-            reads=reads,
-            source=source,
-            parents=parents,
+            reads=call.reads,
+            source=call.source,
+            parents=call.parents,
             shape=tuple(value.shape),
             layout=layout,
-            positional=from_positions and has,
+            positional=has and any(node.positional for node in before),
             learned=weighted or any(node.learned for node in before),
-            activated=bare in ACTIVATIONS or any(node.activated for node in before),
+            activated=bare in _CURVED or any(node.activated for node in before),
+            weighing=self._is_weighing(bare, layout, before),
             operands=sum(part.numel() > 1 for part in _tensors((args, kwargs))),
             reduced=frozenset(_reduced(bare, args, kwargs)),
             taken=taken,
         )
         return self._add(value, node)
+
+    def _is_weighing(self, name: str, layout: Layout | None, before: Sequence[Node]) -> bool:
+        if name == "softmax":
+            return True
+        spread = [node for node in before if node.positional]
+        if name in _PRODUCTS:
+            # Of two tokens each: more positions than either has.
+            known = [positions(node.layout) for node in before if node.layout is not None]
+            return layout is not None and bool(known) and positions(layout) > max(known)
+        return bool(spread) and all(node.weighing for node in spread)
 
     def _add(self, value: torch.Tensor, node: Node) -> int:
         index = len(self.trace.nodes)
@@ -410,6 +416,13 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
+def _works_in_place(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if not args:
+        return False
+    asked = kwargs.get("inplace", plain(name) in ACTIVATIONS and any(arg is True for arg in args))
+    return bool(asked) or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
 def _storage_of(value: torch.Tensor) -> int | None:
     with suppress(RuntimeError, NotImplementedError):
         return value.untyped_storage().data_ptr() or None
@@ -435,6 +448,8 @@ def _taken(
     """Which tokens each result of a picking call holds: the same call on the tokens' numbers."""
     source = first_argument(args, kwargs)
     axis = None if layout is None else axis_of(layout, "positions")
+    if layout is None and source.ndim == _FEWEST_DIMENSIONS:
+        axis = 1
     if axis is None or not args:
         return []
     sides = [1] * source.ndim
@@ -442,5 +457,5 @@ def _taken(
     numbers = torch.arange(source.shape[axis]).reshape(sides).expand(source.shape)
     with suppress(RuntimeError, TypeError, IndexError):
         picked = func(numbers, *args[1:], **kwargs)
-        return [tuple(part.unique().tolist()) for part in _tensors((picked,))]
+        return [tuple(sorted(set(part.flatten().tolist()))) for part in _tensors((picked,))]
     return []

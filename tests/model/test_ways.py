@@ -1,12 +1,16 @@
 """Whatever the way from the maps to the logits: what is read is what is known of it."""
 
+import re
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 
 from nap_stream.core.prior import attention_prior, nap
+from nap_stream.errors import FeatureMapError
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import run_forward
-from tests.support.ways import CLASSES, IMAGES, KINDS, SIDE, Case, body
+from tests.support.ways import CLASSES, IMAGES, KINDS, SIDE, Body, Case, Way, attend, body
 
 CASES = [
     pytest.param(case, id=f"{kind}: {name}")
@@ -42,3 +46,133 @@ def test_the_prior_is_that_of_the_known_maps(case: Case) -> None:
         expected = (each * channels[:, None]).sum(0) / channels.sum()
     torch.testing.assert_close(forward.logits, logits, rtol=0, atol=0)
     torch.testing.assert_close(forward.nap, expected, rtol=1e-4, atol=1e-6)
+
+
+def ambiguous(name: str) -> Way:
+    """Ways to the logits of which none is the only one, or that cannot be read."""
+
+    def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        maps = net.late(net.early(x))
+        flat = maps.flatten(2)
+        found = attend(net, net.tokens(x, 1), "fused")[0]
+        found = net.tokens_out(found)
+        ends: dict[str, Callable[[], torch.Tensor]] = {
+            "covariance": lambda: (flat @ flat.mT).flatten(1)[:, :6],
+            "one place": lambda: maps[:, :, 3, 3],
+            "gather": lambda: flat.gather(2, flat.argmax(2, keepdim=True)).squeeze(2),
+            "last token": lambda: found[:, -1],
+            "two tokens": lambda: found[:, 0] + found[:, 5],
+            "a map and CLS": lambda: maps.mean((2, 3)) + found[:, 0],
+            "a map and a place": lambda: maps.mean((2, 3)) + net.other(x)[:, :, 1, 2],
+            "channels mixed away": lambda: net.mix(maps.mean(1)[:, ::2, ::2].flatten(1))[:, :6],
+            "recurrent": lambda: torch.cumsum(flat, 2)[..., -1],
+            "tokens by weight": lambda: net.mix(found[:, 1:].transpose(1, 2))[..., 0],
+        }
+        return net.head(ends[name]()), ()
+
+    return way
+
+
+AMBIGUOUS = (
+    "covariance one_place gather last_token two_tokens a_map_and_CLS a_map_and_a_place "
+    "channels_mixed_away recurrent tokens_by_weight"
+).split()
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_each_candidate_of_a_refusal_works(name: str) -> None:
+    net = body(ambiguous(name.replace("_", " ")))
+    x = images()
+    seen = probe(net, x)
+    with pytest.raises(FeatureMapError, match="the last maps are the outputs of") as caught:
+        choose_site(seen, None)
+    candidates = re.findall(r"(?:outputs of: |, )([\w.]+) \((\d+)x", str(caught.value))
+    assert candidates
+    for layer, channels in candidates:
+        outputs: list[torch.Tensor] = []
+        with net.get_submodule(layer).register_forward_hook(lambda _m, _a, y: outputs.append(y)):
+            net(x)
+        site = choose_site(seen, layer)
+        forward = run_forward(net, site, seen.head, x, classes=CLASSES)
+        output = outputs[-1]
+        assert site.shape[0] == int(channels)
+        flat = output.movedim(site.layout.channels, 1).flatten(2)[..., site.layout.skip :]
+        torch.testing.assert_close(forward.nap, nap(flat.unsqueeze(-1)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("blocks.0.attn.q_norm", "no one axis of channels, as heads x tokens x width"),
+        ("blocks.0.attn.attn_drop", "weights of an attention"),
+        ("patch_embed", "a patch embedding"),
+        ("patch_embed.proj", "a patch embedding"),
+        ("fc_norm", "neither the output nor the input|no one axis"),
+    ],
+)
+def test_what_a_named_layer_of_a_transformer_is_not(layer: str, message: str) -> None:
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=12, depth=2, num_heads=2, num_classes=3,
+            qk_norm=True,
+        ).eval()  # fmt: skip
+        for part in net.modules():
+            if hasattr(part, "fused_attn"):
+                part.fused_attn = False
+    seen = probe(net, torch.randn(2, 3, 32, 32))
+    with pytest.raises(FeatureMapError, match=message):
+        choose_site(seen, layer)
+    named = choose_site(seen, "blocks.1")
+    assert (named.shape, named.layout.skip) == ((12, 1, 16), 1)
+
+
+def pairs(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    both = net.maps(torch.maximum(x[0::2], x[1::2]))
+    return net.head(both.mean((2, 3)).repeat_interleave(2, dim=0)), ()
+
+
+def turned_round(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    return net.head(net.maps(x.flip(0)).mean((2, 3)).flip(0)), ()
+
+
+def overlapping(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    rows = torch.cat([x, x.roll(1, 0), (x + x.roll(1, 0)) / 2])
+    return net.head(net.maps(rows).mean((2, 3))).reshape(3, len(x), -1).mean(0), ()
+
+
+@pytest.mark.parametrize("way", [pairs, turned_round, overlapping])
+def test_rows_that_are_no_images_are_refused_where_they_are_found(way: Way) -> None:
+    net = body(way)
+    with pytest.raises(FeatureMapError, match=r"the map has \d+ rows for 4 images"):
+        choose_site(probe(net, images(4)), None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("two poolings", "logs early, channels last"),
+        ("multi-scale", "mean and amax"),
+        ("ensembles", "mean of mean"),
+        ("transformed", "GeM"),
+        ("transformed", "softplus"),
+        ("channels last", "mlp, mean"),
+        ("class tokens", "plain, 1 learned, index"),
+        ("class tokens", "fused, 3 learned, slice"),
+        ("tokens", "mixer, mean"),
+        ("rows", "images, features, mean"),
+    ],
+)
+def test_a_compiled_model_reads_the_same(kind: str, name: str) -> None:
+    case = KINDS[kind]()[name]
+    net, x = body(case.way, case.width), images()
+    seen = probe(net, x)
+    site = choose_site(seen, None)
+    expected = run_forward(net, site, seen.head, x, classes=CLASSES)
+    torch.compiler.reset()
+    compiled = torch.compile(net, backend="eager")
+    assert isinstance(compiled, torch.nn.Module)
+    found = run_forward(compiled, site, seen.head, x, classes=CLASSES)
+    torch.testing.assert_close(found.nap, expected.nap)
+    torch.compiler.reset()

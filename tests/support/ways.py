@@ -41,7 +41,7 @@ class Body(nn.Module):
         self.mix = nn.Linear(16, 16)
         self.norm = nn.LayerNorm(6)
         self.batch_norm = nn.BatchNorm2d(6)
-        self.power = nn.Parameter(torch.tensor([3.0]))
+
         self.gate = nn.Linear(6, 6)
         self.tokens_out = nn.Identity()
         self.map_out = nn.Identity()
@@ -88,6 +88,8 @@ POOLS: dict[str, Pool] = {
     "avg_pool2d": lambda x: functional.avg_pool2d(x, x.shape[2:]).squeeze(-1).squeeze(-1),
     "channels last": lambda x: x.permute(0, 2, 3, 1).mean((1, 2)),
     "1d": lambda x: functional.adaptive_avg_pool1d(x.flatten(2), 1)[..., 0],
+    "largest by topk": lambda x: x.flatten(2).topk(3, dim=2)[0].mean(2),
+    "largest by sort": lambda x: x.flatten(2).sort(2)[0][..., -3:].mean(2),
     "logsumexp": lambda x: x.logsumexp((2, 3)),
 }
 
@@ -188,36 +190,36 @@ def ensembles() -> dict[str, Case]:
 
 def transformed() -> dict[str, Case]:
     """Element-wise transforms between the activations and the pooling."""
-    transforms: dict[str, Callable[[Body, torch.Tensor], torch.Tensor]] = {
-        "GeM": lambda net, a: a.clamp(min=1e-6).pow(net.power),
-        "GeM, constant": lambda net, a: a.clamp(1e-6) ** 3,
-        "cube": lambda net, a: a**3,
-        "cube by pow": lambda net, a: torch.pow(a, 3),
-        "square": lambda net, a: a.square(),
-        "clamp": lambda net, a: a.clamp(0, 1),
-        "clamp_min": lambda net, a: torch.clamp_min(a, 0.1),
-        "clip": lambda net, a: a.clip(max=2),
-        "sqrt": lambda net, a: a.sqrt(),
-        "signed sqrt": lambda net, a: (a + 1e-6).sqrt(),
-        "softplus": lambda net, a: functional.softplus(a),
-        "log1p": lambda net, a: a.log1p(),
-        "exp": lambda net, a: a.exp(),
-        "expm1": lambda net, a: torch.expm1(a),
-        "tanh": lambda net, a: a.tanh(),
-        "sigmoid": lambda net, a: torch.sigmoid(a),
-        "scaled": lambda net, a: a * 5,
-        "halved and squared": lambda net, a: (a / 2).square(),
-        "abs": lambda net, a: a.abs(),
-        "in place": lambda net, a: a.clone().pow_(3),
-        "twice": lambda net, a: a.sqrt().sqrt(),
-        "elu": lambda net, a: functional.elu(a),
+    transforms: dict[str, Pool] = {
+        "GeM": lambda a: a.clamp(min=1e-6).pow(torch.tensor([3.0])),
+        "GeM, constant": lambda a: a.clamp(1e-6) ** 3,
+        "cube": lambda a: a**3,
+        "cube by pow": lambda a: torch.pow(a, 3),
+        "square": torch.square,
+        "clamp": lambda a: a.clamp(0, 1),
+        "clamp_min": lambda a: torch.clamp_min(a, 0.1),
+        "clip": lambda a: a.clip(max=2),
+        "sqrt": torch.sqrt,
+        "signed sqrt": lambda a: (a + 1e-6).sqrt(),
+        "softplus": functional.softplus,
+        "log1p": torch.log1p,
+        "exp": torch.exp,
+        "expm1": torch.expm1,
+        "tanh": torch.tanh,
+        "sigmoid": torch.sigmoid,
+        "scaled": lambda a: a * 5,
+        "halved and squared": lambda a: (a / 2).square(),
+        "abs": torch.abs,
+        "in place": lambda a: a.clone().pow_(3),
+        "twice": lambda a: a.sqrt().sqrt(),
+        "elu": functional.elu,
     }
 
-    def after(transform: Callable[[Body, torch.Tensor], torch.Tensor], layer: str) -> Way:
+    def after(transform: Pool, layer: str) -> Way:
         def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
             maps = net.maps(x) if layer == "relu" else net.other(x).abs()
             maps = maps if layer == "relu" else net.batch_norm(maps)
-            return net.head(transform(net, maps).mean((2, 3))), [maps.clone()]
+            return net.head(transform(maps).mean((2, 3))), [maps.clone()]
 
         return way
 
@@ -301,8 +303,8 @@ def attend(net: Body, tokens: torch.Tensor, how: str) -> tuple[torch.Tensor, tor
     elif how == "folded":
         folded = [part.reshape(-1, count, width // 2) for part in (query, key, value)]
         inner = torch.softmax(torch.bmm(folded[0], folded[1].mT), dim=2)
-        weights = inner.unflatten(0, (images, 2))
-        out = torch.bmm(inner, folded[2]).unflatten(0, (images, 2))
+        weights = inner.reshape(images, 2, count, count)
+        out = torch.bmm(inner, folded[2]).reshape(images, 2, count, -1)
     else:
         weights = functional.softmax(logits, dim=-1)
         out = functional.dropout(weights, 0.1, training=False) @ value
@@ -333,7 +335,7 @@ def class_tokens() -> dict[str, Case]:
                 "index": lambda: net.norm(tokens)[:, 0],
                 "slice": lambda: tokens[:, :1].squeeze(1),
                 "select": lambda: tokens.select(1, 0),
-                "split": lambda: tokens.split([1, tokens.shape[1] - 1], dim=1)[0].flatten(1),
+                "split": lambda: torch.split(tokens, [1, tokens.shape[1] - 1], dim=1)[0].flatten(1),
             }
             return net.head(picks[pick]()), [weights[:, :, 0, learned:].mean(1)]
 
@@ -389,9 +391,11 @@ def rows() -> dict[str, Case]:
                 views = [x, x.flip(3)]
             k = len(views)
             if order == "images":
-                maps = net.maps(torch.stack(views, dim=1).flatten(0, 1)).unflatten(0, (n, k))
+                maps = net.maps(torch.stack(views, dim=1).flatten(0, 1))
+                maps = maps.reshape(n, k, *maps.shape[1:])
             else:
-                maps = net.maps(torch.cat(views)).unflatten(0, (k, n)).transpose(0, 1)
+                maps = net.maps(torch.cat(views))
+                maps = maps.reshape(k, n, *maps.shape[1:]).transpose(0, 1)
             flat = maps.transpose(0, 1).flatten(0, 1) if order != "images" else maps.flatten(0, 1)
             return flat, [maps.transpose(1, 2).flatten(2)]
 
