@@ -1,7 +1,7 @@
 """Where prior and head are found in the classifiers of torchvision, timm and Hugging Face.
 
 Run: `python -m benchmarks.model_table --out FOLDER [torchvision timm transformers]`, and
-`python -m benchmarks.model_table --write FOLDER` to make docs/models.md of what it found. Weights
+`python -m benchmarks.model_table --write FOLDER` for the tables of docs/models.md. Weights
 are random, since the places do not depend on them, and nothing is downloaded. What is read is
 checked against what the libraries themselves give: `forward_features`, `hidden_states`, attention
 maps. The names of the timm models stand in benchmarks/model_table.txt.
@@ -137,8 +137,8 @@ def row_of(candidate: Candidate) -> Row:
         kind = "attention"
     elif kind == "map" and site.layout.channels == 3:
         kind = "map, channels last"
-    nap_ = float(forward.nap[0])
-    return Row(candidate.library, candidate.model, side, kind, str(site), size, head, how, nap_)
+    found = (side, kind, str(site), size, head, how, float(forward.nap[0]))
+    return Row(candidate.library, candidate.model, *found)
 
 
 def torchvision_models(done: str) -> Iterator[Candidate]:
@@ -194,6 +194,36 @@ def transformers_models(done: str) -> Iterator[Candidate]:
             yield Candidate("transformers", name, side, module, hub.transformers_truth(module))
 
 
+def document(folder: Path) -> str:
+    """The tables of what was found, by library and prior, in Markdown."""
+    lines = []
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [
+            Row(**found)
+            for line in path.read_text().splitlines()
+            if _is_row(found := json.loads(line))
+        ]
+        kinds: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            kind = row.kind + (", several" if "+" in row.shape else "")
+            kinds.setdefault((kind, row.checked or "-"), []).append(row.model)
+        lines += [f"### {path.stem}: {len(rows)} models", ""]
+        lines += ["| Prior | The same as | Models |", "|---|---|---|"]
+        for (kind, how), names in sorted(kinds.items()):
+            if kind != "refused":
+                lines.append(f"| {kind} | {how} | {len(names)}: {' '.join(sorted(names))} |")
+        lines += [
+            "",
+            *(f"- Refused: `{row.model}`: {row.where}" for row in rows if row.kind == "refused"),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _is_row(found: dict[str, Any]) -> bool:
+    return "fault" not in found
+
+
 LIBRARIES = {
     "torchvision": torchvision_models,
     "timm": timm_models,
@@ -210,8 +240,6 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     if given.write:
-        from benchmarks.model_table_document import document  # noqa: PLC0415  only here
-
         print(document(given.write), end="")
         return
     given.out.mkdir(parents=True, exist_ok=True)

@@ -332,28 +332,32 @@ def named_map(trace: Trace, site: FeatureSite, node: int) -> tuple[FeatureSite |
     found = trace.nodes[node]
     if not found.positional:
         return None, ""
-    size = "x".join(map(str, found.shape[1:]))
     layout = layout_of(found)
-    side = "input" if site.kind == "module_input" else "output"
-    if layout is None:
-        return None, (
-            f"the {side} of this module ({size}) has no one axis of channels, as heads x tokens x "
-            "width or windows have none"
-        )
-    if found.weighing:
-        return None, f"the {side} of this module ({size}) is weights of an attention"
-    if is_attended_after(trace, node):
-        return None, f"the rows of the {side} of this module ({size}) are parts of images"
-    if not found.learned and trace.attentions:
-        return None, f"the {side} of this module ({size}) is pixels"
-    upstream = set() if trace.end is None else trace.upstream(trace.end)
-    if upstream and node not in upstream:
-        return None, f"the {side} of this module ({size}) does not reach the logits"
-    if not found.activated and trace.attentions:
-        return None, (
-            f"the {side} of this module ({size}) is a linear map of the pixels, a patch embedding"
-        )
+    problem = _why_no_map(trace, node)
+    if problem or layout is None:
+        size = "x".join(map(str, found.shape[1:]))
+        side = "input" if site.kind == "module_input" else "output"
+        return None, f"the {side} of this module ({size}) {problem}"
     return _placed(site, found, layout), ""
+
+
+def _why_no_map(trace: Trace, node: int) -> str:
+    found = trace.nodes[node]
+    upstream = set() if trace.end is None else trace.upstream(trace.end)
+    problems = {
+        "has no one axis of channels, as heads x tokens x width or windows have none": layout_of(
+            found
+        )
+        is None,
+        "is weights of an attention": found.weighing,
+        "has rows that are parts of images": is_attended_after(trace, node),
+        "is pixels": not found.learned and bool(trace.attentions),
+        "does not reach the logits": bool(upstream) and node not in upstream,
+        "is a linear map of the pixels, a patch embedding": (
+            not found.activated and bool(trace.attentions)
+        ),
+    }
+    return next((problem for problem, is_so in problems.items() if is_so), "")
 
 
 def picked_tokens(trace: Trace, end: End) -> tuple[int, ...]:

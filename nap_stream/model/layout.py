@@ -7,6 +7,7 @@ does to it.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -108,8 +109,6 @@ def _follow(
     if name == "scaled_dot_product_attention":
         values = args[2] if len(args) > 2 else kwargs["value"]  # noqa: PLR2004  value is third
         return _attended(layout, known(values), shape)
-    if layout is not None and name in _REORDERING:
-        return tuple(layout[index] for index in _order(name, args, kwargs, len(layout)))
     for names, rule in _RULES:
         if layout is not None and name in names:
             return rule(layout, args, kwargs, shape)
@@ -118,6 +117,16 @@ def _follow(
 
 def _regrouped(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout | None:
     return regrouped(layout, shape)
+
+
+def _reordered(
+    name: str,
+    layout: Layout,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    _shape: tuple[int, ...],
+) -> Layout:
+    return tuple(layout[index] for index in _order(name, args, kwargs, len(layout)))
 
 
 def _convolved(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout:
@@ -369,6 +378,7 @@ def _einsum(args: Sequence[Any], known: Known) -> Layout | None:
 _Rule = Callable[[Layout, Sequence[Any], Mapping[str, Any], tuple[int, ...]], Layout | None]
 _RULES: tuple[tuple[frozenset[str], _Rule], ...] = (
     (_REGROUPING, _regrouped),
+    *((frozenset({name}), partial(_reordered, name)) for name in _REORDERING),
     (_CONVOLUTIONS | _SHUFFLING, _convolved),
     (frozenset({"linear"}), _dense),
     (_UNFOLDING, _unfolded),

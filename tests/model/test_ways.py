@@ -10,6 +10,7 @@ from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import run_forward
+from nap_stream.model.sites import module_output
 from tests.support.ways import CLASSES, IMAGES, KINDS, SIDE, Body, Case, Way, attend, body
 
 CASES = [
@@ -73,10 +74,18 @@ def ambiguous(name: str) -> Way:
     return way
 
 
-AMBIGUOUS = (
-    "covariance one_place gather last_token two_tokens a_map_and_CLS a_map_and_a_place "
-    "channels_mixed_away recurrent tokens_by_weight"
-).split()
+AMBIGUOUS = [
+    "covariance",
+    "one_place",
+    "gather",
+    "last_token",
+    "two_tokens",
+    "a_map_and_CLS",
+    "a_map_and_a_place",
+    "channels_mixed_away",
+    "recurrent",
+    "tokens_by_weight",
+]
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
@@ -90,7 +99,7 @@ def test_each_candidate_of_a_refusal_works(name: str) -> None:
     assert candidates
     for layer, channels in candidates:
         outputs: list[torch.Tensor] = []
-        with net.get_submodule(layer).register_forward_hook(lambda _m, _a, y: outputs.append(y)):
+        with module_output(net.get_submodule(layer), 0, outputs.append):
             net(x)
         site = choose_site(seen, layer)
         forward = run_forward(net, site, seen.head, x, classes=CLASSES)
