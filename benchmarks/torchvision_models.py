@@ -1,9 +1,9 @@
 """Where the prior and the head of every torchvision classifier are found, as a Markdown table.
 
-Run: `python -m benchmarks.torchvision_models > docs/models.md` (needs 8 GB of memory). Weights
-are random, since the places do not depend on them. Each model is run as it is and under the
-captures: the script stops where the logits differ by a bit, or where the head's weight times the
-features is not the logits.
+Run: `python -m benchmarks.torchvision_models` for the last table of docs/models.md (needs 8 GB of
+memory). Weights are random, since the places do not depend on them. Each model is run as it is
+and under the captures: the script stops where the logits differ by a bit, or where the head's
+weight times the features is not the logits.
 """
 
 import gc
@@ -24,26 +24,17 @@ CLASSES = 1000
 _SIDE = 224
 _INCEPTION_SIDE = 299
 _INTRODUCTION = """\
-# Models
+## torchvision, model by model
 
-Where nap-stream reads the Neural Activation Prior (NAP) and the penultimate features of each
-classifier of `torchvision.models`, found by itself in one forward pass. Made by
-`python -m benchmarks.torchvision_models > docs/models.md` with torch {torch} and torchvision
-{torchvision}, on two random images of the stated side in pixels. The logits were the same, bit
-for bit, with and without the captures.
+Made by `python -m benchmarks.torchvision_models` with torch {torch} and torchvision {torchvision},
+on two random images of the stated side in pixels. The logits were the same, bit for bit, with and
+without the captures.
 
-- *Prior*: the map that enters the last global pooling, where that is a module (`module_input`) or
-  a function call (`function_input`); without a global pooling, the last map that is flattened
-  into the classifier, before any adaptive pooling to a fixed size (VGG, AlexNet);
-  for a Vision Transformer the CLS token's attention in the last block (`cls_attention`).
+- *Prior*: `module_input` or `function_input`, the map that enters a pooling, or is flattened;
+  `cls_attention`, the CLS token's attention in the last block.
 - *Shape*: channels x height x width of the map; heads x 1 x patch tokens of the attention.
 - *Head*: the `nn.Linear` whose output is the logits, and D, the width of the features that enter
-  it. A model without one has logits alone, and none of the scores that need features.
-
-A map of one position has no prior: use a larger input. `model.feature_layer` names another place
-by hand. What cannot be found is refused with the list of the candidates: models whose tokens are
-averaged in place of a CLS token, `nn.TransformerEncoderLayer`, masked attention, maps that are
-flattened with their channels last, plain perceptrons on pixels.
+  it. A model without one has the means of its map by channel as features.
 
 | Model | Input | Prior | Where | Shape | Head | D |
 |---|---|---|---|---|---|---|"""

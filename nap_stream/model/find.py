@@ -128,6 +128,9 @@ def _united(seen: Probe, ends: Sequence[End]) -> FeatureSite:
     for end in sorted(ends, key=lambda end: end.node):
         assert end.site is not None
         sites[end.map] = end.site
+    if len({site.shape[0] == 1 for site in sites.values()}) > 1:
+        # A mask by whose sum a mean is taken is no feature.
+        sites = {place: site for place, site in sites.items() if site.shape[0] > 1}
     found = list(reversed(sites.values()))
     if len(found) > 1:
         found = [site for site in found if seen.measure.reaches(site)] or found

@@ -161,7 +161,9 @@ def is_compiled(model: nn.Module) -> bool:
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the module inside what ``torch.compile(model)`` returned, or the model as it is."""
     # named_children() takes ten times as long, and this is asked of every part at each pass.
-    inner: nn.Module | None = vars(model)["_modules"].get(_WRAPPED)
+    parts = vars(model).get("_modules")
+    # Scripted modules keep their parts elsewhere.
+    inner: nn.Module | None = parts.get(_WRAPPED) if isinstance(parts, dict) else None
     return model if inner is None else inner
 
 

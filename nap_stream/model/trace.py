@@ -137,6 +137,8 @@ def trace(model: nn.Module, batch: torch.Tensor) -> tuple[Any, Trace]:
     recorder = _Recorder(names, batch)
     with ExitStack() as hooks, recorder:
         for module in names:
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             before = module.register_forward_pre_hook(recorder.entered, with_kwargs=True)
             hooks.enter_context(before)
             hooks.enter_context(module.register_forward_hook(recorder.left))
@@ -154,6 +156,8 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.trace = Trace()
         self._names = names
+        self._is_scripted = any(isinstance(part, torch.jit.ScriptModule) for part in names)
+        self._own = {id(part) for module in names for part in _own_tensors(module)}
         self._images = len(batch)
         self._is_hook = False
         self._running: list[nn.Module] = []
@@ -326,8 +330,29 @@ class _Recorder(TorchFunctionMode):
         return index
 
     def _parents(self, values: Any) -> tuple[int, ...]:
-        found = (self.node_of(value) for value in _tensors(values))
+        found = (self._known(value) for value in _tensors(values))
         return tuple(dict.fromkeys(index for index in found if index is not None))
+
+    def _known(self, value: torch.Tensor) -> int | None:
+        node = self.node_of(value)
+        if node is not None or not self._is_scripted or not is_floating(value):
+            return node
+        if id(value) in self._own or value.shape[:1] != (self._images,):
+            return None
+        # No mode and no hook sees what a scripted part does with what was there last.
+        last = len(self.trace.nodes) - 1
+        seen = Node(
+            name="scripted",
+            reads=None,
+            source=last,
+            parents=(last,),
+            shape=tuple(value.shape),
+            layout=None,
+            positional=not _is_vector(value),
+            learned=True,
+            activated=True,
+        )
+        return self._add(value, seen)
 
     def _layout(self, value: Any) -> Layout | None:
         index = self.node_of(value)
@@ -421,6 +446,11 @@ def _works_in_place(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         return False
     asked = kwargs.get("inplace", plain(name) in ACTIVATIONS and any(arg is True for arg in args))
     return bool(asked) or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
 
 def _storage_of(value: torch.Tensor) -> int | None:
