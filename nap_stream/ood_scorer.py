@@ -202,6 +202,7 @@ def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
         facts.class_names,
         feature_site=facts.feature_site,
         fingerprint=facts.fingerprint,
+        output=facts.output,
         execution=calibration.document.execution,
     )
     require_sites(calibration, loaded)

@@ -15,6 +15,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -35,6 +36,7 @@ from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.model.execution import Execution, Speeds
+from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.sites import FeatureSite, HeadSite, MapLayout, TokenRows, head_parameters
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
@@ -50,7 +52,9 @@ class ModelFacts(_Part):
     """The model that the calibration is valid for.
 
     ``fingerprint`` covers factory, arguments, weights and preprocessing, ``weights_fingerprint``
-    the state dict alone. ``head`` is the last linear layer, null where there is none.
+    the state dict alone. ``head`` is the last linear layer, null where there is none. ``output`` is
+    where the logits stand in what the model returns and of what kind it is; it stands there only
+    where that is not logits alone.
     """
 
     factory: str
@@ -60,6 +64,17 @@ class ModelFacts(_Part):
     preprocessing: PreprocessingSettings
     feature_site: FeatureSite
     head: HeadSite | None
+    output: LogitsHook = AS_IT_IS
+
+    @model_serializer(mode="wrap")
+    def _output_where_it_is_odd(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fingerprints of before there was another output stay valid.
+        found: dict[str, Any] = dump(self)
+        return (
+            found
+            if self.output != AS_IT_IS
+            else {key: value for key, value in found.items() if key != "output"}
+        )
 
     @field_serializer("feature_site", mode="wrap")
     def _later_fields_where_set(

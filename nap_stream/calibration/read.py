@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import structlog
@@ -32,6 +32,7 @@ from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.device_decode import DeviceDecoder, device_decoder
 from nap_stream.model.execution import Execution
 from nap_stream.model.load import LoadedModel
+from nap_stream.model.output import OutputFacts, wrong_kind
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import encodable
 
@@ -101,6 +102,12 @@ class Reading:
         return [self.names[row] for row in np.flatnonzero(~finite)]
 
     @property
+    def outputs(self) -> OutputFacts | None:
+        """What is measured of the finite logits; None where there are none."""
+        finite = np.isfinite(self.logits).all(axis=1)
+        return OutputFacts.of(self.logits[finite]) if finite.any() else None
+
+    @property
     def with_features(self) -> int:
         """How many images have features other than 0; 0 where the model gives none."""
         return 0 if self.features is None else int(self.features.any(axis=1).sum())
@@ -118,8 +125,8 @@ class ScoredImages:
 
     ``class_id`` is int64 (n,), ``values`` are NAP and base scores by name, each float32 (n,).
     ``first_problem`` is about the first undecodable image, ``not_finite`` are the names of images
-    whose outputs are not finite. Takes a few bytes an image, where a `Reading` takes all its
-    logits and features.
+    whose outputs are not finite, ``outputs`` what was measured of the logits of the others. Takes a
+    few bytes an image, where a `Reading` takes all its logits and features.
     """
 
     names: tuple[str, ...]
@@ -129,6 +136,7 @@ class ScoredImages:
     undecodable: int
     first_problem: str
     not_finite: tuple[str, ...] = ()
+    outputs: OutputFacts | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -144,6 +152,7 @@ class ScoredImages:
             reading.undecodable,
             reading.first_problem,
             tuple(reading.not_finite),
+            reading.outputs,
         )
 
     @classmethod
@@ -156,7 +165,11 @@ class ScoredImages:
             np.concatenate([part.class_id for part in some]),
             {name: np.concatenate([part.values[name] for part in some]) for name in some[0].values},
             *_undecodable(parts),
+            outputs=OutputFacts.join([part.outputs for part in some if part.outputs]),
         )
+
+
+Read = TypeVar("Read", Reading, ScoredImages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +178,7 @@ class Reader:
 
     Every method that reads raises `CalibrationError` where half the images or more cannot be
     decoded, where the model's outputs are not finite, and where the cache cannot be written;
+    `read` and `score` also where the outputs are no logits;
     and `InputDataError` as `nap_stream.image_files.iter_images` does.
 
     Images beyond ``limits`` are refused before they are decoded. Without a cache no outputs are
@@ -201,14 +215,17 @@ class Reader:
         """Read all images as they are, and keep all logits and features."""
         parts = list(self._batches(files, batch_size, advance))
         _require_usable(parts, self.source)
-        return Reading.join(parts)
+        return self._of_logits(Reading.join(parts))
 
     def score(
         self, files: Iterable[ImageFile], base_scores: BaseScores, batch_size: int, advance: Advance
     ) -> ScoredImages:
         """Score all images as they are; logits and features of one batch at a time are kept."""
-        return self._joined(
-            ScoredImages.of(part, base_scores) for part in self._batches(files, batch_size, advance)
+        return self._of_logits(
+            self._joined(
+                ScoredImages.of(part, base_scores)
+                for part in self._batches(files, batch_size, advance)
+            )
         )
 
     def score_transformed(
@@ -242,6 +259,18 @@ class Reader:
         """
         readings = self._outputs_of(blocks, fault, advance, batch_size)
         return [ScoredImages.of(part, base_scores) for part in readings]
+
+    def _of_logits(self, read: Read) -> Read:
+        """Refuse what was made of outputs that are no logits.
+
+        Raises:
+            CalibrationError: Says what they are.
+        """
+        facts = read.outputs
+        wrong = None if facts is None else wrong_kind(facts, self.loaded.output.kind)
+        if wrong is not None:
+            raise CalibrationError(wrong.problem, str(self.source), wrong.action)
+        return read
 
     def _joined(self, parts: Iterable[ScoredImages], transform: str | None = None) -> ScoredImages:
         scored = list(parts)

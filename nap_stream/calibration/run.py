@@ -50,6 +50,7 @@ from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, count_images
 from nap_stream.model.device_decode import device_decoder
 from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.output import kind_warnings
 from nap_stream.model.weights import weights_of
 from nap_stream.settings.schema import (
     DriftSettings,
@@ -237,11 +238,11 @@ class _Plan:
 def _plan(request: CalibrationRequest, loaded: LoadedModel) -> _Plan:
     method, scoring = choose_method(request.scoring), request.scoring
     asked = in_order((*ALWAYS, *scoring.scores, *(() if method.selects else method.candidates)))
-    checks.require_head(asked, loaded, request.model.factory)
+    checks.require_head(asked, loaded, request.model.origin)
     searching = (
         (method,) if method.selects or (method.has_weight and request.weight is None) else ()
     )
-    checks.require_drawable(searching, loaded, request.model.factory)
+    checks.require_drawable(searching, loaded, request.model.origin)
     part = None
     moves = method.needs_location and request.fit_images is not None
     names = asked
@@ -398,13 +399,14 @@ def assemble(
         parameters=request.scoring.parameters(),
         react_clip=fitted.fits.react_clip,
         model=ModelFacts(
-            factory=request.model.factory,
+            factory=request.model.origin,
             fingerprint=loaded.fingerprint,
             weights_fingerprint=weights_fingerprint,
             class_names=loaded.class_names,
             preprocessing=loaded.preprocessing,
             feature_site=loaded.feature_site,
             head=loaded.head,
+            output=loaded.output,
         ),
         images=_image_facts(request.images, scored),
         fit_images=None if fit_reading is None else _image_facts(request.fit_images, fit_reading),
@@ -417,6 +419,7 @@ def assemble(
             *checks.undecodable_warnings("images to calibrate on", scored),
             *checks.undecodable_warnings("images to fit on", fit_reading),
             *checks.one_class_warnings(scored, loaded.class_names),
+            *kind_warnings(scored.outputs),
             *checks.copy_warnings(copies, len(scored)),
             *checks.power_warnings(method, weight, location, scored, fit_reading),
             *checks.separation_warnings(

@@ -99,11 +99,11 @@ def evaluate(
     methods = request.methods or methods_for(loaded)
     taken = [name for one in methods for name in candidates(one, loaded, len(part))]
     names = in_order((*ALWAYS, *taken))
-    checks.require_head(names, loaded, request.model.factory)
+    checks.require_head(names, loaded, request.model.origin)
     checks.require_fittable(names, methods, part, request.scoring.knn_k)
     copies = checks.require_apart(part, request.inside)
     searching = tuple(method for method in methods if method.has_weight or method.selects)
-    checks.require_drawable(searching, loaded, request.model.factory)
+    checks.require_drawable(searching, loaded, request.model.origin)
     advance = adding_up(total + fit_passes(part, searching), progress)
 
     reader = Reader.of(loaded, request.limits, request.inside, cache)
@@ -203,7 +203,7 @@ def _context(
     found: FitFound,
 ) -> dict[str, Any]:
     return {
-        "model": request.model.factory,
+        "model": request.model.origin,
         "model_fingerprint": loaded.fingerprint,
         "feature_map": str(loaded.feature_site),
         "execution": str(loaded.execution),

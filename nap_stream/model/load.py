@@ -5,17 +5,14 @@ the prior and the features are read. Then the model gets the precision and the m
 it runs in (`nap_stream.model.execution`).
 """
 
-import importlib
+import copy
 import os
 import platform
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import reduce
 from itertools import chain
-from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import structlog
 import torch
@@ -35,6 +32,7 @@ from nap_stream.model.execution import (
     slowness,
     twin,
 )
+from nap_stream.model.factory import Built, build, importable
 from nap_stream.model.find import Probe, choose_site, probe
 from nap_stream.model.forward import (
     BatchScores,
@@ -44,6 +42,7 @@ from nap_stream.model.forward import (
     run_forward,
     score_forward,
 )
+from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.sites import (
     FeatureSite,
@@ -52,11 +51,11 @@ from nap_stream.model.sites import (
     is_compiled,
     unwrapped,
 )
-from nap_stream.model.weights import fingerprint, load_weights, state_of
+from nap_stream.model.trial import TRIAL_IMAGES, logits_of, trial_batch
+from nap_stream.model.weights import fingerprint, state_of
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 from nap_stream.text import described
 
-_PROBE_IMAGES = 2
 _PLAIN = Execution()
 
 
@@ -71,6 +70,9 @@ class LoadedModel:
     ``execution`` is how it computes. ``input_dtype`` is what the module takes. ``float32_head``,
     the head's weight and bias, is there where the precision is reduced: 16-bit logits would make
     scores tie. ``batch_size`` is the one shape that a compiled module is for, None elsewhere.
+
+    ``output`` is what makes logits of what the module returns; a hook does it where something is to
+    be done. ``notes`` are sentences about what was done to load it.
     """
 
     module: nn.Module
@@ -85,6 +87,8 @@ class LoadedModel:
     execution: Execution = _PLAIN
     float32_head: tuple[torch.Tensor, torch.Tensor] | None = None
     batch_size: int | None = None
+    output: LogitsHook = AS_IT_IS
+    notes: tuple[str, ...] = ()
 
     @property
     def has_features(self) -> bool:
@@ -257,27 +261,39 @@ def load_model(
     require_precision(execution.precision, device)
     # For the process: what two threads switch back and forth would be neither's.
     set_float32_kernels(device, tf32=execution.precision == "tf32")
-    with _importable(settings.python_path):
-        module = _build_module(settings)
-        if settings.weights is not None:
-            load_weights(unwrapped(module), settings.weights)
-        module = module.eval().requires_grad_(requires_grad=False)
-        identity = fingerprint(settings, state_of(module))
+    with importable(settings.python_path):
+        built = build(settings)
+        for note in built.notes:
+            structlog.get_logger().warning("weights_renamed", note=note, model=settings.origin)
+        module = built.module.eval().requires_grad_(requires_grad=False)
+        identity = fingerprint(settings, state_of(module), built.identity)
         module = module.to(device)
         normalise = Normaliser(settings.preprocessing, device, _input_dtype(module))
-        where = f"model.factory = {settings.factory!r}"
-        seen = _probe(module, normalise, settings.preprocessing, where)
-    classes = require_logits(seen.output, images=_PROBE_IMAGES, where=where).shape[1]
+        batch = trial_batch(normalise, settings.preprocessing)
+        hook = logits_of(
+            module,
+            batch,
+            settings.output,
+            settings.output_kind,
+            normalise=normalise,
+            where=settings.where,
+        )
+        if hook is not None:
+            unwrapped(module).register_forward_hook(hook)
+        seen = probe(module, batch)
+    classes = require_logits(seen.output, images=len(batch), where=settings.where).shape[1]
     loaded = LoadedModel(
         module=module,
         device=device,
         preprocessing=settings.preprocessing,
         normalise=normalise,
-        class_names=_class_names(settings, classes),
+        class_names=_class_names(settings, built, classes),
         fingerprint=identity,
         feature_site=choose_site(seen, settings.feature_layer),
         head=seen.head,
         input_dtype=_input_dtype(module),
+        output=hook or LogitsHook((), settings.output_kind),
+        notes=built.notes,
     )
     if warning := slowness(execution, device):
         structlog.get_logger().warning("precision_slow_here", advice=warning)
@@ -319,7 +335,7 @@ def _switched(loaded: LoadedModel, module: nn.Module, execution: Execution) -> L
     try:
         convert(module, execution, loaded.head)
         switched = replace(loaded, module=module, execution=execution, float32_head=head)
-        switched.forward(torch.zeros(_PROBE_IMAGES, 3, height, width, dtype=torch.uint8))
+        switched.forward(torch.zeros(TRIAL_IMAGES, 3, height, width, dtype=torch.uint8))
     except Exception as error:
         raise ModelError(
             f"the model fails ({described(error)})",
@@ -336,6 +352,7 @@ def adopt_module(
     *,
     feature_site: FeatureSite,
     fingerprint: str,
+    output: LogitsHook = AS_IT_IS,
     execution: Execution = _PLAIN,
 ) -> LoadedModel:
     """Make a model of a user's own module, which stays as it is, on its device.
@@ -345,7 +362,8 @@ def adopt_module(
     It is in evaluation mode; eager, or under ``torch.compile``. ``class_names`` are in order of its
     logits. ``feature_site`` is where the prior was read before. It is taken again where finding
     the map, or naming its module, leads there; otherwise what is found now is taken.
-    ``fingerprint`` is that of the model as it was loaded from settings before.
+    ``fingerprint`` is that of the model as it was loaded from settings before, ``output`` what made
+    logits of what it returned.
 
     Raises:
         ModelError: The module is in training mode, fails on its input, or returns something
@@ -358,8 +376,13 @@ def adopt_module(
     require_precision(execution.precision, device)
     normalise = Normaliser(preprocessing, device, _input_dtype(module))
     where = f"the model, a {type(unwrapped(module)).__name__}"
-    seen = _probe(module, normalise, preprocessing, where)
-    require_logits(seen.output, images=_PROBE_IMAGES, classes=len(class_names), where=where)
+    batch = trial_batch(normalise, preprocessing)
+    path = ".".join(output.path) or None
+    hook = logits_of(module, batch, path, output.kind, normalise=normalise, where=where)
+    if hook is not None:
+        module = _hooked_copy(module, hook, where)
+    seen = probe(module, batch)
+    require_logits(seen.output, images=len(batch), classes=len(class_names), where=where)
     return LoadedModel(
         module=module,
         device=device,
@@ -370,6 +393,7 @@ def adopt_module(
         feature_site=_site_again(seen, feature_site),
         head=seen.head,
         input_dtype=_input_dtype(module),
+        output=output,
         execution=replace(execution, compile="off"),
         float32_head=(
             None
@@ -392,23 +416,22 @@ def _input_dtype(module: nn.Module) -> torch.dtype:
     return next(dtypes, torch.float32)
 
 
-def _probe(
-    module: nn.Module, normalise: Normaliser, preprocessing: PreprocessingSettings, where: str
-) -> Probe:
-    height, width = input_size(preprocessing)
-    shape = (_PROBE_IMAGES, 3, height, width)
-    pixels = torch.arange(_PROBE_IMAGES * 3 * height * width).remainder(256)
-    try:
-        return probe(module, normalise(pixels.to(torch.uint8).reshape(shape)))
-    except Exception as error:
+def _hooked_copy(module: nn.Module, hook: LogitsHook, where: str) -> nn.Module:
+    """A module of the same parts and tensors whose output is logits; the other stays as it is."""
+    if is_compiled(module):
         raise ModelError(
-            f"the model fails on an input of shape {shape} ({described(error)})",
+            "the module is under torch.compile, and what it returns is not logits alone",
             where,
-            "Check that model.preprocessing.crop is the input size it was made for",
-        ) from error
+            "Give it as it is before torch.compile, or have it return the logits alone",
+        )
+    copied = copy.copy(module)
+    hooks: OrderedDict[int, object] = OrderedDict(vars(module)["_forward_hooks"])
+    vars(copied)["_forward_hooks"] = hooks
+    copied.register_forward_hook(hook)
+    return copied
 
 
-def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
+def _class_names(settings: ModelSettings, built: Built, classes: int) -> tuple[str, ...]:
     names, where = settings.class_names, "model.class_names"
     if settings.class_names_file is not None:
         where = f"model.class_names_file = {settings.class_names_file}"
@@ -417,6 +440,8 @@ def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"the file cannot be read ({described(error)})", where) from error
         names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if names is None and built.class_names is not None and len(built.class_names) == classes:
+        return built.class_names
     if names is None:
         return tuple(str(number) for number in range(classes))
     if len(names) != classes:
@@ -426,60 +451,3 @@ def _class_names(settings: ModelSettings, classes: int) -> tuple[str, ...]:
             "Give one name for each logit, in their order",
         )
     return names
-
-
-def _build_module(settings: ModelSettings) -> nn.Module:
-    where = f"model.factory = {settings.factory!r}"
-    factory = _import_factory(settings.factory, where)
-    try:
-        module = factory(**settings.kwargs)
-    except Exception as error:
-        given = ", ".join(settings.kwargs) or "none"
-        raise ModelError(
-            f"the factory raised {described(error)} (arguments given: {given})",
-            where,
-            "Check model.kwargs",
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"the factory returned {type(module).__name__}, expected a torch.nn.Module",
-            where,
-            "Name a callable that builds the model",
-        )
-    return module
-
-
-@contextmanager
-def _importable(folders: Sequence[Path]) -> Iterator[None]:
-    """Put folders first on ``sys.path``, as Python does with a script's own folder."""
-    added = [str(folder.resolve()) for folder in folders]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for folder in added:
-            sys.path.remove(folder)
-
-
-def _import_factory(name: str, where: str) -> Any:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ModelError(
-            f"{module_name} cannot be imported ({described(error)})",
-            where,
-            "Install it, or name its folder in model.python_path",
-        ) from error
-    try:
-        factory = reduce(getattr, attribute.split("."), module)
-    except AttributeError as error:
-        what = f"{module_name} has no {attribute!r}"
-        raise ModelError(what, where, "Write package.module:name") from error
-    if not callable(factory):
-        raise ModelError(
-            f"it is {type(factory).__name__}, which cannot be called",
-            where,
-            "Name a callable that builds the model",
-        )
-    return factory

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from nap_stream.errors import ModelError
+from nap_stream.model.checkpoint import fitted, prefix_advice, read_state
 from nap_stream.model.sites import plain_name
 from nap_stream.settings.schema import ModelSettings
 from nap_stream.text import described
@@ -23,25 +23,31 @@ _SCHEME = "nap-stream model 1"
 _LISTED = 3
 
 
-def fingerprint(settings: ModelSettings, state: Mapping[str, Any]) -> str:
+def fingerprint(
+    settings: ModelSettings, state: Mapping[str, Any], identity: Mapping[str, Any] | None = None
+) -> str:
     """Hash everything that decides what the model computes for an image.
 
-    That is: the factory and its arguments, the preprocessing, and the name, dtype, shape and
-    bytes of each tensor of the state dict, in order of names. The same on every device and in
-    every process: SHA-256, 64 hexadecimal digits.
+    That is: the factory and its arguments, the preprocessing, where the logits stand and of what
+    kind they are as far as that is set, and the name, dtype, shape and bytes of each tensor of the
+    state dict, in order of names; and ``identity``, what else there is. The same on every device
+    and in every process: SHA-256, 64 hexadecimal digits.
 
     Raises:
         ModelError: The state dict holds something that has no stable bytes.
     """
     digest = hashlib.sha256()
-    description = {
+    description: dict[str, Any] = {
         "scheme": _SCHEME,
         "factory": settings.factory,
         "kwargs": settings.kwargs,
         "preprocessing": settings.preprocessing.model_dump(mode="json"),
     }
+    # Fingerprints of before there were these stay valid.
+    later = {"output": settings.output, "output_kind": settings.output_kind, "identity": identity}
+    description.update({key: value for key, value in later.items() if value})
     digest.update(json.dumps(description, sort_keys=True, default=str).encode())
-    _update(digest, state, f"model.factory = {settings.factory!r}")
+    _update(digest, state, settings.where)
     return digest.hexdigest()
 
 
@@ -74,18 +80,24 @@ def _update(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> No
         digest.update(flat.view(torch.uint8).numpy().data)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
     """Load a state dict into a module on the CPU; every name and shape must fit.
 
     Batch counters of normalisation layers may be missing, as in files of old torch versions. The
-    file is a .safetensors file, or a torch file of a state dict (read with weights_only).
+    file is a .safetensors file, or a torch file of a state dict (read with weights_only); or it is
+    a folder of save_pretrained. See `fitted` for names that differ by a prefix.
+
+    Returns:
+        Sentences about what was done to make it fit.
 
     Raises:
         ModelError: The file cannot be read, or does not fit the module.
     """
     where = f"model.weights = {path}"
-    state = _read_state(path)
-    misshapen = _misshapen(module.state_dict(), state)
+    read, found_notes = read_state(path)
+    expected = module.state_dict()
+    state, notes = fitted(read, expected)
+    misshapen = _misshapen(expected, state)
     fitting = {name: tensor for name, tensor in state.items() if name not in misshapen}
     try:
         unmatched = module.load_state_dict(fitting, strict=False)
@@ -100,36 +112,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ModelError(
             f"the weights do not fit the model: {'; '.join(filter(None, complaints))}",
             where,
-            "Check model.factory and model.kwargs, or export the state dict anew",
+            prefix_advice(state, expected)
+            or "Check model.factory and model.kwargs, or export the state dict anew",
         )
-
-
-def _read_state(path: Path) -> Mapping[str, torch.Tensor]:
-    where = f"model.weights = {path}"
-    if not path.is_file():
-        raise ModelError("there is no such file", where, "Check the path")
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:
-        raise ModelError(
-            f"the file cannot be read as weights ({described(error)})",
-            where,
-            "Expected a .safetensors file, or a state dict saved with torch.save",
-        ) from error
-    if not isinstance(state, Mapping):
-        raise ModelError(f"the file holds {type(state).__name__}, expected a state dict", where)
-    others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ModelError(
-            f"the file holds more than a state dict: {_listing('not tensors', others)}",
-            where,
-            "Save the model's state_dict() alone",
-        )
-    return state
+    return (*found_notes, *notes)
 
 
 def _misshapen(

@@ -48,6 +48,7 @@ MAX_CPU_SHARE = 8
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 CompileMode = Literal["off", "default", "max-autotune"]
+OutputKind = Literal["logits", "probabilities", "log_probabilities", "sigmoid"]
 
 
 class KafkaSettings(Section):
@@ -179,14 +180,25 @@ class ModelSettings(Section):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-    """An importable callable that returns a torch.nn.Module, as package.module:name."""
+    factory: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """An importable callable that returns a torch.nn.Module, as package.module:name, or with a
+    dotted name after the colon. Null where `weights` is a whole model."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: ExistingPath | None = None
-    """A .safetensors file, or a torch file of a state dict (loaded with weights_only)."""
+    """A .safetensors file, or a torch file of a state dict (loaded with weights_only). Without a
+    factory a whole model: a folder of Hugging Face's save_pretrained, a TorchScript archive, a
+    .pt2 file of torch.export, or an .onnx file."""
+    output: str | None = Field(default=None, min_length=1)
+    """Where the logits stand in what the model returns, a tuple, a dict or the like: logits, 0,
+    out.cls. Null finds them where there is one place only."""
+    output_kind: OutputKind | None = None
+    """What the model returns. Null takes it for logits, and refuses what is not. logits takes them
+    as they are, whatever they look like; the others are turned into logits. A single output is that
+    of the second of two classes."""
     class_names: tuple[str, ...] | None = None
-    """In order of the logits; null names classes by their number."""
+    """In order of the logits; null takes those of a Hugging Face folder, and else names classes by
+    their number."""
     class_names_file: ExistingPath | None = None
     """The same, one a line."""
     feature_layer: str | None = None
@@ -217,6 +229,26 @@ class ModelSettings(Section):
         if self.class_names and self.class_names_file:
             raise ValueError("give class_names or class_names_file, not both")
         return self
+
+    @model_validator(mode="after")
+    def _a_factory_or_a_whole_model(self) -> Self:
+        if self.factory is None and self.weights is None:
+            raise ValueError("give factory, or weights that are a whole model")
+        if self.factory is None and self.kwargs:
+            raise ValueError("kwargs are a factory's, and there is none")
+        return self
+
+    @property
+    def origin(self) -> str:
+        """For people: the factory, or the name of the file or folder that is the whole model."""
+        return self.factory or (self.weights.name if self.weights else "")
+
+    @property
+    def where(self) -> str:
+        """For errors: the key that says what the model is, and its value."""
+        if self.factory is None:
+            return f"model.weights = {self.weights}"
+        return f"model.factory = {self.factory!r}"
 
 
 class ScoringSettings(Section):

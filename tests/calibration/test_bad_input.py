@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nap_stream.calibration import fit as fit_module
@@ -17,9 +18,11 @@ from nap_stream.calibration.run import calibrate
 from nap_stream.clock import ManualClock
 from nap_stream.core.conformal import Rule
 from nap_stream.core.selection import Selection
-from nap_stream.errors import CalibrationError
+from nap_stream.errors import CalibrationError, ModelError
+from nap_stream.ood_scorer import OODScorer
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, ScoringSettings
-from tests.support.small_calibration import calibration_request, write_images
+from tests.support.small_calibration import calibration_request, scorer_of, write_images
+from tests.support.small_models import by_name
 from tests.support.small_settings import CPU, load_small, small_settings
 
 NO_HEAD = "needs a model whose logits come from a linear layer"
@@ -81,13 +84,55 @@ def test_no_features_at_all(images: Path) -> None:
     assert told(calibration, "no score of features is to choose from, so that images that are odd")
 
 
-@pytest.mark.parametrize(("classes", "same"), [(1, {"msp", "fdbd"}), (2, set()), (1_000, set())])
-def test_any_number_of_classes(many: Path, tmp_path: Path, classes: int, same: set[str]) -> None:
+@pytest.mark.parametrize("classes", [2, 1_000])
+def test_any_number_of_classes(many: Path, tmp_path: Path, classes: int) -> None:
     model = small_settings("sized", kwargs={"classes": classes})
     calibration = run(many, model=model)
-    assert chosen(calibration).left_out == dict.fromkeys(same, SAME)
+    assert chosen(calibration).left_out == {}
     write_calibration(calibration, tmp_path / "made")
     assert load_calibration(tmp_path / "made").fingerprint == calibration.fingerprint
+
+
+def test_one_output_is_refused_and_taken_for_two_classes_where_asked_for(many: Path) -> None:
+    with pytest.raises(ModelError, match="one number an image"):
+        run(many, model=small_settings("sized", kwargs={"classes": 1}))
+    asked = small_settings("sized", kwargs={"classes": 1}, output_kind="logits")
+    calibration = run(many, model=asked)
+    assert calibration.document.model.class_names == ("0", "1")
+    assert 0.5 <= calibration.document.mean_confidence < 1
+
+
+@pytest.mark.parametrize(
+    ("network", "problem"),
+    [
+        ("SoftmaxNet", "probabilities in place of logits"),
+        ("SigmoidNet", "as a sigmoid's do"),
+        ("VotesNet", "whole numbers, as votes are"),
+        ("ZeroNet", "all logits are 0"),
+    ],
+)
+def test_what_is_no_logits_is_refused(many: Path, network: str, problem: str) -> None:
+    with pytest.raises((ModelError, CalibrationError), match=problem):
+        run(many, network)
+    with pytest.raises((ModelError, CalibrationError), match=problem):
+        run(many, network, "nap")
+
+
+def test_probabilities_where_asked_for(many: Path, tmp_path: Path) -> None:
+    logits = run(many).values["msp"]
+    settings = small_settings(kwargs={"name": "SoftmaxNet"}, output_kind="probabilities")
+    calibration = run(many, model=settings)
+    np.testing.assert_allclose(calibration.values["msp"], logits, rtol=1e-5)
+    assert told(calibration, "the logits are log-probabilities: energy is 0 for every image")
+    write_calibration(calibration, tmp_path / "made")
+    assert load_calibration(tmp_path / "made").fingerprint == calibration.fingerprint
+    scorer = OODScorer(tmp_path / "made", by_name("SoftmaxNet").eval())
+    pixels = torch.randint(0, 255, (4, 3, 8, 8), dtype=torch.uint8)
+    np.testing.assert_allclose(
+        scorer(pixels).values["msp"],
+        scorer_of(load_small("SmallNet"))(pixels).values["msp"],
+        rtol=1e-5,
+    )
 
 
 def test_constant_features(images: Path) -> None:

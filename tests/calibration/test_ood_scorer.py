@@ -33,6 +33,7 @@ from tests.support.small_models import (
     InPlaceNet,
     OverflowNet,
     SmallNet,
+    SoftmaxNet,
     TupleNet,
     by_name,
 )
@@ -333,9 +334,17 @@ def test_the_same_weights_read_elsewhere_are_refused(
         OODScorer(artifact, with_weights_of_small_net(network))
 
 
+def test_logits_are_found_in_what_a_model_returns(artifact: Path) -> None:
+    module = with_weights_of_small_net(TupleNet)
+    images = torch.randint(0, 255, (3, 3, 8, 8), dtype=torch.uint8)
+    found = OODScorer(artifact, module)(images)
+    torch.testing.assert_close(found.score, OODScorer(artifact, build_model)(images).score)
+    assert isinstance(module(torch.zeros(1, 3, 8, 8)), tuple)
+
+
 def test_a_model_without_logits(artifact: Path) -> None:
-    with pytest.raises(ModelError, match=r"a TupleNet: the model returned tuple"):
-        OODScorer(artifact, with_weights_of_small_net(TupleNet))
+    with pytest.raises(ModelError, match=r"a SoftmaxNet: the model returns probabilities"):
+        OODScorer(artifact, with_weights_of_small_net(SoftmaxNet))
 
 
 def test_a_callable_that_builds_no_module(artifact: Path) -> None:

@@ -1,0 +1,127 @@
+"""Building the module that settings name: a factory's, or a whole model in a file or folder."""
+
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nap_stream.errors import ModelError
+from nap_stream.model import hugging_face
+from nap_stream.model.sites import unwrapped
+from nap_stream.model.weights import load_weights
+from nap_stream.settings.schema import ModelSettings
+from nap_stream.text import described
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A module with its weights, on the CPU.
+
+    ``class_names`` are those that come with the model, null where none do. ``identity`` is what
+    beside settings and state dict decides what it computes. ``notes`` are sentences about what
+    was done to load it. ``is_fixed`` says that it computes in its own precision and memory format.
+    """
+
+    module: nn.Module
+    class_names: tuple[str, ...] | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    is_fixed: bool = False
+
+
+def build(settings: ModelSettings) -> Built:
+    """Import and call the factory and load its weights, or read the whole model.
+
+    What it imports must be `importable`.
+
+    Raises:
+        ModelError: One of it fails, or it is no model that can be read.
+    """
+    if settings.factory is None:
+        assert settings.weights is not None
+        return _whole(settings.weights)
+    built = _called(settings, settings.factory)
+    if settings.weights is None:
+        return built
+    return replace(built, notes=load_weights(unwrapped(built.module), settings.weights))
+
+
+def _whole(path: Path) -> Built:
+    if path.is_dir():
+        module, names, identity = hugging_face.from_folder(path)
+        return Built(module, names, identity)
+    where = f"model.weights = {path}"
+    if path.suffix == ".onnx":
+        raise ModelError("ONNX files cannot be read", where)
+    what = "a file of weights alone" if path.is_file() else "no file"
+    raise ModelError(
+        f"without model.factory, expected a whole model there, and it is {what}",
+        where,
+        "Name the callable that builds the model in model.factory; or a folder of save_pretrained",
+    )
+
+
+def _called(settings: ModelSettings, name: str) -> Built:
+    where = settings.where
+    factory = _import_factory(name, where)
+    if hugging_face.is_own(name):
+        module, names, identity = hugging_face.called(factory, settings.kwargs, where)
+        return Built(module, names, identity)
+    try:
+        module = factory(**settings.kwargs)
+    except Exception as error:
+        given = ", ".join(settings.kwargs) or "none"
+        raise ModelError(
+            f"the factory raised {described(error)} (arguments given: {given})",
+            where,
+            "Check model.kwargs",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"the factory returned {type(module).__name__}, expected a torch.nn.Module",
+            where,
+            "Name a callable that builds the model",
+        )
+    return Built(module)
+
+
+@contextmanager
+def importable(folders: Sequence[Path]) -> Iterator[None]:
+    """Put folders first on ``sys.path``, as Python does with a script's own folder."""
+    added = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+def _import_factory(name: str, where: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ModelError(
+            f"{module_name} cannot be imported ({described(error)})",
+            where,
+            "Install it, or name its folder in model.python_path",
+        ) from error
+    try:
+        factory = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        what = f"{module_name} has no {attribute!r}"
+        raise ModelError(what, where, "Write package.module:name") from error
+    if not callable(factory):
+        raise ModelError(
+            f"it is {type(factory).__name__}, which cannot be called",
+            where,
+            "Name a callable that builds the model",
+        )
+    return factory
