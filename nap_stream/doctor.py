@@ -292,7 +292,8 @@ def _fits(settings: Settings, loaded: LoadedModel, calibration: Calibration) -> 
     detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
     if document.accuracy is not None:
         detail += f"; accuracy on its images {document.accuracy:.1%}"
-    return Finding("calibration", Outcome.OK, detail, warnings=document.warnings)
+    warnings = tuple(dict.fromkeys((*loaded.notes, *document.warnings)))
+    return Finding("calibration", Outcome.OK, detail, warnings=warnings)
 
 
 def _execution(

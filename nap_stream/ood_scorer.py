@@ -19,6 +19,7 @@ from nap_stream.model.device_decode import rounded
 from nap_stream.model.forward import BatchScores
 from nap_stream.model.load import LoadedModel, adopt_module
 from nap_stream.model.preprocessing import input_size, preprocess
+from nap_stream.model.scripted import watchable
 from nap_stream.model.weights import weights_of
 
 _COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)
@@ -188,6 +189,8 @@ def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
         raise ModelError(
             f"the callable returned {type(module).__name__}, expected a torch.nn.Module", where
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        module = watchable(module, where)
     weights = weights_of(module)
     if weights != facts.weights_fingerprint:
         raise FingerprintMismatchError(

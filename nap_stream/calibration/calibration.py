@@ -52,9 +52,8 @@ class ModelFacts(_Part):
     """The model that the calibration is valid for.
 
     ``fingerprint`` covers factory, arguments, weights and preprocessing, ``weights_fingerprint``
-    the state dict alone. ``head`` is the last linear layer, null where there is none. ``output`` is
-    where the logits stand in what the model returns and of what kind it is; it stands there only
-    where that is not logits alone.
+    the state dict alone. ``head`` is the last linear layer, null where there is none. ``output``
+    says where the logits stand in what the model returns, where that is not logits alone.
     """
 
     factory: str
@@ -69,12 +68,8 @@ class ModelFacts(_Part):
     @model_serializer(mode="wrap")
     def _output_where_it_is_odd(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Fingerprints of before there was another output stay valid.
-        found: dict[str, Any] = dump(self)
-        return (
-            found
-            if self.output != AS_IT_IS
-            else {key: value for key, value in found.items() if key != "output"}
-        )
+        left_out = () if self.output != AS_IT_IS else ("output",)
+        return {key: value for key, value in dump(self).items() if key not in left_out}
 
     @field_serializer("feature_site", mode="wrap")
     def _later_fields_where_set(

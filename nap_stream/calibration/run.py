@@ -415,6 +415,7 @@ def assemble(
         worst_classes=() if labelled is None else labelled.worst(),
         faults=(),
         warnings=(
+            *loaded.notes,
             *checks.skill_warnings(scored, loaded.class_names),
             *checks.undecodable_warnings("images to calibrate on", scored),
             *checks.undecodable_warnings("images to fit on", fit_reading),

@@ -139,7 +139,7 @@ def candidates_of(settings: ModelSettings, reference: LoadedModel) -> tuple[Exec
     Raises:
         ModelError: The precision that is asked for cannot be computed on this device.
     """
-    fixed = is_compiled(reference.module)
+    fixed = is_compiled(reference.module) or reference.is_fixed
     if settings.precision != "auto":
         require_precision(settings.precision, reference.device)
         precisions: tuple[Precision, ...] = (settings.precision,)

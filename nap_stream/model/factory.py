@@ -1,5 +1,6 @@
 """Building the module that settings name: a factory's, or a whole model in a file or folder."""
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +10,14 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nap_stream.errors import ModelError
-from nap_stream.model import hugging_face
+from nap_stream.model import exported, hugging_face, scripted
+from nap_stream.model.exported import is_exported, load_exported
+from nap_stream.model.onnx_graph import load_onnx
+from nap_stream.model.scripted import is_torchscript, load_torchscript
 from nap_stream.model.sites import unwrapped
 from nap_stream.model.weights import load_weights
 from nap_stream.settings.schema import ModelSettings
@@ -45,26 +50,36 @@ def build(settings: ModelSettings) -> Built:
     """
     if settings.factory is None:
         assert settings.weights is not None
-        return _whole(settings.weights)
+        return _whole(settings, settings.weights)
     built = _called(settings, settings.factory)
     if settings.weights is None:
         return built
     return replace(built, notes=load_weights(unwrapped(built.module), settings.weights))
 
 
-def _whole(path: Path) -> Built:
+def _whole(settings: ModelSettings, path: Path) -> Built:
     if path.is_dir():
         module, names, identity = hugging_face.from_folder(path)
         return Built(module, names, identity)
-    where = f"model.weights = {path}"
     if path.suffix == ".onnx":
-        raise ModelError("ONNX files cannot be read", where)
-    what = "a file of weights alone" if path.is_file() else "no file"
+        return Built(load_onnx(path, settings.output, settings.feature_layer), is_fixed=True)
+    if is_torchscript(path):
+        return Built(load_torchscript(path), identity=_bytes_of(path))
+    if is_exported(path):
+        return Built(load_exported(path), identity=_bytes_of(path))
     raise ModelError(
-        f"without model.factory, expected a whole model there, and it is {what}",
-        where,
-        "Name the callable that builds the model in model.factory; or a folder of save_pretrained",
+        "without model.factory, expected a whole model there, and it is none that can be read",
+        f"model.weights = {path}",
+        "Name the callable that builds the model in model.factory, where this file holds weights "
+        "alone. A whole model is a folder of save_pretrained, a TorchScript archive, a .pt2 file "
+        "of torch.export, or an .onnx file",
     )
+
+
+def _bytes_of(path: Path) -> Mapping[str, Any]:
+    """What the graph in a file computes, as far as it is no weights."""
+    with path.open("rb") as file:
+        return {"file": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _called(settings: ModelSettings, name: str) -> Built:
@@ -82,6 +97,10 @@ def _called(settings: ModelSettings, name: str) -> Built:
             where,
             "Check model.kwargs",
         ) from error
+    if isinstance(module, torch.jit.ScriptModule):
+        return Built(scripted.watchable(module, where))
+    if isinstance(module, torch.export.ExportedProgram):
+        return Built(exported.watchable(module.module(), where))
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"the factory returned {type(module).__name__}, expected a torch.nn.Module",

@@ -42,6 +42,7 @@ from nap_stream.model.forward import (
     run_forward,
     score_forward,
 )
+from nap_stream.model.onnx_graph import OnnxModel
 from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.sites import (
@@ -72,7 +73,8 @@ class LoadedModel:
     scores tie. ``batch_size`` is the one shape that a compiled module is for, None elsewhere.
 
     ``output`` is what makes logits of what the module returns; a hook does it where something is to
-    be done. ``notes`` are sentences about what was done to load it.
+    be done. ``notes`` are sentences about what was done to load it. ``is_fixed`` says that it
+    computes in its own precision and memory format.
     """
 
     module: nn.Module
@@ -89,6 +91,7 @@ class LoadedModel:
     batch_size: int | None = None
     output: LogitsHook = AS_IT_IS
     notes: tuple[str, ...] = ()
+    is_fixed: bool = False
 
     @property
     def has_features(self) -> bool:
@@ -273,15 +276,15 @@ def load_model(
         hook = logits_of(
             module,
             batch,
-            settings.output,
+            None if built.is_fixed else settings.output,
             settings.output_kind,
             normalise=normalise,
             where=settings.where,
         )
         if hook is not None:
             unwrapped(module).register_forward_hook(hook)
-        seen = probe(module, batch)
-    classes = require_logits(seen.output, images=len(batch), where=settings.where).shape[1]
+        site, head, output = _sites(module, batch, settings.feature_layer)
+    classes = require_logits(output, images=len(batch), where=settings.where).shape[1]
     loaded = LoadedModel(
         module=module,
         device=device,
@@ -289,15 +292,36 @@ def load_model(
         normalise=normalise,
         class_names=_class_names(settings, built, classes),
         fingerprint=identity,
-        feature_site=choose_site(seen, settings.feature_layer),
-        head=seen.head,
+        feature_site=site,
+        head=head,
         input_dtype=_input_dtype(module),
+        is_fixed=built.is_fixed,
         output=hook or LogitsHook((), settings.output_kind),
         notes=built.notes,
     )
+    if built.is_fixed and replace(execution, compile="off") != _PLAIN:
+        raise ModelError(
+            f"the model computes as its file says, and not in {execution}",
+            settings.where,
+            "Leave model.precision and model.channels_last out, or calibrate anew",
+        )
     if warning := slowness(execution, device):
         structlog.get_logger().warning("precision_slow_here", advice=warning)
     return _executed(loaded, execution, batch_size)
+
+
+def _sites(
+    module: nn.Module, batch: torch.Tensor, feature_layer: str | None
+) -> tuple[FeatureSite, HeadSite | None, object]:
+    """Where the prior and the features are read, and what the model returned."""
+    if isinstance(module, OnnxModel):
+        site, head = module.sites(batch)
+        with torch.inference_mode():
+            output = module(batch)
+        # What a hook makes of the head's output is not linear in the features.
+        return site, None if module._forward_hooks else head, output  # noqa: SLF001
+    seen = probe(module, batch)
+    return choose_site(seen, feature_layer), seen.head, seen.output
 
 
 def _executed(loaded: LoadedModel, execution: Execution, batch_size: int | None) -> LoadedModel:

@@ -113,7 +113,7 @@ def test_one_number_an_image_is_refused(output: torch.Tensor) -> None:
 
 
 def facts_of(output: torch.Tensor) -> OutputFacts:
-    parts = [OutputFacts.of(part.float().numpy()) for part in output.split(16)]
+    parts = [OutputFacts.of(part.float().numpy()) for part in torch.split(output, 16)]
     joined = OutputFacts.join(parts)
     assert joined is not None
     return joined

@@ -1,0 +1,264 @@
+"""Whole models in one file: TorchScript, torch.export and ONNX, good and bad."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nap_stream.errors import ModelError
+from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.settings.schema import ModelSettings
+from tests.support.small_models import SIZE, ReluHeadNet, SmallNet, SoftmaxNet, TupleNet, by_name
+from tests.support.small_settings import CPU, PLAIN, PREPROCESSING
+
+JIT: Any = torch.jit
+IMAGES = torch.rand(5, 3, SIZE, SIZE)
+
+
+def load(path: Path, **changes: Any) -> LoadedModel:
+    settings = {"weights": path, "preprocessing": PREPROCESSING} | PLAIN | changes
+    return load_model(ModelSettings(**settings), CPU)
+
+
+def traced(network: nn.Module, path: Path) -> Path:
+    path = path / "traced.pt"
+    JIT.trace(network.eval(), IMAGES[:1]).save(str(path))
+    return path
+
+
+def exported(network: nn.Module, path: Path) -> Path:
+    path = path / "exported.pt2"
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(network, (IMAGES,), dynamic_shapes=shapes), path)
+    return path
+
+
+def as_onnx(network: nn.Module, path: Path, **changes: Any) -> Path:
+    path = path / "model.onnx"
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    torch.onnx.export(network.eval(), (IMAGES[:1],), str(path), dynamo=False, **changes)
+    return path
+
+
+SAVE = [traced, exported, as_onnx]
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("save", SAVE)
+@pytest.mark.parametrize("network", ["SmallNet", "FlattenNet", "InPlaceNet"])
+def test_the_same_as_the_network_itself(
+    tmp_path: Path, save: Callable[..., Path], network: str
+) -> None:
+    module = by_name(network).eval()
+    loaded = load(save(module, tmp_path))
+    itself = load_model(
+        ModelSettings(
+            factory="tests.support.small_models:by_name",
+            kwargs={"name": network},
+            preprocessing=PREPROCESSING,
+            **PLAIN,
+        ),
+        CPU,
+    )
+    found, expected = loaded.forward(IMAGES), itself.forward(IMAGES)
+    for name in ("logits", "features", "nap"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert loaded.head is not None
+    assert torch.equal(loaded.replica().forward(IMAGES).nap, found.nap)
+    assert load(save(module, tmp_path)).fingerprint
+    assert loaded.fingerprint != itself.fingerprint
+
+
+@pytest.mark.parametrize("save", SAVE)
+def test_what_is_made_of_a_head_is_no_head(tmp_path: Path, save: Callable[..., Path]) -> None:
+    loaded = load(save(ReluHeadNet().eval(), tmp_path))
+    assert loaded.head is None
+    seen = loaded.forward(IMAGES)
+    assert seen.features is not None
+    assert seen.features.shape == (5, 4)
+
+
+@pytest.mark.parametrize("save", SAVE)
+def test_probabilities_are_seen(tmp_path: Path, save: Callable[..., Path]) -> None:
+    path = save(SoftmaxNet().eval(), tmp_path)
+    with pytest.raises(ModelError, match="probabilities in place of logits"):
+        load(path)
+    logits = load(path, output_kind="probabilities").forward(IMAGES).logits
+    torch.testing.assert_close(logits.exp().sum(1), torch.ones(5))
+
+
+@pytest.mark.parametrize("save", [traced, exported])
+def test_logits_in_a_tuple(tmp_path: Path, save: Callable[..., Path]) -> None:
+    assert load(save(TupleNet().eval(), tmp_path)).output.path == ("0",)
+
+
+def test_one_of_several_outputs_of_onnx(tmp_path: Path) -> None:
+    path = as_onnx(TupleNet(), tmp_path, output_names=["scores", "pixels"])
+    with pytest.raises(ModelError, match=r"outputs: scores, pixels.*model\.output: scores"):
+        load(path)
+    assert load(path, output="scores").head is not None
+    with pytest.raises(ModelError, match="no value 'other'"):
+        load(path, output="other")
+
+
+def test_a_map_that_a_user_names_in_onnx(tmp_path: Path) -> None:
+    path = as_onnx(SmallNet(), tmp_path)
+    expected = load(path).forward(IMAGES).nap
+    assert torch.equal(
+        load(path, feature_layer="/features/features.1/Relu_output_0").forward(IMAGES).nap, expected
+    )
+    with pytest.raises(ModelError, match=r"no value of this name; the last are: .*Relu_output_0"):
+        load(path, feature_layer="features")
+
+
+def test_another_file_is_another_model(tmp_path: Path) -> None:
+    before = load(as_onnx(by_name("SmallNet"), tmp_path)).fingerprint
+    assert load(as_onnx(by_name("SmallNet"), tmp_path)).fingerprint == before
+    assert load(as_onnx(by_name("SmallNet", seed=1), tmp_path)).fingerprint != before
+
+
+def test_a_precision_that_onnx_does_not_take(tmp_path: Path) -> None:
+    from nap_stream.model.execution import Execution  # noqa: PLC0415
+
+    path = as_onnx(SmallNet(), tmp_path)
+    settings = ModelSettings(weights=path, preprocessing=PREPROCESSING)
+    with pytest.raises(ModelError, match="computes as its file says"):
+        load_model(settings, CPU, Execution("bfloat16"))
+
+
+class Training(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.net = SmallNet()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(self.norm(x))
+
+
+class TwoInputs(SmallNet):
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> Any:
+        return super().forward(x if scale is None else x * scale)
+
+
+class Unpickled:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.environ["NAP_STREAM_TEST_TRACE"],)
+
+
+def exported_in_training(path: Path) -> Path:
+    return exported(Training().train(), path)
+
+
+def exported_for_a_batch_of_five(path: Path) -> Path:
+    torch.export.save(torch.export.export(SmallNet().eval(), (IMAGES,)), path / "fixed.pt2")
+    return path / "fixed.pt2"
+
+
+def quantised_onnx(path: Path) -> Path:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    quantization.quantize_dynamic(str(as_onnx(SmallNet(), path)), str(path / "int8.onnx"))
+    return path / "int8.onnx"
+
+
+def two_inputs_of_onnx(path: Path) -> Path:
+    pytest.importorskip("onnx")
+    given, to = (IMAGES[:1], IMAGES[:1]), path / "two.onnx"
+    torch.onnx.export(TwoInputs().eval(), given, str(to), dynamo=False)
+    return to
+
+
+def noise(suffix: str) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        (path / f"noise{suffix}").write_bytes(b"no model at all" * 9)
+        return path / f"noise{suffix}"
+
+    return write
+
+
+def weights_alone(path: Path) -> Path:
+    torch.save(SmallNet().state_dict(), path / "weights.pt")
+    return path / "weights.pt"
+
+
+def cut_off(save: Callable[..., Path]) -> Callable[[Path], Path]:
+    def write(path: Path) -> Path:
+        found = save(SmallNet().eval(), path)
+        found.write_bytes(found.read_bytes()[: found.stat().st_size // 2])
+        return found
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (exported_in_training, r"exported in training mode.*model\.eval\(\)"),
+        (exported_for_a_batch_of_five, "fails on an input of shape"),
+        (quantised_onnx, r"is quantised.*float32 model"),
+        (two_inputs_of_onnx, "expected images alone"),
+        (noise(".onnx"), "ONNX file cannot be read"),
+        (noise(".pt2"), "exported program cannot be read"),
+        (noise(".pt"), "whole model there, and it is none"),
+        (weights_alone, r"Name the callable that builds the model in model\.factory"),
+        (cut_off(traced), "whole model there, and it is none"),
+        (cut_off(exported), "exported program cannot be read"),
+        (cut_off(as_onnx), "cannot be read|cannot load"),
+    ],
+)
+def test_a_file_that_is_no_model(
+    tmp_path: Path, write: Callable[[Path], Path], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load(write(tmp_path))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_program_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zipfile  # noqa: PLC0415
+
+    trace = tmp_path / "was-run"
+    monkeypatch.setenv("NAP_STREAM_TEST_TRACE", str(trace))
+    path = exported(SmallNet().eval(), tmp_path)
+    torch.save(Unpickled(), tmp_path / "hostile.bin")
+    hostile = (tmp_path / "hostile.bin").read_bytes()
+    with zipfile.ZipFile(path) as before:
+        members = {name: before.read(name) for name in before.namelist()}
+    with zipfile.ZipFile(path, "w") as after:
+        for name, data in members.items():
+            after.writestr(name, hostile if name.endswith(".pt") else data)
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(path)
+    assert not trace.exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_a_fixed_batch_of_onnx_takes_any(tmp_path: Path) -> None:
+    loaded = load(as_onnx(SmallNet(), tmp_path))
+    whole = loaded.forward(IMAGES).logits
+    np.testing.assert_allclose(
+        whole.numpy(), torch.cat([loaded.forward(one[None]).logits for one in IMAGES]).numpy()
+    )
+
+
+@pytest.mark.parametrize("kind", ["scripted", "program"])
+def test_a_factory_of_a_graph(kind: str) -> None:
+    settings = ModelSettings(
+        factory=f"tests.model.test_whole_models:{kind}", preprocessing=PREPROCESSING, **PLAIN
+    )
+    assert load_model(settings, CPU).head is not None
+
+
+def scripted() -> Any:
+    return JIT.trace(by_name("SmallNet").eval(), IMAGES[:1])
+
+
+def program() -> Any:
+    shapes = ({0: torch.export.Dim("batch")},)
+    return torch.export.export(by_name("SmallNet").eval(), (IMAGES,), dynamic_shapes=shapes)
