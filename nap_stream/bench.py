@@ -142,6 +142,8 @@ def measure(
     """
     num_cpus = cpus_a_worker(settings.worker, available_cpus())
     calibration, loaded, threads = load_calibrated(settings, device, num_cpus)
+    written_out = settings.model.model_copy(update={"preprocessing": loaded.preprocessing})
+    settings = settings.model_copy(update={"model": written_out})
     pixels, undecodable = decode_once(settings, images, clock)
     batch = _repeated(pixels, settings.worker.batch_size)
     base_scores = base_scores_of(calibration, loaded)

@@ -133,9 +133,9 @@ def calibrate(
         lambda: sample_of(
             request.images,
             total,
-            request.model.preprocessing,
+            loaded.preprocessing,
             request.limits,
-            device_decoder(request.model.preprocessing, device),
+            device_decoder(loaded.preprocessing, device),
         ),
         request.batch_size,
         clock=clock,

@@ -42,6 +42,7 @@ from nap_stream.model.forward import (
     run_forward,
     score_forward,
 )
+from nap_stream.model.found_preprocessing import disagreements, found_preprocessing, resolved
 from nap_stream.model.onnx_graph import OnnxModel
 from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.preprocessing import Normaliser, input_size
@@ -269,10 +270,12 @@ def load_model(
         for note in built.notes:
             structlog.get_logger().warning("weights_renamed", note=note, model=settings.origin)
         module = built.module.eval().requires_grad_(requires_grad=False)
+        preprocessing = resolved(settings, module)
+        settings = settings.model_copy(update={"preprocessing": preprocessing})
         identity = fingerprint(settings, state_of(module), built.identity)
         module = module.to(device)
-        normalise = Normaliser(settings.preprocessing, device, _input_dtype(module))
-        batch = trial_batch(normalise, settings.preprocessing)
+        normalise = Normaliser(preprocessing, device, _input_dtype(module))
+        batch = trial_batch(normalise, preprocessing)
         hook = logits_of(
             module,
             batch,
@@ -288,7 +291,7 @@ def load_model(
     loaded = LoadedModel(
         module=module,
         device=device,
-        preprocessing=settings.preprocessing,
+        preprocessing=preprocessing,
         normalise=normalise,
         class_names=_class_names(settings, built, classes),
         fingerprint=identity,
@@ -297,7 +300,10 @@ def load_model(
         input_dtype=_input_dtype(module),
         is_fixed=built.is_fixed,
         output=hook or LogitsHook((), settings.output_kind),
-        notes=built.notes,
+        notes=(
+            *built.notes,
+            *disagreements(preprocessing, found_preprocessing(settings, module)),
+        ),
     )
     if built.is_fixed and replace(execution, compile="off") != _PLAIN:
         raise ModelError(

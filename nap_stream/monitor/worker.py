@@ -163,7 +163,7 @@ def open_line(
     """
     reader = open_reader(settings.messages, settings.limits, clock=clock)
     decode = MessageDecoder(
-        preprocessing=settings.model.preprocessing,
+        preprocessing=loaded.preprocessing,
         limits=settings.limits,
         kept_headers=settings.log.headers,
         clock=clock,
@@ -171,9 +171,7 @@ def open_line(
         decode_threads=threads.decoding,
     )
     fetch = settings.messages.fetch
-    decode_on_cpu = partial(
-        on_cpu, limits=settings.limits, preprocessing=settings.model.preprocessing
-    )
+    decode_on_cpu = partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing)
     base_scores = base_scores_of(calibration, loaded)
     scores = [
         RowScorer(

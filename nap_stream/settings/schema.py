@@ -142,6 +142,10 @@ class PreprocessingSettings(Section):
     BGR as if it were RGB. mean and std are in the order after that."""
     raw: RawSettings | None = None
     """The format and size of raw frames; null where messages hold image files alone."""
+    from_model: bool = False
+    """Take those of the first five keys that are not given from what the model states: timm's data
+    configuration, a Hugging Face folder's preprocessor_config.json, or torchvision's weights.
+    `preprocessing: from_model` is short for it."""
 
     @model_serializer(mode="wrap")
     def _later_keys_where_set(
@@ -217,6 +221,11 @@ class ModelSettings(Section):
     compile: CompileMode = "off"
     """Run the model under torch.compile, in this mode. Compiling takes up to a minute at each
     start, and a C++ compiler; where it fails, the model runs as it is."""
+
+    @field_validator("preprocessing", mode="before")
+    @classmethod
+    def _of_the_model(cls, value: object) -> object:
+        return {"from_model": True} if value == "from_model" else value
 
     @field_validator("compile", mode="before")
     @classmethod
