@@ -15,8 +15,8 @@ from nap_stream.text import described
 TRIAL_IMAGES = 2
 _OTHER_SIDES = (224, 256, 384, 299, 448, 192, 128, 96, 64, 32)
 _ABOUT_SHAPES = re.compile(
-    r"shape|size|dimension|\bdims?\b|mat1|broadcast|cannot be multiplied|must match|positional|"
-    r"expected \d+|divisible|too small",
+    r"shape|size|dimension|\bdims?\b|cannot be multiplied|broadcast|must match|expected \d+|"
+    r"divisible|too small",
     re.IGNORECASE,
 )
 
@@ -76,7 +76,7 @@ def _advice(
     )
     if working is not None:
         return f"It takes {working} x {working}: set model.preprocessing.crop to the size it is for"
-    if _ABOUT_SHAPES.search(str(error)):
+    if not isinstance(error, TypeError) and _ABOUT_SHAPES.search(str(error)):
         return "Check that model.preprocessing.crop is the input size it was made for"
     return (
         "No other size of input helps: it is the model itself that fails. Call it by itself on "
