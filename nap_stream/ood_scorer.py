@@ -12,12 +12,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import Calibration, base_scores_of, require_sites
+from nap_stream.calibration.calibration import (
+    Calibration,
+    ModelFacts,
+    base_scores_of,
+    require_sites,
+)
+from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
+from nap_stream.core.prior import attention_prior, nap
+from nap_stream.core.score_specs import Head, needs_features, needs_head
 from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.model.device_decode import rounded
-from nap_stream.model.forward import BatchScores
+from nap_stream.model.execution import float32_kernels
+from nap_stream.model.forward import BatchScores, Forward, score_forward
 from nap_stream.model.load import LoadedModel, adopt_module
+from nap_stream.model.output import as_logits
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.scripted import watchable
 from nap_stream.model.weights import weights_of
@@ -75,6 +85,8 @@ class OODScorer:
             and if the feature map and the head are read at the same places; that the code between
             them is the same cannot be checked.
         column: Where images stand in a batch of columns.
+        head: The last linear layer's weight (K, D) and bias (K,), for `score_outputs` without a
+            model, where the calibration has scores that take them.
 
     Raises:
         CalibrationError: There is no calibration, or it is damaged.
@@ -89,26 +101,32 @@ class OODScorer:
     def __init__(
         self,
         artifact: str | os.PathLike[str],
-        model: nn.Module | Callable[[], nn.Module],
+        model: nn.Module | Callable[[], nn.Module] | None,
         *,
         column: str = "image",
+        head: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:
         self._calibration = load_calibration(Path(artifact))
+        self._column = column
+        if model is None:
+            self._loaded = None
+            self._base_scores = _base_scores_without_model(self._calibration, head)
+            return
         module = model if isinstance(model, nn.Module) else model()
         self._loaded = _loaded(self._calibration, module)
         self._base_scores = base_scores_of(self._calibration, self._loaded)
-        self._column = column
 
     @classmethod
     def load(
         cls,
         artifact: str | os.PathLike[str],
-        model: nn.Module | Callable[[], nn.Module],
+        model: nn.Module | Callable[[], nn.Module] | None,
         *,
         column: str = "image",
+        head: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Self:
         """Make a scorer; the same as calling the class."""
-        return cls(artifact, model, column=column)
+        return cls(artifact, model, column=column, head=head)
 
     @overload
     def __call__(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores: ...
@@ -151,7 +169,47 @@ class OODScorer:
         added = {name: getattr(scores, name).numpy() for name in _COLUMNS if name != NAP}
         return {**images, **added, NAP: scores.values[NAP].numpy()}
 
+    def score_outputs(
+        self, logits: Any, features: Any = None, feature_map: Any = None
+    ) -> OODScores:
+        """Score what the calibrated model has given elsewhere, as in Triton or TensorRT.
+
+        The model and its preprocessing must be those that were calibrated: that cannot be checked.
+        Arrays and tensors are taken, of N images.
+
+        Args:
+            logits: What the model returns, floating-point (N, K).
+            features: What enters the last linear layer, (N, D). Null where the model has none, or
+                none of the scores takes any.
+            feature_map: What enters the last pooling, (N, C, H, W). Where the prior is that of a
+                CLS token, its attention weights over the patch tokens, averaged over heads, (N, T).
+
+        Returns:
+            What calling the scorer on the images returns, but for rounding.
+
+        Raises:
+            ValueError: One of them is missing, or has another shape than at calibration.
+        """
+        facts = self._calibration.document.model
+        device = self._base_scores_device
+        given = as_logits(torch.as_tensor(logits, device=device), facts.output.kind)
+        seen = _forward_of(
+            given.float(),
+            None if features is None else torch.as_tensor(features, device=device).float(),
+            None if feature_map is None else torch.as_tensor(feature_map, device=device).float(),
+            facts,
+            needs_features=any(needs_features(name) for name in self._base_scores.names),
+        )
+        with float32_kernels(device, tf32=False):
+            return self._judged(score_forward(seen, self._base_scores))
+
+    @property
+    def _base_scores_device(self) -> torch.device:
+        return torch.device("cpu") if self._loaded is None else self._loaded.device
+
     def _score(self, images: torch.Tensor | Sequence[torch.Tensor]) -> OODScores:
+        if self._loaded is None:
+            raise ValueError("the scorer was made without a model: use score_outputs")
         batch = _one_batch(images, self._loaded)
         if len(batch):
             seen = self._loaded.forward(batch)
@@ -180,6 +238,50 @@ class OODScorer:
         taken = [name for name in _COLUMNS if name in batch]
         if taken:
             raise ValueError(f"the batch has {', '.join(taken)} already, which would be added")
+
+
+def _base_scores_without_model(
+    calibration: Calibration, head: tuple[torch.Tensor, torch.Tensor] | None
+) -> BaseScores:
+    document = calibration.document
+    taking = [name for name in document.scores if needs_head(name)]
+    if taking and head is None:
+        raise ValueError(f"{taking[0]} takes the last linear layer: give the model, or head=")
+    given = None
+    if head is not None:
+        weight, bias = (torch.as_tensor(one).detach().to("cpu", torch.float32) for one in head)
+        given = Head(weight.numpy(), bias.numpy())
+    device = torch.device("cpu")
+    return BaseScores(document.scores, document.parameters, given, calibration.fits, device)
+
+
+def _forward_of(
+    logits: torch.Tensor,
+    features: torch.Tensor | None,
+    feature_map: torch.Tensor | None,
+    facts: ModelFacts,
+    *,
+    needs_features: bool,
+) -> Forward:
+    """Make a pass of what one gave, once its shapes are seen to be those of calibration."""
+    images, site, classes = len(logits), facts.feature_site, len(facts.class_names)
+    is_attention = site.kind == "cls_attention"
+    of_map = (images, *(site.shape[2:] if is_attention else site.shape))
+    _require_shape("logits", logits, (images, classes))
+    _require_shape("feature_map", feature_map, of_map)
+    assert feature_map is not None
+    if facts.head is None:
+        features = None if is_attention else feature_map.mean(dim=(2, 3))
+    elif features is not None or needs_features:
+        _require_shape("features", features, (images, facts.head.shape[1]))
+    prior = attention_prior(feature_map) if is_attention else nap(feature_map)
+    return Forward(logits, features, prior)
+
+
+def _require_shape(name: str, value: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    if value is None or tuple(value.shape) != shape:
+        found = "nothing" if value is None else f"{tuple(value.shape)}"
+        raise ValueError(f"expected {name} of shape {shape}, as at calibration, got {found}")
 
 
 def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:

@@ -129,6 +129,64 @@ def test_dtypes_are_as_documented(artifact: Path) -> None:
     assert {value.shape for value in scores.values.values()} == {(5,)}
 
 
+def outputs_of(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    assert isinstance(model, SmallNet)
+    with torch.no_grad():
+        maps = model.features(x)
+        return {"logits": model(x), "features": maps.mean((2, 3)), "feature_map": maps}
+
+
+@pytest.mark.parametrize("with_model", [True, False])
+@pytest.mark.parametrize("as_arrays", [True, False])
+def test_outputs_of_elsewhere_score_as_images_do(
+    artifact: Path, *, with_model: bool, as_arrays: bool
+) -> None:
+    model, x = build_model(), model_input()
+    assert isinstance(model, SmallNet)
+    head = (model.head.weight, model.head.bias)
+    scorer = OODScorer(artifact, model if with_model else None, head=head)
+    given: dict[str, Any] = dict(outputs_of(model, x))
+    if as_arrays:
+        given = {name: value.numpy() for name, value in given.items()}
+    found, expected = scorer.score_outputs(**given), OODScorer(artifact, model)(x)
+    assert_close(found, expected)
+    for name, value in expected.values.items():
+        torch.testing.assert_close(found.values[name], value)
+
+
+def test_outputs_of_another_shape_are_refused(artifact: Path) -> None:
+    model, x = build_model(), model_input()
+    given = outputs_of(model, x)
+    scorer = OODScorer(artifact, model)
+    for name, wrong in (
+        ("logits", given["logits"][:, :2]),
+        ("features", given["features"][:, :2]),
+        ("features", given["features"][:2]),
+        ("features", None),
+        ("feature_map", None),
+        ("feature_map", given["feature_map"][:, :, :4]),
+        ("feature_map", given["feature_map"].flatten(1)),
+    ):
+        with pytest.raises(ValueError, match=rf"expected {name} of shape \(5, "):
+            scorer.score_outputs(**{**given, name: wrong})
+
+
+def test_a_scorer_without_a_model(artifact: Path) -> None:
+    with pytest.raises(ValueError, match="takes the last linear layer"):
+        OODScorer(artifact, None)
+    head = (torch.zeros(3, 4), torch.zeros(3))
+    with pytest.raises(ValueError, match="use score_outputs"):
+        OODScorer(artifact, None, head=head)(model_input())
+
+
+def test_an_output_that_is_not_finite_is_not_flagged(artifact: Path) -> None:
+    given = outputs_of(build_model(), model_input())
+    given["feature_map"][1, 0, 0, 0] = float("nan")
+    scores = OODScorer(artifact, build_model()).score_outputs(**given)
+    assert scores.is_finite.tolist() == [True, False, True, True, True]
+    assert not scores.is_ood[1]
+
+
 @pytest.mark.parametrize("feature_layer", [None, "features.0"])
 def test_calibration_images_score_as_at_calibration(
     tmp_path: Path, feature_layer: str | None
