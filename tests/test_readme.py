@@ -71,10 +71,15 @@ def test_the_configuration_of_a_first_monitor(folder: Path) -> None:
 @pytest.mark.usefixtures("folder")
 def test_scoring_without_kafka(capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.linspace(-2, 2, 12).reshape(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE)
-    python, _ = snippets("docs/library.md", "python")
+    python, outputs, _ = snippets("docs/library.md", "python")
     names: dict[str, Any] = {"build_model": build_model, "images": images}
     exec(python, names)
     scores = names["scores"]
+    model = build_model().eval()
+    with torch.no_grad():
+        maps = model.get_submodule("features")(images)
+        given = {"logits": model(images), "features": maps.mean((2, 3)), "feature_map": maps}
+    exec(outputs, names | given)
     assert isinstance(scores, OODScores)
     flagged = scores.is_ood.nonzero().flatten().tolist()
     assert 0 < len(flagged) < 12
@@ -98,7 +103,7 @@ def ray_with_tests() -> Iterator[None]:
 @pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\.data\.context")
 def test_scoring_with_ray_data(folder: Path) -> None:
     write_images(folder / "incoming", 40, first_seed=100)
-    _, python = snippets("docs/library.md", "python")
+    *_, python = snippets("docs/library.md", "python")
     exec(python, {"build_model": build_model})
 
     table = pq.read_table(folder / "scored").sort_by("path")
