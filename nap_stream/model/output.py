@@ -58,7 +58,6 @@ _SIGMOID = WrongKind(
     "all outputs lie in [0, 1], as a sigmoid's do",
     f"{_BEST}, or set model.output_kind: sigmoid, which takes it off. {_ALL_THE_SAME}",
 )
-_ALL_ZERO = WrongKind("all logits are 0", "Load the weights that the head was trained with")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +235,11 @@ class OutputFacts:
         )
 
     @property
+    def are_zero(self) -> bool:
+        """Whether all values are 0."""
+        return self.lowest == self.highest == 0
+
+    @property
     def in_unit_interval(self) -> bool:
         """Whether all values lie in [0, 1]."""
         return self.lowest >= 0 and self.highest <= 1
@@ -254,9 +258,7 @@ def wrong_kind(facts: OutputFacts, kind: OutputKind | None) -> WrongKind | None:
     if kind is not None:
         is_of_one = kind in {"probabilities", "log_probabilities"}
         return None if not is_of_one or facts.are_log_probabilities else _not_of_one(kind)
-    if facts.lowest == facts.highest == 0:
-        return _ALL_ZERO
-    if facts.images < _ENOUGH_IMAGES:
+    if facts.images < _ENOUGH_IMAGES or facts.are_zero:
         return None
     verdicts = (
         (facts.lowest >= 0 and facts.sum_error <= _SUM_TOLERANCE, _PROBABILITIES),
@@ -269,7 +271,9 @@ def wrong_kind(facts: OutputFacts, kind: OutputKind | None) -> WrongKind | None:
 
 def kind_warnings(facts: OutputFacts | None) -> Iterator[str]:
     """Outputs that are right as logits, but leave a score without any meaning."""
-    if facts is not None and facts.are_log_probabilities and facts.images >= _ENOUGH_IMAGES:
+    if facts is not None and facts.are_zero:
+        yield "all logits are 0: were the weights loaded that the head was trained with?"
+    elif facts is not None and facts.are_log_probabilities and facts.images >= _ENOUGH_IMAGES:
         yield (
             "the logits are log-probabilities: energy is 0 for every image and tells nothing, and "
             "max_logit is that of msp. Return what enters the last softmax to have both"

@@ -108,7 +108,6 @@ def test_one_output_is_refused_and_taken_for_two_classes_where_asked_for(many: P
         ("SoftmaxNet", "probabilities in place of logits"),
         ("SigmoidNet", "as a sigmoid's do"),
         ("VotesNet", "whole numbers, as votes are"),
-        ("ZeroNet", "all logits are 0"),
     ],
 )
 def test_what_is_no_logits_is_refused(many: Path, network: str, problem: str) -> None:
@@ -116,6 +115,10 @@ def test_what_is_no_logits_is_refused(many: Path, network: str, problem: str) ->
         run(many, network)
     with pytest.raises((ModelError, CalibrationError), match=problem):
         run(many, network, "nap")
+
+
+def test_a_head_that_was_never_trained_is_doubted(many: Path) -> None:
+    assert told(run(many, "ZeroNet", "nap"), "all logits are 0: were the weights loaded")
 
 
 def test_probabilities_where_asked_for(many: Path, tmp_path: Path) -> None:

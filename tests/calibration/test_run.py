@@ -331,7 +331,7 @@ def test_an_alpha_out_of_range(alpha: float) -> None:
 def test_the_default_method_chooses_among_what_the_model_allows(
     held_out: Path, network: str, pool: set[str]
 ) -> None:
-    settings = small_settings(kwargs={"name": network})
+    settings = small_settings(kwargs={"name": network}, output_kind="logits")
     assert str(choose_method(ScoringSettings())) == "auto"
     calibration = run(held_out, model=settings, scoring=ScoringSettings())
     document = calibration.document
@@ -355,7 +355,7 @@ def test_the_default_method_chooses_among_what_the_model_allows(
     assert calibration.fits.knn_bank is None
     assert (calibration.fits.gaussian is not None) == ("mahalanobis" in chosen)
     assert (calibration.fits.feature_mean is not None) == ("fdbd" in chosen)
-    require_fingerprint(calibration, load_small(network))
+    require_fingerprint(calibration, load_small(network, output_kind="logits"))
 
 
 def test_what_faults_are_seen_is_told_of_every_fault(held_out: Path) -> None:

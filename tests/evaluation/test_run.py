@@ -130,7 +130,7 @@ def test_too_few_images_to_fit_on(sets: Path, tmp_path: Path) -> None:
 
 
 def test_a_method_that_the_model_does_not_allow(sets: Path) -> None:
-    headless = small_settings(kwargs={"name": "ReluHeadNet"})
+    headless = small_settings(kwargs={"name": "ReluHeadNet"}, output_kind="logits")
     with pytest.raises(CalibrationError, match="ash needs a model whose logits"):
         run(sets, ("nap", "ash"), model=headless)
     evaluation = run(sets, (), model=headless)

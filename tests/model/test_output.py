@@ -130,7 +130,7 @@ def facts_of(output: torch.Tensor) -> OutputFacts:
         (LOGITS / LOGITS.abs().sum(1, keepdim=True), "absolute values sum to one"),
         ((LOGITS * 3).round().clamp(0, 10), "whole numbers, as votes are"),
         ((LOGITS > 0).float(), "whole numbers, as votes are"),
-        (LOGITS * 0, "all logits are 0"),
+        (LOGITS * 0, None),
         (LOGITS, None),
         (LOGITS / 100, None),
         (LOGITS.relu() + 0.5, None),
@@ -170,10 +170,11 @@ def test_a_kind_that_two_images_contradict(output: torch.Tensor, kind: OutputKin
         hook_of(output[:2], kind=kind)
 
 
-def test_log_probabilities_are_warned_of() -> None:
+def test_log_probabilities_and_zeros_are_warned_of() -> None:
     assert ["energy is 0" in said for said in kind_warnings(facts_of(LOGITS.log_softmax(1)))] == [
         True
     ]
+    assert ["all logits are 0" in said for said in kind_warnings(facts_of(LOGITS * 0))] == [True]
     assert list(kind_warnings(facts_of(LOGITS))) == []
     assert list(kind_warnings(None)) == []
 
