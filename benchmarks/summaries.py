@@ -27,7 +27,7 @@ from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.read import walk
 from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.summary import SummaryShape, rows_schema, summarise_chain
-from nap_stream.settings.schema import KeySettings
+from nap_stream.settings.drift import KeySettings
 from tests.scored_log.builders import CARS, NOON_MS, memory_log, origin, scored
 from tests.support.log_files import paths_in
 from tests.support.memory_store import MemoryStore

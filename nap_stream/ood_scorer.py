@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import (
-    Calibration,
-    ModelFacts,
-    base_scores_of,
-    require_sites,
-)
+from nap_stream.calibration.calibration import Calibration, base_scores_of, require_sites
+from nap_stream.calibration.document import ModelFacts
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
 from nap_stream.core.prior import attention_prior, nap

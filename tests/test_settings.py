@@ -9,8 +9,9 @@ from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import ScoreParameters
 from nap_stream.errors import ConfigError
 from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.load import load_scoring_settings, load_settings, masked_yaml
-from nap_stream.settings.schema import DriftSettings, PreprocessingSettings, ScoringSettings
+from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
 MONITOR = """\
 kafka:

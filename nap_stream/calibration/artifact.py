@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from nap_stream.calibration.calibration import Calibration, CalibrationDocument, Envelope
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.calibration.document import CalibrationDocument, Envelope
 from nap_stream.errors import CalibrationError
 from nap_stream.files import sync_folder, write_durably
 

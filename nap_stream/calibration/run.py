@@ -17,12 +17,10 @@ from nap_stream.calibration.calibration import (
     SCORE,
     VALUE,
     Calibration,
-    CalibrationDocument,
-    ImageFacts,
-    ModelFacts,
     array_sha256,
     fit_arrays,
 )
+from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
 from nap_stream.calibration.fit import (
     ALWAYS,
     FitPart,
@@ -52,12 +50,8 @@ from nap_stream.model.device_decode import device_decoder
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.output import kind_warnings
 from nap_stream.model.weights import weights_of
-from nap_stream.settings.schema import (
-    DriftSettings,
-    LimitSettings,
-    ModelSettings,
-    ScoringSettings,
-)
+from nap_stream.settings.drift import DriftSettings
+from nap_stream.settings.schema import LimitSettings, ModelSettings, ScoringSettings
 from nap_stream.text import encodable
 
 FLAG_RATE_CONFIDENCE = 0.95

@@ -10,8 +10,9 @@ from math import ceil
 
 import numpy as np
 
-from nap_stream.calibration.calibration import Calibration, FaultSeen
+from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.checks import is_drawable
+from nap_stream.calibration.document import FaultSeen
 from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.read import Advance, Reader
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
@@ -21,7 +22,7 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.errors import ConfigError
 from nap_stream.image_files import ImageFile
 from nap_stream.model.load import LoadedModel
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 
 FAULT_IMAGES = 100
 """Images that are made faulty, at most: a share of them is told to about 5 points."""

@@ -24,11 +24,8 @@ from nap_stream.core.tails import Sides
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
-    from nap_stream.calibration.calibration import (
-        Calibration,
-        CalibrationDocument,
-        ImageFacts,
-    )
+    from nap_stream.calibration.calibration import Calibration
+    from nap_stream.calibration.document import CalibrationDocument, ImageFacts
     from nap_stream.core.conformal import Group
     from nap_stream.core.labels import ClassSeen
     from nap_stream.core.selection import Selection
@@ -215,7 +212,7 @@ def _worst(classes: "tuple[ClassSeen, ...]") -> Table:
 
 def _faults(document: "CalibrationDocument") -> Table:
     """What the detector sees of faulty cameras, the most visible first."""
-    from nap_stream.calibration.calibration import most_visible_first
+    from nap_stream.calibration.document import most_visible_first
 
     table = Table("fault", "flagged", "alarm after", box=None, pad_edge=False, title_justify="left")
     table.title = f"\nWhat it sees, of {document.faults[0].images} images each"

@@ -17,7 +17,7 @@ from nap_stream.cli.options import (
     span_ms,
 )
 from nap_stream.errors import ConfigError
-from nap_stream.settings.schema import MAX_WINDOW_RECORDS
+from nap_stream.settings.drift import MAX_WINDOW_RECORDS
 
 if TYPE_CHECKING:
     from nap_stream.cli.options import NewBar
@@ -110,8 +110,8 @@ def plan(
     from nap_stream.planning.recorded import Selection
     from nap_stream.planning.render import draw_plan
     from nap_stream.planning.request import ask, with_changes
+    from nap_stream.settings.drift import DriftSettings
     from nap_stream.settings.load import load_settings
-    from nap_stream.settings.schema import DriftSettings
 
     if calibration is None and config is None:
         raise ConfigError("expected --calibration DIR or --config FILE")

@@ -22,7 +22,7 @@ from nap_stream.records import Status
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import VerifyReport
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 
 _COLUMNS = ("partition", "offset", "key", "event_time", "status", "is_ood", "headers")
 

@@ -37,7 +37,7 @@ from nap_stream.core.tails import TAIL_EVENTS, tail_counts
 from nap_stream.drift.records import CalibrationFacts, Decision, DetectorReading, TailShift
 from nap_stream.errors import ConfigError
 from nap_stream.settings.alerts import AlertSettings
-from nap_stream.settings.schema import DriftSettings, KeySettings
+from nap_stream.settings.drift import DriftSettings, KeySettings
 
 
 def detection_plan(settings: DriftSettings, calibration: CalibrationFacts) -> DetectionPlan:

@@ -34,7 +34,7 @@ from nap_stream.drift.detectors import EDetector, with_prefix
 from nap_stream.drift.records import Contribution, DetectorReading, UnscoredAlert, UnscoredShare
 from nap_stream.records import STATUSES, SegmentSummary, Status, UnscoredImages
 from nap_stream.settings.alerts import AlertSettings
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 from nap_stream.text import without_numbers
 
 MAX_REASONS = 10_000

@@ -17,13 +17,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from nap_stream.calibration.calibration import (
-    CLASS_ID,
-    SCORE,
-    Calibration,
-    FaultSeen,
-    most_visible_first,
-)
+from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration
+from nap_stream.calibration.document import FaultSeen, most_visible_first
 from nap_stream.core.conformal import Group
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.evaluation.metrics import (

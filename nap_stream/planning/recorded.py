@@ -17,7 +17,7 @@ from nap_stream.records import Status
 from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import credible_times, rows_of_table, rows_schema
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,7 @@ from nap_stream.core.tails import Sides
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
-from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
+from nap_stream.settings.drift import MAX_WINDOW_RECORDS, DriftSettings
 
 OTHER_WINDOWS = (0.25, 4.0)
 """The sizes beside the configured window, as shares of it; so are the next."""

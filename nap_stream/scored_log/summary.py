@@ -40,7 +40,8 @@ from nap_stream.scored_log.format import SCHEMA, segment_path, storable_text
 from nap_stream.scored_log.read import partitions, parts_backwards, walk
 from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.settings.schema import KeySettings, Settings
+from nap_stream.settings.drift import KeySettings
+from nap_stream.settings.schema import Settings
 from nap_stream.text import without_numbers
 
 MAX_CLOCK_SKEW_MS = 60_000

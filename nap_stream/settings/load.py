@@ -27,9 +27,9 @@ from pydantic.fields import FieldInfo
 
 from nap_stream.errors import ConfigError
 from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.schema import (
     EVERY_KEY,
-    DriftSettings,
     KafkaSettings,
     ModelSettings,
     ScoringSettings,

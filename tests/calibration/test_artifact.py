@@ -18,7 +18,8 @@ from nap_stream.calibration.artifact import (
     versions,
     write_calibration,
 )
-from nap_stream.calibration.calibration import Calibration, ImageFacts, require_fingerprint
+from nap_stream.calibration.calibration import Calibration, require_fingerprint
+from nap_stream.calibration.document import ImageFacts
 from nap_stream.calibration.fit import ALWAYS
 from nap_stream.core.conformal import Rule
 from nap_stream.core.labels import ClassSeen

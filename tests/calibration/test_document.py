@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nap_stream.calibration.calibration import CalibrationDocument, Envelope, ImageFacts
+from nap_stream.calibration.document import CalibrationDocument, Envelope, ImageFacts
 from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.core.selection import WeightSearch

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.calibration.calibration import CalibrationDocument
+from nap_stream.calibration.document import CalibrationDocument
 from nap_stream.calibration.read import Reader
 from nap_stream.calibration.run import calibrate
 from nap_stream.calibration.trials import MAX_IMAGES, WAYS, trial_warning

@@ -10,7 +10,7 @@ from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.planning.recorded import MAX_RECORDS
 from nap_stream.records import Status
-from nap_stream.settings.schema import MAX_WINDOW_RECORDS
+from nap_stream.settings.drift import MAX_WINDOW_RECORDS
 from tests.cli.program import Call
 from tests.planning.streams import calibration, independent, rows, sticky, write_log
 from tests.scored_log.builders import failed

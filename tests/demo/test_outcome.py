@@ -20,7 +20,7 @@ from nap_stream.demo.outcome import (
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.verify.report import Defect, DefectKind, VerifyReport
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 from nap_stream.text import rfc3339
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
 from tests.support.limits import window_limits

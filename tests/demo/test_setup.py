@@ -4,8 +4,8 @@ import pytest
 
 from nap_stream.demo.setup import MARKER, DemoFolder, demo_folder, write_configuration
 from nap_stream.errors import ConfigError
+from nap_stream.settings.drift import DriftSettings, KeySettings
 from nap_stream.settings.load import load_settings
-from nap_stream.settings.schema import DriftSettings, KeySettings
 
 
 def test_replaces_what_an_earlier_demo_made_and_nothing_else(tmp_path: Path) -> None:

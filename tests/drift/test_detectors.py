@@ -4,7 +4,7 @@ from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.tails import TAIL_EVENTS
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.errors import ConfigError
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 from tests.support.summaries import FACTS, PER_CLASS_FACTS
 
 

@@ -8,7 +8,8 @@ from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nap_stream.calibration.calibration import SCORE, Calibration, FaultSeen
+from nap_stream.calibration.calibration import SCORE, Calibration
+from nap_stream.calibration.document import FaultSeen
 from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.selection import WeightSearch
 from nap_stream.core.tails import Sides

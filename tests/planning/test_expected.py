@@ -11,7 +11,7 @@ from nap_stream.drift.detectors import EDetector, StreamDetectors
 from nap_stream.planning.expected import DetectorDelays, Expectation, expect
 from nap_stream.planning.render import bars, delay_words, detector_name, drift_name
 from nap_stream.planning.request import PlanRequest, ask, count, factor, in_largest_unit
-from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings
+from nap_stream.settings.drift import MAX_WINDOW_RECORDS, DriftSettings
 from nap_stream.text import percent
 from tests.planning.streams import calibration
 

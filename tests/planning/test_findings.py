@@ -10,7 +10,7 @@ from nap_stream.planning.findings import Findings, find, warnings_of
 from nap_stream.planning.recorded import Recorded, RecordedSeries, merged
 from nap_stream.planning.render import render_findings
 from nap_stream.planning.request import ask
-from nap_stream.settings.schema import DriftSettings, KeySettings
+from nap_stream.settings.drift import DriftSettings, KeySettings
 from tests.planning.streams import CAMERAS, SPACING_MS, calibration, independent, sticky
 
 RECORDS = 20_000

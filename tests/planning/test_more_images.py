@@ -9,7 +9,7 @@ from nap_stream.core.conformal import Rule
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides
 from nap_stream.planning.expected import of_twice_the_images
 from nap_stream.planning.request import PlanRequest, ask
-from nap_stream.settings.schema import DriftSettings
+from nap_stream.settings.drift import DriftSettings
 from tests.planning.streams import calibration
 from tests.support.small_calibration import calibration_of
 

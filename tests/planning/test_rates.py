@@ -30,7 +30,7 @@ from nap_stream.planning.rates import (
 )
 from nap_stream.planning.recorded import Recorded, RecordedSeries, merged
 from nap_stream.planning.request import PlanRequest, ask, with_run_length
-from nap_stream.settings.schema import DriftSettings, KeySettings
+from nap_stream.settings.drift import DriftSettings, KeySettings
 from tests.planning.streams import CAMERAS, SPACING_MS, calibration, independent, sticky
 
 PLAN = DetectionPlan(

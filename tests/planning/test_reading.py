@@ -7,7 +7,7 @@ from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.recorded import Recorded, Selection, read_stretch
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.settings.schema import DriftSettings, KeySettings
+from nap_stream.settings.drift import DriftSettings, KeySettings
 from tests.planning.streams import SPACING_MS, calibration, independent, rows, write_log
 from tests.scored_log.builders import (
     CALIBRATION,

@@ -13,7 +13,7 @@ from nap_stream.planning.request import (
     with_changes,
     with_run_length,
 )
-from nap_stream.settings.schema import MAX_WINDOW_RECORDS, DriftSettings, KeySettings
+from nap_stream.settings.drift import MAX_WINDOW_RECORDS, DriftSettings, KeySettings
 from tests.planning.streams import calibration
 from tests.support.limits import window_limits
 

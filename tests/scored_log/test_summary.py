@@ -35,7 +35,7 @@ from nap_stream.scored_log.summary import (
     summarise_chain,
     summary_shape,
 )
-from nap_stream.settings.schema import KeySettings
+from nap_stream.settings.drift import KeySettings
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,

@@ -8,13 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.calibration.artifact import write_calibration
-from nap_stream.calibration.calibration import (
-    Calibration,
-    CalibrationDocument,
-    ImageFacts,
-    ModelFacts,
-    array_sha256,
-)
+from nap_stream.calibration.calibration import Calibration, array_sha256
+from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
 from nap_stream.calibration.fit import ALWAYS, unfitted
 from nap_stream.calibration.run import CalibrationRequest, calibrate
 from nap_stream.clock import ManualClock
