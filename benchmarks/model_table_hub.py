@@ -237,7 +237,6 @@ def tiny_transformers(classes: int) -> Iterator[tuple[str, int, nn.Module]]:
         ("PvtV2ForImageClassification", "PvtV2Config", {"depths": [1, 1, 1, 1]}),
         ("LevitForImageClassification", "LevitConfig", {}),
         ("LevitForImageClassificationWithTeacher", "LevitConfig", {}),
-        ("CvtForImageClassification", "CvtConfig", {}),
         ("SegformerForImageClassification", "SegformerConfig", {"depths": [1, 1, 1, 1]}),
         ("SwiftFormerForImageClassification", "SwiftFormerConfig", {}),
         ("FocalNetForImageClassification", "FocalNetConfig", {"image_size": 64, "embed_dim": 16}),
@@ -245,7 +244,7 @@ def tiny_transformers(classes: int) -> Iterator[tuple[str, int, nn.Module]]:
         ("PPLCNetForImageClassification", "PPLCNetConfig", {}),
         ("TextNetForImageClassification", "TextNetConfig", {}),
     ]
-    fixed = {"LevitConfig": 224, "CvtConfig": 64, "MobileViTConfig": 128, "MobileViTV2Config": 128}
+    fixed = {"LevitConfig": 224, "MobileViTConfig": 128, "MobileViTV2Config": 128}
     for number, (name, config, options) in enumerate(cases):
         torch.manual_seed(number)
         try:

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from nap_stream.model.layout import Layout, axis_of, role_of
-from nap_stream.model.sites import FeatureSite, MapLayout
-from nap_stream.model.trace import (
+from nap_stream.model.graph import (
     ACTIVATIONS,
     ADAPTIVE_POOLINGS,
     ATTENTIONS,
@@ -15,6 +13,8 @@ from nap_stream.model.trace import (
     Node,
     Trace,
 )
+from nap_stream.model.layout import Layout, axis_of, role_of
+from nap_stream.model.sites import FeatureSite, MapLayout
 
 _WINDOWED = frozenset({"avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "lp_pool2d"})
 _POOLINGS = ADAPTIVE_POOLINGS | _WINDOWED

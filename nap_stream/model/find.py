@@ -23,9 +23,10 @@ from nap_stream.model.ends import (
     poolings,
     shares_source,
 )
+from nap_stream.model.graph import Attention, Trace
 from nap_stream.model.measure import Measure
 from nap_stream.model.sites import FeatureSite, HeadSite, find_head, run_eagerly, unwrapped
-from nap_stream.model.trace import Attention, Trace, trace
+from nap_stream.model.trace import trace
 
 _LISTED_CANDIDATES = 8
 _TRIED_CANDIDATES = 24

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nap_stream.errors import FeatureMapError
+from nap_stream.model.graph import Attention
 from nap_stream.model.reading import Reader, raw_reader
 from nap_stream.model.sites import (
     FeatureSite,
@@ -24,7 +25,6 @@ from nap_stream.model.sites import (
     run_eagerly,
     submodule,
 )
-from nap_stream.model.trace import Attention
 
 _FEWEST_IMAGES = 2
 _TOLERANCE = 1e-4

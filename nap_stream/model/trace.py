@@ -15,6 +15,15 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from nap_stream.model.graph import (
+    ACTIVATIONS,
+    ATTENTIONS,
+    PICKING,
+    REDUCTIONS,
+    Attention,
+    Node,
+    Trace,
+)
 from nap_stream.model.layout import Layout, axis_of, follow, of_pixels, of_rows, plain, positions
 from nap_stream.model.layout import reduced_dims as reduced
 from nap_stream.model.sites import (
@@ -29,57 +38,15 @@ from nap_stream.model.sites import (
     plain_name,
 )
 
-ADAPTIVE_POOLINGS = frozenset(
-    {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d"}
-)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d)
 _WEIGHTED = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "bmm", "einsum"}
     | {"addmm", "baddbmm", "multi_head_attention_forward"}
 )
-ATTENTIONS = frozenset({"softmax", "scaled_dot_product_attention"})
-ACTIVATIONS = frozenset(
-    {"relu", "relu6", "silu", "gelu", "hardswish", "mish", "leaky_relu", "elu", "selu", "celu"}
-    | {"prelu", "rrelu", "hardtanh", "sigmoid", "tanh", "hardsigmoid", "logsigmoid", "softsign"}
-    | {"softplus", "threshold", "softshrink", "hardshrink", "tanhshrink"}
-)
-REDUCTIONS = frozenset(
-    {"mean", "sum", "amax", "max", "logsumexp", "nanmean", "norm", "std", "var", "median"}
-)
-PICKING = frozenset(
-    {"getitem", "select", "narrow", "split", "chunk", "unbind", "tensor_split", "index_select"}
-)
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm"})
 _CURVED = ACTIVATIONS | ATTENTIONS | frozenset({"multi_head_attention_forward"})
 _FEWEST_DIMENSIONS = 3
 _MOST_DIMENSIONS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One tensor of the pass, and the call that made it.
-
-    ``name`` is the function's, plain; ``reads`` where its first argument, the node ``source``, is
-    read. ``positional`` says that the tensor has positions of the image, ``learned`` that a
-    weight has been applied, ``activated`` that an activation has, ``weighing`` that it holds the
-    weights of an attention and no features. ``reduced`` are the axes
-    that a reduction took. ``operands`` are how many of its arguments are tensors of more than one
-    element. ``taken`` are the tokens that a picking call left, by their numbers in its source.
-    """
-
-    name: str
-    reads: FeatureSite | None
-    source: int | None
-    parents: tuple[int, ...]
-    shape: tuple[int, ...]
-    layout: Layout | None
-    positional: bool
-    learned: bool
-    activated: bool
-    weighing: bool = False
-    operands: int = 1
-    reduced: frozenset[int] = frozenset()
-    taken: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,43 +59,6 @@ class _Call:
     reads: FeatureSite | None = None
     source: int | None = None
     parents: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """A call of attention: of ``queries`` tokens over ``keys`` tokens, made at a node."""
-
-    site: FeatureSite
-    node: int
-    queries: int
-    keys: int
-
-
-@dataclass(slots=True)
-class Trace:
-    """What one pass showed.
-
-    ``end`` is the node of the logits, None where the way to them was lost. ``maps`` are the inputs
-    and outputs of modules with the nodes of their tensors, in order. ``attentions`` are all calls
-    of attention whose rows can be computed. ``linears`` are all calls of linear modules.
-    """
-
-    nodes: list[Node] = field(default_factory=list)
-    end: int | None = None
-    maps: list[tuple[FeatureSite, int]] = field(default_factory=list)
-    attentions: list[Attention] = field(default_factory=list)
-    linears: list[LinearCall] = field(default_factory=list)
-
-    def upstream(self, node: int) -> set[int]:
-        """All nodes that one depends on, and itself."""
-        seen: set[int] = set()
-        waiting = [node]
-        while waiting:
-            index = waiting.pop()
-            if index not in seen:
-                seen.add(index)
-                waiting.extend(self.nodes[index].parents)
-        return seen
 
 
 def trace(model: nn.Module, batch: torch.Tensor) -> tuple[Any, Trace]:
@@ -263,6 +193,8 @@ class _Recorder(TorchFunctionMode):
             reads = None
         if parents:
             self._note_results(func, _Call(name, args, named, reads, index, parents), result)
+        else:
+            self._forget(result)
         return result
 
     def _note_results(self, func: Any, call: _Call, result: Any) -> None:
@@ -329,6 +261,15 @@ class _Recorder(TorchFunctionMode):
             self._storages[storage] = index
         return index
 
+    def _forget(self, result: Any) -> None:
+        """A constant may lie where a tensor of the pass was."""
+        for value in _tensors((result,)):
+            if self.node_of(value) is not None:
+                storage = _storage_of(value) or 0
+                self._nodes.pop(id(value), None)
+                self._storages.pop(storage, None)
+                self._changed.pop(storage, None)
+
     def _parents(self, values: Any) -> tuple[int, ...]:
         found = (self._known(value) for value in _tensors(values))
         return tuple(dict.fromkeys(index for index in found if index is not None))
@@ -371,6 +312,8 @@ class _Recorder(TorchFunctionMode):
     def _note_attention(
         self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], reads: FeatureSite
     ) -> None:
+        if not _FEWEST_DIMENSIONS <= reads.layout.dimensions < _MOST_DIMENSIONS:
+            return
         given = dict(zip(("query", "key"), args, strict=False)) | dict(kwargs)
         if name == "softmax":
             logits = first_argument(args, kwargs)

@@ -185,3 +185,48 @@ def test_a_compiled_model_reads_the_same(kind: str, name: str) -> None:
     found = run_forward(compiled, site, seen.head, x, classes=CLASSES)
     torch.testing.assert_close(found.nap, expected.nap)
     torch.compiler.reset()
+
+
+def weighted_scales(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    maps, other = net.maps(x), net.other(x)
+    weights = net.norm.weight[:2].softmax(-1)
+    return net.head(maps.mean((2, 3)) * weights[0] + other.mean((2, 3)) * weights[1]), ()
+
+
+def masked_mean(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    maps = net.maps(x)
+    mask = (maps.sum(1, keepdim=True) > 0).float()
+    return net.head((maps * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)), ()
+
+
+def out_argument(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    pooled = torch.empty(len(x), 6)
+    torch.mean(net.maps(x), (2, 3), out=pooled)
+    return net.head(pooled), ()
+
+
+def filled_buffer(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    pooled = x.new_zeros(len(x), 6)
+    pooled[:] = net.maps(x).mean((2, 3))
+    return net.head(pooled), ()
+
+
+def beside_pixels(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    return net.head(torch.cat([net.maps(x).mean((2, 3))[:, :3], x.mean((2, 3))], dim=1)), ()
+
+
+@pytest.mark.parametrize(
+    ("way", "shapes"),
+    [
+        (weighted_scales, [(6, 4, 4), (6, 8, 8)]),
+        (masked_mean, [(6, 8, 8)]),
+        (out_argument, [(6, 8, 8)]),
+        (filled_buffer, [(6, 8, 8)]),
+        (beside_pixels, [(6, 8, 8)]),
+    ],
+)
+def test_odd_ways(way: Way, shapes: list[tuple[int, int, int]]) -> None:
+    net = body(way)
+    with torch.inference_mode():
+        site = choose_site(probe(net, images()), None)
+    assert [part.shape for part in site.parts] == shapes
