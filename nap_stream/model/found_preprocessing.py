@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from nap_stream.errors import ModelError
@@ -83,7 +84,27 @@ def resolved(settings: ModelSettings, module: nn.Module) -> PreprocessingSetting
         )
     assert found is not None
     values = {key: getattr(configured, key) for key in given}
-    return PreprocessingSettings(**{**found.values, **values})
+    try:
+        return PreprocessingSettings(**{**found.values, **values})
+    except ValidationError as error:
+        raise ModelError(
+            f"what {found.source} states does not go with what is given "
+            f"({error.errors()[0]['msg']})",
+            "model.preprocessing",
+            "Write out what has to differ from it",
+        ) from error
+
+
+def doubts(
+    settings: ModelSettings, preprocessing: PreprocessingSettings, module: nn.Module
+) -> Iterator[str]:
+    """See `disagreements`; or a sentence that says why what the model states cannot be read."""
+    try:
+        found = found_preprocessing(settings, module)
+    except ModelError as error:
+        yield f"{error.where}: {error.problem}"
+        return
+    yield from disagreements(preprocessing, found)
 
 
 def disagreements(
@@ -105,8 +126,14 @@ def disagreements(
 
 
 def _of_timm(module: nn.Module, settings: ModelSettings) -> FoundPreprocessing:
-    data = importlib.import_module("timm.data")
-    config = data.resolve_model_data_config(module)
+    try:
+        config = importlib.import_module("timm.data").resolve_model_data_config(module)
+    except Exception as error:  # a user's own module may have an attribute of this name
+        raise ModelError(
+            f"its pretrained_cfg is not one that timm reads ({described(error)})",
+            f"the model, a {type(module).__name__}",
+            "Write model.preprocessing out",
+        ) from error
     side = settings.kwargs.get("img_size")
     sides = config["input_size"][1:] if side is None else (side, side)[:2]
     if isinstance(side, list | tuple):
@@ -155,22 +182,23 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """Resize and crop of a preprocessor_config.json; less where the input's size is not fixed."""
     size = config.get("size")
     size = {"height": size, "width": size} if isinstance(size, int) else dict(size or {})
-    short = size.get("shortest_edge")
+    short, share = size.get("shortest_edge"), config.get("crop_pct")
     if not config.get("do_resize", True):
         resize: Any = None
     elif short is not None:
-        resize = int(short)
+        # With a crop beside it, crop_pct is PoolFormer's: the size is that of the crop.
+        resize = int(short / share) if share and config.get("do_center_crop") else int(short)
     else:
         resize = (int(size["height"]), int(size["width"]))
     if config.get("do_center_crop"):
         crop = config["crop_size"]
         sides = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         return {"resize": resize, "crop": _side(sides)}
-    if "ConvNext" in str(config.get("image_processor_type", config.get("feature_extractor_type"))):
-        if short is None or short >= _CONVNEXT_WARPS:
-            return {"resize": (short, short), "crop": short} if short else {}
-        share = config.get("crop_pct") or _CONVNEXT_SHARE
-        return {"resize": int(short / share), "crop": short}
+    kind = str(config.get("image_processor_type", config.get("feature_extractor_type")))
+    if short is not None and (share is not None or "ConvNext" in kind):
+        if short >= _CONVNEXT_WARPS:
+            return {"resize": (short, short), "crop": short}
+        return {"resize": int(short / (share or _CONVNEXT_SHARE)), "crop": short}
     return {"resize": resize, "crop": _side(resize)} if isinstance(resize, tuple) else {}
 
 
@@ -190,15 +218,19 @@ def _of_torchvision(settings: ModelSettings) -> FoundPreprocessing | None:
             "mean": tuple(transform.mean),
             "std": tuple(transform.std),
         }
-    except (KeyError, ValueError, AttributeError):
+    except (KeyError, ValueError, AttributeError, IndexError, TypeError):
         return None
     return _checked(values, f"torchvision's {weights}", [])
 
 
 def _checked(values: dict[str, Any], source: str, odd: list[tuple[str, str]]) -> FoundPreprocessing:
     """Leave out what this program does not do."""
-    if values.get("interpolation") not in _PILLOW.values():
-        odd = [*odd, ("interpolation", f"interpolation {values.get('interpolation')}")]
+    odd = [*odd]
+    for key, value in values.items():
+        try:
+            PreprocessingSettings.model_validate({key: value})
+        except ValidationError:
+            odd.append((key, f"{key} {value}"))
     problem = f"{source} states {', '.join(what for _, what in odd)}" if odd else ""
     left = {key for key, _ in odd}
     return FoundPreprocessing({k: v for k, v in values.items() if k not in left}, source, problem)

@@ -42,7 +42,7 @@ from nap_stream.model.forward import (
     run_forward,
     score_forward,
 )
-from nap_stream.model.found_preprocessing import disagreements, found_preprocessing, resolved
+from nap_stream.model.found_preprocessing import doubts, resolved
 from nap_stream.model.onnx_graph import OnnxModel
 from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.preprocessing import Normaliser, input_size
@@ -300,10 +300,7 @@ def load_model(
         input_dtype=_input_dtype(module),
         is_fixed=built.is_fixed,
         output=hook or LogitsHook((), settings.output_kind),
-        notes=(
-            *built.notes,
-            *disagreements(preprocessing, found_preprocessing(settings, module)),
-        ),
+        notes=(*built.notes, *doubts(settings, preprocessing, module)),
     )
     if built.is_fixed and replace(execution, compile="off") != _PLAIN:
         raise ModelError(

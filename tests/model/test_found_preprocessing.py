@@ -10,13 +10,14 @@ from nap_stream.errors import ModelError
 from nap_stream.model.found_preprocessing import (
     FoundPreprocessing,
     disagreements,
+    doubts,
     found_preprocessing,
     resolved,
 )
 from nap_stream.model.load import load_model
 from nap_stream.settings.load import load_model_settings
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
-from tests.support.small_settings import CPU, PLAIN
+from tests.support.small_settings import CPU, PLAIN, small_settings
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -65,6 +66,18 @@ def of_folder(folder: Path, **config: Any) -> FoundPreprocessing:
             256,
             224,
         ),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, 256, 224),
+        (
+            {
+                "size": {"shortest_edge": 224},
+                "crop_pct": 0.9,
+                "do_center_crop": True,
+                "crop_size": {"height": 224, "width": 224},
+                "image_processor_type": "PoolFormerImageProcessor",
+            },
+            248,
+            224,
+        ),
         (
             {"size": {"shortest_edge": 384}, "image_processor_type": "ConvNextImageProcessor"},
             (384, 384),
@@ -91,6 +104,9 @@ def test_without_normalising(tmp_path: Path) -> None:
         ({"size": 32, "resample": 1}, {"interpolation"}, "interpolation 1"),
         ({"size": {"shortest_edge": 256}}, {"resize", "crop"}, "a size that is not fixed"),
         ({"size": 32, "rescale_factor": 1 / 127.5}, {"mean"}, "scaled by 0.00784314"),
+        ({"size": 32, "image_mean": [0.5], "image_std": [0.5]}, {"mean", "std"}, "mean (0.5,)"),
+        ({"size": 32, "image_std": [0.5, 0, 0.5]}, {"std"}, "std (0.5, 0, 0.5)"),
+        ({"size": -1}, {"resize", "crop"}, "crop -1"),
         ({"size": 32, "do_rescale": False}, {"mean"}, "not by 1/255"),
     ],
 )
@@ -103,7 +119,22 @@ def test_what_cannot_be_done(tmp_path: Path, config: Any, missing: set[str], pro
         resolved(settings, nn.Identity())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"image_mean": 3}', '{"image_mean": [1]}'])
+def stating(size: Any) -> str:
+    return json.dumps(STATED | {"size": size})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"image_mean": 3}', '{"image_mean": [1]}', json.dumps(STATED)),
+        *(
+            stating({"longest_edge": 9}),
+            stating({"shortest_edge": "x"}),
+            stating([9]),
+            stating("9"),
+        ),
+    ],
+)
 def test_a_file_that_states_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(ModelError, match=r"preprocessor_config\.json: the file states no"):
@@ -132,8 +163,11 @@ def test_torchvision_without_weights_states_nothing(weights: str | None) -> None
     assert found_preprocessing(settings) is None
 
 
-@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_tiny_patch16_224"])
-def test_timm(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("resnet18.a1_in1k", 224), ("vit_tiny_patch16_224", 224), ("vit_tiny_patch16_384", 384)],
+)
+def test_timm(name: str, side: int) -> None:
     timm = pytest.importorskip("timm")
     module = timm.create_model(name)
     settings = ModelSettings(factory="timm:create_model", kwargs={"model_name": name})
@@ -142,8 +176,8 @@ def test_timm(name: str) -> None:
     assert found.problem == ""
     stated = timm.data.resolve_model_data_config(module)
     assert found.values == {
-        "resize": int(224 / stated["crop_pct"]),
-        "crop": 224,
+        "resize": int(side / stated["crop_pct"]),
+        "crop": side,
         "interpolation": stated["interpolation"],
         "mean": stated["mean"],
         "std": stated["std"],
@@ -180,6 +214,32 @@ def test_a_model_that_states_nothing() -> None:
     )
     with pytest.raises(ModelError, match="states no preprocessing, and resize, crop"):
         load_model(settings, CPU)
+
+
+def test_a_file_that_states_nothing_does_not_stop_a_model_of_another_preprocessing(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    settings = small_settings().model_copy(
+        update={"kwargs": {"name": "SmallNet", "pretrained_model_name_or_path": tmp_path}}
+    )
+    (said,) = doubts(settings, settings.preprocessing, nn.Identity())
+    assert said.startswith(f"{tmp_path}/preprocessor_config.json: the file states no preprocessing")
+
+
+def test_what_is_stated_does_not_go_with_what_is_given(tmp_path: Path) -> None:
+    of_folder(tmp_path, do_resize=False, size=8, do_center_crop=True, crop_size=8)
+    given = {"from_model": True, "scaled_decoding": True}
+    with pytest.raises(ModelError, match=r"does not go with what is given .*needs resize"):
+        resolved(ModelSettings(weights=tmp_path, preprocessing=given), nn.Identity())
+
+
+def test_a_module_whose_configuration_is_not_one_of_timm() -> None:
+    pytest.importorskip("timm")
+    module = nn.Identity()
+    vars(module)["pretrained_cfg"] = "mine"
+    with pytest.raises(ModelError, match="pretrained_cfg is not one that timm reads"):
+        found_preprocessing(small_settings(), module)
 
 
 def test_all_that_differs_is_told() -> None:
