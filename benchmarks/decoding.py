@@ -202,9 +202,9 @@ def print_scaled(photos: Sequence[bytes], rounds: int) -> None:
 def print_scores(photos: Sequence[bytes], count: int, references: int) -> None:
     names = tuple(str(number) for number in range(1000))
     model = lite_settings("0", pretrained("0"), names)
-    full = model.preprocessing
-    scaled = full.model_copy(update={"scaled_decoding": True})
     loaded = load_model(model, torch.device("cpu"))
+    full = loaded.preprocessing
+    scaled = full.model_copy(update={"scaled_decoding": True})
     measures = (BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY)
     scorer = OnePassScorer(loaded, unfitted(measures, loaded, ScoreParameters()).base_scores)
 

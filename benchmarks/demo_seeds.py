@@ -144,7 +144,7 @@ def _write_log(settings: Settings, calibration: Calibration, images: Sequence[St
     partition, clock = TopicPartition(settings.kafka.topic, 0), ManualClock(START_MS)
     loaded = load_model(settings.model, torch.device("cpu"), calibration.document.execution)
     decode = MessageDecoder(
-        preprocessing=settings.model.preprocessing,
+        preprocessing=loaded.preprocessing,
         limits=settings.limits,
         kept_headers=settings.log.headers,
         clock=clock,
@@ -153,9 +153,7 @@ def _write_log(settings: Settings, calibration: Calibration, images: Sequence[St
         score_images=open_lane(loaded, base_scores_of(calibration, loaded), batch_size=SEGMENT),
         class_names=loaded.class_names,
         calibration=calibration,
-        decode_on_cpu=partial(
-            on_cpu, limits=settings.limits, preprocessing=settings.model.preprocessing
-        ),
+        decode_on_cpu=partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing),
         clock=clock,
     )
     writer = WriterIdentity("demo_seeds", loaded.fingerprint, calibration.fingerprint)

@@ -104,7 +104,7 @@ class _Worker:
         self._images = list(islice(cycle(table["image"].to_pylist()), IMAGES))
         clock = SystemClock()
         self._decode = MessageDecoder(
-            preprocessing=settings.preprocessing,
+            preprocessing=self._model.preprocessing,
             limits=LimitSettings(),
             kept_headers=(),
             clock=clock,

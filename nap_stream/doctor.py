@@ -122,7 +122,7 @@ def _of_model(
         model = None
     else:
         model = loaded
-        yield Finding("model", Outcome.OK, _described(model))
+        yield Finding("model", Outcome.OK, _described(model), warnings=model.notes)
     if isinstance(calibration, Finding):
         yield calibration
         yield Finding("execution", Outcome.SKIPPED, "needs the calibration")
@@ -292,7 +292,8 @@ def _fits(settings: Settings, loaded: LoadedModel, calibration: Calibration) -> 
     detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
     if document.accuracy is not None:
         detail += f"; accuracy on its images {document.accuracy:.1%}"
-    warnings = tuple(dict.fromkeys((*loaded.notes, *document.warnings)))
+    # What the check of the model has told is not told twice.
+    warnings = tuple(one for one in document.warnings if one not in loaded.notes)
     return Finding("calibration", Outcome.OK, detail, warnings=warnings)
 
 

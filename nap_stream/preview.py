@@ -50,6 +50,7 @@ def look_at(
 ) -> list[ImageSeen]:
     """Decode messages as a worker does, and predict; at most `MAX_IMAGES` images in all.
 
+    ``preprocessing`` is that of a configuration; a model that is loaded has its own, written out.
     ``read`` finds the images of messages that are none themselves, as in a worker.
 
     Raises:
@@ -57,6 +58,8 @@ def look_at(
         FeatureMapError: See `run_forward`.
     """
     seen: list[ImageSeen] = []
+    if loaded is not None:
+        preprocessing = loaded.preprocessing
     for message in messages:
         if len(seen) >= MAX_IMAGES:
             break

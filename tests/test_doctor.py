@@ -28,6 +28,7 @@ from nap_stream.settings.schema import (
 from tests.support.image_bytes import arrow_stream, encoded
 from tests.support.images import smooth_image, write_images
 from tests.support.small_calibration import write_calibrated
+from tests.support.tiny_net import build
 from tests.support.topics import new_settings, send
 
 
@@ -98,6 +99,20 @@ def test_the_warnings_of_a_calibration_are_told_and_fail_nothing(
     shown = capsys.readouterr().out
     assert "warning: few images to fit on\n" in shown
     assert "warning: poorly separated\n" in shown
+
+
+def test_what_is_doubtful_about_the_model_is_told_once(tmp_path: Path) -> None:
+    weights = tmp_path / "checkpoint.pt"
+    torch.save({"state_dict": build().state_dict(), "epoch": 3}, weights)
+    settings = _settings("127.0.0.1:1", tmp_path, connect_timeout_s=0.3, weights=weights)
+    note = "the weights are those under 'state_dict' in the file"
+
+    found = findings(settings)
+
+    assert note in load_calibration(settings.calibration).document.warnings
+    assert found["model"].warnings == (note,)
+    assert found["calibration"].outcome is Outcome.OK
+    assert note not in found["calibration"].warnings
 
 
 @pytest.mark.embedded
@@ -367,9 +382,12 @@ def _on_own_topic(broker: str, folder: Path) -> Settings:
     return _settings(broker, folder).model_copy(update=changes)
 
 
-def _settings(broker: str, folder: Path, **kafka: float) -> Settings:
+def _settings(
+    broker: str, folder: Path, *, weights: Path | None = None, **kafka: float
+) -> Settings:
     model = ModelSettings(
         factory="tests.support.tiny_net:build",
+        weights=weights,
         precision="float32",
         channels_last=False,
         preprocessing=PreprocessingSettings(resize=None, crop=16),
