@@ -19,12 +19,14 @@ from nap_stream.core.panes import key_text
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.files import publish
 from nap_stream.first_model import (
+    FROM_MODEL,
     KnownNames,
     KnownPreprocessing,
-    known_names,
     known_preprocessing,
     names_of_folders,
+    names_of_imagenet,
 )
+from nap_stream.model.found_preprocessing import KEYS
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import input_size
 from nap_stream.preview import ImageSeen, look_at
@@ -36,6 +38,7 @@ from nap_stream.text import bounded, printable
 
 MESSAGES = 10
 """Messages of the topic that are looked at."""
+_SHOWN_NAMES = 5
 _INLINE_NAMES = 30
 """Class names that stand in the file itself; more go into a file of their own."""
 _TRANSPORT_HEADERS = frozenset({"content-type", "content-encoding", "traceparent", "tracestate"})
@@ -95,17 +98,17 @@ def learn(asked: Asked, out: Path) -> Learnt:
         kafka = _plainly(load_kafka_settings, path)
         peeked, topic_problem = _attempt(lambda: peek(kafka, MESSAGES), path)
     messages = () if peeked is None else peeked.messages
-    known = known_preprocessing(asked.factory, asked.kwargs, asked.weights)
-    preprocessing = PreprocessingSettings() if known is None else known.settings
-    images = look_at(messages, LimitSettings(), preprocessing, None)
-    if known is None:
-        known = _by_size(images)
-        preprocessing = preprocessing if known is None else known.settings
+    images = look_at(messages, LimitSettings(), PreprocessingSettings(), None)
+    with _draft({"model": _model_section(asked, out.parent, None)}, out) as path:
+        bare = _plainly(load_model_settings, path)
+        # What is wrong with a model that cannot be built is told where it is loaded.
+        known, _ = _attempt(lambda: known_preprocessing(bare), path)
+    known = known or _by_size(images)
     with _draft({"model": _model_section(asked, out.parent, known)}, out) as path:
         settings = _plainly(load_model_settings, path)
         loaded, model_problem = _attempt(lambda: load_model(settings, torch.device("cpu")), path)
     if loaded is not None:
-        images = look_at(messages, LimitSettings(), preprocessing, loaded)
+        images = look_at(messages, LimitSettings(), settings.preprocessing, loaded)
     return Learnt(
         peeked=peeked,
         topic_problem=topic_problem,
@@ -182,7 +185,7 @@ def _model_section(asked: Asked, folder: Path, known: KnownPreprocessing | None)
     if asked.class_names_file is not None:
         section["class_names_file"] = _written(asked.class_names_file, folder)
     if known is not None:
-        section["preprocessing"] = _values(known.settings)
+        section["preprocessing"] = known.written
     return section
 
 
@@ -192,19 +195,20 @@ def _written(path: Path, folder: Path) -> str:
     return str(whole.relative_to(base)) if whole.is_relative_to(base) else str(whole)
 
 
-def _values(preprocessing: PreprocessingSettings) -> dict[str, Any]:
-    return preprocessing.model_dump(mode="json")
-
-
 def _names(asked: Asked, loaded: LoadedModel | None) -> KnownNames | None:
-    if asked.class_names_file is not None or loaded is None:
+    if asked.class_names_file is not None or loaded is None or names_itself(loaded):
         return None
     classes = len(loaded.class_names)
     if asked.images is not None:
         found = names_of_folders(asked.images, classes)
         if found is not None:
             return found
-    return known_names(asked.factory, asked.kwargs, asked.weights, classes)
+    return names_of_imagenet(asked.factory, classes)
+
+
+def names_itself(loaded: LoadedModel) -> bool:
+    """Whether the classes of a model that was loaded without names have some."""
+    return any(name != str(number) for number, name in enumerate(loaded.class_names))
 
 
 def _drift_key(messages: Sequence[Message], images: Sequence[ImageSeen]) -> str:
@@ -300,14 +304,19 @@ def _model_lines(asked: Asked, learnt: Learnt, out: Path) -> list[str]:
     else:
         by = "Guessed: " if known.is_guess else "By "
         lines.append(f"  # {by}{_comment(known.source)}. Compare it with training.")
-    preprocessing = PreprocessingSettings() if known is None else known.settings
-    lines.append("  preprocessing:")
-    lines += [f"    {key}: {_yaml(value)}" for key, value in _values(preprocessing).items()]
-    if _are_enlarged(learnt, preprocessing):
-        lines.append("    # The images are smaller than that: is the model made for enlarged ones?")
-    if _is_large(learnt, preprocessing):
-        lines.append("    # scaled_decoding: true   # faster for images so large; docs/speed.md")
-    return lines
+    known = known or KnownPreprocessing(PreprocessingSettings(), "", is_guess=True)
+    hints = []
+    if _are_enlarged(learnt, known.settings):
+        hints.append("# The images are smaller than that: is the model made for enlarged ones?")
+    if _is_large(learnt, known.settings):
+        hints.append("# scaled_decoding: true   # faster for images so large; docs/speed.md")
+    if not known.is_guess:
+        values = known.settings.model_dump(mode="json")
+        lines.append(f"  # {', '.join(f'{key}: {_yaml(values[key])}' for key in KEYS)}")
+    if known.written == FROM_MODEL and not hints:
+        return [*lines, "  preprocessing: from_model"]
+    keys = (f"{key}: {_yaml(value)}" for key, value in known.written.items())
+    return [*lines, "  preprocessing:", *(f"    {line}" for line in (*keys, *hints))]
 
 
 def _are_enlarged(learnt: Learnt, preprocessing: PreprocessingSettings) -> bool:
@@ -332,6 +341,8 @@ def _is_large(learnt: Learnt, preprocessing: PreprocessingSettings) -> bool:
 
 
 def _names_lines(learnt: Learnt, out: Path) -> list[str]:
+    if learnt.names is None and learnt.loaded is not None and names_itself(learnt.loaded):
+        return [f"  # The model names its classes: {_comment(_first_names(learnt.loaded))}"]
     if learnt.names is None:
         return [
             "  # The classes have no names yet, and show as numbers. In order of the logits:",
@@ -406,7 +417,13 @@ def model_words(learnt: Learnt) -> list[str]:
         return [f"The model could not be loaded: {learnt.model_problem}"]
     loaded = learnt.loaded
     kind = type(loaded.module).__name__
-    return [f"{kind}, {len(loaded.class_names):,} classes, NAP read at the {loaded.feature_site}"]
+    classes = len(loaded.class_names)
+    return [f"{kind}, {classes:,} classes, NAP read at the {loaded.feature_site}", *loaded.notes]
+
+
+def _first_names(loaded: LoadedModel) -> str:
+    more = " …" if loaded.class_names[_SHOWN_NAMES:] else ""
+    return ", ".join(map(bounded, loaded.class_names[:_SHOWN_NAMES])) + more
 
 
 def _comment(text: str) -> str:

@@ -12,7 +12,7 @@ from nap_stream.errors import ConfigError
 from nap_stream.first_config import Asked, Learnt, learn, render, topic_words, write_config
 from nap_stream.first_model import known_preprocessing
 from nap_stream.settings.load import UncalibratedSettings, load_uncalibrated_settings
-from nap_stream.settings.schema import KafkaSettings, PreprocessingSettings
+from nap_stream.settings.schema import KafkaSettings, ModelSettings, PreprocessingSettings
 from tests.support.image_bytes import arrow_stream, encoded
 from tests.support.images import smooth_image
 from tests.support.topics import new_settings, settings_without_topic
@@ -222,57 +222,32 @@ def test_a_model_of_torchvision_brings_preprocessing_and_names(
     assert names.read_text().startswith("tench\n")
 
 
-def test_the_data_config_of_timm_is_known() -> None:
-    found = known_preprocessing("timm:create_model", {"model_name": "vit_base_patch16_384"}, None)
-
-    assert found is not None
-    expected = {"resize": 384, "crop": 384, "interpolation": "bicubic"}
-    half = (0.5, 0.5, 0.5)
-    assert found.settings == PreprocessingSettings(**expected, mean=half, std=half)
-    assert known_preprocessing("timm:create_model", {"model_name": "no such"}, None) is None
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (
-            {"size": {"shortest_edge": 256}, "do_center_crop": True,
-             "crop_size": {"height": 224, "width": 224}, "resample": 3,
-             "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-            {"resize": 256, "crop": (224, 224), "interpolation": "bicubic",
-             "mean": (0.5,) * 3, "std": (0.5,) * 3},
-        ),
-        (
-            {"size": {"height": 224, "width": 224}, "resample": 2,
-             "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-            {"resize": (224, 224), "crop": (224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3},
-        ),
-        (
-            {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "do_normalize": False},
-            {"resize": 256, "crop": 224, "mean": (0.0,) * 3, "std": (1.0,) * 3},
-        ),
-        (
-            {"size": 224, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-            {"resize": (224, 224), "crop": (224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3},
-        ),
-        ({"size": {"longest_edge": 9}}, None),
-        ({"size": {"shortest_edge": "x"}, "image_mean": None}, None),
-        ({"image_mean": [1, 2, 3]}, None),
-        ([], None),
-    ],
-)  # fmt: skip
-def test_the_processor_of_a_hugging_face_folder_is_known(
-    tmp_path: Path, config: Any, expected: dict[str, Any] | None
+@pytest.mark.embedded
+def test_a_model_that_states_its_preprocessing_is_taken_at_its_word(
+    kafka: KafkaSettings, out: Path
 ) -> None:
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    pytest.importorskip("timm")
+    kwargs = {"model_name": "resnet10t", "num_classes": 3}
+    learnt, settings = made(kafka, out, factory="timm:create_model", kwargs=kwargs)
 
-    found = known_preprocessing(None, {}, tmp_path)
+    assert learnt.loaded is not None
+    assert learnt.loaded.preprocessing.crop == 176
+    assert settings.model.preprocessing.model_fields_set == {"from_model"}
+    text = out.read_text()
+    assert "# By timm's data configuration of resnet10t. Compare it with training." in text
+    assert "# resize: 201, crop: 176, interpolation: bicubic, mean: [0.485, " in text
+    assert "  preprocessing:\n    from_model: true\n    # The images are smaller than" in text
 
-    if expected is None:
-        assert found is None
-    else:
-        assert found is not None
-        assert found.settings == PreprocessingSettings.model_validate(expected)
+
+def test_what_a_model_states_in_part_is_filled_up(tmp_path: Path) -> None:
+    stated = {"size": 32, "resample": 1, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    known = known_preprocessing(ModelSettings(weights=tmp_path))
+
+    assert known is not None
+    assert known.written == {"from_model": True, "interpolation": "bilinear"}
+    assert known.source.endswith("preprocessor_config.json states interpolation 1")
+    assert (known.settings.crop, known.settings.mean) == (32, (0.5, 0.5, 0.5))
 
 
 HOSTILE = (

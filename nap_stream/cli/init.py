@@ -142,7 +142,7 @@ def _asked(
 
 def _show(asked: "Asked", learnt: "Learnt", written: tuple[Path, ...]) -> None:
     """What was found, guessed and not seen, and what to do next."""
-    from nap_stream.first_config import model_words, topic_words
+    from nap_stream.first_config import model_words, names_itself, topic_words
 
     console = Console(soft_wrap=True, highlight=False)
 
@@ -164,6 +164,8 @@ def _show(asked: "Asked", learnt: "Learnt", written: tuple[Path, ...]) -> None:
         say(what, f"preprocessing: {learnt.preprocessing.source}", style)
     if learnt.names is not None:
         say("guessed", f"class names: {learnt.names.source}", "yellow")
+    elif learnt.loaded is not None and names_itself(learnt.loaded):
+        say("found", "class names: those that come with the model", "green")
     elif asked.class_names_file is None:
         say("not seen", "class names: classes show as numbers", "yellow")
     if learnt.drift_key:

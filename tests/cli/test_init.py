@@ -1,3 +1,5 @@
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -5,8 +7,10 @@ import pytest
 from nap_stream import doctor as doctor_module
 from nap_stream.cli import init as init_module
 from tests.cli.program import Call
+from tests.model.test_whole_models import as_onnx, exported, traced
 from tests.support.image_bytes import encoded
 from tests.support.images import smooth_image
+from tests.support.small_models import SIZE, SmallNet
 from tests.support.topics import new_settings, send
 
 FACTORY = "tests.support.tiny_net:build"
@@ -44,6 +48,60 @@ def test_flags_alone_make_a_file_that_doctor_accepts(
     assert checked.exit_code == 3, checked.out
     assert "failed" not in checked.out
     assert "1 of 2 images of the newest 2 messages" in checked.out
+
+
+def hugging_face(folder: Path) -> Path:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]}
+    names = {"id2label": {0: "cat", 1: "dog", 2: "bird"}}
+    config = transformers.AutoConfig.for_model("resnet", layer_type="basic", **sizes, **names)
+    transformers.AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    half = [0.5, 0.5, 0.5]
+    stated = {"size": 32, "resample": 3, "image_mean": half, "image_std": half}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    return folder
+
+
+@pytest.mark.parametrize("save", [hugging_face, as_onnx, exported, traced])
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_model_needs_no_factory(
+    nap: Call,
+    embedded: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    save: Callable[..., Path],
+) -> None:
+    stated = save is hugging_face
+    monkeypatch.setattr(doctor_module, "cluster_resources", lambda _address: {"CPU": 2.0})
+    kafka, out = new_settings(embedded), tmp_path / "monitor.yaml"
+    side = 32 if stated else SIZE
+    send(kafka, [encoded(smooth_image(1).resize((side, side)))])
+    model = save(tmp_path / "saved") if stated else save(SmallNet(), tmp_path)
+    flags = ("--bootstrap-servers", embedded, "--topic", kafka.topic, "--model", model)
+
+    ended = nap("init", *flags, "--out", out)
+
+    assert ended.exit_code == 0, ended.err
+    assert "could not be loaded" not in ended.out
+    text = out.read_text()
+    assert f"  weights: {model.name}\n" in text
+    assert "factory" not in text
+    assert ("  preprocessing: from_model\n" in text) == stated
+    assert ("class names: those that come with the model" in ended.out) == stated
+    assert ("# The model names its classes: cat, dog, bird\n" in text) == stated
+
+    checked = nap("doctor", "--config", out, "--create-topics")
+    assert checked.exit_code == 3, checked.out
+    assert "failed" not in checked.out
+    assert "warning" not in checked.out
+    assert f"input {side} x {side}" in " ".join(checked.out.split())
+    assert "1 of 1 images" in " ".join(checked.out.split())
+
+    out.write_text(text.replace("preprocessing: from_model", "preprocessing: {crop: 32}"))
+    checked = nap("doctor", "--config", out)
+    assert checked.exit_code == 3
+    warning = "warning: the preprocessing is not the one that saved/preprocessor_config.json states"
+    assert (warning in " ".join(checked.out.split())) == stated
 
 
 @pytest.mark.parametrize(
