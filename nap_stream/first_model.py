@@ -56,7 +56,9 @@ def known_preprocessing(settings: ModelSettings) -> KnownPreprocessing | None:
     found = _stated(settings)
     if found is not None and found.values:
         added = tuple(key for key in KEYS if key not in found.values)
-        source = f"{found.source}; {found.problem}" if added else found.source
+        source = found.source
+        if added:
+            source += f", but for {', '.join(added)}, guessed as for ImageNet: {found.problem}"
         return KnownPreprocessing(PreprocessingSettings(**found.values), source, added=added)
     newest = settings.model_copy(update={"kwargs": {**settings.kwargs, "weights": "DEFAULT"}})
     if found is None and (usual := found_preprocessing(newest)) is not None:

@@ -165,9 +165,10 @@ def _of_hugging_face(path: Path) -> FoundPreprocessing:
             "std": tuple(config["image_std"]) if normalises else (1.0, 1.0, 1.0),
         }
         values |= _sizes(config)
-        factor = config.get("rescale_factor", 1 / 255)
-        if not config.get("do_rescale", True) or abs(factor * 255 - 1) > _TOLERANCE:
-            odd.append(("mean", f"pixels that are scaled by {factor:g} and not by 1/255"))
+        factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+        if abs(factor * 255 - 1) > _TOLERANCE:
+            what = f"pixels that are scaled by {factor:g} and not by 1/255"
+            odd += [("mean", what), ("std", what)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"the file states no preprocessing ({described(error)})",
@@ -231,7 +232,8 @@ def _checked(values: dict[str, Any], source: str, odd: list[tuple[str, str]]) ->
             PreprocessingSettings.model_validate({key: value})
         except ValidationError:
             odd.append((key, f"{key} {value}"))
-    problem = f"{source} states {', '.join(what for _, what in odd)}" if odd else ""
+    stated = dict.fromkeys(what for _, what in odd)
+    problem = f"{source} states {', '.join(stated)}" if odd else ""
     left = {key for key, _ in odd}
     return FoundPreprocessing({k: v for k, v in values.items() if k not in left}, source, problem)
 

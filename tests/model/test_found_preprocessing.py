@@ -103,11 +103,11 @@ def test_without_normalising(tmp_path: Path) -> None:
     [
         ({"size": 32, "resample": 1}, {"interpolation"}, "interpolation 1"),
         ({"size": {"shortest_edge": 256}}, {"resize", "crop"}, "a size that is not fixed"),
-        ({"size": 32, "rescale_factor": 1 / 127.5}, {"mean"}, "scaled by 0.00784314"),
+        ({"size": 32, "rescale_factor": 1 / 127.5}, {"mean", "std"}, "scaled by 0.00784314"),
         ({"size": 32, "image_mean": [0.5], "image_std": [0.5]}, {"mean", "std"}, "mean (0.5,)"),
         ({"size": 32, "image_std": [0.5, 0, 0.5]}, {"std"}, "std (0.5, 0, 0.5)"),
         ({"size": -1}, {"resize", "crop"}, "crop -1"),
-        ({"size": 32, "do_rescale": False}, {"mean"}, "not by 1/255"),
+        ({"size": 32, "do_rescale": False}, {"mean", "std"}, "scaled by 1 and not by 1/255"),
     ],
 )
 def test_what_cannot_be_done(tmp_path: Path, config: Any, missing: set[str], problem: str) -> None:
