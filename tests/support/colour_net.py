@@ -48,7 +48,7 @@ class SizedNet(ColourNet):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = super().forward(x)
-        return logits if x.shape[-1] == SIDE else logits * 0 + logits.new_tensor([0, 0, 0, 1])
+        return logits if x.shape[-1] == SIDE else logits / 100 + logits.new_tensor([0, 0, 0, 9])
 
 
 def build_sized() -> SizedNet:
