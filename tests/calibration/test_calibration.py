@@ -397,6 +397,7 @@ def test_a_worker_loads_nothing_that_calibrates() -> None:
     assert {name for name in loaded if name.startswith("nap_stream.calibration.")} == {
         "nap_stream.calibration.artifact",
         "nap_stream.calibration.calibration",
+        "nap_stream.calibration.document",
     }
     unneeded = {"nap_stream.image_files", "scipy.stats", "torchvision", "torch._dynamo"}
     assert not unneeded & loaded

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import urllib.error
 import urllib.request
 import zlib
 from dataclasses import dataclass
@@ -107,9 +108,9 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
         # Summaries come at once, reports of the partitions once a second.
         wait_until(lambda: _partitions_told(url) == PARTITIONS, 10, "the lag of each partition")
         wait_until(lambda: _has_committed(url), 10, "the time of a commit in /metrics")
+        # The second worker may come when the first has done all.
+        wait_until(lambda: _health(url) == (200, {"status": "ok"}), 60, "both workers in /healthz")
         samples = scrape(url)
-        with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as health:
-            assert (health.status, json.load(health)) == (200, {"status": "ok"})
         assert run.running
         assert run.wait(60) == 0, run.tail
 
@@ -125,6 +126,14 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
     with Program(nap_stream("verify", "--log", monitor.log), tmp_path / "verify") as verify:
         assert verify.wait(60) == 0, verify.tail
         assert verify.stdout.endswith("clean\n")
+
+
+def _health(url: str) -> tuple[int, dict[str, Any]]:
+    try:
+        with urllib.request.urlopen(url.replace("/metrics", "/healthz"), timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
 
 
 def _send_specials(monitor: Monitor) -> dict[tuple[int, int], Special]:
