@@ -424,7 +424,9 @@ def test_the_weight_is_searched_on_pseudo_ood_images(
     assert load_calibration(tmp_path / "made").document.weight_search == search
 
 
-@pytest.mark.parametrize("method", ["nap-energy", "fisher-knn"])
+@pytest.mark.parametrize(
+    "method", ["nap-energy", pytest.param("fisher-knn", marks=pytest.mark.slow)]
+)
 def test_the_chosen_weight_does_not_depend_on_the_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -550,7 +552,13 @@ def flagged(calibration: Calibration, images: Path, cache: FeatureCache) -> int:
     return int(calibration.judge(values, reading.class_id).is_ood.sum())
 
 
-@pytest.mark.parametrize("method", ["fisher-knn", "nap-energy", "nap", "knn"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "nap",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("fisher-knn", "nap-energy", "knn")),
+    ],
+)
 @pytest.mark.parametrize("sides", Sides)
 def test_fresh_in_distribution_images_are_flagged_as_often_as_stated(
     drawn: Path, method: str, sides: Sides

@@ -52,6 +52,7 @@ def test_the_parts_and_the_line_are_measured_and_the_log_is_left_alone(
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.slow
 def test_it_is_shown_for_people_with_images_that_are_made_up(nap: Call, config: Path) -> None:
     ended = nap("bench", "--config", config, "--seconds", 0.5)
 

@@ -376,6 +376,7 @@ def test_batches_of_a_compiled_model_are_padded_and_cut(count: int) -> None:
     assert len(scorer_of(padded)(pixels(count)).class_id) == count
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_the_same_scores() -> None:
     execution = Execution("bfloat16", compile="default")
     loaded = load_model(small_settings(), CPU, execution, batch_size=4)

@@ -173,6 +173,7 @@ def test_a_model_that_ran_before_scores_as_without(network: str) -> None:
     check(compiled, by_name(network).eval(), images(SIZE, 3))
 
 
+@pytest.mark.slow
 def test_the_default_compiler() -> None:
     eager = by_name("InPlaceNet").eval()
     compiled = torch.compile(by_name("InPlaceNet").eval())
