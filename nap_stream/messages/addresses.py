@@ -37,6 +37,8 @@ _METADATA: Final = frozenset(
     )
 )
 _NAT64: Final = ip_network("64:ff9b::/96")
+_UNICAST: Final = ip_network("2000::/3")
+"""All that is public of IPv6. Beside it lie forms of IPv4 addresses, and site-local ones."""
 
 
 def resolve_host(host: str, port: int) -> Sequence[str]:
@@ -81,7 +83,8 @@ class AllowedHosts:
     def _may_reach_plain(self, address: Address) -> bool:
         if address in _METADATA:
             return False
-        if address.is_global and not address.is_multicast:
+        is_unicast = address.version == 4 or address in _UNICAST  # noqa: PLR2004
+        if address.is_global and is_unicast and not address.is_multicast:
             return True
         return any(
             address.version == network.version

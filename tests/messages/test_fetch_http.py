@@ -200,6 +200,12 @@ def test_names_are_compared_as_names(server: ObjectServer) -> None:
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
         "2002:a9fe:a9fe::1",
+        "64:ff9b:1::7f00:1",
+        "::127.0.0.1",
+        "::a9fe:a9fe",
+        "::ffff:0:127.0.0.1",
+        "fec0::1",
+        "5f00::1",
         "no address",
     ],
 )
