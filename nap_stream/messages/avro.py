@@ -25,6 +25,8 @@ from nap_stream.text import described
 
 MAX_SCHEMA_BYTES = 2**20
 MAX_SCHEMA_PARTS = 10_000
+MAX_SCHEMA_SYMBOLS = 100_000
+"""Of all enums, each as often as it is used: all of them are looked at for each use."""
 MAX_SCHEMA_DEPTH = 64
 MAX_READS = 1_000_000
 """Of a datum: about one for each byte of a number, two for a text."""
@@ -128,7 +130,7 @@ class _Schemas:
     def __init__(self) -> None:
         self._named: dict[str, tuple[Any, str]] = {}
         self._open: list[str] = []
-        self._parts = 0
+        self._parts = self._symbols = 0
 
     def plain(self, tree: Any, namespace: str = "") -> Any:
         """A schema with nothing in it but what decides how it is read."""
@@ -185,7 +187,11 @@ class _Schemas:
     def _named_type(self, tree: dict[str, Any], namespace: str) -> Any:
         kind, own_name = tree["type"], f"t{self._parts}"
         if kind == "enum":
-            return {"type": "enum", "name": own_name, "symbols": tree.get("symbols")}
+            symbols = tree.get("symbols")
+            self._symbols += len(symbols) if isinstance(symbols, list) else 0
+            if self._symbols > MAX_SCHEMA_SYMBOLS:
+                raise ValueError(f"the schema has enums of more than {MAX_SCHEMA_SYMBOLS} symbols")
+            return {"type": "enum", "name": own_name, "symbols": symbols}
         if kind == "fixed":
             size = tree.get("size")
             if not isinstance(size, int) or size < 0:

@@ -100,6 +100,14 @@ LINKED = {"type": "record", "name": "N", "fields": [
 EMPTY_RECORD = {"type": "record", "name": "E", "fields": []}
 
 
+SYMBOLS = {"type": "enum", "name": "S", "symbols": [f"s{number}" for number in range(40_000)]}
+"""Looked at a thousand times, they take ten seconds."""
+MANY_SYMBOLS = {"type": "record", "name": "R", "fields": [
+    {"name": "data", "type": "bytes"},
+    {"name": "first", "type": SYMBOLS},
+    *({"name": f"more{number}", "type": "S"} for number in range(1_000))]}  # fmt: skip
+
+
 def deep(levels: int) -> Any:
     schema: Any = "bytes"
     for level in range(levels):
@@ -128,6 +136,7 @@ def deep(levels: int) -> Any:
         ({"type": "array", "items": {"type": "null"}}, "takes no bytes"),
         (nested(20, "null"), "more than 10000 parts"),
         (nested(20, "bytes"), "more than 10000 parts"),
+        (MANY_SYMBOLS, "enums of more than 100000 symbols"),
         (deep(100), "nested deeper than 64"),
         ({"type": "record", "name": "A", "fields": [{"name": "x", "type": "Gone"}]}, "'Gone'"),
         ({"type": "record", "name": "A"}, "a record without fields"),
