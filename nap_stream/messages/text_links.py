@@ -24,6 +24,7 @@ from nap_stream.settings.schema import LimitSettings
 MAX_JSON_VALUES = 100_000
 """Each takes some sixty bytes of memory, and two of the document."""
 FRAMING_BYTES = 5
+_UNQUOTED_BYTES = 2**14
 _JSON_MARKS = (b"[", b"{", b",")
 _WHITESPACE: Final = b" \t\r\n\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -162,15 +163,28 @@ def data_of_uri(data: bytes, link: str, max_bytes: int) -> bytes:
         raise Unreadable(f"{link}: the data is {media_type[:80]}, no image", Status.UNSUPPORTED)
     body = data[match.end() :]
     if match["parameters"].lower().rsplit(b";", 1)[-1].strip() == b"base64":
-        if b"%" in body:
-            body = unquote_to_bytes(body)
-        return decoded_base64(body, link, max_bytes)
-    plain = unquote_to_bytes(body)
+        return decoded_base64(_unquoted(body), link, max_bytes)
+    plain = _unquoted(body)
     if len(plain) > max_bytes:
         raise _too_large(link, len(body), max_bytes)
     if not plain:
         raise Unreadable(f"{link}: there is no data", Status.EMPTY)
     return plain
+
+
+def _unquoted(body: bytes) -> bytes:
+    """Decode %XX, a part at a time: each of them is an object for a moment."""
+    if b"%" not in body:
+        return body
+    parts, at = [], 0
+    while at < len(body):
+        end = at + _UNQUOTED_BYTES
+        # Not within one.
+        begun = body.find(b"%", end - 2, end)
+        end = end if begun < 0 else begun
+        parts.append(unquote_to_bytes(body[at:end]))
+        at = end
+    return b"".join(parts)
 
 
 class S3EventLink:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nap_stream.messages.pieces import Piece, Reference
-from nap_stream.messages.text_links import S3EventLink
+from nap_stream.messages.text_links import S3EventLink, data_of_uri
 from tests.messages.chains import LIMITS, chain, datas, one, read, refused
 
 JPEG = bytes(range(256)) + b"\xff\xd8\xff\xe0"
@@ -59,6 +59,20 @@ def test_base64_in_its_forms(text: str) -> None:
 def test_what_is_no_base64(text: bytes | str, status: str, telling: str) -> None:
     found = refused(chain("base64"), text)
     assert (found[0], telling in found[1]) == (status, True)
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_a_data_uri_of_escapes_alone_is_decoded_in_parts(shift: int) -> None:
+    """At once, each of them would be an object of 33 bytes and more."""
+    escapes = 100_000
+    value = b"data:image/png," + b"a" * shift + b"%42" * escapes
+    tracemalloc.start()
+    try:
+        found = data_of_uri(value, "data_uri", 2**20)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(value)
+    finally:
+        tracemalloc.stop()
+    assert found == b"a" * shift + b"B" * escapes
 
 
 def test_a_data_uri_must_be_one() -> None:
