@@ -23,7 +23,7 @@ _PASSES: Final = (
     (0, 1, 1, 2),
 )
 """Of an interlaced image: first column and row, and the steps between columns and rows."""
-_INFLATE_BYTES = 2**20
+_INFLATE_BYTES, _PART_BYTES = 2**20, 2**16
 _MAX_CHUNKS = 2**16
 """To pass over more of them takes seconds; encoders write them of 8 KiB and more."""
 
@@ -55,8 +55,8 @@ class PngFile:
             for columns, rows in _passes(width, height, interlaced=bool(interlaced))
         )
         inflate, found = zlib.decompressobj(), 0
-        for name, body, _, _ in _chunks(self.pixels):
-            rest = body if name == b"IDAT" else b""
+        for part in _compressed(self.pixels):
+            rest = part
             while rest and found < expected:
                 found += len(inflate.decompress(rest, _INFLATE_BYTES))
                 rest = inflate.unconsumed_tail
@@ -66,11 +66,18 @@ class PngFile:
 
 
 def read_png(data: bytes) -> PngFile:
-    """Take the chunks that hold pixels: the others warn, inflate, or set transparency."""
+    """Take the chunks that hold pixels: the others warn, inflate, or set transparency.
+
+    Raises:
+        UnreadableError: It has too many chunks, or not the one header that begins a PNG.
+    """
     kept, damage = [SIGNATURE], "its end (IEND) is missing"
     significant, exif = None, b""
     wrong = 0
-    for name, body, checksum, length in _chunks(data):
+    for number, (name, body, checksum, length) in enumerate(_chunks(data)):
+        # Pillow takes the size from the last of them, wherever it stands.
+        if (name == b"IHDR") != (number == 0):
+            raise corrupt("a PNG must begin with its header (IHDR), and have no other")
         if name in _PIXEL_CHUNKS:
             kept.append(struct.pack(">I", length) + name + body + checksum)
         if name == b"IDAT" and checksum != struct.pack(">I", zlib.crc32(body, zlib.crc32(name))):
@@ -99,6 +106,14 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes, int]]:
         if name == b"IEND":
             return
     raise corrupt(f"a PNG of more than {_MAX_CHUNKS} chunks")
+
+
+def _compressed(data: bytes) -> Iterator[bytes]:
+    """The compressed pixels, in short parts: zlib copies what it leaves of one at each step."""
+    for name, body, _, _ in _chunks(data):
+        if name == b"IDAT":
+            for start in range(0, len(body), _PART_BYTES):
+                yield body[start : start + _PART_BYTES]
 
 
 def _passes(width: int, height: int, *, interlaced: bool) -> Iterator[tuple[int, int]]:

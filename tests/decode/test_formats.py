@@ -369,14 +369,33 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[Status]]] = {
 }
 
 
+def _png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def _inflating_png(*first: bytes) -> bytes:
+    """Of 64 x 64 black pixels, and a GiB of zeros behind them."""
+    compress = zlib.compressobj(9)
+    zeros = b"".join(compress.compress(bytes(MIB)) for _ in range(1_024)) + compress.flush()
+    size = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
+    pixels = _png_chunk(b"IDAT", zeros)
+    return b"".join((b"\x89PNG\r\n\x1a\n", *first, size, pixels, _png_chunk(b"IEND", b"")))
+
+
 MANY = 2 * MIB
+SMALL_PNG = b"\x89PNG\r\n\x1a\n" + _png_chunk(
+    b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+)
+HUGE_PNG = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
 LONG: dict[str, Callable[[], bytes]] = {
     "png of empty chunks": lambda: (
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 0, b"IDAT", 0x35AF061E) * (MANY // 3)
+        SMALL_PNG + struct.pack(">I4sI", 0, b"IDAT", 0x35AF061E) * (MANY // 3)
     ),
-    "png of empty texts": lambda: (
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sI", 0, b"tEXt", 0) * (MANY // 3)
+    "png of two sizes": lambda: _inflating_png(_png_chunk(b"IHDR", HUGE_PNG)),
+    "png of a palette before its size": lambda: _inflating_png(
+        _png_chunk(b"PLTE", HUGE_PNG + bytes(2))
     ),
+    "png of empty texts": lambda: SMALL_PNG + struct.pack(">I4sI", 0, b"tEXt", 0) * (MANY // 3),
     "jpeg of empty comments": lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * MANY,
     "jpeg of EXIF": lambda: b"\xff\xd8" + b"\xff\xe1\0\x08Exif\0\0" * (MANY // 2),
     "webp of empty chunks": lambda: (
