@@ -125,7 +125,7 @@ class Origin:
 class EncodedJpeg:
     """A JPEG within the limits whose pixels its device will decode.
 
-    ``payload`` is the message's value where the JPEG was only a part of it, or is elsewhere.
+    ``payload`` is the message's value where it was read to find this JPEG and no other image.
     """
 
     data: bytes

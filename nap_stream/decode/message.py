@@ -54,8 +54,9 @@ def decode_message(
     than batches; without it a message's value is its image.
 
     Returns:
-        One row for each image, at least one. The payload of a failed row is the image's bytes,
-        or the whole value where the message as such was refused, or read.
+        One row for each image, at least one. The payload of a failed row is the image's bytes, or
+        the whole value where the message as such was refused, or read and has no other image. Of
+        several images for which reading found no bytes, the first has the whole value.
     """
     headers = tuple(header for header in message.headers if header[0] in kept_headers)
     key, value = message.key, message.value
@@ -94,7 +95,11 @@ def decode_message(
         own_key = item.key if item.has_key else key
         time_ms = _event_time(item.event_time_ms, message.timestamp_ms, ingest_time_ms)
         image = Refusal(item.status, item.error) if item.error else decode(item.data)
-        rows.add(replace(item, key=own_key, event_time_ms=time_ms), image, payload)
+        # Once at most: a copy for each of many images could be a thousand times what came.
+        holds_message = len(found) == 1 or item.data is None
+        row = replace(item, key=own_key, event_time_ms=time_ms)
+        rows.add(row, image, payload if holds_message else None)
+        payload = None if holds_message else payload
     return rows.whole()
 
 

@@ -83,21 +83,36 @@ def test_rows_of_a_message_of_several_images() -> None:
         {"data": image, "camera": "a", "at": 5_000},
         {"data": b64encode(b"no image").decode(), "camera": "b", "at": None},
         {"data": "!", "camera": None, "at": -5},
+        {"data": "?", "camera": None, "at": -5},
     ]
     value = json.dumps({"frames": frames}).encode()
     decode = decoder(chain({"json_field": link}, "base64"))
     first, second = decode(message(value)), decode(message(value))
     # Read again, the same rows come of it.
     assert first.columns == second.columns
-    assert first.columns["index"] == [0, 1, 2]
-    assert first.columns["offset"] == [7, 7, 7]
-    assert first.columns["key"] == [b"a", b"b", None]
-    assert first.columns["event_time"] == [5_000, 1_000, 1_000]
-    assert first.columns["status"] == ["ok", "unsupported", "bad_message"]
-    assert [digest is None for digest in first.columns["sha256"]] == [False, False, True]
+    assert first.columns["index"] == [0, 1, 2, 3]
+    assert first.columns["offset"] == [7] * 4
+    assert first.columns["key"] == [b"a", b"b", None, None]
+    assert first.columns["event_time"] == [5_000, 1_000, 1_000, 1_000]
+    assert first.columns["status"] == ["ok", "unsupported", "bad_message", "bad_message"]
+    assert [digest is None for digest in first.columns["sha256"]] == [False, False, True, True]
     assert len(first.pixels) == 1
-    # Dead letters are the message as it came.
-    assert [failed.payload for failed in first.failed] == [value, value]
+    # Of those without bytes, one is the message as it came.
+    assert [failed.payload for failed in first.failed] == [b"no image", value, None]
+
+
+def test_dead_letters_of_one_message_are_no_larger_than_twice_what_came() -> None:
+    images = [b64encode(bytes([number]) * 1_000).decode() for number in range(10)]
+    value = json.dumps({"frames": [*images, *["!"] * 10]}).encode()
+    rows = decoder(chain({"json_field": {"each": "frames"}}, "base64"))(message(value))
+    assert len(rows.failed) == 20
+    assert sum(len(failed.payload or b"") for failed in rows.failed) < 2 * len(value)
+
+
+def test_the_dead_letter_of_a_message_of_one_image_is_the_message() -> None:
+    for text in (b64encode(b"no image"), b"!"):
+        (failed,) = decoder(chain("base64"))(message(text)).failed
+        assert failed.payload == text
 
 
 def test_jpegs_that_are_left_to_a_gpu_keep_the_message() -> None:
