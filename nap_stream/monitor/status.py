@@ -352,6 +352,8 @@ def _degraded(status: CoordinatorStatus) -> Iterator[str]:
             why = "no image was scored since"
         elif unscored.end_ms > stale_ms:
             why = "none of the images since could be scored"
+        elif status.max_lag:
+            why = f"no later one was scored yet, with {status.max_lag:,} offsets still to be read"
         else:
             why = "no image came since"
         as_of = moment(rfc3339(stale_ms))
