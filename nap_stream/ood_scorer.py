@@ -21,11 +21,12 @@ from nap_stream.core.score_specs import Head, needs_features, needs_head
 from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.model.device_decode import rounded
 from nap_stream.model.execution import float32_kernels
-from nap_stream.model.forward import BatchScores, Forward, score_forward
+from nap_stream.model.forward import BatchScores, Forward, score_forward, united
 from nap_stream.model.load import LoadedModel, adopt_module
 from nap_stream.model.output import as_logits
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.scripted import watchable
+from nap_stream.model.sites import FeatureSite
 from nap_stream.model.weights import weights_of
 
 _COLUMNS = ("class_id", "ood_p_value", "is_ood", "score", NAP)
@@ -179,6 +180,9 @@ class OODScorer:
                 none of the scores takes any.
             feature_map: What enters the last pooling, (N, C, H, W). Where the prior is that of a
                 CLS token, its attention weights over the patch tokens, averaged over heads, (N, T).
+                Where several maps reach the logits, a sequence of all, in the order in which the
+                calibration names them; where an image is several rows of the map, the positions of
+                all its rows side by side, (N, C, 1, positions).
 
         Returns:
             What calling the scorer on the images returns, but for rounding.
@@ -192,7 +196,7 @@ class OODScorer:
         seen = _forward_of(
             given.float(),
             None if features is None else torch.as_tensor(features, device=device).float(),
-            None if feature_map is None else torch.as_tensor(feature_map, device=device).float(),
+            [torch.as_tensor(one, device=device).float() for one in _maps_of(feature_map, facts)],
             facts,
             needs_features=any(needs_features(name) for name in self._base_scores.names),
         )
@@ -251,10 +255,25 @@ def _base_scores_without_model(
     return BaseScores(document.scores, document.parameters, given, calibration.fits, device)
 
 
+def _maps_of(given: Any, facts: ModelFacts) -> Sequence[Any]:
+    """The maps that one gave, one for each part of the site."""
+    parts = len(facts.feature_site.parts)
+    if given is None:
+        return ()
+    if parts == 1:
+        return (given,)
+    if not isinstance(given, list | tuple) or len(given) != parts:
+        raise ValueError(
+            f"the prior is of {parts} maps ({facts.feature_site}): expected feature_map to be a "
+            f"sequence of all, in this order"
+        )
+    return given
+
+
 def _forward_of(
     logits: torch.Tensor,
     features: torch.Tensor | None,
-    feature_map: torch.Tensor | None,
+    maps: Sequence[torch.Tensor],
     facts: ModelFacts,
     *,
     needs_features: bool,
@@ -262,16 +281,27 @@ def _forward_of(
     """Make a pass of what one gave, once its shapes are seen to be those of calibration."""
     images, site, classes = len(logits), facts.feature_site, len(facts.class_names)
     is_attention = site.kind == "cls_attention"
-    of_map = (images, *(site.shape[2:] if is_attention else site.shape))
     _require_shape("logits", logits, (images, classes))
-    _require_shape("feature_map", feature_map, of_map)
-    assert feature_map is not None
+    for number, part in enumerate(site.parts):
+        found = maps[number] if maps else None
+        _require_shape("feature_map", found, (images, *_map_shape(part)))
     if facts.head is None:
-        features = None if is_attention else feature_map.mean(dim=(2, 3))
+        means = [] if is_attention else [one.mean(dim=(2, 3)) for one in maps]
+        features = torch.cat(means, dim=1) if means else None
     elif features is not None or needs_features:
         _require_shape("features", features, (images, facts.head.shape[1]))
-    prior = attention_prior(feature_map) if is_attention else nap(feature_map)
+    if is_attention:
+        return Forward(logits, features, attention_prior(maps[0]))
+    prior, _ = united([(nap(one), None) for one in maps], site)
     return Forward(logits, features, prior)
+
+
+def _map_shape(site: FeatureSite) -> tuple[int, ...]:
+    """What an image's part of a map, or its attention, is like."""
+    if site.kind == "cls_attention":
+        return site.shape[2:]
+    tiles = site.layout.tiles
+    return site.shape if tiles == 1 else (site.shape[0], 1, site.positions * tiles)
 
 
 def _require_shape(name: str, value: torch.Tensor | None, shape: tuple[int, ...]) -> None:

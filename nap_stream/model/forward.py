@@ -105,7 +105,7 @@ def run_forward(
         raise FeatureMapError(f"{_NOT_REACHED} the feature map", str(site), _ONE_WAY)
     if head is not None and captured.features is None:
         raise ModelError(f"{_NOT_REACHED} the linear head", str(head), _ONE_WAY)
-    prior, means = _united([captured.parts[number] for number in range(len(site.parts))], site)
+    prior, means = united([captured.parts[number] for number in range(len(site.parts))], site)
     if len(prior) != len(pixels):
         raise FeatureMapError(
             f"the feature map has {len(prior)} rows for {len(pixels)} images", str(site), _ONE_WAY
@@ -113,7 +113,7 @@ def run_forward(
     return Forward(logits, means if head is None else captured.features, prior)
 
 
-def _united(
+def united(
     parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]], site: FeatureSite
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """NAP over the channels of all parts, and their means by channel behind each other."""

@@ -35,6 +35,8 @@ from tests.support.small_models import (
     SmallNet,
     SoftmaxNet,
     TupleNet,
+    TwoScalesNet,
+    TwoViewsNet,
     by_name,
 )
 from tests.support.small_settings import PREPROCESSING, load_small, small_settings
@@ -169,6 +171,38 @@ def test_outputs_of_another_shape_are_refused(artifact: Path) -> None:
     ):
         with pytest.raises(ValueError, match=rf"expected {name} of shape \(5, "):
             scorer.score_outputs(**{**given, name: wrong})
+
+
+def test_outputs_of_elsewhere_with_several_maps(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, "TwoScalesNet")
+    model, x = by_name("TwoScalesNet").eval(), model_input()
+    assert isinstance(model, TwoScalesNet)
+    with torch.no_grad():
+        logits, (whole, half) = model(x), model.maps(x)
+    features = whole.mean((2, 3)) + half.mean((2, 3))
+    scorer = OODScorer(artifact, model)
+    # The last one on the way comes first.
+    assert_close(scorer.score_outputs(logits, features, [half, whole]), scorer(x))
+    for wrong in (whole, [whole], [half, whole, half], {"feature_map": half}):
+        with pytest.raises(ValueError, match=r"the prior is of 2 maps .* a sequence of all"):
+            scorer.score_outputs(logits, features, wrong)
+    for maps in ([whole, half], None):
+        with pytest.raises(ValueError, match=r"expected feature_map of shape \(5, 4, 4, 4\)"):
+            scorer.score_outputs(logits, features, maps)
+
+
+def test_outputs_of_elsewhere_with_rows_of_views(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, "TwoViewsNet")
+    model, x = by_name("TwoViewsNet").eval(), model_input()
+    assert isinstance(model, TwoViewsNet)
+    with torch.no_grad():
+        logits, rows = model(x), model.rows(x)
+    views = rows.reshape(5, 2, 4, 8, 4).transpose(1, 2)
+    features = views.mean((2, 3, 4))
+    scorer = OODScorer(artifact, model)
+    assert_close(scorer.score_outputs(logits, features, views.reshape(5, 4, 1, 64)), scorer(x))
+    with pytest.raises(ValueError, match=r"expected feature_map of shape \(5, 4, 1, 64\)"):
+        scorer.score_outputs(logits, features, views[:, :, 0])
 
 
 def test_a_scorer_without_a_model(artifact: Path) -> None:

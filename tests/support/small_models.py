@@ -223,6 +223,30 @@ class SharedPoolNet(SmallNet):
         return self.head(self.pool(maps).flatten(1))
 
 
+class TwoScalesNet(SmallNet):
+    """The map and a smaller one of half the image, both averaged for the head."""
+
+    def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the image, and of its half."""
+        return self.features(x), self.features(nn.functional.avg_pool2d(x, 2))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        whole, half = self.maps(x)
+        return self.head(whole.mean((2, 3)) + half.mean((2, 3)))
+
+
+class TwoViewsNet(SmallNet):
+    """The map has a row for the left and one for the right half of an image."""
+
+    def rows(self, x: torch.Tensor) -> torch.Tensor:
+        """The map, (2 N, 4, 8, 4)."""
+        maps: torch.Tensor = self.features(torch.stack(x.chunk(2, dim=3), dim=1).flatten(0, 1))
+        return maps
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.rows(x).mean((2, 3)).reshape(len(x), 2, 4).mean(1))
+
+
 class TinyMapNet(SmallNet):
     """The map before the pooling has one position."""
 
