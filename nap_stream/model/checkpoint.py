@@ -46,19 +46,17 @@ def read_state(path: Path) -> tuple[State, tuple[str, ...]]:
         ModelError: There is no such file, or it holds no state dict, or several.
     """
     where = f"model.weights = {path}"
-    if path.is_dir():
-        state: State = {}
-        for part in weight_files(path):
-            state |= load_file(part)
-        return state, ()
-    if not path.is_file():
-        raise ModelError("there is no such file", where, "Check the path")
+    parts = weight_files(path) if path.is_dir() else (path,)
+    if missing := [part for part in parts if not part.is_file()]:
+        of = f" as {missing[0].name}" if path.is_dir() else ""
+        raise ModelError(f"there is no such file{of}", where, "Check the path")
+    found: Any = {}
     try:
-        found = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        for part in parts:
+            if part.suffix == ".safetensors":
+                found |= load_file(part)
+            else:
+                found = torch.load(part, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(
             f"the file cannot be read as weights ({described(error)})",

@@ -141,3 +141,29 @@ def test_what_could_be_read_in_more_than_one_way(
 
 
 SAFE = {"part_of_it_under_a_prefix", "another_shape_under_a_prefix"}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"model.safetensors": b"{}"}, "the file cannot be read as weights"),
+        ({"model.safetensors": b""}, "the file cannot be read as weights"),
+        (
+            {"model.safetensors.index.json": b'{"weight_map": {"a": "one.safetensors"}}'},
+            "there is no such file as one.safetensors",
+        ),
+        (
+            {
+                "model.safetensors.index.json": b'{"weight_map": {"a": "one.safetensors"}}',
+                "one.safetensors": b"\xff" * 100,
+            },
+            "the file cannot be read as weights",
+        ),
+        ({"model.safetensors.index.json": b'{"weight_map": {}}'}, "it is empty"),
+    ],
+)
+def test_a_damaged_folder(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ModelError, match=message):
+        load_weights(by_name("SmallNet"), tmp_path)
