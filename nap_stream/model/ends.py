@@ -26,14 +26,29 @@ _NEUTRAL = frozenset(
     {"dropout", "feature_dropout", "dropout2d", "contiguous", "clone", "to", "float", "half"}
     | {"type", "type_as", "detach", "data", "alias", "nan_to_num", "bfloat16"}
 )
-_SCALING = frozenset({"mul", "rmul", "imul", "div", "truediv", "add", "radd", "sub", "rsub"})
+_SCALING = frozenset(
+    {"mul", "rmul", "imul", "div", "truediv", "add", "radd", "sub", "rsub"}
+    | {"multiply", "divide", "true_divide", "subtract"}
+)
 _CLAMPING = frozenset({"clamp", "clamp_min", "clip", "maximum"})
 _TRANSFORMS = (
     _SCALING
     | _CLAMPING
     | frozenset(
         {"pow", "rpow", "square", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "abs"}
-        | {"reciprocal", "neg", "absolute", "clamp_max", "sign", "sin", "cos"}
+        | {
+            "float_power",
+            "exp2",
+            "log10",
+            "rdiv",
+            "reciprocal",
+            "neg",
+            "absolute",
+            "clamp_max",
+            "sign",
+            "sin",
+            "cos",
+        }
     )
 )
 _MOVING = (
@@ -253,8 +268,9 @@ def _before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]
         functions.pop(0)
     if not functions:
         return index, parent
-    first = trace.nodes[functions[0]].name
-    if first in ACTIVATIONS or (first in _CLAMPING and len(functions) == 1):
+    names = [trace.nodes[place].name for place in functions]
+    # The clamp of a generalised mean is no activation, one before that is.
+    if names[0] in ACTIVATIONS or (names[0] in _CLAMPING and set(names[1:2]) <= _CLAMPING):
         functions.pop(0)
     if not functions:
         return index, parent

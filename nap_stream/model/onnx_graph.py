@@ -27,6 +27,15 @@ _REDUCTIONS = frozenset({"ReduceMean", "ReduceMax"})
 _WINDOWS = frozenset({"AveragePool", "MaxPool"})
 _FLATTENING = frozenset({"Flatten", "Reshape"})
 _POOLINGS = _GLOBAL | _REDUCTIONS | _WINDOWS
+_ACTIVATIONS = frozenset(
+    {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "Tanh", "Gelu"}
+    | {"Softplus", "Softsign", "HardSwish", "Mish", "Swish", "ThresholdedRelu"}
+)
+_SCALING = frozenset({"Mul", "Div", "Add", "Sub"})
+_CLAMPING = frozenset({"Clip", "Max"})
+_NEUTRAL = frozenset({"Identity", "Dropout", "Cast"})
+_TRANSFORMS = frozenset({"Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Sign"})
+_ELEMENTWISE = _ACTIVATIONS | _SCALING | _CLAMPING | _NEUTRAL | _TRANSFORMS
 _MAP_DIMENSIONS = 4
 _CHANNELS = 3
 _LISTED = 8
@@ -218,7 +227,34 @@ class _Graph:
             axes = self._axes(node) if node.op_type in _REDUCTIONS else {2, 3}
             is_end = node.op_type in _POOLINGS | _FLATTENING and axes in ({2, 3}, {1, 2})
             if is_end and not self._reaches(without=node):
-                yield _MapEnd(node.input[0], node.output[0], axes == {1, 2})
+                source = self._before_transforms(node.input[0])
+                yield _MapEnd(source, node.output[0], axes == {1, 2})
+
+    def _before_transforms(self, name: str) -> str:
+        """The activations before the powers of a generalised mean and the like.
+
+        See `nap_stream.model.ends` for which of the functions behind a layer is its activation.
+        """
+        chain: list[Any] = []
+        while (node := self._makers.get(name)) is not None and self._is_elementwise(node):
+            chain.insert(0, node)
+            name = node.input[0]
+        functions = [node for node in chain if node.op_type not in _NEUTRAL]
+        while functions and functions[0].op_type in _SCALING:
+            functions.pop(0)
+        kinds = [node.op_type for node in functions]
+        is_clamp = set(kinds[:2]) <= _CLAMPING
+        if kinds and (kinds[0] in _ACTIVATIONS or is_clamp):
+            functions.pop(0)
+        if functions:
+            source: str = functions[0].input[0]
+            return source
+        return chain[-1].output[0] if chain else name
+
+    def _is_elementwise(self, node: Any) -> bool:
+        constants = [self._tensors.get(name) for name in node.input[1:] if name]
+        are_numbers = all(one is not None and one.size == 1 for one in constants)
+        return node.op_type in _ELEMENTWISE and (are_numbers or node.op_type == "PRelu")
 
     def require(self, name: str) -> str:
         """The name of a value, if there is one.

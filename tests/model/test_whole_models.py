@@ -51,7 +51,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.mark.parametrize("save", SAVE)
-@pytest.mark.parametrize("network", ["SmallNet", "FlattenNet", "InPlaceNet"])
+@pytest.mark.parametrize(
+    "network", ["SmallNet", "FlattenNet", "InPlaceNet", "GemNet", "ClampedGemNet"]
+)
 def test_the_same_as_the_network_itself(
     tmp_path: Path, save: Callable[..., Path], network: str
 ) -> None:

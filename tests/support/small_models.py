@@ -223,6 +223,26 @@ class SharedPoolNet(SmallNet):
         return self.head(self.pool(maps).flatten(1))
 
 
+class GemNet(SmallNet):
+    """A generalised mean: powers between the activations and the pooling."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        powers = self.features(x).clamp(min=1e-6).pow(3)
+        return self.head(powers.mean((2, 3)).pow(1 / 3))
+
+
+class ClampedGemNet(GemNet):
+    """The same behind a clamp that is the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features[1] = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        powers = self.features(x).clamp(0, 6).clamp(min=1e-6).pow(3)
+        return self.head(powers.mean((2, 3)).pow(1 / 3))
+
+
 class TwoScalesNet(SmallNet):
     """The map and a smaller one of half the image, both averaged for the head."""
 

@@ -213,6 +213,9 @@ def transformed() -> dict[str, Case]:
         "in place": lambda a: a.clone().pow_(3),
         "twice": lambda a: a.sqrt().sqrt(),
         "elu": functional.elu,
+        "float_power": lambda a: a.float_power(3).float(),
+        "multiplied and cubed": lambda a: torch.multiply(a, 2) ** 3,
+        "one over": lambda a: 1 / (a + 1),
     }
 
     def after(transform: Pool, layer: str) -> Way:
@@ -227,6 +230,7 @@ def transformed() -> dict[str, Case]:
     # Behind a layer without an activation, one function alone may be the activation.
     doubtful = {"clamp", "clamp_min", "clip", "softplus", "tanh", "sigmoid", "elu", "scaled"}
     doubtful |= {"signed sqrt", "halved and squared", "sqrt", "log1p", "twice"}
+    doubtful |= {"multiplied and cubed", "one over"}
     return cases | {
         f"{name}, no activation": Case(after(transform, "norm"))
         for name, transform in transforms.items()
