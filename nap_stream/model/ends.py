@@ -143,7 +143,8 @@ def poolings(trace: Trace) -> list[FeatureSite]:
 def _end(trace: Trace, index: int, parent: int) -> End:
     node, source = trace.nodes[index], trace.nodes[parent]
     size = "x".join(map(str, source.shape[1:]))
-    plain = End(index, parent, "other", source.learned, f"{node.name}() of {size}")
+    call = f"{node.name}()" if node.name else "a call that is not one of torch's"
+    plain = End(index, parent, "other", source.learned, f"{call} of {size}")
     if node.source == parent:
         if found := map_end(trace, index):
             return replace(plain, kind="pooled", map=found[0], site=found[1])
@@ -359,7 +360,7 @@ def named_map(trace: Trace, site: FeatureSite, node: int) -> tuple[FeatureSite |
 
 def _why_no_map(trace: Trace, node: int) -> str:
     found = trace.nodes[node]
-    upstream = set() if trace.end is None else trace.upstream(trace.end)
+    upstream = set() if is_lost(trace) else trace.upstream(trace.end or 0)
     problems = {
         "has no one axis of channels, as heads x tokens x width or windows have none": layout_of(
             found
@@ -374,6 +375,16 @@ def _why_no_map(trace: Trace, node: int) -> str:
         ),
     }
     return next((problem for problem, is_so in problems.items() if is_so), "")
+
+
+def is_lost(trace: Trace) -> bool:
+    """Whether on the way to the logits there is a call that is not one of torch's.
+
+    What reaches the logits by it can be measured alone.
+    """
+    if trace.end is None:
+        return True
+    return any(not trace.nodes[node].name for node in trace.upstream(trace.end) if node)
 
 
 def picked_tokens(trace: Trace, end: End) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from nap_stream.model.ends import (
     End,
     ends_of,
     is_attended_after,
+    is_lost,
     named_map,
     picked_tokens,
     poolings,
@@ -214,6 +215,9 @@ def _read_named(seen: Probe, layer: str) -> tuple[FeatureSite | None, str]:
         found, why = named_map(seen.trace, site, node)
         if found is None:
             problem = why or problem
+            continue
+        if is_lost(seen.trace) and not seen.measure.reaches(found):
+            problem = "the output of this module does not reach the logits"
             continue
         try:
             return seen.measure.rows(_without_learned(seen, found)), ""

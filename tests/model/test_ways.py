@@ -230,3 +230,31 @@ def test_odd_ways(way: Way, shapes: list[tuple[int, int, int]]) -> None:
     with torch.inference_mode():
         site = choose_site(probe(net, images()), None)
     assert [part.shape for part in site.parts] == shapes
+
+
+def through_numpy(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    maps = net.map_out(net.maps(x))
+    net.tokens_out(net.other(x)).mean((2, 3))
+    return net.head(torch.from_numpy(maps.numpy().mean((2, 3)))), [maps]
+
+
+def mapped(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    maps = net.map_out(net.maps(x))
+    net.tokens_out(net.other(x)).mean((2, 3))
+    return net.head(torch.vmap(lambda one: one.mean((1, 2)))(maps)), [maps]
+
+
+@pytest.mark.parametrize("way", [through_numpy, mapped])
+def test_a_way_out_of_sight_is_refused_with_maps_that_are_measured(way: Way) -> None:
+    net = body(way)
+    seen = probe(net, images())
+    with pytest.raises(FeatureMapError, match=r"map_out \(6x8x8\)") as caught:
+        choose_site(seen, None)
+    assert "tokens_out" not in str(caught.value)
+    with pytest.raises(FeatureMapError, match="does not reach the logits"):
+        choose_site(seen, "tokens_out")
+    site = choose_site(seen, "map_out")
+    with torch.inference_mode():
+        maps = way(net, images())[1][0]
+    forward = run_forward(net, site, seen.head, images(), classes=CLASSES)
+    torch.testing.assert_close(forward.nap, nap(maps))
