@@ -100,12 +100,12 @@ class OnnxModel(nn.Module):
                 name: tuple(one.shape)
                 for name, one in zip(dict.fromkeys(names), found, strict=True)
             }
-        self._map = next((end for end in ends if _ends_a_map(end, shapes)), None)
+        self._map = next((end for end in ends if _ends_a_map(end, shapes, len(batch))), None)
         if self._map is None:
             raise FeatureMapError(
-                "no global pooling or flattening of a map of more than one position lies on every "
-                "way from the images to the logits; the last values of the graph are "
-                f"{', '.join(self._session.listed)}",
+                "no global pooling or flattening of a map of one row an image and more than one "
+                "position lies on every way from the images to the logits; the last values of the "
+                f"graph are {', '.join(self._session.listed)}",
                 "model.feature_layer",
                 "Name the value that is the map (N, C, H, W), or use a larger model.preprocessing."
                 "crop, if the map has one position only",
@@ -118,12 +118,15 @@ class OnnxModel(nn.Module):
         return site, HeadSite("head", (self.head.out_features, self.head.in_features))
 
 
-def _ends_a_map(end: _MapEnd, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether a value is a map of more than one position that its node pools or flattens whole."""
+def _ends_a_map(end: _MapEnd, shapes: dict[str, tuple[int, ...]], images: int) -> bool:
+    """Whether a value is a map of more than one position that its node pools or flattens whole.
+
+    It has a row for each image, and none for tiles of it.
+    """
     shape = shapes[end.source]
-    if len(shape) != _MAP_DIMENSIONS:
+    if len(shape) != _MAP_DIMENSIONS or shape[0] != images:
         return False
-    images, *sides = shape
+    sides = shape[1:]
     height, width, channels = sides if end.channels_last else (*sides[1:], sides[0])
     if height * width == 1 or end.result is None:
         return height * width > 1
@@ -347,7 +350,8 @@ class _Session:
             part = given[start : start + size]
             padding = ((0, size - len(part)), *((0, 0),) * 3) if self._batch else ((0, 0),) * 4
             found = session.run(list(names), {self._input.name: np.pad(part, padding)})
-            parts.append([one[: len(part)] for one in found])
+            # What has other rows than images is left as it is, to be seen as that.
+            parts.append([one[: len(part)] if len(one) == size else one for one in found])
         joined = (np.concatenate(column) for column in zip(*parts, strict=True))
         return [torch.from_numpy(one.astype(np.float32)).to(images.device) for one in joined]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nap_stream.errors import ModelError
+from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import ModelSettings
 from tests.support.small_models import SIZE, ReluHeadNet, SmallNet, SoftmaxNet, TupleNet, by_name
@@ -75,6 +75,13 @@ def test_the_same_as_the_network_itself(
     assert torch.equal(loaded.replica().forward(IMAGES).nap, found.nap)
     assert load(save(module, tmp_path)).fingerprint
     assert loaded.fingerprint != itself.fingerprint
+
+
+def test_rows_of_onnx_that_are_no_images_are_refused(tmp_path: Path) -> None:
+    path = as_onnx(by_name("TwoViewsNet"), tmp_path)
+    for layer in (None, "/features/features.1/Relu_output_0"):
+        with pytest.raises(FeatureMapError, match="a map of one row an image"):
+            load(path, feature_layer=layer)
 
 
 @pytest.mark.parametrize("save", SAVE)
