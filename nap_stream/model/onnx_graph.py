@@ -36,6 +36,9 @@ _CLAMPING = frozenset({"Clip", "Max"})
 _NEUTRAL = frozenset({"Identity", "Dropout", "Cast"})
 _TRANSFORMS = frozenset({"Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Sign"})
 _ELEMENTWISE = _ACTIVATIONS | _SCALING | _CLAMPING | _NEUTRAL | _TRANSFORMS
+_MAKING_MAPS = frozenset({"Conv", "ConvTranspose"}) | _GLOBAL | _WINDOWS
+_TO_LAST = (0, 2, 3, 1)
+_TO_MAPS = frozenset({(0, 3, 1, 2), (0, 2, 1)})
 _MAP_DIMENSIONS = 4
 _CHANNELS = 3
 _LISTED = 8
@@ -173,7 +176,7 @@ def load_onnx(path: Path, output: str | None = None, feature_layer: str | None =
     if feature_layer is None:
         ends = tuple(graph.map_ends())
     else:
-        ends = (_MapEnd(graph.require(feature_layer), None),)
+        ends = (_MapEnd(graph.require(feature_layer), None, graph.is_last(feature_layer)),)
     present = {value.name for value in model.graph.output}
     wanted = [name for end in ends for name in (end.source, end.result) if name is not None]
     for name in dict.fromkeys([*wanted, *([found.features] if found else []), logits]):
@@ -272,6 +275,29 @@ class _Graph:
                 "Name a value of the graph that is a map (N, C, H, W)",
             )
         return name
+
+    def is_last(self, name: str) -> bool:
+        """Whether the channels of a map that a user names stand last, by the transposes before it.
+
+        Raises:
+            FeatureMapError: It stands behind another transpose, as heads, tokens and windows do.
+        """
+        inside: str | None = name
+        while inside is not None and (node := self._makers.get(inside)) is not None:
+            if node.op_type in _MAKING_MAPS:
+                return False
+            if node.op_type == "Transpose":
+                order = tuple(*(one.ints for one in node.attribute if one.name == "perm"))
+                if order in _TO_MAPS | {_TO_LAST}:
+                    return order == _TO_LAST
+                raise FeatureMapError(
+                    f"the value stands behind a transpose {order}, so that it is not known which "
+                    "of its axes are channels",
+                    f"model.feature_layer = {name!r}",
+                    "Name a value of the graph that is a map (N, C, H, W)",
+                )
+            inside = next((one for one in node.input if one not in self._tensors), None)
+        return False
 
     def listed(self) -> list[str]:
         """The last values of the graph."""

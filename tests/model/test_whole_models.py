@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from nap_stream.core.prior import nap
 from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import ModelSettings
@@ -75,6 +76,18 @@ def test_the_same_as_the_network_itself(
     assert torch.equal(loaded.replica().forward(IMAGES).nap, found.nap)
     assert load(save(module, tmp_path)).fingerprint
     assert loaded.fingerprint != itself.fingerprint
+
+
+def test_a_map_with_channels_last_that_a_user_names_in_onnx(tmp_path: Path) -> None:
+    path = as_onnx(by_name("ChannelsLastNet"), tmp_path)
+    named = load(path, feature_layer="/norm/LayerNormalization_output_0")
+    assert named.feature_site.shape == (4, SIZE, SIZE)
+    module: Any = by_name("ChannelsLastNet")
+    with torch.inference_mode():
+        maps = module.norm(module.features(IMAGES).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(named.forward(IMAGES).nap, nap(maps))
+    with pytest.raises(FeatureMapError, match=r"a transpose \(0, 2, 1, 3\)"):
+        load(path, feature_layer="/Transpose_1_output_0")
 
 
 def test_rows_of_onnx_that_are_no_images_are_refused(tmp_path: Path) -> None:

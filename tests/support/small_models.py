@@ -60,6 +60,19 @@ class ChannelsLastFlattenNet(FlattenNet):
         return self.head(self.features(x).permute(0, 2, 3, 1).contiguous().flatten(1))
 
 
+class ChannelsLastNet(SmallNet):
+    """Its map has the channels last, and is turned to and fro."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        maps = self.norm(self.features(x).permute(0, 2, 3, 1))
+        turned = (maps.transpose(1, 2) + 1).relu()
+        return self.head(turned.transpose(1, 2).mean((1, 2)))
+
+
 class PixelNet(SmallNet):
     """A perceptron on pixels: it has no feature map at all."""
 
