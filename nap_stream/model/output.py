@@ -26,6 +26,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 1e-2
 _SUM_TOLERANCE = 1e-2
 """Largest difference of a row's sum from one: 16-bit probabilities are rounded so."""
+_LEAST_SPREAD = 0.1
+"""Part of a row's sum by which a class's values must differ: a model may always say the same."""
 _ENOUGH_IMAGES = 20
 """Images below which outputs may lie in [0, 1], or be whole numbers, by chance."""
 
@@ -48,6 +50,11 @@ _PROBABILITIES = WrongKind(
 )
 _NORMALISED = WrongKind(
     "the model normalises its outputs: each image's absolute values sum to one",
+    f"{_BEST}. {_ALL_THE_SAME}",
+)
+_PARTS = WrongKind(
+    "the model returns shares of a whole in place of logits, as percentages are: no output is "
+    "negative, and each image's sum to the same",
     f"{_BEST}. {_ALL_THE_SAME}",
 )
 _VOTES = WrongKind(
@@ -188,8 +195,9 @@ class OutputFacts:
     """What was measured of the logits of n images that a model, and its hook, gave.
 
     ``sum_error`` is the largest difference of a row's sum from one, ``magnitude_error`` the same of
-    its absolute values, ``log_sum`` the largest absolute value of a row's logsumexp. ``is_whole``
-    says that all values are whole numbers.
+    its absolute values, ``log_sum`` the largest absolute value of a row's logsumexp. ``sums`` are
+    the lowest and the highest sum of a row, ``spread`` is the most that a class's values differ.
+    ``is_whole`` says that all values are whole numbers.
     """
 
     images: int
@@ -199,6 +207,8 @@ class OutputFacts:
     sum_error: float
     magnitude_error: float
     log_sum: float
+    sums: tuple[float, float]
+    spread: float
     is_whole: bool
 
     @classmethod
@@ -215,6 +225,8 @@ class OutputFacts:
             sum_error=float(np.abs(values.sum(axis=1) - 1).max()),
             magnitude_error=float(np.abs(np.abs(values).sum(axis=1) - 1).max()),
             log_sum=float(np.abs(log_sums).max()),
+            sums=(float(values.sum(axis=1).min()), float(values.sum(axis=1).max())),
+            spread=float(np.ptp(values, axis=0).max()),
             is_whole=bool((values == np.round(values)).all()),
         )
 
@@ -231,6 +243,8 @@ class OutputFacts:
             sum_error=max(part.sum_error for part in parts),
             magnitude_error=max(part.magnitude_error for part in parts),
             log_sum=max(part.log_sum for part in parts),
+            sums=(min(part.sums[0] for part in parts), max(part.sums[1] for part in parts)),
+            spread=max(part.spread for part in parts),
             is_whole=all(part.is_whole for part in parts),
         )
 
@@ -243,6 +257,13 @@ class OutputFacts:
     def in_unit_interval(self) -> bool:
         """Whether all values lie in [0, 1]."""
         return self.lowest >= 0 and self.highest <= 1
+
+    @property
+    def are_parts(self) -> bool:
+        """Whether no value is negative and all rows sum to the same, and the values do differ."""
+        lowest, highest = self.sums
+        differ = self.spread > _LEAST_SPREAD * highest
+        return self.lowest >= 0 and highest - lowest <= _SUM_TOLERANCE * highest and differ
 
     @property
     def are_log_probabilities(self) -> bool:
@@ -264,6 +285,7 @@ def wrong_kind(facts: OutputFacts, kind: OutputKind | None) -> WrongKind | None:
         (facts.lowest >= 0 and facts.sum_error <= _SUM_TOLERANCE, _PROBABILITIES),
         (facts.magnitude_error <= _SUM_TOLERANCE, _NORMALISED),
         (facts.is_whole, _VOTES),
+        (facts.are_parts, _PARTS),
         (facts.in_unit_interval, _SIGMOID),
     )
     return next((verdict for holds, verdict in verdicts if holds), None)

@@ -130,6 +130,10 @@ def facts_of(output: torch.Tensor) -> OutputFacts:
         (LOGITS / LOGITS.abs().sum(1, keepdim=True), "absolute values sum to one"),
         ((LOGITS * 3).round().clamp(0, 10), "whole numbers, as votes are"),
         ((LOGITS > 0).float(), "whole numbers, as votes are"),
+        (SOFT * 100, "as percentages are"),
+        ((SOFT * 100).half(), "as percentages are"),
+        (SOFT * 0 + 3.5, None),
+        (LOGITS / 1e4 + 3.5, None),
         (LOGITS * 0, None),
         (LOGITS, None),
         (LOGITS / 100, None),
@@ -223,4 +227,5 @@ def test_measured_by_hand() -> None:
     facts = OutputFacts.of(np.array([[1.0, 3.0], [0.0, -1.0]], np.float32))
     assert (facts.images, facts.classes, facts.lowest, facts.highest) == (2, 2, -1, 3)
     assert (facts.sum_error, facts.magnitude_error, facts.is_whole) == (3, 3, True)
+    assert (facts.sums, facts.spread) == ((-1, 4), 4)
     assert facts.log_sum == pytest.approx(np.log(np.exp(1) + np.exp(3)))
