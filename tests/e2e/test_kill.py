@@ -22,6 +22,7 @@ FIRST = {"worker-0.0", "worker-1.0"}
 """The workers that the run starts with."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_kill_9_of_a_worker_mid_stream_leaves_every_offset_exactly_once(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path

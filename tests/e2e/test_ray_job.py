@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.kafka]
 IMAGES = 300
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_job_that_is_stopped_has_published_and_committed(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path

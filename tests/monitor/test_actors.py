@@ -94,6 +94,7 @@ def test_two_workers_get_two_gpus_and_say_that_torch_sees_none(cluster_of: MakeC
         assert "worker.num_gpus: 0" in error.action
 
 
+@pytest.mark.slow
 def test_two_workers_with_half_a_gpu_share_one(cluster_of: MakeCluster) -> None:
     cluster = cluster_of(_settings("half", count=2, num_gpus=0.5))
     gpu_ids, errors = _gpus_and_errors(_started(cluster, 2))
