@@ -17,6 +17,7 @@ from hypothesis import settings
 from nap_stream.demo.processes import embedded_broker
 from tests.support.apache_kafka import ApacheKafka, KafkaNotThereError, resolve_jars
 from tests.support.leftovers import watch_over_this_process
+from tests.support.ray_start import RAY_ENVIRON
 from tests.support.s3 import BUCKET, FaultProxy, environment, fault_proxy, s3_server
 from tests.support.schema_registry import Registry, resolve_registry, running_registry
 
@@ -29,6 +30,7 @@ REQUIRE_GPU = "NAP_STREAM_REQUIRE_GPU"
 # Two processes with a torch thread for each core would only wait for each other. PyTorch reads
 # this when it is imported, here and in the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.update(RAY_ENVIRON)
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("nap-stream", deadline=None)
@@ -45,8 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = _group(item)
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
+        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))
 
 
+RAY_TIMEOUT_S = 400
+"""Of a test that may be the one for which Ray starts, more than once on a slow machine."""
 STOPPING = frozenset({"test_stop", "test_stop_in_faults", "test_wedged"})
 """Slow files that wait for runs to stop: six of the fourteen slow tests that share Ray."""
 

@@ -1,6 +1,7 @@
 """Workers and coordinator as Ray actors. The only module that imports ray."""
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -334,7 +335,7 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
     was started here, for this monitor alone.
 
     Raises:
-        WorkerError: If the cluster does not answer.
+        WorkerError: If the cluster does not answer, or Ray does not start on this machine.
     """
     if ray.is_initialized():
         yield False
@@ -346,11 +347,18 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(address="local", num_cpus=max(available_cpus(), cpus), include_dashboard=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises no narrower one where a node does not come up in time
+        if address:
+            raise WorkerError(
+                f"cannot connect to Ray: {_brief(error)}",
+                f"address {address}",
+                "Check --address and that `ray status` answers there",
+            ) from error
+        folder = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
         raise WorkerError(
-            f"cannot connect to Ray: {_brief(error)}",
-            f"address {address or 'local'}",
-            "Check --address and that `ray status` answers there",
+            f"Ray did not start on this machine: {_brief(error)}",
+            f"its logs in {folder}/ray/session_latest/logs",
+            "Start again, with less at work beside it: Ray gives its processes 15 s to come up",
         ) from error
     try:
         yield not address

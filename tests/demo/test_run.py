@@ -19,10 +19,11 @@ from nap_stream.scored_log.query import GroupBy, aggregate
 from nap_stream.scored_log.read import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
+from tests.support.ray_start import ATTEMPTS, was_too_slow
 from tests.support.schemas import alert_schema
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.embedded, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.embedded, pytest.mark.timeout(600)]
 PATIENCE_S = 300
 
 
@@ -44,10 +45,14 @@ def processes_naming(text: str) -> list[str]:
 
 
 def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> None:
-    folder, output = tmp_path / "demo", tmp_path / "output"
-
-    with demo(folder, output, "--rate", "120") as process:
-        assert process.wait(PATIENCE_S) == 0, output.read_text()
+    output = tmp_path / "output"
+    for attempt in range(1, ATTEMPTS + 1):
+        folder = tmp_path / f"demo-{attempt}"
+        with demo(folder, output, "--rate", "120") as process:
+            exit_code = process.wait(PATIENCE_S)
+        if attempt == ATTEMPTS or not was_too_slow(output.read_text()):
+            break
+    assert exit_code == 0, output.read_text()
 
     alerts = [json.loads(line) for line in (folder / "alerts.jsonl").read_text().splitlines()]
     validator = jsonschema.Draft202012Validator(alert_schema())

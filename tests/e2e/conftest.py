@@ -11,18 +11,10 @@ import pytest
 from nap_stream.demo.processes import free_port
 from tests.e2e.calibrated import Faulty, calibrated, faulty_net
 from tests.e2e.monitor import model_section
-from tests.e2e.on_ray import RayHead
+from tests.e2e.on_ray import RayHead, ray_up
 from tests.e2e.processes import Program
 from tests.support.faulty_net import clear
 from tests.support.leftovers import short_folder
-from tests.support.waiting import wait_until
-
-START_S = 90.0
-RAY_ENVIRON = {
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",  # events of two workers differ by a word, and each one counts
-}
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +40,7 @@ def faulty(_faulty_net: Faulty) -> Iterator[Faulty]:
 def local_ray() -> Iterator[dict[str, str]]:
     """The environment of a program that starts Ray by itself."""
     with short_folder() as folder:
-        yield {**RAY_ENVIRON, "RAY_TMPDIR": str(folder)}
+        yield {"RAY_TMPDIR": str(folder)}
 
 
 @pytest.fixture(scope="session")
@@ -74,13 +66,8 @@ def ray_node(head: RayHead, cpus: int, folder: Path) -> Iterator[Program]:
         *("--min-worker-port=0", "--max-worker-port=0"),
         *_agent_ports(),
     ]
-    with Program(command, folder, RAY_ENVIRON) as node:
-
-        def joined() -> bool:
-            assert node.running, node.tail
-            return "Ray runtime started" in node.stdout
-
-        wait_until(joined, START_S, f"a node\n{node.tail}")
+    with ray_up(command, folder, lambda node: "Ray runtime started" in node.stdout) as node:
+        assert node.running, node.tail
         yield node
 
 
@@ -96,13 +83,9 @@ def _started_head(output: Path, cpus: int) -> Iterator[RayHead]:
             *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
             *_agent_ports(),
         ]
-        environ = {
-            **RAY_ENVIRON,
-            "RAY_ADDRESS": address,
-            "RAY_API_SERVER_ADDRESS": dashboard,
-        }
-        with Program(command, output, RAY_ENVIRON) as head:
-            wait_until(lambda: _answers(head, dashboard), START_S, f"Ray's dashboard\n{head.tail}")
+        environ = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard}
+        with ray_up(command, output, lambda _head: _answers(dashboard)) as head:
+            assert head.running, head.tail
             yield RayHead(address, dashboard, environ)
 
 
@@ -114,8 +97,7 @@ def _agent_ports() -> list[str]:
     ]
 
 
-def _answers(head: Program, dashboard: str) -> bool:
-    assert head.running, f"ray start ended\n{head.tail}"
+def _answers(dashboard: str) -> bool:
     try:
         with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=2) as answer:
             return bool(answer.status == 200)

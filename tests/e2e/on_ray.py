@@ -1,14 +1,17 @@
 """Runs of a monitor on a Ray cluster that is there already."""
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.e2e.monitor import PROJECT, Monitor, metrics_url, wait_for_assignments
 from tests.e2e.processes import Program, nap_stream
+from tests.support.ray_start import ATTEMPTS, was_too_slow
+from tests.support.waiting import wait_until
 
+ATTEMPT_S = 150.0
 JOB_SCRIPT = PROJECT / "deploy" / "ray-job.sh"
 
 
@@ -19,6 +22,42 @@ class RayHead:
     address: str
     dashboard: str
     environ: dict[str, str]
+
+
+@contextmanager
+def ray_up(
+    command: list[str],
+    folder: Path,
+    is_up: Callable[[Program], bool],
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Program]:
+    """A program that starts Ray, once it is up; begun anew where Ray was too slow for itself.
+
+    One that ends for another reason is for the caller to judge.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        with Program(command, folder / f"attempt-{attempt}", environ) as program:
+            _wait_for_ray(program, is_up)
+            if program.running or attempt == ATTEMPTS or not was_too_slow(program.stderr):
+                yield program
+                return
+
+
+def _wait_for_ray(program: Program, is_up: Callable[[Program], bool]) -> None:
+    def settled() -> bool:
+        return not program.running or is_up(program)
+
+    wait_until(settled, ATTEMPT_S, lambda: f"Ray, by {program}")
+
+
+@contextmanager
+def running_alone(
+    monitor: Monitor, environ: Mapping[str, str], folder: Path, *options: str
+) -> Iterator[Program]:
+    """``nap-stream run`` that has started Ray on this machine by itself."""
+    command = nap_stream("run", "--config", monitor.config, *options)
+    with ray_up(command, folder, lambda run: "monitor_started" in run.stderr, environ) as run:
+        yield run
 
 
 def start_run(monitor: Monitor, head: RayHead, folder: Path, *options: str) -> Program:

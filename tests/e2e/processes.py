@@ -73,7 +73,7 @@ class Program:
 
     def wait(self, timeout_s: float) -> int:
         """The exit code; fails with the end of the output where there is none in time."""
-        wait_until(lambda: not self.running, timeout_s, f"the end of {self._command}\n{self.tail}")
+        wait_until(lambda: not self.running, timeout_s, lambda: f"the end of {self}")
         return self._process.returncode
 
     def wait_for_line(self, text: str, timeout_s: float) -> str:
@@ -83,12 +83,18 @@ class Program:
             assert self.running or text in self.stderr, f"ended without {text!r}\n{self.tail}"
             return [line for line in self.stderr.splitlines(keepends=True) if text in line]
 
-        wait_until(lambda: any(line.endswith("\n") for line in lines()), timeout_s, text)
+        def whole() -> bool:
+            return any(line.endswith("\n") for line in lines())
+
+        wait_until(whole, timeout_s, lambda: f"{text!r} of {self}")
         return lines()[0]
 
     @property
     def tail(self) -> str:
         return f"--- stdout\n{self.stdout[-2000:]}\n--- stderr\n{self.stderr[-6000:]}"
+
+    def __str__(self) -> str:
+        return f"{self._command}\n{self.tail}"
 
     def __enter__(self) -> Self:
         return self

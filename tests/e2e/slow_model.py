@@ -76,7 +76,7 @@ def watch(
     url = metrics_url(run)
     wait_until(lambda: run.stderr.count("partition_assigned") >= PARTITIONS, 120, "partitions")
     _send(monitor, [encoded(smooth_image(seed)) for seed in range(FIRST)])
-    wait_until(lambda: len(monitor.rows()) == FIRST, 60, "rows of the first images")
+    wait_until(lambda: len(monitor.rows()) == FIRST, 120, "rows of the first images")
     (pid,) = monitor.pids().values()
     base = rss_bytes(pid)
     slow_down(faults, seconds_per_image)

@@ -47,19 +47,19 @@ def test_a_full_disk_is_waited_for_and_every_image_is_logged_once(
         with running(monitor, ray_head, tmp_path / "run", *limit) as run:
             url = metrics_url(run)
             with producing(monitor, before, RATE):
-                wait_until(lambda: _all_have_begun(monitor), 60, "segments of all partitions")
+                wait_until(lambda: _all_have_begun(monitor), 120, "segments of all partitions")
                 disk.fill()
-                run.wait_for_line("waiting_for", 30)
+                run.wait_for_line("waiting_for", 90)
             rows = len(monitor.rows())
             assert rows < BEFORE
-            wait_until(lambda: _unhealthy_for_the_log(url), 30, "the full disk in /healthz")
+            wait_until(lambda: _unhealthy_for_the_log(url), 90, "the full disk in /healthz")
             # Longer than a wedged worker, or one that does not poll, would be borne.
             waited_until = time.monotonic() + 2 * STALL_S
             wait_until(lambda: time.monotonic() >= waited_until, 3 * STALL_S, "patience to end")
             _assert_all_are_there(run, monitor)
             assert len(monitor.rows()) == rows
             disk.empty()
-            wait_until(lambda: _health(url)[0] == 200, 60, "health")
+            wait_until(lambda: _health(url)[0] == 200, 120, "health")
             produce(monitor.kafka, after)
             assert run.wait(120) == 0, run.tail
 

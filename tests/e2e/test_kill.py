@@ -32,12 +32,12 @@ def test_kill_9_of_a_worker_mid_stream_leaves_every_offset_exactly_once(
     with running(monitor, ray_head, tmp_path / "run", "--max-records", str(IMAGES)) as run:
         url = metrics_url(run)
         with producing(monitor, images, RATE) as sending:
-            wait_until(lambda: set(monitor.pids()) >= FIRST, 60, "segments of both workers")
+            wait_until(lambda: set(monitor.pids()) >= FIRST, 120, "segments of both workers")
             os.kill(_pid_of_victim(monitor), signal.SIGKILL)
             assert sending.is_alive(), "the stream was over before the worker was killed"
-            failed = json.loads(run.wait_for_line("worker_failed", 30))
+            failed = json.loads(run.wait_for_line("worker_failed", 90))
             restarts = ("nap_stream_worker_restarts_total", ())
-            wait_until(lambda: scrape(url)[restarts] == 1, 30, "the restart in /metrics")
+            wait_until(lambda: scrape(url)[restarts] == 1, 90, "the restart in /metrics")
         assert run.wait(90) == 0, run.tail
         assert failed["worker"] == "worker-0"
         assert "died" in failed["cause"]

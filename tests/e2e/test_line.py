@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.monitor import PARTITIONS, Monitor, Row, metrics_url, new_monitor, scrape
+from tests.e2e.on_ray import running_alone
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded, jpeg, picture
@@ -95,21 +96,20 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
     images = BEFORE + OOD + AFTER + sum(len(s.statuses) for s in SPECIAL.values())
     messages = BEFORE + OOD + AFTER + len(SPECIAL)
 
-    run_command = nap_stream("run", "--config", monitor.config, "--until-idle", "5")
     produce_command = nap_stream(
         *("produce", "--config", monitor.config, "--rate", str(RATE)),
         *("--label-header", HEADER, files),
     )
     with Program(produce_command, tmp_path / "produce") as produce:
         assert produce.wait(60) == 0, produce.tail
-    with Program(run_command, tmp_path / "run", local_ray) as run:
+    with running_alone(monitor, local_ray, tmp_path / "run", "--until-idle", "5") as run:
         url = metrics_url(run)
         wait_until(lambda: _logged(url) == images, 90, f"{images} rows in /metrics")
         # Summaries come at once, reports of the partitions once a second.
-        wait_until(lambda: _partitions_told(url) == PARTITIONS, 10, "the lag of each partition")
-        wait_until(lambda: _has_committed(url), 10, "the time of a commit in /metrics")
+        wait_until(lambda: _partitions_told(url) == PARTITIONS, 120, "the lag of each partition")
+        wait_until(lambda: _has_committed(url), 120, "the time of a commit in /metrics")
         # The second worker may come when the first has done all.
-        wait_until(lambda: _health(url) == (200, {"status": "ok"}), 60, "both workers in /healthz")
+        wait_until(lambda: _health(url) == (200, {"status": "ok"}), 120, "both workers in /healthz")
         samples = scrape(url)
         assert run.running
         assert run.wait(60) == 0, run.tail

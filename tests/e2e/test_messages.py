@@ -20,7 +20,7 @@ from nap_stream.clock import StopRequest, SystemClock
 from nap_stream.monitor.worker import run_worker
 from nap_stream.settings.load import load_settings
 from tests.e2e.monitor import Monitor, new_monitor
-from tests.e2e.processes import Program, nap_stream
+from tests.e2e.on_ray import running_alone
 from tests.messages.avro_data import FRAME, frame
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.image_bytes import jpeg
@@ -267,15 +267,15 @@ def test_an_outage_of_a_host_holds_the_stream_and_loses_nothing(
         ],
     )
     with working(monitor) as worker:
-        wait_until(lambda: bool(worker.waiting_for), 60, "what the worker waits for")
+        wait_until(lambda: bool(worker.waiting_for), 120, "what the worker waits for")
         assert f"http://127.0.0.1:{server.port}: it cannot be reached" in str(worker.waiting_for)
     # Only what came before it in its partition, and needed no host, may be there.
     assert {row["status"] for row in monitor.rows("status")} <= {"not_allowed"}
     with working(monitor) as worker:
-        wait_until(lambda: bool(worker.waiting_for), 60, "what the worker waits for")
+        wait_until(lambda: bool(worker.waiting_for), 120, "what the worker waits for")
         with server.listening():
             wait_until(lambda: len(monitor.rows()) >= len(sent), 90, f"{len(sent)} rows")
-            wait_until(lambda: worker.waiting_for is None, 30, "nothing that is waited for")
+            wait_until(lambda: worker.waiting_for is None, 90, "nothing that is waited for")
     assert_logged(monitor, sent)
 
 
@@ -286,7 +286,6 @@ def test_a_run_with_a_chain(
 ) -> None:
     monitor = new(read=["base64"])
     sent = sent_all(monitor, [good(b64encode(image), image) for image in IMAGES])
-    command = nap_stream("run", "--config", monitor.config, "--until-idle", "5")
-    with Program(command, tmp_path / "run", local_ray) as run:
+    with running_alone(monitor, local_ray, tmp_path / "run", "--until-idle", "5") as run:
         assert run.wait(200) == 0, run.tail
     assert_logged(monitor, sent)

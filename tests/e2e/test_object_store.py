@@ -8,6 +8,7 @@ from nap_stream.demo.produce import produce
 from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores import store_at
 from tests.e2e.monitor import new_monitor
+from tests.e2e.on_ray import running_alone
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -30,8 +31,7 @@ def test_the_log_can_lie_in_an_object_store(
         apache_kafka.bootstrap, tmp_path / "monitor", calibration, log={"root": s3_root}
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
-    command = nap_stream("run", "--config", monitor.config, "--until-idle", str(IDLE_S))
-    with Program(command, tmp_path / "run", local_ray) as run:
+    with running_alone(monitor, local_ray, tmp_path / "run", "--until-idle", str(IDLE_S)) as run:
         assert run.wait(200) == 0, run.tail
 
     batches = scan(store_at(s3_root), Query(), ["partition", "offset", "index", "sha256"])

@@ -33,7 +33,7 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
         running(monitor, ray_head, tmp_path / "first") as first,
         producing(monitor, images, RATE),
     ):
-        wait_until(lambda: len(monitor.rows()) >= 200, 60, "200 rows")
+        wait_until(lambda: len(monitor.rows()) >= 200, 120, "200 rows")
         before = len(monitor.rows())
         stopped_at = time.monotonic()
         first.send(signal.SIGTERM)

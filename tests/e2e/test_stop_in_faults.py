@@ -48,10 +48,10 @@ def test_sigterm_while_the_broker_is_down(
         url = metrics_url(run)
         produce(monitor.kafka, images)
         scored = ("nap_stream_images_scored_total", ())
-        wait_until(lambda: scrape(url)[scored] == IMAGES, 60, "all images to be scored")
+        wait_until(lambda: scrape(url)[scored] == IMAGES, 120, "all images to be scored")
         assert not monitor.rows(), run.tail
         own_kafka.kill()
-        run.wait_for_line('"what": "the broker"', 60)
+        run.wait_for_line('"what": "the broker"', 120)
         run.send(signal.SIGTERM)
         # What was in flight is in the log; that it could not be committed costs nothing but time.
         assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 0, run.tail
@@ -72,9 +72,9 @@ def test_sigterm_while_the_disk_is_full(
         images = write_images(tmp_path / "images", IMAGES)
         with running(monitor, ray_head, tmp_path / "run") as run:
             with producing(monitor, images, RATE):
-                wait_until(lambda: len(monitor.pids()) == WORKERS, 60, "segments of both workers")
+                wait_until(lambda: len(monitor.pids()) == WORKERS, 120, "segments of both workers")
                 disk.fill()
-                run.wait_for_line("waiting_for", 30)
+                run.wait_for_line("waiting_for", 90)
                 run.send(signal.SIGTERM)
                 assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 1, run.tail
             assert "rows_dropped" in run.stderr

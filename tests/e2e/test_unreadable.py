@@ -14,6 +14,7 @@ import pytest
 from kafka import KafkaProducer
 
 from tests.e2e.monitor import PARTITIONS, Monitor, metrics_url, new_monitor, scrape
+from tests.e2e.on_ray import running_alone
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -96,8 +97,8 @@ def test_a_stream_that_turns_unreadable_alarms_as_soon_as_the_plan_states(
     images = [path.read_bytes() for path in sorted(files.iterdir())]
     stream = Stream(monitor)
     stream.send(images[:IMAGES])
-    with Program(nap_stream("run", "--config", monitor.config), tmp_path / "run", local_ray) as run:
-        url = metrics_url(run, 300)
+    with running_alone(monitor, local_ray, tmp_path / "run") as run:
+        url = metrics_url(run)
         wait_until(lambda: _rows(url) == IMAGES, 180, f"{IMAGES} rows in /metrics")
         assert _states(monitor) == []
         status, health = _health(url)

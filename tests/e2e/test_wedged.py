@@ -30,7 +30,7 @@ Wedge = Callable[[Monitor, Faulty], int]
 
 def _hang(_monitor: Monitor, faulty: Faulty) -> int:
     hang_once(faulty.faults)
-    wait_until(lambda: hung_pid(faulty.faults) is not None, 30, "a forward that hangs")
+    wait_until(lambda: hung_pid(faulty.faults) is not None, 90, "a forward that hangs")
     pid = hung_pid(faulty.faults)
     assert pid is not None
     return pid
@@ -61,13 +61,13 @@ def test_a_wedged_worker_is_replaced_and_every_image_is_logged_once(
     limit = ("--max-records", str(BEFORE + AFTER))
     with running(monitor, ray_head, tmp_path / "run", *limit) as run:
         with producing(monitor, before, RATE):
-            wait_until(lambda: len(monitor.pids()) == 2, 60, "segments of both workers")
+            wait_until(lambda: len(monitor.pids()) == 2, 120, "segments of both workers")
             pid = wedge(monitor, faulty)
             (name,) = [n.partition(".")[0] for n, p in monitor.pids().items() if p == pid]
             given = assignments(run, name)
             failed = json.loads(run.wait_for_line("worker_failed", STALL_S + 30))
-            wait_until(lambda: not _alive(pid), 30, "the end of the wedged process")
-        wait_until(lambda: assignments(run, name) > given, 60, "partitions of the new worker")
+            wait_until(lambda: not _alive(pid), 90, "the end of the wedged process")
+        wait_until(lambda: assignments(run, name) > given, 120, "partitions of the new worker")
         produce(monitor.kafka, after)
         assert run.wait(120) == 0, run.tail
 

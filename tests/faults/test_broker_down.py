@@ -102,7 +102,7 @@ def test_stream_alerts_and_dead_letters_outlast_a_broker_that_is_away(
         outbox.put(alert(0))
         outbox.deliver()
         with Worker(settings, log, dead_letters=letters) as worker, Stream(settings) as stream:
-            wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= 100, 60, "rows")
+            wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= 100, 120, "rows")
             delivering = threading.Thread(target=put_alerts, daemon=True)
 
             outage(own_kafka, outage_s, delivering.start)
@@ -141,7 +141,7 @@ def test_a_worker_that_is_stopped_while_the_broker_is_away_publishes_and_ends_in
     partition = TopicPartition(settings.topic, 0)
     send(settings, [b"g"] * 10)
     with Worker(settings, local_log(tmp_path, "worker-0"), segment_max_age_s=3600) as worker:
-        wait_until(lambda: worker.decoded == 10, 30, "rows in flight")
+        wait_until(lambda: worker.decoded == 10, 90, "rows in flight")
         own_kafka.kill()
         started = time.monotonic()
         worker.stop()

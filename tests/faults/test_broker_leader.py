@@ -75,7 +75,7 @@ def test_each_offset_comes_once_while_leaders_move_away_and_back(
     with Worker(settings, local_log(tmp_path, "worker-0")) as worker, Stream(settings) as stream:
         more_rows()
         cluster.second.kill()
-        wait_until(lambda: set(cluster.leaders(settings.topic).values()) == {1}, 60, "leaders")
+        wait_until(lambda: set(cluster.leaders(settings.topic).values()) == {1}, 120, "leaders")
         more_rows()
         cluster.second.start()
 
@@ -83,10 +83,10 @@ def test_each_offset_comes_once_while_leaders_move_away_and_back(
             cluster.move_leaders_back()
             return cluster.leaders(settings.topic) == before
 
-        wait_until(moved_back, 60, "the leaders to be where they were")
+        wait_until(moved_back, 120, "the leaders to be where they were")
         more_rows()
         ends = stream.finish()
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 60, "all")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 120, "all")
         worker.stop()
 
     require_each_offset_once(tmp_path, settings.topic, ends)

@@ -84,13 +84,13 @@ def test_what_retention_eats_before_a_running_worker_reads_it_is_a_declared_gap(
     partition = TopicPartition(settings.topic, 0)
     send(settings, [b"g"] * 10)
     with Worker(settings, local_log(tmp_path, "worker-0")) as worker:
-        wait_until(lambda: end_of(tmp_path, partition) == 10, 30, "rows")
+        wait_until(lambda: end_of(tmp_path, partition) == 10, 90, "rows")
         # Nobody reads past an open transaction, so that what follows is there and not yet read.
         with open_transaction(settings):
             send(settings, [b"g"] * 10)
             delete_before(settings, 15)
-            wait_until(lambda: end_of(tmp_path, partition) >= 15, 30, "the gap")
-        wait_until(lambda: end_of(tmp_path, partition) == 22, 30, "the end")
+            wait_until(lambda: end_of(tmp_path, partition) >= 15, 90, "the gap")
+        wait_until(lambda: end_of(tmp_path, partition) == 22, 90, "the end")
         worker.stop()
 
     require_gap(settings, tmp_path, range(10, 15), end=22, rows_end=21)

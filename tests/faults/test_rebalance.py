@@ -37,7 +37,7 @@ def test_each_offset_comes_once_while_members_come_and_go(
 
     def more_rows() -> None:
         rows = rows_in_log(tmp_path, settings.topic)
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= rows + 50, 60, "more rows")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= rows + 50, 120, "more rows")
 
     with ExitStack() as stack:
         first = start(0)
@@ -55,7 +55,7 @@ def test_each_offset_comes_once_while_members_come_and_go(
         wait_until(lambda: settled(first, again), SETTLE_S, "the member that came back to share")
         more_rows()
         ends = stream.finish()
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 60, "all")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 120, "all")
         for worker in (first, again):
             worker.stop()
         conflicts = [worker.told.reports[-1].segment_conflicts for worker in (first, third, again)]
@@ -74,16 +74,16 @@ def test_a_revocation_that_cannot_drain_keeps_to_its_deadline_and_loses_nothing(
     with ExitStack() as stack:
         slow = stack.enter_context(Worker(settings, log, revoke_deadline_s=1.0))
         stream = stack.enter_context(Stream(settings))
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= 20, 30, "rows")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= 20, 90, "rows")
         slow.hold()  # decodes nothing more, as a model that hangs
         other = stack.enter_context(Worker(settings, local_log(tmp_path, "worker-1"), "worker-1"))
-        wait_until(lambda: len(other.owned) == 1, 30, "a partition of a worker that hangs")
+        wait_until(lambda: len(other.owned) == 1, 90, "a partition of a worker that hangs")
         (taken,) = other.owned
         reached = end_of(tmp_path, taken)
-        wait_until(lambda: end_of(tmp_path, taken) > reached + 20, 30, "rows of the new")
+        wait_until(lambda: end_of(tmp_path, taken) > reached + 20, 90, "rows of the new")
         slow.release()
         ends = stream.finish()
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 60, "all")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 120, "all")
         slow.stop()
         other.stop()
 
@@ -100,9 +100,9 @@ def test_rows_in_hand_of_a_member_that_is_thrown_out_are_dropped_and_read_again(
     send(settings, [b"g"] * 10)
     log = local_log(tmp_path, "worker-0")
     with Worker(settings, log, segment_max_age_s=3600) as worker:
-        wait_until(lambda: worker.decoded == 10, 30, "rows in flight")
+        wait_until(lambda: worker.decoded == 10, 90, "rows in flight")
         remove_member(settings, "worker-0")
-        wait_until(lambda: worker.decoded == 20, 30, "the same messages again")
+        wait_until(lambda: worker.decoded == 20, 90, "the same messages again")
         assert end_of(tmp_path, partition) == 0
         worker.stop()
 

@@ -205,6 +205,34 @@ def test_a_session_within_a_session_leaves_ray_running() -> None:
     assert cluster_resources(None)["GPU"] == GPUS
 
 
+@pytest.mark.parametrize(
+    ("address", "problem", "action"),
+    [
+        (None, "Ray did not start on this machine: Exception: a node timed out", "Start again"),
+        ("10.0.0.1:6379", "cannot connect to Ray: Exception: a node timed out", "--address"),
+    ],
+)
+def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
+    address: str | None, problem: str, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_slow(**_options: object) -> None:
+        raise Exception("a node timed out")  # noqa: TRY002  Ray's own is as bare
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "/a/folder")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+
+    with pytest.raises(WorkerError) as caught, ray_session(address, 1):
+        pass
+
+    assert problem in caught.value.problem
+    assert action in caught.value.action
+    assert caught.value.where == (
+        "its logs in /a/folder/ray/session_latest/logs" if address is None else f"address {address}"
+    )
+
+
 def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_settings: object, **_parts: object) -> None:
         raise ZeroDivisionError("a fault")

@@ -15,7 +15,7 @@ from nap_stream.settings.schema import KafkaSettings
 POM = Path(__file__).parent / "kafka" / "pom.xml"
 KAFKA_VERSION = "4.1.2"
 RESOLVE_S = 300
-START_S = 60.0
+START_S = 120.0
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 CLUSTER_ID = "bmFwLXN0cmVhbS10ZXN0cw"
