@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nap_stream.calibration.document import CalibrationDocument, fingerprint_of
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.conformal import ConformalTest
-from nap_stream.core.methods import NAP, method_scores
+from nap_stream.core.methods import NAP, MethodScorer
 from nap_stream.core.score_specs import (
     Fits,
     Head,
@@ -80,6 +80,7 @@ class Calibration:
     arrays: Mapping[str, NDArray[Any]]
     fingerprint: str = field(init=False)
     _test: ConformalTest = field(init=False, repr=False)
+    _fuse: MethodScorer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         arrays = {name: _frozen(array) for name, array in self.arrays.items()}
@@ -97,7 +98,15 @@ class Calibration:
         )
         if test.groups != self.document.groups:
             raise ValueError("the thresholds do not follow from the scores")
+        fuse = MethodScorer(
+            self.document.parsed_method,
+            weight=self.document.weight,
+            location=self.document.location,
+            reference=self.references,
+            weights=self.document.weights,
+        )
         object.__setattr__(self, "_test", test)
+        object.__setattr__(self, "_fuse", fuse)
         object.__setattr__(self, "fingerprint", fingerprint_of(self.document))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -167,15 +176,7 @@ class Calibration:
         Raises:
             KeyError: A value that the method needs is missing.
         """
-        document = self.document
-        fused = method_scores(
-            document.parsed_method,
-            values,
-            weight=document.weight,
-            location=document.location,
-            reference=self.references,
-            weights=document.weights,
-        )
+        fused = self._fuse(values)
         p = self._test.p_values(fused, class_id)
         return Judgement(fused, p, p <= self.alpha)
 

@@ -166,7 +166,7 @@ class ConformalTest:
         """
         if scores.shape != class_id.shape:
             raise ValueError(f"expected one shape (N,), got {scores.shape} and {class_id.shape}")
-        compare = p_values if self._rule.sides is Sides.ONE else two_sided_p_values
+        compare = _p_values if self._rule.sides is Sides.ONE else _two_sided_p_values
         if not self._rule.per_class:
             return compare(self._sorted[None], scores)
         _require_classes(class_id, len(self.groups))
@@ -238,6 +238,12 @@ def p_values(
         ValueError: ``sorted_scores`` is empty, not one-dimensional, not ascending or holds NaN.
     """
     _check_calibration(sorted_scores)
+    return _p_values(sorted_scores, scores)
+
+
+def _p_values(
+    sorted_scores: NDArray[np.float64], scores: NDArray[np.floating]
+) -> NDArray[np.float64]:
     wide = np.asarray(scores, dtype=np.float64)
     at_most = np.searchsorted(sorted_scores, wide, side="right")
     p = (1 + at_most) / (len(sorted_scores) + 1)
@@ -262,6 +268,12 @@ def two_sided_p_values(
         ValueError: See `p_values`.
     """
     _check_calibration(sorted_scores)
+    return _two_sided_p_values(sorted_scores, scores)
+
+
+def _two_sided_p_values(
+    sorted_scores: NDArray[np.float64], scores: NDArray[np.floating]
+) -> NDArray[np.float64]:
     wide, m = np.asarray(scores, dtype=np.float64), len(sorted_scores)
     at_most = np.searchsorted(sorted_scores, wide, side="right")
     at_least = m - np.searchsorted(sorted_scores, wide, side="left")

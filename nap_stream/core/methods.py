@@ -24,7 +24,7 @@ excess of the outer tenth. They need not be valid: the sum that they go into is 
 Nothing here needs torch or SciPy, which take seconds to import: settings name methods.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -160,20 +160,11 @@ def every_method() -> tuple[Method, ...]:
 _BY_NAME = {str(method): method for method in every_method()}
 
 
-def method_scores(
-    method: Method,
-    values: Mapping[str, NDArray[np.floating]],
-    *,
-    weight: float | None,
-    location: float,
-    reference: Mapping[str, NDArray[np.float64]],
-    weights: Mapping[str, float] | None = None,
-) -> NDArray[np.float64]:
-    """Give each image its one score.
+class MethodScorer:
+    """Gives images their one score by a method. What does not depend on them is computed once.
 
     Args:
         method: How.
-        values: NAP and base scores by name, each (N,), any float dtype.
         weight: The base score's, in [0, 1]; the rest is NAP's. None where the method has none.
         location: What is subtracted from the base score before it is fused by the geometric
             mean: the mean logit of in-distribution images, 0 for scores that are positive.
@@ -181,31 +172,74 @@ def method_scores(
             of images other than those scored. Unused where the method takes no p-values.
         weights: Of the scores that the sum takes, by name. None for other methods.
 
-    Returns:
-        float64 (N,), higher = in-distribution; NaN where a value is NaN. The sums are <= 0.
-
     Raises:
-        KeyError: A value or reference is missing.
-        ValueError: The weight, or the weights, are missing or out of range.
+        KeyError: A reference is missing.
+        ValueError: The weight, or the weights, are missing or out of range; see `LogP`, too.
     """
-    if method.selects:
-        if not weights or min(weights.values()) <= 0:
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        weight: float | None,
+        location: float,
+        reference: Mapping[str, NDArray[np.float64]],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self._method, self._location = method, location
+        self._weight, self._weights = weight or 0.0, dict(weights or {})
+        if method.selects and (not weights or min(weights.values()) <= 0):
             raise ValueError(f"expected weights above 0 for {method}, got {weights}")
-        terms = (w * log_p(reference[name], values[name]) for name, w in weights.items())
-        summed: NDArray[np.float64] = np.sum(list(terms), axis=0)
-        return summed
-    if method.base is None:
-        return np.asarray(values[NAP], dtype=np.float64)
-    base = np.asarray(values[method.base], dtype=np.float64)
-    if not method.has_weight:
-        return base
-    if weight is None or not 0 <= weight <= 1:
-        raise ValueError(f"expected a weight in [0, 1] for {method}, got {weight}")
-    if method.combination is Combination.GEOMETRIC:
-        return fuse(base - location, values[NAP], weight)
-    log_base_p = log_p(reference[method.base], base)
-    log_nap_p = log_two_sided_p(reference[NAP], values[NAP])
-    return weight * log_base_p + (1 - weight) * log_nap_p
+        if method.has_weight and (weight is None or not 0 <= weight <= 1):
+            raise ValueError(f"expected a weight in [0, 1] for {method}, got {weight}")
+        self._log_p: dict[str, Callable[[NDArray[np.floating]], NDArray[np.float64]]] = {}
+        if method.selects:
+            self._log_p = {name: LogP(reference[name]) for name in self._weights}
+        elif method.base is not None and method.needs_reference:
+            self._log_p = {
+                method.base: LogP(reference[method.base]),
+                NAP: TwoSidedLogP(reference[NAP]),
+            }
+
+    def __call__(self, values: Values) -> NDArray[np.float64]:
+        """Score N images, given NAP and base scores by name, each (N,), of any float dtype.
+
+        Returns:
+            float64 (N,), higher = in-distribution; NaN where a value is NaN. The sums are <= 0.
+
+        Raises:
+            KeyError: A value is missing.
+        """
+        method, weight = self._method, self._weight
+        if method.selects:
+            terms = (w * self._log_p[name](values[name]) for name, w in self._weights.items())
+            summed: NDArray[np.float64] = np.sum(list(terms), axis=0)
+            return summed
+        if method.base is None:
+            return np.asarray(values[NAP], dtype=np.float64)
+        base = np.asarray(values[method.base], dtype=np.float64)
+        if not method.has_weight:
+            return base
+        if method.combination is Combination.GEOMETRIC:
+            return fuse(base - self._location, values[NAP], weight)
+        log_nap_p = self._log_p[NAP](values[NAP])
+        return weight * self._log_p[method.base](base) + (1 - weight) * log_nap_p
+
+
+def method_scores(
+    method: Method,
+    values: Values,
+    *,
+    weight: float | None,
+    location: float,
+    reference: Mapping[str, NDArray[np.float64]],
+    weights: Mapping[str, float] | None = None,
+) -> NDArray[np.float64]:
+    """Give each of N images its one score, once: see `MethodScorer`."""
+    scorer = MethodScorer(
+        method, weight=weight, location=location, reference=reference, weights=weights
+    )
+    return scorer(values)
 
 
 def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
@@ -237,48 +271,75 @@ def fuse(base: ArrayLike, nap: ArrayLike, weight: float) -> NDArray[np.float64]:
     return np.where(np.isnan(wide_base) | np.isnan(wide_nap), np.nan, fused)
 
 
-def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArray[np.float64]:
+class LogP:
     """Log of the share of in-distribution images that score as low, continued beyond them.
 
     At the i-th smallest of r references it is ``log(i / (r + 1))``, linear in p between two.
     Below the smallest, x_1, it is ``-log(r + 1) - log(1 + (x_1 - x) / s)``; above the largest
     likewise towards 0, by the upper end.
 
-    References are ascending, float64 (r,), r >= 2, finite; scores of any float dtype and shape.
-
-    Returns:
-        float64 of the shape of ``scores``, <= 0, increasing in the score (strictly wherever the
-        references differ); NaN where the score is NaN.
+    References are ascending, float64 (r,), r >= 2, finite.
 
     Raises:
         ValueError: There are fewer than two references, or they are not ascending or hold NaN.
     """
-    r = len(reference)
-    # NaN compares false, so this finds NaN too.
-    if r < 2 or not np.all(reference[:-1] <= reference[1:]):  # noqa: PLR2004  a scale needs two
-        raise ValueError(f"expected two or more reference scores, ascending without NaN, got {r}")
-    wide = np.asarray(scores, dtype=np.float64)
-    below = np.maximum(reference[0] - wide, 0) / _scale(reference)
-    above = np.maximum(wide - reference[-1], 0) / _scale(-reference[::-1])
-    inside = np.interp(wide, reference, np.arange(1, r + 1) / (r + 1))
-    log_inside = np.log(inside) - np.log1p(below)
-    smoothed: NDArray[np.float64] = np.where(
-        above > 0, np.log1p(-1 / ((r + 1) * (1 + above))), log_inside
-    )
-    return smoothed
+
+    def __init__(self, reference: NDArray[np.float64]) -> None:
+        r = len(reference)
+        # NaN compares false, so this finds NaN too.
+        if r < 2 or not np.all(reference[:-1] <= reference[1:]):  # noqa: PLR2004  a scale needs two
+            raise ValueError(
+                f"expected two or more reference scores, ascending without NaN, got {r}"
+            )
+        self._reference, self._count = reference, r + 1
+        self._p = np.arange(1, r + 1) / (r + 1)
+        self._low, self._high = float(reference[0]), float(reference[-1])
+        self._low_scale, self._high_scale = _scale(reference), _scale(-reference[::-1])
+
+    def __call__(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Take scores of any float dtype and shape.
+
+        Returns:
+            float64 of the shape of ``scores``, <= 0, increasing in the score (strictly wherever
+            the references differ); NaN where the score is NaN.
+        """
+        wide = np.asarray(scores, dtype=np.float64)
+        below = np.maximum(self._low - wide, 0) / self._low_scale
+        above = np.maximum(wide - self._high, 0) / self._high_scale
+        inside = np.interp(wide, self._reference, self._p)
+        log_inside = np.log(inside) - np.log1p(below)
+        smoothed: NDArray[np.float64] = np.where(
+            above > 0, np.log1p(-1 / (self._count * (1 + above))), log_inside
+        )
+        return smoothed
+
+
+class TwoSidedLogP:
+    """Log of twice the smaller p-value of both directions, at most 0: see `LogP`.
+
+    It is 0 at the references' median, and falls to either side.
+    """
+
+    def __init__(self, reference: NDArray[np.float64]) -> None:
+        self._low, self._high = LogP(reference), LogP(-reference[::-1])
+
+    def __call__(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Take scores of any float dtype and shape; see `LogP`."""
+        wide = np.asarray(scores, dtype=np.float64)
+        smaller: NDArray[np.float64] = np.log(2) + np.minimum(self._low(wide), self._high(-wide))
+        return np.minimum(0.0, smaller)
+
+
+def log_p(reference: NDArray[np.float64], scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Take scores against references once: see `LogP`."""
+    return LogP(reference)(scores)
 
 
 def log_two_sided_p(
     reference: NDArray[np.float64], scores: NDArray[np.floating]
 ) -> NDArray[np.float64]:
-    """Log of twice the smaller p-value of both directions, at most 0; see `log_p`.
-
-    It is 0 at the references' median, and falls to either side.
-    """
-    low = log_p(reference, scores)
-    high = log_p(-reference[::-1], -np.asarray(scores, dtype=np.float64))
-    smaller: NDArray[np.float64] = np.log(2) + np.minimum(low, high)
-    return np.minimum(0.0, smaller)
+    """Take scores against references from both sides, once: see `TwoSidedLogP`."""
+    return TwoSidedLogP(reference)(scores)
 
 
 def _scale(reference: NDArray[np.float64]) -> float:
