@@ -27,7 +27,6 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
 import pyarrow as pa
 
 from nap_stream.errors import ConfigError
@@ -306,15 +305,18 @@ def rows_of(columns: Mapping[str, Any], count: int) -> pa.RecordBatch:
 
 
 def _array(field: pa.Field, values: Any, count: int) -> pa.Array:
-    if values is None:
+    if values is None or not count:
         return pa.nulls(count, field.type)
     if isinstance(values, pa.Array):
         return values
+    # Most columns have one value throughout a batch.
+    if values.count(values[0]) == count and field.name != "headers":
+        return _repeated(field, values[0], count)
     if field.type == _TIME:
         # Event times come from producers and can be anything.
-        storable = np.clip(np.array(values, np.int64), EARLIEST_TIME_MS, LATEST_TIME_MS)
-        return pa.array(storable).cast(_TIME)
-    if field.name == "headers":
+        if min(values) < EARLIEST_TIME_MS or max(values) > LATEST_TIME_MS:
+            values = [storable_time_ms(time_ms) for time_ms in values]
+    elif field.name == "headers":
         values = [
             [{"name": storable_text(name), "value": value} for name, value in headers]
             for headers in values
@@ -322,6 +324,16 @@ def _array(field: pa.Field, values: Any, count: int) -> pa.Array:
     elif field.name in _TEXTS:
         values = [None if text is None else storable_text(text) for text in values]
     return pa.array(values, field.type)
+
+
+def _repeated(field: pa.Field, value: Any, count: int) -> pa.Array:
+    if value is None:
+        return pa.nulls(count, field.type)
+    if field.type == _TIME:
+        value = storable_time_ms(value)
+    elif field.name in _TEXTS:
+        value = storable_text(value)
+    return pa.repeat(pa.scalar(value, field.type), count)
 
 
 def with_fingerprints(rows: pa.Table, model: str, calibration: str) -> pa.Table:
