@@ -53,7 +53,7 @@ def nap(feature_map: torch.Tensor) -> torch.Tensor:
     mean = activations.abs().mean(dim=2)
     ratio = peak / (mean + EPSILON)
     # A mean that overflows would turn the ratio into a finite, wrong zero.
-    return ratio.where(mean.isfinite(), torch.nan).square().mean(dim=1)
+    return ratio.where(mean < torch.inf, torch.nan).square().mean(dim=1)
 
 
 def attention_prior(attention: torch.Tensor) -> torch.Tensor:
