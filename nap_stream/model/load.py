@@ -103,7 +103,7 @@ class LoadedModel:
         """Run the model once on a batch (N, 3, H, W) of its input size.
 
         The batch is uint8 pixels, which are normalised, or floating-point, what the model takes.
-        Pixels of either memory format are laid out as the model wants them while they are bytes.
+        Pixels of either memory format are laid out as the model wants them.
         A compiled model runs on batches of its own size: the last one is padded with zeros, and
         what they give is cut off.
 
@@ -126,13 +126,13 @@ class LoadedModel:
 
     def _pass(self, batch: torch.Tensor) -> Forward:
         images = batch.to(self.device)
-        # A user's own input is left as it is, where its memory format does not matter.
-        if self.execution.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        elif not images.is_floating_point():
-            images = images.contiguous()
+        last = self.execution.channels_last
         if not images.is_floating_point():
-            images = self.normalise(images)
+            layout = torch.channels_last if last else torch.contiguous_format
+            images = self.normalise(images, layout)
+        elif last:
+            # A user's own input is left as it is, where its memory format does not matter.
+            images = images.contiguous(memory_format=torch.channels_last)
         images = images.to(self.input_dtype)
         site, classes = self.feature_site, len(self.class_names)
         with computing(self.execution, self.device):

@@ -11,6 +11,8 @@ from nap_stream.settings.schema import PreprocessingSettings
 Interpolate = Callable[[torch.Tensor, Sequence[int], str], torch.Tensor]
 """(uint8 (C, h, w), [H, W], mode) → uint8 (C, H, W), antialiased but for the mode nearest."""
 
+_CACHED_VALUES = 2**18
+"""Of float32: 1 MiB."""
 _MAX_ASPECT = 16
 """Side ratio beyond which an image is cut before its short side is scaled: 1 x 60,000 pixels
 scaled to a short side of 256 would take 12 GB."""
@@ -83,20 +85,32 @@ class Normaliser:
             channels.repeat(self._row // 3) for channels in (self._mean, self._std)
         )
 
-    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
-        """Return (pixels / 255 - mean) / std, shape (N, 3, H, W), of a uint8 batch."""
-        there = batch.to(self._device)
-        interleaved = there.permute(0, 2, 3, 1)
-        if interleaved.is_contiguous() and interleaved.shape[2] * 3 == self._row:
-            rows = self._normalised(interleaved.flatten(2), self._row_mean, self._row_std)
-            return rows.view_as(interleaved).permute(0, 3, 1, 2)
-        mean, std = (channels.reshape(1, 3, 1, 1) for channels in (self._mean, self._std))
-        return self._normalised(there, mean, std)
-
-    def _normalised(
-        self, pixels: torch.Tensor, mean: torch.Tensor, std: torch.Tensor
+    def __call__(
+        self, batch: torch.Tensor, layout: torch.memory_format = torch.preserve_format
     ) -> torch.Tensor:
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std).to(self._dtype)
+        """Return (pixels / 255 - mean) / std, shape (N, 3, H, W), of a uint8 batch.
+
+        ``layout`` is the memory format of what is returned; that of ``batch`` unless given.
+        """
+        there = batch.to(self._device)
+        found = torch.empty_like(there, dtype=torch.float32, memory_format=layout)
+        images = len(batch)
+        if self._device.type == "cpu":
+            # What stays in the processor's cache: three passes over a whole batch wait for memory.
+            images = max(1, _CACHED_VALUES // batch.shape[1:].numel())
+        for pixels, part in zip(
+            torch.split(there, images), torch.split(found, images), strict=True
+        ):
+            self._normalise(part.copy_(pixels))
+        return found.to(self._dtype)
+
+    def _normalise(self, pixels: torch.Tensor) -> None:
+        interleaved = pixels.permute(0, 2, 3, 1)
+        if interleaved.is_contiguous() and interleaved.shape[2] * 3 == self._row:
+            interleaved.flatten(2).div_(255).sub_(self._row_mean).div_(self._row_std)
+            return
+        mean, std = (channels.reshape(1, 3, 1, 1) for channels in (self._mean, self._std))
+        pixels.div_(255).sub_(mean).div_(std)
 
 
 def _cut_long_side(pixels: torch.Tensor, max_aspect: int) -> torch.Tensor:

@@ -192,10 +192,12 @@ def test_interleaved_pixels_are_never_laid_out_anew(
     interleaved = torch.zeros(3, 64, 64, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     normalised: list[int] = []
     normalise = loaded.normalise
-    seen = replace(
-        loaded,
-        normalise=lambda batch: normalised.append(batch.data_ptr()) or normalise(batch),  # type: ignore[func-returns-value, arg-type]  # a stand-in that notes what it is given
-    )
+
+    def noting(batch: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+        normalised.append(batch.data_ptr())
+        return normalise(batch, layout)
+
+    seen = replace(loaded, normalise=noting)  # type: ignore[arg-type]  # notes what it is given
     seen.forward(interleaved)
     assert normalised == [interleaved.data_ptr()]
     assert given[0].is_contiguous(memory_format=torch.channels_last)
