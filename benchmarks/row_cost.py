@@ -1,6 +1,6 @@
 """What a row costs beside its decoding and its forward pass: each step alone, in one thread.
 
-    python -m benchmarks.row_cost [--rounds 9] [--batch 32]
+    python -m benchmarks.row_cost [--rounds 9] [--batch 128]
 
 CIFAR-10's images come in Arrow messages of 64, or one a message, through the stages of a worker and
 into a segment in a folder. Times are of the processor, per row, medians over the rounds. Decoding
@@ -34,6 +34,7 @@ from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.model.execution import computing
 from nap_stream.model.lane import open_lane
 from nap_stream.model.load import load_model
+from nap_stream.model.preprocessing import default_batch_size
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import DecodedRows, Message, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
@@ -55,7 +56,7 @@ B = TypeVar("B")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, help="images; a worker's default unless given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="row-cost-") as folder:
@@ -79,8 +80,7 @@ def main() -> None:
 class _Worker:
     """A worker's stages, for one thread, with a model that costs next to nothing."""
 
-    def __init__(self, folder: Path, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self, folder: Path, batch_size: int | None) -> None:
         table = pq.read_table(shared_data("cifar10_test.parquet"), columns=["image"])
         photos, decided, weights = (folder / name for name in ("photos", "decided", "weights.pt"))
         pq.write_table(table.slice(0, 2_000), photos)
@@ -91,6 +91,8 @@ class _Worker:
             "free32", (weights, decided), "calibrated", preprocessing={}, method=None
         )
         settings = load_model_settings(calibrated / "model.yaml")
+        batch_size = batch_size or default_batch_size(settings.preprocessing)
+        self._batch_size = batch_size
         self._calibration = load_calibration(calibrated / "calibration")
         self._model = load_model(
             settings,

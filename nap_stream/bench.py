@@ -26,7 +26,13 @@ from nap_stream.errors import InputDataError, ModelError
 from nap_stream.image_files import iter_images
 from nap_stream.model.execution import Execution, precisions_of
 from nap_stream.model.load import LoadedModel, OnePassScorer, load_model
-from nap_stream.monitor.worker import Threads, load_calibrated, open_line, replicas
+from nap_stream.monitor.worker import (
+    Threads,
+    batch_size_of,
+    load_calibrated,
+    open_line,
+    replicas,
+)
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.pipeline.rows import MessageDecoder
 from nap_stream.process import available_cpus
@@ -145,7 +151,8 @@ def measure(
     written_out = settings.model.model_copy(update={"preprocessing": loaded.preprocessing})
     settings = settings.model_copy(update={"model": written_out})
     pixels, undecodable = decode_once(settings, images, clock)
-    batch = _repeated(pixels, settings.worker.batch_size)
+    batch_size = batch_size_of(settings.worker, loaded.preprocessing)
+    batch = _repeated(pixels, batch_size)
     base_scores = base_scores_of(calibration, loaded)
     passes = {
         one: model if isinstance(model, str) else _passes(model, base_scores, batch, threads)
@@ -172,7 +179,7 @@ def measure(
         images=len(images),
         undecodable=undecodable,
         device=str(device),
-        batch_size=settings.worker.batch_size,
+        batch_size=batch_size,
         num_cpus=num_cpus,
         threads=threads,
         forward=tuple(rows),

@@ -11,6 +11,7 @@ from nap_stream.settings.schema import PreprocessingSettings
 Interpolate = Callable[[torch.Tensor, Sequence[int], str], torch.Tensor]
 """(uint8 (C, h, w), [H, W], mode) → uint8 (C, H, W), antialiased but for the mode nearest."""
 
+_BATCH_PIXELS, _MOST_IMAGES = 32 * 224 * 224, 128
 _CACHED_VALUES = 2**18
 """Of float32: 1 MiB."""
 _MAX_ASPECT = 16
@@ -62,6 +63,16 @@ def decoded_size(settings: PreprocessingSettings) -> tuple[int, int] | None:
     if not settings.scaled_decoding or sides is None:
         return None
     return (sides, sides) if isinstance(sides, int) else sides
+
+
+def default_batch_size(settings: PreprocessingSettings) -> int:
+    """How many images a batch has unless told otherwise: 32, or up to 128 that are small.
+
+    They have no more pixels than 32 images of 224 x 224. What a batch costs beside its pixels is
+    then shared by more of them.
+    """
+    height, width = input_size(settings)
+    return min(_MOST_IMAGES, max(32, _BATCH_PIXELS // (height * width)))
 
 
 class Normaliser:

@@ -22,6 +22,7 @@ from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import Execution, require_execution
 from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import LoadedModel, choose_device, load_model
+from nap_stream.model.preprocessing import default_batch_size
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
@@ -29,7 +30,7 @@ from nap_stream.pipeline.scoring import PARCEL_MESSAGES, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
-from nap_stream.settings.schema import Settings, WorkerSettings
+from nap_stream.settings.schema import PreprocessingSettings, Settings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
 
@@ -124,6 +125,11 @@ def threads_of(
     )
 
 
+def batch_size_of(settings: WorkerSettings, preprocessing: PreprocessingSettings) -> int:
+    """How many images a forward pass of a worker takes."""
+    return settings.batch_size or default_batch_size(preprocessing)
+
+
 def load_calibrated(
     settings: Settings, device: torch.device, num_cpus: int
 ) -> tuple[Calibration, LoadedModel, Threads]:
@@ -138,7 +144,8 @@ def load_calibrated(
     threads = threads_of(settings.worker, device, num_cpus, execution)
     # Before the model is loaded: a compiled one is compiled for this number, too.
     torch.set_num_threads(threads.torch)
-    loaded = load_model(settings.model, device, execution, batch_size=settings.worker.batch_size)
+    batch_size = batch_size_of(settings.worker, calibration.document.model.preprocessing)
+    loaded = load_model(settings.model, device, execution, batch_size=batch_size)
     require_fingerprint(calibration, loaded)
     return calibration, loaded, threads
 
@@ -161,6 +168,7 @@ def open_line(
 
     ``calibration`` is of the model ``loaded``; ``writer_id`` is what segments name.
     """
+    batch_size = batch_size_of(settings.worker, loaded.preprocessing)
     reader = open_reader(settings.messages, settings.limits, clock=clock)
     decode = MessageDecoder(
         preprocessing=loaded.preprocessing,
@@ -178,7 +186,7 @@ def open_line(
             score_images=open_lane(
                 own,
                 base_scores,
-                batch_size=settings.worker.batch_size,
+                batch_size=batch_size,
                 note_out_of_memory=counters.note_out_of_memory,
             ),
             class_names=own.class_names,
@@ -193,7 +201,7 @@ def open_line(
     stage = ScoringStage(
         decode,
         scores,
-        batch_size=settings.worker.batch_size,
+        batch_size=batch_size,
         linger_s=settings.worker.linger_ms / 1000,
         decode_threads=max(threads.decoding, fetch.threads if fetch else 0),
         # What one message refers to must not wait for what others do.

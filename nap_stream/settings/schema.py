@@ -340,7 +340,9 @@ class WorkerSettings(Section):
     count: Positive = 1
     num_gpus: Annotated[float, Field(ge=0, le=16)] | None = None
     """GPUs a worker, fractions allowed; null takes 1 where Ray has GPUs, else 0."""
-    batch_size: Positive = 32
+    batch_size: Positive | None = None
+    """Images of a forward pass. Null takes 32, and of inputs smaller than 224 x 224 as many as have
+    the same number of pixels, 128 at most."""
     linger_ms: Annotated[int, Field(ge=0)] = 50
     """The longest that an image waits for its batch to fill."""
     num_cpus: Annotated[int, Field(gt=0, le=256)] | None = None

@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from nap_stream.model.preprocessing import Normaliser, decoded_size, input_size, preprocess
+from nap_stream.model.preprocessing import (
+    Normaliser,
+    decoded_size,
+    default_batch_size,
+    input_size,
+    preprocess,
+)
 from nap_stream.settings.schema import PreprocessingSettings
 
 SIDES = st.integers(5, 60)
@@ -14,6 +20,14 @@ SIDES = st.integers(5, 60)
 def image(height: int, width: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height * 1000 + width)
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("crop", "images"),
+    [(32, 128), (112, 128), (128, 98), (224, 32), (384, 32), ((112, 224), 64), (1, 128)],
+)
+def test_small_images_make_large_batches(crop: int | tuple[int, int], images: int) -> None:
+    assert default_batch_size(PreprocessingSettings(crop=crop)) == images
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
