@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks.networks import NETWORKS, available
 from benchmarks.selection_rules import BATCH, LogP, Scored, chosen, read
+from nap_stream.calibration.cache import FeatureCache
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.read import FeatureCache
 from nap_stream.core.methods import NAP, POOL, log_p
 from nap_stream.core.prior import EPSILON, nap
 from nap_stream.decode.image import decode_image

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from benchmarks import selection_rules
 from benchmarks.networks import NETWORKS, SEED, Network, available
-from nap_stream.calibration.read import FeatureCache, Values
+from nap_stream.calibration.cache import FeatureCache
+from nap_stream.calibration.read import Values
 from nap_stream.cli.options import progress_bar
 from nap_stream.core.methods import Combination, Method, method_scores, parse_method
 from nap_stream.core.score_specs import BaseScore

@@ -17,10 +17,11 @@ from scipy.stats import spearmanr
 from benchmarks.networks import Network
 from benchmarks.tried_transforms import TRIED, transformed
 from nap_stream.calibration import checks
+from nap_stream.calibration.cache import FeatureCache
 from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart, Folds, fit, in_order
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.read import FeatureCache, Reader, Values
+from nap_stream.calibration.read import Reader, Values
 from nap_stream.core.methods import NAP, POOL, log_p
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.core.selection import auroc, select

@@ -4,6 +4,7 @@ Calibration, evaluation and workers read images so, that their pixels be the sam
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -18,12 +19,33 @@ DEVICE_BATCH = 32
 """Files that are decoded on the device at once."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Input:
+    """An image as the model takes it: ``pixels`` are uint8 (3, H, W), on the CPU.
+
+    ``warning`` is what its decoder warned of, None where it was content.
+    """
+
+    pixels: torch.Tensor
+    warning: str | None = None
+
+
 def on_cpu(
     data: bytes | None, limits: LimitSettings, preprocessing: PreprocessingSettings
 ) -> torch.Tensor | Refusal:
     """Decode a file and bring it to the model's input size on the CPU: uint8 (3, H, W)."""
+    found = input_on_cpu(data, limits, preprocessing)
+    return found if isinstance(found, Refusal) else found.pixels
+
+
+def input_on_cpu(
+    data: bytes | None, limits: LimitSettings, preprocessing: PreprocessingSettings
+) -> Input | Refusal:
+    """The same, with what the decoder warned of."""
     found = decode_image(data, limits, decoded_size(preprocessing), preprocessing)
-    return found if isinstance(found, Refusal) else preprocess(found.pixels, preprocessing)
+    if isinstance(found, Refusal):
+        return found
+    return Input(preprocess(found.pixels, preprocessing), found.warning)
 
 
 def model_inputs(
@@ -31,13 +53,13 @@ def model_inputs(
     limits: LimitSettings,
     preprocessing: PreprocessingSettings,
     on_device: DeviceDecoder | None,
-) -> list[torch.Tensor | Refusal]:
-    """Decode files to the model's input size, uint8 (3, H, W) each, on the CPU, in order.
+) -> list[Input | Refusal]:
+    """Decode files to the model's input size, in order.
 
-    ``on_device`` takes the JPEGs that a worker leaves to it. What it cannot decode, and all else,
-    is decoded on the CPU.
+    ``on_device`` takes the JPEGs that a worker leaves to it, and warns of none. What it cannot
+    decode, and all else, is decoded on the CPU.
     """
-    found: list[torch.Tensor | Refusal | None] = [None] * len(files)
+    found: list[Input | Refusal | None] = [None] * len(files)
     if on_device is not None:
         left = [
             number for number, data in enumerate(files) if undecoded_jpeg(data, limits) is not None
@@ -46,8 +68,8 @@ def model_inputs(
             numbers = left[start : start + DEVICE_BATCH]
             decoded = on_device([files[number] for number in numbers])
             for number, pixels in zip(numbers, decoded, strict=True):
-                found[number] = None if pixels is None else pixels.cpu()
+                found[number] = None if pixels is None else Input(pixels.cpu())
     return [
-        on_cpu(data, limits, preprocessing) if pixels is None else pixels
-        for data, pixels in zip(files, found, strict=True)
+        input_on_cpu(data, limits, preprocessing) if one is None else one
+        for data, one in zip(files, found, strict=True)
     ]

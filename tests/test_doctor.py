@@ -11,7 +11,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.run import doctor as command
 from nap_stream.decode.arrow import ARROW_STREAM
 from nap_stream.doctor import CHECKS, Finding, Outcome, examine
-from nap_stream.feed import model_inputs
+from nap_stream.feed import Input, model_inputs
 from nap_stream.kafka.client import topics_missing
 from nap_stream.model import execution as execution_module
 from nap_stream.model.execution import Execution
@@ -257,9 +257,9 @@ def test_predictions_are_those_of_a_worker(embedded: str, tmp_path: Path) -> Non
 
     loaded = load_model(settings.model, torch.device("cpu"))
     pixels = [
-        one
+        one.pixels
         for one in model_inputs(files, settings.limits, settings.model.preprocessing, None)
-        if isinstance(one, torch.Tensor)
+        if isinstance(one, Input)
     ]
     share, number = loaded.forward(torch.stack(pixels)).logits.softmax(1).max(1)
     predicted = [one.prediction for one in found.images]

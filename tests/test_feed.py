@@ -8,7 +8,7 @@ from nap_stream.calibration.run import calibrate
 from nap_stream.clock import ManualClock
 from nap_stream.decode.picture import Refusal
 from nap_stream.errors import ConfigError
-from nap_stream.feed import DEVICE_BATCH, model_inputs, on_cpu
+from nap_stream.feed import DEVICE_BATCH, Input, model_inputs, on_cpu
 from nap_stream.model.device_decode import DeviceDecoder
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.support.device_decoders import DecoderHere, without_tables
@@ -34,15 +34,15 @@ def test_the_device_gets_what_workers_leave_to_it_and_the_cpu_the_rest() -> None
     assert decode.batches[0] == 4
     for number in (0, 6):
         (expected,) = DeviceDecoder(NVJPEG, DecoderHere())([files[number]])
-        pixels = found[number]
-        assert isinstance(pixels, torch.Tensor)
+        one = found[number]
+        assert isinstance(one, Input)
         assert expected is not None
-        assert torch.equal(pixels, expected)
+        assert torch.equal(one.pixels, expected)
     for number in (1, 2, 4):
-        expected_here, pixels = on_cpu(files[number], LIMITS, NVJPEG), found[number]
-        assert isinstance(pixels, torch.Tensor)
+        expected_here, one = on_cpu(files[number], LIMITS, NVJPEG), found[number]
+        assert isinstance(one, Input)
         assert isinstance(expected_here, torch.Tensor)
-        assert torch.equal(pixels, expected_here)
+        assert torch.equal(one.pixels, expected_here)
     assert found[3] == on_cpu(b"text", LIMITS, NVJPEG)
     assert found[5] == on_cpu(broken, LIMITS, NVJPEG)
     assert isinstance(found[5], Refusal)

@@ -59,12 +59,18 @@ def skill_warnings(scored: ScoredImages, class_names: tuple[str, ...]) -> Iterat
         yield from found.swap_warnings()
 
 
-def undecodable_warnings(what: str, read: Reading | ScoredImages | None) -> Iterator[str]:
-    """Images that could not be decoded; none where nothing was read."""
-    if read is not None and read.undecodable:
+def decoding_warnings(what: str, read: Reading | ScoredImages | None) -> Iterator[str]:
+    """Images that cannot be decoded, or are with a warning; none where nothing was read."""
+    if read is None:
+        return
+    every = read.undecodable + len(read)
+    if read.undecodable:
+        yield f"{read.undecodable} of {every} {what} cannot be decoded; first {read.first_problem}"
+    if read.warned.images:
         yield (
-            f"{read.undecodable} of {read.undecodable + len(read)} {what} cannot be decoded; "
-            f"first {read.first_problem}"
+            f"of {read.warned.images} of {every} {what} the decoder warns, so that pixels may "
+            "not be what was encoded, and what is odd in them is taken for usual: leave them out, "
+            f"or set limits.damaged: refuse; first {'; '.join(read.warned.examples)}"
         )
 
 

@@ -72,12 +72,20 @@ class ModelFacts(_Part):
 class ImageFacts(_Part):
     """The images of a part: the name of their folder or file, and what became of them.
 
-    ``source`` is null where the part is a share of the calibration images.
+    ``source`` is null where the part is a share of the calibration images. Of ``warned`` of those
+    that were scored the decoder warned.
     """
 
     source: str | None
     scored: int
     undecodable: int
+    warned: int = 0
+
+    @model_serializer(mode="wrap")
+    def _warned_where_some_are(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fingerprints of before they were counted stay valid.
+        left_out = () if self.warned else ("warned",)
+        return {key: value for key, value in dump(self).items() if key not in left_out}
 
 
 class FaultSeen(_Part):

@@ -1,11 +1,9 @@
 """From image files to what the model makes of them, batch by batch.
 
-The outputs of each batch can be kept in a cache on disk: two cores are slow, and a run can be
-cut off.
+The outputs of each batch can be kept in a cache on disk, see `nap_stream.calibration.cache`.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,21 +11,17 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
-import structlog
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save_file
 
 from nap_stream.calibration.artifact import versions
+from nap_stream.calibration.cache import Arrays, FeatureCache, cache_key
 from nap_stream.calibration.pseudo_ood import VERSION, transformed
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.methods import NAP
-from nap_stream.decode.image import decode_image
 from nap_stream.decode.picture import Refusal
 from nap_stream.errors import CalibrationError
-from nap_stream.feed import model_inputs
-from nap_stream.files import replacing
+from nap_stream.feed import Input, input_on_cpu, model_inputs
 from nap_stream.image_files import ImageFile, iter_images
 from nap_stream.model.device_decode import DeviceDecoder, device_decoder
 from nap_stream.model.execution import Execution
@@ -36,16 +30,35 @@ from nap_stream.model.output import OutputFacts, wrong_kind
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import encodable
 
-Arrays = dict[str, NDArray[Any]]
 Values = dict[str, NDArray[np.float32]]
 Advance = Callable[[int], None]
 """Told how many more images were read."""
 
 PSEUDO_SEED = 0
 
-_KEY_SCHEME = 1
 _ROUNDING = ("torch", "torchvision", "pillow", "numpy")
 """What decodes, resizes and computes: another version rounds otherwise."""
+
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """How many images were decoded with a warning, and the first of them with what was said."""
+
+    images: int = 0
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def join(cls, parts: Iterable[Self]) -> Self:
+        """Put what was said of several parts behind each other."""
+        every = list(parts)
+        examples = [one for part in every for one in part.examples]
+        return cls(sum(part.images for part in every), tuple(examples[:_EXAMPLES]))
+
+
+NOT_WARNED = Warned()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +68,7 @@ class Reading:
     ``logits`` is float32 (n, K), ``features`` float32 (n, D) or null where the model gives
     none, ``nap`` float32 (n,). ``first_problem`` is about the first undecodable image.
     ``positions`` are the numbers of the n images among all that were given, from 0, int64 (n,).
+    ``warned`` are those of them of which the decoder warned.
     """
 
     names: tuple[str, ...]
@@ -65,6 +79,7 @@ class Reading:
     nap: NDArray[np.float32]
     undecodable: int
     first_problem: str
+    warned: Warned = NOT_WARNED
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,6 +98,7 @@ class Reading:
             np.concatenate(features) if features else None,
             np.concatenate([part.nap for part in parts]),
             *_undecodable(parts),
+            Warned.join(part.warned for part in parts),
         )
 
     @property
@@ -125,8 +141,9 @@ class ScoredImages:
 
     ``class_id`` is int64 (n,), ``values`` are NAP and base scores by name, each float32 (n,).
     ``first_problem`` is about the first undecodable image, ``not_finite`` are the names of images
-    whose outputs are not finite, ``outputs`` what was measured of the logits of the others. Takes a
-    few bytes an image, where a `Reading` takes all its logits and features.
+    whose outputs are not finite, ``outputs`` what was measured of the logits of the others,
+    ``warned`` those of which the decoder warned. Takes a few bytes an image, where a `Reading`
+    takes all its logits and features.
     """
 
     names: tuple[str, ...]
@@ -137,6 +154,7 @@ class ScoredImages:
     first_problem: str
     not_finite: tuple[str, ...] = ()
     outputs: OutputFacts | None = None
+    warned: Warned = NOT_WARNED
 
     def __len__(self) -> int:
         return len(self.names)
@@ -153,6 +171,7 @@ class ScoredImages:
             reading.first_problem,
             tuple(reading.not_finite),
             reading.outputs,
+            reading.warned,
         )
 
     @classmethod
@@ -166,6 +185,7 @@ class ScoredImages:
             {name: np.concatenate([part.values[name] for part in some]) for name in some[0].values},
             *_undecodable(parts),
             outputs=OutputFacts.join([part.outputs for part in some if part.outputs]),
+            warned=Warned.join(part.warned for part in some),
         )
 
 
@@ -188,7 +208,7 @@ class Reader:
     loaded: LoadedModel
     limits: LimitSettings
     source: Path
-    cache: "FeatureCache | None" = None
+    cache: FeatureCache | None = None
     on_device: DeviceDecoder | None = None
 
     @classmethod
@@ -197,7 +217,7 @@ class Reader:
         loaded: LoadedModel,
         limits: LimitSettings,
         source: Path,
-        cache: "FeatureCache | None" = None,
+        cache: FeatureCache | None = None,
     ) -> Self:
         """A reader with the decoder that the preprocessing names.
 
@@ -296,7 +316,7 @@ class Reader:
         first = 0
         for block in blocks:
             arrays = self._outputs(block, transform, first, batch_size or len(block), identity)
-            yield _reading(block, first, arrays, self.limits)
+            yield self._reading(block, first, arrays)
             first += len(block)
             advance(len(block))
 
@@ -315,7 +335,12 @@ class Reader:
         images = [hashlib.sha256(file.data).hexdigest() for file in files]
         key = cache_key({**identity, "transform": seeded, "images": images})
         kept = self.cache.get(key)
-        if kept is None or not _is_whole(kept, len(files), has_features=self.loaded.has_features):
+        if kept is None or not _is_whole(
+            kept,
+            len(files),
+            has_features=self.loaded.has_features,
+            is_warned_of=transform is None,
+        ):
             kept = self._compute(files, transform, first_index, batch_size)
             self.cache.put(key, kept)
         return kept
@@ -326,19 +351,23 @@ class Reader:
         """The model's outputs for n files, of which k can be decoded, in batches.
 
         Returns:
-            ``decoded`` bool (n,); where k is not 0, ``logits`` float32 (k, K), ``nap``
-            float32 (k,), and ``features`` float32 (k, D) where the model has any.
+            ``decoded`` bool (n,); of images as they are ``warned`` bool (n,), those of which the
+            decoder warned; where k is not 0, ``logits`` float32 (k, K), ``nap`` float32 (k,), and
+            ``features`` float32 (k, D) where the model has any.
         """
         decoded = model_inputs(
             [file.data for file in files], self.limits, self.loaded.preprocessing, self.on_device
         )
-        pixels = [result for result in decoded if not isinstance(result, Refusal)]
+        inputs = [result for result in decoded if not isinstance(result, Refusal)]
         arrays: Arrays = {
             "decoded": np.array([not isinstance(result, Refusal) for result in decoded])
         }
-        if not pixels:
+        if transform is None:
+            warned = [isinstance(one, Input) and one.warning is not None for one in decoded]
+            arrays["warned"] = np.array(warned)
+        if not inputs:
             return arrays
-        block = torch.stack(pixels)
+        block = torch.stack([one.pixels for one in inputs])
         if transform is not None:
             block = transformed(transform, block, PSEUDO_SEED, first_index)
         found = [self.loaded.forward(batch) for batch in torch.split(block, batch_size)]
@@ -347,6 +376,31 @@ class Reader:
             if parts[0] is not None:
                 arrays[name] = torch.cat(parts).cpu().numpy()
         return arrays
+
+    def _reading(self, files: list[ImageFile], first: int, arrays: Arrays) -> Reading:
+        decoded = arrays["decoded"]
+        kept = [file for file, good in zip(files, decoded, strict=True) if good]
+        refused = [file for file, good in zip(files, decoded, strict=True) if not good]
+        warned = [files[row] for row in np.flatnonzero(arrays.get("warned", ()))]
+        empty = np.zeros(0, np.float32)
+        return Reading(
+            tuple(encodable(file.name) for file in kept),
+            tuple(file.label for file in kept),
+            first + np.flatnonzero(decoded),
+            arrays.get("logits", empty.reshape(0, 0)),
+            arrays.get("features"),
+            arrays.get("nap", empty),
+            len(refused),
+            self._problem(refused[0]) if refused else "",
+            Warned(len(warned), tuple(self._problem(file) for file in warned[:_EXAMPLES])),
+        )
+
+    def _problem(self, file: ImageFile) -> str:
+        """What is said of a file, decoded once more."""
+        found = input_on_cpu(file.data, self.limits, self.loaded.preprocessing)
+        said = found.error if isinstance(found, Refusal) else found.warning
+        name = encodable(file.name)
+        return name if said is None else f"{name}: {said}"
 
 
 def _require_usable(
@@ -394,29 +448,6 @@ def _undecodable(parts: Sequence[Reading] | Sequence[ScoredImages]) -> tuple[int
     return sum(part.undecodable for part in parts), next(problems, "")
 
 
-def _reading(files: list[ImageFile], first: int, arrays: Arrays, limits: LimitSettings) -> Reading:
-    decoded = arrays["decoded"]
-    kept = [file for file, good in zip(files, decoded, strict=True) if good]
-    refused = [file for file, good in zip(files, decoded, strict=True) if not good]
-    empty = np.zeros(0, np.float32)
-    return Reading(
-        tuple(encodable(file.name) for file in kept),
-        tuple(file.label for file in kept),
-        first + np.flatnonzero(decoded),
-        arrays.get("logits", empty.reshape(0, 0)),
-        arrays.get("features"),
-        arrays.get("nap", empty),
-        len(refused),
-        _problem(refused[0], limits) if refused else "",
-    )
-
-
-def _problem(file: ImageFile, limits: LimitSettings) -> str:
-    result = decode_image(file.data, limits)
-    name = encodable(file.name)
-    return f"{name}: {result.error}" if isinstance(result, Refusal) else name
-
-
 def _identity(loaded: LoadedModel, limits: LimitSettings) -> dict[str, Any]:
     """All of a cache key that is the same for every batch: what decides the outputs."""
     found = versions()
@@ -434,65 +465,14 @@ def _identity(loaded: LoadedModel, limits: LimitSettings) -> dict[str, Any]:
     }
 
 
-def _is_whole(arrays: Arrays, files: int, *, has_features: bool) -> bool:
+def _is_whole(arrays: Arrays, files: int, *, has_features: bool, is_warned_of: bool) -> bool:
     """Whether a file of the cache holds the outputs for so many image files."""
-    if "decoded" not in arrays or arrays["decoded"].shape != (files,):
+    of_files = {"decoded", *({"warned"} if is_warned_of else ())}
+    if any(name not in arrays or arrays[name].shape != (files,) for name in of_files):
         return False
     decoded = int(arrays["decoded"].sum())
-    expected = {"decoded"}
+    expected = set(of_files)
     if decoded:
         expected |= {"logits", "nap"} | ({"features"} if has_features else set())
-    rows = {len(arrays[name]) for name in arrays if name != "decoded"}
+    rows = {len(arrays[name]) for name in arrays if name not in of_files}
     return arrays.keys() == expected and rows <= {decoded}
-
-
-def cache_key(parts: Mapping[str, Any]) -> str:
-    """The SHA-256 of a JSON tree: everything that decides what the arrays are."""
-    canonical = json.dumps({"scheme": _KEY_SCHEME, **parts}, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureCache:
-    """A folder of safetensors files, each under the hash of what it was computed from.
-
-    Other weights, images, batches or versions of the libraries that decode and compute have
-    other keys. The code of the model is in no key (its fingerprint covers the factory's name and
-    the weights): delete the folder where that changes. It may be deleted at any time, and several
-    processes may share it.
-    """
-
-    folder: Path
-
-    def get(self, key: str) -> Arrays | None:
-        """Arrays by name; None where they are not there. A damaged file counts as not there."""
-        path = self._path(key)
-        try:
-            return load(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError, KeyError) as error:
-            # safetensors answers a dtype that numpy does not have, such as BF16, with KeyError.
-            structlog.get_logger().warning(
-                "feature_cache_file_unreadable", path=str(path), error=str(error)
-            )
-            return None
-
-    def put(self, key: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Keep arrays, so that a half-written file never stands under the key.
-
-        Raises:
-            CalibrationError: The folder cannot be written.
-        """
-        try:
-            with replacing(self._path(key)) as unfinished:
-                save_file(dict(arrays), unfinished)
-        except (OSError, SafetensorError) as error:
-            raise CalibrationError(
-                f"the feature cache cannot be written ({error})",
-                str(self.folder),
-                "Choose another folder with --cache, or make room",
-            ) from error
-
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration import checks
 from nap_stream.calibration.artifact import versions
+from nap_stream.calibration.cache import FeatureCache
 from nap_stream.calibration.calibration import (
     CLASS_ID,
     REFERENCE,
@@ -35,7 +36,7 @@ from nap_stream.calibration.fit import (
     select,
     unfitted,
 )
-from nap_stream.calibration.read import Advance, FeatureCache, Reader, Reading, ScoredImages
+from nap_stream.calibration.read import Advance, Reader, Reading, ScoredImages
 from nap_stream.calibration.seen import fault_passes, faults_seen
 from nap_stream.calibration.speed import choose_execution, sample_of
 from nap_stream.calibration.trials import trial_warning
@@ -411,8 +412,8 @@ def assemble(
         warnings=(
             *loaded.notes,
             *checks.skill_warnings(scored, loaded.class_names),
-            *checks.undecodable_warnings("images to calibrate on", scored),
-            *checks.undecodable_warnings("images to fit on", fit_reading),
+            *checks.decoding_warnings("images to calibrate on", scored),
+            *checks.decoding_warnings("images to fit on", fit_reading),
             *checks.one_class_warnings(scored, loaded.class_names),
             *kind_warnings(scored.outputs),
             *checks.copy_warnings(copies, len(scored)),
@@ -458,4 +459,5 @@ def _image_facts(source: Path | None, read: Reading | ScoredImages) -> ImageFact
         source=None if source is None else encodable(source.resolve().name),
         scored=len(read),
         undecodable=read.undecodable,
+        warned=read.warned.images,
     )

@@ -127,7 +127,7 @@ def sample_of(
         model_inputs([file.data], limits, preprocessing, on_device)[0]
         for file in chosen_images(images, wanted)
     )
-    pixels = [result for result in decoded if not isinstance(result, Refusal)]
+    pixels = [result.pixels for result in decoded if not isinstance(result, Refusal)]
     return torch.stack(pixels) if pixels else torch.zeros(0, 3, height, width, dtype=torch.uint8)
 
 

@@ -96,7 +96,7 @@ def calibrate(
     # The imports take seconds.
     with console.status("starting"):
         from nap_stream.calibration.artifact import require_free, write_calibration
-        from nap_stream.calibration.read import FeatureCache
+        from nap_stream.calibration.cache import FeatureCache
         from nap_stream.calibration.run import CalibrationRequest
         from nap_stream.calibration.run import calibrate as run_calibration
         from nap_stream.clock import SystemClock
@@ -278,7 +278,8 @@ def _rows(calibration: "Calibration", folder: Path) -> Iterator[tuple[str, str]]
 
 def _images(facts: "ImageFacts") -> str:
     place = f" of {facts.source}" if facts.source is not None else ", a share of the others"
-    return f"{facts.scored:,} scored, {facts.undecodable:,} undecodable{place}"
+    warned = f", {facts.warned:,} with a warning of the decoder" if facts.warned else ""
+    return f"{facts.scored:,} scored{warned}, {facts.undecodable:,} undecodable{place}"
 
 
 def _selection(selection: "Selection") -> Iterator[tuple[str, str]]:

@@ -60,7 +60,7 @@ def evaluate(
       nap-stream evaluate --model monitor.yaml --id held-out/ --ood fog=foggy/ \\
         --ood floor=floor.parquet --out evaluation/ --cache .nap-stream-cache
     """
-    from nap_stream.calibration.read import FeatureCache
+    from nap_stream.calibration.cache import FeatureCache
     from nap_stream.core.methods import parse_method
     from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.evaluation.output import render, write_table

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration import checks
 from nap_stream.calibration.artifact import versions
+from nap_stream.calibration.cache import FeatureCache
 from nap_stream.calibration.fit import ALWAYS, FitPart, Fitted, in_order
-from nap_stream.calibration.read import FeatureCache, Reader, ScoredImages, Values
+from nap_stream.calibration.read import Reader, ScoredImages, Values
 from nap_stream.calibration.run import FitFound, adding_up, candidates, fit_part, fit_passes
 from nap_stream.clock import Progress
 from nap_stream.core.methods import Method, every_method, method_scores
@@ -151,12 +152,12 @@ def evaluate(
         (
             *checks.skill_warnings(inside, loaded.class_names),
             *checks.one_class_warnings(inside, loaded.class_names),
-            *checks.undecodable_warnings("images to fit on", reading),
-            *checks.undecodable_warnings("in-distribution images", inside),
+            *checks.decoding_warnings("images to fit on", reading),
+            *checks.decoding_warnings("in-distribution images", inside),
             *(
                 warning
                 for name, scored in outside.items()
-                for warning in checks.undecodable_warnings(f"images of the OOD set {name}", scored)
+                for warning in checks.decoding_warnings(f"images of the OOD set {name}", scored)
             ),
             *checks.copy_warnings(len(copies), len(inside)),
         ),

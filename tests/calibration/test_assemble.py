@@ -8,7 +8,7 @@ import pytest
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.fit import ALWAYS, Fitted, Folds, fit, unfitted
-from nap_stream.calibration.read import Reading, ScoredImages
+from nap_stream.calibration.read import Reading, ScoredImages, Warned
 from nap_stream.calibration.run import CalibrationRequest, FitFound, assemble
 from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import method_scores, parse_method
@@ -205,6 +205,18 @@ def test_undecodable_images_of_both_parts_are_told() -> None:
     assert document.images.undecodable == 1
     assert document.fit_images is not None
     assert (document.fit_images.source, document.fit_images.undecodable) == ("training", 2)
+
+
+def test_images_of_which_the_decoder_warned_are_told_and_stated() -> None:
+    whole = reading_of([0, 1, 2, 2])
+    reading = replace(whole, warned=Warned(1, ("a.jpg: cut off",)))
+    (said,) = warnings_of(reading)
+    assert said.startswith("of 1 of 4 images to calibrate on the decoder warns")
+    document, before = put_together(reading).document, put_together(whole).document
+    assert document.images.warned == 1
+    assert document.images.model_dump()["warned"] == 1
+    # The fingerprint of a calibration without any is what it was before they were counted.
+    assert "warned" not in before.images.model_dump()
 
 
 def test_too_few_images_for_the_rule_says_how_many() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nap_stream.calibration.checks import (
+    decoding_warnings,
     labelled,
     mean_confidence,
     one_class_warnings,
@@ -16,10 +17,9 @@ from nap_stream.calibration.checks import (
     require_neighbours,
     require_weight,
     skill_warnings,
-    undecodable_warnings,
 )
 from nap_stream.calibration.fit import FitPart
-from nap_stream.calibration.read import ScoredImages
+from nap_stream.calibration.read import ScoredImages, Warned
 from nap_stream.core.conformal import Rule
 from nap_stream.core.methods import every_method, parse_method
 from nap_stream.core.score_specs import BaseScore
@@ -181,7 +181,17 @@ def test_images_of_one_class() -> None:
 
 
 def test_images_that_cannot_be_decoded() -> None:
-    assert list(undecodable_warnings("images", scored([0, 1], undecodable=1))) == [
+    assert list(decoding_warnings("images", scored([0, 1], undecodable=1))) == [
         "1 of 3 images cannot be decoded; first a.txt: text"
     ]
-    assert list(undecodable_warnings("images", scored([0, 1]))) == []
+    assert list(decoding_warnings("images", scored([0, 1]))) == []
+
+
+def test_images_that_are_decoded_with_a_warning() -> None:
+    found = replace(
+        scored([0, 1, 2], undecodable=1), warned=Warned(2, ("a.jpg: cut", "b.jpg: cut"))
+    )
+    said = list(decoding_warnings("images", found))
+    assert said[0] == "1 of 4 images cannot be decoded; first a.txt: text"
+    assert said[1].startswith("of 2 of 4 images the decoder warns, so that pixels may not be what")
+    assert said[1].endswith("set limits.damaged: refuse; first a.jpg: cut; b.jpg: cut")

@@ -6,7 +6,7 @@ import pytest
 import structlog
 from numpy.typing import NDArray
 
-from nap_stream.calibration.read import FeatureCache, cache_key
+from nap_stream.calibration.cache import FeatureCache, cache_key
 from nap_stream.errors import CalibrationError
 from tests.support.safetensors_bytes import FOREIGN_DTYPES, of_foreign_dtype
 

@@ -13,16 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from nap_stream.calibration import read as read_module
 from nap_stream.calibration.artifact import versions
+from nap_stream.calibration.cache import FeatureCache, cache_key
 from nap_stream.calibration.fit import ALWAYS, unfitted
 from nap_stream.calibration.pseudo_ood import transformed
-from nap_stream.calibration.read import (
-    PSEUDO_SEED,
-    FeatureCache,
-    Reader,
-    Reading,
-    ScoredImages,
-    cache_key,
-)
+from nap_stream.calibration.read import PSEUDO_SEED, Reader, Reading, ScoredImages
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.prior import nap
 from nap_stream.core.score_specs import ScoreParameters
@@ -202,6 +196,42 @@ def test_some_undecodable_images_are_counted(tmp_path: Path, batch_size: int) ->
     assert (len(reading), reading.undecodable) == (6, 2)
     assert reading.first_problem.startswith("0001a.txt: not a JPEG")
     assert reading.names == tuple(f"{number:04}.png" for number in range(6))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_images_that_are_decoded_with_a_warning_are_counted(
+    tmp_path: Path, loaded: LoadedModel, batch_size: int
+) -> None:
+    images = write_images(tmp_path / "images", 6)
+    for number in range(5):
+        whole = encoded(picture(64, 64, number), "JPEG")
+        (images / f"0002-{number}.jpg").write_bytes(whole[:-30] + whole[-2:])
+    (images / "0003.jpg").write_bytes(encoded(picture(64, 64), "JPEG", quality=90))
+    (images / "0004.txt").write_text("a note")
+    reader, runs = reader_of(images, loaded, cache=FeatureCache(tmp_path / "cache")), Runs(loaded)
+    for _ in ("computed", "kept"):
+        for found in (read(reader, batch_size), score(reader, batch_size)):
+            assert (len(found), found.undecodable, found.warned.images) == (12, 1, 5)
+            assert [one[:29] for one in found.warned.examples] == [
+                f"0002-{number}.jpg: Corrupt JPEG data" for number in range(3)
+            ]
+    assert runs.images == 12
+    transformed_ones = score_transformed(reader, "solarize")
+    assert (len(transformed_ones), transformed_ones.warned.images) == (12, 0)
+    refusing = replace(reader, limits=LimitSettings(damaged="refuse"))
+    found = read(refusing, batch_size)
+    assert (len(found), found.undecodable, found.warned.images) == (7, 6, 0)
+
+
+def test_outputs_that_were_kept_before_warnings_were_are_computed_anew(
+    folder: Path, tmp_path: Path, loaded: LoadedModel
+) -> None:
+    reader, runs = reader_of(folder, loaded, cache=FeatureCache(tmp_path)), Runs(loaded)
+    first = read(reader, 100)
+    (kept,) = tmp_path.rglob("*.safetensors")
+    save_file({n: a for n, a in load_file(kept).items() if n != "warned"}, kept)
+    assert_identical(read(reader, 100), first)
+    assert runs.images == 2 * COUNT
 
 
 def test_a_whole_batch_that_is_undecodable_in_the_middle(tmp_path: Path) -> None:

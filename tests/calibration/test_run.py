@@ -16,6 +16,7 @@ from scipy.stats import betabinom
 from nap_stream.calibration import fit as fit_module
 from nap_stream.calibration import run as run_module
 from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.cache import FeatureCache
 from nap_stream.calibration.calibration import (
     Calibration,
     base_scores_of,
@@ -25,7 +26,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.calibration.faults import FAULTS
 from nap_stream.calibration.fit import FitPart
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
-from nap_stream.calibration.read import FeatureCache, Reader
+from nap_stream.calibration.read import Reader
 from nap_stream.calibration.run import calibrate, choose_method
 from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.conformal import Rule
