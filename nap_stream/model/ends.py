@@ -1,20 +1,22 @@
 """Where positions end on the way to the logits, and which map is read there."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from nap_stream.model.graph import (
-    ACTIVATIONS,
     ADAPTIVE_POOLINGS,
     ATTENTIONS,
     PICKING,
     REDUCTIONS,
+    Attention,
     Node,
     Trace,
 )
-from nap_stream.model.layout import Layout, axis_of, role_of
+from nap_stream.model.layout import Layout, axis_of, positions, role_of
 from nap_stream.model.sites import FeatureSite, MapLayout
+from nap_stream.model.transforms import NEUTRAL, SCALING, before_transforms
 
 _WINDOWED = frozenset({"avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "lp_pool2d"})
 _POOLINGS = ADAPTIVE_POOLINGS | _WINDOWED
@@ -22,51 +24,32 @@ _FLATTENING = frozenset({"flatten", "reshape", "view"})
 _SORTING = frozenset({"sort", "topk"})
 _DENSE = frozenset({"linear", "addmm", "matmul", "conv2d", "conv1d"})
 _ATTENDING = frozenset({"matmul", "bmm", "einsum", "multi_head_attention_forward"}) | ATTENTIONS
-_NEUTRAL = frozenset(
-    {"dropout", "feature_dropout", "dropout2d", "contiguous", "clone", "to", "float", "half"}
-    | {"type", "type_as", "detach", "data", "alias", "nan_to_num", "bfloat16"}
+_SHAPING = (
+    _FLATTENING
+    | frozenset({"unflatten", "unsqueeze", "squeeze", "transpose", "permute", "movedim", "mT"})
+    | frozenset({"contiguous", "expand", "expand_as"})
 )
-_SCALING = frozenset(
-    {"mul", "rmul", "imul", "div", "truediv", "add", "radd", "sub", "rsub"}
-    | {"multiply", "divide", "true_divide", "subtract"}
-)
-_CLAMPING = frozenset({"clamp", "clamp_min", "clip", "maximum"})
-_TRANSFORMS = (
-    _SCALING
-    | _CLAMPING
-    | frozenset(
-        {"pow", "rpow", "square", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "abs"}
-        | {
-            "float_power",
-            "exp2",
-            "log10",
-            "rdiv",
-            "reciprocal",
-            "neg",
-            "absolute",
-            "clamp_max",
-            "sign",
-            "sin",
-            "cos",
-        }
-    )
-)
+_PRODUCTS = frozenset({"matmul", "bmm", "einsum"})
+_MULTIPLIED = frozenset({"mul", "multiply"})
+_BOUNDED = frozenset({"sigmoid", "hardsigmoid", "softmax"})
+_MULTIPLYING = _PRODUCTS | {"mul", "rmul", "imul", "multiply"}
 _MOVING = (
     PICKING
-    | _NEUTRAL
+    | NEUTRAL
     | _FLATTENING
     | {"permute", "transpose", "layer_norm", "cat", "unsqueeze", "squeeze", "rms_norm", "norm"}
 )
 _MAP_DIMENSIONS = 4
 
-EndKind = Literal["pooled", "flattened", "picked", "attended", "other"]
+EndKind = Literal["pooled", "weighed", "flattened", "picked", "attended", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
     """A call, at ``node``, after which nothing of a map's positions is left.
 
-    ``map`` is the node of the map, ``site`` where it is read, None where that is not known.
+    ``map`` is the node of the map, ``site`` where it is read, None where that is not known. A map
+    is ``weighed`` where its positions are summed by weights that all channels share.
     """
 
     node: int
@@ -145,6 +128,8 @@ def _end(trace: Trace, index: int, parent: int) -> End:
     size = "x".join(map(str, source.shape[1:]))
     call = f"{node.name}()" if node.name else "a call that is not one of torch's"
     plain = End(index, parent, "other", source.learned, f"{call} of {size}")
+    if found := _weighed(trace, index):
+        return replace(plain, kind="weighed", map=found[0], site=found[1])
     if node.source == parent:
         if found := map_end(trace, index):
             return replace(plain, kind="pooled", map=found[0], site=found[1])
@@ -152,12 +137,71 @@ def _end(trace: Trace, index: int, parent: int) -> End:
             return replace(plain, kind="picked")
         if found := _flattened(trace, index, parent):
             return replace(plain, kind="flattened", map=found[0], site=found[1])
-    if node.name in _ATTENDING:
-        upstream = trace.upstream(index)
-        single = [one for one in trace.attentions if one.queries == 1 and one.node in upstream]
-        if single:
-            return replace(plain, kind="attended")
+    is_sum_of_weighed = node.name in REDUCTIONS and source.name in _MULTIPLIED
+    if (node.name in _ATTENDING or is_sum_of_weighed) and single_attention(trace, index):
+        return replace(plain, kind="attended")
     return plain
+
+
+def single_attention(trace: Trace, index: int) -> Attention | None:
+    """The last attention of one query that a node depends on."""
+    upstream = trace.upstream(index)
+    single = [one for one in trace.attentions if one.queries == 1 and one.node in upstream]
+    return single[-1] if single else None
+
+
+def _weighed(trace: Trace, index: int) -> tuple[int, FeatureSite | None] | None:
+    """The map whose positions are summed by weights that all channels share, however spelled.
+
+    None where the call is no such sum; without a site where the map cannot be read.
+    """
+    node = trace.nodes[index]
+    product = index
+    while trace.nodes[product].name == "sum" and trace.nodes[product].source is not None:
+        product = trace.nodes[product].source or 0
+    names = _PRODUCTS if product == index else _MULTIPLIED
+    parents = trace.nodes[product].parents
+    if trace.nodes[product].name not in names or len(parents) != 2:  # noqa: PLR2004  two factors
+        return None
+    for weights, values in (parents, parents[::-1]):
+        if _share(trace.nodes[weights], trace.nodes[values], node):
+            return _read_anywhere(trace, product, values) or (values, None)
+    return None
+
+
+def _share(weights: Node, values: Node, result: Node) -> bool:
+    """Whether of each position there is one weight for all channels, and these are left."""
+    if weights.layout is None or values.layout is None or not weights.positional:
+        return False
+    roles = {role for axis in weights.layout for role, _ in axis}
+    lies = layout_of(values)
+    if lies is None or "channels" in roles or positions(weights.layout) != positions(values.layout):
+        return False
+    left = values.shape[lies.channels] * values.shape[lies.images]
+    return values.shape[lies.channels] > 1 and math.prod(result.shape) == left
+
+
+def _read_anywhere(trace: Trace, product: int, values: int) -> tuple[int, FeatureSite] | None:
+    """Where a map is read that a product need not take first: there, or where else it is taken."""
+    place: int | None = values
+    while place is not None:
+        first = product if place == values else None
+        readers = [first] if first is not None and trace.nodes[first].source == place else []
+        readers += [n for n, node in enumerate(trace.nodes) if node.source == place]
+        reader = next((n for n in readers if trace.nodes[n].reads is not None), None)
+        if reader is not None:
+            reader, place = before_transforms(trace, reader, place)
+            reads = trace.nodes[reader].reads
+            layout = layout_of(trace.nodes[place])
+            if reads is None or layout is None:
+                return None
+            return place, _placed(reads, trace.nodes[place], layout)
+        output = next((site for site, node in trace.maps if node == place), None)
+        layout = layout_of(trace.nodes[place])
+        if output is not None and output.kind == "module_output" and layout is not None:
+            return place, _placed(output, trace.nodes[place], layout)
+        place = trace.nodes[place].source if trace.nodes[place].name in _SHAPING else None
+    return None
 
 
 def map_end(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
@@ -170,9 +214,8 @@ def map_end(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
     if layout is None:
         return None
     index, parent, layout = _before_reductions(trace, index, parent, layout)
-    index, parent = _before_weights(trace, index, parent, layout)
     index, parent = _before_sorting(trace, index, parent)
-    index, parent = _before_transforms(trace, index, parent)
+    index, parent = before_transforms(trace, index, parent)
     reads = trace.nodes[index].reads
     if reads is None:
         return None
@@ -237,60 +280,6 @@ def _before_sorting(trace: Trace, index: int, parent: int) -> tuple[int, int]:
     if source is None or len(trace.nodes[source].shape) != len(trace.nodes[parent].shape):
         return index, parent
     return place, source
-
-
-def _before_weights(trace: Trace, index: int, parent: int, layout: MapLayout) -> tuple[int, int]:
-    """Where positions are summed by weights that all channels share: the map without these."""
-    node = trace.nodes[parent]
-    if trace.nodes[index].name != "sum" or node.name != "mul" or node.source is None:
-        return index, parent
-    weights = [trace.nodes[other] for other in node.parents if other != node.source]
-    same = trace.nodes[node.source].shape == node.shape
-    shared = [w for w in weights if w.shape[layout.channels : layout.channels + 1] == (1,)]
-    if same and len(weights) == 1 and len(shared) == 1:
-        return parent, node.source
-    return index, parent
-
-
-def _before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
-    """The activations before element-wise transforms, and the call that reads them.
-
-    The first element-wise function after a layer is its activation, where it is known as one;
-    whatever follows it is a transform. A constant factor is part of the layer.
-    """
-    chain: list[int] = []
-    place = parent
-    while (source := trace.nodes[place].source) is not None and _is_elementwise(trace, place):
-        chain.append(place)
-        place = source
-    chain.reverse()
-    functions = [place for place in chain if trace.nodes[place].name not in _NEUTRAL]
-    while functions and trace.nodes[functions[0]].name in _SCALING:
-        functions.pop(0)
-    if not functions:
-        return index, parent
-    names = [trace.nodes[place].name for place in functions]
-    # The clamp of a generalised mean is no activation, one before that is.
-    if names[0] in ACTIVATIONS or (names[0] in _CLAMPING and set(names[1:2]) <= _CLAMPING):
-        functions.pop(0)
-    if not functions:
-        return index, parent
-    reader = functions[0]
-    source = trace.nodes[reader].source
-    assert source is not None
-    return reader, source
-
-
-def _is_elementwise(trace: Trace, place: int) -> bool:
-    node = trace.nodes[place]
-    assert node.source is not None
-    single = node.operands == 1 and len(node.parents) == 1
-    known = node.name in _TRANSFORMS or node.name in ACTIVATIONS or node.name in _NEUTRAL
-    return (
-        known
-        and (single or node.name == "prelu")
-        and (trace.nodes[node.source].shape == node.shape)
-    )
 
 
 def _flattened(trace: Trace, index: int, parent: int) -> tuple[int, FeatureSite] | None:
@@ -431,3 +420,39 @@ def _origins(trace: Trace, place: int) -> set[int]:
             found.update(node.parents)
             waiting.extend(node.parents)
     return found
+
+
+def is_gate(trace: Trace, end: End) -> bool:
+    """Whether an end reaches the logits as a factor alone, of a sigmoid or a softmax.
+
+    Such a gate weighs features of another map, as squeeze-and-excitation does (arXiv 1709.01507).
+    """
+    if trace.end is None:
+        return False
+    below = {end.node}
+    for index in range(end.node + 1, trace.end + 1):
+        if below.intersection(trace.nodes[index].parents):
+            below.add(index)
+    waiting = [trace.end]
+    while waiting:
+        index = waiting.pop()
+        if index == end.node:
+            return False
+        own = below.intersection(trace.nodes[index].parents)
+        factor = next(iter(own)) if len(own) == 1 else None
+        is_product = trace.nodes[index].name in _MULTIPLYING and len(trace.nodes[index].parents) > 1
+        if not (is_product and factor is not None and _is_bounded(trace, factor, end.node)):
+            waiting.extend(own)
+    return trace.end in below
+
+
+def _is_bounded(trace: Trace, place: int, start: int) -> bool:
+    """Whether a factor is the result of a sigmoid or a softmax, but for its shape and scale."""
+    while place != start:
+        node = trace.nodes[place]
+        if node.name in _BOUNDED:
+            return True
+        if node.name not in _SHAPING | NEUTRAL | SCALING | PICKING or node.source is None:
+            return False
+        place = node.source
+    return False

@@ -18,11 +18,13 @@ from nap_stream.model.ends import (
     End,
     ends_of,
     is_attended_after,
+    is_gate,
     is_lost,
     named_map,
     picked_tokens,
     poolings,
     shares_source,
+    single_attention,
 )
 from nap_stream.model.graph import Attention, Trace
 from nap_stream.model.measure import Measure
@@ -96,6 +98,8 @@ def choose_site(seen: Probe, feature_layer: str | None) -> FeatureSite:
     ends = [
         replace(end, site=None) if is_attended_after(seen.trace, end.map) else end for end in ends
     ]
+    ends = [end for end in ends if not is_gate(seen.trace, end)] or ends
+    ends = [_of_one_query(seen, end) for end in ends]
     found = [end for end in ends if end.site is not None]
     picked = [end for end in ends if end.kind in {"picked", "attended"}]
     unread = [end for end in ends if end.site is None and end not in picked]
@@ -143,6 +147,26 @@ def _with_rows(seen: Probe, site: FeatureSite) -> FeatureSite:
     """The same with what its rows are, by measurement: images, or tiles of images."""
     first, *others = [seen.measure.rows(part) for part in site.parts]
     return replace(first, also=tuple(others))
+
+
+def _of_one_query(seen: Probe, end: End) -> End:
+    """A weighted mean of tokens, as class attention where learned tokens are among them.
+
+    With one head and no such tokens an attention of one query is a weighted mean of a map, and
+    where that cannot be read, it is not read as what it is not.
+    """
+    every = seen.trace.attentions
+    if end.kind == "weighed" and end.site is not None and every:
+        is_class = seen.measure.learned_tokens(end.site.positions, every) > 0
+        return replace(end, kind="attended", site=None) if is_class else end
+    one = single_attention(seen.trace, end.node) if end.kind == "attended" else None
+    if (
+        one is not None
+        and one.site.shape[0] == 1
+        and not seen.measure.learned_tokens(one.keys, every)
+    ):
+        return replace(end, kind="other")
+    return end
 
 
 def _attention(seen: Probe, picked: Sequence[End]) -> FeatureSite:

@@ -36,6 +36,7 @@ _CLAMPING = frozenset({"Clip", "Max"})
 _NEUTRAL = frozenset({"Identity", "Dropout", "Cast"})
 _TRANSFORMS = frozenset({"Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Sign"})
 _ELEMENTWISE = _ACTIVATIONS | _SCALING | _CLAMPING | _NEUTRAL | _TRANSFORMS
+_SOFTPLUS = ["Exp", "Add", "Log"]
 _MAKING_MAPS = frozenset({"Conv", "ConvTranspose"}) | _GLOBAL | _WINDOWS
 _TO_LAST = (0, 2, 3, 1)
 _TO_MAPS = frozenset({(0, 3, 1, 2), (0, 2, 1)})
@@ -252,6 +253,8 @@ class _Graph:
         is_clamp = set(kinds[:2]) <= _CLAMPING
         if kinds and (kinds[0] in _ACTIVATIONS or is_clamp):
             functions.pop(0)
+        elif kinds[:3] == _SOFTPLUS:
+            functions = functions[3:]
         if functions:
             source: str = functions[0].input[0]
             return source

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from torch.nn import functional
 
 from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError
@@ -230,6 +231,25 @@ def test_odd_ways(way: Way, shapes: list[tuple[int, int, int]]) -> None:
     with torch.inference_mode():
         site = choose_site(probe(net, images()), None)
     assert [part.shape for part in site.parts] == shapes
+
+
+def fused_query(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """The query, with one head, that a weighted mean of the values is of, if it is spelled out."""
+    tokens = net.maps(x).flatten(2).mT
+    query = net.cls.expand(len(x), -1, -1)
+    found = functional.scaled_dot_product_attention(
+        query.unsqueeze(1), net.proj(tokens).unsqueeze(1), net.tokens_out(tokens).unsqueeze(1)
+    )
+    return net.head(found.flatten(1)), [net.maps(x)]
+
+
+def test_a_weighted_mean_that_cannot_be_read_is_refused_with_its_map() -> None:
+    net, x = body(fused_query), images()
+    seen = probe(net, x)
+    with pytest.raises(FeatureMapError, match=r"tokens_out \(6x1x64\)"):
+        choose_site(seen, None)
+    named = run_forward(net, choose_site(seen, "tokens_out"), seen.head, x, classes=CLASSES)
+    torch.testing.assert_close(named.nap, nap(net.maps(x)))
 
 
 def through_numpy(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:

@@ -12,6 +12,7 @@ CLASSES = 3
 IMAGES = 3
 Way = Callable[["Body", torch.Tensor], tuple[torch.Tensor, Sequence[torch.Tensor]]]
 Pool = Callable[[torch.Tensor], torch.Tensor]
+Sum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +217,7 @@ def transformed() -> dict[str, Case]:
         "float_power": lambda a: a.float_power(3).float(),
         "multiplied and cubed": lambda a: torch.multiply(a, 2) ** 3,
         "one over": lambda a: 1 / (a + 1),
+        "softplus, spelled out": lambda a: torch.log1p(torch.exp(a)),
     }
 
     def after(transform: Pool, layer: str) -> Way:
@@ -226,11 +228,34 @@ def transformed() -> dict[str, Case]:
 
         return way
 
+    spelled: dict[str, Pool] = {
+        "log1p of exp": lambda a: torch.log1p(a.exp()),
+        "log of exp": lambda a: torch.log(1 + torch.exp(a)),
+        "scaled": lambda a: torch.log1p(torch.exp(2 * a)) / 2,
+        "sigmoid": lambda a: 1 / (1 + torch.exp(-a)),
+        "one over, sigmoid": lambda a: (1 + a.neg().exp()).reciprocal(),
+        "SiLU": lambda a: a * torch.sigmoid(a),
+    }
+
+    def activated(how: str, power: int) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            maps = spelled[how](net.patches(x))
+            # The division is a transform, as it is behind torch's own softplus.
+            shown = maps * 2 if how == "scaled" else maps
+            return net.head((maps**power if power > 1 else maps).mean((2, 3))), [shown]
+
+        return way
+
     cases = {name: Case(after(transform, "relu")) for name, transform in transforms.items()}
+    cases |= {
+        f"activation of {how}, power {power}": Case(activated(how, power))
+        for how in spelled
+        for power in (1, 3)
+    }
     # Behind a layer without an activation, one function alone may be the activation.
     doubtful = {"clamp", "clamp_min", "clip", "softplus", "tanh", "sigmoid", "elu", "scaled"}
     doubtful |= {"signed sqrt", "halved and squared", "sqrt", "log1p", "twice"}
-    doubtful |= {"multiplied and cubed", "one over"}
+    doubtful |= {"multiplied and cubed", "one over", "softplus, spelled out"}
     return cases | {
         f"{name}, no activation": Case(after(transform, "norm"))
         for name, transform in transforms.items()
@@ -352,6 +377,92 @@ def class_tokens() -> dict[str, Case]:
     }
 
 
+def weighed() -> dict[str, Case]:
+    """Positions that are summed by weights, and gates: the map is what they weigh."""
+    # Of values (N, C, T) and weights (N, T).
+    sums: dict[str, Sum] = {
+        "product": lambda v, w: (v * w[:, None]).sum(2),
+        "weights first": lambda v, w: (w.unsqueeze(1) * v).sum(-1),
+        "product of maps": lambda v, w: (
+            v.reshape(len(v), -1, 8, 8) * w.reshape(len(w), 1, 8, 8)
+        ).sum((2, 3)),
+        "by axes": lambda v, w: (
+            (w.reshape(len(w), 1, 8, 8) * v.reshape(len(v), -1, 8, 8)).sum(3).sum(2)
+        ),
+        "tokens": lambda v, w: (v.mT * w[..., None]).sum(1),
+        "matmul": lambda v, w: (w[:, None] @ v.mT).squeeze(1),
+        "matmul, right": lambda v, w: torch.matmul(v, w.unsqueeze(2))[..., 0],
+        "bmm": lambda v, w: torch.bmm(w[:, None], v.transpose(1, 2)).flatten(1),
+        "bmm, right": lambda v, w: v.bmm(w.unsqueeze(2)).squeeze(-1),
+        "einsum": lambda v, w: torch.einsum("nt,nct->nc", w, v),
+        "einsum of tokens": lambda v, w: torch.einsum("ntc,nt->nc", v.mT, w),
+    }
+
+    def summed(how: Sum, values: str) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            flat = net.maps(x).flatten(2)
+            weights = net.gate(flat.mT).mean(2).softmax(1)
+            found = flat if values == "maps" else net.proj(flat.mT).mT
+            return net.head(how(found, weights)), [found]
+
+        return way
+
+    heads: dict[str, Sum] = {
+        "matmul": lambda v, w: (w.unsqueeze(2) @ v).squeeze(2),
+        "product": lambda v, w: (v * w[..., None]).sum(2),
+        "einsum": lambda v, w: torch.einsum("nht,nhtd->nhd", w, v),
+    }
+
+    def of_heads(how: Sum) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            flat = net.maps(x).flatten(2)
+            values = net.proj(flat.mT).unflatten(2, (2, 3)).transpose(1, 2)
+            weights = net.gate(flat.mT)[..., :2].mT.softmax(-1)
+            return net.head(how(values, weights).flatten(1)), [weights.mean(1)]
+
+        return way
+
+    def gated(how: str) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            maps, other = net.maps(x), net.other(x)
+            late, early = maps.mean((2, 3)), other.mean((2, 3))
+            gate = net.gate(early)
+            both = torch.stack([net.head(late), net.second_head(late)], dim=1)
+            found: dict[str, Callable[[], torch.Tensor]] = {
+                "sigmoid": lambda: net.head(late * gate.sigmoid()),
+                "gate first": lambda: net.head(torch.sigmoid(gate) * net.norm(late)),
+                "doubled": lambda: net.head(late * (2 * functional.hardsigmoid(gate))),
+                "of logits": lambda: net.head(late) * gate[:, :1].sigmoid(),
+                "experts": lambda: (gate[:, :2].softmax(1)[..., None] * both).sum(1),
+                "experts, einsum": lambda: torch.einsum("ne,nek->nk", gate[:, :2].softmax(1), both),
+                "of itself": lambda: net.head(late * net.gate(late).sigmoid()),
+            }
+            return found[how](), [maps]
+
+        return way
+
+    def not_gated(how: str) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            maps, other = net.maps(x), net.other(x)
+            late, early = maps.mean((2, 3)), net.gate(other.mean((2, 3)))
+            found = {"product": late * early, "added": late + early.sigmoid()}
+            return net.head(found.get(how, late.sigmoid() * early.sigmoid())), [maps, other]
+
+        return way
+
+    gates = ("sigmoid", "gate first", "doubled", "of logits", "experts", "experts, einsum")
+    return {
+        **{
+            f"{values}, {name}": Case(summed(how, values))
+            for values in ("maps", "values")
+            for name, how in sums.items()
+        },
+        **{f"two heads, {name}": Case(of_heads(how)) for name, how in heads.items()},
+        **{f"gate, {how}": Case(gated(how)) for how in (*gates, "of itself")},
+        **{f"no gate, {how}": Case(not_gated(how)) for how in ("product", "added", "both")},
+    }
+
+
 def tokens() -> dict[str, Case]:
     """Transformers and mixers whose tokens are averaged."""
     pools: dict[str, Pool] = {
@@ -436,6 +547,7 @@ KINDS: dict[str, Callable[[], dict[str, Case]]] = {
     "transformed": transformed,
     "channels last": channels_last,
     "class tokens": class_tokens,
+    "weighed": weighed,
     "tokens": tokens,
     "rows": rows,
 }

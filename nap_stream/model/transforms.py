@@ -1,0 +1,84 @@
+"""Element-wise functions between a layer's activations and its pooling: which of them are which."""
+
+from nap_stream.model.graph import ACTIVATIONS, Trace
+
+NEUTRAL = frozenset(
+    {"dropout", "feature_dropout", "dropout2d", "contiguous", "clone", "to", "float", "half"}
+    | {"type", "type_as", "detach", "data", "alias", "nan_to_num", "bfloat16"}
+)
+SCALING = frozenset(
+    {"mul", "rmul", "imul", "div", "truediv", "add", "radd", "sub", "rsub"}
+    | {"multiply", "divide", "true_divide", "subtract"}
+)
+CLAMPING = frozenset({"clamp", "clamp_min", "clip", "maximum"})
+_TRANSFORMS = (
+    SCALING
+    | CLAMPING
+    | frozenset(
+        {"pow", "rpow", "square", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "abs"}
+        | {
+            "float_power",
+            "exp2",
+            "log10",
+            "rdiv",
+            "reciprocal",
+            "neg",
+            "absolute",
+            "clamp_max",
+            "sign",
+            "sin",
+            "cos",
+        }
+    )
+)
+_SPELLED_OUT = (
+    ("exp", "log1p"),
+    ("exp", "add", "log"),
+    ("neg", "exp", "add", "reciprocal"),
+    ("neg", "exp", "add", "rdiv"),
+)
+"""Softplus and sigmoid, function by function."""
+
+
+def before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
+    """The activations before element-wise transforms, and the call that reads them.
+
+    The first element-wise function after a layer is its activation, where it is known as one;
+    whatever follows it is a transform. A constant factor is part of the layer.
+    """
+    chain: list[int] = []
+    place = parent
+    while (source := trace.nodes[place].source) is not None and _is_elementwise(trace, place):
+        chain.append(place)
+        place = source
+    chain.reverse()
+    functions = [place for place in chain if trace.nodes[place].name not in NEUTRAL]
+    while functions and trace.nodes[functions[0]].name in SCALING:
+        functions.pop(0)
+    if not functions:
+        return index, parent
+    names = [trace.nodes[place].name for place in functions]
+    spelled = next((part for part in _SPELLED_OUT if tuple(names[: len(part)]) == part), ())
+    # The clamp of a generalised mean is no activation, one before that is.
+    if names[0] in ACTIVATIONS or (names[0] in CLAMPING and set(names[1:2]) <= CLAMPING):
+        functions.pop(0)
+    elif spelled:
+        functions = functions[len(spelled) :]
+    if not functions:
+        return index, parent
+    reader = functions[0]
+    source = trace.nodes[reader].source
+    assert source is not None
+    return reader, source
+
+
+def _is_elementwise(trace: Trace, place: int) -> bool:
+    node = trace.nodes[place]
+    assert node.source is not None
+    single = node.operands == 1 and len(node.parents) == 1
+    known = node.name in _TRANSFORMS or node.name in ACTIVATIONS or node.name in NEUTRAL
+    return (
+        known
+        and (single or node.name == "prelu")
+        and (trace.nodes[node.source].shape == node.shape)
+    )
