@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nap_stream.model.exported import fixed_size
 from nap_stream.model.factory import build, importable
 from nap_stream.model.found_preprocessing import KEYS, FoundPreprocessing, found_preprocessing
+from nap_stream.model.onnx_graph import OnnxModel
+from nap_stream.model.preprocessing import input_size
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 
 IMAGENET_CLASSES = 1_000
@@ -48,6 +51,8 @@ class KnownNames:
 def known_preprocessing(settings: ModelSettings) -> KnownPreprocessing | None:
     """What the model states; else that of the newest weights of torchvision for it; else None.
 
+    Of a file that is for one size of image alone, that size.
+
     A factory is called, as its model may state it.
 
     Raises:
@@ -60,6 +65,8 @@ def known_preprocessing(settings: ModelSettings) -> KnownPreprocessing | None:
         if added:
             source += f", but for {', '.join(added)}, guessed as for ImageNet: {found.problem}"
         return KnownPreprocessing(PreprocessingSettings(**found.values), source, added=added)
+    if (fixed := _of_fixed_size(settings)) is not None:
+        return fixed
     newest = settings.model_copy(update={"kwargs": {**settings.kwargs, "weights": "DEFAULT"}})
     if found is None and (usual := found_preprocessing(newest)) is not None:
         return KnownPreprocessing(
@@ -68,6 +75,26 @@ def known_preprocessing(settings: ModelSettings) -> KnownPreprocessing | None:
             is_guess=True,
         )
     return None
+
+
+def _of_fixed_size(settings: ModelSettings) -> KnownPreprocessing | None:
+    if settings.factory is not None or settings.weights is None or settings.weights.is_dir():
+        return None
+    module = build(settings).module
+    sides = module.fixed_size if isinstance(module, OnnxModel) else fixed_size(module)
+    if sides is None:
+        return None
+    usual = PreprocessingSettings()
+    height, width = sides
+    if sides != input_size(usual):
+        side = height if height == width else sides
+        usual = PreprocessingSettings(resize=side, crop=side)
+    return KnownPreprocessing(
+        usual,
+        f"{settings.weights.name} takes images of {height} x {width} alone; mean and std as for "
+        "ImageNet",
+        is_guess=True,
+    )
 
 
 def _stated(settings: ModelSettings) -> FoundPreprocessing | None:

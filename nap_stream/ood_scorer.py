@@ -23,7 +23,7 @@ from nap_stream.model.device_decode import rounded
 from nap_stream.model.execution import float32_kernels
 from nap_stream.model.forward import BatchScores, Forward, score_forward, united
 from nap_stream.model.load import LoadedModel, adopt_module
-from nap_stream.model.output import as_logits
+from nap_stream.model.output import OutputFacts, as_logits, refuse_other_kind, wrong_kind
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.scripted import watchable
 from nap_stream.model.sites import FeatureSite
@@ -105,6 +105,7 @@ class OODScorer:
     ) -> None:
         self._calibration = load_calibration(Path(artifact))
         self._column = column
+        self._seen: OutputFacts | None = None
         if model is None:
             self._loaded = None
             self._base_scores = _base_scores_without_model(self._calibration, head)
@@ -189,10 +190,13 @@ class OODScorer:
 
         Raises:
             ValueError: One of them is missing, or has another shape than at calibration.
+            ModelError: The logits are none: probabilities, say. Some kinds are told from 20 images
+                on, in whatever calls.
         """
         facts = self._calibration.document.model
         device = self._base_scores_device
-        given = as_logits(torch.as_tensor(logits, device=device), facts.output.kind)
+        returned = torch.as_tensor(logits, device=device)
+        given = as_logits(returned, facts.output.kind)
         seen = _forward_of(
             given.float(),
             None if features is None else torch.as_tensor(features, device=device).float(),
@@ -200,8 +204,23 @@ class OODScorer:
             facts,
             needs_features=any(needs_features(name) for name in self._base_scores.names),
         )
+        self._require_logits(returned, seen.logits)
         with float32_kernels(device, tf32=False):
             return self._judged(score_forward(seen, self._base_scores))
+
+    def _require_logits(self, returned: torch.Tensor, logits: torch.Tensor) -> None:
+        """Refuse what a model gave elsewhere that is of another kind than at calibration."""
+        kind = self._calibration.document.model.output.kind
+        refuse_other_kind(returned, kind, "logits")
+        finite = logits[torch.isfinite(logits).all(dim=1)]
+        if not len(finite):
+            return
+        self._seen = OutputFacts.join(
+            [*([self._seen] if self._seen else []), OutputFacts.of(finite.cpu().numpy())]
+        )
+        wrong = None if self._seen is None else wrong_kind(self._seen, kind)
+        if wrong is not None:
+            raise ModelError(wrong.problem, "logits", wrong.action)
 
     @property
     def _base_scores_device(self) -> torch.device:

@@ -5,13 +5,14 @@ What there is but one way to read is read, and it is said how. The rest is refus
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from nap_stream.errors import ModelError
-from nap_stream.model.hugging_face import weight_files
+from nap_stream.model.hugging_face import require_there, weight_files
 from nap_stream.model.sites import plain_name
 from nap_stream.text import described
 
@@ -46,10 +47,10 @@ def read_state(path: Path) -> tuple[State, tuple[str, ...]]:
         ModelError: There is no such file, or it holds no state dict, or several.
     """
     where = f"model.weights = {path}"
+    require_there(path, where)
     parts = weight_files(path) if path.is_dir() else (path,)
-    if missing := [part for part in parts if not part.is_file()]:
-        of = f" as {missing[0].name}" if path.is_dir() else ""
-        raise ModelError(f"there is no such file{of}", where, "Check the path")
+    for part in parts:
+        require_there(part, where)
     found: Any = {}
     try:
         for part in parts:
@@ -58,8 +59,13 @@ def read_state(path: Path) -> tuple[State, tuple[str, ...]]:
             else:
                 found = torch.load(part, map_location="cpu", weights_only=True)
     except Exception as error:
+        # What torch says of it advises to unpickle the file.
+        is_pickle = isinstance(error, UnpicklingError)
+        said = (
+            "it holds more than tensors, or is no file of torch" if is_pickle else described(error)
+        )
         raise ModelError(
-            f"the file cannot be read as weights ({described(error)})",
+            f"the file cannot be read as weights ({said})",
             where,
             "Expected a .safetensors file, or a state dict saved with torch.save",
         ) from error

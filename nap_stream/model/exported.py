@@ -3,7 +3,7 @@
 import operator
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ QUANTISED = (
     "Give the float32 model that it was made from: nap-stream reads activations, and those of "
     "int8 are other ones"
 )
+_CHANNELS = 3
 _TENSORS_ALONE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _TRAINING_ARGUMENT = {"batch_norm": 5, "dropout": 2, "_native_batch_norm_legit": 5}
 """Of operators that behave otherwise in training: where it stands among their arguments."""
@@ -61,6 +62,23 @@ def _nothing_unpickled() -> Iterator[None]:
             del os.environ[_TENSORS_ALONE]
         else:
             os.environ[_TENSORS_ALONE] = before
+
+
+def fixed_size(module: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the one size of image that a program is for; None where it takes more."""
+    graph = getattr(module, "graph", None)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"] if graph else []
+    shape = getattr(inputs[0].meta.get("val"), "shape", ()) if inputs else ()
+    return sides_of(shape)
+
+
+def sides_of(shape: Sequence[object]) -> tuple[int, int] | None:
+    """Height and width of an input's shape of four, where both are numbers."""
+    if len(shape) != 4:  # noqa: PLR2004  images
+        return None
+    is_last = shape[-1] == _CHANNELS and shape[1] != _CHANNELS
+    height, width = shape[1:3] if is_last else shape[2:]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def watchable(module: nn.Module, where: str) -> nn.Module:

@@ -58,6 +58,7 @@ def build(settings: ModelSettings) -> Built:
 
 
 def _whole(settings: ModelSettings, path: Path) -> Built:
+    hugging_face.require_there(path, f"model.weights = {path}")
     if path.is_dir():
         module, names, identity = hugging_face.from_folder(path)
         return Built(module, names, identity)

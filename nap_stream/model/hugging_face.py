@@ -6,13 +6,14 @@ Nothing is downloaded, no code of a folder is run, and weights are read from saf
 import importlib
 import json
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from nap_stream.errors import ModelError
-from nap_stream.text import described
+from nap_stream.text import described, encodable
 
 Loaded = tuple[nn.Module, tuple[str, ...] | None, Mapping[str, Any]]
 """The module, its class names, and what of its configuration decides what it computes."""
@@ -23,7 +24,38 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _WHEREABOUTS = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype"})
 """Of a configuration, what computes nothing."""
 _SAVE = "Save it with model.save_pretrained(FOLDER), and name the folder in model.weights"
+_WHOLE = frozenset({".onnx", ".pt", ".pt2", ".ts", ".pth"})
 _LISTED = 3
+
+
+def require_there(path: Path, where: str) -> None:
+    """Refuse a path of a model's file or folder where nothing is.
+
+    Raises:
+        ModelError: Says what was looked for and what is there, with the closest name.
+    """
+    if path.exists():
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        while not folder.parent.is_dir():
+            folder = folder.parent
+        problem = f"there is no {path.name}, and no folder {folder}"
+    else:
+        close = get_close_matches(path.name, [one.name for one in folder.iterdir()], n=1)
+        hint = f"; the closest is {encodable(close[0])}" if close else ""
+        problem = f"there is no {path.name} in {folder}, which {_holds(folder)}{hint}"
+    raise ModelError(
+        problem,
+        where,
+        "Check the path: in a configuration file it is relative to that file's folder",
+    )
+
+
+def _holds(folder: Path) -> str:
+    names = sorted(encodable(one.name) for one in folder.iterdir())
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"holds {', '.join(names[:_LISTED])}{more}" if names else "is empty"
 
 
 def is_own(factory: str) -> bool:
@@ -71,8 +103,12 @@ def from_folder(folder: Path) -> Loaded:
     """
     where = f"model.weights = {folder}"
     if not (folder / "config.json").is_file():
+        models = [one for one in sorted(folder.iterdir()) if one.suffix in _WHOLE]
+        name = f"Name the file, as in model.weights: {models[0]}. Or save" if models else "Save"
         raise ModelError(
-            "the folder has no config.json, so that it is no whole model", where, _SAVE
+            f"the folder has no config.json, so that it is no whole model; it {_holds(folder)}",
+            where,
+            f"{name}{_SAVE.removeprefix('Save')}",
         )
     try:
         transformers = importlib.import_module(_PACKAGE)
@@ -117,9 +153,9 @@ def _pretrained(
 ) -> Loaded:
     if not folder.name or not folder.is_dir():
         raise ModelError(
-            f"{str(folder)!r} is no folder here, and nothing is downloaded",
+            f"{str(folder)!r} is no folder in {Path.cwd()}, and nothing is downloaded",
             where,
-            f"{_SAVE}, or give its path as model.kwargs.{_NAME}",
+            f"{_SAVE}, or give its whole path as model.kwargs.{_NAME}",
         )
     weight_files(folder)
     _refuse_remote_code(_config_json(folder, where).get("auto_map"), where)
@@ -168,7 +204,12 @@ def _config_of(config: Any, where: str) -> Any:
     if isinstance(config, str):
         folder = Path(config)
         if not folder.is_dir():
-            raise ModelError(f"{config!r} is no folder here, and nothing is downloaded", where)
+            raise ModelError(
+                f"{config!r} is no folder in {Path.cwd()}, and nothing is downloaded",
+                where,
+                "Give the whole path of a folder of save_pretrained as model.kwargs.config, or a "
+                "mapping with a model_type",
+            )
         _refuse_remote_code(_config_json(folder, where).get("auto_map"), where)
         return transformers.AutoConfig.from_pretrained(config, local_files_only=True)
     if isinstance(config, Mapping):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.exported import QUANTISED
+from nap_stream.model.exported import QUANTISED, sides_of
 from nap_stream.model.sites import FeatureSite, HeadSite
 from nap_stream.text import described
 
@@ -76,6 +76,11 @@ class OnnxModel(nn.Module):
         self._session, self._ends = session, tuple(ends)
         self._last = logits if head is None else head.features
         self._map: _MapEnd | None = None
+
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """Height and width of the one size of image that it is for; None where it takes more."""
+        return sides_of(self._session.input_shape)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits (N, K) of images (N, 3, H, W), float32."""
@@ -363,6 +368,11 @@ class _Session:
         self._is_last = self._input.shape[-1] == _CHANNELS and self._input.shape[1] != _CHANNELS
         first = self._input.shape[0]
         self._batch = first if isinstance(first, int) and first > 0 else None
+
+    @property
+    def input_shape(self) -> tuple[object, ...]:
+        """The sides of the input; text stands for one that may change."""
+        return tuple(self._input.shape)
 
     def __deepcopy__(self, _memo: object) -> "_Session":
         return self

@@ -108,7 +108,7 @@ def logits_hook(
     found = picked(output, steps)
     if not _is_matrix(found, images):
         return None if not steps else LogitsHook(steps, kind)
-    _refuse_other_kind(found, kind, where)
+    refuse_other_kind(found, kind, where)
     is_as_it_is = kind in {None, "logits", "log_probabilities"} and found.shape[1] > 1
     return None if not steps and is_as_it_is else LogitsHook(steps, kind)
 
@@ -152,10 +152,15 @@ def as_logits(output: Any, kind: OutputKind | None) -> Any:
     return torch.cat((torch.zeros_like(logit), logit), dim=1) if is_single else logit
 
 
-def _refuse_other_kind(found: torch.Tensor, kind: OutputKind | None, where: str) -> None:
-    """Refuse, of a few odd images, what no logits can be."""
+def refuse_other_kind(found: torch.Tensor, kind: OutputKind | None, where: str) -> None:
+    """Refuse, of a few images, what no logits (N, K) can be; rows that are not finite tell nothing.
+
+    Raises:
+        ModelError: Says what the numbers are, and what to do.
+    """
     values = found.detach().float()
-    if not bool(torch.isfinite(values).all()):
+    values = values[torch.isfinite(values).all(dim=1)]
+    if not len(values):
         return
     tolerance = _TOLERANCE.get(found.dtype, _HALF_TOLERANCE)
     facts = OutputFacts.of(values.cpu().numpy())

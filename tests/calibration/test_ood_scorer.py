@@ -205,6 +205,23 @@ def test_outputs_of_elsewhere_with_rows_of_views(tmp_path: Path) -> None:
         scorer.score_outputs(logits, features, views[:, :, 0])
 
 
+def test_what_is_no_logits_is_refused_where_it_is_given(artifact: Path) -> None:
+    model, x = build_model(), model_input()
+    given = outputs_of(model, x)
+    logits, scorer = given["logits"], OODScorer(artifact, model)
+    with pytest.raises(ModelError, match="probabilities in place of logits"):
+        scorer.score_outputs(**{**given, "logits": logits.softmax(1)[:5]})
+    holed = torch.cat([logits[:1] * float("nan"), logits[1:].softmax(1)])
+    with pytest.raises(ModelError, match="probabilities in place of logits"):
+        scorer.score_outputs(**{**given, "logits": holed})
+    # Five images may lie in [0, 1] by chance, twenty do not: 5 + 5 + 5, and then 5 more.
+    for _ in range(3):
+        assert len(scorer.score_outputs(**{**given, "logits": logits.sigmoid()})) == 5
+    with pytest.raises(ModelError, match=r"all outputs lie in \[0, 1\]"):
+        scorer.score_outputs(**{**given, "logits": logits.sigmoid()})
+    assert len(OODScorer(artifact, model).score_outputs(**given)) == 5
+
+
 def test_a_scorer_without_a_model(artifact: Path) -> None:
     with pytest.raises(ValueError, match="takes the last linear layer"):
         OODScorer(artifact, None)

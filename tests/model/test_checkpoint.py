@@ -150,7 +150,7 @@ SAFE = {"part_of_it_under_a_prefix", "another_shape_under_a_prefix"}
         ({"model.safetensors": b""}, "the file cannot be read as weights"),
         (
             {"model.safetensors.index.json": b'{"weight_map": {"a": "one.safetensors"}}'},
-            "there is no such file as one.safetensors",
+            r"there is no one\.safetensors in .*, which holds model\.safetensors\.index\.json",
         ),
         (
             {

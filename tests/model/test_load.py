@@ -161,7 +161,12 @@ def test_few_of_many_names_are_listed(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_absent(tmp_path: Path) -> None:
-    assert refused_weights(tmp_path / "absent.pt") == "there is no such file"
+    found = refused_weights(tmp_path / "absent.pt")
+    assert found == f"there is no absent.pt in {tmp_path}, which is empty"
+    (tmp_path / "absence.pt").touch()
+    assert refused_weights(tmp_path / "absent.pt").endswith("; the closest is absence.pt")
+    found = refused_weights(tmp_path / "models" / "new" / "absent.pt")
+    assert found == f"there is no absent.pt, and no folder {tmp_path / 'models'}"
 
 
 @pytest.mark.parametrize("name", ["noise.safetensors", "noise.pt", "empty.safetensors", "empty.pt"])

@@ -12,8 +12,9 @@ from torch import nn
 
 from nap_stream.core.prior import nap
 from nap_stream.errors import FeatureMapError, ModelError
+from nap_stream.first_model import known_preprocessing
 from nap_stream.model.load import LoadedModel, load_model
-from nap_stream.settings.schema import ModelSettings
+from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 from tests.support.small_models import SIZE, ReluHeadNet, SmallNet, SoftmaxNet, TupleNet, by_name
 from tests.support.small_settings import CPU, PLAIN, PREPROCESSING
 
@@ -240,6 +241,43 @@ def test_a_file_that_is_no_model(
     with pytest.raises(ModelError, match=message) as caught:
         load(write(tmp_path))
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["modle.onnx", "modle.pt", "modle.pt2", "modle"])
+def test_a_file_that_is_not_there(tmp_path: Path, name: str) -> None:
+    there = Path(name).with_stem("model").name
+    (tmp_path / there).touch()
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / name)
+    assert caught.value.where == f"model.weights = {tmp_path / name}"
+    assert caught.value.problem == (
+        f"there is no {name} in {tmp_path}, which holds {there}; the closest is {there}"
+    )
+    assert "relative to that file's folder" in caught.value.action
+
+
+def test_a_folder_that_holds_a_model_and_is_none(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(ModelError, match=r"it holds model\.onnx\. Name the file, as in model\.wei"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("save", [exported, as_onnx])
+def test_the_one_size_of_image_that_a_file_is_for(
+    tmp_path: Path, save: Callable[..., Path]
+) -> None:
+    known = known_preprocessing(ModelSettings(weights=save(SmallNet().eval(), tmp_path)))
+    assert known is not None
+    assert known.settings == PreprocessingSettings(resize=SIZE, crop=SIZE)
+    assert known.is_guess
+    assert f"takes images of {SIZE} x {SIZE} alone" in known.source
+
+
+def test_a_file_that_takes_any_size(tmp_path: Path) -> None:
+    sides = {2: "height", 3: "width"}
+    onnx = as_onnx(SmallNet(), tmp_path, input_names=["x"], dynamic_axes={"x": sides})
+    for path in (onnx, traced(SmallNet(), tmp_path)):
+        assert known_preprocessing(ModelSettings(weights=path)) is None
 
 
 def test_a_program_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
