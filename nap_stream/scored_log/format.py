@@ -288,6 +288,9 @@ def storable_text(text: str) -> str:
 FINGERPRINTS = ("model_fingerprint", "calibration_fingerprint")
 ROWS = pa.schema([field for field in SCHEMA if field.name not in FINGERPRINTS])
 """The columns of rows before a writer says which model and calibration they are of."""
+# A schema makes new objects of its fields and types whenever it is asked for them.
+_KINDS = {field.name: field.type for field in ROWS}
+_TIMES = frozenset(name for name, kind in _KINDS.items() if kind == _TIME)
 
 
 def rows_of(columns: Mapping[str, Any], count: int) -> pa.RecordBatch:
@@ -300,40 +303,40 @@ def rows_of(columns: Mapping[str, Any], count: int) -> pa.RecordBatch:
     Returns:
         A batch with exactly `ROWS`.
     """
-    arrays = [_array(field, columns.get(field.name), count) for field in ROWS]
+    arrays = [_array(name, kind, columns.get(name), count) for name, kind in _KINDS.items()]
     return pa.RecordBatch.from_arrays(arrays, schema=ROWS)
 
 
-def _array(field: pa.Field, values: Any, count: int) -> pa.Array:
+def _array(name: str, kind: pa.DataType, values: Any, count: int) -> pa.Array:
     if values is None or not count:
-        return pa.nulls(count, field.type)
+        return pa.nulls(count, kind)
     if isinstance(values, pa.Array):
         return values
     # Most columns have one value throughout a batch.
-    if values.count(values[0]) == count and field.name != "headers":
-        return _repeated(field, values[0], count)
-    if field.type == _TIME:
+    if name != "headers" and values.count(values[0]) == count:
+        return _repeated(name, kind, values[0], count)
+    if name in _TIMES:
         # Event times come from producers and can be anything.
         if min(values) < EARLIEST_TIME_MS or max(values) > LATEST_TIME_MS:
             values = [storable_time_ms(time_ms) for time_ms in values]
-    elif field.name == "headers":
+    elif name == "headers":
         values = [
-            [{"name": storable_text(name), "value": value} for name, value in headers]
+            [{"name": storable_text(header), "value": value} for header, value in headers]
             for headers in values
         ]
-    elif field.name in _TEXTS:
+    elif name in _TEXTS:
         values = [None if text is None else storable_text(text) for text in values]
-    return pa.array(values, field.type)
+    return pa.array(values, kind)
 
 
-def _repeated(field: pa.Field, value: Any, count: int) -> pa.Array:
+def _repeated(name: str, kind: pa.DataType, value: Any, count: int) -> pa.Array:
     if value is None:
-        return pa.nulls(count, field.type)
-    if field.type == _TIME:
+        return pa.nulls(count, kind)
+    if name in _TIMES:
         value = storable_time_ms(value)
-    elif field.name in _TEXTS:
+    elif name in _TEXTS:
         value = storable_text(value)
-    return pa.repeat(pa.scalar(value, field.type), count)
+    return pa.repeat(pa.scalar(value, kind), count)
 
 
 def with_fingerprints(rows: pa.Table, model: str, calibration: str) -> pa.Table:
