@@ -1,6 +1,7 @@
 """How fast the whole line is, beside the forward pass alone, the line of before, and its peers.
 
     python -m benchmarks.throughput [--before 8ac86ca] [--rounds 3] [--only resnet18 arrow]
+    python -m benchmarks.throughput --only mobilenet_v3_large --ways now forward --json found.json
     python -m benchmarks.throughput --quick
     python -m benchmarks.throughput --peers-python PEERS/bin/python
 
@@ -16,6 +17,9 @@ benchmarks/throughput.txt names.
 Cases are `resnet18` and `mobilenet_v3_large`, photos of 110 KB at 224 pixels; with a model that
 costs nothing `photos`, the same photos; `small`, 32 x 32 JPEGs; `arrow`, these in Arrow messages of
 64; `frames`, JPEGs of 12 megapixels, with scaled decoding where the line has it.
+
+Each rate is said when it is there, and all of them are in the JSON after each round: a run that is
+cut loses its last round alone. ``--ways`` leaves the other contenders out.
 """
 
 import argparse
@@ -27,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,6 +68,7 @@ _CALIBRATION_PHOTOS = "imagenet_photos600.parquet"
 _SMALL = "cifar10_test.parquet"
 _FRAMES = 6
 _FORWARD_WAYS = ((1, 2), (2, 1))
+WAYS = ("now", "before", "forward", "loop", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,13 @@ def main() -> None:
     arguments = _parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing may outlive this
     started = time.monotonic()
-    results = []
+    results: dict[str, Found] = {}
+
+    def keep(found: Found) -> None:
+        results[found.case] = found
+        if arguments.json is not None:
+            _write_json(arguments.json, results.values())
+
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nst-")))
         (folder / "kafka").mkdir()
@@ -131,23 +142,25 @@ def main() -> None:
         lines = {}
         for name in ("now", "before"):
             (folder / name).mkdir()
-        lines[NOW] = Line(PROJECT, folder / "now", arguments.device)
-        if arguments.before != "none":
+        if "now" in arguments.ways:
+            lines[NOW] = Line(PROJECT, folder / "now", arguments.device)
+        if arguments.before != "none" and "before" in arguments.ways:
             lines[THEN] = stack.enter_context(
                 line_of(arguments.before, folder / "before", arguments.device)
             )
         for name in arguments.only:
             run = _CaseRun(name, CASES[name], arguments, (kafka.bootstrap, folder), lines)
-            results.append(run.measure())
-            print_case(results[-1], CASES[name])
+            print_case(run.measure(keep), CASES[name])
     command = f"python -m benchmarks.throughput {shlex.join(sys.argv[1:])}"
     print(f"\n`{command.strip()}`, {(time.monotonic() - started) / 60:.0f} minutes.")
-    if arguments.json is not None:
-        written = [
-            {"case": one.case, "rates": one.rates, "cpu_s": one.cpu_s, "not_run": one.not_run}
-            for one in results
-        ]
-        arguments.json.write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def _write_json(path: Path, results: Iterable[Found]) -> None:
+    written = [
+        {"case": one.case, "rates": one.rates, "cpu_s": one.cpu_s, "not_run": one.not_run}
+        for one in results
+    ]
+    path.write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
 class _CaseRun:
@@ -171,10 +184,14 @@ class _CaseRun:
         self._rates: dict[str, list[float]] = defaultdict(list)
         self._cpu_s: dict[str, list[float]] = defaultdict(list)
         self._not_run: dict[str, str] = {}
+        self._said: dict[str, int] = {}
         self._runs = 0
 
-    def measure(self) -> Found:
-        """Prepare, and measure each contender in turn, round by round."""
+    def measure(self, keep: Callable[[Found], None]) -> Found:
+        """Prepare, and measure each contender in turn, round by round.
+
+        ``keep`` is given what was found so far after each round.
+        """
         case, quick = self._case, self._arguments.quick
         send_images(self._topic, pictures(self._name), case.images_per_message)
         calibrated = self._calibrate(60 if quick else case.calibration_images)
@@ -189,10 +206,20 @@ class _CaseRun:
                 except RunFailedError as error:
                     self._not_run[name] = str(error)
                     _say(f"{name}: {error}")
+                else:
+                    self._say_rates()
+            keep(self._found())
         found = self._found()
-        if self._name == "arrow":
+        if self._name == "arrow" and found.cpu_s:
             self._print_row_cost(found)
         return found
+
+    def _say_rates(self) -> None:
+        """Say what has been measured since the last time."""
+        for name, rates in self._rates.items():
+            for rate in rates[self._said.get(name, 0) :]:
+                _say(f"    {rate:,.1f} images/s: {name}")
+            self._said[name] = len(rates)
 
     def _found(self) -> Found:
         cpu_s = {name: statistics.median(values) for name, values in self._cpu_s.items()}
@@ -256,10 +283,13 @@ class _CaseRun:
             return {}
         ways = _FORWARD_WAYS if self._arguments.device == "cpu" else ((1, 1),)
         found: dict[str, Callable[[], None]] = {}
-        for processes, threads in ways:
+        asked = self._arguments.ways
+        for processes, threads in ways if "forward" in asked else ():
             found[f"forward, {processes} x {threads}"] = partial(self._forward, processes, threads)
-        found[LOOP] = partial(self._peer_rate, LOOP, "plain_loop")
-        found[RAY_DATA] = partial(self._peer_rate, RAY_DATA, "ray_data")
+        if "loop" in asked:
+            found[LOOP] = partial(self._peer_rate, LOOP, "plain_loop")
+        if "ray" in asked:
+            found[RAY_DATA] = partial(self._peer_rate, RAY_DATA, "ray_data")
         return found
 
     def _forward(self, processes: int, threads: int) -> None:
@@ -410,13 +440,14 @@ def _say(what: str) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="all unless given")
     parser.add_argument("--rounds", type=int, help="3, or 1 with --quick")
     parser.add_argument("--images", type=int, help="of each case, in place of its own number")
     parser.add_argument("--quick", action="store_true", help="arrow, with half of its images")
     parser.add_argument("--before", default=BEFORE, help="a revision, or none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers-python", default=sys.executable, help="has confluent-kafka")
-    parser.add_argument("--json", type=Path, help="write the rates of each round there")
+    parser.add_argument("--json", type=Path, help="write the rates there after each round")
     arguments = parser.parse_args()
     arguments.only = arguments.only or (["arrow"] if arguments.quick else list(CASES))
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
