@@ -18,8 +18,8 @@ Cases are `resnet18` and `mobilenet_v3_large`, photos of 110 KB at 224 pixels; w
 costs nothing `photos`, the same photos; `small`, 32 x 32 JPEGs; `arrow`, these in Arrow messages of
 64; `frames`, JPEGs of 12 megapixels, with scaled decoding where the line has it.
 
-Each rate is said when it is there, and all of them are in the JSON after each round: a run that is
-cut loses its last round alone. ``--ways`` leaves the other contenders out.
+Each rate is said when it is there, and is in the JSON from then on: a run that is cut loses its
+last contender alone. ``--ways`` leaves the other contenders out.
 """
 
 import argparse
@@ -190,7 +190,7 @@ class _CaseRun:
     def measure(self, keep: Callable[[Found], None]) -> Found:
         """Prepare, and measure each contender in turn, round by round.
 
-        ``keep`` is given what was found so far after each round.
+        ``keep`` is given what was found so far after each contender.
         """
         case, quick = self._case, self._arguments.quick
         send_images(self._topic, pictures(self._name), case.images_per_message)
@@ -208,7 +208,7 @@ class _CaseRun:
                     _say(f"{name}: {error}")
                 else:
                     self._say_rates()
-            keep(self._found())
+                keep(self._found())
         found = self._found()
         if self._name == "arrow" and found.cpu_s:
             self._print_row_cost(found)
@@ -447,7 +447,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--before", default=BEFORE, help="a revision, or none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--peers-python", default=sys.executable, help="has confluent-kafka")
-    parser.add_argument("--json", type=Path, help="write the rates there after each round")
+    parser.add_argument("--json", type=Path, help="write the rates there as they come")
     arguments = parser.parse_args()
     arguments.only = arguments.only or (["arrow"] if arguments.quick else list(CASES))
     arguments.rounds = arguments.rounds or (1 if arguments.quick else 3)
