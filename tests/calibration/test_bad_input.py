@@ -85,7 +85,10 @@ def test_no_features_at_all(images: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 1_000])
-def test_any_number_of_classes(many: Path, tmp_path: Path, classes: int) -> None:
+def test_any_number_of_classes(
+    many: Path, tmp_path: Path, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_transforms(monkeypatch)
     model = small_settings("sized", kwargs={"classes": classes})
     calibration = run(many, model=model)
     assert chosen(calibration).left_out == {}
@@ -93,11 +96,14 @@ def test_any_number_of_classes(many: Path, tmp_path: Path, classes: int) -> None
     assert load_calibration(tmp_path / "made").fingerprint == calibration.fingerprint
 
 
-def test_one_output_is_refused_and_taken_for_two_classes_where_asked_for(many: Path) -> None:
+def test_one_output_is_refused_and_taken_for_two_classes_where_asked_for(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_transforms(monkeypatch)
     with pytest.raises(ModelError, match="one number an image"):
-        run(many, model=small_settings("sized", kwargs={"classes": 1}))
+        run(images, model=small_settings("sized", kwargs={"classes": 1}))
     asked = small_settings("sized", kwargs={"classes": 1}, output_kind="logits")
-    calibration = run(many, model=asked)
+    calibration = run(images, model=asked)
     assert calibration.document.model.class_names == ("0", "1")
     assert 0.5 <= calibration.document.mean_confidence < 1
 
@@ -117,14 +123,17 @@ def test_what_is_no_logits_is_refused(many: Path, network: str, problem: str) ->
         run(many, network, "nap")
 
 
-def test_a_head_that_was_never_trained_is_doubted(many: Path) -> None:
-    assert told(run(many, "ZeroNet", "nap"), "all logits are 0: were the weights loaded")
+def test_a_head_that_was_never_trained_is_doubted(images: Path) -> None:
+    assert told(run(images, "ZeroNet", "nap"), "all logits are 0: were the weights loaded")
 
 
-def test_probabilities_where_asked_for(many: Path, tmp_path: Path) -> None:
-    logits = run(many).values["msp"]
+def test_probabilities_where_asked_for(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_transforms(monkeypatch)
+    logits = run(images).values["msp"]
     settings = small_settings(kwargs={"name": "SoftmaxNet"}, output_kind="probabilities")
-    calibration = run(many, model=settings)
+    calibration = run(images, model=settings)
     np.testing.assert_allclose(calibration.values["msp"], logits, rtol=1e-5)
     assert told(calibration, "the logits are log-probabilities: energy is 0 for every image")
     write_calibration(calibration, tmp_path / "made")

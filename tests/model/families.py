@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.resnet import BasicBlock
 
 CLASSES = 5
 Reading = Callable[[nn.Module, torch.Tensor], torch.Tensor]
@@ -71,6 +72,43 @@ def small_vit() -> nn.Module:
     return model
 
 
+def narrow(name: str) -> Callable[[], nn.Module]:
+    """A member whose classifier has hidden layers of 32, not of 4,096 with 100 million weights."""
+
+    def build() -> nn.Module:
+        with torch.device("meta"):
+            model: nn.Module = models.get_model(name, num_classes=CLASSES)
+            classifier = model.get_submodule("classifier")
+            assert isinstance(classifier, nn.Sequential)
+            first, *_, last = [part for part in classifier if isinstance(part, nn.Linear)]
+            for index, part in enumerate(classifier):
+                if isinstance(part, nn.Linear):
+                    inputs = part.in_features if part is first else 32
+                    outputs = part.out_features if part is last else 32
+                    classifier[index] = nn.Linear(inputs, outputs)
+        model.to_empty(device="cpu")
+        for part in model.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight)
+                assert part.bias is not None
+                nn.init.zeros_(part.bias)
+            elif isinstance(part, nn.Linear):
+                part.reset_parameters()
+        return model
+
+    return build
+
+
+def small_resnet() -> nn.Module:
+    model: nn.Module = models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
+    return model
+
+
+def small_mobilenet_v2() -> nn.Module:
+    model: nn.Module = models.MobileNetV2(num_classes=CLASSES, width_mult=0.35)
+    return model
+
+
 def small_densenet() -> nn.Module:
     model: nn.Module = models.DenseNet(8, (2, 2, 2, 2), 16, num_classes=CLASSES)
     return model
@@ -104,14 +142,14 @@ _FEATURES = through("features")
 _IN_POOL = ("module_input", "avgpool")
 
 FAMILIES = {
-    "alexnet": Family(member("alexnet"), 96, _FEATURES, *_IN_POOL, "classifier.6"),
-    "vgg": Family(member("vgg11"), 64, _FEATURES, *_IN_POOL, "classifier.6"),
-    "resnet": Family(member("resnet18"), 64, _RESNET, *_IN_POOL, "fc"),
+    "alexnet": Family(narrow("alexnet"), 96, _FEATURES, *_IN_POOL, "classifier.6"),
+    "vgg": Family(narrow("vgg11"), 64, _FEATURES, *_IN_POOL, "classifier.6"),
+    "resnet": Family(small_resnet, 64, _RESNET, *_IN_POOL, "fc"),
     "densenet": Family(
         small_densenet, 64, after_relu, "function_input", "adaptive_avg_pool2d", "classifier"
     ),
     "mobilenet_v2": Family(
-        member("mobilenet_v2"),
+        small_mobilenet_v2,
         64,
         _FEATURES,
         "function_input",

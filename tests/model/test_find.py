@@ -1,12 +1,12 @@
 import pytest
 import torch
 from torch import nn
-from torchvision import models
 
 from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.model.find import choose_site, probe
 from nap_stream.model.forward import capture
 from nap_stream.model.sites import FeatureSite, HeadSite, MapLayout, head_parameters
+from tests.model.families import narrow
 from tests.support.small_models import SIZE, by_name
 
 
@@ -55,7 +55,7 @@ def test_an_adaptive_pooling_to_a_fixed_size_is_looked_through() -> None:
 
 
 def test_vgg_takes_a_named_layer() -> None:
-    model = models.vgg11(num_classes=3)
+    model = narrow("vgg11")()
     assert find(model, side=64).module == "avgpool"
     assert find(model, "features", side=64).shape == (512, 2, 2)
     # Its pooling leaves 7 x 7 positions, so its output is a map too.
