@@ -31,6 +31,7 @@ _SHAPING = (
 )
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum"})
 _MULTIPLIED = frozenset({"mul", "multiply"})
+_NO_CHANNELS = frozenset({"images", "positions"})
 _BOUNDED = frozenset({"sigmoid", "hardsigmoid", "softmax"})
 _MULTIPLYING = _PRODUCTS | {"mul", "rmul", "imul", "multiply"}
 _MOVING = (
@@ -170,9 +171,14 @@ def _weighed(trace: Trace, index: int) -> tuple[int, FeatureSite | None] | None:
 
 
 def _share(weights: Node, values: Node, result: Node) -> bool:
-    """Whether of each position there is one weight for all channels, and these are left."""
+    """Whether of each position there is one weight for all channels, and these are left.
+
+    A softmax over the positions of each channel is weights of them, too.
+    """
     if weights.layout is None or values.layout is None or not weights.positional:
         return False
+    if weights.weighing and not values.weighing and weights.layout == values.layout:
+        return math.prod(result.shape) * positions(values.layout) == math.prod(values.shape)
     roles = {role for axis in weights.layout for role, _ in axis}
     lies = layout_of(values)
     if lies is None or "channels" in roles or positions(weights.layout) != positions(values.layout):
@@ -420,6 +426,13 @@ def _origins(trace: Trace, place: int) -> set[int]:
             found.update(node.parents)
             waiting.extend(node.parents)
     return found
+
+
+def is_count(trace: Trace, end: End) -> bool:
+    """Whether an end is a sum of weights, by which a mean is taken: there are no channels."""
+    layout = trace.nodes[end.map].layout
+    roles = {role for axis in layout or () for role, _ in axis}
+    return end.site is None and trace.nodes[end.node].name in REDUCTIONS and roles == _NO_CHANNELS
 
 
 def is_gate(trace: Trace, end: End) -> bool:

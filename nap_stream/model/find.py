@@ -18,6 +18,7 @@ from nap_stream.model.ends import (
     End,
     ends_of,
     is_attended_after,
+    is_count,
     is_gate,
     is_lost,
     named_map,
@@ -27,6 +28,7 @@ from nap_stream.model.ends import (
     single_attention,
 )
 from nap_stream.model.graph import Attention, Trace
+from nap_stream.model.layout import positions
 from nap_stream.model.measure import Measure
 from nap_stream.model.sites import FeatureSite, HeadSite, find_head, run_eagerly, unwrapped
 from nap_stream.model.trace import trace
@@ -99,7 +101,8 @@ def choose_site(seen: Probe, feature_layer: str | None) -> FeatureSite:
         replace(end, site=None) if is_attended_after(seen.trace, end.map) else end for end in ends
     ]
     ends = [end for end in ends if not is_gate(seen.trace, end)] or ends
-    ends = [_of_one_query(seen, end) for end in ends]
+    ends = [end for end in ends if not is_count(seen.trace, end)] or ends
+    ends = [_of_class_tokens(seen, _of_one_query(seen, end)) for end in ends]
     found = [end for end in ends if end.site is not None]
     picked = [end for end in ends if end.kind in {"picked", "attended"}]
     unread = [end for end in ends if end.site is None and end not in picked]
@@ -166,6 +169,18 @@ def _of_one_query(seen: Probe, end: End) -> End:
         and not seen.measure.learned_tokens(one.keys, every)
     ):
         return replace(end, kind="other")
+    return end
+
+
+def _of_class_tokens(seen: Probe, end: End) -> End:
+    """A mean of learned tokens alone, as these picked."""
+    node, every = seen.trace.nodes[end.map], seen.trace.attentions
+    if end.kind != "pooled" or not node.taken or node.source is None or not every:
+        return end
+    source = seen.trace.nodes[node.source].layout
+    count = 0 if source is None else positions(source)
+    if max(node.taken) < seen.measure.learned_tokens(count, every):
+        return replace(end, node=end.map, kind="picked", site=None)
     return end
 
 

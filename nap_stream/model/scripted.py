@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from nap_stream.errors import ModelError
 from nap_stream.model.exported import QUANTISED, linear_of
 from nap_stream.text import described
 
 _SELF = ""
+_native_attention: Any = torch.ops.aten._native_multi_head_attention  # noqa: SLF001  its only name
 Values = dict[str, Any]
 
 
@@ -315,6 +317,24 @@ def _convolution(*given: Any) -> torch.Tensor:
     return found
 
 
+def _attention(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a scripted nn.MultiheadAttention calls, as functions that show the attention.
+
+    Self-attention without a mask; its other forms are called as they are.
+    """
+    query, key, value, width, heads, weight, bias, out_weight, out_bias, mask, need_weights = given[
+        :11
+    ]
+    if query is not key or key is not value or mask is not None or need_weights:
+        found: tuple[torch.Tensor, torch.Tensor] = _native_attention(*given)
+        return found
+    images, tokens, _ = query.shape
+    packed = functional.linear(query, weight, bias)
+    parts = packed.reshape(images, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    mixed = functional.scaled_dot_product_attention(*parts.unbind(0)).transpose(1, 2).flatten(2)
+    return functional.linear(mixed, out_weight, out_bias), query.new_empty(0)
+
+
 def _refuse(*given: Any) -> None:
     raise RuntimeError(str(given[0]) if given else "the TorchScript module raised")
 
@@ -341,6 +361,7 @@ _PLAIN_CALLS: Mapping[str, Callable[..., Any]] = {
     "prim::type": lambda given: given.type,
     "prim::dtype": lambda given: given.dtype,
     "prim::device": lambda given: given.device,
+    "prim::is_nested": lambda given: given.is_nested,
     "prim::is_cuda": lambda given: given.is_cuda,
     "prim::Uninitialized": lambda: None,
     "prim::RaiseException": _refuse,
@@ -369,6 +390,7 @@ _PLAIN_CALLS: Mapping[str, Callable[..., Any]] = {
     "aten::__range_length": lambda low, high, step: len(range(low, high, step)),
     "aten::__derive_index": lambda index, start, step: start + index * step,
     "aten::_convolution": _convolution,
+    "aten::_native_multi_head_attention": _attention,
 }
 _OF_SCALARS: Mapping[str, Callable[..., Any]] = {
     "add": operator.add,

@@ -24,7 +24,16 @@ from nap_stream.model.graph import (
     Node,
     Trace,
 )
-from nap_stream.model.layout import Layout, axis_of, follow, of_pixels, of_rows, plain, positions
+from nap_stream.model.layout import (
+    Layout,
+    axis_of,
+    follow,
+    of_pixels,
+    of_rows,
+    plain,
+    positions,
+    role_of,
+)
 from nap_stream.model.layout import reduced_dims as reduced
 from nap_stream.model.sites import (
     FeatureSite,
@@ -329,6 +338,10 @@ class _Recorder(TorchFunctionMode):
         queries, axis = shape[-2], 1
         if len(shape) == _FEWEST_DIMENSIONS:
             if shape[0] == self._images and name == "softmax" and shape[1] != shape[2]:
+                layout = self._layout(first_argument(args, kwargs))
+                if layout is not None and role_of(layout[-1]) == "channels":
+                    # Of clusters or classes, not of tokens.
+                    return
                 queries = 1
             elif shape[0] % self._images == 0:
                 heads, axis = shape[0] // self._images, 0

@@ -67,6 +67,10 @@ def ambiguous(name: str) -> Way:
             "a map and CLS": lambda: maps.mean((2, 3)) + found[:, 0],
             "a map and a place": lambda: maps.mean((2, 3)) + net.other(x)[:, :, 1, 2],
             "channels mixed away": lambda: net.mix(maps.mean(1)[:, ::2, ::2].flatten(1))[:, :6],
+            "clusters": lambda: torch.einsum("nct,nkt->nck", flat, flat.softmax(1)).mean(2),
+            "pyramid": lambda: torch.cat(
+                [functional.adaptive_max_pool2d(maps, n).flatten(1) for n in (1, 2)], dim=1
+            )[:, :6],
             "recurrent": lambda: torch.cumsum(flat, 2)[..., -1],
             "tokens by weight": lambda: net.mix(found[:, 1:].transpose(1, 2))[..., 0],
         }
@@ -84,6 +88,8 @@ AMBIGUOUS = [
     "a_map_and_CLS",
     "a_map_and_a_place",
     "channels_mixed_away",
+    "clusters",
+    "pyramid",
     "recurrent",
     "tokens_by_weight",
 ]

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from nap_stream.core.prior import nap
+from nap_stream.core.prior import attention_prior, nap
 from nap_stream.errors import FeatureMapError, ModelError
 from nap_stream.first_model import known_preprocessing
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
+from tests.model.families import images as family_images
+from tests.model.families import last_attention, small_vit
 from tests.support.small_models import SIZE, ReluHeadNet, SmallNet, SoftmaxNet, TupleNet, by_name
 from tests.support.small_settings import CPU, PLAIN, PREPROCESSING
 
@@ -241,6 +243,36 @@ def test_a_file_that_is_no_model(
     with pytest.raises(ModelError, match=message) as caught:
         load(write(tmp_path))
     assert "Traceback" not in str(caught.value)
+
+
+def scripted_as(path: Path, how: str) -> Path:
+    network = small_vit().eval()
+    if how == "traced":
+        graph = JIT.trace(network, VIT_IMAGES[:1], check_trace=False)
+    else:
+        graph = JIT.script(network)
+        graph = JIT.freeze(graph) if how == "frozen" else graph
+    graph.save(str(path / f"{how}.pt"))
+    return path / f"{how}.pt"
+
+
+VIT_IMAGES = family_images(32)
+
+
+@pytest.mark.parametrize("how", ["scripted", "frozen", "traced"])
+def test_the_class_token_of_a_scripted_transformer(tmp_path: Path, how: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        path = scripted_as(tmp_path, how)
+        torch.manual_seed(0)
+        network = small_vit().eval()
+    loaded = load(path, preprocessing=PreprocessingSettings(resize=32, crop=32))
+    found = loaded.forward(VIT_IMAGES)
+    with torch.inference_mode():
+        expected = attention_prior(last_attention(network, VIT_IMAGES))
+        torch.testing.assert_close(found.logits, network(VIT_IMAGES))
+    assert loaded.feature_site.kind == "cls_attention"
+    torch.testing.assert_close(found.nap, expected)
 
 
 @pytest.mark.parametrize("name", ["modle.onnx", "modle.pt", "modle.pt2", "modle"])

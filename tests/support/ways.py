@@ -370,11 +370,57 @@ def class_tokens() -> dict[str, Case]:
 
         return way
 
-    return {
+    def averaged(how: str, picked_ones: slice) -> Way:
+        """The mean of learned tokens alone."""
+
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            tokens, _ = attend(net, net.tokens(x, 3), how)
+            tokens, weights = attend(net, tokens, how)
+            found = weights[:, :, picked_ones, 3:].mean((1, 2))
+            return net.head(tokens[:, picked_ones].mean(1)), [found]
+
+        return way
+
+    means = {
+        f"{how}, mean of {len(range(*part.indices(3)))}": Case(averaged(how, part))
+        for how in ("plain", "fused")
+        for part in (slice(3), slice(1, 3))
+    }
+    return means | {
         f"{how}, {learned} learned, {pick}": Case(picked(how, learned, pick))
         for how in ATTENTIONS
         for learned, pick in ((1, "index"), (3, "slice"), (1, "select"), (2, "split"))
     }
+
+
+def _gated(how: str) -> Way:
+    def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        maps, other = net.maps(x), net.other(x)
+        late, early = maps.mean((2, 3)), other.mean((2, 3))
+        gate = net.gate(early)
+        both = torch.stack([net.head(late), net.second_head(late)], dim=1)
+        found: dict[str, Callable[[], torch.Tensor]] = {
+            "sigmoid": lambda: net.head(late * gate.sigmoid()),
+            "gate first": lambda: net.head(torch.sigmoid(gate) * net.norm(late)),
+            "doubled": lambda: net.head(late * (2 * functional.hardsigmoid(gate))),
+            "of logits": lambda: net.head(late) * gate[:, :1].sigmoid(),
+            "experts": lambda: (gate[:, :2].softmax(1)[..., None] * both).sum(1),
+            "experts, einsum": lambda: torch.einsum("ne,nek->nk", gate[:, :2].softmax(1), both),
+            "of itself": lambda: net.head(late * net.gate(late).sigmoid()),
+        }
+        return found[how](), [maps]
+
+    return way
+
+
+def _not_gated(how: str) -> Way:
+    def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        maps, other = net.maps(x), net.other(x)
+        late, early = maps.mean((2, 3)), net.gate(other.mean((2, 3)))
+        found = {"product": late * early, "added": late + early.sigmoid()}
+        return net.head(found.get(how, late.sigmoid() * early.sigmoid())), [maps, other]
+
+    return way
 
 
 def weighed() -> dict[str, Case]:
@@ -407,6 +453,28 @@ def weighed() -> dict[str, Case]:
 
         return way
 
+    # Of values and weights (N, C, T).
+    softmaxes: dict[str, Sum] = {
+        "product": lambda v, w: (v * w).sum(2),
+        "weights first": lambda v, w: (w * v).sum(-1),
+        "einsum": lambda v, w: torch.einsum("nct,nct->nc", v, w),
+    }
+
+    def of_channels(how: Sum) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            flat = net.maps(x).flatten(2)
+            return net.head(how(flat, flat.softmax(2))), [flat]
+
+        return way
+
+    def masked(how: Sum) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            flat = net.maps(x).flatten(2)
+            mask = (flat.sum(1) > 1).float()
+            return net.head(how(flat, mask) / mask.sum(1, keepdim=True).clamp(min=1)), [flat]
+
+        return way
+
     heads: dict[str, Sum] = {
         "matmul": lambda v, w: (w.unsqueeze(2) @ v).squeeze(2),
         "product": lambda v, w: (v * w[..., None]).sum(2),
@@ -422,34 +490,6 @@ def weighed() -> dict[str, Case]:
 
         return way
 
-    def gated(how: str) -> Way:
-        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-            maps, other = net.maps(x), net.other(x)
-            late, early = maps.mean((2, 3)), other.mean((2, 3))
-            gate = net.gate(early)
-            both = torch.stack([net.head(late), net.second_head(late)], dim=1)
-            found: dict[str, Callable[[], torch.Tensor]] = {
-                "sigmoid": lambda: net.head(late * gate.sigmoid()),
-                "gate first": lambda: net.head(torch.sigmoid(gate) * net.norm(late)),
-                "doubled": lambda: net.head(late * (2 * functional.hardsigmoid(gate))),
-                "of logits": lambda: net.head(late) * gate[:, :1].sigmoid(),
-                "experts": lambda: (gate[:, :2].softmax(1)[..., None] * both).sum(1),
-                "experts, einsum": lambda: torch.einsum("ne,nek->nk", gate[:, :2].softmax(1), both),
-                "of itself": lambda: net.head(late * net.gate(late).sigmoid()),
-            }
-            return found[how](), [maps]
-
-        return way
-
-    def not_gated(how: str) -> Way:
-        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
-            maps, other = net.maps(x), net.other(x)
-            late, early = maps.mean((2, 3)), net.gate(other.mean((2, 3)))
-            found = {"product": late * early, "added": late + early.sigmoid()}
-            return net.head(found.get(how, late.sigmoid() * early.sigmoid())), [maps, other]
-
-        return way
-
     gates = ("sigmoid", "gate first", "doubled", "of logits", "experts", "experts, einsum")
     return {
         **{
@@ -457,9 +497,11 @@ def weighed() -> dict[str, Case]:
             for values in ("maps", "values")
             for name, how in sums.items()
         },
+        **{f"channels, {name}": Case(of_channels(how)) for name, how in softmaxes.items()},
+        **{f"masked, {name}": Case(masked(sums[name])) for name in ("product", "bmm", "einsum")},
         **{f"two heads, {name}": Case(of_heads(how)) for name, how in heads.items()},
-        **{f"gate, {how}": Case(gated(how)) for how in (*gates, "of itself")},
-        **{f"no gate, {how}": Case(not_gated(how)) for how in ("product", "added", "both")},
+        **{f"gate, {how}": Case(_gated(how)) for how in (*gates, "of itself")},
+        **{f"no gate, {how}": Case(_not_gated(how)) for how in ("product", "added", "both")},
     }
 
 
