@@ -51,18 +51,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))
 
 
-RAY_TIMEOUT_S = 400
+RAY_TIMEOUT_S = 600
 """Of a test that may be the one for which Ray starts, more than once on a slow machine."""
 STOPPING = frozenset({"test_stop", "test_stop_in_faults", "test_wedged"})
-"""Slow files that wait for runs to stop: six of the fourteen slow tests that share Ray."""
+"""Slow files that wait for runs to stop: six of the thirteen slow tests that share Ray."""
+
+SHARED_RAY = frozenset({"ray_head", "logical_gpus"})
+"""Fixtures of a Ray that tests share; the others start their own, and need not wait for these."""
 
 
 def _group(item: pytest.Item) -> str | None:
     if item.get_closest_marker("ray"):
         if item.path.parent.name == "demo":
             return "demo"  # it starts Ray and its broker by itself
-        stops = item.get_closest_marker("slow") and item.path.stem in STOPPING
-        return "ray-stopping" if stops else "ray"
+        if not item.get_closest_marker("slow"):
+            return "ray"
+        if not SHARED_RAY & set(getattr(item, "fixturenames", ())):
+            return "ray-alone"
+        return "ray-stopping" if item.path.stem in STOPPING else "ray"
     return "kafka" if item.get_closest_marker("kafka") else None
 
 

@@ -16,6 +16,8 @@ from tests.e2e.processes import Program
 from tests.support.faulty_net import clear
 from tests.support.leftovers import short_folder
 
+STARTED = "Ray runtime started"
+
 
 @pytest.fixture(scope="session")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,7 +68,7 @@ def ray_node(head: RayHead, cpus: int, folder: Path) -> Iterator[Program]:
         *("--min-worker-port=0", "--max-worker-port=0"),
         *_agent_ports(),
     ]
-    with ray_up(command, folder, lambda node: "Ray runtime started" in node.stdout) as node:
+    with ray_up(command, folder, lambda node: STARTED in node.stdout) as node:
         assert node.running, node.tail
         yield node
 
@@ -84,7 +86,12 @@ def _started_head(output: Path, cpus: int) -> Iterator[RayHead]:
             *_agent_ports(),
         ]
         environ = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard}
-        with ray_up(command, output, lambda _head: _answers(dashboard)) as head:
+
+        def is_up(head: Program) -> bool:
+            # The dashboard may answer before the node has joined, or where it never will.
+            return STARTED in head.stdout and _answers(dashboard)
+
+        with ray_up(command, output, is_up) as head:
             assert head.running, head.tail
             yield RayHead(address, dashboard, environ)
 

@@ -11,7 +11,7 @@ from tests.e2e.processes import Program, nap_stream
 from tests.support.ray_start import ATTEMPTS, was_too_slow
 from tests.support.waiting import wait_until
 
-ATTEMPT_S = 150.0
+ATTEMPT_S = 240.0
 JOB_SCRIPT = PROJECT / "deploy" / "ray-job.sh"
 
 
