@@ -10,7 +10,7 @@ from typing import Any
 from nap_stream.model.exported import fixed_size
 from nap_stream.model.factory import build, importable
 from nap_stream.model.found_preprocessing import KEYS, FoundPreprocessing, found_preprocessing
-from nap_stream.model.onnx_graph import OnnxModel
+from nap_stream.model.onnx_model import OnnxModel
 from nap_stream.model.preprocessing import input_size
 from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 

@@ -16,7 +16,7 @@ from torch import nn
 from nap_stream.errors import ModelError
 from nap_stream.model import exported, hugging_face, scripted
 from nap_stream.model.exported import is_exported, load_exported
-from nap_stream.model.onnx_graph import load_onnx
+from nap_stream.model.onnx_model import load_onnx
 from nap_stream.model.scripted import is_torchscript, load_torchscript
 from nap_stream.model.sites import unwrapped
 from nap_stream.model.weights import load_weights

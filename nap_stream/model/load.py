@@ -43,7 +43,7 @@ from nap_stream.model.forward import (
     score_forward,
 )
 from nap_stream.model.found_preprocessing import doubts, resolved
-from nap_stream.model.onnx_graph import OnnxModel
+from nap_stream.model.onnx_model import OnnxModel
 from nap_stream.model.output import AS_IT_IS, LogitsHook
 from nap_stream.model.preprocessing import Normaliser, input_size
 from nap_stream.model.sites import (

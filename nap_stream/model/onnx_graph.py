@@ -1,27 +1,16 @@
-"""ONNX models, run by onnxruntime, with the map and the features as outputs of their graph.
+"""What can be asked of an ONNX graph: its head, and what ends maps on the way to the logits."""
 
-What enters the last global pooling, or is flattened for the head, is found in the graph: it must
-lie on every way from the images to the logits. It and the head's input become outputs.
-"""
-
-import hashlib
-import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from nap_stream.errors import FeatureMapError, ModelError
-from nap_stream.model.exported import QUANTISED, sides_of
-from nap_stream.model.sites import FeatureSite, HeadSite
-from nap_stream.text import described
+from nap_stream.errors import FeatureMapError
 
-_INSTALL = "pip install 'nap-stream[onnx]'"
-_QUANTISED_NODES = ("QLinear", "QuantizeLinear", "DequantizeLinear", "Integer", "DynamicQuantize")
 _GLOBAL = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceMax"})
 _WINDOWS = frozenset({"AveragePool", "MaxPool"})
@@ -41,159 +30,98 @@ _MAKING_MAPS = frozenset({"Conv", "ConvTranspose"}) | _GLOBAL | _WINDOWS
 _TO_LAST = (0, 2, 3, 1)
 _TO_MAPS = frozenset({(0, 3, 1, 2), (0, 2, 1)})
 _MAP_DIMENSIONS = 4
-_CHANNELS = 3
+_TOKEN_DIMENSIONS = 3
+_TURNED = (0, 2, 1)
+_TO_THE_END = 2**31 - 1
+_SHAPES = frozenset({"Shape", "Size"})
+_MULTIPLYING = frozenset({"Mul", "MatMul", "Einsum", "Gemm", "Pow"})
 _LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
-class _MapEnd:
-    """A value that may be the map, and what ends it; None where a user names the map.
+class MapEnd:
+    """A value that may be a map, and what ends it; ``result`` is None where a user names the map.
 
-    ``channels_last`` says that the map is (N, H, W, C).
+    ``step`` is the number of the node that ends it. ``reduced`` are the axes that this one takes
+    together, None where it is for maps (N, C, ...). ``tokens`` is which axis of a value of three
+    holds channels, None where that is not known; ``is_last`` says that those of four stand last.
     """
 
     source: str
     result: str | None
-    channels_last: bool = False
+    step: int = -1
+    reduced: tuple[int, ...] | None = None
+    tokens: int | None = None
+    is_last: bool = False
 
+    def channels(self, shapes: dict[str, tuple[int, ...]], images: int) -> int | None:
+        """Which axis of the value holds channels; None where it is no map of a row an image.
 
-class OnnxModel(nn.Module):
-    """An ONNX graph, as a classifier whose map and head can be watched.
-
-    ``feature_map`` is called on the map (N, C, H, W), ``head`` on the features. Its state dict is
-    the head and a digest of the file. A graph of a fixed batch is run on parts of that size.
-    """
-
-    digest: torch.Tensor
-
-    def __init__(
-        self, session: "_Session", ends: Sequence[_MapEnd], head: "_Head | None", logits: str
-    ) -> None:
-        super().__init__()
-        self.feature_map = nn.Identity()
-        self.head = None if head is None else head.linear()
-        self.register_buffer("digest", session.digest)
-        self._session, self._ends = session, tuple(ends)
-        self._last = logits if head is None else head.features
-        self._map: _MapEnd | None = None
-
-    @property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """Height and width of the one size of image that it is for; None where it takes more."""
-        return sides_of(self._session.input_shape)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits (N, K) of images (N, 3, H, W), float32."""
-        names = [self._last] if self._map is None else [self._last, self._map.source]
-        last, *maps = self._session.run(images, names)
-        for found in maps:
-            is_last = self._map is not None and self._map.channels_last
-            self.feature_map(found.permute(0, 3, 1, 2) if is_last else found)
-        if self.head is None:
-            return last
-        logits: torch.Tensor = self.head(last)
-        return logits
-
-    def sites(self, batch: torch.Tensor) -> tuple[FeatureSite, HeadSite | None]:
-        """Find where the prior and the features are read by a pass on a batch.
-
-        Raises:
-            FeatureMapError: No map goes into a global pooling or is flattened on every way.
+        It has more than one position, and what ends it leaves none of these, or flattens all.
         """
-        ends = list(reversed(self._ends))
-        names = [name for end in ends for name in (end.source, end.result) if name is not None]
-        shapes = {}
-        if names:
-            found = self._session.run(batch, list(dict.fromkeys(names)))
-            shapes = {
-                name: tuple(one.shape)
-                for name, one in zip(dict.fromkeys(names), found, strict=True)
-            }
-        self._map = next((end for end in ends if _ends_a_map(end, shapes, len(batch))), None)
-        if self._map is None:
-            raise FeatureMapError(
-                "no global pooling or flattening of a map of one row an image and more than one "
-                "position lies on every way from the images to the logits; the last values of the "
-                f"graph are {', '.join(self._session.listed)}",
-                "model.feature_layer",
-                "Name the value that is the map (N, C, H, W), or use a larger model.preprocessing."
-                "crop, if the map has one position only",
-            )
-        _, *sides = shapes[self._map.source]
-        channels, height, width = (*sides[2:], *sides[:2]) if self._map.channels_last else sides
-        site = FeatureSite("module_output", "feature_map", None, 0, (channels, height, width))
-        if self.head is None:
-            return site, None
-        return site, HeadSite("head", (self.head.out_features, self.head.in_features))
+        shape = shapes[self.source]
+        axis = self._axis(len(shape))
+        if axis is None or shape[0] != images or prod(shape[1:]) == shape[axis]:
+            return None
+        if self.result is None:
+            return axis
+        result = shapes[self.result]
+        is_flat = self.reduced is None and len(shape) == _MAP_DIMENSIONS
+        is_whole = prod(result[1:]) == shape[axis] or (is_flat and result[1:] == (prod(shape[1:]),))
+        return axis if result[0] == images and is_whole else None
 
-
-def _ends_a_map(end: _MapEnd, shapes: dict[str, tuple[int, ...]], images: int) -> bool:
-    """Whether a value is a map of more than one position that its node pools or flattens whole.
-
-    It has a row for each image, and none for tiles of it.
-    """
-    shape = shapes[end.source]
-    if len(shape) != _MAP_DIMENSIONS or shape[0] != images:
-        return False
-    sides = shape[1:]
-    height, width, channels = sides if end.channels_last else (*sides[1:], sides[0])
-    if height * width == 1 or end.result is None:
-        return height * width > 1
-    result = shapes[end.result]
-    return result[0] == images and (
-        np.prod(result[1:]) == channels or result[1:] == (channels * height * width,)
-    )
-
-
-def load_onnx(path: Path, output: str | None = None, feature_layer: str | None = None) -> OnnxModel:
-    """Read an ONNX file, and find its map, head and logits.
-
-    ``output`` and ``feature_layer`` name values of the graph; null finds them.
-
-    Raises:
-        ModelError: onnxruntime is not installed; or the file cannot be read, is quantised, or has
-            other inputs than images.
-        FeatureMapError: The map was not found.
-    """
-    where = f"model.weights = {path}"
-    onnx, runtime = _packages(where)
-    try:
-        model = onnx.load(str(path))
-    except Exception as error:
-        raise ModelError(f"the ONNX file cannot be read ({described(error)})", where) from error
-    nodes = list(model.graph.node)
-    quantised = [
-        node.op_type for node in nodes if any(part in node.op_type for part in _QUANTISED_NODES)
-    ]
-    if quantised:
-        raise ModelError(f"the ONNX model is quantised ({quantised[0]})", where, QUANTISED)
-    logits = _logits(model, output, where)
-    tensors = {
-        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer
-    }
-    tensors |= {
-        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t)
-        for node in nodes
-        if node.op_type == "Constant" and node.attribute[0].name == "value"
-    }
-    images = _image_input(model, tensors, where)
-    graph = _Graph(nodes, images, logits, tensors)
-    found = graph.head()
-    if feature_layer is None:
-        ends = tuple(graph.map_ends())
-    else:
-        ends = (_MapEnd(graph.require(feature_layer), None, graph.is_last(feature_layer)),)
-    present = {value.name for value in model.graph.output}
-    wanted = [name for end in ends for name in (end.source, end.result) if name is not None]
-    for name in dict.fromkeys([*wanted, *([found.features] if found else []), logits]):
-        if name not in present:
-            model.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = _Session(runtime, model, _digest(path, tensors), where, graph.listed())
-    return OnnxModel(session, ends, found, logits)
+    def _axis(self, dimensions: int) -> int | None:
+        if dimensions not in {_MAP_DIMENSIONS, _TOKEN_DIMENSIONS}:
+            return None
+        axis = 3 if self.is_last and dimensions == _MAP_DIMENSIONS else 1
+        if self.reduced is not None:
+            reduced = {axis % dimensions for axis in self.reduced}
+            left = [one for one in range(1, dimensions) if one not in reduced]
+            if len(left) != 1 or (left[0] == 2 and dimensions == _MAP_DIMENSIONS):  # noqa: PLR2004
+                return None
+            axis = left[0]
+        elif self.result is None and dimensions == _TOKEN_DIMENSIONS:
+            return self.tokens
+        return axis if dimensions == _MAP_DIMENSIONS or axis == self.tokens else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Head:
+class Flow:
+    """The nodes between the images and the logits: kind, inputs and outputs of each."""
+
+    images: str
+    logits: str
+    steps: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]
+
+    def cut(self, stops: Collection[int]) -> list[int] | None:
+        """The last of some nodes on all ways from the images to the logits, in order.
+
+        None where there is a way around them, or where there are several and what comes of them is
+        multiplied, so that one may be the gate of another. A tensor's shape is no way.
+        """
+        makers = {name: step for step, (_, _, made) in enumerate(self.steps) for name in made}
+        found: set[int] = set()
+        waiting, seen, is_product = [self.logits], {self.logits}, False
+        while waiting:
+            name = waiting.pop()
+            if name == self.images:
+                return None
+            step = makers.get(name)
+            if step is None or self.steps[step][0] in _SHAPES:
+                continue
+            if step in stops:
+                found.add(step)
+                continue
+            kind, inputs, _ = self.steps[step]
+            moving = [one for one in inputs if one in makers or one == self.images]
+            is_product |= kind in _MULTIPLYING and len(moving) > 1
+            waiting += [one for one in moving if one not in seen]
+            seen.update(moving)
+        return None if not found or (len(found) > 1 and is_product) else sorted(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
     """The last linear layer: the name of its input, its weight (K, D) and bias (K,)."""
 
     features: str
@@ -201,6 +129,7 @@ class _Head:
     bias: Any
 
     def linear(self) -> nn.Linear:
+        """The same as a module of torch."""
         classes, width = self.weight.shape
         linear = nn.Linear(width, classes)
         weight, bias = (np.array(one, np.float32) for one in (self.weight, self.bias))
@@ -209,7 +138,7 @@ class _Head:
         return linear
 
 
-class _Graph:
+class Graph:
     """What can be asked of the nodes of an ONNX graph between the images and the logits."""
 
     def __init__(
@@ -219,7 +148,7 @@ class _Graph:
         self._tensors = tensors
         self._makers = {name: node for node in nodes for name in node.output}
 
-    def head(self) -> _Head | None:
+    def head(self) -> Head | None:
         """The linear layer whose output is the logits."""
         node = self._makers.get(self._logits)
         if node is not None and node.op_type == "Gemm":
@@ -233,14 +162,73 @@ class _Graph:
             return self._of_product(node, None)
         return None
 
-    def map_ends(self) -> Iterator[_MapEnd]:
-        """What ends a map by its kind, where no way to the logits goes around it; in order."""
-        for node in self._nodes:
-            axes = self._axes(node) if node.op_type in _REDUCTIONS else {2, 3}
-            is_end = node.op_type in _POOLINGS | _FLATTENING and axes in ({2, 3}, {1, 2})
-            if is_end and not self._reaches(without=node):
+    def map_ends(self) -> Iterator[MapEnd]:
+        """What may end a map by its kind, in order."""
+        for step, node in enumerate(self._nodes):
+            if node.op_type in _POOLINGS | _FLATTENING:
                 source = self._before_transforms(node.input[0])
-                yield _MapEnd(source, node.output[0], axes == {1, 2})
+                reduced = self._axes(node) if node.op_type in _REDUCTIONS else None
+                yield MapEnd(source, node.output[0], step, reduced, self._tokens(source))
+
+    def named(self, name: str) -> MapEnd:
+        """The map that a user names.
+
+        Raises:
+            FeatureMapError: There is no such value, or it is not known how it lies.
+        """
+        self.require(name)
+        return MapEnd(name, None, tokens=self._tokens(name), is_last=self.is_last(name))
+
+    def flow(self) -> Flow:
+        """The graph without its tensors."""
+        steps = ((one.op_type, tuple(one.input), tuple(one.output)) for one in self._nodes)
+        return Flow(self._images, self._logits, tuple(steps))
+
+    def _tokens(self, name: str) -> int | None:
+        """Which axis of a value (N, tokens, C) or (N, C, tokens) holds channels, by what made it.
+
+        A layer normalisation or a dense layer is over channels; after a transpose of their result
+        these stand first.
+        """
+        is_turned = False
+        while (node := self._makers.get(name)) is not None and node.op_type == "Transpose":
+            order = tuple(*(one.ints for one in node.attribute if one.name == "perm"))
+            if order != _TURNED:
+                return None
+            is_turned, name = not is_turned, node.input[0]
+        found = self._before_turning(name)
+        return found if found is None or not is_turned else _TOKEN_DIMENSIONS - found
+
+    def _before_turning(self, name: str) -> int | None:
+        node = self._makers.get(name)
+        if node is None:
+            return None
+        weight = self._tensors.get(node.input[1]) if len(node.input) > 1 else None
+        is_dense = node.op_type == "MatMul" and weight is not None and weight.ndim == 2  # noqa: PLR2004  a matrix
+        if is_dense or node.op_type == "LayerNormalization":
+            return 2
+        if node.op_type in _FLATTENING:
+            before = self._makers.get(node.input[0])
+            return 1 if before is not None and self._is_of_maps(before) else None
+        if node.op_type not in _ELEMENTWISE and not self._cuts_front_off(node):
+            return None
+        found = {self._before_turning(one) for one in node.input if one in self._makers} - {None}
+        return found.pop() if len(found) == 1 else None
+
+    def _is_of_maps(self, node: Any) -> bool:
+        while node.op_type in _ELEMENTWISE or node.op_type == "BatchNormalization":
+            before = next((one for one in node.input if one in self._makers), None)
+            if before is None:
+                return False
+            node = self._makers[before]
+        return node.op_type in _MAKING_MAPS
+
+    def _cuts_front_off(self, node: Any) -> bool:
+        """Whether a node leaves the first tokens out: the learned ones, as no others are there."""
+        if node.op_type != "Slice" or len(node.input) < 3:  # noqa: PLR2004  the third is the end
+            return False
+        end = self._tensors.get(node.input[2])
+        return end is not None and bool((np.asarray(end) >= _TO_THE_END).all())
 
     def _before_transforms(self, name: str) -> str:
         """The activations before the powers of a generalised mean and the like.
@@ -270,8 +258,8 @@ class _Graph:
         are_numbers = all(one is not None and one.size == 1 for one in constants)
         return node.op_type in _ELEMENTWISE and (are_numbers or node.op_type == "PRelu")
 
-    def require(self, name: str) -> str:
-        """The name of a value, if there is one.
+    def require(self, name: str) -> None:
+        """Refuse a name that is no value's.
 
         Raises:
             FeatureMapError: There is none.
@@ -282,7 +270,6 @@ class _Graph:
                 f"model.feature_layer = {name!r}",
                 "Name a value of the graph that is a map (N, C, H, W)",
             )
-        return name
 
     def is_last(self, name: str) -> bool:
         """Whether the channels of a map that a user names stand last, by the transposes before it.
@@ -311,21 +298,13 @@ class _Graph:
         """The last values of the graph."""
         return [name for node in self._nodes for name in node.output][-_LISTED:]
 
-    def _reaches(self, without: Any) -> bool:
-        """Whether the images reach the logits by other nodes than one."""
-        reached = {self._images}
-        for node in self._nodes:
-            if node is not without and any(name in reached for name in node.input):
-                reached.update(node.output)
-        return self._logits in reached
-
-    def _axes(self, node: Any) -> set[int]:
+    def _axes(self, node: Any) -> tuple[int, ...]:
         given = [list(one.ints) for one in node.attribute if one.name == "axes"]
         if not given and len(node.input) > 1 and node.input[1] in self._tensors:
             given = [self._tensors[node.input[1]].tolist()]
-        return {axis % _MAP_DIMENSIONS for axis in given[0]} if given else set()
+        return tuple(given[0]) if given else ()
 
-    def _of_gemm(self, node: Any) -> _Head | None:
+    def _of_gemm(self, node: Any) -> Head | None:
         options = {one.name: one.f if one.type == 1 else one.i for one in node.attribute}
         weight = self._tensors.get(node.input[1])
         is_plain = options.get("alpha", 1) == options.get("beta", 1) == 1
@@ -334,130 +313,11 @@ class _Graph:
         weight = weight if options.get("transB", 0) else weight.T
         bias = self._tensors.get(node.input[2]) if len(node.input) > 2 else np.zeros(len(weight))  # noqa: PLR2004  the bias is the third
         is_vector = bias is not None and bias.shape == (len(weight),)
-        return _Head(node.input[0], weight, bias) if is_vector else None
+        return Head(node.input[0], weight, bias) if is_vector else None
 
-    def _of_product(self, node: Any, bias: Any) -> _Head | None:
+    def _of_product(self, node: Any, bias: Any) -> Head | None:
         weight = self._tensors.get(node.input[1])
         if weight is None or weight.ndim != 2:  # noqa: PLR2004  a matrix
             return None
         bias = np.zeros(weight.shape[1]) if bias is None else bias
-        return _Head(node.input[0], weight.T, bias) if bias.shape == weight.shape[1:] else None
-
-
-class _Session:
-    """A session of onnxruntime. It is for any number of threads, and so never copied."""
-
-    def __init__(
-        self,
-        runtime: Any,
-        model: Any,
-        digest: torch.Tensor,
-        where: str,
-        listed: Sequence[str],
-    ) -> None:
-        self.digest, self.listed = digest, tuple(listed)
-        self._runtime, self._where = runtime, where
-        try:
-            self._serialised = model.SerializeToString()
-            self._sessions = {"cpu": self._opened(["CPUExecutionProvider"])}
-        except Exception as error:
-            raise ModelError(
-                f"onnxruntime cannot load the ONNX model ({described(error)})", where
-            ) from error
-        self._input = self._sessions["cpu"].get_inputs()[0]
-        self._is_last = self._input.shape[-1] == _CHANNELS and self._input.shape[1] != _CHANNELS
-        first = self._input.shape[0]
-        self._batch = first if isinstance(first, int) and first > 0 else None
-
-    @property
-    def input_shape(self) -> tuple[object, ...]:
-        """The sides of the input; text stands for one that may change."""
-        return tuple(self._input.shape)
-
-    def __deepcopy__(self, _memo: object) -> "_Session":
-        return self
-
-    def run(self, images: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
-        """The values of these names, float32 on the device of the images."""
-        session = self._on(images.device)
-        dtype = np.float16 if "float16" in self._input.type else np.float32
-        pixels = images.permute(0, 2, 3, 1) if self._is_last else images
-        given = pixels.detach().float().cpu().numpy().astype(dtype)
-        size = self._batch or max(1, len(given))
-        parts = []
-        for start in range(0, len(given), size):
-            part = given[start : start + size]
-            padding = ((0, size - len(part)), *((0, 0),) * 3) if self._batch else ((0, 0),) * 4
-            found = session.run(list(names), {self._input.name: np.pad(part, padding)})
-            # What has other rows than images is left as it is, to be seen as that.
-            parts.append([one[: len(part)] if len(one) == size else one for one in found])
-        joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return [torch.from_numpy(one.astype(np.float32)).to(images.device) for one in joined]
-
-    def _on(self, device: torch.device) -> Any:
-        if device.type not in self._sessions:
-            provider = "CUDAExecutionProvider"
-            if provider not in self._runtime.get_available_providers():
-                raise ModelError(
-                    "onnxruntime has no CUDA here",
-                    self._where,
-                    "pip install onnxruntime-gpu in place of onnxruntime, or set "
-                    "worker.num_gpus: 0",
-                )
-            options = [(provider, {"device_id": device.index or 0}), "CPUExecutionProvider"]
-            self._sessions[device.type] = self._opened(options)
-        return self._sessions[device.type]
-
-    def _opened(self, providers: Sequence[Any]) -> Any:
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        return self._runtime.InferenceSession(self._serialised, options, providers=providers)
-
-
-def _packages(where: str) -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("onnx"), importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise ModelError(
-            f"ONNX needs onnx and onnxruntime ({described(error)})", where, _INSTALL
-        ) from error
-
-
-def _logits(model: Any, output: str | None, where: str) -> str:
-    names = [value.name for value in model.graph.output]
-    inner = {name for node in model.graph.node for name in node.output}
-    if output is not None:
-        if output not in inner:
-            raise ModelError(
-                f"the graph has no value {output!r}; its outputs are {', '.join(names)}",
-                "model.output",
-                "Name the output, or any value of the graph, that holds the logits",
-            )
-        return output
-    if len(names) == 1 or "logits" in names:
-        return "logits" if "logits" in names else names[0]
-    raise ModelError(
-        f"the ONNX model has several outputs: {', '.join(names)}",
-        where,
-        f"Say which holds the logits, as in model.output: {names[0]}",
-    )
-
-
-def _image_input(model: Any, tensors: dict[str, Any], where: str) -> str:
-    names = [value.name for value in model.graph.input if value.name not in tensors]
-    if len(names) != 1:
-        raise ModelError(
-            f"the ONNX model has the inputs {', '.join(names) or '(none)'}, expected images alone",
-            where,
-            "Export it with the images as its one input",
-        )
-    return str(names[0])
-
-
-def _digest(path: Path, tensors: dict[str, Any]) -> torch.Tensor:
-    """SHA-256 of the file and of all tensors, some of which may stand in others; uint8 (32,)."""
-    digest = hashlib.sha256(path.read_bytes())
-    for name in sorted(tensors):
-        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        return Head(node.input[0], weight.T, bias) if bias.shape == weight.shape[1:] else None

@@ -331,7 +331,9 @@ def _attention(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
     images, tokens, _ = query.shape
     packed = functional.linear(query, weight, bias)
     parts = packed.reshape(images, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    mixed = functional.scaled_dot_product_attention(*parts.unbind(0)).transpose(1, 2).flatten(2)
+    asking, asked, taken = parts.unbind(0)
+    mixed = functional.scaled_dot_product_attention(asking, asked, taken)
+    mixed = mixed.transpose(1, 2).flatten(2)
     return functional.linear(mixed, out_weight, out_bias), query.new_empty(0)
 
 

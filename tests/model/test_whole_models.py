@@ -19,6 +19,7 @@ from tests.model.families import images as family_images
 from tests.model.families import last_attention, small_vit
 from tests.support.small_models import SIZE, ReluHeadNet, SmallNet, SoftmaxNet, TupleNet, by_name
 from tests.support.small_settings import CPU, PLAIN, PREPROCESSING
+from tests.support.ways import KINDS, SIDE, Body, Case, body
 
 JIT: Any = torch.jit
 IMAGES = torch.rand(5, 3, SIZE, SIZE)
@@ -91,6 +92,59 @@ def test_a_map_with_channels_last_that_a_user_names_in_onnx(tmp_path: Path) -> N
     torch.testing.assert_close(named.forward(IMAGES).nap, nap(maps))
     with pytest.raises(FeatureMapError, match=r"a transpose \(0, 2, 1, 3\)"):
         load(path, feature_layer="/Transpose_1_output_0")
+
+
+WAY_IMAGES = torch.randn(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+WAY_SIZE = PreprocessingSettings(resize=SIDE, crop=SIDE)
+
+
+def way_as_onnx(kind: str, name: str, path: Path) -> tuple[Body, Case, Path]:
+    pytest.importorskip("onnxruntime")
+    case = KINDS[kind]()[name]
+    net = body(case.way, case.width)
+    torch.onnx.export(net, (WAY_IMAGES,), str(path / "way.onnx"), dynamo=False)
+    return net, case, path / "way.onnx"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tokens", "attention, amax"),
+        ("tokens", "mixer, 1d"),
+        ("tokens", "mixer, turned"),
+        ("tokens", "learned, mean"),
+        ("multi-scale", "mean and mean of tokens"),
+        ("multi-scale", "mean and channels last"),
+        ("ensembles", "maximum of adaptive"),
+        ("channels last", "windows, amax"),
+    ],
+)
+def test_tokens_and_several_maps_of_onnx(tmp_path: Path, kind: str, name: str) -> None:
+    net, case, path = way_as_onnx(kind, name, tmp_path)
+    loaded = load(path, preprocessing=WAY_SIZE)
+    found = loaded.replica().forward(WAY_IMAGES)
+    with torch.inference_mode():
+        logits, maps = case.way(net, WAY_IMAGES)
+    channels = torch.tensor([part.shape[1] for part in maps])
+    each = torch.stack([nap(part.flatten(2).unsqueeze(-1)) for part in maps])
+    torch.testing.assert_close(found.logits, logits, rtol=1e-4, atol=1e-5)
+    expected = (each * channels[:, None]).sum(0) / channels.sum()
+    torch.testing.assert_close(found.nap, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("class tokens", "plain, 1 learned, index"),
+        ("class tokens", "plain, mean of 2"),
+        ("weighed", "gate, sigmoid"),
+        ("weighed", "masked, product"),
+    ],
+)
+def test_what_is_not_read_in_onnx_is_refused(tmp_path: Path, kind: str, name: str) -> None:
+    _, _, path = way_as_onnx(kind, name, tmp_path)
+    with pytest.raises(FeatureMapError, match=r"given as a program of torch\.export or a TorchScr"):
+        load(path, preprocessing=WAY_SIZE)
 
 
 def test_rows_of_onnx_that_are_no_images_are_refused(tmp_path: Path) -> None:
