@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     # At run time no record needs these, of which torch takes seconds to import.
+    import numpy as np
     import pyarrow as pa
     import torch
+    from numpy.typing import NDArray
 
     from nap_stream.core.panes import ImageCounts, PaneCounts
 
@@ -141,6 +143,29 @@ class EncodedJpeg:
         return len(self.data) + len(self.payload or b"")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelOutput:
+    """What a model that runs elsewhere gave for one image.
+
+    ``logits`` are float32 (K,), ``features`` float32 (D,), null where no score takes any, ``nap``
+    the prior of its map: NaN where a value is not finite. ``sha256`` is of the values as they came.
+    The size of the image is not known.
+    """
+
+    logits: "NDArray[np.float32]"
+    features: "NDArray[np.float32] | None"
+    nap: float
+    sha256: str
+    width: int | None = None
+    height: int | None = None
+    format: str = "outputs"
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes in memory while it waits."""
+        return self.logits.nbytes + (0 if self.features is None else self.features.nbytes)
+
+
 @dataclass(frozen=True, slots=True)
 class SourceImage:
     """One image of a message, as a reader chain found it; or why it found none.
@@ -148,7 +173,8 @@ class SourceImage:
     ``data`` are the image's bytes, null where ``status`` is not ok; ``error`` says why then.
     ``key`` takes the place of the message's where ``has_key``. ``event_time_ms`` is null where the
     message's timestamp stands. ``source_uri`` is the reference that the bytes were fetched from,
-    without what may be secret in it; null where there was none.
+    without what may be secret in it; null where there was none. ``output`` stands in place of
+    ``data`` where the message holds what a model has made of the image elsewhere.
     """
 
     data: bytes | None
@@ -158,6 +184,7 @@ class SourceImage:
     has_key: bool = False
     event_time_ms: int | None = None
     source_uri: str | None = None
+    output: ModelOutput | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +236,12 @@ class DecodedRows:
     the epoch, headers are (name, value) pairs, ``sha256`` is the hexadecimal digest of the image's
     bytes; ``decode_warning`` and ``source_uri`` are None where there is none. ``pixels`` are of the
     rows whose status is ok, in their order: uint8, (3, H, W), RGB; or JPEGs that are decoded when
-    they are scored. ``failed`` are the others. Scoring adds the JPEGs that cannot be decoded.
+    they are scored; or the outputs of a model elsewhere. ``failed`` are the others. Scoring adds
+    the JPEGs that cannot be decoded.
     """
 
     columns: Mapping[str, list[Any]]
-    pixels: "tuple[torch.Tensor | EncodedJpeg, ...]"
+    pixels: "tuple[torch.Tensor | EncodedJpeg | ModelOutput, ...]"
     failed: list[FailedImage]
 
     def __len__(self) -> int:

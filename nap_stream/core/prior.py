@@ -49,9 +49,20 @@ def nap(feature_map: torch.Tensor) -> torch.Tensor:
     # Reducing over one flattened dimension takes about half the time of reducing over two, and
     # the maximum of 16-bit activations ten times that of their float32 copy on a CPU.
     activations = feature_map.flatten(start_dim=2).float()
-    peak = activations.amax(dim=2).clamp_min(0)
-    mean = activations.abs().mean(dim=2)
-    ratio = peak / (mean + EPSILON)
+    return channel_prior(activations.amax(dim=2), activations.abs().mean(dim=2))
+
+
+def channel_prior(peak: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Score images by what `nap` takes from a map: each channel's maximum, and its mean of |A_j|.
+
+    Both are of any floating dtype, (N, C), and are computed with in float32. Channels of several
+    maps may stand side by side.
+
+    Returns:
+        Scores, float32, shape (N,), as `nap` gives them.
+    """
+    mean = mean.float()
+    ratio = peak.float().clamp_min(0) / (mean + EPSILON)
     # A mean that overflows would turn the ratio into a finite, wrong zero.
     return ratio.where(mean < torch.inf, torch.nan).square().mean(dim=1)
 

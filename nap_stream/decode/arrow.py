@@ -7,7 +7,7 @@ read in place, so memory stays bounded by the message.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
@@ -22,13 +22,19 @@ ARROW_STREAM: Final = "application/vnd.apache.arrow.stream"
 _MS_PER_UNIT = {"s": (1000, 1), "ms": (1, 1), "us": (1, 1000), "ns": (1, 1_000_000)}
 _IMAGE_TYPES = (pa.binary(), pa.large_binary())
 _KEY_TYPES = (*_IMAGE_TYPES, pa.string(), pa.large_string())
+_TYPES: Final[dict[str, tuple[str, Callable[[pa.DataType], bool]]]] = {
+    "key": ("binary or string", lambda kind: kind in _KEY_TYPES),
+    "event_time": ("timestamp", pa.types.is_timestamp),
+}
+"""Columns that any batch may have."""
+_ELSEWHERE: Final = ", and a model's outputs are read where model.elsewhere is set"
 
 # Slots in the vtables of Arrow's flatbuffers: Message.fbs.
 _MESSAGE_HEADER_SLOT = 8
 _RECORD_BATCH_COMPRESSION_SLOT = 10
 
 
-class _BatchError(Exception):
+class BatchError(Exception):
     """The stream is not what is expected."""
 
     def __init__(self, text: str, status: Status = Status.BAD_BATCH) -> None:
@@ -43,9 +49,28 @@ def read_batch(value: bytes, limits: LimitSettings) -> tuple[SourceImage, ...] |
         At least one row; a refusal ``bad_batch``, ``too_large`` (more rows than
         ``limits.max_images_per_message``) or ``empty`` (no row).
     """
+    return read_rows(value, limits, ("image",), _check_images, _items)
+
+
+def read_rows(
+    value: bytes,
+    limits: LimitSettings,
+    names: Sequence[str],
+    check: Callable[[pa.Schema], None],
+    rows_of: Callable[[pa.RecordBatch], Iterator[SourceImage]],
+) -> tuple[SourceImage, ...] | Refusal:
+    """Read some columns of an Arrow IPC stream. Never raises for what the bytes hold.
+
+    ``names`` are the columns that are read beside ``key`` and ``event_time``. ``check`` raises
+    `BatchError` where the schema is not what is expected; ``rows_of`` makes rows of a batch.
+
+    Returns:
+        As `read_batch`.
+    """
     try:
-        rows = tuple(_rows(value, limits.max_images_per_message))
-    except _BatchError as error:
+        batches = _batches(value, limits.max_images_per_message, names, check)
+        rows = tuple(row for batch in batches for row in rows_of(batch))
+    except BatchError as error:
         return Refusal(error.status, str(error))
     # pyarrow raises many types for hostile bytes, MemoryError among them.
     except Exception as error:  # noqa: BLE001
@@ -53,33 +78,41 @@ def read_batch(value: bytes, limits: LimitSettings) -> tuple[SourceImage, ...] |
     return rows or Refusal(Status.EMPTY, "the Arrow IPC stream has no rows")
 
 
-def _rows(value: bytes, max_rows: int) -> Iterator[SourceImage]:
+def _batches(
+    value: bytes, max_rows: int, names: Sequence[str], check: Callable[[pa.Schema], None]
+) -> list[pa.RecordBatch]:
     _check_messages(value)
-    fields = _fields(pa.ipc.open_stream(value).schema)
-    options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=sorted(fields.values()))
+    schema = pa.ipc.open_stream(value).schema
+    found = _positions(schema, (*names, *_TYPES))
+    check(schema)
+    options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=sorted(found))
     batches: list[pa.RecordBatch] = []
     rows = 0
     for batch in pa.ipc.open_stream(value, options=options):
         batch.validate(full=True)
         rows += batch.num_rows
         if rows > max_rows:
-            raise _BatchError(
+            raise BatchError(
                 f"more than limits.max_images_per_message = {max_rows} images", Status.TOO_LARGE
             )
         batches.append(batch)
-    for batch in batches:
-        yield from _items(batch, has_key="key" in fields)
+    return batches
 
 
-def _items(batch: pa.RecordBatch, *, has_key: bool) -> Iterator[SourceImage]:
+def _items(batch: pa.RecordBatch) -> Iterator[SourceImage]:
+    for image, own in zip(batch.column("image").to_pylist(), keys_and_times(batch), strict=True):
+        yield SourceImage(image, **own)
+
+
+def keys_and_times(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """What rows say of their keys and event times, as fields of `SourceImage`."""
     names = batch.schema.names
-    absent = [None] * batch.num_rows
-    images = batch.column("image").to_pylist()
+    absent, has_key = [None] * batch.num_rows, "key" in names
     keys = batch.column("key").to_pylist() if has_key else absent
     times = _times_ms(batch.column("event_time")) if "event_time" in names else absent
-    for image, key, time_ms in zip(images, keys, times, strict=True):
+    for key, time_ms in zip(keys, times, strict=True):
         encoded = key.encode() if isinstance(key, str) else key
-        yield SourceImage(image, key=encoded, has_key=has_key, event_time_ms=time_ms)
+        yield {"key": encoded, "has_key": has_key, "event_time_ms": time_ms}
 
 
 def _times_ms(column: Any) -> list[int | None]:
@@ -88,31 +121,37 @@ def _times_ms(column: Any) -> list[int | None]:
     return [None if tick is None else tick * factor // divisor for tick in ticks]
 
 
-def _fields(schema: pa.Schema) -> dict[str, int]:
+def _positions(schema: pa.Schema, names: Sequence[str]) -> list[int]:
     """Find the position of each column that is used."""
-    found: dict[str, int] = {}
-    for name in ("image", "key", "event_time"):
+    found: list[int] = []
+    for name in names:
         indices = schema.get_all_field_indices(name)
         if len(indices) > 1:
-            raise _BatchError(f"there are {len(indices)} columns {name!r}")
-        if indices:
+            raise BatchError(f"there are {len(indices)} columns {name!r}")
+        if indices and name in _TYPES:
             _check_type(name, schema.field(indices[0]).type)
-            found[name] = indices[0]
-    if "image" not in found:
-        listed = ", ".join(schema.names[:10]).encode("unicode_escape").decode("ascii")
-        raise _BatchError(f"there is no column 'image' (columns: {listed[:200] or 'none'})")
+        found += indices
     return found
 
 
+def no_column(what: str, schema: pa.Schema) -> BatchError:
+    """An error that names the columns there are."""
+    listed = ", ".join(schema.names[:10]).encode("unicode_escape").decode("ascii")
+    return BatchError(f"there is no column {what} (columns: {listed[:200] or 'none'})")
+
+
+def _check_images(schema: pa.Schema) -> None:
+    if "image" not in schema.names:
+        raise no_column("'image'" + _ELSEWHERE * ("logits" in schema.names), schema)
+    kind = schema.field("image").type
+    if kind not in _IMAGE_TYPES:
+        raise BatchError(f"column 'image' is {str(kind)[:100]}, expected binary or large_binary")
+
+
 def _check_type(name: str, kind: pa.DataType) -> None:
-    if name == "event_time":
-        fits, expected = pa.types.is_timestamp(kind), "timestamp"
-    elif name == "key":
-        fits, expected = kind in _KEY_TYPES, "binary or string"
-    else:
-        fits, expected = kind in _IMAGE_TYPES, "binary or large_binary"
-    if not fits:
-        raise _BatchError(f"column {name!r} is {str(kind)[:100]}, expected {expected}")
+    expected, fits = _TYPES[name]
+    if not fits(kind):
+        raise BatchError(f"column {name!r} is {str(kind)[:100]}, expected {expected}")
 
 
 def _check_messages(value: bytes) -> None:
@@ -124,9 +163,9 @@ def _check_messages(value: bytes) -> None:
         except StopIteration:
             return
         if message.type == "dictionary":
-            raise _BatchError("dictionary-encoded columns are not supported")
+            raise BatchError("dictionary-encoded columns are not supported")
         if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
-            raise _BatchError("compressed Arrow buffers are not supported: write without it")
+            raise BatchError("compressed Arrow buffers are not supported: write without it")
 
 
 def _is_compressed(metadata: bytes) -> bool:

@@ -17,6 +17,7 @@ from nap_stream.records import (
     EncodedJpeg,
     FailedImage,
     Message,
+    ModelOutput,
     Origin,
     SourceImage,
     Status,
@@ -39,6 +40,7 @@ def decode_message(
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
     leaves_jpegs: bool = False,
     read: Callable[[Message], tuple[SourceImage, ...]] | None = None,
+    read_outputs: Callable[[bytes], tuple[SourceImage, ...] | Refusal] | None = None,
 ) -> DecodedRows:
     """Decode the images of a message. Never raises for what the message holds.
 
@@ -51,7 +53,8 @@ def decode_message(
     ``at_least`` and ``preprocessing`` are those of `decode_image`. ``prepare`` is applied to the
     pixels of each image before the next one is decoded. Where it ``leaves_jpegs``, those that
     `undecoded_jpeg` finds are checked and not decoded. ``read`` finds the images of other messages
-    than batches; without it a message's value is its image.
+    than batches; without it a message's value is its image. ``read_outputs`` is there where every
+    message is a batch of a model's outputs, and no image.
 
     Returns:
         One row for each image, at least one. The payload of a failed row is the image's bytes, or
@@ -80,6 +83,8 @@ def decode_message(
             Status.TOO_LARGE,
             f"{len(value)} bytes, more than limits.max_message_bytes = {limits.max_message_bytes}",
         )
+    elif value and read_outputs is not None:
+        found, payload = read_outputs(value), value
     elif value and _is_batch(message):
         found = read_batch(value, limits)
     elif read is not None:
@@ -94,9 +99,10 @@ def decode_message(
     for item in found:
         own_key = item.key if item.has_key else key
         time_ms = _event_time(item.event_time_ms, message.timestamp_ms, ingest_time_ms)
-        image = Refusal(item.status, item.error) if item.error else decode(item.data)
+        image: Picture | Refusal | Undecoded | ModelOutput
+        image = Refusal(item.status, item.error) if item.error else item.output or decode(item.data)
         # Once at most: a copy for each of many images could be a thousand times what came.
-        holds_message = len(found) == 1 or item.data is None
+        holds_message = len(found) == 1 or (item.data is None and item.output is None)
         row = replace(item, key=own_key, event_time_ms=time_ms)
         rows.add(row, image, payload if holds_message else None)
         payload = None if holds_message else payload
@@ -116,13 +122,13 @@ class _Rows:
         self._message, self._headers = message, headers
         self._ingest_time_ms, self._prepare = ingest_time_ms, prepare
         self._rows: list[tuple[Any, ...]] = []
-        self._pixels: list[torch.Tensor | EncodedJpeg] = []
+        self._pixels: list[torch.Tensor | EncodedJpeg | ModelOutput] = []
         self._failed: list[FailedImage] = []
 
     def add(
         self,
         image: SourceImage,
-        found: Picture | Refusal | Undecoded,
+        found: Picture | Refusal | Undecoded | ModelOutput,
         payload: bytes | None = None,
     ) -> None:
         """Append the row of an image with its key and event time, and what became of its bytes.
@@ -137,6 +143,9 @@ class _Rows:
         if isinstance(found, Picture):
             self._pixels.append(self._prepare(found.pixels))
             warning = found.warning
+        elif isinstance(found, ModelOutput):
+            self._pixels.append(found)
+            sha256 = found.sha256
         else:
             origin = Origin(
                 message.partition, message.offset, index, key, time_ms, ingest_ms, self._headers
