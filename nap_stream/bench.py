@@ -146,8 +146,16 @@ def measure(
     Raises:
         NapStreamError: The model or its calibration cannot be loaded, or no image be decoded.
     """
+    if settings.model.elsewhere is not None:
+        raise ModelError(
+            f"the model {settings.model.origin} runs elsewhere: there is no forward pass here, and "
+            "no image is decoded",
+            settings.model.where,
+            "Measure the model where it runs; scoring its outputs takes little beside that",
+        )
     num_cpus = cpus_a_worker(settings.worker, available_cpus())
     calibration, loaded, threads = load_calibrated(settings, device, num_cpus)
+    assert isinstance(loaded, LoadedModel), "of a model that runs here"
     written_out = settings.model.model_copy(update={"preprocessing": loaded.preprocessing})
     settings = settings.model_copy(update={"model": written_out})
     pixels, undecodable = decode_once(settings, images, clock)

@@ -17,6 +17,7 @@ from nap_stream.calibration.calibration import (
     require_fingerprint,
     require_scoring,
 )
+from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect, create_topics, topics_missing
 from nap_stream.messages.reader import open_reader
@@ -29,12 +30,13 @@ from nap_stream.model.execution import (
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import input_size
 from nap_stream.monitor.actors import cluster_resources
-from nap_stream.preview import ImageSeen, look_at
+from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder
+from nap_stream.preview import ImageSeen, look_at, look_at_outputs
 from nap_stream.records import Status
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.settings.load import UncalibratedSettings
 from nap_stream.settings.schema import Settings
-from nap_stream.source.peek import peek
+from nap_stream.source.peek import Peeked, peek
 
 CHECKS = (
     *("versions", "crc32c", "GPU, torch", "GPU, Ray", "broker", "topics", "log root"),
@@ -103,8 +105,11 @@ def examine(
         yield Finding("topics", Outcome.SKIPPED, "needs the broker")
     yield _finding("log root", lambda: _log_root(settings))
     calibration = _calibration(settings, config)
-    device = _device(settings, resources)
-    yield from _of_model(settings, calibration, device, answers=broker.outcome is Outcome.OK)
+    answers = broker.outcome is Outcome.OK
+    if settings.model.elsewhere is not None:
+        yield from _of_elsewhere(settings, calibration, answers=answers)
+        return
+    yield from _of_model(settings, calibration, _device(settings, resources), answers=answers)
 
 
 def _of_model(
@@ -140,6 +145,52 @@ def _of_model(
         yield _finding("messages", lambda: _messages(settings, model))
     else:
         yield Finding("messages", Outcome.SKIPPED, "needs the broker")
+
+
+def _of_elsewhere(
+    settings: Settings, calibration: Calibration | Finding, *, answers: bool
+) -> Iterator[Finding]:
+    """What can be told of a model that runs elsewhere: its calibration, and its messages."""
+    yield Finding(
+        "model",
+        Outcome.OK,
+        f"{settings.model.origin} runs elsewhere: nothing is loaded, and its weights, "
+        "preprocessing and precision are not known here",
+    )
+    known = None
+    if isinstance(calibration, Finding):
+        yield calibration
+    else:
+        found = _attempt("calibration", lambda: _known(settings, calibration))
+        if isinstance(found, Finding):
+            yield found
+        else:
+            known = found
+            yield _fits_outputs(settings, calibration, known)
+    yield Finding("execution", Outcome.SKIPPED, "the model runs elsewhere")
+    if answers:
+        yield _finding("messages", lambda: _messages(settings, None, known))
+    else:
+        yield Finding("messages", Outcome.SKIPPED, "needs the broker")
+
+
+def _known(settings: Settings, calibration: Calibration) -> KnownOutputs:
+    require_scoring(calibration, settings.scoring)
+    return known_outputs(calibration, settings.model)
+
+
+def _fits_outputs(settings: Settings, calibration: Calibration, known: KnownOutputs) -> Finding:
+    """What the calibration expects of messages, and what is doubtful about it."""
+    document, shapes = calibration.document, known.shapes
+    features = "no features" if shapes.features is None else f"{shapes.features:,} features"
+    made = "made from images: that the model is the same cannot be checked"
+    if document.model.elsewhere is not None:
+        made = "made from its outputs"
+    detail = (
+        f"{settings.calibration} fits {settings.model.origin}, {made}; "
+        f"{shapes.widths[0]:,} logits, {features}, map {known.model.feature_site}"
+    )
+    return Finding("calibration", Outcome.OK, detail, warnings=document.warnings)
 
 
 class _CheckFailedError(NapStreamError):
@@ -247,7 +298,8 @@ def _calibration(settings: Settings, config: str) -> Calibration | Finding:
     )
     if is_named and folder.exists():
         return _attempt("calibration", lambda: load_calibration(folder))
-    calibrate = f"nap-stream calibrate --model {config} --images held-out/ --out {folder}"
+    images = "held-out/" if settings.model.elsewhere is None else "outputs/"
+    calibrate = f"nap-stream calibrate --model {config} --images {images} --out {folder}"
     if is_named:
         return Finding("calibration", Outcome.NOT_YET, f"there is no {folder}", f"Run {calibrate}")
     detail, action = "the configuration names none", f"Write calibration: {folder.name} into it"
@@ -312,23 +364,36 @@ def _execution(
     return Finding("execution", Outcome.OK, detail, warnings=(slow,) if slow else ())
 
 
-def _messages(settings: Settings, loaded: LoadedModel | None) -> Finding:
-    """What the newest messages hold, and what the model predicts for them."""
+def _messages(
+    settings: Settings, loaded: LoadedModel | None, known: KnownOutputs | None = None
+) -> Finding:
+    """What the newest messages hold, and what the model predicts for them.
+
+    ``known`` is of a model that runs elsewhere, once it is calibrated.
+    """
     peeked = peek(settings.kafka, MESSAGES)
     topic = settings.kafka.topic
     if not peeked.messages:
         detail = f"{topic} is empty: send some, and run doctor again"
         return Finding("messages", Outcome.OK, detail)
+    if settings.model.elsewhere is not None:
+        decode = output_decoder(known, settings.limits, (), SystemClock())
+        names = None if known is None else known.model.class_names
+        return _of_images(settings, peeked, look_at_outputs(peeked.messages, decode, names))
     # Whoever waits for doctor does not wait for a store or a registry that is away.
     reader = open_reader(settings.messages.model_copy(update={"wait_s": 0.0}), settings.limits)
     with closing(reader) if reader is not None else nullcontext():
         images = look_at(
             peeked.messages, settings.limits, settings.model.preprocessing, loaded, reader
         )
+    return _of_images(settings, peeked, images)
+
+
+def _of_images(settings: Settings, peeked: Peeked, images: list[ImageSeen]) -> Finding:
     unreadable = sum(one.status is not Status.OK for one in images)
     detail = (
         f"{len(images) - unreadable} of {len(images)} images of the newest {len(peeked.messages)} "
-        f"messages of {topic} can be read"
+        f"messages of {settings.kafka.topic} can be read"
     )
     if unreadable < len(images):
         warnings = (f"{unreadable} cannot be read",) if unreadable else ()

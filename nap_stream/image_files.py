@@ -66,13 +66,13 @@ def count_images(path: Path) -> int:
         InputDataError: As `iter_images`.
     """
     if path.is_dir():
-        return len(_files(path))
+        return len(files_of(path))
     with _parquet(path) as parquet:
         return int(parquet.metadata.num_rows)
 
 
 def _from_folder(folder: Path, chosen: set[int] | None = None) -> Iterator[ImageFile]:
-    for number, file in enumerate(_files(folder)):
+    for number, file in enumerate(files_of(folder)):
         if chosen is not None and number not in chosen:
             continue
         relative = file.relative_to(folder)
@@ -85,7 +85,13 @@ def _from_folder(folder: Path, chosen: set[int] | None = None) -> Iterator[Image
         yield ImageFile(relative.as_posix(), label, data)
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """All files of a folder and its sub-folders, sorted by path, but hidden ones.
+
+    Raises:
+        InputDataError: It holds none, or cannot be read.
+    """
+
     def refuse(error: OSError) -> None:
         raise InputDataError(f"the folder cannot be read ({error.strerror})", str(error.filename))
 

@@ -303,8 +303,12 @@ def _forward_of(
     _require_shape("logits", logits, (images, classes))
     for number, part in enumerate(site.parts):
         found = maps[number] if maps else None
-        _require_shape("feature_map", found, (images, *_map_shape(part)))
-    if facts.head is None:
+        _require_shape("feature_map", found, (images, *_map_shape(part, found)))
+    elsewhere = facts.elsewhere
+    if elsewhere is not None and not elsewhere.are_means:
+        if needs_features:
+            _require_shape("features", features, (images, elsewhere.features or 0))
+    elif facts.head is None:
         means = [] if is_attention else [one.mean(dim=(2, 3)) for one in maps]
         features = torch.cat(means, dim=1) if means else None
     elif features is not None or needs_features:
@@ -315,8 +319,11 @@ def _forward_of(
     return Forward(logits, features, prior)
 
 
-def _map_shape(site: FeatureSite) -> tuple[int, ...]:
+def _map_shape(site: FeatureSite, found: torch.Tensor | None) -> tuple[int, ...]:
     """What an image's part of a map, or its attention, is like."""
+    if site.kind == "elsewhere" and not site.positions and found is not None:
+        # Its channels' maxima and means were calibrated, of as many positions as there may be.
+        return (site.shape[0], *found.shape[2:])
     if site.kind == "cls_attention":
         return site.shape[2:]
     tiles = site.layout.tiles
@@ -335,6 +342,12 @@ def _loaded(calibration: Calibration, module: nn.Module) -> LoadedModel:
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"the callable returned {type(module).__name__}, expected a torch.nn.Module", where
+        )
+    if facts.preprocessing is None:
+        raise FingerprintMismatchError(
+            "the calibration was made of a model's outputs elsewhere, and not with a module",
+            where,
+            "Give the model as None, and its outputs to score_outputs; or calibrate on images",
         )
     if isinstance(module, torch.jit.ScriptModule):
         module = watchable(module, where)

@@ -1,6 +1,6 @@
 """What a few messages of a topic hold, and what the model makes of them: no score, no log."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from nap_stream.decode.message import decode_message
 from nap_stream.model.load import LoadedModel
 from nap_stream.model.preprocessing import decoded_size, preprocess
 from nap_stream.pipeline.rows import ReadMessage
-from nap_stream.records import Message, Origin, Status
+from nap_stream.records import DecodedRows, Message, ModelOutput, Origin, Status
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
 MAX_IMAGES = 20
@@ -85,8 +85,33 @@ def _of_message(
         prepare=lambda pixels: preprocess(pixels, preprocessing),
     )
     pixels = [one for one in rows.pixels[:MAX_IMAGES] if isinstance(one, torch.Tensor)]
-    predictions = iter(() if loaded is None or not pixels else _predicted(pixels, loaded))
-    columns = rows.columns
+    yield from _seen(
+        message, rows, () if loaded is None or not pixels else _predicted(pixels, loaded)
+    )
+
+
+def look_at_outputs(
+    messages: Iterable[Message],
+    decode: Callable[[Message], DecodedRows],
+    class_names: Sequence[str] | None,
+) -> list[ImageSeen]:
+    """Read messages of a model's outputs, `MAX_IMAGES` images in all; without names by number."""
+    seen: list[ImageSeen] = []
+    for message in messages:
+        rows = decode(message)
+        outputs = [one for one in rows.pixels if isinstance(one, ModelOutput)]
+        logits = [torch.from_numpy(one.logits)[None] for one in outputs]
+        found = (_likeliest(one, class_names) for one in logits)
+        seen.extend(_seen(message, rows, [each for one in found for each in one]))
+        if len(seen) >= MAX_IMAGES:
+            break
+    return seen[:MAX_IMAGES]
+
+
+def _seen(
+    message: Message, rows: DecodedRows, predicted: Iterable[Prediction]
+) -> Iterator[ImageSeen]:
+    predictions, columns = iter(predicted), rows.columns
     for row in range(len(rows)):
         status = columns["status"][row]
         origin = Origin(
@@ -109,9 +134,12 @@ def _of_message(
 
 
 def _predicted(pixels: list[torch.Tensor], loaded: LoadedModel) -> list[Prediction]:
-    logits = loaded.forward(torch.stack(pixels)).logits
+    return _likeliest(loaded.forward(torch.stack(pixels)).logits, loaded.class_names)
+
+
+def _likeliest(logits: torch.Tensor, class_names: Sequence[str] | None) -> list[Prediction]:
     confidence, class_id = logits.to(torch.float32).softmax(dim=1).max(dim=1)
     return [
-        Prediction(loaded.class_names[number], share)
+        Prediction(str(number) if class_names is None else class_names[number], share)
         for number, share in zip(class_id.tolist(), confidence.tolist(), strict=True)
     ]

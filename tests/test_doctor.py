@@ -20,6 +20,7 @@ from nap_stream.records import Status
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.schema import (
     DeadLetterSettings,
+    ElsewhereSettings,
     ModelSettings,
     PreprocessingSettings,
     ScoringSettings,
@@ -27,6 +28,7 @@ from nap_stream.settings.schema import (
 )
 from tests.support.image_bytes import arrow_stream, encoded
 from tests.support.images import smooth_image, write_images
+from tests.support.outputs import outputs_of, stream_of
 from tests.support.small_calibration import write_calibrated
 from tests.support.tiny_net import build
 from tests.support.topics import new_settings, send
@@ -244,6 +246,46 @@ def test_the_newest_messages_are_shown_with_what_the_model_predicts(
         else:
             assert one.prediction is None
             assert one.error
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("is_calibrated", [True, False])
+def test_messages_of_a_model_that_runs_elsewhere(
+    embedded: str, tmp_path: Path, *, is_calibrated: bool
+) -> None:
+    settings = _on_own_topic(embedded, tmp_path)
+    elsewhere = ElsewhereSettings(name="tiny/1", calibrated_on_images=True)
+    changes = {"model": ModelSettings(elsewhere=elsewhere)}
+    settings = settings.model_copy(update=changes)
+    if not is_calibrated:
+        settings = settings.model_copy(update={"calibration": tmp_path / "none"})
+    good = outputs_of(build().eval(), torch.randn(2, 3, 16, 16))
+    send(settings.kafka, [stream_of(good, "channels", key=["left", "right"])])
+    send(settings.kafka, [encoded(smooth_image(1))])
+
+    found = findings(settings, make_topics=True)
+
+    assert list(found) == list(CHECKS)
+    assert "tiny/1 runs elsewhere: nothing is loaded" in found["model"].detail
+    assert found["execution"].outcome is Outcome.SKIPPED
+    assert "2 of 3 images of the newest 2 messages" in found["messages"].detail
+    seen = found["messages"].images
+    assert [one.status for one in seen] == [Status.OK, Status.OK, Status.BAD_BATCH]
+    names = [one.prediction.class_name for one in seen if one.prediction]
+    assert names == [str(number) for number in good["logits"].argmax(axis=1)]
+    calibration = found["calibration"]
+    if is_calibrated:
+        assert calibration.outcome is Outcome.OK
+        assert "made from images: that the model is the same cannot" in calibration.detail
+        assert "3 logits, 16 features, map input of pool" in calibration.detail
+        plain = elsewhere.model_copy(update={"calibrated_on_images": False})
+        update = {"model": ModelSettings(elsewhere=plain)}
+        refused = findings(settings.model_copy(update=update))["calibration"]
+        assert refused.outcome is Outcome.FAILED
+        assert "calibrated_on_images: true" in refused.action
+    else:
+        assert calibration.outcome is Outcome.NOT_YET
+        assert "--images outputs/" in calibration.action
 
 
 @pytest.mark.embedded

@@ -15,6 +15,7 @@ from nap_stream.settings.load import UncalibratedSettings, load_uncalibrated_set
 from nap_stream.settings.schema import KafkaSettings, ModelSettings, PreprocessingSettings
 from tests.support.image_bytes import arrow_stream, encoded
 from tests.support.images import smooth_image
+from tests.support.outputs import some_outputs, stream_of
 from tests.support.topics import new_settings, settings_without_topic
 
 FACTORY = "tests.support.tiny_net:build"
@@ -145,6 +146,18 @@ def test_batches_are_told_with_the_keys_of_their_images(embedded: str, out: Path
 
     assert "Arrow batches (1) of images: 3 jpeg, 16 x 16 pixels." in topic_words(learnt)
     assert settings.drift.keys is not None
+
+
+@pytest.mark.embedded
+def test_outputs_of_a_model_elsewhere_are_told(embedded: str, out: Path) -> None:
+    kafka = new_settings(embedded)
+    headers = [("content-type", ARROW_STREAM.encode())]
+    send(kafka, [(None, stream_of(some_outputs()), headers)])
+
+    learnt, _ = made(kafka, out)
+
+    (said,) = [line for line in topic_words(learnt) if "cannot be read" in line]
+    assert "a model's outputs are read where model.elsewhere is set" in said
 
 
 @pytest.mark.embedded

@@ -96,6 +96,46 @@ def test_a_printed_configuration_has_every_key(tmp_path: Path) -> None:
     assert keys == set(PreprocessingSettings.model_fields)
 
 
+ELSEWHERE = MONITOR.replace("  factory: a:b\n", "  elsewhere: {name: parts/1}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            ELSEWHERE.replace("parts/1}", "parts/1}\n  factory: a:b"),
+            "the model runs elsewhere, and factory would say how it runs here",
+        ),
+        (
+            ELSEWHERE.replace("parts/1}", "parts/1}\n  precision: bfloat16\n  weights: ."),
+            "the model runs elsewhere, and weights, precision would say",
+        ),
+        (ELSEWHERE.replace("{name: parts/1}", "{}"), "key model.elsewhere.name"),
+        (ELSEWHERE + "messages: {read: [base64]}\n", "messages.read finds images"),
+        (ELSEWHERE + "worker: {num_gpus: 1}\n", "worker.num_gpus asks for a GPU"),
+        (MONITOR.replace("  factory: a:b\n", "  output_kind: logits\n"), "or elsewhere"),
+    ],
+)
+def test_a_model_elsewhere_is_in_place_of_one_here(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    path = tmp_path / "monitor.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert expected in problem_of(path)
+
+
+def test_a_printed_configuration_of_a_model_elsewhere_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "monitor.yaml"
+    path.write_text(ELSEWHERE, encoding="utf-8")
+    settings = load_settings(path, {})
+    assert (settings.model.origin, settings.model.where) == (
+        "parts/1",
+        "model.elsewhere.name = 'parts/1'",
+    )
+    path.write_text(masked_yaml(settings), encoding="utf-8")
+    assert load_settings(path, {}) == settings
+
+
 def test_every_method_is_a_setting() -> None:
     for method in every_method():
         assert ScoringSettings(method=str(method)).method == str(method)

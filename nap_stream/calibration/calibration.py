@@ -15,18 +15,16 @@ from nap_stream.core.conformal import ConformalTest
 from nap_stream.core.methods import NAP, MethodScorer
 from nap_stream.core.score_specs import (
     Fits,
-    Head,
     UnitGaussian,
     fits_of,
 )
 from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
-from nap_stream.model.sites import head_parameters
 from nap_stream.settings.schema import ScoringSettings
 
 if TYPE_CHECKING:
-    from nap_stream.model.load import LoadedModel
+    from nap_stream.model.load import KnownModel
 
 
 SCORE = "score"
@@ -186,23 +184,14 @@ def array_sha256(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
     return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
 
 
-def head_of(loaded: "LoadedModel") -> Head | None:
-    """The model's last linear layer, as base scores take it; None where there is none."""
-    if loaded.head is None:
-        return None
-    weight, bias = head_parameters(loaded.module, loaded.head)
-    return Head(weight.cpu().numpy(), bias.cpu().numpy())
-
-
-def base_scores_of(calibration: Calibration, loaded: "LoadedModel") -> BaseScores:
+def base_scores_of(calibration: Calibration, loaded: "KnownModel") -> BaseScores:
     """The base scores that a calibration was made with, ready to compute on the model's device."""
     document = calibration.document
-    return BaseScores(
-        document.scores, document.parameters, head_of(loaded), calibration.fits, loaded.device
-    )
+    head = loaded.linear_head()
+    return BaseScores(document.scores, document.parameters, head, calibration.fits, loaded.device)
 
 
-def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None:
+def require_fingerprint(calibration: Calibration, loaded: "KnownModel") -> None:
     """Refuse a calibration that was made with another model.
 
     Raises:
@@ -210,6 +199,13 @@ def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None
             is read elsewhere.
     """
     model = calibration.document.model
+    if model.elsewhere is not None:
+        raise FingerprintMismatchError(
+            "the calibration was made with outputs of a model that runs elsewhere, and this one "
+            "is loaded here",
+            f"calibration {calibration.fingerprint} of {model.factory}",
+            "Calibrate this model on images, or set model.elsewhere",
+        )
     if model.fingerprint != loaded.fingerprint:
         raise FingerprintMismatchError(
             f"the calibration was made with model {model.fingerprint}, and this is "
@@ -221,7 +217,7 @@ def require_fingerprint(calibration: Calibration, loaded: "LoadedModel") -> None
     require_sites(calibration, loaded)
 
 
-def require_sites(calibration: Calibration, loaded: "LoadedModel") -> None:
+def require_sites(calibration: Calibration, loaded: "KnownModel") -> None:
     """Refuse a model whose feature map or head is read elsewhere than at calibration.
 
     Raises:

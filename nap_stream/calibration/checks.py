@@ -20,7 +20,7 @@ from nap_stream.core.methods import AUTO, NAP, Method
 from nap_stream.core.score_specs import BaseScore, needs_features, needs_fit, needs_head
 from nap_stream.core.selection import CHANCE, Selection, WeightSearch
 from nap_stream.errors import CalibrationError, ConfigError
-from nap_stream.model.load import LoadedModel
+from nap_stream.model.load import KnownModel, LoadedModel
 from nap_stream.model.preprocessing import input_size
 
 SKILL = 0.2
@@ -138,7 +138,7 @@ def separation_warnings(
 
     Nothing where nothing was chosen: then there are no such images.
     """
-    if found is None:
+    if found is None or not alone:
         return
     best = max(alone, key=alone.__getitem__)
     if found.mean < alone[best] - WORSE_THAN_BEST:
@@ -157,19 +157,25 @@ def selection_warnings(selection: Selection | None) -> Iterator[str]:
     """What is odd about the scores that were chosen, and what was not to choose from."""
     if selection is None:
         return
+    if not selection.is_chosen:
+        yield (
+            f"the {len(selection.weights)} scores of the sum have equal weights: they are chosen "
+            "on transformed images, and here are no images. Where you can, calibrate on images "
+            "with the model loaded here, and set model.elsewhere.calibrated_on_images"
+        )
     means = selection.means
-    if selection.mean < CHANCE:
+    if selection.is_chosen and selection.mean < CHANCE:
         yield (
             "what was chosen takes pseudo-OOD images for more in-distribution than not (mean "
             f"AUROC {selection.mean:.3f}): choose a method, and try it with nap-stream evaluate"
         )
-    for name in selection.weights if len(selection.weights) > 1 else ():
+    for name in means.keys() & selection.weights if len(selection.weights) > 1 else ():
         if means[name] < CHANCE:
             yield (
                 f"{name} alone takes pseudo-OOD images for more in-distribution than not (mean "
                 f"AUROC {means[name]:.3f}); it was chosen for what it adds to the others"
             )
-    if not any(_is_of_features(name) for name in means):
+    if not any(_is_of_features(name) for name in means or selection.weights):
         lost = (f"{n}: {why}" for n, why in selection.left_out.items() if _is_of_features(n))
         yield (
             f"no score of features is to choose from, so that images that are odd in their "
@@ -191,7 +197,9 @@ def few_warnings(
     """Few images to fit on, or few pseudo-OOD images."""
     if fit_reading is None:
         return
-    images = len(fit_reading) if found is None else min(found.inside_images, found.pseudo_images)
+    images = len(fit_reading)
+    if isinstance(found, WeightSearch) or (found is not None and found.is_chosen):
+        images = min(found.inside_images, found.pseudo_images)
     if images < FEW_IMAGES:
         yield (
             f"there are {images} images to fit on, and what is fitted or chosen on fewer than "
@@ -229,7 +237,7 @@ LEAST_FITTED = 2 * FOLDS
 """Images below which a method that selects its scores does without those that are fitted."""
 
 
-def left_out(method: Method, loaded: LoadedModel, images: int) -> dict[str, str]:
+def left_out(method: Method, loaded: KnownModel, images: int) -> dict[str, str]:
     """Base scores that a method which selects does without, and why, with so many to fit on."""
     reasons = {}
     for name in method.candidates if method.selects else ():
@@ -260,7 +268,7 @@ def require_weight(method: Method | None, weight: float | None) -> None:
         raise ConfigError(f"expected a weight in [0, 1], got {weight:g}", "--weight")
 
 
-def require_head(names: Iterable[BaseScore], loaded: LoadedModel, factory: str) -> None:
+def require_head(names: Iterable[BaseScore], loaded: KnownModel, factory: str) -> None:
     """Refuse base scores that the model does not allow.
 
     Raises:
@@ -300,7 +308,7 @@ def is_drawable(loaded: LoadedModel) -> bool:
     return min(input_size(loaded.preprocessing)) >= MIN_SIDE
 
 
-def is_possible(name: BaseScore, loaded: LoadedModel) -> bool:
+def is_possible(name: BaseScore, loaded: KnownModel) -> bool:
     """Whether a base score can be computed of the model."""
     if needs_head(name):
         return loaded.head is not None

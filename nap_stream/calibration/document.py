@@ -33,28 +33,48 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class ElsewhereFacts(_Part):
+    """What the outputs of a model that runs elsewhere were like, beside their map and classes.
+
+    ``features`` is D, null where none came with them. ``are_means`` says that they were the means
+    of the map: it was sent without a column of features.
+    """
+
+    features: int | None
+    are_means: bool
+
+
 class ModelFacts(_Part):
     """The model that the calibration is valid for.
 
     ``fingerprint`` covers factory, arguments, weights and preprocessing, ``weights_fingerprint``
     the state dict alone. ``head`` is the last linear layer, null where there is none. ``output``
     says where the logits stand in what the model returns, where that is not logits alone.
+
+    ``elsewhere`` is there where the model ran elsewhere, and its outputs alone were given. Then
+    ``fingerprint`` covers its name, the kind of its outputs and the head; ``weights_fingerprint``
+    is "unknown", and ``preprocessing`` null.
     """
 
     factory: str
     fingerprint: str
     weights_fingerprint: str
     class_names: tuple[str, ...]
-    preprocessing: PreprocessingSettings
+    preprocessing: PreprocessingSettings | None
     feature_site: FeatureSite
     head: HeadSite | None
     output: LogitsHook = AS_IT_IS
+    elsewhere: ElsewhereFacts | None = None
 
     @model_serializer(mode="wrap")
-    def _output_where_it_is_odd(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Fingerprints of before there was another output stay valid.
-        left_out = () if self.output != AS_IT_IS else ("output",)
-        return {key: value for key, value in dump(self).items() if key not in left_out}
+    def _later_keys_where_they_are_odd(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Fingerprints of before there was another output, or a model elsewhere, stay valid.
+        plain = {"output": AS_IT_IS, "elsewhere": None}
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in plain or getattr(self, name) != plain[name]
+        }
 
     @field_serializer("feature_site", mode="wrap")
     def _later_fields_where_set(

@@ -15,7 +15,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.calibration.calibration import head_of
 from nap_stream.calibration.pseudo_ood import PSEUDO_OOD
 from nap_stream.calibration.read import PSEUDO_SEED, Advance, Reader, Reading, Values
 from nap_stream.core import selection
@@ -24,7 +23,7 @@ from nap_stream.core.methods import NAP, Method, log_p, method_scores
 from nap_stream.core.score_specs import BaseScore, Fits, ScoreParameters, needs_fit
 from nap_stream.core.selection import Selection, WeightSearch
 from nap_stream.image_files import ImageFile, count_images, iter_images
-from nap_stream.model.load import LoadedModel
+from nap_stream.model.load import KnownModel
 
 ALWAYS = (BaseScore.MSP, BaseScore.MAX_LOGIT, BaseScore.ENERGY)
 """What a run computes of any model: they cost nothing beside the forward pass."""
@@ -47,11 +46,11 @@ class Fitted:
     locations: Mapping[str, float]
 
     def only(
-        self, names: tuple[BaseScore, ...], loaded: LoadedModel, parameters: ScoreParameters
+        self, names: tuple[BaseScore, ...], loaded: KnownModel, parameters: ScoreParameters
     ) -> Self:
         """The same with some of its base scores alone; what no other needs is not kept."""
         fits = self.fits.only(names)
-        base_scores = BaseScores(names, parameters, head_of(loaded), fits, "cpu")
+        base_scores = BaseScores(names, parameters, loaded.linear_head(), fits, "cpu")
         return replace(self, base_scores=base_scores, fits=fits)
 
     def location(self, method: Method) -> float:
@@ -78,14 +77,14 @@ def in_order(names: Iterable[BaseScore]) -> tuple[BaseScore, ...]:
 
 
 def unfitted(
-    names: tuple[BaseScore, ...], loaded: LoadedModel, parameters: ScoreParameters
+    names: tuple[BaseScore, ...], loaded: KnownModel, parameters: ScoreParameters
 ) -> Fitted:
     """Base scores that take nothing from images.
 
     Raises:
         ValueError: One of them does, or needs a head that the model does not have.
     """
-    base_scores = BaseScores(names, parameters, head_of(loaded), Fits(), "cpu")
+    base_scores = BaseScores(names, parameters, loaded.linear_head(), Fits(), "cpu")
     return Fitted(base_scores, Fits(), {}, (), {})
 
 
@@ -125,7 +124,7 @@ def fit(
     names: tuple[BaseScore, ...],
     reading: Reading,
     folds: Folds,
-    loaded: LoadedModel,
+    loaded: KnownModel,
     parameters: ScoreParameters,
 ) -> Fitted:
     """Fit base scores on in-distribution images other than those that calibrate.
@@ -136,7 +135,7 @@ def fit(
         TooFewImagesError: A score needs more images than are left without a fold.
         ValueError: A score needs a head or features that the model does not have.
     """
-    head = head_of(loaded)
+    head = loaded.linear_head()
     fits = _fits(names, reading, np.ones(len(reading), bool), parameters)
     base_scores = BaseScores(names, parameters, head, fits, "cpu")
     values = plain = reading.values(base_scores)
@@ -200,11 +199,15 @@ class FitPart:
             InputDataError: See `count_images`.
         """
         source = images if fit_images is None else fit_images
-        count = count_images(source)
-        share = count if fit_images is not None else round(count * FIT_SHARE)
+        return cls.of_count(count_images(source), source, limit, own=fit_images is not None)
+
+    @classmethod
+    def of_count(cls, count: int, source: Path, limit: int, *, own: bool) -> Self:
+        """Draw from so many images, at least one."""
+        share = count if own else round(count * FIT_SHARE)
         rows = np.zeros(count, dtype=bool)
         rows[drawn_from_blocks(count, max(1, min(limit, share)), FIT_SEED)] = True
-        return cls(source, fit_images is not None, rows, limited=share > limit)
+        return cls(source, own, rows, limited=share > limit)
 
     def __len__(self) -> int:
         return int(self.rows.sum())
@@ -278,6 +281,19 @@ def areas_alone(fitted: Fitted, pseudo: Mapping[str, Values]) -> dict[str, float
         outside = (one[name].astype(np.float64) for one in pseudo.values())
         found[name] = float(np.mean([selection.auroc(own, one) for one in outside]))
     return found
+
+
+def with_equal_weights(method: Method, fitted: Fitted, left_out: Mapping[str, str]) -> Selection:
+    """What `select` gives where there are no pseudo-OOD values to choose on.
+
+    Raises:
+        NoScoreError: Every score is the same for most images.
+    """
+    names = (*(str(name) for name in method.candidates if name not in left_out), NAP)
+    values = {name: fitted.values[name].astype(np.float64) for name in names}
+    inside = {name: log_p(np.sort(own), own) for name, own in values.items()}
+    found = selection.equal_weights(inside)
+    return replace(found, left_out={**left_out, **found.left_out})
 
 
 def select(

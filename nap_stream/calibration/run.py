@@ -21,7 +21,12 @@ from nap_stream.calibration.calibration import (
     array_sha256,
     fit_arrays,
 )
-from nap_stream.calibration.document import CalibrationDocument, ImageFacts, ModelFacts
+from nap_stream.calibration.document import (
+    CalibrationDocument,
+    ElsewhereFacts,
+    ImageFacts,
+    ModelFacts,
+)
 from nap_stream.calibration.fit import (
     ALWAYS,
     FitPart,
@@ -48,7 +53,7 @@ from nap_stream.core.selection import NoScoreError, Selection, WeightSearch
 from nap_stream.errors import CalibrationError
 from nap_stream.image_files import ImageFile, count_images
 from nap_stream.model.device_decode import device_decoder
-from nap_stream.model.load import LoadedModel, load_model
+from nap_stream.model.load import KnownModel, LoadedModel, load_model
 from nap_stream.model.output import kind_warnings
 from nap_stream.model.weights import weights_of
 from nap_stream.settings.drift import DriftSettings
@@ -211,7 +216,7 @@ def choose_method(scoring: ScoringSettings) -> Method:
     return parse_method(scoring.method or AUTO)
 
 
-def candidates(method: Method, loaded: LoadedModel, images: int) -> tuple[BaseScore, ...]:
+def candidates(method: Method, loaded: KnownModel, images: int) -> tuple[BaseScore, ...]:
     """The base scores that a method may take on this model, with so many images to fit on.
 
     A method that selects does without what the model or the number of images does not allow.
@@ -344,7 +349,7 @@ def fit_passes(part: FitPart | None, searching: tuple[Method, ...]) -> int:
 
 def assemble(
     request: CalibrationRequest,
-    loaded: LoadedModel,
+    loaded: KnownModel,
     method: Method,
     fit_found: FitFound,
     scored: ScoredImages,
@@ -352,11 +357,13 @@ def assemble(
     weights_fingerprint: str,
     copies: int,
     created_ms: int,
+    elsewhere: ElsewhereFacts | None = None,
 ) -> Calibration:
     """Score the calibration images by the method, and put everything together.
 
     ``weights_fingerprint`` is of the weights as they were loaded, see `weights_of`. ``copies`` of
-    the images are byte for byte images that were fitted on.
+    the images are byte for byte images that were fitted on. ``elsewhere`` is there of a model that
+    runs elsewhere.
 
     Raises:
         CalibrationError: The images are too few for the rule; says how many are needed.
@@ -402,6 +409,7 @@ def assemble(
             feature_site=loaded.feature_site,
             head=loaded.head,
             output=loaded.output,
+            elsewhere=elsewhere,
         ),
         images=_image_facts(request.images, scored),
         fit_images=None if fit_reading is None else _image_facts(request.fit_images, fit_reading),

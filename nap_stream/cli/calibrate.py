@@ -38,7 +38,10 @@ def calibrate(
     model: ModelOption,
     images: Annotated[
         Path,
-        typer.Option(help="Held-out in-distribution images: a folder, or Parquet with `image`."),
+        typer.Option(
+            help="Held-out in-distribution images: a folder, or Parquet with `image`. With "
+            "model.elsewhere the model's outputs for them: Parquet or Arrow."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write the calibration to.")],
     fit_images: Annotated[
@@ -97,6 +100,7 @@ def calibrate(
     with console.status("starting"):
         from nap_stream.calibration.artifact import require_free, write_calibration
         from nap_stream.calibration.cache import FeatureCache
+        from nap_stream.calibration.elsewhere import calibrate_outputs
         from nap_stream.calibration.run import CalibrationRequest
         from nap_stream.calibration.run import calibrate as run_calibration
         from nap_stream.clock import SystemClock
@@ -125,15 +129,21 @@ def calibrate(
         drift=load_drift_settings(model),
     )
     with progress_bars(console) as new_bar:
-        calibration = run_calibration(
-            request,
-            device=choose_torch(device, torch_threads),
-            clock=SystemClock(),
-            cache=None if cache is None else FeatureCache(cache),
-            loading_progress=new_bar("loading the model", "model"),
-            measuring_progress=new_bar("measuring speed", "ways to compute"),
-            progress=new_bar("calibrating", "images"),
-            trying_progress=new_bar("low accuracy: trying other preprocessings", "images"),
+        calibration = (
+            calibrate_outputs(
+                request, clock=SystemClock(), progress=new_bar("calibrating on outputs", "steps")
+            )
+            if request.model.elsewhere is not None
+            else run_calibration(
+                request,
+                device=choose_torch(device, torch_threads),
+                clock=SystemClock(),
+                cache=None if cache is None else FeatureCache(cache),
+                loading_progress=new_bar("loading the model", "model"),
+                measuring_progress=new_bar("measuring speed", "ways to compute"),
+                progress=new_bar("calibrating", "images"),
+                trying_progress=new_bar("low accuracy: trying other preprocessings", "images"),
+            )
         )
     write_calibration(calibration, out, force=force)
     show_calibration(calibration, out, Console())
@@ -285,6 +295,10 @@ def _images(facts: "ImageFacts") -> str:
 def _selection(selection: "Selection") -> Iterator[tuple[str, str]]:
     weights = sorted(selection.weights.items(), key=lambda item: -item[1])
     yield "weights", ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+    if not selection.is_chosen:
+        yield "chosen", "not at all: the weights are equal, for lack of images to choose them on"
+        yield from (("left out", f"{name}: {why}") for name, why in selection.left_out.items())
+        return
     means = sorted(selection.means.items(), key=lambda item: -item[1])
     alone = ", ".join(f"{name} {mean * 100:.1f}" for name, mean in means)
     on = f"{selection.pseudo_images} images x {len(selection.transforms)} pseudo-OOD transforms"

@@ -61,6 +61,8 @@ class Selection:
     score that was to choose from, and ``sum_auroc[t]`` that of the sum. ``left_out`` says of other
     scores why they were not to choose from. ``inside_images`` is the number of in-distribution
     images, ``pseudo_images`` that of pseudo-OOD images of the transform that has the fewest.
+
+    Where there were none of these, nothing was chosen: there is no transform, and no area.
     """
 
     weights: dict[str, float]
@@ -70,6 +72,11 @@ class Selection:
     left_out: dict[str, str]
     inside_images: int
     pseudo_images: int
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether there were pseudo-OOD images to choose on."""
+        return bool(self.transforms)
 
     @property
     def means(self) -> dict[str, float]:
@@ -123,6 +130,30 @@ def select(inside: LogP, pseudo: Mapping[str, LogP]) -> Selection:
         left_out=dict.fromkeys(constant, "the same for most images"),
         inside_images=len(summed),
         pseudo_images=min(len(outside[names[0]]) for outside in pseudo.values()),
+    )
+
+
+def equal_weights(inside: LogP) -> Selection:
+    """Give all scores the same weight, where there are no pseudo-OOD images to choose on.
+
+    A score that is the same for most of the in-distribution images is left out. ``inside`` is as
+    `select` takes it.
+
+    Raises:
+        NoScoreError: All scores are left out.
+    """
+    constant = [name for name, values in inside.items() if _most_common(values) > MOST_EQUAL]
+    names = [name for name in inside if name not in constant]
+    if not names:
+        raise NoScoreError(f"every score is the same for most images: {', '.join(constant)}")
+    return Selection(
+        weights=dict.fromkeys(names, 1 / len(names)),
+        transforms=(),
+        auroc={},
+        sum_auroc=(),
+        left_out=dict.fromkeys(constant, "the same for most images"),
+        inside_images=len(inside[names[0]]),
+        pseudo_images=0,
     )
 
 

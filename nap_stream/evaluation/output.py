@@ -282,6 +282,8 @@ def plot_calibration(calibration: Calibration, out: Path) -> None:
     flagged = [flagged_images(group, calibration) for group in groups]
     document = calibration.document
     search = document.weight_search or document.selection
+    if isinstance(search, Selection) and not search.is_chosen:
+        search = None
     publish(out, calibration_png(scores, groups, flagged, search, document.faults))
 
 

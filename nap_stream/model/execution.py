@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import nn
@@ -38,15 +39,17 @@ class Execution:
 
     ``precision`` is that of convolutions and matrix products: ``bfloat16`` and ``float16`` by
     ``torch.autocast``, ``tf32`` float32 with CUDA's TF32 kernels, which ``float32`` switches off.
-    ``channels_last`` is the memory format of weights and images. ``compile`` is a mode of
-    ``torch.compile``, or ``off``.
+    It is ``unknown`` of a model that runs elsewhere. ``channels_last`` is the memory format of
+    weights and images. ``compile`` is a mode of ``torch.compile``, or ``off``.
     """
 
-    precision: Precision = "float32"
+    precision: Precision | Literal["unknown"] = "float32"
     channels_last: bool = False
     compile: CompileMode = "off"
 
     def __str__(self) -> str:
+        if self.precision == "unknown":
+            return "a precision that is not known here"
         compiled = "" if self.compile == "off" else f", compiled ({self.compile})"
         return f"{self.precision}, {self.memory_format}{compiled}"
 
@@ -58,7 +61,11 @@ class Execution:
     @property
     def reduced(self) -> torch.dtype | None:
         """The 16-bit type of autocast; None where there is none."""
-        return _REDUCED.get(self.precision)
+        return None if self.precision == "unknown" else _REDUCED.get(self.precision)
+
+
+UNKNOWN = Execution("unknown")
+"""How a model computes that runs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +127,15 @@ def require_execution(
     ``speeds`` is what was measured for it: what was to be compiled, and could not be, runs eager.
 
     Raises:
-        CalibrationError: Precision, memory format or compilation differ.
+        CalibrationError: Precision, memory format or compilation differ, or nobody knows them: the
+            calibration is of a model that runs elsewhere.
     """
+    if calibrated == UNKNOWN:
+        raise CalibrationError(
+            "the calibration was made of the outputs of a model that runs elsewhere",
+            settings.where,
+            "Set model.elsewhere, or calibrate this model on images",
+        )
     asked = {
         "precision": None if settings.precision == "auto" else settings.precision,
         "channels_last": settings.channels_last,
@@ -162,7 +176,7 @@ def precisions_of(device: torch.device) -> tuple[Precision, ...]:
     return ("float32",)
 
 
-def require_precision(precision: Precision, device: torch.device) -> None:
+def require_precision(precision: Precision | Literal["unknown"], device: torch.device) -> None:
     """Refuse a precision that a device does not have.
 
     Raises:
@@ -177,7 +191,9 @@ def require_precision(precision: Precision, device: torch.device) -> None:
         )
 
 
-def _why_not(precision: Precision, device: torch.device) -> str:
+def _why_not(precision: Precision | Literal["unknown"], device: torch.device) -> str:
+    if precision == "unknown":
+        return "nobody knows what it is"
     if device.type == "cuda":
         if precision == "tf32" and torch.cuda.get_device_capability(device)[0] < _AMPERE:
             return "the GPU is older than Ampere"

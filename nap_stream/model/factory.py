@@ -145,3 +145,32 @@ def _import_factory(name: str, where: str) -> Any:
             "Name a callable that builds the model",
         )
     return factory
+
+
+def class_names_of(
+    settings: ModelSettings, own: tuple[str, ...] | None, classes: int
+) -> tuple[str, ...]:
+    """The class names that settings give; else the model's own, or numbers.
+
+    Raises:
+        ModelError: Their file cannot be read, or there are not as many as classes.
+    """
+    names, where = settings.class_names, "model.class_names"
+    if settings.class_names_file is not None:
+        where = f"model.class_names_file = {settings.class_names_file}"
+        try:
+            text = settings.class_names_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"the file cannot be read ({described(error)})", where) from error
+        names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if names is None and own is not None and len(own) == classes:
+        return own
+    if names is None:
+        return tuple(str(number) for number in range(classes))
+    if len(names) != classes:
+        raise ModelError(
+            f"there are {len(names)} class names, and the model has {classes} logits",
+            where,
+            "Give one name for each logit, in their order",
+        )
+    return names

@@ -20,7 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from nap_stream.core.base_scores import BaseScores
+from nap_stream.core.score_specs import Head
 from nap_stream.errors import FeatureMapError, GpuUnavailableError, ModelError
+from nap_stream.model.elsewhere import ElsewhereModel
 from nap_stream.model.execution import (
     Execution,
     compiled,
@@ -32,7 +34,7 @@ from nap_stream.model.execution import (
     slowness,
     twin,
 )
-from nap_stream.model.factory import Built, build, importable
+from nap_stream.model.factory import build, class_names_of, importable
 from nap_stream.model.find import Probe, choose_site, probe
 from nap_stream.model.forward import (
     BatchScores,
@@ -98,6 +100,13 @@ class LoadedModel:
     def has_features(self) -> bool:
         """Whether a forward pass gives features: the head's input, or the means of a map."""
         return self.head is not None or self.feature_site.kind != "cls_attention"
+
+    def linear_head(self) -> Head | None:
+        """The last linear layer, as base scores take it; None where there is none."""
+        if self.head is None:
+            return None
+        weight, bias = head_parameters(self.module, self.head)
+        return Head(weight.cpu().numpy(), bias.cpu().numpy())
 
     def forward(self, batch: torch.Tensor) -> Forward:
         """Run the model once on a batch (N, 3, H, W) of its input size.
@@ -194,6 +203,10 @@ class LoadedModel:
         return replace(self, module=twin(self.module))
 
 
+KnownModel = LoadedModel | ElsewhereModel
+"""What calibration knows of a model, wherever it runs."""
+
+
 class OnePassScorer:
     """Score batches with one forward pass each. For one thread at a time.
 
@@ -259,9 +272,15 @@ def load_model(
     Raises:
         ModelError: The model cannot be imported, built or loaded, fails on its input, returns
             something other than logits (N, classes), or has another number of classes than
-            there are names; or this device does not have the precision.
+            there are names; or this device does not have the precision; or it runs elsewhere.
         FeatureMapError: The pre-pooling map was not found.
     """
+    if settings.elsewhere is not None:
+        raise ModelError(
+            f"the model {settings.elsewhere.name} runs elsewhere, and this needs it here",
+            settings.where,
+            "Write a configuration with model.factory or model.weights for that",
+        )
     require_precision(execution.precision, device)
     # For the process: what two threads switch back and forth would be neither's.
     set_float32_kernels(device, tf32=execution.precision == "tf32")
@@ -293,7 +312,7 @@ def load_model(
         device=device,
         preprocessing=preprocessing,
         normalise=normalise,
-        class_names=_class_names(settings, built, classes),
+        class_names=class_names_of(settings, built.class_names, classes),
         fingerprint=identity,
         feature_site=site,
         head=head,
@@ -456,25 +475,3 @@ def _hooked_copy(module: nn.Module, hook: LogitsHook, where: str) -> nn.Module:
     vars(copied)["_forward_hooks"] = hooks
     copied.register_forward_hook(hook)
     return copied
-
-
-def _class_names(settings: ModelSettings, built: Built, classes: int) -> tuple[str, ...]:
-    names, where = settings.class_names, "model.class_names"
-    if settings.class_names_file is not None:
-        where = f"model.class_names_file = {settings.class_names_file}"
-        try:
-            text = settings.class_names_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"the file cannot be read ({described(error)})", where) from error
-        names = tuple(line.strip() for line in text.rstrip().splitlines())
-    if names is None and built.class_names is not None and len(built.class_names) == classes:
-        return built.class_names
-    if names is None:
-        return tuple(str(number) for number in range(classes))
-    if len(names) != classes:
-        raise ModelError(
-            f"there are {len(names)} class names, and the model has {classes} logits",
-            where,
-            "Give one name for each logit, in their order",
-        )
-    return names

@@ -28,7 +28,7 @@ _SUM_TOLERANCE = 1e-2
 """Largest difference of a row's sum from one: 16-bit probabilities are rounded so."""
 _LEAST_SPREAD = 0.1
 """Part of a row's sum by which a class's values must differ: a model may always say the same."""
-_ENOUGH_IMAGES = 20
+ENOUGH_IMAGES = 20
 """Images below which outputs may lie in [0, 1], or be whole numbers, by chance."""
 
 
@@ -284,7 +284,7 @@ def wrong_kind(facts: OutputFacts, kind: OutputKind | None) -> WrongKind | None:
     if kind is not None:
         is_of_one = kind in {"probabilities", "log_probabilities"}
         return None if not is_of_one or facts.are_log_probabilities else _not_of_one(kind)
-    if facts.images < _ENOUGH_IMAGES or facts.are_zero:
+    if facts.images < ENOUGH_IMAGES or facts.are_zero:
         return None
     verdicts = (
         (facts.lowest >= 0 and facts.sum_error <= _SUM_TOLERANCE, _PROBABILITIES),
@@ -300,7 +300,7 @@ def kind_warnings(facts: OutputFacts | None) -> Iterator[str]:
     """Outputs that are right as logits, but leave a score without any meaning."""
     if facts is not None and facts.are_zero:
         yield "all logits are 0: were the weights loaded that the head was trained with?"
-    elif facts is not None and facts.are_log_probabilities and facts.images >= _ENOUGH_IMAGES:
+    elif facts is not None and facts.are_log_probabilities and facts.images >= ENOUGH_IMAGES:
         yield (
             "the logits are log-probabilities: energy is 0 for every image and tells nothing, and "
             "max_logit is that of msp. Return what enters the last softmax to have both"

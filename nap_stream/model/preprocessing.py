@@ -11,7 +11,8 @@ from nap_stream.settings.schema import PreprocessingSettings
 Interpolate = Callable[[torch.Tensor, Sequence[int], str], torch.Tensor]
 """(uint8 (C, h, w), [H, W], mode) → uint8 (C, H, W), antialiased but for the mode nearest."""
 
-_BATCH_PIXELS, _MOST_IMAGES = 32 * 224 * 224, 128
+_BATCH_PIXELS = 32 * 224 * 224
+LARGEST_BATCH = 128
 _CACHED_VALUES = 2**18
 """Of float32: 1 MiB."""
 _MAX_ASPECT = 16
@@ -72,7 +73,7 @@ def default_batch_size(settings: PreprocessingSettings) -> int:
     then shared by more of them.
     """
     height, width = input_size(settings)
-    return min(_MOST_IMAGES, max(32, _BATCH_PIXELS // (height * width)))
+    return min(LARGEST_BATCH, max(32, _BATCH_PIXELS // (height * width)))
 
 
 class Normaliser:

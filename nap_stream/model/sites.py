@@ -78,7 +78,8 @@ class FeatureSite:
     ``kind`` says what is read: the map that enters or leaves a module, the map that enters a
     function, or, for ``cls_attention``, the CLS token's attention weights in an
     ``nn.MultiheadAttention``, or, where there is a ``function``, in a call of that
-    (``softmax`` or ``scaled_dot_product_attention``). ``module`` is a dotted name; for a function
+    (``softmax`` or ``scaled_dot_product_attention``); ``elsewhere`` is a map that is sent, H and W
+    0 where only its channels' maxima and means are. ``module`` is a dotted name; for a function
     that of the module whose forward pass calls it, the model itself being the empty name. ``call``
     counts from 0: the calls of the module, or all calls of the function on tensors of as many
     dimensions, in one forward pass. ``shape`` is (C, H, W), (C, 1, positions) where these do not
@@ -91,7 +92,7 @@ class FeatureSite:
     where hooks are not called. It follows from the rest, and so takes no part in equality.
     """
 
-    kind: Literal["module_input", "module_output", "function_input", "cls_attention"]
+    kind: Literal["module_input", "module_output", "function_input", "cls_attention", "elsewhere"]
     module: str
     function: str | None
     call: int
@@ -107,6 +108,9 @@ class FeatureSite:
     def described(self) -> str:
         """The place for people, without the other maps."""
         size = "x".join(str(side) for side in self.shape)
+        if self.kind == "elsewhere":
+            maxima = f"maxima and means of {self.shape[0]} channels"
+            return f"sent with the logits, {size if self.positions else maxima}"
         if self.kind == "cls_attention":
             place = f"{self.function}() in {self.module}" if self.function else self.module
             return f"CLS attention of {place}, call {self.call}, {size}"

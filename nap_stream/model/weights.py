@@ -47,7 +47,7 @@ def fingerprint(
     later = {"output": settings.output, "output_kind": settings.output_kind, "identity": identity}
     description.update({key: value for key, value in later.items() if value})
     digest.update(json.dumps(description, sort_keys=True, default=str).encode())
-    _update(digest, state, settings.where)
+    update_digest(digest, state, settings.where)
     return digest.hexdigest()
 
 
@@ -58,7 +58,7 @@ def weights_of(module: nn.Module) -> str:
         ModelError: The state dict holds something that has no stable bytes.
     """
     digest = hashlib.sha256(_SCHEME.encode())
-    _update(digest, state_of(module), "the model")
+    update_digest(digest, state_of(module), "the model")
     return digest.hexdigest()
 
 
@@ -67,7 +67,12 @@ def state_of(module: nn.Module) -> dict[str, Any]:
     return {plain_name(name): value for name, value in module.state_dict().items()}
 
 
-def _update(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> None:
+def update_digest(digest: "hashlib._Hash", state: Mapping[str, Any], where: str) -> None:
+    """Hash name, dtype, shape and bytes of each tensor of a state dict, in order of names.
+
+    Raises:
+        ModelError: It holds something that has no stable bytes.
+    """
     for name in sorted(state):
         value = state[name]
         if not isinstance(value, torch.Tensor) or value.is_quantized or value.is_sparse:

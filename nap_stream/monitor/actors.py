@@ -383,6 +383,8 @@ def _resources() -> dict[str, float]:
 def _gpus_a_worker(settings: Settings) -> float:
     if settings.worker.num_gpus is not None:
         return settings.worker.num_gpus
+    if settings.model.elsewhere is not None:
+        return 0.0
     return 1.0 if _resources().get("GPU", 0) > 0 else 0.0
 
 

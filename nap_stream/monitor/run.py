@@ -14,6 +14,7 @@ from nap_stream.model.execution import require_execution
 from nap_stream.monitor.actors import RayCluster, ray_session
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.pipeline.outputs import known_outputs
 from nap_stream.process import stop_on_signals
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
@@ -78,5 +79,17 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     require_topics(settings.kafka, topics)
     require_scoring(calibration, settings.scoring)
     document = calibration.document
-    require_execution(document.execution, settings.model, document.speeds)
+    if settings.model.elsewhere is None:
+        require_execution(document.execution, settings.model, document.speeds)
+    else:
+        known = known_outputs(calibration, settings.model)
+        structlog.get_logger().info(
+            "model_runs_elsewhere",
+            name=settings.model.origin,
+            fingerprint=known.model.fingerprint,
+            weights="unknown",
+            preprocessing="unknown",
+            precision="unknown",
+            calibrated_on="outputs" if document.model.elsewhere else "images",
+        )
     return calibration.facts, partition_count(settings.kafka, settings.kafka.topic)

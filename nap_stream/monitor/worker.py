@@ -19,14 +19,15 @@ from nap_stream.dead_letter import DeadLetters, KafkaDeadLetters
 from nap_stream.errors import ModelError
 from nap_stream.feed import on_cpu
 from nap_stream.messages.reader import open_reader
-from nap_stream.model.execution import Execution, require_execution
+from nap_stream.model.execution import UNKNOWN, Execution, require_execution
 from nap_stream.model.lane import open_lane, share_memory
-from nap_stream.model.load import LoadedModel, choose_device, load_model
-from nap_stream.model.preprocessing import default_batch_size
+from nap_stream.model.load import KnownModel, LoadedModel, choose_device, load_model
+from nap_stream.model.preprocessing import LARGEST_BATCH, default_batch_size
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.rows import MessageDecoder, RowScorer
-from nap_stream.pipeline.scoring import PARCEL_MESSAGES, ScoringStage
+from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder, score_outputs
+from nap_stream.pipeline.rows import DecodeOnCpu, MessageDecoder, RowScorer, ScoreImages
+from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -132,13 +133,20 @@ def batch_size_of(settings: WorkerSettings, preprocessing: PreprocessingSettings
 
 def load_calibrated(
     settings: Settings, device: torch.device, num_cpus: int
-) -> tuple[Calibration, LoadedModel, Threads]:
+) -> tuple[Calibration, LoadedModel | KnownOutputs, Threads]:
     """The calibration, its model as it was calibrated, and the threads of a worker, set for torch.
+
+    Of a model that runs elsewhere, what is known of its outputs.
 
     Raises:
         NapStreamError: One of them cannot be loaded, or they do not belong together.
     """
     calibration = load_calibration(settings.calibration)
+    if settings.model.elsewhere is not None:
+        known = known_outputs(calibration, settings.model)
+        threads = threads_of(settings.worker, device, num_cpus, UNKNOWN)
+        torch.set_num_threads(threads.torch)
+        return calibration, known, threads
     execution = calibration.document.execution
     require_execution(execution, settings.model, calibration.document.speeds)
     threads = threads_of(settings.worker, device, num_cpus, execution)
@@ -153,7 +161,7 @@ def load_calibrated(
 @contextmanager
 def open_line(
     settings: Settings,
-    loaded: LoadedModel,
+    loaded: LoadedModel | KnownOutputs,
     calibration: Calibration,
     *,
     threads: Threads,
@@ -166,37 +174,41 @@ def open_line(
 ) -> Iterator[WorkerLine]:
     """A worker's line and its threads, which end with the block.
 
-    ``calibration`` is of the model ``loaded``; ``writer_id`` is what segments name.
+    ``calibration`` is of the model ``loaded``, or of the one whose outputs are known; ``writer_id``
+    is what segments name.
     """
-    batch_size = batch_size_of(settings.worker, loaded.preprocessing)
     reader = open_reader(settings.messages, settings.limits, clock=clock)
-    decode = MessageDecoder(
-        preprocessing=loaded.preprocessing,
-        limits=settings.limits,
-        kept_headers=settings.log.headers,
-        clock=clock,
-        read=reader,
-        decode_threads=threads.decoding,
-    )
     fetch = settings.messages.fetch
-    decode_on_cpu = partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing)
-    base_scores = base_scores_of(calibration, loaded)
+    decode: Decode
+    if isinstance(loaded, KnownOutputs):
+        # Rows of outputs are small, whatever the images were.
+        batch_size = settings.worker.batch_size or LARGEST_BATCH
+        model: KnownModel = loaded.model
+        decode = output_decoder(loaded, settings.limits, settings.log.headers, clock)
+    else:
+        batch_size = batch_size_of(settings.worker, loaded.preprocessing)
+        model = loaded
+        decode = MessageDecoder(
+            preprocessing=loaded.preprocessing,
+            limits=settings.limits,
+            kept_headers=settings.log.headers,
+            clock=clock,
+            read=reader,
+            decode_threads=threads.decoding,
+        )
     scores = [
         RowScorer(
-            score_images=open_lane(
-                own,
-                base_scores,
-                batch_size=batch_size,
-                note_out_of_memory=counters.note_out_of_memory,
-            ),
-            class_names=own.class_names,
+            score_images=score_images,
+            class_names=model.class_names,
             calibration=calibration,
             decode_on_cpu=decode_on_cpu,
             clock=clock,
         )
-        for own in replicas(loaded, threads.scoring)
+        for score_images, decode_on_cpu in _scoring(
+            settings, loaded, calibration, threads.scoring, counters
+        )
     ]
-    writer = WriterIdentity(writer_id, loaded.fingerprint, calibration.fingerprint)
+    writer = WriterIdentity(writer_id, model.fingerprint, calibration.fingerprint)
     shape = summary_shape(settings)
     stage = ScoringStage(
         decode,
@@ -231,6 +243,32 @@ def open_line(
             # First, so that nobody waits any longer in the threads that the stage ends.
             reader.close()
         stage.close()
+
+
+def _scoring(
+    settings: Settings,
+    loaded: LoadedModel | KnownOutputs,
+    calibration: Calibration,
+    count: int,
+    counters: WorkerCounters,
+) -> Iterator[tuple[ScoreImages, DecodeOnCpu]]:
+    """What scores images, for each thread; and what decodes those that a device leaves."""
+    if isinstance(loaded, KnownOutputs):
+        # There is nothing to decode: outputs are no images.
+        score = partial(score_outputs, base_scores=loaded.base_scores)
+        on_none = partial(on_cpu, limits=settings.limits, preprocessing=PreprocessingSettings())
+        yield from [(score, on_none)] * count
+        return
+    base_scores = base_scores_of(calibration, loaded)
+    decode_on_cpu = partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing)
+    for own in replicas(loaded, count):
+        lane = open_lane(
+            own,
+            base_scores,
+            batch_size=batch_size_of(settings.worker, loaded.preprocessing),
+            note_out_of_memory=counters.note_out_of_memory,
+        )
+        yield lane, decode_on_cpu
 
 
 def replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:

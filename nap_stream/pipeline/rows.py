@@ -27,15 +27,17 @@ from nap_stream.records import (
     EncodedJpeg,
     FailedImage,
     Message,
+    ModelOutput,
     SourceImage,
     Status,
 )
 from nap_stream.scored_log.format import rows_of, storable_text
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 
-Image = torch.Tensor | EncodedJpeg
-ScoreImages = Callable[[Sequence[Image], Callable[[EncodedJpeg], torch.Tensor | None]], BatchScores]
-"""At least one image → their scores, in order. See `nap_stream.model.lane.Lane`."""
+Image = torch.Tensor | EncodedJpeg | ModelOutput
+ScoreImages = Callable[[Sequence[Any], Callable[[EncodedJpeg], torch.Tensor | None]], BatchScores]
+"""At least one image → their scores, in order. See `nap_stream.model.lane.Lane`, and for the
+outputs of a model elsewhere `nap_stream.pipeline.outputs.score_outputs`."""
 DecodeOnCpu = Callable[[bytes], torch.Tensor | Refusal]
 ReadMessage = Callable[[Message], tuple[SourceImage, ...]]
 """A message → its images' bytes. See `nap_stream.messages.reader.MessageReader`."""

@@ -229,10 +229,15 @@ SCHEMA = pa.schema(
         _column(
             "format",
             pa.string(),
-            "What the bytes were read as (jpeg, png, ..., raw); null if unknown.",
+            "What the bytes were read as (jpeg, png, ..., raw, outputs); null if unknown.",
             nullable=True,
         ),
-        _column("sha256", pa.string(), "SHA-256 of the image's bytes, hex.", nullable=True),
+        _column(
+            "sha256",
+            pa.string(),
+            "SHA-256 of the image's bytes, or of a model's outputs as they came, hex.",
+            nullable=True,
+        ),
         _column(
             "headers",
             pa.list_(pa.field("element", _HEADER, nullable=False)),

@@ -39,6 +39,10 @@ from nap_stream.settings.values import (
 
 EVERY_KEY = {"every_key": True}
 """The context in which settings are dumped whole, for people."""
+_KEYS_OF_ELSEWHERE = frozenset(
+    {"elsewhere", "output_kind", "class_names", "class_names_file", "python_path"}
+)
+"""Of a model that runs elsewhere. A path does no harm, and a configuration that is shown has it."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
 MAX_CPU_SHARE = 8
 """CPUs that a worker takes by itself at most: one process makes good use of no more."""
@@ -177,6 +181,21 @@ class PreprocessingSettings(Section):
         return self
 
 
+class ElsewhereSettings(Section):
+    """A model that runs elsewhere, as in Triton, KServe or TensorRT. docs/outputs.md has more."""
+
+    name: str = Field(min_length=1, max_length=300)
+    """Its name and version there. A calibration is for this name: give each version another."""
+    head: ExistingPath | None = None
+    """A .safetensors or torch file with its last linear layer, which the scores react, ash, scale,
+    dice, fdbd and nci take."""
+    head_layer: str = ""
+    """The layer's dotted name in that file, as fc. Empty where the file holds weight and bias."""
+    calibrated_on_images: bool = False
+    """Take a calibration that this program made from images, with the same model loaded here. That
+    it is the same, with the same preprocessing, cannot be checked."""
+
+
 class ModelSettings(Section):
     """The classifier: a callable that builds it, its weights, its classes, its input."""
 
@@ -206,6 +225,8 @@ class ModelSettings(Section):
     feature_layer: str | None = None
     """The dotted name of the module whose output is the pre-pooling feature map, or whose input is,
     if it is the pooling itself. Null finds the map; name a module where that fails."""
+    elsewhere: ElsewhereSettings | None = None
+    """In place of factory and weights: the model runs elsewhere, and messages hold its outputs."""
     python_path: tuple[AnyPath, ...] = Field(default=(Path(),), validate_default=True)
     """Folders from which the factory may be imported, beside the installed packages."""
     preprocessing: PreprocessingSettings = PreprocessingSettings()
@@ -239,20 +260,40 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _a_factory_or_a_whole_model(self) -> Self:
+        if self.elsewhere is not None:
+            here = [
+                name
+                for name, field in type(self).model_fields.items()
+                if name not in _KEYS_OF_ELSEWHERE
+                and getattr(self, name) != field.get_default(call_default_factory=True)
+            ]
+            if here:
+                raise ValueError(
+                    f"the model runs elsewhere, and {', '.join(here)} would say how it runs here: "
+                    "leave out one or the other"
+                )
+            return self
         if self.factory is None and self.weights is None:
-            raise ValueError("give factory, or weights that are a whole model")
+            raise ValueError("give factory, or weights that are a whole model, or elsewhere")
         if self.factory is None and self.kwargs:
             raise ValueError("kwargs are a factory's, and there is none")
         return self
 
     @property
     def origin(self) -> str:
-        """For people: the factory, or the name of the file or folder that is the whole model."""
+        """For people: the factory, or the name of the file or folder that is the whole model.
+
+        Of a model that runs elsewhere, its name there.
+        """
+        if self.elsewhere is not None:
+            return self.elsewhere.name
         return self.factory or (self.weights.name if self.weights else "")
 
     @property
     def where(self) -> str:
         """For errors: the key that says what the model is, and its value."""
+        if self.elsewhere is not None:
+            return f"model.elsewhere.name = {self.elsewhere.name!r}"
         if self.factory is None:
             return f"model.weights = {self.weights}"
         return f"model.factory = {self.factory!r}"
@@ -434,6 +475,16 @@ class Settings(Section):
         named = self.drift.keys.by.partition(":")[2] if self.drift.keys else ""
         if named and named not in self.log.headers:
             raise ValueError(f"drift.keys.by names the header {named!r}: add it to log.headers")
+        if self.model.elsewhere is not None and self.messages.read:
+            raise ValueError(
+                "messages.read finds images, and with model.elsewhere messages hold a model's "
+                "outputs: leave out one or the other"
+            )
+        if self.model.elsewhere is not None and self.worker.num_gpus:
+            raise ValueError(
+                "worker.num_gpus asks for a GPU, and with model.elsewhere nothing computes on one: "
+                "leave it out"
+            )
         if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
             raise ValueError(
                 "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"

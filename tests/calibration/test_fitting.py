@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nap_stream.calibration.calibration import base_scores_of, fit_arrays, head_of
+from nap_stream.calibration.calibration import base_scores_of, fit_arrays
 from nap_stream.calibration.fit import (
     ALWAYS,
     FOLDS,
@@ -99,7 +99,7 @@ def test_every_value_is_of_a_fit_that_left_the_images_fold_out() -> None:
             assert reading.features is not None
             others = fit_scores([BaseScore(name)], reading.features[fold != number], PARAMETERS)
             scores = BaseScores(
-                [BaseScore(name)], PARAMETERS, head_of(load_small("SmallNet")), others, "cpu"
+                [BaseScore(name)], PARAMETERS, load_small("SmallNet").linear_head(), others, "cpu"
             )
             expected = reading.values(scores)[name][fold == number]
             np.testing.assert_array_equal(fitted.values[name][fold == number], expected)
@@ -127,7 +127,7 @@ def test_what_must_be_fitted_is_refused_unfitted(name: str) -> None:
 @pytest.mark.parametrize("name", ["ash", "scale"])
 def test_what_needs_a_head_is_refused_without_one(name: str) -> None:
     loaded = load_small("ReluHeadNet")
-    assert head_of(loaded) is None
+    assert loaded.linear_head() is None
     with pytest.raises(ValueError, match=f"{name} needs the model's last linear layer"):
         unfitted((*ALWAYS, BaseScore(name)), loaded, ScoreParameters())
     assert unfitted(ALWAYS, loaded, ScoreParameters()).values == {}
@@ -135,7 +135,7 @@ def test_what_needs_a_head_is_refused_without_one(name: str) -> None:
 
 def test_the_head_is_the_models() -> None:
     loaded = load_small("SmallNet")
-    head = head_of(loaded)
+    head = loaded.linear_head()
     assert head is not None
     layer = loaded.module.get_submodule("head")
     assert isinstance(layer, torch.nn.Linear)

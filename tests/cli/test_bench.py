@@ -79,3 +79,13 @@ def test_images_of_which_none_can_be_decoded_are_an_error(
 
     assert ended.exit_code == 1
     assert "none of 1 images can be decoded" in ended.err
+
+
+def test_a_model_that_runs_elsewhere_cannot_be_measured(nap: Call, config: Path) -> None:
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    config.write_text(yaml.safe_dump(tree | {"model": {"elsewhere": {"name": "parts/1"}}}))
+
+    ended = nap("bench", "--config", config)
+
+    assert ended.exit_code == 1
+    assert "the model parts/1 runs elsewhere" in ended.err

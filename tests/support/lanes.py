@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from nap_stream.calibration.calibration import head_of
 from nap_stream.core.base_scores import BaseScores, fit_scores
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.model.load import LoadedModel, load_model
@@ -24,7 +23,7 @@ def every_base_score(loaded: LoadedModel) -> BaseScores:
     features = loaded.forward(images(20, (SIZE, SIZE))).features
     assert features is not None
     fits = fit_scores(list(BaseScore), features.cpu().numpy(), PARAMETERS)
-    head = head_of(loaded)
+    head = loaded.linear_head()
     return BaseScores(list(BaseScore), PARAMETERS, head, fits, loaded.device, centred=True)
 
 

@@ -1,0 +1,270 @@
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.calibration.calibration import Calibration, base_scores_of
+from nap_stream.calibration.document import ElsewhereFacts
+from nap_stream.clock import ManualClock
+from nap_stream.core.conformal import Rule
+from nap_stream.core.score_specs import BaseScore
+from nap_stream.decode.outputs import OutputShapes
+from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
+from nap_stream.feed import on_cpu
+from nap_stream.model.lane import open_lane
+from nap_stream.model.load import LoadedModel
+from nap_stream.pipeline.outputs import (
+    KindCheck,
+    KnownOutputs,
+    known_outputs,
+    output_decoder,
+    score_outputs,
+)
+from nap_stream.pipeline.rows import MessageDecoder, RowScorer
+from nap_stream.records import Message, TopicPartition
+from nap_stream.scored_log.format import SCORE_COLUMNS
+from nap_stream.settings.schema import (
+    ElsewhereSettings,
+    LimitSettings,
+    ModelSettings,
+    OutputKind,
+    ScoringSettings,
+)
+from tests.support.image_bytes import encoded, picture
+from tests.support.outputs import FORMS, outputs_of, stream_of
+from tests.support.small_calibration import MODEL, calibration_of, write_calibrated, write_images
+from tests.support.small_models import ClsNet, SmallNet, by_name
+from tests.support.small_settings import load_small, small_settings
+
+CLOCK = ManualClock(now_ms=9_000)
+SCORING = ScoringSettings(method="nap-energy", scores=(BaseScore.REACT, BaseScore.MAHALANOBIS))
+PNGS = [encoded(picture(9 + n % 3, 9, seed=100 + n), "PNG") for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    """Of SmallNet, made from images."""
+    folder = tmp_path_factory.mktemp("outputs")
+    images = write_images(folder / "images", 40)
+    changes: dict[str, Any] = {"scoring": SCORING, "weight": 0.5, "rule": Rule(0.2)}
+    return load_calibration(write_calibrated(folder / "calibration", images, **changes))
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    layer = by_name("SmallNet").head
+    save_file({"weight": layer.weight.data, "bias": layer.bias.data}, tmp_path / "head.safetensors")
+    return tmp_path / "head.safetensors"
+
+
+def elsewhere(head: Path | None = None, *, images: bool = True, **changes: Any) -> ModelSettings:
+    section = ElsewhereSettings(name="parts/1", head=head, calibrated_on_images=images)
+    return ModelSettings(elsewhere=section, **changes)
+
+
+def message(value: bytes, offset: int = 0) -> Message:
+    return Message(TopicPartition("t", 0), offset, 1_000, b"key", value)
+
+
+def rows_of_images(calibration: Calibration, loaded: LoadedModel) -> list[dict[str, Any]]:
+    decode = MessageDecoder(
+        preprocessing=loaded.preprocessing, limits=LimitSettings(), kept_headers=(), clock=CLOCK
+    )
+    lane = open_lane(loaded, base_scores_of(calibration, loaded), batch_size=8)
+    score = scorer(calibration, lane, loaded.class_names)
+    rows: list[dict[str, Any]] = score(
+        [decode(message(png, n)) for n, png in enumerate(PNGS)]
+    ).to_pylist()
+    return rows
+
+
+def scorer(calibration: Calibration, score_images: Any, names: tuple[str, ...]) -> RowScorer:
+    return RowScorer(
+        score_images=score_images,
+        class_names=names,
+        calibration=calibration,
+        decode_on_cpu=partial(
+            on_cpu, limits=LimitSettings(), preprocessing=small_settings().preprocessing
+        ),
+        clock=CLOCK,
+    )
+
+
+def rows_of_outputs(
+    calibration: Calibration, known: KnownOutputs, *values: bytes
+) -> list[dict[str, Any]]:
+    decode = output_decoder(known, LimitSettings(), (), CLOCK)
+    score = scorer(
+        calibration, partial(score_outputs, base_scores=known.base_scores), known.model.class_names
+    )
+    rows: list[dict[str, Any]] = score(
+        [decode(message(value, n)) for n, value in enumerate(values)]
+    ).to_pylist()
+    return rows
+
+
+def pixels(loaded: LoadedModel) -> torch.Tensor:
+    decoded = (on_cpu(png, LimitSettings(), loaded.preprocessing) for png in PNGS)
+    return loaded.normalise(torch.stack([one for one in decoded if isinstance(one, torch.Tensor)]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_are_those_of_the_images(calibration: Calibration, head: Path, form: str) -> None:
+    loaded = load_small("SmallNet")
+    assert isinstance(loaded.module, SmallNet)
+    arrays = outputs_of(loaded.module, pixels(loaded))
+    expected = rows_of_images(calibration, loaded)
+    found = rows_of_outputs(
+        calibration, known_outputs(calibration, elsewhere(head)), stream_of(arrays, form)
+    )
+    for one, other in zip(found, expected, strict=True):
+        for name in SCORE_COLUMNS:
+            assert one[name] == pytest.approx(other[name], rel=1e-5), name
+        assert (one["status"], one["format"], one["width"]) == ("ok", "outputs", None)
+        assert len(one["sha256"]) == 64
+    assert {row["react"] is None for row in found} == {False}
+
+
+def test_a_row_that_is_not_finite_has_no_scores(calibration: Calibration, head: Path) -> None:
+    loaded = load_small("SmallNet")
+    assert isinstance(loaded.module, SmallNet)
+    arrays = outputs_of(loaded.module, pixels(loaded))
+    logits = arrays["logits"].copy()
+    logits[2, 1] = -np.inf  # which msp and energy would not show
+    known = known_outputs(calibration, elsewhere(head))
+    found = rows_of_outputs(calibration, known, stream_of(arrays | {"logits": logits}))
+    assert [row["status"] for row in found] == ["ok", "ok", "not_finite", "ok", "ok", "ok"]
+    assert found[2]["ood_p_value"] is None
+
+
+def test_attention_of_a_calibration_from_images(tmp_path: Path) -> None:
+    folder = write_calibrated(
+        tmp_path / "calibration",
+        write_images(tmp_path / "images", 20),
+        model=small_settings(kwargs={"name": "ClsNet"}),
+        scoring=ScoringSettings(method="nap"),
+    )
+    calibration, loaded = load_calibration(folder), load_small("ClsNet")
+    assert isinstance(loaded.module, ClsNet)
+    assert loaded.feature_site.kind == "cls_attention"
+    seen = loaded.forward(pixels(loaded))
+    patches = loaded.feature_site.shape[2]
+    # NAP is their largest, and all that is taken of them.
+    attention = np.zeros((len(PNGS), patches), np.float32)
+    attention[:, 1] = seen.nap.numpy()
+    arrays = {"logits": seen.logits.numpy(), "feature_map": attention}
+    known = known_outputs(calibration, elsewhere())
+    found = rows_of_outputs(calibration, known, stream_of(arrays, "metadata"))
+    expected = rows_of_images(calibration, loaded)
+    assert [row["ood_p_value"] for row in found] == [row["ood_p_value"] for row in expected]
+
+
+def test_a_calibration_from_images_is_taken_where_the_user_says_so(
+    calibration: Calibration, head: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CalibrationError, match=r"made from images.* cannot be checked"):
+        known_outputs(calibration, elsewhere(head, images=False))
+    with pytest.raises(CalibrationError, match="react takes the last linear layer"):
+        known_outputs(calibration, elsewhere())
+    with pytest.raises(ModelError, match="2 class names"):
+        known_outputs(calibration, elsewhere(head, class_names=("a", "b")))
+    save_file({"weight": torch.ones(3, 9)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"\(3, 9\), at calibration it was of \(3, 4\)"):
+        known_outputs(calibration, elsewhere(tmp_path / "other.safetensors"))
+    known = known_outputs(calibration, elsewhere(head))
+    assert known.model.fingerprint != calibration.document.model.fingerprint
+    assert known.shapes == OutputShapes((3,), 4, (4, 8, 8), needs_features=True)
+
+
+def test_a_calibration_of_other_outputs_is_refused() -> None:
+    elsewhere_facts = ElsewhereFacts(features=None, are_means=False)
+    facts = MODEL.model_copy(update={"elsewhere": elsewhere_facts, "preprocessing": None})
+    calibration = calibration_of(range(9), range(9), model=facts)
+    with pytest.raises(FingerprintMismatchError, match="its name, "):
+        known_outputs(calibration, elsewhere())
+
+
+def softmax(logits: NDArray[np.float32], dtype: Any = np.float32) -> NDArray[np.float32]:
+    shares = torch.from_numpy(logits).softmax(dim=1).numpy()
+    found: NDArray[np.float32] = shares.astype(dtype).astype(np.float32)
+    return found
+
+
+def random_logits(rows: int, classes: int = 10, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 3, (rows, classes)).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("rows", [1, 7, 50])
+def test_probabilities_are_refused_from_the_first_row_on(rows: int, dtype: Any) -> None:
+    check = KindCheck(None)
+    for seed in range(30):
+        found = check(softmax(random_logits(rows, 1_000, seed), dtype))
+        assert len(found) == rows
+        assert all("probabilities" in (text or "") for text in found)
+
+
+def test_a_producer_that_sends_logits_then_is_heard() -> None:
+    check = KindCheck(None)
+    assert check(softmax(random_logits(40)))[0]
+    for number in range(19):
+        assert (check(random_logits(1, seed=number))[0] is None) == (number < 0)
+    assert check(random_logits(1, seed=99)) == [None]
+    # What was told once is not asked again: a row may look like anything by chance.
+    assert check(softmax(random_logits(3))) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (np.round, "whole numbers"),
+        (lambda logits: 1 / (1 + np.exp(-logits)), "sigmoid"),
+        (lambda logits: softmax(logits) * 100, "shares of a whole"),
+    ],
+)
+def test_other_kinds_are_refused_once_there_are_enough_rows(make: Any, said: str) -> None:
+    check = KindCheck(None)
+    assert check(make(random_logits(19))) == [None] * 19
+    assert said in (check(make(random_logits(1, seed=1)))[0] or "")
+    assert said in (check(make(random_logits(1, seed=2)))[0] or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("logits", [[5.0, -3.0]], None),
+        ("probabilities", [[0.25, 0.75]], [[5.0, -3.0]]),
+        ("sigmoid", [[0.9, 0.8]], [[0.2, 1.5]]),
+        ("log_probabilities", [[-0.1, -2.35]], [[3.0, -2.0]]),
+    ],
+)
+def test_a_kind_that_is_set_holds_for_each_row(kind: OutputKind, good: Any, bad: Any) -> None:
+    check = KindCheck(kind)
+    assert check(np.array(good, np.float32)) == [None]
+    if bad is not None:
+        first, second = check(np.array([*good, *bad], np.float32))
+        assert first is None
+        assert f"model.output_kind is {kind}, and values lie in" in (second or "")
+
+
+def test_probabilities_that_are_said_to_be_such_become_logits(
+    calibration: Calibration, head: Path
+) -> None:
+    loaded = load_small("SmallNet")
+    assert isinstance(loaded.module, SmallNet)
+    arrays = outputs_of(loaded.module, pixels(loaded))
+    shares = arrays | {"logits": softmax(arrays["logits"])}
+    known = known_outputs(calibration, elsewhere(head, output_kind="probabilities"))
+    found = rows_of_outputs(calibration, known, stream_of(shares))
+    plain = known_outputs(calibration, elsewhere(head))
+    expected = rows_of_outputs(calibration, plain, stream_of(arrays))
+    for one, other in zip(found, expected, strict=True):
+        assert one["confidence"] == pytest.approx(other["confidence"], rel=1e-5)
+    refused = rows_of_outputs(calibration, plain, stream_of(shares))
+    assert {row["status"] for row in refused} == {"bad_batch"}
