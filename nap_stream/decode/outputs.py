@@ -269,13 +269,14 @@ def outputs_of(batch: pa.RecordBatch, shapes: OutputShapes) -> Outputs:
             problems.setdefault(row, f"{name} holds a list that is null")
         whole &= is_whole
     values = {name: own[whole] for name, own in values.items()}
-    prior, means = _prior(values, map_shape)
+    takes_means = shapes.takes_means and "features" not in values
+    prior, means = _prior(values, map_shape, takes_means=takes_means)
     logits = _float32(values["logits"])
     finite = np.isfinite(logits).all(axis=1)
     features = _float32(values["features"]) if "features" in values else None
     if features is not None:
         finite &= np.isfinite(features).all(axis=1)
-    elif shapes.takes_means:
+    elif takes_means:
         features = means
     sha256 = tuple(
         hashlib.sha256(b"".join(own[number].tobytes() for own in values.values())).hexdigest()
@@ -338,9 +339,9 @@ def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _prior(
-    values: dict[str, NDArray[Any]], map_shape: tuple[int, ...]
+    values: dict[str, NDArray[Any]], map_shape: tuple[int, ...], *, takes_means: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """NAP, (n,), NaN where a value is not finite; and a map's means by channel, (n, C)."""
+    """NAP, (n,), NaN where a value is not finite; a map's means by channel, (n, C), if asked."""
     if not map_shape:
         peak, mean = (
             torch.from_numpy(_float32(values[f"channel_{name}"])) for name in ("max", "mean")
@@ -349,8 +350,9 @@ def _prior(
         is_possible = (peak.isfinite() & (mean >= 0)).all(dim=1)
         return channel_prior(peak, mean).where(is_possible, torch.nan).numpy(), None
     found = torch.from_numpy(_float32(values["feature_map"]))
-    is_finite = found.isfinite().all(dim=1)
     if len(map_shape) != _MAP_DIMENSIONS:
+        is_finite = found.isfinite().all(dim=1)
         return attention_prior(found).where(is_finite, torch.nan).numpy(), None
     maps = found.reshape(len(found), *map_shape)
-    return nap(maps).where(is_finite, torch.nan).numpy(), maps.mean(dim=(2, 3)).numpy()
+    # It is NaN by itself where an activation is not finite.
+    return nap(maps).numpy(), maps.mean(dim=(2, 3)).numpy() if takes_means else None
