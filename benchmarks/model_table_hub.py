@@ -12,22 +12,36 @@ from torch.overrides import TorchFunctionMode
 Truth = Callable[[torch.Tensor], Iterator[tuple[str, torch.Tensor]]]
 
 
+_LAST_MAPS = frozenset(
+    {"features", "layer4", "trunk_output", "conv5", "layers", "norm"}
+    | {"inception5b", "Mixed_7c", "blocks.3", "classifier.2"}
+)
+"""Modules of torchvision whose output is the last map, or that before an activation."""
+
+
 def torchvision_truth(module: nn.Module) -> Truth:
-    """The output of `features`, or what enters the classifier's pooling, of each module."""
+    """The output of `features` and the like, and the weights that an attention module returns."""
 
     def truth(pixels: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-        seen: list[tuple[str, torch.Tensor]] = []
+        maps: list[tuple[str, torch.Tensor]] = []
+        tokens: list[tuple[nn.MultiheadAttention, torch.Tensor]] = []
         with ExitStack() as hooks:
             for name, part in module.named_modules():
 
                 def after(_part: nn.Module, _args: Any, output: Any, name: str = name) -> None:
                     if isinstance(output, torch.Tensor) and output.ndim == 4:
-                        seen.append((f"output of {name}", output.clone()))
+                        maps.append((f"output of {name}", output.clone()))
 
-                if name in {"features", "layer4", "trunk_output", "conv5", "layers", "norm"}:
+                if name in _LAST_MAPS:
                     hooks.enter_context(part.register_forward_hook(after))
+                if isinstance(part, nn.MultiheadAttention):
+                    keep = lambda one, args: tokens.append((one, args[0].clone()))  # noqa: E731
+                    hooks.enter_context(part.register_forward_pre_hook(keep))
             module(pixels)
-        for name, value in reversed(seen):
+        for attention, given in reversed(tokens):
+            weights = attention(given, given, given, average_attn_weights=False)[1]
+            yield "attention weights", weights
+        for name, value in reversed(maps):
             yield name, value
             yield f"ReLU of {name}", value.relu()
 
