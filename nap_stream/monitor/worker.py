@@ -126,9 +126,11 @@ def threads_of(
     )
 
 
-def batch_size_of(settings: WorkerSettings, preprocessing: PreprocessingSettings) -> int:
-    """How many images a forward pass of a worker takes."""
-    return settings.batch_size or default_batch_size(preprocessing)
+def batch_size_of(settings: WorkerSettings, preprocessing: PreprocessingSettings | None) -> int:
+    """How many images a batch of a worker has; without preprocessing they are rows of outputs."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    return LARGEST_BATCH if preprocessing is None else default_batch_size(preprocessing)
 
 
 def load_calibrated(
@@ -181,8 +183,7 @@ def open_line(
     fetch = settings.messages.fetch
     decode: Decode
     if isinstance(loaded, KnownOutputs):
-        # Rows of outputs are small, whatever the images were.
-        batch_size = settings.worker.batch_size or LARGEST_BATCH
+        batch_size = batch_size_of(settings.worker, None)
         model: KnownModel = loaded.model
         decode = output_decoder(loaded, settings.limits, settings.log.headers, clock)
     else:
