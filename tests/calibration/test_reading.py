@@ -511,7 +511,8 @@ def test_scores_are_those_of_the_reading_in_any_batches(folder: Path, loaded: Lo
         for name, column in scored.values.items():
             assert column.dtype == np.float32
             assert column.shape == (COUNT,)
-            np.testing.assert_allclose(column, expected.values[name], rtol=1e-5)
+            # A batch of another size rounds otherwise, which a logit near 0 shows.
+            np.testing.assert_allclose(column, expected.values[name], rtol=1e-5, atol=1e-7)
 
 
 def test_scoring_keeps_the_outputs_of_one_batch_at_a_time(
