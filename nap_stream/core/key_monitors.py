@@ -117,8 +117,8 @@ class KeyMonitors:
         self._table.write(
             slots, {"log_value": after.log_value, "active": after.active, "last_ms": pane.start_ms}
         )
-        self._active.remove(_chosen(pane.keys, after.ended))
-        self._active.see(_chosen(pane.keys, after.active), pane.start_ms)
+        self._active.remove(chosen_keys(pane.keys, after.ended))
+        self._active.see(chosen_keys(pane.keys, after.active), pane.start_ms)
         self._renew_silent(pane.start_ms)
         self._forget()
         return KeyReadings(pane.keys, after.log_value, after.active)
@@ -155,7 +155,7 @@ class KeyMonitors:
         self.evicted = int(arrays["evicted"][0])
         active = self._table["active"]
         last_ms = self._table["last_ms"][active].tolist()
-        self._active = ActiveKeys(zip(_chosen(names, active), last_ms, strict=True))
+        self._active = ActiveKeys(zip(chosen_keys(names, active), last_ms, strict=True))
 
     def _states(self, slots: int | NDArray[np.int64]) -> SequentialState:
         return SequentialState(**{name: self._table[name][slots] for name in STATE_ARRAYS})
@@ -177,20 +177,18 @@ class KeyMonitors:
             self._table.write(slots, {"log_value": -math.inf, "active": False})
 
     def _forget(self) -> None:
-        excess = len(self) - self._max_keys
-        if excess <= 0:
+        if len(self) <= self._max_keys:
             return
         slots, names = self._table.slots(self.names()), np.array(self.names(), dtype=object)
         last_ms, active = (self._table[name][slots] for name in ("last_ms", "active"))
-        spare = self._max_keys // SPARE_SHARE
-        gone = oldest(names[~active], last_ms[~active], excess + spare)
-        gone_active = oldest(names[active], last_ms[active], excess - len(gone))
+        gone, gone_active = excess_keys(names, last_ms, active, self._max_keys)
         self._active.remove(gone_active)
         self._table.remove((*gone, *gone_active))
         self.evicted += len(gone) + len(gone_active)
 
 
-def _chosen(keys: tuple[str, ...], is_chosen: NDArray[np.bool_]) -> list[str]:
+def chosen_keys(keys: tuple[str, ...], is_chosen: NDArray[np.bool_]) -> list[str]:
+    """Give the keys where ``is_chosen``, bool (K,), is true."""
     return [keys[place] for place in np.flatnonzero(is_chosen).tolist()]
 
 
@@ -224,6 +222,10 @@ class KeyTable:
         """The keys, in the order in which they came."""
         return tuple(self._slots)
 
+    def items(self) -> Iterable[tuple[str, int]]:
+        """The keys and their slots."""
+        return self._slots.items()
+
     def slots(self, keys: Iterable[str]) -> NDArray[np.int64]:
         """Give the slots of keys, int64 (K,); -1 of those that have none."""
         return _indices(map(self._slots.get, keys, repeat(-1)))
@@ -247,7 +249,10 @@ class KeyTable:
 
     def rows(self) -> dict[str, NDArray[Any]]:
         """Give the columns, (len, ...), by key in the order of `names`."""
-        slots = self.slots(self._slots)
+        return self.rows_at(self.slots(self._slots))
+
+    def rows_at(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Give the columns at slots, (len(slots), ...)."""
         return {name: column[slots] for name, column in self._columns.items()}
 
     def restore(self, names: tuple[str, ...], rows: Mapping[str, NDArray[Any]]) -> None:
@@ -312,6 +317,21 @@ class ActiveKeys:
         silent = [key for key, _ in takewhile(lambda item: item[1] <= until_ms, by_age)]
         self.remove(silent)
         return silent
+
+
+def excess_keys(
+    names: NDArray[np.object_],
+    last_ms: NDArray[np.int64],
+    active: NDArray[np.bool_],
+    max_keys: int,
+) -> tuple[list[str], list[str]]:
+    """Tell which of K keys, more than ``max_keys``, are forgotten, and of the active ones which.
+
+    ``last_ms`` is int64 (K,), ``active`` bool (K,); see `KeyMonitors`.
+    """
+    excess = len(names) - max_keys
+    gone = oldest(names[~active], last_ms[~active], excess + max_keys // SPARE_SHARE)
+    return gone, oldest(names[active], last_ms[active], excess - len(gone))
 
 
 def oldest(names: NDArray[np.object_], last_ms: NDArray[np.int64], count: int) -> list[str]:

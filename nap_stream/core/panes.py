@@ -210,8 +210,9 @@ class ClosedPane:
     """A pane to which nothing more is added.
 
     ``records`` and ``flagged`` are counts, ``bins`` int64 (BIN_COUNT,). ``keys`` are the K keys
-    in it, sorted, without `NO_KEY`; ``key_records`` and ``key_flagged`` are int64 (K,). ``images``
-    are those of each kind, scored or not, see `ImageCounts`; empty where there are none.
+    in it, sorted, without `NO_KEY`; ``key_records`` and ``key_flagged`` are int64 (K,),
+    ``key_bins`` int64 (K, BIN_COUNT). ``images`` are those of each kind, scored or not, see
+    `ImageCounts`; empty where there are none.
     """
 
     start_ms: int
@@ -221,6 +222,9 @@ class ClosedPane:
     keys: tuple[str, ...]
     key_records: NDArray[np.int64]
     key_flagged: NDArray[np.int64]
+    key_bins: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((0, BIN_COUNT), dtype=np.int64)
+    )
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
@@ -253,7 +257,17 @@ def closed_pane(start_ms: int, parts: list[PaneCounts], *, one_per_pane: bool) -
         keys,
         np.bincount(slot, weights=records, minlength=size).astype(np.int64)[:-1],
         np.bincount(slot, weights=flagged, minlength=size).astype(np.int64)[:-1],
+        _summed_by(slot, bins, size)[:-1],
     )
+
+
+def _summed_by(slot: NDArray[np.int64], rows: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Add up the rows, int64 (R, ...), of each of ``size`` slots."""
+    order = np.argsort(slot, kind="stable")
+    first = np.flatnonzero(np.diff(slot[order], prepend=-1))
+    summed = np.zeros((size, *rows.shape[1:]), dtype=np.int64)
+    summed[slot[order[first]]] = np.add.reduceat(rows[order], first, axis=0)
+    return summed
 
 
 def _without_keys(start_ms: int, parts: list[PaneCounts]) -> ClosedPane:

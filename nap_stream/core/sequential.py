@@ -49,8 +49,9 @@ so not below a share of a small threshold: up to one of about 10,000 this is wha
 class Bets:
     """Bets that the rates of J events exceed ``rates``, K for each.
 
-    ``rates`` is float64 (J,), each in (0, 1): the highest in-distribution rate of each event.
-    ``hit`` and ``miss`` are float64 (J, K): ln L of a record that is one and that is not.
+    ``rates`` is float64 (..., J), each in (0, 1): the highest in-distribution rate of each event.
+    ``hit`` and ``miss`` are float64 (..., J, K): ln L of a record that is one and that is not.
+    Leading axes are of detectors that have different rates.
     """
 
     rates: NDArray[np.float64]
@@ -69,17 +70,23 @@ def bets_for_drift(rates: NDArray[np.float64]) -> Bets:
 
 
 def bets_against(
-    rates: NDArray[np.float64], largest: NDArray[np.float64] | float = LARGEST_BET
+    rates: NDArray[np.float64],
+    largest: NDArray[np.float64] | float = LARGEST_BET,
+    *,
+    smallest: float = SMALLEST_BET,
+    count: int = BET_COUNT,
 ) -> Bets:
-    """Give the bets against rates, float64 (J,), up to the largest of each, float64 (J,).
+    """Give ``count`` bets against each of the rates, float64 (..., J).
+
+    They go from ``smallest`` up to the largest of each, float64 (..., J).
 
     Raises:
         ValueError: There is no rate, or one is not in (0, 1).
     """
-    if rates.ndim != 1 or not len(rates) or not ((rates > 0) & (rates < 1)).all():
-        raise ValueError(f"expected rates of shape (J,) in (0, 1), got {rates}")
-    bet = np.geomspace(SMALLEST_BET, np.broadcast_to(largest, rates.shape), BET_COUNT, axis=-1)
-    return Bets(rates, np.log1p(bet * (1 / rates[:, np.newaxis] - 1)), np.log1p(-bet))
+    if not rates.ndim or not rates.shape[-1] or not ((rates > 0) & (rates < 1)).all():
+        raise ValueError(f"expected rates of shape (..., J) in (0, 1), got {rates}")
+    bet = np.geomspace(smallest, np.broadcast_to(largest, rates.shape), count, axis=-1)
+    return Bets(rates, np.log1p(bet * (1 / rates[..., np.newaxis] - 1)), np.log1p(-bet))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,7 +133,7 @@ def step_alarm(
     state: SequentialState,
     bets: Bets,
     *,
-    log_threshold: float,
+    log_threshold: NDArray[np.float64] | float,
     active: NDArray[np.bool_],
     records: NDArray[np.int64],
     hits: NDArray[np.int64],
@@ -134,8 +141,9 @@ def step_alarm(
 ) -> AlarmStep:
     """Take one pane into account, as `update` does, and tell where the alarm is on.
 
-    It begins at ``log_threshold``, the logarithm of the run length, goes on as `goes_on` tells, and
-    then the detector is `renewed`. ``active`` is bool (...): where it was on before.
+    It begins at ``log_threshold``, the logarithm of the run length, of all or float64 (...) of
+    each, goes on as `goes_on` tells, and then the detector is `renewed`. ``active`` is bool (...):
+    where it was on before.
     """
     after = update(state, bets, records, hits, start_ms)
     value = log_mixture(after)
@@ -184,7 +192,9 @@ def log_mixture(state: SequentialState) -> NDArray[np.float64]:
 
 
 def capped(
-    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
+    state: SequentialState,
+    log_value: NDArray[np.float64],
+    log_threshold: NDArray[np.float64] | float,
 ) -> SequentialState:
     """Scale a statistic that exceeds its threshold down to it, and bound C.
 
@@ -195,12 +205,16 @@ def capped(
     return replace(
         state,
         log_statistic=state.log_statistic - excess[..., np.newaxis, np.newaxis],
-        log_cusum=np.minimum(state.log_cusum, log_threshold),
+        log_cusum=np.minimum(
+            state.log_cusum, np.asarray(log_threshold)[..., np.newaxis, np.newaxis]
+        ),
     )
 
 
 def goes_on(
-    state: SequentialState, log_value: NDArray[np.float64], log_threshold: float
+    state: SequentialState,
+    log_value: NDArray[np.float64],
+    log_threshold: NDArray[np.float64] | float,
 ) -> NDArray[np.bool_]:
     """Tell whether an alarm that began at a threshold goes on after a pane, bool (...).
 

@@ -361,7 +361,7 @@ def test_a_rate_above_the_highest_is_found() -> None:
     assert found.mean() < 60
 
 
-@pytest.mark.parametrize("rates", [[], [0.0], [1.0], [0.5, float("nan")], [[0.5]]])
+@pytest.mark.parametrize("rates", [[], [0.0], [1.0], [0.5, float("nan")], [[0.5, 1.0]], 0.5])
 def test_refuses_rates_out_of_range(rates: list[Any]) -> None:
-    with pytest.raises(ValueError, match=r"rates of shape \(J,\) in \(0, 1\)"):
+    with pytest.raises(ValueError, match=r"rates of shape \(..., J\) in \(0, 1\)"):
         bets_against(np.array(rates, dtype=np.float64))

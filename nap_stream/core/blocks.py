@@ -1,0 +1,269 @@
+"""Blocks: stretches of event time of a key, each one observation.
+
+Neighbouring records of a camera are dependent. Blocks that are long against the time over which
+they are so are nearly exchangeable: those of one key, and of one kind of time
+(`nap_stream.core.time_kinds`).
+
+A block's statistic is the excess of a mean over the baseline's, c, shrunk to 0 by b records:
+
+    s = (sum of x - n c) / (n + b),
+
+for x of a record's flag, -ln p, and -ln(1 - p), each p at the middle of its bin. With b the median
+number of records of a block, the spread of s for independent records is largest at n = b: a block
+with few of them is never extreme.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from nap_stream.core.panes import NO_KEY, PaneCounts, changes
+from nap_stream.core.tails import BIN_COUNT, EDGES
+from nap_stream.core.time_kinds import DAY_MS
+
+STATISTICS = ("flagged", "low p-values", "high p-values")
+_MANY_ROWS = 1_000_000
+_MIDDLES = np.diff([0.0, *EDGES, 1.0]) / 2 + np.array([0.0, *EDGES])
+_WEIGHTS = np.stack((-np.log(_MIDDLES), -np.log1p(-_MIDDLES)), axis=1)
+"""float64 (BIN_COUNT, 2): -ln p and -ln(1 - p) at the middle of each bin."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """N blocks, each of a key and a stretch ``[start_ms, start_ms + block_ms)`` of event time.
+
+    ``key`` int64 (N,), index into ``keys``, which are sorted and begin with `NO_KEY`: the whole
+    stream, all records with a key and without. ``start_ms`` int64 (N,), a multiple of ``block_ms``,
+    in milliseconds since the epoch; ``records`` int64 (N,), at least 1, ``flagged`` int64 (N,);
+    ``bins`` int64 (N, BIN_COUNT), by p-value, see `nap_stream.core.tails`. Ordered by key, then
+    time.
+
+    Raises:
+        ValueError: The shapes do not fit, or blocks are out of order or stand twice.
+    """
+
+    key: NDArray[np.int64]
+    start_ms: NDArray[np.int64]
+    records: NDArray[np.int64]
+    flagged: NDArray[np.int64]
+    bins: NDArray[np.int64]
+    keys: tuple[str, ...]
+    block_ms: int
+
+    def __post_init__(self) -> None:
+        size = len(self.key)
+        shapes = [a.shape for a in (self.start_ms, self.records, self.flagged)]
+        if shapes != [(size,)] * 3 or self.bins.shape != (size, BIN_COUNT):
+            raise ValueError(f"expected arrays of {size} blocks, got {shapes}, {self.bins.shape}")
+        if self.block_ms < 1 or self.keys[:1] != (NO_KEY,) or list(self.keys) != sorted(self.keys):
+            raise ValueError(f"expected block_ms >= 1 and sorted keys, the stream's first: {self}")
+        step, later = np.diff(self.key), np.diff(self.start_ms) > 0
+        if not ((step > 0) | ((step == 0) & later)).all():
+            raise ValueError("expected blocks by key and time, each once")
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    @property
+    def middle_ms(self) -> NDArray[np.int64]:
+        """The middle of each block, int64 (N,), which decides its kind of time."""
+        return self.start_ms + self.block_ms // 2
+
+    def of(self, name: str) -> "Blocks":
+        """The blocks of one key, with all ``keys``; none where it is not known."""
+        number = self.keys.index(name) if name in self.keys else -1
+        return self.chosen(self.key == number)
+
+    def chosen(self, is_chosen: NDArray[np.bool_]) -> "Blocks":
+        """The blocks where ``is_chosen``, bool (N,), is true."""
+        return Blocks(
+            self.key[is_chosen],
+            self.start_ms[is_chosen],
+            self.records[is_chosen],
+            self.flagged[is_chosen],
+            self.bins[is_chosen],
+            self.keys,
+            self.block_ms,
+        )
+
+
+def added_up(
+    key: NDArray[np.int64],
+    time_ms: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    keys: tuple[str, ...],
+    block_ms: int,
+) -> Blocks:
+    """Add up R entries to blocks; blocks without a record are none.
+
+    Args:
+        key: int64 (R,), index into ``keys`` of each; those of `NO_KEY` are of the whole stream.
+        time_ms: int64 (R,), any time within its block.
+        counts: int64 (R, 2 + BIN_COUNT): records, flagged ones, and records by bin.
+        keys: Sorted, `NO_KEY` first.
+        block_ms: Length of a block in milliseconds.
+    """
+    table = _summed(np.column_stack((key, time_ms // block_ms, counts)))
+    table = table[table[:, 2] > 0]
+    return Blocks(
+        table[:, 0],
+        table[:, 1] * block_ms,
+        table[:, 2],
+        table[:, 3],
+        table[:, 4:],
+        keys,
+        block_ms,
+    )
+
+
+def blocks_of(counts: Iterable[PaneCounts], block_ms: int) -> Blocks:
+    """Count the records of panes in blocks; a pane counts in that of its start.
+
+    Where keys are not told apart, there are only blocks of the whole stream. Counts are taken one
+    at a time, in any order, so that a generator of them needs memory for the blocks alone.
+    """
+    numbers: dict[str, int] = {NO_KEY: 0}
+    held: list[NDArray[np.int64]] = []
+    rows = 0
+    for part in counts:
+        place = np.array([numbers.setdefault(n, len(numbers)) for n in part.keys], np.int64)
+        block = part.start_ms // block_ms
+        entries = np.column_stack((block, part.records, part.flagged, part.bins))
+        own = place[part.key]
+        held.append(np.column_stack((np.zeros_like(own), entries)))
+        held.append(np.column_stack((own, entries))[own > 0])
+        rows += len(part)
+        if rows > _MANY_ROWS:
+            held, rows = [_summed(np.concatenate(held))], 0
+    keys = tuple(sorted(numbers))
+    placed = np.empty(len(keys), dtype=np.int64)
+    placed[[numbers[name] for name in keys]] = np.arange(len(keys))
+    table = np.concatenate(held) if held else np.zeros((0, 4 + BIN_COUNT), dtype=np.int64)
+    return added_up(placed[table[:, 0]], table[:, 1] * block_ms, table[:, 2:], keys, block_ms)
+
+
+def _summed(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Add up rows of (key, block, counts...) of the same key and block, in their order."""
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    first = np.flatnonzero(changes(rows[:, 0], rows[:, 1]))
+    sums = np.add.reduceat(rows[:, 2:], first, axis=0) if len(first) else rows[:, 2:]
+    return np.column_stack((rows[first, :2], sums))
+
+
+def coarser(blocks: Blocks, block_ms: int) -> Blocks:
+    """Give longer blocks: ``block_ms`` is a multiple of theirs.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if block_ms % blocks.block_ms:
+        raise ValueError(f"expected a multiple of {blocks.block_ms} ms, got {block_ms}")
+    counts = np.column_stack((blocks.records, blocks.flagged, blocks.bins))
+    return added_up(blocks.key, blocks.start_ms, counts, blocks.keys, block_ms)
+
+
+def block_sums(flagged: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give sums over the records of blocks: flags, -ln p, -ln(1 - p); float64 (..., 3).
+
+    ``flagged`` is int64 (...), ``bins`` int64 (..., BIN_COUNT).
+    """
+    return np.concatenate((flagged[..., np.newaxis].astype(np.float64), bins @ _WEIGHTS), axis=-1)
+
+
+def block_means(blocks: Blocks) -> NDArray[np.float64]:
+    """Give the means of a flag, -ln p and -ln(1 - p) over each block, float64 (N, 3)."""
+    sums = block_sums(blocks.flagged, blocks.bins)
+    means: NDArray[np.float64] = sums / blocks.records[:, np.newaxis]
+    return means
+
+
+def block_statistics(
+    records: NDArray[np.int64],
+    flagged: NDArray[np.int64],
+    bins: NDArray[np.int64],
+    center: NDArray[np.float64],
+    prior: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Give the shrunk excess of each mean over ``center``, float64 (..., 3); see the module.
+
+    ``records`` and ``flagged`` are int64 (...), ``bins`` int64 (..., BIN_COUNT), ``center`` float64
+    (..., 3), ``prior`` float64 (...), in records, above 0.
+    """
+    n = records[..., np.newaxis]
+    excess: NDArray[np.float64] = block_sums(flagged, bins) - n * center
+    return excess / (n + prior[..., np.newaxis])
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """By how much the OOD fraction of one stretch differs from that of another.
+
+    ``difference`` is ``share`` less ``baseline_share``; ``low`` and ``high`` are its confidence
+    interval, infinite where one of the stretches has a single unit. Units are ``unit_ms`` long:
+    days where both have `MIN_DAYS` of them, as days differ, else blocks. ``units`` and
+    ``baseline_units`` are their numbers.
+    """
+
+    share: float
+    baseline_share: float
+    difference: float
+    low: float
+    high: float
+    confidence: float
+    unit_ms: int
+    units: int
+    baseline_units: int
+
+
+MIN_DAYS = 7
+
+
+def effect(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float = 0.95) -> Effect:
+    """Compare the OOD fractions of a key, or of the stream, in two stretches.
+
+    The interval is Welch's, of the ratio of flagged records to records, whose error comes from the
+    spread over units (Cochran, "Sampling Techniques", 1977, section 6.3).
+
+    Raises:
+        ValueError: One of them has no block of the key.
+    """
+    first, second = baseline.of(key), later.of(key)
+    if not len(first) or not len(second):
+        raise ValueError(f"there are no blocks of {key!r} in one of the stretches")
+    days = [len(np.unique(part.start_ms // DAY_MS)) for part in (first, second)]
+    divides = all(DAY_MS % part.block_ms == 0 for part in (first, second))
+    if min(days) >= MIN_DAYS and divides:
+        first, second = coarser(first, DAY_MS), coarser(second, DAY_MS)
+    (old, old_error), (new, new_error) = _share(first), _share(second)
+    sizes = np.array([len(first), len(second)])
+    errors = np.array([old_error, new_error])
+    total = float(errors.sum())
+    half = 0.0
+    if sizes.min() < 2:  # noqa: PLR2004  a spread needs two
+        half = float("inf")
+    elif total > 0:
+        freedom = total**2 / float((errors**2 / (sizes - 1)).sum())
+        half = float(stdtrit(freedom, (1 + confidence) / 2)) * total**0.5
+    difference = new - old
+    return Effect(
+        new,
+        old,
+        difference,
+        difference - half,
+        difference + half,
+        confidence,
+        second.block_ms,
+        len(second),
+        len(first),
+    )
+
+
+def _share(blocks: Blocks) -> tuple[float, float]:
+    """The OOD fraction of blocks, and the variance of its error."""
+    records, size = int(blocks.records.sum()), len(blocks)
+    share = int(blocks.flagged.sum()) / records
+    residuals = (blocks.flagged - share * blocks.records) / (records / size)
+    return share, float((residuals**2).sum()) / max(1, size - 1) / size

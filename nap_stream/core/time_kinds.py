@@ -1,0 +1,299 @@
+"""Kinds of time: parts of the day, and weekends, whose blocks are not compared with one another.
+
+Blocks of one key are taken for exchangeable within a kind of time. Whether a stretch of blocks
+speaks for kinds is tested by turning each of its days by a random angle, all keys together: if the
+time of day does not matter, the turned stretch has the same law but for the seams, whatever the
+dependence within a day and between keys. Weekends are tested by naming other days so.
+
+A test that does not reject proves nothing: of a short stretch that is all that can be said, and
+`KindEvidence` says so.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+import numpy as np
+from numpy.typing import NDArray
+
+HOUR_MS = 3_600_000
+DAY_H = 24
+DAY_MS = DAY_H * HOUR_MS
+_QUARTER_MS = 900_000
+_SATURDAY = 5
+MAX_KINDS = 4
+LEVEL = 0.01
+"""Kinds are kept where chance alone explains as much at most this often."""
+_TURNS = 999
+MIN_DAYS = 3
+"""Fewer days cannot tell the time of day from a slow change."""
+MIN_WEEKEND_DAYS = 4
+_LEAST_GAIN = 0.02
+"""A further cut of the day must explain at least this share of the variance of the blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeKinds:
+    """Parts of the day in local time, and whether weekends have parts of their own.
+
+    ``boundaries_h`` are the hours at which a part begins, ascending, in [0, 24); the last part
+    goes on past midnight to the first. None: the day is one part. ``timezone`` is an IANA name.
+
+    Raises:
+        ValueError: The hours are not ascending or out of range, or there is one alone.
+    """
+
+    boundaries_h: tuple[int, ...] = ()
+    weekend_apart: bool = False
+    timezone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        hours = self.boundaries_h
+        if len(hours) == 1 or list(hours) != sorted({hour % DAY_H for hour in hours}):
+            raise ValueError(
+                f"expected no hours, or two or more of 0 to 23, ascending, got {hours}"
+            )
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a day is cut."""
+        return max(1, len(self.boundaries_h))
+
+    @property
+    def count(self) -> int:
+        """How many kinds there are."""
+        return self.parts * (1 + self.weekend_apart)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """A name for each kind, such as ``06:00-18:00`` or ``weekend 18:00-06:00``."""
+        hours = self.boundaries_h
+        ends = (*hours[1:], *hours[:1])
+        spans = [f"{a:02}:00-{b:02}:00" for a, b in zip(hours, ends, strict=True)] or ["all day"]
+        if not self.weekend_apart:
+            return tuple(spans)
+        return (*(f"weekday {span}" for span in spans), *(f"weekend {span}" for span in spans))
+
+    def kind_of(self, time_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the kind of each time, in milliseconds since the epoch; int64 of its shape."""
+        if self.count == 1:
+            return np.zeros(time_ms.shape, dtype=np.int64)
+        local = local_ms(time_ms, self.timezone)
+        hour = local % DAY_MS // HOUR_MS
+        part = (np.searchsorted(np.array(self.boundaries_h), hour, side="right") - 1) % self.parts
+        if self.weekend_apart:
+            part = part + self.parts * _is_weekend(local // DAY_MS)
+        return part.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class KindEvidence:
+    """What kinds of time rest on.
+
+    ``days`` is how many local days the stretch touches. ``day_p_value`` and ``weekend_p_value`` are
+    None where they were not tested, as it is too short. ``explained`` is the share of the blocks'
+    variance within keys that the kinds explain, in [0, 1].
+    """
+
+    days: int
+    day_p_value: float | None
+    weekend_p_value: float | None
+    explained: float
+
+
+def local_ms(time_ms: NDArray[np.int64], timezone: str) -> NDArray[np.int64]:
+    """Give the wall-clock time at ``timezone``, in milliseconds as if that were UTC.
+
+    Raises:
+        zoneinfo.ZoneInfoNotFoundError: There is no such zone.
+    """
+    if timezone == "UTC":
+        return time_ms
+    quarters, place = np.unique(time_ms // _QUARTER_MS, return_inverse=True)
+    zone = ZoneInfo(timezone)
+    offsets = np.array([_offset_ms(quarter, zone) for quarter in quarters.tolist()], np.int64)
+    return time_ms + offsets[place].reshape(time_ms.shape)
+
+
+@lru_cache(maxsize=1 << 12)
+def _offset_ms(quarter: int, zone: ZoneInfo) -> int:
+    moment = datetime.fromtimestamp(quarter * _QUARTER_MS / 1000, UTC).astimezone(zone)
+    offset = moment.utcoffset()
+    return round(offset.total_seconds() * 1000) if offset is not None else 0
+
+
+def _is_weekend(day: NDArray[np.int64]) -> NDArray[np.int64]:
+    # 1 January 1970 was a Thursday: weekday 3, from Monday.
+    return ((day + 3) % 7 >= _SATURDAY).astype(np.int64)
+
+
+def find_kinds(
+    key: NDArray[np.int64],
+    middle_ms: NDArray[np.int64],
+    values: NDArray[np.float64],
+    *,
+    timezone: str = "UTC",
+    seed: int = 0,
+) -> tuple[TimeKinds, KindEvidence]:
+    """Tell which kinds of time the blocks of a stretch speak for.
+
+    Args:
+        key: int64 (N,), number of each block's key.
+        middle_ms: int64 (N,), the middle of each block.
+        values: float64 (N, S), its statistics; each counts in units of its own spread within keys.
+        timezone: In which days begin, an IANA name.
+        seed: Of the random turns.
+
+    Returns:
+        The kinds, at most `MAX_KINDS`, and what they rest on.
+    """
+    local = local_ms(middle_ms, timezone)
+    day, hour = local // DAY_MS, local % DAY_MS // HOUR_MS
+    days, day_number = np.unique(day, return_inverse=True)
+    scaled = _scaled(key, values)
+    grid = _Grid.of(day_number.astype(np.int64), hour, scaled, len(days))
+    rng = np.random.default_rng(seed)
+    day_p, boundaries = _cuts(grid, rng)
+    weekend_p = _weekend_p_value(grid, _is_weekend(days), rng)
+    apart = weekend_p is not None and weekend_p <= LEVEL
+    if apart and 2 * max(1, len(boundaries)) > MAX_KINDS:
+        boundaries = _best_cuts(grid, MAX_KINDS // 2)
+    kinds = TimeKinds(boundaries, apart, timezone)
+    label = kinds.kind_of(middle_ms)
+    explained = _explained(key * kinds.count + label, scaled) if kinds.count > 1 else 0.0
+    return kinds, KindEvidence(len(days), day_p, weekend_p, explained)
+
+
+def _scaled(key: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Deviations from the means of each key, each statistic with variance 1."""
+    centred = values - group_means(key, values)
+    spread = np.sqrt((centred**2).mean(axis=0))
+    scaled: NDArray[np.float64] = centred / np.where(spread > 0, spread, 1.0)
+    return scaled
+
+
+def group_means(group: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give each row of values, float64 (N, S), the mean of its group, int64 (N,) from 0."""
+    size = int(group.max(initial=-1)) + 1
+    counts = np.maximum(np.bincount(group, minlength=size), 1)
+    sums = np.stack([np.bincount(group, column, minlength=size) for column in values.T], axis=1)
+    means: NDArray[np.float64] = (sums / counts[:, np.newaxis])[group]
+    return means
+
+
+def _explained(group: NDArray[np.int64], scaled: NDArray[np.float64]) -> float:
+    total = float((scaled**2).sum())
+    _, dense = np.unique(group, return_inverse=True)
+    means = group_means(dense.astype(np.int64), scaled)
+    return float((means**2).sum()) / total if total else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """Sums float64 (days, 24, S) of scaled values and counts float64 (days, 24), by local hour."""
+
+    sums: NDArray[np.float64]
+    counts: NDArray[np.float64]
+    total: float
+
+    @classmethod
+    def of(
+        cls,
+        day: NDArray[np.int64],
+        hour: NDArray[np.int64],
+        scaled: NDArray[np.float64],
+        days: int,
+    ) -> "_Grid":
+        cell, size = day * DAY_H + hour, days * DAY_H
+        sums = np.stack([np.bincount(cell, column, minlength=size) for column in scaled.T], axis=1)
+        counts = np.bincount(cell, minlength=size).astype(np.float64)
+        return cls(
+            sums.astype(np.float64).reshape(days, DAY_H, -1),
+            counts.reshape(days, DAY_H),
+            float((scaled**2).sum()),
+        )
+
+    def profile(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return self.sums.sum(axis=0), self.counts.sum(axis=0)
+
+
+def _cuts(grid: _Grid, rng: np.random.Generator) -> tuple[float | None, tuple[int, ...]]:
+    """The p-value of the time of day, and the hours where a part begins."""
+    whole = np.flatnonzero((grid.counts > 0).mean(axis=1) >= 1 / 2)
+    if len(whole) < MIN_DAYS or not grid.total:
+        return None, ()
+    sums, counts = grid.sums[whole], grid.counts[whole]
+    hours = np.flatnonzero(counts.sum(axis=0) > 0)
+    if len(hours) < 2:  # noqa: PLR2004  blocks of a whole day
+        return None, ()
+    sums, counts = sums[:, hours], counts[:, hours]
+    seen = _between(sums.sum(axis=0), counts.sum(axis=0))
+    turned = np.array([_turned(sums, counts, rng) for _ in range(_TURNS)])
+    # A turned stretch may be the stretch itself: ties count, to within rounding.
+    p_value = float((1 + (turned >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
+    if p_value > LEVEL:
+        return p_value, ()
+    return p_value, _best_cuts(grid, MAX_KINDS)
+
+
+def _turned(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], rng: np.random.Generator
+) -> float:
+    days, hours = counts.shape
+    place = (np.arange(hours) + rng.integers(0, hours, (days, 1))) % hours
+    row = np.arange(days)[:, np.newaxis]
+    return _between(sums[row, place].sum(axis=0), counts[row, place].sum(axis=0))
+
+
+def _between(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
+    """Sum of squares that groups explain, from their sums (G, S) and counts (G,)."""
+    return float((sums**2 / np.maximum(counts, 1.0)[:, np.newaxis]).sum())
+
+
+def _best_cuts(grid: _Grid, parts: int) -> tuple[int, ...]:
+    """Cut the day greedily into at most so many parts, as long as a cut explains enough more."""
+    sums, counts = grid.profile()
+    busy = np.flatnonzero(counts > 0).tolist()
+    cuts: tuple[int, ...] = ()
+    explained = 0.0
+    while len(cuts) < parts:
+        # A circle needs two cuts for the first split.
+        first: list[tuple[int, ...]] = [(a, b) for i, a in enumerate(busy) for b in busy[i + 1 :]]
+        more: list[tuple[int, ...]] = [
+            tuple(sorted((*cuts, hour))) for hour in busy if hour not in cuts
+        ]
+        tried = more if cuts else first
+        if not tried:
+            break
+        best = max(tried, key=lambda found: _explained_by(sums, counts, found))
+        gained = _explained_by(sums, counts, best) / grid.total
+        if cuts and gained - explained < _LEAST_GAIN:
+            break
+        cuts, explained = best, gained
+    return cuts
+
+
+def _explained_by(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], cuts: tuple[int, ...]
+) -> float:
+    part = (np.searchsorted(np.array(cuts), np.arange(DAY_H), side="right") - 1) % len(cuts)
+    grouped = np.zeros((len(cuts), sums.shape[1]))
+    np.add.at(grouped, part, sums)
+    return _between(grouped, np.bincount(part, counts, minlength=len(cuts)).astype(np.float64))
+
+
+def _weekend_p_value(
+    grid: _Grid, weekend: NDArray[np.int64], rng: np.random.Generator
+) -> float | None:
+    if min(weekend.sum(), (1 - weekend).sum()) < MIN_WEEKEND_DAYS or not grid.total:
+        return None
+    sums, counts = grid.sums.sum(axis=1), grid.counts.sum(axis=1)
+
+    def between(chosen: NDArray[np.int64]) -> float:
+        groups = np.stack((1 - chosen, chosen)).astype(np.float64)
+        return _between(groups @ sums, groups @ counts)
+
+    seen = between(weekend)
+    permuted = np.array([between(rng.permutation(weekend)) for _ in range(_TURNS)])
+    return float((1 + (permuted >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
