@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nap_stream.core.block_plan import EVENTS
 from nap_stream.core.key_monitors import KeyTable
 from nap_stream.core.sequential import (
+    QUIET_CUSUM,
     AlarmStep,
     Bets,
     Onset,
@@ -25,8 +26,15 @@ from nap_stream.core.sequential import (
     step_alarm,
 )
 
-BET_COUNT, SMALLEST_BET, LARGEST_BET = 3, 0.05, 0.95
+BET_COUNT, SMALLEST_BET, LARGEST_BET = 3, 0.15, 0.95
+"""A smaller bet is best against rates that hardly exceed the highest one in order, and an alarm
+that it has raised does not end for a hundred blocks."""
+END_BLOCKS = 10
+"""No bet speaks for a change after so many blocks without a hit, however long it had lasted."""
 _SHAPE = (EVENTS, BET_COUNT)
+_CUSUM_LIMIT = QUIET_CUSUM - END_BLOCKS * np.log1p(
+    -np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
+)
 _LAST_BLOCK = np.iinfo(np.uint32).max
 _COLUMNS: Mapping[str, tuple[type, tuple[int, ...]]] = {
     "log_statistic": (np.float32, _SHAPE),
@@ -74,6 +82,7 @@ def judge_blocks(
         records=np.ones(active.shape, dtype=np.int64),
         hits=hits,
         start_ms=np.full(active.shape, start_ms),
+        cusum_limit=_CUSUM_LIMIT,
     )
 
 

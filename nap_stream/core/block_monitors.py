@@ -137,7 +137,8 @@ class BlockMonitors:
     def accept(self, key: str, from_ms: int) -> None:
         """Begin anew with a key, as a new one, with its panes from ``from_ms`` on.
 
-        It ends an alarm, and takes the key out of the stream's monitor.
+        It ends an alarm, and takes the key out of the stream's monitor. Until it has learned, it is
+        compared with nothing: known keys need not be as it is now.
 
         Raises:
             ValueError: It is the whole stream: that needs another baseline.
@@ -196,7 +197,9 @@ class BlockMonitors:
         if blocks[kind] >= NEEDED_BLOCKS:
             share = float(self._learned.shares(places, kind)[0])
             return JudgedBy.LEARNED, share, int(blocks.min())
-        return JudgedBy.LEARNING, pooled_share, int(blocks.min())
+        accepted = self._table["from_ms"][slot] != _EVER_MS
+        judged_by = JudgedBy.ACCEPTED if accepted else JudgedBy.LEARNING
+        return judged_by, pooled_share, int(blocks.min())
 
     def names(self) -> tuple[str, ...]:
         """Give the keys in the order of `arrays`, the stream among them."""
@@ -307,7 +310,8 @@ class BlockMonitors:
             for name in ("open_records", "open_flagged", "home", "place")
         )
         sums = block_sums(flagged, table["open_bins"][slots].astype(np.int64))
-        row = rules.rows(home, place, kind)
+        pooled = (place >= 0) & (table["from_ms"][slots] == _EVER_MS)
+        row = rules.rows(home, pooled, kind)
         center, prior = rules.references.center[row], rules.references.prior[row]
         has_learned = place >= 0
         has_learned[has_learned] = self._learned.knows(place[has_learned], kind)

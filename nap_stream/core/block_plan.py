@@ -178,12 +178,13 @@ def _of_stream(
 ) -> Iterable[tuple[int, tuple[NDArray[np.float64], float, NDArray[np.float64], int]]]:
     """The references of the whole stream, each with the number of its kind.
 
-    What it is made of: the excess of the keys with references, and that of records without a key.
+    What it is made of: the excess of the keys with references, and that of records without a key;
+    where no key has references, all records are taken so.
     """
     stream = np.flatnonzero(blocks.key == 0)
     starts = blocks.start_ms[stream]
     place = np.searchsorted(starts, blocks.start_ms)
-    is_key = blocks.key > 0
+    is_key = (blocks.key > 0) & covered.any()
     rest, rest_records = sums[stream].copy(), blocks.records[stream].copy()
     np.subtract.at(rest, place[is_key], sums[is_key])
     np.subtract.at(rest_records, place[is_key], blocks.records[is_key])
@@ -361,10 +362,10 @@ class PlanRows:
         )
 
     def rows(
-        self, home: NDArray[np.int64], place: NDArray[np.int64], kind: int
+        self, home: NDArray[np.int64], pooled: NDArray[np.bool_], kind: int
     ) -> NDArray[np.int64]:
-        """The row of each key, int64 (K,): from its number in the baseline, or else its place."""
-        new = np.where(place >= 0, self.pooled_row[kind], NO_ROW)
+        """The row of each key, int64 (K,): by its number in the baseline, or where ``pooled``."""
+        new = np.where(pooled, self.pooled_row[kind], NO_ROW)
         return np.where(home >= 0, self.row_of[home, kind], new)
 
     def in_stream(self, home: NDArray[np.int64], kind: int) -> NDArray[np.bool_]:

@@ -16,6 +16,8 @@ class JudgedBy(StrEnum):
     """Those of all known keys: the baseline has too few of this one."""
     LEARNING = "learning"
     """Those of all known keys, while it learns its own."""
+    ACCEPTED = "accepted"
+    """Nothing, while it learns its own: somebody vouched for how it is now."""
     LEARNED = "learned"
     """Its own blocks since it came or was accepted."""
     WAITING = "waiting"

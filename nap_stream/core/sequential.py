@@ -138,16 +138,20 @@ def step_alarm(
     records: NDArray[np.int64],
     hits: NDArray[np.int64],
     start_ms: NDArray[np.int64],
+    cusum_limit: NDArray[np.float64] | None = None,
 ) -> AlarmStep:
     """Take one pane into account, as `update` does, and tell where the alarm is on.
 
     It begins at ``log_threshold``, the logarithm of the run length, of all or float64 (...) of
     each, goes on as `goes_on` tells, and then the detector is `renewed`. ``active`` is bool (...):
-    where it was on before.
+    where it was on before. ``cusum_limit`` float64 (K,) bounds C of each bet more tightly than the
+    threshold does, so that an alarm ends sooner.
     """
     after = update(state, bets, records, hits, start_ms)
     value = log_mixture(after)
     after = capped(after, value, log_threshold)
+    if cusum_limit is not None:
+        after = replace(after, log_cusum=np.minimum(after.log_cusum, cusum_limit))
     log_value = np.minimum(value, log_threshold)
     on = np.where(active, goes_on(after, log_value, log_threshold), log_value >= log_threshold)
     ended = active & ~on

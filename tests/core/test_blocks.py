@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from nap_stream.core.blocks import (
+    Blocks,
+    added_up,
+    block_means,
+    block_statistics,
+    blocks_of,
+    coarser,
+    effect,
+)
+from nap_stream.core.panes import NO_KEY
+from nap_stream.core.tails import BIN_COUNT
+from tests.support.closed_panes import ROWS, ScoredRow, counts_of
+
+BLOCK_MS = 100
+DAY_MS = 86_400_000
+
+
+def bins(*places: int) -> NDArray[np.int64]:
+    return np.bincount(places, minlength=BIN_COUNT).astype(np.int64)
+
+
+def entries(blocks: Blocks) -> list[tuple[str, int, int, int, list[int]]]:
+    rows = zip(
+        blocks.key.tolist(),
+        blocks.start_ms.tolist(),
+        blocks.records.tolist(),
+        blocks.flagged.tolist(),
+        blocks.bins.tolist(),
+        strict=True,
+    )
+    return [(blocks.keys[key], *rest) for key, *rest in rows]
+
+
+def stretch(shares: list[tuple[int, int]], block_ms: int = BLOCK_MS) -> Blocks:
+    """Blocks of the whole stream, from (records, flagged) of each."""
+    counts = np.zeros((len(shares), 2 + BIN_COUNT), dtype=np.int64)
+    counts[:, :2] = shares
+    counts[:, 2], counts[:, -1] = counts[:, 1], counts[:, 0] - counts[:, 1]
+    times = np.arange(len(shares)) * block_ms
+    return added_up(np.zeros(len(shares), np.int64), times, counts, (NO_KEY,), block_ms)
+
+
+def test_records_count_for_their_key_and_for_the_stream() -> None:
+    first = counts_of(
+        [ScoredRow(10, 0.01, flagged=True, key=1), ScoredRow(20, 0.3, flagged=False, key=0)],
+        one_per_pane=False,
+    )
+    second = counts_of(
+        [ScoredRow(90, 0.3, flagged=False, key=1), ScoredRow(110, 0.99, flagged=False, key=2)],
+        one_per_pane=False,
+    )
+    assert entries(blocks_of([first, second], BLOCK_MS)) == [
+        (NO_KEY, 0, 3, 1, bins(0, 4, 4).tolist()),
+        (NO_KEY, 100, 1, 0, bins(9).tolist()),
+        ("left", 0, 2, 1, bins(0, 4).tolist()),
+        ("right", 100, 1, 0, bins(9).tolist()),
+    ]
+
+
+def test_without_records_there_are_no_blocks() -> None:
+    none = blocks_of([], BLOCK_MS)
+    assert (len(none), none.keys) == (0, (NO_KEY,))
+    assert block_means(none).shape == (0, 3)
+
+
+@given(st.lists(ROWS, max_size=3), st.integers(1, 4))
+def test_longer_blocks_are_sums_of_shorter_ones(parts: list[list[ScoredRow]], times: int) -> None:
+    counts = [counts_of(rows, one_per_pane=False) for rows in parts]
+    short = blocks_of(counts, 20)
+    assert short.records[short.key == 0].sum() == sum(int(c.records.sum()) for c in counts)
+    assert entries(coarser(short, 20 * times)) == entries(blocks_of(counts, 20 * times))
+
+
+def test_a_length_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="multiple of 100 ms, got 150"):
+        coarser(stretch([(10, 1)]), 150)
+
+
+@pytest.mark.parametrize("keys", [(), ("a",), (NO_KEY, "b", "a")])
+def test_the_stream_comes_first_among_sorted_keys(keys: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="sorted keys, the stream's first"):
+        added_up(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 12), int), keys, 1)
+
+
+def test_blocks_stand_once_and_in_order() -> None:
+    one = stretch([(10, 1), (10, 1)])
+    with pytest.raises(ValueError, match="by key and time, each once"):
+        Blocks(one.key, one.start_ms[::-1], one.records, one.flagged, one.bins, one.keys, BLOCK_MS)
+
+
+def test_statistics_by_hand() -> None:
+    # Two records at p = 0.01, one at 0.99 (the middle of its bin): n = 3, b = 6.
+    found = block_statistics(
+        np.array([3]),
+        np.array([2]),
+        bins(0, 0, 9)[np.newaxis],
+        np.array([[0.1, 1.0, 1.0]]),
+        np.array([6.0]),
+    )
+    low = -2 * np.log(0.01) - np.log(0.99)
+    high = -2 * np.log(0.99) - np.log(0.01)
+    np.testing.assert_allclose(found, [[1.7 / 9, (low - 3) / 9, (high - 3) / 9]])
+
+
+def test_a_block_of_one_record_is_not_extreme() -> None:
+    # Against blocks of 100 records with 5 % flagged, of which 9 % would be far out.
+    center, prior = np.array([[0.05, 1.0, 1.0]]), np.array([100.0])
+    one = block_statistics(np.array([1]), np.array([1]), bins(0)[np.newaxis], center, prior)
+    full = np.array([100]), np.array([9]), bins(*[0] * 9, *[4] * 91)[np.newaxis]
+    assert one[0, 0] == pytest.approx(0.95 / 101)
+    assert one[0, 0] < block_statistics(*full, center, prior)[0, 0]
+
+
+def test_the_effect_by_hand() -> None:
+    # Shares 0.1 and 0.3, then 0.4 and 0.6, of equal blocks: errors sqrt(0.02 / 2) each.
+    found = effect(stretch([(10, 1), (10, 3)]), stretch([(10, 4), (10, 6)]))
+    assert found.share == pytest.approx(0.5)
+    assert found.baseline_share == pytest.approx(0.2)
+    assert found.difference == pytest.approx(0.3)
+    # Welch: 2 degrees of freedom, t = 4.3027.
+    assert found.high - found.difference == pytest.approx(4.302653 * np.sqrt(0.02), rel=1e-6)
+    assert found.difference - found.low == pytest.approx(found.high - found.difference)
+    assert (found.units, found.baseline_units, found.unit_ms) == (2, 2, BLOCK_MS)
+
+
+def test_the_effect_is_of_days_where_there_are_a_week_of_them() -> None:
+    hour = DAY_MS // 24
+    week = stretch([(10, 1 + day % 2) for day in range(7) for _ in range(24)], hour)
+    found = effect(week, week)
+    assert (found.units, found.unit_ms) == (7, DAY_MS)
+    # The 24 blocks of a day are alike: as blocks, the interval would be some 5 times shorter.
+    shares = np.array([0.1 + 0.1 * (day % 2) for day in range(7)])
+    error = np.sqrt(2 * shares.var(ddof=1) / 7)
+    assert found.high == pytest.approx(2.178813 * error, rel=1e-4)
+
+
+def test_one_block_has_no_spread_and_none_no_share() -> None:
+    one = stretch([(10, 1)])
+    assert (effect(one, one).low, effect(one, one).high) == (-np.inf, np.inf)
+    with pytest.raises(ValueError, match="no blocks of 'a'"):
+        effect(one, one, "a")
