@@ -15,9 +15,9 @@ from scipy.special import ndtri
 from nap_stream.core.tails import BIN_COUNT, EDGES
 
 ALPHA = 0.05
-_LOW, _LOW_SHARES = [0, 1], [0.4, 0.6]
-_HIGH, _HIGH_SHARES = [4, 6, 9], [0.47, 0.48, 0.05]
-"""Bins of flagged images and of others, and how often they are in which."""
+_LOW, _LOW_SHARES = (0, 1), (0.4, 1.0)
+_HIGH, _HIGH_SHARES = (4, 6, 9), (0.47, 0.9, 1.0)
+"""Bins of flagged images and of others, and the share of each among it and the bins after it."""
 DAY_S, DAWN_S, DUSK_S = 86_400, 6 * 3_600, 18 * 3_600
 
 
@@ -119,6 +119,12 @@ def _spread_out(
 ) -> NDArray[np.int64]:
     # Five p-values stand for all: the draws take most of the time.
     counts = np.zeros((len(images), BIN_COUNT), dtype=np.int64)
-    counts[:, _LOW] = rng.multinomial(flagged, _LOW_SHARES)
-    counts[:, _HIGH] = rng.multinomial(images - flagged, _HIGH_SHARES)
+    for bins, shares, count in (
+        (_LOW, _LOW_SHARES, flagged),
+        (_HIGH, _HIGH_SHARES, images - flagged),
+    ):
+        left = count.copy()
+        for place, share in zip(bins, shares, strict=True):
+            counts[:, place] = rng.binomial(left, share)
+            left -= counts[:, place]
     return counts

@@ -48,8 +48,8 @@ FEW, MANY, NEAR, HORIZON = 4, 40, 2.0, 2
 """Streams a baseline, and others where it comes near the stated time; horizon in stated times."""
 FIRST_DAY_S = 86_400 * 20_000
 CALIBRATION_IMAGES = 2_000
-RECORD_STREAMS = 40
-RECORD_PANES = 30
+RECORD_STREAMS = 20
+RECORD_PANES = 20
 """Panes in a block's time that the monitors of records see."""
 
 

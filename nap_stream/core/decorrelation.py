@@ -35,10 +35,13 @@ BLOCK_GRID_MS = (
 )
 """Lengths that blocks can have; all divide a day."""
 DECORRELATION_TIMES = 10
-"""A block is at least so many of them: neighbours then correlate by some 0.025."""
+"""A block is at least so many of them: neighbours then correlate by some 0.025. It is an estimate,
+so that `_ENOUGH` of a length will do."""
+_ENOUGH = 0.9
 MIN_RECORDS = 20
 MAX_BLOCKS = 1_000
-_CORRELATION_LEVEL = 0.01
+_CORRELATION_LEVEL = 0.02
+"""Of the tests of all keys together and of the stream; all tests of single keys share another."""
 _HARMLESS = 0.05
 """A correlation of neighbouring blocks that is no larger does not matter."""
 _PANES_IN_A_LAG = 4
@@ -138,7 +141,7 @@ def choose_block_ms(blocks: Blocks, kinds: TimeKinds) -> BlockChoice:
         raise ValueError(f"expected blocks of a length of the grid, got {blocks.block_ms} ms")
     fine, tau_ms = _decorrelation(blocks, kinds, grid)
     needs = {
-        "decorrelation": DECORRELATION_TIMES * tau_ms,
+        "decorrelation": _ENOUGH * DECORRELATION_TIMES * tau_ms,
         "records": fine.block_ms * MIN_RECORDS / max(_records_in_time(fine), 1e-9),
         "blocks": _span(fine) / MAX_BLOCKS,
     }
@@ -147,14 +150,19 @@ def choose_block_ms(blocks: Blocks, kinds: TimeKinds) -> BlockChoice:
     chosen = _measured(fine, kinds, longer[0] if longer else grid[-1], tau_ms, reason)
     fitting = chosen.block_ms >= need
     for length in longer[1:]:
-        if abs(chosen.correlation) <= chosen.correlation_limit or length < 2 * chosen.block_ms:
+        if chosen.correlation <= chosen.correlation_limit or length < 2 * chosen.block_ms:
             continue
         following = _measured(fine, kinds, length, tau_ms, "correlation")
         if following.median_blocks < MIN_BLOCKS <= chosen.median_blocks:
             break
         chosen = following
-    settled = fitting and abs(chosen.correlation) <= chosen.correlation_limit
+    settled = fitting and _is_settled(chosen)
     return _with_settled(chosen, settled=settled)
+
+
+def _is_settled(choice: BlockChoice) -> bool:
+    is_apart = choice.correlation <= choice.correlation_limit
+    return is_apart and choice.median_blocks >= MIN_BLOCKS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,7 +289,7 @@ def neighbour_correlation(blocks: Blocks, kinds: TimeKinds) -> tuple[float, floa
     """Give the correlation of neighbouring blocks that is furthest above its limit, and the limit.
 
     Of each statistic, over all keys together, over the stream, and of each key alone. The limit is
-    what chance reaches in one of a hundred stretches, over all of them, at least `_HARMLESS`.
+    what chance reaches as rarely as `_CORRELATION_LEVEL` says, and at least `_HARMLESS`.
     """
     residuals = _residuals(blocks, kinds)
     follows = (np.diff(blocks.key) == 0) & (np.diff(blocks.start_ms) == blocks.block_ms)
@@ -295,14 +303,17 @@ def neighbour_correlation(blocks: Blocks, kinds: TimeKinds) -> tuple[float, floa
     # Keys count alike here, whatever their variance. A mean taken out makes rho some -1/n.
     tested = pairs > 2  # noqa: PLR2004
     rho, counts = scaled[tested] + 1 / np.maximum(pairs[tested], 1.0)[:, np.newaxis], pairs[tested]
-    together = (scaled[1:] * pairs[1:, np.newaxis]).sum(axis=0) / max(pairs[1:].sum(), 1.0)
-    if pairs[1:].sum() > 0:
-        rho = np.concatenate((rho, together[np.newaxis]))
-        counts = np.append(counts, pairs[1:].sum())
+    alone = np.full(len(counts), _CORRELATION_LEVEL / max(1, rho.size))
+    if pairs[0] > 2:  # noqa: PLR2004
+        alone[0] = _CORRELATION_LEVEL
+    together = pairs[1:].sum()
+    if together:
+        mean = (scaled[1:] * pairs[1:, np.newaxis]).sum(axis=0) / together
+        rho = np.concatenate((rho, mean[np.newaxis]))
+        counts, alone = np.append(counts, together), np.append(alone, _CORRELATION_LEVEL)
     if not rho.size:
         return 0.0, 1.0
-    chance = -float(ndtri(_CORRELATION_LEVEL / rho.size))
-    limits = np.maximum(chance / np.sqrt(counts), _HARMLESS)[:, np.newaxis]
+    limits = np.maximum(-ndtri(alone) / np.sqrt(counts), _HARMLESS)[:, np.newaxis]
     worst = np.unravel_index(int(np.argmax(rho - limits)), rho.shape)
     limit = float(np.broadcast_to(limits, rho.shape)[worst])
     found = float(rho[worst])

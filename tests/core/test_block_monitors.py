@@ -45,15 +45,14 @@ def pane(start_ms: int, counts: Counts) -> ClosedPane:
     rows = {name: np.zeros(BIN_COUNT, dtype=np.int64) for name in counts}
     for name, (records, flagged) in counts.items():
         rows[name][0], rows[name][4] = flagged, records - flagged
-    records, flagged = (np.array([counts[k][i] for k in keys], dtype=np.int64) for i in (0, 1))
     return ClosedPane(
         start_ms,
         sum(n for n, _ in counts.values()),
         sum(x for _, x in counts.values()),
         sum(rows.values(), np.zeros(BIN_COUNT, dtype=np.int64)),
         keys,
-        records,
-        flagged,
+        np.array([counts[key][0] for key in keys], dtype=np.int64),
+        np.array([counts[key][1] for key in keys], dtype=np.int64),
         np.array([rows[key] for key in keys], dtype=np.int64).reshape(-1, BIN_COUNT),
     )
 
@@ -250,7 +249,8 @@ def test_an_accepted_key_begins_as_a_new_one() -> None:
     # Nothing has fired: somebody vouched for it. The stream's alarm has ended, as it is without it.
     assert one.active_count == 0
     found = one.reading("a")
-    assert (found.judged_by, found.baseline_share) == (JudgedBy.LEARNED, pytest.approx(0.6))
+    assert found.judged_by == JudgedBy.LEARNED
+    assert found.baseline_share == pytest.approx(0.6)
     feed(one, [{"a": (20, 20), "b": (20, 1)}] * 20, first=12 + NEEDED_BLOCKS)
     assert (one.reading("a").active, one.reading(NO_KEY).active) == (True, False)
 

@@ -135,13 +135,13 @@ def test_parts_of_a_pane_add_up_by_key() -> None:
         [ScoredRow(2, 0.3, False, 2), ScoredRow(3, 0.001, True, 1)], one_per_pane=True
     )
     assert plain(closed_pane(0, [first, second], one_per_pane=False)) == PlainPane(
-        0, 4, 2, bins(0, 5, 4, 0), (("left", 1, 1), ("right", 2, 1))
+        0, 4, 2, bins(0, 5, 4, 0), (("left", 1, 1), ("right", 2, 1)), (bins(0), bins(4, 0))
     )
     assert plain(closed_pane(0, [first, second], one_per_pane=True)) == PlainPane(
-        0, 3, 2, bins(0, 5, 0), (("left", 1, 1), ("right", 1, 1))
+        0, 3, 2, bins(0, 5, 0), (("left", 1, 1), ("right", 1, 1)), (bins(0), bins(0))
     )
     assert plain(closed_pane(0, [second, first], one_per_pane=True)) == PlainPane(
-        0, 3, 1, bins(4, 0, 5), (("left", 1, 1), ("right", 1, 0))
+        0, 3, 1, bins(4, 0, 5), (("left", 1, 1), ("right", 1, 0)), (bins(0), bins(4))
     )
 
 

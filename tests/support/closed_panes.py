@@ -47,18 +47,27 @@ def counts_of(rows: Sequence[ScoredRow], *, one_per_pane: bool) -> PaneCounts:
 
 
 class PlainPane(NamedTuple):
-    """A closed pane, with tuples for arrays. ``keys`` holds (name, records, flagged)."""
+    """A closed pane, with tuples for arrays. ``keys`` holds (name, records, flagged).
+
+    Their bins are in ``key_bins``.
+    """
 
     start_ms: int
     records: int
     flagged: int
     bins: tuple[int, ...]
     keys: tuple[tuple[str, int, int], ...]
+    key_bins: tuple[tuple[int, ...], ...] = ()
 
 
 def plain(pane: ClosedPane) -> PlainPane:
     """Give a closed pane as it can be compared."""
     by_key = zip(pane.keys, pane.key_records.tolist(), pane.key_flagged.tolist(), strict=True)
     return PlainPane(
-        pane.start_ms, pane.records, pane.flagged, tuple(pane.bins.tolist()), tuple(by_key)
+        pane.start_ms,
+        pane.records,
+        pane.flagged,
+        tuple(pane.bins.tolist()),
+        tuple(by_key),
+        tuple(tuple(row) for row in pane.key_bins.tolist()),
     )
