@@ -75,7 +75,8 @@ class Markov:
         is_flagged = np.zeros(2 * count, dtype=np.int64)
         is_flagged[1 - begins_flagged :: 2] = 1
         total = np.concatenate(([0], np.cumsum(lengths * is_flagged)))
-        return np.diff(np.rint(np.interp(edges, ends, total)).astype(np.int64))
+        counts: NDArray[np.int64] = np.rint(np.interp(edges, ends, total)).astype(np.int64)
+        return counts[1:] - counts[:-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ from nap_stream.core.block_detectors import block_bets, hits_of, judge_blocks
 from nap_stream.core.block_plan import (
     GOOD_BLOCKS,
     BlockPlan,
-    PlanRows,
     plan_blocks,
     references_of,
 )
@@ -269,31 +268,30 @@ class _Judged:
     ) -> "_Judged":
         plan = baseline.plan
         references = plan.references
-        known = PlanRows.of(plan)
         block_s = references.block_ms // 1_000
         edges = FIRST_DAY_S + 86_400 * 100 + np.arange(blocks + 1) * block_s
         kind = references.kinds.kind_of(edges[:-1] * 1_000 + references.block_ms // 2)
-        rows = known.row_of
+        home = np.arange(len(baseline.cameras) + 1)
+        # As the monitors do: (K + 1, kinds), and (K + 1, H).
+        rows = np.stack(
+            [plan.rows(home, home < 0, k) for k in range(references.kinds.count)], axis=1
+        )
+        every = rows[:, kind]
         bins = np.array([[c.bins(edges, rng) for c in baseline.cameras] for _ in range(streams)])
         records = bins.sum(axis=-1)
         sums = block_sums(bins[..., :FLAG_BINS].sum(axis=-1), bins)
-        own = rows[1:, kind]
-        excess = sums - records[..., np.newaxis] * known.references.center[own]
-        is_member = known.group_of[1:, kind] >= 0
+        excess = sums - records[..., np.newaxis] * references.rows.center[every[1:]]
+        is_member = references.group_of[1:, kind] >= 0
         stream = (excess * is_member[..., np.newaxis]).sum(axis=1, keepdims=True)
         excess = np.concatenate((stream, excess), axis=1)
         watched = (records * is_member).sum(axis=1, keepdims=True)
         records = np.concatenate((watched, records), axis=1)
-        every = rows[:, kind]
-        statistics = excess / (records + known.references.prior[every])[..., np.newaxis]
-        hits = hits_of(statistics, known.references.thresholds[every]).astype(np.bool_)
+        statistics = excess / (records + references.rows.prior[every])[..., np.newaxis]
+        hits = hits_of(statistics, references.rows.thresholds[every]).astype(np.bool_)
         hits &= (every >= 0)[..., np.newaxis]
-        usable = np.where(rows >= 0, rows, 0)
+        rates = np.where((rows >= 0)[..., np.newaxis], plan.rates[rows], 0.5)
         return cls(
-            np.moveaxis(hits, 2, 0),
-            kind,
-            np.moveaxis(np.where((rows >= 0)[..., np.newaxis], known.rates[usable], 0.5), 1, 0),
-            known.log_threshold(np.arange(len(rows))),
+            np.moveaxis(hits, 2, 0), kind, np.moveaxis(rates, 1, 0), plan.log_threshold(home)
         )
 
 

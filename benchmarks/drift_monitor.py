@@ -3,11 +3,12 @@
     .venv/bin/python -m benchmarks.drift_monitor
     .venv/bin/python -m benchmarks.drift_monitor --keys 20000 --rounds 3
 
-First the monitors of keys alone: memory of all keys, and records/s of panes of 1 s. Then the
-whole drift monitor, fed with the summaries of segments of 5 s from 4 partitions, as workers send
-them: a stream at the calibrated rate, and one in which every key has drifted. Making the panes and
-summaries is not timed; in production workers do it. Records/s are the median of the rounds, each
-with a new monitor; those for each second of CPU time leave out what other processes took.
+First the monitors of keys alone, by records and by blocks: memory of all keys, and records/s of
+panes of 1 s. Then the whole drift monitor, fed with the summaries of segments of 5 s from 4
+partitions, as workers send them: a stream at the calibrated rate, and one in which every key has
+drifted. Making the panes and summaries is not timed; in production workers do it. Records/s are the
+median of the rounds, each with a new monitor; those for each second of CPU time leave out what
+other processes took.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import gc
 import os
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.clock import ManualClock
+from nap_stream.core.block_monitors import BlockMonitors
+from nap_stream.core.block_plan import plan_blocks, references_of
+from nap_stream.core.blocks import Blocks
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.conformal import ConformalTest, Rule
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
-from nap_stream.core.tails import FlagRateLaw
+from nap_stream.core.tails import BIN_COUNT, EDGES, FlagRateLaw
+from nap_stream.core.time_kinds import DAY_MS, TimeKinds
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts
@@ -42,6 +48,7 @@ CALIBRATION_IMAGES = 2_000
 DRIFTED_RATE = 0.5
 PANE_MS = 1_000
 SILENCE_MS = 4 * 3_600_000
+BLOCK_MS = 20_000
 SEGMENT_S = 5
 PARTITIONS = 4
 CLASSES = 10
@@ -72,6 +79,9 @@ def main() -> None:
     options = _options()
     print(f"{os.cpu_count()} cores, {options.rounds} rounds, pane of {PANE_MS} ms\n")
     _show_keys(options.keys, options.rounds)
+    _show_blocks(options.keys, options.rounds)
+    if options.only_keys:
+        return
     _show_monitor(options.keys, options.rounds)
 
 
@@ -96,6 +106,67 @@ def _show_keys(keys: int, rounds: int) -> None:
         names = statistics.mean(len(pane.keys) for pane in stream)
         print(f"| {images_per_s:,} | {names:,.0f} | {_columns(speed)}")
     print()
+
+
+def _show_blocks(keys: int, rounds: int) -> None:
+    """Half of the keys are known, half are new and learn. Blocks are short: each is judged soon."""
+    rng = np.random.default_rng(1)
+    known = keys // 2
+    blocks = _known_blocks(known, rng)
+    begun = time.perf_counter()
+    references_of(blocks, TimeKinds((6, 18)))
+    took = time.perf_counter() - begun
+    gc.collect()
+    tracemalloc.start()
+    references = references_of(blocks, TimeKinds((6, 18)))
+    plan = plan_blocks(references, run_time_ms=30 * DAY_MS, confidence=0.95, new_keys=keys - known)
+    gc.collect()
+    of_plan, _ = tracemalloc.get_traced_memory()
+    monitors = BlockMonitors(plan, keys, SILENCE_MS)
+    for half in (0, known):
+        monitors.update(_pane(np.arange(half, half + keys - known), 0, rng))
+        monitors.advance(DAY_MS)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    print(
+        f"{len(monitors):,} keys by blocks, {known:,} of them known at {references.kinds.count} "
+        f"kinds of time, {monitors.new_count:,} new: {held / keys:.0f} bytes a key, of which the "
+        f"plan {of_plan / known:.0f} bytes a known key, made in {took:.1f} s\n"
+    )
+    print("| monitors of blocks, images/s | block | records/s | records/CPU s | of target |")
+    print("|---:|---:|---:|---:|---:|")
+    for images_per_s in (50_000, 5_000):
+        panes = 2 * BLOCK_MS // PANE_MS
+        chosen = [rng.integers(0, keys, images_per_s) for _ in range(panes)]
+        stream = [_pane(which, i + 1, rng) for i, which in enumerate(chosen)]
+        calls = [partial(_update_blocks, monitors, stream)] * rounds
+        speed, _ = _speed(calls, panes * images_per_s)
+        print(f"| {images_per_s:,} | {BLOCK_MS / 1_000:g} s | {_columns(speed)}")
+    print()
+
+
+def _known_blocks(keys: int, rng: np.random.Generator) -> Blocks:
+    """Twelve blocks of each key by day, and as many by night."""
+    names = (NO_KEY, *(f"camera-{number:06}" for number in range(keys)))
+    start = np.arange(24) * DAY_MS // 24
+    bins = rng.multinomial(30, np.diff([0.0, *EDGES, 1.0]), (keys, 24))
+    bins = np.concatenate((bins.sum(axis=0, keepdims=True), bins)).reshape(-1, BIN_COUNT)
+    flagged = bins[:, : EDGES.index(ALPHA) + 1].sum(axis=1)
+    return Blocks(
+        np.repeat(np.arange(keys + 1), 24),
+        np.tile(start - start % BLOCK_MS, keys + 1),
+        bins.sum(axis=1),
+        flagged,
+        bins,
+        names,
+        BLOCK_MS,
+    )
+
+
+def _update_blocks(monitors: BlockMonitors, stream: Sequence[ClosedPane]) -> int:
+    judged = [reading for pane in stream for reading in monitors.update(pane)]
+    return sum(int(reading.active.sum()) for reading in judged)
 
 
 def _show_monitor(keys: int, rounds: int) -> None:
@@ -272,6 +343,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only-keys", action="store_true", help="the monitors of keys alone")
     return parser.parse_args()
 
 

@@ -35,12 +35,12 @@ _SHAPE = (EVENTS, BET_COUNT)
 _CUSUM_LIMIT = QUIET_CUSUM - END_BLOCKS * np.log1p(
     -np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
 )
-_LAST_BLOCK = np.iinfo(np.uint32).max
+_LAST_BLOCK, _MOST_BLOCKS = np.iinfo(np.uint32).max, np.iinfo(np.uint16).max
 _COLUMNS: Mapping[str, tuple[type, tuple[int, ...]]] = {
     "log_statistic": (np.float32, _SHAPE),
     "log_cusum": (np.float32, _SHAPE),
     "onset_block": (np.uint32, _SHAPE),
-    "blocks": (np.int32, _SHAPE),
+    "blocks": (np.uint16, _SHAPE),
     "records": (np.float32, _SHAPE),
     "flagged": (np.float32, _SHAPE),
     "log_value": (np.float64, ()),
@@ -90,7 +90,7 @@ class BlockDetectors(KeyTable):
     """The detectors of keys, one a row, beside columns ``more`` of the same keys.
 
     A row knows the state of `SequentialState` without hits, with the block of the onset for its
-    time, and ``records`` and ``flagged`` in the blocks since then.
+    time, and ``records`` and ``flagged`` in the blocks since then. Blocks are counted up to 65,535.
     """
 
     def __init__(self, block_ms: int, more: Mapping[str, NDArray[Any]]) -> None:
@@ -194,7 +194,7 @@ class BlockDetectors(KeyTable):
             "log_statistic": state.log_statistic,
             "log_cusum": state.log_cusum,
             "onset_block": np.clip(state.onset_ms // self._block_ms, 0, _LAST_BLOCK),
-            "blocks": state.records,
+            "blocks": np.minimum(state.records, _MOST_BLOCKS),
         }
         self.write(slots, rows)
 

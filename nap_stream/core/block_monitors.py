@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core.block_detectors import BlockDetectors, hits_of
-from nap_stream.core.block_plan import NO_ROW, BlockPlan, PlanRows
+from nap_stream.core.block_plan import NO_ROW, BlockPlan
 from nap_stream.core.block_readings import BlockReading, BlockReadings, JudgedBy
 from nap_stream.core.blocks import STATISTICS, block_sums
 from nap_stream.core.key_monitors import ActiveKeys, chosen_keys, excess_keys
@@ -61,10 +61,7 @@ class BlockMonitors:
         self._plan, self._max_keys = plan, max_keys
         self._block_ms = references.block_ms
         self._silence_ms = max(silence_ms, 2 * self._block_ms)
-        self._rules = PlanRows.of(plan)
-        known = {NO_KEY, *references.known}
-        self._homes = {name: i for i, name in enumerate(references.keys) if name in known}
-        self._watches_keys = len(known) > 1
+        self._watches_keys = bool((references.group_of[1:] >= 0).any())
         self._table = BlockDetectors(self._block_ms, _columns())
         self._learned = LearnedReferences(references.kinds.count)
         self._active = ActiveKeys()
@@ -158,10 +155,10 @@ class BlockMonitors:
     def reading(self, key: str) -> BlockReading:
         """Give where the monitor of a key stands; one that is not remembered has seen nothing."""
         slot = int(self._table.slots((key,))[0])
-        home = int(self._table["home"][slot]) if slot >= 0 else self._homes.get(key, NO_ROW)
+        home = int(self._table["home"][slot]) if slot >= 0 else self._number(key)
         place = int(self._table["place"][slot]) if slot >= 0 else NO_ROW
         judged_by, share, learned = self._basis(slot, home, place)
-        threshold = self._rules.log_threshold(np.array([home]))[0]
+        threshold = self._plan.log_threshold(np.array([home]))[0]
         if slot < 0:
             nothing = -math.inf, float(threshold), False, 0, 0, 0, 0
             return BlockReading(*nothing, STATISTICS[0], share, judged_by, learned)
@@ -257,9 +254,12 @@ class BlockMonitors:
         unknown = np.flatnonzero(slots < 0)
         if len(unknown):
             names = tuple(keys[i] for i in unknown.tolist())
-            homes = np.array([self._homes.get(name, NO_ROW) for name in names])
+            homes = np.array([self._number(name) for name in names])
             slots[unknown] = self._added(names, homes)
         return slots
+
+    def _number(self, name: str) -> int:
+        return self._plan.references.number(name)
 
     def _added(self, names: tuple[str, ...], home: NDArray[np.int64] | int) -> NDArray[np.int64]:
         slots = self._table.add(names)
@@ -304,22 +304,23 @@ class BlockMonitors:
         )
 
     def _opened(self, slots: NDArray[np.int64], kind: int) -> "_Opened":
-        table, rules = self._table, self._rules
+        table, plan = self._table, self._plan
         records, flagged, home, place = (
             table[name][slots].astype(np.int64)
             for name in ("open_records", "open_flagged", "home", "place")
         )
         sums = block_sums(flagged, table["open_bins"][slots].astype(np.int64))
         pooled = (place >= 0) & (table["from_ms"][slots] == _EVER_MS)
-        row = rules.rows(home, pooled, kind)
-        center, prior = rules.references.center[row], rules.references.prior[row]
+        row = plan.rows(home, pooled, kind)
+        references = plan.references.rows
+        center, prior = references.center[row], references.prior[row]
         has_learned = place >= 0
         has_learned[has_learned] = self._learned.knows(place[has_learned], kind)
         if has_learned.any():
             own = self._learned.references(place[has_learned], kind)
             center[has_learned], prior[has_learned] = own.center, own.prior
         excess = sums - records[:, np.newaxis] * center
-        members = rules.in_stream(home, kind)
+        members = plan.in_stream(home, kind)
         counted = records.copy()
         excess[0] += excess[members].sum(axis=0)
         counted[0] += counted[members].sum()
@@ -336,7 +337,7 @@ class BlockMonitors:
             counted,
             flags,
             excess / (counted + prior)[:, np.newaxis],
-            rules.log_threshold(home),
+            plan.log_threshold(home),
         )
 
     def _step(
@@ -344,12 +345,14 @@ class BlockMonitors:
     ) -> AlarmStep:
         """Judge the keys at places ``part``, int64 (P,), of the opened ones."""
         slots, row = opened.slots[part], opened.row[part]
-        thresholds, rates = self._rules.references.thresholds[row], self._rules.rates[row]
+        plan = self._plan
+        thresholds = plan.references.rows.thresholds[row]
+        rates = plan.event_rates[plan.rate_of[row]]
         has_learned = opened.has_learned[part]
         if has_learned.any():
             place = self._table["place"][slots[has_learned]].astype(np.int64)
             thresholds[has_learned] = self._learned.references(place, kind).thresholds
-            rates[has_learned] = self._plan.learned_rates
+            rates[has_learned] = plan.learned_rates
         return self._table.step(
             slots,
             rates,

@@ -14,7 +14,8 @@ them, so that for a key that is no worse than the worst known one the rate holds
 """
 
 import math
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,28 +53,68 @@ class References:
     def __len__(self) -> int:
         return len(self.prior)
 
+    def part(self, start: int, end: int) -> "References":
+        """The references ``[start, end)``."""
+        cut = slice(start, end)
+        return References(self.center[cut], self.prior[cut], self.thresholds[cut])
+
+    def chosen(self, is_chosen: NDArray[np.bool_]) -> "References":
+        """Those where ``is_chosen``, bool (R,), is true."""
+        return References(self.center[is_chosen], self.prior[is_chosen], self.thresholds[is_chosen])
+
+
+def joined(parts: Sequence[References]) -> References:
+    """Put references one after another."""
+    return References(
+        np.concatenate([part.center for part in parts]),
+        np.concatenate([part.prior for part in parts]),
+        np.concatenate([part.thresholds for part in parts]),
+    )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockReferences:
     """The references of a baseline of N keys at K kinds of time, in G groups.
 
-    ``keys`` are those of the `Blocks`, ``kinds`` and ``block_ms`` theirs too. ``group_of`` int64
-    (N, K) is the group of each key and kind, -1 where it has none. ``own`` are the references of
-    the groups, ``sizes`` int64 (G,) their baseline blocks, ``ranks`` int64 (G, EVENTS). ``pooled``
-    are K references for keys without their own, where ``has_pooled``, bool (K,). ``shares`` float64
-    (N,) are the OOD fractions of the keys in the baseline.
+    ``keys`` are those of the `Blocks`, ``kinds`` and ``block_ms`` theirs too. ``group_of`` int32
+    (N, K) is the group of each key and kind, -1 where it has none. ``rows`` are G + K references:
+    those of the groups, and then pooled ones, of each kind where ``has_pooled``, bool (K,).
+    ``sizes`` int64 (G,) are the groups' baseline blocks. ``shares`` float64 (N,) are the OOD
+    fractions of the keys in the baseline.
     """
 
     keys: tuple[str, ...]
     kinds: TimeKinds
     block_ms: int
-    group_of: NDArray[np.int64]
-    own: References
+    group_of: NDArray[np.int32]
+    rows: References
     sizes: NDArray[np.int64]
-    ranks: NDArray[np.int64]
-    pooled: References
     has_pooled: NDArray[np.bool_]
     shares: NDArray[np.float64]
+
+    @property
+    def own(self) -> References:
+        """The references of the G groups."""
+        return self.rows.part(0, len(self.sizes))
+
+    @property
+    def pooled(self) -> References:
+        """The K references for keys without their own."""
+        return self.rows.part(len(self.sizes), len(self.rows))
+
+    @property
+    def ranks(self) -> NDArray[np.int64]:
+        """The ranks of the events of each group, int64 (G, EVENTS)."""
+        ranks = [event_ranks(size) * len(STATISTICS) for size in self.sizes.tolist()]
+        return np.array(ranks, dtype=np.int64).reshape(-1, EVENTS)
+
+    def number(self, name: str) -> int:
+        """Give the place of a key, or of the stream, that has references, else -1."""
+        place = bisect_left(self.keys, name)
+        is_known = self.keys[place : place + 1] == (name,) and (
+            name == NO_KEY or bool((self.group_of[place] >= 0).any())
+        )
+        return place if is_known else NO_ROW
 
     def blocks_by_kind(self, name: str) -> tuple[int, ...]:
         """How many baseline blocks a key's references have, by kind of time; 0 for none."""
@@ -100,19 +141,6 @@ def event_ranks(size: int) -> tuple[int, int]:
     return 1, max(2, size // _EIGHTH)
 
 
-def thresholds_of(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the thresholds, float64 (EVENTS,), of the statistics of baseline blocks, float64 (M, 3).
-
-    None is below 0: a block that is not above the baseline's mean is no hit, however few records it
-    has.
-    """
-    ordered = np.sort(statistics, axis=0)
-    first, second = event_ranks(len(ordered))
-    ranked = np.stack((ordered[-first], ordered[-second]), axis=1).ravel()
-    thresholds: NDArray[np.float64] = np.maximum(ranked, 0.0)
-    return thresholds
-
-
 def references_of(blocks: Blocks, kinds: TimeKinds) -> BlockReferences:
     """Give what later blocks of each key and of the stream are compared with.
 
@@ -122,94 +150,111 @@ def references_of(blocks: Blocks, kinds: TimeKinds) -> BlockReferences:
     """
     kind = kinds.kind_of(blocks.middle_ms)
     sums = block_sums(blocks.flagged, blocks.bins)
-    group_of = np.full((len(blocks.keys), kinds.count), -1, dtype=np.int64)
-    excess = np.zeros_like(sums)
-    covered = np.zeros(len(blocks), dtype=np.bool_)
-    made: list[tuple[NDArray[np.float64], float, NDArray[np.float64], int]] = []
     of_keys = np.flatnonzero(blocks.key > 0)
-    for part in _grouped(blocks.key[of_keys] * kinds.count + kind[of_keys]):
-        rows = of_keys[part]
-        full = rows[2 * blocks.records[rows] >= np.median(blocks.records[rows])]
-        if len(full) < MIN_BLOCKS:
-            continue
-        group_of[blocks.key[rows[0]], kind[rows[0]]] = len(made)
-        center = sums[full].sum(axis=0) / blocks.records[full].sum()
-        excess[rows] = sums[rows] - blocks.records[rows, np.newaxis] * center
-        covered[rows] = True
-        made.append(_reference(excess[full], blocks.records[full], center))
-    for number, reference in _of_stream(blocks, kind, sums, excess, covered):
-        group_of[0, number] = len(made)
-        made.append(reference)
-    own = References(
-        np.array([center for center, *_ in made]).reshape(-1, len(STATISTICS)),
-        np.array([prior for _, prior, *_ in made], dtype=np.float64),
-        np.array([thresholds for _, _, thresholds, _ in made]).reshape(-1, EVENTS),
-    )
-    sizes = np.array([size for *_, size in made], dtype=np.int64)
-    ranks = np.array([event_ranks(size) * len(STATISTICS) for size in sizes.tolist()], np.int64)
+    found, group = np.unique(blocks.key[of_keys] * kinds.count + kind[of_keys], return_inverse=True)
+    keyed = _Sums(blocks.records[of_keys], sums[of_keys])
+    every, sizes, excess = _ranked(group, len(found), keyed)
+    has = sizes >= MIN_BLOCKS
+    covered = has[group]
+    of_stream = _stream_sums(blocks, sums, of_keys, covered, excess)
+    stream, stream_sizes, _ = _ranked(kind[blocks.key == 0], kinds.count, of_stream)
+    has_stream = stream_sizes >= MIN_BLOCKS
+    own = joined((every.chosen(has), stream.chosen(has_stream)))
+    group_of = np.full((len(blocks.keys), kinds.count), NO_ROW, dtype=np.int32)
+    group_of.reshape(-1)[found[has]] = np.arange(has.sum())
+    group_of[0, has_stream] = has.sum() + np.arange(has_stream.sum())
     pooled, has_pooled = _pooled(own, group_of[1:])
     return BlockReferences(
         blocks.keys,
         kinds,
         blocks.block_ms,
         group_of,
-        own,
-        sizes,
-        ranks.reshape(-1, EVENTS),
-        pooled,
+        joined((own, pooled)),
+        np.concatenate((sizes[has], stream_sizes[has_stream])),
         has_pooled,
         _shares(blocks),
     )
 
 
-def _reference(
-    excess: NDArray[np.float64], records: NDArray[np.int64], center: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64], int]:
-    prior = float(np.median(records))
-    return center, prior, thresholds_of(excess / (records[:, np.newaxis] + prior)), len(records)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sums:
+    """Of R blocks: records int64 (R,) and sums float64 (R, 3), whose means are the center.
+
+    ``more_records`` and ``more_excess`` are added to what exceeds it.
+    """
+
+    records: NDArray[np.int64]
+    sums: NDArray[np.float64]
+    more_records: NDArray[np.int64] | int = 0
+    more_excess: NDArray[np.float64] | float = 0.0
 
 
-def _of_stream(
+def _stream_sums(
     blocks: Blocks,
-    kind: NDArray[np.int64],
     sums: NDArray[np.float64],
-    excess: NDArray[np.float64],
+    of_keys: NDArray[np.int64],
     covered: NDArray[np.bool_],
-) -> Iterable[tuple[int, tuple[NDArray[np.float64], float, NDArray[np.float64], int]]]:
-    """The references of the whole stream, each with the number of its kind.
+    excess: NDArray[np.float64],
+) -> _Sums:
+    """What the blocks of the stream are made of.
 
-    What it is made of: the excess of the keys with references, and that of records without a key;
-    where no key has references, all records are taken so.
+    The excess of the keys with references, and the records without a key; where no key has
+    references, all records are taken for those. Blocks of keys are ``of_keys``, int64 (K,), and of
+    them ``covered``, bool (K,), those with references, which have an ``excess``, float64 (K, 3).
     """
     stream = np.flatnonzero(blocks.key == 0)
-    starts = blocks.start_ms[stream]
-    place = np.searchsorted(starts, blocks.start_ms)
-    is_key = (blocks.key > 0) & covered.any()
+    place = np.searchsorted(blocks.start_ms[stream], blocks.start_ms[of_keys])
     rest, rest_records = sums[stream].copy(), blocks.records[stream].copy()
-    np.subtract.at(rest, place[is_key], sums[is_key])
-    np.subtract.at(rest_records, place[is_key], blocks.records[is_key])
     keyed, keyed_records = np.zeros_like(rest), np.zeros_like(rest_records)
+    if covered.any():
+        np.subtract.at(rest, place, sums[of_keys])
+        np.subtract.at(rest_records, place, blocks.records[of_keys])
     np.add.at(keyed, place[covered], excess[covered])
-    np.add.at(keyed_records, place[covered], blocks.records[covered])
-    for part in _grouped(kind[stream]):
-        records = rest_records[part] + keyed_records[part]
-        full = part[2 * records >= max(1.0, float(np.median(records)))]
-        if len(full) < MIN_BLOCKS:
-            continue
-        center = rest[full].sum(axis=0) / max(1, int(rest_records[full].sum()))
-        total = keyed[full] + rest[full] - rest_records[full, np.newaxis] * center
-        reference = _reference(total, rest_records[full] + keyed_records[full], center)
-        yield int(kind[stream[part[0]]]), reference
+    np.add.at(keyed_records, place[covered], blocks.records[of_keys][covered])
+    return _Sums(rest_records, rest, keyed_records, keyed)
 
 
-def _grouped(group: NDArray[np.int64]) -> Iterable[NDArray[np.int64]]:
-    """The rows of each group, in the order of the groups."""
-    order = np.argsort(group, kind="stable")
-    cuts = np.flatnonzero(np.diff(group[order])) + 1
-    return [rows for rows in np.split(order, cuts) if len(rows)]
+def _ranked(
+    group: NDArray[np.int64], groups: int, counts: _Sums
+) -> tuple[References, NDArray[np.int64], NDArray[np.float64]]:
+    """The references of groups, how many blocks of each count, and the excess of all blocks.
+
+    ``group`` is int64 (R,), of each block, in [0, groups).
+    """
+    records = counts.records + counts.more_records
+    full = np.flatnonzero((2 * records >= _medians(group, records, groups)[group]) & (records > 0))
+    of_full = group[full]
+    sizes = np.bincount(of_full, minlength=groups)
+    total = np.maximum(np.bincount(of_full, counts.records[full], minlength=groups), 1)
+    columns = [np.bincount(of_full, column, minlength=groups) for column in counts.sums[full].T]
+    center = np.stack(columns, axis=1) / total[:, np.newaxis]
+    excess = counts.sums - counts.records[:, np.newaxis] * center[group] + counts.more_excess
+    prior = np.maximum(_medians(of_full, records[full], groups), 1.0)
+    statistics = excess[full] / (records[full] + prior[of_full])[:, np.newaxis]
+    ends = np.cumsum(sizes)
+    ranks = (np.ones_like(sizes), np.maximum(2, sizes // _EIGHTH))
+    thresholds = np.zeros((groups, EVENTS))
+    for column, values in enumerate(statistics.T):
+        ordered = np.append(values[np.lexsort((values, of_full))], 0.0)
+        for place, rank in enumerate(ranks):
+            largest = ordered[np.where(sizes >= rank, ends - rank, -1)]
+            # A block that is not above the mean is no hit, however few records it has.
+            thresholds[:, 2 * column + place] = np.maximum(largest, 0.0)
+    return References(center, prior, thresholds), sizes, excess
 
 
-def _pooled(own: References, group_of: NDArray[np.int64]) -> tuple[References, NDArray[np.bool_]]:
+def _medians(
+    group: NDArray[np.int64], values: NDArray[np.int64], groups: int
+) -> NDArray[np.float64]:
+    """The median of each group's values, int64 (R,); 0 of none."""
+    sizes = np.bincount(group, minlength=groups)
+    ordered = np.append(values[np.lexsort((values, group))], 0)
+    starts = np.cumsum(sizes) - sizes
+    low, high = starts + (sizes - 1) // 2, starts + sizes // 2
+    return np.where(sizes > 0, (ordered[low] + ordered[high]) / 2, 0.0)
+
+
+def _pooled(own: References, group_of: NDArray[np.int32]) -> tuple[References, NDArray[np.bool_]]:
     kinds = group_of.shape[1]
     center = np.zeros((kinds, len(STATISTICS)))
     prior, thresholds = np.ones(kinds), np.zeros((kinds, EVENTS))
@@ -240,27 +285,57 @@ class BlockPlan:
     third of it is for the whole stream, one for its known keys, one for up to ``new_keys`` new keys
     at once; all of it is the stream's where there are no known keys.
 
-    ``rates`` float64 (G, EVENTS) are the highest rates of the events of each group,
-    ``pooled_rates`` float64 (K, EVENTS) those of pooled references, ``learned_rates`` float64
-    (EVENTS,) those of new keys that have learned their own. The ``..._log_threshold`` are those of
-    the e-detectors.
+    ``event_rates`` float64 (U, EVENTS) are highest rates of the events, and ``rate_of`` int32
+    (G + K,) tells which are those of each of the references' rows. ``learned_rates`` float64
+    (EVENTS,) are those of new keys that have learned their own. The ``..._log_threshold`` are those
+    of the e-detectors.
     """
 
     references: BlockReferences
     run_time_ms: int
     confidence: float
     new_keys: int
-    rates: NDArray[np.float64]
-    pooled_rates: NDArray[np.float64]
+    event_rates: NDArray[np.float64]
+    rate_of: NDArray[np.int32]
     learned_rates: NDArray[np.float64]
     stream_log_threshold: float
     key_log_threshold: float
     new_log_threshold: float
 
     @property
+    def rates(self) -> NDArray[np.float64]:
+        """The highest rates of the events of each of the references' rows, (G + K, EVENTS)."""
+        return self.event_rates[self.rate_of]
+
+    @property
     def run_blocks(self) -> float:
         """The run time in blocks of one key."""
         return self.run_time_ms / self.references.block_ms
+
+    def rows(
+        self, home: NDArray[np.int64], pooled: NDArray[np.bool_], kind: int
+    ) -> NDArray[np.int64]:
+        """Give the row of the references of each of K keys at a kind of time, int64 (K,), or -1.
+
+        ``home`` int64 (K,) is its number in the baseline, 0 of the stream, -1 of a new key, which
+        has the pooled one where ``pooled``, bool (K,).
+        """
+        references = self.references
+        stand_in = len(references.sizes) + kind if references.has_pooled[kind] else NO_ROW
+        own = np.where(home >= 0, references.group_of[home, kind], NO_ROW)
+        is_pooled = (own < 0) & ((home > 0) | pooled)
+        return np.where(is_pooled, stand_in, own).astype(np.int64)
+
+    def in_stream(self, home: NDArray[np.int64], kind: int) -> NDArray[np.bool_]:
+        """Tell which keys, bool (K,), the stream's monitor takes in."""
+        members: NDArray[np.bool_] = (home > 0) & (self.references.group_of[home, kind] >= 0)
+        return members
+
+    def log_threshold(self, home: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the logarithm of the run length of each key, float64 (K,)."""
+        known = np.where(home == 0, self.stream_log_threshold, self.key_log_threshold)
+        found: NDArray[np.float64] = np.where(home >= 0, known, self.new_log_threshold)
+        return found
 
     @property
     def fewest_blocks(self) -> int:
@@ -296,13 +371,13 @@ def plan_blocks(
     left = (1 - confidence) / parts
     of_stream, of_keys = references.group_of[0], references.group_of[1:]
     stream_groups, key_groups = of_stream[of_stream >= 0], of_keys[of_keys >= 0]
-    rates = np.ones((len(references.sizes), EVENTS))
+    rates = np.ones((len(references.rows), EVENTS))
     for groups in (stream_groups, key_groups):
         rates[groups] = _upper_rates(references.sizes[groups], left)
-    pooled_rates = np.full((references.kinds.count, EVENTS), np.nan)
     for kind in np.flatnonzero(references.has_pooled).tolist():
         groups = of_keys[of_keys[:, kind] >= 0, kind]
-        pooled_rates[kind] = rates[groups].max(axis=0)
+        rates[len(references.sizes) + kind] = rates[groups].max(axis=0)
+    event_rates, rate_of = np.unique(rates, axis=0, return_inverse=True)
     learned = np.full(max(1, room * references.kinds.count), GOOD_BLOCKS, dtype=np.int64)
     run = parts * run_time_ms / references.block_ms
     return BlockPlan(
@@ -310,8 +385,8 @@ def plan_blocks(
         run_time_ms,
         confidence,
         room,
-        rates,
-        pooled_rates,
+        event_rates,
+        rate_of.reshape(-1).astype(np.int32),
         _upper_rates(learned, left)[0],
         math.log(run),
         math.log(run * max(1, known)),
@@ -328,53 +403,3 @@ def _upper_rates(sizes: NDArray[np.int64], left: float) -> NDArray[np.float64]:
         for size in found.tolist()
     ]
     return np.array(rows, dtype=np.float64).reshape(-1, EVENTS)[place]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PlanRows:
-    """The plan by row: a reference of a group, or the pooled one of a kind; -1 for none."""
-
-    references: References
-    rates: NDArray[np.float64]
-    group_of: NDArray[np.int64]
-    row_of: NDArray[np.int64]
-    pooled_row: NDArray[np.int64]
-    log_thresholds: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, plan: BlockPlan) -> "PlanRows":
-        """Lay out a plan."""
-        known = plan.references
-        pooled = np.where(known.has_pooled, len(known.own) + np.arange(known.kinds.count), NO_ROW)
-        row_of = np.where(known.group_of >= 0, known.group_of, pooled)
-        row_of[0] = known.group_of[0]
-        return cls(
-            References(
-                np.concatenate((known.own.center, known.pooled.center)),
-                np.concatenate((known.own.prior, known.pooled.prior)),
-                np.concatenate((known.own.thresholds, known.pooled.thresholds)),
-            ),
-            np.concatenate((plan.rates, plan.pooled_rates)),
-            known.group_of,
-            row_of,
-            pooled,
-            np.array([plan.stream_log_threshold, plan.key_log_threshold, plan.new_log_threshold]),
-        )
-
-    def rows(
-        self, home: NDArray[np.int64], pooled: NDArray[np.bool_], kind: int
-    ) -> NDArray[np.int64]:
-        """The row of each key, int64 (K,): by its number in the baseline, or where ``pooled``."""
-        new = np.where(pooled, self.pooled_row[kind], NO_ROW)
-        return np.where(home >= 0, self.row_of[home, kind], new)
-
-    def in_stream(self, home: NDArray[np.int64], kind: int) -> NDArray[np.bool_]:
-        """Which keys, bool (K,), the stream's monitor takes in."""
-        members: NDArray[np.bool_] = (home > 0) & (self.group_of[home, kind] >= 0)
-        return members
-
-    def log_threshold(self, home: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The logarithm of the run length of each key, float64 (K,)."""
-        part = np.where(home == 0, 0, np.where(home > 0, 1, 2))
-        found: NDArray[np.float64] = self.log_thresholds[part]
-        return found

@@ -15,7 +15,6 @@ from nap_stream.core.block_plan import (
     event_ranks,
     plan_blocks,
     references_of,
-    thresholds_of,
 )
 from nap_stream.core.blocks import Blocks, added_up, block_statistics
 from nap_stream.core.bounds import upper_flag_rate
@@ -45,17 +44,29 @@ def references(blocks: Blocks) -> BlockReferences:
 
 
 def test_thresholds_are_the_largest_of_the_baseline() -> None:
-    statistics = np.column_stack((np.arange(1.0, 25), np.arange(24.0, 0, -1), -np.arange(24.0)))
-    assert event_ranks(24) == (1, 3)
-    # Of blocks below the mean none is the one to exceed.
-    assert thresholds_of(statistics).tolist() == [24, 22, 24, 22, 0, 0]
+    rows = [(100, share) for share in (3, 24, 1, 12, *range(13, 24), *range(2), *range(2, 9))]
+    made = references(key_blocks({"a": rows}))
+    assert (event_ranks(24), made.sizes.tolist()) == ((1, 3), [24, 24])
+    center = sum(share for _, share in rows) / 2_400
+    # Of 24 blocks the largest and the third: 24 and 22 of 100 flagged, b = 100.
+    expected = [(0.24 - center) / 2, (0.22 - center) / 2]
+    assert made.own.thresholds[0, :2].tolist() == pytest.approx(expected)
+    assert made.ranks[0].tolist() == [1, 3] * 3
     assert event_ranks(10) == (1, 2)
     assert event_ranks(GOOD_BLOCKS) == (1, 5)
+
+
+def test_no_threshold_is_below_the_mean() -> None:
+    # One block in twenty has all the flags, so that the second largest is below the mean.
+    made = references(key_blocks({"a": [(100, 40), *[(100, 0)] * 19]}))
+    assert made.own.thresholds[0, 0] > 0
+    assert made.own.thresholds[0, 1] == 0
 
 
 def test_a_key_has_references_where_it_has_enough_blocks() -> None:
     made = references(key_blocks({"few": [(10, 1)] * 9, "many": [(10, 1), (10, 2)] * 10}))
     assert made.group_of.tolist() == [[1], [-1], [0]]
+    assert [made.number(name) for name in (NO_KEY, "few", "many", "more")] == [0, -1, 2, -1]
     assert (made.known, made.without) == (("many",), ("few",))
     assert made.blocks_by_kind("many") == (20,)
     assert made.blocks_by_kind("few") == (0,)
@@ -137,7 +148,7 @@ def test_the_promise_is_shared_out() -> None:
     of_stream = [upper_flag_rate(k, 40, 1 - 0.02 / EVENTS) for k in (1, 5)]
     assert plan.rates[made.group_of[1, 0]].tolist() == pytest.approx(own * 3)
     assert plan.rates[made.group_of[0, 0]].tolist() == pytest.approx(of_stream * 3)
-    assert plan.pooled_rates[0].tolist() == pytest.approx(own * 3)
+    assert plan.rates[len(made.sizes)].tolist() == pytest.approx(own * 3)
     assert plan.learned_rates.tolist() == pytest.approx(own * 3)
 
 
