@@ -313,6 +313,13 @@ def test_without_known_keys_the_stream_alone_is_watched() -> None:
     assert len(one) == 0
 
 
+def test_a_block_without_records_is_not_judged() -> None:
+    one = monitors()
+    assert feed(one, [{}])[0].keys == ()
+    # Of new keys alone the stream knows nothing.
+    assert feed(one, [{"new": (20, 1)}], first=1)[0].keys == ("new",)
+
+
 def test_a_pane_of_keys_needs_their_bins() -> None:
     some = pane(0, {"a": (1, 0)})
     without = ClosedPane(0, 1, 0, some.bins, some.keys, some.key_records, some.key_flagged)

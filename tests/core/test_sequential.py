@@ -25,6 +25,7 @@ from nap_stream.core.sequential import (
     log_mixture,
     onset,
     renewed,
+    step_alarm,
     update,
 )
 
@@ -359,6 +360,38 @@ def test_a_rate_above_the_highest_is_found() -> None:
     found = alarm_times(lambda _last, _statistic: 4 * P0, 200, 300, 1)
     assert found.max() < 300
     assert found.mean() < 60
+
+
+def test_bets_of_many_detectors_are_those_of_each() -> None:
+    rates = np.array([[0.1, 0.2], [0.3, 0.4]])
+    together = bets_against(rates, 0.9, smallest=0.1, count=3)
+    assert together.hit.shape == together.miss.shape == (2, 2, 3)
+    np.testing.assert_allclose(together.hit[0, 1], np.log1p(np.array([0.1, 0.3, 0.9]) * 4))
+    np.testing.assert_array_equal(
+        together.hit[1], bets_against(rates[1], 0.9, smallest=0.1, count=3).hit
+    )
+
+
+def test_detectors_with_thresholds_of_their_own_are_those_alone() -> None:
+    bets = bets_against(np.array([0.1]))
+    limit = np.full(8, 4.0)
+    state, on = initial_state(bets, (2,)), np.zeros(2, dtype=np.bool_)
+    for pane in range(4):
+        after = step_alarm(
+            state,
+            bets,
+            log_threshold=np.log([20.0, 1e6]),
+            active=on,
+            records=np.array([2, 2]),
+            hits=np.array([[2], [2]]),
+            start_ms=np.array([pane, pane]),
+            cusum_limit=limit,
+        )
+        state, on = after.state, after.active
+    assert on.tolist() == [True, False]
+    assert after.log_value[0] == pytest.approx(np.log(20))
+    # The lower threshold bounds C of the first, the limit that of the second.
+    assert state.log_cusum.max(axis=(1, 2)).tolist() == pytest.approx([np.log(20), 4.0])
 
 
 @pytest.mark.parametrize("rates", [[], [0.0], [1.0], [0.5, float("nan")], [[0.5, 1.0]], 0.5])
