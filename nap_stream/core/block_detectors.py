@@ -21,6 +21,7 @@ from nap_stream.core.sequential import (
     Onset,
     SequentialState,
     bets_against,
+    initial_state,
     onset,
     renewed,
     step_alarm,
@@ -36,6 +37,7 @@ _CUSUM_LIMIT = QUIET_CUSUM - END_BLOCKS * np.log1p(
     -np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
 )
 _LAST_BLOCK, _MOST_BLOCKS = np.iinfo(np.uint32).max, np.iinfo(np.uint16).max
+_MOST_TO_ALARM = 1_000
 _COLUMNS: Mapping[str, tuple[type, tuple[int, ...]]] = {
     "log_statistic": (np.float32, _SHAPE),
     "log_cusum": (np.float32, _SHAPE),
@@ -84,6 +86,25 @@ def judge_blocks(
         start_ms=np.full(active.shape, start_ms),
         cusum_limit=_CUSUM_LIMIT,
     )
+
+
+def blocks_to_alarm(rates: NDArray[np.float64], log_threshold: float) -> int | None:
+    """Give how many blocks the largest fault takes until its alarm; None where none alarms.
+
+    ``rates`` is float64 (EVENTS,). Each block has more flags and lower p-values than all of the
+    baseline's. Smaller faults take longer.
+    """
+    hits = np.array([1, 1, 1, 1, 0, 0])
+    bets, on = block_bets(rates), np.array(False)
+    state = initial_state(bets)
+    for block in range(1, _MOST_TO_ALARM + 1):
+        after = judge_blocks(
+            state, rates, hits, log_threshold=log_threshold, active=on, start_ms=block
+        )
+        if after.active:
+            return block
+        state = after.state
+    return None
 
 
 class BlockDetectors(KeyTable):

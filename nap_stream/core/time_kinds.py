@@ -220,7 +220,9 @@ class _Grid:
 
 def _cuts(grid: _Grid, rng: np.random.Generator) -> tuple[float | None, tuple[int, ...]]:
     """The p-value of the time of day, and the hours where a part begins."""
-    whole = np.flatnonzero((grid.counts > 0).mean(axis=1) >= 1 / 2)
+    # Blocks of several hours leave hours empty on all days.
+    filled = (grid.counts > 0).sum(axis=1)
+    whole = np.flatnonzero(2 * filled >= filled.max(initial=1))
     if len(whole) < MIN_DAYS or not grid.total:
         return None, ()
     sums, counts = grid.sums[whole], grid.counts[whole]
@@ -271,7 +273,10 @@ def _best_cuts(grid: _Grid, parts: int) -> tuple[int, ...]:
         if cuts and gained - explained < _LEAST_GAIN:
             break
         cuts, explained = best, gained
-    return cuts
+    # Blocks of several hours have their middle in some hours alone: a part begins where one does.
+    before = [busy[busy.index(hour) - 1] for hour in cuts]
+    starts = [hour - (hour - last) % DAY_H // 2 for hour, last in zip(cuts, before, strict=True)]
+    return tuple(sorted(start % DAY_H for start in starts))
 
 
 def _explained_by(

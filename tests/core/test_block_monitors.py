@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nap_stream.core.block_detectors import block_bets, hits_of, judge_blocks
+from nap_stream.core.block_detectors import block_bets, blocks_to_alarm, hits_of, judge_blocks
 from nap_stream.core.block_monitors import BlockMonitors
 from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
 from nap_stream.core.block_readings import BlockReadings, JudgedBy
@@ -155,6 +155,16 @@ def test_a_fault_alarms_for_its_key_and_ends() -> None:
     assert one.active_count == 0
     # What it was about can still be told.
     assert (one.reading("a").onset_ms, one.reading("a").log_statistic) != (0, math.inf)
+
+
+def test_the_largest_fault_takes_so_many_blocks() -> None:
+    plan = plan_of()
+    expected = blocks_to_alarm(plan.rates[0], plan.key_log_threshold)
+    one = monitors(plan)
+    found = [r.active[1] for r in feed(one, [{"a": (20, 20), "b": (20, 1)}] * 20)]
+    assert expected is not None
+    assert found.index(True) + 1 == expected
+    assert blocks_to_alarm(np.full(6, 0.999), 1e3) is None
 
 
 def test_scores_that_rise_are_seen_too() -> None:

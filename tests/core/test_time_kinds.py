@@ -90,6 +90,16 @@ def test_day_and_night_are_found(days: int, keys: int) -> None:
     assert evidence.days == days
 
 
+def test_longer_blocks_give_the_hours_at_which_they_begin() -> None:
+    times = MONDAY_MS + np.arange(14 * 6) * 4 * HOUR_MS + 2 * HOUR_MS
+    found, _ = find_kinds(
+        np.zeros(len(times), int),
+        times,
+        noise(len(times), 6) + 3 * TimeKinds((8, 20)).kind_of(times)[:, np.newaxis],
+    )
+    assert found == TimeKinds((8, 20))
+
+
 def test_boundaries_are_found_in_local_time() -> None:
     times, zone = hours(7), "America/New_York"
     local = TimeKinds((6, 18), timezone=zone)
