@@ -28,6 +28,7 @@ from scipy.stats import binomtest
 from benchmarks.camera_streams import ALPHA, Autoregressive, Camera, Markov, fleet_shares
 from nap_stream.core.block_detectors import block_bets, hits_of, judge_blocks
 from nap_stream.core.block_plan import (
+    EVENTS,
     GOOD_BLOCKS,
     BlockPlan,
     plan_blocks,
@@ -39,6 +40,7 @@ from nap_stream.core.decorrelation import settle_blocks
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.sequential import bets_against, initial_state, log_mixture, update
 from nap_stream.core.tails import BIN_COUNT
+from nap_stream.core.time_kinds import MAX_KINDS
 
 FLAG_BINS = 2
 SPREAD = 0.02
@@ -253,7 +255,7 @@ def _mean_times(
 class _Judged:
     """Streams of the cameras of a baseline, block by block, compared with its references.
 
-    ``hits`` bool (H, S, K + 1, EVENTS), ``kind`` int64 (H,), ``rates`` float64 (kinds, K + 1,
+    ``hits`` bool (H, S, K + 1, EVENTS), ``kind`` int64 (H,), ``rates`` float64 (MAX_KINDS, K + 1,
     EVENTS), ``log_threshold`` float64 (K + 1,).
     """
 
@@ -289,7 +291,8 @@ class _Judged:
         statistics = excess / (records + references.rows.prior[every])[..., np.newaxis]
         hits = hits_of(statistics, references.rows.thresholds[every]).astype(np.bool_)
         hits &= (every >= 0)[..., np.newaxis]
-        rates = np.where((rows >= 0)[..., np.newaxis], plan.rates[rows], 0.5)
+        rates = np.full((len(home), MAX_KINDS, EVENTS), 0.5)
+        rates[:, : rows.shape[1]][rows >= 0] = plan.rates[rows[rows >= 0]]
         return cls(
             np.moveaxis(hits, 2, 0), kind, np.moveaxis(rates, 1, 0), plan.log_threshold(home)
         )

@@ -26,6 +26,7 @@ MAX_KINDS = 4
 LEVEL = 0.01
 """Kinds are kept where chance alone explains as much at most this often."""
 _TURNS = 999
+_CELLS_AT_ONCE = 100_000
 MIN_DAYS = 3
 """Fewer days cannot tell the time of day from a slow change."""
 MIN_WEEKEND_DAYS = 4
@@ -231,7 +232,7 @@ def _cuts(grid: _Grid, rng: np.random.Generator) -> tuple[float | None, tuple[in
         return None, ()
     sums, counts = sums[:, hours], counts[:, hours]
     seen = _between(sums.sum(axis=0), counts.sum(axis=0))
-    turned = np.array([_turned(sums, counts, rng) for _ in range(_TURNS)])
+    turned = _turned(sums, counts, rng)
     # A turned stretch may be the stretch itself: ties count, to within rounding.
     p_value = float((1 + (turned >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
     if p_value > LEVEL:
@@ -241,16 +242,24 @@ def _cuts(grid: _Grid, rng: np.random.Generator) -> tuple[float | None, tuple[in
 
 def _turned(
     sums: NDArray[np.float64], counts: NDArray[np.float64], rng: np.random.Generator
-) -> float:
+) -> NDArray[np.float64]:
+    """What hours explain once each day was turned by a random angle, float64 (_TURNS,)."""
     days, hours = counts.shape
-    place = (np.arange(hours) + rng.integers(0, hours, (days, 1))) % hours
     row = np.arange(days)[:, np.newaxis]
-    return _between(sums[row, place].sum(axis=0), counts[row, place].sum(axis=0))
+    batch = max(1, _CELLS_AT_ONCE // (days * hours))
+    found = []
+    for done in range(0, _TURNS, batch):
+        angles = rng.integers(0, hours, (min(batch, _TURNS - done), days, 1))
+        place = (np.arange(hours) + angles) % hours
+        found.append(_between(sums[row, place].sum(axis=1), counts[row, place].sum(axis=1)))
+    return np.concatenate(found)
 
 
-def _between(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> float:
-    """Sum of squares that groups explain, from their sums (G, S) and counts (G,)."""
-    return float((sums**2 / np.maximum(counts, 1.0)[:, np.newaxis]).sum())
+def _between(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of squares that groups explain, (...), from their sums (..., G, S), counts (..., G)."""
+    squares = sums**2 / np.maximum(counts, 1.0)[..., np.newaxis]
+    explained: NDArray[np.float64] = squares.sum(axis=(-2, -1))
+    return explained
 
 
 def _best_cuts(grid: _Grid, parts: int) -> tuple[int, ...]:
@@ -285,7 +294,9 @@ def _explained_by(
     part = (np.searchsorted(np.array(cuts), np.arange(DAY_H), side="right") - 1) % len(cuts)
     grouped = np.zeros((len(cuts), sums.shape[1]))
     np.add.at(grouped, part, sums)
-    return _between(grouped, np.bincount(part, counts, minlength=len(cuts)).astype(np.float64))
+    return float(
+        _between(grouped, np.bincount(part, counts, minlength=len(cuts)).astype(np.float64))
+    )
 
 
 def _weekend_p_value(
@@ -295,10 +306,10 @@ def _weekend_p_value(
         return None
     sums, counts = grid.sums.sum(axis=1), grid.counts.sum(axis=1)
 
-    def between(chosen: NDArray[np.int64]) -> float:
-        groups = np.stack((1 - chosen, chosen)).astype(np.float64)
+    def between(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        groups = np.stack((1 - chosen, chosen), axis=-2).astype(np.float64)
         return _between(groups @ sums, groups @ counts)
 
-    seen = between(weekend)
-    permuted = np.array([between(rng.permutation(weekend)) for _ in range(_TURNS)])
+    seen = float(between(weekend))
+    permuted = between(rng.permuted(np.tile(weekend, (_TURNS, 1)), axis=1))
     return float((1 + (permuted >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
