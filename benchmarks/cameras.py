@@ -9,7 +9,8 @@ are chosen, references and a plan made, for one false alarm in ``--run`` blocks'
 streams of the same cameras show the mean time between false alarms that this baseline really has,
 of the stream and all keys together. The table tells in which share of the baselines it is below
 the one stated, with its 95 % interval: at most 1 - confidence is promised where a key has 40
-blocks or more. Beside it, the same of the monitors of records, for the same time.
+blocks or more. Beside it, the same of the monitors of records, for the same time. With
+``--block-s`` blocks that are too short show what the choice of their length is for.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from nap_stream.core.block_plan import (
     plan_blocks,
     references_of,
 )
-from nap_stream.core.blocks import Blocks, added_up, block_sums
+from nap_stream.core.blocks import Blocks, added_up, block_sums, coarser
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.decorrelation import settle_blocks
 from nap_stream.core.panes import NO_KEY
@@ -193,8 +194,10 @@ def _baseline(setting: Setting, options: argparse.Namespace, rng: np.random.Gene
     spread = SPREAD if setting.keys > 1 else 0.0
     cameras = tuple(setting.camera(s) for s in fleet_shares(setting.keys, spread, rng).tolist())
     edges = FIRST_DAY_S + np.arange(0, setting.days * 86_400 + 1, setting.pane_s)
-    settled = settle_blocks(_blocks(cameras, edges, setting.pane_s * 1_000, rng))
-    references = references_of(settled.blocks, settled.kinds)
+    fine = _blocks(cameras, edges, setting.pane_s * 1_000, rng)
+    settled = settle_blocks(fine)
+    blocks = coarser(fine, options.block_s * 1_000) if options.block_s else settled.blocks
+    references = references_of(blocks, settled.kinds)
     plan = plan_blocks(
         references,
         run_time_ms=options.run * references.block_ms,
@@ -372,6 +375,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--run", type=int, default=300, help="stated time, in blocks")
     parser.add_argument("--confidence", type=float, default=0.95)
     parser.add_argument("--only", action="append", help="a setting: 'Markov 30, 20 keys, 3 days'")
+    parser.add_argument("--block-s", type=int, help="length of blocks, in place of that chosen")
     parser.add_argument("--json", help="file for the results")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
