@@ -113,27 +113,24 @@ def test_without_keys_the_stream_is_all_records() -> None:
     assert few.own.center[0, 0] == pytest.approx(0.2)
 
 
-SHARES = st.lists(
-    st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),
-    min_size=20,
-    max_size=24,
-)
-
-
 @settings(max_examples=50)
-@given(st.lists(SHARES, min_size=1, max_size=4), SHARES)
-def test_what_exceeds_the_pooled_reference_exceeds_each(
-    keys: list[list[tuple[int, int]]], later: list[tuple[int, int]]
-) -> None:
-    made = references(key_blocks({f"key-{i}": rows for i, rows in enumerate(keys)}))
-    later_blocks = key_blocks({"new": later})
-    of_key = later_blocks.key == 1
-    counts = np.column_stack((later_blocks.records, later_blocks.flagged, later_blocks.bins))
-    if not made.has_pooled[0]:
-        return
-    pooled = hits(made.pooled, counts[of_key])
-    for group in made.group_of[1:, 0][made.group_of[1:, 0] >= 0].tolist():
-        assert (pooled <= hits(one_of(made.own, group), counts[of_key])).all()
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_what_exceeds_the_pooled_reference_exceeds_each(seed: int, keys: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def shares() -> list[tuple[int, int]]:
+        records = rng.integers(1, 30, 24)
+        flagged = rng.binomial(records, rng.beta(1, 3))
+        return list(zip(records.tolist(), flagged.tolist(), strict=True))
+
+    made = references(key_blocks({f"key-{i}": shares() for i in range(keys)}))
+    later = key_blocks({"new": [*shares(), *((30, share) for share in range(31))]})
+    counts = np.column_stack((later.records, later.flagged, later.bins))[later.key == 1]
+    groups = made.group_of[1:, 0][made.group_of[1:, 0] >= 0].tolist()
+    assert made.has_pooled[0] == bool(groups)
+    pooled = hits(made.pooled, counts)
+    for group in groups:
+        assert (pooled <= hits(one_of(made.own, group), counts)).all()
 
 
 def test_the_promise_is_shared_out() -> None:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 from nap_stream.core.blocks import Blocks, added_up, coarser
 from nap_stream.core.decorrelation import (
@@ -20,10 +21,8 @@ SECOND_MS = 1_000
 
 def autoregressive(phi: float, size: int, seed: int) -> NDArray[np.float64]:
     noise = np.random.default_rng(seed).standard_normal(size) * np.sqrt(1 - phi**2)
-    values = np.empty(size)
-    values[0] = noise[0]
-    for place in range(1, size):
-        values[place] = phi * values[place - 1] + noise[place]
+    noise[0] /= np.sqrt(1 - phi**2)
+    values: NDArray[np.float64] = lfilter([1.0], [1.0, -phi], noise)
     return values
 
 
