@@ -13,13 +13,14 @@ footer (`nap_stream.scored_log.footer`).
 people. The columns from ``class_id`` to ``is_ood``, and ``max_logit``, are null exactly where
 ``status`` is not ``ok``. Those of `OPTIONAL_SCORES` are null also where the run did not compute
 them. All scores, ``fused`` among them, are higher for in-distribution images; ``ood_p_value`` is
-small for out-of-distribution ones. Scores are stored in double precision, so that a verdict can be
-recomputed from its row exactly. Each field's metadata ``doc`` says what it holds and its unit.
+small for out-of-distribution ones, and so is ``calibration_p_value``, which is null without a
+baseline. Scores are stored in double precision, so that a verdict can be recomputed from its row
+exactly. Each field's metadata ``doc`` says what it holds and its unit.
 
-The columns have a version, which stands in the footer. Version 5 is written. Version 4 lacks
-``decode_warning`` and ``source_uri``, version 3 ``fdbd``, ``mahalanobis``, ``gen`` and ``nci``
-besides; they are read as if these were null in every row. A chain may begin in one version and go
-on in a later one; one file is of one version.
+The columns have a version, which stands in the footer. Version 6 is written. Version 5 lacks
+``calibration_p_value``, version 4 ``decode_warning`` and ``source_uri`` besides, version 3
+``fdbd``, ``mahalanobis``, ``gen`` and ``nci`` too; they are read as if these were null in every
+row. A chain may begin in one version and go on in a later one; one file is of one version.
 """
 
 import re
@@ -33,13 +34,17 @@ from nap_stream.errors import ConfigError
 from nap_stream.records import TopicPartition
 
 GENESIS_NAME = "_genesis.json"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of the columns and of the footer, as they are written. `SCHEMAS` has those that are read."""
 EARLIEST_TIME_MS = -62_135_596_800_000
 LATEST_TIME_MS = 253_402_300_799_999
 _SINCE_VERSION_4 = ("fdbd", "mahalanobis", "gen", "nci")
 _SINCE_VERSION_5 = ("decode_warning", "source_uri")
-OPTIONAL_SCORES = ("react", "ash", "scale", "dice", "knn", *_SINCE_VERSION_4)
+_SINCE_VERSION_6 = ("calibration_p_value",)
+OPTIONAL_SCORES = (
+    *("react", "ash", "scale", "dice", "knn"),
+    *(*_SINCE_VERSION_4, *_SINCE_VERSION_6),
+)
 """Columns of scores that a run may leave out; null then, whatever the status."""
 
 SCORE_COLUMNS = (
@@ -267,13 +272,21 @@ SCHEMA = pa.schema(
             "Where the image was fetched from, without credentials; null if it was in the message.",
             nullable=True,
         ),
+        _score(
+            "calibration_p_value",
+            pa.float64(),
+            "What ood_p_value would be without the baseline, by the calibration images. "
+            "Null without a baseline.",
+        ),
     ]
 )
 """Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""
-_VERSION_4 = pa.schema([field for field in SCHEMA if field.name not in _SINCE_VERSION_5])
+_VERSION_5 = pa.schema([field for field in SCHEMA if field.name not in _SINCE_VERSION_6])
+_VERSION_4 = pa.schema([field for field in _VERSION_5 if field.name not in _SINCE_VERSION_5])
 SCHEMAS = {
     3: pa.schema([field for field in _VERSION_4 if field.name not in _SINCE_VERSION_4]),
     4: _VERSION_4,
+    5: _VERSION_5,
     SCHEMA_VERSION: SCHEMA,
 }
 """The columns of each version that is read. A file has exactly those of its own: its digest is of

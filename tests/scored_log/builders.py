@@ -138,8 +138,8 @@ def make_version(
 ) -> None:
     """Write the first segments of a chain anew in a version, and link those after them to them.
 
-    What `tests.scored_log.test_golden` and ``test_golden4`` have shows that the versions were just
-    so. No segment is a compacted file.
+    What `tests.scored_log.test_golden` and the modules beside it have shows that the versions were
+    just so. No segment is a compacted file.
     """
     start = chain_start(store, partition)
     assert start is not None
@@ -160,10 +160,10 @@ def make_version(
 
 
 def write_golden(root: Path) -> None:
-    """A small log with all that a log can hold. ``tests/scored_log/golden5`` was made by this.
+    """A small log with all that a log can hold. ``tests/scored_log/golden6`` was made by this.
 
-    ``tests/scored_log/golden`` and ``golden4`` were made by it when versions 3 and 4 were written,
-    without the columns that those lack.
+    ``tests/scored_log/golden``, ``golden4`` and ``golden5`` were made by it when versions 3 to 5
+    were written, without the columns that those lack.
 
     Partition 0 of cars: a compacted file of three segments [0, 6), a declared gap [6, 9), and
     [9, 12). Partition 1: [5, 8), whose last offset the topic skips.
@@ -184,7 +184,16 @@ def write_golden_chains(root: Path) -> None:
     headers = (("camera", b"north"), ("camera", None))
     batch = [origin(9, index, headers=headers) for index in range(2)]
     last = [
-        scored(batch[0], p_value=0.01, knn=1.25, fdbd=0.5, mahalanobis=-1.5, gen=-0.25, nci=3.5),
+        scored(
+            batch[0],
+            p_value=0.01,
+            knn=1.25,
+            fdbd=0.5,
+            mahalanobis=-1.5,
+            gen=-0.25,
+            nci=3.5,
+            calibration_p_value=0.002,
+        ),
         replace(
             scored(batch[1], class_name="\u00e9"),
             decode_warning="Corrupt JPEG data: premature end of data segment",

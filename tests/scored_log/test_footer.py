@@ -92,11 +92,11 @@ def test_round_trip(footer: SegmentFooter) -> None:
         ("max_event_time_ms", b"-6", "run backwards"),
         ("max_event_time_ms", None, "event times"),
         ("gap", b"retention", "a declared gap with 4 rows"),
-        ("schema_version", b"6", "schema version '6'; this program reads 3, 4, 5: use"),
-        ("schema_version", b"0", "schema version '0'; this program reads 3, 4, 5: use"),
-        ("schema_version", b"04", "schema version '04'; this program reads 3, 4, 5: use"),
-        ("schema_version", b"2", "schema version '2'; this program reads 3, 4, 5: use"),
-        ("schema_version", b"43", "schema version '43'; this program reads 3, 4, 5: use"),
+        ("schema_version", b"7", "schema version '7'; this program reads 3, 4, 5, 6: use"),
+        ("schema_version", b"0", "schema version '0'; this program reads 3, 4, 5, 6: use"),
+        ("schema_version", b"04", "schema version '04'; this program reads 3, 4, 5, 6: use"),
+        ("schema_version", b"2", "schema version '2'; this program reads 3, 4, 5, 6: use"),
+        ("schema_version", b"43", "schema version '43'; this program reads 3, 4, 5, 6: use"),
         ("schema_version", b"\xff", "decode"),
         ("schema_version", None, "nap-stream has not written this file"),
         ("writer_id", None, r"missing keys \['writer_id'\]"),
@@ -122,7 +122,7 @@ def test_the_digest_of_a_segment_is_that_of_its_keys_and_values_as_json() -> Non
         '"end_offset":"15","max_event_time_ms":"7","min_event_time_ms":"-5",'
         '"model_fingerprint":"m","partition":"3",'
         f'"previous_sha256":"{"0a" * 32}","rows":"4","rows_sha256":"{"1b" * 32}",'
-        '"schema_version":"5","scored_rows":"3","topic":"cars",'
+        '"schema_version":"6","scored_rows":"3","topic":"cars",'
         '"topic_id":"dGhlIHRvcGlj","writer_id":"worker-0"}'
     )
     assert segment_sha256(FOOTER) == hashlib.sha256(text.encode()).hexdigest()

@@ -173,8 +173,9 @@ def test_a_row_reads_as_an_auditor_expects() -> None:
         "nci": None,
         "decode_warning": None,
         "source_uri": None,
+        "calibration_p_value": None,
     }
-    assert list(row)[-6:-2] == ["fdbd", "mahalanobis", "gen", "nci"]
+    assert list(row)[-7:-3] == ["fdbd", "mahalanobis", "gen", "nci"]
 
 
 def test_version_4_is_version_3_and_four_columns_at_its_end() -> None:
@@ -182,16 +183,23 @@ def test_version_4_is_version_3_and_four_columns_at_its_end() -> None:
     assert pa.schema(list(now)[: len(before)]).equals(before, check_metadata=True)
     added = [(field.name, field.type, field.nullable) for field in list(now)[len(before) :]]
     assert added == [(name, pa.float64(), True) for name in ("fdbd", "mahalanobis", "gen", "nci")]
-    assert set(OPTIONAL_SCORES) <= set(now.names)
 
 
 def test_version_5_is_version_4_and_two_columns_at_its_end() -> None:
     before, now = SCHEMAS[4], SCHEMAS[5]
-    assert list(SCHEMAS) == [3, 4, 5]
-    assert now is SCHEMA
     assert pa.schema(list(now)[: len(before)]).equals(before, check_metadata=True)
     added = [(field.name, field.type, field.nullable) for field in list(now)[len(before) :]]
     assert added == [(name, pa.string(), True) for name in ("decode_warning", "source_uri")]
+
+
+def test_version_6_is_version_5_and_the_p_value_of_the_calibration_at_its_end() -> None:
+    before, now = SCHEMAS[5], SCHEMAS[6]
+    assert list(SCHEMAS) == [3, 4, 5, 6]
+    assert now is SCHEMA
+    assert pa.schema(list(now)[: len(before)]).equals(before, check_metadata=True)
+    added = [(field.name, field.type, field.nullable) for field in list(now)[len(before) :]]
+    assert added == [("calibration_p_value", pa.float64(), True)]
+    assert set(OPTIONAL_SCORES) <= set(now.names)
 
 
 def test_every_column_says_what_it_holds() -> None:

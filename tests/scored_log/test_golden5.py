@@ -12,11 +12,18 @@ import pyarrow.parquet as pq
 
 from nap_stream.clock import ManualClock
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.format import SCHEMAS
 from nap_stream.scored_log.read import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
-from tests.scored_log.builders import CARS, assert_golden_goes_on, write_golden
+from tests.scored_log.builders import (
+    CARS,
+    NOON_MS,
+    assert_golden_goes_on,
+    make_version,
+    write_golden_chains,
+)
 from tests.support.log_files import read_footer, run_query
 
 GOLDEN = Path(__file__).parent / "golden5"
@@ -52,7 +59,7 @@ def test_its_rows_are_read_as_they_were_written() -> None:
 def test_a_plain_reader_sees_its_rows_and_what_its_footers_say() -> None:
     plain = ds.dataset(GOLDEN, format="parquet", partitioning="hive").to_table()
     assert plain.num_rows == 10
-    assert plain.column_names == [*SCHEMA.names, "topic", "partition"]
+    assert plain.column_names == [*SCHEMAS[5].names, "topic", "partition"]
     for path in GOLDEN.rglob("*.parquet"):
         assert pq.read_metadata(path).metadata[b"nap_stream.schema_version"] == b"5"
 
@@ -61,9 +68,13 @@ def test_its_chain_goes_on(tmp_path: Path) -> None:
     assert_golden_goes_on(GOLDEN, DIGESTS[0], tmp_path)
 
 
-def test_the_present_writer_makes_the_same_log(tmp_path: Path) -> None:
-    write_golden(tmp_path)
+def test_the_compaction_of_today_makes_the_same_files_of_it(tmp_path: Path) -> None:
     made, kept = LocalStore(tmp_path), LocalStore(GOLDEN)
+    write_golden_chains(tmp_path)
+    make_version(made, CARS, 5, 5)
+    make_version(made, OTHER, 1, 5)
+    assert [head.sha256 for head in verify(made, clock=ManualClock()).heads] == DIGESTS
+    compact(made, clock=ManualClock(NOON_MS + 86_400_000))
     assert run_query(made, Query()).equals(run_query(kept, Query()))
     paths = [str(path.relative_to(GOLDEN)) for path in sorted(GOLDEN.rglob("*.parquet"))]
     assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*.parquet"))] == paths
@@ -71,4 +82,3 @@ def test_the_present_writer_makes_the_same_log(tmp_path: Path) -> None:
         found, written = read_footer(made, path), read_footer(kept, path)
         # Who compacted has a name of its own.
         assert replace(found, writer_id="") == replace(written, writer_id="")
-    assert SCHEMA_VERSION == 5

@@ -291,18 +291,20 @@ def test_footer_missing(root: Path) -> None:
 
 
 def test_schema_version(root: Path) -> None:
-    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "6"))
+    (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), "7"))
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (LAST, DefectKind.SCHEMA_VERSION)
     assert defect.detail == (
-        "schema version '6'; this program reads 3, 4, 5: use the nap-stream that wrote it"
+        "schema version '7'; this program reads 3, 4, 5, 6: use the nap-stream that wrote it"
     )
 
 
-@pytest.mark.parametrize("version", ["1", "2", "6"])
+@pytest.mark.parametrize("version", ["1", "2", "7"])
 def test_a_chain_that_ends_in_another_version_is_not_continued(root: Path, version: str) -> None:
     (root / LAST).write_bytes(of_version((root / LAST).read_bytes(), version))
-    with pytest.raises(ChainBrokenError, match=f"version '{version}'; this program reads 3, 4, 5"):
+    with pytest.raises(
+        ChainBrokenError, match=f"version '{version}'; this program reads 3, 4, 5, 6"
+    ):
         local_log(root).end(CARS)
 
 

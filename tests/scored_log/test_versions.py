@@ -51,7 +51,12 @@ from tests.support.log_files import read_footer, run_query
 from tests.support.memory_store import MemoryStore
 from tests.support.scored_records import ScoredRecord
 
-LATER = ("fdbd", "mahalanobis", "gen", "nci", "decode_warning", "source_uri")
+LATER = (
+    *("fdbd", "mahalanobis", "gen", "nci"),
+    *("decode_warning", "source_uri"),
+    "calibration_p_value",
+)
+OF_SCORES = (*LATER[:4], *LATER[6:])
 BEFORE, COUNT = 3, 6
 """Segments in version 3, and segments at all; each has two offsets and a row for each."""
 TOMORROW = ManualClock(NOON_MS + 86_400_000)
@@ -112,7 +117,7 @@ def _copied(store: SegmentStore, folder: Path) -> Path:
     return folder
 
 
-def test_the_chain_goes_on_in_version_5() -> None:
+def test_the_chain_goes_on_in_version_6() -> None:
     store = MemoryStore()
     log = memory_log(store)
     log.publish(CARS, log.begin(CARS, 0), 2, _rows(0))
@@ -121,7 +126,7 @@ def test_the_chain_goes_on_in_version_5() -> None:
     assert position is not None
     assert position.previous_sha256 == segment_sha256(read_footer(store, segment_path(CARS, 0)))
     log.publish(CARS, position, 4, _rows(2))
-    assert _files(store) == [(0, 3, 1), (2, 5, 1)]
+    assert _files(store) == [(0, 3, 1), (2, 6, 1)]
     assert _verified(store).clean
 
 
@@ -141,7 +146,7 @@ def test_it_is_whole_before_and_after_a_compaction(mixed: MemoryStore, deep: boo
 def test_a_compacted_file_is_of_one_version(mixed: MemoryStore) -> None:
     report = compact(mixed, clock=TOMORROW)
     assert (report.clean, report.segments, report.files) == (True, COUNT - 1, 2)
-    assert _files(mixed) == [(0, 3, BEFORE), (2 * BEFORE, 5, COUNT - BEFORE - 1), (10, 5, 1)]
+    assert _files(mixed) == [(0, 3, BEFORE), (2 * BEFORE, 6, COUNT - BEFORE - 1), (10, 6, 1)]
     assert compact(mixed, clock=TOMORROW).files == 0
 
 
@@ -255,8 +260,14 @@ def test_plain_readers_read_a_mixed_folder(mixed: MemoryStore, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("base", "version", "differing"),
-    [(4, "5", LATER), (6, "3", LATER), (4, "4", LATER[:4]), (6, "4", LATER[4:])],
-    ids=["3 as 5", "5 as 3", "3 as 4", "5 as 4"],
+    [
+        (4, "6", LATER),
+        (6, "3", LATER),
+        (4, "4", LATER[:4]),
+        (6, "4", LATER[4:]),
+        (6, "5", LATER[6:]),
+    ],
+    ids=["3 as 6", "6 as 3", "3 as 4", "6 as 4", "6 as 5"],
 )
 def test_a_file_has_the_columns_of_its_own_version(
     mixed: MemoryStore, base: int, version: str, differing: tuple[str, ...]
@@ -272,8 +283,8 @@ def test_a_file_has_the_columns_of_its_own_version(
 @pytest.mark.parametrize("query", [Query(), Query(is_ood=True)], ids=str)
 def test_a_column_that_its_version_has_is_missed(mixed: MemoryStore, query: Query) -> None:
     path = segment_path(CARS, 4)
-    mixed.replace(path, of_version(mixed.read(path) or b"", "5"))
-    missing = "columns are missing: decode_warning, fdbd, gen, mahalanobis, nci, source_uri"
+    mixed.replace(path, of_version(mixed.read(path) or b"", "6"))
+    missing = f"columns are missing: {', '.join(sorted(LATER))}"
     with pytest.raises(ChainBrokenError, match=missing):
         run_query(mixed, query)
 
@@ -306,7 +317,7 @@ def test_a_changed_value_in_a_compacted_file_of_version_3_shows(mixed: MemorySto
     assert "segment [4, 6)" in defects[0].detail
 
 
-def test_a_compacted_file_that_says_version_5_of_segments_of_version_3_is_refused(
+def test_a_compacted_file_that_says_version_6_of_segments_of_version_3_is_refused(
     mixed: MemoryStore,
 ) -> None:
     compact(mixed, clock=TOMORROW)
@@ -317,19 +328,20 @@ def test_a_compacted_file_that_says_version_5_of_segments_of_version_3_is_refuse
         [*table.columns, *(pa.nulls(table.num_rows, SCHEMA.field(name).type) for name in LATER)],
         schema=SCHEMA,
     )
-    told = dataclasses.replace(footer, schema_version=5, rows_sha256=rows_sha256(widened))
+    told = dataclasses.replace(footer, schema_version=6, rows_sha256=rows_sha256(widened))
     mixed.replace(path, encode_segment(told, widened))
-    assert to_metadata(told)["nap_stream.schema_version"] == "5"
+    assert to_metadata(told)["nap_stream.schema_version"] == "6"
     first = _verified(mixed).defects[0]
     assert (first.file, first.kind) == (path, DefectKind.FOOTER)
     assert "contradicts the footers that it merged in schema_version" in first.detail
 
 
 def _as_read(record: ScoredRecord, before: bool) -> tuple[float | str | None, ...]:
-    of_scores = [getattr(record.scores, name, None) for name in (*LATER[:4], "knn")]
+    *of_scores, knn = [getattr(record.scores, name, None) for name in (*OF_SCORES, "knn")]
     texts = [record.decode_warning, record.source_uri]
-    later = [*of_scores[:4], *(text if text is None else storable_text(text) for text in texts)]
-    return (*([None] * len(LATER) if before else later), of_scores[4])
+    stored = [text if text is None else storable_text(text) for text in texts]
+    later = [*of_scores[:4], *stored, *of_scores[4:]]
+    return (*([None] * len(LATER) if before else later), knn)
 
 
 @settings(max_examples=40)
@@ -365,10 +377,11 @@ def test_any_chain_is_read_compacted_and_verified(
     assert report.heads == heads
 
 
-def test_a_chain_of_three_versions_is_read_verified_and_compacted() -> None:
+def test_a_chain_of_four_versions_is_read_verified_and_compacted() -> None:
     store, new = MemoryStore(), MemoryStore()
     _publish(store)
     _publish(new)
+    make_version(store, CARS, 5, 5)
     make_version(store, CARS, 4, 4)
     make_version(store, CARS, 2, 3)
     before = _verified(store)
@@ -376,5 +389,5 @@ def test_a_chain_of_three_versions_is_read_verified_and_compacted() -> None:
     assert run_query(store, Query()).column("knn").equals(run_query(new, Query()).column("knn"))
     assert run_query(store, Query()).column("fdbd").to_pylist()[8::2] == [8, 10]
     compact(store, clock=TOMORROW)
-    assert _files(store) == [(0, 3, 2), (4, 4, 2), (8, 5, 1), (10, 5, 1)]
+    assert _files(store) == [(0, 3, 2), (4, 4, 2), (8, 5, 1), (10, 6, 1)]
     assert _verified(store).heads == before.heads

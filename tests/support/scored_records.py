@@ -43,6 +43,7 @@ class Scores:
     mahalanobis: float | None = None
     gen: float | None = None
     nci: float | None = None
+    calibration_p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

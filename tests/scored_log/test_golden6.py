@@ -1,0 +1,71 @@
+"""A log of version 6 as it was written when that version was fixed.
+
+`tests.scored_log.builders.write_golden` made it; `tests.scored_log.test_golden` says what a failure
+here means, and has the log of version 3.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from nap_stream.clock import ManualClock
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION
+from nap_stream.scored_log.read import Query
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
+from tests.scored_log.builders import CARS, assert_golden_goes_on, write_golden
+from tests.support.log_files import read_footer, run_query
+
+GOLDEN = Path(__file__).parent / "golden6"
+OTHER = TopicPartition("cars", 1)
+DIGESTS = [
+    "a1d9d4021d109714253f9878460f9ecc16f809914e5760d60fc1accf8e245663",
+    "93c942f751e9f72ac66e445d7910d03fb4f5267597aa63177d50671b6aed32d8",
+]
+
+
+def test_it_is_whole_and_its_chains_end_as_they_did() -> None:
+    report = verify(LocalStore(GOLDEN), deep=True, clock=ManualClock())
+    assert report.clean
+    assert (report.partitions, report.segments, report.rows) == (2, 6, 10)
+    assert [head.sha256 for head in report.heads] == DIGESTS
+    assert [(head.partition, head.start_offset, head.end_offset) for head in report.heads] == [
+        (CARS, 0, 12),
+        (OTHER, 5, 8),
+    ]
+
+
+def test_its_rows_are_read_as_they_were_written() -> None:
+    rows = run_query(LocalStore(GOLDEN), Query()).to_pylist()
+    assert (rows[6]["fdbd"], rows[6]["calibration_p_value"]) == (0.5, 0.002)
+    assert rows[7]["source_uri"] == "s3://frames/north/17.jpg"
+    others = [row for number, row in enumerate(rows) if number != 6]
+    assert {row["calibration_p_value"] for row in others} == {None}
+
+
+def test_a_plain_reader_sees_its_rows_and_what_its_footers_say() -> None:
+    plain = ds.dataset(GOLDEN, format="parquet", partitioning="hive").to_table()
+    assert plain.num_rows == 10
+    assert plain.column_names == [*SCHEMA.names, "topic", "partition"]
+    for path in GOLDEN.rglob("*.parquet"):
+        assert pq.read_metadata(path).metadata[b"nap_stream.schema_version"] == b"6"
+
+
+def test_its_chain_goes_on(tmp_path: Path) -> None:
+    assert_golden_goes_on(GOLDEN, DIGESTS[0], tmp_path)
+
+
+def test_the_present_writer_makes_the_same_log(tmp_path: Path) -> None:
+    write_golden(tmp_path)
+    made, kept = LocalStore(tmp_path), LocalStore(GOLDEN)
+    assert run_query(made, Query()).equals(run_query(kept, Query()))
+    paths = [str(path.relative_to(GOLDEN)) for path in sorted(GOLDEN.rglob("*.parquet"))]
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*.parquet"))] == paths
+    for path in paths:
+        found, written = read_footer(made, path), read_footer(kept, path)
+        # Who compacted has a name of its own.
+        assert replace(found, writer_id="") == replace(written, writer_id="")
+    assert SCHEMA_VERSION == 6
