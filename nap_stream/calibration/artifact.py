@@ -21,8 +21,8 @@ from nap_stream.errors import CalibrationError
 from nap_stream.files import sync_folder, write_durably
 
 _FORMAT = "nap-stream calibration"
-_VERSION = 5
-_VERSIONS = (3, 4, _VERSION)
+_VERSION = 6
+_VERSIONS = (3, 4, 5, _VERSION)
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
 _CALIBRATE = "Make one with `nap-stream calibrate`"

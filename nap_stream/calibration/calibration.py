@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nap_stream.calibration import baseline as of_baseline
 from nap_stream.calibration.document import CalibrationDocument, fingerprint_of
 from nap_stream.core.base_scores import BaseScores
+from nap_stream.core.blocks import Blocks
 from nap_stream.core.conformal import ConformalTest
 from nap_stream.core.methods import NAP, MethodScorer
 from nap_stream.core.score_specs import (
@@ -19,7 +21,7 @@ from nap_stream.core.score_specs import (
     fits_of,
 )
 from nap_stream.core.tails import FlagRateLaw
-from nap_stream.drift.records import CalibrationFacts
+from nap_stream.drift.records import BaselineFacts, CalibrationFacts
 from nap_stream.errors import CalibrationError, FingerprintMismatchError
 from nap_stream.settings.schema import ScoringSettings
 
@@ -51,11 +53,14 @@ class Judgement:
     ``fused`` is float64, the score of the calibration's method, higher = in-distribution.
     ``ood_p_value`` is float64 in (0, 1], small = out-of-distribution. ``is_ood`` is
     ``ood_p_value <= alpha``. A row whose values hold NaN has NaN in both and is not flagged.
+    ``calibration_p_value`` is what the p-value would be by the calibration images, where
+    ``ood_p_value`` is by a baseline; None without one.
     """
 
     fused: NDArray[np.float64]
     ood_p_value: NDArray[np.float64]
     is_ood: NDArray[np.bool_]
+    calibration_p_value: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +75,9 @@ class Calibration:
     ``fit.gaussian_variances`` (r + 1,), the last for the rest, for Mahalanobis, where those were
     fitted. ``fingerprint`` is the SHA-256 of all the rest, but the speeds.
 
+    With a baseline the scores and classes are those of m records of a stretch of the log, there
+    are no values, and `nap_stream.calibration.baseline.ARRAYS` are there besides.
+
     Raises:
         ValueError: The document and the arrays contradict each other.
     """
@@ -79,6 +87,8 @@ class Calibration:
     fingerprint: str = field(init=False)
     _test: ConformalTest = field(init=False, repr=False)
     _fuse: MethodScorer = field(init=False, repr=False)
+    _parent_test: ConformalTest | None = field(init=False, repr=False)
+    _blocks: Blocks | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         arrays = {name: _frozen(array) for name, array in self.arrays.items()}
@@ -88,12 +98,7 @@ class Calibration:
         if hashes != self.document.array_sha256:
             wrong = sorted(set(hashes.items()) ^ set(self.document.array_sha256.items()))
             raise ValueError(f"the arrays are not those that are named: {wrong[0][0]} differs")
-        test = ConformalTest(
-            self.document.rule,
-            arrays[SCORE],
-            arrays[CLASS_ID].astype(np.int64),
-            len(self.document.model.class_names),
-        )
+        test = self._test_by(SCORE, CLASS_ID)
         if test.groups != self.document.groups:
             raise ValueError("the thresholds do not follow from the scores")
         fuse = MethodScorer(
@@ -105,10 +110,22 @@ class Calibration:
         )
         object.__setattr__(self, "_test", test)
         object.__setattr__(self, "_fuse", fuse)
+        parent_test = blocks = None
+        if self.document.baseline is not None:
+            parent_test = self._test_by(of_baseline.PARENT_SCORE, of_baseline.PARENT_CLASS_ID)
+            blocks = of_baseline.blocks_in(self.document.baseline, arrays)
+        object.__setattr__(self, "_parent_test", parent_test)
+        object.__setattr__(self, "_blocks", blocks)
         object.__setattr__(self, "fingerprint", fingerprint_of(self.document))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Calibration, (self.document, dict(self.arrays))
+
+    def _test_by(self, score: str, class_id: str) -> ConformalTest:
+        document, arrays = self.document, self.arrays
+        classes = len(document.model.class_names)
+        own = arrays[class_id].astype(np.int64)
+        return ConformalTest(document.rule, arrays[score], own, classes)
 
     @property
     def alpha(self) -> float:
@@ -117,7 +134,7 @@ class Calibration:
 
     @property
     def size(self) -> int:
-        """How many images its scores come from, m."""
+        """How many images its scores come from, m; of a baseline, how many records."""
         return len(self.arrays[SCORE])
 
     @property
@@ -133,6 +150,23 @@ class Calibration:
             tail_laws=self._test.tail_laws(),
             fingerprint=self.fingerprint,
             model_fingerprint=self.document.model.fingerprint,
+            baseline=self._baseline_facts(),
+        )
+
+    def _baseline_facts(self) -> BaselineFacts | None:
+        baseline = self.document.baseline
+        if baseline is None or self._blocks is None:
+            return None
+        return BaselineFacts(
+            name=baseline.log_root,
+            by=baseline.by,
+            since_ms=baseline.since_ms,
+            until_ms=baseline.until_ms,
+            made_ms=self.document.created_ms,
+            made_by=baseline.made_by,
+            reason=baseline.reason,
+            blocks=self._blocks,
+            kinds=baseline.kinds,
         )
 
     @property
@@ -174,9 +208,14 @@ class Calibration:
         Raises:
             KeyError: A value that the method needs is missing.
         """
-        fused = self._fuse(values)
+        return self.judge_fused(self._fuse(values), class_id)
+
+    def judge_fused(self, fused: NDArray[np.float64], class_id: NDArray[np.int64]) -> Judgement:
+        """Judge N images by their scores of the method, float64 (N,), such as the log has them."""
         p = self._test.p_values(fused, class_id)
-        return Judgement(fused, p, p <= self.alpha)
+        parent = self._parent_test
+        by_parent = None if parent is None else parent.p_values(fused, class_id)
+        return Judgement(fused, p, p <= self.alpha, by_parent)
 
 
 def array_sha256(arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -300,8 +339,11 @@ def _expected(document: CalibrationDocument) -> dict[str, tuple[type[np.generic]
     expected: dict[str, tuple[type[np.generic], int]] = {
         SCORE: (np.float64, 1),
         CLASS_ID: (np.int32, 1),
-        **{f"{VALUE}{name}": (np.float32, 1) for name in (NAP, *document.scores)},
     }
+    if document.baseline is None:
+        expected |= {f"{VALUE}{name}": (np.float32, 1) for name in (NAP, *document.scores)}
+    else:
+        expected |= of_baseline.ARRAYS
     if document.parsed_method.needs_reference:
         expected |= {f"{REFERENCE}{name}": (np.float64, 1) for name in document.terms}
     for fit in fits_of(document.scores) & _ARRAYS_OF_FIT.keys():

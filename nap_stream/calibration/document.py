@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from nap_stream.calibration.baseline import Baseline
 from nap_stream.core.conformal import Group, Rule
 from nap_stream.core.labels import ClassSeen
 from nap_stream.core.methods import NAP, Method, parse_method
@@ -150,6 +151,9 @@ class CalibrationDocument(_Part):
 
     ``execution`` is how the model computed, and must compute on the stream; ``speeds`` is what was
     measured to choose it, null where nothing was. Version 3 has neither.
+
+    ``baseline`` is the stretch of a log whose scores calibrate the p-values in place of those of
+    ``images``; null where there is none, and before version 6.
     """
 
     method: str
@@ -176,6 +180,7 @@ class CalibrationDocument(_Part):
     execution: Execution = Execution()
     speeds: Speeds | None = None
     worst_classes: tuple[ClassSeen, ...] = ()
+    baseline: Baseline | None = None
 
     @field_validator("method")
     @classmethod
@@ -215,10 +220,10 @@ class CalibrationDocument(_Part):
 
 
 class Envelope(CalibrationDocument):
-    """``calibration.json``, of version 3 to 5."""
+    """``calibration.json``, of version 3 to 6."""
 
     format: Literal["nap-stream calibration"]
-    version: Literal[3, 4, 5]
+    version: Literal[3, 4, 5, 6]
     fingerprint: str
 
 
@@ -229,6 +234,7 @@ def fingerprint_of(document: CalibrationDocument) -> str:
         "speeds",
         *({"execution"} if document.execution == Execution() else ()),
         *(() if document.worst_classes else {"worst_classes"}),
+        *(() if document.baseline is not None else {"baseline"}),
     }
     included = set(CalibrationDocument.model_fields) - left_out
     tree = document.model_dump(mode="json", include=included)

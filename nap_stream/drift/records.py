@@ -1,12 +1,14 @@
 """The records of drift: what a calibration tells the monitor, and what the monitor tells."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
+from nap_stream.core.blocks import Blocks
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import Onset
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
+from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.records import (
     Example,
     OffsetRange,
@@ -17,6 +19,28 @@ from nap_stream.records import (
 )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BaselineFacts:
+    """What the drift monitor and its alerts need to know of a baseline.
+
+    It is the stretch of event time ``[since_ms, until_ms)`` of the log at ``name``, for which
+    ``made_by`` vouched at ``made_ms`` because of ``reason``; times are in milliseconds since the
+    epoch. ``by`` says what names a key, as `nap_stream.settings.drift.KeySettings` does; null where
+    keys are not told apart. ``blocks`` are those of the stretch, ``kinds`` the kinds of time whose
+    blocks are compared.
+    """
+
+    name: str
+    by: str | None
+    since_ms: int
+    until_ms: int
+    made_ms: int
+    made_by: str
+    reason: str
+    blocks: Blocks
+    kinds: TimeKinds
+
+
 @dataclass(frozen=True, slots=True)
 class CalibrationFacts:
     """What the drift monitor and its alerts need to know of a calibration.
@@ -25,7 +49,8 @@ class CalibrationFacts:
     all, or, where ``per_class``, with those of its class. ``groups`` counts the groups, and
     ``flag_rate_laws`` are the laws of their flag rates, ascending, equal ones once. ``tail_laws``
     are those of the rates of `TAIL_EVENTS`, in their order; empty for an event that some group is
-    too small for. Fingerprints are hexadecimal.
+    too small for. Fingerprints are hexadecimal. ``baseline`` is null where there is none; the
+    fingerprint covers it.
     """
 
     alpha: float
@@ -36,6 +61,7 @@ class CalibrationFacts:
     tail_laws: tuple[tuple[FlagRateLaw, ...], ...]
     fingerprint: str
     model_fingerprint: str
+    baseline: BaselineFacts | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         laws = self.flag_rate_laws

@@ -175,7 +175,10 @@ class RowScorer:
         }
         columns["confidence"] = columns.pop(BaseScore.MSP)
         columns |= {"class_id": class_id, "fused": judged.fused, "is_ood": judged.is_ood}
-        return columns | {"ood_p_value": judged.ood_p_value}, is_finite, refused
+        columns["ood_p_value"] = judged.ood_p_value
+        if judged.calibration_p_value is not None:
+            columns["calibration_p_value"] = judged.calibration_p_value
+        return columns, is_finite, refused
 
 
 def _failed(part: DecodedRows, refused: Mapping[EncodedJpeg, Refusal]) -> Iterator[FailedImage]:
