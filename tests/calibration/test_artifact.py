@@ -174,7 +174,7 @@ def test_any_scores_survive(
 
 def test_people_can_read_it(folder: Path) -> None:
     tree = json.loads((folder / "calibration.json").read_text())
-    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 5)
+    assert (tree["format"], tree["version"]) == ("nap-stream calibration", 6)
     assert (tree["method"], tree["weight"]) == ("nap-energy", 0.5)
     assert tree["rule"] == {"alpha": 0.25, "sides": "one", "per_class": False}
     assert tree["groups"][0]["size"] == 5
@@ -253,6 +253,15 @@ def test_version_4_is_read_as_it_was(tmp_path: Path) -> None:
     require_fingerprint(found, load_small("SmallNet", class_names=("cat", "dog", "owl")))
 
 
+def test_version_5_is_read_as_it_was(tmp_path: Path) -> None:
+    found = load_calibration(GOLDEN / "version5-nap-energy")
+    assert found.fingerprint == "75df004f86883e8778d72a76e7ce5392e054716014466ea85946aeabddd68009"
+    assert found.document.baseline is None
+    write_calibration(found, tmp_path / "again")
+    assert_equal(load_calibration(tmp_path / "again"), found)
+    require_fingerprint(found, load_small("SmallNet"))
+
+
 def test_the_worst_classes_are_kept_and_under_the_fingerprint(tmp_path: Path) -> None:
     plain = calibration_of([1.0] * 5, [2.0] * 5, accuracy=0.5)
     worst = (ClassSeen("cat", 4, 1, "dog", 3), ClassSeen("dog", 2, 1, None, 0))
@@ -270,10 +279,10 @@ def test_what_is_missing(folder: Path, tmp_path: Path) -> None:
         load_calibration(folder)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 6, "3", 4.0, None, True])
+@pytest.mark.parametrize("version", [0, 1, 2, 7, "3", 4.0, None, True])
 def test_an_unknown_version(folder: Path, version: Any) -> None:
     change_document(folder, version=version, novelty=True)
-    with pytest.raises(CalibrationError, match="reads versions 3 to 5"):
+    with pytest.raises(CalibrationError, match="reads versions 3 to 6"):
         load_calibration(folder)
 
 

@@ -396,6 +396,7 @@ def test_a_worker_loads_nothing_that_calibrates() -> None:
     assert "nap_stream.monitor.worker" in loaded
     assert {name for name in loaded if name.startswith("nap_stream.calibration.")} == {
         "nap_stream.calibration.artifact",
+        "nap_stream.calibration.baseline",
         "nap_stream.calibration.calibration",
         "nap_stream.calibration.document",
     }

@@ -20,6 +20,7 @@ from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.records import DecodedRows, Fetched, Message, TopicPartition
 from nap_stream.scored_log.format import ROWS, SCORE_COLUMNS
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
+from tests.support.baselines import with_baseline
 from tests.support.device_decoders import DecoderHere, without_tables
 from tests.support.image_bytes import encoded, picture
 from tests.support.scored_records import DecodedImage, images_of
@@ -136,6 +137,22 @@ def test_rows_carry_scores_p_value_and_flag(decode: MessageDecoder, score: RowSc
     assert (dark["status"], dark["error"]) == ("ok", None)
     assert dark["headers"] == [{"name": "label", "value": b"x"}]
     assert dark["scored_time"].timestamp() == 5
+
+
+def test_rows_carry_both_p_values_where_a_baseline_judges(
+    decode: MessageDecoder, calibration: Calibration
+) -> None:
+    judge = with_baseline(calibration, np.arange(40.0, 59.0))
+    rows = scorer(Bright(), judge)([decode(message(png(v), o)) for o, v in enumerate((39, 58, 13))])
+    low, high, bad = rows.to_pylist()
+
+    assert rows.schema.equals(ROWS)
+    # Of 19 scores none is at most 39, and all are at most 58; of the images' 99 it is 39 and 58.
+    assert (low["ood_p_value"], high["ood_p_value"]) == (pytest.approx(0.05), 1)
+    assert [row["calibration_p_value"] for row in (low, high, bad)] == [0.4, 0.59, None]
+    assert (low["is_ood"], high["is_ood"], bad["is_ood"]) == (True, False, None)
+    (plain,) = scorer(Bright(), calibration)([decode(message(png(39)))]).to_pylist()
+    assert (plain["ood_p_value"], plain["calibration_p_value"]) == (0.4, None)
 
 
 def test_rows_carry_every_value_under_its_name(decode: MessageDecoder, score: RowScorer) -> None:
