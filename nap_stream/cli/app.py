@@ -10,6 +10,7 @@ from rich.text import Text
 
 import nap_stream
 from nap_stream.cli.alerts import alerts, replay
+from nap_stream.cli.baseline import baseline, compare
 from nap_stream.cli.bench import bench
 from nap_stream.cli.calibrate import build_calibration_app, calibrate
 from nap_stream.cli.demo import demo, produce
@@ -68,6 +69,7 @@ def build_app() -> typer.Typer:
     for command in (
         *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
+        *(baseline, compare),
         *(query, replay, verify, compact),
         *(doctor, bench, demo),
     ):

@@ -16,6 +16,7 @@ from nap_stream.cli.options import (
     ModelOption,
     ThreadsOption,
     choose_torch,
+    pairs,
     progress_bars,
     require_can_make,
     show_warnings,
@@ -190,10 +191,7 @@ def show(
 
 def show_calibration(calibration: "Calibration", folder: Path, console: Console) -> None:
     """What a calibration came to: sizes, method, weight, threshold, flag rate, fingerprints."""
-    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
-    for name, value in _rows(calibration, folder):
-        table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
-    console.print(table)
+    console.print(pairs(_rows(calibration, folder)))
     if calibration.document.worst_classes:
         console.print(_worst(calibration.document.worst_classes))
     if calibration.document.speeds is not None:
@@ -281,6 +279,11 @@ def _rows(calibration: "Calibration", folder: Path) -> Iterator[tuple[str, str]]
     if len(document.groups) > _GROUPS_SHOWN:
         yield "…", f"{len(document.groups) - _GROUPS_SHOWN} more classes"
     yield "computed in", str(document.execution)
+    facts = calibration.facts.baseline
+    if document.baseline is not None and facts is not None:
+        from nap_stream.baselines.report import rows_of
+
+        yield from rows_of(document.baseline, facts.blocks)
     yield "model", f"{document.model.fingerprint[:16]}  {document.model.factory}"
     yield "calibration", calibration.fingerprint[:16]
     yield "folder", str(folder)

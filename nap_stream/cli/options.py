@@ -24,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as ProgressDisplay
+from rich.table import Table
 from rich.text import Text
 
 from nap_stream.clock import Clock, Progress
@@ -202,6 +203,14 @@ def show_warnings(warnings: Iterable[str], console: Console) -> None:
     """Sentences for people, one a line."""
     for warning in warnings:
         console.print(Text(f"warning: {printable(warning)}", style="yellow"), soft_wrap=True)
+
+
+def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """A table of names and what is said of them."""
+    table = Table(show_header=False, show_edge=False, pad_edge=False, box=None)
+    for name, value in rows:
+        table.add_row(Text(name, style="bold"), Text(printable(value), overflow="fold"))
+    return table
 
 
 NewBar = Callable[[str, str], Progress]

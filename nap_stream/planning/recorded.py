@@ -206,7 +206,7 @@ def read_stretch(
         LogRootError: There is no log at the root, or it holds nothing of the topic.
         ChainBrokenError: A segment cannot be read.
     """
-    topic = selection.topic or _only_topic(store)
+    topic = selection.topic or only_topic(store)
     found = topic_partitions(store, topic)
     key_by = None if drift.keys is None else drift.keys.by
     parts, others, left = [], 0, selection.max_records
@@ -240,7 +240,13 @@ def read_stretch(
     return Recorded(series, topic, others, contradicting, first, by_status)
 
 
-def _only_topic(store: SegmentStore) -> str:
+def only_topic(store: SegmentStore) -> str:
+    """The topic of a log that holds one.
+
+    Raises:
+        LogRootError: It holds none.
+        ConfigError: It holds several.
+    """
     topics = sorted({partition.topic for partition in partitions(store)})
     if not topics:
         raise LogRootError("the log holds no topics", store.root, "Name the root of another one")

@@ -19,6 +19,8 @@ COMMANDS = (
     "produce",
     "alerts",
     "plan",
+    "baseline",
+    "compare",
     "replay",
     "query",
     "verify",

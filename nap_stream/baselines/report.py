@@ -1,0 +1,226 @@
+"""What a new baseline came to, for people: rows of a table, and sentences that warn."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from nap_stream.baselines.make import SHOWN, MadeBaseline
+from nap_stream.baselines.stretch import Stretch, StretchQuery
+from nap_stream.calibration.baseline import Baseline
+from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
+from nap_stream.core.block_plan import GOOD_BLOCKS, BlockPlan, plan_blocks, references_of
+from nap_stream.core.blocks import Blocks
+from nap_stream.core.panes import NO_KEY
+from nap_stream.core.time_kinds import KindEvidence
+from nap_stream.errors import ConfigError
+from nap_stream.settings.drift import DriftSettings
+from nap_stream.text import bounded, duration, percent, rfc3339
+
+_MIDDLE = 0.1
+"""A key that comes later than this part of the stretch, or goes earlier, is named."""
+_GAP_SHARE = 0.1
+_FEW_JUMPS = 0.001
+_REASONS = {
+    "decorrelation": "ten times that",
+    "records": "20 records in a block of a key",
+    "blocks": "1,000 blocks of a key at most",
+    "correlation": "neighbouring shorter blocks are alike",
+    "asked": "as asked for, or longer so that blocks do not become too many",
+}
+
+
+def promise_of(made: MadeBaseline, drift: DriftSettings) -> BlockPlan:
+    """What the monitor will promise with this baseline at these settings.
+
+    Raises:
+        ConfigError: The time between false alarms is shorter than a block.
+    """
+    baseline = _baseline(made)
+    if drift.expected_run_length is None:
+        words = drift.false_alarms or DEFAULT_FALSE_ALARMS
+        rate = records_per_second(words)
+    else:
+        words = f"one per {drift.expected_run_length:,.0f} records"
+        rate = baseline.records / (baseline.until_ms - baseline.since_ms) * 1_000
+    run_time_ms = round(drift.run_length / rate * 1_000)
+    if run_time_ms < baseline.block_ms:
+        raise ConfigError(
+            f"{words} is more often than once in a block of {duration(baseline.block_ms)}",
+            "drift.false_alarms",
+            "Tolerate fewer false alarms, or choose shorter blocks with --block",
+        )
+    references = references_of(made.blocks, baseline.kinds)
+    return plan_blocks(references, run_time_ms=run_time_ms, confidence=drift.confidence)
+
+
+def rows_of(baseline: Baseline, blocks: Blocks) -> Iterator[tuple[str, str]]:
+    """What a baseline states, by name."""
+    stretch = f"{rfc3339(baseline.since_ms)} to {rfc3339(baseline.until_ms)}"
+    length = duration(baseline.until_ms - baseline.since_ms)
+    yield "stretch", f"{stretch} ({length}) of {baseline.topic} in {baseline.log_root}"
+    offsets = ", ".join(f"{p.partition} [{p.start}, {p.end})" for p in baseline.chains[:SHOWN])
+    more = f" and {len(baseline.chains) - SHOWN} more" if len(baseline.chains) > SHOWN else ""
+    yield "partitions", offsets + more
+    keys = len(baseline.keys) - 1
+    told = f"of {keys:,} keys by {baseline.by}" if baseline.by is not None else "not told apart"
+    stream = blocks.of(NO_KEY)
+    share = int(stream.flagged.sum()) / max(1, int(stream.records.sum()))
+    yield "records", f"{baseline.records:,} {told}; {percent(share)} flagged"
+    yield "vouched for by", f"{baseline.made_by}: {baseline.reason}"
+    yield "look foreign", f"{percent(baseline.foreign_share)} of the records"
+    yield "dependence", f"over about {duration(round(baseline.decorrelation_ms))}"
+    yield "scores", f"one a key in {duration(baseline.thinned_ms)} at most"
+    yield "blocks", f"{duration(baseline.block_ms)} long, {_counts(blocks)}"
+    yield "kinds of time", f"{', '.join(baseline.kinds.names)} ({baseline.kinds.timezone})"
+    yield "calibration images", baseline.parent[:16]
+
+
+def more_rows(made: MadeBaseline, promise: BlockPlan) -> Iterator[tuple[str, str]]:
+    """Why it came to that, and what it promises."""
+    why = _REASONS[made.choice.reason]
+    alike = f"neighbours correlate by {made.correlation:.2f}, up to {made.correlation_limit:.2f} "
+    yield "length of blocks", f"{why}; {alike}is in order"
+    yield "time of day", _evidence(made.evidence)
+    confidence = f"{promise.confidence:.2%}".replace(".00%", "%")
+    time = f"{duration(promise.run_time_ms)}, or {promise.run_blocks:,.0f} blocks"
+    yield "promise", f"at most one false alarm in {time}, for {confidence} of the baselines"
+
+
+def _baseline(made: MadeBaseline) -> Baseline:
+    baseline = made.calibration.document.baseline
+    assert baseline is not None
+    return baseline
+
+
+def _counts(blocks: Blocks) -> str:
+    counts = np.bincount(blocks.key, minlength=len(blocks.keys))
+    text = f"{counts[0]:,} of the stream"
+    if len(counts) > 1:
+        of_keys = counts[1:]
+        text += f", {np.median(of_keys):,.0f} of a key ({of_keys.min():,} to {of_keys.max():,})"
+    return text
+
+
+def _evidence(found: KindEvidence) -> str:
+    days = f"{found.days} days"
+    if found.day_p_value is None:
+        return f"not tested: {days}, and three whole ones are needed"
+    weekend = (
+        "weekends not tested"
+        if found.weekend_p_value is None
+        else f"weekends p = {found.weekend_p_value:.2g}"
+    )
+    explained = f"; explains {percent(found.explained)} of the spread" if found.explained else ""
+    return f"p = {found.day_p_value:.2g}, {weekend}, over {days}{explained}"
+
+
+def warnings_of(
+    stretch: Stretch, query: StretchQuery, made: MadeBaseline, promise: BlockPlan
+) -> Iterator[str]:
+    """What somebody who vouches for the stretch should know, a sentence each."""
+    yield from _gap_warnings(stretch, made)
+    yield from _clock_warnings(stretch)
+    if query.keys is not None:
+        yield from _key_warnings(stretch, made)
+    yield from _block_warnings(made, promise)
+    if made.foreign.by_key:
+        named = "; ".join(map(str, made.foreign.by_key[:SHOWN]))
+        yield (
+            f"some records look foreign to the rest of their key: {named}. The baseline keeps "
+            "them, and so is less sensitive"
+        )
+    looked_at, keys = made.foreign.keys, max(1, len(_baseline(made).keys) - 1)
+    if looked_at < keys:
+        yield f"foreign records could be looked for in {looked_at:,} of {keys:,} keys alone"
+
+
+def _gap_warnings(stretch: Stretch, made: MadeBaseline) -> Iterator[str]:
+    if stretch.gaps:
+        lost = sum(gap.end - gap.start for gap in stretch.gaps)
+        more = f" and {len(stretch.gaps) - SHOWN} more" if len(stretch.gaps) > SHOWN else ""
+        named = "; ".join(map(str, stretch.gaps[:SHOWN]))
+        yield f"{lost:,} offsets of the stretch are declared as lost: {named}{more}"
+    baseline = _baseline(made)
+    held = made.blocks.of(NO_KEY).start_ms
+    starts = np.append(held, baseline.until_ms - baseline.until_ms % baseline.block_ms)
+    silent = np.diff(starts) - baseline.block_ms
+    share = float(np.maximum(silent, 0).sum()) / (baseline.until_ms - baseline.since_ms)
+    if share > _GAP_SHARE:
+        place = int(silent.argmax())
+        start, end = int(starts[place]) + baseline.block_ms, int(starts[place + 1])
+        yield (
+            f"{percent(share)} of the stretch has no records, longest from {rfc3339(start)} to "
+            f"{rfc3339(end)}"
+        )
+
+
+def _clock_warnings(stretch: Stretch) -> Iterator[str]:
+    if stretch.jumping > _FEW_JUMPS * stretch.records:
+        yield (
+            f"the event times of {stretch.jumping:,} records jump: they cannot be true, or run "
+            f"back by more than a minute; the first at {stretch.first_jump}"
+        )
+
+
+def _key_warnings(stretch: Stretch, made: MadeBaseline) -> Iterator[str]:
+    baseline = _baseline(made)
+    named = [number for number, name in enumerate(stretch.keys) if name != NO_KEY]
+    if len(named) == 1:
+        yield (
+            f"there is one key only, {bounded(stretch.keys[named[0]])}: new keys will be judged by "
+            "it alone"
+        )
+    without = int(stretch.key_records.sum() - stretch.key_records[named].sum())
+    if without:
+        yield f"{without:,} records have no key, and are judged with the whole stream alone"
+    inside = _MIDDLE * (baseline.until_ms - baseline.since_ms)
+    late = [n for n in named if stretch.first_ms[n] > baseline.since_ms + inside]
+    early = [n for n in named if stretch.last_ms[n] < baseline.until_ms - inside]
+    if late:
+        listed = (
+            f"{bounded(stretch.keys[n])} (from {rfc3339(int(stretch.first_ms[n]))})" for n in late
+        )
+        yield f"keys that appear in the middle of the stretch: {_listed(listed, len(late))}"
+    if early:
+        listed = (
+            f"{bounded(stretch.keys[n])} (until {rfc3339(int(stretch.last_ms[n]))})" for n in early
+        )
+        yield f"keys that end in the middle of the stretch: {_listed(listed, len(early))}"
+    if stretch.split_keys and baseline.one_per_pane:
+        yield (
+            f"{stretch.split_keys:,} keys stand in several partitions: of each pane one record a "
+            "partition was counted"
+        )
+
+
+def _listed(names: Iterable[str], total: int) -> str:
+    shown = [name for name, _ in zip(names, range(SHOWN), strict=False)]
+    return ", ".join(shown) + (f" and {total - SHOWN:,} more" if total > SHOWN else "")
+
+
+def _block_warnings(made: MadeBaseline, promise: BlockPlan) -> Iterator[str]:
+    references = promise.references
+    if made.correlation > made.correlation_limit:
+        yield (
+            f"neighbouring blocks are alike (correlation {made.correlation:.2f}): something "
+            "changes within the stretch, or records depend on each other for longer than blocks "
+            "last. The promise may not hold: choose a longer stretch in which nothing changes"
+        )
+    if references.without:
+        yield (
+            "keys with too few blocks for a comparison of their own, which are judged by all other "
+            f"keys together: {_listed(map(bounded, references.without), len(references.without))}"
+        )
+    fewest = promise.fewest_blocks
+    if fewest < GOOD_BLOCKS:
+        few = [
+            bounded(name) or "the stream"
+            for name in references.keys
+            if 0 < max(references.blocks_by_kind(name)) < GOOD_BLOCKS
+        ]
+        named = _listed(few, len(few)) if few else "some kinds of time"
+        yield (
+            f"as few as {fewest} blocks are compared with, of {named}; the promise holds with "
+            f"them too, but takes in that they say little: a change is seen late. {GOOD_BLOCKS} "
+            "or more are good"
+        )

@@ -1,0 +1,165 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nap_stream.calibration.artifact import load_calibration, write_calibration
+from tests.baselines.streams import DAY_MS, START_MS, Writer, cameras, images, within
+from tests.cli.program import Call
+
+SPAN = ("--since", "2026-01-01", "--until", "2026-01-03")
+WHO = ("--by", "Ada", "--reason", "two good days")
+IMAGES = images()
+
+
+def configuration(folder: Path, name: str = "monitor.yaml", **more: Any) -> Path:
+    path = folder / name
+    tree = {
+        "kafka": {"topic": "cars"},
+        "model": {"factory": "models:net"},
+        "calibration": "calibration",
+        "log": {"root": "log"},
+        "drift": {"keys": {"by": "key"}, "expected_run_length": 100_000},
+        **more,
+    }
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibration, and the log of three cameras over two days, one with a fault of an hour."""
+    folder = tmp_path_factory.mktemp("site")
+    write_calibration(IMAGES, folder / "calibration")
+    stream = cameras(3, 48, every_ms=30_000)
+    stream.fused[within(stream, "camera-1", 20, 20.5)] -= 6
+    Writer(folder / "log", IMAGES).write(stream)
+    configuration(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_its_folder(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(site)
+
+
+def test_a_baseline_is_made_shown_taken_up_and_compared_with(nap: Call, tmp_path: Path) -> None:
+    out = tmp_path / "second"
+    ended = nap("baseline", "--config", "monitor.yaml", *SPAN, *WHO, "--out", out)
+
+    assert ended.exit_code == 0, ended.err
+    for text in (
+        "2026-01-01T00:00:00.000Z to 2026-01-02T23:59:30.003Z",
+        "17,280 of 3 keys by key",
+        "Ada: two good days",
+        "10 min long, 288 of the stream, 288 of a key (288 to 288)",
+        "all day (UTC)",
+        "promise",
+    ):
+        assert text in ended.out
+    assert "look foreign to the rest of their key: camera-1 1." in ended.err
+    assert "alerts fire within the stretch" in ended.err
+    assert f"set calibration: {out}" in ended.err
+    made = load_calibration(out)
+    assert made.document.baseline is not None
+    assert made.document.baseline.parent == IMAGES.fingerprint
+    assert len(made.document.warnings) == ended.err.count("warning:")
+
+    shown = nap("calibration", "show", out)
+    assert "Ada: two good days" in shown.out
+    assert "look foreign" in shown.out
+
+    log = tmp_path / "log"
+    later = cameras(3, 24, every_ms=30_000, start_ms=START_MS + 40 * DAY_MS, seed=9)
+    later.fused[[key == "camera-2" for key in later.keys]] -= 1
+    Writer(log, made).write(later)
+    compared = nap("compare", "--calibration", out, "--log", log, "--by", "key", "--json")
+    by_key = {each["key"]: each for each in json.loads(compared.out)}
+    assert compared.exit_code == 0
+    assert by_key["camera-2"]["low"] > 0.1
+    assert by_key["camera-0"]["low"] < 0 < by_key["camera-0"]["high"]
+    table = nap("compare", "--calibration", out, "--log", log, "--by", "month")
+    assert "2026-02" in table.out
+    assert "95 % interval" in table.out
+    whole = nap("compare", "--calibration", out, "--config", "monitor.yaml")
+    assert "the stream" in whole.out
+
+
+def test_a_baseline_can_be_made_without_a_configuration(nap: Call, tmp_path: Path) -> None:
+    named = ("--log", "log", "--calibration", "calibration", "--key-by", "key")
+    out = tmp_path / "second"
+    ended = nap(
+        "baseline", *named, *SPAN, *WHO, "--out", out, "--block", "30min", "--times", "none"
+    )
+
+    assert ended.exit_code == 0, ended.err
+    assert "30 min long, 96 of the stream" in ended.out
+    again = nap("baseline", *named, *SPAN, *WHO, "--out", out)
+    assert again.exit_code == 1
+    assert "there is a calibration already" in again.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "problem"),
+    [
+        ({"--since": "2026-02-01", "--until": "2026-02-03"}, 2, "holds no scored records"),
+        ({"--since": "yesterday"}, 2, "not a time: 'yesterday'"),
+        ({"--since": "2026-01-04"}, 2, "is not before"),
+        ({"--by": "  "}, 2, "--by: this must not be empty"),
+        ({"--reason": ""}, 2, "--reason: this must not be empty"),
+        ({"--block": "7min"}, 2, "no length of blocks"),
+        ({"--times": "dusk"}, 2, "no kinds of time"),
+        ({"--timezone": "Mars"}, 2, "no time zone 'Mars'"),
+        ({"--key-by": "lens"}, 2, "expected key or header:NAME"),
+        ({"--key-by": "header:lens"}, 2, "none of the 17,280 records has a key by 'header:lens'"),
+        ({"--topic": "carts"}, 1, "no partition of the topic 'carts'; its topics are cars"),
+        ({"--log": "lag"}, 2, "no such folder"),
+        ({"--calibration": "other"}, 1, "there is no calibration"),
+        ({"--max-foreign": "0.001"}, 1, "look foreign to the rest of their key"),
+        ({"--block": "6h"}, 1, "has 8 blocks of 6 h"),
+        ({"--out": "log"}, 1, "not a folder of a calibration alone"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_said(
+    nap: Call, tmp_path: Path, changes: dict[str, str], code: int, problem: str
+) -> None:
+    options = dict([SPAN[:2], SPAN[2:], WHO[:2], WHO[2:]])
+    options |= {"--config": "monitor.yaml", "--out": str(tmp_path / "second")} | changes
+    ended = nap("baseline", *(word for pair in options.items() for word in pair))
+
+    assert (ended.exit_code, ended.out) == (code, "")
+    assert problem in ended.err
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_baseline_of_another_method_is_refused(nap: Call, tmp_path: Path, site: Path) -> None:
+    config = configuration(site, "other.yaml", scoring={"method": "nap"})
+    ended = nap("baseline", "--config", config, *SPAN, *WHO, "--out", tmp_path / "second")
+    assert ended.exit_code == 1
+    assert "the method is energy, not nap" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--log", "log"), "expected --calibration FOLDER or --config FILE"),
+        (("--calibration", "calibration", "--log", "log"), "has no baseline to compare with"),
+    ],
+)
+def test_compare_needs_a_baseline(nap: Call, options: tuple[str, ...], problem: str) -> None:
+    ended = nap("compare", *options)
+    assert (ended.exit_code, ended.out) == (2, "")
+    assert problem in ended.err
+
+
+def test_compare_refuses_a_log_of_another_calibration(nap: Call, tmp_path: Path) -> None:
+    named = ("--log", "log", "--calibration", "calibration")
+    assert nap("baseline", *named, *SPAN, *WHO, "--out", tmp_path / "second").exit_code == 0
+    other = images(300)
+    Writer(tmp_path / "other", other).write(cameras(1, 1))
+    ended = nap("compare", "--calibration", tmp_path / "second", "--log", tmp_path / "other")
+    assert ended.exit_code == 1
+    assert f"judged by the calibration {other.fingerprint[:16]}" in ended.err
