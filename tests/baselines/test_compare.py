@@ -8,7 +8,7 @@ from nap_stream.core.blocks import Blocks
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.errors import ConfigError
 from tests.baselines.streams import HOUR_MS, images
-from tests.support.baselines import blocks_of_stream, with_baseline
+from tests.support.baseline_calibrations import blocks_of_stream, with_baseline
 
 
 def keyed(shares: dict[str, list[int]], start_ms: int = 0) -> Blocks:

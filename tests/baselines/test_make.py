@@ -208,6 +208,29 @@ def test_hours_without_records_are_told_of(tmp_path: Path) -> None:
     )
 
 
+def test_gaps_and_clocks_are_told_of(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, IMAGES)
+    first = cameras(2, 12, every_ms=30_000)
+    times = first.times_ms.copy()
+    times[100:120] += 90 * DAY_MS
+    first.event_times_ms = times
+    writer.write(first)
+    writer.gap(500)
+    writer.write(cameras(2, 12, every_ms=30_000, start_ms=START_MS + 12 * HOUR_MS))
+    with RecordSpool() as spool:
+        stretch = read_stretch(LocalStore(tmp_path), QUERY, IMAGES, spool, lambda _d, _t: None)
+        made = make_baseline(
+            stretch, QUERY, IMAGES, request(), created_ms=7, advance=lambda _d, _t: None
+        )
+    gaps, clocks, *_ = warnings_of(stretch, QUERY, made, promise_of(made, DriftSettings()))
+    assert gaps == (
+        "500 offsets of the stretch are declared as lost: cars/0 [2880, 3380): "
+        "retention deleted them"
+    )
+    assert clocks.startswith("the event times of 20 records jump")
+    assert clocks.endswith("the first at cars/0 offset 100")
+
+
 def test_a_rule_that_needs_more_is_refused(tmp_path: Path) -> None:
     classes = [0, 1] * 200
     per_class = images(rule=Rule(0.05, per_class=True), class_id=classes)

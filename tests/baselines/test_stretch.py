@@ -18,7 +18,7 @@ from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.drift import KeySettings
 from tests.baselines.streams import CARS, DAY_MS, HOUR_MS, START_MS, Stream, Writer, cameras, images
-from tests.support.baselines import with_baseline
+from tests.support.baseline_calibrations import with_baseline
 from tests.support.log_files import read_footer
 
 SECOND = TopicPartition("cars", 1)

@@ -14,7 +14,7 @@ from nap_stream.core.conformal import Rule
 from nap_stream.core.tails import Sides
 from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.errors import CalibrationError
-from tests.support.baselines import blocks_of_stream, with_baseline
+from tests.support.baseline_calibrations import blocks_of_stream, with_baseline
 from tests.support.small_calibration import calibration_of
 
 STREAM = [2.0, 3.0, 5.0, 6.0, 9.0]

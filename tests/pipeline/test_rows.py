@@ -20,7 +20,7 @@ from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.records import DecodedRows, Fetched, Message, TopicPartition
 from nap_stream.scored_log.format import ROWS, SCORE_COLUMNS
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
-from tests.support.baselines import with_baseline
+from tests.support.baseline_calibrations import with_baseline
 from tests.support.device_decoders import DecoderHere, without_tables
 from tests.support.image_bytes import encoded, picture
 from tests.support.scored_records import DecodedImage, images_of
