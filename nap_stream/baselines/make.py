@@ -30,7 +30,7 @@ from nap_stream.calibration.calibration import (
 )
 from nap_stream.clock import Progress
 from nap_stream.core.block_plan import MIN_BLOCKS
-from nap_stream.core.blocks import Blocks, coarser
+from nap_stream.core.blocks import Blocks, block_means, coarser
 from nap_stream.core.conformal import ConformalTest
 from nap_stream.core.decorrelation import (
     BLOCK_GRID_MS,
@@ -39,7 +39,7 @@ from nap_stream.core.decorrelation import (
     settle_blocks,
 )
 from nap_stream.core.foreign import Foreign, check_ms, foreign_in, without
-from nap_stream.core.time_kinds import KindEvidence, TimeKinds
+from nap_stream.core.time_kinds import HOUR_MS, KindEvidence, TimeKinds, find_kinds
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.text import bounded, duration, percent, rfc3339
 
@@ -143,7 +143,11 @@ def make_baseline(
     foreign, is_odd = _foreign(fine, request)
     _require_own(foreign, request.max_foreign)
     # What is foreign says nothing of how records depend on each other. The blocks keep it.
-    settled = settle_blocks(without(fine, is_odd), kinds=request.kinds, timezone=request.timezone)
+    own = without(fine, is_odd)
+    kinds, evidence = request.kinds, None
+    if kinds is None and request.block_ms is not None:
+        kinds, evidence = _kinds_of(own, request.block_ms, request.timezone)
+    settled = settle_blocks(own, kinds=kinds, timezone=request.timezone)
     choice = _with_length(settled.choice, request.block_ms, query.pane_ms, stretch)
     scores, class_id, thinned_ms = thinned(stretch, choice.decorrelation_ms)
     advance(3, _PASSES)
@@ -194,7 +198,7 @@ def make_baseline(
     )
     calibration = Calibration(document, arrays)
     alike = neighbour_correlation(blocks, settled.kinds)
-    return MadeBaseline(calibration, blocks, choice, settled.evidence, foreign, *alike)
+    return MadeBaseline(calibration, blocks, choice, evidence or settled.evidence, foreign, *alike)
 
 
 def _test(
@@ -241,7 +245,7 @@ def _foreign(fine: Blocks, request: BaselineRequest) -> tuple[ForeignFound, NDAr
     """What looks foreign, and which of the short blocks lie in blocks that do."""
     kinds = request.kinds
     if kinds is None:
-        kinds = settle_blocks(fine, timezone=request.timezone).kinds
+        kinds, _ = _kinds_of(fine, HOUR_MS, request.timezone)
     length = check_ms(fine, kinds)
     blocks = coarser(fine, length)
     found = foreign_in(blocks, kinds)
@@ -252,6 +256,13 @@ def _foreign(fine: Blocks, request: BaselineRequest) -> tuple[ForeignFound, NDAr
     starts = fine.start_ms - fine.start_ms % length
     rows = [place[pair] for pair in zip(fine.key.tolist(), starts.tolist(), strict=True)]
     return _shares(blocks, found), found.is_odd[rows]
+
+
+def _kinds_of(fine: Blocks, block_ms: int, timezone: str) -> tuple[TimeKinds, KindEvidence]:
+    """The kinds of time that blocks speak for, of this length but of an hour at least."""
+    length = max(HOUR_MS, block_ms, fine.block_ms)
+    blocks = fine if length % fine.block_ms else coarser(fine, length)
+    return find_kinds(blocks.key, blocks.middle_ms, block_means(blocks), timezone=timezone)
 
 
 def _shares(blocks: Blocks, found: Foreign) -> ForeignFound:

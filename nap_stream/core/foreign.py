@@ -3,8 +3,9 @@
 The middle of a key's blocks and their spread are taken by medians (Hampel, "The influence curve
 and its role in robust estimation", JASA 69, 1974), which few blocks cannot move: the median, and
 1.4826 times the median distance from it, but at least what independent records would spread by. A
-block is odd where a mean lies more than `ODD_DEVIATIONS` of that above the median: more flags,
-lower, or higher p-values than in the other blocks of its key and kind of time.
+block is odd where the mean of -ln p or of -ln(1 - p) lies more than `ODD_DEVIATIONS` of that above
+the median: lower, or higher p-values than in the other blocks of its key and kind of time. Shares
+of flags are not looked at: where most blocks have none, any flag would be odd.
 
 Of an odd block, the records that the other blocks do not explain count as foreign: with shares b of
 its records in the bins of the p-values, and q of those of the other blocks, the sum of what b has
@@ -68,7 +69,7 @@ def foreign_in(blocks: Blocks, kinds: TimeKinds) -> Foreign:
         if len(rows) < MIN_BLOCKS:
             continue
         judged[rows] = True
-        odd = _odd(blocks.records[rows], means[rows])
+        odd = _odd(blocks.records[rows], means[rows, 1:])
         if odd.any() and not odd.all():
             is_odd[rows] = odd
             records[rows[odd]] = _unexplained(blocks.bins[rows[odd]], blocks.bins[rows[~odd]])
@@ -140,11 +141,8 @@ def without(blocks: Blocks, is_odd: NDArray[np.bool_]) -> Blocks:
 def _odd(records: NDArray[np.int64], means: NDArray[np.float64]) -> NDArray[np.bool_]:
     middle = np.median(means, axis=0)
     spread = _PER_DEVIATION * np.median(np.abs(means - middle), axis=0)
-    # A flag's variance is that of its rate, of -ln p of a uniform p it is 1.
-    single = np.array([np.sqrt(middle[0] * (1 - middle[0])), 1.0, 1.0])
-    least = np.maximum(spread, single / np.sqrt(records)[:, np.newaxis])
-    # Where nothing was flagged, one flag is odd in itself, and says little.
-    least[:, 0] = np.maximum(least[:, 0], 1 / records)
+    # The variance of -ln p of a uniform p is 1.
+    least = np.maximum(spread, 1 / np.sqrt(records)[:, np.newaxis])
     return np.asarray((means - middle > ODD_DEVIATIONS * least).any(axis=1))
 
 
