@@ -102,7 +102,7 @@ def _counts(blocks: Blocks) -> str:
 
 
 def _evidence(found: KindEvidence) -> str:
-    days = f"{found.days} days"
+    days = f"{found.days} {'day' if found.days == 1 else 'days'}"
     if found.day_p_value is None:
         return f"not tested: {days}, and three whole ones are needed"
     weekend = (
