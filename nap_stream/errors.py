@@ -17,6 +17,7 @@
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
+    │   ├── AcceptanceError          an acceptance beside the log is damaged (not retriable)
     │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
     └── WorkerError                  a worker cannot start or go on (retriable)
         ├── GpuUnavailableError      GPUs are asked for and torch sees none (not retriable)
@@ -125,6 +126,12 @@ class LogRootError(ScoredLogError):
 
 class SegmentConflictError(ScoredLogError):
     """Another writer has published this base offset."""
+
+
+class AcceptanceError(ScoredLogError):
+    """An acceptance beside the log is damaged, or of another version."""
+
+    retriable = False
 
 
 class ChainBrokenError(ScoredLogError):

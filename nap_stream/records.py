@@ -463,3 +463,23 @@ class OffsetRange:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise ValueError(f"not an offset range: [{self.start}, {self.end}) of {self.partition}")
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """That somebody accepts a change of a key for good: from ``from_ms`` on it is as it should be.
+
+    ``number`` tells the acceptances of a log apart, ascending as they were made. ``key`` is empty
+    for the whole stream. The first pane that ends at ``effective_ms`` or after takes it into
+    account. All times are milliseconds since the epoch; ``made_ms`` is of a clock, the others are
+    event times.
+    """
+
+    number: int
+    topic: str
+    key: str
+    from_ms: int
+    effective_ms: int
+    made_ms: int
+    by: str
+    reason: str
