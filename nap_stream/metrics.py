@@ -24,6 +24,10 @@ STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 """From one small image to a commit that waits for its broker."""
 GAP_STATE = "gap"
 """The state of an alert that a gap was declared; the others are those of drift."""
+DECIDING = ("records", "blocks")
+"""What can decide."""
+BOUNDS = ("estimate", "low", "high")
+"""Of an effect: itself, and its interval."""
 BATCH_STAGE = "batch"
 """The stage of a whole batch: from the arrival of its first image to its scores."""
 
@@ -166,6 +170,7 @@ class Metrics:
             "last_checkpoint_timestamp_seconds", "Unix time of the drift monitor's last checkpoint."
         )
 
+        self._add_blocks(gauge)
         self._start_series(version)
 
     def _add_fractions(self, gauge: Callable[..., Gauge]) -> None:
@@ -192,6 +197,26 @@ class Metrics:
             ["severity"],
         )
 
+    def _add_blocks(self, gauge: Callable[..., Gauge]) -> None:
+        self.deciding_monitor = gauge(
+            "deciding_monitor",
+            "1 for what decides: single records, or blocks against a baseline.",
+            ["monitor"],
+        )
+        self.block_seconds = gauge("block_seconds", "Length of a block; NaN without a baseline.")
+        self.blocks_judged_until = gauge(
+            "blocks_judged_until_seconds", "Unix time of the end of the last block that was judged."
+        )
+        self.keys_new = gauge("keys_new", "Keys that the baseline does not know, with a place.")
+        self.keys_waiting = gauge("keys_waiting", "New keys that nothing judges, for want of room.")
+        self.changes_accepted = gauge("changes_accepted", "Acceptances that have taken effect.")
+        self.month_change = gauge(
+            "month_ood_fraction_change",
+            "OOD fraction of the newest calendar month less that of the baseline, and its 95 % "
+            "interval; NaN while the month is new, and without a baseline.",
+            ["bound"],
+        )
+
     def add_sink(self, sink: str) -> None:
         """Start the series of a sink of alerts at zero."""
         for state in (*(transition.value for transition in Transition), GAP_STATE):
@@ -214,8 +239,13 @@ class Metrics:
         unknown = float("nan")
         fractions = (self.ood_fraction, self.ood_fraction_bound, self.ood_fraction_expected)
         unscored = (self.unscored_fraction, self.unscored_fraction_bound)
-        for known_later in (*fractions, *unscored, self.watermark_delay, self.window_age):
+        of_blocks = (self.block_seconds, self.blocks_judged_until)
+        of_month = [self.month_change.labels(bound) for bound in BOUNDS]
+        later = (*fractions, *unscored, *of_blocks, *of_month)
+        for known_later in (*later, self.watermark_delay, self.window_age):
             known_later.set(unknown)
+        for monitor in DECIDING:
+            self.deciding_monitor.labels(monitor)
         for detector in Detector:
             self.set_detector(detector, unknown, unknown, active=False)
         for severity in Severity:
@@ -273,6 +303,7 @@ class MetricsServer:
     a thread of the server. ``health`` gives the reasons not to be healthy, which a restart may
     mend: the answer is 503. ``degraded`` gives what else whoever looks must know: the program is
     in order, and its verdicts are not what they seem. The answer tells it, and stays 200.
+    ``decides`` says what decides where the answer is to tell.
 
     Raises:
         ConfigError: The address cannot be had.
@@ -284,10 +315,11 @@ class MetricsServer:
         registry: CollectorRegistry,
         health: Callable[[], Sequence[str]],
         degraded: Callable[[], Sequence[str]] = tuple,
+        decides: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._host = settings.host
         self._server = _listen(settings)
-        self._server.set_app(_application(registry, health, degraded))
+        self._server.set_app(_application(registry, health, degraded, decides))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True
         )
@@ -354,6 +386,7 @@ def _application(
     registry: CollectorRegistry,
     health: Callable[[], Sequence[str]],
     degraded: Callable[[], Sequence[str]],
+    decides: Callable[[], str | None],
 ) -> WSGIApplication:
     metrics: WSGIApplication = make_wsgi_app(registry)
 
@@ -364,7 +397,7 @@ def _application(
         if path == "/metrics":
             return metrics(environ, start_response)
         if path == "/healthz":
-            return _health_answer(start_response, health(), degraded())
+            return _health_answer(start_response, health(), degraded(), decides())
         paths = ["/metrics", "/healthz"]
         return _answer(start_response, HTTPStatus.NOT_FOUND, {"paths": paths})
 
@@ -372,9 +405,13 @@ def _application(
 
 
 def _health_answer(
-    start_response: StartResponse, reasons: Sequence[str], degraded: Sequence[str]
+    start_response: StartResponse,
+    reasons: Sequence[str],
+    degraded: Sequence[str],
+    decides: str | None,
 ) -> Iterable[bytes]:
-    more = {"degraded": list(degraded)} if degraded else {}
+    more: dict[str, Any] = {} if decides is None else {"decides": decides}
+    more |= {"degraded": list(degraded)} if degraded else {}
     if reasons:
         tree = {"status": "unhealthy", "reasons": list(reasons), **more}
         return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, tree)

@@ -13,10 +13,12 @@ from nap_stream.alert.event import AlertEvent, gap_event
 from nap_stream.alert.unscored import event_of
 from nap_stream.clock import ManualClock, Progress
 from nap_stream.core.tails import EDGES
+from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.scored_log.acceptances import read_acceptances
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.read import topic_partitions, walk
 from nap_stream.scored_log.stores import SegmentStore
@@ -216,7 +218,8 @@ def replay(
     idle until its chain has ended: what came late to a monitor at work is not late here. Where
     nothing was late, and the monitor began where the log does, the alerts have the same ids.
     Missing offsets are given up at once: what a chain lacks when it is read in order does not come
-    later. ``on_alert`` is told of each alert, in order.
+    later. Where blocks decide, the acceptances of the log count as they did for the monitor.
+    ``on_alert`` is told of each alert, in order.
 
     Raises:
         ConfigError: The window is too small to fire.
@@ -224,8 +227,11 @@ def replay(
         ScoredLogError: The log cannot be read.
     """
     plan = detection_plan(settings.drift, calibration)
+    watch = block_watch(settings.drift, calibration)
     # The clock stands still: only the log's own times count.
-    monitor = DriftMonitor(plan, settings, ManualClock())
+    monitor = DriftMonitor(plan, settings, ManualClock(), watch=watch)
+    if watch is not None:
+        monitor.accept(read_acceptances(store, settings.kafka.topic))
     names = topic_partitions(store, settings.kafka.topic)
     found = (find_range(store, name, span, calibration.fingerprint) for name in names)
     ranges = {part.partition: part for part in found if part is not None}

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.text import Text
 
-from nap_stream.alert.event import DATA_SCHEMA, DATA_SCHEMA_BEFORE, GAP_SCHEMA, GAP_TYPE
+from nap_stream.alert.event import DATA_SCHEMA, DATA_SCHEMAS_BEFORE, GAP_SCHEMA, GAP_TYPE
 from nap_stream.alert.unscored import NAME, UNSCORED_PREFIX, UNSCORED_SCHEMA
 from nap_stream.text import moment, number, percent, plain
 
 MAX_ITEMS = 100
 """Items of one list that are shown."""
-_KNOWN = (DATA_SCHEMA, DATA_SCHEMA_BEFORE, GAP_SCHEMA, UNSCORED_SCHEMA)
+_KNOWN = (DATA_SCHEMA, *DATA_SCHEMAS_BEFORE, GAP_SCHEMA, UNSCORED_SCHEMA)
 _STYLES = {"FIRING": "bold red", "RESOLVED": "bold green", "GAP": "bold yellow"}
 
 
@@ -61,6 +61,7 @@ def _details(event: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[str]
         yield from _reasons(data)
     else:
         yield from _contributors(data)
+    yield from _decided(data)
     yield from (f"What to do: {url}" for url in _present(data, "runbook_url"))
     yield from (f"Where to look: {url}" for url in _present(data, "dashboard_url"))
     if labels := list(mapping(data.get("labels")).items())[:MAX_ITEMS]:
@@ -155,24 +156,55 @@ def _contributors(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"Keys with drift of their own: {number(data['firing_keys'])}"
 
 
+def _decided(data: Mapping[str, Any]) -> Iterator[str]:
+    """Which monitor decided, and against what; nothing in events from before there were blocks."""
+    blocks, decided = mapping(data.get("blocks")), mapping(data.get("decided_by"))
+    if not blocks:
+        return
+    yield from (f"Decided: {words}" for words in _present(decided, "words"))
+    yield from _present(blocks, "words")
+    baseline = mapping(data.get("baseline"))
+    if {"name", "start", "end", "by"} <= baseline.keys():
+        made = f", by {plain(baseline['by'])}: {plain(baseline.get('reason', '?'))}"
+        yield (
+            f"Baseline {plain(baseline['name'])}: {moment(baseline['start'])} to "
+            f"{moment(baseline['end'])}{made}"
+        )
+    accepted = mapping(data.get("acceptance"))
+    if {"number", "by", "reason", "from"} <= accepted.keys():
+        yield (
+            f"Acceptance {number(accepted['number'])}: as it is since {moment(accepted['from'])}, "
+            f"by {plain(accepted['by'])}: {plain(accepted['reason'])}"
+        )
+
+
 def _detectors(data: Mapping[str, Any]) -> Iterator[str]:
     if _active(data):
         yield "Why:"
-    others = []
+    others, beside = [], []
     for item in map(mapping, _detector_items(data)):
         name = plain(item.get("name", "?"))
-        if item.get("active") is True:
+        statistic, threshold = (number(item.get(k, "?")) for k in ("statistic", "threshold"))
+        if item.get("deciding") is False:
+            state = "active" if item.get("active") is True else "not active"
+            beside.append(f"{name} ({state}: {statistic}, active from {threshold} on)")
+        elif item.get("active") is True:
             yield f"  {name}: {plain(item.get('words', '?'))}"
         else:
-            statistic, threshold = (number(item.get(k, "?")) for k in ("statistic", "threshold"))
             others.append(f"{name} ({statistic}, fires at {threshold})")
     if others:
         yield f"Not active: {', '.join(others)}"
+    if beside:
+        yield f"Beside it, not deciding: {', '.join(beside)}"
 
 
 def _active(data: Mapping[str, Any]) -> list[str]:
     given = map(mapping, _detector_items(data))
-    return [plain(item.get("name", "?")) for item in given if item.get("active") is True]
+    return [
+        plain(item.get("name", "?"))
+        for item in given
+        if item.get("active") is True and item.get("deciding") is not False
+    ]
 
 
 def _detector_items(data: Mapping[str, Any]) -> Sequence[Any]:

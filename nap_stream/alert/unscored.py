@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 from nap_stream.alert.event import (
-    LEADS,
     AlertEvent,
     alert_event,
     asked_for,
@@ -17,9 +16,9 @@ from nap_stream.alert.event import (
     provenance,
     share_tree,
     state_tree,
-    time_of_day,
     window_tree,
 )
+from nap_stream.alert.words import LEADS, time_of_day
 from nap_stream.core.alert_state import Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.sequential import QUIET_CUSUM

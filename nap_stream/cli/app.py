@@ -18,6 +18,7 @@ from nap_stream.cli.evaluate import evaluate
 from nap_stream.cli.init import init
 from nap_stream.cli.log import compact, query, verify
 from nap_stream.cli.plan import plan
+from nap_stream.cli.rebaseline import rebaseline
 from nap_stream.cli.run import doctor, run
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.process import configure_logging
@@ -69,7 +70,7 @@ def build_app() -> typer.Typer:
     for command in (
         *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
-        *(baseline, compare),
+        *(baseline, compare, rebaseline),
         *(query, replay, verify, compact),
         *(doctor, bench, demo),
     ):

@@ -150,6 +150,17 @@ def span_ms(since: str | None, until: str | None, clock: Clock) -> tuple[int | N
     return since_ms, until_ms
 
 
+def time_ms(option: str, text: str, clock: Clock) -> int:
+    """What an option's time means, in milliseconds since the epoch.
+
+    Raises:
+        ConfigError: It is no time.
+    """
+    found = _time_ms(option, text, datetime.fromtimestamp(clock.now_ms() / 1000, UTC))
+    assert found is not None
+    return found
+
+
 def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
     """Milliseconds since the epoch of an ISO 8601 time, or of a time so long ago."""
     if text is None:

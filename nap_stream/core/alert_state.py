@@ -64,6 +64,19 @@ def records_per_second(text: str) -> float:
     return float(_parts(text)["rate"])
 
 
+def promised_hours(text: str) -> float:
+    """Give the time T / probability that a sentence for `parse_false_alarms` names, in hours.
+
+    A false alarm within t hours has a probability of at most t over this.
+
+    Raises:
+        ValueError: It is no such sentence.
+    """
+    parts = _parts(text)
+    hours = float(parts["count"] or 1) * _UNITS[parts["unit"].lower()]
+    return hours / float(parts.get("probability") or 1)
+
+
 def _parts(text: str) -> dict[str, str]:
     for shape in _SHAPES:
         if found := shape.fullmatch(text.strip()):
@@ -92,6 +105,7 @@ class Detector(StrEnum):
     OOD_SEQUENTIAL = "ood-sequential"
     SCORE_SHIFT = "score-shift"
     UNSCORED_IMAGES = "unscored-images"
+    BLOCKS = "blocks"
 
 
 class Severity(StrEnum):
@@ -110,6 +124,11 @@ class Reason(StrEnum):
     ENDED = "ended"
     SILENT = "silent"
     FORGOTTEN = "forgotten"
+    ACCEPTED = "accepted"
+
+
+OVER = (Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN, Reason.ACCEPTED)
+"""The reasons of what is resolved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +162,7 @@ class Change:
     @property
     def transition(self) -> Transition:
         """Which state it announces."""
-        is_over = self.reason in {Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN}
-        return Transition.RESOLVED if is_over else Transition.FIRING
+        return Transition.RESOLVED if self.reason in OVER else Transition.FIRING
 
 
 def step(

@@ -9,10 +9,9 @@ its partition was taken for idle is counted as late.
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import NamedTuple
 
 import structlog
 from safetensors import SafetensorError
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import AlertState, Change, Firing, Severity, step
 from nap_stream.core.detection import DetectionPlan
-from nap_stream.core.panes import ClosedPane, PaneBuffer
+from nap_stream.core.panes import NO_KEY, ClosedPane, PaneBuffer
 from nap_stream.core.sequential import (
     BET_COUNT,
     LARGEST_BET,
@@ -29,15 +28,14 @@ from nap_stream.core.sequential import (
     SMALLEST_BET,
 )
 from nap_stream.core.tails import EDGES
-from nap_stream.drift.detectors import (
-    KeyAlerts,
-    KeyAlertsState,
-    StreamDetectors,
-    with_prefix,
-)
+from nap_stream.drift.block_alerts import BlockAlerts, BlockWatch
+from nap_stream.drift.detectors import StreamDetectors, with_prefix
 from nap_stream.drift.evidence import Span, WindowEvidence
+from nap_stream.drift.key_alerts import KeyAlerts, KeyAlertsState
+from nap_stream.drift.partitions import KnownPartition, Partitions
 from nap_stream.drift.records import (
     Decision,
+    DetectorReading,
     DriftAlert,
     DriftSnapshot,
     DriftUpdate,
@@ -53,107 +51,34 @@ from nap_stream.drift.state import (
     open_parts,
 )
 from nap_stream.drift.unscored import UnscoredWatch
-from nap_stream.records import STATUSES, OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import STATUSES, Acceptance, OffsetRange, SegmentSummary, TopicPartition
 from nap_stream.settings.schema import Settings
 
-Item = TypeVar("Item")
-
-
-class OffsetLedger(Generic[Item]):
-    """Puts items that cover offset ranges of one partition in order, each range once.
-
-    It holds a covered stretch without holes, and what came beyond it.
-
-    The first range fixes where the covered stretch starts. Ranges come from a chain of
-    segments, so two different ones overlap only if segments were compacted in between. ``end`` is
-    where the covered stretch of an earlier ledger ended; None for a new one.
-    """
-
-    def __init__(self, end: int | None = None) -> None:
-        self._end = end
-        self._waiting: dict[int, tuple[int, Item]] = {}
-        self._known_end = end or 0
-        self.duplicates = 0
-
-    @property
-    def end(self) -> int | None:
-        """Where the covered stretch ends (exclusive); None before the first range."""
-        return self._end
-
-    @property
-    def hole(self) -> tuple[int, int] | None:
-        """The first missing range ``[start, end)`` below a range that is known to exist."""
-        if self._end is None or self._known_end <= self._end:
-            return None
-        return self._end, min(self._waiting, default=self._known_end)
-
-    def add(self, base: int, end: int, item: Item) -> list[Item]:
-        """Take the range ``[base, end)``.
-
-        A range that is covered or waiting already is a duplicate. One that starts within the
-        covered stretch and ends beyond it cannot be divided: its rest becomes a hole.
-
-        Returns:
-            The items that are now next in order of offset, without a hole before them.
-        """
-        if self._end is None:
-            self._end = base
-        if end <= self._end or end <= self._waiting.get(base, (0, item))[0]:
-            self.duplicates += 1
-            return []
-        self._known_end = max(self._known_end, end)
-        if base < self._end:
-            return []
-        self._waiting[base] = (end, item)
-        return self._take()
-
-    def skip_hole(self) -> list[Item]:
-        """Take the first hole for lost.
-
-        Returns:
-            The items that are now next in order of offset; empty where there is no hole.
-        """
-        if (hole := self.hole) is None:
-            return []
-        self._end = hole[1]
-        return self._take()
-
-    def _take(self) -> list[Item]:
-        """Move on over waiting ranges; drop those that the covered stretch has overtaken."""
-        items = []
-        while self._waiting and (base := min(self._waiting)) <= (self._end or 0):
-            end, item = self._waiting.pop(base)
-            if base == self._end:
-                self._end = end
-                items.append(item)
-        return items
-
-
 _VERSION = 1
+_BLOCKS_VERSION = 1
+"""Of how blocks are judged: another state means another."""
 _DETECTORS = "detectors."
 _KEYS = "keys."
 _UNSCORED = "unscored."
+_BLOCKS = "blocks."
 
 
-@dataclass(slots=True)
-class KnownPartition:
-    """How far a partition has been taken, and when it was last heard of."""
-
-    heard_s: float
-    ledger: OffsetLedger[SegmentSummary] = field(default_factory=OffsetLedger)
-    watermark_ms: int | None = None
+class _KeyCounts(NamedTuple):
+    known: int
+    active: int
+    firing: int
+    forgotten: int
 
 
 class DriftMonitor:
     """All detectors over a stream of summaries.
 
-    A partition's watermark is the largest event time that it has brought. The monitor's is the
-    minimum over partitions that are not idle, or the maximum where all are. A record that is
-    behind its partition's watermark, or whose pane is closed, counts in the oldest pane that
-    is open to it, so that none is ignored.
+    For watermarks see `Partitions`. A record that is behind its partition's watermark, or whose
+    pane is closed, counts in the oldest pane that is open to it, so that none is ignored.
 
     The clock tells idle partitions. The monitor goes on from the state of another one with the
-    same plan and settings, if given.
+    same plan and settings, if given. With a ``watch``, blocks decide, and the detectors of single
+    records are shown beside.
 
     Raises:
         ValueError: The parts of the state do not belong together.
@@ -166,23 +91,22 @@ class DriftMonitor:
         settings: Settings,
         clock: Clock,
         state: MonitorState | None = None,
+        *,
+        watch: BlockWatch | None = None,
     ) -> None:
-        self.plan, self.settings, self._clock = plan, settings, clock
+        self.plan, self.settings, self._clock, self._watch = plan, settings, clock, watch
         self._drift, self._alerts = drift, alerts = settings.drift, settings.alerts
         self._buffer = PaneBuffer(drift.pane_ms, one_per_pane=drift.one_per_pane)
-        self._known: dict[TopicPartition, KnownPartition] = {}
+        self._partitions = Partitions(clock, drift.idle_partition_s)
         self._firing: Firing | None = None
         self._implausible_timestamps = 0
         detectors, evidence, keys = None, None, None
         if state is not None:
-            document, now_s = state.document, clock.monotonic()
-            parts = open_parts(state)
+            document, parts = state.document, open_parts(state)
             self._buffer.restore(
                 parts, document.closed_until_ms, document.late_records, open_images(state)
             )
-            for topic, number, end, watermark_ms in document.partitions:
-                known = KnownPartition(now_s, OffsetLedger(end), watermark_ms)
-                self._known[TopicPartition(topic, number)] = known
+            self._partitions.restore(document.partitions)
             self._firing = document.firing
             self._implausible_timestamps = document.untimely_records
             detectors, evidence = with_prefix(state.arrays, _DETECTORS), document.evidence
@@ -191,18 +115,18 @@ class DriftMonitor:
         self._evidence = WindowEvidence(alerts.examples, alerts.contributors, evidence)
         self._keys = None if drift.keys is None else KeyAlerts(plan, drift.keys, alerts, keys)
         self._unscored = None if drift.unscored is None else _unscored_watch(settings, state)
+        self._blocks = None if watch is None else _block_alerts(watch, settings, state)
+        self._acceptances: dict[int, Acceptance] = {}
 
     def state(self) -> MonitorState:
         """Give all that it knows, but for summaries beyond a hole: they are in the log."""
         keys = None if self._keys is None else self._keys.state()
         unscored = None if self._unscored is None else self._unscored.state()
+        blocks = None if self._blocks is None else self._blocks.state()
         parts = self._buffer.open_parts()
         document = StateDocument(
             identity=self._identity(),
-            partitions=[
-                (name.topic, name.partition, known.ledger.end, known.watermark_ms)
-                for name, known in self._known.items()
-            ],
+            partitions=self._partitions.state(),
             closed_until_ms=self._buffer.closed_until_ms,
             late_records=self._buffer.late_records,
             untimely_records=self._implausible_timestamps,
@@ -213,6 +137,7 @@ class DriftMonitor:
             keys_firing=None if keys is None else keys.firing,
             statuses=STATUSES,
             unscored=None if unscored is None else unscored[0],
+            blocks=None if blocks is None else blocks[0],
         )
         arrays = {f"{_DETECTORS}{name}": a for name, a in self._detectors.state().items()}
         arrays |= arrays_of_open(self._buffer)
@@ -220,6 +145,8 @@ class DriftMonitor:
             arrays |= {f"{_KEYS}{name}": a for name, a in keys.arrays.items()}
         if unscored is not None:
             arrays |= {f"{_UNSCORED}{name}": a for name, a in unscored[1].items()}
+        if blocks is not None:
+            arrays |= {f"{_BLOCKS}{name}": a for name, a in blocks[1].items()}
         return MonitorState(document, arrays)
 
     def dump(self) -> bytes:
@@ -245,48 +172,51 @@ class DriftMonitor:
         return True
 
     def reset(self, state: MonitorState | None = None) -> None:
-        """Begin anew, or from a state. A damaged one raises as in `__init__`, changing nothing."""
-        vars(self).update(vars(DriftMonitor(self.plan, self.settings, self._clock, state)))
+        """Begin anew, or from a state. A damaged one raises as in `__init__`, changing nothing.
+
+        What was accepted stays known.
+        """
+        known, watch = self._acceptances, self._watch
+        anew = DriftMonitor(self.plan, self.settings, self._clock, state, watch=watch)
+        vars(self).update(vars(anew) | {"_acceptances": known})
+
+    def accept(self, acceptances: Iterable[Acceptance]) -> None:
+        """Know of acceptances: each counts once, with the first pane that ends as it takes effect.
+
+        Where single records decide there is nothing that could begin anew: they change nothing.
+        """
+        self._acceptances |= {each.number: each for each in acceptances}
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
-        now_s, known = self._clock.monotonic(), self._known.get(partition)
-        if known is None:
-            self._known[partition] = KnownPartition(now_s)
-        else:
-            known.heard_s = now_s
+        self._partitions.hold(partition)
 
     def release(self, partition: TopicPartition) -> None:
         """Expect nothing more of a partition: it no longer holds the watermark back."""
-        self._known[partition].heard_s = -math.inf
+        self._partitions.release(partition)
 
     def partitions(self) -> tuple[TopicPartition, ...]:
         """Give the partitions that have been named."""
-        return tuple(self._known)
+        return self._partitions.names
 
     def end(self, partition: TopicPartition) -> int | None:
         """Give the offset before which all of a partition has been taken; None if none has."""
-        known = self._known.get(partition)
-        return known.ledger.end if known else None
+        return self._partitions.end(partition)
 
     def add(self, summary: SegmentSummary) -> DriftUpdate:
         """Take a summary. One that was taken before changes nothing."""
         self.hold(summary.partition)
-        known = self._known[summary.partition]
+        known = self._partitions[summary.partition]
         accepted = known.ledger.add(summary.base_offset, summary.end_offset, summary)
         return self._accept(known, accepted)
 
     def holes(self) -> tuple[OffsetRange, ...]:
         """Give the first missing offsets of each partition; what lies beyond waits for them."""
-        return tuple(
-            OffsetRange(name, *known.ledger.hole)
-            for name, known in self._known.items()
-            if known.ledger.hole
-        )
+        return self._partitions.holes()
 
     def skip_hole(self, partition: TopicPartition) -> DriftUpdate:
         """Go on without the first missing offsets of a partition."""
-        known = self._known[partition]
+        known = self._partitions[partition]
         return self._accept(known, known.ledger.skip_hole())
 
     def advance(self) -> DriftUpdate:
@@ -304,21 +234,16 @@ class DriftMonitor:
 
     def watermark_ms(self) -> int | None:
         """No record with an earlier event time is expected; None while nothing is known."""
-        now_s, idle_s = self._clock.monotonic(), self._drift.idle_partition_s
-        active = [p.watermark_ms for p in self._known.values() if now_s - p.heard_s < idle_s]
-        told = [mark for mark in active if mark is not None]
-        if active:
-            return min(told) if len(told) == len(active) else None
-        return self.newest_ms()
+        return self._partitions.watermark_ms()
 
     def newest_ms(self) -> int | None:
         """The largest event time that any partition has brought; None while nothing is known."""
-        return max(self._watermarks().values(), default=None)
+        return self._partitions.newest_ms()
 
     def snapshot(self) -> DriftSnapshot:
         """Say where the monitor stands."""
-        window, limits, keys = self._detectors.window, self._detectors.limits, self._keys
-        unscored = self._unscored
+        window, limits, keys = self._detectors.window, self._detectors.limits, self._key_counts()
+        unscored, blocks = self._unscored, self._blocks
         firing = None if unscored is None else unscored.firing
         return DriftSnapshot(
             state=AlertState.INACTIVE if self._firing is None else AlertState.FIRING,
@@ -326,26 +251,23 @@ class DriftMonitor:
             window_records=0 if window is None else window.records,
             window_flagged=0 if window is None else window.flagged,
             firing_limit=None if limits is None else limits.firing,
-            readings=self._detectors.readings(),
+            readings=self._detectors.readings() if blocks is None else self._beside(None),
             open_panes=len(self._buffer),
             late_records=self._buffer.late_records,
             implausible_timestamps=self._implausible_timestamps,
-            duplicates=sum(known.ledger.duplicates for known in self._known.values()),
+            duplicates=self._partitions.duplicates,
             watermark_ms=self.watermark_ms(),
-            partition_watermarks_ms=self._watermarks(),
-            keys=0 if keys is None else len(keys.monitors),
-            keys_active=0 if keys is None else keys.monitors.active_count,
-            keys_firing=0 if keys is None else len(keys.firing),
-            keys_forgotten=0 if keys is None else keys.monitors.evicted,
+            partition_watermarks_ms=self._partitions.watermarks(),
+            keys=keys.known,
+            keys_active=keys.active,
+            keys_firing=keys.firing,
+            keys_forgotten=keys.forgotten,
             window_end_ms=None if window is None else window.end_ms,
             unscored=None if unscored is None else unscored.share,
             unscored_reading=None if unscored is None else unscored.reading,
             unscored_since_ms=None if firing is None else firing.since_ms,
+            blocks=None if blocks is None else blocks.snapshot(),
         )
-
-    def _watermarks(self) -> dict[TopicPartition, int]:
-        marks = ((name, known.watermark_ms) for name, known in self._known.items())
-        return {name: mark for name, mark in marks if mark is not None}
 
     def _accept(self, known: KnownPartition, accepted: Sequence[SegmentSummary]) -> DriftUpdate:
         for summary in accepted:
@@ -381,29 +303,57 @@ class DriftMonitor:
         return DriftUpdate(alerts=tuple(alerts), unscored=tuple(unscored))
 
     def _judge(self, pane: ClosedPane) -> Iterator[DriftAlert]:
-        end_ms, detectors = pane.start_ms + self._drift.pane_ms, self._detectors
+        end_ms = pane.start_ms + self._drift.pane_ms
         self._evidence.close(pane)
-        of_keys = [] if self._keys is None else self._keys.push(pane, end_ms)
+        of_keys = self._push_keys(pane, end_ms)
         if (change := self._step(end_ms)) is not None:
-            decision = Decision(None, change, detectors.since(), detectors.readings())
-            yield self._alert(decision, end_ms)
+            yield self._alert(self._of_stream(change), end_ms)
         for decision in of_keys:
             yield self._alert(decision, end_ms)
 
+    def _push_keys(self, pane: ClosedPane, end_ms: int) -> list[Decision]:
+        if self._blocks is None:
+            return [] if self._keys is None else self._keys.push(pane, end_ms)
+        if self._keys is not None:
+            self._keys.watch(pane)
+        return self._blocks.push(pane, end_ms, self._acceptances.values())
+
     def _step(self, end_ms: int) -> Change | None:
-        active = self._detectors.active
+        detectors, blocks = self._detectors, self._blocks
+        if blocks is None:
+            active, share, onset_ms = detectors.active, detectors.fraction, detectors.onset_ms
+        else:
+            found = blocks.verdict(NO_KEY)
+            active = (blocks.detector,) if found.active else ()
+            share, onset_ms = found.since.share, lambda: found.since.start_ms
         if self._firing is None and not active:
             return None
-        is_critical = self._detectors.fraction >= self._alerts.critical_fraction
+        is_critical = share >= self._alerts.critical_fraction
         self._firing, change = step(
             self._firing,
             active,
             severity=Severity.CRITICAL if is_critical else Severity.WARNING,
-            onset_ms=self._detectors.onset_ms(),
+            onset_ms=onset_ms(),
             now_ms=end_ms,
             repeat_interval_ms=round(self._alerts.repeat_interval_s * 1000),
         )
         return change
+
+    def _of_stream(self, change: Change) -> Decision:
+        if self._blocks is None:
+            return Decision(None, change, self._detectors.since(), self._detectors.readings())
+        found = self._blocks.verdict(NO_KEY)
+        return Decision(None, change, found.since, found.readings, found.block)
+
+    def _beside(self, key: str | None) -> tuple[DetectorReading, ...]:
+        """Where the detectors of single records stand, if they do not decide."""
+        if self._blocks is None:
+            return ()
+        if key is None:
+            found = self._detectors.readings()
+        else:
+            found = () if self._keys is None else self._keys.verdict(key).readings
+        return tuple(replace(each, deciding=False) for each in found)
 
     def _alert(self, decision: Decision, end_ms: int) -> DriftAlert:
         key, change, is_stream = decision.key, decision.change, decision.key is None
@@ -420,15 +370,29 @@ class DriftMonitor:
             firing_limit=None if limits is None else limits.firing,
             resolve_limit=None if limits is None else limits.resolving,
             since=decision.since,
-            readings=decision.readings,
+            readings=(*decision.readings, *self._beside(key)),
             tail=self._detectors.tail() if is_stream else None,
             offsets=evidence.offsets(span),
             examples=evidence.examples(span),
             keys=evidence.key_contributions(span) if is_stream else (),
             classes=evidence.class_contributions(span) if is_stream else (),
-            firing_keys=0 if self._keys is None else self._keys.monitors.active_count,
+            firing_keys=self._key_counts().active,
             unscored=None if self._unscored is None else self._unscored.share,
+            block=decision.block,
+            acceptance=decision.acceptance,
         )
+
+    def _key_counts(self) -> _KeyCounts:
+        """How many keys there are, for whatever decides."""
+        if self._drift.keys is None:
+            return _KeyCounts(0, 0, 0, 0)
+        if (blocks := self._blocks) is not None:
+            monitors = blocks.monitors
+            counts = len(monitors), blocks.keys_active, blocks.keys_firing, monitors.evicted
+            return _KeyCounts(*counts)
+        assert self._keys is not None
+        of_records, firing = self._keys.monitors, len(self._keys.firing)
+        return _KeyCounts(len(of_records), of_records.active_count, firing, of_records.evicted)
 
     def _identity(self) -> str:
         tree = {
@@ -438,8 +402,24 @@ class DriftMonitor:
             "pane_ms": self._drift.pane_ms,
             "keys": None if self._drift.keys is None else self._drift.keys.model_dump(),
             "topic": self.settings.kafka.topic,
+            # The plan names the calibration, and with it the baseline. Where single records
+            # decide, the identity is that of before there were blocks.
+            **(
+                {}
+                if self._watch is None
+                else {"blocks": [_BLOCKS_VERSION, self._watch.plan.run_time_ms]}
+            ),
         }
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _block_alerts(watch: BlockWatch, settings: Settings, state: MonitorState | None) -> BlockAlerts:
+    if state is None:
+        return BlockAlerts(watch, settings.drift, settings.alerts)
+    if state.document.blocks is None:
+        raise ValueError("the state holds no blocks")
+    arrays = with_prefix(state.arrays, _BLOCKS)
+    return BlockAlerts(watch, settings.drift, settings.alerts, state.document.blocks, arrays)
 
 
 def _keys_state(state: MonitorState) -> KeyAlertsState:

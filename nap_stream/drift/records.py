@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
+from nap_stream.core.block_readings import JudgedBy
 from nap_stream.core.blocks import Blocks
 from nap_stream.core.panes import WindowState
 from nap_stream.core.sequential import Onset
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
 from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.records import (
+    Acceptance,
     Example,
     OffsetRange,
     SegmentSummary,
@@ -79,7 +81,8 @@ class DetectorReading:
     """Where a detector stands: it is active from ``statistic >= threshold`` on.
 
     For the rolling window both are counts of flags; for an e-detector the mixed Shiryaev-Roberts
-    statistic and its threshold. Below ``resolve_threshold`` it is no longer active.
+    statistic and its threshold. Below ``resolve_threshold`` it is no longer active. One that is not
+    ``deciding`` is shown beside those that are: no alert comes of it.
     """
 
     detector: Detector
@@ -87,6 +90,7 @@ class DetectorReading:
     statistic: float
     threshold: float
     resolve_threshold: float
+    deciding: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,79 @@ class UnscoredAlert:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockFinding:
+    """What the blocks of the stream, or of a key, say beside those of the baseline.
+
+    Since the block that begins at ``onset_ms``, ``flagged`` of ``records`` records in ``blocks``
+    blocks of ``block_ms``; the baseline, of event time ``[since_ms, until_ms)``, has
+    ``baseline_share`` of them flagged. ``statistic``, of `nap_stream.core.blocks.STATISTICS`, has
+    changed most. ``judged_by`` says what the blocks are compared with, ``baseline_blocks`` of them;
+    a new key has ``learned`` of the ``needed`` blocks for a comparison of its own. By chance any
+    alert of the monitor begins within a time T with a probability of at most T / ``run_time_ms``,
+    for a share of ``confidence`` of the baselines. Times are in milliseconds since the epoch.
+    """
+
+    onset_ms: int
+    blocks: int
+    records: int
+    flagged: int
+    statistic: str
+    baseline_share: float
+    judged_by: JudgedBy
+    baseline_blocks: int
+    learned: int
+    needed: int
+    block_ms: int
+    since_ms: int
+    until_ms: int
+    run_time_ms: int
+    confidence: float
+
+    @property
+    def share(self) -> float:
+        """The OOD fraction since the onset; 0 without a record."""
+        return self.flagged / self.records if self.records else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MonthlyEffect:
+    """The OOD fraction of a calendar month less the baseline's, from their blocks.
+
+    ``month_ms`` is when the month begins, UTC, in milliseconds since the epoch. The difference is
+    ``change``, and in ``[low, high]`` at a confidence of 95 %.
+    """
+
+    month_ms: int
+    blocks: int
+    share: float
+    baseline_share: float
+    change: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSnapshot:
+    """Where the monitors of blocks stand, where they decide.
+
+    ``words`` say what decides, and why. Blocks of ``block_ms`` were judged up to
+    ``judged_until_ms`` (null before the first). ``known_keys`` have a reference in the baseline,
+    ``new_keys`` learn one, ``waiting_keys`` have no room for that. ``accepted`` counts the changes
+    that were accepted.
+    """
+
+    words: str
+    block_ms: int
+    judged_until_ms: int | None
+    known_keys: int
+    new_keys: int
+    waiting_keys: int
+    accepted: int
+    reading: DetectorReading
+    month: MonthlyEffect | None
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """That an alert of the stream, or of one key, is to be sent: see `DriftAlert`."""
 
@@ -172,6 +249,8 @@ class Decision:
     change: Change
     since: Onset
     readings: tuple[DetectorReading, ...]
+    block: BlockFinding | None = None
+    acceptance: Acceptance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +265,8 @@ class DriftAlert:
     (smallest p-value first), ``keys`` and ``classes`` (most flagged first) are evidence of the
     window; where the alert is of a key, of that key's records alone. ``firing_keys`` counts the
     keys whose monitor is active. ``unscored`` is the share of images without scores beside all
-    this, null where the settings leave that out.
+    this, null where the settings leave that out. ``block`` is null unless blocks decide;
+    ``acceptance`` unless the alert ends because the key's change was accepted.
     """
 
     key: str | None
@@ -204,6 +284,8 @@ class DriftAlert:
     classes: tuple[Contribution, ...] = ()
     firing_keys: int = 0
     unscored: UnscoredShare | None = None
+    block: BlockFinding | None = None
+    acceptance: Acceptance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +314,7 @@ class DriftSnapshot:
     the time when they were read. ``watermark_ms`` is null while nothing is known, and
     ``partition_watermarks_ms`` has the partitions that have brought records. ``keys`` are
     remembered, ``keys_active`` of them have an active monitor, ``keys_firing`` a firing alert.
+    ``blocks`` is null unless blocks decide.
     """
 
     state: AlertState
@@ -254,6 +337,7 @@ class DriftSnapshot:
     unscored: UnscoredShare | None = None
     unscored_reading: DetectorReading | None = None
     unscored_since_ms: int | None = None
+    blocks: BlockSnapshot | None = None
 
     @property
     def fraction(self) -> float | None:

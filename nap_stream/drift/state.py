@@ -13,8 +13,9 @@ from safetensors.numpy import save as encode
 
 from nap_stream.core.alert_state import Firing
 from nap_stream.core.panes import PANE_ARRAYS, PaneBuffer, PaneCounts
-from nap_stream.drift.detectors import FiringKey
+from nap_stream.drift.block_alerts import BlocksDocument
 from nap_stream.drift.evidence import EvidenceState
+from nap_stream.drift.key_alerts import FiringKey
 from nap_stream.drift.unscored import UnscoredDocument, in_order
 from nap_stream.records import STATUSES, Status
 
@@ -32,8 +33,8 @@ class StateDocument:
     parts of open panes: (start of the pane, number of the partition, entries in the arrays, keys).
     ``untimely_records`` counts implausible timestamps. ``keys`` and ``keys_firing`` are null where
     keys have no monitors. ``statuses`` are the columns of the images of open panes; none of them
-    and no ``unscored`` in a checkpoint from before images without scores were watched. The names
-    are those of the checkpoint's format.
+    and no ``unscored`` in a checkpoint from before images without scores were watched. ``blocks``
+    are null unless they decide. The names are those of the checkpoint's format.
     """
 
     identity: str
@@ -48,6 +49,7 @@ class StateDocument:
     keys_firing: list[FiringKey] | None = None
     statuses: tuple[Status, ...] = ()
     unscored: UnscoredDocument | None = None
+    blocks: BlocksDocument | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +66,9 @@ _DOCUMENTS = TypeAdapter(StateDocument)
 def encode_state(state: MonitorState) -> bytes:
     """Write a state, exact to the bit, as a safetensors file; its document is an array too."""
     tree = _DOCUMENTS.dump_python(state.document, mode="json")
+    if state.document.blocks is None:
+        # As before there were blocks.
+        del tree["blocks"]
     text = json.dumps(tree, separators=(",", ":")).encode()
     arrays = {**state.arrays, _DOCUMENT: np.frombuffer(text, dtype=np.uint8)}
     return encode({name: np.ascontiguousarray(array) for name, array in arrays.items()})

@@ -11,23 +11,21 @@ import structlog
 from nap_stream.alert.event import AlertEvent
 from nap_stream.alert.sinks import AlertSink, open_sinks
 from nap_stream.clock import Clock, Deadline
-from nap_stream.core.alert_state import Reason
+from nap_stream.core.alert_state import OVER, Reason
+from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
-from nap_stream.drift.records import (
-    CalibrationFacts,
-    DriftAlert,
-    DriftUpdate,
-    UnscoredAlert,
-)
+from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate, UnscoredAlert
 from nap_stream.metrics import Metrics, MetricsServer
+from nap_stream.monitor.acceptances import AcceptanceReader
 from nap_stream.monitor.alerts import (
     AlertDispatcher,
     CatchUpFilter,
     CheckpointStore,
     MonitorSnapshot,
 )
-from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable, show_drift
+from nap_stream.monitor.gauges import show_drift
+from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
@@ -53,8 +51,10 @@ class Coordinator:
     neither a slow disk nor a broker that is down holds a worker up. Alerts are delivered by `tick`
     and `flush`, never by `submit`. The surest of the sinks comes first; `close` closes them.
 
+    ``acceptances`` tell what was accepted; None for nothing.
+
     Raises:
-        ConfigError: The window is too small to fire.
+        ConfigError: The window is too small to fire, or the baseline does not fit the settings.
     """
 
     def __init__(
@@ -66,9 +66,12 @@ class Coordinator:
         summaries: LogSummaries,
         checkpoints: CheckpointStore,
         clock: Clock,
+        acceptances: AcceptanceReader | None = None,
     ) -> None:
         self._settings, self._clock, self._log = settings, clock, summaries
         self._plan = detection_plan(settings.drift, calibration)
+        watch = block_watch(settings.drift, calibration)
+        self._acceptances = None if watch is None else acceptances
         self.metrics = Metrics(version("nap-stream"))
         self.metrics.workers_expected.set(settings.worker.count)
         self.metrics.ood_fraction_expected.set(self._plan.flag_rate)
@@ -83,7 +86,7 @@ class Coordinator:
         self._read_ahead_s = clock.monotonic()
         # Guards all that follows.
         self._lock = threading.Lock()
-        self._monitor = DriftMonitor(self._plan, settings, clock)
+        self._monitor = DriftMonitor(self._plan, settings, clock, watch=watch)
         self._shown = self._monitor.snapshot()
         self._revision = 0
         self._is_urgent = False
@@ -107,6 +110,7 @@ class Coordinator:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
+        self._accept_new()
         if self._log.partitions():
             self._take_over()
             with self._lock:
@@ -118,7 +122,9 @@ class Coordinator:
         with self._lock:
             self._show()
         self._server = MetricsServer(
-            self._settings.metrics, self.metrics.registry, self.health, self.degraded
+            *(self._settings.metrics, self.metrics.registry, self.health),
+            degraded=self.degraded,
+            decides=self.decides,
         )
 
     @property
@@ -168,7 +174,8 @@ class Coordinator:
             self.metrics.worker_restarts.inc()
 
     def tick(self) -> None:
-        """Look for missing summaries, move the watermark on, deliver alerts."""
+        """Look for missing summaries and acceptances, move the watermark on, deliver alerts."""
+        self._accept_new()
         self._fill_holes(HOLE_PATIENCE_S)
         if self._clock.monotonic() - self._read_ahead_s >= READ_AHEAD_EVERY_S:
             self._read_ahead_s = self._clock.monotonic()
@@ -190,6 +197,7 @@ class Coordinator:
         what their partitions still bring.
         """
         deadline = Deadline(self._clock, timeout_s)
+        self._accept_new()
         self._read_ahead()
         if input_ended:
             # A hole of which the log cannot be read stays.
@@ -217,9 +225,7 @@ class Coordinator:
                 images_scored=totals["images_scored"],
                 images_per_second=self._workers.images_per_second(self._clock.monotonic()),
                 alerts_fired=reasons[Reason.BEGAN],
-                alerts_resolved=sum(
-                    reasons[over] for over in (Reason.ENDED, Reason.SILENT, Reason.FORGOTTEN)
-                ),
+                alerts_resolved=sum(reasons[over] for over in OVER),
                 alerts_waiting=len(self._dispatcher),
                 max_lag=self._partitions.max_lag(),
                 dead_letters=totals["dead_letters"],
@@ -234,6 +240,10 @@ class Coordinator:
     def degraded(self) -> tuple[str, ...]:
         """Say what the verdicts do not know: images without scores, an old OOD fraction."""
         return self.status().degraded()
+
+    def decides(self) -> str | None:
+        """Say what decides where it is not single records, and how the month compares."""
+        return self.status().decides
 
     def health(self) -> tuple[str, ...]:
         """Say which workers do not report or go on, and why alerts cannot be delivered."""
@@ -256,6 +266,13 @@ class Coordinator:
         if server is not None:
             server.close()
         self._dispatcher.outboxes.close()
+
+    def _accept_new(self) -> None:
+        """Learn of acceptances that were made since the last look."""
+        found = () if self._acceptances is None else self._acceptances.new()
+        if found:
+            with self._lock:
+                self._monitor.accept(found)
 
     def _take_over(self) -> None:
         """Take up the story, before anybody tells anything.
@@ -471,6 +488,7 @@ def open_coordinator(
         summaries=LogSummaries(store, settings, calibration.fingerprint),
         checkpoints=CheckpointStore(store, settings.alerts.monitor, settings.kafka.topic),
         clock=clock,
+        acceptances=AcceptanceReader(store, settings.kafka.topic, clock),
     )
     try:
         coordinator.start(since)

@@ -18,8 +18,8 @@ from rich.live import Live
 from rich.text import Text
 
 from nap_stream.clock import Clock, SystemClock
-from nap_stream.core.alert_state import AlertState, Severity
-from nap_stream.drift.records import DriftSnapshot
+from nap_stream.core.alert_state import AlertState
+from nap_stream.drift.records import DriftSnapshot, MonthlyEffect
 from nap_stream.metrics import Metrics
 from nap_stream.records import (
     TIME_PARTS,
@@ -242,46 +242,6 @@ def _rate(images: deque[tuple[float, int]], now_s: float) -> float:
     return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
 
-_UNKNOWN = float("nan")
-
-
-def show_drift(
-    metrics: Metrics, before: DriftSnapshot, now: DriftSnapshot, window_size: int, now_ms: int
-) -> None:
-    """Set the gauges to ``now``; count what has grown since ``before``, which was shown last.
-
-    ``window_size`` is the number of records in a full window, ``now_ms`` the time since the epoch.
-    """
-    metrics.ood_fraction.set(_UNKNOWN if now.fraction is None else now.fraction)
-    metrics.ood_fraction_bound.set(_UNKNOWN if now.bound is None else now.bound)
-    end_ms, unscored = now.window_end_ms, now.unscored
-    metrics.window_age.set(_UNKNOWN if end_ms is None else max(0, now_ms - end_ms) / 1000)
-    metrics.unscored_fraction.set(_UNKNOWN if unscored is None else unscored.share)
-    metrics.unscored_fraction_bound.set(_UNKNOWN if unscored is None else unscored.bound)
-    metrics.window_records.set(now.window_records)
-    metrics.window_fill.set(min(1.0, now.window_records / window_size))
-    for severity in Severity:
-        metrics.alert_firing.labels(severity.value).set(int(now.severity is severity))
-        is_firing = unscored is not None and unscored.severity is severity
-        metrics.unscored_alert_firing.labels(severity.value).set(int(is_firing))
-    of_unscored = () if now.unscored_reading is None else (now.unscored_reading,)
-    for reading in (*now.readings, *of_unscored):
-        metrics.set_detector(
-            reading.detector, reading.statistic, reading.threshold, active=reading.active
-        )
-    mark_ms = now.watermark_ms
-    metrics.watermark_delay.set(_UNKNOWN if mark_ms is None else (now_ms - mark_ms) / 1000)
-    for partition, partition_mark_ms in now.partition_watermarks_ms.items():
-        metrics.set_watermark(partition, partition_mark_ms)
-    metrics.keys.set(now.keys)
-    metrics.keys_active.set(now.keys_active)
-    metrics.keys_firing.set(now.keys_firing)
-    metrics.keys_forgotten.inc(now.keys_forgotten - before.keys_forgotten)
-    metrics.late_records.inc(now.late_records - before.late_records)
-    metrics.untimely_records.inc(now.implausible_timestamps - before.implausible_timestamps)
-    metrics.duplicate_summaries.inc(now.duplicates - before.duplicates)
-
-
 @dataclass(frozen=True, slots=True)
 class CoordinatorStatus:
     """The run now.
@@ -330,9 +290,29 @@ class CoordinatorStatus:
         is_stale = end_ms is not None and self.now_ms - end_ms > self.stale_after_s * 1000
         return end_ms if is_stale else None
 
+    @property
+    def decides(self) -> str | None:
+        """What decides, and how the month compares; None where single records do."""
+        blocks = self.drift.blocks
+        if blocks is None:
+            return None
+        new = f"; {blocks.new_keys:,} keys are new" if blocks.new_keys else ""
+        waiting = f", {blocks.waiting_keys:,} have no room to learn" if blocks.waiting_keys else ""
+        return f"{blocks.words}{new}{waiting}{_month_words(blocks.month)}"
+
     def degraded(self) -> tuple[str, ...]:
         """Say what the alert state and the OOD fraction do not: that they are blind, or old."""
         return tuple(_degraded(self))
+
+
+def _month_words(month: MonthlyEffect | None) -> str:
+    if month is None:
+        return ""
+    low, high = (f"{100 * bound:+.1f}" for bound in (month.low, month.high))
+    return (
+        f"; {rfc3339(month.month_ms)[:7]}: {month.share:.1%} out-of-distribution, "
+        f"{100 * month.change:+.1f} points from the baseline (95 %: {low} to {high})"
+    )
 
 
 def _degraded(status: CoordinatorStatus) -> Iterator[str]:
@@ -397,6 +377,8 @@ def status_text(status: CoordinatorStatus) -> Text:
             f"  {firing}{share.unscored:,} of {share.images:,} ({share.share:.1%})",
             "bold red" if is_told else "yellow" if share.share > share.bound else "",
         )
+    if status.decides:
+        text.append(f"  {status.decides}", "dim")
     if awaited := first_wait(status):
         text.append(f"  {awaited}", "cyan")
     if drift.keys_firing:
@@ -430,6 +412,7 @@ def _events(clock: Clock) -> Show:
             bound=status.drift.bound,
             unscored=None if unscored is None else unscored.share,
             degraded=list(status.degraded()),
+            **({} if status.decides is None else {"decides": status.decides}),
             awaits=first_wait(status),
             max_lag=status.max_lag,
             dead_letters=status.dead_letters,

@@ -1,10 +1,14 @@
 """The settings of the drift monitor: what it promises, and what it counts."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, parse_false_alarms
+from nap_stream.core.alert_state import (
+    DEFAULT_FALSE_ALARMS,
+    parse_false_alarms,
+    promised_hours,
+)
 from nap_stream.records import Status
 from nap_stream.settings.values import PositiveSeconds, Probability, Section
 
@@ -67,6 +71,9 @@ class DriftSettings(Section):
     """A partition that has been silent for this long no longer holds the watermark back."""
     keys: KeySettings | None = None
     """Monitors of single keys beside that of the stream; null for none."""
+    blocks: Literal["auto", "off"] = "auto"
+    """auto: where the calibration holds a baseline (`nap-stream baseline`), its blocks decide, and
+    the detectors of single records are shown beside. off: single records decide."""
     unscored: UnscoredSettings | None = UnscoredSettings()
     """The alert of images that have no scores; null for none."""
     stale_after_s: PositiveSeconds = 60.0
@@ -96,3 +103,10 @@ class DriftSettings(Section):
         if self.expected_run_length is not None:
             return self.expected_run_length
         return parse_false_alarms(self.false_alarms or DEFAULT_FALSE_ALARMS)
+
+    @property
+    def run_time_ms(self) -> int | None:
+        """The same as a time in milliseconds; None where it was asked for in records."""
+        if self.expected_run_length is not None:
+            return None
+        return round(promised_hours(self.false_alarms or DEFAULT_FALSE_ALARMS) * 3_600_000)

@@ -169,7 +169,7 @@ def test_context_attributes() -> None:
     event = event_tree(BEGAN, given=given)
     assert event["source"] == "/nap-stream/line-7/gate%20%2F%203"
     assert event["type"] == "io.nap-stream.drift.firing"
-    assert event["dataschema"] == alert_schema()["$id"] == "urn:nap-stream:alert:4"
+    assert event["dataschema"] == alert_schema()["$id"] == "urn:nap-stream:alert:5"
     assert event["subject"] == "line-7"
     assert event["time"] == "2026-01-31T02:03:20.000Z"
     assert event_tree(ENDED)["type"] == "io.nap-stream.drift.resolved"

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from nap_stream.alert.event import detector_words, promise_words, summary
+from nap_stream.alert.words import detector_words, promise_words, summary
 from nap_stream.core.alert_state import Change, Reason
 from nap_stream.core.sequential import Onset
 from nap_stream.core.tails import TailEvent

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.drift.monitor import OffsetLedger
+from nap_stream.drift.partitions import OffsetLedger
 
 
 def test_takes_ranges_in_order() -> None:

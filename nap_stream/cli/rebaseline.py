@@ -1,0 +1,168 @@
+"""nap-stream rebaseline: a change of one key is accepted for good."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from nap_stream.cli.options import log_store, progress_bar, show_warnings, time_ms
+from nap_stream.clock import SystemClock
+from nap_stream.errors import ConfigError
+from nap_stream.settings.load import load_settings
+
+if TYPE_CHECKING:
+    from nap_stream.drift.records import BaselineFacts
+    from nap_stream.records import Acceptance
+    from nap_stream.scored_log.stores import SegmentStore
+    from nap_stream.settings.schema import Settings
+
+SHOWN_KEYS = 5
+
+
+def rebaseline(
+    config: Annotated[
+        Path,
+        typer.Option("--config", "-c", help="The YAML file of the monitor that is to accept it."),
+    ],
+    key: Annotated[str, typer.Option(help="The key whose change is accepted, such as a camera.")],
+    since: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="TIME",
+            help="Since when it is so: ISO 8601 (UTC), or 90m, 6h, 2d ago.",
+        ),
+    ],
+    by: Annotated[str, typer.Option(help="Who accepts it.")],
+    reason: Annotated[str, typer.Option(help="Why: what was changed.")],
+    log: Annotated[
+        str | None,
+        typer.Option(
+            "--log", metavar="ROOT", help="The root of another scored log than that of --config."
+        ),
+    ] = None,
+) -> None:
+    """Accept a known change of one key, such as a camera that was moved, for good.
+
+    Its alert ends with the reason "accepted". The monitor then knows nothing of the key: it is
+    judged by the worst key of the baseline, while it learns a baseline of its own. What was
+    accepted stands in the log's root, in _acceptances, so that a replay gives the same alerts.
+
+    \b
+    Examples:
+      nap-stream rebaseline -c monitor.yaml --key camera-7 --from 2026-05-28T10:00 --by Ann
+        --reason "line 3 was retooled"
+    """
+    from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.scored_log.acceptances import write_acceptance
+
+    settings, clock = load_settings(config), SystemClock()
+    baseline = load_calibration(settings.calibration).facts.baseline
+    _require_blocks(settings, baseline)
+    assert baseline is not None
+    store = log_store(None, str(settings.log.root) if log is None else log)
+    from_ms, now_ms = time_ms("--from", since, clock), clock.now_ms()
+    if from_ms > now_ms:
+        raise ConfigError(f"{since} is not over yet", "--from", "Accept what has happened")
+    _require_key(store, settings, key, from_ms)
+    acceptance = write_acceptance(
+        store, new_acceptance(settings.kafka.topic, key, from_ms, now_ms, by=by, reason=reason)
+    )
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if from_ms < baseline.until_ms:
+        _warn(baseline)
+    _tell(acceptance, console)
+
+
+def new_acceptance(
+    topic: str, key: str, from_ms: int, now_ms: int, *, by: str, reason: str
+) -> "Acceptance":
+    """Make an acceptance that takes effect when every monitor at work knows of it.
+
+    Event times may be ahead of the clock, by so much at most that they are credible.
+    """
+    from nap_stream.records import Acceptance
+    from nap_stream.scored_log.acceptances import NOTICE_MS
+    from nap_stream.scored_log.summary import MAX_CLOCK_SKEW_MS
+
+    effective_ms = now_ms + MAX_CLOCK_SKEW_MS + NOTICE_MS
+    return Acceptance(0, topic, key, from_ms, effective_ms, now_ms, by, reason)
+
+
+def _require_blocks(settings: "Settings", baseline: "BaselineFacts | None") -> None:
+    """Refuse what would change nothing: where single records decide, nothing can begin anew."""
+    if baseline is None:
+        raise ConfigError(
+            "the calibration holds no baseline, so that single records decide, whose measure is "
+            "the calibration images",
+            str(settings.calibration),
+            "Make one with `nap-stream baseline`",
+        )
+    if settings.drift.blocks == "off" or settings.drift.keys is None:
+        name = "drift.keys" if settings.drift.keys is None else "drift.blocks"
+        raise ConfigError("no blocks of keys are watched", name, f"Set {name}")
+
+
+def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms: int) -> None:
+    """Refuse a key that has no record since then: a mistyped one would be accepted in silence."""
+    from nap_stream.scored_log.acceptances import MAX_KEY
+
+    if not key:
+        raise ConfigError(
+            "the whole stream cannot be accepted", "--key", "Make another baseline from what is new"
+        )
+    found: set[str] = set()
+    with progress_bar(f"looking for {key[:MAX_KEY]!r}", unit="segments") as advance:
+        for number, keys in enumerate(_keys_since(store, settings, from_ms)):
+            found.update(keys)
+            if key in found:
+                return
+            advance(number + 1, None)
+    near = get_close_matches(key, sorted(found), SHOWN_KEYS) or sorted(found)[:SHOWN_KEYS]
+    raise ConfigError(
+        f"no record has the key {key!r} since then; of {len(found):,} others, the nearest: "
+        f"{', '.join(map(repr, near)) or 'none'}",
+        "--key, --from",
+        "Name a key as alerts show it",
+    )
+
+
+def _keys_since(
+    store: "SegmentStore", settings: "Settings", from_ms: int
+) -> Iterator[tuple[str, ...]]:
+    """The keys of each segment since then."""
+    from nap_stream.replay import EventSpan, find_range
+    from nap_stream.scored_log.read import topic_partitions
+    from nap_stream.scored_log.summary import LAST_OFFSET, summarise_chain, summary_shape
+
+    shape, span = summary_shape(settings), EventSpan(from_ms, None)
+    for name in topic_partitions(store, settings.kafka.topic):
+        part = find_range(store, name, span, "")
+        if part is not None:
+            for summary in summarise_chain(store, name, part.start, LAST_OFFSET, shape):
+                yield summary.panes.keys
+
+
+def _warn(baseline: "BaselineFacts") -> None:
+    from nap_stream.text import moment, rfc3339
+
+    until = moment(rfc3339(baseline.until_ms))
+    sentence = f"the baseline itself goes on to {until}, after --from: it has some of the change"
+    show_warnings([sentence], Console(stderr=True))
+
+
+def _tell(acceptance: "Acceptance", console: Console) -> None:
+    from nap_stream.text import moment, rfc3339
+
+    console.print(
+        f"accepted as number {acceptance.number}: {acceptance.key} as it is since "
+        f"{moment(rfc3339(acceptance.from_ms))}"
+    )
+    console.print(
+        f"It takes effect with the first images from {moment(rfc3339(acceptance.effective_ms))} on "
+        "(event time). An alert of it then ends with the reason accepted, and the key learns a "
+        "baseline of its own."
+    )

@@ -1,0 +1,274 @@
+"""Blocks that decide: the plan of a baseline, and the alerts of the stream and of its keys.
+
+The blocks are those of `nap_stream.core.block_monitors`. All depends on the panes and on the
+acceptances alone: a block is judged with the pane at whose end it is over, or with the first one
+after that, and an acceptance counts from the first pane on that ends when it takes effect, or
+later.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nap_stream.core.alert_state import Detector
+from nap_stream.core.block_monitors import BlockMonitors
+from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
+from nap_stream.core.block_readings import BlockReading, JudgedBy
+from nap_stream.core.blocks import Blocks
+from nap_stream.core.learned_references import LEARN_BLOCKS, NEEDED_BLOCKS
+from nap_stream.core.panes import NO_KEY, ClosedPane
+from nap_stream.core.sequential import RESOLVE_RATIO, Onset
+from nap_stream.drift.key_alerts import FiringKey, FiringKeys, KeyVerdict
+from nap_stream.drift.months import MonthlyShares
+from nap_stream.drift.records import (
+    BaselineFacts,
+    BlockFinding,
+    BlockSnapshot,
+    CalibrationFacts,
+    Decision,
+    DetectorReading,
+)
+from nap_stream.errors import ConfigError
+from nap_stream.records import Acceptance
+from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.drift import DriftSettings
+from nap_stream.text import duration, rfc3339
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockWatch:
+    """The baseline whose blocks decide, and what the monitors of blocks are set to."""
+
+    baseline: BaselineFacts
+    plan: BlockPlan
+
+
+def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> BlockWatch | None:
+    """Tell what blocks decide by; None where single records do.
+
+    That is so where the calibration has no baseline, or ``drift.blocks`` is off.
+
+    Raises:
+        ConfigError: The baseline has other keys, or a block is longer than the promised time.
+    """
+    baseline = calibration.baseline
+    if baseline is None or settings.blocks == "off":
+        return None
+    by = None if settings.keys is None else settings.keys.by
+    if by is not None and by != baseline.by:
+        raise ConfigError(
+            f"the keys are told apart by {by}, those of the baseline by {baseline.by or 'nothing'}",
+            "drift.keys.by",
+            f"Set it to {baseline.by}, or make another baseline"
+            if baseline.by
+            else "Make a baseline with keys, or set drift.keys to null",
+        )
+    blocks = baseline.blocks if by is not None else _of_stream(baseline.blocks)
+    run_time_ms = _run_time_ms(settings, baseline.blocks)
+    if run_time_ms < blocks.block_ms:
+        raise ConfigError(
+            f"one false alarm in {duration(run_time_ms)} cannot be promised in blocks of "
+            f"{duration(blocks.block_ms)}",
+            "drift.false_alarms",
+            "Ask for fewer false alarms, or set drift.blocks to off",
+        )
+    plan = plan_blocks(
+        references_of(blocks, baseline.kinds),
+        run_time_ms=run_time_ms,
+        confidence=settings.confidence,
+    )
+    return BlockWatch(baseline, plan)
+
+
+def _of_stream(blocks: Blocks) -> Blocks:
+    """The blocks of the whole stream alone, as if nothing told its keys apart."""
+    own = blocks.of(NO_KEY)
+    columns = (own.key, own.start_ms, own.records, own.flagged, own.bins)
+    return Blocks(*columns, (NO_KEY,), own.block_ms)
+
+
+def _run_time_ms(settings: DriftSettings, blocks: Blocks) -> int:
+    """The time of one false alarm: as it is asked for, or at the rate of the baseline's records."""
+    if settings.run_time_ms is not None:
+        return settings.run_time_ms
+    records = blocks.of(NO_KEY).records
+    assert settings.expected_run_length is not None
+    return round(settings.expected_run_length / float(records.mean()) * blocks.block_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksDocument:
+    """What the alerts of blocks know, but for arrays. ``accepted`` are numbers of acceptances."""
+
+    keys: tuple[str, ...]
+    firing: tuple[FiringKey, ...]
+    accepted: tuple[int, ...]
+
+
+class BlockAlerts:
+    """The monitors of blocks of the stream and of each key, and the alerts of keys that fire.
+
+    They go on from the state of others with the same watch and settings, if given.
+
+    Raises:
+        ValueError: The parts of the state do not belong together.
+        KeyError: It lacks an array.
+    """
+
+    detector = Detector.BLOCKS
+
+    def __init__(
+        self,
+        watch: BlockWatch,
+        drift: DriftSettings,
+        alerts: AlertSettings,
+        document: BlocksDocument | None = None,
+        arrays: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self._watch = watch
+        references, keys = watch.plan.references, drift.keys
+        self._block_ms = references.block_ms
+        silence_ms = max(round(alerts.repeat_interval_s * 1000), 2 * self._block_ms)
+        self.monitors = BlockMonitors(watch.plan, 1 if keys is None else keys.max_keys, silence_ms)
+        self._months = MonthlyShares(watch.baseline.blocks.of(NO_KEY))
+        self._accepted: set[int] = set()
+        self._judged_until_ms: int | None = None
+        if document is not None and arrays is not None:
+            self.monitors.restore(document.keys, arrays)
+            self._months.restore(arrays)
+            self._accepted.update(document.accepted)
+            until = arrays["judged_until"].tolist()
+            self._judged_until_ms = until[0] if until else None
+        self._firing = FiringKeys(
+            self,
+            max_firing=0 if keys is None else keys.max_firing,
+            silence_ms=silence_ms,
+            alerts=alerts,
+            firing=() if document is None else document.firing,
+        )
+
+    def state(self) -> tuple[BlocksDocument, dict[str, NDArray[Any]]]:
+        """Give all that they know: a document, and exact arrays by name."""
+        document = BlocksDocument(
+            self.monitors.names(),
+            tuple(self._firing.by_key.values()),
+            tuple(sorted(self._accepted)),
+        )
+        until = [] if self._judged_until_ms is None else [self._judged_until_ms]
+        arrays = {"judged_until": np.array(until, dtype=np.int64)}
+        return document, self.monitors.arrays() | self._months.arrays() | arrays
+
+    @property
+    def keys_firing(self) -> int:
+        """How many keys have a firing alert."""
+        return len(self._firing.by_key)
+
+    @property
+    def keys_active(self) -> int:
+        """How many keys have an active monitor."""
+        return self.monitors.active_count - self.verdict(NO_KEY).active
+
+    def push(
+        self, pane: ClosedPane, end_ms: int, acceptances: Iterable[Acceptance]
+    ) -> list[Decision]:
+        """Take the next pane, which ends at ``end_ms``; give what is to be sent of keys, by key.
+
+        ``acceptances`` are all that are known, in any order.
+        """
+        decisions = self._accept(acceptances, end_ms)
+        decisions += self._firing.close_silent(pane, end_ms)
+        readings = (*self.monitors.update(pane), *self.monitors.advance(end_ms))
+        self._months.push(pane)
+        active = set[str]()
+        for each in readings:
+            self._judged_until_ms = each.end_ms
+            active.update(each.keys[place] for place in np.flatnonzero(each.active))
+        decisions += self._firing.step(sorted(active - {NO_KEY}), end_ms)
+        return sorted(decisions, key=lambda decision: decision.key or "")
+
+    def knows(self, key: str) -> bool:
+        """Whether a key is remembered."""
+        return key in self.monitors
+
+    def verdict(self, key: str) -> KeyVerdict:
+        """Say where the monitor of a key stands, or with `NO_KEY` that of the stream."""
+        found = self.monitors.reading(key)
+        threshold = math.exp(found.log_threshold)
+        reading = DetectorReading(
+            *(self.detector, found.active, math.exp(found.log_statistic)),
+            *(threshold, threshold * RESOLVE_RATIO),
+        )
+        since = Onset(0, found.onset_ms, found.records, found.flagged)
+        return KeyVerdict(found.active, since, (reading,), self._finding(key, found))
+
+    def snapshot(self) -> BlockSnapshot:
+        """Say where they stand."""
+        (reading,) = self.verdict(NO_KEY).readings
+        return BlockSnapshot(
+            words=self._words(),
+            block_ms=self._block_ms,
+            judged_until_ms=self._judged_until_ms,
+            known_keys=len(self._watch.plan.references.known),
+            new_keys=self.monitors.new_count,
+            waiting_keys=self.monitors.waiting_count,
+            accepted=len(self._accepted),
+            reading=reading,
+            month=self._months.effect(),
+        )
+
+    def _words(self) -> str:
+        baseline = self._watch.baseline
+        since, until = (rfc3339(t)[:16] for t in (baseline.since_ms, baseline.until_ms))
+        length = duration(self._block_ms)
+        return f"blocks of {length} decide, against the baseline of {since}Z to {until}Z"
+
+    def _accept(self, acceptances: Iterable[Acceptance], end_ms: int) -> list[Decision]:
+        """Begin anew with the keys of acceptances that take effect now."""
+        made_ms = self._watch.baseline.made_ms
+        due = [
+            each
+            for each in acceptances
+            # One from before the baseline was made is part of what it takes for usual.
+            if each.effective_ms <= end_ms
+            and each.made_ms >= made_ms
+            and each.number not in self._accepted
+        ]
+        decisions: list[Decision] = []
+        for each in sorted(due, key=lambda one: (one.effective_ms, one.number)):
+            self._accepted.add(each.number)
+            if each.key != NO_KEY:
+                decisions += self._firing.accept(each)
+                self.monitors.accept(each.key, each.from_ms)
+        return decisions
+
+    def _finding(self, key: str, found: BlockReading) -> BlockFinding:
+        plan, baseline = self._watch.plan, self._watch.baseline
+        is_known = key in plan.references.keys
+        own = [n for n in plan.references.blocks_by_kind(key) if n] if is_known else []
+        if found.judged_by is JudgedBy.LEARNED:
+            compared = LEARN_BLOCKS
+        elif found.judged_by is JudgedBy.OWN and own:
+            compared = min(own)
+        else:
+            compared = plan.fewest_blocks
+        return BlockFinding(
+            onset_ms=found.onset_ms,
+            blocks=found.blocks,
+            records=found.records,
+            flagged=found.flagged,
+            statistic=found.statistic,
+            baseline_share=found.baseline_share,
+            judged_by=found.judged_by,
+            baseline_blocks=compared,
+            learned=found.learned,
+            needed=NEEDED_BLOCKS,
+            block_ms=self._block_ms,
+            since_ms=baseline.since_ms,
+            until_ms=baseline.until_ms,
+            run_time_ms=plan.run_time_ms,
+            confidence=plan.confidence,
+        )
