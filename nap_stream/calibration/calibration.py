@@ -167,6 +167,7 @@ class Calibration:
             reason=baseline.reason,
             blocks=self._blocks,
             kinds=baseline.kinds,
+            one_per_pane_ms=baseline.pane_ms if baseline.one_per_pane else None,
         )
 
     @property

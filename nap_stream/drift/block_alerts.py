@@ -53,7 +53,8 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
     That is so where the calibration has no baseline, or ``drift.blocks`` is off.
 
     Raises:
-        ConfigError: The baseline has other keys, or a block is longer than the promised time.
+        ConfigError: The baseline has other keys or counts records otherwise, or a block is longer
+            than the promised time.
     """
     baseline = calibration.baseline
     if baseline is None or settings.blocks == "off":
@@ -66,6 +67,14 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
             f"Set it to {baseline.by}, or make another baseline"
             if baseline.by
             else "Make a baseline with keys, or set drift.keys to null",
+        )
+    own_ms = settings.pane_ms if settings.one_per_pane else None
+    if by is not None and own_ms != baseline.one_per_pane_ms:
+        raise ConfigError(
+            f"the blocks of the baseline count {_counted(baseline.one_per_pane_ms)}, the monitor "
+            f"{_counted(own_ms)}",
+            "drift.keys.one_per_pane, drift.pane_ms",
+            "Set them as they were, or make another baseline",
         )
     blocks = baseline.blocks if by is not None else _of_stream(baseline.blocks)
     run_time_ms = _run_time_ms(settings, baseline.blocks)
@@ -82,6 +91,12 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
         confidence=settings.confidence,
     )
     return BlockWatch(baseline, plan)
+
+
+def _counted(one_per_pane_ms: int | None) -> str:
+    if one_per_pane_ms is None:
+        return "all records"
+    return f"one record of a key in {one_per_pane_ms} ms"
 
 
 def _of_stream(blocks: Blocks) -> Blocks:
@@ -137,6 +152,7 @@ class BlockAlerts:
         self._months = MonthlyShares(watch.baseline.blocks.of(NO_KEY))
         self._accepted: set[int] = set()
         self._judged_until_ms: int | None = None
+        self._new_keys = self._waiting_keys = 0
         if document is not None and arrays is not None:
             self.monitors.restore(document.keys, arrays)
             self._months.restore(arrays)
@@ -150,6 +166,7 @@ class BlockAlerts:
             alerts=alerts,
             firing=() if document is None else document.firing,
         )
+        self._count_new()
 
     def state(self) -> tuple[BlocksDocument, dict[str, NDArray[Any]]]:
         """Give all that they know: a document, and exact arrays by name."""
@@ -187,6 +204,8 @@ class BlockAlerts:
         for each in readings:
             self._judged_until_ms = each.end_ms
             active.update(each.keys[place] for place in np.flatnonzero(each.active))
+        if readings:
+            self._count_new()
         decisions += self._firing.step(sorted(active - {NO_KEY}), end_ms)
         return sorted(decisions, key=lambda decision: decision.key or "")
 
@@ -213,12 +232,23 @@ class BlockAlerts:
             block_ms=self._block_ms,
             judged_until_ms=self._judged_until_ms,
             known_keys=len(self._watch.plan.references.known),
-            new_keys=self.monitors.new_count,
-            waiting_keys=self.monitors.waiting_count,
+            new_keys=self._new_keys,
+            waiting_keys=self._waiting_keys,
             accepted=len(self._accepted),
             reading=reading,
             month=self._months.effect(),
         )
+
+    def is_new(self, acceptance: Acceptance) -> bool:
+        """Whether an acceptance counts, and has not taken effect yet."""
+        # One from before the baseline was made is part of what it takes for usual.
+        is_later = acceptance.made_ms >= self._watch.baseline.made_ms
+        return is_later and acceptance.number not in self._accepted
+
+    def _count_new(self) -> None:
+        """Count new keys: it takes a look at every key, and only a block changes them."""
+        self._new_keys = self.monitors.new_count
+        self._waiting_keys = self.monitors.waiting_count
 
     def _words(self) -> str:
         baseline = self._watch.baseline
@@ -228,21 +258,15 @@ class BlockAlerts:
 
     def _accept(self, acceptances: Iterable[Acceptance], end_ms: int) -> list[Decision]:
         """Begin anew with the keys of acceptances that take effect now."""
-        made_ms = self._watch.baseline.made_ms
-        due = [
-            each
-            for each in acceptances
-            # One from before the baseline was made is part of what it takes for usual.
-            if each.effective_ms <= end_ms
-            and each.made_ms >= made_ms
-            and each.number not in self._accepted
-        ]
+        due = [each for each in acceptances if each.effective_ms <= end_ms and self.is_new(each)]
         decisions: list[Decision] = []
         for each in sorted(due, key=lambda one: (one.effective_ms, one.number)):
             self._accepted.add(each.number)
             if each.key != NO_KEY:
                 decisions += self._firing.accept(each)
                 self.monitors.accept(each.key, each.from_ms)
+        if due:
+            self._count_new()
         return decisions
 
     def _finding(self, key: str, found: BlockReading) -> BlockFinding:

@@ -55,6 +55,7 @@ from nap_stream.records import STATUSES, Acceptance, OffsetRange, SegmentSummary
 from nap_stream.settings.schema import Settings
 
 _VERSION = 1
+_LATE = "it takes effect with the next pane; a replay takes it into account earlier"
 _BLOCKS_VERSION = 1
 """Of how blocks are judged: another state means another."""
 _DETECTORS = "detectors."
@@ -185,7 +186,16 @@ class DriftMonitor:
 
         Where single records decide there is nothing that could begin anew: they change nothing.
         """
-        self._acceptances |= {each.number: each for each in acceptances}
+        new = {each.number: each for each in acceptances if each.number not in self._acceptances}
+        self._acceptances |= new
+        until_ms, blocks = self.judged_until_ms, self._blocks
+        if until_ms is None or blocks is None:
+            return
+        for each in new.values():
+            if each.effective_ms <= until_ms and blocks.is_new(each):
+                structlog.get_logger().warning(
+                    "acceptance_late", number=each.number, key=each.key, cause=_LATE
+                )
 
     def hold(self, partition: TopicPartition) -> None:
         """Expect more of a partition: it is not idle now, and holds the watermark back."""
@@ -319,21 +329,21 @@ class DriftMonitor:
         return self._blocks.push(pane, end_ms, self._acceptances.values())
 
     def _step(self, end_ms: int) -> Change | None:
-        detectors, blocks = self._detectors, self._blocks
-        if blocks is None:
-            active, share, onset_ms = detectors.active, detectors.fraction, detectors.onset_ms
+        detectors = self._detectors
+        found = None if self._blocks is None else self._blocks.verdict(NO_KEY)
+        if found is None:
+            active = detectors.active
         else:
-            found = blocks.verdict(NO_KEY)
-            active = (blocks.detector,) if found.active else ()
-            share, onset_ms = found.since.share, lambda: found.since.start_ms
+            active = (BlockAlerts.detector,) if found.active else ()
         if self._firing is None and not active:
             return None
+        share = detectors.fraction if found is None else found.since.share
         is_critical = share >= self._alerts.critical_fraction
         self._firing, change = step(
             self._firing,
             active,
             severity=Severity.CRITICAL if is_critical else Severity.WARNING,
-            onset_ms=onset_ms(),
+            onset_ms=detectors.onset_ms() if found is None else found.since.start_ms,
             now_ms=end_ms,
             repeat_interval_ms=round(self._alerts.repeat_interval_s * 1000),
         )

@@ -29,7 +29,8 @@ class BaselineFacts:
     ``made_by`` vouched at ``made_ms`` because of ``reason``; times are in milliseconds since the
     epoch. ``by`` says what names a key, as `nap_stream.settings.drift.KeySettings` does; null where
     keys are not told apart. ``blocks`` are those of the stretch, ``kinds`` the kinds of time whose
-    blocks are compared.
+    blocks are compared. Of each key one record a pane of ``one_per_pane_ms`` counted, or all where
+    that is null.
     """
 
     name: str
@@ -41,6 +42,7 @@ class BaselineFacts:
     reason: str
     blocks: Blocks
     kinds: TimeKinds
+    one_per_pane_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

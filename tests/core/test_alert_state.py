@@ -13,6 +13,7 @@ from nap_stream.core.alert_state import (
     Severity,
     Transition,
     parse_false_alarms,
+    promised_hours,
     step,
 )
 
@@ -33,6 +34,18 @@ from nap_stream.core.alert_state import (
 )
 def test_sentences(text: str, records: float) -> None:
     assert parse_false_alarms(text) == pytest.approx(records, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "hours"),
+    [
+        (DEFAULT_FALSE_ALARMS, 30 * 24),
+        ("one every 1.5 hours at 7 records/s", 1.5),
+        ("probability 0.01 in 7 days at 50 images/s", 700 * 24),
+    ],
+)
+def test_sentences_name_a_time_too(text: str, hours: float) -> None:
+    assert promised_hours(text) == pytest.approx(hours, rel=1e-12)
 
 
 def test_the_examples_that_are_shown_are_understood() -> None:
@@ -95,7 +108,7 @@ def test_a_run_length_that_makes_no_sense_is_named(text: str, got: str) -> None:
         parse_false_alarms(text)
 
 
-WINDOW, SEQUENTIAL, SHIFT, _ = Detector
+WINDOW, SEQUENTIAL, SHIFT, *_ = Detector
 WARNING, CRITICAL = Severity
 REPEAT_MS = 1_000
 
@@ -238,6 +251,7 @@ def test_only_the_end_resolves() -> None:
     assert told.pop(Reason.ENDED) is Transition.RESOLVED
     assert told.pop(Reason.SILENT) is Transition.RESOLVED
     assert told.pop(Reason.FORGOTTEN) is Transition.RESOLVED
+    assert told.pop(Reason.ACCEPTED) is Transition.RESOLVED
     assert set(told.values()) == {Transition.FIRING}
     assert len(told) == 3
 

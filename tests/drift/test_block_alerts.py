@@ -147,6 +147,25 @@ def test_the_keys_must_be_those_of_the_baseline(by: str | None, said: str) -> No
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("one_per_pane", "theirs_ms", "said"),
+    [
+        (False, 10, "count one record of a key in 10 ms, the monitor all records"),
+        (True, None, "count all records, the monitor one record of a key in 10 ms"),
+        (True, 20, "in 20 ms, the monitor one record of a key in 10 ms"),
+    ],
+)
+def test_records_must_be_counted_as_in_the_baseline(
+    one_per_pane: bool, theirs_ms: int | None, said: str
+) -> None:
+    assert FACTS_OF.baseline is not None
+    facts = replace(FACTS_OF, baseline=replace(FACTS_OF.baseline, one_per_pane_ms=theirs_ms))
+    given = used(keys={"by": "key", "one_per_pane": one_per_pane})
+    with pytest.raises(ConfigError, match=said):
+        block_watch(given.drift, facts)
+    assert block_watch(used(keys=None).drift, facts) is not None
+
+
 def test_a_promise_shorter_than_a_block_is_refused() -> None:
     # A baseline of ten times as many records a block.
     facts = with_baseline([each for row in cameras(0, BASELINE_MS) for each in [row] * 10])
@@ -331,7 +350,7 @@ def test_alerts_of_blocks_are_those_of_any_other_cut_and_restart() -> None:
 
 
 @pytest.mark.slow
-@settings_of_hypothesis(max_examples=20, deadline=None)
+@settings_of_hypothesis(max_examples=10, deadline=None)
 @given(st.integers(0, 2), st.integers(0, 2**32))
 def test_alerts_do_not_depend_on_segments_arrival_or_restarts(seed: int, shuffle: int) -> None:
     require_one_story(seed, shuffle)

@@ -1,0 +1,111 @@
+"""nap-stream rebaseline: what it writes, and what it refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nap_stream.calibration.artifact import write_calibration
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.core.blocks import blocks_of
+from nap_stream.scored_log.acceptances import read_acceptances
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.summary import SummaryShape
+from tests.cli.program import Call, Ended
+from tests.support.baselines import calibration_with, cameras
+from tests.support.drifting_log import START_MS, Publisher, drifting
+from tests.support.small_calibration import calibration_of
+from tests.support.summaries import partition, summary
+
+KEY = "camera-0-1"
+TYPED = {
+    "--key": KEY,
+    "--from": "2026-01-01T12:00:01",
+    "--by": "Ann",
+    "--reason": "the line was retooled",
+}
+
+
+def with_baseline() -> Calibration:
+    blocks = blocks_of([summary(0, 0, cameras(0, 3_000)).panes], 50)
+    return calibration_with(blocks, topic="images", alpha=0.05, made_ms=1)
+
+
+class Site:
+    def __init__(self, folder: Path, nap: Call) -> None:
+        self._folder, self._nap = folder, nap
+        self.store = LocalStore(folder / "log")
+        publisher = Publisher(self.store, "c" * 64, SummaryShape(1_000, 0))
+        list(publisher.publish(partition(0), drifting(partition(0), 120, range(0)), [60]))
+
+    def rebaseline(
+        self,
+        calibration: Calibration,
+        drift: dict[str, Any] | None = None,
+        **changes: str,
+    ) -> Ended:
+        write_calibration(calibration, self._folder / "calibration")
+        tree = {
+            "kafka": {"topic": "images"},
+            "model": {"factory": "models:net"},
+            "calibration": "calibration",
+            "log": {"root": "log"},
+            "drift": {"keys": {"by": "key"}} if drift is None else drift,
+        }
+        config = self._folder / "monitor.yaml"
+        config.write_text(yaml.safe_dump(tree))
+        typed = {**TYPED, **{f"--{name.rstrip('_')}": text for name, text in changes.items()}}
+        options = [part for option in typed.items() for part in option]
+        return self._nap("rebaseline", "--config", config, *options)
+
+
+@pytest.fixture
+def site(tmp_path: Path, nap: Call) -> Site:
+    return Site(tmp_path, nap)
+
+
+def test_what_is_accepted_stands_beside_the_log(site: Site) -> None:
+    ended = site.rebaseline(with_baseline())
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert f"accepted as number 0: {KEY} as it is since 2026-01-01 12:00:01 UTC" in ended.out
+    (found,) = read_acceptances(site.store, "images")
+    assert (found.key, found.from_ms) == (KEY, START_MS + 1_000)
+    assert (found.by, found.reason) == ("Ann", "the line was retooled")
+    assert found.effective_ms - found.made_ms == 90_000
+
+
+def test_a_change_that_the_baseline_has_is_warned_of(site: Site) -> None:
+    ended = site.rebaseline(with_baseline(), from_="1970-01-01T00:00:01")
+    assert ended.exit_code == 0
+    assert "warning: the baseline itself goes on to 1970-01-01 00:00:03 UTC" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "drift", "said"),
+    [
+        ({"key": "kamera-0-1"}, None, "of 3 others, the nearest: 'camera-0-1', "),
+        ({"key": ""}, None, "the whole stream cannot be accepted"),
+        ({"from_": "2999-01-01"}, None, "--from: 2999-01-01 is not over yet"),
+        ({"from_": "lately"}, None, "--from: not a time: 'lately'"),
+        ({"by": ""}, None, "--by: expected 1 to 200 printable characters"),
+        ({"from_": "2026-06-01"}, None, "of 0 others, the nearest: none"),
+        ({}, {"keys": None}, "drift.keys: no blocks of keys are watched"),
+        ({}, {"keys": {}, "blocks": "off"}, "drift.blocks: no blocks of keys are watched"),
+    ],
+)
+def test_mistakes_are_refused(
+    site: Site, changes: dict[str, str], drift: dict[str, Any] | None, said: str
+) -> None:
+    ended = site.rebaseline(with_baseline(), drift, **changes)
+    assert ended.exit_code == 2
+    assert said in ended.err
+    assert read_acceptances(site.store, "images") == ()
+
+
+def test_without_a_baseline_there_is_nothing_to_accept_against(site: Site) -> None:
+    scores = [float(i) for i in range(400)]
+    ended = site.rebaseline(calibration_of(scores, scores, alpha=0.05))
+    assert ended.exit_code == 2
+    assert "the calibration holds no baseline" in ended.err
+    assert "Make one with `nap-stream baseline`" in ended.err
