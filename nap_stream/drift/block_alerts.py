@@ -147,6 +147,8 @@ class BlockAlerts:
         self._watch = watch
         references, keys = watch.plan.references, drift.keys
         self._block_ms = references.block_ms
+        # Each takes a look at every key of the baseline.
+        self._known_keys, self._fewest = len(references.known), watch.plan.fewest_blocks
         silence_ms = max(round(alerts.repeat_interval_s * 1000), 2 * self._block_ms)
         self.monitors = BlockMonitors(watch.plan, 1 if keys is None else keys.max_keys, silence_ms)
         self._months = MonthlyShares(watch.baseline.blocks.of(NO_KEY))
@@ -231,7 +233,7 @@ class BlockAlerts:
             words=self._words(),
             block_ms=self._block_ms,
             judged_until_ms=self._judged_until_ms,
-            known_keys=len(self._watch.plan.references.known),
+            known_keys=self._known_keys,
             new_keys=self._new_keys,
             waiting_keys=self._waiting_keys,
             accepted=len(self._accepted),
@@ -271,14 +273,12 @@ class BlockAlerts:
 
     def _finding(self, key: str, found: BlockReading) -> BlockFinding:
         plan, baseline = self._watch.plan, self._watch.baseline
-        is_known = key in plan.references.keys
-        own = [n for n in plan.references.blocks_by_kind(key) if n] if is_known else []
+        compared = self._fewest
         if found.judged_by is JudgedBy.LEARNED:
             compared = LEARN_BLOCKS
-        elif found.judged_by is JudgedBy.OWN and own:
-            compared = min(own)
-        else:
-            compared = plan.fewest_blocks
+        elif found.judged_by is JudgedBy.OWN:
+            own = plan.references.blocks_by_kind(key)
+            compared = min((size for size in own if size), default=0)
         return BlockFinding(
             onset_ms=found.onset_ms,
             blocks=found.blocks,

@@ -199,10 +199,6 @@ class KeyAlerts:
         decisions += self._firing.step(active, end_ms)
         return sorted(decisions, key=lambda decision: decision.key or "")
 
-    def watch(self, pane: ClosedPane) -> None:
-        """Take the next pane where something else decides: no alert comes of it."""
-        self.monitors.update(pane)
-
     def knows(self, key: str) -> bool:
         """Whether a key is remembered."""
         return key in self.monitors

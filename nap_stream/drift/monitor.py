@@ -111,10 +111,12 @@ class DriftMonitor:
             self._firing = document.firing
             self._implausible_timestamps = document.untimely_records
             detectors, evidence = with_prefix(state.arrays, _DETECTORS), document.evidence
-            keys = None if drift.keys is None else _keys_state(state)
+            keys = None if drift.keys is None or watch is not None else _keys_state(state)
         self._detectors = StreamDetectors(plan, drift.pane_ms, detectors)
         self._evidence = WindowEvidence(alerts.examples, alerts.contributors, evidence)
-        self._keys = None if drift.keys is None else KeyAlerts(plan, drift.keys, alerts, keys)
+        self._keys = None
+        if drift.keys is not None and watch is None:
+            self._keys = KeyAlerts(plan, drift.keys, alerts, keys)
         self._unscored = None if drift.unscored is None else _unscored_watch(settings, state)
         self._blocks = None if watch is None else _block_alerts(watch, settings, state)
         self._acceptances: dict[int, Acceptance] = {}
@@ -324,8 +326,6 @@ class DriftMonitor:
     def _push_keys(self, pane: ClosedPane, end_ms: int) -> list[Decision]:
         if self._blocks is None:
             return [] if self._keys is None else self._keys.push(pane, end_ms)
-        if self._keys is not None:
-            self._keys.watch(pane)
         return self._blocks.push(pane, end_ms, self._acceptances.values())
 
     def _step(self, end_ms: int) -> Change | None:
@@ -356,13 +356,12 @@ class DriftMonitor:
         return Decision(None, change, found.since, found.readings, found.block)
 
     def _beside(self, key: str | None) -> tuple[DetectorReading, ...]:
-        """Where the detectors of single records stand, if they do not decide."""
-        if self._blocks is None:
-            return ()
-        if key is None:
-            found = self._detectors.readings()
-        else:
-            found = () if self._keys is None else self._keys.verdict(key).readings
+        """Where the detectors of single records stand that do not decide: those of the stream.
+
+        Those of keys are left out then, as both together would take more than 1 KiB a key.
+        """
+        is_shown = self._blocks is not None and key is None
+        found = self._detectors.readings() if is_shown else ()
         return tuple(replace(each, deciding=False) for each in found)
 
     def _alert(self, decision: Decision, end_ms: int) -> DriftAlert:

@@ -29,7 +29,7 @@ TYPED = {
 
 def with_baseline() -> Calibration:
     blocks = blocks_of([summary(0, 0, cameras(0, 3_000)).panes], 50)
-    return calibration_with(blocks, topic="images", alpha=0.05, made_ms=1)
+    return calibration_with(blocks, made_ms=1)
 
 
 class Site:

@@ -88,7 +88,7 @@ class Site:
         list(self.publish(self.start_ms, end_ms, USUAL, shape))
         found = summarise_chain(self.store, self.topic, 0, LAST_OFFSET, shape)
         blocks = blocks_of((each.panes for each in found), STEP_MS)
-        made = calibration_with(blocks, topic=self.topic.topic, alpha=0.05, made_ms=end_ms)
+        made = calibration_with(blocks, made_ms=end_ms)
         write_calibration(made, self.folder / "calibration")
         self._fingerprint = made.fingerprint
 

@@ -5,18 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from nap_stream.calibration.baseline import (
-    PARENT_CLASS_ID,
-    PARENT_SCORE,
-    Baseline,
-    ChainPart,
-    block_arrays,
-)
-from nap_stream.calibration.calibration import Calibration, array_sha256
+from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.blocks import Blocks, blocks_of
-from nap_stream.core.panes import NO_KEY
 from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.drift.records import BaselineFacts, CalibrationFacts
+from tests.support.baseline_calibrations import with_baseline as hold_baseline
 from tests.support.small_calibration import calibration_of
 from tests.support.summaries import FACTS, PANE_MS, Row, summary
 
@@ -82,37 +75,9 @@ def with_baseline(rows: Sequence[Row] | None = None, *, made_ms: int = 0) -> Cal
     return replace(FACTS, baseline=baseline_of(stretch, made_ms=made_ms))
 
 
-def calibration_with(blocks: Blocks, *, topic: str, alpha: float, made_ms: int) -> Calibration:
-    """A calibration that holds a baseline with these blocks, whose keys are those of messages."""
+def calibration_with(blocks: Blocks, *, made_ms: int) -> Calibration:
+    """A calibration whose images score 0 to 399, and that holds a baseline with these blocks."""
     scores = [float(i) for i in range(400)]
-    parent = calibration_of(scores, scores, alpha=alpha)
-    arrays = {
-        **{name: a for name, a in parent.arrays.items() if not name.startswith("value.")},
-        PARENT_SCORE: parent.arrays["score"],
-        PARENT_CLASS_ID: parent.arrays["class_id"],
-        **block_arrays(blocks),
-    }
-    stream = blocks.of(NO_KEY)
-    baseline = Baseline(
-        log_root="scored-log",
-        topic=topic,
-        since_ms=int(stream.start_ms[0]),
-        until_ms=int(stream.start_ms[-1]) + blocks.block_ms,
-        chains=(ChainPart(partition=0, start=0, end=1, head_sha256="a" * 64),),
-        records=int(stream.records.sum()),
-        made_by="Ann",
-        reason="the first good days",
-        parent=parent.fingerprint,
-        judged_by=(parent.fingerprint,),
-        by="key",
-        keys=blocks.keys,
-        one_per_pane=False,
-        pane_ms=100,
-        block_ms=blocks.block_ms,
-        kinds=TimeKinds(),
-        decorrelation_ms=10.0,
-        thinned_ms=10,
-        foreign_share=0.0,
-    )
-    changes = {"baseline": baseline, "array_sha256": array_sha256(arrays), "created_ms": made_ms}
-    return Calibration(parent.document.model_copy(update=changes), arrays)
+    parent = calibration_of(scores, scores, alpha=0.05, created_ms=made_ms)
+    changes = {"made_by": "Ann", "reason": "the first good days"}
+    return hold_baseline(parent, parent.arrays["score"], blocks, **changes)
