@@ -18,6 +18,7 @@ from nap_stream.calibration.calibration import (
     require_scoring,
 )
 from nap_stream.clock import SystemClock
+from nap_stream.drift.block_alerts import block_watch
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect, create_topics, topics_missing
 from nap_stream.messages.reader import open_reader
@@ -37,6 +38,7 @@ from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.settings.load import UncalibratedSettings
 from nap_stream.settings.schema import Settings
 from nap_stream.source.peek import Peeked, peek
+from nap_stream.text import duration
 
 CHECKS = (
     *("versions", "crc32c", "GPU, torch", "GPU, Ray", "broker", "topics", "log root"),
@@ -340,10 +342,17 @@ def _described(loaded: LoadedModel) -> str:
 def _fits(settings: Settings, loaded: LoadedModel, calibration: Calibration) -> Finding:
     require_fingerprint(calibration, loaded)
     require_scoring(calibration, settings.scoring)
+    decides = block_watch(settings.drift, calibration.facts)
     document = calibration.document
     detail = f"{settings.calibration} fits the model {loaded.fingerprint[:12]}"
     if document.accuracy is not None:
         detail += f"; accuracy on its images {document.accuracy:.1%}"
+    if decides is not None:
+        blocks = decides.plan.references
+        detail += (
+            f"; blocks of {duration(blocks.block_ms)} decide, against those of {len(blocks.known)} "
+            "keys and the stream in the baseline"
+        )
     # What the check of the model has told is not told twice.
     warnings = tuple(one for one in document.warnings if one not in loaded.notes)
     return Finding("calibration", Outcome.OK, detail, warnings=warnings)

@@ -7,6 +7,7 @@ import structlog
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.calibration.calibration import require_scoring
 from nap_stream.clock import SystemClock
+from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.kafka.client import connect, partition_count, require_topics
@@ -73,6 +74,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     """
     calibration = load_calibration(settings.calibration)
     detection_plan(settings.drift, calibration.facts)
+    block_watch(settings.drift, calibration.facts)
     check_store(store_at(settings.log.root))
     connect(settings.kafka)
     topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)

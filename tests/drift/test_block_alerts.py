@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import Detector, Reason, Severity, Transition
@@ -202,6 +203,17 @@ def test_an_accepted_change_ends_the_alert_at_its_time(late: int) -> None:
     blocks = monitor.snapshot().blocks
     assert blocks is not None
     assert (blocks.accepted, blocks.new_keys) == (1, 1)
+
+
+def test_an_acceptance_that_comes_too_late_is_told() -> None:
+    monitor, rows = make_monitor(), chain(broken())
+    with capture_logs() as logs:
+        monitor.accept([accepted(0, TURNS_MS + 25 * BLOCK_MS)])
+        fed(monitor, rows[:45])
+        monitor.accept([accepted(0, TURNS_MS + 25 * BLOCK_MS)])
+        assert logs == [], "it was known in time"
+        monitor.accept([accepted(1, TURNS_MS + 26 * BLOCK_MS, "camera-1")])
+    assert [(line["event"], line["number"]) for line in logs] == [("acceptance_late", 1)]
 
 
 def test_acceptances_of_before_the_baseline_are_part_of_it() -> None:
