@@ -1,4 +1,4 @@
-"""nap-stream plan."""
+"""nap-stream plan: of a calibration, of a recorded stretch, of a baseline."""
 
 import json
 from pathlib import Path
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from nap_stream.planning.request import PlanRequest
 
 _TABLE_WIDTH = 160
+_BLOCKS_DECIDE = (
+    "the calibration holds a baseline, whose blocks decide, not the detectors below: "
+    "`nap-stream plan --baseline {}` is about them"
+)
 
 
 def plan(
@@ -35,6 +39,20 @@ def plan(
         typer.Option(help="The folder that `calibrate` wrote, instead of that of --config."),
     ] = None,
     config: ConfigOption = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that `nap-stream baseline` wrote: what its blocks promise, and how "
+            "soon they see faults of cameras."
+        ),
+    ] = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="With --baseline: the share of a faulty camera's frames that turn flagged, in "
+            "(0, 1]; repeat it. 0.1, 0.3 and 1 without it."
+        ),
+    ] = None,
     false_alarms: Annotated[
         str | None,
         typer.Option(
@@ -97,8 +115,12 @@ def plan(
     without drift is analysed too: its flag rate, its dependence, its real false-alarm rate. It
     may hold 20,000,000 scored records; cut a longer one with --since and --until.
 
+    With --baseline it says what the blocks of a baseline promise, in hours, and the delay until
+    a fault is seen in one camera, in a tenth of them and in all.
+
     \b
     Examples:
+      nap-stream plan --config monitor.yaml --baseline calibration-2/
       nap-stream plan --calibration calibration/ --false-alarms "one per week at 20 images/s"
       nap-stream plan --config monitor.yaml --log scored-log/ --since 7d --until 1d
     """
@@ -113,6 +135,19 @@ def plan(
     from nap_stream.settings.drift import DriftSettings
     from nap_stream.settings.load import load_settings
 
+    if baseline is not None:
+        others = (calibration, log, topic, since, until, block, window or None, png)
+        if any(each is not None for each in others):
+            raise ConfigError(
+                "--calibration, --log, --topic, --since, --until, --block, --window and --png are "
+                "for the detectors of records",
+                "--baseline",
+            )
+        changes = false_alarms, expected_run_length, confidence
+        _plan_baseline(baseline, config, changes, strength, streams, seed, as_json=as_json)
+        return
+    if strength:
+        raise ConfigError("it is for --baseline DIR", "--strength")
     if calibration is None and config is None:
         raise ConfigError("expected --calibration DIR or --config FILE")
     if log is None and (topic, since, until, block) != (None,) * 4:
@@ -133,6 +168,8 @@ def plan(
     loaded = load_calibration(folder)
     request = ask(drift, loaded.facts, loaded.document.rule.sides)
     messages = Console(stderr=True)
+    blocks_decide = loaded.document.baseline is not None and drift.blocks != "off"
+    show_warnings((_BLOCKS_DECIDE.format(folder),) * blocks_decide, messages)
     with progress_bars(messages) as new_bar:
         findings = None
         if log is not None:
@@ -153,6 +190,69 @@ def plan(
         messages.print(f"drawn to {png}", markup=False)
 
 
+def _plan_baseline(
+    folder: Path,
+    config: Path | None,
+    changes: tuple[str | None, float | None, float | None],
+    strengths: list[float] | None,
+    streams: int,
+    seed: int,
+    *,
+    as_json: bool,
+) -> None:
+    from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.planning.baseline import (
+        baseline_document,
+        baseline_warnings,
+        plan_baseline,
+        render_baseline,
+    )
+    from nap_stream.planning.block_delays import STRENGTHS
+    from nap_stream.planning.request import with_changes
+    from nap_stream.settings.drift import DriftSettings, KeySettings
+    from nap_stream.settings.load import load_settings
+
+    chosen = tuple(strengths or STRENGTHS)
+    if not all(0 < each <= 1 for each in chosen):
+        raise ConfigError("expected a share in (0, 1]", "--strength")
+    loaded = load_calibration(folder)
+    facts, of_baseline = loaded.facts, loaded.document.baseline
+    if config is None:
+        by = None if of_baseline is None else of_baseline.by
+        drift = DriftSettings(keys=None if by is None else KeySettings(by=by))
+    else:
+        drift = load_settings(config).drift
+    false_alarms, expected_run_length, confidence = changes
+    messages = Console(stderr=True)
+    with progress_bars(messages) as new_bar:
+        found = plan_baseline(
+            with_changes(
+                drift,
+                false_alarms=false_alarms,
+                expected_run_length=expected_run_length,
+                confidence=confidence,
+            ),
+            facts,
+            decorrelation_ms=0.0 if of_baseline is None else of_baseline.decorrelation_ms,
+            strengths=chosen,
+            streams=streams,
+            seed=seed,
+            advance=new_bar("simulating faults", "faults"),
+        )
+    warnings = baseline_warnings(found)
+    if as_json:
+        document = baseline_document(found, warnings)
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        _wide_console().print(render_baseline(found), highlight=False)
+    show_warnings((each.text for each in warnings), messages)
+
+
+def _wide_console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=max(_TABLE_WIDTH, console.width))
+
+
 def _show(
     request: "PlanRequest",
     expectation: "Expectation",
@@ -168,9 +268,7 @@ def _show(
         document = plan_document(request, expectation, findings, warnings)
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
         return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(_TABLE_WIDTH, console.width))
+    console = _wide_console()
     console.print(render_plan(request, expectation), highlight=False)
     if findings is not None:
         console.print()
