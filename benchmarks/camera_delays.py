@@ -63,10 +63,11 @@ def main() -> None:
         write_streams(path, arguments)
         streams = Streams.load(path)
         rows = [ours(streams)]
+        result = folder / "peers.json"
         if arguments.peers:
-            result = folder / "peers.json"
             command = [arguments.peers, "-m", "benchmarks.camera_peers", str(path), str(result)]
             subprocess.run(command, check=True, cwd=ROOT)  # noqa: S603  the caller names it
+        if result.exists():
             rows += json.loads(result.read_text(encoding="utf-8"))
     print_delays(streams, rows)
 
@@ -244,7 +245,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--target-days", type=float, default=10.0)
     parser.add_argument("--runs", type=int, default=8, help="of each fault")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="a folder for streams and the peers' result")
+    parser.add_argument("--keep", type=Path, help="a folder of streams and of peers' rows")
     return parser.parse_args()
 
 

@@ -104,7 +104,8 @@ def _row(
 
 def highest(rows: Any) -> NDArray[np.float64]:
     """The largest statistic of all cameras at each step, float64 (T,), of theirs (C, T)."""
-    return np.asarray(rows, dtype=np.float64).max(axis=0)
+    found: NDArray[np.float64] = np.asarray(rows, dtype=np.float64).max(axis=0)
+    return found
 
 
 def page_hinkley(feed: Callable[[NDArray[np.float32]], NDArray[np.floating[Any]]]) -> Statistic:
@@ -149,7 +150,7 @@ def kswin(base: NDArray[np.float32], watched: NDArray[np.float32]) -> NDArray[np
 
     Its test takes 0.3 ms and more; as p-values depend on the distance alone, they are looked up.
     """
-    sys.modules[drift.KSWIN.__module__].stats = _Smirnov(drift.KSWIN().stat_size)
+    vars(sys.modules[drift.KSWIN.__module__])["stats"] = _Smirnov(drift.KSWIN().stat_size)
     rows = []
     for before, after in zip(fed(base), fed(watched), strict=True):
         detector, values = drift.KSWIN(alpha=0.0, seed=1), []
