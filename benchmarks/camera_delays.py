@@ -39,13 +39,15 @@ from benchmarks.camera_sites import (
 )
 from nap_stream.core.block_monitors import BlockMonitors
 from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
-from nap_stream.core.blocks import Blocks, added_up, coarser
+from nap_stream.core.blocks import Blocks, added_up
 from nap_stream.core.decorrelation import settle_blocks
 from nap_stream.core.panes import NO_KEY, ClosedPane
 from nap_stream.core.tails import BIN_COUNT, bins_of
 
 FRAME_MS = 86_400_000 // FRAMES_A_DAY
+FINE_MS = FRAME_MS
 RUN_DAYS = 30
+SETTLE_DAYS = 3
 CONFIDENCE = 0.95
 STRENGTHS = (0.1, 0.3, 1.0)
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,17 +101,14 @@ def ours(streams: Streams) -> dict[str, Any]:
     """The same of the monitors of blocks, each site planned from its own baseline."""
     plans, paths = [], []
     for number, frames in enumerate(streams.quiet):
-        fine = minute_blocks(frames)
-        before = fine.chosen(fine.start_ms < streams.baseline * FRAME_MS)
-        settled = settle_blocks(before)
+        settled = settle_blocks(blocks_of_frames(frames[:, : streams.baseline], FINE_MS))
         plan = plan_blocks(
             references_of(settled.blocks, settled.kinds),
             run_time_ms=RUN_DAYS * 86_400_000,
             confidence=CONFIDENCE,
         )
         plans.append(plan)
-        quiet = coarser(fine, settled.blocks.block_ms)
-        paths.append(path_of(plan, quiet, streams.baseline))
+        paths.append(path_of(plan, _watched(plan, frames, streams.baseline)))
         choice = settled.choice
         print(
             f"site {number}: blocks of {choice.block_ms / 3.6e6:g} h, "
@@ -134,13 +133,14 @@ def _row_of(
     threshold = threshold_for(spread, 1, streams.target_days * FRAMES_A_DAY)
     found: list[Any] = []
     for fault in streams.faults:
-        plan = plans[fault.site]
-        changed = streams.quiet[fault.site].copy()
-        changed[list(fault.cameras)] = faulty(streams.quiet[fault.site], fault)
-        block_ms = plan.references.block_ms
-        path = path_of(plan, coarser(minute_blocks(changed), block_ms), streams.baseline)
-        alarm = first_above(path, threshold, block_ms // FRAME_MS)
-        delay = alarm - (fault.start - streams.baseline)
+        plan, quiet = plans[fault.site], streams.quiet[fault.site]
+        long = plan.references.block_ms // FRAME_MS
+        # Before that nothing fires, as `stated` tells; the quiet frames settle the monitors.
+        begin = (fault.start - SETTLE_DAYS * FRAMES_A_DAY) // long * long
+        changed = quiet.copy()
+        changed[list(fault.cameras)] = faulty(quiet, fault)
+        path = path_of(plan, _watched(plan, changed, begin), until_above=threshold)
+        delay = begin + first_above(path, threshold, long) - fault.start
         found.append(None if delay <= 0 else delay if delay < NEVER else "never")
     return {
         "name": OURS,
@@ -151,38 +151,51 @@ def _row_of(
     }
 
 
-def minute_blocks(frames: NDArray[np.float32]) -> Blocks:
-    """Count frames, -ln p in float32 (K, T), in blocks of one of each camera, and of the stream."""
+def _watched(plan: BlockPlan, frames: NDArray[np.float32], begin: int) -> Blocks:
+    """The blocks of a site from a frame on."""
+    return blocks_of_frames(frames[:, begin:], plan.references.block_ms, begin)
+
+
+def blocks_of_frames(frames: NDArray[np.float32], block_ms: int, first: int = 0) -> Blocks:
+    """Count frames, -ln p in float32 (K, T), in blocks of each camera and of the stream.
+
+    ``first`` is the number of the first frame, at the beginning of a block.
+    """
     cameras, size = frames.shape
+    long = block_ms // FRAME_MS
+    blocks = -(-size // long)
     p = np.exp(-frames.astype(np.float64))
-    counts = np.zeros((cameras + 1, size, 2 + BIN_COUNT), dtype=np.int64)
-    counts[1:, :, 0] = 1
-    counts[1:, :, 1] = p <= ALPHA
-    np.put_along_axis(counts[1:, :, 2:], bins_of(p)[..., np.newaxis], 1, axis=2)
+    place = np.arange(cameras)[:, np.newaxis] * blocks + np.arange(size) // long
+    cells = cameras * blocks
+    bins = np.bincount((place * BIN_COUNT + bins_of(p)).ravel(), minlength=cells * BIN_COUNT)
+    counts = np.empty((cameras + 1, blocks, 2 + BIN_COUNT), dtype=np.int64)
+    counts[1:, :, 2:] = bins.reshape(cameras, blocks, BIN_COUNT)
+    counts[1:, :, 0] = counts[1:, :, 2:].sum(axis=2)
+    counts[1:, :, 1] = np.bincount(place[p <= ALPHA], minlength=cells).reshape(cameras, blocks)
     counts[0] = counts[1:].sum(axis=0)
     keys = (NO_KEY, *(f"camera-{number:02}" for number in range(cameras)))
-    key = np.repeat(np.arange(cameras + 1), size)
-    time = np.tile(np.arange(size) * FRAME_MS, cameras + 1)
-    return added_up(key, time, counts.reshape(-1, 2 + BIN_COUNT), keys, FRAME_MS)
+    key = np.repeat(np.arange(cameras + 1), blocks)
+    time_ms = np.tile((first // long + np.arange(blocks)) * block_ms, cameras + 1)
+    return added_up(key, time_ms, counts.reshape(-1, 2 + BIN_COUNT), keys, block_ms)
 
 
-def path_of(plan: BlockPlan, blocks: Blocks, baseline: int) -> NDArray[np.float64]:
-    """The largest ln M of any monitor less its threshold, after each block past the baseline."""
+def path_of(plan: BlockPlan, blocks: Blocks, until_above: float = np.inf) -> NDArray[np.float64]:
+    """The largest ln M of any monitor less its threshold, after each block; up to a value."""
     monitors = BlockMonitors(plan, max_keys=10_000, silence_ms=RUN_DAYS * 86_400_000)
-    path = []
-    for pane in panes_of(blocks, baseline * FRAME_MS):
+    path: list[float] = []
+    for pane in panes_of(blocks):
         monitors.update(pane)
-        for reading in monitors.advance(pane.start_ms + blocks.block_ms):
-            excess = reading.log_statistic - reading.log_threshold
-            path.append(float(excess.max()))
+        (reading,) = monitors.advance(pane.start_ms + blocks.block_ms)
+        path.append(float((reading.log_statistic - reading.log_threshold).max()))
+        if path[-1] > until_above:
+            break
     return np.array(path)
 
 
-def panes_of(blocks: Blocks, from_ms: int) -> list[ClosedPane]:
-    """Blocks as panes of their length, from ``from_ms`` on."""
+def panes_of(blocks: Blocks) -> list[ClosedPane]:
+    """Blocks as panes of their length."""
     panes = []
     order = np.lexsort((blocks.key, blocks.start_ms))
-    order = order[blocks.start_ms[order] >= from_ms]
     cuts = np.flatnonzero(np.diff(blocks.start_ms[order])) + 1
     for rows in np.split(order, cuts):
         stream, keyed = rows[0], rows[1:]

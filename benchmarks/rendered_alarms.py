@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.camera_delays import FRAME_MS, minute_blocks, path_of
+from benchmarks.camera_delays import FRAME_MS, blocks_of_frames, path_of
 from benchmarks.camera_sites import ALPHA, FRAMES_A_DAY
 from benchmarks.rendered_cameras import FAULT_FRAMES
 from benchmarks.rendered_scenes import GROWS_FRAMES, INJECTED
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
-from nap_stream.core.blocks import Blocks, coarser
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.conformal import flag_rank
 from nap_stream.core.decorrelation import Settled, settle_blocks
@@ -109,7 +108,7 @@ def _planned(
 ) -> tuple[Settled, BlockPlan]:
     below = np.searchsorted(reference, base, side="right")
     p = (1 + below) / (len(reference) + 1)
-    settled = settle_blocks(minute_blocks(-np.log(p).astype(np.float32)))
+    settled = settle_blocks(blocks_of_frames(-np.log(p).astype(np.float32), FRAME_MS))
     plan = plan_blocks(
         references_of(settled.blocks, settled.kinds),
         run_time_ms=RUN_DAYS * 86_400_000,
@@ -118,15 +117,19 @@ def _planned(
     return settled, plan
 
 
-def _blocks(judged: Judged, scores: NDArray[np.float64]) -> Blocks:
-    return coarser(minute_blocks(judged.surprise(scores)), judged.settled.blocks.block_ms)
+def _path(judged: Judged, scores: NDArray[np.float64], begin: int) -> NDArray[np.float64]:
+    """See `path_of`; of frames from ``begin`` on, where a block begins."""
+    block_ms = judged.settled.blocks.block_ms
+    return path_of(
+        judged.plan, blocks_of_frames(judged.surprise(scores[:, begin:]), block_ms, begin)
+    )
 
 
 def _print_quiet(scored: Scored, judged: Judged, first: int) -> None:
     choice = judged.settled.choice
     cameras, frames = scored.quiet.shape
     days = (frames - first) / FRAMES_A_DAY
-    path = path_of(judged.plan, _blocks(judged, scored.quiet), first)
+    path = _path(judged, scored.quiet, first)
     flags = judged.surprise(scored.quiet) >= -np.log(ALPHA)
     shares = [f"{share:.1%}" for share in flags[:, :first].mean(axis=1)]
     print(
@@ -233,12 +236,12 @@ def _delay(
 ) -> float | None:
     """Hours from the fault's full strength to the alarm, 0 where it came before that."""
     start, grows = begins
-    before = start - _SETTLE_DAYS * FRAMES_A_DAY
+    minutes = judged.settled.blocks.block_ms // FRAME_MS
+    before = (start - _SETTLE_DAYS * FRAMES_A_DAY) // minutes * minutes
     scores = scored.quiet[:, : start + len(frames)].copy()
     scores[camera, start:] = frames
-    path = path_of(judged.plan, _blocks(judged, scores), before)
-    minutes = judged.settled.blocks.block_ms // FRAME_MS
-    ends = -(-before // minutes) * minutes + minutes * np.arange(1, len(path) + 1)
+    path = _path(judged, scores, before)
+    ends = before + minutes * np.arange(1, len(path) + 1)
     fired = ends[(path >= 0) & (ends > start) & (ends <= start + len(frames))]
     return max(0.0, float(fired[0] - start - grows) / 60) if len(fired) else None
 

@@ -189,7 +189,9 @@ def render(camera: Camera, start: int, end: int, scenes: Scenes, fault: str = ""
     parts = []
     for first in range(start, end, CHUNK):
         last = min(first + CHUNK, end)
-        frames = Frames(first, _crops(camera, first, last), np.arange(first, last) - float(start))
+        frames = Frames(
+            first, _crops(camera, first, last), np.arange(first, last, dtype=np.float64) - start
+        )
         pixels = _OPTICS[fault](camera, frames, scenes) if fault in _OPTICS else frames.pixels
         lit = _lit(camera, first, pixels)
         parts.append(_SENSOR[fault](lit, frames.since) if fault in _SENSOR else lit)

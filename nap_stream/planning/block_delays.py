@@ -304,8 +304,8 @@ class _Streams:
                 hits,
                 np.zeros(rows.shape, dtype=np.int64),
             )
-        fires: NDArray[np.bool_] = (log_mixture(self._state) >= self._log_thresholds).any(axis=1)
-        return fires
+        fires: NDArray[np.bool_] = log_mixture(self._state) >= self._log_thresholds
+        return np.any(fires, axis=1)
 
 
 def _summed_up(
