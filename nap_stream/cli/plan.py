@@ -218,8 +218,10 @@ def _plan_baseline(
     loaded = load_calibration(folder)
     facts, of_baseline = loaded.facts, loaded.document.baseline
     if config is None:
-        by = None if of_baseline is None else of_baseline.by
-        drift = DriftSettings(keys=None if by is None else KeySettings(by=by))
+        drift = DriftSettings()
+        if of_baseline is not None and of_baseline.by is not None:
+            keys = KeySettings(by=of_baseline.by, one_per_pane=of_baseline.one_per_pane)
+            drift = DriftSettings(keys=keys, pane_ms=of_baseline.pane_ms)
     else:
         drift = load_settings(config).drift
     false_alarms, expected_run_length, confidence = changes

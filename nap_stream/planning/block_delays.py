@@ -23,6 +23,7 @@ from nap_stream.core.block_detectors import block_bets, hits_of
 from nap_stream.core.block_plan import BlockPlan, BlockReferences, PlanRows
 from nap_stream.core.blocks import Blocks, block_sums
 from nap_stream.core.detection import p_value_shares
+from nap_stream.core.panes import NO_KEY
 from nap_stream.core.sequential import (
     STATE_ARRAYS,
     SequentialState,
@@ -101,7 +102,8 @@ def block_delays(
 ) -> tuple[BlockDelay, ...]:
     """Simulate the delay of every strength at every spread.
 
-    ``blocks`` are those of the baseline that ``plan`` is of, ``strengths`` in (0, 1].
+    ``blocks`` are those of the baseline that ``plan`` is of, be it of the whole stream alone;
+    ``strengths`` are in (0, 1].
 
     Raises:
         ValueError: A strength is out of range, or there is no reference to judge by.
@@ -110,6 +112,8 @@ def block_delays(
         raise ValueError(f"expected strengths in (0, 1], got {strengths}")
     if not len(plan.references.sizes):
         raise ValueError("expected a plan with references")
+    if plan.references.keys == (NO_KEY,):
+        blocks = blocks.of(NO_KEY)
     stretch = _Stretch.of(plan, blocks, decorrelation_ms, alpha)
     spreads = spreads_of(plan.references)
     found = []

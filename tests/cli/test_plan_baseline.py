@@ -19,14 +19,17 @@ def baseline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def configuration(tmp_path: Path, calibrated: Path, keys: str) -> Path:
+def configuration(tmp_path: Path, calibrated: Path, keys: str | None) -> Path:
     path = tmp_path / "monitor.yaml"
     tree = {
         "kafka": {"topic": "cars"},
         "model": {"factory": "models:net"},
         "calibration": str(calibrated),
         "log": {"root": "log"},
-        "drift": {"false_alarms": "one per week at 20 images/s", "keys": {"by": keys}},
+        "drift": {
+            "false_alarms": "one per week at 20 images/s",
+            "keys": None if keys is None else {"by": keys},
+        },
     }
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
@@ -107,6 +110,17 @@ def test_the_stream_alone_has_a_plan_too(nap: Call, tmp_path: Path) -> None:
     assert ended.exit_code == 0
     assert "not told apart; 60 blocks of the whole stream" in ended.out
     assert "the stream" in ended.out
+
+
+def test_keys_that_are_not_watched_have_no_part(nap: Call, folder: Path, tmp_path: Path) -> None:
+    config = configuration(tmp_path, folder, None)
+
+    ended = nap("plan", "--baseline", folder, "--config", config, "--json", *QUICK)
+
+    told = json.loads(ended.out)
+    assert told["baseline"]["key_blocks"] == {}
+    assert {(each["spread"], each["keys"]) for each in told["delays"]} == {("the stream", 0)}
+    assert told["delays"][-1]["mean_ms"] < 3_600_000
 
 
 def test_what_cannot_be_planned(nap: Call, folder: Path, tmp_path: Path) -> None:
