@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from nap_stream.clock import Progress
 from nap_stream.core.block_detectors import block_bets, hits_of
-from nap_stream.core.block_plan import BlockPlan, BlockReferences, PlanRows
+from nap_stream.core.block_plan import BlockPlan, BlockReferences
 from nap_stream.core.blocks import Blocks, block_sums
 from nap_stream.core.detection import p_value_shares
 from nap_stream.core.panes import NO_KEY
@@ -163,12 +163,13 @@ class _Stretch:
         rest, counted = np.zeros((len(starts), 3)), np.zeros(len(starts), dtype=np.int64)
         np.add.at(rest, at[stream], sums[stream])
         np.add.at(counted, at[stream], blocks.records[stream])
-        keyed = blocks.key > 0
-        np.subtract.at(rest, at[keyed], sums[keyed])
-        np.subtract.at(counted, at[keyed], blocks.records[keyed])
+        if member.any():
+            keyed = blocks.key > 0
+            np.subtract.at(rest, at[keyed], sums[keyed])
+            np.subtract.at(counted, at[keyed], blocks.records[keyed])
         own = references.group_of[0, kind]
-        excess = rest - counted[:, np.newaxis] * references.own.center[own]
-        expected = blocks.records[member, np.newaxis] * references.own.center[group[member]]
+        excess = rest - counted[:, np.newaxis] * references.rows.center[own]
+        expected = blocks.records[member, np.newaxis] * references.rows.center[group[member]]
         np.add.at(excess, at[member], sums[member] - expected)
         np.add.at(counted, at[member], blocks.records[member])
         shares = p_value_shares(alpha, 1.0)
@@ -208,7 +209,7 @@ def _delays(
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """Delays in blocks, float64 (streams,), infinity beyond the horizon."""
-    known = [plan.references.keys.index(name) for name in plan.references.known]
+    known = [plan.references.number(name) for name in plan.references.known]
     chosen = min(spread.keys, MOST_KEYS)
     at_once = max(1, _ROWS // (chosen + 1))
     parts = []
@@ -234,11 +235,16 @@ class _Streams:
         keys: NDArray[np.int64],
         rng: np.random.Generator,
     ) -> None:
-        self._rows, self._stretch, self._keys, self._rng = PlanRows.of(plan), stretch, keys, rng
-        # Where a kind of time has no pooled reference, its row is never taken.
-        self._rates = np.nan_to_num(self._rows.rates, nan=0.5)
-        self._log_thresholds = np.full(keys.shape[1] + 1, self._rows.log_thresholds[1])
-        self._log_thresholds[0] = self._rows.log_thresholds[0]
+        references = plan.references
+        numbers = np.arange(len(references.keys))
+        kinds = range(references.kinds.count)
+        is_new = np.zeros(len(numbers), dtype=np.bool_)
+        # Keys without a reference of their own at some time are judged by the pooled one then.
+        self._row_of = np.stack([plan.rows(numbers, is_new, kind) for kind in kinds], axis=1)
+        self._group_of, self._references = references.group_of, references.rows
+        self._rates = plan.rates
+        self._log_thresholds = plan.log_threshold(np.minimum(np.arange(keys.shape[1] + 1), 1))
+        self._stretch, self._keys, self._rng = stretch, keys, rng
         streams = len(keys)
         self._time = rng.integers(len(stretch.kind), size=streams)
         self._begins = rng.random(streams)
@@ -271,15 +277,15 @@ class _Streams:
         share = self._rng.binomial(units, strength, self._keys.shape) / units
         turned = (share * faulty[:, np.newaxis])[..., np.newaxis]
         change = turned * (records[..., np.newaxis] * stretch.turned - sums)
-        row = self._rows.row_of[self._keys, kind[:, np.newaxis]]
-        excess = sums + change - records[..., np.newaxis] * self._rows.references.center[row]
-        in_stream = self._rows.group_of[self._keys, kind[:, np.newaxis]] >= 0
+        row = self._row_of[self._keys, kind[:, np.newaxis]]
+        excess = sums + change - records[..., np.newaxis] * self._references.center[row]
+        in_stream = self._group_of[self._keys, kind[:, np.newaxis]] >= 0
         stream = stretch.stream_excess[time] + (change * in_stream[..., np.newaxis]).sum(axis=1)
         counted = stretch.stream_records[time]
-        own = self._rows.row_of[0, kind]
+        own = self._row_of[0, kind]
         if not self._keys.shape[1]:
             share = self._rng.binomial(units, strength, len(time)) / units * faulty
-            all_of_it = stream + counted[:, np.newaxis] * self._rows.references.center[own]
+            all_of_it = stream + counted[:, np.newaxis] * self._references.center[own]
             stream = stream + share[:, np.newaxis] * (
                 counted[:, np.newaxis] * stretch.turned - all_of_it
             )
@@ -296,7 +302,7 @@ class _Streams:
         counted: NDArray[np.int64],
         excess: NDArray[np.float64],
     ) -> NDArray[np.bool_]:
-        references = self._rows.references
+        references = self._references
         judged = (rows >= 0) & (counted > 0)
         statistics = excess / (counted + references.prior[rows])[..., np.newaxis]
         hits = hits_of(statistics, references.thresholds[rows]) * judged[..., np.newaxis]
