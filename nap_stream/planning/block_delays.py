@@ -314,8 +314,8 @@ class _Streams:
                 hits,
                 np.zeros(rows.shape, dtype=np.int64),
             )
-        fires: NDArray[np.bool_] = log_mixture(self._state) >= self._log_thresholds
-        return np.any(fires, axis=1)
+        fires: NDArray[np.bool_] = (log_mixture(self._state) >= self._log_thresholds).any(axis=1)
+        return fires
 
 
 def _summed_up(
