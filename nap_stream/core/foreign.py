@@ -36,8 +36,8 @@ from nap_stream.core.tails import BIN_COUNT
 from nap_stream.core.time_kinds import TimeKinds
 
 ODD_DEVIATIONS = 6.0
-_MOST_BLOCKS = 200
-"""So many of a key tell its middle well enough."""
+_MOST_BLOCKS = 50
+"""So many of a key tell its middle well enough; longer ones have less of a tail."""
 _PER_DEVIATION = 1.4826
 """Of a normal law, the standard deviation over the median distance from the median."""
 
