@@ -1,6 +1,7 @@
 """Do the monitors of blocks keep their word on rendered cameras, scored by a real network?
 
-    python -m benchmarks.rendered_alarms FOLDER [--baseline-days 10] [--streams 400]
+    python -m benchmarks.rendered_alarms FOLDER [--baseline-days 10] [--streams 400] [--times 6,18]
+        [--repeat 1]
 
 On the scores that `benchmarks.rendered_cameras` left in the folder. The first days are the
 baseline: p-values are against its scores, one in a decorrelation time, as `nap-stream baseline`
@@ -9,7 +10,8 @@ of records; and for each injected fault, how soon one of the camera or the strea
 `nap-stream plan --baseline` states for a fault of that strength. Wanted: no alarm in the quiet
 days, and of the faults that `calibrate` calls visible 95 % within twice the stated mean.
 
-A blur that grows is counted from when it has reached the strength that `calibrate` tries.
+A blur that grows is counted from when it has reached the strength that `calibrate` tries. With
+``--repeat`` the frames of a fault that has grown come so many times, so that it lasts longer.
 """
 
 import argparse
@@ -24,7 +26,6 @@ from numpy.typing import NDArray
 
 from benchmarks.camera_delays import FRAME_MS, blocks_of_frames, path_of
 from benchmarks.camera_sites import ALPHA, FRAMES_A_DAY
-from benchmarks.rendered_cameras import FAULT_FRAMES
 from benchmarks.rendered_scenes import GROWS_FRAMES, INJECTED
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
@@ -32,6 +33,7 @@ from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.conformal import flag_rank
 from nap_stream.core.decorrelation import Settled, settle_blocks
 from nap_stream.core.sequential import bets_against, initial_state, step_alarm
+from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.planning.block_delays import block_delays
 
 RUN_DAYS = 30
@@ -46,9 +48,12 @@ def main() -> None:
     print(f"`python -m benchmarks.rendered_alarms {shlex.join(sys.argv[1:])}`\n")
     scored = Scored.load(arguments.folder)
     first = arguments.baseline_days * FRAMES_A_DAY
-    judged = _judged(scored, first)
+    hours = None
+    if arguments.times is not None:
+        hours = tuple(map(int, arguments.times.split(","))) if arguments.times != "none" else ()
+    judged = _judged(scored, first, None if hours is None else TimeKinds(hours))
     _print_quiet(scored, judged, first)
-    _print_faults(arguments.folder, scored, judged, first, arguments.streams)
+    _print_faults(arguments, scored, judged, first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,22 +98,22 @@ class Judged:
         return found.astype(np.float32)
 
 
-def _judged(scored: Scored, first: int) -> Judged:
+def _judged(scored: Scored, first: int, kinds: TimeKinds | None) -> Judged:
     """Judge the baseline by all of its scores, find the decorrelation time, and thin them by it."""
     base, every = scored.quiet[:, :first], 1
     for _ in range(2):
         reference = np.sort(base[:, ::every].ravel())
-        own = Judged(reference, *_planned(reference, base))
+        own = Judged(reference, *_planned(reference, base, kinds))
         every = max(1, round(own.settled.choice.decorrelation_ms / FRAME_MS))
     return own
 
 
 def _planned(
-    reference: NDArray[np.float64], base: NDArray[np.float64]
+    reference: NDArray[np.float64], base: NDArray[np.float64], kinds: TimeKinds | None
 ) -> tuple[Settled, BlockPlan]:
     below = np.searchsorted(reference, base, side="right")
     p = (1 + below) / (len(reference) + 1)
-    settled = settle_blocks(blocks_of_frames(-np.log(p).astype(np.float32), FRAME_MS))
+    settled = settle_blocks(blocks_of_frames(-np.log(p).astype(np.float32), FRAME_MS), kinds=kinds)
     plan = plan_blocks(
         references_of(settled.blocks, settled.kinds),
         run_time_ms=RUN_DAYS * 86_400_000,
@@ -180,8 +185,14 @@ def _of_records(flags: NDArray[np.bool_], rate: float, run: float) -> int:
     return alarms
 
 
-def _print_faults(folder: Path, scored: Scored, judged: Judged, first: int, streams: int) -> None:
-    seen = {each.fault: each for each in load_calibration(folder / "calibration").document.faults}
+def _print_faults(
+    arguments: argparse.Namespace, scored: Scored, judged: Judged, first: int
+) -> None:
+    repeat: int = arguments.repeat
+    seen = {
+        each.fault: each
+        for each in load_calibration(arguments.folder / "calibration").document.faults
+    }
 
     @cache
     def stated(strength: float) -> float:
@@ -192,7 +203,7 @@ def _print_faults(folder: Path, scored: Scored, judged: Judged, first: int, stre
             decorrelation_ms=judged.settled.choice.decorrelation_ms,
             alpha=ALPHA,
             strengths=(strength,),
-            streams=streams,
+            streams=arguments.streams,
             seed=0,
             advance=lambda _done, _total: None,
         )
@@ -210,6 +221,11 @@ def _print_faults(folder: Path, scored: Scored, judged: Judged, first: int, stre
             usual = float((judged.surprise(scored.quiet[camera, :first]) >= -np.log(ALPHA)).mean())
             for run, start in enumerate(starts.tolist()):
                 frames = scored.faults[fault][camera, run]
+                again = np.tile(frames[grows:], repeat - 1)
+                left = scored.quiet.shape[1] - start
+                if left < len(frames) + len(again):
+                    continue  # the stream ends before the fault
+                frames = np.concatenate((frames, again))
                 share = float((judged.surprise(frames[grows:]) >= -np.log(ALPHA)).mean())
                 turned = max(0.0, (share - usual) / (1 - usual))
                 shares.append(share)
@@ -217,7 +233,8 @@ def _print_faults(folder: Path, scored: Scored, judged: Judged, first: int, stre
                 delays.append(_delay(scored, judged, camera, (start, grows), frames))
         known = [d for d in delays if d is not None]
         within = [d is not None and d <= 2 * p for d, p in zip(delays, promised, strict=True)]
-        missed = f", {len(delays) - len(known)} not within {FAULT_FRAMES // 60} h"
+        hours = repeat * scored.faults[fault].shape[2] // 60
+        missed = f", {len(delays) - len(known)} not within {hours} h"
         called = "" if name is None else f"{seen[name].flagged:.0%}"
         print(
             f"| {fault} | {name or 'not tried'} | {called} | {np.mean(shares):.0%} | "
@@ -251,6 +268,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--baseline-days", type=int, default=10)
     parser.add_argument("--streams", type=int, default=400, help="for each stated delay")
+    parser.add_argument("--repeat", type=int, default=1, help="so often come a fault's frames")
+    parser.add_argument(
+        "--times", help="hours at which a kind of time begins, or none; found without it"
+    )
     return parser.parse_args()
 
 

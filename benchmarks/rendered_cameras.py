@@ -1,12 +1,12 @@
 """Cameras that are rendered and scored by a real network, for `benchmarks.rendered_alarms`.
 
     python -m benchmarks.rendered_cameras FOLDER [--cameras 4] [--baseline-days 10]
-        [--quiet-days 30] [--starts 5] [--seed 1]
+        [--quiet-days 30] [--starts 5] [--fault-hours 72] [--seed 1]
 
 It calibrates ResNet-20 on CIFAR-10 as `nap-stream calibrate` does, and scores each camera's frames
-by that calibration: first those of a quiet time, then each injected fault from several starts on,
-for as long as `FAULT_FRAMES`. What is kept is a score a frame, in one file a camera, so that blocks
-and peers are run on them as often as one likes. See `benchmarks.rendered_scenes` for the cameras.
+by that calibration: first those of a quiet time, then each injected fault from several starts on.
+What is kept is a score a frame, in one file a camera, so that blocks are run on them as often as
+one likes. See `benchmarks.rendered_scenes` for the cameras.
 """
 
 import argparse
@@ -41,7 +41,6 @@ from nap_stream.settings.schema import LimitSettings, ScoringSettings
 
 NETWORK = "ResNet-20"
 ALPHA = 0.05
-FAULT_FRAMES = FRAMES_A_DAY // 2
 BATCH = 240
 START_MS = 1_767_225_600_000
 """2026-01-01 in UTC, a Thursday."""
@@ -55,17 +54,18 @@ def main() -> None:
     scorer = _scorer(folder)
     scenes = load_scenes()
     days = arguments.baseline_days + arguments.quiet_days
+    lasts = arguments.fault_hours * FRAMES_A_DAY // 24
     rng = np.random.default_rng([arguments.seed, 77])
     for number in range(arguments.cameras):
         own = camera(scenes, number, days * FRAMES_A_DAY, arguments.seed)
         chunks = FRAMES_A_DAY // CHUNK
-        first, last = arguments.baseline_days * chunks, days * chunks - FAULT_FRAMES // CHUNK
+        first, last = arguments.baseline_days * chunks, days * chunks - lasts // CHUNK
         starts = (
             np.sort(rng.choice(np.arange(first, last), arguments.starts, replace=False)) * CHUNK
         )
         path = folder / f"camera-{number}.npz"
         if not path.exists():
-            arrays = _scored(scorer, own, scenes, starts)
+            arrays = _scored(scorer, own, scenes, starts, lasts)
             np.savez(path, **arrays)  # type: ignore[arg-type]  # its stub lacks names of arrays
 
 
@@ -94,15 +94,15 @@ def _scorer(folder: Path) -> OODScorer:
 
 
 def _scored(
-    scorer: OODScorer, own: Camera, scenes: Scenes, starts: NDArray[np.int64]
+    scorer: OODScorer, own: Camera, scenes: Scenes, starts: NDArray[np.int64], lasts: int
 ) -> dict[str, NDArray[Any]]:
-    """Score a camera's quiet time, and each fault from each start on."""
+    """Score a camera's quiet time, and each fault for ``lasts`` frames from each start on."""
     began, frames = time.monotonic(), len(own.path.scene)
     quiet, p_values = _scores(scorer, own, scenes, (0, frames), "")
     faults = {
         fault: np.stack(
             [
-                _scores(scorer, own, scenes, (start, start + FAULT_FRAMES), fault)[0]
+                _scores(scorer, own, scenes, (start, start + lasts), fault)[0]
                 for start in starts.tolist()
             ]
         )
@@ -140,6 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--baseline-days", type=int, default=10)
     parser.add_argument("--quiet-days", type=int, default=30)
     parser.add_argument("--starts", type=int, default=5, help="of each fault, for each camera")
+    parser.add_argument("--fault-hours", type=int, default=72, help="how long each fault lasts")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
 

@@ -314,8 +314,9 @@ class _Streams:
                 hits,
                 np.zeros(rows.shape, dtype=np.int64),
             )
-        fires: NDArray[np.bool_] = (log_mixture(self._state) >= self._log_thresholds).any(axis=1)
-        return fires
+        fires: NDArray[np.bool_] = log_mixture(self._state) >= self._log_thresholds
+        any_fires: NDArray[np.bool_] = np.any(fires, axis=1)
+        return any_fires
 
 
 def _summed_up(
