@@ -44,6 +44,7 @@ _CORRELATION_LEVEL = 0.02
 """Of the tests of all keys together and of the stream; all tests of single keys share another."""
 _HARMLESS = 0.05
 """A correlation of neighbouring blocks that is no larger does not matter."""
+_ROUNDING = 1e-12
 _PANES_IN_A_LAG = 4
 """Lags up to a quarter of the longest series are looked at."""
 
@@ -63,7 +64,9 @@ def decorrelation_panes(series: Sequence[Series]) -> float:
         if len(at) > 1:
             _add_products(at, values, products, pairs)
     variance = products[0] / max(pairs[0], 1.0)
-    if variance <= 0:
+    size = max((float(np.abs(values).max()) for _, values in series if len(values)), default=0.0)
+    # What a mean leaves of equal values is rounding, which is correlated.
+    if variance <= (_ROUNDING * size) ** 2:
         return 1.0
     rho = _filled(products / np.maximum(pairs, 1.0) / variance, pairs >= 0.5)  # noqa: PLR2004
     return _initial_positive(rho)

@@ -128,7 +128,7 @@ class Writer:
         failed = np.array([number in stream.status for number in range(first, end)])
         statuses = [str(stream.status.get(number, Status.OK)) for number in range(first, end)]
         times = stream.times_ms[cut]
-        event_times = stream.event_times_ms
+        event_times = times if stream.event_times_ms is None else stream.event_times_ms[cut]
         scores: dict[str, Any] = {
             "class_id": np.zeros(count, np.int64),
             "confidence": np.full(count, 0.5),
@@ -149,9 +149,9 @@ class Writer:
             "offset": pa.array(position.offset + np.arange(count)),
             "index": pa.array(np.zeros(count, np.int32)),
             "key": [None if key is None else key.encode() for key in stream.keys[cut]],
-            "event_time": times if event_times is None else event_times[cut],
-            "ingest_time": times + 5,
-            "scored_time": times + 9,
+            "event_time": event_times.tolist(),
+            "ingest_time": (times + 5).tolist(),
+            "scored_time": (times + 9).tolist(),
             "status": statuses,
             "error": ["cannot decode" if bad else None for bad in failed],
             "headers": [()] * count,

@@ -83,7 +83,7 @@ def test_filters(root: Path, query: Query, expected: list[tuple[str, int, int, i
 def test_a_scan_has_topic_and_partition_once_and_then_the_files_columns(root: Path) -> None:
     batch = next(read.scan(LocalStore(root), Query()))
     assert batch.schema.equals(SCAN_SCHEMA)
-    assert len(set(batch.schema.names)) == len(batch.schema.names) == 37
+    assert len(set(batch.schema.names)) == len(batch.schema.names) == 38
 
 
 def test_a_plain_reader_sees_topic_and_partition_once_beside_files_in_the_making(
