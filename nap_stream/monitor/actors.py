@@ -355,10 +355,13 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
                 "Check --address and that `ray status` answers there",
             ) from error
         folder = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+        is_slow = "timed out during startup" in str(error)
         raise WorkerError(
             f"Ray did not start on this machine: {_brief(error)}",
             f"its logs in {folder}/ray/session_latest/logs",
-            "Start again, with less at work beside it: Ray gives its processes 15 s to come up",
+            "Start again, with less at work beside it: Ray gives its processes 15 s to come up"
+            if is_slow
+            else f"See these logs. Ray needs room and the right to write in {folder}",
         ) from error
     try:
         yield not address

@@ -396,8 +396,8 @@ class WorkerSettings(Section):
     takes num_cpus / torch_threads on a CPU, 2 on a GPU."""
     decode_threads: Positive | None = None
     """Null takes num_cpus."""
-    max_in_hand_images: Positive = 512
-    """Images between poll and score before fetching pauses."""
+    max_in_hand_images: Positive = 2_048
+    """Images between poll and score before fetching pauses: some batches for each CPU."""
     max_in_hand_bytes: Positive = 256 * 2**20
     """Bytes before fetching pauses: of messages until they are decoded, of pixels at the model's
     input size, or JPEGs left to a GPU, until they are scored, of failed images until they are dead

@@ -206,27 +206,29 @@ def test_a_session_within_a_session_leaves_ray_running() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "problem", "action"),
+    ("address", "cause", "problem", "action"),
     [
-        (None, "Ray did not start on this machine: Exception: a node timed out", "Start again"),
-        ("10.0.0.1:6379", "cannot connect to Ray: Exception: a node timed out", "--address"),
+        (None, "The current node timed out during startup.", "did not start", "Start again"),
+        (None, "No space left on device", "did not start", "room and the right to write"),
+        ("10.0.0.1:6379", "nobody answers", "cannot connect to Ray", "--address"),
     ],
 )
 def test_a_ray_that_does_not_come_up_is_told_with_what_to_do(
-    address: str | None, problem: str, action: str, monkeypatch: pytest.MonkeyPatch
+    address: str | None, cause: str, problem: str, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_slow(**_options: object) -> None:
-        raise Exception("a node timed out")  # noqa: TRY002  Ray's own is as bare
+    def failing(**_options: object) -> None:
+        raise Exception(cause)  # noqa: TRY002  Ray's own is as bare
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TMPDIR", "/a/folder")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.setattr(ray, "init", failing)
 
     with pytest.raises(WorkerError) as caught, ray_session(address, 1):
         pass
 
     assert problem in caught.value.problem
+    assert cause in caught.value.problem
     assert action in caught.value.action
     assert caught.value.where == (
         "its logs in /a/folder/ray/session_latest/logs" if address is None else f"address {address}"
