@@ -551,7 +551,7 @@ def test_formats_other_than_png(tmp_path: Path) -> None:
     assert len(read(reader_of(tmp_path))) == 3
 
 
-@pytest.mark.parametrize("lacking", ["decoded", "nap", "features", "rows"])
+@pytest.mark.parametrize("lacking", ["decoded", "warned", "nap", "features", "rows"])
 def test_a_cache_file_that_lacks_something_is_computed_anew(tmp_path: Path, lacking: str) -> None:
     images, cache = write_images(tmp_path / "images", 4), FeatureCache(tmp_path / "cache")
     reader = Reader(load_small("SmallNet"), LimitSettings(), images, cache)
@@ -565,4 +565,4 @@ def test_a_cache_file_that_lacks_something_is_computed_anew(tmp_path: Path, lack
     save_file(arrays, path)
     again = reader.read(reader.files(), 4, lambda _: None)
     np.testing.assert_array_equal(again.nap, whole.nap)
-    assert load_file(path).keys() == {"decoded", "logits", "nap", "features"}
+    assert load_file(path).keys() == {"decoded", "warned", "logits", "nap", "features"}

@@ -20,6 +20,7 @@ from nap_stream.calibration.speed import Choice, candidates_of, choose_execution
 from nap_stream.cli.calibrate import show_calibration
 from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.errors import CalibrationError, ModelError
+from nap_stream.model import execution as execution_module
 from nap_stream.model.execution import (
     AGREEMENT,
     Execution,
@@ -297,6 +298,10 @@ def shown(folder: Path) -> str:
     return console.export_text()
 
 
+@pytest.mark.skipif(
+    not execution_module._cpu_has_bfloat16(),
+    reason="this processor has no instructions for bfloat16: it is refused as much slower",
+)
 def test_a_calibration_on_real_images_says_what_was_measured(tmp_path: Path) -> None:
     table = pq.read_table(shared_data("cifar10_test.parquet")).slice(0, 260)
     pq.write_table(table, tmp_path / "held-out.parquet")
