@@ -117,9 +117,22 @@ class BlockReferences:
         return place if is_known else NO_ROW
 
     def blocks_by_kind(self, name: str) -> tuple[int, ...]:
-        """How many baseline blocks a key's references have, by kind of time; 0 for none."""
-        groups = self.group_of[self.keys.index(name)].tolist()
+        """How many baseline blocks a key's references have, by kind of time; 0 for none.
+
+        Raises:
+            ValueError: The baseline does not know the key.
+        """
+        place = bisect_left(self.keys, name)
+        if self.keys[place : place + 1] != (name,):
+            raise ValueError(f"the baseline has no key {name!r}")
+        groups = self.group_of[place].tolist()
         return tuple(int(self.sizes[group]) if group >= 0 else 0 for group in groups)
+
+    @property
+    def blind_kinds(self) -> tuple[str, ...]:
+        """The kinds of time at which the stream has no reference: it is not judged then."""
+        names = self.kinds.names
+        return tuple(names[kind] for kind in np.flatnonzero(self.group_of[0] < 0).tolist())
 
     @property
     def known(self) -> tuple[str, ...]:

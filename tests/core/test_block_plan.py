@@ -70,6 +70,9 @@ def test_a_key_has_references_where_it_has_enough_blocks() -> None:
     assert (made.known, made.without) == (("many",), ("few",))
     assert made.blocks_by_kind("many") == (20,)
     assert made.blocks_by_kind("few") == (0,)
+    assert made.blind_kinds == ()
+    with pytest.raises(ValueError, match="no key 'more'"):
+        made.blocks_by_kind("more")
     assert made.own.prior[0] == 10
     assert made.own.center[0, 0] == pytest.approx(0.15)
     # The largest share is 0.2, and so is the second: (2 - 1.5) / (10 + 10).
@@ -90,6 +93,14 @@ def test_kinds_of_time_have_references_of_their_own() -> None:
     assert made.blocks_by_kind("a") == (36, 36)
     by_day, by_night = made.group_of[1]
     assert made.own.center[[by_day, by_night], 0].tolist() == pytest.approx([0.5, 0.1])
+
+
+def test_kinds_at_which_the_stream_cannot_be_judged_are_named() -> None:
+    # Of 24 hours, six are in the first kind.
+    blocks = key_blocks({"a": [(10, 1)] * 24}, block_ms=3_600_000)
+    made = references_of(blocks, TimeKinds((0, 6)))
+    assert made.blocks_by_kind(NO_KEY) == (0, 18)
+    assert made.blind_kinds == ("00:00-06:00",)
 
 
 def test_the_stream_does_not_feel_which_keys_it_has() -> None:
