@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from nap_stream.core.block_detectors import BlockDetectors, hits_of
 from nap_stream.core.block_plan import NO_ROW, BlockPlan
 from nap_stream.core.block_readings import BlockReading, BlockReadings, JudgedBy
-from nap_stream.core.blocks import STATISTICS, block_sums
+from nap_stream.core.blocks import STATISTICS, block_sums, shrunk
 from nap_stream.core.key_monitors import ActiveKeys, chosen_keys, excess_keys
 from nap_stream.core.learned_references import NEEDED_BLOCKS, LearnedReferences
 from nap_stream.core.panes import NO_KEY, ClosedPane
@@ -183,9 +183,11 @@ class BlockMonitors:
         last_ms = np.array([self._table["last_ms"][slot] if slot >= 0 else 0])
         kind = int(references.kinds.kind_of(last_ms + self._block_ms // 2)[0])
         if home >= 0:
-            is_own = references.group_of[home, kind] >= 0
-            judged_by = JudgedBy.OWN if is_own or home == 0 else JudgedBy.POOLED
-            return judged_by, float(references.shares[home]), 0
+            share = float(references.shares[home, kind])
+            if references.group_of[home, kind] >= 0:
+                return JudgedBy.OWN, share, 0
+            is_pooled = home > 0 and references.has_pooled[kind]
+            return JudgedBy.POOLED if is_pooled else JudgedBy.WAITING, share, 0
         pooled_share = float(references.pooled.center[kind, 0])
         if place < 0:
             return JudgedBy.WAITING, pooled_share, 0
@@ -277,6 +279,8 @@ class BlockMonitors:
         by_name = sorted({(NO_KEY, self._stream), *found})
         keys = tuple(name for name, _ in by_name)
         slots = np.fromiter((slot for _, slot in by_name), dtype=np.int64, count=len(keys))
+        # Before a key that returns is judged: what it was about is over.
+        self._renew_silent(start_ms)
         self._give_places(keys, slots, start_ms)
         opened = self._opened(slots, kind)
         judged = np.flatnonzero(opened.is_judged)
@@ -287,12 +291,14 @@ class BlockMonitors:
         names = tuple(keys[i] for i in judged.tolist())
         active = np.concatenate([step.active for step in steps])
         self._active.remove(chosen_keys(names, np.concatenate([step.ended for step in steps])))
-        self._active.see(chosen_keys(names, active), start_ms)
+        # A key that sends is not silent, though a kind of time has no reference to judge it by.
+        sends = self._table["active"][slots] & (opened.records > 0)
+        sends[0] = self._table["active"][self._stream] & opened.records.any()
+        self._active.see(chosen_keys(keys, sends), start_ms)
         self._learn(opened, kind)
         for column in ("open_records", "open_flagged", "open_bins"):
             self._table[column][slots] = 0
         self._table["last_ms"][slots] = start_ms
-        self._renew_silent(start_ms)
         self._forget(self._max_keys)
         return BlockReadings(
             start_ms,
@@ -336,7 +342,7 @@ class BlockMonitors:
             sums,
             counted,
             flags,
-            excess / (counted + prior)[:, np.newaxis],
+            shrunk(excess, counted, prior),
             plan.log_threshold(home),
         )
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.blocks import STATISTICS, Blocks, block_sums
+from nap_stream.core.blocks import STATISTICS, Blocks, block_sums, shrunk
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.time_kinds import TimeKinds
@@ -79,8 +79,8 @@ class BlockReferences:
     ``keys`` are those of the `Blocks`, ``kinds`` and ``block_ms`` theirs too. ``group_of`` int32
     (N, K) is the group of each key and kind, -1 where it has none. ``rows`` are G + K references:
     those of the groups, and then pooled ones, of each kind where ``has_pooled``, bool (K,).
-    ``sizes`` int64 (G,) are the groups' baseline blocks. ``shares`` float64 (N,) are the OOD
-    fractions of the keys in the baseline.
+    ``sizes`` int64 (G,) are the groups' baseline blocks. ``shares`` float64 (N, K) are the OOD
+    fractions of the keys in the baseline; of all times where a key has no block of a kind.
     """
 
     keys: tuple[str, ...]
@@ -185,7 +185,7 @@ def references_of(blocks: Blocks, kinds: TimeKinds) -> BlockReferences:
         joined((own, pooled)),
         np.concatenate((sizes[has], stream_sizes[has_stream])),
         has_pooled,
-        _shares(blocks),
+        _shares(blocks, kind, kinds.count),
     )
 
 
@@ -243,7 +243,7 @@ def _ranked(
     center = np.stack(columns, axis=1) / total[:, np.newaxis]
     excess = counts.sums - counts.records[:, np.newaxis] * center[group] + counts.more_excess
     prior = np.maximum(_medians(of_full, records[full], groups), 1.0)
-    statistics = excess[full] / (records[full] + prior[of_full])[:, np.newaxis]
+    statistics = shrunk(excess[full], records[full], prior[of_full])
     ends = np.cumsum(sizes)
     ranks = (np.ones_like(sizes), np.maximum(2, sizes // _EIGHTH))
     thresholds = np.zeros((groups, EVENTS))
@@ -280,13 +280,15 @@ def _pooled(own: References, group_of: NDArray[np.int32]) -> tuple[References, N
     return References(center, prior, thresholds), has
 
 
-def _shares(blocks: Blocks) -> NDArray[np.float64]:
+def _shares(blocks: Blocks, kind: NDArray[np.int64], kinds: int) -> NDArray[np.float64]:
     size = len(blocks.keys)
-    flagged = np.bincount(blocks.key, blocks.flagged, minlength=size)
-    shares: NDArray[np.float64] = flagged / np.maximum(
-        np.bincount(blocks.key, blocks.records, minlength=size), 1
+    cell = blocks.key * kinds + kind
+    flagged, records = (
+        np.bincount(cell, counts, minlength=size * kinds).reshape(size, kinds)
+        for counts in (blocks.flagged, blocks.records)
     )
-    return shares
+    ever = flagged.sum(axis=1, keepdims=True) / np.maximum(records.sum(axis=1, keepdims=True), 1)
+    return np.where(records > 0, flagged / np.maximum(records, 1), ever)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -46,8 +46,9 @@ class BlockReading:
 
     The most likely change began with the block at ``onset_ms``; since then ``flagged`` of
     ``records`` in ``blocks`` blocks. ``statistic``, of `nap_stream.core.blocks.STATISTICS`, is what
-    speaks for it. ``baseline_share`` is the OOD fraction that it is compared with. ``learned`` of
-    `NEEDED_BLOCKS` blocks are known of a new key, of the kind of time it knows least.
+    speaks for it. ``baseline_share`` is the OOD fraction that it is compared with, at the kind of
+    time of the key's last block. ``learned`` of `NEEDED_BLOCKS` blocks are known of a new key, of
+    the kind of time it knows least.
     """
 
     log_statistic: float

@@ -6,13 +6,15 @@ they are so are nearly exchangeable: those of one key, and of one kind of time
 
 A block's statistic is the excess of a mean over the baseline's, c, shrunk to 0 by b records:
 
-    s = (sum of x - n c) / (n + b),
+    s = m / (m + b) x (mean of x - c), m = min(n, b),
 
-for x of a record's flag, -ln p, and -ln(1 - p), each p at the middle of its bin. With b the median
-number of records of a block, the spread of s for independent records is largest at n = b: a block
-with few of them is never extreme.
+for x of a record's flag, -ln p, and -ln(1 - p), each p at the middle of its bin. b is the median
+number of records of a block. Up to it the spread of s for independent records grows with n, so that
+a block with few of them is never extreme. More than b records count as b: those of a camera are
+dependent, so that the mean of many is no surer, and a higher frame rate makes no block extreme.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -193,8 +195,21 @@ def block_statistics(
     (..., 3), ``prior`` float64 (...), in records, above 0.
     """
     n = records[..., np.newaxis]
-    excess: NDArray[np.float64] = block_sums(flagged, bins) - n * center
-    return excess / (n + prior[..., np.newaxis])
+    return shrunk(block_sums(flagged, bins) - n * center, records, prior)
+
+
+def shrunk(
+    excess: NDArray[np.float64], records: NDArray[np.int64], prior: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Give the statistics of summed excesses, float64 (..., 3); see the module.
+
+    ``excess`` float64 (..., 3) is the sum of x - n c over ``records``, int64 (...), be they of a
+    key or of the whole stream; ``prior``, float64 (...), is above 0. Without records they are 0.
+    """
+    most = np.minimum(records, prior)
+    weight = most / (most + prior) / np.maximum(records, 1)
+    statistics: NDArray[np.float64] = excess * weight[..., np.newaxis]
+    return statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +240,10 @@ def effect(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float
     """Compare the OOD fractions of a key, or of the stream, in two stretches.
 
     The interval is Welch's, of the ratio of flagged records to records, whose error comes from the
-    spread over units (Cochran, "Sampling Techniques", 1977, section 6.3).
+    spread over units (Cochran, "Sampling Techniques", 1977, section 6.3). A stretch whose share is
+    0 or 1 has no spread, which does not make it sure: where n blocks had no flag, at most a share
+    of -ln(1 - confidence) / n of them has (the rule of three: 3 / n at 0.95). The interval is wider
+    by that, to the side where the share of the stretch may lie.
 
     Raises:
         ValueError: One of them has no block of the key.
@@ -234,6 +252,7 @@ def effect(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float
     if not len(first) or not len(second):
         raise ValueError(f"there are no blocks of {key!r} in one of the stretches")
     days = [len(np.unique(part.start_ms // DAY_MS)) for part in (first, second)]
+    blocks = len(first), len(second)
     divides = all(DAY_MS % part.block_ms == 0 for part in (first, second))
     if min(days) >= MIN_DAYS and divides:
         first, second = coarser(first, DAY_MS), coarser(second, DAY_MS)
@@ -248,17 +267,25 @@ def effect(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float
         freedom = total**2 / float((errors**2 / (sizes - 1)).sum())
         half = float(stdtrit(freedom, (1 + confidence) / 2)) * total**0.5
     difference = new - old
+    new_less, new_more = _unseen(new, blocks[1], confidence)
+    old_less, old_more = _unseen(old, blocks[0], confidence)
     return Effect(
         new,
         old,
         difference,
-        difference - half,
-        difference + half,
+        difference - half - new_less - old_more,
+        difference + half + new_more + old_less,
         confidence,
         second.block_ms,
         len(second),
         len(first),
     )
+
+
+def _unseen(share: float, blocks: int, confidence: float) -> tuple[float, float]:
+    """How far below and above a share of 0 or 1 the real one may be, seen in so many blocks."""
+    most = min(1.0, -math.log1p(-confidence) / blocks)
+    return (most if share >= 1 else 0.0), (most if share <= 0 else 0.0)
 
 
 def _share(blocks: Blocks) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core.block_plan import GOOD_BLOCKS, References, event_ranks
-from nap_stream.core.blocks import STATISTICS
+from nap_stream.core.blocks import STATISTICS, shrunk
 from nap_stream.core.key_monitors import KeyTable
 
 CENTER_BLOCKS, LEARN_BLOCKS = 10, GOOD_BLOCKS
@@ -116,8 +116,7 @@ class LearnedReferences:
         full = 2 * records >= prior
         places, records, sums = places[full], records[full], sums[full]
         center, prior = center[full], prior[full]
-        n = records[:, np.newaxis]
-        excess = (sums - n * center) / (n + prior[:, np.newaxis])
+        excess = shrunk(sums - records[:, np.newaxis] * center, records, prior)
         top = self._table["learned_top"]
         ranked = np.sort(
             np.concatenate((top[places, kind], excess[:, :, np.newaxis]), axis=2), axis=2

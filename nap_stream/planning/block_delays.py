@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nap_stream.clock import Progress
 from nap_stream.core.block_detectors import block_bets, hits_of
 from nap_stream.core.block_plan import BlockPlan, BlockReferences
-from nap_stream.core.blocks import Blocks, block_sums
+from nap_stream.core.blocks import Blocks, block_sums, shrunk
 from nap_stream.core.detection import p_value_shares
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.sequential import (
@@ -304,7 +304,9 @@ class _Streams:
     ) -> NDArray[np.bool_]:
         references = self._references
         judged = (rows >= 0) & (counted > 0)
-        statistics = excess / (counted + references.prior[rows])[..., np.newaxis]
+        # Any group will do where nothing is judged; a pooled row without groups has no rate.
+        rows = np.where(judged, rows, 0)
+        statistics = shrunk(excess, counted, references.prior[rows])
         hits = hits_of(statistics, references.thresholds[rows]) * judged[..., np.newaxis]
         with np.errstate(divide="ignore"):  # no block is no observation
             self._state = update(

@@ -298,6 +298,48 @@ def test_the_alarm_of_a_silent_key_ends() -> None:
     assert (found.onset_ms, found.share) == (before.onset_ms, before.share)
 
 
+def test_a_key_that_returns_after_silence_does_so_without_its_old_alarm() -> None:
+    one = BlockMonitors(plan_of(), 100, 3 * BLOCK_MS)
+    feed(one, [{"a": (20, 12), "b": (20, 1)}] * 10)
+    feed(one, [{"b": (20, 1)}] * 2, first=10)
+    assert one.reading("a").active
+    # Its last block began three blocks before this one.
+    readings = feed(one, [{"a": (20, 1), "b": (20, 1)}], first=12)
+    assert dict(zip(readings[0].keys, readings[0].active.tolist(), strict=True))["a"] is False
+    assert (one.reading("a").active, one.active_count) == (False, int(one.reading(NO_KEY).active))
+
+
+def blind_plan() -> BlockPlan:
+    """Key a in both hours; only the second has blocks enough for a reference."""
+    blocks = key_blocks({"a": [(0, 0)] * 55 + [(20, 1)] * 5 + USUAL})
+    references = references_of(blocks, TimeKinds((0, 1)))
+    return plan_blocks(references, run_time_ms=100 * BLOCK_MS, confidence=0.9)
+
+
+def test_where_a_kind_of_time_has_no_reference_nothing_judges_and_nothing_is_forgotten() -> None:
+    plan = blind_plan()
+    assert plan.references.blind_kinds == ("00:00-01:00",)
+    one = BlockMonitors(plan, 100, 3 * BLOCK_MS)
+    day = 24 * 60
+    feed(one, [{"a": (20, 12)}] * 10, first=day - 10)
+    assert one.reading("a").active
+    readings = feed(one, [{"a": (20, 12)}] * 10, first=day)
+    assert [each.keys for each in readings] == [()] * 10
+    # It sends, so that it is not silent.
+    assert (one.reading("a").active, one.active_count) == (True, 2)
+    assert {one.reading(name).judged_by for name in ("a", NO_KEY)} == {JudgedBy.WAITING}
+
+
+def test_a_key_is_told_its_share_of_the_kind_of_time() -> None:
+    blocks = key_blocks({"a": [(20, 8)] * 60 + [(20, 2), (20, 0)] * 30})
+    references = references_of(blocks, TimeKinds((0, 1)))
+    one = monitors(plan_blocks(references, run_time_ms=100 * BLOCK_MS, confidence=0.9))
+    for first, share in ((0, 0.4), (60, 0.05)):
+        feed(one, [{"a": (20, 1)}], first=first)
+        for name in ("a", NO_KEY):
+            assert one.reading(name).baseline_share == pytest.approx(share)
+
+
 def test_at_other_times_a_key_is_judged_by_the_pooled_reference() -> None:
     # The first hour has blocks of both keys, the rest of the day those of one.
     minutes = 60

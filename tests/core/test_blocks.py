@@ -95,7 +95,7 @@ def test_blocks_stand_once_and_in_order() -> None:
 
 
 def test_statistics_by_hand() -> None:
-    # Two records at p = 0.01, one at 0.99 (the middle of its bin): n = 3, b = 6.
+    # Two records at p = 0.01, one at 0.99 (the middle of its bin): n = 3, b = 6, m = 3.
     found = block_statistics(
         np.array([3]),
         np.array([2]),
@@ -115,6 +115,25 @@ def test_a_block_of_one_record_is_not_extreme() -> None:
     full = np.array([100]), np.array([9]), bins(*[0] * 9, *[4] * 91)[np.newaxis]
     assert one[0, 0] == pytest.approx(0.95 / 101)
     assert one[0, 0] < block_statistics(*full, center, prior)[0, 0]
+
+
+@given(
+    st.lists(st.integers(0, 50), min_size=BIN_COUNT, max_size=BIN_COUNT).filter(any),
+    st.integers(0, 50),
+    st.floats(1, 1_000),
+)
+def test_more_records_than_usual_do_not_weigh_more(
+    counts: list[int], flagged: int, prior: float
+) -> None:
+    center = np.array([[0.1, 1.0, 1.0]])
+
+    def statistics(times: int) -> NDArray[np.float64]:
+        one = np.array([counts]) * times
+        flags = np.array([min(flagged, sum(counts)) * times])
+        return block_statistics(one.sum(axis=1), flags, one, center, np.array([prior]))
+
+    beyond = int(np.ceil(prior / sum(counts)))
+    np.testing.assert_allclose(statistics(10 * beyond), statistics(beyond), rtol=1e-9, atol=1e-12)
 
 
 def test_the_effect_by_hand() -> None:
@@ -145,3 +164,15 @@ def test_one_block_has_no_spread_and_none_no_share() -> None:
     assert (effect(one, one).low, effect(one, one).high) == (-np.inf, np.inf)
     with pytest.raises(ValueError, match="no blocks of 'a'"):
         effect(one, one, "a")
+
+
+def test_a_stretch_without_a_flag_may_have_some() -> None:
+    # No flag in 12 blocks, then in 3: the rule of three, -ln 0.05 / 12 and / 3.
+    none, few = stretch([(10, 0)] * 12), stretch([(10, 0)] * 3)
+    found = effect(none, few)
+    assert (found.low, found.high) == pytest.approx((-2.995732 / 12, 2.995732 / 3))
+    every = effect(stretch([(10, 10)] * 12), stretch([(10, 10)] * 3))
+    assert (every.low, every.high) == pytest.approx((-2.995732 / 3, 2.995732 / 12))
+    # Flags in some blocks have a spread, which speaks for them.
+    mixed = effect(stretch([(10, 1), (10, 3)]), few)
+    assert mixed.high > mixed.difference + 0.9

@@ -162,3 +162,22 @@ def test_strengths_are_shares() -> None:
         delays(blocks_of_cameras(1, 20), 0.0)
     with pytest.raises(ValueError, match="references"):
         delays(blocks_of_cameras(1, 5), 0.5)
+
+
+def test_times_without_a_reference_are_passed_over() -> None:
+    blocks = blocks_of_cameras(2, 60)
+    # Six blocks are in the last hour.
+    references = references_of(blocks, TimeKinds((0, 9)))
+    plan = plan_blocks(references, run_time_ms=30 * DAY_MS, confidence=0.95)
+    assert len(references.blind_kinds) == 1
+    found = block_delays(
+        plan,
+        blocks,
+        decorrelation_ms=BLOCK_MS / RECORDS,
+        alpha=ALPHA,
+        strengths=(1.0,),
+        streams=10,
+        seed=0,
+        advance=lambda _done, _total: None,
+    )
+    assert all(each.detected == 10 for each in found)
