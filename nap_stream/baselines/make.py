@@ -29,12 +29,13 @@ from nap_stream.calibration.calibration import (
     array_sha256,
 )
 from nap_stream.clock import Progress
-from nap_stream.core.block_plan import MIN_BLOCKS
+from nap_stream.core.block_plan import MIN_BLOCKS, references_of
 from nap_stream.core.blocks import Blocks, block_means, coarser
 from nap_stream.core.conformal import ConformalTest
 from nap_stream.core.decorrelation import (
     BLOCK_GRID_MS,
     BlockChoice,
+    blocks_needed,
     neighbour_correlation,
     settle_blocks,
 )
@@ -161,7 +162,7 @@ def make_baseline(
 
     blocks = count_blocks(stretch, judge, choice.block_ms, query.pane_ms)
     advance(4, _PASSES)
-    _require_blocks(blocks, choice, foreign)
+    _require_blocks(blocks, settled.kinds, choice, foreign)
     arrays = _arrays(parent, scores, class_id) | block_arrays(blocks)
     baseline = Baseline(
         log_root=request.log_root,
@@ -245,7 +246,7 @@ def _foreign(fine: Blocks, request: BaselineRequest) -> tuple[ForeignFound, NDAr
     """What looks foreign, and which of the short blocks lie in blocks that do."""
     kinds = request.kinds
     if kinds is None:
-        kinds, _ = _kinds_of(fine, HOUR_MS, request.timezone)
+        kinds, _ = _kinds_of(fine, fine.block_ms, request.timezone)
     length = check_ms(fine, kinds)
     blocks = coarser(fine, length)
     found = foreign_in(blocks, kinds)
@@ -262,7 +263,13 @@ def _kinds_of(fine: Blocks, block_ms: int, timezone: str) -> tuple[TimeKinds, Ki
     """The kinds of time that blocks speak for, of this length but of an hour at least."""
     length = max(HOUR_MS, block_ms, fine.block_ms)
     blocks = fine if length % fine.block_ms else coarser(fine, length)
-    return find_kinds(blocks.key, blocks.middle_ms, block_means(blocks), timezone=timezone)
+    return find_kinds(
+        blocks.key,
+        blocks.middle_ms,
+        block_means(blocks),
+        timezone=timezone,
+        least=blocks_needed(block_ms, blocks.block_ms),
+    )
 
 
 def _shares(blocks: Blocks, found: Foreign) -> ForeignFound:
@@ -322,14 +329,25 @@ def _with_length(
     return BlockChoice(**(values | {"block_ms": block_ms, "reason": "asked"}))
 
 
-def _require_blocks(blocks: Blocks, choice: BlockChoice, foreign: ForeignFound) -> None:
+def _require_blocks(
+    blocks: Blocks, kinds: TimeKinds, choice: BlockChoice, foreign: ForeignFound
+) -> None:
     numbers = np.bincount(blocks.key, minlength=len(blocks.keys))
-    if numbers[0] >= MIN_BLOCKS:
+    references = references_of(blocks, kinds)
+    if not references.blind_kinds:
         return
+    if numbers[0] >= MIN_BLOCKS and kinds.count > 1:
+        raise CalibrationError(
+            f"the stretch has fewer than {MIN_BLOCKS} whole blocks of "
+            f"{duration(choice.block_ms)} at these times: "
+            f"{', '.join(references.blind_kinds)}",
+            "--times",
+            "Tell fewer times apart with --times, or choose a longer stretch",
+        )
     odd = f" Odd is: {'; '.join(map(str, foreign.by_key[:SHOWN]))}" if foreign.by_key else ""
     raise CalibrationError(
         f"the stretch has {numbers[0]} blocks of {duration(choice.block_ms)}, and at least "
-        f"{MIN_BLOCKS} are needed: records depend on each other over about "
+        f"{MIN_BLOCKS} are needed that are not cut off: records depend on each other over about "
         f"{duration(round(choice.decorrelation_ms))}.{odd}",
         "",
         f"Choose a stretch of {duration(2 * MIN_BLOCKS * choice.block_ms)} or more in which "

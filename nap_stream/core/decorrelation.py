@@ -184,21 +184,33 @@ def settle_blocks(
     """Find the kinds of time and the length of blocks that a stretch of short blocks speaks for.
 
     ``kinds`` are given where they are not to be found. Found at blocks of an hour, they are looked
-    for again at the length chosen, where that is longer.
+    for again once the length is chosen: each must have enough blocks for a reference.
     """
-    found, evidence = _kinds(fine, kinds, max(HOUR_MS, fine.block_ms), timezone)
+    at = max(HOUR_MS, fine.block_ms)
+    found, evidence = _kinds(fine, kinds, at, timezone, 1)
     choice = choose_block_ms(fine, found)
-    if choice.block_ms > HOUR_MS:
-        found, evidence = _kinds(fine, kinds, choice.block_ms, timezone)
+    # How many blocks a kind has is known only now.
+    length = max(at, choice.block_ms)
+    least = blocks_needed(choice.block_ms, length)
+    if kinds is None and (length > at or found.count > 1):
+        found, evidence = _kinds(fine, kinds, length, timezone, least)
     return Settled(coarser(fine, choice.block_ms), found, evidence, choice)
 
 
+def blocks_needed(block_ms: int, length_ms: int) -> int:
+    """Give how many blocks of ``length_ms`` hold enough of ``block_ms`` for a reference.
+
+    Two more than `MIN_BLOCKS` of these: those at the ends of a stretch are cut off.
+    """
+    return math.ceil((MIN_BLOCKS + 2) * block_ms / length_ms)
+
+
 def _kinds(
-    fine: Blocks, kinds: TimeKinds | None, block_ms: int, timezone: str
+    fine: Blocks, kinds: TimeKinds | None, block_ms: int, timezone: str, least: int
 ) -> tuple[TimeKinds, KindEvidence]:
     blocks = coarser(fine, block_ms)
     found, evidence = find_kinds(
-        blocks.key, blocks.middle_ms, block_means(blocks), timezone=timezone
+        blocks.key, blocks.middle_ms, block_means(blocks), timezone=timezone, least=least
     )
     return (found, evidence) if kinds is None else (kinds, evidence)
 

@@ -136,6 +136,7 @@ def find_kinds(
     *,
     timezone: str = "UTC",
     seed: int = 0,
+    least: int = 1,
 ) -> tuple[TimeKinds, KindEvidence]:
     """Tell which kinds of time the blocks of a stretch speak for.
 
@@ -145,6 +146,8 @@ def find_kinds(
         values: float64 (N, S), its statistics; each counts in units of its own spread within keys.
         timezone: In which days begin, an IANA name.
         seed: Of the random turns.
+        least: So many blocks each kind must have, of the key with number 0 (the stream), and of the
+            median other key with so many at all. Cuts and weekends that leave fewer are dropped.
 
     Returns:
         The kinds, at most `MAX_KINDS`, and what they rest on.
@@ -155,11 +158,15 @@ def find_kinds(
     scaled = _scaled(key, values)
     grid = _Grid.of(day_number.astype(np.int64), hour, scaled, len(days))
     rng = np.random.default_rng(seed)
-    day_p, boundaries = _cuts(grid, rng)
+    room = _Room.of(key, hour, _is_weekend(day), least)
+    day_p, boundaries = _cuts(grid, room, rng)
     weekend_p = _weekend_p_value(grid, _is_weekend(days), rng)
     apart = weekend_p is not None and weekend_p <= LEVEL
-    if apart and 2 * max(1, len(boundaries)) > MAX_KINDS:
-        boundaries = _best_cuts(grid, MAX_KINDS // 2)
+    if apart and not (room.fits(boundaries, apart=True) and 2 * len(boundaries) <= MAX_KINDS):
+        fewer = _best_cuts(grid, room, MAX_KINDS // 2, apart=True) if boundaries else ()
+        # Where there is no room for both, the time of day is told apart.
+        apart = room.fits(fewer, apart=True) and bool(fewer or not boundaries)
+        boundaries = fewer if apart else boundaries
     kinds = TimeKinds(boundaries, apart, timezone)
     label = kinds.kind_of(middle_ms)
     explained = _explained(key * kinds.count + label, scaled) if kinds.count > 1 else 0.0
@@ -219,7 +226,52 @@ class _Grid:
         return self.sums.sum(axis=0), self.counts.sum(axis=0)
 
 
-def _cuts(grid: _Grid, rng: np.random.Generator) -> tuple[float | None, tuple[int, ...]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Room:
+    """Blocks by local hour of the stream and other keys, int64 (K, 2, 24), weekends second.
+
+    A kind of time must have ``least`` of them.
+    """
+
+    blocks: NDArray[np.int64]
+    least: int
+
+    @classmethod
+    def of(
+        cls,
+        key: NDArray[np.int64],
+        hour: NDArray[np.int64],
+        weekend: NDArray[np.int64],
+        least: int,
+    ) -> "_Room":
+        size = int(key.max(initial=0)) + 1
+        cell = (key * 2 + weekend) * DAY_H + hour
+        blocks = np.bincount(cell, minlength=size * 2 * DAY_H).reshape(size, 2, DAY_H)
+        # Keys with few blocks have no reference, however the day is cut.
+        counts = blocks.sum(axis=(1, 2)) >= least
+        counts[0] = True
+        return cls(blocks[counts].astype(np.int64), least)
+
+    def fits(self, cuts: tuple[int, ...], *, apart: bool) -> bool:
+        """Whether each kind has enough blocks of the stream and of the median key."""
+        parts = max(1, len(cuts))
+        part = _part_of(cuts) if cuts else np.zeros(DAY_H, dtype=np.int64)
+        days = self.blocks if apart else self.blocks.sum(axis=1, keepdims=True)
+        found = days @ (part[:, np.newaxis] == np.arange(parts)).astype(np.int64)
+        stream, keys = found[0], found[1:]
+        is_enough = bool((stream >= self.least).all()) or not stream.any()
+        return is_enough and not (len(keys) and (np.median(keys, axis=0) < self.least).any())
+
+
+def _part_of(cuts: tuple[int, ...]) -> NDArray[np.int64]:
+    """The part of each hour of the day, int64 (24,)."""
+    part = (np.searchsorted(np.array(cuts), np.arange(DAY_H), side="right") - 1) % len(cuts)
+    return part.astype(np.int64)
+
+
+def _cuts(
+    grid: _Grid, room: _Room, rng: np.random.Generator
+) -> tuple[float | None, tuple[int, ...]]:
     """The p-value of the time of day, and the hours where a part begins."""
     # Blocks of several hours leave hours empty on all days.
     filled = (grid.counts > 0).sum(axis=1)
@@ -237,7 +289,7 @@ def _cuts(grid: _Grid, rng: np.random.Generator) -> tuple[float | None, tuple[in
     p_value = float((1 + (turned >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
     if p_value > LEVEL:
         return p_value, ()
-    return p_value, _best_cuts(grid, MAX_KINDS)
+    return p_value, _best_cuts(grid, room, MAX_KINDS, apart=False)
 
 
 def _turned(
@@ -262,8 +314,11 @@ def _between(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[
     return explained
 
 
-def _best_cuts(grid: _Grid, parts: int) -> tuple[int, ...]:
-    """Cut the day greedily into at most so many parts, as long as a cut explains enough more."""
+def _best_cuts(grid: _Grid, room: _Room, parts: int, *, apart: bool) -> tuple[int, ...]:
+    """Cut the day greedily into at most so many parts, as long as a cut explains enough more.
+
+    Each has enough blocks, also where weekends are ``apart``.
+    """
     sums, counts = grid.profile()
     busy = np.flatnonzero(counts > 0).tolist()
     cuts: tuple[int, ...] = ()
@@ -274,7 +329,7 @@ def _best_cuts(grid: _Grid, parts: int) -> tuple[int, ...]:
         more: list[tuple[int, ...]] = [
             tuple(sorted((*cuts, hour))) for hour in busy if hour not in cuts
         ]
-        tried = more if cuts else first
+        tried = [each for each in (more if cuts else first) if room.fits(each, apart=apart)]
         if not tried:
             break
         best = max(tried, key=lambda found: _explained_by(sums, counts, found))
@@ -291,7 +346,7 @@ def _best_cuts(grid: _Grid, parts: int) -> tuple[int, ...]:
 def _explained_by(
     sums: NDArray[np.float64], counts: NDArray[np.float64], cuts: tuple[int, ...]
 ) -> float:
-    part = (np.searchsorted(np.array(cuts), np.arange(DAY_H), side="right") - 1) % len(cuts)
+    part = _part_of(cuts)
     grouped = np.zeros((len(cuts), sums.shape[1]))
     np.add.at(grouped, part, sums)
     return float(

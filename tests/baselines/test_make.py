@@ -155,6 +155,17 @@ def test_few_blocks_are_told_of(tmp_path: Path) -> None:
     assert "as few as 24 blocks are compared with, of the stream, camera-0, camera-1" in warning
 
 
+def test_a_time_with_too_few_blocks_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"fewer than 10 .* 1 h at these times: 00:00-06:00"):
+        make(
+            tmp_path,
+            cameras(2, 24, every_ms=60_000),
+            block_ms=HOUR_MS,
+            kinds=TimeKinds((0, 6)),
+            max_foreign=1.0,
+        )
+
+
 def test_days_and_nights_are_told_apart(tmp_path: Path) -> None:
     stream = cameras(3, 6 * 24, every_ms=120_000)
     hours = (stream.times_ms - START_MS) // HOUR_MS % 24

@@ -121,6 +121,36 @@ def test_weekends_are_found() -> None:
     assert kinds.count <= MAX_KINDS
 
 
+def test_kinds_with_too_few_blocks_are_dropped() -> None:
+    # Blocks of two hours over a week: of the short kind, from 2 to 6, there are 14.
+    times = MONDAY_MS + np.arange(7 * 12) * 2 * HOUR_MS + HOUR_MS
+    values = noise(len(times), 7) + 5 * TimeKinds((2, 6)).kind_of(times)[:, np.newaxis]
+    key = np.zeros(len(times), int)
+    assert find_kinds(key, times, values, least=14)[0] == TimeKinds((2, 6))
+    fewer, evidence = find_kinds(key, times, values, least=15)
+    assert evidence.day_p_value is not None
+    assert evidence.day_p_value <= LEVEL
+    counts = np.bincount(fewer.kind_of(times), minlength=fewer.count)
+    assert counts.min() >= 15
+    assert find_kinds(key, times, values, least=43)[0] == TimeKinds()
+    # The median key has half the blocks of the stream.
+    half = np.arange(len(times)) % 2 == 0
+    two = np.concatenate((times, times[half])), np.concatenate((values, values[half]))
+    found, _ = find_kinds(np.repeat([0, 1], [len(times), half.sum()]), *two, least=14)
+    assert found != TimeKinds((2, 6))
+    assert np.bincount(found.kind_of(times[half]), minlength=found.count).min() >= 14
+
+
+def test_weekends_with_too_few_blocks_are_not_told_apart() -> None:
+    times = hours(21)
+    weekend = TimeKinds(weekend_apart=True).kind_of(times)[:, np.newaxis]
+    values = noise(len(times), 3) + 3 * weekend
+    # Six days of 24 blocks.
+    for least, apart in ((144, True), (145, False)):
+        kinds, _ = find_kinds(np.zeros(len(times), int), times, values, least=least)
+        assert (kinds.boundaries_h, kinds.weekend_apart) == ((), apart)
+
+
 def test_a_short_stretch_tells_nothing() -> None:
     times = hours(2)
     values = noise(len(times), 5) + 9 * DAY_AND_NIGHT.kind_of(times)[:, np.newaxis]
