@@ -2,8 +2,9 @@
 
 It has a column ``image`` (binary or large_binary) and may have ``key`` (binary or string, large or
 not) and ``event_time`` (timestamp of any unit); other columns are ignored. Compressed bodies are
-refused, since their buffers declare any size, and so are dictionaries. Uncompressed buffers are
-read in place, so memory stays bounded by the message.
+refused, since their buffers declare any size, and so are dictionaries and formats older than V5,
+which have another way to say that a body is compressed. Uncompressed buffers are read in place, so
+memory stays bounded by the message.
 """
 
 import struct
@@ -30,8 +31,13 @@ _TYPES: Final[dict[str, tuple[str, Callable[[pa.DataType], bool]]]] = {
 _ELSEWHERE: Final = ", and a model's outputs are read where model.elsewhere is set"
 
 # Slots in the vtables of Arrow's flatbuffers: Message.fbs.
+_MESSAGE_VERSION_SLOT = 4
 _MESSAGE_HEADER_SLOT = 8
 _RECORD_BATCH_COMPRESSION_SLOT = 10
+_V5 = 4
+"""The format of Arrow 1.0, of 2020, as its flatbuffers number it."""
+_COMPRESSION_BEFORE_V5 = b"ARROW:experimental_compression"
+"""Key of a message's own metadata by which pyarrow decompresses, too."""
 
 
 class BatchError(Exception):
@@ -164,8 +170,18 @@ def _check_messages(value: bytes) -> None:
             return
         if message.type == "dictionary":
             raise BatchError("dictionary-encoded columns are not supported")
-        if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
+        metadata = message.metadata.to_pybytes()
+        is_batch = message.type == "record batch"
+        if _COMPRESSION_BEFORE_V5 in metadata or (is_batch and _is_compressed(metadata)):
             raise BatchError("compressed Arrow buffers are not supported: write without it")
+        if is_batch and _version(metadata) < _V5:
+            raise BatchError("the format is older than Arrow 1.0: write metadata version V5")
+
+
+def _version(metadata: bytes) -> int:
+    (message,) = struct.unpack_from("<I", metadata)
+    position = _field(metadata, message, _MESSAGE_VERSION_SLOT)
+    return 0 if position is None else int(struct.unpack_from("<h", metadata, position)[0])
 
 
 def _is_compressed(metadata: bytes) -> bool:

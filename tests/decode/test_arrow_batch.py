@@ -122,6 +122,29 @@ def test_compressed_bodies_are_refused(codec: str) -> None:
     assert (found.status, "compressed" in found.error) == (Status.BAD_BATCH, True)
 
 
+@pytest.mark.parametrize(
+    ("version", "metadata", "said"),
+    [
+        ("V4", {"ARROW:experimental_compression": "zstd"}, "compressed"),
+        ("V5", {"ARROW:experimental_compression": "zstd"}, "compressed"),
+        ("V4", None, "older than Arrow 1.0"),
+        ("V5", {"note": "mine"}, None),
+    ],
+)
+def test_compression_as_formats_before_v5_say_it_is_refused(
+    version: str, metadata: dict[str, str] | None, said: str | None
+) -> None:
+    batch = pa.record_batch([pa.array([jpeg()], pa.binary())], names=["image"])
+    written_as = getattr(pa.ipc.MetadataVersion, version)
+    value = arrow_stream_of([batch], metadata, metadata_version=written_as)
+    if said is None:
+        assert len(items(value)) == 1
+        return
+    found = refused(value)
+    assert found.status is Status.BAD_BATCH
+    assert said in found.error
+
+
 def test_offsets_that_point_beyond_the_data() -> None:
     value = arrow_stream({"image": [jpeg()]})
     offsets = (0).to_bytes(4, "little") + len(jpeg()).to_bytes(4, "little")

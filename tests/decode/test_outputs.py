@@ -267,6 +267,12 @@ def test_compressed_dictionary_encoded_and_too_many() -> None:
     value = sink.getvalue().to_pybytes()
     assert len(value) < 2**16
     assert "compressed" in refused(value).error
+    legacy = arrow_stream_of(
+        [batch_of(OUTPUTS)],
+        {"ARROW:experimental_compression": "zstd"},
+        metadata_version=pa.ipc.MetadataVersion.V4,
+    )
+    assert "compressed" in refused(legacy).error
     assert (
         "dictionary"
         in refused(stream_of(OUTPUTS, key=pa.array(["a"] * 3).dictionary_encode())).error

@@ -58,12 +58,14 @@ def arrow_stream(columns: Mapping[str, Sequence[Any] | pa.Array], **options: Any
     return arrow_stream_of([batch], **options)
 
 
-def arrow_stream_of(batches: Sequence[pa.RecordBatch], **options: Any) -> bytes:
-    """Encode record batches as an Arrow IPC stream."""
+def arrow_stream_of(
+    batches: Sequence[pa.RecordBatch], metadata: dict[str, str] | None = None, **options: Any
+) -> bytes:
+    """Encode record batches as an Arrow IPC stream, each message with metadata of its own."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(
         sink, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)
     ) as writer:
         for batch in batches:
-            writer.write_batch(batch)
+            writer.write_batch(batch, custom_metadata=metadata)
     return bytes(sink.getvalue().to_pybytes())
