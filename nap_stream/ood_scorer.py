@@ -22,8 +22,9 @@ from nap_stream.errors import FingerprintMismatchError, ModelError
 from nap_stream.model.device_decode import rounded
 from nap_stream.model.execution import float32_kernels
 from nap_stream.model.forward import BatchScores, Forward, score_forward, united
+from nap_stream.model.kind_check import KindCheck
 from nap_stream.model.load import LoadedModel, adopt_module
-from nap_stream.model.output import OutputFacts, as_logits, refuse_other_kind, wrong_kind
+from nap_stream.model.output import as_logits, refuse_other_kind
 from nap_stream.model.preprocessing import input_size, preprocess
 from nap_stream.model.scripted import watchable
 from nap_stream.model.sites import FeatureSite
@@ -105,7 +106,7 @@ class OODScorer:
     ) -> None:
         self._calibration = load_calibration(Path(artifact))
         self._column = column
-        self._seen: OutputFacts | None = None
+        self._kinds = KindCheck(self._calibration.document.model.output.kind)
         if model is None:
             self._loaded = None
             self._base_scores = _base_scores_without_model(self._calibration, head)
@@ -191,7 +192,8 @@ class OODScorer:
         Raises:
             ValueError: One of them is missing, or has another shape than at calibration.
             ModelError: The logits are none: probabilities, say. Some kinds are told from 20 images
-                on, in whatever calls.
+                on, in whatever calls. Once 20 one after the other are logits, none is looked at any
+                more, but where the model is calibrated with an output_kind.
         """
         facts = self._calibration.document.model
         device = self._base_scores_device
@@ -210,17 +212,19 @@ class OODScorer:
 
     def _require_logits(self, returned: torch.Tensor, logits: torch.Tensor) -> None:
         """Refuse what a model gave elsewhere that is of another kind than at calibration."""
-        kind = self._calibration.document.model.output.kind
-        refuse_other_kind(returned, kind, "logits")
-        finite = logits[torch.isfinite(logits).all(dim=1)]
+        kind = self._kinds.kind
+        if kind is None and returned.shape[1] == 1:
+            refuse_other_kind(returned, kind, "logits")
+        finite = returned[torch.isfinite(logits).all(dim=1)]
         if not len(finite):
             return
-        self._seen = OutputFacts.join(
-            [*([self._seen] if self._seen else []), OutputFacts.of(finite.cpu().numpy())]
-        )
-        wrong = None if self._seen is None else wrong_kind(self._seen, kind)
-        if wrong is not None:
-            raise ModelError(wrong.problem, "logits", wrong.action)
+        problems = self._kinds(finite.float().cpu().numpy())
+        wrong = [problem for problem in problems if problem]
+        # Without a kind, one row may look like another by chance.
+        if wrong and (kind is not None or len(wrong) == len(problems)):
+            # What was refused is told once, and does not count against what is given next.
+            self._kinds = KindCheck(kind)
+            raise ModelError(wrong[0], "logits")
 
     @property
     def _base_scores_device(self) -> torch.device:

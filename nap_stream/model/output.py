@@ -24,7 +24,7 @@ _SMALLEST = 1e-12
 _LOGITS = "logits"
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 1e-2
-_SUM_TOLERANCE = 1e-2
+SUM_TOLERANCE = 1e-2
 """Largest difference of a row's sum from one: 16-bit probabilities are rounded so."""
 _LEAST_SPREAD = 0.1
 """Part of a row's sum by which a class's values must differ: a model may always say the same."""
@@ -43,7 +43,7 @@ class WrongKind:
 _BEST = "Return the logits, what enters the last softmax or sigmoid, which is best"
 _ALL_THE_SAME = "If they are logits all the same, set model.output_kind: logits"
 _OTHER_KIND = "Set model.output_kind to what the model returns"
-_PROBABILITIES = WrongKind(
+PROBABILITIES = WrongKind(
     "the model returns probabilities in place of logits: each image's sum to one",
     f"{_BEST}, or set model.output_kind: probabilities, which takes their logarithms: energy then "
     f"tells nothing. {_ALL_THE_SAME}",
@@ -172,10 +172,10 @@ def refuse_other_kind(found: torch.Tensor, kind: OutputKind | None, where: str) 
             "went through a sigmoid, set model.output_kind: sigmoid. Name both in class_names",
         )
     if kind is None and facts.lowest >= 0 and facts.sum_error <= tolerance:
-        raise ModelError(_PROBABILITIES.problem, where, _PROBABILITIES.action)
+        raise ModelError(PROBABILITIES.problem, where, PROBABILITIES.action)
     if kind in {"probabilities", "sigmoid"} and not facts.in_unit_interval:
         raise ModelError(_outside(facts, kind), where, _OTHER_KIND)
-    if kind == "log_probabilities" and facts.highest > _SUM_TOLERANCE:
+    if kind == "log_probabilities" and facts.highest > SUM_TOLERANCE:
         raise ModelError(
             f"model.output_kind is log_probabilities, and values go up to {facts.highest:.3g}",
             where,
@@ -183,7 +183,8 @@ def refuse_other_kind(found: torch.Tensor, kind: OutputKind | None, where: str) 
         )
 
 
-def _not_of_one(kind: OutputKind) -> WrongKind:
+def not_of_one(kind: OutputKind) -> WrongKind:
+    """Where the probabilities of a row do not sum to one."""
     return WrongKind(
         f"model.output_kind is {kind}, and an image's probabilities do not sum to one", _OTHER_KIND
     )
@@ -268,12 +269,12 @@ class OutputFacts:
         """Whether no value is negative and all rows sum to the same, and the values do differ."""
         lowest, highest = self.sums
         differ = self.spread > _LEAST_SPREAD * highest
-        return self.lowest >= 0 and highest - lowest <= _SUM_TOLERANCE * highest and differ
+        return self.lowest >= 0 and highest - lowest <= SUM_TOLERANCE * highest and differ
 
     @property
     def are_log_probabilities(self) -> bool:
         """Whether each row's exponentials sum to one."""
-        return self.log_sum <= _SUM_TOLERANCE
+        return self.log_sum <= SUM_TOLERANCE
 
 
 def wrong_kind(facts: OutputFacts, kind: OutputKind | None) -> WrongKind | None:
@@ -283,12 +284,12 @@ def wrong_kind(facts: OutputFacts, kind: OutputKind | None) -> WrongKind | None:
     """
     if kind is not None:
         is_of_one = kind in {"probabilities", "log_probabilities"}
-        return None if not is_of_one or facts.are_log_probabilities else _not_of_one(kind)
+        return None if not is_of_one or facts.are_log_probabilities else not_of_one(kind)
     if facts.images < ENOUGH_IMAGES or facts.are_zero:
         return None
     verdicts = (
-        (facts.lowest >= 0 and facts.sum_error <= _SUM_TOLERANCE, _PROBABILITIES),
-        (facts.magnitude_error <= _SUM_TOLERANCE, _NORMALISED),
+        (facts.lowest >= 0 and facts.sum_error <= SUM_TOLERANCE, PROBABILITIES),
+        (facts.magnitude_error <= SUM_TOLERANCE, _NORMALISED),
         (facts.is_whole, _VOTES),
         (facts.are_parts, _PARTS),
         (facts.in_unit_interval, _SIGMOID),

@@ -5,7 +5,7 @@ Nothing is loaded but the calibration and, where scores take it, the last linear
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -28,14 +28,10 @@ from nap_stream.model.elsewhere import (
 )
 from nap_stream.model.factory import class_names_of
 from nap_stream.model.forward import BatchScores, Forward, score_forward
-from nap_stream.model.output import ENOUGH_IMAGES, LogitsHook, OutputFacts, as_logits, wrong_kind
+from nap_stream.model.kind_check import KindCheck
+from nap_stream.model.output import LogitsHook, as_logits
 from nap_stream.records import DecodedRows, Message, ModelOutput
 from nap_stream.settings.schema import LimitSettings, ModelSettings, OutputKind
-
-_SUM_TOLERANCE = 2e-3
-"""Largest difference of a row's sum from one: 16-bit probabilities are rounded so."""
-_SLACK = 1e-2
-"""How far probabilities may lie outside [0, 1], and log-probabilities above 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,63 +130,17 @@ def _shapes(facts: ModelFacts, kind: OutputKind | None, *, needs_features: bool)
     )
 
 
-@dataclass(slots=True, eq=False)
-class KindCheck:
-    """Says which rows of logits are none: probabilities, votes and the like. For many threads.
+def _for_many_threads(
+    check: Callable[[NDArray[np.float32]], Sequence[str | None]],
+) -> Callable[[NDArray[np.float32]], Sequence[str | None]]:
+    """Let one thread at a time check rows."""
+    lock = threading.Lock()
 
-    Without a kind, the first rows are looked at, as calibration looks at images, until they can be
-    told: 20 of them, or less where all are probabilities. While they are wrong, all later ones are
-    refused, and looked at again. With a kind, each row must be of it.
-    """
+    def checked(outputs: NDArray[np.float32]) -> Sequence[str | None]:
+        with lock:
+            return check(outputs)
 
-    kind: OutputKind | None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _facts: OutputFacts | None = None
-    _problem: str | None = None
-    _is_settled: bool = False
-
-    def __call__(self, logits: NDArray[np.float32]) -> Sequence[str | None]:
-        """What is wrong with each of at least one finite row, (n, K)."""
-        if self.kind is not None:
-            return self._of_kind(logits, self.kind)
-        if self._is_settled:
-            return [None] * len(logits)
-        with self._lock:
-            return [self._seen(OutputFacts.of(logits))] * len(logits)
-
-    def _seen(self, new: OutputFacts) -> str | None:
-        facts = OutputFacts.join([new] if self._facts is None else [self._facts, new])
-        assert facts is not None
-        if facts.images < ENOUGH_IMAGES:
-            self._facts = facts
-            are_probabilities = facts.lowest >= 0 and facts.sum_error <= _SUM_TOLERANCE
-            early = "all rows so far are probabilities and no logits: each sums to one"
-            return self._problem or (f"{early}. {_ADVICE}" if are_probabilities else None)
-        wrong = wrong_kind(facts, None)
-        self._problem = None if wrong is None else f"{wrong.problem}. {wrong.action}"
-        self._facts, self._is_settled = None, wrong is None
-        return self._problem
-
-    @staticmethod
-    def _of_kind(logits: NDArray[np.float32], kind: OutputKind) -> Sequence[str | None]:
-        low, high = logits.min(axis=1), logits.max(axis=1)
-        is_wrong = np.zeros(len(logits), np.bool_)
-        if kind in {"probabilities", "sigmoid"}:
-            is_wrong = (low < -_SLACK) | (high > 1 + _SLACK)
-        elif kind == "log_probabilities":
-            is_wrong = high > _SLACK
-        return [
-            f"model.output_kind is {kind}, and values lie in [{low[row]:.3g}, {high[row]:.3g}]"
-            if is_wrong[row]
-            else None
-            for row in range(len(logits))
-        ]
-
-
-_ADVICE = (
-    "Send what enters the last softmax, or set model.output_kind: probabilities; if they are "
-    "logits all the same, model.output_kind: logits"
-)
+    return checked
 
 
 def output_decoder(
@@ -210,7 +160,7 @@ def output_decoder(
         read_outputs,
         limits=limits,
         shapes=None if known is None else known.shapes,
-        kinds=KindCheck(kind),
+        kinds=_for_many_threads(KindCheck(kind)),
         to_logits=to_logits,
     )
 

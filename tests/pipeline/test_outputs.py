@@ -17,10 +17,10 @@ from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode.outputs import OutputShapes
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
 from nap_stream.feed import on_cpu
+from nap_stream.model.kind_check import KindCheck
 from nap_stream.model.lane import open_lane
 from nap_stream.model.load import LoadedModel
 from nap_stream.pipeline.outputs import (
-    KindCheck,
     KnownOutputs,
     known_outputs,
     output_decoder,
@@ -210,14 +210,27 @@ def test_probabilities_are_refused_from_the_first_row_on(rows: int, dtype: Any) 
         assert all("probabilities" in (text or "") for text in found)
 
 
-def test_a_producer_that_sends_logits_then_is_heard() -> None:
+def test_a_row_that_sums_to_one_is_refused_until_twenty_together_do_not() -> None:
     check = KindCheck(None)
-    assert check(softmax(random_logits(40)))[0]
-    for number in range(19):
-        assert (check(random_logits(1, seed=number))[0] is None) == (number < 0)
-    assert check(random_logits(1, seed=99)) == [None]
+    assert all(check(softmax(random_logits(40))))
+    assert check(random_logits(1)) == [None]
+    # One row of logits does not make the others such.
+    assert all(check(softmax(random_logits(30))))
+    assert check(random_logits(19)) == [None] * 19
+    mixed = np.concatenate([random_logits(19), softmax(random_logits(1)), random_logits(19)])
+    assert [text is None for text in check(mixed)] == [True] * 19 + [False] + [True] * 19
+    assert all(check(softmax(random_logits(3))))
+    assert check(random_logits(20)) == [None] * 20
     # What was told once is not asked again: a row may look like anything by chance.
     assert check(softmax(random_logits(3))) == [None] * 3
+
+
+def test_a_producer_that_sends_logits_in_place_of_votes_is_heard() -> None:
+    check = KindCheck(None)
+    assert all(check(np.round(random_logits(40))))
+    for number in range(19):
+        assert "whole numbers" in (check(random_logits(1, seed=number))[0] or "")
+    assert check(random_logits(1, seed=99)) == [None]
 
 
 @pytest.mark.parametrize(
@@ -251,6 +264,21 @@ def test_a_kind_that_is_set_holds_for_each_row(kind: OutputKind, good: Any, bad:
         first, second = check(np.array([*good, *bad], np.float32))
         assert first is None
         assert f"model.output_kind is {kind}, and values lie in" in (second or "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("probabilities", [0.2, 0.795], [0.2, 0.7]),
+        ("probabilities", [0.2, 0.8], [0.0, 0.0]),
+        ("log_probabilities", [-0.1054, -2.3026], [-0.1, -0.2]),
+    ],
+)
+def test_probabilities_of_a_row_must_sum_to_one(kind: OutputKind, good: Any, bad: Any) -> None:
+    first, second = KindCheck(kind)(np.array([good, bad], np.float32))
+    assert first is None
+    assert "do not sum to one" in (second or "")
+    assert KindCheck(kind)(np.array([bad[:1]], np.float32)) == [None]
 
 
 def test_probabilities_that_are_said_to_be_such_become_logits(
