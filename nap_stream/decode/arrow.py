@@ -89,7 +89,7 @@ def _batches(
 ) -> list[pa.RecordBatch]:
     _check_messages(value)
     schema = pa.ipc.open_stream(value).schema
-    found = _positions(schema, (*names, *_TYPES))
+    found = positions(schema, (*names, *_TYPES))
     check(schema)
     options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=sorted(found))
     batches: list[pa.RecordBatch] = []
@@ -127,8 +127,12 @@ def _times_ms(column: Any) -> list[int | None]:
     return [None if tick is None else tick * factor // divisor for tick in ticks]
 
 
-def _positions(schema: pa.Schema, names: Sequence[str]) -> list[int]:
-    """Find the position of each column that is used."""
+def positions(schema: pa.Schema, names: Sequence[str]) -> list[int]:
+    """Find the position of each column that is used.
+
+    Raises:
+        BatchError: One is there twice, or is of another type than any batch may have it.
+    """
     found: list[int] = []
     for name in names:
         indices = schema.get_all_field_indices(name)

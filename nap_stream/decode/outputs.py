@@ -32,10 +32,13 @@ from nap_stream.settings.schema import LimitSettings
 
 COLUMNS: Final = ("logits", "features", "feature_map", "channel_max", "channel_mean")
 _MAP_DIMENSIONS: Final = 3
+_MOST_VALUES: Final = 2**31
 _DIMENSIONS: Final = (1, _MAP_DIMENSIONS)
 """Of an attention, and of a map."""
 _FLOATS: Final = (pa.float16(), pa.float32(), pa.float64())
 _LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+_NEGATIVE: Final = "channel_mean is negative: send the mean of absolute activations"
 
 Kinds = Callable[[NDArray[np.float32]], Sequence[str | None]]
 """Finite logits (n, K) as they came → for each row what is wrong with them."""
@@ -199,6 +202,8 @@ def shape_of_map(schema: pa.Schema) -> tuple[int, ...]:
     _require_floats("feature_map", kind)
     if len(sizes) not in _DIMENSIONS or min(sizes) < 1:
         raise BatchError(f"'feature_map' has the shape {sizes[:4]}, expected [C, H, W] or [T]")
+    if prod(sizes) >= _MOST_VALUES:
+        raise BatchError(f"'feature_map' has the shape {sizes}: that is more than a list may hold")
     if field.type == kind and pa.types.is_fixed_size_list(kind) and kind.list_size != prod(sizes):
         raise BatchError(f"'feature_map' has {kind.list_size} values, and the shape {sizes}")
     return tuple(sizes)
@@ -268,6 +273,12 @@ def outputs_of(batch: pa.RecordBatch, shapes: OutputShapes) -> Outputs:
         for row in rows[~is_whole].tolist():
             problems.setdefault(row, f"{name} holds a list that is null")
         whole &= is_whole
+    if "channel_mean" in values:
+        means = values["channel_mean"]
+        is_negative = ((means < 0) & np.isfinite(means)).any(axis=1)
+        for row in rows[is_negative].tolist():
+            problems.setdefault(row, _NEGATIVE)
+        whole &= ~is_negative
     values = {name: own[whole] for name, own in values.items()}
     takes_means = shapes.takes_means and "features" not in values
     prior, means = _prior(values, map_shape, takes_means=takes_means)

@@ -177,9 +177,17 @@ def test_float64_beyond_float32_is_not_finite() -> None:
 
 def test_means_of_absolute_values_below_zero_are_none() -> None:
     batch = batch_of(OUTPUTS, "channels")
-    negative = fixed(-np.abs(OUTPUTS["feature_map"]).mean(axis=(2, 3)))
-    value = arrow_stream_of([batch.set_column(3, "channel_mean", negative)])
-    assert all(np.isnan(one.nap) for one in outputs(value))
+    means = np.abs(OUTPUTS["feature_map"]).mean(axis=(2, 3))
+    means[0, 1], means[2, 0] = -0.1, -np.inf
+    value = arrow_stream_of([batch.set_column(3, "channel_mean", fixed(means))])
+    first, second, third = items(value)
+    assert (first.status, first.error) == (
+        Status.BAD_BATCH,
+        "channel_mean is negative: send the mean of absolute activations",
+    )
+    assert second.output is not None
+    assert third.output is not None
+    assert [np.isfinite(one.output.nap) for one in (second, third) if one.output] == [True, False]
 
 
 def without(*names: str) -> bytes:
@@ -251,9 +259,11 @@ def test_several_maps_are_sent_by_their_channels() -> None:
 
 
 def test_a_shape_that_promises_more_than_there_is() -> None:
-    assert "[2000000000, 2, 3]" in refused(with_shape("[2000000000, 2, 3]")).error
-    found = items(with_shape("[2000000000, 2, 3]"), None)
-    assert {item.error for item in found} == {"feature_map has 24 values, expected 12000000000"}
+    for shapes in (SHAPES, None):
+        for shape in ("[2000000000, 2, 3]", "[4, 99999999999, 99999999999]"):
+            assert f"{shape}: that is more than" in refused(with_shape(shape), shapes).error
+    found = items(with_shape("[200000000, 2, 3]"), None)
+    assert {item.error for item in found} == {"feature_map has 24 values, expected 1200000000"}
 
 
 def test_compressed_dictionary_encoded_and_too_many() -> None:
