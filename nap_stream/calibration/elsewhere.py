@@ -40,7 +40,7 @@ from nap_stream.clock import Clock, Progress
 from nap_stream.core.methods import Method, parse_method
 from nap_stream.core.score_specs import BaseScore, Head, TooFewImagesError, needs_fit
 from nap_stream.core.selection import NoScoreError
-from nap_stream.decode.arrow import BatchError
+from nap_stream.decode.arrow import BatchError, positions
 from nap_stream.decode.outputs import COLUMNS, OutputShapes, check_columns, outputs_of, shapes_of
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import files_of
@@ -258,6 +258,7 @@ def read_outputs_of(
     given = 0
     for file, batch in _batches(path):
         try:
+            positions(batch.schema, (*COLUMNS, *_OTHER_COLUMNS))
             shapes = shapes or shapes_of(batch)
             check_columns(batch.schema, shapes)
             outputs = outputs_of(batch, shapes)
@@ -302,7 +303,11 @@ def _texts(batch: pa.RecordBatch, name: str) -> list[str | None]:
     if name not in batch.schema.names:
         return [None] * batch.num_rows
     values = batch.column(name).to_pylist()
-    return [None if value is None else encodable(str(value)) for value in values]
+    return [None if value is None else encodable(_text(value)) for value in values]
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _require_usable(reading: Reading, kind: OutputKind | None, path: Path) -> None:
@@ -331,7 +336,10 @@ def _batches(path: Path) -> Iterator[tuple[Path, pa.RecordBatch]]:
     for file in files_of(path) if path.is_dir() else [path]:
         try:
             with ExitStack() as opened:
-                yield from ((file, batch) for batch in _of_file(file, opened) if batch.num_rows)
+                for batch in _of_file(file, opened):
+                    batch.validate(full=True)
+                    if batch.num_rows:
+                        yield file, batch
         except (pa.ArrowException, OSError) as error:
             raise InputDataError(
                 f"the file cannot be read as Parquet or Arrow ({described(error)})",

@@ -37,8 +37,10 @@ _LISTED = 3
 _COUNTERS = ".num_batches_tracked"
 
 
-def read_state(path: Path) -> tuple[State, tuple[str, ...]]:
+def read_state(path: Path, key: str = "model.weights") -> tuple[State, tuple[str, ...]]:
     """Read the state dict of a file, or of a folder of save_pretrained, by weights_only.
+
+    ``key`` is the setting that names it.
 
     Returns:
         Tensors by name, and sentences about where in the file they stood.
@@ -46,7 +48,7 @@ def read_state(path: Path) -> tuple[State, tuple[str, ...]]:
     Raises:
         ModelError: There is no such file, or it holds no state dict, or several.
     """
-    where = f"model.weights = {path}"
+    where = f"{key} = {path}"
     require_there(path, where)
     parts = weight_files(path) if path.is_dir() else (path,)
     for part in parts:

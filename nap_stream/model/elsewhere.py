@@ -142,7 +142,7 @@ def load_head(settings: ElsewhereSettings) -> Head | None:
     if settings.head is None:
         return None
     where = f"model.elsewhere.head = {settings.head}"
-    state, _ = read_state(Path(settings.head))
+    state, _ = read_state(Path(settings.head), "model.elsewhere.head")
     prefix = f"{settings.head_layer}." if settings.head_layer else ""
     weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
     if not isinstance(weight, torch.Tensor) or weight.ndim != _MATRIX_DIMENSIONS:

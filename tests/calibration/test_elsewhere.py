@@ -258,6 +258,9 @@ def test_a_head_of_another_model_is_refused(tmp_path: Path, outputs: Arrays) -> 
     torch.save({"fc.weight": layer.weight.data}, tmp_path / "head.pt")
     with pytest.raises(ModelError, match=r"no matrix head\.weight"):
         calibrated(path, model=elsewhere(head=tmp_path / "head.pt"))
+    (tmp_path / "text.pt").write_text("no weights")
+    with pytest.raises(ModelError, match=r"model\.elsewhere\.head = "):
+        calibrated(path, model=elsewhere(head=tmp_path / "text.pt"))
     torch.save({"head.weight": torch.ones(7, 9)}, tmp_path / "head.pt")
     with pytest.raises(ModelError, match=r"of shape \(7, 9\)"):
         calibrated(path, model=elsewhere(head=tmp_path / "head.pt"))
@@ -293,6 +296,19 @@ def test_files_that_hold_no_outputs(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "file").write_bytes(data)
     with pytest.raises(InputDataError, match="cannot be read as Parquet or Arrow"):
         calibrated(tmp_path / "file")
+
+
+def test_a_column_twice_and_labels_of_bytes(tmp_path: Path, outputs: Arrays) -> None:
+    batch = batch_of(outputs)
+    for column in (batch.column("logits"), pa.array(["a"] * COUNT)):
+        name = "logits" if column is batch.column("logits") else "label"
+        twice = batch.append_column(name, column).append_column(name, column)
+        (tmp_path / "twice.arrows").write_bytes(arrow_stream_of([twice]))
+        with pytest.raises(InputDataError, match=f"columns '{name}'"):
+            calibrated(tmp_path / "twice.arrows")
+    names = [str(n).encode() for n in outputs["logits"].argmax(axis=1)]
+    found = calibrated(written(tmp_path / "bytes.parquet", batch_of(outputs, label=names)))
+    assert found.document.accuracy == 1
 
 
 def test_no_file_or_an_empty_folder(tmp_path: Path) -> None:
