@@ -11,8 +11,8 @@ MAX_NAME = 200
 _LARGEST_IN_FULL = 1e15
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
-_EARLIEST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
-_LATEST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+EARLIEST_MS = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
+LATEST_MS = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MILLISECOND
 _NUMBERS = re.compile(r"\b[0-9a-f]{2}\b|[0-9]+")
 """Sizes, positions and bytes in hexadecimal."""
 _SECONDS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
@@ -64,7 +64,7 @@ def rfc3339(time_ms: int) -> str:
 
     A time that has no such form is the nearest that has: event times come from outside.
     """
-    found = _EPOCH + min(max(time_ms, _EARLIEST_MS), _LATEST_MS) * _MILLISECOND
+    found = _EPOCH + min(max(time_ms, EARLIEST_MS), LATEST_MS) * _MILLISECOND
     return found.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -1,7 +1,5 @@
 """Acceptances, as a monitor at work comes to know of them: it looks at the log's root at times."""
 
-from collections.abc import Iterator
-
 import structlog
 
 from nap_stream.clock import Clock
@@ -17,13 +15,15 @@ LOOK_EVERY_S = 5.0
 class AcceptanceReader:
     """Gives the acceptances of a topic, each once. The first look is at once.
 
-    One that is damaged is told in the program's log, and does not stop the monitor; so is a store
-    that cannot be read, which is asked again with the next look.
+    One that is damaged is told in the program's log once, and does not stop the monitor. It is
+    looked at with each look: once it is removed, another may get its number, and a replay knows
+    that one alone. A store that cannot be read is told too, and asked again with the next look.
     """
 
     def __init__(self, store: SegmentStore, topic: str, clock: Clock) -> None:
         self._store, self._topic, self._clock = store, topic, clock
-        self._next = 0
+        self._given: set[int] = set()
+        self._unreadable: set[int] = set()
         self._look_at_s = clock.monotonic()
 
     def new(self) -> tuple[Acceptance, ...]:
@@ -32,18 +32,25 @@ class AcceptanceReader:
             return ()
         self._look_at_s = self._clock.monotonic() + LOOK_EVERY_S
         try:
-            found = tuple(self._read())
+            found = self._read()
         except ScoredLogError as error:
             structlog.get_logger().warning("acceptances_not_read", cause=str(error))
             return ()
         return tuple(each for each in found if each.topic == self._topic)
 
-    def _read(self) -> Iterator[Acceptance]:
-        last = self._next - 1
-        for last in acceptance_numbers(self._store, self._next):
+    def _read(self) -> list[Acceptance]:
+        found: list[Acceptance] = []
+        for number in acceptance_numbers(self._store):
+            if number in self._given:
+                continue
             try:
-                yield read_acceptance(self._store, last)
+                found.append(read_acceptance(self._store, number))
             except AcceptanceError as error:
-                structlog.get_logger().error("acceptance_unreadable", cause=str(error))
+                if number not in self._unreadable:
+                    structlog.get_logger().error("acceptance_unreadable", cause=str(error))
+                self._unreadable.add(number)
         # Only now: what was read before a failure is read again after it.
-        self._next = last + 1
+        numbers = {each.number for each in found}
+        self._given |= numbers
+        self._unreadable -= numbers
+        return found

@@ -16,6 +16,7 @@ from typing import Any
 from nap_stream.errors import AcceptanceError, ConfigError, ScoredLogError
 from nap_stream.records import Acceptance
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 
 FOLDER = "_acceptances"
 MAX_BYTES = 64 * 2**10
@@ -23,14 +24,17 @@ MAX_BY, MAX_REASON, MAX_KEY = 200, 1_000, 200
 """Characters."""
 KIND = "nap-stream acceptance"
 VERSION = 1
+MAX_NUMBER = 2**31 - 1
+"""A file with a larger number in its name is damaged, and does not count for the next number."""
 ATTEMPTS = 100
 """So many others may take the next number while one is written."""
 NOTICE_MS = 30_000
 """How long after it was made an acceptance takes effect: monitors at work must have read it by
 then, so that a replay, which knows of it from the beginning, gives the same alerts."""
 _NAME = re.compile(r"([0-9]{20})\.json")
+_TIMES = ("from_ms", "effective_ms", "made_ms")
 _TYPES: dict[str, type] = {
-    **dict.fromkeys(("number", "from_ms", "effective_ms", "made_ms"), int),
+    **dict.fromkeys(("number", *_TIMES), int),
     **dict.fromkeys(("topic", "key", "by", "reason"), str),
 }
 _LIMITS = {"by": MAX_BY, "reason": MAX_REASON, "key": MAX_KEY}
@@ -50,25 +54,27 @@ def write_acceptance(store: SegmentStore, acceptance: Acceptance) -> Acceptance:
     """
     _require_texts(acceptance)
     store.prepare(FOLDER)
-    free = max(_numbers(store), default=-1) + 1
-    for number in range(free, free + ATTEMPTS):
+    free = max((number for number in _numbers(store) if number <= MAX_NUMBER), default=-1) + 1
+    for number in range(free, min(free + ATTEMPTS, MAX_NUMBER + 1)):
         numbered = replace(acceptance, number=number)
         tree = {"kind": KIND, "version": VERSION, **asdict(numbered)}
         content = (json.dumps(tree, ensure_ascii=True) + "\n").encode("ascii")
         if store.create(acceptance_path(number), content):
             return numbered
     raise ScoredLogError(
-        f"{ATTEMPTS} numbers in a row were taken by others", f"{store.root}/{FOLDER}", "Try again"
+        f"no number from {free} on could be taken: others took them, or {MAX_NUMBER} is the last",
+        f"{store.root}/{FOLDER}",
+        "Try again; if it stays so, remove the file with the largest number",
     )
 
 
-def acceptance_numbers(store: SegmentStore, first: int = 0) -> list[int]:
-    """Give the numbers of the acceptances from ``first`` on, in order.
+def acceptance_numbers(store: SegmentStore) -> list[int]:
+    """Give the numbers of the acceptances, in order.
 
     Raises:
         ScoredLogError: The store cannot be listed.
     """
-    return sorted(_numbers(store, first))
+    return sorted(_numbers(store))
 
 
 def read_acceptance(store: SegmentStore, number: int) -> Acceptance:
@@ -79,12 +85,14 @@ def read_acceptance(store: SegmentStore, number: int) -> Acceptance:
         ScoredLogError: The store cannot be read.
     """
     path = acceptance_path(number)
-    file = store.open(path)
+    file = store.open(path) if number <= MAX_NUMBER else None
     content = b""
     if file is not None:
         with file:
             content = file.read(MAX_BYTES + 1)
     try:
+        if number > MAX_NUMBER:
+            raise ValueError(f"its number is above {MAX_NUMBER}")  # noqa: TRY301
         if file is None or len(content) > MAX_BYTES:
             raise ValueError("it is gone" if file is None else "it is too long")  # noqa: TRY301
         return _checked(json.loads(content.decode("utf-8")), number)
@@ -92,7 +100,8 @@ def read_acceptance(store: SegmentStore, number: int) -> Acceptance:
         raise AcceptanceError(
             f"not a valid acceptance: {error}",
             f"{store.root}/{path}",
-            "Remove the file; accept anew with `nap-stream rebaseline`",
+            # In this order, as the number of the last file is free once that is gone.
+            "Accept anew with `nap-stream rebaseline`, and only then remove the file",
         ) from error
 
 
@@ -107,8 +116,8 @@ def read_acceptances(store: SegmentStore, topic: str) -> tuple[Acceptance, ...]:
     return tuple(each for each in found if each.topic == topic)
 
 
-def _numbers(store: SegmentStore, first: int = 0) -> Iterator[int]:
-    for name in store.names(FOLDER, f"{first:020}.json" if first else ""):
+def _numbers(store: SegmentStore) -> Iterator[int]:
+    for name in store.names(FOLDER):
         if match := _NAME.fullmatch(name):
             yield int(match[1])
 
@@ -135,6 +144,10 @@ def _checked(tree: Any, number: int) -> Acceptance:
             raise ValueError(f"{name} is not of type {wanted.__name__}")
     if tree["number"] != number:
         raise ValueError(f"it has the number {tree['number']}")
+    for name in _TIMES:
+        if not EARLIEST_MS <= tree[name] <= LATEST_MS:
+            first, last = rfc3339(EARLIEST_MS), rfc3339(LATEST_MS)
+            raise ValueError(f"{name} is no time from {first} to {last}")
     texts = ((tree[name], limit) for name, limit in _LIMITS.items())
     if any(len(text) > limit or not text.isprintable() for text, limit in texts):
         raise ValueError("a text is too long, or not printable")

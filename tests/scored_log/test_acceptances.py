@@ -14,6 +14,7 @@ from nap_stream.monitor.acceptances import LOOK_EVERY_S, AcceptanceReader
 from nap_stream.records import Acceptance
 from nap_stream.scored_log.acceptances import (
     MAX_BYTES,
+    MAX_NUMBER,
     MAX_REASON,
     acceptance_path,
     read_acceptance,
@@ -101,6 +102,8 @@ def _tree() -> dict[str, Any]:
         lambda tree: json.dumps(tree | {"number": 7}).encode(),
         lambda tree: json.dumps(tree | {"from_ms": 1.5}).encode(),
         lambda tree: json.dumps(tree | {"from_ms": True}).encode(),
+        lambda tree: json.dumps(tree | {"from_ms": 10**30}).encode(),
+        lambda tree: json.dumps(tree | {"effective_ms": -(2**63)}).encode(),
         lambda tree: json.dumps(tree | {"more": 1}).encode(),
         lambda tree: json.dumps(tree | {"reason": "a\nb"}).encode(),
         lambda tree: json.dumps(tree | {"key": "x" * 201}).encode(),
@@ -131,6 +134,35 @@ def test_a_monitor_reads_each_once_and_passes_a_damaged_one() -> None:
         clock.advance(LOOK_EVERY_S)
         assert reader.new() == ()
     assert [line["event"] for line in logs] == ["acceptance_unreadable"]
+
+
+def test_the_number_of_a_damaged_one_that_was_removed_may_come_again() -> None:
+    """A monitor at work then knows what a replay knows."""
+    store, clock = MemoryStore(), ManualClock()
+    first = write_acceptance(store, ACCEPTED)
+    for junk in (1, 7):
+        store.create(acceptance_path(junk), b"{}")
+    reader = AcceptanceReader(store, "cars", clock)
+    found = list(reader.new())
+    store.remove([acceptance_path(junk) for junk in (1, 7)])
+    write_acceptance(store, ACCEPTED)
+    clock.advance(LOOK_EVERY_S)
+    found += reader.new()
+    assert [each.number for each in found] == [0, 1]
+    assert tuple(found) == read_acceptances(store, "cars")
+    assert found[0] == first
+
+
+def test_a_number_that_nobody_gave_does_not_count_for_the_next() -> None:
+    store = MemoryStore()
+    junk = int("9" * 20)
+    store.create(acceptance_path(junk), b"{}")
+    assert write_acceptance(store, ACCEPTED).number == 0
+    with pytest.raises(AcceptanceError, match="its number is above"):
+        read_acceptance(store, junk)
+    store.create(acceptance_path(MAX_NUMBER), b"{}")
+    with pytest.raises(ScoredLogError, match="remove the file with the largest number"):
+        write_acceptance(store, ACCEPTED)
 
 
 def test_a_store_that_cannot_be_read_is_asked_again() -> None:
