@@ -243,8 +243,11 @@ class BlockAlerts:
 
     def is_new(self, acceptance: Acceptance) -> bool:
         """Whether an acceptance counts, and has not taken effect yet."""
-        # One from before the baseline was made is part of what it takes for usual.
-        is_later = acceptance.made_ms >= self._watch.baseline.made_ms
+        baseline = self._watch.baseline
+        # One from before the baseline was made is part of what it takes for usual, unless it is of
+        # a change that came after the stretch.
+        is_later = acceptance.made_ms >= baseline.made_ms
+        is_later |= acceptance.from_ms >= baseline.until_ms
         return is_later and acceptance.number not in self._accepted
 
     def _count_new(self) -> None:

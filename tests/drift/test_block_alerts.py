@@ -69,9 +69,11 @@ def told(alerts: Iterable[DriftAlert]) -> list[tuple[str | None, Reason]]:
     return [(alert.key, alert.change.reason) for alert in alerts]
 
 
-def accepted(number: int, effective_ms: int, key: str = BAD, made_ms: int = 1) -> Acceptance:
+def accepted(
+    number: int, effective_ms: int, key: str = BAD, made_ms: int = 1, from_ms: int = TURNS_MS
+) -> Acceptance:
     by = ("Ann", "line 2 was retooled")
-    return Acceptance(number, "images", key, TURNS_MS, effective_ms, made_ms, *by)
+    return Acceptance(number, "images", key, from_ms, effective_ms, made_ms, *by)
 
 
 def test_runs_of_flags_as_in_the_baseline_raise_no_alarm() -> None:
@@ -216,11 +218,20 @@ def test_an_acceptance_that_comes_too_late_is_told() -> None:
     assert [(line["event"], line["number"]) for line in logs] == [("acceptance_late", 1)]
 
 
-def test_acceptances_of_before_the_baseline_are_part_of_it() -> None:
+@pytest.mark.parametrize(
+    ("made_ms", "from_ms", "ends"),
+    [(9, BASELINE_MS - 1, []), (10, BASELINE_MS - 1, [0]), (9, BASELINE_MS, [0])],
+)
+def test_acceptances_of_before_the_baseline_are_part_of_it(
+    made_ms: int, from_ms: int, ends: list[int]
+) -> None:
+    """Unless what they accept came after its stretch."""
     monitor = make_monitor(facts=with_baseline(made_ms=10))
-    monitor.accept([accepted(0, TURNS_MS + 25 * BLOCK_MS, made_ms=9)])
-    found = [alert for alert in fed(monitor, chain(broken(END_MS))) if alert.key == BAD]
-    assert told(found) == [(BAD, Reason.BEGAN)]
+    effective_ms = TURNS_MS + 25 * BLOCK_MS
+    monitor.accept([accepted(0, effective_ms, made_ms=made_ms, from_ms=from_ms)])
+    found = fed(monitor, chain(broken(TURNS_MS + 28 * BLOCK_MS, end_ms=0)))
+    assert (BAD, Reason.BEGAN) in told(found)
+    assert [each.acceptance.number for each in found if each.acceptance] == ends
 
 
 def test_what_was_accepted_is_learned_and_watched_again() -> None:
