@@ -158,7 +158,8 @@ def _over(alert: DriftAlert, found: BlockFinding) -> str:
         return (
             f"Accepted after {lasted} by {plain(accepted.by)}: {plain(accepted.reason)}. {whose} "
             f"is taken as it is since {clock_time(accepted.from_ms, alert.time_ms)}, and learns a "
-            "baseline of its own"
+            f"baseline of its own: nothing watches it for {number(found.needed)} blocks of "
+            f"{duration(found.block_ms)} each, of every kind of time"
         )
     if alert.change.reason is Reason.SILENT:
         return f"Closed after {lasted}: no images of {whose} come any more"

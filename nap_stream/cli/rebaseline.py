@@ -14,12 +14,14 @@ from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_settings
 
 if TYPE_CHECKING:
+    from nap_stream.core.time_kinds import TimeKinds
     from nap_stream.drift.records import BaselineFacts
     from nap_stream.records import Acceptance
     from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.settings.schema import Settings
 
 SHOWN_KEYS = 5
+WEEK_MS = 7 * 86_400_000
 
 
 def rebaseline(
@@ -47,9 +49,10 @@ def rebaseline(
 ) -> None:
     """Accept a known change of one key, such as a camera that was moved, for good.
 
-    Its alert ends with the reason "accepted". The monitor then knows nothing of the key: it is
-    judged by the worst key of the baseline, while it learns a baseline of its own. What was
-    accepted stands in the log's root, in _acceptances, so that a replay gives the same alerts.
+    Its alert ends with the reason "accepted". The monitor then knows nothing of the key: it learns
+    a baseline of its own, 50 blocks of each kind of time, and until it has, NOTHING watches the
+    key. The output says about when that is. What was accepted stands in the log's root, in
+    _acceptances, so that a replay gives the same alerts.
 
     \b
     Examples:
@@ -74,7 +77,7 @@ def rebaseline(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if from_ms < baseline.until_ms:
         _warn(baseline)
-    _tell(acceptance, console)
+    _tell(acceptance, baseline, console)
 
 
 def new_acceptance(
@@ -154,8 +157,37 @@ def _warn(baseline: "BaselineFacts") -> None:
     show_warnings([sentence], Console(stderr=True))
 
 
-def _tell(acceptance: "Acceptance", console: Console) -> None:
-    from nap_stream.text import moment, rfc3339
+def watched_again_ms(kinds: "TimeKinds", block_ms: int, from_ms: int) -> int:
+    """When a key that learns from ``from_ms`` on has enough blocks of every kind of time.
+
+    All are milliseconds since the epoch. It is so if the key has records in every block, and is
+    quiet in them. A kind that no block of a week is of is not waited for.
+    """
+    import numpy as np
+
+    from nap_stream.core.learned_references import NEEDED_BLOCKS
+
+    first, blocks = -(-from_ms // block_ms), NEEDED_BLOCKS
+    while True:
+        start_ms = (first + np.arange(blocks, dtype=np.int64)) * block_ms
+        kind = kinds.kind_of(start_ms + block_ms // 2)
+        places = [np.flatnonzero(kind == each) for each in np.unique(kind)]
+        is_week = kinds.count == 1 or blocks * block_ms >= WEEK_MS
+        if is_week and min(map(len, places)) >= NEEDED_BLOCKS:
+            last = max(int(found[NEEDED_BLOCKS - 1]) for found in places)
+            return int(start_ms[last]) + block_ms
+        if blocks * block_ms >= 2 * NEEDED_BLOCKS * max(WEEK_MS, block_ms):
+            return int(start_ms[-1]) + block_ms
+        blocks *= 2
+
+
+def _tell(acceptance: "Acceptance", baseline: "BaselineFacts", console: Console) -> None:
+    from nap_stream.core.learned_references import NEEDED_BLOCKS
+    from nap_stream.text import duration, moment, rfc3339
+
+    block_ms, kinds = baseline.blocks.block_ms, baseline.kinds
+    watched_ms = watched_again_ms(kinds, block_ms, acceptance.effective_ms)
+    each = "" if kinds.count == 1 else f", of each kind of time ({', '.join(kinds.names)})"
 
     console.print(
         f"accepted as number {acceptance.number}: {acceptance.key} as it is since "
@@ -165,4 +197,9 @@ def _tell(acceptance: "Acceptance", console: Console) -> None:
         f"It takes effect with the first images from {moment(rfc3339(acceptance.effective_ms))} on "
         "(event time). An alert of it then ends with the reason accepted, and the key learns a "
         "baseline of its own."
+    )
+    console.print(
+        f"Until it has, nothing watches {acceptance.key}: until about "
+        f"{moment(rfc3339(watched_ms))} ({NEEDED_BLOCKS} blocks of {duration(block_ms)} each"
+        f"{each}), later if it pauses, changes again, or finds no room."
     )

@@ -132,7 +132,8 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             over(Reason.ACCEPTED, acceptance=ACCEPTED),
             (
                 "Accepted after 3 h by Ann: a new lens. camera-7 is taken as it is since "
-                "2026-06-02 10:00 UTC, and learns a baseline of its own"
+                "2026-06-02 10:00 UTC, and learns a baseline of its own: nothing watches it for 50 "
+                "blocks of 10 min each, of every kind of time"
             ),
         ),
         (over(Reason.SILENT), "Closed after 3 h: no images of camera-7 come any more"),

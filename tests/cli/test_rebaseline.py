@@ -8,10 +8,13 @@ import yaml
 
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
+from nap_stream.cli.rebaseline import watched_again_ms
 from nap_stream.core.blocks import blocks_of
+from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.scored_log.acceptances import read_acceptances
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape
+from nap_stream.text import moment, rfc3339
 from tests.cli.program import Call, Ended
 from tests.support.baselines import calibration_with, cameras
 from tests.support.drifting_log import START_MS, Publisher, drifting
@@ -70,9 +73,34 @@ def test_what_is_accepted_stands_beside_the_log(site: Site) -> None:
     assert (ended.exit_code, ended.err) == (0, "")
     assert f"accepted as number 0: {KEY} as it is since 2026-01-01 12:00:01 UTC" in ended.out
     (found,) = read_acceptances(site.store, "images")
+    until = moment(rfc3339((-(-found.effective_ms // 50) + 50) * 50))
+    assert f"nothing watches {KEY}: until about {until}" in ended.out
+    assert "(50 blocks of less than 1 s each)" in ended.out
     assert (found.key, found.from_ms) == (KEY, START_MS + 1_000)
     assert (found.by, found.reason) == ("Ann", "the line was retooled")
     assert found.effective_ms - found.made_ms == 90_000
+
+
+HOUR_MS = 3_600_000
+FRIDAY_MS = 86_400_000
+"""1970-01-02."""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "from_ms", "blocks"),
+    [
+        (TimeKinds(), 1, 51),
+        # Twelve blocks a day from 8 to 20: the second of the fifth day is the last that is needed.
+        (TimeKinds((8, 20)), 0, 4 * 24 + 10),
+        # A weekend has 48 blocks: two of the next Saturday are needed too.
+        (TimeKinds((), weekend_apart=True), FRIDAY_MS, 24 + 7 * 24 + 2),
+    ],
+)
+def test_nothing_watches_until_each_kind_of_time_is_learned(
+    kinds: TimeKinds, from_ms: int, blocks: int
+) -> None:
+    begun_ms = from_ms - from_ms % HOUR_MS
+    assert watched_again_ms(kinds, HOUR_MS, from_ms) == begun_ms + blocks * HOUR_MS
 
 
 def test_a_change_that_the_baseline_has_is_warned_of(site: Site) -> None:
