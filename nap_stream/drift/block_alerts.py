@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.block_monitors import BlockMonitors
-from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
+from nap_stream.core.block_plan import MIN_BLOCKS, BlockPlan, plan_blocks, references_of
 from nap_stream.core.block_readings import BlockReading, JudgedBy
 from nap_stream.core.blocks import Blocks
 from nap_stream.core.learned_references import LEARN_BLOCKS, NEEDED_BLOCKS
@@ -53,8 +53,8 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
     That is so where the calibration has no baseline, or ``drift.blocks`` is off.
 
     Raises:
-        ConfigError: The baseline has other keys or counts records otherwise, or a block is longer
-            than the promised time.
+        ConfigError: The baseline has other keys, counts records otherwise or has no blocks of a
+            kind of time, or a block is longer than the promised time or no whole panes.
     """
     baseline = calibration.baseline
     if baseline is None or settings.blocks == "off":
@@ -68,14 +68,7 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
             if baseline.by
             else "Make a baseline with keys, or set drift.keys to null",
         )
-    own_ms = settings.pane_ms if settings.one_per_pane else None
-    if by is not None and own_ms != baseline.one_per_pane_ms:
-        raise ConfigError(
-            f"the blocks of the baseline count {_counted(baseline.one_per_pane_ms)}, the monitor "
-            f"{_counted(own_ms)}",
-            "drift.keys.one_per_pane, drift.pane_ms",
-            "Set them as they were, or make another baseline",
-        )
+    _require_counts(settings, baseline)
     blocks = baseline.blocks if by is not None else _of_stream(baseline.blocks)
     run_time_ms = _run_time_ms(settings, baseline.blocks)
     if run_time_ms < blocks.block_ms:
@@ -85,12 +78,42 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
             "drift.false_alarms",
             "Ask for fewer false alarms, or set drift.blocks to off",
         )
+    references = references_of(blocks, baseline.kinds)
+    if references.blind_kinds:
+        raise ConfigError(
+            f"the baseline has fewer than {MIN_BLOCKS} blocks of the whole stream at "
+            f"{', '.join(references.blind_kinds)}: nothing would watch it then",
+            "calibration",
+            "Make a baseline of a longer stretch, or with --times none",
+        )
     plan = plan_blocks(
-        references_of(blocks, baseline.kinds),
+        references,
         run_time_ms=run_time_ms,
         confidence=settings.confidence,
     )
     return BlockWatch(baseline, plan)
+
+
+def _require_counts(settings: DriftSettings, baseline: BaselineFacts) -> None:
+    """Refuse a monitor whose blocks would not have the records that the baseline's have."""
+    own_ms, block_ms = settings.pane_ms if settings.one_per_pane else None, baseline.blocks.block_ms
+    if own_ms != baseline.one_per_pane_ms:
+        has_keys = settings.keys is not None
+        raise ConfigError(
+            f"the blocks of the baseline count {_counted(baseline.one_per_pane_ms)}, the monitor "
+            f"{_counted(own_ms)}",
+            "drift.keys.one_per_pane, drift.pane_ms" if has_keys else "drift.keys",
+            "Set them as they were, or make another baseline"
+            if has_keys
+            else "Set it as it was, or make another baseline without keys",
+        )
+    # A pane counts in the block in which it begins.
+    if block_ms % settings.pane_ms:
+        raise ConfigError(
+            f"blocks of {block_ms:,} ms are no whole number of panes of {settings.pane_ms:,} ms",
+            "drift.pane_ms",
+            "Set it to a divisor of the block's length, or make another baseline with --block",
+        )
 
 
 def _counted(one_per_pane_ms: int | None) -> str:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import Detector, Reason, Severity, Transition
 from nap_stream.core.block_readings import JudgedBy
+from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
@@ -165,7 +166,31 @@ def test_records_must_be_counted_as_in_the_baseline(
     given = used(keys={"by": "key", "one_per_pane": one_per_pane})
     with pytest.raises(ConfigError, match=said):
         block_watch(given.drift, facts)
-    assert block_watch(used(keys=None).drift, facts) is not None
+    without = used(keys=None).drift
+    if theirs_ms is None:
+        assert block_watch(without, facts) is not None
+    else:
+        with pytest.raises(
+            ConfigError, match=r"drift\.keys: .*count one record of a key in"
+        ) as bad:
+            block_watch(without, facts)
+        assert "Set it as it was, or make another baseline without keys" in str(bad.value)
+
+
+@pytest.mark.parametrize("pane_ms", [30, 100])
+def test_a_block_must_be_whole_panes(pane_ms: int) -> None:
+    with pytest.raises(ConfigError, match=r"drift\.pane_ms: blocks of 50 ms are no whole number"):
+        block_watch(used(pane_ms=pane_ms).drift, FACTS_OF)
+
+
+@pytest.mark.parametrize("keys", [None, {"by": "key"}])
+def test_a_kind_of_time_without_blocks_is_refused(keys: dict[str, str] | None) -> None:
+    assert FACTS_OF.baseline is not None
+    # All blocks of the baseline are of the first three seconds of the day.
+    kinds = TimeKinds((0, 12))
+    facts = replace(FACTS_OF, baseline=replace(FACTS_OF.baseline, kinds=kinds))
+    with pytest.raises(ConfigError, match="whole stream at 12:00-00:00: nothing would watch it"):
+        block_watch(used(keys=keys).drift, facts)
 
 
 def test_a_promise_shorter_than_a_block_is_refused() -> None:
