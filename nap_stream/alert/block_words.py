@@ -28,6 +28,24 @@ _COMPARED = {
     JudgedBy.WAITING: "nothing: there is no room for more new keys, or no baseline at this time",
 }
 
+_AS_WORST = (
+    "{before} of the worst known key's did in {stretch}",
+    "the worst known key's in {stretch}",
+    "{before} of that key's did",
+)
+_BEFORE = {
+    JudgedBy.OWN: ("{before} did in {stretch}", "in {stretch}", "{before} did then"),
+    JudgedBy.POOLED: (
+        "{before} did in {stretch}, by whose worst key it is judged",
+        "the worst known key's in {stretch}",
+        "{before} of its own did then",
+    ),
+    JudgedBy.LEARNED: ("{before} did while it learned", "while it learned", "{before} did then"),
+    **dict.fromkeys((JudgedBy.LEARNING, JudgedBy.ACCEPTED, JudgedBy.WAITING), _AS_WORST),
+}
+"""What is said of the time before: of flags, and of scores in two parts. The share of a key that is
+judged by others is its own where the baseline knows it, and theirs where it does not."""
+
 
 def block_summary(alert: DriftAlert, found: BlockFinding, lead: str) -> str:
     """Give one plain sentence: since when, how much, as compared with what, how sure.
@@ -39,15 +57,18 @@ def block_summary(alert: DriftAlert, found: BlockFinding, lead: str) -> str:
     whose = "all" if alert.key is None else "its"
     since = f"since {clock_time(found.onset_ms, alert.time_ms)}"
     begin = f"{lead}{since}" if alert.key is None else f"{lead}{plain(alert.key)}: {since}"
-    stretch = f"baseline ({days(found.since_ms, found.until_ms, alert.time_ms)})"
+    stretch = f"the baseline ({days(found.since_ms, found.until_ms, alert.time_ms)})"
     share, before = rounded(found.share), rounded(found.baseline_share)
+    did, than, did_then = (
+        words.format(before=before, stretch=stretch) for words in _BEFORE[found.judged_by]
+    )
     if found.statistic == _FLAGGED:
-        what = f"{share} of {whose} images look out-of-distribution; {before} did in the {stretch}"
+        what = f"{share} of {whose} images look out-of-distribution; {did}"
     else:
         side = "lower" if found.statistic == _LOW else "higher"
         what = (
-            f"{whose} images score {side} than in the {stretch}; {share} of them look "
-            f"out-of-distribution, {before} did then"
+            f"{whose} images score {side} than {than}; {share} of them look out-of-distribution, "
+            f"{did_then}"
         )
     text = f"{begin} {what}. By chance this happens at most once in {span(found.run_time_ms)}"
     return text[:1].upper() + text[1:] if alert.key is None and not lead else text
@@ -101,11 +122,13 @@ def block_promise_words(found: BlockFinding) -> str:
     return (
         "While the stream is as it was in the baseline, the probability that this monitor raises "
         f"any false alarm within a time T is at most T / {span(found.run_time_ms)}, for every T: "
-        f"{percent(_BY_CHANCE)} within {soon}. That is one in {number(blocks)} blocks of each key. "
+        f"{percent(_BY_CHANCE)} within {soon}. That is one in the time of {number(blocks)} "
+        "blocks, of all keys and the stream together. "
         f"It holds for at least {percent(found.confidence)} of all baselines that could have been "
         f"drawn, provided that blocks of {duration(found.block_ms)} of one key, and of one kind of "
         "time, are exchangeable with those of the baseline. Records need not be independent. A key "
-        "that the baseline does not know must be no worse than the worst that it knows."
+        "that the baseline does not know must be no worse than the worst that it knows; the "
+        "confidence is for the new keys that are there at once."
     )
 
 
@@ -168,5 +191,9 @@ def _over(alert: DriftAlert, found: BlockFinding) -> str:
             f"Closed after {lasted}: there are more keys than drift.keys.max_keys, and {whose} is "
             "no longer known; it may be as it was"
         )
-    stretch = days(found.since_ms, found.until_ms, alert.time_ms)
-    return f"Over after {lasted}: {whose} looks as in the baseline ({stretch}) again"
+    if found.judged_by is JudgedBy.LEARNED:
+        return f"Over after {lasted}: {whose} looks as it did while it learned again"
+    stretch = f"the baseline ({days(found.since_ms, found.until_ms, alert.time_ms)})"
+    if found.judged_by is JudgedBy.OWN:
+        return f"Over after {lasted}: {whose} looks as in {stretch} again"
+    return f"Over after {lasted}: {whose} looks no worse than the worst key of {stretch}"

@@ -82,7 +82,8 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
     if references.blind_kinds:
         raise ConfigError(
             f"the baseline has fewer than {MIN_BLOCKS} blocks of the whole stream at "
-            f"{', '.join(references.blind_kinds)}: nothing would watch it then",
+            f"{', '.join(references.blind_kinds)}: nothing watches it then, and nothing can be "
+            "promised",
             "calibration",
             "Make a baseline of a longer stretch, or with --times none",
         )
@@ -173,7 +174,8 @@ class BlockAlerts:
         # Each takes a look at every key of the baseline.
         self._known_keys, self._fewest = len(references.known), watch.plan.fewest_blocks
         silence_ms = max(round(alerts.repeat_interval_s * 1000), 2 * self._block_ms)
-        self.monitors = BlockMonitors(watch.plan, 1 if keys is None else keys.max_keys, silence_ms)
+        self._max_keys = 1 if keys is None else keys.max_keys
+        self.monitors = BlockMonitors(watch.plan, self._max_keys, silence_ms)
         self._months = MonthlyShares(watch.baseline.blocks.of(NO_KEY))
         self._accepted: set[int] = set()
         self._judged_until_ms: int | None = None
@@ -223,6 +225,8 @@ class BlockAlerts:
         """
         decisions = self._accept(acceptances, end_ms)
         decisions += self._firing.close_silent(pane, end_ms)
+        if len(self.monitors) + len(pane.keys) > self._max_keys:
+            self._firing.note_last()
         readings = (*self.monitors.update(pane), *self.monitors.advance(end_ms))
         self._months.push(pane)
         active = set[str]()

@@ -71,6 +71,15 @@ class FiringKeys:
         self._repeat_interval_ms = round(alerts.repeat_interval_s * 1000)
         self._critical_fraction = alerts.critical_fraction
         self.by_key = {each.key: each for each in firing}
+        self._last: dict[str, KeyVerdict] = {}
+
+    def note_last(self) -> None:
+        """Note the verdicts of keys that fire, as the next pane may make the monitors forget them.
+
+        To be called before the monitors take it: the alerts of those that go then say why they
+        fired. `step` drops the notes.
+        """
+        self._last = {key: self._judge.verdict(key) for key in self.by_key}
 
     def close_silent(self, pane: ClosedPane, end_ms: int) -> list[Decision]:
         """Note which firing keys the pane has; close the alerts of those that are silent.
@@ -104,6 +113,7 @@ class FiringKeys:
         places = max(0, self._max_firing - len(self.by_key))
         for key in waiting[:places]:
             decisions += self._step(key, None, end_ms)
+        self._last = {}
         return decisions
 
     def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[Decision]:
@@ -128,7 +138,8 @@ class FiringKeys:
         return self._decision(key, Change(reason, self.by_key.pop(key).alert), acceptance)
 
     def _decision(self, key: str, change: Change, acceptance: Acceptance | None = None) -> Decision:
-        found = self._judge.verdict(key)
+        found = self._last.get(key) if change.reason is Reason.FORGOTTEN else None
+        found = found or self._judge.verdict(key)
         since = found.since
         if not since.records:
             since = Onset(event=0, start_ms=change.alert.onset_ms, records=0, hits=0)

@@ -189,7 +189,7 @@ def test_a_kind_of_time_without_blocks_is_refused(keys: dict[str, str] | None) -
     # All blocks of the baseline are of the first three seconds of the day.
     kinds = TimeKinds((0, 12))
     facts = replace(FACTS_OF, baseline=replace(FACTS_OF.baseline, kinds=kinds))
-    with pytest.raises(ConfigError, match="whole stream at 12:00-00:00: nothing would watch it"):
+    with pytest.raises(ConfigError, match="whole stream at 12:00-00:00: nothing watches it"):
         block_watch(used(keys=keys).drift, facts)
 
 
