@@ -7,9 +7,10 @@ import numpy as np
 from nap_stream.baselines.make import SHOWN, MadeBaseline
 from nap_stream.baselines.stretch import Stretch, StretchQuery
 from nap_stream.calibration.baseline import Baseline
-from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, records_per_second
+from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS
 from nap_stream.core.block_plan import GOOD_BLOCKS, BlockPlan, plan_blocks, references_of
 from nap_stream.core.blocks import Blocks
+from nap_stream.core.learned_references import NEEDED_BLOCKS
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.time_kinds import KindEvidence
 from nap_stream.errors import ConfigError
@@ -38,11 +39,10 @@ def promise_of(made: MadeBaseline, drift: DriftSettings) -> BlockPlan:
     baseline = _baseline(made)
     if drift.expected_run_length is None:
         words = drift.false_alarms or DEFAULT_FALSE_ALARMS
-        rate = records_per_second(words)
     else:
         words = f"one per {drift.expected_run_length:,.0f} records"
-        rate = baseline.records / (baseline.until_ms - baseline.since_ms) * 1_000
-    run_time_ms = round(drift.run_length / rate * 1_000)
+    records = int(made.blocks.of(NO_KEY).records.sum())
+    run_time_ms = drift.run_time_ms(records, baseline.until_ms - baseline.since_ms)
     if run_time_ms < baseline.block_ms:
         raise ConfigError(
             f"{words} is more often than once in a block of {duration(baseline.block_ms)}",
@@ -207,9 +207,14 @@ def _block_warnings(made: MadeBaseline, promise: BlockPlan) -> Iterator[str]:
             "last. The promise may not hold: choose a longer stretch in which nothing changes"
         )
     if references.without:
+        named = _listed(map(bounded, references.without), len(references.without))
         yield (
-            "keys with too few blocks for a comparison of their own, which are judged by all other "
-            f"keys together: {_listed(map(bounded, references.without), len(references.without))}"
+            f"keys with too few blocks for a comparison of their own: {named}. To the monitor they "
+            f"are new keys, judged by the worst known one until they have learned {NEEDED_BLOCKS} "
+            f"blocks; of new keys it watches only {promise.new_keys:,} at a time"
+            if references.known
+            else f"no key has enough blocks for a comparison of its own ({named}): no key is "
+            "watched, only the whole stream"
         )
     fewest = promise.fewest_blocks
     if fewest < GOOD_BLOCKS:

@@ -70,7 +70,8 @@ def block_watch(settings: DriftSettings, calibration: CalibrationFacts) -> Block
         )
     _require_counts(settings, baseline)
     blocks = baseline.blocks if by is not None else _of_stream(baseline.blocks)
-    run_time_ms = _run_time_ms(settings, baseline.blocks)
+    records = int(baseline.blocks.of(NO_KEY).records.sum())
+    run_time_ms = settings.run_time_ms(records, baseline.until_ms - baseline.since_ms)
     if run_time_ms < blocks.block_ms:
         raise ConfigError(
             f"one false alarm in {duration(run_time_ms)} cannot be promised in blocks of "
@@ -128,15 +129,6 @@ def _of_stream(blocks: Blocks) -> Blocks:
     own = blocks.of(NO_KEY)
     columns = (own.key, own.start_ms, own.records, own.flagged, own.bins)
     return Blocks(*columns, (NO_KEY,), own.block_ms)
-
-
-def _run_time_ms(settings: DriftSettings, blocks: Blocks) -> int:
-    """The time of one false alarm: as it is asked for, or at the rate of the baseline's records."""
-    if settings.run_time_ms is not None:
-        return settings.run_time_ms
-    records = blocks.of(NO_KEY).records
-    assert settings.expected_run_length is not None
-    return round(settings.expected_run_length / float(records.mean()) * blocks.block_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,9 +104,12 @@ class DriftSettings(Section):
             return self.expected_run_length
         return parse_false_alarms(self.false_alarms or DEFAULT_FALSE_ALARMS)
 
-    @property
-    def run_time_ms(self) -> int | None:
-        """The same as a time in milliseconds; None where it was asked for in records."""
+    def run_time_ms(self, records: int, span_ms: int) -> int:
+        """The same as a time in milliseconds, as it is asked for.
+
+        Where it is asked for in records, they come at the rate of ``records`` in ``span_ms``
+        milliseconds, pauses included.
+        """
         if self.expected_run_length is not None:
-            return None
+            return round(self.expected_run_length / records * span_ms)
         return round(promised_hours(self.false_alarms or DEFAULT_FALSE_ALARMS) * 3_600_000)
