@@ -274,8 +274,8 @@ def outputs_of(batch: pa.RecordBatch, shapes: OutputShapes) -> Outputs:
             problems.setdefault(row, f"{name} holds a list that is null")
         whole &= is_whole
     if "channel_mean" in values:
-        means = values["channel_mean"]
-        is_negative = ((means < 0) & np.isfinite(means)).any(axis=1)
+        given = values["channel_mean"]
+        is_negative = ((given < 0) & np.isfinite(given)).any(axis=1)
         for row in rows[is_negative].tolist():
             problems.setdefault(row, _NEGATIVE)
         whole &= ~is_negative
