@@ -110,6 +110,12 @@ ELSEWHERE = MONITOR.replace("  factory: a:b\n", "  elsewhere: {name: parts/1}\n"
             ELSEWHERE.replace("parts/1}", "parts/1}\n  precision: bfloat16\n  weights: ."),
             "the model runs elsewhere, and weights, precision would say",
         ),
+        (
+            ELSEWHERE.replace("parts/1}", "parts/1, head: .}\n  output_kind: sigmoid"),
+            "output_kind is sigmoid: the scores that take the layer are left out",
+        ),
+        (ELSEWHERE.replace("parts/1}", "parts/1, head_layer: fc}"), "head_layer names a layer"),
+        (ELSEWHERE.replace("parts/1", "' '"), "it is blank"),
         (ELSEWHERE.replace("{name: parts/1}", "{}"), "key model.elsewhere.name"),
         (ELSEWHERE + "messages: {read: [base64]}\n", "messages.read finds images"),
         (ELSEWHERE + "worker: {num_gpus: 1}\n", "worker.num_gpus asks for a GPU"),

@@ -22,6 +22,7 @@ from nap_stream.cli.options import (
     show_warnings,
 )
 from nap_stream.core.tails import Sides
+from nap_stream.errors import ConfigError
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
@@ -129,6 +130,12 @@ def calibrate(
         limits=LimitSettings(),
         drift=load_drift_settings(model),
     )
+    if request.model.elsewhere is not None and (cache is not None or device != "cpu"):
+        raise ConfigError(
+            "--cache and --device are for a model that runs here",
+            request.model.where,
+            "Leave them out: outputs are read, and no model runs",
+        )
     with progress_bars(console) as new_bar:
         calibration = (
             calibrate_outputs(

@@ -195,6 +195,19 @@ class ElsewhereSettings(Section):
     """Take a calibration that this program made from images, with the same model loaded here. That
     it is the same, with the same preprocessing, cannot be checked."""
 
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("it is blank: give the model's name and version")
+        return value
+
+    @model_validator(mode="after")
+    def _a_layer_of_a_file(self) -> Self:
+        if self.head_layer and self.head is None:
+            raise ValueError("head_layer names a layer in the file head, and there is none")
+        return self
+
 
 class ModelSettings(Section):
     """The classifier: a callable that builds it, its weights, its classes, its input."""
@@ -271,6 +284,12 @@ class ModelSettings(Section):
                 raise ValueError(
                     f"the model runs elsewhere, and {', '.join(here)} would say how it runs here: "
                     "leave out one or the other"
+                )
+            if self.elsewhere.head is not None and self.output_kind not in {None, "logits"}:
+                raise ValueError(
+                    f"elsewhere.head is a layer that makes logits, and output_kind is "
+                    f"{self.output_kind}: the scores that take the layer are left out there. Leave "
+                    "out head, or have logits sent"
                 )
             return self
         if self.factory is None and self.weights is None:

@@ -281,16 +281,16 @@ def test_probabilities_of_a_row_must_sum_to_one(kind: OutputKind, good: Any, bad
     assert KindCheck(kind)(np.array([bad[:1]], np.float32)) == [None]
 
 
-def test_probabilities_that_are_said_to_be_such_become_logits(
-    calibration: Calibration, head: Path
-) -> None:
-    loaded = load_small("SmallNet")
+def test_probabilities_that_are_said_to_be_such_become_logits(tmp_path: Path) -> None:
+    images, scoring = write_images(tmp_path / "images", 20), ScoringSettings(method="nap")
+    folder = write_calibrated(tmp_path / "calibration", images, scoring=scoring)
+    calibration, loaded = load_calibration(folder), load_small("SmallNet")
     assert isinstance(loaded.module, SmallNet)
     arrays = outputs_of(loaded.module, pixels(loaded))
     shares = arrays | {"logits": softmax(arrays["logits"])}
-    known = known_outputs(calibration, elsewhere(head, output_kind="probabilities"))
+    known = known_outputs(calibration, elsewhere(output_kind="probabilities"))
     found = rows_of_outputs(calibration, known, stream_of(shares))
-    plain = known_outputs(calibration, elsewhere(head))
+    plain = known_outputs(calibration, elsewhere())
     expected = rows_of_outputs(calibration, plain, stream_of(arrays))
     for one, other in zip(found, expected, strict=True):
         assert one["confidence"] == pytest.approx(other["confidence"], rel=1e-5)
