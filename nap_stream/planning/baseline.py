@@ -115,8 +115,8 @@ def baseline_warnings(found: BaselinePlan) -> tuple[Warned, ...]:
             Warned(
                 "keys-without-baseline",
                 f"{len(without):,} keys have fewer than {MIN_BLOCKS} blocks in the baseline "
-                f"({_listed(without)}): they are judged by the worst of the others. Make a "
-                f"baseline of a longer stretch for them",
+                f"({_listed(without)}): to the monitors they are new, {found.plan.new_keys:,} at a "
+                f"time are judged by the worst of the others. Make a baseline of a longer stretch",
             )
         )
     few = [name for name, sizes in found.key_blocks.items() if min(sizes) < GOOD_BLOCKS]
