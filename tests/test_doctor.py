@@ -18,9 +18,9 @@ from nap_stream.model.execution import Execution
 from nap_stream.model.load import load_model
 from nap_stream.records import Status
 from nap_stream.settings.alerts import AlertSettings
+from nap_stream.settings.elsewhere import ElsewhereSettings
 from nap_stream.settings.schema import (
     DeadLetterSettings,
-    ElsewhereSettings,
     ModelSettings,
     PreprocessingSettings,
     ScoringSettings,

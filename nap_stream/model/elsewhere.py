@@ -19,7 +19,8 @@ from nap_stream.model.factory import class_names_of
 from nap_stream.model.output import LogitsHook
 from nap_stream.model.sites import FeatureSite, HeadSite
 from nap_stream.model.weights import update_digest
-from nap_stream.settings.schema import ElsewhereSettings, ModelSettings, PreprocessingSettings
+from nap_stream.settings.elsewhere import ElsewhereSettings
+from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 
 _SCHEME = "nap-stream model elsewhere 1"
 _MATRIX_DIMENSIONS = 2

@@ -30,7 +30,8 @@ from nap_stream.image_files import iter_images
 from nap_stream.model.execution import UNKNOWN, require_execution
 from nap_stream.model.preprocessing import preprocess
 from nap_stream.ood_scorer import OODScorer
-from nap_stream.settings.schema import ElsewhereSettings, ModelSettings, ScoringSettings
+from nap_stream.settings.elsewhere import ElsewhereSettings
+from nap_stream.settings.schema import ModelSettings, ScoringSettings
 from tests.support.image_bytes import arrow_stream_of, picture
 from tests.support.outputs import Arrays, batch_of, outputs_of
 from tests.support.small_calibration import calibration_request, write_images

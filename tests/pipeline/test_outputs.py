@@ -29,8 +29,8 @@ from nap_stream.pipeline.outputs import (
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
 from nap_stream.scored_log.format import SCORE_COLUMNS
+from nap_stream.settings.elsewhere import ElsewhereSettings
 from nap_stream.settings.schema import (
-    ElsewhereSettings,
     LimitSettings,
     ModelSettings,
     OutputKind,
