@@ -155,7 +155,7 @@ class BlockMonitors:
     def reading(self, key: str) -> BlockReading:
         """Give where the monitor of a key stands; one that is not remembered has seen nothing."""
         slot = int(self._table.slots((key,))[0])
-        home = int(self._table["home"][slot]) if slot >= 0 else self._number(key)
+        home = int(self._table["home"][slot]) if slot >= 0 else self._plan.references.number(key)
         place = int(self._table["place"][slot]) if slot >= 0 else NO_ROW
         judged_by, share, learned = self._basis(slot, home, place)
         threshold = self._plan.log_threshold(np.array([home]))[0]
@@ -256,12 +256,9 @@ class BlockMonitors:
         unknown = np.flatnonzero(slots < 0)
         if len(unknown):
             names = tuple(keys[i] for i in unknown.tolist())
-            homes = np.array([self._number(name) for name in names])
+            homes = np.array([self._plan.references.number(name) for name in names])
             slots[unknown] = self._added(names, homes)
         return slots
-
-    def _number(self, name: str) -> int:
-        return self._plan.references.number(name)
 
     def _added(self, names: tuple[str, ...], home: NDArray[np.int64] | int) -> NDArray[np.int64]:
         slots = self._table.add(names)

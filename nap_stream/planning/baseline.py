@@ -64,16 +64,10 @@ def plan_baseline(
     """Put settings and a baseline together, and simulate the delays.
 
     Raises:
-        ConfigError: There is no baseline, it is not to be used, the settings do not go with it, or
-            no key and not the stream has enough blocks.
+        ConfigError: There is no baseline, it is not to be used, or the settings do not go with it:
+            see `nap_stream.drift.block_alerts.block_watch`.
     """
     watch = _watch(drift, calibration)
-    if not len(watch.plan.references.sizes):
-        raise ConfigError(
-            f"no key of the baseline has {MIN_BLOCKS} blocks: nothing can be promised",
-            "--baseline",
-            "Make one of a longer stretch",
-        )
     delays = block_delays(
         watch.plan,
         watch.baseline.blocks,
