@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush, heapreplace
 from typing import Generic, TypeVar
 
 from nap_stream.clock import Clock
@@ -83,11 +84,19 @@ class OffsetLedger(Generic[Item]):
 
 @dataclass(slots=True)
 class KnownPartition:
-    """How far a partition has been taken, and when it was last heard of."""
+    """How far a partition has been taken, and when it was last heard of.
+
+    ``watermark_ms`` never falls.
+    """
 
     heard_s: float
     ledger: OffsetLedger[SegmentSummary] = field(default_factory=OffsetLedger)
     watermark_ms: int | None = None
+
+    @property
+    def rank(self) -> float:
+        """The watermark, or what is below all of them while there is none."""
+        return -math.inf if self.watermark_ms is None else self.watermark_ms
 
 
 class Partitions:
@@ -101,6 +110,10 @@ class Partitions:
     def __init__(self, clock: Clock, idle_s: float) -> None:
         self._clock, self._idle_s = clock, idle_s
         self._known: dict[TopicPartition, KnownPartition] = {}
+        # A heap of those that may be active, each with a rank that it has or had: each summary asks
+        # for the least one, and with thousands of partitions none of them can look at all.
+        self._ranked: list[tuple[float, TopicPartition]] = []
+        self._is_ranked: set[TopicPartition] = set()
 
     def state(self) -> list[tuple[str, int, int | None, int | None]]:
         """Give topic, number, end of what has been taken and watermark of each."""
@@ -113,8 +126,9 @@ class Partitions:
         """Take up where others were: all were heard of just now."""
         now_s = self._clock.monotonic()
         for topic, number, end, watermark_ms in state:
-            known = KnownPartition(now_s, OffsetLedger(end), watermark_ms)
-            self._known[TopicPartition(topic, number)] = known
+            name = TopicPartition(topic, number)
+            self._known[name] = KnownPartition(now_s, OffsetLedger(end), watermark_ms)
+            self._rank(name)
 
     def __getitem__(self, partition: TopicPartition) -> KnownPartition:
         """One that has been named."""
@@ -137,6 +151,7 @@ class Partitions:
             self._known[partition] = KnownPartition(now_s)
         else:
             known.heard_s = now_s
+        self._rank(partition)
 
     def release(self, partition: TopicPartition) -> None:
         """Expect nothing more of a partition: it no longer holds the watermark back."""
@@ -158,10 +173,16 @@ class Partitions:
     def watermark_ms(self) -> int | None:
         """No record with an earlier event time is expected; None while nothing is known."""
         now_s = self._clock.monotonic()
-        active = [p.watermark_ms for p in self._known.values() if now_s - p.heard_s < self._idle_s]
-        told = [mark for mark in active if mark is not None]
-        if active:
-            return min(told) if len(told) == len(active) else None
+        while self._ranked:
+            rank, name = self._ranked[0]
+            known = self._known[name]
+            if now_s - known.heard_s >= self._idle_s:
+                heappop(self._ranked)
+                self._is_ranked.remove(name)
+            elif rank < known.rank:
+                heapreplace(self._ranked, (known.rank, name))
+            else:
+                return known.watermark_ms
         return self.newest_ms()
 
     def newest_ms(self) -> int | None:
@@ -172,3 +193,8 @@ class Partitions:
         """The watermarks of those that have brought something."""
         marks = ((name, known.watermark_ms) for name, known in self._known.items())
         return {name: mark for name, mark in marks if mark is not None}
+
+    def _rank(self, name: TopicPartition) -> None:
+        if name not in self._is_ranked:
+            self._is_ranked.add(name)
+            heappush(self._ranked, (self._known[name].rank, name))

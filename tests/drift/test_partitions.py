@@ -1,7 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nap_stream.drift.partitions import OffsetLedger
+from nap_stream.clock import ManualClock
+from nap_stream.drift.partitions import OffsetLedger, Partitions
+from nap_stream.records import TopicPartition
 
 
 def test_takes_ranges_in_order() -> None:
@@ -88,3 +90,46 @@ def test_any_order_gives_the_chain_once(
     assert taken == chain
     assert ledger.hole is None
     assert ledger.duplicates == len(arrivals) - len(chain)
+
+
+IDLE_S = 30
+NAMES = [TopicPartition("images", number) for number in range(4)]
+_NAMED = st.sampled_from(NAMES)
+STEPS = st.one_of(
+    st.tuples(st.just("hold"), _NAMED, st.just(0)),
+    st.tuples(st.just("release"), _NAMED, st.just(0)),
+    st.tuples(st.just("bring"), _NAMED, st.integers(0, 50)),
+    st.tuples(st.just("wait"), _NAMED, st.integers(1, IDLE_S)),
+)
+
+
+@given(st.lists(STEPS, max_size=60))
+def test_the_watermark_is_the_least_of_those_that_are_not_idle(
+    steps: list[tuple[str, TopicPartition, int]],
+) -> None:
+    clock = ManualClock(0)
+    partitions = Partitions(clock, IDLE_S)
+    heard: dict[TopicPartition, float] = {}
+    marks: dict[TopicPartition, int] = {}
+    for what, name, by in steps:
+        if what == "wait":
+            clock.advance(by)
+        elif what == "release" and name in heard:
+            partitions.release(name)
+            heard[name] = -IDLE_S
+        elif what in {"hold", "bring"}:
+            partitions.hold(name)
+            heard[name] = clock.monotonic()
+        if what == "bring":
+            marks[name] = marks.get(name, 0) + by
+            partitions[name].watermark_ms = marks[name]
+        active = [name for name, at in heard.items() if clock.monotonic() - at < IDLE_S]
+        expected = max(marks.values(), default=None)
+        if active:
+            told = [marks.get(name) for name in active]
+            expected = None if None in told else min(mark for mark in told if mark is not None)
+        assert partitions.watermark_ms() == expected
+        anew = Partitions(clock, IDLE_S)
+        anew.restore(partitions.state())
+        all_told = heard and marks.keys() == heard.keys()
+        assert anew.watermark_ms() == (min(marks.values()) if all_told else None)
