@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -50,7 +49,6 @@ from nap_stream.demo.setup import (
     make_model_and_images,
     write_configuration,
 )
-from nap_stream.feed import on_cpu
 from nap_stream.model.lane import open_lane
 from nap_stream.model.load import load_model
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
@@ -153,7 +151,6 @@ def _write_log(settings: Settings, calibration: Calibration, images: Sequence[St
         score_images=open_lane(loaded, base_scores_of(calibration, loaded), batch_size=SEGMENT),
         class_names=loaded.class_names,
         calibration=calibration,
-        decode_on_cpu=partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing),
         clock=clock,
     )
     writer = WriterIdentity("demo_seeds", loaded.fingerprint, calibration.fingerprint)

@@ -4,7 +4,7 @@ import gc
 import os
 import platform
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -182,13 +182,27 @@ def open_line(
     reader = open_reader(settings.messages, settings.limits, clock=clock)
     fetch = settings.messages.fetch
     decode: Decode
+    decode_on_cpu: DecodeOnCpu | None = None
+    lanes: Sequence[ScoreImages]
     if isinstance(loaded, KnownOutputs):
         batch_size = batch_size_of(settings.worker, None)
         model: KnownModel = loaded.model
         decode = output_decoder(loaded, settings.limits, settings.log.headers, clock)
+        lanes = [partial(score_outputs, base_scores=loaded.base_scores)] * threads.scoring
     else:
         batch_size = batch_size_of(settings.worker, loaded.preprocessing)
         model = loaded
+        decode_on_cpu = partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing)
+        base_scores = base_scores_of(calibration, loaded)
+        lanes = [
+            open_lane(
+                own,
+                base_scores,
+                batch_size=batch_size,
+                note_out_of_memory=counters.note_out_of_memory,
+            )
+            for own in replicas(loaded, threads.scoring)
+        ]
         decode = MessageDecoder(
             preprocessing=loaded.preprocessing,
             limits=settings.limits,
@@ -199,15 +213,13 @@ def open_line(
         )
     scores = [
         RowScorer(
-            score_images=score_images,
+            score_images=lane,
             class_names=model.class_names,
             calibration=calibration,
-            decode_on_cpu=decode_on_cpu,
             clock=clock,
+            decode_on_cpu=decode_on_cpu,
         )
-        for score_images, decode_on_cpu in _scoring(
-            settings, loaded, calibration, threads.scoring, counters
-        )
+        for lane in lanes
     ]
     writer = WriterIdentity(writer_id, model.fingerprint, calibration.fingerprint)
     shape = summary_shape(settings)
@@ -244,32 +256,6 @@ def open_line(
             # First, so that nobody waits any longer in the threads that the stage ends.
             reader.close()
         stage.close()
-
-
-def _scoring(
-    settings: Settings,
-    loaded: LoadedModel | KnownOutputs,
-    calibration: Calibration,
-    count: int,
-    counters: WorkerCounters,
-) -> Iterator[tuple[ScoreImages, DecodeOnCpu]]:
-    """What scores images, for each thread; and what decodes those that a device leaves."""
-    if isinstance(loaded, KnownOutputs):
-        # There is nothing to decode: outputs are no images.
-        score = partial(score_outputs, base_scores=loaded.base_scores)
-        on_none = partial(on_cpu, limits=settings.limits, preprocessing=PreprocessingSettings())
-        yield from [(score, on_none)] * count
-        return
-    base_scores = base_scores_of(calibration, loaded)
-    decode_on_cpu = partial(on_cpu, limits=settings.limits, preprocessing=loaded.preprocessing)
-    for own in replicas(loaded, count):
-        lane = open_lane(
-            own,
-            base_scores,
-            batch_size=batch_size_of(settings.worker, loaded.preprocessing),
-            note_out_of_memory=counters.note_out_of_memory,
-        )
-        yield lane, decode_on_cpu
 
 
 def replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:

@@ -103,7 +103,7 @@ class RowScorer:
     """Scores and judges decoded images, and lays them out as rows. For one thread at a time.
 
     ``class_names`` are in order of the logits. ``decode_on_cpu`` is asked for the JPEGs that were
-    left to a device which cannot decode them.
+    left to a device which cannot decode them; it is needed where any are left.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ class RowScorer:
         score_images: ScoreImages,
         class_names: Sequence[str],
         calibration: Calibration,
-        decode_on_cpu: DecodeOnCpu,
         clock: Clock,
+        decode_on_cpu: DecodeOnCpu | None = None,
     ) -> None:
         self._score_images, self._calibration = score_images, calibration
         self._class_names = pa.array([storable_text(name) for name in class_names], pa.string())
@@ -160,6 +160,7 @@ class RowScorer:
         refused: dict[EncodedJpeg, Refusal] = {}
 
         def on_cpu(jpeg: EncodedJpeg) -> torch.Tensor | None:
+            assert self._decode_on_cpu is not None, "a JPEG was left undecoded"
             pixels = self._decode_on_cpu(jpeg.data)
             if isinstance(pixels, torch.Tensor):
                 return pixels

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +16,6 @@ import torch
 
 from nap_stream.clock import SystemClock
 from nap_stream.errors import NapStreamError
-from nap_stream.feed import on_cpu
 from nap_stream.model.lane import CpuTransport, Lane
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import input_size
@@ -168,7 +166,6 @@ def _row_scorer(loaded: LoadedModel) -> RowScorer:
         ),
         class_names=loaded.class_names,
         calibration=calibration_of((0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0, 2.5)),
-        decode_on_cpu=partial(on_cpu, limits=LimitSettings(), preprocessing=PREPROCESSING),
         clock=SystemClock(),
     )
 

@@ -89,9 +89,6 @@ def scorer(calibration: Calibration, score_images: Any, names: tuple[str, ...]) 
         score_images=score_images,
         class_names=names,
         calibration=calibration,
-        decode_on_cpu=partial(
-            on_cpu, limits=LimitSettings(), preprocessing=small_settings().preprocessing
-        ),
         clock=CLOCK,
     )
 

@@ -68,7 +68,6 @@ def scorer(model: Bright, calibration: Calibration, batch_size: int = 32) -> Row
         score_images=Lane(model, CpuTransport(), batch_size=batch_size, size=(4, 4)),
         class_names=("dark", "light"),
         calibration=calibration,
-        decode_on_cpu=partial(on_cpu, limits=LimitSettings(), preprocessing=PREPROCESSING),
         clock=ManualClock(now_ms=5_000),
     )
 
