@@ -169,24 +169,28 @@ def forward(
     }
 
 
-def plain_loop(
-    *,
-    bootstrap: str,
-    topic: str,
-    images: int,
-    network: str,
-    weights: str,
-    out: str,
-    device: str = "cpu",
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A topic of ``images`` images, the network that scores them, and a folder for its rows."""
+
+    bootstrap: str
+    topic: str
+    images: int
+    network: str
+    weights: str
+    out: str
+    device: str = "cpu"
+
+
+def plain_loop(stream: Stream) -> dict[str, Any]:
     """One process that consumes, decodes, scores and writes, two torch threads, float32."""
     from kafka import KafkaConsumer  # noqa: PLC0415  other tasks need no Kafka
 
-    torch.set_num_threads(2)
-    score = _Energy(network, weights, device, threads=2)
+    images = stream.images
+    score = _Energy(stream.network, stream.weights, stream.device, threads=2)
     consumer = KafkaConsumer(
-        topic,
-        bootstrap_servers=bootstrap,
+        stream.topic,
+        bootstrap_servers=stream.bootstrap,
         group_id=None,
         auto_offset_reset="earliest",
         enable_auto_commit=False,
@@ -209,7 +213,7 @@ def plain_loop(
         waiting = []
         if len(columns) * _BATCH >= _ROWS_A_FILE or len(times) >= images:
             tables = [pa.table(one) for one in columns]
-            pq.write_table(pa.concat_tables(tables), f"{out}/{len(times):012}.parquet")
+            pq.write_table(pa.concat_tables(tables), f"{stream.out}/{len(times):012}.parquet")
             columns = []
         if len(times) >= images:
             break
@@ -217,16 +221,7 @@ def plain_loop(
     return {"rows": len(times), "rate": middle_rate(np.array(times))[0]}
 
 
-def ray_data(
-    *,
-    bootstrap: str,
-    topic: str,
-    images: int,
-    network: str,
-    weights: str,
-    out: str,
-    device: str = "cpu",
-) -> dict[str, Any]:
+def ray_data(stream: Stream) -> dict[str, Any]:
     """Ray Data reads Kafka and maps batches in two actors of a torch thread, float32."""
     import ray  # noqa: PLC0415  other tasks need no Ray
 
@@ -234,20 +229,20 @@ def ray_data(
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        read = ray.data.read_kafka(topic, bootstrap_servers=bootstrap, num_cpus=0.5)
+        read = ray.data.read_kafka(stream.topic, bootstrap_servers=stream.bootstrap, num_cpus=0.5)
         scored = read.select_columns(["partition", "offset", "value"]).map_batches(
             _Energy,
-            fn_constructor_args=(network, weights, device, 1),
+            fn_constructor_args=(stream.network, stream.weights, stream.device, 1),
             batch_size=_BATCH,
             concurrency=2,
             num_cpus=1,
-            num_gpus=0 if device == "cpu" else 0.5,
+            num_gpus=0 if stream.device == "cpu" else 0.5,
         )
-        scored.write_parquet(out)
+        scored.write_parquet(stream.out)
     finally:
         ray.shutdown()
-    times = pq.read_table(out, columns=["scored_time"])["scored_time"].to_numpy()
-    return {"rows": len(times), "rate": middle_rate(times)[0], "asked": images}
+    times = pq.read_table(stream.out, columns=["scored_time"])["scored_time"].to_numpy()
+    return {"rows": len(times), "rate": middle_rate(times)[0], "asked": stream.images}
 
 
 def cpu_beside_rows(network: str, weights: str, photos: str, images: int) -> dict[str, Any]:
@@ -406,8 +401,8 @@ def _settle_head(head: nn.Linear, features: torch.Tensor) -> None:
 _TASKS: dict[str, Callable[..., dict[str, Any]]] = {
     "prepare": prepare,
     "forward": forward,
-    "plain_loop": plain_loop,
-    "ray_data": ray_data,
+    "plain_loop": lambda **task: plain_loop(Stream(**task)),
+    "ray_data": lambda **task: ray_data(Stream(**task)),
     "cpu_beside_rows": cpu_beside_rows,
 }
 
