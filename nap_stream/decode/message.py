@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -94,7 +93,7 @@ def decode_message(
     rows = _Rows(message, headers, ingest_time_ms, prepare)
     if not isinstance(found, tuple):
         time_ms = _event_time(message.timestamp_ms, ingest_time_ms)
-        rows.add(SourceImage(value, key=key, event_time_ms=time_ms), found)
+        rows.add(SourceImage(value), found, key, time_ms)
         return rows.whole()
     for item in found:
         own_key = item.key if item.has_key else key
@@ -103,8 +102,7 @@ def decode_message(
         image = Refusal(item.status, item.error) if item.error else item.output or decode(item.data)
         # Once at most: a copy for each of many images could be a thousand times what came.
         holds_message = len(found) == 1 or (item.data is None and item.output is None)
-        row = replace(item, key=own_key, event_time_ms=time_ms)
-        rows.add(row, image, payload if holds_message else None)
+        rows.add(item, image, own_key, time_ms, payload if holds_message else None)
         payload = None if holds_message else payload
     return rows.whole()
 
@@ -129,14 +127,16 @@ class _Rows:
         self,
         image: SourceImage,
         found: Picture | Refusal | Undecoded | ModelOutput,
+        key: bytes | None,
+        time_ms: int,
         payload: bytes | None = None,
     ) -> None:
-        """Append the row of an image with its key and event time, and what became of its bytes.
+        """Append the row of an image, of the key and event time given, and what became of it.
 
         ``payload`` is what a dead letter holds, where that is not the image.
         """
         message, index, ingest_ms = self._message, len(self._rows), self._ingest_time_ms
-        data, key, time_ms = image.data, image.key, image.event_time_ms or 0
+        data = image.data
         sha256 = hashlib.sha256(data).hexdigest() if data else None
         status, error, warning = Status.OK, None, None
         size = found.width, found.height

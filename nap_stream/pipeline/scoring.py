@@ -402,11 +402,18 @@ def _by_partition(parcels: Sequence[_Parcel], rows: pa.RecordBatch) -> Iterator[
         start += parcel.images
     for (partition, epoch), placed in found.items():
         own = [parcel for parcel, _ in placed]
-        numbers = pa.array(chain.from_iterable(own_rows for _, own_rows in placed), pa.int64())
-        part = rows if len(found) == 1 else rows.take(numbers)
+        part = _rows_of([own_rows for _, own_rows in placed], rows)
         decoded = chain.from_iterable(parcel.decoding.result() for parcel in own)
         failed = tuple(image for each in decoded for image in each.failed)
         yield ScoredRows(partition, epoch, own[-1].end, part, failed)
+
+
+def _rows_of(own_rows: Sequence[range], rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Those rows, without a copy where they follow each other."""
+    first, count = own_rows[0].start, sum(map(len, own_rows))
+    if own_rows[-1].stop - first == count:
+        return rows.slice(first, count)
+    return rows.take(pa.array(chain.from_iterable(own_rows), pa.int64()))
 
 
 def _held_bytes(rows: DecodedRows) -> int:
