@@ -39,7 +39,7 @@ from nap_stream.core.decorrelation import (
     neighbour_correlation,
     settle_blocks,
 )
-from nap_stream.core.foreign import Foreign, check_ms, foreign_in, without
+from nap_stream.core.foreign import Foreign, check_ms, foreign_in, odd_parts, without
 from nap_stream.core.time_kinds import HOUR_MS, KindEvidence, TimeKinds, find_kinds
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.text import bounded, duration, percent, rfc3339
@@ -250,13 +250,7 @@ def _foreign(fine: Blocks, request: BaselineRequest) -> tuple[ForeignFound, NDAr
     length = check_ms(fine, kinds)
     blocks = coarser(fine, length)
     found = foreign_in(blocks, kinds)
-    place = {
-        pair: row
-        for row, pair in enumerate(zip(blocks.key.tolist(), blocks.start_ms.tolist(), strict=True))
-    }
-    starts = fine.start_ms - fine.start_ms % length
-    rows = [place[pair] for pair in zip(fine.key.tolist(), starts.tolist(), strict=True)]
-    return _shares(blocks, found), found.is_odd[rows]
+    return _shares(blocks, found), odd_parts(fine, blocks, found.is_odd)
 
 
 def _kinds_of(fine: Blocks, block_ms: int, timezone: str) -> tuple[TimeKinds, KindEvidence]:

@@ -108,17 +108,11 @@ def added_up(
         keys: Sorted, `NO_KEY` first.
         block_ms: Length of a block in milliseconds.
     """
-    table = _summed(np.column_stack((key, time_ms // block_ms, counts)))
-    table = table[table[:, 2] > 0]
-    return Blocks(
-        table[:, 0],
-        table[:, 1] * block_ms,
-        table[:, 2],
-        table[:, 3],
-        table[:, 4:],
-        keys,
-        block_ms,
-    )
+    key, block, sums = _summed(key, time_ms // block_ms, counts)
+    held = sums[:, 0] > 0
+    if not held.all():
+        key, block, sums = key[held], block[held], sums[held]
+    return Blocks(key, block * block_ms, sums[:, 0], sums[:, 1], sums[:, 2:], keys, block_ms)
 
 
 def blocks_of(counts: Iterable[PaneCounts], block_ms: int) -> Blocks:
@@ -139,7 +133,9 @@ def blocks_of(counts: Iterable[PaneCounts], block_ms: int) -> Blocks:
         held.append(np.column_stack((own, entries))[own > 0])
         rows += len(part)
         if rows > _MANY_ROWS:
-            held, rows = [_summed(np.concatenate(held))], 0
+            table = np.concatenate(held)
+            held = [np.column_stack(_summed(table[:, 0], table[:, 1], table[:, 2:]))]
+            rows = 0
     keys = tuple(sorted(numbers))
     placed = np.empty(len(keys), dtype=np.int64)
     placed[[numbers[name] for name in keys]] = np.arange(len(keys))
@@ -147,12 +143,18 @@ def blocks_of(counts: Iterable[PaneCounts], block_ms: int) -> Blocks:
     return added_up(placed[table[:, 0]], table[:, 1] * block_ms, table[:, 2:], keys, block_ms)
 
 
-def _summed(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Add up rows of (key, block, counts...) of the same key and block, in their order."""
-    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
-    first = np.flatnonzero(changes(rows[:, 0], rows[:, 1]))
-    sums = np.add.reduceat(rows[:, 2:], first, axis=0) if len(first) else rows[:, 2:]
-    return np.column_stack((rows[first, :2], sums))
+def _summed(
+    key: NDArray[np.int64], block: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Add up the counts, int64 (R, C), of the same key and block, in their order."""
+    step = np.diff(key)
+    # Those of blocks are in order already, and to move them takes longer than to add them up.
+    if ((step < 0) | ((step == 0) & (np.diff(block) < 0))).any():
+        order = np.lexsort((block, key))
+        key, block, counts = key[order], block[order], counts[order]
+    first = np.flatnonzero(changes(key, block))
+    sums = np.add.reduceat(counts, first, axis=0) if len(first) else counts
+    return key[first], block[first], sums
 
 
 def coarser(blocks: Blocks, block_ms: int) -> Blocks:
@@ -163,6 +165,8 @@ def coarser(blocks: Blocks, block_ms: int) -> Blocks:
     """
     if block_ms % blocks.block_ms:
         raise ValueError(f"expected a multiple of {blocks.block_ms} ms, got {block_ms}")
+    if block_ms == blocks.block_ms:
+        return blocks
     counts = np.column_stack((blocks.records, blocks.flagged, blocks.bins))
     return added_up(blocks.key, blocks.start_ms, counts, blocks.keys, block_ms)
 

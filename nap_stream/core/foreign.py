@@ -123,8 +123,21 @@ def _rank_series(blocks: Blocks, kinds: TimeKinds) -> Sequence[Series]:
     ]
 
 
+def odd_parts(fine: Blocks, blocks: Blocks, is_odd: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Tell which of the N short blocks that ``blocks`` are made of lie in odd ones, bool (N,).
+
+    ``is_odd`` is bool, of ``blocks``.
+    """
+    changes = np.diff(fine.key) != 0
+    changes |= np.diff(fine.start_ms // blocks.block_ms) != 0
+    found: NDArray[np.bool_] = is_odd[np.concatenate(([0], np.cumsum(changes)))[: len(fine)]]
+    return found
+
+
 def without(blocks: Blocks, is_odd: NDArray[np.bool_]) -> Blocks:
     """Leave blocks out, bool (N,), those of keys out of the stream's too."""
+    if not is_odd.any():
+        return blocks
     counts = np.column_stack((blocks.records, blocks.flagged, blocks.bins))
     kept = counts[~is_odd]
     key, starts = blocks.key[~is_odd], blocks.start_ms[~is_odd]

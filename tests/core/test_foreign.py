@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nap_stream.core.blocks import Blocks
-from nap_stream.core.foreign import check_ms, foreign_in, without
+from nap_stream.core.blocks import Blocks, coarser
+from nap_stream.core.foreign import check_ms, foreign_in, odd_parts, without
 from nap_stream.core.tails import BIN_COUNT, bins_of
 from nap_stream.core.time_kinds import TimeKinds
 
@@ -136,3 +136,14 @@ def test_what_is_left_out_of_a_key_is_left_out_of_the_stream() -> None:
 def test_blocks_must_be_of_a_length_of_the_grid(block_ms: int) -> None:
     with pytest.raises(ValueError, match="a length of the grid"):
         check_ms(blocks_of(usual(1, 12), block_ms=block_ms), TimeKinds())
+
+
+def test_the_short_blocks_of_an_odd_one_are_odd() -> None:
+    fine = blocks_of(usual(2, 12))
+    # A gap: block by block they cannot be counted off.
+    fine = fine.chosen((fine.key != 1) | (fine.start_ms != 4 * MINUTE_MS))
+    blocks = coarser(fine, 3 * MINUTE_MS)
+    is_odd = (blocks.key == 2) & (blocks.start_ms == 6 * MINUTE_MS)
+    odd = fine.chosen(odd_parts(fine, blocks, is_odd))
+    assert odd.key.tolist() == [2] * 3
+    assert odd.start_ms.tolist() == [n * MINUTE_MS for n in (6, 7, 8)]
