@@ -15,9 +15,11 @@ from scipy.special import ndtri
 from nap_stream.core.tails import BIN_COUNT, EDGES
 
 ALPHA = 0.05
-_LOW, _LOW_SHARES = (0, 1), (0.4, 1.0)
-_HIGH, _HIGH_SHARES = (4, 6, 9), (0.47, 0.9, 1.0)
-"""Bins of flagged images and of others, and the share of each among it and the bins after it."""
+_LOW, _LOW_SHARES = (0, 1), (0.4,)
+_HIGH, _HIGH_SHARES = (4, 6, 9), (0.47, 0.9)
+"""Bins of flagged images and of others, and the share of each among it and the bins after it; the
+last has what is left."""
+_MANY = 50
 DAY_S, DAWN_S, DUSK_S = 86_400, 6 * 3_600, 18 * 3_600
 
 
@@ -52,9 +54,12 @@ class Markov:
 
     def bins(self, edges_s: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """See `Camera`."""
-        light = _daylight_s(edges_s)
-        flagged = self._flagged(light, self.share, rng)
-        flagged += self._flagged(edges_s - light, self.share * self.night, rng)
+        if self.night == 1:
+            flagged = self._flagged(edges_s, self.share, rng)
+        else:
+            light = _daylight_s(edges_s)
+            flagged = self._flagged(light, self.share, rng)
+            flagged += self._flagged(edges_s - light, self.share * self.night, rng)
         return _spread_out(np.diff(edges_s), flagged, rng)
 
     def _flagged(
@@ -100,13 +105,14 @@ class Autoregressive:
         scores = lfilter([1.0], [1.0, -phi], noise)
         # Edges of the p-values, moved so that the wanted share is flagged.
         by_day = ndtri(EDGES) - ndtri(ALPHA) + ndtri(self.share)
-        by_night = by_day + ndtri(self.share * self.night) - ndtri(self.share)
-        is_day = (times % DAY_S >= DAWN_S) & (times % DAY_S < DUSK_S)
-        shifted = scores + np.where(is_day, 0.0, by_day[0] - by_night[0])
-        place = np.searchsorted(by_day, shifted)
-        stretch = np.searchsorted(edges_s, times, side="right") - 1
+        if self.night != 1:
+            by_night = by_day + ndtri(self.share * self.night) - ndtri(self.share)
+            is_day = (times % DAY_S >= DAWN_S) & (times % DAY_S < DUSK_S)
+            scores += np.where(is_day, 0.0, by_day[0] - by_night[0])
         size = len(edges_s) - 1
-        counts = np.bincount(stretch * BIN_COUNT + place, minlength=size * BIN_COUNT)
+        stretch = np.repeat(np.arange(size) * BIN_COUNT, np.diff(edges_s) // self.interval_s)
+        stretch += np.searchsorted(by_day, scores)
+        counts = np.bincount(stretch, minlength=size * BIN_COUNT)
         return counts.reshape(size, BIN_COUNT).astype(np.int64)
 
 
@@ -125,7 +131,22 @@ def _spread_out(
         (_HIGH, _HIGH_SHARES, images - flagged),
     ):
         left = count.copy()
-        for place, share in zip(bins, shares, strict=True):
-            counts[:, place] = rng.binomial(left, share)
+        for place, share in zip(bins[:-1], shares, strict=True):
+            counts[:, place] = _binomial(left, share, rng)
             left -= counts[:, place]
+        counts[:, bins[-1]] = left
     return counts
+
+
+def _binomial(
+    count: NDArray[np.int64], share: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw binomial numbers; of a Gaussian, rounded, where the count is large."""
+    found = np.zeros_like(count)
+    few = (count > 0) & (count < _MANY)
+    found[few] = rng.binomial(count[few], share)
+    many = count >= _MANY
+    size = count[many]
+    drawn = size * share + np.sqrt(size * share * (1 - share)) * rng.standard_normal(len(size))
+    found[many] = np.clip(np.rint(drawn), 0, size).astype(np.int64)
+    return found
