@@ -438,7 +438,9 @@ def _interval(results: Results, run: int) -> tuple[float, float]:
 def _line(setting: Setting, results: Results, run: int) -> str:
     judged = results.judged
     lengths = sorted({each.block_min for each in judged}) or [0.0]
-    shares = np.array([(each.kinds, each.settled, each.foreign) for each in judged] or [(0, 0, 0)])
+    shares = np.array(
+        [(each.kinds, int(each.settled), int(each.foreign)) for each in judged] or [(0, 0, 0)]
+    )
     kinds, settled, _ = shares.mean(axis=0).tolist()
     blind, foreign = len(results.outcomes) - len(judged), int(shares[:, 2].sum())
     refused = [

@@ -1,7 +1,6 @@
 """Do the monitors of blocks keep their word on rendered cameras, scored by a real network?
 
-    python -m benchmarks.rendered_alarms FOLDER [--baseline-days 10] [--streams 400] [--times 6,18]
-        [--repeat 1]
+    python -m benchmarks.rendered_alarms FOLDER [--baseline-days 10] [--streams 400] [--repeat 1]
 
 On the scores that `benchmarks.rendered_cameras` left in the folder. The first days are the
 baseline: p-values are against its scores, one in a decorrelation time, as `nap-stream baseline`
@@ -26,14 +25,13 @@ from numpy.typing import NDArray
 
 from benchmarks.camera_delays import FRAME_MS, blocks_of_frames, path_of
 from benchmarks.camera_sites import ALPHA, FRAMES_A_DAY
-from benchmarks.rendered_scenes import GROWS_FRAMES, INJECTED
+from benchmarks.rendered_cameras import GROWS_FRAMES, INJECTED
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.conformal import flag_rank
 from nap_stream.core.decorrelation import Settled, settle_blocks
 from nap_stream.core.sequential import bets_against, initial_state, step_alarm
-from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.planning.block_delays import block_delays
 
 RUN_DAYS = 30
@@ -48,10 +46,7 @@ def main() -> None:
     print(f"`python -m benchmarks.rendered_alarms {shlex.join(sys.argv[1:])}`\n")
     scored = Scored.load(arguments.folder)
     first = arguments.baseline_days * FRAMES_A_DAY
-    hours = None
-    if arguments.times is not None:
-        hours = tuple(map(int, arguments.times.split(","))) if arguments.times != "none" else ()
-    judged = _judged(scored, first, None if hours is None else TimeKinds(hours))
+    judged = _judged(scored, first)
     _print_quiet(scored, judged, first)
     _print_faults(arguments, scored, judged, first)
 
@@ -98,22 +93,22 @@ class Judged:
         return found.astype(np.float32)
 
 
-def _judged(scored: Scored, first: int, kinds: TimeKinds | None) -> Judged:
+def _judged(scored: Scored, first: int) -> Judged:
     """Judge the baseline by all of its scores, find the decorrelation time, and thin them by it."""
     base, every = scored.quiet[:, :first], 1
     for _ in range(2):
         reference = np.sort(base[:, ::every].ravel())
-        own = Judged(reference, *_planned(reference, base, kinds))
+        own = Judged(reference, *_planned(reference, base))
         every = max(1, round(own.settled.choice.decorrelation_ms / FRAME_MS))
     return own
 
 
 def _planned(
-    reference: NDArray[np.float64], base: NDArray[np.float64], kinds: TimeKinds | None
+    reference: NDArray[np.float64], base: NDArray[np.float64]
 ) -> tuple[Settled, BlockPlan]:
     below = np.searchsorted(reference, base, side="right")
     p = (1 + below) / (len(reference) + 1)
-    settled = settle_blocks(blocks_of_frames(-np.log(p).astype(np.float32), FRAME_MS), kinds=kinds)
+    settled = settle_blocks(blocks_of_frames(-np.log(p).astype(np.float32), FRAME_MS))
     plan = plan_blocks(
         references_of(settled.blocks, settled.kinds),
         run_time_ms=RUN_DAYS * 86_400_000,
@@ -269,9 +264,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--baseline-days", type=int, default=10)
     parser.add_argument("--streams", type=int, default=400, help="for each stated delay")
     parser.add_argument("--repeat", type=int, default=1, help="so often come a fault's frames")
-    parser.add_argument(
-        "--times", help="hours at which a kind of time begins, or none; found without it"
-    )
     return parser.parse_args()
 
 
