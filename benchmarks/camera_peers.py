@@ -45,7 +45,8 @@ from benchmarks.camera_sites import (
 
 MMD_WINDOW, MMD_RUN_LENGTH, MMD_BOOTSTRAPS = 10, 200, 2_000
 FISHER_WINDOWS = (60, 240)
-_STEPS = 7
+_STEPS, _RAREST = 7, 1e-30
+"""Of the bisection of ADWIN's delta, and the smallest: on dependent frames 1e-12 is too large."""
 
 
 Statistic = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]
@@ -237,16 +238,18 @@ def adwin(streams: Streams, frames: int) -> dict[str, Any]:
     target = streams.target_days * FRAMES_A_DAY
 
     def alarm(rows: NDArray[np.float32], delta: float) -> float:
-        return min(
-            _adwin_alarm(before.tolist(), after.tolist(), delta) * frames
-            for before, after in zip(feed(rows[:, :base]), feed(rows[:, base:]), strict=True)
-        )
+        first = NEVER
+        for before, after in zip(feed(rows[:, :base]), feed(rows[:, base:]), strict=True):
+            # What comes after another camera's alarm is of no interest.
+            within = after if first == NEVER else after[: int(first)]
+            first = min(first, _adwin_alarm(before.tolist(), within.tolist(), delta))
+        return first * frames
 
     def length(delta: float) -> float:
         firsts = [alarm(site, delta) for site in streams.quiet]
         return run_length(firsts, [np.zeros(streams.watched // frames)] * len(firsts), frames)
 
-    often, rarely = np.log(1.0), np.log(1e-12)
+    often, rarely = np.log(1.0), np.log(_RAREST)
     for _ in range(_STEPS):
         middle = (often + rarely) / 2
         if length(float(np.exp(middle))) < target:
