@@ -47,12 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = _group(item)
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
-        if item.get_closest_marker("ray") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(RAY_TIMEOUT_S))
 
 
-RAY_TIMEOUT_S = 600
-"""Of a test that may be the one for which Ray starts, more than once on a slow machine."""
 STOPPING = frozenset({"test_stop", "test_stop_in_faults", "test_wedged"})
 """Slow files that wait for runs to stop: six of the thirteen slow tests that share Ray."""
 

@@ -5,6 +5,7 @@ import pytest
 
 import nap_stream
 from nap_stream.ood_scorer import OODScorer
+from tests.support.waiting import PATIENCE_S
 
 
 def test_the_public_names_are_these_and_are_there() -> None:
@@ -27,7 +28,7 @@ def test_the_scorer_is_imported_when_it_is_asked_for() -> None:
         "from nap_stream import OODScorer\n"
         "assert 'torch' in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_S)
 
 
 def test_any_other_name_is_refused() -> None:

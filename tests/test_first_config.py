@@ -17,6 +17,7 @@ from tests.support.image_bytes import arrow_stream, encoded
 from tests.support.images import smooth_image
 from tests.support.outputs import some_outputs, stream_of
 from tests.support.topics import new_settings, settings_without_topic
+from tests.support.waiting import PATIENCE_S
 
 FACTORY = "tests.support.tiny_net:build"
 JPEG = encoded(smooth_image(1))
@@ -27,7 +28,7 @@ def send(kafka: KafkaSettings, messages: Sequence[Sent]) -> None:
     with closing(KafkaProducer(bootstrap_servers=list(kafka.bootstrap_servers))) as producer:
         for key, value, headers in messages:
             sent = producer.send(kafka.topic, key=key, value=value, headers=headers)
-            sent.get(timeout=30)
+            sent.get(timeout=PATIENCE_S)
 
 
 def asked_of(kafka: KafkaSettings, **changes: Any) -> Asked:

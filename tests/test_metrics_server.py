@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter
 from nap_stream.errors import ConfigError
 from nap_stream.metrics import MetricsServer
 from nap_stream.settings.schema import MetricsSettings
+from tests.support.waiting import PATIENCE_S
 
 FREE = MetricsSettings(port=0)
 
@@ -43,7 +44,7 @@ def get(server: MetricsServer, path: str, method: str = "GET") -> tuple[int, str
     url = f"http://127.0.0.1:{server.port}{path}"
     try:
         request = urllib.request.Request(url, method=method)
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -106,7 +107,7 @@ def test_ipv6() -> None:
         pytest.skip("this machine has no IPv6")
     try:
         assert server.url == f"http://[::1]:{server.port}/metrics"
-        with urllib.request.urlopen(server.url, timeout=10) as answer:
+        with urllib.request.urlopen(server.url, timeout=PATIENCE_S) as answer:
             assert answer.status == 200
     finally:
         server.close()

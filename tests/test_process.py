@@ -15,6 +15,7 @@ from kafka.errors import Cancelled
 
 from nap_stream.process import available_cpus, configure_logging, stop_on_signals
 from tests.support.logs import kept_logging
+from tests.support.waiting import PATIENCE_S
 
 EVERY_CPU = len(os.sched_getaffinity(0))
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
@@ -42,13 +43,13 @@ def test_a_signal_only_sets_the_flag(number: signal.Signals) -> None:
     with stop_on_signals() as stop:
         assert not stop.is_set()
         _send(number)
-        assert stop.wait(5)
+        assert stop.wait(PATIENCE_S)
 
 
 def test_a_second_interrupt_does_not_wait() -> None:
     with stop_on_signals() as stop:
         _send(signal.SIGINT)
-        assert stop.wait(5)
+        assert stop.wait(PATIENCE_S)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -29,7 +29,7 @@ from nap_stream.kafka.client import connect
 from nap_stream.settings.load import ENV_PREFIX
 from nap_stream.settings.schema import KafkaSettings
 
-BROKER_START_S = 20.0
+BROKER_START_S = 60.0
 BROKER_STOP_S = 5.0
 SHOWN_OUTPUT_BYTES = 1_000
 

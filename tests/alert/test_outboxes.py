@@ -4,7 +4,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
@@ -15,9 +14,7 @@ from nap_stream.metrics import Metrics
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
 from tests.support.alert_sinks import FlakySink
 from tests.support.http_receiver import HttpReceiver
-from tests.support.waiting import wait_until
-
-pytestmark = pytest.mark.timeout(60)
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 def alert(number: int) -> AlertEvent:
@@ -37,7 +34,7 @@ class StuckSink(FlakySink):
 
     def publish(self, alert: AlertEvent) -> None:
         self.entered.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(PATIENCE_S)
         super().publish(alert)
 
     def close(self) -> None:
@@ -63,7 +60,7 @@ def test_every_sink_gets_every_alert_in_order() -> None:
             outboxes.put(alert(number))
         outboxes.deliver()
         assert ids(first) == list("01234")
-        wait_until(lambda: len(outboxes) == 0, 30, "the other sinks")
+        wait_until(lambda: len(outboxes) == 0, "the other sinks")
 
     assert ids(second) == ids(third) == list("01234")
     for name in ("kafka", "log", "webhook"):
@@ -76,17 +73,17 @@ def test_a_stuck_sink_delays_neither_the_others_nor_the_caller() -> None:
     first, stuck, third = FlakySink(name="kafka"), StuckSink("webhook"), FlakySink(name="log")
     with opened(first, stuck, third) as outboxes:
         outboxes.put(alert(0))
-        assert stuck.entered.wait(30)
+        assert stuck.entered.wait(PATIENCE_S)
         outboxes.put(alert(1))
         outboxes.deliver()
         assert ids(first) == ["0", "1"]
-        wait_until(lambda: ids(third) == ["0", "1"], 30, "the sink beside the stuck one")
+        wait_until(lambda: ids(third) == ["0", "1"], "the sink beside the stuck one")
         assert ids(stuck) == []
         assert len(outboxes) == 2
         assert [each.id for each in outboxes.pending()] == ["0", "1"]
         stuck.go_on.set()
-        wait_until(lambda: ids(stuck) == ["0", "1"], 30, "the stuck sink")
-        wait_until(lambda: outboxes.pending() == (), 30, "none on its way")
+        wait_until(lambda: ids(stuck) == ["0", "1"], "the stuck sink")
+        wait_until(lambda: outboxes.pending() == (), "none on its way")
 
 
 def test_a_stuck_first_sink_delays_only_who_delivers_to_it() -> None:
@@ -95,9 +92,9 @@ def test_a_stuck_first_sink_delays_only_who_delivers_to_it() -> None:
         outboxes.put(alert(0))
         thread = threading.Thread(target=outboxes.deliver)
         thread.start()
-        assert stuck.entered.wait(30)
+        assert stuck.entered.wait(PATIENCE_S)
         outboxes.put(alert(1))
-        wait_until(lambda: ids(second) == ["0", "1"], 30, "the other sink")
+        wait_until(lambda: ids(second) == ["0", "1"], "the other sink")
         assert [each.id for each in outboxes.pending()] == ["0", "1"]
         stuck.go_on.set()
         thread.join()
@@ -110,12 +107,12 @@ def test_what_waits_for_any_sink_is_pending_once_and_in_order() -> None:
         outboxes.read_back()
         for number in range(3):
             outboxes.put(alert(number))
-        assert stuck.entered.wait(30)
+        assert stuck.entered.wait(PATIENCE_S)
         outboxes.deliver()
         assert [each.id for each in outboxes.pending()] == ["0", "1", "2"]
         stuck.go_on.set()
-        wait_until(lambda: ids(stuck) == ["0", "1", "2"], 30, "the stuck sink")
-        wait_until(lambda: len(outboxes.pending()) == 2, 30, "those of the first sink alone")
+        wait_until(lambda: ids(stuck) == ["0", "1", "2"], "the stuck sink")
+        wait_until(lambda: len(outboxes.pending()) == 2, "those of the first sink alone")
         assert [each.id for each in outboxes.pending()] == ["0", "2"]
 
 
@@ -125,7 +122,7 @@ def test_failures_name_their_sinks() -> None:
         assert outboxes.failure is None
         outboxes.put(alert(0))
         outboxes.deliver()
-        wait_until(lambda: second.attempts == 1 and ";" in (outboxes.failure or ""), 30, "both")
+        wait_until(lambda: second.attempts == 1 and ";" in (outboxes.failure or ""), "both")
         why = "localhost:9092: no broker answers. Start it"
         assert outboxes.failure == f"kafka: {why}; webhook: {why}"
 
@@ -136,9 +133,9 @@ def test_what_failed_is_tried_again_without_being_asked() -> None:
     outboxes = Outboxes([first, second], Metrics("1"), clock)
     try:
         outboxes.put(alert(0))
-        wait_until(lambda: outboxes.failure is not None, 30, "the failure")
+        wait_until(lambda: outboxes.failure is not None, "the failure")
         clock.advance(1)
-        wait_until(lambda: ids(second) == ["0"], 30, "the next attempt")
+        wait_until(lambda: ids(second) == ["0"], "the next attempt")
     finally:
         outboxes.close()
 
@@ -151,7 +148,7 @@ def test_each_sink_is_left_out_by_what_it_has_itself() -> None:
         outboxes.put(alert(0))
         outboxes.put(alert(1))
         outboxes.deliver()
-        wait_until(lambda: len(outboxes) == 0, 30, "the other sink")
+        wait_until(lambda: len(outboxes) == 0, "the other sink")
 
     assert ids(first) == ["0", "1"]
     assert ids(second) == ["0", "1"]
@@ -170,7 +167,7 @@ def test_drain_goes_to_all_at_once() -> None:
     outboxes = Outboxes([stuck, second], Metrics("1"), clock)
     try:
         outboxes.put(alert(0))
-        wait_until(lambda: outboxes.failure is not None, 30, "the failure")
+        wait_until(lambda: outboxes.failure is not None, "the failure")
         outboxes.drain(Deadline(clock, 30))
     finally:
         outboxes.close()
@@ -183,13 +180,10 @@ def test_drain_keeps_to_its_deadline() -> None:
     outboxes = Outboxes([stuck, second], Metrics("1"), clock)
     with capture_logs() as logs:
         outboxes.put(alert(0))
-        started_s = clock.monotonic()
         outboxes.drain(Deadline(clock, 0.1))
-        waited_s = clock.monotonic() - started_s
         outboxes.close()
-        wait_until(lambda: ids(stuck) == ["0"], 30, "the attempt that was left behind")
+        wait_until(lambda: ids(stuck) == ["0"], "the attempt that was left behind")
     assert ids(second) == ["0"]
-    assert waited_s < 10
     left = [entry["sink"] for entry in logs if entry["event"] == "alert_left_undelivered"]
     assert left == ["kafka"]
     assert (stuck.closed, second.closed) == (1, 1)
@@ -199,7 +193,7 @@ def test_close_twice_and_with_a_sink_in_its_attempt() -> None:
     first, stuck = FlakySink(name="kafka"), StuckSink("webhook")
     outboxes = Outboxes([first, stuck], Metrics("1"), ManualClock())
     outboxes.put(alert(0))
-    assert stuck.entered.wait(30)
+    assert stuck.entered.wait(PATIENCE_S)
     outboxes.close()
     outboxes.close()
     assert first.closed == 2
@@ -216,12 +210,12 @@ def test_a_webhook_that_is_down_holds_nothing_up() -> None:
         outboxes.put(alert(0))
         outboxes.deliver()
         assert ids(first) == ["0"]
-        wait_until(lambda: "webhook" in (outboxes.failure or ""), 30, "the webhook's failure")
+        wait_until(lambda: "webhook" in (outboxes.failure or ""), "the webhook's failure")
         with receiver.listening():
             clock.advance(1)
             outboxes.put(alert(1))
             outboxes.deliver()
-            wait_until(lambda: len(outboxes) == 0, 30, "the webhook to be back")
+            wait_until(lambda: len(outboxes) == 0, "the webhook to be back")
     finally:
         outboxes.close()
     sent = [request.tree[0]["annotations"]["id"] for request in receiver.requests]

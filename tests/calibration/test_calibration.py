@@ -29,6 +29,7 @@ from nap_stream.model.load import LoadedModel
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 from tests.support.small_calibration import MODEL, calibration_of
 from tests.support.small_settings import load_small
+from tests.support.waiting import PATIENCE_S
 
 SCORES = st.lists(st.floats(2**-7, 1e3, width=32), min_size=4, max_size=30)
 
@@ -390,7 +391,7 @@ def test_settings_that_go_with_the_calibration(scoring: dict[str, Any]) -> None:
 def test_a_worker_loads_nothing_that_calibrates() -> None:
     code = "import sys, nap_stream.monitor.worker\nprint(*sys.modules)"
     run = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+        [sys.executable, "-c", code], check=True, timeout=PATIENCE_S, capture_output=True, text=True
     )
     loaded = set(run.stdout.split())
     assert "nap_stream.monitor.worker" in loaded

@@ -427,7 +427,7 @@ def test_files_that_would_take_long_are_refused(name: str) -> None:
     found = decoded(data, exif_orientation="apply")
     assert isinstance(found, Refusal)
     assert found.status is Status.CORRUPT
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 10
 
 
 def status(found: Picture | Refusal) -> Status:

@@ -147,7 +147,7 @@ def test_says_why_the_monitor_has_ended(tmp_path: Path) -> None:
         tmp_path / "log",
         os.environ | {"NAP_STREAM__KAFKA__NO_SUCH_KEY": "left out"},
     ) as monitor:
-        wait_until(lambda: monitor_ended(monitor), 120, "the end of the monitor")
+        wait_until(lambda: monitor_ended(monitor), "the end of the monitor")
         with pytest.raises(WorkerError) as caught:
             monitor.require_alive()
 
@@ -167,7 +167,7 @@ def monitor_ended(monitor: MonitorProcess) -> bool:
 def test_stops_with_sigterm_and_gives_the_exit_code(tmp_path: Path) -> None:
     code = f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); {SLEEP}"
     with running(code, tmp_path / "log") as monitor:
-        wait_until(lambda: "up" in (tmp_path / "log").read_text(), 120, "the program")
+        wait_until(lambda: "up" in (tmp_path / "log").read_text(), "the program")
 
         assert monitor.stop() == 7
 
@@ -178,22 +178,20 @@ def test_one_that_does_not_stop_is_an_error_and_killed(
     monkeypatch.setattr(processes, "MONITOR_STOP_S", 0.2)
     monkeypatch.setattr(processes, "ABANDON_S", 0.2)
     with running(DEAF, tmp_path / "log") as monitor:
-        wait_until(lambda: "up" in (tmp_path / "log").read_text(), 120, "the program")
+        wait_until(lambda: "up" in (tmp_path / "log").read_text(), "the program")
         with pytest.raises(WorkerError, match=r"did not end within 0.2 s of SIGTERM"):
             monitor.stop()
         group = monitor._process.pid
 
-    wait_until(lambda: is_gone(group), 120, "the end of the program")
+    wait_until(lambda: is_gone(group), "the end of the program")
 
 
 def test_nothing_that_it_started_is_left(tmp_path: Path) -> None:
     with running(PARENT, tmp_path / "log") as monitor:
-        wait_until(
-            lambda: (tmp_path / "log").read_text().count("up") == 2, 120, "program and child"
-        )
+        wait_until(lambda: (tmp_path / "log").read_text().count("up") == 2, "program and child")
         group = monitor._process.pid
 
-    wait_until(lambda: is_gone(group), 120, "the end of both")
+    wait_until(lambda: is_gone(group), "the end of both")
 
 
 def test_may_be_abandoned_twice(tmp_path: Path) -> None:

@@ -21,10 +21,9 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.support.ray_start import ATTEMPTS, was_too_slow
 from tests.support.schemas import alert_schema
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.embedded, pytest.mark.timeout(600)]
-PATIENCE_S = 300
+pytestmark = [pytest.mark.ray, pytest.mark.embedded]
 
 
 @contextmanager
@@ -36,7 +35,7 @@ def demo(folder: Path, output: Path, *options: str) -> Iterator["subprocess.Pope
         yield process
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(PATIENCE_S)
 
 
 def processes_naming(text: str) -> list[str]:
@@ -97,11 +96,10 @@ def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     with demo(folder, output) as process:
         wait_until(
             lambda: process.poll() is not None or "Started a local Ray" in monitor_log(folder),
-            PATIENCE_S,
             "Ray",
         )
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(60) == 130, output.read_text()
+        assert process.wait(PATIENCE_S) == 130, output.read_text()
 
     assert "interrupted" in output.read_text()
     assert processes_naming(str(folder)) == []

@@ -36,7 +36,7 @@ def test_sends_all_in_order_with_their_kind_and_notes_each_phase(
     producer = Producer(settings, stream, [3, 2, 1], 100, SystemClock())
 
     with producer:
-        wait_until(lambda: not producer.is_alive(), 90, "the end of the stream")
+        wait_until(lambda: not producer.is_alive(), "the end of the stream")
     producer.check()
 
     records = read_all(settings, settings.topic, 6)
@@ -52,7 +52,7 @@ def test_the_end_of_the_block_ends_the_producer(settings: KafkaSettings, tmp_pat
     stream = parquet(tmp_path / "stream.parquet", 10_000)
 
     with Producer(settings, stream, [10_000], 50, SystemClock()) as producer:
-        wait_until(lambda: producer.sent > 0, 90, "the first image")
+        wait_until(lambda: producer.sent > 0, "the first image")
 
     assert not producer.is_alive()
     assert producer.sent < 10_000
@@ -63,7 +63,7 @@ def test_an_error_of_the_producer_comes_out(settings: KafkaSettings, tmp_path: P
     missing = settings.model_copy(update={"topic": "not-there"})
 
     with Producer(missing, parquet(tmp_path / "s", 1), [1], 50, SystemClock()) as producer:
-        wait_until(lambda: not producer.is_alive(), 90, "the end of the producer")
+        wait_until(lambda: not producer.is_alive(), "the end of the producer")
 
     with pytest.raises(TopicNotFoundError):
         producer.check()
@@ -79,7 +79,7 @@ def test_alerts_come_as_they_are_sent_and_to_the_last(settings: KafkaSettings) -
             taken.extend(follower.take())
             return bool(taken)
 
-        wait_until(came, 90, "an alert")
+        wait_until(came, "an alert")
         send(settings, [json.dumps(event).encode() for event in events[1:]])
         follower.finish()
 

@@ -15,6 +15,7 @@ from tests.e2e.on_ray import RayHead, ray_up
 from tests.e2e.processes import Program
 from tests.support.faulty_net import clear
 from tests.support.leftovers import short_folder
+from tests.support.waiting import PATIENCE_S
 
 STARTED = "Ray runtime started"
 
@@ -106,7 +107,7 @@ def _agent_ports() -> list[str]:
 
 def _answers(dashboard: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=2) as answer:
+        with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=PATIENCE_S) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import threading
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,13 @@ from nap_stream.settings.schema import KafkaSettings
 from tests.e2e.processes import Program
 from tests.support.log_files import read_footer
 from tests.support.topics import committed_offsets, describe_group, new_settings, read_all
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PROJECT = Path(__file__).parents[2]
 PARTITIONS = 4
 WORKERS = 2
+KEPT = 100
+"""Images that `producing` keeps for the end: some for each partition."""
 
 Row = tuple[int, int, int]
 """(partition, offset, index): what names a row."""
@@ -163,33 +167,34 @@ def new_monitor(
 
 
 @contextmanager
-def producing(monitor: Monitor, images: Path, rate: float) -> Iterator[threading.Thread]:
-    """A thread that sends images at a rate; joined at the end, and no failure of it is hidden."""
-    failures: list[BaseException] = []
+def producing(monitor: Monitor, images: Path, rate: float) -> Iterator[None]:
+    """Images at a rate, from a thread that is joined at the end; no failure of it is hidden.
 
-    def send() -> None:
+    However slow the machine is, the stream is not over before the block is: its last `KEPT` images
+    are sent then.
+    """
+    is_over = threading.Event()
+
+    def keep(sent: int, total: int | None) -> None:
+        if total is not None and sent == total - KEPT:
+            is_over.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(produce, monitor.kafka, images, rate=rate, progress=keep)
         try:
-            produce(monitor.kafka, images, rate=rate)
-        except BaseException as error:
-            failures.append(error)
-            raise
-
-    thread = threading.Thread(target=send, name="produce")
-    thread.start()
-    try:
-        yield thread
-    finally:
-        thread.join()
-    assert not failures, failures
+            yield
+        finally:
+            is_over.set()
+    sending.result()
 
 
-def metrics_url(program: Program, timeout_s: float = 90) -> str:
+def metrics_url(program: Program) -> str:
     """Where the run's /metrics are, as it says when it has started."""
-    url: str = json.loads(program.wait_for_line("monitor_started", timeout_s))["metrics"]
+    url: str = json.loads(program.wait_for_line("monitor_started"))["metrics"]
     return url
 
 
-def wait_for_assignments(program: Program, timeout_s: float = 120) -> None:
+def wait_for_assignments(program: Program) -> None:
     """Return when every worker of a run has partitions."""
     names = [f'"worker-{number}"' for number in range(WORKERS)]
 
@@ -198,7 +203,7 @@ def wait_for_assignments(program: Program, timeout_s: float = 120) -> None:
         lines = [line for line in program.stderr.splitlines() if "partition_assigned" in line]
         return all(any(name in line for line in lines) for name in names)
 
-    wait_until(all_have, timeout_s, "partitions for every worker")
+    wait_until(all_have, "partitions for every worker")
 
 
 def assignments(program: Program, worker: str) -> int:
@@ -208,9 +213,21 @@ def assignments(program: Program, worker: str) -> int:
     return sum("partition_assigned" in line and f'"{worker}"' in line for line in lines)
 
 
+def health(url: str) -> tuple[int, dict[str, Any]]:
+    """The status of /healthz beside a run's /metrics, and what it says."""
+    try:
+        with urllib.request.urlopen(
+            url.replace("/metrics", "/healthz"), timeout=PATIENCE_S
+        ) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
 def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """Every sample by its name and its labels, sorted."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         assert answer.status == 200
         text = answer.read().decode()
     return {

@@ -11,7 +11,6 @@ from tests.e2e.processes import Program, nap_stream
 from tests.support.ray_start import ATTEMPTS, was_too_slow
 from tests.support.waiting import wait_until
 
-ATTEMPT_S = 240.0
 JOB_SCRIPT = PROJECT / "deploy" / "ray-job.sh"
 
 
@@ -47,7 +46,7 @@ def _wait_for_ray(program: Program, is_up: Callable[[Program], bool]) -> None:
     def settled() -> bool:
         return not program.running or is_up(program)
 
-    wait_until(settled, ATTEMPT_S, lambda: f"Ray, by {program}")
+    wait_until(settled, lambda: f"Ray, by {program}")
 
 
 @contextmanager
@@ -80,12 +79,12 @@ def submit_job(monitor: Monitor, head: RayHead, folder: Path) -> str:
     job = f"nap-stream-{uuid.uuid4().hex[:8]}"
     environ = {**head.environ, "NAP_STREAM_JOB_ID": job}
     with Program([str(JOB_SCRIPT), str(monitor.config)], folder, environ) as submit:
-        assert submit.wait(60) == 0, submit.tail
+        assert submit.wait() == 0, submit.tail
     return job
 
 
 def ray_job(action: str, job: str, head: RayHead, folder: Path) -> str:
     """What ``ray job ACTION`` says of a job."""
     with Program(["ray", "job", action, job], folder, head.environ) as program:
-        assert program.wait(90) == 0, program.tail
+        assert program.wait() == 0, program.tail
         return program.stdout + program.stderr

@@ -71,12 +71,12 @@ class Program:
         """Whether a living process is one of all that it has started."""
         return pid in marked(MARK, self.mark)
 
-    def wait(self, timeout_s: float) -> int:
-        """The exit code; fails with the end of the output where there is none in time."""
-        wait_until(lambda: not self.running, timeout_s, lambda: f"the end of {self}")
+    def wait(self) -> int:
+        """The exit code; fails with the end of the output where there is none."""
+        wait_until(lambda: not self.running, lambda: f"the end of {self}")
         return self._process.returncode
 
-    def wait_for_line(self, text: str, timeout_s: float) -> str:
+    def wait_for_line(self, text: str) -> str:
         """The first line of stderr that contains ``text``."""
 
         def lines() -> list[str]:
@@ -86,7 +86,7 @@ class Program:
         def whole() -> bool:
             return any(line.endswith("\n") for line in lines())
 
-        wait_until(whole, timeout_s, lambda: f"{text!r} of {self}")
+        wait_until(whole, lambda: f"{text!r} of {self}")
         return lines()[0]
 
     @property

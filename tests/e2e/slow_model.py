@@ -61,38 +61,50 @@ def sections(
         "kafka": {
             "max_fetch_bytes": fetch_bytes,
             "max_poll_interval_s": max_poll_interval_s,
-            "session_timeout_s": 4.0,
         },
     }
 
 
 def watch(
-    run: Program, monitor: Monitor, faults: Path, *, images: int, seconds_per_image: float
+    run: Program,
+    monitor: Monitor,
+    faults: Path,
+    *,
+    images: int,
+    seconds_per_image: float,
+    slow: tuple[int, float] | None = None,
 ) -> MemoryTrace:
     """Fill the topic of a running monitor with large images; measure until all are logged.
 
+    ``slow`` is with how many of the first images the model takes longer, and seconds of each.
     Fails where the run ends early.
     """
     url = metrics_url(run)
-    wait_until(lambda: run.stderr.count("partition_assigned") >= PARTITIONS, 120, "partitions")
+    wait_until(lambda: run.stderr.count("partition_assigned") >= PARTITIONS, "partitions")
     _send(monitor, [encoded(smooth_image(seed)) for seed in range(FIRST)])
-    wait_until(lambda: len(monitor.rows()) == FIRST, 120, "rows of the first images")
+    wait_until(lambda: len(monitor.rows()) == FIRST, "rows of the first images")
     (pid,) = monitor.pids().values()
     base = rss_bytes(pid)
-    slow_down(faults, seconds_per_image)
+    few, slow_s = slow or (0, seconds_per_image)
+    slow_down(faults, slow_s)
     different = [large_jpeg(seed) for seed in range(DIFFERENT)]
     _send(monitor, list(islice(cycle(different), images)))
     samples: list[Sample] = []
     started = time.monotonic()
 
-    def done() -> bool:
+    def more() -> bool:
         assert run.running, run.tail
         rows, lag = _rows_and_lag(url)
+        if rows >= FIRST + few:
+            slow_down(faults, seconds_per_image)
         in_flight = FIRST + images - lag - rows
         samples.append(Sample(time.monotonic() - started, rss_bytes(pid), rows, in_flight))
-        return rows == FIRST + images
+        return rows > seen
 
-    wait_until(done, 60 + 3 * images * seconds_per_image, "rows of all images")
+    seen = FIRST
+    while seen < FIRST + images:
+        wait_until(more, f"more rows than {seen}")
+        seen = samples[-1].rows
     largest = max(map(len, different))
     bound = memory_bound_bytes(load_settings(monitor.config), PARTITIONS, largest)
     return MemoryTrace(base, bound, largest, tuple(samples))

@@ -50,7 +50,7 @@ def part(arrays: Arrays, rows: slice) -> Arrays:
 
 def run(monitor: Monitor, rows: int) -> list[dict[str, Any]]:
     with working(monitor) as worker:
-        wait_until(lambda: not worker.running or len(monitor.rows()) >= rows, 90, f"{rows} rows")
+        wait_until(lambda: not worker.running or len(monitor.rows()) >= rows, f"{rows} rows")
     return monitor.rows("key", "status", "error", "sha256", "format", "width", *SCORE_COLUMNS)
 
 
@@ -97,7 +97,6 @@ def hostile(good: Arrays) -> list[tuple[bytes | None, list[str]]]:
     ]  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_outputs_are_judged_as_their_images_are(
     apache_kafka: ApacheKafka,
     calibration: Path,
@@ -157,7 +156,6 @@ def test_outputs_are_judged_as_their_images_are(
     assert sum(monitor.chain_ends().values()) == len(values) + len(bad)
 
 
-@pytest.mark.timeout(300)
 def test_a_calibration_made_of_outputs(
     apache_kafka: ApacheKafka, calibration: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ from tests.support.s3 import BUCKET, Fault, FaultProxy
 from tests.support.schema_registry import Registry, framed
 from tests.support.told import Told
 from tests.support.topics import read_to_end, send
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
@@ -64,7 +64,7 @@ class Worker:
 
     def stop(self) -> None:
         self._stop.make()
-        self._thread.join(60)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         assert not self.error, self.error
 
@@ -136,7 +136,7 @@ def run_to_end(monitor: Monitor, messages: list[Sent]) -> Worker:
     sent = sent_all(monitor, messages)
     rows = sum(len(message.rows) for message in messages)
     with working(monitor) as worker:
-        wait_until(lambda: not worker.running or len(monitor.rows()) >= rows, 90, f"{rows} rows")
+        wait_until(lambda: not worker.running or len(monitor.rows()) >= rows, f"{rows} rows")
     assert_logged(monitor, sent)
     return worker
 
@@ -153,7 +153,6 @@ def text(image: bytes) -> str:
     return b64encode(image).decode()
 
 
-@pytest.mark.timeout(240)
 def test_json_with_base64(new: Callable[..., Monitor]) -> None:
     link = {"each": "frames", "path": "data", "key": "camera"}
     one = [good(json.dumps({"frames": [{"data": text(i), "camera": "a"}]}).encode(), i)
@@ -175,7 +174,6 @@ def test_json_with_base64(new: Callable[..., Monitor]) -> None:
     run_to_end(new(read=[{"json_field": link}, "base64"]), [*one, many, *hostile])
 
 
-@pytest.mark.timeout(240)
 def test_avro_of_a_registry(new: Callable[..., Monitor], schema_registry: Registry) -> None:
     number = schema_registry.register(f"avro-{uuid4().hex}", json.dumps(FRAME))
     linked = {"type": "record", "name": "N", "fields": [
@@ -195,7 +193,6 @@ def test_avro_of_a_registry(new: Callable[..., Monitor], schema_registry: Regist
     run_to_end(monitor, [good(framed(number, frame(i)), i) for i in IMAGES] + hostile)
 
 
-@pytest.mark.timeout(240)
 def test_protobuf_of_a_registry(new: Callable[..., Monitor], schema_registry: Registry) -> None:
     number = schema_registry.register(f"proto-{uuid4().hex}", PROTO, "PROTOBUF")
 
@@ -216,7 +213,6 @@ def test_protobuf_of_a_registry(new: Callable[..., Monitor], schema_registry: Re
     run_to_end(monitor, [good(message(i), i) for i in IMAGES] + hostile)
 
 
-@pytest.mark.timeout(240)
 def test_notifications_of_a_store_that_is_away_for_a_while(
     new: Callable[..., Monitor], s3: FaultProxy
 ) -> None:
@@ -242,7 +238,6 @@ def test_notifications_of_a_store_that_is_away_for_a_while(
     assert s3.pending() == 0
 
 
-@pytest.mark.timeout(240)
 def test_an_outage_of_a_host_holds_the_stream_and_loses_nothing(
     new: Callable[..., Monitor],
 ) -> None:
@@ -267,25 +262,24 @@ def test_an_outage_of_a_host_holds_the_stream_and_loses_nothing(
         ],
     )
     with working(monitor) as worker:
-        wait_until(lambda: bool(worker.waiting_for), 120, "what the worker waits for")
+        wait_until(lambda: bool(worker.waiting_for), "what the worker waits for")
         assert f"http://127.0.0.1:{server.port}: it cannot be reached" in str(worker.waiting_for)
     # Only what came before it in its partition, and needed no host, may be there.
     assert {row["status"] for row in monitor.rows("status")} <= {"not_allowed"}
     with working(monitor) as worker:
-        wait_until(lambda: bool(worker.waiting_for), 120, "what the worker waits for")
+        wait_until(lambda: bool(worker.waiting_for), "what the worker waits for")
         with server.listening():
-            wait_until(lambda: len(monitor.rows()) >= len(sent), 90, f"{len(sent)} rows")
-            wait_until(lambda: worker.waiting_for is None, 90, "nothing that is waited for")
+            wait_until(lambda: len(monitor.rows()) >= len(sent), f"{len(sent)} rows")
+            wait_until(lambda: worker.waiting_for is None, "nothing that is waited for")
     assert_logged(monitor, sent)
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_run_with_a_chain(
     new: Callable[..., Monitor], local_ray: dict[str, str], tmp_path: Path
 ) -> None:
     monitor = new(read=["base64"])
     sent = sent_all(monitor, [good(b64encode(image), image) for image in IMAGES])
     with running_alone(monitor, local_ray, tmp_path / "run", "--until-idle", "5") as run:
-        assert run.wait(200) == 0, run.tail
+        assert run.wait() == 0, run.tail
     assert_logged(monitor, sent)

@@ -21,11 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 BEFORE, AFTER = 600, 300
 RATE = 60.0
 SESSION_S = 6.0
-NODE_DEATH_S = 60.0
-"""Ray takes a node for dead after several missed health checks."""
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("cpus", [2, 1], ids=["room-is-left", "no-room-is-left"])
 def test_workers_of_a_dead_node_are_replaced_where_there_is_room(
     cpus: int, apache_kafka: ApacheKafka, calibration: Path, bare_ray_head: RayHead, tmp_path: Path
@@ -48,22 +45,22 @@ def test_workers_of_a_dead_node_are_replaced_where_there_is_room(
         nodes = [enter_node("node-0"), enter_node("node-1")]
         run = stack.enter_context(running(monitor, bare_ray_head, tmp_path / "run", *limit))
         with producing(monitor, before, RATE):
-            wait_until(lambda: len(monitor.pids()) == 2, 120, "segments of both workers")
+            wait_until(lambda: len(monitor.pids()) == 2, "segments of both workers")
             first = monitor.pids()
             (victim,) = [node for node in nodes if node.started(first["worker-0.0"])]
             dead = {name for name, pid in first.items() if victim.started(pid)}
             given = {name: assignments(run, name.partition(".")[0]) for name in dead}
             victim.kill()
-            failed = json.loads(run.wait_for_line("worker_failed", NODE_DEATH_S))
+            failed = json.loads(run.wait_for_line("worker_failed"))
         if cpus == 1:
-            waits = json.loads(run.wait_for_line("worker_waits_for_place", 120))
+            waits = json.loads(run.wait_for_line("worker_waits_for_place"))
             assert (waits["worker"], waits["cluster_has"]["CPU"]) == ("worker-0", 1)
             enter_node("node-2")
         for name, number in given.items():
             worker = name.partition(".")[0]
-            wait_until(partial(_more_than, number, run, worker), 90, f"partitions for {worker}")
+            wait_until(partial(_more_than, number, run, worker), f"partitions for {worker}")
         produce(monitor.kafka, after)
-        assert run.wait(120) == 0, run.tail
+        assert run.wait() == 0, run.tail
 
     assert f"{failed['worker']}.0" in dead
     assert "died" in failed["cause"]

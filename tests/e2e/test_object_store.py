@@ -19,7 +19,6 @@ IMAGES = 200
 IDLE_S = 5
 
 
-@pytest.mark.timeout(300)
 def test_the_log_can_lie_in_an_object_store(
     apache_kafka: ApacheKafka,
     calibration: Path,
@@ -32,7 +31,7 @@ def test_the_log_can_lie_in_an_object_store(
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
     with running_alone(monitor, local_ray, tmp_path / "run", "--until-idle", str(IDLE_S)) as run:
-        assert run.wait(200) == 0, run.tail
+        assert run.wait() == 0, run.tail
 
     batches = scan(store_at(s3_root), Query(), ["partition", "offset", "index", "sha256"])
     rows = {
@@ -43,9 +42,9 @@ def test_the_log_can_lie_in_an_object_store(
     assert rows == monitor.topic_rows(IMAGES)
     check = nap_stream("verify", "--config", monitor.config, "--deep", "--against-broker")
     with Program(check, tmp_path / "verify") as verify:
-        assert verify.wait(120) == 0, verify.tail
+        assert verify.wait() == 0, verify.tail
         assert f"{IMAGES} rows" in verify.stdout
     counted = nap_stream("query", "--log", s3_root, "--by", "status", "--format", "csv")
     with Program(counted, tmp_path / "query") as query:
-        assert query.wait(60) == 0, query.tail
+        assert query.wait() == 0, query.tail
         assert f"ok,{IMAGES},{IMAGES}" in query.stdout

@@ -10,7 +10,7 @@ from tests.e2e.monitor import PARTITIONS, new_monitor
 from tests.e2e.on_ray import JOB_SCRIPT, RayHead, ray_job, submit_job
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.kafka]
 
@@ -18,7 +18,6 @@ IMAGES = 300
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_job_that_is_stopped_has_published_and_committed(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
@@ -37,7 +36,7 @@ def test_a_job_that_is_stopped_has_published_and_committed(
         rows = monitor.rows()
         return len(rows) >= IMAGES // 2 and len({row["partition"] for row in rows}) == PARTITIONS
 
-    wait_until(well_under_way, 120, "rows of every partition in the log")
+    wait_until(well_under_way, "rows of every partition in the log")
     before = len(monitor.rows())
 
     ray_job("stop", job, ray_head, tmp_path / "stop")
@@ -55,6 +54,8 @@ def test_a_job_that_is_stopped_has_published_and_committed(
 
 
 def test_without_a_configuration_the_script_says_how_it_is_used() -> None:
-    done = subprocess.run([JOB_SCRIPT], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [JOB_SCRIPT], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 2
     assert "deploy/ray-job.sh monitor.yaml" in done.stdout

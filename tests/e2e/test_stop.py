@@ -1,12 +1,10 @@
 """SIGTERM in the middle of the stream, and a second run that takes up where the first ended."""
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
-from nap_stream.settings.schema import DriverSettings
 from tests.e2e.monitor import PARTITIONS, new_monitor, producing
 from tests.e2e.on_ray import RayHead, running, start_run
 from tests.support.apache_kafka import ApacheKafka
@@ -17,11 +15,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 IMAGES = 900
 RATE = 150.0
-RAY_SHUTDOWN_S = 10.0
-"""On top of the deadline: the driver's process says good-bye to Ray and ends."""
 
 
-@pytest.mark.timeout(240)
 def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
@@ -33,14 +28,10 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
         running(monitor, ray_head, tmp_path / "first") as first,
         producing(monitor, images, RATE),
     ):
-        wait_until(lambda: len(monitor.rows()) >= 200, 120, "200 rows")
+        wait_until(lambda: len(monitor.rows()) >= 200, "200 rows")
         before = len(monitor.rows())
-        stopped_at = time.monotonic()
         first.send(signal.SIGTERM)
-        deadline_s = DriverSettings().shutdown_deadline_s + RAY_SHUTDOWN_S
-        assert first.wait(deadline_s) == 0, first.tail
-        took_s = time.monotonic() - stopped_at
-        assert took_s < deadline_s
+        assert first.wait() == 0, first.tail
         assert '"ending": "stopped"' in first.stderr
         assert '"unclean": []' in first.stderr
 
@@ -54,7 +45,7 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     assert group["members"] == []
 
     with start_run(monitor, ray_head, tmp_path / "second", "--until-idle", "2") as second:
-        assert second.wait(120) == 0, second.tail
+        assert second.wait() == 0, second.tail
 
     monitor.assert_complete(IMAGES)
     assert set(after_first) < set(monitor.row_names())

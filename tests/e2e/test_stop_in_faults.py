@@ -20,9 +20,8 @@ DISK_BYTES = 8 * 2**20
 
 IMAGES = 600
 RATE = 60.0
-DEADLINE_S = 15.0
-RAY_SHUTDOWN_S = 10.0
-"""On top of the deadline: the driver's process says good-bye to Ray and ends."""
+DEADLINE_S = 25.0
+"""Without it, a worker would wait for the broker or the disk for ever."""
 SECTIONS: dict[str, dict[str, Any]] = {
     "driver": {"shutdown_deadline_s": DEADLINE_S},
     "kafka": {"session_timeout_s": 6.0},
@@ -36,7 +35,6 @@ IN_FLIGHT = {"log": {"root": "log", "segment_max_age_s": 60, "segment_max_rows":
 """Segments that only the shutdown publishes before a minute is over, for the end of the stream."""
 
 
-@pytest.mark.timeout(300)
 def test_sigterm_while_the_broker_is_down(
     own_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
@@ -48,20 +46,19 @@ def test_sigterm_while_the_broker_is_down(
         url = metrics_url(run)
         produce(monitor.kafka, images)
         scored = ("nap_stream_images_scored_total", ())
-        wait_until(lambda: scrape(url)[scored] == IMAGES, 120, "all images to be scored")
+        wait_until(lambda: scrape(url)[scored] == IMAGES, "all images to be scored")
         assert not monitor.rows(), run.tail
         own_kafka.kill()
-        run.wait_for_line('"what": "the broker"', 120)
+        run.wait_for_line('"what": "the broker"')
         run.send(signal.SIGTERM)
         # What was in flight is in the log; that it could not be committed costs nothing but time.
-        assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 0, run.tail
+        assert run.wait() == 0, run.tail
         assert "commit_failed" in run.stderr
     assert len(monitor.rows()) == IMAGES
     own_kafka.start()
     _assert_the_next_run_completes(monitor, ray_head, tmp_path)
 
 
-@pytest.mark.timeout(300)
 def test_sigterm_while_the_disk_is_full(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
@@ -72,18 +69,17 @@ def test_sigterm_while_the_disk_is_full(
         images = write_images(tmp_path / "images", IMAGES)
         with running(monitor, ray_head, tmp_path / "run") as run:
             with producing(monitor, images, RATE):
-                wait_until(lambda: len(monitor.pids()) == WORKERS, 120, "segments of both workers")
+                wait_until(lambda: len(monitor.pids()) == WORKERS, "segments of both workers")
                 disk.fill()
-                run.wait_for_line("waiting_for", 90)
+                run.wait_for_line("waiting_for")
                 run.send(signal.SIGTERM)
-                assert run.wait(DEADLINE_S + RAY_SHUTDOWN_S) == 1, run.tail
+                assert run.wait() == 1, run.tail
             assert "rows_dropped" in run.stderr
             assert "the next run takes up where the log ends" in run.stderr
         disk.empty()
         _assert_the_next_run_completes(monitor, ray_head, tmp_path)
 
 
-@pytest.mark.timeout(300)
 def test_a_job_is_stopped_while_the_broker_is_down(
     own_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
@@ -92,7 +88,7 @@ def test_a_job_is_stopped_while_the_broker_is_down(
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
     job = submit_job(monitor, ray_head, tmp_path / "submit")
-    wait_until(lambda: len(monitor.rows()) >= IMAGES // 2, 120, "half of the rows")
+    wait_until(lambda: len(monitor.rows()) >= IMAGES // 2, "half of the rows")
     own_kafka.kill()
     ray_job("stop", job, ray_head, tmp_path / "stop")
     logs = ray_job("logs", job, ray_head, tmp_path / "logs")
@@ -104,5 +100,5 @@ def test_a_job_is_stopped_while_the_broker_is_down(
 
 def _assert_the_next_run_completes(monitor: Monitor, head: RayHead, folder: Path) -> None:
     with start_run(monitor, head, folder / "next", "--until-idle", "2") as run:
-        assert run.wait(120) == 0, run.tail
+        assert run.wait() == 0, run.tail
     monitor.assert_complete(IMAGES)

@@ -21,8 +21,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 BEFORE, AFTER = 600, 300
 RATE = 60.0
-STALL_S = 8.0
-SESSION_S = 4.0
+STALL_S = 25.0
+"""Longer than a worker without a fault makes no progress on a busy machine."""
+SESSION_S = 6.0
 
 Wedge = Callable[[Monitor, Faulty], int]
 """Wedges a worker; gives its process."""
@@ -30,7 +31,7 @@ Wedge = Callable[[Monitor, Faulty], int]
 
 def _hang(_monitor: Monitor, faulty: Faulty) -> int:
     hang_once(faulty.faults)
-    wait_until(lambda: hung_pid(faulty.faults) is not None, 90, "a forward that hangs")
+    wait_until(lambda: hung_pid(faulty.faults) is not None, "a forward that hangs")
     pid = hung_pid(faulty.faults)
     assert pid is not None
     return pid
@@ -42,7 +43,6 @@ def _stop_process(monitor: Monitor, _faulty: Faulty) -> int:
     return pid
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("wedge", [_hang, _stop_process])
 def test_a_wedged_worker_is_replaced_and_every_image_is_logged_once(
     wedge: Wedge, apache_kafka: ApacheKafka, faulty: Faulty, ray_head: RayHead, tmp_path: Path
@@ -61,15 +61,15 @@ def test_a_wedged_worker_is_replaced_and_every_image_is_logged_once(
     limit = ("--max-records", str(BEFORE + AFTER))
     with running(monitor, ray_head, tmp_path / "run", *limit) as run:
         with producing(monitor, before, RATE):
-            wait_until(lambda: len(monitor.pids()) == 2, 120, "segments of both workers")
+            wait_until(lambda: len(monitor.pids()) == 2, "segments of both workers")
             pid = wedge(monitor, faulty)
             (name,) = [n.partition(".")[0] for n, p in monitor.pids().items() if p == pid]
             given = assignments(run, name)
-            failed = json.loads(run.wait_for_line("worker_failed", STALL_S + 30))
-            wait_until(lambda: not _alive(pid), 90, "the end of the wedged process")
-        wait_until(lambda: assignments(run, name) > given, 120, "partitions of the new worker")
+            failed = json.loads(run.wait_for_line("worker_failed"))
+            wait_until(lambda: not _alive(pid), "the end of the wedged process")
+        wait_until(lambda: assignments(run, name) > given, "partitions of the new worker")
         produce(monitor.kafka, after)
-        assert run.wait(120) == 0, run.tail
+        assert run.wait() == 0, run.tail
 
     assert failed["worker"] == name
     assert "made no progress for" in failed["cause"]

@@ -15,9 +15,6 @@ from tests.faults.harness_site import Site, new_site
 from tests.faults.harness_stream import Stream, draw_bursts
 from tests.support.waiting import wait_until
 
-RUN_S = 90.0
-"""How long a run may take to log all that was produced: many times what it needs."""
-
 
 class RunFailedError(AssertionError):
     """A run did not end as it should; the text holds its seed, its plan and the workers' logs."""
@@ -129,10 +126,10 @@ class _Run:
         )
         self._fleet.add(first)
         if self._plan.joins_late:
-            wait_until(self._some_logged, RUN_S, "the first segment")
+            wait_until(self._some_logged, "the first segment")
         for spec in others:
             self._fleet.add(spec)
-        wait_until(self._all_logged, RUN_S, "all that was produced in the log, and committed")
+        wait_until(self._all_logged, "all that was produced in the log, and committed")
         self._fleet.end()
 
     def _some_logged(self) -> bool:

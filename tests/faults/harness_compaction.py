@@ -7,9 +7,9 @@ from pathlib import Path
 from nap_stream.clock import SystemClock
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.stores import store_at
+from tests.support.waiting import PATIENCE_S
 
 PAUSE_S = 0.3
-STOP_S = 30.0
 
 
 class Compaction:
@@ -39,7 +39,7 @@ class Compaction:
     def stop(self) -> None:
         """End it, after a last time."""
         self._ending.set()
-        self._thread.join(STOP_S)
+        self._thread.join(PATIENCE_S)
         self.check()
 
     def _run(self) -> None:

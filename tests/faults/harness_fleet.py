@@ -12,7 +12,6 @@ from tests.support.waiting import wait_until
 
 REPLACED_S = 1.0
 """How long a process stays stopped whose place another has taken."""
-ENDING_S = 30.0
 DUMP_S = 1.0
 _GOOD_EXITS = {0, TYPED_ERROR, -signal.SIGKILL, -signal.SIGTERM}
 """SIGTERM ends a process that was told to stop before it could listen."""
@@ -73,7 +72,7 @@ class Member:
         """Stop all in good order, and wait until they are gone; whoever sleeps is woken."""
         for process in self._processes():
             process.signal(signal.SIGTERM)
-        wait_until(self._gone, ENDING_S, f"the end of {self._spec.name}")
+        wait_until(self._gone, f"the end of {self._spec.name}")
         self._check_exits()
 
     def dump(self) -> None:

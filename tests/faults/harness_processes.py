@@ -12,8 +12,6 @@ FORKS = multiprocessing.get_context("forkserver")
 # A child runs the main module again, so the fork server imports what that imports as well.
 FORKS.set_forkserver_preload(["__main__", "tests.faults.worker_process"])
 
-GONE_S = 30.0
-
 
 class Forked:
     """A process that has been started. Several threads may have processes of their own.
@@ -42,6 +40,6 @@ class Forked:
         if self.exitcode is None:
             os.kill(self.pid, number)
 
-    def wait(self, timeout_s: float = GONE_S) -> None:
+    def wait(self) -> None:
         """Return when it has ended."""
-        wait_until(lambda: self.exitcode is not None, timeout_s, f"the end of process {self.pid}")
+        wait_until(lambda: self.exitcode is not None, f"the end of process {self.pid}")

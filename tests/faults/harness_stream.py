@@ -13,12 +13,12 @@ from kafka import KafkaProducer
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, encoded
 from tests.support.images import smooth_image
+from tests.support.waiting import PATIENCE_S
 
 Rows = dict[tuple[int, int, int], str | None]
 """SHA-256 of each image by (partition, offset, index); None where there are no bytes."""
 
 POOL = 24
-DELIVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Stream:
         return not self._thread.is_alive()
 
     def join(self) -> None:
-        self._thread.join(DELIVERY_S)
+        self._thread.join(PATIENCE_S)
 
     def _run(self) -> None:
         plain = self._producer()
@@ -143,7 +143,7 @@ class Stream:
             )
             for partition, sent in burst.messages
         ]
-        offsets = [future.get(timeout=DELIVERY_S).offset for future in futures]
+        offsets = [future.get(timeout=PATIENCE_S).offset for future in futures]
         if burst.transaction == "abort":
             producer.abort_transaction()
             return

@@ -14,7 +14,7 @@ from tests.support.streams import Stream, require_each_offset_once, rows_in_log
 from tests.support.topics import administering, committed_offsets, new_settings
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 TWO_REPLICAS = """\
 default.replication.factor=2
@@ -70,12 +70,12 @@ def test_each_offset_comes_once_while_leaders_move_away_and_back(
 
     def more_rows() -> None:
         rows = rows_in_log(tmp_path, settings.topic)
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= rows + 150, 90, "more rows")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) >= rows + 150, "more rows")
 
     with Worker(settings, local_log(tmp_path, "worker-0")) as worker, Stream(settings) as stream:
         more_rows()
         cluster.second.kill()
-        wait_until(lambda: set(cluster.leaders(settings.topic).values()) == {1}, 120, "leaders")
+        wait_until(lambda: set(cluster.leaders(settings.topic).values()) == {1}, "leaders")
         more_rows()
         cluster.second.start()
 
@@ -83,10 +83,10 @@ def test_each_offset_comes_once_while_leaders_move_away_and_back(
             cluster.move_leaders_back()
             return cluster.leaders(settings.topic) == before
 
-        wait_until(moved_back, 120, "the leaders to be where they were")
+        wait_until(moved_back, "the leaders to be where they were")
         more_rows()
         ends = stream.finish()
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), 120, "all")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == sum(ends.values()), "all")
         worker.stop()
 
     require_each_offset_once(tmp_path, settings.topic, ends)

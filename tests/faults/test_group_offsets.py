@@ -17,7 +17,7 @@ from tests.support.apache_kafka import ApacheKafka
 from tests.support.lines import Worker, local_log
 from tests.support.streams import offsets_in_log, require_each_offset_once, rows_in_log
 from tests.support.topics import administering, committed_offsets, delete_before, new_settings, send
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.kafka
 
@@ -30,7 +30,7 @@ def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
 def read_all_of(settings: KafkaSettings, root: Path, rows: int) -> None:
     """Have a worker run until the log holds so many rows."""
     with Worker(settings, local_log(root, "worker-0")) as worker:
-        wait_until(lambda: rows_in_log(root, settings.topic) >= rows, 30, f"{rows} rows")
+        wait_until(lambda: rows_in_log(root, settings.topic) >= rows, f"{rows} rows")
         worker.stop()
 
 
@@ -84,13 +84,13 @@ def test_what_retention_eats_before_a_running_worker_reads_it_is_a_declared_gap(
     partition = TopicPartition(settings.topic, 0)
     send(settings, [b"g"] * 10)
     with Worker(settings, local_log(tmp_path, "worker-0")) as worker:
-        wait_until(lambda: end_of(tmp_path, partition) == 10, 90, "rows")
+        wait_until(lambda: end_of(tmp_path, partition) == 10, "rows")
         # Nobody reads past an open transaction, so that what follows is there and not yet read.
         with open_transaction(settings):
             send(settings, [b"g"] * 10)
             delete_before(settings, 15)
-            wait_until(lambda: end_of(tmp_path, partition) >= 15, 90, "the gap")
-        wait_until(lambda: end_of(tmp_path, partition) == 22, 90, "the end")
+            wait_until(lambda: end_of(tmp_path, partition) >= 15, "the gap")
+        wait_until(lambda: end_of(tmp_path, partition) == 22, "the end")
         worker.stop()
 
     require_gap(settings, tmp_path, range(10, 15), end=22, rows_end=21)
@@ -105,7 +105,7 @@ def open_transaction(settings: KafkaSettings) -> Iterator[None]:
     try:
         producer.init_transactions()
         producer.begin_transaction()
-        producer.send(settings.topic, b"g").get(timeout=30)
+        producer.send(settings.topic, b"g").get(timeout=PATIENCE_S)
         yield
         producer.abort_transaction()
     finally:

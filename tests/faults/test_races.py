@@ -17,9 +17,9 @@ from tests.faults.harness_processes import FORKS
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, origin, scored
 from tests.support.log_files import read_footer
 from tests.support.scored_records import RecordLog
+from tests.support.waiting import PATIENCE_S
 
 POSITIONS = 40
-WAIT_S = 60.0
 LENGTHS = {"a": 3, "b": 5}
 """Offsets of each one's segments: the loser must go on from the winner's end, not from its own."""
 
@@ -42,14 +42,14 @@ class _OperationsInTurn(PosixOperations):
             return
         first = None if self._first is None else self._first[self._links % 2]
         self._links += 1
-        self._meeting.wait(WAIT_S)
+        self._meeting.wait(PATIENCE_S)
         if first is False:
-            self._meeting.wait(WAIT_S)  # until the other one has linked
+            self._meeting.wait(PATIENCE_S)  # until the other one has linked
         try:
             super().link(temporary, final)
         finally:
             if first is True:
-                self._meeting.wait(WAIT_S)
+                self._meeting.wait(PATIENCE_S)
 
 
 def _race(
@@ -76,7 +76,7 @@ def _race(
             position = found
             lost.append(base)
         # Nobody contends for the next position before both know where it is.
-        meeting.wait(WAIT_S)
+        meeting.wait(PATIENCE_S)
     return won, lost
 
 
@@ -97,7 +97,7 @@ def test_every_position_has_one_winner_and_its_loser_goes_on_from_there(
             pool.submit(_race, tmp_path, name, meeting, turns[name] if in_turn else None)  # type: ignore[arg-type] # a proxy
             for name in LENGTHS
         )
-        (a_won, a_lost), (b_won, b_lost) = a.result(WAIT_S), b.result(WAIT_S)
+        (a_won, a_lost), (b_won, b_lost) = a.result(PATIENCE_S), b.result(PATIENCE_S)
 
     assert (a_won, b_won) == (b_lost, a_lost)
     assert len(a_won) + len(b_won) == POSITIONS

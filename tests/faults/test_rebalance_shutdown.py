@@ -48,7 +48,7 @@ def test_what_is_published_at_the_stop_is_committed_when_the_rebalance_is_over(
     settings = new_settings(apache_kafka.bootstrap, partitions=2, session_timeout_s=6)
     log = local_log(tmp_path, "worker-0")
     with Worker(settings, log, segment_max_age_s=3600) as worker:
-        wait_until(lambda: len(worker.owned) == 2, 90, "both partitions")
+        wait_until(lambda: len(worker.owned) == 2, "both partitions")
         other = Listener()
         sources.append(KafkaSource(settings, other, instance_id="worker-1"))
         poll_until(sources[0], lambda _found: bool(other.assignments))
@@ -61,9 +61,9 @@ def test_what_is_published_at_the_stop_is_committed_when_the_rebalance_is_over(
         third = KafkaSource(settings, Listener(), instance_id="worker-2")
         sources.append(third)
         poll_until(third, lambda _found: "worker-2" in members(settings))
-        wait_until(lambda: rebalances(worker.source), 90, "the worker to join anew")
+        wait_until(lambda: rebalances(worker.source), "the worker to join anew")
         worker.tell_to_stop()
-        wait_until(lambda: chain_end(log, mine) == 10, 90, "rows in the log")
+        wait_until(lambda: chain_end(log, mine) == 10, "rows in the log")
         assert worker.running
         sources[0].close(10)
         worker.stop()

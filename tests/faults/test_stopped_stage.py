@@ -8,9 +8,8 @@ from nap_stream.clock import SystemClock
 from nap_stream.pipeline.scoring import ScoringStage
 from tests.faults.harness_processes import FORKS, Forked
 from tests.pipeline.test_scoring import decode, score
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
-PATIENCE_S = 30.0
 STOPPED_S = 0.5
 """Longer than any thread of the stage waits for its next message."""
 
@@ -41,12 +40,12 @@ def test_a_stage_closes_after_a_stop_that_a_signal_ended() -> None:
         assert ours.poll(PATIENCE_S)
         ours.recv()
         process.signal(signal.SIGSTOP)
-        wait_until(lambda: _state(process.pid) == "T", PATIENCE_S, "the process to stop")
+        wait_until(lambda: _state(process.pid) == "T", "the process to stop")
         SystemClock().sleep(STOPPED_S)
         process.signal(signal.SIGTERM)
         process.signal(signal.SIGCONT)
         ours.send("close")
-        process.wait(PATIENCE_S)
+        process.wait()
         assert process.exitcode == 0
     finally:
         process.signal(signal.SIGKILL)

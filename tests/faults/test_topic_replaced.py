@@ -29,12 +29,12 @@ def settings(apache_kafka: ApacheKafka) -> KafkaSettings:
 def test_between_two_runs(settings: KafkaSettings, tmp_path: Path, messages: int) -> None:
     log = local_log(tmp_path, "worker-0")
     with Worker(settings, log) as first:
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == BEFORE, 90, "rows")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == BEFORE, "rows")
         first.stop()
     replace_topic(settings, messages)
 
     with Worker(settings, log) as second:
-        wait_until(lambda: not second.running, 90, "a refusal")
+        wait_until(lambda: not second.running, "a refusal")
 
     require_refused(second, settings, tmp_path)
 
@@ -43,9 +43,9 @@ def test_between_two_runs(settings: KafkaSettings, tmp_path: Path, messages: int
 def test_while_it_is_read(settings: KafkaSettings, tmp_path: Path, messages: int) -> None:
     log = local_log(tmp_path, "worker-0")
     with Worker(settings, log) as worker:
-        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == BEFORE, 90, "rows")
+        wait_until(lambda: rows_in_log(tmp_path, settings.topic) == BEFORE, "rows")
         replace_topic(settings, messages)
-        wait_until(lambda: not worker.running, 120, "a refusal")
+        wait_until(lambda: not worker.running, "a refusal")
 
     require_refused(worker, settings, tmp_path)
 

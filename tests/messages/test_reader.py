@@ -3,7 +3,6 @@
 import json
 import sys
 import threading
-import time
 from base64 import b64encode
 from typing import Any
 
@@ -20,6 +19,7 @@ from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.messages.chains import LIMITS, chain, message, one
 from tests.support.image_bytes import arrow_stream, jpeg
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PREPROCESSING = PreprocessingSettings(resize=None, crop=4)
 
@@ -142,10 +142,10 @@ def test_what_is_waited_for_is_said_until_it_is_over() -> None:
     reader, found = gated(gate), list[Any]()
     thread = threading.Thread(target=lambda: found.append(one(reader, b"image")))
     thread.start()
-    assert gate.asked.wait(20)
-    _until(lambda: reader.waiting_for == "the gate: it is shut")
+    assert gate.asked.wait(PATIENCE_S)
+    wait_until(lambda: reader.waiting_for == "the gate: it is shut", "what is waited for")
     gate.opened.set()
-    thread.join(20)
+    thread.join(PATIENCE_S)
     assert (found[0].data, reader.waiting_for) == (b"image", None)
 
 
@@ -154,14 +154,14 @@ def test_others_decode_while_one_waits() -> None:
     decode = decoder(gated(gate))
     waiting = threading.Thread(target=decode, args=(message(jpeg()),))
     waiting.start()
-    assert gate.asked.wait(20)
+    assert gate.asked.wait(PATIENCE_S)
     batch = Message(
         TopicPartition("images", 0), 0, 1_000, None, arrow_stream({"image": [jpeg()]}),
         (("content-type", ARROW_STREAM.encode()),),
     )  # fmt: skip
     assert decode(batch).columns["status"] == ["ok"]
     gate.opened.set()
-    waiting.join(20)
+    waiting.join(PATIENCE_S)
 
 
 def test_closing_ends_what_waits() -> None:
@@ -175,10 +175,10 @@ def test_closing_ends_what_waits() -> None:
 
     thread = threading.Thread(target=wait)
     thread.start()
-    assert gate.asked.wait(20)
+    assert gate.asked.wait(PATIENCE_S)
     reader.close()
     reader.close()
-    thread.join(20)
+    thread.join(PATIENCE_S)
     assert len(errors) == 1
     assert gate.closed == 2
     assert reader.waiting_for is None
@@ -187,10 +187,3 @@ def test_closing_ends_what_waits() -> None:
 def test_a_wait_of_nothing_is_a_row_at_once() -> None:
     found = one(gated(Gate(), wait_s=0), b"image")
     assert (found.status, found.error) == ("fetch_failed", "the gate: it is shut")
-
-
-def _until(is_so: Any) -> None:
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)

@@ -133,7 +133,6 @@ def test_the_table_has_all_classifiers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("freed_memory")
 @pytest.mark.parametrize("name", classifiers())
 def test_prior_and_head_are_found_where_the_table_says(name: str) -> None:

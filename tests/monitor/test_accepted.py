@@ -23,6 +23,7 @@ from tests.support.memory_store import MemoryStore
 from tests.support.schemas import alert_schema
 from tests.support.summaries import FACTS, Row, partition, report, segments, settings
 from tests.support.summary_log import SummaryList
+from tests.support.waiting import PATIENCE_S
 
 FACTS_OF = with_baseline()
 BAD = "camera-2"
@@ -144,7 +145,7 @@ def test_what_decides_is_shown() -> None:
         assert "1970-01: " in words
         assert "points from the baseline" in words
         with urllib.request.urlopen(
-            coordinator.metrics_url.replace("/metrics", "/healthz"), timeout=10
+            coordinator.metrics_url.replace("/metrics", "/healthz"), timeout=PATIENCE_S
         ) as answer:
             health = json.load(answer)
     assert health["decides"] == words

@@ -22,7 +22,7 @@ from nap_stream.settings.schema import Settings
 from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [
     pytest.mark.ray,
@@ -69,7 +69,9 @@ def _place(worker: RayWorker) -> tuple[int, list[str]]:
     def look(_actor: WorkerActor) -> tuple[int, list[str]]:
         return os.getpid(), ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
 
-    place: tuple[int, list[str]] = ray.get(worker._actor.__ray_call__.remote(look), timeout=120)
+    place: tuple[int, list[str]] = ray.get(
+        worker._actor.__ray_call__.remote(look), timeout=PATIENCE_S
+    )
     return place
 
 
@@ -77,7 +79,7 @@ def _gpus_and_errors(workers: list[RayWorker]) -> tuple[list[str], list[Exceptio
     places = [_place(worker) for worker in workers]
     assert len({pid for pid, _ in places}) == len(workers)
     for worker in workers:
-        wait_until(worker.ended, 60, "the end of a worker that has no GPU")
+        wait_until(worker.ended, "the end of a worker that has no GPU")
     gpu_ids = [gpu_id for _, given in places for gpu_id in given]
     return gpu_ids, [worker.error() for worker in workers]
 
@@ -179,7 +181,7 @@ def test_a_coordinator_that_cannot_start_says_why_as_itself(
 def test_a_killed_worker_is_an_error_of_its_process(cluster_of: MakeCluster) -> None:
     (worker,) = _started(cluster_of(_settings("killed", num_gpus=0)), 1)
     worker.kill()
-    wait_until(worker.ended, 60, "the end of a killed worker")
+    wait_until(worker.ended, "the end of a killed worker")
     error = worker.error()
     assert type(error) is WorkerError
     assert "process died" in error.problem
@@ -189,11 +191,11 @@ def test_a_worker_without_room_is_not_placed_and_ends_when_it_is_told_to_stop(
     cluster_of: MakeCluster,
 ) -> None:
     (first,) = _started(cluster_of(_settings("roomy", torch_threads=CPUS, num_gpus=0)), 1)
-    wait_until(first.placed, 120, "the place of a worker that has room")
+    wait_until(first.placed, "the place of a worker that has room")
     (late,) = _started(cluster_of(_settings("roomless", num_gpus=0)), 1)
     assert not late.placed()
     late.stop()
-    wait_until(late.ended, 60, "the end of a worker that never began")
+    wait_until(late.ended, "the end of a worker that never began")
     assert isinstance(late.error(), WorkerError)
     first.kill()
 

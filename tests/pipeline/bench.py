@@ -23,6 +23,7 @@ from tests.support.log_files import rows_in
 from tests.support.memory_store import MemoryStore
 from tests.support.scored_records import RecordLog
 from tests.support.told import Told
+from tests.support.waiting import PATIENCE_S
 
 FIRST, SECOND = TopicPartition("images", 0), TopicPartition("images", 1)
 
@@ -64,7 +65,7 @@ class Bench:
     max_in_hand_bytes: int = 2**20
     max_decoded_bytes: int = 2**20
     resume_from: ResumeFrom = "log"
-    deadline_s: float = 10
+    deadline_s: float = PATIENCE_S
     revoke_deadline_s: float = 5
     decode: Decode = decode
     score: Score = score
@@ -118,7 +119,7 @@ class Bench:
             counters=counters,
             resume_from=self.resume_from,
         )
-        end = clock.monotonic() + 30
+        end = clock.monotonic() + PATIENCE_S
 
         def should_stop() -> bool:
             assert clock.monotonic() < end, "the line did not get there"

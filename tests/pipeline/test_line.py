@@ -20,6 +20,7 @@ from tests.pipeline.test_scoring import images_in, score
 from tests.support.doubles import MemorySource, MemoryTopic
 from tests.support.log_files import footers_in, paths_in, rows_in
 from tests.support.told import Told
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def test_a_score_thread_that_hangs_shows_as_no_progress_and_as_nothing_waited_fo
     go_on = threading.Event()
 
     def hang(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
-        go_on.wait(20)
+        go_on.wait(PATIENCE_S)
         return score(decoded)
 
     bench.score = hang

@@ -23,7 +23,7 @@ from nap_stream.records import (
     TopicPartition,
 )
 from nap_stream.scored_log.format import rows_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PARTITION = TopicPartition("images", 0)
 OTHER = TopicPartition("images", 1)
@@ -124,7 +124,7 @@ def take_all(made: ScoringStage, count: int) -> list[ScoredRows]:
         taken.extend(made.take())
         return sum(len(column([rows], "offset")) for rows in taken) >= count
 
-    wait_until(enough, 10, f"{count} rows")
+    wait_until(enough, f"{count} rows")
     return taken
 
 
@@ -154,7 +154,7 @@ def test_messages_that_are_waited_for_are_decoded_by_a_thread_each() -> None:
     all_begun = threading.Barrier(8)
 
     def wait_for_others(given: Message) -> DecodedRows:
-        all_begun.wait(20)
+        all_begun.wait(PATIENCE_S)
         return decode(given)
 
     with stage(decoder=wait_for_others, decode_threads=8, parcel_messages=1) as made:
@@ -165,7 +165,7 @@ def test_messages_that_are_waited_for_are_decoded_by_a_thread_each() -> None:
 
 
 def test_rows_of_one_batch_are_divided_among_partitions_and_placements() -> None:
-    with stage(batch_size=100, linger_s=0.2) as made:
+    with stage(batch_size=5, linger_s=PATIENCE_S) as made:
         made.submit(fetched(message(0, b"gb"), message(1)), epoch=1)
         made.submit(fetched(message(7, b"bg", OTHER)), epoch=2)
         made.submit(fetched(message(2)), epoch=1)
@@ -190,7 +190,7 @@ def test_rows_keep_their_order_whichever_thread_is_first() -> None:
     def slow_first(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         if next(numbers) == 0:
             for _ in range(5):
-                assert others.acquire(timeout=10)
+                assert others.acquire(timeout=PATIENCE_S)
         else:
             others.release()
         return score(decoded)
@@ -221,7 +221,7 @@ def test_a_batch_is_scored_as_soon_as_it_is_complete() -> None:
         sizes.append(images_in(decoded))
         return score(decoded)
 
-    with stage(scorer=measure, batch_size=4, linger_s=5.0) as made:
+    with stage(scorer=measure, batch_size=4, linger_s=PATIENCE_S) as made:
         for offset in range(5):
             made.submit(fetched(message(offset, b"gbgg")), epoch=1)
         made.submit(fetched(message(5, b"g")), epoch=1)
@@ -241,13 +241,13 @@ def test_what_is_in_hand_is_counted_until_it_is_scored() -> None:
     gate = threading.Event()
 
     def wait_and_score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
-        gate.wait(10)
+        gate.wait(PATIENCE_S)
         return score(decoded)
 
     with stage(scorer=wait_and_score) as made:
         made.submit(fetched(message(0, b"ggg")), epoch=1)
         # Three images of 3 x 2 x 2 pixels instead of three bytes.
-        wait_until(lambda: made.in_flight() == (3, 36), 10, "the message to be decoded")
+        wait_until(lambda: made.in_flight() == (3, 36), "the message to be decoded")
         assert made.has_in_flight(PARTITION)
         assert not made.wait_until_done(frozenset([PARTITION]), 0.01)
         assert made.wait_until_done(frozenset([OTHER]), 0.01)
@@ -315,13 +315,13 @@ def test_the_value_of_a_message_is_let_go_when_it_is_decoded() -> None:
     gate = threading.Event()
 
     def wait_and_score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
-        gate.wait(10)
+        gate.wait(PATIENCE_S)
         return score(decoded)
 
     with stage(scorer=wait_and_score, batch_size=1) as made:
         made.submit(fetched(message(0, b"gb"), message(1, b"b" * 1_000)), epoch=1)
         # One of 3 x 2 x 2 pixels; 1,001 payloads of a byte each.
-        wait_until(lambda: made.in_flight() == (1_002, 12 + 1_001), 10, "both to be decoded")
+        wait_until(lambda: made.in_flight() == (1_002, 12 + 1_001), "both to be decoded")
         gate.set()
         take_all(made, 1_002)
         assert made.in_flight() == (0, 0)
@@ -388,21 +388,24 @@ def test_the_time_of_scoring_threads_is_told_by_what_it_went_into() -> None:
     gate = threading.Event()
 
     def wait_and_score(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
-        gate.wait(10)
+        gate.wait(PATIENCE_S)
         return score(decoded)
 
+    began_s = SystemClock().monotonic()
     with stage(scorer=wait_and_score) as made:
-        wait_until(lambda: made.time_parts()["messages"] > 0.1, 10, "a wait for messages")
+        wait_until(lambda: made.time_parts()["messages"] > 0.1, "a wait for messages")
         made.note_log(is_slow=True)
-        wait_until(lambda: made.time_parts()["log"] > 0.1, 10, "a wait for the log")
+        wait_until(lambda: made.time_parts()["log"] > 0.1, "a wait for the log")
         made.submit(fetched(message(0)), epoch=1)
-        wait_until(lambda: made.in_flight() == (1, 12), 10, "the message to be decoded")
+        wait_until(lambda: made.in_flight() == (1, 12), "the message to be decoded")
         gate.set()
         take_all(made, 1)
         parts = made.time_parts()
 
+        passed_s = SystemClock().monotonic() - began_s
+
     assert parts["model"] > 0
-    assert parts["decode"] < 0.1
+    assert sum(parts.values()) <= passed_s, "no time is told twice"
 
 
 def test_a_batch_has_no_more_images_than_asked_for_where_messages_have_few() -> None:
@@ -413,7 +416,7 @@ def test_a_batch_has_no_more_images_than_asked_for_where_messages_have_few() -> 
         sizes.append(images_in(decoded))
         return score(decoded)
 
-    with stage(scorer=measure, batch_size=32, linger_s=5.0) as made:
+    with stage(scorer=measure, batch_size=32, linger_s=PATIENCE_S) as made:
         for offset in range(9):
             made.submit(fetched(message(offset, b"g" * 10)), epoch=1)
         made.submit(fetched(message(9, b"g" * 40)), epoch=1)
@@ -431,12 +434,12 @@ def test_what_waits_for_a_slow_batch_is_bounded_and_holds_no_pixels() -> None:
 
     def first_is_slow(decoded: Sequence[DecodedRows]) -> pa.RecordBatch:
         if next(numbers) == 0:
-            assert slow.wait(20)
+            assert slow.wait(PATIENCE_S)
         return score(decoded)
 
     with stage(scorer=first_is_slow, batch_size=4, lanes=2, max_decoded_images=8) as made:
         made.submit(fetched(*(message(offset, b"gggg") for offset in range(200))), epoch=1)
-        wait_until(lambda: len(made._finished) == 3, 10, "three batches that wait for the first")
+        wait_until(lambda: len(made._finished) == 3, "three batches that wait for the first")
         waiting = next(iter(made._finished.values()))[0]
         assert not any(parcel.decoding.done() for parcel in waiting)
         in_flight = made.in_flight()

@@ -5,16 +5,17 @@ from pathlib import Path
 
 from nap_stream.errors import SegmentConflictError
 from tests.scored_log.builders import CARS, local_log, origin, scored
+from tests.support.waiting import PATIENCE_S
 
 
 def race(root: Path, writer_id: str, start: Barrier, rounds: int) -> list[int]:
     """Try to publish every offset as a segment of its own; return the base offsets won."""
     log = local_log(root, writer_id)
     won = []
-    start.wait(60)
+    start.wait(PATIENCE_S)
     position = log.begin(CARS, 0)
     while position.offset < rounds:
-        start.wait(60)
+        start.wait(PATIENCE_S)
         record = scored(origin(position.offset, key=writer_id.encode()))
         try:
             position = log.publish(CARS, position, position.offset + 1, [record]).position

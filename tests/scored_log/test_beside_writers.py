@@ -98,7 +98,7 @@ def _writing(root: Path, *partitions: TopicPartition) -> Iterator[list[Writer]]:
     for writer in writers:
         writer.start()
     try:
-        wait_until(lambda: all(writer.end > 3 for writer in writers), 60, "the first segments")
+        wait_until(lambda: all(writer.end > 3 for writer in writers), "the first segments")
         yield writers
     finally:
         for writer in writers:

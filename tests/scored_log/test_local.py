@@ -18,6 +18,7 @@ from tests.scored_log.builders import CARS, NOON_MS, chain, local_log, origin, s
 from tests.scored_log.failing_operations import FailingOperations
 from tests.scored_log.racing import race
 from tests.support.log_files import read_footer
+from tests.support.waiting import PATIENCE_S
 
 FOLDER = "topic=cars/partition=0"
 
@@ -31,7 +32,7 @@ def test_two_processes_race_for_every_segment_and_one_wins_each(tmp_path: Path) 
             pool.submit(race, tmp_path, name, start, rounds)  # type: ignore[arg-type] # a proxy
             for name in ("a", "b")
         )
-        won = {"a": a.result(120), "b": b.result(120)}
+        won = {"a": a.result(PATIENCE_S), "b": b.result(PATIENCE_S)}
     assert sorted(won["a"] + won["b"]) == list(range(rounds))
     report = verify(LocalStore(tmp_path), deep=True)
     assert report.clean, report.defects

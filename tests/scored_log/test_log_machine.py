@@ -299,7 +299,6 @@ def test_the_log_holds_what_the_model_says(machine: type[LogMachine], examples: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("machine", "examples"), [(LogMachine, 120), (LocalLogMachine, 20)])
 def test_the_log_holds_what_the_model_says_at_length(
     machine: type[LogMachine], examples: int

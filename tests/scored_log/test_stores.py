@@ -35,6 +35,7 @@ from tests.support.log_files import footers_in, rows_in
 from tests.support.memory_store import MemoryStore
 from tests.support.s3 import FaultProxy
 from tests.support.scored_records import RecordLog
+from tests.support.waiting import PATIENCE_S
 
 
 @pytest.mark.parametrize("address", ["s3://bucket", "s3://bucket/a", "s3://my.bucket-1/a_b/c=1/"])
@@ -279,7 +280,7 @@ def test_one_of_many_threads_wins_each_name(stores: Stores, store: SegmentStore)
 
     def write(writer: int) -> list[str]:
         mine = stores()
-        start.wait(60)
+        start.wait(PATIENCE_S)
         return [name for name in names if mine.create(name, f"{writer}".encode())]
 
     with ThreadPoolExecutor(writers) as pool:
@@ -298,7 +299,7 @@ def test_competing_writers_make_one_chain(stores: Stores) -> None:
             stores(), WriterIdentity(f"worker-{writer}", MODEL, CALIBRATION), ManualClock(NOON_MS)
         )
         won = []
-        start.wait(60)
+        start.wait(PATIENCE_S)
         position = log.begin(CARS, 0)
         while position.offset < end:
             try:

@@ -25,6 +25,7 @@ from tests.scored_log.builders import (
     scored,
 )
 from tests.support.memory_store import MemoryStore
+from tests.support.waiting import PATIENCE_S
 
 SEGMENTS = 6
 PATHS = [segment_path(CARS, 10 * number) for number in range(SEGMENTS)]
@@ -204,11 +205,11 @@ def test_beside_a_compaction_and_a_writer_in_other_threads(tmp_path: Path) -> No
         start = threading.Barrier(3)
 
         def compacting() -> CompactionReport:
-            start.wait(30)
+            start.wait(PATIENCE_S)
             return compact(store, clock=clock)
 
         def writing() -> int:
-            start.wait(30)
+            start.wait(PATIENCE_S)
             end = position
             for _ in range(10):
                 row = scored(origin(end.offset))
@@ -216,7 +217,7 @@ def test_beside_a_compaction_and_a_writer_in_other_threads(tmp_path: Path) -> No
             return end.offset
 
         compacted, written = pool.submit(compacting), pool.submit(writing)
-        start.wait(30)
+        start.wait(PATIENCE_S)
         reports = [verify(store, deep=True)]
         while not (compacted.done() and written.done()):
             reports.append(verify(store, deep=True))

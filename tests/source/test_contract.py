@@ -120,7 +120,7 @@ def poll_until(
         fetched.extend(source.poll(0.2, max_messages))
         return enough(fetched)
 
-    wait_until(done, 30, "messages")
+    wait_until(done, "messages")
     return fetched
 
 
@@ -311,7 +311,7 @@ def test_a_source_is_settled_once_its_partitions_are_placed(place: Place) -> Non
     assert not source.settled()
 
     poll_messages(source, 1)
-    wait_until(lambda: source.poll(0.1, 10) == [] and source.settled(), 30, "a settled source")
+    wait_until(lambda: source.poll(0.1, 10) == [] and source.settled(), "a settled source")
 
     hold_back(source, place.partition(0))
     assert not source.settled()

@@ -41,7 +41,7 @@ def share(sources: dict[KafkaSource, Listener], partitions: int, *, timeout_s: f
         return all(owned) and sum(map(len, owned)) == partitions
 
     listeners = list(sources.values())
-    wait_until(settled, 40, "both consumers to share the partitions")
+    wait_until(settled, "both consumers to share the partitions")
 
 
 @pytest.mark.kafka
@@ -89,9 +89,9 @@ def test_new_partitions_come_to_a_member_that_polls_without_waiting(
         source.poll(0.0, 1)
         return len(listener.owned) == count
 
-    wait_until(lambda: owns(1), 30, "the partition")
+    wait_until(lambda: owns(1), "the partition")
     add_partitions(settings, 3)
-    wait_until(lambda: owns(3), 30, "the new partitions")
+    wait_until(lambda: owns(3), "the new partitions")
     assert source.commit({TopicPartition(settings.topic, 0): 0})
 
 
@@ -141,7 +141,7 @@ def test_retention_that_passes_the_position_has_the_listener_asked_again(
         source.poll(0.2, 10)
         return len(listener.assignments) >= 2
 
-    wait_until(accept_earliest, 30, "the partition to be placed again")
+    wait_until(accept_earliest, "the partition to be placed again")
     assert listener.assignments[:2] == [(partition, 6, None), (partition, 6, None)]
 
 
@@ -169,7 +169,7 @@ def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it
     source.pause()
     paused_at = time.monotonic()
     replace_topic(settings, 5)
-    wait_until(lambda: time.monotonic() - paused_at > UNWATCHED_S, 10, "a pause of some length")
+    wait_until(lambda: time.monotonic() - paused_at > UNWATCHED_S, "a pause of some length")
     source.resume()
     listener.refusals[partition] = 1
     assert source.poll(0.2, 10) == []

@@ -14,6 +14,7 @@ from tests.support.topics import (
     new_settings,
     settings_without_topic,
 )
+from tests.support.waiting import PATIENCE_S
 
 
 def send(
@@ -23,7 +24,9 @@ def send(
     with closing(KafkaProducer(bootstrap_servers=list(settings.bootstrap_servers))) as producer:
         for value in values:
             key = b"" if value is None else None
-            producer.send(settings.topic, value=value, key=key, partition=partition).get(timeout=30)
+            producer.send(settings.topic, value=value, key=key, partition=partition).get(
+                timeout=PATIENCE_S
+            )
 
 
 def values(settings: KafkaSettings, limit: int = 10) -> list[bytes | None]:
@@ -100,7 +103,7 @@ def test_offsets_of_transactions_are_no_messages(apache_kafka: ApacheKafka) -> N
     producer.init_transactions()
     for number in range(20):
         producer.begin_transaction()
-        producer.send(settings.topic, value=b"%d" % number).get(timeout=30)
+        producer.send(settings.topic, value=b"%d" % number).get(timeout=PATIENCE_S)
         if number % 2:
             producer.abort_transaction()
         else:

@@ -11,11 +11,10 @@ from nap_stream.demo.processes import free_port
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import connect
 from nap_stream.settings.schema import KafkaSettings
+from tests.support.waiting import PATIENCE_S
 
 POM = Path(__file__).parent / "kafka" / "pom.xml"
 KAFKA_VERSION = "4.1.2"
-RESOLVE_S = 300
-START_S = 120.0
 JAVA_OPTIONS = ("-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 CLUSTER_ID = "bmFwLXN0cmVhbS10ZXN0cw"
@@ -86,7 +85,7 @@ def resolve_jars() -> Path:
         *("dependency:copy-dependencies", f"-DoutputDirectory={partial}"),
     ]
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=RESOLVE_S)
+        subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
         partial.rename(folder)
     except (subprocess.SubprocessError, OSError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -151,7 +150,7 @@ class ApacheKafka:
         try:
             connect(
                 KafkaSettings(
-                    bootstrap_servers=(self.bootstrap,), topic="none", connect_timeout_s=START_S
+                    bootstrap_servers=(self.bootstrap,), topic="none", connect_timeout_s=PATIENCE_S
                 )
             )
         except NapStreamError:
@@ -191,7 +190,7 @@ class ApacheKafka:
         else:
             process.kill()
         try:
-            process.wait(30)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -205,5 +204,5 @@ class ApacheKafka:
             ["java", *JAVA_OPTIONS, "-cp", self._classpath, *arguments],
             check=True,
             capture_output=True,
-            timeout=START_S,
+            timeout=PATIENCE_S,
         )

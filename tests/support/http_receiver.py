@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.waiting import PATIENCE_S
+
 PIECE_BYTES = 64 * 2**10
 
 
@@ -80,7 +82,7 @@ def _handler(receiver: HttpReceiver) -> type[BaseHTTPRequestHandler]:
             receiver.requests.append(Request(self.path, dict(self.headers), body))
             answer = receiver.answers.popleft() if receiver.answers else Answer()
             if answer.hold is not None:
-                answer.hold.wait(30)
+                answer.hold.wait(PATIENCE_S)
             # Who does not want to hear it to its end hangs up.
             with suppress(ConnectionError):
                 self._send(answer)

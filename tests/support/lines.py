@@ -1,7 +1,6 @@
 """Worker lines with a light scoring stage, in threads, on a real broker and a real log."""
 
 import threading
-import time
 from pathlib import Path
 from typing import Self
 
@@ -29,8 +28,10 @@ from tests.pipeline.test_scoring import decode, score
 from tests.support.doubles import MemoryDeadLetters
 from tests.support.scored_records import RecordLog
 from tests.support.told import Told
+from tests.support.waiting import PATIENCE_S
 
-STOP_S = 20.0
+STOP_S = 30.0
+"""What a worker has to end in, whatever it waits for."""
 
 
 def local_log(root: Path, name: str) -> RecordLog:
@@ -127,9 +128,8 @@ class Worker:
     def stop(self) -> None:
         """Stop in good order, and raise what ended the line."""
         self._stopping.set()
-        started = time.monotonic()
-        self._thread.join(STOP_S + 20)
-        assert not self.running, f"still running after {time.monotonic() - started:.0f} s"
+        self._thread.join(PATIENCE_S)
+        assert not self.running, "still running"
         if self.error is not None:
             raise self.error
 
@@ -139,7 +139,7 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self._held.set()
         self._stopping.set()
-        self._thread.join(STOP_S + 20)
+        self._thread.join(PATIENCE_S)
 
     def _decode(self, given: Message) -> DecodedRows:
         self._held.wait()

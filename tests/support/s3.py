@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 ACCESS_KEY_ID = "AKIATESTTESTTESTTEST"
 SECRET_ACCESS_KEY = "a-secret-that-no-message-may-hold"  # a stand-in, valid nowhere
 BUCKET = "scored-logs"
-START_S = 60.0
 HOST = "127.0.0.1"
 _ERROR = "<Error><Code>{code}</Code><AWSAccessKeyId>{key}</AWSAccessKeyId></Error>"
 
@@ -96,7 +95,7 @@ class FaultProxy:
         return None
 
     def await_release(self) -> None:
-        self._released.wait(START_S)
+        self._released.wait(PATIENCE_S)
 
     def forward(
         self, method: str, path: str, headers: dict[str, str], body: bytes
@@ -105,7 +104,7 @@ class FaultProxy:
             headers = {k: v for k, v in headers.items() if k.lower() != "if-none-match"}
         lock = self._writing if method in {"PUT", "POST", "DELETE"} else contextlib.nullcontext()
         with lock:
-            connection = http.client.HTTPConnection(HOST, self.target, timeout=START_S)
+            connection = http.client.HTTPConnection(HOST, self.target, timeout=PATIENCE_S)
             try:
                 connection.request(method, path, body, headers)
                 response = connection.getresponse()
@@ -183,7 +182,7 @@ def fault_proxy(target: int) -> Iterator[FaultProxy]:
         proxy.release()
         server.shutdown()
         server.server_close()
-        thread.join(START_S)
+        thread.join(PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -202,7 +201,7 @@ def s3_server(folder: Path) -> Iterator[int]:
         ) as process,
     ):
         try:
-            wait_until(lambda: _makes_bucket(port, process), START_S, "moto's server")
+            wait_until(lambda: _makes_bucket(port, process), "moto's server")
             yield port
         finally:
             process.kill()
@@ -220,7 +219,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 def _makes_bucket(port: int, process: "subprocess.Popen[bytes]") -> bool:
     assert process.poll() is None, "moto's server has ended"
-    connection = http.client.HTTPConnection(HOST, port, timeout=START_S)
+    connection = http.client.HTTPConnection(HOST, port, timeout=PATIENCE_S)
     try:
         connection.request("PUT", f"/{BUCKET}")
         return connection.getresponse().status == http.HTTPStatus.OK

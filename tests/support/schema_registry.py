@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from nap_stream.demo.processes import free_port
-from tests.support.apache_kafka import JAVA_OPTIONS, RESOLVE_S, KafkaNotThereError
-from tests.support.waiting import wait_until
+from tests.support.apache_kafka import JAVA_OPTIONS, KafkaNotThereError
+from tests.support.waiting import PATIENCE_S, wait_until
 
 VERSION = "3.0.9"  # later ones need Java 21
 ARTIFACT = f"io.apicurio:apicurio-registry-app:{VERSION}:tar.gz:all"
-START_S = 90.0
 
 
 def resolve_registry() -> Path:
@@ -42,7 +41,7 @@ def resolve_registry() -> Path:
             [*command, f"-DoutputDirectory={partial}"],
             check=True,
             capture_output=True,
-            timeout=RESOLVE_S,
+            timeout=PATIENCE_S,
         )
         (packed,) = partial.glob("*.tar.gz")
         with tarfile.open(packed) as archive:
@@ -75,7 +74,7 @@ class Registry:
             json.dumps(body).encode(),
             {"Content-Type": "application/vnd.schemaregistry.v1+json"},
         )
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return int(json.load(response)["id"])
 
 
@@ -97,7 +96,7 @@ def running_registry(folder: Path, output: Path) -> Iterator[Registry]:
     ):
         registry = Registry(f"http://127.0.0.1:{port}/apis/ccompat/v7")
         try:
-            wait_until(lambda: _answers(registry.url, process), START_S, "the schema registry")
+            wait_until(lambda: _answers(registry.url, process), "the schema registry")
             yield registry
         finally:
             process.kill()
@@ -106,7 +105,7 @@ def running_registry(folder: Path, output: Path) -> Iterator[Registry]:
 def _answers(url: str, process: "subprocess.Popen[bytes]") -> bool:
     assert process.poll() is None, "the schema registry has ended"
     try:
-        with urllib.request.urlopen(f"{url}/subjects", timeout=5):
+        with urllib.request.urlopen(f"{url}/subjects", timeout=PATIENCE_S):
             return True
     except OSError:
         return False

@@ -12,8 +12,7 @@ from nap_stream.scored_log.read import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
-
-DELIVERY_S = 120
+from tests.support.waiting import PATIENCE_S
 
 
 class Stream:
@@ -32,8 +31,8 @@ class Stream:
             bootstrap_servers=list(kafka.bootstrap_servers),
             acks="all",
             enable_idempotence=True,
-            delivery_timeout_ms=DELIVERY_S * 1000,
-            max_block_ms=DELIVERY_S * 1000,
+            delivery_timeout_ms=int(PATIENCE_S * 1000),
+            max_block_ms=int(PATIENCE_S * 1000),
         )
         self._sent: list[Any] = []
         self._stopping = threading.Event()
@@ -43,10 +42,10 @@ class Stream:
     def finish(self) -> dict[TopicPartition, int]:
         """Stop, and tell how many messages each partition has got when all have arrived."""
         self._stopping.set()
-        self._thread.join(DELIVERY_S)
+        self._thread.join(PATIENCE_S)
         ends: dict[TopicPartition, int] = {}
         for sent in self._sent:
-            arrived = sent.get(timeout=DELIVERY_S)
+            arrived = sent.get(timeout=PATIENCE_S)
             partition = TopicPartition(arrived.topic, arrived.partition)
             ends[partition] = max(ends.get(partition, 0), arrived.offset + 1)
         assert sum(ends.values()) == len(self._sent), "the producer has sent something twice"
@@ -57,7 +56,7 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
-        self._thread.join(DELIVERY_S)
+        self._thread.join(PATIENCE_S)
         self._producer.close(timeout=5)
 
     def _run(self) -> None:

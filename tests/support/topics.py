@@ -11,7 +11,7 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.kafka.client import create_topics
 from nap_stream.settings.schema import KafkaSettings
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 def settings_without_topic(bootstrap: str, **changes: Any) -> KafkaSettings:
@@ -22,7 +22,7 @@ def settings_without_topic(bootstrap: str, **changes: Any) -> KafkaSettings:
             "bootstrap_servers": (bootstrap,),
             "topic": name,
             "group_id": f"group-of-{name}",
-            "connect_timeout_s": 20,
+            "connect_timeout_s": PATIENCE_S,
             **changes,
         }
     )
@@ -66,22 +66,19 @@ def send(
             )
             for value in values
         ]
-        found = [future.get(timeout=30) for future in sent]
+        found = [future.get(timeout=PATIENCE_S) for future in sent]
     finally:
         producer.close()
     return [(metadata.partition, metadata.offset) for metadata in found]
 
 
-def read_topic(
-    consumer: Any, topic: str, count: int | None = None, deadline_s: float = 30
-) -> list[Any]:
+def read_topic(consumer: Any, topic: str, count: int | None = None) -> list[Any]:
     """A topic's records from its start until there are so many, or else up to its present end.
 
     Args:
         consumer: kafka-python's, which has nothing assigned before and after.
         topic: It exists.
         count: How many.
-        deadline_s: Fails where it takes longer.
     """
     numbers = sorted(consumer.partitions_for_topic(topic))
     assert numbers, f"there is no topic {topic}"
@@ -99,15 +96,15 @@ def read_topic(
             return len(records) >= count
         return all(consumer.position(partition) >= end for partition, end in ends.items())
 
-    wait_until(done, deadline_s, f"{'all' if count is None else count} records in {topic}")
+    wait_until(done, f"{'all' if count is None else count} records in {topic}")
     consumer.unsubscribe()
     return records
 
 
-def read_all(settings: KafkaSettings, topic: str, count: int, deadline_s: float = 30) -> list[Any]:
+def read_all(settings: KafkaSettings, topic: str, count: int) -> list[Any]:
     """The first ``count`` records of a topic, as kafka-python gives them."""
     with _consuming(settings) as consumer:
-        return read_topic(consumer, topic, count, deadline_s)
+        return read_topic(consumer, topic, count)
 
 
 def read_to_end(settings: KafkaSettings, topic: str) -> list[Any]:
@@ -137,7 +134,7 @@ def replace_topic(settings: KafkaSettings, messages: int) -> None:
         with _consuming(settings) as consumer:
             return settings.topic not in consumer.topics()
 
-    wait_until(gone, 30, "the topic to be gone")
+    wait_until(gone, "the topic to be gone")
     create_topics(settings, [settings.topic], 1)
     send(settings, [b"g"] * messages)
 
