@@ -54,7 +54,6 @@ def test_a_worker_times_every_message_and_every_batch() -> None:
 @pytest.mark.ray
 @pytest.mark.kafka
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_cell_of_the_whole_line(apache_kafka: ApacheKafka, tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     cell = scale.Cell(partitions=2, workers=1, rate=100, seconds=3)
@@ -62,7 +61,7 @@ def test_a_cell_of_the_whole_line(apache_kafka: ApacheKafka, tmp_path: Path) -> 
         cell, apache_kafka.bootstrap, faulty_net(tmp_path / "net"), tmp_path / "cell"
     )
     assert (cell.busy, cell.images) == (1, 300)
-    assert 0 < cost.share < 1.1, "no model takes more than its rate"
+    assert 0 < cost.share <= 1, "no model takes more than its rate"
     assert all(cores >= 0 for cores in cost.cores)
     assert cost.worker_bytes > cost.coordinator_bytes > 0
     assert cost.alert_s is not None

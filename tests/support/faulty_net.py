@@ -12,6 +12,8 @@ from tests.support.tiny_net import TinyNet, build
 
 HANG = "hang"
 SECONDS_PER_IMAGE = "seconds-per-image"
+SLOW = "slow-"
+"""Begins the names of files with when each slow forward began and ended, one of each process."""
 
 
 class FaultyNet(TinyNet):
@@ -19,7 +21,8 @@ class FaultyNet(TinyNet):
 
     Args:
         faults: A folder. Where it holds ``hang``, the next forward takes the file away and never
-            returns. Where it holds ``seconds-per-image``, each forward takes so much longer.
+            returns. Where it holds ``seconds-per-image``, each forward takes so much longer, and is
+            among the `slow_forwards`.
     """
 
     def __init__(self, faults: Path) -> None:
@@ -31,7 +34,11 @@ class FaultyNet(TinyNet):
             (self._faults / HANG).rename(self._faults / f"hung-{os.getpid()}")
             threading.Event().wait()
         with suppress(FileNotFoundError):
-            time.sleep(len(x) * float((self._faults / SECONDS_PER_IMAGE).read_text()))
+            seconds = len(x) * float((self._faults / SECONDS_PER_IMAGE).read_text())
+            began_s = time.monotonic()
+            time.sleep(seconds)
+            with (self._faults / f"{SLOW}{os.getpid()}").open("a") as file:
+                file.write(f"{began_s} {time.monotonic()}\n")
         return super().forward(x)
 
 
@@ -58,6 +65,12 @@ def slow_down(faults: Path, seconds_per_image: float) -> None:
     partial = faults / f".{SECONDS_PER_IMAGE}"
     partial.write_text(str(seconds_per_image))
     partial.rename(faults / SECONDS_PER_IMAGE)
+
+
+def slow_forwards(faults: Path) -> list[tuple[float, float]]:
+    """When each slow forward of any process began and ended, on the machine's monotonic clock."""
+    lines = [line for path in faults.glob(f"{SLOW}*") for line in path.read_text().splitlines()]
+    return [(float(began), float(ended)) for began, ended in map(str.split, lines)]
 
 
 def clear(faults: Path) -> None:
