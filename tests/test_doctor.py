@@ -358,7 +358,7 @@ def test_every_check_has_one_finding_in_the_stated_order(tmp_path: Path) -> None
 
 
 YAML = """
-kafka: {{bootstrap_servers: '{broker}', topic: {topic}, connect_timeout_s: 5}}
+kafka: {{bootstrap_servers: '{broker}', topic: {topic}, connect_timeout_s: 300}}
 model:
   factory: tests.support.tiny_net:build
   precision: float32
@@ -397,7 +397,7 @@ def test_before_a_calibration_all_else_is_checked(
 def test_a_failure_beside_a_missing_calibration_is_a_failure(tmp_path: Path) -> None:
     config = tmp_path / "monitor.yaml"
     text = YAML.format(broker="127.0.0.1:1", topic="t", calibration="")
-    config.write_text(text.replace("connect_timeout_s: 5", "connect_timeout_s: 0.3"))
+    config.write_text(text.replace("connect_timeout_s: 300", "connect_timeout_s: 0.3"))
 
     with pytest.raises(SystemExit) as ended:
         command(config)

@@ -19,13 +19,14 @@ from nap_stream.kafka.client import (
 )
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import SASL_PASSWORD, SASL_USER, ApacheKafka
+from tests.support.waiting import PATIENCE_S
 
 
-def sasl_settings(bootstrap: str, password: str, timeout_s: float = 20) -> KafkaSettings:
+def sasl_settings(bootstrap: str, password: str) -> KafkaSettings:
     return KafkaSettings(
         bootstrap_servers=(bootstrap,),
         topic="images",
-        connect_timeout_s=timeout_s,
+        connect_timeout_s=PATIENCE_S,
         security_protocol="SASL_PLAINTEXT",
         sasl_mechanism="PLAIN",
         sasl_username=SASL_USER,
@@ -43,7 +44,7 @@ def test_a_wrong_password_is_an_error_that_points_at_the_credentials(
     apache_kafka: ApacheKafka,
 ) -> None:
     with pytest.raises(BrokerError) as caught:
-        connect(sasl_settings(apache_kafka.sasl_bootstrap, "wrong-password", timeout_s=3))
+        connect(sasl_settings(apache_kafka.sasl_bootstrap, "wrong-password"))
 
     assert "credentials" in caught.value.action
     assert "wrong-password" not in str(caught.value)

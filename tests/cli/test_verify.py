@@ -31,7 +31,7 @@ from tests.support.apache_kafka import ApacheKafka
 from tests.support.topics import administering, delete_before, new_settings, send
 
 MONITOR = """\
-kafka: {{topic: {topic}, group_id: {group}, bootstrap_servers: "{servers}", connect_timeout_s: 20}}
+kafka: {{topic: {topic}, group_id: {group}, bootstrap_servers: "{servers}", connect_timeout_s: 300}}
 model:
   factory: tests.support.tiny_net:build
   python_path: [{folder}]

@@ -19,6 +19,7 @@ from tests.dead_letter.test_contract import failed
 from tests.source.test_contract import Listener, poll_messages, poll_until
 from tests.support.apache_kafka import ACCESS_CONTROL, SASL_PASSWORD, SASL_USER, ApacheKafka
 from tests.support.topics import administering, new_settings, send
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.kafka
 
@@ -54,7 +55,7 @@ def as_user(kafka: ApacheKafka, password: str) -> dict[str, object]:
         "sasl_mechanism": "PLAIN",
         "sasl_username": SASL_USER,
         "sasl_password": KafkaSettings(topic="x", sasl_password=password).sasl_password,
-        "connect_timeout_s": 5.0,
+        "connect_timeout_s": PATIENCE_S,
     }
 
 
@@ -153,7 +154,7 @@ def test_dead_letters_that_may_not_be_written_are_refused_until_they_may(
 
 def deliver(letters: KafkaDeadLetters) -> None:
     letters.send(failed(b"bad"))
-    letters.flush(10)
+    letters.flush(PATIENCE_S)
 
 
 def require_refused_by_poll(settings: KafkaSettings, action: str) -> None:
