@@ -32,8 +32,9 @@ REQUIRE_GPU = "NAP_STREAM_REQUIRE_GPU"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.update(RAY_ENVIRON)
 
-# How long an example takes depends on what else the machine does.
-settings.register_profile("nap-stream", deadline=None)
+# How long an example takes depends on what else the machine does. A test that looks for bytes that
+# do harm asks for more examples.
+settings.register_profile("nap-stream", deadline=None, max_examples=25)
 settings.load_profile("nap-stream")
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
@@ -90,7 +89,6 @@ def disordered(draw: st.DrawFn) -> list[ScoredRecord]:
     return records
 
 
-@hypothesis_settings(max_examples=50, deadline=None)
 @given(
     records=disordered(),
     cuts=st.sets(st.integers(1, 9), max_size=4),

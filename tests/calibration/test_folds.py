@@ -71,7 +71,6 @@ def reading_of(positions: NDArray[np.int64]) -> Reading:
     )
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(10, 400), st.sets(st.integers(0, 400), max_size=5))
 def test_no_image_and_no_pseudo_image_is_scored_by_a_fit_that_saw_it(
     count: int, undecodable: set[int]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import beta
@@ -99,7 +99,6 @@ def test_detectors_share_the_false_alarms(
     st.floats(0.5, 0.9999),
     st.booleans(),
 )
-@settings(max_examples=40)
 def test_the_doubts_of_all_rates_sum_up_to_what_confidence_leaves(
     sizes: list[int], confidence: float, with_tails: bool
 ) -> None:
@@ -122,7 +121,6 @@ def test_the_doubts_of_all_rates_sum_up_to_what_confidence_leaves(
 
 
 @given(st.floats(0.5, 0.999), st.floats(0.5, 0.999), st.integers(1, 100), st.integers(1, 100))
-@settings(max_examples=40)
 def test_rates_rise_with_the_confidence_and_the_groups(
     first: float, second: float, some: int, others: int
 ) -> None:
@@ -174,7 +172,6 @@ def test_the_usual_windows_cost_little() -> None:
 
 
 @given(st.integers(1, 500), st.integers(0, 400), st.integers(0, 400), st.floats(100, 1e12))
-@settings(max_examples=40)
 def test_limits_rise_with_the_records(
     window_records: int, some: int, others: int, run_length: float
 ) -> None:
@@ -187,7 +184,6 @@ def test_limits_rise_with_the_records(
 
 
 @given(st.integers(40, 100), st.floats(100, 1e12), st.floats(100, 1e12))
-@settings(max_examples=40)
 def test_limits_rise_with_the_run_length(records: int, first: float, second: float) -> None:
     shorter, longer = (
         window_limits(plan_of(window_records=40, run_length=run_length), records)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nap_stream.core.key_monitors import SPARE_SHARE, KeyMonitors, KeyReadings
@@ -100,7 +100,6 @@ def state_of(of: KeyMonitors) -> tuple[object, ...]:
     return of.names(), arrays, active(of), of.evicted, len(of)
 
 
-@settings(max_examples=50)
 @given(PANES, st.integers(1, 8))
 def test_each_key_is_watched_as_if_it_were_alone(panes: list[Counts], silence: int) -> None:
     together = monitors(silence_ms=silence * PANE_MS)
@@ -280,7 +279,6 @@ def test_silent_keys_hold_no_room() -> None:
     assert active(few) == ("camera-0",)
 
 
-@settings(max_examples=50)
 @given(PANES, st.integers(1, 4), st.integers(0, 30), st.integers(1, 8))
 def test_a_restored_monitor_goes_on_exactly(
     panes: list[Counts], max_keys: int, cut: int, silence: int
@@ -345,7 +343,6 @@ def test_many_keys_and_few_slots() -> None:
     assert sum(column.nbytes for column in few._table._columns.values()) <= 2 * (64 + 16) * row
 
 
-@settings(max_examples=30)
 @given(st.permutations(range(6)), st.integers(1, 5))
 def test_the_order_of_arrival_does_not_matter(order: list[int], max_keys: int) -> None:
     """Six partitions with records of the same keys and times."""

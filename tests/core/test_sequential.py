@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import binom
@@ -152,7 +152,6 @@ def test_the_statistic_grows_by_the_records_at_most_on_average(
 
 
 @given(PANES, PANES)
-@settings(max_examples=40)
 def test_detectors_side_by_side_are_those_alone(
     first: list[tuple[int, float, float]], second: list[tuple[int, float, float]]
 ) -> None:

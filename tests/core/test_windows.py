@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nap_stream.core.panes import PaneBuffer, PaneCounts, RollingWindow, WindowState
@@ -118,7 +118,6 @@ def latest(rows: list[ScoredRow], before: int | None) -> int:
 
 
 @given(interleavings(), st.booleans())
-@settings(max_examples=40)
 def test_any_interleaving_closes_the_same_panes(
     problem: tuple[list[list[list[ScoredRow]]], list[int]], one_per_pane: bool
 ) -> None:
@@ -141,7 +140,6 @@ def test_any_interleaving_closes_the_same_panes(
 
 
 @given(interleavings(), st.lists(st.none() | st.integers(-60, 160), min_size=20, max_size=20))
-@settings(max_examples=40)
 def test_whatever_the_watermark_nothing_is_lost_and_time_goes_on(
     problem: tuple[list[list[list[ScoredRow]]], list[int]], watermarks: list[int | None]
 ) -> None:
@@ -169,7 +167,6 @@ def test_whatever_the_watermark_nothing_is_lost_and_time_goes_on(
 
 
 @given(interleavings(), st.integers(0, 19), st.booleans())
-@settings(max_examples=40)
 def test_a_restored_buffer_goes_on_as_the_first_one(
     problem: tuple[list[list[list[ScoredRow]]], list[int]], stop: int, one_per_pane: bool
 ) -> None:

@@ -75,7 +75,7 @@ SAMPLES: dict[str, Callable[[], bytes]] = {
         ]
     ),
 )
-@settings(max_examples=250)
+@settings(max_examples=100)
 def test_random_bytes(tail: bytes, magic: bytes) -> None:
     for headers in ((), ARROW_HEADERS):
         check(magic + tail, headers)
@@ -87,7 +87,7 @@ def test_random_bytes(tail: bytes, magic: bytes) -> None:
     [pytest.param(name, marks=pytest.mark.slow) if name == "heic" else name for name in SAMPLES],
 )
 @given(data=st.data())
-@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_mutated_files(name: str, data: st.DataObject) -> None:
     sample = SAMPLES[name]()
     mutated = bytearray(sample)

@@ -82,7 +82,7 @@ def test_real_photos(name: str, at_least: Sides) -> None:
     quality=st.integers(5, 95),
     at_least=st.none() | st.tuples(SMALL, SMALL),
 )
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_encoding(
     *,
     size: tuple[int, int],
@@ -156,7 +156,7 @@ def test_what_has_no_header(data: bytes) -> None:
 
 
 @given(data=st.data(), progressive=st.booleans(), mode=st.sampled_from(["RGB", "L", "CMYK"]))
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_damaged_files_are_refused_or_mended_as_by_pillow(
     data: st.DataObject, progressive: bool, mode: str
 ) -> None:

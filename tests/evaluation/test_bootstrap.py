@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -18,7 +18,6 @@ TIED = arrays(np.float64, st.integers(1, 40), elements=st.integers(-4, 4).map(fl
 APART = arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6))
 
 
-@settings(max_examples=40)
 @given(st.one_of(TIED, APART), st.one_of(TIED, APART), st.integers(0, 2**32))
 def test_is_what_scikit_learn_gives_for_the_images_drawn(
     inside: Scores, outside: Scores, seed: int
@@ -36,7 +35,6 @@ def test_is_what_scikit_learn_gives_for_the_images_drawn(
         np.testing.assert_allclose(found[resample], expected, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=40)
 @given(st.one_of(TIED, APART), st.one_of(TIED, APART))
 def test_images_drawn_once_each_give_the_metrics_themselves(
     inside: Scores, outside: Scores

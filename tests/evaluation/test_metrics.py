@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -53,7 +53,6 @@ def test_fpr95_takes_ties_whole() -> None:
     assert measure(inside, scores(1, 2, 0.5, 0.5)).fpr95 == 0.5
 
 
-@settings(max_examples=40)
 @given(TIED, TIED)
 def test_agrees_with_the_plain_script(inside: Scores, outside: Scores) -> None:
     found = measure(inside, outside)
@@ -62,7 +61,6 @@ def test_agrees_with_the_plain_script(inside: Scores, outside: Scores) -> None:
     assert found.auroc == pytest.approx(plain_pytorch.auroc(inside, outside), abs=1e-14)
 
 
-@settings(max_examples=40)
 @given(TIED, TIED)
 def test_swapping_the_sets_and_the_sign_swaps_the_precision_curves(
     inside: Scores, outside: Scores

@@ -56,7 +56,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(value=st.binary(max_size=200) | mutated())
 def test_any_bytes_give_rows(readers: list[MessageReader], value: bytes) -> None:
     for reader in readers:

@@ -240,7 +240,6 @@ def test_dropped_anywhere_every_alert_is_delivered_exactly_once(life: dict[str, 
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
 @given(life=lives())
 def test_many_lives(life: dict[str, Any]) -> None:
     assert delivered(**life) == expected()

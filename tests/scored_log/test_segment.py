@@ -74,7 +74,6 @@ def test_the_digest_of_no_rows_by_hand() -> None:
     assert rows_sha256(SCHEMA.empty_table()) == rows_sha256(_table([]))
 
 
-@settings(max_examples=30)
 @given(records=record_lists, cut=st.integers(0, 12), tail=st.integers(0, 12))
 def test_slices_and_chunks_do_not_matter(records: list[ScoredRecord], cut: int, tail: int) -> None:
     table = _table(records)
@@ -131,7 +130,7 @@ def _values(kind: Any) -> st.SearchStrategy[Any]:
     }.get(kind, st.lists(_headers, max_size=3))
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(data=st.data())
 def test_a_change_of_any_one_value_changes_the_digest(data: st.DataObject) -> None:
     table = _some_rows()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -333,7 +333,6 @@ _operation = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None)
 @given(operations=st.lists(_operation, max_size=25))
 def test_any_operations_on_a_folder_and_in_memory_have_the_same_results(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, str, bytes]]

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
@@ -123,7 +122,6 @@ def entries(panes: PaneCounts) -> list[tuple[int, str, int, int]]:
     ]
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
 @given(records=rows() | record_lists, shape=SHAPES)
 def test_a_summary_from_records_is_that_from_the_file(
     records: list[ScoredRecord], shape: SummaryShape
@@ -134,7 +132,6 @@ def test_a_summary_from_records_is_that_from_the_file(
     assert ours == again
 
 
-@hypothesis_settings(max_examples=25, deadline=None)
 @given(records=rows(), cuts=st.sets(st.integers(1, END - 1), max_size=4), shape=SHAPES)
 def test_compaction_changes_no_summary_but_for_the_path(
     records: list[ScoredRecord], cuts: set[int], shape: SummaryShape
@@ -169,7 +166,6 @@ def _comparable(pane: ClosedPane) -> tuple[Any, ...]:
     return (pane.start_ms, pane.records, pane.flagged, pane.keys, *plain)
 
 
-@hypothesis_settings(max_examples=60, deadline=None)
 @given(records=rows(), cuts=st.sets(st.integers(1, END - 1), max_size=4), shape=SHAPES)
 def test_where_segments_end_does_not_matter(
     records: list[ScoredRecord], cuts: set[int], shape: SummaryShape
