@@ -138,8 +138,8 @@ def make_version(
 ) -> None:
     """Write the first segments of a chain anew in a version, and link those after them to them.
 
-    What `tests.scored_log.test_golden` and the modules beside it have shows that the versions were
-    just so. No segment is a compacted file.
+    That the versions were just so is in `tests.scored_log.test_golden`. No segment is a compacted
+    file.
     """
     start = chain_start(store, partition)
     assert start is not None
