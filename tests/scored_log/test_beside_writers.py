@@ -56,6 +56,9 @@ def _ours(root: Path) -> Offsets:
     return Counter(named)
 
 
+PAUSE_S = 0.01
+"""Between two segments of a writer: readers are to have some beside whom they read."""
+
 readers = pytest.mark.parametrize("read", [_ours, _pyarrow, _duckdb])
 
 
@@ -83,7 +86,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE_S):
                 base = self._position.offset
                 record = scored(origin(base, partition=self.partition))
                 published = self._log.publish(self.partition, self._position, base + 1, [record])
