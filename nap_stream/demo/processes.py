@@ -33,8 +33,8 @@ BROKER_START_S = 60.0
 BROKER_STOP_S = 5.0
 SHOWN_OUTPUT_BYTES = 1_000
 
-MONITOR_STOP_S = 40.0
-"""More than driver.shutdown_deadline_s, which is 30 s by default."""
+MONITOR_STOP_S = 90.0
+"""More than driver.shutdown_deadline_s, which is 30 s by default, and what Ray takes to end."""
 ABANDON_S = 5.0
 """How long the monitor may take where the demo itself is breaking off."""
 ANSWER_S = 2.0

@@ -52,9 +52,9 @@ from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import KafkaSettings, Settings
 
-READY_S = 120.0
+READY_S = 300.0
 """How long Ray and the workers may take to start on a busy machine."""
-DRAIN_S = 30.0
+DRAIN_S = 60.0
 """How long the monitor may take for what is left after the last image was sent."""
 LOOK_EVERY_S = 0.25
 LAST_LOOKS = 3

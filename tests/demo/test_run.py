@@ -23,7 +23,7 @@ from tests.support.ray_start import ATTEMPTS, was_too_slow
 from tests.support.schemas import alert_schema
 from tests.support.waiting import PATIENCE_S, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.embedded]
+pytestmark = [pytest.mark.ray, pytest.mark.embedded, pytest.mark.slow]
 
 
 @contextmanager
@@ -89,7 +89,6 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
     assert processes_naming(str(folder)) == []
 
 
-@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running(tmp_path: Path) -> None:
     folder, output = tmp_path / "demo", tmp_path / "output"
 
