@@ -229,7 +229,7 @@ def test_a_score_that_is_constant_on_pseudo_ood_images_alone_stays() -> None:
 
 @pytest.mark.parametrize("shifts", [(1, 1, 1), (1.5,), (1.5, 0.4), (2.5, 0.5), (0.6, 0.6)])
 @pytest.mark.parametrize("images", [100, 500])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_pure_noise_beside_useful_scores_gets_little(
     seed: int, images: int, shifts: tuple[float, ...]
 ) -> None:
@@ -246,13 +246,13 @@ def test_pure_noise_beside_useful_scores_gets_little(
 
 
 @pytest.mark.parametrize("names", ["ab", "abcde"])
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_weights_equal_those_of_the_reference(seed: int, names: str) -> None:
     inside, pseudo = drawn(seed, names)
     assert select(inside, pseudo).weights == pytest.approx(reference(inside, pseudo))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_the_order_of_the_transforms_does_not_matter(seed: int) -> None:
     inside, pseudo = drawn(seed)
     found, turned = select(inside, pseudo), select(inside, dict(reversed(pseudo.items())))
