@@ -343,7 +343,7 @@ def test_an_outage_is_waited_for() -> None:
         thread = threading.Thread(target=lambda: results.append(one(reader, url(down))))
         thread.start()
         wait_until(lambda: reader.waiting_for is not None, "what the reader waits for")
-        assert f"http://images.example:{down.port}: it cannot be reached" in reader.waiting_for
+        assert f"http://images.example:{down.port}: it cannot be reached" in str(reader.waiting_for)
         with down.listening():
             thread.join(PATIENCE_S)
         assert reader.waiting_for is None
