@@ -36,18 +36,18 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
         drift={"window_records": WINDOW},
         metrics={"port": free_port()},
     )
-    images = tmp_path / "images"
-    write_images(images / "1-before", BEFORE)
-    write_images(images / "2-ood", OOD, first_seed=BEFORE, flat=True)
-    write_images(images / "3-after", AFTER, first_seed=BEFORE + OOD)
+    before, later = write_images(tmp_path / "before", BEFORE), tmp_path / "later"
+    write_images(later / "1-ood", OOD, first_seed=BEFORE, flat=True)
+    write_images(later / "2-after", AFTER, first_seed=BEFORE + OOD)
     total = BEFORE + OOD + AFTER
     with running(monitor, ray_head, tmp_path / "run", "--max-records", str(total)) as run:
         url = metrics_url(run)
-        with producing(monitor, images, RATE):
+        with producing(monitor, before, RATE):
             wait_until(lambda: len(monitor.rows()) >= WINDOW + 50, "more than a window's rows")
             _kill_coordinator(url)
             _wait_for_lines(run, "coordinator_restarted", 1)
             assert scrape(url)["nap_stream_window_records", ()] > 0
+        with producing(monitor, later, RATE):
             run.wait_for_line("alert_published")
             _kill_coordinator(url)
             _wait_for_lines(run, "coordinator_restarted", 2)
