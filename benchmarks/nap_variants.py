@@ -156,8 +156,8 @@ def _variants(loaded: LoadedModel, images: Path) -> dict[str, NDArray[np.float64
             capture(loaded.module, loaded.feature_site, _flat) as captured,
         ):
             logits = loaded.module(pixels)
-        assert captured.value is not None
-        seen = Seen(captured.value, logits, head)
+        assert captured.parts.get(0) is not None
+        seen = Seen(captured.parts[0], logits, head)
         for name, variant in VARIANTS.items():
             found[name].append(variant(seen))
     return {name: torch.cat(parts).double().numpy() for name, parts in found.items()}

@@ -1,6 +1,7 @@
 """Text from outside made safe to show, and numbers and times as a person reads them."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -42,6 +43,12 @@ def plain(value: Any) -> str:
 def bounded(name: str) -> str:
     """Cut a name that is longer than `MAX_NAME`."""
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+
+
+def listing(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
 
 
 def percent(value: Any) -> str:

@@ -3,7 +3,9 @@
 What there is but one way to read is read, and it is said how. The rest is refused with the names.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,23 +16,12 @@ from safetensors.torch import load_file
 from nap_stream.errors import ModelError
 from nap_stream.model.hugging_face import require_there, weight_files
 from nap_stream.model.sites import plain_name
-from nap_stream.text import described
+from nap_stream.text import described, listing
 
 State = dict[str, torch.Tensor]
 _NESTED = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "weights",
-    "params",
-    "module",
-    "ema",
-    "model_ema",
-    "state_dict_ema",
-    "ema_state_dict",
-    "params_ema",
+    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "module"),
+    *("ema", "model_ema", "state_dict_ema", "ema_state_dict", "params_ema"),
 )
 _SAVE = "Save the one that is meant: torch.save(torch.load(FILE)['{}'], NEW_FILE)"
 _LISTED = 3
@@ -90,14 +81,12 @@ def fitted(state: State, expected: Mapping[str, object]) -> tuple[State, tuple[s
         state, notes = plain, ("_orig_mod. of torch.compile was taken out of the weights' names",)
     if _fits(state, expected):
         return state, notes
-    whole = [
-        prefix for prefix in prefixes_of(state, expected) if _fits_below(state, prefix, expected)
-    ]
+    below = {prefix: _below(state, prefix) for prefix in prefixes_of(state, expected)}
+    whole = {prefix: inside for prefix, inside in below.items() if _fits(inside, expected)}
     if len(whole) == 1:
-        prefix = whole[0]
-        inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        ((prefix, inside),) = whole.items()
         others = [name for name in state if not name.startswith(prefix)]
-        left = f", and {_listing(others)} beside it left out" if others else ""
+        left = f", and {listing(others)} beside it left out" if others else ""
         return inside, (*notes, f"the prefix {prefix} was taken off the weights' names{left}")
     outer = _common_prefix(expected)
     renamed = {outer + name: tensor for name, tensor in state.items()}
@@ -108,13 +97,12 @@ def fitted(state: State, expected: Mapping[str, object]) -> tuple[State, tuple[s
 
 def prefixes_of(state: Mapping[str, object], expected: Mapping[str, object]) -> tuple[str, ...]:
     """The prefixes under which a state dict has a module's names, the most frequent first."""
-    counts: dict[str, int] = {}
-    for name in state:
-        parts = name.split(".")
-        for first in range(1, len(parts)):
-            if ".".join(parts[first:]) in expected:
-                prefix = ".".join(parts[:first]) + "."
-                counts[prefix] = counts.get(prefix, 0) + 1
+    counts = Counter(
+        name[: dot.end()]
+        for name in state
+        for dot in re.finditer(r"\.", name)
+        if name[dot.end() :] in expected
+    )
     return tuple(sorted(counts, key=lambda prefix: (-counts[prefix], prefix)))
 
 
@@ -145,7 +133,7 @@ def _unnested(found: Any, where: str) -> tuple[State, tuple[str, ...]]:
             _SAVE.format(inner[0]),
         )
     others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
-    what = f"{len(others)} not tensors: {_listing(others)}" if others else "it is empty"
+    what = f"{len(others)} not tensors: {listing(others)}" if others else "it is empty"
     states = [str(name) for name, value in found.items() if _is_state(value)]
     raise ModelError(
         f"the file holds no state dict alone: {what}",
@@ -164,18 +152,13 @@ def _is_state(value: Any) -> bool:
 
 def _fits(state: Mapping[str, torch.Tensor], expected: Mapping[str, object]) -> bool:
     needed = {name for name in expected if not name.endswith(_COUNTERS)}
-    return needed <= state.keys() <= expected.keys() and _have_shapes(state, expected)
-
-
-def _fits_below(
-    state: Mapping[str, torch.Tensor], prefix: str, expected: Mapping[str, object]
-) -> bool:
-    inside = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    return _fits(inside, expected)
-
-
-def _have_shapes(state: Mapping[str, torch.Tensor], expected: Mapping[str, object]) -> bool:
+    if not needed <= state.keys() <= expected.keys():
+        return False
     return all(getattr(expected[name], "shape", None) == state[name].shape for name in state)
+
+
+def _below(state: State, prefix: str) -> State:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
 
 
 def _common_prefix(names: Mapping[str, object]) -> str:
@@ -187,8 +170,3 @@ def _common_prefix(names: Mapping[str, object]) -> str:
             break
         common.append(parts[0])
     return ".".join(common) + "." if common else ""
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"

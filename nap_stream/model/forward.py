@@ -248,11 +248,6 @@ class Captured(Generic[T]):
     parts: dict[int, T] = field(default_factory=dict)
     features: torch.Tensor | None = None
 
-    @property
-    def value(self) -> T | None:
-        """That of the first part; None until it is reached."""
-        return self.parts.get(0)
-
 
 @contextmanager
 def capture(

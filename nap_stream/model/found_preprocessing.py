@@ -142,7 +142,7 @@ def _of_timm(module: nn.Module, settings: ModelSettings) -> FoundPreprocessing:
     scaled = tuple(floor(one / config["crop_pct"]) for one in sides)
     mode = config.get("crop_mode") or "center"
     values = {
-        "resize": _square(scaled, whole=mode == "squash"),
+        "resize": scaled if mode == "squash" else _side(scaled),
         "crop": _side(sides),
         "interpolation": config["interpolation"],
         "mean": tuple(config["mean"]),
@@ -242,12 +242,8 @@ def _one(sides: list[int]) -> Any:
     return sides[0] if len(sides) == 1 else tuple(sides)
 
 
-def _side(sides: tuple[int, int]) -> Any:
+def _side(sides: tuple[int, ...]) -> Any:
     return sides[0] if sides[0] == sides[1] else tuple(sides)
-
-
-def _square(sides: tuple[int, ...], *, whole: bool) -> Any:
-    return sides if whole or sides[0] != sides[1] else sides[0]
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from nap_stream.errors import ModelError
-from nap_stream.text import described, encodable
+from nap_stream.text import described, encodable, listing
 
 Loaded = tuple[nn.Module, tuple[str, ...] | None, Mapping[str, Any]]
 """The module, its class names, and what of its configuration decides what it computes."""
@@ -54,8 +54,7 @@ def require_there(path: Path, where: str) -> None:
 
 def _holds(folder: Path) -> str:
     names = sorted(encodable(one.name) for one in folder.iterdir())
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"holds {', '.join(names[:_LISTED])}{more}" if names else "is empty"
+    return f"holds {listing(names)}" if names else "is empty"
 
 
 def is_own(factory: str) -> bool:

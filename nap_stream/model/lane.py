@@ -9,7 +9,7 @@ what brings a batch's scores to the CPU. On a CPU the same lane has plain memory
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 import torch
@@ -32,17 +32,23 @@ ScoreBatch = Callable[[torch.Tensor], BatchScores]
 """uint8 (N, 3, H, W) on the device → scores on the CPU."""
 
 
-class Transport(Protocol):
-    """How batches get to a device. All else about a lane is the same on every device."""
+class CpuTransport:
+    """How batches get to a device: here to the CPU itself, where the batch is the buffer.
+
+    All else about a lane is the same on every device.
+    """
 
     def buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Memory of the CPU from which `to_device` copies, uint8."""
+        return torch.empty(shape, dtype=torch.uint8)
 
     def active(self) -> AbstractContextManager[Any]:
         """While the block runs, its thread launches work in the lane's own order."""
+        return nullcontext()
 
     def to_device(self, staged: torch.Tensor) -> torch.Tensor:
         """Begin to copy a part of the buffer; returns at once. Later work of the lane waits."""
+        return staged
 
     def wait_for_copy(self) -> None:
         """Return once the last copy has left the buffer."""
@@ -54,32 +60,7 @@ class Transport(Protocol):
         """Give memory of the device back that is kept for later."""
 
 
-class CpuTransport:
-    """To the CPU itself: the batch is the buffer."""
-
-    def buffer(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Plain memory."""
-        return torch.empty(shape, dtype=torch.uint8)
-
-    def active(self) -> AbstractContextManager[Any]:
-        """Work is done at once, in the order of its calls."""
-        return nullcontext()
-
-    def to_device(self, staged: torch.Tensor) -> torch.Tensor:
-        """The same memory."""
-        return staged
-
-    def wait_for_copy(self) -> None:
-        """Nothing is copied."""
-
-    def wait_for_all(self) -> None:
-        """Nothing is under way."""
-
-    def free_cache(self) -> None:
-        """Nothing is kept."""
-
-
-class CudaTransport:
+class CudaTransport(CpuTransport):
     """To a GPU, in a stream of its own. What is on the device already is waited for once."""
 
     def __init__(self, device: torch.device) -> None:
@@ -127,7 +108,7 @@ class Lane:
     def __init__(
         self,
         score_batch: ScoreBatch,
-        transport: Transport,
+        transport: CpuTransport,
         *,
         batch_size: int,
         size: tuple[int, int],

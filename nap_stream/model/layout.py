@@ -115,10 +115,6 @@ def _follow(
     return _elementwise(args, shape, known)
 
 
-def _regrouped(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout | None:
-    return regrouped(layout, shape)
-
-
 def _reordered(
     name: str,
     layout: Layout,
@@ -170,10 +166,6 @@ def _lessened(
     if len(shape) == len(layout):
         return tuple(() if index in dims else axis for index, axis in enumerate(layout))
     return tuple(axis for index, axis in enumerate(layout) if index not in dims)
-
-
-def _stretched(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout | None:
-    return _resized(layout, shape)
 
 
 def _expanded(layout: Layout, _args: Any, _kwargs: Any, shape: tuple[int, ...]) -> Layout:
@@ -377,7 +369,7 @@ def _einsum(args: Sequence[Any], known: Known) -> Layout | None:
 
 _Rule = Callable[[Layout, Sequence[Any], Mapping[str, Any], tuple[int, ...]], Layout | None]
 _RULES: tuple[tuple[frozenset[str], _Rule], ...] = (
-    (_REGROUPING, _regrouped),
+    (_REGROUPING, lambda layout, _args, _kwargs, shape: regrouped(layout, shape)),
     *((frozenset({name}), partial(_reordered, name)) for name in _REORDERING),
     (_CONVOLUTIONS | _SHUFFLING, _convolved),
     (frozenset({"linear"}), _dense),
@@ -385,6 +377,6 @@ _RULES: tuple[tuple[frozenset[str], _Rule], ...] = (
     (frozenset({"getitem"}), _gotten),
     (frozenset({"select", "unbind"}), _picked),
     (_REDUCTIONS, _lessened),
-    (_PIECES | _RESIZING, _stretched),
+    (_PIECES | _RESIZING, lambda layout, _args, _kwargs, shape: _resized(layout, shape)),
     (_EXPANDING, _expanded),
 )

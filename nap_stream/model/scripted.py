@@ -193,7 +193,8 @@ class _Maker:
 
     def _kept(self, value: torch.Tensor) -> str:
         """A buffer for a tensor that is no part of the state dict, so that it counts and moves."""
-        name = f"constant_{sum(key.startswith('constant_') for key, _ in _own(self._model))}"
+        buffers = self._model.named_buffers(recurse=False)
+        name = f"constant_{sum(key.startswith('constant_') for key, _ in buffers)}"
         self._model.register_buffer(name, value.detach())
         return name
 
@@ -224,10 +225,6 @@ def _copy_parts(scripted: Any, into: nn.Module) -> None:
 
 def _names(values: Any) -> tuple[str, ...]:
     return tuple(value.debugName() for value in values)
-
-
-def _own(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    return model.named_buffers(recurse=False)
 
 
 def _has(model: nn.Module, path: str) -> bool:
@@ -359,12 +356,10 @@ _PLAIN_CALLS: Mapping[str, Callable[..., Any]] = {
     "prim::NumToTensor": torch.tensor,
     "prim::unchecked_cast": lambda given: given,
     "prim::unchecked_unwrap_optional": lambda given: given,
-    "prim::requires_grad": lambda given: given.requires_grad,
-    "prim::type": lambda given: given.type,
-    "prim::dtype": lambda given: given.dtype,
-    "prim::device": lambda given: given.device,
-    "prim::is_nested": lambda given: given.is_nested,
-    "prim::is_cuda": lambda given: given.is_cuda,
+    **{
+        f"prim::{name}": operator.attrgetter(name)
+        for name in ("requires_grad", "type", "dtype", "device", "is_nested", "is_cuda")
+    },
     "prim::Uninitialized": lambda: None,
     "prim::RaiseException": _refuse,
     "prim::Print": lambda *_: None,
@@ -395,19 +390,12 @@ _PLAIN_CALLS: Mapping[str, Callable[..., Any]] = {
     "aten::_native_multi_head_attention": _attention,
 }
 _OF_SCALARS: Mapping[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
+    **{
+        name: getattr(operator, name)
+        for name in ("add", "sub", "mul", "floordiv", "neg", "eq", "ne", "lt", "le", "gt", "ge")
+    },
     "div": operator.truediv,
-    "floordiv": operator.floordiv,
     "remainder": operator.mod,
-    "neg": operator.neg,
-    "eq": operator.eq,
-    "ne": operator.ne,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
     "__and__": lambda one, other: one and other,
     "__or__": lambda one, other: one or other,
 }

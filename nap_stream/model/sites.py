@@ -18,7 +18,6 @@ from nap_stream.errors import ModelError
 
 Take = Callable[[Any], None]
 
-_MAP_DIMENSIONS = 4
 _TOKEN_DIMENSIONS = 3
 _VECTOR_DIMENSIONS = 2
 _FEWEST_TOKENS = 3
@@ -206,16 +205,6 @@ def _is_compiled_itself(module: nn.Module) -> bool:
 def is_floating(value: object) -> TypeGuard[torch.Tensor]:
     """Whether a value is a floating-point tensor."""
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def is_image_like(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether a value is a floating-point tensor (N, C, H, W)."""
-    return is_floating(value) and value.ndim == _MAP_DIMENSIONS
-
-
-def is_map(value: object) -> TypeGuard[torch.Tensor]:
-    """Whether a value is a floating-point tensor (N, C, H, W) with more than one position."""
-    return is_image_like(value) and value.shape[2] * value.shape[3] > 1
 
 
 def first_argument(

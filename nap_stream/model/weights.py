@@ -17,10 +17,9 @@ from nap_stream.errors import ModelError
 from nap_stream.model.checkpoint import fitted, prefix_advice, read_state
 from nap_stream.model.sites import plain_name
 from nap_stream.settings.schema import ModelSettings
-from nap_stream.text import described
+from nap_stream.text import described, listing
 
 _SCHEME = "nap-stream model 1"
-_LISTED = 3
 
 
 def fingerprint(
@@ -109,9 +108,9 @@ def load_weights(module: nn.Module, path: Path) -> tuple[str, ...]:
     except Exception as error:
         raise ModelError(f"the weights cannot be loaded ({described(error)})", where) from error
     complaints = [
-        _listing("missing", [name for name in unmatched.missing_keys if name not in misshapen]),
-        _listing("unexpected", unmatched.unexpected_keys),
-        _listing("of another shape", list(misshapen.values())),
+        _complaint("missing", [name for name in unmatched.missing_keys if name not in misshapen]),
+        _complaint("unexpected", unmatched.unexpected_keys),
+        _complaint("of another shape", list(misshapen.values())),
     ]
     if any(complaints):
         raise ModelError(
@@ -133,8 +132,5 @@ def _misshapen(
     }
 
 
-def _listing(title: str, names: Sequence[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{len(names)} {title}: {', '.join(names[:_LISTED])}{more}"
+def _complaint(title: str, names: Sequence[str]) -> str:
+    return f"{len(names)} {title}: {listing(names)}" if names else ""

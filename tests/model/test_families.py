@@ -50,15 +50,17 @@ def check(
     assert (site.kind, site.function or site.module) == (family.kind, family.place)
     assert torch.equal(logits, plain)
     assert torch.equal(forward.logits, plain.float())
-    assert captured.value is not None
+    assert captured.parts.get(0) is not None
     assert forward.nap.dtype == torch.float32
     if family.kind == "cls_attention":
         assert site.shape[2] == expected.shape[1]
-        torch.testing.assert_close(captured.value, expected.float(), rtol=tolerance, atol=tolerance)
-        prior = attention_prior(captured.value)
+        torch.testing.assert_close(
+            captured.parts[0], expected.float(), rtol=tolerance, atol=tolerance
+        )
+        prior = attention_prior(captured.parts[0])
     else:
         assert site.shape == expected.shape[1:]
-        assert torch.equal(captured.value, expected)
+        assert torch.equal(captured.parts[0], expected)
         prior = nap(expected)
     assert torch.equal(forward.nap, prior)
     assert len(set(forward.nap.tolist())) == len(x)

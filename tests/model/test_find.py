@@ -77,8 +77,8 @@ def test_the_map_behind_a_gate_is_flattened() -> None:
     with torch.inference_mode(), capture(model, find(model), torch.clone) as captured:
         model(x)
         maps = model.features(x)
-    assert captured.value is not None
-    assert torch.equal(captured.value, maps * maps.mean((2, 3), keepdim=True))
+    assert captured.parts.get(0) is not None
+    assert torch.equal(captured.parts[0], maps * maps.mean((2, 3), keepdim=True))
 
 
 def test_a_pooled_vector_with_its_channels_last_is_no_later_map() -> None:
@@ -140,8 +140,8 @@ def test_a_named_layer_is_read_before_a_later_in_place_relu() -> None:
             model(x)
         expected = model.features(x)
     assert (expected < 0).any()
-    assert captured.value is not None
-    assert torch.equal(captured.value, expected)
+    assert captured.parts.get(0) is not None
+    assert torch.equal(captured.parts[0], expected)
 
 
 @pytest.mark.parametrize(

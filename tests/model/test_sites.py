@@ -27,9 +27,9 @@ def test_the_map_is_the_one_after_an_in_place_relu() -> None:
     site = choose_site(probe(model, x), None)
     with torch.inference_mode(), capture(model, site, torch.clone) as captured:
         model(x)
-    assert captured.value is not None
+    assert captured.parts.get(0) is not None
     assert (model.features(x) < 0).any()
-    assert torch.equal(captured.value, model.features(x).relu())
+    assert torch.equal(captured.parts[0], model.features(x).relu())
 
 
 def test_a_shared_pooling_module_is_told_by_its_call() -> None:
@@ -41,8 +41,8 @@ def test_a_shared_pooling_module_is_told_by_its_call() -> None:
     with torch.inference_mode(), capture(model, site, torch.clone) as captured:
         model(x)
         maps = model.features(x)
-        assert captured.value is not None
-        assert torch.equal(captured.value, maps * model.pool(maps))
+        assert captured.parts.get(0) is not None
+        assert torch.equal(captured.parts[0], maps * model.pool(maps))
 
 
 @pytest.mark.parametrize("network", ["SmallNet", "InPlaceNet", "FlattenNet", "ClsNet"])
@@ -66,7 +66,7 @@ def test_a_site_that_the_pass_does_not_reach_captures_nothing() -> None:
     ):
         with capture(model, site, torch.clone) as captured:
             model(images(SIZE))
-        assert captured.value is None
+        assert captured.parts.get(0) is None
 
 
 def test_a_pooling_function_called_with_keywords_is_captured() -> None:
@@ -78,8 +78,8 @@ def test_a_pooling_function_called_with_keywords_is_captured() -> None:
     assert (site.function, site.shape) == ("mean", (3, SIZE, SIZE))
     with capture(Keywords(), site, torch.clone) as captured:
         Keywords()(images(SIZE))
-    assert captured.value is not None
-    assert torch.equal(captured.value, images(SIZE))
+    assert captured.parts.get(0) is not None
+    assert torch.equal(captured.parts[0], images(SIZE))
 
 
 @pytest.mark.parametrize("network", ["ClsNet", "TokensFirstClsNet"])
@@ -98,8 +98,8 @@ def test_the_cls_attention_is_torch_s_own(network: str) -> None:
             tokens = tokens.transpose(0, 1)
         _, weights = model.attention(tokens, tokens, tokens, need_weights=True)
     assert torch.equal(logits, plain)
-    assert captured.value is not None
-    torch.testing.assert_close(captured.value, weights[:, 0, 1:])
+    assert captured.parts.get(0) is not None
+    torch.testing.assert_close(captured.parts[0], weights[:, 0, 1:])
 
 
 @pytest.fixture(autouse=True)
