@@ -305,12 +305,10 @@ def _flattened(trace: Trace, index: int, parent: int) -> tuple[int, FeatureSite]
 
 
 def _read_before(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
-    """What a call takes, or an adaptive pooling before it, as a map."""
+    """What a call takes, or a pooling to a fixed size or in stripes before it, as a map."""
     node = trace.nodes[index]
-    before = None if node.source is None else trace.nodes[node.source]
-    if before is not None and before.name in ADAPTIVE_POOLINGS and before.source is not None:
-        # What it repeats to its fixed size is seen in its input alone.
-        node = before
+    while node.source is not None and _pools_beyond_windows(trace, node.source):
+        node = trace.nodes[node.source]
     if node.source is None or node.reads is None:
         return None
     source = trace.nodes[node.source]
@@ -318,6 +316,25 @@ def _read_before(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
     if layout is None or not source.positional:
         return None
     return node.source, _placed(node.reads, source, layout)
+
+
+def _pools_beyond_windows(trace: Trace, index: int) -> bool:
+    """Whether a call pools to a fixed size, or takes an axis of positions together whole.
+
+    What it repeats, or takes the mean of, is seen in its input alone.
+    """
+    node = trace.nodes[index]
+    if node.source is None or not trace.nodes[node.source].positional:
+        return False
+    if node.name in ADAPTIVE_POOLINGS:
+        return True
+    if node.name in REDUCTIONS:
+        layout = trace.nodes[node.source].layout or ()
+        return bool(node.reduced) and all(
+            role_of(layout[axis]) == "positions" for axis in node.reduced
+        )
+    sides = zip(node.shape, trace.nodes[node.source].shape, strict=False)
+    return node.name.startswith("avg_pool") and any(after == 1 < before for after, before in sides)
 
 
 def _placed(reads: FeatureSite, source: Node, layout: MapLayout) -> FeatureSite:

@@ -143,6 +143,7 @@ def _united(seen: Probe, ends: Sequence[End]) -> FeatureSite:
     found = list(reversed(sites.values()))
     if len(found) > 1:
         found = [site for site in found if seen.measure.reaches(site)] or found
+        found = [site for site in found if seen.measure.varies(site)] or found
     return replace(found[0], also=tuple(found[1:]))
 
 

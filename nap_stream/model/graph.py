@@ -11,8 +11,8 @@ ADAPTIVE_POOLINGS = frozenset(
 ATTENTIONS = frozenset({"softmax", "scaled_dot_product_attention"})
 ACTIVATIONS = frozenset(
     {"relu", "relu6", "silu", "gelu", "hardswish", "mish", "leaky_relu", "elu", "selu", "celu"}
-    | {"prelu", "rrelu", "hardtanh", "sigmoid", "tanh", "hardsigmoid", "logsigmoid", "softsign"}
-    | {"softplus", "threshold", "softshrink", "hardshrink", "tanhshrink"}
+    | {"prelu", "rrelu", "hardtanh", "sigmoid", "tanh", "hardsigmoid", "log_sigmoid", "softsign"}
+    | {"softplus", "threshold", "softshrink", "hardshrink", "tanhshrink", "special_expit"}
 )
 REDUCTIONS = frozenset(
     {"mean", "sum", "amax", "max", "logsumexp", "nanmean", "norm", "std", "var", "median"}

@@ -25,6 +25,7 @@ from nap_stream.model.sites import (
     run_eagerly,
     submodule,
 )
+from nap_stream.text import listing
 
 _FEWEST_IMAGES = 2
 _TOLERANCE = 1e-4
@@ -93,12 +94,37 @@ class Measure:
             return True
         return self._says_nothing or not torch.equal(changed, self._plain)
 
+    def varies(self, site: FeatureSite) -> bool:
+        """Whether a map is another for another image, as that of a fixed reference is not."""
+        return bool(self._changed_rows(site)[1])
+
     def rows(self, site: FeatureSite) -> FeatureSite:
         """The same site with what the rows of its map are: images, or tiles of images.
 
         Raises:
             FeatureMapError: A row is of several images, or the rows are in no known order.
         """
+        layout = site.layout
+        rows, changed = self._changed_rows(site)
+        images = self._shape[0]
+        if rows == images and changed in ([0], [], list(range(images))):
+            return site
+        tiles = rows // images
+        if tiles > 1 and rows % images == 0:
+            if changed == list(range(tiles)):
+                return replace(site, layout=replace(layout, tiles=tiles))
+            if changed == list(range(0, rows, images)):
+                return replace(site, layout=replace(layout, tiles=tiles, tiles_first=True))
+        raise FeatureMapError(
+            f"the map has {rows} rows for {images} images, and changing the first image changes "
+            f"{_listed(changed)}, so that its rows are neither images nor tiles of one image",
+            str(site),
+            "Name a module in model.feature_layer whose map has rows of images, or wrap the model "
+            "so that an image is one row",
+        )
+
+    def _changed_rows(self, site: FeatureSite) -> tuple[int, list[int]]:
+        """How many rows a map has, and which change with the first image."""
         layout = site.layout
         found: list[torch.Tensor] = []
 
@@ -116,24 +142,9 @@ class Measure:
                 "The model must take the same way for every image",
             )
         first, second = found
-        images, rows = self._shape[0], len(first)
         limit = _TOLERANCE * first.abs().max()
-        changed = ((first - second).abs().amax(dim=1) > limit).nonzero().flatten().tolist()
-        if rows == images and changed in ([0], [], list(range(images))):
-            return site
-        tiles = rows // images
-        if tiles > 1 and rows % images == 0:
-            if changed == list(range(tiles)):
-                return replace(site, layout=replace(layout, tiles=tiles))
-            if changed == list(range(0, rows, images)):
-                return replace(site, layout=replace(layout, tiles=tiles, tiles_first=True))
-        raise FeatureMapError(
-            f"the map has {rows} rows for {images} images, and changing the first image changes "
-            f"{_listed(changed)}, so that its rows are neither images nor tiles of one image",
-            str(site),
-            "Name a module in model.feature_layer whose map has rows of images, or wrap the model "
-            "so that an image is one row",
-        )
+        changed = (first - second).abs().amax(dim=1) > limit
+        return len(first), changed.nonzero().flatten().tolist()
 
     def class_attention(
         self, attention: Attention, queries: tuple[int, ...], every: Sequence[Attention]
@@ -241,7 +252,4 @@ def _changed_tokens(
 
 
 def _listed(rows: Sequence[int]) -> str:
-    if not rows:
-        return "none of them"
-    shown = ", ".join(map(str, rows[:6]))
-    return f"rows {shown}{', ...' if len(rows) > 6 else ''}"  # noqa: PLR2004  enough to see
+    return f"rows {listing(list(map(str, rows)), 6)}" if rows else "none of them"

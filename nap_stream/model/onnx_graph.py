@@ -25,7 +25,12 @@ _CLAMPING = frozenset({"Clip", "Max"})
 _NEUTRAL = frozenset({"Identity", "Dropout", "Cast"})
 _TRANSFORMS = frozenset({"Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Sign"})
 _ELEMENTWISE = _ACTIVATIONS | _SCALING | _CLAMPING | _NEUTRAL | _TRANSFORMS
-_SOFTPLUS = ["Exp", "Add", "Log"]
+_LINEAR = _SCALING | {"Neg"}
+_SPELLED_OUT = (
+    ("Exp", "Add", "Log"),
+    *(("Sigmoid", "Log", turn) for turn in ("Neg", "Mul")),
+    ("Sigmoid", "Log"),
+)
 _MAKING_MAPS = frozenset({"Conv", "ConvTranspose"}) | _GLOBAL | _WINDOWS
 _TO_LAST = (0, 2, 3, 1)
 _TO_MAPS = frozenset({(0, 3, 1, 2), (0, 2, 1)})
@@ -240,14 +245,14 @@ class Graph:
             chain.insert(0, node)
             name = node.input[0]
         functions = [node for node in chain if node.op_type not in _NEUTRAL]
-        while functions and functions[0].op_type in _SCALING:
+        while functions and functions[0].op_type in _LINEAR:
             functions.pop(0)
-        kinds = [node.op_type for node in functions]
+        kinds = tuple(node.op_type for node in functions)
         is_clamp = set(kinds[:2]) <= _CLAMPING
-        if kinds and (kinds[0] in _ACTIVATIONS or is_clamp):
+        if spelled := next((part for part in _SPELLED_OUT if kinds[: len(part)] == part), ()):
+            functions = functions[len(spelled) :]
+        elif kinds and (kinds[0] in _ACTIVATIONS or is_clamp):
             functions.pop(0)
-        elif kinds[:3] == _SOFTPLUS:
-            functions = functions[3:]
         if functions:
             source: str = functions[0].input[0]
             return source

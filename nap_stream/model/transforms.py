@@ -11,40 +11,33 @@ SCALING = frozenset(
     | {"multiply", "divide", "true_divide", "subtract"}
 )
 CLAMPING = frozenset({"clamp", "clamp_min", "clip", "maximum"})
+_TURNING = frozenset({"neg", "negative", "positive"})
+_LINEAR = SCALING | _TURNING
 _TRANSFORMS = (
-    SCALING
+    _LINEAR
     | CLAMPING
-    | frozenset(
-        {"pow", "rpow", "square", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "abs"}
-        | {
-            "float_power",
-            "exp2",
-            "log10",
-            "rdiv",
-            "reciprocal",
-            "neg",
-            "absolute",
-            "clamp_max",
-            "sign",
-            "sin",
-            "cos",
-        }
-    )
+    | frozenset({"pow", "rpow", "float_power", "square", "sqrt", "rsqrt", "exp", "expm1", "exp2"})
+    | frozenset({"log", "log1p", "log2", "log10", "abs", "absolute", "clamp_max", "minimum"})
+    | frozenset({"rdiv", "reciprocal", "sign", "sgn", "sin", "cos", "tan", "atan", "sinh", "erf"})
+    | frozenset({"special_expm1", "special_log1p", "special_exp2", "logit", "round", "floor"})
 )
+_LOG_SIGMOIDS = (("log_sigmoid",), ("sigmoid", "log"))
 _SPELLED_OUT = (
     ("exp", "log1p"),
     ("exp", "add", "log"),
-    ("neg", "exp", "add", "reciprocal"),
-    ("neg", "exp", "add", "rdiv"),
+    ("exp", "add", "reciprocal"),
+    ("exp", "add", "rdiv"),
+    *((*log, turn) for turn in ("neg", "mul", "rmul", "rsub") for log in _LOG_SIGMOIDS),
+    *_LOG_SIGMOIDS,
 )
-"""Softplus and sigmoid, function by function."""
+"""Softplus, sigmoid and the logarithm of it, function by function, of x or of -x."""
 
 
 def before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
     """The activations before element-wise transforms, and the call that reads them.
 
     The first element-wise function after a layer is its activation, where it is known as one;
-    whatever follows it is a transform. A constant factor is part of the layer.
+    whatever follows it is a transform. A constant factor, or sign, is part of the layer.
     """
     chain: list[int] = []
     place = parent
@@ -53,17 +46,17 @@ def before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
         place = source
     chain.reverse()
     functions = [place for place in chain if trace.nodes[place].name not in NEUTRAL]
-    while functions and trace.nodes[functions[0]].name in SCALING:
+    while functions and trace.nodes[functions[0]].name in _LINEAR:
         functions.pop(0)
     if not functions:
         return index, parent
     names = [trace.nodes[place].name for place in functions]
     spelled = next((part for part in _SPELLED_OUT if tuple(names[: len(part)]) == part), ())
-    # The clamp of a generalised mean is no activation, one before that is.
-    if names[0] in ACTIVATIONS or (names[0] in CLAMPING and set(names[1:2]) <= CLAMPING):
-        functions.pop(0)
-    elif spelled:
+    if spelled:
         functions = functions[len(spelled) :]
+    # The clamp of a generalised mean is no activation, one before that is.
+    elif names[0] in ACTIVATIONS or (names[0] in CLAMPING and set(names[1:2]) <= CLAMPING):
+        functions.pop(0)
     if not functions:
         return index, parent
     reader = functions[0]

@@ -117,7 +117,14 @@ def two_poolings() -> dict[str, Case]:
 
         return way
 
+    def against_reference(
+        net: Body, x: torch.Tensor
+    ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        maps, fixed = net.maps(x), net.maps(torch.zeros_like(x))
+        return net.head(maps.mean((2, 3)) - fixed.mean((2, 3))), [maps]
+
     cases = {f"logs pixels by {name}": Case(after_pixels(pool)) for name, pool in POOLS.items()}
+    cases["less a fixed reference"] = Case(against_reference)
     return cases | {f"logs early, {name}": Case(after_early(pool)) for name, pool in POOLS.items()}
 
 
@@ -157,8 +164,28 @@ def multi_scale() -> dict[str, Case]:
 
         return way
 
+    stripes: dict[str, Pool] = {
+        "adaptive": lambda x: functional.adaptive_avg_pool2d(x, (2, 1)),
+        "windows": lambda x: functional.avg_pool2d(x, (4, 8)),
+        "axes": lambda x: x.reshape(len(x), -1, 2, 4, 8).mean((3, 4)),
+        "largest": lambda x: x.reshape(len(x), -1, 2, 4, 8).amax(dim=(3, 4)),
+    }
+
+    def striped(pool: Pool) -> Way:
+        def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+            maps = net.maps(x)
+            return net.head(pool(maps).flatten(1)), [maps]
+
+        return way
+
+    def cut_out(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        parts = net.maps(x).chunk(2, dim=2)
+        return net.head(torch.cat([part.mean((2, 3)) for part in parts], dim=1)), parts
+
     mean = POOLS["mean"]
-    cases = {f"{name} and mean": Case(joined(pool, mean), 11) for name, pool in POOLS.items()}
+    cases = {f"stripes, {name}": Case(striped(pool), 12) for name, pool in stripes.items()}
+    cases["stripes, cut out"] = Case(cut_out, 12)
+    cases |= {f"{name} and mean": Case(joined(pool, mean), 11) for name, pool in POOLS.items()}
     return cases | {
         f"mean and {name}": Case(joined(mean, pool), 11) for name, pool in POOLS.items()
     }
@@ -235,6 +262,9 @@ def transformed() -> dict[str, Case]:
         "sigmoid": lambda a: 1 / (1 + torch.exp(-a)),
         "one over, sigmoid": lambda a: (1 + a.neg().exp()).reciprocal(),
         "SiLU": lambda a: a * torch.sigmoid(a),
+        "softplus of a sigmoid": lambda a: -functional.logsigmoid(-a),
+        "softplus of a sigmoid, by functions": lambda a: -torch.log(torch.sigmoid(-a)),
+        "turned": lambda a: functional.relu(-a),
     }
 
     def activated(how: str, power: int) -> Way:
