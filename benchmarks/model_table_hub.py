@@ -137,10 +137,11 @@ def transformers_truth(module: nn.Module) -> Truth:
             before = model.config._attn_implementation  # noqa: SLF001  no public name
             model.set_attn_implementation("eager")
             output = model(pixel_values=pixels, output_attentions=True)
+            # At once: who has found what was looked for asks no more.
+            model.set_attn_implementation(before)
             for weights in reversed(output.attentions or ()):
                 if isinstance(weights, torch.Tensor) and weights.ndim == 4:
                     yield "attentions", weights
-            model.set_attn_implementation(before)
         except Exception:  # noqa: BLE001, S110  not all have any
             pass
         body = next(
