@@ -108,7 +108,11 @@ ELSEWHERE = MONITOR.replace("  factory: a:b\n", "  elsewhere: {name: parts/1}\n"
         ),
         (
             ELSEWHERE.replace("parts/1}", "parts/1}\n  precision: bfloat16\n  weights: ."),
-            "the model runs elsewhere, and weights, precision would say",
+            "the model runs elsewhere, and precision, weights would say",
+        ),
+        (
+            ELSEWHERE.replace("parts/1}", "parts/1}\n  preprocessing: {resize: 256}"),
+            "the model runs elsewhere, and preprocessing would say",
         ),
         (
             ELSEWHERE.replace("parts/1}", "parts/1, head: .}\n  output_kind: sigmoid"),

@@ -45,9 +45,11 @@ from nap_stream.decode.outputs import COLUMNS, OutputShapes, check_columns, outp
 from nap_stream.errors import CalibrationError, InputDataError
 from nap_stream.image_files import files_of
 from nap_stream.model.elsewhere import (
+    HEAD_TOLERANCE,
     ElsewhereModel,
     describe_elsewhere,
     elsewhere_of,
+    head_errors,
     load_head,
 )
 from nap_stream.model.output import as_logits, wrong_kind
@@ -56,9 +58,6 @@ from nap_stream.text import described, encodable
 
 _ROWS_AT_ONCE = 256
 _OTHER_COLUMNS = ("label", "name")
-_HEAD_TOLERANCE = 5e-2
-"""Largest difference of features @ weight.T + bias from the logits, as a part of the largest of
-them: reduced precisions round so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,13 +230,11 @@ def _require_same_head(reading: Reading, head: Head | None, request: Calibration
     kind = request.model.output_kind
     if head is None or reading.features is None or kind not in {None, "logits"}:
         return
-    found = reading.features @ head.weight.T + head.bias
-    largest = float(np.abs(reading.logits).max())
-    error = float(np.abs(found - reading.logits).max())
-    if error > _HEAD_TOLERANCE * max(largest, 1e-6):
+    error = float(head_errors(head, reading.features, reading.logits).max())
+    if error > HEAD_TOLERANCE:
         raise CalibrationError(
-            f"features @ weight.T + bias is not the logits: it differs by up to {error:.3g}, and "
-            f"the logits go up to {largest:.3g}",
+            "features @ weight.T + bias is not the logits: it differs by up to "
+            f"{error:.3g} of the largest logit",
             f"model.elsewhere.head = {elsewhere_of(request.model).head}",
             "Give the layer that makes the logits, and as features what enters it; or leave it out",
         )

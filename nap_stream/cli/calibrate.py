@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 _GROUPS_SHOWN = 20
 
 
+_OF_A_MODEL_HERE = ("cache", "device", "batch_size", "torch_threads")
+
+
 def calibrate(
+    context: typer.Context,
     model: ModelOption,
     images: Annotated[
         Path,
@@ -130,9 +134,12 @@ def calibrate(
         limits=LimitSettings(),
         drift=load_drift_settings(model),
     )
-    if request.model.elsewhere is not None and (cache is not None or device != "cpu"):
+    sources = {name: context.get_parameter_source(name) for name in _OF_A_MODEL_HERE}
+    given = [name for name, source in sources.items() if source and source.name != "DEFAULT"]
+    if request.model.elsewhere is not None and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ConfigError(
-            "--cache and --device are for a model that runs here",
+            f"{options}: for a model that runs here",
             request.model.where,
             "Leave them out: outputs are read, and no model runs",
         )

@@ -40,8 +40,8 @@ _LISTS: Final = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_siz
 
 _NEGATIVE: Final = "channel_mean is negative: send the mean of absolute activations"
 
-Kinds = Callable[[NDArray[np.float32]], Sequence[str | None]]
-"""Finite logits (n, K) as they came → for each row what is wrong with them."""
+Check = Callable[[NDArray[np.float32], NDArray[np.float32] | None], Sequence[str | None]]
+"""Finite logits (n, K) as they came, and features (n, D) → for each row what is wrong with them."""
 ToLogits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -90,35 +90,40 @@ def read_outputs(
     limits: LimitSettings,
     shapes: OutputShapes | None,
     *,
-    kinds: Kinds | None = None,
+    check_rows: Check | None = None,
     to_logits: ToLogits = lambda logits: logits,
 ) -> tuple[SourceImage, ...] | Refusal:
     """Read the rows of an Arrow IPC stream. Never raises for what the bytes hold.
 
-    Without ``shapes``, they are those of the first row. ``kinds`` says which logits are none;
-    ``to_logits`` makes logits of what the model gives.
+    Without ``shapes``, they are those of the first row. ``check_rows`` says what is wrong with rows
+    of the right shape; ``to_logits`` makes logits of what the model gives.
 
     Returns:
         At least one row; a refusal ``bad_batch``, ``too_large`` (more rows than
         ``limits.max_images_per_message``) or ``empty`` (no row).
     """
     check = partial(check_columns, shapes=shapes)
-    make = partial(_source_images, shapes=shapes, kinds=kinds, to_logits=to_logits)
+    make = partial(_source_images, shapes=shapes, check_rows=check_rows, to_logits=to_logits)
     return read_rows(value, limits, COLUMNS, check, make)
 
 
 def _source_images(
-    batch: pa.RecordBatch, shapes: OutputShapes | None, kinds: Kinds | None, to_logits: ToLogits
+    batch: pa.RecordBatch,
+    shapes: OutputShapes | None,
+    check_rows: Check | None,
+    to_logits: ToLogits,
 ) -> Iterator[SourceImage]:
     if not batch.num_rows:
         return
     outputs = outputs_of(batch, shapes or shapes_of(batch))
     problems = dict(outputs.problems)
     finite = np.flatnonzero(np.isfinite(outputs.nap))
-    if kinds is not None and len(finite):
-        found = zip(outputs.rows[finite].tolist(), kinds(outputs.logits[finite]), strict=True)
+    features = outputs.features
+    if check_rows is not None and len(finite):
+        said = check_rows(outputs.logits[finite], None if features is None else features[finite])
+        found = zip(outputs.rows[finite].tolist(), said, strict=True)
         problems |= {row: problem for row, problem in found if problem}
-    logits, features = to_logits(outputs.logits), outputs.features
+    logits = to_logits(outputs.logits)
     number_of = {int(row): number for number, row in enumerate(outputs.rows)}
     for row, own in enumerate(keys_and_times(batch)):
         if row in problems:

@@ -9,7 +9,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nap_stream.core.score_specs import Head
 from nap_stream.errors import ModelError
@@ -24,6 +26,9 @@ from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 
 _SCHEME = "nap-stream model elsewhere 1"
 _MATRIX_DIMENSIONS = 2
+HEAD_TOLERANCE = 5e-2
+"""Largest difference of features @ weight.T + bias from the logits, as a part of the largest of
+them: reduced precisions round so."""
 _UNKNOWN = (
     "the model runs elsewhere: its weights, its preprocessing and its precision are not known "
     "here, and a change of them is not seen. Give each version another model.elsewhere.name, and "
@@ -132,6 +137,17 @@ def describe_elsewhere(
         features=features,
         output=LogitsHook((), settings.output_kind),
     )
+
+
+def head_errors(
+    head: Head, features: NDArray[np.float32], logits: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """How far features (n, D) @ weight.T + bias is from logits (n, K), n at least 1.
+
+    The largest difference of each row, (n,), as a part of the largest logit of all.
+    """
+    difference = np.abs(features @ head.weight.T + head.bias - logits).max(axis=1)
+    return np.asarray(difference / max(float(np.abs(logits).max()), 1e-6), np.float32)
 
 
 def load_head(settings: ElsewhereSettings) -> Head | None:

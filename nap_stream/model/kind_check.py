@@ -1,4 +1,4 @@
-"""Which rows of a stream of outputs are no logits, told row by row."""
+"""Which rows of a stream of outputs are no logits, or not of their features, told row by row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from nap_stream.core.score_specs import Head
+from nap_stream.model.elsewhere import HEAD_TOLERANCE, head_errors
 from nap_stream.model.output import (
     ENOUGH_IMAGES,
     PROBABILITIES,
@@ -17,6 +19,10 @@ from nap_stream.model.output import (
 )
 from nap_stream.settings.schema import OutputKind
 
+_OTHER_HEAD = (
+    "features @ weight.T + bias of model.elsewhere.head is not the logits. Give the layer that "
+    "makes the logits, and as features what enters it; or leave it out"
+)
 _SLACK = 1e-2
 """How far probabilities may lie outside [0, 1], and log-probabilities above 0."""
 
@@ -58,6 +64,28 @@ class KindCheck:
         wrong = wrong_kind(facts, None)
         self._problem = None if wrong is None else _text(wrong)
         self._parts, self._is_settled = [], wrong is None
+
+
+@dataclass(slots=True, eq=False)
+class HeadCheck:
+    """Says which rows' logits are not what the last linear layer makes of their features.
+
+    Rows are looked at until 20 one after the other are; then no more. For one thread.
+    """
+
+    head: Head
+    _agreeing: int = 0
+
+    def __call__(
+        self, features: NDArray[np.float32], logits: NDArray[np.float32]
+    ) -> Sequence[str | None]:
+        """What is wrong with each of at least one finite row, (n, D) and (n, K)."""
+        if self._agreeing >= ENOUGH_IMAGES:
+            return [None] * len(logits)
+        is_other = head_errors(self.head, features, logits) > HEAD_TOLERANCE
+        behind = int(np.flatnonzero(is_other)[-1]) + 1 if is_other.any() else 0
+        self._agreeing = len(logits) - behind + (0 if behind else self._agreeing)
+        return [_OTHER_HEAD if other else None for other in is_other.tolist()]
 
 
 def _are_shares(outputs: NDArray[np.float32]) -> NDArray[np.bool_]:

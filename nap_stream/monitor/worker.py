@@ -25,7 +25,7 @@ from nap_stream.model.load import KnownModel, LoadedModel, choose_device, load_m
 from nap_stream.model.preprocessing import LARGEST_BATCH, default_batch_size
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
 from nap_stream.pipeline.line import WorkerLine
-from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder, score_outputs
+from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder, score_sent
 from nap_stream.pipeline.rows import DecodeOnCpu, MessageDecoder, RowScorer, ScoreImages
 from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, ScoringStage
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
@@ -188,7 +188,7 @@ def open_line(
         batch_size = batch_size_of(settings.worker, None)
         model: KnownModel = loaded.model
         decode = output_decoder(loaded, settings.limits, settings.log.headers, clock)
-        lanes = [partial(score_outputs, base_scores=loaded.base_scores)] * threads.scoring
+        lanes = [partial(score_sent, base_scores=loaded.base_scores)] * threads.scoring
     else:
         batch_size = batch_size_of(settings.worker, loaded.preprocessing)
         model = loaded

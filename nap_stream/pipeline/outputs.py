@@ -18,7 +18,7 @@ from nap_stream.clock import Clock
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.score_specs import BaseScore, Head, needs_features, needs_head
 from nap_stream.decode.message import decode_message
-from nap_stream.decode.outputs import OutputShapes, read_outputs
+from nap_stream.decode.outputs import Check, OutputShapes, read_outputs
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
 from nap_stream.model.elsewhere import (
     ElsewhereModel,
@@ -28,7 +28,7 @@ from nap_stream.model.elsewhere import (
 )
 from nap_stream.model.factory import class_names_of
 from nap_stream.model.forward import BatchScores, Forward, score_forward
-from nap_stream.model.kind_check import KindCheck
+from nap_stream.model.kind_check import HeadCheck, KindCheck
 from nap_stream.model.output import LogitsHook, as_logits
 from nap_stream.records import DecodedRows, Message, ModelOutput
 from nap_stream.settings.schema import LimitSettings, ModelSettings, OutputKind
@@ -130,15 +130,24 @@ def _shapes(facts: ModelFacts, kind: OutputKind | None, *, needs_features: bool)
     )
 
 
-def _for_many_threads(
-    check: Callable[[NDArray[np.float32]], Sequence[str | None]],
-) -> Callable[[NDArray[np.float32]], Sequence[str | None]]:
-    """Let one thread at a time check rows."""
+def _check_of(known: KnownOutputs | None) -> Check:
+    """What says which rows are no logits, or not those of their features, in any threads."""
     lock = threading.Lock()
+    are_logits = KindCheck(None if known is None else known.model.output.kind)
+    head = None if known is None else known.model.parameters
+    are_of_head = None if head is None else HeadCheck(head)
+    classes = 0 if head is None else len(head.weight)
 
-    def checked(outputs: NDArray[np.float32]) -> Sequence[str | None]:
+    def checked(
+        outputs: NDArray[np.float32], features: NDArray[np.float32] | None
+    ) -> Sequence[str | None]:
         with lock:
-            return check(outputs)
+            problems = are_logits(outputs)
+            # A single output is not made by a layer of two.
+            if are_of_head is None or features is None or outputs.shape[1] != classes:
+                return problems
+            others = are_of_head(features, outputs)
+            return [one or other for one, other in zip(problems, others, strict=True)]
 
     return checked
 
@@ -160,7 +169,7 @@ def output_decoder(
         read_outputs,
         limits=limits,
         shapes=None if known is None else known.shapes,
-        kinds=_for_many_threads(KindCheck(kind)),
+        check_rows=_check_of(known),
         to_logits=to_logits,
     )
 
@@ -176,7 +185,7 @@ def output_decoder(
     return decode
 
 
-def score_outputs(
+def score_sent(
     outputs: Sequence[ModelOutput], _on_cpu: object, *, base_scores: BaseScores
 ) -> BatchScores:
     """The scores of at least one image's outputs, in order."""

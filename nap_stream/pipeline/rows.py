@@ -37,7 +37,7 @@ from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 Image = torch.Tensor | EncodedJpeg | ModelOutput
 ScoreImages = Callable[[Sequence[Any], Callable[[EncodedJpeg], torch.Tensor | None]], BatchScores]
 """At least one image → their scores, in order. See `nap_stream.model.lane.Lane`, and for the
-outputs of a model elsewhere `nap_stream.pipeline.outputs.score_outputs`."""
+outputs of a model elsewhere `nap_stream.pipeline.outputs.score_sent`."""
 DecodeOnCpu = Callable[[bytes], torch.Tensor | Refusal]
 ReadMessage = Callable[[Message], tuple[SourceImage, ...]]
 """A message → its images' bytes. See `nap_stream.messages.reader.MessageReader`."""

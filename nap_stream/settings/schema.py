@@ -43,7 +43,7 @@ EVERY_KEY = {"every_key": True}
 _KEYS_OF_ELSEWHERE = frozenset(
     {"elsewhere", "output_kind", "class_names", "class_names_file", "python_path"}
 )
-"""Of a model that runs elsewhere. A path does no harm, and a configuration that is shown has it."""
+"""Of a model that runs elsewhere. A path does no harm, and is there by default."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
 MAX_CPU_SHARE = 8
 """CPUs that a worker takes by itself at most: one process makes good use of no more."""
@@ -247,13 +247,7 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _a_factory_or_a_whole_model(self) -> Self:
         if self.elsewhere is not None:
-            here = [
-                name
-                for name, field in type(self).model_fields.items()
-                if name not in _KEYS_OF_ELSEWHERE
-                and getattr(self, name) != field.get_default(call_default_factory=True)
-            ]
-            if here:
+            if here := sorted(self.model_fields_set - _KEYS_OF_ELSEWHERE):
                 raise ValueError(
                     f"the model runs elsewhere, and {', '.join(here)} would say how it runs here: "
                     "leave out one or the other"
@@ -270,6 +264,11 @@ class ModelSettings(Section):
         if self.factory is None and self.kwargs:
             raise ValueError("kwargs are a factory's, and there is none")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_refused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        kept = type(self).model_fields if self.elsewhere is None else _KEYS_OF_ELSEWHERE
+        return {key: value for key, value in dump(self).items() if key in kept}
 
     @property
     def origin(self) -> str:

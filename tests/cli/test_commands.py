@@ -4,6 +4,7 @@ from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import nap_stream
 from nap_stream.cli.log import CountBy, RowFormat
@@ -237,6 +238,22 @@ def test_calibrate_refuses_an_empty_folder(nap: Call, config: Path, tmp_path: Pa
     assert ended.exit_code == 1
     assert ended.err.startswith("error: ")
     assert "empty" in ended.err
+
+
+def test_calibrate_refuses_options_of_a_model_here_for_one_elsewhere(
+    nap: Call, config: Path, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    config.write_text(yaml.safe_dump(tree | {"model": {"elsewhere": {"name": "parts/1"}}}))
+
+    # Their defaults, but given.
+    ended = nap(
+        *("calibrate", "--model", config, "--images", tmp_path, "--out", tmp_path / "calibration"),
+        *("--device", "cpu", "--batch-size", "32"),
+    )
+
+    assert ended.exit_code == 2
+    assert "--device, --batch-size: for a model that runs here" in ended.err
 
 
 def test_produce_needs_a_topic_and_a_broker(nap: Call, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from nap_stream.pipeline.outputs import (
     KnownOutputs,
     known_outputs,
     output_decoder,
-    score_outputs,
+    score_sent,
 )
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, TopicPartition
@@ -98,7 +98,7 @@ def rows_of_outputs(
 ) -> list[dict[str, Any]]:
     decode = output_decoder(known, LimitSettings(), (), CLOCK)
     score = scorer(
-        calibration, partial(score_outputs, base_scores=known.base_scores), known.model.class_names
+        calibration, partial(score_sent, base_scores=known.base_scores), known.model.class_names
     )
     rows: list[dict[str, Any]] = score(
         [decode(message(value, n)) for n, value in enumerate(values)]
@@ -276,6 +276,22 @@ def test_probabilities_of_a_row_must_sum_to_one(kind: OutputKind, good: Any, bad
     assert first is None
     assert "do not sum to one" in (second or "")
     assert KindCheck(kind)(np.array([bad[:1]], np.float32)) == [None]
+
+
+def test_features_that_do_not_lead_to_the_logits_are_refused(
+    calibration: Calibration, head: Path
+) -> None:
+    loaded = load_small("SmallNet")
+    assert isinstance(loaded.module, SmallNet)
+    arrays = outputs_of(loaded.module, pixels(loaded))
+    known = known_outputs(calibration, elsewhere(head))
+    good, bad = stream_of(arrays), stream_of(arrays | {"features": arrays["features"] + 1})
+    found = rows_of_outputs(calibration, known, bad, good)
+    assert [row["status"] for row in found] == ["bad_batch"] * 6 + ["ok"] * 6
+    assert "model.elsewhere.head is not the logits" in found[0]["error"]
+    # What is as it must be twenty times is not looked at again.
+    settled = rows_of_outputs(calibration, known, *[good] * 4, bad)
+    assert {row["status"] for row in settled} == {"ok"}
 
 
 def test_probabilities_that_are_said_to_be_such_become_logits(tmp_path: Path) -> None:
