@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nap_stream.decode.picture import corrupt, require_pixels, unsupported
+from nap_stream.decode.unreadable import varint
 
 _AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS: Final = frozenset(
@@ -216,23 +217,15 @@ def _coded_sizes(frames: bytes) -> Iterator[tuple[int, int]]:
         at += 2 if has_extension else 1
         size = len(frames) - at
         if has_size:
-            size, at = _leb128(frames, at)
+            size, at = varint(frames, at)
+            if at < 0:
+                raise corrupt("a number of AV1 has no end")
         count += 1
         if count > _MAX_OBUS:
             raise corrupt(f"more than {_MAX_OBUS} units of AV1")
         if kind == _SEQUENCE_HEADER:
             yield _sequence_size(frames[at : at + min(size, 64)])
         at += size
-
-
-def _leb128(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
-    found = 0
-    for place in range(8):
-        found |= (data[at + place] & 127) << 7 * place
-        if not data[at + place] & 128:
-            return found, at + place + 1
-    raise corrupt("a number of AV1 has no end")
 
 
 class _Bits:

@@ -22,6 +22,7 @@ _MAGIC: Final = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive: send the images themselves"),
     (b"%PDF", "PDF: send its pages as images"),
     (b"Obj\x01", f"an Avro container file: {_MESSAGES}"),
+    (b"\xc3\x01", f"an Avro datum in single-object encoding: {_MESSAGES}"),
     (b"PAR1", "Parquet: send the images themselves"),
     (b"ARROW1\0\0", "an Arrow file: send an Arrow stream with its content-type header"),
     (b"\x00\x00\x00\x0cjP  \r\n\x87\n", "JPEG 2000: encode as JPEG or PNG"),
@@ -159,28 +160,27 @@ def _protobuf(data: bytes) -> str | None:
 
 def _end_of_field(data: bytes, at: int) -> int:
     """Where a field ends that begins at ``at``; -1 where none does."""
-    tag, at = _varint(data, at)
-    if tag is None or tag >> 3 == 0:
+    tag, at = varint(data, at)
+    if tag >> 3 == 0:
         return -1
     match tag & 7:
         case 0:
-            return _varint(data, at)[1]
+            return varint(data, at)[1]
         case 1:
             return at + 8
         case 2:
-            length, at = _varint(data, at)
-            return -1 if length is None else at + length
+            length, at = varint(data, at)
+            return -1 if at < 0 else at + length
         case 5:
             return at + 4
     return -1
 
 
-def _varint(data: bytes, at: int) -> tuple[int | None, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends; 0 and -1 where it does not."""
     found = 0
-    for place in range(10):
-        if at + place >= len(data):
-            return None, -1
-        found |= (data[at + place] & 127) << 7 * place
-        if not data[at + place] & 128:
+    for place, byte in enumerate(data[at : at + 10]):
+        found |= (byte & 127) << 7 * place
+        if not byte & 128:
             return found, at + place + 1
-    return None, -1
+    return 0, -1

@@ -18,7 +18,7 @@ from typing import Any
 
 from nap_stream.errors import ConfigError
 from nap_stream.messages.paths import Fields
-from nap_stream.messages.pieces import Piece, Unreadable, as_bytes
+from nap_stream.messages.pieces import Link, Piece, Unreadable, as_bytes
 from nap_stream.settings.messages import AvroField, FieldPaths, steps_of
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import described
@@ -31,6 +31,11 @@ MAX_SCHEMA_DEPTH = 64
 MAX_READS = 1_000_000
 """Of a datum: about one for each byte of a number, two for a text."""
 _CONTAINER = b"Obj\x01"
+_SINGLE_OBJECT = b"\xc3\x01"
+_FORMS = {
+    _CONTAINER: " (an Avro object container file)",
+    _SINGLE_OBJECT: " (in single-object encoding, of another schema)",
+}
 _RECORDS = ("record", "error")
 _PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
 _UNITS = {
@@ -82,16 +87,18 @@ class AvroSchema:
         from fastavro import schemaless_reader  # noqa: PLC0415
 
         stream = _Counted(data)
+        hint = next((form for mark, form in _FORMS.items() if data.startswith(mark)), "")
         try:
             found = schemaless_reader(stream, self.writer, self.reader)
         # fastavro raises many types for hostile bytes.
         except Exception as error:  # noqa: BLE001
-            hint = " (an Avro object container file)" if data.startswith(_CONTAINER) else ""
             raise Unreadable(
                 f"{link}: not a datum of the schema{hint}: {_printable(described(error))}"
             ) from None
         if (left := len(data) - stream.tell()) > 0:
-            raise Unreadable(f"{link}: {left} bytes come after the datum: it is not of this schema")
+            raise Unreadable(
+                f"{link}: {left} bytes come after the datum: it is not of this schema{hint}"
+            )
         return found
 
 
@@ -319,8 +326,16 @@ def schema_tree(text: str) -> Any:
         raise ValueError("the schema is nested too deep") from None
 
 
-class AvroFieldLink:
-    """Reads Avro data of one schema, and takes a field of each.
+def _single_object_mark(tree: Any) -> bytes:
+    """What stands before a datum of this schema in single-object encoding."""
+    from fastavro.schema import fingerprint, to_parsing_canonical_form  # noqa: PLC0415  as above
+
+    found = fingerprint(to_parsing_canonical_form(tree), "CRC-64-AVRO")
+    return _SINGLE_OBJECT + bytes.fromhex(found)
+
+
+class AvroFieldLink(Link):
+    """Reads Avro data of one schema, and takes a field of each; in single-object encoding, too.
 
     Raises:
         ConfigError: The schema cannot be read, is refused, or has no such field.
@@ -329,17 +344,15 @@ class AvroFieldLink:
     def __init__(self, settings: AvroField, limits: LimitSettings) -> None:
         where = f"messages.read avro_field.schema_file {settings.schema_file}"
         try:
-            text = settings.schema_file.read_text(encoding="utf-8")
-            self._schema = avro_schema(schema_tree(text), settings)
+            tree = schema_tree(settings.schema_file.read_text(encoding="utf-8"))
+            self._schema = avro_schema(tree, settings)
+            self._mark = _single_object_mark(tree)
         except (OSError, ValueError) as error:
             raise ConfigError(f"the schema cannot be used: {error}", where) from error
         self._fields = Fields("avro_field", settings, limits.max_images_per_message)
 
     def __call__(self, piece: Piece) -> Sequence[Piece]:
         """The field's value, or one of each element."""
-        data = as_bytes(piece.value, "avro_field")
+        data = as_bytes(piece.value, "avro_field").removeprefix(self._mark)
         found = self._schema.read(data, "avro_field")
         return self._fields.pieces(piece, found, self._schema.time_unit)
-
-    def close(self) -> None:
-        """Nothing to release."""

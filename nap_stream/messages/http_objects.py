@@ -20,9 +20,8 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
 from nap_stream.clock import Clock, Deadline
-from nap_stream.errors import ConfigError
 from nap_stream.messages.addresses import AllowedHosts
-from nap_stream.messages.pieces import Away, Flawed, Unreadable
+from nap_stream.messages.pieces import Away, Flawed, Unreadable, secret_of, trusted
 from nap_stream.records import Status
 from nap_stream.settings.messages import FetchSettings
 
@@ -33,6 +32,7 @@ _WATCH_S = 0.1
 _PORTS = {"http": 80, "https": 443}
 _TRY_AGAIN = (408, 425, 429)
 _GONE = (404, 410)
+_UNKNOWN_USER = 401
 _OK, _FIRST_REDIRECT, _FIRST_ERROR, _FIRST_FAULT = 200, 300, 400, 500
 _CONNECT_SHARE = 0.5
 """Of the time of an attempt: what connecting to one address may take."""
@@ -154,14 +154,15 @@ class HttpObjects:
             raise Unreadable(
                 f"fetch: {host}:{port} is not in allow_hosts of messages.read", Status.NOT_ALLOWED
             )
+        headers = _headers(url) | self._authorization(scheme, host, port)
         deadline = Deadline(self._clock, self._settings.timeout_s)
         place = scheme, host, port
         while (kept := self._kept(place)) is not None:
             try:
-                return self._ask(kept, place, url, deadline)
+                return self._ask(kept, place, url, headers, deadline)
             except _StaleError:
                 continue
-        return self._ask(self._connected(place, deadline), place, url, deadline)
+        return self._ask(self._connected(place, deadline), place, url, headers, deadline)
 
     def close(self) -> None:
         """End what is under way, and close connections. Safe to call twice."""
@@ -173,16 +174,24 @@ class HttpObjects:
                     connection.close()
             self._idle.by_place.clear()
 
+    def _authorization(self, scheme: str, host: str, port: int) -> dict[str, str]:
+        """The header with a host's own token, in place of a user that a reference names."""
+        files = {name.lower(): path for name, path in self._settings.bearer_token_files.items()}
+        by_name = files.get(host) if port == _PORTS[scheme] else None
+        path = files.get(f"{host}:{port}", by_name)
+        if path is None:
+            return {}
+        if scheme != "https":
+            raise Unreadable(
+                f"fetch: {host} has a bearer token, which is sent over https alone",
+                Status.NOT_ALLOWED,
+            )
+        return {"Authorization": f"Bearer {secret_of(path, f'{scheme}://{host}:{port}')}"}
+
     def _trusted(self) -> ssl.SSLContext:
         # To read the system's certificates takes a while, which only TLS is worth.
         if self._trust is None:
-            try:
-                self._trust = ssl.create_default_context(cafile=self._settings.ca_file)
-            except (OSError, ValueError) as error:
-                raise ConfigError(
-                    f"the certificates cannot be read: {error}",
-                    f"messages.read fetch.ca_file {self._settings.ca_file}",
-                ) from error
+            self._trust = trusted(self._settings.ca_file, "messages.read fetch.ca_file")
         return self._trust
 
     def _kept(self, place: tuple[str, str, int]) -> _Connection | None:
@@ -254,17 +263,23 @@ class HttpObjects:
         return connection
 
     def _ask(
-        self, connection: _Connection, place: tuple[str, str, int], url: Url, deadline: Deadline
+        self,
+        connection: _Connection,
+        place: tuple[str, str, int],
+        url: Url,
+        headers: dict[str, str],
+        deadline: Deadline,
     ) -> bytes:
         what, is_kept = f"{place[0]}://{place[1]}:{place[2]}", False
         response: http.client.HTTPResponse | None = None
         try:
             with self._watch.over(connection, deadline):
                 connection.http.sock.settimeout(max(0.001, deadline.remaining_s()))
-                connection.http.request("GET", url.request_uri, headers=_headers(url))
+                connection.http.request("GET", url.request_uri, headers=headers)
                 response = connection.http.getresponse()
                 self._require_time(deadline)
-                self._require_object(response, what)
+                is_ours = headers.get("Authorization", "").startswith("Bearer ")
+                self._require_object(response, what, with_token=is_ours)
                 body = self._body(response, deadline)
                 is_kept = not response.will_close
                 return body
@@ -286,8 +301,12 @@ class HttpObjects:
             else:
                 connection.close()
 
-    def _require_object(self, response: http.client.HTTPResponse, what: str) -> None:
+    def _require_object(
+        self, response: http.client.HTTPResponse, what: str, *, with_token: bool
+    ) -> None:
         status = response.status
+        if status == _UNKNOWN_USER and with_token:
+            raise Away(what, "it answers 401: check its file of bearer_token_files")
         if status in _GONE:
             raise Unreadable(f"fetch: {what} answers {status}", Status.MISSING)
         if status in _TRY_AGAIN or status >= _FIRST_FAULT:

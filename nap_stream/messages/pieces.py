@@ -1,15 +1,19 @@
 """What links hand on: pieces of a message, and how a link says that it cannot."""
 
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, Self
 
+from nap_stream.errors import ConfigError
 from nap_stream.records import Status
 from nap_stream.text import printable
 
 SHOWN = 40
 """Characters of a message that an error shows."""
 MAX_ERROR = 300
+_MAX_SECRET_BYTES = 8 * 2**10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,36 @@ class Away(Exception):  # noqa: N818  a state of the world, for whoever decides 
         return f"{self.what}: {self.cause}"
 
 
+def secret_of(path: Path, what: str) -> str:
+    """What a file of a secret for ``what`` holds, read anew: mounted secrets are renewed.
+
+    Raises:
+        Away: It cannot be read, or holds no secret.
+    """
+    try:
+        with path.open("rb") as file:
+            secret = file.read(_MAX_SECRET_BYTES).strip().decode("ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Away(what, f"its secret cannot be read ({type(error).__name__})") from None
+    if not secret or not secret.isprintable():
+        raise Away(what, "the file of its secret holds none, or more than that")
+    return secret
+
+
+def trusted(ca_file: Path | None, where: str) -> ssl.SSLContext:
+    """What certificates are checked by: those of a file, or the system's. It takes a while.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the certificates cannot be read: {error}", f"{where} {ca_file}"
+        ) from error
+
+
 class Flawed(Exception):  # noqa: N818  likewise
     """An object was answered for, and not whole or in time: it is tried again, not waited for."""
 
@@ -84,7 +118,7 @@ class Link(Protocol):
         """
 
     def close(self) -> None:
-        """End what is waited for, and release connections. Safe to call twice."""
+        """End what is waited for, and release connections, if any. Safe to call twice."""
 
 
 def as_bytes(value: Any, link: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nap_stream.errors import ConfigError
 from nap_stream.messages.paths import Fields
-from nap_stream.messages.pieces import Piece, Unreadable, as_bytes
+from nap_stream.messages.pieces import Link, Piece, Unreadable, as_bytes
 from nap_stream.records import Status
 from nap_stream.settings.messages import FieldPaths, ProtobufField, steps_of
 from nap_stream.settings.schema import LimitSettings
@@ -196,7 +196,7 @@ def _value(field: Any, value: Any) -> Any:
     return [_tree(one) for one in value] if is_message else list(value)
 
 
-class ProtobufFieldLink:
+class ProtobufFieldLink(Link):
     """Reads Protobuf messages of one type, and takes a field of each.
 
     Raises:
@@ -216,6 +216,3 @@ class ProtobufFieldLink:
         """The field's value, or one of each element."""
         data = as_bytes(piece.value, "protobuf_field")
         return self._fields.pieces(piece, self._message.read(data, "protobuf_field"))
-
-    def close(self) -> None:
-        """Nothing to release."""

@@ -258,9 +258,9 @@ def _link(
         case ConfluentAvro() | ConfluentProtobuf():
             found = _registered(given, registry, limits, clock)
         case Base64():
-            found = text_links.Base64Link(limits)
+            found = text_links.EncodedLink("base64", limits)
         case DataUri():
-            found = text_links.DataUriLink(limits)
+            found = text_links.EncodedLink("data_uri", limits)
         case FetchSettings():
             found = fetch.FetchLink(given, limits, clock, resolve=resolve)
         case _:

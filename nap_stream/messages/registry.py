@@ -7,10 +7,11 @@ used.
 """
 
 import json
-import ssl
 import threading
+from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -19,14 +20,13 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from nap_stream.clock import Clock, Deadline
-from nap_stream.errors import ConfigError
 from nap_stream.messages.avro import AvroSchema, avro_schema, schema_tree
 from nap_stream.messages.paths import Fields
-from nap_stream.messages.pieces import Away, Piece, Unreadable, as_bytes
+from nap_stream.messages.pieces import Away, Link, Piece, Unreadable, as_bytes, secret_of, trusted
 from nap_stream.messages.proto_compiler import Compiled, compile_proto
 from nap_stream.messages.protobuf import ProtobufMessage
 from nap_stream.messages.text_links import unframed
-from nap_stream.settings.messages import ConfluentAvro, ConfluentProtobuf, RegistrySettings
+from nap_stream.settings.messages import ConfluentProtobuf, FieldPaths, RegistrySettings
 from nap_stream.settings.schema import LimitSettings
 from nap_stream.text import described
 
@@ -37,7 +37,6 @@ UNKNOWN_FOR_S = 60.0
 """How long an id is not asked for again that the registry does not know."""
 _NOT_FOUND = (404, 422)
 _DENIED = (401, 403)
-_MAX_SECRET_BYTES = 8 * 2**10
 _PIECE_BYTES = 64 * 2**10
 _MAX_INDEXES = 32
 
@@ -63,11 +62,12 @@ class SchemaRegistry:
     def __init__(self, settings: RegistrySettings, clock: Clock) -> None:
         self._settings, self._clock = settings, clock
         self.what = f"the schema registry {settings.url}"
-        timeout_s = settings.timeout_s
+        timeout_s, is_plain = settings.timeout_s, settings.url.startswith("http:")
+        where = "messages.registry.ca_file"
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
             retries=False,
-            ssl_context=_trust(settings),
+            ssl_context=None if is_plain else trusted(settings.ca_file, where),
         )
 
     def schema(self, number: int) -> RegisteredSchema:
@@ -152,39 +152,17 @@ class SchemaRegistry:
         return body
 
     def _credentials(self) -> dict[str, str]:
-        """Read anew each time: mounted secrets are renewed."""
         given = self._settings
         if given.bearer_token_file is not None:
-            return {"Authorization": f"Bearer {self._secret(given.bearer_token_file)}"}
+            return {"Authorization": f"Bearer {secret_of(given.bearer_token_file, self.what)}"}
         if given.username is None:
             return {}
         if given.password is not None:
             password = given.password.get_secret_value()
         else:
-            password = self._secret(given.password_file)
+            assert given.password_file is not None, "settings with a username have a password"
+            password = secret_of(given.password_file, self.what)
         return urllib3.util.make_headers(basic_auth=f"{given.username}:{password}")
-
-    def _secret(self, path: Any) -> str:
-        try:
-            with path.open("rb") as file:
-                secret = file.read(_MAX_SECRET_BYTES).strip().decode("ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            raise Away(self.what, f"its secret cannot be read ({type(error).__name__})") from None
-        if not secret or not secret.isprintable():
-            raise Away(self.what, "the file of its secret holds none, or more than that")
-        return str(secret)
-
-
-def _trust(settings: RegistrySettings) -> ssl.SSLContext | None:
-    if not settings.url.startswith("https:"):
-        return None
-    try:
-        return ssl.create_default_context(cafile=settings.ca_file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"the certificates cannot be read: {error}",
-            f"messages.registry.ca_file {settings.ca_file}",
-        ) from error
 
 
 def _text(tree: dict[str, Any]) -> str:
@@ -235,53 +213,71 @@ def _shorten(kept: OrderedDict[Hashable, Any]) -> None:
         kept.popitem(last=False)
 
 
-def _asked(registry: SchemaRegistry, number: int, link: str) -> RegisteredSchema:
+@contextmanager
+def _usable(link: str, number: int) -> Iterator[None]:
+    """What raises ValueError of a schema in this block says that it cannot be used."""
     try:
-        return registry.schema(number)
-    except Unreadable as unreadable:
-        raise Unreadable(f"{link}: {unreadable.error}", unreadable.status) from None
+        yield
+    except ValueError as error:
+        raise Unreadable(f"{link}: schema {number} cannot be used: {_one_line(error)}") from None
 
 
-class ConfluentAvroLink:
-    """Reads Avro data of registered schemas, and takes a field of each."""
+class _RegisteredLink(Link, Generic[T]):
+    """A link that reads by what `_made` makes of registered schemas, by key."""
+
+    name: str
+    kind: str
 
     def __init__(
         self,
-        settings: ConfluentAvro,
+        settings: FieldPaths,
         limits: LimitSettings,
         registry: SchemaRegistry,
         clock: Clock,
     ) -> None:
         self._settings, self._registry = settings, registry
-        self._fields = Fields("confluent_avro", settings, limits.max_images_per_message)
-        self._schemas: Kept[AvroSchema] = Kept(self._schema, clock)
+        self._fields = Fields(self.name, settings, limits.max_images_per_message)
+        self._schemas: Kept[T] = Kept(self._made, clock)
 
-    def __call__(self, piece: Piece) -> Sequence[Piece]:
-        """The field's value, or one of each element."""
-        number, data = unframed(as_bytes(piece.value, "confluent_avro"), "confluent_avro")
-        schema = self._schemas(number)
-        found = schema.read(data, "confluent_avro")
-        return self._fields.pieces(piece, found, schema.time_unit)
+    @abstractmethod
+    def _made(self, key: Any) -> T: ...
 
     def close(self) -> None:
         """Release the registry's connections."""
         self._registry.close()
 
-    def _schema(self, number: int) -> AvroSchema:
-        found = _asked(self._registry, number, "confluent_avro")
+    def _asked(self, number: int) -> RegisteredSchema:
         try:
-            if found.kind != "AVRO":
-                raise ValueError(f"it is one of {found.kind}")  # noqa: TRY301  said once, below
+            found = self._registry.schema(number)
+        except Unreadable as unreadable:
+            raise Unreadable(f"{self.name}: {unreadable.error}", unreadable.status) from None
+        if found.kind != self.kind:
+            raise ValueError(f"it is one of {found.kind}")
+        return found
+
+
+class ConfluentAvroLink(_RegisteredLink[AvroSchema]):
+    """Reads Avro data of registered schemas, and takes a field of each."""
+
+    name, kind = "confluent_avro", "AVRO"
+
+    def __call__(self, piece: Piece) -> Sequence[Piece]:
+        """The field's value, or one of each element."""
+        number, data = unframed(as_bytes(piece.value, self.name), self.name)
+        schema = self._schemas(number)
+        return self._fields.pieces(piece, schema.read(data, self.name), schema.time_unit)
+
+    def _made(self, key: int) -> AvroSchema:
+        with _usable(self.name, key):
+            found = self._asked(key)
             others = [schema_tree(text) for _, text in found.references]
             return avro_schema(schema_tree(found.text), self._settings, others)
-        except ValueError as error:
-            raise Unreadable(
-                f"confluent_avro: schema {number} cannot be used: {_one_line(error)}"
-            ) from None
 
 
-class ConfluentProtobufLink:
+class ConfluentProtobufLink(_RegisteredLink[ProtobufMessage]):
     """Reads Protobuf messages of registered schemas, and takes a field of each."""
+
+    name, kind = "confluent_protobuf", "PROTOBUF"
 
     def __init__(
         self,
@@ -290,44 +286,30 @@ class ConfluentProtobufLink:
         registry: SchemaRegistry,
         clock: Clock,
     ) -> None:
-        self._settings, self._registry = settings, registry
-        self._fields = Fields("confluent_protobuf", settings, limits.max_images_per_message)
+        super().__init__(settings, limits, registry, clock)
+        self._wanted = settings.message
         self._files: Kept[Compiled] = Kept(self._file, clock)
-        self._messages: Kept[ProtobufMessage] = Kept(self._message, clock)
 
     def __call__(self, piece: Piece) -> Sequence[Piece]:
         """The field's value, or one of each element."""
-        link = "confluent_protobuf"
-        number, data = unframed(as_bytes(piece.value, link), link)
+        number, data = unframed(as_bytes(piece.value, self.name), self.name)
         indexes, start = message_indexes(data)
-        message = self._messages((number, indexes))
-        return self._fields.pieces(piece, message.read(data[start:], link))
-
-    def close(self) -> None:
-        """Release the registry's connections."""
-        self._registry.close()
+        message = self._schemas((number, indexes))
+        return self._fields.pieces(piece, message.read(data[start:], self.name))
 
     def _file(self, number: int) -> Compiled:
-        found = _asked(self._registry, number, "confluent_protobuf")
-        try:
-            if found.kind != "PROTOBUF":
-                raise ValueError(f"it is one of {found.kind}")  # noqa: TRY301  said once, below
+        with _usable(self.name, number):
+            found = self._asked(number)
             return compile_proto(found.text, found.references)
-        except ValueError as error:
-            raise Unreadable(
-                f"confluent_protobuf: schema {number} cannot be used: {_one_line(error)}"
-            ) from None
 
-    def _message(self, key: tuple[int, tuple[int, ...]]) -> ProtobufMessage:
+    def _made(self, key: tuple[int, tuple[int, ...]]) -> ProtobufMessage:
         number, indexes = key
-        compiled, wanted = self._files(number), self._settings.message
-        try:
+        compiled, wanted = self._files(number), self._wanted
+        with _usable(self.name, number):
             name = compiled.name_at(indexes)
             if wanted is not None and name != wanted:
-                raise ValueError(f"the message is a {name}, not a {wanted}")  # noqa: TRY301
+                raise ValueError(f"the message is a {name}, not a {wanted}")
             return ProtobufMessage(compiled.descriptors, name, self._settings)
-        except ValueError as error:
-            raise Unreadable(f"confluent_protobuf: schema {number}: {_one_line(error)}") from None
 
 
 def message_indexes(data: bytes) -> tuple[tuple[int, ...], int]:

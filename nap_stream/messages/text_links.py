@@ -5,11 +5,12 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Literal
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 from nap_stream.messages.paths import Fields
 from nap_stream.messages.pieces import (
+    Link,
     Piece,
     Reference,
     Unreadable,
@@ -35,7 +36,7 @@ _DATA_URI = re.compile(
 _BINARY_TYPES = ("application/octet-stream", "binary/octet-stream")
 
 
-class JsonFieldLink:
+class JsonFieldLink(Link):
     """Reads a JSON document in UTF-8, -16 or -32, and takes a field of it."""
 
     def __init__(self, settings: JsonField, limits: LimitSettings) -> None:
@@ -48,9 +49,6 @@ class JsonFieldLink:
         if self._is_framed:
             value = unframed(value, "json_field")[1]
         return self._fields.pieces(piece, parsed(value, "json_field"))
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def unframed(value: Any, link: str) -> tuple[int, bytes]:
@@ -83,36 +81,18 @@ def parsed(value: Any, link: str) -> Any:
         raise Unreadable(f"{link}: not JSON ({why}); {shown(data)}{hint}") from None
 
 
-class Base64Link:
-    """Decodes base64, or a data URI."""
+class EncodedLink(Link):
+    """Decodes a data URI, or, where the link is ``base64``, base64 too."""
 
-    def __init__(self, limits: LimitSettings) -> None:
-        self._max_bytes = limits.max_image_bytes
-
-    def __call__(self, piece: Piece) -> Sequence[Piece]:
-        """The bytes."""
-        data = _encoded(piece.value, "base64")
-        if data[:64].lstrip(_WHITESPACE)[:5].lower() == b"data:":
-            return (piece.with_value(data_of_uri(data, "base64", self._max_bytes)),)
-        return (piece.with_value(decoded_base64(data, "base64", self._max_bytes)),)
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
-class DataUriLink:
-    """Decodes a data URI of an image."""
-
-    def __init__(self, limits: LimitSettings) -> None:
-        self._max_bytes = limits.max_image_bytes
+    def __init__(self, link: Literal["base64", "data_uri"], limits: LimitSettings) -> None:
+        self._link, self._max_bytes = link, limits.max_image_bytes
 
     def __call__(self, piece: Piece) -> Sequence[Piece]:
         """The bytes."""
-        data = _encoded(piece.value, "data_uri")
-        return (piece.with_value(data_of_uri(data, "data_uri", self._max_bytes)),)
-
-    def close(self) -> None:
-        """Nothing to release."""
+        data = _encoded(piece.value, self._link)
+        is_uri = data[:64].lstrip(_WHITESPACE)[:5].lower() == b"data:"
+        decode = data_of_uri if is_uri or self._link == "data_uri" else decoded_base64
+        return (piece.with_value(decode(data, self._link, self._max_bytes)),)
 
 
 def _encoded(value: Any, link: str) -> bytes:
@@ -187,7 +167,7 @@ def _unquoted(body: bytes) -> bytes:
     return b"".join(parts)
 
 
-class S3EventLink:
+class S3EventLink(Link):
     """Reads a notification of S3, MinIO or EventBridge, alone or in one of SNS."""
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -201,9 +181,6 @@ class S3EventLink:
             tree = parsed(tree["Message"], "s3_event")
         references = list(self._references(tree))
         return [piece.with_value(reference) for reference in references]
-
-    def close(self) -> None:
-        """Nothing to release."""
 
     def _references(self, tree: Any) -> "Iterator[Reference | Unreadable]":
         if not isinstance(tree, dict):

@@ -142,6 +142,9 @@ class FetchSettings(Section):
     whose name leads to a private address needs allow_networks too; an address stands for itself."""
     allow_networks: tuple[IPvAnyNetwork, ...] = ()
     """Networks that are not public in which hosts of allow_hosts may lie, as 10.1.0.0/16."""
+    bearer_token_files: dict[str, SecretFile] = Field(default_factory=dict)
+    """Files of tokens for the Authorization header, by the host of allow_hosts that each is for. A
+    token is sent to that host alone, over https alone, and read anew for each object."""
     max_bytes: Positive | None = None
     """Of one object; null takes limits.max_image_bytes."""
     timeout_s: PositiveSeconds = 10.0
@@ -173,6 +176,13 @@ class FetchSettings(Section):
                     "path and wildcards"
                 )
         return tuple(name.lower() for name in value)
+
+    @model_validator(mode="after")
+    def _tokens_are_of_hosts(self) -> Self:
+        for name in self.bearer_token_files:
+            if name.lower() not in self.allow_hosts:
+                raise ValueError(f"bearer_token_files: {name!r} is not in allow_hosts")
+        return self
 
     @model_validator(mode="after")
     def _something_is_allowed(self) -> Self:

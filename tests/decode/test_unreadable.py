@@ -62,6 +62,10 @@ SAMPLES: dict[str, tuple[bytes, str]] = {
     ),
     "Protobuf": (_field(1, b"camera-7") + _field(2, jpeg()), "Protocol Buffers (2 fields)"),
     "an Avro container": (b"Obj\x01\x04\x16avro.schema", "an Avro container file"),
+    "Avro, single object": (
+        b"\xc3\x01" + bytes(range(40)),
+        "an Avro datum in single-object encoding",
+    ),
     "gzip": (gzip.compress(jpeg()), "gzip"),
     "Zstandard": (b"\x28\xb5\x2f\xfd" + bytes(40), "Zstandard"),
     "bzip2": (b"BZh91AY&SY" + bytes(40), "bzip2"),
@@ -100,7 +104,16 @@ SAMPLES: dict[str, tuple[bytes, str]] = {
     "text": (b"no signal", "text"),
     "text with a mark": (b'\xef\xbb\xbf{"a": 1}', "text with a byte order mark"),
 }
-OF_MESSAGES = {"base64", "a data URI", "JSON", "framed Avro", "Protobuf", "a URL", "gzip"}
+OF_MESSAGES = {
+    "base64",
+    "a data URI",
+    "JSON",
+    "framed Avro",
+    "Avro, single object",
+    "Protobuf",
+    "a URL",
+    "gzip",
+}
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastavro import writer
+from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from nap_stream.errors import ConfigError
 from nap_stream.messages import avro
@@ -224,6 +225,18 @@ def test_an_object_container_file_is_named(tmp_path: Path) -> None:
     with path.open("wb") as file:
         writer(file, {"type": "record", "name": "R", "fields": []}, [{}])
     assert "container file" in refused(reader_of(tmp_path, FRAME, **PATHS), path.read_bytes())[1]
+
+
+def test_single_object_encoding(tmp_path: Path) -> None:
+    reader = reader_of(tmp_path, FRAME, **PATHS)
+    # The schema "int" of the specification: 7275d51a3f395c8f, little-endian.
+    ints = reader_of(tmp_path, "int", path="$")
+    status, error = refused(ints, bytes.fromhex("c301 8f5c393f1ad57572 02"))
+    assert (status, "a number and not bytes" in error) == ("bad_message", True)
+    mark = b"\xc3\x01" + bytes.fromhex(fingerprint(to_parsing_canonical_form(FRAME), "CRC-64-AVRO"))
+    assert one(reader, mark + frame(b"image")).data == b"image"
+    other = b"\xc3\x01" + bytes(8) + frame(b"image")
+    assert "single-object encoding, of another schema" in refused(reader, other)[1]
 
 
 def test_what_no_path_needs_takes_no_memory(tmp_path: Path) -> None:

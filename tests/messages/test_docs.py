@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "frame.avsc").write_text(json.dumps(FRAME))
     (tmp_path / "frame.desc").write_bytes(compile_proto(PROTO, ()).descriptors)
     (tmp_path / "registry-password").write_text("secret\n")
+    (tmp_path / "image-token").write_text("secret\n")
     return tmp_path
 
 
@@ -52,7 +53,7 @@ def example_with(text: str, number: int = 0) -> str:
 
 def test_every_example_can_be_loaded(folder: Path) -> None:
     examples = snippets(PAGE, "yaml")
-    assert len(examples) == 8
+    assert len(examples) == 9
     for example in examples:
         assert settings_of(folder, example).messages.read
 

@@ -451,6 +451,44 @@ def test_tls_is_for_the_name_and_not_for_the_address(tmp_path: Path) -> None:
         assert "not trusted" in refused(reader, reference)[1]
 
 
+def test_a_token_goes_to_its_host_alone_and_over_tls_alone(tmp_path: Path) -> None:
+    server = ObjectServer({"/a.jpg": [answer(IMAGE), *[answer(b"", 401)] * 2, answer(IMAGE)]})
+    ours, token = self_signed(tmp_path, "ours", "images.example"), tmp_path / "token"
+    token.write_text("FIRST\n")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ours)
+    with server.listening(context):
+        place = f"images.example:{server.port}"
+        hosts, files = (place, f"127.0.0.1:{server.port}"), {place.upper(): token}
+        reference = f"https://user:PASS@{place}/a.jpg"
+        with fetching(server, *hosts, ca_file=ours, bearer_token_files=files) as reader:
+            assert one(reader, reference).data == IMAGE
+            status, error = refused(reader, reference)
+            assert (status, "check its file of bearer_token_files" in error) == (
+                "fetch_failed",
+                True,
+            )
+            token.write_text("SECOND")
+            assert one(reader, reference).data == IMAGE
+            status, error = refused(reader, f"http://{place}/a.jpg")
+            assert (status, "over https alone" in error) == ("not_allowed", True)
+            token.unlink()
+            assert "its secret cannot be read" in refused(reader, reference)[1]
+    sent = [line for head in server.requests for line in head.split("\r\n") if "Auth" in line]
+    assert (sent[0], sent[-1]) == ("Authorization: Bearer FIRST", "Authorization: Bearer SECOND")
+    with server.listening(), fetching(server, *hosts, bearer_token_files=files) as reader:
+        token.write_text("THIRD")
+        assert one(reader, server.url("/a.jpg")).data == IMAGE
+    assert "THIRD" not in "".join(server.requests)
+
+
+def test_a_token_of_a_host_that_is_not_allowed_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    files = {"b.example": tmp_path / "token"}
+    with pytest.raises(ValueError, match=r"'b\.example' is not in allow_hosts"):
+        chain({"fetch": {"allow_hosts": ["a.example"], "bearer_token_files": files}})
+
+
 def test_a_handshake_that_dawdles_is_left_in_time() -> None:
     server = ObjectServer({"/a.jpg": answer(IMAGE)})
     listener = socket.create_server(("127.0.0.1", 0))
