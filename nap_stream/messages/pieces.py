@@ -119,6 +119,7 @@ class Link(Protocol):
 
     def close(self) -> None:
         """End what is waited for, and release connections, if any. Safe to call twice."""
+        return
 
 
 def as_bytes(value: Any, link: str) -> bytes:
