@@ -45,10 +45,10 @@ def bounded(name: str) -> str:
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
 
 
-def listing(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """Name the first ``most``, and say how many more there are, as in a, b and 3 more."""
+    more = f"{between.rstrip(', ')} and {len(names) - most:,} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def percent(value: Any) -> str:

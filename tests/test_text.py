@@ -2,7 +2,17 @@ from typing import Any
 
 import pytest
 
-from nap_stream.text import MAX_FIELD, bounded, duration, moment, number, percent, plain, rfc3339
+from nap_stream.text import (
+    MAX_FIELD,
+    bounded,
+    duration,
+    listed,
+    moment,
+    number,
+    percent,
+    plain,
+    rfc3339,
+)
 
 
 def test_long_fields_are_cut() -> None:
@@ -43,6 +53,13 @@ def test_percent(value: Any, text: str) -> None:
 )
 def test_number(value: Any, text: str) -> None:
     assert number(value) == text
+
+
+def test_of_many_names_the_first_are_shown() -> None:
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed([*"abcd"], 2) == "a, b and 2 more"
+    assert listed([*"abc"], 1, "; ") == "a; and 2 more"
+    assert listed([], 2) == ""
 
 
 @pytest.mark.parametrize(

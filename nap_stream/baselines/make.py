@@ -1,6 +1,6 @@
 """A calibration whose scores are those of a stretch of the log that somebody vouches for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from nap_stream.baselines.counting import (
     first_judge,
     thinned,
 )
-from nap_stream.baselines.stretch import Stretch, StretchQuery
+from nap_stream.baselines.stretch import SHOWN, Stretch, StretchQuery
 from nap_stream.calibration.artifact import versions
 from nap_stream.calibration.baseline import (
     PARENT_CLASS_ID,
@@ -42,11 +42,9 @@ from nap_stream.core.decorrelation import (
 from nap_stream.core.foreign import Foreign, check_ms, foreign_in, odd_parts, without
 from nap_stream.core.time_kinds import HOUR_MS, KindEvidence, TimeKinds, find_kinds
 from nap_stream.errors import CalibrationError, ConfigError
-from nap_stream.text import bounded, duration, percent, rfc3339
+from nap_stream.text import bounded, duration, listed, percent, rfc3339
 
 _PASSES = 4
-SHOWN = 5
-"""So many keys, blocks or gaps are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +76,9 @@ class ForeignShare:
     spans_ms: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
-        times = [f"{rfc3339(start)} to {rfc3339(end)}" for start, end in self.spans_ms[:SHOWN]]
-        more = f" and {len(self.spans_ms) - SHOWN} more" if len(self.spans_ms) > SHOWN else ""
+        times = [f"{rfc3339(start)} to {rfc3339(end)}" for start, end in self.spans_ms]
         name = f"{bounded(self.key)} " if self.key else ""
-        return f"{name}{percent(self.share)} ({', '.join(times)}{more})"
+        return f"{name}{percent(self.share)} ({listed(times, SHOWN)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +93,9 @@ class ForeignFound:
     by_key: tuple[ForeignShare, ...]
     block_ms: int
     keys: int
+
+    def __str__(self) -> str:
+        return listed([str(each) for each in self.by_key], SHOWN, "; ")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +113,13 @@ class MadeBaseline:
     foreign: ForeignFound
     correlation: float
     correlation_limit: float
+
+    @property
+    def baseline(self) -> Baseline:
+        """What the calibration states of it."""
+        found = self.calibration.document.baseline
+        assert found is not None
+        return found
 
 
 def make_baseline(
@@ -292,11 +299,10 @@ def _require_own(foreign: ForeignFound, most: float) -> None:
     worst = [each for each in foreign.by_key if each.share > most]
     if foreign.share <= most and not worst:
         return
-    named = "; ".join(map(str, (worst or foreign.by_key)[:SHOWN]))
-    more = f"; and {len(worst) - SHOWN} more keys" if len(worst) > SHOWN else ""
+    named = listed([str(each) for each in worst or foreign.by_key], SHOWN, "; ")
     raise CalibrationError(
         f"{percent(foreign.share)} of the records look foreign to the rest of their key, and at "
-        f"most {percent(most)} of all and of each key may: {named}{more}",
+        f"most {percent(most)} of all and of each key may: {named}",
         "--max-foreign",
         "Choose a stretch without them. If they are as they should be, raise --max-foreign; if "
         "they are the nights, three days or more tell, or --times",
@@ -319,8 +325,7 @@ def _with_length(
         )
     if block_ms == choice.block_ms:
         return choice
-    values = {name: getattr(choice, name) for name in BlockChoice.__slots__}
-    return BlockChoice(**(values | {"block_ms": block_ms, "reason": "asked"}))
+    return replace(choice, block_ms=block_ms, reason="asked")
 
 
 def _require_blocks(
@@ -338,11 +343,11 @@ def _require_blocks(
             "--times",
             "Tell fewer times apart with --times, or choose a longer stretch",
         )
-    odd = f" Odd is: {'; '.join(map(str, foreign.by_key[:SHOWN]))}" if foreign.by_key else ""
+    odd = f". Odd is: {foreign}" if foreign.by_key else ""
     raise CalibrationError(
         f"the stretch has {numbers[0]} blocks of {duration(choice.block_ms)}, and at least "
         f"{MIN_BLOCKS} are needed that are not cut off: records depend on each other over about "
-        f"{duration(round(choice.decorrelation_ms))}.{odd}",
+        f"{duration(round(choice.decorrelation_ms))}{odd}",
         "",
         f"Choose a stretch of {duration(2 * MIN_BLOCKS * choice.block_ms)} or more in which "
         "nothing changed, or shorter blocks with --block",

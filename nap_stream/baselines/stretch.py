@@ -18,7 +18,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Progress
 from nap_stream.core.panes import NO_KEY, changes, key_text
 from nap_stream.errors import CalibrationError, ConfigError
-from nap_stream.records import TopicPartition
+from nap_stream.records import STATUSES, Status, TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import SCHEMA
 from nap_stream.scored_log.read import topic_partitions, walk
@@ -30,7 +30,7 @@ from nap_stream.scored_log.summary import (
     rows_schema,
 )
 from nap_stream.settings.drift import KeySettings
-from nap_stream.text import bounded
+from nap_stream.text import bounded, listed
 
 MAX_RECORDS = 200_000_000
 """Some 5 GB of a temporary file."""
@@ -38,6 +38,8 @@ MAX_JUMPING_SHARE = 0.05
 """Of the records, those whose clocks jump: beyond it nothing tells when they were."""
 _GATHERED_ROWS = 65_536
 _GATHERED_PARTS = 1_000
+SHOWN = 5
+"""So many keys, blocks or gaps are named."""
 _LAST_MS = np.iinfo(np.int64).max
 _OWN = ("fused", "class_id", "calibration_fingerprint", "model_fingerprint", "calibration_p_value")
 
@@ -80,6 +82,7 @@ class Stretch:
     last record. ``jumping`` records have an event time that cannot be true, or lies long before
     one that came earlier; ``first_jump`` says where the first stands. ``judged_by`` are the
     fingerprints of the calibrations that judged them. ``split_keys`` stand in several partitions.
+    ``unscored`` images of the stretch have no scores, and are not among the records.
     """
 
     spool: RecordSpool
@@ -93,6 +96,7 @@ class Stretch:
     first_jump: str
     judged_by: tuple[str, ...]
     split_keys: int
+    unscored: int = 0
 
     @property
     def records(self) -> int:
@@ -127,8 +131,13 @@ def read_stretch(
     found = reading.found()
     where = f"{store.root}, topic {query.topic}"
     if not found.records:
+        none = f": none of its {found.unscored:,} images has scores" if found.unscored else ""
+        if found.gaps:
+            none += f": lost are {listed([str(gap) for gap in found.gaps], SHOWN, '; ')}"
         raise ConfigError(
-            "the stretch holds no scored records", where, "Choose another --since and --until"
+            f"the stretch holds no scored records{none}",
+            where,
+            "Choose another --since and --until",
         )
     if query.keys is not None and set(found.keys) <= {NO_KEY}:
         raise ConfigError(
@@ -200,7 +209,7 @@ class _Reading:
         self._known = _known_fingerprints(calibration)
         self._chains: list[ChainPart] = []
         self._gaps: list[Gap] = []
-        self._jumping, self._first_jump = 0, ""
+        self._jumping, self._first_jump, self._unscored = 0, "", 0
         self._newest_ms = np.iinfo(np.int64).min
         self._last_pane: dict[int, int] = {}
 
@@ -219,6 +228,7 @@ class _Reading:
             first_jump=self._first_jump,
             judged_by=tuple(sorted(self._judged_by)),
             split_keys=self._keys.split,
+            unscored=self._unscored,
         )
 
     def read(self, store: SegmentStore, partition: TopicPartition, advance: Progress) -> None:
@@ -234,7 +244,7 @@ class _Reading:
                 break
         if chain.part is not None:
             self._chains.append(chain.part)
-        self._gaps += chain.gaps
+        self._gaps += chain.gaps or chain.all_lost
         for start, end in chain.holes:
             raise CalibrationError(
                 f"offsets [{start}, {end}) of {partition} are missing from the log",
@@ -278,6 +288,8 @@ class _Reading:
         self._newest_ms = int(newest[-1])
         is_within = (newest >= self._query.since_ms) & (newest < self._query.until_ms)
         is_wanted = is_within & rows.is_scored
+        is_image = rows.status != STATUSES.index(Status.TOMBSTONE)
+        self._unscored += int((is_within & ~rows.is_scored & is_image).sum())
         if not is_wanted.any():
             return None
         jumps = (times != rows.event_time_ms) | (newest - times > MAX_CLOCK_SKEW_MS)
@@ -410,8 +422,14 @@ class _Chain:
         self._start: int | None = None
         self._waiting: tuple[list[Gap], list[tuple[int, int]]] = ([], [])
         self.part: ChainPart | None = None
+        self._has_rows = False
         self.gaps: list[Gap] = []
         self.holes: list[tuple[int, int]] = []
+
+    @property
+    def all_lost(self) -> list[Gap]:
+        """The gaps of a partition that has nothing else: nothing tells when they were."""
+        return [] if self._has_rows else self._waiting[0]
 
     def follow(self, parts: list[SegmentFooter], kept: tuple[int, int] | None) -> None:
         """Take the footers of some rows, of which those at offsets ``kept`` are of the stretch.
@@ -420,6 +438,7 @@ class _Chain:
         """
         gaps, holes = self._waiting
         for part in parts:
+            self._has_rows |= part.gap is None
             if self._end is None or part.base_offset >= self._end:
                 if self._end is not None and part.base_offset > self._end:
                     holes.append((self._end, part.base_offset))

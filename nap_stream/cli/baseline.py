@@ -1,9 +1,11 @@
 """nap-stream baseline, and nap-stream compare."""
 
 import json
+import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 from rich.console import Console
@@ -24,7 +26,7 @@ from nap_stream.cli.options import (
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
-from nap_stream.text import bounded, percent, printable
+from nap_stream.text import bounded, duration, listed, percent, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +39,13 @@ if TYPE_CHECKING:
     from nap_stream.cli.options import NewBar
     from nap_stream.clock import Progress
     from nap_stream.core.block_plan import BlockPlan
+    from nap_stream.core.time_kinds import TimeKinds
     from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.settings.schema import Settings
 
+_LENGTH = re.compile(r"([0-9]{1,6})\s*(s|m|min|h|d)")
+_UNITS_MS = {"s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+_WEEKEND = "weekend"
 _ALERTS_SHOWN = 5
 _WIDE = 160
 
@@ -111,7 +117,6 @@ def baseline(
     messages = Console(stderr=True)
     with messages.status("starting"):
         from nap_stream.baselines.make import BaselineRequest, make_baseline
-        from nap_stream.baselines.options import parse_block, parse_times
         from nap_stream.baselines.report import promise_of, warnings_of
         from nap_stream.calibration.artifact import require_free, write_calibration
         from nap_stream.calibration.calibration import Calibration
@@ -122,7 +127,12 @@ def baseline(
     require_can_make(out.resolve().parent)
     store, parent, settings = _sources(config, log, calibration)
     drift = DriftSettings() if settings is None else settings.drift
-    query = _query(store, settings, topic, key_by, span_ms(since, until, clock))
+    since_ms, until_ms = span_ms(since, until, clock)
+    assert since_ms is not None
+    assert until_ms is not None
+    if until_ms > clock.now_ms():
+        raise ConfigError(f"{until} is not over yet", "--until", "Vouch for what has happened")
+    query = _query(store, settings, topic, key_by, (since_ms, until_ms))
     request = BaselineRequest(
         log_root=store.root,
         made_by=_said("--by", by),
@@ -194,7 +204,7 @@ def _query(
     settings: "Settings | None",
     topic: str | None,
     key_by: str | None,
-    span: tuple[int | None, int | None],
+    span: tuple[int, int],
 ) -> "StretchQuery":
     from pydantic import ValidationError
 
@@ -213,10 +223,55 @@ def _query(
             raise ConfigError(f"expected key or header:NAME, got {key_by!r}", "--key-by") from error
     if topic is None:
         topic = only_topic(store) if settings is None else settings.kafka.topic
-    since_ms, until_ms = span
-    assert since_ms is not None
-    assert until_ms is not None
-    return StretchQuery(topic, since_ms, until_ms, keys, drift.pane_ms)
+    return StretchQuery(topic, *span, keys, drift.pane_ms)
+
+
+def parse_block(text: str) -> int:
+    """A length of blocks in milliseconds, as in 10min, 30s, 2h.
+
+    Raises:
+        ConfigError: It is none, or not one that blocks can have.
+    """
+    from nap_stream.core.decorrelation import BLOCK_GRID_MS
+
+    found = _LENGTH.fullmatch(text.strip())
+    length = int(found[1]) * _UNITS_MS[found[2]] if found else 0
+    if length not in BLOCK_GRID_MS:
+        lengths = ", ".join(duration(each).replace(" ", "") for each in BLOCK_GRID_MS)
+        raise ConfigError(f"no length of blocks: {text!r}", "--block", f"Expected one of {lengths}")
+    return length
+
+
+def parse_times(text: str, timezone: str) -> "TimeKinds | None":
+    """Kinds of time; None where the stretch decides.
+
+    ``auto``, ``none``, or the hours at which a part of the day begins, with ``weekend`` where
+    weekends have parts of their own, as in 6,18 and 6,18,weekend.
+
+    Raises:
+        ConfigError: It is none of these, or there is no such time zone.
+    """
+    from nap_stream.core.time_kinds import TimeKinds
+
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"there is no time zone {timezone!r}", "--timezone", "Expected a name as Europe/Berlin"
+        ) from error
+    if text == "auto":
+        return None
+    words = [] if text == "none" else [word.strip() for word in text.split(",")]
+    hours = [word for word in words if word != _WEEKEND]
+    try:
+        return TimeKinds(tuple(int(hour) for hour in hours), _WEEKEND in words, timezone)
+    except ValueError as error:
+        raise ConfigError(
+            f"no kinds of time: {text!r}",
+            "--times",
+            "Expected auto, none, or hours at which a part of the day begins, such as 6,18 or "
+            "6,18,weekend",
+        ) from error
 
 
 @contextmanager
@@ -238,12 +293,14 @@ def _alerts(
     new_bar: "NewBar",
 ) -> tuple[str, ...]:
     """Warn of the alerts that fire within the stretch, and that the baseline would silence."""
+    from nap_stream.alert.event import TYPE_PREFIX
     from nap_stream.replay import EventSpan, replay
 
     fired: list[AlertEvent] = []
 
     def note(alert: "AlertEvent") -> None:
-        if alert.state == "firing":
+        # That of images without scores is none of the baseline's.
+        if alert.event["type"] == f"{TYPE_PREFIX}firing":
             fired.append(alert)
 
     advance: Progress = new_bar("replaying alerts", "records")
@@ -253,10 +310,9 @@ def _alerts(
     replay(store, own, parent.facts, span=span, on_alert=note, advance=advance)
     if not fired:
         return ()
-    named = "; ".join(_alert_words(alert) for alert in fired[:_ALERTS_SHOWN])
-    more = f"; and {len(fired) - _ALERTS_SHOWN} more" if len(fired) > _ALERTS_SHOWN else ""
+    named = listed([_alert_words(alert) for alert in fired], _ALERTS_SHOWN, "; ")
     text = f"alerts fire within the stretch, and what they are about will not alarm again: {named}"
-    return (f"{text}{more}. If that was no fault, all is well",)
+    return (f"{text}. If that was no fault, all is well",)
 
 
 def _alert_words(alert: "AlertEvent") -> str:
@@ -271,10 +327,8 @@ def _show(
 ) -> None:
     from nap_stream.baselines.report import more_rows, rows_of
 
-    baseline = calibration.document.baseline
-    assert baseline is not None
     rows = (
-        *rows_of(baseline, made.blocks),
+        *rows_of(made.baseline, made.blocks),
         *more_rows(made, promise),
         ("calibration", calibration.fingerprint[:16]),
         ("folder", str(out)),

@@ -16,10 +16,12 @@ from nap_stream.core.block_plan import EVENTS
 from nap_stream.core.key_monitors import KeyTable
 from nap_stream.core.sequential import (
     QUIET_CUSUM,
+    STATE_ARRAYS,
     AlarmStep,
     Bets,
     Onset,
     SequentialState,
+    best_bet,
     bets_against,
     initial_state,
     onset,
@@ -37,7 +39,7 @@ _CUSUM_LIMIT = QUIET_CUSUM - END_BLOCKS * np.log1p(
     -np.geomspace(SMALLEST_BET, LARGEST_BET, BET_COUNT)
 )
 _LAST_BLOCK, _MOST_BLOCKS = np.iinfo(np.uint32).max, np.iinfo(np.uint16).max
-_MOST_TO_ALARM = 1_000
+_MOST_TO_ALARM, _STARTS = 1_000, 24
 _COLUMNS: Mapping[str, tuple[type, tuple[int, ...]]] = {
     "log_statistic": (np.float32, _SHAPE),
     "log_cusum": (np.float32, _SHAPE),
@@ -88,21 +90,30 @@ def judge_blocks(
     )
 
 
-def blocks_to_alarm(rates: NDArray[np.float64], log_threshold: float) -> int | None:
+def blocks_to_alarm(rates: NDArray[np.float64], log_threshold: float) -> float | None:
     """Give how many blocks the largest fault takes until its alarm; None where none alarms.
 
-    ``rates`` is float64 (EVENTS,). Each block has more flags and lower p-values than all of the
+    ``rates`` is float64 (T, EVENTS), of T blocks after which they come again: the mean over those
+    with which the fault may begin. Each block has more flags and lower p-values than all of the
     baseline's. Smaller faults take longer.
     """
-    hits = np.array([1, 1, 1, 1, 0, 0])
-    bets, on = block_bets(rates), np.array(False)
-    state = initial_state(bets)
-    for block in range(1, _MOST_TO_ALARM + 1):
+    hits = np.array([[1, 1, 1, 1, 0, 0]])
+    starts = np.unique(np.linspace(0, len(rates) - 1, _STARTS).astype(np.int64))
+    state = initial_state(block_bets(rates[starts]))
+    taken = np.zeros(len(starts))
+    for block in range(_MOST_TO_ALARM):
+        is_on = taken > 0
+        if is_on.all():
+            return float(taken.mean())
         after = judge_blocks(
-            state, rates, hits, log_threshold=log_threshold, active=on, start_ms=block
+            state,
+            rates[(starts + block) % len(rates)],
+            np.broadcast_to(hits, (len(starts), EVENTS)),
+            log_threshold=log_threshold,
+            active=is_on,
+            start_ms=block,
         )
-        if after.active:
-            return block
+        taken[after.active & ~is_on] = block + 1
         state = after.state
     return None
 
@@ -169,15 +180,9 @@ class BlockDetectors(KeyTable):
 
     def since(self, slot: int) -> tuple[Onset, int, int]:
         """Give the most likely change of a key, in blocks, with records and flagged ones since."""
-        state = self._states(np.array([slot]))
-        one = SequentialState(
-            state.log_statistic[0],
-            state.log_cusum[0],
-            state.onset_ms[0],
-            state.records[0],
-            state.hits[0],
-        )
-        best = np.unravel_index(np.argmax(one.log_statistic), _SHAPE)
+        states = self._states(np.array([slot]))
+        one = SequentialState(*(getattr(states, name)[0] for name in STATE_ARRAYS))
+        best = best_bet(one)
         records, flagged = (round(float(self[n][slot][best])) for n in ("records", "flagged"))
         return onset(one), records, flagged
 

@@ -46,7 +46,7 @@ class BlockMonitors:
         max_keys: So many are remembered between blocks, besides the stream and accepted keys; see
             `nap_stream.core.key_monitors.KeyMonitors`.
         silence_ms: A key is silent in a block that begins so long after its last one, or longer;
-            two blocks at least.
+            two blocks at least, which the attribute of that name tells.
 
     Raises:
         ValueError: There is no room for a key.
@@ -60,7 +60,7 @@ class BlockMonitors:
         references = plan.references
         self._plan, self._max_keys = plan, max_keys
         self._block_ms = references.block_ms
-        self._silence_ms = max(silence_ms, 2 * self._block_ms)
+        self.silence_ms = max(silence_ms, 2 * self._block_ms)
         self._watches_keys = bool((references.group_of[1:] >= 0).any())
         self._table = BlockDetectors(self._block_ms, _columns())
         self._learned = LearnedReferences(references.kinds.count)
@@ -381,7 +381,7 @@ class BlockMonitors:
         if not len(asking):
             return
         if self._plan.new_keys - len(self._learned) < len(asking):
-            self._take_places(start_ms - self._silence_ms)
+            self._take_places(start_ms - self.silence_ms)
         # Accepted keys come first: nothing else watches them.
         waits = table["from_ms"][slots[asking]] == _EVER_MS
         first = asking[np.argsort(waits, kind="stable")][
@@ -398,7 +398,7 @@ class BlockMonitors:
         table["place"][table.slots(names)] = NO_ROW
 
     def _renew_silent(self, start_ms: int) -> None:
-        silent = self._active.remove_silent(start_ms - self._silence_ms)
+        silent = self._active.remove_silent(start_ms - self.silence_ms)
         if silent:
             self._table.renew(self._table.slots(silent))
 

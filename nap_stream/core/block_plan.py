@@ -15,7 +15,6 @@ them, so that for a key that is no worse than the worst known one the rate holds
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +41,7 @@ NO_ROW = -1
 class References:
     """What blocks of R groups are compared with.
 
-    ``center`` float64 (R, 3) and ``prior`` float64 (R,) are those of `block_statistics`;
+    ``center`` float64 (R, 3) and ``prior`` float64 (R,) are those of `shrunk`;
     ``thresholds`` float64 (R, EVENTS): event e is that statistic e // 2 is above it.
     """
 
@@ -53,23 +52,15 @@ class References:
     def __len__(self) -> int:
         return len(self.prior)
 
-    def part(self, start: int, end: int) -> "References":
-        """The references ``[start, end)``."""
-        cut = slice(start, end)
-        return References(self.center[cut], self.prior[cut], self.thresholds[cut])
-
-    def chosen(self, is_chosen: NDArray[np.bool_]) -> "References":
-        """Those where ``is_chosen``, bool (R,), is true."""
-        return References(self.center[is_chosen], self.prior[is_chosen], self.thresholds[is_chosen])
+    def chosen(self, which: NDArray[np.bool_] | slice) -> "References":
+        """Those where ``which``, bool (R,), is true, or those in a slice."""
+        return References(self.center[which], self.prior[which], self.thresholds[which])
 
 
-def joined(parts: Sequence[References]) -> References:
+def joined(*parts: References) -> References:
     """Put references one after another."""
-    return References(
-        np.concatenate([part.center for part in parts]),
-        np.concatenate([part.prior for part in parts]),
-        np.concatenate([part.thresholds for part in parts]),
-    )
+    columns = ([getattr(part, name) for part in parts] for name in References.__slots__)
+    return References(*map(np.concatenate, columns))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +86,12 @@ class BlockReferences:
     @property
     def own(self) -> References:
         """The references of the G groups."""
-        return self.rows.part(0, len(self.sizes))
+        return self.rows.chosen(slice(len(self.sizes)))
 
     @property
     def pooled(self) -> References:
         """The K references for keys without their own."""
-        return self.rows.part(len(self.sizes), len(self.rows))
+        return self.rows.chosen(slice(len(self.sizes), None))
 
     @property
     def ranks(self) -> NDArray[np.int64]:
@@ -172,7 +163,7 @@ def references_of(blocks: Blocks, kinds: TimeKinds) -> BlockReferences:
     of_stream = _stream_sums(blocks, sums, of_keys, covered, excess)
     stream, stream_sizes, _ = _ranked(kind[blocks.key == 0], kinds.count, of_stream)
     has_stream = stream_sizes >= MIN_BLOCKS
-    own = joined((every.chosen(has), stream.chosen(has_stream)))
+    own = joined(every.chosen(has), stream.chosen(has_stream))
     group_of = np.full((len(blocks.keys), kinds.count), NO_ROW, dtype=np.int32)
     group_of.reshape(-1)[found[has]] = np.arange(has.sum())
     group_of[0, has_stream] = has.sum() + np.arange(has_stream.sum())
@@ -182,7 +173,7 @@ def references_of(blocks: Blocks, kinds: TimeKinds) -> BlockReferences:
         kinds,
         blocks.block_ms,
         group_of,
-        joined((own, pooled)),
+        joined(own, pooled),
         np.concatenate((sizes[has], stream_sizes[has_stream])),
         has_pooled,
         _shares(blocks, kind, kinds.count),
@@ -323,6 +314,22 @@ class BlockPlan:
         return self.event_rates[self.rate_of]
 
     @property
+    def late_risk(self) -> float:
+        """The probability that a new key, beyond the first ``new_keys``, learns too low rates."""
+        return self._left / max(1, self.new_keys)
+
+    @property
+    def _left(self) -> float:
+        """What each part has of what the confidence leaves of 1."""
+        return (1 - self.confidence) / (3 if self.references.known else 1)
+
+    def rates_at(self, blocks: int, kinds: int) -> NDArray[np.float64]:
+        """Give the highest rates, (EVENTS,), if the known keys had so many blocks of each kind."""
+        groups = max(1, len(self.references.known)) * kinds
+        rates = _upper_rates(np.full(groups, blocks, dtype=np.int64), self._left)
+        return rates.max(axis=0)
+
+    @property
     def run_blocks(self) -> float:
         """The run time in blocks of one key."""
         return self.run_time_ms / self.references.block_ms
@@ -355,9 +362,7 @@ class BlockPlan:
     @property
     def fewest_blocks(self) -> int:
         """Baseline blocks of the group that has fewest; 0 where there is none."""
-        return int(self.references.sizes.min(initial=np.iinfo(np.int64).max)) * bool(
-            len(self.references.sizes)
-        )
+        return min(self.references.sizes.tolist(), default=0)
 
 
 def plan_blocks(

@@ -16,7 +16,7 @@ dependent, so that the mean of many is no surer, and a higher frame rate makes n
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from nap_stream.core.tails import BIN_COUNT, EDGES
 from nap_stream.core.time_kinds import DAY_MS
 
 STATISTICS = ("flagged", "low p-values", "high p-values")
+_COLUMNS = ("key", "start_ms", "records", "flagged", "bins")
 _MANY_ROWS = 1_000_000
 _MIDDLES = np.diff([0.0, *EDGES, 1.0]) / 2 + np.array([0.0, *EDGES])
 _WEIGHTS = np.stack((-np.log(_MIDDLES), -np.log1p(-_MIDDLES)), axis=1)
@@ -81,15 +82,8 @@ class Blocks:
 
     def chosen(self, is_chosen: NDArray[np.bool_]) -> "Blocks":
         """The blocks where ``is_chosen``, bool (N,), is true."""
-        return Blocks(
-            self.key[is_chosen],
-            self.start_ms[is_chosen],
-            self.records[is_chosen],
-            self.flagged[is_chosen],
-            self.bins[is_chosen],
-            self.keys,
-            self.block_ms,
-        )
+        columns = {name: getattr(self, name)[is_chosen] for name in _COLUMNS}
+        return replace(self, **columns)
 
 
 def added_up(
@@ -186,22 +180,6 @@ def block_means(blocks: Blocks) -> NDArray[np.float64]:
     return means
 
 
-def block_statistics(
-    records: NDArray[np.int64],
-    flagged: NDArray[np.int64],
-    bins: NDArray[np.int64],
-    center: NDArray[np.float64],
-    prior: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Give the shrunk excess of each mean over ``center``, float64 (..., 3); see the module.
-
-    ``records`` and ``flagged`` are int64 (...), ``bins`` int64 (..., BIN_COUNT), ``center`` float64
-    (..., 3), ``prior`` float64 (...), in records, above 0.
-    """
-    n = records[..., np.newaxis]
-    return shrunk(block_sums(flagged, bins) - n * center, records, prior)
-
-
 def shrunk(
     excess: NDArray[np.float64], records: NDArray[np.int64], prior: NDArray[np.float64]
 ) -> NDArray[np.float64]:
@@ -273,17 +251,9 @@ def effect(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float
     difference = new - old
     new_less, new_more = _unseen(new, blocks[1], confidence)
     old_less, old_more = _unseen(old, blocks[0], confidence)
-    return Effect(
-        new,
-        old,
-        difference,
-        difference - half - new_less - old_more,
-        difference + half + new_more + old_less,
-        confidence,
-        second.block_ms,
-        len(second),
-        len(first),
-    )
+    low, high = difference - half - new_less - old_more, difference + half + new_more + old_less
+    units = second.block_ms, len(second), len(first)
+    return Effect(new, old, difference, low, high, confidence, *units)
 
 
 def _unseen(share: float, blocks: int, confidence: float) -> tuple[float, float]:

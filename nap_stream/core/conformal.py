@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from nap_stream.core.bounds import flag_rate_interval, upper_flag_rate
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, Sides, TailEvent
+from nap_stream.text import listed
 
 _WEAKEST_CONFIDENCE = 0.95
 
@@ -204,11 +205,10 @@ def _require_sizes(rule: Rule, groups: dict[int | None, NDArray[np.float64]]) ->
             f"{small[None]} calibration images can flag nothing at {alpha}: "
             f"at least {needed} are needed"
         )
-    listed = ", ".join(f"class {number} has {size}" for number, size in list(small.items())[:5])
-    more = f" and {len(small) - 5} more" if len(small) > 5 else ""  # noqa: PLR2004  as listed
+    named = listed([f"class {number} has {size}" for number, size in small.items()], 5)
     raise ValueError(
         f"{alpha} per class needs at least {needed} calibration images of each predicted class: "
-        f"{listed}{more}"
+        f"{named}"
     )
 
 

@@ -17,7 +17,7 @@ blocks themselves, for all keys together and for each.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +145,9 @@ def choose_block_ms(blocks: Blocks, kinds: TimeKinds) -> BlockChoice:
     fine, tau_ms = _decorrelation(blocks, kinds, grid)
     needs = {
         "decorrelation": _ENOUGH * DECORRELATION_TIMES * tau_ms,
-        "records": fine.block_ms * MIN_RECORDS / max(_records_in_time(fine), 1e-9),
+        "records": fine.block_ms
+        * MIN_RECORDS
+        / max(_in_time(fine, fine.records.astype(np.float64)), 1e-9),
         "blocks": _span(fine) / MAX_BLOCKS,
     }
     reason, need = max(needs.items(), key=lambda item: item[1])
@@ -159,13 +161,8 @@ def choose_block_ms(blocks: Blocks, kinds: TimeKinds) -> BlockChoice:
         if following.median_blocks < MIN_BLOCKS <= chosen.median_blocks:
             break
         chosen = following
-    settled = fitting and _is_settled(chosen)
-    return _with_settled(chosen, settled=settled)
-
-
-def _is_settled(choice: BlockChoice) -> bool:
-    is_apart = choice.correlation <= choice.correlation_limit
-    return is_apart and choice.median_blocks >= MIN_BLOCKS
+    is_apart = chosen.correlation <= chosen.correlation_limit
+    return replace(chosen, settled=fitting and is_apart and chosen.median_blocks >= MIN_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,11 +212,6 @@ def _kinds(
     return (found, evidence) if kinds is None else (kinds, evidence)
 
 
-def _with_settled(choice: BlockChoice, *, settled: bool) -> BlockChoice:
-    values = {name: getattr(choice, name) for name in BlockChoice.__slots__}
-    return BlockChoice(**{**values, "settled": settled})
-
-
 def _decorrelation(blocks: Blocks, kinds: TimeKinds, grid: Sequence[int]) -> tuple[Blocks, float]:
     """The shortest blocks that are not mostly gaps, and the decorrelation time in milliseconds."""
     fine = blocks
@@ -229,7 +221,7 @@ def _decorrelation(blocks: Blocks, kinds: TimeKinds, grid: Sequence[int]) -> tup
             break
     residuals = _residuals(fine, kinds)
     slowest = max(
-        decorrelation_panes(_series(fine, residuals[:, column], keys))
+        decorrelation_panes(series_of(fine, residuals[:, column], keys))
         for column in range(residuals.shape[1])
         for keys in ((0,), range(1, len(fine.keys)))
     )
@@ -243,7 +235,8 @@ def _residuals(blocks: Blocks, kinds: TimeKinds) -> NDArray[np.float64]:
     return residuals
 
 
-def _series(blocks: Blocks, values: NDArray[np.float64], keys: Sequence[int]) -> list[Series]:
+def series_of(blocks: Blocks, values: NDArray[np.float64], keys: Sequence[int]) -> list[Series]:
+    """Give the values, float64 (N,), of the blocks of each of the keys, by number."""
     bounds = np.searchsorted(blocks.key, np.arange(len(blocks.keys) + 1))
     cuts = [slice(int(bounds[key]), int(bounds[key + 1])) for key in keys]
     return [(blocks.start_ms[cut] // blocks.block_ms, values[cut]) for cut in cuts]
@@ -257,24 +250,17 @@ def _judged(blocks: Blocks) -> NDArray[np.bool_]:
 
 def _occupied(blocks: Blocks) -> float:
     """The median share of panes with records, over keys, between their first and last."""
-    shares = [
-        len(at) / (int(at[-1] - at[0]) + 1)
-        for at, _ in _series(blocks, blocks.records.astype(np.float64), range(len(blocks.keys)))
-        if len(at)
-    ]
-    return float(np.median(shares[1:] or shares))
+    return _in_time(blocks, np.ones(len(blocks)))
 
 
-def _records_in_time(blocks: Blocks) -> float:
-    """The median, over keys, of records in a block's time."""
-    rates = [
-        float(values.sum()) / (int(at[-1] - at[0]) + 1)
-        for at, values in _series(
-            blocks, blocks.records.astype(np.float64), range(len(blocks.keys))
-        )
+def _in_time(blocks: Blocks, values: NDArray[np.float64]) -> float:
+    """The median, over keys, of the sum of values, float64 (N,), in a block's time."""
+    found = [
+        float(own.sum()) / (int(at[-1] - at[0]) + 1)
+        for at, own in series_of(blocks, values, range(len(blocks.keys)))
         if len(at)
     ]
-    return float(np.median(rates[1:] or rates))
+    return float(np.median(found[1:] or found))
 
 
 def _span(blocks: Blocks) -> int:

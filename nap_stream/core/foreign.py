@@ -31,6 +31,7 @@ from nap_stream.core.decorrelation import (
     MIN_RECORDS,
     Series,
     decorrelation_panes,
+    series_of,
 )
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.core.time_kinds import TimeKinds
@@ -115,12 +116,8 @@ def _rank_series(blocks: Blocks, kinds: TimeKinds) -> Sequence[Series]:
         # Centred exactly: what does not vary must not seem to.
         ranks[own] = (rankdata(means[own]) - (size + 1) / 2) / size
     first = 1 if len(blocks.keys) > 1 else 0
-    bounds = np.searchsorted(blocks.key, np.arange(first, len(blocks.keys) + 1))
-    return [
-        (blocks.start_ms[start:end] // blocks.block_ms, ranks[start:end])
-        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
-        if end > start
-    ]
+    found = series_of(blocks, ranks, range(first, len(blocks.keys)))
+    return [(at, values) for at, values in found if len(at)]
 
 
 def odd_parts(fine: Blocks, blocks: Blocks, is_odd: NDArray[np.bool_]) -> NDArray[np.bool_]:

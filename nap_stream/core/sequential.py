@@ -284,12 +284,14 @@ class Onset:
 def onset(state: SequentialState) -> Onset:
     """Estimate where the change began, of one detector: arrays of (J, K).
 
-    The event and bet with the largest statistic, and where its C last was at 0.
+    That of its best bet, and where its C last was at 0.
     """
+    best = best_bet(state)
+    counts = (int(values[best]) for values in (state.onset_ms, state.records, state.hits))
+    return Onset(best[0], *counts)
+
+
+def best_bet(state: SequentialState) -> tuple[int, int]:
+    """Give the event and the bet with the largest statistic, of one detector."""
     event, bet = np.unravel_index(np.argmax(state.log_statistic), state.log_statistic.shape)
-    return Onset(
-        int(event),
-        int(state.onset_ms[event, bet]),
-        int(state.records[event, bet]),
-        int(state.hits[event, bet]),
-    )
+    return int(event), int(bet)

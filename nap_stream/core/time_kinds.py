@@ -9,7 +9,8 @@ A test that does not reject proves nothing: of a short stretch that is all that 
 `KindEvidence` says so.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
@@ -95,12 +96,19 @@ class KindEvidence:
     ``days`` is how many local days the stretch touches. ``day_p_value`` and ``weekend_p_value`` are
     None where they were not tested, as it is too short. ``explained`` is the share of the blocks'
     variance within keys that the kinds explain, in [0, 1].
+
+    ``wanted`` are the kinds that the blocks speak for where these would leave too few blocks of
+    one, so that others are told apart; null where nothing was dropped. They explain
+    ``wanted_explained``, and about ``wanted_days`` would have enough blocks of each.
     """
 
     days: int
     day_p_value: float | None
     weekend_p_value: float | None
     explained: float
+    wanted: TimeKinds | None = None
+    wanted_explained: float = 0.0
+    wanted_days: int = 0
 
 
 def local_ms(time_ms: NDArray[np.int64], timezone: str) -> NDArray[np.int64]:
@@ -147,7 +155,8 @@ def find_kinds(
         timezone: In which days begin, an IANA name.
         seed: Of the random turns.
         least: So many blocks each kind must have, of the key with number 0 (the stream), and of the
-            median other key with so many at all. Cuts and weekends that leave fewer are dropped.
+            median other key with so many at all. Cuts and weekends that leave fewer are dropped,
+            which the evidence tells.
 
     Returns:
         The kinds, at most `MAX_KINDS`, and what they rest on.
@@ -157,20 +166,41 @@ def find_kinds(
     days, day_number = np.unique(day, return_inverse=True)
     scaled = _scaled(key, values)
     grid = _Grid.of(day_number.astype(np.int64), hour, scaled, len(days))
-    rng = np.random.default_rng(seed)
     room = _Room.of(key, hour, _is_weekend(day), least)
-    day_p, boundaries = _cuts(grid, room, rng)
+    rng = np.random.default_rng(seed)
+    day_p = _day_p_value(grid, rng)
     weekend_p = _weekend_p_value(grid, _is_weekend(days), rng)
-    apart = weekend_p is not None and weekend_p <= LEVEL
-    if apart and not (room.fits(boundaries, apart=True) and 2 * len(boundaries) <= MAX_KINDS):
-        fewer = _best_cuts(grid, room, MAX_KINDS // 2, apart=True) if boundaries else ()
-        # Where there is no room for both, the time of day is told apart.
-        apart = room.fits(fewer, apart=True) and bool(fewer or not boundaries)
-        boundaries = fewer if apart else boundaries
-    kinds = TimeKinds(boundaries, apart, timezone)
-    label = kinds.kind_of(middle_ms)
-    explained = _explained(key * kinds.count + label, scaled) if kinds.count > 1 else 0.0
-    return kinds, KindEvidence(len(days), day_p, weekend_p, explained)
+    matters = [p is not None and p <= LEVEL for p in (day_p, weekend_p)]
+
+    def explained(kinds: TimeKinds) -> float:
+        label = kinds.kind_of(middle_ms)
+        return _explained(key * kinds.count + label, scaled) if kinds.count > 1 else 0.0
+
+    kinds = TimeKinds(*_chosen(grid, room, *matters), timezone)
+    wanted = TimeKinds(*_chosen(grid, replace(room, least=0), *matters), timezone)
+    found = KindEvidence(len(days), day_p, weekend_p, explained(kinds))
+    if wanted != kinds:
+        fewest = room.fewest(wanted.boundaries_h, apart=wanted.weekend_apart)
+        needed = math.ceil(len(days) * least / max(1, fewest))
+        found = replace(
+            found, wanted=wanted, wanted_explained=explained(wanted), wanted_days=needed
+        )
+    return kinds, found
+
+
+def _chosen(
+    grid: "_Grid", room: "_Room", day_matters: bool, weekend_matters: bool
+) -> tuple[tuple[int, ...], bool]:
+    """The hours where a part of the day begins, and whether weekends have parts of their own."""
+    cuts = _best_cuts(grid, room, MAX_KINDS, apart=False) if day_matters else ()
+    if not weekend_matters:
+        return cuts, False
+    if room.fits(cuts, apart=True) and 2 * len(cuts) <= MAX_KINDS:
+        return cuts, True
+    fewer = _best_cuts(grid, room, MAX_KINDS // 2, apart=True) if cuts else ()
+    # Where there is no room for both, the time of day is told apart.
+    apart = room.fits(fewer, apart=True) and bool(fewer or not cuts)
+    return (fewer if apart else cuts), apart
 
 
 def _scaled(key: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -254,13 +284,17 @@ class _Room:
 
     def fits(self, cuts: tuple[int, ...], *, apart: bool) -> bool:
         """Whether each kind has enough blocks of the stream and of the median key."""
+        return self.fewest(cuts, apart=apart) >= self.least
+
+    def fewest(self, cuts: tuple[int, ...], *, apart: bool) -> int:
+        """The fewest blocks of a kind, of the stream or of the median key."""
         parts = max(1, len(cuts))
         part = _part_of(cuts) if cuts else np.zeros(DAY_H, dtype=np.int64)
         days = self.blocks if apart else self.blocks.sum(axis=1, keepdims=True)
         found = days @ (part[:, np.newaxis] == np.arange(parts)).astype(np.int64)
         stream, keys = found[0], found[1:]
-        is_enough = bool((stream >= self.least).all()) or not stream.any()
-        return is_enough and not (len(keys) and (np.median(keys, axis=0) < self.least).any())
+        of_keys = np.median(keys, axis=0) if len(keys) else stream
+        return int(min(of_keys.min(), stream.min() if stream.any() else of_keys.min()))
 
 
 def _part_of(cuts: tuple[int, ...]) -> NDArray[np.int64]:
@@ -269,27 +303,22 @@ def _part_of(cuts: tuple[int, ...]) -> NDArray[np.int64]:
     return part.astype(np.int64)
 
 
-def _cuts(
-    grid: _Grid, room: _Room, rng: np.random.Generator
-) -> tuple[float | None, tuple[int, ...]]:
-    """The p-value of the time of day, and the hours where a part begins."""
+def _day_p_value(grid: _Grid, rng: np.random.Generator) -> float | None:
+    """That of the time of day; None where the stretch is too short to tell."""
     # Blocks of several hours leave hours empty on all days.
     filled = (grid.counts > 0).sum(axis=1)
     whole = np.flatnonzero(2 * filled >= filled.max(initial=1))
     if len(whole) < MIN_DAYS or not grid.total:
-        return None, ()
+        return None
     sums, counts = grid.sums[whole], grid.counts[whole]
     hours = np.flatnonzero(counts.sum(axis=0) > 0)
     if len(hours) < 2:  # noqa: PLR2004  blocks of a whole day
-        return None, ()
+        return None
     sums, counts = sums[:, hours], counts[:, hours]
     seen = _between(sums.sum(axis=0), counts.sum(axis=0))
     turned = _turned(sums, counts, rng)
     # A turned stretch may be the stretch itself: ties count, to within rounding.
-    p_value = float((1 + (turned >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
-    if p_value > LEVEL:
-        return p_value, ()
-    return p_value, _best_cuts(grid, room, MAX_KINDS, apart=False)
+    return float((1 + (turned >= seen * (1 - 1e-9)).sum()) / (1 + _TURNS))
 
 
 def _turned(

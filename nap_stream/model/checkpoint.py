@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from nap_stream.errors import ModelError
 from nap_stream.model.hugging_face import require_there, weight_files
 from nap_stream.model.sites import plain_name
-from nap_stream.text import described, listing
+from nap_stream.text import described, listed
 
 State = dict[str, torch.Tensor]
 _NESTED = (
@@ -86,7 +86,7 @@ def fitted(state: State, expected: Mapping[str, object]) -> tuple[State, tuple[s
     if len(whole) == 1:
         ((prefix, inside),) = whole.items()
         others = [name for name in state if not name.startswith(prefix)]
-        left = f", and {listing(others)} beside it left out" if others else ""
+        left = f", and {listed(others)} beside it left out" if others else ""
         return inside, (*notes, f"the prefix {prefix} was taken off the weights' names{left}")
     outer = _common_prefix(expected)
     renamed = {outer + name: tensor for name, tensor in state.items()}
@@ -133,7 +133,7 @@ def _unnested(found: Any, where: str) -> tuple[State, tuple[str, ...]]:
             _SAVE.format(inner[0]),
         )
     others = [str(name) for name, value in found.items() if not isinstance(value, torch.Tensor)]
-    what = f"{len(others)} not tensors: {listing(others)}" if others else "it is empty"
+    what = f"{len(others)} not tensors: {listed(others)}" if others else "it is empty"
     states = [str(name) for name, value in found.items() if _is_state(value)]
     raise ModelError(
         f"the file holds no state dict alone: {what}",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from nap_stream.errors import ModelError
-from nap_stream.text import described, encodable, listing
+from nap_stream.text import described, encodable, listed
 
 Loaded = tuple[nn.Module, tuple[str, ...] | None, Mapping[str, Any]]
 """The module, its class names, and what of its configuration decides what it computes."""
@@ -54,7 +54,7 @@ def require_there(path: Path, where: str) -> None:
 
 def _holds(folder: Path) -> str:
     names = sorted(encodable(one.name) for one in folder.iterdir())
-    return f"holds {listing(names)}" if names else "is empty"
+    return f"holds {listed(names)}" if names else "is empty"
 
 
 def is_own(factory: str) -> bool:

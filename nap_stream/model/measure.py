@@ -25,7 +25,7 @@ from nap_stream.model.sites import (
     run_eagerly,
     submodule,
 )
-from nap_stream.text import listing
+from nap_stream.text import listed
 
 _FEWEST_IMAGES = 2
 _TOLERANCE = 1e-4
@@ -252,4 +252,4 @@ def _changed_tokens(
 
 
 def _listed(rows: Sequence[int]) -> str:
-    return f"rows {listing(list(map(str, rows)), 6)}" if rows else "none of them"
+    return f"rows {listed(list(map(str, rows)), 6)}" if rows else "none of them"

@@ -17,7 +17,7 @@ from nap_stream.errors import ModelError
 from nap_stream.model.checkpoint import fitted, prefix_advice, read_state
 from nap_stream.model.sites import plain_name
 from nap_stream.settings.schema import ModelSettings
-from nap_stream.text import described, listing
+from nap_stream.text import described, listed
 
 _SCHEME = "nap-stream model 1"
 
@@ -133,4 +133,4 @@ def _misshapen(
 
 
 def _complaint(title: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {title}: {listing(names)}" if names else ""
+    return f"{len(names)} {title}: {listed(names)}" if names else ""

@@ -1,5 +1,7 @@
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.conformal import Rule
 from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.errors import CalibrationError, ConfigError
+from nap_stream.records import Status
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.drift import DriftSettings, KeySettings
 from tests.baselines.streams import (
@@ -56,14 +59,17 @@ def stretch_of(
         yield read_stretch(LocalStore(root), query, calibration, spool, lambda _d, _t: None)
 
 
-def make(root: Path, stream: Stream, **changes: Any) -> tuple[MadeBaseline, list[str]]:
+def make(
+    root: Path, stream: Stream, query: StretchQuery | None = None, **changes: Any
+) -> tuple[MadeBaseline, list[str]]:
     """A baseline, and its warnings at a promise of one false alarm in 30 days."""
-    with stretch_of(root, stream) as stretch:
+    query = query or replace(QUERY, until_ms=int(stream.times_ms[-1]) + 1)
+    with stretch_of(root, stream, query=query) as stretch:
         made = make_baseline(
-            stretch, QUERY, IMAGES, request(**changes), created_ms=7, advance=lambda _d, _t: None
+            stretch, query, IMAGES, request(**changes), created_ms=7, advance=lambda _d, _t: None
         )
         promise = promise_of(made, DriftSettings())
-        return made, list(warnings_of(stretch, QUERY, made, promise))
+        return made, list(warnings_of(stretch, query, made, promise))
 
 
 def baseline_of(made: MadeBaseline) -> Baseline:
@@ -177,6 +183,37 @@ def test_days_and_nights_are_told_apart(tmp_path: Path) -> None:
     assert baseline_of(none).kinds == TimeKinds()
 
 
+def test_kinds_that_are_dropped_and_those_that_cost_are_told_of(tmp_path: Path) -> None:
+    stream = cameras(3, 4 * 24, every_ms=120_000)
+    hours = (stream.times_ms - START_MS) // HOUR_MS % 24
+    stream.fused[(hours >= 8) & (hours < 12)] -= 2
+    made, warnings = make(tmp_path / "a", stream, block_ms=4 * HOUR_MS, max_foreign=1.0)
+    assert baseline_of(made).kinds != TimeKinds((8, 12))
+    assert warnings[0].startswith(
+        "the time matters, but there are too few blocks to tell 08:00-12:00, 12:00-08:00 apart"
+    )
+    # A block a day: twelve are needed.
+    assert warnings[0].endswith("A stretch of about 12 days would do")
+    made, (warning, few) = make(tmp_path / "b", stream, block_ms=HOUR_MS, max_foreign=1.0)
+    assert baseline_of(made).kinds == TimeKinds((8, 12))
+    assert "as few as 16 blocks" in few
+    found = re.search(
+        r"is seen after about (.*); .* none after about (.*), but .* of about 10 days, "
+        r"after about (.*)$",
+        warning,
+    )
+    assert found is not None
+    now, alike, good = (hours_of(text) for text in found.groups())
+    assert 1 <= alike < now
+    assert good < now
+
+
+def hours_of(text: str) -> float:
+    units = {"min": 1 / 60, "h": 1, "d": 24}
+    words = text.split()
+    return sum(float(n) * units[unit] for n, unit in zip(words[::2], words[1::2], strict=True))
+
+
 def test_a_change_in_the_stretch_is_told_of(tmp_path: Path) -> None:
     before = cameras(3, 24, every_ms=60_000)
     after = cameras(3, 24, every_ms=60_000, seed=1, start_ms=START_MS + DAY_MS)
@@ -201,6 +238,17 @@ def test_odd_keys_are_told_of(tmp_path: Path) -> None:
     assert "appear in the middle of the stretch: camera-2 (from 2026-01-02T00:0" in text
     assert "end in the middle of the stretch: camera-0 (until 2026-01-02T01:59:0" in text
     assert "records have no key" in text
+
+
+def test_what_the_stretch_lacks_is_told_of(tmp_path: Path) -> None:
+    stream = cameras(2, 24, every_ms=60_000)
+    stream.keys = [key.upper() if row % 4 > 1 else key for row, key in enumerate(stream.keys)]
+    stream.status = dict.fromkeys(range(0, 2_880, 20), Status.CORRUPT) | {1: Status.TOMBSTONE}
+    _, warnings = make(tmp_path, stream, QUERY)
+    text = "\n".join(warnings)
+    assert "144 images (5 %) have no scores" in text
+    assert "case alone: CAMERA-0 and camera-0, CAMERA-1 and camera-1" in text
+    assert "records from 2026-01-01T00:01:00.000Z to 2026-01-01T23:59:00.002Z alone" in text
 
 
 def test_one_key_only_is_told_of(tmp_path: Path) -> None:
@@ -229,11 +277,12 @@ def test_gaps_and_clocks_are_told_of(tmp_path: Path) -> None:
     writer.gap(500)
     writer.write(cameras(2, 12, every_ms=30_000, start_ms=START_MS + 12 * HOUR_MS))
     with RecordSpool() as spool:
-        stretch = read_stretch(LocalStore(tmp_path), QUERY, IMAGES, spool, lambda _d, _t: None)
+        query = replace(QUERY, until_ms=START_MS + DAY_MS)
+        stretch = read_stretch(LocalStore(tmp_path), query, IMAGES, spool, lambda _d, _t: None)
         made = make_baseline(
-            stretch, QUERY, IMAGES, request(), created_ms=7, advance=lambda _d, _t: None
+            stretch, query, IMAGES, request(), created_ms=7, advance=lambda _d, _t: None
         )
-    gaps, clocks, *_ = warnings_of(stretch, QUERY, made, promise_of(made, DriftSettings()))
+    gaps, clocks, *_ = warnings_of(stretch, query, made, promise_of(made, DriftSettings()))
     assert gaps == (
         "500 offsets of the stretch are declared as lost: cars/0 [2880, 3380): "
         "retention deleted them"

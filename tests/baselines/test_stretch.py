@@ -156,6 +156,16 @@ def test_gaps_are_named_where_they_lie_within(tmp_path: Path) -> None:
     assert (found.chains[0].start, found.chains[0].end) == (370, 1_100)
 
 
+def test_a_partition_that_is_lost_as_a_whole_is_named(tmp_path: Path) -> None:
+    writer = Writer(tmp_path, IMAGES)
+    writer.gap(500, SECOND)
+    with pytest.raises(ConfigError, match=r"no scored records: lost are cars/1 \[0, 500\)"):
+        read(tmp_path)
+    writer.write(cameras(1, 0.5))
+    (gap,) = read(tmp_path).found.gaps
+    assert (gap.partition, gap.start, gap.end) == (SECOND, 0, 500)
+
+
 def test_missing_segments_are_refused_where_they_lie_within(tmp_path: Path) -> None:
     Writer(tmp_path, IMAGES).write(cameras(1, 1), segment=60)
     store = LocalStore(tmp_path)
@@ -224,6 +234,12 @@ def test_a_stretch_without_records_is_refused(tmp_path: Path) -> None:
     Writer(tmp_path, IMAGES).write(cameras(1, 0.5))
     with pytest.raises(ConfigError, match="holds no scored records"):
         read(tmp_path, span=(START_MS + DAY_MS, START_MS + 2 * DAY_MS))
+    unreadable = dataclasses.replace(
+        cameras(1, 0.5), status=dict.fromkeys(range(180), Status.CORRUPT)
+    )
+    Writer(tmp_path / "bad", IMAGES).write(unreadable)
+    with pytest.raises(ConfigError, match="none of its 180 images has scores"):
+        read(tmp_path / "bad")
     (tmp_path / "none").mkdir()
     with pytest.raises(LogRootError, match="no partition of the topic 'cars'"):
         read(tmp_path / "none")

@@ -10,13 +10,12 @@ from nap_stream.core.block_detectors import block_bets, blocks_to_alarm, hits_of
 from nap_stream.core.block_monitors import BlockMonitors
 from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
 from nap_stream.core.block_readings import BlockReadings, JudgedBy
-from nap_stream.core.blocks import block_statistics
 from nap_stream.core.learned_references import CENTER_BLOCKS, LEARN_BLOCKS, NEEDED_BLOCKS
 from nap_stream.core.panes import NO_KEY, ClosedPane
 from nap_stream.core.sequential import initial_state, onset
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.core.time_kinds import TimeKinds
-from tests.support.blocks import BLOCK_MS, key_blocks
+from tests.support.blocks import BLOCK_MS, block_statistics, key_blocks
 
 PANE_MS = BLOCK_MS // 2
 LONG_MS = 1_000_000 * BLOCK_MS
@@ -159,12 +158,19 @@ def test_a_fault_alarms_for_its_key_and_ends() -> None:
 
 def test_the_largest_fault_takes_so_many_blocks() -> None:
     plan = plan_of()
-    expected = blocks_to_alarm(plan.rates[0], plan.key_log_threshold)
+    expected = blocks_to_alarm(plan.rates[:1], plan.key_log_threshold)
     one = monitors(plan)
     found = [r.active[1] for r in feed(one, [{"a": (20, 20), "b": (20, 1)}] * 20)]
     assert expected is not None
     assert found.index(True) + 1 == expected
-    assert blocks_to_alarm(np.full(6, 0.999), 1e3) is None
+    assert blocks_to_alarm(np.full((1, 6), 0.999), 1e3) is None
+    # Where every other block says less, it takes longer, by when the fault begins.
+    coarse = plan.rates_at(10, 2)
+    mixed = blocks_to_alarm(np.stack((plan.rates[0], coarse)), plan.key_log_threshold)
+    alone = blocks_to_alarm(coarse[np.newaxis], plan.key_log_threshold)
+    assert mixed is not None
+    assert alone is not None
+    assert expected < mixed < alone
 
 
 def test_scores_that_rise_are_seen_too() -> None:

@@ -16,12 +16,12 @@ from nap_stream.core.block_plan import (
     plan_blocks,
     references_of,
 )
-from nap_stream.core.blocks import Blocks, added_up, block_statistics
+from nap_stream.core.blocks import Blocks, added_up
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.core.time_kinds import TimeKinds
-from tests.support.blocks import key_blocks
+from tests.support.blocks import block_statistics, key_blocks
 
 BLOCK_MS = 60_000
 
@@ -158,6 +158,8 @@ def test_the_promise_is_shared_out() -> None:
     assert plan.rates[made.group_of[0, 0]].tolist() == pytest.approx(of_stream * 3)
     assert plan.rates[len(made.sizes)].tolist() == pytest.approx(own * 3)
     assert plan.learned_rates.tolist() == pytest.approx(own * 3)
+    assert plan.rates_at(40, 1).tolist() == pytest.approx(own * 3)
+    assert plan.late_risk == pytest.approx(0.02 / 30)
 
 
 def test_without_known_keys_all_of_it_is_the_streams() -> None:

@@ -8,13 +8,13 @@ from nap_stream.core.blocks import (
     Blocks,
     added_up,
     block_means,
-    block_statistics,
     blocks_of,
     coarser,
     effect,
 )
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.tails import BIN_COUNT
+from tests.support.blocks import block_statistics
 from tests.support.closed_panes import ROWS, ScoredRow, counts_of
 
 BLOCK_MS = 100

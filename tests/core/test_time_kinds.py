@@ -126,13 +126,18 @@ def test_kinds_with_too_few_blocks_are_dropped() -> None:
     times = MONDAY_MS + np.arange(7 * 12) * 2 * HOUR_MS + HOUR_MS
     values = noise(len(times), 7) + 5 * TimeKinds((2, 6)).kind_of(times)[:, np.newaxis]
     key = np.zeros(len(times), int)
-    assert find_kinds(key, times, values, least=14)[0] == TimeKinds((2, 6))
+    kinds, evidence = find_kinds(key, times, values, least=14)
+    assert (kinds, evidence.wanted) == (TimeKinds((2, 6)), None)
     fewer, evidence = find_kinds(key, times, values, least=15)
     assert evidence.day_p_value is not None
     assert evidence.day_p_value <= LEVEL
     counts = np.bincount(fewer.kind_of(times), minlength=fewer.count)
     assert counts.min() >= 15
-    assert find_kinds(key, times, values, least=43)[0] == TimeKinds()
+    # 14 in a week make 15 in 7.5 days.
+    assert (evidence.wanted, evidence.wanted_days) == (TimeKinds((2, 6)), 8)
+    assert 0 <= evidence.explained < evidence.wanted_explained - 0.1
+    none, evidence = find_kinds(key, times, values, least=43)
+    assert (none, evidence.wanted, evidence.explained) == (TimeKinds(), TimeKinds((2, 6)), 0)
     # The median key has half the blocks of the stream.
     half = np.arange(len(times)) % 2 == 0
     two = np.concatenate((times, times[half])), np.concatenate((values, values[half]))
@@ -147,8 +152,9 @@ def test_weekends_with_too_few_blocks_are_not_told_apart() -> None:
     values = noise(len(times), 3) + 3 * weekend
     # Six days of 24 blocks.
     for least, apart in ((144, True), (145, False)):
-        kinds, _ = find_kinds(np.zeros(len(times), int), times, values, least=least)
+        kinds, evidence = find_kinds(np.zeros(len(times), int), times, values, least=least)
         assert (kinds.boundaries_h, kinds.weekend_apart) == ((), apart)
+        assert evidence.wanted == (None if apart else TimeKinds(weekend_apart=True))
 
 
 def test_a_short_stretch_tells_nothing() -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nap_stream.core.blocks import Blocks, added_up
+from nap_stream.core.blocks import Blocks, added_up, block_sums, shrunk
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.tails import BIN_COUNT
 
@@ -30,3 +31,15 @@ def key_blocks(
                 times.append((first + place) * block_ms)
     table = np.array(rows, dtype=np.int64).reshape(-1, 2 + BIN_COUNT)
     return added_up(np.array(keys), np.array(times), table, names, block_ms)
+
+
+def block_statistics(
+    records: NDArray[np.int64],
+    flagged: NDArray[np.int64],
+    bins: NDArray[np.int64],
+    center: NDArray[np.float64],
+    prior: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The statistics of blocks of a key, float64 (..., 3), from their counts."""
+    excess = block_sums(flagged, bins) - records[..., np.newaxis] * center
+    return shrunk(excess, records, prior)
