@@ -257,14 +257,14 @@ def replay(
 
     total = sum(part.records for part in ranges.values())
     for partition in chains:
-        monitor.hold(partition)
+        monitor.partitions.hold(partition)
     for partition, summary in in_event_time(chains):
         if summary is None:
-            monitor.release(partition)
+            monitor.partitions.release(partition)
             tell(monitor.advance())
         else:
             tell(monitor.add(summary))
-            for hole in monitor.holes():
+            for hole in monitor.partitions.holes():
                 counters.missing = counters.missing.plus(hole)
                 tell(monitor.skip_hole(hole.partition))
             advance(counters.records, max(total, counters.records))

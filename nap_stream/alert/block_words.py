@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.core.block_readings import JudgedBy
 from nap_stream.core.blocks import STATISTICS
+from nap_stream.core.learned_references import NEEDED_BLOCKS
 from nap_stream.core.sequential import QUIET_CUSUM
 from nap_stream.drift.records import BlockFinding, DetectorReading, DriftAlert
 from nap_stream.text import duration, moment, number, percent, plain, rfc3339
@@ -55,17 +56,17 @@ def block_summary(alert: DriftAlert, found: BlockFinding, lead: str) -> str:
     if alert.change.transition is Transition.RESOLVED:
         return _over(alert, found)
     whose = "all" if alert.key is None else "its"
-    since = f"since {clock_time(found.onset_ms, alert.time_ms)}"
+    since = f"since {clock_time(found.reading.onset_ms, alert.time_ms)}"
     begin = f"{lead}{since}" if alert.key is None else f"{lead}{plain(alert.key)}: {since}"
     stretch = f"the baseline ({days(found.since_ms, found.until_ms, alert.time_ms)})"
-    share, before = rounded(found.share), rounded(found.baseline_share)
+    share, before = rounded(found.reading.share), rounded(found.reading.baseline_share)
     did, than, did_then = (
-        words.format(before=before, stretch=stretch) for words in _BEFORE[found.judged_by]
+        words.format(before=before, stretch=stretch) for words in _BEFORE[found.reading.judged_by]
     )
-    if found.statistic == _FLAGGED:
+    if found.reading.statistic == _FLAGGED:
         what = f"{share} of {whose} images look out-of-distribution; {did}"
     else:
-        side = "lower" if found.statistic == _LOW else "higher"
+        side = "lower" if found.reading.statistic == _LOW else "higher"
         what = (
             f"{whose} images score {side} than {than}; {share} of them look out-of-distribution, "
             f"{did_then}"
@@ -88,11 +89,11 @@ def decided_words(found: BlockFinding | None, *, has_baseline: bool) -> str:
 def compared_words(found: BlockFinding, key: str | None) -> str:
     """Say what the blocks are compared with."""
     whose = "the whole stream" if key is None else "the same key"
-    return _COMPARED[found.judged_by].format(
+    return _COMPARED[found.reading.judged_by].format(
         n=number(found.baseline_blocks),
         whose=whose,
-        learned=number(found.learned),
-        needed=number(found.needed),
+        learned=number(found.reading.learned),
+        needed=number(NEEDED_BLOCKS),
     )
 
 
@@ -102,16 +103,16 @@ def block_detector_words(reading: DetectorReading, alert: DriftAlert, found: Blo
         _FLAGGED: "has more flagged records",
         _LOW: "has more low p-values",
         _HIGH: "has more high p-values (repeated or unusually simple images can look so)",
-    }[found.statistic]
+    }[found.reading.statistic]
     evidence, fires, ends = map(
         number, (reading.statistic, reading.threshold, reading.resolve_threshold)
     )
+    since = clock_time(found.reading.onset_ms, alert.time_ms)
     return (
-        f"{_counted_blocks(found)} since {clock_time(found.onset_ms, alert.time_ms)}: what changed "
-        f"most is that a block {what} than those it is compared with: "
-        f"{compared_words(found, alert.key)}. Its evidence is {evidence}; it fires at {fires} and "
-        f"ends below {ends}, or earlier, once the blocks speak at most "
-        f"{number(math.exp(QUIET_CUSUM))} to 1 for a change."
+        f"{_counted_blocks(found)} since {since}: what changed most is that a block {what} "
+        f"than those it is compared with: {compared_words(found, alert.key)}. Its evidence is "
+        f"{evidence}; it fires at {fires} and ends below {ends}, or earlier, once the blocks speak "
+        f"at most {number(math.exp(QUIET_CUSUM))} to 1 for a change."
     )
 
 
@@ -119,6 +120,14 @@ def block_promise_words(found: BlockFinding) -> str:
     """Say what the monitor promises where blocks decide, and under which condition."""
     blocks = found.run_time_ms / found.block_ms
     soon = span(round(_BY_CHANCE * found.run_time_ms))
+    new = (
+        " A key that the baseline does not know must be no worse than the worst that it knows, "
+        f"until it has learned {NEEDED_BLOCKS} blocks of its own. The confidence covers the first "
+        f"{number(found.new_keys)} keys that learn. What a later one learns is too low with a "
+        f"probability of at most {percent(found.late_risk)}, each for itself."
+        if found.new_keys
+        else ""
+    )
     return (
         "While the stream is as it was in the baseline, the probability that this monitor raises "
         f"any false alarm within a time T is at most T / {span(found.run_time_ms)}, for every T: "
@@ -126,9 +135,7 @@ def block_promise_words(found: BlockFinding) -> str:
         "blocks, of all keys and the stream together. "
         f"It holds for at least {percent(found.confidence)} of all baselines that could have been "
         f"drawn, provided that blocks of {duration(found.block_ms)} of one key, and of one kind of "
-        "time, are exchangeable with those of the baseline. Records need not be independent. A key "
-        "that the baseline does not know must be no worse than the worst that it knows; the "
-        "confidence is for the new keys that are there at once."
+        f"time, are exchangeable with those of the baseline. Records need not be independent.{new}"
     )
 
 
@@ -167,10 +174,10 @@ def span(time_ms: int) -> str:
 
 
 def _counted_blocks(found: BlockFinding) -> str:
-    blocks = f"{number(found.blocks)} block{'' if found.blocks == 1 else 's'}"
+    blocks = f"{number(found.reading.blocks)} block{'' if found.reading.blocks == 1 else 's'}"
     return (
-        f"{number(found.flagged)} of {number(found.records)} records are flagged "
-        f"({percent(found.share)}) in {blocks} of {duration(found.block_ms)}"
+        f"{number(found.reading.flagged)} of {number(found.reading.records)} records are flagged "
+        f"({percent(found.reading.share)}) in {blocks} of {duration(found.block_ms)}"
     )
 
 
@@ -181,7 +188,7 @@ def _over(alert: DriftAlert, found: BlockFinding) -> str:
         return (
             f"Accepted after {lasted} by {plain(accepted.by)}: {plain(accepted.reason)}. {whose} "
             f"is taken as it is since {clock_time(accepted.from_ms, alert.time_ms)}, and learns a "
-            f"baseline of its own: nothing watches it for {number(found.needed)} blocks of "
+            f"baseline of its own: nothing watches it for {number(NEEDED_BLOCKS)} blocks of "
             f"{duration(found.block_ms)} each, of every kind of time"
         )
     if alert.change.reason is Reason.SILENT:
@@ -191,9 +198,9 @@ def _over(alert: DriftAlert, found: BlockFinding) -> str:
             f"Closed after {lasted}: there are more keys than drift.keys.max_keys, and {whose} is "
             "no longer known; it may be as it was"
         )
-    if found.judged_by is JudgedBy.LEARNED:
+    if found.reading.judged_by is JudgedBy.LEARNED:
         return f"Over after {lasted}: {whose} looks as it did while it learned again"
     stretch = f"the baseline ({days(found.since_ms, found.until_ms, alert.time_ms)})"
-    if found.judged_by is JudgedBy.OWN:
+    if found.reading.judged_by is JudgedBy.OWN:
         return f"Over after {lasted}: {whose} looks as in {stretch} again"
     return f"Over after {lasted}: {whose} looks no worse than the worst key of {stretch}"

@@ -18,6 +18,7 @@ from nap_stream.alert.block_words import compared_words, decided_words
 from nap_stream.alert.words import detector_words, direction, promise_words, shift_words, summary
 from nap_stream.core.alert_state import DEFAULT_FALSE_ALARMS, Change
 from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.learned_references import NEEDED_BLOCKS
 from nap_stream.core.panes import WindowState
 from nap_stream.drift.records import (
     BaselineFacts,
@@ -307,19 +308,20 @@ def _baseline(baseline: BaselineFacts) -> dict[str, Any]:
 
 
 def _blocks(found: BlockFinding, key: str | None) -> dict[str, Any]:
+    seen = found.reading
     return {
         "block_s": found.block_ms / 1000,
-        "onset": rfc3339(found.onset_ms),
-        "blocks": found.blocks,
-        "records": found.records,
-        "flagged": found.flagged,
-        "share": found.share,
-        "baseline_share": found.baseline_share,
-        "statistic": found.statistic,
-        "judged_by": found.judged_by.value,
+        "onset": rfc3339(seen.onset_ms),
+        "blocks": seen.blocks,
+        "records": seen.records,
+        "flagged": seen.flagged,
+        "share": seen.share,
+        "baseline_share": seen.baseline_share,
+        "statistic": seen.statistic,
+        "judged_by": seen.judged_by.value,
         "baseline_blocks": found.baseline_blocks,
-        "learned": found.learned,
-        "needed": found.needed,
+        "learned": seen.learned,
+        "needed": NEEDED_BLOCKS,
         "words": f"Compared with {compared_words(found, key)}",
     }
 

@@ -6,9 +6,8 @@ after that, and an acceptance counts from the first pane on that ends when it ta
 later.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from nap_stream.core.block_monitors import BlockMonitors
 from nap_stream.core.block_plan import MIN_BLOCKS, BlockPlan, plan_blocks, references_of
 from nap_stream.core.block_readings import BlockReading, JudgedBy
 from nap_stream.core.blocks import Blocks
-from nap_stream.core.learned_references import LEARN_BLOCKS, NEEDED_BLOCKS
+from nap_stream.core.learned_references import LEARN_BLOCKS
 from nap_stream.core.panes import NO_KEY, ClosedPane
-from nap_stream.core.sequential import RESOLVE_RATIO, Onset
-from nap_stream.drift.key_alerts import FiringKey, FiringKeys, KeyVerdict
+from nap_stream.core.sequential import Onset
+from nap_stream.drift.key_alerts import FiringKey, FiringKeys
 from nap_stream.drift.months import MonthlyShares
 from nap_stream.drift.records import (
     BaselineFacts,
@@ -31,6 +30,7 @@ from nap_stream.drift.records import (
     CalibrationFacts,
     Decision,
     DetectorReading,
+    Verdict,
 )
 from nap_stream.errors import ConfigError
 from nap_stream.records import Acceptance
@@ -126,9 +126,7 @@ def _counted(one_per_pane_ms: int | None) -> str:
 
 def _of_stream(blocks: Blocks) -> Blocks:
     """The blocks of the whole stream alone, as if nothing told its keys apart."""
-    own = blocks.of(NO_KEY)
-    columns = (own.key, own.start_ms, own.records, own.flagged, own.bins)
-    return Blocks(*columns, (NO_KEY,), own.block_ms)
+    return replace(blocks.of(NO_KEY), keys=(NO_KEY,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +163,9 @@ class BlockAlerts:
         self._block_ms = references.block_ms
         # Each takes a look at every key of the baseline.
         self._known_keys, self._fewest = len(references.known), watch.plan.fewest_blocks
-        silence_ms = max(round(alerts.repeat_interval_s * 1000), 2 * self._block_ms)
         self._max_keys = 1 if keys is None else keys.max_keys
-        self.monitors = BlockMonitors(watch.plan, self._max_keys, silence_ms)
+        repeat_ms = round(alerts.repeat_interval_s * 1000)
+        self.monitors = BlockMonitors(watch.plan, self._max_keys, repeat_ms)
         self._months = MonthlyShares(watch.baseline.blocks.of(NO_KEY))
         self._accepted: set[int] = set()
         self._judged_until_ms: int | None = None
@@ -181,7 +179,7 @@ class BlockAlerts:
         self._firing = FiringKeys(
             self,
             max_firing=0 if keys is None else keys.max_firing,
-            silence_ms=silence_ms,
+            silence_ms=self.monitors.silence_ms,
             alerts=alerts,
             firing=() if document is None else document.firing,
         )
@@ -227,23 +225,20 @@ class BlockAlerts:
             active.update(each.keys[place] for place in np.flatnonzero(each.active))
         if readings:
             self._count_new()
-        decisions += self._firing.step(sorted(active - {NO_KEY}), end_ms)
-        return sorted(decisions, key=lambda decision: decision.key or "")
+        return self._firing.step(active - {NO_KEY}, end_ms, decisions)
 
     def knows(self, key: str) -> bool:
         """Whether a key is remembered."""
         return key in self.monitors
 
-    def verdict(self, key: str) -> KeyVerdict:
+    def verdict(self, key: str) -> Verdict:
         """Say where the monitor of a key stands, or with `NO_KEY` that of the stream."""
         found = self.monitors.reading(key)
-        threshold = math.exp(found.log_threshold)
-        reading = DetectorReading(
-            *(self.detector, found.active, math.exp(found.log_statistic)),
-            *(threshold, threshold * RESOLVE_RATIO),
+        reading = DetectorReading.of_e_detector(
+            self.detector, found.log_statistic, found.log_threshold, active=found.active
         )
         since = Onset(0, found.onset_ms, found.records, found.flagged)
-        return KeyVerdict(found.active, since, (reading,), self._finding(key, found))
+        return Verdict(found.active, since, (reading,), self._finding(key, found))
 
     def snapshot(self) -> BlockSnapshot:
         """Say where they stand."""
@@ -302,19 +297,13 @@ class BlockAlerts:
             own = plan.references.blocks_by_kind(key)
             compared = min((size for size in own if size), default=0)
         return BlockFinding(
-            onset_ms=found.onset_ms,
-            blocks=found.blocks,
-            records=found.records,
-            flagged=found.flagged,
-            statistic=found.statistic,
-            baseline_share=found.baseline_share,
-            judged_by=found.judged_by,
+            reading=found,
             baseline_blocks=compared,
-            learned=found.learned,
-            needed=NEEDED_BLOCKS,
             block_ms=self._block_ms,
             since_ms=baseline.since_ms,
             until_ms=baseline.until_ms,
             run_time_ms=plan.run_time_ms,
             confidence=plan.confidence,
+            new_keys=plan.new_keys,
+            late_risk=plan.late_risk,
         )

@@ -21,7 +21,6 @@ from nap_stream.core.detection import (
 )
 from nap_stream.core.panes import ClosedPane, RollingWindow, WindowState
 from nap_stream.core.sequential import (
-    RESOLVE_RATIO,
     STATE_ARRAYS,
     Onset,
     SequentialState,
@@ -121,9 +120,8 @@ class EDetector:
 
     def reading(self) -> DetectorReading:
         """Say where it stands."""
-        threshold = math.exp(self._log_threshold)
-        return DetectorReading(
-            self.name, self.active, math.exp(self._log_value), threshold, threshold * RESOLVE_RATIO
+        return DetectorReading.of_e_detector(
+            self.name, self._log_value, self._log_threshold, active=self.active
         )
 
 

@@ -1,8 +1,8 @@
 """The alerts of single keys: which fire, which wait for a place, and how each of them ends."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from nap_stream.core.detection import DetectionPlan
 from nap_stream.core.key_monitors import KeyMonitors
 from nap_stream.core.panes import ClosedPane
 from nap_stream.core.sequential import RESOLVE_RATIO, Onset, bets_against
-from nap_stream.drift.records import BlockFinding, Decision, DetectorReading
+from nap_stream.drift.records import Decision, DetectorReading, Verdict
 from nap_stream.records import Acceptance
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import KeySettings
@@ -27,13 +27,8 @@ class FiringKey(NamedTuple):
     seen_ms: int
 
 
-class KeyVerdict(NamedTuple):
-    """What the monitor of a key says now: see `Decision`."""
-
-    active: bool
-    since: Onset
-    readings: tuple[DetectorReading, ...]
-    block: BlockFinding | None = None
+KeyAlertsState = tuple[Sequence[FiringKey], tuple[str, ...], Mapping[str, NDArray[Any]]]
+"""All that `KeyAlerts` know: the alerts that fire, the keys, and exact arrays by name."""
 
 
 class KeyJudge(Protocol):
@@ -46,7 +41,7 @@ class KeyJudge(Protocol):
     def knows(self, key: str) -> bool:
         """Whether a key is remembered."""
 
-    def verdict(self, key: str) -> KeyVerdict:
+    def verdict(self, key: str) -> Verdict:
         """Say where the monitor of a key stands; one that is not remembered has seen nothing."""
 
 
@@ -71,7 +66,7 @@ class FiringKeys:
         self._repeat_interval_ms = round(alerts.repeat_interval_s * 1000)
         self._critical_fraction = alerts.critical_fraction
         self.by_key = {each.key: each for each in firing}
-        self._last: dict[str, KeyVerdict] = {}
+        self._last: dict[str, Verdict] = {}
 
     def note_last(self) -> None:
         """Note the verdicts of keys that fire, as the next pane may make the monitors forget them.
@@ -101,10 +96,15 @@ class FiringKeys:
             return []
         return [self._close(acceptance.key, Reason.ACCEPTED, acceptance)]
 
-    def step(self, active: Iterable[str], end_ms: int) -> list[Decision]:
-        """Go on at the end of a pane; ``active`` are the keys that it has found so, sorted."""
-        decisions: list[Decision] = []
-        waiting = [key for key in active if key not in self.by_key]
+    def step(
+        self, active: Iterable[str], end_ms: int, before: Iterable[Decision]
+    ) -> list[Decision]:
+        """Go on at the end of a pane, which has found these keys active; give what is to be sent.
+
+        That is by key, with what was decided ``before`` of the same pane.
+        """
+        decisions = list(before)
+        waiting = sorted(set(active) - self.by_key.keys())
         for key, firing in sorted(self.by_key.items()):
             if self._judge.knows(key):
                 decisions += self._step(key, firing, end_ms)
@@ -114,7 +114,7 @@ class FiringKeys:
         for key in waiting[:places]:
             decisions += self._step(key, None, end_ms)
         self._last = {}
-        return decisions
+        return sorted(decisions, key=lambda decision: decision.key or "")
 
     def _step(self, key: str, firing: FiringKey | None, end_ms: int) -> Iterator[Decision]:
         found = self._judge.verdict(key)
@@ -140,19 +140,10 @@ class FiringKeys:
     def _decision(self, key: str, change: Change, acceptance: Acceptance | None = None) -> Decision:
         found = self._last.get(key) if change.reason is Reason.FORGOTTEN else None
         found = found or self._judge.verdict(key)
-        since = found.since
-        if not since.records:
+        if not found.since.records:
             since = Onset(event=0, start_ms=change.alert.onset_ms, records=0, hits=0)
-        return Decision(key, change, since, found.readings, found.block, acceptance)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class KeyAlertsState:
-    """All that `KeyAlerts` know: the alerts that fire, the keys, and exact arrays by name."""
-
-    firing: list[FiringKey]
-    keys: tuple[str, ...]
-    arrays: Mapping[str, NDArray[Any]]
+            found = replace(found, since=since)
+        return Decision(key, change, found, acceptance)
 
 
 class KeyAlerts:
@@ -183,19 +174,18 @@ class KeyAlerts:
         self.monitors = KeyMonitors(bets, plan.log_threshold, keys.max_keys, silence_ms)
         self._threshold = plan.detector_run_length
         if state is not None:
-            self.monitors.restore(state.keys, state.arrays)
+            self.monitors.restore(*state[1:])
         self._firing = FiringKeys(
             self,
             max_firing=keys.max_firing,
             silence_ms=silence_ms,
             alerts=alerts,
-            firing=() if state is None else state.firing,
+            firing=() if state is None else state[0],
         )
 
     def state(self) -> KeyAlertsState:
         """Give all that they know."""
-        firing, monitors = list(self.firing.values()), self.monitors
-        return KeyAlertsState(firing, monitors.names(), monitors.arrays())
+        return [*self.firing.values()], self.monitors.names(), self.monitors.arrays()
 
     @property
     def firing(self) -> Mapping[str, FiringKey]:
@@ -207,15 +197,14 @@ class KeyAlerts:
         decisions = self._firing.close_silent(pane, end_ms)
         readings = self.monitors.update(pane)
         active = [readings.keys[place] for place in np.flatnonzero(readings.active)]
-        decisions += self._firing.step(active, end_ms)
-        return sorted(decisions, key=lambda decision: decision.key or "")
+        return self._firing.step(active, end_ms, decisions)
 
     def knows(self, key: str) -> bool:
         """Whether a key is remembered."""
         return key in self.monitors
 
-    def verdict(self, key: str) -> KeyVerdict:
+    def verdict(self, key: str) -> Verdict:
         """Say where the e-detector of a key stands."""
         log_statistic, is_active, since = self.monitors.reading(key)
         values = (float(np.exp(log_statistic)), self._threshold, self._threshold * RESOLVE_RATIO)
-        return KeyVerdict(is_active, since, (DetectorReading(self.detector, is_active, *values),))
+        return Verdict(is_active, since, (DetectorReading(self.detector, is_active, *values),))

@@ -40,6 +40,7 @@ from nap_stream.drift.records import (
     DriftSnapshot,
     DriftUpdate,
     UnscoredAlert,
+    Verdict,
 )
 from nap_stream.drift.state import (
     MonitorState,
@@ -51,7 +52,7 @@ from nap_stream.drift.state import (
     open_parts,
 )
 from nap_stream.drift.unscored import UnscoredWatch
-from nap_stream.records import STATUSES, Acceptance, OffsetRange, SegmentSummary, TopicPartition
+from nap_stream.records import STATUSES, Acceptance, SegmentSummary, TopicPartition
 from nap_stream.settings.schema import Settings
 
 _VERSION = 1
@@ -74,8 +75,9 @@ class _KeyCounts(NamedTuple):
 class DriftMonitor:
     """All detectors over a stream of summaries.
 
-    For watermarks see `Partitions`. A record that is behind its partition's watermark, or whose
-    pane is closed, counts in the oldest pane that is open to it, so that none is ignored.
+    ``partitions`` are those that have been named. A record that is behind its partition's
+    watermark, or whose pane is closed, counts in the oldest pane that is open to it, so that none
+    is ignored.
 
     The clock tells idle partitions. The monitor goes on from the state of another one with the
     same plan and settings, if given. With a ``watch``, blocks decide, and the detectors of single
@@ -98,7 +100,7 @@ class DriftMonitor:
         self.plan, self.settings, self._clock, self._watch = plan, settings, clock, watch
         self._drift, self._alerts = drift, alerts = settings.drift, settings.alerts
         self._buffer = PaneBuffer(drift.pane_ms, one_per_pane=drift.one_per_pane)
-        self._partitions = Partitions(clock, drift.idle_partition_s)
+        self.partitions = Partitions(clock, drift.idle_partition_s)
         self._firing: Firing | None = None
         self._implausible_timestamps = 0
         detectors, evidence, keys = None, None, None
@@ -107,7 +109,7 @@ class DriftMonitor:
             self._buffer.restore(
                 parts, document.closed_until_ms, document.late_records, open_images(state)
             )
-            self._partitions.restore(document.partitions)
+            self.partitions.restore(document.partitions)
             self._firing = document.firing
             self._implausible_timestamps = document.untimely_records
             detectors, evidence = with_prefix(state.arrays, _DETECTORS), document.evidence
@@ -129,15 +131,15 @@ class DriftMonitor:
         parts = self._buffer.open_parts()
         document = StateDocument(
             identity=self._identity(),
-            partitions=self._partitions.state(),
+            partitions=self.partitions.state(),
             closed_until_ms=self._buffer.closed_until_ms,
             late_records=self._buffer.late_records,
             untimely_records=self._implausible_timestamps,
             firing=self._firing,
             open=[(start, number, len(counts), counts.keys) for start, number, counts in parts],
             evidence=self._evidence.state(),
-            keys=None if keys is None else keys.keys,
-            keys_firing=None if keys is None else keys.firing,
+            keys=None if keys is None else keys[1],
+            keys_firing=None if keys is None else list(keys[0]),
             statuses=STATUSES,
             unscored=None if unscored is None else unscored[0],
             blocks=None if blocks is None else blocks[0],
@@ -145,7 +147,7 @@ class DriftMonitor:
         arrays = {f"{_DETECTORS}{name}": a for name, a in self._detectors.state().items()}
         arrays |= arrays_of_open(self._buffer)
         if keys is not None:
-            arrays |= {f"{_KEYS}{name}": a for name, a in keys.arrays.items()}
+            arrays |= {f"{_KEYS}{name}": a for name, a in keys[2].items()}
         if unscored is not None:
             arrays |= {f"{_UNSCORED}{name}": a for name, a in unscored[1].items()}
         if blocks is not None:
@@ -199,41 +201,21 @@ class DriftMonitor:
                     "acceptance_late", number=each.number, key=each.key, cause=_LATE
                 )
 
-    def hold(self, partition: TopicPartition) -> None:
-        """Expect more of a partition: it is not idle now, and holds the watermark back."""
-        self._partitions.hold(partition)
-
-    def release(self, partition: TopicPartition) -> None:
-        """Expect nothing more of a partition: it no longer holds the watermark back."""
-        self._partitions.release(partition)
-
-    def partitions(self) -> tuple[TopicPartition, ...]:
-        """Give the partitions that have been named."""
-        return self._partitions.names
-
-    def end(self, partition: TopicPartition) -> int | None:
-        """Give the offset before which all of a partition has been taken; None if none has."""
-        return self._partitions.end(partition)
-
     def add(self, summary: SegmentSummary) -> DriftUpdate:
         """Take a summary. One that was taken before changes nothing."""
-        self.hold(summary.partition)
-        known = self._partitions[summary.partition]
+        self.partitions.hold(summary.partition)
+        known = self.partitions[summary.partition]
         accepted = known.ledger.add(summary.base_offset, summary.end_offset, summary)
         return self._accept(known, accepted)
 
-    def holes(self) -> tuple[OffsetRange, ...]:
-        """Give the first missing offsets of each partition; what lies beyond waits for them."""
-        return self._partitions.holes()
-
     def skip_hole(self, partition: TopicPartition) -> DriftUpdate:
         """Go on without the first missing offsets of a partition."""
-        known = self._partitions[partition]
+        known = self.partitions[partition]
         return self._accept(known, known.ledger.skip_hole())
 
     def advance(self) -> DriftUpdate:
         """Close the panes that idle partitions no longer hold back."""
-        return self._judge_panes(self._buffer.close(self.watermark_ms()))
+        return self._judge_panes(self._buffer.close(self.partitions.watermark_ms()))
 
     def flush(self) -> DriftUpdate:
         """Close every pane: the input has ended."""
@@ -243,14 +225,6 @@ class DriftMonitor:
     def judged_until_ms(self) -> int | None:
         """The end of the newest pane that was judged; None before the first."""
         return self._buffer.closed_until_ms
-
-    def watermark_ms(self) -> int | None:
-        """No record with an earlier event time is expected; None while nothing is known."""
-        return self._partitions.watermark_ms()
-
-    def newest_ms(self) -> int | None:
-        """The largest event time that any partition has brought; None while nothing is known."""
-        return self._partitions.newest_ms()
 
     def snapshot(self) -> DriftSnapshot:
         """Say where the monitor stands."""
@@ -267,9 +241,9 @@ class DriftMonitor:
             open_panes=len(self._buffer),
             late_records=self._buffer.late_records,
             implausible_timestamps=self._implausible_timestamps,
-            duplicates=self._partitions.duplicates,
-            watermark_ms=self.watermark_ms(),
-            partition_watermarks_ms=self._partitions.watermarks(),
+            duplicates=self.partitions.duplicates,
+            watermark_ms=self.partitions.watermark_ms(),
+            partition_watermarks_ms=self.partitions.watermarks(),
             keys=keys.known,
             keys_active=keys.active,
             keys_firing=keys.firing,
@@ -350,10 +324,10 @@ class DriftMonitor:
         return change
 
     def _of_stream(self, change: Change) -> Decision:
-        if self._blocks is None:
-            return Decision(None, change, self._detectors.since(), self._detectors.readings())
-        found = self._blocks.verdict(NO_KEY)
-        return Decision(None, change, found.since, found.readings, found.block)
+        if self._blocks is not None:
+            return Decision(None, change, self._blocks.verdict(NO_KEY))
+        found, is_active = self._detectors, bool(self._detectors.active)
+        return Decision(None, change, Verdict(is_active, found.since(), found.readings()))
 
     def _beside(self, key: str | None) -> tuple[DetectorReading, ...]:
         """Where the detectors of single records stand that do not decide: those of the stream.
@@ -366,6 +340,7 @@ class DriftMonitor:
 
     def _alert(self, decision: Decision, end_ms: int) -> DriftAlert:
         key, change, is_stream = decision.key, decision.change, decision.key is None
+        verdict = decision.verdict
         window, limits, evidence = self._detectors.window, self._detectors.limits, self._evidence
         assert window is not None
         # Not from before the window: what is known of that depends on when panes were closed.
@@ -378,8 +353,8 @@ class DriftMonitor:
             window=window,
             firing_limit=None if limits is None else limits.firing,
             resolve_limit=None if limits is None else limits.resolving,
-            since=decision.since,
-            readings=(*decision.readings, *self._beside(key)),
+            since=verdict.since,
+            readings=(*verdict.readings, *self._beside(key)),
             tail=self._detectors.tail() if is_stream else None,
             offsets=evidence.offsets(span),
             examples=evidence.examples(span),
@@ -387,7 +362,7 @@ class DriftMonitor:
             classes=evidence.class_contributions(span) if is_stream else (),
             firing_keys=self._key_counts().active,
             unscored=None if self._unscored is None else self._unscored.share,
-            block=decision.block,
+            block=verdict.block,
             acceptance=decision.acceptance,
         )
 
@@ -435,7 +410,7 @@ def _keys_state(state: MonitorState) -> KeyAlertsState:
     keys, firing = state.document.keys, state.document.keys_firing
     if keys is None or firing is None:
         raise ValueError("the state holds no keys")
-    return KeyAlertsState(firing, keys, with_prefix(state.arrays, _KEYS))
+    return firing, keys, with_prefix(state.arrays, _KEYS)
 
 
 def _unscored_watch(settings: Settings, state: MonitorState | None) -> UnscoredWatch:

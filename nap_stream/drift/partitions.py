@@ -162,6 +162,10 @@ class Partitions:
         known = self._known.get(partition)
         return known.ledger.end if known else None
 
+    def ends(self) -> dict[TopicPartition, int]:
+        """Give the same of each; 0 where none has."""
+        return {name: known.ledger.end or 0 for name, known in self._known.items()}
+
     def holes(self) -> tuple[OffsetRange, ...]:
         """Give the first missing offsets of each partition; what lies beyond waits for them."""
         return tuple(

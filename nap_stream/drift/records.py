@@ -1,13 +1,15 @@
 """The records of drift: what a calibration tells the monitor, and what the monitor tells."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 from nap_stream.core.alert_state import AlertState, Change, Detector, Severity
-from nap_stream.core.block_readings import JudgedBy
+from nap_stream.core.block_readings import BlockReading
 from nap_stream.core.blocks import Blocks
 from nap_stream.core.panes import WindowState
-from nap_stream.core.sequential import Onset
+from nap_stream.core.sequential import RESOLVE_RATIO, Onset
 from nap_stream.core.tails import TAIL_EVENTS, FlagRateLaw, TailEvent
 from nap_stream.core.time_kinds import TimeKinds
 from nap_stream.records import (
@@ -94,6 +96,14 @@ class DetectorReading:
     resolve_threshold: float
     deciding: bool = True
 
+    @classmethod
+    def of_e_detector(
+        cls, detector: Detector, log_statistic: float, log_threshold: float, *, active: bool
+    ) -> Self:
+        """That of an e-detector, whose alarm ends at `RESOLVE_RATIO` of its threshold."""
+        threshold = math.exp(log_threshold)
+        return cls(detector, active, math.exp(log_statistic), threshold, threshold * RESOLVE_RATIO)
+
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
@@ -174,35 +184,22 @@ class UnscoredAlert:
 class BlockFinding:
     """What the blocks of the stream, or of a key, say beside those of the baseline.
 
-    Since the block that begins at ``onset_ms``, ``flagged`` of ``records`` records in ``blocks``
-    blocks of ``block_ms``; the baseline, of event time ``[since_ms, until_ms)``, has
-    ``baseline_share`` of them flagged. ``statistic``, of `nap_stream.core.blocks.STATISTICS`, has
-    changed most. ``judged_by`` says what the blocks are compared with, ``baseline_blocks`` of them;
-    a new key has ``learned`` of the ``needed`` blocks for a comparison of its own. By chance any
+    ``reading`` is of blocks of ``block_ms``, which are compared with ``baseline_blocks`` of the
+    baseline, of event time ``[since_ms, until_ms)``, in milliseconds since the epoch. By chance any
     alert of the monitor begins within a time T with a probability of at most T / ``run_time_ms``,
-    for a share of ``confidence`` of the baselines. Times are in milliseconds since the epoch.
+    for a share of ``confidence`` of the baselines: that covers the first ``new_keys`` keys that
+    learn a reference, and each later one but for a probability of ``late_risk``.
     """
 
-    onset_ms: int
-    blocks: int
-    records: int
-    flagged: int
-    statistic: str
-    baseline_share: float
-    judged_by: JudgedBy
+    reading: BlockReading
     baseline_blocks: int
-    learned: int
-    needed: int
     block_ms: int
     since_ms: int
     until_ms: int
     run_time_ms: int
     confidence: float
-
-    @property
-    def share(self) -> float:
-        """The OOD fraction since the onset; 0 without a record."""
-        return self.flagged / self.records if self.records else 0.0
+    new_keys: int
+    late_risk: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,14 +241,22 @@ class BlockSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the monitor of the stream, or of a key, says now: see `DriftAlert`."""
+
+    active: bool
+    since: Onset
+    readings: tuple[DetectorReading, ...]
+    block: BlockFinding | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """That an alert of the stream, or of one key, is to be sent: see `DriftAlert`."""
 
     key: str | None
     change: Change
-    since: Onset
-    readings: tuple[DetectorReading, ...]
-    block: BlockFinding | None = None
+    verdict: Verdict
     acceptance: Acceptance | None = None
 
 

@@ -114,7 +114,7 @@ class Coordinator:
         if self._log.partitions():
             self._take_over()
             with self._lock:
-                self._partitions.wait_for(self._monitor.partitions(), self._clock.monotonic())
+                self._partitions.wait_for(self._monitor.partitions.names, self._clock.monotonic())
         # From here on whoever takes over has a checkpoint to begin with.
         self._send(at_once=True)
         if since is not None:
@@ -123,8 +123,8 @@ class Coordinator:
             self._show()
         self._server = MetricsServer(
             *(self._settings.metrics, self.metrics.registry, self.health),
-            degraded=self.degraded,
-            decides=self.decides,
+            degraded=lambda: self.status().degraded(),
+            decides=lambda: self.status().decides,
         )
 
     @property
@@ -141,7 +141,7 @@ class Coordinator:
         published that died before it could. What stands before it in the log comes first.
         """
         with self._lock:
-            is_first = self._monitor.end(summary.partition) is None
+            is_first = self._monitor.partitions.end(summary.partition) is None
         beginning: Sequence[SegmentSummary] | None = ()
         if is_first and summary.base_offset > 0:
             beginning = self._log.find(OffsetRange(summary.partition, 0, summary.base_offset))
@@ -159,7 +159,7 @@ class Coordinator:
             now_s = self._clock.monotonic()
             if self._workers.take(report, now_s):
                 for partition in self._partitions.take(report, now_s):
-                    self._monitor.hold(partition)
+                    self._monitor.partitions.hold(partition)
                     # Whoever takes over must wait for it too.
                     self._revision += 1
                     self._is_urgent = True
@@ -237,14 +237,6 @@ class Coordinator:
                 workers_expected=self._settings.worker.count,
             )
 
-    def degraded(self) -> tuple[str, ...]:
-        """Say what the verdicts do not know: images without scores, an old OOD fraction."""
-        return self.status().degraded()
-
-    def decides(self) -> str | None:
-        """Say what decides where it is not single records, and how the month compares."""
-        return self.status().decides
-
     def health(self) -> tuple[str, ...]:
         """Say which workers do not report or go on, and why alerts cannot be delivered."""
         wanted, age_s = self._settings.worker.count, HEALTHY_REPORT_AGE_S
@@ -290,9 +282,11 @@ class Coordinator:
         # What was counted before is not counted again.
         self._shown = self._monitor.snapshot()
         if is_restored:
-            names = self._log.partitions()
-            reached = {name: self._monitor.end(name) or 0 for name in names}
-            chains = {n: self._log.read(n, at, LAST_OFFSET) for n, at in reached.items()}
+            reached = self._monitor.partitions.ends()
+            chains = {
+                name: self._log.read(name, reached.get(name, 0), LAST_OFFSET)
+                for name in self._log.partitions()
+            }
             self._catch_up(chains, self._decide)
 
     def _restore(self, content: bytes | None) -> bool:
@@ -300,7 +294,7 @@ class Coordinator:
         if content is None or not self._monitor.restore(content):
             return False
         ends = self._log.ends()
-        reached = {name: self._monitor.end(name) or 0 for name in self._monitor.partitions()}
+        reached = self._monitor.partitions.ends()
         ahead = [str(name) for name, end in reached.items() if end > ends.get(name, 0)]
         if ahead:
             # All that comes would be taken for known.
@@ -313,7 +307,7 @@ class Coordinator:
         decided: list[DriftUpdate] = []
         tails = {name: self._log.tail(name) for name in self._log.partitions()}
         self._catch_up(tails, decided.append)
-        newest_ms = self._monitor.newest_ms()
+        newest_ms = self._monitor.partitions.newest_ms()
         if newest_ms is not None:
             self._past = CatchUpFilter(newest_ms - newest_ms % self._settings.drift.pane_ms)
             with self._lock:
@@ -326,9 +320,8 @@ class Coordinator:
 
     def _count_since(self, since: LogEnds) -> None:
         """Count what the log holds already; what comes after is counted as it comes."""
-        for partition in self._monitor.partitions():
-            start, end = since.get(partition, 0), self._monitor.end(partition)
-            for summary in self._log.read(partition, start, end or 0):
+        for partition, end in self._monitor.partitions.ends().items():
+            for summary in self._log.read(partition, since.get(partition, 0), end):
                 self._rows.update(summary.rows_by_status)
 
     def _catch_up(self, chains: Chains, on_update: Callable[[DriftUpdate], None]) -> None:
@@ -347,7 +340,7 @@ class Coordinator:
     def _read_ahead(self) -> None:
         """Take from the log what a worker published last and died before it could tell."""
         with self._lock:
-            reached = {name: self._monitor.end(name) or 0 for name in self._monitor.partitions()}
+            reached = self._monitor.partitions.ends()
         found = {n: self._log.find(OffsetRange(n, at, LAST_OFFSET)) for n, at in reached.items()}
         self._catch_up({name: iter(each) for name, each in found.items() if each}, self._apply)
 
@@ -358,7 +351,7 @@ class Coordinator:
         was a hole of which the log could be read.
         """
         with self._lock:
-            holes = self._monitor.holes()
+            holes = self._monitor.partitions.holes()
         is_any_read = False
         for hole in holes:
             found = self._log.find(hole)
@@ -374,13 +367,14 @@ class Coordinator:
 
     def _give_up_after(self, patience_s: float, hole: OffsetRange) -> None:
         key, now_s = (hole.partition, hole.start), self._clock.monotonic()
-        if self._monitor.end(hole.partition) != hole.start:
+        if self._monitor.partitions.end(hole.partition) != hole.start:
             self._missing_since.pop(key, None)
             return
         if now_s - self._missing_since.setdefault(key, now_s) < patience_s:
             return
         del self._missing_since[key]
-        skipped = [known for known in self._monitor.holes() if known.partition == hole.partition]
+        holes = self._monitor.partitions.holes()
+        skipped = [known for known in holes if known.partition == hole.partition]
         self._apply(self._monitor.skip_hole(hole.partition))
         for gap in skipped:
             self._count_gap(gap.start, gap.end)
@@ -390,7 +384,7 @@ class Coordinator:
 
     def _hold(self, partitions: Iterable[TopicPartition]) -> None:
         for partition in partitions:
-            self._monitor.hold(partition)
+            self._monitor.partitions.hold(partition)
 
     def _apply(self, update: DriftUpdate) -> None:
         """Count and tell what the monitor did. Under the lock."""
@@ -465,7 +459,7 @@ class Coordinator:
 
     def _look_at_workers(self, now_s: float) -> None:
         self._looked_s = now_s
-        self._hold(self._partitions.expected(now_s, self._monitor.end))
+        self._hold(self._partitions.expected(now_s, self._monitor.partitions.end))
         self._workers.show(now_s)
 
 

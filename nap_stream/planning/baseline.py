@@ -21,7 +21,7 @@ from nap_stream.planning.findings import Warned
 from nap_stream.planning.render import facts_table
 from nap_stream.planning.request import in_largest_unit
 from nap_stream.settings.drift import DriftSettings
-from nap_stream.text import percent, printable, rfc3339
+from nap_stream.text import listed, percent, printable, rfc3339
 
 FORMAT = "nap-stream plan of a baseline"
 VERSION = 1
@@ -138,8 +138,7 @@ def baseline_warnings(found: BaselinePlan) -> tuple[Warned, ...]:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(printable(name) for name in names[:_SHOWN_KEYS])
-    return f"{shown}, …" if len(names) > _SHOWN_KEYS else shown
+    return listed([printable(name) for name in names], _SHOWN_KEYS)
 
 
 def render_baseline(found: BaselinePlan) -> RenderableType:
@@ -184,6 +183,12 @@ def _facts(found: BaselinePlan) -> Iterator[tuple[str, str]]:
         each = " of each kind of time" if references.kinds.count > 1 else ""
         yield "keys", f"{len(sizes):,} known, by {facts.by}, with {counts} blocks{each}"
         yield "", f"and room for {plan.new_keys:,} new ones at a time, judged by the worst of these"
+        late = percent(plan.late_risk)
+        yield "", f"the confidence is for the first {plan.new_keys:,} new ones that learn; what a"
+        yield (
+            "",
+            f"later one learns is too low with a probability of at most {late}, each for itself",
+        )
         if without := references.without:
             yield "without", f"{len(without):,} keys, with too few blocks: {_listed(without)}"
     else:

@@ -13,7 +13,7 @@ from nap_stream.alert.render import render_lines
 from nap_stream.alert.webhook import alertmanager_alerts
 from nap_stream.alert.words import summary
 from nap_stream.core.alert_state import Change, Detector, Firing, Reason, Severity
-from nap_stream.core.block_readings import JudgedBy
+from nap_stream.core.block_readings import BlockReading, JudgedBy
 from nap_stream.core.sequential import Onset
 from nap_stream.drift.records import BaselineFacts, BlockFinding, DetectorReading, DriftAlert
 from nap_stream.records import Acceptance
@@ -27,7 +27,10 @@ def at(text: str) -> int:
 
 
 NOON_MS, DAY_MS = at("2026-06-03T14:50"), 86_400_000
-FOUND = BlockFinding(
+SEEN = BlockReading(
+    log_statistic=12.5,
+    log_threshold=12.5,
+    active=True,
     onset_ms=at("2026-06-03T14:20"),
     blocks=3,
     records=900,
@@ -35,24 +38,28 @@ FOUND = BlockFinding(
     statistic="flagged",
     baseline_share=0.0412,
     judged_by=JudgedBy.OWN,
-    baseline_blocks=1_440,
     learned=0,
-    needed=50,
+)
+FOUND = BlockFinding(
+    reading=SEEN,
+    baseline_blocks=1_440,
     block_ms=600_000,
     since_ms=at("2026-05-12T00:00"),
     until_ms=at("2026-05-27T00:00"),
     run_time_ms=30 * DAY_MS,
     confidence=0.95,
+    new_keys=20,
+    late_risk=0.05 / 3 / 20,
 )
 ACCEPTED = Acceptance(
     3, "images", "camera-7", at("2026-06-02T10:00"), NOON_MS, NOON_MS - 90_000, "Ann", "a new lens"
 )
-FIRING = Firing(NOON_MS, FOUND.onset_ms, NOON_MS, (Detector.BLOCKS,), Severity.CRITICAL)
+FIRING = Firing(NOON_MS, SEEN.onset_ms, NOON_MS, (Detector.BLOCKS,), Severity.CRITICAL)
 ALERT = replace(
     KEY_BEGAN,
     change=Change(Reason.BEGAN, FIRING),
     time_ms=NOON_MS,
-    since=Onset(0, FOUND.onset_ms, FOUND.records, FOUND.flagged),
+    since=Onset(0, SEEN.onset_ms, SEEN.records, SEEN.flagged),
     readings=(
         DetectorReading(Detector.BLOCKS, True, 259_200.0, 259_200.0, 259.2),
         DetectorReading(Detector.OOD_SEQUENTIAL, True, 6e8, 5e8, 5e5, deciding=False),
@@ -66,6 +73,10 @@ BASELINE: BaselineFacts = replace(
     made_ms=at("2026-05-28T09:00"),
 )
 WITH_BASELINE = replace(FACTS, baseline=BASELINE)
+
+
+def seen(**changes: Any) -> BlockFinding:
+    return replace(FOUND, reading=replace(SEEN, **changes))
 
 
 def over(reason: Reason, **changes: Any) -> DriftAlert:
@@ -99,9 +110,7 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             ),
         ),
         (
-            replace(
-                ALERT, block=replace(FOUND, statistic="low p-values", flagged=54, baseline_share=0)
-            ),
+            replace(ALERT, block=seen(statistic="low p-values", flagged=54, baseline_share=0)),
             (
                 "camera-7: since 14:20 UTC its images score lower than in the baseline (12 to 26 "
                 "May); 6 % of them look out-of-distribution, 0 % did then. By chance this "
@@ -112,7 +121,7 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             replace(
                 ALERT,
                 key=None,
-                block=replace(FOUND, statistic="high p-values", flagged=1, run_time_ms=7_200_000),
+                block=replace(seen(statistic="high p-values", flagged=1), run_time_ms=7_200_000),
             ),
             (
                 "Since 14:20 UTC all images score higher than in the baseline (12 to 26 May); "
@@ -121,7 +130,7 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             ),
         ),
         (
-            replace(ALERT, block=replace(FOUND, judged_by=JudgedBy.LEARNING)),
+            replace(ALERT, block=seen(judged_by=JudgedBy.LEARNING)),
             (
                 "camera-7: since 14:20 UTC 31 % of its images look out-of-distribution; 4 % of the "
                 "worst known key's did in the baseline (12 to 26 May). By chance this happens at "
@@ -129,7 +138,7 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             ),
         ),
         (
-            replace(ALERT, block=replace(FOUND, judged_by=JudgedBy.POOLED)),
+            replace(ALERT, block=seen(judged_by=JudgedBy.POOLED)),
             (
                 "camera-7: since 14:20 UTC 31 % of its images look out-of-distribution; 4 % did "
                 "in the baseline (12 to 26 May), by whose worst key it is judged. By chance this "
@@ -139,7 +148,7 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
         (
             replace(
                 ALERT,
-                block=replace(FOUND, judged_by=JudgedBy.LEARNING, statistic="high p-values"),
+                block=seen(judged_by=JudgedBy.LEARNING, statistic="high p-values"),
             ),
             (
                 "camera-7: since 14:20 UTC its images score higher than the worst known key's in "
@@ -148,9 +157,7 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             ),
         ),
         (
-            replace(
-                ALERT, block=replace(FOUND, judged_by=JudgedBy.LEARNED, statistic="low p-values")
-            ),
+            replace(ALERT, block=seen(judged_by=JudgedBy.LEARNED, statistic="low p-values")),
             (
                 "camera-7: since 14:20 UTC its images score lower than while it learned; 31 % of "
                 "them look out-of-distribution, 4 % did then. By chance this happens at most once "
@@ -158,11 +165,11 @@ def over(reason: Reason, **changes: Any) -> DriftAlert:
             ),
         ),
         (
-            over(Reason.ENDED, block=replace(FOUND, judged_by=JudgedBy.LEARNED)),
+            over(Reason.ENDED, block=seen(judged_by=JudgedBy.LEARNED)),
             "Over after 3 h: camera-7 looks as it did while it learned again",
         ),
         (
-            over(Reason.ENDED, block=replace(FOUND, judged_by=JudgedBy.LEARNING)),
+            over(Reason.ENDED, block=seen(judged_by=JudgedBy.LEARNING)),
             (
                 "Over after 3 h: camera-7 looks no worse than the worst key of the baseline (12 to "
                 "26 May)"
@@ -231,6 +238,14 @@ def test_the_rest_says_what_decided_then_why() -> None:
         "min. That is one in the time of 4,320 blocks, of all keys and the stream together. It "
         "holds for at least 95 % of all baselines"
     ) in promise
+    assert promise.endswith(
+        "The confidence covers the first 20 keys that learn. What a later one learns is too low "
+        "with a probability of at most 0.0833 %, each for itself."
+    )
+    alone = replace(ALERT, key=None, block=replace(FOUND, new_keys=0))
+    lines = list(render_lines(event_tree(alone, facts=WITH_BASELINE)))
+    (promise,) = [line for line in lines if "Promise" in line]
+    assert promise.endswith("Records need not be independent.")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +259,7 @@ def test_the_rest_says_what_decided_then_why() -> None:
     ],
 )
 def test_what_the_blocks_are_compared_with(judged_by: JudgedBy, words: str) -> None:
-    alert = replace(ALERT, block=replace(FOUND, judged_by=judged_by, learned=12))
+    alert = replace(ALERT, block=seen(judged_by=judged_by, learned=12))
     event = event_tree(alert, facts=WITH_BASELINE)
     CLOSED.validate(event)
     assert words in event["data"]["blocks"]["words"]

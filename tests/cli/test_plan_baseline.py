@@ -48,6 +48,8 @@ def test_the_plan_says_what_blocks_promise(nap: Call, folder: Path) -> None:
         "all day (UTC)",
         "11 known, by key, with 100 blocks",
         "room for 20 new ones",
+        "the confidence is for the first 20 new ones that learn",
+        "with a probability of at most 0.0833 %",
         "one key",
         "a tenth of the keys",
         "all keys",

@@ -105,13 +105,13 @@ def test_a_camera_that_turns_bad_and_comes_back() -> None:
     assert BACK_MS < ended.time_ms <= BACK_MS + 5 * BLOCK_MS
     block = began.block
     assert block is not None
-    assert (block.judged_by, block.block_ms) == (JudgedBy.OWN, BLOCK_MS)
-    assert block.share == pytest.approx(0.7, abs=0.3)
-    assert block.baseline_share == pytest.approx(USUAL[BAD], abs=0.05)
+    assert (block.reading.judged_by, block.block_ms) == (JudgedBy.OWN, BLOCK_MS)
+    assert block.reading.share == pytest.approx(0.7, abs=0.3)
+    assert block.reading.baseline_share == pytest.approx(USUAL[BAD], abs=0.05)
     assert block.baseline_blocks in range(50, 61)
     assert (block.since_ms, block.until_ms) == (0, BASELINE_MS)
     assert [(each.detector, each.deciding) for each in began.readings] == [(Detector.BLOCKS, True)]
-    assert began.since.records == block.records
+    assert began.since.records == block.reading.records
 
 
 def test_the_whole_stream_without_keys() -> None:
@@ -274,8 +274,8 @@ def test_what_was_accepted_is_learned_and_watched_again() -> None:
     assert told(found) == [(BAD, Reason.BEGAN), (BAD, Reason.ACCEPTED), (BAD, Reason.BEGAN)]
     assert found[2].time_ms > again_ms
     assert found[2].block is not None
-    assert found[2].block.judged_by is JudgedBy.LEARNED
-    assert found[2].block.baseline_share == pytest.approx(0.4, abs=0.15)
+    assert found[2].block.reading.judged_by is JudgedBy.LEARNED
+    assert found[2].block.reading.baseline_share == pytest.approx(0.4, abs=0.15)
 
 
 def test_a_camera_that_the_baseline_does_not_know() -> None:
@@ -289,7 +289,7 @@ def test_a_camera_that_the_baseline_does_not_know() -> None:
     found = [alert for alert in fed(monitor, chain(rows)) if alert.key is not None]
     assert told(found) == [("camera-9", Reason.BEGAN)]
     assert found[0].block is not None
-    assert (found[0].block.judged_by, found[0].block.needed) == (JudgedBy.LEARNING, 50)
+    assert found[0].block.reading.judged_by is JudgedBy.LEARNING
     blocks = monitor.snapshot().blocks
     assert blocks is not None
     assert (blocks.new_keys, blocks.known_keys, blocks.waiting_keys) == (1, 3, 0)
@@ -367,7 +367,7 @@ def story(
     monitor = make_monitor(given)
     monitor.accept(ACCEPTANCES)
     for number in range(len(queues)):
-        monitor.hold(partition(number))
+        monitor.partitions.hold(partition(number))
     order = [number for number, queue in enumerate(queues) for _ in queue]
     rng.shuffle(order)
     stops = {rng.randrange(len(order)) for _ in range(restarts)}
@@ -380,7 +380,7 @@ def story(
             assert monitor.restore(content)
             assert monitor.dump() == content
             for each in range(len(queues)):
-                monitor.hold(partition(each))
+                monitor.partitions.hold(partition(each))
         found += monitor.add(next(left[number])).alerts
     found += monitor.flush().alerts
     now = monitor.snapshot()

@@ -60,7 +60,7 @@ def rate(position: int, key: str) -> float:
 
 def feed(monitor: DriftMonitor, summaries: list[SegmentSummary]) -> list[DriftAlert]:
     for number in range(PARTITIONS):
-        monitor.hold(partition(number))
+        monitor.partitions.hold(partition(number))
     return [alert for each in summaries for alert in monitor.add(each).alerts]
 
 
@@ -90,8 +90,8 @@ def test_what_waits_beyond_a_hole_is_asked_for_again() -> None:
     stopped.add(first)
     stopped.add(third)
     assert resumed.restore(stopped.dump())
-    assert resumed.end(partition(0)) == 30
-    assert resumed.holes() == ()
+    assert resumed.partitions.end(partition(0)) == 30
+    assert resumed.partitions.holes() == ()
     assert resumed.add(second).accepted == (second,)
     assert resumed.add(third).accepted == (third,)
 

@@ -8,9 +8,9 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import Detector, Reason, Transition
 from nap_stream.core.sequential import Onset
 from nap_stream.drift.detectors import detection_plan
-from nap_stream.drift.key_alerts import FiringKeys, KeyVerdict
+from nap_stream.drift.key_alerts import FiringKeys
 from nap_stream.drift.monitor import DriftMonitor
-from nap_stream.drift.records import DetectorReading, DriftAlert
+from nap_stream.drift.records import DetectorReading, DriftAlert, Verdict
 from nap_stream.records import SegmentSummary
 from nap_stream.settings.schema import Settings
 from tests.support.summaries import FACTS, PANE_MS, Row, segments, settings
@@ -187,8 +187,8 @@ def test_a_key_that_is_forgotten_while_it_fires_is_not_told_as_recovered() -> No
 
 def test_the_alert_of_a_forgotten_key_says_why_it_fired() -> None:
     reading = DetectorReading(Detector.BLOCKS, True, 9.0, 8.0, 1.0)
-    fired = KeyVerdict(True, Onset(0, 30, 20, 10), (reading,))
-    nothing = KeyVerdict(False, Onset(0, 0, 0, 0), ())
+    fired = Verdict(True, Onset(0, 30, 20, 10), (reading,))
+    nothing = Verdict(False, Onset(0, 0, 0, 0), ())
 
     class Judge:
         detector = Detector.BLOCKS
@@ -197,14 +197,14 @@ def test_the_alert_of_a_forgotten_key_says_why_it_fired() -> None:
         def knows(self, _key: str) -> bool:
             return self.known
 
-        def verdict(self, _key: str) -> KeyVerdict:
+        def verdict(self, _key: str) -> Verdict:
             return fired if self.known else nothing
 
     judge = Judge()
     keys = FiringKeys(judge, max_firing=2, silence_ms=1_000, alerts=settings().alerts)
-    keys.step(["a"], 50)
+    keys.step(["a"], 50, [])
     keys.note_last()
     judge.known = False
-    (forgotten,) = keys.step([], 60)
+    (forgotten,) = keys.step([], 60, [])
     assert forgotten.change.reason is Reason.FORGOTTEN
-    assert (forgotten.since, forgotten.readings) == (fired.since, fired.readings)
+    assert forgotten.verdict == fired

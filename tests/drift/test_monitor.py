@@ -143,7 +143,7 @@ def test_a_firing_alert_repeats_in_event_time() -> None:
 
 def test_evidence_is_that_of_the_window() -> None:
     monitor = make_monitor()
-    monitor.hold(partition(1))
+    monitor.partitions.hold(partition(1))
     rows = [*stream(0, 40, 0), *stream(40, 40, 40), Row(99, flagged=False)]
     other = [Row(45, flagged=True, p_value=0.005), Row(99, flagged=False)]
     found = alerts(monitor, [*segments(0, rows, [20, 20, 40]), summary(1, 500, other)])
@@ -251,16 +251,16 @@ def test_holes_are_told_filled_and_skipped() -> None:
     first, second, third = segments(0, stream(0, 90, 0), [30, 30])
     monitor.add(first)
     assert monitor.add(third).accepted == ()
-    assert monitor.end(partition(0)) == 30
-    assert monitor.holes() == (OffsetRange(partition(0), 30, 60),)
+    assert monitor.partitions.end(partition(0)) == 30
+    assert monitor.partitions.holes() == (OffsetRange(partition(0), 30, 60),)
     assert monitor.add(second).accepted == (second, third)
-    assert monitor.holes() == ()
+    assert monitor.partitions.holes() == ()
 
     late = make_monitor()
     late.add(first)
     late.add(third)
     assert late.skip_hole(partition(0)).accepted == (third,)
-    assert late.end(partition(0)) == 90
+    assert late.partitions.end(partition(0)) == 90
 
 
 def test_a_gap_has_no_records_and_moves_on() -> None:
@@ -268,29 +268,29 @@ def test_a_gap_has_no_records_and_moves_on() -> None:
     monitor.add(summary(0, 0, stream(0, 10, 0)))
     gap = summary(0, 10, [], end=1_000, gap="retention")
     assert monitor.add(gap).accepted == (gap,)
-    assert monitor.end(partition(0)) == 1_000
+    assert monitor.partitions.end(partition(0)) == 1_000
 
 
 def test_a_partition_that_is_expected_holds_the_watermark_back() -> None:
     clock = ManualClock(NOW_MS)
     monitor = make_monitor(clock)
-    monitor.hold(partition(1))
+    monitor.partitions.hold(partition(1))
     monitor.add(summary(0, 0, stream(0, 100, 100)))
-    assert monitor.watermark_ms() is None
+    assert monitor.partitions.watermark_ms() is None
     clock.advance(9.9)
     assert monitor.advance().alerts == ()
-    monitor.hold(partition(1))
+    monitor.partitions.hold(partition(1))
     clock.advance(9.9)
     assert monitor.advance().alerts == ()
     assert alerts(monitor, [summary(1, 0, [(85, True), (200, True)])]) != []
-    assert monitor.watermark_ms() == 200
+    assert monitor.partitions.watermark_ms() == 200
     assert monitor.snapshot().late_records == 0
 
 
 def test_an_idle_partition_lets_the_watermark_go() -> None:
     clock = ManualClock(NOW_MS)
     monitor = make_monitor(clock)
-    monitor.hold(partition(1))
+    monitor.partitions.hold(partition(1))
     clock.advance(5)
     monitor.add(summary(0, 0, stream(0, 100, 0)))
     assert monitor.snapshot().window_records == 0
@@ -303,14 +303,14 @@ def test_an_idle_partition_lets_the_watermark_go() -> None:
 def test_where_all_are_idle_the_newest_watermark_counts() -> None:
     clock = ManualClock(NOW_MS)
     monitor = make_monitor(clock)
-    monitor.hold(partition(1))
+    monitor.partitions.hold(partition(1))
     monitor.add(summary(0, 0, stream(0, 100, 0)))
     monitor.add(summary(1, 0, stream(0, 15, 0)))
     assert monitor.snapshot().window_records == 20
-    assert monitor.watermark_ms() == 14
+    assert monitor.partitions.watermark_ms() == 14
     clock.advance(10)
     monitor.advance()
-    assert monitor.watermark_ms() == 99
+    assert monitor.partitions.watermark_ms() == 99
     assert monitor.snapshot().open_panes == 1
 
 
@@ -384,9 +384,9 @@ def arrivals(draw: st.DrawFn) -> Problem:
 def verdicts_of(used: Settings, partitions: int, summaries: list[SegmentSummary]) -> list[object]:
     monitor = make_monitor(used=used)
     for number in range(partitions):
-        monitor.hold(partition(number))
+        monitor.partitions.hold(partition(number))
     found = [*alerts(monitor, summaries), *monitor.flush().alerts]
-    assert monitor.holes() == ()
+    assert monitor.partitions.holes() == ()
     assert monitor.snapshot().late_records == 0
     return [
         [(a.key, a.change, a.time_ms, a.window, a.since, a.readings, a.keys) for a in found],

@@ -239,7 +239,7 @@ def verdicts(
 ) -> list[UnscoredAlert]:
     monitor = make_monitor(used)
     for number in range(len(chains)):
-        monitor.hold(partition(number))
+        monitor.partitions.hold(partition(number))
     queues = [iter(chain) for chain in chains]
     turns = [number for number, chain in enumerate(chains) for _ in chain]
     order.shuffle(turns)
@@ -315,7 +315,7 @@ def test_under_another_bound_it_begins_anew_and_drift_goes_on() -> None:
 
 def test_a_partition_that_lags_holds_it_back_and_what_comes_late_counts() -> None:
     monitor = make_monitor()
-    monitor.hold(partition(1))
+    monitor.partitions.hold(partition(1))
     assert found_by(monitor, [summary(0, 0, bad(0, 200))]) == []
     (began,) = found_by(monitor, [summary(1, 0, good(0, 200))])
     assert began.since.share == 0.5

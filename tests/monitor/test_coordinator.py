@@ -539,7 +539,7 @@ def test_a_stream_that_turns_unreadable_is_told_everywhere() -> None:
             coordinator.tick()
         assert [alert.event["type"] for alert in sink.alerts] == ["io.nap-stream.unscored.firing"]
         assert coordinator.health() == ()
-        blind, old = coordinator.degraded()
+        blind, old = coordinator.status().degraded()
         assert "(critical): 40 of the last 40 images have no scores (corrupt 40)" in blind
         assert old.endswith("none of the images since could be scored")
         status = coordinator.status()
