@@ -4,11 +4,12 @@
     .venv/bin/python -m benchmarks.drift_monitor --keys 20000 --rounds 3
 
 First the monitors of keys alone, by records and by blocks: memory of all keys, and records/s of
-panes of 1 s. Then the whole drift monitor, fed with the summaries of segments of 5 s from 4
-partitions, as workers send them: a stream at the calibrated rate, and one in which every key has
-drifted. Making the panes and summaries is not timed; in production workers do it. Records/s are the
-median of the rounds, each with a new monitor; those for each second of CPU time leave out what
-other processes took.
+panes of 1 s. Then the whole drift monitor, by records and by blocks of 20 s, fed with the summaries
+of segments of 5 s from 4 partitions, as workers send them: a stream at the calibrated rate, and one
+in which every key has drifted. Its state is what its arrays hold, its checkpoint what it writes.
+Making the panes and summaries is not timed; in production workers do it. Records/s are the median
+of the rounds, each with a new monitor; those for each second of CPU time leave out what other
+processes took.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from nap_stream.clock import ManualClock
 from nap_stream.core.block_monitors import BlockMonitors
-from nap_stream.core.block_plan import plan_blocks, references_of
+from nap_stream.core.block_plan import BlockPlan, plan_blocks, references_of
 from nap_stream.core.blocks import Blocks
 from nap_stream.core.bounds import upper_flag_rate
 from nap_stream.core.conformal import ConformalTest, Rule
@@ -35,9 +36,10 @@ from nap_stream.core.panes import NO_KEY, ClosedPane, closed_pane, count_panes
 from nap_stream.core.sequential import bets_against
 from nap_stream.core.tails import BIN_COUNT, EDGES, FlagRateLaw
 from nap_stream.core.time_kinds import DAY_MS, TimeKinds
+from nap_stream.drift.block_alerts import BlockWatch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
-from nap_stream.drift.records import CalibrationFacts
+from nap_stream.drift.records import BaselineFacts, CalibrationFacts
 from nap_stream.records import Example, FlaggedClass, SegmentSummary, Status, TopicPartition
 from nap_stream.settings.schema import Settings
 from tests.support.memory import MIB, rss_bytes
@@ -49,6 +51,7 @@ DRIFTED_RATE = 0.5
 PANE_MS = 1_000
 SILENCE_MS = 4 * 3_600_000
 BLOCK_MS = 20_000
+KINDS = TimeKinds((6, 18))
 SEGMENT_S = 5
 PARTITIONS = 4
 CLASSES = 10
@@ -67,22 +70,27 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A stream: images a second, over how many keys (0: none are told apart), and for how long."""
+    """A stream: images a second, over how many keys (0: none are told apart), and for how long.
+
+    With ``blocks``, they decide.
+    """
 
     images_per_s: int
     keys: int
     seconds: int
     drifted: bool = False
+    blocks: bool = False
 
 
 def main() -> None:
     options = _options()
     print(f"{os.cpu_count()} cores, {options.rounds} rounds, pane of {PANE_MS} ms\n")
-    _show_keys(options.keys, options.rounds)
+    if not options.only_blocks:
+        _show_keys(options.keys, options.rounds)
     _show_blocks(options.keys, options.rounds)
-    if options.only_keys:
-        return
-    _show_monitor(options.keys, options.rounds)
+    if not options.only_keys:
+        loads = [x for x in _loads(options.keys) if x.blocks or not options.only_blocks]
+        _show_monitor(loads, options.rounds)
 
 
 def _show_keys(keys: int, rounds: int) -> None:
@@ -114,12 +122,12 @@ def _show_blocks(keys: int, rounds: int) -> None:
     known = keys // 2
     blocks = _known_blocks(known, rng)
     begun = time.perf_counter()
-    references_of(blocks, TimeKinds((6, 18)))
+    references_of(blocks, KINDS)
     took = time.perf_counter() - begun
     gc.collect()
     tracemalloc.start()
-    references = references_of(blocks, TimeKinds((6, 18)))
-    plan = plan_blocks(references, run_time_ms=30 * DAY_MS, confidence=0.95, new_keys=keys - known)
+    plan = _plan(blocks, keys - known)
+    references = plan.references
     gc.collect()
     of_plan, _ = tracemalloc.get_traced_memory()
     monitors = BlockMonitors(plan, keys, SILENCE_MS)
@@ -146,6 +154,28 @@ def _show_blocks(keys: int, rounds: int) -> None:
     print()
 
 
+def _plan(blocks: Blocks, new_keys: int) -> BlockPlan:
+    references = references_of(blocks, KINDS)
+    return plan_blocks(references, run_time_ms=30 * DAY_MS, confidence=0.95, new_keys=new_keys)
+
+
+def _watch(keys: int) -> BlockWatch:
+    """The baseline of half of the keys."""
+    blocks = _known_blocks(keys // 2, np.random.default_rng(1))
+    baseline = BaselineFacts(
+        name="log",
+        by="key",
+        since_ms=0,
+        until_ms=DAY_MS,
+        made_ms=0,
+        made_by="benchmark",
+        reason="speed",
+        blocks=blocks,
+        kinds=KINDS,
+    )
+    return BlockWatch(baseline, _plan(blocks, keys - keys // 2))
+
+
 def _known_blocks(keys: int, rng: np.random.Generator) -> Blocks:
     """Twelve blocks of each key by day, and as many by night."""
     names = (NO_KEY, *(f"camera-{number:06}" for number in range(keys)))
@@ -169,33 +199,42 @@ def _update_blocks(monitors: BlockMonitors, stream: Sequence[ClosedPane]) -> int
     return sum(int(reading.active.sum()) for reading in judged)
 
 
-def _show_monitor(keys: int, rounds: int) -> None:
+def _show_monitor(loads: Sequence[Load], rounds: int) -> None:
     print(
-        "| drift monitor, images/s | keys | stream | segments | alerts | records/s | records/CPU s "
-        "| of target | checkpoint, MiB | s |"
+        "| drift monitor, images/s | keys | stream | decides | alerts | records/s | records/CPU s "
+        "| of target | state, bytes a key | checkpoint, MiB | bytes a key | s |"
     )
-    print("|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|")
-    for load in (
-        Load(50, 0, 4_000),
-        Load(1_000, 0, 1_000),
-        Load(20_000, 0, 100),
-        Load(1_000, 0, 1_000, drifted=True),
-        Load(50, keys, 4_000),
-        Load(1_000, keys, 400),
-        Load(20_000, keys, 50),
-        Load(20_000, keys, 50, drifted=True),
-    ):
+    print("|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    watches = {load.keys: _watch(load.keys) for load in loads if load.blocks}
+    for load in loads:
         stream = list(_summaries(load))
-        monitors = [_monitor(load.keys) for _ in range(rounds)]
+        watch = watches[load.keys] if load.blocks else None
+        monitors = [_monitor(load.keys, watch) for _ in range(rounds)]
         calls = [partial(_take, monitor, stream) for monitor in monitors]
         speed, alerts = _speed(calls, load.images_per_s * load.seconds)
+        known = max(1, monitors[-1].snapshot().keys)
+        state = sum(array.nbytes for array in monitors[-1].state().arrays.values())
         begun = time.perf_counter()
         size = len(monitors[-1].dump())
+        took = time.perf_counter() - begun
         print(
             f"| {load.images_per_s:,} | {load.keys:,} | {'drifted' if load.drifted else 'usual'} "
-            f"| {len(stream)} | {alerts} | {_columns(speed)} {size / MIB:.1f} "
-            f"| {time.perf_counter() - begun:.2f} |"
+            f"| {'blocks' if load.blocks else 'records'} | {alerts} | {_columns(speed)} "
+            f"{state / known:,.0f} | {size / MIB:.1f} | {size / known:,.0f} | {took:.2f} |",
+            flush=True,
         )
+
+
+def _loads(keys: int) -> Iterator[Load]:
+    yield Load(50, 0, 4_000)
+    yield Load(1_000, 0, 1_000)
+    yield Load(20_000, 0, 100)
+    yield Load(1_000, 0, 1_000, drifted=True)
+    for blocks in (False, True):
+        yield Load(50, keys, 4_000, blocks=blocks)
+        yield Load(1_000, keys, 400, blocks=blocks)
+        yield Load(20_000, keys, 50, blocks=blocks)
+        yield Load(20_000, keys, 50, drifted=True, blocks=blocks)
 
 
 def _update(monitors: KeyMonitors, stream: Sequence[ClosedPane]) -> int:
@@ -249,7 +288,7 @@ def _names(which: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[np.int64]
     return tuple(f"camera-{number:06}" for number in found.tolist()), key.astype(np.int64)
 
 
-def _monitor(keys: int) -> DriftMonitor:
+def _monitor(keys: int, watch: BlockWatch | None) -> DriftMonitor:
     drift = {"keys": {"max_keys": keys}} if keys else {}
     settings = Settings.model_validate(
         {
@@ -274,7 +313,8 @@ def _monitor(keys: int) -> DriftMonitor:
         fingerprint="c" * 64,
         model_fingerprint="f" * 64,
     )
-    return DriftMonitor(detection_plan(settings.drift, facts), settings, ManualClock())
+    plan = detection_plan(settings.drift, facts)
+    return DriftMonitor(plan, settings, ManualClock(), watch=watch)
 
 
 def _summaries(load: Load) -> Iterator[SegmentSummary]:
@@ -343,6 +383,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only-blocks", action="store_true", help="what is watched by blocks")
     parser.add_argument("--only-keys", action="store_true", help="the monitors of keys alone")
     return parser.parse_args()
 
