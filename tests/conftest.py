@@ -42,6 +42,14 @@ def pytest_configure() -> None:
     watch_over_this_process()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where only slow tests run, no process imports the four of five files that have none."""
+    is_test = collection_path.match("test_*.py")
+    if is_test and config.option.markexpr == "slow" and "slow" not in collection_path.read_text():
+        return True
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
