@@ -72,11 +72,9 @@ def watch(
     *,
     images: int,
     seconds_per_image: float,
-    slow: tuple[int, float] | None = None,
 ) -> MemoryTrace:
     """Fill the topic of a running monitor with large images; measure until all are logged.
 
-    ``slow`` is with how many of the first images the model takes longer, and seconds of each.
     Fails where the run ends early.
     """
     url = metrics_url(run)
@@ -85,8 +83,7 @@ def watch(
     wait_until(lambda: len(monitor.rows()) == FIRST, "rows of the first images")
     (pid,) = monitor.pids().values()
     base = rss_bytes(pid)
-    few, slow_s = slow or (0, seconds_per_image)
-    slow_down(faults, slow_s)
+    slow_down(faults, seconds_per_image)
     different = [large_jpeg(seed) for seed in range(DIFFERENT)]
     _send(monitor, list(islice(cycle(different), images)))
     samples: list[Sample] = []
@@ -95,8 +92,6 @@ def watch(
     def more() -> bool:
         assert run.running, run.tail
         rows, lag = _rows_and_lag(url)
-        if rows >= FIRST + few:
-            slow_down(faults, seconds_per_image)
         in_flight = FIRST + images - lag - rows
         samples.append(Sample(time.monotonic() - started, rss_bytes(pid), rows, in_flight))
         return rows > seen

@@ -16,10 +16,8 @@ from tests.support.memory import MIB
 pytestmark = [pytest.mark.ray, pytest.mark.kafka, pytest.mark.slow]
 
 IMAGES = 120
-SLOW, SLOW_S = 12, 3.0
-"""Images with which the model takes longer, and seconds of each."""
-SECONDS_PER_IMAGE = 0.3
-MAX_POLL_INTERVAL_S = 25.0
+SECONDS_PER_IMAGE = 0.5
+MAX_POLL_INTERVAL_S = 4.0
 FETCH_BYTES = KafkaSettings.model_fields["max_fetch_bytes"].default
 IN_FLIGHT_BYTES = 40 * MIB
 """About ten of the images: a batch of them takes longer than the poll interval may."""
@@ -33,6 +31,7 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
         tmp_path / "monitor",
         faulty.calibration,
         model=faulty.model,
+        driver={"stall_timeout_s": 600},
         **sections(
             in_flight_bytes=IN_FLIGHT_BYTES,
             fetch_bytes=FETCH_BYTES,
@@ -45,7 +44,6 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
             monitor,
             faulty.faults,
             images=IMAGES,
-            slow=(SLOW, SLOW_S),
             seconds_per_image=SECONDS_PER_IMAGE,
         )
         run.send(signal.SIGTERM)
@@ -55,7 +53,7 @@ def test_memory_stays_within_the_configuration_and_the_worker_in_its_group(
     assert trace.grown_bytes < trace.bound_bytes, trace
     most = IN_FLIGHT_BYTES // trace.message_bytes + 1
     assert max(sample.in_flight for sample in trace.samples) >= most // 2
-    assert most * SLOW_S > MAX_POLL_INTERVAL_S
+    assert most * SECONDS_PER_IMAGE > MAX_POLL_INTERVAL_S
     assert run.stderr.count("partition_assigned") == PARTITIONS
     assert "partitions_lost" not in run.stderr
     assert "worker_failed" not in run.stderr
