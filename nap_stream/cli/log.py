@@ -170,13 +170,14 @@ def verify(
     heads = _kept_heads(kept, topic)
     began_ms = SystemClock().now_ms()
     report, broker = _verified(store, kafka, topic, heads, deep=deep)
-    text = encode_report(report, broker, Circumstances(store.root, topic, __version__, began_ms))
+    circumstances = Circumstances(store.root, topic, __version__, began_ms)
+    text = encode_report(report, broker, circumstances, heads)
     if report_file is not None:
         publish(report_file, text.encode())
     if as_json:
         typer.echo(text, nl=False)
     else:
-        _print_verified(report, broker)
+        _print_verified(report, broker, heads)
     sys.exit(0 if report.clean else 1)
 
 
@@ -200,11 +201,8 @@ def _verified(
 ) -> tuple["VerifyReport", "BrokerReport | None"]:
     """The report, with the defects against the broker and against an earlier report in it."""
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
-    from nap_stream.scored_log.verify.run import (
-        compare_with_broker,
-        compare_with_kept,
-        sorted_defects,
-    )
+    from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
+    from nap_stream.scored_log.verify.report import sorted_defects
     from nap_stream.scored_log.verify.run import verify as verify_log
 
     # Workers commit what they have published: so the committed offsets come first, the ends last.
@@ -214,7 +212,13 @@ def _verified(
     defects, broker = [*report.defects, *compare_with_kept(store, kept)], None
     if kafka is not None:
         offsets = topic_offsets(kafka, committed)
-        broker = compare_with_broker(report, offsets, topic=kafka.topic, group_id=kafka.group_id)
+        broker = compare_with_broker(
+            report,
+            offsets,
+            topic=kafka.topic,
+            group_id=kafka.group_id,
+            from_earliest=kafka.start == "earliest",
+        )
         defects += broker.defects
     return dataclasses.replace(report, defects=sorted_defects(defects)), broker
 
@@ -228,10 +232,21 @@ def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the kept report: {error}", str(path)) from error
-    return [head for head in parse_kept(text, str(path)) if topic in {None, head.partition.topic}]
+    heads = parse_kept(text, str(path))
+    chosen = [head for head in heads if topic in {None, head.partition.topic}]
+    if not chosen:
+        others = ", ".join(sorted({head.partition.topic for head in heads}))
+        raise ConfigError(
+            f"the kept report has no chain of the topic {topic!r}; its topics are {others}",
+            str(path),
+            "Name another topic or report",
+        )
+    return chosen
 
 
-def _print_verified(report: "VerifyReport", broker: "BrokerReport | None") -> None:
+def _print_verified(
+    report: "VerifyReport", broker: "BrokerReport | None", kept: "list[ChainHead]"
+) -> None:
     typer.echo(
         f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "
         f"{report.offsets} offsets"
@@ -248,9 +263,20 @@ def _print_verified(report: "VerifyReport", broker: "BrokerReport | None") -> No
         typer.echo(printable(f"gap     {gap.file}: {span}: {gap.reason}"))
     if broker is not None:
         _print_broker(broker)
+    if kept:
+        _print_kept(report, kept)
     for defect in report.defects:
         typer.echo(printable(f"defect  {defect}"))
     typer.echo("clean" if report.clean else f"{len(report.defects)} defects")
+
+
+def _print_kept(report: "VerifyReport", kept: "list[ChainHead]") -> None:
+    """What the kept report proves, and of which chains it says nothing."""
+    ends = {head.partition: head for head in kept}
+    for head in report.heads:
+        then = ends.get(head.partition)
+        told = "is not in it" if then is None else f"compared at {then.end_offset}"
+        typer.echo(f"kept    {head.partition}: {told}")
 
 
 def _print_broker(broker: "BrokerReport") -> None:
@@ -261,6 +287,11 @@ def _print_broker(broker: "BrokerReport") -> None:
         typer.echo(
             f"broker  {one.partition}: [{one.earliest}, {one.end}), committed {committed}, {lag}"
         )
+        if found.before_chain:
+            typer.echo(
+                f"broker  {one.partition}: it has {found.before_chain} offsets from before the "
+                f"chain's start at {found.chain_start}, which are in no segment"
+            )
         if found.gap_to_come:
             typer.echo(
                 f"broker  {one.partition}: retention has deleted the {found.gap_to_come} offsets "

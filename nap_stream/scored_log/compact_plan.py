@@ -78,7 +78,7 @@ def plan(files: Iterable[ChainFile], *, today: date, limits: FileLimits) -> Plan
     """Decide what to merge.
 
     The files of a group follow each other without a hole. They were published on one day before
-    ``today`` (UTC), by one model and calibration, in one version of the columns. Files that are
+    ``today`` (UTC), in one version of the columns. Files that are
     compacted already stay as they are. So does the last segment of the chain, to which writers
     link.
 

@@ -21,10 +21,11 @@ to hash them a whole file must be read. A segment's digest is that of all the ke
 ``merged`` (`segment_sha256`), so that it covers the rows and all segments before.
 
 A compacted file counts in the chain as the segments that it merged, which are all of its own
-version. ``merged`` is a JSON array of their keys and values, in order and without spaces,
-compressed with zlib and in base64. ``previous_sha256`` is given for the first of them alone: for
-the others it is the digest of the one before, which is computed. So a change of any of them shows
-in the digest that the segment after the file names.
+version. They may be of several models and calibrations: its own fingerprints are theirs, each once,
+with commas between. ``merged`` is a JSON array of their keys and values, in order and without
+spaces, compressed with zlib and in base64. ``previous_sha256`` is given for the first of them
+alone: for the others it is the digest of the one before, which is computed. So a change of any of
+them shows in the digest that the segment after the file names.
 
 Times are milliseconds since the epoch, UTC; digests are lower-case hexadecimal.
 """
@@ -193,8 +194,6 @@ def may_merge(earlier: SegmentFooter, later: SegmentFooter) -> bool:
     return (
         earlier.partition == later.partition
         and earlier.schema_version == later.schema_version
-        and earlier.model_fingerprint == later.model_fingerprint
-        and earlier.calibration_fingerprint == later.calibration_fingerprint
         and later.base_offset == earlier.end_offset
         and earlier.topic_id in {None, later.topic_id}
         and not (earlier.merged or later.merged)
@@ -227,6 +226,8 @@ def merged_footer(
     return replace(
         first,
         end_offset=last.end_offset,
+        model_fingerprint=_each_once(part.model_fingerprint for part in parts),
+        calibration_fingerprint=_each_once(part.calibration_fingerprint for part in parts),
         rows=sum(part.rows for part in parts),
         scored_rows=sum(part.scored_rows for part in parts),
         min_event_time_ms=min(lows, default=None),
@@ -238,6 +239,10 @@ def merged_footer(
         gap=None,
         merged=tuple(parts),
     )
+
+
+def _each_once(texts: Iterable[str]) -> str:
+    return ",".join(dict.fromkeys(texts))
 
 
 def check_merged(footer: SegmentFooter) -> None:

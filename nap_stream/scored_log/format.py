@@ -29,6 +29,7 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nap_stream.errors import ConfigError
 from nap_stream.records import TopicPartition
@@ -37,6 +38,7 @@ GENESIS_NAME = "_genesis.json"
 SCHEMA_VERSION = 6
 """Of the columns and of the footer, as they are written. `SCHEMAS` has those that are read."""
 EARLIEST_TIME_MS = -62_135_596_800_000
+EARLIEST_ROW_MS = -2_208_988_800_000
 LATEST_TIME_MS = 253_402_300_799_999
 _SINCE_VERSION_4 = ("fdbd", "mahalanobis", "gen", "nci")
 _SINCE_VERSION_5 = ("decode_warning", "source_uri")
@@ -80,6 +82,7 @@ DICTIONARY_COLUMNS = [
 _TEXTS = ("status", "error", "class_name", "format", "sha256", "decode_warning", "source_uri")
 _TIME = pa.timestamp("ms", tz="UTC")
 _HEADER = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.binary())])
+_NO_STATISTICS = ("error", "sha256", "headers", "decode_warning", "source_uri")
 
 _MAX_OFFSET = 2**63 - 1
 _MAX_PARTITION = 2**31 - 1
@@ -281,6 +284,9 @@ SCHEMA = pa.schema(
     ]
 )
 """Version `SCHEMA_VERSION` of the columns of a segment's file, times in milliseconds UTC."""
+STATISTICS_COLUMNS = [name for name in SCHEMA.names if name not in _NO_STATISTICS]
+"""Columns of which Parquet notes the least and greatest value: a reader can skip files by them.
+Nobody looks for a range of the others, whose values are long."""
 _VERSION_5 = pa.schema([field for field in SCHEMA if field.name not in _SINCE_VERSION_6])
 _VERSION_4 = pa.schema([field for field in _VERSION_5 if field.name not in _SINCE_VERSION_5])
 SCHEMAS = {
@@ -296,6 +302,14 @@ them. What a reader finds missing in an earlier version is null."""
 def storable_time_ms(time_ms: int) -> int:
     """Bring a time into years 1 to 9999, which is what every Parquet reader can show."""
     return min(max(time_ms, EARLIEST_TIME_MS), LATEST_TIME_MS)
+
+
+def row_time_ms(time_ms: int) -> int:
+    """Bring a row's time into years 1900 to 9999, which is what every Parquet reader reads.
+
+    Spark 3 refuses a column with one time before 1900: calendars differ.
+    """
+    return min(max(time_ms, EARLIEST_ROW_MS), LATEST_TIME_MS)
 
 
 def storable_text(text: str) -> str:
@@ -329,14 +343,14 @@ def _array(name: str, kind: pa.DataType, values: Any, count: int) -> pa.Array:
     if values is None or not count:
         return pa.nulls(count, kind)
     if isinstance(values, pa.Array):
-        return values
+        return _within_years(values) if name in _TIMES else values
     # Most columns have one value throughout a batch.
     if name != "headers" and values.count(values[0]) == count:
         return _repeated(name, kind, values[0], count)
     if name in _TIMES:
         # Event times come from producers and can be anything.
-        if min(values) < EARLIEST_TIME_MS or max(values) > LATEST_TIME_MS:
-            values = [storable_time_ms(time_ms) for time_ms in values]
+        if min(values) < EARLIEST_ROW_MS or max(values) > LATEST_TIME_MS:
+            values = [row_time_ms(time_ms) for time_ms in values]
     elif name == "headers":
         values = [
             [{"name": storable_text(header), "value": value} for header, value in headers]
@@ -347,11 +361,17 @@ def _array(name: str, kind: pa.DataType, values: Any, count: int) -> pa.Array:
     return pa.array(values, kind)
 
 
+def _within_years(times: pa.Array) -> pa.Array:
+    """Times as `row_time_ms` stores them, of an array in milliseconds."""
+    bounded = pc.max_element_wise(times.cast(pa.int64()), EARLIEST_ROW_MS)
+    return pc.min_element_wise(bounded, LATEST_TIME_MS).cast(_TIME)
+
+
 def _repeated(name: str, kind: pa.DataType, value: Any, count: int) -> pa.Array:
     if value is None:
         return pa.nulls(count, kind)
     if name in _TIMES:
-        value = storable_time_ms(value)
+        value = row_time_ms(value)
     elif name in _TEXTS:
         value = storable_text(value)
     return pa.repeat(pa.scalar(value, kind), count)

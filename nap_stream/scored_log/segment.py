@@ -23,6 +23,7 @@ from nap_stream.scored_log.format import (
     DICTIONARY_COLUMNS,
     SCHEMA,
     SCHEMAS,
+    STATISTICS_COLUMNS,
     parse_segment_path,
 )
 from nap_stream.scored_log.stores import SegmentStore
@@ -49,14 +50,18 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
     The table has exactly the columns of the footer's version in `format.SCHEMAS`.
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata(to_metadata(footer)),
+    with pq.ParquetWriter(
         sink,
+        table.schema,
         compression="zstd",
         use_dictionary=DICTIONARY_COLUMNS,
         write_page_checksum=True,
-        row_group_size=ROW_GROUP_ROWS,
-    )
+        write_statistics=STATISTICS_COLUMNS,
+        # Arrow's own schema would repeat the footer and every column's description.
+        store_schema=False,
+    ) as writer:
+        writer.add_key_value_metadata(to_metadata(footer))
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return bytes(sink.getvalue())
 
 

@@ -106,7 +106,17 @@ def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, d
         "compacted": [{"file": paths[0], "base_offset": 0, "end_offset": 5, "segments": 2}],
         "defects": [],
         "broker": None,
+        "kept": None,
     }
+
+
+def test_nothing_to_verify_is_an_error_that_says_what_is_there(nap: Call, log: Path) -> None:
+    ended = nap("verify", "--log", log, "--topic", "car")
+    assert (ended.exit_code, ended.out) == (1, "")
+    assert "no partition of the topic 'car'; its topics are cars" in ended.err
+    ended = nap("verify", "--log", log / "topic=cars", "--deep", "--json")
+    assert (ended.exit_code, ended.out) == (1, "")
+    assert "there is no chain to verify; the root holds partition=0" in ended.err
 
 
 def test_a_report_file_stands_beside_the_text(nap: Call, log: Path, tmp_path: Path) -> None:
@@ -133,8 +143,17 @@ def test_the_ends_of_a_kept_report_are_looked_for(nap: Call, log: Path, tmp_path
     assert nap("verify", "--log", log, "--deep").exit_code == 0
     ended = nap("verify", "--log", log, "--kept", kept, "--json")
     assert ended.exit_code == 1
-    assert [found["kind"] for found in _json(ended.out)["defects"]] == ["kept_digest"]
-    assert nap("verify", "--log", log, "--kept", kept, "--topic", "other").exit_code == 0
+    tree = _json(ended.out)
+    assert [found["kind"] for found in tree["defects"]] == ["kept_digest"]
+    assert [(one["partition"], one["end_offset"]) for one in tree["kept"]] == [(0, 8)]
+    other = TopicPartition("cars", 1)
+    local_log(log).begin(other, 0)
+    told = nap("verify", "--log", log, "--kept", kept).out
+    assert "kept    cars/0: compared at 8\nkept    cars/1: is not in it\n" in told
+    chain(log, [(1, [])], TopicPartition("dogs", 0))
+    ended = nap("verify", "--log", log, "--kept", kept, "--topic", "dogs")
+    assert ended.exit_code == 2
+    assert "has no chain of the topic 'dogs'; its topics are cars" in ended.err
     for mistaken in (tmp_path / "none.json", log / segment_path(CARS, 0)):
         assert nap("verify", "--log", log, "--kept", mistaken).exit_code == 2
 
@@ -220,6 +239,29 @@ def test_against_a_broker_that_agrees(nap: Call, site: Site) -> None:
 
 
 @pytest.mark.kafka
+def test_what_a_broker_retains_is_no_gap_and_not_before_a_chain(nap: Call, site: Site) -> None:
+    topic_id = topic_offsets(site.settings, {})[0].topic_id
+    for number, (start, reason) in enumerate([(0, "retention"), (2, None), (0, "retention")]):
+        where = site.partition(number)
+        position = site.log.begin(where, start, topic_id)
+        site.log.publish(where, position, 3, [], gap=reason)
+    delete_before(site.settings, 3, partition=2)
+
+    ended = nap("verify", "--config", site.config, "--against-broker", "--json")
+
+    assert ended.exit_code == 1
+    defects = [(defect["kind"], defect["detail"]) for defect in _json(ended.out)["defects"]]
+    assert [kind for kind, _ in defects] == [DefectKind.GAP_RETAINED, DefectKind.START_RETAINED]
+    assert "offsets [0, 3) are declared missing (retention)" in defects[0][1]
+    assert "the chain starts at 2, and the broker has offsets from 0 on" in defects[1][1]
+    text = site.config.read_text(encoding="utf-8").replace("kafka: {", "kafka: {start: latest, ")
+    site.config.write_text(text, encoding="utf-8")
+    told = nap("verify", "--config", site.config, "--against-broker").out
+    assert "it has 2 offsets from before the chain's start at 2, which are in no segment" in told
+    assert "start_retained" not in told
+
+
+@pytest.mark.kafka
 def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
     site.chain(0, 5, topic_id="of another topic")
     site.chain(1, 2)
@@ -246,6 +288,7 @@ def test_against_a_broker_that_disagrees(nap: Call, site: Site) -> None:
         "chain_end": 2,
         "lag": 2,
         "gap_to_come": 0,
+        "before_chain": 0,
     }
 
 

@@ -28,11 +28,17 @@ from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import parse_segment_path, segment_path
 from nap_stream.scored_log.read import Query, scan, segments, walk
-from nap_stream.scored_log.segment import ROW_GROUP_ROWS, SMALL_BYTES, open_segment
+from nap_stream.scored_log.segment import (
+    ROW_GROUP_ROWS,
+    SMALL_BYTES,
+    encode_segment,
+    open_segment,
+)
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
+from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CALIBRATION,
@@ -216,16 +222,31 @@ def test_gaps_alone_make_a_file_without_rows(store: SegmentStore) -> None:
     assert _rows(store).column("offset").to_pylist() == [6, 7]
 
 
-def test_another_model_stays_apart(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    first = Writer(store)
-    first.publish(2)
-    second = Writer(store, model="d4" * 32)
-    second.position = first.position
-    second.publish(3)
+def test_two_models_that_alternate_share_a_file(store: SegmentStore) -> None:
+    writers = [Writer(store), Writer(store, model="d4" * 32)]
+    position = writers[0].position
+    for number in range(7):
+        writer = writers[number % 2]
+        writer.position = position
+        writer.publish()
+        position = writer.position
+    rows, parts = _rows(store), _parts(store)
     report = _compact(store)
-    assert report.clean
-    assert _bases(store) == [0, 4, 8]
+    assert (report.clean, report.segments, report.files) == (True, 6, 1)
+    assert _bases(store) == [0, 12]
+    assert (_rows(store).equals(rows), _parts(store)) == (True, parts)
+    assert verify(store, deep=True).clean
+    path = segment_path(CARS, 0)
+    with open_segment(store, path) as file:
+        assert file is not None
+        assert file.footer.model_fingerprint == f"{MODEL},{'d4' * 32}"
+        whole = pa.concat_tables([table for _, table in file.rows_of_parts()])
+    at = whole.schema.get_field_index("model_fingerprint")
+    one_model = pa.array([MODEL] * whole.num_rows)
+    forged = whole.set_column(at, whole.schema.field(at), one_model)
+    store.replace(path, encode_segment(read_footer(store, path), forged))
+    kinds = {defect.kind for defect in verify(store, deep=True).defects}
+    assert kinds == {DefectKind.ROWS_HASH, DefectKind.CONTENT}
 
 
 def test_partitions_are_compacted_apart_and_topics_can_be_chosen(store: SegmentStore) -> None:

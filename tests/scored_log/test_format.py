@@ -1,4 +1,6 @@
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from nap_stream.errors import ConfigError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import (
+    EARLIEST_ROW_MS,
     EARLIEST_TIME_MS,
     GENESIS_NAME,
     LATEST_TIME_MS,
@@ -23,6 +26,8 @@ from nap_stream.scored_log.format import (
     parse_segment_path,
     parse_topic_folder,
     partition_folder,
+    row_time_ms,
+    rows_of,
     segment_path,
     storable_text,
     storable_time_ms,
@@ -114,7 +119,7 @@ def test_rows_come_back_from_parquet_as_they_were(records: list[ScoredRecord]) -
     table = _through_parquet(records)
     assert table.schema.equals(SCHEMA)
     times = table.column("event_time").cast(pa.int64()).to_pylist()
-    assert times == [storable_time_ms(r.origin.event_time_ms) for r in records]
+    assert times == [row_time_ms(r.origin.event_time_ms) for r in records]
     for row, record in zip(table.drop_columns(["event_time"]).to_pylist(), records, strict=True):
         assert (row["offset"], row["index"]) == (record.origin.offset, record.origin.index)
         assert row["key"] == record.origin.key
@@ -202,8 +207,11 @@ def test_version_6_is_version_5_and_the_p_value_of_the_calibration_at_its_end() 
     assert set(OPTIONAL_SCORES) <= set(now.names)
 
 
-def test_every_column_says_what_it_holds() -> None:
-    assert all(field.metadata[b"doc"] for field in SCHEMA)
+def test_every_column_says_what_it_holds_also_in_the_documentation() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "scored-log.md"
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", docs.read_text("utf-8"), re.MULTILINE)
+    told = [(name, kind.endswith(", or null"), text) for name, kind, text in rows]
+    assert told == [(f.name, f.nullable, f.metadata[b"doc"].decode()) for f in SCHEMA]
 
 
 def test_times_that_no_calendar_shows_are_brought_to_its_ends() -> None:
@@ -212,6 +220,26 @@ def test_times_that_no_calendar_shows_are_brought_to_its_ends() -> None:
     assert storable_time_ms(NOON_MS) == NOON_MS
     assert datetime.fromtimestamp(LATEST_TIME_MS // 1000, UTC).year == 9999
     assert datetime(1, 1, 1, tzinfo=UTC).timestamp() * 1000 == EARLIEST_TIME_MS
+    assert datetime(1900, 1, 1, tzinfo=UTC).timestamp() * 1000 == EARLIEST_ROW_MS
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([0, 5], [0, 5]),
+        ([7, 7], [7, 7]),
+        ([EARLIEST_ROW_MS - 1] * 2, [EARLIEST_ROW_MS] * 2),
+        ([5, -(2**63)], [5, EARLIEST_ROW_MS]),
+        ([2**63 - 1, EARLIEST_ROW_MS], [LATEST_TIME_MS, EARLIEST_ROW_MS]),
+    ],
+)
+def test_rows_have_times_that_every_reader_takes(times: list[int], expected: list[int]) -> None:
+    arrow = pa.array(times, pa.int64()).cast(pa.timestamp("ms", tz="UTC"))
+    names = ("event_time", "ingest_time", "scored_time")
+    for values in (times, arrow):
+        rows = rows_of({"headers": [(), ()], **dict.fromkeys(names, values)}, 2)
+        for name in names:
+            assert rows.column(name).cast(pa.int64()).to_pylist() == expected
 
 
 def test_lone_surrogates_become_escapes() -> None:

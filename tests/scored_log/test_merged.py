@@ -92,21 +92,28 @@ def test_gaps_alone_merge_to_a_file_without_rows() -> None:
     "later",
     [
         _part(FIRST, 12, 1, partition=TopicPartition("cars", 1)),
-        _part(FIRST, 12, 1, model_fingerprint="cc"),
-        _part(FIRST, 12, 1, calibration_fingerprint="cc"),
         _part(FIRST, 12, 1, base_offset=10),
         _part(FIRST, 12, 1, base_offset=8),
         _part(FIRST, 12, 1, previous_sha256="0c" * 32),
         _part(FIRST, 12, 1, merged=(LAST,)),
         _part(FIRST, 12, 1, schema_version=3),
     ],
-    ids=["partition", "model", "calibration", "hole", "overlap", "digest", "compacted", "version"],
+    ids=["partition", "hole", "overlap", "digest", "compacted", "version"],
 )
 def test_what_one_footer_cannot_speak_for_does_not_merge(later: SegmentFooter) -> None:
     assert may_merge(FIRST, GAP)
     assert not may_merge(FIRST, later)
     with pytest.raises(ValueError, match=f"segments 5, {later.base_offset} do not merge"):
         _merged(FIRST, later)
+
+
+def test_models_and_calibrations_that_alternate_stand_in_one_file() -> None:
+    other = _part(FIRST, 12, 1, model_fingerprint="cc", calibration_fingerprint="dd")
+    again = _part(other, 14, 1, model_fingerprint=MODEL, calibration_fingerprint=CALIBRATION)
+    footer = _merged(FIRST, other, again)
+    check_merged(footer)
+    assert footer.model_fingerprint == f"{MODEL},cc"
+    assert footer.calibration_fingerprint == f"{CALIBRATION},dd"
 
 
 def test_segments_of_different_topics_do_not_merge() -> None:

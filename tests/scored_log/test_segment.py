@@ -12,9 +12,19 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from nap_stream.scored_log.footer import SegmentFooter, from_metadata
 from nap_stream.scored_log.format import DICTIONARY_COLUMNS, SCHEMA
-from nap_stream.scored_log.segment import rows_sha256
-from tests.scored_log.builders import CALIBRATION, MODEL, failed, origin, record_lists, scored
+from nap_stream.scored_log.segment import encode_segment, event_time_range, rows_sha256
+from tests.scored_log.builders import (
+    CALIBRATION,
+    CARS,
+    MODEL,
+    NOON_MS,
+    failed,
+    origin,
+    record_lists,
+    scored,
+)
 from tests.support.scored_records import ScoredRecord, file_table
 
 HEADERS = (("source", b"gate"), ("source", None), ("", b""))
@@ -33,6 +43,23 @@ def _table(records: list[ScoredRecord]) -> pa.Table:
 
 def _integers(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}q", *values)
+
+
+def test_a_small_segment_is_a_small_file() -> None:
+    """Of the 18 rows of a slow topic, the file's description is half."""
+    table = _table([scored(origin(n, key=b"camera-%d" % (n % 3))) for n in range(18)])
+    low, high = event_time_range(table)
+    footer = SegmentFooter(
+        *(CARS, 0, 18, MODEL, CALIBRATION, 18, 18, low, high, "worker-0", NOON_MS),
+        *("0a" * 32, rows_sha256(table)),
+    )
+    content = encode_segment(footer, table)
+    assert len(content) < 8_500
+    assert int.from_bytes(content[-8:-4], "little") < 5_000
+    metadata = pq.read_metadata(pa.BufferReader(content)).metadata
+    assert b"ARROW:schema" not in metadata
+    assert from_metadata(metadata, "x") == footer
+    assert pq.read_table(pa.BufferReader(content)).equals(table)
 
 
 def test_the_digest_of_a_small_table_by_hand() -> None:

@@ -119,8 +119,26 @@ def test_progress_is_told_file_by_file(root: Path) -> None:
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_an_empty_log_is_clean(tmp_path: Path) -> None:
-    assert verify(tmp_path).clean
+@pytest.mark.parametrize("name", [None, "notes", "_monitors", "topic=dogs"])
+def test_where_there_is_no_chain_nothing_is_verified(tmp_path: Path, name: str | None) -> None:
+    if name is not None:
+        (tmp_path / name).mkdir()
+    with pytest.raises(LogRootError, match=f"no chain to verify; the root holds {name or ''}"):
+        verify(tmp_path)
+
+
+def test_a_topic_that_the_log_does_not_have_is_refused(root: Path) -> None:
+    with pytest.raises(LogRootError, match="no partition of the topic 'car'; its topics are cars"):
+        verify(root, topic="car")
+
+
+def test_a_folder_without_a_chain_is_no_silence(root: Path) -> None:
+    (root / "topic=cars" / "partition=4").mkdir()
+    (root / "topic=dogs").mkdir()
+    assert _kinds(root) == [
+        (genesis_path(TopicPartition("cars", 4)), DefectKind.GENESIS_MISSING),
+        ("topic=dogs", DefectKind.CHAIN_MISSING),
+    ]
 
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
@@ -230,6 +248,15 @@ def test_topic_id(root: Path) -> None:
     (defect,) = verify(root).defects
     assert (defect.file, defect.kind) == (segment_path(dogs, 5), DefectKind.TOPIC_ID)
     assert defect.detail == "its topic's id is other, the chain before has one"
+
+
+def test_topic_id_of_another_partition(root: Path) -> None:
+    log = local_log(root)
+    for number, topic_id in enumerate(("one", None, "other")):
+        log.begin(TopicPartition("dogs", number), 0, topic_id)
+    (defect,) = verify(root).defects
+    assert (defect.file, defect.kind) == ("topic=dogs/partition=2", DefectKind.TOPIC_ID)
+    assert defect.detail == "its topic's id is other, that of dogs/0 one"
 
 
 def test_topic_id_of_the_genesis_marker(root: Path) -> None:
@@ -389,6 +416,12 @@ def test_content(root: Path) -> None:
         "topic=cars/partition=00/x",
         "topic=cars/partition=0/1.parquet",
         "topic=a b/partition=0/x",
+        "_x.parquet",
+        ".old/deep/er/x.PARQUET",
+        "topic=cars/_x.parquet",
+        "topic=cars/partition=0/_x.parquet",
+        "topic=cars/partition=0/.tmp/x.pq",
+        "topic=cars/partition=0/more/x",
     ],
 )
 def test_stray_file(root: Path, stray: str) -> None:
@@ -397,6 +430,13 @@ def test_stray_file(root: Path, stray: str) -> None:
     ((file, kind),) = _kinds(root)
     assert kind is DefectKind.STRAY_FILE
     assert stray.startswith(file)
+
+
+def test_hidden_files_that_no_glob_of_parquet_files_finds_are_let_be(root: Path) -> None:
+    for path in ("_SUCCESS", ".DS_Store", "_monitors/cars.json", "topic=cars/partition=0/.nfs01"):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_bytes(b"x")
+    assert _kinds(root) == []
 
 
 def test_every_kind_of_defect_has_a_test() -> None:

@@ -10,32 +10,39 @@ from nap_stream.errors import ConfigError
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
 from nap_stream.scored_log.verify.report import (
     BrokerComparison,
     BrokerReport,
     ChainHead,
     Circumstances,
+    DeclaredGap,
     Defect,
     DefectKind,
     VerifyReport,
     encode_report,
     parse_kept,
 )
-from nap_stream.scored_log.verify.run import compare_with_broker, compare_with_kept, verify
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, local_log, merged_segments, origin, scored
 from tests.support.scored_records import RecordLog
 
 FOLDER = partition_folder(CARS)
-HEAD = ChainHead(CARS, 5, 30, "0a" * 32, "one")
+HEAD = ChainHead(CARS, 0, 30, "0a" * 32, "one")
 
 
 def _compared(
     offsets: list[PartitionOffsets],
     heads: tuple[ChainHead, ...] = (HEAD,),
     defects: tuple[Defect, ...] = (),
+    gaps: tuple[DeclaredGap, ...] = (),
+    *,
+    from_earliest: bool = True,
 ) -> BrokerReport:
-    report = VerifyReport(1, 3, 6, 30, 0, (), heads, defects)
-    return compare_with_broker(report, offsets, topic="cars", group_id="group")
+    report = VerifyReport(1, 3, 6, 30, 0, gaps, heads, defects)
+    return compare_with_broker(
+        report, offsets, topic="cars", group_id="group", from_earliest=from_earliest
+    )
 
 
 def _kinds(report: BrokerReport) -> list[tuple[str, DefectKind]]:
@@ -48,13 +55,13 @@ def test_a_chain_that_lags_is_no_defect(committed: int | None, topic_id: str | N
     one = PartitionOffsets(CARS, 0, 47, committed, topic_id)
     report = _compared([one])
     assert report.defects == ()
-    assert report.partitions == (BrokerComparison(one, 5, 30, 17, 0),)
+    assert report.partitions == (BrokerComparison(one, 0, 30, 17, 0, 0),)
 
 
 def test_a_chain_at_the_end_has_no_lag() -> None:
     one = PartitionOffsets(CARS, 30, 30, 30, "one")
     assert _compared([one]) == BrokerReport(
-        "cars", "group", (BrokerComparison(one, 5, 30, 0, 0),), ()
+        "cars", "group", (BrokerComparison(one, 0, 30, 0, 0, 0),), ()
     )
 
 
@@ -70,7 +77,7 @@ def test_beyond_broker_where_the_topic_has_no_such_partition() -> None:
     report = _compared([other])
     assert _kinds(report) == [(FOLDER, DefectKind.BEYOND_BROKER)]
     assert "the topic has no such partition" in report.defects[0].detail
-    assert report.partitions == (BrokerComparison(other, None, None, None, 0),)
+    assert report.partitions == (BrokerComparison(other, None, None, None, 0, 0),)
 
 
 def test_behind_committed() -> None:
@@ -119,6 +126,33 @@ def test_a_gap_to_come_is_told_and_no_defect() -> None:
     report = _compared([PartitionOffsets(CARS, 41, 47, 30, "one")])
     assert report.defects == ()
     assert report.partitions[0].gap_to_come == 11
+
+
+@pytest.mark.parametrize(
+    ("earliest", "retained"),
+    [(0, "[10, 20)"), (10, "[10, 20)"), (19, "[19, 20)"), (20, None), (29, None)],
+)
+def test_gap_retained(earliest: int, retained: str | None) -> None:
+    gap = DeclaredGap(segment_path(CARS, 10), 10, 20, "retention")
+    elsewhere = DeclaredGap(segment_path(TopicPartition("cars", 1), 10), 10, 20, "retention")
+    report = _compared([PartitionOffsets(CARS, earliest, 30, 30, "one")], gaps=(gap, elsewhere))
+    if retained is None:
+        assert report.defects == ()
+        return
+    assert _kinds(report) == [(gap.file, DefectKind.GAP_RETAINED)]
+    assert f"offsets {retained} are declared missing (retention)" in report.defects[0].detail
+
+
+@pytest.mark.parametrize("from_earliest", [True, False])
+def test_start_retained(from_earliest: bool) -> None:
+    later = ChainHead(CARS, 9, 30, "0a" * 32, "one")
+    retained = [PartitionOffsets(CARS, 4, 30, 30, "one")]
+    report = _compared(retained, heads=(later,), from_earliest=from_earliest)
+    assert report.partitions[0].before_chain == 5
+    expected = [(genesis_path(CARS), DefectKind.START_RETAINED)] if from_earliest else []
+    assert _kinds(report) == expected
+    deleted = [PartitionOffsets(CARS, 9, 30, 30, "one")]
+    assert _compared(deleted, heads=(later,), from_earliest=from_earliest).defects == ()
 
 
 def test_chains_of_other_topics_are_left_alone() -> None:
@@ -179,6 +213,7 @@ def test_what_was_cut_off_shows(tmp_path: Path, cut: str) -> None:
     if cut == "end":
         (tmp_path / segment_path(CARS, 7)).unlink()
     else:
+        local_log(tmp_path).begin(TopicPartition("cars", 1), 0)
         shutil.rmtree(tmp_path / FOLDER)
     assert verify(LocalStore(tmp_path), deep=True).clean
     (defect,) = compare_with_kept(LocalStore(tmp_path), kept)
@@ -195,6 +230,7 @@ def test_what_was_cut_off_shows(tmp_path: Path, cut: str) -> None:
         json.dumps({"kind": "other", "version": 1, "chains": []}),
         json.dumps({"kind": "nap-stream verify report", "version": 2, "chains": []}),
         json.dumps({"kind": "nap-stream verify report", "version": 1, "chains": [{"topic": 1}]}),
+        json.dumps({"kind": "nap-stream verify report", "version": 1, "chains": []}),
     ],
 )
 def test_what_is_no_report_is_refused(text: str) -> None:

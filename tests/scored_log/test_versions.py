@@ -32,8 +32,8 @@ from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
+from nap_stream.scored_log.verify.compared import compare_with_kept
 from nap_stream.scored_log.verify.report import DefectKind, VerifyReport
-from nap_stream.scored_log.verify.run import compare_with_kept
 from nap_stream.scored_log.verify.run import verify as verify_log
 from tests.scored_log.builders import (
     CARS,

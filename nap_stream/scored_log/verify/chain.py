@@ -40,10 +40,7 @@ class GenesisFindings:
 def read_genesis(
     store: SegmentStore, partition: TopicPartition, *, needed: bool
 ) -> GenesisFindings:
-    """Check a partition's genesis marker.
-
-    ``needed`` says that the partition has segments, so that a missing marker is a defect.
-    """
+    """Check a partition's genesis marker. ``needed`` says that a missing one is a defect."""
     path = genesis_path(partition)
     try:
         start = chain_start(store, partition)
@@ -51,7 +48,7 @@ def read_genesis(
         return GenesisFindings(None, (Defect(path, DefectKind.GENESIS_UNREADABLE, error.problem),))
     if start is not None or not needed:
         return GenesisFindings(start)
-    detail = "there are segments, and no marker says where the chain starts"
+    detail = "no marker says where the chain starts"
     return GenesisFindings(None, (Defect(path, DefectKind.GENESIS_MISSING, detail),))
 
 
@@ -83,7 +80,7 @@ def examine_chain(
     last_suspected: tuple[Defect, ...] = ()
     for _ in range(PASSES):
         paths = segments(store, partition)
-        genesis = read_genesis(store, partition, needed=bool(paths))
+        genesis = read_genesis(store, partition, needed=True)
         fresh = [path for path in paths if path not in seen]
         found = dict(zip(fresh, inspect(fresh), strict=True))
         gone = {path for path, findings in found.items() if findings is None}
@@ -92,7 +89,7 @@ def examine_chain(
         for path in paths:
             if path in seen:
                 links.add(seen[path])
-        suspected = tuple(links.defects)
+        suspected = (*genesis.defects, *links.defects)
         if not gone and (not suspected or suspected == last_suspected):
             break
         last_suspected = suspected
@@ -105,7 +102,7 @@ def examine_chain(
         if start is None or end is None
         else ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
     )
-    return ChainFindings(tuple(links.accepted), head, (*genesis.defects, *own, *suspected))
+    return ChainFindings(tuple(links.accepted), head, (*own, *suspected))
 
 
 def _forget(seen: dict[str, SegmentFindings], paths: Sequence[str], suspected: set[str]) -> None:

@@ -19,13 +19,17 @@ while ``version`` stays the same:
     compacted        compacted files: file, base_offset, end_offset, segments
     defects          file, kind (`DefectKind`), detail; those against the broker among them
     broker           null, or group_id, topic, and partitions: each with partition, topic_id,
-                     earliest, end, committed, chain_start, chain_end, lag, gap_to_come
+                     earliest, end, committed, chain_start, chain_end, lag, gap_to_come,
+                     before_chain
+    kept             null, or the chains of the kept report: as in chains. Those of them that are
+                     not what they were have a defect
 
 Files are relative to the root. All lists are in order.
 """
 
 import dataclasses
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -59,10 +63,14 @@ class DefectKind(StrEnum):
     DUPLICATE_ROW = "duplicate_row"
     ROWS_HASH = "rows_hash"
     CONTENT = "content"
+    LAYOUT = "layout"
+    STATISTICS = "statistics"
     STRAY_FILE = "stray_file"
     BEYOND_BROKER = "beyond_broker"
     BEHIND_COMMITTED = "behind_committed"
     CHAIN_MISSING = "chain_missing"
+    GAP_RETAINED = "gap_retained"
+    START_RETAINED = "start_retained"
     KEPT_DIGEST = "kept_digest"
 
 
@@ -148,6 +156,7 @@ class BrokerComparison:
     ``chain_start`` and ``chain_end`` are None where there is no chain, or its end cannot be read.
     ``lag`` counts the offsets from the chain's end to the partition's. ``gap_to_come`` counts
     those from the chain's end on that retention has deleted: the next worker declares them.
+    ``before_chain`` counts those that the partition has from before the chain's start.
     """
 
     offsets: PartitionOffsets
@@ -155,6 +164,7 @@ class BrokerComparison:
     chain_end: int | None
     lag: int | None
     gap_to_come: int
+    before_chain: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +187,21 @@ class Circumstances:
     created_time_ms: int
 
 
+def sorted_defects(defects: Iterable[Defect]) -> tuple[Defect, ...]:
+    """By file, then by kind."""
+    return tuple(sorted(defects, key=lambda defect: (defect.file, defect.kind)))
+
+
 def encode_report(
-    report: VerifyReport, broker: BrokerReport | None, circumstances: Circumstances
+    report: VerifyReport,
+    broker: BrokerReport | None,
+    circumstances: Circumstances,
+    kept: Sequence[ChainHead] = (),
 ) -> str:
-    """The report as JSON text, indented, with a line's end. ``report`` holds all the defects."""
+    """The report as JSON text, indented, with a line's end.
+
+    ``report`` holds all the defects; ``kept`` are the ends with which chains were compared.
+    """
     tree = {
         "kind": KIND,
         "version": VERSION,
@@ -201,6 +222,7 @@ def encode_report(
         "compacted": [dataclasses.asdict(file) for file in report.compacted],
         "defects": [dataclasses.asdict(defect) for defect in report.defects],
         "broker": None if broker is None else _broker(broker),
+        "kept": [_chain(head) for head in kept] or None,
     }
     return json.dumps(tree, indent=2, ensure_ascii=True) + "\n"
 
@@ -239,6 +261,8 @@ def parse_kept(text: str, where: str) -> tuple[ChainHead, ...]:
 def _heads(tree: Any) -> tuple[ChainHead, ...]:
     if (tree["kind"], tree["version"]) != (KIND, VERSION):
         raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
+    if not tree["chains"]:
+        raise ValueError("it has no chains, and so proves nothing")
     return tuple(_head(chain) for chain in tree["chains"])
 
 

@@ -14,6 +14,7 @@ from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import Status
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
 from nap_stream.scored_log.format import (
+    FINGERPRINTS,
     OPTIONAL_SCORES,
     SCHEMAS,
     SCORE_COLUMNS,
@@ -22,9 +23,11 @@ from nap_stream.scored_log.format import (
 )
 from nap_stream.scored_log.segment import check_name, read_footer, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.verify.layout import read_layout
 from nap_stream.scored_log.verify.report import DeclaredGap, Defect, DefectKind
+from nap_stream.scored_log.verify.statistics import statistics_problems
 
-_READ_ERRORS = (pa.ArrowException, OSError, ScoredLogError)
+_READ_ERRORS = (pa.ArrowException, OSError, ScoredLogError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,16 +127,37 @@ def _check_columns(metadata: Any, footer: SegmentFooter, path: str) -> Iterator[
 def _check_values(
     file: BinaryIO, metadata: Any, footer: SegmentFooter, path: str
 ) -> Iterator[Defect]:
-    """Every value: order, range, digests of the file and of each segment in it, content."""
+    """Every value: order, range, digests of the file and of each segment in it, content.
+
+    And all that the file says of them: another reader may go by what this one passes over.
+    """
+    file.seek(0)
+    content = file.read()
+    source = pa.BufferReader(content)
     # Verification has threads of its own.
-    with pq.ParquetFile(file, metadata=metadata, page_checksum_verification=True) as parquet:
+    with pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True) as parquet:
         table = parquet.read(use_threads=False)
     table.validate(full=True)
+    yield from _check_layout(content, table, footer, path)
     offsets = table.column("offset").to_numpy()
     yield from _check_range(offsets, footer, path)
     yield from _check_order(offsets, table.column("index").to_numpy(), path)
     yield from _check_digests(table, footer, path)
     yield from _check_content(table, footer, path)
+
+
+def _check_layout(
+    content: bytes, table: pa.Table, footer: SegmentFooter, path: str
+) -> Iterator[Defect]:
+    try:
+        groups = read_layout(content, footer.schema_version)
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        yield Defect(path, DefectKind.LAYOUT, f"not as nap-stream writes files: {error}")
+        return
+    problems = list(statistics_problems(groups, table))
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        yield Defect(path, DefectKind.STATISTICS, f"{problems[0]}{more}: readers skip rows by it")
 
 
 def _findings(footer: SegmentFooter, path: str, defects: tuple[Defect, ...]) -> SegmentFindings:
@@ -215,10 +239,13 @@ def _check_content(table: pa.Table, footer: SegmentFooter, path: str) -> Iterato
     if (times["min"], times["max"]) != (footer.min_event_time_ms, footer.max_event_time_ms):
         detail = f"event times {times['min']} to {times['max']} ms, the footer says otherwise"
         yield Defect(path, DefectKind.CONTENT, detail)
-    for name in ("model_fingerprint", "calibration_fingerprint"):
-        values = set(table.column(name).unique().to_pylist())
-        if values - {getattr(footer, name)}:
-            yield Defect(path, DefectKind.CONTENT, f"{name} differs from the footer's")
+    first = 0
+    for part in footer.parts:
+        rows = table.slice(first, part.rows)
+        first += part.rows
+        for name in FINGERPRINTS:
+            if set(rows.column(name).unique().to_pylist()) - {getattr(part, name)}:
+                yield Defect(path, DefectKind.CONTENT, f"{name} differs from the footer's")
 
 
 def _check_scores(table: pa.Table, scored: Any, path: str) -> Iterator[Defect]:

@@ -1,0 +1,165 @@
+"""Chains beside what a broker has, and beside the ends that an earlier report has kept elsewhere.
+
+A chain goes on, so its end is another one by now. But a segment's digest covers all before it:
+where a segment of the chain still ends at the kept offset with the kept digest, nothing up to there
+was changed, added or cut off.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from nap_stream.records import PartitionOffsets
+from nap_stream.scored_log.footer import segment_sha256
+from nap_stream.scored_log.format import (
+    genesis_path,
+    parse_segment_path,
+    partition_folder,
+    segment_path,
+)
+from nap_stream.scored_log.read import LOOK_BACK, complete_bases
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.verify.chain import read_genesis
+from nap_stream.scored_log.verify.report import (
+    BrokerComparison,
+    BrokerReport,
+    ChainHead,
+    DeclaredGap,
+    Defect,
+    DefectKind,
+    VerifyReport,
+    sorted_defects,
+)
+from nap_stream.scored_log.verify.segment import inspect_segment, merged_parts
+
+
+def compare_with_broker(
+    report: VerifyReport,
+    offsets: Sequence[PartitionOffsets],
+    *,
+    topic: str,
+    group_id: str,
+    from_earliest: bool = True,
+) -> BrokerReport:
+    """Compare the chains of one topic with its partitions.
+
+    Offsets that a chain declares missing, or that lie before its start, must not be in the topic
+    any more: what retention deleted does not come back. ``from_earliest`` says that chains start at
+    a topic's first offset; where they may start later, what lies before is told and no defect.
+
+    Beside running workers the committed offsets must be read before the log is, and the
+    partitions' ends after it: a worker commits what it has published before.
+
+    ``report`` is of the log, or of this topic in it; ``offsets`` are of every partition that the
+    topic has.
+    """
+    heads = {head.partition: head for head in report.heads if head.partition.topic == topic}
+    broken = {defect.file.rsplit("/", 1)[0] for defect in report.defects}
+    known = {one.partition for one in offsets}
+    defects = [_beyond(heads[partition], None) for partition in sorted(heads.keys() - known)]
+    for one in offsets:
+        head = heads.get(one.partition)
+        defects += _retained_gaps(report.gaps, one)
+        if head is not None:
+            defects += _chain_defects(head, one, from_earliest=from_earliest)
+        elif one.committed is not None and partition_folder(one.partition) not in broken:
+            detail = f"the group has committed {one.committed}, and there is no chain"
+            defects.append(Defect(genesis_path(one.partition), DefectKind.CHAIN_MISSING, detail))
+    ordered = sorted(offsets, key=lambda found: found.partition)
+    comparisons = tuple(_comparison(heads.get(one.partition), one) for one in ordered)
+    return BrokerReport(topic, group_id, comparisons, sorted_defects(defects))
+
+
+def _comparison(head: ChainHead | None, one: PartitionOffsets) -> BrokerComparison:
+    if head is None:
+        return BrokerComparison(one, None, None, None, 0, 0)
+    start, end = head.start_offset, head.end_offset
+    lag, gap_to_come = max(0, one.end - end), max(0, one.earliest - end)
+    before_chain = max(0, min(start, one.end) - one.earliest)
+    return BrokerComparison(one, start, end, lag, gap_to_come, before_chain)
+
+
+def _retained_gaps(gaps: Iterable[DeclaredGap], one: PartitionOffsets) -> Iterator[Defect]:
+    for gap in gaps:
+        first, end = max(gap.base_offset, one.earliest), min(gap.end_offset, one.end)
+        if first < end and parse_segment_path(gap.file)[0] == one.partition:
+            detail = (
+                f"offsets [{first}, {end}) are declared missing ({gap.reason}), and the broker "
+                f"still has them: it has all from {one.earliest} on"
+            )
+            yield Defect(gap.file, DefectKind.GAP_RETAINED, detail)
+
+
+def _chain_defects(
+    head: ChainHead, one: PartitionOffsets, *, from_earliest: bool
+) -> Iterator[Defect]:
+    folder = partition_folder(head.partition)
+    if None not in (head.topic_id, one.topic_id) and head.topic_id != one.topic_id:
+        detail = (
+            f"the chain is of the topic with id {head.topic_id}, the broker's is {one.topic_id}"
+        )
+        yield Defect(folder, DefectKind.TOPIC_ID, detail)
+    if from_earliest and one.earliest < min(head.start_offset, one.end):
+        detail = (
+            f"the chain starts at {head.start_offset}, and the broker has offsets from "
+            f"{one.earliest} on: those between are in no segment"
+        )
+        yield Defect(genesis_path(head.partition), DefectKind.START_RETAINED, detail)
+    if head.end_offset > one.end:
+        yield _beyond(head, one.end)
+    if one.committed is not None and one.committed > head.end_offset:
+        detail = (
+            f"the group has committed {one.committed}, the chain ends at {head.end_offset}: "
+            f"{one.committed - head.end_offset} offsets are committed and in no segment"
+        )
+        yield Defect(folder, DefectKind.BEHIND_COMMITTED, detail)
+
+
+def _beyond(head: ChainHead, end: int | None) -> Defect:
+    there = "the topic has no such partition" if end is None else f"the partition at {end}"
+    detail = (
+        f"the chain ends at {head.end_offset}, {there}: the topic was made anew, or the broker has "
+        "lost messages"
+    )
+    return Defect(partition_folder(head.partition), DefectKind.BEYOND_BROKER, detail)
+
+
+def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterator[Defect]:
+    """Kept ends that are no longer in their chains.
+
+    It looks at one segment of each chain. So it proves something only where the chains have been
+    verified.
+
+    Raises:
+        ScoredLogError: The store cannot be read.
+    """
+    for head in kept:
+        found = _digest_at(store, head)
+        if found != head.sha256:
+            there = "no segment ends there" if found is None else f"it is {found} there"
+            detail = (
+                f"the kept report has the digest {head.sha256} where the chain ended at "
+                f"{head.end_offset}; now {there}"
+            )
+            yield Defect(partition_folder(head.partition), DefectKind.KEPT_DIGEST, detail)
+
+
+def _digest_at(store: SegmentStore, head: ChainHead) -> str | None:
+    """The digest of the segment, or of the genesis marker, that ends where the chain ended."""
+    partition, end = head.partition, head.end_offset
+    start = read_genesis(store, partition, needed=False).position
+    if start is not None and start.offset == end:
+        return start.previous_sha256
+    looked_at = 0
+    for base in reversed([base for base in complete_bases(store, partition) if base < end]):
+        path = segment_path(partition, base)
+        found = inspect_segment(store, path, deep=False)
+        if found is None:
+            continue
+        looked_at += 1
+        if found.footer is not None and found.footer.end_offset == end:
+            return found.sha256
+        for part in merged_parts(store, path):
+            if part.end_offset == end:
+                return segment_sha256(part)
+        if looked_at == LOOK_BACK:
+            break
+    return None
