@@ -327,7 +327,8 @@ class BlockPlan:
         """Give the highest rates, (EVENTS,), if the known keys had so many blocks of each kind."""
         groups = max(1, len(self.references.known)) * kinds
         rates = _upper_rates(np.full(groups, blocks, dtype=np.int64), self._left)
-        return rates.max(axis=0)
+        highest: NDArray[np.float64] = rates.max(axis=0)
+        return highest
 
     @property
     def run_blocks(self) -> float:

@@ -242,7 +242,9 @@ def test_odd_keys_are_told_of(tmp_path: Path) -> None:
 
 def test_what_the_stretch_lacks_is_told_of(tmp_path: Path) -> None:
     stream = cameras(2, 24, every_ms=60_000)
-    stream.keys = [key.upper() if row % 4 > 1 else key for row, key in enumerate(stream.keys)]
+    stream.keys = [
+        key.upper() if key and row % 4 > 1 else key for row, key in enumerate(stream.keys)
+    ]
     stream.status = dict.fromkeys(range(0, 2_880, 20), Status.CORRUPT) | {1: Status.TOMBSTONE}
     _, warnings = make(tmp_path, stream, QUERY)
     text = "\n".join(warnings)
