@@ -144,7 +144,7 @@ def main() -> None:
         "| below the stated time | alarms in a stated time | of records |"
     )
     print("|---|---:|---|---:|---:|---:|---:|---|---:|---:|", flush=True)
-    known = _known(options.json)
+    known = _known(options)
     kept = True
     for setting in _settings(options.baselines):
         if options.only and setting.name not in options.only:
@@ -152,7 +152,8 @@ def main() -> None:
         results = known.setdefault(setting.name, Results([]))
         for _ in _added(setting, results, options):
             if options.json:
-                text = json.dumps({name: asdict(each) for name, each in known.items()})
+                settings = {name: asdict(each) for name, each in known.items()}
+                text = json.dumps({"measured": _measured(options), "settings": settings})
                 options.json.write_text(text, encoding="utf-8")
         print(_line(setting, results, options.run), flush=True)
         low, _high = _interval(results, options.run)
@@ -162,14 +163,22 @@ def main() -> None:
     raise SystemExit(0 if kept else 1)
 
 
-def _known(path: Path | None) -> dict[str, Results]:
-    if path is None or not path.exists():
+def _measured(options: argparse.Namespace) -> dict[str, float | None]:
+    """What decides an outcome beside its setting."""
+    return {name: getattr(options, name) for name in ("run", "confidence", "seed", "block_s")}
+
+
+def _known(options: argparse.Namespace) -> dict[str, Results]:
+    if options.json is None or not options.json.exists():
         return {}
+    found = json.loads(options.json.read_text(encoding="utf-8"))
+    if found["measured"] != _measured(options):
+        raise SystemExit(f"{options.json} was measured with {found['measured']}: name another file")
     return {
         name: Results(
             [each and Outcome(**each) for each in row["outcomes"]], row["of_records"], row["cpu_s"]
         )
-        for name, row in json.loads(path.read_text(encoding="utf-8")).items()
+        for name, row in found["settings"].items()
     }
 
 

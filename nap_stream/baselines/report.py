@@ -122,9 +122,8 @@ def warnings_of(
     """What somebody who vouches for the stretch should know, a sentence each."""
     yield from _gap_warnings(stretch, query, made)
     yield from _clock_warnings(stretch)
-    images = stretch.records + stretch.unscored
-    if stretch.unscored > _FEW_UNSCORED * images:
-        share = percent(stretch.unscored / images)
+    if stretch.unscored > _FEW_UNSCORED * stretch.images:
+        share = percent(stretch.unscored / stretch.images)
         yield f"{stretch.unscored:,} images ({share}) have no scores, and are not in the baseline"
     if query.keys is not None:
         yield from _key_warnings(stretch, made)
@@ -165,9 +164,9 @@ def _gap_warnings(stretch: Stretch, query: StretchQuery, made: MadeBaseline) -> 
 
 
 def _clock_warnings(stretch: Stretch) -> Iterator[str]:
-    if stretch.jumping > _FEW_JUMPS * stretch.records:
+    if stretch.jumping > _FEW_JUMPS * stretch.scored:
         yield (
-            f"the event times of {stretch.jumping:,} records jump: they cannot be true, or run "
+            f"the event times of {stretch.jumping:,} images jump: they cannot be true, or run "
             f"back by more than a minute; the first at {stretch.first_jump}"
         )
 
@@ -254,10 +253,11 @@ def _kind_warnings(made: MadeBaseline, promise: BlockPlan) -> Iterator[str]:
         )
     if kinds.count > 1 and fewest < GOOD_BLOCKS:
         now, alike, good = _soonest(promise)
+        who = "a key" if promise.references.known else "a stream"
         days = math.ceil(found.days * GOOD_BLOCKS / max(1, fewest))
         yield (
-            f"kinds of time with few blocks make alarms late: a key whose images all turn bad is "
-            f"seen {now}; with --times none {alike}, but what is usual at one "
+            f"kinds of time with few blocks make alarms late: {who} whose images all turn bad is "
+            f"{now}; with --times none {alike}, but what is usual at one "
             f"time then hides a fault at another; with {GOOD_BLOCKS} blocks of each kind, from a "
             f"stretch of about {days:,} days, {good}"
         )
@@ -282,7 +282,7 @@ def _soonest(promise: BlockPlan) -> tuple[str, str, str]:
     threshold = promise.key_log_threshold if known else promise.stream_log_threshold
     taken = [blocks_to_alarm(rates, threshold) for rates in cases]
     first, second, third = (
-        "never" if blocks is None else f"after about {duration(round(blocks * block_ms))}"
+        "not seen" if blocks is None else f"seen after about {duration(round(blocks * block_ms))}"
         for blocks in taken
     )
     return first, second, third

@@ -79,10 +79,11 @@ class Stretch:
 
     ``spool`` holds them, with numbers of ``keys``, which are in order of appearance and may hold
     `NO_KEY`. Of each key, int64 (K,): ``key_records``, ``first_ms`` and ``last_ms``, its first and
-    last record. ``jumping`` records have an event time that cannot be true, or lies long before
+    last record. ``jumping`` images have an event time that cannot be true, or lies long before
     one that came earlier; ``first_jump`` says where the first stands. ``judged_by`` are the
     fingerprints of the calibrations that judged them. ``split_keys`` stand in several partitions.
-    ``unscored`` images of the stretch have no scores, and are not among the records.
+    ``unscored`` of the ``images`` of the stretch have no scores, and are not among the records; nor
+    are those of which another one of the same key and pane counts.
     """
 
     spool: RecordSpool
@@ -96,12 +97,18 @@ class Stretch:
     first_jump: str
     judged_by: tuple[str, ...]
     split_keys: int
-    unscored: int = 0
+    unscored: int
+    images: int
 
     @property
     def records(self) -> int:
         """How many there are."""
         return len(self.spool)
+
+    @property
+    def scored(self) -> int:
+        """How many images have scores, also where one of a key counts in a pane."""
+        return self.images - self.unscored
 
 
 def read_stretch(
@@ -145,9 +152,9 @@ def read_stretch(
             "drift.keys.by",
             "Name what tells cameras apart (key, or header:NAME of a logged header)",
         )
-    if found.jumping > MAX_JUMPING_SHARE * found.records:
+    if found.jumping > MAX_JUMPING_SHARE * found.scored:
         raise CalibrationError(
-            f"the clocks of the stretch jump: {found.jumping:,} of {found.records:,} records have "
+            f"the clocks of the stretch jump: {found.jumping:,} of {found.scored:,} images have "
             f"an event time that cannot be true or runs back, the first at {found.first_jump}",
             where,
             "Set the clocks right and choose a stretch after that",
@@ -209,7 +216,8 @@ class _Reading:
         self._known = _known_fingerprints(calibration)
         self._chains: list[ChainPart] = []
         self._gaps: list[Gap] = []
-        self._jumping, self._first_jump, self._unscored = 0, "", 0
+        self._jumping, self._first_jump = 0, ""
+        self._unscored, self._images = 0, 0
         self._newest_ms = np.iinfo(np.int64).min
         self._last_pane: dict[int, int] = {}
 
@@ -229,6 +237,7 @@ class _Reading:
             judged_by=tuple(sorted(self._judged_by)),
             split_keys=self._keys.split,
             unscored=self._unscored,
+            images=self._images,
         )
 
     def read(self, store: SegmentStore, partition: TopicPartition, advance: Progress) -> None:
@@ -289,6 +298,7 @@ class _Reading:
         is_within = (newest >= self._query.since_ms) & (newest < self._query.until_ms)
         is_wanted = is_within & rows.is_scored
         is_image = rows.status != STATUSES.index(Status.TOMBSTONE)
+        self._images += int((is_within & is_image).sum())
         self._unscored += int((is_within & ~rows.is_scored & is_image).sum())
         if not is_wanted.any():
             return None

@@ -101,7 +101,7 @@ def blocks_to_alarm(rates: NDArray[np.float64], log_threshold: float) -> float |
     starts = np.unique(np.linspace(0, len(rates) - 1, _STARTS).astype(np.int64))
     state = initial_state(block_bets(rates[starts]))
     taken = np.zeros(len(starts))
-    for block in range(_MOST_TO_ALARM):
+    for block in range(_MOST_TO_ALARM + 1):
         is_on = taken > 0
         if is_on.all():
             return float(taken.mean())

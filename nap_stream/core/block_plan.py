@@ -288,8 +288,8 @@ class BlockPlan:
 
     While the stream is as in the baseline, the probability of any false alarm within a time T is at
     most T / ``run_time_ms``, for every T, with ``confidence`` over the draw of the baseline. A
-    third of it is for the whole stream, one for its known keys, one for up to ``new_keys`` new keys
-    at once; all of it is the stream's where there are no known keys.
+    third of it is for the whole stream, one for its known keys, one for the first ``new_keys`` new
+    keys that learn; all of it is the stream's where there are no known keys.
 
     ``event_rates`` float64 (U, EVENTS) are highest rates of the events, and ``rate_of`` int32
     (G + K,) tells which are those of each of the references' rows. ``learned_rates`` float64

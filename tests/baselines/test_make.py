@@ -198,8 +198,8 @@ def test_kinds_that_are_dropped_and_those_that_cost_are_told_of(tmp_path: Path) 
     assert baseline_of(made).kinds == TimeKinds((8, 12))
     assert "as few as 16 blocks" in few
     found = re.search(
-        r"is seen after about (.*); .* none after about (.*), but .* of about 10 days, "
-        r"after about (.*)$",
+        r"is seen after about (.*); .* none seen after about (.*), but .* of about 10 days, "
+        r"seen after about (.*)$",
         warning,
     )
     assert found is not None
@@ -289,7 +289,7 @@ def test_gaps_and_clocks_are_told_of(tmp_path: Path) -> None:
         "500 offsets of the stretch are declared as lost: cars/0 [2880, 3380): "
         "retention deleted them"
     )
-    assert clocks.startswith("the event times of 20 records jump")
+    assert clocks.startswith("the event times of 20 images jump")
     assert clocks.endswith("the first at cars/0 offset 100")
 
 
@@ -344,7 +344,7 @@ def spooled(times_ms: list[int], keys: list[int], spool: RecordSpool) -> Stretch
     count = np.bincount(keys)
     ends = np.full(len(names), max(times_ms))
     starts = np.full(len(names), min(times_ms))
-    return Stretch(spool, names, count, starts, ends, (), (), 0, "", (), 0)
+    return Stretch(spool, names, count, starts, ends, (), (), 0, "", (), 0, 0, len(times_ms))
 
 
 def test_one_record_of_a_key_is_taken_in_each_slot(monkeypatch: pytest.MonkeyPatch) -> None:

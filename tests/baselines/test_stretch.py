@@ -120,6 +120,7 @@ def test_keys_that_are_not_told_apart(tmp_path: Path) -> None:
 def test_one_record_a_pane_counts_where_asked_for(tmp_path: Path) -> None:
     stream = cameras(2, 0.1, every_ms=300)
     stream.keys = [key if number % 10 else None for number, key in enumerate(stream.keys)]
+    stream.status = {5: Status.CORRUPT}
     Writer(tmp_path, IMAGES).write(stream, segment=150)
     found = read(tmp_path, keys=KeySettings(one_per_pane=True))
     counted = {(key, time // 1_000) for key, time in zip(found.keys, found.times_ms, strict=True)}
@@ -127,6 +128,8 @@ def test_one_record_a_pane_counts_where_asked_for(tmp_path: Path) -> None:
     assert len(keyed) == sum(1 for key, _ in counted if key)
     # Of records without a key all count.
     assert found.keys.count("") == stream.keys.count(None)
+    # What has no scores is told of all images, and not of those that count.
+    assert (found.found.images, found.found.unscored) == (len(stream.keys), 1)
 
 
 def test_clocks_that_jump_are_counted_and_too_many_are_refused(tmp_path: Path) -> None:
