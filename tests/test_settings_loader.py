@@ -181,6 +181,57 @@ def test_a_secret_in_place_of_its_file_is_not_shown(write: Write, key: str, leng
     assert "hunter2" not in problem
 
 
+FETCH = MINIMAL + "messages: {read: [{fetch: {allow_hosts: [images.example], ..}}]}\n"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "bearer_token_files: {images.example: sk-77}",
+        "bearer_token_files: {images.example: 77}",
+        "bearer_token_files: {images.example: {a: sk-77}}",
+        "bearer_token_files: {sk-77: images.example}",
+        "bearer_token_files: {sk-77}",
+        "bearer_token_files: {77: token}",
+        "bearer_token_files: sk-77",
+        "bearer_token_files: 77",
+        "bearer_token_files: [sk-77]",
+        "sk-77: token",
+    ],
+)
+def test_a_token_in_place_of_its_file_or_host_is_not_shown(write: Write, part: str) -> None:
+    text = FETCH.replace("..", part)
+    problem = problem_of(write(text))
+    assert "monitor.yaml:9, key messages.read.0.fetch" in problem
+    assert "77" not in problem
+    # Nor where a whole list stands in the environment, and no line is known.
+    read = yaml.safe_dump(yaml.safe_load(text)["messages"]["read"])
+    assert "77" not in problem_of(write(MINIMAL), {"NAP_STREAM__MESSAGES__READ": read})
+
+
+@pytest.mark.parametrize("value", ["[sk-77]", "77", "{a: sk-77}", "{sk-77: a}", "[[sk-77]]"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("KAFKA__SSL_KEYFILE", "KAFKA__SASL_PASSWORD_FILE", "KAFKA__SASL_PASSWORD__X"),
+        *("ALERTS__WEBHOOK__URL", "ALERTS__WEBHOOK", "MESSAGES__REGISTRY__PASSWORD_FILE"),
+        *("MESSAGES__REGISTRY", "MESSAGES__READ", "MESSAGES"),
+    ],
+)
+def test_a_secret_of_another_type_is_not_shown(write: Write, key: str, value: str) -> None:
+    assert "77" not in problem_of(write(MINIMAL), {f"NAP_STREAM__{key}": value})
+
+
+def test_a_host_has_one_token_whatever_its_capitals(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("sk-77")
+    one = FETCH.replace("..", "bearer_token_files: {Images.Example: token}")
+    fetch = load_settings(write(one), {}).messages.fetch
+    assert fetch is not None
+    assert fetch.bearer_token_files == {"images.example": tmp_path / "token"}
+    two = one.replace("{Images", "{images.example: token, Images")
+    assert "bearer_token_files: a host is named twice" in problem_of(write(two))
+
+
 WEBHOOK = MINIMAL + "alerts:\n  webhook:\n    url: {}\n"
 
 

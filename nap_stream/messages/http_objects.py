@@ -176,7 +176,7 @@ class HttpObjects:
 
     def _authorization(self, scheme: str, host: str, port: int) -> dict[str, str]:
         """The header with a host's own token, in place of a user that a reference names."""
-        files = {name.lower(): path for name, path in self._settings.bearer_token_files.items()}
+        files = self._settings.bearer_token_files
         by_name = files.get(host) if port == _PORTS[scheme] else None
         path = files.get(f"{host}:{port}", by_name)
         if path is None:

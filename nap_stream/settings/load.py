@@ -267,10 +267,21 @@ def is_secret(model: type[BaseModel], key: Key) -> bool:
 def _is_hidden(model: type[BaseModel], key: Key) -> bool:
     """Whether an error must not show a key's value: part of it may be a secret.
 
-    The same holds for a value in the place of a whole section: the section may hold such a key.
+    The same holds for what lies within such a value, and for a value in the place of a whole
+    section: the section may hold such a key.
     """
-    section, field = _section_at(model, key), _field_at(model, key)
-    return (section is not None and _holds_hidden(section)) or (field is not None and _hides(field))
+    section = _section_at(model, key)
+    is_within = _hidden_part(model, key) is not None
+    return is_within or (section is not None and _holds_hidden(section))
+
+
+def _hidden_part(model: type[BaseModel], key: Key) -> Key | None:
+    """The beginning of a key that names a hidden value, which the rest lies within."""
+    for length in range(1, len(key) + 1):
+        field = _field_at(model, key[:length])
+        if field is not None and _hides(field):
+            return key[:length]
+    return None
 
 
 def _holds_hidden(section: type[BaseModel]) -> bool:
@@ -281,8 +292,15 @@ def _holds_hidden(section: type[BaseModel]) -> bool:
 
 
 def _hides(field: FieldInfo) -> bool:
-    members = _members(field.annotation)
-    return not field.repr or SecretStr in members or SecretFile in members
+    parts = _parts(field.rebuild_annotation())
+    return not field.repr or any(part in (SecretStr, SecretFile) for part in parts)
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """A type, and all that it is made of: a dict may hold secrets, too."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _parts(part)
 
 
 def _dotted(key: Key) -> str:
@@ -299,6 +317,8 @@ def _describe(
 ) -> ConfigError:
     key = _known_part(model, item["loc"], places)
     place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
+    # Within a hidden value a key may be the secret, in place of its name.
+    key = _hidden_part(model, key) or key
     where = _where(place, key)
     if item["type"] == "extra_forbidden":
         return _unknown_key(model, key, place)

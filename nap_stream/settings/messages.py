@@ -177,10 +177,18 @@ class FetchSettings(Section):
                 )
         return tuple(name.lower() for name in value)
 
+    @field_validator("bearer_token_files")
+    @classmethod
+    def _one_token_a_host(cls, value: dict[str, Path]) -> dict[str, Path]:
+        by_host = {name.lower(): path for name, path in value.items()}
+        if len(by_host) < len(value):
+            raise ValueError("a host is named twice: capitals make no other host")
+        return by_host
+
     @model_validator(mode="after")
     def _tokens_are_of_hosts(self) -> Self:
         for name in self.bearer_token_files:
-            if name.lower() not in self.allow_hosts:
+            if name not in self.allow_hosts:
                 raise ValueError(f"bearer_token_files: {name!r} is not in allow_hosts")
         return self
 
@@ -224,7 +232,9 @@ class Link(Section):
         # In YAML, a link without settings is written as its name, or as a key without a value.
         if isinstance(value, str):
             if value not in cls.model_fields:
-                raise ValueError(f"no such link; links are {', '.join(cls.model_fields)}")
+                # What is no name may be a secret, in place of a link that is given one.
+                given = f", got {value!r}" if value.isidentifier() else ""
+                raise ValueError(f"no such link; links are {', '.join(cls.model_fields)}{given}")
             return {value: {}}
         if isinstance(value, dict) and len(value) == 1:
             return {name: {} if given is None else given for name, given in value.items()}
