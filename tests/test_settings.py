@@ -146,6 +146,23 @@ def test_a_printed_configuration_of_a_model_elsewhere_can_be_read(tmp_path: Path
     assert load_settings(path, {}) == settings
 
 
+def test_beside_a_model_elsewhere_what_says_nothing_is_no_matter(tmp_path: Path) -> None:
+    path = tmp_path / "monitor.yaml"
+    path.write_text(ELSEWHERE, encoding="utf-8")
+    plain = load_settings(path, {})
+    unset = "factory: null\n  kwargs: {}\n  weights: null\n  feature_layer: null\n"
+    path.write_text(ELSEWHERE.replace("1}\n", f"1}}\n  {unset}  preprocessing: {{}}\n"))
+    assert load_settings(path, {}) == plain
+    path.write_text(MONITOR)
+    environ = {
+        "NAP_STREAM__MODEL__FACTORY": "null",
+        "NAP_STREAM__MODEL__ELSEWHERE__NAME": "parts/1",
+    }
+    assert load_settings(path, environ) == plain
+    path.write_text(ELSEWHERE.replace("1}\n", "1}\n  channels_last: false\n"))
+    assert "channels_last would say how it runs here" in problem_of(path)
+
+
 def test_every_method_is_a_setting() -> None:
     for method in every_method():
         assert ScoringSettings(method=str(method)).method == str(method)

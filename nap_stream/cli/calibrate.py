@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _GROUPS_SHOWN = 20
 
 
-_OF_A_MODEL_HERE = ("cache", "device", "batch_size", "torch_threads")
+_OF_A_MODEL_HERE = ("cache", "device", "batch_size")
 
 
 def calibrate(
@@ -143,6 +143,8 @@ def calibrate(
             request.model.where,
             "Leave them out: outputs are read, and no model runs",
         )
+    # Scores of outputs are computed with torch, too.
+    torch_device = choose_torch(device, torch_threads)
     with progress_bars(console) as new_bar:
         calibration = (
             calibrate_outputs(
@@ -151,7 +153,7 @@ def calibrate(
             if request.model.elsewhere is not None
             else run_calibration(
                 request,
-                device=choose_torch(device, torch_threads),
+                device=torch_device,
                 clock=SystemClock(),
                 cache=None if cache is None else FeatureCache(cache),
                 loading_progress=new_bar("loading the model", "model"),

@@ -182,6 +182,11 @@ class PreprocessingSettings(Section):
         return self
 
 
+def _is_unset(value: object) -> bool:
+    """Whether it says nothing: null is how the environment takes back a key of the file."""
+    return value in (None, {}) or (isinstance(value, Section) and not value.model_fields_set)
+
+
 class ModelSettings(Section):
     """The classifier: a callable that builds it, its weights, its classes, its input."""
 
@@ -247,7 +252,8 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _a_factory_or_a_whole_model(self) -> Self:
         if self.elsewhere is not None:
-            if here := sorted(self.model_fields_set - _KEYS_OF_ELSEWHERE):
+            others = self.model_fields_set - _KEYS_OF_ELSEWHERE
+            if here := sorted(key for key in others if not _is_unset(getattr(self, key))):
                 raise ValueError(
                     f"the model runs elsewhere, and {', '.join(here)} would say how it runs here: "
                     "leave out one or the other"

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
 import nap_stream
@@ -241,19 +242,25 @@ def test_calibrate_refuses_an_empty_folder(nap: Call, config: Path, tmp_path: Pa
 
 
 def test_calibrate_refuses_options_of_a_model_here_for_one_elsewhere(
-    nap: Call, config: Path, tmp_path: Path
+    nap: Call, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = yaml.safe_load(config.read_text(encoding="utf-8"))
     config.write_text(yaml.safe_dump(tree | {"model": {"elsewhere": {"name": "parts/1"}}}))
 
+    calibrate = ("calibrate", "--model", config, "--images", tmp_path / "none")
+    out = ("--out", tmp_path / "calibration")
     # Their defaults, but given.
-    ended = nap(
-        *("calibrate", "--model", config, "--images", tmp_path, "--out", tmp_path / "calibration"),
-        *("--device", "cpu", "--batch-size", "32"),
-    )
+    ended = nap(*calibrate, *out, "--device", "cpu", "--batch-size", "32")
 
     assert ended.exit_code == 2
     assert "--device, --batch-size: for a model that runs here" in ended.err
+
+    given: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    ended = nap(*calibrate, *out, "--torch-threads", "3")
+
+    assert "cannot be read as Parquet or Arrow" in ended.err
+    assert given == [3]
 
 
 def test_produce_needs_a_topic_and_a_broker(nap: Call, tmp_path: Path) -> None:
