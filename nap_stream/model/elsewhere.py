@@ -26,9 +26,8 @@ from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 
 _SCHEME = "nap-stream model elsewhere 1"
 _MATRIX_DIMENSIONS = 2
-HEAD_TOLERANCE = 5e-2
-"""Largest difference of features @ weight.T + bias from the logits, as a part of the largest of
-them: reduced precisions round so."""
+_SHARED_ERROR, _OWN_ERRORS = 0.05, 0.15
+"""See `are_of_head`."""
 _UNKNOWN = (
     "the model runs elsewhere: its weights, its preprocessing and its precision are not known "
     "here, and a change of them is not seen. Give each version another model.elsewhere.name, and "
@@ -43,7 +42,7 @@ class ElsewhereModel:
     ``fingerprint`` is SHA-256 of its name, of what its outputs are, and of the head. It stands for
     the weights as far as the name does. ``feature_site`` says of what shape the map is, ``head`` of
     what shape the last linear layer is, null where ``parameters`` does not hold it. ``features`` is
-    D, null where no features come with the outputs.
+    D, null where no features come with the outputs. ``notes`` must be said of any calibration.
     """
 
     class_names: tuple[str, ...]
@@ -54,6 +53,7 @@ class ElsewhereModel:
     output: LogitsHook
     execution: Execution = UNKNOWN
     preprocessing: PreprocessingSettings | None = None
+    notes: tuple[str, ...] = (_UNKNOWN,)
 
     @property
     def device(self) -> torch.device:
@@ -76,11 +76,6 @@ class ElsewhereModel:
     def linear_head(self) -> Head | None:
         """The last linear layer, as base scores take it; None where it was not given."""
         return self.parameters
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What must be said of any calibration of it."""
-        return (_UNKNOWN,)
 
 
 def elsewhere_of(settings: ModelSettings) -> ElsewhereSettings:
@@ -139,15 +134,26 @@ def describe_elsewhere(
     )
 
 
-def head_errors(
+def are_of_head(
     head: Head, features: NDArray[np.float32], logits: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """How far features (n, D) @ weight.T + bias is from logits (n, K), n at least 1.
+) -> NDArray[np.bool_]:
+    """Whether features (n, D) @ weight.T + bias is each row's logits (n, K): (n,).
 
-    The largest difference of each row, (n,), as a part of the largest logit of all.
+    Reduced precisions err in two ways. What all terms of a logit share, such as a wrong scale,
+    grows with the logit: 5 % of the row's largest. What each term rounds by itself adds up like a
+    random walk, and shows where terms cancel and logits are small: 15 % of the root of the terms'
+    squares, the largest of the row's classes. int8 errs by some hundredths of it, and the terms of
+    another layer differ by 1.4 of it. No row has a part in another's limit.
     """
-    difference = np.abs(features @ head.weight.T + head.bias - logits).max(axis=1)
-    return np.asarray(difference / max(float(np.abs(logits).max()), 1e-6), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = np.abs(features @ head.weight.T + head.bias - logits).max(axis=1)
+        # Of features divided by their largest, the squares are finite.
+        peak = np.maximum(np.abs(features).max(axis=1, keepdims=True), np.float32(1e-30))
+        squares = (features / peak) ** 2 @ (head.weight**2).T
+        terms = np.hypot(peak * np.sqrt(squares), head.bias).max(axis=1)
+        limit = _SHARED_ERROR * np.abs(logits).max(axis=1) + _OWN_ERRORS * terms
+        found: NDArray[np.bool_] = np.isfinite(difference) & (difference <= limit)
+    return found
 
 
 def load_head(settings: ElsewhereSettings) -> Head | None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.core.score_specs import Head
-from nap_stream.model.elsewhere import HEAD_TOLERANCE, head_errors
+from nap_stream.model.elsewhere import are_of_head
 from nap_stream.model.output import (
     ENOUGH_IMAGES,
     PROBABILITIES,
@@ -82,7 +82,7 @@ class HeadCheck:
         """What is wrong with each of at least one finite row, (n, D) and (n, K)."""
         if self._agreeing >= ENOUGH_IMAGES:
             return [None] * len(logits)
-        is_other = head_errors(self.head, features, logits) > HEAD_TOLERANCE
+        is_other = ~are_of_head(self.head, features, logits)
         behind = int(np.flatnonzero(is_other)[-1]) + 1 if is_other.any() else 0
         self._agreeing = len(logits) - behind + (0 if behind else self._agreeing)
         return [_OTHER_HEAD if other else None for other in is_other.tolist()]

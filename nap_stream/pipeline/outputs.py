@@ -72,9 +72,9 @@ def known_outputs(calibration: Calibration, settings: ModelSettings) -> KnownOut
             "If it is the same model with the same preprocessing, set "
             "model.elsewhere.calibrated_on_images: true; else calibrate with its outputs",
         )
-    _require_head(document.scores, facts, head, settings)
     kind = settings.output_kind or facts.output.kind
     shapes = _shapes(facts, kind, needs_features=any(map(needs_features, document.scores)))
+    _require_head(document.scores, facts, head, settings, shapes.features)
     model = ElsewhereModel(
         class_names=class_names_of(settings, facts.class_names, len(facts.class_names)),
         fingerprint=fingerprint,
@@ -87,7 +87,11 @@ def known_outputs(calibration: Calibration, settings: ModelSettings) -> KnownOut
 
 
 def _require_head(
-    scores: Sequence[BaseScore], facts: ModelFacts, head: Head | None, settings: ModelSettings
+    scores: Sequence[BaseScore],
+    facts: ModelFacts,
+    head: Head | None,
+    settings: ModelSettings,
+    features: int | None,
 ) -> None:
     taking = [name for name in scores if needs_head(name)]
     if taking and head is None:
@@ -96,11 +100,18 @@ def _require_head(
             settings.where,
             "Name its file in model.elsewhere.head, or calibrate with a method that takes none",
         )
-    if head is not None and facts.head is not None and head.weight.shape != facts.head.shape:
+    classes = len(facts.class_names)
+    expected = (classes, features) if facts.head is None else facts.head.shape
+    if head is not None and head.weight.shape != expected:
+        known = (
+            f"and the calibration has {classes} logits and {features or 'no'} features"
+            if facts.head is None
+            else f"at calibration it was of {facts.head.shape}"
+        )
         raise ModelError(
-            f"the last linear layer is of shape {head.weight.shape}, at calibration it was of "
-            f"{facts.head.shape}",
+            f"the last linear layer is of shape {head.weight.shape}, {known}",
             f"model.elsewhere.head = {elsewhere_of(settings).head}",
+            "Give the layer whose input the features are, or leave it out",
         )
 
 
@@ -133,8 +144,10 @@ def _shapes(facts: ModelFacts, kind: OutputKind | None, *, needs_features: bool)
 def _check_of(known: KnownOutputs | None) -> Check:
     """What says which rows are no logits, or not those of their features, in any threads."""
     lock = threading.Lock()
-    are_logits = KindCheck(None if known is None else known.model.output.kind)
-    head = None if known is None else known.model.parameters
+    kind = None if known is None else known.model.output.kind
+    are_logits = KindCheck(kind)
+    # A layer makes logits, and no probabilities of them.
+    head = known.model.parameters if known is not None and kind in {None, "logits"} else None
     are_of_head = None if head is None else HeadCheck(head)
     classes = 0 if head is None else len(head.weight)
 

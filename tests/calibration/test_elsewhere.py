@@ -254,7 +254,7 @@ def test_a_head_of_another_model_is_refused(tmp_path: Path, outputs: Arrays) -> 
     path = written(tmp_path / "outputs.parquet", batch_of(outputs))
     layer = torch.nn.Linear(4, outputs["logits"].shape[1])
     torch.save({"head.weight": layer.weight.data + 1}, tmp_path / "head.pt")
-    with pytest.raises(CalibrationError, match="is not the logits"):
+    with pytest.raises(CalibrationError, match="is not the logits in 60 of 60 rows, first row 0"):
         calibrated(path, model=elsewhere(head=tmp_path / "head.pt"))
     torch.save({"fc.weight": layer.weight.data}, tmp_path / "head.pt")
     with pytest.raises(ModelError, match=r"no matrix head\.weight"):
@@ -265,6 +265,23 @@ def test_a_head_of_another_model_is_refused(tmp_path: Path, outputs: Arrays) -> 
     torch.save({"head.weight": torch.ones(7, 9)}, tmp_path / "head.pt")
     with pytest.raises(ModelError, match=r"of shape \(7, 9\)"):
         calibrated(path, model=elsewhere(head=tmp_path / "head.pt"))
+
+
+def test_some_rows_may_be_of_no_head_and_are_told(
+    tmp_path: Path, outputs: Arrays, head: Path
+) -> None:
+    logits = outputs["logits"].copy()
+    logits[1:30] += 9
+    path = written(tmp_path / "some.parquet", batch_of(outputs | {"logits": logits}))
+    found = calibrated(path, model=elsewhere(head=head))
+    assert found.size == COUNT
+    said = "is not the logits in 29 of 60 rows, first row 1"
+    assert any(said in warning for warning in found.document.warnings)
+    # A row whose logits are huge does not hide the others.
+    logits[30] = 1e6
+    path = written(tmp_path / "half.parquet", batch_of(outputs | {"logits": logits}))
+    with pytest.raises(CalibrationError, match="in 30 of 60 rows, first row 1"):
+        calibrated(path, model=elsewhere(head=head))
 
 
 def test_outputs_to_fit_on_do_not_calibrate(tmp_path: Path, outputs: Arrays) -> None:

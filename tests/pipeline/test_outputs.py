@@ -13,10 +13,11 @@ from nap_stream.calibration.calibration import Calibration, base_scores_of
 from nap_stream.calibration.document import ElsewhereFacts
 from nap_stream.clock import ManualClock
 from nap_stream.core.conformal import Rule
-from nap_stream.core.score_specs import BaseScore
+from nap_stream.core.score_specs import BaseScore, Head
 from nap_stream.decode.outputs import OutputShapes
 from nap_stream.errors import CalibrationError, FingerprintMismatchError, ModelError
 from nap_stream.feed import on_cpu
+from nap_stream.model.elsewhere import are_of_head
 from nap_stream.model.kind_check import KindCheck
 from nap_stream.model.lane import open_lane
 from nap_stream.model.load import LoadedModel
@@ -292,6 +293,75 @@ def test_features_that_do_not_lead_to_the_logits_are_refused(
     # What is as it must be twenty times is not looked at again.
     settled = rows_of_outputs(calibration, known, *[good] * 4, bad)
     assert {row["status"] for row in settled} == {"ok"}
+
+
+def rounded(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+    if kind == "int8":
+        step = np.abs(values).max() / 127
+        return np.asarray(np.round(values / step) * step, np.float32)
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float8_e4m3fn
+    found: NDArray[np.float32] = torch.from_numpy(values).to(dtype).float().numpy()
+    return found
+
+
+@pytest.mark.parametrize("classes", [3, 1_000])
+@pytest.mark.parametrize("kind", ["int8", "bfloat16", "float8"])
+def test_rows_of_small_logits_are_of_their_head_in_any_precision(kind: str, classes: int) -> None:
+    draw = np.random.default_rng(7)
+    weight = draw.normal(0, 1, (classes, 64)).astype(np.float32) / 8
+    head = Head(weight, draw.normal(0, 0.1, classes).astype(np.float32))
+    features = draw.normal(0, 1, (1_000, 64)).astype(np.float32)
+    logits = rounded(features, kind) @ rounded(weight, kind).T + head.bias
+    assert classes > 3 or np.abs(logits).max(axis=1).min() < 0.15
+    found = are_of_head(head, features, logits)
+    assert found.all()
+    other = Head(weight[:, ::-1].copy(), head.bias)
+    assert are_of_head(other, features, logits).mean() < 0.05
+
+
+def test_rows_are_of_their_head_whatever_they_come_with() -> None:
+    draw = np.random.default_rng(3)
+    head = Head(draw.normal(0, 1, (9, 5)).astype(np.float32), np.ones(9, np.float32))
+    features = draw.normal(0, 1, (30, 5)).astype(np.float32)
+    features[3] *= 1e6
+    features[4] = 0
+    features[5] = 3e38
+    features[6] *= 1e-38
+    with np.errstate(over="ignore", invalid="ignore"):
+        logits = features @ head.weight.T + head.bias
+        logits[10:20] += draw.normal(0, 0.3, (10, 9)).astype(np.float32)
+        logits[5] = 1
+    together = are_of_head(head, features, logits)
+    alone = [are_of_head(head, features[n : n + 1], logits[n : n + 1])[0] for n in range(30)]
+    assert together.tolist() == alone
+    assert together[:10].tolist() == [n != 5 for n in range(10)]
+    # One huge row does not hide that the layer is another. Features of 0 tell nothing.
+    other = Head(np.roll(head.weight, 1, axis=0), head.bias)
+    assert np.flatnonzero(are_of_head(other, features, logits)).tolist() == [4, 6]
+
+
+def test_a_head_is_not_held_against_what_are_no_logits(tmp_path: Path, head: Path) -> None:
+    folder = write_calibrated(
+        tmp_path / "calibration",
+        write_images(tmp_path / "images", 20),
+        model=small_settings(kwargs={"name": "SoftmaxNet"}, output_kind="probabilities"),
+        scoring=ScoringSettings(method="nap"),
+    )
+    calibration, loaded = load_calibration(folder), load_small("SmallNet")
+    assert isinstance(loaded.module, SmallNet)
+    arrays = outputs_of(loaded.module, pixels(loaded))
+    known = known_outputs(calibration, elsewhere(head))
+    found = rows_of_outputs(
+        calibration, known, stream_of(arrays | {"logits": softmax(arrays["logits"])})
+    )
+    assert {row["status"] for row in found} == {"ok"}
+
+
+def test_a_head_of_another_shape_is_refused_where_calibration_knew_none(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2, 9)}, tmp_path / "head.safetensors")
+    calibration = calibration_of(range(9), range(9))
+    with pytest.raises(ModelError, match=r"\(2, 9\), and the calibration has 2 logits and 512 f"):
+        known_outputs(calibration, elsewhere(tmp_path / "head.safetensors"))
 
 
 def test_probabilities_that_are_said_to_be_such_become_logits(tmp_path: Path) -> None:
