@@ -221,19 +221,20 @@ def _assert_dead_letters(monitor: Monitor, specials: dict[tuple[int, int], Speci
         for index, status in enumerate(special.statuses)
         if status != "ok"
     }
-    found = read_all(monitor.kafka, monitor.dead_letter_topic, len(failed))
-    assert len(found) == len(failed)
-    for record in found:
+    found = set()
+    # At least once: who loses a partition may have sent what the next owner sends again.
+    for record in read_to_end(monitor.kafka, monitor.dead_letter_topic):
         headers = {name: value.decode() for name, value in record.headers}
         assert headers["nap-stream-topic"] == monitor.kafka.topic
         partition, offset = headers["nap-stream-partition"], headers["nap-stream-offset"]
         place = (int(partition), int(offset), int(headers["nap-stream-index"]))
-        status, special = failed.pop(place)
+        status, special = failed[place]
+        found.add(place)
         assert headers["nap-stream-status"] == status
         assert headers["nap-stream-error"]
         whole = len(special.statuses) == 1
         assert record.value == (special.value if whole else b"not an image")
-    assert not failed
+    assert found == failed.keys()
 
 
 def _assert_alerts(monitor: Monitor) -> None:
