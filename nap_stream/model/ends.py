@@ -16,10 +16,15 @@ from nap_stream.model.graph import (
 )
 from nap_stream.model.layout import Layout, axis_of, positions, role_of
 from nap_stream.model.sites import FeatureSite, MapLayout
-from nap_stream.model.transforms import NEUTRAL, SCALING, before_transforms
+from nap_stream.model.transforms import (
+    NEUTRAL,
+    SCALING,
+    WINDOWED,
+    before_transforms,
+    pooling_before,
+)
 
-_WINDOWED = frozenset({"avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "lp_pool2d"})
-_POOLINGS = ADAPTIVE_POOLINGS | _WINDOWED
+_POOLINGS = ADAPTIVE_POOLINGS | WINDOWED
 _FLATTENING = frozenset({"flatten", "reshape", "view"})
 _SORTING = frozenset({"sort", "topk"})
 _DENSE = frozenset({"linear", "addmm", "matmul", "conv2d", "conv1d"})
@@ -219,7 +224,7 @@ def map_end(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
     layout = _pooled_layout(node, trace.nodes[parent])
     if layout is None:
         return None
-    index, parent, layout = _before_reductions(trace, index, parent, layout)
+    index, parent, layout = _before_poolings(trace, index, parent, layout)
     index, parent = _before_sorting(trace, index, parent)
     index, parent = before_transforms(trace, index, parent)
     reads = trace.nodes[index].reads
@@ -261,18 +266,17 @@ def layout_of(node: Node) -> MapLayout | None:
     return MapLayout(len(node.shape), channels, _images_axis(node.layout))
 
 
-def _before_reductions(
+def _before_poolings(
     trace: Trace, index: int, parent: int, layout: MapLayout
 ) -> tuple[int, int, MapLayout]:
-    """Where positions are taken together by one axis after another: before the first."""
-    while True:
-        node = trace.nodes[parent]
-        if not (node.name in REDUCTIONS and node.reduced) or node.source is None:
-            return index, parent, layout
-        before = layout_of(trace.nodes[node.source])
-        if before is None or before.channels in node.reduced:
-            return index, parent, layout
-        index, parent, layout = parent, node.source, before
+    """Where positions are taken together by one pooling after another: before the first."""
+    while (pooling := pooling_before(trace, parent, _SHAPING)) is not None:
+        source = trace.nodes[pooling].source
+        before = None if source is None else layout_of(trace.nodes[source])
+        if source is None or before is None:
+            break
+        index, parent, layout = pooling, source, before
+    return index, parent, layout
 
 
 def _before_sorting(trace: Trace, index: int, parent: int) -> tuple[int, int]:
@@ -306,35 +310,17 @@ def _flattened(trace: Trace, index: int, parent: int) -> tuple[int, FeatureSite]
 
 def _read_before(trace: Trace, index: int) -> tuple[int, FeatureSite] | None:
     """What a call takes, or a pooling to a fixed size or in stripes before it, as a map."""
-    node = trace.nodes[index]
-    while node.source is not None and _pools_beyond_windows(trace, node.source):
-        node = trace.nodes[node.source]
-    if node.source is None or node.reads is None:
+    source = trace.nodes[index].source
+    layout = None if source is None else layout_of(trace.nodes[source])
+    if source is None or layout is None:
         return None
-    source = trace.nodes[node.source]
-    layout = layout_of(source)
-    if layout is None or not source.positional:
+    place, parent, layout = _before_poolings(trace, index, source, layout)
+    if place != index:
+        place, parent = before_transforms(trace, place, parent)
+    reads = trace.nodes[place].reads
+    if reads is None or not trace.nodes[parent].positional:
         return None
-    return node.source, _placed(node.reads, source, layout)
-
-
-def _pools_beyond_windows(trace: Trace, index: int) -> bool:
-    """Whether a call pools to a fixed size, or takes an axis of positions together whole.
-
-    What it repeats, or takes the mean of, is seen in its input alone.
-    """
-    node = trace.nodes[index]
-    if node.source is None or not trace.nodes[node.source].positional:
-        return False
-    if node.name in ADAPTIVE_POOLINGS:
-        return True
-    if node.name in REDUCTIONS:
-        layout = trace.nodes[node.source].layout or ()
-        return bool(node.reduced) and all(
-            role_of(layout[axis]) == "positions" for axis in node.reduced
-        )
-    sides = zip(node.shape, trace.nodes[node.source].shape, strict=False)
-    return node.name.startswith("avg_pool") and any(after == 1 < before for after, before in sides)
+    return parent, _placed(reads, trace.nodes[parent], layout)
 
 
 def _placed(reads: FeatureSite, source: Node, layout: MapLayout) -> FeatureSite:

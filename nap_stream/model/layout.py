@@ -36,8 +36,8 @@ _PRODUCTS = frozenset({"matmul", "bmm"})
 _RESIZING = frozenset(
     {"avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "lp_pool2d", "pad"}
     | {"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool1d", "adaptive_max_pool2d"}
-    | {"interpolate", "upsample", "grid_sample", "max_pool2d_with_indices", "adaptive_avg_pool3d"}
-    | {"adaptive_max_pool2d_with_indices", "boolean_dispatch", "fn"}
+    | {"interpolate", "upsample", "grid_sample", "adaptive_avg_pool3d"}
+    | {"boolean_dispatch", "fn"}
 )
 _UNFOLDING = frozenset({"unfold", "im2col"})
 _EXPANDING = frozenset({"expand", "expand_as", "broadcast_to"})
@@ -76,8 +76,8 @@ def axis_of(layout: Layout, role: Role) -> int | None:
 
 
 def plain(name: str) -> str:
-    """A function's name without underscores: in place or an operator, it does the same."""
-    return name.strip("_")
+    """A function's name alone: in place, as an operator or with indices, it does the same."""
+    return name.strip("_").removesuffix("_with_indices")
 
 
 def follow(

@@ -1,7 +1,10 @@
 """Element-wise functions between a layer's activations and its pooling: which of them are which."""
 
-from nap_stream.model.graph import ACTIVATIONS, Trace
+from collections.abc import Container
 
+from nap_stream.model.graph import ACTIVATIONS, ADAPTIVE_POOLINGS, REDUCTIONS, Trace
+
+WINDOWED = frozenset({"avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d", "lp_pool2d"})
 NEUTRAL = frozenset(
     {"dropout", "feature_dropout", "dropout2d", "contiguous", "clone", "to", "float", "half"}
     | {"type", "type_as", "detach", "data", "alias", "nan_to_num", "bfloat16"}
@@ -41,9 +44,9 @@ def before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
     """
     chain: list[int] = []
     place = parent
-    while (source := trace.nodes[place].source) is not None and _is_elementwise(trace, place):
+    while _is_elementwise(trace, place):
         chain.append(place)
-        place = source
+        place = trace.nodes[place].source or 0
     chain.reverse()
     functions = [place for place in chain if trace.nodes[place].name not in NEUTRAL]
     while functions and trace.nodes[functions[0]].name in _LINEAR:
@@ -67,7 +70,8 @@ def before_transforms(trace: Trace, index: int, parent: int) -> tuple[int, int]:
 
 def _is_elementwise(trace: Trace, place: int) -> bool:
     node = trace.nodes[place]
-    assert node.source is not None
+    if node.source is None:
+        return False
     single = node.operands == 1 and len(node.parents) == 1
     known = node.name in _TRANSFORMS or node.name in ACTIVATIONS or node.name in NEUTRAL
     return (
@@ -75,3 +79,37 @@ def _is_elementwise(trace: Trace, place: int) -> bool:
         and (single or node.name == "prelu")
         and (trace.nodes[node.source].shape == node.shape)
     )
+
+
+def pooling_before(trace: Trace, place: int, shaping: Container[str]) -> int | None:
+    """The call that pools a map in part, of which a tensor is the result; None where none did.
+
+    Element-wise functions and calls of ``shaping`` may stand between.
+    It pools to a fixed size, or leaves one position of an axis: what it repeats, or takes together,
+    is seen in its input alone.
+    """
+    while not _pools_in_part(trace, place):
+        if trace.nodes[place].name not in shaping and not _is_elementwise(trace, place):
+            return None
+        source = trace.nodes[place].source
+        if source is None:
+            return None
+        place = source
+    return place
+
+
+def _pools_in_part(trace: Trace, place: int) -> bool:
+    node = trace.nodes[place]
+    if node.source is None or not trace.nodes[node.source].positional:
+        return False
+    if node.name in ADAPTIVE_POOLINGS:
+        return True
+    source = trace.nodes[node.source]
+    if source.layout is None:
+        return False
+    taken = node.reduced if node.name in REDUCTIONS else frozenset[int]()
+    if node.name in WINDOWED:
+        sides = enumerate(zip(node.shape, source.shape, strict=False))
+        taken = frozenset(axis for axis, (after, before) in sides if after == 1 < before)
+    held = {role for axis in taken for role, _ in source.layout[axis]}
+    return held == {"positions"}

@@ -169,6 +169,11 @@ def multi_scale() -> dict[str, Case]:
         "windows": lambda x: functional.avg_pool2d(x, (4, 8)),
         "axes": lambda x: x.reshape(len(x), -1, 2, 4, 8).mean((3, 4)),
         "largest": lambda x: x.reshape(len(x), -1, 2, 4, 8).amax(dim=(3, 4)),
+        "largest by windows": lambda x: functional.max_pool2d(x, (4, 8)),
+        "with indices": lambda x: functional.max_pool2d(x, (4, 8), return_indices=True)[0],
+        "curved": lambda x: functional.max_pool2d(x, (4, 8)).sqrt(),
+        "GeM": lambda x: functional.avg_pool2d(x.clamp(1e-6) ** 3, (4, 8)) ** (1 / 3),
+        "turned": lambda x: functional.adaptive_avg_pool2d(x, (2, 1)).relu().transpose(1, 2),
     }
 
     def striped(pool: Pool) -> Way:
@@ -185,6 +190,12 @@ def multi_scale() -> dict[str, Case]:
     mean = POOLS["mean"]
     cases = {f"stripes, {name}": Case(striped(pool), 12) for name, pool in stripes.items()}
     cases["stripes, cut out"] = Case(cut_out, 12)
+    both: dict[str, Pool] = {
+        "axes, curved": lambda x: x.mean(3).relu().mean(2),
+        "windows, largest": lambda x: functional.max_pool2d(x, (1, 8)).mean((2, 3)),
+        "windows, turned": lambda x: functional.avg_pool2d(x, (8, 1)).squeeze(2).mT.mean(1),
+    }
+    cases |= {f"stripes, mean of {name}": Case(striped(pool)) for name, pool in both.items()}
     cases |= {f"{name} and mean": Case(joined(pool, mean), 11) for name, pool in POOLS.items()}
     return cases | {
         f"mean and {name}": Case(joined(mean, pool), 11) for name, pool in POOLS.items()
