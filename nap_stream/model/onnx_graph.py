@@ -23,11 +23,16 @@ _ACTIVATIONS = frozenset(
 _SCALING = frozenset({"Mul", "Div", "Add", "Sub"})
 _CLAMPING = frozenset({"Clip", "Max"})
 _NEUTRAL = frozenset({"Identity", "Dropout", "Cast"})
-_TRANSFORMS = frozenset({"Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Sign"})
+_TRANSFORMS = frozenset(
+    {"Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Reciprocal", "Sign", "Min", "Round", "Floor"}
+    | {"Sin", "Cos", "Tan", "Atan", "Sinh", "Erf"}
+)
+_OF_A_CONSTANT = {"Sub": "Neg", "Div": "Reciprocal"}
 _ELEMENTWISE = _ACTIVATIONS | _SCALING | _CLAMPING | _NEUTRAL | _TRANSFORMS
 _LINEAR = _SCALING | {"Neg"}
 _SPELLED_OUT = (
     ("Exp", "Add", "Log"),
+    ("Exp", "Add", "Reciprocal"),
     *(("Sigmoid", "Log", turn) for turn in ("Neg", "Mul")),
     ("Sigmoid", "Log"),
 )
@@ -149,9 +154,10 @@ class Graph:
     def __init__(
         self, nodes: Sequence[Any], images: str, logits: str, tensors: dict[str, Any]
     ) -> None:
-        self._nodes, self._images, self._logits = nodes, images, logits
+        self._nodes = [node for node in nodes if node.output[0] not in tensors]
+        self._images, self._logits = images, logits
         self._tensors = tensors
-        self._makers = {name: node for node in nodes for name in node.output}
+        self._makers = {name: node for node in self._nodes for name in node.output}
 
     def head(self) -> Head | None:
         """The linear layer whose output is the logits."""
@@ -240,28 +246,42 @@ class Graph:
 
         See `nap_stream.model.ends` for which of the functions behind a layer is its activation.
         """
-        chain: list[Any] = []
-        while (node := self._makers.get(name)) is not None and self._is_elementwise(node):
-            chain.insert(0, node)
-            name = node.input[0]
-        functions = [node for node in chain if node.op_type not in _NEUTRAL]
-        while functions and functions[0].op_type in _LINEAR:
+        last = name
+        functions: list[tuple[str, str]] = []
+        while (node := self._makers.get(name)) is not None and (found := self._function(node)):
+            if found[0] not in _NEUTRAL:
+                functions.insert(0, found)
+            name = found[1]
+        while functions and functions[0][0] in _LINEAR:
             functions.pop(0)
-        kinds = tuple(node.op_type for node in functions)
+        kinds = tuple(kind for kind, _ in functions)
         is_clamp = set(kinds[:2]) <= _CLAMPING
         if spelled := next((part for part in _SPELLED_OUT if kinds[: len(part)] == part), ()):
             functions = functions[len(spelled) :]
         elif kinds and (kinds[0] in _ACTIVATIONS or is_clamp):
             functions.pop(0)
-        if functions:
-            source: str = functions[0].input[0]
-            return source
-        return chain[-1].output[0] if chain else name
+        return functions[0][1] if functions else last
 
-    def _is_elementwise(self, node: Any) -> bool:
-        constants = [self._tensors.get(name) for name in node.input[1:] if name]
-        are_numbers = all(one is not None and one.size == 1 for one in constants)
-        return node.op_type in _ELEMENTWISE and (are_numbers or node.op_type == "PRelu")
+    def _function(self, node: Any) -> tuple[str, str] | None:
+        """The kind of an element-wise function of one value, and this value; None for others.
+
+        What it divides is as its reciprocal, what it is taken from as its negative, its product
+        with itself as a power.
+        """
+        if node.op_type not in _ELEMENTWISE:
+            return None
+        values = [one for one in node.input if one and not self._is_number(one)]
+        if not values or (len(set(values)) > 1 and node.op_type != "PRelu"):
+            return None
+        kind = node.op_type
+        if node.input[0] != values[0]:
+            kind = _OF_A_CONSTANT.get(kind, kind)
+        elif kind == "Mul" and len(values) > 1:
+            kind = "Pow"
+        return kind, values[0]
+
+    def _is_number(self, name: str) -> bool:
+        return name in self._tensors and self._tensors[name].size == 1
 
     def require(self, name: str) -> None:
         """Refuse a name that is no value's.

@@ -53,6 +53,7 @@ _WEIGHTED = frozenset(
     | {"addmm", "baddbmm", "multi_head_attention_forward"}
 )
 _PRODUCTS = frozenset({"matmul", "bmm", "einsum", "baddbmm"})
+_MULTIPLIED = frozenset({"mul", "imul", "multiply"})
 _CURVED = ACTIVATIONS | ATTENTIONS | frozenset({"multi_head_attention_forward"})
 _FEWEST_DIMENSIONS = 3
 _MOST_DIMENSIONS = 5
@@ -224,6 +225,8 @@ class _Recorder(TorchFunctionMode):
 
     def _note_result(self, call: _Call, value: torch.Tensor, taken: tuple[int, ...] = ()) -> int:
         bare, args, kwargs = plain(call.name), call.args, call.kwargs
+        if bare in _MULTIPLIED and len(args) > 1 and args[0] is args[1]:
+            bare = "square"
         before = [self.trace.nodes[index] for index in call.parents]
         constants = [part for part in _tensors((args, kwargs)) if self.node_of(part) is None]
         weighted = bare in _WEIGHTED and any(part.ndim > 1 for part in constants)
@@ -246,7 +249,7 @@ class _Recorder(TorchFunctionMode):
             learned=weighted or any(node.learned for node in before),
             activated=bare in _CURVED or any(node.activated for node in before),
             weighing=self._is_weighing(bare, layout, before),
-            operands=sum(part.numel() > 1 for part in _tensors((args, kwargs))),
+            operands=len({id(part) for part in _tensors((args, kwargs)) if part.numel() > 1}),
             reduced=frozenset(_reduced(bare, args, kwargs)),
             taken=taken,
         )

@@ -235,6 +235,9 @@ def transformed() -> dict[str, Case]:
         "cube": lambda a: a**3,
         "cube by pow": lambda a: torch.pow(a, 3),
         "square": torch.square,
+        "times itself": lambda a: a * a,
+        "from one": lambda a: 1 - a.sqrt(),
+        "power of two": lambda a: 2 ** (3 * a),
         "clamp": lambda a: a.clamp(0, 1),
         "clamp_min": lambda a: torch.clamp_min(a, 0.1),
         "clip": lambda a: a.clip(max=2),
@@ -255,6 +258,7 @@ def transformed() -> dict[str, Case]:
         "float_power": lambda a: a.float_power(3).float(),
         "multiplied and cubed": lambda a: torch.multiply(a, 2) ** 3,
         "one over": lambda a: 1 / (a + 1),
+        "two over": lambda a: 2 / (1 + a),
         "softplus, spelled out": lambda a: torch.log1p(torch.exp(a)),
     }
 
@@ -275,14 +279,17 @@ def transformed() -> dict[str, Case]:
         "SiLU": lambda a: a * torch.sigmoid(a),
         "softplus of a sigmoid": lambda a: -functional.logsigmoid(-a),
         "softplus of a sigmoid, by functions": lambda a: -torch.log(torch.sigmoid(-a)),
+        "sigmoid, from one": lambda a: 1 - torch.sigmoid(a),
+        "division, sigmoid": lambda a: torch.ones(1) / (1 + torch.exp(-a)),
         "turned": lambda a: functional.relu(-a),
+        "turned, from one": lambda a: functional.relu(1 - a),
     }
 
     def activated(how: str, power: int) -> Way:
         def way(net: Body, x: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
             maps = spelled[how](net.patches(x))
-            # The division is a transform, as it is behind torch's own softplus.
-            shown = maps * 2 if how == "scaled" else maps
+            # What stands behind a function is a transform, as it is behind torch's own softplus.
+            shown = {"scaled": maps * 2, "sigmoid, from one": 1 - maps}.get(how, maps)
             return net.head((maps**power if power > 1 else maps).mean((2, 3))), [shown]
 
         return way
@@ -297,6 +304,7 @@ def transformed() -> dict[str, Case]:
     doubtful = {"clamp", "clamp_min", "clip", "softplus", "tanh", "sigmoid", "elu", "scaled"}
     doubtful |= {"signed sqrt", "halved and squared", "sqrt", "log1p", "twice"}
     doubtful |= {"multiplied and cubed", "one over", "softplus, spelled out"}
+    doubtful |= {"from one", "two over", "power of two"}
     return cases | {
         f"{name}, no activation": Case(after(transform, "norm"))
         for name, transform in transforms.items()
