@@ -308,7 +308,7 @@ def rounded(values: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
 @pytest.mark.parametrize("kind", ["int8", "bfloat16", "float8"])
 def test_rows_of_small_logits_are_of_their_head_in_any_precision(kind: str, classes: int) -> None:
     draw = np.random.default_rng(7)
-    weight = draw.normal(0, 1, (classes, 64)).astype(np.float32) / 8
+    weight = draw.normal(0, 1 / 8, (classes, 64)).astype(np.float32)
     head = Head(weight, draw.normal(0, 0.1, classes).astype(np.float32))
     features = draw.normal(0, 1, (1_000, 64)).astype(np.float32)
     logits = rounded(features, kind) @ rounded(weight, kind).T + head.bias
