@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from benchmarks.plain_pytorch import auroc, fpr95, plain_scores, plain_sum, read_plain
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
+from nap_stream.scored_log.files import SCAN_SCHEMA
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import Settings

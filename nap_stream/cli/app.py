@@ -16,8 +16,9 @@ from nap_stream.cli.calibrate import build_calibration_app, calibrate
 from nap_stream.cli.demo import demo, produce
 from nap_stream.cli.evaluate import evaluate
 from nap_stream.cli.init import init
-from nap_stream.cli.log import compact, query, verify
+from nap_stream.cli.log import compact, verify
 from nap_stream.cli.plan import plan
+from nap_stream.cli.query import query, sql
 from nap_stream.cli.rebaseline import rebaseline
 from nap_stream.cli.run import doctor, run
 from nap_stream.errors import ConfigError, NapStreamError
@@ -71,7 +72,7 @@ def build_app() -> typer.Typer:
         *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
         *(baseline, compare, rebaseline),
-        *(query, replay, verify, compact),
+        *(query, sql, replay, verify, compact),
         *(doctor, bench, demo),
     ):
         app.command()(command)

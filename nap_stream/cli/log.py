@@ -1,12 +1,10 @@
-"""nap-stream query, verify, compact: the commands about the scored log."""
+"""nap-stream verify, compact: the commands that look after the scored log."""
 
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,18 +12,14 @@ from nap_stream.cli.options import (
     ConfigOption,
     JsonReportOption,
     LogOption,
-    SinceOption,
     TopicOption,
-    UntilOption,
     kafka_settings,
     log_store,
     progress_bar,
-    span_ms,
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
-from nap_stream.records import Status
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
@@ -33,95 +27,6 @@ if TYPE_CHECKING:
     from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.scored_log.verify.report import BrokerReport, ChainHead, VerifyReport
     from nap_stream.settings.schema import KafkaSettings
-
-DEFAULT_TABLE_ROWS = 50
-
-# The values of GroupBy and OutputFormat, which stand beside pyarrow and would load it for --help.
-CountBy = Literal["hour", "class", "status", "partition"]
-RowFormat = Literal["table", "json", "csv", "parquet"]
-
-
-def query(
-    config: ConfigOption = None,
-    log: LogOption = None,
-    topic: TopicOption = None,
-    partition: Annotated[
-        list[int] | None, typer.Option(help="Only this partition; may be repeated.")
-    ] = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    class_name: Annotated[
-        list[str] | None,
-        typer.Option("--class", help="Only this predicted class, by name or id; repeatable."),
-    ] = None,
-    ood: Annotated[
-        bool | None, typer.Option("--ood/--in-distribution", help="Only flagged, or unflagged.")
-    ] = None,
-    min_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    max_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
-    status: Annotated[
-        list[Status] | None, typer.Option(help="Only rows with this status; repeatable.")
-    ] = None,
-    by: Annotated[
-        CountBy | None, typer.Option(help="Count rows and give the OOD fraction by this.")
-    ] = None,
-    output_format: Annotated[RowFormat, typer.Option("--format", "-f")] = "table",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help=f"At most so many rows; a table shows {DEFAULT_TABLE_ROWS}."),
-    ] = None,
-) -> None:
-    """Show rows of the scored log, or count them.
-
-    \b
-    Examples:
-      nap-stream query --log scored-log --since 1h --ood
-      nap-stream query --log scored-log --by hour --format csv
-      nap-stream query --log scored-log --status corrupt --format json
-    """
-    from nap_stream.scored_log.query import GroupBy, OutputFormat, aggregate, write_batches
-    from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
-
-    store = log_store(config, log)
-    since_ms, until_ms = span_ms(since, until, SystemClock())
-    filters = Query(
-        topic=topic,
-        partitions=tuple(partition or ()),
-        since_ms=since_ms,
-        until_ms=until_ms,
-        classes=tuple(class_name or ()),
-        is_ood=ood,
-        min_p_value=min_p_value,
-        max_p_value=max_p_value,
-        statuses=tuple(status or ()),
-    )
-    shape = OutputFormat(output_format)
-    if shape is OutputFormat.PARQUET and output is None and sys.stdout.isatty():
-        raise ConfigError("Parquet is not text", "--format parquet", "Give --output FILE")
-    if limit is None and shape is OutputFormat.TABLE:
-        limit = DEFAULT_TABLE_ROWS
-    with _opened(output) as stream:
-        if by is None:
-            write_batches(SCAN_SCHEMA, scan(store, filters), shape, stream, limit=limit)
-        else:
-            counts = aggregate(store, filters, GroupBy(by))
-            write_batches(counts.schema, counts.to_batches(), shape, stream)
-
-
-@contextmanager
-def _opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, or the file."""
-    if output is None:
-        yield sys.stdout.buffer
-        return
-    try:
-        with output.open("wb") as stream:
-            yield stream
-    except OSError as error:
-        raise ConfigError(f"cannot write: {error.strerror}", f"--output {output}") from error
 
 
 def verify(

@@ -175,7 +175,10 @@ def _time_ms(option: str, text: str | None, now: datetime) -> int | None:
         raise ConfigError(
             f"not a time: {text!r}", option, "Expected 2026-11-23T10:00, or 90m, 6h, 2d ago"
         ) from error
-    return round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
+    if when.tzinfo is None:
+        typer.echo(f"{option}: {text} is taken as UTC", err=True)
+        when = when.replace(tzinfo=UTC)
+    return round(when.timestamp() * 1000)
 
 
 def choose_torch(device: Device, threads: int | None) -> "torch.device":

@@ -19,7 +19,7 @@ from nap_stream.core.panes import RollingWindow
 from nap_stream.demo.digits import BROKEN, CAMERA_HEADER, kind_of
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.records import Status
-from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import VerifyReport
 from nap_stream.settings.drift import DriftSettings

@@ -45,8 +45,7 @@ from nap_stream.demo.setup import (
 )
 from nap_stream.errors import WorkerError
 from nap_stream.kafka.client import create_topics
-from nap_stream.scored_log.query import GroupBy, aggregate
-from nap_stream.scored_log.read import Query
+from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_settings

@@ -14,7 +14,8 @@ from nap_stream.core.panes import NO_KEY, PaneCounts, changes, count_panes, key_
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.records import Status
-from nap_stream.scored_log.read import Query, partitions, scan, topic_partitions
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import partitions, topic_partitions
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import credible_times, rows_of_table, rows_schema
 from nap_stream.settings.drift import DriftSettings
@@ -199,7 +200,8 @@ def read_stretch(
     """Count the scored records of a stretch of the log.
 
     ``facts`` are of the calibration whose records count, ``drift`` says how wide panes are and what
-    the keys. Memory is some 40 bytes a record of the largest partition.
+    the keys. Memory is some 70 bytes a record of the largest partition, and 450 for each pane and
+    key that holds one: with many keys and short panes that is each record.
 
     Raises:
         ConfigError: The topic is not clear, or the stretch holds too little or too much.

@@ -1,292 +1,476 @@
-r"""Counts of the log's rows by hour, class, status or partition; how rows and counts are written.
+"""Which rows of the log pass, and how many there are by what.
 
-Auditors without nap-stream ask the same of the plain folder, in DuckDB for instance:
-
-    SELECT class_name, count(*), avg(is_ood::int)
-    FROM read_parquet('<root>/**/*.parquet', hive_partitioning = true, union_by_name = true)
-    GROUP BY class_name
-
-``union_by_name`` shows the columns of all versions of the log, null in files that lack them.
-
-What comes out is a table for people, JSON lines, CSV or Parquet.
-
-Keys, headers, errors and class names come from outside. In a table, whatever is not printable
-is shown as an escape such as ``\x1b``, and nothing is taken for markup. In text formats bytes
-are UTF-8 text as they are; bytes that are not UTF-8, or that begin with ``base64:``, are
-``base64:`` and their base64. Times are ISO 8601, UTC, milliseconds. Values of CSV are written
-as they are: import them into spreadsheets as text.
+Each answer is of the chains as `nap_stream.scored_log.engine` reads them: a prefix of each chain,
+each row once, also while workers publish and while compaction exchanges files.
 """
 
-import base64
-import contextlib
-import csv
-import io
-import json
-import math
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, BinaryIO
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from nap_stream.scored_log.format import OPTIONAL_SCORES
-from nap_stream.scored_log.read import SCAN_SCHEMA, Query, scan
+from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
+from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log.engine import Engine, chunks
+from nap_stream.scored_log.files import SCAN_SCHEMA, LogFile, ReplacedError, files_of, read_rows
+from nap_stream.scored_log.format import storable_text, storable_time_ms
+from nap_stream.scored_log.output import bytes_as_text
+from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.text import printable
 
+HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+MAX_SPANS = 100_000
+"""The most hours or days of a count, with those that have no rows."""
+MAX_NAMES = 100_000
+"""So many names are looked at for those that are near a mistyped one."""
+_PLACE = ("topic", "partition", "offset", "index")
 _COUNTS = ("rows", "scored", "ood")
-_COUNTED_ROWS = 65_536
-_BASE64 = "base64:"
-_WIDE = 100_000
-_SHOWN_WHERE_SET = (*OPTIONAL_SCORES, "decode_warning", "source_uri")
-"""Columns that a table leaves out where no row has a value."""
-_NOT_IN_TABLES = {
-    "key",
-    "ingest_time",
-    "scored_time",
-    "model_fingerprint",
-    "calibration_fingerprint",
-    "class_id",
-    "width",
-    "height",
-    "format",
-    "sha256",
-    "headers",
-    "max_logit",
-}
+_Z = 1.959963984540054
+"""The normal quantile of an interval of 95 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Filters on the log's rows; a row must pass all that are given.
+
+    ``since_ms`` and ``until_ms`` bound the event time, ``since_ms <= t < until_ms``, in
+    milliseconds since the epoch, UTC. ``classes`` are names or, where all digits, also ids.
+    ``min_p_value`` and ``max_p_value`` are inclusive. ``headers`` are names with the value that
+    one of the headers has, or None for any. ``offsets`` are the first and the last one.
+    ``models`` and ``calibrations`` are fingerprints, or how they begin. A row without scores passes
+    no filter on classes, flag or p-value. Empty tuples and None do not filter.
+    """
+
+    topic: str | None = None
+    partitions: tuple[int, ...] = ()
+    since_ms: int | None = None
+    until_ms: int | None = None
+    classes: tuple[str, ...] = ()
+    is_ood: bool | None = None
+    min_p_value: float | None = None
+    max_p_value: float | None = None
+    statuses: tuple[Status, ...] = ()
+    keys: tuple[bytes, ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    offsets: tuple[int, int] | None = None
+    sha256: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    calibrations: tuple[str, ...] = ()
+
+
+def _condition(query: Query) -> tuple[str, list[Any]]:
+    """The filters on columns in SQL, and its parameters; ``true`` where there are none.
+
+    Topic, partitions and offsets are not in it: they choose files, and what is wanted of them.
+    """
+    bounds = (
+        ("epoch_ms(event_time) >= ?", _storable(query.since_ms)),
+        ("epoch_ms(event_time) < ?", _storable(query.until_ms)),
+        ("is_ood = ?", query.is_ood),
+        ("ood_p_value >= ?", query.min_p_value),
+        ("ood_p_value <= ?", query.max_p_value),
+    )
+    found: list[tuple[str, list[Any]]]
+    found = [(text, [value]) for text, value in bounds if value is not None]
+    if query.classes:
+        found.append(_is_class(query.classes))
+    lists = (("status", query.statuses), ("key", query.keys), ("sha256", query.sha256))
+    found += [_one_of(column, names) for column, names in lists if names]
+    for kind, prefixes in (("model", query.models), ("calibration", query.calibrations)):
+        if prefixes:
+            begins = [f"starts_with({kind}_fingerprint, ?)"] * len(prefixes)
+            found.append((f"({' OR '.join(begins)})", list(prefixes)))
+    found += [_has_header(name, value) for name, value in query.headers]
+    texts = [text for text, _ in found] or ["true"]
+    return " AND ".join(texts), [each for _, values in found for each in values]
+
+
+def _storable(time_ms: int | None) -> int | None:
+    return None if time_ms is None else storable_time_ms(time_ms)
+
+
+def _has_header(name: str, value: bytes | None) -> tuple[str, list[Any]]:
+    if value is None:
+        return "list_contains([h.name for h in headers], ?)", [name]
+    return "list_contains(headers, {'name': ?::VARCHAR, 'value': ?::BLOB})", [name, value]
+
+
+def _one_of(column: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
+    return f"{column} IN ({', '.join('?' * len(values))})", [
+        value.value if isinstance(value, Status) else value for value in values
+    ]
+
+
+def _is_class(classes: Sequence[str]) -> tuple[str, list[Any]]:
+    by_name, names = _one_of("class_name", [storable_text(name) for name in classes])
+    ids = [int(name) for name in classes if name.isascii() and name.isdigit()]
+    small = [number for number in ids if number < 2**63]
+    if not small:
+        return by_name, names
+    by_id, numbers = _one_of("class_id", small)
+    return f"({by_name} OR {by_id})", [*names, *numbers]
+
+
+def listed(
+    store: SegmentStore, query: Query, unread: list[ChainBrokenError] | None
+) -> Iterator[LogFile]:
+    """The files that can have rows that pass, as far as names and footers tell, in order.
+
+    Raises:
+        LogRootError: There is no log at the root.
+        ConfigError: No topic can have that name.
+        ChainBrokenError: A segment cannot be read, and ``unread`` is None.
+    """
+    first, last = query.offsets or (0, 2**63 - 2)
+    for partition in partitions(store, query.topic):
+        if query.partitions and partition.partition not in query.partitions:
+            continue
+        for file in files_of(store, partition, first, last + 1, unread=unread):
+            low, high = file.footer.min_event_time_ms, file.footer.max_event_time_ms
+            if low is None or high is None:
+                continue
+            is_before = query.since_ms is not None and high < storable_time_ms(query.since_ms)
+            is_after = query.until_ms is not None and low >= storable_time_ms(query.until_ms)
+            if not (is_before or is_after):
+                yield file
+
+
+def scan(
+    store: SegmentStore,
+    query: Query,
+    columns: Sequence[str] | None = None,
+    *,
+    unread: list[ChainBrokenError] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Rows that pass the filters, batch by batch, in order of (topic, partition, offset, index).
+
+    Memory does not grow with the log. In each partition the scan ends with the segment that was
+    the newest when the scan came there.
+
+    ``columns`` are names of `SCAN_SCHEMA`; None for all. ``unread`` takes the errors of segments
+    that cannot be read and are left out; None raises them.
+
+    Yields:
+        Non-empty batches with those columns of `SCAN_SCHEMA`.
+
+    Raises:
+        As `listed`.
+    """
+    names = SCAN_SCHEMA.names if columns is None else list(columns)
+    text, values = _condition(query)
+    sql = f"SELECT _file, _row FROM _rows WHERE {text}"
+    with Engine(store, unread) as engine:
+        for chunk in chunks(listed(store, query, unread)):
+            if text == "true":
+                yield from _all_rows(engine, chunk, names)
+            else:
+                yield from engine.rows(chunk, names, sql, values)
+
+
+def _all_rows(
+    engine: Engine, files: Sequence[LogFile], names: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for number, file in enumerate(files):
+        try:
+            for batch in read_rows(engine.store, file, names):
+                if batch.num_rows:
+                    yield batch
+        except ReplacedError:
+            yield from _all_rows(engine, list(engine.listed_anew(files[number:], 0)), names)
+            return
+        except ChainBrokenError as error:
+            engine.leave_out(error)
+
+
+def most_anomalous(
+    store: SegmentStore,
+    query: Query,
+    limit: int,
+    *,
+    unread: list[ChainBrokenError] | None = None,
+) -> pa.Table:
+    """The rows that pass with the smallest p-values, the earlier one of equals first.
+
+    Returns:
+        At most ``limit`` rows of `SCAN_SCHEMA`, ascending; rows without a p-value are not among
+        them.
+
+    Raises:
+        As `listed`.
+    """
+    order = [(name, "ascending") for name in ("ood_p_value", *_PLACE)]
+    text, values = _condition(query)
+    best, bound = SCAN_SCHEMA.empty_table(), 2.0
+    with Engine(store, unread) as engine:
+        for chunk in chunks(listed(store, query, unread)):
+            columns = ", ".join(f'"{name}"' for name, _ in order)
+            sql = (
+                f"SELECT _file, _row FROM _rows WHERE {text} AND ood_p_value <= ? "
+                f"ORDER BY {columns} LIMIT {limit}"
+            )
+            found = engine.rows(chunk, SCAN_SCHEMA.names, sql, [*values, bound])
+            best = pa.Table.from_batches([*best.to_batches(), *found], SCAN_SCHEMA)
+            best = best.sort_by(order).slice(0, limit)
+            if best.num_rows == limit:
+                bound = best.column("ood_p_value")[-1].as_py()
+    return best
 
 
 class GroupBy(StrEnum):
-    """What to count by. Hours are of event time, UTC."""
+    """What to count by. Hours and days are of event time, UTC."""
 
     HOUR = "hour"
+    DAY = "day"
+    KEY = "key"
     CLASS = "class"
     STATUS = "status"
+    MODEL = "model"
+    CALIBRATION = "calibration"
     PARTITION = "partition"
 
 
-_SOURCE_COLUMNS: dict[GroupBy, tuple[str, ...]] = {
-    GroupBy.HOUR: ("event_time",),
+_SPANS = {GroupBy.HOUR: HOUR_MS, GroupBy.DAY: DAY_MS}
+_COLUMNS: dict[GroupBy, tuple[str, ...]] = {
+    GroupBy.KEY: ("key",),
     GroupBy.CLASS: ("class_id", "class_name"),
     GroupBy.STATUS: ("status",),
+    GroupBy.MODEL: ("model_fingerprint",),
+    GroupBy.CALIBRATION: ("calibration_fingerprint",),
     GroupBy.PARTITION: ("topic", "partition"),
 }
 
 
-def aggregate(store: SegmentStore, query: Query, by: GroupBy) -> pa.Table:
+def aggregate(
+    store: SegmentStore,
+    query: Query,
+    *by: GroupBy,
+    now_ms: int | None = None,
+    unread: list[ChainBrokenError] | None = None,
+) -> pa.Table:
     """Count the rows that pass the filters.
 
+    ``by`` are different from each other, and at most one of them is a span of time. ``now_ms``
+    ends a stretch that has a beginning and no end of its own.
+
     Returns:
-        One row a group, ordered by its keys: ``hour`` (timestamp, UTC), ``class_id`` and
-        ``class_name`` (null for rows without scores), ``status``, or ``topic`` and
-        ``partition``; then ``rows``, ``scored`` (rows with scores), ``ood`` (those of them that
-        are flagged), int64, and ``ood_fraction`` = ood / scored, null where scored is 0.
+        One row a group, ordered by its keys: ``hour`` or ``day`` (timestamp, UTC), ``key``,
+        ``class_id`` and ``class_name`` (null for rows without scores), ``status``,
+        ``model_fingerprint``, ``calibration_fingerprint``, or ``topic`` and ``partition``; then
+        ``rows``, ``scored`` (rows with scores), ``ood`` (those of them that are flagged), int64,
+        ``ood_fraction`` = ood / scored, and ``ood_low`` and ``ood_high``, Wilson's interval of 95 %
+        for it, float64, null where scored is 0. Hours and days without rows have 0, from the first
+        to the last that has any, or as far as the filters go; with another key, for each of its
+        values.
 
     Raises:
-        LogRootError: There is no log at the root.
-        ChainBrokenError: A segment cannot be read.
-        ConfigError: No topic can have that name.
+        ConfigError: There are more than `MAX_SPANS` groups with those without rows.
+        LogRootError, ChainBrokenError: As `listed`.
     """
-    columns = [*_SOURCE_COLUMNS[by], "is_ood"]
-    schema = pa.schema([SCAN_SCHEMA.field(name) for name in columns])
-    merged = _counts(schema.empty_table(), by)
-    for rows in _gathered(scan(store, query, columns)):
-        merged = _merge(pa.concat_tables([merged, _counts(rows, by)]))
-    keys = [name for name in merged.column_names if name not in _COUNTS]
-    ordered = merged.sort_by([(name, "ascending") for name in keys])
-    return ordered.append_column("ood_fraction", _fraction(ordered))
+    keys = [_key_column(each, name) for each in by for name in _COLUMNS.get(each, (each.value,))]
+    text, values = _condition(query)
+    sql = (
+        f"SELECT {', '.join(key for key, _ in keys)}, count(*) AS rows, "
+        "count(is_ood) AS scored, count(*) FILTER (is_ood) AS ood "
+        f"FROM _rows WHERE {text} GROUP BY ALL"
+    )
+    schema = pa.schema([*(field for _, field in keys), *((name, pa.int64()) for name in _COUNTS)])
+    merged = schema.empty_table()
+    with Engine(store, unread) as engine:
+        for chunk in chunks(listed(store, query, unread)):
+            for _, found in engine.answers(chunk, sql, values):
+                merged = _added(pa.concat_tables([merged, found.cast(schema)]))
+    names = [field.name for _, field in keys]
+    for span in (each for each in by if each in _SPANS):
+        until_ms = query.until_ms
+        if until_ms is None and query.since_ms is not None:
+            until_ms = now_ms
+        merged = _with_empty(merged, names, span, (query.since_ms, until_ms))
+    return _with_fractions(merged.sort_by([(name, "ascending") for name in names]))
 
 
-def _gathered(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Tables of a useful size: segments, and so batches, can be small and many."""
-    waiting: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        waiting.append(batch)
-        rows += batch.num_rows
-        if rows >= _COUNTED_ROWS:
-            yield pa.Table.from_batches(waiting)
-            waiting, rows = [], 0
-    if waiting:
-        yield pa.Table.from_batches(waiting)
+def _key_column(by: GroupBy, name: str) -> tuple[str, Any]:
+    if by not in _SPANS:
+        return f'"{name}"', SCAN_SCHEMA.field(name).with_nullable(True).remove_metadata()
+    # Not date_trunc, which knows time zones and takes five times as long.
+    width, time = _SPANS[by], "epoch_ms(event_time)"
+    start = f"{time} - (({time} % {width}) + {width}) % {width}"
+    return f"{start} AS {name}", pa.field(name, pa.timestamp("ms", tz="UTC"))
 
 
-def _keys(rows: pa.Table, by: GroupBy) -> dict[str, Any]:
-    if by is GroupBy.HOUR:
-        return {"hour": pc.floor_temporal(rows.column("event_time"), unit="hour")}
-    return {name: rows.column(name) for name in _SOURCE_COLUMNS[by]}
-
-
-def _counts(rows: pa.Table, by: GroupBy) -> pa.Table:
-    flags = rows.column("is_ood")
-    columns = {
-        **_keys(rows, by),
-        "rows": pa.repeat(pa.scalar(1, pa.int64()), rows.num_rows),
-        "scored": pc.is_valid(flags).cast(pa.int64()),
-        "ood": pc.fill_null(flags, fill_value=False).cast(pa.int64()),
-    }
-    return _merge(pa.table(columns))
-
-
-def _merge(counts: pa.Table) -> pa.Table:
-    keys = [name for name in counts.column_names if name not in _COUNTS]
-    summed = counts.group_by(keys).aggregate([(name, "sum") for name in _COUNTS])
-    return summed.select([*keys, *(f"{name}_sum" for name in _COUNTS)]).rename_columns(
-        [*keys, *_COUNTS]
+def _added(counts: pa.Table) -> pa.Table:
+    names = [name for name in counts.column_names if name not in _COUNTS]
+    summed = counts.group_by(names).aggregate([(name, "sum") for name in _COUNTS])
+    return summed.select([*names, *(f"{name}_sum" for name in _COUNTS)]).rename_columns(
+        counts.column_names
     )
 
 
-def _fraction(counts: pa.Table) -> Any:
-    scored = counts.column("scored").cast(pa.float64())
-    known = pc.if_else(pc.greater(scored, 0.0), scored, pa.scalar(None, pa.float64()))
-    return pc.divide(counts.column("ood").cast(pa.float64()), known)
-
-
-class OutputFormat(StrEnum):
-    """How to write rows."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    PARQUET = "parquet"
-
-
-def write_batches(
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    output_format: OutputFormat,
-    output: BinaryIO,
-    *,
-    limit: int | None = None,
-) -> None:
-    """Write batches as they come, holding one at a time (a ``table`` holds its rows).
-
-    A ``table`` leaves columns out that do not fit a screen, and scores that no row has; one that
-    ``limit`` cuts says so below. ``output`` is flushed and stays open; for the terminal it is
-    ``sys.stdout.buffer``.
-    """
-    if output_format is OutputFormat.PARQUET:
-        _write_parquet(schema, _limited(batches, limit), output)
-        output.flush()
-        return
-    text = io.TextIOWrapper(output, encoding="utf-8", newline="", write_through=True)
-    try:
-        if output_format is OutputFormat.JSON:
-            _write_json(_limited(batches, limit), text)
-        elif output_format is OutputFormat.CSV:
-            _write_csv(schema, _limited(batches, limit), text)
-        else:
-            _write_table(schema, batches, text, limit)
-    finally:
-        text.detach()
-    output.flush()
-
-
-def _limited(batches: Iterable[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
-    if limit is None:
-        yield from batches
-        return
-    left = limit
-    for batch in batches:
-        yield batch.slice(0, left)
-        left -= batch.num_rows
-        if left <= 0:
-            return
-
-
-def _write_parquet(schema: pa.Schema, batches: Iterable[pa.RecordBatch], output: BinaryIO) -> None:
-    # A pipe cannot tell its position, which the Parquet writer needs.
-    with tempfile.TemporaryFile() as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        file.seek(0)
-        shutil.copyfileobj(file, output)
-
-
-def _write_json(batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper) -> None:
-    for batch in batches:
-        text.writelines(
-            json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
-            for row in batch.to_pylist()
+def _with_empty(
+    counts: pa.Table, names: Sequence[str], by: GroupBy, ends_ms: tuple[int | None, int | None]
+) -> pa.Table:
+    """Counts of 0 for the spans of time that have no rows."""
+    if not counts.num_rows:
+        return counts
+    width = _SPANS[by]
+    starts = counts.column(by.value).cast(pa.int64()).to_numpy()
+    first, last = int(starts.min()), int(starts.max())
+    since_ms, until_ms = ends_ms
+    if since_ms is not None:
+        first = min(first, since_ms // width * width)
+    if until_ms is not None:
+        last = max(last, (until_ms - 1) // width * width)
+    others = [name for name in names if name != by.value]
+    rest = counts.select(others).group_by(others).aggregate([]) if others else None
+    groups = ((last - first) // width + 1) * (1 if rest is None else rest.num_rows)
+    if groups > MAX_SPANS:
+        raise ConfigError(
+            f"from the first to the last row are {groups:,} groups with those without rows, more "
+            f"than {MAX_SPANS:,}",
+            f"--by {by.value}",
+            "Choose a stretch with --since and --until; event times may be wrong",
         )
+    spans = pa.array(range(first, last + 1, width), pa.int64())
+    kind = counts.schema.field(by.value).type
+    if rest is None:
+        columns = {by.value: spans.cast(kind)}
+    else:
+        place = pa.array(np.tile(np.arange(rest.num_rows), len(spans)))
+        columns = {
+            by.value: spans.take(pa.array(np.repeat(np.arange(len(spans)), rest.num_rows))).cast(
+                kind
+            ),
+            **{name: rest.column(name).take(place) for name in others},
+        }
+    zeros = pa.array(np.zeros(groups, np.int64))
+    none = pa.table({**columns, **dict.fromkeys(_COUNTS, zeros)}).select(counts.column_names)
+    return _added(pa.concat_tables([counts, none.cast(counts.schema)]))
 
 
-def _write_csv(
-    schema: pa.Schema, batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper
-) -> None:
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(schema.names)
-    for batch in batches:
-        writer.writerows([_flat(value) for value in row.values()] for row in batch.to_pylist())
+def _with_fractions(counts: pa.Table) -> pa.Table:
+    scored = counts.column("scored").to_numpy().astype(np.float64)
+    ood = counts.column("ood").to_numpy().astype(np.float64)
+    known = np.maximum(scored, 1.0)
+    share = ood / known
+    middle = (share + _Z**2 / (2 * known)) / (1 + _Z**2 / known)
+    spread = share * (1 - share) / known + _Z**2 / (4 * known**2)
+    half = _Z * np.sqrt(spread) / (1 + _Z**2 / known)
+    # At either end the bound is the end itself, but for rounding.
+    low = np.where(ood == 0, 0.0, middle - half)
+    high = np.where(ood == scored, 1.0, middle + half)
+    for name, value in (("ood_fraction", share), ("ood_low", low), ("ood_high", high)):
+        counts = counts.append_column(name, pa.array(value, mask=scored == 0))
+    return counts
 
 
-def _write_table(
-    schema: pa.Schema, batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper, limit: int | None
-) -> None:
-    shown = list(_limited(batches, None if limit is None else limit + 1))
-    names = _names_in_table(pa.Table.from_batches(shown, schema=schema))
-    rows = [row for batch in shown for row in batch.select(names).to_pylist()]
-    table = Table(*names, show_edge=False, pad_edge=False)
-    for row in rows[:limit]:
-        table.add_row(*(Text(_cell(value), overflow="fold") for value in row.values()))
-    console = Console(file=text, width=None if text.isatty() else _WIDE, highlight=False)
-    console.print(table)
-    if limit is not None and len(rows) > limit:
-        console.print(f"Only the first {limit} rows are shown; there are more.", markup=False)
+def empty_spans(counts: pa.Table, by: GroupBy) -> list[tuple[int, int]]:
+    """The stretches of time in which a count has no rows: from, to, milliseconds, in order.
+
+    ``counts`` are what `aggregate` gave with ``by``, an hour or a day.
+    """
+    found = counts.group_by(by.value).aggregate([("rows", "sum")])
+    empty = found.filter(pc.equal(found.column("rows_sum"), 0)).column(by.value)
+    width = _SPANS[by]
+    spans: list[tuple[int, int]] = []
+    for start in sorted(empty.cast(pa.int64()).to_pylist()):
+        if spans and spans[-1][1] == start:
+            spans[-1] = (spans[-1][0], start + width)
+        else:
+            spans.append((start, start + width))
+    return spans
 
 
-def _names_in_table(rows: pa.Table) -> list[str]:
-    if "offset" not in rows.column_names:
-        return list(rows.column_names)
-    empty = {name for name in _SHOWN_WHERE_SET if rows.column(name).null_count == rows.num_rows}
-    return [name for name in rows.column_names if name not in _NOT_IN_TABLES | empty]
+def require_partitions(store: SegmentStore, query: Query) -> tuple[TopicPartition, ...]:
+    """The partitions that a query means.
+
+    Raises:
+        LogRootError: There is no log at the root, or it holds no topics.
+        ConfigError: The log has no such topic or partition.
+    """
+    found = partitions(store)
+    if not found:
+        raise LogRootError("the log holds no topics", store.root, "Name the root of a scored log")
+    topics = sorted({partition.topic for partition in found})
+    if query.topic is not None:
+        _require("topic", "--topic", [query.topic], topics)
+        found = tuple(each for each in found if each.topic == query.topic)
+    numbers = sorted({each.partition for each in found})
+    wanted = [str(number) for number in query.partitions]
+    _require("partition", "--partition", wanted, [str(number) for number in numbers])
+    return tuple(p for p in found if not query.partitions or p.partition in query.partitions)
 
 
-def bytes_as_text(value: bytes) -> str:
-    """Bytes as text that gives them back: UTF-8, or ``base64:`` and their base64."""
-    with contextlib.suppress(UnicodeDecodeError):
-        text = value.decode("utf-8")
-        if not text.startswith(_BASE64):
-            return text
-    return _BASE64 + base64.b64encode(value).decode("ascii")
+def require_names(store: SegmentStore, query: Query) -> None:
+    """Refuse names in a query that no row of its partitions has, at any time.
+
+    Statuses, offsets and digests are no names. Where all of them are there, and no row passes, the
+    answer is honestly empty.
+
+    Raises:
+        ConfigError: No row has this class, key, header, model or calibration; it names those that
+            are near.
+    """
+    with Engine(store, []) as engine:
+        everything = Query(topic=query.topic, partitions=query.partitions)
+        files = list(listed(store, everything, []))
+        for what, name, one, column, parameters in _names_in(query):
+            if not any(_values(engine, files, "1", *_condition(one))):
+                held = set().union(*_values(engine, files, column, "true", parameters))
+                option = f"--{what.partition(' ')[0]}"
+                _require(what, option, [_text(name)], sorted(map(_text, held - {None})))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return bytes_as_text(value)
-    if isinstance(value, datetime):
-        utc = value.astimezone(UTC).replace(tzinfo=None)
-        return utc.isoformat(timespec="milliseconds") + "Z"
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return value
+def _names_in(query: Query) -> Iterator[tuple[str, str | bytes, Query, str, list[Any]]]:
+    """What each name is of, the name, the query for it alone, and where all names are, in SQL."""
+    for name in query.classes:
+        yield "class", name, Query(classes=(name,)), "class_name", []
+    for key in query.keys:
+        yield "key", key, Query(keys=(key,)), "key", []
+    for name in query.models:
+        yield "model", name, Query(models=(name,)), "model_fingerprint", []
+    for name in query.calibrations:
+        yield "calibration", name, Query(calibrations=(name,)), "calibration_fingerprint", []
+    for name, value in query.headers:
+        yield (
+            "header",
+            name,
+            Query(headers=((name, None),)),
+            "unnest([h.name for h in headers])",
+            [],
+        )
+        if value is not None:
+            column = "unnest([h.value for h in headers if h.name = ?])"
+            yield f"header {name} with", value, Query(headers=((name, value),)), column, [name]
 
 
-def _flat(value: Any) -> Any:
-    plain = _plain(value)
-    if isinstance(plain, bool):
-        return "true" if plain else "false"
-    if isinstance(plain, list):
-        return json.dumps(plain, ensure_ascii=False)
-    return plain
+def _text(name: str | bytes) -> str:
+    return bytes_as_text(name) if isinstance(name, bytes) else name
 
 
-def _cell(value: Any) -> str:
-    """A value for a table on a terminal: "" for null."""
-    flat = _flat(value)
-    if flat is None:
-        return ""
-    return printable(f"{flat:.4g}" if isinstance(flat, float) else str(flat))
+def _values(
+    engine: Engine,
+    files: Sequence[LogFile],
+    column: str,
+    condition: str,
+    parameters: Sequence[Any] = (),
+) -> Iterator[set[Any]]:
+    """The different values of a column, chunk by chunk."""
+    sql = f"SELECT DISTINCT {column} AS name FROM _rows WHERE {condition} LIMIT {MAX_NAMES}"
+    for chunk in chunks(files):
+        for _, answer in engine.answers(chunk, sql, parameters):
+            yield set(answer.column("name").to_pylist())
+
+
+def _require(what: str, option: str, wanted: Iterable[str], held: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in held:
+            near = difflib.get_close_matches(name, held, n=5) or list(held[:10])
+            told = ", ".join(near) or "none"
+            rest = f", and {len(held) - len(near):,} more" if len(held) > len(near) else ""
+            raise ConfigError(
+                f"the log has no {what} {name!r}; it has {told}{rest}", option, "Name one of them"
+            )

@@ -10,50 +10,33 @@ Paths are relative to the root. Everything here raises `LogRootError` where ther
 root, and `ChainBrokenError` where a segment cannot be read.
 """
 
-import functools
-import operator
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import structlog
 
 from nap_stream.errors import ChainBrokenError, LogRootError
-from nap_stream.records import Status, TopicPartition
+from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import (
-    SCHEMA,
     parse_partition_folder,
     parse_segment_name,
     parse_topic_folder,
     partition_folder,
     segment_name,
     segment_path,
-    storable_time_ms,
     topic_folder,
 )
 from nap_stream.scored_log.segment import SegmentFile, open_segment
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 
-SCAN_SCHEMA = pa.schema(
-    [pa.field("topic", pa.string()), pa.field("partition", pa.int32()), *SCHEMA]
-)
-"""The columns of a scan: the hive keys of the folders, then the columns of a file of the newest
-version. What a file of an earlier one lacks is null."""
 LISTINGS = 10
 """How often a folder is listed anew for one position; each time a compaction was in between."""
 LOOK_BACK = 10
 """How many files are looked at for the one that holds a position, before it is given up."""
-_KEYS = ("topic", "partition")
-_FILTERED_BATCHES = 64
-_FILTERED_ROWS = 16_384
 
 
 def require_root(store: SegmentStore) -> None:
@@ -262,159 +245,3 @@ class _FileFinder:
             "segments_missing", partition=str(self._partition), start=position, end=end
         )
         return end
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Filters on the log's rows; a row must pass all that are given.
-
-    ``since_ms`` and ``until_ms`` bound the event time, ``since_ms <= t < until_ms``, in
-    milliseconds since the epoch, UTC. ``classes`` are names or, where all digits, also ids.
-    ``min_p_value`` and ``max_p_value`` are inclusive. A row without scores passes no filter on
-    classes, flag or p-value. Empty tuples and None do not filter.
-    """
-
-    topic: str | None = None
-    partitions: tuple[int, ...] = ()
-    since_ms: int | None = None
-    until_ms: int | None = None
-    classes: tuple[str, ...] = ()
-    is_ood: bool | None = None
-    min_p_value: float | None = None
-    max_p_value: float | None = None
-    statuses: tuple[Status, ...] = ()
-
-
-def to_expression(query: Query) -> Any | None:
-    """The filters on columns as an Arrow expression; None where there are none.
-
-    Topic and partitions are not in it: they choose files.
-    """
-    event_time, p_value = pc.field("event_time"), pc.field("ood_p_value")
-    conditions = []
-    if query.since_ms is not None:
-        conditions.append(event_time >= _stored_time(query.since_ms))
-    if query.until_ms is not None:
-        conditions.append(event_time < _stored_time(query.until_ms))
-    if query.classes:
-        conditions.append(_is_class(query.classes))
-    if query.is_ood is not None:
-        conditions.append(pc.field("is_ood") == query.is_ood)
-    if query.min_p_value is not None:
-        conditions.append(p_value >= query.min_p_value)
-    if query.max_p_value is not None:
-        conditions.append(p_value <= query.max_p_value)
-    if query.statuses:
-        conditions.append(pc.field("status").isin([status.value for status in query.statuses]))
-    return functools.reduce(operator.and_, conditions) if conditions else None
-
-
-def _stored_time(time_ms: int) -> Any:
-    return pa.scalar(storable_time_ms(time_ms), type=SCHEMA.field("event_time").type)
-
-
-def _is_class(classes: Sequence[str]) -> Any:
-    by_name = pc.field("class_name").isin(list(classes))
-    ids = [int(name) for name in classes if name.isascii() and name.isdigit()]
-    if not ids:
-        return by_name
-    small = pa.array([number for number in ids if number < 2**63], type=pa.int64())
-    return by_name | pc.field("class_id").isin(small)
-
-
-def filter_columns(query: Query) -> tuple[str, ...]:
-    """The columns that `to_expression` looks at."""
-    looked_at = {
-        "event_time": query.since_ms is not None or query.until_ms is not None,
-        "class_id": bool(query.classes),
-        "class_name": bool(query.classes),
-        "is_ood": query.is_ood is not None,
-        "ood_p_value": query.min_p_value is not None or query.max_p_value is not None,
-        "status": bool(query.statuses),
-    }
-    return tuple(name for name, is_looked_at in looked_at.items() if is_looked_at)
-
-
-def may_have_rows(query: Query, footer: SegmentFooter) -> bool:
-    """Whether a segment can have rows that pass, as far as its footer tells."""
-    low, high = footer.min_event_time_ms, footer.max_event_time_ms
-    if low is None or high is None:
-        return False
-    is_before = query.since_ms is not None and high < storable_time_ms(query.since_ms)
-    is_after = query.until_ms is not None and low >= storable_time_ms(query.until_ms)
-    return not (is_before or is_after)
-
-
-def scan(
-    store: SegmentStore, query: Query, columns: Sequence[str] | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Rows that pass the filters, batch by batch, in order of (topic, partition, offset, index).
-
-    Row groups whose statistics rule them out are not read; one file is open at a time, and
-    memory does not grow with the log. In each partition the scan ends with the segment that was
-    the newest when the scan came there.
-
-    ``columns`` are names of `SCAN_SCHEMA`; None for all.
-
-    Yields:
-        Non-empty batches with those columns of `SCAN_SCHEMA`.
-
-    Raises:
-        ConfigError: No topic can have that name.
-    """
-    names = SCAN_SCHEMA.names if columns is None else list(columns)
-    schema = pa.schema([SCAN_SCHEMA.field(name) for name in names])
-    stored = tuple(name for name in names if name not in _KEYS) or ("offset",)
-    for partition in partitions(store, query.topic):
-        if not query.partitions or partition.partition in query.partitions:
-            for batch in _partition_rows(store, partition, query, stored):
-                yield _with_keys(batch, partition, schema)
-
-
-def _partition_rows(
-    store: SegmentStore, partition: TopicPartition, query: Query, columns: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    """One partition's rows that pass. Small files are filtered together, at the cost of one."""
-    expression = to_expression(query)
-    looked_at = tuple(dict.fromkeys((*columns, *filter_columns(query))))
-    small: list[pa.RecordBatch] = []
-    for file, start in walk(store, partition):
-        if not may_have_rows(query, file.footer):
-            continue
-        if expression is None:
-            yield from file.batches(columns, start=start)
-        elif not file.is_large:
-            small += file.batches(looked_at, start=start)
-        if small and (file.is_large or _is_enough(small)):
-            yield from _passing(small, columns, expression)
-            small = []
-        if expression is not None and file.is_large:
-            yield from file.batches(columns, start=start, expression=expression)
-    if small:
-        yield from _passing(small, columns, expression)
-
-
-def _is_enough(batches: Sequence[pa.RecordBatch]) -> bool:
-    rows = sum(batch.num_rows for batch in batches)
-    return len(batches) >= _FILTERED_BATCHES or rows >= _FILTERED_ROWS
-
-
-def _passing(
-    batches: Sequence[pa.RecordBatch], columns: Sequence[str], expression: Any
-) -> Iterator[pa.RecordBatch]:
-    rows = ds.dataset(pa.Table.from_batches(batches))
-    found = rows.to_batches(columns=list(columns), filter=expression, use_threads=False)
-    yield from (batch for batch in found if batch.num_rows)
-
-
-def _with_keys(
-    batch: pa.RecordBatch, partition: TopicPartition, schema: pa.Schema
-) -> pa.RecordBatch:
-    keys = {"topic": partition.topic, "partition": partition.partition}
-    columns = [
-        pa.repeat(pa.scalar(keys[field.name], field.type), batch.num_rows)
-        if field.name in keys
-        else batch.column(field.name)
-        for field in schema
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)

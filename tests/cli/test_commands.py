@@ -8,8 +8,8 @@ import torch
 import yaml
 
 import nap_stream
-from nap_stream.cli.log import CountBy, RowFormat
-from nap_stream.scored_log.query import GroupBy, OutputFormat
+from nap_stream.cli.query import RowFormat
+from nap_stream.scored_log.output import OutputFormat
 from tests.cli.program import Call
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
 from tests.support.images import write_images
@@ -25,6 +25,7 @@ COMMANDS = (
     "compare",
     "replay",
     "query",
+    "sql",
     "verify",
     "compact",
     "init",
@@ -89,8 +90,12 @@ def test_query_gives_rows_as_json_lines(nap: Call, log: Path) -> None:
         (["--since", "2026-01-01T13:00"], [3, 4]),
         (["--until", "2026-01-01T13:00:00+00:00"], [0, 1, 2]),
         (["--since", "10m"], []),
-        (["--partition", "1"], []),
-        (["--topic", "other"], []),
+        (["--day", "2026-01-01"], [0, 1, 2, 3, 4]),
+        (["--day", "2026-01-02"], []),
+        (["--key", "camera-1", "--offset", "1-3", "--model", "a1a1"], [1, 2, 3]),
+        (["--sha256", "c3" * 32, "--offset", "4"], [4]),
+        (["--sha256", "c4" * 32], []),
+        (["--sort", "p-value", "--limit", "2"], [1, 0]),
         (["--limit", "2"], [0, 1]),
     ],
 )
@@ -105,15 +110,81 @@ def test_query_counts_by_hour_and_class(nap: Call, log: Path) -> None:
     by_class = nap("query", "--log", log, "--by", "class", "--format", "csv").out.splitlines()
 
     assert by_hour == [
-        "hour,rows,scored,ood,ood_fraction",
-        "2026-01-01T12:00:00.000Z,3,2,1,0.5",
-        "2026-01-01T13:00:00.000Z,2,2,0,0.0",
+        "hour,rows,scored,ood,ood_fraction,ood_low,ood_high",
+        "2026-01-01T12:00:00.000Z,3,2,1,0.5,0.09453120573423074,0.9054687942657693",
+        "2026-01-01T13:00:00.000Z,2,2,0,0.0,0.0,0.6576197724933469",
     ]
-    assert by_class[1:] == ["3,cat,2,2,0,0.0", "5,dog,2,2,1,0.5", ",,1,0,0,"]
+    figures = [line.split(",")[:6] for line in by_class[1:]]
+    assert figures == [
+        ["3", "cat", "2", "2", "0", "0.0"],
+        ["5", "dog", "2", "2", "1", "0.5"],
+        ["", "", "1", "0", "0", ""],
+    ]
+    limited = nap("query", "--log", log, "--by", "class", "--format", "csv", "--limit", "1")
+    assert limited.out.splitlines() == by_class[:2]
 
 
-def test_query_offers_what_the_log_can_count_by_and_be_written_as() -> None:
-    assert get_args(CountBy) == tuple(GroupBy)
+def test_query_names_hours_without_rows_and_an_empty_answer(nap: Call, log: Path) -> None:
+    span = ("--since", "2026-01-01T10:00", "--until", "2026-01-01T15:00Z")
+    gaps = nap("query", "--log", log, "--by", "hour", *span)
+    assert gaps.exit_code == 0
+    assert "2026-01-01T10:00 is taken as UTC" in gaps.err
+    assert "no rows  from 2026-01-01T10:00:00.000Z to 2026-01-01T12:00:00.000Z" in gaps.err
+    assert "no rows  from 2026-01-01T14:00:00.000Z to 2026-01-01T15:00:00.000Z" in gaps.err
+    empty = nap("query", "--log", log, "--status", "corrupt", "--class", "dog")
+    assert (empty.exit_code, empty.err) == (0, "No row matches.\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--topic", "car"], "no topic 'car'; it has cars"),
+        (["--partition", "1"], "no partition '1'; it has 0"),
+        (["--class", "dgo"], "no class 'dgo'; it has dog"),
+        (["--key", "camera-2", "--by", "hour"], "no key 'camera-2'; it has camera-1"),
+        (["--by", "hour,day,key"], "expected one or two of hour, day"),
+        (["--by", "camera"], "expected one or two of hour, day"),
+        (["--sha256", "c3"], "expected 64 hex digits"),
+        (["--offset", "9-3"], "9 is not before 3"),
+        (["--day", "yesterday"], "expected a date such as 2026-05-31"),
+        (["--key", "base64:!"], "not base64"),
+        (["--sort", "p-value", "--by", "hour"], "expected --limit and no --by"),
+    ],
+)
+def test_query_refuses_what_is_not_there(
+    nap: Call, log: Path, options: list[str], told: str
+) -> None:
+    ended = nap("query", "--log", log, *options)
+    assert ended.exit_code == 2
+    assert told in ended.err
+
+
+@pytest.mark.parametrize("command", [["query", "--ood"], ["sql", "select count(key) from records"]])
+def test_a_segment_that_cannot_be_read_is_told_with_exit_code_3(
+    nap: Call, log: Path, command: list[str]
+) -> None:
+    first = min(log.rglob("*.parquet"))
+    first.write_bytes(first.read_bytes()[:-5])
+    ended = nap(command[0], "--log", log, *command[1:])
+    assert ended.exit_code == 3
+    assert first.name in ended.err
+    assert "The answer is without the rows of 1 files." in ended.err
+
+
+def test_sql_answers_in_the_formats_of_query(nap: Call, log: Path) -> None:
+    ask = "select class_name, count(*) as n from records where is_ood is not null group by all"
+    assert (
+        nap("sql", "--log", log, f"{ask} order by 1", "--format", "csv").out
+        == "class_name,n\ncat,2\ndog,2\n"
+    )
+    cut = nap("sql", "--log", log, "from records", "--format", "json", "--limit", "2")
+    assert len(cut.out.splitlines()) == 2
+    assert "there are more" in cut.err
+    refused = nap("sql", "--log", log, "drop table records")
+    assert (refused.exit_code, "expected one SELECT" in refused.err) == (2, True)
+
+
+def test_query_offers_what_rows_can_be_written_as() -> None:
     assert get_args(RowFormat) == tuple(OutputFormat)
 
 

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from nap_stream.demo.digits import BROKEN
-from nap_stream.scored_log.query import GroupBy, aggregate
-from nap_stream.scored_log.read import Query
+from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.support.ray_start import ATTEMPTS, was_too_slow

@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nap_stream.demo.produce import produce
 from nap_stream.kafka.client import create_topics
-from nap_stream.scored_log.read import Query, partitions, scan, segments
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import partitions, segments
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nap_stream.demo.produce import produce
-from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from tests.e2e.monitor import new_monitor
 from tests.e2e.on_ray import running_alone

@@ -7,7 +7,7 @@ from pathlib import Path
 from nap_stream.clock import SystemClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
-from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify

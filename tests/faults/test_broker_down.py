@@ -15,7 +15,7 @@ from nap_stream.dead_letter import KafkaDeadLetters
 from nap_stream.kafka.client import create_topics
 from nap_stream.metrics import Metrics
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.apache_kafka import ApacheKafka

@@ -9,7 +9,8 @@ import pytest
 from nap_stream.clock import SystemClock
 from nap_stream.errors import SegmentConflictError
 from nap_stream.scored_log.chain import WriterIdentity
-from nap_stream.scored_log.read import Query, scan, segments
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore, PosixOperations
 from nap_stream.scored_log.verify.run import verify

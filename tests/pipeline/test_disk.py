@@ -8,7 +8,7 @@ import pytest
 from nap_stream.clock import SystemClock
 from nap_stream.pipeline import waiting
 from nap_stream.scored_log.chain import WriterIdentity
-from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify

@@ -18,7 +18,8 @@ from nap_stream.scored_log.chain import chain_end
 from nap_stream.scored_log.compact import LOCK_NAME, compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import partition_folder, temporary_name
-from nap_stream.scored_log.read import Query, scan, segments
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from tests.scored_log.builders import CARS, chain, local_log, origin, scored

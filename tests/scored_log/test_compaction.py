@@ -27,7 +27,8 @@ from nap_stream.scored_log.compact import (
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import parse_segment_path, segment_path
-from nap_stream.scored_log.read import Query, scan, segments, walk
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import segments, walk
 from nap_stream.scored_log.segment import (
     ROW_GROUP_ROWS,
     SMALL_BYTES,

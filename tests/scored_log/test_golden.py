@@ -19,8 +19,7 @@ from nap_stream.records import TopicPartition
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION, SCHEMAS
-from nap_stream.scored_log.query import GroupBy, aggregate
-from nap_stream.scored_log.read import Query
+from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (

@@ -27,7 +27,8 @@ from nap_stream.scored_log.compact import CompactionReport, compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path
-from nap_stream.scored_log.read import Query, scan, segments, walk
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import segments, walk
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify

@@ -9,8 +9,9 @@ import pytest
 from nap_stream.errors import ChainBrokenError, LogRootError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log import read
+from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.format import segment_name, segment_path, temporary_name
-from nap_stream.scored_log.read import SCAN_SCHEMA, Query
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, NOON_MS, chain, failed, local_log, origin, scored
 from tests.support.log_files import read_footer, read_table, tail
@@ -42,7 +43,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def _found(root: Path, query: Query) -> list[tuple[str, int, int, int]]:
-    batches = list(read.scan(LocalStore(root), query, ["topic", "partition", "offset", "index"]))
+    batches = list(scan(LocalStore(root), query, ["topic", "partition", "offset", "index"]))
     rows = [row for batch in batches for row in batch.to_pylist()]
     return [(row["topic"], row["partition"], row["offset"], row["index"]) for row in rows]
 
@@ -81,7 +82,7 @@ def test_filters(root: Path, query: Query, expected: list[tuple[str, int, int, i
 
 
 def test_a_scan_has_topic_and_partition_once_and_then_the_files_columns(root: Path) -> None:
-    batch = next(read.scan(LocalStore(root), Query()))
+    batch = next(scan(LocalStore(root), Query()))
     assert batch.schema.equals(SCAN_SCHEMA)
     assert len(set(batch.schema.names)) == len(batch.schema.names) == 38
 
@@ -153,7 +154,7 @@ def test_a_listing_that_missed_a_segment_is_made_whole(root: Path) -> None:
 def test_a_scan_makes_a_listing_whole_that_missed_a_segment(
     root: Path, listings: list[list[int]]
 ) -> None:
-    found = list(read.scan(_Listings(root, listings), Query(topic="cars", partitions=(0,))))
+    found = list(scan(_Listings(root, listings), Query(topic="cars", partitions=(0,))))
     assert [o for batch in found for o in batch.column("offset").to_pylist()] == [0, 2, 9, 9]
 
 
@@ -183,18 +184,18 @@ def test_the_tail_of_nothing_is_empty(root: Path) -> None:
 
 def test_a_missing_root_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogRootError, match="there is no scored log"):
-        next(read.scan(LocalStore(tmp_path / "none"), Query()))
+        next(scan(LocalStore(tmp_path / "none"), Query()))
 
 
 def test_an_empty_root_has_no_rows(tmp_path: Path) -> None:
-    assert list(read.scan(LocalStore(tmp_path), Query())) == []
+    assert list(scan(LocalStore(tmp_path), Query())) == []
 
 
 def test_a_corrupt_segment_is_named(root: Path) -> None:
     path = segment_path(CARS, 9)
     (root / path).write_bytes(b"PAR1 not parquet PAR1")
     with pytest.raises(ChainBrokenError, match=path):
-        list(read.scan(LocalStore(root), Query()))
+        list(scan(LocalStore(root), Query()))
     with pytest.raises(ChainBrokenError, match=path):
         read_footer(LocalStore(root), path)
     with pytest.raises(ChainBrokenError, match=path):
@@ -202,5 +203,5 @@ def test_a_corrupt_segment_is_named(root: Path) -> None:
 
 
 def test_times_are_typed(root: Path) -> None:
-    batch = next(read.scan(LocalStore(root), Query(), ["event_time"]))
+    batch = next(scan(LocalStore(root), Query(), ["event_time"]))
     assert batch.column("event_time").type == pa.timestamp("ms", tz="UTC")

@@ -11,7 +11,7 @@ from nap_stream.records import ChainPosition
 from nap_stream.scored_log.chain import WriterIdentity, is_compacted
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.format import segment_path
-from nap_stream.scored_log.read import Query
+from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CALIBRATION,

@@ -19,6 +19,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError
 from nap_stream.scored_log import segment as segments_of_files
 from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.footer import segment_sha256, to_metadata
 from nap_stream.scored_log.format import (
     SCHEMA,
@@ -27,8 +28,9 @@ from nap_stream.scored_log.format import (
     segment_path,
     storable_text,
 )
-from nap_stream.scored_log.query import GroupBy, OutputFormat, aggregate, write_batches
-from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan, segments
+from nap_stream.scored_log.output import OutputFormat, write_batches
+from nap_stream.scored_log.query import GroupBy, Query, aggregate, scan
+from nap_stream.scored_log.read import parts_backwards, segments
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain

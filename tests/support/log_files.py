@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, parse_segment_name, partition_folder
-from nap_stream.scored_log.read import SCAN_SCHEMA, Query, parts_backwards, scan
+from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.read import parts_backwards
 from nap_stream.scored_log.segment import read_footer as footer_at
 from nap_stream.scored_log.segment import typed_errors
 from nap_stream.scored_log.stores import SegmentStore

@@ -8,7 +8,7 @@ from typing import Any, Self
 from kafka import KafkaProducer
 
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.read import Query, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings

@@ -1,0 +1,384 @@
+"""nap-stream query, sql: the commands that ask the scored log."""
+
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+
+import typer
+
+from nap_stream.cli.options import (
+    ConfigOption,
+    LogOption,
+    SinceOption,
+    TopicOption,
+    UntilOption,
+    log_store,
+    span_ms,
+)
+from nap_stream.clock import SystemClock
+from nap_stream.errors import ChainBrokenError, ConfigError
+from nap_stream.records import Status
+from nap_stream.text import printable, rfc3339
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nap_stream.scored_log.query import GroupBy, Query
+    from nap_stream.scored_log.stores import SegmentStore
+
+EXIT_UNREAD = 3
+DEFAULT_TABLE_ROWS = 50
+DEFAULT_SQL_ROWS = 100_000
+SHOWN_GAPS = 20
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_OFFSETS = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+_FINGERPRINT = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
+
+# The values of OutputFormat, which stands beside pyarrow and would load it for --help.
+RowFormat = Literal["table", "json", "csv", "parquet"]
+FormatOption = Annotated[
+    RowFormat,
+    typer.Option(
+        "--format",
+        "-f",
+        help="In CSV a text that begins with = + - @, a tab, a line break or an apostrophe gets an "
+        "apostrophe before it, so that no spreadsheet takes it for a formula; an empty key is "
+        "base64: and null is nothing.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A file instead of standard output.")
+]
+
+
+def query(
+    config: ConfigOption = None,
+    log: LogOption = None,
+    topic: TopicOption = None,
+    partition: Annotated[
+        list[int] | None, typer.Option(help="Only this partition; may be repeated.")
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    day: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Only this day of event time, UTC.")
+    ] = None,
+    offset: Annotated[
+        str | None, typer.Option(metavar="N[-M]", help="Only this offset, or these.")
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this message key, as query writes it; repeatable."),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=VALUE]", help="Only with this header, or one of this value; repeatable."
+        ),
+    ] = None,
+    sha256: Annotated[
+        list[str] | None, typer.Option(help="Only the image of this SHA-256; repeatable.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Only by this model: its fingerprint, or how it begins; repeatable."),
+    ] = None,
+    calibration: Annotated[
+        list[str] | None, typer.Option(help="Only by this calibration, likewise; repeatable.")
+    ] = None,
+    class_name: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Only this predicted class, by name or id; repeatable."),
+    ] = None,
+    ood: Annotated[
+        bool | None, typer.Option("--ood/--in-distribution", help="Only flagged, or unflagged.")
+    ] = None,
+    min_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    max_p_value: Annotated[float | None, typer.Option(min=0, max=1)] = None,
+    status: Annotated[
+        list[Status] | None, typer.Option(help="Only rows with this status; repeatable.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="Count rows and give the OOD fraction with Wilson's interval of 95 %, as if rows "
+            "were independent, by hour, day, key, class, status, model, calibration or partition, "
+            "or by two of them. Hours and days without rows are shown, and named.",
+        ),
+    ] = None,
+    sort: Annotated[
+        Literal["p-value"] | None, typer.Option(help="The most anomalous rows first.")
+    ] = None,
+    output_format: FormatOption = "table",
+    output: OutputOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"At most so many rows, or counts; a table shows {DEFAULT_TABLE_ROWS} rows.",
+        ),
+    ] = None,
+) -> None:
+    """Show rows of the scored log, or count them.
+
+    A row passes that meets all options. A name that the log does not have is an error. No answer
+    rests on the statistics in Parquet files, which verify --deep alone proves.
+
+    Exit code 3 where a file could not be read: it is named, and the answer is without its rows.
+
+    \b
+    Examples:
+      nap-stream query --log scored-log --since 1h --ood
+      nap-stream query --log scored-log --key camera-7 --since 2026-05-01 --until 2026-06-01 --ood
+      nap-stream query --log scored-log --by day,class --format csv
+      nap-stream query --log scored-log --since 7d --sort p-value --limit 10
+    """
+    from nap_stream.scored_log.query import Query, require_partitions
+
+    store = log_store(config, log)
+    since_ms, until_ms = _span_ms(since, until, day)
+    filters = Query(
+        topic=topic,
+        partitions=tuple(partition or ()),
+        since_ms=since_ms,
+        until_ms=until_ms,
+        classes=tuple(class_name or ()),
+        is_ood=ood,
+        min_p_value=min_p_value,
+        max_p_value=max_p_value,
+        statuses=tuple(status or ()),
+        keys=tuple(map(_key, key or ())),
+        headers=tuple(map(_header, header or ())),
+        offsets=None if offset is None else _offsets(offset),
+        sha256=tuple(
+            _matching(_SHA256, "--sha256", each, "64 hex digits").lower() for each in sha256 or ()
+        ),
+        models=_fingerprints("--model", model),
+        calibrations=_fingerprints("--calibration", calibration),
+    )
+    require_partitions(store, filters)
+    groups = None if by is None else _groups(by)
+    if sort is not None and (groups is not None or (limit is None and output_format != "table")):
+        raise ConfigError("expected --limit and no --by", "--sort", "Give --limit 10, for instance")
+    if limit is None and output_format == "table" and groups is None:
+        limit = DEFAULT_TABLE_ROWS
+    unread: list[ChainBrokenError] = []
+    if groups is None:
+        schema, batches = _rows(store, filters, limit if sort else None, unread)
+    else:
+        counts = _counts(store, filters, groups, unread)
+        schema, batches = counts.schema, iter(counts.to_batches())
+    _write(schema, batches, output_format, output, limit)
+    _tell_unread(unread)
+
+
+def sql(
+    statement: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, for DuckDB.")],
+    config: ConfigOption = None,
+    log: LogOption = None,
+    topic: TopicOption = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    output_format: FormatOption = "table",
+    output: OutputOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"At most so many rows; a table shows {DEFAULT_TABLE_ROWS}, "
+            f"other formats {DEFAULT_SQL_ROWS}.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Give up after so many seconds.")
+    ] = 300,
+    memory: Annotated[
+        int, typer.Option(min=64, help="MiB of memory that DuckDB may use; it writes no files.")
+    ] = 4096,
+) -> None:
+    """Ask the scored log in SQL: the view is named records, its columns are those of a row.
+
+    Only the log is read, file by file as its chains say, and nothing written: no other file, no
+    network, extension or setting can be reached. --topic, --since and --until choose files first.
+
+    Exit code 3 where a file could not be read: it is named, and the answer is without its rows.
+
+    \b
+    Example:
+      nap-stream sql --log scored-log "select class_name, avg(nap) from records group by all"
+    """
+    from nap_stream.scored_log.query import Query, require_partitions
+    from nap_stream.scored_log.sql import run_sql
+
+    store = log_store(config, log)
+    since_ms, until_ms = span_ms(since, until, SystemClock())
+    filters = Query(topic=topic, since_ms=since_ms, until_ms=until_ms)
+    require_partitions(store, filters)
+    unread: list[ChainBrokenError] = []
+    if limit is None:
+        limit = DEFAULT_TABLE_ROWS if output_format == "table" else DEFAULT_SQL_ROWS
+    found = run_sql(
+        store,
+        statement,
+        filters,
+        limit=limit,
+        seconds=timeout,
+        memory_bytes=memory * 2**20,
+        unread=unread,
+    )
+    _write(found.schema, iter(found.to_batches()), output_format, output, limit)
+    if found.num_rows > limit and output_format != "table":
+        typer.echo(f"Only the first {limit:,} rows; there are more: give --limit.", err=True)
+    _tell_unread(unread)
+
+
+def _span_ms(
+    since: str | None, until: str | None, day: str | None
+) -> tuple[int | None, int | None]:
+    if day is None:
+        return span_ms(since, until, SystemClock())
+    if since is not None or until is not None or not _DAY.fullmatch(day):
+        raise ConfigError(
+            "expected a date such as 2026-05-31, and neither --since nor --until", f"--day {day}"
+        )
+    start, _ = span_ms(f"{day}T00:00Z", None, SystemClock())
+    assert start is not None
+    return start, start + 86_400_000
+
+
+def _matching(pattern: re.Pattern[str], option: str, text: str, expected: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ConfigError(f"expected {expected}, got {text!r}", option)
+    return text
+
+
+def _fingerprints(option: str, given: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(_matching(_FINGERPRINT, option, each, "hex digits") for each in given or ())
+
+
+def _offsets(text: str) -> tuple[int, int]:
+    found = _OFFSETS.fullmatch(_matching(_OFFSETS, "--offset", text, "N or N-M"))
+    assert found is not None
+    first, last = int(found[1]), int(found[2] or found[1])
+    if first > last:
+        raise ConfigError(f"{first} is not before {last}", "--offset", "Give the smaller one first")
+    return first, last
+
+
+def _key(text: str) -> bytes:
+    from nap_stream.scored_log.output import text_as_bytes
+
+    try:
+        return text_as_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"not base64 after base64: ({error})", f"--key {text}") from error
+
+
+def _header(text: str) -> tuple[str, bytes | None]:
+    name, equals, value = text.partition("=")
+    return name, _key(value) if equals else None
+
+
+def _groups(text: str) -> "list[GroupBy]":
+    from nap_stream.scored_log.query import GroupBy
+
+    names = [name.strip() for name in text.split(",")]
+    if not set(names) <= set(GroupBy) or len(set(names)) < len(names) or len(names) > 2:  # noqa: PLR2004
+        raise ConfigError(
+            f"expected one or two of {', '.join(GroupBy)}, got {text!r}", "--by", "Give day,class"
+        )
+    return [GroupBy(name) for name in names]
+
+
+def _rows(
+    store: "SegmentStore", filters: "Query", most: int | None, unread: list[ChainBrokenError]
+) -> "tuple[pa.Schema, Iterator[pa.RecordBatch]]":
+    """All rows in the log's order, or the ``most`` anomalous ones."""
+    from nap_stream.scored_log.files import SCAN_SCHEMA
+    from nap_stream.scored_log.query import most_anomalous, require_names, scan
+
+    several = (filters.classes, filters.keys, filters.models, filters.calibrations)
+    if any(len(names) > 1 for names in several):
+        require_names(store, filters)
+    batches = (
+        scan(store, filters, unread=unread)
+        if most is None
+        else iter(most_anomalous(store, filters, most, unread=unread).to_batches())
+    )
+    first = next(batches, None)
+    if first is None:
+        _tell_empty(store, filters)
+        return SCAN_SCHEMA, iter(())
+    return SCAN_SCHEMA, itertools.chain([first], batches)
+
+
+def _counts(
+    store: "SegmentStore",
+    filters: "Query",
+    groups: "list[GroupBy]",
+    unread: list[ChainBrokenError],
+) -> "pa.Table":
+    from nap_stream.scored_log.query import GroupBy, aggregate, empty_spans
+
+    counts = aggregate(store, filters, *groups, now_ms=SystemClock().now_ms(), unread=unread)
+    if not counts.num_rows:
+        _tell_empty(store, filters)
+    for span in {GroupBy.HOUR, GroupBy.DAY} & set(groups):
+        gaps = empty_spans(counts, span)
+        for start, end in gaps[:SHOWN_GAPS]:
+            typer.echo(f"no rows  from {rfc3339(start)} to {rfc3339(end)}", err=True)
+        if len(gaps) > SHOWN_GAPS:
+            typer.echo(f"no rows  in {len(gaps) - SHOWN_GAPS} more stretches", err=True)
+    return counts
+
+
+def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
+    from nap_stream.scored_log.query import require_names
+
+    require_names(store, filters)
+    typer.echo("No row matches.", err=True)
+
+
+def _write(
+    schema: "pa.Schema",
+    batches: "Iterable[pa.RecordBatch]",
+    output_format: RowFormat,
+    output: Path | None,
+    limit: int | None,
+) -> None:
+    from nap_stream.scored_log.output import OutputFormat, write_batches
+
+    shape = OutputFormat(output_format)
+    if shape is OutputFormat.PARQUET and output is None and sys.stdout.isatty():
+        raise ConfigError("Parquet is not text", "--format parquet", "Give --output FILE")
+    with _opened(output) as stream:
+        write_batches(schema, batches, shape, stream, limit=limit)
+
+
+def _tell_unread(unread: Sequence[ChainBrokenError]) -> None:
+    """Name the files whose rows are not in the answer, and end with a code that says so."""
+    told = dict.fromkeys(printable(f"not read  {error.where}: {error.problem}") for error in unread)
+    for line in told:
+        typer.echo(line, err=True)
+    if told:
+        typer.echo(f"The answer is without the rows of {len(told)} files.", err=True)
+        sys.exit(EXIT_UNREAD)
+
+
+@contextmanager
+def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or the file."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with output.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        raise ConfigError(f"cannot write: {error.strerror}", f"--output {output}") from error
