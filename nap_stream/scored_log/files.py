@@ -5,7 +5,7 @@ Nothing here looks at a file's statistics: all values of the columns that are wa
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -183,11 +183,12 @@ def _parquet(source: BinaryIO, file: LogFile) -> Iterator[Any]:
 
 def _with_keys(rows: pa.Table, partition: TopicPartition, schema: pa.Schema) -> pa.Table:
     keys = {"topic": partition.topic, "partition": partition.partition}
-    found: Callable[[Any], Any] = lambda field: (  # noqa: E731
-        pa.repeat(pa.scalar(keys[field.name], field.type), rows.num_rows)
-        if field.name in keys
-        else rows.column(field.name).cast(field.type)
-        if field.name in rows.column_names
-        else pa.nulls(rows.num_rows, field.type)
-    )
-    return pa.Table.from_arrays([found(field) for field in schema], schema=schema)
+
+    def column(field: pa.Field) -> Any:
+        if field.name in keys:
+            return pa.repeat(pa.scalar(keys[field.name], field.type), rows.num_rows)
+        if field.name in rows.column_names:
+            return rows.column(field.name).cast(field.type)
+        return pa.nulls(rows.num_rows, field.type)
+
+    return pa.Table.from_arrays([column(field) for field in schema], schema=schema)
