@@ -363,8 +363,9 @@ def _array(name: str, kind: pa.DataType, values: Any, count: int) -> pa.Array:
 
 def _within_years(times: pa.Array) -> pa.Array:
     """Times as `row_time_ms` stores them, of an array in milliseconds."""
-    bounded = pc.max_element_wise(times.cast(pa.int64()), EARLIEST_ROW_MS)
-    return pc.min_element_wise(bounded, LATEST_TIME_MS).cast(_TIME)
+    whole = times.cast(pa.int64())
+    bounded = pc.max_element_wise(whole, EARLIEST_ROW_MS, skip_nulls=False)
+    return pc.min_element_wise(bounded, LATEST_TIME_MS, skip_nulls=False).cast(_TIME)
 
 
 def _repeated(name: str, kind: pa.DataType, value: Any, count: int) -> pa.Array:

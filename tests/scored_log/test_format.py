@@ -242,6 +242,12 @@ def test_rows_have_times_that_every_reader_takes(times: list[int], expected: lis
             assert rows.column(name).cast(pa.int64()).to_pylist() == expected
 
 
+def test_a_time_that_is_null_stays_null() -> None:
+    times = pa.array([None, EARLIEST_ROW_MS - 1], pa.timestamp("ms", tz="UTC"))
+    rows = rows_of({"headers": [(), ()], "event_time": times}, 2)
+    assert rows.column("event_time").cast(pa.int64()).to_pylist() == [None, EARLIEST_ROW_MS]
+
+
 def test_lone_surrogates_become_escapes() -> None:
     assert storable_text("bad \udcff byte") == "bad \\udcff byte"
     assert storable_text("größer") == "größer"
