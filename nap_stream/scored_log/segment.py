@@ -2,7 +2,8 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -49,6 +50,11 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
 
     The table has exactly the columns of the footer's version in `format.SCHEMAS`.
     """
+    return encode_rows(table, to_metadata(footer))
+
+
+def encode_rows(table: pa.Table, metadata: Mapping[bytes | str, bytes | str]) -> bytes:
+    """A table as Parquet, as `encode_segment` writes it, under any metadata."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -60,7 +66,7 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
         # Arrow's own schema would repeat the footer and every column's description.
         store_schema=False,
     ) as writer:
-        writer.add_key_value_metadata(to_metadata(footer))
+        writer.add_key_value_metadata(metadata)
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return bytes(sink.getvalue())
 
@@ -296,10 +302,10 @@ def read_segment(file: BinaryIO, path: str) -> SegmentFile:
         ChainBrokenError: It is no Parquet file, its footer is not valid or contradicts its name.
     """
     with typed_errors(path):
-        content = file.read(SMALL_BYTES + 1)
-        is_small = len(content) <= SMALL_BYTES
-        source = pa.BufferReader(content) if is_small else pa.PythonFile(file, mode="r")
-        size_bytes = source.size()
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        is_small = size_bytes <= SMALL_BYTES
+        source = pa.BufferReader(file.read()) if is_small else pa.PythonFile(file, mode="r")
         metadata = pq.read_metadata(source)
     footer = span_from_metadata(metadata.metadata, path)
     check_name(path, footer)

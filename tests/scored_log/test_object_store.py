@@ -6,6 +6,7 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from random import Random
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
 from nap_stream.scored_log.chain import WriterIdentity
+from nap_stream.scored_log.segment import SMALL_BYTES, open_segment
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
@@ -263,6 +265,22 @@ def test_a_listing_from_a_name_on_costs_what_follows(s3: FaultProxy, store: Obje
     listing = [path for method, path in s3.requests if method == "GET"][-1]
     assert f"{45:020d}" in listing
     assert "start-after" in listing
+
+
+def test_a_large_segment_is_opened_with_one_request_for_its_end(
+    s3: FaultProxy, s3_root: str
+) -> None:
+    store = ObjectStore(s3_root, limits=dataclasses.replace(QUICK, max_whole_bytes=SMALL_BYTES))
+    rows = [scored(origin(n, key=Random(n).randbytes(2_000))) for n in range(600)]
+    log = log_at(store)
+    log.publish(CARS, log.begin(CARS, 0), 600, rows)
+    before = s3.count("GET")
+    with open_segment(store, PATH) as segment:
+        assert segment is not None
+        # One that learns the size and the version, and one for the description.
+        assert s3.count("GET") - before == 2
+        assert sum(batch.num_rows for batch in segment.batches(["offset"])) == 600
+        assert s3.count("GET") - before == 3
 
 
 def create_all(environ: dict[str, str], root: str, writer: str, paths: Sequence[str]) -> list[str]:

@@ -1,9 +1,11 @@
 """The digest of rows: what is hashed, what may change without changing it, and what may not."""
 
 import hashlib
+import io
 import struct
 from datetime import UTC
 from functools import cache
+from random import Random
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +15,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nap_stream.scored_log.footer import SegmentFooter, from_metadata
-from nap_stream.scored_log.format import DICTIONARY_COLUMNS, SCHEMA
-from nap_stream.scored_log.segment import encode_segment, event_time_range, rows_sha256
+from nap_stream.scored_log.format import DICTIONARY_COLUMNS, SCHEMA, segment_path
+from nap_stream.scored_log.segment import (
+    SMALL_BYTES,
+    encode_segment,
+    event_time_range,
+    read_segment,
+    rows_sha256,
+)
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,
@@ -45,14 +53,19 @@ def _integers(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}q", *values)
 
 
+def _footer(table: pa.Table) -> SegmentFooter:
+    """Of a table of rows that are all scored, each at the offset of its number."""
+    rows, times = table.num_rows, event_time_range(table)
+    return SegmentFooter(
+        *(CARS, 0, rows, MODEL, CALIBRATION, rows, rows, *times, "worker-0", NOON_MS),
+        *("0a" * 32, rows_sha256(table)),
+    )
+
+
 def test_a_small_segment_is_a_small_file() -> None:
     """Of the 18 rows of a slow topic, the file's description is half."""
     table = _table([scored(origin(n, key=b"camera-%d" % (n % 3))) for n in range(18)])
-    low, high = event_time_range(table)
-    footer = SegmentFooter(
-        *(CARS, 0, 18, MODEL, CALIBRATION, 18, 18, low, high, "worker-0", NOON_MS),
-        *("0a" * 32, rows_sha256(table)),
-    )
+    footer = _footer(table)
     content = encode_segment(footer, table)
     assert len(content) < 8_500
     assert int.from_bytes(content[-8:-4], "little") < 5_000
@@ -60,6 +73,28 @@ def test_a_small_segment_is_a_small_file() -> None:
     assert b"ARROW:schema" not in metadata
     assert from_metadata(metadata, "x") == footer
     assert pq.read_table(pa.BufferReader(content)).equals(table)
+
+
+def test_of_a_large_segment_only_the_end_is_read_before_its_rows() -> None:
+    read: list[int] = []
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            found = super().read(size)
+            read.append(len(found))
+            return found
+
+    records = [scored(origin(n, key=Random(n).randbytes(2_000))) for n in range(600)]
+    for count in (600, 300):
+        table = _table(records[:count])
+        content = encode_segment(_footer(table), table)
+        is_small = len(content) <= SMALL_BYTES
+        assert is_small == (count == 300)
+        read.clear()
+        segment = read_segment(Counted(content), segment_path(CARS, 0))
+        assert segment.size_bytes == len(content)
+        assert sum(read) == (len(content) if is_small else 2**16)
+        assert sum(batch.num_rows for batch in segment.batches(["offset"])) == count
 
 
 def test_the_digest_of_a_small_table_by_hand() -> None:
