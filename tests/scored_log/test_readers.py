@@ -53,7 +53,6 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
 def test_a_reader_sees_topics_as_text_and_every_row_once(
     reader: str, log: tuple[str, Path]
 ) -> None:
-    pytest.importorskip(reader)
     topic, root = log
     assert sorted(READERS[reader](_called(reader, root))) == [
         (topic, 0, offset) for offset in range(3)
@@ -62,7 +61,6 @@ def test_a_reader_sees_topics_as_text_and_every_row_once(
 
 @pytest.mark.parametrize("reader", ["polars", "pandas"])
 def test_a_reader_takes_the_times(reader: str, log: tuple[str, Path]) -> None:
-    pytest.importorskip(reader)
     found = _called(reader, log[1])
     times = (found if reader == "pandas" else found.collect())["event_time"]
     assert (times.min().year, times.max().year) == (1900, 9999)

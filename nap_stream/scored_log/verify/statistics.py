@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 
 from nap_stream.scored_log.verify.layout import Chunk, RowGroup
 
+_ENDS = frozenset({"min", "max", "min_value", "max_value"})
+
 
 @dataclass(frozen=True, slots=True)
 class Slots:
@@ -76,7 +78,11 @@ def _chunk_problems(chunk: Chunk, slots: Slots) -> Iterator[str]:
     if told["num_values"] != len(values):
         yield f"num_values is {told['num_values']}, there are {len(values)}"
         return
-    yield from _problems(told.get("statistics", {}), values)
+    own_statistics = told.get("statistics", {})
+    is_one_page = [page.num_values for page in chunk.pages] == [len(values)]
+    noted = [own_statistics, *(page.statistics for page in chunk.pages[:1] if is_one_page)]
+    ends = _extremes(values) if any(_ENDS & one.keys() for one in noted) else (None, None)
+    yield from _problems(own_statistics, values, ends)
     sizes = told.get("size_statistics", {})
     expected = {
         "unencoded_byte_array_data_bytes": _byte_count(values),
@@ -90,7 +96,9 @@ def _chunk_problems(chunk: Chunk, slots: Slots) -> Iterator[str]:
     for number, page in enumerate(chunk.pages):
         own = values.slice(first, page.num_values)
         first += page.num_values
-        for problem in _problems(page.statistics, own):
+        if not is_one_page and _ENDS & page.statistics.keys():
+            ends = _extremes(own)
+        for problem in _problems(page.statistics, own, ends):
             yield f"page {number}: {problem}"
 
 
@@ -100,13 +108,11 @@ def _byte_count(values: pa.Array) -> int:
     return int(pc.sum(pc.binary_length(values).cast(pa.int64()), min_count=0).as_py())
 
 
-def _problems(told: Mapping[str, Any], values: pa.Array) -> Iterator[str]:
+def _problems(told: Mapping[str, Any], values: pa.Array, ends: tuple[Any, Any]) -> Iterator[str]:
+    """What statistics say of values that is not true; ``ends`` are least and greatest."""
     if told.get("null_count", values.null_count) != values.null_count:
         yield f"null_count is {told['null_count']}, there are {values.null_count}"
-    ends = _extremes(values)
-    for name in ("min", "max", "min_value", "max_value"):
-        if name not in told:
-            continue
+    for name in (name for name in told if name in _ENDS):
         expected = ends[name.startswith("max")]
         found = _decoded(told[name], values.type)
         if found is None or found != expected:
