@@ -57,7 +57,9 @@ def verify(
 ) -> None:
     """Check that the log is whole: each partition's chain, footers, digests and rows.
 
-    Exit code 0 where nothing is wrong, 1 where there is a defect; each is named.
+    Exit code 0 where nothing is wrong, 1 where there is a defect; each is named. 2 where there is
+    nothing to verify: a log without chains, or a topic that it does not have. With --kept or
+    --against-broker, which tell what should be there, that is a defect too.
 
     \b
     Example:
@@ -108,12 +110,13 @@ def _verified(
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
     from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
     from nap_stream.scored_log.verify.report import sorted_defects
+    from nap_stream.scored_log.verify.run import require_chain
     from nap_stream.scored_log.verify.run import verify as verify_log
 
     # Workers commit what they have published: so the committed offsets come first, the ends last.
     committed = {} if kafka is None else committed_offsets(kafka)
     with progress_bar("verifying", unit="files") as advance:
-        report = verify_log(store, deep=deep, topic=topic, advance=advance)
+        report = verify_log(store, deep=deep, topic=topic, advance=advance, may_be_empty=True)
     defects, broker = [*report.defects, *compare_with_kept(store, kept)], None
     if kafka is not None:
         offsets = topic_offsets(kafka, committed)
@@ -125,6 +128,8 @@ def _verified(
             from_earliest=kafka.start == "earliest",
         )
         defects += broker.defects
+    if not report.partitions and (not defects or not (kept or kafka)):
+        require_chain(store, topic)
     return dataclasses.replace(report, defects=sorted_defects(defects)), broker
 
 

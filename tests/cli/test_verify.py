@@ -1,6 +1,7 @@
 """nap-stream verify: reports, exit codes, the broker."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +113,36 @@ def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, d
 
 def test_nothing_to_verify_is_an_error_that_says_what_is_there(nap: Call, log: Path) -> None:
     ended = nap("verify", "--log", log, "--topic", "car")
-    assert (ended.exit_code, ended.out) == (1, "")
+    assert (ended.exit_code, ended.out) == (2, "")
     assert "no partition of the topic 'car'; its topics are cars" in ended.err
     ended = nap("verify", "--log", log / "topic=cars", "--deep", "--json")
-    assert (ended.exit_code, ended.out) == (1, "")
+    assert (ended.exit_code, ended.out) == (2, "")
     assert "there is no chain to verify; the root holds partition=0" in ended.err
+
+
+def test_a_kept_report_shows_that_all_chains_are_gone(nap: Call, log: Path, tmp_path: Path) -> None:
+    kept, after = tmp_path / "kept.json", tmp_path / "after.json"
+    assert nap("verify", "--log", log, "--report", kept).exit_code == 0
+    shutil.rmtree(log / "topic=cars")
+    for topic in ([], ["--topic", "cars"]):
+        ended = nap("verify", "--log", log, "--kept", kept, *topic, "--json", "--report", after)
+        assert ended.exit_code == 1
+        tree = _json(ended.out)
+        assert tree == _json(after.read_text(encoding="utf-8"))
+        assert (tree["clean"], tree["counts"]["partitions"]) == (False, 0)
+        assert [found["kind"] for found in tree["defects"]] == ["kept_digest"]
+        after.unlink()
+
+
+@pytest.mark.kafka
+def test_a_broker_shows_that_all_chains_are_gone(nap: Call, site: "Site") -> None:
+    arguments = ("verify", "--config", site.config, "--against-broker", "--json")
+    ended = nap(*arguments)
+    assert (ended.exit_code, ended.out) == (2, "")
+    site.commit({1: 3})
+    ended = nap(*arguments)
+    assert ended.exit_code == 1
+    assert [found["kind"] for found in _json(ended.out)["defects"]] == ["chain_missing"]
 
 
 def test_a_report_file_stands_beside_the_text(nap: Call, log: Path, tmp_path: Path) -> None:

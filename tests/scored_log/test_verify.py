@@ -4,11 +4,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
@@ -23,8 +24,10 @@ from nap_stream.scored_log.format import (
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify import layout
 from nap_stream.scored_log.verify.report import ChainHead, DeclaredGap, DefectKind, VerifyReport
 from nap_stream.scored_log.verify.run import verify as verify_log
+from nap_stream.scored_log.verify.thrift import NEWEST_PYARROW
 from tests.cli.program import call
 from tests.scored_log.builders import (
     CARS,
@@ -123,12 +126,12 @@ def test_progress_is_told_file_by_file(root: Path) -> None:
 def test_where_there_is_no_chain_nothing_is_verified(tmp_path: Path, name: str | None) -> None:
     if name is not None:
         (tmp_path / name).mkdir()
-    with pytest.raises(LogRootError, match=f"no chain to verify; the root holds {name or ''}"):
+    with pytest.raises(ConfigError, match=f"no chain to verify; the root holds {name or ''}"):
         verify(tmp_path)
 
 
 def test_a_topic_that_the_log_does_not_have_is_refused(root: Path) -> None:
-    with pytest.raises(LogRootError, match="no partition of the topic 'car'; its topics are cars"):
+    with pytest.raises(ConfigError, match="no partition of the topic 'car'; its topics are cars"):
         verify(root, topic="car")
 
 
@@ -437,6 +440,63 @@ def test_hidden_files_that_no_glob_of_parquet_files_finds_are_let_be(root: Path)
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_bytes(b"x")
     assert _kinds(root) == []
+
+
+def test_a_hidden_folder_is_one_defect_and_no_link_is_followed(root: Path) -> None:
+    for number in range(3):
+        path = root / ".snapshot" / str(number) / "topic=cars" / "/".join("abcdefgh") / "x.parquet"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+    (root / ".snapshot" / ".loop").symlink_to(".")
+    (root / ".all").symlink_to(root)
+    deep = root / "/".join([".deep", *"abcdefghij"])
+    deep.mkdir(parents=True)
+    (deep / "notes").write_bytes(b"")
+    (defect,) = verify(root).defects
+    assert (defect.file, defect.kind) == (".snapshot", DefectKind.STRAY_FILE)
+    assert "holds 3 Parquet files" in defect.detail
+
+
+def test_a_hidden_folder_that_cannot_be_listed_is_passed_over_and_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (".old/secret/x.parquet", ".old/y.parquet"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    names = LocalStore.names
+
+    def denied(store: LocalStore, folder: str, first: str = "") -> list[str]:
+        if folder.endswith("secret"):
+            raise LogRootError("no permission")
+        return names(store, folder, first)
+
+    monkeypatch.setattr(LocalStore, "names", denied)
+    with capture_logs() as told:
+        (defect,) = verify(root).defects
+    assert "holds 1 Parquet files" in defect.detail
+    assert [(one["event"], one["folder"]) for one in told] == [("folder_not_listed", ".old/secret")]
+
+
+def test_a_pyarrow_that_writes_more_is_no_defect_of_the_log(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "pyarrow .* writes what this .*ColumnMetaData has field 16, .* Install pyarrow<"
+    monkeypatch.delitem(cast("dict[int, Any]", layout._COLUMN.of), 16)
+    with pytest.raises(ConfigError, match=told):
+        verify(root, deep=True)
+    assert verify(root).clean
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"pyarrow>=18.0,<{NEWEST_PYARROW + 1}",' in project
+
+
+def test_a_file_that_is_far_longer_than_its_columns_is_not_read(root: Path) -> None:
+    content = (root / LAST).read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    (root / LAST).write_bytes(content[:start] + bytes(2**20 + 1) + content[start:])
+    assert _kinds(root) == []
+    (defect,) = verify(root, deep=True).defects
+    assert (defect.file, defect.kind) == (LAST, DefectKind.LAYOUT)
+    assert f"{len(content) + 2**20 + 1} bytes, its columns say {len(content)}" in defect.detail
 
 
 def test_every_kind_of_defect_has_a_test() -> None:

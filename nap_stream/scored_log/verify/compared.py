@@ -83,9 +83,18 @@ def _retained_gaps(gaps: Iterable[DeclaredGap], one: PartitionOffsets) -> Iterat
         if first < end and parse_segment_path(gap.file)[0] == one.partition:
             detail = (
                 f"offsets [{first}, {end}) are declared missing ({gap.reason}), and the broker "
-                f"still has them: it has all from {one.earliest} on"
+                f"still has them: it has all from {one.earliest} on{_honest_gap(gap)}"
             )
             yield Defect(gap.file, DefectKind.GAP_RETAINED, detail)
+
+
+def _honest_gap(gap: DeclaredGap) -> str:
+    if "kafka.resume_from" not in gap.reason:
+        return ""
+    return (
+        ". That setting leaves out what the topic has: if it made the gap, the alert topic has an "
+        "event of it"
+    )
 
 
 def _chain_defects(
@@ -100,7 +109,10 @@ def _chain_defects(
     if from_earliest and one.earliest < min(head.start_offset, one.end):
         detail = (
             f"the chain starts at {head.start_offset}, and the broker has offsets from "
-            f"{one.earliest} on: those between are in no segment"
+            f"{one.earliest} on: those between are in no segment. It was begun there if the group "
+            "had committed before there was a log, or under `kafka.start: latest`: then the "
+            f"worker's log has `chain_begun` with offset={head.start_offset}, and the first kept "
+            "report this start"
         )
         yield Defect(genesis_path(head.partition), DefectKind.START_RETAINED, detail)
     if head.end_offset > one.end:

@@ -3,16 +3,20 @@
 Reads footers alone, unless asked for every value. May run beside writers and beside a compaction:
 it checks what was there when it listed a partition.
 
-Where there is no chain at all, nothing can be proved, and that is an error.
+Where there is no chain at all, nothing can be proved, and that is an error: unless somebody knows
+that there was one.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+
+import structlog
 
 from nap_stream.clock import Clock, Progress, SystemClock
-from nap_stream.errors import LogRootError, ScoredLogError
+from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.format import (
     GENESIS_NAME,
@@ -26,6 +30,7 @@ from nap_stream.scored_log.format import (
 )
 from nap_stream.scored_log.read import partitions, segments, topic_partitions
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.chain import ChainFindings, examine_chain
 from nap_stream.scored_log.verify.report import (
     ChainHead,
@@ -35,15 +40,17 @@ from nap_stream.scored_log.verify.report import (
     VerifyReport,
     sorted_defects,
 )
-from nap_stream.scored_log.verify.segment import SegmentFindings, inspect_segment
+from nap_stream.scored_log.verify.segment import (
+    SegmentFindings,
+    inspect_segment,
+    require_known_pyarrow,
+)
 
 FOOTER_THREADS = 16
 """Footers wait for the disk or the network."""
 DEEP_THREADS = 4
-"""Each holds a whole file's rows in memory."""
+"""Each holds a whole file in memory: its bytes, and its rows."""
 _LIKE_PARQUET = re.compile(r".*\.(parquet|parq|pq)", re.IGNORECASE | re.DOTALL)
-_DEPTH = 8
-"""How far folders that are not the log's are looked through."""
 _NAMES = 10
 """How many names of what lies at the root an error gives."""
 
@@ -55,6 +62,7 @@ def verify(
     topic: str | None = None,
     clock: Clock | None = None,
     advance: Progress | None = None,
+    may_be_empty: bool = False,
 ) -> VerifyReport:
     """Check the log and name every defect.
 
@@ -68,16 +76,20 @@ def verify(
     that were taken when they were published, with the footer, and with each other. All that Parquet
     says of the values is compared with them too, since readers skip rows by it. The clock waits
     while files change. ``advance`` is told how many files have been read, of how many (None while
-    unknown).
+    unknown). ``may_be_empty`` is for who compares the report with what is known from elsewhere: a
+    log without chains gives one of 0 partitions.
 
     Raises:
-        LogRootError: There is no folder at the root, or no chain in it, of the topic if given.
-        ConfigError: No topic can have that name.
+        LogRootError: There is no folder at the root.
+        ConfigError: There is no chain, of the topic if given; or no topic can have that name; or
+            ``deep``, and the pyarrow here writes what is not known.
         ScoredLogError: The store cannot be listed.
     """
-    names = partitions(store) if topic is None else topic_partitions(store, topic)
-    if not names:
-        raise _nothing_there(store)
+    if deep:
+        require_known_pyarrow()
+    if not may_be_empty:
+        require_chain(store, topic)
+    names = partitions(store, topic)
     strays = list(_strays(store, topic))
     with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
         total = sum(len(segments(store, name)) for name in names) if advance else 0
@@ -157,10 +169,25 @@ def _foreign_partitions(heads: Sequence[ChainHead]) -> Iterator[Defect]:
             yield Defect(partition_folder(head.partition), DefectKind.TOPIC_ID, detail)
 
 
-def _nothing_there(store: SegmentStore) -> LogRootError:
+def require_chain(store: SegmentStore, topic: str | None) -> None:
+    """Refuse a log, or a topic of it, of which there is nothing to verify.
+
+    Raises:
+        LogRootError: There is no folder at the root, and no topic is given.
+        ConfigError: There is no chain, of the topic if given; or no topic can have that name.
+        ScoredLogError: The store cannot be listed.
+    """
+    if topic is not None:
+        try:
+            topic_partitions(store, topic)
+        except LogRootError as error:
+            raise ConfigError(error.problem, error.where, error.action) from error
+        return
+    if partitions(store):
+        return
     names = sorted(store.names(""))
     listed = ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
-    return LogRootError(
+    raise ConfigError(
         f"there is no chain to verify; the root holds {listed or 'nothing'}",
         store.root,
         "Name the folder of log.root",
@@ -197,23 +224,40 @@ def _strays_of_topic(store: SegmentStore, topic: str) -> Iterator[Defect]:
 
 def _foreign(store: SegmentStore, path: str) -> Iterator[Defect]:
     """Name what is not the log's. Readers pass over hidden names, but a glob of Parquet files."""
-    if is_hidden(path.rsplit("/", 1)[-1]):
-        yield from (_stray(found) for found in _like_parquet(store, path, _DEPTH))
+    if not is_hidden(path.rsplit("/", 1)[-1]) or _LIKE_PARQUET.fullmatch(path):
+        detail = "not a file of the log, and readers may read it"
+    elif count := _parquet_files(store, path):
+        detail = f"holds {count} Parquet files that are not the log's, and readers may read them"
     else:
-        yield _stray(path)
-
-
-def _like_parquet(store: SegmentStore, path: str, depth: int) -> Iterator[str]:
-    """What is named as Parquet files are, of a file or of all below a folder."""
-    if _LIKE_PARQUET.fullmatch(path) or not depth:
-        yield path
         return
-    for child in sorted(store.names(path)):
-        yield from _like_parquet(store, f"{path}/{child}", depth - 1)
+    yield Defect(path, DefectKind.STRAY_FILE, detail)
 
 
-def _stray(path: str) -> Defect:
-    return Defect(path, DefectKind.STRAY_FILE, "not a file of the log, and readers may read it")
+def _parquet_files(store: SegmentStore, path: str) -> int:
+    """How many are named as Parquet files are, below a folder. No link is followed."""
+    count, waiting = 0, [path]
+    while waiting:
+        folder = waiting.pop()
+        if _is_link(store, folder):
+            continue
+        try:
+            names = store.names(folder)
+        except ScoredLogError as error:
+            structlog.get_logger().warning(
+                "folder_not_listed", folder=folder, problem=error.problem
+            )
+            continue
+        for name in names:
+            child = f"{folder}/{name}"
+            if _LIKE_PARQUET.fullmatch(name):
+                count += 1
+            else:
+                waiting.append(child)
+    return count
+
+
+def _is_link(store: SegmentStore, path: str) -> bool:
+    return isinstance(store, LocalStore) and (Path(store.root) / path).is_symlink()
 
 
 def _is_file(store: SegmentStore, path: str) -> bool:

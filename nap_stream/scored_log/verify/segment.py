@@ -1,6 +1,7 @@
 """What can be wrong with one segment, whatever stands before and after it."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -10,24 +11,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nap_stream.errors import ChainBrokenError, ScoredLogError
+from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.records import Status
 from nap_stream.scored_log.footer import PREFIX, SegmentFooter, from_metadata, segment_sha256
 from nap_stream.scored_log.format import (
     FINGERPRINTS,
     OPTIONAL_SCORES,
+    SCHEMA,
+    SCHEMA_VERSION,
     SCHEMAS,
     SCORE_COLUMNS,
     parse_segment_path,
     parse_version,
 )
-from nap_stream.scored_log.segment import check_name, read_footer, rows_sha256
+from nap_stream.scored_log.segment import check_name, encode_rows, read_footer, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.layout import read_layout
 from nap_stream.scored_log.verify.report import DeclaredGap, Defect, DefectKind
 from nap_stream.scored_log.verify.statistics import statistics_problems
+from nap_stream.scored_log.verify.thrift import NEWEST_PYARROW
 
 _READ_ERRORS = (pa.ArrowException, OSError, ScoredLogError, UnicodeDecodeError)
+_SPARE_BYTES = 2**20
+"""A file that is longer by more than what it says of itself is not read whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,11 @@ def _check_values(
 
     And all that the file says of them: another reader may go by what this one passes over.
     """
+    size, told = file.seek(0, os.SEEK_END), _told_bytes(metadata)
+    if size - told > _SPARE_BYTES:
+        detail = f"not as nap-stream writes files: it has {size} bytes, its columns say {told}"
+        yield Defect(path, DefectKind.LAYOUT, detail)
+        return
     file.seek(0)
     content = file.read()
     source = pa.BufferReader(content)
@@ -138,7 +149,7 @@ def _check_values(
     with pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True) as parquet:
         table = parquet.read(use_threads=False)
     table.validate(full=True)
-    yield from _check_layout(content, table, footer, path)
+    yield from _check_layout(content, table, footer.schema_version, path)
     offsets = table.column("offset").to_numpy()
     yield from _check_range(offsets, footer, path)
     yield from _check_order(offsets, table.column("index").to_numpy(), path)
@@ -146,11 +157,42 @@ def _check_values(
     yield from _check_content(table, footer, path)
 
 
-def _check_layout(
-    content: bytes, table: pa.Table, footer: SegmentFooter, path: str
-) -> Iterator[Defect]:
+def _told_bytes(metadata: Any) -> int:
+    """How long a file is by what it says of its columns: marks, their pages, its description."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    pages = (
+        group.column(i).total_compressed_size for group in groups for i in range(group.num_columns)
+    )
+    return int(sum(pages)) + metadata.serialized_size + 12
+
+
+def require_known_pyarrow() -> None:
+    """Refuse a pyarrow here whose files would be taken for changed ones.
+
+    Raises:
+        ConfigError: What it writes is not what `read_layout` knows.
+    """
+    table = pa.table([_sample(field) for field in SCHEMA], SCHEMA)
+    content = encode_rows(table, {})
+    for defect in _check_layout(content, table, SCHEMA_VERSION, ""):
+        raise ConfigError(
+            f"pyarrow {pa.__version__} writes what this nap-stream does not know: {defect.detail}",
+            "verify --deep",
+            f"Install pyarrow<{NEWEST_PYARROW + 1} or a newer nap-stream",
+        )
+
+
+def _sample(field: pa.Field) -> pa.Array:
+    if pa.types.is_list(field.type):
+        return pa.array([[{"name": "a", "value": b"b"}], []], field.type)
+    values = pa.array([0, None if field.nullable else 1], pa.int64())
+    is_text = pa.types.is_string(field.type) or pa.types.is_binary(field.type)
+    return (values.cast(pa.string()) if is_text else values).cast(field.type)
+
+
+def _check_layout(content: bytes, table: pa.Table, version: int, path: str) -> Iterator[Defect]:
     try:
-        groups = read_layout(content, footer.schema_version)
+        groups = read_layout(content, version)
     except (ValueError, KeyError, pa.ArrowException) as error:
         yield Defect(path, DefectKind.LAYOUT, f"not as nap-stream writes files: {error}")
         return

@@ -18,7 +18,6 @@ class Wire(IntEnum):
     """Types of fields as the protocol numbers them. `BOOL` has a second number for false."""
 
     BOOL = 1
-    BYTE = 3
     I16 = 4
     I32 = 5
     I64 = 6
@@ -28,6 +27,15 @@ class Wire(IntEnum):
 _FALSE, _LIST, _STRUCT = 2, 9, 12
 _MAX_VARINT_BYTES = 10
 _LONG_LIST = 15
+_MORE = 128
+"""The bit of a number's byte that says that more follow."""
+_TOO_SHORT = "it ends too early"
+NEWEST_PYARROW = 26
+"""The last major version of pyarrow of which it is known what it writes."""
+LATER_PYARROW = (
+    f"pyarrow after {NEWEST_PYARROW} may: install pyarrow<{NEWEST_PYARROW + 1} where files are "
+    "written, or a newer nap-stream where they are verified"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +71,16 @@ class CompactReader:
         while head := self._byte():
             step = head >> 4
             if not step:
-                raise ValueError(f"{fields.name} has fields out of order")
+                raise ValueError(
+                    f"{fields.name} has fields out of order or far apart, which nap-stream does "
+                    f"not write ({LATER_PYARROW})"
+                )
             last += step
             name, kind = fields.of.get(last, (f"field {last}", None))
             if kind is None:
-                raise ValueError(f"{fields.name} has {name}, which nap-stream does not write")
+                raise ValueError(
+                    f"{fields.name} has {name}, which nap-stream does not write ({LATER_PYARROW})"
+                )
             found[name] = self._value(f"{fields.name}.{name}", kind, head & 15)
         return found
 
@@ -80,8 +93,6 @@ class CompactReader:
             return self.struct(kind)
         if isinstance(kind, list):
             return self._list(where, kind[0])
-        if kind is Wire.BYTE:
-            return self._byte()
         if kind is Wire.BINARY:
             return self._bytes(self._varint())
         number, bits = self._varint(), 16 if kind is Wire.I16 else 32 if kind is Wire.I32 else 64
@@ -101,23 +112,31 @@ class CompactReader:
         return [self._value(where, kind, wire) for _ in range(size)]
 
     def _varint(self) -> int:
-        number = 0
-        for place in range(_MAX_VARINT_BYTES):
+        number = byte = self._byte()
+        if byte < _MORE:
+            return number
+        number &= _MORE - 1
+        for place in range(1, _MAX_VARINT_BYTES):
             byte = self._byte()
-            number |= (byte & 127) << (7 * place)
-            if byte < 128:  # noqa: PLR2004 (the bit that says that more follow)
-                if not byte and place:
+            number |= (byte & (_MORE - 1)) << (7 * place)
+            if byte < _MORE:
+                if not byte:
                     break
                 return number
         raise ValueError("a number is not written in its shortest form")
 
     def _byte(self) -> int:
-        return self._bytes(1)[0]
+        try:
+            found = self._content[self.position]
+        except IndexError:
+            raise ValueError(_TOO_SHORT) from None
+        self.position += 1
+        return found
 
     def _bytes(self, count: int) -> bytes:
         end = self.position + count
         if end > len(self._content):
-            raise ValueError("it ends too early")
+            raise ValueError(_TOO_SHORT)
         found = self._content[self.position : end]
         self.position = end
         return found
