@@ -53,7 +53,7 @@ def encode_segment(footer: SegmentFooter, table: pa.Table) -> bytes:
     return encode_rows(table, to_metadata(footer))
 
 
-def encode_rows(table: pa.Table, metadata: Mapping[bytes | str, bytes | str]) -> bytes:
+def encode_rows(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     """A table as Parquet, as `encode_segment` writes it, under any metadata."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
