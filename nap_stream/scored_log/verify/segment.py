@@ -163,7 +163,7 @@ def _told_bytes(metadata: Any) -> int:
     pages = (
         group.column(i).total_compressed_size for group in groups for i in range(group.num_columns)
     )
-    return int(sum(pages)) + metadata.serialized_size + 12
+    return int(sum(pages) + metadata.serialized_size) + 12
 
 
 def require_known_pyarrow() -> None:
