@@ -70,7 +70,8 @@ def site(tmp_path: Path, nap: Call) -> Site:
 
 def test_what_is_accepted_stands_beside_the_log(site: Site) -> None:
     ended = site.rebaseline(with_baseline())
-    assert (ended.exit_code, ended.err) == (0, "")
+    assert ended.exit_code == 0
+    assert ended.err == f"--from: {TYPED['--from']} is taken as UTC\n"
     assert f"accepted as number 0: {KEY} as it is since 2026-01-01 12:00:01 UTC" in ended.out
     (found,) = read_acceptances(site.store, "images")
     until = moment(rfc3339((-(-found.effective_ms // 50) + 50) * 50))

@@ -85,10 +85,12 @@ def test_a_span_without_drift_has_no_alerts(nap: Call, config: Path) -> None:
     ended = nap("replay", "-c", config, "--until", "2026-01-01T12:00:08")
 
     assert ended.out.startswith("0 alerts (none) of 800 records")
-    assert ended.err == ""
+    assert ended.err == "--until: 2026-01-01T12:00:08 is taken as UTC\n"
 
 
-@pytest.mark.parametrize("options", [("--since", "2027-01-01"), ("--until", "2025-01-01")])
+@pytest.mark.parametrize(
+    "options", [("--since", "2027-01-01T00:00Z"), ("--until", "2025-01-01T00:00Z")]
+)
 def test_a_span_without_records_is_warned_of(
     nap: Call, config: Path, options: tuple[str, str]
 ) -> None:
