@@ -27,8 +27,12 @@ class FiringKey(NamedTuple):
     seen_ms: int
 
 
-KeyAlertsState = tuple[Sequence[FiringKey], tuple[str, ...], Mapping[str, NDArray[Any]]]
-"""All that `KeyAlerts` know: the alerts that fire, the keys, and exact arrays by name."""
+class KeyAlertsState(NamedTuple):
+    """All that `KeyAlerts` know: the alerts that fire, the keys, and exact arrays by name."""
+
+    firing: Sequence[FiringKey]
+    keys: tuple[str, ...]
+    arrays: Mapping[str, NDArray[Any]]
 
 
 class KeyJudge(Protocol):
@@ -174,18 +178,19 @@ class KeyAlerts:
         self.monitors = KeyMonitors(bets, plan.log_threshold, keys.max_keys, silence_ms)
         self._threshold = plan.detector_run_length
         if state is not None:
-            self.monitors.restore(*state[1:])
+            self.monitors.restore(state.keys, state.arrays)
         self._firing = FiringKeys(
             self,
             max_firing=keys.max_firing,
             silence_ms=silence_ms,
             alerts=alerts,
-            firing=() if state is None else state[0],
+            firing=() if state is None else state.firing,
         )
 
     def state(self) -> KeyAlertsState:
         """Give all that they know."""
-        return [*self.firing.values()], self.monitors.names(), self.monitors.arrays()
+        monitors = self.monitors
+        return KeyAlertsState([*self.firing.values()], monitors.names(), monitors.arrays())
 
     @property
     def firing(self) -> Mapping[str, FiringKey]:

@@ -138,8 +138,8 @@ class DriftMonitor:
             firing=self._firing,
             open=[(start, number, len(counts), counts.keys) for start, number, counts in parts],
             evidence=self._evidence.state(),
-            keys=None if keys is None else keys[1],
-            keys_firing=None if keys is None else list(keys[0]),
+            keys=None if keys is None else keys.keys,
+            keys_firing=None if keys is None else list(keys.firing),
             statuses=STATUSES,
             unscored=None if unscored is None else unscored[0],
             blocks=None if blocks is None else blocks[0],
@@ -147,7 +147,7 @@ class DriftMonitor:
         arrays = {f"{_DETECTORS}{name}": a for name, a in self._detectors.state().items()}
         arrays |= arrays_of_open(self._buffer)
         if keys is not None:
-            arrays |= {f"{_KEYS}{name}": a for name, a in keys[2].items()}
+            arrays |= {f"{_KEYS}{name}": a for name, a in keys.arrays.items()}
         if unscored is not None:
             arrays |= {f"{_UNSCORED}{name}": a for name, a in unscored[1].items()}
         if blocks is not None:
@@ -410,7 +410,7 @@ def _keys_state(state: MonitorState) -> KeyAlertsState:
     keys, firing = state.document.keys, state.document.keys_firing
     if keys is None or firing is None:
         raise ValueError("the state holds no keys")
-    return firing, keys, with_prefix(state.arrays, _KEYS)
+    return KeyAlertsState(firing, keys, with_prefix(state.arrays, _KEYS))
 
 
 def _unscored_watch(settings: Settings, state: MonitorState | None) -> UnscoredWatch:

@@ -229,8 +229,12 @@ def _expect(what: str, found: object, expected: object) -> None:
 
 
 def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."  # noqa: PLR2004 (a line of a terminal)
+    return cut_off(str(value), 80)
+
+
+def cut_off(text: str, most: int) -> str:
+    """A text of at most so many characters, whose dots say where it was cut."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _check_file(tree: Mapping[str, Any], version: int) -> None:

@@ -45,6 +45,7 @@ from nap_stream.scored_log.verify.segment import (
     inspect_segment,
     require_known_pyarrow,
 )
+from nap_stream.text import listed
 
 FOOTER_THREADS = 16
 """Footers wait for the disk or the network."""
@@ -186,9 +187,8 @@ def require_chain(store: SegmentStore, topic: str | None) -> None:
     if partitions(store):
         return
     names = sorted(store.names(""))
-    listed = ", ".join(names[:_NAMES]) + (", ..." if len(names) > _NAMES else "")
     raise ConfigError(
-        f"there is no chain to verify; the root holds {listed or 'nothing'}",
+        f"there is no chain to verify; the root holds {listed(names, _NAMES) or 'nothing'}",
         store.root,
         "Name the folder of log.root",
     )

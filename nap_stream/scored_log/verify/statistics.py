@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nap_stream.scored_log.verify.layout import Chunk, RowGroup
+from nap_stream.scored_log.verify.layout import Chunk, RowGroup, cut_off
 
 _ENDS = frozenset({"min", "max", "min_value", "max_value"})
 
@@ -123,8 +123,7 @@ def _problems(told: Mapping[str, Any], values: pa.Array, ends: tuple[Any, Any]) 
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 50 else f"{text[:47]}..."  # noqa: PLR2004 (a line's half)
+    return cut_off(repr(value), 50)
 
 
 def _extremes(values: pa.Array) -> tuple[Any, Any]:
