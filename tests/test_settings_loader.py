@@ -110,6 +110,20 @@ def test_unknown_environment_key_is_named(write: Write) -> None:
     assert "Did you mean kafka?" in problem
 
 
+def test_a_key_that_stands_twice_in_the_environment_is_refused(write: Write) -> None:
+    name = "NAP_STREAM__MODEL__PREPROCESSING"
+
+    problem = problem_of(write(MINIMAL), {name: "{resize: 3, resize: 4}"})
+
+    assert f"environment variable {name}:1: the same key stands here" in problem
+
+
+def test_a_key_that_stands_again_beside_what_is_merged_takes_its_place(write: Write) -> None:
+    merged = MINIMAL + "worker:\n  <<: {count: 2, linger_ms: 7}\n  count: 3\n"
+    worker = load_settings(write(merged), {}).worker
+    assert (worker.count, worker.linger_ms) == (3, 7)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -117,6 +131,13 @@ def test_unknown_environment_key_is_named(write: Write) -> None:
         ("kafka: [unclosed\n", "not valid YAML"),
         ("when: 2026-13-45\n", "not valid YAML"),
         ("", "a value is missing"),
+        ("kafka: {topic: a}\nlog: {}\nkafka: {}\n", "monitor.yaml:3: the same key stands here and"),
+        (
+            "kafka:\n  topic: a\n  'topic': a\n",
+            "monitor.yaml:3: the same key stands here and in line",
+        ),
+        ("log: {root: a, root: b}\n", "stands here and in line 1"),
+        ("a: [{b: {c: 1}}, {b: 1, b: 2}]\n", "Remove one of them"),
     ],
 )
 def test_file_that_is_no_configuration(write: Write, text: str, expected: str) -> None:

@@ -61,7 +61,7 @@ class BlockMonitors:
         self._plan, self._max_keys = plan, max_keys
         self._block_ms = references.block_ms
         self.silence_ms = max(silence_ms, 2 * self._block_ms)
-        self._watches_keys = bool((references.group_of[1:] >= 0).any())
+        self._watches_keys = references.knows_keys
         self._table = BlockDetectors(self._block_ms, _columns())
         self._learned = LearnedReferences(references.kinds.count)
         self._active = ActiveKeys()

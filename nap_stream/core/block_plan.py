@@ -128,11 +128,13 @@ class BlockReferences:
     @property
     def known(self) -> tuple[str, ...]:
         """The keys, without the stream, that have references of their own at some time."""
-        return tuple(
-            name
-            for name, groups in zip(self.keys, self.group_of, strict=True)
-            if name != NO_KEY and (groups >= 0).any()
-        )
+        places = np.flatnonzero((self.group_of >= 0).any(axis=1)).tolist()
+        return tuple(self.keys[place] for place in places if self.keys[place] != NO_KEY)
+
+    @property
+    def knows_keys(self) -> bool:
+        """Whether there are any such keys; it takes a look at no name."""
+        return bool((self.group_of[1:] >= 0).any())
 
     @property
     def without(self) -> tuple[str, ...]:
@@ -321,7 +323,7 @@ class BlockPlan:
     @property
     def _left(self) -> float:
         """What each part has of what the confidence leaves of 1."""
-        return (1 - self.confidence) / (3 if self.references.known else 1)
+        return (1 - self.confidence) / (3 if self.references.knows_keys else 1)
 
     def rates_at(self, blocks: int, kinds: int) -> NDArray[np.float64]:
         """Give the highest rates, (EVENTS,), if the known keys had so many blocks of each kind."""

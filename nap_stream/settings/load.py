@@ -191,11 +191,21 @@ def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
     )
 
 
-def _places(node: yaml.Node | None, path: Path, key: Key) -> Iterator[tuple[Key, str]]:
+def _places(node: yaml.Node | None, path: Path | str, key: Key) -> Iterator[tuple[Key, str]]:
     if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
         for name, child in node.value:
-            inner = (*key, str(name.value))
-            yield inner, f"{path}:{name.start_mark.line + 1}"
+            text, line = str(name.value), name.start_mark.line + 1
+            if text in lines:
+                # Not by its name: a secret may stand in its place.
+                raise ConfigError(
+                    f"the same key stands here and in line {lines[text]}",
+                    f"{path}:{line}",
+                    "Remove one of them: YAML would take the last",
+                )
+            lines[text] = line
+            inner = (*key, text)
+            yield inner, f"{path}:{line}"
             yield from _places(child, path, inner)
     elif isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
@@ -226,9 +236,12 @@ def _env_value(key: Key, text: str, place: str) -> Any:
     if is_secret(Settings, key):
         return text
     try:
-        return yaml.safe_load(text)
+        value, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError):
         raise ConfigError("not a YAML value", place) from None
+    # They refuse keys that stand twice.
+    dict(_places(node, place, ()))
+    return value
 
 
 def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -> None:

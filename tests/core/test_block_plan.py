@@ -67,7 +67,7 @@ def test_a_key_has_references_where_it_has_enough_blocks() -> None:
     made = references(key_blocks({"few": [(10, 1)] * 9, "many": [(10, 1), (10, 2)] * 10}))
     assert made.group_of.tolist() == [[1], [-1], [0]]
     assert [made.number(name) for name in (NO_KEY, "few", "many", "more")] == [0, -1, 2, -1]
-    assert (made.known, made.without) == (("many",), ("few",))
+    assert (made.known, made.without, made.knows_keys) == (("many",), ("few",), True)
     assert made.blocks_by_kind("many") == (20,)
     assert made.blocks_by_kind("few") == (0,)
     assert made.blind_kinds == ()
@@ -117,7 +117,7 @@ def test_without_keys_the_stream_is_all_records() -> None:
     made = references(
         added_up(np.zeros(20, int), np.arange(20) * BLOCK_MS, counts, (NO_KEY,), BLOCK_MS)
     )
-    assert (made.known, made.blocks_by_kind(NO_KEY)) == ((), (20,))
+    assert (made.known, made.knows_keys, made.blocks_by_kind(NO_KEY)) == ((), False, (20,))
     # So it is where no key has enough blocks.
     few = references(key_blocks({f"k{i}": [(0, 0)] * i + [(10, 2)] for i in range(12)}))
     assert (few.known, few.blocks_by_kind(NO_KEY)) == ((), (12,))
