@@ -18,6 +18,7 @@
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
     │   ├── AcceptanceError          an acceptance beside the log is damaged (not retriable)
+    │   ├── EventError               an event beside the rows is damaged, or none (not retriable)
     │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
     └── WorkerError                  a worker cannot start or go on (retriable)
         ├── GpuUnavailableError      GPUs are asked for and torch sees none (not retriable)
@@ -130,6 +131,12 @@ class SegmentConflictError(ScoredLogError):
 
 class AcceptanceError(ScoredLogError):
     """An acceptance beside the log is damaged, or of another version."""
+
+    retriable = False
+
+
+class EventError(ScoredLogError):
+    """An event of the log is damaged, missing, or of another version; or cannot be one."""
 
     retriable = False
 
