@@ -17,7 +17,6 @@
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
-    │   ├── AcceptanceError          an acceptance beside the log is damaged (not retriable)
     │   ├── EventError               an event beside the rows is damaged, or none (not retriable)
     │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
     └── WorkerError                  a worker cannot start or go on (retriable)
@@ -127,12 +126,6 @@ class LogRootError(ScoredLogError):
 
 class SegmentConflictError(ScoredLogError):
     """Another writer has published this base offset."""
-
-
-class AcceptanceError(ScoredLogError):
-    """An acceptance beside the log is damaged, or of another version."""
-
-    retriable = False
 
 
 class EventError(ScoredLogError):

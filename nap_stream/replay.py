@@ -18,7 +18,7 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftUpdate
 from nap_stream.records import OffsetRange, SegmentSummary, TopicPartition
-from nap_stream.scored_log.acceptances import read_acceptances
+from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.read import topic_partitions, walk
 from nap_stream.scored_log.stores import SegmentStore
@@ -231,7 +231,7 @@ def replay(
     # The clock stands still: only the log's own times count.
     monitor = DriftMonitor(plan, settings, ManualClock(), watch=watch)
     if watch is not None:
-        monitor.accept(read_acceptances(store, settings.kafka.topic))
+        monitor.accept(AcceptanceReader(store, settings.kafka.topic, ManualClock()).read())
     names = topic_partitions(store, settings.kafka.topic)
     found = (find_range(store, name, span, calibration.fingerprint) for name in names)
     ranges = {part.partition: part for part in found if part is not None}

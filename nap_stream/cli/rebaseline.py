@@ -51,8 +51,8 @@ def rebaseline(
 
     Its alert ends with the reason "accepted". The monitor then knows nothing of the key: it learns
     a baseline of its own, 50 blocks of each kind of time, and until it has, NOTHING watches the
-    key. The output says about when that is. What was accepted stands in the log's root, in
-    _acceptances, so that a replay gives the same alerts.
+    key. The output says about when that is. What was accepted is an event beside the log, so that
+    a replay gives the same alerts, and history shows it.
 
     \b
     Examples:
@@ -190,7 +190,7 @@ def _tell(acceptance: "Acceptance", baseline: "BaselineFacts", console: Console)
     each = "" if kinds.count == 1 else f", of each kind of time ({', '.join(kinds.names)})"
 
     console.print(
-        f"accepted as number {acceptance.number}: {acceptance.key} as it is since "
+        f"accepted as event {acceptance.number}: {acceptance.key} as it is since "
         f"{moment(rfc3339(acceptance.from_ms))}"
     )
     console.print(

@@ -17,7 +17,6 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.monitor import DriftMonitor
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, DriftUpdate, UnscoredAlert
 from nap_stream.metrics import Metrics, MetricsServer
-from nap_stream.monitor.acceptances import AcceptanceReader
 from nap_stream.monitor.alerts import (
     AlertDispatcher,
     CatchUpFilter,
@@ -27,6 +26,7 @@ from nap_stream.monitor.alerts import (
 from nap_stream.monitor.gauges import show_drift
 from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
+from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time

@@ -1,154 +1,140 @@
-"""Acceptances beside the log: that somebody takes a change of a key for the new normal.
+"""Acceptances: that somebody takes a change of a key for the new normal.
 
-    <root>/_acceptances/<number, 20 digits>.json
-
-Each is created exclusively under the next free number and never changed, so that a monitor and a
-replay of its log read the same ones. The folder is hidden from Parquet readers, as all names that
-begin with an underscore. The files come from outside: their size is limited before they are read.
+They are events of the kind "accepted", so that a monitor and a replay of its log read the same
+ones. A monitor at work looks for new ones at times.
 """
 
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from nap_stream.errors import AcceptanceError, ConfigError, ScoredLogError
+import structlog
+
+from nap_stream.clock import Clock
+from nap_stream.errors import EventError, ScoredLogError
 from nap_stream.records import Acceptance
+from nap_stream.scored_log.events import (
+    Event,
+    append_event,
+    event_path,
+    require_text,
+    walk_events,
+)
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 
-FOLDER = "_acceptances"
-MAX_BYTES = 64 * 2**10
+ACCEPTED = "accepted"
 MAX_BY, MAX_REASON, MAX_KEY = 200, 1_000, 200
 """Characters."""
-KIND = "nap-stream acceptance"
-VERSION = 1
-MAX_NUMBER = 2**31 - 1
-"""A file with a larger number in its name is damaged, and does not count for the next number."""
-ATTEMPTS = 100
-"""So many others may take the next number while one is written."""
 NOTICE_MS = 30_000
 """How long after it was made an acceptance takes effect: monitors at work must have read it by
 then, so that a replay, which knows of it from the beginning, gives the same alerts."""
-_NAME = re.compile(r"([0-9]{20})\.json")
-_TIMES = ("from_ms", "effective_ms", "made_ms")
-_TYPES: dict[str, type] = {
-    **dict.fromkeys(("number", *_TIMES), int),
-    **dict.fromkeys(("topic", "key", "by", "reason"), str),
-}
-_LIMITS = {"by": MAX_BY, "reason": MAX_REASON, "key": MAX_KEY}
-
-
-def acceptance_path(number: int) -> str:
-    """Where the acceptance of a number lies, below the log's root."""
-    return f"{FOLDER}/{number:020}.json"
+LOOK_EVERY_S = 5.0
+"""A fraction of `NOTICE_MS`."""
+_TYPES = {"key": str, "from_ms": int, "effective_ms": int, "reason": str}
 
 
 def write_acceptance(store: SegmentStore, acceptance: Acceptance) -> Acceptance:
-    """Write an acceptance under the next free number; give it with that number.
+    """Write an acceptance as the next event; give it with that event's number.
 
     Raises:
         ConfigError: A text is empty where it must not be, too long, or not printable.
         ScoredLogError: The store cannot be read or written.
     """
-    _require_texts(acceptance)
-    store.prepare(FOLDER)
-    free = max((number for number in _numbers(store) if number <= MAX_NUMBER), default=-1) + 1
-    for number in range(free, min(free + ATTEMPTS, MAX_NUMBER + 1)):
-        numbered = replace(acceptance, number=number)
-        tree = {"kind": KIND, "version": VERSION, **asdict(numbered)}
-        content = (json.dumps(tree, ensure_ascii=True) + "\n").encode("ascii")
-        if store.create(acceptance_path(number), content):
-            return numbered
-    raise ScoredLogError(
-        f"no number from {free} on could be taken: others took them, or {MAX_NUMBER} is the last",
-        f"{store.root}/{FOLDER}",
-        "Try again; if it stays so, remove the file with the largest number",
+    require_text("by", acceptance.by, MAX_BY)
+    require_text("reason", acceptance.reason, MAX_REASON)
+    require_text("key", acceptance.key, MAX_KEY, may_be_empty=True)
+    tree = asdict(acceptance)
+    event = append_event(
+        store,
+        Event(
+            time_ms=acceptance.made_ms,
+            kind=ACCEPTED,
+            by=acceptance.by,
+            topic=acceptance.topic,
+            data={name: tree[name] for name in _TYPES},
+        ),
+    )
+    return acceptance_of(event)
+
+
+def acceptance_of(event: Event) -> Acceptance:
+    """The acceptance that an event of that kind tells of.
+
+    Raises:
+        EventError: It tells of none.
+    """
+    data: dict[str, Any] = dict(event.data)
+    try:
+        _check(event.by, data)
+    except ValueError as error:
+        where = event_path(event.number)
+        raise EventError(f"not a valid acceptance: {error}", where) from error
+    return Acceptance(
+        number=event.number, topic=event.topic, made_ms=event.time_ms, by=event.by, **data
     )
 
 
-def acceptance_numbers(store: SegmentStore) -> list[int]:
-    """Give the numbers of the acceptances, in order.
-
-    Raises:
-        ScoredLogError: The store cannot be listed.
-    """
-    return sorted(_numbers(store))
-
-
-def read_acceptance(store: SegmentStore, number: int) -> Acceptance:
-    """Read an acceptance.
-
-    Raises:
-        AcceptanceError: It is damaged, gone, or of another version.
-        ScoredLogError: The store cannot be read.
-    """
-    path = acceptance_path(number)
-    file = store.open(path) if number <= MAX_NUMBER else None
-    content = b""
-    if file is not None:
-        with file:
-            content = file.read(MAX_BYTES + 1)
-    try:
-        if number > MAX_NUMBER:
-            raise ValueError(f"its number is above {MAX_NUMBER}")  # noqa: TRY301
-        if file is None or len(content) > MAX_BYTES:
-            raise ValueError("it is gone" if file is None else "it is too long")  # noqa: TRY301
-        return _checked(json.loads(content.decode("utf-8")), number)
-    except (ValueError, RecursionError) as error:
-        raise AcceptanceError(
-            f"not a valid acceptance: {error}",
-            f"{store.root}/{path}",
-            # In this order, as the number of the last file is free once that is gone.
-            "Accept anew with `nap-stream rebaseline`, and only then remove the file",
-        ) from error
-
-
-def read_acceptances(store: SegmentStore, topic: str) -> tuple[Acceptance, ...]:
-    """Read all acceptances of a topic, in order of their numbers.
-
-    Raises:
-        AcceptanceError: One is damaged.
-        ScoredLogError: The store cannot be read.
-    """
-    found = (read_acceptance(store, number) for number in acceptance_numbers(store))
-    return tuple(each for each in found if each.topic == topic)
-
-
-def _numbers(store: SegmentStore) -> Iterator[int]:
-    for name in store.names(FOLDER):
-        if match := _NAME.fullmatch(name):
-            yield int(match[1])
-
-
-def _require_texts(acceptance: Acceptance) -> None:
-    for name, limit in _LIMITS.items():
-        text: str = getattr(acceptance, name)
-        if (not text.strip() and name != "key") or len(text) > limit or not text.isprintable():
-            raise ConfigError(
-                f"expected 1 to {limit} printable characters, got {text[:limit]!r}", f"--{name}"
-            )
-
-
-def _checked(tree: Any, number: int) -> Acceptance:
-    if not isinstance(tree, dict) or (tree.pop("kind", None), tree.pop("version", None)) != (
-        KIND,
-        VERSION,
-    ):
-        raise ValueError(f"expected kind {KIND!r}, version {VERSION}")
-    if tree.keys() != _TYPES.keys():
-        raise ValueError(f"expected the keys {sorted(_TYPES)}")
-    for name, wanted in _TYPES.items():
-        if type(tree[name]) is not wanted:
-            raise ValueError(f"{name} is not of type {wanted.__name__}")
-    if tree["number"] != number:
-        raise ValueError(f"it has the number {tree['number']}")
-    for name in _TIMES:
-        if not EARLIEST_MS <= tree[name] <= LATEST_MS:
-            first, last = rfc3339(EARLIEST_MS), rfc3339(LATEST_MS)
-            raise ValueError(f"{name} is no time from {first} to {last}")
-    texts = ((tree[name], limit) for name, limit in _LIMITS.items())
+def _check(by: str, data: Mapping[str, Any]) -> None:
+    if {name: type(value) for name, value in data.items()} != _TYPES:
+        raise ValueError(f"expected {', '.join(_TYPES)}, each of its type")
+    if not all(EARLIEST_MS <= data[name] <= LATEST_MS for name in ("from_ms", "effective_ms")):
+        raise ValueError(f"a time is not from {rfc3339(EARLIEST_MS)} to {rfc3339(LATEST_MS)}")
+    texts = ((by, MAX_BY), (data["reason"], MAX_REASON), (data["key"], MAX_KEY))
     if any(len(text) > limit or not text.isprintable() for text, limit in texts):
         raise ValueError("a text is too long, or not printable")
-    return Acceptance(**tree)
+
+
+class AcceptanceReader:
+    """Gives the acceptances of a topic, each once. The first look is at once.
+
+    An event that is damaged is told in the program's log once, and stops nobody. One at the end is
+    looked at with each look: once it is removed, another may get its number, and a replay knows
+    that one alone.
+    """
+
+    def __init__(self, store: SegmentStore, topic: str, clock: Clock) -> None:
+        self._store, self._topic, self._clock = store, topic, clock
+        self._next = 0
+        self._told: set[str] = set()
+        self._look_at_s = clock.monotonic()
+
+    def new(self) -> tuple[Acceptance, ...]:
+        """Give those that were not given before; none before the next look is due.
+
+        A store that cannot be read is told in the log, and asked again with the next look.
+        """
+        if self._clock.monotonic() < self._look_at_s:
+            return ()
+        self._look_at_s = self._clock.monotonic() + LOOK_EVERY_S
+        try:
+            return self.read()
+        except ScoredLogError as error:
+            structlog.get_logger().warning("acceptances_not_read", cause=str(error))
+            return ()
+
+    def read(self) -> tuple[Acceptance, ...]:
+        """Give those that were not given before.
+
+        Raises:
+            ScoredLogError: The store cannot be read.
+        """
+        found: list[Acceptance] = []
+        # All before any is given: what was read before a failure is read again after it.
+        for each in tuple(walk_events(self._store, self._next)):
+            if not isinstance(each, Event):
+                self._tell(str(each))
+                continue
+            self._next = each.number + 1
+            if each.kind != ACCEPTED or each.topic != self._topic:
+                continue
+            try:
+                found.append(acceptance_of(each))
+            except EventError as error:
+                self._tell(str(error))
+        return tuple(found)
+
+    def _tell(self, cause: str) -> None:
+        if cause not in self._told:
+            self._told.add(cause)
+            structlog.get_logger().error("event_unreadable", cause=cause)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from nap_stream.errors import EventError, ScoredLogError
+from nap_stream.errors import ConfigError, EventError, ScoredLogError
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect, DefectKind
 from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
@@ -31,7 +31,8 @@ FORMAT = "nap-stream event"
 VERSION = 1
 START_SHA256 = "0" * 64
 """What the first event names, as there is none before it."""
-MAX_BYTES = 2**20
+MAX_BYTES = 4 * 2**20
+"""The settings with the names of 100,000 classes, and an alert with its examples, take less."""
 MAX_NUMBER = 2**31 - 1
 """A file with a larger number in its name is none of the chain."""
 ATTEMPTS = 100
@@ -107,6 +108,18 @@ def append_event(store: SegmentStore, event: Event, *, near: int = 0) -> Event:
         f"{store.root}/{FOLDER}",
         "Try again; if it stays so, run `nap-stream verify`",
     )
+
+
+def require_text(name: str, text: str, limit: int, *, may_be_empty: bool = False) -> None:
+    """Refuse a text of a person that is empty, too long, or not printable.
+
+    Raises:
+        ConfigError: It is so; ``name`` is that of its option.
+    """
+    if (not text.strip() and not may_be_empty) or len(text) > limit or not text.isprintable():
+        raise ConfigError(
+            f"expected 1 to {limit} printable characters, got {text[:limit]!r}", f"--{name}"
+        )
 
 
 def event_numbers(store: SegmentStore, first: int = 0) -> list[int]:

@@ -9,9 +9,10 @@ import yaml
 from nap_stream.calibration.artifact import write_calibration
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.rebaseline import watched_again_ms
+from nap_stream.clock import ManualClock
 from nap_stream.core.blocks import blocks_of
 from nap_stream.core.time_kinds import TimeKinds
-from nap_stream.scored_log.acceptances import read_acceptances
+from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape
 from nap_stream.text import moment, rfc3339
@@ -72,8 +73,8 @@ def test_what_is_accepted_stands_beside_the_log(site: Site) -> None:
     ended = site.rebaseline(with_baseline())
     assert ended.exit_code == 0
     assert ended.err == f"--from: {TYPED['--from']} is taken as UTC\n"
-    assert f"accepted as number 0: {KEY} as it is since 2026-01-01 12:00:01 UTC" in ended.out
-    (found,) = read_acceptances(site.store, "images")
+    assert f"accepted as event 0: {KEY} as it is since 2026-01-01 12:00:01 UTC" in ended.out
+    (found,) = AcceptanceReader(site.store, "images", ManualClock()).read()
     until = moment(rfc3339((-(-found.effective_ms // 50) + 50) * 50))
     assert f"nothing watches {KEY}: until about {until}" in ended.out
     assert "(50 blocks of less than 1 s each)" in ended.out
@@ -129,7 +130,7 @@ def test_mistakes_are_refused(
     ended = site.rebaseline(with_baseline(), drift, **changes)
     assert ended.exit_code == 2
     assert said in ended.err
-    assert read_acceptances(site.store, "images") == ()
+    assert AcceptanceReader(site.store, "images", ManualClock()).read() == ()
 
 
 def test_without_a_baseline_there_is_nothing_to_accept_against(site: Site) -> None:

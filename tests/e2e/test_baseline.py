@@ -15,8 +15,8 @@ import yaml
 from kafka import KafkaProducer
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.clock import SystemClock
-from nap_stream.scored_log.acceptances import read_acceptances
+from nap_stream.clock import ManualClock, SystemClock
+from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import MAX_CLOCK_SKEW_MS
 from tests.cli.program import Call, call
@@ -143,7 +143,9 @@ def test_a_stretch_is_vouched_for_and_a_camera_turns_bad_and_is_accepted(
         typed = ("--from", iso(turn_ms), "--by", "Ann", "--reason", "line 2 was retooled")
         accepted = nap("rebaseline", "-c", monitor.config, "--key", BAD, *typed)
         assert (accepted.exit_code, accepted.err) == (0, "")
-        (acceptance,) = read_acceptances(LocalStore(monitor.log), monitor.kafka.topic)
+        (acceptance,) = AcceptanceReader(
+            LocalStore(monitor.log), monitor.kafka.topic, ManualClock()
+        ).read()
         # Until then it is not credible that an image is from so far ahead.
         least_ms = acceptance.effective_ms - MAX_CLOCK_SKEW_MS + BLOCK_MS
         wait_until(lambda: SystemClock().now_ms() > least_ms, "the notice to be over")

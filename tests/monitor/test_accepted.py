@@ -11,12 +11,15 @@ from rich.console import Console
 
 from nap_stream.clock import ManualClock
 from nap_stream.drift.records import CalibrationFacts
-from nap_stream.monitor.acceptances import LOOK_EVERY_S, AcceptanceReader
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.status import status_text
 from nap_stream.records import Acceptance, SegmentSummary
-from nap_stream.scored_log.acceptances import write_acceptance
+from nap_stream.scored_log.acceptances import (
+    LOOK_EVERY_S,
+    AcceptanceReader,
+    write_acceptance,
+)
 from tests.support.alert_sinks import FlakySink
 from tests.support.baselines import BASELINE_MS, BLOCK_MS, USUAL, cameras, with_baseline
 from tests.support.memory_store import MemoryStore

@@ -1,7 +1,6 @@
-"""Acceptances beside the log: written once each, read strictly, no part of the log."""
+"""Acceptances are events: written once each, read strictly, each given once to a monitor."""
 
-import json
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +8,22 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
-from nap_stream.errors import AcceptanceError, ConfigError, ScoredLogError
-from nap_stream.monitor.acceptances import LOOK_EVERY_S, AcceptanceReader
+from nap_stream.errors import ConfigError, EventError, ScoredLogError
 from nap_stream.records import Acceptance
 from nap_stream.scored_log.acceptances import (
-    MAX_BYTES,
-    MAX_NUMBER,
+    LOOK_EVERY_S,
     MAX_REASON,
-    acceptance_path,
-    read_acceptance,
-    read_acceptances,
+    AcceptanceReader,
+    acceptance_of,
     write_acceptance,
 )
-from nap_stream.scored_log.read import partitions
+from nap_stream.scored_log.events import Event, append_event, event_path, read_events
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.verify.run import verify
-from tests.scored_log.builders import CARS, memory_log, origin, scored
 from tests.support.memory_store import MemoryStore
 
 ACCEPTED = Acceptance(0, "cars", "camera-7", 1_000, 95_000, 5_000, "Ann", "line 3 was retooled")
+OTHER = Event(time_ms=7, kind="alert", by="coordinator", topic="cars", data={"event": {}})
 
 
 @pytest.fixture(params=["memory", "local"])
@@ -36,36 +31,23 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
     return MemoryStore() if request.param == "memory" else LocalStore(tmp_path)
 
 
-def test_each_gets_the_next_number(store: SegmentStore) -> None:
+def known(store: SegmentStore, topic: str = "cars") -> tuple[Acceptance, ...]:
+    """Those that a replay knows."""
+    return AcceptanceReader(store, topic, ManualClock()).read()
+
+
+def test_each_is_an_event_with_its_number(store: SegmentStore) -> None:
     first = write_acceptance(store, ACCEPTED)
+    append_event(store, OTHER)
     other = write_acceptance(store, Acceptance(0, "trucks", "", 1, 2, 3, "Bob", "new lens"))
-    third = write_acceptance(store, ACCEPTED)
-    assert [each.number for each in (first, other, third)] == [0, 1, 2]
-    assert read_acceptance(store, 0) == ACCEPTED
-    assert read_acceptances(store, "cars") == (first, third)
-    assert read_acceptances(store, "boats") == ()
-
-
-def test_a_number_that_another_takes_meanwhile_is_left_to_it() -> None:
-    class Crowded(MemoryStore):
-        """Whoever lists the folder finds less than there is a moment later."""
-
-        def names(self, folder: str, first: str = "") -> list[str]:
-            return super().names(folder, first)[:1]
-
-    store = Crowded()
-    assert [write_acceptance(store, ACCEPTED).number for _ in range(4)] == [0, 1, 2, 3]
-    assert json.loads(store.read(acceptance_path(3)) or b"")["number"] == 3
-
-
-def test_they_are_no_part_of_the_log() -> None:
-    store = MemoryStore()
-    log = memory_log(store)
-    position = log.begin(CARS, 0)
-    log.publish(CARS, position, 1, [scored(origin(0))])
-    write_acceptance(store, ACCEPTED)
-    assert partitions(store) == (CARS,)
-    assert verify(store, deep=True).clean
+    fourth = write_acceptance(store, ACCEPTED)
+    assert first == ACCEPTED
+    assert [each.number for each in (first, other, fourth)] == [0, 2, 3]
+    assert known(store) == (first, fourth)
+    assert known(store, "trucks") == (other,)
+    assert known(store, "boats") == ()
+    event = next(iter(read_events(store)))
+    assert (event.kind, event.by, event.topic, event.time_ms) == ("accepted", "Ann", "cars", 5_000)
 
 
 @pytest.mark.parametrize(
@@ -77,45 +59,39 @@ def test_they_are_no_part_of_the_log() -> None:
         {"reason": "x" * (MAX_REASON + 1)},
         {"reason": "two\nlines"},
         {"key": "camera\x1b[31m"},
+        {"key": "x" * 201},
     ],
 )
 def test_texts_are_checked_before_they_are_written(change: dict[str, str]) -> None:
     store = MemoryStore()
     with pytest.raises(ConfigError, match=f"--{next(iter(change))}"):
-        write_acceptance(store, Acceptance(**{**_tree(), **change}))
+        write_acceptance(store, dataclasses.replace(ACCEPTED, **change))
     assert store.names("") == []
 
 
-def _tree() -> dict[str, Any]:
-    return {name: getattr(ACCEPTED, name) for name in Acceptance.__slots__}
-
-
 @pytest.mark.parametrize(
-    "spoil",
+    "change",
     [
-        lambda _tree: b"",
-        lambda _tree: b"[1]",
-        lambda _tree: b"\xff",
-        lambda _tree: b"[" * 10_000,
-        lambda _tree: b" " * MAX_BYTES + b"{}",
-        lambda tree: json.dumps(tree | {"version": 2}).encode(),
-        lambda tree: json.dumps(tree | {"number": 7}).encode(),
-        lambda tree: json.dumps(tree | {"from_ms": 1.5}).encode(),
-        lambda tree: json.dumps(tree | {"from_ms": True}).encode(),
-        lambda tree: json.dumps(tree | {"from_ms": 10**30}).encode(),
-        lambda tree: json.dumps(tree | {"effective_ms": -(2**63)}).encode(),
-        lambda tree: json.dumps(tree | {"more": 1}).encode(),
-        lambda tree: json.dumps(tree | {"reason": "a\nb"}).encode(),
-        lambda tree: json.dumps(tree | {"key": "x" * 201}).encode(),
+        {"from_ms": 1.5},
+        {"from_ms": True},
+        {"from_ms": 10**30},
+        {"effective_ms": -(2**63)},
+        {"more": 1},
+        {"reason": "a\nb"},
+        {"key": "x" * 201},
+        {"key": None},
     ],
 )
-def test_a_damaged_one_is_refused_by_name(spoil: Callable[[dict[str, Any]], bytes]) -> None:
+def test_an_event_that_holds_no_acceptance_is_refused_by_name(change: dict[str, Any]) -> None:
     store = MemoryStore()
     write_acceptance(store, ACCEPTED)
-    tree = json.loads(store.read(acceptance_path(0)) or b"")
-    store.replace(acceptance_path(0), spoil(tree))
-    with pytest.raises(AcceptanceError, match=r"_acceptances/0{20}\.json.*not a valid acceptance"):
-        read_acceptances(store, "cars")
+    (event,) = read_events(store)
+    forged = append_event(store, dataclasses.replace(event, data={**event.data, **change}))
+    with pytest.raises(EventError, match=r"_events/0{19}1\.json: not a valid acceptance"):
+        acceptance_of(forged)
+    with capture_logs() as logs:
+        assert known(store) == (ACCEPTED,)
+    assert ["not a valid acceptance" in line["cause"] for line in logs] == [True]
 
 
 def test_a_monitor_reads_each_once_and_passes_a_damaged_one() -> None:
@@ -126,43 +102,34 @@ def test_a_monitor_reads_each_once_and_passes_a_damaged_one() -> None:
     assert reader.new() == (), "not before the next look"
     clock.advance(LOOK_EVERY_S)
     assert reader.new() == (first,)
-    store.create(acceptance_path(1), b"{}")
-    third = write_acceptance(store, ACCEPTED)
-    clock.advance(LOOK_EVERY_S)
+    store.create(event_path(1), b"{}")
     with capture_logs() as logs:
+        for _ in range(2):
+            clock.advance(LOOK_EVERY_S)
+            assert reader.new() == ()
+        third = write_acceptance(store, dataclasses.replace(ACCEPTED, made_ms=6_000))
+        clock.advance(LOOK_EVERY_S)
         assert reader.new() == (third,)
         clock.advance(LOOK_EVERY_S)
         assert reader.new() == ()
-    assert [line["event"] for line in logs] == ["acceptance_unreadable"]
+    assert [line["event"] for line in logs] == ["event_unreadable"]
+    assert known(store) == (first, third)
 
 
 def test_the_number_of_a_damaged_one_that_was_removed_may_come_again() -> None:
     """A monitor at work then knows what a replay knows."""
     store, clock = MemoryStore(), ManualClock()
     first = write_acceptance(store, ACCEPTED)
-    for junk in (1, 7):
-        store.create(acceptance_path(junk), b"{}")
+    store.create(event_path(1), b"{}")
     reader = AcceptanceReader(store, "cars", clock)
     found = list(reader.new())
-    store.remove([acceptance_path(junk) for junk in (1, 7)])
-    write_acceptance(store, ACCEPTED)
+    store.remove([event_path(1)])
+    write_acceptance(store, dataclasses.replace(ACCEPTED, made_ms=6_000))
     clock.advance(LOOK_EVERY_S)
     found += reader.new()
     assert [each.number for each in found] == [0, 1]
-    assert tuple(found) == read_acceptances(store, "cars")
+    assert tuple(found) == known(store)
     assert found[0] == first
-
-
-def test_a_number_that_nobody_gave_does_not_count_for_the_next() -> None:
-    store = MemoryStore()
-    junk = int("9" * 20)
-    store.create(acceptance_path(junk), b"{}")
-    assert write_acceptance(store, ACCEPTED).number == 0
-    with pytest.raises(AcceptanceError, match="its number is above"):
-        read_acceptance(store, junk)
-    store.create(acceptance_path(MAX_NUMBER), b"{}")
-    with pytest.raises(ScoredLogError, match="remove the file with the largest number"):
-        write_acceptance(store, ACCEPTED)
 
 
 def test_a_store_that_cannot_be_read_is_asked_again() -> None:
