@@ -303,6 +303,40 @@ def test_a_user_and_a_password_in_an_address_are_not_shown(write: Write) -> None
     assert "hunter2" not in problem
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("KAFKA__BOOTSTRAP_SERVERS", "user:hunter2@broker:9092"),
+        ("ALERTS__RUNBOOK_URL", "https://user:hunter2@wiki/x"),
+        ("ALERTS__DASHBOARD_URL", "https://hunter2@grafana"),
+    ],
+)
+def test_an_address_with_a_password_is_refused_where_it_would_be_shown(
+    write: Write, key: str, value: str
+) -> None:
+    problem = problem_of(write(MINIMAL), {f"NAP_STREAM__{key}": value})
+    assert "expected" in problem
+    assert "hunter2" not in problem
+
+
+def test_what_a_factory_takes_is_shown_without_secrets(write: Write) -> None:
+    kwargs = (
+        "{api_key: hush1, auth: {Password: hush2, depth: 18, token: 7}, "
+        "tokens: [hush3], url: 'https://u:hush4@hub/m', parts: [{client_secret: hush5}]}"
+    )
+    model = "torchvision.models:resnet18\n"
+    text = MINIMAL.replace(model, f"{model}  kwargs: {kwargs}\n")
+    settings = load_settings(write(text), {})
+
+    shown = masked_yaml(settings)
+
+    assert settings.model.kwargs["api_key"] == "hush1"
+    assert yaml.safe_load(shown)["model"]["kwargs"]["auth"]["depth"] == 18
+    assert yaml.safe_load(shown)["model"]["kwargs"]["auth"]["token"] == 7
+    assert "hush" not in shown
+    assert "a value is masked" in problem_of(write(shown))
+
+
 def test_sasl_without_a_password_is_refused(write: Write) -> None:
     assert "needs sasl_mechanism, sasl_username and a password" in problem_of(write(SASL))
 

@@ -35,15 +35,17 @@ from nap_stream.settings.schema import (
     ScoringSettings,
     Settings,
 )
-from nap_stream.settings.values import AnyPath, SecretFile, Section
+from nap_stream.settings.values import MASKED, USER_INFO, AnyPath, SecretFile, Section
 
 Key = tuple[str | int, ...]
 ENV_PREFIX = "NAP_STREAM__"
 
-SettingsT = TypeVar("SettingsT", bound=Section)
+_TELLING = re.compile(
+    r"passw|secret|token|credential|(api|access|private|auth)[_-]?key", re.IGNORECASE
+)
+"""In the name of a value that is a secret, where no type says so."""
 
-_USER_INFO = re.compile(r"://[^/?#\s]*@")
-"""A user, and perhaps a password, in an address."""
+SettingsT = TypeVar("SettingsT", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,31 @@ def masked_yaml(settings: Settings) -> str:
 
     `load_settings` refuses the masked values: they must be filled in again.
     """
-    tree = settings.model_dump(mode="json", context=EVERY_KEY)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(masked_tree(settings), sort_keys=False, allow_unicode=True)
+
+
+def masked_tree(settings: Settings) -> dict[str, Any]:
+    """The settings in force as JSON, masked as in `masked_yaml`.
+
+    What a model's factory takes may be anything: there the names tell what is a secret.
+    """
+    tree: dict[str, Any] = settings.model_dump(mode="json", context=EVERY_KEY)
+    if "kwargs" in tree["model"]:
+        tree["model"]["kwargs"] = _without_secrets(tree["model"]["kwargs"])
+    return tree
+
+
+def _without_secrets(value: Any, *, is_secret: bool = False) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _without_secrets(each, is_secret=is_secret or bool(_TELLING.search(str(name))))
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_without_secrets(each, is_secret=is_secret) for each in value]
+    if not isinstance(value, str):
+        return value
+    return MASKED if is_secret else USER_INFO.sub(f"://{MASKED}@", value)
 
 
 def _whole_tree(path: Path, environ: Mapping[str, str] | None) -> _Tree:
@@ -341,7 +366,7 @@ def _describe(
     if item["type"] == "model_type" and (section := _section_at(model, key)) is not None:
         problem = f"expected keys: {', '.join(section.model_fields)}"
     is_shown = isinstance(given, str | int | float | bool) and not _is_hidden(model, key)
-    if is_shown and ", got " not in problem and not _USER_INFO.search(str(given)):
+    if is_shown and ", got " not in problem and not USER_INFO.search(str(given)):
         problem = f"{problem}, got {given!r}"
     return ConfigError(problem, where, _meaning(model, key))
 

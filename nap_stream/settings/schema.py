@@ -26,6 +26,7 @@ from nap_stream.settings.elsewhere import ElsewhereSettings
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.values import (
+    MASKED,
     AnyPath,
     ExistingPath,
     LogRoot,
@@ -100,6 +101,9 @@ class KafkaSettings(Section):
             host, _, port = server.rpartition(":")
             if not host or not port.isdigit():
                 raise ValueError(f"expected host:port, got {server.rpartition('@')[2]!r}")
+            if "@" in host:
+                shown = server.rpartition("@")[2]
+                raise ValueError(f"expected host:port without a user, got {shown!r}")
         if not value:
             raise ValueError("expected at least one host:port")
         return value
@@ -231,6 +235,13 @@ class ModelSettings(Section):
     compile: CompileMode = "off"
     """Run the model under torch.compile, in this mode. Compiling takes up to a minute at each
     start, and a C++ compiler; where it fails, the model runs as it is."""
+
+    @field_validator("kwargs")
+    @classmethod
+    def _filled_in(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if MASKED in repr(value):
+            raise ValueError("a value is masked: fill in what it stands for")
+        return value
 
     @field_validator("preprocessing", mode="before")
     @classmethod

@@ -14,6 +14,11 @@ S3_ROOT = re.compile(
 )
 """The root of a scored log in an object store."""
 
+USER_INFO = re.compile(r"://[^/?#\s]*@")
+"""In an address: of whom it is, and perhaps with which password."""
+MASKED = "**********"
+"""What pydantic shows of a secret."""
+
 
 def _from_folder(value: Path, info: ValidationInfo) -> Path:
     """A relative path, taken from the folder of the file that it was read from."""
@@ -46,6 +51,13 @@ def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
     return str(value)
 
 
+def _without_user(value: str) -> str:
+    """Refuse an address that holds a user or a password: it is shown, and sent with alerts."""
+    if USER_INFO.search(value):
+        raise ValueError("expected an address without user and password")
+    return value
+
+
 AnyPath = Annotated[Path, AfterValidator(_from_folder)]
 ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
 SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing_secret)]
@@ -53,7 +65,9 @@ SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_exist
 Positive = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=86_400)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
-HttpAddress = Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000)]
+HttpAddress = Annotated[
+    str, Field(pattern=r"^https?://[^\s]+$", max_length=2_000), AfterValidator(_without_user)
+]
 TopicName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 Sides = Positive | tuple[Positive, Positive]
 LogRoot = Annotated[str | Path, AfterValidator(_log_root)]
