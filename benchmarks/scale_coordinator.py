@@ -42,6 +42,7 @@ from nap_stream.core.tails import FlagRateLaw
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.journal import Journal
 from nap_stream.pipeline.line import POLL_S
 from nap_stream.records import (
     Example,
@@ -216,6 +217,7 @@ class Simulation:
             [self.sink],
             summaries=LogSummaries(store, chosen, calibration_facts().fingerprint),
             checkpoints=self.checkpoints,
+            journal=Journal(store, chosen, self.clock),
             clock=self.clock,
         )
         seeds = np.random.SeedSequence(0).spawn(load.partitions)

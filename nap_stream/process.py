@@ -2,9 +2,11 @@
 
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,11 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def writer_id(name: str) -> str:
+    """Who writes to a log: unique over hosts, processes and restarts, and readable."""
+    return f"{name}@{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")

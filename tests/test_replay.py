@@ -11,6 +11,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.journal import Journal
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.replay import SHOWN_RANGES, EventSpan, ReplayReport, contradicting_flags, replay
 from nap_stream.scored_log.stores import SegmentStore
@@ -87,6 +88,7 @@ def lived(
             # The first one finds the log as it was before the run began.
             summaries=log if number else SummaryList(),
             checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+            journal=Journal(store, monitor_settings(), ManualClock()),
             clock=ManualClock(),
         )
         one.start()

@@ -11,14 +11,20 @@ import ray
 import structlog
 from ray.exceptions import RayError, RayTaskError
 
+from nap_stream.alert.sinks import open_sinks
 from nap_stream.clock import StopRequest, SystemClock
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
-from nap_stream.monitor.coordinator import Coordinator, open_coordinator
+from nap_stream.monitor.alerts import CheckpointStore
+from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import available_cpus, configure_logging
 from nap_stream.records import SegmentSummary, WorkerReport
-from nap_stream.scored_log.summary import LogEnds
+from nap_stream.scored_log.acceptances import AcceptanceReader
+from nap_stream.scored_log.read import require_root
+from nap_stream.scored_log.stores import store_at
+from nap_stream.scored_log.summary import LogEnds, LogSummaries
 from nap_stream.settings.schema import Settings, cpus_a_worker
 
 ANSWER_S = 5.0
@@ -134,10 +140,11 @@ class CoordinatorActor:
         """The present view."""
         return self._coordinator().status()
 
-    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus:
-        """Take what is left, deliver alerts, close."""
+    def finish(self, timeout_s: float, *, input_ended: bool, reason: str) -> CoordinatorStatus:
+        """Take what is left, deliver alerts, say why the run ended, close."""
         coordinator = self._coordinator()
         coordinator.flush(timeout_s, input_ended=input_ended)
+        coordinator.stopped(reason)
         status = coordinator.status()
         coordinator.close()
         return status
@@ -152,7 +159,31 @@ class CoordinatorActor:
             return self._opened
 
     def _open(self, since: LogEnds | None) -> Coordinator:
-        return open_coordinator(self._settings, self._calibration, SystemClock(), since)
+        """A coordinator that knows from checkpoint and log where it is, and can alert.
+
+        Raises:
+            NapStreamError: What keeps it from starting.
+        """
+        settings, clock = self._settings, SystemClock()
+        store = store_at(settings.log.root)
+        require_root(store)
+        coordinator = Coordinator(
+            settings,
+            self._calibration,
+            open_sinks(settings, clock),
+            summaries=LogSummaries(store, settings, self._calibration.fingerprint),
+            checkpoints=CheckpointStore(store, settings.alerts.monitor, settings.kafka.topic),
+            journal=Journal(store, settings, clock),
+            clock=clock,
+            acceptances=AcceptanceReader(store, settings.kafka.topic, clock),
+        )
+        try:
+            coordinator.start(since)
+        except BaseException as error:
+            coordinator.stopped(failed_words(error))
+            coordinator.close()
+            raise
+        return coordinator
 
 
 class RayWorker:
@@ -297,12 +328,15 @@ class RayCluster:
             return None
         return status
 
-    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
+    def finish(
+        self, timeout_s: float, *, input_ended: bool, reason: str
+    ) -> CoordinatorStatus | None:
         """Close the coordinator; None where it does not answer in time."""
         try:
-            status: CoordinatorStatus = _answer(
-                self._coordinator.finish.remote(timeout_s * 0.8, input_ended=input_ended), timeout_s
+            finished = self._coordinator.finish.remote(
+                timeout_s * 0.8, input_ended=input_ended, reason=reason
             )
+            status: CoordinatorStatus = _answer(finished, timeout_s)
         except (RayError, NapStreamError) as error:
             structlog.get_logger().error("coordinator_did_not_finish", cause=_brief(error))
             return None

@@ -1,4 +1,4 @@
-"""From the drift monitor's alerts to the sinks: a checkpoint that has them comes first.
+"""From the drift monitor's alerts to the sinks: a checkpoint and an event of each come first.
 
 The checkpoint says where the monitor stands, and which alerts are on their way. It saves reading
 the log again and keeps the story straight; the log stays the truth. What a checkpoint lacks is
@@ -28,6 +28,7 @@ from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, UnscoredAlert
 from nap_stream.metrics import Metrics
+from nap_stream.monitor.journal import Journal
 from nap_stream.records import SegmentSummary
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
@@ -51,9 +52,9 @@ class Checkpoint:
     """What a coordinator that takes over must know.
 
     ``monitor`` is the drift monitor's own state. ``pending`` are the alerts that were decided and
-    that any of the sinks had not taken, each once, in the order of decision. All sinks get them
-    again, but for those that say that they have them: to Alertmanager a repeat is the same alert,
-    and the log repeats a line.
+    that any of the sinks had not taken, or that the chain of events lacked, each once, in the order
+    of decision. All sinks get them again, but for those that say that they have them: to
+    Alertmanager a repeat is the same alert, and the log repeats a line.
     """
 
     monitor: bytes
@@ -182,6 +183,7 @@ class AlertDispatcher:
         sinks: Sequence[AlertSink],
         checkpoints: CheckpointStore,
         *,
+        journal: Journal,
         metrics: Metrics,
         clock: Clock,
     ) -> None:
@@ -189,6 +191,7 @@ class AlertDispatcher:
         self._version = version("nap-stream")
         self._checkpoints, self._metrics, self._clock = checkpoints, metrics, clock
         self.outboxes = Outboxes(sinks, metrics, clock)
+        self._journal = journal
         self._lock = threading.Lock()
         self._decided: list[AlertEvent] = []
         self._restored: frozenset[str] = frozenset()
@@ -216,6 +219,7 @@ class AlertDispatcher:
         checkpoint = self._checkpoints.read()
         if checkpoint is None:
             return None
+        self._write(checkpoint.pending)
         for event in checkpoint.pending:
             self.outboxes.put(event)
         self._restored = frozenset(event.id for event in checkpoint.pending)
@@ -257,6 +261,7 @@ class AlertDispatcher:
         """
         if state is not None:
             self._keep(state, self._pending(decided))
+        self._write(decided)
         with self._lock:
             del self._decided[: len(decided)]
             for event in decided:
@@ -275,8 +280,17 @@ class AlertDispatcher:
             self._decided.append(event)
         return True
 
+    def _write(self, alerts: Sequence[AlertEvent]) -> None:
+        """Have the chain of events hold alerts before they are sent, if that can be."""
+        self._journal.tell(alerts)
+        self._journal.write()
+
     def _pending(self, decided: Sequence[AlertEvent]) -> tuple[AlertEvent, ...]:
-        return (*self.outboxes.pending(), *decided)
+        """What any sink, or the chain of events, lacks. All that is unwritten comes last there."""
+        unwritten = self._journal.unwritten()
+        told = {alert.id for alert in unwritten}
+        waiting = (alert for alert in self.outboxes.pending() if alert.id not in told)
+        return (*waiting, *unwritten, *decided)
 
     def _keep(self, state: MonitorSnapshot, pending: tuple[AlertEvent, ...]) -> None:
         self._due_s = self._clock.monotonic() + CHECKPOINT_EVERY_S

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import structlog
 
 from nap_stream.alert.event import AlertEvent
-from nap_stream.alert.sinks import AlertSink, open_sinks
+from nap_stream.alert.sinks import AlertSink
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import OVER, Reason
 from nap_stream.drift.block_alerts import block_watch
@@ -24,11 +24,10 @@ from nap_stream.monitor.alerts import (
     MonitorSnapshot,
 )
 from nap_stream.monitor.gauges import show_drift
+from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
-from nap_stream.scored_log.read import require_root
-from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time
 from nap_stream.settings.schema import Settings
 
@@ -65,6 +64,7 @@ class Coordinator:
         *,
         summaries: LogSummaries,
         checkpoints: CheckpointStore,
+        journal: Journal,
         clock: Clock,
         acceptances: AcceptanceReader | None = None,
     ) -> None:
@@ -75,8 +75,12 @@ class Coordinator:
         self.metrics = Metrics(version("nap-stream"))
         self.metrics.workers_expected.set(settings.worker.count)
         self.metrics.ood_fraction_expected.set(self._plan.flag_rate)
+        self._calibration, self._journal = calibration, journal
         self._dispatcher = AlertDispatcher(
-            self._plan, settings, calibration, sinks, checkpoints, metrics=self.metrics, clock=clock
+            *(self._plan, settings, calibration, sinks, checkpoints),
+            journal=journal,
+            metrics=self.metrics,
+            clock=clock,
         )
         self._server: MetricsServer | None = None
         # One thread at a time sends: an older state must not take the place of a newer one.
@@ -110,6 +114,8 @@ class Coordinator:
             ScoredLogError: The log cannot be read.
             ConfigError: The address of the metrics cannot be had.
         """
+        by_blocks = self._shown.blocks is not None
+        self._journal.started(self._plan, self._calibration, by_blocks=by_blocks)
         self._accept_new()
         if self._log.partitions():
             self._take_over()
@@ -213,6 +219,12 @@ class Coordinator:
         # What was delivered is no longer on its way.
         self._send(at_once=True)
 
+    def stopped(self, reason: str) -> None:
+        """Have the chain of events say that the run is over, and why."""
+        with self._lock:
+            rows = dict(self._rows)
+        self._journal.stopped(reason, rows)
+
     def status(self) -> CoordinatorStatus:
         """Say how the run is, and show it in the metrics. Decides nothing."""
         with self._lock:
@@ -238,7 +250,7 @@ class Coordinator:
             )
 
     def health(self) -> tuple[str, ...]:
-        """Say which workers do not report or go on, and why alerts cannot be delivered."""
+        """Say which workers do not report or go on, and why alerts are not delivered or kept."""
         wanted, age_s = self._settings.worker.count, HEALTHY_REPORT_AGE_S
         with self._lock:
             heard = len(self._workers.heard_within(age_s, self._clock.monotonic()))
@@ -250,6 +262,8 @@ class Coordinator:
         outboxes = self._dispatcher.outboxes
         if (failure := outboxes.failure) is not None:
             reasons.append(f"{len(outboxes)} alerts not delivered: {failure}")
+        if (failure := self._journal.failure) is not None:
+            reasons.append(f"{len(self._journal)} events not written to the log: {failure}")
         return tuple(reasons)
 
     def close(self) -> None:
@@ -461,32 +475,3 @@ class Coordinator:
         self._looked_s = now_s
         self._hold(self._partitions.expected(now_s, self._monitor.partitions.end))
         self._workers.show(now_s)
-
-
-def open_coordinator(
-    settings: Settings, calibration: CalibrationFacts, clock: Clock, since: LogEnds | None
-) -> Coordinator:
-    """A coordinator that knows from checkpoint and log where it is, serves metrics and can alert.
-
-    ``since`` is that of `Coordinator.start`.
-
-    Raises:
-        NapStreamError: What keeps it from starting.
-    """
-    store = store_at(settings.log.root)
-    require_root(store)
-    coordinator = Coordinator(
-        settings,
-        calibration,
-        open_sinks(settings, clock),
-        summaries=LogSummaries(store, settings, calibration.fingerprint),
-        checkpoints=CheckpointStore(store, settings.alerts.monitor, settings.kafka.topic),
-        clock=clock,
-        acceptances=AcceptanceReader(store, settings.kafka.topic, clock),
-    )
-    try:
-        coordinator.start(since)
-    except BaseException:
-        coordinator.close()
-        raise
-    return coordinator

@@ -13,6 +13,7 @@ import structlog
 
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import NapStreamError, WorkerError, WorkerGaveUpError
+from nap_stream.monitor.journal import failed_words
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import WorkerReport
 from nap_stream.settings.schema import DriverSettings
@@ -53,8 +54,13 @@ class Cluster(Protocol):
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view, which asking does not change; None while it does not answer."""
 
-    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
-        """Judge what waits if the input has ended, deliver alerts, close the coordinator."""
+    def finish(
+        self, timeout_s: float, *, input_ended: bool, reason: str
+    ) -> CoordinatorStatus | None:
+        """Judge what waits if the input has ended, deliver alerts, close the coordinator.
+
+        ``reason`` is why the run ended.
+        """
 
 
 class Ending(StrEnum):
@@ -135,10 +141,10 @@ class Driver:
         """
         try:
             ending = self._supervise(stop)
-        except Exception:
-            self._shut_down(input_ended=False)
+        except Exception as error:
+            self._shut_down(failed_words(error), input_ended=False)
             raise
-        unclean, status = self._shut_down(input_ended=ending is Ending.IDLE)
+        unclean, status = self._shut_down(ending.value, input_ended=ending is Ending.IDLE)
         return RunResult(ending, status, unclean)
 
     def _supervise(self, stop: threading.Event) -> Ending:
@@ -253,7 +259,9 @@ class Driver:
             and all(report.idle for report in present)
         )
 
-    def _shut_down(self, *, input_ended: bool) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
+    def _shut_down(
+        self, reason: str, *, input_ended: bool
+    ) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
         deadline = Deadline(self._clock, self._settings.shutdown_deadline_s)
         running = [slot.handle for slot in self._slots if slot.handle is not None]
         for handle in running:
@@ -267,7 +275,12 @@ class Driver:
             for slot in self._slots
             if slot.handle is not None and not _settled(slot) and slot.progress is not None
         )
-        return unclean, self._cluster.finish(deadline.remaining_s(), input_ended=input_ended)
+        if unclean:
+            reason = f"{reason}; did not leave in time: {', '.join(unclean)}"
+        status = self._cluster.finish(
+            deadline.remaining_s(), input_ended=input_ended, reason=reason
+        )
+        return unclean, status
 
 
 def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:

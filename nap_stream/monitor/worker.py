@@ -1,9 +1,6 @@
 """A worker, put together from settings. Knows no Ray."""
 
 import gc
-import os
-import platform
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,6 +25,7 @@ from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder, score_sent
 from nap_stream.pipeline.rows import DecodeOnCpu, MessageDecoder, RowScorer, ScoreImages
 from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, ScoringStage
+from nap_stream.process import writer_id
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -83,7 +81,7 @@ def run_worker(
                 dead_letters=dead_letters,
                 reporter=reporter,
                 counters=WorkerCounters(name, incarnation),
-                writer_id=_writer_id(name, incarnation),
+                writer_id=writer_id(f"{name}.{incarnation}"),
                 clock=clock,
             )
         )
@@ -268,9 +266,3 @@ def replicas(loaded: LoadedModel, count: int) -> list[LoadedModel]:
     except ModelError as error:
         structlog.get_logger().warning("one_batch_in_flight", cause=error.problem)
         return [loaded]
-
-
-def _writer_id(name: str, incarnation: int) -> str:
-    """Unique over hosts, processes and restarts, and readable in a footer."""
-    process = f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    return f"{name}.{incarnation}@{process}"

@@ -15,6 +15,7 @@ from nap_stream.errors import EventError, ScoredLogError
 from nap_stream.records import Acceptance
 from nap_stream.scored_log.events import (
     Event,
+    EventKind,
     append_event,
     event_path,
     require_text,
@@ -23,7 +24,6 @@ from nap_stream.scored_log.events import (
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 
-ACCEPTED = "accepted"
 MAX_BY, MAX_REASON, MAX_KEY = 200, 1_000, 200
 """Characters."""
 NOTICE_MS = 30_000
@@ -49,7 +49,7 @@ def write_acceptance(store: SegmentStore, acceptance: Acceptance) -> Acceptance:
         store,
         Event(
             time_ms=acceptance.made_ms,
-            kind=ACCEPTED,
+            kind=EventKind.ACCEPTED,
             by=acceptance.by,
             topic=acceptance.topic,
             data={name: tree[name] for name in _TYPES},
@@ -126,7 +126,7 @@ class AcceptanceReader:
                 self._tell(str(each))
                 continue
             self._next = each.number + 1
-            if each.kind != ACCEPTED or each.topic != self._topic:
+            if each.kind != EventKind.ACCEPTED or each.topic != self._topic:
                 continue
             try:
                 found.append(acceptance_of(each))

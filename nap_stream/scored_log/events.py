@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,6 +53,16 @@ _TYPES: dict[str, type] = {
 _BEHIND = (*_TYPES, "previous_sha256")
 
 
+class EventKind(StrEnum):
+    """What nap-stream writes of itself. A later version may write others."""
+
+    RUN_STARTED = "run-started"
+    RUN_STOPPED = "run-stopped"
+    ALERT = "alert"
+    ACKNOWLEDGED = "acknowledged"
+    ACCEPTED = "accepted"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something that happened, of one of the kinds that docs/scored-log.md lists.
@@ -74,6 +85,16 @@ class Event:
 def event_path(number: int) -> str:
     """Where the event of a number lies, below the log's root."""
     return f"{FOLDER}/{number:020}.json"
+
+
+def alert_id(event: Event) -> str:
+    """The id of the alert that an event is or acknowledges; empty for none."""
+    found = event.data.get("alert")
+    if event.kind == EventKind.ALERT:
+        tree = event.data.get("event")
+        found = tree.get("id") if isinstance(tree, dict) else None
+    is_of_alert = event.kind in {EventKind.ALERT, EventKind.ACKNOWLEDGED}
+    return found if isinstance(found, str) and is_of_alert else ""
 
 
 def append_event(store: SegmentStore, event: Event, *, near: int = 0) -> Event:

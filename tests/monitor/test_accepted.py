@@ -13,6 +13,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.status import status_text
 from nap_stream.records import Acceptance, SegmentSummary
 from nap_stream.scored_log.acceptances import (
@@ -62,6 +63,7 @@ def running(
         [sink],
         summaries=log or SummaryList(),
         checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+        journal=Journal(store, SETTINGS, clock),
         clock=clock,
         acceptances=AcceptanceReader(store, "images", clock),
     )

@@ -17,6 +17,7 @@ from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import HOLE_PATIENCE_S, LOOK_EVERY_S, Coordinator
+from nap_stream.monitor.journal import Journal
 from nap_stream.records import PartitionProgress, SegmentSummary, Status, TopicPartition
 from nap_stream.scored_log.stores import SegmentStore
 from tests.support.alert_sinks import FlakySink
@@ -50,13 +51,19 @@ def running(
     store: SegmentStore | None = None,
     **sections: dict[str, Any],
 ) -> Iterator[Coordinator]:
-    coordinator = Coordinator(
+    chosen, store, clock = (
         settings(**sections),
+        store or MemoryStore(),
+        clock or ManualClock(NOW_MS),
+    )
+    coordinator = Coordinator(
+        chosen,
         FACTS,
         [sink or FlakySink()],
         summaries=log or SummaryList(),
-        checkpoints=CheckpointStore(store or MemoryStore(), "ood-fraction", "images"),
-        clock=clock or ManualClock(NOW_MS),
+        checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+        journal=Journal(store, chosen, clock),
+        clock=clock,
     )
     coordinator.start(since)
     try:
@@ -426,6 +433,7 @@ def test_a_log_that_cannot_be_read_keeps_it_from_starting() -> None:
         [sink],
         summaries=log,
         checkpoints=CheckpointStore(MemoryStore(), "ood-fraction", "images"),
+        journal=Journal(MemoryStore(), settings(), ManualClock()),
         clock=ManualClock(),
     )
     with pytest.raises(ScoredLogError):

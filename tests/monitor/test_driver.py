@@ -107,6 +107,7 @@ class FakeCluster:
     calls: list[str] = field(default_factory=list)
     finished_with_s: float | None = None
     input_ended: bool | None = None
+    reason: str = ""
 
     def start_worker(self, name: str, incarnation: int) -> FakeWorker:
         self.started.append((name, incarnation, self.clock.monotonic()))
@@ -122,8 +123,10 @@ class FakeCluster:
         self.calls.append("status")
         return self.view(self.clock.monotonic())
 
-    def finish(self, timeout_s: float, *, input_ended: bool) -> CoordinatorStatus | None:
-        self.finished_with_s, self.input_ended = timeout_s, input_ended
+    def finish(
+        self, timeout_s: float, *, input_ended: bool, reason: str
+    ) -> CoordinatorStatus | None:
+        self.finished_with_s, self.input_ended, self.reason = timeout_s, input_ended, reason
         return self.status()
 
 
@@ -148,7 +151,7 @@ def test_stop_asks_workers_to_leave_and_closes_the_coordinator() -> None:
     result = run(cluster, stop_at=5)
 
     assert result.ending is Ending.STOPPED
-    assert cluster.input_ended is False
+    assert (cluster.input_ended, cluster.reason) == (False, "stopped")
     assert result.unclean == ()
     assert cluster.workers[0].stopped
     assert not cluster.workers[0].killed
@@ -175,6 +178,7 @@ def test_a_worker_that_does_not_leave_is_killed_within_the_deadline_and_named() 
     result = run(cluster, stop_at=5)
 
     assert result.unclean == ("worker-0",)
+    assert cluster.reason == "stopped; did not leave in time: worker-0"
     assert cluster.workers[0].killed
     assert clock.monotonic() <= 5 + SETTINGS.shutdown_deadline_s + 1
 
@@ -202,6 +206,7 @@ def test_gives_up_after_the_set_number_of_restarts_with_the_last_cause() -> None
 
     assert len(cluster.started) == SETTINGS.max_restarts + 1
     assert cluster.finished_with_s is not None
+    assert cluster.reason.startswith("failed: worker-0: the worker failed 3 times in a row")
 
 
 def test_an_error_that_cannot_mend_itself_ends_the_run_at_once() -> None:
@@ -335,7 +340,7 @@ def test_a_worker_that_waits_is_not_idle() -> None:
     result = run(cluster, RunLimits(partitions=1, until_idle_s=5))
 
     assert result.ending is Ending.IDLE
-    assert cluster.input_ended is True
+    assert (cluster.input_ended, cluster.reason) == (True, "idle")
     assert cluster.clock.monotonic() >= 55
 
 

@@ -15,7 +15,9 @@ from nap_stream.core.alert_state import AlertState
 from nap_stream.errors import ScoredLogError
 from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S, CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.journal import Journal
 from nap_stream.records import PartitionProgress, SegmentSummary, TopicPartition
+from nap_stream.scored_log.events import alert_id, read_events
 from tests.support.alert_sinks import FlakySink
 from tests.support.memory_store import MemoryStore
 from tests.support.summaries import FACTS, Row, partition, report, segments, summary
@@ -48,7 +50,7 @@ class Fate:
 
 
 class MortalStore(MemoryStore):
-    """Dies before or after a checkpoint was written."""
+    """Dies before or after a checkpoint or an event was written."""
 
     def __init__(self, fate: Fate) -> None:
         super().__init__()
@@ -59,16 +61,23 @@ class MortalStore(MemoryStore):
         super().replace(path, content)
         self.fate.pass_by()
 
+    def create(self, path: str, content: bytes) -> bool:
+        self.fate.pass_by()
+        done = super().create(path, content)
+        self.fate.pass_by()
+        return done
+
 
 class MortalSink(FlakySink):
     """Dies before or after an alert was delivered."""
 
-    def __init__(self, fate: Fate) -> None:
+    def __init__(self, fate: Fate, store: MemoryStore) -> None:
         super().__init__()
-        self.fate = fate
+        self.fate, self.store = fate, store
 
     def publish(self, alert: AlertEvent) -> None:
         self.fate.pass_by()
+        assert alert.id in {alert_id(event) for event in read_events(self.store)}
         super().publish(alert)
         self.fate.pass_by()
 
@@ -83,11 +92,8 @@ class Site:
 
     def __init__(self) -> None:
         self.fate = Fate()
-        self.log, self.store, self.sink = (
-            SummaryList(),
-            MortalStore(self.fate),
-            MortalSink(self.fate),
-        )
+        self.log, self.store = SummaryList(), MortalStore(self.fate)
+        self.sink = MortalSink(self.fate, self.store)
         self.clock = ManualClock(NOW_MS)
         self._numbers = count()
         self.drops = 0
@@ -119,9 +125,13 @@ class Site:
             self.coordinator = None
 
     def finish(self) -> list[str]:
+        """What was sent. Each alert stands in the chain of events, once, and was there first."""
         self.fate.left = -1
         self.running().flush(5)
         self.drop()
+        kept = [alert_id(event) for event in read_events(self.store) if event.kind == "alert"]
+        assert sorted(kept) == sorted(alert.id for alert in self.sink.alerts)
+        assert len(set(kept)) == len(kept)
         return story(self.sink.alerts)
 
     def attempt(self, act: Any) -> None:
@@ -144,12 +154,14 @@ def new_coordinator(
     *other_sinks: FlakySink,
     **sections: Any,
 ) -> Coordinator:
+    chosen = monitor_settings(**(sections or SECTIONS))
     return Coordinator(
-        monitor_settings(**(sections or SECTIONS)),
+        chosen,
         FACTS,
         [sink, *other_sinks],
         summaries=log,
         checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+        journal=Journal(store, chosen, clock),
         clock=clock,
     )
 
@@ -459,6 +471,7 @@ def test_no_sink_is_told_what_no_checkpoint_has() -> None:
         [FlakySink(), auditor],
         summaries=SummaryList(),
         checkpoints=checkpoints,
+        journal=Journal(MemoryStore(), monitor_settings(**SECTIONS), ManualClock(NOW_MS)),
         clock=ManualClock(NOW_MS),
     )
     coordinator.start()

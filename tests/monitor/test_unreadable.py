@@ -12,6 +12,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.core.detection import unscored_delay
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.journal import Journal
 from nap_stream.pipeline.rows import MessageDecoder
 from nap_stream.records import PartitionProgress, Status, TopicPartition
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
@@ -100,6 +101,7 @@ def alerts_of(bench: Bench, lives: int = 1) -> list[dict[str, Any]]:
             [sink],
             summaries=SummaryList(told[: life * len(told) // lives]),
             checkpoints=CheckpointStore(store, "ood-fraction", "images"),
+            journal=Journal(store, SETTINGS, ManualClock()),
             clock=ManualClock(NOON_MS + 60_000),
         )
         coordinator.start()
