@@ -15,6 +15,7 @@ from nap_stream.cli.bench import bench
 from nap_stream.cli.calibrate import build_calibration_app, calibrate
 from nap_stream.cli.demo import demo, produce
 from nap_stream.cli.evaluate import evaluate
+from nap_stream.cli.events import ack, history
 from nap_stream.cli.init import init
 from nap_stream.cli.log import compact, verify
 from nap_stream.cli.plan import plan
@@ -73,6 +74,7 @@ def build_app() -> typer.Typer:
         *(run, produce, alerts),
         *(baseline, compare, rebaseline),
         *(query, sql, replay, verify, compact),
+        *(history, ack),
         *(doctor, bench, demo),
     ):
         app.command()(command)

@@ -174,7 +174,7 @@ def query(
     else:
         counts = _counts(store, filters, groups, unread)
         schema, batches = counts.schema, iter(counts.to_batches())
-    _write(schema, batches, output_format, output, limit)
+    write_rows(schema, batches, output_format, output, limit)
     _tell_unread(unread)
 
 
@@ -232,7 +232,7 @@ def sql(
         memory_bytes=memory * 2**20,
         unread=unread,
     )
-    _write(found.schema, iter(found.to_batches()), output_format, output, limit)
+    write_rows(found.schema, iter(found.to_batches()), output_format, output, limit)
     if found.num_rows > limit and output_format != "table":
         typer.echo(f"Only the first {limit:,} rows; there are more: give --limit.", err=True)
     _tell_unread(unread)
@@ -345,13 +345,18 @@ def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
     typer.echo("No row matches.", err=True)
 
 
-def _write(
+def write_rows(
     schema: "pa.Schema",
     batches: "Iterable[pa.RecordBatch]",
     output_format: RowFormat,
     output: Path | None,
     limit: int | None,
 ) -> None:
+    """Write rows as --format and --output say.
+
+    Raises:
+        ConfigError: The file cannot be written, or Parquet is asked for in a terminal.
+    """
     from nap_stream.scored_log.output import OutputFormat, write_batches
 
     shape = OutputFormat(output_format)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
@@ -74,6 +74,13 @@ class Journal:
     ) -> None:
         """Write that a run began, by what and how it judges. ``by_blocks`` is whether blocks do."""
         shown, size = masked_tree(self._settings), plan.window_records
+        detectors = (
+            [Detector.BLOCKS] if by_blocks else [Detector.OOD_WINDOW, Detector.OOD_SEQUENTIAL]
+        )
+        if plan.tail_rates and not by_blocks:
+            detectors.append(Detector.SCORE_SHIFT)
+        if self._settings.drift.unscored is not None:
+            detectors.append(Detector.UNSCORED_IMAGES)
         digest = hashlib.sha256(json.dumps(shown, sort_keys=True, separators=(",", ":")).encode())
         data: dict[str, Any] = {
             "version": version("nap-stream"),
@@ -86,7 +93,7 @@ class Journal:
             "flag_rate": plan.flag_rate,
             "window_records": size,
             "bound": window_firing_limit(plan, size) / size,
-            "detectors": list(_detectors(plan, self._settings, by_blocks=by_blocks)),
+            "detectors": detectors,
         }
         self._add(EventKind.RUN_STARTED, data)
         self.write(at_once=True)
@@ -154,18 +161,6 @@ class Journal:
             structlog.get_logger().error("event_lost", kind=event.kind, cause=str(error))
         if alert is not None:
             self._written.add(alert.id)
-
-
-def _detectors(plan: DetectionPlan, settings: Settings, *, by_blocks: bool) -> Iterator[Detector]:
-    """What makes alerts."""
-    if by_blocks:
-        yield Detector.BLOCKS
-    else:
-        yield from (Detector.OOD_WINDOW, Detector.OOD_SEQUENTIAL)
-        if plan.tail_rates:
-            yield Detector.SCORE_SHIFT
-    if settings.drift.unscored is not None:
-        yield Detector.UNSCORED_IMAGES
 
 
 def failed_words(error: BaseException) -> str:

@@ -4,11 +4,10 @@ They are events of the kind "accepted", so that a monitor and a replay of its lo
 ones. A monitor at work looks for new ones at times.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Annotated
 
 import structlog
+from pydantic import BaseModel, ConfigDict, Field
 
 from nap_stream.clock import Clock
 from nap_stream.errors import EventError, ScoredLogError
@@ -16,13 +15,15 @@ from nap_stream.records import Acceptance
 from nap_stream.scored_log.events import (
     Event,
     EventKind,
+    Printable,
+    Time,
     append_event,
     event_path,
+    problem_of,
     require_text,
     walk_events,
 )
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 
 MAX_BY, MAX_REASON, MAX_KEY = 200, 1_000, 200
 """Characters."""
@@ -31,7 +32,16 @@ NOTICE_MS = 30_000
 then, so that a replay, which knows of it from the beginning, gives the same alerts."""
 LOOK_EVERY_S = 5.0
 """A fraction of `NOTICE_MS`."""
-_TYPES = {"key": str, "from_ms": int, "effective_ms": int, "reason": str}
+
+
+class _Data(BaseModel):
+    """What the event of an acceptance says beside who, when and of which topic."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    key: Annotated[Printable, Field(max_length=MAX_KEY)]
+    from_ms: Time
+    effective_ms: Time
+    reason: Annotated[Printable, Field(min_length=1, max_length=MAX_REASON)]
 
 
 def write_acceptance(store: SegmentStore, acceptance: Acceptance) -> Acceptance:
@@ -44,18 +54,10 @@ def write_acceptance(store: SegmentStore, acceptance: Acceptance) -> Acceptance:
     require_text("by", acceptance.by, MAX_BY)
     require_text("reason", acceptance.reason, MAX_REASON)
     require_text("key", acceptance.key, MAX_KEY, may_be_empty=True)
-    tree = asdict(acceptance)
-    event = append_event(
-        store,
-        Event(
-            time_ms=acceptance.made_ms,
-            kind=EventKind.ACCEPTED,
-            by=acceptance.by,
-            topic=acceptance.topic,
-            data={name: tree[name] for name in _TYPES},
-        ),
-    )
-    return acceptance_of(event)
+    data = {name: getattr(acceptance, name) for name in _Data.model_fields}
+    who, made_ms, topic = acceptance.by, acceptance.made_ms, acceptance.topic
+    event = Event(time_ms=made_ms, kind=EventKind.ACCEPTED, by=who, topic=topic, data=data)
+    return acceptance_of(append_event(store, event))
 
 
 def acceptance_of(event: Event) -> Acceptance:
@@ -64,25 +66,14 @@ def acceptance_of(event: Event) -> Acceptance:
     Raises:
         EventError: It tells of none.
     """
-    data: dict[str, Any] = dict(event.data)
     try:
-        _check(event.by, data)
+        data = _Data.model_validate(event.data).model_dump()
     except ValueError as error:
         where = event_path(event.number)
-        raise EventError(f"not a valid acceptance: {error}", where) from error
+        raise EventError(f"not a valid acceptance: {problem_of(error)}", where) from error
     return Acceptance(
         number=event.number, topic=event.topic, made_ms=event.time_ms, by=event.by, **data
     )
-
-
-def _check(by: str, data: Mapping[str, Any]) -> None:
-    if {name: type(value) for name, value in data.items()} != _TYPES:
-        raise ValueError(f"expected {', '.join(_TYPES)}, each of its type")
-    if not all(EARLIEST_MS <= data[name] <= LATEST_MS for name in ("from_ms", "effective_ms")):
-        raise ValueError(f"a time is not from {rfc3339(EARLIEST_MS)} to {rfc3339(LATEST_MS)}")
-    texts = ((by, MAX_BY), (data["reason"], MAX_REASON), (data["key"], MAX_KEY))
-    if any(len(text) > limit or not text.isprintable() for text, limit in texts):
-        raise ValueError("a text is too long, or not printable")
 
 
 class AcceptanceReader:

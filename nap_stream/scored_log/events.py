@@ -6,10 +6,8 @@ They are a chain of their own: numbers from 0 on without holes, and each file na
 the file before it. Each is created exclusively under the next free number and never changed. The
 folder is hidden from Parquet readers, as all names that begin with an underscore.
 
-A file is one line of JSON, the object of `Event` without its digest, and three keys more:
-``format``, ``version`` and ``previous_sha256``, which is `START_SHA256` for number 0. A file that
-differs from what is written of its content in a single byte is damaged. Files come from outside:
-their size is limited before they are decoded.
+A file is one line of JSON, `Document`; one that differs in a single byte from what is written of
+its content is damaged. Files come from outside: their size is limited before they are decoded.
 """
 
 import hashlib
@@ -19,17 +17,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nap_stream.errors import ConfigError, EventError, ScoredLogError
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect, DefectKind
-from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
+from nap_stream.text import EARLIEST_MS, LATEST_MS
 
 FOLDER = "_events"
-FORMAT = "nap-stream event"
-VERSION = 1
 START_SHA256 = "0" * 64
 """What the first event names, as there is none before it."""
 MAX_BYTES = 4 * 2**20
@@ -40,17 +37,7 @@ ATTEMPTS = 100
 """So many others may take the next number while one is written."""
 THREADS = 16
 """Small files wait for the disk or the network."""
-MAX_NAME = 250
-"""Characters of who, topic and monitor."""
 _NAME = re.compile(r"([0-9]{20})\.json")
-_KIND = re.compile(r"[a-z][a-z-]{0,39}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_TYPES: dict[str, type] = {
-    **dict.fromkeys(("number", "time_ms"), int),
-    **dict.fromkeys(("kind", "by", "topic", "monitor"), str),
-    "data": dict,
-}
-_BEHIND = (*_TYPES, "previous_sha256")
 
 
 class EventKind(StrEnum):
@@ -82,6 +69,34 @@ class Event:
     sha256: str = ""
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it is not printable")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(_printable)]
+Time = Annotated[int, Field(ge=EARLIEST_MS, le=LATEST_MS)]
+"""Milliseconds since the epoch."""
+_Name = Annotated[Printable, Field(max_length=250)]
+
+
+class Document(BaseModel):
+    """The object in a file, its keys in this order."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: Literal["nap-stream event"] = "nap-stream event"
+    version: Literal[1] = 1
+    number: Annotated[int, Field(ge=0, le=MAX_NUMBER)]
+    time_ms: Time
+    kind: Annotated[str, Field(pattern=r"^[a-z][a-z-]{0,39}$")]
+    by: Annotated[_Name, Field(pattern=r"\S")]
+    topic: _Name
+    monitor: _Name
+    data: dict[str, Any]
+    previous_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 def event_path(number: int) -> str:
     """Where the event of a number lies, below the log's root."""
     return f"{FOLDER}/{number:020}.json"
@@ -89,44 +104,38 @@ def event_path(number: int) -> str:
 
 def alert_id(event: Event) -> str:
     """The id of the alert that an event is or acknowledges; empty for none."""
-    found = event.data.get("alert")
-    if event.kind == EventKind.ALERT:
-        tree = event.data.get("event")
-        found = tree.get("id") if isinstance(tree, dict) else None
-    is_of_alert = event.kind in {EventKind.ALERT, EventKind.ACKNOWLEDGED}
-    return found if isinstance(found, str) and is_of_alert else ""
+    found = event.data.get("alert") if event.kind == EventKind.ACKNOWLEDGED else None
+    if event.kind == EventKind.ALERT and isinstance(tree := event.data.get("event"), dict):
+        found = tree.get("id")
+    return found if isinstance(found, str) else ""
 
 
 def append_event(store: SegmentStore, event: Event, *, near: int = 0) -> Event:
     """Write an event as the last one of the chain; give it with its number and digest.
 
-    To append the same event again after a failure is safe: where it is the last one already, that
-    counts. ``near`` is a number that there was lately: it saves listing those before.
+    ``near`` is a number that there was lately: it saves listing those before.
 
     Raises:
         EventError: Its texts or its data are not what an event can hold.
         ScoredLogError: The store cannot be read or written.
     """
+    folder = f"{store.root}/{FOLDER}"
     try:
-        _encoded(replace(event, number=0), START_SHA256)
+        _encoded(event, 0, START_SHA256)
     except (ValueError, TypeError, RecursionError) as error:
-        raise EventError(f"not a valid event: {error}", f"{store.root}/{FOLDER}") from error
+        raise EventError(f"not a valid event: {problem_of(error)}", folder) from error
     store.prepare(FOLDER)
     free = max(event_numbers(store, near) or event_numbers(store), default=-1) + 1
     for number in range(free, min(free + ATTEMPTS, MAX_NUMBER + 1)):
-        before = None if number == 0 else _read(store, number - 1)
-        if before is None and number > 0:
-            where = f"{store.root}/{event_path(number - 1)}"
-            raise ScoredLogError("an event was listed and is gone", where, "Try again")
-        if before is not None and (written := _as_written(event, number - 1, before)) is not None:
-            return written
-        previous = START_SHA256 if before is None else before.sha256
-        content = _encoded(replace(event, number=number), previous)
+        previous = event_sha256(store, number - 1) if number else START_SHA256
+        if previous is None:
+            raise ScoredLogError(f"event {number - 1} was listed and is gone", folder, "Try again")
+        content = _encoded(event, number, previous)
         if store.create(event_path(number), content):
             return replace(event, number=number, sha256=hashlib.sha256(content).hexdigest())
     raise ScoredLogError(
         f"no number from {free} on could be taken: others took them, or {MAX_NUMBER} is the last",
-        f"{store.root}/{FOLDER}",
+        folder,
         "Try again; if it stays so, run `nap-stream verify`",
     )
 
@@ -151,7 +160,7 @@ def event_numbers(store: SegmentStore, first: int = 0) -> list[int]:
     """
     # A folder that changes while it is listed can leave out a name that is there.
     for _ in range(2):
-        names = store.names(FOLDER, event_path(first).removeprefix(f"{FOLDER}/") if first else "")
+        names = store.names(FOLDER, f"{first:020}.json" if first else "")
         found = sorted(number for name in names if (number := event_number(name)) is not None)
         if not found or found[-1] - found[0] == len(found) - 1:
             break
@@ -170,8 +179,7 @@ def event_sha256(store: SegmentStore, number: int) -> str | None:
     Raises:
         ScoredLogError: The store cannot be read.
     """
-    found = _read(store, number)
-    return None if found is None else found.sha256
+    return _read(store, number)[1]
 
 
 def read_events(
@@ -199,97 +207,68 @@ def read_events(
 def walk_events(store: SegmentStore, first: int = 0) -> Iterator[Event | Defect]:
     """Give the events from a number on, in order, and what is wrong before the one that shows it.
 
-    An event after which another one was put in place is given all the same: it can be read.
+    An event is given that can be read, also where it or the one before it was exchanged.
 
     Raises:
         ScoredLogError: The store cannot be read.
     """
     numbers = event_numbers(store, max(first - 1, 0))
     expected, previous = first, START_SHA256 if first == 0 else None
-    for number, file in _files(store, numbers):
-        if file is not None and number < first:
-            previous = file.sha256
-        if number < first:
-            continue
-        if file is None or number > expected:
-            missing = f"{expected} to {number if file is None else number - 1}"
-            detail = f"the events {missing} are missing"
-            yield Defect(event_path(expected), DefectKind.HOLE, detail)
-            previous = None
-        if file is not None:
-            yield from _examined(number, file, previous)
-            previous = file.sha256
-        expected = number + 1
-
-
-class _File(NamedTuple):
-    """What a file holds, cut where it is too long, and the digest of all of it."""
-
-    content: bytes
-    sha256: str
-
-
-def _files(store: SegmentStore, numbers: list[int]) -> Iterator[tuple[int, _File | None]]:
-    size = 4 * THREADS
     with ThreadPoolExecutor(THREADS, "events") as pool:
-        for start in range(0, len(numbers), size):
-            some = numbers[start : start + size]
-            yield from zip(some, pool.map(partial(_read, store), some), strict=True)
+        for start in range(0, len(numbers), 4 * THREADS):
+            some = numbers[start : start + 4 * THREADS]
+            read = pool.map(lambda number: _read(store, number), some)
+            for number, (content, sha256) in zip(some, read, strict=True):
+                if number > expected:
+                    detail = f"the events {expected} to {number - 1} are missing"
+                    yield Defect(event_path(expected), DefectKind.HOLE, detail)
+                    previous = None
+                if number >= first:
+                    yield from _examined(number, content, sha256, previous)
+                expected, previous = max(first, number + 1), sha256
 
 
-def _read(store: SegmentStore, number: int) -> _File | None:
+def _read(store: SegmentStore, number: int) -> tuple[bytes, str | None]:
+    """What a file holds, cut where it is too long, and the digest of all; None where it is gone."""
     file = store.open(event_path(number))
     if file is None:
-        return None
+        return b"", None
     with file:
         content = file.read(MAX_BYTES + 1)
         digest = hashlib.sha256(content)
         while more := file.read(MAX_BYTES):
             digest.update(more)
-    return _File(content, digest.hexdigest())
+    return content, digest.hexdigest()
 
 
-def _examined(number: int, file: _File, previous: str | None) -> Iterator[Event | Defect]:
+def _examined(
+    number: int, content: bytes, sha256: str | None, previous: str | None
+) -> Iterator[Event | Defect]:
     path = event_path(number)
     try:
-        event, named = _decoded(file.content, number)
+        event, named = _decoded(content, number)
     except (ValueError, TypeError, RecursionError) as error:
-        yield Defect(path, DefectKind.UNREADABLE, f"not a valid event: {error}")
+        yield Defect(path, DefectKind.UNREADABLE, f"not a valid event: {problem_of(error)}")
         return
     if previous is not None and named != previous:
         detail = f"it names {named} as the event before it, which has {previous}"
         yield Defect(path, DefectKind.PREVIOUS_HASH, detail)
-    yield replace(event, sha256=file.sha256)
+    yield replace(event, sha256=sha256 or "")
 
 
-def _as_written(event: Event, number: int, file: _File) -> Event | None:
-    """The event as it stands in a file, if it is the one there."""
-    try:
-        _, named = _decoded(file.content, number)
-        is_there = _encoded(replace(event, number=number), named) == file.content
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return replace(event, number=number, sha256=file.sha256) if is_there else None
-
-
-def _encoded(event: Event, previous: str) -> bytes:
-    """The file of an event.
-
-    Raises:
-        ValueError: A text, a time or the size is not within its limits; or data is no JSON.
-        TypeError: Data is no JSON.
-    """
-    texts = {"by": event.by, "topic": event.topic, "monitor": event.monitor}
-    for name, text in texts.items():
-        if len(text) > MAX_NAME or not text.isprintable():
-            raise ValueError(f"{name} is not of at most {MAX_NAME} printable characters")
-    if not event.by.strip() or _KIND.fullmatch(event.kind) is None:
-        raise ValueError("it does not say by whom it is, or of which kind")
-    if not EARLIEST_MS <= event.time_ms <= LATEST_MS:
-        raise ValueError(f"its time is not from {rfc3339(EARLIEST_MS)} to {rfc3339(LATEST_MS)}")
-    tree = {"format": FORMAT, "version": VERSION}
-    tree |= {name: getattr(event, name) for name in _TYPES} | {"previous_sha256": previous}
-    content = (json.dumps(tree, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+def _encoded(event: Event, number: int, previous: str) -> bytes:
+    """The file of an event; ValueError or TypeError where there can be none."""
+    document = Document(
+        number=number,
+        time_ms=event.time_ms,
+        kind=str(event.kind),
+        by=event.by,
+        topic=event.topic,
+        monitor=event.monitor,
+        data=dict(event.data),
+        previous_sha256=previous,
+    )
+    content = (json.dumps(document.model_dump(), allow_nan=False) + "\n").encode("ascii")
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     return content
@@ -299,24 +278,18 @@ def _decoded(content: bytes, number: int) -> tuple[Event, str]:
     """The event of a file, without its digest, and the digest that it names."""
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    tree = json.loads(content.decode("ascii"))
-    if not isinstance(tree, dict) or (tree.pop("format", None), tree.pop("version", None)) != (
-        FORMAT,
-        VERSION,
-    ):
-        raise ValueError(f"expected format {FORMAT!r}, version {VERSION}")
-    if tuple(tree) != _BEHIND:
-        raise ValueError(f"expected the keys {', '.join(_BEHIND)}")
-    previous = tree.pop("previous_sha256")
-    if not isinstance(previous, str) or _SHA256.fullmatch(previous) is None:
-        raise ValueError("previous_sha256 is no digest")
-    for name, wanted in _TYPES.items():
-        if type(tree[name]) is not wanted:
-            raise ValueError(f"{name} is not of type {wanted.__name__}")
-    if tree["number"] != number:
-        raise ValueError(f"it has the number {tree['number']}")
-    event = Event(**tree)
-    # So no name stands twice in it, which readers would take for different things.
-    if _encoded(event, previous) != content:
-        raise ValueError("it is not as nap-stream writes it")
+    tree = Document.model_validate(json.loads(content.decode("ascii"))).model_dump()
+    del tree["format"], tree["version"]
+    previous, event = tree.pop("previous_sha256"), Event(**tree)
+    # So no key stands twice in it, which readers would take for different things.
+    if event.number != number or _encoded(event, number, previous) != content:
+        raise ValueError("it has another number, or is not as nap-stream writes it")
     return event, previous
+
+
+def problem_of(error: Exception) -> str:
+    """What is wrong with what a file holds, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)

@@ -87,25 +87,6 @@ def test_a_number_that_another_takes_meanwhile_is_left_to_it() -> None:
     assert [event.data["comment"] for event in read_events(store)] == texts
 
 
-def test_an_append_whose_answer_was_lost_is_not_written_twice() -> None:
-    class Deaf(MemoryStore):
-        is_deaf = True
-
-        def create(self, path: str, content: bytes) -> bool:
-            done = super().create(path, content)
-            if self.is_deaf:
-                raise ScoredLogError("no answer")
-            return done
-
-    store = Deaf()
-    with pytest.raises(ScoredLogError, match="no answer"):
-        append_event(store, STARTED)
-    store.is_deaf = False
-    assert append_event(store, STARTED).number == 0
-    assert append_event(store, dataclasses.replace(STARTED, time_ms=7)).number == 1
-    assert len(list(read_events(store))) == 2
-
-
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,0 +1,182 @@
+"""Who did what, when: the chain of events as a person reads it, and acknowledgements of alerts."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from nap_stream.errors import ConfigError
+from nap_stream.scored_log.events import (
+    Event,
+    EventKind,
+    alert_id,
+    append_event,
+    require_text,
+)
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.text import bounded, listed, moment, number, one_line, rfc3339
+
+CHANGED = "changed"
+"""The kind of an entry that is no event of its own: what differs from the run before."""
+SHOWN_ID = 12
+"""Characters of an alert's id in a sentence; `acknowledge` takes as many."""
+MAX_BY, MAX_COMMENT = 200, 1_000
+"""Characters."""
+_LEAST_ID = 4
+_NOT_COMPARED = frozenset({"settings_sha256", "user"})
+_EMPTY: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a history; of an event, or of what its run changed. ``alert`` is an id."""
+
+    number: int
+    time_ms: int
+    kind: str
+    by: str
+    topic: str
+    monitor: str
+    alert: str | None
+    what: str
+
+
+def entries(events: Sequence[Event]) -> Iterator[Entry]:
+    """Tell of all events of a log, in order, and of what each run changed from the one before."""
+    ended = {event.by for event in events if event.kind == EventKind.RUN_STOPPED}
+    starts = [event for event in events if event.kind == EventKind.RUN_STARTED]
+    newest = {_monitor_of(event): event.by for event in starts}
+    before: dict[tuple[str, str], Event] = {}
+    for event in events:
+        what = _words(event)
+        changes: list[str] = []
+        if event.kind == EventKind.RUN_STARTED:
+            monitor = _monitor_of(event)
+            if monitor in before:
+                changes = list(_changes(before[monitor].data, event.data))
+                what += "" if changes else "; nothing was changed"
+            before[monitor] = event
+            if event.by not in ended:
+                is_newest = newest[monitor] == event.by
+                what += f"; it {'runs, or died' if is_newest else 'died: no end is written'}"
+        yield _entry(event, event.kind, what)
+        yield from (_entry(event, CHANGED, change) for change in changes)
+
+
+def acknowledge(
+    store: SegmentStore,
+    events: Sequence[Event],
+    given: str,
+    *,
+    by: str,
+    comment: str,
+    now_ms: int,
+) -> Event:
+    """Write that somebody has seen to an alert; give that event.
+
+    ``events`` are all of the log; ``given`` is the alert's id, or how it alone begins.
+
+    Raises:
+        ConfigError: There is no such alert, or a text is empty, too long, or not printable.
+        ScoredLogError: The store cannot be written.
+    """
+    require_text("by", by, MAX_BY)
+    require_text("comment", comment, MAX_COMMENT)
+    alert = _find(events, given)
+    event = Event(
+        time_ms=now_ms,
+        kind=EventKind.ACKNOWLEDGED,
+        by=by,
+        topic=alert.topic,
+        monitor=alert.monitor,
+        data={"alert": alert_id(alert), "comment": comment},
+    )
+    return append_event(store, event)
+
+
+def _find(events: Iterable[Event], given: str) -> Event:
+    found = (event for event in events if event.kind == EventKind.ALERT)
+    alerts = {alert_id(event): event for event in found}
+    if given in alerts:
+        return alerts[given]
+    alike = [name for name in alerts if name.startswith(given)]
+    if len(alike) == 1 and len(given) >= _LEAST_ID:
+        return alerts[alike[0]]
+    near = alike or get_close_matches(given, alerts, 3, 0.5) or list(alerts)[-3:]
+    told = [f"\n  {name}  {_entry(alerts[name], '', _words(alerts[name])).what}" for name in near]
+    problem = f"{len(alike)} alerts begin so" if alike else "no such alert"
+    raise ConfigError(
+        f"{problem}; of {len(alerts):,} in the log, {'these' if alike else 'near'}: "
+        f"{listed(told, between='') if told else 'none'}",
+        bounded(one_line(given)),
+        "" if told else "`nap-stream history --kind alert` shows what there is",
+    )
+
+
+def _monitor_of(event: Event) -> tuple[str, str]:
+    return event.topic, event.monitor
+
+
+def _entry(event: Event, kind: str, what: str) -> Entry:
+    alert = alert_id(event) or None
+    of = (event.by, event.topic, event.monitor)
+    return Entry(event.number, event.time_ms, kind, *of, alert, one_line(what))
+
+
+def _words(event: Event) -> str:
+    data = event.data
+    shown_id = alert_id(event)[:SHOWN_ID]
+    match event.kind:
+        case EventKind.RUN_STARTED:
+            user = f" by {data['user']}" if data.get("user") else ""
+            return (
+                f"version {data.get('version')}{user}, bound {_value(data.get('bound'))}, "
+                f"model {str(data.get('model_fingerprint'))[:8]}, "
+                f"calibration {str(data.get('calibration_fingerprint'))[:8]}"
+            )
+        case EventKind.RUN_STOPPED:
+            rows = [each for each in _tree(data, "rows_by_status").values() if type(each) is int]
+            return f"{data.get('reason')}, {number(sum(rows))} rows"
+        case EventKind.ALERT:
+            told = _tree(data, "event")
+            state, inner = str(told.get("type")).rpartition(".")[2], _tree(told, "data")
+            return f"{state} {shown_id}: {inner.get('summary') or inner.get('reason')}"
+        case EventKind.ACKNOWLEDGED:
+            return f"alert {shown_id}: {data.get('comment')}"
+        case EventKind.ACCEPTED:
+            from_ms = data.get("from_ms")
+            since = moment(rfc3339(from_ms)) if type(from_ms) is int else "?"
+            return f"{data.get('key') or 'the stream'} as it is since {since}: {data.get('reason')}"
+    return _value(dict(data))
+
+
+def _tree(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = data.get(name)
+    return found if isinstance(found, dict) else _EMPTY
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    for name in dict.fromkeys((*before, *after)):
+        was, now = before.get(name, "not set"), after.get(name, "not set")
+        if was != now:
+            yield f"{name}: {was} → {now}"
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values of settings, and of what a run says beside them."""
+    for name, value in tree.items():
+        if not above and name in _NOT_COMPARED:
+            continue
+        if not above and name == "settings" and isinstance(value, dict):
+            for section, inner in value.items():
+                yield from _leaves({section: inner}, "settings.")
+        elif isinstance(value, dict) and value:
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}".removeprefix("settings."), _value(value)
+
+
+def _value(value: Any) -> str:
+    return bounded(json.dumps(value, ensure_ascii=False))
