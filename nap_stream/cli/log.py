@@ -25,7 +25,7 @@ from nap_stream.text import printable
 if TYPE_CHECKING:
     from nap_stream.scored_log.compact import CompactionReport
     from nap_stream.scored_log.stores import SegmentStore
-    from nap_stream.scored_log.verify.report import BrokerReport, ChainHead, VerifyReport
+    from nap_stream.scored_log.verify.report import BrokerReport, Head, VerifyReport
     from nap_stream.settings.schema import KafkaSettings
 
 
@@ -102,7 +102,7 @@ def _verified(
     store: "SegmentStore",
     kafka: "KafkaSettings | None",
     topic: str | None,
-    kept: "list[ChainHead]",
+    kept: "list[Head]",
     *,
     deep: bool,
 ) -> tuple["VerifyReport", "BrokerReport | None"]:
@@ -133,8 +133,8 @@ def _verified(
     return dataclasses.replace(report, defects=sorted_defects(defects)), broker
 
 
-def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
-    from nap_stream.scored_log.verify.report import parse_kept
+def _kept_heads(path: Path | None, topic: str | None) -> "list[Head]":
+    from nap_stream.scored_log.verify.report import ChainHead, parse_kept
 
     if path is None:
         return []
@@ -143,19 +143,23 @@ def _kept_heads(path: Path | None, topic: str | None) -> "list[ChainHead]":
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the kept report: {error}", str(path)) from error
     heads = parse_kept(text, str(path))
-    chosen = [head for head in heads if topic in {None, head.partition.topic}]
-    if not chosen:
-        others = ", ".join(sorted({head.partition.topic for head in heads}))
+    topics = {head.partition.topic for head in heads if isinstance(head, ChainHead)}
+    if topic is not None and topic not in topics:
+        others = ", ".join(sorted(topics))
         raise ConfigError(
             f"the kept report has no chain of the topic {topic!r}; its topics are {others}",
             str(path),
             "Name another topic or report",
         )
-    return chosen
+    return [
+        head
+        for head in heads
+        if not isinstance(head, ChainHead) or topic in {None, head.partition.topic}
+    ]
 
 
 def _print_verified(
-    report: "VerifyReport", broker: "BrokerReport | None", kept: "list[ChainHead]"
+    report: "VerifyReport", broker: "BrokerReport | None", kept: "list[Head]"
 ) -> None:
     typer.echo(
         f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "
@@ -165,6 +169,8 @@ def _print_verified(
         typer.echo(
             f"chain   {head.partition}: [{head.start_offset}, {head.end_offset}) {head.sha256}"
         )
+    if report.events is not None:
+        typer.echo(f"events  {report.events.count} events {report.events.sha256}")
     if report.compacted:
         merged = sum(file.segments for file in report.compacted)
         typer.echo(f"merged  {merged} segments in {len(report.compacted)} compacted files")
@@ -180,13 +186,18 @@ def _print_verified(
     typer.echo("clean" if report.clean else f"{len(report.defects)} defects")
 
 
-def _print_kept(report: "VerifyReport", kept: "list[ChainHead]") -> None:
+def _print_kept(report: "VerifyReport", kept: "list[Head]") -> None:
     """What the kept report proves, and of which chains it says nothing."""
-    ends = {head.partition: head for head in kept}
+    from nap_stream.scored_log.verify.report import ChainHead
+
+    ends = {head.partition: head for head in kept if isinstance(head, ChainHead)}
     for head in report.heads:
         then = ends.get(head.partition)
         told = "is not in it" if then is None else f"compared at {then.end_offset}"
         typer.echo(f"kept    {head.partition}: {told}")
+    if report.events is not None or len(kept) > len(ends):
+        counts = [head.count for head in kept if not isinstance(head, ChainHead)]
+        typer.echo(f"kept    events: {f'compared at {counts[0]}' if counts else 'are not in it'}")
 
 
 def _print_broker(broker: "BrokerReport") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nap_stream.errors import TopicNotFoundError
 from nap_stream.kafka.client import create_topics
 from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.records import PartitionOffsets, TopicPartition
+from nap_stream.scored_log.events import Event, append_event, event_path
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import DefectKind
@@ -108,6 +110,8 @@ def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, d
         "defects": [],
         "broker": None,
         "kept": None,
+        "events": None,
+        "kept_events": None,
     }
 
 
@@ -182,6 +186,32 @@ def test_the_ends_of_a_kept_report_are_looked_for(nap: Call, log: Path, tmp_path
     assert "has no chain of the topic 'dogs'; its topics are cars" in ended.err
     for mistaken in (tmp_path / "none.json", log / segment_path(CARS, 0)):
         assert nap("verify", "--log", log, "--kept", mistaken).exit_code == 2
+
+
+def test_events_are_verified_and_their_end_is_kept(nap: Call, log: Path, tmp_path: Path) -> None:
+    kept, store = tmp_path / "kept.json", LocalStore(log)
+    acknowledged = Event(time_ms=0, kind="acknowledged", by="Ann", data={})
+    first, last = (append_event(store, replace(acknowledged, time_ms=n)) for n in range(2))
+    assert f"events  2 events {last.sha256}\n" in nap("verify", "--log", log).out
+    assert nap("verify", "--log", log, "--report", kept).exit_code == 0
+    append_event(store, acknowledged)
+    ended = nap("verify", "--log", log, "--kept", kept, "--json")
+    assert (ended.exit_code, _json(ended.out)["kept_events"]["count"]) == (0, 2)
+    (log / event_path(2)).unlink()
+    (log / event_path(1)).unlink()
+    ended = nap("verify", "--log", log, "--kept", kept, "--topic", "cars")
+    assert ended.exit_code == 1
+    assert "kept    events: compared at 2\n" in ended.out
+    assert f"defect  {event_path(1)}: kept_digest: " in ended.out
+    (log / event_path(0)).write_bytes(b"{}")
+    (log / "_events" / "x.json").write_bytes(b"{}")
+    tree = _json(nap("verify", "--log", log, "--json").out)
+    assert [(one["file"], one["kind"]) for one in tree["defects"]] == [
+        (event_path(0), "unreadable"),
+        ("_events/x.json", "stray_file"),
+    ]
+    assert tree["events"]["count"] == 1
+    assert tree["events"]["sha256"] != first.sha256
 
 
 def test_a_report_that_cannot_be_written_is_a_mistake_of_use(

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from nap_stream.clock import ManualClock
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.chain import chain_start
+from nap_stream.scored_log.events import FOLDER, Event, append_event, event_path, read_events
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
 from nap_stream.scored_log.read import segments
@@ -31,6 +32,7 @@ from tests.scored_log.builders import (
     CALIBRATION,
     CARS,
     MODEL,
+    NOON_MS,
     failed,
     footer_of,
     local_log,
@@ -84,12 +86,18 @@ def rows_from(base: int, p_value: float = 0.5) -> list[ScoredRecord]:
 
 
 def write_log(root: Path, ends: int = 3) -> None:
-    """Partition 0 of so many segments of ten rows, partition 1 of one without rows."""
+    """Partition 0 of so many segments of ten rows, as many events, partition 1 without rows."""
     log = local_log(root)
     position = log.begin(CARS, 0, ID)
     for base in range(0, 10 * ends, 10):
         position = log.publish(CARS, position, base + 10, rows_from(base)).position
     log.publish(OTHER, log.begin(OTHER, 0, ID), 5, [])
+    for number in range(ends):
+        append_event(LocalStore(root), _event(f"number {number}"))
+
+
+def _event(comment: str) -> Event:
+    return Event(time_ms=NOON_MS, kind="acknowledged", by="Ann", data={"comment": comment})
 
 
 Attack = Callable[[Path], None]
@@ -288,6 +296,29 @@ def _behind_the_pages(root: Path) -> None:
     (root / SECOND).write_bytes(content[:start] + b"hidden" + content[start:])
 
 
+def _in_event(old: bytes, new: bytes, number: int = 2) -> Attack:
+    def attack(root: Path) -> None:
+        path = root / event_path(number)
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+    return attack
+
+
+def _relink_events(root: Path) -> None:
+    """Write all events anew, as if the first had been another one."""
+    events = [dataclasses.replace(event, by="Eve") for event in read_events(LocalStore(root))]
+    shutil.rmtree(root / FOLDER)
+    for event in events:
+        append_event(LocalStore(root), event)
+
+
+def _exchange_events(root: Path) -> None:
+    one, other = (root / event_path(number) for number in (0, 1))
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+
+
 def _flip(root: Path) -> None:
     content = bytearray((root / LAST).read_bytes())
     found = pq.ParquetFile(root / LAST).metadata.row_group(0).column(15)
@@ -361,6 +392,16 @@ ATTACKS: dict[str, Attack] = {
     "an unknown field is put in": _set(lambda f: f, 99, I64, 1),
     "another program is named": _set(lambda f: f, 6, BINARY, b"parquet-mr version 1.7.0"),
     "bytes are hidden behind the pages": _behind_the_pages,
+    "an event is changed": _in_event(b"Ann", b"Eve", 1),
+    "the last event is changed": _in_event(b"Ann", b"Eve"),
+    "all events are written anew": _relink_events,
+    "two events change places": _exchange_events,
+    "an event is removed": lambda root: (root / event_path(1)).unlink(),
+    "the last event is removed": lambda root: (root / event_path(2)).unlink(),
+    "all events are removed": lambda root: shutil.rmtree(root / FOLDER),
+    "a key stands twice in an event": _in_event(b'"by": ', b'"by": "Eve", "by": '),
+    "an event is put in under a later number": _copy(event_path(2), event_path(7)),
+    "`x.json` beside the events": _write(f"{FOLDER}/x.json", b"{}"),
 }
 
 
@@ -387,7 +428,7 @@ def tried(attack: Attack, root: Path, kept_segments: int = 3) -> Findings:
     """Write a log, keep a report of it after so many segments, attack it, and look."""
     before = root / "before"
     write_log(before, kept_segments)
-    kept = verify(LocalStore(before), clock=ManualClock()).heads
+    kept = verify(LocalStore(before), clock=ManualClock()).ends
     log = root / "log"
     write_log(log)
     attack(log)
@@ -417,6 +458,7 @@ def all_attacks() -> Iterator[tuple[str, Attack, int]]:
     for name, attack in ATTACKS.items():
         yield name, attack, 3
     yield "what came after the kept report is removed", lambda root: (root / LAST).unlink(), 2
+    yield "the same of events", lambda root: (root / event_path(2)).unlink(), 2
 
 
 def table() -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 from nap_stream.errors import ConfigError
 from nap_stream.pipeline.commits import _COMMITTED
 from nap_stream.records import PartitionOffsets, TopicPartition
+from nap_stream.scored_log.events import Event, append_event, event_path
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
@@ -20,6 +21,8 @@ from nap_stream.scored_log.verify.report import (
     DeclaredGap,
     Defect,
     DefectKind,
+    EventsHead,
+    Head,
     VerifyReport,
     encode_report,
     parse_kept,
@@ -169,6 +172,22 @@ def test_chains_of_other_topics_are_left_alone() -> None:
     assert _compared([PartitionOffsets(CARS, 0, 30, 30, None)], heads=(HEAD, dogs)).defects == ()
 
 
+REPORT = {
+    "kind": "nap-stream verify report",
+    "version": 1,
+    "chains": [
+        {
+            "topic": "cars",
+            "partition": 0,
+            "topic_id": None,
+            "start_offset": 0,
+            "end_offset": 1,
+            "sha256": "0a" * 32,
+        }
+    ],
+}
+
+
 def _publish(log: RecordLog, count: int, *, p_value: float = 0.5) -> None:
     position = log.end(CARS) or log.begin(CARS, 5)
     for _ in range(count):
@@ -176,12 +195,12 @@ def _publish(log: RecordLog, count: int, *, p_value: float = 0.5) -> None:
         position = log.publish(CARS, position, position.offset + 1, rows).position
 
 
-def _kept(root: Path) -> tuple[ChainHead, ...]:
+def _kept(root: Path) -> tuple[Head, ...]:
     circumstances = Circumstances(str(root), None, "1", 0)
     return parse_kept(encode_report(verify(LocalStore(root)), None, circumstances), "kept.json")
 
 
-def _kept_kinds(root: Path, kept: tuple[ChainHead, ...]) -> list[tuple[str, DefectKind]]:
+def _kept_kinds(root: Path, kept: tuple[Head, ...]) -> list[tuple[str, DefectKind]]:
     return [(found.file, found.kind) for found in compare_with_kept(LocalStore(root), kept)]
 
 
@@ -193,7 +212,7 @@ def test_a_chain_that_went_on_and_was_compacted_still_has_its_kept_end(
     log.begin(CARS, 5)
     _publish(log, count)
     kept = _kept(tmp_path)
-    assert [head.end_offset for head in kept] == [5 + count]
+    assert [head.end_offset for head in kept if isinstance(head, ChainHead)] == [5 + count]
     assert _kept_kinds(tmp_path, kept) == []
     _publish(log, 6 - count)
     assert _kept_kinds(tmp_path, kept) == []
@@ -229,6 +248,24 @@ def test_what_was_cut_off_shows(tmp_path: Path, cut: str) -> None:
     assert "no segment ends there" in defect.detail
 
 
+def test_the_chain_of_events_has_its_kept_end(tmp_path: Path) -> None:
+    _publish(local_log(tmp_path), 1)
+    store = LocalStore(tmp_path)
+    events = [Event(time_ms=n, kind="alert", by="x", data={}) for n in range(3)]
+    for event in events[:2]:
+        last = append_event(store, event)
+    kept = _kept(tmp_path)
+    assert kept[1:] == (EventsHead(2, last.sha256),) == verify(store).ends[1:]
+    append_event(store, events[2])
+    assert _kept_kinds(tmp_path, kept) == []
+    later = _kept(tmp_path)
+    store.remove([event_path(2)])
+    assert verify(store).clean
+    (defect,) = compare_with_kept(store, later)
+    assert (defect.file, defect.kind) == (event_path(2), DefectKind.KEPT_DIGEST)
+    assert "for event 2; now there is none" in defect.detail
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -239,6 +276,8 @@ def test_what_was_cut_off_shows(tmp_path: Path, cut: str) -> None:
         json.dumps({"kind": "nap-stream verify report", "version": 2, "chains": []}),
         json.dumps({"kind": "nap-stream verify report", "version": 1, "chains": [{"topic": 1}]}),
         json.dumps({"kind": "nap-stream verify report", "version": 1, "chains": []}),
+        json.dumps({**REPORT, "events": {"count": "2", "sha256": "0a" * 32}}),
+        json.dumps({**REPORT, "events": []}),
     ],
 )
 def test_what_is_no_report_is_refused(text: str) -> None:

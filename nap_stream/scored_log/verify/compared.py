@@ -8,6 +8,7 @@ was changed, added or cut off.
 from collections.abc import Iterable, Iterator, Sequence
 
 from nap_stream.records import PartitionOffsets
+from nap_stream.scored_log.events import event_path, event_sha256
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import (
     genesis_path,
@@ -25,6 +26,8 @@ from nap_stream.scored_log.verify.report import (
     DeclaredGap,
     Defect,
     DefectKind,
+    EventsHead,
+    Head,
     VerifyReport,
     sorted_defects,
 )
@@ -134,16 +137,19 @@ def _beyond(head: ChainHead, end: int | None) -> Defect:
     return Defect(partition_folder(head.partition), DefectKind.BEYOND_BROKER, detail)
 
 
-def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterator[Defect]:
+def compare_with_kept(store: SegmentStore, kept: Iterable[Head]) -> Iterator[Defect]:
     """Kept ends that are no longer in their chains.
 
-    It looks at one segment of each chain. So it proves something only where the chains have been
-    verified.
+    It looks at one segment of each chain, and at one event. So it proves something only where the
+    chains have been verified.
 
     Raises:
         ScoredLogError: The store cannot be read.
     """
     for head in kept:
+        if isinstance(head, EventsHead):
+            yield from _events_defect(store, head)
+            continue
         found = _digest_at(store, head)
         if found != head.sha256:
             there = "no segment ends there" if found is None else f"it is {found} there"
@@ -152,6 +158,16 @@ def compare_with_kept(store: SegmentStore, kept: Iterable[ChainHead]) -> Iterato
                 f"{head.end_offset}; now {there}"
             )
             yield Defect(partition_folder(head.partition), DefectKind.KEPT_DIGEST, detail)
+
+
+def _events_defect(store: SegmentStore, head: EventsHead) -> Iterator[Defect]:
+    found = event_sha256(store, head.count - 1)
+    if found != head.sha256:
+        detail = (
+            f"the kept report has the digest {head.sha256} for event {head.count - 1}; now "
+            f"{'there is none' if found is None else f'it is {found}'}"
+        )
+        yield Defect(event_path(head.count - 1), DefectKind.KEPT_DIGEST, detail)
 
 
 def _digest_at(store: SegmentStore, head: ChainHead) -> str | None:

@@ -23,13 +23,15 @@ while ``version`` stays the same:
                      before_chain
     kept             null, or the chains of the kept report: as in chains. Those of them that are
                      not what they were have a defect
+    events           null where there are none, or count, and sha256 of the last one
+    kept_events      the same of the kept report
 
 Files are relative to the root. All lists are in order.
 """
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -122,6 +124,17 @@ class ChainHead:
 
 
 @dataclass(frozen=True, slots=True)
+class EventsHead:
+    """Where the chain of events ends: after ``count``, of which the last has ``sha256``."""
+
+    count: int
+    sha256: str
+
+
+Head = ChainHead | EventsHead
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
     """The outcome of `nap_stream.scored_log.verify.run.verify`.
 
@@ -130,6 +143,7 @@ class VerifyReport:
     gaps, which are not among them. A segment that could not be read counts in ``segments`` alone.
     A file that begins before the end of the one before it is not counted. ``heads`` holds the
     partitions whose last segment could be read. ``deep`` says whether every value was read.
+    ``events`` is None where there are none.
     """
 
     partitions: int
@@ -142,6 +156,12 @@ class VerifyReport:
     defects: tuple[Defect, ...]
     compacted: tuple[CompactedFile, ...] = ()
     deep: bool = False
+    events: EventsHead | None = None
+
+    @property
+    def ends(self) -> tuple[Head, ...]:
+        """Where all chains end: what to keep elsewhere."""
+        return (*self.heads, *([] if self.events is None else [self.events]))
 
     @property
     def clean(self) -> bool:
@@ -196,7 +216,7 @@ def encode_report(
     report: VerifyReport,
     broker: BrokerReport | None,
     circumstances: Circumstances,
-    kept: Sequence[ChainHead] = (),
+    kept: Sequence[Head] = (),
 ) -> str:
     """The report as JSON text, indented, with a line's end.
 
@@ -222,7 +242,11 @@ def encode_report(
         "compacted": [dataclasses.asdict(file) for file in report.compacted],
         "defects": [dataclasses.asdict(defect) for defect in report.defects],
         "broker": None if broker is None else _broker(broker),
-        "kept": [_chain(head) for head in kept] or None,
+        "kept": [_chain(head) for head in kept if isinstance(head, ChainHead)] or None,
+        "events": None if report.events is None else dataclasses.asdict(report.events),
+        "kept_events": next(
+            (dataclasses.asdict(head) for head in kept if isinstance(head, EventsHead)), None
+        ),
     }
     return json.dumps(tree, indent=2, ensure_ascii=True) + "\n"
 
@@ -244,8 +268,8 @@ def _comparison(found: BrokerComparison) -> dict[str, Any]:
     return {"partition": number, **offsets, **tree}
 
 
-def parse_kept(text: str, where: str) -> tuple[ChainHead, ...]:
-    """The ends of the chains in a report that `encode_report` has made.
+def parse_kept(text: str, where: str) -> tuple[Head, ...]:
+    """The ends of the chains in a report that `encode_report` has made. Older ones have no events.
 
     Raises:
         ConfigError: It is no such report.
@@ -258,18 +282,27 @@ def parse_kept(text: str, where: str) -> tuple[ChainHead, ...]:
         ) from error
 
 
-def _heads(tree: Any) -> tuple[ChainHead, ...]:
+def _heads(tree: Any) -> tuple[Head, ...]:
     if (tree["kind"], tree["version"]) != (KIND, VERSION):
         raise ValueError(f"kind {tree['kind']!r}, version {tree['version']!r}")
     if not tree["chains"]:
         raise ValueError("it has no chains, and so proves nothing")
-    return tuple(_head(chain) for chain in tree["chains"])
+    heads: list[Head] = [_head(chain) for chain in tree["chains"]]
+    if tree.get("events") is not None:
+        events = tree["events"]
+        _check_types(events, {"count": int, "sha256": str})
+        heads.append(EventsHead(events["count"], events["sha256"]))
+    return tuple(heads)
+
+
+def _check_types(tree: Any, types: Mapping[str, type]) -> None:
+    for name, kind in types.items():
+        if type(tree[name]) is not kind:
+            raise ValueError(f"{name} is not of type {kind.__name__}: {tree[name]!r}")
 
 
 def _head(tree: Any) -> ChainHead:
-    for name, kind in _TYPES.items():
-        if type(tree[name]) is not kind:
-            raise ValueError(f"{name} is not of type {kind.__name__}: {tree[name]!r}")
+    _check_types(tree, _TYPES)
     partition = TopicPartition(tree["topic"], tree["partition"])
     return ChainHead(
         partition, tree["start_offset"], tree["end_offset"], tree["sha256"], tree["topic_id"]

@@ -10,6 +10,7 @@ that there was one.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,13 @@ import structlog
 from nap_stream.clock import Clock, Progress, SystemClock
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.events import (
+    FOLDER,
+    event_number,
+    event_numbers,
+    event_sha256,
+    walk_events,
+)
 from nap_stream.scored_log.format import (
     GENESIS_NAME,
     is_hidden,
@@ -37,6 +45,7 @@ from nap_stream.scored_log.verify.report import (
     CompactedFile,
     Defect,
     DefectKind,
+    EventsHead,
     VerifyReport,
     sorted_defects,
 )
@@ -69,9 +78,9 @@ def verify(
 
     Always: genesis markers, that segments follow each other without holes or overlaps, the digest
     of each one's predecessor, topic ids, footers, schema, row counts, the range of the rows'
-    offsets, whether the partitions of a topic are of one topic, files that do not belong there and
-    that a reader may read. What the last segment of a partition holds is covered
-    by no other file: see `ChainHead`.
+    offsets, whether the partitions of a topic are of one topic, the chain of events, files that do
+    not belong there and that a reader may read. What the last segment of a partition holds, or the
+    last event, is covered by no other file: see `ChainHead`.
 
     ``deep`` also reads every value, with page checksums, and compares the rows with the digests
     that were taken when they were published, with the footer, and with each other. All that Parquet
@@ -91,13 +100,14 @@ def verify(
     if not may_be_empty:
         require_chain(store, topic)
     names = partitions(store, topic)
-    strays = list(_strays(store, topic))
+    events, strays = _examine_events(store)
+    strays += _strays(store, topic)
     with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
         total = sum(len(segments(store, name)) for name in names) if advance else 0
         reading = _Reading(store, pool, advance, total, deep=deep)
         clock = clock or SystemClock()
         chains = [examine_chain(store, name, reading.inspect, clock) for name in names]
-    return _report(chains, strays, deep=deep)
+    return replace(_report(chains, strays, deep=deep), events=events)
 
 
 class _Reading:
@@ -168,6 +178,19 @@ def _foreign_partitions(heads: Sequence[ChainHead]) -> Iterator[Defect]:
                 f"its topic's id is {head.topic_id}, that of {first.partition} {first.topic_id}"
             )
             yield Defect(partition_folder(head.partition), DefectKind.TOPIC_ID, detail)
+
+
+def _examine_events(store: SegmentStore) -> tuple[EventsHead | None, list[Defect]]:
+    """Where the chain of events ends, and what is wrong in its folder."""
+    numbers = event_numbers(store)
+    defects = [found for found in walk_events(store) if isinstance(found, Defect)]
+    defects += [
+        Defect(f"{FOLDER}/{name}", DefectKind.STRAY_FILE, "it is no event")
+        for name in store.names(FOLDER)
+        if event_number(name) is None and not is_temporary(name)
+    ]
+    sha256 = event_sha256(store, numbers[-1]) if numbers else None
+    return None if sha256 is None else EventsHead(numbers[-1] + 1, sha256), defects
 
 
 def require_chain(store: SegmentStore, topic: str | None) -> None:
