@@ -28,6 +28,8 @@ COMMANDS = (
     "sql",
     "verify",
     "compact",
+    "history",
+    "ack",
     "init",
     "doctor",
     "demo",
