@@ -223,7 +223,13 @@ def test_no_secret_comes_into_an_event() -> None:
             "sasl_password": "hush-1",
         },
         alerts={"webhook": {"url": "https://hooks.example/services/hush-2?token=hush-3"}},
-        model={"kwargs": {"api_key": "hush-4", "hub": "https://me:hush-5@hub.example/"}},
+        model={
+            "kwargs": {
+                "api_key": "hush-4",
+                "hub": "https://me:hush-5@hub.example/",
+                "eps": float("nan"),
+            }
+        },
         messages={
             "read": [{"confluent_avro": {"path": "image"}}],
             "registry": {"url": "http://registry", "username": "me", "password": "hush-6"},
@@ -243,6 +249,7 @@ def test_no_secret_comes_into_an_event() -> None:
         coordinator.stopped(failed_words(WorkerError("it died", "worker-0")))
     for event in events(store):
         assert b"hush" not in (store.read(event_path(event.number)) or b"")
+    assert events(store)[0].data["settings"]["model"]["kwargs"]["eps"] is None
     reasons = [event.data["reason"] for event in events(store, "run-stopped")]
     assert reasons == ["failed: ValueError", "failed: worker-0: it died"]
 

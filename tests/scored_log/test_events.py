@@ -24,6 +24,7 @@ from nap_stream.scored_log.events import (
 )
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.verify.report import Defect, DefectKind
 from tests.support.memory_store import MemoryStore
 
@@ -41,8 +42,10 @@ def acknowledged(comment: str) -> Event:
     return Event(time_ms=5, kind="acknowledged", by="Ann", data={"comment": comment})
 
 
-@pytest.fixture(params=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> SegmentStore:
+    if request.param == "s3":
+        return ObjectStore(request.getfixturevalue("s3_root"))
     return MemoryStore() if request.param == "memory" else LocalStore(tmp_path)
 
 
