@@ -102,7 +102,7 @@ def test_an_acceptance_of_a_monitor_at_work_ends_the_alert() -> None:
                 assert reasons(sink) == [(BAD, "began")]
                 assert value(coordinator, "keys_firing") == 1
                 accept(store, effective_ms, "another-topic")
-                accept(store, effective_ms)
+                made = accept(store, effective_ms)
                 clock.advance(LOOK_EVERY_S)
             coordinator.submit(each)
             coordinator.tick()
@@ -115,7 +115,7 @@ def test_an_acceptance_of_a_monitor_at_work_ends_the_alert() -> None:
             for alert in sink.alerts
             if alert.event["data"]["reason"] == "accepted"
         )
-        assert (ended["acceptance"]["number"], ended["acceptance"]["by"]) == (1, "Ann")
+        assert (ended["acceptance"]["number"], ended["acceptance"]["by"]) == (made.number, "Ann")
         assert ended["summary"].startswith("Accepted after")
         # The stream has its own alert, which the camera is no longer part of.
         status = coordinator.status()

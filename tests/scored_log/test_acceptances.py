@@ -62,7 +62,7 @@ def test_each_is_an_event_with_its_number(store: SegmentStore) -> None:
         {"key": "x" * 201},
     ],
 )
-def test_texts_are_checked_before_they_are_written(change: dict[str, str]) -> None:
+def test_texts_are_checked_before_they_are_written(change: dict[str, Any]) -> None:
     store = MemoryStore()
     with pytest.raises(ConfigError, match=f"--{next(iter(change))}"):
         write_acceptance(store, dataclasses.replace(ACCEPTED, **change))
