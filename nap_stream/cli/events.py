@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.scored_log.verify.report import Defect
 
-_SHOWN = ("time", "kind", "by", "what")
+_SHOWN, _MORE = ("time", "kind", "by", "what"), ("topic", "monitor", "alert", "number")
 _WHO, _OTHERS, _LEAST = 14, 51, 20
 """Characters of who, of all but what, and of that at least."""
 
@@ -65,7 +65,9 @@ def history(
     events, defects = _events(store)
     kinds = {*EventKind, CHANGED, *(event.kind for event in events)}
     if unknown := set(kind or ()) - kinds:
-        raise ConfigError(f"no such kind: {min(unknown)!r}", "--kind", f"Give {', '.join(kinds)}")
+        raise ConfigError(
+            f"no such kind: {min(unknown)!r}", "--kind", f"Give {', '.join(sorted(kinds))}"
+        )
     since_ms, until_ms = span_ms(since, until, SystemClock())
     _require_topic(store, events, topic)
     found = [
@@ -80,8 +82,8 @@ def history(
         typer.echo("No event matches.", err=True)
     is_table = output_format == "table"
     is_shown = is_table and output is None and sys.stdout.isatty()
-    table = shown_table(found, get_terminal_size().columns if is_shown else None)
-    table = table.select(_SHOWN) if is_table else table
+    width = get_terminal_size().columns if is_shown else None
+    table = as_table(found, for_people=is_table, width=width)
     write_rows(table.schema, iter(table.to_batches()), output_format, output, None)
     if defects:
         sys.exit(EXIT_UNREAD)
@@ -144,21 +146,31 @@ def _require_topic(store: "SegmentStore", events: "Sequence[Event]", topic: str 
         )
 
 
-def shown_table(entries: "Sequence[Entry]", width: int | None) -> "pa.Table":
-    """All that is known of entries; with ``width``, long texts go on in rows of their own."""
+def as_table(
+    entries: "Sequence[Entry]", *, for_people: bool = False, width: int | None = None
+) -> "pa.Table":
+    """Entries as rows.
+
+    For people with whole seconds, and of which monitor each is, where there are several; with
+    ``width``, what does not fit goes on in rows of its own.
+    """
     import pyarrow as pa
 
-    names = ("time", "kind", "by", "what", "topic", "monitor", "alert", "number")
     types = {"time": pa.timestamp("ms", "UTC"), "number": pa.int64()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in names])
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in (*_SHOWN, *_MORE)])
+    several = len({(entry.topic, entry.monitor) for entry in entries if entry.monitor}) > 1
     rows: list[dict[str, object]] = []
     for entry in entries:
-        row = dataclasses.asdict(entry)
-        texts = [[printable(entry.by)], [printable(entry.what)]]
+        row = {**dataclasses.asdict(entry), "time": entry.time_ms}
+        texts = [[entry.by], [entry.what]]
+        if for_people:
+            row["time"] = entry.time_ms // 1000 * 1000
+            of = "/".join(name for name in (entry.topic, entry.monitor) if name)
+            texts[1] = [f"{of}: {entry.what}" if several else entry.what]
         if width is not None:
             room = _WHO, max(_LEAST, width - _OTHERS)
             texts = [textwrap.wrap(text[0], most) for text, most in zip(texts, room, strict=True)]
-        for number, (by, what) in enumerate(zip_longest(*texts)):
-            of_event = {} if number else {**row, "time": entry.time_ms}
-            rows.append({**of_event, "by": by, "what": what})
-    return pa.Table.from_pylist(rows, schema=schema)
+        for line, (by, what) in enumerate(zip_longest(*texts)):
+            rows.append({**({} if line else row), "by": by, "what": what})
+    table = pa.Table.from_pylist(rows, schema=schema)
+    return table.select(_SHOWN) if for_people else table

@@ -1,4 +1,4 @@
-"""A coordinator that is killed in the middle of the stream."""
+"""A coordinator that is killed in the middle of the stream: rows, alerts and events."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from nap_stream.demo.processes import free_port
+from nap_stream.scored_log.events import EventKind, alert_id, read_events
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.e2e.monitor import Monitor, metrics_url, new_monitor, producing, scrape
 from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, listener_pid, nap_stream
@@ -61,7 +63,16 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
     reasons = [event["data"]["reason"] for event in replayed]
     assert (reasons[0], reasons[-1]) == ("began", "ended")
     sent = [json.loads(each.value) for each in read_to_end(monitor.kafka, monitor.alert_topic)]
-    assert [event["id"] for event in sent] == [event["id"] for event in replayed]
+    ids = [event["id"] for event in replayed]
+    assert [event["id"] for event in sent] == ids
+    events = list(read_events(LocalStore(monitor.log)))
+    assert [alert_id(event) for event in events if event.kind == EventKind.ALERT] == ids
+    *starts, stop = [event for event in events if event.kind != EventKind.ALERT]
+    assert [event.kind for event in starts] == [EventKind.RUN_STARTED] * 3
+    assert len({event.by for event in starts}) == 3
+    assert len({event.data["settings_sha256"] for event in starts}) == 1
+    assert (stop.by, stop.data["reason"]) == (starts[-1].by, "enough_records")
+    assert stop.data["rows_by_status"] == {"ok": total}
 
 
 def _kill_coordinator(url: str) -> None:
