@@ -96,8 +96,8 @@ def acknowledge(
 
 
 def _find(events: Iterable[Event], given: str) -> Event:
-    found = (event for event in events if event.kind == EventKind.ALERT)
-    alerts = {alert_id(event): event for event in found}
+    found = ((alert_id(event), event) for event in events if event.kind == EventKind.ALERT)
+    alerts = {name: event for name, event in found if name}
     if given in alerts:
         return alerts[given]
     alike = [name for name in alerts if name.startswith(given)]

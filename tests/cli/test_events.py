@@ -58,6 +58,7 @@ STORY = (
     at(1.5, EventKind.RUN_STOPPED, "coordinator@b:2:y", ENDED),
     start(2, "c:3:z", 400, more={"worker": {"count": 2}}),
     start(3, "d:4:w", 400, topic="trucks"),
+    at(3, EventKind.ALERT, "coordinator@d:4:w", {"event": {"id": 5}}, "trucks"),
 )  # fmt: skip
 
 
@@ -90,6 +91,7 @@ def test_the_story_of_a_log(log: Path) -> None:
         ("changed", "drift.keys: not set → null"),
         ("changed", "worker.count: not set → 2"),
         ("run-started", begins.format(0.05) + "; it runs, or died"),
+        ("alert", "None : None"),
         ("accepted", "camera-7 as it is since 2026-01-01 12:00:00 UTC: moved"),
     ]  # fmt: skip
 
@@ -104,7 +106,7 @@ def test_who_changed_the_bound_has_an_answer(log: Path, nap: Call) -> None:
     }
     assert "bound: 0.04 → 0.05" in [row["what"] for row in rows]
     ended = nap("history", "--log", log, "--topic", "trucks", "--format", "json")
-    (row,) = map(json.loads, ended.out.splitlines())
+    row, _ = map(json.loads, ended.out.splitlines())
     assert (row["number"], row["topic"], row["kind"]) == (6, "trucks", "run-started")
     assert nap("history", "--log", log, "--until", "2025-01-01T00:00Z").err == "No event matches.\n"
 
@@ -146,9 +148,9 @@ def test_a_table_fits_80_columns_and_leaves_nothing_out(log: Path) -> None:
 def test_an_alert_is_acknowledged_by_its_id_or_its_beginning(log: Path, nap: Call) -> None:
     text = ("--by", "Ann", "--comment", "lens cleaned")
     ended = nap("ack", "3f2a90c1", "--log", log, *text)
-    assert (ended.exit_code, ended.out) == (0, f"acknowledged as event 8: alert {IDS[0]}\n")
+    assert (ended.exit_code, ended.out) == (0, f"acknowledged as event 9: alert {IDS[0]}\n")
     ended = nap("ack", IDS[0], "--log", log, "--by", "Bob", "--comment", "again")
-    assert ended.out.splitlines()[0] == f"acknowledged as event 9: alert {IDS[0]}"
+    assert ended.out.splitlines()[0] == f"acknowledged as event 10: alert {IDS[0]}"
     assert "It was before, by Ann at " in ended.out.splitlines()[1]
     assert ended.out.endswith("UTC: lens cleaned\n")
     last = list(read_events(LocalStore(log)))[-1]
@@ -176,7 +178,7 @@ def test_an_unknown_alert_is_refused_with_those_that_are_near(
     assert ended.exit_code == 2
     assert all(part in ended.err for part in expected), ended.err
     assert "\x1b" not in ended.err.replace("\x1b[1;31merror:\x1b[0m", "")
-    assert len(list(read_events(LocalStore(log)))) == 8
+    assert len(list(read_events(LocalStore(log)))) == 9
 
 
 @pytest.mark.parametrize(
