@@ -79,7 +79,7 @@ def history(
         and (until_ms is None or each.time_ms < until_ms)
     ]
     if not found:
-        typer.echo("No event matches.", err=True)
+        typer.echo("No event matches." if events else "The log has no events.", err=True)
     is_table = output_format == "table"
     is_shown = is_table and output is None and sys.stdout.isatty()
     width = get_terminal_size().columns if is_shown else None
@@ -142,7 +142,9 @@ def _require_topic(store: "SegmentStore", events: "Sequence[Event]", topic: str 
     topics = sorted({event.topic for event in events if event.topic})
     if topic is not None and topic not in topics:
         raise ConfigError(
-            f"no event is of the topic {topic!r}", "--topic", f"There are {listed(topics, 10)}"
+            f"no event is of the topic {topic!r}",
+            "--topic",
+            f"There are {listed(topics, 10) or 'none'}",
         )
 
 

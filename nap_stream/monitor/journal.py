@@ -74,13 +74,13 @@ class Journal:
     ) -> None:
         """Write that a run began, by what and how it judges. ``by_blocks`` is whether blocks do."""
         shown, size = masked_tree(self._settings), plan.window_records
-        detectors = (
-            [Detector.BLOCKS] if by_blocks else [Detector.OOD_WINDOW, Detector.OOD_SEQUENTIAL]
-        )
-        if plan.tail_rates and not by_blocks:
-            detectors.append(Detector.SCORE_SHIFT)
-        if self._settings.drift.unscored is not None:
-            detectors.append(Detector.UNSCORED_IMAGES)
+        decides = {
+            Detector.BLOCKS: by_blocks,
+            Detector.OOD_WINDOW: not by_blocks,
+            Detector.OOD_SEQUENTIAL: not by_blocks,
+            Detector.SCORE_SHIFT: not by_blocks and bool(plan.tail_rates),
+            Detector.UNSCORED_IMAGES: self._settings.drift.unscored is not None,
+        }
         digest = hashlib.sha256(json.dumps(shown, sort_keys=True, separators=(",", ":")).encode())
         data: dict[str, Any] = {
             "version": version("nap-stream"),
@@ -93,7 +93,7 @@ class Journal:
             "flag_rate": plan.flag_rate,
             "window_records": size,
             "bound": window_firing_limit(plan, size) / size,
-            "detectors": detectors,
+            "detectors": [name for name, does in decides.items() if does],
         }
         self._add(EventKind.RUN_STARTED, data)
         self.write(at_once=True)

@@ -2,18 +2,12 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from nap_stream.errors import ConfigError
-from nap_stream.scored_log.events import (
-    Event,
-    EventKind,
-    alert_id,
-    append_event,
-    require_text,
-)
+from nap_stream.scored_log.events import Event, EventKind, alert_id, append_event, require_text
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import bounded, listed, moment, number, one_line, rfc3339
 
@@ -46,13 +40,13 @@ def entries(events: Sequence[Event]) -> Iterator[Entry]:
     """Tell of all events of a log, in order, and of what each run changed from the one before."""
     ended = {event.by for event in events if event.kind == EventKind.RUN_STOPPED}
     starts = [event for event in events if event.kind == EventKind.RUN_STARTED]
-    newest = {_monitor_of(event): event.by for event in starts}
+    newest = {(event.topic, event.monitor): event.by for event in starts}
     before: dict[tuple[str, str], Event] = {}
     for event in events:
         what = _words(event)
         changes: list[str] = []
         if event.kind == EventKind.RUN_STARTED:
-            monitor = _monitor_of(event)
+            monitor = event.topic, event.monitor
             if monitor in before:
                 changes = list(_changes(before[monitor].data, event.data))
                 what += "" if changes else "; nothing was changed"
@@ -65,13 +59,7 @@ def entries(events: Sequence[Event]) -> Iterator[Entry]:
 
 
 def acknowledge(
-    store: SegmentStore,
-    events: Sequence[Event],
-    given: str,
-    *,
-    by: str,
-    comment: str,
-    now_ms: int,
+    store: SegmentStore, events: Sequence[Event], given: str, *, by: str, comment: str, now_ms: int
 ) -> Event:
     """Write that somebody has seen to an alert; give that event.
 
@@ -84,14 +72,8 @@ def acknowledge(
     require_text("by", by, MAX_BY)
     require_text("comment", comment, MAX_COMMENT)
     alert = _find(events, given)
-    event = Event(
-        time_ms=now_ms,
-        kind=EventKind.ACKNOWLEDGED,
-        by=by,
-        topic=alert.topic,
-        monitor=alert.monitor,
-        data={"alert": alert_id(alert), "comment": comment},
-    )
+    data = {"alert": alert_id(alert), "comment": comment}
+    event = replace(alert, time_ms=now_ms, kind=EventKind.ACKNOWLEDGED, by=by, data=data)
     return append_event(store, event)
 
 
@@ -112,10 +94,6 @@ def _find(events: Iterable[Event], given: str) -> Event:
         bounded(one_line(given)),
         "" if told else "`nap-stream history --kind alert` shows what there is",
     )
-
-
-def _monitor_of(event: Event) -> tuple[str, str]:
-    return event.topic, event.monitor
 
 
 def _entry(event: Event, kind: str, what: str) -> Entry:

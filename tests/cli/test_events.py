@@ -17,7 +17,7 @@ from nap_stream.scored_log.history import MAX_COMMENT, entries
 from nap_stream.scored_log.output import OutputFormat, write_batches
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.cli.program import Call
-from tests.scored_log.builders import NOON_MS
+from tests.scored_log.builders import NOON_MS, chain
 
 DAY_MS = 86_400_000
 IDS = ("3f2a90c1d2e4" + "0" * 20, "3f2a11111111" + "0" * 20, "b" * 32)
@@ -119,6 +119,8 @@ def test_what_cannot_be(log: Path, tmp_path: Path, nap: Call) -> None:
     (tmp_path / "empty").mkdir()
     ended = nap("history", "--log", tmp_path / "empty")
     assert (ended.exit_code, "there are neither events nor rows" in ended.err) == (2, True)
+    chain(tmp_path / "old", [(1, [])])
+    assert nap("history", "--log", tmp_path / "old").err == "The log has no events.\n"
     (log / event_path(2)).write_bytes(b"{}")
     ended = nap("history", "--log", log)
     assert ended.exit_code == 3
