@@ -6,6 +6,7 @@
     │   └── FeatureMapError          the pre-pooling feature map was not found
     ├── CalibrationError             a calibration cannot be made or read
     │   └── FingerprintMismatchError a calibration belongs to another model
+    ├── ReportError                  a report cannot be printed
     ├── InputDataError               a folder or file of images is missing, empty or unreadable
     ├── BrokerError                  Kafka said no
     │   ├── BrokerUnavailableError   nobody answers (retriable)
@@ -72,6 +73,10 @@ class CalibrationError(NapStreamError):
 
 class FingerprintMismatchError(CalibrationError):
     """A calibration belongs to another model."""
+
+
+class ReportError(NapStreamError):
+    """A report cannot be printed."""
 
 
 class InputDataError(NapStreamError):

@@ -21,6 +21,7 @@ from nap_stream.cli.log import compact, verify
 from nap_stream.cli.plan import plan
 from nap_stream.cli.query import query, sql
 from nap_stream.cli.rebaseline import rebaseline
+from nap_stream.cli.report import report
 from nap_stream.cli.run import doctor, run
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.process import configure_logging
@@ -73,7 +74,7 @@ def build_app() -> typer.Typer:
         *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
         *(baseline, compare, rebaseline),
-        *(query, sql, replay, verify, compact),
+        *(query, sql, report, replay, verify, compact),
         *(history, ack),
         *(doctor, bench, demo),
     ):

@@ -48,7 +48,8 @@ def entries(events: Sequence[Event]) -> Iterator[Entry]:
         if event.kind == EventKind.RUN_STARTED:
             monitor = event.topic, event.monitor
             if monitor in before:
-                changes = list(_changes(before[monitor].data, event.data))
+                differing = differences(before[monitor].data, event.data)
+                changes = [f"{name}: {was} → {now}" for name, was, now in differing]
                 what += "" if changes else "; nothing was changed"
             before[monitor] = event
             if event.by not in ended:
@@ -134,12 +135,13 @@ def _tree(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else _EMPTY
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What two runs say differently when they begin: the name, and what either says of it."""
     before, after = dict(_leaves(old)), dict(_leaves(new))
     for name in dict.fromkeys((*before, *after)):
         was, now = before.get(name, "not set"), after.get(name, "not set")
         if was != now:
-            yield f"{name}: {was} → {now}"
+            yield name, was, now
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import Status, TopicPartition
@@ -63,7 +64,7 @@ class Query:
     calibrations: tuple[str, ...] = ()
 
 
-def _condition(query: Query) -> tuple[str, list[Any]]:
+def condition(query: Query) -> tuple[str, list[Any]]:
     """The filters on columns in SQL, and its parameters; ``true`` where there are none.
 
     Topic, partitions and offsets are not in it: they choose files, and what is wanted of them.
@@ -162,7 +163,7 @@ def scan(
         As `listed`.
     """
     names = SCAN_SCHEMA.names if columns is None else list(columns)
-    text, values = _condition(query)
+    text, values = condition(query)
     sql = f"SELECT _file, _row FROM _rows WHERE {text}"
     with Engine(store, unread) as engine:
         for chunk in chunks(listed(store, query, unread)):
@@ -204,7 +205,7 @@ def most_anomalous(
         As `listed`.
     """
     order = [(name, "ascending") for name in ("ood_p_value", *_PLACE)]
-    text, values = _condition(query)
+    text, values = condition(query)
     best, bound = SCAN_SCHEMA.empty_table(), 2.0
     with Engine(store, unread) as engine:
         for chunk in chunks(listed(store, query, unread)):
@@ -272,7 +273,7 @@ def aggregate(
         LogRootError, ChainBrokenError: As `listed`.
     """
     keys = [_key_column(each, name) for each in by for name in _COLUMNS.get(each, (each.value,))]
-    text, values = _condition(query)
+    text, values = condition(query)
     sql = (
         f"SELECT {', '.join(key for key, _ in keys)}, count(*) AS rows, "
         "count(is_ood) AS scored, count(*) FILTER (is_ood) AS ood "
@@ -354,17 +355,31 @@ def _with_empty(
 def _with_fractions(counts: pa.Table) -> pa.Table:
     scored = counts.column("scored").to_numpy().astype(np.float64)
     ood = counts.column("ood").to_numpy().astype(np.float64)
-    known = np.maximum(scored, 1.0)
-    share = ood / known
+    low, high = wilson(ood, scored)
+    shares = (ood / np.maximum(scored, 1.0), low, high)
+    for name, value in zip(("ood_fraction", "ood_low", "ood_high"), shares, strict=True):
+        counts = counts.append_column(name, pa.array(value, mask=scored == 0))
+    return counts
+
+
+def wilson(
+    hits: NDArray[np.float64], trials: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's interval of 95 % for shares, as if trials were independent.
+
+    ``hits`` and ``trials`` are counts (N,). Where trials are 0 the interval means nothing.
+
+    Returns:
+        Its lower and its upper ends, (N,) each.
+    """
+    known = np.maximum(trials, 1.0)
+    share = hits / known
     middle = (share + _Z**2 / (2 * known)) / (1 + _Z**2 / known)
     spread = share * (1 - share) / known + _Z**2 / (4 * known**2)
     half = _Z * np.sqrt(spread) / (1 + _Z**2 / known)
     # At either end the bound is the end itself, but for rounding.
-    low = np.where(ood == 0, 0.0, middle - half)
-    high = np.where(ood == scored, 1.0, middle + half)
-    for name, value in (("ood_fraction", share), ("ood_low", low), ("ood_high", high)):
-        counts = counts.append_column(name, pa.array(value, mask=scored == 0))
-    return counts
+    low = np.where(hits == 0, 0.0, middle - half)
+    return low, np.where(hits == trials, 1.0, middle + half)
 
 
 def empty_spans(counts: pa.Table, by: GroupBy) -> list[tuple[int, int]]:
@@ -418,7 +433,7 @@ def require_names(store: SegmentStore, query: Query) -> None:
         everything = Query(topic=query.topic, partitions=query.partitions)
         files = list(listed(store, everything, []))
         for what, name, one, column, parameters in _names_in(query):
-            if not any(_values(engine, files, "1", *_condition(one))):
+            if not any(_values(engine, files, "1", *condition(one))):
                 held = set().union(*_values(engine, files, column, "true", parameters))
                 option = f"--{what.partition(' ')[0]}"
                 _require(what, option, [_text(name)], sorted(map(_text, held - {None})))

@@ -26,6 +26,7 @@ COMMANDS = (
     "replay",
     "query",
     "sql",
+    "report",
     "verify",
     "compact",
     "history",

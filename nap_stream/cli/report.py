@@ -1,0 +1,208 @@
+"""nap-stream report: one page about a period, for people who answer for it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nap_stream.cli.options import (
+    SinceOption,
+    TopicOption,
+    UntilOption,
+    log_store,
+    progress_bar,
+    span_ms,
+)
+from nap_stream.clock import SystemClock
+from nap_stream.errors import ConfigError, ReportError
+from nap_stream.files import publish, replacing
+from nap_stream.settings.load import load_settings
+from nap_stream.text import printable
+
+if TYPE_CHECKING:
+    from nap_stream.report.gather import Pictures, Stated
+    from nap_stream.settings.schema import Settings
+
+EXIT_UNREAD = 3
+PDF_S = 300
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def report(
+    out: Annotated[Path, typer.Option(help="The HTML file; one that is there is replaced.")],
+    log: Annotated[
+        str | None,
+        typer.Option(
+            "--log", metavar="ROOT", help="The root of the scored log; that of --config without it."
+        ),
+    ] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
+    topic: TopicOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="The monitor's YAML file, for the bound of a log without events."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The same of a calibration and the default settings."),
+    ] = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROOT", help="Where images are kept: a folder, or s3://bucket/prefix."
+        ),
+    ] = None,
+    compare_since: Annotated[
+        str | None, typer.Option(help="Compare with another period, from this event time on.")
+    ] = None,
+    compare_until: Annotated[
+        str | None, typer.Option(help="Compare with another period, before this event time.")
+    ] = None,
+    compare_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX",
+            help="Compare this model, by how its fingerprint begins, with the others.",
+        ),
+    ] = None,
+    pdf: Annotated[
+        bool, typer.Option("--pdf", help="Print it to a PDF beside it too, by Chromium.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the log's chains too.")
+    ] = True,
+) -> None:
+    """Write a report of a period as one HTML page that needs nothing else: no script, no network.
+
+    It says whether monitoring was always on and the log is whole, what happened, what is open, and
+    the figures behind that. Without --since it begins with the log; without --until it ends now, or
+    with the log where there is no --since either.
+
+    Exit code 3 where a file of the log could not be read: the page names it.
+
+    \b
+    Examples:
+      nap-stream report --log scored-log --since 2026-05-01T00:00Z --out may.html
+      nap-stream report --log scored-log --since 7d --evidence kept --pdf --out week.html
+      nap-stream report --log scored-log --since 7d --out week.html \\
+          --compare-since 14d --compare-until 7d
+    """
+    from nap_stream.report.gather import Asked, gather
+    from nap_stream.report.page import render
+
+    clock = SystemClock()
+    if config is not None and calibration is not None:
+        raise ConfigError("expected one of --config and --calibration, not both")
+    if compare_model is not None and (compare_since or compare_until):
+        raise ConfigError("expected another period or another model to compare with, not both")
+    browser = _browser() if pdf else None
+    store = log_store(None if log else config, log)
+    settings = None if config is None else load_settings(config)
+    since_ms, until_ms = span_ms(since, until, clock)
+    compared = span_ms(compare_since, compare_until, clock)
+    asked = Asked(
+        topic=topic,
+        since_ms=since_ms,
+        until_ms=until_ms,
+        compared=None if compared == (None, None) else compared,
+        model=compare_model,
+        stated=_stated(settings, calibration),
+        verified=verify,
+    )
+    pictures = None if evidence is None else _pictures(evidence, settings)
+    with progress_bar("verifying", unit="files") as advance:
+        figures = gather(store, asked, now_ms=clock.now_ms(), pictures=pictures, advance=advance)
+    publish(out, render(figures).encode("utf-8", "replace"))
+    typer.echo(f"Report   {out}")
+    if browser is not None:
+        print_page(browser, out, out.with_suffix(".pdf"))
+        typer.echo(f"PDF      {out.with_suffix('.pdf')}")
+    if not figures.tally.all.rows:
+        typer.echo("No row of the log is in that period.", err=True)
+    for line in figures.unread:
+        typer.echo(printable(f"not read  {line}"), err=True)
+    if figures.unread:
+        sys.exit(EXIT_UNREAD)
+
+
+def _pictures(evidence: str, settings: "Settings | None") -> "Pictures":
+    from nap_stream.report.pictures import kept_in
+    from nap_stream.scored_log.stores import store_at
+    from nap_stream.settings.schema import LimitSettings
+
+    return kept_in(store_at(evidence), LimitSettings() if settings is None else settings.limits)
+
+
+def _stated(settings: "Settings | None", calibration: Path | None) -> "Stated | None":
+    """What a configuration promises; nothing where neither is given."""
+    from nap_stream.report.gather import Stated
+    from nap_stream.settings.drift import DriftSettings
+
+    folder = calibration if settings is None else settings.calibration
+    if folder is None:
+        return None
+    from nap_stream.calibration.artifact import load_calibration
+    from nap_stream.core.detection import window_firing_limit
+    from nap_stream.drift.detectors import detection_plan
+
+    drift = DriftSettings() if settings is None else settings.drift
+    plan = detection_plan(drift, load_calibration(folder).facts)
+    bound = window_firing_limit(plan, plan.window_records) / plan.window_records
+    return Stated(bound, plan.run_length, None if drift.keys is None else drift.keys.by)
+
+
+def _browser() -> str:
+    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        raise ConfigError(
+            f"there is no browser to print with: none of {', '.join(_BROWSERS)} is on the PATH",
+            "--pdf",
+            "Install Chromium, or open the page in a browser and print it there",
+        )
+    return found
+
+
+def print_page(browser: str, page: Path, pdf: Path) -> None:
+    """Print a page of ours to a PDF, in place of one that is there.
+
+    Raises:
+        ReportError: The browser could not.
+    """
+    with tempfile.TemporaryDirectory(prefix="nap-stream-") as profile, replacing(pdf) as made:
+        command = [
+            browser,
+            *("--headless", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            f"--user-data-dir={profile}",
+            "--no-pdf-header-footer",
+            f"--print-to-pdf={made.resolve()}",
+        ]
+        # Chromium's sandbox refuses to run as root. What it opens is a page without scripts, of
+        # which every value is escaped and every picture encoded anew.
+        if os.geteuid() == 0:
+            command.append("--no-sandbox")
+        try:
+            ended = subprocess.run(  # noqa: S603  a browser of the PATH, and our own arguments
+                [*command, page.resolve().as_uri()],
+                capture_output=True,
+                timeout=PDF_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ReportError(f"the browser did not print: {error}", browser) from error
+        if ended.returncode or not made.is_file():
+            said = ended.stderr.decode(errors="replace").strip().splitlines()
+            raise ReportError(
+                f"the browser did not print (exit code {ended.returncode}): "
+                f"{said[-1] if said else 'it said nothing'}",
+                browser,
+                f"The page itself is at {page}",
+            )

@@ -1,0 +1,251 @@
+"""The rows of a period, counted.
+
+Each file is asked once for all counts, so that they agree with each other, also where a file cannot
+be read. Memory grows with what is told apart, not with rows.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nap_stream.core.panes import key_text
+from nap_stream.errors import ChainBrokenError
+from nap_stream.scored_log.engine import Engine, chunks
+from nap_stream.scored_log.files import LogFile
+from nap_stream.scored_log.format import storable_text
+from nap_stream.scored_log.query import HOUR_MS, Query, condition, wilson
+from nap_stream.scored_log.stores import SegmentStore
+
+MAX_KEYS = 10_000
+"""More different keys name images, not cameras: they are not told apart then."""
+MAX_BINS = 120
+"""Stretches of time that a chart shows."""
+_WIDTHS_S = (1, 5, 15, 60, 300, 900, 3_600, 10_800, 21_600, 43_200, 86_400)
+_SETS: dict[str, tuple[str, ...]] = {
+    "times": ("topic", "time"),
+    "scored_times": ("topic", "scored_time"),
+    "statuses": ("status",),
+    "keys": ("key",),
+    "classes": ("class_name",),
+    "judged": ("topic", "model", "calibration"),
+    "lags": ("lag",),
+    "delays": ("delay",),
+}
+_COLUMNS = (
+    *("topic", "time", "scored_time", "status", "key", "class_name"),
+    *("model", "calibration", "lag", "delay"),
+)
+_COUNTS = {"rows": "sum", "scored": "sum", "ood": "sum", "first": "min", "last": "max"}
+_LONGEST_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Rows, those with scores, and the flagged ones of these.
+
+    ``first_ms`` and ``last_ms`` are their event times, milliseconds since the epoch.
+    """
+
+    rows: int = 0
+    scored: int = 0
+    ood: int = 0
+    first_ms: int = 2**63
+    last_ms: int = -(2**63)
+
+    def __add__(self, other: Self) -> "Count":
+        return Count(
+            self.rows + other.rows,
+            self.scored + other.scored,
+            self.ood + other.ood,
+            min(self.first_ms, other.first_ms),
+            max(self.last_ms, other.last_ms),
+        )
+
+    @property
+    def share(self) -> float:
+        """The OOD fraction; 0 without scored rows."""
+        return self.ood / max(1, self.scored)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of 95 % for it, as if rows were independent."""
+        low, high = wilson(np.array([float(self.ood)]), np.array([float(self.scored)]))
+        return float(low[0]), float(high[0])
+
+
+def total(counts: Iterable[Count]) -> Count:
+    """All of them together."""
+    return sum(counts, start=Count())
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of the same rows by different things.
+
+    ``times`` are by topic and start of a stretch of ``width_ms``, ``scored_times`` by that in
+    which rows were scored, ``judged`` by topic, model and calibration. ``keys`` are as
+    `nap_stream.core.panes.key_text` gives them; None where there are more than `MAX_KEYS`.
+    ``lags`` counts rows by milliseconds from event time to scored time, ``delays`` from reading to
+    scored time, rounded up to three digits; -1 stands for all that are negative.
+    """
+
+    width_ms: int
+    times: Mapping[tuple[str, int], Count]
+    scored_times: Mapping[tuple[str, int], Count]
+    statuses: Mapping[str, Count]
+    keys: Mapping[str, Count] | None
+    classes: Mapping[str, Count]
+    judged: Mapping[tuple[str, str, str], Count]
+    lags: Mapping[int, int]
+    delays: Mapping[int, int]
+
+    @cached_property
+    def all(self) -> Count:
+        """All rows."""
+        return total(self.statuses.values())
+
+
+def quantile(counts: Mapping[int, int], share: float) -> int | None:
+    """The least value that at least a share of what is counted does not exceed; None of nothing."""
+    # What a product of floats exceeds a whole number by is rounding.
+    left = math.ceil(share * sum(counts.values()) - 1e-6)
+    for value in sorted(counts):
+        left -= counts[value]
+        if left <= 0:
+            return value
+    return None
+
+
+def chart_width_ms(span_ms: int) -> int:
+    """How wide the stretches are of which a chart shows no more than `MAX_BINS`."""
+    least = span_ms / MAX_BINS
+    width = next((1_000 * s for s in _WIDTHS_S if 1_000 * s >= least), None)
+    day_ms = 24 * HOUR_MS
+    return width or -(-int(least) // day_ms) * day_ms
+
+
+def tally(
+    store: SegmentStore,
+    files: Sequence[LogFile],
+    query: Query,
+    *,
+    width_ms: int,
+    key_by: str,
+    unread: list[ChainBrokenError],
+) -> Tally:
+    """Count the rows of some files that pass a query.
+
+    ``key_by`` is as in `nap_stream.settings.drift.KeySettings`. ``unread`` takes the errors of
+    files that cannot be read.
+
+    Raises:
+        ScoredLogError: The store cannot be read, or the memory does not suffice.
+    """
+    merged: pa.Table | None = None
+    told_apart = True
+    with Engine(store, unread) as engine:
+        for chunk in chunks(files):
+            sql, values = _question(query, width_ms, key_by if told_apart else None)
+            for _, found in engine.answers(chunk, sql, values):
+                merged = _merged(found if merged is None else pa.concat_tables([merged, found]))
+            if merged is not None and _part(merged, "keys").num_rows > MAX_KEYS:
+                told_apart = False
+                merged = merged.filter(pc.not_equal(merged.column("part"), _number("keys")))
+    counts = {name: {} if merged is None else _counts(merged, name) for name in _SETS}
+    keys: dict[str, Count] = {}
+    for (key,), count in counts["keys"].items():
+        text = key_text(key)
+        keys[text] = keys.get(text, Count()) + count
+    single = {name: _singles(counts[name]) for name, columns in _SETS.items() if len(columns) == 1}
+    return Tally(
+        width_ms=width_ms,
+        times=counts["times"],
+        scored_times=counts["scored_times"],
+        statuses=single["statuses"],
+        keys=keys if told_apart else None,
+        classes=single["classes"],
+        judged=counts["judged"],
+        lags={value: count.rows for value, count in single["lags"].items()},
+        delays={value: count.rows for value, count in single["delays"].items()},
+    )
+
+
+def _question(query: Query, width_ms: int, key_by: str | None) -> tuple[str, list[Any]]:
+    event, read, scored = (f"epoch_ms({name}_time)" for name in ("event", "ingest", "scored"))
+    header = None if key_by in {None, "key"} else str(key_by).partition(":")[2]
+    key = "NULL::BLOB" if key_by is None else "key"
+    values = {
+        "topic": "topic",
+        "time": _start(event, width_ms),
+        "scored_time": _start(scored, width_ms),
+        "status": "status",
+        "key": key if header is None else "[h.value for h in headers if h.name = ?][-1]",
+        "class_name": "class_name",
+        "model": "model_fingerprint",
+        "calibration": "calibration_fingerprint",
+        "lag": _rounded(f"({scored} - {event})"),
+        "delay": _rounded(f"({scored} - {read})"),
+    }
+    assert tuple(values) == _COLUMNS
+    where, parameters = condition(query)
+    grouped = ", ".join(f"({', '.join(names)})" for names in _SETS.values())
+    sql = (
+        f"SELECT grouping_id({', '.join(_COLUMNS)}) AS part, {', '.join(_COLUMNS)}, "
+        "count(*) AS rows, count(is_ood) AS scored, count(*) FILTER (is_ood) AS ood, "
+        "min(event_ms) AS first, max(event_ms) AS last "
+        f"FROM (SELECT {', '.join(f'{text} AS {name}' for name, text in values.items())}, "
+        f"is_ood, {event} AS event_ms FROM _rows WHERE {where}) "
+        f"GROUP BY GROUPING SETS ({grouped})"
+    )
+    return sql, [*([] if header is None else [storable_text(header)]), *parameters]
+
+
+def _number(name: str) -> int:
+    """How DuckDB's ``grouping_id`` names a set: a bit for each column that is not in it."""
+    return sum(
+        1 << place for place, column in enumerate(reversed(_COLUMNS)) if column not in _SETS[name]
+    )
+
+
+def _start(time: str, width_ms: int) -> str:
+    return f"{time} - (({time} % {width_ms}) + {width_ms}) % {width_ms}"
+
+
+def _rounded(time: str) -> str:
+    """A time rounded up to three digits, in whole numbers, so that it has few values."""
+    steps = " ".join(
+        f"WHEN {time} < {10**digits} THEN "
+        f"({time} + {10 ** (digits - 3) - 1}) // {10 ** (digits - 3)} * {10 ** (digits - 3)}"
+        for digits in range(4, _LONGEST_DIGITS)
+    )
+    return f"CASE WHEN {time} < 1000 THEN greatest({time}, -1) {steps} END"
+
+
+def _merged(counts: pa.Table) -> pa.Table:
+    names = [name for name in counts.column_names if name not in _COUNTS]
+    found = counts.group_by(names).aggregate(list(_COUNTS.items()))
+    found = found.select([*names, *(f"{name}_{how}" for name, how in _COUNTS.items())])
+    return found.rename_columns(counts.column_names).cast(counts.schema)
+
+
+def _part(counts: pa.Table, name: str) -> pa.Table:
+    return counts.filter(pc.equal(counts.column("part"), _number(name)))
+
+
+def _counts(counts: pa.Table, name: str) -> dict[Any, Count]:
+    columns = (*_SETS[name], *_COUNTS)
+    values = _part(counts, name).select(columns).to_pydict()
+    width = len(_SETS[name])
+    rows = zip(*(values[column] for column in columns), strict=True)
+    return {tuple(row[:width]): Count(*row[width:]) for row in rows}
+
+
+def _singles(counts: Mapping[Any, Count]) -> dict[Any, Count]:
+    """Those of a set of one column, without nulls, which are rows that have no such thing."""
+    return {key: count for (key,), count in counts.items() if key is not None}

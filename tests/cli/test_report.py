@@ -1,0 +1,107 @@
+"""nap-stream report: files, exit codes, mistakes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.stores.local import LocalStore
+from tests.cli.program import Call
+from tests.report.browser import browser
+from tests.report.month import TOPIC, write_events, write_rows
+
+MAY = ("--since", "2026-05-01T00:00Z", "--until", "2026-05-31T00:00Z")
+
+
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("log")
+    write_rows(LocalStore(root), days=4)
+    write_events(LocalStore(root))
+    return root
+
+
+@pytest.fixture
+def log(month: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(month, tmp_path / "log"))
+
+
+def test_it_writes_one_file(nap: Call, log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "may.html"
+    ended = nap("report", "--log", log, *MAY, "--out", out)
+    assert (ended.exit_code, ended.out, ended.err) == (0, f"Report   {out}\n", "")
+    assert list(out.parent.iterdir()) == [out]
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_segment_that_cannot_be_read_is_named(nap: Call, log: Path, tmp_path: Path) -> None:
+    path = segment_path(TopicPartition(TOPIC, 1), 144)
+    (log / path).write_bytes(b"PAR1")
+    ended = nap("report", "--log", log, *MAY, "--out", tmp_path / "may.html")
+    assert ended.exit_code == 3
+    assert f"not read  {path}" in ended.err
+    assert path in (tmp_path / "may.html").read_text(encoding="utf-8")
+
+
+def test_a_period_without_rows_is_a_report(nap: Call, log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "june.html"
+    span = ("--since", "2026-06-01", "--until", "2026-06-02")
+    ended = nap("report", "--log", log, *span, "--out", out)
+    assert ended.exit_code == 0
+    assert "--since: 2026-06-01 is taken as UTC" in ended.err
+    assert "No row of the log is in that period." in ended.err
+    assert "No image has its event time in this period." in out.read_text(encoding="utf-8")
+
+
+def test_mistakes_leave_no_file(nap: Call, log: Path, tmp_path: Path) -> None:
+    out, empty = tmp_path / "out.html", tmp_path / "empty"
+    empty.mkdir()
+    mistakes = {
+        "the log has no topic 'botle'": (2, "--log", log, "--topic", "botle"),
+        "no such folder": (2, "--log", tmp_path / "nowhere"),
+        "the log holds no topics": (1, "--log", empty),
+        "not a time: 'May'": (2, "--log", log, "--since", "May"),
+        "expected either --log ROOT or --config FILE": (2,),
+        "one of several models'": (2, "--log", log, "--compare-model", "ff"),
+        "another period or another model": (
+            *(2, "--log", log, "--compare-model", "a1", "--compare-since", "2d"),
+        ),
+        "one of --config and --calibration": (
+            *(2, "--log", log, "--config", "monitor.yaml", "--calibration", "c"),
+        ),
+    }
+    for words, (code, *arguments) in mistakes.items():
+        ended = nap("report", *arguments, "--out", out)
+        assert (ended.exit_code, ended.out) == (code, "")
+        assert words in ended.err
+    assert not out.exists()
+
+
+def test_without_a_browser_nothing_is_printed(
+    nap: Call, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "may.html"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = nap("report", "--log", log, "--out", out, "--pdf")
+    assert (ended.exit_code, out.exists()) == (2, False)
+    assert "there is no browser to print with: none of chromium, " in ended.err
+    program = tmp_path / "chromium"
+    program.write_text("#!/bin/sh\necho 'no display' >&2\nexit 7\n")
+    program.chmod(0o755)
+    ended = nap("report", "--log", log, "--out", out, "--pdf")
+    assert (ended.exit_code, out.exists()) == (1, True)
+    assert "the browser did not print (exit code 7): no display" in ended.err
+    assert not out.with_suffix(".pdf").exists()
+
+
+def test_it_is_printed(nap: Call, log: Path, tmp_path: Path) -> None:
+    browser()
+    out = tmp_path / "may.html"
+    ended = nap("report", "--log", log, *MAY, "--out", out, "--pdf")
+    assert ended.exit_code == 0, ended.err
+    pdf = out.with_suffix(".pdf").read_bytes()
+    assert pdf.startswith(b"%PDF-")
+    assert pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") >= 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log", "may.html", "may.pdf"]

@@ -1,0 +1,123 @@
+"""What events tell: runs, alerts, answers and changes, by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from nap_stream.report.history import History, Run, history, outside, without_monitor
+from nap_stream.scored_log.events import Event
+from tests.report.month import HOUR_MS, TOPIC, alert, at, run_started, write_events
+from tests.support.memory_store import MemoryStore
+
+PERIOD = (at("01T00:00"), at("31T00:00"))
+
+
+@pytest.fixture(scope="module")
+def month() -> History:
+    return history(write_events(MemoryStore()))
+
+
+def test_runs_begin_and_end(month: History) -> None:
+    told = [(run.start_ms, run.stopped and run.stopped.time_ms, run.next_ms) for run in month.runs]
+    assert told == [
+        (at("01T00:00"), at("12T03:00"), at("12T09:00")),
+        (at("12T09:00"), None, at("16T12:00")),
+        (at("16T12:00"), None, None),
+    ]
+    assert [run.bound for run in month.runs] == [0.1, 0.1, 0.08]
+    assert month.runs[0].run_length == 30 * 86_400 * 0.01
+
+
+def test_a_killed_run_was_at_work_until_its_last_image(month: History) -> None:
+    scored = [at("13T10:00"), at("14T23:00"), at("30T02:00")]
+    found = without_monitor(month.runs, scored, HOUR_MS, PERIOD)
+    assert found == [
+        (at("12T03:00"), at("12T09:00")),
+        (at("15T00:00"), at("16T12:00")),
+        (at("30T03:00"), at("31T00:00")),
+    ]
+    assert without_monitor((), scored, HOUR_MS, PERIOD) == [PERIOD]
+    assert without_monitor(month.runs[2:], [], HOUR_MS, PERIOD) == [PERIOD]
+
+
+def test_what_spans_leave_of_a_period() -> None:
+    assert outside([(7, 8), (0, 2), (1, 3)], (1, 10)) == [(3, 7), (8, 10)]
+    assert outside([(12, 13), (2, 2), (4, 0)], (1, 10)) == [(1, 10)]
+
+
+def test_alerts_are_told_from_beginning_to_end(month: History) -> None:
+    told = [(e.about, e.key, e.severity, e.start_ms, e.end_ms, e.ids) for e in month.episodes]
+    assert told == [
+        ("gap", "partition 1", "", at("10T00:00"), at("10T00:00"), ("gap-1",)),
+        (
+            "drift",
+            "",
+            "critical",
+            at("20T14:00"),
+            at("21T18:00"),
+            ("drift-1", "drift-2", "drift-3"),
+        ),
+        ("drift", "camera-5", "warning", at("20T15:00"), at("21T19:00"), ("key-1", "key-2")),
+        ("unscored", "", "warning", at("29T08:00"), None, ("bad-1",)),
+    ]
+    assert month.episodes[1].words.startswith("Now critical: 31 of 90 images")
+    answers = [[(a.kind, a.by) for a in e.answers] for e in month.episodes]
+    by = "Ada Moreno"
+    assert answers == [[], [("acknowledged", by)], [("accepted", by)], []]
+
+
+def test_an_alert_that_was_written_twice_counts_once() -> None:
+    first = alert("20T14:00", "drift-1", "firing", "warning", "words")
+    end = alert("20T15:00", "drift-2", "resolved", "warning", "words")
+    again = alert("20T16:00", "drift-3", "firing", "warning", "words")
+    found = history([first, first, end, replace(end, time_ms=end.time_ms + 5), again])
+    assert [e.ids for e in found.episodes] == [("drift-1", "drift-2"), ("drift-3",)]
+
+
+def test_answers_to_alerts_that_are_not_there_are_told() -> None:
+    event = Event(time_ms=5, kind="acknowledged", by="Ada", topic=TOPIC, data={"alert": "gone"})
+    assert history([event]).unplaced == (event,)
+
+
+def test_settings_that_changed(month: History) -> None:
+    found = [(run.started.by, *change) for run, *change in month.changes]
+    by = "coordinator-3"
+    assert sorted(each[:2] for each in found) == [
+        (by, "bound"),
+        (by, "calibration_fingerprint"),
+        (by, "drift.window_records"),
+        (by, "model_fingerprint"),
+    ]
+    assert (by, "drift.window_records", "500", "600") in found
+    other = replace(run_started("02T00:00", "three", keys=None), monitor="another")
+    changed = [run_started("01T00:00", "one"), other, run_started("02T00:00", "two", keys=None)]
+    told = [(run.started.by, *each) for run, *each in history(changed).changes]
+    assert ("two", "drift.keys", "not set", "null") in told
+    assert ("two", "drift.keys.by", '"key"', "not set") in told
+    assert {each[0] for each in told} == {"two"}
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"settings": 3}, {"settings": {"drift": []}}, {"bound": "<b>", "detectors": 7}]
+)
+def test_a_run_that_says_nothing_that_can_be_used(data: dict[str, object]) -> None:
+    run = Run(replace(run_started("01T00:00", "one"), data=data), None, None)
+    assert (run.bound, run.run_length, dict(run.drift)) == (None, None, {})
+    strange = Event(time_ms=1, kind="alert", by="c", data={"event": {"data": 3, "time": "noon"}})
+    assert history([strange, replace(strange, data={})]).episodes[0].start_ms == 1
+
+
+def test_a_period_has_what_it_has_a_part_of(month: History) -> None:
+    found = month.within(at("12T03:00"), at("20T14:00"))
+    assert [run.started.by[-1] for run in found.runs] == ["1", "2", "3"]
+    assert [each.ids[0] for each in found.episodes] == []
+    assert len(found.changes) == 4
+    found = month.within(at("20T14:30"), at("30T00:00"))
+    assert [run.started.by[-1] for run in found.runs] == ["3"]
+    assert [each.ids[0] for each in found.episodes] == ["drift-1", "key-1", "bad-1"]
+    assert found.changes == ()
+
+
+def test_of_a_topic_only_its_own_events(month: History) -> None:
+    found = history(write_events(MemoryStore()), "another")
+    assert (found.runs, found.episodes, found.count) == ((), (), month.count)

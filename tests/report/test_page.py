@@ -1,0 +1,368 @@
+"""The page of a report: what it says, that it is escaped, and what it looks like."""
+
+import base64
+import hashlib
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from nap_stream.errors import InputDataError
+from nap_stream.records import TopicPartition
+from nap_stream.report.charts import Axis, coarser, filled, ood_chart
+from nap_stream.report.counts import Count
+from nap_stream.report.gather import Asked, Figures, Stated, gather
+from nap_stream.report.page import _difference, render
+from nap_stream.report.pictures import SIDE, kept_in
+from nap_stream.report.words import promise
+from nap_stream.scored_log.events import append_event
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.settings.schema import LimitSettings
+from tests.report.browser import browser, chromium, screenshot
+from tests.report.month import (
+    DAY_MS,
+    END_MS,
+    TOPIC,
+    alert,
+    at,
+    run_started,
+    write_events,
+    write_rows,
+)
+from tests.support.memory_store import MemoryStore
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "\"' onmouseover=alert(1) x='",
+    "</style></title><img src=x onerror=alert(1)>",
+    "{{ 7 * 191 }}{% raw %}",
+    "bell\x07 esc\x1b[31m null\x00 line\nend",
+    "\u202egnp.exe\u2066",
+)
+WORDS = " ".join(HOSTILE)
+WHOLE = Asked(since_ms=at("01T00:00"), until_ms=END_MS)
+
+
+@pytest.fixture(scope="module")
+def store() -> MemoryStore:
+    store = MemoryStore()
+    write_rows(store)
+    write_events(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def month(store: MemoryStore) -> Figures:
+    return gather(store, WHOLE, now_ms=END_MS + DAY_MS)
+
+
+@pytest.fixture(scope="module")
+def hostile() -> str:
+    """A page whose every name comes from somebody who means harm."""
+    store = MemoryStore()
+    write_rows(store, days=3, names=HOSTILE)
+    words: dict[str, Any] = {WORDS: WORDS}
+    started = run_started("01T00:00", "coordinator", **words)
+    data = {**started.data, "version": WORDS, "detectors": [WORDS]}
+    found = alert("01T10:00", WORDS, "firing", WORDS, WORDS, key=WORDS)
+    monitor = "<script>alert(1)</script>'\""
+    events = [
+        replace(started, data=data),
+        found,
+        replace(found, kind="acknowledged", by=monitor, data={"alert": WORDS, "comment": WORDS}),
+        replace(found, kind="acknowledged", by=monitor, data={"alert": "?", "comment": WORDS}),
+        replace(started, kind="run-stopped", data={"reason": WORDS}),
+        run_started("02T00:00", "other", **{**words, WORDS: "!"}),
+    ]
+    for event in events:
+        append_event(store, replace(event, monitor=monitor))
+    period = Asked(since_ms=at("01T00:00"), until_ms=at("04T00:00"), compared=(None, None))
+    period = replace(period, compared=(at("01T00:00"), at("02T00:00")))
+    return render(gather(store, period, now_ms=END_MS))
+
+
+class _Tags(HTMLParser):
+    """All tags of a page with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs)
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_hostile_names_are_text(hostile: str) -> None:
+    page = _Tags(hostile)
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form", "img"}
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name == "style"]
+    assert [tag for tag, _ in page.tags].count("style") == 1
+    for name in HOSTILE[:4]:
+        assert name in page.text
+    assert r"bell\x07 esc\x1b[31m null\x00 line\nend" in page.text
+    assert r"\u202egnp.exe\u2066" in page.text
+    assert "1337" not in page.text
+    assert not [c for c in hostile if not c.isprintable() and c != "\n"]
+    # Nothing of what was written by somebody was left out in silence.
+    for section in hostile.split("<h2 id=")[2:]:
+        assert HOSTILE[3] in _Tags(section).text or section.startswith('"proof"'), section[:40]
+
+
+def test_the_page_needs_nothing_else(hostile: str, month: Figures) -> None:
+    for page in (hostile, render(month)):
+        found = _Tags(page)
+        policy = next(
+            attributes["content"]
+            for tag, attributes in found.tags
+            if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+        )
+        style = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
+        assert policy == (
+            f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+            "form-action 'none'"
+        )
+        assert "url(" not in style[0]
+        assert "@import" not in style[0]
+        for _, attributes in found.tags:
+            assert not {"srcset", "xlink:href", "action"} & attributes.keys()
+            assert (attributes.get("href") or "#").startswith("#")
+            assert (attributes.get("src") or "data:").startswith("data:")
+
+
+def test_the_page_can_be_read_without_seeing(month: Figures) -> None:
+    page = _Tags(render(month))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    for tag, attributes in page.tags:
+        for name in ("href", "aria-labelledby"):
+            named = (attributes.get(name) or "").removeprefix("#").split()
+            assert set(named) <= set(ids)
+        if tag == "svg" and "y" not in attributes:
+            assert attributes.get("role") == "img" or attributes.get("aria-hidden") == "true"
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("table") == tags.count("caption") > 8
+    assert [tag for tag in tags if tag in {"h1", "h2", "h3"}][:2] == ["h1", "h2"]
+    assert tags.count("h1") == 1
+
+
+def _first_screen(page: str) -> str:
+    answers = page[page.index('<dl class="answers">') : page.index("</dl>")]
+    return re.sub(r"\s+", " ", _Tags(answers).text)
+
+
+def test_the_first_screen_answers(month: Figures) -> None:
+    text = _first_screen(render(month))
+    for sentence in (
+        "the longest from 2026-05-12 03:00 to 2026-05-12 09:00.",
+        "No image came for 6 h in 1 stretch of at least 1 h.",
+        "The run that began 2026-05-16 12:00 has no recorded end: it runs, or was killed.",
+        "The chains of 2 partitions hold together: 61 segments, 8,568 rows.",
+        "1 declared gap of 40 offsets that were never read.",
+        "2 alerts of drift, 1 alert of images without scores, 1 alert of missing offsets",
+        f"8,568 images in 1 topic, {month.tally.statuses['corrupt'].rows} of them without scores.",
+        "1 alert without an end.2 alerts that nobody has answered.",
+    ):
+        assert sentence in text
+
+
+def test_a_quiet_period_is_told_as_one(store: MemoryStore) -> None:
+    period = Asked(since_ms=at("02T00:00"), until_ms=at("05T00:00"))
+    text = _first_screen(render(gather(store, period, now_ms=END_MS)))
+    assert "Was monitoring always on?YesA monitor ran throughout the period." in text
+    assert "What happened?No alert864 images" in text
+    assert "What is open?NothingEach alert is over and answered." in text
+
+
+def test_each_topic_has_its_own_coverage() -> None:
+    store = MemoryStore()
+    write_rows(store, days=3)
+    write_rows(store, days=2, topic="cans")
+    append_event(store, run_started("01T00:00", "coordinator-1"))
+    period = Asked(since_ms=at("01T00:00"), until_ms=at("04T00:00"))
+    page = render(gather(store, period, now_ms=END_MS))
+    text = _first_screen(page)
+    assert "No image came for 1 d in 1 stretch of at least 1 h." in text
+    assert (
+        "No monitor is known to have run for 3 d in 1 stretch, the longest from "
+        "2026-05-01 00:00 to 2026-05-04 00:00." in text
+    )
+    assert page.count('<svg class="chart"') == 2
+
+
+def test_a_log_without_events_says_what_it_does_not_know() -> None:
+    store = MemoryStore()
+    write_rows(store, days=2)
+    page = render(gather(store, Asked(), now_ms=END_MS))
+    text = _first_screen(page)
+    assert text.count("Not recorded") == 3
+    assert "No bound is drawn" in page
+    stated = Stated(bound=0.0625, run_length=1e6)
+    page = render(gather(store, Asked(stated=stated), now_ms=END_MS))
+    assert "No bound is drawn" not in page
+
+
+def test_a_report_that_was_not_verified_says_so(store: MemoryStore) -> None:
+    figures = gather(store, replace(WHOLE, verified=False), now_ms=END_MS)
+    page = render(figures)
+    assert figures.verified is None
+    assert "Not checked" in _first_screen(page)
+    assert "The log was not verified for this report." in page
+
+
+def test_damage_is_on_the_first_screen(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    write_rows(store, days=4)
+    write_events(store)
+    path = segment_path(TopicPartition(TOPIC, 0), 144)
+    (tmp_path / path).write_bytes((tmp_path / path).read_bytes()[:-50])
+    (tmp_path / "_events/00000000000000000003.json").unlink()
+    figures = gather(store, Asked(), now_ms=END_MS)
+    page = render(figures)
+
+    assert [line.partition(":")[0] for line in figures.unread] == [path]
+    assert figures.tally.all.rows == 4 * 288 - 144
+    text = _first_screen(page)
+    assert "Is the log whole?No" in text
+    assert "1 file could not be read." in text
+    assert page.index(path) < page.index("<nav")
+    assert "the events 3 to 3 are missing" in page
+
+
+def test_a_period_without_rows(store: MemoryStore) -> None:
+    period = Asked(since_ms=at("12T04:00"), until_ms=at("12T05:00"))
+    page = render(gather(store, period, now_ms=END_MS))
+    assert "Nothing was logged" in _first_screen(page)
+    assert "The rows of the log lie from 2026-05-" in page
+    assert "<figcaption><b>" not in page
+
+
+def test_the_promise_is_compared_with_what_began(month: Figures) -> None:
+    judged = f"{month.tally.all.scored:,}"
+    first, second = promise(month, TOPIC)
+    assert first.endswith(f"at most T / 25,920. It judged {judged}.")
+    chance = month.tally.all.scored / 25_920
+    assert f"of even one would have been at most {100 * chance:.3g} %" in second
+    quiet = replace(month, history=replace(month.history, episodes=()))
+    assert promise(quiet, TOPIC)[1] == "No alert of drift began: the promise was kept."
+
+    def with_length(run_length: int) -> str:
+        event = run_started("01T00:00", "c", false_alarms=None, expected_run_length=run_length)
+        run = replace(month.history.runs[0], started=event, stopped=None)
+        return promise(replace(month, history=replace(month.history, runs=(run,))), TOPIC)[1]
+
+    assert with_length(1_000).endswith("no more than the 8 false ones that the promise allows for.")
+    assert with_length(5_000).endswith("more than the 2 false ones that the promise allows for.")
+    blocks = replace(month, history=replace(month.history, runs=()))
+    assert "no run of the period states its promise" in promise(blocks, TOPIC)[0]
+
+
+def test_differences_are_newcombes() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table II, example (a), method 10: 56/70 and 48/80.
+    first, second = Count(80, 80, 48), Count(70, 70, 56)
+    assert _difference(first, second) == ("60 %", "80 %", "+20 points", "+5.24 to +33.4")
+    assert _difference(first, Count(3, 0, 0)) == ("60 %", "none", "", "")
+
+
+def test_a_chart_by_hand() -> None:
+    counts = {
+        ("a", 0): Count(10, 10, 1),
+        ("a", 5): Count(10, 10, 0),
+        ("b", 5): Count(9, 9, 9),
+        ("a", 10): Count(10, 0, 0),
+        ("a", 15): Count(20, 20, 4),
+    }
+    points = coarser(counts, 10, "a")
+    assert points == {0: Count(20, 20, 1), 10: Count(30, 20, 4)}
+    fine = coarser(counts, 5, "a")
+    chart = ood_chart("a", fine, 5, bounds=[(-5, 0.1), (12, 0.16)], alerts=(), axis=Axis(0, 20))
+    # The upper edge is 1.25 * 0.2.
+    assert chart.line == "M0.0 60.0V60.0H25.0V100.0H50.0 M75.0 20.0V20.0H100.0"
+    assert chart.bound == "M0.0 60.0H60.0 M60.0 36.0H100.0"
+    assert chart.shares == ((60.0, "10 %"), (20.0, "20 %"))
+    assert filled([0, 5, 15], 5) == [(0, 10), (15, 20)]
+
+
+def test_pictures_are_small_and_encoded_anew(tmp_path: Path) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (640, 320), "red").save(encoded, "JPEG", comment=b"<script>")
+    content = encoded.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    day = tmp_path / "2026-05-01"
+    day.mkdir()
+    (day / digest).write_bytes(content)
+    broken = hashlib.sha256(b"no image").hexdigest()
+    (day / broken).write_bytes(b"no image")
+    other = "0" * 64
+    (day / other).write_bytes(content)
+    picture = kept_in(LocalStore(tmp_path), LimitSettings())
+
+    head, _, data = picture(digest, at("01T12:00")).partition(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert (image.format, image.size) == ("PNG", (SIDE, SIDE // 2))
+        assert image.convert("RGB").getpixel((5, 5)) == pytest.approx((254, 0, 0), abs=2)
+    for name, why in (
+        (broken, "it looks like text"),
+        (other, "not the image that its name says"),
+        ("1" * 64, "not kept"),
+        ("../2026-05-01/" + digest, "not kept"),
+    ):
+        with pytest.raises(InputDataError, match=why):
+            picture(name, at("01T12:00"))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "dark"),
+    [
+        ("light", 1200, False),
+        ("dark", 1200, True),
+        ("narrow", 400, False),
+        ("narrow-dark", 400, True),
+    ],
+)
+def test_what_it_looks_like(
+    month: Figures, tmp_path: Path, name: str, width: int, dark: bool
+) -> None:
+    page, picture = tmp_path / "report.html", tmp_path / f"{name}.png"
+    page.write_text(render(month), encoding="utf-8")
+    screenshot(page, picture, width=width, height=6_000, dark=dark)
+    print(f"look at {picture}")  # noqa: T201  it is for people
+    with Image.open(picture) as image:
+        assert image.height == 6_000
+        colours = image.convert("L").crop((0, 0, width, 2_000)).histogram()
+    # The page's ground, light or dark, is most of it; and there is something on it.
+    ground = max(range(256), key=colours.__getitem__)
+    assert (ground < 60) is dark
+    assert sum(colours) * 0.5 < colours[ground] < sum(colours) * 0.99
+
+
+def test_no_part_is_wider_than_a_narrow_screen(month: Figures, tmp_path: Path) -> None:
+    """The same page, with a script of the test's own that measures it."""
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    measure = "document.title = document.documentElement.scrollWidth"
+    page = policy.sub("", render(month)).replace("</body>", f"<script>{measure}</script></body>")
+    frame = tmp_path / "frame.html"
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    script = "f.onload = () => document.title = f.contentDocument.title"
+    frame.write_text(
+        f'<iframe id="f" src="page.html" width="400"></iframe><script>{script}</script>'
+    )
+    found = chromium(tmp_path / "profile", frame, "--dump-dom", "--allow-file-access-from-files")
+    title = re.search(r"<title>(\d+)</title>", found)
+    assert title is not None, browser()
+    assert int(title[1]) == 400
