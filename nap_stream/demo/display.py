@@ -1,16 +1,13 @@
-"""What the demo shows: each step as it happens, the stream as it flows, and at the end a chart.
+"""What the demo shows: each step as it happens, the stream as it flows, and what came of it.
 
 Everything but the live line is read back from the scored log and the alert topic.
 """
 
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +23,14 @@ if TYPE_CHECKING:
     # At run time they would load PyTorch before the first step can be shown.
     import pyarrow as pa
 
-    from nap_stream.demo.outcome import Check, HistoryPoint, LoggedImage
+    from nap_stream.demo.outcome import Check, LoggedImage
     from nap_stream.demo.processes import MonitorView
 
 PLAIN_EVERY_S = 3.0
 """How often the state of the stream is printed where no live line can be."""
 BRIEF_LINES = 3
 """The headline, what is the matter, and since when; `nap-stream alerts` shows the rest."""
-CHART_HEIGHT = 12
-MAX_CHART_WIDTH = 110
 _REDRAWS_A_SECOND = 4
-_BLOCKS = " ▁▂▃▄▅▆▇█"
-_MARGIN = 7
-_SHADES = ("#eef6ee", "#f8e9e7")
-_COLOURS = {"firing": "#b3261e", "resolved": "#2e7d32"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,121 +124,6 @@ def _state_line(state: StreamState) -> Text:
     return text.append("FIRING", "bold red") if view.firing else text.append("quiet", "green")
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryChart:
-    """What there is to draw; all times in milliseconds since the epoch.
-
-    ``phases`` are (title, end), in order; ``alerts`` are (state, time).
-    """
-
-    history: "Sequence[HistoryPoint]"
-    started_ms: int
-    phases: Sequence[tuple[str, int]]
-    alerts: Sequence[tuple[str, int]]
-
-    def seconds(self, time_ms: int) -> float:
-        """A time as seconds from the start."""
-        return (time_ms - self.started_ms) / 1000
-
-    def end_ms(self) -> int:
-        """The latest time that is drawn."""
-        times = [point.time_ms for point in self.history] + [end for _, end in self.phases]
-        return max(times, default=self.started_ms + 1)
-
-
-def draw_png(chart: HistoryChart, path: Path) -> None:
-    """Draw with matplotlib, 1,400 x 630 pixels."""
-    # Takes a second to import, for which the start of the demo need not wait.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(10, 4.5), dpi=140, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    start = 0.0
-    for number, (title, end_ms) in enumerate(chart.phases):
-        end = chart.seconds(end_ms)
-        axes.axvspan(start, end, color=_SHADES[number % len(_SHADES)], zorder=0)
-        axes.text((start + end) / 2, 1.01, title, transform=axes.get_xaxis_transform(), ha="center")
-        start = end
-    times = [chart.seconds(point.time_ms) for point in chart.history]
-    axes.plot(times, [p.fraction for p in chart.history], label="OOD fraction of the window")
-    axes.plot(times, [p.bound for p in chart.history], "k--", label="bound")
-    for state, time_ms in chart.alerts:
-        colour = _COLOURS.get(state, "black")
-        axes.axvline(chart.seconds(time_ms), color=colour, label=f"alert: {state}")
-    axes.set_xlabel("event time, seconds from the start of the stream")
-    axes.set_ylabel("OOD fraction")
-    axes.set_xlim(0, chart.seconds(chart.end_ms()))
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right")
-    figure.savefig(path, format="png")
-
-
-def draw_text(chart: HistoryChart, *, width: int, height: int) -> Text:
-    """Draw in characters, red where the fraction reaches the bound.
-
-    ``width`` is in characters, the scale on the left included; ``height`` in lines of the plot
-    itself: the axis and the phases' titles stand below.
-    """
-    columns = _columns(chart, width - _MARGIN)
-    highest = max((max(p.fraction, p.bound) for p in chart.history), default=0.0)
-    top = max(0.1, math.ceil(highest * 10) / 10)
-    bound = chart.history[-1].bound if chart.history else 0.0
-    bound_line = height - 1 - min(height - 1, int(bound / top * height))
-    text = Text()
-    for line in range(height):
-        level = height - 1 - line
-        scale = f"{top:.0%}" if line == 0 else f"{bound:.1%}" if line == bound_line else ""
-        text.append(f"{scale:>{_MARGIN - 1}}│", "dim")
-        cells = [_cell(point, top / height, level, line == bound_line) for point in columns]
-        for style, run in groupby(cells, key=itemgetter(1)):
-            text.append("".join(character for character, _ in run), style)
-        text.append("\n")
-    return text.append(" " * (_MARGIN - 1) + "└").append_text(_axis(chart, len(columns)))
-
-
-def _cell(
-    point: "HistoryPoint | None", fraction_a_line: float, level: int, on_bound: bool
-) -> tuple[str, str]:
-    """A character and its style."""
-    filled = 0.0 if point is None else point.fraction / fraction_a_line - level
-    block = _BLOCKS[round(min(max(filled, 0), 1) * 8)]
-    if block == " ":
-        return ("─", "yellow") if on_bound else (" ", "")
-    return block, "red" if point and point.fraction >= point.bound else "green"
-
-
-def _columns(chart: HistoryChart, width: int) -> "list[HistoryPoint | None]":
-    """The last point of each column's time, or of a column before it."""
-    span = max(1, chart.end_ms() - chart.started_ms)
-    columns: list[HistoryPoint | None] = [None] * width
-    for point in chart.history:
-        column = (point.time_ms - chart.started_ms) * width // span
-        columns[min(max(column, 0), width - 1)] = point
-    for column in range(1, width):
-        columns[column] = columns[column] or columns[column - 1]
-    return columns
-
-
-def _axis(chart: HistoryChart, width: int) -> Text:
-    span = max(1, chart.end_ms() - chart.started_ms)
-    marks, titles, start = ["─"] * width, "", 0
-    for title, end_ms in chart.phases:
-        end = min(width, (end_ms - chart.started_ms) * width // span)
-        marks[max(end - 1, 0)] = "┴"
-        titles += title[: max(0, end - start - 1)].ljust(end - start)
-        start = end
-    return Text("".join(marks) + "\n" + " " * _MARGIN + titles, "dim")
-
-
-def show_chart(chart: HistoryChart, console: Console) -> None:
-    """Draw the OOD fraction against its bound."""
-    _title("OOD fraction of the rolling window, from the scored log", console)
-    width = min(console.width, MAX_CHART_WIDTH)
-    console.print(draw_text(chart, width=width, height=CHART_HEIGHT), soft_wrap=True)
-
-
 def show_counts(by_class: "pa.Table", images: "Sequence[LoggedImage]", console: Console) -> None:
     """Show what is in the log: counts by predicted class, by what was sent, and by camera."""
     _title("Query over the log: by predicted class (nap-stream query --by class)", console)
@@ -271,8 +147,10 @@ def show_outcome(checks: "Sequence[Check]", console: Console) -> None:
         console.print(Text.assemble(verdict, check.claim, found), soft_wrap=True)
 
 
-def show_places(root: Path, contents: Mapping[Path, str], config: Path, console: Console) -> None:
-    """Say what lies where, and what can be tried on it."""
+def show_places(
+    root: Path, contents: Mapping[Path, str], config: Path, report: Path, console: Console
+) -> None:
+    """Say what lies where, what can be tried on it, and, last, where the report is."""
     _title(f"Everything lies in {root}", console)
     table = _plain_table()
     for path, text in contents.items():
@@ -283,11 +161,13 @@ def show_places(root: Path, contents: Mapping[Path, str], config: Path, console:
     for command in (
         f"query --config {config} --ood --limit 10",
         f"query --config {config} --by hour --format json",
+        f"report --config {config} --out report.html",
         f"verify --config {config} --deep",
         f"replay --config {config}",
         f"plan --config {config}",
     ):
         console.print(Text(f"  {program} {command}"), soft_wrap=True)
+    _title(f"The report of this run, for a browser: {report.resolve().as_uri()}", console)
 
 
 _Count = tuple[str, int, int, float | None]

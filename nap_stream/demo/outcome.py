@@ -1,28 +1,18 @@
-"""Whether the demo showed what a monitor must do, judged from the scored log and the alerts.
-
-The rolling window and its limits are those of the drift monitor, put together here from the log
-alone: the chart shows what is in the log and nothing that the monitor has told.
-"""
+"""Whether the demo showed what a monitor must do, judged from the scored log and the alerts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nap_stream.calibration.calibration import Calibration
 from nap_stream.core.alert_state import Reason, Transition
-from nap_stream.core.detection import window_firing_limit
-from nap_stream.core.panes import RollingWindow
 from nap_stream.demo.digits import BROKEN, CAMERA_HEADER, kind_of
-from nap_stream.drift.detectors import detection_plan
 from nap_stream.records import Status
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import VerifyReport
-from nap_stream.settings.drift import DriftSettings
 
 _COLUMNS = ("partition", "offset", "key", "event_time", "status", "is_ood", "headers")
 
@@ -41,43 +31,11 @@ class LoggedImage:
     is_ood: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryPoint:
-    """The full rolling window that ended at ``time_ms``: its OOD fraction, and what fires."""
-
-    time_ms: int
-    fraction: float
-    bound: float
-
-
 def read_images(root: Path, topic: str) -> list[LoggedImage]:
     """All rows of a topic, in order of event time."""
     batches = scan(LocalStore(root), Query(topic=topic), _COLUMNS)
     images = [_image(row) for batch in batches for row in batch.to_pylist()]
     return sorted(images, key=lambda image: (image.time_ms, image.partition, image.offset))
-
-
-def ood_history(
-    images: Sequence[LoggedImage], drift: DriftSettings, calibration: Calibration
-) -> list[HistoryPoint]:
-    """The rolling OOD fraction and its bound, at the end of each pane from the first full window.
-
-    Images are in order of event time; the calibration gives the bound its flag rates.
-
-    Raises:
-        ConfigError: The window is too small to fire even if all its records were flagged.
-    """
-    scored = [image for image in images if image.is_ood is not None]
-    window = RollingWindow(drift.window_records, drift.pane_ms)
-    plan = detection_plan(drift, calibration.facts)
-    points = []
-    for start_ms, pane in groupby(scored, key=lambda i: i.time_ms - i.time_ms % drift.pane_ms):
-        flags = [bool(image.is_ood) for image in pane]
-        state = window.push(start_ms, len(flags), sum(flags))
-        if window.is_full:
-            limit = window_firing_limit(plan, state.records)
-            points.append(HistoryPoint(state.end_ms, state.fraction, limit / state.records))
-    return points
 
 
 def _image(row: dict[str, Any]) -> LoggedImage:

@@ -6,6 +6,7 @@ consumer group, which suit a stream of a few seconds. The demo checks what is le
 topic and in the scored log.
 """
 
+import hashlib
 import json
 import queue
 import signal
@@ -18,21 +19,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import pyarrow.parquet as pq
+
 from nap_stream.alert.kafka import read_alerts
-from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock, Deadline
 from nap_stream.demo.digits import CAMERA_HEADER, Phase, one_torch_thread
 from nap_stream.demo.display import (
     Display,
-    HistoryChart,
     StreamState,
-    draw_png,
-    show_chart,
     show_counts,
     show_outcome,
     show_places,
 )
-from nap_stream.demo.outcome import Outcome, check_outcome, ood_history, read_alert, read_images
+from nap_stream.demo.outcome import Outcome, check_outcome, read_images
 from nap_stream.demo.processes import MonitorProcess, embedded_broker, free_port, running_monitor
 from nap_stream.demo.produce import produce
 from nap_stream.demo.setup import (
@@ -44,7 +43,11 @@ from nap_stream.demo.setup import (
     write_configuration,
 )
 from nap_stream.errors import WorkerError
+from nap_stream.files import publish
 from nap_stream.kafka.client import create_topics
+from nap_stream.report.gather import Asked, Pictures, gather
+from nap_stream.report.page import render
+from nap_stream.report.pictures import thumbnail
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
@@ -85,7 +88,7 @@ def run_demo(
         with _interrupted_by_sigterm(), embedded_broker(clock) as broker:
             port = free_port()
             write_configuration(folder, broker=broker, metrics_port=port, workers=workers)
-            calibration = make_calibration(folder, display, clock)
+            make_calibration(folder, display, clock)
             settings = load_settings(folder.config, environ={})
             create_topics(settings.kafka, [settings.kafka.topic], PARTITIONS)
             create_topics(settings.kafka, [settings.alerts.topic, settings.dead_letters.topic], 1)
@@ -97,7 +100,7 @@ def run_demo(
                 show = Show(folder, settings, phases, monitor, display, clock)
                 show.wait_until_ready()
                 streamed = show.play(rate)
-        succeeded = show.sum_up(calibration, streamed)
+        succeeded = show.sum_up(streamed)
     display.console.print(f"\nThe demo took {display.seconds():.1f} s.", highlight=False)
     return succeeded
 
@@ -193,7 +196,7 @@ class Show:
                     return
             self.clock.sleep(LOOK_EVERY_S)
 
-    def sum_up(self, calibration: Calibration, streamed: Streamed) -> bool:
+    def sum_up(self, streamed: Streamed) -> bool:
         """Show what is left, and whether everything was as it must be."""
         store, console = LocalStore(self.folder.log), self.display.console
         images = read_images(self.folder.log, self.settings.kafka.topic)
@@ -209,22 +212,19 @@ class Show:
                 exit_code=streamed.exit_code,
             )
         )
-        alerts = [read_alert(event) for event in streamed.alerts]
-        titles = [phase.title for phase in self.phases]
-        chart = HistoryChart(
-            history=ood_history(images, self.settings.drift, calibration),
-            started_ms=streamed.started_ms,
-            phases=list(zip(titles, streamed.phase_ends_ms, strict=True)),
-            alerts=[
-                (a.state, a.time_ms) for a in alerts if a.time_ms is not None and a.key is None
-            ],
-        )
-        draw_png(chart, self.folder.picture)
-        show_chart(chart, console)
         show_counts(aggregate(store, Query(), GroupBy.CLASS), images, console)
         show_outcome(checks, console)
-        show_places(self.folder.root, self.folder.contents(), self.folder.config, console)
+        figures = gather(store, Asked(), now_ms=self.clock.now_ms(), pictures=self._pictures())
+        publish(self.folder.report, render(figures).encode())
+        folder = self.folder
+        show_places(folder.root, folder.contents(), folder.config, folder.report, console)
         return all(check.holds for check in checks)
+
+    def _pictures(self) -> Pictures:
+        """Small pictures of what was sent, by the SHA-256 of its bytes."""
+        sent = pq.read_table(self.folder.stream, columns=["image"]).column("image").to_pylist()
+        of_digest = {hashlib.sha256(image).hexdigest(): image for image in sent}
+        return lambda sha256, _: thumbnail(of_digest[sha256], self.settings.limits)
 
 
 class _Stopped(Exception):  # noqa: N818  no error: how the producer is told to end

@@ -63,7 +63,7 @@ class DemoFolder:
         self.calibration = root / "calibration"
         self.log = root / "scored-log"
         self.alerts = root / "alerts.jsonl"
-        self.picture = root / "ood-fraction.png"
+        self.report = root / "report.html"
         self.monitor_output = root / "monitor.log"
 
     def contents(self) -> dict[Path, str]:
@@ -76,7 +76,7 @@ class DemoFolder:
             self.calibration: "the calibration",
             self.log: "the scored log, in Parquet",
             self.alerts: "the alerts, as CloudEvents",
-            self.picture: "the chart of the OOD fraction",
+            self.report: "the report of this run",
             self.monitor_output: "what the monitor printed",
         }
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from PIL import Image
 
 from nap_stream.demo.digits import BROKEN
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
@@ -82,8 +81,11 @@ def test_ends_with_one_firing_one_resolved_and_a_clean_log(tmp_path: Path) -> No
     ).to_pylist()
     assert [(row["status"], row["rows"]) for row in counts] == [("ok", 847)]
     assert verify(LocalStore(folder / "scored-log"), deep=True).clean
-    with Image.open(folder / "ood-fraction.png") as picture:
-        assert picture.format == "PNG"
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert report.count('<img src="data:image/png;base64,') == 12
+    assert "847 images in 1 topic, all with scores." in report
+    assert report.count("<article>") == sum(alert["data"]["reason"] == "began" for alert in alerts)
+    assert (folder / "report.html").resolve().as_uri() in output.read_text()
     assert "FAILED" not in output.read_text()
     assert processes_naming(str(folder)) == []
 

@@ -21,9 +21,9 @@ def test_replaces_what_an_earlier_demo_made_and_nothing_else(tmp_path: Path) -> 
 
 def test_stays_after_the_block(tmp_path: Path) -> None:
     with demo_folder(tmp_path / "demo") as folder:
-        folder.picture.write_bytes(b"png")
+        folder.report.write_bytes(b"page")
 
-    assert folder.picture.read_bytes() == b"png"
+    assert folder.report.read_bytes() == b"page"
 
 
 def test_takes_an_empty_folder(tmp_path: Path) -> None:
