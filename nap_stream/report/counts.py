@@ -149,14 +149,14 @@ def tally(
     """
     merged: pa.Table | None = None
     told_apart = True
-    with Engine(store, unread) as engine:
+    with Engine(store, unread) as engine, Engine(store, []) as looking:
         for chunk in chunks(files):
+            told_apart = told_apart and _few_keys(looking, chunk, query, key_by)
             sql, values = _question(query, width_ms, key_by if told_apart else None)
             for _, found in engine.answers(chunk, sql, values):
                 merged = _merged(found if merged is None else pa.concat_tables([merged, found]))
             if merged is not None and _part(merged, "keys").num_rows > MAX_KEYS:
                 told_apart = False
-                merged = merged.filter(pc.not_equal(merged.column("part"), _number("keys")))
     counts = {name: {} if merged is None else _counts(merged, name) for name in _SETS}
     keys: dict[str, Count] = {}
     for (key,), count in counts["keys"].items():
@@ -176,16 +176,34 @@ def tally(
     )
 
 
+def _few_keys(engine: Engine, files: Sequence[LogFile], query: Query, key_by: str) -> bool:
+    """Whether there are hardly more keys than can be told apart, before memory is taken for them.
+
+    The number is an estimate, some per cent off.
+    """
+    key, header = _key(key_by)
+    where, parameters = condition(query)
+    sql = f"SELECT approx_count_distinct({key}) AS keys FROM _rows WHERE {where}"
+    answers = engine.answers(files, sql, [*header, *parameters])
+    return all(found.column("keys")[0].as_py() <= 2 * MAX_KEYS for _, found in answers)
+
+
+def _key(key_by: str | None) -> tuple[str, list[str]]:
+    """What names a key in SQL, and its parameters."""
+    if key_by is None or key_by == "key":
+        return "NULL::BLOB" if key_by is None else "key", []
+    return "[h.value for h in headers if h.name = ?][-1]", [storable_text(key_by.partition(":")[2])]
+
+
 def _question(query: Query, width_ms: int, key_by: str | None) -> tuple[str, list[Any]]:
     event, read, scored = (f"epoch_ms({name}_time)" for name in ("event", "ingest", "scored"))
-    header = None if key_by in {None, "key"} else str(key_by).partition(":")[2]
-    key = "NULL::BLOB" if key_by is None else "key"
+    key, header = _key(key_by)
     values = {
         "topic": "topic",
         "time": _start(event, width_ms),
         "scored_time": _start(scored, width_ms),
         "status": "status",
-        "key": key if header is None else "[h.value for h in headers if h.name = ?][-1]",
+        "key": key,
         "class_name": "class_name",
         "model": "model_fingerprint",
         "calibration": "calibration_fingerprint",
@@ -203,7 +221,7 @@ def _question(query: Query, width_ms: int, key_by: str | None) -> tuple[str, lis
         f"is_ood, {event} AS event_ms FROM _rows WHERE {where}) "
         f"GROUP BY GROUPING SETS ({grouped})"
     )
-    return sql, [*([] if header is None else [storable_text(header)]), *parameters]
+    return sql, [*header, *parameters]
 
 
 def _number(name: str) -> int:

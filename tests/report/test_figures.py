@@ -135,9 +135,12 @@ def test_keys_are_told_apart_by_what_the_newest_run_says(root: Path, tmp_path: P
     assert _plain(found.tally.keys or {}) == _duck(root, COUNTS, _within(WHOLE), name)
 
 
-def test_more_keys_than_can_be_told_apart(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [5, 2])
+def test_more_keys_than_can_be_told_apart(
+    root: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
     whole = _asked(root, Asked()).tally
-    monkeypatch.setattr(counts_module, "MAX_KEYS", 5)
+    monkeypatch.setattr(counts_module, "MAX_KEYS", most)
     monkeypatch.setattr("nap_stream.scored_log.engine.CHUNK_ROWS", 1_000)
     found = _asked(root, Asked()).tally
     assert found.keys is None
