@@ -18,6 +18,7 @@ from nap_stream.cli.options import (
     progress_bar,
     span_ms,
 )
+from nap_stream.cli.query import EXIT_UNREAD
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError, ReportError
 from nap_stream.files import publish, replacing
@@ -25,10 +26,9 @@ from nap_stream.settings.load import load_settings
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
-    from nap_stream.report.gather import Pictures, Stated
+    from nap_stream.report.gather import Stated
     from nap_stream.settings.schema import Settings
 
-EXIT_UNREAD = 3
 PDF_S = 300
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -97,6 +97,8 @@ def report(
     """
     from nap_stream.report.gather import Asked, gather
     from nap_stream.report.page import render
+    from nap_stream.scored_log.stores import store_at
+    from nap_stream.settings.schema import LimitSettings
 
     clock = SystemClock()
     if config is not None and calibration is not None:
@@ -117,7 +119,12 @@ def report(
         stated=_stated(settings, calibration),
         verified=verify,
     )
-    pictures = None if evidence is None else _pictures(evidence, settings)
+    pictures = None
+    if evidence is not None:
+        from nap_stream.report.pictures import kept_in
+
+        limits = LimitSettings() if settings is None else settings.limits
+        pictures = kept_in(store_at(evidence), limits)
     with progress_bar("verifying", unit="files") as advance:
         figures = gather(store, asked, now_ms=clock.now_ms(), pictures=pictures, advance=advance)
     publish(out, render(figures).encode("utf-8", "replace"))
@@ -131,14 +138,6 @@ def report(
         typer.echo(printable(f"not read  {line}"), err=True)
     if figures.unread:
         sys.exit(EXIT_UNREAD)
-
-
-def _pictures(evidence: str, settings: "Settings | None") -> "Pictures":
-    from nap_stream.report.pictures import kept_in
-    from nap_stream.scored_log.stores import store_at
-    from nap_stream.settings.schema import LimitSettings
-
-    return kept_in(store_at(evidence), LimitSettings() if settings is None else settings.limits)
 
 
 def _stated(settings: "Settings | None", calibration: Path | None) -> "Stated | None":

@@ -90,29 +90,17 @@ def ood_chart(
     tops = [count.share for count in scored.values()] + [bound for _, bound in bounds]
     highest = min(1.0, max([0.02, *(1.25 * top for top in tops)]))
     step = next((s for s in _STEPS if highest / s < _MOST_LINES), 0.5)
-    pieces: list[list[tuple[float, float, Count]]] = []
-    end = None
-    for start, count in scored.items():
-        if start != end:
-            pieces.append([])
-        end = start + width_ms
-        pieces[-1].append((axis.at(start), axis.at(end), count))
 
     def up(share: float) -> float:
         return round(100 - 100 * min(1.0, share / highest), 2)
 
-    line = " ".join(
-        f"M{piece[0][0]} {up(piece[0][2].share)}"
-        + "".join(f"V{up(count.share)}H{right}" for _, right, count in piece)
-        for piece in pieces
-    )
-    band = " ".join(
-        f"M{piece[0][0]} {up(piece[0][2].interval[1])}"
-        + "".join(f"V{up(count.interval[1])}H{right}" for _, right, count in piece)
-        + "".join(f"V{up(count.interval[0])}H{left}" for left, _, count in reversed(piece))
-        + "Z"
-        for piece in pieces
-    )
+    line, band, end = "", "", None
+    for start, count in scored.items():
+        left, right, level = axis.at(start), axis.at(start + width_ms), up(count.share)
+        low, high = map(up, count.interval)
+        line += f"V{level}H{right}" if start == end else f"M{left} {level}H{right}"
+        band += f"M{left} {high}H{right}V{low}H{left}Z"
+        end = start + width_ms
     ends = [start for start, _ in bounds[1:]] + [axis.until_ms] * bool(bounds)
     bound = " ".join(
         f"M{axis.at(start)} {up(value)}H{axis.at(end)}"
@@ -141,14 +129,3 @@ def _marks(
             labelled = len(marks)
             marks.append((start, width, str(number)))
     return tuple(marks)
-
-
-def filled(starts: Iterable[int], width_ms: int) -> list[Span]:
-    """Stretches that follow each other as one."""
-    spans: list[Span] = []
-    for start in sorted(set(starts)):
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], start + width_ms)
-        else:
-            spans.append((start, start + width_ms))
-    return spans

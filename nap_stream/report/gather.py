@@ -168,11 +168,9 @@ def gather(
 
 
 def _held(files: Sequence[LogFile]) -> Span | None:
-    lows = [file.footer.min_event_time_ms for file in files]
-    highs = [file.footer.max_event_time_ms for file in files]
-    low = min((each for each in lows if each is not None), default=None)
-    high = max((each for each in highs if each is not None), default=None)
-    return None if low is None or high is None else (low, high)
+    ends = [(file.footer.min_event_time_ms, file.footer.max_event_time_ms) for file in files]
+    known = [time for pair in ends for time in pair if time is not None]
+    return (min(known), max(known)) if known else None
 
 
 def _period(asked: Asked, held: Span | None, now_ms: int) -> Span:

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from nap_stream.report.charts import Axis, Chart, coarser, filled, ood_chart
+from nap_stream.report.charts import Axis, Chart, coarser, ood_chart
 from nap_stream.report.counts import MAX_KEYS, Count, chart_width_ms, quantile
 from nap_stream.report.gather import Figures
 from nap_stream.report.history import Span, outside, without_monitor
@@ -90,7 +90,7 @@ def _values(f: Figures) -> dict[str, Any]:
     silent: list[tuple[str, Span]] = []
     off: list[tuple[str, Span]] = []
     for topic in f.topics:
-        present = filled((start for name, start in f.tally.times if name == topic), fine_ms)
+        present = ((start, start + fine_ms) for name, start in f.tally.times if name == topic)
         empty = outside(present, period)
         scored_ms = (start for name, start in f.tally.scored_times if name == topic)
         runs = [run for run in f.history.runs if run.started.topic == topic]
