@@ -5,12 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from nap_stream.calibration.artifact import write_calibration
+from nap_stream.cli.report import _stated
+from nap_stream.core.detection import window_firing_limit
+from nap_stream.drift.detectors import detection_plan
 from nap_stream.records import TopicPartition
+from nap_stream.report.gather import Stated
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.settings.drift import DriftSettings
 from tests.cli.program import Call
 from tests.report.browser import browser
 from tests.report.month import TOPIC, write_events, write_rows
+from tests.support.small_calibration import calibration_of
 
 MAY = ("--since", "2026-05-01T00:00Z", "--until", "2026-05-31T00:00Z")
 
@@ -53,6 +60,27 @@ def test_a_period_without_rows_is_a_report(nap: Call, log: Path, tmp_path: Path)
     assert "--since: 2026-06-01 is taken as UTC" in ended.err
     assert "No row of the log is in that period." in ended.err
     assert "No image has its event time in this period." in out.read_text(encoding="utf-8")
+
+
+def test_a_calibration_states_what_no_run_does(nap: Call, log: Path, tmp_path: Path) -> None:
+    shutil.rmtree(log / "_events")
+    scores = [float(number) for number in range(1_000)]
+    calibration = calibration_of(scores, scores, alpha=0.05)
+    write_calibration(calibration, tmp_path / "calibration")
+    (tmp_path / "kept").mkdir()
+    out = tmp_path / "may.html"
+    given = ("--calibration", tmp_path / "calibration", "--evidence", tmp_path / "kept")
+    ended = nap("report", "--log", log, *MAY, "--out", out, "--no-verify", *given)
+    assert ended.exit_code == 0, ended.err
+    page = out.read_text(encoding="utf-8")
+    settings = DriftSettings()
+    plan = detection_plan(settings, calibration.facts)
+    bound = window_firing_limit(plan, settings.window_records) / settings.window_records
+    # It is higher than any share of the chart, whose upper edge is a quarter above it.
+    assert f'class="bound" d="M0.0 {100 - 100 / 1.25:.1f}H100.0"' in page
+    assert _stated(None, tmp_path / "calibration") == Stated(bound, plan.run_length)
+    assert page.count("No picture: the image is not kept.") == 12
+    assert "The log was not verified for this report." in page
 
 
 def test_mistakes_leave_no_file(nap: Call, log: Path, tmp_path: Path) -> None:
