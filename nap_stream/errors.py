@@ -20,6 +20,8 @@
     │   ├── SegmentConflictError     another writer has published this base offset
     │   ├── EventError               an event beside the rows is damaged, or none (not retriable)
     │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
+    ├── ProofError                   a signed note or export is not what was signed (not retriable)
+    │   └── UnknownKeyError          only keys have signed it that were not given
     └── WorkerError                  a worker cannot start or go on (retriable)
         ├── GpuUnavailableError      GPUs are asked for and torch sees none (not retriable)
         ├── DeviceMemoryError        a batch does not fit a GPU's memory
@@ -143,6 +145,14 @@ class ChainBrokenError(ScoredLogError):
     """A segment or its footer contradicts the chain."""
 
     retriable = False
+
+
+class ProofError(NapStreamError):
+    """A signed note or export is malformed, or not what was signed."""
+
+
+class UnknownKeyError(ProofError):
+    """Only keys have signed it that were not given."""
 
 
 class WorkerError(NapStreamError):
