@@ -34,6 +34,7 @@ from nap_stream.monitor.actors import cluster_resources
 from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder
 from nap_stream.preview import ImageSeen, look_at, look_at_outputs
 from nap_stream.records import Status
+from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.settings.load import UncalibratedSettings
 from nap_stream.settings.schema import Settings
@@ -274,7 +275,7 @@ def _broker(settings: Settings) -> str:
 
 
 def _topics(settings: Settings, *, make_topics: bool) -> str:
-    names = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
+    names = settings.topics
     missing = topics_missing(settings.kafka, names)
     if not missing:
         return f"{', '.join(names)} are there"
@@ -289,7 +290,9 @@ def _topics(settings: Settings, *, make_topics: bool) -> str:
 
 def _log_root(settings: Settings) -> str:
     check_store(store_at(settings.log.root))
-    return f"{settings.log.root} is writable and creates files exclusively"
+    signed = settings.log.checkpoints
+    signer = "" if signed is None else f"; {read_signer(signed.key_file, KEY).name} signs it"
+    return f"{settings.log.root} is writable and creates files exclusively{signer}"
 
 
 def _calibration(settings: Settings, config: str) -> Calibration | Finding:

@@ -163,13 +163,7 @@ class Metrics:
         self.keys_active = gauge("keys_active", "Keys whose detector is active.")
         self.keys_firing = gauge("keys_firing", "Keys whose alert fires.")
         self.keys_forgotten = counter("keys_forgotten", "Keys forgotten to bound memory.")
-        self.checkpoint_failures = counter(
-            "checkpoint_failures", "Checkpoints of the drift monitor that were not written."
-        )
-        self.last_checkpoint = gauge(
-            "last_checkpoint_timestamp_seconds", "Unix time of the drift monitor's last checkpoint."
-        )
-
+        self._add_checkpoints(counter, gauge)
         self._add_blocks(gauge)
         self._start_series(version)
 
@@ -195,6 +189,24 @@ class Metrics:
             "unscored_alert_firing",
             "1 while the alert of images without scores fires with this severity, else 0.",
             ["severity"],
+        )
+
+    def _add_checkpoints(
+        self, counter: Callable[..., Counter], gauge: Callable[..., Gauge]
+    ) -> None:
+        self.checkpoint_failures = counter(
+            "checkpoint_failures", "Checkpoints of the drift monitor that were not written."
+        )
+        self.last_checkpoint = gauge(
+            "last_checkpoint_timestamp_seconds", "Unix time of the drift monitor's last checkpoint."
+        )
+        self.signed_checkpoint_failures = counter(
+            "signed_checkpoint_failures",
+            "Signed checkpoints of the log that were not written, sent or time-stamped.",
+        )
+        self.last_signed_checkpoint = gauge(
+            "last_signed_checkpoint_timestamp_seconds",
+            "Unix time of the log's last signed checkpoint.",
         )
 
     def _add_blocks(self, gauge: Callable[..., Gauge]) -> None:

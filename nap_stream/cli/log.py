@@ -20,12 +20,20 @@ from nap_stream.cli.options import (
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
-from nap_stream.text import printable
+from nap_stream.text import printable, rfc3339
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nap_stream.scored_log.compact import CompactionReport
+    from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
     from nap_stream.scored_log.stores import SegmentStore
-    from nap_stream.scored_log.verify.report import BrokerReport, Head, VerifyReport
+    from nap_stream.scored_log.verify.report import (
+        AnchorReport,
+        BrokerReport,
+        Head,
+        VerifyReport,
+    )
     from nap_stream.settings.schema import KafkaSettings
 
 
@@ -49,6 +57,21 @@ def verify(
             metavar="FILE", help="Compare with the ends of the chains in an earlier --report."
         ),
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYS",
+            help="Compare with the signed checkpoints in the log, by these public keys: a file "
+            "with one a line, as checkpoint-key prints them.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint that was kept elsewhere, beside those in the log; repeatable.",
+        ),
+    ] = None,
     as_json: JsonReportOption = False,
     report_file: Annotated[
         Path | None,
@@ -58,16 +81,20 @@ def verify(
     """Check that the log is whole: each partition's chain, footers, digests and rows.
 
     Exit code 0 where nothing is wrong, 1 where there is a defect; each is named. 2 where there is
-    nothing to verify: a log without chains, or a topic that it does not have. With --kept or
-    --against-broker, which tell what should be there, that is a defect too.
+    nothing to verify: a log without chains, or a topic that it does not have. With --kept,
+    --checkpoints or --against-broker, which tell what should be there, that is a defect too.
+    --checkpoints needs no network; without a checkpoint by one of the keys it ends with code 2.
 
     \b
     Example:
       nap-stream verify --log scored-log
       nap-stream verify --config monitor.yaml --deep --against-broker --report audit.json
       nap-stream verify --config monitor.yaml --deep --kept last-audit.json
+      nap-stream verify --log scored-log --deep --checkpoints keys.txt
     """
     from nap_stream import __version__
+    from nap_stream.scored_log.proof.checkpoint import read_checkpoints
+    from nap_stream.scored_log.proof.note import read_public_keys
     from nap_stream.scored_log.verify.report import Circumstances, encode_report
 
     store = log_store(config, log)
@@ -75,16 +102,20 @@ def verify(
     if report_file is not None and not report_file.parent.is_dir():
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
     heads = _kept_heads(kept, topic)
+    if checkpoint and checkpoints is None:
+        raise ConfigError("expected --checkpoints KEYS with --checkpoint FILE")
+    keys = () if checkpoints is None else read_public_keys(checkpoints, "--checkpoints")
+    signed = read_checkpoints(store, keys, checkpoint or ()) if keys else None
     began_ms = SystemClock().now_ms()
-    report, broker = _verified(store, kafka, topic, heads, deep=deep)
+    report, broker, anchors = _verified(store, kafka, topic, heads, signed, deep=deep)
     circumstances = Circumstances(store.root, topic, __version__, began_ms)
-    text = encode_report(report, broker, circumstances, heads)
+    text = encode_report(report, broker, circumstances, heads, anchors)
     if report_file is not None:
         publish(report_file, text.encode())
     if as_json:
         typer.echo(text, nl=False)
     else:
-        _print_verified(report, broker, heads)
+        _print_verified(report, broker, heads, anchors)
     sys.exit(0 if report.clean else 1)
 
 
@@ -103,11 +134,13 @@ def _verified(
     kafka: "KafkaSettings | None",
     topic: str | None,
     kept: "list[Head]",
+    signed: "Iterable[FoundCheckpoint] | None",
     *,
     deep: bool,
-) -> tuple["VerifyReport", "BrokerReport | None"]:
-    """The report, with the defects against the broker and against an earlier report in it."""
+) -> tuple["VerifyReport", "BrokerReport | None", "AnchorReport | None"]:
+    """The report, with the defects against the broker, an earlier report and checkpoints in it."""
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
+    from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
     from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
     from nap_stream.scored_log.verify.report import sorted_defects
     from nap_stream.scored_log.verify.run import require_chain
@@ -128,9 +161,13 @@ def _verified(
             from_earliest=kafka.start == "earliest",
         )
         defects += broker.defects
-    if not report.partitions and (not defects or not (kept or kafka)):
+    anchors = None
+    if signed is not None:
+        anchors = compare_with_checkpoints(store, report.heads, signed, topic)
+        defects += anchors.defects
+    if not report.partitions and (not defects or not (kept or kafka or anchors)):
         require_chain(store, topic)
-    return dataclasses.replace(report, defects=sorted_defects(defects)), broker
+    return dataclasses.replace(report, defects=sorted_defects(defects)), broker, anchors
 
 
 def _kept_heads(path: Path | None, topic: str | None) -> "list[Head]":
@@ -159,7 +196,10 @@ def _kept_heads(path: Path | None, topic: str | None) -> "list[Head]":
 
 
 def _print_verified(
-    report: "VerifyReport", broker: "BrokerReport | None", kept: "list[Head]"
+    report: "VerifyReport",
+    broker: "BrokerReport | None",
+    kept: "list[Head]",
+    anchors: "AnchorReport | None",
 ) -> None:
     typer.echo(
         f"{report.partitions} partitions, {report.segments} segments, {report.rows} rows, "
@@ -181,6 +221,8 @@ def _print_verified(
         _print_broker(broker)
     if kept:
         _print_kept(report, kept)
+    if anchors is not None:
+        _print_anchors(anchors)
     for defect in report.defects:
         typer.echo(printable(f"defect  {defect}"))
     typer.echo("clean" if report.clean else f"{len(report.defects)} defects")
@@ -198,6 +240,30 @@ def _print_kept(report: "VerifyReport", kept: "list[Head]") -> None:
     if report.events is not None or len(kept) > len(ends):
         counts = [head.count for head in kept if not isinstance(head, ChainHead)]
         typer.echo(f"kept    events: {f'compared at {counts[0]}' if counts else 'are not in it'}")
+
+
+def _print_anchors(anchors: "AnchorReport") -> None:
+    """What the checkpoints prove of each chain, and what of it none has seen."""
+    typer.echo(
+        printable(
+            f"signed  {anchors.checkpoints} checkpoints by {', '.join(anchors.signers)}, the last "
+            f"of {rfc3339(anchors.newest_time_ms)}"
+        )
+    )
+    for file, problem in anchors.unknown:
+        typer.echo(printable(f"signed  {file}: {problem}; not counted"))
+    for found in anchors.chains:
+        offset, end, time_ms = found.anchored_offset, found.end_offset, found.anchored_time_ms
+        if offset is None or time_ms is None:
+            told = "no checkpoint agrees with it" if found.disagrees else "in no checkpoint"
+        elif end is None or end > offset:
+            rest = (
+                "its end cannot be read" if end is None else f"unanchored since: [{offset}, {end})"
+            )
+            told = f"anchored until {offset} at {rfc3339(time_ms)}; {rest}"
+        else:
+            told = f"anchored until its end {offset} at {rfc3339(time_ms)}"
+        typer.echo(printable(f"anchor  {found.partition}: {told}"))
 
 
 def _print_broker(broker: "BrokerReport") -> None:

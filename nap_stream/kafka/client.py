@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import structlog
-from kafka import KafkaAdminClient, errors
+from kafka import KafkaAdminClient, KafkaProducer, errors
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
@@ -231,6 +231,27 @@ def open_client(kind: Callable[..., Any], options: Mapping[str, Any]) -> Any:
         for one in networks:
             one.close()
         raise
+
+
+def send_once(settings: KafkaSettings, topic: str, value: bytes, timeout_s: float) -> None:
+    """Send one message, with a producer of its own; return when all in-sync replicas have it.
+
+    Raises:
+        BrokerUnavailableError: It was not delivered in time.
+        BrokerError: The broker refused it.
+    """
+    time_ms = int(timeout_s * 1000)
+    options = producer_options(settings, len(value) + 2**16) | {
+        "delivery_timeout_ms": time_ms,
+        "request_timeout_ms": time_ms // 2,
+        "max_block_ms": time_ms,
+    }
+    with translated_errors(settings, f"publishing to {topic}"):
+        producer = open_client(KafkaProducer, options)
+        try:
+            producer.send(topic, value=value).get(timeout=timeout_s)
+        finally:
+            close_producer(producer, 0)
 
 
 def close_producer(producer: Any, timeout_s: float) -> None:

@@ -92,10 +92,10 @@ def decode_checkpoint(content: bytes) -> Checkpoint:
 
 
 class CheckpointStore:
-    """The one checkpoint of a monitor of a topic, beside the scored log."""
+    """The one checkpoint of a monitor of a topic, beside the scored log in ``store``."""
 
     def __init__(self, store: SegmentStore, monitor: str, topic: str) -> None:
-        self._store = store
+        self.store = store
         self._folder = f"{FOLDER}/{_file_name(monitor)}"
         self.path = f"{self._folder}/{_file_name(topic)}.checkpoint"
 
@@ -105,7 +105,7 @@ class CheckpointStore:
         Raises:
             ScoredLogError: The store cannot be read.
         """
-        file = self._store.open(self.path)
+        file = self.store.open(self.path)
         if file is None:
             return None
         with file:
@@ -114,7 +114,7 @@ class CheckpointStore:
         try:
             return decode_checkpoint(content)
         except ValueError as error:
-            where = f"{self._store.root}/{self.path}"
+            where = f"{self.store.root}/{self.path}"
             structlog.get_logger().warning("checkpoint_unreadable", file=where, cause=str(error))
             return None
 
@@ -124,12 +124,12 @@ class CheckpointStore:
         Raises:
             ScoredLogError: It could not be made durable; the one before, or it, is in place.
         """
-        self._store.prepare(self._folder)
-        self._store.replace(self.path, encode_checkpoint(checkpoint))
+        self.store.prepare(self._folder)
+        self.store.replace(self.path, encode_checkpoint(checkpoint))
 
     def remove_leftovers(self, now_ms: int) -> None:
         """Remove what a coordinator left that died while it wrote."""
-        self._store.remove_leftovers(self._folder, now_ms - LEFTOVER_AGE_MS)
+        self.store.remove_leftovers(self._folder, now_ms - LEFTOVER_AGE_MS)
 
 
 def _file_name(name: str) -> str:

@@ -25,6 +25,7 @@ from nap_stream.monitor.alerts import (
 )
 from nap_stream.monitor.gauges import show_drift
 from nap_stream.monitor.journal import Journal
+from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
 from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
@@ -82,6 +83,7 @@ class Coordinator:
             metrics=self.metrics,
             clock=clock,
         )
+        self._signer = LogSigner(checkpoints.store, settings, self.metrics, clock)
         self._server: MetricsServer | None = None
         # One thread at a time sends: an older state must not take the place of a newer one.
         self._sending = threading.Lock()
@@ -191,6 +193,7 @@ class Coordinator:
             self._apply(self._monitor.advance())
             self._show()
         self._send()
+        self._signer.tick()
         self._dispatcher.outboxes.deliver()
 
     def flush(self, timeout_s: float, *, input_ended: bool = True) -> None:
@@ -220,10 +223,12 @@ class Coordinator:
         self._send(at_once=True)
 
     def stopped(self, reason: str) -> None:
-        """Have the chain of events say that the run is over, and why."""
+        """Have the chain of events say that the run is over, and why; sign where chains end."""
         with self._lock:
             rows = dict(self._rows)
         self._journal.stopped(reason, rows)
+        self._signer.begin()
+        self._signer.finish(LAST_WAIT_S)
 
     def status(self) -> CoordinatorStatus:
         """Say how the run is, and show it in the metrics. Decides nothing."""
@@ -247,6 +252,7 @@ class Coordinator:
                 now_ms=self._clock.now_ms(),
                 stale_after_s=self._settings.drift.stale_after_s,
                 workers_expected=self._settings.worker.count,
+                signing_failure=self._signer.failure,
             )
 
     def health(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.outputs import known_outputs
 from nap_stream.process import stop_on_signals
+from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.schema import Settings
@@ -76,9 +77,10 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
     detection_plan(settings.drift, calibration.facts)
     block_watch(settings.drift, calibration.facts)
     check_store(store_at(settings.log.root))
+    if settings.log.checkpoints is not None:
+        read_signer(settings.log.checkpoints.key_file, KEY)
     connect(settings.kafka)
-    topics = (settings.kafka.topic, settings.alerts.topic, settings.dead_letters.topic)
-    require_topics(settings.kafka, topics)
+    require_topics(settings.kafka, settings.topics)
     require_scoring(calibration, settings.scoring)
     document = calibration.document
     if settings.model.elsewhere is None:

@@ -253,7 +253,8 @@ class CoordinatorStatus:
     here, of the stream and of keys. ``workers`` holds the last report of each, without stage times;
     ``waiting_for`` says of each that waits for something outside of it what that is. ``now_ms`` is
     when all this was so. An OOD fraction is stale whose newest image is older than
-    ``stale_after_s``. ``workers_expected`` is how many the settings ask for.
+    ``stale_after_s``. ``workers_expected`` is how many the settings ask for. ``signing_failure``
+    says why the log's newest signed checkpoint was not made; None where it was, or none is wanted.
     """
 
     rows_by_status: Mapping[Status, int]
@@ -272,6 +273,7 @@ class CoordinatorStatus:
     now_ms: int = 0
     stale_after_s: float = math.inf
     workers_expected: int = 1
+    signing_failure: str | None = None
 
     @property
     def rows(self) -> int:
@@ -317,6 +319,8 @@ def _month_words(month: MonthlyEffect | None) -> str:
 
 def _degraded(status: CoordinatorStatus) -> Iterator[str]:
     drift, unscored = status.drift, status.drift.unscored
+    if status.signing_failure is not None:
+        yield f"where the log ends was not signed: {status.signing_failure}"
     if unscored is not None and unscored.severity is not None:
         since = moment(rfc3339(drift.unscored_since_ms or unscored.start_ms))
         statuses = ", ".join(f"{name} {count:,}" for name, count in unscored.by_status)

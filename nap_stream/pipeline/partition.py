@@ -15,7 +15,7 @@ from nap_stream.records import (
     TopicPartition,
 )
 from nap_stream.scored_log.format import ROWS
-from nap_stream.settings.schema import LogSettings
+from nap_stream.settings.log import LogSettings
 
 ResumeFrom = Literal["log", "committed"]
 """What wins where the committed offset is ahead of the log."""

@@ -24,12 +24,12 @@ from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.elsewhere import ElsewhereSettings
 from nap_stream.settings.frames import RawSettings
+from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
     ExistingPath,
-    LogRoot,
     Positive,
     PositiveSeconds,
     Probability,
@@ -370,19 +370,6 @@ class LimitSettings(Section):
     """Of a message's key and kept headers together: each row of a batch repeats them."""
 
 
-class LogSettings(Section):
-    """The scored log."""
-
-    root: LogRoot
-    """Where the log lies, the same for all workers: a folder, or s3://bucket/prefix."""
-    segment_max_rows: Positive = 10_000
-    segment_max_bytes: Positive = 16 * 2**20
-    """Of the rows in memory."""
-    segment_max_age_s: PositiveSeconds = 5.0
-    headers: tuple[str, ...] = ()
-    """Names of the message headers to keep."""
-
-
 class WorkerSettings(Section):
     """The worker actors."""
 
@@ -477,6 +464,13 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     dead_letters: DeadLetterSettings = DeadLetterSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """All topics that a run reads or writes."""
+        signed = self.log.checkpoints
+        copies = () if signed is None or signed.topic is None else (signed.topic,)
+        return (self.kafka.topic, self.alerts.topic, self.dead_letters.topic, *copies)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

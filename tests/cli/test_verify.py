@@ -112,6 +112,7 @@ def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, d
         "kept": None,
         "events": None,
         "kept_events": None,
+        "anchors": None,
     }
 
 

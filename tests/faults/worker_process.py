@@ -29,10 +29,10 @@ from nap_stream.records import PublishedSegment, SegmentSummary
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
+from nap_stream.settings.log import LogSettings
 from nap_stream.settings.schema import (
     KafkaSettings,
     LimitSettings,
-    LogSettings,
     ModelSettings,
     PreprocessingSettings,
     WorkerSettings,

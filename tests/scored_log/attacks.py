@@ -23,9 +23,17 @@ from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.events import FOLDER, Event, append_event, event_path, read_events
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
+from nap_stream.scored_log.proof.checkpoint import FOLDER as CHECKPOINTS
+from nap_stream.scored_log.proof.checkpoint import (
+    read_checkpoints,
+    take_checkpoint,
+    write_checkpoint,
+)
+from nap_stream.scored_log.proof.note import parse_signer
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
@@ -63,11 +71,17 @@ OTHER = TopicPartition("cars", 1)
 FIRST, SECOND, LAST = (segment_path(CARS, base) for base in (0, 10, 20))
 ID = "id-of-the-topic"
 BEGIN, END = "<!-- attacks -->\n", "<!-- end of attacks -->\n"
+NEWER = "what came after the kept report and the last checkpoint is removed"
+"""Of all that is tried here, no copy of the past can show this alone."""
+SIGNER = parse_signer(
+    "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz"
+)
+"""The key of the examples of golang.org/x/mod/sumdb/note."""
 _MARK = "found"
-HEADER = """\
-| what is done | `verify` | `--deep` | `--kept` | `--against-broker` | without a kept report |
-|---|---|---|---|---|---|
-"""
+HEADER = (
+    "| what is done | `verify` | `--deep` | `--kept` | `--checkpoints` | `--against-broker` "
+    "| `--deep --checkpoints` |\n|---|---|---|---|---|---|---|\n"
+)
 
 
 def rows_from(base: int, p_value: float = 0.5) -> list[ScoredRecord]:
@@ -230,6 +244,34 @@ def _invent_partition(root: Path) -> None:
     log.publish(where, log.begin(where, 0, ID), 5, [scored(origin(2, partition=where))])
 
 
+def _append_backdated(root: Path) -> None:
+    log = local_log(root)
+    end = log.end(CARS)
+    assert end is not None
+    log.publish(CARS, end, end.offset + 10, rows_from(end.offset))
+
+
+def _rewrite_with_marker(root: Path) -> None:
+    shutil.rmtree(root / partition_folder(CARS))
+    log = local_log(root, "another")
+    position = log.begin(CARS, 0, ID)
+    for base in (0, 10, 20):
+        position = log.publish(CARS, position, base + 10, rows_from(base, 0.4)).position
+
+
+def _without_checkpoints(attack: Attack) -> Attack:
+    def both(root: Path) -> None:
+        attack(root)
+        shutil.rmtree(root / CHECKPOINTS)
+
+    return both
+
+
+def _change_checkpoint(root: Path) -> None:
+    (path,) = (root / CHECKPOINTS).iterdir()
+    path.write_bytes(path.read_bytes().replace(b"chain cars 0 0 30 ", b"chain cars 0 0 20 "))
+
+
 def _foreign_partition(root: Path) -> None:
     log = local_log(root)
     where = TopicPartition("cars", 7)
@@ -351,6 +393,15 @@ ATTACKS: dict[str, Attack] = {
     "the last segment is removed": lambda root: (root / LAST).unlink(),
     "a whole chain is removed": lambda root: shutil.rmtree(root / partition_folder(OTHER)),
     "a whole chain is written anew": _rewrite_all,
+    "the same, with its marker": _rewrite_with_marker,
+    "the same, and the checkpoints in the log are removed": _without_checkpoints(
+        _rewrite_with_marker
+    ),
+    "the log is put back to an earlier state, with its checkpoints": _without_checkpoints(
+        lambda root: (root / LAST).unlink()
+    ),
+    "rows are put in behind the end, dated before": _append_backdated,
+    "a checkpoint in the log is changed": _change_checkpoint,
     "the genesis marker is removed": lambda root: (root / genesis_path(CARS)).unlink(),
     "a footer within a compacted file is changed": _in_compacted,
     "a segment is copied to another partition": _copy(SECOND, segment_path(OTHER, 10)),
@@ -412,36 +463,58 @@ class Findings:
     footers: bool
     deep: bool
     kept: bool
+    checkpoints: bool
     broker: bool
+
+    @property
+    def proved(self) -> bool:
+        """Whether `verify --deep --checkpoints` finds it, without anything else."""
+        return self.deep or self.checkpoints
 
     def row(self, name: str) -> str:
         """Its row in the table."""
         cells = [
             _MARK if is_found else ""
-            for is_found in (self.footers, self.deep, self.kept, self.broker)
+            for is_found in (
+                *(self.footers, self.deep, self.kept, self.checkpoints, self.broker),
+                self.proved,
+            )
         ]
-        needs = "" if self.deep else "needs signed checkpoints"
-        return f"| {' | '.join([name, *cells, needs])} |\n"
+        return f"| {' | '.join([name, *cells])} |\n"
 
 
-def tried(attack: Attack, root: Path, kept_segments: int = 3) -> Findings:
-    """Write a log, keep a report of it after so many segments, attack it, and look."""
-    before = root / "before"
+def tried(attack: Attack, root: Path, kept_segments: int = 3, signed_segments: int = 3) -> Findings:
+    """Write a log, keep a report and sign it after so many segments, attack it, and look.
+
+    The checkpoint stands in the log, and a copy of it elsewhere.
+    """
+    before, signed, log, copy = (root / name for name in ("before", "signed", "log", "copy"))
     write_log(before, kept_segments)
     kept = verify(LocalStore(before), clock=ManualClock()).ends
-    log = root / "log"
+    write_log(signed, signed_segments)
+    taken = take_checkpoint(LocalStore(signed), NOON_MS + 86_400_000)
     write_log(log)
+    _, note = write_checkpoint(LocalStore(log), taken, SIGNER)
+    copy.write_bytes(note)
     attack(log)
     return Findings(
         _is_found(log, deep=False),
         _is_found(log, deep=True),
         any(compare_with_kept(LocalStore(log), kept)),
+        _is_found_by_checkpoints(log, copy),
         _is_found_by_broker(log),
     )
 
 
 def _is_found(log: Path, *, deep: bool) -> bool:
     return not verify(LocalStore(log), deep=deep, clock=ManualClock()).clean
+
+
+def _is_found_by_checkpoints(log: Path, copy: Path) -> bool:
+    store = LocalStore(log)
+    heads = verify(store, clock=ManualClock(), may_be_empty=True).heads
+    found = read_checkpoints(store, [SIGNER.public], [copy])
+    return bool(compare_with_checkpoints(store, heads, found).defects)
 
 
 def _is_found_by_broker(log: Path) -> bool:
@@ -453,20 +526,21 @@ def _is_found_by_broker(log: Path) -> bool:
     return bool(compare_with_broker(report, offsets, topic="cars", group_id="g").defects)
 
 
-def all_attacks() -> Iterator[tuple[str, Attack, int]]:
-    """Name, attack, and how many segments the kept report has seen."""
+def all_attacks() -> Iterator[tuple[str, Attack, int, int]]:
+    """Name, attack, and how many segments the kept report and the checkpoint have seen."""
     for name, attack in ATTACKS.items():
-        yield name, attack, 3
-    yield "what came after the kept report is removed", lambda root: (root / LAST).unlink(), 2
-    yield "the same of events", lambda root: (root / event_path(2)).unlink(), 2
+        yield name, attack, 3, 3
+    yield "what came after the kept report is removed", lambda root: (root / LAST).unlink(), 2, 3
+    yield "the same of events", lambda root: (root / event_path(2)).unlink(), 2, 3
+    yield NEWER, lambda root: (root / LAST).unlink(), 2, 2
 
 
 def table() -> Iterator[str]:
     """The lines of the table."""
     yield BEGIN + HEADER
-    for name, attack, kept_segments in all_attacks():
+    for name, attack, kept_segments, signed_segments in all_attacks():
         with tempfile.TemporaryDirectory() as folder:
-            yield tried(attack, Path(folder), kept_segments).row(name)
+            yield tried(attack, Path(folder), kept_segments, signed_segments).row(name)
     yield END
 
 

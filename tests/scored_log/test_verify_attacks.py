@@ -17,6 +17,7 @@ from tests.scored_log.attacks import (
     BEGIN,
     END,
     HEADER,
+    NEWER,
     SECOND,
     Attack,
     Findings,
@@ -36,19 +37,22 @@ def _documented() -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "attack", "kept"), [pytest.param(*each, id=each[0]) for each in all_attacks()]
+    ("name", "attack", "kept", "signed"),
+    [pytest.param(*each, id=each[0]) for each in all_attacks()],
 )
 def test_what_the_table_says_of_an_attack(
-    name: str, attack: Attack, kept: int, tmp_path: Path
+    name: str, attack: Attack, kept: int, signed: int, tmp_path: Path
 ) -> None:
     """Where it fails, `python -m tests.scored_log.attacks` prints what is so now."""
-    assert tried(attack, tmp_path, kept).row(name) == _documented()[name]
+    found = tried(attack, tmp_path, kept, signed)
+    assert found.row(name) == _documented()[name]
+    assert found.proved == (name != NEWER), "checkpoints and --deep find all that they can see"
 
 
 def test_the_table_has_all_of_them_and_no_other(tmp_path: Path) -> None:
-    assert list(_documented()) == [name for name, _, _ in all_attacks()]
+    assert list(_documented()) == [name for name, *_ in all_attacks()]
     found = tried(lambda _root: None, tmp_path)
-    assert found == Findings(footers=False, deep=False, kept=False, broker=False)
+    assert found == Findings(footers=False, deep=False, kept=False, checkpoints=False, broker=False)
 
 
 def test_a_minimum_that_lies_hides_rows_from_readers_and_is_named(tmp_path: Path) -> None:

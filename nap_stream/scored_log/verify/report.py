@@ -25,6 +25,12 @@ while ``version`` stays the same:
                      not what they were have a defect
     events           null where there are none, or count, and sha256 of the last one
     kept_events      the same of the kept report
+    anchors          null, or what signed checkpoints prove: checkpoints (how many count),
+                     signers, newest_time_ms, unknown (a list of file and problem: signed by other
+                     keys, and not counted), and chains: each with topic ("/events" for the chain
+                     of events), partition, end_offset (null where it is gone or cannot be read),
+                     anchored_offset and anchored_time_ms (null where no checkpoint agrees with
+                     it), disagrees (the first file that does not, or null)
 
 Files are relative to the root. All lists are in order.
 """
@@ -74,6 +80,10 @@ class DefectKind(StrEnum):
     GAP_RETAINED = "gap_retained"
     START_RETAINED = "start_retained"
     KEPT_DIGEST = "kept_digest"
+    TRUNCATED = "truncated"
+    REWRITTEN = "rewritten"
+    BACKDATED = "backdated"
+    CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +208,35 @@ class BrokerReport:
 
 
 @dataclass(frozen=True, slots=True)
+class AnchoredChain:
+    """How far signed checkpoints witness a chain.
+
+    ``anchored_offset`` is the end that the newest checkpoint names with which the chain agrees,
+    ``anchored_time_ms`` when that was signed: None where none agrees. What lies from there to
+    ``end_offset`` no checkpoint has seen. ``disagrees`` is the first that names another digest, or
+    an end that is gone; None where all agree.
+    """
+
+    partition: TopicPartition
+    end_offset: int | None
+    anchored_offset: int | None
+    anchored_time_ms: int | None
+    disagrees: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorReport:
+    """What signed checkpoints prove of the chains; see the module's docstring."""
+
+    checkpoints: int
+    signers: tuple[str, ...]
+    newest_time_ms: int
+    unknown: tuple[tuple[str, str], ...]
+    chains: tuple[AnchoredChain, ...]
+    defects: tuple[Defect, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Circumstances:
     """What was verified, when and by what; see the module's docstring."""
 
@@ -217,6 +256,7 @@ def encode_report(
     broker: BrokerReport | None,
     circumstances: Circumstances,
     kept: Sequence[Head] = (),
+    anchors: AnchorReport | None = None,
 ) -> str:
     """The report as JSON text, indented, with a line's end.
 
@@ -247,13 +287,24 @@ def encode_report(
         "kept_events": next(
             (dataclasses.asdict(head) for head in kept if isinstance(head, EventsHead)), None
         ),
+        "anchors": None if anchors is None else _anchors(anchors),
     }
     return json.dumps(tree, indent=2, ensure_ascii=True) + "\n"
 
 
-def _chain(head: ChainHead) -> dict[str, Any]:
+def _chain(head: ChainHead | AnchoredChain) -> dict[str, Any]:
     tree = dataclasses.asdict(head)
     return {**tree.pop("partition"), **tree}
+
+
+def _anchors(anchors: AnchorReport) -> dict[str, Any]:
+    return {
+        "checkpoints": anchors.checkpoints,
+        "signers": list(anchors.signers),
+        "newest_time_ms": anchors.newest_time_ms,
+        "unknown": [{"file": file, "problem": problem} for file, problem in anchors.unknown],
+        "chains": [_chain(chain) for chain in anchors.chains],
+    }
 
 
 def _broker(broker: BrokerReport) -> dict[str, Any]:

@@ -61,6 +61,8 @@ FOOTER_THREADS = 16
 DEEP_THREADS = 4
 """Each holds a whole file in memory: its bytes, and its rows."""
 _LIKE_PARQUET = re.compile(r".*\.(parquet|parq|pq)", re.IGNORECASE | re.DOTALL)
+_OWN = re.compile(r"_checkpoints/[^/]+\.(note|tsr)|_events/[0-9]{20}\.json")
+"""Files of the log's hidden folders, of which there are many: none of them is a folder."""
 _NAMES = 10
 """How many names of what lies at the root an error gives."""
 
@@ -274,7 +276,7 @@ def _parquet_files(store: SegmentStore, path: str) -> int:
             child = f"{folder}/{name}"
             if _LIKE_PARQUET.fullmatch(name):
                 count += 1
-            else:
+            elif not _OWN.fullmatch(child):
                 waiting.append(child)
     return count
 

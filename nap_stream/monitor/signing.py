@@ -1,0 +1,103 @@
+"""Signs where the log's chains end, at times, beside the monitor's own work.
+
+Nothing waits for it: each checkpoint is made in a thread of its own, and a failure is told and
+tried again when the next one is due. The checkpoints of `nap_stream.monitor.alerts` are others.
+"""
+
+import threading
+
+import structlog
+
+from nap_stream.clock import Clock, Deadline, SystemClock
+from nap_stream.errors import NapStreamError
+from nap_stream.kafka.client import send_once
+from nap_stream.metrics import Metrics
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.proof.checkpoint import take_checkpoint, write_checkpoint
+from nap_stream.scored_log.proof.note import KEY, read_signer
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.settings.log import SignedCheckpointSettings
+from nap_stream.settings.schema import Settings
+
+SEND_TIMEOUT_S = 30.0
+LAST_WAIT_S = 5.0
+"""So long the end of a run waits for the last checkpoint: a broker may be away."""
+
+
+class LogSigner:
+    """Writes signed checkpoints of a log, and sends them to a topic, where the settings say so.
+
+    The first is made with the first `tick`. The key is read for each, so that it can be replaced.
+    """
+
+    def __init__(
+        self,
+        store: SegmentStore,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Clock,
+    ) -> None:
+        self._store, self._settings, self._kafka = store, settings.log.checkpoints, settings.kafka
+        self._metrics, self._clock = metrics, clock
+        self._due_s = clock.monotonic()
+        self._running: list[threading.Thread] = []
+        # One checkpoint at a time: the last one comes after one that is being made.
+        self._lock = threading.Lock()
+        self._ends = dict[TopicPartition, int]()
+        self.failure: str | None = None
+        """Why the newest checkpoint was not made, or not sent; None where it was."""
+
+    def tick(self) -> None:
+        """Begin to make a checkpoint, where one is due and none is being made; return at once."""
+        self._running = [thread for thread in self._running if thread.is_alive()]
+        if self._settings is None or self._running or self._clock.monotonic() < self._due_s:
+            return
+        self._due_s = self._clock.monotonic() + self._settings.every_s
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to make a checkpoint, if the settings want any; return at once."""
+        if self._settings is not None:
+            signing = (self._settings,)
+            thread = threading.Thread(target=self._sign, args=signing, name="signer", daemon=True)
+            self._running.append(thread)
+            thread.start()
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait for what was begun, for so long at most."""
+        deadline = Deadline(SystemClock(), timeout_s)
+        for thread in self._running:
+            thread.join(deadline.remaining_s())
+            if thread.is_alive():
+                self._fail("it was not done when the run ended")
+
+    def _sign(self, settings: SignedCheckpointSettings) -> None:
+        with self._lock:
+            try:
+                self._make(settings)
+            except NapStreamError as error:
+                self._fail(str(error))
+            except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell
+                structlog.get_logger().exception("signed_checkpoint_failed")
+                self._fail(repr(error))
+
+    def _make(self, settings: SignedCheckpointSettings) -> None:
+        signer = read_signer(settings.key_file, KEY)
+        checkpoint = take_checkpoint(self._store, self._clock.now_ms(), self._ends)
+        self._ends = {head.partition: head.end_offset for head in checkpoint.heads}
+        path, note = write_checkpoint(self._store, checkpoint, signer)
+        self._metrics.last_signed_checkpoint.set(checkpoint.time_ms / 1000)
+        structlog.get_logger().info(
+            "checkpoint_signed", file=path, chains=len(checkpoint.heads), key=signer.public.label
+        )
+        if settings.topic is not None:
+            send_once(self._kafka, settings.topic, note, SEND_TIMEOUT_S)
+        left_out = ", ".join(map(str, checkpoint.unread))
+        self.failure = None
+        if left_out:
+            self._fail(f"these chains cannot be read, and are not in it: {left_out}")
+
+    def _fail(self, problem: str) -> None:
+        self.failure = problem
+        self._metrics.signed_checkpoint_failures.inc()
+        structlog.get_logger().error("signed_checkpoint_failed", cause=problem)

@@ -1,0 +1,216 @@
+"""Signed checkpoints: where all chains of the log ended at a time, signed.
+
+    <root>/_checkpoints/2026-01-31T12-00-00.000Z.note
+
+Each is a note (`nap_stream.scored_log.proof.note`), created exclusively and never changed. The
+digest of a chain depends on all before it, so whoever has the note and the public key can prove
+later that nothing up to there was changed or cut off. Keep copies where who can write to the log
+cannot: those in its own folder can be removed with what they witness.
+
+The text of a note, of which each line ends with a newline:
+
+    nap-stream scored log checkpoint v1
+    time 2026-01-31T12:00:00.000Z
+    chains 3
+    chain %2Fevents 0 0 12 <digest>    the chain of events, of which there are 12
+    chain cars 0 0 30 <digest>         topic, partition, start, end (the next offset), SHA-256
+    unread cars 1                      a chain that could not be read then
+
+Topics are percent-encoded, but for letters, digits and ``_.-~``. The drift monitor's own
+checkpoints, in ``_monitors``, are something else: its state, unsigned, which nobody proves by.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import structlog
+
+from nap_stream.errors import (
+    ChainBrokenError,
+    ConfigError,
+    ProofError,
+    ScoredLogError,
+    UnknownKeyError,
+)
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.chain import chain_end, chain_start
+from nap_stream.scored_log.events import event_numbers, event_sha256
+from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, PublicKey, Signer, open_note
+from nap_stream.scored_log.read import partitions
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.verify.report import ChainHead
+from nap_stream.text import rfc3339
+
+FOLDER = "_checkpoints"
+SUFFIX = ".note"
+ORIGIN = "nap-stream scored log checkpoint v1"
+EVENTS = TopicPartition("/events", 0)
+"""The chain of events, by a name that no topic can have."""
+ATTEMPTS = 100
+"""Others may take the name of so many milliseconds while one is written."""
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCheckpoint:
+    """Where chains ended at ``time_ms``, by the signer's clock, and those that were unreadable."""
+
+    time_ms: int
+    heads: tuple[ChainHead, ...]
+    unread: tuple[TopicPartition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCheckpoint:
+    """A file in the place of a checkpoint, and the labels of the given keys that have signed it.
+
+    ``checkpoint`` is None where none has. ``problem`` says so, or which other keys have, whose
+    signatures count for nothing. ``is_damaged`` says that it is none by any key.
+    """
+
+    source: str
+    checkpoint: SignedCheckpoint | None
+    signers: tuple[str, ...]
+    problem: str
+    is_damaged: bool = False
+
+
+def events_head(store: SegmentStore) -> tuple[ChainHead, ...]:
+    """The end of the chain of events, where there is one: how many, and the last one's digest."""
+    numbers = event_numbers(store)
+    sha256 = event_sha256(store, numbers[-1]) if numbers else None
+    return () if sha256 is None else (ChainHead(EVENTS, 0, numbers[-1] + 1, sha256),)
+
+
+def take_checkpoint(
+    store: SegmentStore, now_ms: int, hints: Mapping[TopicPartition, int] | None = None
+) -> SignedCheckpoint:
+    """Read where all chains of the log end. ``hints`` are ends of before, which save listings.
+
+    Raises:
+        ScoredLogError: The store cannot be read.
+    """
+    heads, unread = [*events_head(store)], []
+    for partition in partitions(store):
+        try:
+            start = chain_start(store, partition)
+            end = chain_end(store, partition, (hints or {}).get(partition))
+        except ChainBrokenError as error:
+            structlog.get_logger().error("chain_not_signed", cause=str(error))
+            unread.append(partition)
+            continue
+        if start is not None and end is not None:
+            heads.append(ChainHead(partition, start.offset, end.offset, end.previous_sha256))
+    return SignedCheckpoint(now_ms, tuple(heads), tuple(unread))
+
+
+def encode_checkpoint(checkpoint: SignedCheckpoint) -> str:
+    """The text that is signed; see the module's docstring."""
+    lines = [
+        f"chain {_place(head.partition)} {head.start_offset} {head.end_offset} {head.sha256}"
+        for head in checkpoint.heads
+    ]
+    lines += [f"unread {_place(partition)}" for partition in checkpoint.unread]
+    head = [ORIGIN, f"time {rfc3339(checkpoint.time_ms)}", f"chains {len(lines)}"]
+    return "".join(f"{line}\n" for line in [*head, *lines])
+
+
+def _place(partition: TopicPartition) -> str:
+    return f"{quote(partition.topic, safe='')} {partition.partition}"
+
+
+def decode_checkpoint(text: str) -> SignedCheckpoint:
+    """Read the text of a note whose signature was checked.
+
+    Raises:
+        ValueError: It is not what `encode_checkpoint` writes.
+    """
+    lines = text.split("\n")
+    if lines[0] != ORIGIN:
+        raise ValueError(f"it begins with {lines[0][:100]!r}, not with {ORIGIN!r}")
+    heads, unread = [], []
+    for line in lines[3:-1]:
+        kind, *fields = line.split(" ")
+        if kind == "chain":
+            topic, number, start, end, sha256 = fields
+            where = TopicPartition(unquote(topic), int(number))
+            heads.append(ChainHead(where, int(start), int(end), sha256))
+        else:
+            topic, number = fields
+            unread.append(TopicPartition(unquote(topic), int(number)))
+    time_ms = round(datetime.fromisoformat(lines[1].removeprefix("time ")).timestamp() * 1000)
+    found = SignedCheckpoint(time_ms, tuple(heads), tuple(unread))
+    named = [*(head.partition for head in heads), *unread]
+    is_sound = len(set(named)) == len(named) and all(
+        0 <= head.start_offset <= head.end_offset and _SHA256.fullmatch(head.sha256)
+        for head in heads
+    )
+    # What says the same in other words is not what nap-stream has written.
+    if not is_sound or encode_checkpoint(found) != text:
+        raise ValueError("its lines are not those of a checkpoint")
+    return found
+
+
+def write_checkpoint(
+    store: SegmentStore, checkpoint: SignedCheckpoint, signer: Signer
+) -> tuple[str, bytes]:
+    """Sign a checkpoint and create its file; give the path, and the note.
+
+    Where another one has the name of its time, its time is a millisecond later.
+
+    Raises:
+        ScoredLogError: It could not be made durable.
+    """
+    store.prepare(FOLDER)
+    for later in range(ATTEMPTS):
+        numbered = replace(checkpoint, time_ms=checkpoint.time_ms + later)
+        note = signer.sign(encode_checkpoint(numbered))
+        path = f"{FOLDER}/{rfc3339(numbered.time_ms).replace(':', '-')}{SUFFIX}"
+        if store.create(path, note):
+            return path, note
+    raise ScoredLogError("the names of its time are taken", f"{store.root}/{FOLDER}", "Try again")
+
+
+def read_checkpoints(
+    store: SegmentStore, keys: Sequence[PublicKey], files: Iterable[Path]
+) -> Iterator[FoundCheckpoint]:
+    """What is in the log's folder of checkpoints, and in files that were kept elsewhere.
+
+    Raises:
+        ConfigError: A file that was kept elsewhere cannot be read.
+        ScoredLogError: The store cannot be read.
+    """
+    for name in sorted(store.names(FOLDER)):
+        if name.endswith(SUFFIX):
+            path = f"{FOLDER}/{name}"
+            file = store.open(path)
+            if file is not None:
+                with file:
+                    yield _checked(file.read(MAX_NOTE_BYTES + 1), keys, path)
+    for each in files:
+        try:
+            with each.open("rb") as file:
+                content = file.read(MAX_NOTE_BYTES + 1)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot be read: {error.strerror}", f"--checkpoint {each}"
+            ) from error
+        yield _checked(content, keys, str(each))
+
+
+def _checked(content: bytes, keys: Sequence[PublicKey], source: str) -> FoundCheckpoint:
+    try:
+        note = open_note(content, keys, source)
+        found = decode_checkpoint(note.text)
+    except UnknownKeyError as error:
+        return FoundCheckpoint(source, None, (), error.problem)
+    except ProofError as error:
+        return FoundCheckpoint(source, None, (), error.problem, is_damaged=True)
+    except ValueError as error:
+        return FoundCheckpoint(source, None, (), str(error), is_damaged=True)
+    others = f"signed by {', '.join(note.unknown)} too, which no given key is"
+    return FoundCheckpoint(source, found, note.signers, others if note.unknown else "")

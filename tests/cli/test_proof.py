@@ -1,0 +1,108 @@
+"""nap-stream checkpoint-key, checkpoint, and verify by what they sign."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.proof.checkpoint import FOLDER
+from tests.cli.program import Call
+from tests.scored_log.builders import CARS, chain, local_log, origin, scored
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    root = tmp_path / "log"
+    chain(root, [(3, [scored(origin(0))]), (8, [scored(origin(6))])])
+    return root
+
+
+@pytest.fixture
+def keys(nap: Call, tmp_path: Path) -> Path:
+    """A file of the public key; ``key`` beside it is the private one."""
+    ended = nap("checkpoint-key", "--out", tmp_path / "key", "--name", "example.org/line-3")
+    assert (ended.exit_code, ended.err) == (0, "")
+    assert ended.out.startswith("example.org/line-3+")
+    assert len(ended.out.splitlines()) == 1
+    path = tmp_path / "keys.txt"
+    path.write_text(ended.out)
+    return path
+
+
+def _report(text: str) -> dict[str, Any]:
+    tree: dict[str, Any] = json.loads(text)
+    return tree
+
+
+def test_a_log_is_signed_goes_on_and_is_cut_off(
+    nap: Call, log: Path, keys: Path, tmp_path: Path
+) -> None:
+    ended = nap("checkpoint", "--log", log, "--key", tmp_path / "key")
+    assert ended.exit_code == 0
+    (note,) = (log / FOLDER).iterdir()
+    assert ended.out == f"{note}: 1 chains, by {keys.read_text()}"
+    kept = tmp_path / note.name
+    kept.write_bytes(note.read_bytes())
+    verify = ("verify", "--log", log, "--checkpoints", keys)
+    told = nap(*verify)
+    assert told.exit_code == 0
+    assert "anchor  cars/0: anchored until its end 8 at " in told.out
+    writer = local_log(log)
+    position = writer.end(CARS)
+    assert position is not None
+    writer.publish(CARS, position, 9, [scored(origin(8))])
+    assert "; unanchored since: [8, 9)\n" in nap(*verify).out
+    tree = _report(nap(*verify, "--json").out)
+    time_ms = tree["anchors"]["newest_time_ms"]
+    label = keys.read_text().rpartition("+")[0]
+    assert tree["anchors"] == {
+        "checkpoints": 1,
+        "signers": [label],
+        "newest_time_ms": time_ms,
+        "unknown": [],
+        "chains": [
+            {
+                "topic": "cars",
+                "partition": 0,
+                "end_offset": 9,
+                "anchored_offset": 8,
+                "anchored_time_ms": time_ms,
+                "disagrees": None,
+            }
+        ],
+    }
+    for base in (3, 8):
+        (log / segment_path(CARS, base)).unlink()
+    note.unlink()
+    assert nap("verify", "--log", log, "--deep").exit_code == 0
+    ended = nap(*verify)
+    assert (ended.exit_code, ended.out) == (2, "")
+    assert "no checkpoint is signed by a given key: there is none" in ended.err
+    ended = nap(*verify, "--checkpoint", kept)
+    assert ended.exit_code == 1
+    assert f"defect  {'topic=cars/partition=0'}: truncated: by the checkpoint {kept}" in ended.out
+    assert "anchor  cars/0: no checkpoint agrees with it\n" in ended.out
+
+
+@pytest.mark.usefixtures("keys")
+def test_mistakes_of_use_are_named(nap: Call, log: Path, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    ended = nap("verify", "--log", log, "--checkpoint", key)
+    assert (ended.exit_code, "expected --checkpoints KEYS" in ended.err) == (2, True)
+    ended = nap("verify", "--log", log, "--checkpoints", key)
+    assert (ended.exit_code, "this is a private key" in ended.err) == (2, True)
+    assert key.read_text().strip()[-20:] not in ended.err
+    key.chmod(0o644)
+    ended = nap("checkpoint", "--log", log, "--key", key)
+    assert (ended.exit_code, "others may use the key" in ended.err) == (2, True)
+    key.chmod(0o600)
+    (tmp_path / "empty").mkdir()
+    ended = nap("checkpoint", "--log", tmp_path / "empty", "--key", key)
+    assert (ended.exit_code, "there is no chain to sign" in ended.err) == (2, True)
+    ended = nap("checkpoint-key", "--out", key, "--name", "a")
+    assert (ended.exit_code, "the key cannot be written: File exists" in ended.err) == (2, True)
+    (log / segment_path(CARS, 3)).write_bytes(b"PAR1")
+    ended = nap("checkpoint", "--log", log, "--key", key)
+    assert (ended.exit_code, "no chain to sign: cars/0 cannot be read" in ended.err) == (2, True)
