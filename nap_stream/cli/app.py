@@ -19,7 +19,7 @@ from nap_stream.cli.events import ack, history
 from nap_stream.cli.init import init
 from nap_stream.cli.log import compact, verify
 from nap_stream.cli.plan import plan
-from nap_stream.cli.proof import checkpoint, checkpoint_key
+from nap_stream.cli.proof import checkpoint, checkpoint_key, verify_export
 from nap_stream.cli.query import query, sql
 from nap_stream.cli.rebaseline import rebaseline
 from nap_stream.cli.report import report
@@ -77,7 +77,7 @@ def build_app() -> typer.Typer:
         *(baseline, compare, rebaseline),
         *(query, sql, report, replay, verify, compact),
         *(history, ack),
-        *(checkpoint_key, checkpoint),
+        *(checkpoint_key, checkpoint, verify_export),
         *(doctor, bench, demo),
     ):
         app.command()(command)

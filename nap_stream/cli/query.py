@@ -124,6 +124,17 @@ def query(
             help=f"At most so many rows, or counts; a table shows {DEFAULT_TABLE_ROWS} rows.",
         ),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write all rows that pass, as Parquet, and a signed manifest, to a new folder.",
+        ),
+    ] = None,
+    sign_with: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The private key that signs --export."),
+    ] = None,
 ) -> None:
     """Show rows of the scored log, or count them.
 
@@ -138,6 +149,7 @@ def query(
       nap-stream query --log scored-log --key camera-7 --since 2026-05-01 --until 2026-06-01 --ood
       nap-stream query --log scored-log --by day,class --format csv
       nap-stream query --log scored-log --since 7d --sort p-value --limit 10
+      nap-stream query --log scored-log --day 2026-05-31 --export may-31 --sign-with signing.key
     """
     from nap_stream.scored_log.query import Query, require_partitions
 
@@ -166,6 +178,15 @@ def query(
     groups = None if by is None else _groups(by)
     if sort is not None and (groups is not None or (limit is None and output_format != "table")):
         raise ConfigError("expected --limit and no --by", "--sort", "Give --limit 10, for instance")
+    if export is not None or sign_with is not None:
+        if (by, sort, limit, output, output_format) != (None, None, None, None, "table"):
+            raise ConfigError(
+                "it writes all rows, as Parquet",
+                "--export",
+                "Leave out --by, --sort, --limit, --format and --output",
+            )
+        _export(store, filters, export, sign_with)
+        return
     if limit is None and output_format == "table" and groups is None:
         limit = DEFAULT_TABLE_ROWS
     unread: list[ChainBrokenError] = []
@@ -364,6 +385,22 @@ def write_rows(
         raise ConfigError("Parquet is not text", "--format parquet", "Give --output FILE")
     with _opened(output) as stream:
         write_batches(schema, batches, shape, stream, limit=limit)
+
+
+def _export(store: "SegmentStore", filters: "Query", folder: Path | None, key: Path | None) -> None:
+    from nap_stream import __version__
+    from nap_stream.scored_log.proof.export import write_export
+    from nap_stream.scored_log.proof.note import read_signer
+
+    if folder is None or key is None:
+        raise ConfigError("expected --export DIR and --sign-with FILE")
+    signer = read_signer(key, "--sign-with")
+    now_ms = SystemClock().now_ms()
+    manifest = write_export(store, filters, folder, signer, version=__version__, now_ms=now_ms)
+    if not manifest.rows:
+        _tell_empty(store, filters)
+    typer.echo(printable(f"{folder}: {manifest.rows:,} rows, signed by {signer.public}"))
+    _tell_unread([ChainBrokenError(said, file) for file, said in manifest.unread.items()])
 
 
 def _tell_unread(unread: Sequence[ChainBrokenError]) -> None:

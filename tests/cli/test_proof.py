@@ -1,6 +1,7 @@
 """nap-stream checkpoint-key, checkpoint, and verify by what they sign."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,43 @@ def test_mistakes_of_use_are_named(nap: Call, log: Path, tmp_path: Path) -> None
     (log / segment_path(CARS, 3)).write_bytes(b"PAR1")
     ended = nap("checkpoint", "--log", log, "--key", key)
     assert (ended.exit_code, "no chain to sign: cars/0 cannot be read" in ended.err) == (2, True)
+
+
+def test_rows_are_exported_and_checked_without_the_log(
+    nap: Call, log: Path, keys: Path, tmp_path: Path
+) -> None:
+    folder, key = tmp_path / "out", tmp_path / "key"
+    export = ("query", "--log", log, "--export", folder, "--sign-with", key)
+    ended = nap(*export, "--key", "camera-1", "--offset", "0-5")
+    assert (ended.exit_code, ended.out) == (0, f"{folder}: 1 rows, signed by {keys.read_text()}")
+    shutil.move(log, tmp_path / "moved")
+    ended = nap("verify-export", folder, "--keys", keys)
+    assert ended.exit_code == 0
+    assert "filter  keys=['camera-1'], offsets=[0, 5]\nrows    1: 1 ok\n" in ended.out
+    assert "proved  these rows are what the signer exported" in ended.out
+    tree = _report(nap("verify-export", folder, "--keys", keys, "--json").out)
+    assert (tree["manifest"]["rows"], tree["unknown"]) == (1, [])
+    (folder / "rows.parquet").write_bytes(b"PAR1")
+    ended = nap("verify-export", folder, "--keys", keys)
+    assert (ended.exit_code, "was signed" in ended.err) == (1, True)
+
+
+def test_an_export_without_some_rows_says_so(nap: Call, log: Path, keys: Path) -> None:
+    folder, key = log.parent / "out", log.parent / "key"
+    export = ("query", "--log", log, "--export", folder, "--sign-with", key)
+    (log / segment_path(CARS, 0)).write_bytes(b"PAR1")
+    assert nap(*export).exit_code == 3
+    ended = nap("verify-export", folder, "--keys", keys)
+    assert (ended.exit_code, f"unread  {segment_path(CARS, 0)}: " in ended.out) == (3, True)
+    assert nap("verify-export", folder, "--keys", keys, "--json").exit_code == 3
+
+
+def test_an_export_takes_all_rows_and_needs_a_key(nap: Call, log: Path, tmp_path: Path) -> None:
+    export = ("query", "--log", log, "--export", tmp_path / "out")
+    for more in (["--by", "day"], ["--limit", "3"], ["--format", "csv"], ["--output", "x"]):
+        ended = nap(*export, *more)
+        assert (ended.exit_code, "it writes all rows" in ended.err) == (2, True)
+    for arguments in (export, ("query", "--log", log, "--sign-with", tmp_path / "key")):
+        ended = nap(*arguments)
+        assert (ended.exit_code, "expected --export DIR and --sign-with" in ended.err) == (2, True)
+    assert not (tmp_path / "out").exists()
