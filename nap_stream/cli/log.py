@@ -72,6 +72,13 @@ def verify(
             help="A checkpoint that was kept elsewhere, beside those in the log; repeatable.",
         ),
     ] = None,
+    timestamps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CERTIFICATES",
+            help="Verify the time stamps beside checkpoints, by these certificates in PEM.",
+        ),
+    ] = None,
     as_json: JsonReportOption = False,
     report_file: Annotated[
         Path | None,
@@ -95,6 +102,7 @@ def verify(
     from nap_stream import __version__
     from nap_stream.scored_log.proof.checkpoint import read_checkpoints
     from nap_stream.scored_log.proof.note import read_public_keys
+    from nap_stream.scored_log.proof.timestamps import read_roots
     from nap_stream.scored_log.verify.report import Circumstances, encode_report
 
     store = log_store(config, log)
@@ -102,10 +110,11 @@ def verify(
     if report_file is not None and not report_file.parent.is_dir():
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
     heads = _kept_heads(kept, topic)
-    if checkpoint and checkpoints is None:
-        raise ConfigError("expected --checkpoints KEYS with --checkpoint FILE")
+    if (checkpoint or timestamps) and checkpoints is None:
+        raise ConfigError("expected --checkpoints KEYS with --checkpoint and --timestamps")
     keys = () if checkpoints is None else read_public_keys(checkpoints, "--checkpoints")
-    signed = read_checkpoints(store, keys, checkpoint or ()) if keys else None
+    roots = () if timestamps is None else read_roots(timestamps, "--timestamps")
+    signed = read_checkpoints(store, keys, checkpoint or (), roots) if keys else None
     began_ms = SystemClock().now_ms()
     report, broker, anchors = _verified(store, kafka, topic, heads, signed, deep=deep)
     circumstances = Circumstances(store.root, topic, __version__, began_ms)
@@ -252,6 +261,14 @@ def _print_anchors(anchors: "AnchorReport") -> None:
     )
     for file, problem in anchors.unknown:
         typer.echo(printable(f"signed  {file}: {problem}; not counted"))
+    if anchors.stamps:
+        file, signed_ms, stamped_ms = max(anchors.stamps, key=lambda stamp: stamp[2])
+        typer.echo(
+            printable(
+                f"stamped {len(anchors.stamps)} of them by a TSA, the last at "
+                f"{rfc3339(stamped_ms)}: {file}, signed as of {rfc3339(signed_ms)}"
+            )
+        )
     for found in anchors.chains:
         offset, end, time_ms = found.anchored_offset, found.end_offset, found.anchored_time_ms
         if offset is None or time_ms is None:

@@ -13,8 +13,13 @@ from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import send_once
 from nap_stream.metrics import Metrics
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.proof.checkpoint import take_checkpoint, write_checkpoint
+from nap_stream.scored_log.proof.checkpoint import (
+    stamp_path,
+    take_checkpoint,
+    write_checkpoint,
+)
 from nap_stream.scored_log.proof.note import KEY, read_signer
+from nap_stream.scored_log.proof.timestamps import request_timestamp
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.log import SignedCheckpointSettings
 from nap_stream.settings.schema import Settings
@@ -25,7 +30,7 @@ LAST_WAIT_S = 5.0
 
 
 class LogSigner:
-    """Writes signed checkpoints of a log, and sends them to a topic, where the settings say so.
+    """Writes signed checkpoints of a log; has them sent and stamped, where the settings say so.
 
     The first is made with the first `tick`. The key is read for each, so that it can be replaced.
     """
@@ -90,12 +95,24 @@ class LogSigner:
         structlog.get_logger().info(
             "checkpoint_signed", file=path, chains=len(checkpoint.heads), key=signer.public.label
         )
+        failures = [f"{each} cannot be read, and is not in it" for each in checkpoint.unread]
+        for step in (self._send, self._stamp):
+            try:
+                step(settings, path, note)
+            except NapStreamError as error:
+                failures.append(str(error))
+        self.failure = None
+        if failures:
+            self._fail("; ".join(failures))
+
+    def _send(self, settings: SignedCheckpointSettings, _path: str, note: bytes) -> None:
         if settings.topic is not None:
             send_once(self._kafka, settings.topic, note, SEND_TIMEOUT_S)
-        left_out = ", ".join(map(str, checkpoint.unread))
-        self.failure = None
-        if left_out:
-            self._fail(f"these chains cannot be read, and are not in it: {left_out}")
+
+    def _stamp(self, settings: SignedCheckpointSettings, path: str, note: bytes) -> None:
+        if settings.timestamp_url is not None:
+            token = request_timestamp(settings.timestamp_url, note)
+            self._store.create(stamp_path(path), token)
 
     def _fail(self, problem: str) -> None:
         self.failure = problem

@@ -1,5 +1,7 @@
 """The settings of the scored log."""
 
+from pydantic import Field
+
 from nap_stream.settings.values import (
     LogRoot,
     Positive,
@@ -21,6 +23,9 @@ class SignedCheckpointSettings(Section):
     topic: TopicName | None = None
     """A topic to which each is sent too, so that a copy is where the log's writers cannot reach it;
     null for none."""
+    timestamp_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$", max_length=2_000)
+    """A time stamp authority (RFC 3161) that each is stamped by too; null for none. Needs the extra
+    timestamps."""
 
 
 class LogSettings(Section):

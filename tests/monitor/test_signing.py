@@ -149,7 +149,7 @@ def test_a_chain_that_cannot_be_read_is_a_failure_that_is_told(
     signer = _signer(tmp_path, store, clock)
     signer.tick()
     _settled(signer)
-    assert signer.failure == "these chains cannot be read, and are not in it: cars/1"
+    assert signer.failure == "cars/1 cannot be read, and is not in it"
     (found,) = _written(store, key)
     assert (len(found.heads), found.unread) == (1, (other,))
 

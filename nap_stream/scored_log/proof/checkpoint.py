@@ -28,6 +28,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import structlog
+from cryptography.x509 import Certificate
 
 from nap_stream.errors import (
     ChainBrokenError,
@@ -39,9 +40,11 @@ from nap_stream.errors import (
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import chain_end, chain_start
 from nap_stream.scored_log.events import event_numbers, event_sha256
+from nap_stream.scored_log.proof import timestamps
 from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, PublicKey, Signer, open_note
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.report import ChainHead
 from nap_stream.text import rfc3339
 
@@ -69,7 +72,8 @@ class FoundCheckpoint:
     """A file in the place of a checkpoint, and the labels of the given keys that have signed it.
 
     ``checkpoint`` is None where none has. ``problem`` says so, or which other keys have, whose
-    signatures count for nothing. ``is_damaged`` says that it is none by any key.
+    signatures count for nothing. ``is_damaged`` says that it is none by any key, or that its time
+    stamp is not valid. ``stamped_ms`` is when a given TSA saw it; None where it was not asked.
     """
 
     source: str
@@ -77,6 +81,12 @@ class FoundCheckpoint:
     signers: tuple[str, ...]
     problem: str
     is_damaged: bool = False
+    stamped_ms: int | None = None
+
+
+def stamp_path(path: str) -> str:
+    """Where the time stamp of a checkpoint lies."""
+    return path.removesuffix(SUFFIX) + timestamps.SUFFIX
 
 
 def events_head(store: SegmentStore) -> tuple[ChainHead, ...]:
@@ -176,36 +186,51 @@ def write_checkpoint(
 
 
 def read_checkpoints(
-    store: SegmentStore, keys: Sequence[PublicKey], files: Iterable[Path]
+    store: SegmentStore,
+    keys: Sequence[PublicKey],
+    files: Iterable[Path],
+    roots: Sequence[Certificate] = (),
 ) -> Iterator[FoundCheckpoint]:
     """What is in the log's folder of checkpoints, and in files that were kept elsewhere.
+
+    The time stamps beside them are verified where there are certificates of TSAs, ``roots``.
 
     Raises:
         ConfigError: A file that was kept elsewhere cannot be read.
         ScoredLogError: The store cannot be read.
     """
-    for name in sorted(store.names(FOLDER)):
-        if name.endswith(SUFFIX):
-            path = f"{FOLDER}/{name}"
-            file = store.open(path)
-            if file is not None:
-                with file:
-                    yield _checked(file.read(MAX_NOTE_BYTES + 1), keys, path)
-    for each in files:
-        try:
-            with each.open("rb") as file:
-                content = file.read(MAX_NOTE_BYTES + 1)
-        except OSError as error:
-            raise ConfigError(
-                f"cannot be read: {error.strerror}", f"--checkpoint {each}"
-            ) from error
-        yield _checked(content, keys, str(each))
+    names = (name for name in sorted(store.names(FOLDER)) if name.endswith(SUFFIX))
+    places: list[tuple[SegmentStore, str, Path | None]]
+    places = [(store, f"{FOLDER}/{name}", None) for name in names]
+    places += [(LocalStore(each.parent), each.name, each) for each in files]
+    for place, path, kept in places:
+        note = _limited(place, path, MAX_NOTE_BYTES)
+        if note is not None:
+            token = _limited(place, stamp_path(path), timestamps.MAX_BYTES) if roots else None
+            yield _checked(note, token, keys, roots, str(kept or path))
+        elif kept is not None:
+            raise ConfigError("no such file", f"--checkpoint {kept}")
 
 
-def _checked(content: bytes, keys: Sequence[PublicKey], source: str) -> FoundCheckpoint:
+def _limited(store: SegmentStore, path: str, size: int) -> bytes | None:
+    """The beginning of a file, which shows where it is too long; None where it is missing."""
+    file = store.open(path)
+    if file is None:
+        return None
+    with file:
+        return file.read(size + 1)
+
+
+def _checked(
+    content: bytes,
+    token: bytes | None,
+    keys: Sequence[PublicKey],
+    roots: Sequence[Certificate],
+    source: str,
+) -> FoundCheckpoint:
     try:
         note = open_note(content, keys, source)
-        found = decode_checkpoint(note.text)
+        checkpoint = decode_checkpoint(note.text)
     except UnknownKeyError as error:
         return FoundCheckpoint(source, None, (), error.problem)
     except ProofError as error:
@@ -213,4 +238,9 @@ def _checked(content: bytes, keys: Sequence[PublicKey], source: str) -> FoundChe
     except ValueError as error:
         return FoundCheckpoint(source, None, (), str(error), is_damaged=True)
     others = f"signed by {', '.join(note.unknown)} too, which no given key is"
-    return FoundCheckpoint(source, found, note.signers, others if note.unknown else "")
+    found = FoundCheckpoint(source, checkpoint, note.signers, others if note.unknown else "")
+    try:
+        stamped_ms = None if token is None else timestamps.timestamp_ms(token, content, roots)
+    except ProofError as error:
+        return replace(found, problem=error.problem, is_damaged=True)
+    return replace(found, stamped_ms=stamped_ms)

@@ -50,6 +50,7 @@ class _Witnesses:
     newest: SignedCheckpoint | None = None
     ends: dict[TopicPartition, dict[_End, tuple[_Seen, _Seen]]] = field(default_factory=dict)
     told: list[FoundCheckpoint] = field(default_factory=list)
+    stamps: list[tuple[str, int, int]] = field(default_factory=list)
 
     def take(self, found: FoundCheckpoint) -> None:
         if found.problem:
@@ -58,6 +59,8 @@ class _Witnesses:
         if checkpoint is None:
             return
         self.count += 1
+        if found.stamped_ms is not None:
+            self.stamps.append((found.source, checkpoint.time_ms, found.stamped_ms))
         self.signers.update(found.signers)
         if self.newest is None or checkpoint.time_ms > self.newest.time_ms:
             self.newest = checkpoint
@@ -111,6 +114,7 @@ def compare_with_checkpoints(
         signers=tuple(sorted(witnesses.signers)),
         newest_time_ms=newest.time_ms,
         unknown=tuple((o.source, o.problem) for o in witnesses.told if not o.is_damaged),
+        stamps=tuple(witnesses.stamps),
         chains=tuple(chains),
         defects=tuple(defects),
     )

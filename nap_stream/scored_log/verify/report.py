@@ -27,7 +27,8 @@ while ``version`` stays the same:
     kept_events      the same of the kept report
     anchors          null, or what signed checkpoints prove: checkpoints (how many count),
                      signers, newest_time_ms, unknown (a list of file and problem: signed by other
-                     keys, and not counted), and chains: each with topic ("/events" for the chain
+                     keys, and not counted), stamps (file, time_ms as signed, stamped_ms when a TSA
+                     saw it), and chains: each with topic ("/events" for the chain
                      of events), partition, end_offset (null where it is gone or cannot be read),
                      anchored_offset and anchored_time_ms (null where no checkpoint agrees with
                      it), disagrees (the first file that does not, or null)
@@ -232,6 +233,7 @@ class AnchorReport:
     signers: tuple[str, ...]
     newest_time_ms: int
     unknown: tuple[tuple[str, str], ...]
+    stamps: tuple[tuple[str, int, int], ...]
     chains: tuple[AnchoredChain, ...]
     defects: tuple[Defect, ...]
 
@@ -303,6 +305,10 @@ def _anchors(anchors: AnchorReport) -> dict[str, Any]:
         "signers": list(anchors.signers),
         "newest_time_ms": anchors.newest_time_ms,
         "unknown": [{"file": file, "problem": problem} for file, problem in anchors.unknown],
+        "stamps": [
+            {"file": file, "time_ms": time_ms, "stamped_ms": stamped_ms}
+            for file, time_ms, stamped_ms in anchors.stamps
+        ],
         "chains": [_chain(chain) for chain in anchors.chains],
     }
 
