@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.events import Event, append_event, event_path
-from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
+from nap_stream.scored_log.format import partition_folder, segment_path
 from nap_stream.scored_log.proof import checkpoint
 from nap_stream.scored_log.proof.checkpoint import (
     EVENTS,
@@ -26,6 +27,7 @@ from nap_stream.scored_log.proof.checkpoint import (
     write_checkpoint,
 )
 from nap_stream.scored_log.proof.note import PublicKey, Signer, create_key, read_signer
+from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.anchored import CLOCK_TOLERANCE_MS, compare_with_checkpoints
 from nap_stream.scored_log.verify.report import (
@@ -37,14 +39,16 @@ from nap_stream.scored_log.verify.report import (
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.attacks import SIGNER
 from tests.scored_log.builders import (
+    CALIBRATION,
     CARS,
+    MODEL,
     NOON_MS,
     local_log,
     merged_segments,
     origin,
     scored,
 )
-from tests.support.memory_store import MemoryStore
+from tests.support.scored_records import RecordLog
 
 OTHER = TopicPartition("cars", 1)
 CARS_FOLDER = partition_folder(CARS)
@@ -351,10 +355,15 @@ def test_what_is_signed_for_another_purpose_is_no_checkpoint(tmp_path: Path) -> 
     assert _kinds(_compare(tmp_path)) == [(f"{FOLDER}/x.note", DefectKind.CHECKPOINT)]
 
 
-def test_checkpoints_work_on_any_store() -> None:
-    store = MemoryStore()
-    store.create(genesis_path(CARS), b"{}")
-    taken = take_checkpoint(store, NOON_MS)
-    assert taken.unread == (CARS,)
-    path, note = write_checkpoint(store, taken, SIGNER)
-    assert store.read(path) == note
+def test_checkpoints_in_an_object_store(s3_root: str) -> None:
+    store = store_at(s3_root)
+    log = RecordLog(store, WriterIdentity("worker-0", MODEL, CALIBRATION), ManualClock(NOON_MS))
+    position = log.publish(CARS, log.begin(CARS, 0), 3, [scored(origin(0))]).position
+    write_checkpoint(store, take_checkpoint(store, NOON_MS), SIGNER)
+    log.publish(CARS, position, 4, [])
+    report = verify(store, deep=True, clock=ManualClock())
+    assert report.clean
+    found = read_checkpoints(store, [SIGNER.public], [])
+    anchored = compare_with_checkpoints(store, report.heads, found)
+    assert anchored.chains == (AnchoredChain(CARS, 4, 3, NOON_MS, None),)
+    assert anchored.defects == ()
