@@ -17,8 +17,10 @@ from nap_stream.model import execution as execution_module
 from nap_stream.model.execution import Execution
 from nap_stream.model.load import load_model
 from nap_stream.records import Status
+from nap_stream.scored_log.proof.note import create_key
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.elsewhere import ElsewhereSettings
+from nap_stream.settings.log import SignedCheckpointSettings
 from nap_stream.settings.schema import (
     DeadLetterSettings,
     ModelSettings,
@@ -187,6 +189,24 @@ def test_a_log_root_that_cannot_be_made_is_found(embedded: str, tmp_path: Path) 
 
     assert found.outcome is Outcome.FAILED
     assert str(tmp_path / "file") in found.detail
+
+
+@pytest.mark.embedded
+def test_a_signing_key_that_others_may_read_and_a_missing_topic_of_copies(
+    embedded: str, tmp_path: Path
+) -> None:
+    settings, key = _settings(embedded, tmp_path), tmp_path / "signing.key"
+    create_key(key, "line-3")
+    signed = SignedCheckpointSettings(key_file=key, topic="copies-of-nobody")
+    log = settings.log.model_copy(update={"checkpoints": signed})
+    assert doctor._log_root(settings.model_copy(update={"log": log})).endswith("line-3 signs it")
+    key.chmod(0o644)
+
+    found = findings(settings.model_copy(update={"log": log}))
+
+    assert found["log root"].outcome is Outcome.FAILED
+    assert "log.checkpoints.key_file: others may use the key" in found["log root"].detail
+    assert "copies-of-nobody" in found["topics"].detail
 
 
 def test_a_broker_that_is_down_is_found_and_topics_are_not_asked_for(tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from nap_stream.scored_log.events import read_events
+from nap_stream.scored_log.proof.checkpoint import read_checkpoints
+from nap_stream.scored_log.proof.note import create_key
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.e2e.monitor import PARTITIONS, new_monitor, producing
 from tests.e2e.on_ray import RayHead, running, start_run
 from tests.support.apache_kafka import ApacheKafka
@@ -21,7 +25,12 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, tmp_path: Path
 ) -> None:
     # Segments so old that only the shutdown can have published what was in flight.
-    log = {"root": "log", "segment_max_age_s": 2.0}
+    key = create_key(tmp_path / "signing.key", "line-3")
+    log = {
+        "root": "log",
+        "segment_max_age_s": 2.0,
+        "checkpoints": {"key_file": str(tmp_path / "signing.key")},
+    }
     monitor = new_monitor(apache_kafka.bootstrap, tmp_path / "monitor", calibration, log=log)
     images = write_images(tmp_path / "images", IMAGES)
     with (
@@ -40,6 +49,12 @@ def test_sigterm_publishes_commits_and_leaves_and_the_next_run_goes_on(
     ends = monitor.chain_ends()
     assert len(ends) == PARTITIONS
     assert monitor.committed() == ends
+    store = LocalStore(monitor.log)
+    newest = [found.checkpoint for found in read_checkpoints(store, [key], [])][-1]
+    assert newest is not None
+    events, *heads = newest.heads
+    assert {head.partition.partition: head.end_offset for head in heads} == ends
+    assert [event.kind for event in read_events(store)][events.end_offset - 1 :] == ["run-stopped"]
     group = monitor.group()
     assert group["group_state"].lower() == "empty", group
     assert group["members"] == []
