@@ -347,6 +347,25 @@ def test_a_log_without_a_valid_checkpoint_is_an_error(tmp_path: Path) -> None:
         _compare(tmp_path, files=[tmp_path / "none"])
 
 
+@pytest.mark.parametrize("between", [b"", b"\n"])
+def test_a_file_of_all_messages_of_a_topic(tmp_path: Path, between: bytes) -> None:
+    store, notes = LocalStore(tmp_path), []
+    for count in (1, 2, 3):
+        _publish_more(tmp_path, 1) if count > 1 else _publish(tmp_path, 1)
+        taken = take_checkpoint(store, NOON_MS + count)
+        notes.append(write_checkpoint(store, taken, SIGNER)[1] + between)
+    shutil.rmtree(tmp_path / FOLDER)
+    kept = tmp_path / "kept"
+    kept.write_bytes(b"".join(notes))
+    report = _compare(tmp_path, files=[kept])
+    assert (report.checkpoints, report.defects) == (3, ())
+    assert report.chains == (AnchoredChain(CARS, 3, 3, NOON_MS + 3, None),)
+    kept.write_bytes(b"".join([notes[0], notes[1].replace(b" 0 0 2 ", b" 0 0 3 "), notes[2]]))
+    report = _compare(tmp_path, files=[kept])
+    assert report.checkpoints == 2
+    assert _kinds(report) == [(f"{kept}, note 2", DefectKind.CHECKPOINT)]
+
+
 def test_what_is_signed_for_another_purpose_is_no_checkpoint(tmp_path: Path) -> None:
     _publish(tmp_path, 1)
     store = LocalStore(tmp_path)

@@ -55,6 +55,9 @@ EVENTS = TopicPartition("/events", 0)
 """The chain of events, by a name that no topic can have."""
 ATTEMPTS = 100
 """Others may take the name of so many milliseconds while one is written."""
+MAX_KEPT_BYTES = 2**28
+"""Of a file that holds the messages of a topic."""
+_BEGIN = re.compile(rb"^(?=" + ORIGIN.encode() + rb"\n)", re.MULTILINE)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -193,6 +196,7 @@ def read_checkpoints(
 ) -> Iterator[FoundCheckpoint]:
     """What is in the log's folder of checkpoints, and in files that were kept elsewhere.
 
+    A file that was kept elsewhere may hold several, one after another, as read from a topic.
     The time stamps beside them are verified where there are certificates of TSAs, ``roots``.
 
     Raises:
@@ -204,12 +208,20 @@ def read_checkpoints(
     places = [(store, f"{FOLDER}/{name}", None) for name in names]
     places += [(LocalStore(each.parent), each.name, each) for each in files]
     for place, path, kept in places:
-        note = _limited(place, path, MAX_NOTE_BYTES)
-        if note is not None:
-            token = _limited(place, stamp_path(path), timestamps.MAX_BYTES) if roots else None
-            yield _checked(note, token, keys, roots, str(kept or path))
-        elif kept is not None:
+        content = _limited(place, path, MAX_NOTE_BYTES if kept is None else MAX_KEPT_BYTES)
+        if content is None and kept is not None:
             raise ConfigError("no such file", f"--checkpoint {kept}")
+        notes = [content or b""] if kept is None else _notes(content or b"")
+        token = _limited(place, stamp_path(path), timestamps.MAX_BYTES) if roots else None
+        for number, note in enumerate(notes if content is not None else (), 1):
+            source = f"{kept or path}, note {number}" if len(notes) > 1 else str(kept or path)
+            yield _checked(note, token if len(notes) == 1 else None, keys, roots, source)
+
+
+def _notes(content: bytes) -> list[bytes]:
+    """The notes that stand in a file one after another, blank lines between or not."""
+    parts = [part for part in _BEGIN.split(content) if part.strip()]
+    return [part.rstrip(b"\n") + b"\n" for part in parts] if len(parts) > 1 else [content]
 
 
 def _limited(store: SegmentStore, path: str, size: int) -> bytes | None:
