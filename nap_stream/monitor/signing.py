@@ -53,12 +53,15 @@ class LogSigner:
         """Why the newest checkpoint was not made, or not sent; None where it was."""
 
     def tick(self) -> None:
-        """Begin to make a checkpoint, where one is due and none is being made; return at once."""
-        self._running = [thread for thread in self._running if thread.is_alive()]
-        if self._settings is None or self._running or self._clock.monotonic() < self._due_s:
+        """Begin to make a checkpoint, where one is due; return at once."""
+        if self._settings is None or self._clock.monotonic() < self._due_s:
             return
         self._due_s = self._clock.monotonic() + self._settings.every_s
-        self.begin()
+        self._running = [thread for thread in self._running if thread.is_alive()]
+        if self._running:
+            self._fail("the one before is still being made")
+        else:
+            self.begin()
 
     def begin(self) -> None:
         """Begin to make a checkpoint, if the settings want any; return at once."""
@@ -101,9 +104,10 @@ class LogSigner:
                 step(settings, path, note)
             except NapStreamError as error:
                 failures.append(str(error))
-        self.failure = None
         if failures:
             self._fail("; ".join(failures))
+        else:
+            self.failure = None
 
     def _send(self, settings: SignedCheckpointSettings, _path: str, note: bytes) -> None:
         if settings.topic is not None:
@@ -115,6 +119,6 @@ class LogSigner:
             self._store.create(stamp_path(path), token)
 
     def _fail(self, problem: str) -> None:
-        self.failure = problem
         self._metrics.signed_checkpoint_failures.inc()
         structlog.get_logger().error("signed_checkpoint_failed", cause=problem)
+        self.failure = problem

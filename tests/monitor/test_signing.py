@@ -111,11 +111,13 @@ def test_nothing_waits_for_a_slow_store_and_one_is_made_at_a_time(
     assert store.asked.wait(PATIENCE_S)
     clock.advance(2 * EVERY_S)
     signer.tick()
+    assert signer.failure == "the one before is still being made"
     signer.begin()
     assert store.names(FOLDER) == []
     store.go.set()
     _settled(signer)
     assert len(_written(store, key)) == 2
+    assert signer.failure is None
 
 
 def test_a_key_that_was_replaced_signs_the_next(
@@ -193,6 +195,8 @@ def test_a_broker_that_is_away_is_told_and_the_log_has_its_checkpoint(
         assert read("nap_stream_signed_checkpoint_failures_total") == 1
         assert read("nap_stream_last_signed_checkpoint_timestamp_seconds") == NOW_MS / 1000
         coordinator.stopped("asked to")
+        # It waits for some seconds alone, and this machine may be slow.
+        wait_until(lambda: len(_written(store, key)) > 1, "the last checkpoint")
     finally:
         coordinator.close()
     first, last = _written(store, key)
