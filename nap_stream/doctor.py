@@ -289,10 +289,13 @@ def _topics(settings: Settings, *, make_topics: bool) -> str:
 
 
 def _log_root(settings: Settings) -> str:
-    check_store(store_at(settings.log.root))
-    signed = settings.log.checkpoints
-    signer = "" if signed is None else f"; {read_signer(signed.key_file, KEY).name} signs it"
-    return f"{settings.log.root} is writable and creates files exclusively{signer}"
+    evidence, signed = settings.evidence.root, settings.log.checkpoints
+    roots = [settings.log.root] if evidence is None else [settings.log.root, evidence]
+    for root in roots:
+        check_store(store_at(root))
+    said = " and ".join(f"{root} is" for root in roots)
+    signer = "" if signed is None else f"; {read_signer(signed.key_file, KEY).name} signs the log"
+    return f"{said} writable and creates files exclusively{signer}"
 
 
 def _calibration(settings: Settings, config: str) -> Calibration | Finding:

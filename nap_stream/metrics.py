@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from nap_stream.core.alert_state import Detector, Severity, Transition
 from nap_stream.errors import ConfigError
-from nap_stream.records import TIME_PARTS, Disagreement, Status, TopicPartition
+from nap_stream.records import EVIDENCE_OUTCOMES, TIME_PARTS, Disagreement, Status, TopicPartition
 from nap_stream.settings.schema import MetricsSettings
 
 STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
@@ -68,6 +68,14 @@ class Metrics:
                 "Batches that did not fit a GPU's memory; the next ones are smaller.",
             ),
             counter("decode_warnings", "Images of which the decoder warned; the log says what of."),
+        )
+        self.evidence_images, self.evidence_bytes = (
+            counter(
+                "evidence_images",
+                "Images that were to be kept as evidence, by what became of them.",
+                ["outcome"],
+            ),
+            counter("evidence_bytes", "Bytes of images kept as evidence."),
         )
         self.worker_restarts = counter("worker_restarts", "Workers that were replaced.")
         self.late_records = counter(
@@ -267,6 +275,8 @@ class Metrics:
             self.records.labels(status.value)
         for part in TIME_PARTS:
             self.scoring_seconds.labels(part)
+        for outcome in EVIDENCE_OUTCOMES:
+            self.evidence_images.labels(outcome)
         for kind in Disagreement:
             self.offset_disagreements.labels(kind.value)
 

@@ -237,12 +237,14 @@ class DecodedRows:
     bytes; ``decode_warning`` and ``source_uri`` are None where there is none. ``pixels`` are of the
     rows whose status is ok, in their order: uint8, (3, H, W), RGB; or JPEGs that are decoded when
     they are scored; or the outputs of a model elsewhere. ``failed`` are the others. Scoring adds
-    the JPEGs that cannot be decoded.
+    the JPEGs that cannot be decoded. ``files`` are the images' bytes as they came, by row, None
+    where they were not decoded; there are none where nobody keeps them.
     """
 
     columns: Mapping[str, list[Any]]
     pixels: "tuple[torch.Tensor | EncodedJpeg | ModelOutput, ...]"
     failed: list[FailedImage]
+    files: tuple[bytes | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.columns["offset"])
@@ -254,7 +256,7 @@ class ScoredRows:
 
     ``epoch`` is the assignment under which the messages were read: rows of an earlier one are
     dropped. ``rows`` have the columns of `nap_stream.scored_log.format.ROWS`, in Kafka order.
-    ``failed`` are the images that go to the dead-letter topic.
+    ``failed`` are the images that go to the dead-letter topic, ``files`` as in `DecodedRows`.
     """
 
     partition: TopicPartition
@@ -262,6 +264,7 @@ class ScoredRows:
     end: int
     rows: "pa.RecordBatch"
     failed: tuple[FailedImage, ...]
+    files: tuple[bytes | None, ...] = ()
 
     @property
     def scored(self) -> int:
@@ -413,6 +416,11 @@ TIME_PARTS: tuple[TimePart, ...] = get_args(TimePart)
 that is slow; or it is at work on a batch, with the model, the scores and the rows."""
 
 
+EvidenceOutcome = Literal["kept", "over_budget", "queue_full", "failed"]
+EVIDENCE_OUTCOMES: tuple[EvidenceOutcome, ...] = get_args(EvidenceOutcome)
+"""What became of an image that was to be kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
     """A worker's sign of life, sent about once a second.
@@ -427,6 +435,7 @@ class WorkerReport:
     log, behind it, or missing. ``time_parts`` are the seconds of all scoring threads together that
     went into each of `TIME_PARTS`, in their order. ``out_of_memory`` counts the batches that did
     not fit the memory of their device, ``decode_warnings`` the images of which the decoder warned.
+    ``evidence`` counts the images of each of `EVIDENCE_OUTCOMES`, ``evidence_bytes`` those kept.
     """
 
     worker: str
@@ -450,6 +459,8 @@ class WorkerReport:
     time_parts: tuple[float, ...] = (0.0,) * len(TIME_PARTS)
     out_of_memory: int = 0
     decode_warnings: int = 0
+    evidence: tuple[int, ...] = (0,) * len(EVIDENCE_OUTCOMES)
+    evidence_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

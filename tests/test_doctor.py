@@ -180,12 +180,13 @@ def test_a_calibration_of_another_scoring_section_is_found(embedded: str, tmp_pa
 
 
 @pytest.mark.embedded
-def test_a_log_root_that_cannot_be_made_is_found(embedded: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("section", ["log", "evidence"])
+def test_a_root_that_cannot_be_made_is_found(embedded: str, tmp_path: Path, section: str) -> None:
     (tmp_path / "file").write_text("in the way")
     settings = _settings(embedded, tmp_path)
-    log = settings.log.model_copy(update={"root": tmp_path / "file" / "log"})
+    changed = getattr(settings, section).model_copy(update={"root": tmp_path / "file" / "log"})
 
-    found = findings(settings.model_copy(update={"log": log}))["log root"]
+    found = findings(settings.model_copy(update={section: changed}))["log root"]
 
     assert found.outcome is Outcome.FAILED
     assert str(tmp_path / "file") in found.detail

@@ -20,6 +20,8 @@ SERIES = {
     "nap_stream_offset_disagreements_total",
     "nap_stream_out_of_memory_total",
     "nap_stream_decode_warnings_total",
+    "nap_stream_evidence_images_total",
+    "nap_stream_evidence_bytes_total",
     "nap_stream_worker_restarts_total",
     "nap_stream_late_records_total",
     "nap_stream_untimely_records_total",

@@ -121,6 +121,7 @@ ELSEWHERE = MONITOR.replace("  factory: a:b\n", "  elsewhere: {name: parts/1}\n"
         (ELSEWHERE.replace("parts/1}", "parts/1, head_layer: fc}"), "head_layer names a layer"),
         (ELSEWHERE.replace("parts/1", "' '"), "it is blank"),
         (ELSEWHERE.replace("{name: parts/1}", "{}"), "key model.elsewhere.name"),
+        (f"{ELSEWHERE}evidence: {{root: images}}\n", "with model.elsewhere there are none"),
         (ELSEWHERE + "messages: {read: [base64]}\n", "messages.read finds images"),
         (ELSEWHERE + "worker: {num_gpus: 1}\n", "worker.num_gpus asks for a GPU"),
         (MONITOR.replace("  factory: a:b\n", "  output_kind: logits\n"), "or elsewhere"),
@@ -354,3 +355,15 @@ def test_the_decoder_is_a_part_of_what_fingerprints_cover() -> None:
     dumped = PreprocessingSettings(jpeg_decoder="nvjpeg").model_dump(mode="json")
     assert dumped["jpeg_decoder"] == "nvjpeg"
     assert "jpeg_decoder" not in PreprocessingSettings().model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("root", "is_refused"),
+    [("log", True), ("log/images", True), (".", True), ("log2", False), ("s3://images/log", False)],
+)
+def test_evidence_lies_apart_from_the_log(tmp_path: Path, root: str, is_refused: bool) -> None:
+    path = monitor(tmp_path, f"evidence: {{root: '{root}'}}\n")
+    if is_refused:
+        assert "evidence.root and log.root must lie apart" in problem_of(path)
+    else:
+        assert load_settings(path, {}).evidence.root in {root, tmp_path / root}

@@ -38,6 +38,7 @@ def decode_message(
     preprocessing: PreprocessingSettings = DEFAULT_PREPROCESSING,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels,
     leaves_jpegs: bool = False,
+    keeps_files: bool = False,
     read: Callable[[Message], tuple[SourceImage, ...]] | None = None,
     read_outputs: Callable[[bytes], tuple[SourceImage, ...] | Refusal] | None = None,
 ) -> DecodedRows:
@@ -51,7 +52,8 @@ def decode_message(
     since the epoch. ``kept_headers`` names the message headers that go with each row, as spelt.
     ``at_least`` and ``preprocessing`` are those of `decode_image`. ``prepare`` is applied to the
     pixels of each image before the next one is decoded. Where it ``leaves_jpegs``, those that
-    `undecoded_jpeg` finds are checked and not decoded. ``read`` finds the images of other messages
+    `undecoded_jpeg` finds are checked and not decoded. Where it ``keeps_files``, rows have the
+    bytes of the images that are decoded, or left, too. ``read`` finds the images of other messages
     than batches; without it a message's value is its image. ``read_outputs`` is there where every
     message is a batch of a model's outputs, and no image.
 
@@ -90,7 +92,7 @@ def decode_message(
         found, payload = read(message), value
     else:
         found = decode(value)
-    rows = _Rows(message, headers, ingest_time_ms, prepare)
+    rows = _Rows(message, headers, ingest_time_ms, prepare, keeps_files=keeps_files)
     if not isinstance(found, tuple):
         time_ms = _event_time(message.timestamp_ms, ingest_time_ms)
         rows.add(SourceImage(value), found, key, time_ms)
@@ -116,8 +118,11 @@ class _Rows:
         headers: tuple[tuple[str, bytes | None], ...],
         ingest_time_ms: int,
         prepare: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        keeps_files: bool,
     ) -> None:
         self._message, self._headers = message, headers
+        self._files: list[bytes | None] | None = [] if keeps_files else None
         self._ingest_time_ms, self._prepare = ingest_time_ms, prepare
         self._rows: list[tuple[Any, ...]] = []
         self._pixels: list[torch.Tensor | EncodedJpeg | ModelOutput] = []
@@ -160,6 +165,8 @@ class _Rows:
             self._failed.append(
                 FailedImage(origin, status, error, payload or data, sha256, *size, found.format)
             )
+        if self._files is not None:
+            self._files.append(data if status is Status.OK else None)
         times = time_ms, ingest_ms
         # In the order of IMAGE_COLUMNS.
         head = message.offset, index, key, *times, status, error
@@ -169,7 +176,8 @@ class _Rows:
     def whole(self) -> DecodedRows:
         """All of them."""
         columns = dict(zip(IMAGE_COLUMNS, map(list, zip(*self._rows, strict=True)), strict=True))
-        return DecodedRows(columns, tuple(self._pixels), self._failed)
+        files = tuple(self._files or ())
+        return DecodedRows(columns, tuple(self._pixels), self._failed, files)
 
 
 def _is_batch(message: Message) -> bool:

@@ -22,6 +22,7 @@ from nap_stream.core.alert_state import AlertState
 from nap_stream.drift.records import DriftSnapshot, MonthlyEffect
 from nap_stream.metrics import Metrics
 from nap_stream.records import (
+    EVIDENCE_OUTCOMES,
     TIME_PARTS,
     Disagreement,
     PartitionProgress,
@@ -130,7 +131,7 @@ RATE_WINDOW_S = 10.0
 """Ten reports: long enough to be steady, short enough to follow."""
 _TOTALS = (
     *("images_scored", "dead_letters", "segments_published", "segment_conflicts", "rebalances"),
-    *("out_of_memory", "decode_warnings"),
+    *("out_of_memory", "decode_warnings", "evidence_bytes"),
 )
 _DISAGREEMENTS = {f"offsets_{kind}": kind for kind in Disagreement}
 
@@ -213,6 +214,10 @@ class WorkerTable:
                 counted[name] = total
                 self.totals[name] += grown
                 self._counter(name).inc(grown)
+        for outcome, images in zip(EVIDENCE_OUTCOMES, report.evidence, strict=True):
+            if (grown := images - counted.get(outcome, 0)) > 0:
+                counted[outcome] = images
+                self._metrics.evidence_images.labels(outcome).inc(grown)
         for part, seconds in zip(TIME_PARTS, report.time_parts, strict=True):
             spent = seconds - timed.get(part, 0.0)
             if spent > 0:

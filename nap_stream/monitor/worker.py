@@ -21,6 +21,7 @@ from nap_stream.model.lane import open_lane, share_memory
 from nap_stream.model.load import KnownModel, LoadedModel, choose_device, load_model
 from nap_stream.model.preprocessing import LARGEST_BATCH, default_batch_size
 from nap_stream.pipeline.commits import Reporter, WorkerCounters
+from nap_stream.pipeline.evidence import EvidenceKeeper
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder, score_sent
 from nap_stream.pipeline.rows import DecodeOnCpu, MessageDecoder, RowScorer, ScoreImages
@@ -208,6 +209,7 @@ def open_line(
             clock=clock,
             read=reader,
             decode_threads=threads.decoding,
+            keeps_files=settings.evidence.root is not None,
         )
     scores = [
         RowScorer(
@@ -234,6 +236,15 @@ def open_line(
         clock=clock,
         observe=counters.observe,
     )
+    evidence = None
+    if settings.evidence.root is not None:
+        evidence = EvidenceKeeper(
+            store_at(settings.evidence.root),
+            settings.evidence,
+            workers=settings.worker.count,
+            note=counters.note_evidence,
+            clock=clock,
+        )
     try:
         yield WorkerLine(
             open_source,
@@ -248,8 +259,11 @@ def open_line(
             counters=counters,
             resume_from=settings.kafka.resume_from,
             reading_waits_for=lambda: reader.waiting_for if reader else None,
+            evidence=evidence,
         )
     finally:
+        if evidence is not None:
+            evidence.close(0.0)
         if reader is not None:
             # First, so that nobody waits any longer in the threads that the stage ends.
             reader.close()

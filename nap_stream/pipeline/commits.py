@@ -25,9 +25,11 @@ from nap_stream.pipeline.partition import (
 )
 from nap_stream.pipeline.waiting import Unavailable
 from nap_stream.records import (
+    EVIDENCE_OUTCOMES,
     TIME_PARTS,
     ChainPosition,
     Disagreement,
+    EvidenceOutcome,
     PartitionOffsets,
     PartitionProgress,
     PublishedSegment,
@@ -83,8 +85,9 @@ class _Durable:
 class WorkerCounters:
     """Counts of one incarnation of a worker, and stage times since the last report.
 
-    Stage times, and batches that did not fit, come from several threads; all other counts belong
-    to the thread that polls. ``incarnation`` is how often the worker has been started before.
+    Stage times, batches that did not fit, and what became of evidence, come from several threads;
+    all other counts belong to the thread that polls. ``incarnation`` is how often the worker has
+    been started before.
     """
 
     def __init__(self, worker: str, incarnation: int) -> None:
@@ -92,6 +95,8 @@ class WorkerCounters:
         self._lock = threading.Lock()
         self._stage_seconds: list[tuple[str, float]] = []
         self._out_of_memory = 0
+        self._evidence = dict.fromkeys(EVIDENCE_OUTCOMES, 0)
+        self._evidence_bytes = 0
         self.work_done = self.rows = self.images_scored = self.dead_letters = 0
         self.decode_warnings = 0
         self.segments_published = self.segment_conflicts = self.rebalances = 0
@@ -107,6 +112,12 @@ class WorkerCounters:
         """Count a batch that did not fit its device's memory."""
         with self._lock:
             self._out_of_memory += 1
+
+    def note_evidence(self, outcome: EvidenceOutcome, size: int) -> None:
+        """Count an image that was to be kept, and the bytes that were written of it."""
+        with self._lock:
+            self._evidence[outcome] += 1
+            self._evidence_bytes += size
 
     @contextmanager
     def timed(self, stage: str, clock: Clock) -> Iterator[None]:
@@ -128,6 +139,7 @@ class WorkerCounters:
         with self._lock:
             seconds, self._stage_seconds = tuple(self._stage_seconds), []
             out_of_memory = self._out_of_memory
+            evidence, evidence_bytes = tuple(self._evidence.values()), self._evidence_bytes
         return WorkerReport(
             worker=self._worker,
             incarnation=self._incarnation,
@@ -150,6 +162,8 @@ class WorkerCounters:
             time_parts=tuple(time_parts[part] for part in TIME_PARTS),
             out_of_memory=out_of_memory,
             decode_warnings=self.decode_warnings,
+            evidence=evidence,
+            evidence_bytes=evidence_bytes,
         )
 
 

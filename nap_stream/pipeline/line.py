@@ -8,6 +8,7 @@ from nap_stream.clock import Clock, Deadline
 from nap_stream.dead_letter import DeadLetters
 from nap_stream.errors import SegmentConflictError
 from nap_stream.pipeline.commits import Commit, Publisher, Reporter, Summarise, WorkerCounters
+from nap_stream.pipeline.evidence import EvidenceKeeper
 from nap_stream.pipeline.partition import Partition, ResumeFrom, disagreement
 from nap_stream.pipeline.scoring import ScoringStage
 from nap_stream.pipeline.waiting import BrokerWatch, Unavailable, Waiting
@@ -26,6 +27,8 @@ POLL_S = 0.1
 REPORT_EVERY_S = 1.0
 DEAD_LETTER_TIMEOUT_S = 5.0
 """For one attempt, which holds up polling. What it does not deliver is waited for."""
+EVIDENCE_TIMEOUT_S = 5.0
+"""For what still waits to be kept at the end, after everything is committed."""
 DEAD_LETTER_AT_LEAST_S = 1.0
 """For a partition that comes after others that have used up that time."""
 
@@ -57,7 +60,9 @@ class WorkerLine:
         counters: WorkerCounters,
         resume_from: ResumeFrom = "log",
         reading_waits_for: Callable[[], str | None] = lambda: None,
+        evidence: EvidenceKeeper | None = None,
     ) -> None:
+        self._evidence = evidence
         self._stage, self._reporter = stage, reporter
         self._log_settings, self._worker = log_settings, worker_settings
         self._clock, self._counters, self._resume_from = clock, counters, resume_from
@@ -174,6 +179,8 @@ class WorkerLine:
             partition = self._partitions.get(scored.partition)
             if partition is not None and partition.epoch == scored.epoch:
                 partition.add(scored, self._clock.monotonic())
+                if self._evidence is not None:
+                    self._evidence.offer(scored)
                 self._counters.images_scored += scored.scored
                 self._counters.decode_warnings += scored.decode_warnings
         for partition in self._partitions.values():
@@ -327,6 +334,8 @@ class WorkerLine:
         patience = Deadline(self._clock, deadline.remaining_s() / 2)
         unavailable = self._publish_last(mine, patience, self._commit_by(patience))
         self._commit_last(Deadline(self._clock, deadline.remaining_s() / 2))
+        if self._evidence is not None:
+            self._evidence.close(min(EVIDENCE_TIMEOUT_S, deadline.remaining_s() / 2))
         self._report()
         if unavailable is not None:
             # Closing gives partitions up, which would try once more.

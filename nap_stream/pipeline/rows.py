@@ -48,7 +48,8 @@ _NOT_FINITE = "the model's activations or logits are not finite for this image"
 class MessageDecoder:
     """Decodes messages to images of the model's input size, in any number of threads.
 
-    ``kept_headers`` are the message headers that rows keep. ``read`` finds the images of messages
+    ``kept_headers`` are the message headers that rows keep; ``keeps_files`` has them keep the
+    images' bytes until they are scored. ``read`` finds the images of messages
     that are not images themselves. It may wait, in more threads than ``decode_threads``: so many
     decode at once.
     """
@@ -62,9 +63,11 @@ class MessageDecoder:
         clock: Clock,
         read: ReadMessage | None = None,
         decode_threads: int = 1,
+        keeps_files: bool = False,
     ) -> None:
         self._preprocessing, self._limits = preprocessing, limits
         self._kept_headers, self._clock, self._read = kept_headers, clock, read
+        self._keeps_files = keeps_files
         self._turns = threading.Semaphore(decode_threads)
 
     def __call__(self, message: Message) -> DecodedRows:
@@ -92,6 +95,7 @@ class MessageDecoder:
             preprocessing=self._preprocessing,
             prepare=self._prepare,
             leaves_jpegs=self._preprocessing.jpeg_decoder == "nvjpeg",
+            keeps_files=self._keeps_files,
             read=read,
         )
 

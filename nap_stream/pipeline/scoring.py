@@ -17,6 +17,7 @@ from nap_stream.clock import Clock
 from nap_stream.records import (
     TIME_PARTS,
     DecodedRows,
+    EncodedJpeg,
     Fetched,
     Message,
     ScoredRows,
@@ -403,9 +404,10 @@ def _by_partition(parcels: Sequence[_Parcel], rows: pa.RecordBatch) -> Iterator[
     for (partition, epoch), placed in found.items():
         own = [parcel for parcel, _ in placed]
         part = _rows_of([own_rows for _, own_rows in placed], rows)
-        decoded = chain.from_iterable(parcel.decoding.result() for parcel in own)
+        decoded = [each for parcel in own for each in parcel.decoding.result()]
+        files = tuple(chain.from_iterable(each.files for each in decoded))
         failed = tuple(image for each in decoded for image in each.failed)
-        yield ScoredRows(partition, epoch, own[-1].end, part, failed)
+        yield ScoredRows(partition, epoch, own[-1].end, part, failed, files)
 
 
 def _rows_of(own_rows: Sequence[range], rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -419,4 +421,7 @@ def _rows_of(own_rows: Sequence[range], rows: pa.RecordBatch) -> pa.RecordBatch:
 def _held_bytes(rows: DecodedRows) -> int:
     """What decoded rows keep in memory, about."""
     payloads = sum(len(image.payload or b"") for image in rows.failed)
-    return payloads + sum(image.nbytes for image in rows.pixels)
+    files = sum(len(data or b"") for data in rows.files)
+    # A JPEG that is left to a device is the file itself.
+    pixels = (one for one in rows.pixels if not (rows.files and isinstance(one, EncodedJpeg)))
+    return payloads + files + sum(image.nbytes for image in pixels)

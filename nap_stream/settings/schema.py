@@ -23,6 +23,7 @@ from nap_stream.core.score_specs import BaseScore, ScoreParameters
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.elsewhere import ElsewhereSettings
+from nap_stream.settings.evidence import EvidenceSettings, apart
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
@@ -456,6 +457,7 @@ class Settings(Section):
     calibration: ExistingPath
     """The folder that `nap-stream calibrate` wrote."""
     log: LogSettings
+    evidence: EvidenceSettings = EvidenceSettings()
     limits: LimitSettings = LimitSettings()
     messages: MessageSettings = MessageSettings()
     worker: WorkerSettings = WorkerSettings()
@@ -487,6 +489,10 @@ class Settings(Section):
                 "worker.num_gpus asks for a GPU, and with model.elsewhere nothing computes on one: "
                 "leave it out"
             )
+        if self.evidence.root is not None and not apart(self.evidence.root, self.log.root):
+            raise ValueError("evidence.root and log.root must lie apart: neither in the other")
+        if self.evidence.root is not None and self.model.elsewhere is not None:
+            raise ValueError("evidence.root keeps images, and with model.elsewhere there are none")
         if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
             raise ValueError(
                 "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"

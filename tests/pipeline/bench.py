@@ -9,6 +9,7 @@ import pyarrow as pa
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ScoredLogError
 from nap_stream.pipeline.commits import WorkerCounters
+from nap_stream.pipeline.evidence import EvidenceKeeper, NoteEvidence
 from nap_stream.pipeline.line import WorkerLine
 from nap_stream.pipeline.partition import ResumeFrom
 from nap_stream.pipeline.scoring import Decode, Score, ScoringStage
@@ -71,6 +72,7 @@ class Bench:
     decode: Decode = decode
     score: Score = score
     open_log: Callable[[], RecordLog] | None = None
+    evidence: Callable[[NoteEvidence], EvidenceKeeper] | None = None
     sources: list[MemorySource] = field(default_factory=list)
 
     def log(self, name: str = "worker-0") -> RecordLog:
@@ -119,6 +121,7 @@ class Bench:
             clock=clock,
             counters=counters,
             resume_from=self.resume_from,
+            evidence=self.evidence(counters.note_evidence) if self.evidence else None,
         )
         end = clock.monotonic() + PATIENCE_S
 

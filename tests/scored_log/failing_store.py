@@ -42,6 +42,10 @@ class DyingStore:
         self._check()
         return self._store.names(folder, first)
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        self._check()
+        return self._store.sizes(folder)
+
     def read(self, path: str) -> bytes | None:
         self._check()
         return self._store.read(path)

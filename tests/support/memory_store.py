@@ -25,6 +25,12 @@ class MemoryStore:
         names = dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in below)
         return [name for name in names if name >= first]
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        with self._lock:
+            found = {path: len(content) for path, content in self._files.items()}
+        parts = ((path.rpartition("/"), size) for path, size in found.items())
+        return {name: size for (above, _, name), size in parts if above == folder}
+
     def read(self, path: str) -> bytes | None:
         with self._lock:
             return self._files.get(path)

@@ -35,6 +35,13 @@ class SegmentStore(Protocol):
             ScoredLogError: It cannot be listed.
         """
 
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The sizes in bytes of the files in a folder, by name; none where it is missing.
+
+        Raises:
+            ScoredLogError: It cannot be listed.
+        """
+
     def read(self, path: str) -> bytes | None:
         """A whole file; None where it is missing.
 
@@ -124,7 +131,7 @@ def check_store(store: SegmentStore) -> None:
         raise LogRootError(
             f"files are not created exclusively, listed and replaced there: {outcome}",
             store.root,
-            "Set log.root to a local disk, NFSv4, or a store that honours If-None-Match on PUT",
+            "Choose a local disk, NFSv4, or a store that honours If-None-Match on PUT",
         )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -27,11 +28,11 @@ def as_log_error(error: OSError, where: Path) -> ScoredLogError:
         return ScoredLogError(f"the disk is full: {said}", str(where), "Free space on it")
     if error.errno in _DENIED:
         return LogRootError(
-            f"no permission: {said}", str(where), "Give this user access, or set log.root"
+            f"no permission: {said}", str(where), "Give this user access, or choose another root"
         )
     if error.errno in _NO_FOLDER:
         return LogRootError(
-            f"not a usable folder: {said}", str(where), "Set log.root to a folder that can be made"
+            f"not a usable folder: {said}", str(where), "Choose a folder that can be made"
         )
     if error.errno in _NO_DESCRIPTORS:
         return ScoredLogError(f"no file can be opened: {said}", str(where), "Raise ulimit -n")
@@ -129,6 +130,17 @@ class LocalStore:
                     return [entry.name for entry in entries if entry.name >= first]
             except (FileNotFoundError, NotADirectoryError):
                 return []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The sizes of the files in a folder; one that is removed meanwhile has none."""
+        found: dict[str, int] = {}
+        for name in self.names(folder):
+            file = self._root / folder / name
+            with typed_os_errors(file), contextlib.suppress(FileNotFoundError):
+                status = file.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    found[name] = status.st_size
+        return found
 
     def read(self, path: str) -> bytes | None:
         """A whole file; None where it is missing."""
@@ -228,7 +240,7 @@ class LocalStore:
             raise LogRootError(
                 f"the file system makes no hard links: {error.strerror}",
                 str(final.parent),
-                "Set log.root to a file system with hard links: a local disk or NFSv4",
+                "Choose a file system with hard links: a local disk or NFSv4",
             ) from error
         return True
 
