@@ -211,6 +211,12 @@ class Calibration:
         """
         return self.judge_fused(self._fuse(values), class_id)
 
+    def terms(
+        self, values: Mapping[str, NDArray[np.floating]]
+    ) -> dict[str, tuple[float, NDArray[np.float64]]]:
+        """What the method sums, by score: its weight, and its log p-values of N images, (N,)."""
+        return self._fuse.terms(values)
+
     def judge_fused(self, fused: NDArray[np.float64], class_id: NDArray[np.int64]) -> Judgement:
         """Judge N images by their scores of the method, float64 (N,), such as the log has them."""
         p = self._test.p_values(fused, class_id)

@@ -24,6 +24,7 @@ from nap_stream.cli.query import query, sql
 from nap_stream.cli.rebaseline import rebaseline
 from nap_stream.cli.report import report
 from nap_stream.cli.run import doctor, run
+from nap_stream.cli.show import erase, show
 from nap_stream.errors import ConfigError, NapStreamError
 from nap_stream.process import configure_logging
 from nap_stream.text import printable
@@ -75,8 +76,8 @@ def build_app() -> typer.Typer:
         *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
         *(baseline, compare, rebaseline),
-        *(query, sql, report, replay, verify, compact),
-        *(history, ack),
+        *(query, sql, show, report, replay, verify, compact),
+        *(history, ack, erase),
         *(checkpoint_key, checkpoint, verify_export),
         *(doctor, bench, demo),
     ):

@@ -165,12 +165,10 @@ def query(
         min_p_value=min_p_value,
         max_p_value=max_p_value,
         statuses=tuple(status or ()),
-        keys=tuple(map(_key, key or ())),
+        keys=tuple(map(key_of, key or ())),
         headers=tuple(map(_header, header or ())),
         offsets=None if offset is None else _offsets(offset),
-        sha256=tuple(
-            _matching(_SHA256, "--sha256", each, "64 hex digits").lower() for each in sha256 or ()
-        ),
+        sha256=tuple(map(sha256_of, sha256 or ())),
         models=_fingerprints("--model", model),
         calibrations=_fingerprints("--calibration", calibration),
     )
@@ -292,7 +290,13 @@ def _offsets(text: str) -> tuple[int, int]:
     return first, last
 
 
-def _key(text: str) -> bytes:
+def sha256_of(text: str) -> str:
+    """What --sha256 means."""
+    return _matching(_SHA256, "--sha256", text, "64 hex digits").lower()
+
+
+def key_of(text: str) -> bytes:
+    """What --key means, as query writes keys."""
     from nap_stream.scored_log.output import text_as_bytes
 
     try:
@@ -303,7 +307,7 @@ def _key(text: str) -> bytes:
 
 def _header(text: str) -> tuple[str, bytes | None]:
     name, equals, value = text.partition("=")
-    return name, _key(value) if equals else None
+    return name, key_of(value) if equals else None
 
 
 def _groups(text: str) -> "list[GroupBy]":

@@ -200,6 +200,7 @@ class MethodScorer:
                 method.base: LogP(reference[method.base]),
                 NAP: TwoSidedLogP(reference[NAP]),
             }
+            self._weights = {method.base: self._weight, NAP: 1 - self._weight}
 
     def __call__(self, values: Values) -> NDArray[np.float64]:
         """Score N images, given NAP and base scores by name, each (N,), of any float dtype.
@@ -210,20 +211,26 @@ class MethodScorer:
         Raises:
             KeyError: A value is missing.
         """
-        method, weight = self._method, self._weight
-        if method.selects:
-            terms = (w * self._log_p[name](values[name]) for name, w in self._weights.items())
-            summed: NDArray[np.float64] = np.sum(list(terms), axis=0)
+        method = self._method
+        if terms := self.terms(values):
+            summed: NDArray[np.float64]
+            summed = np.sum([weight * log_p for weight, log_p in terms.values()], axis=0)
             return summed
         if method.base is None:
             return np.asarray(values[NAP], dtype=np.float64)
         base = np.asarray(values[method.base], dtype=np.float64)
         if not method.has_weight:
             return base
-        if method.combination is Combination.GEOMETRIC:
-            return fuse(base - self._location, values[NAP], weight)
-        log_nap_p = self._log_p[NAP](values[NAP])
-        return weight * self._log_p[method.base](base) + (1 - weight) * log_nap_p
+        return fuse(base - self._location, values[NAP], self._weight)
+
+    def terms(self, values: Values) -> dict[str, tuple[float, NDArray[np.float64]]]:
+        """The terms of a sum by the score's name: its weight, and its log p-values, each (N,).
+
+        Empty for methods that sum no p-values.
+        """
+        return {
+            name: (self._weights[name], log_p(values[name])) for name, log_p in self._log_p.items()
+        }
 
 
 def method_scores(

@@ -67,6 +67,22 @@ def channel_prior(peak: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     return ratio.where(mean < torch.inf, torch.nan).square().mean(dim=1)
 
 
+def nap_by_position(feature_map: torch.Tensor) -> torch.Tensor:
+    """Where on the map NAP comes from: each channel's part, at the place of its maximum.
+
+    Of a floating dtype, (N, C, H, W).
+
+    Returns:
+        float32 (N, H, W), at least 0; the sum of an image is its `nap`, but for rounding.
+    """
+    activations = feature_map.flatten(start_dim=2).float()
+    peak, place = activations.max(dim=2)
+    ratio = peak.clamp_min(0) / (activations.abs().mean(dim=2) + EPSILON)
+    parts = activations.new_zeros(activations.shape[0], activations.shape[2])
+    parts.scatter_add_(1, place, ratio.square() / activations.shape[1])
+    return parts.reshape(-1, *feature_map.shape[2:])
+
+
 def attention_prior(attention: torch.Tensor) -> torch.Tensor:
     """Score images by the attention weights of the CLS token in the last block.
 

@@ -112,7 +112,7 @@ def _write_parquet(schema: pa.Schema, batches: Iterable[pa.RecordBatch], output:
 
 def _write_json(batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper) -> None:
     for batch in batches:
-        text.writelines(_json(_plain(row)) + "\n" for row in batch.to_pylist())
+        text.writelines(_json(plain_value(row)) + "\n" for row in batch.to_pylist())
 
 
 def _json(value: Any) -> str:
@@ -270,7 +270,8 @@ def bytes_as_text(value: bytes) -> str:
     return _BASE64 + base64.b64encode(value).decode("ascii")
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A row, or a value of one, as JSON can hold it: see the module."""
     if isinstance(value, bytes):
         return bytes_as_text(value)
     if isinstance(value, datetime):
@@ -278,17 +279,17 @@ def _plain(value: Any) -> Any:
         return utc.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+    if isinstance(value, list | tuple):
+        return [plain_value(item) for item in value]
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain_value(item) for name, item in value.items()}
     return value
 
 
 def _flat(value: Any) -> Any:
     if value == b"":
         return _BASE64
-    plain = _plain(value)
+    plain = plain_value(value)
     if isinstance(plain, bool):
         return "true" if plain else "false"
     if isinstance(plain, list | dict):

@@ -1,16 +1,17 @@
-"""A look at the newest messages of a topic, without joining a group or committing anything."""
+"""A look at messages of a topic: no group is joined, and nothing committed."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 from kafka import KafkaConsumer
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, Deadline, SystemClock
-from nap_stream.errors import BrokerUnavailableError, TopicNotFoundError
+from nap_stream.errors import BrokerUnavailableError, OffsetRangeError, TopicNotFoundError
 from nap_stream.kafka.client import client_options, from_native, open_client, translated_errors
 from nap_stream.records import Message
 from nap_stream.settings.schema import KafkaSettings
@@ -71,21 +72,9 @@ def peek(
         BrokerError: The broker refuses, or a message cannot be read at all.
     """
     deadline = Deadline(clock or SystemClock(), timeout_s)
-    options = client_options(settings) | {
-        "client_id": "nap-stream-peek",
-        "group_id": None,
-        "enable_auto_commit": False,
-        # Retention may delete what is looked for meanwhile.
-        "auto_offset_reset": "earliest",
-        "isolation_level": "read_committed",
-        "allow_auto_create_topics": False,
-        "check_crcs": True,
-        "fetch_max_bytes": settings.max_fetch_bytes,
-        "max_partition_fetch_bytes": min(SHARE_BYTES, settings.max_fetch_bytes),
-    }
     with (
         translated_errors(settings, f"looking at topic {settings.topic}"),
-        closing(open_client(KafkaConsumer, options)) as consumer,
+        closing(open_client(KafkaConsumer, _options(settings))) as consumer,
     ):
         spans = _spans(consumer, settings)
         held = {native: span for native, span in spans.items() if len(span)}
@@ -105,6 +94,47 @@ def peek(
         offsets=sum(len(span) for span in spans.values()),
         whole=whole and len(found) < limit,
     )
+
+
+def fetch_one(
+    settings: KafkaSettings, partition: int, offset: int, *, timeout_s: float = TIMEOUT_S
+) -> Message:
+    """Read one message of ``settings.topic``, as `peek` does.
+
+    Raises:
+        OffsetRangeError: The partition does not have it, any more or yet.
+        BrokerError: As for `peek`.
+    """
+    deadline, native = Deadline(SystemClock(), timeout_s), KafkaPartition(settings.topic, partition)
+    with (
+        translated_errors(settings, f"reading topic {settings.topic}"),
+        closing(open_client(KafkaConsumer, _options(settings))) as consumer,
+    ):
+        span, found = _spans(consumer, settings).get(native, _Span(0, 0)), []
+        if span.earliest <= offset < span.end:
+            found = _newest(consumer, {native: _Span(offset, offset + 1)}, 1, 1, deadline)
+    if not found or found[0].offset != offset:
+        raise OffsetRangeError(
+            f"the topic has no such message: it holds the offsets from {span.earliest} to "
+            f"{span.end - 1}, and none that compaction or a transaction has left out",
+            f"{from_native(native)}@{offset}",
+        )
+    return found[0]
+
+
+def _options(settings: KafkaSettings) -> dict[str, Any]:
+    return client_options(settings) | {
+        "client_id": "nap-stream-peek",
+        "group_id": None,
+        "enable_auto_commit": False,
+        # Retention may delete what is looked for meanwhile.
+        "auto_offset_reset": "earliest",
+        "isolation_level": "read_committed",
+        "allow_auto_create_topics": False,
+        "check_crcs": True,
+        "fetch_max_bytes": settings.max_fetch_bytes,
+        "max_partition_fetch_bytes": min(SHARE_BYTES, settings.max_fetch_bytes),
+    }
 
 
 def _spans(consumer: KafkaConsumer, settings: KafkaSettings) -> Mapping[KafkaPartition, _Span]:

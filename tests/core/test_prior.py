@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nap_stream.core.prior import attention_prior, cls_attention, nap
+from nap_stream.core.prior import attention_prior, cls_attention, nap, nap_by_position
 
 
 def feature_map(*channels: list[list[float]]) -> torch.Tensor:
@@ -23,6 +23,15 @@ def test_mean_is_over_channels_of_the_squares() -> None:
     # (2 / 1.5)^2 and 0: the square of the mean ratio would be 4 / 9.
     given_map = feature_map([[2, 0], [0, 0.0]], [[0, 0], [0, 0]])
     assert nap(given_map).tolist() == pytest.approx([8 / 9])
+
+
+def test_where_nap_comes_from_by_hand() -> None:
+    """Channel by channel (3 / (1 + 1))² and (4 / (1 + 1))², halved, where the maxima stand."""
+    found = torch.tensor([[[[0.0, 3.0], [0.0, 1.0]], [[4.0, 0.0], [0.0, 0.0]]]])
+    parts = nap_by_position(found)
+    assert parts.tolist() == [[[2.0, 1.125], [0.0, 0.0]]]
+    many = torch.randn(5, 7, 3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(nap_by_position(many).sum(dim=(1, 2)), nap(many))
 
 
 def test_each_image_has_its_own_score() -> None:

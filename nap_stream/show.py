@@ -1,0 +1,336 @@
+"""One row of the scored log, for a person who asks about it: its image, and what decided it.
+
+Nothing that is shown is trusted: images are decoded by the decoder and within the limits of
+workers. Of an image that is not there any more it is said where it was looked for.
+"""
+
+import hashlib
+import re
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from nap_stream.calibration.calibration import Calibration, base_scores_of
+from nap_stream.clock import SystemClock
+from nap_stream.core.prior import nap_by_position
+from nap_stream.core.score_specs import BaseScore
+from nap_stream.decode.image import decode_image
+from nap_stream.decode.message import decode_message
+from nap_stream.decode.picture import Refusal
+from nap_stream.errors import ConfigError, FeatureMapError, InputDataError, NapStreamError
+from nap_stream.feed import on_cpu
+from nap_stream.messages.reader import open_reader
+from nap_stream.model.forward import capture
+from nap_stream.model.lane import open_lane
+from nap_stream.model.load import LoadedModel
+from nap_stream.pipeline.rows import MessageDecoder, RowScorer
+from nap_stream.records import Message, Status, TopicPartition
+from nap_stream.scored_log.events import read_events
+from nap_stream.scored_log.evidence import evidence_path, find_evidence
+from nap_stream.scored_log.files import SCAN_SCHEMA, files_of
+from nap_stream.scored_log.format import SCORE_COLUMNS
+from nap_stream.scored_log.output import bytes_as_text
+from nap_stream.scored_log.query import Query, require_partitions, scan
+from nap_stream.scored_log.read import bases_from
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.verify.report import Defect
+from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, Settings
+from nap_stream.source.peek import fetch_one
+
+Row = dict[str, Any]
+"""A row of the log by the names of `SCAN_SCHEMA`, or of a table that is made of it."""
+NEIGHBOURS = 3
+"""Rows before and after the one that is shown."""
+_REACHES = (10, 300)
+"""So many offsets to either side are looked at for neighbours, until there are enough."""
+_ADDRESS = re.compile(r"([\w.-]{1,249})/(\d{1,9})/(\d{1,18})(?:/(\d{1,9}))?", re.ASCII)
+_SMALLEST_SIDE = 256
+"""Pixels of a map's picture: a smaller one is enlarged."""
+_STRENGTH = 0.7
+"""Of the colour where the map is strongest."""
+
+
+def find_row(store: SegmentStore, address: str) -> tuple[Row, list[Row]]:
+    """Find a row by TOPIC/PARTITION/OFFSET[/INDEX]; give it and those about it, itself included.
+
+    Raises:
+        ConfigError: The address is none, or the log has no such topic, partition, offset or index;
+            it says what there is.
+        LogRootError: There is no log at the root.
+        ChainBrokenError: The segment cannot be read.
+    """
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        raise ConfigError("expected TOPIC/PARTITION/OFFSET[/INDEX]", repr(address))
+    offset, asked = int(parts[3]), parts[4]
+    try:
+        query = Query(topic=parts[1], partitions=(int(parts[2]),))
+        (partition,) = require_partitions(store, query)
+    except ConfigError as error:
+        raise ConfigError(error.problem, address, error.action) from error
+    rows = _rows(store, replace(query, offsets=(offset, offset)))
+    if not rows:
+        raise ConfigError(_why_no_row(store, partition, offset), address)
+    for row in rows:
+        if row["index"] == (0 if asked is None and len(rows) == 1 else int(asked or -1)):
+            return row, _neighbours(store, query, row)
+    images = f"the message has {len(rows)} images, 0 to {len(rows) - 1}"
+    raise ConfigError(images, address, "Name one of them")
+
+
+def _rows(store: SegmentStore, query: Query) -> list[Row]:
+    rows: list[Row] = pa.Table.from_batches(scan(store, query), SCAN_SCHEMA).to_pylist()
+    return rows
+
+
+def _neighbours(store: SegmentStore, query: Query, row: Row) -> list[Row]:
+    offset, at, found = row["offset"], 0, [row]
+    for reach in _REACHES:
+        near = replace(query, offsets=(max(0, offset - reach), offset + reach))
+        found = _rows(store, near)
+        at = found.index(row)
+        if min(at, len(found) - at - 1) >= NEIGHBOURS:
+            break
+    return found[max(0, at - NEIGHBOURS) : at + NEIGHBOURS + 1]
+
+
+def _why_no_row(store: SegmentStore, partition: TopicPartition, offset: int) -> str:
+    for file in files_of(store, partition, offset, offset + 1, unread=None):
+        if file.start <= offset < file.end:
+            gap = file.footer.gap
+            left_out = "the topic has no message there: transactions and compaction leave some out"
+            return left_out if gap is None else f"the log declares a gap there: {gap}"
+    bases = bases_from(store, partition)
+    if not bases:
+        return f"the log of {partition} has no segment yet"
+    *_, last = files_of(store, partition, bases[-1], unread=None)
+    return f"the log of {partition} holds the offsets from {bases[0]} to {last.end - 1}"
+
+
+def alerts_of(store: SegmentStore, row: Row, defects: list[Defect]) -> list[Row]:
+    """The alerts of a row's stream, or of its key, that were sent and reach over its offset.
+
+    ``defects`` takes what is wrong with the log's events; those that can be read are looked at.
+    """
+    found = []
+    for event in read_events(store, defects=defects):
+        sent: Any = event.data.get("event") if event.kind == "alert" else None
+        data = sent.get("data") if isinstance(sent, dict) else None
+        if isinstance(data, dict) and _is_about(data, row):
+            told = {name: data.get(name) for name in ("state", "severity", "key", "summary")}
+            found.append({"event": event.number, "id": sent.get("id"), **told})
+    return found
+
+
+def _is_about(data: dict[str, Any], row: Row) -> bool:
+    values = [row["key"], *(header["value"] for header in row["headers"])]
+    keys = [None, *(bytes_as_text(value) for value in values if value is not None)]
+    if data.get("topic") != row["topic"] or data.get("key") not in keys:
+        return False
+    try:
+        return any(
+            span["partition"] == row["partition"] and span["start"] <= row["offset"] < span["end"]
+            for span in data["offsets"]
+        )
+    # The event may have been sent by another version, or written by anybody.
+    except (KeyError, TypeError):
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """An image's bytes and where they were found; or None, and where they were looked for."""
+
+    data: bytes | None
+    where: str
+    looked: tuple[str, ...] = ()
+
+
+def find_image(row: Row, evidence: SegmentStore | None, settings: Settings | None) -> FoundImage:
+    """Find the bytes of a row's image: as evidence, else in Kafka. They have the row's SHA-256."""
+    if row["format"] == "outputs":
+        return FoundImage(None, "", ("the row is of a model's outputs: no image was sent",))
+    if row["status"] not in {Status.OK, Status.NOT_FINITE} or row["sha256"] is None:
+        return FoundImage(None, "", (f"the image could not be read: {row['error']}",))
+    limits = LimitSettings() if settings is None else settings.limits
+    looked = []
+    if evidence is None:
+        looked.append("evidence: no root is given (--evidence, or evidence.root of --config)")
+    else:
+        path = evidence_path(_milliseconds(row["scored_time"]), row["sha256"])
+        where = f"{evidence.root}/{path}"
+        try:
+            if (data := find_evidence(evidence, path, limits.max_image_bytes)) is not None:
+                return FoundImage(data, where)
+            looked.append(f"evidence: there is no {where}: it was not chosen, or is erased")
+        except NapStreamError as error:
+            looked.append(f"evidence: {error}")
+    if settings is None:
+        looked.append("Kafka: no --config is given, which says how to reach it")
+        return FoundImage(None, "", tuple(looked))
+    try:
+        data = _from_kafka(row, settings)
+    except NapStreamError as error:
+        return FoundImage(None, "", (*looked, f"Kafka: {error}"))
+    return FoundImage(data, f"Kafka, {row['topic']}/{row['partition']}@{row['offset']}")
+
+
+def _from_kafka(row: Row, settings: Settings) -> bytes:
+    kafka = settings.kafka.model_copy(update={"topic": row["topic"]})
+    fetched = fetch_one(kafka, row["partition"], row["offset"])
+    # Whoever looks does not wait for a store or a registry that is away.
+    reader = open_reader(settings.messages.model_copy(update={"wait_s": 0.0}), settings.limits)
+    with closing(reader) if reader is not None else nullcontext():
+        decoded = decode_message(
+            fetched,
+            settings.limits,
+            kept_headers=(),
+            ingest_time_ms=fetched.timestamp_ms,
+            preprocessing=settings.model.preprocessing,
+            prepare=lambda _: torch.empty(0),
+            keeps_files=True,
+            read=reader,
+        )
+    index = row["index"]
+    data = decoded.files[index] if index < len(decoded) else None
+    if data is None:
+        error = decoded.columns["error"][index] if index < len(decoded) else "it has fewer images"
+        raise InputDataError(f"the image is not in the message any more: {error}", str(fetched))
+    if (found := hashlib.sha256(data).hexdigest()) != row["sha256"]:
+        raise InputDataError(
+            f"the message holds another image, of the SHA-256 {found}",
+            str(fetched),
+            "Was the topic deleted and made anew, or what the message refers to replaced?",
+        )
+    return data
+
+
+def _milliseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
+
+
+def pixels_of(data: bytes, settings: Settings | None) -> NDArray[np.uint8]:
+    """The picture in its own size and colours, (H, W, 3).
+
+    Raises:
+        InputDataError: It cannot be decoded within the limits.
+    """
+    limits = LimitSettings() if settings is None else settings.limits
+    own = PreprocessingSettings() if settings is None else settings.model.preprocessing
+    found = decode_image(data, limits, None, own.model_copy(update={"channel_order": "rgb"}))
+    if isinstance(found, Refusal):
+        raise _undecodable(found)
+    return found.pixels.permute(1, 2, 0).numpy()
+
+
+def _undecodable(refusal: Refusal) -> InputDataError:
+    action = "Give --config, if the monitor has limits or preprocessing of its own"
+    return InputDataError(f"the image cannot be decoded: {refusal.error}", "", action)
+
+
+def scores_of(row: Row, calibration: Calibration | None) -> list[Row]:
+    """All scores of a row, what says most against it first, against the calibration's images.
+
+    ``calibration_at_most`` is the share of these whose score is no higher. Where the method sums
+    log p-values, ``p_value`` is the score's own, ``weight`` what its logarithm is taken by, and
+    ``share`` its part of the sum. What is not known is None: without the calibration that the row
+    was judged by, all but the values.
+    """
+    names = {str(name): str(name) for name in SCORE_COLUMNS} | {"confidence": str(BaseScore.MSP)}
+    values = {
+        names[name]: row[name]
+        for name in SCORE_COLUMNS
+        if isinstance(row[name], float) and not name.endswith("p_value")
+    }
+    held, terms = {}, {}
+    if calibration is not None and values:
+        held = {**calibration.values, "fused": calibration.arrays["score"]}
+        terms = calibration.terms({name: np.array([value]) for name, value in values.items()})
+    total = sum(float(weight * log_p[0]) for weight, log_p in terms.values()) or 1.0
+    shown = []
+    for name, value in values.items():
+        own = held.get(name)
+        at_most = None if own is None else float(np.mean(own <= own.dtype.type(value)))
+        p_value = weight = share = None
+        if name in terms:
+            weight, log_p = terms[name]
+            p_value, share = float(np.exp(log_p[0])), float(weight * log_p[0]) / total
+        score = {"score": name, "value": value, "calibration_at_most": at_most}
+        shown.append({**score, "p_value": p_value, "weight": weight, "share": share})
+    return sorted(shown, key=lambda score: -(score["share"] or 0.0))
+
+
+def rescore(
+    row: Row, data: bytes, limits: LimitSettings, loaded: LoadedModel, calibration: Calibration
+) -> list[Row]:
+    """Score an image again as a worker does, alone in its batch; first come the fingerprints.
+
+    Each has a ``name``, what is ``logged`` and what it is ``now``, and of numbers ``grown_by``.
+    """
+    clock = SystemClock()
+    decode = MessageDecoder(
+        preprocessing=loaded.preprocessing, limits=limits, kept_headers=(), clock=clock
+    )
+    score = RowScorer(
+        score_images=open_lane(loaded, base_scores_of(calibration, loaded), batch_size=1),
+        class_names=loaded.class_names,
+        calibration=calibration,
+        clock=clock,
+        decode_on_cpu=partial(on_cpu, limits=limits, preprocessing=loaded.preprocessing),
+    )
+    partition = TopicPartition(row["topic"], row["partition"])
+    message = Message(partition, row["offset"], _milliseconds(row["event_time"]), None, data)
+    now: Row = {
+        "model_fingerprint": loaded.fingerprint,
+        "calibration_fingerprint": calibration.fingerprint,
+        **score([decode(message)]).select(["status", *SCORE_COLUMNS]).to_pylist()[0],
+    }
+    compared = []
+    for name, value in now.items():
+        logged = row[name]
+        is_number = isinstance(value, float) and isinstance(logged, float)
+        grown_by = value - logged if is_number else None
+        if value is not None or logged is not None:
+            compared.append({"name": name, "logged": logged, "now": value, "grown_by": grown_by})
+    return compared
+
+
+def nap_picture(data: bytes, loaded: LoadedModel, limits: LimitSettings) -> NDArray[np.uint8]:
+    """Where NAP comes from, in red to yellow over what the model sees: (H, W, 3).
+
+    Raises:
+        FeatureMapError: The model's prior is not read from a map of rows and columns.
+        InputDataError: The image cannot be decoded.
+    """
+    seen = on_cpu(data, limits, loaded.preprocessing)
+    if isinstance(seen, Refusal):
+        raise _undecodable(seen)
+    parts = loaded.feature_site.parts
+    if any(part.kind == "cls_attention" or min(part.shape[1:]) == 1 for part in parts):
+        raise FeatureMapError(
+            "its positions are no rows and columns: there is no picture of it",
+            str(loaded.feature_site),
+            "Leave out --map: it is for convolutional networks",
+        )
+    with capture(loaded.module, loaded.feature_site, nap_by_position) as captured:
+        loaded.forward(seen[None])
+    size = [int(side) for side in seen.shape[1:]]
+    heat = torch.zeros(size)
+    for number, part in enumerate(parts):
+        found = captured.parts[number].float().cpu().reshape(1, 1, *part.shape[1:])
+        heat += part.shape[0] * functional.interpolate(found, size, mode="bilinear")[0, 0]
+    strength = (heat / heat.max().clamp_min(1e-12))[..., None]
+    colour = torch.cat((torch.ones_like(strength), strength, torch.zeros_like(strength)), dim=2)
+    grey = seen.float().mean(dim=0)[..., None]
+    mixed = grey + _STRENGTH * strength * (255 * colour - grey)
+    times = -(-_SMALLEST_SIDE // min(size))
+    enlarged = mixed.round().to(torch.uint8).repeat_interleave(times, 0)
+    return enlarged.repeat_interleave(times, 1).numpy()

@@ -1,0 +1,425 @@
+"""`nap-stream show` on a log that a real line has written, with real JPEGs."""
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from rich.style import Style
+
+from nap_stream.calibration.artifact import load_calibration
+from nap_stream.cli.show import half_blocks
+from nap_stream.clock import SystemClock
+from nap_stream.core.conformal import Rule
+from nap_stream.errors import FeatureMapError
+from nap_stream.kafka.client import connect
+from nap_stream.model.load import load_model
+from nap_stream.monitor.worker import Threads, open_line
+from nap_stream.pipeline.commits import WorkerCounters
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.events import Event, append_event, read_events
+from nap_stream.scored_log.query import Query
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.settings.load import load_settings
+from nap_stream.settings.schema import LimitSettings, ScoringSettings
+from nap_stream.show import nap_picture
+from tests.cli.program import Call
+from tests.source.test_peek import send
+from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
+from tests.support.image_bytes import ARROW_HEADERS, arrow_stream
+from tests.support.log_files import run_query
+from tests.support.shared_data import shared_data
+from tests.support.small_calibration import write_calibrated, write_images
+from tests.support.small_settings import CPU, load_small
+from tests.support.told import Told
+from tests.support.topics import new_settings
+from tests.support.waiting import PATIENCE_S
+
+pytestmark = pytest.mark.data
+MODEL = {
+    "factory": "tests.support.small_models:by_name",
+    "kwargs": {"name": "SmallNet"},
+    "preprocessing": {"resize": 8, "crop": 8},
+    "precision": "float32",
+    "channels_last": False,
+}
+KEY = b"camera-7\x1b[31m"
+"""A key that would turn a terminal red."""
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """A log, its evidence, and the configuration; ``files`` by (offset, index)."""
+
+    folder: Path
+    files: dict[tuple[int, int], bytes]
+    rows: list[dict[str, Any]]
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "monitor.yaml"
+
+    @property
+    def flagged(self) -> dict[str, Any]:
+        return next(row for row in self.rows if row["is_ood"] and row["offset"] > 3)
+
+    @property
+    def unflagged(self) -> dict[str, Any]:
+        return next(row for row in self.rows if row["is_ood"] is False and row["offset"] > 3)
+
+    def evidence_of(self, row: dict[str, Any]) -> Path:
+        day = row["scored_time"].strftime("%Y-%m-%d")
+        return Path(self.folder, "evidence", day, row["sha256"])
+
+
+def address(row: dict[str, Any], topic: str = "images") -> str:
+    return f"{topic}/0/{row['offset']}/{row['index']}"
+
+
+def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1") -> Monitored:
+    """Ten CIFAR images and ten textures one a message, then three in one, and what is no image."""
+    held = write_images(folder / "held-out", 60)
+    scoring = ScoringSettings(method="fisher-energy")
+    write_calibrated(folder / "calibration", held, rule=Rule(0.3), scoring=scoring)
+    config = {
+        "kafka": {"bootstrap_servers": [servers], "topic": topic, "connect_timeout_s": 1},
+        "model": MODEL,
+        "scoring": {"method": "fisher-energy"},
+        "calibration": "calibration",
+        "log": {"root": "log"},
+        "evidence": {"root": "evidence", "sample": 0, "extremes_per_hour": 0},
+    }
+    (folder / "monitor.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    settings = load_settings(folder / "monitor.yaml", {})
+    names = ("cifar10_test", "textures_dtd5")
+    tables = (pq.read_table(shared_data(f"{name}.parquet"), columns=["image"]) for name in names)
+    images = [image for table in tables for image in table["image"][:13].to_pylist()]
+    stream, partition = MemoryTopic(topic), TopicPartition(topic, 0)
+    singles, batch = images[:10] + images[13:23], images[10:13]
+    files = {(number, 0): image for number, image in enumerate(singles)}
+    files |= {(len(singles), index): image for index, image in enumerate(batch)}
+    for number, image in enumerate(singles):
+        stream.append(partition, image, timestamp_ms=1_780_000_000_000 + number, key=KEY)
+    stream.append(partition, arrow_stream({"image": batch}), headers=ARROW_HEADERS)
+    stream.append(partition, b"no image")
+
+    calibration, clock = load_calibration(settings.calibration), SystemClock()
+    loaded = load_model(settings.model, CPU, calibration.document.execution)
+    with open_line(
+        settings,
+        loaded,
+        calibration,
+        threads=Threads(1, 1, 1),
+        open_source=lambda listener: MemorySource(stream, listener, clock=clock),
+        dead_letters=MemoryDeadLetters(),
+        reporter=Told(),
+        counters=WorkerCounters("worker-0", 0),
+        writer_id="worker-0",
+        clock=clock,
+    ) as line:
+        line.run(lambda: stream.committed.get(partition) == len(singles) + 2, PATIENCE_S)
+    rows = run_query(LocalStore(folder / "log"), Query(topic=topic)).to_pylist()
+    return Monitored(folder, files, rows)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Monitored:
+    return monitored(tmp_path_factory.mktemp("monitored"))
+
+
+def test_exactly_the_flagged_images_are_kept(made: Monitored) -> None:
+    flagged = {row["sha256"] for row in made.rows if row["is_ood"]}
+    assert 0 < len(flagged) < len(made.files)
+    assert {path.name for path in (made.folder / "evidence").rglob("*") if path.is_file()} == (
+        flagged
+    )
+
+
+def test_a_row_is_shown_with_its_picture_and_what_decided_it(
+    nap: Call, made: Monitored, tmp_path: Path
+) -> None:
+    row, out = made.flagged, tmp_path / "picture.png"
+
+    ended = nap("show", address(row), "--config", made.config, "--out", out)
+
+    assert ended.exit_code == 0
+    told = ended.out.splitlines()[0]
+    assert told.startswith(f"{address(row)}  {row['class_name']}, ")
+    assert told.endswith(f"flagged: p {row['ood_p_value']:.4g}, alpha 0.3")
+    assert f"image  {made.evidence_of(row)}" in ended.out
+    assert "\x1b" not in ended.out + ended.err
+    assert "camera-7\\x1b[31m" in ended.out
+    file = made.files[row["offset"], row["index"]]
+    expected = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
+    assert np.abs(np.asarray(Image.open(out)).astype(int) - expected).max() <= 1
+    for name, value in row.items():
+        if value is not None:
+            assert name in ended.out
+
+
+def test_scores_are_set_against_the_calibrations_images(nap: Call, made: Monitored) -> None:
+    row, calibration = made.flagged, load_calibration(made.folder / "calibration")
+
+    ended = nap("show", address(row), "--config", made.config, "--format", "json")
+
+    shown = json.loads(ended.out)
+    assert shown["alpha"] == 0.3
+    scores = {score.pop("score"): score for score in shown["scores"]}
+    for name, column in (("energy", "energy"), ("msp", "confidence"), ("nap", "nap")):
+        assert scores[name]["value"] == row[column]
+        held = calibration.values[name].astype(float)
+        assert scores[name]["calibration_at_most"] == np.mean(held <= row[column])
+    terms = [scores[name] for name in ("energy", "nap")]
+    assert sum(t["weight"] * np.log(t["p_value"]) for t in terms) == pytest.approx(row["fused"])
+    assert sum(term["share"] for term in terms) == pytest.approx(1)
+    assert next(iter(scores)) == max(("energy", "nap"), key=lambda name: scores[name]["share"])
+    assert scores["msp"]["share"] is None
+    places = [(near["offset"], near["index"]) for near in shown["neighbours"]]
+    here = row["offset"]
+    assert places == [(offset, 0) for offset in range(here - 3, here + 4)]
+
+
+def test_neighbours_at_the_ends_are_those_that_there_are(nap: Call, made: Monitored) -> None:
+    """The last message is no image; three of one message stand before it."""
+    ended = nap("show", "images/0/21", "--config", made.config, "--format", "json")
+    shown = json.loads(ended.out)
+    places = [(near["offset"], near["index"]) for near in shown["neighbours"]]
+    assert places == [(20, 0), (20, 1), (20, 2), (21, 0)]
+    assert shown["image"]["found"] is False
+    assert "could not be read: not a" in shown["image"]["looked"][0]
+    assert shown["scores"] == []
+
+
+def test_an_image_that_is_gone_is_said_with_the_places_that_were_looked_at(
+    nap: Call, made: Monitored, tmp_path: Path
+) -> None:
+    row, out = made.unflagged, tmp_path / "picture.png"
+
+    ended = nap("show", address(row), "--config", made.config, "--out", out)
+    beside = nap("show", address(row), "--log", made.folder / "log")
+
+    assert (ended.exit_code, beside.exit_code) == (1, 0)
+    assert not out.exists()
+    assert f"there is no {made.evidence_of(row)}" in ended.out
+    assert re.search(r"Kafka: .*127\.0\.0\.1:1", ended.out)
+    assert "evidence: no root is given" in beside.out
+    assert "Kafka: no --config is given" in beside.out
+    assert "no calibration is given" in beside.out
+
+
+def test_evidence_that_was_changed_is_named_and_not_shown(
+    nap: Call, made: Monitored, tmp_path: Path
+) -> None:
+    row = made.flagged
+    path = made.evidence_of(row)
+    kept, out = path.read_bytes(), tmp_path / "picture.png"
+    try:
+        path.write_bytes(kept[:-1])
+        ended = nap("show", address(row), "--config", made.config, "--out", out)
+    finally:
+        path.write_bytes(kept)
+    assert ended.exit_code == 1
+    assert "the file is not the image that its name says: it has the SHA-256" in ended.out
+    assert not out.exists()
+
+
+def test_a_row_is_scored_again_to_the_same_values(
+    nap: Call, made: Monitored, tmp_path: Path
+) -> None:
+    row, where = made.flagged, tmp_path / "where.png"
+    options = ("--config", made.config, "--format", "json", "--rescore", "--map", where)
+
+    ended = nap("show", address(row), *options)
+
+    compared = json.loads(ended.out)["rescored"]
+    assert [one["name"] for one in compared[:2]] == ["model_fingerprint", "calibration_fingerprint"]
+    for one in compared:
+        if one["grown_by"] is None:
+            assert one["logged"] == one["now"]
+        else:
+            assert one["now"] == pytest.approx(one["logged"], rel=1e-5)
+    assert {"class_id", "is_ood", "ood_p_value", "nap"} <= {one["name"] for one in compared}
+    picture = np.asarray(Image.open(where)).astype(int)
+    assert picture.shape == (256, 256, 3)
+    # Red where it is strong: somewhere, and not all over.
+    redness = picture[..., 0] - picture[..., 2]
+    assert redness.max() > 100
+    assert redness.min() < 30
+
+
+def test_another_calibration_and_another_model_are_told(
+    nap: Call, made: Monitored, tmp_path: Path
+) -> None:
+    row = made.flagged
+    other = write_calibrated(
+        tmp_path / "other",
+        made.folder / "held-out",
+        rule=Rule(0.2),
+        scoring=ScoringSettings(method="fisher-energy"),
+    )
+
+    options = ("--config", made.config, "--calibration", other, "--rescore")
+    ended = nap("show", address(row), *options, "--format", "json")
+
+    shown = json.loads(ended.out)
+    assert "this row was judged by" in shown["notes"][0]
+    assert {score["calibration_at_most"] for score in shown["scores"]} == {None}
+    fingerprint = shown["rescored"][1]
+    assert fingerprint["logged"] != fingerprint["now"]
+
+    config = yaml.safe_load(made.config.read_text())
+    config["model"]["kwargs"]["seed"] = 1
+    changed = made.folder / "changed.yaml"
+    changed.write_text(yaml.safe_dump(config))
+    ended = nap("show", address(row), "--config", changed, "--rescore")
+    assert ended.exit_code == 1
+    assert "the calibration was made with model" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("image/0/4", "the log has no topic 'image'; it has images"),
+        ("images/1/4", "the log has no partition '1'; it has 0"),
+        ("images/0/22", "the log of images/0 holds the offsets from 0 to 21"),
+        ("images/0/4/1", "the message has 1 images, 0 to 0"),
+        ("images/0/20", "the message has 3 images, 0 to 2"),
+        ("images/0/20/3", "the message has 3 images, 0 to 2"),
+        ("images/0", "expected TOPIC/PARTITION/OFFSET[/INDEX]"),
+        ("images/0/-1", "expected TOPIC/PARTITION/OFFSET[/INDEX]"),
+        ("images/0/٤", "expected TOPIC/PARTITION/OFFSET[/INDEX]"),
+    ],
+)
+def test_a_mistyped_address_is_told_what_there_is(
+    nap: Call, made: Monitored, wrong: str, told: str
+) -> None:
+    ended = nap("show", wrong, "--config", made.config)
+    assert ended.exit_code == 2
+    assert wrong in ended.err
+    assert told in ended.err
+
+
+def test_alerts_that_reach_over_the_row_are_shown(nap: Call, made: Monitored) -> None:
+    row, store = made.flagged, LocalStore(made.folder / "log")
+    offset = row["offset"]
+
+    def alert(name: str, key: str | None, start: int, end: int, topic: str = "images") -> None:
+        span = {"partition": 0, "start": start, "end": end}
+        data = {"topic": topic, "key": key, "state": "firing", "offsets": [span], "summary": name}
+        event = {"id": name, "data": data}
+        append_event(
+            store, Event(time_ms=1, kind="alert", by="monitor", topic=topic, data={"event": event})
+        )
+
+    alert("of the stream", None, offset, offset + 1)
+    alert("of the key", KEY.decode(), 0, offset + 1)
+    alert("before it", None, 0, offset)
+    alert("of another key", "camera-8", 0, offset + 1)
+    alert("of another topic", None, 0, offset + 1, topic="other")
+    append_event(store, Event(time_ms=1, kind="alert", by="m", data={"event": {"data": {}}}))
+    append_event(store, Event(time_ms=1, kind="run-stopped", by="m", data={}))
+
+    ended = nap("show", address(row), "--config", made.config, "--format", "json")
+    assert [one["id"] for one in json.loads(ended.out)["alerts"]] == ["of the stream", "of the key"]
+
+
+def test_where_nothing_was_kept_the_image_is_read_from_kafka(
+    nap: Call, broker: str, tmp_path: Path
+) -> None:
+    """A message of many images too; and one that holds another image now is told by its digest."""
+    kafka = new_settings(broker)
+    made = monitored(tmp_path, kafka.topic, broker)
+    values = [made.files[number, 0] for number in range(20)]
+    values[5], values[6] = values[6], values[5]
+    send(kafka, values)
+    connect(kafka)
+    for path in (tmp_path / "evidence").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    rows = {row["offset"]: row for row in made.rows}
+
+    def show(offset: int) -> Any:
+        place = f"{kafka.topic}/0/{offset}/0"
+        options = ("--config", made.config, "--format", "json")
+        return json.loads(nap("show", place, *options).out)["image"]
+
+    assert show(4) == {"found": True, "where": f"Kafka, {kafka.topic}/0@4", "looked": []}
+    wrong = show(5)
+    assert wrong["found"] is False
+    assert f"another image, of the SHA-256 {rows[6]['sha256']}" in wrong["looked"][1]
+    gone = show(20)
+    assert "the topic has no such message: it holds the offsets from 0 to 19" in gone["looked"][1]
+
+
+def test_there_is_no_picture_of_an_attention() -> None:
+    loaded = load_small("ClsNet")
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with pytest.raises(FeatureMapError, match="no rows and columns"):
+        nap_picture(buffer.getvalue(), loaded, LimitSettings())
+
+
+def test_two_pixels_stand_in_each_character_of_a_terminal() -> None:
+    red, blue = (255, 0, 0), (0, 0, 255)
+    pixels = np.array([[red, red], [blue, blue], [blue, red], [red, blue]], np.uint8)
+    text = half_blocks(pixels, 10)
+    assert text.plain == "▀▀\n▀▀\n"
+    styles = [(str(span.style), text.plain[span.start]) for span in text.spans]
+    on = [Style.parse("#ff0000 on #0000ff"), Style.parse("#0000ff on #ff0000")]
+    assert styles == [(str(on[n]), "▀") for n in (0, 0, 1, 0)]
+    assert half_blocks(np.zeros((1, 1000, 3), np.uint8), 48).plain == "▀" * 48 + "\n"
+
+
+def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: Path) -> None:
+    """The last message has three images, and no key."""
+    made, store = monitored(tmp_path), LocalStore(tmp_path / "log")
+    of_key = {row["sha256"] for row in made.rows if row["key"] == KEY and row["is_ood"]}
+    others = {row["sha256"] for row in made.rows if row["key"] is None and row["is_ood"]}
+    (row,) = (row for row in made.rows if row["sha256"] == min(of_key))
+    before = sorted((path, path.read_bytes()) for path in (tmp_path / "log").rglob("*.parquet"))
+    why = ("--by", "A. Auditor", "--reason", "request 8")
+
+    one = nap("erase", "--config", made.config, "--sha256", row["sha256"], *why)
+    rest = nap("erase", "--config", made.config, "--key", KEY.decode(), *why)
+    again = nap("erase", "--config", made.config, "--sha256", row["sha256"], *why)
+
+    keyed = {row["sha256"] for row in made.rows if row["key"] == KEY}
+    assert "1 files erased, of 1 images" in one.out
+    assert f"{len(of_key) - 1} files erased, of {len(keyed)} images" in rest.out
+    assert "0 files erased, of 1 images" in again.out
+    left = {path.name for path in (tmp_path / "evidence").rglob("*") if path.is_file()}
+    assert left == others
+    assert sorted((p, p.read_bytes()) for p in (tmp_path / "log").rglob("*.parquet")) == before
+    events = list(read_events(store))
+    assert [(event.kind, event.by, event.data["files"]) for event in events] == [
+        ("erased", "A. Auditor", 1),
+        ("erased", "A. Auditor", len(of_key) - 1),
+        ("erased", "A. Auditor", 0),
+    ]
+    assert set(events[1].data["sha256"]) == keyed
+    assert "camera" not in json.dumps(events[1].data)
+    shown = nap("show", address(row), "--config", made.config)
+    assert "it was not chosen, or is erased" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--key", "camera-8"), "the log has no key 'camera-8'"),
+        (("--sha256", "12"), "expected 64 hex digits"),
+        ((), "expected --evidence or evidence.root, and --sha256 or --key"),
+    ],
+)
+def test_nothing_is_erased_of_what_is_mistyped(
+    nap: Call, made: Monitored, options: tuple[str, ...], told: str
+) -> None:
+    ended = nap("erase", "--config", made.config, "--by", "A. Auditor", *options)
+    assert ended.exit_code == 2
+    assert told in ended.err
