@@ -25,7 +25,13 @@ from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode.image import decode_image
 from nap_stream.decode.message import decode_message
 from nap_stream.decode.picture import Refusal
-from nap_stream.errors import ConfigError, FeatureMapError, InputDataError, NapStreamError
+from nap_stream.errors import (
+    ChainBrokenError,
+    ConfigError,
+    FeatureMapError,
+    InputDataError,
+    NapStreamError,
+)
 from nap_stream.feed import on_cpu
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.forward import capture
@@ -58,8 +64,12 @@ _STRENGTH = 0.7
 """Of the colour where the map is strongest."""
 
 
-def find_row(store: SegmentStore, address: str) -> tuple[Row, list[Row]]:
+def find_row(
+    store: SegmentStore, address: str, unread: list[ChainBrokenError]
+) -> tuple[Row, list[Row]]:
     """Find a row by TOPIC/PARTITION/OFFSET[/INDEX]; give it and those about it, itself included.
+
+    ``unread`` takes the errors of segments about it that cannot be read.
 
     Raises:
         ConfigError: The address is none, or the log has no such topic, partition, offset or index;
@@ -76,26 +86,33 @@ def find_row(store: SegmentStore, address: str) -> tuple[Row, list[Row]]:
         (partition,) = require_partitions(store, query)
     except ConfigError as error:
         raise ConfigError(error.problem, address, error.action) from error
-    rows = _rows(store, replace(query, offsets=(offset, offset)))
+    # Before its segment some others are looked at.
+    rows = _rows(store, replace(query, offsets=(offset, offset)), unread)
+    if not rows and unread:
+        raise unread[0]
     if not rows:
         raise ConfigError(_why_no_row(store, partition, offset), address)
     for row in rows:
         if row["index"] == (0 if asked is None and len(rows) == 1 else int(asked or -1)):
-            return row, _neighbours(store, query, row)
+            return row, _neighbours(store, query, row, unread)
     images = f"the message has {len(rows)} images, 0 to {len(rows) - 1}"
     raise ConfigError(images, address, "Name one of them")
 
 
-def _rows(store: SegmentStore, query: Query) -> list[Row]:
-    rows: list[Row] = pa.Table.from_batches(scan(store, query), SCAN_SCHEMA).to_pylist()
+def _rows(store: SegmentStore, query: Query, unread: list[ChainBrokenError] | None) -> list[Row]:
+    batches = scan(store, query, unread=unread)
+    rows: list[Row] = pa.Table.from_batches(batches, SCAN_SCHEMA).to_pylist()
     return rows
 
 
-def _neighbours(store: SegmentStore, query: Query, row: Row) -> list[Row]:
+def _neighbours(
+    store: SegmentStore, query: Query, row: Row, unread: list[ChainBrokenError]
+) -> list[Row]:
     offset, at, found = row["offset"], 0, [row]
     for reach in _REACHES:
         near = replace(query, offsets=(max(0, offset - reach), offset + reach))
-        found = _rows(store, near)
+        unread.clear()
+        found = _rows(store, near, unread)
         at = found.index(row)
         if min(at, len(found) - at - 1) >= NEIGHBOURS:
             break

@@ -15,7 +15,7 @@ from rich.text import Text
 from nap_stream.cli.options import ConfigOption, LogOption, log_store, pairs, show_warnings
 from nap_stream.cli.query import key_of, sha256_of
 from nap_stream.clock import SystemClock
-from nap_stream.errors import CalibrationError, ConfigError, InputDataError
+from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
 from nap_stream.files import publish
 from nap_stream.settings.load import load_uncalibrated_settings
 from nap_stream.text import percent, printable
@@ -96,7 +96,8 @@ def show(
         raise ConfigError("expected --config FILE, which names the model", "--rescore, --map")
     settings = None if config is None else load_uncalibrated_settings(config)
     store = log_store(config if log is None else None, log)
-    row, neighbours = of_row.find_row(store, address)
+    unread: list[ChainBrokenError] = []
+    row, neighbours = of_row.find_row(store, address, unread)
     root = evidence or (None if settings is None else settings.evidence.root)
     image = of_row.find_image(row, None if root is None else store_at(root), settings)
     folder = calibration or (None if settings is None else settings.calibration)
@@ -113,6 +114,7 @@ def show(
         "notes": notes,
     }
     notes += [f"an event of the log cannot be read: {defect}" for defect in defects]
+    notes += [f"rows about it cannot be read: {error}" for error in unread]
     if settings is not None and folder and image.data and (rescore or nap_map is not None):
         chosen = settings.model_copy(update={"calibration": folder})
         device = choose_device(settings.worker.num_gpus or 0)
@@ -132,7 +134,7 @@ def show(
     if out is not None and pixels is not None:
         publish(out, _png(pixels))
     if output_format == "json":
-        typer.echo(json.dumps(plain_value(shown), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(plain_value(shown), indent=2))
     else:
         _print(console, shown, pixels if in_colours else None)
     if image.data is None and (rescore or out is not None or nap_map is not None):
@@ -198,16 +200,16 @@ def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, li
     """The calibration in a folder, if a row was judged by it; else what is to be said of that."""
     from nap_stream.calibration.artifact import load_calibration
 
-    if folder is None:
-        return None, ["no calibration is given, to set scores against"]
+    problem = "none is given"
     try:
-        held = load_calibration(folder)
+        held = None if folder is None else load_calibration(folder)
     except CalibrationError as error:
-        return None, [f"scores are not set against a calibration: {error}"]
-    wanted = row["calibration_fingerprint"]
-    if held.fingerprint == wanted:
-        return held, []
-    problem = f"{folder} is {held.fingerprint}, and this row was judged by {wanted}"
+        held, problem = None, str(error)
+    if held is not None:
+        if held.fingerprint == row["calibration_fingerprint"]:
+            return held, []
+        was = row["calibration_fingerprint"]
+        problem = f"{folder} is {held.fingerprint}, and this row was judged by {was}"
     return None, [f"scores are not set against a calibration: {problem}"]
 
 

@@ -63,7 +63,7 @@ class EvidenceChoice:
     def __init__(self, settings: EvidenceSettings) -> None:
         self._extremes = settings.extremes_per_hour
         self._below = int(settings.sample * 2**64)
-        self._seed = settings.seed.encode()[:64]
+        self._seed = int.from_bytes(blake2b(settings.seed.encode(), digest_size=8).digest())
         self._smallest: dict[tuple[TopicPartition, int], list[float]] = {}
 
     def __call__(self, scored: ScoredRows) -> Iterator[tuple[int, tuple[Reason, ...]]]:
@@ -74,27 +74,21 @@ class EvidenceChoice:
         rows = scored.rows
         p = rows.column("ood_p_value").to_numpy(zero_copy_only=False)
         not_finite = pc.equal(rows.column("status"), Status.NOT_FINITE.value)
-        flagged = pc.or_(rows.column("is_ood").fill_null(False), not_finite)
-        is_flagged = flagged.to_numpy(zero_copy_only=False)
+        is_flagged = pc.or_(rows.column("is_ood").fill_null(False), not_finite).to_pylist()
         hour = rows.column("event_time").cast(pa.int64()).to_numpy(zero_copy_only=False) // HOUR_MS
         extreme = self._extreme(scored.partition, hour, p) if self._extremes else set()
         sha256 = rows.column("sha256").to_pylist()
-        for row, (data, digest) in enumerate(zip(scored.files, sha256, strict=True)):
+        known = zip(scored.files, sha256, is_flagged, np.isnan(p).tolist(), strict=True)
+        for row, (data, digest, flagged, unscored) in enumerate(known):
             if data is None or digest is None:
                 continue
-            reasons: list[Reason] = ["extreme"] if row in extreme else []
-            if is_flagged[row]:
-                reasons.append("flagged")
-            elif not np.isnan(p[row]) and self._is_sampled(digest):
-                reasons.append("sample")
-            if reasons:
-                yield row, tuple(reasons)
-
-    def _is_sampled(self, sha256: str) -> bool:
-        if not self._below:
-            return False
-        drawn = blake2b(sha256.encode(), key=self._seed, digest_size=8).digest()
-        return int.from_bytes(drawn, "big") < self._below
+            # A digest's bits are as good as drawn, and stay so where some are turned over.
+            sampled = not unscored and int(digest[:16], 16) ^ self._seed < self._below
+            second: Reason | None = "flagged" if flagged else "sample" if sampled else None
+            if row in extreme or second:
+                reasons: tuple[Reason | None, ...]
+                reasons = "extreme" if row in extreme else None, second
+                yield row, tuple(reason for reason in reasons if reason)
 
     def _extreme(
         self, partition: TopicPartition, hour: NDArray[np.int64], p: NDArray[np.float64]

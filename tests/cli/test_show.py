@@ -25,12 +25,14 @@ from nap_stream.monitor.worker import Threads, open_line
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.events import Event, append_event, read_events
+from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
 from nap_stream.show import nap_picture
 from tests.cli.program import Call
+from tests.scored_log.builders import CARS, local_log, origin, scored
 from tests.source.test_peek import send
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream
@@ -211,7 +213,7 @@ def test_an_image_that_is_gone_is_said_with_the_places_that_were_looked_at(
     assert re.search(r"Kafka: .*127\.0\.0\.1:1", ended.out)
     assert "evidence: no root is given" in beside.out
     assert "Kafka: no --config is given" in beside.out
-    assert "no calibration is given" in beside.out
+    assert "set against a calibration: none is given" in beside.err + beside.out
 
 
 def test_evidence_that_was_changed_is_named_and_not_shown(
@@ -423,3 +425,21 @@ def test_nothing_is_erased_of_what_is_mistyped(
     ended = nap("erase", "--config", made.config, "--by", "A. Auditor", *options)
     assert ended.exit_code == 2
     assert told in ended.err
+
+
+def test_a_row_is_shown_beside_a_segment_that_cannot_be_read(nap: Call, tmp_path: Path) -> None:
+    log = local_log(tmp_path, "worker-0")
+    position = log.begin(CARS, 0)
+    for offset in range(3):
+        rows = [scored(origin(offset))]
+        position = log.publish(CARS, position, offset + 1, rows).position
+    (tmp_path / segment_path(CARS, 0)).write_bytes(b"no Parquet")
+
+    ended = nap("show", "cars/0/1", "--log", tmp_path, "--format", "json")
+    broken = nap("show", "cars/0/0", "--log", tmp_path)
+
+    shown = json.loads(ended.out)
+    assert [near["offset"] for near in shown["neighbours"]] == [1, 2]
+    assert segment_path(CARS, 0) in shown["notes"][1]
+    assert broken.exit_code == 1
+    assert segment_path(CARS, 0) in broken.err

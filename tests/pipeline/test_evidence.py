@@ -16,7 +16,7 @@ from nap_stream.clock import Clock, ManualClock, SystemClock
 from nap_stream.errors import LogRootError, ScoredLogError
 from nap_stream.pipeline.evidence import DAY_MS, HOUR_MS, DayBudget, EvidenceChoice, EvidenceKeeper
 from nap_stream.pipeline.rows import MessageDecoder
-from nap_stream.records import EvidenceOutcome, ScoredRows, Status, TopicPartition
+from nap_stream.records import EvidenceOutcome, Fetched, ScoredRows, Status, TopicPartition
 from nap_stream.scored_log.evidence import evidence_path, find_evidence
 from nap_stream.scored_log.format import rows_of
 from nap_stream.scored_log.stores import SegmentStore
@@ -25,7 +25,7 @@ from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.settings.evidence import EvidenceSettings
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.pipeline.bench import FIRST, SECOND, Bench
-from tests.pipeline.test_scoring import score
+from tests.pipeline.test_scoring import score, stage
 from tests.support.doubles import MemoryTopic
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
 from tests.support.log_files import rows_in
@@ -354,3 +354,24 @@ def test_nobody_keeps_bytes_that_nobody_asked_for() -> None:
     assert decoder(SystemClock())(message).files == (message.value,)
     unread = replace(message, value=b"no image")
     assert decoder(SystemClock())(unread).files == (None,)
+
+
+@pytest.mark.parametrize(("keeps_files", "held"), [(False, 0), (True, 1)])
+def test_bytes_that_wait_for_their_scores_count_as_in_hand(keeps_files: bool, held: int) -> None:
+    """An image is 4 x 4 pixels, and its file beside them."""
+    go_on, file = threading.Event(), jpeg()
+
+    def hang(decoded: Any) -> pa.RecordBatch:
+        go_on.wait(PATIENCE_S)
+        return score(decoded)
+
+    topic = MemoryTopic("images", 1)
+    topic.append(FIRST, file)
+    message = topic.partitions[FIRST].messages[0]
+    decode = decoder(SystemClock(), keeps_files=keeps_files)
+    with stage(decoder=decode, scorer=hang) as running:
+        running.submit(Fetched(FIRST, (message,), 1), 1)
+        expected = 3 * 4 * 4 + held * len(file)
+        wait_until(lambda: running.in_flight() == (1, expected), f"{expected} bytes in hand")
+        go_on.set()
+        wait_until(lambda: running.in_flight() == (0, 0), "nothing in hand")
