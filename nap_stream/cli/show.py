@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nap_stream.calibration.calibration import Calibration
+    from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.settings.schema import Settings
     from nap_stream.show import Row
 
 EXIT_GONE = 1
 DIGESTS_AN_EVENT = 10_000
+MAX_TEXT = 250
 PICTURE_COLUMNS = 48
 """Characters that the picture in a terminal is wide at most; each is two pixels high."""
 
@@ -90,7 +92,6 @@ def show(
     from nap_stream.model.load import LoadedModel, choose_device
     from nap_stream.monitor.worker import load_calibrated
     from nap_stream.scored_log.output import plain_value
-    from nap_stream.scored_log.stores import store_at
 
     if config is None and (rescore or nap_map is not None):
         raise ConfigError("expected --config FILE, which names the model", "--rescore, --map")
@@ -98,8 +99,7 @@ def show(
     store = log_store(config if log is None else None, log)
     unread: list[ChainBrokenError] = []
     row, neighbours = of_row.find_row(store, address, unread)
-    root = evidence or (None if settings is None else settings.evidence.root)
-    image = of_row.find_image(row, None if root is None else store_at(root), settings)
+    image = of_row.find_image(row, _evidence_at(evidence, settings), settings)
     folder = calibration or (None if settings is None else settings.calibration)
     judged_by, notes = _judged_by(folder, row)
     defects: list[Any] = []
@@ -169,14 +169,15 @@ def erase(
     from nap_stream.scored_log.events import Event, append_event
     from nap_stream.scored_log.evidence import erase_evidence
     from nap_stream.scored_log.query import Query, require_names, scan
-    from nap_stream.scored_log.stores import store_at
 
     store = log_store(config if log is None else None, log)
-    root = evidence or (
-        None if config is None else load_uncalibrated_settings(config).evidence.root
-    )
-    if root is None or not (sha256 or key):
+    kept = _evidence_at(evidence, None if config is None else load_uncalibrated_settings(config))
+    if kept is None or not (sha256 or key):
         raise ConfigError("expected --evidence or evidence.root, and --sha256 or --key", "erase")
+    if not by.strip() or not f"{by}{reason}".isprintable() or len(f"{by}{reason}") > MAX_TEXT:
+        raise ConfigError(
+            f"expected a name, and {MAX_TEXT} printable characters at most", "--by, --reason"
+        )
     digests = set(map(sha256_of, sha256 or ()))
     for name in key or ():
         query, found = Query(keys=(key_of(name),)), set[str]()
@@ -189,11 +190,24 @@ def erase(
     for start in range(0, len(names), DIGESTS_AN_EVENT):
         some = names[start : start + DIGESTS_AN_EVENT]
         now_ms = SystemClock().now_ms()
-        files = erase_evidence(store_at(root), set(some), now_ms)
-        data = {"evidence": str(root), "sha256": some, "files": files, "reason": reason}
+        files = erase_evidence(kept, set(some), now_ms)
+        data = {"evidence": kept.root, "sha256": some, "files": files, "reason": reason}
         append_event(store, Event(time_ms=now_ms, kind="erased", by=by, data=data))
         erased += files
     typer.echo(f"{erased:,} files erased, of {len(names):,} images that were asked for")
+
+
+def _evidence_at(evidence: str | None, settings: "Settings | None") -> "SegmentStore | None":
+    """Where images are kept, by either; a root that is named by itself must hold something."""
+    from nap_stream.scored_log.stores import store_at
+
+    if evidence is None:
+        root = None if settings is None else settings.evidence.root
+        return None if root is None else store_at(root)
+    store = store_at(evidence)
+    if not store.names(""):
+        raise ConfigError("no evidence is there", evidence, "Name what evidence.root names")
+    return store
 
 
 def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, list[str]]":

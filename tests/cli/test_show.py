@@ -417,6 +417,9 @@ def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: 
         (("--key", "camera-8"), "the log has no key 'camera-8'"),
         (("--sha256", "12"), "expected 64 hex digits"),
         ((), "expected --evidence or evidence.root, and --sha256 or --key"),
+        (("--key", KEY.decode(), "--evidence", "evidnce"), "evidnce: no evidence is there"),
+        (("--key", KEY.decode(), "--by", " "), "expected a name"),
+        (("--key", KEY.decode(), "--reason", "\x1b[2J"), "printable characters"),
     ],
 )
 def test_nothing_is_erased_of_what_is_mistyped(
@@ -425,6 +428,8 @@ def test_nothing_is_erased_of_what_is_mistyped(
     ended = nap("erase", "--config", made.config, "--by", "A. Auditor", *options)
     assert ended.exit_code == 2
     assert told in ended.err
+    assert made.evidence_of(made.flagged).exists()
+    assert all(event.kind != "erased" for event in read_events(LocalStore(made.folder / "log")))
 
 
 def test_a_row_is_shown_beside_a_segment_that_cannot_be_read(nap: Call, tmp_path: Path) -> None:

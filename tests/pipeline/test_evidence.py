@@ -13,12 +13,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import Clock, ManualClock, SystemClock
-from nap_stream.errors import LogRootError, ScoredLogError
+from nap_stream.errors import InputDataError, LogRootError, ScoredLogError
 from nap_stream.pipeline.evidence import DAY_MS, HOUR_MS, DayBudget, EvidenceChoice, EvidenceKeeper
 from nap_stream.pipeline.rows import MessageDecoder
 from nap_stream.records import EvidenceOutcome, Fetched, ScoredRows, Status, TopicPartition
-from nap_stream.scored_log.evidence import evidence_path, find_evidence
-from nap_stream.scored_log.format import rows_of
+from nap_stream.scored_log.evidence import erase_evidence, evidence_path, find_evidence
+from nap_stream.scored_log.format import rows_of, temporary_name
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
@@ -375,3 +375,38 @@ def test_bytes_that_wait_for_their_scores_count_as_in_hand(keeps_files: bool, he
         wait_until(lambda: running.in_flight() == (1, expected), f"{expected} bytes in hand")
         go_on.set()
         wait_until(lambda: running.in_flight() == (0, 0), "nothing in hand")
+
+
+def test_an_image_is_erased_of_whatever_day(store: SegmentStore, noted: Noted) -> None:
+    """The same image is kept on two days, and another one; what a dead writer left goes too."""
+    batch = scored([0.01, 0.02])
+    kept = keeper(store, noted)
+    kept.offer(batch)
+    kept.offer(scored([0.01], scored_ms=MIDNIGHT_MS + DAY_MS))
+    kept.close(PATIENCE_S)
+    first, second = batch.rows.column("sha256").to_pylist()
+    left = f"{DAY}/{temporary_name()}"
+    assert store.create(left, b"half an image")
+    assert store.create("notes", b"no day")
+
+    now_ms = SystemClock().now_ms()
+    assert erase_evidence(store, {first, "0" * 64}, now_ms + DAY_MS) == 2
+    assert erase_evidence(store, {first}, now_ms) == 0
+
+    assert store.sizes(DAY).keys() - {left.rpartition("/")[2]} == {second}
+    assert isinstance(store, ObjectStore) or store.read(left) is None
+    assert store.sizes("2026-06-02") == {}
+    assert store.read("notes") == b"no day"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"other", "has the SHA-256 d9298a10"), (b"x" * 11, "has more than")]
+)
+def test_what_is_not_the_image_of_its_name_is_refused(
+    store: SegmentStore, content: bytes, told: str
+) -> None:
+    path = evidence_path(MIDNIGHT_MS, "0" * 64)
+    store.prepare(DAY)
+    assert store.create(path, content)
+    with pytest.raises(InputDataError, match=told):
+        find_evidence(store, path, 10)
