@@ -30,7 +30,7 @@ from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
-from nap_stream.show import nap_picture
+from nap_stream.show import find_image, nap_picture
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, local_log, origin, scored
 from tests.source.test_peek import send
@@ -448,3 +448,16 @@ def test_a_row_is_shown_beside_a_segment_that_cannot_be_read(nap: Call, tmp_path
     assert segment_path(CARS, 0) in shown["notes"][1]
     assert broken.exit_code == 1
     assert segment_path(CARS, 0) in broken.err
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"format": "outputs", "status": "ok"}, "of a model's outputs: no image was sent"),
+        ({"format": None, "status": "tombstone", "error": "the value is null"}, "value is null"),
+    ],
+)
+def test_rows_that_never_had_an_image_say_so(row: dict[str, Any], told: str) -> None:
+    found = find_image({"sha256": None, "error": None, **row}, None, None)
+    assert found.data is None
+    assert told in found.looked[0]
