@@ -34,6 +34,7 @@ from nap_stream.errors import (
 )
 from nap_stream.feed import on_cpu
 from nap_stream.messages.reader import open_reader
+from nap_stream.model.execution import computing
 from nap_stream.model.forward import capture
 from nap_stream.model.lane import open_lane
 from nap_stream.model.load import LoadedModel
@@ -331,14 +332,26 @@ def nap_picture(data: bytes, loaded: LoadedModel, limits: LimitSettings) -> NDAr
     if isinstance(seen, Refusal):
         raise _undecodable(seen)
     parts = loaded.feature_site.parts
-    if any(part.kind == "cls_attention" or min(part.shape[1:]) == 1 for part in parts):
+    if any(
+        part.kind == "cls_attention" or min(part.shape[1:]) == 1 or part.layout.tiles > 1
+        for part in parts
+    ):
         raise FeatureMapError(
             "its positions are no rows and columns: there is no picture of it",
             str(loaded.feature_site),
             "Leave out --map: it is for convolutional networks",
         )
-    with capture(loaded.module, loaded.feature_site, nap_by_position) as captured:
-        loaded.forward(seen[None])
+    layout = torch.channels_last if loaded.execution.channels_last else torch.contiguous_format
+    images = loaded.normalise(seen[None].to(loaded.device), layout).to(loaded.input_dtype)
+    # Not `LoadedModel.forward`, which reads the map too: each would see what the other does.
+    with (
+        computing(loaded.execution, loaded.device),
+        torch.inference_mode(),
+        capture(loaded.module, loaded.feature_site, nap_by_position) as captured,
+    ):
+        loaded.module(images)
+    if len(captured.parts) < len(parts):
+        raise FeatureMapError("the forward pass did not reach it", str(loaded.feature_site))
     size = [int(side) for side in seen.shape[1:]]
     heat = torch.zeros(size)
     for number, part in enumerate(parts):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from PIL import Image
 from rich.style import Style
@@ -19,6 +20,7 @@ from nap_stream.cli.show import half_blocks
 from nap_stream.clock import SystemClock
 from nap_stream.core.conformal import Rule
 from nap_stream.errors import FeatureMapError
+from nap_stream.feed import on_cpu
 from nap_stream.kafka.client import connect
 from nap_stream.model.load import load_model
 from nap_stream.monitor.worker import Threads, open_line
@@ -35,7 +37,7 @@ from tests.cli.program import Call
 from tests.scored_log.builders import CARS, local_log, origin, scored
 from tests.source.test_peek import send
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
-from tests.support.image_bytes import ARROW_HEADERS, arrow_stream
+from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
 from tests.support.log_files import run_query
 from tests.support.shared_data import shared_data
 from tests.support.small_calibration import write_calibrated, write_images
@@ -360,12 +362,31 @@ def test_where_nothing_was_kept_the_image_is_read_from_kafka(
     assert "the topic has no such message: it holds the offsets from 0 to 19" in gone["looked"][1]
 
 
-def test_there_is_no_picture_of_an_attention() -> None:
-    loaded = load_small("ClsNet")
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+@pytest.mark.parametrize("network", ["ClsNet", "TwoViewsNet", "MeanTokenNet"])
+def test_there_is_no_picture_of_what_has_no_rows_and_columns(network: str) -> None:
     with pytest.raises(FeatureMapError, match="no rows and columns"):
-        nap_picture(buffer.getvalue(), loaded, LimitSettings())
+        nap_picture(jpeg(), load_small(network), LimitSettings())
+
+
+@pytest.mark.parametrize(
+    "network", ["SmallNet", "FlattenNet", "ChannelsLastFlattenNet", "InPlaceNet"]
+)
+def test_the_picture_is_as_red_as_the_parts_of_nap_are_large(network: str) -> None:
+    """The map of these networks is as large as their input: 8 x 8, of 32 x 32 pixels each."""
+    loaded = load_small(network)
+    picture = nap_picture(jpeg(), loaded, LimitSettings()).astype(int)
+    red = (picture[..., 0] - picture[..., 2]).reshape(8, 32, 8, 32).mean(axis=(1, 3))
+
+    seen = on_cpu(jpeg(), LimitSettings(), loaded.preprocessing)
+    assert isinstance(seen, torch.Tensor)
+    parts = np.zeros((8, 8))
+    with torch.inference_mode():
+        images = loaded.normalise(seen[None], torch.contiguous_format)
+        maps = loaded.module.features(images)[0].relu().numpy()  # type: ignore[operator]
+    for channel in maps:
+        place = np.unravel_index(channel.argmax(), channel.shape)
+        parts[place] += (channel.max() / (channel.mean() + 1)) ** 2
+    np.testing.assert_allclose(red, 0.7 * 255 * parts / parts.max(), atol=1.5)
 
 
 def test_two_pixels_stand_in_each_character_of_a_terminal() -> None:
