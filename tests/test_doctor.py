@@ -200,7 +200,8 @@ def test_a_signing_key_that_others_may_read_and_a_missing_topic_of_copies(
     create_key(key, "line-3")
     signed = SignedCheckpointSettings(key_file=key, topic="copies-of-nobody")
     log = settings.log.model_copy(update={"checkpoints": signed})
-    assert doctor._log_root(settings.model_copy(update={"log": log})).endswith("line-3 signs the log")
+    said = doctor._log_root(settings.model_copy(update={"log": log}))
+    assert said.endswith("line-3 signs the log")
     key.chmod(0o644)
 
     found = findings(settings.model_copy(update={"log": log}))

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     import torch
 
     from nap_stream.scored_log.stores import SegmentStore
+    from nap_stream.settings.schema import Settings
 
+
+EvidenceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--evidence", metavar="ROOT", help="Where images are kept, instead of --config's."
+    ),
+]
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The monitor's YAML file.")
@@ -107,6 +115,23 @@ def log_store(config: Path | None, log: str | None) -> "SegmentStore":
         raise ConfigError("expected either --log ROOT or --config FILE")
     if isinstance(store, LocalStore) and not Path(store.root).is_dir():
         raise ConfigError("no such folder", store.root, "Give the root of a scored log")
+    return store
+
+
+def evidence_store(evidence: str | None, settings: "Settings | None") -> "SegmentStore | None":
+    """Where images are kept, by either; None where nothing is.
+
+    Raises:
+        ConfigError: A root that is named by itself holds nothing.
+    """
+    from nap_stream.scored_log.stores import store_at
+
+    if evidence is None:
+        root = None if settings is None else settings.evidence.root
+        return None if root is None else store_at(root)
+    store = store_at(evidence)
+    if not store.names(""):
+        raise ConfigError("no evidence is there", evidence, "Name what evidence.root names")
     return store
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nap_stream.cli.options import (
+    EvidenceOption,
     SinceOption,
     TopicOption,
     UntilOption,
+    evidence_store,
     log_store,
     progress_bar,
     span_ms,
@@ -54,12 +56,7 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="The same of a calibration and the default settings."),
     ] = None,
-    evidence: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ROOT", help="Where images are kept: a folder, or s3://bucket/prefix."
-        ),
-    ] = None,
+    evidence: EvidenceOption = None,
     compare_since: Annotated[
         str | None, typer.Option(help="Compare with another period, from this event time on.")
     ] = None,
@@ -97,7 +94,7 @@ def report(
     """
     from nap_stream.report.gather import Asked, gather
     from nap_stream.report.page import render
-    from nap_stream.scored_log.stores import store_at
+    from nap_stream.report.pictures import kept_in
     from nap_stream.settings.schema import LimitSettings
 
     clock = SystemClock()
@@ -119,12 +116,9 @@ def report(
         stated=_stated(settings, calibration),
         verified=verify,
     )
-    pictures = None
-    if evidence is not None:
-        from nap_stream.report.pictures import kept_in
-
-        limits = LimitSettings() if settings is None else settings.limits
-        pictures = kept_in(store_at(evidence), limits)
+    kept = evidence_store(evidence, settings)
+    limits = LimitSettings() if settings is None else settings.limits
+    pictures = None if kept is None else kept_in(kept, limits)
     with progress_bar("verifying", unit="files") as advance:
         figures = gather(store, asked, now_ms=clock.now_ms(), pictures=pictures, advance=advance)
     publish(out, render(figures).encode("utf-8", "replace"))

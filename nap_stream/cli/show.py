@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from nap_stream.cli.options import ConfigOption, LogOption, log_store, pairs, show_warnings
+from nap_stream.cli.options import (
+    ConfigOption,
+    EvidenceOption,
+    LogOption,
+    evidence_store,
+    log_store,
+    pairs,
+    show_warnings,
+)
 from nap_stream.cli.query import key_of, sha256_of
 from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
@@ -25,7 +33,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nap_stream.calibration.calibration import Calibration
-    from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.settings.schema import Settings
     from nap_stream.show import Row
 
@@ -34,14 +41,6 @@ DIGESTS_AN_EVENT = 10_000
 MAX_TEXT = 250
 PICTURE_COLUMNS = 48
 """Characters that the picture in a terminal is wide at most; each is two pixels high."""
-
-
-EvidenceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--evidence", metavar="ROOT", help="Where images are kept, instead of --config's."
-    ),
-]
 
 
 def show(
@@ -99,7 +98,7 @@ def show(
     store = log_store(config if log is None else None, log)
     unread: list[ChainBrokenError] = []
     row, neighbours = of_row.find_row(store, address, unread)
-    image = of_row.find_image(row, _evidence_at(evidence, settings), settings)
+    image = of_row.find_image(row, evidence_store(evidence, settings), settings)
     folder = calibration or (None if settings is None else settings.calibration)
     judged_by, notes = _judged_by(folder, row)
     defects: list[Any] = []
@@ -166,12 +165,12 @@ def erase(
       nap-stream erase --config monitor.yaml --key person-17 --by "A. Auditor" --reason "request 8"
       nap-stream erase --log scored-log --evidence evidence --sha256 5f0c... --by "A. Auditor"
     """
-    from nap_stream.scored_log.events import Event, append_event
+    from nap_stream.scored_log.events import Event, EventKind, append_event
     from nap_stream.scored_log.evidence import erase_evidence
     from nap_stream.scored_log.query import Query, require_names, scan
 
     store = log_store(config if log is None else None, log)
-    kept = _evidence_at(evidence, None if config is None else load_uncalibrated_settings(config))
+    kept = evidence_store(evidence, None if config is None else load_uncalibrated_settings(config))
     if kept is None or not (sha256 or key):
         raise ConfigError("expected --evidence or evidence.root, and --sha256 or --key", "erase")
     if not by.strip() or not f"{by}{reason}".isprintable() or len(f"{by}{reason}") > MAX_TEXT:
@@ -192,22 +191,9 @@ def erase(
         now_ms = SystemClock().now_ms()
         files = erase_evidence(kept, set(some), now_ms)
         data = {"evidence": kept.root, "sha256": some, "files": files, "reason": reason}
-        append_event(store, Event(time_ms=now_ms, kind="erased", by=by, data=data))
+        append_event(store, Event(time_ms=now_ms, kind=EventKind.ERASED, by=by, data=data))
         erased += files
     typer.echo(f"{erased:,} files erased, of {len(names):,} images that were asked for")
-
-
-def _evidence_at(evidence: str | None, settings: "Settings | None") -> "SegmentStore | None":
-    """Where images are kept, by either; a root that is named by itself must hold something."""
-    from nap_stream.scored_log.stores import store_at
-
-    if evidence is None:
-        root = None if settings is None else settings.evidence.root
-        return None if root is None else store_at(root)
-    store = store_at(evidence)
-    if not store.names(""):
-        raise ConfigError("no evidence is there", evidence, "Name what evidence.root names")
-    return store
 
 
 def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, list[str]]":

@@ -6,7 +6,6 @@ consumer group, which suit a stream of a few seconds. The demo checks what is le
 topic and in the scored log.
 """
 
-import hashlib
 import json
 import queue
 import signal
@@ -18,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
-
-import pyarrow.parquet as pq
 
 from nap_stream.alert.kafka import read_alerts
 from nap_stream.clock import Clock, Deadline
@@ -45,9 +42,9 @@ from nap_stream.demo.setup import (
 from nap_stream.errors import WorkerError
 from nap_stream.files import publish
 from nap_stream.kafka.client import create_topics
-from nap_stream.report.gather import Asked, Pictures, gather
+from nap_stream.report.gather import Asked, gather
 from nap_stream.report.page import render
-from nap_stream.report.pictures import thumbnail
+from nap_stream.report.pictures import kept_in
 from nap_stream.scored_log.query import GroupBy, Query, aggregate
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
@@ -214,17 +211,12 @@ class Show:
         )
         show_counts(aggregate(store, Query(), GroupBy.CLASS), images, console)
         show_outcome(checks, console)
-        figures = gather(store, Asked(), now_ms=self.clock.now_ms(), pictures=self._pictures())
+        pictures = kept_in(LocalStore(self.folder.evidence), self.settings.limits)
+        figures = gather(store, Asked(), now_ms=self.clock.now_ms(), pictures=pictures)
         publish(self.folder.report, render(figures).encode())
         folder = self.folder
         show_places(folder.root, folder.contents(), folder.config, folder.report, console)
         return all(check.holds for check in checks)
-
-    def _pictures(self) -> Pictures:
-        """Small pictures of what was sent, by the SHA-256 of its bytes."""
-        sent = pq.read_table(self.folder.stream, columns=["image"]).column("image").to_pylist()
-        of_digest = {hashlib.sha256(image).hexdigest(): image for image in sent}
-        return lambda sha256, _: thumbnail(of_digest[sha256], self.settings.limits)
 
 
 class _Stopped(Exception):  # noqa: N818  no error: how the producer is told to end

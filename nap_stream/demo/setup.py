@@ -61,6 +61,7 @@ class DemoFolder:
         self.images = root / "images"
         self.stream = root / "stream.parquet"
         self.calibration = root / "calibration"
+        self.evidence = root / "evidence"
         self.log = root / "scored-log"
         self.alerts = root / "alerts.jsonl"
         self.report = root / "report.html"
@@ -75,6 +76,7 @@ class DemoFolder:
             self.stream: "the stream's images, in sending order",
             self.calibration: "the calibration",
             self.log: "the scored log, in Parquet",
+            self.evidence: "images that were flagged, or extreme",
             self.alerts: "the alerts, as CloudEvents",
             self.report: "the report of this run",
             self.monitor_output: "what the monitor printed",
@@ -198,6 +200,8 @@ log:
   root: {folder.log.name}
   segment_max_age_s: 1.0
   headers: [{CAMERA_HEADER}]
+evidence:
+  root: {folder.evidence.name}
 worker:
   count: {workers}
   num_gpus: 0

@@ -4,7 +4,6 @@ No bytes of an image reach the page as they came: what is shown is encoded anew.
 """
 
 import base64
-import hashlib
 import io
 import re
 
@@ -14,9 +13,9 @@ from nap_stream.decode.image import decode_image
 from nap_stream.decode.picture import Refusal
 from nap_stream.errors import InputDataError
 from nap_stream.report.gather import Pictures
+from nap_stream.scored_log.evidence import evidence_path, find_evidence
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.schema import LimitSettings
-from nap_stream.text import rfc3339
 
 SIDE = 160
 """Pixels of the longer side."""
@@ -27,14 +26,12 @@ def kept_in(store: SegmentStore, limits: LimitSettings) -> Pictures:
     """Small pictures of the images in ``<root>/<day on which each was scored, UTC>/<SHA-256>``."""
 
     def picture(sha256: str, scored_ms: int) -> str:
-        path = f"{rfc3339(scored_ms)[:10]}/{sha256}"
-        file = store.open(path) if _SHA256.fullmatch(sha256) else None
-        if file is None:
+        path = evidence_path(scored_ms, sha256)
+        # What stands in a row's place of a digest came with the log.
+        is_digest = _SHA256.fullmatch(sha256) is not None
+        data = find_evidence(store, path, limits.max_image_bytes) if is_digest else None
+        if data is None:
             raise InputDataError("the image is not kept", path)
-        with file:
-            data = file.read(limits.max_image_bytes + 1)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise InputDataError("the file is not the image that its name says", path)
         return thumbnail(data, limits)
 
     return picture

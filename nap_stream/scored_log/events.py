@@ -48,6 +48,7 @@ class EventKind(StrEnum):
     ALERT = "alert"
     ACKNOWLEDGED = "acknowledged"
     ACCEPTED = "accepted"
+    ERASED = "erased"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,25 +109,31 @@ def _words(event: Event) -> str:
     match event.kind:
         case EventKind.RUN_STARTED:
             user = f" by {data['user']}" if data.get("user") else ""
-            return (
+            what = (
                 f"version {data.get('version')}{user}, bound {_value(data.get('bound'))}, "
                 f"model {str(data.get('model_fingerprint'))[:8]}, "
                 f"calibration {str(data.get('calibration_fingerprint'))[:8]}"
             )
         case EventKind.RUN_STOPPED:
             rows = [each for each in _tree(data, "rows_by_status").values() if type(each) is int]
-            return f"{data.get('reason')}, {number(sum(rows))} rows"
+            what = f"{data.get('reason')}, {number(sum(rows))} rows"
         case EventKind.ALERT:
             told = _tree(data, "event")
             state, inner = str(told.get("type")).rpartition(".")[2], _tree(told, "data")
-            return f"{state} {shown_id}: {inner.get('summary') or inner.get('reason')}"
+            what = f"{state} {shown_id}: {inner.get('summary') or inner.get('reason')}"
         case EventKind.ACKNOWLEDGED:
-            return f"alert {shown_id}: {data.get('comment')}"
+            what = f"alert {shown_id}: {data.get('comment')}"
         case EventKind.ACCEPTED:
             from_ms = data.get("from_ms")
             since = moment(rfc3339(from_ms)) if type(from_ms) is int else "?"
-            return f"{data.get('key') or 'the stream'} as it is since {since}: {data.get('reason')}"
-    return _value(dict(data))
+            what = f"{data.get('key') or 'the stream'} as it is since {since}: {data.get('reason')}"
+        case EventKind.ERASED:
+            names = data.get("sha256")
+            count = len(names) if isinstance(names, list) else "?"
+            what = f"{data.get('files')} files of {count} images: {data.get('reason')}"
+        case _:
+            what = _value(dict(data))
+    return what
 
 
 def _tree(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:

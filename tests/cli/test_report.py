@@ -67,7 +67,7 @@ def test_a_calibration_states_what_no_run_does(nap: Call, log: Path, tmp_path: P
     scores = [float(number) for number in range(1_000)]
     calibration = calibration_of(scores, scores, alpha=0.05)
     write_calibration(calibration, tmp_path / "calibration")
-    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "2026-05-01").mkdir(parents=True)
     out = tmp_path / "may.html"
     given = ("--calibration", tmp_path / "calibration", "--evidence", tmp_path / "kept")
     ended = nap("report", "--log", log, *MAY, "--out", out, "--no-verify", *given)
