@@ -238,7 +238,8 @@ class DecodedRows:
     rows whose status is ok, in their order: uint8, (3, H, W), RGB; or JPEGs that are decoded when
     they are scored; or the outputs of a model elsewhere. ``failed`` are the others. Scoring adds
     the JPEGs that cannot be decoded. ``files`` are the images' bytes as they came, by row, None
-    where they were not decoded; there are none where nobody keeps them.
+    where they were not decoded and empty where there is no room for them; there are none where
+    nobody keeps them.
     """
 
     columns: Mapping[str, list[Any]]
@@ -416,7 +417,7 @@ TIME_PARTS: tuple[TimePart, ...] = get_args(TimePart)
 that is slow; or it is at work on a batch, with the model, the scores and the rows."""
 
 
-EvidenceOutcome = Literal["kept", "over_budget", "queue_full", "failed"]
+EvidenceOutcome = Literal["kept", "over_budget", "queue_full", "failed", "memory_full"]
 EVIDENCE_OUTCOMES: tuple[EvidenceOutcome, ...] = get_args(EvidenceOutcome)
 """What became of an image that was to be kept."""
 

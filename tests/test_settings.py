@@ -359,9 +359,13 @@ def test_the_decoder_is_a_part_of_what_fingerprints_cover() -> None:
 
 @pytest.mark.parametrize(
     ("root", "is_refused"),
-    [("log", True), ("log/images", True), (".", True), ("log2", False), ("s3://images/log", False)],
+    [
+        *((root, True) for root in ("log", "log/images", ".", "log2/../log/images", "link/images")),
+        *((root, False) for root in ("log2", "log/../images", "s3://images/log")),
+    ],
 )
 def test_evidence_lies_apart_from_the_log(tmp_path: Path, root: str, is_refused: bool) -> None:
+    (tmp_path / "link").symlink_to("log")
     path = monitor(tmp_path, f"evidence: {{root: '{root}'}}\n")
     if is_refused:
         assert "evidence.root and log.root must lie apart" in problem_of(path)

@@ -292,7 +292,7 @@ class _Reading:
         if not table.num_rows:
             return None
         rows = rows_of_table(table, self._by)
-        times = credible_times(rows)
+        times = credible_times(rows.event_time_ms, rows.ingest_time_ms)
         newest = np.maximum(np.maximum.accumulate(times), self._newest_ms)
         self._newest_ms = int(newest[-1])
         is_within = (newest >= self._query.since_ms) & (newest < self._query.until_ms)

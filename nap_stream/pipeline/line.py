@@ -28,7 +28,7 @@ REPORT_EVERY_S = 1.0
 DEAD_LETTER_TIMEOUT_S = 5.0
 """For one attempt, which holds up polling. What it does not deliver is waited for."""
 EVIDENCE_TIMEOUT_S = 5.0
-"""For what still waits to be kept at the end, after everything is committed."""
+"""For what still waits to be kept at the end, after everything is committed, or failed."""
 DEAD_LETTER_AT_LEAST_S = 1.0
 """For a partition that comes after others that have used up that time."""
 
@@ -366,6 +366,9 @@ class WorkerLine:
             self._source.close(deadline_s)
         except Exception as error:  # noqa: BLE001  the first error is the one to raise
             structlog.get_logger().warning("source_not_closed", cause=str(error))
+        if self._evidence is not None:
+            # Rows of what waits may be durable: then nobody scores them again.
+            self._evidence.close(min(EVIDENCE_TIMEOUT_S, deadline_s))
 
     def _next_epoch(self) -> int:
         self._epoch += 1

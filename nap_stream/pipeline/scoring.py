@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import pyarrow as pa
@@ -17,7 +17,6 @@ from nap_stream.clock import Clock
 from nap_stream.records import (
     TIME_PARTS,
     DecodedRows,
-    EncodedJpeg,
     Fetched,
     Message,
     ScoredRows,
@@ -118,9 +117,10 @@ class ScoringStage:
     ``decode`` does not raise for bad input. A batch has at most ``batch_size`` images, unless one
     parcel alone has more; an image waits ``linger_s`` seconds for its batch to fill. Decoding
     pauses while ``max_decoded_images`` wait for scoring, or ``max_decoded_bytes`` of their pixels
-    and of the payloads of failed images. A thread decodes ``parcel_messages`` one after the other,
-    a power of two: one where to decode is to wait. ``observe`` receives
-    ("decode" | "score" | "batch", seconds).
+    and of the payloads of failed images. Nothing waits for the images' own bytes: beyond
+    ``max_decoded_bytes`` of them, until `take` has given them, those of further images are
+    dropped. A thread decodes ``parcel_messages`` one after the other, a power of two: one where to
+    decode is to wait. ``observe`` receives ("decode" | "score" | "batch", seconds).
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class ScoringStage:
         self._done: deque[ScoredRows] = deque()
         self._in_flight: dict[TopicPartition, int] = {}
         self._images = self._bytes = 0
-        self._decoded_images = self._decoded_bytes = 0
+        self._decoded_images = self._decoded_bytes = self._file_bytes = 0
         self._numbers = self._opening = 0
         self._error: BaseException | None = None
         self._changed = threading.Condition(self._lock)
@@ -193,6 +193,7 @@ class ScoringStage:
                 raise self._error
             done = list(self._done)
             self._done.clear()
+            self._file_bytes -= sum(_bytes_in(rows.files) for rows in done)
         return done
 
     def in_flight(self) -> tuple[int, int]:
@@ -264,6 +265,7 @@ class ScoringStage:
             spent_s += self._clock.monotonic() - started
             size = _held_bytes(rows)
             with self._lock:
+                rows = self._with_room_for_files(rows)
                 self._decoded_images += len(rows)
                 self._images += len(rows) - 1
                 parcel.images += len(rows) - 1
@@ -276,6 +278,16 @@ class ScoringStage:
         self._observe("decode", spent_s)
         parcel.messages = ()
         return decoded
+
+    def _with_room_for_files(self, rows: DecodedRows) -> DecodedRows:
+        """The rows with the files for which there is room, and empty ones for the others."""
+        files = list(rows.files)
+        for row, data in enumerate(files):
+            size = len(data or b"")
+            if self._file_bytes + size > self._max_decoded_bytes:
+                files[row], size = b"", 0
+            self._file_bytes += size
+        return replace(rows, files=tuple(files)) if files else rows
 
     def _run(self, score: Score) -> None:
         try:
@@ -419,9 +431,10 @@ def _rows_of(own_rows: Sequence[range], rows: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _held_bytes(rows: DecodedRows) -> int:
-    """What decoded rows keep in memory, about."""
+    """What decoded rows keep in memory, about, beside the images' own bytes."""
     payloads = sum(len(image.payload or b"") for image in rows.failed)
-    files = sum(len(data or b"") for data in rows.files)
-    # A JPEG that is left to a device is the file itself.
-    pixels = (one for one in rows.pixels if not (rows.files and isinstance(one, EncodedJpeg)))
-    return payloads + files + sum(image.nbytes for image in pixels)
+    return payloads + sum(image.nbytes for image in rows.pixels)
+
+
+def _bytes_in(files: Sequence[bytes | None]) -> int:
+    return sum(len(data or b"") for data in files)

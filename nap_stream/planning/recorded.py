@@ -291,7 +291,7 @@ def _read(
         if not own.num_rows:
             continue
         rows = rows_of_table(own, key_by)
-        read.times_ms.append(credible_times(rows))
+        read.times_ms.append(credible_times(rows.event_time_ms, rows.ingest_time_ms))
         read.p_values.append(rows.p_value)
         read.flagged.append(rows.is_ood)
         wrong = rows.offset[rows.is_ood != (rows.p_value <= facts.alpha)]

@@ -156,11 +156,13 @@ def _last_values(headers: pa.ChunkedArray, name: str) -> pa.Array:
     return pc.struct_field(entries, "value").take(pa.array(chosen, mask=chosen < 0))
 
 
-def credible_times(rows: SummaryRows) -> NDArray[np.int64]:
+def credible_times(
+    event_time_ms: NDArray[np.int64], ingest_time_ms: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """The event times, int64 (N,), or the ingest times where those cannot be true."""
-    age = rows.ingest_time_ms - rows.event_time_ms
+    age = ingest_time_ms - event_time_ms
     is_credible = (age >= -MAX_CLOCK_SKEW_MS) & (age <= MAX_AGE_MS)
-    return np.where(is_credible, rows.event_time_ms, rows.ingest_time_ms)
+    return np.where(is_credible, event_time_ms, ingest_time_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,7 @@ def _rows_of_part(span: _Span, rows: pa.Table, shape: SummaryShape) -> SummaryRo
 
 
 def _summary(span: _Span, rows: SummaryRows, shape: SummaryShape) -> SegmentSummary:
-    times = credible_times(rows)
+    times = credible_times(rows.event_time_ms, rows.ingest_time_ms)
     # Over all rows, as the partition's watermark is: a row without scores moves it too, and
     # where a segment ends must not matter.
     newest = np.maximum.accumulate(times)

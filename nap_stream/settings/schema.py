@@ -399,7 +399,7 @@ class WorkerSettings(Section):
     input size, or JPEGs left to a GPU, until they are scored, of failed images until they are dead
     letters. Beside it a fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes
     about 16 bytes a pixel of its image, and each partition holds rows of at most
-    log.segment_max_bytes."""
+    log.segment_max_bytes. With evidence.root the images' own bytes may take half of it more."""
     revoke_deadline_s: PositiveSeconds = 5.0
     """How long a rebalance may wait for what is in flight."""
 

@@ -24,8 +24,8 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.settings.evidence import EvidenceSettings
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
-from tests.pipeline.bench import FIRST, SECOND, Bench
-from tests.pipeline.test_scoring import score, stage
+from tests.pipeline.bench import FIRST, SECOND, Bench, FaultyStore
+from tests.pipeline.test_scoring import score, stage, take_all
 from tests.support.doubles import MemoryTopic
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
 from tests.support.log_files import rows_in
@@ -52,6 +52,8 @@ def scored(
     partition: TopicPartition = FIRST,
     first: int = 0,
     status: Status = Status.CORRUPT,
+    epoch: int = 1,
+    ingest_ms: int | None = None,
 ) -> ScoredRows:
     """Rows of these p-values; those without one have a status, and no file unless not finite."""
     count = len(p_values)
@@ -60,11 +62,12 @@ def scored(
         data if p is not None or status is Status.NOT_FINITE else None
         for data, p in zip(files, p_values, strict=True)
     ]
+    event_ms = list(event_ms or [MIDNIGHT_MS] * count)
     columns: dict[str, Any] = {
         "offset": [first + row for row in range(count)],
         "index": [0] * count,
-        "event_time": list(event_ms or [MIDNIGHT_MS] * count),
-        "ingest_time": [MIDNIGHT_MS] * count,
+        "event_time": event_ms,
+        "ingest_time": [ingest_ms or max(event_ms)] * count,
         "scored_time": [scored_ms] * count,
         "status": [Status.OK if p is not None else status for p in p_values],
         "error": [None if p is not None else "bad" for p in p_values],
@@ -73,7 +76,7 @@ def scored(
         "ood_p_value": pa.array(p_values, pa.float64()),
         "is_ood": pa.array([None if p is None else p <= ALPHA for p in p_values], pa.bool_()),
     }
-    return ScoredRows(partition, 1, first + count, rows_of(columns, count), (), tuple(kept))
+    return ScoredRows(partition, epoch, first + count, rows_of(columns, count), (), tuple(kept))
 
 
 def chosen(settings: EvidenceSettings, *batches: ScoredRows) -> list[tuple[int, tuple[str, ...]]]:
@@ -112,6 +115,39 @@ def test_the_smallest_p_values_of_an_hour_are_chosen_as_they_come() -> None:
     assert chosen(settings, *one_by_one) == expected
     other = scored([0.99], partition=SECOND, first=9)
     assert chosen(settings, whole, other)[-1] == (9, ("extreme",))
+
+
+def test_a_partition_that_is_placed_anew_has_its_extremes_chosen_again() -> None:
+    """Its rows are offered twice; those that only the second time reach the log are kept too."""
+    settings = replace_settings(extremes_per_hour=2)
+    first = scored([0.9, 0.8, 0.7])
+    extremes = [(offset, ("extreme",)) for offset in range(3)]
+    assert chosen(settings, first, scored([0.9, 0.8, 0.7], epoch=2)) == [*extremes, *extremes]
+    after = scored([0.75], first=3, epoch=2)
+    assert chosen(settings, first, scored([0.9], epoch=2), after) == [
+        *extremes,
+        (0, ("extreme",)),
+        (3, ("extreme",)),
+    ]
+
+
+def test_event_times_that_jump_choose_no_more_than_the_hours_that_pass() -> None:
+    """Of 200 hours up and down, one by one; and of years, where the time of ingest stands."""
+    settings = replace_settings(extremes_per_hour=1)
+    now = MIDNIGHT_MS + 100 * HOUR_MS
+    p_values = [0.5] * 200
+    scattered = [now - (row * 37 % 100) * HOUR_MS for row in range(200)]
+    assert chosen(settings, scored(p_values, event_ms=scattered, ingest_ms=now)) == [
+        (0, ("extreme",))
+    ]
+    years = [row * 8760 * HOUR_MS for row in range(200)]
+    batches = [
+        scored([p], event_ms=[event], ingest_ms=now, first=row)
+        for row, (p, event) in enumerate(zip(p_values, years, strict=True))
+    ]
+    assert chosen(settings, *batches) == [(0, ("extreme",))]
+    late = scored([0.4], event_ms=[now - HOUR_MS], ingest_ms=now, first=200)
+    assert chosen(settings, *batches, late)[1:] == [(200, ("extreme",))]
 
 
 def replace_settings(**changes: Any) -> EvidenceSettings:
@@ -231,6 +267,54 @@ def test_the_budget_is_of_all_workers_and_of_the_whole_day_over_restarts(
     assert noted["kept"] == 25 + 19 + 1
 
 
+class Wavering(FaultyStore):
+    """Fails one time of forty."""
+
+    asked = 0
+
+    def create(self, path: str, content: bytes) -> bool:
+        self.is_broken, self.asked = self.asked % 40 == 0, self.asked + 1
+        return super().create(path, content)
+
+
+@pytest.mark.parametrize("is_too_late", [False, True])
+def test_a_store_that_fails_now_and_then_gives_no_worker_more_than_its_part(
+    is_too_late: bool, noted: Noted
+) -> None:
+    """One of eight has 10,020 bytes, half of them for flagged images, also after 7 failures.
+
+    Where the file is there all the same, as it is when an answer is lost, it counts in the whole.
+    """
+    store, settings = Wavering(), replace_settings(max_bytes_per_day=80_160)
+    store.too_late = is_too_late
+    kept = keeper(store, noted, settings=settings, workers=8)
+    kept.offer(scored([0.01] * 300, size=20, scored_ms=MIDNIGHT_MS + DAY_MS - 1))
+    kept.close(PATIENCE_S)
+    assert noted == {"kept": 250, "failed": 7, "over_budget": 43}
+    assert sum(store.sizes(DAY).values()) == 5_000 + is_too_late * 7 * 20
+
+
+def test_workers_that_start_again_and_again_do_not_exceed_the_budget_of_all(noted: Noted) -> None:
+    """Two have 610 bytes. One begins anew for each image, until half of what is there is its part.
+
+    That is 540 bytes. Of its own part the other has 132 left, of the whole there are 70.
+    """
+    store, settings = MemoryStore(), replace_settings(max_bytes_per_day=610)
+    late_ms, clock = MIDNIGHT_MS + DAY_MS - 1, ManualClock(MIDNIGHT_MS)
+    other = keeper(store, noted, settings=settings, workers=2, clock=clock)
+    other.offer(scored([0.01], size=20, scored_ms=late_ms, first=10_000))
+    wait_until(lambda: noted["kept"] == 1, "the other's first image")
+    for number in range(50):
+        kept = keeper(store, noted, settings=settings, workers=2)
+        kept.offer(scored([0.01], size=20, scored_ms=late_ms, first=number))
+        kept.close(PATIENCE_S)
+    assert sum(store.sizes(DAY).values()) == 540
+    clock.advance(600)
+    other.offer(scored([0.01] * 6, size=20, scored_ms=late_ms, first=20_000))
+    other.close(PATIENCE_S)
+    assert sum(store.sizes(DAY).values()) == 600
+
+
 class Failing(MemoryStore):
     """Fails as often as it is told to."""
 
@@ -342,8 +426,44 @@ def test_the_line_keeps_the_files_of_the_rows_that_are_flagged(
             if row["status"] == "ok":
                 found = find_evidence(store, evidence_path(scored_ms, row["sha256"]), 10**6)
                 assert (found in files) == (row["sha256"] in flagged)
-    assert bench.told.reports[-1].evidence == (6, 0, 0, 0)
+    assert bench.told.reports[-1].evidence == (6, 0, 0, 0, 0)
     assert bench.told.reports[-1].evidence_bytes == sum(map(len, files[1::2]))
+
+
+class Patient(EvidenceKeeper):
+    """One whose store takes nothing before the line closes it."""
+
+    def close(self, timeout_s: float) -> None:
+        assert isinstance(self._store, Hanging)
+        self._store.go_on.set()
+        super().close(timeout_s)
+
+
+def test_what_waits_for_the_store_is_written_when_an_error_ends_the_line() -> None:
+    """Both images are flagged, as not finite ones are."""
+    bench, store = Bench(MemoryTopic("images", 1)), Hanging()
+    files = [jpeg(seed) for seed in range(2)]
+    for file in files:
+        bench.topic.append(FIRST, file)
+    bench.decode, bench.score = decoder(SystemClock()), not_finite
+    bench.evidence = lambda note: Patient(store, NOTHING, workers=1, note=note, clock=SystemClock())
+
+    def enough() -> bool:
+        if bench.topic.committed == {FIRST: 2}:
+            raise RuntimeError("a defect")
+        return False
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        bench.run(enough)
+    (day,) = store.names("")
+    assert set(store.names(day)) == {hashlib.sha256(file).hexdigest() for file in files}
+
+
+def not_finite(decoded: Any) -> pa.RecordBatch:
+    rows = score(decoded)
+    place = rows.schema.get_field_index("status")
+    statuses = pa.array([Status.NOT_FINITE.value] * rows.num_rows, rows.schema.field(place).type)
+    return rows.set_column(place, rows.schema.field(place), statuses)
 
 
 def test_nobody_keeps_bytes_that_nobody_asked_for() -> None:
@@ -356,25 +476,40 @@ def test_nobody_keeps_bytes_that_nobody_asked_for() -> None:
     assert decoder(SystemClock())(unread).files == (None,)
 
 
-@pytest.mark.parametrize(("keeps_files", "held"), [(False, 0), (True, 1)])
-def test_bytes_that_wait_for_their_scores_count_as_in_hand(keeps_files: bool, held: int) -> None:
-    """An image is 4 x 4 pixels, and its file beside them."""
-    go_on, file = threading.Event(), jpeg()
+def test_what_is_kept_in_memory_for_evidence_holds_up_no_scores(noted: Noted) -> None:
+    """An image is 48 bytes of pixels beside a file of 1,000; all 20 wait for one batch.
 
-    def hang(decoded: Any) -> pa.RecordBatch:
-        go_on.wait(PATIENCE_S)
-        return score(decoded)
-
+    Of 4,800 bytes' room four files take their part, and the others are not kept.
+    """
+    files = [jpeg(seed).ljust(1_000, b"\0") for seed in range(20)]
     topic = MemoryTopic("images", 1)
-    topic.append(FIRST, file)
-    message = topic.partitions[FIRST].messages[0]
-    decode = decoder(SystemClock(), keeps_files=keeps_files)
-    with stage(decoder=decode, scorer=hang) as running:
-        running.submit(Fetched(FIRST, (message,), 1), 1)
-        expected = 3 * 4 * 4 + held * len(file)
-        wait_until(lambda: running.in_flight() == (1, expected), f"{expected} bytes in hand")
-        go_on.set()
-        wait_until(lambda: running.in_flight() == (0, 0), "nothing in hand")
+    for file in files:
+        assert len(file) == 1_000
+        topic.append(FIRST, file)
+    messages = tuple(topic.partitions[FIRST].messages)
+    gathered: list[int] = []
+
+    def flag(decoded: Any) -> pa.RecordBatch:
+        gathered.append(sum(map(len, decoded)))
+        rows = score(decoded)
+        place = rows.schema.get_field_index("is_ood")
+        is_ood = pa.array([True] * rows.num_rows)
+        return rows.set_column(place, rows.schema.field(place), is_ood)
+
+    kept = keeper(MemoryStore(), noted)
+    options: dict[str, Any] = {"batch_size": 20, "linger_s": PATIENCE_S, "decode_threads": 1}
+    with stage(
+        decoder=decoder(SystemClock()), scorer=flag, max_decoded_bytes=4_800, **options
+    ) as running:
+        for _ in range(2):
+            running.submit(Fetched(FIRST, messages, 20), 1)
+            (scored_rows,) = take_all(running, 20)
+            assert running.in_flight() == (0, 0)
+            kept.offer(scored_rows)
+    kept.close(PATIENCE_S)
+    assert gathered == [20, 20]
+    assert [len(file or b"") for file in scored_rows.files] == [1_000] * 4 + [0] * 16
+    assert noted == {"kept": 4, "memory_full": 32}
 
 
 def test_an_image_is_erased_of_whatever_day(store: SegmentStore, noted: Noted) -> None:
