@@ -122,15 +122,16 @@ def evidence_store(evidence: str | None, settings: "Settings | None") -> "Segmen
     """Where images are kept, by either; None where nothing is.
 
     Raises:
-        ConfigError: A root that is named by itself holds nothing.
+        ConfigError: A root that is named by itself holds no folder of a day.
     """
+    from nap_stream.scored_log.evidence import evidence_days
     from nap_stream.scored_log.stores import store_at
 
     if evidence is None:
         root = None if settings is None else settings.evidence.root
         return None if root is None else store_at(root)
     store = store_at(evidence)
-    if not store.names(""):
+    if not evidence_days(store):
         raise ConfigError("no evidence is there", evidence, "Name what evidence.root names")
     return store
 

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 EXIT_GONE = 1
 DIGESTS_AN_EVENT = 10_000
-MAX_TEXT = 250
 PICTURE_COLUMNS = 48
 """Characters that the picture in a terminal is wide at most; each is two pixels high."""
 
@@ -156,27 +156,29 @@ def erase(
 ) -> None:
     """Erase images that were kept as evidence. Rows stay, and their chain as it is.
 
-    What was asked for, by whom and why, and how many files there were is an event of the log, of
-    the kind erased. An image goes whatever row it was kept for; one that comes again may be kept
-    again. Kafka, and what messages refer to, are not touched.
+    What is asked for, by whom and why, is written as an event of the log first, of the kind
+    erasing, and then how many files there were, of the kind erased. An image goes whatever row it
+    was kept for; one that comes again may be kept again. Kafka, what messages refer to, and the
+    old versions in a bucket that keeps them are not touched.
+
+    Exit code 1 where there was no file of what was asked for.
 
     \b
     Examples:
       nap-stream erase --config monitor.yaml --key person-17 --by "A. Auditor" --reason "request 8"
       nap-stream erase --log scored-log --evidence evidence --sha256 5f0c... --by "A. Auditor"
     """
-    from nap_stream.scored_log.events import Event, EventKind, append_event
+    from nap_stream.scored_log.events import Event, EventKind, append_event, require_text
     from nap_stream.scored_log.evidence import erase_evidence
+    from nap_stream.scored_log.history import MAX_BY, MAX_COMMENT
     from nap_stream.scored_log.query import Query, require_names, scan
 
     store = log_store(config if log is None else None, log)
     kept = evidence_store(evidence, None if config is None else load_uncalibrated_settings(config))
     if kept is None or not (sha256 or key):
         raise ConfigError("expected --evidence or evidence.root, and --sha256 or --key", "erase")
-    if not by.strip() or not f"{by}{reason}".isprintable() or len(f"{by}{reason}") > MAX_TEXT:
-        raise ConfigError(
-            f"expected a name, and {MAX_TEXT} printable characters at most", "--by, --reason"
-        )
+    require_text("by", by, MAX_BY)
+    require_text("reason", reason, MAX_COMMENT, may_be_empty=True)
     digests = set(map(sha256_of, sha256 or ()))
     for name in key or ():
         query, found = Query(keys=(key_of(name),)), set[str]()
@@ -189,10 +191,19 @@ def erase(
     for start in range(0, len(names), DIGESTS_AN_EVENT):
         some = names[start : start + DIGESTS_AN_EVENT]
         now_ms = SystemClock().now_ms()
+        data: dict[str, Any] = {"evidence": kept.root, "sha256": some, "reason": reason}
+        event = Event(time_ms=now_ms, kind=EventKind.ERASING, by=by, data=data)
+        # First, so that nothing can be gone without a word of it.
+        asked = append_event(store, event).number
         files = erase_evidence(kept, set(some), now_ms)
-        data = {"evidence": kept.root, "sha256": some, "files": files, "reason": reason}
-        append_event(store, Event(time_ms=now_ms, kind=EventKind.ERASED, by=by, data=data))
+        done = replace(event, kind=EventKind.ERASED, data={"asked": asked, "files": files})
+        append_event(store, done, near=asked)
         erased += files
+    if "://" in kept.root:
+        typer.echo("a bucket that keeps versions has them still: remove those there", err=True)
+    if not erased:
+        typer.echo(f"nothing erased: {kept.root} holds none of the {len(names):,} images asked for")
+        sys.exit(EXIT_GONE)
     typer.echo(f"{erased:,} files erased, of {len(names):,} images that were asked for")
 
 

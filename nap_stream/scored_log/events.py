@@ -48,6 +48,7 @@ class EventKind(StrEnum):
     ALERT = "alert"
     ACKNOWLEDGED = "acknowledged"
     ACCEPTED = "accepted"
+    ERASING = "erasing"
     ERASED = "erased"
 
 

@@ -27,6 +27,15 @@ def evidence_path(scored_ms: int, sha256: str) -> str:
     return f"{evidence_day(scored_ms)}/{sha256}"
 
 
+def evidence_days(store: SegmentStore) -> list[str]:
+    """The folders of days that there are, in order.
+
+    Raises:
+        ScoredLogError: The store cannot be listed.
+    """
+    return sorted(name for name in store.names("") if _DAY.fullmatch(name))
+
+
 def find_evidence(store: SegmentStore, path: str, max_bytes: int) -> bytes | None:
     """The bytes of an image that was kept; None where it was not, or is gone.
 
@@ -55,13 +64,13 @@ def find_evidence(store: SegmentStore, path: str, max_bytes: int) -> bytes | Non
 
 
 def erase_evidence(store: SegmentStore, sha256: AbstractSet[str], now_ms: int) -> int:
-    """Remove images, of whatever day, and what dead writers left; how many images that were.
+    """Remove images, of whatever day, and what dead writers left; how many files of images.
 
     Raises:
         ScoredLogError: The store cannot be listed, or one cannot be removed.
     """
     erased = 0
-    for day in sorted(name for name in store.names("") if _DAY.fullmatch(name)):
+    for day in evidence_days(store):
         held = sorted(store.sizes(day).keys() & sha256)
         store.remove([f"{day}/{name}" for name in held])
         store.remove_leftovers(day, now_ms - LEFTOVER_AGE_MS)

@@ -127,10 +127,13 @@ def _words(event: Event) -> str:
             from_ms = data.get("from_ms")
             since = moment(rfc3339(from_ms)) if type(from_ms) is int else "?"
             what = f"{data.get('key') or 'the stream'} as it is since {since}: {data.get('reason')}"
-        case EventKind.ERASED:
+        case EventKind.ERASING:
             names = data.get("sha256")
             count = len(names) if isinstance(names, list) else "?"
-            what = f"{data.get('files')} files of {count} images: {data.get('reason')}"
+            what = f"{count} images, of {data.get('evidence')}: {data.get('reason')}"
+        case EventKind.ERASED:
+            files = data.get("files") or "no"
+            what = f"{files} files were there of what event {data.get('asked')} names"
         case _:
             what = _value(dict(data))
     return what

@@ -416,18 +416,23 @@ def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: 
     keyed = {row["sha256"] for row in made.rows if row["key"] == KEY}
     assert "1 files erased, of 1 images" in one.out
     assert f"{len(of_key) - 1} files erased, of {len(keyed)} images" in rest.out
-    assert "0 files erased, of 1 images" in again.out
+    assert (one.exit_code, rest.exit_code, again.exit_code) == (0, 0, 1)
+    assert f"nothing erased: {tmp_path / 'evidence'} holds none of the 1 images" in again.out
     left = {path.name for path in (tmp_path / "evidence").rglob("*") if path.is_file()}
     assert left == others
     assert sorted((p, p.read_bytes()) for p in (tmp_path / "log").rglob("*.parquet")) == before
     events = list(read_events(store))
-    assert [(event.kind, event.by, event.data["files"]) for event in events] == [
-        ("erased", "A. Auditor", 1),
-        ("erased", "A. Auditor", len(of_key) - 1),
-        ("erased", "A. Auditor", 0),
+    assert [(event.kind, event.data.get("asked"), event.data.get("files")) for event in events] == [
+        *(("erasing", None, None), ("erased", 0, 1)),
+        *(("erasing", None, None), ("erased", 2, len(of_key) - 1)),
+        *(("erasing", None, None), ("erased", 4, 0)),
     ]
-    assert set(events[1].data["sha256"]) == keyed
-    assert "camera" not in json.dumps(events[1].data)
+    assert {event.by for event in events} == {"A. Auditor"}
+    assert set(events[2].data["sha256"]) == keyed
+    assert "camera" not in json.dumps(events[2].data)
+    told = nap("history", "--log", tmp_path / "log").out
+    assert f"1 images, of {tmp_path / 'evidence'}: request 8" in told
+    assert "no files were there of what event 4 names" in told
     shown = nap("show", address(row), "--config", made.config)
     assert "it was not chosen, or is erased" in shown.out
 
@@ -439,7 +444,8 @@ def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: 
         (("--sha256", "12"), "expected 64 hex digits"),
         ((), "expected --evidence or evidence.root, and --sha256 or --key"),
         (("--key", KEY.decode(), "--evidence", "evidnce"), "evidnce: no evidence is there"),
-        (("--key", KEY.decode(), "--by", " "), "expected a name"),
+        (("--key", KEY.decode(), "--evidence", "tests"), "tests: no evidence is there"),
+        (("--key", KEY.decode(), "--by", " "), "--by: expected 1 to 200 printable characters"),
         (("--key", KEY.decode(), "--reason", "\x1b[2J"), "printable characters"),
     ],
 )
@@ -450,7 +456,19 @@ def test_nothing_is_erased_of_what_is_mistyped(
     assert ended.exit_code == 2
     assert told in ended.err
     assert made.evidence_of(made.flagged).exists()
-    assert all(event.kind != "erased" for event in read_events(LocalStore(made.folder / "log")))
+    kinds = {event.kind for event in read_events(LocalStore(made.folder / "log"))}
+    assert not kinds & {"erasing", "erased"}
+
+
+def test_nothing_is_erased_that_cannot_be_written_down(nap: Call, tmp_path: Path) -> None:
+    """A file stands where the events would."""
+    made = monitored(tmp_path)
+    (tmp_path / "log" / "_events").write_bytes(b"")
+    options = ("--sha256", made.flagged["sha256"], "--by", "A. Auditor")
+    ended = nap("erase", "--config", made.config, *options)
+    assert ended.exit_code != 0
+    assert "_events" in ended.err
+    assert made.evidence_of(made.flagged).exists()
 
 
 def test_a_row_is_shown_beside_a_segment_that_cannot_be_read(nap: Call, tmp_path: Path) -> None:
