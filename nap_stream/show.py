@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from nap_stream.calibration.calibration import Calibration, base_scores_of
+from nap_stream.calibration.calibration import CLASS_ID, SCORE, Calibration, base_scores_of
 from nap_stream.clock import SystemClock
+from nap_stream.core.panes import key_text
 from nap_stream.core.prior import nap_by_position
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode.image import decode_image
@@ -40,11 +41,10 @@ from nap_stream.model.lane import open_lane
 from nap_stream.model.load import LoadedModel
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, Status, TopicPartition
-from nap_stream.scored_log.events import read_events
+from nap_stream.scored_log.events import EventKind, read_events
 from nap_stream.scored_log.evidence import evidence_path, find_evidence
 from nap_stream.scored_log.files import SCAN_SCHEMA, files_of
-from nap_stream.scored_log.format import SCORE_COLUMNS
-from nap_stream.scored_log.output import bytes_as_text
+from nap_stream.scored_log.format import SCORE_COLUMNS, storable_text
 from nap_stream.scored_log.query import Query, require_partitions, scan
 from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.stores import SegmentStore
@@ -114,6 +114,9 @@ def _neighbours(
         near = replace(query, offsets=(max(0, offset - reach), offset + reach))
         unread.clear()
         found = _rows(store, near, unread)
+        if row not in found:
+            # Its own file cannot be read any more: ``unread`` says why.
+            return [row]
         at = found.index(row)
         if min(at, len(found) - at - 1) >= NEIGHBOURS:
             break
@@ -133,25 +136,38 @@ def _why_no_row(store: SegmentStore, partition: TopicPartition, offset: int) -> 
     return f"the log of {partition} holds the offsets from {bases[0]} to {last.end - 1}"
 
 
-def alerts_of(store: SegmentStore, row: Row, defects: list[Defect]) -> list[Row]:
+def alerts_of(store: SegmentStore, row: Row, defects: list[Defect]) -> list[Row] | None:
     """The alerts of a row's stream, or of its key, that were sent and reach over its offset.
 
-    ``defects`` takes what is wrong with the log's events; those that can be read are looked at.
+    None where there is none, and no run had written of itself when the row was scored: then alerts
+    may have been sent that were not recorded. ``defects`` takes what is wrong with the log's
+    events; those that can be read are looked at.
     """
-    found = []
+    found, key_by, first_run_ms = [], dict[str, str](), None
     for event in read_events(store, defects=defects):
-        sent: Any = event.data.get("event") if event.kind == "alert" else None
+        if event.kind == EventKind.RUN_STARTED:
+            first_run_ms = event.time_ms if first_run_ms is None else first_run_ms
+            match event.data:
+                case {"settings": {"drift": {"keys": {"by": str(by)}}}}:
+                    key_by[event.by] = by
+        sent: Any = event.data.get("event") if event.kind == EventKind.ALERT else None
         data = sent.get("data") if isinstance(sent, dict) else None
-        if isinstance(data, dict) and _is_about(data, row):
+        if isinstance(data, dict) and _is_about(data, row, key_by.get(event.by, "key")):
             told = {name: data.get(name) for name in ("state", "severity", "key", "summary")}
             found.append({"event": event.number, "id": sent.get("id"), **told})
-    return found
+    is_recorded = first_run_ms is not None and first_run_ms <= _milliseconds(row["scored_time"])
+    return found if found or is_recorded else None
 
 
-def _is_about(data: dict[str, Any], row: Row) -> bool:
-    values = [row["key"], *(header["value"] for header in row["headers"])]
-    keys = [None, *(bytes_as_text(value) for value in values if value is not None)]
-    if data.get("topic") != row["topic"] or data.get("key") not in keys:
+def _key_of(row: Row, key_by: str) -> str:
+    """A row's key as alerts have it; see `nap_stream.settings.drift.KeySettings`."""
+    name = storable_text(key_by.partition(":")[2])
+    values = [header["value"] for header in row["headers"] if header["name"] == name]
+    return key_text(row["key"] if key_by == "key" else values[-1] if values else None)
+
+
+def _is_about(data: dict[str, Any], row: Row, key_by: str) -> bool:
+    if data.get("topic") != row["topic"] or data.get("key") not in {None, _key_of(row, key_by)}:
         return False
     try:
         return any(
@@ -257,10 +273,10 @@ def _undecodable(refusal: Refusal) -> InputDataError:
 def scores_of(row: Row, calibration: Calibration | None) -> list[Row]:
     """All scores of a row, what says most against it first, against the calibration's images.
 
-    ``calibration_at_most`` is the share of these whose score is no higher. Where the method sums
-    log p-values, ``p_value`` is the score's own, ``weight`` what its logarithm is taken by, and
-    ``share`` its part of the sum. What is not known is None: without the calibration that the row
-    was judged by, all but the values.
+    ``against`` says of what images or records, and ``at_most`` is the share of these whose score is
+    no higher. Where the method sums log p-values, ``p_value`` is the score's own, ``weight`` what
+    its logarithm is taken by, and ``share`` its part of the sum. What is not known is None: without
+    the calibration that the row was judged by, all but the values.
     """
     names = {str(name): str(name) for name in SCORE_COLUMNS} | {"confidence": str(BaseScore.MSP)}
     values = {
@@ -268,22 +284,39 @@ def scores_of(row: Row, calibration: Calibration | None) -> list[Row]:
         for name in SCORE_COLUMNS
         if isinstance(row[name], float) and not name.endswith("p_value")
     }
-    held, terms = {}, {}
+    held, terms = dict[str, tuple[str, NDArray[Any]]](), {}
     if calibration is not None and values:
-        held = {**calibration.values, "fused": calibration.arrays["score"]}
+        held = _set_against(row, calibration)
         terms = calibration.terms({name: np.array([value]) for name, value in values.items()})
     total = sum(float(weight * log_p[0]) for weight, log_p in terms.values()) or 1.0
     shown = []
     for name, value in values.items():
-        own = held.get(name)
+        against, own = held.get(name, (None, None))
         at_most = None if own is None else float(np.mean(own <= own.dtype.type(value)))
         p_value = weight = share = None
         if name in terms:
             weight, log_p = terms[name]
             p_value, share = float(np.exp(log_p[0])), float(weight * log_p[0]) / total
-        score = {"score": name, "value": value, "calibration_at_most": at_most}
+        score = {"score": name, "value": value, "at_most": at_most, "against": against}
         shown.append({**score, "p_value": p_value, "weight": weight, "share": share})
     return sorted(shown, key=lambda score: -(score["share"] or 0.0))
+
+
+def _set_against(row: Row, calibration: Calibration) -> dict[str, tuple[str, NDArray[Any]]]:
+    """The values that each score of a row is set against, and what they are of."""
+    rule, is_baseline = calibration.document.rule, calibration.document.baseline is not None
+    fused, of = calibration.arrays[SCORE], "baseline" if is_baseline else "calibration"
+    found = {
+        name: (f"{of}, n = {len(values):,}", values) for name, values in calibration.values.items()
+    }
+    if rule.per_class:
+        # As it was judged.
+        fused = fused[calibration.arrays[CLASS_ID] == row["class_id"]]
+        of += f", class {row['class_name']}"
+    if len(fused):
+        records = " records" if is_baseline else ""
+        found["fused"] = f"{of}, n = {len(fused):,}{records}", fused
+    return found
 
 
 def rescore(

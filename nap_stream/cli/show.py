@@ -76,8 +76,8 @@ def show(
     """Show one row: its picture, prediction, scores, neighbours, alerts, and all its fields.
 
     Each score is set against the images of the calibration, if that is the one which the row was
-    judged by. The image is what was kept as evidence, else it is read from Kafka, by --config. It
-    always has the SHA-256 that the row has.
+    judged by: at_most is the share of these whose score is no higher. The image is what was kept as
+    evidence, else it is read from Kafka, by --config. It always has the SHA-256 that the row has.
 
     Exit code 1 where the image is asked for (--out, --map, --rescore) and gone.
 
@@ -101,17 +101,19 @@ def show(
     image = of_row.find_image(row, evidence_store(evidence, settings), settings)
     folder = calibration or (None if settings is None else settings.calibration)
     judged_by, notes = _judged_by(folder, row)
+    scores = of_row.scores_of(row, judged_by)
     defects: list[Any] = []
     shown = {
         "row": row,
         "image": {"found": image.data is not None, "where": image.where, "looked": image.looked},
         "alpha": None if judged_by is None else judged_by.alpha,
-        "scores": of_row.scores_of(row, judged_by),
+        "scores": scores,
         "neighbours": neighbours,
         "alerts": of_row.alerts_of(store, row, defects),
         "rescored": None,
         "notes": notes,
     }
+    notes += _absent(scores, judged_by)
     notes += [f"an event of the log cannot be read: {defect}" for defect in defects]
     notes += [f"rows about it cannot be read: {error}" for error in unread]
     if settings is not None and folder and image.data and (rescore or nap_map is not None):
@@ -224,6 +226,15 @@ def _judged_by(folder: Path | None, row: "Row") -> "tuple[Calibration | None, li
     return None, [f"scores are not set against a calibration: {problem}"]
 
 
+def _absent(scores: "list[Row]", judged_by: "Calibration | None") -> list[str]:
+    """What is to be said of scores of which the calibration has no values."""
+    names = [score["score"] for score in scores if score["at_most"] is None]
+    if judged_by is None or not names:
+        return []
+    which = "calibration" if judged_by.document.baseline is None else "baseline"
+    return [f"not set against anything: the {which} holds no values of {', '.join(names)}"]
+
+
 def _pixels(
     data: bytes, settings: "Settings | None", notes: list[str] | None
 ) -> "NDArray[np.uint8] | None":
@@ -264,7 +275,8 @@ def _print(console: Console, shown: "Row", pixels: "NDArray[np.uint8] | None") -
         )
     _print_table(console, "scores", shown["scores"])
     _print_table(console, "neighbours in the partition", shown["neighbours"], SCAN_SCHEMA)
-    _print_table(console, "alerts of the log's events that reach over this row", shown["alerts"])
+    title = "alerts of the log's events that reach over this row"
+    _print_table(console, title, shown["alerts"])
     if shown["rescored"] is not None:
         texts = [
             {name: value if name == "grown_by" else str(value) for name, value in one.items()}
@@ -290,14 +302,17 @@ def _verdict(row: "Row", alpha: float | None) -> str:
     return f"{row['class_name']}, {percent(row['confidence'])}  {flagged}: {p_value}"
 
 
-def _print_table(console: Console, title: str, rows: "list[Row]", schema: Any = None) -> None:
+def _print_table(
+    console: Console, title: str, rows: "list[Row] | None", schema: Any = None
+) -> None:
     import pyarrow as pa
 
     from nap_stream.scored_log.output import OutputFormat, write_batches
 
     console.print(f"\n{title}", style="bold")
     if not rows:
-        console.print("none")
+        recorded = "none" if rows is not None else "not recorded: no run had written of itself then"
+        console.print(recorded)
         return
     table, held = pa.Table.from_pylist(rows, schema), io.BytesIO()
     width = console.width if console.is_terminal else None

@@ -1,11 +1,13 @@
 """`nap-stream show` on a log that a real line has written, with real JPEGs."""
 
+import base64
 import io
 import json
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,10 +18,12 @@ from PIL import Image
 from rich.style import Style
 
 from nap_stream.calibration.artifact import load_calibration
-from nap_stream.cli.show import half_blocks
+from nap_stream.calibration.calibration import Calibration
+from nap_stream.cli.show import _absent, half_blocks
 from nap_stream.clock import SystemClock
 from nap_stream.core.conformal import Rule
-from nap_stream.errors import FeatureMapError
+from nap_stream.core.panes import key_text
+from nap_stream.errors import ChainBrokenError, FeatureMapError
 from nap_stream.feed import on_cpu
 from nap_stream.kafka.client import connect
 from nap_stream.model.load import load_model
@@ -27,20 +31,22 @@ from nap_stream.monitor.worker import Threads, open_line
 from nap_stream.pipeline.commits import WorkerCounters
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.events import Event, append_event, read_events
-from nap_stream.scored_log.format import segment_path
+from nap_stream.scored_log.format import SCORE_COLUMNS, segment_path
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import LimitSettings, ScoringSettings
-from nap_stream.show import find_image, nap_picture
+from nap_stream.show import alerts_of, find_image, find_row, nap_picture, scores_of
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, local_log, origin, scored
 from tests.source.test_peek import send
+from tests.support.baseline_calibrations import with_baseline
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic
 from tests.support.image_bytes import ARROW_HEADERS, arrow_stream, jpeg
 from tests.support.log_files import run_query
+from tests.support.memory_store import MemoryStore
 from tests.support.shared_data import shared_data
-from tests.support.small_calibration import write_calibrated, write_images
+from tests.support.small_calibration import calibration_of, write_calibrated, write_images
 from tests.support.small_settings import CPU, load_small
 from tests.support.told import Told
 from tests.support.topics import new_settings
@@ -179,7 +185,11 @@ def test_scores_are_set_against_the_calibrations_images(nap: Call, made: Monitor
     for name, column in (("energy", "energy"), ("msp", "confidence"), ("nap", "nap")):
         assert scores[name]["value"] == row[column]
         held = calibration.values[name].astype(float)
-        assert scores[name]["calibration_at_most"] == np.mean(held <= row[column])
+        assert scores[name]["at_most"] == np.mean(held <= row[column])
+    assert {score["against"] for score in scores.values()} == {
+        f"calibration, n = {calibration.size}"
+    }
+    assert scores["fused"]["at_most"] == np.mean(calibration.arrays["score"] <= row["fused"])
     terms = [scores[name] for name in ("energy", "nap")]
     assert sum(t["weight"] * np.log(t["p_value"]) for t in terms) == pytest.approx(row["fused"])
     assert sum(term["share"] for term in terms) == pytest.approx(1)
@@ -274,7 +284,8 @@ def test_another_calibration_and_another_model_are_told(
 
     shown = json.loads(ended.out)
     assert "this row was judged by" in shown["notes"][0]
-    assert {score["calibration_at_most"] for score in shown["scores"]} == {None}
+    assert {score["at_most"] for score in shown["scores"]} == {None}
+    assert len(shown["notes"]) == 1
     fingerprint = shown["rescored"][1]
     assert fingerprint["logged"] != fingerprint["now"]
 
@@ -310,28 +321,76 @@ def test_a_mistyped_address_is_told_what_there_is(
     assert told in ended.err
 
 
-def test_alerts_that_reach_over_the_row_are_shown(nap: Call, made: Monitored) -> None:
-    row, store = made.flagged, LocalStore(made.folder / "log")
-    offset = row["offset"]
+def test_scores_are_set_against_what_judged_the_row_and_it_is_named() -> None:
+    """Fused are 8, 1, 6, 4 of the classes 0, 1, 0, 1, and 5 of the row: 2 of 4 are no higher."""
+    row = dict.fromkeys(SCORE_COLUMNS) | {"class_id": 1, "class_name": "dog"}
+    row |= {"energy": 9.0, "nap": 2.0, "fused": 5.0}
+    options: dict[str, Any] = {"energy": [16, 1, 9, 4], "nap": [4, 1, 4, 4]}
+
+    def fused(calibration: Calibration) -> tuple[Any, Any]:
+        (found,) = (each for each in scores_of(row, calibration) if each["score"] == "fused")
+        return found["at_most"], found["against"]
+
+    calibration = calibration_of(**options, alpha=0.4)
+    assert fused(calibration) == (0.5, "calibration, n = 4")
+    per_class = Rule(0.5, per_class=True)
+    of_class = calibration_of(**options, rule=per_class, class_id=[0, 1, 0, 1])
+    assert fused(of_class) == (1.0, "calibration, class dog, n = 2")
+    baseline = with_baseline(calibration, np.array([1.0, 2.0, 3.0, 4.0, 9.0]))
+    assert fused(baseline) == (0.8, "baseline, n = 5 records")
+    others = {each["score"]: each["at_most"] for each in scores_of(row, baseline)}
+    assert others == {"energy": None, "nap": None, "fused": 0.8}
+    (told,) = _absent(scores_of(row, baseline), baseline)
+    assert told.endswith("the baseline holds no values of energy, nap")
+
+
+@pytest.mark.parametrize(
+    ("key_by", "of_key", "of_other"),
+    [
+        ("key", key_text(b"\xff" * 9), "5"),
+        ("key", key_text(b"\xff" * 9), "base64:" + base64.b64encode(b"\xff" * 9).decode()),
+        ("header:line", "5", key_text(b"\xff" * 9)),
+        ("header:line", "5", "4"),
+    ],
+)
+def test_alerts_that_reach_over_the_row_are_shown(key_by: str, of_key: str, of_other: str) -> None:
+    """Its key is no text; of two headers "line" the last one counts."""
+    store, offset = MemoryStore(), 7
+    headers = [{"name": "line", "value": b"4"}, {"name": "line", "value": b"5"}]
+    scored_time = datetime.fromtimestamp(2, UTC)
+    row: dict[str, Any] = {"topic": "images", "partition": 0, "offset": offset, "index": 0}
+    row |= {"key": b"\xff" * 9, "headers": headers, "scored_time": scored_time}
+
+    def add(kind: str, data: dict[str, Any], by: str = "run", time_ms: int = 1) -> None:
+        append_event(store, Event(time_ms=time_ms, kind=kind, by=by, topic="images", data=data))
 
     def alert(name: str, key: str | None, start: int, end: int, topic: str = "images") -> None:
         span = {"partition": 0, "start": start, "end": end}
         data = {"topic": topic, "key": key, "state": "firing", "offsets": [span], "summary": name}
-        event = {"id": name, "data": data}
-        append_event(
-            store, Event(time_ms=1, kind="alert", by="monitor", topic=topic, data={"event": event})
-        )
+        add("alert", {"event": {"id": name, "data": data}})
 
-    alert("of the stream", None, offset, offset + 1)
-    alert("of the key", KEY.decode(), 0, offset + 1)
+    def shown() -> list[str] | None:
+        found = alerts_of(store, row, [])
+        return None if found is None else [each["id"] for each in found]
+
+    assert shown() is None
+    add("run-started", {}, time_ms=2_001)
+    assert shown() is None
+    add("run-started", {"settings": {"drift": {"keys": {"by": key_by}}}})
+    add("run-started", {"settings": {"drift": {"keys": {"by": "header:other"}}}}, by="other")
     alert("before it", None, 0, offset)
-    alert("of another key", "camera-8", 0, offset + 1)
+    alert("of another key", of_other, 0, offset + 1)
     alert("of another topic", None, 0, offset + 1, topic="other")
-    append_event(store, Event(time_ms=1, kind="alert", by="m", data={"event": {"data": {}}}))
-    append_event(store, Event(time_ms=1, kind="run-stopped", by="m", data={}))
+    add("alert", {"event": {"data": {}}})
+    add("run-stopped", {})
+    assert not shown()
+    alert("of the stream", None, offset, offset + 1)
+    alert("of the key", of_key, 0, offset + 1)
+    assert shown() == ["of the stream", "of the key"]
 
-    ended = nap("show", address(row), "--config", made.config, "--format", "json")
-    assert [one["id"] for one in json.loads(ended.out)["alerts"]] == ["of the stream", "of the key"]
+
+def test_alerts_that_nobody_recorded_are_said_not_to_be(nap: Call, made: Monitored) -> None:
+    assert "not recorded" in nap("show", address(made.flagged), "--config", made.config).out
 
 
 def test_where_nothing_was_kept_the_image_is_read_from_kafka(
@@ -487,6 +546,35 @@ def test_a_row_is_shown_beside_a_segment_that_cannot_be_read(nap: Call, tmp_path
     assert segment_path(CARS, 0) in shown["notes"][1]
     assert broken.exit_code == 1
     assert segment_path(CARS, 0) in broken.err
+
+
+class Spoiled(LocalStore):
+    """Files hold something else after they have been opened so many times."""
+
+    def __init__(self, root: Path, opens: int) -> None:
+        super().__init__(root)
+        self.opens = opens
+
+    def open(self, path: str) -> BinaryIO | None:
+        self.opens -= 1
+        return super().open(path) if self.opens >= 0 else io.BytesIO(b"no Parquet")
+
+
+def test_a_row_whose_file_is_spoiled_meanwhile_stands_alone(tmp_path: Path) -> None:
+    log = local_log(tmp_path, "worker-0")
+    rows = [scored(origin(offset)) for offset in range(3)]
+    log.publish(CARS, log.begin(CARS, 0), 3, rows)
+    seen = set()
+    for opens in range(9):
+        unread: list[ChainBrokenError] = []
+        try:
+            row, neighbours = find_row(Spoiled(tmp_path, opens), "cars/0/1", unread)
+        except ChainBrokenError:
+            seen.add((0, 0))
+        else:
+            assert row in neighbours
+            seen.add((len(neighbours), len(unread)))
+    assert seen == {(0, 0), (1, 1), (3, 0)}
 
 
 @pytest.mark.parametrize(
