@@ -85,6 +85,7 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
         calibration,
         log={"root": "log", "segment_max_age_s": 0.5, "headers": [HEADER]},
         drift={"unscored": {"bound": 0.001}, "stale_after_s": 3_600},
+        evidence={"root": "evidence", "extremes_per_hour": 0, "sample": 0},
     )
     files = tmp_path / "files"
     write_images(files / "1-before", BEFORE)
@@ -108,6 +109,8 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
         wait_until(lambda: _has_committed(url), "the time of a commit in /metrics")
         # The second worker may come when the first has done all.
         wait_until(lambda: health(url) == (200, {"status": "ok"}), "both workers in /healthz")
+        flagged = _flagged(monitor)
+        wait_until(lambda: _kept(url) == len(flagged), f"{len(flagged)} images kept, in /metrics")
         samples = scrape(url)
         run.send(signal.SIGTERM)
         assert run.wait() == 0, run.tail
@@ -117,6 +120,11 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
     _assert_flags(monitor)
     _assert_dead_letters(monitor, specials)
     _assert_alerts(monitor)
+    kept = monitor.folder / "evidence"
+    found = {str(path.relative_to(kept)): path for path in kept.rglob("*") if path.is_file()}
+    assert found.keys() == flagged
+    for path in found.values():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
     ends = monitor.chain_ends()
     assert len(ends) == PARTITIONS
     assert sum(ends.values()) == messages
@@ -143,6 +151,16 @@ def _send_specials(monitor: Monitor) -> dict[tuple[int, int], Special]:
 def _logged(url: str) -> int:
     samples = scrape(url)
     return int(sum(v for (name, _), v in samples.items() if name == "nap_stream_records_total"))
+
+
+def _kept(url: str) -> int:
+    return int(scrape(url)["nap_stream_evidence_images_total", (("outcome", "kept"),)])
+
+
+def _flagged(monitor: Monitor) -> set[str]:
+    """Where the flagged images of the log are kept: day and digest."""
+    rows = monitor.rows("is_ood", "scored_time", "sha256")
+    return {f"{row['scored_time']:%Y-%m-%d}/{row['sha256']}" for row in rows if row["is_ood"]}
 
 
 def _has_committed(url: str) -> bool:
