@@ -209,7 +209,8 @@ def test_version_6_is_version_5_and_the_p_value_of_the_calibration_at_its_end() 
 
 def test_every_column_says_what_it_holds_also_in_the_documentation() -> None:
     docs = Path(__file__).parents[2] / "docs" / "scored-log.md"
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", docs.read_text("utf-8"), re.MULTILINE)
+    columns = docs.read_text("utf-8").split("## The columns\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+) \|$", columns, re.MULTILINE)
     told = [(name, kind.endswith(", or null"), text) for name, kind, text in rows]
     assert told == [(f.name, f.nullable, f.metadata[b"doc"].decode()) for f in SCHEMA]
 
