@@ -28,6 +28,8 @@ from nap_stream.settings.load import load_settings
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nap_stream.report.gather import Stated
     from nap_stream.settings.schema import Settings
 
@@ -76,14 +78,18 @@ def report(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the log's chains too.")
     ] = True,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Read every value for that, not footers alone.")
+    ] = False,
 ) -> None:
     """Write a report of a period as one HTML page that needs nothing else: no script, no network.
 
     It says whether monitoring was always on and the log is whole, what happened, what is open, and
-    the figures behind that. Without --since it begins with the log; without --until it ends now, or
-    with the log where there is no --since either.
+    the figures behind that. Without --since it begins with the first run or image; without --until
+    it ends now, or with the log where there is no --since either.
 
-    Exit code 3 where a file of the log could not be read: the page names it.
+    Exit code 3 where a file of the log could not be read, 1 where the log has another defect: the
+    page names them.
 
     \b
     Examples:
@@ -95,13 +101,16 @@ def report(
     from nap_stream.report.gather import Asked, gather
     from nap_stream.report.page import render
     from nap_stream.report.pictures import kept_in
-    from nap_stream.settings.schema import LimitSettings
 
     clock = SystemClock()
-    if config is not None and calibration is not None:
-        raise ConfigError("expected one of --config and --calibration, not both")
-    if compare_model is not None and (compare_since or compare_until):
-        raise ConfigError("expected another period or another model to compare with, not both")
+    _require_one(
+        {
+            "--config and --calibration": (config, calibration),
+            "another period and another model": (compare_since or compare_until, compare_model),
+            "--deep and --no-verify": (deep, not verify),
+            "--pdf and an --out that ends in .pdf": (pdf, out.suffix.lower() == ".pdf"),
+        }
+    )
     browser = _browser() if pdf else None
     store = log_store(None if log else config, log)
     settings = None if config is None else load_settings(config)
@@ -115,10 +124,10 @@ def report(
         model=compare_model,
         stated=_stated(settings, calibration),
         verified=verify,
+        deep=deep,
     )
     kept = evidence_store(evidence, settings)
-    limits = LimitSettings() if settings is None else settings.limits
-    pictures = None if kept is None else kept_in(kept, limits)
+    pictures = None if kept is None else kept_in(kept, settings)
     with progress_bar("verifying", unit="files") as advance:
         figures = gather(store, asked, now_ms=clock.now_ms(), pictures=pictures, advance=advance)
     publish(out, render(figures).encode("utf-8", "replace"))
@@ -132,6 +141,16 @@ def report(
         typer.echo(printable(f"not read  {line}"), err=True)
     if figures.unread:
         sys.exit(EXIT_UNREAD)
+    for defect in figures.defects:
+        typer.echo(printable(f"defect  {defect}"), err=True)
+    if figures.defects:
+        sys.exit(1)
+
+
+def _require_one(options: "Mapping[str, tuple[object, object]]") -> None:
+    for names, (one, other) in options.items():
+        if one and other:
+            raise ConfigError(f"expected one of {names}, not both")
 
 
 def _stated(settings: "Settings | None", calibration: Path | None) -> "Stated | None":

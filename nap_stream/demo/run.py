@@ -211,7 +211,7 @@ class Show:
         )
         show_counts(aggregate(store, Query(), GroupBy.CLASS), images, console)
         show_outcome(checks, console)
-        pictures = kept_in(LocalStore(self.folder.evidence), self.settings.limits)
+        pictures = kept_in(LocalStore(self.folder.evidence), self.settings)
         figures = gather(store, Asked(), now_ms=self.clock.now_ms(), pictures=pictures)
         publish(self.folder.report, render(figures).encode())
         folder = self.folder

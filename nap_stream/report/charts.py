@@ -24,6 +24,11 @@ class Axis:
     since_ms: int
     until_ms: int
 
+    @property
+    def period(self) -> Span:
+        """The same as a pair."""
+        return self.since_ms, self.until_ms
+
     def at(self, time_ms: int) -> float:
         """How far along a time is, from 0 to 100."""
         along = (time_ms - self.since_ms) / (self.until_ms - self.since_ms)
@@ -77,13 +82,13 @@ def ood_chart(
     points: Mapping[int, Count],
     width_ms: int,
     *,
-    bounds: Sequence[tuple[int, float]],
+    bounds: Sequence[tuple[Span, float]],
     alerts: Iterable[tuple[int, Episode]],
     axis: Axis,
 ) -> Chart:
     """Draw the OOD fraction of a topic.
 
-    ``points`` are by their starts, ``width_ms`` wide; ``bounds`` from when on each holds, in order;
+    ``points`` are by their starts, ``width_ms`` wide; ``bounds`` with when each holds;
     ``alerts`` with their numbers.
     """
     scored = {start: count for start, count in points.items() if count.scored}
@@ -101,10 +106,9 @@ def ood_chart(
         line += f"V{level}H{right}" if start == end else f"M{left} {level}H{right}"
         band += f"M{left} {high}H{right}V{low}H{left}Z"
         end = start + width_ms
-    ends = [start for start, _ in bounds[1:]] + [axis.until_ms] * bool(bounds)
     bound = " ".join(
         f"M{axis.at(start)} {up(value)}H{axis.at(end)}"
-        for (start, value), end in zip(bounds, ends, strict=True)
+        for (start, end), value in bounds
         if end > axis.since_ms
     )
     shares = tuple(

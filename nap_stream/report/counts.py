@@ -5,8 +5,8 @@ be read. Memory grows with what is told apart, not with rows.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -16,14 +16,18 @@ import pyarrow.compute as pc
 
 from nap_stream.core.panes import key_text
 from nap_stream.errors import ChainBrokenError
+from nap_stream.report.history import Run, Span
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import LogFile
-from nap_stream.scored_log.format import storable_text
+from nap_stream.scored_log.format import storable_text, storable_time_ms
 from nap_stream.scored_log.query import HOUR_MS, Query, condition, wilson
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.text import EARLIEST_MS, LATEST_MS
 
 MAX_KEYS = 10_000
 """More different keys name images, not cameras: they are not told apart then."""
+RUNS_A_QUESTION = 50
+"""Each run is two columns of an answer."""
 MAX_BINS = 120
 """Stretches of time that a chart shows."""
 _WIDTHS_S = (1, 5, 15, 60, 300, 900, 3_600, 10_800, 21_600, 43_200, 86_400)
@@ -174,6 +178,78 @@ def tally(
         lags={value: count.rows for value, count in single["lags"].items()},
         delays={value: count.rows for value, count in single["delays"].items()},
     )
+
+
+def worked(
+    store: SegmentStore,
+    files: Sequence[LogFile],
+    runs: Sequence[Run],
+    period: Span,
+    unread: list[ChainBrokenError],
+) -> Iterator[Run]:
+    """Tell of each run how many images of a period it judged, and when its last row was scored.
+
+    Raises:
+        ScoredLogError: The store cannot be read.
+    """
+    with Engine(store, unread) as engine:
+        for start in range(0, len(runs), RUNS_A_QUESTION):
+            some = runs[start : start + RUNS_A_QUESTION]
+            sql, values = _work(some, period)
+            told = [
+                answer.to_pylist()[0]
+                for chunk in chunks(files)
+                for _, answer in engine.answers(chunk, sql, values)
+            ]
+            for place, run in enumerate(some):
+                times = [row[f"seen_{place}"] for row in told]
+                seen_ms = max((time for time in times if time is not None), default=None)
+                judged = sum(row[f"judged_{place}"] for row in told)
+                yield replace(run, seen_ms=seen_ms, judged=judged)
+
+
+def _work(runs: Sequence[Run], period: Span) -> tuple[str, list[Any]]:
+    columns: list[str] = []
+    values: list[Any] = []
+    for place, run in enumerate(runs):
+        ends = (run.started.topic, run.start_ms, run.followed_ms or LATEST_MS)
+        passes = "FILTER (topic = ? AND scored_ms >= ? AND scored_ms < ?"
+        within = "is_ood IS NOT NULL AND event_ms >= ? AND event_ms < ?"
+        columns.append(f"max(scored_ms) {passes}) AS seen_{place}")
+        columns.append(f"count(*) {passes} AND {within}) AS judged_{place}")
+        values += [*ends, *ends, *map(storable_time_ms, period)]
+    sql = (
+        f"SELECT {', '.join(columns)} FROM (SELECT topic, is_ood, "
+        "epoch_ms(event_time) AS event_ms, epoch_ms(scored_time) AS scored_ms FROM _rows)"
+    )
+    return sql, values
+
+
+def first_image_ms(
+    store: SegmentStore, files: Sequence[LogFile], unread: list[ChainBrokenError]
+) -> tuple[int, int] | None:
+    """When the first row was scored, and the first event time from an hour before that on.
+
+    Images of long before may have been sent again, or have a wrong clock. None where all are so.
+    ``files`` are the first ones of their chains.
+
+    Raises:
+        ScoredLogError: The store cannot be read.
+    """
+
+    def least(column: str, since_ms: int) -> int | None:
+        sql = (
+            f"SELECT min(epoch_ms({column}_time)) AS first FROM _rows "
+            "WHERE epoch_ms(event_time) >= ?"
+        )
+        with Engine(store, unread) as engine:
+            answers = (a for c in chunks(files) for a in engine.answers(c, sql, [since_ms]))
+            times = [found.column("first")[0].as_py() for _, found in answers]
+        return min((time for time in times if time is not None), default=None)
+
+    scored_ms = least("scored", storable_time_ms(EARLIEST_MS))
+    event_ms = None if scored_ms is None else least("event", scored_ms - HOUR_MS)
+    return None if scored_ms is None or event_ms is None else (scored_ms, event_ms)
 
 
 def _few_keys(engine: Engine, files: Sequence[LogFile], query: Query, key_by: str) -> bool:

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 from nap_stream.clock import Progress
 from nap_stream.core.panes import key_text
 from nap_stream.errors import ChainBrokenError, ConfigError, NapStreamError
-from nap_stream.report.counts import Count, Tally, chart_width_ms, tally
+from nap_stream.report.counts import (
+    Count,
+    Tally,
+    chart_width_ms,
+    first_image_ms,
+    tally,
+    worked,
+)
 from nap_stream.report.history import History, Span, history
-from nap_stream.scored_log.events import read_events
+from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.query import (
     HOUR_MS,
@@ -22,7 +29,8 @@ from nap_stream.scored_log.query import (
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect, VerifyReport
 from nap_stream.scored_log.verify.run import verify
-from nap_stream.text import rfc3339
+from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
+from nap_stream.text import listed as in_short
 
 Pictures = Callable[[str, int], str]
 """From the SHA-256 of an image, and when it was scored, to the ``data:`` address of a small one.
@@ -45,8 +53,8 @@ class Asked:
 
     Of ``topic``, or of all; of event times ``[since_ms, until_ms)``, milliseconds since the epoch.
     Beside it, where given, of another stretch of time, ``compared``; or of what the model whose
-    fingerprint begins with ``model`` has scored, against the others. ``images`` are the most
-    anomalous ones, so many of them.
+    fingerprint begins with ``model`` has scored, against the others. ``deep`` is to verify every
+    value too, not footers alone. ``images`` are the most anomalous ones, so many of them.
     """
 
     topic: str | None = None
@@ -56,15 +64,17 @@ class Asked:
     model: str | None = None
     stated: Stated | None = None
     verified: bool = True
+    deep: bool = False
     images: int = 12
 
 
 class Comparison(NamedTuple):
-    """Counts of two sets of rows, and what these are."""
+    """Counts of two sets of rows, and what these are; ``shared`` is the time that is in both."""
 
     names: tuple[str, str]
     first: Tally
     second: Tally
+    shared: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,11 @@ class Figures:
     """All that a report says of ``[since_ms, until_ms)``.
 
     ``held`` are the first and last event time of the files that were looked at, null where they
-    have no rows. ``verified`` is null where that was not asked for. ``unread`` are the files whose
-    rows are in no figure, and why. ``anomalous`` are rows by the log's columns, the smallest
-    p-value first, with ``event_ms``, the key as text, and ``picture``, the address of a small one;
-    empty where ``no_picture`` says why.
+    have no rows; ``outside`` counts the log's rows that are not of this period. ``begins`` says
+    with what a period begins that was not asked for. ``verified`` is null where that was not asked
+    for. ``unread`` are the files whose rows are missing, and why. ``anomalous`` are rows by the
+    log's columns, the smallest p-value first, with ``event_ms``, the key as text, and ``picture``,
+    the address of a small one; empty where ``no_picture`` says why.
     """
 
     asked: Asked
@@ -85,6 +96,8 @@ class Figures:
     until_ms: int
     made_ms: int
     held: Span | None
+    outside: int
+    begins: str
     key_by: str
     tally: Tally
     history: History
@@ -110,8 +123,9 @@ def gather(
 ) -> Figures:
     """Put a report's figures together. ``advance`` is told of the files that are verified.
 
-    Without a beginning the period begins with the first row; without an end it ends now, or, where
-    neither is given, with the last row.
+    Without a beginning the period begins with the first run, or with the image that was scored
+    first where that was before it; without an end it ends now, or, where neither is given, with the
+    last row that is not later.
 
     Raises:
         LogRootError: There is no log at the root, or it holds no topics.
@@ -122,10 +136,13 @@ def gather(
     unread: list[ChainBrokenError] = []
     defects: list[Defect] = []
     told = history(read_events(store, defects=defects), asked.topic)
-    query = Query(topic=asked.topic, since_ms=asked.since_ms, until_ms=asked.until_ms)
-    files = list(listed(store, query, unread))
-    held = _held(files or list(listed(store, Query(topic=asked.topic), unread)))
-    since_ms, until_ms = _period(asked, held, now_ms)
+    every = list(listed(store, Query(topic=asked.topic), unread))
+    held = _held(every)
+    since_ms, begins = _beginning(store, asked, told, every, unread)
+    until_ms = _end(asked, since_ms, held, now_ms)
+    since_ms = min(now_ms if since_ms is None else since_ms, until_ms - 1)
+    query = Query(topic=asked.topic, since_ms=since_ms, until_ms=until_ms)
+    files = _reaching(every, query)
     width_ms = min(chart_width_ms(until_ms - since_ms), HOUR_MS)
     key_by = (asked.stated and asked.stated.key_by) or told.key_by
 
@@ -133,21 +150,32 @@ def gather(
         return tally(store, own, wanted, width_ms=width_ms, key_by=key_by, unread=unread)
 
     found = counted(query, files)
+    lasts = {file.partition: file for file in every}.values()
+    own = told.within(since_ms, until_ms)
+    asked_of = [*files, *(file for file in lasts if file not in files)]
+    runs = worked(store, asked_of, own.runs, (since_ms, until_ms), unread)
     rows = most_anomalous(store, query, asked.images, unread=unread).to_pylist()
     comparison = None
     if asked.compared is not None:
         query = replace(query, since_ms=asked.compared[0], until_ms=asked.compared[1])
-        other = counted(query, list(listed(store, query, unread)))
+        other = counted(query, _reaching(every, query))
         ends = (rfc3339(e)[:16].replace("T", " ") if e is not None else "…" for e in asked.compared)
-        comparison = Comparison((" to ".join(ends), "This period"), other, found)
+        names = (" to ".join(ends), "This period")
+        first_ms, last_ms = (query.since_ms or EARLIEST_MS, query.until_ms or LATEST_MS)
+        shared = (max(first_ms, since_ms), min(last_ms, until_ms))
+        comparison = Comparison(names, other, found, shared if shared[0] < shared[1] else None)
     elif asked.model is not None:
-        own, rest = _models(found, asked.model)
-        first, second = (counted(replace(query, models=each), files) for each in (rest, own))
-        comparison = Comparison((", ".join(each[:12] for each in rest), own[0][:12]), first, second)
+        model, rest = _models(found, asked.model)
+        first, second = (counted(replace(query, models=each), files) for each in (rest, model))
+        names = (in_short([each[:12] for each in rest]), model[0][:12])
+        comparison = Comparison(names, first, second)
     verified = None
     if asked.verified:
-        verified = verify(store, topic=asked.topic, advance=advance, may_be_empty=True)
+        verified = verify(
+            store, deep=asked.deep, topic=asked.topic, advance=advance, may_be_empty=True
+        )
         defects = [*verified.defects, *defects]
+    lost = {error.where for error in unread}
     return Figures(
         asked=asked,
         root=store.root,
@@ -156,13 +184,15 @@ def gather(
         until_ms=until_ms,
         made_ms=now_ms,
         held=held,
+        outside=sum(file.footer.rows for file in every if file.path not in lost) - found.all.rows,
+        begins=begins,
         key_by=key_by,
         tally=found,
-        history=told.within(since_ms, until_ms),
+        history=replace(own, runs=tuple(runs)),
         defects=tuple(dict.fromkeys(defects)),
         verified=verified,
         unread=tuple(dict.fromkeys(f"{error.where}: {error.problem}" for error in unread)),
-        anomalous=tuple(_anomalous(row, pictures) for row in rows),
+        anomalous=tuple(_anomalous(row, pictures, key_by, own.erasures) for row in rows),
         comparison=comparison,
     )
 
@@ -173,12 +203,43 @@ def _held(files: Sequence[LogFile]) -> Span | None:
     return (min(known), max(known)) if known else None
 
 
-def _period(asked: Asked, held: Span | None, now_ms: int) -> Span:
-    first, last = (now_ms, now_ms) if held is None else held
-    since_ms = first if asked.since_ms is None else asked.since_ms
-    end_ms = last + 1 if asked.since_ms is None else max(now_ms, since_ms + 1)
-    until_ms = end_ms if asked.until_ms is None else asked.until_ms
-    return min(since_ms, until_ms - 1), until_ms
+def _reaching(files: Sequence[LogFile], query: Query) -> list[LogFile]:
+    """Those of some files that can have rows of a query's time."""
+    since_ms = EARLIEST_MS if query.since_ms is None else query.since_ms
+    until_ms = LATEST_MS + 1 if query.until_ms is None else query.until_ms
+    ends = ((each, _held([each])) for each in files)
+    return [each for each, span in ends if span and span[0] < until_ms and span[1] >= since_ms]
+
+
+def _beginning(
+    store: SegmentStore,
+    asked: Asked,
+    told: History,
+    files: Sequence[LogFile],
+    unread: list[ChainBrokenError],
+) -> tuple[int | None, str]:
+    """When the period begins, null of a log without rows and runs, and with what."""
+    if asked.since_ms is not None:
+        return asked.since_ms, ""
+    firsts = {file.partition: file for file in reversed(files)}
+    found = first_image_ms(store, list(firsts.values()), unread)
+    held = _held(files)
+    run_ms = min((run.start_ms for run in told.runs), default=None)
+    if run_ms is not None and (found is None or run_ms <= found[0]):
+        if held is None or run_ms <= held[1]:
+            return run_ms, "the first run"
+    elif found is not None:
+        return found[1], "the image that was scored first"
+    return (None, "") if held is None else (held[0], "the earliest image")
+
+
+def _end(asked: Asked, since_ms: int | None, held: Span | None, now_ms: int) -> int:
+    if asked.until_ms is not None:
+        return asked.until_ms
+    least = now_ms if since_ms is None else since_ms + 1
+    if asked.since_ms is None and held is not None:
+        return max(least, min(held[1] + 1, now_ms))
+    return max(least, now_ms)
 
 
 def _models(found: Tally, begins: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -195,7 +256,9 @@ def _models(found: Tally, begins: str) -> tuple[tuple[str, ...], tuple[str, ...]
     return own, rest
 
 
-def _anomalous(row: dict[str, Any], pictures: Pictures | None) -> dict[str, Any]:
+def _anomalous(
+    row: dict[str, Any], pictures: Pictures | None, key_by: str, erasures: Sequence[Event]
+) -> dict[str, Any]:
     event_ms, scored_ms = (
         round(row[f"{name}_time"].timestamp() * 1000) for name in ("event", "scored")
     )
@@ -205,5 +268,11 @@ def _anomalous(row: dict[str, Any], pictures: Pictures | None) -> dict[str, Any]
             picture = pictures(row["sha256"] or "", scored_ms)
         except NapStreamError as error:
             why = f"No picture: {error.problem}."
-    key = key_text(row["key"])
+    for event in () if picture else erasures:
+        names = event.data.get("sha256")
+        if isinstance(names, list) and row["sha256"] in names:
+            why = f"It was erased {rfc3339(event.time_ms)[:10]} by {event.by}."
+    header = key_by.partition(":")[2]
+    values = [each["value"] for each in row["headers"] if each["name"] == header]
+    key = key_text([None, *values][-1] if header else row["key"])
     return {**row, "key": key, "event_ms": event_ms, "picture": picture, "no_picture": why}

@@ -3,7 +3,6 @@
 Their data come from outside: what is missing or of another kind is left out.
 """
 
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,24 +11,33 @@ from typing import Any, NamedTuple
 
 from nap_stream.alert.event import GAP_TYPE
 from nap_stream.alert.unscored import UNSCORED_PREFIX
+from nap_stream.core.alert_state import Detector
 from nap_stream.scored_log.events import Event, EventKind, alert_id
 from nap_stream.scored_log.history import differences
 from nap_stream.settings.drift import DriftSettings
+from nap_stream.text import LATEST_MS
 
 Span = tuple[int, int]
 """From and to, milliseconds since the epoch."""
+NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """A monitor at work: what it said when it began, and when it ended, null where it said nothing.
 
-    ``next_ms`` is when the same monitor was started again, null where it was not.
+    ``next_ms`` is when the same monitor was started again, ``followed_ms`` when any monitor of the
+    topic was: null where none was. Of the rows that were scored before that, ``seen_ms`` is when
+    the last one was, null where there is none, and ``judged`` counts those of a period that have
+    scores.
     """
 
     started: Event
     stopped: Event | None
     next_ms: int | None
+    followed_ms: int | None = None
+    seen_ms: int | None = None
+    judged: int = 0
 
     @property
     def start_ms(self) -> int:
@@ -42,9 +50,29 @@ class Run:
         return self.stopped.time_ms if self.stopped else self.next_ms
 
     @property
+    def version(self) -> str:
+        """Of nap-stream."""
+        return _text(self.started.data.get("version"))
+
+    @property
+    def reason(self) -> str:
+        """Why it ended, as far as anything tells."""
+        if self.stopped is not None:
+            return _text(self.stopped.data.get("reason"))
+        return "it was killed" if self.next_ms else "it runs, or was killed"
+
+    @property
+    def detectors(self) -> Sequence[str]:
+        """Which of them decide."""
+        found = self.started.data.get("detectors")
+        return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+    @property
     def bound(self) -> float | None:
-        """The OOD fraction at which its window fires."""
+        """The OOD fraction at which its window fires; None where no window decides."""
         bound = self.started.data.get("bound")
+        if Detector.OOD_WINDOW not in self.detectors:
+            return None
         return float(bound) if isinstance(bound, int | float) and 0 < bound <= 1 else None
 
     @property
@@ -56,7 +84,7 @@ class Run:
     def run_length(self) -> float | None:
         """Records a false alarm that it promised; None where blocks decide, or nothing tells."""
         names = ("false_alarms", "expected_run_length")
-        if "blocks" in str(self.started.data.get("detectors")) or not set(names) <= {*self.drift}:
+        if Detector.BLOCKS in self.detectors or not set(names) <= {*self.drift}:
             return None
         try:
             return DriftSettings(**{name: self.drift[name] for name in names}).run_length
@@ -90,6 +118,7 @@ class History:
 
     ``unplaced`` are acknowledgements of alerts that no event tells of. ``changes`` are what each
     run has other than the same monitor's run before it: its name, and the value before and after.
+    ``erasures`` tell which kept images were erased, whatever their topic.
     """
 
     last: Event | None
@@ -98,11 +127,17 @@ class History:
     episodes: tuple[Episode, ...]
     unplaced: tuple[Event, ...]
     changes: tuple[tuple[Run, str, str, str], ...]
+    erasures: tuple[Event, ...]
 
-    def bounds(self, topic: str) -> list[tuple[int, float]]:
-        """From when on which OOD fraction fired, by the runs of a topic."""
-        own = (run for run in self.runs if run.started.topic == topic)
-        return [(run.start_ms, run.bound) for run in own if run.bound is not None]
+    def bounds(self, topic: str) -> list[tuple[Span, float]]:
+        """Which OOD fraction fired when, by the runs of a topic."""
+        own = [run for run in self.runs if run.started.topic == topic]
+        found = []
+        for run in own:
+            ends = (run.stopped.time_ms if run.stopped else LATEST_MS, run.followed_ms or LATEST_MS)
+            if run.bound is not None:
+                found.append(((run.start_ms, min(ends)), run.bound))
+        return found
 
     @property
     def key_by(self) -> str:
@@ -121,6 +156,7 @@ class History:
             runs=tuple(filter(has_part, self.runs)),
             episodes=tuple(filter(has_part, self.episodes)),
             changes=tuple(c for c in self.changes if since_ms <= c[0].start_ms < until_ms),
+            erasures=tuple(e for e in self.erasures if e.time_ms >= since_ms),
         )
 
 
@@ -138,7 +174,15 @@ def history(events: Iterable[Event], topic: str | None = None) -> History:
     known = {id_ for each in episodes for id_ in each.ids}
     runs = tuple(_runs(own[EventKind.RUN_STARTED], own[EventKind.RUN_STOPPED]))
     unplaced = tuple(event for event in acknowledged if alert_id(event) not in known)
-    return History(last, count, runs, tuple(episodes), unplaced, tuple(_changes(runs)))
+    return History(
+        last,
+        count,
+        runs,
+        tuple(episodes),
+        unplaced,
+        tuple(_changes(runs)),
+        tuple(own[EventKind.ERASED]),
+    )
 
 
 def _changes(runs: Iterable[Run]) -> Iterator[tuple[Run, str, str, str]]:
@@ -150,14 +194,20 @@ def _changes(runs: Iterable[Run]) -> Iterator[tuple[Run, str, str, str]]:
         before[who] = event
 
 
-def _runs(started: Sequence[Event], stopped: Iterable[Event]) -> Iterator[Run]:
+def _runs(started: Sequence[Event], stopped: Iterable[Event]) -> list[Run]:
     ends = {event.by: event for event in stopped}
-    for place, event in enumerate(started):
+    own: dict[tuple[str, str], int] = {}
+    any_of: dict[str, int] = {}
+    found = []
+    for event in reversed(started):
         who = (event.topic, event.monitor)
-        later = (e.time_ms for e in started[place + 1 :] if (e.topic, e.monitor) == who)
-        yield Run(event, ends.get(event.by), next(later, None))
+        found.append(Run(event, ends.get(event.by), own.get(who), any_of.get(event.topic)))
+        own[who] = any_of[event.topic] = event.time_ms
+    return found[::-1]
 
 
+_Key = tuple[str, str]
+"""Topic and key."""
 _Who = tuple[str, str, str, str]
 """Topic, monitor, what it is about, and key."""
 
@@ -174,38 +224,43 @@ class _Sent(NamedTuple):
 
 
 def _episodes(
-    alerts: Iterable[Event], acknowledged: Sequence[Event], accepted: Sequence[Event]
+    alerts: Iterable[Event], acknowledged: Iterable[Event], accepted: Iterable[Event]
 ) -> Iterator[Episode]:
     of_whom = defaultdict[_Who, dict[str, _Sent]](dict)
     for event in alerts:
         sent = _sent(event)
         of_whom[sent.who].setdefault(sent.id, sent)
+    by_id, by_key = defaultdict[str, list[Event]](list), defaultdict[_Key, list[Event]](list)
+    for event in acknowledged:
+        by_id[alert_id(event)].append(event)
+    for event in accepted:
+        by_key[event.topic, str(event.data.get("key", ""))].append(event)
     for who, found in of_whom.items():
+        own = by_key[who[0], who[3]] if who[2] == "drift" else []
         episode: list[_Sent] = []
         for sent in found.values():
             episode.append(sent)
             if not sent.is_firing:
-                yield _episode(who, episode, acknowledged, accepted)
+                yield _episode(who, episode, by_id, own)
                 episode = []
         if episode:
-            yield _episode(who, episode, acknowledged, accepted)
+            yield _episode(who, episode, by_id, own)
 
 
 def _episode(
     who: _Who,
     sent: Sequence[_Sent],
-    acknowledged: Sequence[Event],
-    accepted: Sequence[Event],
+    acknowledged: Mapping[str, Sequence[Event]],
+    accepted: Iterable[Event],
 ) -> Episode:
     ids = tuple(each.id for each in sent)
     start_ms, end_ms = sent[0].time_ms, None if sent[-1].is_firing else sent[-1].time_ms
     telling = next((each for each in reversed(sent) if each.is_firing), sent[-1])
-    answers = [event for event in acknowledged if alert_id(event) in ids]
+    answers = [event for id_ in ids for event in acknowledged.get(id_, ())]
     for event in accepted:
         from_ms = event.data.get("from_ms")
         is_before = isinstance(from_ms, int) and end_ms is not None and end_ms < from_ms
-        of_key = (event.topic, "drift", str(event.data.get("key", "")))
-        if of_key == (who[0], *who[2:]) and event.time_ms >= start_ms and not is_before:
+        if event.time_ms >= start_ms and not is_before:
             answers.append(event)
     severity, words = telling.severity, telling.words
     return Episode(*who, severity, start_ms, end_ms, words, ids, tuple(answers))
@@ -221,7 +276,7 @@ def _sent(event: Event) -> _Sent:
     key = f"partition {data.get('partition')}" if about == "gap" else str(data.get("key") or "")
     try:
         time = datetime.fromisoformat(str(tree.get("time"))).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         time = event.time_ms / 1000
     return _Sent(
         (event.topic, event.monitor, about, key),
@@ -233,22 +288,20 @@ def _sent(event: Event) -> _Sent:
     )
 
 
-def without_monitor(
-    runs: Iterable[Run], scored_ms: Iterable[int], width_ms: int, period: Span
-) -> list[Span]:
-    """The stretches of a period in which no run was at work.
+def without_monitor(runs: Iterable[Run], period: Span) -> tuple[list[Span], list[Span]]:
+    """The stretches of a period in which no run was at work, and those of which nothing tells.
 
     A run that tells of no end was at work until the last row that was scored before the next one
-    began, as far as is known: ``scored_ms`` are starts of stretches of ``width_ms`` in which rows
-    were scored.
+    began. Where none began, it may still be at work after that row, or be dead.
     """
-    times, spans = sorted(scored_ms), []
+    known, perhaps = [], []
     for run in runs:
-        limit = run.next_ms or period[1]
-        last = bisect_right(times, limit) - 1
-        seen_ms = min(limit, times[last] + width_ms) if last >= 0 else 0
-        spans.append((run.start_ms, run.stopped.time_ms if run.stopped else seen_ms))
-    return outside(spans, period)
+        seen_ms = run.stopped.time_ms if run.stopped else run.seen_ms or run.start_ms
+        known.append((run.start_ms, seen_ms))
+        if run.end_ms is None:
+            perhaps.append((run.start_ms, period[1]))
+    off = outside([*known, *perhaps], period)
+    return off, outside([*known, *off], period)
 
 
 def outside(spans: Iterable[Span], period: Span) -> list[Span]:
@@ -263,3 +316,7 @@ def outside(spans: Iterable[Span], period: Span) -> list[Span]:
 
 def _tree(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | int | float) else NOT_RECORDED

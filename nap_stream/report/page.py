@@ -7,7 +7,8 @@ name can end a line or turn the direction of what follows it.
 import base64
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,36 @@ from markupsafe import Markup
 from nap_stream.report.charts import Axis, Chart, coarser, ood_chart
 from nap_stream.report.counts import MAX_KEYS, Count, chart_width_ms, quantile
 from nap_stream.report.gather import Figures
-from nap_stream.report.history import Span, outside, without_monitor
-from nap_stream.report.words import ABOUT, answers, comment, interval, lasting, many, promise, when
-from nap_stream.text import bounded, duration, number, percent, printable
+from nap_stream.report.history import Episode, Span, outside, without_monitor
+from nap_stream.report.words import (
+    ABOUT,
+    Coverage,
+    Named,
+    answers,
+    comment,
+    interval,
+    lasting,
+    many,
+    promise,
+    when,
+)
+from nap_stream.text import bounded, duration, listed, number, percent, plain, printable
 
 MOST = 200
 """Rows of one table."""
 MOST_CHARTS = 8
-_DIFFERENCES = 15
+MOST_ANSWERS = 20
+"""To one alert."""
+_STOPPED_AFTER = 10
+"""A key has stopped that is silent for so many of its intervals between images."""
 _FILTERS = {
     "n": number,
     "pct": percent,
     "when": when,
     "lasting": lasting,
     "short": bounded,
+    "plain": plain,
+    "listed": listed,
     "interval": interval,
     "about": ABOUT.__getitem__,
     "quantile": quantile,
@@ -73,6 +90,7 @@ def render(figures: Figures) -> str:
         style_hash=f"sha256-{digest}",
         version=version("nap-stream"),
         most=MOST,
+        most_answers=MOST_ANSWERS,
         statuses=_STATUSES,
         max_keys=MAX_KEYS,
     )
@@ -84,43 +102,87 @@ def _shown(value: Any) -> Any:
 
 
 def _values(f: Figures) -> dict[str, Any]:
-    width_ms, fine_ms = chart_width_ms(f.until_ms - f.since_ms), f.tally.width_ms
-    period, least_ms = (f.since_ms, f.until_ms), max(fine_ms, 60_000)
-    axis, lanes = Axis(*period), []
-    silent: list[tuple[str, Span]] = []
-    off: list[tuple[str, Span]] = []
-    for topic in f.topics:
-        present = ((start, start + fine_ms) for name, start in f.tally.times if name == topic)
-        empty = outside(present, period)
-        scored_ms = (start for name, start in f.tally.scored_times if name == topic)
-        runs = [run for run in f.history.runs if run.started.topic == topic]
-        idle = without_monitor(runs, scored_ms, fine_ms, period)
-        silent += [(topic, span) for span in empty if span[1] - span[0] >= least_ms]
-        off += [(topic, span) for span in idle]
-        lanes.append((topic, *([axis.bar(s) for s in outside(e, period)] for e in (empty, idle))))
+    width_ms, least_ms = chart_width_ms(f.until_ms - f.since_ms), max(f.tally.width_ms, 60_000)
+    cover = _coverage(f, least_ms)
+    axis = Axis(f.since_ms, f.until_ms)
+    lanes = []
+    for topic in f.topics[:MOST_CHARTS]:
+        came = outside(_stretches(f.tally.times, topic, f.tally.width_ms), axis.period)
+        idle = [span for name, span in (*cover.off, *cover.unsure) if name == topic]
+        bars = ([axis.bar(s) for s in outside(e, axis.period)] for e in (came, idle))
+        lanes.append((topic, *bars))
     seen = sorted({topic for topic, _ in f.tally.times})
+    episodes = _episodes(f)
+    promises = [sentence for topic in f.topics[:MOST_CHARTS] for sentence in promise(f, topic)]
     return {
         "axis": axis,
         "width": duration(width_ms),
-        "least": duration(least_ms),
-        "silent": silent,
-        "off": off,
-        "lanes": lanes[:MOST_CHARTS],
-        "charts": [_chart(f, topic, width_ms, axis) for topic in seen[:MOST_CHARTS]],
-        "answers": answers(f, silent, off, duration(least_ms)),
-        "promise": [sentence for topic in f.topics for sentence in promise(f, topic)],
+        "cover": cover,
+        "lanes": lanes,
+        "charts": [_chart(f, topic, width_ms, axis, episodes) for topic in seen[:MOST_CHARTS]],
+        "episodes": episodes,
+        "answers": answers(f, cover),
+        "promise": promises,
         "keys": _by_low_end(f.tally.keys or {}),
         "classes": _by_low_end(f.tally.classes),
         "comparison": _comparison(f),
     }
 
 
-def _chart(f: Figures, topic: str, width_ms: int, axis: Axis) -> tuple[Chart, dict[int, Count]]:
+def _stretches(
+    counts: Mapping[tuple[str, int], Count], topic: str, width_ms: int
+) -> Iterator[Span]:
+    return ((start, start + width_ms) for name, start in counts if name == topic)
+
+
+def _coverage(f: Figures, least_ms: int) -> Coverage:
+    silent: list[Named] = []
+    late: list[Named] = []
+    off: list[Named] = []
+    unsure: list[Named] = []
+    period, width_ms = (f.since_ms, f.until_ms), f.tally.width_ms
+    is_late = max(f.tally.lags, default=0) >= least_ms
+    for topic in f.topics:
+        empty = outside(_stretches(f.tally.times, topic, width_ms), period)
+        scored = list(_stretches(f.tally.scored_times, topic, width_ms))
+        behind = outside([*scored, *empty], period) if is_late else []
+        idle, perhaps = without_monitor(
+            (run for run in f.history.runs if run.started.topic == topic), period
+        )
+        for found, spans, at_least in (
+            (silent, empty, least_ms),
+            (late, behind, least_ms),
+            (off, idle, 0),
+            (unsure, perhaps, 0),
+        ):
+            found += [(topic, span) for span in spans if span[1] - span[0] >= at_least]
+    stopped = [
+        (key, count)
+        for key, count in (f.tally.keys or {}).items()
+        if f.tally.all.last_ms - count.last_ms
+        > max(least_ms, _STOPPED_AFTER * (count.last_ms - count.first_ms) / max(1, count.rows - 1))
+    ]
+    stopped.sort(key=lambda each: (each[1].last_ms, each[0]))
+    return Coverage(duration(least_ms), silent, late, off, unsure, stopped)
+
+
+def _episodes(f: Figures) -> list[tuple[int, Episode]]:
+    """Alerts by their numbers in order of time: the open ones first, then the newest."""
+    numbered = enumerate(f.history.episodes, 1)
+    return sorted(numbered, key=lambda each: (each[1].end_ms is not None, -each[0]))
+
+
+def _chart(
+    f: Figures, topic: str, width_ms: int, axis: Axis, episodes: Sequence[tuple[int, Episode]]
+) -> tuple[Chart, dict[int, Count]]:
     points = coarser(f.tally.times, width_ms, topic)
     bounds = f.history.bounds(topic)
     if not bounds and f.asked.stated is not None:
-        bounds = [(f.since_ms, f.asked.stated.bound)]
-    alerts = [(place, e) for place, e in enumerate(f.history.episodes, 1) if e.topic == topic]
+        bounds = [(axis.period, f.asked.stated.bound)]
+    alerts = sorted(
+        ((number, each) for number, each in episodes[:MOST] if each.topic == topic),
+        key=lambda each: each[0],
+    )
     return ood_chart(topic, points, width_ms, bounds=bounds, alerts=alerts, axis=axis), points
 
 
@@ -144,26 +206,61 @@ def _comparison(f: Figures) -> list[tuple[str, list[tuple[str, ...]]]]:
         ("Without scores, of all", *_difference(*unscored)),
         ("Reading to score, p99", *("none" if s is None else lasting(s) for s in slow), "", ""),
     ]
-    keys = _differences(first.keys or {}, second.keys or {})
-    classes = _differences(first.classes, second.classes)
-    by_key, by_class = f"Flagged by {f.key_by}", "Flagged by predicted class"
-    return [("In all", whole), (by_key, keys), (by_class, classes)]
+    tables = [("In all", whole)]
+    by_key = f"Flagged by {f.key_by}"
+    for caption, one, other in (
+        (by_key, first.keys or {}, second.keys or {}),
+        ("Flagged by predicted class", first.classes, second.classes),
+    ):
+        if caption == by_key and (first.keys is None or second.keys is None):
+            tables.append((f"{caption}: more than {number(MAX_KEYS)} keys, not told apart", []))
+            continue
+        names = {
+            name for name in one.keys() & other.keys() if one[name].scored * other[name].scored
+        }
+        alone = (one.keys() | other.keys()) - names
+        tables.append((caption, _differences(one, other, names)))
+        tables.append(
+            (f"{caption}, with scores on one side at most", _differences(one, other, alone))
+        )
+    return tables
 
 
-def _differences(first: Mapping[str, Count], second: Mapping[str, Count]) -> list[tuple[str, ...]]:
-    """The largest differences of what has scores in both."""
-    names = [n for n in first.keys() & second.keys() if first[n].scored and second[n].scored]
-    names.sort(key=lambda name: (-abs(second[name].share - first[name].share), name))
-    return [(name, *_difference(first[name], second[name])) for name in names[:_DIFFERENCES]]
+def _differences(
+    first: Mapping[str, Count], second: Mapping[str, Count], names: AbstractSet[str]
+) -> list[tuple[str, ...]]:
+    """The surest differences first: those whose interval lies furthest from 0."""
+
+    def order(name: str) -> tuple[float, float, str]:
+        a, b = first.get(name, Count()), second.get(name, Count())
+        low, high = _newcombe(a, b)
+        return -max(low, -high), -(a.rows + b.rows), name
+
+    return [
+        (name, *_difference(first.get(name, Count()), second.get(name, Count())))
+        for name in sorted(names, key=order)
+    ]
 
 
 def _difference(a: Count, b: Count) -> tuple[str, ...]:
     """Both shares, their difference, and Newcombe's interval of 95 % for it."""
+    shares = [percent(c.share) if c.scored else _missing(c) for c in (a, b)]
     if not a.scored or not b.scored:
-        return *(percent(c.share) if c.scored else "none" for c in (a, b)), "", ""
+        return *shares, "", ""
+    low, high = _newcombe(a, b)
+    ends = f"{100 * low:+.3g} to {100 * high:+.3g}"
+    return *shares, f"{100 * (b.share - a.share):+.3g} points", ends
+
+
+def _missing(count: Count) -> str:
+    return "no scores" if count.rows else "no images"
+
+
+def _newcombe(a: Count, b: Count) -> tuple[float, float]:
+    """Both ends of the interval; of all that can be where one of them has no scores."""
+    if not a.scored or not b.scored:
+        return -1.0, 1.0
     (low_a, high_a), (low_b, high_b) = a.interval, b.interval
     change = b.share - a.share
     low = change - math.hypot(b.share - low_b, high_a - a.share)
-    high = change + math.hypot(high_b - b.share, a.share - low_a)
-    ends = f"{100 * low:+.3g} to {100 * high:+.3g}"
-    return percent(a.share), percent(b.share), f"{100 * change:+.3g} points", ends
+    return low, change + math.hypot(high_b - b.share, a.share - low_a)

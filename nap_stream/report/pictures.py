@@ -7,23 +7,28 @@ import base64
 import io
 import re
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from nap_stream.decode.image import decode_image
-from nap_stream.decode.picture import Refusal
 from nap_stream.errors import InputDataError
 from nap_stream.report.gather import Pictures
 from nap_stream.scored_log.evidence import evidence_path, find_evidence
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.settings.schema import LimitSettings
+from nap_stream.settings.schema import LimitSettings, Settings
+from nap_stream.show import pixels_of
 
 SIDE = 160
 """Pixels of the longer side."""
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
-def kept_in(store: SegmentStore, limits: LimitSettings) -> Pictures:
-    """Small pictures of the images in ``<root>/<day on which each was scored, UTC>/<SHA-256>``."""
+def kept_in(store: SegmentStore, settings: Settings | None = None) -> Pictures:
+    """Small pictures of the images in ``<root>/<day on which each was scored, UTC>/<SHA-256>``.
+
+    They are decoded as a monitor's settings say.
+    """
+    limits = LimitSettings() if settings is None else settings.limits
 
     def picture(sha256: str, scored_ms: int) -> str:
         path = evidence_path(scored_ms, sha256)
@@ -32,21 +37,14 @@ def kept_in(store: SegmentStore, limits: LimitSettings) -> Pictures:
         data = find_evidence(store, path, limits.max_image_bytes) if is_digest else None
         if data is None:
             raise InputDataError("the image is not kept", path)
-        return thumbnail(data, limits)
+        return thumbnail(pixels_of(data, settings))
 
     return picture
 
 
-def thumbnail(data: bytes, limits: LimitSettings) -> str:
-    """An image as a small one within a ``data:`` address.
-
-    Raises:
-        InputDataError: It cannot be decoded.
-    """
-    found = decode_image(data, limits, at_least=(SIDE, SIDE))
-    if isinstance(found, Refusal):
-        raise InputDataError(found.error)
-    image = Image.fromarray(found.pixels.permute(1, 2, 0).numpy())
+def thumbnail(pixels: NDArray[np.uint8]) -> str:
+    """Pixels (H, W, 3) as a small picture within a ``data:`` address."""
+    image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE))
     encoded = io.BytesIO()
     image.save(encoded, "PNG", optimize=True)

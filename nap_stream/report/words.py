@@ -4,14 +4,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from nap_stream.report.counts import Count
 from nap_stream.report.gather import Figures
 from nap_stream.report.history import Span
 from nap_stream.scored_log.events import Event
-from nap_stream.text import duration, number, percent, rfc3339
+from nap_stream.text import duration, listed, number, percent, plain, rfc3339
 
 Named = tuple[str, Span]
 """A topic, and a stretch of time."""
 ABOUT = {"drift": "drift", "unscored": "images without scores", "gap": "missing offsets"}
+_RARE = 0.05
+"""What is less probable than this is not taken for chance."""
+_CHANCE = "that can be chance, or a change of the stream"
+_UNSURE = "No row was scored after that, which is so too while no image comes."
 _NO_EVENTS = "The log holds no events: what monitors did is not recorded in it."
 
 
@@ -25,33 +30,64 @@ class Answer:
     sentences: Sequence[str]
 
 
-def answers(f: Figures, silent: Sequence[Named], off: Sequence[Named], least: str) -> list[Answer]:
-    """Answer what is asked first.
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Stretches of a period by topic.
 
-    ``silent`` are the stretches of at least ``least`` without images, by topic, ``off`` those
-    without a monitor.
+    In those of ``silent`` no image came, of ``late`` images came and none was scored. They are
+    of the clock, ``least`` long or more. In those of ``off`` no monitor ran; of ``unsure`` nothing
+    tells. ``stopped`` are the keys that were seen no more.
     """
-    return [_always_on(f, silent, off, least), _is_whole(f), _happened(f), _open(f)]
+
+    least: str
+    silent: Sequence[Named]
+    late: Sequence[Named]
+    off: Sequence[Named]
+    unsure: Sequence[Named]
+    stopped: Sequence[tuple[str, Count]]
 
 
-def _always_on(f: Figures, silent: Sequence[Named], off: Sequence[Named], least: str) -> Answer:
-    quiet = f"There is no stretch of {least} without an image."
-    if silent:
-        quiet = f"No image came for {_together(silent)} of at least {least}."
-    state, verdict, words = "good", "Yes", ["A monitor ran throughout the period."]
+def answers(f: Figures, cover: Coverage) -> list[Answer]:
+    """Answer what is asked first."""
+    return [_always_on(f, cover), _is_whole(f), _happened(f), _open(f)]
+
+
+def _always_on(f: Figures, cover: Coverage) -> Answer:
+    state, verdict, words = "good", "Yes", ["By their events, a monitor ran throughout the period."]
     if f.history.last is None:
         state, verdict, words = "unknown", "Not recorded", [_NO_EVENTS]
     elif not f.history.runs:
         state, verdict, words = "bad", "No", ["No event tells of a monitor in this period."]
-    elif off:
-        start, end = max((span for _, span in off), key=lambda span: span[1] - span[0])
+    elif cover.off:
+        start, end = max((span for _, span in cover.off), key=lambda span: span[1] - span[0])
         state, verdict = "bad", "No"
         longest = f"the longest from {when(start)} to {when(end)}"
-        words = [f"No monitor is known to have run for {_together(off)}, {longest}."]
-    if f.history.runs and f.history.runs[-1].stopped is None:
-        began = when(f.history.runs[-1].start_ms)
-        words.append(f"The run that began {began} has no recorded end: it runs, or was killed.")
-    return Answer("Was monitoring always on?", state, verdict, [*words, quiet])
+        words = [f"No monitor is known to have run for {_together(cover.off)}, {longest}."]
+    elif cover.unsure:
+        since = when(min(start for _, (start, _) in cover.unsure))
+        state, verdict, words = "unknown", f"Not known since {since}", [_UNSURE]
+    elif cover.late:
+        state, verdict = "unknown", "It ran, and was late"
+    open_ended = [run for run in f.history.runs if run.end_ms is None]
+    if open_ended:
+        began = listed([when(run.start_ms) for run in open_ended])
+        runs = "run that began" if len(open_ended) == 1 else "runs that began"
+        has = "has" if len(open_ended) == 1 else "have"
+        words.append(f"The {runs} {began} {has} no recorded end: it runs, or was killed.")
+    if cover.late:
+        lag = lasting(max(0, *f.tally.lags))
+        words.append(
+            f"Images came and none was scored for {_together(cover.late)} of at least "
+            f"{cover.least}; the longest lag is {lag}."
+        )
+    clock = "clock hour" if cover.least == "1 h" else f"{cover.least} of the clock"
+    quiet = f"There is no {clock} without an image."
+    if cover.silent:
+        quiet = f"No image came for {_together(cover.silent)} of at least {cover.least}."
+    words.append(quiet)
+    if cover.stopped:
+        words.append(f"{many(len(cover.stopped), 'key')} stopped sending before the others.")
+    return Answer("Was monitoring always on?", state, verdict, words)
 
 
 def _is_whole(f: Figures) -> Answer:
@@ -64,11 +100,13 @@ def _is_whole(f: Figures) -> Answer:
         verdict, words = "Not checked", ["It was not verified for this report.", *words]
     else:
         if not words:
+            level = "Every value was read." if found.deep else "Footers were checked, values not."
             words.append(
                 f"The chains of {many(found.partitions, 'partition')} hold together: "
-                f"{many(found.segments, 'segment')}, {many(found.rows, 'row')}. Footers were "
-                "checked, values were not."
+                f"{many(found.segments, 'segment')}, {many(found.rows, 'row')}. {level}"
             )
+            if found.gaps:
+                state, verdict = "unknown", f"Except for {many(found.gap_offsets, 'offset')}"
         gaps = f"{many(len(found.gaps), 'declared gap')} of {many(found.gap_offsets, 'offset')}"
         words.append(f"{gaps} that were never read." if found.gaps else "No gap is declared.")
     return Answer("Is the log whole?", state, verdict, words)
@@ -108,39 +146,43 @@ def _open(f: Figures) -> Answer:
 
 
 def promise(f: Figures, topic: str) -> list[str]:
-    """Say whether the promise about false alarms was kept for a topic."""
-    own = [run.run_length for run in f.history.runs if run.started.topic == topic]
-    lengths = [length for length in own if length is not None]
-    if not lengths and f.asked.stated is not None:
-        lengths = [f.asked.stated.run_length]
+    """Say what the promise about false alarms, and the alerts of drift, tell of a topic."""
     if f.history.last is None:
         return [f"{topic}: {_NO_EVENTS}"]
-    if not lengths:
+    own = [run for run in f.history.runs if run.started.topic == topic]
+    stated = [(run.judged, run.run_length) for run in own if run.run_length is not None]
+    if not stated and f.asked.stated is not None:
+        scored = sum(count.scored for (name, _), count in f.tally.times.items() if name == topic)
+        stated = [(scored, f.asked.stated.run_length)]
+    if not stated:
         return [f"{topic}: no run of the period states its promise as a number of images."]
-    judged = sum(count.scored for (name, _), count in f.tally.times.items() if name == topic)
-    length, allowed = min(lengths), judged / min(lengths)
-    stated = (
+    judged = sum(count for count, _ in stated)
+    if not judged:
+        return [f"{topic}: there is nothing to judge: no image was scored under a stated promise."]
+    # A false alarm of any run is at most as probable as the sum over runs.
+    most = sum(count / length for count, length in stated)
+    lengths = sorted({length for count, length in stated if count})
+    those = number(lengths[0])
+    if len(lengths) > 1:
+        those = f"A, with A from {those} to {number(lengths[-1])} by run"
+    said = (
         f"{topic}: the monitor promised that, while the stream is in-distribution, the probability "
-        f"of any false alarm within T images is at most T / {number(length)}. It judged "
-        f"{number(judged)}."
+        f"of any false alarm within T images is at most T / {those}. It judged {number(judged)}."
     )
     alerts = (each for each in f.history.episodes if (each.topic, each.about) == (topic, "drift"))
     began = sum(each.start_ms >= f.since_ms for each in alerts)
     if not began:
-        return [stated, "No alert of drift began: the promise was kept."]
-    if allowed < 1:
-        found = (
-            f"{many(began, 'alert')} of drift began. Had all images been in-distribution, the "
-            f"probability of even one would have been at most {percent(allowed)}: a change of the "
-            "stream is the likelier reason. Whether one was false, those who looked can say."
-        )
+        return [said, "No alert of drift began, so none was false."]
+    found = f"{many(began, 'alert')} of drift began. "
+    if most >= 1:
+        found += "Of so many images the promise excludes nothing: some alerts can be chance."
     else:
-        than = "no more" if began <= allowed else "more"
-        found = (
-            f"{many(began, 'alert')} of drift began, {than} than the {number(allowed)} false ones "
-            "that the promise allows for."
+        likelier = "a change of the stream is the likelier reason" if most < _RARE else _CHANCE
+        found += (
+            "Had all images been in-distribution, the probability of even one would have been at "
+            f"most {percent(most)}: {likelier}."
         )
-    return [stated, found]
+    return [said, f"{found} Whether one was false, those who looked can say."]
 
 
 def when(time_ms: int) -> str:
@@ -166,11 +208,17 @@ def many(count: int, what: str) -> str:
 
 
 def _together(spans: Iterable[Named]) -> str:
-    lengths = [end - start for _, (start, end) in spans]
-    stretches = "1 stretch" if len(lengths) == 1 else f"{len(lengths):,} stretches"
-    return f"{lasting(sum(lengths))} in {stretches}"
+    """How long, in how many stretches; of several topics, as long as that of which it is most."""
+    lengths: dict[str, list[int]] = {}
+    for topic, (start, end) in spans:
+        lengths.setdefault(topic, []).append(end - start)
+    longest, count = max(map(sum, lengths.values())), sum(map(len, lengths.values()))
+    stretches = "1 stretch" if count == 1 else f"{count:,} stretches"
+    if len(lengths) == 1:
+        return f"{lasting(longest)} in {stretches}"
+    return f"up to {lasting(longest)} of a topic, in {stretches} of {len(lengths):,} topics"
 
 
 def comment(event: Event) -> str:
-    """What somebody said who acknowledged or accepted an alert."""
-    return str(event.data.get("comment") or event.data.get("reason") or "no comment")
+    """What somebody said who acknowledged or accepted an alert, or erased images."""
+    return plain(event.data.get("comment") or event.data.get("reason") or "no comment")

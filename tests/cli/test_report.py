@@ -52,6 +52,16 @@ def test_a_segment_that_cannot_be_read_is_named(nap: Call, log: Path, tmp_path: 
     assert path in (tmp_path / "may.html").read_text(encoding="utf-8")
 
 
+def test_a_log_with_a_defect_is_a_report_and_a_failure(
+    nap: Call, log: Path, tmp_path: Path
+) -> None:
+    (log / "_events/00000000000000000002.json").unlink()
+    ended = nap("report", "--log", log, *MAY, "--out", tmp_path / "may.html")
+    assert ended.exit_code == 1
+    assert "defect  _events/00000000000000000002.json: hole: the events 2 to 2" in ended.err
+    assert "the events 2 to 2 are missing" in (tmp_path / "may.html").read_text(encoding="utf-8")
+
+
 def test_a_period_without_rows_is_a_report(nap: Call, log: Path, tmp_path: Path) -> None:
     out = tmp_path / "june.html"
     span = ("--since", "2026-06-01", "--until", "2026-06-02")
@@ -93,15 +103,19 @@ def test_mistakes_leave_no_file(nap: Call, log: Path, tmp_path: Path) -> None:
         "not a time: 'May'": (2, "--log", log, "--since", "May"),
         "expected either --log ROOT or --config FILE": (2,),
         "one of several models'": (2, "--log", log, "--compare-model", "ff"),
-        "another period or another model": (
+        "another period and another model": (
             *(2, "--log", log, "--compare-model", "a1", "--compare-since", "2d"),
         ),
         "one of --config and --calibration": (
             *(2, "--log", log, "--config", "monitor.yaml", "--calibration", "c"),
         ),
+        "one of --deep and --no-verify": (2, "--log", log, "--deep", "--no-verify"),
+        "one of --pdf and an --out that ends in .pdf": (
+            *(2, "--log", log, "--pdf", "--out", tmp_path / "may.PDF"),
+        ),
     }
     for words, (code, *arguments) in mistakes.items():
-        ended = nap("report", *arguments, "--out", out)
+        ended = nap("report", "--out", out, *arguments)
         assert (ended.exit_code, ended.out) == (code, "")
         assert words in ended.err
     assert not out.exists()

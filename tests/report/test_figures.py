@@ -201,6 +201,9 @@ def test_a_period_ends_now_or_with_the_log(root: Path) -> None:
     assert period(at("07T00:00"), None) == (at("07T00:00"), now)
     assert period(None, at("02T00:00")) == (START_MS, at("02T00:00"))
     assert period(now + 5, None) == (now + 5, now + 6)
+    # What comes from a clock that is wrong is not the end.
+    found = _asked(root, Asked(verified=False), at("07T00:00"))
+    assert (found.since_ms, found.until_ms) == (START_MS, at("07T00:00"))
 
 
 def test_what_is_not_there_is_an_error(root: Path, tmp_path: Path) -> None:

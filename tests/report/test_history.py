@@ -6,7 +6,7 @@ import pytest
 
 from nap_stream.report.history import History, Run, history, outside, without_monitor
 from nap_stream.scored_log.events import Event
-from tests.report.month import HOUR_MS, TOPIC, alert, at, run_started, write_events
+from tests.report.month import TOPIC, alert, at, run_started, write_events
 from tests.support.memory_store import MemoryStore
 
 PERIOD = (at("01T00:00"), at("31T00:00"))
@@ -29,15 +29,38 @@ def test_runs_begin_and_end(month: History) -> None:
 
 
 def test_a_killed_run_was_at_work_until_its_last_image(month: History) -> None:
-    scored = [at("13T10:00"), at("14T23:00"), at("30T02:00")]
-    found = without_monitor(month.runs, scored, HOUR_MS, PERIOD)
-    assert found == [
-        (at("12T03:00"), at("12T09:00")),
-        (at("15T00:00"), at("16T12:00")),
-        (at("30T03:00"), at("31T00:00")),
+    last = (at("12T02:59"), at("14T23:10"), at("30T02:20"))
+    runs = [replace(run, seen_ms=seen) for run, seen in zip(month.runs, last, strict=True)]
+    off, unsure = without_monitor(runs, PERIOD)
+    assert off == [(at("12T03:00"), at("12T09:00")), (at("14T23:10"), at("16T12:00"))]
+    # Whether the newest run is still at work, nothing tells.
+    assert unsure == [(at("30T02:20"), at("31T00:00"))]
+    assert without_monitor((), PERIOD) == ([PERIOD], [])
+    off, unsure = without_monitor(month.runs[2:], PERIOD)
+    assert (off, unsure) == (
+        [(PERIOD[0], at("16T12:00"))],
+        [(at("16T12:00"), PERIOD[1])],
+    )
+    # A run that never scored was not at work, and another monitor's run can be.
+    killed = replace(runs[1], seen_ms=None)
+    other = replace(runs[0], stopped=None, next_ms=None, seen_ms=at("13T00:00"))
+    off, unsure = without_monitor([killed], (at("12T09:00"), at("16T00:00")))
+    assert (off, unsure) == ([(at("12T09:00"), at("16T00:00"))], [])
+    assert without_monitor([killed, other], PERIOD)[1] == [(at("13T00:00"), PERIOD[1])]
+
+
+def test_a_bound_holds_until_the_run_ends_or_another_begins(month: History) -> None:
+    assert month.bounds(TOPIC)[:2] == [
+        ((at("01T00:00"), at("12T03:00")), 0.1),
+        ((at("12T09:00"), at("16T12:00")), 0.1),
     ]
-    assert without_monitor((), scored, HOUR_MS, PERIOD) == [PERIOD]
-    assert without_monitor(month.runs[2:], [], HOUR_MS, PERIOD) == [PERIOD]
+    first = run_started("01T00:00", "one")
+    blocks = {**first.data, "detectors": ["blocks", "unscored-images"]}
+    second = replace(run_started("02T00:00", "two"), data=blocks)
+    assert history([first, second]).bounds(TOPIC) == [((at("01T00:00"), at("02T00:00")), 0.1)]
+    other = replace(second, monitor="another")
+    assert history([first, other]).runs[0].next_ms is None
+    assert history([first, other]).bounds(TOPIC) == [((at("01T00:00"), at("02T00:00")), 0.1)]
 
 
 def test_what_spans_leave_of_a_period() -> None:
@@ -103,8 +126,11 @@ def test_settings_that_changed(month: History) -> None:
 def test_a_run_that_says_nothing_that_can_be_used(data: dict[str, object]) -> None:
     run = Run(replace(run_started("01T00:00", "one"), data=data), None, None)
     assert (run.bound, run.run_length, dict(run.drift)) == (None, None, {})
-    strange = Event(time_ms=1, kind="alert", by="c", data={"event": {"data": 3, "time": "noon"}})
-    assert history([strange, replace(strange, data={})]).episodes[0].start_ms == 1
+    assert (run.version, run.reason) == ("not recorded", "it runs, or was killed")
+    assert replace(run, stopped=run.started).reason == "not recorded"
+    for time in ("noon", "0001-01-01T00:00:00", 3):
+        strange = Event(time_ms=1, kind="alert", by="c", data={"event": {"data": 3, "time": time}})
+        assert history([strange, replace(strange, data={})]).episodes[0].start_ms <= 1
 
 
 def test_a_period_has_what_it_has_a_part_of(month: History) -> None:

@@ -16,18 +16,19 @@ from nap_stream.errors import InputDataError
 from nap_stream.records import TopicPartition
 from nap_stream.report.charts import Axis, coarser, ood_chart
 from nap_stream.report.counts import Count
-from nap_stream.report.gather import Asked, Figures, Stated, gather
+from nap_stream.report.gather import Asked, Comparison, Figures, Stated, gather
+from nap_stream.report.history import history
 from nap_stream.report.page import _difference, render
 from nap_stream.report.pictures import SIDE, kept_in
 from nap_stream.report.words import promise
-from nap_stream.scored_log.events import append_event
+from nap_stream.scored_log.events import EventKind, append_event
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.settings.schema import LimitSettings
 from tests.report.browser import browser, chromium, screenshot
 from tests.report.month import (
     DAY_MS,
     END_MS,
+    HOUR_MS,
     TOPIC,
     alert,
     at,
@@ -169,10 +170,11 @@ def test_the_first_screen_answers(month: Figures) -> None:
     text = _first_screen(render(month))
     for sentence in (
         "the longest from 2026-05-12 03:00 to 2026-05-12 09:00.",
+        "always on?NoNo monitor is known to have run for 6 h 9 min in 2 stretches, the longest",
         "No image came for 6 h in 1 stretch of at least 1 h.",
         "The run that began 2026-05-16 12:00 has no recorded end: it runs, or was killed.",
-        "The chains of 2 partitions hold together: 61 segments, 8,568 rows.",
-        "1 declared gap of 40 offsets that were never read.",
+        "61 segments, 8,568 rows. Footers were checked, values not.",
+        "Is the log whole?Except for 40 offsets",
         "2 alerts of drift, 1 alert of images without scores, 1 alert of missing offsets",
         f"8,568 images in 1 topic, {month.tally.statuses['corrupt'].rows} of them without scores.",
         "1 alert without an end.2 alerts that nobody has answered.",
@@ -183,9 +185,143 @@ def test_the_first_screen_answers(month: Figures) -> None:
 def test_a_quiet_period_is_told_as_one(store: MemoryStore) -> None:
     period = Asked(since_ms=at("02T00:00"), until_ms=at("05T00:00"))
     text = _first_screen(render(gather(store, period, now_ms=END_MS)))
-    assert "Was monitoring always on?YesA monitor ran throughout the period." in text
+    assert "always on?YesBy their events, a monitor ran throughout the period." in text
+    assert "There is no clock hour without an image." in text
     assert "What happened?No alert864 images" in text
     assert "What is open?NothingEach alert is over and answered." in text
+
+
+def test_a_killed_run_hides_no_outage() -> None:
+    """The run after it scored rows in the very hour in which it began."""
+    store = MemoryStore()
+    write_rows(store, days=13)
+    for event in write_events(MemoryStore())[:4]:
+        if event.kind != "run-stopped":
+            append_event(store, event)
+    period = Asked(since_ms=at("01T00:00"), until_ms=at("14T00:00"))
+    figures = gather(store, period, now_ms=END_MS)
+    first, second = figures.history.runs
+    assert at("12T02:50") < (first.seen_ms or 0) < at("12T02:51")
+    assert first.judged + second.judged == figures.tally.all.scored
+    text = _first_screen(render(figures))
+    assert "always on?NoNo monitor is known to have run for 6 h 9 min in 1 stretch" in text
+    assert " to 2026-05-12 09:00." in text
+
+
+def test_of_a_run_without_an_end_nothing_is_known_after_its_last_image() -> None:
+    store = MemoryStore()
+    write_rows(store, days=2)
+    append_event(store, run_started("01T00:00", "coordinator-1"))
+    text = _first_screen(
+        render(gather(store, Asked(since_ms=at("01T00:00")), now_ms=at("03T00:05")))
+    )
+    assert "always on?Not known since 2026-05-02 23:50No row was scored after that" in text
+    # An image of later is proof that it was at work.
+    period = Asked(since_ms=at("01T00:00"), until_ms=at("02T00:00"))
+    assert "always on?YesBy" in _first_screen(render(gather(store, period, now_ms=at("03T00:05"))))
+
+
+def test_images_that_were_scored_late_are_told(store: MemoryStore) -> None:
+    period = Asked(since_ms=at("02T00:00"), until_ms=at("05T00:00"))
+    figures = gather(store, period, now_ms=END_MS)
+    hours = (at("03T10:00"), at("03T15:00"))
+    tally = figures.tally
+    scored = {k: v for k, v in tally.scored_times.items() if not hours[0] <= k[1] < hours[1]}
+    late = replace(tally, scored_times=scored, lags={**tally.lags, 5 * HOUR_MS: 40})
+    text = _first_screen(render(replace(figures, tally=late)))
+    assert "always on?It ran, and was late" in text
+    assert "none was scored for 5 h in 1 stretch of at least 1 h; the longest lag is 5 h." in text
+    keys = {**(tally.keys or {}), "gone": Count(20, 20, 0, at("02T00:00"), at("02T19:00"))}
+    page = render(replace(figures, tally=replace(tally, keys=keys)))
+    assert "1 key stopped sending before the others." in _first_screen(page)
+    assert "Keys that stopped" in page
+    keys["gone"] = Count(3, 3, 0, at("02T00:00"), at("02T19:00"))
+    assert "Keys that stopped" not in render(replace(figures, tally=replace(tally, keys=keys)))
+
+
+def test_a_period_is_what_the_page_says_it_is() -> None:
+    """Of times that are wrong nothing is counted, and how many there are is said."""
+    store = MemoryStore()
+    write_rows(store, days=3)
+    append_event(store, run_started("02T00:00", "coordinator-1"))
+    now = at("02T12:00")
+    figures = gather(store, Asked(since_ms=at("02T00:00")), now_ms=now)
+    assert (figures.tally.all.rows, figures.outside) == (144, 720)
+    assert "720 rows of the log lie outside of it." in render(figures)
+    figures = gather(store, Asked(until_ms=at("02T12:00")), now_ms=END_MS)
+    assert figures.begins == "the image that was scored first"
+    assert (figures.since_ms, figures.tally.all.rows) == (at("01T00:00"), 3 * 144)
+    append_event(store, replace(run_started("01T00:00", "zero"), time_ms=at("01T00:00") - 5))
+    figures = gather(store, Asked(), now_ms=now)
+    assert figures.begins == "the first run"
+    assert (figures.since_ms, figures.until_ms) == (at("01T00:00") - 5, now)
+    assert "it begins with the first run." in render(figures)
+
+
+def test_a_comparison_leaves_nothing_out(month: Figures) -> None:
+    keys = [{f"camera-{n}": Count(100, 100, n % 3) for n in range(40)} for _ in range(2)]
+    keys[0] |= {"few": Count(2, 2, 0), "sure": Count(9_000, 9_000, 90), "old": Count(5, 5, 1)}
+    keys[1] |= {"few": Count(2, 2, 1), "sure": Count(9_000, 9_000, 900), "new": Count(7, 7, 2)}
+    tallies = [replace(month.tally, keys=each) for each in keys]
+    shared = (at("12T00:00"), at("13T00:00"))
+    both = replace(
+        month, comparison=Comparison(("Before", "After"), tallies[0], tallies[1], shared)
+    )
+    page = render(both)
+    section = _Tags(page[page.index('<h2 id="compared"') :]).text
+    table = section[section.index("Flagged by key") :]
+    # Half of two is no sure difference, ten in a hundred of 9,000 is.
+    assert table.index("sure") < table.index("camera-1") < table.index("camera-39")
+    assert table.index("sure") < table.index("few")
+    alone = table[table.index("with scores on one side at most") :]
+    assert alone.index("old20 %no images") > 0
+    assert alone.index("newno images28.6 %") > 0
+    assert "Both periods share 2026-05-12 00:00 to 2026-05-13 00:00" in section
+    many = replace(
+        both, comparison=Comparison(("a", "b"), tallies[0], replace(tallies[1], keys=None))
+    )
+    assert "Flagged by key: more than 10,000 keys, not told apart" in render(many)
+
+
+def test_the_page_is_bounded_and_shows_what_is_open(month: Figures) -> None:
+    quiet = replace(month, history=replace(month.history, episodes=()))
+    one = month.history.episodes[1]
+    answer = one.answers[0]
+    old = [
+        replace(one, start_ms=at("02T00:00") + n, end_ms=at("02T01:00"), words="w" * 500_000)
+        for n in range(1_000)
+    ]
+    still = replace(one, start_ms=at("01T01:00"), end_ms=None, answers=(answer,) * 5_000)
+    newest = replace(one, start_ms=at("29T00:00"), end_ms=at("29T01:00"))
+    many = replace(month.history, episodes=(still, *old, newest))
+    page = render(replace(month, history=many))
+    assert len(page) < len(render(quiet)) + 500_000
+    assert page.index("<h3>1. Drift") < page.index("<h3>1002. Drift") < page.index("<h3>1001. ")
+    assert "200 of 1,002: those without an end first, then the newest." in page
+    assert "The first 20 of 5,000 answers." in page
+    assert page.count('class="alert"') == 200
+    assert "of the 200 that are listed" in page
+    topics = tuple(f"topic-{n}" for n in range(300))
+    page = render(replace(month, topics=topics))
+    assert "Topics drawn: 8 of 300" in page
+    assert len(page) < 2 * len(render(month))
+
+
+def test_events_that_lack_what_they_should_have(month: Figures) -> None:
+    runs = [
+        replace(run, started=replace(run.started, data={}), stopped=replace(run.started, data={}))
+        for run in month.history.runs
+    ]
+    erased = replace(runs[0].started, kind="erased")
+    found = history([replace(erased, kind=kind) for kind in EventKind])
+    page = render(
+        replace(
+            month,
+            history=replace(found, runs=tuple(runs), episodes=found.episodes, erasures=(erased,)),
+        )
+    )
+    assert page.count("<td>not recorded</td>") == 2 * len(runs)
+    assert "Kept images that were erased" in page
 
 
 def test_each_topic_has_its_own_coverage() -> None:
@@ -252,30 +388,43 @@ def test_a_period_without_rows(store: MemoryStore) -> None:
 
 
 def test_the_promise_is_compared_with_what_began(month: Figures) -> None:
-    judged = f"{month.tally.all.scored:,}"
+    assert sum(run.judged for run in month.history.runs) == month.tally.all.scored
     first, second = promise(month, TOPIC)
-    assert first.endswith(f"at most T / 25,920. It judged {judged}.")
-    chance = month.tally.all.scored / 25_920
-    assert f"of even one would have been at most {100 * chance:.3g} %" in second
+    assert first.endswith(f"at most T / 25,920. It judged {month.tally.all.scored:,}.")
+    most = month.tally.all.scored / 25_920
+    assert f"of even one would have been at most {100 * most:.3g} %: that can be chance" in second
     quiet = replace(month, history=replace(month.history, episodes=()))
-    assert promise(quiet, TOPIC)[1] == "No alert of drift began: the promise was kept."
+    assert promise(quiet, TOPIC)[1] == "No alert of drift began, so none was false."
 
-    def with_length(run_length: int) -> str:
-        event = run_started("01T00:00", "c", false_alarms=None, expected_run_length=run_length)
-        run = replace(month.history.runs[0], started=event, stopped=None)
-        return promise(replace(month, history=replace(month.history, runs=(run,))), TOPIC)[1]
+    def of(*runs: tuple[int, int], figures: Figures = month) -> list[str]:
+        """By how many images each run judged, and A."""
+        found = []
+        for judged, length in runs:
+            event = run_started("01T00:00", "c", false_alarms=None, expected_run_length=length)
+            found.append(replace(month.history.runs[0], started=event, judged=judged))
+        own = replace(figures.history, runs=tuple(found))
+        return promise(replace(figures, history=own), TOPIC)
 
-    assert with_length(1_000).endswith("no more than the 8 false ones that the promise allows for.")
-    assert with_length(5_000).endswith("more than the 2 false ones that the promise allows for.")
-    blocks = replace(month, history=replace(month.history, runs=()))
-    assert "no run of the period states its promise" in promise(blocks, TOPIC)[0]
+    assert "at most 4.99 %: a change of the stream is the likelier reason" in of((499, 10_000))[1]
+    assert "at most 5 %: that can be chance" in of((500, 10_000))[1]
+    assert "at most 99 %: that can be chance" in of((990, 1_000))[1]
+    assert "the promise excludes nothing: some alerts can be chance" in of((1_000, 1_000))[1]
+    # A short trial by a strict promise says little of a long run by another.
+    trial, run = of((10, 1_000), (100_000, 10_000_000))
+    assert "at most T / A, with A from 1,000 to 10,000,000 by run. It judged 100,010." in trial
+    assert "at most 2 %: a change of the stream is the likelier reason" in run
+    assert "T / 10,000,000. It judged 5." in of((0, 1_000), (5, 10_000_000))[0]
+    nothing = "there is nothing to judge: no image was scored under a stated promise."
+    assert of((0, 1_000)) == [f"{TOPIC}: {nothing}"]
+    assert "no run of the period states its promise" in of()[0]
 
 
 def test_differences_are_newcombes() -> None:
     # Newcombe 1998, Statistics in Medicine 17, table II, example (a), method 10: 56/70 and 48/80.
     first, second = Count(80, 80, 48), Count(70, 70, 56)
     assert _difference(first, second) == ("60 %", "80 %", "+20 points", "+5.24 to +33.4")
-    assert _difference(first, Count(3, 0, 0)) == ("60 %", "none", "", "")
+    assert _difference(first, Count(3, 0, 0)) == ("60 %", "no scores", "", "")
+    assert _difference(first, Count()) == ("60 %", "no images", "", "")
 
 
 def test_a_chart_by_hand() -> None:
@@ -289,10 +438,11 @@ def test_a_chart_by_hand() -> None:
     points = coarser(counts, 10, "a")
     assert points == {0: Count(20, 20, 1), 10: Count(30, 20, 4)}
     fine = coarser(counts, 5, "a")
-    chart = ood_chart("a", fine, 5, bounds=[(-5, 0.1), (12, 0.16)], alerts=(), axis=Axis(0, 20))
+    bounds = [((-9, -5), 0.1), ((-5, 8), 0.1), ((12, 99), 0.16)]
+    chart = ood_chart("a", fine, 5, bounds=bounds, alerts=(), axis=Axis(0, 20))
     # The upper edge is 1.25 * 0.2.
     assert chart.line == "M0.0 60.0H25.0V100.0H50.0M75.0 20.0H100.0"
-    assert chart.bound == "M0.0 60.0H60.0 M60.0 36.0H100.0"
+    assert chart.bound == "M0.0 60.0H40.0 M60.0 36.0H100.0"
     assert chart.shares == ((60.0, "10 %"), (20.0, "20 %"))
     assert chart.band.count("Z") == 3
 
@@ -309,7 +459,7 @@ def test_pictures_are_small_and_encoded_anew(tmp_path: Path) -> None:
     (day / broken).write_bytes(b"no image")
     other = "0" * 64
     (day / other).write_bytes(content)
-    picture = kept_in(LocalStore(tmp_path), LimitSettings())
+    picture = kept_in(LocalStore(tmp_path))
 
     head, _, data = picture(digest, at("01T12:00")).partition(",")
     assert head == "data:image/png;base64"
