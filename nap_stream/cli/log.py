@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nap_stream.cli.options import (
+    CheckpointsOption,
     ConfigOption,
     JsonReportOption,
     LogOption,
@@ -57,14 +58,7 @@ def verify(
             metavar="FILE", help="Compare with the ends of the chains in an earlier --report."
         ),
     ] = None,
-    checkpoints: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="KEYS",
-            help="Compare with the signed checkpoints in the log, by these public keys: a file "
-            "with one a line, as checkpoint-key prints them.",
-        ),
-    ] = None,
+    checkpoints: CheckpointsOption = None,
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(

@@ -70,6 +70,14 @@ SinceOption = Annotated[
     str | None, typer.Option(help="From this event time on: ISO 8601 (UTC), or 90m, 6h, 2d ago.")
 ]
 UntilOption = Annotated[str | None, typer.Option(help="Before this event time.")]
+CheckpointsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="KEYS",
+        help="Compare with the signed checkpoints in the log, by these public keys: a file with "
+        "one a line, as checkpoint-key prints them.",
+    ),
+]
 JsonEventsOption = Annotated[
     bool, typer.Option("--json", help="One CloudEvent a line, for machines.")
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nap_stream.cli.options import (
+    CheckpointsOption,
     EvidenceOption,
     SinceOption,
     TopicOption,
@@ -78,6 +79,7 @@ def report(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Check the log's chains too.")
     ] = True,
+    checkpoints: CheckpointsOption = None,
     deep: Annotated[
         bool, typer.Option("--deep", help="Read every value for that, not footers alone.")
     ] = False,
@@ -101,6 +103,8 @@ def report(
     from nap_stream.report.gather import Asked, gather
     from nap_stream.report.page import render
     from nap_stream.report.pictures import kept_in
+    from nap_stream.scored_log.proof.checkpoint import read_checkpoints
+    from nap_stream.scored_log.proof.note import read_public_keys
 
     clock = SystemClock()
     _require_one(
@@ -108,6 +112,7 @@ def report(
             "--config and --calibration": (config, calibration),
             "another period and another model": (compare_since or compare_until, compare_model),
             "--deep and --no-verify": (deep, not verify),
+            "--checkpoints and --no-verify": (checkpoints, not verify),
             "--pdf and an --out that ends in .pdf": (pdf, out.suffix.lower() == ".pdf"),
         }
     )
@@ -126,10 +131,19 @@ def report(
         verified=verify,
         deep=deep,
     )
+    keys = () if checkpoints is None else read_public_keys(checkpoints, "--checkpoints")
+    signed = read_checkpoints(store, keys, ()) if keys else None
     kept = evidence_store(evidence, settings)
     pictures = None if kept is None else kept_in(kept, settings)
     with progress_bar("verifying", unit="files") as advance:
-        figures = gather(store, asked, now_ms=clock.now_ms(), pictures=pictures, advance=advance)
+        figures = gather(
+            store,
+            asked,
+            now_ms=clock.now_ms(),
+            pictures=pictures,
+            signed=signed,
+            advance=advance,
+        )
     publish(out, render(figures).encode("utf-8", "replace"))
     typer.echo(f"Report   {out}")
     if browser is not None:

@@ -1,6 +1,6 @@
 """The figures of a report: what the log tells of a period."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from nap_stream.report.counts import (
 from nap_stream.report.history import History, Span, history
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
+from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
 from nap_stream.scored_log.query import (
     HOUR_MS,
     Query,
@@ -27,7 +28,8 @@ from nap_stream.scored_log.query import (
     require_partitions,
 )
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.verify.report import Defect, VerifyReport
+from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
+from nap_stream.scored_log.verify.report import AnchorReport, Defect, VerifyReport
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 from nap_stream.text import listed as in_short
@@ -83,10 +85,10 @@ class Figures:
 
     ``held`` are the first and last event time of the files that were looked at, null where they
     have no rows; ``outside`` counts the log's rows that are not of this period. ``begins`` says
-    with what a period begins that was not asked for. ``verified`` is null where that was not asked
-    for. ``unread`` are the files whose rows are missing, and why. ``anomalous`` are rows by the
-    log's columns, the smallest p-value first, with ``event_ms``, the key as text, and ``picture``,
-    the address of a small one; empty where ``no_picture`` says why.
+    with what a period begins that was not asked for. ``verified`` and ``anchors`` are null where
+    that was not asked for. ``unread`` are the files whose rows are missing, and why. ``anomalous``
+    are rows by the log's columns, the smallest p-value first, with ``event_ms``, the key as text,
+    and ``picture``, the address of a small one; empty where ``no_picture`` says why.
     """
 
     asked: Asked
@@ -103,6 +105,7 @@ class Figures:
     history: History
     defects: tuple[Defect, ...]
     verified: VerifyReport | None
+    anchors: AnchorReport | None
     unread: tuple[str, ...]
     anomalous: tuple[dict[str, Any], ...]
     comparison: Comparison | None
@@ -119,9 +122,12 @@ def gather(
     *,
     now_ms: int,
     pictures: Pictures | None = None,
+    signed: Iterable[FoundCheckpoint] | None = None,
     advance: Progress | None = None,
 ) -> Figures:
     """Put a report's figures together. ``advance`` is told of the files that are verified.
+
+    The chains are compared with the checkpoints ``signed``, where these are given.
 
     Without a beginning the period begins with the first run, or with the image that was scored
     first where that was before it; without an end it ends now, or, where neither is given, with the
@@ -129,7 +135,7 @@ def gather(
 
     Raises:
         LogRootError: There is no log at the root, or it holds no topics.
-        ConfigError: The log has no such topic or model.
+        ConfigError: The log has no such topic or model, or no checkpoint is signed by a known key.
         ScoredLogError: The store cannot be read.
     """
     partitions = require_partitions(store, Query(topic=asked.topic))
@@ -150,10 +156,9 @@ def gather(
         return tally(store, own, wanted, width_ms=width_ms, key_by=key_by, unread=unread)
 
     found = counted(query, files)
-    lasts = {file.partition: file for file in every}.values()
     own = told.within(since_ms, until_ms)
-    asked_of = [*files, *(file for file in lasts if file not in files)]
-    runs = worked(store, asked_of, own.runs, (since_ms, until_ms), unread)
+    telling = _telling_of_runs(every, files, until_ms)
+    runs = worked(store, telling, own.runs, (since_ms, until_ms), unread)
     rows = most_anomalous(store, query, asked.images, unread=unread).to_pylist()
     comparison = None
     if asked.compared is not None:
@@ -169,12 +174,14 @@ def gather(
         first, second = (counted(replace(query, models=each), files) for each in (rest, model))
         names = (in_short([each[:12] for each in rest]), model[0][:12])
         comparison = Comparison(names, first, second)
-    verified = None
+    verified = anchors = None
     if asked.verified:
         verified = verify(
             store, deep=asked.deep, topic=asked.topic, advance=advance, may_be_empty=True
         )
-        defects = [*verified.defects, *defects]
+        if signed is not None:
+            anchors = compare_with_checkpoints(store, verified.heads, signed, asked.topic)
+        defects = [*verified.defects, *(anchors.defects if anchors else ()), *defects]
     lost = {error.where for error in unread}
     return Figures(
         asked=asked,
@@ -191,6 +198,7 @@ def gather(
         history=replace(own, runs=tuple(runs)),
         defects=tuple(dict.fromkeys(defects)),
         verified=verified,
+        anchors=anchors,
         unread=tuple(dict.fromkeys(f"{error.where}: {error.problem}" for error in unread)),
         anomalous=tuple(_anomalous(row, pictures, key_by, own.erasures) for row in rows),
         comparison=comparison,
@@ -209,6 +217,20 @@ def _reaching(files: Sequence[LogFile], query: Query) -> list[LogFile]:
     until_ms = LATEST_MS + 1 if query.until_ms is None else query.until_ms
     ends = ((each, _held([each])) for each in files)
     return [each for each, span in ends if span and span[0] < until_ms and span[1] >= since_ms]
+
+
+def _telling_of_runs(
+    every: Sequence[LogFile], files: Sequence[LogFile], until_ms: int
+) -> list[LogFile]:
+    """The files of a period, and of each chain the first one after it, and the last.
+
+    What was scored after the period proves that a run was at work to its end.
+    """
+    later = (each for each in reversed(every) if (span := _held([each])) and span[0] >= until_ms)
+    firsts = {file.partition: file for file in later}
+    lasts = {file.partition: file for file in every}
+    found = (*files, *firsts.values(), *lasts.values())
+    return list({file.path: file for file in found}.values())
 
 
 def _beginning(

@@ -107,6 +107,12 @@ def _is_whole(f: Figures) -> Answer:
             )
             if found.gaps:
                 state, verdict = "unknown", f"Except for {many(found.gap_offsets, 'offset')}"
+        if f.anchors is not None:
+            seen = sum(chain.anchored_offset is not None for chain in f.anchors.chains)
+            words.append(
+                f"{many(seen, 'chain')} of {number(len(f.anchors.chains))} agree with a signed "
+                f"checkpoint; the newest is of {when(f.anchors.newest_time_ms)}."
+            )
         gaps = f"{many(len(found.gaps), 'declared gap')} of {many(found.gap_offsets, 'offset')}"
         words.append(f"{gaps} that were never read." if found.gaps else "No gap is declared.")
     return Answer("Is the log whole?", state, verdict, words)

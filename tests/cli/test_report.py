@@ -62,6 +62,25 @@ def test_a_log_with_a_defect_is_a_report_and_a_failure(
     assert "the events 2 to 2 are missing" in (tmp_path / "may.html").read_text(encoding="utf-8")
 
 
+def test_what_signed_checkpoints_prove_is_told(nap: Call, log: Path, tmp_path: Path) -> None:
+    key, keys = tmp_path / "signing.key", tmp_path / "keys.txt"
+    keys.write_text(nap("checkpoint-key", "--out", key, "--name", "example.org/line-3").out)
+    assert nap("checkpoint", "--log", log, "--key", key).exit_code == 0
+    given = ("report", "--log", log, *MAY, "--out", tmp_path / "may.html", "--deep")
+    ended = nap(*given, "--checkpoints", keys)
+    page = (tmp_path / "may.html").read_text(encoding="utf-8")
+    assert ended.exit_code == 0, ended.err
+    assert "3 chains of 3 agree with a signed checkpoint; the newest is of 20" in page
+    assert "Every value was read." in page
+    assert "1 checkpoint by example.org/line-3" in page
+    # Who can write to the log cuts off its end: the chain itself does not tell.
+    (log / segment_path(TopicPartition(TOPIC, 1), 432)).unlink()
+    assert nap(*given).exit_code == 0
+    ended = nap(*given, "--checkpoints", keys)
+    assert ended.exit_code == 1
+    assert "it ends at 576; now it ends at 432" in ended.err
+
+
 def test_a_period_without_rows_is_a_report(nap: Call, log: Path, tmp_path: Path) -> None:
     out = tmp_path / "june.html"
     span = ("--since", "2026-06-01", "--until", "2026-06-02")

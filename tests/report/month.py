@@ -32,18 +32,28 @@ CHANGED_MS = at("16T12:00")
 
 
 def write_rows(
-    store: SegmentStore, *, days: int = 30, names: tuple[str, ...] = (), topic: str = TOPIC
+    store: SegmentStore,
+    *,
+    days: int = 30,
+    names: tuple[str, ...] = (),
+    topic: str = TOPIC,
+    first_ms: int | None = None,
 ) -> None:
     """Write a segment a day of two partitions: an image every ten minutes, of six cameras.
 
-    ``names`` take the place of the classes and the cameras.
+    ``names`` take the place of the classes and the cameras, ``first_ms`` of the event time of the
+    first image of either partition.
     """
     for number in (0, 1):
-        _write_partition(store, TopicPartition(topic, number), days, names)
+        _write_partition(store, TopicPartition(topic, number), days, names, first_ms)
 
 
 def _write_partition(
-    store: SegmentStore, partition: TopicPartition, days: int, names: tuple[str, ...]
+    store: SegmentStore,
+    partition: TopicPartition,
+    days: int,
+    names: tuple[str, ...],
+    first_ms: int | None,
 ) -> None:
     generator = np.random.default_rng(partition.partition)
     position: ChainPosition | None = None
@@ -61,6 +71,12 @@ def _write_partition(
                 partition, position, end, nothing, gap="retention deleted them"
             ).position
         rows = _rows(generator, time, position.offset, names)
+        if day == 0 and first_ms is not None:
+            column = rows.column("event_time").to_pylist()
+            column[0] = datetime.fromtimestamp(first_ms / 1000, UTC)
+            place = rows.column_names.index("event_time")
+            field = ROWS.field("event_time")
+            rows = rows.set_column(place, field, pa.array(column, field.type))
         position = log.publish(partition, position, position.offset + len(time), rows).position
 
 

@@ -19,7 +19,7 @@ from nap_stream.report import counts as counts_module
 from nap_stream.report.counts import MAX_BINS, Count, Tally, chart_width_ms, quantile
 from nap_stream.report.gather import Asked, Figures, gather
 from nap_stream.scored_log.compact import compact
-from nap_stream.scored_log.events import append_event
+from nap_stream.scored_log.events import Event, append_event
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.report.month import (
     DAY_MS,
@@ -163,6 +163,23 @@ def test_the_most_anomalous_rows(root: Path) -> None:
     )
     names = ("ood_p_value", "topic", "partition", "offset", "index")
     assert [tuple(row[name] for name in names) for row in found] == wanted
+
+
+def test_an_anomalous_row_is_named_as_keys_are_and_says_what_was_erased(
+    root: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(root, tmp_path / "log"))
+    append_event(
+        LocalStore(copy), run_started("30T00:00", "coordinator-9", keys={"by": "header:line"})
+    )
+    first, second = _asked(copy, Asked(images=2)).anomalous
+    assert {first["key"], second["key"]} <= {"east", "west"}
+    data = {"sha256": [second["sha256"]], "files": 1, "reason": "asked for"}
+    event = Event(time_ms=at("30T12:00"), kind="erased", by="Ada", data=data)
+    append_event(LocalStore(copy), event)
+    found = _asked(copy, Asked(images=2)).anomalous
+    told = [row["no_picture"] for row in found]
+    assert told == ["No store of images was named.", "It was erased 2026-05-30 by Ada."]
 
 
 def test_two_periods(root: Path) -> None:

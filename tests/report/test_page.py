@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -37,6 +38,7 @@ from tests.report.month import (
     write_rows,
 )
 from tests.support.memory_store import MemoryStore
+from tests.support.summaries import settings
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -221,6 +223,13 @@ def test_of_a_run_without_an_end_nothing_is_known_after_its_last_image() -> None
     assert "always on?YesBy" in _first_screen(render(gather(store, period, now_ms=at("03T00:05"))))
 
 
+def test_a_run_that_was_killed_after_the_period_was_at_work_in_all_of_it(
+    store: MemoryStore,
+) -> None:
+    period = Asked(since_ms=at("13T00:00"), until_ms=at("14T00:00"))
+    assert "always on?YesBy" in _first_screen(render(gather(store, period, now_ms=END_MS)))
+
+
 def test_images_that_were_scored_late_are_told(store: MemoryStore) -> None:
     period = Asked(since_ms=at("02T00:00"), until_ms=at("05T00:00"))
     figures = gather(store, period, now_ms=END_MS)
@@ -248,6 +257,10 @@ def test_a_period_is_what_the_page_says_it_is() -> None:
     figures = gather(store, Asked(since_ms=at("02T00:00")), now_ms=now)
     assert (figures.tally.all.rows, figures.outside) == (144, 720)
     assert "720 rows of the log lie outside of it." in render(figures)
+    wrong = MemoryStore()
+    write_rows(wrong, days=2, first_ms=7)
+    figures = gather(wrong, Asked(), now_ms=END_MS)
+    assert (figures.since_ms, figures.outside) == (at("01T00:10"), 2)
     figures = gather(store, Asked(until_ms=at("02T12:00")), now_ms=END_MS)
     assert figures.begins == "the image that was scored first"
     assert (figures.since_ms, figures.tally.all.rows) == (at("01T00:00"), 3 * 144)
@@ -474,6 +487,24 @@ def test_pictures_are_small_and_encoded_anew(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputDataError, match=why):
             picture(name, at("01T12:00"))
+
+
+def test_a_frame_is_shown_as_the_configuration_says(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[..., 2] = 200
+    content = pixels.tobytes()
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / "2026-05-01").mkdir()
+    (tmp_path / "2026-05-01" / digest).write_bytes(content)
+    raw = {"format": "bgr8", "width": 8, "height": 4}
+    # Its colours are shown, whatever order the model takes them in.
+    own = settings(model={"preprocessing": {"raw": raw, "channel_order": "bgr"}})
+    _, _, data = kept_in(LocalStore(tmp_path), own)(digest, at("01T12:00")).partition(",")
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (8, 4)
+        assert image.convert("RGB").getpixel((1, 1)) == (200, 0, 0)
+    with pytest.raises(InputDataError, match="cannot be decoded"):
+        kept_in(LocalStore(tmp_path))(digest, at("01T12:00"))
 
 
 @pytest.mark.parametrize(
