@@ -189,6 +189,11 @@ def test_two_periods(root: Path) -> None:
     assert found is not None
     for tally, part in ((found.first, before), (found.second, week)):
         assert _plain(tally.statuses) == _duck(root, COUNTS, _within(part), "status")
+    assert found.shared is None
+    open_end = Asked(since_ms=week[0], until_ms=week[1], compared=(at("25T00:00"), None))
+    found = _asked(root, open_end).comparison
+    assert found is not None
+    assert found.shared == (at("25T00:00"), week[1])
 
 
 def test_two_models(root: Path) -> None:
