@@ -17,6 +17,7 @@
     │   └── AlertRefusedError        it will never take this one (not retriable)
     ├── ScoredLogError               the log cannot be written or read (retriable)
     │   ├── LogRootError             the root is not usable (not retriable)
+    │   ├── NotAFileError            a folder, pipe or device has a file's name (not retriable)
     │   ├── SegmentConflictError     another writer has published this base offset
     │   ├── EventError               an event beside the rows is damaged, or none (not retriable)
     │   └── ChainBrokenError         a segment or its footer contradicts the chain (not retriable)
@@ -127,6 +128,12 @@ class ScoredLogError(NapStreamError):
 
 class LogRootError(ScoredLogError):
     """The root of the scored log is not usable."""
+
+    retriable = False
+
+
+class NotAFileError(ScoredLogError):
+    """What has a file's name in the scored log is a folder, a pipe or a device."""
 
     retriable = False
 

@@ -20,8 +20,8 @@ from nap_stream.scored_log.events import (
     append_event,
     event_path,
     problem_of,
+    read_accepted,
     require_text,
-    walk_events,
 )
 from nap_stream.scored_log.stores import SegmentStore
 
@@ -32,6 +32,8 @@ NOTICE_MS = 30_000
 then, so that a replay, which knows of it from the beginning, gives the same alerts."""
 LOOK_EVERY_S = 5.0
 """A fraction of `NOTICE_MS`."""
+LIST_EVERY = 3
+"""The folder is listed with so many looks; with the others only where the next event is there."""
 
 
 class _Data(BaseModel):
@@ -80,13 +82,14 @@ class AcceptanceReader:
     """Gives the acceptances of a topic, each once. The first look is at once.
 
     An event that is damaged is told in the program's log once, and stops nobody. One at the end is
-    looked at with each look: once it is removed, another may get its number, and a replay knows
-    that one alone.
+    looked at again: once it is removed, another may get its number, and a replay knows that one
+    alone.
     """
 
     def __init__(self, store: SegmentStore, topic: str, clock: Clock) -> None:
         self._store, self._topic, self._clock = store, topic, clock
-        self._next = 0
+        self._next, self._looks = 0, 0
+        self._given: set[int] = set()
         self._told: set[str] = set()
         self._look_at_s = clock.monotonic()
 
@@ -98,10 +101,13 @@ class AcceptanceReader:
         if self._clock.monotonic() < self._look_at_s:
             return ()
         self._look_at_s = self._clock.monotonic() + LOOK_EVERY_S
+        self._looks += 1
         try:
-            return self.read()
+            is_due = self._looks % LIST_EVERY == 1 or self._is_more()
+            return self.read() if is_due else ()
         except ScoredLogError as error:
             structlog.get_logger().warning("acceptances_not_read", cause=str(error))
+            self._looks = 0
             return ()
 
     def read(self) -> tuple[Acceptance, ...]:
@@ -111,19 +117,27 @@ class AcceptanceReader:
             ScoredLogError: The store cannot be read.
         """
         found: list[Acceptance] = []
-        # All before any is given: what was read before a failure is read again after it.
-        for each in tuple(walk_events(self._store, self._next)):
+        read, self._next = read_accepted(self._store, self._next)
+        for each in read:
             if not isinstance(each, Event):
                 self._tell(str(each))
-                continue
-            self._next = each.number + 1
-            if each.kind != EventKind.ACCEPTED or each.topic != self._topic:
-                continue
-            try:
-                found.append(acceptance_of(each))
-            except EventError as error:
-                self._tell(str(error))
+            elif each.topic == self._topic and each.number not in self._given:
+                self._given.add(each.number)
+                try:
+                    found.append(acceptance_of(each))
+                except EventError as error:
+                    self._tell(str(error))
         return tuple(found)
+
+    def _is_more(self) -> bool:
+        """Whether anything has the number from which on events are new."""
+        try:
+            file = self._store.open(event_path(self._next))
+        except ScoredLogError:
+            return True
+        if file is not None:
+            file.close()
+        return file is not None
 
     def _tell(self, cause: str) -> None:
         if cause not in self._told:

@@ -6,6 +6,9 @@ They are a chain of their own: numbers from 0 on without holes, and each file na
 the file before it. Each is created exclusively under the next free number and never changed. The
 folder is hidden from Parquet readers, as all names that begin with an underscore.
 
+Each also names the last event before it that accepts something, so that whoever wants those alone
+reads no others.
+
 A file is one line of JSON, `Document`; one that differs in a single byte from what is written of
 its content is damaged. Files come from outside: their size is limited before they are decoded.
 """
@@ -13,16 +16,19 @@ its content is damaged. Files come from outside: their size is limited before th
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from nap_stream.errors import ConfigError, EventError, ScoredLogError
+from nap_stream.errors import ConfigError, EventError, NotAFileError, ScoredLogError
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.stores.local import as_log_error
 from nap_stream.scored_log.verify.report import Defect, DefectKind
 from nap_stream.text import EARLIEST_MS, LATEST_MS
 
@@ -33,6 +39,8 @@ MAX_BYTES = 4 * 2**20
 """The settings with the names of 100,000 classes, and an alert with its examples, take less."""
 MAX_NUMBER = 2**31 - 1
 """A file with a larger number in its name is none of the chain."""
+MAX_HOLE = 100_000
+"""Nor is one that leaves out so many numbers: nobody may use up the numbers with one file."""
 ATTEMPTS = 100
 """So many others may take the next number while one is written."""
 THREADS = 16
@@ -58,7 +66,8 @@ class Event:
 
     ``time_ms`` is of the writer's clock, milliseconds since the epoch. ``by`` says who: a monitor's
     writer id, or a person's name. ``topic`` and ``monitor`` are empty where it is of none. ``data``
-    is JSON. ``number`` and ``sha256``, the digest of the file, are those of one that is written.
+    is JSON. One that is written has a ``number``, the digest of its file, ``sha256``, and the
+    number of the last one before it that accepts something, ``last_accepted``: -1 for none.
     """
 
     time_ms: int
@@ -68,6 +77,7 @@ class Event:
     monitor: str = ""
     data: Mapping[str, Any]
     number: int = -1
+    last_accepted: int = -1
     sha256: str = ""
 
 
@@ -96,6 +106,7 @@ class Document(BaseModel):
     topic: _Name
     monitor: _Name
     data: dict[str, Any]
+    last_accepted: Annotated[int, Field(ge=-1, le=MAX_NUMBER)]
     previous_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -115,31 +126,59 @@ def alert_id(event: Event) -> str:
 def append_event(store: SegmentStore, event: Event, *, near: int = 0) -> Event:
     """Write an event as the last one of the chain; give it with its number and digest.
 
-    ``near`` is a number that there was lately: it saves listing those before.
+    ``near`` is a number that there was lately: it saves listing those before. What can be no event
+    is passed over: the event names the last one before that.
 
     Raises:
         EventError: Its texts or its data are not what an event can hold.
-        ScoredLogError: The store cannot be read or written.
+        ScoredLogError: The store, or what may be the last event, cannot be read or written.
     """
     folder = f"{store.root}/{FOLDER}"
     try:
-        _encoded(event, 0, START_SHA256)
+        _encoded(event, 0, -1, START_SHA256)
     except (ValueError, TypeError, RecursionError) as error:
         raise EventError(f"not a valid event: {problem_of(error)}", folder) from error
     store.prepare(FOLDER)
-    free = max(event_numbers(store, near) or event_numbers(store), default=-1) + 1
+    chain = event_numbers(store, near) or event_numbers(store)
+    free = chain[-1] + 1 if chain else 0
     for number in range(free, min(free + ATTEMPTS, MAX_NUMBER + 1)):
-        previous = event_sha256(store, number - 1) if number else START_SHA256
-        if previous is None:
-            raise ScoredLogError(f"event {number - 1} was listed and is gone", folder, "Try again")
-        content = _encoded(event, number, previous)
+        last_accepted, previous = _links(store, chain)
+        content = _encoded(event, number, last_accepted, previous)
         if store.create(event_path(number), content):
-            return replace(event, number=number, sha256=hashlib.sha256(content).hexdigest())
+            sha256 = hashlib.sha256(content).hexdigest()
+            return replace(event, number=number, last_accepted=last_accepted, sha256=sha256)
+        chain.append(number)
     raise ScoredLogError(
         f"no number from {free} on could be taken: others took them, or {MAX_NUMBER} is the last",
         folder,
         "Try again; if it stays so, run `nap-stream verify`",
     )
+
+
+def _links(store: SegmentStore, chain: Sequence[int]) -> tuple[int, str]:
+    """What an event behind these says of them: the last acceptance, and the digest of the last.
+
+    Raises:
+        ScoredLogError: One that is needed for it cannot be read.
+    """
+    digest = ""
+    for number in _backwards(store, chain):
+        file = _read(store, number)
+        if file.failure is not None:
+            raise file.failure
+        digest = digest or file.sha256 or ""
+        found = _decoded(number, file)
+        if isinstance(found, tuple):
+            event, _ = found
+            return number if event.kind == EventKind.ACCEPTED else event.last_accepted, digest
+    return -1, digest or START_SHA256
+
+
+def _backwards(store: SegmentStore, chain: Sequence[int]) -> Iterator[int]:
+    """The numbers of a chain of which the last ones are known, from its end on."""
+    yield from reversed(chain)
+    if chain and chain[0] > 0:
+        yield from (number for number in reversed(event_numbers(store)) if number < chain[0])
 
 
 def require_text(name: str, text: str, limit: int, *, may_be_empty: bool = False) -> None:
@@ -155,7 +194,7 @@ def require_text(name: str, text: str, limit: int, *, may_be_empty: bool = False
 
 
 def event_numbers(store: SegmentStore, first: int = 0) -> list[int]:
-    """Give the numbers of the events from ``first`` on, in order.
+    """Give the numbers of the events from ``first`` on, in order, up to a hole of `MAX_HOLE`.
 
     Raises:
         ScoredLogError: The store cannot be listed.
@@ -163,10 +202,35 @@ def event_numbers(store: SegmentStore, first: int = 0) -> list[int]:
     # A folder that changes while it is listed can leave out a name that is there.
     for _ in range(2):
         names = store.names(FOLDER, f"{first:020}.json" if first else "")
-        found = sorted(number for name in names if (number := event_number(name)) is not None)
+        numbers = (event_number(name) for name in names)
+        found = _without_strays(sorted(n for n in numbers if n is not None and n >= first), first)
         if not found or found[-1] - found[0] == len(found) - 1:
             break
     return found
+
+
+def _without_strays(numbers: list[int], first: int) -> list[int]:
+    before = first - 1
+    for index, number in enumerate(numbers):
+        if number - before > MAX_HOLE:
+            return numbers[:index]
+        before = number
+    return numbers
+
+
+def events_end(store: SegmentStore) -> tuple[int, str] | None:
+    """The number of the last event and the digest of its file; None where there is none.
+
+    Raises:
+        ScoredLogError: The store, or what may be the last event, cannot be read.
+    """
+    for number in reversed(event_numbers(store)):
+        file = _read(store, number)
+        if file.failure is not None:
+            raise file.failure
+        if file.sha256 is not None:
+            return number, file.sha256
+    return None
 
 
 def event_number(name: str) -> int | None:
@@ -176,12 +240,8 @@ def event_number(name: str) -> int | None:
 
 
 def event_sha256(store: SegmentStore, number: int) -> str | None:
-    """The digest of an event's file, whatever it holds; None where there is none.
-
-    Raises:
-        ScoredLogError: The store cannot be read.
-    """
-    return _read(store, number)[1]
+    """The digest of an event's file, whatever it holds; None where none can be read."""
+    return _read(store, number).sha256
 
 
 def read_events(
@@ -209,56 +269,120 @@ def read_events(
 def walk_events(store: SegmentStore, first: int = 0) -> Iterator[Event | Defect]:
     """Give the events from a number on, in order, and what is wrong before the one that shows it.
 
-    An event is given that can be read, also where it or the one before it was exchanged.
+    An event is given that can be read, also where it or the one before it was exchanged. A file
+    that cannot be read is a defect.
 
     Raises:
-        ScoredLogError: The store cannot be read.
+        ScoredLogError: The store cannot be listed.
     """
     numbers = event_numbers(store, max(first - 1, 0))
-    expected, previous = first, START_SHA256 if first == 0 else None
+    before = _Before(first, *((-1, START_SHA256) if first == 0 else (None, None)))
     with ThreadPoolExecutor(THREADS, "events") as pool:
         for start in range(0, len(numbers), 4 * THREADS):
             some = numbers[start : start + 4 * THREADS]
             read = pool.map(lambda number: _read(store, number), some)
-            for number, (content, sha256) in zip(some, read, strict=True):
-                if number > expected:
-                    detail = f"the events {expected} to {number - 1} are missing"
-                    yield Defect(event_path(expected), DefectKind.HOLE, detail)
-                    previous = None
-                if number >= first:
-                    yield from _examined(number, content, sha256, previous)
-                expected, previous = max(first, number + 1), sha256
+            for number, file in zip(some, read, strict=True):
+                found = tuple(before.examine(number, file))
+                yield from found if number >= first else ()
 
 
-def _read(store: SegmentStore, number: int) -> tuple[bytes, str | None]:
-    """What a file holds, cut where it is too long, and the digest of all; None where it is gone."""
-    file = store.open(event_path(number))
-    if file is None:
-        return b"", None
-    with file:
-        content = file.read(MAX_BYTES + 1)
-        digest = hashlib.sha256(content)
-        while more := file.read(MAX_BYTES):
-            digest.update(more)
-    return content, digest.hexdigest()
+def read_accepted(store: SegmentStore, first: int = 0) -> tuple[list[Event | Defect], int]:
+    """Read the events that accept something, from a number on, in order, and what is wrong there.
+
+    So many files are read: those events, the last one, and for each of them that cannot be read
+    the one before it. Also gives where to begin the next time: behind the last event, or at the
+    first file that could not be read now and may be later.
+
+    Raises:
+        ScoredLogError: The store cannot be listed.
+    """
+    found: list[Event | Defect] = []
+    numbers, end, unread = event_numbers(store, first), first, None
+    while numbers:
+        number = numbers.pop()
+        file = _read(store, number)
+        each = _decoded(number, file)
+        if isinstance(each, tuple):
+            event, _ = each
+            end = max(end, number + 1)
+            del numbers[bisect_right(numbers, event.last_accepted) :]
+            found += [event] if event.kind == EventKind.ACCEPTED else []
+        else:
+            unread = unread if file.failure is None else number
+            found.append(each)
+    return found[::-1], end if unread is None else unread
 
 
-def _examined(
-    number: int, content: bytes, sha256: str | None, previous: str | None
-) -> Iterator[Event | Defect]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What has an event's name. Without ``sha256`` it can be no event, or there was a failure."""
+
+    content: bytes = b""
+    sha256: str | None = None
+    problem: str = ""
+    failure: ScoredLogError | None = None
+
+
+def _read(store: SegmentStore, number: int) -> _File:
     path = event_path(number)
     try:
-        event, named = _decoded(content, number)
-    except (ValueError, TypeError, RecursionError) as error:
-        yield Defect(path, DefectKind.UNREADABLE, f"not a valid event: {problem_of(error)}")
-        return
-    if previous is not None and named != previous:
-        detail = f"it names {named} as the event before it, which has {previous}"
-        yield Defect(path, DefectKind.PREVIOUS_HASH, detail)
-    yield replace(event, sha256=sha256 or "")
+        file = store.open(path)
+        if file is None:
+            gone = ScoredLogError("it was listed and is gone", f"{store.root}/{path}", "Try again")
+            return _File(problem=gone.problem, failure=gone)
+        with file:
+            content = file.read(MAX_BYTES + 1)
+    except NotAFileError as error:
+        return _File(problem=error.problem)
+    except (ScoredLogError, OSError) as error:
+        if isinstance(error, OSError):
+            error = as_log_error(error, Path(store.root) / path)
+        return _File(problem=f"it cannot be read: {error.problem}", failure=error)
+    if len(content) > MAX_BYTES:
+        return _File(problem=f"it has more than {MAX_BYTES} bytes")
+    return _File(content, hashlib.sha256(content).hexdigest())
 
 
-def _encoded(event: Event, number: int, previous: str) -> bytes:
+@dataclass(slots=True)
+class _Before:
+    """What is known of the events before a number; None for what is not."""
+
+    expected: int
+    last_accepted: int | None
+    sha256: str | None
+
+    def examine(self, number: int, file: _File) -> Iterator[Event | Defect]:
+        """Give what is wrong with the next file, and its event; go on behind it."""
+        if number > self.expected:
+            detail = f"the events {self.expected} to {number - 1} are missing"
+            yield Defect(event_path(self.expected), DefectKind.HOLE, detail)
+            self.last_accepted = self.sha256 = None
+        self.expected = number + 1
+        found = _decoded(number, file)
+        if isinstance(found, Defect):
+            yield found
+            # What may have been an event then is not known; what can be none has no place here.
+            self.last_accepted = None
+            if file.sha256 is not None or file.failure is not None:
+                self.sha256 = file.sha256
+            return
+        event, named = found
+        if self.sha256 not in {None, named}:
+            detail = f"it names {named} as the event before it, which has {self.sha256}"
+            yield Defect(event_path(number), DefectKind.PREVIOUS_HASH, detail)
+        if self.last_accepted not in {None, event.last_accepted}:
+            detail = (
+                f"it names event {event.last_accepted} as the last acceptance, which is "
+                f"{self.last_accepted}"
+            )
+            yield Defect(event_path(number), DefectKind.CONTENT, detail)
+        is_one = event.kind == EventKind.ACCEPTED
+        self.last_accepted = number if is_one else event.last_accepted
+        self.sha256 = event.sha256
+        yield event
+
+
+def _encoded(event: Event, number: int, last_accepted: int, previous: str) -> bytes:
     """The file of an event; ValueError or TypeError where there can be none."""
     document = Document(
         number=number,
@@ -268,6 +392,7 @@ def _encoded(event: Event, number: int, previous: str) -> bytes:
         topic=event.topic,
         monitor=event.monitor,
         data=dict(event.data),
+        last_accepted=last_accepted,
         previous_sha256=previous,
     )
     content = (json.dumps(document.model_dump(), allow_nan=False) + "\n").encode("ascii")
@@ -276,15 +401,24 @@ def _encoded(event: Event, number: int, previous: str) -> bytes:
     return content
 
 
-def _decoded(content: bytes, number: int) -> tuple[Event, str]:
-    """The event of a file, without its digest, and the digest that it names."""
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    tree = Document.model_validate(json.loads(content.decode("ascii"))).model_dump()
+def _decoded(number: int, file: _File) -> tuple[Event, str] | Defect:
+    """The event of a file and the digest that it names, or what is wrong with it."""
+    try:
+        return _parsed(number, file)
+    except (ValueError, TypeError, RecursionError) as error:
+        problem = f"not a valid event: {problem_of(error)}"
+        return Defect(event_path(number), DefectKind.UNREADABLE, problem)
+
+
+def _parsed(number: int, file: _File) -> tuple[Event, str]:
+    if file.sha256 is None:
+        raise ValueError(file.problem)
+    tree = Document.model_validate(json.loads(file.content.decode("ascii"))).model_dump()
     del tree["format"], tree["version"]
-    previous, event = tree.pop("previous_sha256"), Event(**tree)
+    previous, event = tree.pop("previous_sha256"), Event(**tree, sha256=file.sha256)
     # So no key stands twice in it, which readers would take for different things.
-    if event.number != number or _encoded(event, number, previous) != content:
+    is_written = _encoded(event, number, event.last_accepted, previous) == file.content
+    if event.number != number or event.last_accepted >= number or not is_written:
         raise ValueError("it has another number, or is not as nap-stream writes it")
     return event, previous
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from structlog.testing import capture_logs
@@ -11,8 +11,10 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError, EventError, ScoredLogError
 from nap_stream.records import Acceptance
 from nap_stream.scored_log.acceptances import (
+    LIST_EVERY,
     LOOK_EVERY_S,
     MAX_REASON,
+    NOTICE_MS,
     AcceptanceReader,
     acceptance_of,
     write_acceptance,
@@ -151,3 +153,66 @@ def test_a_store_that_cannot_be_read_is_asked_again() -> None:
     store.failing = False
     clock.advance(LOOK_EVERY_S)
     assert reader.new() == (written,)
+
+
+def test_no_other_events_are_read_to_find_them() -> None:
+    class Counting(MemoryStore):
+        opened = listed = 0
+
+        def open(self, path: str) -> BinaryIO | None:
+            self.opened += 1
+            return super().open(path)
+
+        def names(self, folder: str, first: str = "") -> list[str]:
+            self.listed += 1
+            return super().names(folder, first)
+
+    store, clock = Counting(), ManualClock()
+    written = []
+    for number in range(300):
+        if number % 100 == 0:
+            written.append(write_acceptance(store, ACCEPTED))
+        append_event(store, OTHER, near=number)
+    store.create(event_path(303), b"{}")
+    reader = AcceptanceReader(store, "cars", clock)
+    store.opened = store.listed = 0
+    with capture_logs():
+        assert list(reader.new()) == written
+        # Those three, the last event, and the damaged one behind it.
+        assert (store.opened, store.listed) == (5, 1)
+        append_event(store, OTHER, near=303)
+        clock.advance(LOOK_EVERY_S)
+        assert reader.new() == ()
+        store.opened = store.listed = 0
+        for _ in range(LIST_EVERY * 4):
+            clock.advance(LOOK_EVERY_S)
+            assert reader.new() == ()
+    assert store.listed <= 4
+    assert store.opened <= LIST_EVERY * 4
+    assert LIST_EVERY * LOOK_EVERY_S * 1000 <= NOTICE_MS / 2
+
+
+def test_one_that_cannot_be_read_now_is_read_later_and_hides_no_other() -> None:
+    class Denying(MemoryStore):
+        denied: str | None = None
+
+        def open(self, path: str) -> BinaryIO | None:
+            if path == self.denied:
+                raise ScoredLogError("the file system failed", path, "Check the disk")
+            return super().open(path)
+
+    store, clock = Denying(), ManualClock()
+    first, second, third = (write_acceptance(store, ACCEPTED) for _ in range(3))
+    append_event(store, OTHER)
+    store.denied = event_path(1)
+    reader = AcceptanceReader(store, "cars", clock)
+    with capture_logs() as logs:
+        for given in ((first, third), (), ()):
+            assert reader.new() == given
+            clock.advance(LOOK_EVERY_S)
+        store.denied = None
+        assert reader.new() == (second,)
+    assert [line["event"] for line in logs] == ["event_unreadable"]
+    clock.advance(LOOK_EVERY_S)
+    assert reader.new() == ()
+    assert known(store) == (first, second, third)

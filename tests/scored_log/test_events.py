@@ -1,11 +1,14 @@
 """The chain of events beside the log: written once each, read strictly, no part of the rows."""
 
 import dataclasses
+import errno
 import hashlib
+import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -13,6 +16,7 @@ from nap_stream.errors import EventError, ScoredLogError
 from nap_stream.scored_log.events import (
     FOLDER,
     MAX_BYTES,
+    MAX_HOLE,
     MAX_NUMBER,
     START_SHA256,
     Event,
@@ -20,10 +24,12 @@ from nap_stream.scored_log.events import (
     event_numbers,
     event_path,
     event_sha256,
+    events_end,
+    read_accepted,
     read_events,
 )
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.stores.local import LocalStore, as_log_error
 from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.verify.report import Defect, DefectKind
 from tests.support.memory_store import MemoryStore
@@ -144,6 +150,8 @@ def _dumped(**change: object) -> Spoil:
         _dumped(data={"x": float("inf")}),
         _dumped(previous_sha256="A" * 64),
         _dumped(previous_sha256=None),
+        _dumped(last_accepted=1),
+        _dumped(last_accepted=-2),
         _dumped(more=1),
     ],
 )
@@ -202,6 +210,118 @@ def test_a_number_that_nobody_gave_does_not_count_for_the_next() -> None:
         store.create(f"{FOLDER}/{junk}.json", b"{}")
     assert event_numbers(store) == []
     assert append_event(store, STARTED).number == 0
-    store.create(event_path(MAX_NUMBER), b"{}")
-    with pytest.raises(ScoredLogError, match=f"{MAX_NUMBER} is the last"):
-        append_event(store, acknowledged("one more"))
+    far = 2 + MAX_HOLE
+    for number in (far, MAX_NUMBER):
+        store.create(event_path(number), content(store, 0))
+    assert append_event(store, acknowledged("one more")).number == 1
+    assert [event.number for event in read_events(store)] == [0, 1]
+    assert append_event(store, acknowledged("near"), near=1).number == 2
+    # One that leaves out fewer is a hole, which is named and not filled.
+    assert append_event(store, acknowledged("behind the hole"), near=2).number == far + 1
+
+
+def _sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 8 * 2**40)
+
+
+HOSTILE: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device that never ends": lambda path: path.symlink_to("/dev/zero"),
+    "a link to nowhere": lambda path: path.symlink_to("nowhere"),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "8 TB of nothing": _sparse,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_can_be_no_event_is_named_and_passed_over(name: str, tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    first, second = (append_event(store, acknowledged(text)) for text in ("one", "two"))
+    HOSTILE[name](tmp_path / event_path(2))
+    fourth = append_event(store, acknowledged("four"), near=2)
+    assert fourth.number == 3
+    defects: list[Defect] = []
+    assert list(read_events(store, defects=defects)) == [first, second, fourth]
+    assert [(each.file, each.kind) for each in defects] == [(event_path(2), DefectKind.UNREADABLE)]
+    assert json.loads(content(store, 3))["previous_sha256"] == second.sha256
+    assert event_sha256(store, 2) is None
+    assert events_end(store) == (3, fourth.sha256)
+    (tmp_path / event_path(3)).unlink()
+    assert events_end(store) == (1, second.sha256)
+    # An exchange is found all the same.
+    (tmp_path / event_path(1)).rename(tmp_path / "kept")
+    HOSTILE[name](tmp_path / event_path(1))
+    append_event(store, acknowledged("three"))
+    (tmp_path / event_path(1)).rename(tmp_path / "hostile")
+    (tmp_path / "kept").rename(tmp_path / event_path(1))
+    defects = []
+    list(read_events(store, defects=defects))
+    assert DefectKind.PREVIOUS_HASH in {each.kind for each in defects}
+
+
+class Failing(LocalStore):
+    """One of whose files cannot be opened, or read once it is open."""
+
+    def __init__(self, root: Path, number: int, error: int, *, is_open: bool) -> None:
+        super().__init__(root)
+        self.path, self.error, self.is_open = event_path(number), error, is_open
+
+    def open(self, path: str) -> BinaryIO | None:
+        if path != self.path:
+            return super().open(path)
+        failure = OSError(self.error, os.strerror(self.error))
+        if not self.is_open:
+            raise as_log_error(failure, Path(self.root) / path)
+        return _Broken(failure)
+
+
+class _Broken(io.BytesIO):
+    def __init__(self, failure: OSError) -> None:
+        super().__init__()
+        self.failure = failure
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        raise self.failure
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+def test_one_that_cannot_be_read_is_a_defect_and_what_comes_next_waits_for_it(
+    error: int, is_open: bool, tmp_path: Path
+) -> None:
+    whole = LocalStore(tmp_path)
+    for number in range(3):
+        append_event(whole, acknowledged(f"number {number}"))
+    middle = Failing(tmp_path, 1, error, is_open=is_open)
+    defects: list[Defect] = []
+    assert [event.number for event in read_events(middle, defects=defects)] == [0, 2]
+    assert [(each.file, each.kind) for each in defects] == [(event_path(1), DefectKind.UNREADABLE)]
+    assert os.strerror(error) in defects[0].detail
+    assert append_event(middle, acknowledged("number 3")).number == 3
+    # An event that did not name it would be a defect for good.
+    last = Failing(tmp_path, 3, error, is_open=is_open)
+    for ask in (events_end, lambda store: append_event(store, STARTED)):
+        with pytest.raises(ScoredLogError, match=rf"{event_path(3)}: .*{os.strerror(error)}"):
+            ask(last)
+    assert len(list(read_events(whole))) == 4
+
+
+def test_each_names_the_last_acceptance_before_it() -> None:
+    store = MemoryStore()
+    accepted = dataclasses.replace(STARTED, kind="accepted")
+    for event in (STARTED, accepted, STARTED, accepted, accepted, STARTED):
+        append_event(store, event)
+    named = [event.last_accepted for event in read_events(store)]
+    assert named == [-1, -1, 1, 1, 3, 4]
+    # What is damaged names none; its digest is named all the same.
+    store.create(event_path(6), b"{}")
+    assert append_event(store, STARTED, near=6).last_accepted == 4
+    found, after = read_accepted(store, 2)
+    assert ([event.number for event in found if isinstance(event, Event)], after) == ([3, 4], 8)
+    forged = json.loads(content(store, 5)) | {"last_accepted": 1}
+    store.replace(event_path(5), (json.dumps(forged) + "\n").encode())
+    defects: list[Defect] = []
+    list(read_events(store, defects=defects))
+    assert (event_path(5), DefectKind.CONTENT) in [(each.file, each.kind) for each in defects]

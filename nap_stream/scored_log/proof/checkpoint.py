@@ -39,7 +39,7 @@ from nap_stream.errors import (
 )
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import chain_end, chain_start
-from nap_stream.scored_log.events import event_numbers, event_sha256
+from nap_stream.scored_log.events import events_end
 from nap_stream.scored_log.proof import timestamps
 from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, PublicKey, Signer, open_note
 from nap_stream.scored_log.read import partitions
@@ -92,13 +92,6 @@ def stamp_path(path: str) -> str:
     return path.removesuffix(SUFFIX) + timestamps.SUFFIX
 
 
-def events_head(store: SegmentStore) -> tuple[ChainHead, ...]:
-    """The end of the chain of events, where there is one: how many, and the last one's digest."""
-    numbers = event_numbers(store)
-    sha256 = event_sha256(store, numbers[-1]) if numbers else None
-    return () if sha256 is None else (ChainHead(EVENTS, 0, numbers[-1] + 1, sha256),)
-
-
 def take_checkpoint(
     store: SegmentStore, now_ms: int, hints: Mapping[TopicPartition, int] | None = None
 ) -> SignedCheckpoint:
@@ -107,7 +100,14 @@ def take_checkpoint(
     Raises:
         ScoredLogError: The store cannot be read.
     """
-    heads, unread = [*events_head(store)], []
+    heads: list[ChainHead] = []
+    unread: list[TopicPartition] = []
+    try:
+        if (events := events_end(store)) is not None:
+            heads.append(ChainHead(EVENTS, 0, events[0] + 1, events[1]))
+    except ScoredLogError as error:
+        structlog.get_logger().error("chain_not_signed", cause=str(error))
+        unread.append(EVENTS)
     for partition in partitions(store):
         try:
             start = chain_start(store, partition)

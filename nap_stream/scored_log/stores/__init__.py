@@ -56,6 +56,7 @@ class SegmentStore(Protocol):
         meanwhile. The caller closes it.
 
         Raises:
+            NotAFileError: It is no regular file.
             ScoredLogError: It cannot be opened.
         """
 

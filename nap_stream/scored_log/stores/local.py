@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from nap_stream.errors import LogRootError, ScoredLogError
+from nap_stream.errors import LogRootError, NotAFileError, ScoredLogError
 from nap_stream.scored_log.format import is_temporary, temporary_name
 
 LEFTOVER_AGE_MS = 3_600_000
@@ -19,6 +19,7 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_FOLDER = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
+_NO_FILE = {errno.EISDIR, errno.ENXIO, errno.ELOOP}
 
 
 def as_log_error(error: OSError, where: Path) -> ScoredLogError:
@@ -34,6 +35,8 @@ def as_log_error(error: OSError, where: Path) -> ScoredLogError:
         return LogRootError(
             f"not a usable folder: {said}", str(where), "Choose a folder that can be made"
         )
+    if error.errno in _NO_FILE:
+        return NotAFileError("a folder, a pipe or a device", str(where), "Remove it")
     if error.errno in _NO_DESCRIPTORS:
         return ScoredLogError(f"no file can be opened: {said}", str(where), "Raise ulimit -n")
     return ScoredLogError(f"the file system failed: {said}", str(where), "Check the disk")
@@ -144,25 +147,35 @@ class LocalStore:
 
     def read(self, path: str) -> bytes | None:
         """A whole file; None where it is missing."""
-        file = self._root / path
-        with typed_os_errors(file):
-            try:
-                return file.read_bytes()
-            except FileNotFoundError:
-                return None
+        file = self.open(path)
+        if file is None:
+            return None
+        with typed_os_errors(self._root / path), file:
+            return file.read()
 
     def open(self, path: str) -> BinaryIO | None:
         """A file to read and seek in; None where it is missing.
 
         What is open stays readable when it is replaced or removed. On NFS that holds for what
         this machine removes.
+
+        Raises:
+            NotAFileError: It is a folder, a pipe or a device, which may never end.
         """
         file = self._root / path
         with typed_os_errors(file):
             try:
-                return file.open("rb")
+                # Does not wait for who may write into a pipe.
+                opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except FileNotFoundError:
-                return None
+                if not file.is_symlink():
+                    return None
+                # One that leads nowhere: the name is taken, and no file will ever have it.
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                os.close(opened)
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return os.fdopen(opened, "rb")
 
     def create(self, path: str, content: bytes) -> bool:
         """Create a file exclusively and durably: temporary sibling, fsync, link, folder fsync.

@@ -12,14 +12,13 @@ from itertools import takewhile
 from nap_stream.errors import ConfigError, ScoredLogError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.events import FOLDER as EVENTS_FOLDER
-from nap_stream.scored_log.events import event_sha256
+from nap_stream.scored_log.events import event_numbers, event_sha256
 from nap_stream.scored_log.format import partition_folder
 from nap_stream.scored_log.proof.checkpoint import (
     EVENTS,
     FOLDER,
     FoundCheckpoint,
     SignedCheckpoint,
-    events_head,
 )
 from nap_stream.scored_log.read import parts_backwards
 from nap_stream.scored_log.stores import SegmentStore
@@ -98,7 +97,9 @@ def compare_with_checkpoints(
             "Give the key that signed, or files that were kept elsewhere with --checkpoint",
         )
     now: dict[TopicPartition, int | None] = dict.fromkeys(witnesses.ends)
-    now |= {head.partition: head.end_offset for head in (*events_head(store), *heads)}
+    now |= {head.partition: head.end_offset for head in heads}
+    if numbers := event_numbers(store):
+        now[EVENTS] = numbers[-1] + 1
     damaged = [each for each in witnesses.told if each.is_damaged]
     chains = []
     defects = [Defect(each.source, DefectKind.CHECKPOINT, each.problem) for each in damaged]

@@ -168,7 +168,7 @@ def _events_defect(store: SegmentStore, head: EventsHead) -> Iterator[Defect]:
     if found != head.sha256:
         detail = (
             f"the kept report has the digest {head.sha256} for event {head.count - 1}; now "
-            f"{'there is none' if found is None else f'it is {found}'}"
+            f"{'there is none to read' if found is None else f'it is {found}'}"
         )
         yield Defect(event_path(head.count - 1), DefectKind.KEPT_DIGEST, detail)
 

@@ -10,6 +10,7 @@ that there was one.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from nap_stream.scored_log.events import (
     FOLDER,
     event_number,
     event_numbers,
-    event_sha256,
+    events_end,
     walk_events,
 )
 from nap_stream.scored_log.format import (
@@ -184,15 +185,20 @@ def _foreign_partitions(heads: Sequence[ChainHead]) -> Iterator[Defect]:
 
 def _examine_events(store: SegmentStore) -> tuple[EventsHead | None, list[Defect]]:
     """Where the chain of events ends, and what is wrong in its folder."""
-    numbers = event_numbers(store)
+    # Listed first: what is written meanwhile is no stray.
+    names = store.names(FOLDER)
+    numbers = set(event_numbers(store))
     defects = [found for found in walk_events(store) if isinstance(found, Defect)]
     defects += [
-        Defect(f"{FOLDER}/{name}", DefectKind.STRAY_FILE, "it is no event")
-        for name in store.names(FOLDER)
-        if event_number(name) is None and not is_temporary(name)
+        Defect(f"{FOLDER}/{name}", DefectKind.STRAY_FILE, "it is no event of the chain")
+        for name in names
+        if event_number(name) not in numbers and not is_temporary(name)
     ]
-    sha256 = event_sha256(store, numbers[-1]) if numbers else None
-    return None if sha256 is None else EventsHead(numbers[-1] + 1, sha256), defects
+    # A last one that cannot be read now is among the defects.
+    with suppress(ScoredLogError):
+        if (end := events_end(store)) is not None:
+            return EventsHead(end[0] + 1, end[1]), defects
+    return None, defects
 
 
 def require_chain(store: SegmentStore, topic: str | None) -> None:
