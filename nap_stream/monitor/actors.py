@@ -208,7 +208,11 @@ class RayWorker:
             ray.get(self._run)
         except RayTaskError as error:
             cause = error.cause
-            return cause if isinstance(cause, NapStreamError) else WorkerError(_brief(error))
+            if isinstance(cause, NapStreamError):
+                return cause
+            failure = WorkerError(_brief(error))
+            failure.__cause__ = cause
+            return failure
         except RayError as error:
             return WorkerError(f"the worker's process died: {_brief(error)}")
         finally:

@@ -52,18 +52,23 @@ class Checkpoint:
     """What a coordinator that takes over must know.
 
     ``monitor`` is the drift monitor's own state. ``pending`` are the alerts that were decided and
-    that any of the sinks had not taken, or that the chain of events lacked, each once, in the order
-    of decision. All sinks get them again, but for those that say that they have them: to
-    Alertmanager a repeat is the same alert, and the log repeats a line.
+    that any of the sinks had not taken, each once, in the order of decision. All sinks get them
+    again, but for those that say that they have them: to Alertmanager a repeat is the same alert,
+    and the log repeats a line. ``unwritten`` are those that the chain of events lacked.
     """
 
     monitor: bytes
     pending: tuple[AlertEvent, ...] = ()
+    unwritten: tuple[AlertEvent, ...] = ()
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
     """Write a checkpoint as bytes, with their digest."""
-    tree = {"pending": [{"key": each.key, "event": each.event} for each in checkpoint.pending]}
+    lists = {"pending": checkpoint.pending, "unwritten": checkpoint.unwritten}
+    tree = {
+        name: [{"key": each.key, "event": each.event} for each in alerts]
+        for name, alerts in lists.items()
+    }
     document = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
     parts = (_LENGTH.pack(len(document)), document, checkpoint.monitor)
     return b"".join((_MAGIC, _digest(*parts), *parts))
@@ -86,9 +91,11 @@ def decode_checkpoint(content: bytes) -> Checkpoint:
         end = _LENGTH.size + length
         document = json.loads(bytes(body[_LENGTH.size : end]))
         pending = tuple(_event(tree) for tree in document["pending"])
+        # Versions before there were events wrote none.
+        unwritten = tuple(_event(tree) for tree in document.get("unwritten", document["pending"]))
     except (struct.error, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a checkpoint: {error!r}") from error
-    return Checkpoint(bytes(body[end:]), pending)
+    return Checkpoint(bytes(body[end:]), pending, unwritten)
 
 
 class CheckpointStore:
@@ -195,7 +202,7 @@ class AlertDispatcher:
         self._lock = threading.Lock()
         self._decided: list[AlertEvent] = []
         self._restored: frozenset[str] = frozenset()
-        self._kept: tuple[int, tuple[str, ...]] | None = None
+        self._kept: tuple[int, tuple[str, ...], tuple[str, ...]] | None = None
         self._due_s = clock.monotonic() + CHECKPOINT_EVERY_S
         self.reasons = Counter[Reason]()
 
@@ -219,10 +226,10 @@ class AlertDispatcher:
         checkpoint = self._checkpoints.read()
         if checkpoint is None:
             return None
-        self._write(checkpoint.pending)
+        self._write(checkpoint.unwritten)
         for event in checkpoint.pending:
             self.outboxes.put(event)
-        self._restored = frozenset(event.id for event in checkpoint.pending)
+        self._restored = frozenset(_ids((*checkpoint.pending, *checkpoint.unwritten)))
         return checkpoint.monitor
 
     def decide(
@@ -252,16 +259,23 @@ class AlertDispatcher:
         ``at_once`` does not wait until `CHECKPOINT_EVERY_S` are over.
         """
         is_due = at_once or bool(decided) or self._clock.monotonic() >= self._due_s
-        return is_due and (revision, _ids(self._pending(decided))) != self._kept
+        pending, unwritten = self._lacking(decided)
+        return is_due and (revision, _ids(pending), _ids(unwritten)) != self._kept
 
-    def send(self, decided: Sequence[AlertEvent], state: MonitorSnapshot | None) -> None:
+    def send(
+        self,
+        decided: Sequence[AlertEvent],
+        state: MonitorSnapshot | None,
+        last_wait_s: float | None = None,
+    ) -> None:
         """Write a checkpoint with the state, where one is due, then let out what was decided.
 
         ``decided`` is what `decided` gave when the state was taken: both are of one moment.
+        ``last_wait_s`` is how long the chain of events may take where this is the last time.
         """
         if state is not None:
-            self._keep(state, self._pending(decided))
-        self._write(decided)
+            self._keep(state, *self._lacking(decided))
+        self._write(decided, last_wait_s)
         with self._lock:
             del self._decided[: len(decided)]
             for event in decided:
@@ -280,29 +294,33 @@ class AlertDispatcher:
             self._decided.append(event)
         return True
 
-    def _write(self, alerts: Sequence[AlertEvent]) -> None:
+    def _write(self, alerts: Sequence[AlertEvent], last_wait_s: float | None = None) -> None:
         """Have the chain of events hold alerts before they are sent, if that can be."""
         self._journal.tell(alerts)
-        self._journal.write()
+        self._journal.write(at_once=last_wait_s is not None, wait_s=last_wait_s)
 
-    def _pending(self, decided: Sequence[AlertEvent]) -> tuple[AlertEvent, ...]:
-        """What any sink, or the chain of events, lacks. All that is unwritten comes last there."""
-        unwritten = self._journal.unwritten()
-        told = {alert.id for alert in unwritten}
-        waiting = (alert for alert in self.outboxes.pending() if alert.id not in told)
-        return (*waiting, *unwritten, *decided)
+    def _lacking(
+        self, decided: Sequence[AlertEvent]
+    ) -> tuple[tuple[AlertEvent, ...], tuple[AlertEvent, ...]]:
+        """What any sink lacks, and what the chain of events does."""
+        return (*self.outboxes.pending(), *decided), (*self._journal.unwritten(), *decided)
 
-    def _keep(self, state: MonitorSnapshot, pending: tuple[AlertEvent, ...]) -> None:
+    def _keep(
+        self,
+        state: MonitorSnapshot,
+        pending: tuple[AlertEvent, ...],
+        unwritten: tuple[AlertEvent, ...],
+    ) -> None:
         self._due_s = self._clock.monotonic() + CHECKPOINT_EVERY_S
         try:
-            self._checkpoints.write(Checkpoint(state.content, pending))
+            self._checkpoints.write(Checkpoint(state.content, pending, unwritten))
         except Exception as error:  # noqa: BLE001 - not even a full disk may keep alerts back
             structlog.get_logger().warning(
                 "checkpoint_not_written", file=self._checkpoints.path, cause=str(error)
             )
             self.checkpoint_failed()
             return
-        self._kept = (state.revision, _ids(pending))
+        self._kept = (state.revision, _ids(pending), _ids(unwritten))
         self._metrics.last_checkpoint.set(self._clock.now_ms() / 1000)
 
     def _log(self, alert: DriftAlert | UnscoredAlert, event: AlertEvent) -> None:

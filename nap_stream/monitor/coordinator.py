@@ -9,7 +9,7 @@ from importlib.metadata import version
 import structlog
 
 from nap_stream.alert.event import AlertEvent
-from nap_stream.alert.sinks import AlertSink
+from nap_stream.alert.sinks import LAST_ATTEMPT_S, AlertSink
 from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import OVER, Reason
 from nap_stream.drift.block_alerts import block_watch
@@ -220,13 +220,13 @@ class Coordinator:
         self._send(at_once=True)
         self._dispatcher.outboxes.drain(deadline)
         # What was delivered is no longer on its way.
-        self._send(at_once=True)
+        self._send(at_once=True, last_wait_s=max(LAST_ATTEMPT_S, deadline.remaining_s()))
 
     def stopped(self, reason: str) -> None:
         """Have the chain of events say that the run is over, and why; sign where chains end."""
         with self._lock:
             rows = dict(self._rows)
-        self._journal.stopped(reason, rows)
+        self._journal.stopped(reason, rows, LAST_WAIT_S)
         self._signer.begin()
         self._signer.finish(LAST_WAIT_S)
 
@@ -253,6 +253,7 @@ class Coordinator:
                 stale_after_s=self._settings.drift.stale_after_s,
                 workers_expected=self._settings.worker.count,
                 signing_failure=self._signer.failure,
+                events_lost=self._journal.loss,
             )
 
     def health(self) -> tuple[str, ...]:
@@ -268,7 +269,7 @@ class Coordinator:
         outboxes = self._dispatcher.outboxes
         if (failure := outboxes.failure) is not None:
             reasons.append(f"{len(outboxes)} alerts not delivered: {failure}")
-        if (failure := self._journal.failure) is not None:
+        if (failure := self._journal.failure) is not None and len(self._journal):
             reasons.append(f"{len(self._journal)} events not written to the log: {failure}")
         return tuple(reasons)
 
@@ -423,7 +424,7 @@ class Coordinator:
         if update.accepted or update.decided:
             self._revision += 1
 
-    def _send(self, *, at_once: bool = False) -> None:
+    def _send(self, *, at_once: bool = False, last_wait_s: float | None = None) -> None:
         """Send what was decided, with the state of a monitor that has decided that and no more.
 
         ``at_once`` writes a checkpoint wherever something has changed.
@@ -432,7 +433,7 @@ class Coordinator:
             with self._lock:
                 decided = self._dispatcher.decided()
                 state = self._state_for(decided, at_once=at_once)
-            self._dispatcher.send(decided, state)
+            self._dispatcher.send(decided, state, last_wait_s)
 
     def _state_for(self, decided: Sequence[AlertEvent], *, at_once: bool) -> MonitorSnapshot | None:
         """The monitor's state, if a checkpoint is due. Under the lock."""

@@ -210,9 +210,10 @@ class Driver:
             slot.restarts = 0
         if slot.restarts >= self._settings.max_restarts:
             raise WorkerGaveUpError(
-                f"the worker failed {slot.restarts + 1} times in a row; last cause: {cause}",
+                # The cause is no part of the problem: it may quote anything.
+                f"the worker failed {slot.restarts + 1} times in a row",
                 slot.name,
-                "Mend the cause and start again: nothing that was published is lost",
+                f"Last cause: {cause}. Mend it and start again: nothing that was published is lost",
             ) from cause
         delay = min(
             self._settings.backoff_initial_s * 2**slot.restarts, self._settings.backoff_max_s

@@ -17,7 +17,7 @@ from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Detector
 from nap_stream.core.detection import DetectionPlan, window_firing_limit
 from nap_stream.drift.records import CalibrationFacts
-from nap_stream.errors import EventError, NapStreamError
+from nap_stream.errors import EventError, WorkerGaveUpError
 from nap_stream.process import writer_id
 from nap_stream.records import Status
 from nap_stream.scored_log.events import (
@@ -37,6 +37,11 @@ from nap_stream.text import MAX_FIELD, one_line
 
 RETRY_S = 10.0
 """How long a store that failed is left alone: alerts must not wait for it one by one."""
+PATIENCE_S = 3.0
+"""How long alerts wait for their events to be written, at most: a store may hang for minutes."""
+MAX_WAITING = 1_000
+"""So many events wait at most; each checkpoint of the monitor holds their alerts."""
+MAX_CAUSES = 10
 READ_BACK = 1_000
 """How many events before the run are read, to write no alert a second time."""
 
@@ -44,22 +49,32 @@ READ_BACK = 1_000
 class Journal:
     """Writes events in order; keeps what could not be written, and tries again.
 
-    Whatever fails, it raises nothing: ``failure`` says why the last attempt failed. An alert that
-    stands in the chain already, from before or by another coordinator, is not written again; two
-    that write at the same moment can write it twice, with one id.
+    Whatever fails, it raises nothing: ``failure`` says why what waits was not written, ``loss``
+    what the chain lacks for good. An alert that stands in the chain already, from before or by
+    another coordinator, is not written again; two that write at the same moment can write it
+    twice, with one id.
 
-    Safe for several threads.
+    A thread writes; callers wait for it for `PATIENCE_S` at most. Safe for several
+    threads.
     """
 
     def __init__(self, store: SegmentStore, settings: Settings, clock: Clock) -> None:
         self._store, self._settings, self._clock = store, settings, clock
+        self._patience_s = PATIENCE_S
         self.by = writer_id("coordinator")
         self.failure: str | None = None
-        self._writing = threading.Lock()
+        self.loss: str | None = None
+        self._lost = 0
+        self._starting = threading.Lock()
+        self._writer: threading.Thread | None = None
+        self._ended_by: BaseException | None = None
+        self._retry_at_s = clock.monotonic()
+        self._guard = threading.Lock()
         self._waiting: deque[tuple[Event, AlertEvent | None]] = deque()
+        # These are for the thread that writes.
         self._written: set[str] = set()
         self._next: int | None = None
-        self._retry_at_s = clock.monotonic()
+        self._seen = -1
 
     def __len__(self) -> int:
         """How many events wait to be written."""
@@ -67,7 +82,8 @@ class Journal:
 
     def unwritten(self) -> tuple[AlertEvent, ...]:
         """The alerts that wait to be written: the last ones that were told, in order."""
-        return tuple(alert for _, alert in self._waiting.copy() if alert is not None)
+        with self._guard:
+            return tuple(alert for _, alert in self._waiting if alert is not None)
 
     def started(
         self, plan: DetectionPlan, calibration: CalibrationFacts, *, by_blocks: bool
@@ -98,37 +114,72 @@ class Journal:
         self._add(EventKind.RUN_STARTED, data)
         self.write(at_once=True)
 
-    def stopped(self, reason: str, rows: Mapping[Status, int]) -> None:
-        """Write that the run is over, and why."""
+    def stopped(self, reason: str, rows: Mapping[Status, int], wait_s: float | None = None) -> None:
+        """Write that the run is over, and why; wait as `write` does."""
         counts = {status.value: count for status, count in rows.items()}
         data = {"reason": one_line(reason[:MAX_FIELD]), "rows_by_status": counts}
         self._add(EventKind.RUN_STOPPED, data)
-        self.write(at_once=True)
+        self.write(at_once=True, wait_s=wait_s)
 
     def tell(self, alerts: Iterable[AlertEvent]) -> None:
         """Take alerts that are about to be sent, in order, for the next `write`."""
         for alert in alerts:
             self._add(EventKind.ALERT, {"event": dict(alert.event)}, alert)
 
-    def write(self, *, at_once: bool = False) -> None:
-        """Write what waits, unless it failed a moment ago, which ``at_once`` does not regard."""
-        with self._writing:
+    def write(self, *, at_once: bool = False, wait_s: float | None = None) -> None:
+        """Have what waits written, unless it failed a moment ago, which ``at_once`` disregards.
+
+        Waits for that for ``wait_s`` seconds of the machine's time, or `PATIENCE_S`, at most. The
+        thread goes on after that.
+        """
+        # One that is at work may end without having seen what came last.
+        for is_first in (True, False):
+            writer = self._begin(at_once=at_once and is_first)
+            if writer is None:
+                return
+            writer.join(self._patience_s if wait_s is None else wait_s)
+            if (ended_by := self._ended_by) is not None:
+                raise ended_by
+            if writer.is_alive():
+                self._failed("the store has not answered yet")
+                return
+
+    def _begin(self, *, at_once: bool) -> threading.Thread | None:
+        """The thread that writes what waits; None where nothing does, or it is to be left alone."""
+        with self._starting:
             is_due = at_once or self._clock.monotonic() >= self._retry_at_s
             if not self._waiting or not is_due:
-                return
-            try:
-                self._read_back()
-                while self._waiting:
-                    self._write(*self._waiting[0])
-                    self._waiting.popleft()
-            except Exception as error:  # noqa: BLE001 - no fault of a store may keep alerts back
-                self.failure = str(error) or type(error).__name__
-                self._retry_at_s = self._clock.monotonic() + RETRY_S
-                structlog.get_logger().warning(
-                    "events_not_written", waiting=len(self), cause=self.failure, retry_in_s=RETRY_S
-                )
-            else:
-                self.failure = None
+                return None
+            if self._writer is None or not self._writer.is_alive():
+                self._writer = threading.Thread(target=self._write_all, name="journal", daemon=True)
+                self._writer.start()
+            return self._writer
+
+    def _failed(self, cause: str) -> None:
+        self.failure, self._retry_at_s = cause, self._clock.monotonic() + RETRY_S
+        structlog.get_logger().warning(
+            "events_not_written", waiting=len(self), cause=cause, retry_in_s=RETRY_S
+        )
+
+    def _write_all(self) -> None:
+        try:
+            self._read_back()
+            while (first := self._first()) is not None:
+                self._write(*first)
+                with self._guard:
+                    # It may have been dropped meanwhile.
+                    if self._waiting and self._waiting[0] is first:
+                        self._waiting.popleft()
+        except Exception as error:  # noqa: BLE001 - no fault of a store may keep alerts back
+            self._failed(str(error) or type(error).__name__)
+        except BaseException as error:  # noqa: BLE001 - what ends a program ends its caller
+            self._ended_by = error
+        else:
+            self.failure, self._retry_at_s = None, self._clock.monotonic()
+
+    def _first(self) -> tuple[Event, AlertEvent | None] | None:
+        with self._guard:
+            return self._waiting[0] if self._waiting else None
 
     def _add(self, kind: str, data: Mapping[str, Any], alert: AlertEvent | None = None) -> None:
         event = Event(
@@ -139,7 +190,18 @@ class Journal:
             monitor=one_line(self._settings.alerts.monitor),
             data=data,
         )
-        self._waiting.append((event, alert))
+        with self._guard:
+            self._waiting.append((event, alert))
+            dropped = self._waiting.popleft()[0] if len(self._waiting) > MAX_WAITING else None
+        if dropped is not None:
+            self._lose(dropped, f"more than {MAX_WAITING:,} events waited: {self.failure}")
+
+    def _lose(self, event: Event, cause: str) -> None:
+        self._lost += 1
+        self.loss = f"{self._lost:,} events are not in the log, and never will be: {cause}"
+        structlog.get_logger().error(
+            "event_lost", kind=event.kind, alert=alert_id(event) or None, cause=cause
+        )
 
     def _read_back(self) -> None:
         """Learn of the alerts that the chain has got since the last look."""
@@ -149,24 +211,39 @@ class Journal:
             self._next = max(0, last + 1 - READ_BACK)
         # What is damaged is for `verify` to name.
         for event in read_events(self._store, self._next, defects=[]):
-            self._next = event.number + 1
+            self._next, self._seen = event.number + 1, event.number
             self._written.add(alert_id(event))
 
     def _write(self, event: Event, alert: AlertEvent | None) -> None:
         if alert is not None and alert.id in self._written:
             return
         try:
-            append_event(self._store, event, near=max(0, (self._next or 0) - 1))
+            number = append_event(self._store, event, near=max(0, self._seen)).number
         except EventError as error:
-            structlog.get_logger().error("event_lost", kind=event.kind, cause=str(error))
+            self._lose(event, str(error))
+        else:
+            if number <= self._seen:
+                self.loss = f"event {self._seen} was in the log and is gone: now {number} is next"
+                structlog.get_logger().error("events_removed", cause=self.loss)
+                self._next = number + 1
+            self._seen = number
         if alert is not None:
             self._written.add(alert.id)
 
 
 def failed_words(error: BaseException) -> str:
-    """Why a run failed. The text of an error that nobody expected may hold anything."""
-    words = str(error) if isinstance(error, NapStreamError) else type(error).__name__
-    return f"failed: {words}"
+    """Why a run failed, without what others said: it may hold a secret, and an event stays.
+
+    Only that a worker gave up is said in words. Any other error may quote a model or a server, so
+    that it and its causes are named by their classes alone.
+    """
+    words = f"{error.where}: {error.problem}: " if isinstance(error, WorkerGaveUpError) else ""
+    names: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(names) < MAX_CAUSES:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__
+    return one_line(f"failed: {words}{': '.join(names)}")
 
 
 def _user() -> str | None:

@@ -260,6 +260,7 @@ class CoordinatorStatus:
     when all this was so. An OOD fraction is stale whose newest image is older than
     ``stale_after_s``. ``workers_expected`` is how many the settings ask for. ``signing_failure``
     says why the log's newest signed checkpoint was not made; None where it was, or none is wanted.
+    ``events_lost`` says what the log's chain of events lacks for good.
     """
 
     rows_by_status: Mapping[Status, int]
@@ -279,6 +280,7 @@ class CoordinatorStatus:
     stale_after_s: float = math.inf
     workers_expected: int = 1
     signing_failure: str | None = None
+    events_lost: str | None = None
 
     @property
     def rows(self) -> int:
@@ -326,6 +328,8 @@ def _degraded(status: CoordinatorStatus) -> Iterator[str]:
     drift, unscored = status.drift, status.drift.unscored
     if status.signing_failure is not None:
         yield f"where the log ends was not signed: {status.signing_failure}"
+    if status.events_lost is not None:
+        yield status.events_lost
     if unscored is not None and unscored.severity is not None:
         since = moment(rfc3339(drift.unscored_since_ms or unscored.start_ms))
         statuses = ", ".join(f"{name} {count:,}" for name, count in unscored.by_status)

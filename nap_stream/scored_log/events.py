@@ -41,6 +41,8 @@ MAX_NUMBER = 2**31 - 1
 """A file with a larger number in its name is none of the chain."""
 MAX_HOLE = 100_000
 """Nor is one that leaves out so many numbers: nobody may use up the numbers with one file."""
+MAX_ID = 250
+"""Characters of an alert's id."""
 ATTEMPTS = 100
 """So many others may take the next number while one is written."""
 THREADS = 16
@@ -116,11 +118,12 @@ def event_path(number: int) -> str:
 
 
 def alert_id(event: Event) -> str:
-    """The id of the alert that an event is or acknowledges; empty for none."""
+    """The id of the alert that an event is or acknowledges; empty for none that can be shown."""
     found = event.data.get("alert") if event.kind == EventKind.ACKNOWLEDGED else None
     if event.kind == EventKind.ALERT and isinstance(tree := event.data.get("event"), dict):
         found = tree.get("id")
-    return found if isinstance(found, str) else ""
+    is_id = isinstance(found, str) and len(found) <= MAX_ID and found.isprintable()
+    return found if is_id else ""
 
 
 def append_event(store: SegmentStore, event: Event, *, near: int = 0) -> Event:

@@ -28,8 +28,8 @@ KEPT = Checkpoint(b"\x00state\xff", (EVENT,))
 @given(st.binary(max_size=50), st.lists(st.text(max_size=5), max_size=3))
 def test_what_was_written_is_read(state: bytes, names: list[str]) -> None:
     pending = tuple(AlertEvent(name, {"id": name, "type": "t"}) for name in names)
-    checkpoint = Checkpoint(state, pending)
-    assert decode_checkpoint(encode_checkpoint(checkpoint)) == checkpoint
+    for checkpoint in (Checkpoint(state, pending), Checkpoint(state, pending[1:], pending[:2])):
+        assert decode_checkpoint(encode_checkpoint(checkpoint)) == checkpoint
 
 
 @given(st.integers(0, len(encode_checkpoint(KEPT)) - 1), st.integers(1, 255))

@@ -198,15 +198,20 @@ def test_a_failed_worker_is_restarted_with_growing_backoff() -> None:
 
 
 def test_gives_up_after_the_set_number_of_restarts_with_the_last_cause() -> None:
-    failed = [FakeWorker(failure=WorkerError("its process died")) for _ in range(3)]
-    cluster = FakeCluster(ManualClock(), list(failed))
+    cause = WorkerError("OSError: 401 for url: https://hub/x?token=SECRET")
+    cause.__cause__ = OSError("401 for url: https://hub/x?token=SECRET")
+    cluster = FakeCluster(ManualClock(), [FakeWorker(failure=cause) for _ in range(3)])
 
-    with pytest.raises(WorkerGaveUpError, match=r"failed 3 times.*its process died"):
+    with pytest.raises(WorkerGaveUpError, match=r"failed 3 times.*token=SECRET"):
         run(cluster)
 
     assert len(cluster.started) == SETTINGS.max_restarts + 1
     assert cluster.finished_with_s is not None
-    assert cluster.reason.startswith("failed: worker-0: the worker failed 3 times in a row")
+    # It is written for good, so nothing that others said is in it.
+    assert cluster.reason == (
+        "failed: worker-0: the worker failed 3 times in a row: "
+        "WorkerGaveUpError: WorkerError: OSError"
+    )
 
 
 def test_an_error_that_cannot_mend_itself_ends_the_run_at_once() -> None:

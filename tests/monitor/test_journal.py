@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,17 @@ from structlog.testing import capture_logs
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
-from nap_stream.errors import ScoredLogError, WorkerError
+from nap_stream.errors import ScoredLogError, WorkerError, WorkerGaveUpError
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
-from nap_stream.monitor.journal import RETRY_S, Journal, failed_words
-from nap_stream.scored_log.events import Event, alert_id, event_path, read_events
+from nap_stream.monitor.journal import (
+    MAX_WAITING,
+    PATIENCE_S,
+    RETRY_S,
+    Journal,
+    failed_words,
+)
+from nap_stream.scored_log.events import FOLDER, Event, alert_id, event_path, read_events
 from nap_stream.settings.load import masked_tree
 from nap_stream.settings.schema import Settings
 from tests.support.alert_sinks import FlakySink
@@ -41,7 +48,10 @@ class Shaky(MemoryStore):
 
 @contextmanager
 def running(
-    store: MemoryStore, sink: FlakySink, clock: ManualClock, chosen: Settings | None = None
+    store: MemoryStore,
+    sink: FlakySink,
+    clock: ManualClock,
+    chosen: Settings | None = None,
 ) -> Iterator[Coordinator]:
     chosen = chosen or settings()
     coordinator = Coordinator(
@@ -152,8 +162,8 @@ def test_what_could_not_be_written_is_left_to_the_next_run() -> None:
         coordinator.stopped("stopped")
     assert events(store, "alert") == []
     store.is_full = False
+    # It cannot say what it has, and gets nothing twice all the same.
     again = FlakySink()
-    again.alerts = list(sink.alerts)
     log = SummaryList(DRIFT)
     chosen = settings()
     second = Coordinator(
@@ -168,6 +178,7 @@ def test_what_could_not_be_written_is_left_to_the_next_run() -> None:
     second.start()
     second.tick()
     second.close()
+    assert again.alerts == []
     assert [alert_id(event) for event in events(store, "alert")] == told(sink.alerts)
     kinds = [event.kind for event in events(store)]
     assert kinds[:2] == ["run-started", "run-started"], "the first one never said that it stopped"
@@ -246,12 +257,20 @@ def test_no_secret_comes_into_an_event() -> None:
             coordinator.submit(each)
         coordinator.tick()
         coordinator.stopped(failed_words(ValueError("hush-7")))
-        coordinator.stopped(failed_words(WorkerError("it died", "worker-0")))
+        coordinator.stopped(failed_words(WorkerError("OSError: hush-8", "worker-0", "hush-9")))
+        gave_up = WorkerGaveUpError("it failed twice", "worker-0", "Last cause: hush-10")
+        gave_up.__cause__ = WorkerError("OSError: hush-11")
+        gave_up.__cause__.__cause__ = OSError("hush-12")
+        coordinator.stopped(failed_words(gave_up))
     for event in events(store):
         assert b"hush" not in (store.read(event_path(event.number)) or b"")
     assert events(store)[0].data["settings"]["model"]["kwargs"]["eps"] is None
     reasons = [event.data["reason"] for event in events(store, "run-stopped")]
-    assert reasons == ["failed: ValueError", "failed: worker-0: it died"]
+    assert reasons == [
+        "failed: ValueError",
+        "failed: WorkerError",
+        "failed: worker-0: it failed twice: WorkerGaveUpError: WorkerError: OSError",
+    ]
 
 
 @pytest.mark.parametrize("name", ["x\ny", "ü" * 200])
@@ -275,3 +294,85 @@ def test_an_event_that_none_can_be_is_lost_aloud_and_holds_nothing_up() -> None:
         journal.write()
     assert [line["event"] for line in logs] == ["event_lost"]
     assert [alert_id(event) for event in events(store)] == ["2"]
+    assert journal.failure is None
+    assert journal.loss is not None
+    assert journal.loss.startswith("1 events are not in the log, and never will be: ")
+    assert "not a valid event" in journal.loss
+
+
+class Hanging(MemoryStore):
+    """Whose creates of events do not return while ``is_open`` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_open = threading.Event()
+        self.is_open.set()
+
+    def create(self, path: str, content: bytes) -> bool:
+        if path.startswith(FOLDER):
+            self.is_open.wait()
+        return super().create(path, content)
+
+
+def test_a_store_that_hangs_holds_no_alert_back() -> None:
+    store, sink, clock = Hanging(), FlakySink(), ManualClock(NOW_MS)
+    with running(store, sink, clock) as coordinator:
+        journal = coordinator._journal
+        journal._patience_s = 0.01
+        store.is_open.clear()
+        try:
+            for each in DRIFT:
+                coordinator.submit(each)
+            coordinator.tick()
+            assert sink.states == ["firing"]
+            assert "1 events not written to the log: the store has not" in coordinator.health()[-1]
+            writer = journal._writer
+            coordinator.tick()
+            clock.advance(RETRY_S)
+            coordinator.tick()
+            assert journal._writer is writer, "it is waited for, and no other is started"
+            assert writer is not None
+        finally:
+            store.is_open.set()
+        writer.join()
+        assert [alert_id(event) for event in events(store, "alert")] == told(sink.alerts)
+        assert not any("events" in reason for reason in coordinator.health())
+
+
+def test_what_waits_is_bounded_and_what_is_dropped_is_told() -> None:
+    store, clock = Shaky(), ManualClock(NOW_MS)
+    journal = Journal(store, settings(), clock)
+    store.is_full = True
+    alerts = [AlertEvent("m", {"id": f"{n}", "type": "t"}) for n in range(MAX_WAITING + 2)]
+    journal.tell(alerts[:1])
+    journal.write()
+    with capture_logs() as logs:
+        journal.tell(alerts[1:])
+    assert [(line["event"], line["alert"]) for line in logs] == [
+        ("event_lost", "0"),
+        ("event_lost", "1"),
+    ]
+    assert journal.loss is not None
+    assert "2 events are not in the log" in journal.loss
+    assert "the disk is full" in journal.loss
+    assert list(journal.unwritten()) == alerts[2:]
+    store.is_full = False
+    journal.write(at_once=True, wait_s=PATIENCE_S * 20)
+    assert [alert_id(event) for event in events(store)] == told(alerts[2:])
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_a_chain_that_was_removed_is_not_begun_anew_silently(left: int) -> None:
+    store, clock = MemoryStore(), ManualClock(NOW_MS)
+    with running(store, FlakySink(), clock) as coordinator:
+        for _ in range(3):
+            coordinator.stopped("stopped")
+        assert not coordinator.status().degraded()[1:]
+        store.remove([event_path(number) for number in range(left, 4)])
+        with capture_logs() as logs:
+            coordinator.stopped("stopped")
+        assert "events_removed" in [line["event"] for line in logs]
+        told = f"event 3 was in the log and is gone: now {left} is next"
+        assert told in coordinator.status().degraded()
+        coordinator.stopped("stopped")
+    assert [event.number for event in events(store)] == list(range(left + 2))

@@ -17,9 +17,11 @@ from nap_stream.scored_log.events import (
     FOLDER,
     MAX_BYTES,
     MAX_HOLE,
+    MAX_ID,
     MAX_NUMBER,
     START_SHA256,
     Event,
+    alert_id,
     append_event,
     event_numbers,
     event_path,
@@ -325,3 +327,13 @@ def test_each_names_the_last_acceptance_before_it() -> None:
     defects: list[Defect] = []
     list(read_events(store, defects=defects))
     assert (event_path(5), DefectKind.CONTENT) in [(each.file, each.kind) for each in defects]
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x1b[31m", "a\nb", "x" * (MAX_ID + 1), 7, None])
+def test_what_cannot_be_shown_is_no_id_of_an_alert(name: object) -> None:
+    acknowledging = dataclasses.replace(STARTED, kind="acknowledged", data={"alert": name})
+    alert = dataclasses.replace(STARTED, kind="alert", data={"event": {"id": name}})
+    store = MemoryStore()
+    for event in (acknowledging, alert):
+        append_event(store, event)
+    assert [alert_id(event) for event in read_events(store)] == ["", ""]
