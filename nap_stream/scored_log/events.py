@@ -122,8 +122,9 @@ def alert_id(event: Event) -> str:
     found = event.data.get("alert") if event.kind == EventKind.ACKNOWLEDGED else None
     if event.kind == EventKind.ALERT and isinstance(tree := event.data.get("event"), dict):
         found = tree.get("id")
-    is_id = isinstance(found, str) and len(found) <= MAX_ID and found.isprintable()
-    return found if is_id else ""
+    if not isinstance(found, str) or len(found) > MAX_ID or not found.isprintable():
+        return ""
+    return found
 
 
 def append_event(store: SegmentStore, event: Event, *, near: int = 0) -> Event:
