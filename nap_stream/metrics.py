@@ -212,6 +212,10 @@ class Metrics:
             "signed_checkpoint_failures",
             "Signed checkpoints of the log that were not written, sent or time-stamped.",
         )
+        self.signed_checkpoint_failing = gauge(
+            "signed_checkpoint_failing",
+            "1 where the newest signed checkpoint is not whole: not written, sent or time-stamped.",
+        )
         self.last_signed_checkpoint = gauge(
             "last_signed_checkpoint_timestamp_seconds",
             "Unix time of the log's last signed checkpoint.",

@@ -70,6 +70,7 @@ SERIES = {
     "nap_stream_month_ood_fraction_change",
     "nap_stream_checkpoint_failures_total",
     "nap_stream_last_checkpoint_timestamp_seconds",
+    "nap_stream_signed_checkpoint_failing",
     "nap_stream_signed_checkpoint_failures_total",
     "nap_stream_last_signed_checkpoint_timestamp_seconds",
     "nap_stream_build_info",

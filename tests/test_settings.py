@@ -268,6 +268,16 @@ def test_a_webhook_with_a_password_in_its_address_is_refused(tmp_path: Path) -> 
     assert "secret" not in problem
 
 
+@pytest.mark.parametrize("secret", ["?apikey=hush", "?hush", "@hush/"])
+def test_the_address_of_a_tsa_holds_no_secret(tmp_path: Path, secret: str) -> None:
+    signed = f"  checkpoints: {{key_file: k, timestamp_url: 'https://tsa/tsr{secret}'}}\n"
+    path = tmp_path / "monitor.yaml"
+    path.write_text(MONITOR.replace("log:\n", f"log:\n{signed}"))
+    problem = problem_of(path)
+    assert "key log.checkpoints.timestamp_url" in problem
+    assert "hush" not in problem
+
+
 @pytest.mark.parametrize(
     "url",
     [

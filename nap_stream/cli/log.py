@@ -21,10 +21,10 @@ from nap_stream.cli.options import (
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
-from nap_stream.text import printable, rfc3339
+from nap_stream.text import listed, printable, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from nap_stream.scored_log.compact import CompactionReport
     from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
@@ -66,6 +66,15 @@ def verify(
             help="A checkpoint that was kept elsewhere, beside those in the log; repeatable.",
         ),
     ] = None,
+    log_id: Annotated[
+        str | None,
+        typer.Option(
+            "--log-id",
+            metavar="ID",
+            help="The log's id, as verify printed it before: that it is this log, and no other "
+            "that the same key has signed.",
+        ),
+    ] = None,
     timestamps: Annotated[
         Path | None,
         typer.Option(
@@ -104,13 +113,18 @@ def verify(
     if report_file is not None and not report_file.parent.is_dir():
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
     heads = _kept_heads(kept, topic)
-    if (checkpoint or timestamps) and checkpoints is None:
-        raise ConfigError("expected --checkpoints KEYS with --checkpoint and --timestamps")
+    if (checkpoint or timestamps or log_id) and checkpoints is None:
+        raise ConfigError("expected --checkpoints KEYS with --checkpoint, --log-id, --timestamps")
     keys = () if checkpoints is None else read_public_keys(checkpoints, "--checkpoints")
     roots = () if timestamps is None else read_roots(timestamps, "--timestamps")
     signed = read_checkpoints(store, keys, checkpoint or (), roots) if keys else None
     began_ms = SystemClock().now_ms()
-    report, broker, anchors = _verified(store, kafka, topic, heads, signed, deep=deep)
+    report, broker, anchors = _verified(
+        *(store, kafka, topic, heads, signed),
+        deep=deep,
+        log_id=log_id,
+        with_stamps=timestamps is not None,
+    )
     circumstances = Circumstances(store.root, topic, __version__, began_ms)
     text = encode_report(report, broker, circumstances, heads, anchors)
     if report_file is not None:
@@ -140,6 +154,8 @@ def _verified(
     signed: "Iterable[FoundCheckpoint] | None",
     *,
     deep: bool,
+    log_id: str | None,
+    with_stamps: bool,
 ) -> tuple["VerifyReport", "BrokerReport | None", "AnchorReport | None"]:
     """The report, with the defects against the broker, an earlier report and checkpoints in it."""
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
@@ -166,7 +182,9 @@ def _verified(
         defects += broker.defects
     anchors = None
     if signed is not None:
-        anchors = compare_with_checkpoints(store, report.heads, signed, topic)
+        anchors = compare_with_checkpoints(
+            *(store, report.heads, signed, topic), expected_id=log_id, with_stamps=with_stamps
+        )
         defects += anchors.defects
     if not report.partitions and (not defects or not (kept or kafka or anchors)):
         require_chain(store, topic)
@@ -250,19 +268,15 @@ def _print_anchors(anchors: "AnchorReport") -> None:
     typer.echo(
         printable(
             f"signed  {anchors.checkpoints} checkpoints by {', '.join(anchors.signers)}, the last "
-            f"of {rfc3339(anchors.newest_time_ms)}"
+            f"of {rfc3339(anchors.newest_time_ms)}, of the log {anchors.log_id}"
         )
     )
     for file, problem in anchors.unknown:
         typer.echo(printable(f"signed  {file}: {problem}; not counted"))
-    if anchors.stamps:
-        file, signed_ms, stamped_ms = max(anchors.stamps, key=lambda stamp: stamp[2])
-        typer.echo(
-            printable(
-                f"stamped {len(anchors.stamps)} of them by a TSA, the last at "
-                f"{rfc3339(stamped_ms)}: {file}, signed as of {rfc3339(signed_ms)}"
-            )
-        )
+    for partition in anchors.unread:
+        typer.echo(printable(f"signed  {partition}: the last could not read it"))
+    if anchors.unstamped is not None:
+        _print_stamps(anchors, anchors.unstamped)
     for found in anchors.chains:
         offset, end, time_ms = found.anchored_offset, found.end_offset, found.anchored_time_ms
         if offset is None or time_ms is None:
@@ -274,7 +288,23 @@ def _print_anchors(anchors: "AnchorReport") -> None:
             told = f"anchored until {offset} at {rfc3339(time_ms)}; {rest}"
         else:
             told = f"anchored until its end {offset} at {rfc3339(time_ms)}"
+        if anchors.unstamped is not None:
+            told += (
+                "; not stamped"
+                if found.stamped_ms is None
+                else f"; stamped until {found.stamped_offset} at {rfc3339(found.stamped_ms)}"
+            )
         typer.echo(printable(f"anchor  {found.partition}: {told}"))
+
+
+def _print_stamps(anchors: "AnchorReport", unstamped: "Sequence[str]") -> None:
+    told = f"stamped {len(anchors.stamps)} of {anchors.checkpoints} by a TSA"
+    if anchors.stamps:
+        file, signed_ms, stamped_ms = max(anchors.stamps, key=lambda stamp: stamp[2])
+        told += f", the last at {rfc3339(stamped_ms)}: {file}, signed as of {rfc3339(signed_ms)}"
+    typer.echo(printable(told))
+    if unstamped:
+        typer.echo(printable(f"stamped not: {listed(unstamped)}"))
 
 
 def _print_broker(broker: "BrokerReport") -> None:

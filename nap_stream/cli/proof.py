@@ -52,30 +52,40 @@ def checkpoint(
     """Sign where all chains of the log end now, by hand, and write that into the log.
 
     A monitor does the same every log.checkpoints.every_s seconds. Exit code 1 where a chain could
-    not be read, and so is not in it.
+    not be read, or has no longer what the key had signed of it, and so is not signed anew.
 
     \b
     Example:
       nap-stream checkpoint --log scored-log --key signing.key
     """
-    from nap_stream.scored_log.proof.checkpoint import take_checkpoint, write_checkpoint
+    from nap_stream.scored_log.proof.checkpoint import (
+        changed_words,
+        last_signed,
+        take_checkpoint,
+        write_checkpoint,
+    )
     from nap_stream.scored_log.proof.note import read_signer
 
     store = log_store(config, log)
     signer = read_signer(key, "--key")
-    taken = take_checkpoint(store, SystemClock().now_ms())
-    if not taken.heads:
+    before = last_signed(store, signer.public)
+    taken = take_checkpoint(store, SystemClock().now_ms(), before)
+    if not taken.heads and not taken.changed:
         unread = ", ".join(map(str, taken.unread))
         raise ConfigError(
             f"there is no chain to sign{f': {unread} cannot be read' if unread else ''}",
             store.root,
             "Name the folder of log.root",
         )
-    path, _ = write_checkpoint(store, taken, signer)
-    typer.echo(printable(f"{store.root}/{path}: {len(taken.heads)} chains, by {signer.public}"))
+    signed, _ = write_checkpoint(store, taken, signer, before)
+    path = signed.last[0] if signed.last else ""
+    said = f"{len(taken.heads)} chains of the log {signed.log_id}, by {signer.public}"
+    typer.echo(printable(f"{store.root}/{path}: {said}"))
     for partition in taken.unread:
         typer.echo(printable(f"not signed  {partition}: it cannot be read"), err=True)
-    raise typer.Exit(1 if taken.unread else 0)
+    for head in taken.changed:
+        typer.echo(printable(f"not signed  {head.partition}: {changed_words(head)}"), err=True)
+    raise typer.Exit(1 if taken.unread or taken.changed else 0)
 
 
 def verify_export(

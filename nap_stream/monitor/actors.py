@@ -12,7 +12,7 @@ import structlog
 from ray.exceptions import RayError, RayTaskError
 
 from nap_stream.alert.sinks import open_sinks
-from nap_stream.clock import StopRequest, SystemClock
+from nap_stream.clock import Deadline, StopRequest, SystemClock
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.monitor.alerts import CheckpointStore
@@ -31,6 +31,8 @@ ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""
 UNPLACED_S = 15.0
 """How long a worker may wait for a place before the log says so, again and again."""
+DELIVERY_SHARE = 0.8
+"""Of the time in which a coordinator must finish: what is left is for the last checkpoint."""
 START_S = 120.0
 """How long an actor may take to be placed and to import torch on a cold machine."""
 
@@ -142,9 +144,9 @@ class CoordinatorActor:
 
     def finish(self, timeout_s: float, *, input_ended: bool, reason: str) -> CoordinatorStatus:
         """Take what is left, deliver alerts, say why the run ended, close."""
-        coordinator = self._coordinator()
-        coordinator.flush(timeout_s, input_ended=input_ended)
-        coordinator.stopped(reason)
+        deadline, coordinator = Deadline(SystemClock(), timeout_s), self._coordinator()
+        coordinator.flush(timeout_s * DELIVERY_SHARE, input_ended=input_ended)
+        coordinator.stopped(reason, deadline.remaining_s())
         status = coordinator.status()
         coordinator.close()
         return status

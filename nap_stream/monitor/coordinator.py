@@ -222,13 +222,16 @@ class Coordinator:
         # What was delivered is no longer on its way.
         self._send(at_once=True, last_wait_s=max(LAST_ATTEMPT_S, deadline.remaining_s()))
 
-    def stopped(self, reason: str) -> None:
-        """Have the chain of events say that the run is over, and why; sign where chains end."""
+    def stopped(self, reason: str, timeout_s: float = LAST_WAIT_S) -> None:
+        """Have the chain of events say that the run is over, and why; sign where chains end.
+
+        Signing is waited for so long, but for `LAST_WAIT_S` at most; it is told where it was not.
+        """
         with self._lock:
             rows = dict(self._rows)
         self._journal.stopped(reason, rows, LAST_WAIT_S)
         self._signer.begin()
-        self._signer.finish(LAST_WAIT_S)
+        self._signer.finish(min(timeout_s, LAST_WAIT_S))
 
     def status(self) -> CoordinatorStatus:
         """Say how the run is, and show it in the metrics. Decides nothing."""

@@ -12,8 +12,10 @@ from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import NapStreamError
 from nap_stream.kafka.client import send_once
 from nap_stream.metrics import Metrics
-from nap_stream.records import TopicPartition
 from nap_stream.scored_log.proof.checkpoint import (
+    Signed,
+    changed_words,
+    last_signed,
     stamp_path,
     take_checkpoint,
     write_checkpoint,
@@ -26,13 +28,15 @@ from nap_stream.settings.schema import Settings
 
 SEND_TIMEOUT_S = 30.0
 LAST_WAIT_S = 5.0
-"""So long the end of a run waits for the last checkpoint: a broker may be away."""
+"""So long the end of a run waits for the last checkpoint at most: a broker may be away."""
 
 
 class LogSigner:
     """Writes signed checkpoints of a log; has them sent and stamped, where the settings say so.
 
     The first is made with the first `tick`. The key is read for each, so that it can be replaced.
+    It remembers what was signed, from the log's own checkpoints at first: a chain that has it no
+    longer is not signed anew, but named as changed, in each checkpoint from then on.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class LogSigner:
         self._metrics, self._clock = metrics, clock
         self._due_s = clock.monotonic()
         self._running: list[threading.Thread] = []
-        # One checkpoint at a time: the last one comes after one that is being made.
+        # One checkpoint at a time is put into the log. It is sent and stamped without the lock: the
+        # last one of a run does not wait for a broker that is away.
         self._lock = threading.Lock()
-        self._ends = dict[TopicPartition, int]()
+        self._signed: Signed | None = None
         self.failure: str | None = None
         """Why the newest checkpoint was not made, or not sent; None where it was."""
 
@@ -80,34 +85,42 @@ class LogSigner:
                 self._fail("it was not done when the run ended")
 
     def _sign(self, settings: SignedCheckpointSettings) -> None:
-        with self._lock:
-            try:
-                self._make(settings)
-            except NapStreamError as error:
-                self._fail(str(error))
-            except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell
-                structlog.get_logger().exception("signed_checkpoint_failed")
-                self._fail(repr(error))
-
-    def _make(self, settings: SignedCheckpointSettings) -> None:
-        signer = read_signer(settings.key_file, KEY)
-        checkpoint = take_checkpoint(self._store, self._clock.now_ms(), self._ends)
-        self._ends = {head.partition: head.end_offset for head in checkpoint.heads}
-        path, note = write_checkpoint(self._store, checkpoint, signer)
-        self._metrics.last_signed_checkpoint.set(checkpoint.time_ms / 1000)
-        structlog.get_logger().info(
-            "checkpoint_signed", file=path, chains=len(checkpoint.heads), key=signer.public.label
-        )
-        failures = [f"{each} cannot be read, and is not in it" for each in checkpoint.unread]
-        for step in (self._send, self._stamp):
-            try:
-                step(settings, path, note)
-            except NapStreamError as error:
-                failures.append(str(error))
+        failures: list[str] = []
+        try:
+            with self._lock:
+                path, note = self._make(settings, failures)
+            for step in (self._send, self._stamp):
+                try:
+                    step(settings, path, note)
+                except NapStreamError as error:
+                    failures.append(str(error))
+        except NapStreamError as error:
+            failures.append(str(error))
+        except Exception as error:  # noqa: BLE001 - a thread has nobody else to tell
+            structlog.get_logger().exception("signed_checkpoint_failed")
+            failures.append(repr(error))
         if failures:
             self._fail("; ".join(failures))
         else:
             self.failure = None
+            self._metrics.signed_checkpoint_failing.set(0)
+
+    def _make(self, settings: SignedCheckpointSettings, failures: list[str]) -> tuple[str, bytes]:
+        """Put a checkpoint into the log; give its path, and the note. Under the lock."""
+        signer = read_signer(settings.key_file, KEY)
+        before = self._signed or last_signed(self._store, signer.public)
+        if before.last is not None and before.is_gone(self._store):
+            failures.append(f"{before.last[0]} is gone or another one: it was signed here before")
+        checkpoint = take_checkpoint(self._store, self._clock.now_ms(), before)
+        self._signed, note = write_checkpoint(self._store, checkpoint, signer, before)
+        path = "" if self._signed.last is None else self._signed.last[0]
+        self._metrics.last_signed_checkpoint.set(checkpoint.time_ms / 1000)
+        structlog.get_logger().info(
+            "checkpoint_signed", file=path, chains=len(checkpoint.heads), key=signer.public.label
+        )
+        failures += [f"{each} cannot be read, and is not in it" for each in checkpoint.unread]
+        failures += [f"{each.partition}: {changed_words(each)}" for each in checkpoint.changed]
+        return path, note
 
     def _send(self, settings: SignedCheckpointSettings, _path: str, note: bytes) -> None:
         if settings.topic is not None:
@@ -120,5 +133,6 @@ class LogSigner:
 
     def _fail(self, problem: str) -> None:
         self._metrics.signed_checkpoint_failures.inc()
+        self._metrics.signed_checkpoint_failing.set(1)
         structlog.get_logger().error("signed_checkpoint_failed", cause=problem)
         self.failure = problem

@@ -244,8 +244,15 @@ def event_number(name: str) -> int | None:
 
 
 def event_sha256(store: SegmentStore, number: int) -> str | None:
-    """The digest of an event's file, whatever it holds; None where none can be read."""
-    return _read(store, number).sha256
+    """The digest of an event's file, whatever it holds; None where it is gone or can be no event.
+
+    Raises:
+        ScoredLogError: It cannot be read.
+    """
+    file = _read(store, number)
+    if file.failure is not None and not file.is_gone:
+        raise file.failure
+    return file.sha256
 
 
 def read_events(
@@ -325,6 +332,7 @@ class _File:
     sha256: str | None = None
     problem: str = ""
     failure: ScoredLogError | None = None
+    is_gone: bool = False
 
 
 def _read(store: SegmentStore, number: int) -> _File:
@@ -333,7 +341,7 @@ def _read(store: SegmentStore, number: int) -> _File:
         file = store.open(path)
         if file is None:
             gone = ScoredLogError("it was listed and is gone", f"{store.root}/{path}", "Try again")
-            return _File(problem=gone.problem, failure=gone)
+            return _File(problem=gone.problem, failure=gone, is_gone=True)
         with file:
             content = file.read(MAX_BYTES + 1)
     except NotAFileError as error:

@@ -16,16 +16,19 @@ class SignedCheckpointSettings(Section):
     """Signed checkpoints of the chains, in the folder _checkpoints of the log."""
 
     key_file: SecretFile
-    """The private key that signs, of nap-stream checkpoint-key. Nobody else may read the file. The
-    coordinator reads it for each checkpoint: another key in its place signs from then on."""
+    """The private key that signs, of nap-stream checkpoint-key. Others may have no rights on the
+    file, and its group none to change it. The coordinator reads it for each checkpoint: another key
+    in its place signs from then on."""
     every_s: PositiveSeconds = 3_600.0
     """How often. One more is written at the end of a run."""
     topic: TopicName | None = None
     """A topic to which each is sent too, so that a copy is where the log's writers cannot reach it;
     null for none."""
-    timestamp_url: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$", max_length=2_000)
-    """A time stamp authority (RFC 3161) that each is stamped by too; null for none. Needs the extra
-    timestamps."""
+    timestamp_url: str | None = Field(
+        default=None, pattern=r"^https?://[^\s@?]+$", max_length=2_000, repr=False
+    )
+    """A time stamp authority (RFC 3161) that each is stamped by too; null for none. An address
+    without user, password or query, as it is shown. Needs the extra timestamps."""
 
 
 class LogSettings(Section):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nap_stream.scored_log.format import segment_path
-from nap_stream.scored_log.proof.checkpoint import FOLDER
+from nap_stream.scored_log.proof.checkpoint import FOLDER, LOG_FILE
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, chain, local_log, origin, scored
 
@@ -43,7 +43,8 @@ def test_a_log_is_signed_goes_on_and_is_cut_off(
     ended = nap("checkpoint", "--log", log, "--key", tmp_path / "key")
     assert ended.exit_code == 0
     (note,) = (log / FOLDER).iterdir()
-    assert ended.out == f"{note}: 1 chains, by {keys.read_text()}"
+    log_id = json.loads((log / LOG_FILE).read_text())["id"]
+    assert ended.out == f"{note}: 1 chains of the log {log_id}, by {keys.read_text()}"
     kept = tmp_path / note.name
     kept.write_bytes(note.read_bytes())
     verify = ("verify", "--log", log, "--checkpoints", keys)
@@ -59,11 +60,14 @@ def test_a_log_is_signed_goes_on_and_is_cut_off(
     time_ms = tree["anchors"]["newest_time_ms"]
     label = "+".join(keys.read_text().split("+")[:2])
     assert tree["anchors"] == {
+        "log_id": log_id,
         "checkpoints": 1,
         "signers": [label],
         "newest_time_ms": time_ms,
         "unknown": [],
         "stamps": [],
+        "unstamped": None,
+        "unread": [],
         "chains": [
             {
                 "topic": "cars",
@@ -72,12 +76,20 @@ def test_a_log_is_signed_goes_on_and_is_cut_off(
                 "anchored_offset": 8,
                 "anchored_time_ms": time_ms,
                 "disagrees": None,
+                "stamped_offset": None,
+                "stamped_ms": None,
             }
         ],
     }
+    assert f", of the log {log_id}\n" in nap(*verify, "--log-id", log_id).out
+    ended = nap(*verify, "--log-id", "another")
+    assert (ended.exit_code, f"of the log {log_id}, and this is another" in ended.err) == (2, True)
     for base in (3, 8):
         (log / segment_path(CARS, base)).unlink()
-    note.unlink()
+    ended = nap("checkpoint", "--log", log, "--key", tmp_path / "key")
+    assert (ended.exit_code, "not signed  cars/0: it was signed until 8 " in ended.err) == (1, True)
+    for each in (log / FOLDER).iterdir():
+        each.unlink()
     assert nap("verify", "--log", log, "--deep").exit_code == 0
     ended = nap(*verify)
     assert (ended.exit_code, ended.out) == (2, "")

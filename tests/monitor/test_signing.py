@@ -1,6 +1,7 @@
 """Signed checkpoints beside a monitor at work."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,19 @@ from structlog.testing import capture_logs
 
 from nap_stream.clock import Clock, ManualClock
 from nap_stream.metrics import Metrics
+from nap_stream.monitor import signing
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.signing import LogSigner
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.events import event_path, event_sha256
-from nap_stream.scored_log.format import genesis_path
+from nap_stream.scored_log.format import genesis_path, partition_folder
 from nap_stream.scored_log.proof.checkpoint import FOLDER, SignedCheckpoint, read_checkpoints
 from nap_stream.scored_log.proof.note import PublicKey, create_key
 from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
+from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.settings.schema import KafkaSettings
 from tests.scored_log.builders import CARS, memory_log
 from tests.support.alert_sinks import FlakySink
@@ -60,11 +64,16 @@ def store() -> MemoryStore:
 
 
 def _signer(
-    folder: Path, store: SegmentStore, clock: Clock, kafka: KafkaSettings = NO_BROKER, **more: Any
+    folder: Path,
+    store: SegmentStore,
+    clock: Clock,
+    kafka: KafkaSettings = NO_BROKER,
+    metrics: Metrics | None = None,
+    **more: Any,
 ) -> LogSigner:
     signed = {"key_file": folder / "key", "every_s": EVERY_S, **more}
     made = settings(kafka=kafka.model_dump(), log={"checkpoints": signed})
-    return LogSigner(store, made, Metrics("1"), clock)
+    return LogSigner(store, made, metrics or Metrics("1"), clock)
 
 
 def _written(store: SegmentStore, *keys: PublicKey) -> list[SignedCheckpoint]:
@@ -123,8 +132,8 @@ def test_nothing_waits_for_a_slow_store_and_one_is_made_at_a_time(
 def test_a_key_that_was_replaced_signs_the_next(
     tmp_path: Path, store: MemoryStore, key: PublicKey
 ) -> None:
-    clock = ManualClock(NOW_MS)
-    signer = _signer(tmp_path, store, clock)
+    clock, metrics = ManualClock(NOW_MS), Metrics("1")
+    signer = _signer(tmp_path, store, clock, metrics=metrics)
     signer.tick()
     _settled(signer)
     (tmp_path / "key").unlink()
@@ -134,11 +143,14 @@ def test_a_key_that_was_replaced_signs_the_next(
     assert signer.failure is not None
     assert signer.failure.startswith("log.checkpoints.key_file: the key cannot be read")
     assert [log["event"] for log in logs] == ["signed_checkpoint_failed"]
+    failing = partial(metrics.registry.get_sample_value, "nap_stream_signed_checkpoint_failing")
+    assert failing() == 1
     later = create_key(tmp_path / "key", "line-3")
     clock.advance(EVERY_S)
     signer.tick()
     _settled(signer)
     assert signer.failure is None
+    assert failing() == 0
     signers = [found.signers for found in read_checkpoints(store, [key, later], [])]
     assert signers == [(key.label,), (later.label,)]
 
@@ -154,6 +166,56 @@ def test_a_chain_that_cannot_be_read_is_a_failure_that_is_told(
     assert signer.failure == "cars/1 cannot be read, and is not in it"
     (found,) = _written(store, key)
     assert (len(found.heads), found.unread) == (1, (other,))
+
+
+def test_what_was_signed_is_remembered_and_a_chain_without_it_is_told(
+    tmp_path: Path, store: MemoryStore, key: PublicKey
+) -> None:
+    clock = ManualClock(NOW_MS)
+    signer = _signer(tmp_path, store, clock)
+    signer.tick()
+    _settled(signer)
+    (first,) = store.names(FOLDER)
+    store.remove([genesis_path(CARS), f"{FOLDER}/{first}"])
+    memory_log(store).begin(CARS, 6)
+    for each in (signer, _signer(tmp_path, store, clock)):
+        each.begin()
+        _settled(each)
+        assert each.failure is not None
+        assert "cars/0: it was signed until 5 with the digest " in each.failure
+    found = _written(store, key)
+    assert [(one.heads, [head.end_offset for head in one.changed]) for one in found] == [
+        ((), [5]),
+        ((), [5]),
+    ]
+    assert signer.failure is not None
+    assert signer.failure.startswith(f"{FOLDER}/{first} is gone or another one")
+    defects = compare_with_checkpoints(store, (), read_checkpoints(store, [key], [])).defects
+    assert [(each.file, each.kind) for each in defects] == [
+        (partition_folder(CARS), DefectKind.REWRITTEN),
+        (f"{FOLDER}/{store.names(FOLDER)[0]}", DefectKind.CHECKPOINT),
+    ]
+
+
+def test_the_last_one_does_not_wait_for_one_that_is_being_sent(
+    tmp_path: Path, store: MemoryStore, key: PublicKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def send(*_: object) -> None:
+        asked.set()
+        assert go.wait(PATIENCE_S)
+
+    monkeypatch.setattr(signing, "send_once", send)
+    signer = _signer(tmp_path, store, ManualClock(NOW_MS), topic="copies")
+    signer.tick()
+    assert asked.wait(PATIENCE_S)
+    signer.begin()
+    wait_until(lambda: len(_written(store, key)) == 2, "the last checkpoint")
+    signer.finish(0.0)
+    assert signer.failure == "it was not done when the run ended"
+    go.set()
+    _settled(signer)
 
 
 @pytest.mark.embedded

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nap_stream.clock import ManualClock
+from nap_stream.errors import ConfigError
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.events import FOLDER, Event, append_event, event_path, read_events
@@ -25,6 +26,8 @@ from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
 from nap_stream.scored_log.proof.checkpoint import FOLDER as CHECKPOINTS
 from nap_stream.scored_log.proof.checkpoint import (
+    LOG_FILE,
+    last_signed,
     read_checkpoints,
     take_checkpoint,
     write_checkpoint,
@@ -70,17 +73,23 @@ from tests.support.scored_records import ScoredRecord, file_table
 OTHER = TopicPartition("cars", 1)
 FIRST, SECOND, LAST = (segment_path(CARS, base) for base in (0, 10, 20))
 ID = "id-of-the-topic"
+SIGNED_MS = NOON_MS + 86_400_000
 BEGIN, END = "<!-- attacks -->\n", "<!-- end of attacks -->\n"
 NEWER = "what came after the kept report and the last checkpoint is removed"
 """Of all that is tried here, no copy of the past can show this alone."""
+PUT_BACK = "the log is put back to an earlier state, with its checkpoints"
+REPLACED = "the log is replaced by another one that the same key signs"
+INVENTED = "the same, with an honest date"
+UNPROVED = {NEWER, PUT_BACK, REPLACED, INVENTED}
+"""What a log and public keys do not show without anything else."""
 SIGNER = parse_signer(
     "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz"
 )
 """The key of the examples of golang.org/x/mod/sumdb/note."""
 _MARK = "found"
 HEADER = (
-    "| what is done | `verify` | `--deep` | `--kept` | `--checkpoints` | `--against-broker` "
-    "| `--deep --checkpoints` |\n|---|---|---|---|---|---|---|\n"
+    "| what is done | `verify` | `--deep` | `--kept` | `--checkpoints` | `--checkpoint` "
+    "| `--against-broker` | `--deep --checkpoints` |\n|---|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -99,19 +108,28 @@ def rows_from(base: int, p_value: float = 0.5) -> list[ScoredRecord]:
     return [*rows, failed(origin(base + 9))]
 
 
-def write_log(root: Path, ends: int = 3) -> None:
+def _write_on(
+    root: Path, first: int, ends: int, writer_id: str = "worker-0", made_ms: int = NOON_MS
+) -> None:
+    log = local_log(root, writer_id, ManualClock(made_ms))
+    for number in range(first, ends):
+        end = log.end(CARS)
+        assert end is not None
+        log.publish(CARS, end, end.offset + 10, rows_from(end.offset))
+        _append_event(root, made_ms, f"number {number}")
+
+
+def write_log(root: Path, ends: int = 3, writer_id: str = "worker-0") -> None:
     """Partition 0 of so many segments of ten rows, as many events, partition 1 without rows."""
-    log = local_log(root)
-    position = log.begin(CARS, 0, ID)
-    for base in range(0, 10 * ends, 10):
-        position = log.publish(CARS, position, base + 10, rows_from(base)).position
+    log = local_log(root, writer_id)
+    log.begin(CARS, 0, ID)
+    _write_on(root, 0, ends, writer_id)
     log.publish(OTHER, log.begin(OTHER, 0, ID), 5, [])
-    for number in range(ends):
-        append_event(LocalStore(root), _event(f"number {number}"))
 
 
-def _event(comment: str) -> Event:
-    return Event(time_ms=NOON_MS, kind="acknowledged", by="Ann", data={"comment": comment})
+def _append_event(root: Path, time_ms: int, comment: str) -> None:
+    event = Event(time_ms=time_ms, kind="acknowledged", by="Ann", data={"comment": comment})
+    append_event(LocalStore(root), event)
 
 
 Attack = Callable[[Path], None]
@@ -238,10 +256,36 @@ def _rewrite_all(root: Path) -> None:
     _relink(root)
 
 
-def _invent_partition(root: Path) -> None:
-    log = local_log(root)
-    where = TopicPartition("cars", 7)
-    log.publish(where, log.begin(where, 0, ID), 5, [scored(origin(2, partition=where))])
+def _invent_partition(made_ms: int) -> Attack:
+    def attack(root: Path) -> None:
+        log = local_log(root, clock=ManualClock(made_ms))
+        where = TopicPartition("cars", 7)
+        log.publish(where, log.begin(where, 0, ID), 5, [scored(origin(2, partition=where))])
+
+    return attack
+
+
+def _put_back(root: Path) -> None:
+    """As it was when the first checkpoint was signed."""
+    for path in (SECOND, LAST, event_path(1), event_path(2)):
+        (root / path).unlink()
+    _notes(root)[-1].unlink()
+
+
+def _replace_log(root: Path) -> None:
+    shutil.rmtree(root)
+    write_log(root, writer_id="another")
+    _sign(root, SIGNED_MS)
+
+
+def _notes(root: Path) -> list[Path]:
+    return sorted((root / CHECKPOINTS).iterdir())
+
+
+def _sign(root: Path, time_ms: int) -> bytes:
+    store = LocalStore(root)
+    before = last_signed(store, SIGNER.public)
+    return write_checkpoint(store, take_checkpoint(store, time_ms, before), SIGNER, before)[1]
 
 
 def _append_backdated(root: Path) -> None:
@@ -268,7 +312,7 @@ def _without_checkpoints(attack: Attack) -> Attack:
 
 
 def _change_checkpoint(root: Path) -> None:
-    (path,) = (root / CHECKPOINTS).iterdir()
+    path = _notes(root)[-1]
     path.write_bytes(path.read_bytes().replace(b"chain cars 0 0 30 ", b"chain cars 0 0 20 "))
 
 
@@ -397,18 +441,24 @@ ATTACKS: dict[str, Attack] = {
     "the same, and the checkpoints in the log are removed": _without_checkpoints(
         _rewrite_with_marker
     ),
-    "the log is put back to an earlier state, with its checkpoints": _without_checkpoints(
-        lambda root: (root / LAST).unlink()
-    ),
+    PUT_BACK: _put_back,
+    REPLACED: _replace_log,
     "rows are put in behind the end, dated before": _append_backdated,
     "a checkpoint in the log is changed": _change_checkpoint,
+    "a checkpoint in the log is removed, and there is a later one": lambda root: _notes(root)[
+        0
+    ].unlink(),
+    "the log's id is removed": lambda root: (root / LOG_FILE).unlink(),
     "the genesis marker is removed": lambda root: (root / genesis_path(CARS)).unlink(),
     "a footer within a compacted file is changed": _in_compacted,
     "a segment is copied to another partition": _copy(SECOND, segment_path(OTHER, 10)),
     "a segment is copied under another name": _copy(SECOND, segment_path(CARS, 15)),
-    "a partition is invented": _invent_partition,
+    "a partition is invented, dated before": _invent_partition(NOON_MS),
+    INVENTED: _invent_partition(SIGNED_MS + 1),
     "a partition of another topic is put in": _foreign_partition,
     "a partition's folder is empty": lambda root: (root / "topic=cars/partition=7").mkdir(),
+    "`x.json` beside the checkpoints": _write(f"{CHECKPOINTS}/x.json", b"{}"),
+    "`_checkpoints/x.note/x.parquet`": _write(f"{CHECKPOINTS}/x.note/x.parquet"),
     "`_x.parquet` beside the segments": _write(f"{partition_folder(CARS)}/_x.parquet"),
     "`.old/x.PARQUET` at the root": _write(".old/x.PARQUET"),
     "a minimum is raised": _statistic("ood_p_value", min_value=_double(0.3)),
@@ -450,6 +500,9 @@ ATTACKS: dict[str, Attack] = {
     "an event is removed": lambda root: (root / event_path(1)).unlink(),
     "the last event is removed": lambda root: (root / event_path(2)).unlink(),
     "all events are removed": lambda root: shutil.rmtree(root / FOLDER),
+    "an event is put in at the end, dated before": lambda root: _append_event(
+        root, NOON_MS, "late"
+    ),
     "a key stands twice in an event": _in_event(b'"by": ', b'"by": "Eve", "by": '),
     "an event is put in under a later number": _copy(event_path(2), event_path(7)),
     "`x.json` beside the events": _write(f"{FOLDER}/x.json", b"{}"),
@@ -464,6 +517,7 @@ class Findings:
     deep: bool
     kept: bool
     checkpoints: bool
+    copy: bool
     broker: bool
 
     @property
@@ -476,7 +530,7 @@ class Findings:
         cells = [
             _MARK if is_found else ""
             for is_found in (
-                *(self.footers, self.deep, self.kept, self.checkpoints, self.broker),
+                *(self.footers, self.deep, self.kept, self.checkpoints, self.copy, self.broker),
                 self.proved,
             )
         ]
@@ -486,21 +540,22 @@ class Findings:
 def tried(attack: Attack, root: Path, kept_segments: int = 3, signed_segments: int = 3) -> Findings:
     """Write a log, keep a report and sign it after so many segments, attack it, and look.
 
-    The checkpoint stands in the log, and a copy of it elsewhere.
+    The checkpoint stands in the log, behind an earlier one, and a copy of it elsewhere.
     """
-    before, signed, log, copy = (root / name for name in ("before", "signed", "log", "copy"))
+    before, log, copy = (root / name for name in ("before", "log", "copy"))
     write_log(before, kept_segments)
     kept = verify(LocalStore(before), clock=ManualClock()).ends
-    write_log(signed, signed_segments)
-    taken = take_checkpoint(LocalStore(signed), NOON_MS + 86_400_000)
-    write_log(log)
-    _, note = write_checkpoint(LocalStore(log), taken, SIGNER)
-    copy.write_bytes(note)
+    write_log(log, 1)
+    _sign(log, SIGNED_MS - 1)
+    _write_on(log, 1, signed_segments)
+    copy.write_bytes(_sign(log, SIGNED_MS))
+    _write_on(log, signed_segments, 3, made_ms=SIGNED_MS)
     attack(log)
     return Findings(
         _is_found(log, deep=False),
         _is_found(log, deep=True),
         any(compare_with_kept(LocalStore(log), kept)),
+        _is_found_by_checkpoints(log),
         _is_found_by_checkpoints(log, copy),
         _is_found_by_broker(log),
     )
@@ -510,11 +565,15 @@ def _is_found(log: Path, *, deep: bool) -> bool:
     return not verify(LocalStore(log), deep=deep, clock=ManualClock()).clean
 
 
-def _is_found_by_checkpoints(log: Path, copy: Path) -> bool:
+def _is_found_by_checkpoints(log: Path, *copies: Path) -> bool:
+    """A defect, or the error that no checkpoint counts."""
     store = LocalStore(log)
     heads = verify(store, clock=ManualClock(), may_be_empty=True).heads
-    found = read_checkpoints(store, [SIGNER.public], [copy])
-    return bool(compare_with_checkpoints(store, heads, found).defects)
+    try:
+        found = read_checkpoints(store, [SIGNER.public], copies)
+        return bool(compare_with_checkpoints(store, heads, found).defects)
+    except ConfigError:
+        return True
 
 
 def _is_found_by_broker(log: Path) -> bool:

@@ -42,6 +42,10 @@ class DyingStore:
         self._check()
         return self._store.names(folder, first)
 
+    def folders(self, folder: str) -> list[str]:
+        self._check()
+        return self._store.folders(folder)
+
     def sizes(self, folder: str) -> dict[str, int]:
         self._check()
         return self._store.sizes(folder)

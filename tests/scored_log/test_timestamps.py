@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nap_stream.clock import Deadline, ManualClock
+from nap_stream.clock import Deadline, ManualClock, SystemClock
 from nap_stream.errors import ConfigError, ProofError
 from nap_stream.metrics import Metrics
 from nap_stream.monitor.signing import LogSigner
@@ -18,6 +18,7 @@ from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.scored_log.verify.run import verify
+from nap_stream.text import rfc3339
 from tests.cli.program import call
 from tests.scored_log.builders import CARS, NOON_MS, local_log
 from tests.support.http_receiver import Answer, HttpReceiver
@@ -86,14 +87,14 @@ def test_a_tsa_that_refuses_or_answers_with_something_else(tsa: LocalTsa) -> Non
                 request_timestamp(server.url, NOTE)
 
 
-def _signed(folder: Path, url: str) -> LogSigner:
+def _signed(folder: Path, url: str | None, now_ms: int = NOON_MS) -> LogSigner:
     made = settings(
         log={
             "root": folder / "log",
             "checkpoints": {"key_file": folder / "key", "timestamp_url": url},
         }
     )
-    signer = LogSigner(LocalStore(folder / "log"), made, Metrics("1"), ManualClock(NOON_MS))
+    signer = LogSigner(LocalStore(folder / "log"), made, Metrics("1"), ManualClock(now_ms))
     signer.tick()
     signer.finish(PATIENCE_S)
     return signer
@@ -124,7 +125,8 @@ def test_stamps_beside_checkpoints_are_verified(
 ) -> None:
     key, store = create_key(tmp_path / "key", "line-3"), LocalStore(tmp_path / "log")
     local_log(tmp_path / "log").begin(CARS, 0)
-    assert _signed(tmp_path, tsa.url).failure is None
+    now_ms = SystemClock().now_ms()
+    assert _signed(tmp_path, tsa.url, now_ms).failure is None
     note, token = sorted(store.names(FOLDER))
     assert (note[:-5], token[:-4], token[-4:]) == (token[:-4], note[:-5], ".tsr")
     heads = verify(store, clock=ManualClock()).heads
@@ -133,7 +135,7 @@ def test_stamps_beside_checkpoints_are_verified(
 
     def compared(by: Path) -> tuple[int, list[DefectKind]]:
         found = read_checkpoints(store, [key], [], read_roots(by, "--timestamps"))
-        report = compare_with_checkpoints(store, heads, found)
+        report = compare_with_checkpoints(store, heads, found, with_stamps=True)
         return len(report.stamps), [defect.kind for defect in report.defects]
 
     assert compared(tsa.root) == (1, [])
@@ -145,8 +147,37 @@ def test_stamps_beside_checkpoints_are_verified(
     arguments += ["--timestamps", tsa.root]
     ended = call([str(each) for each in arguments], monkeypatch, capfd)
     assert ended.exit_code == 0
-    assert "stamped 1 of them by a TSA, the last at 20" in ended.out
-    assert f"{FOLDER}/{note}, signed as of 2026-01-01T12:00:00.000Z" in ended.out
+    assert "stamped 1 of 1 by a TSA, the last at 20" in ended.out
+    assert f"{FOLDER}/{note}, signed as of {rfc3339(now_ms)}\n" in ended.out
+    assert "; stamped until 0 at 20" in ended.out
+    log = local_log(tmp_path / "log", clock=ManualClock(now_ms))
+    log.publish(CARS, log.begin(CARS, 0), 3, [])
+    assert _signed(tmp_path, None, now_ms + 1).failure is None
+    ended = call([str(each) for each in arguments], monkeypatch, capfd)
+    assert ended.exit_code == 0
+    assert "stamped 1 of 2 by a TSA" in ended.out
+    assert f"stamped not: {FOLDER}" in ended.out
+    assert "cars/0: anchored until its end 3 at" in ended.out
+    assert "; stamped until 0 at 20" in ended.out
+    for each in (note, token):
+        (tmp_path / "log" / FOLDER / each).unlink()
+    ended = call([str(each) for each in arguments], monkeypatch, capfd)
+    assert "stamped 0 of 1 by a TSA\n" in ended.out
+    assert "cars/0: anchored until its end 3 at" in ended.out
+    assert "; not stamped\n" in ended.out
+
+
+def test_a_checkpoint_that_was_stamped_at_another_time_than_it_says(
+    tsa: LocalTsa, tmp_path: Path
+) -> None:
+    key, store = create_key(tmp_path / "key", "line-3"), LocalStore(tmp_path / "log")
+    local_log(tmp_path / "log").begin(CARS, 0)
+    assert _signed(tmp_path, tsa.url).failure is None
+    found = read_checkpoints(store, [key], [], read_roots(tsa.root, "--timestamps"))
+    heads = verify(store, clock=ManualClock()).heads
+    (defect,) = compare_with_checkpoints(store, heads, found, with_stamps=True).defects
+    assert defect.kind is DefectKind.CHECKPOINT
+    assert defect.detail.startswith("it says 2026-01-01T12:00:00.000Z, and was stamped at ")
 
 
 def test_files_that_hold_no_certificates(tmp_path: Path) -> None:

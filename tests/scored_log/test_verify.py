@@ -425,6 +425,9 @@ def test_content(root: Path) -> None:
         "topic=cars/partition=0/_x.parquet",
         "topic=cars/partition=0/.tmp/x.pq",
         "topic=cars/partition=0/more/x",
+        "_checkpoints/a.note/x.parquet",
+        "_checkpoints/a.note/b.note/x.parquet",
+        "_checkpoints/x.json",
     ],
 )
 def test_stray_file(root: Path, stray: str) -> None:

@@ -19,11 +19,22 @@ class MemoryStore:
         """Do nothing: folders are no things of their own here."""
 
     def names(self, folder: str, first: str = "") -> list[str]:
-        prefix = f"{folder}/" if folder else ""
         with self._lock:
-            below = [path for path in self._files if path.startswith(prefix)]
-        names = dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in below)
-        return [name for name in names if name >= first]
+            return [name for name in self._names(folder) if name >= first]
+
+    def _names(self, folder: str) -> dict[str, None]:
+        prefix = f"{folder}/" if folder else ""
+        below = [path for path in self._files if path.startswith(prefix)]
+        return dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in below)
+
+    def folders(self, folder: str) -> list[str]:
+        within = f"{folder}/" if folder else ""
+        with self._lock:
+            return [
+                name
+                for name in self._names(folder)
+                if any(path.startswith(f"{within}{name}/") for path in self._files)
+            ]
 
     def sizes(self, folder: str) -> dict[str, int]:
         with self._lock:

@@ -35,6 +35,13 @@ class SegmentStore(Protocol):
             ScoredLogError: It cannot be listed.
         """
 
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders in a folder, in any order; links are none.
+
+        Raises:
+            ScoredLogError: It cannot be listed.
+        """
+
     def sizes(self, folder: str) -> dict[str, int]:
         """The sizes in bytes of the files in a folder, by name; none where it is missing.
 

@@ -126,11 +126,20 @@ class LocalStore:
 
     def names(self, folder: str, first: str = "") -> list[str]:
         """What lies in a folder, from ``first`` on."""
+        return [entry.name for entry in self._entries(folder) if entry.name >= first]
+
+    def folders(self, folder: str) -> list[str]:
+        """The folders in a folder, and no links."""
+        return [
+            entry.name for entry in self._entries(folder) if entry.is_dir(follow_symlinks=False)
+        ]
+
+    def _entries(self, folder: str) -> "list[os.DirEntry[str]]":
         path = self._root / folder
         with typed_os_errors(path):
             try:
                 with os.scandir(path) as entries:
-                    return [entry.name for entry in entries if entry.name >= first]
+                    return list(entries)
             except (FileNotFoundError, NotADirectoryError):
                 return []
 

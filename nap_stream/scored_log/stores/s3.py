@@ -267,6 +267,12 @@ class ObjectStore:
         names = dict.fromkeys(path.removeprefix(prefix).split("/", 1)[0] for path in paths)
         return [name for name in names if name >= first]
 
+    def folders(self, folder: str) -> list[str]:
+        """The prefixes in a folder."""
+        with typed_store_errors(self._where(folder)):
+            found = obstore.list_with_delimiter(self._objects, folder or None)["common_prefixes"]
+        return [path.rpartition("/")[2] for path in found]
+
     def sizes(self, folder: str) -> dict[str, int]:
         """The sizes of the objects in a folder, of 1,000 a request."""
         with typed_store_errors(self._where(folder)):

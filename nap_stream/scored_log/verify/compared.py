@@ -7,6 +7,8 @@ was changed, added or cut off.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from nap_stream.errors import ScoredLogError
 from nap_stream.records import PartitionOffsets, TopicPartition
@@ -34,6 +36,9 @@ from nap_stream.scored_log.verify.report import (
     VerifyReport,
     sorted_defects,
 )
+
+THREADS = 16
+"""Footers wait for the disk or the network."""
 
 
 def compare_with_broker(
@@ -164,13 +169,29 @@ def compare_with_kept(store: SegmentStore, kept: Iterable[Head]) -> Iterator[Def
 
 
 def _events_defect(store: SegmentStore, head: EventsHead) -> Iterator[Defect]:
-    found = event_sha256(store, head.count - 1)
+    found = None
+    # One that cannot be read is a defect of its own.
+    with suppress(ScoredLogError):
+        found = event_sha256(store, head.count - 1)
     if found != head.sha256:
         detail = (
             f"the kept report has the digest {head.sha256} for event {head.count - 1}; now "
             f"{'there is none to read' if found is None else f'it is {found}'}"
         )
         yield Defect(event_path(head.count - 1), DefectKind.KEPT_DIGEST, detail)
+
+
+def still_ends(store: SegmentStore, head: ChainHead) -> bool:
+    """Whether a chain still has this end: its next segment says so, or one that ends there.
+
+    Raises:
+        ScoredLogError: The store cannot be listed.
+    """
+    following = _parts(store, segment_path(head.partition, head.end_offset))
+    if following and following[0].previous_sha256 == head.sha256:
+        return True
+    end = (head.end_offset, head.sha256)
+    return head.sha256 in digests_at(store, head.partition, [end])[head.end_offset]
 
 
 def digests_at(
@@ -191,17 +212,25 @@ def digests_at(
         found[start.offset].add(start.previous_sha256)
     bases = complete_bases(store, partition)
     is_there: dict[int, bool] = {}
+
+    def look(base: int, parts: tuple[SegmentFooter, ...] | None) -> None:
+        is_there[base] = parts is not None
+        for part in parts or ():
+            if part.end_offset in found:
+                found[part.end_offset].add(segment_sha256(part))
+
+    likely = sorted({bases[at - 1] for end in found if (at := bisect_left(bases, end))})
+    with ThreadPoolExecutor(THREADS, "digests") as pool:
+        read = pool.map(lambda base: _parts(store, segment_path(partition, base)), likely)
+        for base, parts in zip(likely, read, strict=True):
+            look(base, parts)
     for end, sha256 in wanted:
         looked_at = 0
         for base in reversed(bases[: bisect_left(bases, end)]):
             if sha256 in found[end] or looked_at == LOOK_BACK:
                 break
             if base not in is_there:
-                parts = _parts(store, segment_path(partition, base))
-                is_there[base] = parts is not None
-                for part in parts or ():
-                    if part.end_offset in found:
-                        found[part.end_offset].add(segment_sha256(part))
+                look(base, _parts(store, segment_path(partition, base)))
             looked_at += is_there[base]
     return found
 

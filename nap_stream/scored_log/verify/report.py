@@ -25,13 +25,16 @@ while ``version`` stays the same:
                      not what they were have a defect
     events           null where there are none, or count, and sha256 of the last one
     kept_events      the same of the kept report
-    anchors          null, or what signed checkpoints prove: checkpoints (how many count),
+    anchors          null, or what signed checkpoints prove: log_id, checkpoints (how many count),
                      signers, newest_time_ms, unknown (a list of file and problem: signed by other
-                     keys, and not counted), stamps (file, time_ms as signed, stamped_ms when a TSA
-                     saw it), and chains: each with topic ("/events" for the chain
+                     keys, or of other logs, and not counted), stamps (file, time_ms as signed,
+                     stamped_ms when a TSA saw it), unstamped (files; null where time stamps were
+                     not asked for), unread (topic and partition of what the newest could not
+                     read), and chains: each with topic ("/events" for the chain
                      of events), partition, end_offset (null where it is gone or cannot be read),
                      anchored_offset and anchored_time_ms (null where no checkpoint agrees with
-                     it), disagrees (the first file that does not, or null)
+                     it), disagrees (the first file that does not, or null), stamped_offset and
+                     stamped_ms (until where, and when, a TSA saw it; null where none has)
 
 Files are relative to the root. All lists are in order.
 """
@@ -212,10 +215,11 @@ class BrokerReport:
 class AnchoredChain:
     """How far signed checkpoints witness a chain.
 
-    ``anchored_offset`` is the end that the newest checkpoint names with which the chain agrees,
-    ``anchored_time_ms`` when that was signed: None where none agrees. What lies from there to
+    ``anchored_offset`` is the greatest end that a checkpoint names with which the chain agrees,
+    ``anchored_time_ms`` when that was signed last: None where none agrees. What lies from there to
     ``end_offset`` no checkpoint has seen. ``disagrees`` is the first that names another digest, or
-    an end that is gone; None where all agree.
+    an end that is gone; None where all agree. ``stamped_offset`` is the last such end of a
+    checkpoint that a TSA has stamped, ``stamped_ms`` when; None where none has.
     """
 
     partition: TopicPartition
@@ -223,17 +227,22 @@ class AnchoredChain:
     anchored_offset: int | None
     anchored_time_ms: int | None
     disagrees: str | None
+    stamped_offset: int | None = None
+    stamped_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorReport:
     """What signed checkpoints prove of the chains; see the module's docstring."""
 
+    log_id: str
     checkpoints: int
     signers: tuple[str, ...]
     newest_time_ms: int
     unknown: tuple[tuple[str, str], ...]
     stamps: tuple[tuple[str, int, int], ...]
+    unstamped: tuple[str, ...] | None
+    unread: tuple[TopicPartition, ...]
     chains: tuple[AnchoredChain, ...]
     defects: tuple[Defect, ...]
 
@@ -301,6 +310,7 @@ def _chain(head: ChainHead | AnchoredChain) -> dict[str, Any]:
 
 def _anchors(anchors: AnchorReport) -> dict[str, Any]:
     return {
+        "log_id": anchors.log_id,
         "checkpoints": anchors.checkpoints,
         "signers": list(anchors.signers),
         "newest_time_ms": anchors.newest_time_ms,
@@ -309,6 +319,8 @@ def _anchors(anchors: AnchorReport) -> dict[str, Any]:
             {"file": file, "time_ms": time_ms, "stamped_ms": stamped_ms}
             for file, time_ms, stamped_ms in anchors.stamps
         ],
+        "unstamped": None if anchors.unstamped is None else list(anchors.unstamped),
+        "unread": [dataclasses.asdict(chain) for chain in anchors.unread],
         "chains": [_chain(chain) for chain in anchors.chains],
     }
 

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import structlog
 
@@ -37,9 +36,11 @@ from nap_stream.scored_log.format import (
     partition_folder,
     topic_folder,
 )
+from nap_stream.scored_log.proof.checkpoint import FOLDER as CHECKPOINTS
+from nap_stream.scored_log.proof.checkpoint import SUFFIX as NOTE
+from nap_stream.scored_log.proof.timestamps import SUFFIX as STAMP
 from nap_stream.scored_log.read import partitions, segments, topic_partitions
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.chain import ChainFindings, examine_chain
 from nap_stream.scored_log.verify.report import (
     ChainHead,
@@ -62,8 +63,6 @@ FOOTER_THREADS = 16
 DEEP_THREADS = 4
 """Each holds a whole file in memory: its bytes, and its rows."""
 _LIKE_PARQUET = re.compile(r".*\.(parquet|parq|pq)", re.IGNORECASE | re.DOTALL)
-_OWN = re.compile(r"_checkpoints/[^/]+\.(note|tsr)|_events/[0-9]{20}\.json")
-"""Files of the log's hidden folders, of which there are many: none of them is a folder."""
 _NAMES = 10
 """How many names of what lies at the root an error gives."""
 
@@ -104,7 +103,7 @@ def verify(
         require_chain(store, topic)
     names = partitions(store, topic)
     events, strays = _examine_events(store)
-    strays += _strays(store, topic)
+    strays += [*_stray_checkpoints(store), *_strays(store, topic)]
     with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
         total = sum(len(segments(store, name)) for name in names) if advance else 0
         reading = _Reading(store, pool, advance, total, deep=deep)
@@ -201,6 +200,13 @@ def _examine_events(store: SegmentStore) -> tuple[EventsHead | None, list[Defect
     return None, defects
 
 
+def _stray_checkpoints(store: SegmentStore) -> Iterator[Defect]:
+    for name in store.names(CHECKPOINTS):
+        if not name.endswith((NOTE, STAMP)) and not is_temporary(name):
+            detail = "it is no checkpoint and no time stamp"
+            yield Defect(f"{CHECKPOINTS}/{name}", DefectKind.STRAY_FILE, detail)
+
+
 def require_chain(store: SegmentStore, topic: str | None) -> None:
     """Refuse a log, or a topic of it, of which there is nothing to verify.
 
@@ -266,29 +272,20 @@ def _foreign(store: SegmentStore, path: str) -> Iterator[Defect]:
 
 def _parquet_files(store: SegmentStore, path: str) -> int:
     """How many are named as Parquet files are, below a folder. No link is followed."""
-    count, waiting = 0, [path]
+    above, _, name = path.rpartition("/")
+    count, waiting = 0, [path] if name in store.folders(above) else []
     while waiting:
         folder = waiting.pop()
-        if _is_link(store, folder):
-            continue
         try:
-            names = store.names(folder)
+            names, folders = store.names(folder), store.folders(folder)
         except ScoredLogError as error:
             structlog.get_logger().warning(
                 "folder_not_listed", folder=folder, problem=error.problem
             )
             continue
-        for name in names:
-            child = f"{folder}/{name}"
-            if _LIKE_PARQUET.fullmatch(name):
-                count += 1
-            elif not _OWN.fullmatch(child):
-                waiting.append(child)
+        count += sum(1 for name in names if _LIKE_PARQUET.fullmatch(name))
+        waiting += [f"{folder}/{name}" for name in folders if not _LIKE_PARQUET.fullmatch(name)]
     return count
-
-
-def _is_link(store: SegmentStore, path: str) -> bool:
-    return isinstance(store, LocalStore) and (Path(store.root) / path).is_symlink()
 
 
 def _is_file(store: SegmentStore, path: str) -> bool:
