@@ -176,13 +176,14 @@ def _stated(settings: "Settings | None", calibration: Path | None) -> "Stated | 
     if folder is None:
         return None
     from nap_stream.calibration.artifact import load_calibration
-    from nap_stream.core.detection import window_firing_limit
+    from nap_stream.core.detection import window_bound
     from nap_stream.drift.detectors import detection_plan
 
     drift = DriftSettings() if settings is None else settings.drift
     plan = detection_plan(drift, load_calibration(folder).facts)
-    bound = window_firing_limit(plan, plan.window_records) / plan.window_records
-    return Stated(bound, plan.run_length, None if drift.keys is None else drift.keys.by)
+    return Stated(
+        window_bound(plan), plan.run_length, None if drift.keys is None else drift.keys.by
+    )
 
 
 def _browser() -> str:

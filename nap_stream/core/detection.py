@@ -123,6 +123,11 @@ def window_firing_limit(plan: DetectionPlan, records: int) -> int:
     return _firing_limit(plan, window_step(plan, records))
 
 
+def window_bound(plan: DetectionPlan) -> float:
+    """Give the OOD fraction from which on a full window of the plan's own size fires."""
+    return window_firing_limit(plan, plan.window_records) / plan.window_records
+
+
 def window_step(plan: DetectionPlan, records: int) -> int:
     """Give the first step of the grid, from 0, whose size is at least ``records``."""
     step = 0

@@ -15,7 +15,7 @@ import structlog
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import Detector
-from nap_stream.core.detection import DetectionPlan, window_firing_limit
+from nap_stream.core.detection import DetectionPlan, window_bound
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import EventError, WorkerGaveUpError
 from nap_stream.process import writer_id
@@ -89,7 +89,7 @@ class Journal:
         self, plan: DetectionPlan, calibration: CalibrationFacts, *, by_blocks: bool
     ) -> None:
         """Write that a run began, by what and how it judges. ``by_blocks`` is whether blocks do."""
-        shown, size = masked_tree(self._settings), plan.window_records
+        shown = masked_tree(self._settings)
         decides = {
             Detector.BLOCKS: by_blocks,
             Detector.OOD_WINDOW: not by_blocks,
@@ -107,8 +107,8 @@ class Journal:
             "calibration_fingerprint": calibration.fingerprint,
             "alpha": calibration.alpha,
             "flag_rate": plan.flag_rate,
-            "window_records": size,
-            "bound": window_firing_limit(plan, size) / size,
+            "window_records": plan.window_records,
+            "bound": window_bound(plan),
             "detectors": [name for name, does in decides.items() if does],
         }
         self._add(EventKind.RUN_STARTED, data)

@@ -12,7 +12,7 @@ from itertools import takewhile
 from nap_stream.errors import ConfigError, ScoredLogError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.events import FOLDER as EVENTS_FOLDER
-from nap_stream.scored_log.events import Event, event_path, event_sha256, walk_events
+from nap_stream.scored_log.events import Event, event_path, walk_events
 from nap_stream.scored_log.format import partition_folder, segment_path
 from nap_stream.scored_log.proof.checkpoint import (
     EVENTS,
@@ -27,7 +27,7 @@ from nap_stream.scored_log.proof.checkpoint import (
 )
 from nap_stream.scored_log.read import parts_backwards
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.verify.compared import digests_at
+from nap_stream.scored_log.verify.compared import digests_at, readable_event_sha256
 from nap_stream.scored_log.verify.report import (
     AnchoredChain,
     AnchorReport,
@@ -243,15 +243,8 @@ def _digests(
     """What the chain has at these ends."""
     if chain != EVENTS:
         return digests_at(store, chain, ends)
-    return {count: {_event_sha256(store, count - 1)} - {""} for count, _ in ends}
-
-
-def _event_sha256(store: SegmentStore, number: int) -> str:
-    """Empty where there is none that can be read."""
-    try:
-        return event_sha256(store, number) or ""
-    except ScoredLogError:
-        return ""
+    found = ((count, readable_event_sha256(store, count - 1)) for count, _ in ends)
+    return {count: set() if sha256 is None else {sha256} for count, sha256 in found}
 
 
 def _anchored(

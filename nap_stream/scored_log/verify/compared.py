@@ -169,16 +169,21 @@ def compare_with_kept(store: SegmentStore, kept: Iterable[Head]) -> Iterator[Def
 
 
 def _events_defect(store: SegmentStore, head: EventsHead) -> Iterator[Defect]:
-    found = None
-    # One that cannot be read is a defect of its own.
-    with suppress(ScoredLogError):
-        found = event_sha256(store, head.count - 1)
+    found = readable_event_sha256(store, head.count - 1)
     if found != head.sha256:
         detail = (
             f"the kept report has the digest {head.sha256} for event {head.count - 1}; now "
             f"{'there is none to read' if found is None else f'it is {found}'}"
         )
         yield Defect(event_path(head.count - 1), DefectKind.KEPT_DIGEST, detail)
+
+
+def readable_event_sha256(store: SegmentStore, number: int) -> str | None:
+    """The digest of an event's file; None where there is none that can be read."""
+    # One that cannot be read is a defect of its own.
+    with suppress(ScoredLogError):
+        return event_sha256(store, number)
+    return None
 
 
 def still_ends(store: SegmentStore, head: ChainHead) -> bool:
