@@ -8,10 +8,10 @@ from nap_stream.kafka.client import (
     client_options,
     connect,
     create_topics,
-    partition_count,
     require_topics,
     topics_missing,
 )
+from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.settings.schema import KafkaSettings
 from tests.support.topics import new_settings
 
@@ -27,15 +27,14 @@ def test_topics_are_found_created_and_counted(broker: str) -> None:
     settings = new_settings(broker, partitions=3)
     other = f"{settings.topic}-other"
 
-    assert partition_count(settings, settings.topic) == 3
     assert topics_missing(settings, [settings.topic, other]) == (other,)
     with pytest.raises(TopicNotFoundError, match=other):
         require_topics(settings, [settings.topic, other])
 
     create_topics(settings, [settings.topic, other], 2)
     require_topics(settings, [settings.topic, other])
-    assert partition_count(settings, settings.topic) == 3
-    assert partition_count(settings, other) == 2
+    assert len(topic_offsets(settings, {})) == 3
+    assert len(topic_offsets(settings.model_copy(update={"topic": other}), {})) == 2
 
 
 def test_connect_returns_when_a_broker_answers(broker: str) -> None:

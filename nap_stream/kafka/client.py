@@ -291,15 +291,6 @@ def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
             return
 
 
-def partition_count(settings: KafkaSettings, topic: str) -> int:
-    """How many partitions a topic has; 0 where it does not exist.
-
-    Raises:
-        BrokerError: The broker cannot be asked.
-    """
-    return _partition_counts(settings, [topic])[topic]
-
-
 def topics_missing(settings: KafkaSettings, names: Sequence[str]) -> tuple[str, ...]:
     """Which of these topics do not exist.
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import available_cpus, configure_logging
-from nap_stream.records import SegmentSummary, WorkerReport
+from nap_stream.records import SegmentSummary, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
@@ -59,10 +59,13 @@ class WorkerActor:
         name: str,
         incarnation: int,
         share: tuple[int, float],
+        *,
+        starts: Mapping[TopicPartition, int],
         coordinator: Any,
     ) -> None:
         self._settings, self._name, self._incarnation = settings, name, incarnation
-        (self._num_cpus, self._num_gpus), self._coordinator = share, coordinator
+        (self._num_cpus, self._num_gpus), self._starts = share, starts
+        self._coordinator = coordinator
         self._stop = StopRequest(SystemClock())
 
     def ready(self) -> None:
@@ -82,6 +85,7 @@ class WorkerActor:
                 self._incarnation,
                 num_cpus=self._num_cpus,
                 num_gpus=self._num_gpus,
+                starts=self._starts,
                 reporter=_ActorReporter(self._coordinator),
                 stop=self._stop,
                 clock=SystemClock(),
@@ -236,6 +240,7 @@ class RayWorker:
 class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
+    ``starts`` is where partitions begin that have no chain; one that is not named begins at 0.
     ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
     a coordinator that is restarted counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
@@ -248,11 +253,12 @@ class RayCluster:
         self,
         settings: Settings,
         calibration: CalibrationFacts,
+        starts: Mapping[TopicPartition, int],
         since: LogEnds | None = None,
         *,
         is_own: bool = False,
     ) -> None:
-        self._settings = settings
+        self._settings, self._starts = settings, starts
         worker = settings.worker
         shared = _resources().get("CPU", 0.0) if is_own else 0.0
         self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), _gpus_a_worker(settings)
@@ -296,7 +302,7 @@ class RayCluster:
         actor = ray.remote(WorkerActor).options(**options)
         share = self.num_cpus, self.num_gpus
         worker = RayWorker(
-            actor.remote(self._settings, name, incarnation, share, self._coordinator)
+            actor.remote(self._settings, name, incarnation, share, self._starts, self._coordinator)
         )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
         return worker

@@ -1,6 +1,6 @@
 """A whole run of the monitor, from preflight to the last alert."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -10,17 +10,19 @@ from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
-from nap_stream.kafka.client import connect, partition_count, require_topics
+from nap_stream.kafka.client import connect, require_topics
+from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.model.execution import require_execution
 from nap_stream.monitor.actors import RayCluster, ray_session
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.outputs import known_outputs
 from nap_stream.process import stop_on_signals
+from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
-from nap_stream.settings.schema import Settings
+from nap_stream.settings.schema import KafkaSettings, Settings
 
 
 def run_monitor(
@@ -40,14 +42,15 @@ def run_monitor(
     Raises:
         NapStreamError: What keeps the monitor from starting or going on.
     """
-    calibration, partitions = _preflight(settings)
-    limits = RunLimits(partitions, until_idle_s, max_records)
+    calibration, offsets = _preflight(settings)
+    limits = RunLimits(len(offsets), until_idle_s, max_records)
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * (settings.worker.num_cpus or settings.worker.torch_threads)
     with ray_session(address, cpus) as is_own, stop_on_signals() as stop:
         chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
         since = None if max_records is None else chains.ends()
-        cluster = RayCluster(settings, calibration, since, is_own=is_own)
+        starts = chain_starts(settings.kafka, offsets, chains.partitions())
+        cluster = RayCluster(settings, calibration, starts, since, is_own=is_own)
         log = structlog.get_logger()
         log.info(
             "monitor_started",
@@ -68,10 +71,26 @@ def run_monitor(
         return result
 
 
-def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
+def chain_starts(
+    kafka: KafkaSettings, offsets: Sequence[PartitionOffsets], chains: Collection[TopicPartition]
+) -> dict[TopicPartition, int]:
+    """Where the chains of partitions begin that have none yet; one that is not named begins at 0.
+
+    In a first run that is where the topic stood when it began, as ``kafka.start`` says, however
+    long a worker takes. A partition that comes later, or came since another run began ``chains``,
+    is not named: all of its messages came while the log was kept.
+    """
+    if chains:
+        return {}
+    is_early = kafka.start == "earliest"
+    return {one.partition: one.earliest if is_early else one.end for one in offsets}
+
+
+def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[PartitionOffsets]]:
     """Fail at once on what would fail after actors have started.
 
-    Returns what the coordinator must know of the calibration, and how many partitions there are.
+    Returns what the coordinator must know of the calibration, and where the topic's partitions
+    begin and end.
     """
     calibration = load_calibration(settings.calibration)
     detection_plan(settings.drift, calibration.facts)
@@ -96,4 +115,4 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, int]:
             precision="unknown",
             calibrated_on="outputs" if document.model.elsewhere else "images",
         )
-    return calibration.facts, partition_count(settings.kafka, settings.kafka.topic)
+    return calibration.facts, topic_offsets(settings.kafka, {})

@@ -66,7 +66,7 @@ class KafkaSettings(Section):
     group_id: str = Field(default="nap-stream", min_length=1, max_length=200)
     """The consumer group. Each monitor has its own."""
     start: Literal["earliest", "latest"] = "earliest"
-    """Where a partition begins that has neither a log nor a committed offset."""
+    """Where a first run begins without committed offsets. Partitions added later begin at 0."""
     resume_from: Literal["log", "committed"] = "log"
     """What to do where the committed offset is ahead of the log, as after an operator's reset: log
     reads the offsets between; committed leaves them out, and the log declares them as a gap. A

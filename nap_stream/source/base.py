@@ -22,7 +22,7 @@ class PartitionListener(Protocol):
 
         Called again for a partition that is already owned where retention has deleted what the
         position needs: publish what is in flight first. ``start`` is where to begin with neither a
-        log nor a committed offset: the partition's first or next offset, as the settings say.
+        log nor a committed offset.
 
         Returns:
             None where that cannot be said now: the source holds the partition back, goes on

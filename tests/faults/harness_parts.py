@@ -103,7 +103,7 @@ class FaultySource(KafkaSource):
     ) -> None:
         self._injector = injector
         told = _FaultyListener(listener, injector)
-        super().__init__(settings, told, instance_id=instance_id)
+        super().__init__(settings, told, instance_id=instance_id, starts={})
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Any]:
         self._injector.reach(Failpoint.POLL_BEFORE)

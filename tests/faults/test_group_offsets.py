@@ -3,13 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from kafka import KafkaProducer
 from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
+from nap_stream.kafka.offsets import topic_offsets
+from nap_stream.monitor.run import chain_starts
 from nap_stream.records import TopicPartition
+from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
@@ -63,6 +67,50 @@ def test_the_log_wins_over_committed_offsets_that_were_deleted_or_reset(
 
     require_each_offset_once(tmp_path, settings.topic, {partition: 20})
     assert committed_offsets(settings) == {0: 20}
+
+
+@pytest.mark.slow  # a consumer looks for new partitions every half minute
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_partitions_that_are_added_have_all_of_their_messages_in_the_log_or_in_a_gap(
+    settings: KafkaSettings, tmp_path: Path, start: Literal["earliest", "latest"]
+) -> None:
+    kafka = settings.model_copy(update={"start": start})
+    send(kafka, [b"g"] * 7, partition=0)
+    starts = chain_starts(kafka, topic_offsets(kafka, {}), ())
+    # What comes before a worker has the partition came after the run began.
+    send(kafka, [b"g"] * 2, partition=0)
+    first = 0 if start == "earliest" else 7
+    with Worker(kafka, local_log(tmp_path, "worker-0"), starts=starts) as worker:
+        wait_until(lambda: rows_in_log(tmp_path, kafka.topic) == 9 - first, "the first rows")
+        _add_partitions(kafka, 2)
+        send(kafka, [b"g"] * 5, partition=1)
+        wait_until(lambda: rows_in_log(tmp_path, kafka.topic) >= 14 - first, "rows of both")
+        worker.stop()
+    # Added while nothing runs, and found by a run whose chains stand already.
+    _add_partitions(kafka, 4)
+    send(kafka, [b"g"] * 6, partition=2)
+    delete_before(kafka, 4, partition=2)
+    send(kafka, [b"g"] * 3, partition=3)
+    chains = partitions(store_at(tmp_path), kafka.topic)
+    starts = chain_starts(kafka, topic_offsets(kafka, {}), chains)
+    with Worker(kafka, local_log(tmp_path, "worker-0"), starts=starts) as worker:
+        wait_until(lambda: rows_in_log(tmp_path, kafka.topic) >= 19 - first, "the last rows")
+        worker.stop()
+
+    assert [found for _name, found in sorted(offsets_in_log(tmp_path, kafka.topic).items())] == [
+        list(range(first, 9)),
+        [0, 1, 2, 3, 4],
+        [4, 5],
+        [0, 1, 2],
+    ]
+    (gap,) = verify(store_at(tmp_path), deep=True).gaps
+    assert "partition=2" in gap.file
+    assert (gap.base_offset, gap.end_offset) == (0, 4)
+
+
+def _add_partitions(kafka: KafkaSettings, total: int) -> None:
+    with administering(kafka.bootstrap_servers) as admin:
+        admin.create_partitions({kafka.topic: total})
 
 
 def test_what_retention_has_eaten_between_two_runs_is_a_declared_gap(

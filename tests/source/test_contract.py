@@ -99,7 +99,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
         yield Place(
             produce,
-            lambda listener: keep(KafkaSource(settings, listener, instance_id="worker-0")),
+            lambda listener: keep(
+                KafkaSource(settings, listener, instance_id="worker-0", starts={})
+            ),
             lambda number: TopicPartition(settings.topic, number),
         )
     for source in opened:

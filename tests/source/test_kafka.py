@@ -1,7 +1,8 @@
 """What only a real broker can show."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import pytest
 
@@ -22,8 +23,13 @@ Open = Callable[..., KafkaSource]
 def opened() -> Iterator[Open]:
     sources: list[KafkaSource] = []
 
-    def make(settings: KafkaSettings, listener: Listener, name: str = "worker-0") -> KafkaSource:
-        sources.append(KafkaSource(settings, listener, instance_id=name))
+    def make(
+        settings: KafkaSettings,
+        listener: Listener,
+        name: str = "worker-0",
+        starts: Mapping[TopicPartition, int] = MappingProxyType({}),
+    ) -> KafkaSource:
+        sources.append(KafkaSource(settings, listener, instance_id=name, starts=starts))
         return sources[-1]
 
     yield make
@@ -179,16 +185,19 @@ def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it
 
 
 @pytest.mark.kafka
-def test_latest_starts_with_what_comes_after(apache_kafka: ApacheKafka, opened: Open) -> None:
-    settings = new_settings(apache_kafka.bootstrap, start="latest")
-    send(settings, [b"old"])
+def test_what_has_no_chain_starts_where_the_source_was_told(
+    apache_kafka: ApacheKafka, opened: Open
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap, partitions=2)
+    for partition in (0, 1):
+        send(settings, [b"old"], partition=partition)
     listener = Listener()
-    source = opened(settings, listener)
-    poll_until(source, lambda _found: bool(listener.assignments))
+    source = opened(settings, listener, starts={TopicPartition(settings.topic, 0): 1})
 
-    send(settings, [b"new"])
-
+    assert [m.partition.partition for m in poll_messages(source, 1)] == [1]
+    send(settings, [b"new"], partition=0)
     assert [m.value for m in poll_messages(source, 1)] == [b"new"]
+    assert len(listener.assignments) == 2
 
 
 @pytest.mark.kafka

@@ -7,6 +7,7 @@ Alerts kept in memory, for tests.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Clock
@@ -74,7 +75,7 @@ class MemorySource:
         topic: What to read.
         listener: Told about partitions.
         clock: Waited on where there is nothing to read.
-        start: "earliest" or "latest".
+        starts: Where partitions begin that have no log; one that is not named begins at 0.
     """
 
     def __init__(
@@ -83,9 +84,9 @@ class MemorySource:
         listener: PartitionListener,
         *,
         clock: Clock,
-        start: str = "earliest",
+        starts: Mapping[TopicPartition, int] = MappingProxyType({}),
     ) -> None:
-        self._topic, self._listener, self._clock, self._start = topic, listener, clock, start
+        self._topic, self._listener, self._clock, self._starts = topic, listener, clock, starts
         self._fresh = set(topic.partitions)
         self._positions: dict[TopicPartition, int] = {}
         self._paused = False
@@ -177,7 +178,7 @@ class MemorySource:
                     self._topic.committed.get(partition),
                     self._topic.topic_id,
                 ),
-                start=log.earliest if self._start == "earliest" else log.end,
+                start=self._starts.get(partition, 0),
             )
             if offset is not None:
                 self._positions[partition] = offset
