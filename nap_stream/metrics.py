@@ -1,4 +1,4 @@
-"""Every metric, and the one HTTP server: /metrics for Prometheus, /healthz for a supervisor.
+"""Every metric, and the one HTTP server: /metrics for Prometheus, /healthz for people, and probes.
 
 Nothing is registered on import.
 """
@@ -6,9 +6,11 @@ Nothing is registered on import.
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
+from types import MappingProxyType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -123,6 +125,7 @@ class Metrics:
         )
         self.workers = gauge("workers", "Workers that have reported lately.")
         self.workers_expected = gauge("workers_expected", "Workers that the settings ask for.")
+        self.start_time = gauge("start_time_seconds", "Unix time when this coordinator started.")
         self.workers_waiting = gauge(
             "workers_waiting", "Workers that wait for the log, the dead-letter topic or the broker."
         )
@@ -318,6 +321,7 @@ def _set_or_remove(gauge: Gauge, partition: TopicPartition, value: float | None)
 
 REQUEST_TIMEOUT_S = 10
 """A client that is slower than this is cut off."""
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - settings that mean all are recognised by it
 POLL_S = 0.1
 """How often the server looks whether it is to stop."""
 
@@ -326,10 +330,12 @@ class MetricsServer:
     """Serves in a thread of its own from construction until `close`.
 
     ``registry`` is what /metrics shows. ``health`` and ``degraded`` are asked at each /healthz, on
-    a thread of the server. ``health`` gives the reasons not to be healthy, which a restart may
+    a thread of the server. ``health`` gives the reasons not to be healthy, which somebody may
     mend: the answer is 503. ``degraded`` gives what else whoever looks must know: the program is
     in order, and its verdicts are not what they seem. The answer tells it, and stays 200.
-    ``decides`` says what decides where the answer is to tell.
+    ``decides`` says what decides where the answer is to tell. ``probes`` are further paths: each
+    gives the reasons to answer 503. ``node`` is this machine's address, for `url` where the
+    settings name all of them.
 
     Raises:
         ConfigError: The address cannot be had.
@@ -340,12 +346,21 @@ class MetricsServer:
         settings: MetricsSettings,
         registry: CollectorRegistry,
         health: Callable[[], Sequence[str]],
+        *,
         degraded: Callable[[], Sequence[str]] = tuple,
         decides: Callable[[], str | None] = lambda: None,
+        probes: Mapping[str, Callable[[], Sequence[str]]] = MappingProxyType({}),
+        node: str = "localhost",
     ) -> None:
-        self._host = settings.host
+        self._host, self._node = settings.host, node
         self._server = _listen(settings)
-        self._server.set_app(_application(registry, health, degraded, decides))
+
+        def healthz() -> tuple[HTTPStatus, dict[str, Any]]:
+            return _health_answer(health(), degraded(), decides())
+
+        answers = {"/healthz": healthz}
+        answers |= {path: partial(_probe_answer, reasons) for path, reasons in probes.items()}
+        self._server.set_app(_application(registry, answers))
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True
         )
@@ -359,7 +374,8 @@ class MetricsServer:
     @property
     def url(self) -> str:
         """Where metrics are, as http://host:port/metrics."""
-        host = f"[{self._host}]" if ":" in self._host else self._host
+        host = self._node if self._host in EVERY_ADDRESS else self._host
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{self.port}/metrics"
 
     def close(self) -> None:
@@ -410,9 +426,7 @@ def _listen(settings: MetricsSettings) -> _Server:
 
 def _application(
     registry: CollectorRegistry,
-    health: Callable[[], Sequence[str]],
-    degraded: Callable[[], Sequence[str]],
-    decides: Callable[[], str | None],
+    answers: Mapping[str, Callable[[], tuple[HTTPStatus, dict[str, Any]]]],
 ) -> WSGIApplication:
     metrics: WSGIApplication = make_wsgi_app(registry)
 
@@ -422,27 +436,28 @@ def _application(
             return _answer(start_response, HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use GET"})
         if path == "/metrics":
             return metrics(environ, start_response)
-        if path == "/healthz":
-            return _health_answer(start_response, health(), degraded(), decides())
-        paths = ["/metrics", "/healthz"]
-        return _answer(start_response, HTTPStatus.NOT_FOUND, {"paths": paths})
+        if (answer := answers.get(path)) is not None:
+            return _answer(start_response, *answer())
+        return _answer(start_response, HTTPStatus.NOT_FOUND, {"paths": ["/metrics", *answers]})
 
     return application
 
 
 def _health_answer(
-    start_response: StartResponse,
-    reasons: Sequence[str],
-    degraded: Sequence[str],
-    decides: str | None,
-) -> Iterable[bytes]:
+    reasons: Sequence[str], degraded: Sequence[str], decides: str | None
+) -> tuple[HTTPStatus, dict[str, Any]]:
     more: dict[str, Any] = {} if decides is None else {"decides": decides}
     more |= {"degraded": list(degraded)} if degraded else {}
     if reasons:
         tree = {"status": "unhealthy", "reasons": list(reasons), **more}
-        return _answer(start_response, HTTPStatus.SERVICE_UNAVAILABLE, tree)
-    status = "degraded" if degraded else "ok"
-    return _answer(start_response, HTTPStatus.OK, {"status": status, **more})
+        return HTTPStatus.SERVICE_UNAVAILABLE, tree
+    return HTTPStatus.OK, {"status": "degraded" if degraded else "ok", **more}
+
+
+def _probe_answer(probe: Callable[[], Sequence[str]]) -> tuple[HTTPStatus, dict[str, Any]]:
+    if reasons := probe():
+        return HTTPStatus.SERVICE_UNAVAILABLE, {"status": "failed", "reasons": list(reasons)}
+    return HTTPStatus.OK, {"status": "ok"}
 
 
 def _answer(

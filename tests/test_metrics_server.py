@@ -3,7 +3,8 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -66,6 +67,32 @@ def test_health(server: MetricsServer, patient: Patient) -> None:
     assert (status, json.loads(text)) == (503, {"status": "unhealthy", "reasons": ["no worker"]})
 
 
+def test_probes_answer_for_themselves() -> None:
+    asked: dict[str, Sequence[str]] = {"/livez": (), "/readyz": ("0 of 2 workers",)}
+    server = MetricsServer(
+        MetricsSettings(host="0.0.0.0", port=0),
+        CollectorRegistry(),
+        lambda: ("an alert waits",),
+        probes={path: partial(asked.__getitem__, path) for path in asked},
+        node="127.0.0.1",
+    )
+    try:
+        assert server.url == f"http://127.0.0.1:{server.port}/metrics"
+        assert get(server, "/livez") == (200, '{"status": "ok"}\n')
+        status, text = get(server, "/readyz")
+        assert (status, json.loads(text)) == (
+            503,
+            {"status": "failed", "reasons": ["0 of 2 workers"]},
+        )
+        paths = ["/metrics", "/healthz", "/livez", "/readyz"]
+        assert json.loads(get(server, "/")[1]) == {"paths": paths}
+        asked["/readyz"] = ()
+        assert get(server, "/readyz")[0] == 200
+        assert get(server, "/healthz")[0] == 503
+    finally:
+        server.close()
+
+
 def test_nothing_else(server: MetricsServer) -> None:
     assert get(server, "/")[0] == 404
     assert get(server, "/metrics/../etc/passwd")[0] == 404
@@ -126,7 +153,7 @@ def test_close_frees_the_port_and_ends_the_thread() -> None:
 
 def test_what_is_degraded_is_told_and_restarts_nothing(patient: Patient) -> None:
     degraded = ("unscored-images fires",)
-    server = MetricsServer(FREE, CollectorRegistry(), patient, lambda: degraded)
+    server = MetricsServer(FREE, CollectorRegistry(), patient, degraded=lambda: degraded)
     try:
         status, text = get(server, "/healthz")
         assert (status, json.loads(text)) == (

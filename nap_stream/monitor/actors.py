@@ -9,7 +9,10 @@ from typing import Any
 
 import ray
 import structlog
+from prometheus_client import disable_created_metrics
 from ray.exceptions import RayError, RayTaskError
+from ray.util import get_node_ip_address
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nap_stream.alert.sinks import open_sinks
 from nap_stream.clock import Deadline, StopRequest, SystemClock
@@ -112,6 +115,8 @@ class CoordinatorActor:
         self, settings: Settings, calibration: CalibrationFacts, since: LogEnds | None
     ) -> None:
         configure_logging(for_people=False)
+        # When a series began is of no use for rates, and half of what would be scraped.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
         self._settings, self._calibration, self._since = settings, calibration, since
         self._lock = threading.Lock()
         self._opened: Coordinator | None = None
@@ -182,6 +187,7 @@ class CoordinatorActor:
             journal=Journal(store, settings, clock),
             clock=clock,
             acceptances=AcceptanceReader(store, settings.kafka.topic, clock),
+            node=str(get_node_ip_address()),  # type: ignore[no-untyped-call]  # ray has no types
         )
         try:
             coordinator.start(since)
@@ -271,8 +277,13 @@ class RayCluster:
             "name": f"nap-stream-coordinator-{settings.kafka.group_id}",
             "namespace": "nap-stream",
             "num_cpus": 0,
-            "max_restarts": settings.driver.max_restarts,
+            # The driver counts them, and earns them back; Ray would not.
+            "max_restarts": -1,
             "max_task_retries": -1,
+            # Beside the driver, where people look for it; elsewhere only once that node is gone.
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            ),
         }
         try:
             self._coordinator: Any = actor.options(**options).remote(settings, calibration, since)
@@ -302,7 +313,11 @@ class RayCluster:
         actor = ray.remote(WorkerActor).options(**options)
         share = self.num_cpus, self.num_gpus
         worker = RayWorker(
-            actor.remote(self._settings, name, incarnation, share, self._starts, self._coordinator)
+            actor.remote(
+                *(self._settings, name, incarnation, share),
+                starts=self._starts,
+                coordinator=self._coordinator,
+            )
         )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
         return worker

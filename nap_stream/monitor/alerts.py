@@ -281,6 +281,15 @@ class AlertDispatcher:
             for event in decided:
                 self.outboxes.put(event)
 
+    def problems(self) -> tuple[str, ...]:
+        """Say how many alerts and events have not gone out, and why."""
+        found = []
+        if (failure := self.outboxes.failure) is not None:
+            found.append(f"{len(self.outboxes)} alerts not delivered: {failure}")
+        if (failure := self._journal.failure) is not None and len(self._journal):
+            found.append(f"{len(self._journal)} events not written to the log: {failure}")
+        return tuple(found)
+
     def checkpoint_failed(self) -> None:
         """Count a checkpoint that could not be made or written. The next one is due later."""
         self._kept, self._due_s = None, self._clock.monotonic() + CHECKPOINT_EVERY_S

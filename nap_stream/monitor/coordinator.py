@@ -3,7 +3,7 @@
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 
 import structlog
@@ -26,14 +26,12 @@ from nap_stream.monitor.alerts import (
 from nap_stream.monitor.gauges import show_drift
 from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
-from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable
+from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable, driver_silence
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time
 from nap_stream.settings.schema import Settings
 
-HEALTHY_REPORT_AGE_S = 30.0
-"""Thirty reports missed: the worker is gone or cannot reach the coordinator."""
 READ_AHEAD_EVERY_S = 30.0
 """How often the log is asked for segments of which nobody has told: it lists folders."""
 LOOK_EVERY_S = 0.25
@@ -51,7 +49,8 @@ class Coordinator:
     neither a slow disk nor a broker that is down holds a worker up. Alerts are delivered by `tick`
     and `flush`, never by `submit`. The surest of the sinks comes first; `close` closes them.
 
-    ``acceptances`` tell what was accepted; None for nothing.
+    ``acceptances`` tell what was accepted; None for nothing. ``node`` is this machine's address, to
+    be shown where /metrics is on all of them.
 
     Raises:
         ConfigError: The window is too small to fire, or the baseline does not fit the settings.
@@ -68,13 +67,16 @@ class Coordinator:
         journal: Journal,
         clock: Clock,
         acceptances: AcceptanceReader | None = None,
+        node: str = "localhost",
     ) -> None:
         self._settings, self._clock, self._log = settings, clock, summaries
+        self._node, self._started_ms = node, clock.now_ms()
         self._plan = detection_plan(settings.drift, calibration)
         watch = block_watch(settings.drift, calibration)
         self._acceptances = None if watch is None else acceptances
         self.metrics = Metrics(version("nap-stream"))
         self.metrics.workers_expected.set(settings.worker.count)
+        self.metrics.start_time.set(self._started_ms / 1000)
         self.metrics.ood_fraction_expected.set(self._plan.flag_rate)
         self._calibration, self._journal = calibration, journal
         self._dispatcher = AlertDispatcher(
@@ -85,6 +87,7 @@ class Coordinator:
         )
         self._signer = LogSigner(checkpoints.store, settings, self.metrics, clock)
         self._server: MetricsServer | None = None
+        self._asked_s = clock.monotonic()
         # One thread at a time sends: an older state must not take the place of a newer one.
         self._sending = threading.Lock()
         # These two are for `tick` and `flush` alone.
@@ -131,8 +134,10 @@ class Coordinator:
             self._show()
         self._server = MetricsServer(
             *(self._settings.metrics, self.metrics.registry, self.health),
-            degraded=lambda: self.status().degraded(),
-            decides=lambda: self.status().decides,
+            degraded=lambda: self._status().degraded(),
+            decides=lambda: self._status().decides,
+            probes={"/livez": self.alive, "/readyz": self.ready},
+            node=self._node,
         )
 
     @property
@@ -234,16 +239,21 @@ class Coordinator:
         self._signer.finish(min(timeout_s, LAST_WAIT_S))
 
     def status(self) -> CoordinatorStatus:
-        """Say how the run is, and show it in the metrics. Decides nothing."""
+        """Say to the driver how the run is, and show it in the metrics. Decides nothing."""
+        self._asked_s = self._clock.monotonic()
+        return self._status()
+
+    def _status(self) -> CoordinatorStatus:
         with self._lock:
             self._show()
             totals, reasons = self._workers.totals, self._dispatcher.reasons
+            now_s = self._clock.monotonic()
             return CoordinatorStatus(
                 rows_by_status=dict(self._rows),
                 drift=self._shown,
                 window_size=self._settings.drift.window_records,
                 images_scored=totals["images_scored"],
-                images_per_second=self._workers.images_per_second(self._clock.monotonic()),
+                images_per_second=self._workers.images_per_second(now_s),
                 alerts_fired=reasons[Reason.BEGAN],
                 alerts_resolved=sum(reasons[over] for over in OVER),
                 alerts_waiting=len(self._dispatcher),
@@ -251,8 +261,10 @@ class Coordinator:
                 dead_letters=totals["dead_letters"],
                 worker_restarts=self._restarts,
                 workers=self._workers.reports(),
-                waiting_for=self._waiting_for(),
+                waiting_for=self._workers.waiting(now_s),
                 now_ms=self._clock.now_ms(),
+                started_ms=self._started_ms,
+                metrics_url=None if self._server is None else self._server.url,
                 stale_after_s=self._settings.drift.stale_after_s,
                 workers_expected=self._settings.worker.count,
                 signing_failure=self._signer.failure,
@@ -261,20 +273,20 @@ class Coordinator:
 
     def health(self) -> tuple[str, ...]:
         """Say which workers do not report or go on, and why alerts are not delivered or kept."""
-        wanted, age_s = self._settings.worker.count, HEALTHY_REPORT_AGE_S
         with self._lock:
-            heard = len(self._workers.heard_within(age_s, self._clock.monotonic()))
-            waiting = self._waiting_for()
-        reasons = []
-        if heard < wanted:
-            reasons.append(f"{heard} of {wanted} workers reported in the last {age_s:g} s")
-        reasons.extend(f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
-        outboxes = self._dispatcher.outboxes
-        if (failure := outboxes.failure) is not None:
-            reasons.append(f"{len(outboxes)} alerts not delivered: {failure}")
-        if (failure := self._journal.failure) is not None and len(self._journal):
-            reasons.append(f"{len(self._journal)} events not written to the log: {failure}")
-        return tuple(reasons)
+            waiting = self._workers.waiting(self._clock.monotonic())
+        waits = (f"{worker} waits for {what}" for worker, what in sorted(waiting.items()))
+        return (*self.ready(), *waits, *self._dispatcher.problems())
+
+    def ready(self) -> tuple[str, ...]:
+        """Say where workers are missing: they start, or are gone. One that waits is there."""
+        with self._lock:
+            now_s = self._clock.monotonic()
+            return self._workers.missing(self._settings.worker.count, now_s)
+
+    def alive(self) -> tuple[str, ...]:
+        """Say what only a new start mends: the driver is gone. Waits for no lock."""
+        return driver_silence(self._clock.monotonic() - self._asked_s)
 
     def close(self) -> None:
         """Stop serving and close the sinks. Safe to call twice."""
@@ -471,9 +483,6 @@ class Coordinator:
             self._revision += 1
         size, now_ms = self._settings.drift.window_records, self._clock.now_ms()
         show_drift(self.metrics, before, self._shown, size, now_ms)
-
-    def _waiting_for(self) -> Mapping[str, str]:
-        return self._workers.waiting(HEALTHY_REPORT_AGE_S, self._clock.monotonic())
 
     def _look(self, now_s: float) -> None:
         """Look at workers and show the monitor, unless that was done a moment ago."""

@@ -108,6 +108,15 @@ class _Slot:
     report_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Coordinator:
+    """The coordinator that answered last: when it started, since when it answers, its restarts."""
+
+    started_ms: int | None = None
+    since: float = 0.0
+    restarts: int = 0
+
+
 class Driver:
     """Runs workers until a limit is reached, a signal comes or nothing more can be done.
 
@@ -131,12 +140,13 @@ class Driver:
         self._idle_since: float | None = None
         self._silent_since: float | None = None
         self._heard_at = float("-inf")
+        self._coordinator = _Coordinator()
 
     def run(self, stop: threading.Event) -> RunResult:
         """Supervise until the end, then shut down within one deadline.
 
         Raises:
-            WorkerGaveUpError: A worker failed as often as it may be restarted.
+            WorkerGaveUpError: A worker, or the coordinator, failed as often as it may be restarted.
             NapStreamError: A worker met an error that trying again will not mend.
         """
         try:
@@ -167,6 +177,7 @@ class Driver:
         if status is not None:
             if self._silent_since is not None:
                 self._silent_since, self._heard_at = None, now
+            self._count_restart(status.started_ms, now)
             return status
         if self._silent_since is None:
             self._silent_since = now
@@ -178,6 +189,21 @@ class Driver:
                 "Its log says why; start again: the window is rebuilt from the scored log",
             )
         return None
+
+    def _count_restart(self, started_ms: int, now: float) -> None:
+        """Take note of a coordinator that Ray has restarted; give up where that goes on."""
+        seen = self._coordinator
+        if seen.started_ms == started_ms:
+            return
+        has_lasted = now - seen.since >= self._settings.stall_timeout_s
+        restarts = 0 if seen.started_ms is None else 1 if has_lasted else seen.restarts + 1
+        self._coordinator = _Coordinator(started_ms, now, restarts)
+        if restarts > self._settings.max_restarts:
+            raise WorkerGaveUpError(
+                f"the coordinator died {restarts} times in a row",
+                "coordinator",
+                "Its log says why; mend it and start again: nothing that was published is lost",
+            )
 
     def _look_after(self, slot: _Slot, status: CoordinatorStatus | None) -> None:
         now = self._clock.monotonic()

@@ -32,6 +32,9 @@ from nap_stream.records import (
 )
 from nap_stream.text import duration, moment, rfc3339
 
+HEALTHY_REPORT_AGE_S = 30.0
+"""Thirty reports missed: the worker is gone or cannot reach the coordinator."""
+ALIVE_S = 60.0
 FRESH_S = 5.0
 """Workers report once a second; a partition without a report for so long has no worker."""
 
@@ -186,7 +189,14 @@ class WorkerTable:
         known = self._workers.values()
         return [worker.report for worker in known if now_s - worker.received_s <= age_s]
 
-    def waiting(self, age_s: float, now_s: float) -> Mapping[str, str]:
+    def missing(self, wanted: int, now_s: float) -> tuple[str, ...]:
+        """Say how many of the ``wanted`` workers have reported, where some have not for long."""
+        heard = len(self.heard_within(HEALTHY_REPORT_AGE_S, now_s))
+        if heard >= wanted:
+            return ()
+        return (f"{heard} of {wanted} workers reported in the last {HEALTHY_REPORT_AGE_S:g} s",)
+
+    def waiting(self, now_s: float, age_s: float = HEALTHY_REPORT_AGE_S) -> Mapping[str, str]:
         """Give what each worker waits for that has said so in the last ``age_s`` seconds."""
         return {
             report.worker: report.waiting_for
@@ -197,7 +207,7 @@ class WorkerTable:
     def show(self, now_s: float) -> None:
         """Set the gauges of all workers together."""
         self._metrics.workers.set(len(self.heard_within(FRESH_S, now_s)))
-        self._metrics.workers_waiting.set(len(self.waiting(FRESH_S, now_s)))
+        self._metrics.workers_waiting.set(len(self.waiting(now_s, FRESH_S)))
         self._metrics.images_per_second.set(self.images_per_second(now_s))
 
     def images_per_second(self, now_s: float) -> float:
@@ -234,6 +244,13 @@ class WorkerTable:
         return counter
 
 
+def driver_silence(silence_s: float) -> tuple[str, ...]:
+    """Say that nobody supervises the run, where the driver has not asked for long."""
+    if silence_s < ALIVE_S:
+        return ()
+    return (f"the driver has not asked for {silence_s:.0f} s: it is gone, or hangs",)
+
+
 def _age(report: WorkerReport) -> tuple[int, int]:
     return report.incarnation, report.sent_at_ms
 
@@ -260,7 +277,8 @@ class CoordinatorStatus:
     when all this was so. An OOD fraction is stale whose newest image is older than
     ``stale_after_s``. ``workers_expected`` is how many the settings ask for. ``signing_failure``
     says why the log's newest signed checkpoint was not made; None where it was, or none is wanted.
-    ``events_lost`` says what the log's chain of events lacks for good.
+    ``events_lost`` says what the log's chain of events lacks for good. ``started_ms`` is when this
+    coordinator started, and ``metrics_url`` where it is scraped, once it is.
     """
 
     rows_by_status: Mapping[Status, int]
@@ -281,6 +299,8 @@ class CoordinatorStatus:
     workers_expected: int = 1
     signing_failure: str | None = None
     events_lost: str | None = None
+    started_ms: int = 0
+    metrics_url: str | None = None
 
     @property
     def rows(self) -> int:

@@ -421,7 +421,8 @@ class DriverSettings(Section):
     """How the driver looks after the workers."""
 
     max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of one worker before the run ends; progress for stall_timeout_s earns them back."""
+    """Restarts of one worker, or of the coordinator, before the run ends; progress for
+    stall_timeout_s earns them back."""
     backoff_initial_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
     stall_timeout_s: PositiveSeconds = 120.0
@@ -440,7 +441,7 @@ class DeadLetterSettings(Section):
 
 
 class MetricsSettings(Section):
-    """The one scrape target of the job: /metrics and /healthz."""
+    """The one scrape target of the job: /metrics, /healthz, /livez and /readyz."""
 
     host: str = "127.0.0.1"
     """0.0.0.0 lets other machines scrape it."""

@@ -371,6 +371,7 @@ def test_what_workers_wait_for_is_told() -> None:
         waits = {"worker-0": "the scored log: the disk is full"}
         assert coordinator.status().waiting_for == waits
         assert coordinator.health() == ("worker-0 waits for the scored log: the disk is full",)
+        assert coordinator.ready() == ()
         assert value(coordinator, "workers_waiting") == 1
         coordinator.report(report("worker-0", sent_at_ms=1))
         coordinator.tick()
@@ -534,6 +535,12 @@ def test_health_wants_to_hear_of_every_worker() -> None:
         assert coordinator.health() == ()
         clock.advance(31)
         assert coordinator.health() == ("0 of 2 workers reported in the last 30 s",)
+        assert coordinator.ready() == coordinator.health()
+        coordinator.status()
+        clock.advance(59)
+        assert coordinator.alive() == ()
+        clock.advance(2)
+        assert coordinator.alive() == ("the driver has not asked for 61 s: it is gone, or hangs",)
 
 
 def test_a_stream_that_turns_unreadable_is_told_everywhere() -> None:

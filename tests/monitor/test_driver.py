@@ -56,7 +56,7 @@ def report(**values: Any) -> WorkerReport:
     return summaries.report(**{"partitions": mine, **values})
 
 
-def status(*reports: WorkerReport, rows: int = 0) -> CoordinatorStatus:
+def status(*reports: WorkerReport, rows: int = 0, started_ms: int = 0) -> CoordinatorStatus:
     return CoordinatorStatus(
         rows_by_status={Status.OK: rows},
         drift=CALM,
@@ -70,6 +70,7 @@ def status(*reports: WorkerReport, rows: int = 0) -> CoordinatorStatus:
         dead_letters=0,
         worker_restarts=0,
         workers={r.worker: r for r in reports},
+        started_ms=started_ms,
     )
 
 
@@ -397,6 +398,35 @@ def test_a_coordinator_that_is_silent_for_a_while_is_no_reason_to_kill_workers()
 
     assert len(cluster.started) == 1
     assert not cluster.workers[0].killed
+
+
+def coordinator_dies_at(*moments: float) -> Callable[[float], CoordinatorStatus]:
+    """The view of coordinators that start at 0 and at each moment, in seconds."""
+
+    def view(now: float) -> CoordinatorStatus:
+        return status(
+            report(idle=True, sent_at_ms=int(now * 1000)),
+            rows=int(now),
+            started_ms=max((int(at * 1000) for at in moments if at <= now), default=0),
+        )
+
+    return view
+
+
+def test_a_coordinator_that_dies_now_and_then_earns_its_restarts_back() -> None:
+    moments = [40.0 * number for number in range(1, 20)]
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(*moments))
+
+    result = run(cluster, RunLimits(partitions=1, max_records=900))
+
+    assert result.ending is Ending.ENOUGH_RECORDS
+
+
+def test_a_coordinator_that_dies_again_and_again_ends_the_run() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(5, 10, 15, 20))
+
+    with pytest.raises(WorkerGaveUpError, match="the coordinator died 3 times in a row"):
+        run(cluster, RunLimits(partitions=1, max_records=900))
 
 
 def test_a_coordinator_that_stays_silent_ends_the_run() -> None:

@@ -182,7 +182,7 @@ def test_only_workers_that_were_heard_lately_wait() -> None:
     table.take(report("worker-1", waiting_for="the scored log"), 8.0)
     table.take(report("worker-2"), 8.0)
 
-    assert table.waiting(5.0, 10.0) == {"worker-1": "the scored log"}
+    assert table.waiting(10.0, 5.0) == {"worker-1": "the scored log"}
 
 
 def test_memory_does_not_grow_with_restarts() -> None:
