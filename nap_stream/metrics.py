@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from nap_stream.core.alert_state import Detector, Severity, Transition
 from nap_stream.errors import ConfigError
 from nap_stream.records import EVIDENCE_OUTCOMES, TIME_PARTS, Disagreement, Status, TopicPartition
-from nap_stream.settings.schema import MetricsSettings
+from nap_stream.settings.run import MetricsSettings
 
 STAGE_BUCKETS_S = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 """From one small image to a commit that waits for its broker."""

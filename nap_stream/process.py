@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -41,6 +41,35 @@ def stop_on_signals() -> Iterator[threading.Event]:
 def writer_id(name: str) -> str:
     """Who writes to a log: unique over hosts, processes and restarts, and readable."""
     return f"{name}@{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+_STORE = "AWS_"
+_CREDENTIALS = {
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
+    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+}
+
+
+def store_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that object stores are reached by. They hold secrets."""
+    return {name: value for name, value in environ.items() if name.startswith(_STORE)}
+
+
+def adopt_store_environment(given: Mapping[str, str], environ: MutableMapping[str, str]) -> None:
+    """Take from another process what this one lacks to reach object stores; log the names.
+
+    A machine that has credentials of its own keeps to them: halves of two make none.
+    """
+    has_own = any(name in environ for name in _CREDENTIALS)
+    taken = {
+        name: value
+        for name, value in given.items()
+        if name not in environ and not (has_own and name in _CREDENTIALS)
+    }
+    environ.update(taken)
+    if taken:
+        structlog.get_logger().info("store_environment_of_the_driver", names=sorted(taken))
 
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from nap_stream.errors import ConfigError
 from nap_stream.metrics import MetricsServer
-from nap_stream.settings.schema import MetricsSettings
+from nap_stream.settings.run import MetricsSettings
 from tests.support.waiting import PATIENCE_S
 
 FREE = MetricsSettings(port=0)

@@ -13,7 +13,13 @@ import pytest
 import structlog
 from kafka.errors import Cancelled
 
-from nap_stream.process import available_cpus, configure_logging, stop_on_signals
+from nap_stream.process import (
+    adopt_store_environment,
+    available_cpus,
+    configure_logging,
+    stop_on_signals,
+    store_environment,
+)
 from tests.support.logs import kept_logging
 from tests.support.waiting import PATIENCE_S
 
@@ -190,3 +196,24 @@ def test_a_containers_quota_limits_the_cpus(tmp_path: Path, content: str, cpus: 
 
 def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
     assert available_cpus(tmp_path / "cpu.max") == EVERY_CPU
+
+
+KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "here"}
+
+
+@pytest.mark.parametrize(
+    ("own", "then"),
+    [
+        ({}, KEYS),
+        ({"AWS_REGION": "there"}, {**KEYS, "AWS_REGION": "there"}),
+        ({"AWS_PROFILE": "own"}, {"AWS_PROFILE": "own", "AWS_REGION": "here"}),
+        ({"AWS_ACCESS_KEY_ID": "own"}, {"AWS_ACCESS_KEY_ID": "own", "AWS_REGION": "here"}),
+    ],
+)
+def test_a_machine_without_keys_takes_those_of_another(
+    own: dict[str, str], then: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ = {"HOME": "/home", **own}
+    adopt_store_environment(store_environment({"PATH": "/bin", **KEYS}), environ)
+    assert environ == {"HOME": "/home", **then}
+    assert "secret" not in capsys.readouterr().out.replace("SECRET", "")

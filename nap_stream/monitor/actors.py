@@ -22,7 +22,12 @@ from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.status import CoordinatorStatus
-from nap_stream.process import available_cpus, configure_logging
+from nap_stream.process import (
+    adopt_store_environment,
+    available_cpus,
+    configure_logging,
+    store_environment,
+)
 from nap_stream.records import SegmentSummary, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root
@@ -65,7 +70,9 @@ class WorkerActor:
         *,
         starts: Mapping[TopicPartition, int],
         coordinator: Any,
+        environment: Mapping[str, str],
     ) -> None:
+        self._environment = environment
         self._settings, self._name, self._incarnation = settings, name, incarnation
         (self._num_cpus, self._num_gpus), self._starts = share, starts
         self._coordinator = coordinator
@@ -81,6 +88,7 @@ class WorkerActor:
 
         configure_logging(for_people=False)
         structlog.contextvars.bind_contextvars(worker=self._name)
+        adopt_store_environment(self._environment, os.environ)
         try:
             run_worker(
                 self._settings,
@@ -112,9 +120,14 @@ class CoordinatorActor:
     """
 
     def __init__(
-        self, settings: Settings, calibration: CalibrationFacts, since: LogEnds | None
+        self,
+        settings: Settings,
+        calibration: CalibrationFacts,
+        since: LogEnds | None,
+        environment: Mapping[str, str],
     ) -> None:
         configure_logging(for_people=False)
+        adopt_store_environment(environment, os.environ)
         # When a series began is of no use for rates, and half of what would be scraped.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no types
         self._settings, self._calibration, self._since = settings, calibration, since
@@ -265,6 +278,8 @@ class RayCluster:
         is_own: bool = False,
     ) -> None:
         self._settings, self._starts = settings, starts
+        # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
+        self._environment = store_environment(os.environ)
         worker = settings.worker
         shared = _resources().get("CPU", 0.0) if is_own else 0.0
         self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), _gpus_a_worker(settings)
@@ -272,21 +287,22 @@ class RayCluster:
         # Within a group calls keep their order, and none waits for those of another group.
         groups = {"line": 1, "tick": 1}
         remote = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # not in its stub
-        actor = remote(CoordinatorActor)
-        options: dict[str, Any] = {
-            "name": f"nap-stream-coordinator-{settings.kafka.group_id}",
-            "namespace": "nap-stream",
-            "num_cpus": 0,
+        coordinator = remote(CoordinatorActor).options(
+            name=f"nap-stream-coordinator-{settings.kafka.group_id}",
+            namespace="nap-stream",
+            num_cpus=0,
             # The driver counts them, and earns them back; Ray would not.
-            "max_restarts": -1,
-            "max_task_retries": -1,
+            max_restarts=-1,
+            max_task_retries=-1,
             # Beside the driver, where people look for it; elsewhere only once that node is gone.
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=True
             ),
-        }
+        )
         try:
-            self._coordinator: Any = actor.options(**options).remote(settings, calibration, since)
+            self._coordinator: Any = coordinator.remote(
+                settings, calibration, since, self._environment
+            )
         except ValueError as error:
             raise WorkerError(
                 "a monitor with this consumer group already runs on this Ray cluster",
@@ -304,19 +320,16 @@ class RayCluster:
 
     def start_worker(self, name: str, incarnation: int) -> RayWorker:
         """Start a worker actor; returns at once."""
-        options: dict[str, Any] = {
-            "num_cpus": self.num_cpus,
-            "num_gpus": self.num_gpus,
-            "max_concurrency": 3,
-            "max_restarts": 0,
-        }
-        actor = ray.remote(WorkerActor).options(**options)
+        actor = ray.remote(WorkerActor).options(
+            num_cpus=self.num_cpus, num_gpus=self.num_gpus, max_concurrency=3, max_restarts=0
+        )
         share = self.num_cpus, self.num_gpus
         worker = RayWorker(
             actor.remote(
                 *(self._settings, name, incarnation, share),
                 starts=self._starts,
                 coordinator=self._coordinator,
+                environment=self._environment,
             )
         )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S

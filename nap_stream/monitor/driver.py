@@ -16,7 +16,7 @@ from nap_stream.errors import NapStreamError, WorkerError, WorkerGaveUpError
 from nap_stream.monitor.journal import failed_words
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import WorkerReport
-from nap_stream.settings.schema import DriverSettings
+from nap_stream.settings.run import DriverSettings
 
 LOOK_EVERY_S = 0.25
 WORKERS_SHARE = 0.7

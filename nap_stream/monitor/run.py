@@ -1,6 +1,9 @@
 """A whole run of the monitor, from preflight to the last alert."""
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -10,6 +13,8 @@ from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch
 from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
+from nap_stream.errors import ConfigError
+from nap_stream.files import publish
 from nap_stream.kafka.client import connect, require_topics
 from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.model.execution import require_execution
@@ -58,10 +63,15 @@ def run_monitor(
             cpus_a_worker=cluster.num_cpus,
             gpus_a_worker=cluster.num_gpus,
         )
-        driver = Driver(
-            cluster, names, settings.driver, limits, clock=SystemClock(), on_status=on_status
-        )
-        result = driver.run(stop)
+        with scrape_target(settings) as note_target:
+
+            def look(status: CoordinatorStatus) -> None:
+                note_target(status.metrics_url)
+                on_status(status)
+
+            clock = SystemClock()
+            driver = Driver(cluster, names, settings.driver, limits, clock=clock, on_status=look)
+            result = driver.run(stop)
         log.info(
             "monitor_ended",
             ending=result.ending.value,
@@ -84,6 +94,37 @@ def chain_starts(
         return {}
     is_early = kafka.start == "earliest"
     return {one.partition: one.earliest if is_early else one.end for one in offsets}
+
+
+@contextmanager
+def scrape_target(settings: Settings) -> Iterator[Callable[[str | None], None]]:
+    """Give what is to be told where /metrics is; ``metrics.discovery_file`` says it to Prometheus.
+
+    The file has the form of ``file_sd_configs``. It is written anew where the coordinator moves,
+    and has no target after the block.
+    """
+    path, told = settings.metrics.discovery_file, ""
+
+    def write(targets: Sequence[str]) -> None:
+        labels = {"monitor": settings.alerts.monitor, "topic": settings.kafka.topic}
+        tree = [{"targets": [target], "labels": labels} for target in targets]
+        try:
+            if path is not None:
+                publish(path, json.dumps(tree, indent=2).encode() + b"\n")
+        except ConfigError as error:
+            structlog.get_logger().error("discovery_file_not_written", cause=str(error))
+
+    def note(url: str | None) -> None:
+        nonlocal told
+        if url is not None and url != told:
+            told = url
+            write([urlsplit(url).netloc])
+
+    try:
+        yield note
+    finally:
+        if told:
+            write([])
 
 
 def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[PartitionOffsets]]:

@@ -27,6 +27,7 @@ from nap_stream.settings.evidence import EvidenceSettings, apart
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
+from nap_stream.settings.run import DriverSettings, MetricsSettings
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
@@ -417,36 +418,10 @@ def cpus_a_worker(settings: WorkerSettings, shared: int) -> int:
     return max(settings.torch_threads, min(MAX_CPU_SHARE, shared // settings.count))
 
 
-class DriverSettings(Section):
-    """How the driver looks after the workers."""
-
-    max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of one worker, or of the coordinator, before the run ends; progress for
-    stall_timeout_s earns them back."""
-    backoff_initial_s: PositiveSeconds = 1.0
-    backoff_max_s: PositiveSeconds = 30.0
-    stall_timeout_s: PositiveSeconds = 120.0
-    """A worker without progress for so long is replaced. A coordinator silent for so long ends the
-    run."""
-    start_timeout_s: PositiveSeconds = 600.0
-    """How long a worker may take to be placed, to load its model and to join the group."""
-    shutdown_deadline_s: PositiveSeconds = 30.0
-    """One deadline for the whole shutdown."""
-
-
 class DeadLetterSettings(Section):
     """Where messages go that cannot be decoded."""
 
     topic: TopicName = "nap-stream-dead-letters"
-
-
-class MetricsSettings(Section):
-    """The one scrape target of the job: /metrics, /healthz, /livez and /readyz."""
-
-    host: str = "127.0.0.1"
-    """0.0.0.0 lets other machines scrape it."""
-    port: Annotated[int, Field(ge=0, le=65_535)] = 9_464
-    """0 takes a free port."""
 
 
 class Settings(Section):

@@ -20,7 +20,8 @@ from nap_stream.errors import ConfigError, WorkerError
 from nap_stream.kafka.client import connect
 from nap_stream.metrics import Metrics, MetricsServer
 from nap_stream.records import Status, TopicPartition
-from nap_stream.settings.schema import KafkaSettings, MetricsSettings
+from nap_stream.settings.run import MetricsSettings
+from nap_stream.settings.schema import KafkaSettings
 from tests.support.waiting import wait_until
 
 

@@ -36,7 +36,7 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
         tmp_path / "monitor",
         calibration,
         drift={"window_records": WINDOW},
-        metrics={"port": free_port()},
+        metrics={"port": free_port(), "discovery_file": str(tmp_path / "targets" / "nap.json")},
     )
     before, later = write_images(tmp_path / "before", BEFORE), tmp_path / "later"
     write_images(later / "1-ood", OOD, first_seed=BEFORE, flat=True)
@@ -49,6 +49,9 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
             _kill_coordinator(url)
             _wait_for_lines(run, "coordinator_restarted", 1)
             assert scrape(url)["nap_stream_window_records", ()] > 0
+            (group,) = json.loads((tmp_path / "targets" / "nap.json").read_bytes())
+            assert group["targets"] == [urllib.parse.urlsplit(url).netloc]
+            assert group["labels"]["topic"] == monitor.kafka.topic
         with producing(monitor, later, RATE):
             run.wait_for_line("alert_published")
             _kill_coordinator(url)
@@ -56,6 +59,7 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
         assert run.wait() == 0, run.tail
         assert "worker_failed" not in run.stderr
         _wait_for_lines(run, "monitor_restored", 2)
+    assert json.loads((tmp_path / "targets" / "nap.json").read_bytes()) == []
 
     monitor.assert_complete(total)
     assert set(monitor.pids()) == {"worker-0.0", "worker-1.0"}

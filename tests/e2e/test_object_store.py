@@ -1,5 +1,6 @@
 """A monitor whose log lies in an object store."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from nap_stream.demo.produce import produce
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import store_at
 from tests.e2e.monitor import new_monitor
-from tests.e2e.on_ray import running_alone
+from tests.e2e.on_ray import RayHead, running
 from tests.e2e.processes import Program, nap_stream
 from tests.support.apache_kafka import ApacheKafka
 from tests.support.images import write_images
@@ -19,19 +20,16 @@ IMAGES = 200
 IDLE_S = 5
 
 
-def test_the_log_can_lie_in_an_object_store(
-    apache_kafka: ApacheKafka,
-    calibration: Path,
-    local_ray: dict[str, str],
-    s3_root: str,
-    tmp_path: Path,
+def test_the_log_can_lie_in_an_object_store_that_the_driver_alone_has_the_keys_of(
+    apache_kafka: ApacheKafka, calibration: Path, ray_head: RayHead, s3_root: str, tmp_path: Path
 ) -> None:
     monitor = new_monitor(
         apache_kafka.bootstrap, tmp_path / "monitor", calibration, log={"root": s3_root}
     )
     produce(monitor.kafka, write_images(tmp_path / "images", IMAGES))
-    with running_alone(monitor, local_ray, tmp_path / "run", "--until-idle", str(IDLE_S)) as run:
+    with running(monitor, ray_head, tmp_path / "run", "--until-idle", str(IDLE_S)) as run:
         assert run.wait() == 0, run.tail
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] not in run.stderr
 
     batches = scan(store_at(s3_root), Query(), ["partition", "offset", "index", "sha256"])
     rows = {

@@ -243,7 +243,9 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
 
     monkeypatch.setattr("nap_stream.monitor.worker.run_worker", broken)
     monkeypatch.setattr("nap_stream.monitor.actors.configure_logging", lambda **_options: None)
-    actor = WorkerActor(_settings("fault"), "worker-0", 0, (1, 0.0), starts={}, coordinator=None)
+    actor = WorkerActor(
+        _settings("fault"), "worker-0", 0, (1, 0.0), starts={}, coordinator=None, environment={}
+    )
 
     with (
         structlog.contextvars.bound_contextvars(worker=""),

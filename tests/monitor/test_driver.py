@@ -17,7 +17,7 @@ from nap_stream.errors import (
 from nap_stream.monitor.driver import LOOK_EVERY_S, Driver, Ending, RunLimits, RunResult
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import PartitionProgress, Status, WorkerReport
-from nap_stream.settings.schema import DriverSettings
+from nap_stream.settings.run import DriverSettings
 from tests.support import summaries
 from tests.support.summaries import partition
 
