@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch
 from nap_stream.errors import NapStreamError
-from nap_stream.kafka.client import connect, create_topics, topics_missing
+from nap_stream.kafka.client import connect, create_topics, endings, topics_missing
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import (
     Execution,
@@ -269,9 +270,12 @@ def _ray_gpus(settings: Settings | None, has: Mapping[str, float]) -> str:
     return f"{gpus:g} GPUs, {cpus:g} CPUs"
 
 
-def _broker(settings: Settings) -> str:
-    connect(settings.kafka)
-    return f"{', '.join(settings.kafka.bootstrap_servers)} answers"
+def _broker(settings: Settings) -> Finding:
+    certificates = connect(settings.kafka)
+    servers = ", ".join(settings.kafka.bootstrap_servers)
+    detail = "; ".join((f"{servers} answers", *map(str, certificates)))
+    ending = endings(certificates, datetime.now(UTC))
+    return Finding("broker", Outcome.OK, detail, warnings=ending)
 
 
 def _topics(settings: Settings, *, make_topics: bool) -> str:

@@ -2,8 +2,9 @@
 
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from nap_stream.errors import (
     NapStreamError,
     TopicNotFoundError,
 )
+from nap_stream.kafka.handshake import Certificate, greet
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 
@@ -75,6 +77,12 @@ def as_broker_error(error: errors.KafkaError, settings: KafkaSettings, what: str
     detail = f"{type(error).__name__}: {error}"
     if isinstance(error, errors.AuthorizationError):
         return BrokerError(f"the broker refused: {detail}", where, _grant(error, settings))
+    if isinstance(error, errors.UnsupportedSaslMechanismError):
+        return BrokerError(
+            f"the broker has not switched on {settings.sasl_mechanism}: {detail}",
+            where,
+            "Set kafka.sasl_mechanism to one that the listener has",
+        )
     if isinstance(error, REFUSALS):
         return BrokerError(
             f"the broker refused the credentials: {detail}",
@@ -110,6 +118,7 @@ def _grant(error: errors.AuthorizationError, settings: KafkaSettings) -> str:
 ATTEMPT_S = 5.0
 """How long one attempt to reach a broker may take; the deadline is the settings' own."""
 BACKOFF_MAX_S = 2.0
+WARN_BEFORE = timedelta(days=30)
 _WIRE_LOGGERS = ("kafka.net.connection", "kafka.net.transport", "kafka.protocol.parser")
 """Where kafka-python logs at DEBUG what it sends: with SASL PLAIN, the password as it is."""
 
@@ -264,12 +273,18 @@ def close_producer(producer: Any, timeout_s: float) -> None:
         structlog.get_logger().warning("producer_closed_undelivered", waited_s=timeout_s)
 
 
-def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
+def connect(settings: KafkaSettings, clock: Clock | None = None) -> tuple[Certificate, ...]:
     """Wait until a broker answers, for ``connect_timeout_s`` seconds at the most.
+
+    A certificate that ends within `WARN_BEFORE` is logged.
+
+    Returns:
+        The certificates that took part: a broker's, and the client's. None without TLS.
 
     Raises:
         BrokerUnavailableError: None did in time.
-        BrokerError: A broker refused the credentials.
+        BrokerError: A broker refused the credentials, or TLS fails.
+        ConfigError: A file of certificates cannot be used.
     """
     clock = clock or SystemClock()
     deadline = Deadline(clock, settings.connect_timeout_s)
@@ -277,7 +292,9 @@ def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
     pause_s = 0.2
     while True:
         try:
-            with _admin(settings, min(ATTEMPT_S, deadline.remaining_s())) as admin:
+            attempt_s = max(0.1, min(ATTEMPT_S, deadline.remaining_s()))
+            certificates = greet(settings, attempt_s)
+            with _admin(settings, attempt_s) as admin:
                 admin.describe_cluster()
         except BrokerUnavailableError:
             if deadline.expired():
@@ -288,7 +305,18 @@ def connect(settings: KafkaSettings, clock: Clock | None = None) -> None:
             clock.sleep(min(pause_s, deadline.remaining_s()))
             pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         else:
-            return
+            for warning in endings(certificates, datetime.now(UTC)):
+                structlog.get_logger().warning("certificate_ends", certificate=warning)
+            return certificates
+
+
+def endings(certificates: Iterable[Certificate], now: datetime) -> tuple[str, ...]:
+    """Those that end within `WARN_BEFORE`, and in how many days."""
+    return tuple(
+        f"{certificate}: in {(certificate.ends - now).days} days"
+        for certificate in certificates
+        if certificate.ends - now < WARN_BEFORE
+    )
 
 
 def topics_missing(settings: KafkaSettings, names: Sequence[str]) -> tuple[str, ...]:

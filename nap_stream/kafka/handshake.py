@@ -1,0 +1,279 @@
+"""What a broker's port speaks, and what is wrong with its TLS, asked before the client is.
+
+kafka-python says of every failed handshake that no broker answered, when its time is up. Here one
+connection asks for `ApiVersions`, which brokers answer to anybody, and what goes wrong has a name.
+"""
+
+import socket
+import ssl
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError
+from nap_stream.settings.schema import KafkaSettings
+
+_API_VERSIONS = struct.pack(">ihhih", 10, 18, 0, 1, -1)
+"""Size, API key and version, correlation id, and no client id."""
+_HEAD = struct.Struct(">ii")
+_LARGEST_ANSWER = 2**20
+_UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
+_EXPIRED, _NOT_YET = 10, 9
+_OTHER_HOST = {62, 64}
+"""X509_V_ERR_… of OpenSSL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Whose certificate it is, who issued it, and when it ends."""
+
+    owner: str
+    subject: str
+    issuer: str
+    ends: datetime
+
+    def __str__(self) -> str:
+        return f"{self.owner}: {self.subject}, issued by {self.issuer}, valid until {self.ends:%F}"
+
+
+def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
+    """Ask the brokers of ``bootstrap_servers`` in turn, until one answers as the settings expect.
+
+    Each attempt takes ``timeout_s`` seconds at most.
+
+    Returns:
+        The certificates that took part: the broker's and the client's. None without TLS.
+
+    Raises:
+        ConfigError: A file of certificates or keys cannot be used.
+        BrokerUnavailableError: No connection came about. It says why, of each broker.
+        BrokerError: A broker is there, and speaks something else, or TLS fails.
+    """
+    context = _context(settings) if settings.security_protocol.endswith("SSL") else None
+    own = () if context is None else _own(settings)
+    failures: list[BrokerError] = []
+    for server in settings.bootstrap_servers:
+        listener = _Listener(server, settings, timeout_s)
+        try:
+            if context is None:
+                _greet_plainly(listener)
+                return ()
+            return (_greet_by_tls(listener, context), *own)
+        except TimeoutError:
+            failures.append(listener.away("does not answer"))
+        except BrokerError as error:
+            failures.append(error)
+    refused = [error for error in failures if not error.retriable]
+    if refused:
+        raise refused[0]
+    raise BrokerUnavailableError(
+        "; ".join(error.problem for error in failures),
+        ", ".join(settings.bootstrap_servers),
+        failures[0].action,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """A broker's address, and what is expected of it."""
+
+    server: str
+    settings: KafkaSettings
+    timeout_s: float
+
+    @property
+    def host(self) -> str:
+        return self.server.rpartition(":")[0].strip("[]")
+
+    @contextmanager
+    def connected(self) -> Iterator[socket.socket]:
+        address = (self.host, int(self.server.rpartition(":")[2]))
+        try:
+            connection = socket.create_connection(address, self.timeout_s)
+        except OSError as error:
+            raise self.away((error.strerror or str(error)).lower() or "no answer") from error
+        with connection:
+            yield connection
+
+    def away(self, problem: str) -> BrokerUnavailableError:
+        return BrokerUnavailableError(
+            f"{self.server}: {problem}",
+            self.server,
+            "Check kafka.bootstrap_servers, the network, and that the broker runs",
+        )
+
+    def refused(self, problem: str, action: str = "") -> BrokerError:
+        return BrokerError(f"{self.server}: {problem}", self.server, action)
+
+
+def _greet_plainly(listener: _Listener) -> None:
+    with listener.connected() as connection:
+        try:
+            if _answers(connection):
+                return
+        except ConnectionError:
+            pass
+    protocol = listener.settings.security_protocol
+    if _speaks_tls(listener):
+        raise listener.refused(
+            f"it speaks TLS, and kafka.security_protocol is {protocol}",
+            f"Set it to {'SASL_SSL' if protocol.startswith('SASL') else 'SSL'}, or name a "
+            "listener without TLS",
+        )
+    raise listener.away("it hangs up, or does not speak Kafka")
+
+
+def _greet_by_tls(listener: _Listener, context: ssl.SSLContext) -> Certificate:
+    with listener.connected() as connection:
+        try:
+            with context.wrap_socket(connection, server_hostname=listener.host) as wrapped:
+                certificate = _described(wrapped.getpeercert(binary_form=True), listener.server)
+                # In TLS 1.3 a broker refuses a client's certificate only after the handshake.
+                if _answers(wrapped):
+                    return certificate
+        except ssl.SSLCertVerificationError as error:
+            raise _not_trusted(error, listener) from error
+        except (ssl.SSLError, ConnectionError) as error:
+            raise _no_tls(error, listener) from error
+    raise listener.away("it hangs up after the TLS handshake, or does not speak Kafka")
+
+
+def _answers(connection: socket.socket) -> bool:
+    """Whether Kafka's answer comes; a connection that ends before is none.
+
+    Raises:
+        SSLError: TLS ends it, with its reason.
+        ConnectionError: The peer hangs up hard.
+        TimeoutError: Nothing comes.
+    """
+    connection.sendall(_API_VERSIONS)
+    head = b""
+    while len(head) < _HEAD.size:
+        piece = connection.recv(_HEAD.size - len(head))
+        if not piece:
+            return False
+        head += piece
+    size, correlation_id = _HEAD.unpack(head)
+    return bool(0 < size < _LARGEST_ANSWER and correlation_id == 1)
+
+
+def _speaks_tls(listener: _Listener) -> bool:
+    """Whether a handshake gets an answer, whosever certificate it shows."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    try:
+        with listener.connected() as connection:
+            unverified.wrap_socket(connection).close()
+    except ssl.SSLError as error:
+        # An alert is TLS, too: the broker wants a certificate of the client.
+        return "ALERT" in (error.reason or "")
+    except (OSError, BrokerError):
+        return False
+    return True
+
+
+def _no_tls(error: OSError, listener: _Listener) -> BrokerError:
+    """Why the handshake ended: the port has no TLS, or the broker refuses the client."""
+    settings = listener.settings
+    with suppress(OSError, BrokerError), listener.connected() as connection:
+        if _answers(connection):
+            protocol = settings.security_protocol
+            return listener.refused(
+                f"it speaks Kafka without TLS, and kafka.security_protocol is {protocol}",
+                "Name a listener with TLS, or set it to "
+                + ("SASL_PLAINTEXT" if protocol.startswith("SASL") else "PLAINTEXT"),
+            )
+    if "ALERT" not in (getattr(error, "reason", None) or ""):
+        return listener.away(f"it ends the TLS handshake ({_words(error)})")
+    if settings.ssl_certfile is None:
+        return listener.refused(
+            f"it wants a certificate of the client, and there is none ({_words(error)})",
+            "Set kafka.ssl_certfile and kafka.ssl_keyfile",
+        )
+    return listener.refused(
+        f"it refuses the client's certificate ({_words(error)})",
+        f"Check that the broker trusts the issuer of kafka.ssl_certfile {settings.ssl_certfile}, "
+        "and that it is valid now",
+    )
+
+
+def _not_trusted(error: ssl.SSLCertVerificationError, listener: _Listener) -> BrokerError:
+    code, said = error.verify_code, error.verify_message
+    if code in _UNKNOWN_ISSUER:
+        trusted = listener.settings.ssl_cafile or "the system"
+        return listener.refused(
+            f"its certificate is issued by nobody whom {trusted} trusts ({said})",
+            "Set kafka.ssl_cafile to the certificate of its issuer, as PEM",
+        )
+    if code == _EXPIRED:
+        return listener.refused("its certificate has expired", "Renew the broker's certificate")
+    if code == _NOT_YET:
+        return listener.refused("its certificate is not valid yet", "Check this machine's clock")
+    if code in _OTHER_HOST:
+        return listener.refused(
+            f"its certificate is of another host ({said})",
+            "Name the broker in kafka.bootstrap_servers as its certificate does, or have one made "
+            f"for {listener.host}",
+        )
+    return listener.refused(f"its certificate is refused ({said})")
+
+
+def _context(settings: KafkaSettings) -> ssl.SSLContext:
+    """What kafka-python makes of the settings, with errors that name the setting."""
+    context = ssl.create_default_context()
+    if settings.ssl_cafile is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(str(settings.ssl_cafile))
+        except OSError as error:
+            raise ConfigError(
+                f"no certificate in PEM form can be read ({_words(error)})",
+                f"kafka.ssl_cafile {settings.ssl_cafile}",
+                "Name the certificate of the CA that issued the broker's",
+            ) from error
+    if settings.ssl_certfile is not None:
+        keyfile = None if settings.ssl_keyfile is None else str(settings.ssl_keyfile)
+        try:
+            context.load_cert_chain(settings.ssl_certfile, keyfile, password=_no_password)
+        except OSError as error:
+            raise ConfigError(
+                f"certificate and key cannot be used ({_words(error)})",
+                f"kafka.ssl_certfile {settings.ssl_certfile}, kafka.ssl_keyfile",
+                "Both are PEM files, the key belongs to the certificate and has no password",
+            ) from error
+    return context
+
+
+def _no_password() -> str:
+    # Without one, OpenSSL would ask at the terminal and wait.
+    return ""
+
+
+def _own(settings: KafkaSettings) -> tuple[Certificate, ...]:
+    if settings.ssl_certfile is None:
+        return ()
+    content = Path(settings.ssl_certfile).read_bytes()
+    return (_of(x509.load_pem_x509_certificate(content), "kafka.ssl_certfile"),)
+
+
+def _described(der: bytes | None, owner: str) -> Certificate:
+    if der is None:
+        raise BrokerError(f"{owner} shows no certificate", owner)
+    return _of(x509.load_der_x509_certificate(der), owner)
+
+
+def _of(certificate: x509.Certificate, owner: str) -> Certificate:
+    subject, issuer = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
+    ends = certificate.not_valid_after_utc.astimezone(UTC)
+    return Certificate(owner, subject or "without a subject", issuer or "nobody named", ends)
+
+
+def _words(error: OSError) -> str:
+    """An error of TLS or of a file in a few words, without paths and source lines."""
+    reason = getattr(error, "reason", None) or error.strerror or type(error).__name__
+    return str(reason).replace("_", " ").lower()

@@ -1,0 +1,247 @@
+"""TLS that fails says how, at once, against a real broker's listeners."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from nap_stream.demo.processes import free_port
+from nap_stream.errors import BrokerError, BrokerUnavailableError, ConfigError, NapStreamError
+from nap_stream.kafka.client import connect, endings
+from nap_stream.kafka.handshake import greet
+from nap_stream.settings.schema import KafkaSettings
+from tests.support.apache_kafka import SASL_PASSWORD, SASL_USER, ApacheKafka
+from tests.support.certificates import Authority, self_signed
+from tests.support.waiting import PATIENCE_S
+
+LISTENERS = ("GOOD", "MUTUAL", "EXPIRED", "ELSEWHERE", "SOON")
+
+
+@dataclass(frozen=True)
+class TlsBroker:
+    """A broker with a listener for each kind of certificate, and what clients may have."""
+
+    ports: dict[str, int]
+    plain: str
+    authority: Path
+    client: Path
+    stranger: Path
+
+    def settings(self, listener: str, **changes: Any) -> KafkaSettings:
+        server = self.plain if listener == "PLAIN" else f"127.0.0.1:{self.ports[listener]}"
+        given = {"security_protocol": "SSL", "ssl_cafile": self.authority, **changes}
+        return KafkaSettings(bootstrap_servers=(server,), topic="images", **given)
+
+
+@pytest.fixture(scope="module")
+def tls(kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
+    folder = tmp_path_factory.mktemp("tls")
+    authority, other = Authority(folder, "authority"), Authority(folder, "other")
+    certificates = {
+        "GOOD": authority.issue("good"),
+        "MUTUAL": authority.issue("mutual"),
+        "EXPIRED": authority.issue("expired", days=-1),
+        "ELSEWHERE": authority.issue("elsewhere", host="kafka.example"),
+        "SOON": authority.issue("soon", days=7.5),
+    }
+    ports = {name: free_port() for name in LISTENERS}
+    protocols = ",".join(f"{name}:SSL" for name in LISTENERS)
+    own = ",".join(f"{name}://127.0.0.1:{port}" for name, port in ports.items())
+    usual = "PLAINTEXT://127.0.0.1:{port},SASL://127.0.0.1:{sasl_port}"
+    usual_protocols = "PLAINTEXT:PLAINTEXT,SASL:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"
+    lines = [
+        f"listener.security.protocol.map={usual_protocols},{protocols}",
+        f"listeners={usual},CONTROLLER://127.0.0.1:{{controller_port}},{own}",
+        f"advertised.listeners={usual},{own}",
+        "ssl.keystore.type=PEM",
+        "ssl.truststore.type=PEM",
+        f"ssl.truststore.location={authority.file}",
+        "listener.name.mutual.ssl.client.auth=required",
+    ]
+    lines += [
+        f"listener.name.{name.lower()}.ssl.keystore.location={file}"
+        for name, file in certificates.items()
+    ]
+    data = folder / "broker"
+    data.mkdir()
+    with ApacheKafka(kafka_jars, data, extra="\n".join(lines)) as broker:
+        yield TlsBroker(
+            ports,
+            broker.bootstrap,
+            authority.file,
+            client=authority.issue("client"),
+            stranger=other.issue("stranger"),
+        )
+
+
+def require_said_at_once(settings: KafkaSettings, words: str) -> NapStreamError:
+    """Fail unless `connect` says so, and does not wait until its time is up."""
+    begun = time.monotonic()
+    with pytest.raises(NapStreamError) as caught:
+        connect(settings.model_copy(update={"connect_timeout_s": 3600.0}))
+    assert words in caught.value.problem
+    assert time.monotonic() - begun < 1800
+    assert caught.value.action
+    return caught.value
+
+
+@pytest.mark.kafka
+def test_a_certificate_that_is_trusted_lets_in_and_is_told(tls: TlsBroker) -> None:
+    (shown,) = connect(tls.settings("GOOD"))
+    assert (shown.subject, shown.issuer) == ("CN=good", "CN=authority")
+    assert shown.owner == f"127.0.0.1:{tls.ports['GOOD']}"
+    assert endings([shown], datetime.now(UTC)) == ()
+
+
+@pytest.mark.kafka
+def test_both_sides_show_a_certificate_where_the_broker_wants_it(tls: TlsBroker) -> None:
+    settings = tls.settings("MUTUAL", ssl_certfile=tls.client, ssl_keyfile=tls.client)
+    assert [shown.subject for shown in connect(settings)] == ["CN=mutual", "CN=client"]
+
+
+@pytest.mark.kafka
+def test_a_certificate_that_ends_soon_is_a_warning(tls: TlsBroker) -> None:
+    with capture_logs() as logs:
+        connect(tls.settings("SOON"))
+    (warning,) = [each for each in logs if each["event"] == "certificate_ends"]
+    assert warning["certificate"].endswith(": in 7 days")
+
+
+@pytest.mark.kafka
+def test_what_is_wrong_with_tls_is_said_at_once(tls: TlsBroker) -> None:
+    def said(words: str, listener: str, **changes: Any) -> NapStreamError:
+        return require_said_at_once(tls.settings(listener, **changes), words)
+
+    said("issued by nobody whom the system trusts", "GOOD", ssl_cafile=None)
+    said("other.pem trusts", "GOOD", ssl_cafile=tls.stranger.with_name("other.pem"))
+    said("has expired", "EXPIRED")
+    said("of another host (IP address mismatch", "ELSEWHERE")
+    error = said("wants a certificate of the client, and there is none", "MUTUAL")
+    assert "kafka.ssl_certfile" in error.action
+    stranger = {"ssl_certfile": tls.stranger, "ssl_keyfile": tls.stranger}
+    said("refuses the client's certificate", "MUTUAL", **stranger)
+    assert "to SSL" in said("it speaks TLS", "GOOD", security_protocol="PLAINTEXT").action
+    sasl = {
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": SASL_USER,
+        "sasl_password": SASL_PASSWORD,
+    }
+    error = said("it speaks TLS", "MUTUAL", security_protocol="SASL_PLAINTEXT", **sasl)
+    assert "to SASL_SSL" in error.action
+    assert "to PLAINTEXT" in said("speaks Kafka without TLS", "PLAIN").action
+    error = said("speaks Kafka without TLS", "PLAIN", security_protocol="SASL_SSL", **sasl)
+    assert "to SASL_PLAINTEXT" in error.action
+
+
+@pytest.mark.kafka
+def test_one_broker_that_answers_is_enough(tls: TlsBroker) -> None:
+    good = tls.settings("GOOD").bootstrap_servers[0]
+    expired = tls.settings("EXPIRED").bootstrap_servers[0]
+    settings = tls.settings("GOOD")
+    one = settings.model_copy(update={"bootstrap_servers": ("127.0.0.1:1", expired, good)})
+    assert [shown.owner for shown in greet(one, 30)] == [good]
+    none = settings.model_copy(update={"bootstrap_servers": ("127.0.0.1:1", expired)})
+    with pytest.raises(BrokerError, match="has expired"):
+        greet(none, 30)
+
+
+@pytest.mark.kafka
+def test_a_mechanism_that_is_switched_off_is_no_wrong_password(apache_kafka: ApacheKafka) -> None:
+    settings = KafkaSettings(
+        bootstrap_servers=(apache_kafka.sasl_bootstrap,),
+        topic="images",
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username=SASL_USER,
+        sasl_password=SASL_PASSWORD,
+    )
+    error = require_said_at_once(settings, "has not switched on SCRAM-SHA-512")
+    assert SASL_PASSWORD not in str(error).replace("SCRAM", "")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Files of certificates, good and bad."""
+    made = {
+        "good": self_signed(tmp_path, "good"),
+        "other": self_signed(tmp_path, "other"),
+        "text": tmp_path / "text.pem",
+        "empty": tmp_path / "empty.pem",
+        "folder": tmp_path / "folder",
+    }
+    made["text"].write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+    made["empty"].write_bytes(b"")
+    made["folder"].mkdir()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"ssl_cafile": "text"}, "kafka.ssl_cafile"),
+        ({"ssl_cafile": "empty"}, "kafka.ssl_cafile"),
+        ({"ssl_cafile": "folder"}, "kafka.ssl_cafile"),
+        ({"ssl_certfile": "text"}, "kafka.ssl_certfile"),
+        ({"ssl_certfile": "good", "ssl_keyfile": "other"}, "kafka.ssl_certfile"),
+        ({"ssl_certfile": "good", "ssl_keyfile": "empty"}, "kafka.ssl_certfile"),
+    ],
+    ids=str,
+)
+def test_a_file_that_cannot_be_used_is_named(
+    files: dict[str, Path], changes: dict[str, str], setting: str
+) -> None:
+    settings = KafkaSettings(
+        bootstrap_servers=("127.0.0.1:1",),
+        topic="images",
+        security_protocol="SSL",
+        **{name: files[file] for name, file in changes.items()},
+    )
+    with pytest.raises(ConfigError) as caught:
+        connect(settings)
+    assert setting in caught.value.where
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL"])
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\xff" * 64, None])
+def test_what_is_no_broker_is_told_within_the_time(protocol: Any, answer: bytes | None) -> None:
+    """A port that hangs up, one of a web server, one of something else, and one that is silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        serving = threading.Thread(target=_serve, args=(server, answer), daemon=True)
+        serving.start()
+        settings = KafkaSettings(
+            bootstrap_servers=(f"127.0.0.1:{server.getsockname()[1]}",),
+            topic="images",
+            security_protocol=protocol,
+        )
+        with pytest.raises(BrokerUnavailableError) as caught:
+            greet(settings, 0.5)
+        server.shutdown(socket.SHUT_RDWR)
+        serving.join(PATIENCE_S)
+    assert "127.0.0.1:" in caught.value.problem
+
+
+def _serve(server: socket.socket, answer: bytes | None) -> None:
+    with ExitStack() as kept, suppress(OSError):
+        while True:
+            connection = kept.enter_context(server.accept()[0])
+            if answer is not None:
+                connection.recv(1000)
+                connection.sendall(answer)
+                connection.close()
+
+
+def test_nobody_there_is_told_of_each_broker() -> None:
+    settings = KafkaSettings(
+        bootstrap_servers=("127.0.0.1:1", "no-such-host.invalid:9092"), topic="images"
+    )
+    with pytest.raises(BrokerUnavailableError) as caught:
+        greet(settings, 5)
+    assert "127.0.0.1:1: connection refused; no-such-host.invalid:9092: " in caught.value.problem
