@@ -1,6 +1,7 @@
 """Workers and coordinator as Ray actors. The only module that imports ray."""
 
 import os
+import secrets
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -285,9 +286,8 @@ class RayCluster:
         self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), _gpus_a_worker(settings)
         _require_capacity(settings, self.num_cpus, self.num_gpus)
         # Within a group calls keep their order, and none waits for those of another group.
-        groups = {"line": 1, "tick": 1}
-        remote = ray.remote(concurrency_groups=groups)  # type: ignore[call-overload]  # not in its stub
-        coordinator = remote(CoordinatorActor).options(
+        options = {"concurrency_groups": {"line": 1, "tick": 1}}
+        coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
             name=f"nap-stream-coordinator-{settings.kafka.group_id}",
             namespace="nap-stream",
             num_cpus=0,
@@ -358,12 +358,9 @@ class RayCluster:
         """The coordinator's view; None while it does not answer."""
         try:
             status: CoordinatorStatus = _answer(self._coordinator.status.remote(), ANSWER_S)
-        except NapStreamError as error:
-            if not error.retriable:
+        except (NapStreamError, RayError) as error:
+            if isinstance(error, NapStreamError) and not error.retriable:
                 raise
-            structlog.get_logger().warning("coordinator_silent", cause=str(error))
-            return None
-        except RayError as error:
             structlog.get_logger().warning("coordinator_silent", cause=_brief(error))
             return None
         return status
@@ -420,6 +417,9 @@ def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
             ray.init(address=address)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                # Else Ray keeps one in the home folder, which need not be there.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             ray.init(address="local", num_cpus=max(available_cpus(), cpus), include_dashboard=False)
     except Exception as error:  # Ray raises no narrower one where a node does not come up in time
         if address:

@@ -106,7 +106,11 @@ def scrape_target(settings: Settings) -> Iterator[Callable[[str | None], None]]:
     path, told = settings.metrics.discovery_file, ""
 
     def write(targets: Sequence[str]) -> None:
-        labels = {"monitor": settings.alerts.monitor, "topic": settings.kafka.topic}
+        # Names that no series has: they would take the place of its own.
+        labels = {
+            "nap_stream_monitor": settings.alerts.monitor,
+            "nap_stream_topic": settings.kafka.topic,
+        }
         tree = [{"targets": [target], "labels": labels} for target in targets]
         try:
             if path is not None:

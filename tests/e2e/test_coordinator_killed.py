@@ -51,7 +51,7 @@ def test_kill_9_of_the_coordinator_loses_no_row_and_every_alert_comes_once(
             assert scrape(url)["nap_stream_window_records", ()] > 0
             (group,) = json.loads((tmp_path / "targets" / "nap.json").read_bytes())
             assert group["targets"] == [urllib.parse.urlsplit(url).netloc]
-            assert group["labels"]["topic"] == monitor.kafka.topic
+            assert group["labels"]["nap_stream_topic"] == monitor.kafka.topic
         with producing(monitor, later, RATE):
             run.wait_for_line("alert_published")
             _kill_coordinator(url)

@@ -19,6 +19,8 @@ from nap_stream.monitor.actors import (
     ray_session,
 )
 from nap_stream.settings.schema import Settings
+from tests.e2e.on_ray import ray_up
+from tests.support.leftovers import short_folder
 from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
@@ -255,3 +257,18 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
         actor.run()
 
     assert [(e["event"], e["exc_info"]) for e in events] == [("worker_failed_unexpectedly", True)]
+
+
+@pytest.mark.slow
+def test_ray_starts_without_a_home_folder_and_asks_for_a_token(tmp_path: Path) -> None:
+    look = (
+        "import os; from nap_stream.monitor.actors import cluster_resources;"
+        "print(cluster_resources(None)['CPU'], len(os.environ['RAY_AUTH_TOKEN']))"
+    )
+    with short_folder() as folder:
+        environ = {"HOME": "/dev/null", "RAY_AUTH_MODE": "token", "RAY_TMPDIR": str(folder)}
+        with ray_up(["python", "-c", look], tmp_path, lambda run: bool(run.stdout), environ) as run:
+            assert run.wait() == 0, run.tail
+    cpus, token = run.stdout.split()
+    assert float(cpus) >= 1
+    assert int(token) >= 32

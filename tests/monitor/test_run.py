@@ -35,7 +35,7 @@ metrics: {{discovery_file: {target_file}}}
 def test_prometheus_is_told_where_the_coordinator_is_and_when_there_is_none(
     settings: Settings, target_file: Path
 ) -> None:
-    labels = {"monitor": settings.alerts.monitor, "topic": "images"}
+    labels = {"nap_stream_monitor": settings.alerts.monitor, "nap_stream_topic": "images"}
     with scrape_target(settings) as note:
         note(None)
         assert not target_file.exists()
