@@ -1,0 +1,104 @@
+"""Prometheus, its promtool, and Alertmanager, as they are installed."""
+
+import json
+import os
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlencode
+
+import pytest
+
+from nap_stream.demo.processes import free_port
+from tests.support.waiting import PATIENCE_S, wait_until
+
+REQUIRE = "NAP_STREAM_REQUIRE_PROMETHEUS"
+PACKAGES = "apt-get install prometheus prometheus-alertmanager"
+
+
+def program(*names: str) -> str:
+    """The first of these programs that is installed; skips with the reason where none is."""
+    for name in names:
+        if (path := shutil.which(name)) is not None:
+            return path
+    reason = f"{names[0]} is not on the path ({PACKAGES})"
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(f"{REQUIRE}=1, but {reason}")
+    pytest.skip(reason)
+
+
+def promtool(*arguments: str | Path) -> str:
+    """What promtool says; fails with it where it finds a fault."""
+    command = [program("promtool"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+@contextmanager
+def running_prometheus(folder: Path, config: Path) -> Iterator[str]:
+    """The address of a Prometheus that reads ``config``, for as long as the block runs."""
+    command = [
+        program("prometheus"),
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'prometheus'}",
+    ]
+    with _serving(command, folder / "prometheus.log") as url:
+        yield url
+
+
+@contextmanager
+def running_alertmanager(folder: Path, config: Path) -> Iterator[str]:
+    """The address of an Alertmanager that reads ``config``, for as long as the block runs."""
+    command = [
+        program("prometheus-alertmanager", "alertmanager"),
+        f"--config.file={config}",
+        f"--storage.path={folder / 'alertmanager'}",
+        "--cluster.listen-address=",
+    ]
+    with _serving(command, folder / "alertmanager.log") as url:
+        yield url
+
+
+def ask(url: str, *, body: object = None, **parameters: str) -> Any:
+    """The JSON that a GET gives, or a POST where there is a body."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    query = f"?{urlencode(parameters)}" if parameters else ""
+    request = urllib.request.Request(f"{url}{query}", data, headers)
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+        return json.load(answer)
+
+
+@contextmanager
+def _serving(command: list[str], log: Path) -> Iterator[str]:
+    address = f"127.0.0.1:{free_port()}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, f"--web.listen-address={address}"], stdout=output, stderr=output
+        )
+    try:
+        url = f"http://{address}"
+        wait_until(lambda: _is_ready(process, url, log), lambda: f"{command[0]}: {log.read_text()}")
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE_S)
+        finally:
+            process.kill()
+
+
+def _is_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()
+    try:
+        with urllib.request.urlopen(f"{url}/-/ready", timeout=PATIENCE_S):
+            return True
+    except (URLError, ConnectionError):
+        return False
