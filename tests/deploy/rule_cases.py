@@ -121,13 +121,14 @@ def _firing(metric: str, severity: str) -> list[Case]:
     ]
 
 
-LOST = "gap_offsets_total"
+LOST, STARTED = "gap_offsets_total", "start_time_seconds"
 _GAP = [
     fires("in the first sample", 1, {LOST: "34x30"}),
     fires("in the first sample, and the program runs on", 13, {LOST: "34x99"}),
     fires("it grows", 100, {LOST: "34x98 35x10"}),
     fires("while nothing was scraped", 100, {LOST: "34x20 _x77 35x10"}),
     fires("a coordinator took over", 100, {LOST: "34x98 1x10"}),
+    fires("one took over and lost as much", 100, {LOST: "34x200", STARTED: "0x95 5700x10"}),
     quiet("none", 100, {LOST: "0x200"}),
     quiet("long ago", 40, {LOST: "0x14 34x200"}),
     quiet("long ago, in the first sample", 20, {LOST: "34x200"}),
@@ -333,6 +334,10 @@ CASES: dict[str, list[Case]] = {
         fires("four within half an hour", 60, {"worker_restarts_total": "9x40 10 11 12 13x60"}),
         quiet("twice", 60, {"worker_restarts_total": "0x40 1 2x60"}),
         quiet("long ago", 60, {"worker_restarts_total": "4x90"}),
+    ],
+    "NapStreamCoordinatorRestarting": [
+        fires("three times", 60, {STARTED: "0x20 1200x9 1800x9 2400x90"}),
+        quiet("twice", 60, {STARTED: "0x20 1200x9 1800x90"}),
     ],
     "NapStreamLag": [
         fires("it stays", 60, {LAG: "500000x90"}),
