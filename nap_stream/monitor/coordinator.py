@@ -429,7 +429,9 @@ class Coordinator:
         self._decide(update)
 
     def _decide(self, update: DriftUpdate) -> None:
-        """Tell what the monitor decided, with the next `_send`. Under the lock."""
+        """Tell what the monitor decided, with the next `_send`; count gaps. Under the lock."""
+        for gap in (summary for summary in update.accepted if summary.gap is not None):
+            self._count_gap(gap.base_offset, gap.end_offset)
         alerts: Sequence[DriftAlert | UnscoredAlert] = update.decided
         if self._past is not None:
             told = self._past.take(alerts, self._monitor.judged_until_ms)
@@ -470,8 +472,6 @@ class Coordinator:
         for status, rows in summary.rows_by_status.items():
             self._rows[status] += rows
             self.metrics.records.labels(status.value).inc(rows)
-        if summary.gap is not None:
-            self._count_gap(summary.base_offset, summary.end_offset)
 
     def _count_gap(self, start: int, end: int) -> None:
         self.metrics.gaps.inc()

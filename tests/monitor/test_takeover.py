@@ -217,6 +217,19 @@ def test_the_story_has_every_kind_of_alert() -> None:
     assert len(set(expected())) == len(alerts)
 
 
+def test_a_gap_that_was_declared_while_nobody_coordinated_is_counted() -> None:
+    site = Site()
+    for each in CHAINS[0][:-1]:
+        site.publish(each, is_told=True)
+    site.tick()
+    site.drop()
+    site.log.durable.append(GAP)
+    assert site.running().metrics.registry.get_sample_value("nap_stream_gap_offsets_total") == 50
+    site.tick()
+    assert [alert.state for alert in site.sink.alerts if alert.state == "gap"] == ["gap"]
+    site.drop()
+
+
 @st.composite
 def lives(draw: st.DrawFn) -> dict[str, Any]:
     """In which order what happens, and where coordinators die."""
