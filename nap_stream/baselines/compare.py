@@ -14,10 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nap_stream.baselines.counting import count_blocks
-from nap_stream.baselines.stretch import Stretch, StretchQuery
+from nap_stream.baselines.spool import RecordSpool
+from nap_stream.baselines.stretch import Stretch, StretchQuery, read_stretch
 from nap_stream.calibration.calibration import Calibration
+from nap_stream.clock import Progress
 from nap_stream.core.blocks import Blocks, Effect, effect
 from nap_stream.errors import ConfigError
+from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.drift import KeySettings
 
 
@@ -89,6 +92,28 @@ def blocks_like(calibration: Calibration, stretch: Stretch) -> Blocks:
         return judged.ood_p_value, judged.is_ood
 
     return count_blocks(stretch, judge, baseline.block_ms, baseline.pane_ms)
+
+
+def compare_stretch(
+    store: SegmentStore,
+    query: StretchQuery,
+    calibration: Calibration,
+    advance: Progress,
+    *,
+    by_month: bool,
+) -> list[Comparison]:
+    """Read a stretch, as `query_like` asks for it, and compare it with the baseline.
+
+    Raises:
+        ConfigError, CalibrationError, LogRootError, ScoredLogError: As
+            `nap_stream.baselines.stretch.read_stretch`.
+    """
+    baseline = calibration.facts.baseline
+    assert baseline is not None
+    with RecordSpool() as spool:
+        stretch = read_stretch(store, query, calibration, spool, advance)
+        later = blocks_like(calibration, stretch)
+    return list(compare(baseline.blocks, later, by_month=by_month))
 
 
 def compare(baseline: Blocks, later: Blocks, *, by_month: bool) -> Iterator[Comparison]:

@@ -359,8 +359,7 @@ def compare(
       nap-stream compare --config monitor.yaml --since 7d --by key
       nap-stream compare --calibration calibration-2/ --log scored-log --by month
     """
-    from nap_stream.baselines.compare import blocks_like, query_like
-    from nap_stream.baselines.compare import compare as compared
+    from nap_stream.baselines.compare import compare_stretch, query_like
 
     store, found, settings = _sources(config, log, calibration)
     since_ms, until_ms = span_ms(since, until, SystemClock())
@@ -373,18 +372,10 @@ def compare(
         first_ms if since_ms is None else since_ms,
         last_ms if until_ms is None else until_ms,
     )
-    baseline_blocks = found.facts.baseline
-    assert baseline_blocks is not None
-    with (
-        progress_bars() as new_bar,
-        _read(store, query, found, new_bar) as stretch,
-    ):
-        later = blocks_like(found, stretch)
-    rows = [
-        each
-        for each in compared(baseline_blocks.blocks, later, by_month=by == "month")
-        if by == "key" or not each.key
-    ]
+    with progress_bars() as new_bar:
+        advance = new_bar("reading the log", "records")
+        compared = compare_stretch(store, query, found, advance, by_month=by == "month")
+    rows = [each for each in compared if by == "key" or not each.key]
     if as_json:
         document = [each.document() for each in rows]
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))

@@ -31,6 +31,7 @@ from nap_stream.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nap_stream.calibration.calibration import Calibration
     from nap_stream.report.gather import Stated
     from nap_stream.settings.schema import Settings
 
@@ -52,7 +53,10 @@ def report(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", "-c", help="The monitor's YAML file, for the bound of a log without events."
+            "--config",
+            "-c",
+            help="The monitor's YAML file: for the bound of a log without events, and to compare "
+            "each month with the baseline of its calibration, if that has one.",
         ),
     ] = None,
     calibration: Annotated[
@@ -119,6 +123,7 @@ def report(
     browser = _browser() if pdf else None
     store = log_store(None if log else config, log)
     settings = None if config is None else load_settings(config)
+    judged_by = _judged_by(settings, calibration)
     since_ms, until_ms = span_ms(since, until, clock)
     compared = span_ms(compare_since, compare_until, clock)
     asked = Asked(
@@ -127,7 +132,8 @@ def report(
         until_ms=until_ms,
         compared=None if compared == (None, None) else compared,
         model=compare_model,
-        stated=_stated(settings, calibration),
+        stated=None if judged_by is None else _stated(settings, judged_by),
+        calibration=judged_by,
         verified=verify,
         deep=deep,
     )
@@ -167,20 +173,25 @@ def _require_one(options: "Mapping[str, tuple[object, object]]") -> None:
             raise ConfigError(f"expected one of {names}, not both")
 
 
-def _stated(settings: "Settings | None", calibration: Path | None) -> "Stated | None":
-    """What a configuration promises; nothing where neither is given."""
-    from nap_stream.report.gather import Stated
-    from nap_stream.settings.drift import DriftSettings
-
-    folder = calibration if settings is None else settings.calibration
+def _judged_by(settings: "Settings | None", folder: Path | None) -> "Calibration | None":
+    """The calibration that is named; nothing where none is."""
+    folder = folder if settings is None else settings.calibration
     if folder is None:
         return None
     from nap_stream.calibration.artifact import load_calibration
+
+    return load_calibration(folder)
+
+
+def _stated(settings: "Settings | None", calibration: "Calibration") -> "Stated":
+    """What a configuration, or the default settings, promise with a calibration."""
     from nap_stream.core.detection import window_bound
     from nap_stream.drift.detectors import detection_plan
+    from nap_stream.report.gather import Stated
+    from nap_stream.settings.drift import DriftSettings
 
     drift = DriftSettings() if settings is None else settings.drift
-    plan = detection_plan(drift, load_calibration(folder).facts)
+    plan = detection_plan(drift, calibration.facts)
     return Stated(
         window_bound(plan), plan.run_length, None if drift.keys is None else drift.keys.by
     )

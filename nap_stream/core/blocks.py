@@ -17,6 +17,7 @@ dependent, so that the mean of many is no surer, and a higher frame rate makes n
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,30 +231,103 @@ def effect(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float
     Raises:
         ValueError: One of them has no block of the key.
     """
+    blocks = len(baseline.of(key)), len(later.of(key))
+    first, second = _in_units(baseline, later, key)
+    old, new = (_ratio(part.flagged, part.records) for part in (first, second))
+    half = _half_width(old, new, confidence)
+    difference = new.value - old.value
+    new_less, new_more = _unseen(new.value, blocks[1], confidence)
+    old_less, old_more = _unseen(old.value, blocks[0], confidence)
+    low, high = difference - half - new_less - old_more, difference + half + new_more + old_less
+    units = second.block_ms, len(second), len(first)
+    return Effect(new.value, old.value, difference, low, high, confidence, *units)
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """How much more anomalous the records of one stretch are than those of another.
+
+    ``probability`` is that a record of the later stretch has the smaller p-value of two, one of
+    each, half of it where both are in the same bin: 0.5 without a change. ``low`` and ``high`` are
+    its confidence interval, 0 and 1 where one of the stretches has a single unit. Units are as in
+    `Effect`.
+    """
+
+    probability: float
+    low: float
+    high: float
+    confidence: float
+    unit_ms: int
+    units: int
+    baseline_units: int
+
+
+def shift(baseline: Blocks, later: Blocks, key: str = NO_KEY, confidence: float = 0.95) -> Shift:
+    """Compare the p-values of a key, or of the stream, in two stretches, by their bins.
+
+    It is the area under a ROC curve, whose error comes from the spread over units of where the
+    records of one stretch stand among those of the other (Obuchowski, "Nonparametric analysis of
+    clustered ROC curve data", Biometrics 1997); the interval is Welch's. Where all stand at one
+    side, it is wider as that of `effect` is.
+
+    Raises:
+        ValueError: One of them has no block of the key.
+    """
+    blocks = len(baseline.of(key)), len(later.of(key))
+    first, second = _in_units(baseline, later, key)
+    new = _ratio(second.bins @ (1 - _placed(first.bins)), second.records)
+    old = _ratio(first.bins @ _placed(second.bins), first.records)
+    half = _half_width(old, new, confidence)
+    less, more = _unseen(new.value, min(blocks), confidence)
+    low, high = max(0.0, new.value - half - less), min(1.0, new.value + half + more)
+    units = second.block_ms, len(second), len(first)
+    return Shift(new.value, low, high, confidence, *units)
+
+
+def _placed(bins: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The share of records in lower bins than each, and half of those in it, (BIN_COUNT,)."""
+    counts = bins.sum(axis=0)
+    shares: NDArray[np.float64] = (np.cumsum(counts) - counts / 2) / counts.sum()
+    return shares
+
+
+def _in_units(baseline: Blocks, later: Blocks, key: str) -> tuple[Blocks, Blocks]:
+    """The blocks of a key: days where both stretches have `MIN_DAYS` of them."""
     first, second = baseline.of(key), later.of(key)
     if not len(first) or not len(second):
         raise ValueError(f"there are no blocks of {key!r} in one of the stretches")
     days = [len(np.unique(part.start_ms // DAY_MS)) for part in (first, second)]
-    blocks = len(first), len(second)
     divides = all(DAY_MS % part.block_ms == 0 for part in (first, second))
     if min(days) >= MIN_DAYS and divides:
-        first, second = coarser(first, DAY_MS), coarser(second, DAY_MS)
-    (old, old_error), (new, new_error) = _share(first), _share(second)
-    sizes = np.array([len(first), len(second)])
-    errors = np.array([old_error, new_error])
+        return coarser(first, DAY_MS), coarser(second, DAY_MS)
+    return first, second
+
+
+class _Ratio(NamedTuple):
+    """A ratio over so many units, and the variance of its error."""
+
+    value: float
+    variance: float
+    units: int
+
+
+def _ratio(sums: NDArray[Any], records: NDArray[np.int64]) -> _Ratio:
+    count, size = int(records.sum()), len(records)
+    value = float(sums.sum()) / count
+    residuals = (sums - value * records) / (count / size)
+    return _Ratio(value, float((residuals**2).sum()) / max(1, size - 1) / size, size)
+
+
+def _half_width(one: _Ratio, other: _Ratio, confidence: float) -> float:
+    """Half of Welch's interval for the difference of two ratios."""
+    errors, sizes = np.array([one.variance, other.variance]), np.array([one.units, other.units])
     total = float(errors.sum())
-    half = 0.0
     if sizes.min() < 2:  # noqa: PLR2004  a spread needs two
-        half = float("inf")
-    elif total > 0:
-        freedom = total**2 / float((errors**2 / (sizes - 1)).sum())
-        half = float(stdtrit(freedom, (1 + confidence) / 2)) * total**0.5
-    difference = new - old
-    new_less, new_more = _unseen(new, blocks[1], confidence)
-    old_less, old_more = _unseen(old, blocks[0], confidence)
-    low, high = difference - half - new_less - old_more, difference + half + new_more + old_less
-    units = second.block_ms, len(second), len(first)
-    return Effect(new, old, difference, low, high, confidence, *units)
+        return float("inf")
+    if total <= 0:
+        return 0.0
+    freedom = total**2 / float((errors**2 / (sizes - 1)).sum())
+    return float(stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(total)
 
 
 def _unseen(share: float, blocks: int, confidence: float) -> tuple[float, float]:
@@ -262,9 +336,15 @@ def _unseen(share: float, blocks: int, confidence: float) -> tuple[float, float]
     return (most if share >= 1 else 0.0), (most if share <= 0 else 0.0)
 
 
-def _share(blocks: Blocks) -> tuple[float, float]:
-    """The OOD fraction of blocks, and the variance of its error."""
-    records, size = int(blocks.records.sum()), len(blocks)
-    share = int(blocks.flagged.sum()) / records
-    residuals = (blocks.flagged - share * blocks.records) / (records / size)
-    return share, float((residuals**2).sum()) / max(1, size - 1) / size
+def stream_blocks(
+    start_ms: NDArray[np.int64],
+    records: NDArray[np.int64],
+    flagged: NDArray[np.int64],
+    block_ms: int,
+    bins: NDArray[np.int64] | None = None,
+) -> Blocks:
+    """Blocks of the stream alone, in order; without ``bins`` an `effect` alone can be asked for."""
+    if bins is None:
+        bins = np.zeros((len(start_ms), BIN_COUNT), dtype=np.int64)
+    key = np.zeros(len(start_ms), dtype=np.int64)
+    return Blocks(key, start_ms, records, flagged, bins, (NO_KEY,), block_ms)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nap_stream.core.blocks import Blocks, coarser, effect
+from nap_stream.core.blocks import Blocks, coarser, effect, stream_blocks
 from nap_stream.core.panes import NO_KEY, ClosedPane
-from nap_stream.core.tails import BIN_COUNT
 from nap_stream.drift.records import MonthlyEffect
 
 LEAST_BLOCKS = 10
@@ -98,24 +97,12 @@ class MonthlyShares:
 
     def _of_month(self) -> Blocks:
         table = np.array(self._blocks, dtype=np.int64)
-        return _stream_blocks(table[:, 0], table[:, 1], table[:, 2], self._block_ms)
+        return stream_blocks(table[:, 0], table[:, 1], table[:, 2], self._block_ms)
 
 
 def _stream_alone(blocks: Blocks) -> Blocks:
     own = blocks.of(NO_KEY)
-    return _stream_blocks(own.start_ms, own.records, own.flagged, own.block_ms)
-
-
-def _stream_blocks(
-    start_ms: NDArray[np.int64],
-    records: NDArray[np.int64],
-    flagged: NDArray[np.int64],
-    block_ms: int,
-) -> Blocks:
-    """Blocks of the stream without their p-values, of which an effect knows nothing."""
-    bins = np.zeros((len(start_ms), BIN_COUNT), dtype=np.int64)
-    key = np.zeros(len(start_ms), dtype=np.int64)
-    return Blocks(key, start_ms, records, flagged, bins, (NO_KEY,), block_ms)
+    return stream_blocks(own.start_ms, own.records, own.flagged, own.block_ms)
 
 
 def _month_of(time_ms: int) -> int:

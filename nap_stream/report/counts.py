@@ -6,7 +6,7 @@ be read. Memory grows with what is told apart, not with rows.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nap_stream.core.panes import key_text
+from nap_stream.core.tails import EDGES
 from nap_stream.errors import ChainBrokenError
 from nap_stream.report.history import Run, Span
 from nap_stream.scored_log.engine import Engine, chunks
@@ -40,10 +41,16 @@ _SETS: dict[str, tuple[str, ...]] = {
     "judged": ("topic", "model", "calibration"),
     "lags": ("lag",),
     "delays": ("delay",),
+    "units": ("unit", "bin"),
 }
+_COMPARED = {
+    "key_units": ("key", "unit"),
+    "class_units": ("class_name", "unit"),
+}
+"""What is counted too where stretches of time are to be compared."""
 _COLUMNS = (
     *("topic", "time", "scored_time", "status", "key", "class_name"),
-    *("model", "calibration", "lag", "delay"),
+    *("model", "calibration", "lag", "delay", "unit", "bin"),
 )
 _COUNTS = {"rows": "sum", "scored": "sum", "ood": "sum", "first": "min", "last": "max"}
 _LONGEST_DIGITS = 16
@@ -97,6 +104,10 @@ class Tally:
     `nap_stream.core.panes.key_text` gives them; None where there are more than `MAX_KEYS`.
     ``lags`` counts rows by milliseconds from event time to scored time, ``delays`` from reading to
     scored time, rounded up to three digits; -1 stands for all that are negative.
+
+    Where stretches are to be compared, ``units`` are by start of a unit of ``unit_ms`` and bin of
+    p-value (`nap_stream.core.tails`), None for rows without one; ``key_units`` by key and
+    ``class_units`` by class, then start. Else all are empty.
     """
 
     width_ms: int
@@ -108,6 +119,10 @@ class Tally:
     judged: Mapping[tuple[str, str, str], Count]
     lags: Mapping[int, int]
     delays: Mapping[int, int]
+    unit_ms: int | None = None
+    units: Mapping[tuple[int, int | None], Count] = field(default_factory=dict)
+    key_units: Mapping[tuple[str, int], Count] = field(default_factory=dict)
+    class_units: Mapping[tuple[str, int], Count] = field(default_factory=dict)
 
     @cached_property
     def all(self) -> Count:
@@ -142,11 +157,12 @@ def tally(
     width_ms: int,
     key_by: str,
     unread: list[ChainBrokenError],
+    unit_ms: int | None = None,
 ) -> Tally:
     """Count the rows of some files that pass a query.
 
     ``key_by`` is as in `nap_stream.settings.drift.KeySettings`. ``unread`` takes the errors of
-    files that cannot be read.
+    files that cannot be read. ``unit_ms`` is given where stretches are to be compared.
 
     Raises:
         ScoredLogError: The store cannot be read, or the memory does not suffice.
@@ -156,16 +172,20 @@ def tally(
     with Engine(store, unread) as engine, Engine(store, []) as looking:
         for chunk in chunks(files):
             told_apart = told_apart and _few_keys(looking, chunk, query, key_by)
-            sql, values = _question(query, width_ms, key_by if told_apart else None)
+            sql, values = _question(query, width_ms, key_by if told_apart else None, unit_ms)
             for _, found in engine.answers(chunk, sql, values):
                 merged = _merged(found if merged is None else pa.concat_tables([merged, found]))
             if merged is not None and _part(merged, "keys").num_rows > MAX_KEYS:
                 told_apart = False
-    counts = {name: {} if merged is None else _counts(merged, name) for name in _SETS}
+    counts = {name: {} if merged is None else _counts(merged, name) for name in _SETS | _COMPARED}
     keys: dict[str, Count] = {}
     for (key,), count in counts["keys"].items():
         text = key_text(key)
         keys[text] = keys.get(text, Count()) + count
+    key_units: dict[tuple[str, int], Count] = {}
+    for (key, start), count in counts["key_units"].items():
+        unit = key_text(key), start
+        key_units[unit] = key_units.get(unit, Count()) + count
     single = {name: _singles(counts[name]) for name, columns in _SETS.items() if len(columns) == 1}
     return Tally(
         width_ms=width_ms,
@@ -177,6 +197,10 @@ def tally(
         judged=counts["judged"],
         lags={value: count.rows for value, count in single["lags"].items()},
         delays={value: count.rows for value, count in single["delays"].items()},
+        unit_ms=unit_ms,
+        units={} if unit_ms is None else counts["units"],
+        key_units=key_units if told_apart else {},
+        class_units={each: n for each, n in counts["class_units"].items() if each[0] is not None},
     )
 
 
@@ -271,7 +295,9 @@ def _key(key_by: str | None) -> tuple[str, list[str]]:
     return "[h.value for h in headers if h.name = ?][-1]", [storable_text(key_by.partition(":")[2])]
 
 
-def _question(query: Query, width_ms: int, key_by: str | None) -> tuple[str, list[Any]]:
+def _question(
+    query: Query, width_ms: int, key_by: str | None, unit_ms: int | None
+) -> tuple[str, list[Any]]:
     event, read, scored = (f"epoch_ms({name}_time)" for name in ("event", "ingest", "scored"))
     key, header = _key(key_by)
     values = {
@@ -285,10 +311,13 @@ def _question(query: Query, width_ms: int, key_by: str | None) -> tuple[str, lis
         "calibration": "calibration_fingerprint",
         "lag": _rounded(f"({scored} - {event})"),
         "delay": _rounded(f"({scored} - {read})"),
+        "unit": "0" if unit_ms is None else _start(event, unit_ms),
+        "bin": "NULL::INTEGER" if unit_ms is None else _bin("ood_p_value"),
     }
     assert tuple(values) == _COLUMNS
     where, parameters = condition(query)
-    grouped = ", ".join(f"({', '.join(names)})" for names in _SETS.values())
+    sets = _SETS if unit_ms is None else _SETS | _COMPARED
+    grouped = ", ".join(f"({', '.join(names)})" for names in sets.values())
     sql = (
         f"SELECT grouping_id({', '.join(_COLUMNS)}) AS part, {', '.join(_COLUMNS)}, "
         "count(*) AS rows, count(is_ood) AS scored, count(*) FILTER (is_ood) AS ood, "
@@ -303,12 +332,20 @@ def _question(query: Query, width_ms: int, key_by: str | None) -> tuple[str, lis
 def _number(name: str) -> int:
     """How DuckDB's ``grouping_id`` names a set: a bit for each column that is not in it."""
     return sum(
-        1 << place for place, column in enumerate(reversed(_COLUMNS)) if column not in _SETS[name]
+        1 << place
+        for place, column in enumerate(reversed(_COLUMNS))
+        if column not in (_SETS | _COMPARED)[name]
     )
 
 
 def _start(time: str, width_ms: int) -> str:
     return f"{time} - (({time} % {width_ms}) + {width_ms}) % {width_ms}"
+
+
+def _bin(p_value: str) -> str:
+    """The number of a p-value's bin, as `nap_stream.core.tails.bins_of` gives it."""
+    steps = " ".join(f"WHEN {p_value} <= {edge} THEN {place}" for place, edge in enumerate(EDGES))
+    return f"CASE WHEN {p_value} IS NULL THEN NULL {steps} ELSE {len(EDGES)} END"
 
 
 def _rounded(time: str) -> str:
@@ -333,10 +370,10 @@ def _part(counts: pa.Table, name: str) -> pa.Table:
 
 
 def _counts(counts: pa.Table, name: str) -> dict[Any, Count]:
-    columns = (*_SETS[name], *_COUNTS)
-    values = _part(counts, name).select(columns).to_pydict()
-    width = len(_SETS[name])
-    rows = zip(*(values[column] for column in columns), strict=True)
+    names = (_SETS | _COMPARED)[name]
+    values = _part(counts, name).select((*names, *_COUNTS)).to_pydict()
+    width = len(names)
+    rows = zip(*values.values(), strict=True)
     return {tuple(row[:width]): Count(*row[width:]) for row in rows}
 
 

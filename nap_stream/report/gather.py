@@ -5,7 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from nap_stream.baselines import compare
+from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Progress
+from nap_stream.core.blocks import MIN_DAYS
 from nap_stream.core.panes import key_text
 from nap_stream.errors import ChainBrokenError, ConfigError, NapStreamError
 from nap_stream.report.counts import (
@@ -21,6 +24,7 @@ from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
 from nap_stream.scored_log.query import (
+    DAY_MS,
     HOUR_MS,
     Query,
     listed,
@@ -55,8 +59,9 @@ class Asked:
 
     Of ``topic``, or of all; of event times ``[since_ms, until_ms)``, milliseconds since the epoch.
     Beside it, where given, of another stretch of time, ``compared``; or of what the model whose
-    fingerprint begins with ``model`` has scored, against the others. ``deep`` is to verify every
-    value too, not footers alone. ``images`` are the most anomalous ones, so many of them.
+    fingerprint begins with ``model`` has scored, against the others. Where ``calibration`` has a
+    baseline, each month is compared with that. ``deep`` is to verify every value too, not footers
+    alone. ``images`` are the most anomalous ones, so many of them.
     """
 
     topic: str | None = None
@@ -65,6 +70,7 @@ class Asked:
     compared: tuple[int | None, int | None] | None = None
     model: str | None = None
     stated: Stated | None = None
+    calibration: Calibration | None = None
     verified: bool = True
     deep: bool = False
     images: int = 12
@@ -88,7 +94,8 @@ class Figures:
     with what a period begins that was not asked for. ``verified`` and ``anchors`` are null where
     that was not asked for. ``unread`` are the files whose rows are missing, and why. ``anomalous``
     are rows by the log's columns, the smallest p-value first, with ``event_ms``, the key as text,
-    and ``picture``, the address of a small one; empty where ``no_picture`` says why.
+    and ``picture``, the address of a small one; empty where ``no_picture`` says why. ``months``
+    are of the stream, beside the baseline, where one was given; ``no_months`` says why not.
     """
 
     asked: Asked
@@ -109,6 +116,8 @@ class Figures:
     unread: tuple[str, ...]
     anomalous: tuple[dict[str, Any], ...]
     comparison: Comparison | None
+    months: tuple[compare.Comparison, ...] = ()
+    no_months: str = ""
 
     @cached_property
     def judged(self) -> list[tuple[tuple[str, str, str], Count]]:
@@ -152,28 +161,42 @@ def gather(
     width_ms = min(chart_width_ms(until_ms - since_ms), HOUR_MS)
     key_by = (asked.stated and asked.stated.key_by) or told.key_by
 
-    def counted(wanted: Query, own: Sequence[LogFile]) -> Tally:
-        return tally(store, own, wanted, width_ms=width_ms, key_by=key_by, unread=unread)
+    def counted(wanted: Query, own: Sequence[LogFile], unit_ms: int | None = None) -> Tally:
+        return tally(
+            *(store, own, wanted),
+            width_ms=width_ms,
+            key_by=key_by,
+            unread=unread,
+            unit_ms=unit_ms,
+        )
 
-    found = counted(query, files)
+    beside = beside_files = unit_ms = None
+    if asked.compared is not None:
+        beside = replace(query, since_ms=asked.compared[0], until_ms=asked.compared[1])
+        beside_files = _reaching(every, beside)
+        unit_ms = _unit_ms([_shared(beside, _held(beside_files)), (since_ms, until_ms)], width_ms)
+    found = counted(query, files, unit_ms)
     own = told.within(since_ms, until_ms)
     telling = _telling_of_runs(every, files, until_ms)
     runs = worked(store, telling, own.runs, (since_ms, until_ms), unread)
     rows = most_anomalous(store, query, asked.images, unread=unread).to_pylist()
     comparison = None
-    if asked.compared is not None:
-        query = replace(query, since_ms=asked.compared[0], until_ms=asked.compared[1])
-        other = counted(query, _reaching(every, query))
+    if beside is not None and beside_files is not None and asked.compared is not None:
+        other = counted(beside, beside_files, unit_ms)
         ends = (rfc3339(e)[:16].replace("T", " ") if e is not None else "…" for e in asked.compared)
         names = (" to ".join(ends), "This period")
-        first_ms, last_ms = (query.since_ms or EARLIEST_MS, query.until_ms or LATEST_MS)
-        shared = (max(first_ms, since_ms), min(last_ms, until_ms))
-        comparison = Comparison(names, other, found, shared if shared[0] < shared[1] else None)
+        shared = _shared(beside, (since_ms, until_ms))
+        comparison = Comparison(names, other, found, shared)
     elif asked.model is not None:
         model, rest = _models(found, asked.model)
-        first, second = (counted(replace(query, models=each), files) for each in (rest, model))
+        spans = [_judged_by(found, each) for each in (rest, model)]
+        unit_ms = _unit_ms(spans, width_ms)
+        first, second = (
+            counted(replace(query, models=each), files, unit_ms) for each in (rest, model)
+        )
         names = (in_short([each[:12] for each in rest]), model[0][:12])
         comparison = Comparison(names, first, second)
+    months, no_months = _months(store, asked, (since_ms, until_ms))
     verified = anchors = None
     if asked.verified:
         verified = verify(
@@ -202,7 +225,45 @@ def gather(
         unread=tuple(dict.fromkeys(f"{error.where}: {error.problem}" for error in unread)),
         anomalous=tuple(_anomalous(row, pictures, key_by, own.erasures) for row in rows),
         comparison=comparison,
+        months=months,
+        no_months=no_months,
     )
+
+
+def _months(
+    store: SegmentStore, asked: Asked, period: Span
+) -> tuple[tuple[compare.Comparison, ...], str]:
+    """The stream beside the baseline by month, or why not."""
+    if asked.calibration is None or asked.calibration.document.baseline is None:
+        return (), ""
+    try:
+        query = compare.query_like(asked.calibration, asked.topic, *period)
+        found = compare.compare_stretch(
+            store, query, asked.calibration, lambda _, __: None, by_month=True
+        )
+    except NapStreamError as error:
+        return (), str(error)
+    return tuple(each for each in found if not each.key), ""
+
+
+def _unit_ms(spans: Sequence[Span | None], width_ms: int) -> int:
+    """What two stretches are compared by: days or hours, where both can have enough of them."""
+    least = min(0 if span is None else span[1] - span[0] for span in spans)
+    return next((unit for unit in (DAY_MS, HOUR_MS) if least >= MIN_DAYS * unit), width_ms)
+
+
+def _shared(query: Query, span: Span | None) -> Span | None:
+    """What of a span is in the time that a query asks for."""
+    if span is None:
+        return None
+    first_ms, last_ms = (query.since_ms or EARLIEST_MS, query.until_ms or LATEST_MS)
+    found = (max(first_ms, span[0]), min(last_ms, span[1]))
+    return found if found[0] < found[1] else None
+
+
+def _judged_by(found: Tally, models: Sequence[str]) -> Span:
+    counts = [count for (_, model, _), count in found.judged.items() if model in models]
+    return min(count.first_ms for count in counts), max(count.last_ms for count in counts) + 1
 
 
 def _held(files: Sequence[LogFile]) -> Span | None:

@@ -6,9 +6,7 @@ name can end a line or turn the direction of what follows it.
 
 import base64
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from nap_stream.report.charts import Axis, Chart, coarser, ood_chart
+from nap_stream.report.comparison import months_of, tables_of, unit_of
 from nap_stream.report.counts import MAX_KEYS, Count, chart_width_ms, quantile
 from nap_stream.report.gather import Figures
 from nap_stream.report.history import Episode, Span, outside, without_monitor
@@ -125,7 +124,9 @@ def _values(f: Figures) -> dict[str, Any]:
         "promise": promises,
         "keys": _by_low_end(f.tally.keys or {}),
         "classes": _by_low_end(f.tally.classes),
-        "comparison": _comparison(f),
+        "comparison": tables_of(f),
+        "unit": unit_of(f) if f.comparison else "",
+        "months": months_of(f),
     }
 
 
@@ -191,76 +192,3 @@ def _by_low_end(counts: Mapping[str, Count]) -> list[tuple[str, Count]]:
     return sorted(
         counts.items(), key=lambda each: (not each[1].scored, -each[1].interval[0], each[0])
     )
-
-
-def _comparison(f: Figures) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """Tables of a comparison: their captions, and rows of name, both shares, and difference."""
-    if f.comparison is None:
-        return []
-    first, second = f.comparison.first, f.comparison.second
-    slow = [quantile(tally.delays, 0.99) for tally in (first, second)]
-    unscored = [Count(t.all.rows, t.all.rows, t.all.rows - t.all.scored) for t in (first, second)]
-    whole = [
-        ("Images", number(first.all.rows), number(second.all.rows), "", ""),
-        ("Flagged, of scored images", *_difference(first.all, second.all)),
-        ("Without scores, of all", *_difference(*unscored)),
-        ("Reading to score, p99", *("none" if s is None else lasting(s) for s in slow), "", ""),
-    ]
-    tables = [("In all", whole)]
-    by_key = f"Flagged by {f.key_by}"
-    for caption, one, other in (
-        (by_key, first.keys or {}, second.keys or {}),
-        ("Flagged by predicted class", first.classes, second.classes),
-    ):
-        if caption == by_key and (first.keys is None or second.keys is None):
-            tables.append((f"{caption}: more than {number(MAX_KEYS)} keys, not told apart", []))
-            continue
-        names = {
-            name for name in one.keys() & other.keys() if one[name].scored * other[name].scored
-        }
-        alone = (one.keys() | other.keys()) - names
-        tables.append((caption, _differences(one, other, names)))
-        tables.append(
-            (f"{caption}, with scores on one side at most", _differences(one, other, alone))
-        )
-    return tables
-
-
-def _differences(
-    first: Mapping[str, Count], second: Mapping[str, Count], names: AbstractSet[str]
-) -> list[tuple[str, ...]]:
-    """The surest differences first: those whose interval lies furthest from 0."""
-
-    def order(name: str) -> tuple[float, float, str]:
-        a, b = first.get(name, Count()), second.get(name, Count())
-        low, high = _newcombe(a, b)
-        return -max(low, -high), -(a.rows + b.rows), name
-
-    return [
-        (name, *_difference(first.get(name, Count()), second.get(name, Count())))
-        for name in sorted(names, key=order)
-    ]
-
-
-def _difference(a: Count, b: Count) -> tuple[str, ...]:
-    """Both shares, their difference, and Newcombe's interval of 95 % for it."""
-    shares = [percent(c.share) if c.scored else _missing(c) for c in (a, b)]
-    if not a.scored or not b.scored:
-        return *shares, "", ""
-    low, high = _newcombe(a, b)
-    ends = f"{100 * low:+.3g} to {100 * high:+.3g}"
-    return *shares, f"{100 * (b.share - a.share):+.3g} points", ends
-
-
-def _missing(count: Count) -> str:
-    return "no scores" if count.rows else "no images"
-
-
-def _newcombe(a: Count, b: Count) -> tuple[float, float]:
-    """Both ends of the interval; of all that can be where one of them has no scores."""
-    if not a.scored or not b.scored:
-        return -1.0, 1.0
-    (low_a, high_a), (low_b, high_b) = a.interval, b.interval
-    change = b.share - a.share
-    low = change - math.hypot(b.share - low_b, high_a - a.share)
-    return low, change + math.hypot(high_b - b.share, a.share - low_a)

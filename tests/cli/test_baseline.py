@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,20 @@ def test_a_baseline_is_made_shown_taken_up_and_compared_with(nap: Call, tmp_path
     assert "95 % interval" in table.out
     whole = nap("compare", "--calibration", out, "--config", "monitor.yaml")
     assert "the stream" in whole.out
+
+    page = tmp_path / "report.html"
+    given = ("--out", page, "--no-verify", "--calibration", out)
+    assert nap("report", "--log", log, *given).exit_code == 0
+    text = re.sub("<[^>]*>", " ", page.read_text(encoding="utf-8"))
+    (found,) = json.loads(
+        nap("compare", "--calibration", out, "--log", log, "--by", "month", "--json").out
+    )
+    ends = f"{100 * found['low']:+.3g} to {100 * found['high']:+.3g}"
+    assert " ".join(text.split()).count(f"2026-02 {found['records']:,} ") == 1
+    assert f" {100 * found['difference']:+.3g} points  {ends} " in " ".join(text.split("\n"))
+    Writer(tmp_path / "other", images(300)).write(cameras(3, 1, every_ms=30_000))
+    assert nap("report", "--log", tmp_path / "other", *given).exit_code == 0
+    assert "Not compared with the baseline: " in page.read_text(encoding="utf-8")
 
 
 def test_a_baseline_can_be_made_without_a_configuration(nap: Call, tmp_path: Path) -> None:

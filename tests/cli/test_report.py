@@ -107,7 +107,7 @@ def test_a_calibration_states_what_no_run_does(nap: Call, log: Path, tmp_path: P
     bound = window_firing_limit(plan, settings.window_records) / settings.window_records
     # It is higher than any share of the chart, whose upper edge is a quarter above it.
     assert f'class="bound" d="M0.0 {100 - 100 / 1.25:.1f}H100.0"' in page
-    assert _stated(None, tmp_path / "calibration") == Stated(bound, plan.run_length)
+    assert _stated(None, calibration) == Stated(bound, plan.run_length)
     assert page.count("No picture: the image is not kept.") == 12
     assert "The log was not verified for this report." in page
 

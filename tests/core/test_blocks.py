@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
 
 from nap_stream.core.blocks import (
     Blocks,
@@ -11,9 +12,11 @@ from nap_stream.core.blocks import (
     blocks_of,
     coarser,
     effect,
+    shift,
+    stream_blocks,
 )
 from nap_stream.core.panes import NO_KEY
-from nap_stream.core.tails import BIN_COUNT
+from nap_stream.core.tails import BIN_COUNT, bins_of
 from tests.support.blocks import block_statistics
 from tests.support.closed_panes import ROWS, ScoredRow, counts_of
 
@@ -176,3 +179,70 @@ def test_a_stretch_without_a_flag_may_have_some() -> None:
     # Flags in some blocks have a spread, which speaks for them.
     mixed = effect(stretch([(10, 1), (10, 3)]), few)
     assert mixed.high > mixed.difference + 0.9
+
+
+def shares(*rows: list[int]) -> Blocks:
+    """Blocks of the stream, from the records in the first bins of each."""
+    whole = [row + [0] * (BIN_COUNT - len(row)) for row in rows]
+    counts = np.array(whole, dtype=np.int64).reshape(-1, BIN_COUNT)
+    records, times = counts.sum(axis=1), np.arange(len(rows)) * BLOCK_MS
+    return stream_blocks(times, records, counts[:, 0], BLOCK_MS, counts)
+
+
+def test_the_shift_by_hand() -> None:
+    # Three of four pairs have a smaller p-value in the later stretch, the fourth is a tie: 7/8.
+    found = shift(shares([0, 1], [0, 0, 1]), shares([1], [0, 1]))
+    assert found.probability == pytest.approx(0.875)
+    assert (found.units, found.baseline_units, found.unit_ms) == (2, 2, BLOCK_MS)
+    # Placements of the later records are 1 and 0.75, of the others 0.75 and 1.
+    half = 4.302653 * np.sqrt(2 * np.var([0.75, 1], ddof=1) / 2)
+    assert (found.low, found.high) == pytest.approx((0.875 - half, 1.0), rel=1e-6)
+
+
+def test_a_shift_of_one_unit_is_unsure_and_of_one_side_too() -> None:
+    one = shares([1, 2, 3])
+    assert (shift(one, one).probability, shift(one, one).low, shift(one, one).high) == (0.5, 0, 1)
+    least = shift(shares(*[[0, 5]] * 10), shares(*[[5]] * 10))
+    assert (least.probability, least.high) == (1, 1)
+    assert least.low == pytest.approx(1 - 2.995732 / 10)
+    with pytest.raises(ValueError, match="no blocks"):
+        shift(one, shares())
+
+
+BINNED = st.lists(
+    st.lists(st.integers(0, 9), min_size=BIN_COUNT, max_size=BIN_COUNT).filter(any),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(BINNED, BINNED)
+def test_the_shift_is_that_of_scipy_and_its_opposite(
+    first: list[list[int]], second: list[list[int]]
+) -> None:
+    values = [np.repeat(np.arange(BIN_COUNT), np.sum(part, axis=0)) for part in (first, second)]
+    found = shift(shares(*first), shares(*second))
+    pairs = len(values[0]) * len(values[1])
+    assert found.probability == pytest.approx(mannwhitneyu(values[0], values[1]).statistic / pairs)
+    back = shift(shares(*second), shares(*first))
+    assert back.probability == pytest.approx(1 - found.probability)
+    assert (back.low, back.high) == pytest.approx((1 - found.high, 1 - found.low))
+
+
+def test_the_intervals_of_dependent_days_hold_what_they_say() -> None:
+    """Days of one camera each differ: 95 % intervals of no change hold 0 and 0.5 so often."""
+    random = np.random.default_rng(5)
+    held, runs, days = np.zeros(2), 400, 10
+
+    def some_days() -> Blocks:
+        level = random.normal(0, 0.5, days)
+        p = 1 / (1 + np.exp(-(level[:, np.newaxis] + random.logistic(size=(days, 200)))))
+        counts = np.array([np.bincount(bins_of(row), minlength=BIN_COUNT) for row in p])
+        times = np.arange(days) * DAY_MS
+        return stream_blocks(times, counts.sum(axis=1), counts[:, 0], DAY_MS, counts)
+
+    for _ in range(runs):
+        first, second = some_days(), some_days()
+        share, order = effect(first, second), shift(first, second)
+        held += share.low <= 0 <= share.high, order.low <= 0.5 <= order.high
+    assert held.min() / runs > 0.92

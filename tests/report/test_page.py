@@ -19,7 +19,7 @@ from nap_stream.report.charts import Axis, coarser, ood_chart
 from nap_stream.report.counts import Count
 from nap_stream.report.gather import Asked, Comparison, Figures, Stated, gather
 from nap_stream.report.history import history
-from nap_stream.report.page import _difference, render
+from nap_stream.report.page import render
 from nap_stream.report.pictures import SIDE, kept_in
 from nap_stream.report.words import promise
 from nap_stream.scored_log.events import EventKind, append_event
@@ -271,11 +271,28 @@ def test_a_period_is_what_the_page_says_it_is() -> None:
     assert "it begins with the first run." in render(figures)
 
 
+def _two_hours(counts: dict[str, Count]) -> dict[tuple[str, int], Count]:
+    """Half of each in one hour, the rest in the next."""
+    halves = (
+        (k, c, Count(*(n // 2 for n in (c.rows, c.scored, c.ood)))) for k, c in counts.items()
+    )
+    return {
+        (key, hour * HOUR_MS): half
+        if hour
+        else Count(count.rows - half.rows, count.scored - half.scored, count.ood - half.ood)
+        for key, count, half in halves
+        for hour in (0, 1)
+    }
+
+
 def test_a_comparison_leaves_nothing_out(month: Figures) -> None:
     keys = [{f"camera-{n}": Count(100, 100, n % 3) for n in range(40)} for _ in range(2)]
     keys[0] |= {"few": Count(2, 2, 0), "sure": Count(9_000, 9_000, 90), "old": Count(5, 5, 1)}
     keys[1] |= {"few": Count(2, 2, 1), "sure": Count(9_000, 9_000, 900), "new": Count(7, 7, 2)}
-    tallies = [replace(month.tally, keys=each) for each in keys]
+    tallies = [
+        replace(month.tally, keys=each, key_units=_two_hours(each), unit_ms=HOUR_MS)
+        for each in keys
+    ]
     shared = (at("12T00:00"), at("13T00:00"))
     both = replace(
         month, comparison=Comparison(("Before", "After"), tallies[0], tallies[1], shared)
@@ -430,14 +447,6 @@ def test_the_promise_is_compared_with_what_began(month: Figures) -> None:
     nothing = "there is nothing to judge: no image was scored under a stated promise."
     assert of((0, 1_000)) == [f"{TOPIC}: {nothing}"]
     assert "no run of the period states its promise" in of()[0]
-
-
-def test_differences_are_newcombes() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table II, example (a), method 10: 56/70 and 48/80.
-    first, second = Count(80, 80, 48), Count(70, 70, 56)
-    assert _difference(first, second) == ("60 %", "80 %", "+20 points", "+5.24 to +33.4")
-    assert _difference(first, Count(3, 0, 0)) == ("60 %", "no scores", "", "")
-    assert _difference(first, Count()) == ("60 %", "no images", "", "")
 
 
 def test_a_chart_by_hand() -> None:
