@@ -41,10 +41,11 @@ from nap_stream.model.lane import open_lane
 from nap_stream.model.load import LoadedModel
 from nap_stream.pipeline.rows import MessageDecoder, RowScorer
 from nap_stream.records import Message, Status, TopicPartition
-from nap_stream.scored_log.events import EventKind, read_events
+from nap_stream.scored_log.events import EventKind, alert_id, read_events
 from nap_stream.scored_log.evidence import evidence_path, find_evidence
 from nap_stream.scored_log.files import SCAN_SCHEMA, files_of
 from nap_stream.scored_log.format import SCORE_COLUMNS, storable_text
+from nap_stream.scored_log.history import find_alert
 from nap_stream.scored_log.query import Query, require_partitions, scan
 from nap_stream.scored_log.read import bases_from
 from nap_stream.scored_log.stores import SegmentStore
@@ -70,14 +71,17 @@ def find_row(
 ) -> tuple[Row, list[Row]]:
     """Find a row by TOPIC/PARTITION/OFFSET[/INDEX]; give it and those about it, itself included.
 
+    Without a / it is an alert's id, or how it alone begins, and the row its first example.
     ``unread`` takes the errors of segments about it that cannot be read.
 
     Raises:
-        ConfigError: The address is none, or the log has no such topic, partition, offset or index;
-            it says what there is.
+        ConfigError: The address is none, or the log has no such topic, partition, offset, index or
+            alert; it says what there is. Or the alert has no example.
         LogRootError: There is no log at the root.
         ChainBrokenError: The segment cannot be read.
     """
+    if "/" not in address:
+        address = _example_of(store, address)
     parts = _ADDRESS.fullmatch(address)
     if parts is None:
         raise ConfigError("expected TOPIC/PARTITION/OFFSET[/INDEX]", repr(address))
@@ -98,6 +102,22 @@ def find_row(
             return row, _neighbours(store, query, row, unread)
     images = f"the message has {len(rows)} images, 0 to {len(rows) - 1}"
     raise ConfigError(images, address, "Name one of them")
+
+
+def _example_of(store: SegmentStore, given: str) -> str:
+    """The address of the first example of an alert; ``given`` is as `find_alert` takes it."""
+    alert = find_alert(read_events(store, defects=[]), given)
+    match alert.data.get("event"):
+        case {
+            "data": {
+                "examples": [
+                    {"partition": int(partition), "offset": int(offset), "index": int(index)},
+                    *_,
+                ]
+            }
+        }:
+            return f"{alert.topic}/{partition}/{offset}/{index}"
+    raise ConfigError("the alert names no image as an example", alert_id(alert))
 
 
 def _rows(store: SegmentStore, query: Query, unread: list[ChainBrokenError] | None) -> list[Row]:

@@ -21,6 +21,7 @@ from nap_stream.cli.options import (
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
+from nap_stream.settings.load import load_uncalibrated_settings
 from nap_stream.text import listed, printable, rfc3339
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     from nap_stream.scored_log.verify.report import (
         AnchorReport,
         BrokerReport,
+        ContentsReport,
         Head,
         VerifyReport,
     )
-    from nap_stream.settings.schema import KafkaSettings
+    from nap_stream.settings.schema import KafkaSettings, Settings
 
 
 def verify(
@@ -50,6 +52,14 @@ def verify(
         typer.Option(
             "--against-broker",
             help="Compare with the topic's and the group's offsets too; needs --config.",
+        ),
+    ] = False,
+    contents: Annotated[
+        bool,
+        typer.Option(
+            "--contents",
+            help="With --against-broker: read each message that the topic still has, and compare "
+            "the SHA-256 of its images with their rows.",
         ),
     ] = False,
     kept: Annotated[
@@ -99,6 +109,7 @@ def verify(
     Example:
       nap-stream verify --log scored-log
       nap-stream verify --config monitor.yaml --deep --against-broker --report audit.json
+      nap-stream verify --config monitor.yaml --deep --against-broker --contents
       nap-stream verify --config monitor.yaml --deep --kept last-audit.json
       nap-stream verify --log scored-log --deep --checkpoints keys.txt
     """
@@ -110,6 +121,7 @@ def verify(
 
     store = log_store(config, log)
     kafka = _kafka(config, topic) if against_broker else None
+    settings = _settings(config, kafka) if contents else None
     if report_file is not None and not report_file.parent.is_dir():
         raise ConfigError("no such folder", str(report_file.parent), "Make it for --report")
     heads = _kept_heads(kept, topic)
@@ -121,6 +133,7 @@ def verify(
     began_ms = SystemClock().now_ms()
     report, broker, anchors = _verified(
         *(store, kafka, topic, heads, signed),
+        settings=settings,
         deep=deep,
         log_id=log_id,
         with_stamps=timestamps is not None,
@@ -134,6 +147,13 @@ def verify(
     else:
         _print_verified(report, broker, heads, anchors)
     sys.exit(0 if report.clean else 1)
+
+
+def _settings(config: Path | None, kafka: "KafkaSettings | None") -> "Settings":
+    """The configuration by which messages are read."""
+    if config is None or kafka is None:
+        raise ConfigError("expected --against-broker with --contents")
+    return load_uncalibrated_settings(config).model_copy(update={"kafka": kafka})
 
 
 def _kafka(config: Path | None, topic: str | None) -> "KafkaSettings":
@@ -153,11 +173,13 @@ def _verified(
     kept: "list[Head]",
     signed: "Iterable[FoundCheckpoint] | None",
     *,
+    settings: "Settings | None",
     deep: bool,
     log_id: str | None,
     with_stamps: bool,
 ) -> tuple["VerifyReport", "BrokerReport | None", "AnchorReport | None"]:
     """The report, with the defects against the broker, an earlier report and checkpoints in it."""
+    from nap_stream.contents import compare_contents
     from nap_stream.kafka.offsets import committed_offsets, topic_offsets
     from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
     from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
@@ -179,6 +201,11 @@ def _verified(
             group_id=kafka.group_id,
             from_earliest=kafka.start == "earliest",
         )
+        if settings is not None:
+            with progress_bar("reading the topic", unit="messages") as advance:
+                compared = compare_contents(store, settings, report, offsets, advance)
+            found = (*broker.defects, *compared.defects)
+            broker = dataclasses.replace(broker, contents=compared, defects=found)
         defects += broker.defects
     anchors = None
     if signed is not None:
@@ -308,6 +335,8 @@ def _print_stamps(anchors: "AnchorReport", unstamped: "Sequence[str]") -> None:
 
 
 def _print_broker(broker: "BrokerReport") -> None:
+    if broker.contents is not None:
+        _print_contents(broker.contents)
     for found in broker.partitions:
         one = found.offsets
         committed = "nothing" if one.committed is None else one.committed
@@ -325,6 +354,17 @@ def _print_broker(broker: "BrokerReport") -> None:
                 f"broker  {one.partition}: retention has deleted the {found.gap_to_come} offsets "
                 f"from the chain's end at {found.chain_end} on: a gap is to come"
             )
+
+
+def _print_contents(found: "ContentsReport") -> None:
+    told = (
+        f"{found.messages:,} messages read, {found.images:,} images have the SHA-256 of their rows"
+    )
+    if found.gone:
+        told += f"; {found.gone:,} rows whose message the topic has no more"
+    if found.unread:
+        told += f"; {found.unread:,} images lie elsewhere and cannot be had now"
+    typer.echo(f"contents {told}")
 
 
 def compact(

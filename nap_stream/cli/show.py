@@ -45,7 +45,11 @@ PICTURE_COLUMNS = 48
 
 def show(
     address: Annotated[
-        str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET[/INDEX]", help="Which row.")
+        str,
+        typer.Argument(
+            metavar="TOPIC/PARTITION/OFFSET[/INDEX] | ALERT",
+            help="Which row; or an alert's id, or how it alone begins: the first of its examples.",
+        ),
     ],
     config: ConfigOption = None,
     log: LogOption = None,
@@ -86,6 +90,7 @@ def show(
       nap-stream show images/3/1412 --config monitor.yaml --out picture.png
       nap-stream show images/3/1412 --log scored-log --evidence evidence --calibration calibration
       nap-stream show images/3/1412 --config monitor.yaml --rescore --map where.png
+      nap-stream show 3f2a90c1d2e4 --config monitor.yaml --out example.png
     """
     from nap_stream import show as of_row
     from nap_stream.model.load import LoadedModel, choose_device

@@ -72,13 +72,18 @@ def acknowledge(
     """
     require_text("by", by, MAX_BY)
     require_text("comment", comment, MAX_COMMENT)
-    alert = _find(events, given)
+    alert = find_alert(events, given)
     data = {"alert": alert_id(alert), "comment": comment}
     event = replace(alert, time_ms=now_ms, kind=EventKind.ACKNOWLEDGED, by=by, data=data)
     return append_event(store, event)
 
 
-def _find(events: Iterable[Event], given: str) -> Event:
+def find_alert(events: Iterable[Event], given: str) -> Event:
+    """Find an alert by its id, or by how it alone begins.
+
+    Raises:
+        ConfigError: There is no such alert, or there are several; it says which are near.
+    """
     found = ((alert_id(event), event) for event in events if event.kind == EventKind.ALERT)
     alerts = {name: event for name, event in found if name}
     if given in alerts:

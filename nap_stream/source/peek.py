@@ -1,7 +1,7 @@
 """A look at messages of a topic: no group is joined, and nothing committed."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +13,7 @@ from kafka.structs import TopicPartition as KafkaPartition
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import BrokerUnavailableError, OffsetRangeError, TopicNotFoundError
 from nap_stream.kafka.client import client_options, from_native, open_client, translated_errors
-from nap_stream.records import Message
+from nap_stream.records import Message, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka_group import (
     OFFSETS_TIMEOUT_S,
@@ -122,6 +122,38 @@ def fetch_one(
     return found[0]
 
 
+def messages_between(
+    settings: KafkaSettings,
+    partition: TopicPartition,
+    start: int,
+    end: int,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> Iterator[Message]:
+    """Read what a partition still has of the offsets ``[start, end)``, in order, as `peek` does.
+
+    Raises:
+        BrokerUnavailableError: Nobody answers, or nothing came for ``timeout_s``.
+        BrokerError: As for `peek`.
+    """
+    native = KafkaPartition(partition.topic, partition.partition)
+    with (
+        translated_errors(settings, f"reading topic {partition.topic}"),
+        closing(open_client(KafkaConsumer, _options(settings))) as consumer,
+    ):
+        consumer.assign([native])
+        consumer.seek(native, start)
+        deadline, position = Deadline(SystemClock(), timeout_s), start
+        while position < end:
+            batch = _polled(consumer, {native: start}, deadline, None).get(native, ())
+            for one in batch:
+                if start <= one.offset < end:
+                    yield message(partition, one)
+            # Behind the last message there may be none: what a transaction or compaction left out.
+            if (now := consumer.position(native)) > position:
+                deadline, position = Deadline(SystemClock(), timeout_s), now
+
+
 def _options(settings: KafkaSettings) -> dict[str, Any]:
     return client_options(settings) | {
         "client_id": "nap-stream-peek",
@@ -166,20 +198,32 @@ def _newest(
     for native, start in starts.items():
         consumer.seek(native, start)
     while unfinished := [one for one, span in spans.items() if consumer.position(one) < span.end]:
-        if deadline.expired():
-            raise BrokerUnavailableError(
-                "the messages did not arrive in time",
-                ", ".join(str(from_native(one)) for one in unfinished),
-                "Try again, or check the network between here and the brokers",
-            )
-        try:
-            records = consumer.poll(min(_POLL_MS, at_least_1_ms(deadline)), max_records=limit)
-        except UnicodeDecodeError as error:
-            raise unreadable(starts, error) from error
+        records = _polled(consumer, {one: starts[one] for one in unfinished}, deadline, limit)
         for native, batch in records.items():
             before_end = (one for one in batch if one.offset < spans[native].end)
             kept[native].extend(message(from_native(native), one) for one in before_end)
     return _shared_out(list(kept.values()), limit)
+
+
+def _polled(
+    consumer: KafkaConsumer,
+    starts: Mapping[KafkaPartition, int],
+    deadline: Deadline,
+    limit: int | None,
+) -> Mapping[KafkaPartition, Sequence[Any]]:
+    """What has come; ``starts`` are where the partitions that are waited for were begun."""
+    if deadline.expired():
+        raise BrokerUnavailableError(
+            "the messages did not arrive in time",
+            ", ".join(str(from_native(one)) for one in starts),
+            "Try again, or check the network between here and the brokers",
+        )
+    try:
+        wait_ms = min(_POLL_MS, at_least_1_ms(deadline))
+        found: Mapping[KafkaPartition, Sequence[Any]] = consumer.poll(wait_ms, max_records=limit)
+    except UnicodeDecodeError as error:
+        raise unreadable(starts, error) from error
+    return found
 
 
 def _shared_out(queues: Sequence[Iterable[Message]], limit: int) -> list[Message]:

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from kafka import KafkaProducer
 from PIL import Image
 from rich.style import Style
 
@@ -35,7 +38,7 @@ from nap_stream.scored_log.format import SCORE_COLUMNS, segment_path
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_settings
-from nap_stream.settings.schema import LimitSettings, ScoringSettings
+from nap_stream.settings.schema import KafkaSettings, LimitSettings, ScoringSettings
 from nap_stream.show import alerts_of, find_image, find_row, nap_picture, scores_of
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, local_log, origin, scored
@@ -93,7 +96,15 @@ def address(row: dict[str, Any], topic: str = "images") -> str:
     return f"{topic}/0/{row['offset']}/{row['index']}"
 
 
-def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1") -> Monitored:
+def monitored(
+    folder: Path,
+    topic: str = "images",
+    servers: str = "127.0.0.1:1",
+    *,
+    log: str = "log",
+    key: bytes = KEY,
+    topic_id: str | None = "topic-0",
+) -> Monitored:
     """Ten CIFAR images and ten textures one a message, then three in one, and what is no image."""
     held = write_images(folder / "held-out", 60)
     scoring = ScoringSettings(method="fisher-energy")
@@ -103,7 +114,7 @@ def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1")
         "model": MODEL,
         "scoring": {"method": "fisher-energy"},
         "calibration": "calibration",
-        "log": {"root": "log"},
+        "log": {"root": log},
         "evidence": {"root": "evidence", "sample": 0, "extremes_per_hour": 0},
     }
     (folder / "monitor.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -111,12 +122,12 @@ def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1")
     names = ("cifar10_test", "textures_dtd5")
     tables = (pq.read_table(shared_data(f"{name}.parquet"), columns=["image"]) for name in names)
     images = [image for table in tables for image in table["image"][:13].to_pylist()]
-    stream, partition = MemoryTopic(topic), TopicPartition(topic, 0)
+    stream, partition = MemoryTopic(topic, topic_id=topic_id), TopicPartition(topic, 0)
     singles, batch = images[:10] + images[13:23], images[10:13]
     files = {(number, 0): image for number, image in enumerate(singles)}
     files |= {(len(singles), index): image for index, image in enumerate(batch)}
     for number, image in enumerate(singles):
-        stream.append(partition, image, timestamp_ms=1_780_000_000_000 + number, key=KEY)
+        stream.append(partition, image, timestamp_ms=1_780_000_000_000 + number, key=key)
     stream.append(partition, arrow_stream({"image": batch}), headers=ARROW_HEADERS)
     stream.append(partition, b"no image")
 
@@ -135,8 +146,20 @@ def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1")
         clock=clock,
     ) as line:
         line.run(lambda: stream.committed.get(partition) == len(singles) + 2, PATIENCE_S)
-    rows = run_query(LocalStore(folder / "log"), Query(topic=topic)).to_pylist()
+    rows = run_query(LocalStore(folder / log), Query(topic=topic)).to_pylist()
     return Monitored(folder, files, rows)
+
+
+def send_all(kafka: KafkaSettings, made: Monitored, changed: Mapping[int, bytes] = {}) -> None:
+    """Send the messages of `monitored`, each in a batch of its own; some ``changed``."""
+    values = {offset: made.files[offset, 0] for offset in range(20)}
+    values[20] = arrow_stream({"image": [made.files[20, index] for index in range(3)]})
+    values[21] = b"no image"
+    with closing(KafkaProducer(bootstrap_servers=list(kafka.bootstrap_servers))) as producer:
+        for offset, value in sorted({**values, **changed}.items()):
+            headers = list(ARROW_HEADERS) if offset == 20 else []
+            sent = producer.send(kafka.topic, value=value, headers=headers)
+            sent.get(timeout=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +331,7 @@ def test_another_calibration_and_another_model_are_told(
         ("images/0/20", "the message has 3 images, 0 to 2"),
         ("images/0/20/3", "the message has 3 images, 0 to 2"),
         ("images/0", "expected TOPIC/PARTITION/OFFSET[/INDEX]"),
+        ("c0ffee", "no such alert; of 0 in the log, near: none"),
         ("images/0/-1", "expected TOPIC/PARTITION/OFFSET[/INDEX]"),
         ("images/0/٤", "expected TOPIC/PARTITION/OFFSET[/INDEX]"),
     ],

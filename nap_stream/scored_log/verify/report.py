@@ -20,7 +20,7 @@ while ``version`` stays the same:
     defects          file, kind (`DefectKind`), detail; those against the broker among them
     broker           null, or group_id, topic, and partitions: each with partition, topic_id,
                      earliest, end, committed, chain_start, chain_end, lag, gap_to_come,
-                     before_chain
+                     before_chain; and contents: null, or messages, images, gone, unread
     kept             null, or the chains of the kept report: as in chains. Those of them that are
                      not what they were have a defect
     events           null where there are none, or count, and sha256 of the last one
@@ -80,6 +80,7 @@ class DefectKind(StrEnum):
     STRAY_FILE = "stray_file"
     BEYOND_BROKER = "beyond_broker"
     BEHIND_COMMITTED = "behind_committed"
+    TOPIC_CONTENT = "topic_content"
     CHAIN_MISSING = "chain_missing"
     GAP_RETAINED = "gap_retained"
     START_RETAINED = "start_retained"
@@ -202,13 +203,30 @@ class BrokerComparison:
 
 
 @dataclass(frozen=True, slots=True)
+class ContentsReport:
+    """What a topic's messages hold, beside the log's rows.
+
+    ``messages`` were read, and ``images`` of them have the SHA-256 of their rows. ``gone`` counts
+    rows within what the broker holds whose message it has no more: Kafka's compaction removes some.
+    ``unread`` images lie elsewhere, and cannot be had now.
+    """
+
+    messages: int
+    images: int
+    gone: int
+    unread: int
+    defects: tuple[Defect, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BrokerReport:
-    """The outcome of `compare_with_broker`."""
+    """The outcome of `compare_with_broker`; ``contents`` is None where they were not asked for."""
 
     topic: str
     group_id: str
     partitions: tuple[BrokerComparison, ...]
     defects: tuple[Defect, ...]
+    contents: ContentsReport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +345,15 @@ def _anchors(anchors: AnchorReport) -> dict[str, Any]:
 
 def _broker(broker: BrokerReport) -> dict[str, Any]:
     partitions = [_comparison(found) for found in broker.partitions]
-    return {"topic": broker.topic, "group_id": broker.group_id, "partitions": partitions}
+    contents = None if broker.contents is None else dataclasses.asdict(broker.contents)
+    if contents is not None:
+        del contents["defects"]
+    return {
+        "topic": broker.topic,
+        "group_id": broker.group_id,
+        "partitions": partitions,
+        "contents": contents,
+    }
 
 
 def _comparison(found: BrokerComparison) -> dict[str, Any]:

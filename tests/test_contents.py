@@ -1,0 +1,58 @@
+"""Rows of the log beside the messages of the topic, on a log that a real line has written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nap_stream.contents import _Topic
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.settings.load import load_uncalibrated_settings
+from tests.cli.conftest import nap
+from tests.cli.program import Call
+from tests.cli.test_show import monitored, send_all
+from tests.support.topics import new_settings
+
+__all__ = ["nap"]
+
+pytestmark = [pytest.mark.data, pytest.mark.embedded]
+
+
+def test_what_a_topic_holds_otherwise_is_named(nap: Call, embedded: str, tmp_path: Path) -> None:
+    kafka = new_settings(embedded)
+    made = monitored(tmp_path, kafka.topic, embedded, topic_id=None)
+    send_all(kafka, made, {5: made.files[6, 0], 20: made.files[7, 0], 22: b"behind the end"})
+    verify = ("verify", "--config", made.config, "--against-broker")
+    assert nap(*verify).exit_code == 0
+    ended = nap(*verify, "--contents")
+    assert ended.exit_code == 1
+    defects = [line for line in ended.out.splitlines() if line.startswith("defect")]
+    logged, sent = (made.rows[offset]["sha256"] for offset in (5, 6))
+    place = f"defect  topic={kafka.topic}/partition=0: topic_content: offset"
+    assert defects == [
+        f"{place} 20 has 1 images in the topic, and 3 rows in the log",
+        f"{place} 5, image 0 has the SHA-256 {sent} in the topic, and its row {logged}",
+    ]
+    assert "contents 22 messages read, 20 images have their rows' SHA-256" in ended.out
+    assert nap("verify", "--config", made.config, "--contents").exit_code == 2
+
+
+def test_rows_and_messages_that_have_no_counterpart(tmp_path: Path) -> None:
+    made = monitored(tmp_path)
+    settings = load_uncalibrated_settings(made.config)
+
+    def none(*_: Any) -> None:
+        pass
+
+    topic = _Topic(LocalStore(tmp_path / "log"), settings, None, none)
+    sha256 = {row["offset"]: row["sha256"] for row in made.rows}
+    sent: dict[int, list[tuple[str | None, bool]]] = {
+        offset: [(sha256[offset], False)] for offset in range(4) if offset != 2
+    }
+    sent[3] = [(None, True)]
+    sent[30] = [("ab", False)]
+    found = list(topic._chunk(TopicPartition("images", 0), (0, 3), sent))
+    assert found == [(30, "offset 30 is in the topic, and the log has no row of it")]
+    # Of 2 the topic has no message any more; the image of 3 lies elsewhere, and is not had now.
+    assert (topic.images, topic.gone, topic.unread) == (2, 1, 1)
