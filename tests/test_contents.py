@@ -31,10 +31,10 @@ def test_what_a_topic_holds_otherwise_is_named(nap: Call, embedded: str, tmp_pat
     logged, sent = (made.rows[offset]["sha256"] for offset in (5, 6))
     place = f"defect  topic={kafka.topic}/partition=0: topic_content: offset"
     assert defects == [
-        f"{place} 20 has 1 images in the topic, and 3 rows in the log",
         f"{place} 5, image 0 has the SHA-256 {sent} in the topic, and its row {logged}",
+        f"{place} 20 has 1 images in the topic, and 3 rows in the log",
     ]
-    assert "contents 22 messages read, 20 images have their rows' SHA-256" in ended.out
+    assert "contents 22 messages read, 20 images have the SHA-256 of their rows" in ended.out
     assert nap("verify", "--config", made.config, "--contents").exit_code == 2
 
 

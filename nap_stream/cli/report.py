@@ -13,12 +13,13 @@ import typer
 from nap_stream.cli.options import (
     CheckpointsOption,
     EvidenceOption,
+    NewBar,
     SinceOption,
     TopicOption,
     UntilOption,
     evidence_store,
     log_store,
-    progress_bar,
+    progress_bars,
     span_ms,
 )
 from nap_stream.cli.query import EXIT_UNREAD
@@ -31,8 +32,11 @@ from nap_stream.text import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nap_stream.baselines.compare import Comparison
     from nap_stream.calibration.calibration import Calibration
-    from nap_stream.report.gather import Stated
+    from nap_stream.report.gather import Months, Stated
+    from nap_stream.report.history import Span
+    from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.settings.schema import Settings
 
 PDF_S = 300
@@ -133,7 +137,6 @@ def report(
         compared=None if compared == (None, None) else compared,
         model=compare_model,
         stated=None if judged_by is None else _stated(settings, judged_by),
-        calibration=judged_by,
         verified=verify,
         deep=deep,
     )
@@ -141,14 +144,15 @@ def report(
     signed = read_checkpoints(store, keys, ()) if keys else None
     kept = evidence_store(evidence, settings)
     pictures = None if kept is None else kept_in(kept, settings)
-    with progress_bar("verifying", unit="files") as advance:
+    with progress_bars() as new_bar:
         figures = gather(
             store,
             asked,
             now_ms=clock.now_ms(),
             pictures=pictures,
+            months=None if judged_by is None else _months(store, judged_by, topic, new_bar),
             signed=signed,
-            advance=advance,
+            advance=new_bar("verifying", "files"),
         )
     publish(out, render(figures).encode("utf-8", "replace"))
     typer.echo(f"Report   {out}")
@@ -181,6 +185,24 @@ def _judged_by(settings: "Settings | None", folder: Path | None) -> "Calibration
     from nap_stream.calibration.artifact import load_calibration
 
     return load_calibration(folder)
+
+
+def _months(
+    store: "SegmentStore", calibration: "Calibration", topic: str | None, new_bar: NewBar
+) -> "Months | None":
+    """What compares a period with a calibration's baseline; nothing where it has none."""
+    from nap_stream.baselines.compare import compare_stretch, query_like
+
+    if calibration.document.baseline is None:
+        return None
+
+    def months(period: "Span") -> "list[Comparison]":
+        query = query_like(calibration, topic, *period)
+        advance = new_bar("comparing with the baseline", "records")
+        found = compare_stretch(store, query, calibration, advance, by_month=True)
+        return [each for each in found if not each.key]
+
+    return months
 
 
 def _stated(settings: "Settings | None", calibration: "Calibration") -> "Stated":

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nap_stream.baselines import compare
-from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Progress
 from nap_stream.core.blocks import MIN_DAYS
 from nap_stream.core.panes import key_text
@@ -38,10 +36,17 @@ from nap_stream.scored_log.verify.run import verify
 from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 from nap_stream.text import listed as in_short
 
+if TYPE_CHECKING:
+    from nap_stream.baselines.compare import Comparison as BesideBaseline
+
 Pictures = Callable[[str, int], str]
 """From the SHA-256 of an image, and when it was scored, to the ``data:`` address of a small one.
 
 It raises `NapStreamError` where there is none; that says why."""
+Months = Callable[[Span], "Sequence[BesideBaseline]"]
+"""From a period to its calendar months beside a baseline.
+
+It raises `NapStreamError` where they cannot be compared; that says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,8 @@ class Asked:
 
     Of ``topic``, or of all; of event times ``[since_ms, until_ms)``, milliseconds since the epoch.
     Beside it, where given, of another stretch of time, ``compared``; or of what the model whose
-    fingerprint begins with ``model`` has scored, against the others. Where ``calibration`` has a
-    baseline, each month is compared with that. ``deep`` is to verify every value too, not footers
-    alone. ``images`` are the most anomalous ones, so many of them.
+    fingerprint begins with ``model`` has scored, against the others. ``deep`` is to verify every
+    value too, not footers alone. ``images`` are the most anomalous ones, so many of them.
     """
 
     topic: str | None = None
@@ -70,7 +74,6 @@ class Asked:
     compared: tuple[int | None, int | None] | None = None
     model: str | None = None
     stated: Stated | None = None
-    calibration: Calibration | None = None
     verified: bool = True
     deep: bool = False
     images: int = 12
@@ -116,7 +119,7 @@ class Figures:
     unread: tuple[str, ...]
     anomalous: tuple[dict[str, Any], ...]
     comparison: Comparison | None
-    months: tuple[compare.Comparison, ...] = ()
+    months: "Sequence[BesideBaseline]" = ()
     no_months: str = ""
 
     @cached_property
@@ -131,6 +134,7 @@ def gather(
     *,
     now_ms: int,
     pictures: Pictures | None = None,
+    months: Months | None = None,
     signed: Iterable[FoundCheckpoint] | None = None,
     advance: Progress | None = None,
 ) -> Figures:
@@ -196,7 +200,7 @@ def gather(
         )
         names = (in_short([each[:12] for each in rest]), model[0][:12])
         comparison = Comparison(names, first, second)
-    months, no_months = _months(store, asked, (since_ms, until_ms))
+    by_month, no_months = _by_month(months, (since_ms, until_ms))
     verified = anchors = None
     if asked.verified:
         verified = verify(
@@ -225,25 +229,17 @@ def gather(
         unread=tuple(dict.fromkeys(f"{error.where}: {error.problem}" for error in unread)),
         anomalous=tuple(_anomalous(row, pictures, key_by, own.erasures) for row in rows),
         comparison=comparison,
-        months=months,
+        months=by_month,
         no_months=no_months,
     )
 
 
-def _months(
-    store: SegmentStore, asked: Asked, period: Span
-) -> tuple[tuple[compare.Comparison, ...], str]:
-    """The stream beside the baseline by month, or why not."""
-    if asked.calibration is None or asked.calibration.document.baseline is None:
-        return (), ""
+def _by_month(months: Months | None, period: Span) -> "tuple[Sequence[BesideBaseline], str]":
+    """The months of a period beside the baseline, or why not."""
     try:
-        query = compare.query_like(asked.calibration, asked.topic, *period)
-        found = compare.compare_stretch(
-            store, query, asked.calibration, lambda _, __: None, by_month=True
-        )
+        return () if months is None else months(period), ""
     except NapStreamError as error:
         return (), str(error)
-    return tuple(each for each in found if not each.key), ""
 
 
 def _unit_ms(spans: Sequence[Span | None], width_ms: int) -> int:

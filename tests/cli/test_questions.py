@@ -389,5 +389,5 @@ def test_20_the_log_beside_kafka(
     monkeypatch.chdir(tmp_path)
     ended = ask("20")
     assert (ended.exit_code, ended.out.splitlines()[-1]) == (0, "clean"), ended
-    assert "contents 22 messages read, 24 images have their rows' SHA-256\n" in ended.out
+    assert "contents 22 messages read, 24 images have the SHA-256 of their rows\n" in ended.out
     assert f"broker  {kafka.topic}/0: [0, 22), " in ended.out

@@ -26,7 +26,7 @@ from nap_stream.cli.show import _absent, half_blocks
 from nap_stream.clock import SystemClock
 from nap_stream.core.conformal import Rule
 from nap_stream.core.panes import key_text
-from nap_stream.errors import ChainBrokenError, FeatureMapError
+from nap_stream.errors import ChainBrokenError, ConfigError, FeatureMapError
 from nap_stream.feed import on_cpu
 from nap_stream.kafka.client import connect
 from nap_stream.model.load import load_model
@@ -481,6 +481,15 @@ def test_two_pixels_stand_in_each_character_of_a_terminal() -> None:
     on = [Style.parse("#ff0000 on #0000ff"), Style.parse("#0000ff on #ff0000")]
     assert styles == [(str(on[n]), "▀") for n in (0, 0, 1, 0)]
     assert half_blocks(np.zeros((1, 1000, 3), np.uint8), 48).plain == "▀" * 48 + "\n"
+
+
+@pytest.mark.parametrize("data", [{}, {"examples": []}, {"examples": [{"partition": "\x1b"}]}])
+def test_an_alert_without_an_example_has_no_image(data: dict[str, Any]) -> None:
+    store = MemoryStore()
+    event = {"event": {"id": "c0ffee00", "data": data}}
+    append_event(store, Event(time_ms=0, kind="alert", by="a", topic="images", data=event))
+    with pytest.raises(ConfigError, match="c0ffee00: the alert names no image as an example"):
+        find_row(store, "c0ffee", [])
 
 
 def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: Path) -> None:

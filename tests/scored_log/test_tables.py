@@ -32,7 +32,11 @@ from tests.scored_log.builders import (
 from tests.support.log_files import run_query
 
 DOCS = Path(__file__).parents[2] / "docs" / "tables.md"
-PARTITIONS = (TopicPartition("00123", 0), TopicPartition("00123", 1), TopicPartition("cars", 0))
+PARTITIONS = (
+    TopicPartition("00123", 0),
+    TopicPartition("00123", 1),
+    TopicPartition("a.parquet", 0),
+)
 DAY_MS = 86_400_000
 Readers = dict[str, Callable[[], Any]]
 
@@ -150,7 +154,7 @@ def test_iceberg_passes_over_files_by_topic_and_time(catalog: Catalog) -> None:
     for wanted, files, rows in (
         ("topic = '00123' and partition = 1", 2, 3),
         ("event_time < '2026-01-02T00:00:00+00:00'", 3, 6),
-        ("topic = 'cars' and event_time >= '2026-01-02T00:00:00+00:00'", 1, 1),
+        ("topic = 'a.parquet' and event_time >= '2026-01-02T00:00:00+00:00'", 1, 1),
         ("ood_p_value <= 0.01", 6, 3),
     ):
         scan = table.scan(row_filter=wanted)
