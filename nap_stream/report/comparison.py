@@ -87,7 +87,7 @@ def months_of(f: Figures) -> list[tuple[str, ...]]:
     """Rows of the stream by calendar month, beside the baseline."""
     found = ((each, each.effect) for each in f.months)
     return [
-        (str(each.month), number(each.records), *_told(beside)[0])
+        (str(each.month), number(each.records), *_told(beside))
         for each, beside in found
         if beside is not None
     ]
@@ -136,33 +136,41 @@ def _by_name(
 def _differences(
     first: Mapping[str, _Side], second: Mapping[str, _Side], names: Iterable[str]
 ) -> list[tuple[str, ...]]:
-    """The surest differences first: those whose interval lies furthest from 0."""
+    """The surest differences first; see `_doubt`."""
     rows, nothing = [], _Side(Count())
     for name in names:
         a, b = first.get(name, nothing), second.get(name, nothing)
-        texts, sure = _difference(a, b)
-        rows.append((-sure, -(a.count.rows + b.count.rows), name, texts))
+        texts, doubt = _difference(a, b)
+        rows.append((doubt, -(a.count.rows + b.count.rows), name, texts))
     return [(name, *texts) for _, _, name, texts in sorted(rows)]
 
 
-def _difference(a: _Side, b: _Side) -> tuple[tuple[str, ...], float]:
-    """Both shares, their difference and its interval; and how far that lies from 0."""
+def _difference(a: _Side, b: _Side) -> tuple[tuple[str, ...], tuple[int, float]]:
+    """Both shares, their difference and its interval; and how doubtful it is."""
     if a.units is None or b.units is None:
         shares = (percent(s.count.share) if s.count.scored else _missing(s.count) for s in (a, b))
-        return (*shares, "", ""), -1.0
-    (share, baseline, *rest), sure = _told(effect(a.units, b.units))
-    return (baseline, share, *rest), sure
+        return (*shares, "", ""), (2, 0.0)
+    found = effect(a.units, b.units)
+    share, baseline, *rest = _told(found)
+    return (baseline, share, *rest), _doubt(found)
 
 
-def _told(found: Effect) -> tuple[tuple[str, ...], float]:
-    """The share, that of the baseline, the difference, its interval; how far that lies from 0."""
+def _doubt(found: Effect) -> tuple[int, float]:
+    """An order: intervals beside 0 first, the furthest before; then by difference over width."""
+    nearest = found.low if found.difference >= 0 else -found.high
+    if nearest > 0:
+        return 0, -nearest
+    return 1, -abs(found.difference) / max(abs(found.difference) - nearest, 1e-12)
+
+
+def _told(found: Effect) -> tuple[str, ...]:
+    """The share, that of the baseline, the difference, and its interval."""
     ends = _ONE_UNIT
-    sure = -1.0
     if np.isfinite(found.high):
         low, high = max(-1.0, found.low), min(1.0, found.high)
-        ends, sure = f"{100 * low:+.3g} to {100 * high:+.3g}", max(low, -high)
+        ends = f"{100 * low:+.3g} to {100 * high:+.3g}"
     change = f"{100 * found.difference:+.3g} points"
-    return (percent(found.share), percent(found.baseline_share), change, ends), sure
+    return percent(found.share), percent(found.baseline_share), change, ends
 
 
 def _order(a: _Side, b: _Side) -> tuple[str, ...]:

@@ -110,6 +110,13 @@ def test_the_surest_difference_comes_first(root: Path) -> None:
     assert all(low <= 0 for low in lows[2:])
 
 
+def test_what_is_large_against_its_doubt_comes_before_what_is_small(root: Path) -> None:
+    rows = dict(tables_of(_periods(root, *WEEKS)))["Flagged by key"]
+    # Two days of the week: the days differ too much to be sure, and no other camera is as far.
+    assert {row[0] for row in rows[:2]} == {"camera-5", "camera-6"}
+    assert all(float(row[4].split(" to ")[0]) < 0 for row in rows)
+
+
 def test_two_models_are_compared_by_the_days_of_each(root: Path) -> None:
     figures = _gathered(root, Asked(model="d4d4", verified=False))
     assert unit_of(figures) == "1 d"

@@ -9,12 +9,9 @@ from nap_stream.contents import _Topic
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_uncalibrated_settings
-from tests.cli.conftest import nap
 from tests.cli.program import Call
 from tests.cli.test_show import monitored, send_all
 from tests.support.topics import new_settings
-
-__all__ = ["nap"]
 
 pytestmark = [pytest.mark.data, pytest.mark.embedded]
 
