@@ -4,8 +4,9 @@
 
 The log is that of `benchmarks.query`, without events and kept images. Each command of the page is a
 process of its own; names in it are exchanged for those of that log. What asks a model, Kafka or
-events has nothing to ask here, and is left out; question 20 is asked without Kafka. Prints rows of
-a table: medians of the rounds, in seconds of the clock and of all cores' time.
+events has nothing to ask here, and is left out; question 20 is asked without Kafka, and 13 finds
+nothing to erase, of which it writes two events to the log. Prints rows of a table: medians of the
+rounds, in seconds of the clock and of all cores' time.
 """
 
 import argparse
