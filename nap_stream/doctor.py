@@ -31,7 +31,7 @@ from nap_stream.model.execution import (
 )
 from nap_stream.model.load import LoadedModel, load_model
 from nap_stream.model.preprocessing import input_size
-from nap_stream.monitor.actors import cluster_resources
+from nap_stream.monitor.session import cluster_resources
 from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_decoder
 from nap_stream.preview import ImageSeen, look_at, look_at_outputs
 from nap_stream.records import Status

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,3 +56,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def full_disk(folder: Path) -> str:
+    """Say that a folder's disk is full, as Ray counts it: less than a twentieth of it is free.
+
+    Empty where it is not, or cannot be looked at.
+    """
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return ""
+    if disk.free * 20 >= disk.total:
+        return ""
+    free, total = (size / 2**30 for size in (disk.free, disk.total))
+    return f"The disk of {folder} is full, {free:.1f} of {total:.1f} GiB are free: make room"

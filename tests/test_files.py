@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from nap_stream.errors import ConfigError
-from nap_stream.files import publish
+from nap_stream.files import full_disk, publish
+from tests.support.small_disk import mounted_disk
 
 
 def test_replaces_a_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -32,3 +33,12 @@ def test_a_name_that_is_a_folder_is_refused_without_leftovers(tmp_path: Path) ->
         publish(tmp_path / "table.csv", b"")
 
     assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_full_disk_is_told_and_one_with_room_is_not(tmp_path: Path) -> None:
+    with mounted_disk(tmp_path / "disk", 2**20) as disk:
+        assert full_disk(disk.folder) == ""
+        disk.fill()
+        said = full_disk(disk.folder)
+        assert f"The disk of {disk.folder} is full, 0.0 of 0.0 GiB are free" in said
+    assert full_disk(tmp_path / "nowhere") == ""

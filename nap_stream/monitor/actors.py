@@ -1,11 +1,8 @@
-"""Workers and coordinator as Ray actors. The only module that imports ray."""
+"""Workers and coordinator as Ray actors. Beside `session`, the only module that imports ray."""
 
 import os
-import secrets
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -19,13 +16,20 @@ from nap_stream.alert.sinks import open_sinks
 from nap_stream.clock import Deadline, StopRequest, SystemClock
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import NapStreamError, WorkerError
+from nap_stream.files import full_disk
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.journal import Journal, failed_words
+from nap_stream.monitor.session import (
+    brief,
+    gpus_a_worker,
+    ray_folder,
+    require_capacity,
+    resources,
+)
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import (
     adopt_store_environment,
-    available_cpus,
     configure_logging,
     store_environment,
 )
@@ -236,11 +240,13 @@ class RayWorker:
             cause = error.cause
             if isinstance(cause, NapStreamError):
                 return cause
-            failure = WorkerError(_brief(error))
+            failure = WorkerError(brief(error))
             failure.__cause__ = cause
             return failure
         except RayError as error:
-            return WorkerError(f"the worker's process died: {_brief(error)}")
+            # Ray needs room in its folder for each process that it starts.
+            room = full_disk(ray_folder())
+            return WorkerError(f"the worker's process died: {brief(error)}", action=room)
         finally:
             ray.kill(self._actor)
         return None
@@ -282,9 +288,9 @@ class RayCluster:
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
         self._environment = store_environment(os.environ)
         worker = settings.worker
-        shared = _resources().get("CPU", 0.0) if is_own else 0.0
-        self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), _gpus_a_worker(settings)
-        _require_capacity(settings, self.num_cpus, self.num_gpus)
+        shared = resources().get("CPU", 0.0) if is_own else 0.0
+        self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), gpus_a_worker(settings)
+        require_capacity(settings, self.num_cpus, self.num_gpus)
         # Within a group calls keep their order, and none waits for those of another group.
         options = {"concurrency_groups": {"line": 1, "tick": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
@@ -351,7 +357,7 @@ class RayCluster:
             try:
                 ray.get(self._tick)
             except RayError as error:
-                structlog.get_logger().error("coordinator_tick_failed", cause=_brief(error))
+                structlog.get_logger().error("coordinator_tick_failed", cause=brief(error))
         self._tick = self._coordinator.tick.remote()
 
     def status(self) -> CoordinatorStatus | None:
@@ -361,7 +367,7 @@ class RayCluster:
         except (NapStreamError, RayError) as error:
             if isinstance(error, NapStreamError) and not error.retriable:
                 raise
-            structlog.get_logger().warning("coordinator_silent", cause=_brief(error))
+            structlog.get_logger().warning("coordinator_silent", cause=brief(error))
             return None
         return status
 
@@ -375,7 +381,7 @@ class RayCluster:
             )
             status: CoordinatorStatus = _answer(finished, timeout_s)
         except (RayError, NapStreamError) as error:
-            structlog.get_logger().error("coordinator_did_not_finish", cause=_brief(error))
+            structlog.get_logger().error("coordinator_did_not_finish", cause=brief(error))
             return None
         finally:
             ray.kill(self._coordinator)
@@ -393,89 +399,8 @@ class RayCluster:
                     "worker_waits_for_place",
                     worker=name,
                     needs={"CPU": self.num_cpus, "GPU": self.num_gpus},
-                    cluster_has={name: _resources().get(name, 0.0) for name in ("CPU", "GPU")},
+                    cluster_has={name: resources().get(name, 0.0) for name in ("CPU", "GPU")},
                 )
-
-
-@contextmanager
-def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
-    """Connect to a cluster, or start Ray on this machine; disconnect at the end.
-
-    ``address`` is of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
-    ``cpus`` is what a local Ray must count at least, whatever the machine has. Yields whether Ray
-    was started here, for this monitor alone.
-
-    Raises:
-        WorkerError: If the cluster does not answer, or Ray does not start on this machine.
-    """
-    if ray.is_initialized():
-        yield False
-        return
-    address = address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address:
-            ray.init(address=address)
-        else:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-                # Else Ray keeps one in the home folder, which need not be there.
-                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-            ray.init(address="local", num_cpus=max(available_cpus(), cpus), include_dashboard=False)
-    except Exception as error:  # Ray raises no narrower one where a node does not come up in time
-        if address:
-            raise WorkerError(
-                f"cannot connect to Ray: {_brief(error)}",
-                f"address {address}",
-                "Check --address and that `ray status` answers there",
-            ) from error
-        folder = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
-        is_slow = "timed out during startup" in str(error)
-        raise WorkerError(
-            f"Ray did not start on this machine: {_brief(error)}",
-            f"its logs in {folder}/ray/session_latest/logs",
-            "Start again, with less at work beside it: Ray gives its processes 15 s to come up"
-            if is_slow
-            else f"See these logs. Ray needs room and the right to write in {folder}",
-        ) from error
-    try:
-        yield not address
-    finally:
-        ray.shutdown()
-
-
-def cluster_resources(address: str | None) -> dict[str, float]:
-    """What a cluster, or Ray on this machine, has: "CPU", "GPU" and the like.
-
-    Raises:
-        WorkerError: If the cluster does not answer.
-    """
-    with ray_session(address, cpus=1):
-        return _resources()
-
-
-def _resources() -> dict[str, float]:
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
-
-
-def _gpus_a_worker(settings: Settings) -> float:
-    if settings.worker.num_gpus is not None:
-        return settings.worker.num_gpus
-    if settings.model.elsewhere is not None:
-        return 0.0
-    return 1.0 if _resources().get("GPU", 0) > 0 else 0.0
-
-
-def _require_capacity(settings: Settings, num_cpus: int, num_gpus: float) -> None:
-    has, count = _resources(), settings.worker.count
-    needs = {"CPU": float(num_cpus * count), "GPU": num_gpus * count}
-    for resource, need in needs.items():
-        if need > has.get(resource, 0.0):
-            raise WorkerError(
-                f"{count} workers need {need:g} {resource}s, "
-                f"the Ray cluster has {has.get(resource, 0.0):g}",
-                "worker.count",
-                "Ask for fewer workers, smaller fractions, or a larger cluster",
-            )
 
 
 def _is_done(reference: Any) -> bool:
@@ -491,10 +416,3 @@ def _answer(reference: Any, timeout_s: float) -> Any:
         if isinstance(error.cause, NapStreamError):
             raise error.cause from None
         raise
-
-
-def _brief(error: BaseException) -> str:
-    """An error without the traceback that Ray puts into its text."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"

@@ -18,8 +18,9 @@ from nap_stream.files import publish
 from nap_stream.kafka.client import connect, require_topics
 from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.model.execution import require_execution
-from nap_stream.monitor.actors import RayCluster, ray_session
+from nap_stream.monitor.actors import RayCluster
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
+from nap_stream.monitor.session import ray_session
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.outputs import known_outputs
 from nap_stream.process import stop_on_signals

@@ -10,9 +10,9 @@ from nap_stream.settings.values import AnyPath, PositiveSeconds, Section
 class DriverSettings(Section):
     """How the driver looks after the workers."""
 
-    max_restarts: Annotated[int, Field(ge=0)] = 5
-    """Restarts of one worker, or of the coordinator, before the run ends; progress for
-    stall_timeout_s earns them back."""
+    max_restarts: Annotated[int, Field(ge=0)] = 20
+    """Restarts of one worker, or of the coordinator, before the run ends: some eight minutes of
+    what ends it at once. Progress for stall_timeout_s earns them back."""
     backoff_initial_s: PositiveSeconds = 1.0
     backoff_max_s: PositiveSeconds = 30.0
     stall_timeout_s: PositiveSeconds = 120.0

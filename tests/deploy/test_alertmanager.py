@@ -16,7 +16,7 @@ from nap_stream.alert.webhook import WebhookAlertSink
 from nap_stream.clock import SystemClock
 from nap_stream.metrics import Metrics, MetricsServer
 from nap_stream.settings.alerts import AlertSettings, WebhookSettings
-from nap_stream.settings.schema import MetricsSettings
+from nap_stream.settings.run import MetricsSettings
 from tests.alert.test_alertmanager import drift
 from tests.deploy.dashboard import for_prometheus, queries
 from tests.deploy.rule_cases import whole_metrics

@@ -11,13 +11,8 @@ import torch
 from structlog.testing import capture_logs
 
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
-from nap_stream.monitor.actors import (
-    RayCluster,
-    RayWorker,
-    WorkerActor,
-    cluster_resources,
-    ray_session,
-)
+from nap_stream.monitor.actors import RayCluster, RayWorker, WorkerActor
+from nap_stream.monitor.session import cluster_resources, ray_session
 from nap_stream.settings.schema import Settings
 from tests.e2e.on_ray import ray_up
 from tests.support.leftovers import short_folder
@@ -262,7 +257,7 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
 @pytest.mark.slow
 def test_ray_starts_without_a_home_folder_and_asks_for_a_token(tmp_path: Path) -> None:
     look = (
-        "import os; from nap_stream.monitor.actors import cluster_resources;"
+        "import os; from nap_stream.monitor.session import cluster_resources;"
         "print(cluster_resources(None)['CPU'], len(os.environ['RAY_AUTH_TOKEN']))"
     )
     with short_folder() as folder:

@@ -1,0 +1,114 @@
+"""Ray itself: a session on a cluster or this machine, what it has, and its errors in a line."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from nap_stream.errors import WorkerError
+from nap_stream.process import available_cpus
+from nap_stream.settings.schema import Settings
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: int) -> Iterator[bool]:
+    """Connect to a cluster, or start Ray on this machine; disconnect at the end.
+
+    ``address`` is of a cluster; where None, RAY_ADDRESS (set within a Ray job), else local.
+    ``cpus`` is what a local Ray must count at least, whatever the machine has. Yields whether Ray
+    was started here, for this monitor alone.
+
+    Raises:
+        WorkerError: If the cluster does not answer, or Ray does not start on this machine.
+    """
+    if ray.is_initialized():
+        yield False
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+                # Else Ray keeps one in the home folder, which need not be there.
+                os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+            ray.init(address="local", num_cpus=max(available_cpus(), cpus), include_dashboard=False)
+    except Exception as error:  # Ray raises no narrower one where a node does not come up in time
+        if address:
+            raise WorkerError(
+                f"cannot connect to Ray: {brief(error)}",
+                f"address {address}",
+                "Check --address and that `ray status` answers there",
+            ) from error
+        folder = ray_folder()
+        is_slow = "timed out during startup" in str(error)
+        raise WorkerError(
+            f"Ray did not start on this machine: {brief(error)}",
+            f"its logs in {folder}/ray/session_latest/logs",
+            "Start again, with less at work beside it: Ray gives its processes 15 s to come up"
+            if is_slow
+            else f"See these logs. Ray needs room and the right to write in {folder}",
+        ) from error
+    try:
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources(address: str | None) -> dict[str, float]:
+    """What a cluster, or Ray on this machine, has: "CPU", "GPU" and the like.
+
+    Raises:
+        WorkerError: If the cluster does not answer.
+    """
+    with ray_session(address, cpus=1):
+        return resources()
+
+
+def ray_folder() -> Path:
+    """Where Ray keeps its files on this machine, unless it was started otherwise."""
+    return Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()))
+
+
+def resources() -> dict[str, float]:
+    """What the cluster has now: "CPU", "GPU" and the like."""
+    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
+
+
+def gpus_a_worker(settings: Settings) -> float:
+    """The GPUs that Ray is to give a worker: what is asked for, else one where there are any."""
+    if settings.worker.num_gpus is not None:
+        return settings.worker.num_gpus
+    if settings.model.elsewhere is not None:
+        return 0.0
+    return 1.0 if resources().get("GPU", 0) > 0 else 0.0
+
+
+def require_capacity(settings: Settings, num_cpus: int, num_gpus: float) -> None:
+    """Refuse workers that the cluster can never place.
+
+    Raises:
+        WorkerError: Naming what is too little.
+    """
+    has, count = resources(), settings.worker.count
+    needs = {"CPU": float(num_cpus * count), "GPU": num_gpus * count}
+    for resource, need in needs.items():
+        if need > has.get(resource, 0.0):
+            raise WorkerError(
+                f"{count} workers need {need:g} {resource}s, "
+                f"the Ray cluster has {has.get(resource, 0.0):g}",
+                "worker.count",
+                "Ask for fewer workers, smaller fractions, or a larger cluster",
+            )
+
+
+def brief(error: BaseException) -> str:
+    """An error without the traceback that Ray puts into its text."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"
