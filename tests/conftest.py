@@ -7,8 +7,10 @@ is slow to start form a group, which runs in one process, one after the other.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -42,11 +44,44 @@ def pytest_configure() -> None:
     watch_over_this_process()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Have processes that begin together import the tests from different ones on.
+
+    On a clean checkout pytest rewrites the asserts of each module, which costs as much as all
+    imports, and keeps what it has made of it: so each process finds most of it made by another.
+    """
+    worker: dict[str, Any] | None = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.args != session.config.getini("testpaths"):
+        return
+    number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    root = Path(__file__).parents[1]
+    files = [
+        file
+        for file in sorted(root.glob("tests/**/test_*.py"))
+        if not pytest_ignore_collect(file, session.config)
+    ]
+    first = number * len(files) // count
+    for file in files[first:] + files[:first]:
+        with suppress(pytest.skip.Exception):
+            import_module(".".join(file.relative_to(root).with_suffix("").parts))
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Where only slow tests run, no process imports the four of five files that have none."""
     is_test = collection_path.match("test_*.py")
     if is_test and config.option.markexpr == "slow" and "slow" not in collection_path.read_text():
         return True
+    return None
+
+
+LONGEST_ID = 120
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name what is megabytes by its length: ids go between processes in each report."""
+    if isinstance(val, str | bytes) and len(val) > LONGEST_ID:
+        return f"{argname} of {len(val)}"
     return None
 
 

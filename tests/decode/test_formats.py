@@ -20,7 +20,7 @@ from nap_stream.decode.image import decode_image
 from nap_stream.decode.picture import Picture, Refusal
 from nap_stream.records import Status
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
-from tests.support.image_bytes import encoded, heic, picture
+from tests.support.image_bytes import deflated_zeros, encoded, heic, picture
 
 LIMITS = LimitSettings()
 SMALL = LimitSettings(max_image_pixels=13 * 9 - 1)
@@ -312,7 +312,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], set[Status]]] = {
     "tiff of a deflate bomb": (
         lambda: _tiff(
             {259: (3, 1, 8), 279: (4, 1, 2**20)},
-            zlib.compress(bytes(2**27), 1).ljust(2**20, b"\0"),
+            deflated_zeros(128).ljust(2**20, b"\0"),
         ),
         {Status.OK},
     ),
@@ -375,10 +375,8 @@ def _png_chunk(name: bytes, body: bytes) -> bytes:
 
 def _inflating_png(*first: bytes) -> bytes:
     """Of 64 x 64 black pixels, and a GiB of zeros behind them."""
-    compress = zlib.compressobj(9)
-    zeros = b"".join(compress.compress(bytes(MIB)) for _ in range(1_024)) + compress.flush()
     size = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0))
-    pixels = _png_chunk(b"IDAT", zeros)
+    pixels = _png_chunk(b"IDAT", deflated_zeros(1_024))
     return b"".join((b"\x89PNG\r\n\x1a\n", *first, size, pixels, _png_chunk(b"IEND", b"")))
 
 

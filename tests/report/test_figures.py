@@ -49,7 +49,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def whole(root: Path) -> Figures:
+    """The figures of the month."""
+    return _asked(root, Asked(images=7))
+
+
 def _asked(root: Path, asked: Asked, now_ms: int = END_MS + DAY_MS) -> Figures:
+    """The figures, but for what `verify` says: that is shown by the page."""
+    asked = dataclasses.replace(asked, verified=False)
     return gather(LocalStore(root), asked, now_ms=now_ms)
 
 
@@ -137,25 +145,24 @@ def test_keys_are_told_apart_by_what_the_newest_run_says(root: Path, tmp_path: P
 
 @pytest.mark.parametrize("most", [5, 2])
 def test_more_keys_than_can_be_told_apart(
-    root: Path, monkeypatch: pytest.MonkeyPatch, most: int
+    root: Path, whole: Figures, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    whole = _asked(root, Asked()).tally
     monkeypatch.setattr(counts_module, "MAX_KEYS", most)
     monkeypatch.setattr("nap_stream.scored_log.engine.CHUNK_ROWS", 1_000)
     found = _asked(root, Asked()).tally
     assert found.keys is None
-    assert dataclasses.replace(found, keys=whole.keys) == whole
+    assert dataclasses.replace(found, keys=whole.tally.keys) == whole.tally
 
 
-def test_intervals_are_scipys(root: Path) -> None:
-    found = _asked(root, Asked()).tally
+def test_intervals_are_scipys(whole: Figures) -> None:
+    found = whole.tally
     for count in (*found.classes.values(), *(found.keys or {}).values(), Count(9, 9, 0)):
         test = binomtest(count.ood, count.scored).proportion_ci(method="wilson")
         assert count.interval == pytest.approx((test.low, test.high), abs=1e-12)
 
 
-def test_the_most_anomalous_rows(root: Path) -> None:
-    found = _asked(root, Asked(images=7)).anomalous
+def test_the_most_anomalous_rows(root: Path, whole: Figures) -> None:
+    found = whole.anomalous
     place = 'topic, partition, "offset", "index"'
     wanted = _fetched(
         f"SELECT ood_p_value, {place} FROM read_parquet('{root}/topic=*/partition=*/*.parquet', "
@@ -215,7 +222,7 @@ def test_a_period_ends_now_or_with_the_log(root: Path) -> None:
     now = END_MS + DAY_MS
 
     def period(since: int | None, until: int | None) -> tuple[int, int]:
-        found = _asked(root, Asked(since_ms=since, until_ms=until, verified=False), now)
+        found = _asked(root, Asked(since_ms=since, until_ms=until), now)
         return found.since_ms, found.until_ms
 
     last = END_MS - 600_000 + 7
@@ -224,7 +231,7 @@ def test_a_period_ends_now_or_with_the_log(root: Path) -> None:
     assert period(None, at("02T00:00")) == (START_MS, at("02T00:00"))
     assert period(now + 5, None) == (now + 5, now + 6)
     # What comes from a clock that is wrong is not the end.
-    found = _asked(root, Asked(verified=False), at("07T00:00"))
+    found = _asked(root, Asked(), at("07T00:00"))
     assert (found.since_ms, found.until_ms) == (START_MS, at("07T00:00"))
 
 

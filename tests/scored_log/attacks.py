@@ -38,6 +38,7 @@ from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
+from nap_stream.scored_log.verify.report import Head, VerifyReport
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (
     CALIBRATION,
@@ -537,12 +538,20 @@ class Findings:
         return f"| {' | '.join([name, *cells])} |\n"
 
 
-def tried(attack: Attack, root: Path, kept_segments: int = 3, signed_segments: int = 3) -> Findings:
-    """Write a log, keep a report and sign it after so many segments, attack it, and look.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A log to attack, in ``folder``, and the report that was kept of its first segments."""
+
+    folder: Path
+    kept: tuple[Head, ...]
+
+
+def prepare(folder: Path, kept_segments: int = 3, signed_segments: int = 3) -> Prepared:
+    """Write a log, keep a report of it and sign it after so many segments.
 
     The checkpoint stands in the log, behind an earlier one, and a copy of it elsewhere.
     """
-    before, log, copy = (root / name for name in ("before", "log", "copy"))
+    before, log, copy = (folder / name for name in ("before", "log", "copy"))
     write_log(before, kept_segments)
     kept = verify(LocalStore(before), clock=ManualClock()).ends
     write_log(log, 1)
@@ -550,38 +559,40 @@ def tried(attack: Attack, root: Path, kept_segments: int = 3, signed_segments: i
     _write_on(log, 1, signed_segments)
     copy.write_bytes(_sign(log, SIGNED_MS))
     _write_on(log, signed_segments, 3, made_ms=SIGNED_MS)
+    return Prepared(folder, kept)
+
+
+def tried(attack: Attack, root: Path, prepared: Prepared) -> Findings:
+    """Attack a copy of the log, below the root, and look."""
+    log, copy = root / "log", prepared.folder / "copy"
+    shutil.copytree(prepared.folder / "log", log)
     attack(log)
+    store = LocalStore(log)
+    report = verify(store, clock=ManualClock())
     return Findings(
-        _is_found(log, deep=False),
-        _is_found(log, deep=True),
-        any(compare_with_kept(LocalStore(log), kept)),
-        _is_found_by_checkpoints(log),
-        _is_found_by_checkpoints(log, copy),
-        _is_found_by_broker(log),
+        not report.clean,
+        not verify(store, deep=True, clock=ManualClock()).clean,
+        any(compare_with_kept(store, prepared.kept)),
+        _is_found_by_checkpoints(store, report),
+        _is_found_by_checkpoints(store, report, copy),
+        _is_found_by_broker(report),
     )
 
 
-def _is_found(log: Path, *, deep: bool) -> bool:
-    return not verify(LocalStore(log), deep=deep, clock=ManualClock()).clean
-
-
-def _is_found_by_checkpoints(log: Path, *copies: Path) -> bool:
+def _is_found_by_checkpoints(store: LocalStore, report: VerifyReport, *copies: Path) -> bool:
     """A defect, or the error that no checkpoint counts."""
-    store = LocalStore(log)
-    heads = verify(store, clock=ManualClock(), may_be_empty=True).heads
     try:
         found = read_checkpoints(store, [SIGNER.public], copies)
-        return bool(compare_with_checkpoints(store, heads, found).defects)
+        return bool(compare_with_checkpoints(store, report.heads, found).defects)
     except ConfigError:
         return True
 
 
-def _is_found_by_broker(log: Path) -> bool:
+def _is_found_by_broker(report: VerifyReport) -> bool:
     """Beside a topic of which nothing was deleted, and a group that has committed all."""
     offsets = [
         PartitionOffsets(partition, 0, end, end, ID) for partition, end in ((CARS, 30), (OTHER, 5))
     ]
-    report = verify(LocalStore(log), clock=ManualClock())
     return bool(compare_with_broker(report, offsets, topic="cars", group_id="g").defects)
 
 
@@ -599,7 +610,8 @@ def table() -> Iterator[str]:
     yield BEGIN + HEADER
     for name, attack, kept_segments, signed_segments in all_attacks():
         with tempfile.TemporaryDirectory() as folder:
-            yield tried(attack, Path(folder), kept_segments, signed_segments).row(name)
+            prepared = prepare(Path(folder) / "prepared", kept_segments, signed_segments)
+            yield tried(attack, Path(folder), prepared).row(name)
     yield END
 
 

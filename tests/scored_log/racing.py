@@ -2,14 +2,20 @@
 
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nap_stream.errors import SegmentConflictError
 from tests.scored_log.builders import CARS, local_log, origin, scored
 from tests.support.waiting import PATIENCE_S
 
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
 
-def race(root: Path, writer_id: str, start: Barrier, rounds: int) -> list[int]:
-    """Try to publish every offset as a segment of its own; return the base offsets won."""
+
+def race(
+    root: Path, writer_id: str, start: Barrier, rounds: int, won_by: "Queue[tuple[str, list[int]]]"
+) -> None:
+    """Try to publish every offset as a segment of its own, and tell the base offsets won."""
     log = local_log(root, writer_id)
     won = []
     start.wait(PATIENCE_S)
@@ -24,4 +30,4 @@ def race(root: Path, writer_id: str, start: Barrier, rounds: int) -> list[int]:
             found = log.end(CARS)
             assert found is not None
             position = found
-    return won
+    won_by.put((writer_id, won))

@@ -1,8 +1,8 @@
 import errno
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,19 +20,27 @@ from tests.scored_log.racing import race
 from tests.support.log_files import read_footer
 from tests.support.waiting import PATIENCE_S
 
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
 FOLDER = "topic=cars/partition=0"
 
 
 def test_two_processes_race_for_every_segment_and_one_wins_each(tmp_path: Path) -> None:
     rounds = 40
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(2, context) as pool:
-        start = manager.Barrier(2)
-        a, b = (
-            pool.submit(race, tmp_path, name, start, rounds)  # type: ignore[arg-type] # a proxy
-            for name in ("a", "b")
-        )
-        won = {"a": a.result(PATIENCE_S), "b": b.result(PATIENCE_S)}
+    start = context.Barrier(2)
+    won_by: Queue[tuple[str, list[int]]] = context.Queue()
+    racers = [
+        context.Process(target=race, args=(tmp_path, name, start, rounds, won_by), daemon=True)
+        for name in ("a", "b")
+    ]
+    for racer in racers:
+        racer.start()
+    won = dict(won_by.get(timeout=PATIENCE_S) for _ in racers)
+    for racer in racers:
+        racer.join(PATIENCE_S)
+        assert racer.exitcode == 0
     assert sorted(won["a"] + won["b"]) == list(range(rounds))
     report = verify(LocalStore(tmp_path), deep=True)
     assert report.clean, report.defects

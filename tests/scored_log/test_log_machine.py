@@ -294,7 +294,7 @@ def _run(machine: type[LogMachine], examples: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("machine", "examples"), [(LogMachine, 12), (LocalLogMachine, 2)])
+@pytest.mark.parametrize(("machine", "examples"), [(LogMachine, 4), (LocalLogMachine, 1)])
 def test_the_log_holds_what_the_model_says(machine: type[LogMachine], examples: int) -> None:
     _run(machine, examples)
 

@@ -1,6 +1,8 @@
 """What finds which tampering: the table in docs/scored-log.md is what comes out here."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -21,7 +23,9 @@ from tests.scored_log.attacks import (
     SECOND,
     UNPROVED,
     Attack,
+    Prepared,
     all_attacks,
+    prepare,
     tried,
     write_log,
 )
@@ -36,22 +40,32 @@ def _documented() -> dict[str, str]:
     return {row.split(" | ")[0].removeprefix("| "): row for row in rows}
 
 
+Prepare = Callable[[int, int], Prepared]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
+    """Give a log to attack of which so many segments were kept and signed, made once of a kind."""
+    return cache(lambda *seen: prepare(tmp_path_factory.mktemp("prepared"), *seen))
+
+
 @pytest.mark.parametrize(
-    ("name", "attack", "kept", "signed"),
-    [pytest.param(*each, id=each[0]) for each in all_attacks()],
+    ("name", "attack", "seen"),
+    [pytest.param(name, attack, seen, id=name) for name, attack, *seen in all_attacks()],
 )
 def test_what_the_table_says_of_an_attack(
-    name: str, attack: Attack, kept: int, signed: int, tmp_path: Path
+    name: str, attack: Attack, seen: list[int], prepared: Prepare, tmp_path: Path
 ) -> None:
     """Where it fails, `python -m tests.scored_log.attacks` prints what is so now."""
-    found = tried(attack, tmp_path, kept, signed)
+    kept, signed = seen
+    found = tried(attack, tmp_path, prepared(kept, signed))
     assert found.row(name) == _documented()[name]
     assert found.proved == (name not in UNPROVED), "all else is found without anything else"
 
 
-def test_the_table_has_all_of_them_and_no_other(tmp_path: Path) -> None:
+def test_the_table_has_all_of_them_and_no_other(prepared: Prepare, tmp_path: Path) -> None:
     assert list(_documented()) == [name for name, *_ in all_attacks()]
-    found = tried(lambda _root: None, tmp_path)
+    found = tried(lambda _root: None, tmp_path, prepared(3, 3))
     assert dataclasses.astuple(found) == (False,) * 6
 
 

@@ -1,7 +1,7 @@
 import io
 import threading
 from collections.abc import Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 
 class MemoryStore:
@@ -10,6 +10,11 @@ class MemoryStore:
     def __init__(self) -> None:
         self._files: dict[str, bytes] = {}
         self._lock = threading.Lock()
+
+    def __copy__(self) -> Self:
+        other = type(self)()
+        other._files |= self._files
+        return other
 
     @property
     def root(self) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, cast
 
 import pyarrow as pa
-import torch
 
 from nap_stream.records import (
     ChainPosition,
@@ -19,6 +19,10 @@ from nap_stream.records import (
 from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.scored_log.format import ROWS, rows_of, with_fingerprints
 from nap_stream.scored_log.summary import SummaryShape, summarise
+
+if TYPE_CHECKING:
+    # Processes that race for a segment import this, and torch takes longer than the race.
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ class DecodedImage:
     """One row of `DecodedRows` whose status is ok."""
 
     origin: Origin
-    pixels: torch.Tensor
+    pixels: "torch.Tensor"
     width: int
     height: int
     format: str
@@ -88,8 +92,8 @@ def images_of(rows: DecodedRows, partition: TopicPartition) -> list[DecodedImage
         size = of["width"], of["height"], of["format"], of["sha256"]
         if of["status"] is Status.OK:
             assert of["error"] is None
-            decoded = next(pixels)
-            assert isinstance(decoded, torch.Tensor)
+            decoded = cast("torch.Tensor", next(pixels))
+            assert (decoded.ndim, str(decoded.dtype)) == (3, "torch.uint8")
             images.append(
                 DecodedImage(origin, decoded, *size, of["decode_warning"], of["source_uri"])
             )
