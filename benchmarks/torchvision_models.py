@@ -9,10 +9,14 @@ weight times the features is not the logits.
 import gc
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torchvision
+from torch import nn
 from torchvision import models
 
 from nap_stream.errors import FeatureMapError
@@ -69,16 +73,45 @@ def classifiers() -> list[str]:
     return list(models.list_models(module=models))
 
 
-def find(name: str) -> Found:
+@contextmanager
+def _quick_weights() -> Iterator[None]:
+    """Have models take their weights from one block of random numbers.
+
+    To draw 600 million of them takes longer than to run the model.
+    """
+    block = torch.randn(1_000_003)  # a prime: no two rows of a weight are the same
+
+    def fill(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        fan_in = tensor[0].numel() if tensor.ndim > 1 else tensor.numel()
+        with torch.no_grad():
+            for part in tensor.view(-1).split(len(block)):
+                torch.mul(block[: len(part)], (2 / fan_in) ** 0.5, out=part)
+        return tensor
+
+    drawn = [name for name in dir(nn.init) if name.endswith(("normal_", "uniform_"))]
+    with patch.multiple(nn.init, **dict.fromkeys(drawn, fill)):
+        yield
+
+
+def find(name: str, side: int | None = None) -> Found:
     """Build a classifier with random weights, and find its prior and its head.
+
+    Args:
+        name: One of `classifiers`.
+        side: Of the images, in pixels; what the classifier was made for by default.
 
     Raises:
         ArithmeticError: The captures change the logits, or the features do not give them.
     """
     torch.manual_seed(0)
-    quick = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    model = models.get_model(name, num_classes=CLASSES, **quick).eval()
-    side = _INCEPTION_SIDE if name == "inception_v3" else _SIDE
+    side = side or (_INCEPTION_SIDE if name == "inception_v3" else _SIDE)
+    options: dict[str, Any] = {}
+    if name in {"googlenet", "inception_v3"}:
+        options["init_weights"] = False
+    elif name.startswith("vit"):
+        options["image_size"] = side
+    with _quick_weights():
+        model = models.get_model(name, num_classes=CLASSES, **options).eval()
     pixels = torch.randn(2, 3, side, side)
     seen = probe(model, pixels)
     try:

@@ -99,17 +99,23 @@ STOPPING = frozenset({"test_stop", "test_stop_in_faults", "test_wedged"})
 SHARED_RAY = frozenset({"ray_head", "logical_gpus"})
 """Fixtures of a Ray that tests share; the others start their own, and need not wait for these."""
 
+LONG = frozenset({"test_seeded_kills", "test_zombie"})
+"""Slow files that keep a broker for as long as all the others on Kafka do."""
+
 
 def _group(item: pytest.Item) -> str | None:
+    is_slow = item.get_closest_marker("slow") is not None
     if item.get_closest_marker("ray"):
         if item.path.parent.name == "demo":
             return "demo"  # it starts Ray and its broker by itself
-        if not item.get_closest_marker("slow"):
+        if not is_slow:
             return "ray"
         if not SHARED_RAY & set(getattr(item, "fixturenames", ())):
             return "ray-alone"
         return "ray-stopping" if item.path.stem in STOPPING else "ray"
-    return "kafka" if item.get_closest_marker("kafka") else None
+    if not item.get_closest_marker("kafka"):
+        return None
+    return "kafka-long" if is_slow and item.path.stem in LONG else "kafka"
 
 
 @pytest.fixture(scope="session")

@@ -240,6 +240,7 @@ def test_a_fold_of_undecodable_images_alone(images: Path, tmp_path: Path) -> Non
     assert (selection.inside_images, selection.pseudo_images) == (16, 16)
 
 
+@pytest.mark.slow
 def test_an_artifact_of_many_features_and_classes_is_small(tmp_path: Path) -> None:
     model = small_settings("sized", kwargs={"classes": 1_000, "width": 2_048})
     # Whatever was chosen: all of the pool that keeps anything is asked for.

@@ -298,6 +298,7 @@ def shown(folder: Path) -> str:
     return console.export_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not execution_module._cpu_has_bfloat16(),
     reason="this processor has no instructions for bfloat16: it is refused as much slower",

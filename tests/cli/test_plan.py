@@ -18,6 +18,8 @@ from tests.support.small_calibration import calibration_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
 QUICK = ("--streams", 20)
+STRETCH = ("--streams", 3)
+"""Where the test is about the recorded part of a log."""
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_a_stretch_of_independent_records_is_in_order(
     root = write_log(tmp_path / "log", rows(independent(6_000).tolist()), made.fingerprint)
     config = configuration(tmp_path, pane_ms=500, expected_run_length=1e6)
 
-    ended = nap("plan", "--config", config, "--log", root, *QUICK)
+    ended = nap("plan", "--config", config, "--log", root, *STRETCH)
 
     assert (ended.exit_code, ended.err) == (0, "")
     for text in (
@@ -152,14 +154,14 @@ def test_a_stretch_with_unreadable_images_is_warned_of(
     root = write_log(tmp_path / "log", spoilt, made.fingerprint)
     config = configuration(tmp_path, pane_ms=500, expected_run_length=1e6)
 
-    ended = nap("plan", "--config", config, "--log", root, *QUICK)
+    ended = nap("plan", "--config", config, "--log", root, *STRETCH)
 
     assert "4.04 % of the images (corrupt 120), bound 1 %" in ended.out
     assert "warning: 4.04 % of the images have no scores (corrupt 120)" in ended.err
     lenient = configuration(
         tmp_path, pane_ms=500, expected_run_length=1e6, unscored={"bound": 0.05}
     )
-    assert "no scores" not in nap("plan", "--config", lenient, "--log", root, *QUICK).err
+    assert "no scores" not in nap("plan", "--config", lenient, "--log", root, *STRETCH).err
 
 
 @pytest.mark.usefixtures("folder")
@@ -169,7 +171,7 @@ def test_a_stretch_of_dependent_records_is_warned_of(
     records = rows(sticky(12_000, 0.98).tolist())
     root = write_log(tmp_path / "log", records, made.fingerprint)
     config = configuration(tmp_path, pane_ms=500, expected_run_length=1e6, keys={"by": "key"})
-    options = ("--since", "2026-01-01T12:00:10", "--block", 500, "--json", *QUICK)
+    options = ("--since", "2026-01-01T12:00:10", "--block", 500, "--json", *STRETCH)
 
     ended = nap("plan", "--config", config, "--log", root, *options)
 

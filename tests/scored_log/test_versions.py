@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
@@ -365,6 +365,7 @@ def _as_read(record: ScoredRecord, before: bool) -> tuple[float | str | None, ..
     return (*([None] * len(LATER) if before else later), knn)
 
 
+@settings(max_examples=10)
 @given(
     records=record_lists,
     cuts=st.lists(st.integers(1, 50), max_size=5, unique=True).map(sorted),
