@@ -84,12 +84,13 @@ def _quick_weights() -> Iterator[None]:
     def fill(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         fan_in = tensor[0].numel() if tensor.ndim > 1 else tensor.numel()
         with torch.no_grad():
-            for part in tensor.view(-1).split(len(block)):
+            for part in torch.split(tensor.view(-1), len(block)):
                 torch.mul(block[: len(part)], (2 / fan_in) ** 0.5, out=part)
         return tensor
 
     drawn = [name for name in dir(nn.init) if name.endswith(("normal_", "uniform_"))]
-    with patch.multiple(nn.init, **dict.fromkeys(drawn, fill)):
+    filled: dict[str, Any] = dict.fromkeys(drawn, fill)
+    with patch.multiple(nn.init, **filled):
         yield
 
 

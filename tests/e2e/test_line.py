@@ -104,14 +104,21 @@ def test_images_become_rows_alerts_dead_letters_and_metrics(
     with running_alone(monitor, local_ray, tmp_path / "run") as run:
         url = metrics_url(run)
         wait_until(lambda: _logged(url) == images, f"{images} rows in /metrics")
-        # Summaries come at once, reports of the partitions once a second.
-        wait_until(lambda: _partitions_told(url) == PARTITIONS, "the lag of each partition")
         wait_until(lambda: _has_committed(url), "the time of a commit in /metrics")
         # The second worker may come when the first has done all.
         wait_until(lambda: health(url) == (200, {"status": "ok"}), "both workers in /healthz")
         flagged = _flagged(monitor)
         wait_until(lambda: _kept(url) == len(flagged), f"{len(flagged)} images kept, in /metrics")
-        samples = scrape(url)
+        samples: dict[Any, float] = {}
+
+        def every_partition_is_told() -> bool:
+            samples.clear()
+            samples.update(scrape(url))
+            return _lags(samples) == 2 * PARTITIONS
+
+        # Summaries come at once, reports of the partitions once a second, and none of one that the
+        # second worker has just taken over.
+        wait_until(every_partition_is_told, "both lags of each partition")
         run.send(signal.SIGTERM)
         assert run.wait() == 0, run.tail
 
@@ -168,8 +175,9 @@ def _has_committed(url: str) -> bool:
     return scrape(url)["nap_stream_last_commit_timestamp_seconds", ()] > 0
 
 
-def _partitions_told(url: str) -> int:
-    return sum(name == "nap_stream_partition_time_lag_seconds" for name, _ in scrape(url))
+def _lags(samples: dict[Any, float]) -> int:
+    lags = {"nap_stream_partition_time_lag_seconds", "nap_stream_partition_lag_offsets"}
+    return sum(name in lags for name, _ in samples)
 
 
 def _assert_metrics(samples: dict[Any, float], monitor: Monitor) -> None:
