@@ -165,7 +165,8 @@ def apache_kafka(
     kafka_jars: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ApacheKafka]:
     """Apache Kafka, shared by all tests that leave it running."""
-    with ApacheKafka(kafka_jars, tmp_path_factory.mktemp("kafka")) as kafka:
+    folder = tmp_path_factory.mktemp("kafka")
+    with ApacheKafka(kafka_jars, folder, keeps_classes=True) as kafka:
         yield kafka
 
 
