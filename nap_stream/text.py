@@ -1,5 +1,6 @@
 """Text from outside made safe to show, and numbers and times as a person reads them."""
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,28 @@ _SECONDS = (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1))
 def printable(text: str) -> str:
     r"""Put text on one line: escapes such as ``\x1b`` stand for what is not printable."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+_HARMLESS = "\t\r\n"
+
+
+def for_any_terminal(text: str) -> str:
+    r"""Escape what a terminal may obey, as in ``\x9b``, and let lines and tabs be as they are."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in _HARMLESS else printable(c) for c in text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    r"""Write JSON in which escapes such as ``\u009b`` stand for what is not printable.
+
+    Raises:
+        ValueError: It has a number that JSON has no form for.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=str)
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def one_line(text: str) -> str:

@@ -1,6 +1,5 @@
 """nap-stream baseline, and nap-stream compare."""
 
-import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from nap_stream.cli.options import (
 )
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
-from nap_stream.text import bounded, duration, listed, percent, printable
+from nap_stream.text import bounded, duration, json_text, listed, percent, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -378,7 +377,7 @@ def compare(
     rows = [each for each in compared if by == "key" or not each.key]
     if as_json:
         document = [each.document() for each in rows]
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(json_text(document, 2))
         return
     console = Console()
     if not console.is_terminal:

@@ -1,6 +1,5 @@
 """nap-stream plan: of a calibration, of a recorded stretch, of a baseline."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from nap_stream.cli.options import (
 )
 from nap_stream.errors import ConfigError
 from nap_stream.settings.drift import MAX_WINDOW_RECORDS
+from nap_stream.text import json_text
 
 if TYPE_CHECKING:
     from nap_stream.cli.options import NewBar
@@ -244,7 +244,7 @@ def _plan_baseline(
     warnings = baseline_warnings(found)
     if as_json:
         document = baseline_document(found, warnings)
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(json_text(document, 2))
     else:
         _wide_console().print(render_baseline(found), highlight=False)
     show_warnings((each.text for each in warnings), messages)
@@ -268,7 +268,7 @@ def _show(
 
     if as_json:
         document = plan_document(request, expectation, findings, warnings)
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        typer.echo(json_text(document, 2))
         return
     console = _wide_console()
     console.print(render_plan(request, expectation), highlight=False)

@@ -6,7 +6,6 @@ with matplotlib on an Agg canvas.
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from nap_stream.evaluation.metrics import (
 )
 from nap_stream.evaluation.tables import Column, EvaluationTable, Summary, columns
 from nap_stream.files import publish
-from nap_stream.text import one_line
+from nap_stream.text import json_text, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,7 +125,7 @@ def to_markdown(table: EvaluationTable) -> str:
     ]
     if table.context:
         texts = {
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            name: value if isinstance(value, str) else json_text(value)
             for name, value in table.context.items()
         }
         facts = (f"- {escape(name)}: {escape(text)}" for name, text in texts.items())
@@ -211,7 +210,7 @@ def to_json(table: EvaluationTable) -> str:
         "averages": [_summary(summary) for summary in table.averages],
         "worst": [_summary(summary) for summary in table.worst],
     }
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(document, 2) + "\n"
 
 
 def _rows(

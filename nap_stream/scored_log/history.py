@@ -1,6 +1,5 @@
 """Who did what, when: the chain of events as a person reads it, and acknowledgements of alerts."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -9,7 +8,7 @@ from typing import Any
 from nap_stream.errors import ConfigError
 from nap_stream.scored_log.events import Event, EventKind, alert_id, append_event, require_text
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.text import bounded, listed, moment, number, one_line, rfc3339
+from nap_stream.text import bounded, json_text, listed, moment, number, one_line, rfc3339
 
 CHANGED = "changed"
 """The kind of an entry that is no event of its own: what differs from the run before."""
@@ -173,4 +172,4 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str
 
 
 def _value(value: Any) -> str:
-    return bounded(json.dumps(value, ensure_ascii=False))
+    return bounded(json_text(value))

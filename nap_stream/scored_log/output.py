@@ -2,17 +2,18 @@ r"""How rows and counts are written: a table for people, JSON lines, CSV or Parq
 
 Keys, headers, errors and class names come from outside. In a table, whatever is not printable
 is shown as an escape such as ``\x1b``, and nothing is taken for markup. In text formats bytes
-are UTF-8 text as they are; bytes that are not UTF-8, or that begin with ``base64:``, are
-``base64:`` and their base64. Times are ISO 8601, UTC, milliseconds.
+are UTF-8 text; bytes that are not UTF-8, or that begin with ``base64:``, are ``base64:`` and their
+base64. Times are ISO 8601, UTC, milliseconds.
 
-In CSV and tables nothing stands for null, and ``base64:`` for empty bytes. A text in CSV that a
-spreadsheet would take for a formula, or that begins with an apostrophe, has one before it.
+No terminal finds anything to obey: in JSON what is not printable is an escape of JSON's, in CSV one
+as in a table, but for tabs and line ends; a key in CSV is in base64 then. In CSV and tables nothing
+stands for null, and ``base64:`` for empty bytes. A text in CSV that a spreadsheet would take for a
+formula, or that begins with an apostrophe, has one before it.
 """
 
 import base64
 import contextlib
 import io
-import json
 import math
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.cells import cell_len, set_cell_size
 
-from nap_stream.text import printable
+from nap_stream.text import for_any_terminal, json_text, printable
 
 _BASE64 = "base64:"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20", "'")
@@ -112,20 +113,16 @@ def _write_parquet(schema: pa.Schema, batches: Iterable[pa.RecordBatch], output:
 
 def _write_json(batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper) -> None:
     for batch in batches:
-        text.writelines(_json(plain_value(row)) + "\n" for row in batch.to_pylist())
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+        text.writelines(json_text(plain_value(row)) + "\n" for row in batch.to_pylist())
 
 
 def _write_csv(
     schema: pa.Schema, batches: Iterable[pa.RecordBatch], text: io.TextIOWrapper
 ) -> None:
-    text.write(_line(schema.names))
+    text.write(_line([_unread(_unobeyed(name)) for name in schema.names]))
     for batch in batches:
         text.writelines(
-            _line([_unread(_flat(cell)) for cell in row.values()]) for row in batch.to_pylist()
+            _line([_unread(_unobeyed(cell)) for cell in row.values()]) for row in batch.to_pylist()
         )
 
 
@@ -138,6 +135,14 @@ def _line(cells: Sequence[Any]) -> str:
 def _quoted(cell: str) -> str:
     needs = any(mark in cell for mark in ',"\r\n')
     return f'"{cell.replace(chr(34), chr(34) * 2)}"' if needs else cell
+
+
+def _unobeyed(value: Any) -> Any:
+    """Keep a terminal from obeying a value; bytes can be had back from what stands for them."""
+    flat = _flat(value)
+    if not isinstance(flat, str) or (harmless := for_any_terminal(flat)) == flat:
+        return flat
+    return _BASE64 + base64.b64encode(value).decode() if isinstance(value, bytes) else harmless
 
 
 def _unread(cell: Any) -> Any:
@@ -293,7 +298,7 @@ def _flat(value: Any) -> Any:
     if isinstance(plain, bool):
         return "true" if plain else "false"
     if isinstance(plain, list | dict):
-        return _json(plain)
+        return json_text(plain)
     return plain
 
 

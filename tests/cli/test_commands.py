@@ -9,7 +9,9 @@ import yaml
 
 import nap_stream
 from nap_stream.cli.query import RowFormat
+from nap_stream.scored_log.events import Event, append_event
 from nap_stream.scored_log.output import OutputFormat
+from nap_stream.scored_log.stores.local import LocalStore
 from tests.cli.program import Call
 from tests.scored_log.builders import NOON_MS, chain, failed, origin, scored
 from tests.support.images import write_images
@@ -68,6 +70,45 @@ def test_every_command_explains_itself_with_an_example(nap: Call, command: str) 
     assert helped.exit_code == 0
     assert f"nap-stream {command}" in helped.out
     assert "Example" in helped.out
+
+
+OBEYED = "\x9b31m\x1b]0;x\x07\u202e\u2028\x85 [red]"
+
+
+def test_no_terminal_obeys_what_the_log_holds(nap: Call, tmp_path: Path) -> None:
+    root, key = tmp_path / "log", OBEYED.encode()
+    rows = [
+        scored(origin(0, key=key, headers=((OBEYED, key),)), class_name=OBEYED, p_value=0.01),
+        failed(origin(1, key=key), error=OBEYED),
+    ]
+    chain(root, [(2, rows)])
+    event = Event(time_ms=NOON_MS, kind="odd", by="Ann", data={OBEYED: OBEYED})
+    append_event(LocalStore(root), event)
+    (root / f"_{OBEYED}.parquet").write_bytes(b"")
+    formats = [["--format", each] for each in ("table", "json", "csv")]
+    select = 'select key, class_name, error, headers, headers as "a\x9bb" from records'
+    commands = [
+        *(["query", *each] for each in formats),
+        *(["query", "--by", by, *each] for by in ("class", "key") for each in formats),
+        ["query", "--class", "nobody"],
+        ["query", "--key", "nobody"],
+        *(["sql", select, *each] for each in formats),
+        ["sql", f"select '{OBEYED}' from nowhere"],
+        *(["history", *each] for each in formats),
+        ["history", "--kind", "nobody"],
+        ["show", "cars/0/0"],
+        ["show", "cars/0/0", "--format", "json"],
+        ["show", "cars/0/1"],
+        ["verify", "--deep"],
+        ["verify", "--deep", "--json"],
+        ["compact"],
+    ]
+    for command in commands:
+        ended = nap(*command, "--log", root)
+        told = ended.out + ended.err
+        strange = {c for c in told if not c.isprintable() and c not in "\t\r\n"}
+        assert not strange, command
+        assert told, command
 
 
 def test_query_gives_rows_as_json_lines(nap: Call, log: Path) -> None:

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.format import OPTIONAL_SCORES
 from nap_stream.scored_log.output import OutputFormat, bytes_as_text, text_as_bytes, write_batches
-from nap_stream.scored_log.query import GroupBy, Query, aggregate, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.scored_log.builders import CARS, MODEL, NOON_MS, chain, failed, local_log, origin, scored
 from tests.support.log_files import run_query
@@ -77,7 +78,28 @@ def test_csv(hostile_root: Path) -> None:
         "0.01",
     )
     assert json.loads(rows[0]["headers"]) == [{"name": "n", "value": "v"}]
-    assert (rows[2]["error"], rows[2]["nap"]) == (HOSTILE, "")
+    assert (rows[2]["error"], rows[2]["nap"]) == (
+        HOSTILE.replace("\x1b", r"\x1b")
+        .replace("\x07", r"\x07")
+        .replace("\u202e", r"\u202e")
+        .replace("\x9b", r"\x9b"),
+        "",
+    )
+    assert text_as_bytes(rows[2]["key"]) == HOSTILE.encode()
+
+
+@pytest.mark.parametrize("output_format", [each for each in OutputFormat if each != "parquet"])
+@given(text=st.text())
+def test_no_terminal_finds_anything_to_obey(output_format: OutputFormat, text: str) -> None:
+    name = text.encode(errors="replace").decode()
+    key = name.encode()
+    table = pa.table({"text": [name], "bytes": [key], "list": [[{"name": name, "value": key}]]})
+    written = _written(table, output_format).decode()
+    assert all(c.isprintable() or c in "\t\r\n" for c in written)
+    if output_format == OutputFormat.JSON:
+        (line,) = written.splitlines()
+        assert json.loads(line)["text"] == name
+        assert text_as_bytes(json.loads(line)["bytes"]) == key
 
 
 def test_parquet(hostile_root: Path) -> None:
