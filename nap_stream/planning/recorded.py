@@ -17,7 +17,12 @@ from nap_stream.records import Status
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.read import partitions, topic_partitions
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.summary import credible_times, rows_of_table, rows_schema
+from nap_stream.scored_log.summary import (
+    SummaryRows,
+    credible_times,
+    rows_of_table,
+    rows_schema,
+)
 from nap_stream.settings.drift import DriftSettings
 
 
@@ -86,7 +91,8 @@ class RecordedSeries:
 def merged(parts: list[PaneCounts], pane_ms: int, *, one_per_pane: bool) -> RecordedSeries:
     """Bring partitions' counts together, as `nap_stream.core.panes.closed_pane` does.
 
-    ``parts`` are those of each partition, in order of their numbers; at least one holds an entry.
+    ``parts`` are those of each partition, in order of their numbers, and of one partition in order
+    of offset; at least one holds an entry.
     A pane is ``pane_ms`` milliseconds wide. For ``one_per_pane`` see
     `nap_stream.core.panes.count_panes`.
     """
@@ -196,12 +202,15 @@ def read_stretch(
     drift: DriftSettings,
     facts: CalibrationFacts,
     advance: Progress,
+    *,
+    held_records: int = 262_144,
 ) -> Recorded:
     """Count the scored records of a stretch of the log.
 
     ``facts`` are of the calibration whose records count, ``drift`` says how wide panes are and what
-    the keys. Memory is some 70 bytes a record of the largest partition, and 450 for each pane and
-    key that holds one: with many keys and short panes that is each record.
+    the keys. Records are counted ``held_records`` at a time. Memory is some 450 bytes for each pane
+    and key that holds a record, and 70 for each that is held: with many keys and short panes that
+    is 450 for each record.
 
     Raises:
         ConfigError: The topic is not clear, or the stretch holds too little or too much.
@@ -210,8 +219,8 @@ def read_stretch(
     """
     topic = selection.topic or only_topic(store)
     found = topic_partitions(store, topic)
-    key_by = None if drift.keys is None else drift.keys.by
-    parts, others, left = [], 0, selection.max_records
+    parts: list[PaneCounts] = []
+    others, left = 0, selection.max_records
     contradicting, first = 0, ""
     by_status = Counter[Status]()
     for number, partition in enumerate(found):
@@ -222,7 +231,7 @@ def read_stretch(
             until_ms=selection.until_ms,
             statuses=(Status.OK,),
         )
-        rows = _read(store, query, key_by, facts, left)
+        rows = _read(store, query, _Rows(drift, held_records), facts, left)
         left -= rows.total
         if left < 0:
             raise ConfigError(
@@ -230,7 +239,7 @@ def read_stretch(
                 store.root,
                 "Choose a shorter one with --since and --until",
             )
-        parts.append(_counted(rows, drift))
+        parts += rows.parts
         others += rows.others
         if rows.contradicting and not contradicting:
             first = f"{partition} offset {rows.first_contradicting}"
@@ -260,11 +269,18 @@ def only_topic(store: SegmentStore) -> str:
 
 @dataclass(slots=True)
 class _Rows:
-    """A partition's columns, batch by batch, and how many rows: of other calibrations, and all.
+    """A partition's records, counted piece by piece, and how many: of other calibrations, and all.
 
-    ``contradicting`` are flagged against their p-value, the first at ``first_contradicting``.
+    The columns are of the records that are not counted yet. ``newest_ms`` is the latest time of
+    those that are. ``contradicting`` are flagged against their p-value, the first at
+    ``first_contradicting``.
     """
 
+    drift: DriftSettings
+    most: int
+    parts: list[PaneCounts] = field(default_factory=list)
+    newest_ms: int | None = None
+    held: int = 0
     times_ms: list[NDArray[np.int64]] = field(default_factory=list)
     p_values: list[NDArray[np.float64]] = field(default_factory=list)
     flagged: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -275,12 +291,49 @@ class _Rows:
     contradicting: int = 0
     first_contradicting: int = -1
 
+    def add(self, rows: SummaryRows) -> None:
+        """Take the records that come next."""
+        self.times_ms.append(credible_times(rows.event_time_ms, rows.ingest_time_ms))
+        self.p_values.append(rows.p_value)
+        self.flagged.append(rows.is_ood)
+        if rows.key is not None and rows.keys is not None:
+            numbers = [self.keys.setdefault(key, len(self.keys)) for key in rows.keys]
+            self.key.append(np.array(numbers, dtype=np.int64)[rows.key])
+        self.held += len(rows.p_value)
+        if self.held >= self.most:
+            self.count()
+
+    def count(self) -> None:
+        """Count what is held."""
+        if not self.held:
+            return
+        times_ms = np.concatenate(self.times_ms)
+        if self.newest_ms is not None:
+            # As if all of the partition were counted at once: its time never runs backwards.
+            times_ms = np.maximum(times_ms, self.newest_ms)
+        by_key = self.drift.keys is not None
+        self.parts.append(
+            count_panes(
+                times_ms,
+                np.concatenate(self.p_values),
+                np.concatenate(self.flagged),
+                pane_ms=self.drift.pane_ms,
+                keys=tuple(map(key_text, self.keys)) if by_key else (NO_KEY,),
+                key=np.concatenate(self.key) if by_key else None,
+                one_per_pane=self.drift.one_per_pane,
+            )
+        )
+        self.newest_ms, self.held = int(times_ms.max()), 0
+        for held in (self.times_ms, self.p_values, self.flagged, self.key, self.keys):
+            held.clear()
+
 
 def _read(
-    store: SegmentStore, query: Query, key_by: str | None, facts: CalibrationFacts, left: int
+    store: SegmentStore, query: Query, read: _Rows, facts: CalibrationFacts, left: int
 ) -> _Rows:
-    """Read a partition, of no more than ``left`` rows: the last batch may go beyond."""
-    read = _Rows()
+    """Count a partition, of no more than ``left`` rows: the last batch may go beyond."""
+    keys = read.drift.keys
+    key_by = None if keys is None else keys.by
     for batch in scan(store, query, [*rows_schema(key_by).names, _FINGERPRINT]):
         table = pa.Table.from_batches([batch])
         own = table.filter(pc.equal(table.column(_FINGERPRINT), facts.fingerprint))
@@ -291,16 +344,12 @@ def _read(
         if not own.num_rows:
             continue
         rows = rows_of_table(own, key_by)
-        read.times_ms.append(credible_times(rows.event_time_ms, rows.ingest_time_ms))
-        read.p_values.append(rows.p_value)
-        read.flagged.append(rows.is_ood)
         wrong = rows.offset[rows.is_ood != (rows.p_value <= facts.alpha)]
         if len(wrong) and not read.contradicting:
             read.first_contradicting = int(wrong[0])
         read.contradicting += len(wrong)
-        if rows.key is not None and rows.keys is not None:
-            numbers = [read.keys.setdefault(key, len(read.keys)) for key in rows.keys]
-            read.key.append(np.array(numbers, dtype=np.int64)[rows.key])
+        read.add(rows)
+    read.count()
     return read
 
 
@@ -311,19 +360,6 @@ def _statuses(store: SegmentStore, query: Query) -> Counter[Status]:
         for each in pc.value_counts(batch.column("status")).to_pylist():
             counts[Status(each["values"])] += each["counts"]
     return counts
-
-
-def _counted(rows: _Rows, drift: DriftSettings) -> PaneCounts:
-    by_key = drift.keys is not None
-    return count_panes(
-        np.concatenate([np.zeros(0, np.int64), *rows.times_ms]),
-        np.concatenate([np.zeros(0, np.float64), *rows.p_values]),
-        np.concatenate([np.zeros(0, np.bool_), *rows.flagged]),
-        pane_ms=drift.pane_ms,
-        keys=tuple(map(key_text, rows.keys)) if by_key else (NO_KEY,),
-        key=np.concatenate([np.zeros(0, np.int64), *rows.key]) if by_key else None,
-        one_per_pane=drift.one_per_pane,
-    )
 
 
 def _require_enough(

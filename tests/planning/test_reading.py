@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nap_stream.errors import ConfigError, LogRootError
@@ -52,6 +53,40 @@ def test_a_stretch_is_counted_in_the_monitors_panes(tmp_path: Path) -> None:
     assert found.series.panes.start_ms.tolist() == list(range(NOON_MS, NOON_MS + 30_000, 200))
     assert set(found.series.panes.records.tolist()) == {10}
     assert found.series.keys == ()
+
+
+@pytest.mark.parametrize("one_per_pane", [False, True])
+def test_records_that_are_counted_piece_by_piece_are_counted_alike(
+    tmp_path: Path, *, one_per_pane: bool
+) -> None:
+    found = [
+        dataclasses.replace(
+            record,
+            origin=dataclasses.replace(
+                record.origin,
+                key=[b"a", None, b"b"][number % 3],
+                # Late ones count in the pane that time has come to.
+                event_time_ms=record.origin.event_time_ms - (number % 5) * 90,
+            ),
+        )
+        for number, record in enumerate(recorded(2_400))
+    ]
+    write_log(tmp_path, found, CALIBRATION)
+    drift = DriftSettings(pane_ms=200, keys=KeySettings(by="key", one_per_pane=one_per_pane))
+
+    def series(held_records: int) -> str:
+        read = read_stretch(
+            LocalStore(tmp_path),
+            Selection(),
+            drift,
+            FACTS,
+            lambda _done, _total: None,
+            held_records=held_records,
+        )
+        return repr(read.series)
+
+    with np.printoptions(threshold=2**31):
+        assert series(1) == series(10**9)
 
 
 def test_a_log_that_begins_in_version_3_is_read_alike(tmp_path: Path) -> None:
