@@ -384,9 +384,19 @@ def compact(
             "--break-lock", help="Take the lock of a compaction that is surely dead. See below."
         ),
     ] = False,
+    rebuild_index: Annotated[
+        bool,
+        typer.Option(
+            "--rebuild-index", help="Make the index of all large files anew, not of new ones alone."
+        ),
+    ] = False,
     as_json: JsonReportOption = False,
 ) -> None:
-    """Merge the segments of days that are over (UTC) into few files, while the monitor runs.
+    """Merge the segments of hours and days that are over (UTC), while the monitor runs.
+
+    Each finished hour becomes a file a partition, five minutes after its end; when the day is over,
+    its hours become one. Run it every hour. What these files hold is noted in an index beside the
+    log, which makes query fast: removed, it is made again.
 
     The chain stays what it was: verify finds the same before and after, query gives the same
     rows at every moment. Another Parquet reader may, for the instant in which files are
@@ -415,6 +425,7 @@ def compact(
             limits=FileLimits(max_rows, max_mb * 2**20),
             dry_run=dry_run,
             break_lock=break_lock,
+            rebuild_index=rebuild_index,
             progress=progress,
             should_stop=stop.is_set,
         )
@@ -435,6 +446,8 @@ def _print_compacted(report: "CompactionReport") -> None:
         typer.echo(f"{report.bytes_before:,} bytes became {report.bytes_after:,}")
     if report.leftovers:
         typer.echo(f"{removed} {report.leftovers} segments that stand in a compacted file too")
+    if report.indexed:
+        typer.echo(f"wrote the index of {report.indexed} files")
     for refusal in report.refusals:
         typer.echo(printable(f"left out  {refusal.partition}: {refusal.reason}"))
     if report.stopped:

@@ -27,7 +27,9 @@ from nap_stream.text import printable, rfc3339
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from nap_stream.scored_log.query import GroupBy, Query
+    from nap_stream.scored_log.counting import GroupBy
+    from nap_stream.scored_log.index import IndexUse
+    from nap_stream.scored_log.query import Query
     from nap_stream.scored_log.stores import SegmentStore
 
 EXIT_UNREAD = 3
@@ -124,6 +126,14 @@ def query(
             help=f"At most so many rows, or counts; a table shows {DEFAULT_TABLE_ROWS} rows.",
         ),
     ] = None,
+    no_index: Annotated[
+        bool,
+        typer.Option(
+            "--no-index",
+            help="Rest on rows alone. Else what compaction noted of files is used, and told, which "
+            "verify --deep compares with the rows. --export never uses it.",
+        ),
+    ] = False,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -139,7 +149,8 @@ def query(
     """Show rows of the scored log, or count them.
 
     A row passes that meets all options. A name that the log does not have is an error. No answer
-    rests on the statistics in Parquet files, which verify --deep alone proves.
+    rests on the statistics in Parquet files, which verify --deep alone proves; where one rests on
+    the index of the log, it says so.
 
     Exit code 3 where a file could not be read: it is named, and the answer is without its rows.
 
@@ -151,6 +162,7 @@ def query(
       nap-stream query --log scored-log --since 7d --sort p-value --limit 10
       nap-stream query --log scored-log --day 2026-05-31 --export may-31 --sign-with signing.key
     """
+    from nap_stream.scored_log.index import IndexUse
     from nap_stream.scored_log.query import Query, require_partitions
 
     store = log_store(config, log)
@@ -188,12 +200,14 @@ def query(
     if limit is None and output_format == "table" and groups is None:
         limit = DEFAULT_TABLE_ROWS
     unread: list[ChainBrokenError] = []
+    use = None if no_index else IndexUse()
     if groups is None:
-        schema, batches = _rows(store, filters, limit if sort else None, unread)
+        schema, batches = _rows(store, filters, limit if sort else None, unread, use)
     else:
-        counts = _counts(store, filters, groups, unread)
+        counts = _counts(store, filters, groups, unread, use)
         schema, batches = counts.schema, iter(counts.to_batches())
     write_rows(schema, batches, output_format, output, limit)
+    _tell_index(use)
     _tell_unread(unread)
 
 
@@ -311,7 +325,7 @@ def _header(text: str) -> tuple[str, bytes | None]:
 
 
 def _groups(text: str) -> "list[GroupBy]":
-    from nap_stream.scored_log.query import GroupBy
+    from nap_stream.scored_log.counting import GroupBy
 
     names = [name.strip() for name in text.split(",")]
     if not set(names) <= set(GroupBy) or len(set(names)) < len(names) or len(names) > 2:  # noqa: PLR2004
@@ -322,7 +336,11 @@ def _groups(text: str) -> "list[GroupBy]":
 
 
 def _rows(
-    store: "SegmentStore", filters: "Query", most: int | None, unread: list[ChainBrokenError]
+    store: "SegmentStore",
+    filters: "Query",
+    most: int | None,
+    unread: list[ChainBrokenError],
+    use: "IndexUse | None",
 ) -> "tuple[pa.Schema, Iterator[pa.RecordBatch]]":
     """All rows in the log's order, or the ``most`` anomalous ones."""
     from nap_stream.scored_log.files import SCAN_SCHEMA
@@ -332,9 +350,9 @@ def _rows(
     if any(len(names) > 1 for names in several):
         require_names(store, filters)
     batches = (
-        scan(store, filters, unread=unread)
+        scan(store, filters, unread=unread, use=use)
         if most is None
-        else iter(most_anomalous(store, filters, most, unread=unread).to_batches())
+        else iter(most_anomalous(store, filters, most, unread=unread, use=use).to_batches())
     )
     first = next(batches, None)
     if first is None:
@@ -348,10 +366,12 @@ def _counts(
     filters: "Query",
     groups: "list[GroupBy]",
     unread: list[ChainBrokenError],
+    use: "IndexUse | None",
 ) -> "pa.Table":
-    from nap_stream.scored_log.query import GroupBy, aggregate, empty_spans
+    from nap_stream.scored_log.counting import GroupBy, aggregate, empty_spans
 
-    counts = aggregate(store, filters, *groups, now_ms=SystemClock().now_ms(), unread=unread)
+    now_ms = SystemClock().now_ms()
+    counts = aggregate(store, filters, *groups, now_ms=now_ms, unread=unread, use=use)
     if not counts.num_rows:
         _tell_empty(store, filters)
     for span in {GroupBy.HOUR, GroupBy.DAY} & set(groups):
@@ -405,6 +425,17 @@ def _export(store: "SegmentStore", filters: "Query", folder: Path | None, key: P
         _tell_empty(store, filters)
     typer.echo(printable(f"{folder}: {manifest.rows:,} rows, signed by {signer.public}"))
     _tell_unread([ChainBrokenError(said, file) for file, said in manifest.unread.items()])
+
+
+def _tell_index(use: "IndexUse | None") -> None:
+    """Say what of the answer rests on what nothing but verify --deep compares with the rows."""
+    if use is not None and use.files:
+        typer.echo(
+            f"The index was asked for {use.files:,} files: {use.counted:,} of them were counted by "
+            f"it, {use.passed_over:,} passed over. verify --deep compares it with the rows; "
+            "--no-index does without.",
+            err=True,
+        )
 
 
 def _tell_unread(unread: Sequence[ChainBrokenError]) -> None:

@@ -45,7 +45,8 @@ from nap_stream.kafka.client import create_topics
 from nap_stream.report.gather import Asked, gather
 from nap_stream.report.page import render
 from nap_stream.report.pictures import kept_in
-from nap_stream.scored_log.query import GroupBy, Query, aggregate
+from nap_stream.scored_log.counting import GroupBy, aggregate
+from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_settings

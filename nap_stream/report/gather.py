@@ -18,17 +18,11 @@ from nap_stream.report.counts import (
     worked,
 )
 from nap_stream.report.history import History, Span, history
+from nap_stream.scored_log.counting import DAY_MS, HOUR_MS
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
-from nap_stream.scored_log.query import (
-    DAY_MS,
-    HOUR_MS,
-    Query,
-    listed,
-    most_anomalous,
-    require_partitions,
-)
+from nap_stream.scored_log.query import Query, listed, most_anomalous, require_partitions
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.report import AnchorReport, Defect, VerifyReport

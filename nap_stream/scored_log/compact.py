@@ -1,4 +1,8 @@
-"""Compaction: one file in the place of the many small segments of a day that is over.
+"""Compaction: one file in the place of the many small segments of an hour or day that is over.
+
+Hours come first, so that the day that is not over is few files too; when it is over, its hours and
+what is left become files of a day. Each compacted file gets its index, which
+`nap_stream.scored_log.index` describes.
 
 A compacted file has the first segment's name and the rows of all, and lists their footers
 (`nap_stream.scored_log.footer`), so that the chain stays as it was: what `verify` recomputes is
@@ -22,7 +26,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from uuid import uuid4
 
@@ -36,12 +40,16 @@ from nap_stream.scored_log.compact_plan import (
     merge,
     plan,
     remove_leftovers,
+    write_indexes,
 )
+from nap_stream.scored_log.index import LEAST_ROWS
 from nap_stream.scored_log.read import partitions, segments
 from nap_stream.scored_log.segment import open_segment
 from nap_stream.scored_log.stores import SegmentStore
 
 LOCK_NAME = "_compacting.json"
+HOUR_LAG_MS = 300_000
+"""How long after its end an hour stays as it is: clocks of writers differ."""
 DEFAULT_LIMITS = FileLimits(max_rows=250_000, max_bytes=64 * 2**20)
 """About 0.4 GB of memory while a group is merged; a few times `FileLimits.max_memory_bytes` where
 rows repeat long keys or headers, which are small in files and not in memory."""
@@ -117,6 +125,7 @@ class CompactionReport:
 
     ``segments`` were merged into ``files``. ``leftovers`` were removed: segments that an
     interrupted run or a writer that died had left beside a compacted file that holds them.
+    ``indexed`` files that had no index of theirs have one now, beside those that were merged.
     ``bytes_before`` are those of the merged segments, ``bytes_after`` those of their files (0 in a
     dry run). ``stopped`` says that it was asked to end early.
     """
@@ -128,6 +137,7 @@ class CompactionReport:
     bytes_before: int = 0
     bytes_after: int = 0
     leftovers: int = 0
+    indexed: int = 0
     refusals: tuple[RefusedPartition, ...] = ()
     stopped: bool = False
     dry_run: bool = False
@@ -147,14 +157,16 @@ def compact(
     limits: FileLimits = DEFAULT_LIMITS,
     dry_run: bool = False,
     break_lock: bool = False,
+    rebuild_index: bool = False,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> CompactionReport:
-    """Merge the segments of days that are over.
+    """Merge the segments of days that are over, and of hours of later days that are over.
 
     ``today``, by the clock where it is None, is the first day that stays as it is, UTC. A
     ``dry_run`` only says what would be done, and needs no lock. ``break_lock`` goes on although
-    another compaction seems to run: only where that is surely dead. ``progress`` is told how many
+    another compaction seems to run: only where that is surely dead. ``rebuild_index`` makes
+    all indexes anew, and not those alone that are missing. ``progress`` is told how many
     segments are merged, and None, since how many will be is not known. ``should_stop`` is asked
     before each merge.
 
@@ -175,6 +187,7 @@ def compact(
     with compaction_lock(store, owner, break_lock=break_lock) as check_lock:
         for partition in chains:
             run.compact(partition, check_lock, f"compaction@{owner.host}:{owner.pid}")
+            run.index(partition, anew=rebuild_index)
     return run.done
 
 
@@ -189,6 +202,8 @@ class _Run:
     should_stop: Callable[[], bool]
     progress: Progress | None
     done: CompactionReport
+    large: list[str] = field(default_factory=list)
+    """Files of the partition that are to have an index."""
 
     def look_at(self, partition: TopicPartition) -> None:
         """Count what would be done."""
@@ -208,6 +223,15 @@ class _Run:
             self._note(leftovers=len(found.leftovers))
             for group in found.groups:
                 self._merge_all(group, check_lock, writer_id)
+
+    def index(self, partition: TopicPartition, *, anew: bool) -> None:
+        """Give large files that have none their index."""
+        with self._refusing(partition):
+            for _ in write_indexes(self.store, partition, self.large, anew=anew):
+                self._note(indexed=1)
+                if self.should_stop():
+                    self.done = replace(self.done, stopped=True)
+                    return
 
     def _merge_all(
         self, group: tuple[ChainFile, ...], check_lock: Callable[[], None], writer_id: str
@@ -233,8 +257,10 @@ class _Run:
             group = group[taken:]
 
     def _plan(self, partition: TopicPartition) -> Plan:
+        self.large.clear()
         files = (self._chain_file(path) for path in segments(self.store, partition))
-        return plan(files, today=self.today, limits=self.limits)
+        before_ms = self.clock.now_ms() - HOUR_LAG_MS
+        return plan(files, today=self.today, limits=self.limits, before_ms=before_ms)
 
     def _chain_file(self, path: str) -> ChainFile:
         with open_segment(self.store, path) as segment:
@@ -242,7 +268,10 @@ class _Run:
                 raise ScoredLogError(
                     "the segment was listed and is gone", path, "Does another compaction run?"
                 )
-            return ChainFile(path, segment.whole_footer(), segment.size_bytes)
+            footer = segment.whole_footer()
+            if footer.merged or footer.rows >= LEAST_ROWS:
+                self.large.append(path)
+            return ChainFile(path, footer, segment.size_bytes)
 
     @contextmanager
     def _refusing(self, partition: TopicPartition) -> Iterator[None]:

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 
 from nap_stream.errors import ChainBrokenError
+from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import (
     SegmentFooter,
     may_merge,
@@ -16,6 +17,17 @@ from nap_stream.scored_log.footer import (
     merged_slots,
     segment_sha256,
 )
+from nap_stream.scored_log.format import EARLIEST_TIME_MS, segment_path
+from nap_stream.scored_log.index import (
+    HOUR_MS,
+    TAIL_BYTES,
+    entry_at,
+    index_path,
+    indexed,
+    mark_of,
+    write_index,
+)
+from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.segment import (
     SegmentFile,
     encode_segment,
@@ -74,35 +86,58 @@ class Plan:
     leftovers: tuple[Leftover, ...]
 
 
-def plan(files: Iterable[ChainFile], *, today: date, limits: FileLimits) -> Plan:
+def plan(
+    files: Iterable[ChainFile],
+    *,
+    today: date,
+    limits: FileLimits,
+    before_ms: int = EARLIEST_TIME_MS,
+) -> Plan:
     """Decide what to merge.
 
     The files of a group follow each other without a hole. They were published on one day before
-    ``today`` (UTC), in one version of the columns. Files that are
-    compacted already stay as they are. So does the last segment of the chain, to which writers
-    link.
+    ``today`` (UTC), or in one hour of a later day that ended before ``before_ms``, in one version
+    of the columns. A file of an hour becomes part of its day's file when the day is over; a file of
+    a day stays as it is. So does the last segment of the chain, to which writers link.
 
-    Files are a partition's, in order of their base offsets. Of compacted ones only those with
-    leftovers are kept: their footers are large. ``today`` is the day that is not over yet, UTC.
+    Files are a partition's, in order of their base offsets. Of the files of days only those with
+    leftovers are kept: their footers are large. ``today`` is the day that is not over yet, UTC;
+    ``before_ms`` is in milliseconds since the epoch.
 
     Raises:
         ChainBrokenError: The files are not a whole chain. Nothing may be merged then: it would
             hide what is wrong.
     """
-    segments, leftovers = _divided(files)
-    closed = [file for file in segments if _day(file) < today]
-    groups = [group for group in _groups(closed, limits) if len(group) > 1]
+    movable, leftovers = _divided(files)
+
+    def span(file: ChainFile) -> tuple[date, int] | None:
+        """What the file may share a file with; None for nothing yet."""
+        published_ms = file.footer.parts[0].created_time_ms
+        day, hour = _day(published_ms), published_ms // HOUR_MS
+        if day < today:
+            return day, -1
+        is_over = (hour + 1) * HOUR_MS <= before_ms
+        return (day, hour) if is_over and not file.footer.merged else None
+
+    groups = [group for group in _groups(movable, limits, span) if len(group) > 1]
     return Plan(tuple(groups), tuple(leftovers))
 
 
-def _groups(files: Sequence[ChainFile], limits: FileLimits) -> Iterator[tuple[ChainFile, ...]]:
+def _groups(
+    files: Sequence[ChainFile],
+    limits: FileLimits,
+    span: Callable[[ChainFile], tuple[date, int] | None],
+) -> Iterator[tuple[ChainFile, ...]]:
     group: list[ChainFile] = []
     rows = size_bytes = 0
     for file in files:
         rows, size_bytes = rows + file.footer.rows, size_bytes + file.size_bytes
         fits = rows <= limits.max_rows and size_bytes <= limits.max_bytes
         if group and not (
-            fits and _day(group[-1]) == _day(file) and may_merge(group[-1].footer, file.footer)
+            fits
+            and span(file) is not None
+            and span(group[-1]) == span(file)
+            and may_merge(group[-1].footer.parts[-1], file.footer.parts[0])
         ):
             yield tuple(group)
             group, rows, size_bytes = [], file.footer.rows, file.size_bytes
@@ -110,13 +145,19 @@ def _groups(files: Sequence[ChainFile], limits: FileLimits) -> Iterator[tuple[Ch
     yield tuple(group)
 
 
-def _day(file: ChainFile) -> date:
-    return datetime.fromtimestamp(file.footer.created_time_ms / 1000, UTC).date()
+def _day(time_ms: int) -> date:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).date()
+
+
+def _is_of_a_day(file: ChainFile) -> bool:
+    """Whether it was merged after the day of its segments, and not on that day, hour by hour."""
+    merged = file.footer.merged
+    return bool(merged) and _day(file.footer.created_time_ms) > _day(merged[0].created_time_ms)
 
 
 def _divided(files: Iterable[ChainFile]) -> tuple[list[ChainFile], list[Leftover]]:
-    """Segments that may be merged, and leftovers. The chain's last segment is in neither."""
-    segments: list[ChainFile] = []
+    """Files that may be merged, and leftovers. The chain's last segment is in neither."""
+    movable: list[ChainFile] = []
     leftovers: list[Leftover] = []
     last: ChainFile | None = None
     slots: set[tuple[int, str]] = set()
@@ -127,10 +168,10 @@ def _divided(files: Iterable[ChainFile]) -> tuple[list[ChainFile], list[Leftover
             continue
         if last is not None:
             _check_link(last, file)
-            if not last.footer.merged:
-                segments.append(last)
+            if not _is_of_a_day(last):
+                movable.append(last)
         last, slots = file, merged_slots(file.footer.merged)
-    return segments, leftovers
+    return movable, leftovers
 
 
 def _check_covered(compacted: ChainFile, slots: set[tuple[int, str]], file: ChainFile) -> None:
@@ -138,10 +179,11 @@ def _check_covered(compacted: ChainFile, slots: set[tuple[int, str]], file: Chai
 
     The compacted file must list this segment, or another one of the same base offset and the same
     predecessor. In that case a writer that had slept published this one, and died before it could
-    take it back.
+    take it back. A file of an hour must be in it part by part.
     """
     footer = file.footer
-    if footer.merged or (footer.base_offset, footer.previous_sha256) not in slots:
+    is_in = (footer.base_offset, footer.previous_sha256) in slots
+    if not is_in or not set(footer.merged) <= set(compacted.footer.merged):
         raise _broken(file, f"it overlaps {compacted.path}, which has not merged it")
 
 
@@ -199,6 +241,7 @@ def merge(
     check_lock()
     store.replace(taken[0].path, content)
     _remove(store, [file.path for file in taken[1:]])
+    write_index(store, taken[0].path, content)
     return len(taken), len(content)
 
 
@@ -219,6 +262,33 @@ def remove_leftovers(
     _remove(store, [leftover.path for leftover in leftovers])
 
 
+def write_indexes(
+    store: SegmentStore, partition: TopicPartition, paths: Iterable[str], *, anew: bool
+) -> Iterator[str]:
+    """Give those of the files that have none their index, and remove that of files that are gone.
+
+    ``anew`` makes all of them again.
+
+    Yields:
+        The files that have been given one.
+
+    Raises:
+        ChainBrokenError: A file cannot be read.
+        ScoredLogError: The store failed.
+    """
+    have = {segment_path(partition, base) for base in indexed(store, partition)}
+    gone = have.difference(segments(store, partition))
+    store.remove([index_path(path) for path in sorted(gone)])
+    for path in paths:
+        tail = store.read_part(path, -TAIL_BYTES, TAIL_BYTES)
+        if tail is None or (not anew and entry_at(store, path, mark_of(*tail)) is not None):
+            continue
+        content = store.read(path)
+        if content is not None:
+            write_index(store, path, content)
+            yield path
+
+
 def _remove(store: SegmentStore, paths: Sequence[str]) -> None:
     """Remove segments that a compacted file holds.
 
@@ -229,6 +299,7 @@ def _remove(store: SegmentStore, paths: Sequence[str]) -> None:
     """
     for _ in range(2):
         store.remove(paths)
+    store.remove([index_path(path) for path in paths])
 
 
 @contextmanager
@@ -265,7 +336,7 @@ def _merged_content(
 ) -> bytes:
     table = pa.concat_tables(tables)
     footer = merged_footer(
-        [file.footer for file in group],
+        [part for file in group for part in file.footer.parts],
         rows_sha256=rows_sha256(table),
         writer_id=writer_id,
         created_time_ms=now_ms,

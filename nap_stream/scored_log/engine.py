@@ -55,16 +55,19 @@ _UNTRUSTED = (
 _MISSING = {pa.float64(): "DOUBLE", pa.string(): "VARCHAR"}
 
 
-def chunks(files: Iterable[LogFile]) -> Iterator[list[LogFile]]:
-    """Files in pieces for one question each: of one version, and bounded in rows and number."""
+def chunks(files: Iterable[LogFile], most: int = CHUNK_ROWS) -> Iterator[list[LogFile]]:
+    """Files in pieces for one question each: of one version, and bounded in rows and number.
+
+    The first is of ``most`` rows, or of one file; each that follows may be four times as large.
+    """
     held: list[LogFile] = []
     rows = 0
     for file in files:
         rows += file.footer.rows
         is_other = bool(held) and held[0].footer.schema_version != file.footer.schema_version
-        if held and (is_other or rows > CHUNK_ROWS or len(held) == CHUNK_FILES):
+        if held and (is_other or rows > most or len(held) == CHUNK_FILES):
             yield held
-            held, rows = [], file.footer.rows
+            held, rows, most = [], file.footer.rows, min(4 * most, CHUNK_ROWS)
         held.append(file)
     if held:
         yield held
@@ -247,6 +250,14 @@ class Engine:
         else:
             scans = _scans(files)
         self._duck.execute(f"CREATE OR REPLACE TEMP VIEW _rows AS {' UNION ALL '.join(scans)}")
+
+    def of_table(self, name: str, table: pa.Table, sql: str, parameters: Sequence[Any]) -> pa.Table:
+        """Answer a question to a table that is called so in it."""
+        self._duck.register(name, table)
+        try:
+            return self._duck.sql(sql, params=list(parameters)).to_arrow_table()
+        finally:
+            self._duck.unregister(name)
 
     def answers(
         self, files: Sequence[LogFile], sql: str, parameters: Sequence[Any] = (), tries: int = 0

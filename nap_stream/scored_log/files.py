@@ -3,12 +3,12 @@
 Nothing here looks at a file's statistics: all values of the columns that are wanted are read.
 """
 
-import hashlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,17 @@ from numpy.typing import NDArray
 from nap_stream.errors import ChainBrokenError
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.footer import SegmentFooter
-from nap_stream.scored_log.format import SCHEMA, SCHEMAS, parse_segment_path
-from nap_stream.scored_log.read import LOOK_BACK, bases_from, walk
-from nap_stream.scored_log.segment import SegmentFile, typed_errors
+from nap_stream.scored_log.format import SCHEMA, SCHEMAS, parse_segment_path, segment_path
+from nap_stream.scored_log.index import (
+    TAIL_BYTES,
+    IndexEntry,
+    IndexUse,
+    entry_at,
+    indexed,
+    mark_of,
+)
+from nap_stream.scored_log.read import LOOK_BACK, bases_from, walk_with
+from nap_stream.scored_log.segment import open_segment, typed_errors
 from nap_stream.scored_log.stores import SegmentStore
 
 SCAN_SCHEMA = pa.schema(
@@ -28,14 +36,16 @@ SCAN_SCHEMA = pa.schema(
 )
 """The columns of a scan: the hive keys of the folders, then the columns of a file of the newest
 version. What a file of an earlier one lacks is null."""
-_TAIL_BYTES = 65_536
+READ_AHEAD = 16
+"""How many files are looked at before they are asked for, in as many threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogFile:
     """A file of a chain, of which the rows are wanted with ``start <= offset < end``.
 
-    ``mark`` tells it from another one that has taken its name.
+    ``mark`` tells it from another one that has taken its name. ``entry`` is its index, where it was
+    asked for and there is one: its footer is from there then.
     """
 
     path: str
@@ -45,11 +55,24 @@ class LogFile:
     footer: SegmentFooter
     size: int
     mark: bytes
+    entry: IndexEntry | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether all its rows are wanted."""
         return self.start <= self.footer.base_offset and self.footer.end_offset <= self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Seek:
+    """What the index is asked for: files with one of the keys and one of the digests, if given.
+
+    ``use`` is told what the answer takes from the index.
+    """
+
+    use: IndexUse
+    keys: tuple[bytes, ...] = ()
+    sha256: tuple[str, ...] = ()
 
 
 class ReplacedError(Exception):
@@ -63,27 +86,112 @@ def files_of(
     end: int = 2**63 - 1,
     *,
     unread: list[ChainBrokenError] | None,
+    seek: Seek | None = None,
 ) -> Iterator[LogFile]:
     """The files that hold a partition's offsets ``[start, end)``, in order.
 
-    A file that cannot be read is left out and put into ``unread``; None raises its error.
+    A file that cannot be read is left out and put into ``unread``; None raises its error. ``seek``
+    asks the index of the log; None leaves it out.
     """
     position = _begin(store, partition, start)
-    while position is not None:
+    with _Heads(store, partition, seek) as heads:
+        while position is not None:
+            try:
+                for file, wanted in walk_with(heads.opened, store, partition, position):
+                    if wanted >= end:
+                        return
+                    position = file.footer.end_offset
+                    if position > start and heads.may_hold(file):
+                        first, last = max(start, wanted), min(end, position)
+                        yield LogFile(
+                            *(file.path, partition, first, last, file.footer),
+                            *(file.size_bytes, file.mark, file.entry),
+                        )
+            except ChainBrokenError as error:
+                if unread is None:
+                    raise
+                position = _after(store, partition, error)
+                unread.append(error)
+            else:
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What is known of a file that is not open."""
+
+    path: str
+    footer: SegmentFooter
+    size_bytes: int
+    mark: bytes
+    entry: IndexEntry | None = None
+    may_hold: bool = True
+
+
+class _Heads:
+    """The heads of a partition's files, which are read ahead in threads. A context manager."""
+
+    def __init__(self, store: SegmentStore, partition: TopicPartition, seek: Seek | None) -> None:
+        self._store, self._partition, self._seek = store, partition, seek
+        self._indexed = frozenset[str]()
+        if seek is not None:
+            bases = indexed(store, partition)
+            self._indexed = frozenset(segment_path(partition, base) for base in bases)
+        self._paths: list[str] = []
+        self._waiting: dict[str, Future[_Head | None]] = {}
+        self._pool = ThreadPoolExecutor(READ_AHEAD, "heads")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def may_hold(self, head: _Head) -> bool:
+        """Whether it can have what is looked for; notes that the index was asked."""
+        if self._seek is not None and head.entry is not None:
+            self._seek.use.files += 1
+            self._seek.use.passed_over += not head.may_hold
+        return head.may_hold
+
+    @contextmanager
+    def opened(self, path: str) -> Iterator[_Head | None]:
+        """The head of a file; those that follow it are begun to be read."""
+        if not self._paths:
+            _, base = parse_segment_path(path)
+            found = bases_from(self._store, self._partition, base)
+            self._paths = [segment_path(self._partition, each) for each in found]
+        place = bisect_left(self._paths, path)
+        for each in self._paths[place : place + READ_AHEAD]:
+            if each not in self._waiting:
+                self._waiting[each] = self._pool.submit(self._head, each)
+        # What is asked for again may be another file.
+        head = self._waiting.pop(path, None)
+        yield self._head(path) if head is None else head.result()
+
+    def _head(self, path: str) -> _Head | None:
+        if path in self._indexed and (head := self._noted(path)) is not None:
+            return head
+        with open_segment(self._store, path) as file:
+            if file is None:
+                return None
+            mark = _mark(file.source, file.size_bytes)
+            return _Head(path, file.footer, file.size_bytes, mark)
+
+    def _noted(self, path: str) -> _Head | None:
+        """What the index says, where it is of the file that is there now."""
+        found = self._store.read_part(path, -TAIL_BYTES, TAIL_BYTES)
+        if found is None or self._seek is None:
+            return None
+        mark = mark_of(*found)
+        entry = entry_at(self._store, path, mark)
+        if entry is None:
+            return None
         try:
-            for file, wanted in walk(store, partition, position):
-                if wanted >= end:
-                    return
-                position = file.footer.end_offset
-                if position > start:
-                    yield _listed(file, partition, max(start, wanted), min(end, position))
-        except ChainBrokenError as error:
-            if unread is None:
-                raise
-            position = _after(store, partition, error)
-            unread.append(error)
-        else:
-            return
+            may_hold = entry.may_hold(self._seek.keys, self._seek.sha256)
+        except ValueError:
+            return None
+        return _Head(path, entry.footer, found[1], mark, entry, may_hold)
 
 
 def _begin(store: SegmentStore, partition: TopicPartition, start: int) -> int | None:
@@ -96,15 +204,9 @@ def _begin(store: SegmentStore, partition: TopicPartition, start: int) -> int | 
     return bases[max(0, bisect_right(bases, start) - LOOK_BACK)] if bases else None
 
 
-def _listed(file: SegmentFile, partition: TopicPartition, start: int, end: int) -> LogFile:
-    mark = _mark(file.source, file.size_bytes)
-    return LogFile(file.path, partition, start, end, file.footer, file.size_bytes, mark)
-
-
 def _mark(file: Any, size: int) -> bytes:
-    # The end of a file has the digest of its rows, or the end of the footers that it merged.
-    file.seek(max(0, size - _TAIL_BYTES))
-    return hashlib.sha256(b"%d:" % size + file.read(_TAIL_BYTES)).digest()
+    file.seek(max(0, size - TAIL_BYTES))
+    return mark_of(file.read(TAIL_BYTES), size)
 
 
 def _after(store: SegmentStore, partition: TopicPartition, error: ChainBrokenError) -> int | None:
@@ -160,7 +262,9 @@ def read_rows(
             if own is not None and not len(own):
                 continue
             read = names if wanted is not None or file.is_whole else [*names, "offset"]
-            rows = parquet.read_row_group(group, columns=list(dict.fromkeys(read or ["offset"])))
+            # A thread of Arrow's that lets go of a Python file while the program ends aborts it.
+            chosen = list(dict.fromkeys(read or ["offset"]))
+            rows = parquet.read_row_group(group, columns=chosen, use_threads=False)
             if own is not None:
                 rows = rows.take(pa.array(own))
             elif not file.is_whole:

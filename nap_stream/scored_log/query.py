@@ -1,4 +1,4 @@
-"""Which rows of the log pass, and how many there are by what.
+"""Which rows of the log pass.
 
 Each answer is of the chains as `nap_stream.scored_log.engine` reads them: a prefix of each chain,
 each row once, also while workers publish and while compaction exchanges files.
@@ -7,32 +7,32 @@ each row once, also while workers publish and while compaction exchanges files.
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.engine import Engine, chunks
-from nap_stream.scored_log.files import SCAN_SCHEMA, LogFile, ReplacedError, files_of, read_rows
+from nap_stream.scored_log.files import (
+    SCAN_SCHEMA,
+    LogFile,
+    ReplacedError,
+    Seek,
+    files_of,
+    read_rows,
+)
 from nap_stream.scored_log.format import storable_text, storable_time_ms
+from nap_stream.scored_log.index import IndexUse
 from nap_stream.scored_log.output import bytes_as_text
 from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import SegmentStore
 
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
-MAX_SPANS = 100_000
-"""The most hours or days of a count, with those that have no rows."""
 MAX_NAMES = 100_000
 """So many names are looked at for those that are near a mistyped one."""
+FIRST_ROWS = 250_000
+"""Of how many rows the first question of a scan is: who looks for one row does not read many."""
 _PLACE = ("topic", "partition", "offset", "index")
-_COUNTS = ("rows", "scored", "ood")
-_Z = 1.959963984540054
-"""The normal quantile of an interval of 95 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,14 @@ def _is_class(classes: Sequence[str]) -> tuple[str, list[Any]]:
 
 
 def listed(
-    store: SegmentStore, query: Query, unread: list[ChainBrokenError] | None
+    store: SegmentStore,
+    query: Query,
+    unread: list[ChainBrokenError] | None,
+    use: IndexUse | None = None,
 ) -> Iterator[LogFile]:
     """The files that can have rows that pass, as far as names and footers tell, in order.
+
+    ``use`` has the index asked too, and is told what it gave; None leaves the index out.
 
     Raises:
         LogRootError: There is no log at the root.
@@ -128,10 +133,11 @@ def listed(
         ChainBrokenError: A segment cannot be read, and ``unread`` is None.
     """
     first, last = query.offsets or (0, 2**63 - 2)
+    seek = None if use is None else Seek(use, query.keys, query.sha256)
     for partition in partitions(store, query.topic):
         if query.partitions and partition.partition not in query.partitions:
             continue
-        for file in files_of(store, partition, first, last + 1, unread=unread):
+        for file in files_of(store, partition, first, last + 1, unread=unread, seek=seek):
             low, high = file.footer.min_event_time_ms, file.footer.max_event_time_ms
             if low is None or high is None:
                 continue
@@ -147,6 +153,7 @@ def scan(
     columns: Sequence[str] | None = None,
     *,
     unread: list[ChainBrokenError] | None = None,
+    use: IndexUse | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Rows that pass the filters, batch by batch, in order of (topic, partition, offset, index).
 
@@ -154,7 +161,7 @@ def scan(
     the newest when the scan came there.
 
     ``columns`` are names of `SCAN_SCHEMA`; None for all. ``unread`` takes the errors of segments
-    that cannot be read and are left out; None raises them.
+    that cannot be read and are left out; None raises them. ``use`` is as in `listed`.
 
     Yields:
         Non-empty batches with those columns of `SCAN_SCHEMA`.
@@ -166,7 +173,7 @@ def scan(
     text, values = condition(query)
     sql = f"SELECT _file, _row FROM _rows WHERE {text}"
     with Engine(store, unread) as engine:
-        for chunk in chunks(listed(store, query, unread)):
+        for chunk in chunks(listed(store, query, unread, use), FIRST_ROWS):
             if text == "true":
                 yield from _all_rows(engine, chunk, names)
             else:
@@ -194,6 +201,7 @@ def most_anomalous(
     limit: int,
     *,
     unread: list[ChainBrokenError] | None = None,
+    use: IndexUse | None = None,
 ) -> pa.Table:
     """The rows that pass with the smallest p-values, the earlier one of equals first.
 
@@ -208,7 +216,7 @@ def most_anomalous(
     text, values = condition(query)
     best, bound = SCAN_SCHEMA.empty_table(), 2.0
     with Engine(store, unread) as engine:
-        for chunk in chunks(listed(store, query, unread)):
+        for chunk in chunks(listed(store, query, unread, use)):
             columns = ", ".join(f'"{name}"' for name, _ in order)
             sql = (
                 f"SELECT _file, _row FROM _rows WHERE {text} AND ood_p_value <= ? "
@@ -220,183 +228,6 @@ def most_anomalous(
             if best.num_rows == limit:
                 bound = best.column("ood_p_value")[-1].as_py()
     return best
-
-
-class GroupBy(StrEnum):
-    """What to count by. Hours and days are of event time, UTC."""
-
-    HOUR = "hour"
-    DAY = "day"
-    KEY = "key"
-    CLASS = "class"
-    STATUS = "status"
-    MODEL = "model"
-    CALIBRATION = "calibration"
-    PARTITION = "partition"
-
-
-_SPANS = {GroupBy.HOUR: HOUR_MS, GroupBy.DAY: DAY_MS}
-_COLUMNS: dict[GroupBy, tuple[str, ...]] = {
-    GroupBy.KEY: ("key",),
-    GroupBy.CLASS: ("class_id", "class_name"),
-    GroupBy.STATUS: ("status",),
-    GroupBy.MODEL: ("model_fingerprint",),
-    GroupBy.CALIBRATION: ("calibration_fingerprint",),
-    GroupBy.PARTITION: ("topic", "partition"),
-}
-
-
-def aggregate(
-    store: SegmentStore,
-    query: Query,
-    *by: GroupBy,
-    now_ms: int | None = None,
-    unread: list[ChainBrokenError] | None = None,
-) -> pa.Table:
-    """Count the rows that pass the filters.
-
-    ``by`` are different from each other, and at most one of them is a span of time. ``now_ms``
-    ends a stretch that has a beginning and no end of its own.
-
-    Returns:
-        One row a group, ordered by its keys: ``hour`` or ``day`` (timestamp, UTC), ``key``,
-        ``class_id`` and ``class_name`` (null for rows without scores), ``status``,
-        ``model_fingerprint``, ``calibration_fingerprint``, or ``topic`` and ``partition``; then
-        ``rows``, ``scored`` (rows with scores), ``ood`` (those of them that are flagged), int64,
-        ``ood_fraction`` = ood / scored, and ``ood_low`` and ``ood_high``, Wilson's interval of 95 %
-        for it, float64, null where scored is 0. Hours and days without rows have 0, from the first
-        to the last that has any, or as far as the filters go; with another key, for each of its
-        values.
-
-    Raises:
-        ConfigError: There are more than `MAX_SPANS` groups with those without rows.
-        LogRootError, ChainBrokenError: As `listed`.
-    """
-    keys = [_key_column(each, name) for each in by for name in _COLUMNS.get(each, (each.value,))]
-    text, values = condition(query)
-    sql = (
-        f"SELECT {', '.join(key for key, _ in keys)}, count(*) AS rows, "
-        "count(is_ood) AS scored, count(*) FILTER (is_ood) AS ood "
-        f"FROM _rows WHERE {text} GROUP BY ALL"
-    )
-    schema = pa.schema([*(field for _, field in keys), *((name, pa.int64()) for name in _COUNTS)])
-    merged = schema.empty_table()
-    with Engine(store, unread) as engine:
-        for chunk in chunks(listed(store, query, unread)):
-            for _, found in engine.answers(chunk, sql, values):
-                merged = _added(pa.concat_tables([merged, found.cast(schema)]))
-    names = [field.name for _, field in keys]
-    for span in (each for each in by if each in _SPANS):
-        until_ms = query.until_ms
-        if until_ms is None and query.since_ms is not None:
-            until_ms = now_ms
-        merged = _with_empty(merged, names, span, (query.since_ms, until_ms))
-    return _with_fractions(merged.sort_by([(name, "ascending") for name in names]))
-
-
-def _key_column(by: GroupBy, name: str) -> tuple[str, Any]:
-    if by not in _SPANS:
-        return f'"{name}"', SCAN_SCHEMA.field(name).with_nullable(True).remove_metadata()
-    # Not date_trunc, which knows time zones and takes five times as long.
-    width, time = _SPANS[by], "epoch_ms(event_time)"
-    start = f"{time} - (({time} % {width}) + {width}) % {width}"
-    return f"{start} AS {name}", pa.field(name, pa.timestamp("ms", tz="UTC"))
-
-
-def _added(counts: pa.Table) -> pa.Table:
-    names = [name for name in counts.column_names if name not in _COUNTS]
-    summed = counts.group_by(names).aggregate([(name, "sum") for name in _COUNTS])
-    return summed.select([*names, *(f"{name}_sum" for name in _COUNTS)]).rename_columns(
-        counts.column_names
-    )
-
-
-def _with_empty(
-    counts: pa.Table, names: Sequence[str], by: GroupBy, ends_ms: tuple[int | None, int | None]
-) -> pa.Table:
-    """Counts of 0 for the spans of time that have no rows."""
-    if not counts.num_rows:
-        return counts
-    width = _SPANS[by]
-    starts = counts.column(by.value).cast(pa.int64()).to_numpy()
-    first, last = int(starts.min()), int(starts.max())
-    since_ms, until_ms = ends_ms
-    if since_ms is not None:
-        first = min(first, since_ms // width * width)
-    if until_ms is not None:
-        last = max(last, (until_ms - 1) // width * width)
-    others = [name for name in names if name != by.value]
-    rest = counts.select(others).group_by(others).aggregate([]) if others else None
-    groups = ((last - first) // width + 1) * (1 if rest is None else rest.num_rows)
-    if groups > MAX_SPANS:
-        raise ConfigError(
-            f"from the first to the last row are {groups:,} groups with those without rows, more "
-            f"than {MAX_SPANS:,}",
-            f"--by {by.value}",
-            "Choose a stretch with --since and --until; event times may be wrong",
-        )
-    spans = pa.array(range(first, last + 1, width), pa.int64())
-    kind = counts.schema.field(by.value).type
-    if rest is None:
-        columns = {by.value: spans.cast(kind)}
-    else:
-        place = pa.array(np.tile(np.arange(rest.num_rows), len(spans)))
-        columns = {
-            by.value: spans.take(pa.array(np.repeat(np.arange(len(spans)), rest.num_rows))).cast(
-                kind
-            ),
-            **{name: rest.column(name).take(place) for name in others},
-        }
-    zeros = pa.array(np.zeros(groups, np.int64))
-    none = pa.table({**columns, **dict.fromkeys(_COUNTS, zeros)}).select(counts.column_names)
-    return _added(pa.concat_tables([counts, none.cast(counts.schema)]))
-
-
-def _with_fractions(counts: pa.Table) -> pa.Table:
-    scored = counts.column("scored").to_numpy().astype(np.float64)
-    ood = counts.column("ood").to_numpy().astype(np.float64)
-    low, high = wilson(ood, scored)
-    shares = (ood / np.maximum(scored, 1.0), low, high)
-    for name, value in zip(("ood_fraction", "ood_low", "ood_high"), shares, strict=True):
-        counts = counts.append_column(name, pa.array(value, mask=scored == 0))
-    return counts
-
-
-def wilson(
-    hits: NDArray[np.float64], trials: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's interval of 95 % for shares, as if trials were independent.
-
-    ``hits`` and ``trials`` are counts (N,). Where trials are 0 the interval means nothing.
-
-    Returns:
-        Its lower and its upper ends, (N,) each.
-    """
-    known = np.maximum(trials, 1.0)
-    share = hits / known
-    middle = (share + _Z**2 / (2 * known)) / (1 + _Z**2 / known)
-    spread = share * (1 - share) / known + _Z**2 / (4 * known**2)
-    half = _Z * np.sqrt(spread) / (1 + _Z**2 / known)
-    # At either end the bound is the end itself, but for rounding.
-    low = np.where(hits == 0, 0.0, middle - half)
-    return low, np.where(hits == trials, 1.0, middle + half)
-
-
-def empty_spans(counts: pa.Table, by: GroupBy) -> list[tuple[int, int]]:
-    """The stretches of time in which a count has no rows: from, to, milliseconds, in order.
-
-    ``counts`` are what `aggregate` gave with ``by``, an hour or a day.
-    """
-    found = counts.group_by(by.value).aggregate([("rows", "sum")])
-    empty = found.filter(pc.equal(found.column("rows_sum"), 0)).column(by.value)
-    width = _SPANS[by]
-    spans: list[tuple[int, int]] = []
-    for start in sorted(empty.cast(pa.int64()).to_pylist()):
-        if spans and spans[-1][1] == start:
-            spans[-1] = (spans[-1][0], start + width)
-        else:
-            spans.append((start, start + width))
-    return spans
 
 
 def require_partitions(store: SegmentStore, query: Query) -> tuple[TopicPartition, ...]:

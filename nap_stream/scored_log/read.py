@@ -11,9 +11,11 @@ root, and `ChainBrokenError` where a segment cannot be read.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -118,6 +120,26 @@ def segments(store: SegmentStore, partition: TopicPartition) -> tuple[str, ...]:
 def walk(
     store: SegmentStore, partition: TopicPartition, start: int = 0
 ) -> Iterator[tuple[SegmentFile, int]]:
+    """As `walk_with`, opening each file."""
+    return walk_with(partial(open_segment, store), store, partition, start)
+
+
+class HasFooter(Protocol):
+    """What is known of a file."""
+
+    @property
+    def footer(self) -> SegmentFooter:
+        """Its footer; those that it has merged may be left out."""
+
+
+File = TypeVar("File", bound=HasFooter)
+Opened = Callable[[str], AbstractContextManager[File | None]]
+"""From a path to what is known of the file there; None where it is gone."""
+
+
+def walk_with(
+    opened: Opened[File], store: SegmentStore, partition: TopicPartition, start: int = 0
+) -> Iterator[tuple[File, int]]:
     """The files that hold a chain's rows, in order, up to the one that is the newest now.
 
     A file is open until the next one is asked for. Offsets that no file has are passed over
@@ -136,7 +158,7 @@ def walk(
     if not bases:
         return
     newest, position, base = bases[-1], max(start, bases[0]), -1
-    finder = _FileFinder(store, partition, bases)
+    finder = _FileFinder(opened, store, partition, bases)
     while position <= newest:
         with finder.file_at(position) as file:
             base = file.footer.base_offset
@@ -146,7 +168,7 @@ def walk(
     if base < newest:
         # A writer that slept through a compaction and then died may have left the newest file.
         # It begins within the file before it, and may end after it.
-        with open_segment(store, segment_path(partition, newest)) as last:
+        with opened(segment_path(partition, newest)) as last:
             if last is not None and last.footer.end_offset > position:
                 yield last, position
 
@@ -200,19 +222,26 @@ def _vanished(partition: TopicPartition) -> ChainBrokenError:
     )
 
 
-class _FileFinder:
+class _FileFinder(Generic[File]):
     """Finds the file at a position, and lists the folder anew where its listing is out of date."""
 
-    def __init__(self, store: SegmentStore, partition: TopicPartition, bases: list[int]) -> None:
+    def __init__(
+        self,
+        opened: Opened[File],
+        store: SegmentStore,
+        partition: TopicPartition,
+        bases: list[int],
+    ) -> None:
+        self._opened = opened
         self._store, self._partition, self._bases = store, partition, bases
 
     @contextmanager
-    def file_at(self, position: int) -> Iterator[SegmentFile]:
+    def file_at(self, position: int) -> Iterator[File]:
         """The file that holds ``position``; the next one, where none does."""
         is_fresh = False
         for _ in range(LISTINGS + 1):
             for base in self._bases_before(position, LOOK_BACK if is_fresh else 1):
-                with open_segment(self._store, segment_path(self._partition, base)) as file:
+                with self._opened(segment_path(self._partition, base)) as file:
                     if file is not None and file.footer.end_offset > position:
                         yield file
                         return

@@ -38,6 +38,22 @@ def test_segments_are_merged_and_query_and_verify_see_the_same(nap: Call, log: P
     assert nap("query", "--log", log, "--format", "json").out == before
 
 
+def test_query_says_what_it_took_from_the_index_and_can_do_without(nap: Call, log: Path) -> None:
+    ask = ("query", "--log", log, "--by", "day,class", "--format", "csv")
+    before = nap(*ask)
+    assert "index" not in before.err
+    nap("compact", "--log", log)
+    ended = nap("query", "--log", log, "--sha256", "0" * 64)
+    told = "The index was asked for 1 files: 0 of them were counted by it, 1 passed over. "
+    assert told in ended.err
+    assert nap(*ask).out == before.out
+    without = nap(*ask, "--no-index")
+    assert (without.out, without.err) == (before.out, before.err)
+    assert nap("compact", "--log", log, "--rebuild-index").out.endswith(
+        "wrote the index of 1 files\n"
+    )
+
+
 def test_a_log_that_begins_in_version_3_is_compacted_version_by_version(
     nap: Call, log: Path
 ) -> None:

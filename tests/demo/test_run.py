@@ -14,7 +14,8 @@ import jsonschema
 import pytest
 
 from nap_stream.demo.digits import BROKEN
-from nap_stream.scored_log.query import GroupBy, Query, aggregate
+from nap_stream.scored_log.counting import GroupBy, aggregate
+from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.support.ray_start import ATTEMPTS, was_too_slow

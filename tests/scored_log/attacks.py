@@ -6,6 +6,7 @@ prints the table that stands in docs/scored-log.md.
 """
 
 import dataclasses
+import re
 import shutil
 import struct
 import sys
@@ -24,6 +25,7 @@ from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.events import FOLDER, Event, append_event, event_path, read_events
 from nap_stream.scored_log.footer import segment_sha256
 from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
+from nap_stream.scored_log.index import index_path, made_of
 from nap_stream.scored_log.proof.checkpoint import FOLDER as CHECKPOINTS
 from nap_stream.scored_log.proof.checkpoint import (
     LOG_FILE,
@@ -413,6 +415,12 @@ def _flip(root: Path) -> None:
     (root / LAST).write_bytes(content)
 
 
+def _lying_index(root: Path) -> None:
+    made = made_of((root / FIRST).read_bytes(), FIRST)
+    without = re.sub(rb'("sha256": \[\d+, )(\d+)', lambda m: m[1] + b"0".rjust(len(m[2])), made)
+    _write(index_path(FIRST), without)(root)
+
+
 _SPARK = b"org.apache.spark.sql.parquet.row.metadata"
 _ARROW = b"ARROW:schema"
 ATTACKS: dict[str, Attack] = {
@@ -452,6 +460,7 @@ ATTACKS: dict[str, Attack] = {
     "the log's id is removed": lambda root: (root / LOG_FILE).unlink(),
     "the genesis marker is removed": lambda root: (root / genesis_path(CARS)).unlink(),
     "a footer within a compacted file is changed": _in_compacted,
+    "an index lies of its file": _lying_index,
     "a segment is copied to another partition": _copy(SECOND, segment_path(OTHER, 10)),
     "a segment is copied under another name": _copy(SECOND, segment_path(CARS, 15)),
     "a partition is invented, dated before": _invent_partition(NOON_MS),

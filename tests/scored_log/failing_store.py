@@ -54,6 +54,10 @@ class DyingStore:
         self._check()
         return self._store.read(path)
 
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        self._check()
+        return self._store.read_part(path, start, count)
+
     def open(self, path: str) -> BinaryIO | None:
         self._check()
         return self._store.open(path)

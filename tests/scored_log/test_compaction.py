@@ -161,10 +161,69 @@ def test_days_stay_apart_and_today_stays_as_it_is(store: SegmentStore) -> None:
     assert _bases(store) == [0, 6, 12, 16]
 
 
-def test_nothing_is_merged_on_the_day_itself(store: SegmentStore) -> None:
-    Writer(store).publish(3)
-    assert _compact(store, ManualClock(NOON_MS + 11 * 3_600_000)).segments == 0
-    assert _compact(store, ManualClock(NOON_MS + 12 * 3_600_000)).segments == 2
+def _three_hours(store: SegmentStore) -> Writer:
+    writer = Writer(store)
+    for count in (3, 3, 2):
+        writer.publish(count)
+        writer.clock.advance(3_600)
+    return writer
+
+
+def _after(minutes: int) -> ManualClock:
+    return ManualClock(NOON_MS + minutes * 60_000)
+
+
+def test_hours_that_are_over_become_files_and_with_their_day_one_file(store: SegmentStore) -> None:
+    _three_hours(store)
+    rows, parts = _rows(store), _parts(store)
+    assert _compact(store, _after(64)).files == 0
+    expected = {65: [0, 6, 8, 10, 12, 14], 125: [0, 6, 12, 14], 600: [0, 6, 12, 14], 720: [0, 14]}
+    for minutes, bases in expected.items():
+        assert _compact(store, _after(minutes)).clean
+        assert _bases(store) == bases
+        assert _rows(store).equals(rows)
+        assert _parts(store) == parts
+        assert verify(store, deep=True).clean
+        assert _compact(store, _after(minutes)).files == 0
+    assert _compact(store, _after(100_000)).files == 0
+
+
+def test_the_chain_goes_on_beside_files_of_hours(store: SegmentStore) -> None:
+    writer = _three_hours(store)
+    _compact(store, _after(179))
+    sleeper = Writer(store)
+    assert sleeper.position.offset == 16
+    writer.publish(2)
+    with pytest.raises(SegmentConflictError):
+        sleeper.publish()
+    _compact(store, _after(720))
+    assert _bases(store) == [0, 18]
+    assert _parts(store)[-1].end_offset == 20
+    assert verify(store, deep=True).clean
+
+
+def test_a_run_that_dies_while_hours_become_a_day_loses_nothing() -> None:
+    whole = MemoryStore()
+    _three_hours(whole)
+    _compact(whole, _after(179))
+    rows, parts = _rows(whole), _parts(whole)
+    for steps in range(100):
+        store = MemoryStore()
+        store._files = dict(whole._files)
+        try:
+            _compact(DyingStore(store, steps), _after(720))
+        except Killed:
+            kinds = {defect.kind for defect in verify(store, clock=ManualClock(0)).defects}
+            assert kinds <= {DefectKind.COVERED}
+        else:
+            break
+        assert _rows(store).equals(rows)
+        report = _compact(store, _after(720), break_lock=True)
+        assert report.clean
+        assert _bases(store) == [0, 14]
+        assert _parts(store) == parts
+        assert _rows(store).equals(rows)
+    assert steps > 8
 
 
 def test_limits_bound_a_file(store: SegmentStore) -> None:
@@ -308,8 +367,9 @@ def test_a_run_that_dies_at_any_step_loses_nothing_and_the_next_one_finishes_it(
         assert _parts(store) == parts
         assert _rows(store).equals(rows)
         assert store.read(LOCK_NAME) is None
-    # Lock, replace and 3 removals, replace and 1 removal, all removals again, and the lock.
-    assert died == 12
+    # Lock, replace and 3 removals, replace and 1 removal, all removals again, those of their
+    # indexes and 2 new indexes, and the lock.
+    assert died == 18
 
 
 def test_a_leftover_is_removed_only_beside_a_sound_compacted_file(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, SCHEMA_VERSION, SCHEMAS
-from nap_stream.scored_log.query import GroupBy, Query, aggregate
+from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import (

@@ -18,12 +18,10 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.counting import GroupBy, aggregate, empty_spans
 from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.query import (
-    GroupBy,
     Query,
-    aggregate,
-    empty_spans,
     most_anomalous,
     require_names,
     require_partitions,

@@ -233,6 +233,16 @@ def test_an_open_file_is_read_and_sought_in(opening: SegmentStore) -> None:
         assert opened.read() == b""
 
 
+def test_a_part_of_a_file_is_read_from_either_end(store: SegmentStore) -> None:
+    store.prepare(FOLDER)
+    store.create(f"{FOLDER}/a", b"0123456789")
+    parts = {(0, 4): b"0123", (3, 4): b"3456", (8, 4): b"89", (-3, 3): b"789", (-4, 2): b"67"}
+    for (start, count), found in parts.items():
+        assert store.read_part(f"{FOLDER}/a", start, count) == (found, 10)
+    assert store.read_part(f"{FOLDER}/a", -40, 40) == (b"0123456789", 10)
+    assert store.read_part(f"{FOLDER}/b", 0, 4) is None
+
+
 @pytest.mark.parametrize("removed", [False, True])
 def test_what_is_open_never_shows_two_versions(opening: SegmentStore, *, removed: bool) -> None:
     old, new = b"o" * 3 * 2**20, b"n" * 3 * 2**20

@@ -20,6 +20,7 @@ from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError
 from nap_stream.scored_log import segment as segments_of_files
 from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.files import SCAN_SCHEMA
 from nap_stream.scored_log.footer import segment_sha256, to_metadata
 from nap_stream.scored_log.format import (
@@ -30,7 +31,7 @@ from nap_stream.scored_log.format import (
     storable_text,
 )
 from nap_stream.scored_log.output import OutputFormat, write_batches
-from nap_stream.scored_log.query import GroupBy, Query, aggregate, scan
+from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.read import parts_backwards, segments
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore

@@ -51,6 +51,13 @@ class MemoryStore:
         with self._lock:
             return self._files.get(path)
 
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        content = self.read(path)
+        if content is None:
+            return None
+        begin = start if start >= 0 else max(0, len(content) + start)
+        return content[begin : begin + count], len(content)
+
     def open(self, path: str) -> BinaryIO | None:
         content = self.read(path)
         return None if content is None else io.BytesIO(content)

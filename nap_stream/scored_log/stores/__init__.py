@@ -56,6 +56,17 @@ class SegmentStore(Protocol):
             ScoredLogError: It cannot be read.
         """
 
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        """Bytes of a file, and its size; None where it is missing.
+
+        They are ``count`` bytes from ``start`` on, or from so many before the end where that is
+        negative; fewer where there are not so many.
+
+        Raises:
+            NotAFileError: It is no regular file.
+            ScoredLogError: It cannot be read.
+        """
+
     def open(self, path: str) -> BinaryIO | None:
         """A file to read and seek in; None where it is missing.
 

@@ -162,6 +162,17 @@ class LocalStore:
         with typed_os_errors(self._root / path), file:
             return file.read()
 
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        """Bytes of a file, and its size; None where it is missing."""
+        file = self.open(path)
+        if file is None:
+            return None
+        with typed_os_errors(self._root / path), file:
+            size = os.fstat(file.fileno()).st_size
+            return os.pread(
+                file.fileno(), count, start if start >= 0 else max(0, size + start)
+            ), size
+
     def open(self, path: str) -> BinaryIO | None:
         """A file to read and seek in; None where it is missing.
 

@@ -287,6 +287,17 @@ class ObjectStore:
         with typed_store_errors(self._where(path)):
             return found.bytes().to_bytes()
 
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        """Bytes of an object, and its size; None where it is missing."""
+        wanted: obstore.GetOptions = {
+            "range": (start, start + count) if start >= 0 else {"suffix": -start}
+        }
+        found = self._get(path, wanted)
+        if found is None:
+            return None
+        with typed_store_errors(self._where(path)):
+            return found.bytes().to_bytes()[:count], found.meta["size"]
+
     def open(self, path: str) -> BinaryIO | None:
         """An object to read and seek in; None where it is missing.
 
@@ -351,10 +362,12 @@ class ObjectStore:
     def _where(self, path: str) -> str:
         return f"{self._root}/{path}" if path else self._root
 
-    def _get(self, path: str) -> "obstore.GetResult | None":
+    def _get(
+        self, path: str, options: "obstore.GetOptions | None" = None
+    ) -> "obstore.GetResult | None":
         with typed_store_errors(self._where(path)):
             try:
-                return obstore.get(self._objects, path)
+                return obstore.get(self._objects, path, options=options)
             except FileNotFoundError as error:
                 if error_code(error) == MISSING_BUCKET:
                     raise

@@ -77,6 +77,7 @@ class DefectKind(StrEnum):
     CONTENT = "content"
     LAYOUT = "layout"
     STATISTICS = "statistics"
+    INDEX = "index"
     STRAY_FILE = "stray_file"
     BEYOND_BROKER = "beyond_broker"
     BEHIND_COMMITTED = "behind_committed"

@@ -24,6 +24,7 @@ from nap_stream.scored_log.format import (
     parse_segment_path,
     parse_version,
 )
+from nap_stream.scored_log.index import index_path, index_problem
 from nap_stream.scored_log.segment import check_name, encode_rows, read_footer, rows_sha256
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.layout import read_layout
@@ -65,7 +66,7 @@ def inspect_segment(store: SegmentStore, path: str, *, deep: bool) -> SegmentFin
     Reads the footer alone, unless ``deep``: name, schema, row count and range of offsets, by what
     Parquet says of the rows.
 
-    ``deep`` also reads every value, with page checksums.
+    ``deep`` also reads every value, with page checksums, and compares the file's index with it.
     """
     try:
         file = store.open(path)
@@ -75,9 +76,17 @@ def inspect_segment(store: SegmentStore, path: str, *, deep: bool) -> SegmentFin
         return None
     with file:
         try:
-            return _inspect(file, path, deep=deep)
+            found = _inspect(file, path, deep=deep)
+            # What is wrong with the rows is told; what the index says of them would be no news.
+            if deep and not found.defects and (problem := index_problem(store, path)):
+                defect = Defect(index_path(path), DefectKind.INDEX, f"{problem}: {_REMEDY}")
+                found = dataclasses.replace(found, defects=(defect,))
         except _READ_ERRORS as error:
             return _damaged(path, DefectKind.UNREADABLE, str(error))
+    return found
+
+
+_REMEDY = "`nap-stream compact --rebuild-index` makes it anew"
 
 
 def merged_parts(store: SegmentStore, path: str) -> tuple[SegmentFooter, ...]:

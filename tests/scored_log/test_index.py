@@ -1,0 +1,275 @@
+"""The index: answers are the same with it and without, and one that lies is found."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nap_stream.clock import ManualClock
+from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log.compact import compact
+from nap_stream.scored_log.counting import GroupBy, aggregate
+from nap_stream.scored_log.files import SCAN_SCHEMA
+from nap_stream.scored_log.index import IndexUse, index_path
+from nap_stream.scored_log.query import Query, most_anomalous, scan
+from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.sql import run_sql
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
+from nap_stream.scored_log.verify.run import verify
+from tests.scored_log.builders import CARS, MODEL, NOON_MS, failed, memory_log, origin, scored
+from tests.support.memory_store import MemoryStore
+
+OTHER = TopicPartition("cars", 1)
+HOUR_MS = 3_600_000
+ROWS = 200
+TOMORROW = ManualClock(NOON_MS + 24 * HOUR_MS)
+
+
+def _record(offset: int, partition: TopicPartition) -> Any:
+    """Few classes, keys and hours, so that there are counts; each image once."""
+    number = 2 * offset + partition.partition
+    where = origin(
+        offset,
+        partition=partition,
+        event_time_ms=NOON_MS + offset * 2 * HOUR_MS // ROWS,
+        key=b"a" if number % 3 else None,
+    )
+    if number % 40 == 0:
+        return failed(where, Status.CORRUPT)
+    kind = (3, "cat") if number % 5 else (5, "d\u00f6g")
+    made = scored(where, p_value=0.01 if number % 5 else 0.5, class_id=kind[0], class_name=kind[1])
+    return replace(made, sha256=f"{number * 0x9E3779B97F4A7C15 % 2**64:064x}"[::-1])
+
+
+@pytest.fixture(scope="module")
+def store() -> MemoryStore:
+    """Two partitions of two compacted files each, and a segment."""
+    store = MemoryStore()
+    for partition in (CARS, OTHER):
+        log = memory_log(store)
+        position = log.begin(partition, 0)
+        for base in range(0, ROWS, 20):
+            rows = [_record(offset, partition) for offset in range(base, base + 20)]
+            position = log.publish(partition, position, base + 20, rows).position
+            if base == ROWS // 2:
+                compact(store, clock=TOMORROW)
+    assert compact(store, clock=TOMORROW).clean
+    assert [len(segments(store, each)) for each in (CARS, OTHER)] == [3, 3]
+    return store
+
+
+def _rows(store: SegmentStore, query: Query, use: IndexUse | None) -> pa.Table:
+    return pa.Table.from_batches(scan(store, query, use=use), SCAN_SCHEMA)
+
+
+_digests = st.sampled_from([_record(offset, CARS) for offset in range(1, 30)]).map(
+    lambda record: record.sha256
+)
+
+
+def _some(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.just(()) | st.lists(values, min_size=1, max_size=2).map(tuple)
+
+
+_times = st.none() | st.sampled_from(
+    [NOON_MS + quarter * HOUR_MS // 4 + odd for quarter in range(-1, 10) for odd in (0, 1)]
+)
+QUERIES = st.builds(
+    Query,
+    partitions=_some(st.integers(0, 1)),
+    since_ms=_times,
+    until_ms=_times,
+    classes=_some(st.sampled_from(["cat", "d\u00f6g", "3"])),
+    is_ood=st.none() | st.booleans(),
+    max_p_value=st.none() | st.none() | st.just(0.1),
+    statuses=_some(st.sampled_from([Status.OK, Status.CORRUPT])),
+    keys=_some(st.sampled_from([b"a", b"b"])),
+    offsets=st.none() | st.none() | st.tuples(st.integers(0, 90), st.integers(90, 200)),
+    sha256=_some(_digests | st.just("f" * 64)) | st.just(()),
+    models=_some(st.sampled_from([MODEL[:6], "ff"])),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(query=QUERIES, by=st.permutations(list(GroupBy)).map(lambda order: order[:2]))
+def test_answers_with_the_index_are_those_without(
+    store: MemoryStore, query: Query, by: list[GroupBy]
+) -> None:
+    assert _rows(store, query, IndexUse()).equals(_rows(store, query, None))
+    assert aggregate(store, query, *by, use=IndexUse()).equals(aggregate(store, query, *by))
+    assert most_anomalous(store, query, 5, use=IndexUse()).equals(most_anomalous(store, query, 5))
+
+
+def _asked(ask: Callable[[IndexUse], object]) -> tuple[int, int, int]:
+    use = IndexUse()
+    ask(use)
+    return use.files, use.counted, use.passed_over
+
+
+def test_an_answer_says_what_it_took_from_the_index(store: MemoryStore) -> None:
+    by = (GroupBy.DAY, GroupBy.CLASS)
+    digest = next(iter(_rows(store, Query(offsets=(7, 7)), None)["sha256"].to_pylist()))
+    assert _asked(lambda use: aggregate(store, Query(), *by, use=use)) == (4, 4, 0)
+    assert _asked(lambda use: aggregate(store, Query(), GroupBy.KEY, use=use)) == (4, 4, 0)
+    assert _asked(lambda use: aggregate(store, Query(max_p_value=1), *by, use=use)) == (4, 0, 0)
+    hour = Query(since_ms=NOON_MS + 1, until_ms=NOON_MS + HOUR_MS)
+    assert _asked(lambda use: aggregate(store, hour, *by, use=use)) == (4, 0, 0)
+    assert _asked(lambda use: _rows(store, Query(sha256=(digest,)), use)) == (4, 0, 3)
+    assert _asked(lambda use: _rows(store, Query(keys=(b"b",)), use)) == (4, 0, 4)
+
+
+def _indexes(store: MemoryStore) -> list[str]:
+    paths = [path for each in (CARS, OTHER) for path in segments(store, each)]
+    return [index_path(path) for path in paths if store.read(index_path(path)) is not None]
+
+
+def _copy(store: MemoryStore) -> MemoryStore:
+    copy = MemoryStore()
+    copy._files = dict(store._files)
+    return copy
+
+
+def _tree(content: bytes) -> tuple[bytes, dict[str, Any]]:
+    (length,) = struct.unpack("<I", content[-12:-8])
+    return content[: -12 - length], json.loads(content[-12 - length : -12])
+
+
+def _with_tree(parts: bytes, tree: dict[str, Any]) -> bytes:
+    text = json.dumps(tree).encode()
+    return parts + text + struct.pack("<I", len(text)) + b"NAPINDX1"
+
+
+def _without_an_image(content: bytes) -> bytes:
+    parts, tree = _tree(content)
+    start, size = tree["sha256"]
+    return _with_tree(parts, {**tree, "sha256": [start, size - 4]})
+
+
+def _of_another_time(content: bytes) -> bytes:
+    parts, tree = _tree(content)
+    return _with_tree(parts, {**tree, "footer": {**tree["footer"], "max_event_time_ms": "0"}})
+
+
+def _with_the_counts_of(other: bytes) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        parts, tree = _tree(content)
+        start, size, whole = _tree(other)[1]["counts"]
+        return _with_tree(
+            parts + _tree(other)[0][start : start + size],
+            {**tree, "counts": [len(parts), size, whole]},
+        )
+
+    return change
+
+
+def test_an_index_that_lies_is_a_defect_and_made_anew(store: MemoryStore) -> None:
+    paths = _indexes(store)
+    assert len(paths) == 4
+    assert verify(store, deep=True).clean
+    other = store.read(paths[1])
+    assert other is not None
+    changes = (_without_an_image, _with_the_counts_of(other))
+    for change, said in zip(changes, ("sha256", "counts"), strict=True):
+        lying = _copy(store)
+        content = lying.read(paths[0])
+        assert content is not None
+        lying.replace(paths[0], change(content))
+        assert verify(lying).clean
+        (defect,) = verify(lying, deep=True).defects
+        assert (defect.file, defect.kind) == (paths[0], "index")
+        assert said in defect.detail
+        assert compact(lying, clock=TOMORROW).indexed == 0
+        assert compact(lying, clock=TOMORROW, rebuild_index=True).indexed == 4
+        assert lying.read(paths[0]) == content
+
+
+def test_an_index_whose_footer_is_no_footer_of_its_file_is_a_defect(store: MemoryStore) -> None:
+    lying, path = _copy(store), _indexes(store)[0]
+    content = lying.read(path)
+    assert content is not None
+    parts, tree = _tree(content)
+    tree["footer"]["end_offset"] = str(ROWS)
+    lying.replace(path, _with_tree(parts, tree))
+    assert [defect.file for defect in verify(lying, deep=True).defects] == [path]
+
+
+def test_an_index_of_another_file_does_not_count_and_is_made_again(store: MemoryStore) -> None:
+    changed, paths = _copy(store), _indexes(store)
+    for path, other in ((paths[0], paths[1]), (paths[2], paths[3])):
+        content = changed.read(other)
+        assert content is not None
+        changed.replace(path, content)
+    changed.replace(index_path("topic=cars/partition=0/00000000000000000777.parquet"), b"")
+    query = Query(keys=(b"a",))
+    assert _rows(changed, query, IndexUse()).equals(_rows(store, query, None))
+    assert _asked(lambda use: _rows(changed, query, use))[0] == 2
+    assert verify(changed, deep=True).clean
+    assert compact(changed, clock=TOMORROW).indexed == 2
+    assert changed._files == store._files
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_bytes_in_place_of_an_index_do_no_harm(store: MemoryStore, data: st.DataObject) -> None:
+    hostile, path = _copy(store), _indexes(store)[0]
+    content = bytearray(hostile.read(path) or b"")
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[-1 - data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, 20))
+    hostile.replace(path, bytes(content[cut:]))
+    assert aggregate(hostile, Query(), GroupBy.CLASS, use=IndexUse()).num_rows
+    _rows(hostile, Query(sha256=("ab" * 32,), keys=(b"a",)), IndexUse())
+    verify(hostile, deep=True)
+
+
+def test_a_log_whose_digests_are_no_digests_is_answered() -> None:
+    odd = MemoryStore()
+    log = memory_log(odd)
+    position = log.begin(CARS, 0)
+    for offset, digest in enumerate(("short", "\u00e9" * 32, None, "A" * 64, "0" * 64)):
+        record = replace(_record(offset + 1, CARS), origin=origin(offset), sha256=digest)
+        position = log.publish(CARS, position, offset + 1, [record]).position
+    compact(odd, clock=TOMORROW)
+    assert len(_indexes(odd)) == 1
+    for digest in ("A" * 64, "short", "0" * 64):
+        assert _rows(odd, Query(sha256=(digest,)), IndexUse()).num_rows == 1
+    assert verify(odd, deep=True).clean
+
+
+def test_an_object_store_is_asked_as_memory_is(store: MemoryStore, s3_root: str) -> None:
+    """Small objects are read whole, larger ones in ranges."""
+    objects = ObjectStore(s3_root, limits=RequestLimits(max_whole_bytes=20_000))
+    for path, content in store._files.items():
+        assert objects.create(path, content)
+    digest = _rows(store, Query(offsets=(7, 7)), None)["sha256"][0].as_py()
+    for query in (
+        Query(),
+        Query(sha256=(digest,)),
+        Query(keys=(b"a",), is_ood=True),
+        Query(offsets=(95, 130), partitions=(1,)),
+        Query(since_ms=NOON_MS + HOUR_MS, statuses=(Status.CORRUPT,)),
+    ):
+        expected = _rows(store, query, None)
+        assert expected.num_rows
+        for use in (None, IndexUse()):
+            assert _rows(objects, query, use).equals(expected)
+            by = (GroupBy.HOUR, GroupBy.CLASS)
+            assert aggregate(objects, query, *by, use=use).equals(aggregate(store, query, *by))
+            best = most_anomalous(objects, query, 5, use=use)
+            assert best.equals(most_anomalous(store, query, 5))
+    assert _asked(lambda use: _rows(objects, Query(sha256=(digest,)), use)) == (4, 0, 3)
+    assert verify(objects, deep=True).clean
+    asked = "SELECT class_name, count(*) AS n FROM records GROUP BY ALL ORDER BY ALL"
+    answers = [
+        run_sql(each, asked, Query(), limit=9, seconds=60, memory_bytes=2**28, unread=[])
+        for each in (store, objects)
+    ]
+    assert answers[0].equals(answers[1])
+    assert answers[0].num_rows == 3
