@@ -21,8 +21,6 @@ from nap_stream.scored_log.stores import SegmentStore
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 MAX_SPANS = 100_000
 """The most hours or days of a count, with those that have no rows."""
-_MOST_COUNTS = 2_000_000
-"""Counts of the index that are held at most, about."""
 _COUNTS = ("rows", "scored", "ood")
 _Z = 1.959963984540054
 """The normal quantile of an interval of 95 %."""
@@ -59,12 +57,14 @@ def aggregate(
     now_ms: int | None = None,
     unread: list[ChainBrokenError] | None = None,
     use: IndexUse | None = None,
+    held_counts: int = 2_000_000,
 ) -> pa.Table:
     """Count the rows that pass the filters.
 
     ``by`` are different from each other, and at most one of them is a span of time. ``now_ms``
     ends a stretch that has a beginning and no end of its own. ``use`` has the index asked
-    too, and is told what it gave: files of which it has counts are not read then.
+    too, and is told what it gave: files of which it has counts are not read then. Some
+    ``held_counts`` of these are held before they are added up.
 
     Returns:
         One row a group, ordered by its keys: ``hour`` or ``day`` (timestamp, UTC), ``key``,
@@ -89,7 +89,7 @@ def aggregate(
     )
     schema = pa.schema([*(field for _, field in keys), *((name, pa.int64()) for name in _COUNTS)])
     merged = schema.empty_table()
-    indexed = _Indexed(query, selected, by, use)
+    indexed = _Indexed(query, selected, by, use, held_counts)
     with Engine(store, unread) as engine:
         for chunk in chunks(indexed.others(engine, listed(store, query, unread, use))):
             for _, found in engine.answers(chunk, sql, values):
@@ -108,13 +108,18 @@ def aggregate(
 class _Indexed:
     """Counts from the index, of the files that have them and need not be read.
 
-    ``selected`` are the columns of the answer in SQL.
+    ``selected`` are the columns of the answer in SQL, ``most`` how many counts of files are held.
     """
 
     def __init__(
-        self, query: Query, selected: str, by: Sequence[GroupBy], use: IndexUse | None
+        self,
+        query: Query,
+        selected: str,
+        by: Sequence[GroupBy],
+        use: IndexUse | None,
+        most: int,
     ) -> None:
-        self._query, self._selected, self._use = query, selected, use
+        self._query, self._selected, self._use, self._most = query, selected, use, most
         self._by_key = bool(query.keys) or GroupBy.KEY in by
         self._with_place = GroupBy.PARTITION in by
         self._tables: dict[bool, list[pa.Table]] = {False: [], True: []}
@@ -140,8 +145,8 @@ class _Indexed:
                     counts = counts.append_column(name, pa.repeat(value, counts.num_rows))
             self._tables[is_within].append(counts)
             self._rows += counts.num_rows
-            if self._rows > _MOST_COUNTS:
-                self._answers += self.answers(engine)
+            if self._rows > self._most:
+                self._add_up(engine)
 
     def _is_within(self, file: LogFile) -> bool | None:
         """Whether the whole file lies in the stretch of time; None where it must be read."""
@@ -163,8 +168,11 @@ class _Indexed:
         return False if is_hours else None
 
     def answers(self, engine: Engine) -> list[pa.Table]:
-        """The counts so far."""
-        found, self._answers = self._answers, []
+        """The counts, once all files are given."""
+        self._add_up(engine)
+        return self._answers
+
+    def _add_up(self, engine: Engine) -> None:
         for is_within, tables in self._tables.items():
             if not tables:
                 continue
@@ -176,10 +184,10 @@ class _Indexed:
                 "coalesce(sum(n) FILTER (is_ood), 0)::BIGINT AS ood "
                 f"FROM _counts WHERE {text} GROUP BY ALL"
             )
-            found.append(engine.of_table("_counts", pa.concat_tables(tables), sql, values))
+            found = engine.of_table("_counts", pa.concat_tables(tables), sql, values)
+            self._answers.append(found)
             tables.clear()
         self._rows = 0
-        return found
 
 
 def _key_column(by: GroupBy, name: str) -> tuple[str, Any]:

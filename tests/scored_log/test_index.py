@@ -103,7 +103,9 @@ def test_answers_with_the_index_are_those_without(
     store: MemoryStore, query: Query, by: list[GroupBy]
 ) -> None:
     assert _rows(store, query, IndexUse()).equals(_rows(store, query, None))
-    assert aggregate(store, query, *by, use=IndexUse()).equals(aggregate(store, query, *by))
+    counts = aggregate(store, query, *by)
+    assert aggregate(store, query, *by, use=IndexUse()).equals(counts)
+    assert aggregate(store, query, *by, use=IndexUse(), held_counts=1).equals(counts)
     assert most_anomalous(store, query, 5, use=IndexUse()).equals(most_anomalous(store, query, 5))
 
 
