@@ -141,9 +141,11 @@ class IndexEntry:
         names = (*_COUNTED, "key") if by_key else _COUNTED
         if not table.schema.equals(_counts_schema(names)):
             raise ValueError("the columns of its counts are others")
-        ends = pc.min_max(table.column("n")).as_py()
-        rows = self.footer.rows
-        if not 0 < ends["min"] <= ends["max"] <= rows or pc.sum(table.column("n")).as_py() != rows:
+        counts = table.column("n")
+        is_true = counts.null_count == 0 and pc.all(pc.greater(counts, 0), min_count=0).as_py()
+        # Compared one by one first: what is hostile could add up to the right number.
+        is_true = is_true and pc.all(pc.less_equal(counts, self.footer.rows), min_count=0).as_py()
+        if not is_true or pc.sum(counts, min_count=0).as_py() != self.footer.rows:
             raise ValueError("its counts are not those of so many rows")
         return table
 

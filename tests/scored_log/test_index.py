@@ -245,6 +245,18 @@ def test_a_log_whose_digests_are_no_digests_is_answered() -> None:
     assert verify(odd, deep=True).clean
 
 
+def test_a_file_without_rows_has_an_index_too() -> None:
+    empty = MemoryStore()
+    log = memory_log(empty)
+    position = log.begin(CARS, 0)
+    for end in (1, 2, 3):
+        position = log.publish(CARS, position, end, [], gap="retention").position
+    compact(empty, clock=TOMORROW)
+    assert len(_indexes(empty)) == 1
+    assert verify(empty, deep=True).clean
+    assert not aggregate(empty, Query(), GroupBy.KEY, use=IndexUse()).num_rows
+
+
 def test_an_object_store_is_asked_as_memory_is(store: MemoryStore, s3_root: str) -> None:
     """Small objects are read whole, larger ones in ranges."""
     objects = ObjectStore(s3_root, limits=RequestLimits(max_whole_bytes=20_000))
