@@ -19,6 +19,7 @@ from nap_stream.cli.options import (
     log_store,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ChainBrokenError, ConfigError
 from nap_stream.records import Status
@@ -194,6 +195,7 @@ def query(
         counts = _counts(store, filters, groups, unread)
         schema, batches = counts.schema, iter(counts.to_batches())
     write_rows(schema, batches, output_format, output, limit)
+    _tell_query_pruned(store, filters)
     _tell_unread(unread)
 
 
@@ -254,6 +256,7 @@ def sql(
     write_rows(found.schema, iter(found.to_batches()), output_format, output, limit)
     if found.num_rows > limit and output_format != "table":
         typer.echo(f"Only the first {limit:,} rows; there are more: give --limit.", err=True)
+    _tell_query_pruned(store, filters)
     _tell_unread(unread)
 
 
@@ -366,8 +369,17 @@ def _counts(
 def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
     from nap_stream.scored_log.query import require_names
 
-    require_names(store, filters)
+    try:
+        require_names(store, filters)
+    except ConfigError:
+        _tell_query_pruned(store, filters)
+        raise
     typer.echo("No row matches.", err=True)
+
+
+def _tell_query_pruned(store: "SegmentStore", filters: "Query") -> None:
+    span = (filters.topic, filters.since_ms, filters.until_ms)
+    tell_pruned(store, *span, chains=filters.partitions, offsets=filters.offsets)
 
 
 def write_rows(
@@ -404,6 +416,7 @@ def _export(store: "SegmentStore", filters: "Query", folder: Path | None, key: P
     if not manifest.rows:
         _tell_empty(store, filters)
     typer.echo(printable(f"{folder}: {manifest.rows:,} rows, signed by {signer.public}"))
+    _tell_query_pruned(store, filters)
     _tell_unread([ChainBrokenError(said, file) for file, said in manifest.unread.items()])
 
 

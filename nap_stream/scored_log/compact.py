@@ -11,9 +11,10 @@ too; the next run removes them. For the instant between the two steps of an exch
 Parquet reader may meet a row twice, or a file that is gone. No row is ever missing, and
 `nap_stream.scored_log.read` gives each row once at every moment.
 
-One compaction of a log runs at a time. A file is exchanged whole. So a compaction that has read a
-shorter chain could put a shorter file in place of a longer one whose segments are removed already.
-No store that is supported here can tell on a plain replace. Hence a lock file, created exclusively.
+One compaction or prune of a log runs at a time. A file is exchanged whole. So a compaction that has
+read a shorter chain could put a shorter file in place of a longer one whose segments are removed
+already. No store that is supported here can tell on a plain replace. Hence a lock file, created
+exclusively.
 It has no time limit: only a person can know that its owner is really gone.
 """
 
@@ -37,7 +38,9 @@ from nap_stream.scored_log.compact_plan import (
     plan,
     remove_leftovers,
 )
+from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.read import partitions, segments
+from nap_stream.scored_log.seals import last_span
 from nap_stream.scored_log.segment import open_segment
 from nap_stream.scored_log.stores import SegmentStore
 
@@ -49,7 +52,7 @@ rows repeat long keys or headers, which are small in files and not in memory."""
 
 @dataclass(frozen=True, slots=True)
 class LockOwner:
-    """Who compacts; ``started`` is ISO 8601, UTC."""
+    """Who compacts or prunes; ``started`` is ISO 8601, UTC."""
 
     host: str
     pid: int
@@ -75,7 +78,7 @@ def compaction_lock(
         store.remove([LOCK_NAME])
     if not store.create(LOCK_NAME, content):
         raise ScoredLogError(
-            f"another compaction holds the lock: {_owner(store.read(LOCK_NAME))}",
+            f"another compaction or prune holds the lock: {_owner(store.read(LOCK_NAME))}",
             LOCK_NAME,
             "Wait until it has ended; if that process is surely gone, give --break-lock",
         )
@@ -83,9 +86,9 @@ def compaction_lock(
     def check() -> None:
         if store.read(LOCK_NAME) != content:
             raise ScoredLogError(
-                "the lock of this compaction was broken",
+                "the lock was broken",
                 LOCK_NAME,
-                "Another compaction runs now; nothing is harmed",
+                "Another compaction or prune runs now; nothing is harmed",
             )
 
     try:
@@ -93,6 +96,21 @@ def compaction_lock(
     finally:
         if store.read(LOCK_NAME) == content:
             store.remove([LOCK_NAME])
+
+
+def chain_file(store: SegmentStore, path: str) -> ChainFile:
+    """A file of a chain, with its whole footer. Under the lock.
+
+    Raises:
+        ChainBrokenError: It cannot be read.
+        ScoredLogError: It is gone, or the store cannot be read.
+    """
+    with open_segment(store, path) as segment:
+        if segment is None:
+            raise ScoredLogError(
+                "the segment was listed and is gone", path, "Does another compaction run?"
+            )
+        return ChainFile(path, segment.whole_footer(), segment.size_bytes)
 
 
 def _owner(content: bytes | None) -> str:
@@ -233,16 +251,12 @@ class _Run:
             group = group[taken:]
 
     def _plan(self, partition: TopicPartition) -> Plan:
-        files = (self._chain_file(path) for path in segments(self.store, partition))
+        pruned = last_span(self.store, partition)
+        sealed = "" if pruned is None else segment_path(partition, pruned.end_offset)
+        # What lies before that is for a prune to remove.
+        paths = (path for path in segments(self.store, partition) if path >= sealed)
+        files = (chain_file(self.store, path) for path in paths)
         return plan(files, today=self.today, limits=self.limits)
-
-    def _chain_file(self, path: str) -> ChainFile:
-        with open_segment(self.store, path) as segment:
-            if segment is None:
-                raise ScoredLogError(
-                    "the segment was listed and is gone", path, "Does another compaction run?"
-                )
-            return ChainFile(path, segment.whole_footer(), segment.size_bytes)
 
     @contextmanager
     def _refusing(self, partition: TopicPartition) -> Iterator[None]:
