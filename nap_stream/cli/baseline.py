@@ -24,6 +24,7 @@ from nap_stream.cli.options import (
     show_warnings,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.text import bounded, duration, listed, percent, printable
@@ -281,6 +282,7 @@ def _read(
     from nap_stream.baselines.spool import RecordSpool
     from nap_stream.baselines.stretch import read_stretch
 
+    tell_pruned(store, query.topic, query.since_ms, query.until_ms)
     with RecordSpool() as spool:
         yield read_stretch(store, query, calibration, spool, new_bar("reading the log", "records"))
 

@@ -18,7 +18,7 @@ from nap_stream.cli.options import (
     time_ms,
 )
 from nap_stream.clock import SystemClock
-from nap_stream.errors import ChainBrokenError, ConfigError
+from nap_stream.errors import ConfigError
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
@@ -155,18 +155,9 @@ def tell_pruned(
     ``chains`` are numbers of partitions, none for all; ``offsets`` the first and the last.
     """
     from nap_stream.scored_log.read import partitions
-    from nap_stream.scored_log.seals import pruned_spans, pruned_words, reaches
+    from nap_stream.scored_log.seals import told_pruned
 
-    unread: list[ChainBrokenError] = []
     own = [p for p in partitions(store, topic) if not chains or p.partition in chains]
-    first, last = offsets or (0, 2**63 - 1)
-    spans = [
-        span
-        for span in pruned_spans(store, own, unread)
-        if reaches(span, since_ms, until_ms)
-        if span.start_offset <= last and span.end_offset > first
-    ]
-    for words in pruned_words(spans):
+    reach = (offsets,) if offsets is not None else ()
+    for words in told_pruned(store, own, since_ms, until_ms, *reach):
         typer.echo(printable(f"pruned  {words}. They are not in the answer"), err=True)
-    for error in unread:
-        typer.echo(printable(f"pruned  {error.where}: {error.problem}"), err=True)

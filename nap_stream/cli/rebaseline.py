@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from nap_stream.cli.options import log_store, progress_bar, show_warnings, time_ms
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_settings
@@ -124,6 +125,7 @@ def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms:
             if key in found:
                 return
             advance(number + 1, None)
+    tell_pruned(store, settings.kafka.topic, from_ms)
     near = get_close_matches(key, sorted(found), SHOWN_KEYS) or sorted(found)[:SHOWN_KEYS]
     raise ConfigError(
         f"no record has the key {key!r} since then; of {len(found):,} others, the nearest: "

@@ -21,6 +21,7 @@ from nap_stream.cli.options import (
     progress_bar,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.cli.query import EXIT_UNREAD
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError, ReportError
@@ -142,6 +143,7 @@ def report(
             now_ms=clock.now_ms(),
             pictures=pictures,
             signed=signed,
+            keys=keys,
             advance=advance,
         )
     publish(out, render(figures).encode("utf-8", "replace"))
@@ -151,6 +153,7 @@ def report(
         typer.echo(f"PDF      {out.with_suffix('.pdf')}")
     if not figures.tally.all.rows:
         typer.echo("No row of the log is in that period.", err=True)
+    tell_pruned(store, topic, figures.since_ms, figures.until_ms)
     for line in figures.unread:
         typer.echo(printable(f"not read  {line}"), err=True)
     if figures.unread:

@@ -22,6 +22,7 @@ from nap_stream.cli.options import (
     pairs,
     show_warnings,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.cli.query import key_of, sha256_of
 from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
@@ -186,6 +187,7 @@ def erase(
         query, found = Query(keys=(key_of(name),)), set[str]()
         for batch in scan(store, query, ["sha256"]):
             found |= set(batch.column(0).drop_null().to_pylist())
+        tell_pruned(store)
         if not found:
             require_names(store, query)
         digests |= found

@@ -313,6 +313,31 @@ def reaches(span: PrunedSpan, since_ms: int | None, until_ms: int | None) -> boo
     return (since_ms is None or high >= since_ms) and (until_ms is None or low < until_ms)
 
 
+def told_pruned(
+    store: SegmentStore,
+    partitions: Iterable[TopicPartition],
+    since_ms: int | None = None,
+    until_ms: int | None = None,
+    offsets: tuple[int, int] = (0, 2**63 - 1),
+) -> list[str]:
+    """Sentences about what was pruned of what is asked for, and about seals that are not valid.
+
+    ``since_ms`` and ``until_ms`` bound event times, ``offsets`` are the first and the last one.
+
+    Raises:
+        ScoredLogError: The store cannot be read.
+    """
+    unread: list[ChainBrokenError] = []
+    first, last = offsets
+    spans = [
+        span
+        for span in pruned_spans(store, partitions, unread)
+        if reaches(span, since_ms, until_ms)
+        if span.start_offset <= last and span.end_offset > first
+    ]
+    return [*pruned_words(spans), *(f"{error.where}: {error.problem}" for error in unread)]
+
+
 def pruned_words(spans: Iterable[PrunedSpan]) -> Iterator[str]:
     """Who pruned what, when and why: a sentence for each topic and time."""
 
@@ -332,5 +357,5 @@ def pruned_words(spans: Iterable[PrunedSpan]) -> Iterator[str]:
         )
         yield (
             f"{sum(span.rows for span in own):,} rows of {where}{times} were pruned by {by} on "
-            f"{rfc3339(pruned_ms)}, of those before {rfc3339(before_ms)}: {reason}"
+            f"{rfc3339(pruned_ms)}, with all before {rfc3339(before_ms)}: {reason}"
         )

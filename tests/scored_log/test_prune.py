@@ -13,7 +13,7 @@ from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity, chain_end, chain_start
 from nap_stream.scored_log.compact import LOCK_NAME, compact
 from nap_stream.scored_log.events import Event, EventKind, append_event, read_events
-from nap_stream.scored_log.footer import segment_sha256
+from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import genesis_path, seal_path, segment_path
 from nap_stream.scored_log.history import entries
 from nap_stream.scored_log.proof.checkpoint import (
@@ -22,6 +22,7 @@ from nap_stream.scored_log.proof.checkpoint import (
     take_checkpoint,
     write_checkpoint,
 )
+from nap_stream.scored_log.proof.note import Signer
 from nap_stream.scored_log.prune import PruneReport, Request, prune
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.read import segments, walk
@@ -67,7 +68,7 @@ def _rows(base: int, time_ms: int, partition: TopicPartition = CARS) -> list[Sco
     return [*good, failed(where[3])]
 
 
-def _write(store: SegmentStore, partition: TopicPartition = CARS, days: int = DAYS) -> None:
+def write_days(store: SegmentStore, partition: TopicPartition = CARS, days: int = DAYS) -> None:
     """A segment of four offsets each day at noon; the third one a declared gap."""
     clock = ManualClock(NOON_MS)
     log = RecordLog(store, WriterIdentity("worker-0", MODEL, CALIBRATION), clock)
@@ -82,16 +83,19 @@ def _write(store: SegmentStore, partition: TopicPartition = CARS, days: int = DA
 
 
 def _prune(
-    store: SegmentStore, days: float = 4, *, now_ms: int = LATER_MS, **more: object
+    store: SegmentStore,
+    days: float = 4,
+    *,
+    now_ms: int = LATER_MS,
+    signer: Signer | None = None,
+    dry_run: bool = False,
+    break_lock: bool = False,
 ) -> PruneReport:
-    """Prune what is from before so many days after the first noon, and half a day."""
+    """Prune what is from before so many days after the first noon, less half a day."""
     before_ms = NOON_MS + round((days - 0.5) * DAY_MS)
-    request = Request(before_ms, "Ann", "90 days", program_version="1")
-    names = {field.name for field in dataclasses.fields(Request)}
-    of_request = {name: value for name, value in more.items() if name in names}
-    rest = {name: value for name, value in more.items() if name not in names}
-    asked = dataclasses.replace(request, **of_request)
-    return prune(store, asked, clock=ManualClock(now_ms), **rest)  # type: ignore[arg-type]
+    request = Request(before_ms, "Ann", "90 days", signer=signer, program_version="1")
+    clock = ManualClock(now_ms)
+    return prune(store, request, clock=clock, dry_run=dry_run, break_lock=break_lock)
 
 
 def _verify(store: SegmentStore) -> VerifyReport:
@@ -105,7 +109,7 @@ def _bases(store: SegmentStore, partition: TopicPartition = CARS) -> list[str]:
 @pytest.fixture
 def store() -> MemoryStore:
     store = MemoryStore()
-    _write(store)
+    write_days(store)
     return store
 
 
@@ -217,16 +221,14 @@ def test_checkpoints_of_before_agree_and_a_signer_goes_on_from_what_it_signed(
     assert [chain.anchored_offset for chain in anchors.chains if chain.partition == CARS] == [24]
     # The last one that a signer knows may lie in the pruned span: it is not called changed.
     known = last_signed(store, SIGNER.public)
-    old = dataclasses.replace(
-        known, heads={CARS: dataclasses.replace(known.heads[CARS], **_end_at(store, 8))}
-    )
+    (pruned,) = (part for part in _pruned_parts(store) if part.end_offset == 8)
+    head = dataclasses.replace(known.heads[CARS], end_offset=8, sha256=segment_sha256(pruned))
+    old = dataclasses.replace(known, heads={CARS: head})
     assert take_checkpoint(store, LATER_MS, old).changed == ()
 
 
-def _end_at(store: SegmentStore, offset: int) -> dict[str, object]:
-    parts = read_seal(store, seal_path(CARS, 0)).parts
-    (part,) = (part for part in parts if part.end_offset == offset)
-    return {"end_offset": offset, "sha256": segment_sha256(part)}
+def _pruned_parts(store: SegmentStore) -> tuple[SegmentFooter, ...]:
+    return read_seal(store, seal_path(CARS, 0)).parts
 
 
 def _sign(store: SegmentStore, time_ms: int) -> None:
@@ -248,7 +250,7 @@ def test_after_a_death_anywhere_nothing_is_lost_that_no_event_tells_of_and_the_n
 ) -> None:
     """In order: the lock, an event, the seal, each of four files, twice, an event, the lock."""
     store = MemoryStore()
-    _write(store)
+    write_days(store)
     before = run_query(store, Query())
     heads = _verify(store).heads
     with pytest.raises(Killed):
@@ -268,7 +270,7 @@ def test_after_a_death_anywhere_nothing_is_lost_that_no_event_tells_of_and_the_n
     assert after.clean
     assert after.heads == heads
     assert {row["offset"] for row in run_query(store, Query()).to_pylist()} == set(range(16, 24))
-    asked, done_ones = [], []
+    asked, done_ones = list[str](), list[str]()
     for event in read_events(store):
         paths = [each["seal_sha256"] for each in event.data["seals"]]
         (asked if event.kind == EventKind.PRUNING else done_ones).extend(paths)
@@ -311,8 +313,14 @@ def test_what_a_monitor_reads_when_it_starts_stays(store: MemoryStore) -> None:
     """Its window is what its last start says: 7 rows with scores are in the last three files."""
     for window in (100_000, 7):
         data = {"window_records": window}
-        by = {"by": "monitor", "topic": "cars", "monitor": "cars"}
-        started = Event(time_ms=NOON_MS, kind=EventKind.RUN_STARTED, data=data, **by)
+        started = Event(
+            time_ms=NOON_MS,
+            kind=EventKind.RUN_STARTED,
+            by="monitor",
+            topic="cars",
+            monitor="cars",
+            data=data,
+        )
         append_event(store, started)
     done = _prune(store, 50)
     assert _bases(store)[0] == segment_path(CARS, 12)
@@ -398,7 +406,7 @@ def test_a_compaction_afterwards_merges_what_is_left(store: MemoryStore) -> None
 
 
 def test_a_damaged_file_stays_and_is_named_and_other_chains_go(store: MemoryStore) -> None:
-    _write(store, OTHER)
+    write_days(store, OTHER)
     path = segment_path(CARS, 4)
     content = bytearray(store.read(path) or b"")
     content[200] ^= 1
@@ -420,7 +428,7 @@ def test_a_chain_that_begins_late_without_a_seal_is_not_pruned(store: MemoryStor
 
 def test_a_seal_that_no_event_tells_of_removes_nothing(store: MemoryStore) -> None:
     other = MemoryStore()
-    _write(other)
+    write_days(other)
     _prune(other)
     store.create(seal_path(CARS, 0), other.read(seal_path(CARS, 0)) or b"")
     done = _prune(store)
@@ -481,13 +489,13 @@ def test_footers_of_another_past_do_not_fit(store: MemoryStore) -> None:
 
 
 def test_words_for_people_name_who_and_when_once_for_all_partitions(store: MemoryStore) -> None:
-    _write(store, OTHER)
+    write_days(store, OTHER)
     _prune(store)
     spans = list(pruned_spans(store, [CARS, OTHER], []))
     (words,) = pruned_words(spans)
     assert words == (
         "24 rows of 2 partitions of cars with event times from 2026-01-01T12:00:00.000Z to "
-        "2026-01-04T12:00:00.003Z were pruned by Ann on 2026-04-11T12:00:00.000Z, of those before "
+        "2026-01-04T12:00:00.003Z were pruned by Ann on 2026-04-11T12:00:00.000Z, with all before "
         "2026-01-05T00:00:00.000Z: 90 days"
     )
 
@@ -502,7 +510,7 @@ def test_a_reader_amid_a_prune_goes_on_with_what_is_left(store: MemoryStore) -> 
 
 def test_an_object_store_is_pruned_like_a_folder(s3_root: str) -> None:
     store = ObjectStore(s3_root)
-    _write(store)
+    write_days(store)
     with pytest.raises(Killed):
         _prune(DyingStore(store, 5))
     done = _prune(store, break_lock=True)
@@ -518,7 +526,7 @@ def test_without_a_marker_nothing_is_pruned(store: MemoryStore) -> None:
 
 def test_a_seal_is_text_that_people_read(tmp_path: Path) -> None:
     local = local_log(tmp_path)
-    _write(LocalStore(tmp_path))
+    write_days(LocalStore(tmp_path))
     assert local.end(CARS) is not None
     _prune(LocalStore(tmp_path), signer=SIGNER)
     lines = (tmp_path / seal_path(CARS, 0)).read_text(encoding="utf-8").splitlines()
