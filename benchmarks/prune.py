@@ -39,6 +39,7 @@ def main() -> None:
         _timed("verify --deep", lambda: verify(store, deep=True, clock=clock))
         _timed("prune", lambda: prune(store, request, clock=clock))
         _timed("verify --deep of what is left", lambda: verify(store, deep=True, clock=clock))
+        print(f"the seal has {len(store.read(seal_path(FRAMES, 0)) or b''):,} bytes")
 
 
 def _timed(what: str, run: Callable[[], object]) -> None:

@@ -210,8 +210,10 @@ def _query(
     from pydantic import ValidationError
 
     from nap_stream.baselines.stretch import StretchQuery
+    from nap_stream.core.hidden_keys import CLEAR
     from nap_stream.planning.recorded import only_topic
     from nap_stream.settings.drift import DriftSettings, KeySettings
+    from nap_stream.settings.log import hidden_keys
 
     drift = DriftSettings() if settings is None else settings.drift
     keys = drift.keys
@@ -224,7 +226,8 @@ def _query(
             raise ConfigError(f"expected key or header:NAME, got {key_by!r}", "--key-by") from error
     if topic is None:
         topic = only_topic(store) if settings is None else settings.kafka.topic
-    return StretchQuery(topic, *span, keys, drift.pane_ms)
+    hidden = CLEAR if settings is None else hidden_keys(settings.log.keys)
+    return StretchQuery(topic, *span, keys, drift.pane_ms, hidden=hidden)
 
 
 def parse_block(text: str) -> int:

@@ -12,10 +12,12 @@ import typer
 
 from nap_stream.cli.options import (
     ConfigOption,
+    KeySecretOption,
     LogOption,
     SinceOption,
     TopicOption,
     UntilOption,
+    hashes_of,
     log_store,
     span_ms,
 )
@@ -76,6 +78,7 @@ def query(
         list[str] | None,
         typer.Option(help="Only this message key, as query writes it; repeatable."),
     ] = None,
+    key_secret: KeySecretOption = None,
     header: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,6 +159,8 @@ def query(
 
     store = log_store(config, log)
     since_ms, until_ms = _span_ms(since, until, day)
+    keys, headers = tuple(map(key_of, key or ())), tuple(map(_header, header or ()))
+    values = [*keys, *(value for _, value in headers if value is not None)]
     filters = Query(
         topic=topic,
         partitions=tuple(partition or ()),
@@ -166,8 +171,9 @@ def query(
         min_p_value=min_p_value,
         max_p_value=max_p_value,
         statuses=tuple(status or ()),
-        keys=tuple(map(key_of, key or ())),
-        headers=tuple(map(_header, header or ())),
+        keys=keys,
+        headers=headers,
+        hashes=hashes_of(config, key_secret, values),
         offsets=None if offset is None else _offsets(offset),
         sha256=tuple(map(sha256_of, sha256 or ())),
         models=_fingerprints("--model", model),
@@ -352,11 +358,17 @@ def _counts(
     groups: "list[GroupBy]",
     unread: list[ChainBrokenError],
 ) -> "pa.Table":
+    from nap_stream.core.hidden_keys import is_hash
     from nap_stream.scored_log.query import GroupBy, aggregate, empty_spans
 
     counts = aggregate(store, filters, *groups, now_ms=SystemClock().now_ms(), unread=unread)
     if not counts.num_rows:
         _tell_empty(store, filters)
+    if GroupBy.KEY in groups:
+        kinds = {is_hash(key) for key in counts.column("key").to_pylist() if key}
+        if len(kinds) > 1:
+            told = "of one camera may be counted apart"
+            typer.echo(f"some keys were stored in clear, and some as hashes: rows {told}", err=True)
     for span in {GroupBy.HOUR, GroupBy.DAY} & set(groups):
         gaps = empty_spans(counts, span)
         for start, end in gaps[:SHOWN_GAPS]:

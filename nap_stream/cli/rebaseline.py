@@ -71,6 +71,7 @@ def rebaseline(
     from_ms, now_ms = time_ms("--from", since, clock), clock.now_ms()
     if from_ms > now_ms:
         raise ConfigError(f"{since} is not over yet", "--from", "Accept what has happened")
+    key = _stored_key(settings, key)
     _require_key(store, settings, key, from_ms)
     acceptance = write_acceptance(
         store, new_acceptance(settings.kafka.topic, key, from_ms, now_ms, by=by, reason=reason)
@@ -108,6 +109,16 @@ def _require_blocks(settings: "Settings", baseline: "BaselineFacts | None") -> N
     if settings.drift.blocks == "off" or settings.drift.keys is None:
         name = "drift.keys" if settings.drift.keys is None else "drift.blocks"
         raise ConfigError("no blocks of keys are watched", name, f"Set {name}")
+
+
+def _stored_key(settings: "Settings", key: str) -> str:
+    """A key as alerts have it, given in clear or so."""
+    from nap_stream.core.panes import key_text
+    from nap_stream.settings.log import hidden_keys
+
+    hidden = hidden_keys(settings.log.keys)
+    by = "key" if settings.drift.keys is None else settings.drift.keys.by
+    return key_text(hidden.of_stored(by, key.encode())) if hidden.hides else key
 
 
 def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms: int) -> None:

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nap_stream.core.panes import key_text
+from nap_stream.core.shares import wilson
 from nap_stream.errors import ChainBrokenError
 from nap_stream.report.history import Run, Span
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.format import storable_text, storable_time_ms
-from nap_stream.scored_log.query import HOUR_MS, Query, condition, wilson
+from nap_stream.scored_log.query import HOUR_MS, Query, condition
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import EARLIEST_MS, LATEST_MS
 

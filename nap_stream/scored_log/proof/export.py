@@ -159,7 +159,16 @@ def _filter(query: Query) -> dict[str, Any]:
             return [plain(each) for each in value]
         return bytes_as_text(value) if isinstance(value, bytes) else value
 
-    asked = {field.name: getattr(query, field.name) for field in fields(query)}
+    names = [field.name for field in fields(query) if field.name != "hashes"]
+    asked = {name: getattr(query, name) for name in names}
+    if query.hashes:
+        # What is hidden in the log stays hidden in what is given away.
+        hashed = dict(query.hashes)
+        asked["keys"] = tuple(hashed.get(key, key) for key in query.keys)
+        asked["headers"] = tuple(
+            (name, value if value is None else hashed.get(value, value))
+            for name, value in query.headers
+        )
     return {name: plain(value) for name, value in asked.items() if value not in (None, ())}
 
 
