@@ -22,6 +22,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.show import _absent, half_blocks
 from nap_stream.clock import SystemClock
 from nap_stream.core.conformal import Rule
+from nap_stream.core.hidden_keys import HiddenKeys, Stored
 from nap_stream.core.panes import key_text
 from nap_stream.errors import ChainBrokenError, FeatureMapError
 from nap_stream.feed import on_cpu
@@ -93,7 +94,13 @@ def address(row: dict[str, Any], topic: str = "images") -> str:
     return f"{topic}/0/{row['offset']}/{row['index']}"
 
 
-def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1") -> Monitored:
+def monitored(
+    folder: Path,
+    topic: str = "images",
+    servers: str = "127.0.0.1:1",
+    told: Told | None = None,
+    **sections: dict[str, Any],
+) -> Monitored:
     """Ten CIFAR images and ten textures one a message, then three in one, and what is no image."""
     held = write_images(folder / "held-out", 60)
     scoring = ScoringSettings(method="fisher-energy")
@@ -105,6 +112,7 @@ def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1")
         "calibration": "calibration",
         "log": {"root": "log"},
         "evidence": {"root": "evidence", "sample": 0, "extremes_per_hour": 0},
+        **sections,
     }
     (folder / "monitor.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     settings = load_settings(folder / "monitor.yaml", {})
@@ -129,7 +137,7 @@ def monitored(folder: Path, topic: str = "images", servers: str = "127.0.0.1:1")
         threads=Threads(1, 1, 1),
         open_source=lambda listener: MemorySource(stream, listener, clock=clock),
         dead_letters=MemoryDeadLetters(),
-        reporter=Told(),
+        reporter=told or Told(),
         counters=WorkerCounters("worker-0", 0),
         writer_id="worker-0",
         clock=clock,
@@ -494,6 +502,27 @@ def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: 
     assert "no files were there of what event 4 names" in told
     shown = nap("show", address(row), "--config", made.config)
     assert "it was not chosen, or is erased" in shown.out
+
+
+def test_a_worker_hides_keys_and_whoever_has_the_secret_finds_them(
+    nap: Call, tmp_path: Path
+) -> None:
+    """What the coordinator is told is all that alerts, metrics and /healthz can show."""
+    told, hidden = Told(), HiddenKeys(Stored.HASHED, secret=b"0123456789abcdef")
+    (tmp_path / "secret").write_bytes(hidden.secret)
+    log = {"root": "log", "keys": {"key": "hashed", "secret_file": "secret"}}
+    made = monitored(tmp_path, told=told, log=log, drift={"keys": {"by": "key"}})
+    hashed = hidden.hashed(KEY)
+    assert {row["key"] for row in made.rows} == {hashed, None}
+    assert {key for each in told.summaries for key in each.panes.keys} == {hashed.decode(), ""}
+    assert "camera-7" not in repr((told.summaries, told.reports))
+    of_key = {row["sha256"] for row in made.rows if row["key"] == hashed}
+    why = ("--by", "A. Auditor", "--reason", "request 8")
+    erased = nap("erase", "--config", made.config, "--key", KEY.decode(), *why)
+    assert f"of {len(of_key)} images" in erased.out
+    shown = nap("show", address(made.flagged), "--config", made.config)
+    assert hashed.decode() in shown.out
+    assert "camera-7" not in shown.out
 
 
 @pytest.mark.parametrize(
