@@ -38,6 +38,7 @@ from nap_stream.records import Status
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.settings.load import UncalibratedSettings
+from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
 from nap_stream.source.peek import Peeked, peek
 from nap_stream.text import duration
@@ -299,7 +300,8 @@ def _log_root(settings: Settings) -> str:
         check_store(store_at(root))
     said = " and ".join(f"{root} is" for root in roots)
     signer = "" if signed is None else f"; {read_signer(signed.key_file, KEY).name} signs the log"
-    return f"{said} writable and creates files exclusively{signer}"
+    hides = "; keys are hidden" if hidden_keys(settings.log.keys).hides else ""
+    return f"{said} writable and creates files exclusively{signer}{hides}"
 
 
 def _calibration(settings: Settings, config: str) -> Calibration | Finding:

@@ -48,6 +48,7 @@ from nap_stream.scored_log.format import SCORE_COLUMNS, storable_text
 from nap_stream.scored_log.history import find_alert
 from nap_stream.scored_log.query import Query, require_partitions, scan
 from nap_stream.scored_log.read import bases_from
+from nap_stream.scored_log.seals import told_pruned
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, Settings
@@ -149,6 +150,8 @@ def _why_no_row(store: SegmentStore, partition: TopicPartition, offset: int) -> 
             gap = file.footer.gap
             left_out = "the topic has no message there: transactions and compaction leave some out"
             return left_out if gap is None else f"the log declares a gap there: {gap}"
+    for words in told_pruned(store, [partition], offsets=(offset, offset)):
+        return f"its row is gone: {words}"
     bases = bases_from(store, partition)
     if not bases:
         return f"the log of {partition} has no segment yet"

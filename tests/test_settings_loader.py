@@ -5,12 +5,14 @@ import pytest
 import yaml
 
 from nap_stream.errors import ConfigError
+from nap_stream.scored_log.summary import summary_shape
 from nap_stream.settings.load import (
     load_kafka_settings,
     load_model_settings,
     load_settings,
     masked_yaml,
 )
+from nap_stream.settings.log import hidden_keys
 
 MINIMAL = """\
 kafka:
@@ -164,6 +166,43 @@ def test_secret_comes_from_the_environment_and_is_never_shown(write: Write) -> N
     assert settings.kafka.sasl_password.get_secret_value() == "hunter2"
     assert "hunter2" not in repr(settings)
     assert "hunter2" not in masked_yaml(settings)
+
+
+KEYS = MINIMAL + "  headers: [camera]\n  keys: {key: hashed, headers: {camera: hashed}%s}\n"
+
+
+def test_the_secret_of_keys_comes_from_the_environment_or_a_file_and_is_never_shown(
+    write: Write, tmp_path: Path
+) -> None:
+    environ = {"NAP_STREAM__LOG__KEYS__SECRET": "0x1234567890abcdef"}
+    settings = load_settings(write(KEYS % ""), environ)
+    hidden = hidden_keys(settings.log.keys)
+    assert hidden.secret == b"0x1234567890abcdef"
+    shown = f"{settings!r} {hidden!r} {masked_yaml(settings)} {summary_shape(settings)!r}"
+    assert "1234567890" not in shown
+    (tmp_path / "secret").write_bytes(b"0x1234567890abcdef\n")
+    settings = load_settings(write(KEYS % f", secret_file: {tmp_path / 'secret'}"))
+    assert hidden_keys(settings.log.keys) == hidden
+    (tmp_path / "secret").write_bytes(b"too short\n")
+    with pytest.raises(ConfigError, match="16 to 4096 bytes") as caught:
+        hidden_keys(settings.log.keys)
+    assert "too short" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("keys: {key: hashed}", "expected one of secret"),
+        ("keys: {key: dropped, secret_file: monitor.yaml}", "neither where nothing is"),
+        ("keys: {headers: {camera: dropped}}", "which log.headers does not keep"),
+        ("keys: {key: encrypted}", "encrypted"),
+        ("keys: {key: dropped}", "log.keys drops that"),
+        ("keys: {key: hashed, secret: hush}", "secrets are not read from this file"),
+    ],
+)
+def test_what_cannot_be_meant_of_keys_is_refused(write: Write, log: str, expected: str) -> None:
+    text = f"{MINIMAL}  {log}\ndrift: {{keys: {{by: key}}}}\n"
+    assert expected in problem_of(write(text))
 
 
 def test_secret_in_the_file_is_refused_without_showing_it(write: Write) -> None:

@@ -16,6 +16,7 @@ from nap_stream.baselines.spool import RECORD, RecordSpool
 from nap_stream.calibration.baseline import ChainPart
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Progress
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys
 from nap_stream.core.panes import NO_KEY, changes, key_text
 from nap_stream.errors import CalibrationError, ConfigError
 from nap_stream.records import STATUSES, Status, TopicPartition
@@ -58,6 +59,7 @@ class StretchQuery:
     keys: KeySettings | None
     pane_ms: int
     max_records: int = MAX_RECORDS
+    hidden: HiddenKeys = CLEAR
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +293,7 @@ class _Reading:
         """Spool the rows of the stretch; give the first and the last of their offsets."""
         if not table.num_rows:
             return None
-        rows = rows_of_table(table, self._by)
+        rows = rows_of_table(table, self._by, self._query.hidden)
         times = credible_times(rows.event_time_ms, rows.ingest_time_ms)
         newest = np.maximum(np.maximum.accumulate(times), self._newest_ms)
         self._newest_ms = int(newest[-1])

@@ -20,6 +20,7 @@ from nap_stream.cli.options import (
     progress_bar,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.settings.load import load_alert_settings, load_settings
 
@@ -155,15 +156,17 @@ def replay(
         else:
             _show(alert.event, console)
 
+    store = log_store(None, str(settings.log.root) if log is None else log)
     with progress_bar("replaying", unit="records") as advance:
         report = replay_log(
-            log_store(None, str(settings.log.root) if log is None else log),
+            store,
             settings,
             load_calibration(settings.calibration).facts,
             span=span,
             on_alert=tell,
             advance=advance,
         )
+    tell_pruned(store, settings.kafka.topic, span.since_ms, span.until_ms)
     _warn(report)
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
         _last_line(report, clock.monotonic() - began_s)

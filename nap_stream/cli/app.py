@@ -20,6 +20,7 @@ from nap_stream.cli.init import init
 from nap_stream.cli.log import compact, verify
 from nap_stream.cli.plan import plan
 from nap_stream.cli.proof import checkpoint, checkpoint_key, verify_export
+from nap_stream.cli.prune import prune
 from nap_stream.cli.query import query, sql
 from nap_stream.cli.rebaseline import rebaseline
 from nap_stream.cli.report import report
@@ -76,7 +77,7 @@ def build_app() -> typer.Typer:
         *(init, calibrate, evaluate, plan),
         *(run, produce, alerts),
         *(baseline, compare, rebaseline),
-        *(query, sql, show, report, replay, verify, compact),
+        *(query, sql, show, report, replay, verify, compact, prune),
         *(history, ack, erase),
         *(checkpoint_key, checkpoint, verify_export),
         *(doctor, bench, demo),

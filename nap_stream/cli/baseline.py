@@ -23,6 +23,7 @@ from nap_stream.cli.options import (
     show_warnings,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.text import bounded, duration, json_text, listed, percent, printable
@@ -208,8 +209,10 @@ def _query(
     from pydantic import ValidationError
 
     from nap_stream.baselines.stretch import StretchQuery
+    from nap_stream.core.hidden_keys import CLEAR
     from nap_stream.planning.recorded import only_topic
     from nap_stream.settings.drift import DriftSettings, KeySettings
+    from nap_stream.settings.log import hidden_keys
 
     drift = DriftSettings() if settings is None else settings.drift
     keys = drift.keys
@@ -222,7 +225,8 @@ def _query(
             raise ConfigError(f"expected key or header:NAME, got {key_by!r}", "--key-by") from error
     if topic is None:
         topic = only_topic(store) if settings is None else settings.kafka.topic
-    return StretchQuery(topic, *span, keys, drift.pane_ms)
+    hidden = CLEAR if settings is None else hidden_keys(settings.log.keys)
+    return StretchQuery(topic, *span, keys, drift.pane_ms, hidden=hidden)
 
 
 def parse_block(text: str) -> int:
@@ -280,6 +284,7 @@ def _read(
     from nap_stream.baselines.spool import RecordSpool
     from nap_stream.baselines.stretch import read_stretch
 
+    tell_pruned(store, query.topic, query.since_ms, query.until_ms)
     with RecordSpool() as spool:
         yield read_stretch(store, query, calibration, spool, new_bar("reading the log", "records"))
 

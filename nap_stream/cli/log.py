@@ -27,14 +27,17 @@ from nap_stream.text import listed, printable, rfc3339
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from nap_stream.records import TopicPartition
     from nap_stream.scored_log.compact import CompactionReport
     from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
+    from nap_stream.scored_log.proof.note import PublicKey
     from nap_stream.scored_log.stores import SegmentStore
     from nap_stream.scored_log.verify.report import (
         AnchorReport,
         BrokerReport,
         ContentsReport,
         Head,
+        PrunedFile,
         VerifyReport,
     )
     from nap_stream.settings.schema import KafkaSettings, Settings
@@ -132,7 +135,7 @@ def verify(
     signed = read_checkpoints(store, keys, checkpoint or (), roots) if keys else None
     began_ms = SystemClock().now_ms()
     report, broker, anchors = _verified(
-        *(store, kafka, topic, heads, signed),
+        *(store, kafka, topic, heads, signed, keys),
         settings=settings,
         deep=deep,
         log_id=log_id,
@@ -172,6 +175,7 @@ def _verified(
     topic: str | None,
     kept: "list[Head]",
     signed: "Iterable[FoundCheckpoint] | None",
+    keys: "Sequence[PublicKey]",
     *,
     settings: "Settings | None",
     deep: bool,
@@ -186,6 +190,7 @@ def _verified(
     from nap_stream.scored_log.verify.report import sorted_defects
     from nap_stream.scored_log.verify.run import require_chain
     from nap_stream.scored_log.verify.run import verify as verify_log
+    from nap_stream.scored_log.verify.sealed import unsigned_seals
 
     # Workers commit what they have published: so the committed offsets come first, the ends last.
     committed = {} if kafka is None else committed_offsets(kafka)
@@ -212,7 +217,7 @@ def _verified(
         anchors = compare_with_checkpoints(
             *(store, report.heads, signed, topic), expected_id=log_id, with_stamps=with_stamps
         )
-        defects += anchors.defects
+        defects += [*anchors.defects, *unsigned_seals(store, report.pruned, keys)]
     if not report.partitions and (not defects or not (kept or kafka or anchors)):
         require_chain(store, topic)
     return dataclasses.replace(report, defects=sorted_defects(defects)), broker, anchors
@@ -262,6 +267,8 @@ def _print_verified(
     if report.compacted:
         merged = sum(file.segments for file in report.compacted)
         typer.echo(f"merged  {merged} segments in {len(report.compacted)} compacted files")
+    for found in report.pruned:
+        typer.echo(printable(f"pruned  {_pruned(found, is_signed=anchors is not None)}"))
     for gap in report.gaps:
         span = f"[{gap.base_offset}, {gap.end_offset})"
         typer.echo(printable(f"gap     {gap.file}: {span}: {gap.reason}"))
@@ -270,10 +277,39 @@ def _print_verified(
     if kept:
         _print_kept(report, kept)
     if anchors is not None:
-        _print_anchors(anchors)
+        _print_anchors(report, anchors)
     for defect in report.defects:
         typer.echo(printable(f"defect  {defect}"))
-    typer.echo("clean" if report.clean else f"{len(report.defects)} defects")
+    gone = sum(found.span.rows for found in report.pruned)
+    rest = f", but for {gone:,} rows that were pruned: their footers are proved, they are not"
+    clean = f"clean{rest if gone else ''}"
+    typer.echo(clean if report.clean else f"{len(report.defects)} defects")
+
+
+def _pruned(found: "PrunedFile", *, is_signed: bool) -> str:
+    """What was pruned, by whom, and on what that rests."""
+    from nap_stream.scored_log.seals import pruned_words
+
+    span = found.span
+    (told,) = pruned_words([span])
+    signed = f"signed by {', '.join(found.claimed)}" if found.claimed else "not signed"
+    unchecked = ", which is not checked without --checkpoints KEYS"
+    return (
+        f"{span.place}: [{span.start_offset}, {span.end_offset}): {told}; sealed in {found.file}, "
+        f"{signed}{'' if is_signed or not found.claimed else unchecked}"
+    )
+
+
+def _within(report: "VerifyReport", partition: "TopicPartition", end: int) -> str:
+    """What is to be said of an end that lies where rows were pruned."""
+    found = report.pruned_at(partition, end)
+    if found is None:
+        return ""
+    span = found.span
+    return (
+        f", within what was pruned, sealed by {span.by} on {rfc3339(span.pruned_ms)}: the footers "
+        "of the segments until there are in the seal, their rows are gone"
+    )
 
 
 def _print_kept(report: "VerifyReport", kept: "list[Head]") -> None:
@@ -284,13 +320,14 @@ def _print_kept(report: "VerifyReport", kept: "list[Head]") -> None:
     for head in report.heads:
         then = ends.get(head.partition)
         told = "is not in it" if then is None else f"compared at {then.end_offset}"
-        typer.echo(f"kept    {head.partition}: {told}")
+        told += "" if then is None else _within(report, head.partition, then.end_offset)
+        typer.echo(printable(f"kept    {head.partition}: {told}"))
     if report.events is not None or len(kept) > len(ends):
         counts = [head.count for head in kept if not isinstance(head, ChainHead)]
         typer.echo(f"kept    events: {f'compared at {counts[0]}' if counts else 'are not in it'}")
 
 
-def _print_anchors(anchors: "AnchorReport") -> None:
+def _print_anchors(report: "VerifyReport", anchors: "AnchorReport") -> None:
     """What the checkpoints prove of each chain, and what of it none has seen."""
     typer.echo(
         printable(
@@ -315,6 +352,7 @@ def _print_anchors(anchors: "AnchorReport") -> None:
             told = f"anchored until {offset} at {rfc3339(time_ms)}; {rest}"
         else:
             told = f"anchored until its end {offset} at {rfc3339(time_ms)}"
+        told += "" if offset is None else _within(report, found.partition, offset)
         if anchors.unstamped is not None:
             told += (
                 "; not stamped"

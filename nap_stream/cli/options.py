@@ -29,7 +29,11 @@ from rich.text import Text
 
 from nap_stream.clock import Clock, Progress
 from nap_stream.errors import ConfigError
-from nap_stream.settings.load import load_kafka_settings, load_settings
+from nap_stream.settings.load import (
+    load_kafka_settings,
+    load_settings,
+    load_uncalibrated_settings,
+)
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.text import printable
 
@@ -101,6 +105,15 @@ ThreadsOption = Annotated[
     ),
 ]
 
+KeySecretOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The secret of log.keys, where keys are hashed and no --config names it: --key and "
+        "--header are looked for in clear and as hashes.",
+    ),
+]
+
 _AGO = re.compile(r"^(\d+)([smhd])$")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -124,6 +137,31 @@ def log_store(config: Path | None, log: str | None) -> "SegmentStore":
     if isinstance(store, LocalStore) and not Path(store.root).is_dir():
         raise ConfigError("no such folder", store.root, "Give the root of a scored log")
     return store
+
+
+def hashes_of(
+    config: Path | None, secret_file: Path | None, values: Iterable[bytes]
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Values in clear with their hashes, where a configuration or a file has the secret.
+
+    Those that are hashes are passed over.
+
+    Raises:
+        ConfigError: The configuration or the secret cannot be read.
+    """
+    from nap_stream.core.hidden_keys import HiddenKeys, is_hash
+    from nap_stream.settings.log import hidden_keys, read_key_secret
+
+    own = [value for value in dict.fromkeys(values) if value and not is_hash(value)]
+    if secret_file is not None:
+        hidden = HiddenKeys(secret=read_key_secret(secret_file, "--key-secret"))
+    elif config is not None and own:
+        hidden = hidden_keys(load_uncalibrated_settings(config).log.keys)
+    else:
+        return ()
+    if own and hidden.secret:
+        typer.echo("keys are looked for in clear, and as hashes by the secret", err=True)
+    return tuple((value, hidden.hashed(value)) for value in own if hidden.secret)
 
 
 def evidence_store(evidence: str | None, settings: "Settings | None") -> "SegmentStore | None":

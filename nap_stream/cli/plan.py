@@ -15,6 +15,7 @@ from nap_stream.cli.options import (
     show_warnings,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.errors import ConfigError
 from nap_stream.settings.drift import MAX_WINDOW_RECORDS
 from nap_stream.text import json_text
@@ -292,5 +293,6 @@ def _findings(
     store = log_store(None, log)
     reading = new_bar("reading the log", "partitions")
     recorded = read_stretch(store, selection, request.drift, request.facts, reading)
+    tell_pruned(store, recorded.topic, selection.since_ms, selection.until_ms)
     running = new_bar("running the detectors", "panes")
     return find(request, recorded, block_records=block, streams=streams, seed=seed, advance=running)

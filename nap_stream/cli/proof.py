@@ -130,6 +130,8 @@ def _export_words(found: "VerifiedExport") -> "Iterator[str]":
         yield f"chain   {where} {chain.sha256}, {chain.rows:,} rows"
     for file, problem in manifest.unread.items():
         yield f"unread  {file}: {problem}"
+    for words in manifest.pruned:
+        yield f"pruned  {words}"
     yield "proved  these rows are what the signer exported, and nothing of them was changed"
     yield "not     that these are all that the filter gives, nor that the log was right: by the"
     yield "        signer's word. verify --checkpoints proves the log, whose chains ended so"

@@ -12,13 +12,16 @@ import typer
 
 from nap_stream.cli.options import (
     ConfigOption,
+    KeySecretOption,
     LogOption,
     SinceOption,
     TopicOption,
     UntilOption,
+    hashes_of,
     log_store,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ChainBrokenError, ConfigError
 from nap_stream.records import Status
@@ -77,6 +80,7 @@ def query(
         list[str] | None,
         typer.Option(help="Only this message key, as query writes it; repeatable."),
     ] = None,
+    key_secret: KeySecretOption = None,
     header: Annotated[
         list[str] | None,
         typer.Option(
@@ -167,6 +171,8 @@ def query(
 
     store = log_store(config, log)
     since_ms, until_ms = _span_ms(since, until, day)
+    keys, headers = tuple(map(key_of, key or ())), tuple(map(_header, header or ()))
+    values = [*keys, *(value for _, value in headers if value is not None)]
     filters = Query(
         topic=topic,
         partitions=tuple(partition or ()),
@@ -177,8 +183,9 @@ def query(
         min_p_value=min_p_value,
         max_p_value=max_p_value,
         statuses=tuple(status or ()),
-        keys=tuple(map(key_of, key or ())),
-        headers=tuple(map(_header, header or ())),
+        keys=keys,
+        headers=headers,
+        hashes=hashes_of(config, key_secret, values),
         offsets=None if offset is None else _offsets(offset),
         sha256=tuple(map(sha256_of, sha256 or ())),
         models=_fingerprints("--model", model),
@@ -208,6 +215,7 @@ def query(
         schema, batches = counts.schema, iter(counts.to_batches())
     write_rows(schema, batches, output_format, output, limit)
     _tell_index(use)
+    _tell_query_pruned(store, filters)
     _tell_unread(unread)
 
 
@@ -268,6 +276,7 @@ def sql(
     write_rows(found.schema, iter(found.to_batches()), output_format, output, limit)
     if found.num_rows > limit and output_format != "table":
         typer.echo(f"Only the first {limit:,} rows; there are more: give --limit.", err=True)
+    _tell_query_pruned(store, filters)
     _tell_unread(unread)
 
 
@@ -368,12 +377,18 @@ def _counts(
     unread: list[ChainBrokenError],
     use: "IndexUse | None",
 ) -> "pa.Table":
+    from nap_stream.core.hidden_keys import is_hash
     from nap_stream.scored_log.counting import GroupBy, aggregate, empty_spans
 
     now_ms = SystemClock().now_ms()
     counts = aggregate(store, filters, *groups, now_ms=now_ms, unread=unread, use=use)
     if not counts.num_rows:
         _tell_empty(store, filters)
+    if GroupBy.KEY in groups:
+        kinds = {is_hash(key) for key in counts.column("key").to_pylist() if key}
+        if len(kinds) > 1:
+            told = "of one camera may be counted apart"
+            typer.echo(f"some keys were stored in clear, and some as hashes: rows {told}", err=True)
     for span in {GroupBy.HOUR, GroupBy.DAY} & set(groups):
         gaps = empty_spans(counts, span)
         for start, end in gaps[:SHOWN_GAPS]:
@@ -386,8 +401,17 @@ def _counts(
 def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
     from nap_stream.scored_log.query import require_names
 
-    require_names(store, filters)
+    try:
+        require_names(store, filters)
+    except ConfigError:
+        _tell_query_pruned(store, filters)
+        raise
     typer.echo("No row matches.", err=True)
+
+
+def _tell_query_pruned(store: "SegmentStore", filters: "Query") -> None:
+    span = (filters.topic, filters.since_ms, filters.until_ms)
+    tell_pruned(store, *span, chains=filters.partitions, offsets=filters.offsets)
 
 
 def write_rows(
@@ -424,6 +448,7 @@ def _export(store: "SegmentStore", filters: "Query", folder: Path | None, key: P
     if not manifest.rows:
         _tell_empty(store, filters)
     typer.echo(printable(f"{folder}: {manifest.rows:,} rows, signed by {signer.public}"))
+    _tell_query_pruned(store, filters)
     _tell_unread([ChainBrokenError(said, file) for file, said in manifest.unread.items()])
 
 

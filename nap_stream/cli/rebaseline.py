@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from nap_stream.cli.options import log_store, progress_bar, show_warnings, time_ms
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError
 from nap_stream.settings.load import load_settings
@@ -70,6 +71,7 @@ def rebaseline(
     from_ms, now_ms = time_ms("--from", since, clock), clock.now_ms()
     if from_ms > now_ms:
         raise ConfigError(f"{since} is not over yet", "--from", "Accept what has happened")
+    key = _stored_key(settings, key)
     _require_key(store, settings, key, from_ms)
     acceptance = write_acceptance(
         store, new_acceptance(settings.kafka.topic, key, from_ms, now_ms, by=by, reason=reason)
@@ -109,6 +111,16 @@ def _require_blocks(settings: "Settings", baseline: "BaselineFacts | None") -> N
         raise ConfigError("no blocks of keys are watched", name, f"Set {name}")
 
 
+def _stored_key(settings: "Settings", key: str) -> str:
+    """A key as alerts have it, given in clear or so."""
+    from nap_stream.core.panes import key_text
+    from nap_stream.settings.log import hidden_keys
+
+    hidden = hidden_keys(settings.log.keys)
+    by = "key" if settings.drift.keys is None else settings.drift.keys.by
+    return key_text(hidden.of_stored(by, key.encode())) if hidden.hides else key
+
+
 def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms: int) -> None:
     """Refuse a key that has no record since then: a mistyped one would be accepted in silence."""
     from nap_stream.scored_log.acceptances import MAX_KEY
@@ -124,6 +136,7 @@ def _require_key(store: "SegmentStore", settings: "Settings", key: str, from_ms:
             if key in found:
                 return
             advance(number + 1, None)
+    tell_pruned(store, settings.kafka.topic, from_ms)
     near = get_close_matches(key, sorted(found), SHOWN_KEYS) or sorted(found)[:SHOWN_KEYS]
     raise ConfigError(
         f"no record has the key {key!r} since then; of {len(found):,} others, the nearest: "

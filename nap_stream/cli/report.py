@@ -22,6 +22,7 @@ from nap_stream.cli.options import (
     progress_bars,
     span_ms,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.cli.query import EXIT_UNREAD
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError, ReportError
@@ -152,6 +153,7 @@ def report(
             pictures=pictures,
             months=None if judged_by is None else _months(store, judged_by, topic, new_bar),
             signed=signed,
+            keys=keys,
             advance=new_bar("verifying", "files"),
         )
     publish(out, render(figures).encode("utf-8", "replace"))
@@ -161,6 +163,7 @@ def report(
         typer.echo(f"PDF      {out.with_suffix('.pdf')}")
     if not figures.tally.all.rows:
         typer.echo("No row of the log is in that period.", err=True)
+    tell_pruned(store, topic, figures.since_ms, figures.until_ms)
     for line in figures.unread:
         typer.echo(printable(f"not read  {line}"), err=True)
     if figures.unread:

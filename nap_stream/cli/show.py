@@ -16,12 +16,15 @@ from rich.text import Text
 from nap_stream.cli.options import (
     ConfigOption,
     EvidenceOption,
+    KeySecretOption,
     LogOption,
     evidence_store,
+    hashes_of,
     log_store,
     pairs,
     show_warnings,
 )
+from nap_stream.cli.prune import tell_pruned
 from nap_stream.cli.query import key_of, sha256_of
 from nap_stream.clock import SystemClock
 from nap_stream.errors import CalibrationError, ChainBrokenError, ConfigError, InputDataError
@@ -159,6 +162,7 @@ def erase(
         list[str] | None,
         typer.Option(help="The images of all rows of this key, as query writes it; repeatable."),
     ] = None,
+    key_secret: KeySecretOption = None,
     reason: Annotated[str, typer.Option(help="Why; it is recorded.")] = "",
 ) -> None:
     """Erase images that were kept as evidence. Rows stay, and their chain as it is.
@@ -188,9 +192,12 @@ def erase(
     require_text("reason", reason, MAX_COMMENT, may_be_empty=True)
     digests = set(map(sha256_of, sha256 or ()))
     for name in key or ():
-        query, found = Query(keys=(key_of(name),)), set[str]()
+        own = key_of(name)
+        query = Query(keys=(own,), hashes=hashes_of(config, key_secret, [own]))
+        found = set[str]()
         for batch in scan(store, query, ["sha256"]):
             found |= set(batch.column(0).drop_null().to_pylist())
+        tell_pruned(store)
         if not found:
             require_names(store, query)
         digests |= found

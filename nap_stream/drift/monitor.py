@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from nap_stream.clock import Clock
 from nap_stream.core.alert_state import AlertState, Change, Firing, Severity, step
 from nap_stream.core.detection import DetectionPlan
+from nap_stream.core.hidden_keys import Stored
 from nap_stream.core.panes import NO_KEY, ClosedPane, PaneBuffer
 from nap_stream.core.sequential import (
     BET_COUNT,
@@ -386,6 +387,7 @@ class DriftMonitor:
             "pane_ms": self._drift.pane_ms,
             "keys": None if self._drift.keys is None else self._drift.keys.model_dump(),
             "topic": self.settings.kafka.topic,
+            **self._hidden_keys(),
             # The plan names the calibration, and with it the baseline. Where single records
             # decide, the identity is that of before there were blocks.
             **(
@@ -395,6 +397,13 @@ class DriftMonitor:
             ),
         }
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+    def _hidden_keys(self) -> dict[str, object]:
+        """How keys are stored, where not in clear: a state of before shows what is hidden now."""
+        stored = self.settings.log.keys
+        how = {"key": stored.key, "headers": stored.headers}
+        is_clear = {stored.key, *stored.headers.values()} <= {Stored.CLEAR}
+        return {} if self._drift.keys is None or is_clear else {"stored": how}
 
 
 def _block_alerts(watch: BlockWatch, settings: Settings, state: MonitorState | None) -> BlockAlerts:

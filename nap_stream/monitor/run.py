@@ -28,6 +28,7 @@ from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
+from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import KafkaSettings, Settings
 
 
@@ -144,6 +145,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
     check_store(store_at(settings.log.root))
     if settings.log.checkpoints is not None:
         read_signer(settings.log.checkpoints.key_file, KEY)
+    hidden_keys(settings.log.keys)
     connect(settings.kafka)
     require_topics(settings.kafka, settings.topics)
     require_scoring(calibration, settings.scoring)

@@ -31,6 +31,7 @@ from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
+from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import PreprocessingSettings, Settings, WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
@@ -214,6 +215,7 @@ def open_line(
             decode_threads=threads.decoding,
             keeps_files=settings.evidence.root is not None,
         )
+    hidden = hidden_keys(settings.log.keys)
     scores = [
         RowScorer(
             score_images=lane,
@@ -221,6 +223,7 @@ def open_line(
             calibration=calibration,
             clock=clock,
             decode_on_cpu=decode_on_cpu,
+            hidden=hidden,
         )
         for lane in lanes
     ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Clock
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys
 from nap_stream.core.score_specs import BaseScore
 from nap_stream.decode.message import decode_message
 from nap_stream.decode.picture import Refusal
@@ -107,7 +108,8 @@ class RowScorer:
     """Scores and judges decoded images, and lays them out as rows. For one thread at a time.
 
     ``class_names`` are in order of the logits. ``decode_on_cpu`` is asked for the JPEGs that were
-    left to a device which cannot decode them; it is needed where any are left.
+    left to a device which cannot decode them; it is needed where any are left. ``hidden`` says how
+    keys and headers stand in rows: nothing behind this knows them otherwise.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class RowScorer:
         calibration: Calibration,
         clock: Clock,
         decode_on_cpu: DecodeOnCpu | None = None,
+        hidden: HiddenKeys = CLEAR,
     ) -> None:
+        self._hidden = hidden
         self._score_images, self._calibration = score_images, calibration
         self._class_names = pa.array([storable_text(name) for name in class_names], pa.string())
         self._decode_on_cpu, self._clock = decode_on_cpu, clock
@@ -151,6 +155,9 @@ class RowScorer:
                     columns["status"][row], columns["error"][row] = refusal.status, refusal.error
             scores = _spread(values, is_finite, rows, count)
             scores["class_name"] = self._class_names.take(scores["class_id"])
+        if self._hidden.hides:
+            columns["key"] = [self._hidden.of_key(key) for key in columns["key"]]
+            columns["headers"] = [self._hidden.of_headers(each) for each in columns["headers"]]
         columns["scored_time"] = [self._clock.now_ms()] * count
         return rows_of(columns | scores, count)
 

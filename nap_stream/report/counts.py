@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nap_stream.core.panes import key_text
+from nap_stream.core.shares import wilson
 from nap_stream.core.tails import EDGES
 from nap_stream.errors import ChainBrokenError
 from nap_stream.report.history import Run, Span
-from nap_stream.scored_log.counting import HOUR_MS, wilson
+from nap_stream.scored_log.counting import HOUR_MS
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.format import storable_text, storable_time_ms

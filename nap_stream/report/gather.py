@@ -22,11 +22,14 @@ from nap_stream.scored_log.counting import DAY_MS, HOUR_MS
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
+from nap_stream.scored_log.proof.note import PublicKey
 from nap_stream.scored_log.query import Query, listed, most_anomalous, require_partitions
+from nap_stream.scored_log.seals import told_pruned
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.report import AnchorReport, Defect, VerifyReport
 from nap_stream.scored_log.verify.run import verify
+from nap_stream.scored_log.verify.sealed import unsigned_seals
 from nap_stream.text import EARLIEST_MS, LATEST_MS, rfc3339
 from nap_stream.text import listed as in_short
 
@@ -89,10 +92,11 @@ class Figures:
     ``held`` are the first and last event time of the files that were looked at, null where they
     have no rows; ``outside`` counts the log's rows that are not of this period. ``begins`` says
     with what a period begins that was not asked for. ``verified`` and ``anchors`` are null where
-    that was not asked for. ``unread`` are the files whose rows are missing, and why. ``anomalous``
-    are rows by the log's columns, the smallest p-value first, with ``event_ms``, the key as text,
-    and ``picture``, the address of a small one; empty where ``no_picture`` says why. ``months``
-    are of the stream, beside the baseline, where one was given; ``no_months`` says why not.
+    that was not asked for. ``unread`` are the files whose rows are missing, and why; ``pruned``
+    says who pruned rows of the period. ``anomalous`` are rows by the log's columns, the smallest
+    p-value first, with ``event_ms``, the key as text, and ``picture``, the address of a small one;
+    empty where ``no_picture`` says why. ``months`` are of the stream, beside the baseline, where
+    one was given; ``no_months`` says why not.
     """
 
     asked: Asked
@@ -111,6 +115,7 @@ class Figures:
     verified: VerifyReport | None
     anchors: AnchorReport | None
     unread: tuple[str, ...]
+    pruned: tuple[str, ...]
     anomalous: tuple[dict[str, Any], ...]
     comparison: Comparison | None
     months: "Sequence[BesideBaseline]" = ()
@@ -130,11 +135,13 @@ def gather(
     pictures: Pictures | None = None,
     months: Months | None = None,
     signed: Iterable[FoundCheckpoint] | None = None,
+    keys: Sequence[PublicKey] = (),
     advance: Progress | None = None,
 ) -> Figures:
     """Put a report's figures together. ``advance`` is told of the files that are verified.
 
-    The chains are compared with the checkpoints ``signed``, where these are given.
+    The chains are compared with the checkpoints ``signed``, where these are given; what says that
+    rows were pruned must be signed by one of their ``keys`` then.
 
     Without a beginning the period begins with the first run, or with the image that was scored
     first where that was before it; without an end it ends now, or, where neither is given, with the
@@ -202,7 +209,8 @@ def gather(
         )
         if signed is not None:
             anchors = compare_with_checkpoints(store, verified.heads, signed, asked.topic)
-        defects = [*verified.defects, *(anchors.defects if anchors else ()), *defects]
+            defects += [*anchors.defects, *unsigned_seals(store, verified.pruned, keys)]
+        defects = [*verified.defects, *defects]
     lost = {error.where for error in unread}
     return Figures(
         asked=asked,
@@ -220,6 +228,7 @@ def gather(
         defects=tuple(dict.fromkeys(defects)),
         verified=verified,
         anchors=anchors,
+        pruned=tuple(told_pruned(store, partitions, since_ms, until_ms)),
         unread=tuple(dict.fromkeys(f"{error.where}: {error.problem}" for error in unread)),
         anomalous=tuple(_anomalous(row, pictures, key_by, own.erasures) for row in rows),
         comparison=comparison,

@@ -115,6 +115,10 @@ def _is_whole(f: Figures) -> Answer:
             )
         gaps = f"{many(len(found.gaps), 'declared gap')} of {many(found.gap_offsets, 'offset')}"
         words.append(f"{gaps} that were never read." if found.gaps else "No gap is declared.")
+    if f.pruned:
+        if state == "good":
+            state, verdict = "unknown", "But for what was pruned"
+        words += [f"{sentence}." for sentence in f.pruned]
     return Answer("Is the log whole?", state, verdict, words)
 
 

@@ -20,10 +20,12 @@ from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import (
     genesis_path,
     partition_folder,
+    seal_path,
     segment_path,
     with_fingerprints,
 )
 from nap_stream.scored_log.read import bases_from
+from nap_stream.scored_log.seals import last_span, read_seal, seal_paths
 from nap_stream.scored_log.segment import (
     check_name,
     encode_segment,
@@ -134,7 +136,8 @@ def chain_end(
 ) -> ChainPosition | None:
     """Where the chain ends now; None where the partition has no genesis marker yet.
 
-    Reads the marker, a listing from near the hint, and the last segment's footer.
+    Reads the marker, a listing from near the hint, and the last segment's footer. Where all of a
+    chain's rows were pruned, it ends where its last seal says.
 
     ``hint`` is an offset near the end, such as the committed one: it saves listing the chain.
 
@@ -147,7 +150,7 @@ def chain_end(
     for _ in range(LISTINGS):
         base = _last_base(store, partition, hint)
         if base is None:
-            return start
+            return _pruned_end(store, partition, start)
         if start is None:
             raise ChainBrokenError(
                 f"the genesis marker is missing, and there are segments, the last at {base}",
@@ -162,6 +165,18 @@ def chain_end(
         partition_folder(partition),
         "Let nothing but nap-stream change the log's folder",
     )
+
+
+def _pruned_end(
+    store: SegmentStore, partition: TopicPartition, start: ChainPosition | None
+) -> ChainPosition | None:
+    """Where a chain ends that has no segments."""
+    seals = [] if start is None else seal_paths(store, partition)
+    if start is None or not seals:
+        return start
+    newest = read_seal(store, seals[-1])
+    topic_id = newest.parts[-1].topic_id or start.topic_id
+    return ChainPosition(newest.span.end_offset, newest.span.sha256, topic_id=topic_id)
 
 
 def _last_base(store: SegmentStore, partition: TopicPartition, hint: int | None) -> int | None:
@@ -192,8 +207,8 @@ def _end_of(
     return ChainPosition(footer.end_offset, digest, base_offset, topic_id)
 
 
-def is_compacted(store: SegmentStore, partition: TopicPartition, position: ChainPosition) -> bool:
-    """Whether the name at ``position`` was free only because its segment has been merged.
+def is_taken(store: SegmentStore, partition: TopicPartition, position: ChainPosition) -> bool:
+    """Whether the name at ``position`` was free only because its segment was merged or pruned.
 
     A writer can have slept so long that another one has published the same offsets, and a
     compaction has merged and removed that segment. Then the exclusive create succeeds and must
@@ -201,12 +216,16 @@ def is_compacted(store: SegmentStore, partition: TopicPartition, position: Chain
     segment. So it is enough to look at the predecessor, after the name was taken. Where that has
     changed, a compacted file must hold the position: otherwise others may have built on the name.
 
+    A prune seals what it removes, and then removes segments in their order: where the name was free
+    by it, the predecessor is gone and a seal covers the position. The first segment of a chain has
+    no predecessor; its seal has its base offset.
+
     Raises:
         ChainBrokenError: The predecessor is gone, and nothing has merged it.
         ScoredLogError: The store cannot be read.
     """
     if position.base is None:
-        return False
+        return store.read(seal_path(partition, position.offset)) is not None
     before = read_footer(store, segment_path(partition, position.base))
     if before is not None and _precedes(before, position):
         return False
@@ -217,8 +236,12 @@ def is_compacted(store: SegmentStore, partition: TopicPartition, position: Chain
             return False
         if footer is not None and footer.merged and footer.end_offset > position.offset:
             return True
+    pruned = last_span(store, partition)
+    if pruned is not None and pruned.end_offset > position.offset:
+        return True
     raise ChainBrokenError(
-        f"the segment before offset {position.offset} is gone, and no file has merged it",
+        f"the segment before offset {position.offset} is gone, and no file has merged it, nor "
+        "does a seal cover it",
         partition_folder(partition),
         "Let nothing but nap-stream change the log's folder; run `nap-stream verify`",
     )
@@ -355,9 +378,11 @@ class ScoredLog:
         path = segment_path(partition, position.offset)
         if not self._store.create(path, content):
             raise _conflict(path, f"another writer has published base offset {position.offset}")
-        if is_compacted(self._store, partition, position):
+        if is_taken(self._store, partition, position):
             self._store.remove([path])
-            raise _conflict(path, f"base offset {position.offset} is in a compacted file")
+            raise _conflict(
+                path, f"base offset {position.offset} is in a compacted file, or was pruned"
+            )
         end = ChainPosition(end_offset, segment_sha256(footer), position.offset, position.topic_id)
         return PublishedSegment(partition, position.offset, end, rows.num_rows, len(content), path)
 

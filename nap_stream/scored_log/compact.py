@@ -15,9 +15,10 @@ too; the next run removes them. For the instant between the two steps of an exch
 Parquet reader may meet a row twice, or a file that is gone. No row is ever missing, and
 `nap_stream.scored_log.read` gives each row once at every moment.
 
-One compaction of a log runs at a time. A file is exchanged whole. So a compaction that has read a
-shorter chain could put a shorter file in place of a longer one whose segments are removed already.
-No store that is supported here can tell on a plain replace. Hence a lock file, created exclusively.
+One compaction or prune of a log runs at a time. A file is exchanged whole. So a compaction that has
+read a shorter chain could put a shorter file in place of a longer one whose segments are removed
+already. No store that is supported here can tell on a plain replace. Hence a lock file, created
+exclusively.
 It has no time limit: only a person can know that its owner is really gone.
 """
 
@@ -42,8 +43,10 @@ from nap_stream.scored_log.compact_plan import (
     remove_leftovers,
     write_indexes,
 )
+from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.index import LEAST_ROWS
 from nap_stream.scored_log.read import partitions, segments
+from nap_stream.scored_log.seals import last_span
 from nap_stream.scored_log.segment import open_segment
 from nap_stream.scored_log.stores import SegmentStore
 
@@ -57,7 +60,7 @@ rows repeat long keys or headers, which are small in files and not in memory."""
 
 @dataclass(frozen=True, slots=True)
 class LockOwner:
-    """Who compacts; ``started`` is ISO 8601, UTC."""
+    """Who compacts or prunes; ``started`` is ISO 8601, UTC."""
 
     host: str
     pid: int
@@ -83,7 +86,7 @@ def compaction_lock(
         store.remove([LOCK_NAME])
     if not store.create(LOCK_NAME, content):
         raise ScoredLogError(
-            f"another compaction holds the lock: {_owner(store.read(LOCK_NAME))}",
+            f"another compaction or prune holds the lock: {_owner(store.read(LOCK_NAME))}",
             LOCK_NAME,
             "Wait until it has ended; if that process is surely gone, give --break-lock",
         )
@@ -91,9 +94,9 @@ def compaction_lock(
     def check() -> None:
         if store.read(LOCK_NAME) != content:
             raise ScoredLogError(
-                "the lock of this compaction was broken",
+                "the lock was broken",
                 LOCK_NAME,
-                "Another compaction runs now; nothing is harmed",
+                "Another compaction or prune runs now; nothing is harmed",
             )
 
     try:
@@ -101,6 +104,21 @@ def compaction_lock(
     finally:
         if store.read(LOCK_NAME) == content:
             store.remove([LOCK_NAME])
+
+
+def chain_file(store: SegmentStore, path: str) -> ChainFile:
+    """A file of a chain, with its whole footer. Under the lock.
+
+    Raises:
+        ChainBrokenError: It cannot be read.
+        ScoredLogError: It is gone, or the store cannot be read.
+    """
+    with open_segment(store, path) as segment:
+        if segment is None:
+            raise ScoredLogError(
+                "the segment was listed and is gone", path, "Does another compaction run?"
+            )
+        return ChainFile(path, segment.whole_footer(), segment.size_bytes)
 
 
 def _owner(content: bytes | None) -> str:
@@ -258,7 +276,11 @@ class _Run:
 
     def _plan(self, partition: TopicPartition) -> Plan:
         self.large.clear()
-        files = (self._chain_file(path) for path in segments(self.store, partition))
+        pruned = last_span(self.store, partition)
+        sealed = "" if pruned is None else segment_path(partition, pruned.end_offset)
+        # What lies before that is for a prune to remove.
+        paths = (path for path in segments(self.store, partition) if path >= sealed)
+        files = (self._chain_file(path) for path in paths)
         before_ms = self.clock.now_ms() - HOUR_LAG_MS
         return plan(files, today=self.today, limits=self.limits, before_ms=before_ms)
 

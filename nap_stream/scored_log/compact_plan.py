@@ -240,7 +240,7 @@ def merge(
             pass
     check_lock()
     store.replace(taken[0].path, content)
-    _remove(store, [file.path for file in taken[1:]])
+    remove_segments(store, [file.path for file in taken[1:]])
     write_index(store, taken[0].path, content)
     return len(taken), len(content)
 
@@ -259,7 +259,7 @@ def remove_leftovers(
         with _unchanged(store, file) as segment:
             _check_parts(segment)
     check_lock()
-    _remove(store, [leftover.path for leftover in leftovers])
+    remove_segments(store, [leftover.path for leftover in leftovers])
 
 
 def write_indexes(
@@ -289,8 +289,8 @@ def write_indexes(
             yield path
 
 
-def _remove(store: SegmentStore, paths: Sequence[str]) -> None:
-    """Remove segments that a compacted file holds.
+def remove_segments(store: SegmentStore, paths: Sequence[str]) -> None:
+    """Remove segments that a compacted file holds, or a seal covers, in order.
 
     An object store removes in any order. So a writer that slept can take a name that is free again
     while the segment before is still there, and not notice. All of them are gone when the first
@@ -323,7 +323,7 @@ def _checked_tables(
     size_bytes = 0
     for file in group:
         with _unchanged(store, file) as segment:
-            rows = pa.concat_tables(list(_checked_parts(segment)))
+            rows = pa.concat_tables(list(checked_parts(segment)))
         size_bytes += rows.nbytes
         if tables and size_bytes > max_memory_bytes:
             break
@@ -348,19 +348,24 @@ def _merged_content(
     return content
 
 
-def _checked_parts(segment: SegmentFile) -> Iterator[pa.Table]:
+def checked_parts(segment: SegmentFile) -> Iterator[pa.Table]:
+    """The rows of each segment that a file holds, once they are found to be those of its digest.
+
+    Raises:
+        ChainBrokenError: They are not, or cannot be read.
+    """
     for part, rows in segment.rows_of_parts():
         if rows.num_rows != part.rows or rows_sha256(rows) != part.rows_sha256:
             raise ChainBrokenError(
                 f"the rows from offset {part.base_offset} on are not those of the footer's digest",
                 segment.path,
-                "Nothing is compacted here; run `nap-stream verify --deep`",
+                "Nothing is removed here; run `nap-stream verify --deep`",
             )
         yield rows
 
 
 def _check_parts(segment: SegmentFile) -> None:
-    for _ in _checked_parts(segment):
+    for _ in checked_parts(segment):
         pass
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from nap_stream.core.shares import wilson
 from nap_stream.errors import ChainBrokenError, ConfigError
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import SCAN_SCHEMA, LogFile
@@ -22,8 +22,6 @@ HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 MAX_SPANS = 100_000
 """The most hours or days of a count, with those that have no rows."""
 _COUNTS = ("rows", "scored", "ood")
-_Z = 1.959963984540054
-"""The normal quantile of an interval of 95 %."""
 
 
 class GroupBy(StrEnum):
@@ -256,26 +254,6 @@ def _with_fractions(counts: pa.Table) -> pa.Table:
     for name, value in zip(("ood_fraction", "ood_low", "ood_high"), shares, strict=True):
         counts = counts.append_column(name, pa.array(value, mask=scored == 0))
     return counts
-
-
-def wilson(
-    hits: NDArray[np.float64], trials: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Wilson's interval of 95 % for shares, as if trials were independent.
-
-    ``hits`` and ``trials`` are counts (N,). Where trials are 0 the interval means nothing.
-
-    Returns:
-        Its lower and its upper ends, (N,) each.
-    """
-    known = np.maximum(trials, 1.0)
-    share = hits / known
-    middle = (share + _Z**2 / (2 * known)) / (1 + _Z**2 / known)
-    spread = share * (1 - share) / known + _Z**2 / (4 * known**2)
-    half = _Z * np.sqrt(spread) / (1 + _Z**2 / known)
-    # At either end the bound is the end itself, but for rounding.
-    low = np.where(hits == 0, 0.0, middle - half)
-    return low, np.where(hits == trials, 1.0, middle + half)
 
 
 def empty_spans(counts: pa.Table, by: GroupBy) -> list[tuple[int, int]]:

@@ -60,6 +60,8 @@ class EventKind(StrEnum):
     ACCEPTED = "accepted"
     ERASING = "erasing"
     ERASED = "erased"
+    PRUNING = "pruning"
+    PRUNED = "pruned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

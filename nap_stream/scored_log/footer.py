@@ -267,7 +267,7 @@ def to_metadata(footer: SegmentFooter) -> dict[str, str]:
     """The footer as Parquet key-value metadata."""
     values = own_values(footer)
     if footer.merged:
-        values[MERGED] = _encode_merged(footer.merged)
+        values[MERGED] = pack_footers(footer.merged)
     return {PREFIX + name: value for name, value in values.items()}
 
 
@@ -285,7 +285,7 @@ def from_metadata(metadata: Mapping[bytes, bytes] | None, where: str) -> Segment
         merged = values.pop(MERGED, None)
         footer = parse_values(values)
         if merged is not None:
-            footer = replace(footer, merged=tuple(_decode_merged(merged)))
+            footer = replace(footer, merged=tuple(unpack_footers(merged)))
             check_merged(footer)
         return footer
 
@@ -323,7 +323,8 @@ def _own_keys(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     }
 
 
-def _encode_merged(parts: Sequence[SegmentFooter]) -> str:
+def pack_footers(parts: Sequence[SegmentFooter]) -> str:
+    """Footers of segments that follow each other, as ``merged`` has them."""
     trees = [own_values(part) for part in parts]
     for tree in trees[1:]:
         del tree["previous_sha256"]
@@ -331,7 +332,13 @@ def _encode_merged(parts: Sequence[SegmentFooter]) -> str:
     return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
 
 
-def _decode_merged(text: str) -> Iterator[SegmentFooter]:
+def unpack_footers(text: str) -> Iterator[SegmentFooter]:
+    """The footers that `pack_footers` packed, one at a time, strictly.
+
+    Raises:
+        ValueError: They are not, or are more than `MAX_MERGED_BYTES`.
+        zlib.error: Likewise.
+    """
     unpacking = zlib.decompressobj()
     content = unpacking.decompress(base64.b64decode(text, validate=True), MAX_MERGED_BYTES)
     if not unpacking.eof or unpacking.unused_data:

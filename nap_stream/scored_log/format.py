@@ -91,6 +91,7 @@ _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _TOPIC_FOLDER = re.compile(r"topic=(.+)")
 _PARTITION_FOLDER = re.compile(r"partition=(0|[1-9][0-9]{0,9})")
 _SEGMENT = re.compile(r"([0-9]{20})\.parquet")
+_SEAL = re.compile(r"_pruned\.([0-9]{20})\.note")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
@@ -131,6 +132,17 @@ def genesis_path(partition: TopicPartition) -> str:
 def segment_name(base_offset: int) -> str:
     """The file's name of the segment that begins at ``base_offset``."""
     return f"{base_offset:020d}.parquet"
+
+
+def seal_path(partition: TopicPartition, start_offset: int) -> str:
+    """What says that the rows from ``start_offset`` on were pruned."""
+    return f"{partition_folder(partition)}/_pruned.{start_offset:020d}.note"
+
+
+def parse_seal_name(name: str) -> int | None:
+    """The first offset that a seal covers, by its file's name; None where it names none."""
+    found = _SEAL.fullmatch(name)
+    return None if found is None or int(found[1]) > _MAX_OFFSET else int(found[1])
 
 
 def segment_path(partition: TopicPartition, base_offset: int) -> str:

@@ -138,9 +138,23 @@ def _words(event: Event) -> str:
         case EventKind.ERASED:
             files = data.get("files") or "no"
             what = f"{files} files were there of what event {data.get('asked')} names"
+        case EventKind.PRUNING:
+            before = data.get("before_ms")
+            when = rfc3339(before) if type(before) is int else "?"
+            what = f"{_sealed_words(data)} before {when}: {data.get('reason')}"
+        case EventKind.PRUNED:
+            what = f"{_sealed_words(data)}: their files are gone"
         case _:
             what = _value(dict(data))
     return what
+
+
+def _sealed_words(data: Mapping[str, Any]) -> str:
+    seals = data.get("seals")
+    each = [one for one in seals if isinstance(one, dict)] if isinstance(seals, list) else []
+    rows = sum(one["rows"] for one in each if type(one.get("rows")) is int)
+    chains = len({(one.get("topic"), one.get("partition")) for one in each})
+    return f"{number(rows)} rows of {chains} partitions"
 
 
 def _tree(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nap_stream.core.hidden_keys import is_hash
 from nap_stream.errors import ChainBrokenError, ConfigError, LogRootError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.engine import Engine, chunks
@@ -44,7 +45,9 @@ class Query:
     ``min_p_value`` and ``max_p_value`` are inclusive. ``headers`` are names with the value that
     one of the headers has, or None for any. ``offsets`` are the first and the last one.
     ``models`` and ``calibrations`` are fingerprints, or how they begin. A row without scores passes
-    no filter on classes, flag or p-value. Empty tuples and None do not filter.
+    no filter on classes, flag or p-value. Empty tuples and None do not filter. ``hashes`` are of
+    ``keys`` and of headers' values, in pairs: a row passes that has either (see
+    `nap_stream.core.hidden_keys`).
     """
 
     topic: str | None = None
@@ -62,6 +65,11 @@ class Query:
     sha256: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     calibrations: tuple[str, ...] = ()
+    hashes: tuple[tuple[bytes, bytes], ...] = ()
+
+    def forms(self, value: bytes) -> tuple[bytes, ...]:
+        """A value in clear, and its hash where that is known."""
+        return (value, *(hashed for clear, hashed in self.hashes if clear == value))
 
 
 def condition(query: Query) -> tuple[str, list[Any]]:
@@ -80,13 +88,14 @@ def condition(query: Query) -> tuple[str, list[Any]]:
     found = [(text, [value]) for text, value in bounds if value is not None]
     if query.classes:
         found.append(_is_class(query.classes))
-    lists = (("status", query.statuses), ("key", query.keys), ("sha256", query.sha256))
+    keys = [form for key in query.keys for form in query.forms(key)]
+    lists = (("status", query.statuses), ("key", keys), ("sha256", query.sha256))
     found += [_one_of(column, names) for column, names in lists if names]
     for kind, prefixes in (("model", query.models), ("calibration", query.calibrations)):
         if prefixes:
             begins = [f"starts_with({kind}_fingerprint, ?)"] * len(prefixes)
             found.append((f"({' OR '.join(begins)})", list(prefixes)))
-    found += [_has_header(name, value) for name, value in query.headers]
+    found += [_has_header(query, *header) for header in query.headers]
     texts = [text for text, _ in found] or ["true"]
     return " AND ".join(texts), [each for _, values in found for each in values]
 
@@ -95,10 +104,13 @@ def _storable(time_ms: int | None) -> int | None:
     return None if time_ms is None else storable_time_ms(time_ms)
 
 
-def _has_header(name: str, value: bytes | None) -> tuple[str, list[Any]]:
+def _has_header(query: Query, name: str, value: bytes | None) -> tuple[str, list[Any]]:
     if value is None:
         return "list_contains([h.name for h in headers], ?)", [name]
-    return "list_contains(headers, {'name': ?::VARCHAR, 'value': ?::BLOB})", [name, value]
+    forms = query.forms(value)
+    one = "list_contains(headers, {'name': ?::VARCHAR, 'value': ?::BLOB})"
+    texts = " OR ".join([one] * len(forms))
+    return f"({texts})", [each for form in forms for each in (name, form)]
 
 
 def _one_of(column: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
@@ -267,6 +279,8 @@ def require_names(store: SegmentStore, query: Query) -> None:
             if not any(_values(engine, files, "1", *condition(one))):
                 held = set().union(*_values(engine, files, column, "true", parameters))
                 option = f"--{what.partition(' ')[0]}"
+                if not query.hashes and any(isinstance(h, bytes) and is_hash(h) for h in held):
+                    option += " (hashes are stored: give the hash, --config or --key-secret)"
                 _require(what, option, [_text(name)], sorted(map(_text, held - {None})))
 
 
@@ -275,7 +289,7 @@ def _names_in(query: Query) -> Iterator[tuple[str, str | bytes, Query, str, list
     for name in query.classes:
         yield "class", name, Query(classes=(name,)), "class_name", []
     for key in query.keys:
-        yield "key", key, Query(keys=(key,)), "key", []
+        yield "key", key, Query(keys=(key,), hashes=query.hashes), "key", []
     for name in query.models:
         yield "model", name, Query(models=(name,)), "model_fingerprint", []
     for name in query.calibrations:
@@ -290,7 +304,8 @@ def _names_in(query: Query) -> Iterator[tuple[str, str | bytes, Query, str, list
         )
         if value is not None:
             column = "unnest([h.value for h in headers if h.name = ?])"
-            yield f"header {name} with", value, Query(headers=((name, value),)), column, [name]
+            one = Query(headers=((name, value),), hashes=query.hashes)
+            yield f"header {name} with", value, one, column, [name]
 
 
 def _text(name: str | bytes) -> str:

@@ -3,8 +3,10 @@
 What a reader sees of a partition is always a prefix of its chain, each row once. Compaction puts a
 file of several segments in place of the first of them, and then removes the others. So whoever
 reads keeps a position, takes the file with the greatest base offset at or before it, and goes on
-from that file's end. A file that is gone has been merged: the folder is listed anew. A segment that
-begins before the position is in a file that was read already, and is passed over.
+from that file's end. A file that is gone has been merged or pruned: the folder is listed anew. A
+segment that begins before the position is in a file that was read already, and is passed over. A
+prune may take the oldest files while they are read: then the answer has what was read before, and
+what stays.
 
 Paths are relative to the root. Everything here raises `LogRootError` where there is no log at the
 root, and `ChainBrokenError` where a segment cannot be read.
@@ -31,6 +33,7 @@ from nap_stream.scored_log.format import (
     segment_path,
     topic_folder,
 )
+from nap_stream.scored_log.seals import last_span
 from nap_stream.scored_log.segment import SegmentFile, open_segment
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
@@ -142,8 +145,8 @@ def walk_with(
 ) -> Iterator[tuple[File, int]]:
     """The files that hold a chain's rows, in order, up to the one that is the newest now.
 
-    A file is open until the next one is asked for. Offsets that no file has are passed over
-    with a warning in the log: `nap-stream verify` names them.
+    A file is open until the next one is asked for. Offsets that no file has are passed over. Unless
+    they were pruned, the program's log has a warning: `nap-stream verify` names them.
 
     ``start`` is 0, or where a segment begins or ends.
 
@@ -270,7 +273,9 @@ class _FileFinder(Generic[File]):
         if after == len(self._bases):
             raise _vanished(self._partition)
         end = self._bases[after]
-        structlog.get_logger().warning(
-            "segments_missing", partition=str(self._partition), start=position, end=end
-        )
+        pruned = last_span(self._store, self._partition)
+        if pruned is None or pruned.end_offset < end:
+            structlog.get_logger().warning(
+                "segments_missing", partition=str(self._partition), start=position, end=end
+            )
         return end

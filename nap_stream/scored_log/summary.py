@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import structlog
 from numpy.typing import NDArray
 
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys
 from nap_stream.core.panes import NO_KEY, count_images, count_panes, key_text
 from nap_stream.errors import ChainBrokenError, NapStreamError
 from nap_stream.records import (
@@ -41,6 +42,7 @@ from nap_stream.scored_log.read import partitions, parts_backwards, walk
 from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.drift import KeySettings
+from nap_stream.settings.log import hidden_keys
 from nap_stream.settings.schema import Settings
 from nap_stream.text import without_numbers
 
@@ -88,10 +90,10 @@ def rows_schema(key_by: str | None) -> pa.Schema:
     return pa.schema([SCHEMA.field(name) for name in (*_COLUMNS, *key_columns)])
 
 
-def rows_of_table(table: pa.Table, key_by: str | None) -> SummaryRows:
+def rows_of_table(table: pa.Table, key_by: str | None, hidden: HiddenKeys = CLEAR) -> SummaryRows:
     """Take what is needed from rows of a file.
 
-    The columns are those of `rows_schema`.
+    The columns are those of `rows_schema`. Keys that were stored in clear are ``hidden`` now.
 
     Raises:
         ValueError: A status is unknown, or a scored row lacks scores.
@@ -101,7 +103,7 @@ def rows_of_table(table: pa.Table, key_by: str | None) -> SummaryRows:
     scored = table.select(_SCORES).filter(pc.equal(table.column("status"), Status.OK.value))
     if any(column.null_count for column in scored.columns):
         raise ValueError("rows with status ok lack scores")
-    key, keys = (None, None) if key_by is None else _table_keys(table, key_by)
+    key, keys = (None, None) if key_by is None else _table_keys(table, key_by, hidden)
     is_scored = pc.equal(table.column("status"), Status.OK.value)
     return SummaryRows(
         rows_by_status=rows_by_status,
@@ -132,7 +134,9 @@ def _header_name(key_by: str) -> str:
     return storable_text(key_by.partition(":")[2])
 
 
-def _table_keys(table: pa.Table, key_by: str) -> tuple[NDArray[np.int64], list[bytes | None]]:
+def _table_keys(
+    table: pa.Table, key_by: str, hidden: HiddenKeys
+) -> tuple[NDArray[np.int64], list[bytes | None]]:
     keys = (
         table.column(_MESSAGE_KEY)
         if key_by == _MESSAGE_KEY
@@ -141,7 +145,10 @@ def _table_keys(table: pa.Table, key_by: str) -> tuple[NDArray[np.int64], list[b
     encoded = pc.dictionary_encode(keys, null_encoding="encode")
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
-    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
+    names = encoded.dictionary.to_pylist()
+    if hidden.hides:
+        names = [hidden.of_stored(key_by, name) for name in names]
+    return encoded.indices.to_numpy().astype(np.int64), names
 
 
 def _last_values(headers: pa.ChunkedArray, name: str) -> pa.Array:
@@ -171,12 +178,14 @@ class SummaryShape:
 
     ``pane_ms`` is the width of the event-time panes in milliseconds. ``example_count`` is how many
     flagged records to name at most: those with the smallest p-values, the earlier one of equals.
-    ``keys`` says what is counted by key; null for nothing.
+    ``keys`` says what is counted by key; null for nothing. ``hidden`` says how keys are stored:
+    what an earlier run stored in clear is counted, and shown, as it would be stored now.
     """
 
     pane_ms: int
     example_count: int
     keys: KeySettings | None = None
+    hidden: HiddenKeys = CLEAR
 
     @property
     def key_by(self) -> str | None:
@@ -185,8 +194,13 @@ class SummaryShape:
 
 
 def summary_shape(settings: Settings) -> SummaryShape:
-    """What the drift monitor of these settings needs."""
-    return SummaryShape(settings.drift.pane_ms, settings.alerts.examples, settings.drift.keys)
+    """What the drift monitor of these settings needs.
+
+    Raises:
+        ConfigError: The secret of `log.keys` cannot be read.
+    """
+    drift, hidden = settings.drift, hidden_keys(settings.log.keys)
+    return SummaryShape(drift.pane_ms, settings.alerts.examples, drift.keys, hidden)
 
 
 def summarise(
@@ -201,7 +215,7 @@ def summarise(
     """
     end_offset = published.position.offset
     span = _Span(published.partition, published.base_offset, end_offset, published.path, gap)
-    return _summary(span, rows_of_table(rows, shape.key_by), shape)
+    return _summary(span, rows_of_table(rows, shape.key_by, shape.hidden), shape)
 
 
 def summarise_chain(
@@ -242,7 +256,7 @@ class _Span:
 
 def _rows_of_part(span: _Span, rows: pa.Table, shape: SummaryShape) -> SummaryRows:
     try:
-        return rows_of_table(rows, shape.key_by)
+        return rows_of_table(rows, shape.key_by, shape.hidden)
     except ValueError as error:
         raise ChainBrokenError(
             f"segment [{span.base_offset}, {span.end_offset}) cannot be summarised: {error}",

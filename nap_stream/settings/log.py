@@ -1,7 +1,12 @@
 """The settings of the scored log."""
 
-from pydantic import Field
+from pathlib import Path
+from typing import Self
 
+from pydantic import Field, SecretStr, model_validator
+
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys, Stored
+from nap_stream.errors import ConfigError
 from nap_stream.settings.values import (
     LogRoot,
     Positive,
@@ -10,6 +15,8 @@ from nap_stream.settings.values import (
     Section,
     TopicName,
 )
+
+MIN_SECRET_BYTES, MAX_SECRET_BYTES = 16, 4_096
 
 
 class SignedCheckpointSettings(Section):
@@ -31,6 +38,32 @@ class SignedCheckpointSettings(Section):
     without user, password or query, as it is shown. Needs the extra timestamps."""
 
 
+class StoredKeysSettings(Section):
+    """How the log holds what names a camera or a person; alerts and metrics have the same."""
+
+    key: Stored = Stored.CLEAR
+    """The message's key (of an Arrow batch: the image's): clear, hashed (HMAC-SHA-256 with the
+    secret, in place of the key) or dropped."""
+    headers: dict[str, Stored] = Field(default={})
+    """The same of headers that log.headers names; those that are not named here are in clear."""
+    secret: SecretStr | None = None
+    """Only from NAP_STREAM__LOG__KEYS__SECRET or `secret_file`. Another secret gives other hashes:
+    keep it, or keys cannot be found again."""
+    secret_file: SecretFile | None = None
+    """A file that holds the secret, of 16 bytes at least, such as a mounted one."""
+
+    @model_validator(mode="after")
+    def _has_one_secret(self) -> Self:
+        is_needed = Stored.HASHED in {self.key, *self.headers.values()}
+        given = [each for each in (self.secret, self.secret_file) if each is not None]
+        if len(given) != int(is_needed):
+            raise ValueError(
+                "expected one of secret (NAP_STREAM__LOG__KEYS__SECRET) and secret_file where "
+                "anything is hashed, and neither where nothing is"
+            )
+        return self
+
+
 class LogSettings(Section):
     """The scored log."""
 
@@ -42,6 +75,72 @@ class LogSettings(Section):
     segment_max_age_s: PositiveSeconds = 5.0
     headers: tuple[str, ...] = ()
     """Names of the message headers to keep."""
+    keys: StoredKeysSettings = StoredKeysSettings()
+    """How keys and those headers are stored (docs/scored-log.md, "Keys")."""
     checkpoints: SignedCheckpointSettings | None = None
     """Sign where the chains end, so that it can be proved later that nothing up to there was
     changed (docs/proof.md); null for not. The monitor's checkpoints of its own state are others."""
+
+    def require_key(self, by: str) -> None:
+        """Refuse what is to name keys, ``key`` or ``header:NAME``, where rows do not have it.
+
+        Raises:
+            ValueError: The log does not keep that header, or drops it.
+        """
+        named = by.partition(":")[2]
+        if named and named not in self.headers:
+            raise ValueError(f"drift.keys.by names the header {named!r}: add it to log.headers")
+        stored = self.keys.headers.get(named) if named else self.keys.key
+        if stored is Stored.DROPPED:
+            raise ValueError(f"drift.keys.by is {by!r}, and log.keys drops that")
+
+    @model_validator(mode="after")
+    def _keeps_what_it_hides(self) -> Self:
+        unkept = sorted(self.keys.headers.keys() - set(self.headers))
+        if unkept:
+            raise ValueError(
+                f"log.keys.headers names {unkept[0]!r}, which log.headers does not keep: add it "
+                "there, or leave it out"
+            )
+        return self
+
+
+def hidden_keys(settings: StoredKeysSettings) -> HiddenKeys:
+    """What settings say of keys, with the secret.
+
+    Raises:
+        ConfigError: The secret cannot be read, or is too short.
+    """
+    if settings.secret is not None:
+        secret = _long_enough(settings.secret.get_secret_value().encode(), "log.keys.secret")
+    elif settings.secret_file is not None:
+        secret = read_key_secret(settings.secret_file, "log.keys.secret_file")
+    elif settings.key is Stored.CLEAR and not settings.headers:
+        return CLEAR
+    else:
+        secret = b""
+    return HiddenKeys(settings.key, tuple(settings.headers.items()), secret)
+
+
+def read_key_secret(path: Path, where: str) -> bytes:
+    """The secret in a file, without white space at its ends; ``where`` names the file in errors.
+
+    Raises:
+        ConfigError: It cannot be read, or is too short.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the secret cannot be read: {error.strerror}", where) from error
+    return _long_enough(content.strip(), where)
+
+
+def _long_enough(secret: bytes, where: str) -> bytes:
+    if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
+        raise ConfigError(
+            f"the secret must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes",
+            where,
+            "Make one with `openssl rand -hex 32`",
+        )
+    return secret

@@ -452,9 +452,8 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
-        named = self.drift.keys.by.partition(":")[2] if self.drift.keys else ""
-        if named and named not in self.log.headers:
-            raise ValueError(f"drift.keys.by names the header {named!r}: add it to log.headers")
+        if self.drift.keys is not None:
+            self.log.require_key(self.drift.keys.by)
         if self.model.elsewhere is not None and self.messages.read:
             raise ValueError(
                 "messages.read finds images, and with model.elsewhere messages hold a model's "

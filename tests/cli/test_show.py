@@ -25,6 +25,7 @@ from nap_stream.calibration.calibration import Calibration
 from nap_stream.cli.show import _absent, half_blocks
 from nap_stream.clock import SystemClock
 from nap_stream.core.conformal import Rule
+from nap_stream.core.hidden_keys import HiddenKeys, Stored
 from nap_stream.core.panes import key_text
 from nap_stream.errors import ChainBrokenError, ConfigError, FeatureMapError
 from nap_stream.feed import on_cpu
@@ -104,6 +105,9 @@ def monitored(
     log: str = "log",
     key: bytes = KEY,
     topic_id: str | None = "topic-0",
+    told: Told | None = None,
+    keys: dict[str, str] | None = None,
+    **sections: dict[str, Any],
 ) -> Monitored:
     """Ten CIFAR images and ten textures one a message, then three in one, and what is no image."""
     held = write_images(folder / "held-out", 60)
@@ -114,8 +118,9 @@ def monitored(
         "model": MODEL,
         "scoring": {"method": "fisher-energy"},
         "calibration": "calibration",
-        "log": {"root": log},
+        "log": {"root": log, **({} if keys is None else {"keys": keys})},
         "evidence": {"root": "evidence", "sample": 0, "extremes_per_hour": 0},
+        **sections,
     }
     (folder / "monitor.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     settings = load_settings(folder / "monitor.yaml", {})
@@ -140,7 +145,7 @@ def monitored(
         threads=Threads(1, 1, 1),
         open_source=lambda listener: MemorySource(stream, listener, clock=clock),
         dead_letters=MemoryDeadLetters(),
-        reporter=Told(),
+        reporter=told or Told(),
         counters=WorkerCounters("worker-0", 0),
         writer_id="worker-0",
         clock=clock,
@@ -527,6 +532,27 @@ def test_erased_are_the_images_of_a_key_and_not_their_rows(nap: Call, tmp_path: 
     assert "no files were there of what event 4 names" in told
     shown = nap("show", address(row), "--config", made.config)
     assert "it was not chosen, or is erased" in shown.out
+
+
+def test_a_worker_hides_keys_and_whoever_has_the_secret_finds_them(
+    nap: Call, tmp_path: Path
+) -> None:
+    """What the coordinator is told is all that alerts, metrics and /healthz can show."""
+    told, hidden = Told(), HiddenKeys(Stored.HASHED, secret=b"0123456789abcdef")
+    (tmp_path / "secret").write_bytes(hidden.secret)
+    keys = {"key": "hashed", "secret_file": "secret"}
+    made = monitored(tmp_path, told=told, keys=keys, drift={"keys": {"by": "key"}})
+    hashed = hidden.hashed(KEY)
+    assert {row["key"] for row in made.rows} == {hashed, None}
+    assert {key for each in told.summaries for key in each.panes.keys} == {hashed.decode(), ""}
+    assert "camera-7" not in repr((told.summaries, told.reports))
+    of_key = {row["sha256"] for row in made.rows if row["key"] == hashed}
+    why = ("--by", "A. Auditor", "--reason", "request 8")
+    erased = nap("erase", "--config", made.config, "--key", KEY.decode(), *why)
+    assert f"of {len(of_key)} images" in erased.out
+    shown = nap("show", address(made.flagged), "--config", made.config)
+    assert hashed.decode() in shown.out
+    assert "camera-7" not in shown.out
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, d
             "gap_offsets": 2,
             "compacted_files": 1,
             "defects": 0,
+            "pruned_rows": 0,
+            "pruned_segments": 0,
         },
         "chains": [
             {
@@ -106,6 +108,7 @@ def test_the_json_report_has_what_its_documentation_says(nap: Call, log: Path, d
             }
         ],
         "gaps": [{"file": paths[0], "base_offset": 3, "end_offset": 5, "reason": "retention"}],
+        "pruned": [],
         "compacted": [{"file": paths[0], "base_offset": 0, "end_offset": 5, "segments": 2}],
         "defects": [],
         "broker": None,

@@ -120,6 +120,16 @@ def test_a_state_of_other_settings_is_refused(used: Settings) -> None:
     assert other.dump() == before
 
 
+def test_a_state_that_knows_keys_in_clear_is_refused_where_they_are_hidden_now() -> None:
+    """It would show them: alerts name keys, and the checkpoint holds them."""
+    drift = {"window_records": 40, "expected_run_length": 200, "keys": {"by": "header:camera"}}
+    log = {"root": "log", "headers": ["camera"]}
+    hidden = {**log, "keys": {"headers": {"camera": "hashed"}, "secret": "s" * 16}}
+    content = make_monitor(settings(drift=drift, log=log)).dump()
+    assert make_monitor(settings(drift=drift, log=log)).restore(content)
+    assert not make_monitor(settings(drift=drift, log=hidden)).restore(content)
+
+
 def test_what_alerts_show_may_change() -> None:
     stopped = make_monitor()
     feed(stopped, chains(1))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import ManualClock, SystemClock
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys, Stored
 from nap_stream.decode.image import decode_image
 from nap_stream.decode.picture import Picture
 from nap_stream.feed import on_cpu
@@ -63,8 +64,11 @@ def score(calibration: Calibration) -> RowScorer:
     return scorer(Bright(), calibration)
 
 
-def scorer(model: Bright, calibration: Calibration, batch_size: int = 32) -> RowScorer:
+def scorer(
+    model: Bright, calibration: Calibration, batch_size: int = 32, hidden: HiddenKeys = CLEAR
+) -> RowScorer:
     return RowScorer(
+        hidden=hidden,
         score_images=Lane(model, CpuTransport(), batch_size=batch_size, size=(4, 4)),
         class_names=("dark", "light"),
         calibration=calibration,
@@ -102,6 +106,19 @@ def test_decoding_gives_the_models_input_size_and_keeps_the_files_own(
     assert (image.width, image.height, image.format) == (6, 8, "png")
     assert image.origin.headers == (("label", b"x"),)
     assert image.origin.ingest_time_ms == 4_000
+
+
+@pytest.mark.parametrize("value", [png(50), b"no image"])
+def test_keys_stand_in_rows_as_the_settings_say(
+    value: bytes, decode: MessageDecoder, calibration: Calibration
+) -> None:
+    hidden = HiddenKeys(Stored.HASHED, (("label", Stored.DROPPED),), b"secret")
+    (row,) = scorer(Bright(), calibration, hidden=hidden)([decode(message(value))]).to_pylist()
+    assert (row["key"], row["headers"]) == (hidden.hashed(b"key"), [])
+    hidden = HiddenKeys(Stored.DROPPED, (("label", Stored.HASHED),), b"secret")
+    (row,) = scorer(Bright(), calibration, hidden=hidden)([decode(message(value))]).to_pylist()
+    hashed = [{"name": "label", "value": hidden.hashed(b"x")}]
+    assert (row["key"], row["headers"]) == (None, hashed)
 
 
 def test_a_large_jpeg_is_decoded_scaled_where_the_settings_say_so() -> None:

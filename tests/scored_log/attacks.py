@@ -21,10 +21,15 @@ import pyarrow.parquet as pq
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError
 from nap_stream.records import PartitionOffsets, TopicPartition
-from nap_stream.scored_log.chain import chain_start
+from nap_stream.scored_log.chain import chain_start, sha256_hex
 from nap_stream.scored_log.events import FOLDER, Event, append_event, event_path, read_events
 from nap_stream.scored_log.footer import segment_sha256
-from nap_stream.scored_log.format import genesis_path, partition_folder, segment_path
+from nap_stream.scored_log.format import (
+    genesis_path,
+    partition_folder,
+    seal_path,
+    segment_path,
+)
 from nap_stream.scored_log.index import index_path, made_of
 from nap_stream.scored_log.proof.checkpoint import FOLDER as CHECKPOINTS
 from nap_stream.scored_log.proof.checkpoint import (
@@ -34,14 +39,17 @@ from nap_stream.scored_log.proof.checkpoint import (
     take_checkpoint,
     write_checkpoint,
 )
-from nap_stream.scored_log.proof.note import parse_signer
+from nap_stream.scored_log.proof.note import Signer, parse_signer
+from nap_stream.scored_log.prune import Request, prune
 from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.seals import encode_seal, span_of
 from nap_stream.scored_log.segment import encode_segment, rows_sha256
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.compared import compare_with_broker, compare_with_kept
 from nap_stream.scored_log.verify.report import Head, VerifyReport
 from nap_stream.scored_log.verify.run import verify
+from nap_stream.scored_log.verify.sealed import unsigned_seals
 from tests.scored_log.builders import (
     CALIBRATION,
     CARS,
@@ -83,7 +91,8 @@ NEWER = "what came after the kept report and the last checkpoint is removed"
 PUT_BACK = "the log is put back to an earlier state, with its checkpoints"
 REPLACED = "the log is replaced by another one that the same key signs"
 INVENTED = "the same, with an honest date"
-UNPROVED = {NEWER, PUT_BACK, REPLACED, INVENTED}
+WITH_KEY = "the same, with the key that signs"
+UNPROVED = {NEWER, PUT_BACK, REPLACED, INVENTED, WITH_KEY}
 """What a log and public keys do not show without anything else."""
 SIGNER = parse_signer(
     "PRIVATE+KEY+PeterNeumann+c74f20a3+AYEKFALVFGyNhPJEMzD1QIDr+Y7hfZx09iUvxdXHKDFz"
@@ -408,6 +417,85 @@ def _exchange_events(root: Path) -> None:
     one.write_bytes(contents[1])
 
 
+PRUNED_MS = SIGNED_MS + 3 * 86_400_000
+SEAL = seal_path(CARS, 0)
+
+
+def _prune(signer: Signer | None = SIGNER) -> Attack:
+    """Remove the first two segments of three as `nap-stream prune` does."""
+
+    def attack(root: Path) -> None:
+        asked = Request(PRUNED_MS, "Ann", "retention", signer=signer)
+        prune(LocalStore(root), asked, clock=ManualClock(PRUNED_MS))
+
+    return attack
+
+
+def _after_prune(attack: Attack) -> Attack:
+    """Attack a log whose oldest rows were pruned, and their seal signed."""
+
+    def both(root: Path) -> None:
+        _prune()(root)
+        attack(root)
+
+    return both
+
+
+def _change_seal(root: Path) -> None:
+    (root / SEAL).write_bytes((root / SEAL).read_bytes().replace(b'"Ann"', b'"Bob"'))
+
+
+def _change_seal_and_events(root: Path) -> None:
+    """Another name and no signature, and events that say so."""
+    _change_seal(root)
+    text = (root / SEAL).read_bytes().partition(b"\n\n")[0] + b"\n"
+    old = read_events(LocalStore(root))
+    events = [dataclasses.replace(event, by=event.by.replace("Ann", "Bob")) for event in old]
+    (root / SEAL).write_bytes(text)
+    shutil.rmtree(root / FOLDER)
+    for event in events:
+        seals = event.data.get("seals", [])
+        named = [{**each, "seal_sha256": sha256_hex(text)} for each in seals]
+        data = {**event.data, "seals": named} if named else event.data
+        append_event(LocalStore(root), dataclasses.replace(event, data=data))
+
+
+def _seal_another_past(root: Path) -> None:
+    """Seal other rows than there were, and write anew what stands behind them."""
+    for path in (FIRST, SECOND):
+        _rewritten(path, lambda base: rows_from(base, 0.4), honest=True)(root)
+    _relink(root)
+    _prune(None)(root)
+
+
+def _start_behind_seal(root: Path) -> None:
+    marker = root / genesis_path(CARS)
+    marker.write_bytes(marker.read_bytes().replace(b'"offset": 0', b'"offset": 20'))
+    (root / SEAL).unlink()
+    _relink(root)
+
+
+def _put_back_beside_seal(root: Path) -> None:
+    content = (root / FIRST).read_bytes()
+    _prune()(root)
+    (root / FIRST).write_bytes(content)
+
+
+def _seal_more(root: Path) -> None:
+    """Seal the whole chain, and nothing stands behind it."""
+    store = LocalStore(root)
+    parts = [footer_of((root / path).read_bytes()) for path in (FIRST, SECOND, LAST)]
+    counts = {"corrupt": 3, "ok": 27}
+    words = {"by": "Ann", "reason": "retention", "program_version": ""}
+    span = span_of(parts, counts, 0, before_ms=PRUNED_MS, pruned_ms=PRUNED_MS, **words)
+    content = encode_seal(span, parts, None)
+    named = {"file": SEAL, "seal_sha256": sha256_hex(content)}
+    event = Event(time_ms=PRUNED_MS, kind="pruning", by="Ann", data={"seals": [named]})
+    append_event(store, event)
+    store.create(SEAL, content)
+    store.remove([FIRST, SECOND, LAST])
+
+
 def _flip(root: Path) -> None:
     content = bytearray((root / LAST).read_bytes())
     found = pq.ParquetFile(root / LAST).metadata.row_group(0).column(15)
@@ -516,6 +604,16 @@ ATTACKS: dict[str, Attack] = {
     "a key stands twice in an event": _in_event(b'"by": ', b'"by": "Eve", "by": '),
     "an event is put in under a later number": _copy(event_path(2), event_path(7)),
     "`x.json` beside the events": _write(f"{FOLDER}/x.json", b"{}"),
+    "the first segment is removed": lambda root: (root / FIRST).unlink(),
+    "rows are pruned, without a key": _prune(None),
+    WITH_KEY: _prune(),
+    "rows are pruned, and the seal is removed": _after_prune(lambda root: (root / SEAL).unlink()),
+    "the same, and the start moved": _after_prune(_start_behind_seal),
+    "a seal is changed": _after_prune(_change_seal),
+    "the same, unsigned, and all events are written anew": _after_prune(_change_seal_and_events),
+    "other rows are sealed than there were": _seal_another_past,
+    "a whole chain is sealed": _seal_more,
+    "a segment is put back beside its seal": _put_back_beside_seal,
 }
 
 
@@ -592,7 +690,8 @@ def _is_found_by_checkpoints(store: LocalStore, report: VerifyReport, *copies: P
     """A defect, or the error that no checkpoint counts."""
     try:
         found = read_checkpoints(store, [SIGNER.public], copies)
-        return bool(compare_with_checkpoints(store, report.heads, found).defects)
+        defects = compare_with_checkpoints(store, report.heads, found).defects
+        return bool(defects) or any(unsigned_seals(store, report.pruned, [SIGNER.public]))
     except ConfigError:
         return True
 

@@ -12,16 +12,18 @@ import duckdb
 import pyarrow.dataset as ds
 import pytest
 
-from nap_stream.clock import SystemClock
+from nap_stream.clock import ManualClock, SystemClock
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import chain_end
 from nap_stream.scored_log.compact import LOCK_NAME, compact
 from nap_stream.scored_log.compact_plan import FileLimits
 from nap_stream.scored_log.format import partition_folder, temporary_name
+from nap_stream.scored_log.prune import Request, prune
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
+from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, chain, local_log, origin, scored
 from tests.scored_log.failing_store import DyingStore, Killed
 from tests.support.log_files import read_footer, tail
@@ -66,8 +68,8 @@ readers = pytest.mark.parametrize("read", [_ours, _pyarrow, _duckdb])
 class Writer:
     """Publishes a segment after another of a partition, with one row each, in a thread."""
 
-    def __init__(self, root: Path, partition: TopicPartition) -> None:
-        self.partition = partition
+    def __init__(self, root: Path, partition: TopicPartition, pause_s: float) -> None:
+        self.partition, self._pause_s = partition, pause_s
         self._log = local_log(root, f"writer-{partition.partition}")
         self._position = self._log.begin(partition, 0)
         self.failure: BaseException | None = None
@@ -87,7 +89,7 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(PAUSE_S):
+            while not self._stop.wait(self._pause_s):
                 base = self._position.offset
                 record = scored(origin(base, partition=self.partition))
                 published = self._log.publish(self.partition, self._position, base + 1, [record])
@@ -97,8 +99,10 @@ class Writer:
 
 
 @contextmanager
-def _writing(root: Path, *partitions: TopicPartition) -> Iterator[list[Writer]]:
-    writers = [Writer(root, partition) for partition in partitions]
+def _writing(
+    root: Path, *partitions: TopicPartition, pause_s: float = PAUSE_S
+) -> Iterator[list[Writer]]:
+    writers = [Writer(root, partition, pause_s) for partition in partitions]
     for writer in writers:
         writer.start()
     try:
@@ -193,6 +197,32 @@ def test_our_reader_is_exact_while_compaction_exchanges_files(tmp_path: Path) ->
             assert bases == list(range(start, start + len(bases)))
             reads += 1
     assert any(read_footer(store, path).merged for path in segments(store, CARS))
+
+
+def test_prunes_beside_writers_readers_and_verification(tmp_path: Path) -> None:
+    """Two days later by the clock of who prunes: all but the newest files may go.
+
+    The writers are slow, so that what is to be done in each round does not grow.
+    """
+    store, clock = LocalStore(tmp_path), ManualClock(SystemClock().now_ms() + 2 * 86_400_000)
+    request = Request(clock.now_ms(), "Ann", "90 days")
+    pruned = 0
+    with _writing(tmp_path, CARS, OTHER, pause_s=0.2) as writers:
+        for number in range(4):
+            before = _published(writers)
+            done = prune(store, request, clock=clock)
+            assert done.refusals == ()
+            pruned += sum(span.rows for span in done.spans)
+            if number % 2:
+                assert compact(store, clock=clock).refusals == ()
+            found = _ours(tmp_path)
+            assert set(found.values()) == {1}
+            assert len(found) + pruned >= len(before)
+            assert verify(store).defects == ()
+        ends = [writer.end for writer in writers]
+    assert pruned > 0
+    assert [head.end_offset for head in verify(store).heads] >= ends
+    assert pruned + len(_ours(tmp_path)) == sum(writer.end for writer in writers)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4])

@@ -8,7 +8,7 @@ import pytest
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, SegmentConflictError
 from nap_stream.records import ChainPosition
-from nap_stream.scored_log.chain import WriterIdentity, is_compacted
+from nap_stream.scored_log.chain import WriterIdentity, is_taken
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.format import segment_path
 from nap_stream.scored_log.query import Query
@@ -93,7 +93,7 @@ def test_a_writer_takes_nothing_back_because_of_what_another_left_at_its_predece
     with pytest.raises(Killed):
         _dying_log(store).publish(CARS, positions[1], 3, [scored(origin(2))])
     assert store.names("topic=cars/partition=0").count("00000000000000000002.parquet") == 1
-    assert not is_compacted(store, CARS, positions[2])
+    assert not is_taken(store, CARS, positions[2])
 
 
 def test_a_predecessor_that_is_gone_and_was_not_merged_is_named() -> None:
@@ -104,4 +104,4 @@ def test_a_predecessor_that_is_gone_and_was_not_merged_is_named() -> None:
         memory_log(store).publish(CARS, positions[3], 8, [scored(origin(6))])
     other = dataclasses.replace(positions[2], previous_sha256="ab" * 32)
     with pytest.raises(ChainBrokenError, match="before offset 4 is gone"):
-        is_compacted(store, CARS, other)
+        is_taken(store, CARS, other)

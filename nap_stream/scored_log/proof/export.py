@@ -25,6 +25,7 @@ from nap_stream.scored_log.output import OutputFormat, bytes_as_text, write_batc
 from nap_stream.scored_log.proof.checkpoint import EVENTS, take_checkpoint
 from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, PublicKey, Signer, open_note
 from nap_stream.scored_log.query import Query, scan
+from nap_stream.scored_log.seals import told_pruned
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import listed
 
@@ -49,8 +50,8 @@ class Manifest:
     """What an export holds, by the signer's word.
 
     ``filter`` has what was asked for, by the names of `Query`. Rows behind the ends of ``chains``
-    are not in it. ``unread`` are files and chains whose rows are missing, and why. ``sha256`` is of
-    the file of rows, in hex.
+    are not in it. ``unread`` are files and chains whose rows are missing, and why, and ``pruned``
+    says who removed rows that the filter reaches. ``sha256`` is of the file of rows, in hex.
     """
 
     program_version: str
@@ -62,6 +63,7 @@ class Manifest:
     rows: int
     rows_by_status: dict[str, int]
     sha256: str
+    pruned: tuple[str, ...] = ()
 
 
 def write_export(
@@ -94,6 +96,7 @@ def write_export(
             rows=rows.statuses.total(),
             rows_by_status=dict(sorted(rows.statuses.items())),
             sha256=sha256,
+            pruned=tuple(rows.pruned()),
         )
         text = json.dumps(asdict(manifest), indent=2)
         write_durably(folder / MANIFEST, signer.sign(f"{ORIGIN}\n{text}\n"))
@@ -120,6 +123,13 @@ class _Rows:
         asked = self._query
         is_topic = asked.topic in {None, chain.topic} and chain != EVENTS
         return is_topic and (not asked.partitions or chain.partition in asked.partitions)
+
+    def pruned(self) -> list[str]:
+        """What is said of rows that were asked for and are pruned."""
+        asked = self._query
+        chains = [head.partition for head in self._taken.heads if self._asked(head.partition)]
+        reach = () if asked.offsets is None else (asked.offsets,)
+        return told_pruned(self._store, chains, asked.since_ms, asked.until_ms, *reach)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         first, last = self._query.offsets or (0, 2**63 - 2)
@@ -149,7 +159,16 @@ def _filter(query: Query) -> dict[str, Any]:
             return [plain(each) for each in value]
         return bytes_as_text(value) if isinstance(value, bytes) else value
 
-    asked = {field.name: getattr(query, field.name) for field in fields(query)}
+    names = [field.name for field in fields(query) if field.name != "hashes"]
+    asked = {name: getattr(query, name) for name in names}
+    if query.hashes:
+        # What is hidden in the log stays hidden in what is given away.
+        hashed = dict(query.hashes)
+        asked["keys"] = tuple(hashed.get(key, key) for key in query.keys)
+        asked["headers"] = tuple(
+            (name, value if value is None else hashed.get(value, value))
+            for name, value in query.headers
+        )
     return {name: plain(value) for name, value in asked.items() if value not in (None, ())}
 
 

@@ -129,6 +129,15 @@ def open_note(content: bytes, keys: Iterable[PublicKey], where: str) -> Note:
     return Note(text, tuple(labels[True]), tuple(labels[False]))
 
 
+def claimed_signers(content: bytes) -> tuple[str, ...]:
+    """The labels of those who are said to have signed a note; nothing is checked.
+
+    Raises:
+        ValueError: It is no note.
+    """
+    return tuple(f"{name}+{key_id.hex()}" for name, key_id, _ in _split(content)[1])
+
+
 def _split(content: bytes) -> tuple[str, list[tuple[str, bytes, bytes]]]:
     """The text, and name, key id and signature of each line below."""
     if len(content) > MAX_NOTE_BYTES:

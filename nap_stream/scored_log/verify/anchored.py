@@ -26,6 +26,7 @@ from nap_stream.scored_log.proof.checkpoint import (
     log_id,
 )
 from nap_stream.scored_log.read import parts_backwards
+from nap_stream.scored_log.seals import read_seal, seal_paths
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.compared import digests_at, readable_event_sha256
 from nap_stream.scored_log.verify.report import (
@@ -318,6 +319,9 @@ def _backdated(
                 lambda part: part.base_offset >= signed, parts_backwards(store, chain)
             )
             made = [(p.created_time_ms, segment_path(chain, p.base_offset)) for p in parts]
+            for path in seal_paths(store, chain):
+                later = (p for p in read_seal(store, path).parts if p.base_offset >= signed)
+                made += [(part.created_time_ms, path) for part in later]
     except ScoredLogError:
         return
     oldest_ms, path = min(made, default=(seen[0], ""))

@@ -3,7 +3,7 @@
 The findings hold beside writers and beside a compaction too: what looks wrong between segments is
 looked at again until nothing changes any more. A compaction puts the merged file in place of the
 first segment, and then removes the others. A writer that slept may publish a segment and take it
-back.
+back. A prune seals a span of segments, and then removes them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +14,19 @@ from nap_stream.errors import ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.footer import merged_slots, segment_sha256
-from nap_stream.scored_log.format import genesis_path
+from nap_stream.scored_log.format import genesis_path, partition_folder
 from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.seals import Seal, read_seal, seal_paths
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.verify.report import ChainHead, Defect, DefectKind
+from nap_stream.scored_log.verify.report import (
+    ChainHead,
+    DeclaredGap,
+    Defect,
+    DefectKind,
+    PrunedFile,
+)
 from nap_stream.scored_log.verify.segment import SegmentFindings, merged_parts
+from nap_stream.text import rfc3339
 
 Inspect = Callable[[Sequence[str]], Iterable[SegmentFindings | None]]
 """From paths to what `nap_stream.scored_log.verify.segment.inspect_segment` says of each."""
@@ -58,12 +66,15 @@ class ChainFindings:
 
     ``segments`` are the files that the chain is made of, in order. Damaged ones are among them.
     Files that begin before the end of the one before them are not. ``head`` is None where the
-    marker or the last file cannot be read.
+    marker or the last file cannot be read. ``pruned`` are the seals of what was removed before the
+    first of them, in order, and ``gaps`` what their footers declare missing.
     """
 
     segments: tuple[SegmentFindings, ...]
     head: ChainHead | None
     defects: tuple[Defect, ...]
+    pruned: tuple[PrunedFile, ...] = ()
+    gaps: tuple[DeclaredGap, ...] = ()
 
 
 def examine_chain(
@@ -86,6 +97,7 @@ def examine_chain(
         gone = {path for path, findings in found.items() if findings is None}
         seen.update((path, findings) for path, findings in found.items() if findings is not None)
         links = _Links(store, genesis.position)
+        links.add_seals(partition)
         for path in paths:
             if path in seen:
                 links.add(seen[path])
@@ -95,6 +107,9 @@ def examine_chain(
         last_suspected = suspected
         _forget(seen, paths, gone | {defect.file for defect in suspected})
         clock.sleep(SETTLE_S)
+    if links.seals and not links.accepted:
+        detail = "nothing stands behind what was pruned; a prune never takes a chain's newest file"
+        suspected += (Defect(partition_folder(partition), DefectKind.TRUNCATED, detail),)
     own = [d for findings in (*links.accepted, *links.unreadable) for d in findings.defects]
     start, end = genesis.position, links.position
     head = (
@@ -102,7 +117,15 @@ def examine_chain(
         if start is None or end is None
         else ChainHead(partition, start.offset, end.offset, end.previous_sha256, links.topic_id)
     )
-    return ChainFindings(tuple(links.accepted), head, (*own, *suspected))
+    pruned = (PrunedFile(s.span.path, s.sha256, s.claimed, s.span) for s in links.seals)
+    gaps = (
+        DeclaredGap(seal.span.path, part.base_offset, part.end_offset, part.gap)
+        for seal in links.seals
+        for part in seal.parts
+        if part.gap is not None
+    )
+    defects = (*own, *suspected)
+    return ChainFindings(tuple(links.accepted), head, defects, tuple(pruned), tuple(gaps))
 
 
 def _forget(seen: dict[str, SegmentFindings], paths: Sequence[str], suspected: set[str]) -> None:
@@ -133,10 +156,37 @@ class _Links:
     unreadable: list[SegmentFindings] = field(default_factory=list)
     merged: _Merged | None = None
     defects: list[Defect] = field(default_factory=list)
+    seals: list[Seal] = field(default_factory=list)
+    sealed: set[tuple[int, str]] = field(default_factory=set)
+    """Where the segments stand in the chain that seals cover."""
 
     def __post_init__(self) -> None:
         if self.position is not None:
             self.topic_id = self.position.topic_id
+
+    def add_seals(self, partition: TopicPartition) -> None:
+        """Take what was pruned: the footers of its segments, which follow each other."""
+        for path in seal_paths(self.store, partition):
+            try:
+                seal = read_seal(self.store, path)
+            except ScoredLogError as error:
+                self.defects.append(Defect(path, DefectKind.SEAL, error.problem))
+                self.position = None
+                continue
+            here, span = self.position, seal.span
+            end = (here.offset, here.previous_sha256) if here is not None else None
+            if end not in {None, (span.start_offset, span.previous_sha256)}:
+                detail = (
+                    f"what stands before it ends at {end and end[0]} with the digest "
+                    f"{end and end[1]}; it seals from {span.start_offset} on, behind "
+                    f"{span.previous_sha256}"
+                )
+                self.defects.append(Defect(path, DefectKind.SEAL, detail))
+            topic_ids = dict.fromkeys(p.topic_id for p in seal.parts if p.topic_id is not None)
+            self.defects += self._topic_defects(path, tuple(topic_ids))
+            self.seals.append(seal)
+            self.sealed |= merged_slots(seal.parts)
+            self.position = ChainPosition(span.end_offset, span.sha256)
 
     def add(self, found: SegmentFindings) -> None:
         """Take the next file of the folder."""
@@ -145,7 +195,7 @@ class _Links:
             self._pass_over(found, here)
             return
         self.defects += _link_defects(found, here)
-        self.defects += self._topic_defects(found)
+        self.defects += self._topic_defects(found.path, found.topic_ids)
         self.accepted.append(found)
         self.position = (
             ChainPosition(found.footer.end_offset, found.sha256)
@@ -157,6 +207,9 @@ class _Links:
         """A file that begins before the position is no part of the chain."""
         if found.footer is None:
             self.unreadable.append(found)
+            return
+        if not self.accepted and self.seals:
+            self.defects.append(self._sealed_defect(found))
             return
         covering = self.accepted[-1].path if self.accepted else ""
         merged = self._merged_into(covering)
@@ -175,6 +228,23 @@ class _Links:
             return
         self.defects.append(Defect(found.path, DefectKind.COVERED, detail))
 
+    def _sealed_defect(self, found: SegmentFindings) -> Defect:
+        """That a file is there which a seal covers, or which lies in what it covers."""
+        span = next(
+            (s.span for s in reversed(self.seals) if s.span.start_offset <= found.base_offset),
+            self.seals[0].span,
+        )
+        pruned = f"{span.path} says that {span.by} pruned it on {rfc3339(span.pruned_ms)}"
+        footer = found.footer
+        if footer is not None and (found.base_offset, footer.previous_sha256) in self.sealed:
+            detail = (
+                f"{pruned}, and it is there: the prune was interrupted, or a writer that slept "
+                "died: run `nap-stream prune` again to finish it"
+            )
+            return Defect(found.path, DefectKind.COVERED, detail)
+        detail = f"{pruned} where it lies, but no segment like it"
+        return Defect(found.path, DefectKind.OVERLAP, detail)
+
     def _merged_into(self, path: str) -> "_Merged":
         """What a file has merged; read once for all that it covers, which can be thousands."""
         if self.merged is None or self.merged.path != path:
@@ -183,11 +253,11 @@ class _Links:
             self.merged = _Merged(path, digests, frozenset(merged_slots(parts)))
         return self.merged
 
-    def _topic_defects(self, found: SegmentFindings) -> Iterator[Defect]:
-        for topic_id in found.topic_ids:
+    def _topic_defects(self, path: str, topic_ids: Sequence[str]) -> Iterator[Defect]:
+        for topic_id in topic_ids:
             if self.topic_id is not None and topic_id != self.topic_id:
                 detail = f"its topic's id is {topic_id}, the chain before has {self.topic_id}"
-                yield Defect(found.path, DefectKind.TOPIC_ID, detail)
+                yield Defect(path, DefectKind.TOPIC_ID, detail)
             self.topic_id = topic_id
 
 
@@ -195,7 +265,7 @@ def _link_defects(found: SegmentFindings, expected: ChainPosition | None) -> Ite
     if expected is None:
         return
     if found.base_offset > expected.offset:
-        detail = f"offsets [{expected.offset}, {found.base_offset}) are in no segment"
+        detail = f"offsets [{expected.offset}, {found.base_offset}) are in no segment and no seal"
         yield Defect(found.path, DefectKind.HOLE, detail)
     footer = found.footer
     if footer is not None and footer.previous_sha256 != expected.previous_sha256:

@@ -6,21 +6,21 @@ was changed, added or cut off.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from nap_stream.errors import ScoredLogError
+from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.events import event_path, event_sha256
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import (
     genesis_path,
-    parse_segment_path,
     partition_folder,
     segment_path,
 )
 from nap_stream.scored_log.read import LOOK_BACK, complete_bases
+from nap_stream.scored_log.seals import read_seal, read_span, seal_paths
 from nap_stream.scored_log.segment import read_footer
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.chain import read_genesis
@@ -90,7 +90,7 @@ def _comparison(head: ChainHead | None, one: PartitionOffsets) -> BrokerComparis
 def _retained_gaps(gaps: Iterable[DeclaredGap], one: PartitionOffsets) -> Iterator[Defect]:
     for gap in gaps:
         first, end = max(gap.base_offset, one.earliest), min(gap.end_offset, one.end)
-        if first < end and parse_segment_path(gap.file)[0] == one.partition:
+        if first < end and gap.file.startswith(f"{partition_folder(one.partition)}/"):
             detail = (
                 f"offsets [{first}, {end}) are declared missing ({gap.reason}), and the broker "
                 f"still has them: it has all from {one.earliest} on{_honest_gap(gap)}"
@@ -202,7 +202,7 @@ def still_ends(store: SegmentStore, head: ChainHead) -> bool:
 def digests_at(
     store: SegmentStore, partition: TopicPartition, ends: Iterable[tuple[int, str]]
 ) -> dict[int, set[str]]:
-    """Digests of what ends at offsets: segments, merged ones too, or the genesis marker.
+    """Digests of what ends at offsets: segments, merged or pruned ones too, or the genesis marker.
 
     ``ends`` are offsets and the digests that are looked for there. Beside an interrupted
     compaction, or where a file was put in, there can be several.
@@ -212,9 +212,8 @@ def digests_at(
     """
     wanted = sorted(set(ends), reverse=True)
     found: dict[int, set[str]] = {end: set() for end, _ in wanted}
-    start = read_genesis(store, partition, needed=False).position
-    if start is not None and start.offset in found:
-        found[start.offset].add(start.previous_sha256)
+    for end, sha256 in _before_files(store, partition, found):
+        found[end].add(sha256)
     bases = complete_bases(store, partition)
     is_there: dict[int, bool] = {}
 
@@ -238,6 +237,22 @@ def digests_at(
                 look(base, _parts(store, segment_path(partition, base)))
             looked_at += is_there[base]
     return found
+
+
+def _before_files(
+    store: SegmentStore, partition: TopicPartition, ends: Collection[int]
+) -> Iterator[tuple[int, str]]:
+    """What ends at some offsets that is in no file of rows: the marker, and pruned segments."""
+    start = read_genesis(store, partition, needed=False).position
+    if start is not None and start.offset in ends:
+        yield start.offset, start.previous_sha256
+    for path in seal_paths(store, partition):
+        # One that is not valid is a defect of its own.
+        with suppress(ChainBrokenError):
+            span = read_span(store, path)
+            if any(span.start_offset < end <= span.end_offset for end in ends):
+                parts = (part for part in read_seal(store, path).parts if part.end_offset in ends)
+                yield from ((part.end_offset, segment_sha256(part)) for part in parts)
 
 
 def _parts(store: SegmentStore, path: str) -> tuple[SegmentFooter, ...] | None:

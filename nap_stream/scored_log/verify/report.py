@@ -12,10 +12,14 @@ while ``version`` stays the same:
     deep             whether every value was read, or footers alone
     against_broker   whether the broker was asked
     clean            whether there is no defect
-    counts           partitions, segments, rows, offsets, gap_offsets, compacted_files, defects
+    counts           partitions, segments, rows, offsets, gap_offsets, compacted_files, defects,
+                     pruned_rows, pruned_segments
     chains           of each partition whose last segment can be read: topic, partition, topic_id
                      (or null), start_offset, end_offset, sha256 (what the next segment must name)
     gaps             declared gaps: file, base_offset, end_offset, reason
+    pruned           spans whose rows were pruned: file (the seal), seal_sha256, claimed (who is
+                     said to have signed it), and the keys of `PrunedSpan` in
+                     `nap_stream.scored_log.seals`
     compacted        compacted files: file, base_offset, end_offset, segments
     defects          file, kind (`DefectKind`), detail; those against the broker among them
     broker           null, or group_id, topic, and partitions: each with partition, topic_id,
@@ -48,6 +52,7 @@ from typing import Any
 
 from nap_stream.errors import ConfigError
 from nap_stream.records import PartitionOffsets, TopicPartition
+from nap_stream.scored_log.seals import PrunedSpan
 
 KIND = "nap-stream verify report"
 VERSION = 1
@@ -90,6 +95,7 @@ class DefectKind(StrEnum):
     REWRITTEN = "rewritten"
     BACKDATED = "backdated"
     CHECKPOINT = "checkpoint"
+    SEAL = "seal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +128,19 @@ class CompactedFile:
     base_offset: int
     end_offset: int
     segments: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedFile:
+    """A seal, its digest, and what it says of a span whose rows were pruned.
+
+    ``claimed`` are the labels of the keys that are said to have signed it.
+    """
+
+    file: str
+    seal_sha256: str
+    claimed: tuple[str, ...]
+    span: PrunedSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +177,9 @@ class VerifyReport:
     several. ``offsets`` counts the offsets that segments cover, ``gap_offsets`` those in declared
     gaps, which are not among them. A segment that could not be read counts in ``segments`` alone.
     A file that begins before the end of the one before it is not counted. ``heads`` holds the
-    partitions whose last segment could be read. ``deep`` says whether every value was read.
-    ``events`` is None where there are none.
+    partitions whose last segment could be read. ``pruned`` are the spans of which only seals are
+    left: their gaps are among ``gaps``, and their rows in no count. ``deep`` says whether every
+    value was read. ``events`` is None where there are none.
     """
 
     partitions: int
@@ -173,6 +193,12 @@ class VerifyReport:
     compacted: tuple[CompactedFile, ...] = ()
     deep: bool = False
     events: EventsHead | None = None
+    pruned: tuple[PrunedFile, ...] = ()
+
+    def pruned_at(self, partition: TopicPartition, end_offset: int) -> PrunedFile | None:
+        """The seal of the span in which a chain ended at an offset; None where rows are there."""
+        own = (each for each in self.pruned if each.span.place == partition)
+        return next((o for o in own if o.span.start_offset < end_offset <= o.span.end_offset), None)
 
     @property
     def ends(self) -> tuple[Head, ...]:
@@ -306,9 +332,12 @@ def encode_report(
             },
             "compacted_files": len(report.compacted),
             "defects": len(report.defects),
+            "pruned_rows": sum(each.span.rows for each in report.pruned),
+            "pruned_segments": sum(each.span.segments for each in report.pruned),
         },
         "chains": [_chain(head) for head in report.heads],
         "gaps": [dataclasses.asdict(gap) for gap in report.gaps],
+        "pruned": [_pruned(each) for each in report.pruned],
         "compacted": [dataclasses.asdict(file) for file in report.compacted],
         "defects": [dataclasses.asdict(defect) for defect in report.defects],
         "broker": None if broker is None else _broker(broker),
@@ -320,6 +349,11 @@ def encode_report(
         "anchors": None if anchors is None else _anchors(anchors),
     }
     return json.dumps(tree, indent=2, ensure_ascii=True) + "\n"
+
+
+def _pruned(found: PrunedFile) -> dict[str, Any]:
+    tree = dataclasses.asdict(found)
+    return {**tree, **tree.pop("span")}
 
 
 def _chain(head: ChainHead | AnchoredChain) -> dict[str, Any]:

@@ -48,9 +48,11 @@ from nap_stream.scored_log.verify.report import (
     Defect,
     DefectKind,
     EventsHead,
+    PrunedFile,
     VerifyReport,
     sorted_defects,
 )
+from nap_stream.scored_log.verify.sealed import ToldSeals
 from nap_stream.scored_log.verify.segment import (
     SegmentFindings,
     inspect_segment,
@@ -102,14 +104,16 @@ def verify(
     if not may_be_empty:
         require_chain(store, topic)
     names = partitions(store, topic)
-    events, strays = _examine_events(store)
-    strays += [*_stray_checkpoints(store), *_strays(store, topic)]
+    strays = [*_stray_checkpoints(store), *_strays(store, topic)]
     with ThreadPoolExecutor(DEEP_THREADS if deep else FOOTER_THREADS, "verify") as pool:
         total = sum(len(segments(store, name)) for name in names) if advance else 0
         reading = _Reading(store, pool, advance, total, deep=deep)
         clock = clock or SystemClock()
         chains = [examine_chain(store, name, reading.inspect, clock) for name in names]
-    return replace(_report(chains, strays, deep=deep), events=events)
+    # After the chains: an event tells of a seal before that is there.
+    pruned = [found for chain in chains for found in chain.pruned]
+    events, own = _examine_events(store, pruned, topic)
+    return replace(_report(chains, [*strays, *own], deep=deep), events=events)
 
 
 class _Reading:
@@ -144,6 +148,7 @@ def _report(
     footers = [found.footer for found in files if found.footer is not None]
     gaps = tuple(gap for found in files for gap in found.gaps)
     gap_offsets = sum(gap.end_offset - gap.base_offset for gap in gaps)
+    pruned = tuple(found for chain in chains for found in chain.pruned)
     heads = tuple(chain.head for chain in chains if chain.head is not None)
     own = [defect for chain in chains for defect in chain.defects]
     defects = [*strays, *own, *_foreign_partitions(heads)]
@@ -152,12 +157,13 @@ def _report(
         segments=sum(found.segments for found in files),
         rows=sum(footer.rows for footer in footers),
         offsets=sum(footer.end_offset - footer.base_offset for footer in footers) - gap_offsets,
-        gap_offsets=gap_offsets,
-        gaps=gaps,
+        gap_offsets=gap_offsets + sum(found.span.gap_offsets for found in pruned),
+        gaps=(*(gap for chain in chains for gap in chain.gaps), *gaps),
         heads=heads,
         defects=sorted_defects(defects),
         compacted=tuple(_compacted(files)),
         deep=deep,
+        pruned=pruned,
     )
 
 
@@ -182,12 +188,21 @@ def _foreign_partitions(heads: Sequence[ChainHead]) -> Iterator[Defect]:
             yield Defect(partition_folder(head.partition), DefectKind.TOPIC_ID, detail)
 
 
-def _examine_events(store: SegmentStore) -> tuple[EventsHead | None, list[Defect]]:
-    """Where the chain of events ends, and what is wrong in its folder."""
+def _examine_events(
+    store: SegmentStore, pruned: Sequence[PrunedFile], topic: str | None
+) -> tuple[EventsHead | None, list[Defect]]:
+    """Where the chain of events ends, and what is wrong in its folder, or with what it tells."""
     # Listed first: what is written meanwhile is no stray.
     names = store.names(FOLDER)
     numbers = set(event_numbers(store))
-    defects = [found for found in walk_events(store) if isinstance(found, Defect)]
+    defects: list[Defect] = []
+    told = ToldSeals()
+    for found in walk_events(store):
+        if isinstance(found, Defect):
+            defects.append(found)
+        else:
+            told.take(found)
+    defects += told.contradictions(store, pruned, topic)
     defects += [
         Defect(f"{FOLDER}/{name}", DefectKind.STRAY_FILE, "it is no event of the chain")
         for name in names
