@@ -2,8 +2,9 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,14 @@ def local_ray() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     """A real ``ray start --head`` with four CPUs and no GPU."""
-    with _started_head(tmp_path_factory.mktemp("ray-head"), cpus=4) as head:
+    with started_head(tmp_path_factory.mktemp("ray-head"), cpus=4) as head:
         yield head
 
 
 @pytest.fixture
 def bare_ray_head(tmp_path: Path) -> Iterator[RayHead]:
     """A head node without CPUs, for a test that adds and kills nodes."""
-    with _started_head(tmp_path / "ray-head", cpus=0) as head:
+    with started_head(tmp_path / "ray-head", cpus=0) as head:
         yield head
 
 
@@ -75,7 +76,10 @@ def ray_node(head: RayHead, cpus: int, folder: Path) -> Iterator[Program]:
 
 
 @contextmanager
-def _started_head(output: Path, cpus: int) -> Iterator[RayHead]:
+def started_head(
+    output: Path, cpus: int, environ: Mapping[str, str] | None = None
+) -> Iterator[RayHead]:
+    """A real ``ray start --head``, with ``environ`` in its environment and in the programs'."""
     port, dashboard_port = free_port(), free_port()
     address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
     with short_folder() as folder:
@@ -86,15 +90,15 @@ def _started_head(output: Path, cpus: int) -> Iterator[RayHead]:
             *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
             *_agent_ports(),
         ]
-        environ = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard}
+        known = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard, **(environ or {})}
 
         def is_up(head: Program) -> bool:
             # The dashboard may answer before the node has joined, or where it never will.
             return STARTED in head.stdout and _answers(dashboard)
 
-        with ray_up(command, output, is_up) as head:
+        with ray_up(command, output, is_up, environ) as head:
             assert head.running, head.tail
-            yield RayHead(address, dashboard, environ)
+            yield RayHead(address, dashboard, known)
 
 
 def _agent_ports() -> list[str]:
@@ -109,5 +113,7 @@ def _answers(dashboard: str) -> bool:
     try:
         with urllib.request.urlopen(f"{dashboard}/api/jobs/", timeout=PATIENCE_S) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except urllib.error.HTTPError as error:
+        return error.code == HTTPStatus.UNAUTHORIZED  # it is there, and wants a token
+    except OSError:
         return False

@@ -75,12 +75,21 @@ def running(monitor: Monitor, head: RayHead, folder: Path, *options: str) -> Ite
 
 
 def submit_job(monitor: Monitor, head: RayHead, folder: Path) -> str:
-    """Submit a run with deploy/ray-job.sh, and give the job's name."""
+    """Submit a run with deploy/ray-job.sh, and give the job's name when the monitor has started."""
     job = f"nap-stream-{uuid.uuid4().hex[:8]}"
-    environ = {**head.environ, "NAP_STREAM_JOB_ID": job}
-    with Program([str(JOB_SCRIPT), str(monitor.config)], folder, environ) as submit:
+    with job_script(monitor.config, head, folder, job=job) as submit:
         assert submit.wait() == 0, submit.tail
+        assert "the monitor has started" in submit.stderr
     return job
+
+
+def job_script(
+    config: Path, head: RayHead, folder: Path, *options: str, job: str | None = None
+) -> Program:
+    """deploy/ray-job.sh, called in the folder of a configuration with its bare name."""
+    environ = {**head.environ, **({} if job is None else {"NAP_STREAM_JOB_ID": job})}
+    command = ["env", "-C", str(config.parent), str(JOB_SCRIPT), *options, config.name]
+    return Program(command, folder, environ)
 
 
 def ray_job(action: str, job: str, head: RayHead, folder: Path) -> str:
