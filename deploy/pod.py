@@ -22,7 +22,7 @@ from pathlib import Path
 METRICS_PORT = 9464
 """Of metrics.port, unless NAP_STREAM__METRICS__PORT says otherwise."""
 NODE_PORT, NODE_PATH = 52365, "/api/healthz"
-"""Where the agent of a node of Ray 2.53 and newer tells whether the node is in order."""
+"""Where the agent of a node of Ray 2.53 and newer tells how the node is; by default."""
 PATHS = {"live": "/livez", "ready": "/readyz"}
 RUNS = {("nap_stream", "run"), ("nap-stream", "run")}
 ANSWER_S = 5.0
@@ -35,17 +35,21 @@ def main() -> int:
     """Do what is asked; 0 is yes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("question", choices=[*PATHS, "stop"])
-    parser.add_argument("--node", action="store_true", help="the container is a node of Ray")
+    parser.add_argument(
+        "--node",
+        metavar="PORT",
+        type=int,
+        nargs="?",
+        const=NODE_PORT,
+        help="the container is a node of Ray, whose agent listens there",
+    )
     arguments = parser.parse_args()
     if arguments.question == "stop":
         return _stop()
     port = int(os.environ.get("NAP_STREAM__METRICS__PORT", METRICS_PORT))
-    if arguments.node:
-        node = _problem(NODE_PORT, NODE_PATH)
-        monitor = _problem(port, PATHS[arguments.question], needed=False)
-        problem = node or monitor
-    else:
-        problem = _problem(port, PATHS[arguments.question])
+    is_node, path = arguments.node is not None, PATHS[arguments.question]
+    problem = _problem(arguments.node, NODE_PATH) if is_node else None
+    problem = problem or _problem(port, path, needed=not is_node)
     print(problem or "ok")
     return 1 if problem else 0
 

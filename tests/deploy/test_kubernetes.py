@@ -142,7 +142,7 @@ def secret_references(container: Tree) -> list[Tree]:
 def secrets_of_the_guide() -> dict[str, set[str]]:
     """Those that whoever deploys makes by the commands of the guide, with their keys."""
     text = GUIDE.read_text().replace("\\\n", " ")
-    made = re.findall(r"kubectl create secret generic (\S+)(.*)", text)
+    made = re.findall(r"create secret generic (\S+)(.*)", text)
     return {name: set(re.findall(r"--from-\w+=([\w.]+)=", rest)) for name, rest in made}
 
 

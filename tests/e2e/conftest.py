@@ -19,6 +19,7 @@ from tests.support.leftovers import short_folder
 from tests.support.waiting import PATIENCE_S
 
 STARTED = "Ray runtime started"
+ADDRESSES = {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"}
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +63,22 @@ def bare_ray_head(tmp_path: Path) -> Iterator[RayHead]:
 
 
 @contextmanager
-def ray_node(head: RayHead, cpus: int, folder: Path) -> Iterator[Program]:
+def ray_node(
+    head: RayHead,
+    cpus: int,
+    folder: Path,
+    *options: str,
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Program]:
     """A real ``ray start`` of another node on this machine, which has joined the cluster."""
     command = [
         *("ray", "start", "--block", f"--address={head.address}", f"--num-cpus={cpus}"),
         *("--num-gpus=0", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"),
         *("--min-worker-port=0", "--max-worker-port=0"),
         *_agent_ports(),
+        *options,
     ]
-    with ray_up(command, folder, lambda node: STARTED in node.stdout) as node:
+    with ray_up(command, folder, lambda node: STARTED in node.stdout, environ) as node:
         assert node.running, node.tail
         yield node
 
@@ -80,25 +88,42 @@ def started_head(
     output: Path, cpus: int, environ: Mapping[str, str] | None = None
 ) -> Iterator[RayHead]:
     """A real ``ray start --head``, with ``environ`` in its environment and in the programs'."""
-    port, dashboard_port = free_port(), free_port()
-    address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
     with short_folder() as folder:
-        command = [
-            *("ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--num-gpus=0"),
-            *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),
-            *("--include-dashboard=true", f"--dashboard-port={dashboard_port}"),
-            *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
-            *_agent_ports(),
-        ]
-        known = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard, **(environ or {})}
+        head, command = head_command(folder, cpus, environ)
+        with head_program(head, command, output):
+            yield head
 
-        def is_up(head: Program) -> bool:
-            # The dashboard may answer before the node has joined, or where it never will.
-            return STARTED in head.stdout and _answers(dashboard)
 
-        with ray_up(command, output, is_up, environ) as head:
-            assert head.running, head.tail
-            yield RayHead(address, dashboard, known)
+def head_command(
+    folder: Path, cpus: int, environ: Mapping[str, str] | None = None
+) -> tuple[RayHead, list[str]]:
+    """The command that starts a head on ports of its own, with its files in a folder."""
+    port, dashboard_port = free_port(), free_port()
+    command = [
+        *("ray", "start", "--head", "--block", f"--num-cpus={cpus}", "--num-gpus=0"),
+        *("--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}"),
+        *("--include-dashboard=true", f"--dashboard-port={dashboard_port}"),
+        *(f"--ray-client-server-port={free_port()}", "--object-store-memory=200000000"),
+        *_agent_ports(),
+    ]
+    address, dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}"
+    known = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard, **(environ or {})}
+    return RayHead(address, dashboard, known), command
+
+
+@contextmanager
+def head_program(head: RayHead, command: list[str], output: Path) -> Iterator[Program]:
+    """The head that a command of `head_command` starts, once it answers."""
+    # Where it is told an address, it would look for a cluster there.
+    environ = {name: value for name, value in head.environ.items() if name not in ADDRESSES}
+
+    def is_up(program: Program) -> bool:
+        # The dashboard may answer before the node has joined, or where it never will.
+        return STARTED in program.stdout and _answers(head.dashboard)
+
+    with ray_up(command, output, is_up, environ) as program:
+        assert program.running, program.tail
+        yield program
 
 
 def _agent_ports() -> list[str]:

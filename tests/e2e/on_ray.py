@@ -74,10 +74,10 @@ def running(monitor: Monitor, head: RayHead, folder: Path, *options: str) -> Ite
         yield run
 
 
-def submit_job(monitor: Monitor, head: RayHead, folder: Path) -> str:
+def submit_job(monitor: Monitor, head: RayHead, folder: Path, *options: str) -> str:
     """Submit a run with deploy/ray-job.sh, and give the job's name when the monitor has started."""
     job = f"nap-stream-{uuid.uuid4().hex[:8]}"
-    with job_script(monitor.config, head, folder, job=job) as submit:
+    with job_script(monitor.config, head, folder, *options, job=job) as submit:
         assert submit.wait() == 0, submit.tail
         assert "the monitor has started" in submit.stderr
     return job
