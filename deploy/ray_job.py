@@ -194,11 +194,16 @@ class _Job:
         """What the cluster says of the job; None where it does not answer for a while.
 
         Raises:
-            RuntimeError: The cluster does not know the job, or has been silent for too long.
+            _FailedError: The cluster no longer knows the job.
+            OSError, RuntimeError: It has not answered, or only with errors, for too long.
         """
         try:
             info = self._client.get_job_info(self._name)
-        except OSError:  # requests' errors among them
+        except (OSError, RuntimeError) as error:  # requests' errors among them
+            if "status code 404" in str(error):
+                raise _FailedError(
+                    f"the cluster no longer knows {self._name}: its head kept nothing"
+                ) from error
             if time.monotonic() - self._answered_at > SILENCE_S:
                 raise
             return None

@@ -2,7 +2,7 @@
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -68,10 +68,12 @@ def ray_node(
     cpus: int,
     folder: Path,
     *options: str,
+    prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Program]:
     """A real ``ray start`` of another node on this machine, which has joined the cluster."""
     command = [
+        *prefix,
         *("ray", "start", "--block", f"--address={head.address}", f"--num-cpus={cpus}"),
         *("--num-gpus=0", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"),
         *("--min-worker-port=0", "--max-worker-port=0"),
