@@ -184,9 +184,20 @@ def timm_models(done: str) -> Iterator[Candidate]:
             continue
         config: Any = module.pretrained_cfg
         side = int(config["input_size"][1])
-        if not config.get("fixed_input_size") and side > _SMALL:
+        module.eval()
+        if not config.get("fixed_input_size") and side > _SMALL and _takes(module, _SMALL):
             side = _SMALL
-        yield Candidate("timm", name, side, module.eval(), hub.timm_truth(module))
+        yield Candidate("timm", name, side, module, hub.timm_truth(module))
+
+
+def _takes(module: nn.Module, side: int) -> bool:
+    """Whether a model takes images of a side; halo attention wants a multiple of its block."""
+    try:
+        with torch.no_grad():
+            module(torch.zeros(1, 3, side, side))
+    except (AssertionError, RuntimeError):
+        return False
+    return True
 
 
 def transformers_models(done: str) -> Iterator[Candidate]:
