@@ -434,9 +434,9 @@ class _Endless:
         """There is always more."""
         return None
 
-    def reachable(self) -> bool:
+    def away(self) -> str | None:
         """It is in memory."""
-        return True
+        return None
 
     def settled(self) -> bool:
         """It never is: there is always more."""

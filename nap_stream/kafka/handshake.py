@@ -72,7 +72,7 @@ def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
     if refused:
         raise refused[0]
     raise BrokerUnavailableError(
-        "; ".join(error.problem for error in failures),
+        "no broker answered: " + "; ".join(error.problem for error in failures),
         ", ".join(settings.bootstrap_servers),
         failures[0].action,
     )

@@ -76,7 +76,7 @@ class WorkerLine:
         self._last_poll_empty = False
         self._reported_at = float("-inf")
         self._source = open_source(self)
-        self._broker = BrokerWatch(self._source.reachable, clock)
+        self._broker = BrokerWatch(self._source.away, clock)
 
     def run(
         self,

@@ -14,7 +14,7 @@ BACKOFF_MAX_S = 30.0
 ASK_EVERY_S = 1.0
 """How often a broker that brings nothing is asked whether it is there."""
 
-BROKER = "the broker: it does not answer"
+BROKER = "the broker"
 
 
 class Unavailable(Exception):  # noqa: N818  a state of the world, for whoever decides to wait
@@ -86,30 +86,30 @@ class Waiting:
 class BrokerWatch:
     """Whether the broker answers, asked where nothing else tells and once a second at most."""
 
-    def __init__(self, reachable: Callable[[], bool], clock: Clock) -> None:
-        self._reachable, self._clock = reachable, clock
+    def __init__(self, away: Callable[[], str | None], clock: Clock) -> None:
+        self._away, self._clock = away, clock
         self._asked_at = float("-inf")
-        self._answers = True
+        self._why: str | None = None
 
     @property
     def text(self) -> str | None:
         """What is waited for; None while the broker answered when it was last heard."""
-        return None if self._answers else BROKER
+        return None if self._why is None else f"{BROKER}: {self._why}"
 
     def ask(self) -> bool:
         """Whether the broker answers."""
         if self._clock.monotonic() - self._asked_at >= ASK_EVERY_S:
-            self._note(answers=self._reachable())
+            self._note(self._away())
             self._asked_at = self._clock.monotonic()
-        return self._answers
+        return self._why is None
 
     def heard(self) -> None:
         """Note that the broker has brought something."""
-        self._note(answers=True)
+        self._note(None)
 
-    def _note(self, *, answers: bool) -> None:
-        if self._answers and not answers:
-            structlog.get_logger().warning("waiting_for", what="the broker", cause="no answer")
-        elif answers and not self._answers:
-            structlog.get_logger().info("goes_on", waited_for=BROKER)
-        self._answers = answers
+    def _note(self, why: str | None) -> None:
+        if why is not None and why != self._why:
+            structlog.get_logger().warning("waiting_for", what=BROKER, cause=why)
+        elif why is None and self._why is not None:
+            structlog.get_logger().info("goes_on", waited_for=self.text)
+        self._why = why

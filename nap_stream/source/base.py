@@ -85,10 +85,13 @@ class Source(Protocol):
     def lag(self, partition: TopicPartition) -> int | None:
         """Offsets between the position and the high watermark; None while unknown."""
 
-    def reachable(self) -> bool:
-        """Whether the broker answers: asks it anew and waits a few seconds at most.
+    def away(self) -> str | None:
+        """Why nothing comes: asks the broker anew and waits a few seconds at most.
 
         A poll that brings nothing does not tell: nothing comes from a broker that is away, too.
+
+        Returns:
+            None where the broker answers, and nothing keeps it from bringing messages.
         """
 
     def settled(self) -> bool:

@@ -13,7 +13,13 @@ from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.clock import Clock, Deadline, SystemClock
 from nap_stream.errors import BrokerUnavailableError
-from nap_stream.kafka.client import from_native, open_client, to_native, translated_errors
+from nap_stream.kafka.client import (
+    from_native,
+    open_client,
+    to_native,
+    topics_missing,
+    translated_errors,
+)
 from nap_stream.records import Fetched, PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
@@ -106,6 +112,7 @@ JOIN_MS = 50
 PLACE_AGAIN_S = 1.0
 POSITION_TIMEOUT_S = 1.0
 REACHABLE_TIMEOUT_S = 2.0
+SILENT = "it does not answer"
 
 
 class KafkaSource:
@@ -211,19 +218,26 @@ class KafkaSource:
         high_watermark = self._consumer.highwater(native)
         return None if high_watermark is None else max(0, high_watermark - self._ends[native])
 
-    def reachable(self) -> bool:
-        """Whether the leaders of the partitions answer; see `Source.reachable`.
+    def away(self) -> str | None:
+        """Why the leaders of the partitions do not answer; see `Source.away`.
 
         Raises:
             BrokerError: The broker answers that it refuses.
         """
-        asked = self._consumer.assignment() or {KafkaPartition(self._settings.topic, 0)}
+        topic = self._settings.topic
+        asked = self._consumer.assignment() or {KafkaPartition(topic, 0)}
         try:
             with self._typed_errors("asking for the ends of"):
                 self._consumer.end_offsets(list(asked), timeout_ms=REACHABLE_TIMEOUT_S * 1000)
         except BrokerUnavailableError:
-            return False
-        return True
+            # A topic that is not there has no leaders: kafka-python waits for them until its time
+            # is up.
+            soon = self._settings.model_copy(update={"connect_timeout_s": REACHABLE_TIMEOUT_S})
+            with suppress(BrokerUnavailableError):
+                if topics_missing(soon, [topic]):
+                    return f"it has no topic {topic}; was it deleted?"
+            return SILENT
+        return None
 
     def settled(self) -> bool:
         """Whether no rebalance is under way or asked for, and no partition is held back."""

@@ -446,12 +446,12 @@ def test_backoff_grows_to_half_a_minute_and_starts_anew_after_success() -> None:
 def test_the_broker_is_asked_once_a_second_at_most() -> None:
     clock, asked = ManualClock(), 0
 
-    def reachable() -> bool:
+    def away() -> str | None:
         nonlocal asked
         asked += 1
-        return False
+        return "it does not answer"
 
-    watch = BrokerWatch(reachable, clock)
+    watch = BrokerWatch(away, clock)
     assert watch.text is None
     for _ in range(40):
         assert not watch.ask()

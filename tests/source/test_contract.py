@@ -304,7 +304,7 @@ def test_the_listener_is_told_the_end_and_the_id_of_the_topic(place: Place) -> N
 
 
 def test_a_broker_that_is_there_is_reachable(place: Place) -> None:
-    assert place.open(Listener()).reachable()
+    assert place.open(Listener()).away() is None
 
 
 def test_a_source_is_settled_once_its_partitions_are_placed(place: Place) -> None:
@@ -340,7 +340,7 @@ def test_memory_gives_nothing_while_away() -> None:
     topic.available = False
 
     assert source.poll(0.01, 10) == []
-    assert not source.reachable()
+    assert source.away() == "it does not answer"
     assert not source.commit({})
     assert listener.asked == []
 

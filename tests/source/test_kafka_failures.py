@@ -10,7 +10,7 @@ from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.kafka import KafkaSource
 from tests.source.test_contract import Listener, hold_back, poll_messages, poll_until
 from tests.support.apache_kafka import ApacheKafka
-from tests.support.topics import describe_group, new_settings, send
+from tests.support.topics import administering, describe_group, new_settings, send
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kafka
@@ -117,10 +117,10 @@ def test_a_partition_waits_while_nobody_tells_its_offsets(
     own_kafka.kill()
     assert source.poll(0.1, 10) == []
     assert listener.assignments == []
-    assert not source.reachable()
+    assert source.away() == "it does not answer"
 
     own_kafka.start()
-    wait_until(source.reachable, "the broker to be reachable")
+    wait_until(lambda: source.away() is None, "the broker to be reachable")
     assert [m.value for m in poll_messages(source, 1)] == [b"a"]
     assert len(listener.assignments) == 1
 
@@ -136,3 +136,23 @@ def test_each_worker_is_told_apart_by_the_broker(
     (member,) = describe_group(settings)["members"]
 
     assert (member["group_instance_id"], member["client_id"]) == ("worker-7", "nap-stream-worker-7")
+
+
+def test_a_topic_that_was_deleted_is_no_broker_that_is_away(
+    apache_kafka: ApacheKafka, sources: list[KafkaSource]
+) -> None:
+    settings = new_settings(apache_kafka.bootstrap)
+    listener = Listener()
+    source = KafkaSource(settings, listener, instance_id="worker-0", starts={})
+    sources.append(source)
+    poll_until(source, lambda _found: bool(listener.assignments))
+    assert source.away() is None
+
+    with administering(settings.bootstrap_servers) as admin:
+        admin.delete_topics([settings.topic])
+
+    def told() -> bool:
+        source.poll(0.1, 10)
+        return source.away() == f"it has no topic {settings.topic}; was it deleted?"
+
+    wait_until(told, "the topic to be missed")

@@ -138,9 +138,9 @@ class MemorySource:
             return None
         return self._topic.partitions[partition].end - position
 
-    def reachable(self) -> bool:
-        """Whether the topic is ``available``."""
-        return self._topic.available
+    def away(self) -> str | None:
+        """It does not answer unless the topic is ``available``."""
+        return None if self._topic.available else "it does not answer"
 
     def settled(self) -> bool:
         """Whether all partitions are placed, and the topic does not stand for a rebalance."""
