@@ -402,7 +402,7 @@ class _Endless:
         """As many messages as are asked for."""
         if self._offset is None:
             offsets = PartitionOffsets(PARTITION, 0, 2**62, None, None)
-            self._offset = self._listener.assigned(offsets, 0)
+            self._offset = self._listener.assigned(offsets)
         if self._offset is None or self._paused:
             self._clock.sleep(timeout_s)
             return []

@@ -1,6 +1,7 @@
 """Results written so that a half-written one never stands under its name."""
 
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -70,4 +71,5 @@ def full_disk(folder: Path) -> str:
     if disk.free * 20 >= disk.total:
         return ""
     free, total = (size / 2**30 for size in (disk.free, disk.total))
-    return f"The disk of {folder} is full, {free:.1f} of {total:.1f} GiB are free: make room"
+    where = f"{folder} on {platform.node()}"
+    return f"The disk of {where} is full, {free:.1f} of {total:.1f} GiB are free: make room"

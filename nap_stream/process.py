@@ -44,32 +44,27 @@ def writer_id(name: str) -> str:
 
 
 _STORE = "AWS_"
-_CREDENTIALS = {
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"),
-    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
-    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-}
+_OF_ONE_MACHINE = ("_FILE", "_PROFILE", "_RELATIVE_URI", "_FULL_URI", "_ROLE_ARN")
+"""How variables end that name files, or addresses, of the machine where they are set."""
 
 
 def store_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that object stores are reached by. They hold secrets."""
-    return {name: value for name, value in environ.items() if name.startswith(_STORE)}
+    """The variables that object stores are reached by, for another machine. They hold secrets.
+
+    Nothing where credentials lie in files or at addresses of this machine.
+    """
+    found = {name: value for name, value in environ.items() if name.startswith(_STORE)}
+    return {} if any(name.endswith(_OF_ONE_MACHINE) for name in found) else found
 
 
 def adopt_store_environment(given: Mapping[str, str], environ: MutableMapping[str, str]) -> None:
-    """Take from another process what this one lacks to reach object stores; log the names.
+    """Take from another process what leads to object stores, all or nothing; log the names.
 
-    A machine that has credentials of its own keeps to them: halves of two make none.
+    A machine that has a variable of the kind keeps to its own: halves of two lead nowhere.
     """
-    has_own = any(name in environ for name in _CREDENTIALS)
-    taken = {
-        name: value
-        for name, value in given.items()
-        if name not in environ and not (has_own and name in _CREDENTIALS)
-    }
-    environ.update(taken)
-    if taken:
-        structlog.get_logger().info("store_environment_of_the_driver", names=sorted(taken))
+    if given and not any(name.startswith(_STORE) for name in environ):
+        environ.update(given)
+        structlog.get_logger().info("store_environment_of_the_driver", names=sorted(given))
 
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")

@@ -40,5 +40,6 @@ def test_a_full_disk_is_told_and_one_with_room_is_not(tmp_path: Path) -> None:
         assert full_disk(disk.folder) == ""
         disk.fill()
         said = full_disk(disk.folder)
-        assert f"The disk of {disk.folder} is full, 0.0 of 0.0 GiB are free" in said
+        assert f"The disk of {disk.folder} on " in said
+        assert " is full, 0.0 of 0.0 GiB are free: make room" in said
     assert full_disk(tmp_path / "nowhere") == ""

@@ -149,8 +149,12 @@ def test_one_broker_that_answers_is_enough(tls: TlsBroker) -> None:
     one = settings.model_copy(update={"bootstrap_servers": ("127.0.0.1:1", expired, good)})
     assert [shown.owner for shown in greet(one, 30)] == [good]
     none = settings.model_copy(update={"bootstrap_servers": ("127.0.0.1:1", expired)})
-    with pytest.raises(BrokerError, match="has expired"):
+    with pytest.raises(BrokerUnavailableError, match=r"connection refused; .* has expired"):
         greet(none, 30)
+    refused = settings.model_copy(update={"bootstrap_servers": (expired, expired)})
+    with pytest.raises(BrokerError, match="has expired") as caught:
+        greet(refused, 30)
+    assert not caught.value.retriable
 
 
 @pytest.mark.kafka

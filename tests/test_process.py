@@ -205,9 +205,9 @@ KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGIO
     ("own", "then"),
     [
         ({}, KEYS),
-        ({"AWS_REGION": "there"}, {**KEYS, "AWS_REGION": "there"}),
-        ({"AWS_PROFILE": "own"}, {"AWS_PROFILE": "own", "AWS_REGION": "here"}),
-        ({"AWS_ACCESS_KEY_ID": "own"}, {"AWS_ACCESS_KEY_ID": "own", "AWS_REGION": "here"}),
+        ({"AWS_REGION": "there"}, {"AWS_REGION": "there"}),
+        ({"AWS_PROFILE": "own"}, {"AWS_PROFILE": "own"}),
+        ({"AWS_ACCESS_KEY_ID": "own"}, {"AWS_ACCESS_KEY_ID": "own"}),
     ],
 )
 def test_a_machine_without_keys_takes_those_of_another(
@@ -217,3 +217,10 @@ def test_a_machine_without_keys_takes_those_of_another(
     adopt_store_environment(store_environment({"PATH": "/bin", **KEYS}), environ)
     assert environ == {"HOME": "/home", **then}
     assert "secret" not in capsys.readouterr().out.replace("SECRET", "")
+
+
+def test_what_lies_on_one_machine_is_not_handed_to_another() -> None:
+    token = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "AWS_ROLE_ARN": "arn"}
+    for own in ({"AWS_CONFIG_FILE": "/config"}, {"AWS_PROFILE": "mine"}, token):
+        assert store_environment({**KEYS, **own}) == {}
+    assert store_environment(KEYS) == KEYS

@@ -26,6 +26,12 @@ _UNKNOWN_ISSUER = {2, 18, 19, 20, 21}
 _EXPIRED, _NOT_YET = 10, 9
 _OTHER_HOST = {62, 64}
 """X509_V_ERR_… of OpenSSL."""
+_OF_CLIENT = ("CERTIFICATE", "UNKNOWN_CA", "ACCESS_DENIED", "HANDSHAKE_FAILURE")
+"""In the names of alerts that may be about the client's certificate, or its absence."""
+
+
+_PEM_END = "-----END CERTIFICATE-----"
+_NO_END = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
 
     Raises:
         ConfigError: A file of certificates or keys cannot be used.
-        BrokerUnavailableError: No connection came about. It says why, of each broker.
-        BrokerError: A broker is there, and speaks something else, or TLS fails.
+        BrokerUnavailableError: None answers as it should, and one of them may yet: it is away.
+        BrokerError: Every one of them speaks something else, or its TLS fails.
     """
     context = _context(settings) if settings.security_protocol.endswith("SSL") else None
     own = () if context is None else _own(settings)
@@ -69,7 +75,7 @@ def greet(settings: KafkaSettings, timeout_s: float) -> tuple[Certificate, ...]:
         except BrokerError as error:
             failures.append(error)
     refused = [error for error in failures if not error.retriable]
-    if refused:
+    if len(refused) == len(failures):
         raise refused[0]
     raise BrokerUnavailableError(
         "no broker answered: " + "; ".join(error.problem for error in failures),
@@ -88,7 +94,7 @@ class _Listener:
 
     @property
     def host(self) -> str:
-        return self.server.rpartition(":")[0].strip("[]")
+        return self.server.rpartition(":")[0].strip("[]").rstrip(".")
 
     @contextmanager
     def connected(self) -> Iterator[socket.socket]:
@@ -188,11 +194,14 @@ def _no_tls(error: OSError, listener: _Listener) -> BrokerError:
                 "Name a listener with TLS, or set it to "
                 + ("SASL_PLAINTEXT" if protocol.startswith("SASL") else "PLAINTEXT"),
             )
-    if "ALERT" not in (getattr(error, "reason", None) or ""):
+    reason = getattr(error, "reason", None) or ""
+    if not any(word in reason for word in _OF_CLIENT):
+        # A proxy whose broker starts says so, too: others may be tried, and this one again.
         return listener.away(f"it ends the TLS handshake ({_words(error)})")
     if settings.ssl_certfile is None:
+        or_else = ", or has no cipher in common with it" if "HANDSHAKE_FAILURE" in reason else ""
         return listener.refused(
-            f"it wants a certificate of the client, and there is none ({_words(error)})",
+            f"it wants a certificate of the client, and there is none{or_else} ({_words(error)})",
             "Set kafka.ssl_certfile and kafka.ssl_keyfile",
         )
     return listener.refused(
@@ -225,9 +234,12 @@ def _not_trusted(error: ssl.SSLCertVerificationError, listener: _Listener) -> Br
 
 def _context(settings: KafkaSettings) -> ssl.SSLContext:
     """What kafka-python makes of the settings, with errors that name the setting."""
-    context = ssl.create_default_context()
-    if settings.ssl_cafile is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Not `ssl.create_default_context`: it is stricter than the client in newer Pythons.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.ssl_cafile is None:
+        context.load_default_certs()
+    else:
         try:
             context.load_verify_locations(str(settings.ssl_cafile))
         except OSError as error:
@@ -257,19 +269,23 @@ def _no_password() -> str:
 def _own(settings: KafkaSettings) -> tuple[Certificate, ...]:
     if settings.ssl_certfile is None:
         return ()
-    content = Path(settings.ssl_certfile).read_bytes()
-    return (_of(x509.load_pem_x509_certificate(content), "kafka.ssl_certfile"),)
+    text = Path(settings.ssl_certfile).read_text(encoding="ascii", errors="replace")
+    # The first one, as OpenSSL takes it; a key and its chain may stand beside it.
+    begin = text.find("-----BEGIN CERTIFICATE-----")
+    end = text.find(_PEM_END, begin) + len(_PEM_END)
+    return (_described(ssl.PEM_cert_to_DER_cert(text[begin:end]), "kafka.ssl_certfile"),)
 
 
 def _described(der: bytes | None, owner: str) -> Certificate:
-    if der is None:
-        raise BrokerError(f"{owner} shows no certificate", owner)
-    return _of(x509.load_der_x509_certificate(der), owner)
-
-
-def _of(certificate: x509.Certificate, owner: str) -> Certificate:
-    subject, issuer = certificate.subject.rfc4514_string(), certificate.issuer.rfc4514_string()
-    ends = certificate.not_valid_after_utc.astimezone(UTC)
+    """What a certificate says; one that TLS takes and x509 does not is described as that."""
+    try:
+        certificate = x509.load_der_x509_certificate(der or b"")
+        subject, issuer = (
+            name.rfc4514_string() for name in (certificate.subject, certificate.issuer)
+        )
+        ends = certificate.not_valid_after_utc
+    except ValueError:
+        return Certificate(owner, "a certificate that cannot be read", "nobody known", _NO_END)
     return Certificate(owner, subject or "without a subject", issuer or "nobody named", ends)
 
 

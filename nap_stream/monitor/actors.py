@@ -33,7 +33,7 @@ from nap_stream.process import (
     configure_logging,
     store_environment,
 )
-from nap_stream.records import SegmentSummary, TopicPartition, WorkerReport
+from nap_stream.records import SegmentSummary, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
@@ -73,14 +73,12 @@ class WorkerActor:
         incarnation: int,
         share: tuple[int, float],
         *,
-        starts: Mapping[TopicPartition, int],
         coordinator: Any,
         environment: Mapping[str, str],
     ) -> None:
         self._environment = environment
         self._settings, self._name, self._incarnation = settings, name, incarnation
-        (self._num_cpus, self._num_gpus), self._starts = share, starts
-        self._coordinator = coordinator
+        (self._num_cpus, self._num_gpus), self._coordinator = share, coordinator
         self._stop = StopRequest(SystemClock())
 
     def ready(self) -> None:
@@ -101,7 +99,6 @@ class WorkerActor:
                 self._incarnation,
                 num_cpus=self._num_cpus,
                 num_gpus=self._num_gpus,
-                starts=self._starts,
                 reporter=_ActorReporter(self._coordinator),
                 stop=self._stop,
                 clock=SystemClock(),
@@ -266,7 +263,6 @@ class RayWorker:
 class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
-    ``starts`` is where partitions begin that have no chain; one that is not named begins at 0.
     ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
     a coordinator that is restarted counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
@@ -279,12 +275,11 @@ class RayCluster:
         self,
         settings: Settings,
         calibration: CalibrationFacts,
-        starts: Mapping[TopicPartition, int],
         since: LogEnds | None = None,
         *,
         is_own: bool = False,
     ) -> None:
-        self._settings, self._starts = settings, starts
+        self._settings = settings
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
         self._environment = store_environment(os.environ)
         worker = settings.worker
@@ -321,8 +316,17 @@ class RayCluster:
         self._unplaced: dict[str, tuple[RayWorker, float]] = {}
 
     def start(self) -> str:
-        """Start the coordinator; return the address of its /metrics."""
-        return str(_answer(self._coordinator.start.remote(), START_S))
+        """Start the coordinator; return the address of its /metrics.
+
+        Raises:
+            NapStreamError: What keeps it from starting.
+        """
+        try:
+            return str(_answer(self._coordinator.start.remote(), START_S))
+        except RayError as error:
+            raise WorkerError(
+                f"the coordinator did not start: {brief(error)}", action=full_disk(ray_folder())
+            ) from error
 
     def start_worker(self, name: str, incarnation: int) -> RayWorker:
         """Start a worker actor; returns at once."""
@@ -333,7 +337,6 @@ class RayCluster:
         worker = RayWorker(
             actor.remote(
                 *(self._settings, name, incarnation, share),
-                starts=self._starts,
                 coordinator=self._coordinator,
                 environment=self._environment,
             )

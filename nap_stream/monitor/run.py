@@ -1,8 +1,9 @@
 """A whole run of the monitor, from preflight to the last alert."""
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 from urllib.parse import urlsplit
 
 import structlog
@@ -16,20 +17,24 @@ from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
 from nap_stream.kafka.client import connect, require_topics
-from nap_stream.kafka.offsets import topic_offsets
+from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.model.execution import require_execution
 from nap_stream.monitor.actors import RayCluster
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.session import ray_session
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.outputs import known_outputs
-from nap_stream.process import stop_on_signals
-from nap_stream.records import PartitionOffsets, TopicPartition
+from nap_stream.process import stop_on_signals, writer_id
+from nap_stream.records import PartitionOffsets
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.proof.note import KEY, read_signer
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import LogSummaries
 from nap_stream.settings.log import hidden_keys
-from nap_stream.settings.schema import KafkaSettings, Settings
+from nap_stream.settings.schema import Settings
+
+WRITE_AGAIN_S = 10.0
+"""How long a discovery file that could not be written is left alone."""
 
 
 def run_monitor(
@@ -53,11 +58,15 @@ def run_monitor(
     limits = RunLimits(len(offsets), until_idle_s, max_records)
     names = tuple(f"worker-{number}" for number in range(settings.worker.count))
     cpus = settings.worker.count * (settings.worker.num_cpus or settings.worker.torch_threads)
+    writer = WriterIdentity(
+        writer_id("driver"), calibration.model_fingerprint, calibration.fingerprint
+    )
+    log = ScoredLog(store_at(settings.log.root), writer, SystemClock())
+    begin_chains(log, offsets, settings.kafka.start)
     with ray_session(address, cpus) as is_own, stop_on_signals() as stop:
         chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
         since = None if max_records is None else chains.ends()
-        starts = chain_starts(settings.kafka, offsets, chains.partitions())
-        cluster = RayCluster(settings, calibration, starts, since, is_own=is_own)
+        cluster = RayCluster(settings, calibration, since, is_own=is_own)
         log = structlog.get_logger()
         log.info(
             "monitor_started",
@@ -83,19 +92,28 @@ def run_monitor(
         return result
 
 
-def chain_starts(
-    kafka: KafkaSettings, offsets: Sequence[PartitionOffsets], chains: Collection[TopicPartition]
-) -> dict[TopicPartition, int]:
-    """Where the chains of partitions begin that have none yet; one that is not named begins at 0.
+def begin_chains(
+    log: ScoredLog, offsets: Sequence[PartitionOffsets], start: Literal["earliest", "latest"]
+) -> None:
+    """In a first run, fix where the chains of the topic's partitions start, before any is read.
 
-    In a first run that is where the topic stood when it began, as ``kafka.start`` says, however
-    long a worker takes. A partition that comes later, or came since another run began ``chains``,
-    is not named: all of its messages came while the log was kept.
+    That is where the topic begins or ends now, as ``kafka.start`` says. Where the group has
+    committed an offset, whoever has the partition begins there. The first partition comes last:
+    once it has a chain the first run got that far, and one without a chain was added later.
+
+    Raises:
+        ScoredLogError: The log cannot be read or written.
     """
-    if chains:
-        return {}
-    is_early = kafka.start == "earliest"
-    return {one.partition: one.earliest if is_early else one.end for one in offsets}
+    first, *others = sorted(offsets, key=lambda one: one.partition)
+    if log.end(first.partition) is not None:
+        return
+    for one in (*others, first):
+        if one.committed is None:
+            offset = one.earliest if start == "earliest" else one.end
+            position = log.begin(one.partition, offset, one.topic_id)
+            structlog.get_logger().info(
+                "chain_begun", partition=str(one.partition), offset=position.offset, committed=None
+            )
 
 
 @contextmanager
@@ -105,9 +123,10 @@ def scrape_target(settings: Settings) -> Iterator[Callable[[str | None], None]]:
     The file has the form of ``file_sd_configs``. It is written anew where the coordinator moves,
     and has no target after the block.
     """
-    path, told = settings.metrics.discovery_file, ""
+    path, told, again_s = settings.metrics.discovery_file, "", float("-inf")
+    clock = SystemClock()
 
-    def write(targets: Sequence[str]) -> None:
+    def write(targets: Sequence[str]) -> bool:
         # Names that no series has: they would take the place of its own.
         labels = {
             "nap_stream_monitor": settings.alerts.monitor,
@@ -119,12 +138,16 @@ def scrape_target(settings: Settings) -> Iterator[Callable[[str | None], None]]:
                 publish(path, json.dumps(tree, indent=2).encode() + b"\n")
         except ConfigError as error:
             structlog.get_logger().error("discovery_file_not_written", cause=str(error))
+            return False
+        return True
 
     def note(url: str | None) -> None:
-        nonlocal told
-        if url is not None and url != told:
-            told = url
-            write([urlsplit(url).netloc])
+        nonlocal told, again_s
+        if url is not None and url != told and clock.monotonic() >= again_s:
+            if write([urlsplit(url).netloc]):
+                told = url
+            else:
+                again_s = clock.monotonic() + WRITE_AGAIN_S
 
     try:
         yield note
@@ -163,4 +186,4 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
             precision="unknown",
             calibrated_on="outputs" if document.model.elsewhere else "images",
         )
-    return calibration.facts, topic_offsets(settings.kafka, {})
+    return calibration.facts, topic_offsets(settings.kafka, committed_offsets(settings.kafka))

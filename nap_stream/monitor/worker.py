@@ -1,7 +1,7 @@
 """A worker, put together from settings. Knows no Ray."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,6 @@ from nap_stream.pipeline.outputs import KnownOutputs, known_outputs, output_deco
 from nap_stream.pipeline.rows import DecodeOnCpu, MessageDecoder, RowScorer, ScoreImages
 from nap_stream.pipeline.scoring import PARCEL_MESSAGES, Decode, ScoringStage
 from nap_stream.process import writer_id
-from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
@@ -47,7 +46,6 @@ def run_worker(
     *,
     num_cpus: int,
     num_gpus: float,
-    starts: Mapping[TopicPartition, int],
     reporter: Reporter,
     stop: StopRequest,
     clock: Clock,
@@ -56,7 +54,6 @@ def run_worker(
 
     ``name`` is stable over restarts and is the static member of the consumer group;
     ``incarnation`` counts the restarts. ``num_cpus`` and ``num_gpus`` are what Ray has given it.
-    ``starts`` is where partitions begin that have no chain; one that is not named begins at 0.
 
     Raises:
         NapStreamError: What keeps the worker from starting or going on.
@@ -81,7 +78,7 @@ def run_worker(
                 calibration,
                 threads=threads,
                 open_source=lambda listener: KafkaSource(
-                    settings.kafka, listener, instance_id=name, starts=starts
+                    settings.kafka, listener, instance_id=name
                 ),
                 dead_letters=dead_letters,
                 reporter=reporter,

@@ -275,8 +275,11 @@ class Publisher:
         self._counters.last_commit_ms = self._clock.now_ms()
         return all_read
 
-    def recover(self, offsets: PartitionOffsets, start: int) -> ChainPosition:
-        """Find where the chain ends, or begin one: at ``start`` where nothing was ever committed.
+    def recover(self, offsets: PartitionOffsets) -> ChainPosition:
+        """Find where the chain ends, or begin one: at 0 where nothing was ever committed.
+
+        A first run begins the chains elsewhere before it starts workers. A partition without one
+        was added later: all of its messages came while the log was kept.
 
         Raises:
             TopicReplacedError: The chain was made from another topic of this name.
@@ -289,8 +292,7 @@ class Publisher:
             position = self._log.end(partition, committed)
             if position is None:
                 require_within_topic(offsets)
-                first = start if committed is None else max(offsets.earliest, committed)
-                position = self._log.begin(partition, first, offsets.topic_id)
+                position = self._log.begin(partition, committed or 0, offsets.topic_id)
                 _note_beginning(offsets, position)
         return require_same_topic(partition, position, offsets.topic_id)
 

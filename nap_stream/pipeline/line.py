@@ -104,7 +104,7 @@ class WorkerLine:
             self._close_after_error(deadline_s)
             raise
 
-    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
+    def assigned(self, offsets: PartitionOffsets) -> int | None:
         """Recover the chain of a partition, or begin one; return where to read from.
 
         None while the log cannot be read or written.
@@ -113,7 +113,7 @@ class WorkerLine:
         if not self._waiting.may_try(partition):
             return None
         try:
-            offset = self._take_over(offsets, start)
+            offset = self._take_over(offsets)
         except Unavailable as unavailable:
             self._waiting.failed(partition, unavailable)
             return None
@@ -268,7 +268,7 @@ class WorkerLine:
         self._collect()
         return done
 
-    def _take_over(self, offsets: PartitionOffsets, start: int) -> int | None:
+    def _take_over(self, offsets: PartitionOffsets) -> int | None:
         """Own a partition from its chain's end on; None where rows of before must wait."""
         name, committed = offsets.partition, offsets.committed
         before = self._partitions.get(name)
@@ -277,7 +277,7 @@ class WorkerLine:
             self._publish([before])
             if name in self._waiting:
                 return None
-        position = self._publisher.recover(offsets, start)
+        position = self._publisher.recover(offsets)
         partition = Partition(name, self._next_epoch(), position, position.offset)
         if before is not None:
             partition.pending, partition.newest_ms = before.pending, before.newest_ms
@@ -288,7 +288,9 @@ class WorkerLine:
         if before is None:
             self._counters.rebalances += 1
             self._note_disagreement(name, disagreement(position, committed))
-        if partition.end != (start if committed is None else committed):
+        # A chain without a segment needs no offset: the next owner begins there, too.
+        known = position.offset if committed is None and position.base is None else committed
+        if partition.end != known:
             partition.pending = partition.end
         structlog.get_logger().info(
             "partition_assigned",

@@ -17,12 +17,11 @@ class PartitionListener(Protocol):
     ``close``: never at the same time as the reader's own code.
     """
 
-    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
+    def assigned(self, offsets: PartitionOffsets) -> int | None:
         """Take a partition; return the offset to read from.
 
         Called again for a partition that is already owned where retention has deleted what the
-        position needs: publish what is in flight first. ``start`` is where to begin with neither a
-        log nor a committed offset.
+        position needs: publish what is in flight first.
 
         Returns:
             None where that cannot be said now: the source holds the partition back, goes on

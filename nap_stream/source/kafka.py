@@ -122,8 +122,6 @@ class KafkaSource:
     listener has said where to read from, which happens in the next `poll`.
 
     ``instance_id`` is the static member's name: stable over restarts, unique within the group.
-    ``starts`` is where a partition begins with neither a log nor a committed offset; one that is
-    not named begins at 0.
 
     Raises:
         BrokerUnavailableError: No broker answers in time.
@@ -131,15 +129,9 @@ class KafkaSource:
     """
 
     def __init__(
-        self,
-        settings: KafkaSettings,
-        listener: PartitionListener,
-        *,
-        instance_id: str,
-        starts: Mapping[TopicPartition, int],
+        self, settings: KafkaSettings, listener: PartitionListener, *, instance_id: str
     ) -> None:
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
-        self._starts = starts
         self._clock = SystemClock()
         self._fresh: set[KafkaPartition] = set()
         self._ends: dict[KafkaPartition, int] = {}
@@ -326,7 +318,7 @@ class KafkaSource:
 
     def _place(self, native: KafkaPartition, found: PartitionOffsets) -> None:
         self._told.add(native)
-        offset = self._listener.assigned(found, self._starts.get(found.partition, 0))
+        offset = self._listener.assigned(found)
         if offset is None:
             return
         self._fresh.discard(native)

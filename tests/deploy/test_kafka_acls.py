@@ -126,7 +126,7 @@ def do_all(guarded: Guarded, instance: str) -> None:
     """All that a run asks of the broker, one after the other."""
     settings, names = guarded.user, guarded.manifest
     require_topics(settings, names.topics)
-    source = KafkaSource(settings, Listener(), instance_id=instance, starts={})
+    source = KafkaSource(settings, Listener(), instance_id=instance)
     try:
         send(guarded.anybody, [b"x"])
         (message, *_) = poll_messages(source, 1)

@@ -191,7 +191,6 @@ def _work(settings: Settings, num_gpus: float) -> None:
         0,
         num_cpus=1,
         num_gpus=num_gpus,
-        starts={},
         reporter=_Nobody(),
         stop=stop,
         clock=SystemClock(),

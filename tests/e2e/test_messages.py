@@ -84,7 +84,6 @@ class Worker:
                 0,
                 num_cpus=1,
                 num_gpus=0,
-                starts={},
                 reporter=self.told,
                 stop=self._stop,
                 clock=SystemClock(),

@@ -103,7 +103,7 @@ class FaultySource(KafkaSource):
     ) -> None:
         self._injector = injector
         told = _FaultyListener(listener, injector)
-        super().__init__(settings, told, instance_id=instance_id, starts={})
+        super().__init__(settings, told, instance_id=instance_id)
 
     def poll(self, timeout_s: float, max_messages: int) -> list[Any]:
         self._injector.reach(Failpoint.POLL_BEFORE)
@@ -135,9 +135,9 @@ class _FaultyListener:
     def __init__(self, listener: PartitionListener, injector: Injector) -> None:
         self._listener, self._injector = listener, injector
 
-    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
+    def assigned(self, offsets: PartitionOffsets) -> int | None:
         self._injector.reach(Failpoint.ASSIGNED_BEFORE)
-        offset = self._listener.assigned(offsets, start)
+        offset = self._listener.assigned(offsets)
         self._injector.reach(Failpoint.ASSIGNED_AFTER)
         return offset
 

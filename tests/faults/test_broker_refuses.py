@@ -80,7 +80,7 @@ def test_a_wrong_password_keeps_a_source_from_opening_and_is_shown_nowhere(
     wrong = settings.model_copy(update=as_user(strict_kafka, "hunter2-hunter2"))
 
     with caplog.at_level(logging.DEBUG), pytest.raises(BrokerError) as caught:
-        KafkaSource(wrong, Listener(), instance_id="worker-0", starts={})
+        KafkaSource(wrong, Listener(), instance_id="worker-0")
 
     assert "credentials" in f"{caught.value}"
     assert "hunter2" not in f"{caught.value!r} {wrong!r} {caplog.text}"
@@ -117,7 +117,7 @@ def test_what_is_allowed_is_read_and_committed(
 ) -> None:
     allow(admin, ResourceType.TOPIC, settings.topic, "READ", "DESCRIBE")
     allow(admin, ResourceType.GROUP, settings.group_id, "READ")
-    source = KafkaSource(settings, Listener(), instance_id="worker-0", starts={})
+    source = KafkaSource(settings, Listener(), instance_id="worker-0")
     try:
         (message,) = poll_messages(source, 1)
         assert source.commit({message.partition: 1})
@@ -158,7 +158,7 @@ def deliver(letters: KafkaDeadLetters) -> None:
 
 
 def require_refused_by_poll(settings: KafkaSettings, action: str) -> None:
-    source = KafkaSource(settings, Listener(), instance_id="worker-0", starts={})
+    source = KafkaSource(settings, Listener(), instance_id="worker-0")
     try:
         with pytest.raises(BrokerError, match=action) as caught:
             poll_until(source, lambda _found: False)

@@ -11,9 +11,8 @@ from kafka.structs import OffsetAndMetadata
 from kafka.structs import TopicPartition as KafkaPartition
 
 from nap_stream.kafka.offsets import topic_offsets
-from nap_stream.monitor.run import chain_starts
+from nap_stream.monitor.run import begin_chains
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.read import partitions
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.schema import KafkaSettings
@@ -76,11 +75,11 @@ def test_partitions_that_are_added_have_all_of_their_messages_in_the_log_or_in_a
 ) -> None:
     kafka = settings.model_copy(update={"start": start})
     send(kafka, [b"g"] * 7, partition=0)
-    starts = chain_starts(kafka, topic_offsets(kafka, {}), ())
+    begin_chains(local_log(tmp_path, "driver"), topic_offsets(kafka, {}), start)
     # What comes before a worker has the partition came after the run began.
     send(kafka, [b"g"] * 2, partition=0)
     first = 0 if start == "earliest" else 7
-    with Worker(kafka, local_log(tmp_path, "worker-0"), starts=starts) as worker:
+    with Worker(kafka, local_log(tmp_path, "worker-0")) as worker:
         wait_until(lambda: rows_in_log(tmp_path, kafka.topic) == 9 - first, "the first rows")
         _add_partitions(kafka, 2)
         send(kafka, [b"g"] * 5, partition=1)
@@ -91,9 +90,8 @@ def test_partitions_that_are_added_have_all_of_their_messages_in_the_log_or_in_a
     send(kafka, [b"g"] * 6, partition=2)
     delete_before(kafka, 4, partition=2)
     send(kafka, [b"g"] * 3, partition=3)
-    chains = partitions(store_at(tmp_path), kafka.topic)
-    starts = chain_starts(kafka, topic_offsets(kafka, {}), chains)
-    with Worker(kafka, local_log(tmp_path, "worker-0"), starts=starts) as worker:
+    begin_chains(local_log(tmp_path, "driver"), topic_offsets(kafka, {}), start)
+    with Worker(kafka, local_log(tmp_path, "worker-0")) as worker:
         wait_until(lambda: rows_in_log(tmp_path, kafka.topic) >= 19 - first, "the last rows")
         worker.stop()
 

@@ -50,7 +50,7 @@ def test_what_is_published_at_the_stop_is_committed_when_the_rebalance_is_over(
     with Worker(settings, log, segment_max_age_s=3600) as worker:
         wait_until(lambda: len(worker.owned) == 2, "both partitions")
         other = Listener()
-        sources.append(KafkaSource(settings, other, instance_id="worker-1", starts={}))
+        sources.append(KafkaSource(settings, other, instance_id="worker-1"))
         poll_until(sources[0], lambda _found: bool(other.assignments))
         (mine,) = {TopicPartition(settings.topic, n) for n in (0, 1)} - {other.assignments[0][0]}
         send(settings, [b"g"] * 10, partition=mine.partition)
@@ -58,7 +58,7 @@ def test_what_is_published_at_the_stop_is_committed_when_the_rebalance_is_over(
         poll_until(sources[0], lambda _found: worker.decoded == 10 and not rebalances(sources[0]))
 
         # The second member polls no more, so that the rebalance for the third cannot end.
-        third = KafkaSource(settings, Listener(), instance_id="worker-2", starts={})
+        third = KafkaSource(settings, Listener(), instance_id="worker-2")
         sources.append(third)
         poll_until(third, lambda _found: "worker-2" in members(settings))
         wait_until(lambda: rebalances(worker.source), "the worker to join anew")

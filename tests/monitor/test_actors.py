@@ -48,7 +48,7 @@ def cluster_of() -> Iterator[MakeCluster]:
     made = []
 
     def make(settings: Settings) -> RayCluster:
-        made.append(RayCluster(settings, FACTS, {}))
+        made.append(RayCluster(settings, FACTS))
         return made[-1]
 
     yield make
@@ -120,7 +120,7 @@ def test_the_workers_of_a_ray_of_their_own_divide_its_cpus(
     worker: dict[str, int], cpus: int
 ) -> None:
     name = "-".join(f"{key}{value}" for key, value in worker.items())
-    cluster = RayCluster(_settings(name, num_gpus=0, **worker), FACTS, {}, is_own=True)
+    cluster = RayCluster(_settings(name, num_gpus=0, **worker), FACTS, is_own=True)
     ray.kill(cluster._coordinator)
     assert cluster.num_cpus == cpus
 
@@ -150,7 +150,7 @@ def test_a_worker_takes_no_gpu_where_the_settings_say_so(cluster_of: MakeCluster
 )
 def test_more_than_the_cluster_has_is_refused(worker: dict[str, float], problem: str) -> None:
     with pytest.raises(WorkerError) as caught:
-        RayCluster(_settings("much", **worker), FACTS, {})
+        RayCluster(_settings("much", **worker), FACTS)
     assert caught.value.problem == problem
     assert "worker." in caught.value.where
     assert caught.value.action
@@ -160,7 +160,7 @@ def test_a_second_monitor_of_the_same_group_is_refused(cluster_of: MakeCluster) 
     settings = _settings("taken", num_gpus=0)
     cluster_of(settings)
     with pytest.raises(WorkerError, match="already runs on this Ray cluster") as caught:
-        RayCluster(settings, FACTS, {})
+        RayCluster(settings, FACTS)
     assert "taken" in caught.value.where
 
 
@@ -241,7 +241,7 @@ def test_where_a_fault_in_a_worker_came_from_is_in_its_log(monkeypatch: pytest.M
     monkeypatch.setattr("nap_stream.monitor.worker.run_worker", broken)
     monkeypatch.setattr("nap_stream.monitor.actors.configure_logging", lambda **_options: None)
     actor = WorkerActor(
-        _settings("fault"), "worker-0", 0, (1, 0.0), starts={}, coordinator=None, environment={}
+        _settings("fault"), "worker-0", 0, (1, 0.0), coordinator=None, environment={}
     )
 
     with (

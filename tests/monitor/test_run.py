@@ -1,14 +1,19 @@
-"""What a run tells others of itself."""
+"""Where the chains of a first run start, and what a run tells others of itself."""
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from structlog.testing import capture_logs
 
-from nap_stream.monitor.run import scrape_target
+from nap_stream.clock import ManualClock
+from nap_stream.monitor.run import begin_chains, scrape_target
+from nap_stream.records import PartitionOffsets, TopicPartition
+from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.settings.load import load_settings
 from nap_stream.settings.schema import Settings
+from tests.support.memory_store import MemoryStore
 
 
 @pytest.fixture
@@ -30,6 +35,33 @@ metrics: {{discovery_file: {target_file}}}
         encoding="utf-8",
     )
     return load_settings(tmp_path / "monitor.yaml")
+
+
+def test_a_first_start_that_was_cut_short_is_a_first_start_again() -> None:
+    """Three partitions with messages [3, 10), of which the group has committed in the second."""
+    store, clock = MemoryStore(), ManualClock()
+    log = ScoredLog(store, WriterIdentity("driver", "0" * 64, "1" * 64), clock)
+    names = [TopicPartition("images", number) for number in range(3)]
+    offsets = [
+        PartitionOffsets(name, 3, 10, 5 if name.partition == 1 else None, "id") for name in names
+    ]
+    log.begin(names[2], 10, "id")
+    begin_chains(log, offsets, "latest")
+    assert [position and position.offset for position in map(log.end, names)] == [10, None, 10]
+    added = PartitionOffsets(TopicPartition("images", 3), 0, 4, None, "id")
+    begin_chains(log, [*offsets, added], "latest")
+    assert log.end(added.partition) is None
+
+
+@pytest.mark.parametrize(("start", "offset"), [("earliest", 3), ("latest", 10)])
+def test_a_first_start_fixes_all_chains(start: Literal["earliest", "latest"], offset: int) -> None:
+    log = ScoredLog(MemoryStore(), WriterIdentity("driver", "0" * 64, "1" * 64), ManualClock())
+    names = [TopicPartition("images", number) for number in range(3)]
+    begin_chains(log, [PartitionOffsets(name, 3, 10, None, "id") for name in names], start)
+    for name in names:
+        position = log.end(name)
+        assert position is not None
+        assert (position.offset, position.topic_id) == (offset, "id")
 
 
 def test_prometheus_is_told_where_the_coordinator_is_and_when_there_is_none(

@@ -28,7 +28,7 @@ class Listener:
     owned: set[TopicPartition] = field(default_factory=set)
     on_revoked: Callable[[], None] = lambda: None
 
-    def assigned(self, offsets: PartitionOffsets, start: int) -> int | None:
+    def assigned(self, offsets: PartitionOffsets) -> int | None:
         partition, committed = offsets.partition, offsets.committed
         self.asked.append((partition, offsets.end, offsets.topic_id))
         if self.refusals.get(partition, 0) > 0:
@@ -36,7 +36,7 @@ class Listener:
             return None
         self.assignments.append((partition, offsets.earliest, committed))
         self.owned.add(partition)
-        return self.log_ends.get(partition, start if committed is None else committed)
+        return self.log_ends.get(partition, committed or offsets.earliest)
 
     def revoked(self, partitions: Sequence[TopicPartition]) -> None:
         self.revocations.extend(partitions)
@@ -99,9 +99,7 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
         yield Place(
             produce,
-            lambda listener: keep(
-                KafkaSource(settings, listener, instance_id="worker-0", starts={})
-            ),
+            lambda listener: keep(KafkaSource(settings, listener, instance_id="worker-0")),
             lambda number: TopicPartition(settings.topic, number),
         )
     for source in opened:

@@ -1,8 +1,7 @@
 """What only a real broker can show."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -23,13 +22,8 @@ Open = Callable[..., KafkaSource]
 def opened() -> Iterator[Open]:
     sources: list[KafkaSource] = []
 
-    def make(
-        settings: KafkaSettings,
-        listener: Listener,
-        name: str = "worker-0",
-        starts: Mapping[TopicPartition, int] = MappingProxyType({}),
-    ) -> KafkaSource:
-        sources.append(KafkaSource(settings, listener, instance_id=name, starts=starts))
+    def make(settings: KafkaSettings, listener: Listener, name: str = "worker-0") -> KafkaSource:
+        sources.append(KafkaSource(settings, listener, instance_id=name))
         return sources[-1]
 
     yield make
@@ -182,22 +176,6 @@ def test_a_topic_that_was_made_anew_during_a_pause_is_told_before_anything_of_it
 
     assert listener.losses == [partition]
     assert listener.asked[-1][2] not in {before, None}
-
-
-@pytest.mark.kafka
-def test_what_has_no_chain_starts_where_the_source_was_told(
-    apache_kafka: ApacheKafka, opened: Open
-) -> None:
-    settings = new_settings(apache_kafka.bootstrap, partitions=2)
-    for partition in (0, 1):
-        send(settings, [b"old"], partition=partition)
-    listener = Listener()
-    source = opened(settings, listener, starts={TopicPartition(settings.topic, 0): 1})
-
-    assert [m.partition.partition for m in poll_messages(source, 1)] == [1]
-    send(settings, [b"new"], partition=0)
-    assert [m.value for m in poll_messages(source, 1)] == [b"new"]
-    assert len(listener.assignments) == 2
 
 
 @pytest.mark.kafka

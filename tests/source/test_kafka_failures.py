@@ -38,7 +38,7 @@ def test_the_group_is_left_also_when_the_listener_fails(
         raise RuntimeError("the log's disk is full")
 
     listener = Listener(on_revoked=fail)
-    sources.append(KafkaSource(settings, listener, instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
     assert members(settings) == 1
 
@@ -58,9 +58,9 @@ def test_an_error_of_the_listener_while_another_joins_comes_out_of_poll(
         raise RuntimeError("the log's disk is full")
 
     first, second = Listener(on_revoked=fail), Listener()
-    sources.append(KafkaSource(settings, first, instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, first, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: len(first.assignments) == 2)
-    sources.append(KafkaSource(settings, second, instance_id="worker-1", starts={}))
+    sources.append(KafkaSource(settings, second, instance_id="worker-1"))
 
     def poll_both() -> bool:
         sources[1].poll(0.1, 10)
@@ -76,10 +76,10 @@ def test_one_that_never_joined_does_not_remove_its_namesake(
 ) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     listener = Listener()
-    sources.append(KafkaSource(settings, listener, instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
 
-    KafkaSource(settings, Listener(), instance_id="worker-0", starts={}).close(10)
+    KafkaSource(settings, Listener(), instance_id="worker-0").close(10)
 
     assert members(settings) == 1
     assert sources[0].commit({TopicPartition(settings.topic, 0): 0})
@@ -90,7 +90,7 @@ def test_close_keeps_to_its_time_while_the_broker_is_away(
 ) -> None:
     settings = new_settings(own_kafka.bootstrap)
     listener = Listener()
-    source = KafkaSource(settings, listener, instance_id="worker-0", starts={})
+    source = KafkaSource(settings, listener, instance_id="worker-0")
     sources.append(source)
     listener.on_revoked = lambda: source.commit_soon({TopicPartition(settings.topic, 0): 0})
     poll_until(source, lambda _found: bool(listener.assignments))
@@ -108,7 +108,7 @@ def test_a_partition_waits_while_nobody_tells_its_offsets(
     settings = new_settings(own_kafka.bootstrap)
     send(settings, [b"a"])
     listener = Listener()
-    source = KafkaSource(settings, listener, instance_id="worker-0", starts={})
+    source = KafkaSource(settings, listener, instance_id="worker-0")
     sources.append(source)
     poll_until(source, lambda _found: bool(listener.assignments))
     listener.assignments.clear()
@@ -130,7 +130,7 @@ def test_each_worker_is_told_apart_by_the_broker(
 ) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     listener = Listener()
-    sources.append(KafkaSource(settings, listener, instance_id="worker-7", starts={}))
+    sources.append(KafkaSource(settings, listener, instance_id="worker-7"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
 
     (member,) = describe_group(settings)["members"]
@@ -143,7 +143,7 @@ def test_a_topic_that_was_deleted_is_no_broker_that_is_away(
 ) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     listener = Listener()
-    source = KafkaSource(settings, listener, instance_id="worker-0", starts={})
+    source = KafkaSource(settings, listener, instance_id="worker-0")
     sources.append(source)
     poll_until(source, lambda _found: bool(listener.assignments))
     assert source.away() is None

@@ -48,7 +48,7 @@ def test_offsets_that_transactions_take_are_passed_over_and_aborted_messages_not
     send_in_transaction(settings, [b"a", b"b"], commit=True)  # offsets 0, 1, and a marker at 2
     send_in_transaction(settings, [b"aborted"], commit=False)  # offset 3, and a marker at 4
     send(settings, [b"c"])
-    sources.append(KafkaSource(settings, Listener(), instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, Listener(), instance_id="worker-0"))
 
     parts = poll_until(sources[0], lambda found: sum(len(p.messages) for p in found) >= 3)
 
@@ -62,7 +62,7 @@ def test_the_position_moves_on_where_a_transaction_leaves_nothing_to_read(
 ) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     send(settings, [b"a"])
-    sources.append(KafkaSource(settings, Listener(), instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, Listener(), instance_id="worker-0"))
     poll_messages(sources[0], 1)
 
     send_in_transaction(settings, [b"aborted"], commit=False)  # offset 1, and a marker at 2
@@ -78,7 +78,7 @@ def test_a_member_that_was_thrown_out_loses_its_partitions_and_comes_back(
     settings = new_settings(apache_kafka.bootstrap)
     partition = TopicPartition(settings.topic, 0)
     listener = Listener()
-    sources.append(KafkaSource(settings, listener, instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
 
     remove_member(settings, "worker-0")
@@ -99,10 +99,10 @@ def test_a_member_that_is_closed_while_it_joins_leaves_the_group(
 ) -> None:
     settings = new_settings(apache_kafka.bootstrap)
     listener = Listener()
-    sources.append(KafkaSource(settings, listener, instance_id="worker-0", starts={}))
+    sources.append(KafkaSource(settings, listener, instance_id="worker-0"))
     poll_until(sources[0], lambda _found: bool(listener.assignments))
     # The first one does not poll meanwhile, so that nobody answers the second one's join.
-    second = KafkaSource(settings, Listener(), instance_id="worker-1", starts={})
+    second = KafkaSource(settings, Listener(), instance_id="worker-1")
     sources.append(second)
     poll_until(second, lambda _found: "worker-1" in members(settings))
 

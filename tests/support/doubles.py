@@ -7,7 +7,6 @@ Alerts kept in memory, for tests.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import Clock
@@ -75,7 +74,6 @@ class MemorySource:
         topic: What to read.
         listener: Told about partitions.
         clock: Waited on where there is nothing to read.
-        starts: Where partitions begin that have no log; one that is not named begins at 0.
     """
 
     def __init__(
@@ -84,9 +82,8 @@ class MemorySource:
         listener: PartitionListener,
         *,
         clock: Clock,
-        starts: Mapping[TopicPartition, int] = MappingProxyType({}),
     ) -> None:
-        self._topic, self._listener, self._clock, self._starts = topic, listener, clock, starts
+        self._topic, self._listener, self._clock = topic, listener, clock
         self._fresh = set(topic.partitions)
         self._positions: dict[TopicPartition, int] = {}
         self._paused = False
@@ -177,8 +174,7 @@ class MemorySource:
                     log.end,
                     self._topic.committed.get(partition),
                     self._topic.topic_id,
-                ),
-                start=self._starts.get(partition, 0),
+                )
             )
             if offset is not None:
                 self._positions[partition] = offset

@@ -1,9 +1,7 @@
 """Worker lines with a light scoring stage, in threads, on a real broker and a real log."""
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Self
 
 import pyarrow as pa
@@ -53,7 +51,6 @@ class Worker:
         dead_letters: Where bad rows go.
         segment_max_age_s: How long rows are in flight before they are published, at most.
         revoke_deadline_s: How long a revocation may take.
-        starts: Where partitions begin that have no chain; one that is not named begins at 0.
     """
 
     def __init__(
@@ -65,7 +62,6 @@ class Worker:
         dead_letters: DeadLetters | None = None,
         segment_max_age_s: float = 0.2,
         revoke_deadline_s: float = 10.0,
-        starts: Mapping[TopicPartition, int] = MappingProxyType({}),
     ) -> None:
         self.told = Told()
         self.decoded = 0
@@ -88,7 +84,7 @@ class Worker:
         self._stopping = threading.Event()
 
         def open_source(listener: PartitionListener) -> KafkaSource:
-            self.source = KafkaSource(kafka, listener, instance_id=name, starts=starts)
+            self.source = KafkaSource(kafka, listener, instance_id=name)
             return self.source
 
         try:
