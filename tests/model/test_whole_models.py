@@ -393,7 +393,10 @@ def test_a_fixed_batch_of_onnx_takes_any(tmp_path: Path) -> None:
     loaded = load(as_onnx(SmallNet(), tmp_path))
     whole = loaded.forward(IMAGES).logits
     np.testing.assert_allclose(
-        whole.numpy(), torch.cat([loaded.forward(one[None]).logits for one in IMAGES]).numpy()
+        whole.numpy(),
+        torch.cat([loaded.forward(one[None]).logits for one in IMAGES]).numpy(),
+        # Float32 sums: how many images stand beside each other decides their order.
+        rtol=1e-5,
     )
 
 

@@ -245,9 +245,13 @@ def test_no_secret_comes_into_an_event() -> None:
             "read": [{"confluent_avro": {"path": "image"}}],
             "registry": {"url": "http://registry", "username": "me", "password": "hush-6"},
         },
+        log={"root": "log", "keys": {"key": "hashed", "secret": "hush-0123456789abcdef"}},
     )
     # Whoever adds one adds it here.
-    assert set(secret_fields(Settings)) == {"kafka.sasl_password", "messages.registry.password"}
+    assert set(secret_fields(Settings)) == {
+        *("kafka.sasl_password", "messages.registry.password", "log.keys.secret")
+    }
+    assert chosen.log.keys.secret is not None
     assert chosen.kafka.sasl_password is not None
     assert chosen.messages.registry is not None
     assert chosen.messages.registry.password is not None
