@@ -22,6 +22,7 @@ from tests.support.s3 import (
     ACCESS_KEY_ID,
     BUCKET,
     HOST,
+    MESSAGE,
     SECRET_ACCESS_KEY,
     Fault,
     FaultProxy,
@@ -242,6 +243,19 @@ def test_a_server_that_is_gone_is_a_typed_error(monkeypatch: pytest.MonkeyPatch)
         store.create(PATH, b"mine")
     assert caught.value.retriable
     assert caught.value.where == f"s3://{BUCKET}/{PATH}"
+
+
+def test_what_a_store_says_of_its_own_faults_is_told_and_of_refusals_is_not(
+    s3: FaultProxy, s3_root: str
+) -> None:
+    store = ObjectStore(s3_root, limits=QUICK)
+    s3.fail("GET", Fault.DENIED)
+    with pytest.raises(LogRootError, match="no permission: AccessDenied") as caught:
+        store.read(PATH)
+    assert MESSAGE not in str(caught.value)
+    s3.fail("GET", *[Fault.INTERNAL] * 20)
+    with pytest.raises(ScoredLogError, match=f"it answered 500 InternalError: {MESSAGE}"):
+        store.read(PATH)
 
 
 def test_credentials_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,11 @@ ACCESS_KEY_ID = "AKIATESTTESTTESTTEST"
 SECRET_ACCESS_KEY = "a-secret-that-no-message-may-hold"  # a stand-in, valid nowhere
 BUCKET = "scored-logs"
 HOST = "127.0.0.1"
-_ERROR = "<Error><Code>{code}</Code><AWSAccessKeyId>{key}</AWSAccessKeyId></Error>"
+_ERROR = (
+    "<Error><Code>{code}</Code><Message>{message}</Message>"
+    "<AWSAccessKeyId>{key}</AWSAccessKeyId></Error>"
+)
+MESSAGE = "volume 3 is full"
 
 
 class Fault(enum.Enum):
@@ -126,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = proxy.next_fault(self.command, self.path)
         if fault in _ANSWERS:
             status, code = fault.value.split()
-            text = _ERROR.format(code=code, key=ACCESS_KEY_ID).encode()
+            text = _ERROR.format(code=code, message=MESSAGE, key=ACCESS_KEY_ID).encode()
             self._answer(int(status), [("Content-Type", "application/xml")], text)
             return
         if fault is Fault.HANG_BEFORE:

@@ -27,6 +27,7 @@ from obstore.store import S3Store
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
 from nap_stream.settings.values import S3_ROOT
+from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -78,6 +79,7 @@ def connect(bucket: str, prefix: str | None, limits: RequestLimits) -> S3Store:
 
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
+_MESSAGE = re.compile(r"<Message>([^<]{1,200})")
 _DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _WRONG_REGION = re.compile(
     "AuthorizationHeaderMalformed|PermanentRedirect|incorrectly configured region"
@@ -98,8 +100,8 @@ def error_code(error: Exception) -> str | None:
 def as_log_error(error: Exception, where: str) -> ScoredLogError:
     """What an object store's error means for the log, and what to do about it.
 
-    What the store answered is not repeated but for its code and status: a refusal may hold the
-    access key and what was signed with it.
+    What the store answered is not repeated but for its code, its status, and what it says of a
+    fault of its own: a refusal may hold the access key and what was signed with it.
     """
     text, code = str(error), error_code(error)
     if code == MISSING_BUCKET:
@@ -130,10 +132,11 @@ def _failure(text: str, code: str | None) -> str:
     if _NO_CREDENTIALS.search(text):
         return "no credentials were found"
     status = _STATUS.search(text)
-    if status is not None and code is not None:
-        return f"it answered {status[1]} {code}"
     if status is not None:
-        return f"it answered {status[1]}"
+        said = f"it answered {status[1]}" + (f" {code}" if code is not None else "")
+        # Of a fault of its own a store speaks of itself; a refusal may repeat what was signed.
+        message = _MESSAGE.search(text) if status[1].startswith("5") else None
+        return f"{said}: {printable(message[1])}" if message is not None else said
     if _TIMED_OUT.search(text):
         return "it did not answer in time"
     if _UNREACHABLE.search(text):
