@@ -10,10 +10,13 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -42,8 +45,10 @@ Stop it with `ray job stop <submission id>`: what is in flight is published and 
 
 A job does not survive the head of its cluster, unless Ray keeps the head's state elsewhere and the
 job's driver runs on another node (docs/kubernetes.md), and Ray starts none again that has ended.
-A supervisor does, with --follow, which ends with 1 where the job failed: systemd with
-Restart=on-failure, or deploy/kubernetes/components/supervisor.
+A supervisor does, with --follow: systemd with Restart=always, or
+deploy/kubernetes/components/supervisor. Not on-failure: a driver whose node is drained ends its job
+well. With --follow and without --upload, a job that runs already with the same command is followed
+in place of a second one, so that a supervisor that was killed takes its job back.
 
 Exit code: 0 the monitor has started, or with --follow ended well; 1 the job failed, or the cluster
 refused or did not answer; 2 it was called wrongly.
@@ -53,11 +58,17 @@ START_S = 900.0
 """How long a job may take to be placed and to start its monitor on a cold cluster."""
 SILENCE_S = 600.0
 """How long a cluster may not answer: a head that is replaced takes minutes."""
+ANSWER_S = 30.0
+"""How long one request may take: Ray's client itself waits for ever."""
 LOOK_EVERY_S = 1.0
 LAST_LINES = 30
 """Of the log of a job that failed."""
 STARTED = "monitor_started"
 """The event that `nap-stream run` logs when all is checked and its actors start."""
+KNOWN = "already exists"
+"""What Ray says of a submission id that it knows."""
+
+T = TypeVar("T")
 
 
 class _FailedError(Exception):
@@ -94,10 +105,14 @@ def _run(
     from ray.exceptions import AuthenticationError  # noqa: PLC0415  see `_require_ray`
 
     address = os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD
+    stop = threading.Event()
+    if follow:
+        # Before anything is submitted: what is asked meanwhile holds for the job, too.
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
-        job = _Job.submit(address, config, options, folder, on)
+        job = _Job.submit(address, config, options, folder, on, takes_back=follow)
         if follow:
-            asyncio.run(job.follow())
+            asyncio.run(job.follow(stop))
         else:
             job.wait_for_start()
     except AuthenticationError as error:
@@ -113,16 +128,28 @@ def _run(
 class _Job:
     """A job that was submitted. Calls raise what Ray's client raises."""
 
-    def __init__(self, client: "JobSubmissionClient", name: str) -> None:
-        self._client, self._name = client, name
+    def __init__(self, client: "JobSubmissionClient", request: dict[str, Any]) -> None:
+        self._client, self._request = client, request
+        self._name: str = request["submission_id"]
         self._answered_at = time.monotonic()
         self._shown = 0
+        self._is_stopping = False
 
     @classmethod
     def submit(
-        cls, address: str, config: str, options: list[str], folder: str | None, on: str | None
+        cls,
+        address: str,
+        config: str,
+        options: list[str],
+        folder: str | None,
+        on: str | None,
+        *,
+        takes_back: bool,
     ) -> "_Job":
-        """Submit it, and say how it is stopped."""
+        """Submit it, and say how it is stopped; or take back the one that runs already.
+
+        An uploaded file has no path that tells it from others: such a job is never taken back.
+        """
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415  see `_require_ray`
 
         # Ray kills the entrypoint 3 s after SIGTERM unless this says otherwise.
@@ -130,16 +157,35 @@ class _Job:
         environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": wait_s}}
         if folder is not None:
             environment["working_dir"] = folder
-        client = JobSubmissionClient(address)
-        command = ("python", "-m", "nap_stream", "run", "--config", config, *options)
-        name = client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=os.environ.get("NAP_STREAM_JOB_ID") or f"nap-stream-{int(time.time())}",
-            runtime_env=environment,
-            entrypoint_resources=None if on is None else {on: 1},
-        )
-        _say(f"submitted as {name}; to stop it: ray job stop --address {address} {name}")
-        return cls(client, name)
+        client = _within(ANSWER_S, lambda: JobSubmissionClient(address))
+        command = shlex.join(("python", "-m", "nap_stream", "run", "--config", config, *options))
+        running = _running(client, command) if takes_back and folder is None else None
+        name = os.environ.get("NAP_STREAM_JOB_ID") or f"nap-stream-{int(time.time())}"
+        request = {
+            "entrypoint": command,
+            "submission_id": running or name,
+            "runtime_env": environment,
+            "entrypoint_resources": None if on is None else {on: 1},
+        }
+        job = cls(client, request)
+        done = "submitted as" if job._submit(may_be_there=running is not None) else "took back"
+        name = job._name
+        _say(f"{done} {name}; to stop it: ray job stop --address {address} {name}")
+        return job
+
+    def _submit(self, *, may_be_there: bool) -> bool:
+        """Whether it was submitted; False where it is there already.
+
+        Of a job that is there this has Ray look whether it lives. A new head believes what the old
+        one kept, and says RUNNING of a job that died with it, until it is asked to submit or stop.
+        """
+        try:
+            _within(SILENCE_S, lambda: self._client.submit_job(**self._request))
+        except RuntimeError as error:
+            if may_be_there and KNOWN in str(error):
+                return False
+            raise
+        return True
 
     def wait_for_start(self) -> None:
         """Return when the monitor has started, or the job has ended."""
@@ -163,32 +209,51 @@ class _Job:
             f"ray job stop {self._name} ends it"
         )
 
-    async def follow(self) -> None:
-        """Show its log until it ends; SIGTERM stops it in good order."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
+    async def follow(self, stop: threading.Event) -> None:
+        """Show its log until it ends; stop it in good order once ``stop`` is set."""
+        tail = asyncio.create_task(self._show())
+        is_told = was_silent = False
         while True:
             # A connection ends with the job, or with the head, which may come back.
-            with suppress(Exception):
-                await self._show()
-            info = self._info()
-            if info is not None and info.status.is_terminal():
+            if tail.done():
+                tail = asyncio.create_task(self._show())
+            if stop.is_set() and not is_told:
+                is_told = await _aside(self._stop)
+            info = await _aside(self._info)
+            if info is None:
+                tail.cancel()  # one to a head that is gone may never end
+            elif info.status.is_terminal():
+                await asyncio.wait({tail}, timeout=ANSWER_S)
+                tail.cancel()
                 self._say_end(info)
                 return
+            elif was_silent:
+                with suppress(Exception):
+                    await _aside(lambda: self._submit(may_be_there=True))
+            was_silent = info is None
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _show(self) -> None:
-        """Show what is new in the log, until the connection ends."""
+        """Show what is new in the log, until the connection ends, well or badly."""
         skip = self._shown
-        async for text in self._client.tail_job_logs(self._name):
-            new = text[skip:]
-            skip = max(0, skip - len(text))
-            self._shown += len(new)
-            print(new, end="", flush=True)
+        with suppress(Exception):
+            async for text in self._client.tail_job_logs(self._name):
+                new = text[skip:]
+                skip = max(0, skip - len(text))
+                self._shown += len(new)
+                print(new, end="", flush=True)
 
-    def _stop(self) -> None:
-        _say(f"stopping {self._name}")
-        with suppress(ConnectionError, RuntimeError):
-            self._client.stop_job(self._name)
+    def _stop(self) -> bool:
+        """Whether the cluster took it that the job is to stop; where not, to be called again."""
+        is_first, self._is_stopping = not self._is_stopping, True
+        if is_first:
+            _say(f"stopping {self._name}")
+        try:
+            return _within(ANSWER_S, lambda: self._client.stop_job(self._name))
+        except Exception as error:  # noqa: BLE001  `_info` judges what is more than a delay
+            if is_first:
+                _say(f"the cluster does not take it, and is asked again: {_short(error)}")
+            return False
 
     def _info(self) -> Any:
         """What the cluster says of the job; None where it does not answer for a while.
@@ -198,7 +263,7 @@ class _Job:
             OSError, RuntimeError: It has not answered, or only with errors, for too long.
         """
         try:
-            info = self._client.get_job_info(self._name)
+            info = _within(ANSWER_S, lambda: self._client.get_job_info(self._name))
         except (OSError, RuntimeError) as error:  # requests' errors among them
             if "status code 404" in str(error):
                 raise _FailedError(
@@ -212,7 +277,7 @@ class _Job:
 
     def _log(self) -> str:
         with suppress(OSError, RuntimeError):
-            return str(self._client.get_job_logs(self._name))
+            return _within(ANSWER_S, lambda: self._client.get_job_logs(self._name))
         return ""
 
     def _tail(self) -> str:
@@ -226,6 +291,43 @@ class _Job:
         raise _FailedError(
             f"{log}{self._name} failed: {_short(info.message or 'Ray says no more')}"
         )
+
+
+def _running(client: "JobSubmissionClient", command: str) -> str | None:
+    """The job with this command that has not ended, as a supervisor that was killed leaves it."""
+    jobs = [
+        job
+        for job in _within(ANSWER_S, client.list_jobs)
+        if job.submission_id and job.entrypoint == command and not job.status.is_terminal()
+    ]
+    # Later ones are refused by the monitor itself.
+    first = min(jobs, key=lambda job: job.start_time or 0, default=None)
+    return None if first is None else first.submission_id
+
+
+def _begin(call: Callable[[], T]) -> "Future[T]":
+    """Have it done in a thread that keeps nobody from ending."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001  it is the caller's
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call gives; TimeoutError, an OSError, where that takes longer."""
+    return _begin(call).result(seconds)
+
+
+async def _aside(call: Callable[[], T]) -> T:
+    """What a call gives, while the loop goes on."""
+    return await asyncio.wrap_future(_begin(call))
 
 
 def _parser() -> argparse.ArgumentParser:
