@@ -210,6 +210,18 @@ def own_selectors(document: Tree) -> list[dict[str, str]]:
 
 
 @EACH
+def test_everything_has_the_labels_by_which_the_guide_deletes(name: str) -> None:
+    wanted = {f"app.kubernetes.io/{label}": "nap-stream" for label in ("name", "part-of")}
+    without = [
+        f"{document['kind']} {document['metadata']['name']}"
+        for document in overlay(name)
+        if not wanted.items() <= document["metadata"].get("labels", {}).items()
+    ]
+    assert without == []
+    assert "delete rayjob,deployment -l app.kubernetes.io/name=nap-stream\n" in GUIDE.read_text()
+
+
+@EACH
 def test_what_stops_has_the_time_that_the_program_takes(name: str, tmp_path: Path) -> None:
     documents = overlay(name)
     deadline_s = settings_in(documents, tmp_path).driver.shutdown_deadline_s
