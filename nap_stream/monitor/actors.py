@@ -26,6 +26,7 @@ from nap_stream.monitor.session import (
     ray_folder,
     require_capacity,
     resources,
+    resources_in_time,
 )
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.process import (
@@ -393,17 +394,27 @@ class RayCluster:
     def _name_unplaced(self) -> None:
         """Say which workers wait for room: after a node's death there may be too little of it."""
         now_s = self._clock.monotonic()
+        has: object = None
         for name, (worker, name_at_s) in list(self._unplaced.items()):
             if worker.placed():
                 del self._unplaced[name]
             elif now_s >= name_at_s:
                 self._unplaced[name] = worker, now_s + UNPLACED_S
+                has = has or _room()
                 structlog.get_logger().warning(
                     "worker_waits_for_place",
                     worker=name,
                     needs={"CPU": self.num_cpus, "GPU": self.num_gpus},
-                    cluster_has={name: resources().get(name, 0.0) for name in ("CPU", "GPU")},
+                    cluster_has=has,
                 )
+
+
+def _room() -> dict[str, float] | str:
+    """The CPUs and GPUs of the cluster, for the log."""
+    found = resources_in_time(ANSWER_S)
+    if found is None:
+        return "unknown: the head of the Ray cluster does not answer"
+    return {name: found.get(name, 0.0) for name in ("CPU", "GPU")}
 
 
 def _is_done(reference: Any) -> bool:

@@ -3,8 +3,9 @@
 import os
 import secrets
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
@@ -78,6 +79,23 @@ def ray_folder() -> Path:
 def resources() -> dict[str, float]:
     """What the cluster has now: "CPU", "GPU" and the like."""
     return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]  # ray leaves it untyped
+
+
+def resources_in_time(timeout_s: float) -> dict[str, float] | None:
+    """What the cluster has now; None where its head does not say so in time.
+
+    Ray waits for a head that is away for as long as it may be, minutes where it may be replaced.
+    """
+    answers: list[dict[str, float]] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # Ray's errors here have no type in common
+            answers.append(resources())
+
+    asked = threading.Thread(target=ask, name="ray-resources", daemon=True)
+    asked.start()
+    asked.join(timeout_s)
+    return answers[0] if answers else None
 
 
 def gpus_a_worker(settings: Settings) -> float:

@@ -1,6 +1,7 @@
 """Workers as Ray actors, on logical GPUs: Ray counts two, torch sees none."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from structlog.testing import capture_logs
 
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
+from nap_stream.monitor import actors
 from nap_stream.monitor.actors import RayCluster, RayWorker, WorkerActor
 from nap_stream.monitor.session import cluster_resources, ray_session
 from nap_stream.settings.schema import Settings
@@ -195,6 +197,35 @@ def test_a_worker_without_room_is_not_placed_and_ends_when_it_is_told_to_stop(
     wait_until(late.ended, "the end of a worker that never began")
     assert isinstance(late.error(), WorkerError)
     first.kill()
+
+
+@pytest.mark.parametrize("fault", ["hangs", "fails"])
+def test_a_worker_that_waits_for_room_is_named_while_the_head_does_not_answer(
+    fault: str, cluster_of: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def away() -> dict[str, float]:
+        if fault == "hangs":
+            over.wait()
+        raise ConnectionError("no head")
+
+    monkeypatch.setattr(actors, "UNPLACED_S", 0.0)
+    cluster = cluster_of(_settings(f"unnamed-{fault}", torch_threads=CPUS, num_gpus=0))
+    first, late = _started(cluster, 2)
+    wait_until(first.placed, "the place of a worker that has room")
+    monkeypatch.setattr(actors, "ANSWER_S", 0.05)
+    monkeypatch.setattr(ray, "cluster_resources", away)
+
+    with capture_logs() as events:
+        cluster._name_unplaced()
+    over.set()
+    for worker in (first, late):
+        worker.kill()
+
+    (told,) = [event for event in events if event["event"] == "worker_waits_for_place"]
+    assert told["worker"] == "worker-1"
+    assert "does not answer" in told["cluster_has"]
 
 
 def test_a_session_within_a_session_leaves_ray_running() -> None:
