@@ -315,6 +315,15 @@ CASES: dict[str, list[Case]] = {
         quiet("it is away", 60, {"up": "1x6 0x18"}),
         quiet("one that was tried for a moment", 400, {"up": "_x40 1x6 stale _x60"}),
         quiet("more than three hours ago", 350, {"up": "1x24 stale _x60"}),
+        Case(
+            *("the only one of a job, five hours ago", 420, {"up": "1x24 stale _x60"}),
+            ({"job": "v/nap-stream"},),
+            target={"job": "v/nap-stream", "instance": "a:9464"},
+        ),
+        Case(
+            *("the only one of a job, more than six hours ago", 490, {"up": "1x24 stale _x80"}),
+            target={"job": "v/nap-stream", "instance": "a:9464"},
+        ),
     ],
     "NapStreamAbsent": [
         Case("no monitor was ever seen", 10, None, ({},), alone=True),
