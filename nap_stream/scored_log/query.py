@@ -71,6 +71,11 @@ class Query:
         """A value in clear, and its hash where that is known."""
         return (value, *(hashed for clear, hashed in self.hashes if clear == value))
 
+    @property
+    def stored_keys(self) -> tuple[bytes, ...]:
+        """The keys, in each form in which a row can have them."""
+        return tuple(form for key in self.keys for form in self.forms(key))
+
 
 def condition(query: Query) -> tuple[str, list[Any]]:
     """The filters on columns in SQL, and its parameters; ``true`` where there are none.
@@ -88,8 +93,7 @@ def condition(query: Query) -> tuple[str, list[Any]]:
     found = [(text, [value]) for text, value in bounds if value is not None]
     if query.classes:
         found.append(_is_class(query.classes))
-    keys = [form for key in query.keys for form in query.forms(key)]
-    lists = (("status", query.statuses), ("key", keys), ("sha256", query.sha256))
+    lists = (("status", query.statuses), ("key", query.stored_keys), ("sha256", query.sha256))
     found += [_one_of(column, names) for column, names in lists if names]
     for kind, prefixes in (("model", query.models), ("calibration", query.calibrations)):
         if prefixes:
@@ -145,7 +149,7 @@ def listed(
         ChainBrokenError: A segment cannot be read, and ``unread`` is None.
     """
     first, last = query.offsets or (0, 2**63 - 2)
-    seek = None if use is None else Seek(use, query.keys, query.sha256)
+    seek = None if use is None else Seek(use, query.stored_keys, query.sha256)
     for partition in partitions(store, query.topic):
         if query.partitions and partition.partition not in query.partitions:
             continue

@@ -13,6 +13,7 @@ from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.settings.drift import KeySettings
 from tests.cli.program import Call
 from tests.scored_log.builders import CARS, chain, failed, origin, scored
+from tests.support.scored_records import ScoredRecord
 
 SECRET = b"0123456789abcdef"
 HIDDEN = HiddenKeys(Stored.HASHED, (("camera", Stored.HASHED),), SECRET)
@@ -23,21 +24,19 @@ KEY, OTHER = b"camera-7", b"camera-8"
 def log(tmp_path: Path) -> Path:
     """Four rows in clear, and four of the same cameras of when keys were hashed."""
     root = tmp_path / "log"
-
-    def rows(base: int, hidden: HiddenKeys) -> list[object]:
-        where = [
-            origin(
-                base + n,
-                key=hidden.of_key(key),
-                headers=tuple(hidden.of_headers([("camera", key)])),
-            )
-            for n, key in enumerate((KEY, OTHER, KEY, KEY))
-        ]
-        return [*(scored(each) for each in where[:3]), failed(where[3], Status.CORRUPT)]
-
-    chain(root, [(4, rows(0, HiddenKeys())), (8, rows(4, HIDDEN))])  # type: ignore[list-item]
+    chain(root, [(4, _rows(0, HiddenKeys())), (8, _rows(4, HIDDEN))])
     (tmp_path / "secret").write_bytes(SECRET + b"\n")
     return root
+
+
+def _rows(base: int, hidden: HiddenKeys) -> list[ScoredRecord]:
+    where = [
+        origin(
+            base + n, key=hidden.of_key(key), headers=tuple(hidden.of_headers([("camera", key)]))
+        )
+        for n, key in enumerate((KEY, OTHER, KEY, KEY))
+    ]
+    return [*(scored(each) for each in where[:3]), failed(where[3], Status.CORRUPT)]
 
 
 def _offsets(out: str) -> list[int]:
@@ -57,6 +56,18 @@ def test_a_key_is_found_in_clear_and_hashed_by_the_secret_and_by_its_hash(
     hashed = nap(*asked, "--key", HIDDEN.hashed(KEY).decode())
     assert _offsets(hashed.out) == [4, 6, 7]
     assert _offsets(nap(*asked, "--key", KEY.decode()).out) == [0, 2, 3]
+
+
+def test_a_compacted_log_is_asked_for_the_hash_as_rows_are(nap: Call, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(SECRET)
+    root = tmp_path / "log"
+    chain(root, [(end, _rows(end - 4, HIDDEN)) for end in (4, 8, 12)])
+    assert nap("compact", "--log", root).exit_code == 0
+    asked = ("query", "--log", root, "--format", "json", "--key-secret", tmp_path / "secret")
+    for index in ((), ("--no-index",)):
+        found = nap(*asked, "--key", KEY.decode(), *index)
+        assert _offsets(found.out) == [0, 2, 3, 4, 6, 7, 8, 10, 11]
+        assert ("index" in found.err) is not bool(index)
 
 
 def test_a_key_that_is_not_there_is_named_and_the_secret_asked_for(
