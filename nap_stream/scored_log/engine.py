@@ -25,6 +25,7 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from nap_stream.errors import ChainBrokenError, ScoredLogError
+from nap_stream.records import TopicPartition
 from nap_stream.scored_log.files import (
     SCAN_SCHEMA,
     LogFile,
@@ -326,9 +327,14 @@ class Engine:
                 self.store.root,
                 "Let nothing but nap-stream change the log's folder",
             )
-        for partition, group in groupby(files, key=lambda file: file.partition):
-            own = list(group)
-            start, end = own[0].start, own[-1].end
+        # What lies between them was left out, or is counted already.
+        runs: list[tuple[TopicPartition, int, int]] = []
+        for file in files:
+            if runs and runs[-1][0] == file.partition and runs[-1][2] == file.start:
+                runs[-1] = file.partition, runs[-1][1], file.end
+            else:
+                runs.append((file.partition, file.start, file.end))
+        for partition, start, end in runs:
             yield from files_of(self.store, partition, start, end, unread=self.unread)
 
     def leave_out(self, error: ChainBrokenError) -> None:

@@ -16,7 +16,7 @@ from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.files import SCAN_SCHEMA
-from nap_stream.scored_log.index import IndexUse, index_path
+from nap_stream.scored_log.index import IndexUse, index_path, write_index
 from nap_stream.scored_log.query import Query, most_anomalous, scan
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.sql import run_sql
@@ -287,3 +287,41 @@ def test_an_object_store_is_asked_as_memory_is(store: MemoryStore, s3_root: str)
     ]
     assert answers[0].equals(answers[1])
     assert answers[0].num_rows == 3
+
+
+class _CompactedMeanwhile(MemoryStore):
+    """A log that is compacted when one of its files is opened to be read, and not to be listed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opened: set[str] | None = None
+
+    def arm(self) -> None:
+        """From now on."""
+        self._opened = set()
+
+    def open(self, path: str) -> Any:
+        if self._opened is not None and path in self._opened:
+            self._opened = None
+            assert compact(self, clock=TOMORROW).files == 1
+        elif self._opened is not None:
+            self._opened.add(path)
+        return super().open(path)
+
+
+def test_what_the_index_counted_is_not_read_too_where_files_are_exchanged() -> None:
+    store = _CompactedMeanwhile()
+    log = memory_log(store)
+    position = log.begin(CARS, 0)
+    paths = []
+    for base in range(0, 80, 20):
+        rows = [scored(origin(offset)) for offset in range(base, base + 20)]
+        published = log.publish(CARS, position, base + 20, rows)
+        position = published.position
+        paths.append(published.path)
+    write_index(store, paths[1], store.read(paths[1]) or b"")
+    store.arm()
+    use = IndexUse()
+    counts = aggregate(store, Query(), GroupBy.CLASS, use=use)
+    assert (use.counted, segments(store, CARS)) == (1, (paths[0], paths[3]))
+    assert counts.column("rows").to_pylist() == [80]
