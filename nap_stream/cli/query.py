@@ -456,8 +456,8 @@ def _tell_index(use: "IndexUse | None") -> None:
     """Say what of the answer rests on what nothing but verify --deep compares with the rows."""
     if use is not None and use.files:
         typer.echo(
-            f"The index was asked for {use.files:,} files: {use.counted:,} of them were counted by "
-            f"it, {use.passed_over:,} passed over. verify --deep compares it with the rows; "
+            f"{use.files:,} files were listed by the index: {use.counted:,} of them were counted "
+            f"by it, {use.passed_over:,} passed over. verify --deep compares it with the rows; "
             "--no-index does without.",
             err=True,
         )

@@ -19,10 +19,10 @@ from nap_stream.core.shares import wilson
 from nap_stream.core.tails import EDGES
 from nap_stream.errors import ChainBrokenError
 from nap_stream.report.history import Run, Span
-from nap_stream.scored_log.counting import HOUR_MS
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.format import storable_text, storable_time_ms
+from nap_stream.scored_log.index import HOUR_MS
 from nap_stream.scored_log.query import Query, condition
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.text import EARLIEST_MS, LATEST_MS

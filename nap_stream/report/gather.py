@@ -18,9 +18,10 @@ from nap_stream.report.counts import (
     worked,
 )
 from nap_stream.report.history import History, Span, history
-from nap_stream.scored_log.counting import DAY_MS, HOUR_MS
+from nap_stream.scored_log.counting import DAY_MS
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
+from nap_stream.scored_log.index import HOUR_MS
 from nap_stream.scored_log.proof.checkpoint import FoundCheckpoint
 from nap_stream.scored_log.proof.note import PublicKey
 from nap_stream.scored_log.query import Query, listed, most_anomalous, require_partitions

@@ -5,20 +5,21 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nap_stream.core.shares import wilson
-from nap_stream.errors import ChainBrokenError, ConfigError
+from nap_stream.errors import ChainBrokenError, ConfigError, ScoredLogError
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import SCAN_SCHEMA, LogFile
 from nap_stream.scored_log.format import storable_time_ms
-from nap_stream.scored_log.index import IndexUse
+from nap_stream.scored_log.index import HOUR_MS, IndexUse
 from nap_stream.scored_log.query import Query, condition, listed
 from nap_stream.scored_log.stores import SegmentStore
 
-HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+DAY_MS = 24 * HOUR_MS
 MAX_SPANS = 100_000
 """The most hours or days of a count, with those that have no rows."""
 _COUNTS = ("rows", "scored", "ood")
@@ -94,6 +95,9 @@ def aggregate(
                 merged = _added(pa.concat_tables([merged, found.cast(schema)]))
         for found in indexed.answers(engine):
             merged = _added(pa.concat_tables([merged, found.cast(schema)]))
+        for chunk in chunks(indexed.refused):
+            for _, found in engine.answers(chunk, sql, values):
+                merged = _added(pa.concat_tables([merged, found.cast(schema)]))
     names = [field.name for _, field in keys]
     for span in (each for each in by if each in _SPANS):
         until_ms = query.until_ms
@@ -107,6 +111,7 @@ class _Indexed:
     """Counts from the index, of the files that have them and need not be read.
 
     ``selected`` are the columns of the answer in SQL, ``most`` how many counts of files are held.
+    ``refused`` are files whose counts could not be added up, and that must be read after all.
     """
 
     def __init__(
@@ -123,6 +128,8 @@ class _Indexed:
         self._tables: dict[bool, list[pa.Table]] = {False: [], True: []}
         self._rows = 0
         self._answers: list[pa.Table] = []
+        self._held: list[LogFile] = []
+        self.refused: list[LogFile] = []
 
     def others(self, engine: Engine, files: Iterable[LogFile]) -> Iterator[LogFile]:
         """The files that must be read; the others are counted."""
@@ -133,7 +140,7 @@ class _Indexed:
                 continue
             try:
                 counts = file.entry.counts(by_key=self._by_key)
-            except ValueError:
+            except (ScoredLogError, ValueError):
                 yield file
                 continue
             self._use.counted += 1
@@ -142,6 +149,7 @@ class _Indexed:
                 for name, value in zip(("topic", "partition"), place, strict=True):
                     counts = counts.append_column(name, pa.repeat(value, counts.num_rows))
             self._tables[is_within].append(counts)
+            self._held.append(file)
             self._rows += counts.num_rows
             if self._rows > self._most:
                 self._add_up(engine)
@@ -171,6 +179,19 @@ class _Indexed:
         return self._answers
 
     def _add_up(self, engine: Engine) -> None:
+        try:
+            self._answers += list(self._added_up(engine))
+        except duckdb.Error:
+            # Whatever stands in the index: the rows are there.
+            self.refused += self._held
+            if self._use is not None:
+                self._use.counted -= len(self._held)
+        for tables in self._tables.values():
+            tables.clear()
+        self._held.clear()
+        self._rows = 0
+
+    def _added_up(self, engine: Engine) -> Iterator[pa.Table]:
         for is_within, tables in self._tables.items():
             if not tables:
                 continue
@@ -182,10 +203,7 @@ class _Indexed:
                 "coalesce(sum(n) FILTER (is_ood), 0)::BIGINT AS ood "
                 f"FROM _counts WHERE {text} GROUP BY ALL"
             )
-            found = engine.of_table("_counts", pa.concat_tables(tables), sql, values)
-            self._answers.append(found)
-            tables.clear()
-        self._rows = 0
+            yield engine.of_table("_counts", pa.concat_tables(tables), sql, values)
 
 
 def _key_column(by: GroupBy, name: str) -> tuple[str, Any]:

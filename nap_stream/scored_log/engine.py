@@ -25,7 +25,6 @@ import pyarrow as pa
 from fsspec import AbstractFileSystem
 
 from nap_stream.errors import ChainBrokenError, ScoredLogError
-from nap_stream.records import TopicPartition
 from nap_stream.scored_log.files import (
     SCAN_SCHEMA,
     LogFile,
@@ -328,14 +327,16 @@ class Engine:
                 "Let nothing but nap-stream change the log's folder",
             )
         # What lies between them was left out, or is counted already.
-        runs: list[tuple[TopicPartition, int, int]] = []
+        runs: list[list[LogFile]] = []
         for file in files:
-            if runs and runs[-1][0] == file.partition and runs[-1][2] == file.start:
-                runs[-1] = file.partition, runs[-1][1], file.end
+            last = runs[-1][-1] if runs else None
+            if last is not None and (last.partition, last.end) == (file.partition, file.start):
+                runs[-1].append(file)
             else:
-                runs.append((file.partition, file.start, file.end))
-        for partition, start, end in runs:
-            yield from files_of(self.store, partition, start, end, unread=self.unread)
+                runs.append([file])
+        for own in runs:
+            start, end = own[0].start, own[-1].end
+            yield from files_of(self.store, own[0].partition, start, end, unread=self.unread)
 
     def leave_out(self, error: ChainBrokenError) -> None:
         """Keep the error of a file for the end, or raise it."""

@@ -6,7 +6,7 @@ Nothing here looks at a file's statistics: all values of the columns that are wa
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from nap_stream.errors import ChainBrokenError
+from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import TopicPartition
-from nap_stream.scored_log.footer import SegmentFooter
+from nap_stream.scored_log.footer import SegmentFooter, span_from_metadata
 from nap_stream.scored_log.format import SCHEMA, SCHEMAS, parse_segment_path, segment_path
 from nap_stream.scored_log.index import (
     TAIL_BYTES,
@@ -36,6 +36,8 @@ SCAN_SCHEMA = pa.schema(
 )
 """The columns of a scan: the hive keys of the folders, then the columns of a file of the newest
 version. What a file of an earlier one lacks is null."""
+_PARQUET_END_BYTES = 8
+"""How long its footer is, and Parquet's mark."""
 READ_AHEAD = 16
 """How many files are looked at before they are asked for, in as many threads."""
 
@@ -135,10 +137,13 @@ class _Heads:
         self._store, self._partition, self._seek = store, partition, seek
         self._indexed = frozenset[str]()
         if seek is not None:
-            bases = indexed(store, partition)
-            self._indexed = frozenset(segment_path(partition, base) for base in bases)
+            # Whatever is the matter with it, the files themselves are asked then.
+            with suppress(ScoredLogError):
+                bases = indexed(store, partition)
+                self._indexed = frozenset(segment_path(partition, base) for base in bases)
         self._paths: list[str] = []
         self._waiting: dict[str, Future[_Head | None]] = {}
+        self._taken: set[str] = set()
         self._pool = ThreadPoolExecutor(READ_AHEAD, "heads")
 
     def __enter__(self) -> Self:
@@ -148,9 +153,8 @@ class _Heads:
         self._pool.shutdown(cancel_futures=True)
 
     def may_hold(self, head: _Head) -> bool:
-        """Whether it can have what is looked for; notes that the index was asked."""
-        if self._seek is not None and head.entry is not None:
-            self._seek.use.files += 1
+        """Whether it can have what is looked for; notes that the index says it has not."""
+        if self._seek is not None:
             self._seek.use.passed_over += not head.may_hold
         return head.may_hold
 
@@ -159,15 +163,19 @@ class _Heads:
         """The head of a file; those that follow it are begun to be read."""
         if not self._paths:
             _, base = parse_segment_path(path)
-            found = bases_from(self._store, self._partition, base)
-            self._paths = [segment_path(self._partition, each) for each in found]
+            bases = bases_from(self._store, self._partition, base)
+            self._paths = [segment_path(self._partition, each) for each in bases]
         place = bisect_left(self._paths, path)
         for each in self._paths[place : place + READ_AHEAD]:
             if each not in self._waiting:
                 self._waiting[each] = self._pool.submit(self._head, each)
         # What is asked for again may be another file.
         head = self._waiting.pop(path, None)
-        yield self._head(path) if head is None else head.result()
+        found = self._head(path) if head is None else head.result()
+        if self._seek is not None and found is not None and found.entry is not None:
+            self._seek.use.files += path not in self._taken
+            self._taken.add(path)
+        yield found
 
     def _head(self, path: str) -> _Head | None:
         if path in self._indexed and (head := self._noted(path)) is not None:
@@ -185,13 +193,42 @@ class _Heads:
             return None
         mark = mark_of(*found)
         entry = entry_at(self._store, path, mark)
-        if entry is None:
+        if entry is None or not self._fits(path, entry.footer, found[0]):
             return None
         try:
             may_hold = entry.may_hold(self._seek.keys, self._seek.sha256)
-        except ValueError:
+        except (ScoredLogError, ValueError):
             return None
         return _Head(path, entry.footer, found[1], mark, entry, may_hold)
+
+    def _fits(self, path: str, footer: SegmentFooter, tail: bytes) -> bool:
+        """Whether a footer is the file's own, by its end; else that it ends where the next begins.
+
+        What it says of the file's rows decides whether they are read at all.
+        """
+        try:
+            own = _footer_in(tail, path)
+        except ChainBrokenError:
+            return False
+        if own is not None:
+            return own == footer
+        place = bisect_right(self._paths, path)
+        following = segment_path(self._partition, footer.end_offset)
+        return place < len(self._paths) and self._paths[place] == following
+
+
+def _footer_in(tail: bytes, path: str) -> SegmentFooter | None:
+    """The footer that stands in the last bytes of a file; None where it is longer.
+
+    Raises:
+        ChainBrokenError: It cannot be read.
+    """
+    end = len(tail) - _PARQUET_END_BYTES
+    if end < 0 or int.from_bytes(tail[end : end + 4], "little") > end:
+        return None
+    with typed_errors(path):
+        metadata = pq.read_metadata(pa.BufferReader(tail))
+    return span_from_metadata(metadata.metadata, path)
 
 
 def _begin(store: SegmentStore, partition: TopicPartition, start: int) -> int | None:

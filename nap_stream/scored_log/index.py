@@ -67,11 +67,14 @@ _NONE = 255
 _DIGITS = np.full(256, _NONE, np.uint8)
 _DIGITS[list(b"0123456789abcdef")] = range(16)
 _HEX_DIGITS = 64
+_MOST_ROWS = 2**40
+_DICTIONARY, _BATCH = 2, 3
+"""Kinds of Arrow's messages."""
 
 
 @dataclass(slots=True)
 class IndexUse:
-    """For how many files of the log an answer has asked the index.
+    """How many files of the log the index has listed for an answer.
 
     ``counted`` of them were not read because their counts were there, and ``passed_over`` because
     the index does not name what is looked for.
@@ -122,7 +125,10 @@ class IndexEntry:
         return place < len(near) and int(near[place]) == prefix
 
     def _prefixes(self, start: int, count: int) -> NDArray[np.uint32]:
-        return np.frombuffer(self._read(start, 4 * count), "<u4")
+        found = np.frombuffer(self._read(start, 4 * count), "<u4")
+        if (found[1:] < found[:-1]).any():
+            raise ValueError("its prefixes do not ascend")
+        return found
 
     def has_counts(self, *, by_key: bool) -> bool:
         """Whether there are counts, of each key where that is asked for."""
@@ -131,16 +137,12 @@ class IndexEntry:
     def counts(self, *, by_key: bool) -> pa.Table:
         """Rows counted: columns of `SCHEMA`, event times as the hours' starts, and ``n``."""
         start, size, whole = self._tree["key_counts" if by_key else "counts"]
+        names = (*_COUNTED, "key") if by_key else _COUNTED
         packed = self._read(start, size)
         try:
-            with pa.ipc.open_stream(pa.decompress(packed, whole, "zstd")) as stream:
-                table = stream.read_all()
-            table.validate(full=True)
-        except (OSError, pa.ArrowException) as error:
+            table = _unpacked(pa.decompress(packed, whole, "zstd"), _counts_schema(names))
+        except (OSError, struct.error, pa.ArrowException) as error:
             raise ValueError(f"no counts: {error}") from error
-        names = (*_COUNTED, "key") if by_key else _COUNTED
-        if not table.schema.equals(_counts_schema(names)):
-            raise ValueError("the columns of its counts are others")
         counts = table.column("n")
         is_true = counts.null_count == 0 and pc.all(pc.greater(counts, 0), min_count=0).as_py()
         # Compared one by one first: what is hostile could add up to the right number.
@@ -164,6 +166,50 @@ class IndexEntry:
             ):
                 return "its counts are not those of the rows"
         return None
+
+
+def _unpacked(content: bytes, schema: pa.Schema) -> pa.Table:
+    """A table of a stream of Arrow, of that schema and not larger than its bytes."""
+    messages = pa.ipc.MessageReader.open_stream(content)
+    if any(_is_compressed(memoryview(each.metadata)) for each in messages):
+        raise ValueError("its counts are compressed twice")
+    with pa.ipc.open_stream(content) as stream:
+        if not stream.schema.equals(schema):
+            raise ValueError("the columns of its counts are others")
+        table = stream.read_all()
+    table.validate(full=True)
+    chunks = (chunk for name in _REPEATED if name in schema.names for chunk in table[name].chunks)
+    sizes = (pc.binary_length(each.dictionary).take(each.indices) for each in chunks)
+    if sum(pc.sum(size, min_count=0).as_py() for size in sizes) > _MOST_COUNTS_BYTES:
+        raise ValueError("its counts are too large")
+    return table
+
+
+def _is_compressed(message: memoryview) -> bool:
+    """Whether the buffers of a message are; pyarrow would unpack them without a bound.
+
+    It is a flatbuffer: https://github.com/apache/arrow/blob/main/format/Message.fbs
+    """
+
+    def table(at: int) -> int:
+        return at + int(struct.unpack_from("<I", message, at)[0])
+
+    def field(of: int, slot: int) -> int | None:
+        slots = of - struct.unpack_from("<i", message, of)[0]
+        (size,) = struct.unpack_from("<H", message, slots)
+        at = 4 + 2 * slot
+        (offset,) = struct.unpack_from("<H", message, slots + at) if at < size else (0,)
+        return of + offset if offset else None
+
+    root = table(0)
+    kind, header = field(root, 1), field(root, 2)
+    if kind is None or header is None or message[kind] not in {_DICTIONARY, _BATCH}:
+        return False
+    batch: int | None = table(header)
+    if message[kind] == _DICTIONARY:
+        data = field(table(header), 1)
+        batch = None if data is None else table(data)
+    return batch is not None and field(batch, 3) is not None
 
 
 def _plain(counts: pa.Table) -> pa.Table:
@@ -230,13 +276,18 @@ def _read_from(
     store: SegmentStore, where: str, end: tuple[bytes, int], start: int, count: int
 ) -> bytes:
     """A part of a file of which the last bytes and the size are at hand."""
+    if not count:
+        # A store may refuse to read nothing.
+        return b""
     tail, size = end
     begin = size - len(tail)
     if start >= begin:
         return tail[start - begin : start - begin + count]
     found = store.read_part(where, start, count)
-    if found is None or len(found[0]) != count:
-        raise ValueError(f"{where} is shorter than it says")
+    if found is None or found[1] != size:
+        raise ValueError("it was replaced meanwhile")
+    if len(found[0]) != count:
+        raise ValueError("it is shorter than it says")
     return found[0]
 
 
@@ -256,7 +307,10 @@ def _parsed(tail: bytes, size: int, read: Callable[[int, int], bytes]) -> IndexE
         is_whole = len(place) == numbers and all(type(n) is int and n >= 0 for n in place)
         if not is_whole or place[0] + place[1] > size or place[-1] > _MOST_COUNTS_BYTES:
             raise ValueError(f"{name} is not in it")
-    return IndexEntry(parse_values(tree["footer"]), tree, read)
+    footer = parse_values(tree["footer"])
+    if footer.rows > _MOST_ROWS:
+        raise ValueError("no file has so many rows")
+    return IndexEntry(footer, tree, read)
 
 
 _PARTS = {"keys": 2, "sha256": 2, "counts": 3, "key_counts": 3}
@@ -301,9 +355,11 @@ def _parts(rows: pa.Table) -> dict[str, bytes | None]:
 
 def _image_prefixes(digests: pa.ChunkedArray) -> NDArray[np.uint32] | None:
     """None where one is not as all digests are written: nothing is left out by them then."""
+    if not pc.all(pc.equal(pc.binary_length(digests), _HEX_DIGITS), min_count=0).as_py():
+        return None
     texts = b"".join(memoryview(text.encode()) for text in digests.to_pylist())
     digits = _DIGITS[np.frombuffer(texts, np.uint8)]
-    if len(digits) != _HEX_DIGITS * len(digests) or (digits > 15).any():  # noqa: PLR2004
+    if (digits > 15).any():  # noqa: PLR2004
         return None
     first = digits.reshape(-1, _HEX_DIGITS)[:, :8].astype(np.uint32)
     powers = np.uint32(16) ** np.arange(7, -1, -1, dtype=np.uint32)
@@ -315,7 +371,7 @@ def _counts(rows: pa.Table, names: Sequence[str]) -> bytes | None:
     start = pa.array(time_ms // HOUR_MS * HOUR_MS).cast(rows.column("event_time").type)
     own = rows.set_column(rows.column_names.index("event_time"), "event_time", start).select(names)
     counted = own.group_by(list(names), use_threads=False).aggregate([([], "count_all")])
-    if counted.num_rows * _SAVES > rows.num_rows:
+    if counted.num_rows * _SAVES > rows.num_rows or counted.nbytes > _MOST_COUNTS_BYTES:
         return None
     counted = counted.rename_columns([*names, "n"]).combine_chunks()
     columns = [
@@ -371,5 +427,6 @@ def index_problem(store: SegmentStore, path: str) -> str | None:
     true = _parsed(made, len(made), partial(_read_from, store, path, (made, len(made))))
     try:
         return entry.problem(true)
-    except ValueError as error:
-        return f"it cannot be read: {error}"
+    except (ScoredLogError, ValueError) as error:
+        is_replaced = entry_at(store, path, entry.mark) is None
+        return None if is_replaced else f"it cannot be read: {error}"

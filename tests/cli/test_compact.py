@@ -44,7 +44,7 @@ def test_query_says_what_it_took_from_the_index_and_can_do_without(nap: Call, lo
     assert "index" not in before.err
     nap("compact", "--log", log)
     ended = nap("query", "--log", log, "--sha256", "0" * 64)
-    told = "The index was asked for 1 files: 0 of them were counted by it, 1 passed over. "
+    told = "1 files were listed by the index: 0 of them were counted by it, 1 passed over. "
     assert told in ended.err
     assert nap(*ask).out == before.out
     without = nap(*ask, "--no-index")

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
+from nap_stream.errors import ScoredLogError
 from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log import files, index
 from nap_stream.scored_log.compact import compact
 from nap_stream.scored_log.counting import GroupBy, aggregate
 from nap_stream.scored_log.files import SCAN_SCHEMA
@@ -325,3 +327,165 @@ def test_what_the_index_counted_is_not_read_too_where_files_are_exchanged() -> N
     counts = aggregate(store, Query(), GroupBy.CLASS, use=use)
     assert (use.counted, segments(store, CARS)) == (1, (paths[0], paths[3]))
     assert counts.column("rows").to_pylist() == [80]
+
+
+class _RefusesNothing(MemoryStore):
+    """As an object store that refuses a range of no bytes."""
+
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        if not count:
+            raise ScoredLogError("416 Range Not Satisfiable", path)
+        return super().read_part(path, start, count)
+
+
+class _LosesParts(MemoryStore):
+    """Gives the end of an index alone."""
+
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        if path.startswith("_index") and start >= 0:
+            raise ScoredLogError("503 Slow Down", path)
+        return super().read_part(path, start, count)
+
+
+def _segments_with_indexes(store: MemoryStore, key: Callable[[int], bytes | None]) -> list[str]:
+    """Three segments, of which the first two have an index."""
+    log = memory_log(store)
+    position = log.begin(CARS, 0)
+    paths = []
+    for base in range(0, 60, 20):
+        rows = [scored(origin(offset, key=key(offset))) for offset in range(base, base + 20)]
+        published = log.publish(CARS, position, base + 20, rows)
+        position = published.position
+        paths.append(published.path)
+    for path in paths[:2]:
+        write_index(store, path, store.read(path) or b"")
+    return paths
+
+
+def test_a_file_without_keys_asks_no_store_for_nothing() -> None:
+    store = _RefusesNothing()
+    _segments_with_indexes(store, lambda offset: None if offset < 20 else b"a")
+    use = IndexUse()
+    assert _rows(store, Query(keys=(b"a",)), use).num_rows == 40
+    assert (use.files, use.passed_over) == (2, 1)
+    assert verify(store, deep=True).clean
+
+
+def test_where_the_store_fails_for_the_index_the_files_are_read(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_END_BYTES", 1_500)
+    failing = _LosesParts()
+    failing._files = dict(store._files)
+    for query in (Query(), Query(keys=(b"a",))):
+        expected = aggregate(store, query, GroupBy.KEY)
+        assert aggregate(failing, query, GroupBy.KEY, use=IndexUse()).equals(expected)
+    assert {defect.kind for defect in verify(failing, deep=True).defects} == {"index"}
+
+
+def test_an_index_that_lies_about_where_its_file_ends_is_not_believed() -> None:
+    store = MemoryStore()
+    paths = _segments_with_indexes(store, lambda _: b"a")
+    for end, tail in ((40, index.TAIL_BYTES), (10, index.TAIL_BYTES), (40, 100), (10, 100)):
+        with pytest.MonkeyPatch.context() as patch:
+            # A file whose footer is longer than what is read of its end.
+            patch.setattr(index, "TAIL_BYTES", tail)
+            patch.setattr(files, "TAIL_BYTES", tail)
+            write_index(store, paths[0], store.read(paths[0]) or b"")
+            parts, tree = _tree(store.read(index_path(paths[0])) or b"")
+            tree["footer"]["end_offset"] = str(end)
+            store.replace(index_path(paths[0]), _with_tree(parts, tree))
+            use = IndexUse()
+            assert _rows(store, Query(), use).num_rows == 60
+            assert use.files == (tail > 100)
+
+
+def test_an_index_is_told_of_also_where_it_only_listed_a_file(store: MemoryStore) -> None:
+    assert _asked(lambda use: _rows(store, Query(offsets=(150, 200)), use))[0] == 4
+
+
+def _with_counts(content: bytes, made: bytes) -> bytes:
+    parts, tree = _tree(content)
+    packed = pa.compress(made, "zstd", asbytes=True)
+    tree["counts"] = [len(parts), len(packed), len(made)]
+    return _with_tree(parts + packed, tree)
+
+
+def _ipc(table: pa.Table, compression: str | None = None) -> bytes:
+    sink = pa.BufferOutputStream()
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
+        stream.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _counts_of(content: bytes) -> pa.Table:
+    parts, tree = _tree(content)
+    start, size, whole = tree["counts"]
+    with pa.ipc.open_stream(pa.decompress(parts[start : start + size], whole, "zstd")) as stream:
+        return stream.read_all()
+
+
+def test_counts_are_not_unpacked_without_a_bound_and_odd_ones_give_the_rows(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_MOST_COUNTS_BYTES", 2**16)
+    path = _indexes(store)[0]
+    content = store.read(path) or b""
+    true = _counts_of(content)
+    place = true.column_names.index("event_time")
+    late = pa.array([2**63 - 1] + [-(2**63)] * (true.num_rows - 1)).cast(true["event_time"].type)
+    large = pa.DictionaryArray.from_arrays(
+        pa.array([0] * true.num_rows, pa.int32()), pa.array(["x" * 2**15])
+    )
+    status = true.column_names.index("status")
+    expected = aggregate(store, Query(), GroupBy.HOUR)
+    for made in (
+        _ipc(true, "zstd"),
+        _ipc(true, "lz4"),
+        _ipc(true.set_column(place, true.schema.field(place), late)),
+        _ipc(true.set_column(status, true.schema.field(status), large)),
+    ):
+        odd = _copy(store)
+        odd.replace(path, _with_counts(content, made))
+        use = IndexUse()
+        assert aggregate(odd, Query(), GroupBy.HOUR, use=use).equals(expected)
+        assert use.counted in {0, 3}
+        assert [defect.kind for defect in verify(odd, deep=True).defects] == ["index"]
+
+
+def test_prefixes_that_do_not_ascend_pass_over_no_file(store: MemoryStore) -> None:
+    odd, path = _copy(store), _indexes(store)[0]
+    parts, tree = _tree(odd.read(path) or b"")
+    start, size = tree["sha256"]
+    own = parts[start : start + size]
+    turned = b"".join(own[at : at + 4] for at in range(size - 4, -1, -4))
+    odd.replace(path, _with_tree(parts[:start] + turned + parts[start + size :], tree))
+    for digest in _rows(store, Query(offsets=(0, 9)), None)["sha256"].drop_null().to_pylist():
+        query = Query(sha256=(digest,))
+        assert _rows(odd, query, IndexUse()).equals(_rows(store, query, None))
+
+
+class _ExchangesIndexes(MemoryStore):
+    """Another index has taken the name when a part is read."""
+
+    def read_part(self, path: str, start: int, count: int) -> tuple[bytes, int] | None:
+        found = super().read_part(path, start, count)
+        if found is None or start < 0 or not path.startswith("_index"):
+            return found
+        return bytes(len(found[0])), found[1] + 1
+
+
+def test_an_index_that_is_exchanged_while_it_is_read_hides_no_row(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_END_BYTES", 1_500)
+    exchanged = _ExchangesIndexes()
+    exchanged._files = dict(store._files)
+    query = Query(keys=(b"a",))
+    assert _rows(exchanged, query, IndexUse()).equals(_rows(store, query, None))
+
+
+def test_digests_of_other_lengths_are_not_taken_for_such() -> None:
+    odd = pa.chunked_array([["a" * 63, "b" * 65]])
+    assert index._image_prefixes(odd) is None
