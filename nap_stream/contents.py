@@ -12,7 +12,7 @@ import torch
 
 from nap_stream.clock import Progress
 from nap_stream.decode.message import decode_message
-from nap_stream.errors import ChainBrokenError, ConfigError
+from nap_stream.errors import BrokerError, ChainBrokenError, ConfigError
 from nap_stream.messages.reader import open_reader
 from nap_stream.pipeline.rows import ReadMessage
 from nap_stream.records import Message, PartitionOffsets, Status, TopicPartition
@@ -34,7 +34,22 @@ _CHUNK_MESSAGES = 10_000
 _AWAY = {Status.MISSING, Status.FETCH_FAILED, Status.NOT_ALLOWED}
 """What an image has that was elsewhere, and is not had now."""
 _Image = tuple[str | None, bool]
-"""The SHA-256 of an image, None without bytes, and whether it cannot be had now."""
+"""The SHA-256 of an image, None without bytes, and whether it could not be had, then or now."""
+
+
+def require_images(settings: Settings) -> Settings:
+    """Settings by which messages hold images.
+
+    Raises:
+        ConfigError: The model runs elsewhere.
+    """
+    if settings.model.elsewhere is not None:
+        raise ConfigError(
+            "the model runs elsewhere: its messages hold outputs, and no images to compare",
+            "--contents",
+            "Leave it out",
+        )
+    return settings
 
 
 def compare_contents(
@@ -48,25 +63,20 @@ def compare_contents(
 
     Each is read as a worker reads it, by ``settings``, and no group is joined. Declared gaps
     are left out: what the topic has of them `compare_with_broker` tells. ``advance`` is told of
-    messages.
+    messages. A topic that cannot be read ends it, and the report says so.
 
     Raises:
-        ConfigError: The model runs elsewhere, and messages hold no images.
-        BrokerError: The topic cannot be read.
+        ConfigError: As `require_images`.
         ScoredLogError: The store cannot be read.
     """
-    if settings.model.elsewhere is not None:
-        raise ConfigError(
-            "the model runs elsewhere: its messages hold outputs, and no images to compare",
-            "--contents",
-            "Leave it out",
-        )
+    require_images(settings)
     ends = {head.partition: head for head in report.heads}
     gaps = [
         (parse_segment_path(gap.file)[0], range(gap.base_offset, gap.end_offset))
         for gap in report.gaps
     ]
     defects: list[Defect] = []
+    problem = ""
     # Whoever compares does not wait for a store or a registry that is away.
     away = settings.messages.model_copy(update={"wait_s": 0.0})
     reader = open_reader(away, settings.limits)
@@ -77,17 +87,21 @@ def compare_contents(
                 continue
             start, end = max(one.earliest, head.start_offset), min(one.end, head.end_offset)
             declared = [gap for partition, gap in gaps if partition == one.partition]
-            own = [
-                text
-                for offset, text in topic.differing(one.partition, start, end)
-                if not any(offset in gap for gap in declared)
-            ]
+            own = []
+            try:
+                for offset, text in topic.differing(one.partition, start, end):
+                    if not any(offset in gap for gap in declared):
+                        own.append(text)
+            except BrokerError as error:
+                problem = str(error)
             more = len(own) - MAX_DEFECTS
             told = own[:MAX_DEFECTS] + ([f"{more:,} more messages differ"] if more > 0 else [])
             file = partition_folder(one.partition)
             defects += [Defect(file, DefectKind.TOPIC_CONTENT, text) for text in told]
+            if problem:
+                break
     counts = topic.messages, topic.images, topic.gone, topic.unread
-    return ContentsReport(*counts, tuple(defects))
+    return ContentsReport(*counts, tuple(defects), problem)
 
 
 class _Topic:
@@ -134,28 +148,36 @@ class _Topic:
         self, partition: TopicPartition, offsets: tuple[int, int], sent: dict[int, list[_Image]]
     ) -> Iterator[tuple[int, str]]:
         query = Query(partition.topic, (partition.partition,), offsets=offsets)
-        logged, unread = defaultdict[int, list[str | None]](list), list[ChainBrokenError]()
-        for batch in scan(self._store, query, ["offset", "sha256"], unread=unread):
+        logged, unread = defaultdict[int, list[_Image]](list), list[ChainBrokenError]()
+        for batch in scan(self._store, query, ["offset", "sha256", "status"], unread=unread):
             columns = (column.to_pylist() for column in batch.columns)
-            for offset, sha256 in zip(*columns, strict=True):
-                logged[offset].append(sha256)
-        self.gone += sum(len(rows) for offset, rows in logged.items() if offset not in sent)
+            for offset, sha256, status in zip(*columns, strict=True):
+                if offset in sent:
+                    logged[offset].append((sha256, status in _AWAY))
+                else:
+                    self.gone += 1
         for offset, images in sent.items():
             rows = logged.get(offset)
             if rows is None:
                 # What cannot be read is a defect already.
                 if not unread:
                     yield offset, f"offset {offset} is in the topic, and the log has no row of it"
+            elif len(rows) != len(images) and any(is_away for _, is_away in rows + images):
+                # What cannot be had may be several images.
+                self.unread += max(len(rows), len(images))
             elif len(rows) != len(images):
                 counts = f"{len(images)} images in the topic, and {len(rows)} rows in the log"
                 yield offset, f"offset {offset} has {counts}"
             elif (told := self._first_other(rows, images)) is not None:
                 yield offset, f"offset {offset}, {told}"
 
-    def _first_other(self, rows: list[str | None], images: list[_Image]) -> str | None:
-        for index, (logged, (sha256, is_away)) in enumerate(zip(rows, images, strict=True)):
-            self.unread += is_away
-            self.images += logged == sha256 and not is_away
-            if logged != sha256 and not is_away:
+    def _first_other(self, rows: list[_Image], images: list[_Image]) -> str | None:
+        for index, (own, found) in enumerate(zip(rows, images, strict=True)):
+            logged, sha256 = own[0], found[0]
+            if own[1] or found[1]:
+                self.unread += 1
+            elif logged != sha256:
                 return f"image {index} has the SHA-256 {sha256} in the topic, and its row {logged}"
+            else:
+                self.images += sha256 is not None
         return None

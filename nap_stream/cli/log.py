@@ -149,14 +149,16 @@ def verify(
         typer.echo(text, nl=False)
     else:
         _print_verified(report, broker, heads, anchors)
-    sys.exit(0 if report.clean else 1)
+    sys.exit(0 if report.clean and not (broker and broker.is_cut) else 1)
 
 
 def _settings(config: Path | None, kafka: "KafkaSettings | None") -> "Settings":
     """The configuration by which messages are read."""
     if config is None or kafka is None:
         raise ConfigError("expected --against-broker with --contents")
-    return load_uncalibrated_settings(config).model_copy(update={"kafka": kafka})
+    from nap_stream.contents import require_images
+
+    return require_images(load_uncalibrated_settings(config).model_copy(update={"kafka": kafka}))
 
 
 def _kafka(config: Path | None, topic: str | None) -> "KafkaSettings":
@@ -282,7 +284,8 @@ def _print_verified(
         typer.echo(printable(f"defect  {defect}"))
     gone = sum(found.span.rows for found in report.pruned)
     rest = f", but for {gone:,} rows that were pruned: their footers are proved, they are not"
-    clean = f"clean{rest if gone else ''}"
+    cut = ", but contents were not all compared" if broker and broker.is_cut else ""
+    clean = f"clean{rest if gone else ''}{cut}"
     typer.echo(clean if report.clean else f"{len(report.defects)} defects")
 
 
@@ -401,8 +404,10 @@ def _print_contents(found: "ContentsReport") -> None:
     if found.gone:
         told += f"; {found.gone:,} rows whose message the topic has no more"
     if found.unread:
-        told += f"; {found.unread:,} images lie elsewhere and cannot be had now"
-    typer.echo(f"contents {told}")
+        told += f"; {found.unread:,} images lie elsewhere and could not be had, then or now"
+    if found.problem:
+        told += f"; the rest was not compared: {found.problem}"
+    typer.echo(printable(f"contents {told}"))
 
 
 def compact(

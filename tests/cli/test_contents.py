@@ -1,16 +1,21 @@
 """Rows of the log beside the messages of the topic, on a log that a real line has written."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nap_stream import contents
 from nap_stream.contents import _Topic
-from nap_stream.records import TopicPartition
+from nap_stream.errors import BrokerUnavailableError
+from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.settings.load import load_uncalibrated_settings
 from tests.cli.program import Call
 from tests.cli.test_show import monitored, send_all
+from tests.scored_log.builders import CARS, chain, failed, origin, scored
 from tests.support.topics import new_settings
 
 pytestmark = [pytest.mark.data, pytest.mark.embedded]
@@ -53,3 +58,48 @@ def test_rows_and_messages_that_have_no_counterpart(tmp_path: Path) -> None:
     assert found == [(30, "offset 30 is in the topic, and the log has no row of it")]
     # Of 2 the topic has no message any more; the image of 3 lies elsewhere, and is not had now.
     assert (topic.images, topic.gone, topic.unread) == (2, 1, 1)
+
+
+def test_an_image_that_was_away_when_it_was_logged_is_no_defect(tmp_path: Path) -> None:
+    rows = [
+        replace(failed(origin(0), Status.MISSING), sha256=None),
+        failed(origin(1), Status.FETCH_FAILED),
+        scored(origin(2)),
+        failed(origin(3)),
+    ]
+    chain(tmp_path, [(4, rows)])
+    topic = _Topic(LocalStore(tmp_path), None, None, lambda *_: None)  # type: ignore[arg-type]
+    sent: dict[int, list[tuple[str | None, bool]]] = {
+        0: [("ab", False)],
+        # The archive that is had now holds two.
+        1: [("ab", False), ("cd", False)],
+        2: [("c3" * 32, False)],
+        3: [(None, False)],
+    }
+    assert not list(topic._chunk(CARS, (0, 3), sent))
+    assert (topic.images, topic.gone, topic.unread) == (1, 0, 3)
+
+
+def test_a_topic_that_cannot_be_read_leaves_what_was_verified(
+    nap: Call, embedded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = new_settings(embedded)
+    made = monitored(tmp_path, kafka.topic, embedded, topic_id=None)
+    send_all(kafka, made, {})
+
+    def fails(*_: Any) -> Any:
+        raise BrokerUnavailableError("nobody answers", kafka.topic)
+
+    monkeypatch.setattr(contents, "messages_between", fails)
+    report = tmp_path / "report.json"
+    ended = nap(
+        *("verify", "--config", made.config, "--against-broker", "--contents", "--report", report)
+    )
+    assert ended.exit_code == 1
+    assert "the rest was not compared: " in ended.out
+    assert ended.out.endswith("clean, but contents were not all compared\n")
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert (told["defects"], "nobody answers" in told["broker"]["contents"]["problem"]) == (
+        [],
+        True,
+    )

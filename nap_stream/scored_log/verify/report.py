@@ -235,7 +235,8 @@ class ContentsReport:
 
     ``messages`` were read, and ``images`` of them have the SHA-256 of their rows. ``gone`` counts
     rows within what the broker holds whose message it has no more: Kafka's compaction removes some.
-    ``unread`` images lie elsewhere, and cannot be had now.
+    ``unread`` images lie elsewhere, and could not be had when they were logged, or cannot now.
+    ``problem`` says why the rest of the topic was not compared; empty where all was.
     """
 
     messages: int
@@ -243,6 +244,7 @@ class ContentsReport:
     gone: int
     unread: int
     defects: tuple[Defect, ...]
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +256,11 @@ class BrokerReport:
     partitions: tuple[BrokerComparison, ...]
     defects: tuple[Defect, ...]
     contents: ContentsReport | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether contents were asked for, and not all could be compared."""
+        return self.contents is not None and bool(self.contents.problem)
 
 
 @dataclass(frozen=True, slots=True)
