@@ -6,14 +6,23 @@ where a side has too few days), as `nap_stream.core.blocks` has it.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 
 import numpy as np
 
-from nap_stream.core.blocks import Blocks, Effect, effect, shift, stream_blocks
+from nap_stream.core.blocks import (
+    MIN_DAYS,
+    Blocks,
+    Effect,
+    coarser,
+    effect,
+    shift,
+    stream_blocks,
+)
 from nap_stream.core.tails import BIN_COUNT
+from nap_stream.core.time_kinds import DAY_MS
 from nap_stream.report.counts import MAX_KEYS, Count, Tally, quantile
 from nap_stream.report.gather import Figures
 from nap_stream.report.words import interval, lasting
@@ -48,8 +57,9 @@ def tables_of(f: Figures) -> list[tuple[str, list[tuple[str, ...]]]]:
         ("Reading to score, p99", *("none" if s is None else lasting(s) for s in slow), "", ""),
         ("Of two scored images, one of each side, the more anomalous is of", *_order(*flagged)),
     ]
-    keys = [_by_name(t.keys, t.key_units, t.unit_ms) for t in (first, second)]
-    classes = [_by_name(t.classes, t.class_units, t.unit_ms) for t in (first, second)]
+    sides = (first, second)
+    keys = _in_days([_by_name(t.keys, t.key_units, t.named_ms) for t in sides], flagged)
+    classes = _in_days([_by_name(t.classes, t.class_units, t.named_ms) for t in sides], flagged)
     by_key = f"Flagged by {f.key_by}"
     told_apart = first.keys is not None and second.keys is not None
     return [
@@ -72,6 +82,34 @@ def _named(
         (caption, _differences(one, other, both)),
         (f"{caption}, with scores on one side at most", _differences(one, other, alone)),
     ]
+
+
+def _in_days(
+    sides: Sequence[Mapping[str, _Side]], whole: Sequence[_Side]
+) -> list[dict[str, _Side]]:
+    """Both sides in units of one length: days of a key that is there on few days of many.
+
+    Its hours depend on each other, and would make it look surer than what is there on each day.
+    """
+    has_days = all(_has_days(side) for side in whole)
+
+    def shared(name: str) -> tuple[_Side, _Side]:
+        a, b = (side.get(name, _Side(Count())) for side in sides)
+        if a.units is None or b.units is None:
+            return a, b
+        unit_ms = max(a.units.block_ms, b.units.block_ms)
+        if has_days and not (_has_days(a) and _has_days(b)):
+            unit_ms = DAY_MS
+        return replace(a, units=coarser(a.units, unit_ms)), replace(
+            b, units=coarser(b.units, unit_ms)
+        )
+
+    both = {name: shared(name) for name in sides[0].keys() | sides[1].keys()}
+    return [{name: both[name][place] for name in side} for place, side in enumerate(sides)]
+
+
+def _has_days(side: _Side) -> bool:
+    return side.units is not None and len(set(side.units.start_ms // DAY_MS)) >= MIN_DAYS
 
 
 def unit_of(f: Figures) -> str:

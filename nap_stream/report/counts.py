@@ -19,6 +19,7 @@ from nap_stream.core.shares import wilson
 from nap_stream.core.tails import EDGES
 from nap_stream.errors import ChainBrokenError
 from nap_stream.report.history import Run, Span
+from nap_stream.scored_log.counting import DAY_MS
 from nap_stream.scored_log.engine import Engine, chunks
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.format import storable_text, storable_time_ms
@@ -29,6 +30,8 @@ from nap_stream.text import EARLIEST_MS, LATEST_MS
 
 MAX_KEYS = 10_000
 """More different keys name images, not cameras: they are not told apart then."""
+MAX_UNITS = MAX_KEYS * 7 * 24
+"""So many stretches of keys, or of classes, are held; where there are more, days of them."""
 RUNS_A_QUESTION = 50
 """Each run is two columns of an answer."""
 MAX_BINS = 120
@@ -109,7 +112,7 @@ class Tally:
 
     Where stretches are to be compared, ``units`` are by start of a unit of ``unit_ms`` and bin of
     p-value (`nap_stream.core.tails`), None for rows without one; ``key_units`` by key and
-    ``class_units`` by class, then start. Else all are empty.
+    ``class_units`` by class, then start of a unit of ``named_ms``. Else all are empty.
     """
 
     width_ms: int
@@ -122,6 +125,7 @@ class Tally:
     lags: Mapping[int, int]
     delays: Mapping[int, int]
     unit_ms: int | None = None
+    named_ms: int | None = None
     units: Mapping[tuple[int, int | None], Count] = field(default_factory=dict)
     key_units: Mapping[tuple[str, int], Count] = field(default_factory=dict)
     class_units: Mapping[tuple[str, int], Count] = field(default_factory=dict)
@@ -170,13 +174,16 @@ def tally(
         ScoredLogError: The store cannot be read, or the memory does not suffice.
     """
     merged: pa.Table | None = None
-    told_apart = True
+    told_apart, named_ms = True, unit_ms
     with Engine(store, unread) as engine, Engine(store, []) as looking:
         for chunk in chunks(files):
             told_apart = told_apart and _few_keys(looking, chunk, query, key_by)
             sql, values = _question(query, width_ms, key_by if told_apart else None, unit_ms)
             for _, found in engine.answers(chunk, sql, values):
                 merged = _merged(found if merged is None else pa.concat_tables([merged, found]))
+                most = max(_part(merged, name).num_rows for name in _COMPARED)
+                if unit_ms == HOUR_MS and (named_ms == DAY_MS or most > MAX_UNITS):
+                    named_ms, merged = DAY_MS, _merged(_in_days(merged))
             if merged is not None and _part(merged, "keys").num_rows > MAX_KEYS:
                 told_apart = False
     counts = {name: {} if merged is None else _counts(merged, name) for name in _SETS | _COMPARED}
@@ -200,6 +207,7 @@ def tally(
         lags={value: count.rows for value, count in single["lags"].items()},
         delays={value: count.rows for value, count in single["delays"].items()},
         unit_ms=unit_ms,
+        named_ms=named_ms,
         units={} if unit_ms is None else counts["units"],
         key_units=key_units if told_apart else {},
         class_units={each: n for each, n in counts["class_units"].items() if each[0] is not None},
@@ -365,6 +373,17 @@ def _merged(counts: pa.Table) -> pa.Table:
     found = counts.group_by(names).aggregate(list(_COUNTS.items()))
     found = found.select([*names, *(f"{name}_{how}" for name, how in _COUNTS.items())])
     return found.rename_columns(counts.column_names).cast(counts.schema)
+
+
+def _in_days(counts: pa.Table) -> pa.Table:
+    """Counts of which the units of keys and classes are days."""
+    place, unit = counts.column_names.index("unit"), counts.column("unit")
+    days = pc.multiply(pc.floor(pc.divide(unit.cast(pa.float64()), float(DAY_MS))), float(DAY_MS))
+    numbers = pa.array([_number(name) for name in _COMPARED], counts.column("part").type)
+    is_named = pc.is_in(counts.column("part"), value_set=numbers)
+    return counts.set_column(
+        place, counts.schema.field(place), pc.if_else(is_named, days.cast(unit.type), unit)
+    )
 
 
 def _part(counts: pa.Table, name: str) -> pa.Table:

@@ -18,7 +18,6 @@ from nap_stream.report.counts import (
     worked,
 )
 from nap_stream.report.history import History, Span, history
-from nap_stream.scored_log.counting import DAY_MS
 from nap_stream.scored_log.events import Event, read_events
 from nap_stream.scored_log.files import LogFile
 from nap_stream.scored_log.index import HOUR_MS
@@ -247,9 +246,12 @@ def _by_month(months: Months | None, period: Span) -> "tuple[Sequence[BesideBase
 
 
 def _unit_ms(spans: Sequence[Span | None], width_ms: int) -> int:
-    """What two stretches are compared by: days or hours, where both can have enough of them."""
+    """What two stretches are counted by: hours, where both can have enough of them.
+
+    Days come of them where there are enough.
+    """
     least = min(0 if span is None else span[1] - span[0] for span in spans)
-    return next((unit for unit in (DAY_MS, HOUR_MS) if least >= MIN_DAYS * unit), width_ms)
+    return HOUR_MS if least >= MIN_DAYS * HOUR_MS else width_ms
 
 
 def _shared(query: Query, span: Span | None) -> Span | None:

@@ -11,12 +11,14 @@ from scipy.stats import mannwhitneyu
 from nap_stream.core.blocks import Blocks, added_up, effect, shift
 from nap_stream.core.panes import NO_KEY
 from nap_stream.core.tails import EDGES, bins_of
+from nap_stream.report import counts
 from nap_stream.report.comparison import tables_of, unit_of
 from nap_stream.report.gather import Asked, Figures, gather
 from nap_stream.report.page import render
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.text import percent
 from tests.report.month import DAY_MS, END_MS, HOUR_MS, MODELS, at, write_rows
+from tests.scored_log.builders import chain, origin, scored
 
 WEEKS = (at("06T00:00"), at("13T00:00")), (at("20T00:00"), at("27T00:00"))
 DAYS = (at("18T00:00"), at("19T00:00")), (at("20T00:00"), at("21T00:00"))
@@ -72,7 +74,7 @@ def test_two_periods_are_compared_by_how_days_or_hours_differ(
     figures = _periods(root, *spans)
     tables = dict(tables_of(figures))
     first, second = (_rows(root, _within(span)) for span in spans)
-    one, other = _blocks(first, unit_ms), _blocks(second, unit_ms)
+    one, other = _blocks(first, HOUR_MS), _blocks(second, HOUR_MS)
     expected, order = effect(one, other), shift(one, other)
     assert expected.unit_ms == unit_ms
     assert unit_of(figures) == ("1 d" if unit_ms == DAY_MS else "1 h")
@@ -96,7 +98,7 @@ def test_two_periods_are_compared_by_how_days_or_hours_differ(
         ("Flagged by predicted class", "class_name"),
     ):
         for row in tables[caption]:
-            sides = [_blocks(rows, unit_ms, rows[column] == row[0]) for rows in (first, second)]
+            sides = [_blocks(rows, HOUR_MS, rows[column] == row[0]) for rows in (first, second)]
             found = effect(sides[0], sides[1])
             assert row[4] == _points(max(-1, found.low), min(1, found.high)), row
 
@@ -120,7 +122,7 @@ def test_what_is_large_against_its_doubt_comes_before_what_is_small(root: Path) 
 def test_two_models_are_compared_by_the_days_of_each(root: Path) -> None:
     figures = _gathered(root, Asked(model="d4d4", verified=False))
     assert unit_of(figures) == "1 d"
-    sides = [_blocks(_rows(root, f"model_fingerprint = '{model}'"), DAY_MS) for model in MODELS]
+    sides = [_blocks(_rows(root, f"model_fingerprint = '{model}'"), HOUR_MS) for model in MODELS]
     found = effect(sides[0], sides[1])
     row = dict(tables_of(figures))["In all"][1]
     assert row[4] == _points(found.low, found.high)
@@ -136,3 +138,28 @@ def test_one_stretch_alone_has_no_interval_and_none_no_share(root: Path) -> None
     assert whole["Flagged, of scored images"] == ("no images", "0 %", "", "")
     assert unit_of(figures) == ""
     assert "stretches of the clock differ: days where" in render(figures)
+
+
+def test_a_fortnight_without_a_flag_is_as_sure_as_its_hours_are_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = at("04T00:00")
+    rows = [
+        scored(origin(2 * hour + rare, event_time_ms=start + hour * HOUR_MS, key=key))
+        for hour in range(14 * 24)
+        for rare, key in enumerate((b"each day", b"rare"))
+        # Three days of each week.
+        if not rare or hour // 24 % 7 in {0, 2, 4}
+    ]
+    chain(tmp_path, [(2 * 14 * 24, rows)])
+    weeks = [(start + 7 * n * DAY_MS, start + 7 * (n + 1) * DAY_MS) for n in (0, 1)]
+
+    def intervals() -> list[str]:
+        tables = dict(tables_of(_periods(tmp_path, weeks[0], weeks[1])))
+        by_key = {row[0]: row[4] for row in tables["Flagged by key"]}
+        return [tables["In all"][1][4], by_key["each day"], by_key["rare"]]
+
+    hours, days, few = (_points(-most / 100, most / 100) for most in (1.783, 42.80, 99.86))
+    assert intervals() == [hours, hours, few]
+    monkeypatch.setattr(counts, "MAX_UNITS", 100)
+    assert intervals() == [hours, days, few]
