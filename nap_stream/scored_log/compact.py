@@ -193,10 +193,11 @@ def compact(
         ConfigError: No topic can have that name.
         ScoredLogError: Another compaction runs, or the store failed; what is done stays done.
     """
-    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    now_ms = clock.now_ms()
+    now = datetime.fromtimestamp(now_ms / 1000, UTC)
     chains = partitions(store, topic)
     done = CompactionReport(len(chains), dry_run=dry_run)
-    run = _Run(store, clock, limits, today or now.date(), should_stop, progress, done)
+    run = _Run(store, now_ms, limits, today or now.date(), should_stop, progress, done)
     if dry_run:
         for partition in chains:
             run.look_at(partition)
@@ -211,10 +212,14 @@ def compact(
 
 @dataclass(slots=True)
 class _Run:
-    """One compaction: what it does partition by partition, and what it has done."""
+    """One compaction: what it does partition by partition, and what it has done.
+
+    ``now_ms`` is one for all of it: a file of an hour that is made after midnight would look like
+    one of a day that is over.
+    """
 
     store: SegmentStore
-    clock: Clock
+    now_ms: int
     limits: FileLimits
     today: date
     should_stop: Callable[[], bool]
@@ -263,7 +268,7 @@ class _Run:
                 self.store,
                 group,
                 writer_id=writer_id,
-                now_ms=self.clock.now_ms(),
+                now_ms=self.now_ms,
                 check_lock=check_lock,
                 max_memory_bytes=self.limits.max_memory_bytes,
             )
@@ -281,7 +286,7 @@ class _Run:
         # What lies before that is for a prune to remove.
         paths = (path for path in segments(self.store, partition) if path >= sealed)
         files = (self._chain_file(path) for path in paths)
-        before_ms = self.clock.now_ms() - HOUR_LAG_MS
+        before_ms = self.now_ms - HOUR_LAG_MS
         return plan(files, today=self.today, limits=self.limits, before_ms=before_ms)
 
     def _chain_file(self, path: str) -> ChainFile:

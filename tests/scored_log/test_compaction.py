@@ -188,6 +188,20 @@ def test_hours_that_are_over_become_files_and_with_their_day_one_file(store: Seg
     assert _compact(store, _after(100_000)).files == 0
 
 
+def test_hours_that_are_merged_over_midnight_still_become_their_day(store: SegmentStore) -> None:
+    _three_hours(store)
+    clock = _after(125)
+
+    def midnight() -> bool:
+        clock.advance(DAY_S)
+        return False
+
+    assert _compact(store, clock, should_stop=midnight).files == 2
+    assert _bases(store) == [0, 6, 12, 14]
+    assert _compact(store, _after(720)).files == 1
+    assert _bases(store) == [0, 14]
+
+
 def test_the_chain_goes_on_beside_files_of_hours(store: SegmentStore) -> None:
     writer = _three_hours(store)
     _compact(store, _after(179))
