@@ -166,10 +166,10 @@ def report(
     tell_pruned(store, topic, figures.since_ms, figures.until_ms)
     for line in figures.unread:
         typer.echo(printable(f"not read  {line}"), err=True)
-    if figures.unread:
-        sys.exit(EXIT_UNREAD)
     for defect in figures.defects:
         typer.echo(printable(f"defect  {defect}"), err=True)
+    if figures.unread:
+        sys.exit(EXIT_UNREAD)
     if figures.defects:
         sys.exit(1)
 

@@ -46,9 +46,11 @@ def test_it_writes_one_file(nap: Call, log: Path, tmp_path: Path) -> None:
 def test_a_segment_that_cannot_be_read_is_named(nap: Call, log: Path, tmp_path: Path) -> None:
     path = segment_path(TopicPartition(TOPIC, 1), 144)
     (log / path).write_bytes(b"PAR1")
+    (log / "_events/00000000000000000002.json").unlink()
     ended = nap("report", "--log", log, *MAY, "--out", tmp_path / "may.html")
     assert ended.exit_code == 3
     assert f"not read  {path}" in ended.err
+    assert "defect  _events/00000000000000000002.json: hole" in ended.err
     assert path in (tmp_path / "may.html").read_text(encoding="utf-8")
 
 

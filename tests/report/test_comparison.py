@@ -147,7 +147,7 @@ def test_a_fortnight_without_a_flag_is_as_sure_as_its_hours_are_many(
     rows = [
         scored(origin(2 * hour + rare, event_time_ms=start + hour * HOUR_MS, key=key))
         for hour in range(14 * 24)
-        for rare, key in enumerate((b"each day", b"rare"))
+        for rare, key in enumerate((b"each day", None))
         # Three days of each week.
         if not rare or hour // 24 % 7 in {0, 2, 4}
     ]
@@ -157,9 +157,11 @@ def test_a_fortnight_without_a_flag_is_as_sure_as_its_hours_are_many(
     def intervals() -> list[str]:
         tables = dict(tables_of(_periods(tmp_path, weeks[0], weeks[1])))
         by_key = {row[0]: row[4] for row in tables["Flagged by key"]}
-        return [tables["In all"][1][4], by_key["each day"], by_key["rare"]]
+        return [tables["In all"][1][4], by_key["each day"], by_key[""]]
 
     hours, days, few = (_points(-most / 100, most / 100) for most in (1.783, 42.80, 99.86))
     assert intervals() == [hours, hours, few]
+    page = render(_periods(tmp_path, weeks[0], weeks[1]))
+    assert '<th scope="row">(none, or empty)</th>' in page.partition('id="compared"')[2]
     monkeypatch.setattr(counts, "MAX_UNITS", 100)
     assert intervals() == [hours, days, few]
