@@ -402,6 +402,8 @@ def _print_contents(found: "ContentsReport") -> None:
         told += f"; {found.gone:,} rows whose message the topic has no more"
     if found.unread:
         told += f"; {found.unread:,} images lie elsewhere and cannot be had now"
+    if found.pruned:
+        told += f"; {found.pruned:,} offsets not read, as their rows were pruned"
     typer.echo(f"contents {told}")
 
 
