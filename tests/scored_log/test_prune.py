@@ -1,7 +1,9 @@
 """Retention: what a prune takes and keeps, and what proves the chain afterwards."""
 
+import base64
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +28,13 @@ from nap_stream.scored_log.proof.note import Signer
 from nap_stream.scored_log.prune import PruneReport, Request, prune
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.read import segments, walk
-from nap_stream.scored_log.seals import encode_seal, pruned_spans, pruned_words, read_seal
+from nap_stream.scored_log.seals import (
+    decode_seal,
+    encode_seal,
+    pruned_spans,
+    pruned_words,
+    read_seal,
+)
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
@@ -542,3 +550,18 @@ def _moved(root: Path) -> str:
     path = seal_path(CARS, 4)
     (root / path).write_bytes((root / seal_path(CARS, 0)).read_bytes())
     return path
+
+
+def test_a_seal_that_another_zlib_has_packed_is_as_valid(store: MemoryStore) -> None:
+    prune_days(store)
+    path = seal_path(CARS, 0)
+    content = store.read(path) or b""
+    lines = content.split(b"\n")
+    lines[2] = base64.b64encode(zlib.compress(zlib.decompress(base64.b64decode(lines[2])), 1))
+    changed = b"\n".join(lines)
+    assert changed != content
+    assert decode_seal(changed, path).parts == read_seal(store, path).parts
+    spaced = zlib.decompress(base64.b64decode(lines[2])).replace(b",", b", ", 1)
+    lines[2] = base64.b64encode(zlib.compress(spaced))
+    with pytest.raises(ChainBrokenError, match="is not valid"):
+        decode_seal(b"\n".join(lines), path)
