@@ -18,6 +18,7 @@ from nap_stream.scored_log.events import Event, EventKind, append_event, read_ev
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import genesis_path, seal_path, segment_path
 from nap_stream.scored_log.history import entries
+from nap_stream.scored_log.index import indexed, write_index
 from nap_stream.scored_log.proof.checkpoint import (
     last_signed,
     read_checkpoints,
@@ -252,11 +253,11 @@ def test_unsigned_seals_count_for_nothing_where_keys_are_given(store: MemoryStor
     assert "not signed" in defect.detail
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 11, 12])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9, 11, 15, 16])
 def test_after_a_death_anywhere_nothing_is_lost_that_no_event_tells_of_and_the_next_run_ends_it(
     steps: int,
 ) -> None:
-    """In order: the lock, an event, the seal, each of four files, twice, an event, the lock."""
+    """The lock, an event, the seal, four indexes, four files, twice, an event, the lock."""
     store = MemoryStore()
     write_days(store)
     before = run_query(store, Query())
@@ -520,7 +521,7 @@ def test_an_object_store_is_pruned_like_a_folder(s3_root: str) -> None:
     store = ObjectStore(s3_root)
     write_days(store)
     with pytest.raises(Killed):
-        prune_days(DyingStore(store, 5))
+        prune_days(DyingStore(store, 9))
     done = prune_days(store, break_lock=True)
     assert (done.finished, done.refusals) == (2, ())
     assert _bases(store) == [segment_path(CARS, 16), segment_path(CARS, 20)]
@@ -565,3 +566,34 @@ def test_a_seal_that_another_zlib_has_packed_is_as_valid(store: MemoryStore) -> 
     lines[2] = base64.b64encode(zlib.compress(spaced))
     with pytest.raises(ChainBrokenError, match="is not valid"):
         decode_seal(b"\n".join(lines), path)
+
+
+def test_no_index_outlives_the_file_that_was_pruned(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    write_days(store)
+    for path in _bases(store)[:4]:
+        write_index(store, path, store.read(path) or b"")
+    assert indexed(store, CARS) == {0, 4, 8, 12}
+    with pytest.raises(Killed):
+        prune_days(DyingStore(store, 7))
+    assert indexed(store, CARS) == set()
+    # As an earlier nap-stream may have left it.
+    write_index(store, segment_path(CARS, 12), store.read(segment_path(CARS, 12)) or b"")
+    prune_days(store, break_lock=True)
+    assert indexed(store, CARS) == set()
+    assert _verify(store).clean
+
+
+def test_a_chain_is_sealed_and_removed_before_the_next(store: MemoryStore) -> None:
+    write_days(store, OTHER)
+    seen: list[tuple[bool, int]] = []
+
+    class Seen(DyingStore):
+        def create(self, path: str, content: bytes) -> bool:
+            if path == seal_path(OTHER, 0):
+                seen.append((store.read(seal_path(CARS, 0)) is not None, len(_bases(store))))
+            return super().create(path, content)
+
+    prune_days(Seen(store))
+    assert seen == [(True, 2)]
+    assert [event.kind for event in read_events(store)] == [EventKind.PRUNING, EventKind.PRUNED]
