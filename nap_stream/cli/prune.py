@@ -150,7 +150,7 @@ def tell_pruned(
     chains: "Container[int]" = (),
     offsets: tuple[int, int] | None = None,
 ) -> None:
-    """Say on stderr what was pruned of what is asked for: the answer is without it.
+    """Say on stderr what was pruned of what is asked for, before an error that it may explain.
 
     ``chains`` are numbers of partitions, none for all; ``offsets`` the first and the last.
     """
@@ -160,4 +160,4 @@ def tell_pruned(
     own = [p for p in partitions(store, topic) if not chains or p.partition in chains]
     reach = (offsets,) if offsets is not None else ()
     for words in told_pruned(store, own, since_ms, until_ms, *reach):
-        typer.echo(printable(f"pruned  {words}. They are not in the answer"), err=True)
+        typer.echo(printable(f"pruned  {words}"), err=True)

@@ -338,7 +338,11 @@ def told_pruned(
         if reaches(span, since_ms, until_ms)
         if span.start_offset <= last and span.end_offset > first
     ]
-    return [*pruned_words(spans), *(f"{error.where}: {error.problem}" for error in unread)]
+    return [*pruned_words(spans), *map(_unknown, unread)]
+
+
+def _unknown(error: ChainBrokenError) -> str:
+    return f"what was pruned by {error.where} is not known: {error.problem}"
 
 
 def pruned_words(spans: Iterable[PrunedSpan]) -> Iterator[str]:

@@ -267,7 +267,7 @@ def test_after_a_death_anywhere_nothing_is_lost_that_no_event_tells_of_and_the_n
     found = _verify(store)
     assert {defect.kind for defect in found.defects} <= {DefectKind.COVERED}
     for defect in found.defects:
-        assert "run `nap-stream prune` again" in defect.detail
+        assert "the next `nap-stream prune` finishes it" in defect.detail
     left = run_query(store, Query())
     assert left.equals(before.slice(before.num_rows - left.num_rows)), "what is there is read"
     if left.num_rows < before.num_rows:
@@ -551,6 +551,16 @@ def _moved(root: Path) -> str:
     path = seal_path(CARS, 4)
     (root / path).write_bytes((root / seal_path(CARS, 0)).read_bytes())
     return path
+
+
+def test_a_signature_vouches_for_the_seal_that_was_read(store: MemoryStore) -> None:
+    prune_days(store, signer=SIGNER)
+    report = _verify(store)
+    path = seal_path(CARS, 0)
+    text = (store.read(path) or b"").partition(b"\n\n")[0].decode() + "\n"
+    store.replace(path, SIGNER.sign(text.replace("Ann", "Bob")))
+    (defect,) = unsigned_seals(store, report.pruned, [SIGNER.public])
+    assert "changed while it was read" in defect.detail
 
 
 def test_a_seal_that_another_zlib_has_packed_is_as_valid(store: MemoryStore) -> None:
