@@ -71,8 +71,8 @@ def prune(
     In their place stands a seal: footers and digests of their segments, counts, times, by whom and
     why. verify proves the chain as before, and old reports and checkpoints agree with it; query and
     others say what was pruned. Two events of the log tell of it. Monitors may run. One that was
-    interrupted is finished by the next, where its seals are signed by the same key. Copies, evidence and the old versions in a bucket that
-    keeps them are not touched.
+    interrupted is finished by the next, where its seals are signed by the same key. Copies,
+    evidence and the old versions in a bucket that keeps them are not touched.
 
     Before it, run verify --deep --checkpoints: what is pruned cannot be looked at again.
 
