@@ -16,7 +16,7 @@ from nap_stream.errors import BrokerError, ChainBrokenError, ConfigError
 from nap_stream.messages.reader import open_reader
 from nap_stream.pipeline.rows import ReadMessage
 from nap_stream.records import Message, PartitionOffsets, Status, TopicPartition
-from nap_stream.scored_log.format import parse_segment_path, partition_folder
+from nap_stream.scored_log.format import partition_folder
 from nap_stream.scored_log.query import Query, scan
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import (
@@ -62,8 +62,8 @@ def compare_contents(
     """Read the messages that the topic still has of each chain, and compare them with its rows.
 
     Each is read as a worker reads it, by ``settings``, and no group is joined. Declared gaps
-    are left out: what the topic has of them `compare_with_broker` tells. ``advance`` is told of
-    messages. A topic that cannot be read ends it, and the report says so.
+    are left out: what the topic has of them `compare_with_broker` tells. So is what was pruned.
+    ``advance`` is told of messages. A topic that cannot be read ends it, and the report says so.
 
     Raises:
         ConfigError: As `require_images`.
@@ -71,12 +71,8 @@ def compare_contents(
     """
     require_images(settings)
     ends = {head.partition: head for head in report.heads}
-    gaps = [
-        (parse_segment_path(gap.file)[0], range(gap.base_offset, gap.end_offset))
-        for gap in report.gaps
-    ]
     defects: list[Defect] = []
-    problem = ""
+    problem, pruned = "", 0
     # Whoever compares does not wait for a store or a registry that is away.
     away = settings.messages.model_copy(update={"wait_s": 0.0})
     reader = open_reader(away, settings.limits)
@@ -85,8 +81,16 @@ def compare_contents(
         for one in sorted(offsets, key=lambda each: each.partition):
             if (head := ends.get(one.partition)) is None:
                 continue
-            start, end = max(one.earliest, head.start_offset), min(one.end, head.end_offset)
-            declared = [gap for partition, gap in gaps if partition == one.partition]
+            first, end = max(one.earliest, head.start_offset), min(one.end, head.end_offset)
+            own_spans = (each.span for each in report.pruned if each.span.place == one.partition)
+            start = max([first, *(min(span.end_offset, end) for span in own_spans)])
+            pruned += start - first
+            folder = partition_folder(one.partition)
+            declared = [
+                range(gap.base_offset, gap.end_offset)
+                for gap in report.gaps
+                if gap.file.startswith(f"{folder}/")
+            ]
             own = []
             try:
                 for offset, text in topic.differing(one.partition, start, end):
@@ -96,11 +100,10 @@ def compare_contents(
                 problem = str(error)
             more = len(own) - MAX_DEFECTS
             told = own[:MAX_DEFECTS] + ([f"{more:,} more messages differ"] if more > 0 else [])
-            file = partition_folder(one.partition)
-            defects += [Defect(file, DefectKind.TOPIC_CONTENT, text) for text in told]
+            defects += [Defect(folder, DefectKind.TOPIC_CONTENT, text) for text in told]
             if problem:
                 break
-    counts = topic.messages, topic.images, topic.gone, topic.unread
+    counts = topic.messages, topic.images, topic.gone, topic.unread, pruned
     return ContentsReport(*counts, tuple(defects), problem)
 
 

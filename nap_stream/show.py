@@ -6,7 +6,7 @@ workers. Of an image that is not there any more it is said where it was looked f
 
 import hashlib
 import re
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -48,7 +48,7 @@ from nap_stream.scored_log.format import SCORE_COLUMNS, storable_text
 from nap_stream.scored_log.history import find_alert
 from nap_stream.scored_log.query import Query, require_partitions, scan
 from nap_stream.scored_log.read import bases_from
-from nap_stream.scored_log.seals import told_pruned
+from nap_stream.scored_log.seals import read_seal, read_span, seal_paths, told_pruned
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.verify.report import Defect
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings, Settings
@@ -147,9 +147,9 @@ def _neighbours(
 def _why_no_row(store: SegmentStore, partition: TopicPartition, offset: int) -> str:
     for file in files_of(store, partition, offset, offset + 1, unread=None):
         if file.start <= offset < file.end:
-            gap = file.footer.gap
-            left_out = "the topic has no message there: transactions and compaction leave some out"
-            return left_out if gap is None else f"the log declares a gap there: {gap}"
+            return _no_message(file.footer.gap)
+    if never_was := _why_no_pruned_row(store, partition, offset):
+        return never_was
     for words in told_pruned(store, [partition], offsets=(offset, offset)):
         return f"its row is gone: {words}"
     bases = bases_from(store, partition)
@@ -157,6 +157,25 @@ def _why_no_row(store: SegmentStore, partition: TopicPartition, offset: int) -> 
         return f"the log of {partition} has no segment yet"
     *_, last = files_of(store, partition, bases[-1], unread=None)
     return f"the log of {partition} holds the offsets from {bases[0]} to {last.end - 1}"
+
+
+def _no_message(gap: str | None) -> str:
+    left_out = "the topic has no message there: transactions and compaction leave some out"
+    return left_out if gap is None else f"the log declares a gap there: {gap}"
+
+
+def _why_no_pruned_row(store: SegmentStore, partition: TopicPartition, offset: int) -> str:
+    """Why an offset that a seal covers never had a row; empty where it may have had one."""
+    for path in seal_paths(store, partition):
+        # One that is not valid is named by who tells what was pruned.
+        with suppress(ChainBrokenError):
+            span = read_span(store, path)
+            if not span.start_offset <= offset < span.end_offset:
+                continue
+            for part in read_seal(store, path).parts:
+                if part.base_offset <= offset < part.end_offset and not part.rows:
+                    return _no_message(part.gap)
+    return ""
 
 
 def alerts_of(store: SegmentStore, row: Row, defects: list[Defect]) -> list[Row] | None:

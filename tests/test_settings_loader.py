@@ -174,7 +174,7 @@ KEYS = MINIMAL + "  headers: [camera]\n  keys: {key: hashed, headers: {camera: h
 def test_the_secret_of_keys_comes_from_the_environment_or_a_file_and_is_never_shown(
     write: Write, tmp_path: Path
 ) -> None:
-    environ = {"NAP_STREAM__LOG__KEYS__SECRET": "0x1234567890abcdef"}
+    environ = {"NAP_STREAM__LOG__KEYS__SECRET": " 0x1234567890abcdef\n"}
     settings = load_settings(write(KEYS % ""), environ)
     hidden = hidden_keys(settings.log.keys)
     assert hidden.secret == b"0x1234567890abcdef"
@@ -185,6 +185,9 @@ def test_the_secret_of_keys_comes_from_the_environment_or_a_file_and_is_never_sh
     assert hidden_keys(settings.log.keys) == hidden
     (tmp_path / "secret").write_bytes(b"too short\n")
     with pytest.raises(ConfigError, match="16 to 4096 bytes") as caught:
+        hidden_keys(settings.log.keys)
+    (tmp_path / "secret").write_bytes(b"k" * 4_096 + b" more")
+    with pytest.raises(ConfigError, match="16 to 4096 bytes"):
         hidden_keys(settings.log.keys)
     assert "too short" not in str(caught.value)
 

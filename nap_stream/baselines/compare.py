@@ -19,6 +19,7 @@ from nap_stream.baselines.stretch import Stretch, StretchQuery, read_stretch
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.clock import Progress
 from nap_stream.core.blocks import Blocks, Effect, effect
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys
 from nap_stream.errors import ConfigError
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.drift import KeySettings
@@ -60,9 +61,15 @@ class Comparison:
 
 
 def query_like(
-    calibration: Calibration, topic: str | None, since_ms: int, until_ms: int
+    calibration: Calibration,
+    topic: str | None,
+    since_ms: int,
+    until_ms: int,
+    hidden: HiddenKeys = CLEAR,
 ) -> StretchQuery:
     """Ask for a stretch whose records are counted as those of the baseline were.
+
+    Keys that were stored in clear are ``hidden`` now.
 
     Raises:
         ConfigError: The calibration has no baseline.
@@ -77,7 +84,9 @@ def query_like(
     keys = None
     if baseline.by is not None:
         keys = KeySettings(by=baseline.by, one_per_pane=baseline.one_per_pane)
-    return StretchQuery(topic or baseline.topic, since_ms, until_ms, keys, baseline.pane_ms)
+    return StretchQuery(
+        topic or baseline.topic, since_ms, until_ms, keys, baseline.pane_ms, hidden=hidden
+    )
 
 
 def blocks_like(calibration: Calibration, stretch: Stretch) -> Blocks:

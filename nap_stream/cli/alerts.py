@@ -157,6 +157,7 @@ def replay(
             _show(alert.event, console)
 
     store = log_store(None, str(settings.log.root) if log is None else log)
+    tell_pruned(store, settings.kafka.topic, span.since_ms, span.until_ms)
     with progress_bar("replaying", unit="records") as advance:
         report = replay_log(
             store,
@@ -166,7 +167,6 @@ def replay(
             on_alert=tell,
             advance=advance,
         )
-    tell_pruned(store, settings.kafka.topic, span.since_ms, span.until_ms)
     _warn(report)
     Console(stderr=as_json, soft_wrap=True, highlight=False).print(
         _last_line(report, clock.monotonic() - began_s)

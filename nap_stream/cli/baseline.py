@@ -364,6 +364,8 @@ def compare(
       nap-stream compare --calibration calibration-2/ --log scored-log --by month
     """
     from nap_stream.baselines.compare import compare_stretch, query_like
+    from nap_stream.core.hidden_keys import CLEAR
+    from nap_stream.settings.log import hidden_keys
 
     store, found, settings = _sources(config, log, calibration)
     since_ms, until_ms = span_ms(since, until, SystemClock())
@@ -375,7 +377,9 @@ def compare(
         topic,
         first_ms if since_ms is None else since_ms,
         last_ms if until_ms is None else until_ms,
+        CLEAR if settings is None else hidden_keys(settings.log.keys),
     )
+    tell_pruned(store, query.topic, since_ms, until_ms)
     with progress_bars() as new_bar:
         advance = new_bar("reading the log", "records")
         compared = compare_stretch(store, query, found, advance, by_month=by == "month")

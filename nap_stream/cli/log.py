@@ -405,6 +405,8 @@ def _print_contents(found: "ContentsReport") -> None:
         told += f"; {found.gone:,} rows whose message the topic has no more"
     if found.unread:
         told += f"; {found.unread:,} images lie elsewhere and could not be had, then or now"
+    if found.pruned:
+        told += f"; {found.pruned:,} offsets not read, as their rows were pruned"
     if found.problem:
         told += f"; the rest was not compared: {found.problem}"
     typer.echo(printable(f"contents {told}"))

@@ -127,6 +127,7 @@ def plan(
     """
     from nap_stream.calibration.artifact import load_calibration
     from nap_stream.clock import SystemClock
+    from nap_stream.core.hidden_keys import CLEAR
     from nap_stream.evaluation.metrics import require_evaluate_extra
     from nap_stream.planning.expected import expect
     from nap_stream.planning.findings import warnings_of
@@ -135,6 +136,7 @@ def plan(
     from nap_stream.planning.request import ask, with_changes
     from nap_stream.settings.drift import DriftSettings
     from nap_stream.settings.load import load_settings
+    from nap_stream.settings.log import hidden_keys
 
     if baseline is not None:
         others = (calibration, log, topic, since, until, block, window or None, png)
@@ -174,7 +176,11 @@ def plan(
     with progress_bars(messages) as new_bar:
         findings = None
         if log is not None:
-            selection = Selection(topic, *span_ms(since, until, SystemClock()))
+            selection = Selection(
+                topic,
+                *span_ms(since, until, SystemClock()),
+                hidden=CLEAR if settings is None else hidden_keys(settings.log.keys),
+            )
             findings = _findings(request, log, selection, block, streams, seed, new_bar)
         expectation = expect(
             request,
@@ -292,7 +298,7 @@ def _findings(
 
     store = log_store(None, log)
     reading = new_bar("reading the log", "partitions")
+    tell_pruned(store, selection.topic, selection.since_ms, selection.until_ms)
     recorded = read_stretch(store, selection, request.drift, request.facts, reading)
-    tell_pruned(store, recorded.topic, selection.since_ms, selection.until_ms)
     running = new_bar("running the detectors", "panes")
     return find(request, recorded, block_records=block, streams=streams, seed=seed, advance=running)

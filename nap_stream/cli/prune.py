@@ -46,8 +46,8 @@ def prune(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The private key that signs the seals, of checkpoint-key. Without it verify "
-            "--checkpoints calls what was pruned a defect.",
+            help="The private key that signs the seals, of checkpoint-key; best one of its own. "
+            "Without it verify --checkpoints calls what was pruned a defect.",
         ),
     ] = None,
     dry_run: Annotated[
@@ -71,8 +71,8 @@ def prune(
     In their place stands a seal: footers and digests of their segments, counts, times, by whom and
     why. verify proves the chain as before, and old reports and checkpoints agree with it; query and
     others say what was pruned. Two events of the log tell of it. Monitors may run. One that was
-    interrupted is finished by the next. Copies, evidence and the old versions in a bucket that
-    keeps them are not touched.
+    interrupted is finished by the next, where its seals are signed by the same key. Copies,
+    evidence and the old versions in a bucket that keeps them are not touched.
 
     Before it, run verify --deep --checkpoints: what is pruned cannot be looked at again.
 
@@ -81,7 +81,7 @@ def prune(
     \b
     Examples:
       nap-stream prune --log scored-log --before 2026-01-01 --by "A. Auditor" \\
-        --reason "kept for 90 days" --sign-with signing.key --dry-run
+        --reason "kept for 90 days" --sign-with retention.key --dry-run
       nap-stream prune --config monitor.yaml --before 90d --by retention --reason "90 days"
     """
     from nap_stream import __version__
@@ -150,7 +150,7 @@ def tell_pruned(
     chains: "Container[int]" = (),
     offsets: tuple[int, int] | None = None,
 ) -> None:
-    """Say on stderr what was pruned of what is asked for: the answer is without it.
+    """Say on stderr what was pruned of what is asked for, before an error that it may explain.
 
     ``chains`` are numbers of partitions, none for all; ``offsets`` the first and the last.
     """
@@ -160,4 +160,4 @@ def tell_pruned(
     own = [p for p in partitions(store, topic) if not chains or p.partition in chains]
     reach = (offsets,) if offsets is not None else ()
     for words in told_pruned(store, own, since_ms, until_ms, *reach):
-        typer.echo(printable(f"pruned  {words}. They are not in the answer"), err=True)
+        typer.echo(printable(f"pruned  {words}"), err=True)

@@ -353,11 +353,11 @@ def _rows(
 ) -> "tuple[pa.Schema, Iterator[pa.RecordBatch]]":
     """All rows in the log's order, or the ``most`` anomalous ones."""
     from nap_stream.scored_log.files import SCAN_SCHEMA
-    from nap_stream.scored_log.query import most_anomalous, require_names, scan
+    from nap_stream.scored_log.query import most_anomalous, scan
 
     several = (filters.classes, filters.keys, filters.models, filters.calibrations)
     if any(len(names) > 1 for names in several):
-        require_names(store, filters)
+        _require_names(store, filters)
     batches = (
         scan(store, filters, unread=unread, use=use)
         if most is None
@@ -399,6 +399,12 @@ def _counts(
 
 
 def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
+    _require_names(store, filters)
+    typer.echo("No row matches.", err=True)
+
+
+def _require_names(store: "SegmentStore", filters: "Query") -> None:
+    """Refuse names that the log does not have, and say first what was pruned of it."""
     from nap_stream.scored_log.query import require_names
 
     try:
@@ -406,7 +412,6 @@ def _tell_empty(store: "SegmentStore", filters: "Query") -> None:
     except ConfigError:
         _tell_query_pruned(store, filters)
         raise
-    typer.echo("No row matches.", err=True)
 
 
 def _tell_query_pruned(store: "SegmentStore", filters: "Query") -> None:

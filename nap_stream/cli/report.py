@@ -22,7 +22,6 @@ from nap_stream.cli.options import (
     progress_bars,
     span_ms,
 )
-from nap_stream.cli.prune import tell_pruned
 from nap_stream.cli.query import EXIT_UNREAD
 from nap_stream.clock import SystemClock
 from nap_stream.errors import ConfigError, ReportError
@@ -151,7 +150,9 @@ def report(
             asked,
             now_ms=clock.now_ms(),
             pictures=pictures,
-            months=None if judged_by is None else _months(store, judged_by, topic, new_bar),
+            months=None
+            if judged_by is None
+            else _months(store, settings, judged_by, topic, new_bar),
             signed=signed,
             keys=keys,
             advance=new_bar("verifying", "files"),
@@ -163,7 +164,9 @@ def report(
         typer.echo(f"PDF      {out.with_suffix('.pdf')}")
     if not figures.tally.all.rows:
         typer.echo("No row of the log is in that period.", err=True)
-    tell_pruned(store, topic, figures.since_ms, figures.until_ms)
+    beside = () if figures.comparison is None else figures.comparison.pruned
+    for line in dict.fromkeys((*figures.pruned, *beside)):
+        typer.echo(printable(f"pruned  {line}"), err=True)
     for line in figures.unread:
         typer.echo(printable(f"not read  {line}"), err=True)
     for defect in figures.defects:
@@ -191,16 +194,23 @@ def _judged_by(settings: "Settings | None", folder: Path | None) -> "Calibration
 
 
 def _months(
-    store: "SegmentStore", calibration: "Calibration", topic: str | None, new_bar: NewBar
+    store: "SegmentStore",
+    settings: "Settings | None",
+    calibration: "Calibration",
+    topic: str | None,
+    new_bar: NewBar,
 ) -> "Months | None":
     """What compares a period with a calibration's baseline; nothing where it has none."""
     from nap_stream.baselines.compare import compare_stretch, query_like
+    from nap_stream.core.hidden_keys import CLEAR
+    from nap_stream.settings.log import hidden_keys
 
     if calibration.document.baseline is None:
         return None
+    hidden = CLEAR if settings is None else hidden_keys(settings.log.keys)
 
     def months(period: "Span") -> "list[Comparison]":
-        query = query_like(calibration, topic, *period)
+        query = query_like(calibration, topic, *period, hidden)
         advance = new_bar("comparing with the baseline", "records")
         found = compare_stretch(store, query, calibration, advance, by_month=True)
         return [each for each in found if not each.key]

@@ -78,10 +78,10 @@ class HiddenKeys:
         return value if is_done else self._stored(how, value)
 
     def _stored(self, how: Stored, value: bytes | None) -> bytes | None:
-        # An empty key is as none: its hash would tell them apart.
-        if how is Stored.CLEAR or not value:
+        if how is Stored.CLEAR:
             return value
-        return self.hashed(value) if how is Stored.HASHED else None
+        # An empty key is as none: its hash would tell them apart.
+        return (self.hashed(value) if value else value) if how is Stored.HASHED else None
 
 
 CLEAR = HiddenKeys()

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from nap_stream.clock import Progress
+from nap_stream.core.hidden_keys import CLEAR, HiddenKeys
 from nap_stream.core.panes import NO_KEY, PaneCounts, changes, count_panes, key_text
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError, LogRootError
@@ -187,13 +188,15 @@ class Selection:
     """The stretch that is meant: ``since_ms <= event time < until_ms`` of a topic.
 
     Times are in milliseconds since the epoch; a null one sets no bound. A null topic is the only
-    one in the log. The stretch may hold at most ``max_records`` scored records.
+    one in the log. The stretch may hold at most ``max_records`` scored records. Keys that were
+    stored in clear are ``hidden`` now.
     """
 
     topic: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
     max_records: int = MAX_RECORDS
+    hidden: HiddenKeys = CLEAR
 
 
 def read_stretch(
@@ -231,7 +234,7 @@ def read_stretch(
             until_ms=selection.until_ms,
             statuses=(Status.OK,),
         )
-        rows = _read(store, query, _Rows(drift, held_records), facts, left)
+        rows = _read(store, query, _Rows(drift, held_records, selection.hidden), facts, left)
         left -= rows.total
         if left < 0:
             raise ConfigError(
@@ -278,6 +281,7 @@ class _Rows:
 
     drift: DriftSettings
     most: int
+    hidden: HiddenKeys
     parts: list[PaneCounts] = field(default_factory=list)
     newest_ms: int | None = None
     held: int = 0
@@ -343,7 +347,7 @@ def _read(
             break
         if not own.num_rows:
             continue
-        rows = rows_of_table(own, key_by)
+        rows = rows_of_table(own, key_by, read.hidden)
         wrong = rows.offset[rows.is_ood != (rows.p_value <= facts.alpha)]
         if len(wrong) and not read.contradicting:
             read.first_contradicting = int(wrong[0])

@@ -83,6 +83,7 @@ class Comparison(NamedTuple):
     first: Tally
     second: Tally
     shared: Span | None = None
+    pruned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ def gather(
         ends = (rfc3339(e)[:16].replace("T", " ") if e is not None else "…" for e in asked.compared)
         names = (" to ".join(ends), "This period")
         shared = _shared(beside, (since_ms, until_ms))
-        comparison = Comparison(names, other, found, shared)
+        gone = tuple(told_pruned(store, partitions, *asked.compared))
+        comparison = Comparison(names, other, found, shared, gone)
     elif asked.model is not None:
         model, rest = _models(found, asked.model)
         spans = [_judged_by(found, each) for each in (rest, model)]

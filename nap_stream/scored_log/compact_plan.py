@@ -276,9 +276,7 @@ def write_indexes(
         ChainBrokenError: A file cannot be read.
         ScoredLogError: The store failed.
     """
-    have = {segment_path(partition, base) for base in indexed(store, partition)}
-    gone = have.difference(segments(store, partition))
-    store.remove([index_path(path) for path in sorted(gone)])
+    remove_stale_indexes(store, partition)
     for path in paths:
         tail = store.read_part(path, -TAIL_BYTES, TAIL_BYTES)
         if tail is None or (not anew and entry_at(store, path, mark_of(*tail)) is not None):
@@ -289,6 +287,17 @@ def write_indexes(
             yield path
 
 
+def remove_stale_indexes(store: SegmentStore, partition: TopicPartition) -> None:
+    """Remove the indexes of files that are gone: they can hold keys. Under the lock.
+
+    Raises:
+        ScoredLogError: The store failed.
+    """
+    have = {segment_path(partition, base) for base in indexed(store, partition)}
+    gone = have.difference(segments(store, partition))
+    store.remove([index_path(path) for path in sorted(gone)])
+
+
 def remove_segments(store: SegmentStore, paths: Sequence[str]) -> None:
     """Remove segments that a compacted file holds, or a seal covers, in order.
 
@@ -296,10 +305,12 @@ def remove_segments(store: SegmentStore, paths: Sequence[str]) -> None:
     while the segment before is still there, and not notice. All of them are gone when the first
     removal has ended. The second one takes away what slipped in, and what that writer publishes
     next is refused.
+
+    Their indexes go first: what an interrupted run leaves of them nobody would look for.
     """
+    store.remove([index_path(path) for path in paths])
     for _ in range(2):
         store.remove(paths)
-    store.remove([index_path(path) for path in paths])
 
 
 @contextmanager

@@ -325,11 +325,15 @@ def _own_keys(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 def pack_footers(parts: Sequence[SegmentFooter]) -> str:
     """Footers of segments that follow each other, as ``merged`` has them."""
+    return base64.b64encode(zlib.compress(footers_text(parts).encode("ascii"), 9)).decode("ascii")
+
+
+def footers_text(parts: Sequence[SegmentFooter]) -> str:
+    """What `pack_footers` packs: its own text depends on the zlib that made it."""
     trees = [own_values(part) for part in parts]
     for tree in trees[1:]:
         del tree["previous_sha256"]
-    text = json.dumps(trees, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return base64.b64encode(zlib.compress(text.encode("ascii"), 9)).decode("ascii")
+    return json.dumps(trees, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def unpack_footers(text: str) -> Iterator[SegmentFooter]:
@@ -339,12 +343,30 @@ def unpack_footers(text: str) -> Iterator[SegmentFooter]:
         ValueError: They are not, or are more than `MAX_MERGED_BYTES`.
         zlib.error: Likewise.
     """
+    return parse_footers(unpacked_text(text))
+
+
+def unpacked_text(packed: str) -> str:
+    """The text of `footers_text` that `pack_footers` packed.
+
+    Raises:
+        ValueError, zlib.error: As `unpack_footers`.
+    """
     unpacking = zlib.decompressobj()
-    content = unpacking.decompress(base64.b64decode(text, validate=True), MAX_MERGED_BYTES)
+    content = unpacking.decompress(base64.b64decode(packed, validate=True), MAX_MERGED_BYTES)
     if not unpacking.eof or unpacking.unused_data:
         raise ValueError(f"{MERGED} is no zlib stream of at most {MAX_MERGED_BYTES} bytes")
+    return content.decode("ascii")
+
+
+def parse_footers(text: str) -> Iterator[SegmentFooter]:
+    """The footers of `footers_text`, one at a time, strictly.
+
+    Raises:
+        ValueError: They are not.
+    """
     previous: str | None = None
-    for values in _flat_objects(content.decode("ascii")):
+    for values in _flat_objects(text):
         if previous is not None:
             values["previous_sha256"] = previous
         part = parse_values(values)

@@ -153,7 +153,8 @@ def _sealed_words(data: Mapping[str, Any]) -> str:
     seals = data.get("seals")
     each = [one for one in seals if isinstance(one, dict)] if isinstance(seals, list) else []
     rows = sum(one["rows"] for one in each if type(one.get("rows")) is int)
-    chains = len({(one.get("topic"), one.get("partition")) for one in each})
+    # Whoever can write to the log can write events: these may be anything.
+    chains = len({f"{one.get('topic')}/{one.get('partition')}" for one in each})
     return f"{number(rows)} rows of {chains} partitions"
 
 

@@ -26,7 +26,12 @@ from nap_stream.errors import ChainBrokenError, ScoredLogError
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import chain_start
 from nap_stream.scored_log.compact import LockOwner, RefusedPartition, chain_file, compaction_lock
-from nap_stream.scored_log.compact_plan import ChainFile, checked_parts, remove_segments
+from nap_stream.scored_log.compact_plan import (
+    ChainFile,
+    checked_parts,
+    remove_segments,
+    remove_stale_indexes,
+)
 from nap_stream.scored_log.events import (
     Event,
     EventKind,
@@ -34,10 +39,11 @@ from nap_stream.scored_log.events import (
     read_events,
     require_text,
 )
-from nap_stream.scored_log.footer import SegmentFooter, merged_slots, segment_sha256
+from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import parse_segment_path
 from nap_stream.scored_log.history import MAX_BY, MAX_COMMENT
 from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, Signer
+from nap_stream.scored_log.prune_finish import KEEP_MS, Told, leftovers, refused
 from nap_stream.scored_log.read import partitions, parts_backwards, segments
 from nap_stream.scored_log.seals import (
     MAX_SEGMENTS,
@@ -51,11 +57,8 @@ from nap_stream.scored_log.seals import (
 from nap_stream.scored_log.segment import open_segment
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.summary import MAX_AGE_MS
-from nap_stream.scored_log.verify.sealed import named_seals
 from nap_stream.text import rfc3339
 
-KEEP_MS = 86_400_000
-"""What was published so lately stays: workers and monitors may be about to read it."""
 MAX_BATCH_BYTES, MAX_BATCH_SEALS = 2**25, 1_000
 """Of the seals that one event tells of: they are held until it is written."""
 
@@ -155,31 +158,8 @@ class _Planned:
 
     span: PrunedSpan
     content: bytes
+    sha256: str
     files: tuple[ChainFile, ...]
-
-
-@dataclass(slots=True)
-class _Told:
-    """What the events say: digests of seals by path, which of them are done, windows by topic."""
-
-    sealed: dict[str, str] = field(default_factory=dict)
-    open: dict[str, dict[str, Any]] = field(default_factory=dict)
-    windows: dict[tuple[str, str], int] = field(default_factory=dict)
-
-    def take(self, event: Event) -> None:
-        if event.kind == EventKind.RUN_STARTED:
-            window = event.data.get("window_records")
-            self.windows[event.topic, event.monitor] = window if type(window) is int else 0
-        for path, sha256, each in named_seals(event):
-            if event.kind == EventKind.PRUNING:
-                self.sealed[path] = sha256
-                self.open[path] = each
-            else:
-                self.open.pop(path, None)
-
-    def window(self, topic: str) -> int:
-        """How many of a partition's newest rows a monitor may read when it starts."""
-        return max((rows for (own, _), rows in self.windows.items() if own == topic), default=0)
 
 
 @dataclass(slots=True)
@@ -192,7 +172,7 @@ class _Run:
     progress: Progress | None
     should_stop: Callable[[], bool]
     done: PruneReport
-    told: _Told = field(default_factory=_Told)
+    told: Told = field(default_factory=Told)
     read: int = 0
 
     def look_at(self, chains: Sequence[TopicPartition]) -> None:
@@ -213,19 +193,19 @@ class _Run:
                 left = self._leftovers(partition)
                 check_lock()
                 remove_segments(self.store, left)
+                remove_stale_indexes(self.store, partition)
                 self.done = replace(self.done, finished=self.done.finished + len(left))
         refused = {each.partition for each in self.done.refusals}
         sound = [partition for partition in chains if partition not in refused]
         self._close_events(sound)
         held: list[_Planned] = []
         for partition in sound:
-            with self._refusing(partition):
-                for planned in self._plan(partition):
-                    if held and held[0].span.topic != partition.topic:
-                        self._carry_out(held, check_lock)
-                    held.append(planned)
-                    if len(held) == MAX_BATCH_SEALS or _bytes(held) > MAX_BATCH_BYTES:
-                        self._carry_out(held, check_lock)
+            for planned in self._plans(partition):
+                if held and held[0].span.topic != partition.topic:
+                    self._carry_out(held, check_lock)
+                held.append(planned)
+                if len(held) == MAX_BATCH_SEALS or _bytes(held) > MAX_BATCH_BYTES:
+                    self._carry_out(held, check_lock)
             if self.done.stopped:
                 break
         self._carry_out(held, check_lock)
@@ -237,41 +217,18 @@ class _Run:
 
     def _close_events(self, chains: Iterable[TopicPartition]) -> None:
         """Have an event say so of seals whose files are gone, and whose run did not come to it."""
-        there = {path for each in chains for path in seal_paths(self.store, each)}
-        done = [named for path, named in self.told.open.items() if path in there]
-        for topic in sorted({str(named.get("topic")) for named in done}):
-            own = [named for named in done if str(named.get("topic")) == topic]
+        done = [named for each in chains for named in self.told.unfinished(self.store, each)]
+        for topic in sorted({named["topic"] for named in done}):
+            own = [named for named in done if named["topic"] == topic]
             self._append(EventKind.PRUNED, topic, {"seals": own, "interrupted": True})
 
     def _leftovers(self, partition: TopicPartition) -> list[str]:
-        """The files that a seal covers: an interrupted run or a writer that died has left them.
+        return leftovers(self.store, partition, self.told, self.request.signer, self.now_ms)
 
-        Raises:
-            ChainBrokenError: A seal is not valid, or no event told of it, or a file is not one of
-                those that it covers: then nothing may be removed here.
-        """
-        paths = seal_paths(self.store, partition)
-        if not paths:
-            return []
-        newest = read_seal(self.store, paths[-1])
-        if self.told.sealed.get(paths[-1]) != newest.sha256:
-            raise ChainBrokenError(
-                "no event of a prune tells of this seal: it is none of nap-stream's, or events "
-                "are damaged",
-                paths[-1],
-                "Nothing is pruned here; run `nap-stream verify`",
-            )
-        left = [
-            path
-            for path in segments(self.store, partition)
-            if parse_segment_path(path)[1] < newest.span.end_offset
-        ]
-        if left:
-            seals = [newest, *(read_seal(self.store, path) for path in paths[:-1])]
-            slots = merged_slots(part for seal in seals for part in seal.parts)
-            for path in left:
-                _check_sealed(slots, chain_file(self.store, path))
-        return left
+    def _plans(self, partition: TopicPartition) -> Iterator[_Planned]:
+        """As `_plan`. What is wrong with a chain is its own, and not of who carries plans out."""
+        with self._refusing(partition):
+            yield from self._plan(partition)
 
     def _plan(self, partition: TopicPartition) -> Iterator[_Planned]:
         """The seals to make of a chain, in order."""
@@ -294,7 +251,7 @@ class _Run:
         statuses, flagged = Counter[str](), 0
         with open_segment(self.store, file.path) as segment:
             if segment is None or segment.parts() != file.footer.parts:
-                raise _broken(file, "it has changed while it was read")
+                raise refused(file.path, "it has changed while it was read")
             for rows in checked_parts(segment):
                 for each in pc.value_counts(rows.column("status")).to_pylist():
                     statuses[each["values"]] += each["counts"]
@@ -319,14 +276,13 @@ class _Run:
                 program_version=asked.program_version,
             )
         except ValueError as error:
-            raise _broken(files[0], str(error)) from error
+            raise refused(files[0].path, str(error)) from error
         content = encode_seal(span, parts, asked.signer)
         if len(content) > MAX_NOTE_BYTES:
-            raise _broken(
-                files[0], f"it has merged more segments than a seal holds: {len(parts):,}"
+            raise refused(
+                files[0].path, f"it has merged more segments than a seal holds: {len(parts):,}"
             )
-        decode_seal(content, span.path)
-        return _Planned(span, content, files)
+        return _Planned(span, content, decode_seal(content, span.path).sha256, files)
 
     def _old_files(self, partition: TopicPartition) -> Iterator[ChainFile]:
         """The files at a chain's beginning that may go, in order. Says from where on it is kept.
@@ -408,14 +364,14 @@ class _Run:
             "seals": named,
         }
         asked = self._append(EventKind.PRUNING, topic, data)
+        # One by one, so that who verifies meanwhile sees few files beside their seal.
         for planned in held:
+            check_lock()
             path = planned.span.path
             if not self.store.create(path, planned.content):
                 raise ScoredLogError(
                     "the seal was there already", path, "Does another prune run? Run it again"
                 )
-        for planned in held:
-            check_lock()
             remove_segments(self.store, [file.path for file in planned.files])
             self._note(planned)
         self._append(EventKind.PRUNED, topic, {"asked": asked, "seals": named})
@@ -458,30 +414,14 @@ def _named(planned: _Planned) -> dict[str, Any]:
     """What events say of a seal."""
     names = ("topic", "partition", "start_offset", "end_offset", "rows", "sha256")
     told = {name: value for name, value in asdict(planned.span).items() if name in names}
-    seal = decode_seal(planned.content, planned.span.path)
-    return {"file": planned.span.path, "seal_sha256": seal.sha256, **told}
-
-
-def _check_sealed(slots: set[tuple[int, str]], file: ChainFile) -> None:
-    """Refuse to remove what no seal stands for."""
-    if not all((part.base_offset, part.previous_sha256) in slots for part in file.footer.parts):
-        raise _broken(file, "it lies in a pruned span, and no seal stands for it")
+    return {"file": planned.span.path, "seal_sha256": planned.sha256, **told}
 
 
 def _check_link(file: ChainFile, position: ChainPosition) -> None:
     first = file.footer.parts[0]
     if first.base_offset != position.offset:
-        raise _broken(
-            file, f"it does not begin where what stands before it ends, {position.offset}"
+        raise refused(
+            file.path, f"it does not begin where what stands before it ends, {position.offset}"
         )
     if first.previous_sha256 != position.previous_sha256:
-        raise _broken(file, "it does not name the digest of what stands before it")
-
-
-def _broken(file: ChainFile, problem: str) -> ChainBrokenError:
-    return ChainBrokenError(
-        problem,
-        file.path,
-        "Nothing is pruned here; run `nap-stream verify`, and `nap-stream compact` where a "
-        "compaction was interrupted",
-    )
+        raise refused(file.path, "it does not name the digest of what stands before it")

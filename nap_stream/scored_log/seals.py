@@ -32,9 +32,11 @@ from nap_stream.errors import ChainBrokenError
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.footer import (
     SegmentFooter,
+    footers_text,
     pack_footers,
+    parse_footers,
     segment_sha256,
-    unpack_footers,
+    unpacked_text,
 )
 from nap_stream.scored_log.format import parse_seal_name, partition_folder, seal_path
 from nap_stream.scored_log.proof.note import MAX_NOTE_BYTES, Signer, claimed_signers
@@ -181,13 +183,14 @@ def decode_seal(content: bytes, path: str) -> Seal:
         span = _parsed(lines[:2], path)
         if len(lines) != 4 or lines[3]:  # noqa: PLR2004 (the last line ends, too)
             raise ValueError("it is not three lines of text")  # noqa: TRY301
-        parts = tuple(unpack_footers(lines[2]))
+        packed = unpacked_text(lines[2])
+        parts = tuple(parse_footers(packed))
         of = ("before_ms", "pruned_ms", "by", "reason", "program_version")
         same = span_of(
             *(parts, span.rows_by_status, span.flagged_rows),
             **{name: getattr(span, name) for name in of},
         )
-        if same != span or pack_footers(parts) != lines[2]:
+        if same != span or footers_text(parts) != packed:
             raise ValueError("what it says is not what its footers say")  # noqa: TRY301
         claimed = claimed_signers(content) if blank else ()
     except (ValueError, IndexError, RecursionError, zlib.error) as error:
@@ -335,7 +338,11 @@ def told_pruned(
         if reaches(span, since_ms, until_ms)
         if span.start_offset <= last and span.end_offset > first
     ]
-    return [*pruned_words(spans), *(f"{error.where}: {error.problem}" for error in unread)]
+    return [*pruned_words(spans), *map(_unknown, unread)]
+
+
+def _unknown(error: ChainBrokenError) -> str:
+    return f"what was pruned by {error.where} is not known: {error.problem}"
 
 
 def pruned_words(spans: Iterable[PrunedSpan]) -> Iterator[str]:

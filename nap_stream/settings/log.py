@@ -112,7 +112,7 @@ def hidden_keys(settings: StoredKeysSettings) -> HiddenKeys:
         ConfigError: The secret cannot be read, or is too short.
     """
     if settings.secret is not None:
-        secret = _long_enough(settings.secret.get_secret_value().encode(), "log.keys.secret")
+        secret = _trimmed(settings.secret.get_secret_value().encode(), "log.keys.secret")
     elif settings.secret_file is not None:
         secret = read_key_secret(settings.secret_file, "log.keys.secret_file")
     elif settings.key is Stored.CLEAR and not settings.headers:
@@ -133,11 +133,13 @@ def read_key_secret(path: Path, where: str) -> bytes:
             content = file.read(MAX_SECRET_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"the secret cannot be read: {error.strerror}", where) from error
-    return _long_enough(content.strip(), where)
+    return _trimmed(content, where)
 
 
-def _long_enough(secret: bytes, where: str) -> bytes:
-    if not MIN_SECRET_BYTES <= len(secret) <= MAX_SECRET_BYTES:
+def _trimmed(content: bytes, where: str) -> bytes:
+    """A secret without white space at its ends: a file has a last newline, the environment none."""
+    secret = content.strip()
+    if len(content) > MAX_SECRET_BYTES or len(secret) < MIN_SECRET_BYTES:
         raise ConfigError(
             f"the secret must have {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes",
             where,

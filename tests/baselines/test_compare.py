@@ -5,6 +5,7 @@ import pytest
 
 from nap_stream.baselines.compare import compare, query_like
 from nap_stream.core.blocks import Blocks
+from nap_stream.core.hidden_keys import HiddenKeys, Stored
 from nap_stream.core.tails import BIN_COUNT
 from nap_stream.errors import ConfigError
 from tests.baselines.streams import HOUR_MS, images
@@ -68,3 +69,5 @@ def test_records_are_counted_as_those_of_the_baseline_were() -> None:
     assert query.keys is not None
     assert (query.keys.by, query.keys.one_per_pane) == ("header:lens", True)
     assert query_like(calibration, "other", 3, 4).topic == "other"
+    hidden = HiddenKeys(Stored.HASHED, secret=b"0123456789abcdef")
+    assert query_like(calibration, None, 3, 4, hidden).hidden == hidden

@@ -6,16 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nap_stream import contents
-from nap_stream.contents import _Topic
+from nap_stream.clock import ManualClock
+from nap_stream.contents import _Topic, compare_contents
 from nap_stream.errors import BrokerUnavailableError
+from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.records import Status, TopicPartition
+from nap_stream.scored_log.format import seal_path
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_uncalibrated_settings
 from tests.cli.program import Call
-from tests.cli.test_show import monitored, send_all
+from tests.cli.test_show import MODEL, monitored, send_all
 from tests.scored_log.builders import CARS, chain, failed, origin, scored
+from tests.scored_log.test_prune import prune_days, write_days
+from tests.source.test_peek import send
+from tests.support.memory_store import MemoryStore
 from tests.support.topics import new_settings
 
 pytestmark = [pytest.mark.data, pytest.mark.embedded]
@@ -103,3 +111,25 @@ def test_a_topic_that_cannot_be_read_leaves_what_was_verified(
         [],
         True,
     )
+
+
+def test_what_was_pruned_is_counted_and_not_called_missing(embedded: str, tmp_path: Path) -> None:
+    """The seal holds a gap. The topic has all that was pruned, and one message more, no image."""
+    kafka = new_settings(embedded)
+    partition = TopicPartition(kafka.topic, 0)
+    store = MemoryStore()
+    write_days(store, partition)
+    prune_days(store)
+    send(kafka, [b"no image"] * 17)
+    config = tmp_path / "monitor.yaml"
+    named = {"bootstrap_servers": [embedded], "topic": kafka.topic}
+    config.write_text(
+        yaml.safe_dump({"kafka": named, "model": MODEL, "log": {"root": str(tmp_path)}})
+    )
+    settings = load_uncalibrated_settings(config)
+    offsets = topic_offsets(settings.kafka, {})
+    report = verify(store, clock=ManualClock())
+    assert [gap.file for gap in report.gaps] == [seal_path(partition, 0)]
+    found = compare_contents(store, settings, report, offsets, lambda *_: None)
+    assert (found.pruned, found.messages) == (16, 1)
+    assert [each.detail.split(",")[0] for each in found.defects] == ["offset 16"]

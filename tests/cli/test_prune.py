@@ -3,14 +3,18 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nap_stream.calibration.artifact import write_calibration
 from nap_stream.scored_log.format import seal_path, segment_path
 from nap_stream.scored_log.proof.note import create_key
 from nap_stream.scored_log.stores.local import LocalStore
 from tests.cli.program import Call, Ended
 from tests.scored_log.builders import CARS
 from tests.scored_log.test_prune import DAYS, write_days
+from tests.support.baseline_calibrations import with_baseline
+from tests.support.small_calibration import calibration_of
 
 BEFORE = "2026-01-05T00:00Z"
 SAID = ("--by", "Ann", "--reason", "90 days")
@@ -107,6 +111,7 @@ def test_without_a_signature_it_is_a_defect_where_keys_are_given(
         (("query", "--by", "day"), True),
         (("query", "--until", "2026-01-02T00:00Z"), True),
         (("query", "--key", "camera-9"), True),
+        (("query", "--key", "camera-9", "--key", "camera-1"), True),
         (("query", "--offset", "15-17"), True),
         (("sql", "select count(*) from records"), True),
         (("query", "--since", "2026-01-05T00:00Z"), False),
@@ -120,6 +125,54 @@ def test_who_asks_for_pruned_rows_is_told(
     ended = nap(command[0], "--log", log, *command[1:])
     assert (TOLD in ended.err) == answers
     assert ended.err.count("pruned  ") == int(answers)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("compare",),
+        ("plan",),
+        ("baseline", "--since", "2026-01-01", "--until", "2026-01-09", *SAID, "--out", "new"),
+    ],
+)
+def test_who_counts_pruned_rows_is_told_before_an_error_that_it_explains(
+    command: tuple[str, ...], nap: Call, log: Path, tmp_path: Path
+) -> None:
+    _prune(nap, log)
+    parent = calibration_of(np.arange(8.0).tolist(), np.arange(8.0).tolist())
+    write_calibration(with_baseline(parent, np.arange(8.0)), tmp_path / "calibration")
+    judged_by = ("--calibration", tmp_path / "calibration")
+    ended = nap(command[0], "--log", log, *judged_by, *command[1:])
+    assert ended.exit_code != 0
+    assert ended.err.count(TOLD) == 1
+
+
+def test_the_period_beside_a_report_is_told_of_on_the_page_and_on_stderr(
+    nap: Call, log: Path, tmp_path: Path
+) -> None:
+    _prune(nap, log)
+    own = ("--since", "2026-01-05T06:00Z", "--until", "2026-01-07")
+    beside = ("--compare-since", "2026-01-01", "--compare-until", "2026-01-05")
+    page = tmp_path / "report.html"
+    ended = nap("report", "--log", log, *own, *beside, "--no-verify", "--out", page)
+    assert ended.err.count(TOLD) == 1
+    assert page.read_text(encoding="utf-8").count("were pruned by Ann on") == 1
+
+
+def test_what_a_prune_refuses_to_finish_is_named_with_exit_code_1(
+    nap: Call, log: Path, key: Path
+) -> None:
+    _prune(nap, log)
+    (log / segment_path(CARS, 0)).write_bytes((log / segment_path(CARS, 16)).read_bytes())
+    ended = _prune(nap, log, "--sign-with", key)
+    assert (ended.exit_code, "left out  cars/0: " in ended.out) == (1, True)
+    assert "it is not signed" in ended.out
+
+
+def test_show_tells_a_gap_that_was_pruned_from_rows_that_are_gone(nap: Call, log: Path) -> None:
+    _prune(nap, log)
+    ended = nap("show", "cars/0/9", "--log", log)
+    assert (ended.exit_code, "the log declares a gap there: retention" in ended.err) == (2, True)
 
 
 def test_a_row_that_was_pruned_is_said_to_be_gone(nap: Call, log: Path) -> None:

@@ -59,6 +59,11 @@ def test_none_and_empty_keys_stay_none(hidden: HiddenKeys) -> None:
     assert not hidden.of_key(b"")
 
 
+def test_of_a_dropped_key_nothing_tells_an_empty_one_from_none() -> None:
+    assert DROPPED.of_key(b"") is None
+    assert HASHED.of_key(b"") == b""
+
+
 def test_the_secret_is_not_shown() -> None:
     assert "0123456789abcdef" not in f"{HASHED!r} {HASHED}"
     assert (HASHED.hides, DROPPED.hides, CLEAR.hides) == (True, True, False)

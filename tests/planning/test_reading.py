@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nap_stream.core.hidden_keys import HiddenKeys, Stored
 from nap_stream.errors import ConfigError, LogRootError
 from nap_stream.planning.recorded import Recorded, Selection, read_stretch
 from nap_stream.records import TopicPartition
@@ -148,6 +149,14 @@ def test_another_alpha_contradicts_the_flags(tmp_path: Path) -> None:
     assert found.contradicting == int(between.sum())
     assert found.first_contradicting == f"cars/0 offset {int(between.argmax())}"
     assert (read(tmp_path).contradicting, read(tmp_path).first_contradicting) == (0, "")
+
+
+def test_keys_that_were_stored_in_clear_are_taken_as_they_are_stored_now(tmp_path: Path) -> None:
+    write_log(tmp_path, rows(independent(2_000).tolist()), CALIBRATION)
+    hidden = HiddenKeys(Stored.HASHED, secret=b"0123456789abcdef")
+    found = read(tmp_path, Selection(hidden=hidden), DriftSettings(pane_ms=400, keys=KeySettings()))
+    names = {hidden.hashed(b"camera-%d" % n).decode() for n in range(10)}
+    assert set(found.series.keys) == names
 
 
 def test_keys_are_told_apart_and_thinned(tmp_path: Path) -> None:

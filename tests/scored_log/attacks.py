@@ -489,7 +489,8 @@ def _seal_more(root: Path) -> None:
     words = {"by": "Ann", "reason": "retention", "program_version": ""}
     span = span_of(parts, counts, 0, before_ms=PRUNED_MS, pruned_ms=PRUNED_MS, **words)
     content = encode_seal(span, parts, None)
-    named = {"file": SEAL, "seal_sha256": sha256_hex(content)}
+    place = {"topic": "cars", "partition": 0, "start_offset": span.start_offset}
+    named = {"file": SEAL, "seal_sha256": sha256_hex(content), **place}
     event = Event(time_ms=PRUNED_MS, kind="pruning", by="Ann", data={"seals": [named]})
     append_event(store, event)
     store.create(SEAL, content)

@@ -606,7 +606,7 @@ def test_tail_counts_no_leftover_twice(store: SegmentStore) -> None:
     Writer(store).publish(5)
     starts = [tail(store, CARS, count) for count in range(7)]
     with pytest.raises(Killed):
-        _compact(DyingStore(store, steps=3))
+        _compact(DyingStore(store, steps=6))
     assert _bases(store) == [0, 4, 6, 8]
     assert [tail(store, CARS, count) for count in range(7)] == starts
 
@@ -616,7 +616,7 @@ def test_an_object_store_is_compacted_and_read_like_a_folder(s3_root: str) -> No
     Writer(store).publish(5)
     rows = _rows(store)
     with pytest.raises(Killed):
-        _compact(DyingStore(store, steps=3))
+        _compact(DyingStore(store, steps=6))
     assert _bases(store) == [0, 4, 6, 8]
     with pytest.raises(ScoredLogError, match="another compaction or prune holds the lock"):
         _compact(store)

@@ -1,7 +1,9 @@
 """Retention: what a prune takes and keeps, and what proves the chain afterwards."""
 
+import base64
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from nap_stream.scored_log.events import Event, EventKind, append_event, read_ev
 from nap_stream.scored_log.footer import SegmentFooter, segment_sha256
 from nap_stream.scored_log.format import genesis_path, seal_path, segment_path
 from nap_stream.scored_log.history import entries
+from nap_stream.scored_log.index import indexed, write_index
 from nap_stream.scored_log.proof.checkpoint import (
     last_signed,
     read_checkpoints,
@@ -26,7 +29,13 @@ from nap_stream.scored_log.proof.note import Signer
 from nap_stream.scored_log.prune import PruneReport, Request, prune
 from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.read import segments, walk
-from nap_stream.scored_log.seals import encode_seal, pruned_spans, pruned_words, read_seal
+from nap_stream.scored_log.seals import (
+    decode_seal,
+    encode_seal,
+    pruned_spans,
+    pruned_words,
+    read_seal,
+)
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.stores.s3 import ObjectStore
@@ -82,7 +91,7 @@ def write_days(store: SegmentStore, partition: TopicPartition = CARS, days: int 
         clock.advance(DAY_MS / 1000)
 
 
-def _prune(
+def prune_days(
     store: SegmentStore,
     days: float = 4,
     *,
@@ -115,7 +124,7 @@ def store() -> MemoryStore:
 
 def test_the_oldest_files_go_and_their_seal_says_what_they_held(store: MemoryStore) -> None:
     before = _verify(store)
-    done = _prune(store)
+    done = prune_days(store)
     assert (done.files, done.refusals, done.finished) == (4, (), 0)
     assert _bases(store) == [segment_path(CARS, 16), segment_path(CARS, 20)]
     (span,) = done.spans
@@ -141,7 +150,7 @@ def test_the_oldest_files_go_and_their_seal_says_what_they_held(store: MemorySto
 
 
 def test_events_tell_of_it_before_and_after(store: MemoryStore) -> None:
-    _prune(store)
+    prune_days(store)
     asked, done = read_events(store)
     assert (asked.kind, done.kind) == (EventKind.PRUNING, EventKind.PRUNED)
     assert (asked.by, asked.topic, asked.data["reason"]) == ("Ann", "cars", "90 days")
@@ -158,9 +167,9 @@ def test_events_tell_of_it_before_and_after(store: MemoryStore) -> None:
 def test_a_second_prune_goes_on_where_the_first_ended_and_a_third_has_nothing(
     store: MemoryStore,
 ) -> None:
-    _prune(store, 2)
-    assert [span.start_offset for span in _prune(store, 4).spans] == [8]
-    assert _prune(store, 4).spans == ()
+    prune_days(store, 2)
+    assert [span.start_offset for span in prune_days(store, 4).spans] == [8]
+    assert prune_days(store, 4).spans == ()
     spans = list(pruned_spans(store, [CARS], []))
     assert [(span.start_offset, span.end_offset) for span in spans] == [(0, 8), (8, 16)]
     assert spans[1].previous_sha256 == spans[0].sha256
@@ -169,11 +178,11 @@ def test_a_second_prune_goes_on_where_the_first_ended_and_a_third_has_nothing(
 
 def test_a_dry_run_changes_nothing_and_says_the_same(store: MemoryStore) -> None:
     paths = _bases(store)
-    told = _prune(store, dry_run=True)
+    told = prune_days(store, dry_run=True)
     assert _bases(store) == paths
     assert list(read_events(store)) == []
     assert told.dry_run
-    assert dataclasses.replace(told, dry_run=False) == _prune(store)
+    assert dataclasses.replace(told, dry_run=False) == prune_days(store)
 
 
 def test_every_end_that_was_kept_before_is_still_proved(store: MemoryStore) -> None:
@@ -184,8 +193,8 @@ def test_every_end_that_was_kept_before_is_still_proved(store: MemoryStore) -> N
         footer = read_footer(store, path)
         ends.append((footer.end_offset, segment_sha256(footer)))
     heads = [ChainHead(CARS, 0, end, sha256) for end, sha256 in ends]
-    _prune(store, 2)
-    _prune(store, 5)
+    prune_days(store, 2)
+    prune_days(store, 5)
     assert list(compare_with_kept(store, heads)) == []
     for head in heads:
         (defect,) = compare_with_kept(store, [dataclasses.replace(head, sha256="ab" * 32)])
@@ -212,7 +221,7 @@ def test_checkpoints_of_before_agree_and_a_signer_goes_on_from_what_it_signed(
             rows = _rows(position.offset, time_ms)
             position = log.publish(CARS, position, position.offset + 4, rows).position
         _sign(store, NOON_MS + days * DAY_MS)
-    _prune(store, 5, signer=SIGNER)
+    prune_days(store, 5, signer=SIGNER)
     report = _verify(store)
     found = read_checkpoints(store, [SIGNER.public], ())
     anchors = compare_with_checkpoints(store, report.heads, found)
@@ -237,34 +246,34 @@ def _sign(store: SegmentStore, time_ms: int) -> None:
 
 
 def test_unsigned_seals_count_for_nothing_where_keys_are_given(store: MemoryStore) -> None:
-    _prune(store)
+    prune_days(store)
     report = _verify(store)
     (defect,) = unsigned_seals(store, report.pruned, [SIGNER.public])
     assert (defect.file, defect.kind) == (seal_path(CARS, 0), DefectKind.SEAL)
     assert "not signed" in defect.detail
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 7, 11, 12])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 9, 11, 15, 16])
 def test_after_a_death_anywhere_nothing_is_lost_that_no_event_tells_of_and_the_next_run_ends_it(
     steps: int,
 ) -> None:
-    """In order: the lock, an event, the seal, each of four files, twice, an event, the lock."""
+    """The lock, an event, the seal, four indexes, four files, twice, an event, the lock."""
     store = MemoryStore()
     write_days(store)
     before = run_query(store, Query())
     heads = _verify(store).heads
     with pytest.raises(Killed):
-        _prune(DyingStore(store, steps))
+        prune_days(DyingStore(store, steps))
     found = _verify(store)
     assert {defect.kind for defect in found.defects} <= {DefectKind.COVERED}
     for defect in found.defects:
-        assert "run `nap-stream prune` again" in defect.detail
+        assert "the next `nap-stream prune` finishes it" in defect.detail
     left = run_query(store, Query())
     assert left.equals(before.slice(before.num_rows - left.num_rows)), "what is there is read"
     if left.num_rows < before.num_rows:
         assert [e.kind for e in read_events(store)][:1] == [EventKind.PRUNING]
     compact(store, clock=ManualClock(LATER_MS), break_lock=True)
-    done = _prune(store, break_lock=True)
+    done = prune_days(store, break_lock=True)
     assert done.refusals == ()
     after = _verify(store)
     assert after.clean
@@ -281,7 +290,7 @@ def test_after_a_death_anywhere_nothing_is_lost_that_no_event_tells_of_and_the_n
 def test_it_holds_the_lock_of_compaction(store: MemoryStore) -> None:
     store.create(LOCK_NAME, b"{}")
     with pytest.raises(ScoredLogError, match="another compaction or prune holds the lock"):
-        _prune(store)
+        prune_days(store)
     assert len(_bases(store)) == DAYS
 
 
@@ -289,22 +298,22 @@ def test_compacted_days_go_whole_and_what_reaches_over_the_date_stays(store: Mem
     paths = _bases(store)
     store.replace(paths[1], merged_segments(store, paths[1:4]))
     store.remove(paths[2:4])
-    done = _prune(store, 3)
+    done = prune_days(store, 3)
     assert [span.end_offset for span in done.spans] == [4]
     (kept,) = done.kept
     assert (kept.offset, "its file is kept whole" in kept.why) == (4, True)
-    assert [span.end_offset for span in _prune(store, 4).spans] == [16]
+    assert [span.end_offset for span in prune_days(store, 4).spans] == [16]
     assert _verify(store).clean
 
 
 def test_the_newest_file_stays_whatever_its_age(store: MemoryStore) -> None:
-    done = _prune(store, 50)
+    done = prune_days(store, 50)
     assert _bases(store) == [segment_path(CARS, 20)]
     assert "the newest file of a chain is never pruned" in done.kept[0].why
 
 
 def test_what_was_published_within_a_day_stays(store: MemoryStore) -> None:
-    done = _prune(store, 5.2, now_ms=NOON_MS + 5 * DAY_MS)
+    done = prune_days(store, 5.2, now_ms=NOON_MS + 5 * DAY_MS)
     assert _bases(store)[0] == segment_path(CARS, 16)
     assert done.kept[0].why == "it was published within a day"
 
@@ -322,7 +331,7 @@ def test_what_a_monitor_reads_when_it_starts_stays(store: MemoryStore) -> None:
             data=data,
         )
         append_event(store, started)
-    done = _prune(store, 50)
+    done = prune_days(store, 50)
     assert _bases(store)[0] == segment_path(CARS, 12)
     assert done.kept[0].why == "a monitor that starts anew reads the newest 7 rows"
 
@@ -336,7 +345,7 @@ def test_times_that_cannot_be_true_neither_hold_it_up_nor_take_what_is_new() -> 
         rows = _rows(position.offset, time_ms)
         position = log.publish(CARS, position, position.offset + 4, rows).position
         clock.advance(86_400.0)
-    _prune(store, 3)
+    prune_days(store, 3)
     assert _bases(store)[0] == segment_path(CARS, 12)
 
 
@@ -348,7 +357,7 @@ def test_a_writer_that_slept_through_a_prune_publishes_nothing(
     assert start is not None
     first = segment_sha256(read_footer(store, segment_path(CARS, 0)))
     second = dataclasses.replace(start, offset=4, previous_sha256=first, base=0)
-    _prune(store)
+    prune_days(store)
     position = start if is_first else second
     sleeper = RecordLog(store, WriterIdentity("sleeper", MODEL, CALIBRATION), ManualClock(LATER_MS))
     rows = _rows(position.offset, NOON_MS)
@@ -357,12 +366,12 @@ def test_a_writer_that_slept_through_a_prune_publishes_nothing(
     assert _verify(store).clean
 
 
-def test_what_a_sleeper_left_that_died_is_named_and_removed_by_the_next_prune(
+def test_what_a_sleeper_left_that_died_is_named_and_removed_by_the_nextprune_days(
     store: MemoryStore,
 ) -> None:
     start = chain_start(store, CARS)
     assert start is not None
-    _prune(store)
+    prune_days(store)
     dying = RecordLog(
         DyingStore(store, 1), WriterIdentity("w", MODEL, CALIBRATION), ManualClock(NOON_MS)
     )
@@ -371,7 +380,7 @@ def test_what_a_sleeper_left_that_died_is_named_and_removed_by_the_next_prune(
     (defect,) = _verify(store).defects
     assert (defect.file, defect.kind) == (segment_path(CARS, 0), DefectKind.COVERED)
     assert compact(store, clock=ManualClock(LATER_MS)).clean
-    assert _prune(store).finished == 1
+    assert prune_days(store).finished == 1
     assert _verify(store).clean
 
 
@@ -379,7 +388,7 @@ def test_a_writer_goes_on_where_a_chain_ended_of_which_all_rows_are_gone(
     store: MemoryStore,
 ) -> None:
     """No prune goes so far, but somebody may remove what it leaves: the log is the truth."""
-    _prune(store, 50)
+    prune_days(store, 50)
     sealed = read_seal(store, seal_path(CARS, 0)).span
     store.remove([segment_path(CARS, 20)])
     (defect,) = _verify(store).defects
@@ -399,7 +408,7 @@ def test_a_compaction_afterwards_merges_what_is_left(store: MemoryStore) -> None
     for _ in range(3):
         rows = _rows(position.offset, LATER_MS)
         position = log.publish(CARS, position, position.offset + 4, rows).position
-    _prune(store, 50)
+    prune_days(store, 50)
     done = compact(store, clock=ManualClock(LATER_MS + DAY_MS))
     assert (done.segments, done.refusals) == (2, ())
     assert _verify(store).clean
@@ -411,7 +420,7 @@ def test_a_damaged_file_stays_and_is_named_and_other_chains_go(store: MemoryStor
     content = bytearray(store.read(path) or b"")
     content[200] ^= 1
     store.replace(path, bytes(content))
-    done = _prune(store)
+    done = prune_days(store)
     (refused,) = done.refusals
     assert (refused.partition, path in refused.reason) == (CARS, True)
     assert [span.place for span in done.spans] == [OTHER]
@@ -420,7 +429,7 @@ def test_a_damaged_file_stays_and_is_named_and_other_chains_go(store: MemoryStor
 
 def test_a_chain_that_begins_late_without_a_seal_is_not_pruned(store: MemoryStore) -> None:
     store.remove([segment_path(CARS, 0)])
-    assert "does not begin where" in _prune(store).refusals[0].reason
+    assert "does not begin where" in prune_days(store).refusals[0].reason
     hole, link = _verify(store).defects
     assert (hole.kind, "in no segment and no seal" in hole.detail) == (DefectKind.HOLE, True)
     assert link.kind == DefectKind.PREVIOUS_HASH
@@ -429,9 +438,9 @@ def test_a_chain_that_begins_late_without_a_seal_is_not_pruned(store: MemoryStor
 def test_a_seal_that_no_event_tells_of_removes_nothing(store: MemoryStore) -> None:
     other = MemoryStore()
     write_days(other)
-    _prune(other)
+    prune_days(other)
     store.create(seal_path(CARS, 0), other.read(seal_path(CARS, 0)) or b"")
-    done = _prune(store)
+    done = prune_days(store)
     assert "no event of a prune tells of this seal" in done.refusals[0].reason
     assert len(_bases(store)) == DAYS
     kinds = {defect.kind for defect in _verify(store).defects}
@@ -458,7 +467,7 @@ Change = Callable[[bytes], bytes]
     ],
 )
 def test_a_changed_seal_is_a_defect_and_stops_no_reader(change: Change, store: MemoryStore) -> None:
-    _prune(store)
+    prune_days(store)
     path = seal_path(CARS, 0)
     old = store.read(path) or b""
     store.replace(path, change(old))
@@ -466,18 +475,18 @@ def test_a_changed_seal_is_a_defect_and_stops_no_reader(change: Change, store: M
     found = _verify(store).defects
     assert {(defect.file, defect.kind) for defect in found} == {(path, DefectKind.SEAL)}
     assert run_query(store, Query()).num_rows == 8
-    assert _prune(store, 50).refusals != ()
+    assert prune_days(store, 50).refusals != ()
 
 
 def test_a_seal_that_is_removed_is_missed(store: MemoryStore) -> None:
-    _prune(store)
+    prune_days(store)
     store.remove([seal_path(CARS, 0)])
     kinds = {defect.kind for defect in _verify(store).defects}
     assert kinds == {DefectKind.HOLE, DefectKind.PREVIOUS_HASH, DefectKind.SEAL}
 
 
 def test_footers_of_another_past_do_not_fit(store: MemoryStore) -> None:
-    _prune(store)
+    prune_days(store)
     path = seal_path(CARS, 0)
     seal = read_seal(store, path)
     parts = [dataclasses.replace(part, writer_id="nobody") for part in seal.parts[-1:]]
@@ -490,7 +499,7 @@ def test_footers_of_another_past_do_not_fit(store: MemoryStore) -> None:
 
 def test_words_for_people_name_who_and_when_once_for_all_partitions(store: MemoryStore) -> None:
     write_days(store, OTHER)
-    _prune(store)
+    prune_days(store)
     spans = list(pruned_spans(store, [CARS, OTHER], []))
     (words,) = pruned_words(spans)
     assert words == (
@@ -504,7 +513,7 @@ def test_a_reader_amid_a_prune_goes_on_with_what_is_left(store: MemoryStore) -> 
     reader = walk(store, CARS)
     first, _ = next(reader)
     assert first.footer.base_offset == 0
-    _prune(store)
+    prune_days(store)
     assert [file.footer.base_offset for file, _ in reader] == [16, 20]
 
 
@@ -512,8 +521,8 @@ def test_an_object_store_is_pruned_like_a_folder(s3_root: str) -> None:
     store = ObjectStore(s3_root)
     write_days(store)
     with pytest.raises(Killed):
-        _prune(DyingStore(store, 5))
-    done = _prune(store, break_lock=True)
+        prune_days(DyingStore(store, 9))
+    done = prune_days(store, break_lock=True)
     assert (done.finished, done.refusals) == (2, ())
     assert _bases(store) == [segment_path(CARS, 16), segment_path(CARS, 20)]
     assert _verify(store).clean
@@ -521,14 +530,14 @@ def test_an_object_store_is_pruned_like_a_folder(s3_root: str) -> None:
 
 def test_without_a_marker_nothing_is_pruned(store: MemoryStore) -> None:
     store.remove([genesis_path(CARS)])
-    assert "no marker" in _prune(store).refusals[0].reason
+    assert "no marker" in prune_days(store).refusals[0].reason
 
 
 def test_a_seal_is_text_that_people_read(tmp_path: Path) -> None:
     local = local_log(tmp_path)
     write_days(LocalStore(tmp_path))
     assert local.end(CARS) is not None
-    _prune(LocalStore(tmp_path), signer=SIGNER)
+    prune_days(LocalStore(tmp_path), signer=SIGNER)
     lines = (tmp_path / seal_path(CARS, 0)).read_text(encoding="utf-8").splitlines()
     assert lines[0] == "nap-stream pruned span v1"
     assert json.loads(lines[1])["by"] == "Ann"
@@ -542,3 +551,59 @@ def _moved(root: Path) -> str:
     path = seal_path(CARS, 4)
     (root / path).write_bytes((root / seal_path(CARS, 0)).read_bytes())
     return path
+
+
+def test_a_signature_vouches_for_the_seal_that_was_read(store: MemoryStore) -> None:
+    prune_days(store, signer=SIGNER)
+    report = _verify(store)
+    path = seal_path(CARS, 0)
+    text = (store.read(path) or b"").partition(b"\n\n")[0].decode() + "\n"
+    store.replace(path, SIGNER.sign(text.replace("Ann", "Bob")))
+    (defect,) = unsigned_seals(store, report.pruned, [SIGNER.public])
+    assert "changed while it was read" in defect.detail
+
+
+def test_a_seal_that_another_zlib_has_packed_is_as_valid(store: MemoryStore) -> None:
+    prune_days(store)
+    path = seal_path(CARS, 0)
+    content = store.read(path) or b""
+    lines = content.split(b"\n")
+    lines[2] = base64.b64encode(zlib.compress(zlib.decompress(base64.b64decode(lines[2])), 1))
+    changed = b"\n".join(lines)
+    assert changed != content
+    assert decode_seal(changed, path).parts == read_seal(store, path).parts
+    spaced = zlib.decompress(base64.b64decode(lines[2])).replace(b",", b", ", 1)
+    lines[2] = base64.b64encode(zlib.compress(spaced))
+    with pytest.raises(ChainBrokenError, match="is not valid"):
+        decode_seal(b"\n".join(lines), path)
+
+
+def test_no_index_outlives_the_file_that_was_pruned(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    write_days(store)
+    for path in _bases(store)[:4]:
+        write_index(store, path, store.read(path) or b"")
+    assert indexed(store, CARS) == {0, 4, 8, 12}
+    with pytest.raises(Killed):
+        prune_days(DyingStore(store, 7))
+    assert indexed(store, CARS) == set()
+    # As an earlier nap-stream may have left it.
+    write_index(store, segment_path(CARS, 12), store.read(segment_path(CARS, 12)) or b"")
+    prune_days(store, break_lock=True)
+    assert indexed(store, CARS) == set()
+    assert _verify(store).clean
+
+
+def test_a_chain_is_sealed_and_removed_before_the_next(store: MemoryStore) -> None:
+    write_days(store, OTHER)
+    seen: list[tuple[bool, int]] = []
+
+    class Seen(DyingStore):
+        def create(self, path: str, content: bytes) -> bool:
+            if path == seal_path(OTHER, 0):
+                seen.append((store.read(seal_path(CARS, 0)) is not None, len(_bases(store))))
+            return super().create(path, content)
+
+    prune_days(Seen(store))
+    assert seen == [(True, 2)]
+    assert [event.kind for event in read_events(store)] == [EventKind.PRUNING, EventKind.PRUNED]

@@ -41,8 +41,9 @@ class DisorderedStore(MemoryStore):
     def remove(self, paths: Sequence[str]) -> None:
         for path in reversed(paths):
             super().remove([path])
-            act, self.between = self.between, lambda: None
-            act()
+            if path.startswith("topic="):
+                act, self.between = self.between, lambda: None
+                act()
 
 
 def _chain(store: MemoryStore, count: int) -> list[ChainPosition]:

@@ -239,7 +239,7 @@ class _Links:
         if footer is not None and (found.base_offset, footer.previous_sha256) in self.sealed:
             detail = (
                 f"{pruned}, and it is there: the prune was interrupted, or a writer that slept "
-                "died: run `nap-stream prune` again to finish it"
+                "died: the next `nap-stream prune` finishes it, or says why not"
             )
             return Defect(found.path, DefectKind.COVERED, detail)
         detail = f"{pruned} where it lies, but no segment like it"

@@ -24,7 +24,8 @@ while ``version`` stays the same:
     defects          file, kind (`DefectKind`), detail; those against the broker among them
     broker           null, or group_id, topic, and partitions: each with partition, topic_id,
                      earliest, end, committed, chain_start, chain_end, lag, gap_to_come,
-                     before_chain; and contents: null, or messages, images, gone, unread
+                     before_chain; and contents: null, or messages, images, gone, unread,
+                     pruned
     kept             null, or the chains of the kept report: as in chains. Those of them that are
                      not what they were have a defect
     events           null where there are none, or count, and sha256 of the last one
@@ -236,13 +237,15 @@ class ContentsReport:
     ``messages`` were read, and ``images`` of them have the SHA-256 of their rows. ``gone`` counts
     rows within what the broker holds whose message it has no more: Kafka's compaction removes some.
     ``unread`` images lie elsewhere, and could not be had when they were logged, or cannot now.
-    ``problem`` says why the rest of the topic was not compared; empty where all was.
+    ``pruned`` counts offsets whose rows were pruned, and which the broker may still have: they were
+    not read. ``problem`` says why the rest of the topic was not compared; empty where all was.
     """
 
     messages: int
     images: int
     gone: int
     unread: int
+    pruned: int
     defects: tuple[Defect, ...]
     problem: str = ""
 

@@ -1,0 +1,162 @@
+"""What earlier prunes have told and left, and which of it the next one may remove.
+
+Whoever can write to the log can make a seal, and an event that tells of it. So that alone removes
+nothing that `nap_stream.scored_log.prune` would not have sealed: the seals must lead to the first
+file that stays, and hold nothing that was new when they were made. And who signs seals finishes
+those alone that the same key has signed.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nap_stream.errors import ChainBrokenError
+from nap_stream.records import TopicPartition
+from nap_stream.scored_log.compact import chain_file
+from nap_stream.scored_log.compact_plan import ChainFile
+from nap_stream.scored_log.events import Event, EventKind
+from nap_stream.scored_log.footer import merged_slots
+from nap_stream.scored_log.format import parse_segment_path
+from nap_stream.scored_log.proof.note import Signer
+from nap_stream.scored_log.read import segments
+from nap_stream.scored_log.seals import Seal, read_seal, seal_paths, seal_sha256
+from nap_stream.scored_log.stores import SegmentStore
+from nap_stream.scored_log.verify.sealed import named_seals, signature_problem
+
+KEEP_MS = 86_400_000
+"""What was published so lately stays: workers and monitors may be about to read it."""
+
+
+@dataclass(slots=True)
+class Told:
+    """What the events say: seals by path and digest, which of them are done, windows by topic."""
+
+    sealed: set[tuple[str, str]] = field(default_factory=set)
+    open: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    windows: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        """Learn of an event."""
+        if event.kind == EventKind.RUN_STARTED:
+            window = event.data.get("window_records")
+            self.windows[event.topic, event.monitor] = window if type(window) is int else 0
+        for path, sha256, each in named_seals(event):
+            if event.kind == EventKind.PRUNING:
+                self.sealed.add((path, sha256))
+                self.open[path, sha256] = each
+            else:
+                self.open.pop((path, sha256), None)
+
+    def window(self, topic: str) -> int:
+        """How many of a partition's newest rows a monitor may read when it starts."""
+        return max((rows for (own, _), rows in self.windows.items() if own == topic), default=0)
+
+    def unfinished(
+        self, store: SegmentStore, partition: TopicPartition
+    ) -> Iterator[dict[str, Any]]:
+        """What was told of seals that are there, and of which no event says that it is done.
+
+        Raises:
+            ScoredLogError: The store cannot be read.
+        """
+        there = set(seal_paths(store, partition))
+        for (path, sha256), named in self.open.items():
+            if path in there and seal_sha256(store, path) == sha256:
+                yield named
+
+
+def leftovers(
+    store: SegmentStore,
+    partition: TopicPartition,
+    told: Told,
+    signer: Signer | None,
+    now_ms: int,
+) -> list[str]:
+    """The files that a seal covers: an interrupted run or a writer that died has left them.
+
+    Raises:
+        ChainBrokenError: A seal is not valid, or no event told of it, or it is not one that a prune
+            makes, or ``signer`` did not sign it, or a file is not one of those that it covers: then
+            nothing may be removed here.
+        ScoredLogError: The store cannot be read.
+    """
+    paths = seal_paths(store, partition)
+    if not paths:
+        return []
+    seals = [read_seal(store, paths[-1])]
+    _check_told(seals[0], told)
+    found = segments(store, partition)
+    left = [path for path in found if parse_segment_path(path)[1] < seals[0].span.end_offset]
+    if left:
+        seals += [read_seal(store, path) for path in reversed(paths[:-1])]
+        _check_links(store, found[len(left) :], seals)
+        for seal in seals:
+            _check_told(seal, told)
+            _check_old(seal, now_ms)
+            if signer is not None:
+                _check_signed(store, seal, signer)
+        slots = merged_slots(part for seal in seals for part in seal.parts)
+        for path in left:
+            _check_sealed(slots, chain_file(store, path))
+    return left
+
+
+def _check_told(seal: Seal, told: Told) -> None:
+    if (seal.span.path, seal.sha256) not in told.sealed:
+        raise refused(
+            seal.span.path,
+            "no event of a prune tells of this seal: it is none of nap-stream's, or events are "
+            "damaged",
+        )
+
+
+def _check_links(store: SegmentStore, later: Sequence[str], seals: Sequence[Seal]) -> None:
+    """Refuse seals, the newest first, that do not lead to the first file that stays."""
+    newest = seals[0].span
+    if not later:
+        raise refused(newest.path, "it covers the newest file of the chain, which no prune takes")
+    first = chain_file(store, later[0]).footer.parts[0]
+    behind = [(first.base_offset, first.previous_sha256)]
+    behind += [(seal.span.start_offset, seal.span.previous_sha256) for seal in seals]
+    for seal, follows in zip(seals, behind, strict=False):
+        if (seal.span.end_offset, seal.span.sha256) != follows:
+            raise refused(
+                seal.span.path, f"it does not end where what stands behind it begins, {follows[0]}"
+            )
+
+
+def _check_old(seal: Seal, now_ms: int) -> None:
+    made_ms = min(seal.span.pruned_ms, now_ms)
+    if max(part.created_time_ms for part in seal.parts) >= made_ms - KEEP_MS:
+        raise refused(
+            seal.span.path,
+            "it covers what was published within a day before it was made, which no prune takes",
+        )
+
+
+def _check_signed(store: SegmentStore, seal: Seal, signer: Signer) -> None:
+    path = seal.span.path
+    problem = signature_problem(store, path, seal.sha256, seal.claimed, [signer.public])
+    if problem:
+        raise ChainBrokenError(
+            f"files that it covers are there, and the key that signs did not sign it: {problem}",
+            path,
+            "Nothing is removed here; where it is known who made it, finish it with that key, or "
+            "without --sign-with where it was made so",
+        )
+
+
+def _check_sealed(slots: set[tuple[int, str]], file: ChainFile) -> None:
+    """Refuse to remove what no seal stands for."""
+    if not all((part.base_offset, part.previous_sha256) in slots for part in file.footer.parts):
+        raise refused(file.path, "it lies in a pruned span, and no seal stands for it")
+
+
+def refused(path: str, problem: str) -> ChainBrokenError:
+    """Why nothing of a chain is pruned."""
+    return ChainBrokenError(
+        problem,
+        path,
+        "Nothing is pruned here; run `nap-stream verify`, and `nap-stream compact` where a "
+        "compaction was interrupted",
+    )
