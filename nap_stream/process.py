@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -43,9 +44,13 @@ def writer_id(name: str) -> str:
     return f"{name}@{platform.node()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
-_STORE = "AWS_"
-_OF_ONE_MACHINE = ("_FILE", "_PROFILE", "_RELATIVE_URI", "_FULL_URI", "_ROLE_ARN")
-"""How variables end that name files, or addresses, of the machine where they are set."""
+_STORE = re.compile(
+    r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|(DEFAULT_)?REGION|ENDPOINT.*)"
+)
+_OF_ONE_MACHINE = re.compile(
+    r"AWS_(PROFILE|ROLE_ARN|CONTAINER_.*|(WEB_IDENTITY|CONFIG|SHARED).*_FILE)"
+)
+"""These name files, or addresses, of the machine where they are set."""
 
 
 def store_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -53,8 +58,9 @@ def store_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
     Nothing where credentials lie in files or at addresses of this machine.
     """
-    found = {name: value for name, value in environ.items() if name.startswith(_STORE)}
-    return {} if any(name.endswith(_OF_ONE_MACHINE) for name in found) else found
+    if any(map(_OF_ONE_MACHINE.fullmatch, environ)):
+        return {}
+    return {name: value for name, value in environ.items() if _STORE.fullmatch(name)}
 
 
 def adopt_store_environment(given: Mapping[str, str], environ: MutableMapping[str, str]) -> None:
@@ -62,7 +68,8 @@ def adopt_store_environment(given: Mapping[str, str], environ: MutableMapping[st
 
     A machine that has a variable of the kind keeps to its own: halves of two lead nowhere.
     """
-    if given and not any(name.startswith(_STORE) for name in environ):
+    has_own = any(_STORE.fullmatch(name) or _OF_ONE_MACHINE.fullmatch(name) for name in environ)
+    if given and not has_own:
         environ.update(given)
         structlog.get_logger().info("store_environment_of_the_driver", names=sorted(given))
 

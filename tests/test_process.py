@@ -205,6 +205,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGIO
     ("own", "then"),
     [
         ({}, KEYS),
+        ({"AWS_CA_BUNDLE": "/ca.pem"}, {"AWS_CA_BUNDLE": "/ca.pem", **KEYS}),
         ({"AWS_REGION": "there"}, {"AWS_REGION": "there"}),
         ({"AWS_PROFILE": "own"}, {"AWS_PROFILE": "own"}),
         ({"AWS_ACCESS_KEY_ID": "own"}, {"AWS_ACCESS_KEY_ID": "own"}),
@@ -223,4 +224,4 @@ def test_what_lies_on_one_machine_is_not_handed_to_another() -> None:
     token = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/var/run/token", "AWS_ROLE_ARN": "arn"}
     for own in ({"AWS_CONFIG_FILE": "/config"}, {"AWS_PROFILE": "mine"}, token):
         assert store_environment({**KEYS, **own}) == {}
-    assert store_environment(KEYS) == KEYS
+    assert store_environment({**KEYS, "AWS_CA_BUNDLE": "/ca.pem"}) == KEYS
