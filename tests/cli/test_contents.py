@@ -16,6 +16,7 @@ from nap_stream.kafka.offsets import topic_offsets
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log.format import seal_path
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.scored_log.verify.run import verify
 from nap_stream.settings.load import load_uncalibrated_settings
 from tests.cli.program import Call
@@ -132,4 +133,6 @@ def test_what_was_pruned_is_counted_and_not_called_missing(embedded: str, tmp_pa
     assert [gap.file for gap in report.gaps] == [seal_path(partition, 0)]
     found = compare_contents(store, settings, report, offsets, lambda *_: None)
     assert (found.pruned, found.messages) == (16, 1)
-    assert [each.detail.split(",")[0] for each in found.defects] == ["offset 16"]
+    assert [(each.kind, each.detail.split(",")[0]) for each in found.defects] == [
+        (DefectKind.TOPIC_CONTENT, "offset 16")
+    ]
