@@ -159,6 +159,12 @@ class LayerNet(ClsNet):
 class ReluHeadNet(SmallNet):
     """Changes the linear module's output in place: its logits are not linear in the features."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # A head whose outputs are all positive would be what it makes of them.
+        with torch.no_grad():
+            self.head.bias[0] = -10.0
+
     def forward(self, x: torch.Tensor) -> Any:
         return super().forward(x).relu_()
 
