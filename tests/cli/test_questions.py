@@ -26,7 +26,9 @@ from scipy.stats import binomtest
 from nap_stream.calibration.artifact import load_calibration
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.events import Event, append_event, read_events
+from nap_stream.scored_log.query import Query
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.scored_log.verify.run import verify
 from tests.cli.program import Call, Ended
 from tests.cli.test_show import Monitored, address, monitored, send_all
 from tests.report.month import (
@@ -39,6 +41,7 @@ from tests.report.month import (
     write_events,
     write_rows,
 )
+from tests.support.log_files import run_query
 from tests.support.topics import new_settings
 
 pytestmark = [pytest.mark.data, pytest.mark.xdist_group("questions")]
@@ -155,9 +158,7 @@ def _page(name: str) -> str:
 
 
 def test_each_question_has_its_command() -> None:
-    numbers = {int(number) for number, _ in _questions()}
-    # Retention has a command of its own in another place.
-    assert numbers | {14} == set(range(1, 21))
+    assert {int(number) for number, _ in _questions()} == set(range(1, 21))
 
 
 def test_1_the_most_anomalous_images_are_pictures(ask: Callable[..., Ended], month: Month) -> None:
@@ -309,6 +310,25 @@ def test_13_a_person_is_deleted(
     asked, done = list(read_events(LocalStore(copy / "scored-log")))[-2:]
     assert (asked.kind, asked.by, asked.data["reason"]) == ("erasing", "A. Auditor", "request 8")
     assert (done.kind, done.data["files"]) == ("erased", len(before & own))
+
+
+def test_14_retention(
+    ask: Callable[..., Ended], month: Month, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(month.folder, tmp_path / "copy"))
+    monkeypatch.chdir(copy)
+    ended = ask("14")
+    assert ended.exit_code == 0, ended.err
+    store = LocalStore(copy / "scored-log")
+    report = verify(store, topic="bottles", deep=True)
+    assert report.clean, report.defects
+    sealed = sum(each.span.rows for each in report.pruned)
+    left = run_query(store, Query(topic="bottles"))
+    assert sealed + left.num_rows == len(month.of("bottles"))
+    before = datetime(2026, 5, 11, tzinfo=UTC)
+    # A segment that straddles the moment is kept whole.
+    assert 0 < sealed <= sum(row["event_time"] < before for row in month.of("bottles"))
+    assert f"pruned {sealed:,} rows" in ended.out
 
 
 def test_15_a_spreadsheet(ask: Callable[..., Ended], month: Month) -> None:
