@@ -158,6 +158,5 @@ def tell_pruned(
     from nap_stream.scored_log.seals import told_pruned
 
     own = [p for p in partitions(store, topic) if not chains or p.partition in chains]
-    reach = (offsets,) if offsets is not None else ()
-    for words in told_pruned(store, own, since_ms, until_ms, *reach):
+    for words in told_pruned(store, own, since_ms, until_ms, offsets):
         typer.echo(printable(f"pruned  {words}"), err=True)

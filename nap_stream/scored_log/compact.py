@@ -290,15 +290,10 @@ class _Run:
         return plan(files, today=self.today, limits=self.limits, before_ms=before_ms)
 
     def _chain_file(self, path: str) -> ChainFile:
-        with open_segment(self.store, path) as segment:
-            if segment is None:
-                raise ScoredLogError(
-                    "the segment was listed and is gone", path, "Does another compaction run?"
-                )
-            footer = segment.whole_footer()
-            if footer.merged or footer.rows >= LEAST_ROWS:
-                self.large.append(path)
-            return ChainFile(path, footer, segment.size_bytes)
+        file = chain_file(self.store, path)
+        if file.footer.merged or file.footer.rows >= LEAST_ROWS:
+            self.large.append(path)
+        return file
 
     @contextmanager
     def _refusing(self, partition: TopicPartition) -> Iterator[None]:

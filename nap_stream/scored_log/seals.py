@@ -321,17 +321,18 @@ def told_pruned(
     partitions: Iterable[TopicPartition],
     since_ms: int | None = None,
     until_ms: int | None = None,
-    offsets: tuple[int, int] = (0, 2**63 - 1),
+    offsets: tuple[int, int] | None = None,
 ) -> list[str]:
     """Sentences about what was pruned of what is asked for, and about seals that are not valid.
 
-    ``since_ms`` and ``until_ms`` bound event times, ``offsets`` are the first and the last one.
+    ``since_ms`` and ``until_ms`` bound event times, ``offsets`` are the first and the last one;
+    None does not bound.
 
     Raises:
         ScoredLogError: The store cannot be read.
     """
     unread: list[ChainBrokenError] = []
-    first, last = offsets
+    first, last = offsets or (0, 2**63 - 1)
     spans = [
         span
         for span in pruned_spans(store, partitions, unread)

@@ -128,8 +128,7 @@ class _Rows:
         """What is said of rows that were asked for and are pruned."""
         asked = self._query
         chains = [head.partition for head in self._taken.heads if self._asked(head.partition)]
-        reach = () if asked.offsets is None else (asked.offsets,)
-        return told_pruned(self._store, chains, asked.since_ms, asked.until_ms, *reach)
+        return told_pruned(self._store, chains, asked.since_ms, asked.until_ms, asked.offsets)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         first, last = self._query.offsets or (0, 2**63 - 2)
