@@ -47,7 +47,8 @@ from nap_stream.records import (
     TopicPartition,
     WorkerReport,
 )
-from nap_stream.settings.schema import Settings, cpus_a_worker
+from nap_stream.settings.run import cpus_a_worker
+from nap_stream.settings.schema import Settings
 from nap_stream.source.base import PartitionListener
 from nap_stream.text import described
 

@@ -39,7 +39,8 @@ from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.read import require_root
 from nap_stream.scored_log.stores import store_at
 from nap_stream.scored_log.summary import LogEnds, LogSummaries
-from nap_stream.settings.schema import Settings, cpus_a_worker
+from nap_stream.settings.run import cpus_a_worker
+from nap_stream.settings.schema import Settings
 
 ANSWER_S = 5.0
 """How long an answer may take that is normally there within a millisecond."""

@@ -26,7 +26,8 @@ from nap_stream.monitor.alerts import (
 from nap_stream.monitor.gauges import show_drift
 from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
-from nap_stream.monitor.status import CoordinatorStatus, PartitionTable, WorkerTable, driver_silence
+from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.monitor.tables import PartitionTable, WorkerTable, driver_silence
 from nap_stream.records import OffsetRange, SegmentSummary, Status, TopicPartition, WorkerReport
 from nap_stream.scored_log.acceptances import AcceptanceReader
 from nap_stream.scored_log.summary import LAST_OFFSET, Chains, LogEnds, LogSummaries, in_event_time

@@ -31,7 +31,8 @@ from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores import check_store, store_at
 from nap_stream.scored_log.summary import summarise, summary_shape
 from nap_stream.settings.log import hidden_keys
-from nap_stream.settings.schema import PreprocessingSettings, Settings, WorkerSettings
+from nap_stream.settings.run import WorkerSettings
+from nap_stream.settings.schema import PreprocessingSettings, Settings
 from nap_stream.source.base import PartitionListener, Source
 from nap_stream.source.kafka import KafkaSource
 

@@ -20,7 +20,7 @@ from nap_stream.records import (
 )
 from nap_stream.scored_log.chain import ScoredLog
 from nap_stream.settings.log import LogSettings
-from nap_stream.settings.schema import WorkerSettings
+from nap_stream.settings.run import WorkerSettings
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener, Source
 
 POLL_S = 0.1

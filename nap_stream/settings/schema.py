@@ -4,7 +4,7 @@
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     ConfigDict,
@@ -27,7 +27,7 @@ from nap_stream.settings.evidence import EvidenceSettings, apart
 from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
-from nap_stream.settings.run import DriverSettings, MetricsSettings
+from nap_stream.settings.run import DriverSettings, MetricsSettings, WorkerSettings
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
@@ -48,8 +48,6 @@ _KEYS_OF_ELSEWHERE = frozenset(
 )
 """Of a model that runs elsewhere. A path does no harm, and is there by default."""
 _FIRST_PREPROCESSING_KEYS = frozenset({"resize", "crop", "interpolation", "mean", "std"})
-MAX_CPU_SHARE = 8
-"""CPUs that a worker takes by itself at most: one process makes good use of no more."""
 
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -370,52 +368,6 @@ class LimitSettings(Section):
     corrupt, without scores."""
     max_key_bytes: Positive = 16 * 2**10
     """Of a message's key and kept headers together: each row of a batch repeats them."""
-
-
-class WorkerSettings(Section):
-    """The worker actors."""
-
-    count: Positive = 1
-    num_gpus: Annotated[float, Field(ge=0, le=16)] | None = None
-    """GPUs a worker, fractions allowed; null takes 1 where Ray has GPUs, else 0."""
-    batch_size: Positive | None = None
-    """Images of a forward pass. Null takes 32, and of inputs smaller than 224 x 224 as many as have
-    the same number of pixels, 128 at most."""
-    linger_ms: Annotated[int, Field(ge=0)] = 50
-    """The longest that an image waits for its batch to fill."""
-    num_cpus: Annotated[int, Field(gt=0, le=256)] | None = None
-    """CPUs that Ray counts for a worker. Null takes torch_threads on a cluster; where `run` starts
-    Ray by itself, an equal share of the machine's, 8 at most."""
-    torch_threads: Positive = 1
-    """Threads of torch for one batch on the CPU. One for each of several batches is faster."""
-    batches_in_flight: Annotated[int, Field(gt=0, le=64)] | None = None
-    """Batches that a worker scores at once, a thread and the model's activations for each. Null
-    takes num_cpus / torch_threads on a CPU, 2 on a GPU."""
-    decode_threads: Positive | None = None
-    """Null takes num_cpus."""
-    max_in_hand_images: Positive = 2_048
-    """Images between poll and score before fetching pauses: some batches for each CPU."""
-    max_in_hand_bytes: Positive = 256 * 2**20
-    """Bytes before fetching pauses: of messages until they are decoded, of pixels at the model's
-    input size, or JPEGs left to a GPU, until they are scored, of failed images until they are dead
-    letters. Beside it a fetch may bring kafka.max_fetch_bytes more, each of decode_threads takes
-    about 16 bytes a pixel of its image, and each partition holds rows of at most
-    log.segment_max_bytes. With evidence.root the images' own bytes may take half of it more."""
-    revoke_deadline_s: PositiveSeconds = 5.0
-    """How long a rebalance may wait for what is in flight."""
-
-    @model_validator(mode="after")
-    def _threads_have_cpus(self) -> Self:
-        if self.num_cpus is not None and self.num_cpus < self.torch_threads:
-            raise ValueError("num_cpus must be at least torch_threads")
-        return self
-
-
-def cpus_a_worker(settings: WorkerSettings, shared: int) -> int:
-    """How many CPUs a worker counts as, and uses, of those that all workers share; 0 for none."""
-    if settings.num_cpus is not None:
-        return settings.num_cpus
-    return max(settings.torch_threads, min(MAX_CPU_SHARE, shared // settings.count))
 
 
 class DeadLetterSettings(Section):

@@ -30,12 +30,12 @@ from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.log import LogSettings
+from nap_stream.settings.run import WorkerSettings
 from nap_stream.settings.schema import (
     KafkaSettings,
     LimitSettings,
     ModelSettings,
     PreprocessingSettings,
-    WorkerSettings,
 )
 from tests.faults.failpoints import Failpoint, Fault, Injector
 from tests.faults.harness_parts import (

@@ -8,235 +8,15 @@ from structlog.testing import capture_logs
 from nap_stream.clock import ManualClock
 from nap_stream.core.alert_state import AlertState, Severity
 from nap_stream.drift.records import UnscoredShare
-from nap_stream.metrics import Metrics
 from nap_stream.monitor.status import (
     CoordinatorStatus,
-    PartitionTable,
-    WorkerTable,
     first_wait,
     status_display,
     status_text,
 )
-from nap_stream.records import PartitionProgress, Status, TopicPartition, WorkerReport
+from nap_stream.records import PartitionProgress, Status
 from tests.monitor.test_driver import CALM, status
 from tests.support.summaries import partition, report
-
-STALL_S, START_S = 60.0, 600.0
-
-
-def progress(number: int, position: int, lag: int | None = 0) -> PartitionProgress:
-    return PartitionProgress(partition(number), position, lag, None)
-
-
-def told(worker: str, *partitions: PartitionProgress) -> WorkerReport:
-    return report(worker, partitions=partitions)
-
-
-def logged(ends: dict[int, int]) -> dict[TopicPartition, int]:
-    return {partition(number): end for number, end in ends.items()}
-
-
-def test_a_partition_with_a_lag_is_expected_to_bring_more() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    table.take(told("a", progress(0, 5, lag=3), progress(1, 5), progress(2, 5, lag=None)), 0.0)
-    ends = logged({0: 5, 1: 5, 2: 5})
-    assert table.expected(0.0, ends.get) == [partition(0), partition(2)]
-
-
-def test_a_partition_with_unpublished_rows_is_expected_to_bring_more() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    table.take(told("a", progress(0, 5), progress(1, 5)), 0.0)
-    assert table.expected(0.0, logged({0: 5, 1: 4}).get) == [partition(1)]
-
-
-def test_tells_which_are_new() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    assert table.take(told("a", progress(0, 5), progress(1, 5)), 0.0) == [
-        partition(0),
-        partition(1),
-    ]
-    assert table.take(told("b", progress(1, 5), progress(2, 0)), 1.0) == [partition(2)]
-
-
-def test_where_nothing_is_logged_the_first_position_counts() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    table.take(told("a", progress(0, 5)), 0.0)
-    assert table.expected(0.0, logged({}).get) == []
-    table.take(told("a", progress(0, 6)), 1.0)
-    assert table.expected(1.0, logged({}).get) == [partition(0)]
-
-
-def test_a_partition_that_is_stuck_is_not_waited_for_for_ever() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    for second in range(100):
-        table.take(told("a", progress(0, 5, lag=3), progress(1, second, lag=3)), float(second))
-    assert table.expected(99.0, logged({0: 5, 1: 0}).get) == [partition(1)]
-
-
-def test_a_partition_without_a_worker_is_waited_for_a_while() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    table.take(told("a", progress(0, 5)), 0.0)
-    ends = logged({0: 5})
-    assert table.expected(5.0, ends.get) == []
-    assert table.expected(6.0, ends.get) == [partition(0)]
-    assert table.expected(59.0, ends.get) == [partition(0)]
-    assert table.expected(60.0, ends.get) == []
-
-
-def test_what_the_log_has_is_waited_for_until_a_worker_reports_it() -> None:
-    table = PartitionTable(Metrics("1"), STALL_S, START_S)
-    table.wait_for([partition(0), partition(1)], 100.0)
-    ends = logged({0: 5, 1: 5})
-    assert table.expected(100.0 + STALL_S, ends.get) == [partition(0), partition(1)]
-    table.take(told("a", progress(0, 5)), 180.0)
-    assert table.expected(181.0, ends.get) == [partition(1)]
-    assert table.expected(100.0 + START_S, ends.get) == []
-
-
-def test_series_follow_the_partition() -> None:
-    metrics = Metrics("1")
-    table = PartitionTable(metrics, STALL_S, START_S)
-
-    def lag(number: int) -> float | None:
-        labels = {"topic": "images", "partition": str(number)}
-        return metrics.registry.get_sample_value("nap_stream_partition_lag_offsets", labels)
-
-    table.take(told("a", progress(0, 5, lag=1), progress(1, 5, lag=2)), 0.0)
-    assert (lag(0), lag(1), table.max_lag()) == (1, 2, 2)
-    # It moves to b, which says so before a does.
-    table.take(told("b", progress(1, 6, lag=4)), 1.0)
-    table.take(told("a", progress(0, 5, lag=1)), 1.1)
-    assert (lag(0), lag(1), table.max_lag()) == (1, 4, 4)
-    # b gives it back; nobody has it.
-    table.take(told("b"), 2.0)
-    assert (lag(0), lag(1), table.max_lag()) == (1, None, 1)
-    # a falls silent.
-    table.expected(10.0, logged({}).get)
-    assert (lag(0), table.max_lag()) == (None, None)
-
-
-def test_totals_are_counted_once() -> None:
-    metrics = Metrics("1")
-    table = WorkerTable(metrics)
-    table.take(report(sent_at_ms=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
-    table.take(report(sent_at_ms=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
-    table.take(report(sent_at_ms=3, images_scored=25, rebalances=2, out_of_memory=3), 3.0)
-    # A report that was lost and comes after a newer one.
-    assert not table.take(report(sent_at_ms=2, images_scored=20), 3.1)
-    table.take(report("worker-1", sent_at_ms=1, images_scored=5, decode_warnings=4), 3.2)
-    assert table.totals["images_scored"] == 30
-    value = metrics.registry.get_sample_value
-    assert value("nap_stream_images_scored_total") == 30
-    assert value("nap_stream_dead_letters_total") == 1
-    assert value("nap_stream_rebalances_total") == 2
-    assert value("nap_stream_out_of_memory_total") == 3
-    assert value("nap_stream_decode_warnings_total") == 4
-    assert table.reports()["worker-0"].sent_at_ms == 3
-
-
-def test_the_time_of_scoring_threads_is_counted_once() -> None:
-    metrics = Metrics("1")
-    table = WorkerTable(metrics)
-    table.take(report(sent_at_ms=1, time_parts=(1.0, 0.0, 2.5, 0.25)), 1.0)
-    table.take(report(sent_at_ms=3, time_parts=(1.5, 0.0, 4.5, 0.25)), 3.0)
-    table.take(report(sent_at_ms=2, time_parts=(1.25, 0.0, 3.0, 0.25)), 3.1)
-    table.take(report("worker-1", sent_at_ms=1, time_parts=(0.0, 0.5, 1.0, 0.0)), 3.2)
-
-    def seconds(part: str) -> float | None:
-        return metrics.registry.get_sample_value("nap_stream_scoring_seconds_total", {"part": part})
-
-    assert [seconds(part) for part in ("messages", "decode", "model", "log")] == [
-        *(1.5, 0.5, 5.5, 0.25)
-    ]
-
-
-def test_an_incarnation_starts_from_zero() -> None:
-    table = WorkerTable(Metrics("1"))
-    table.take(report(sent_at_ms=1, segments_published=4), 1.0)
-    table.take(report(incarnation=1, sent_at_ms=5, segments_published=2), 5.0)
-    # The last words of the one before.
-    assert not table.take(report(sent_at_ms=2, segments_published=5), 5.1)
-    table.take(report(incarnation=1, sent_at_ms=6, segments_published=3), 6.0)
-    assert table.totals["segments_published"] == 8
-    assert table.reports()["worker-0"].incarnation == 1
-
-
-def test_disagreements_are_counted_by_kind_and_once() -> None:
-    metrics = Metrics("1")
-    table = WorkerTable(metrics)
-    for sent_at_ms in (1, 2):
-        table.take(report(sent_at_ms=sent_at_ms, offsets_ahead=1, offsets_behind=2), 1.0)
-    table.take(report("worker-1", offsets_missing=3), 1.0)
-
-    value = metrics.registry.get_sample_value
-    counted = {
-        kind: value("nap_stream_offset_disagreements_total", {"kind": kind})
-        for kind in ("ahead", "behind", "missing")
-    }
-    assert counted == {"ahead": 1, "behind": 2, "missing": 3}
-
-
-def test_only_workers_that_were_heard_lately_wait() -> None:
-    table = WorkerTable(Metrics("1"))
-    table.take(report("worker-0", waiting_for="the broker"), 1.0)
-    table.take(report("worker-1", waiting_for="the scored log"), 8.0)
-    table.take(report("worker-2"), 8.0)
-
-    assert table.waiting(10.0, 5.0) == {"worker-1": "the scored log"}
-
-
-def test_memory_does_not_grow_with_restarts() -> None:
-    table = WorkerTable(Metrics("1"))
-    for incarnation in range(100):
-        table.take(report(incarnation=incarnation, images_scored=1), float(incarnation))
-    assert table.totals["images_scored"] == 100
-    assert len(table._counted) == 2
-
-
-def test_rate_is_that_of_the_last_reports() -> None:
-    table = WorkerTable(Metrics("1"))
-    assert table.images_per_second(0.0) == 0.0
-    for second in range(21):
-        images = 100 * second if second < 10 else 1_000 + 10 * (second - 10)
-        table.take(report(sent_at_ms=second, images_scored=images), float(second))
-        table.take(report("worker-1", sent_at_ms=second, images_scored=2 * second), float(second))
-    assert table.images_per_second(20.0) == pytest.approx(12.0)
-    assert table.images_per_second(29.5) == 0.0
-
-
-def test_rate_is_unharmed_by_a_restart() -> None:
-    table = WorkerTable(Metrics("1"))
-    table.take(report(images_scored=1_000), 1.0)
-    table.take(report(incarnation=1, images_scored=0), 2.0)
-    table.take(report(incarnation=1, sent_at_ms=1, images_scored=10), 3.0)
-    assert table.images_per_second(3.0) == pytest.approx(10.0)
-
-
-def test_silence_is_noticed() -> None:
-    table = WorkerTable(Metrics("1"))
-    table.take(report(), 0.0)
-    table.take(report("worker-1"), 4.0)
-    assert [each.worker for each in table.heard_within(5.0, 6.0)] == ["worker-1"]
-    assert len(table.heard_within(5.0, 5.0)) == 2
-
-
-def test_stage_times_reach_the_histograms_and_are_not_kept() -> None:
-    metrics = Metrics("1")
-    table = WorkerTable(metrics)
-    table.take(report(stage_seconds=(("poll", 0.5), ("batch", 0.25))), 0.0)
-    value = metrics.registry.get_sample_value
-    assert value("nap_stream_stage_duration_seconds_sum", {"stage": "poll"}) == 0.5
-    assert value("nap_stream_batch_duration_seconds_sum") == 0.25
-    assert table.reports()["worker-0"].stage_seconds == ()
-
-
-def test_the_newest_commit_is_shown() -> None:
-    metrics = Metrics("1")
-    table = WorkerTable(metrics)
-    table.take(report(last_commit_ms=5_000), 0.0)
-    table.take(report("worker-1", last_commit_ms=4_000), 0.0)
-    assert metrics.registry.get_sample_value("nap_stream_last_commit_timestamp_seconds") == 5
-
 
 BUSY = replace(
     status(rows=12_345),
@@ -380,8 +160,9 @@ def test_a_stream_that_stands_still_is_told_from_one_that_cannot_be_read() -> No
 def test_the_first_minute_says_what_is_waited_for() -> None:
     begun = replace(status(), workers_expected=2, window_size=1_000)
     assert first_wait(begun) == "waiting for 2 of 2 workers to load the model"
-    one, two = (told(f"worker-{n}", progress(n, 0, lag=0)) for n in range(2))
-    heard = status(told("worker-0"), told("worker-1"))
+    parts = [(PartitionProgress(partition(n), 0, 0, None),) for n in range(2)]
+    one, two = (report(f"worker-{n}", partitions=parts[n]) for n in range(2))
+    heard = status(*(report(f"worker-{n}", partitions=()) for n in range(2)))
     loaded = replace(heard, workers_expected=2, window_size=1_000)
     assert first_wait(loaded) == "waiting to join the group"
     joined = replace(status(one, two), workers_expected=2, window_size=1_000)

@@ -17,7 +17,7 @@ from nap_stream.records import PublishedSegment, SegmentSummary, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.log import LogSettings
-from nap_stream.settings.schema import WorkerSettings
+from nap_stream.settings.run import WorkerSettings
 from nap_stream.source.base import PartitionListener, Source
 from tests.pipeline.test_scoring import decode, score
 from tests.support.doubles import MemoryDeadLetters, MemorySource, MemoryTopic

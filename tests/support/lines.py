@@ -22,7 +22,8 @@ from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores.local import LocalStore
 from nap_stream.scored_log.summary import SummaryShape, summarise
 from nap_stream.settings.log import LogSettings
-from nap_stream.settings.schema import KafkaSettings, WorkerSettings
+from nap_stream.settings.run import WorkerSettings
+from nap_stream.settings.schema import KafkaSettings
 from nap_stream.source.base import PartitionListener
 from nap_stream.source.kafka import KafkaSource
 from tests.pipeline.test_scoring import decode, score

@@ -1,0 +1,249 @@
+"""Tables of what workers have told: how far partitions are, and what each worker counts."""
+
+from collections import Counter as Totals
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from prometheus_client import Counter
+
+from nap_stream.metrics import Metrics
+from nap_stream.records import (
+    EVIDENCE_OUTCOMES,
+    TIME_PARTS,
+    Disagreement,
+    PartitionProgress,
+    TopicPartition,
+    WorkerReport,
+)
+
+HEALTHY_REPORT_AGE_S = 30.0
+"""Thirty reports missed: the worker is gone or cannot reach the coordinator."""
+ALIVE_S = 60.0
+FRESH_S = 5.0
+"""Workers report once a second; a partition without a report for so long has no worker."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A partition as last reported. ``moved_s`` is when its position last changed."""
+
+    worker: str | None
+    progress: PartitionProgress
+    first_position: int
+    reported_s: float
+    moved_s: float
+
+
+class PartitionTable:
+    """The progress of each partition; tells which are expected to bring more.
+
+    A partition that does not move, or that no worker has, is expected to bring more for at most
+    ``stall_timeout_s``; one that no worker has reported yet, for ``start_timeout_s``: workers load
+    their models first. All times are of the monotonic clock.
+    """
+
+    def __init__(self, metrics: Metrics, stall_timeout_s: float, start_timeout_s: float) -> None:
+        self._metrics = metrics
+        self._stall_timeout_s, self._start_timeout_s = stall_timeout_s, start_timeout_s
+        self._seen: dict[TopicPartition, _Seen] = {}
+        self._awaited_since_s: dict[TopicPartition, float] = {}
+
+    def wait_for(self, partitions: Iterable[TopicPartition], now_s: float) -> None:
+        """Expect that a worker reports them: the log has them, and they may have more to bring."""
+        self._awaited_since_s = dict.fromkeys(partitions, now_s)
+
+    def take(self, report: WorkerReport, now_s: float) -> list[TopicPartition]:
+        """Take a worker's newest report; give the partitions that were not known before."""
+        new = [p.partition for p in report.partitions if p.partition not in self._seen]
+        for progress in report.partitions:
+            self._awaited_since_s.pop(progress.partition, None)
+            self._see(report.worker, progress, now_s)
+        reported = {progress.partition for progress in report.partitions}
+        for partition, seen in self._seen.items():
+            if seen.worker == report.worker and partition not in reported:
+                self._disown(partition, seen)
+        return new
+
+    def expected(
+        self, now_s: float, logged_end: Callable[[TopicPartition], int | None]
+    ) -> list[TopicPartition]:
+        """Give the partitions that have, or may have, records that no summary has told yet.
+
+        That is where the lag is not 0, where the position is past the logged end, and where no
+        worker reports, or has yet: what came in the meantime is known only once one does.
+        ``logged_end`` is the offset up to which summaries have come, or None.
+        """
+        expected = [
+            partition
+            for partition, since_s in self._awaited_since_s.items()
+            if now_s - since_s < self._start_timeout_s
+        ]
+        for partition, seen in self._seen.items():
+            if now_s - seen.reported_s > FRESH_S:
+                self._disown(partition, seen)
+                since_s = seen.reported_s
+            elif _is_behind(seen, logged_end(partition)):
+                since_s = seen.moved_s
+            else:
+                continue
+            if now_s - since_s < self._stall_timeout_s:
+                expected.append(partition)
+        return expected
+
+    def max_lag(self) -> int | None:
+        """Give the largest known lag, in offsets, of partitions that a worker has."""
+        lags = [seen.progress.lag for seen in self._seen.values() if seen.worker]
+        return max((lag for lag in lags if lag is not None), default=None)
+
+    def _see(self, worker: str, progress: PartitionProgress, now_s: float) -> None:
+        self._metrics.set_partition(progress.partition, progress.lag, progress.time_lag_ms)
+        new = _Seen(worker, progress, progress.position, now_s, now_s)
+        seen = self._seen.setdefault(progress.partition, new)
+        if progress.position != seen.progress.position:
+            seen.moved_s = now_s
+        seen.worker, seen.progress, seen.reported_s = worker, progress, now_s
+
+    def _disown(self, partition: TopicPartition, seen: _Seen) -> None:
+        if seen.worker is not None:
+            seen.worker = None
+            self._metrics.remove_partition(partition)
+
+
+def _is_behind(seen: _Seen, logged_end: int | None) -> bool:
+    done = seen.first_position if logged_end is None else logged_end
+    return seen.progress.lag != 0 or seen.progress.position > done
+
+
+RATE_WINDOW_S = 10.0
+"""Ten reports: long enough to be steady, short enough to follow."""
+_TOTALS = (
+    *("images_scored", "dead_letters", "segments_published", "segment_conflicts", "rebalances"),
+    *("out_of_memory", "decode_warnings", "evidence_bytes"),
+)
+_DISAGREEMENTS = {f"offsets_{kind}": kind for kind in Disagreement}
+
+
+@dataclass(slots=True)
+class _Worker:
+    report: WorkerReport
+    received_s: float
+    images: deque[tuple[float, int]] = field(default_factory=deque)
+
+
+class WorkerTable:
+    """The last report of each worker, and counters made of their totals.
+
+    A report carries totals of one incarnation. They are kept by (worker, incarnation), and
+    only what they grow by is counted, so that reports may be lost, repeated or late. All times are
+    of the monotonic clock.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._workers: dict[str, _Worker] = {}
+        self._counted: dict[tuple[str, int], dict[str, int]] = {}
+        self._timed: dict[tuple[str, int], dict[str, float]] = {}
+        self._last_commit_ms = 0
+        self.totals: Totals[str] = Totals()
+
+    def take(self, report: WorkerReport, now_s: float) -> bool:
+        """Take a report, received at ``now_s``; return whether it is the worker's newest."""
+        for stage, seconds in report.stage_seconds:
+            self._metrics.observe_stage(stage, seconds)
+        self._count(report)
+        if report.last_commit_ms is not None and report.last_commit_ms > self._last_commit_ms:
+            self._last_commit_ms = report.last_commit_ms
+            self._metrics.last_commit.set(report.last_commit_ms / 1000)
+        known = self._workers.get(report.worker)
+        if known is not None and _age(report) < _age(known.report):
+            return False
+        slim = replace(report, stage_seconds=())
+        if known is None or known.report.incarnation != report.incarnation:
+            known = self._workers[report.worker] = _Worker(slim, now_s)
+        known.report, known.received_s = slim, now_s
+        known.images.append((now_s, report.images_scored))
+        return True
+
+    def reports(self) -> Mapping[str, WorkerReport]:
+        """Give each worker's newest report, without its stage times."""
+        return {name: worker.report for name, worker in self._workers.items()}
+
+    def heard_within(self, age_s: float, now_s: float) -> list[WorkerReport]:
+        """Give the newest reports that came in the last ``age_s`` seconds."""
+        known = self._workers.values()
+        return [worker.report for worker in known if now_s - worker.received_s <= age_s]
+
+    def missing(self, wanted: int, now_s: float) -> tuple[str, ...]:
+        """Say how many of the ``wanted`` workers have reported, where some have not for long."""
+        heard = len(self.heard_within(HEALTHY_REPORT_AGE_S, now_s))
+        if heard >= wanted:
+            return ()
+        return (f"{heard} of {wanted} workers reported in the last {HEALTHY_REPORT_AGE_S:g} s",)
+
+    def waiting(self, now_s: float, age_s: float = HEALTHY_REPORT_AGE_S) -> Mapping[str, str]:
+        """Give what each worker waits for that has said so in the last ``age_s`` seconds."""
+        return {
+            report.worker: report.waiting_for
+            for report in self.heard_within(age_s, now_s)
+            if report.waiting_for is not None
+        }
+
+    def show(self, now_s: float) -> None:
+        """Set the gauges of all workers together."""
+        self._metrics.workers.set(len(self.heard_within(FRESH_S, now_s)))
+        self._metrics.workers_waiting.set(len(self.waiting(now_s, FRESH_S)))
+        self._metrics.images_per_second.set(self.images_per_second(now_s))
+
+    def images_per_second(self, now_s: float) -> float:
+        """Give the rate of all workers together over the last `RATE_WINDOW_S` seconds."""
+        return sum(_rate(worker.images, now_s) for worker in self._workers.values())
+
+    def _count(self, report: WorkerReport) -> None:
+        counted = self._counted.setdefault((report.worker, report.incarnation), {})
+        timed = self._timed.setdefault((report.worker, report.incarnation), {})
+        for name in (*_TOTALS, *_DISAGREEMENTS):
+            total: int = getattr(report, name)
+            grown = total - counted.get(name, 0)
+            if grown > 0:
+                counted[name] = total
+                self.totals[name] += grown
+                self._counter(name).inc(grown)
+        for outcome, images in zip(EVIDENCE_OUTCOMES, report.evidence, strict=True):
+            if (grown := images - counted.get(outcome, 0)) > 0:
+                counted[outcome] = images
+                self._metrics.evidence_images.labels(outcome).inc(grown)
+        for part, seconds in zip(TIME_PARTS, report.time_parts, strict=True):
+            spent = seconds - timed.get(part, 0.0)
+            if spent > 0:
+                timed[part] = seconds
+                self._metrics.scoring_seconds.labels(part).inc(spent)
+        # The one before may still have a report on its way; older ones have not.
+        self._counted.pop((report.worker, report.incarnation - 2), None)
+        self._timed.pop((report.worker, report.incarnation - 2), None)
+
+    def _counter(self, name: str) -> Counter:
+        if name in _DISAGREEMENTS:
+            return self._metrics.offset_disagreements.labels(_DISAGREEMENTS[name])
+        counter: Counter = getattr(self._metrics, name)
+        return counter
+
+
+def driver_silence(silence_s: float) -> tuple[str, ...]:
+    """Say that nobody supervises the run, where the driver has not asked for long."""
+    if silence_s < ALIVE_S:
+        return ()
+    return (f"the driver has not asked for {silence_s:.0f} s: it is gone, or hangs",)
+
+
+def _age(report: WorkerReport) -> tuple[int, int]:
+    return report.incarnation, report.sent_at_ms
+
+
+def _rate(images: deque[tuple[float, int]], now_s: float) -> float:
+    while images and now_s - images[0][0] > RATE_WINDOW_S:
+        images.popleft()
+    if len(images) < 2:  # noqa: PLR2004 - a rate needs two points
+        return 0.0
+    (first_s, first), (last_s, last) = images[0], images[-1]
+    return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
