@@ -245,7 +245,7 @@ def _crc32c() -> str:
 
 
 def _wanted_gpus(settings: Settings | None) -> float:
-    return (settings.worker.num_gpus or 0.0) * settings.worker.count if settings else 0.0
+    return (settings.worker.num_gpus or 0.0) * settings.worker.at_least if settings else 0.0
 
 
 def _torch_gpus(settings: Settings | None) -> str:
@@ -263,7 +263,7 @@ def _torch_gpus(settings: Settings | None) -> str:
 def _ray_gpus(settings: Settings | None, has: Mapping[str, float]) -> str:
     wanted = _wanted_gpus(settings)
     gpus, cpus = has.get("GPU", 0.0), has.get("CPU", 0.0)
-    if gpus < wanted:
+    if gpus < wanted and not (settings and settings.worker.autoscaled):
         raise _CheckFailedError(
             f"the workers ask for {wanted:g} GPUs, Ray has {gpus:g}",
             "Ask for fewer workers or smaller fractions, or add nodes",

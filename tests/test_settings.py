@@ -11,6 +11,7 @@ from nap_stream.errors import ConfigError
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.load import load_scoring_settings, load_settings, masked_yaml
+from nap_stream.settings.run import WorkerSettings
 from nap_stream.settings.schema import PreprocessingSettings, ScoringSettings
 
 MONITOR = """\
@@ -381,3 +382,17 @@ def test_evidence_lies_apart_from_the_log(tmp_path: Path, root: str, is_refused:
         assert "evidence.root and log.root must lie apart" in problem_of(path)
     else:
         assert load_settings(path, {}).evidence.root in {root, tmp_path / root}
+
+
+@pytest.mark.parametrize(
+    ("worker", "problem"),
+    [
+        ({"count": "auto", "min_count": 5, "max_count": 4}, "min_count must be at most max_count"),
+        ({"count": "many"}, "Input should be 'auto'"),
+    ],
+)
+def test_counts_of_workers_that_contradict_each_other(
+    worker: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        WorkerSettings.model_validate(worker)

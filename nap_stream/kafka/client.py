@@ -325,7 +325,7 @@ def topics_missing(settings: KafkaSettings, names: Sequence[str]) -> tuple[str, 
     Raises:
         BrokerError: The broker cannot be asked.
     """
-    counts = _partition_counts(settings, names)
+    counts = partition_counts(settings, names)
     return tuple(name for name in names if counts[name] == 0)
 
 
@@ -374,7 +374,12 @@ def _admin(settings: KafkaSettings, timeout_s: float | None = None) -> Iterator[
         yield admin
 
 
-def _partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:
+def partition_counts(settings: KafkaSettings, names: Sequence[str]) -> Mapping[str, int]:
+    """How many partitions each of these topics has; 0 where there is no such topic.
+
+    Raises:
+        BrokerError: The broker cannot be asked.
+    """
     with _admin(settings) as admin:
         found = {topic["name"]: topic for topic in described(admin, settings, names)}
     return {name: len(found[name]["partitions"]) if name in found else 0 for name in names}

@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,12 +20,13 @@ from nap_stream.errors import NapStreamError, WorkerError
 from nap_stream.files import full_disk
 from nap_stream.monitor.alerts import CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
+from nap_stream.monitor.fleet import Fleet, Needs, require_room, wanted
 from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.session import (
+    NodeWatch,
     brief,
     gpus_a_worker,
     ray_folder,
-    require_capacity,
     resources,
     resources_in_time,
 )
@@ -83,8 +85,9 @@ class WorkerActor:
         (self._num_cpus, self._num_gpus), self._coordinator = share, coordinator
         self._stop = StopRequest(SystemClock())
 
-    def ready(self) -> None:
-        """Answer as soon as the actor has a process."""
+    def ready(self) -> str:
+        """The id of its node, as soon as the actor has a process."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def run(self) -> None:
         """Work until `stop`."""
@@ -156,9 +159,9 @@ class CoordinatorActor:
         self._coordinator().report(report)
 
     @ray.method(concurrency_group="tick")
-    def tick(self) -> None:
+    def tick(self, fleet: Fleet) -> None:
         """Move the watermark on, deliver alerts."""
-        self._coordinator().tick()
+        self._coordinator().tick(fleet)
 
     def worker_restarted(self, name: str) -> None:
         """Count a restart."""
@@ -216,16 +219,26 @@ class CoordinatorActor:
 
 
 class RayWorker:
-    """The driver's end of a worker actor."""
+    """The driver's end of a worker actor, on one of the nodes that are watched."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, watch: NodeWatch) -> None:
+        self._actor, self._watch = actor, watch
+        self._node, self._preempted = "", False
         self._ready = actor.ready.remote()
         self._run = actor.run.remote()
 
     def placed(self) -> bool:
         """Whether it has, or had, a process: Ray has found room for it."""
-        return _is_done(self._ready)
+        if not self._node and _is_done(self._ready):
+            try:
+                self._node = str(ray.get(self._ready))
+            except RayError:
+                self._node = "unknown"
+        return bool(self._node)
+
+    def evicted(self) -> bool:
+        """Whether its node is being drained, or was ended in good order, as `error` may tell."""
+        return self._preempted or (self.placed() and self._node in self._watch.drained)
 
     def ended(self) -> bool:
         """Whether its run is over, well or badly."""
@@ -243,6 +256,7 @@ class RayWorker:
             failure.__cause__ = cause
             return failure
         except RayError as error:
+            self._preempted = getattr(error, "preempted", False)
             # Ray needs room in its folder for each process that it starts.
             room = full_disk(ray_folder())
             return WorkerError(f"the worker's process died: {brief(error)}", action=room)
@@ -265,6 +279,7 @@ class RayWorker:
 class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
+    ``partitions`` tells how many there are to be read now.
     ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
     a coordinator that is restarted counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
@@ -279,15 +294,19 @@ class RayCluster:
         calibration: CalibrationFacts,
         since: LogEnds | None = None,
         *,
+        partitions: Callable[[], int] = lambda: 1,
         is_own: bool = False,
     ) -> None:
-        self._settings = settings
+        self._settings, self.partitions = settings, partitions
+        self.may_wait = settings.worker.count == "auto" or settings.worker.autoscaled
         # Actors have their nodes' environment. As arguments, secrets show in no dashboard.
         self._environment = store_environment(os.environ)
         worker = settings.worker
         shared = resources().get("CPU", 0.0) if is_own else 0.0
         self.num_cpus, self.num_gpus = cpus_a_worker(worker, int(shared)), gpus_a_worker(settings)
-        require_capacity(settings, self.num_cpus, self.num_gpus)
+        self._needs = Needs(self.num_cpus, self.num_gpus)
+        self._watch = NodeWatch()
+        require_room(worker, self._needs, self._watch.nodes)
         # Within a group calls keep their order, and none waits for those of another group.
         options = {"concurrency_groups": {"line": 1, "tick": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
@@ -316,6 +335,7 @@ class RayCluster:
         self._clock = SystemClock()
         # Workers that Ray has not placed yet, and when the log is to say so.
         self._unplaced: dict[str, tuple[RayWorker, float]] = {}
+        self._has: dict[str, float] | str | None = None
 
     def start(self) -> str:
         """Start the coordinator; return the address of its /metrics.
@@ -324,11 +344,22 @@ class RayCluster:
             NapStreamError: What keeps it from starting.
         """
         try:
-            return str(_answer(self._coordinator.start.remote(), START_S))
+            metrics = str(_answer(self._coordinator.start.remote(), START_S))
         except RayError as error:
             raise WorkerError(
                 f"the coordinator did not start: {brief(error)}", action=full_disk(ray_folder())
             ) from error
+        self._watch.start()
+        return metrics
+
+    def wanted(self) -> int:
+        """How many workers there are to be now."""
+        room = sum(map(self._needs.room, self._watch.nodes))
+        return wanted(self._settings.worker, self.partitions(), room)
+
+    def at_least(self) -> int:
+        """How many of them must have a place."""
+        return self._settings.worker.at_least
 
     def start_worker(self, name: str, incarnation: int) -> RayWorker:
         """Start a worker actor; returns at once."""
@@ -341,7 +372,8 @@ class RayCluster:
                 *(self._settings, name, incarnation, share),
                 coordinator=self._coordinator,
                 environment=self._environment,
-            )
+            ),
+            self._watch,
         )
         self._unplaced[name] = worker, self._clock.monotonic() + UNPLACED_S
         return worker
@@ -350,12 +382,12 @@ class RayCluster:
         """Have a restart counted."""
         self._coordinator.worker_restarted.remote(name)
 
-    def tick(self) -> None:
+    def tick(self, fleet: Fleet) -> None:
         """Have the coordinator tick, unless it still does; returns at once.
 
         One tick at a time: one that waits for the broker holds nothing else up.
         """
-        self._name_unplaced()
+        fleet = replace(fleet, unplaced=self._name_unplaced(fleet))
         if self._tick is not None:
             if not _is_done(self._tick):
                 return
@@ -363,7 +395,7 @@ class RayCluster:
                 ray.get(self._tick)
             except RayError as error:
                 structlog.get_logger().error("coordinator_tick_failed", cause=brief(error))
-        self._tick = self._coordinator.tick.remote()
+        self._tick = self._coordinator.tick.remote(fleet)
 
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view; None while it does not answer."""
@@ -380,6 +412,7 @@ class RayCluster:
         self, timeout_s: float, *, input_ended: bool, reason: str
     ) -> CoordinatorStatus | None:
         """Close the coordinator; None where it does not answer in time."""
+        self._watch.close()
         try:
             finished = self._coordinator.finish.remote(
                 timeout_s * 0.8, input_ended=input_ended, reason=reason
@@ -392,22 +425,32 @@ class RayCluster:
             ray.kill(self._coordinator)
         return status
 
-    def _name_unplaced(self) -> None:
-        """Say which workers wait for room: after a node's death there may be too little of it."""
+    def _name_unplaced(self, fleet: Fleet) -> Mapping[str, str]:
+        """Say which workers wait for room: after a node's death there may be too little of it.
+
+        Nothing of those that may wait for good, while there are as many as there must be.
+        """
+        placed = [name for name, (worker, _) in self._unplaced.items() if worker.placed()]
+        for name in {*placed, *(self._unplaced.keys() - set(fleet.names))}:
+            del self._unplaced[name]
+        if len(fleet.names) - len(self._unplaced) >= fleet.expected:
+            return {}
         now_s = self._clock.monotonic()
-        has: object = None
-        for name, (worker, name_at_s) in list(self._unplaced.items()):
-            if worker.placed():
-                del self._unplaced[name]
-            elif now_s >= name_at_s:
-                self._unplaced[name] = worker, now_s + UNPLACED_S
-                has = has or _room()
-                structlog.get_logger().warning(
-                    "worker_waits_for_place",
-                    worker=name,
-                    needs={"CPU": self.num_cpus, "GPU": self.num_gpus},
-                    cluster_has=has,
-                )
+        due = [name for name, (_, name_at_s) in self._unplaced.items() if now_s >= name_at_s]
+        if due:
+            self._has = _room()
+        for name in due:
+            self._unplaced[name] = self._unplaced[name][0], now_s + UNPLACED_S
+            structlog.get_logger().warning(
+                "worker_waits_for_place",
+                worker=name,
+                needs={"CPU": self.num_cpus, "GPU": self.num_gpus},
+                cluster_has=self._has,
+            )
+        if self._has is None:
+            return {}
+        what = f"a node with {self._needs} free; the Ray cluster has {self._has} in all"
+        return dict.fromkeys(self._unplaced, what)
 
 
 def _room() -> dict[str, float] | str:

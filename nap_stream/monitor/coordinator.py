@@ -23,6 +23,7 @@ from nap_stream.monitor.alerts import (
     CheckpointStore,
     MonitorSnapshot,
 )
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.gauges import show_drift
 from nap_stream.monitor.journal import Journal
 from nap_stream.monitor.signing import LAST_WAIT_S, LogSigner
@@ -76,7 +77,6 @@ class Coordinator:
         watch = block_watch(settings.drift, calibration)
         self._acceptances = None if watch is None else acceptances
         self.metrics = Metrics(version("nap-stream"))
-        self.metrics.workers_expected.set(settings.worker.count)
         self.metrics.start_time.set(self._started_ms / 1000)
         self.metrics.ood_fraction_expected.set(self._plan.flag_rate)
         self._calibration, self._journal = calibration, journal
@@ -102,12 +102,11 @@ class Coordinator:
         self._is_urgent = False
         self._past: CatchUpFilter | None = None
         self._looked_s = -math.inf
-        self._workers = WorkerTable(self.metrics)
+        self._workers = WorkerTable(self.metrics, Fleet(settings.worker.at_least))
         self._partitions = PartitionTable(
             self.metrics, settings.driver.stall_timeout_s, settings.driver.start_timeout_s
         )
         self._rows: Counter[Status] = Counter()
-        self._restarts = 0
 
     def start(self, since: LogEnds | None = None) -> None:
         """Take up where the last coordinator was, from its checkpoint and the log; serve metrics.
@@ -184,17 +183,21 @@ class Coordinator:
         """Count the replacement of a worker."""
         structlog.get_logger().warning("worker_replaced", worker=worker)
         with self._lock:
-            self._restarts += 1
-            self.metrics.worker_restarts.inc()
+            self._workers.restarted()
 
-    def tick(self) -> None:
-        """Look for missing summaries and acceptances, move the watermark on, deliver alerts."""
+    def tick(self, fleet: Fleet | None = None) -> None:
+        """Look for missing summaries and acceptances, move the watermark on, deliver alerts.
+
+        ``fleet`` is of which workers there are to be, where that is known.
+        """
         self._accept_new()
         self._fill_holes(HOLE_PATIENCE_S)
         if self._clock.monotonic() - self._read_ahead_s >= READ_AHEAD_EVERY_S:
             self._read_ahead_s = self._clock.monotonic()
             self._read_ahead()
         with self._lock:
+            if fleet is not None:
+                self._workers.expect(fleet)
             self._look_at_workers(self._clock.monotonic())
             self._apply(self._monitor.advance())
             self._show()
@@ -260,14 +263,14 @@ class Coordinator:
                 alerts_waiting=len(self._dispatcher),
                 max_lag=self._partitions.max_lag(),
                 dead_letters=totals["dead_letters"],
-                worker_restarts=self._restarts,
+                worker_restarts=self._workers.restarts,
                 workers=self._workers.reports(),
                 waiting_for=self._workers.waiting(now_s),
                 now_ms=self._clock.now_ms(),
                 started_ms=self._started_ms,
                 metrics_url=None if self._server is None else self._server.url,
                 stale_after_s=self._settings.drift.stale_after_s,
-                workers_expected=self._settings.worker.count,
+                workers_expected=self._workers.expected,
                 signing_failure=self._signer.failure,
                 events_lost=self._journal.loss,
             )
@@ -282,8 +285,7 @@ class Coordinator:
     def ready(self) -> tuple[str, ...]:
         """Say where workers are missing: they start, or are gone. One that waits is there."""
         with self._lock:
-            now_s = self._clock.monotonic()
-            return self._workers.missing(self._settings.worker.count, now_s)
+            return self._workers.missing(self._clock.monotonic())
 
     def alive(self) -> tuple[str, ...]:
         """Say what only a new start mends: the driver is gone. Waits for no lock."""

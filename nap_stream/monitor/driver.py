@@ -3,16 +3,18 @@
 Knows no Ray: `nap_stream.monitor.actors` provides the cluster.
 """
 
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import structlog
 
 from nap_stream.clock import Clock, Deadline
 from nap_stream.errors import NapStreamError, WorkerError, WorkerGaveUpError
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.journal import failed_words
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import WorkerReport
@@ -25,6 +27,12 @@ WORKERS_SHARE = 0.7
 
 class WorkerHandle(Protocol):
     """One incarnation of a worker."""
+
+    def placed(self) -> bool:
+        """Whether it has, or had, a process."""
+
+    def evicted(self) -> bool:
+        """Whether its node is being drained, or was ended in good order: it is no fault of its."""
 
     def ended(self) -> bool:
         """Whether its run is over, well or badly."""
@@ -40,7 +48,18 @@ class WorkerHandle(Protocol):
 
 
 class Cluster(Protocol):
-    """Where workers run."""
+    """Where workers run. ``may_wait`` says whether a worker may wait for a place for good."""
+
+    may_wait: bool
+
+    def wanted(self) -> int:
+        """How many workers there are to be now."""
+
+    def at_least(self) -> int:
+        """How many of them must have a place."""
+
+    def partitions(self) -> int:
+        """How many partitions there are to be read now."""
 
     def start_worker(self, name: str, incarnation: int) -> WorkerHandle:
         """Start a worker; returns at once."""
@@ -48,8 +67,11 @@ class Cluster(Protocol):
     def worker_restarted(self, name: str) -> None:
         """Have a restart counted."""
 
-    def tick(self) -> None:
-        """Have the coordinator move the watermark on and deliver alerts; returns at once."""
+    def tick(self, fleet: Fleet) -> None:
+        """Have the coordinator move the watermark on and deliver alerts; returns at once.
+
+        It is told which workers there are to be.
+        """
 
     def status(self) -> CoordinatorStatus | None:
         """The coordinator's view, which asking does not change; None while it does not answer."""
@@ -73,9 +95,8 @@ class Ending(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """When a run ends by itself. ``partitions`` is how many the topic has."""
+    """When a run ends by itself."""
 
-    partitions: int
     until_idle_s: float | None = None
     max_records: int | None = None
 
@@ -106,6 +127,15 @@ class _Slot:
     progress_at: float = 0.0
     report_sent_at_ms: int | None = None
     report_at: float = 0.0
+    leave_by: float | None = None
+    """Until when it may take to leave, having been asked to; None where it was not."""
+    stays: bool = True
+    """Whether another incarnation takes its place."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has a process, and is not on its way out."""
+        return self.handle is not None and self.leave_by is None and self.handle.placed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +150,13 @@ class _Coordinator:
 class Driver:
     """Runs workers until a limit is reached, a signal comes or nothing more can be done.
 
-    There is a worker for each of ``names``. ``on_status`` is shown the coordinator's status about
-    four times a second.
+    There are as many workers as the cluster says are wanted, while that changes. ``on_status`` is
+    shown the coordinator's status about four times a second.
     """
 
     def __init__(
         self,
         cluster: Cluster,
-        names: tuple[str, ...],
         settings: DriverSettings,
         limits: RunLimits,
         *,
@@ -136,7 +165,8 @@ class Driver:
     ) -> None:
         self._cluster, self._settings, self._limits = cluster, settings, limits
         self._clock, self._on_status = clock, on_status
-        self._slots = [_Slot(name) for name in names]
+        self._slots: list[_Slot] = []
+        self._incarnations: dict[str, int] = {}
         self._idle_since: float | None = None
         self._silent_since: float | None = None
         self._heard_at = float("-inf")
@@ -161,9 +191,10 @@ class Driver:
         while True:
             if stop.is_set():
                 return Ending.STOPPED
-            self._cluster.tick()
+            self._resize()
+            self._cluster.tick(self._fleet())
             status = self._listen()
-            for slot in self._slots:
+            for slot in list(self._slots):
                 self._look_after(slot, status)
             if status is not None:
                 self._on_status(status)
@@ -205,22 +236,87 @@ class Driver:
                 "Its log says why; mend it and start again: nothing that was published is lost",
             )
 
+    def _resize(self) -> None:
+        """Have as many workers as are wanted; those that wait, or must leave, go first."""
+        wanted = self._cluster.wanted()
+        staying = [slot for slot in self._slots if slot.stays]
+        # Sorting keeps the order among alike.
+        staying.sort(key=lambda slot: not _keeps_its_place(slot))
+        for slot in staying[wanted:]:
+            slot.stays = False
+            if slot.handle is None:
+                self._slots.remove(slot)
+            elif slot.leave_by is None:
+                self._ask_to_leave(slot, "fewer workers are wanted")
+        names = {slot.name for slot in self._slots}
+        free = (name for n in itertools.count() if (name := f"worker-{n}") not in names)
+        for name in itertools.islice(free, max(0, wanted - len(staying))):
+            # Reports of one that had the name before must not pass for its own.
+            self._slots.append(_Slot(name, incarnation=self._incarnations.get(name, 0)))
+
+    def _fleet(self) -> Fleet:
+        """The workers that there are to be. Those that may wait for a place count with it alone."""
+        staying = [slot for slot in self._slots if slot.stays]
+        placed = sum(slot.is_settled for slot in staying)
+        expected = max(self._cluster.at_least(), placed) if self._cluster.may_wait else len(staying)
+        return Fleet(expected, tuple(slot.name for slot in self._slots))
+
     def _look_after(self, slot: _Slot, status: CoordinatorStatus | None) -> None:
         now = self._clock.monotonic()
         if slot.handle is None:
             if now >= slot.start_after:
                 self._start(slot, now)
             return
-        if slot.handle.ended():
+        if slot.leave_by is not None:
+            self._see_off(slot, now)
+        elif slot.handle.ended():
             cause = slot.handle.error()
+            if slot.handle.evicted() and not _is_final(cause):
+                self._left(slot, "its node was drained", cause)
+                return
             self._failed(slot, cause or WorkerError("the worker ended by itself", slot.name), now)
+        elif slot.handle.evicted():
+            self._ask_to_leave(slot, "its node is drained")
         elif self._stalled(slot, status, now):
             slot.handle.kill()
             problem = f"the worker made no progress for {now - slot.progress_at:.0f} s"
             self._failed(slot, WorkerError(problem, slot.name), now)
 
+    def _ask_to_leave(self, slot: _Slot, reason: str) -> None:
+        """Have a worker publish, commit and leave; that is no failure."""
+        assert slot.handle is not None
+        structlog.get_logger().info("worker_asked_to_leave", worker=slot.name, reason=reason)
+        slot.handle.stop()
+        patience_s = self._settings.shutdown_deadline_s * WORKERS_SHARE
+        slot.leave_by = self._clock.monotonic() + patience_s
+
+    def _see_off(self, slot: _Slot, now: float) -> None:
+        """Take note of a worker that was asked to leave and has, or does not in time."""
+        assert slot.handle is not None
+        assert slot.leave_by is not None
+        if slot.handle.ended():
+            cause = slot.handle.error()
+            if slot.stays and _is_final(cause):
+                self._failed(slot, cause, now)
+            self._left(slot, "it was asked to", cause)
+        elif now >= slot.leave_by:
+            slot.handle.kill()
+            self._left(slot, "it was asked to", WorkerError("it did not leave in time", slot.name))
+
+    def _left(self, slot: _Slot, reason: str, cause: Exception | None) -> None:
+        """Take note of a worker that is gone through no fault of its own; start another at once."""
+        log = structlog.get_logger()
+        tell = log.info if cause is None else log.warning
+        tell("worker_left", worker=slot.name, reason=reason, cause=cause and str(cause))
+        slot.handle, slot.leave_by = None, None
+        slot.incarnation += 1
+        slot.start_after = self._clock.monotonic()
+        if not slot.stays:
+            self._slots.remove(slot)
+
     def _start(self, slot: _Slot, now: float) -> None:
         slot.handle = self._cluster.start_worker(slot.name, slot.incarnation)
+        self._incarnations[slot.name] = slot.incarnation + 1
         slot.started_at = slot.progress_at = slot.report_at = now
         slot.progress = slot.report_sent_at_ms = None
         structlog.get_logger().info(
@@ -230,7 +326,7 @@ class Driver:
     def _failed(self, slot: _Slot, cause: Exception, now: float) -> None:
         """Plan the next start, or give up."""
         slot.handle = None
-        if isinstance(cause, NapStreamError) and not cause.retriable:
+        if _is_final(cause):
             raise cause
         if slot.progress_at - slot.started_at >= self._settings.stall_timeout_s:
             slot.restarts = 0
@@ -258,6 +354,8 @@ class Driver:
             return False
         if (report := _report_of(slot, status)) is not None:
             _note_progress(slot, report, now)
+        elif self._cluster.may_wait and slot.handle is not None and not slot.handle.placed():
+            slot.progress_at = now
         patience_s = self._settings.stall_timeout_s
         if slot.progress is None:
             patience_s = self._settings.start_timeout_s
@@ -277,12 +375,13 @@ class Driver:
 
     def _idle(self, status: CoordinatorStatus) -> bool:
         """Whether every partition is owned and none of the workers has anything to do."""
-        reports = [_report_of(slot, status) for slot in self._slots]
+        there = [slot for slot in self._slots if slot.is_settled or not self._cluster.may_wait]
+        reports = [_report_of(slot, status) for slot in there]
         present = [report for report in reports if report is not None]
         owned = {progress.partition for report in present for progress in report.partitions}
         return (
             len(present) == len(reports)
-            and len(owned) >= self._limits.partitions
+            and len(owned) >= self._cluster.partitions()
             and all(report.idle for report in present)
         )
 
@@ -291,8 +390,9 @@ class Driver:
     ) -> tuple[tuple[str, ...], CoordinatorStatus | None]:
         deadline = Deadline(self._clock, self._settings.shutdown_deadline_s)
         running = [slot.handle for slot in self._slots if slot.handle is not None]
-        for handle in running:
-            handle.stop()
+        for slot in self._slots:
+            if slot.handle is not None and slot.leave_by is None:
+                slot.handle.stop()
         patience = Deadline(self._clock, self._settings.shutdown_deadline_s * WORKERS_SHARE)
         while not all(handle.ended() for handle in running) and not patience.expired():
             self._clock.sleep(min(0.05, patience.remaining_s()))
@@ -308,6 +408,15 @@ class Driver:
             deadline.remaining_s(), input_ended=input_ended, reason=reason
         )
         return unclean, status
+
+
+def _keeps_its_place(slot: _Slot) -> bool:
+    return slot.is_settled and slot.handle is not None and not slot.handle.evicted()
+
+
+def _is_final(cause: Exception | None) -> TypeGuard[NapStreamError]:
+    """Whether trying again will not mend it."""
+    return isinstance(cause, NapStreamError) and not cause.retriable
 
 
 def _note_progress(slot: _Slot, report: WorkerReport, now: float) -> None:

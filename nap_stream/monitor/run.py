@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -16,11 +16,12 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
-from nap_stream.kafka.client import connect, require_topics
+from nap_stream.kafka.client import connect, partition_counts, require_topics
 from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.model.execution import require_execution
 from nap_stream.monitor.actors import RayCluster
 from nap_stream.monitor.driver import Driver, RunLimits, RunResult
+from nap_stream.monitor.fleet import PartitionCount
 from nap_stream.monitor.session import ray_session
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.pipeline.outputs import known_outputs
@@ -55,18 +56,22 @@ def run_monitor(
         NapStreamError: What keeps the monitor from starting or going on.
     """
     calibration, offsets = _preflight(settings)
-    limits = RunLimits(len(offsets), until_idle_s, max_records)
-    names = tuple(f"worker-{number}" for number in range(settings.worker.count))
-    cpus = settings.worker.count * (settings.worker.num_cpus or settings.worker.torch_threads)
+    limits = RunLimits(until_idle_s, max_records)
+    cpus = settings.worker.at_least * (settings.worker.num_cpus or settings.worker.torch_threads)
     writer = WriterIdentity(
         writer_id("driver"), calibration.model_fingerprint, calibration.fingerprint
     )
     log = ScoredLog(store_at(settings.log.root), writer, SystemClock())
     begin_chains(log, offsets, settings.kafka.start)
-    with ray_session(address, cpus) as is_own, stop_on_signals() as stop:
+    partitions = PartitionCount(len(offsets), lambda: _count_partitions(settings))
+    with (
+        closing(partitions),
+        ray_session(address, cpus) as is_own,
+        stop_on_signals() as stop,
+    ):
         chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
         since = None if max_records is None else chains.ends()
-        cluster = RayCluster(settings, calibration, since, is_own=is_own)
+        cluster = RayCluster(settings, calibration, since, partitions=partitions, is_own=is_own)
         log = structlog.get_logger()
         log.info(
             "monitor_started",
@@ -81,7 +86,7 @@ def run_monitor(
                 on_status(status)
 
             clock = SystemClock()
-            driver = Driver(cluster, names, settings.driver, limits, clock=clock, on_status=look)
+            driver = Driver(cluster, settings.driver, limits, clock=clock, on_status=look)
             result = driver.run(stop)
         log.info(
             "monitor_ended",
@@ -90,6 +95,11 @@ def run_monitor(
             degraded=[] if result.status is None else list(result.status.degraded()),
         )
         return result
+
+
+def _count_partitions(settings: Settings) -> int:
+    topic = settings.kafka.topic
+    return partition_counts(settings.kafka, [topic])[topic]
 
 
 def begin_chains(

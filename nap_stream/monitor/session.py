@@ -11,8 +11,11 @@ from pathlib import Path
 import ray
 
 from nap_stream.errors import WorkerError
+from nap_stream.monitor.fleet import Node
 from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
+
+LOOK_AT_NODES_EVERY_S = 1.0
 
 
 @contextmanager
@@ -107,22 +110,45 @@ def gpus_a_worker(settings: Settings) -> float:
     return 1.0 if resources().get("GPU", 0) > 0 else 0.0
 
 
-def require_capacity(settings: Settings, num_cpus: int, num_gpus: float) -> None:
-    """Refuse workers that the cluster can never place.
+class NodeWatch:
+    """The cluster's nodes as of the last second, asked for in a thread of its own.
 
-    Raises:
-        WorkerError: Naming what is too little.
+    A head that is away is waited for there, and the last answer stays in force.
     """
-    has, count = resources(), settings.worker.count
-    needs = {"CPU": float(num_cpus * count), "GPU": num_gpus * count}
-    for resource, need in needs.items():
-        if need > has.get(resource, 0.0):
-            raise WorkerError(
-                f"{count} workers need {need:g} {resource}s, "
-                f"the Ray cluster has {has.get(resource, 0.0):g}",
-                "worker.count",
-                "Ask for fewer workers, smaller fractions, or a larger cluster",
-            )
+
+    def __init__(self) -> None:
+        self.nodes: tuple[Node, ...] = ()
+        self.drained: frozenset[str] = frozenset()
+        """The ids of all nodes that were seen to be drained."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="ray-nodes", daemon=True)
+        self._look()
+
+    def start(self) -> None:
+        """Look again and again, until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Look no more. Safe to call twice, and before `start`."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join(LOOK_AT_NODES_EVERY_S)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK_AT_NODES_EVERY_S):
+            with suppress(Exception):  # Ray's errors here have no type in common
+                self._look()
+
+    def _look(self) -> None:
+        # Not ray.nodes: that would start another Ray once this one is gone.
+        state = ray._private.state.state  # noqa: SLF001  nothing else says which nodes are drained
+        self.drained |= state.get_draining_nodes().keys()
+        table = state.node_table()  # type: ignore[no-untyped-call]  # ray leaves it untyped
+        self.nodes = tuple(
+            Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in table
+            if node["Alive"] and node["NodeID"] not in self.drained
+        )
 
 
 def brief(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from prometheus_client import Counter
 
 from nap_stream.metrics import Metrics
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.records import (
     EVIDENCE_OUTCOMES,
     TIME_PARTS,
@@ -136,16 +137,18 @@ class WorkerTable:
 
     A report carries totals of one incarnation. They are kept by (worker, incarnation), and
     only what they grow by is counted, so that reports may be lost, repeated or late. All times are
-    of the monotonic clock.
+    of the monotonic clock. ``fleet`` is in force until `expect` tells another.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, fleet: Fleet) -> None:
         self._metrics = metrics
         self._workers: dict[str, _Worker] = {}
         self._counted: dict[tuple[str, int], dict[str, int]] = {}
         self._timed: dict[tuple[str, int], dict[str, float]] = {}
         self._last_commit_ms = 0
+        self._fleet = fleet
         self.totals: Totals[str] = Totals()
+        self.restarts = 0
 
     def take(self, report: WorkerReport, now_s: float) -> bool:
         """Take a report, received at ``now_s``; return whether it is the worker's newest."""
@@ -165,6 +168,22 @@ class WorkerTable:
         known.images.append((now_s, report.images_scored))
         return True
 
+    def expect(self, fleet: Fleet) -> None:
+        """Learn which workers there are to be; forget the others."""
+        self._fleet = fleet
+        for name in self._workers.keys() - set(fleet.names):
+            del self._workers[name]
+
+    @property
+    def expected(self) -> int:
+        """How many workers are to report."""
+        return self._fleet.expected
+
+    def restarted(self) -> None:
+        """Count the replacement of a worker."""
+        self.restarts += 1
+        self._metrics.worker_restarts.inc()
+
     def reports(self) -> Mapping[str, WorkerReport]:
         """Give each worker's newest report, without its stage times."""
         return {name: worker.report for name, worker in self._workers.items()}
@@ -174,23 +193,30 @@ class WorkerTable:
         known = self._workers.values()
         return [worker.report for worker in known if now_s - worker.received_s <= age_s]
 
-    def missing(self, wanted: int, now_s: float) -> tuple[str, ...]:
-        """Say how many of the ``wanted`` workers have reported, where some have not for long."""
+    def missing(self, now_s: float) -> tuple[str, ...]:
+        """Say how many of the workers have reported, where some have not for long."""
         heard = len(self.heard_within(HEALTHY_REPORT_AGE_S, now_s))
-        if heard >= wanted:
+        if heard >= self.expected:
             return ()
-        return (f"{heard} of {wanted} workers reported in the last {HEALTHY_REPORT_AGE_S:g} s",)
+        return (
+            f"{heard} of {self.expected} workers reported in the last {HEALTHY_REPORT_AGE_S:g} s",
+        )
 
     def waiting(self, now_s: float, age_s: float = HEALTHY_REPORT_AGE_S) -> Mapping[str, str]:
-        """Give what each worker waits for that has said so in the last ``age_s`` seconds."""
-        return {
+        """Give what each worker waits for that has said so in the last ``age_s`` seconds.
+
+        One without a process cannot say it: the driver does.
+        """
+        told = {
             report.worker: report.waiting_for
             for report in self.heard_within(age_s, now_s)
             if report.waiting_for is not None
         }
+        return {**self._fleet.unplaced, **told}
 
     def show(self, now_s: float) -> None:
         """Set the gauges of all workers together."""
+        self._metrics.workers_expected.set(self.expected)
         self._metrics.workers.set(len(self.heard_within(FRESH_S, now_s)))
         self._metrics.workers_waiting.set(len(self.waiting(now_s, FRESH_S)))
         self._metrics.images_per_second.set(self.images_per_second(now_s))

@@ -245,7 +245,7 @@ def open_line(
         evidence = EvidenceKeeper(
             store_at(settings.evidence.root),
             settings.evidence,
-            workers=settings.worker.count,
+            workers=settings.worker.at_most,
             note=counters.note_evidence,
             clock=clock,
         )

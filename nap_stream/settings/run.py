@@ -1,6 +1,6 @@
 """How a run works: its workers, how they are supervised, and where it is watched."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,17 @@ MAX_CPU_SHARE = 8
 class WorkerSettings(Section):
     """The worker actors."""
 
-    count: Positive = 1
+    count: Positive | Literal["auto"] = 1
+    """How many. auto follows the number of partitions, and the room that the nodes of the Ray
+    cluster have, while it runs, between the next two."""
+    min_count: Positive = 1
+    """With count auto: a cluster without room for so many is refused at the start, and fewer are
+    told by /healthz."""
+    max_count: Positive = 16
+    """With count auto: the most, where partitions and room are enough for them."""
+    autoscaled: bool = False
+    """Whether the Ray cluster grows when more is asked of it, as with KubeRay's autoscaler. Then
+    workers that have no room yet are asked for all the same, and wait for a node."""
     num_gpus: Annotated[float, Field(ge=0, le=16)] | None = None
     """GPUs a worker, fractions allowed; null takes 1 where Ray has GPUs, else 0."""
     batch_size: Positive | None = None
@@ -42,6 +52,22 @@ class WorkerSettings(Section):
     revoke_deadline_s: PositiveSeconds = 5.0
     """How long a rebalance may wait for what is in flight."""
 
+    @property
+    def at_most(self) -> int:
+        """How many workers there may be at any time."""
+        return self.max_count if self.count == "auto" else self.count
+
+    @property
+    def at_least(self) -> int:
+        """How many workers there are to be at any time."""
+        return self.min_count if self.count == "auto" else self.count
+
+    @model_validator(mode="after")
+    def _least_and_most(self) -> Self:
+        if self.min_count > self.max_count:
+            raise ValueError("min_count must be at most max_count")
+        return self
+
     @model_validator(mode="after")
     def _threads_have_cpus(self) -> Self:
         if self.num_cpus is not None and self.num_cpus < self.torch_threads:
@@ -50,10 +76,15 @@ class WorkerSettings(Section):
 
 
 def cpus_a_worker(settings: WorkerSettings, shared: int) -> int:
-    """How many CPUs a worker counts as, and uses, of those that all workers share; 0 for none."""
+    """How many CPUs a worker counts as, and uses, of those that all workers share; 0 for none.
+
+    Where ``count`` is auto, as few workers share them as make good use of them.
+    """
     if settings.num_cpus is not None:
         return settings.num_cpus
-    return max(settings.torch_threads, min(MAX_CPU_SHARE, shared // settings.count))
+    few = -(-shared // MAX_CPU_SHARE)
+    count = max(few, settings.at_least) if settings.count == "auto" else settings.count
+    return max(settings.torch_threads, min(MAX_CPU_SHARE, shared // max(1, count)))
 
 
 class DriverSettings(Section):

@@ -45,7 +45,7 @@ UNWATCHED_S = 1.0
 class TopicWatch:
     """Watches the id that the broker gave a topic when it was made.
 
-    The consumer's metadata are asked for anew when a fetch fails, and every half minute.
+    The consumer's metadata are asked for anew when a fetch fails, and every few seconds.
     ``topic_id`` is as of the last `refresh` or `has_changed`; None from a broker that gives none.
     """
 

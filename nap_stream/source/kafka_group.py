@@ -88,7 +88,7 @@ SHARE_BYTES = 2**20
 """Of what a fetch may bring, one partition's share: the consumer keeps as much for each of them
 until it is polled. A first message that is larger comes all the same. Larger shares are slower:
 kafka-python copies an answer several times, and a small one stays in the processor's cache."""
-METADATA_MAX_AGE_MS = 30_000
+METADATA_MAX_AGE_MS = 5_000
 """How soon new partitions are noticed, and an assignment that was made without knowing them."""
 
 

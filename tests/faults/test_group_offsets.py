@@ -68,7 +68,7 @@ def test_the_log_wins_over_committed_offsets_that_were_deleted_or_reset(
     assert committed_offsets(settings) == {0: 20}
 
 
-@pytest.mark.slow  # a consumer looks for new partitions every half minute
+@pytest.mark.slow  # a consumer looks for new partitions every few seconds
 @pytest.mark.parametrize("start", ["earliest", "latest"])
 def test_partitions_that_are_added_have_all_of_their_messages_in_the_log_or_in_a_gap(
     settings: KafkaSettings, tmp_path: Path, start: Literal["earliest", "latest"]

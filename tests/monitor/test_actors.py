@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
 from nap_stream.monitor import actors
 from nap_stream.monitor.actors import RayCluster, RayWorker, WorkerActor
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.session import cluster_resources, ray_session
 from nap_stream.settings.schema import Settings
 from tests.e2e.on_ray import ray_up
@@ -218,7 +219,7 @@ def test_a_worker_that_waits_for_room_is_named_while_the_head_does_not_answer(
     monkeypatch.setattr(ray, "cluster_resources", away)
 
     with capture_logs() as events:
-        cluster._name_unplaced()
+        cluster.tick(Fleet(2, ("worker-0", "worker-1")))
     over.set()
     for worker in (first, late):
         worker.kill()

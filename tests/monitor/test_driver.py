@@ -15,6 +15,7 @@ from nap_stream.errors import (
     WorkerGaveUpError,
 )
 from nap_stream.monitor.driver import LOOK_EVERY_S, Driver, Ending, RunLimits, RunResult
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import PartitionProgress, Status, WorkerReport
 from nap_stream.settings.run import DriverSettings
@@ -29,7 +30,7 @@ SETTINGS = DriverSettings(
     start_timeout_s=100,
     shutdown_deadline_s=10,
 )
-FOREVER = RunLimits(partitions=1)
+FOREVER = RunLimits()
 CALM = DriftSnapshot(
     state=AlertState.INACTIVE,
     severity=None,
@@ -80,8 +81,16 @@ class FakeWorker:
 
     failure: Exception | None = None
     obeys: bool = True
+    is_placed: bool = True
+    is_evicted: bool = False
     stopped: bool = False
     killed: bool = False
+
+    def placed(self) -> bool:
+        return self.is_placed
+
+    def evicted(self) -> bool:
+        return self.is_evicted
 
     def ended(self) -> bool:
         return self.killed or self.failure is not None or (self.stopped and self.obeys)
@@ -109,6 +118,18 @@ class FakeCluster:
     finished_with_s: float | None = None
     input_ended: bool | None = None
     reason: str = ""
+    may_wait: bool = False
+    workers_wanted: int = 1
+    fleet: Fleet | None = None
+
+    def wanted(self) -> int:
+        return self.workers_wanted
+
+    def at_least(self) -> int:
+        return 1
+
+    def partitions(self) -> int:
+        return 1
 
     def start_worker(self, name: str, incarnation: int) -> FakeWorker:
         self.started.append((name, incarnation, self.clock.monotonic()))
@@ -117,8 +138,9 @@ class FakeCluster:
     def worker_restarted(self, name: str) -> None:
         self.restarted.append(name)
 
-    def tick(self) -> None:
+    def tick(self, fleet: Fleet) -> None:
         self.calls.append("tick")
+        self.fleet = fleet
 
     def status(self) -> CoordinatorStatus | None:
         self.calls.append("status")
@@ -141,8 +163,7 @@ def run(
         if stop_at is not None and cluster.clock.monotonic() >= stop_at:
             stop.set()
 
-    names = tuple(f"worker-{n}" for n in range(1))
-    driver = Driver(cluster, names, SETTINGS, limits, clock=cluster.clock, on_status=look)
+    driver = Driver(cluster, SETTINGS, limits, clock=cluster.clock, on_status=look)
     return driver.run(stop)
 
 
@@ -343,7 +364,7 @@ def test_a_worker_that_waits_is_not_idle() -> None:
 
     cluster = FakeCluster(ManualClock(), [FakeWorker()], view)
 
-    result = run(cluster, RunLimits(partitions=1, until_idle_s=5))
+    result = run(cluster, RunLimits(until_idle_s=5))
 
     assert result.ending is Ending.IDLE
     assert (cluster.input_ended, cluster.reason) == (True, "idle")
@@ -417,7 +438,7 @@ def test_a_coordinator_that_dies_now_and_then_earns_its_restarts_back() -> None:
     moments = [40.0 * number for number in range(1, 20)]
     cluster = FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(*moments))
 
-    result = run(cluster, RunLimits(partitions=1, max_records=900))
+    result = run(cluster, RunLimits(max_records=900))
 
     assert result.ending is Ending.ENOUGH_RECORDS
 
@@ -426,7 +447,7 @@ def test_a_coordinator_that_dies_again_and_again_ends_the_run() -> None:
     cluster = FakeCluster(ManualClock(), [FakeWorker()], coordinator_dies_at(5, 10, 15, 20))
 
     with pytest.raises(WorkerGaveUpError, match="the coordinator died 3 times in a row"):
-        run(cluster, RunLimits(partitions=1, max_records=900))
+        run(cluster, RunLimits(max_records=900))
 
 
 def test_a_coordinator_that_stays_silent_ends_the_run() -> None:
@@ -458,7 +479,7 @@ def test_ends_when_nothing_has_come_for_so_long() -> None:
         clock, [FakeWorker()], lambda now: status(_sent(report(idle=now > 20), now))
     )
 
-    result = run(cluster, RunLimits(partitions=1, until_idle_s=5))
+    result = run(cluster, RunLimits(until_idle_s=5))
 
     assert result.ending is Ending.IDLE
     assert 25 <= clock.monotonic() <= 27
@@ -471,7 +492,7 @@ def test_is_not_idle_before_every_partition_is_owned() -> None:
         partitions = report().partitions if now > 20 else ()
         return status(_sent(report(idle=True, partitions=partitions), now))
 
-    result = run(FakeCluster(clock, [FakeWorker()], view), RunLimits(partitions=1, until_idle_s=5))
+    result = run(FakeCluster(clock, [FakeWorker()], view), RunLimits(until_idle_s=5))
 
     assert result.ending is Ending.IDLE
     assert clock.monotonic() >= 25
@@ -482,7 +503,7 @@ def test_ends_when_enough_records_are_logged() -> None:
         ManualClock(), [FakeWorker()], lambda now: status(report(), rows=int(now * 10))
     )
 
-    result = run(cluster, RunLimits(partitions=1, max_records=100))
+    result = run(cluster, RunLimits(max_records=100))
 
     assert result.ending is Ending.ENOUGH_RECORDS
     assert result.status is not None
@@ -491,3 +512,91 @@ def test_ends_when_enough_records_are_logged() -> None:
 
 def _sent(given: WorkerReport, now: float) -> WorkerReport:
     return replace(given, sent_at_ms=int(now * 1000))
+
+
+def test_as_many_workers_as_are_wanted_come_and_go_without_a_restart_counted() -> None:
+    clock = ManualClock()
+    cluster = FakeCluster(clock, [FakeWorker() for _ in range(5)], may_wait=True)
+
+    def wants(now: float) -> CoordinatorStatus:
+        cluster.workers_wanted = 4 if 5 <= now < 10 else 2
+        return status()
+
+    cluster.view = wants
+    run(cluster, stop_at=20)
+
+    assert [name for name, _, _ in cluster.started] == [f"worker-{n}" for n in range(4)]
+    assert [worker.stopped for worker in cluster.workers[:2]] == [True, True], "at the end"
+    assert all(worker.stopped and not worker.killed for worker in cluster.workers[2:4])
+    assert cluster.restarted == []
+    assert cluster.fleet == Fleet(2, ("worker-0", "worker-1"))
+
+
+def test_a_worker_of_a_drained_node_leaves_in_good_order_and_another_comes_at_once() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(), FakeWorker()])
+
+    def drains(now: float) -> CoordinatorStatus:
+        cluster.workers[0].is_evicted = now >= 5
+        return status()
+
+    cluster.view = drains
+    run(cluster, stop_at=20)
+
+    (_, first, _), (_, second, at) = cluster.started
+    assert (first, second) == (0, 1)
+    assert 5 <= at <= 6, "no backoff"
+    assert cluster.workers[0].stopped
+    assert not cluster.workers[0].killed
+    assert cluster.restarted == []
+
+
+@pytest.mark.parametrize("obeys", [False, True])
+def test_a_worker_that_its_node_takes_along_is_no_failure(obeys: bool) -> None:
+    worker = FakeWorker(obeys=obeys, is_evicted=True)
+    worker.failure = WorkerError("its process died") if obeys else None
+    cluster = FakeCluster(ManualClock(), [worker, *(FakeWorker() for _ in range(3))])
+
+    run(cluster, stop_at=20)
+
+    assert worker.killed is not obeys
+    assert [incarnation for _, incarnation, _ in cluster.started] == [0, 1]
+    assert cluster.restarted == []
+
+
+def test_of_more_workers_than_are_wanted_those_go_that_must_or_wait() -> None:
+    workers = [FakeWorker() for _ in range(4)]
+    cluster = FakeCluster(ManualClock(), workers, may_wait=True, workers_wanted=4)
+
+    def shrinks(now: float) -> CoordinatorStatus:
+        if now >= 5:
+            cluster.workers_wanted = 2
+            cluster.workers[0].is_evicted, cluster.workers[1].is_placed = True, False
+        return status()
+
+    cluster.view = shrinks
+    run(cluster, stop_at=9)
+
+    assert cluster.fleet == Fleet(2, ("worker-2", "worker-3"))
+    assert len(cluster.started) == 4
+
+
+def test_a_worker_that_may_wait_for_a_place_is_not_taken_for_stuck() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker(is_placed=False)], may_wait=True)
+    run(cluster, stop_at=10 * SETTINGS.start_timeout_s)
+    assert len(cluster.started) == 1
+    assert cluster.fleet == Fleet(1, ("worker-0",)), "one is missed"
+
+
+def test_a_name_that_is_given_again_has_a_later_incarnation() -> None:
+    cluster = FakeCluster(ManualClock(), [FakeWorker() for _ in range(3)], may_wait=True)
+
+    def wants(now: float) -> CoordinatorStatus:
+        cluster.workers_wanted = 1 if 5 <= now < 10 else 2
+        return status()
+
+    cluster.view = wants
+    run(cluster, stop_at=20)
+    assert [(name, number) for name, number, _ in cluster.started] == [
+        *(("worker-0", 0), ("worker-1", 0)),
+        ("worker-1", 1),
+    ]

@@ -1,11 +1,13 @@
 import pytest
 
 from nap_stream.metrics import Metrics
+from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.tables import PartitionTable, WorkerTable
 from nap_stream.records import PartitionProgress, TopicPartition, WorkerReport
 from tests.support.summaries import partition, report
 
 STALL_S, START_S = 60.0, 600.0
+FLEET = Fleet(1)
 
 
 def progress(number: int, position: int, lag: int | None = 0) -> PartitionProgress:
@@ -101,7 +103,7 @@ def test_series_follow_the_partition() -> None:
 
 def test_totals_are_counted_once() -> None:
     metrics = Metrics("1")
-    table = WorkerTable(metrics)
+    table = WorkerTable(metrics, FLEET)
     table.take(report(sent_at_ms=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
     table.take(report(sent_at_ms=1, images_scored=10, dead_letters=1, rebalances=2), 1.0)
     table.take(report(sent_at_ms=3, images_scored=25, rebalances=2, out_of_memory=3), 3.0)
@@ -120,7 +122,7 @@ def test_totals_are_counted_once() -> None:
 
 def test_the_time_of_scoring_threads_is_counted_once() -> None:
     metrics = Metrics("1")
-    table = WorkerTable(metrics)
+    table = WorkerTable(metrics, FLEET)
     table.take(report(sent_at_ms=1, time_parts=(1.0, 0.0, 2.5, 0.25)), 1.0)
     table.take(report(sent_at_ms=3, time_parts=(1.5, 0.0, 4.5, 0.25)), 3.0)
     table.take(report(sent_at_ms=2, time_parts=(1.25, 0.0, 3.0, 0.25)), 3.1)
@@ -135,7 +137,7 @@ def test_the_time_of_scoring_threads_is_counted_once() -> None:
 
 
 def test_an_incarnation_starts_from_zero() -> None:
-    table = WorkerTable(Metrics("1"))
+    table = WorkerTable(Metrics("1"), FLEET)
     table.take(report(sent_at_ms=1, segments_published=4), 1.0)
     table.take(report(incarnation=1, sent_at_ms=5, segments_published=2), 5.0)
     # The last words of the one before.
@@ -147,7 +149,7 @@ def test_an_incarnation_starts_from_zero() -> None:
 
 def test_disagreements_are_counted_by_kind_and_once() -> None:
     metrics = Metrics("1")
-    table = WorkerTable(metrics)
+    table = WorkerTable(metrics, FLEET)
     for sent_at_ms in (1, 2):
         table.take(report(sent_at_ms=sent_at_ms, offsets_ahead=1, offsets_behind=2), 1.0)
     table.take(report("worker-1", offsets_missing=3), 1.0)
@@ -161,7 +163,7 @@ def test_disagreements_are_counted_by_kind_and_once() -> None:
 
 
 def test_only_workers_that_were_heard_lately_wait() -> None:
-    table = WorkerTable(Metrics("1"))
+    table = WorkerTable(Metrics("1"), FLEET)
     table.take(report("worker-0", waiting_for="the broker"), 1.0)
     table.take(report("worker-1", waiting_for="the scored log"), 8.0)
     table.take(report("worker-2"), 8.0)
@@ -170,7 +172,7 @@ def test_only_workers_that_were_heard_lately_wait() -> None:
 
 
 def test_memory_does_not_grow_with_restarts() -> None:
-    table = WorkerTable(Metrics("1"))
+    table = WorkerTable(Metrics("1"), FLEET)
     for incarnation in range(100):
         table.take(report(incarnation=incarnation, images_scored=1), float(incarnation))
     assert table.totals["images_scored"] == 100
@@ -178,7 +180,7 @@ def test_memory_does_not_grow_with_restarts() -> None:
 
 
 def test_rate_is_that_of_the_last_reports() -> None:
-    table = WorkerTable(Metrics("1"))
+    table = WorkerTable(Metrics("1"), FLEET)
     assert table.images_per_second(0.0) == 0.0
     for second in range(21):
         images = 100 * second if second < 10 else 1_000 + 10 * (second - 10)
@@ -189,7 +191,7 @@ def test_rate_is_that_of_the_last_reports() -> None:
 
 
 def test_rate_is_unharmed_by_a_restart() -> None:
-    table = WorkerTable(Metrics("1"))
+    table = WorkerTable(Metrics("1"), FLEET)
     table.take(report(images_scored=1_000), 1.0)
     table.take(report(incarnation=1, images_scored=0), 2.0)
     table.take(report(incarnation=1, sent_at_ms=1, images_scored=10), 3.0)
@@ -197,7 +199,7 @@ def test_rate_is_unharmed_by_a_restart() -> None:
 
 
 def test_silence_is_noticed() -> None:
-    table = WorkerTable(Metrics("1"))
+    table = WorkerTable(Metrics("1"), FLEET)
     table.take(report(), 0.0)
     table.take(report("worker-1"), 4.0)
     assert [each.worker for each in table.heard_within(5.0, 6.0)] == ["worker-1"]
@@ -206,7 +208,7 @@ def test_silence_is_noticed() -> None:
 
 def test_stage_times_reach_the_histograms_and_are_not_kept() -> None:
     metrics = Metrics("1")
-    table = WorkerTable(metrics)
+    table = WorkerTable(metrics, FLEET)
     table.take(report(stage_seconds=(("poll", 0.5), ("batch", 0.25))), 0.0)
     value = metrics.registry.get_sample_value
     assert value("nap_stream_stage_duration_seconds_sum", {"stage": "poll"}) == 0.5
@@ -216,7 +218,7 @@ def test_stage_times_reach_the_histograms_and_are_not_kept() -> None:
 
 def test_the_newest_commit_is_shown() -> None:
     metrics = Metrics("1")
-    table = WorkerTable(metrics)
+    table = WorkerTable(metrics, FLEET)
     table.take(report(last_commit_ms=5_000), 0.0)
     table.take(report("worker-1", last_commit_ms=4_000), 0.0)
     assert metrics.registry.get_sample_value("nap_stream_last_commit_timestamp_seconds") == 5

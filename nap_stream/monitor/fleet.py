@@ -1,0 +1,132 @@
+"""How many workers there are to be, by partitions and the room on nodes. Knows no Ray."""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from nap_stream.errors import NapStreamError, WorkerError
+from nap_stream.settings.run import WorkerSettings
+
+COUNT_EVERY_S = 5.0
+"""How often the broker is asked how many partitions there are."""
+JOIN_S = 1.0
+TINY = 1e-9
+"""Of a GPU: fractions of it add up to a whole one but for so much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What a node of the cluster has, whoever uses it."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What one worker takes of a node."""
+
+    cpus: int
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+
+    def room(self, node: Node) -> int:
+        """How many workers a node has room for. Parts of a GPU are never of two."""
+        of_cpus = int(node.cpus // self.cpus)
+        if self.gpus == 0:
+            return of_cpus
+        if self.gpus >= 1:
+            return min(of_cpus, int(node.gpus // self.gpus))
+        return min(of_cpus, int(node.gpus) * int(1 / self.gpus + TINY))
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """What the driver wants of workers, for the coordinator to tell.
+
+    ``expected`` is how many are to report, ``names`` who may. ``unplaced`` says for what those wait
+    that have no process, where they are missed.
+    """
+
+    expected: int
+    names: tuple[str, ...] = ()
+    unplaced: Mapping[str, str] = field(default_factory=dict)
+
+
+def wanted(settings: WorkerSettings, partitions: int, room: int) -> int:
+    """How many workers there are to be, for so many partitions, on a cluster with so much room."""
+    if settings.count != "auto":
+        return settings.count
+    most = partitions if settings.autoscaled else min(partitions, room)
+    return max(settings.min_count, min(most, settings.max_count))
+
+
+def require_room(settings: WorkerSettings, needs: Needs, nodes: Iterable[Node]) -> None:
+    """Refuse workers that the cluster can never place; one that grows by itself may.
+
+    Raises:
+        WorkerError: Naming what is too little.
+    """
+    nodes, count = list(nodes), settings.at_least
+    room = sum(map(needs.room, nodes))
+    if settings.autoscaled or room >= count:
+        return
+    key = "worker.min_count" if settings.count == "auto" else "worker.count"
+    action = (
+        "Ask for fewer workers, smaller fractions, or a larger cluster; or say with "
+        "worker.autoscaled that it grows by itself"
+    )
+    has = {"CPU": sum(node.cpus for node in nodes), "GPU": sum(node.gpus for node in nodes)}
+    for resource, need in {"CPU": float(needs.cpus * count), "GPU": needs.gpus * count}.items():
+        if need > has[resource]:
+            raise WorkerError(
+                f"{count} workers need {need:g} {resource}s, the Ray cluster has {has[resource]:g}",
+                *(key, action),
+            )
+    raise WorkerError(
+        f"a worker needs {needs} of one node, and the nodes of the Ray cluster have room for "
+        f"{room} of {count} workers",
+        *(key, action),
+    )
+
+
+class PartitionCount:
+    """How many partitions there are, asked for again and again in a thread of its own.
+
+    ``count`` asks the broker; where it raises, which is logged once, or finds none, the last answer
+    stays in force.
+    """
+
+    def __init__(self, first: int, count: Callable[[], int]) -> None:
+        self._last, self._count = first, count
+        self._stop = threading.Event()
+        self._failed = False
+        self._thread = threading.Thread(target=self._watch, name="partition-count", daemon=True)
+        self._thread.start()
+
+    def __call__(self) -> int:
+        """The last answer."""
+        return self._last
+
+    def close(self) -> None:
+        """Ask no more. A question that is under way is not waited for long."""
+        self._stop.set()
+        self._thread.join(JOIN_S)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(COUNT_EVERY_S):
+            try:
+                found = self._count()
+            except NapStreamError as error:
+                if not self._failed:
+                    structlog.get_logger().warning("partitions_not_counted", cause=str(error))
+                self._failed = True
+                continue
+            self._failed = False
+            if found not in (self._last, 0):
+                structlog.get_logger().info("partitions_changed", before=self._last, now=found)
+                self._last = found
