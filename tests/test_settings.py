@@ -321,7 +321,7 @@ def test_nor_is_it_where_it_comes_from_the_environment(tmp_path: Path, key: str)
 
 def test_a_section_without_secrets_shows_what_stands_in_its_place(tmp_path: Path) -> None:
     problem = problem_of(monitor(tmp_path, "worker: 3\n"))
-    assert "key worker: expected keys: count, num_gpus, " in problem
+    assert "key worker: expected keys: count, min_count, " in problem
     assert problem.endswith("got 3")
 
 

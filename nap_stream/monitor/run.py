@@ -24,7 +24,9 @@ from nap_stream.monitor.driver import Driver, RunLimits, RunResult
 from nap_stream.monitor.fleet import PartitionCount
 from nap_stream.monitor.session import ray_session
 from nap_stream.monitor.status import CoordinatorStatus
+from nap_stream.pipeline.commits import note_beginning
 from nap_stream.pipeline.outputs import known_outputs
+from nap_stream.pipeline.partition import require_within_topic
 from nap_stream.process import stop_on_signals, writer_id
 from nap_stream.records import PartitionOffsets
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
@@ -107,23 +109,23 @@ def begin_chains(
 ) -> None:
     """In a first run, fix where the chains of the topic's partitions start, before any is read.
 
-    That is where the topic begins or ends now, as ``kafka.start`` says. Where the group has
-    committed an offset, whoever has the partition begins there. The first partition comes last:
-    once it has a chain the first run got that far, and one without a chain was added later.
+    That is the offset that the group has committed, else where the topic begins or ends now, as
+    ``kafka.start`` says. The first partition comes last: once it has a chain the first run got that
+    far, and one without a chain was added later.
 
     Raises:
+        OffsetRangeError: What the group has committed is past the topic's end.
         ScoredLogError: The log cannot be read or written.
     """
     first, *others = sorted(offsets, key=lambda one: one.partition)
     if log.end(first.partition) is not None:
         return
     for one in (*others, first):
-        if one.committed is None:
+        require_within_topic(one)
+        offset = one.committed
+        if offset is None:
             offset = one.earliest if start == "earliest" else one.end
-            position = log.begin(one.partition, offset, one.topic_id)
-            structlog.get_logger().info(
-                "chain_begun", partition=str(one.partition), offset=position.offset, committed=None
-            )
+        note_beginning(one, log.begin(one.partition, offset, one.topic_id))
 
 
 @contextmanager

@@ -276,14 +276,14 @@ class Publisher:
         return all_read
 
     def recover(self, offsets: PartitionOffsets) -> ChainPosition:
-        """Find where the chain ends, or begin one: at 0 where nothing was ever committed.
+        """Find where the chain ends, or begin one at 0.
 
         A first run begins the chains elsewhere before it starts workers. A partition without one
-        was added later: all of its messages came while the log was kept.
+        was added later: all of its messages came while the log was kept. An offset that was
+        committed there is of a topic of before, or another's: it counts as it does with a chain.
 
         Raises:
             TopicReplacedError: The chain was made from another topic of this name.
-            OffsetRangeError: There is no chain, and it would begin past the topic's end.
             ChainBrokenError: The chain cannot be read.
             Unavailable: The log cannot be read or written now.
         """
@@ -291,9 +291,8 @@ class Publisher:
         with _mendable_log():
             position = self._log.end(partition, committed)
             if position is None:
-                require_within_topic(offsets)
-                position = self._log.begin(partition, committed or 0, offsets.topic_id)
-                _note_beginning(offsets, position)
+                position = self._log.begin(partition, 0, offsets.topic_id)
+                note_beginning(offsets, position)
         return require_same_topic(partition, position, offsets.topic_id)
 
     def declare_gaps(
@@ -409,7 +408,7 @@ class Publisher:
         return []
 
 
-def _note_beginning(offsets: PartitionOffsets, position: ChainPosition) -> None:
+def note_beginning(offsets: PartitionOffsets, position: ChainPosition) -> None:
     """Warn where a group that has read before has no log: its folder may not be mounted."""
     log = structlog.get_logger()
     tell = log.info if offsets.committed is None else log.warning

@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.clock import ManualClock
+from nap_stream.errors import OffsetRangeError
 from nap_stream.monitor.run import begin_chains, scrape_target
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.scored_log.chain import ScoredLog, WriterIdentity
@@ -47,10 +48,18 @@ def test_a_first_start_that_was_cut_short_is_a_first_start_again() -> None:
     ]
     log.begin(names[2], 10, "id")
     begin_chains(log, offsets, "latest")
-    assert [position and position.offset for position in map(log.end, names)] == [10, None, 10]
+    assert [position and position.offset for position in map(log.end, names)] == [10, 5, 10]
     added = PartitionOffsets(TopicPartition("images", 3), 0, 4, None, "id")
     begin_chains(log, [*offsets, added], "latest")
     assert log.end(added.partition) is None
+
+
+def test_no_chain_is_begun_past_the_end_of_the_topic() -> None:
+    log = ScoredLog(MemoryStore(), WriterIdentity("driver", "0" * 64, "1" * 64), ManualClock())
+    name = TopicPartition("images", 0)
+    with pytest.raises(OffsetRangeError, match=r"new kafka\.group_id"):
+        begin_chains(log, [PartitionOffsets(name, 0, 10, 99, "id")], "earliest")
+    assert log.end(name) is None
 
 
 @pytest.mark.parametrize(("start", "offset"), [("earliest", 3), ("latest", 10)])

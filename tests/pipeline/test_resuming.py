@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nap_stream.errors import OffsetRangeError, TopicReplacedError
-from nap_stream.pipeline.partition import disagreement, require_same_topic
+from nap_stream.pipeline.partition import ResumeFrom, disagreement, require_same_topic
 from nap_stream.records import ChainPosition, Disagreement
 from tests.pipeline.bench import FIRST, Bench
 from tests.support.doubles import MemoryTopic
@@ -138,11 +138,16 @@ def test_with_neither_log_nor_commit_nothing_disagrees(bench: Bench) -> None:
     assert "committed_offset_differs" not in [event["event"] for event in events]
 
 
-@pytest.mark.parametrize(("committed", "level"), [(3, "warning"), (None, "info")])
-def test_a_chain_that_begins_where_a_group_has_read_before_is_warned_of(
-    bench: Bench, committed: int | None, level: str
+@pytest.mark.parametrize(
+    ("committed", "resume_from", "first"),
+    [(None, "log", 0), (3, "log", 0), (99, "log", 0), (3, "committed", 3)],
+)
+def test_a_chain_that_a_worker_begins_begins_at_0_whatever_was_committed(
+    bench: Bench, committed: int | None, resume_from: ResumeFrom, first: int
 ) -> None:
+    """The partition was added later; the offset is of a topic of before, or another's."""
     fill(bench, 5)
+    bench.resume_from = resume_from
     if committed is not None:
         bench.topic.committed[FIRST] = committed
 
@@ -150,12 +155,11 @@ def test_a_chain_that_begins_where_a_group_has_read_before_is_warned_of(
         bench.run(lambda: bench.topic.committed.get(FIRST) == 5)
 
     (begun,) = [event for event in events if event["event"] == "chain_begun"]
-    assert (begun["log_level"], begun["offset"], begun["committed"]) == (
-        level,
-        committed or 0,
-        committed,
-    )
-    assert bench.offsets() == [(offset, 0) for offset in range(committed or 0, 5)]
+    level = "info" if committed is None else "warning"
+    assert (begun["log_level"], begun["offset"], begun["committed"]) == (level, 0, committed)
+    assert bench.offsets() == [(offset, 0) for offset in range(first, 5)]
+    gaps = [(one.base_offset, one.end_offset) for one in bench.told.summaries if one.gap]
+    assert gaps == [(0, first)][: int(first > 0)]
 
 
 def test_a_log_and_a_commit_that_agree_are_not_mentioned(bench: Bench) -> None:
@@ -176,16 +180,6 @@ def test_a_commit_past_the_end_of_the_topic_is_never_followed(bench: Bench) -> N
         bench.run(lambda: False)
 
     assert [footer.end_offset for footer in footers_in(bench.store, FIRST)][-1] == 10
-
-
-def test_no_chain_is_begun_past_the_end_of_the_topic(bench: Bench) -> None:
-    fill(bench, 3)
-    bench.topic.committed[FIRST] = 99
-
-    with pytest.raises(OffsetRangeError, match=r"new kafka\.group_id"):
-        bench.run(lambda: False)
-
-    assert bench.log().end(FIRST) is None
 
 
 def test_a_topic_that_was_made_anew_is_refused_and_the_log_stays_as_it_was(bench: Bench) -> None:

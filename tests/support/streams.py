@@ -18,21 +18,27 @@ from tests.support.waiting import PATIENCE_S
 class Stream:
     """Sends messages in a thread of its own, each once, until it is told to stop.
 
-    Every tenth message is a bad one; see `tests.support.lines.Worker`.
-
     Args:
         kafka: Where to.
         rate: Messages a second.
+        values: What is sent, again and again. By default every tenth message is a bad one; see
+            `tests.support.lines.Worker`.
     """
 
-    def __init__(self, kafka: KafkaSettings, rate: float = 100.0) -> None:
-        self._topic, self._pause_s = kafka.topic, 1 / rate
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        rate: float = 100.0,
+        values: Sequence[bytes] = (*[b"g"] * 9, b"b"),
+    ) -> None:
+        self._topic, self._pause_s, self._values = kafka.topic, 1 / rate, values
         self._producer = KafkaProducer(
             bootstrap_servers=list(kafka.bootstrap_servers),
             acks="all",
             enable_idempotence=True,
             delivery_timeout_ms=int(PATIENCE_S * 1000),
             max_block_ms=int(PATIENCE_S * 1000),
+            metadata_max_age_ms=1_000,
         )
         self._sent: list[Any] = []
         self._stopping = threading.Event()
@@ -61,7 +67,7 @@ class Stream:
 
     def _run(self) -> None:
         while not self._stopping.wait(self._pause_s):
-            value = b"b" if len(self._sent) % 10 == 9 else b"g"
+            value = self._values[len(self._sent) % len(self._values)]
             self._sent.append(self._producer.send(self._topic, value))
 
 
