@@ -21,7 +21,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch
 from nap_stream.errors import NapStreamError
-from nap_stream.kafka.client import connect, create_topics, endings, topics_missing
+from nap_stream.kafka.client import connect, create_topics, endings, topics_missing, topics_read
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import (
     Execution,
@@ -283,7 +283,9 @@ def _topics(settings: Settings, *, make_topics: bool) -> str:
     names = settings.topics
     missing = topics_missing(settings.kafka, names)
     if not missing:
-        return f"{', '.join(names)} are there"
+        found = topics_read(settings.kafka, settings.reads)
+        by_pattern = "" if settings.reads.pattern is None else f", read is {', '.join(found)}"
+        return f"{', '.join(names)} are there{by_pattern}"
     if not make_topics:
         raise _CheckFailedError(
             f"missing: {', '.join(missing)}",
@@ -392,29 +394,29 @@ def _messages(
 
     ``known`` is of a model that runs elsewhere, once it is calibrated.
     """
-    peeked = peek(settings.kafka, MESSAGES)
-    topic = settings.kafka.topic
+    topic = topics_read(settings.kafka, settings.reads)[0]
+    peeked = peek(settings.kafka.model_copy(update={"topic": topic}), MESSAGES)
     if not peeked.messages:
         detail = f"{topic} is empty: send some, and run doctor again"
         return Finding("messages", Outcome.OK, detail)
     if settings.model.elsewhere is not None:
         decode = output_decoder(known, settings.limits, (), SystemClock())
         names = None if known is None else known.model.class_names
-        return _of_images(settings, peeked, look_at_outputs(peeked.messages, decode, names))
+        return _of_images(peeked, look_at_outputs(peeked.messages, decode, names))
     # Whoever waits for doctor does not wait for a store or a registry that is away.
     reader = open_reader(settings.messages.model_copy(update={"wait_s": 0.0}), settings.limits)
     with closing(reader) if reader is not None else nullcontext():
         images = look_at(
             peeked.messages, settings.limits, settings.model.preprocessing, loaded, reader
         )
-    return _of_images(settings, peeked, images)
+    return _of_images(peeked, images)
 
 
-def _of_images(settings: Settings, peeked: Peeked, images: list[ImageSeen]) -> Finding:
+def _of_images(peeked: Peeked, images: list[ImageSeen]) -> Finding:
     unreadable = sum(one.status is not Status.OK for one in images)
     detail = (
         f"{len(images) - unreadable} of {len(images)} images of the newest {len(peeked.messages)} "
-        f"messages of {settings.kafka.topic} can be read"
+        f"messages of {peeked.messages[0].partition.topic} can be read"
     )
     if unreadable < len(images):
         warnings = (f"{unreadable} cannot be read",) if unreadable else ()

@@ -396,3 +396,48 @@ def test_counts_of_workers_that_contradict_each_other(
 ) -> None:
     with pytest.raises(ValidationError, match=problem):
         WorkerSettings.model_validate(worker)
+
+
+WRITTEN = """\
+alerts: {topic: images-alerts}
+dead_letters: {topic: images-dead-letters}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kafka", "read"),
+    [
+        ("topic: images", ["images"]),
+        ("{topic: images, topics: [b, a]}", ["a", "b"]),
+        ("{topic: all, topic_pattern: images.*}", ["images", "images-2"]),
+        ("{topic: all, topic_pattern: images}", ["images"]),
+        ("{topic: all, topic_pattern: a|.*}", ["a", "b", "images", "images-2"]),
+    ],
+)
+def test_which_topics_are_read(tmp_path: Path, kafka: str, read: list[str]) -> None:
+    path = monitor(tmp_path, WRITTEN)
+    path.write_text(path.read_text().replace("\n  topic: images", f" {kafka}"))
+    if kafka == "topic: images":
+        path.write_text(MONITOR + WRITTEN)
+    settings = load_settings(path)
+    there = ["images", "images-2", "images-alerts", "images-dead-letters", "a", "b", "__own"]
+    assert list(settings.reads.among(there)) == read
+    path.write_text(masked_yaml(settings))
+    assert load_settings(path).reads == settings.reads
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ("topics: [a, a]", "topics has a name twice"),
+        ("topics: [a, nap-stream-alerts]", "which this monitor writes"),
+        ("topics: [a/b]", "pattern"),
+        ('topic_pattern: "("', "no regular expression"),
+        ("topic_pattern: a\n  topics: [a]", "topics or topic_pattern, not both"),
+    ],
+)
+def test_topics_that_cannot_be_meant(tmp_path: Path, more: str, problem: str) -> None:
+    path = monitor(tmp_path, "")
+    path.write_text(path.read_text().replace("topic: images", f"topic: images\n  {more}"))
+    with pytest.raises(ConfigError, match=problem):
+        load_settings(path)

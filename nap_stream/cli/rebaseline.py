@@ -151,11 +151,12 @@ def _keys_since(
 ) -> Iterator[tuple[str, ...]]:
     """The keys of each segment since then."""
     from nap_stream.replay import EventSpan, find_range
-    from nap_stream.scored_log.read import topic_partitions
+    from nap_stream.scored_log.read import partitions_read, topic_partitions
     from nap_stream.scored_log.summary import LAST_OFFSET, summarise_chain, summary_shape
 
     shape, span = summary_shape(settings), EventSpan(from_ms, None)
-    for name in topic_partitions(store, settings.kafka.topic):
+    names = partitions_read(store, settings.reads) or topic_partitions(store, settings.kafka.topic)
+    for name in names:
         part = find_range(store, name, span, "")
         if part is not None:
             for summary in summarise_chain(store, name, part.start, LAST_OFFSET, shape):

@@ -27,6 +27,7 @@ from nap_stream.errors import (
 from nap_stream.kafka.handshake import Certificate, greet
 from nap_stream.records import TopicPartition
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.settings.topics import TopicSelection
 
 REFUSALS = (
     errors.SaslAuthenticationFailedError,
@@ -107,7 +108,7 @@ def _grant(error: errors.AuthorizationError, settings: KafkaSettings) -> str:
         return f"Allow {user} to READ group {settings.group_id}"
     if isinstance(error, errors.TopicAuthorizationFailedError):
         return (
-            f"Allow {user} to READ and DESCRIBE topic {settings.topic}, and to WRITE and DESCRIBE "
+            f"Allow {user} to READ and DESCRIBE {settings.selection()}, and to WRITE and DESCRIBE "
             "the alert topic and the dead-letter topic"
         )
     if isinstance(error, errors.ClusterAuthorizationFailedError):
@@ -327,6 +328,28 @@ def topics_missing(settings: KafkaSettings, names: Sequence[str]) -> tuple[str, 
     """
     counts = partition_counts(settings, names)
     return tuple(name for name in names if counts[name] == 0)
+
+
+def topics_read(settings: KafkaSettings, reads: TopicSelection) -> tuple[str, ...]:
+    """The names of the topics that are read and exist, in order; at least one.
+
+    Raises:
+        TopicNotFoundError: One that is named, or any that fits the pattern, does not exist.
+        BrokerError: The broker cannot be asked.
+    """
+    if reads.pattern is None:
+        require_topics(settings, reads.names)
+        return reads.names
+    with _admin(settings) as admin:
+        found = reads.among(admin.list_topics())
+    if not found:
+        raise TopicNotFoundError(
+            f"no topic fits the pattern {reads.pattern}",
+            ", ".join(settings.bootstrap_servers),
+            "Check kafka.topic_pattern, which is for the whole name, and that the user may "
+            "DESCRIBE the topics; or create one",
+        )
+    return found
 
 
 def require_topics(settings: KafkaSettings, names: Sequence[str]) -> None:

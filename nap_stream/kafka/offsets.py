@@ -19,13 +19,16 @@ from nap_stream.kafka.client import (
 )
 from nap_stream.records import PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.settings.topics import TopicSelection
 
 PAUSE_S = 0.2
 Answer = TypeVar("Answer")
 
 
-def committed_offsets(settings: KafkaSettings) -> Mapping[TopicPartition, int]:
-    """The offsets that the group has committed in the topic, by partition.
+def committed_offsets(
+    settings: KafkaSettings, reads: TopicSelection | None = None
+) -> Mapping[TopicPartition, int]:
+    """The offsets that the group has committed in the topics that it ``reads``, by partition.
 
     Raises:
         BrokerUnavailableError: None answered in ``connect_timeout_s``.
@@ -35,35 +38,40 @@ def committed_offsets(settings: KafkaSettings) -> Mapping[TopicPartition, int]:
     def ask(admin: Any) -> Any:
         return admin.list_group_offsets([settings.group_id])[settings.group_id]
 
+    reads = reads or settings.selection()
     found = _asked(settings, f"asking for the offsets of group {settings.group_id}", ask)
     return {
         from_native(native): committed.offset
         for native, committed in found.items()
-        if native.topic == settings.topic and committed.offset >= 0
+        if native.topic in reads and committed.offset >= 0
     }
 
 
 def topic_offsets(
-    settings: KafkaSettings, committed: Mapping[TopicPartition, int]
+    settings: KafkaSettings,
+    committed: Mapping[TopicPartition, int],
+    topic: str | None = None,
 ) -> list[PartitionOffsets]:
-    """The first and the next offset of each of the topic's partitions, with those ``committed``.
+    """The first and the next offset of each of a topic's partitions, with those ``committed``.
+
+    ``topic`` is that of the settings by default.
 
     Raises:
         TopicNotFoundError: The topic does not exist.
         BrokerUnavailableError: None answered in ``connect_timeout_s``.
         BrokerError: The broker refuses.
     """
+    name = topic or settings.topic
 
     def ask(admin: Any) -> list[PartitionOffsets]:
-        topic = next(described(admin, settings, [settings.topic]), None)
-        if topic is None:
+        found = next(described(admin, settings, [name]), None)
+        if found is None:
             raise TopicNotFoundError(
-                f"no such topic: {settings.topic}", ", ".join(settings.bootstrap_servers)
+                f"no such topic: {name}", ", ".join(settings.bootstrap_servers)
             )
-        topic_id = str(topic["topic_id"]) if topic.get("topic_id") else None
+        topic_id = str(found["topic_id"]) if found.get("topic_id") else None
         natives = [
-            KafkaPartition(settings.topic, partition["partition_index"])
-            for partition in topic["partitions"]
+            KafkaPartition(name, partition["partition_index"]) for partition in found["partitions"]
         ]
         earliest = _offsets(admin, natives, OffsetSpec.EARLIEST)
         end = _offsets(admin, natives, OffsetSpec.LATEST)
@@ -72,7 +80,7 @@ def topic_offsets(
             for one, first in earliest.items()
         ]
 
-    return _asked(settings, f"asking for the offsets of topic {settings.topic}", ask)
+    return _asked(settings, f"asking for the offsets of topic {name}", ask)
 
 
 def _asked(settings: KafkaSettings, what: str, ask: Callable[[Any], Answer]) -> Answer:

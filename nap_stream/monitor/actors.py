@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +23,14 @@ from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.fleet import Fleet, Needs, require_room, wanted
 from nap_stream.monitor.journal import Journal, failed_words
 from nap_stream.monitor.session import (
+    NAMESPACE,
+    Claims,
     NodeWatch,
     brief,
+    claims,
     gpus_a_worker,
     ray_folder,
+    require_no_clash,
     resources,
     resources_in_time,
 )
@@ -132,7 +136,9 @@ class CoordinatorActor:
         calibration: CalibrationFacts,
         since: LogEnds | None,
         environment: Mapping[str, str],
+        claimed: Claims,
     ) -> None:
+        self._claims = claimed
         configure_logging(for_people=False)
         adopt_store_environment(environment, os.environ)
         # When a series began is of no use for rates, and half of what would be scraped.
@@ -140,6 +146,11 @@ class CoordinatorActor:
         self._settings, self._calibration, self._since = settings, calibration, since
         self._lock = threading.Lock()
         self._opened: Coordinator | None = None
+
+    @ray.method(concurrency_group="tick")
+    def claims(self) -> Claims:
+        """What no other monitor may have, also before it has started."""
+        return self._claims
 
     def start(self) -> str:
         """Open everything; return the address of /metrics."""
@@ -279,7 +290,8 @@ class RayWorker:
 class RayCluster:
     """A driver's view of the Ray cluster that it is connected to.
 
-    ``partitions`` tells how many there are to be read now.
+    ``topics`` are those that are read at the start, by default that of the settings; ``partitions``
+    tells how many there are to be read now.
     ``since`` is where the chains ended when the run began, for a run that ends after so many rows:
     a coordinator that is restarted counts from there. None where nobody waits for rows. With
     ``is_own``, Ray runs for this monitor alone: its workers divide the CPUs.
@@ -294,6 +306,7 @@ class RayCluster:
         calibration: CalibrationFacts,
         since: LogEnds | None = None,
         *,
+        topics: Collection[str] = (),
         partitions: Callable[[], int] = lambda: 1,
         is_own: bool = False,
     ) -> None:
@@ -307,11 +320,13 @@ class RayCluster:
         self._needs = Needs(self.num_cpus, self.num_gpus)
         self._watch = NodeWatch()
         require_room(worker, self._needs, self._watch.nodes)
+        claimed = claims(settings, topics or (settings.kafka.topic,))
+        require_no_clash(claimed)
         # Within a group calls keep their order, and none waits for those of another group.
         options = {"concurrency_groups": {"line": 1, "tick": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
             name=f"nap-stream-coordinator-{settings.kafka.group_id}",
-            namespace="nap-stream",
+            namespace=NAMESPACE,
             num_cpus=0,
             # The driver counts them, and earns them back; Ray would not.
             max_restarts=-1,
@@ -323,13 +338,13 @@ class RayCluster:
         )
         try:
             self._coordinator: Any = coordinator.remote(
-                settings, calibration, since, self._environment
+                settings, calibration, since, self._environment, claimed
             )
         except ValueError as error:
             raise WorkerError(
-                "a monitor with this consumer group already runs on this Ray cluster",
-                f"kafka.group_id {settings.kafka.group_id}",
-                "Stop it first, or give this monitor a group of its own",
+                f"another monitor on this Ray cluster has the group {settings.kafka.group_id}",
+                "kafka.group_id",
+                "Stop it first, or give this monitor one of its own",
             ) from error
         self._tick: Any = None
         self._clock = SystemClock()

@@ -16,7 +16,7 @@ from nap_stream.drift.detectors import detection_plan
 from nap_stream.drift.records import CalibrationFacts
 from nap_stream.errors import ConfigError
 from nap_stream.files import publish
-from nap_stream.kafka.client import connect, partition_counts, require_topics
+from nap_stream.kafka.client import connect, partition_counts, require_topics, topics_read
 from nap_stream.kafka.offsets import committed_offsets, topic_offsets
 from nap_stream.model.execution import require_execution
 from nap_stream.monitor.actors import RayCluster
@@ -73,7 +73,12 @@ def run_monitor(
     ):
         chains = LogSummaries(store_at(settings.log.root), settings, calibration.fingerprint)
         since = None if max_records is None else chains.ends()
-        cluster = RayCluster(settings, calibration, since, partitions=partitions, is_own=is_own)
+        cluster = RayCluster(
+            *(settings, calibration, since),
+            topics={one.partition.topic for one in offsets},
+            partitions=partitions,
+            is_own=is_own,
+        )
         log = structlog.get_logger()
         log.info(
             "monitor_started",
@@ -100,32 +105,37 @@ def run_monitor(
 
 
 def _count_partitions(settings: Settings) -> int:
-    topic = settings.kafka.topic
-    return partition_counts(settings.kafka, [topic])[topic]
+    topics = topics_read(settings.kafka, settings.reads)
+    return sum(partition_counts(settings.kafka, topics).values())
 
 
 def begin_chains(
     log: ScoredLog, offsets: Sequence[PartitionOffsets], start: Literal["earliest", "latest"]
 ) -> None:
-    """In a first run, fix where the chains of the topic's partitions start, before any is read.
+    """In a first run, fix where the chains of the topics' partitions start, before any is read.
 
     That is the offset that the group has committed, else where the topic begins or ends now, as
-    ``kafka.start`` says. The first partition comes last: once it has a chain the first run got that
-    far, and one without a chain was added later.
+    ``kafka.start`` says. The first partitions come last: once a topic's has a chain, the first run
+    got that far, and one without a chain was added later, with its topic or without.
 
     Raises:
         OffsetRangeError: What the group has committed is past the topic's end.
         ScoredLogError: The log cannot be read or written.
     """
-    first, *others = sorted(offsets, key=lambda one: one.partition)
-    if log.end(first.partition) is not None:
+    first = {min(one.partition for one in topic) for topic in _by_topic(offsets)}
+    if any(log.end(partition) is not None for partition in first):
         return
-    for one in (*others, first):
+    for one in sorted(offsets, key=lambda one: (one.partition in first, one.partition)):
         require_within_topic(one)
         offset = one.committed
         if offset is None:
             offset = one.earliest if start == "earliest" else one.end
         note_beginning(one, log.begin(one.partition, offset, one.topic_id))
+
+
+def _by_topic(offsets: Sequence[PartitionOffsets]) -> Iterator[list[PartitionOffsets]]:
+    for topic in {one.partition.topic for one in offsets}:
+        yield [one for one in offsets if one.partition.topic == topic]
 
 
 @contextmanager
@@ -183,6 +193,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
     hidden_keys(settings.log.keys)
     connect(settings.kafka)
     require_topics(settings.kafka, settings.topics)
+    topics = topics_read(settings.kafka, settings.reads)
     require_scoring(calibration, settings.scoring)
     document = calibration.document
     if settings.model.elsewhere is None:
@@ -198,4 +209,7 @@ def _preflight(settings: Settings) -> tuple[CalibrationFacts, Sequence[Partition
             precision="unknown",
             calibrated_on="outputs" if document.model.elsewhere else "images",
         )
-    return calibration.facts, topic_offsets(settings.kafka, committed_offsets(settings.kafka))
+    committed = committed_offsets(settings.kafka, settings.reads)
+    return calibration.facts, [
+        one for topic in topics for one in topic_offsets(settings.kafka, committed, topic)
+    ]

@@ -4,11 +4,14 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
+import structlog
 
 from nap_stream.errors import WorkerError
 from nap_stream.monitor.fleet import Node
@@ -16,6 +19,9 @@ from nap_stream.process import available_cpus
 from nap_stream.settings.schema import Settings
 
 LOOK_AT_NODES_EVERY_S = 1.0
+NAMESPACE = "nap-stream"
+"""Of the named actors of all monitors of a cluster: their coordinators."""
+CLAIMS_S = 5.0
 
 
 @contextmanager
@@ -108,6 +114,66 @@ def gpus_a_worker(settings: Settings) -> float:
     if settings.model.elsewhere is not None:
         return 0.0
     return 1.0 if resources().get("GPU", 0) > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a monitor has for itself: its group, the topics of its log, whose alerts it tells."""
+
+    group: str
+    root: str
+    topics: frozenset[str]
+    alerts: str
+
+    def clash(self, other: "Claims") -> tuple[str, str] | None:
+        """The key of what both have, and what that is; None where they can be side by side."""
+        if self.group == other.group:
+            return "kafka.group_id", f"the group {self.group}"
+        if self.root == other.root and (both := sorted(self.topics & other.topics)):
+            return "log.root", f"the log of {', '.join(both)} in {self.root}"
+        if self.alerts == other.alerts:
+            return "alerts.monitor", f"the alerts of {self.alerts}"
+        return None
+
+
+def claims(settings: Settings, topics: Iterable[str]) -> Claims:
+    """What a monitor of these topics has for itself."""
+    kafka, alerts = settings.kafka, settings.alerts
+    servers = ",".join(sorted(kafka.bootstrap_servers))
+    return Claims(
+        kafka.group_id,
+        str(settings.log.root),
+        frozenset(topics),
+        f"the monitor {alerts.monitor} of {kafka.topic}, in {alerts.topic} on {servers}",
+    )
+
+
+def require_no_clash(mine: Claims) -> None:
+    """Refuse to run beside a monitor of this cluster that has the same log, or the same alerts.
+
+    One that does not answer is told of, and not counted.
+
+    Raises:
+        WorkerError: Naming what they would share.
+    """
+    for one in ray.util.list_named_actors(all_namespaces=True):
+        if one["namespace"] != NAMESPACE:
+            continue
+        name = str(one["name"])
+        try:
+            actor: Any = ray.get_actor(name, namespace=NAMESPACE)
+            asked: Any = actor.claims.remote()
+            theirs: Claims = ray.get(asked, timeout=CLAIMS_S)
+        except Exception as error:  # noqa: BLE001  Ray's errors here have no type in common
+            structlog.get_logger().warning("monitor_not_asked", monitor=name, cause=brief(error))
+            continue
+        if (clash := mine.clash(theirs)) is not None:
+            key, what = clash
+            raise WorkerError(
+                f"another monitor on this Ray cluster has {what}",
+                key,
+                f"Stop {name} first, or give this monitor one of its own",
+            )
 
 
 class NodeWatch:

@@ -79,7 +79,7 @@ def run_worker(
                 calibration,
                 threads=threads,
                 open_source=lambda listener: KafkaSource(
-                    settings.kafka, listener, instance_id=name
+                    settings.kafka, listener, instance_id=name, reads=settings.reads
                 ),
                 dead_letters=dead_letters,
                 reporter=reporter,

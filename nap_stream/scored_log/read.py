@@ -37,6 +37,7 @@ from nap_stream.scored_log.seals import last_span
 from nap_stream.scored_log.segment import SegmentFile, open_segment
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
+from nap_stream.settings.topics import TopicSelection
 
 LISTINGS = 10
 """How often a folder is listed anew for one position; each time a compaction was in between."""
@@ -73,6 +74,13 @@ def partitions(store: SegmentStore, topic: str | None = None) -> tuple[TopicPart
             if (number := parse_partition_folder(child)) is not None
         )
     )
+
+
+def partitions_read(store: SegmentStore, reads: TopicSelection) -> tuple[TopicPartition, ...]:
+    """The partitions in the log of the topics that a monitor reads, in order."""
+    if reads.pattern is None:
+        return tuple(found for name in sorted(reads.names) for found in partitions(store, name))
+    return tuple(found for found in partitions(store) if found.topic in reads)
 
 
 def topic_partitions(store: SegmentStore, topic: str) -> tuple[TopicPartition, ...]:

@@ -38,7 +38,7 @@ from nap_stream.records import (
 )
 from nap_stream.scored_log.footer import SegmentFooter
 from nap_stream.scored_log.format import SCHEMA, segment_path, storable_text
-from nap_stream.scored_log.read import partitions, parts_backwards, walk
+from nap_stream.scored_log.read import partitions_read, parts_backwards, walk
 from nap_stream.scored_log.segment import divide
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.settings.drift import KeySettings
@@ -417,7 +417,7 @@ def in_event_time(chains: Chains) -> Iterator[tuple[TopicPartition, SegmentSumma
 
 
 class LogSummaries:
-    """The log of a monitor's topic, as summaries of its segments.
+    """The log of a monitor's topics, as summaries of its segments.
 
     Tails hold only what the calibration of ``calibration_fingerprint`` has judged.
     """
@@ -425,7 +425,7 @@ class LogSummaries:
     def __init__(
         self, store: SegmentStore, settings: Settings, calibration_fingerprint: str
     ) -> None:
-        self._store, self._topic = store, settings.kafka.topic
+        self._store, self._reads = store, settings.reads
         self._window, self._pane_ms = settings.drift.window_records, settings.drift.pane_ms
         self._shape = summary_shape(settings)
         self._fingerprint = calibration_fingerprint
@@ -436,7 +436,7 @@ class LogSummaries:
         Raises:
             ScoredLogError: The log cannot be read, here as in the other methods but `find`.
         """
-        return partitions(self._store, self._topic)
+        return partitions_read(self._store, self._reads)
 
     def ends(self) -> LogEnds:
         """Say where the chains end now."""

@@ -3,6 +3,8 @@
 `nap_stream.settings.load` reads them from YAML and the environment.
 """
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -28,6 +30,7 @@ from nap_stream.settings.frames import RawSettings
 from nap_stream.settings.log import LogSettings
 from nap_stream.settings.messages import MessageSettings
 from nap_stream.settings.run import DriverSettings, MetricsSettings, WorkerSettings
+from nap_stream.settings.topics import TopicSelection
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
@@ -61,7 +64,13 @@ class KafkaSettings(Section):
     bootstrap_servers: tuple[str, ...] = ("localhost:9092",)
     """Brokers to ask first, as host:port."""
     topic: TopicName
-    """The topic of image messages."""
+    """The topic of image messages. With one of the next two keys it need not be a topic: it is the
+    name under which alerts, checkpoints and metrics tell of all of them together."""
+    topics: tuple[TopicName, ...] = ()
+    """Several topics of image messages, which are judged as one stream."""
+    topic_pattern: str | None = Field(default=None, min_length=1, max_length=1_000)
+    """In place of them a regular expression for the whole name of a topic. One that appears later
+    is read from offset 0 on. The topics that this monitor writes never fit."""
     group_id: str = Field(default="nap-stream", min_length=1, max_length=200)
     """The consumer group. Each monitor has its own."""
     start: Literal["earliest", "latest"] = "earliest"
@@ -88,6 +97,29 @@ class KafkaSettings(Section):
     ssl_cafile: ExistingPath | None = None
     ssl_certfile: ExistingPath | None = None
     ssl_keyfile: SecretFile | None = None
+
+    def selection(self, never: Iterable[str] = ()) -> TopicSelection:
+        """Which topics are read, but for those of ``never``."""
+        if self.topic_pattern is not None:
+            return TopicSelection((), self.topic_pattern, frozenset(never))
+        return TopicSelection(self.topics or (self.topic,))
+
+    @field_validator("topic_pattern")
+    @classmethod
+    def _can_be_compiled(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _topics_once(self) -> Self:
+        if self.topics and self.topic_pattern is not None:
+            raise ValueError("give topics or topic_pattern, not both")
+        if len(set(self.topics)) < len(self.topics):
+            raise ValueError("topics has a name twice")
+        return self
 
     @field_validator("bootstrap_servers", mode="before")
     @classmethod
@@ -396,11 +428,21 @@ class Settings(Section):
     metrics: MetricsSettings = MetricsSettings()
 
     @property
-    def topics(self) -> tuple[str, ...]:
-        """All topics that a run reads or writes."""
+    def written(self) -> tuple[str, ...]:
+        """All topics that a run writes."""
         signed = self.log.checkpoints
         copies = () if signed is None or signed.topic is None else (signed.topic,)
-        return (self.kafka.topic, self.alerts.topic, self.dead_letters.topic, *copies)
+        return (self.alerts.topic, self.dead_letters.topic, *copies)
+
+    @property
+    def reads(self) -> TopicSelection:
+        """Which topics a run reads."""
+        return self.kafka.selection(self.written)
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """All topics that a run reads, or may write, by name; none that a pattern finds."""
+        return (*self.reads.names, *self.written)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
@@ -420,6 +462,8 @@ class Settings(Section):
             raise ValueError("evidence.root and log.root must lie apart: neither in the other")
         if self.evidence.root is not None and self.model.elsewhere is not None:
             raise ValueError("evidence.root keeps images, and with model.elsewhere there are none")
+        if self.kafka.topics and (both := sorted({*self.kafka.topics} & {*self.written})):
+            raise ValueError(f"kafka.topics has {', '.join(both)}, which this monitor writes")
         if self.worker.revoke_deadline_s * 2 > self.kafka.session_timeout_s:
             raise ValueError(
                 "worker.revoke_deadline_s must be at most half of kafka.session_timeout_s"

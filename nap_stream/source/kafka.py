@@ -22,6 +22,7 @@ from nap_stream.kafka.client import (
 )
 from nap_stream.records import Fetched, PartitionOffsets, TopicPartition
 from nap_stream.settings.schema import KafkaSettings
+from nap_stream.settings.topics import TopicSelection
 from nap_stream.source.base import COMMIT_TIMEOUT_S, PartitionListener
 from nap_stream.source.kafka_group import (
     OFFSETS_TIMEOUT_S,
@@ -43,15 +44,15 @@ UNWATCHED_S = 1.0
 
 
 class TopicWatch:
-    """Watches the id that the broker gave a topic when it was made.
+    """Watches the ids that the broker gave the consumer's topics when they were made.
 
     The consumer's metadata are asked for anew when a fetch fails, and every few seconds.
-    ``topic_id`` is as of the last `refresh` or `has_changed`; None from a broker that gives none.
+    ``ids`` are as of the last `refresh` or `replaced`; none of a broker that gives none.
     """
 
-    def __init__(self, consumer: KafkaConsumer, topic: str, clock: Clock) -> None:
-        self._consumer, self._topic, self._clock = consumer, topic, clock
-        self.topic_id: str | None = None
+    def __init__(self, consumer: KafkaConsumer, clock: Clock) -> None:
+        self._consumer, self._clock = consumer, clock
+        self.ids: Mapping[str, str] = {}
         self._paused_at: float | None = None
         self._unwatched = False
 
@@ -62,25 +63,25 @@ class TopicWatch:
             KafkaTimeoutError: kafka-python's own; nobody answered in time.
         """
         self._ask()
-        self.topic_id = self._known()
+        self.ids = self._known()
 
-    def has_changed(self) -> bool:
-        """Whether there is another topic of the name than last time; then take its id."""
+    def replaced(self) -> frozenset[str]:
+        """The topics of which there is another of the name than last time; then take its id."""
         if self._unwatched:
             with suppress(errors.KafkaTimeoutError):
                 self._ask()
                 self._unwatched = False
-        found = self._known()
-        if None in (found, self.topic_id) or found == self.topic_id:
-            return False
-        structlog.get_logger().error(
-            "topic_replaced", topic=self._topic, before=self.topic_id, now=found
-        )
-        self.topic_id = found
-        return True
+        found, before = self._known(), self.ids
+        others = frozenset(name for name, one in found.items() if before.get(name, one) != one)
+        for name in sorted(others):
+            structlog.get_logger().error(
+                "topic_replaced", topic=name, before=before[name], now=found[name]
+            )
+        self.ids = {**before, **found}
+        return others
 
     def look_again(self) -> None:
-        """Have `has_changed` ask the broker the next time."""
+        """Have `replaced` ask the broker the next time."""
         self._unwatched = True
 
     def paused(self) -> None:
@@ -102,9 +103,10 @@ class TopicWatch:
         if not answered.wait(METADATA_TIMEOUT_S):
             raise errors.KafkaTimeoutError("no answer to a question for metadata")
 
-    def _known(self) -> str | None:
-        found = self._consumer._cluster.topic_id(self._topic)  # noqa: SLF001  as above
-        return str(found) if found else None
+    def _known(self) -> Mapping[str, str]:
+        topics = {native.topic for native in self._consumer.assignment()}
+        found = {name: self._consumer._cluster.topic_id(name) for name in topics}  # noqa: SLF001  as above
+        return {name: str(topic_id) for name, topic_id in found.items() if topic_id}
 
 
 JOIN_MS = 50
@@ -116,7 +118,9 @@ SILENT = "it does not answer"
 
 
 class KafkaSource:
-    """A consumer of one topic, in a group, with static membership and manual commits.
+    """A consumer of topics, in a group, with static membership and manual commits.
+
+    ``reads`` says of which; by default of those that the settings name.
 
     Partitions move by cooperative-sticky assignment. A new partition is held back until its
     listener has said where to read from, which happens in the next `poll`.
@@ -129,8 +133,14 @@ class KafkaSource:
     """
 
     def __init__(
-        self, settings: KafkaSettings, listener: PartitionListener, *, instance_id: str
+        self,
+        settings: KafkaSettings,
+        listener: PartitionListener,
+        *,
+        instance_id: str,
+        reads: TopicSelection | None = None,
     ) -> None:
+        self._reads = reads or settings.selection()
         self._settings, self._listener, self._instance_id = settings, listener, instance_id
         self._clock = SystemClock()
         self._fresh: set[KafkaPartition] = set()
@@ -144,12 +154,8 @@ class KafkaSource:
         self._rejoins = False
         with translated_errors(settings, f"joining group {settings.group_id}"):
             self._consumer = open_client(KafkaConsumer, consumer_options(settings, instance_id))
-            # A member that leads the group and does not know the partitions yet assigns none.
-            self._consumer.partitions_for_topic(settings.topic)
-            self._consumer.subscribe(
-                [settings.topic], listener=Rebalances(self._take, self._give_up)
-            )
-        self._topic = TopicWatch(self._consumer, settings.topic, self._clock)
+            self._subscribe(Rebalances(self._take, self._give_up))
+        self._topics = TopicWatch(self._consumer, self._clock)
         self._commits = Commits(self._consumer, settings, instance_id)
         self._joins = Joins(self._consumer)
 
@@ -183,13 +189,13 @@ class KafkaSource:
     def pause(self) -> None:
         """Fetch nothing for any assigned partition until `resume`; membership is kept."""
         self._paused = True
-        self._topic.paused()
+        self._topics.paused()
         self._consumer.pause(*self._consumer.assignment())
 
     def resume(self) -> None:
         """Fetch again."""
         self._paused = False
-        self._topic.resumed()
+        self._topics.resumed()
         self._consumer.resume(*(self._consumer.assignment() - self._fresh))
 
     def commit(
@@ -216,8 +222,10 @@ class KafkaSource:
         Raises:
             BrokerError: The broker answers that it refuses.
         """
-        topic = self._settings.topic
-        asked = self._consumer.assignment() or {KafkaPartition(topic, 0)}
+        asked = self._consumer.assignment()
+        if not asked:
+            names = self._reads.names or self._reads.among(self._consumer.topics())
+            asked = {KafkaPartition(name, 0) for name in names}
         try:
             with self._typed_errors("asking for the ends of"):
                 self._consumer.end_offsets(list(asked), timeout_ms=REACHABLE_TIMEOUT_S * 1000)
@@ -226,8 +234,9 @@ class KafkaSource:
             # is up.
             soon = self._settings.model_copy(update={"connect_timeout_s": REACHABLE_TIMEOUT_S})
             with suppress(BrokerUnavailableError):
-                if topics_missing(soon, [topic]):
-                    return f"it has no topic {topic}; was it deleted?"
+                topics = sorted({native.topic for native in asked})
+                if missing := topics_missing(soon, topics):
+                    return f"it has no topic {', '.join(missing)}; was it deleted?"
             return SILENT
         return None
 
@@ -258,6 +267,16 @@ class KafkaSource:
             # One whose first join is not answered yet has no id, and is in the group all the same.
             if member.member_id or member.state is not MemberState.UNJOINED:
                 leave_group(self._settings, self._instance_id, member.member_id, deadline)
+
+    def _subscribe(self, listener: Rebalances) -> None:
+        # A member that leads the group and does not know the partitions yet assigns none.
+        if self._reads.pattern is not None:
+            self._consumer.topics()
+            self._consumer.subscribe(pattern=self._reads.regex, listener=listener)
+            return
+        for name in self._reads.names:
+            self._consumer.partitions_for_topic(name)
+        self._consumer.subscribe(list(self._reads.names), listener=listener)
 
     def _take(self, partitions: Iterable[KafkaPartition]) -> None:
         self._hold_back(partitions)
@@ -305,14 +324,15 @@ class KafkaSource:
             return
         try:
             found = ask_offsets(self._consumer, waiting)
-            self._topic.refresh()
+            self._topics.refresh()
         except errors.RetriableError as error:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
             self._wait(f"{type(error).__name__}: {error}")
             return
         self._wait(None)
         for native in waiting:
-            self._place(native, replace(found[native], topic_id=self._topic.topic_id))
+            topic_id = self._topics.ids.get(native.topic)
+            self._place(native, replace(found[native], topic_id=topic_id))
         if self._fresh:
             self._place_at = self._clock.monotonic() + PLACE_AGAIN_S
 
@@ -340,8 +360,8 @@ class KafkaSource:
 
         What is in flight may be of either topic, so it is dropped.
         """
-        if self._topic.has_changed():
-            owned = sorted(self._told)
+        if replaced := self._topics.replaced():
+            owned = sorted(native for native in self._told if native.topic in replaced)
             self._give_up(owned, lost=True)
             self._hold_back(owned)
 
@@ -361,7 +381,7 @@ class KafkaSource:
         Raises:
             OffsetRangeError: The position is past the end: it belongs to another topic.
         """
-        self._topic.look_again()
+        self._topics.look_again()
         self._notice_new_topic()
         positions = {p: offset for p, offset in positions.items() if p not in self._fresh}
         ends = self._consumer.end_offsets(list(positions), timeout_ms=OFFSETS_TIMEOUT_S * 1000)
@@ -376,7 +396,7 @@ class KafkaSource:
     @contextmanager
     def _typed_errors(self, what: str) -> Iterator[None]:
         """Our errors for Kafka's; what the listener raised as itself."""
-        with translated_errors(self._settings, f"{what} {self._settings.topic}"):
+        with translated_errors(self._settings, f"{what} {self._reads}"):
             try:
                 yield
             except errors.KafkaError as error:

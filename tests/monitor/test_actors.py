@@ -4,6 +4,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import ray
@@ -11,7 +13,7 @@ import structlog
 import torch
 from structlog.testing import capture_logs
 
-from nap_stream.errors import GpuUnavailableError, LogRootError, WorkerError
+from nap_stream.errors import ConfigError, GpuUnavailableError, LogRootError, WorkerError
 from nap_stream.monitor import actors
 from nap_stream.monitor.actors import RayCluster, RayWorker, WorkerActor
 from nap_stream.monitor.fleet import Fleet
@@ -159,12 +161,63 @@ def test_more_than_the_cluster_has_is_refused(worker: dict[str, float], problem:
     assert caught.value.action
 
 
-def test_a_second_monitor_of_the_same_group_is_refused(cluster_of: MakeCluster) -> None:
-    settings = _settings("taken", num_gpus=0)
-    cluster_of(settings)
-    with pytest.raises(WorkerError, match="already runs on this Ray cluster") as caught:
-        RayCluster(settings, FACTS)
-    assert "taken" in caught.value.where
+@pytest.mark.parametrize(
+    ("changed", "key", "problem"),
+    [
+        ({"kafka": {"topic": "other"}}, "kafka.group_id", "the group taken"),
+        ({"kafka": {"group_id": "b"}}, "log.root", "the log of images in log"),
+        (
+            {"kafka": {"group_id": "b"}, "log": {"root": Path("another")}},
+            "alerts.monitor",
+            "the monitor ood-fraction of images",
+        ),
+    ],
+)
+def test_a_second_monitor_that_clashes_with_the_first_is_refused(
+    changed: dict[str, dict[str, Any]], key: str, problem: str, cluster_of: MakeCluster
+) -> None:
+    first: dict[str, dict[str, Any]] = {
+        "kafka": {"topic": "images", "group_id": "taken"},
+        "worker": {"num_gpus": 0},
+    }
+    cluster_of(settings_of(**first))
+    changed = changed | {"kafka": first["kafka"] | changed["kafka"]}
+    with pytest.raises(WorkerError, match="another monitor on this Ray cluster has") as caught:
+        RayCluster(settings_of(**(first | changed)), FACTS)
+    assert problem in caught.value.problem
+    assert caught.value.where == key
+    assert "nap-stream-coordinator-taken" in caught.value.action
+
+
+def test_two_monitors_share_a_cluster_and_a_log(cluster_of: MakeCluster, tmp_path: Path) -> None:
+    def one(name: str, port: int = 0) -> Settings:
+        return settings_of(
+            kafka={"topic": name, "group_id": f"both-{name}"},
+            worker={"num_gpus": 0},
+            log={"root": tmp_path},
+            metrics={"port": port},
+        )
+
+    first, second = cluster_of(one("one")), cluster_of(one("two"))
+    addresses = [cluster.start() for cluster in (first, second)]
+    assert len(set(addresses)) == 2
+    for cluster in (first, second):
+        assert cluster.finish(10, input_ended=False, reason="over") is not None
+    checkpoints = list((tmp_path / "_monitors").rglob("*.checkpoint"))
+    assert len(checkpoints) == 2
+
+
+def test_two_monitors_cannot_listen_on_one_port(cluster_of: MakeCluster, tmp_path: Path) -> None:
+    def one(name: str, port: int) -> Settings:
+        kafka = {"topic": name, "group_id": f"port-{name}"}
+        sections: dict[str, dict[str, Any]] = {"worker": {"num_gpus": 0}, "log": {"root": tmp_path}}
+        return settings_of(kafka=kafka, metrics={"port": port}, **sections)
+
+    port = urlsplit(cluster_of(one("one", 0)).start()).port
+    assert port is not None
+    with pytest.raises(ConfigError, match="cannot listen") as caught:
+        cluster_of(one("two", port)).start()
+    assert caught.value.where == "metrics.port"
 
 
 def test_a_coordinator_that_cannot_start_says_why_as_itself(
