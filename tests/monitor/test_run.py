@@ -73,6 +73,18 @@ def test_a_first_start_fixes_all_chains(start: Literal["earliest", "latest"], of
         assert (position.offset, position.topic_id) == (offset, "id")
 
 
+def test_a_topic_that_appears_later_is_left_to_its_worker_and_begins_at_0() -> None:
+    log = ScoredLog(MemoryStore(), WriterIdentity("driver", "0" * 64, "1" * 64), ManualClock())
+    known = [TopicPartition(topic, number) for topic in ("m", "n") for number in range(2)]
+    log.begin(known[3], 10, "id")  # as far as a start came that was cut short
+    offsets = [PartitionOffsets(name, 3, 10, None, "id") for name in known]
+    begin_chains(log, offsets, "latest")
+    assert [position and position.offset for position in map(log.end, known)] == [10] * 4
+    later = PartitionOffsets(TopicPartition("a", 0), 3, 10, None, "id")
+    begin_chains(log, [*offsets, later], "latest")
+    assert log.end(later.partition) is None
+
+
 def test_prometheus_is_told_where_the_coordinator_is_and_when_there_is_none(
     settings: Settings, target_file: Path
 ) -> None:
