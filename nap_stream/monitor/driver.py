@@ -21,6 +21,8 @@ from nap_stream.records import WorkerReport
 from nap_stream.settings.run import DriverSettings
 
 LOOK_EVERY_S = 0.25
+UNWANTED_S = 30.0
+"""How long a worker that is at work is kept when fewer are wanted."""
 WORKERS_SHARE = 0.7
 """Of the shutdown deadline; the rest is for the coordinator's last alerts."""
 
@@ -170,6 +172,7 @@ class Driver:
         self._idle_since: float | None = None
         self._silent_since: float | None = None
         self._heard_at = float("-inf")
+        self._fitted_at = clock.monotonic()
         self._coordinator = _Coordinator()
 
     def run(self, stop: threading.Event) -> RunResult:
@@ -237,12 +240,20 @@ class Driver:
             )
 
     def _resize(self) -> None:
-        """Have as many workers as are wanted; those that wait, or must leave, go first."""
-        wanted = self._cluster.wanted()
+        """Have as many workers as are wanted; those that wait, or must leave, go first.
+
+        One that is at work goes only once it has not been wanted for a while: a cluster whose head
+        was replaced has few nodes at first.
+        """
+        wanted, now = self._cluster.wanted(), self._clock.monotonic()
         staying = [slot for slot in self._slots if slot.stays]
         # Sorting keeps the order among alike.
         staying.sort(key=lambda slot: not _keeps_its_place(slot))
+        if sum(map(_keeps_its_place, staying)) <= wanted:
+            self._fitted_at = now
         for slot in staying[wanted:]:
+            if _keeps_its_place(slot) and now - self._fitted_at < UNWANTED_S:
+                continue
             slot.stays = False
             if slot.handle is None:
                 self._slots.remove(slot)

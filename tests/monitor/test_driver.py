@@ -14,7 +14,14 @@ from nap_stream.errors import (
     WorkerError,
     WorkerGaveUpError,
 )
-from nap_stream.monitor.driver import LOOK_EVERY_S, Driver, Ending, RunLimits, RunResult
+from nap_stream.monitor.driver import (
+    LOOK_EVERY_S,
+    UNWANTED_S,
+    Driver,
+    Ending,
+    RunLimits,
+    RunResult,
+)
 from nap_stream.monitor.fleet import Fleet
 from nap_stream.monitor.status import CoordinatorStatus
 from nap_stream.records import PartitionProgress, Status, WorkerReport
@@ -515,19 +522,22 @@ def _sent(given: WorkerReport, now: float) -> WorkerReport:
 
 
 def test_as_many_workers_as_are_wanted_come_and_go_without_a_restart_counted() -> None:
-    clock = ManualClock()
-    cluster = FakeCluster(clock, [FakeWorker() for _ in range(5)], may_wait=True)
+    cluster = FakeCluster(ManualClock(), [FakeWorker() for _ in range(5)], may_wait=True)
+    stopped: dict[int, list[bool]] = {}
 
     def wants(now: float) -> CoordinatorStatus:
-        cluster.workers_wanted = 4 if 5 <= now < 10 else 2
+        # Fewer are wanted for a moment, and then for good.
+        cluster.workers_wanted = 2 if now < 5 or 10 <= now < 15 or now >= 20 else 4
+        stopped[int(now)] = [worker.stopped for worker in cluster.workers]
         return status()
 
     cluster.view = wants
-    run(cluster, stop_at=20)
+    run(cluster, stop_at=60)
 
     assert [name for name, _, _ in cluster.started] == [f"worker-{n}" for n in range(4)]
-    assert [worker.stopped for worker in cluster.workers[:2]] == [True, True], "at the end"
-    assert all(worker.stopped and not worker.killed for worker in cluster.workers[2:4])
+    assert not any(stopped[int(19 + UNWANTED_S)])
+    assert stopped[59] == [False, False, True, True, False]
+    assert not any(worker.killed for worker in cluster.workers)
     assert cluster.restarted == []
     assert cluster.fleet == Fleet(2, ("worker-0", "worker-1"))
 
@@ -591,11 +601,11 @@ def test_a_name_that_is_given_again_has_a_later_incarnation() -> None:
     cluster = FakeCluster(ManualClock(), [FakeWorker() for _ in range(3)], may_wait=True)
 
     def wants(now: float) -> CoordinatorStatus:
-        cluster.workers_wanted = 1 if 5 <= now < 10 else 2
+        cluster.workers_wanted = 1 if 5 <= now < 50 else 2
         return status()
 
     cluster.view = wants
-    run(cluster, stop_at=20)
+    run(cluster, stop_at=60)
     assert [(name, number) for name, number, _ in cluster.started] == [
         *(("worker-0", 0), ("worker-1", 0)),
         ("worker-1", 1),
