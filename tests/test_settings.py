@@ -433,6 +433,8 @@ def test_which_topics_are_read(tmp_path: Path, kafka: str, read: list[str]) -> N
         ("topics: [a, nap-stream-alerts]", "which this monitor writes"),
         ("topics: [a/b]", "pattern"),
         ('topic_pattern: "("', "no regular expression"),
+        ('topic_pattern: "a)|(b"', "no regular expression"),
+        ('topic_pattern: "(?i)cam.*"', "no regular expression"),
         ("topic_pattern: a\n  topics: [a]", "topics or topic_pattern, not both"),
     ],
 )

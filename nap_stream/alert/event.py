@@ -30,7 +30,7 @@ from nap_stream.drift.records import (
     TailShift,
     UnscoredShare,
 )
-from nap_stream.records import Acceptance, Example, SegmentSummary
+from nap_stream.records import Acceptance, Example, SegmentSummary, TopicPartition
 from nap_stream.settings.schema import Settings
 from nap_stream.text import bounded, rfc3339
 
@@ -86,7 +86,7 @@ def alert_event(
         "key": alert.key,
         **state_tree(change, summary(alert, plan)),
         "firing_keys": alert.firing_keys,
-        **_evidence(alert, plan),
+        **_evidence(alert, plan, settings),
         **_decided(alert, calibration),
         "promise": {
             "run_length": plan.run_length,
@@ -181,7 +181,8 @@ def gap_event(found: SegmentSummary, settings: Settings, version: str) -> AlertE
         subject=place.topic,
     )
     # In a compacted topic a gap must not take the place of the monitor's last drift alert.
-    return AlertEvent(f"{monitor}/gap/{place.partition}", event)
+    topic = _other_topic(place, settings)
+    return AlertEvent(f"{monitor}/gap/{f'{topic}/' if topic else ''}{place.partition}", event)
 
 
 def cloud_event(
@@ -253,7 +254,7 @@ def share_tree(share: UnscoredShare) -> dict[str, Any]:
     }
 
 
-def _evidence(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
+def _evidence(alert: DriftAlert, plan: DetectionPlan, settings: Settings) -> dict[str, Any]:
     since, window, limit = alert.since, alert.window, alert.firing_limit
     return {
         "since_onset": {
@@ -275,7 +276,12 @@ def _evidence(alert: DriftAlert, plan: DetectionPlan) -> dict[str, Any]:
             "classes": [_contribution(each) for each in alert.classes],
         },
         "offsets": [
-            {"partition": r.partition.partition, "start": r.start, "end": r.end}
+            {
+                **({"topic": topic} if (topic := _other_topic(r.partition, settings)) else {}),
+                "partition": r.partition.partition,
+                "start": r.start,
+                "end": r.end,
+            }
             for r in alert.offsets
         ],
         "examples": [_example(example) for example in alert.examples],
@@ -363,6 +369,11 @@ def _shift(tail: TailShift, now_ms: int) -> dict[str, Any]:
 
 def _contribution(each: Contribution) -> dict[str, Any]:
     return {"name": bounded(each.name), "flagged": each.flagged}
+
+
+def _other_topic(place: TopicPartition, settings: Settings) -> str | None:
+    """The topic, where a monitor of several has another name than it."""
+    return None if place.topic == settings.kafka.topic else place.topic
 
 
 def _example(example: Example) -> dict[str, Any]:

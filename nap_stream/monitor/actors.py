@@ -322,10 +322,11 @@ class RayCluster:
         require_room(worker, self._needs, self._watch.nodes)
         claimed = claims(settings, topics or (settings.kafka.topic,))
         require_no_clash(claimed)
+        name = f"nap-stream-coordinator-{settings.kafka.group_id}"
         # Within a group calls keep their order, and none waits for those of another group.
         options = {"concurrency_groups": {"line": 1, "tick": 1}}
         coordinator = ray.remote(**options)(CoordinatorActor).options(  # type: ignore[call-overload]  # not in its stub
-            name=f"nap-stream-coordinator-{settings.kafka.group_id}",
+            name=name,
             namespace=NAMESPACE,
             num_cpus=0,
             # The driver counts them, and earns them back; Ray would not.
@@ -344,7 +345,7 @@ class RayCluster:
             raise WorkerError(
                 f"another monitor on this Ray cluster has the group {settings.kafka.group_id}",
                 "kafka.group_id",
-                "Stop it first, or give this monitor one of its own",
+                f"Stop {name} first, or give this monitor one of its own",
             ) from error
         self._tick: Any = None
         self._clock = SystemClock()

@@ -21,7 +21,8 @@ from nap_stream.settings.schema import Settings
 LOOK_AT_NODES_EVERY_S = 1.0
 NAMESPACE = "nap-stream"
 """Of the named actors of all monitors of a cluster: their coordinators."""
-CLAIMS_S = 5.0
+CLAIMS_S = 30.0
+"""How long another monitor may take to say what it has: it may have begun just now."""
 
 
 @contextmanager

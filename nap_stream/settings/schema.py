@@ -109,6 +109,8 @@ class KafkaSettings(Section):
     def _can_be_compiled(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
+            # Also within what is made of it: a flag for all of it, as (?i), is none there.
+            re.compile(TopicSelection((), value).regex)
         except re.error as error:
             raise ValueError(f"no regular expression: {error}") from None
         return value

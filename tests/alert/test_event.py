@@ -328,3 +328,15 @@ def test_an_event_without_a_time() -> None:
         "dataschema": "s",
         "data": {},
     }
+
+
+def test_a_monitor_of_several_topics_names_that_of_each_range() -> None:
+    alert = replace(BEGAN, offsets=(OffsetRange(partition(1), 3, 9),))
+    several = settings(kafka={"topic": "all", "topics": [partition(1).topic]})
+    told = [
+        alert_event(alert, PLAN, each, FACTS, "1").event["data"]["offsets"]
+        for each in (SETTINGS, several)
+    ]
+    bare = {"partition": 1, "start": 3, "end": 9}
+    assert told == [[bare], [{"topic": partition(1).topic, **bare}]]
+    CLOSED.validate(alert_event(alert, PLAN, several, FACTS, "1").event)

@@ -24,6 +24,7 @@ from tests.support.leftovers import short_folder
 from tests.support.ray_here import ray_here
 from tests.support.summaries import FACTS
 from tests.support.summaries import settings as settings_of
+from tests.support.topics import new_settings
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = [
@@ -189,35 +190,33 @@ def test_a_second_monitor_that_clashes_with_the_first_is_refused(
     assert "nap-stream-coordinator-taken" in caught.value.action
 
 
-def test_two_monitors_share_a_cluster_and_a_log(cluster_of: MakeCluster, tmp_path: Path) -> None:
-    def one(name: str, port: int = 0) -> Settings:
-        return settings_of(
-            kafka={"topic": name, "group_id": f"both-{name}"},
+@pytest.mark.embedded
+def test_two_monitors_share_a_cluster_a_broker_and_a_log_and_not_a_port(
+    cluster_of: MakeCluster, embedded: str, tmp_path: Path
+) -> None:
+    kafka = new_settings(embedded)
+
+    def made(name: str, port: int = 0) -> RayCluster:
+        settings = settings_of(
+            kafka={"bootstrap_servers": embedded, "topic": name, "group_id": f"both-{name}"},
+            alerts={"topic": kafka.topic},
             worker={"num_gpus": 0},
             log={"root": tmp_path},
             metrics={"port": port},
         )
+        return cluster_of(settings)
 
-    first, second = cluster_of(one("one")), cluster_of(one("two"))
-    addresses = [cluster.start() for cluster in (first, second)]
-    assert len(set(addresses)) == 2
-    for cluster in (first, second):
-        assert cluster.finish(10, input_ended=False, reason="over") is not None
-    checkpoints = list((tmp_path / "_monitors").rglob("*.checkpoint"))
-    assert len(checkpoints) == 2
-
-
-def test_two_monitors_cannot_listen_on_one_port(cluster_of: MakeCluster, tmp_path: Path) -> None:
-    def one(name: str, port: int) -> Settings:
-        kafka = {"topic": name, "group_id": f"port-{name}"}
-        sections: dict[str, dict[str, Any]] = {"worker": {"num_gpus": 0}, "log": {"root": tmp_path}}
-        return settings_of(kafka=kafka, metrics={"port": port}, **sections)
-
-    port = urlsplit(cluster_of(one("one", 0)).start()).port
-    assert port is not None
+    both = made("one"), made("two")
+    first, second = (urlsplit(cluster.start()).port for cluster in both)
+    assert first is not None
+    assert first != second
     with pytest.raises(ConfigError, match="cannot listen") as caught:
-        cluster_of(one("two", port)).start()
+        made("three", first).start()
     assert caught.value.where == "metrics.port"
+    for cluster in both:
+        assert cluster.finish(PATIENCE_S, input_ended=False, reason="over") is not None
+    found = {path.name for path in (tmp_path / "_monitors").rglob("*.checkpoint")}
+    assert found >= {"one.checkpoint", "two.checkpoint"}
 
 
 def test_a_coordinator_that_cannot_start_says_why_as_itself(
