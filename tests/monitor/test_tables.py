@@ -222,3 +222,22 @@ def test_the_newest_commit_is_shown() -> None:
     table.take(report(last_commit_ms=5_000), 0.0)
     table.take(report("worker-1", last_commit_ms=4_000), 0.0)
     assert metrics.registry.get_sample_value("nap_stream_last_commit_timestamp_seconds") == 5
+
+
+def test_workers_that_are_not_wanted_any_more_are_forgotten_and_those_without_a_place_told() -> (
+    None
+):
+    metrics = Metrics("1")
+    table = WorkerTable(metrics, FLEET)
+    for name in ("worker-0", "worker-1"):
+        table.take(report(name, images_scored=7), 1.0)
+
+    table.expect(Fleet(2, ("worker-0", "worker-2"), {"worker-2": "a node with 1 CPUs free"}))
+
+    assert table.reports().keys() == {"worker-0"}
+    assert table.missing(1.0) == ("1 of 2 workers reported in the last 30 s",)
+    assert table.waiting(1.0) == {"worker-2": "a node with 1 CPUs free"}
+    table.show(1.0)
+    value = metrics.registry.get_sample_value
+    assert (value("nap_stream_workers"), value("nap_stream_workers_expected")) == (1, 2)
+    assert table.totals["images_scored"] == 14, "what it did is counted all the same"
