@@ -224,7 +224,8 @@ class KafkaSource:
         """
         asked = self._consumer.assignment()
         if not asked:
-            names = self._reads.names or self._reads.among(self._consumer.topics())
+            known = self._consumer._cluster.topics()  # noqa: SLF001  without asking anybody
+            names = self._reads.names or self._reads.among(known)
             asked = {KafkaPartition(name, 0) for name in names}
         try:
             with self._typed_errors("asking for the ends of"):
