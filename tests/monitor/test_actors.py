@@ -45,7 +45,7 @@ def logical_gpus() -> Iterator[None]:
 
 
 def _settings(group: str, **worker: float) -> Settings:
-    return settings_of(kafka={"topic": "images", "group_id": group}, worker=worker)
+    return settings_of(kafka={"topic": f"images-{group}", "group_id": group}, worker=worker)
 
 
 @pytest.fixture
