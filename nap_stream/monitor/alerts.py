@@ -21,14 +21,14 @@ from urllib.parse import quote
 import structlog
 
 from nap_stream.alert.event import AlertEvent, gap_event
-from nap_stream.alert.sinks import AlertSink, Outboxes
+from nap_stream.alert.sinks import LAST_ATTEMPT_S, AlertSink, Outboxes
 from nap_stream.alert.unscored import event_of
-from nap_stream.clock import Clock
+from nap_stream.clock import Clock, Deadline
 from nap_stream.core.alert_state import Reason, Transition
 from nap_stream.core.detection import DetectionPlan
 from nap_stream.drift.records import CalibrationFacts, DriftAlert, UnscoredAlert
 from nap_stream.metrics import Metrics
-from nap_stream.monitor.journal import Journal
+from nap_stream.monitor.journal import PATIENCE_S, Journal
 from nap_stream.records import SegmentSummary
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LEFTOVER_AGE_MS
@@ -175,7 +175,8 @@ class AlertDispatcher:
 
     A verdict can depend on what the log does not tell: which partition was idle, which offsets
     were given up. Once an alert of it is out, whoever takes over must go on from there. Where the
-    checkpoint cannot be written the alert goes out all the same, and the next write is due later.
+    checkpoint cannot be written, or the store does not answer within `journal.PATIENCE_S`, the alert
+    goes out all the same, and the next write is due later.
 
     Of the drift monitor it knows the state alone, as bytes. One thread at a time may `decide`, and
     one at a time may ask `needs_state` and `send`; these two may be different ones. ``outboxes``
@@ -203,6 +204,9 @@ class AlertDispatcher:
         self._decided: list[AlertEvent] = []
         self._restored: frozenset[str] = frozenset()
         self._kept: tuple[int, tuple[str, ...], tuple[str, ...]] | None = None
+        self._keeper: threading.Thread | None = None
+        self._ended_by: BaseException | None = None
+        self._patience_s = PATIENCE_S
         self._due_s = clock.monotonic() + CHECKPOINT_EVERY_S
         self.reasons = Counter[Reason]()
 
@@ -256,8 +260,11 @@ class AlertDispatcher:
     def needs_state(self, revision: int, decided: Sequence[AlertEvent], *, at_once: bool) -> bool:
         """Whether a checkpoint is due that would say something new: with alerts to send, it is.
 
-        ``at_once`` does not wait until `CHECKPOINT_EVERY_S` are over.
+        ``at_once`` does not wait until `CHECKPOINT_EVERY_S` are over. None is due while the store
+        has not answered for the one before: alerts go out without.
         """
+        if self._keeper is not None and self._keeper.is_alive():
+            return False
         is_due = at_once or bool(decided) or self._clock.monotonic() >= self._due_s
         pending, unwritten = self._lacking(decided)
         return is_due and (revision, _ids(pending), _ids(unwritten)) != self._kept
@@ -271,11 +278,15 @@ class AlertDispatcher:
         """Write a checkpoint with the state, where one is due, then let out what was decided.
 
         ``decided`` is what `decided` gave when the state was taken: both are of one moment.
-        ``last_wait_s`` is how long the chain of events may take where this is the last time.
+        ``last_wait_s`` is how long the store may take where this is the last time.
         """
+        deadline = None if last_wait_s is None else Deadline(self._clock, last_wait_s)
         if state is not None:
-            self._keep(state, *self._lacking(decided))
-        self._write(decided, last_wait_s)
+            self._keep(state, *self._lacking(decided), wait_s=last_wait_s)
+        elif self._keeper is not None and last_wait_s is not None:
+            self._keeper.join(last_wait_s)
+        left_s = None if deadline is None else max(LAST_ATTEMPT_S, deadline.remaining_s())
+        self._write(decided, left_s)
         with self._lock:
             del self._decided[: len(decided)]
             for event in decided:
@@ -319,18 +330,43 @@ class AlertDispatcher:
         state: MonitorSnapshot,
         pending: tuple[AlertEvent, ...],
         unwritten: tuple[AlertEvent, ...],
+        *,
+        wait_s: float | None,
     ) -> None:
+        """Write a checkpoint in a thread, and wait for it as long as alerts may wait."""
         self._due_s = self._clock.monotonic() + CHECKPOINT_EVERY_S
+        checkpoint = Checkpoint(state.content, pending, unwritten)
+        kept = (state.revision, _ids(pending), _ids(unwritten))
+        self._keeper = threading.Thread(
+            target=self._write_checkpoint, args=(checkpoint, kept), name="checkpoint", daemon=True
+        )
+        self._keeper.start()
+        self._keeper.join(self._patience_s if wait_s is None else wait_s)
+        if self._ended_by is not None:
+            raise self._ended_by
+        if self._keeper.is_alive():
+            # It goes on, and counts once it is done.
+            self._not_written("the store has not answered yet")
+
+    def _write_checkpoint(
+        self, checkpoint: Checkpoint, kept: tuple[int, tuple[str, ...], tuple[str, ...]]
+    ) -> None:
         try:
-            self._checkpoints.write(Checkpoint(state.content, pending, unwritten))
+            self._checkpoints.write(checkpoint)
         except Exception as error:  # noqa: BLE001 - not even a full disk may keep alerts back
-            structlog.get_logger().warning(
-                "checkpoint_not_written", file=self._checkpoints.path, cause=str(error)
-            )
-            self.checkpoint_failed()
+            self._not_written(str(error))
             return
-        self._kept = (state.revision, _ids(pending), _ids(unwritten))
+        except BaseException as error:  # noqa: BLE001  what ends a program ends its caller
+            self._ended_by = error
+            return
+        self._kept = kept
         self._metrics.last_checkpoint.set(self._clock.now_ms() / 1000)
+
+    def _not_written(self, cause: str) -> None:
+        structlog.get_logger().warning(
+            "checkpoint_not_written", file=self._checkpoints.path, cause=cause
+        )
+        self.checkpoint_failed()
 
     def _log(self, alert: DriftAlert | UnscoredAlert, event: AlertEvent) -> None:
         log, is_firing = structlog.get_logger(), alert.change.transition is Transition.FIRING

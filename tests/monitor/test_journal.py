@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from nap_stream.alert.event import AlertEvent
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ScoredLogError, WorkerError, WorkerGaveUpError
-from nap_stream.monitor.alerts import CheckpointStore
+from nap_stream.monitor.alerts import CHECKPOINT_EVERY_S, CheckpointStore
 from nap_stream.monitor.coordinator import Coordinator
 from nap_stream.monitor.journal import (
     MAX_WAITING,
@@ -305,7 +305,7 @@ def test_an_event_that_none_can_be_is_lost_aloud_and_holds_nothing_up() -> None:
 
 
 class Hanging(MemoryStore):
-    """Whose creates of events do not return while ``is_open`` is not set."""
+    """Where no event is created and nothing replaced while ``is_open`` is not set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,12 +317,16 @@ class Hanging(MemoryStore):
             self.is_open.wait()
         return super().create(path, content)
 
+    def replace(self, path: str, content: bytes) -> None:
+        self.is_open.wait()
+        super().replace(path, content)
+
 
 def test_a_store_that_hangs_holds_no_alert_back() -> None:
     store, sink, clock = Hanging(), FlakySink(), ManualClock(NOW_MS)
     with running(store, sink, clock) as coordinator:
-        journal = coordinator._journal
-        journal._patience_s = 0.01
+        journal, dispatcher = coordinator._journal, coordinator._dispatcher
+        journal._patience_s = dispatcher._patience_s = 0.01
         store.is_open.clear()
         try:
             for each in DRIFT:
@@ -330,15 +334,18 @@ def test_a_store_that_hangs_holds_no_alert_back() -> None:
             coordinator.tick()
             assert sink.states == ["firing"]
             assert "1 events not written to the log: the store has not" in coordinator.health()[-1]
-            writer = journal._writer
+            assert coordinator.metrics.checkpoint_failures._value.get() == 1
+            threads = (journal._writer, dispatcher._keeper)
             coordinator.tick()
-            clock.advance(RETRY_S)
+            clock.advance(CHECKPOINT_EVERY_S)
             coordinator.tick()
-            assert journal._writer is writer, "it is waited for, and no other is started"
-            assert writer is not None
+            assert (journal._writer, dispatcher._keeper) == threads, "others are not started"
         finally:
             store.is_open.set()
-        writer.join()
+        for thread in threads:
+            assert thread is not None
+            thread.join()
+        assert store.read(dispatcher._checkpoints.path) is not None
         assert [alert_id(event) for event in events(store, "alert")] == told(sink.alerts)
         assert not any("events" in reason for reason in coordinator.health())
 
