@@ -175,8 +175,8 @@ class AlertDispatcher:
 
     A verdict can depend on what the log does not tell: which partition was idle, which offsets
     were given up. Once an alert of it is out, whoever takes over must go on from there. Where the
-    checkpoint cannot be written, or the store does not answer within `journal.PATIENCE_S`, the alert
-    goes out all the same, and the next write is due later.
+    checkpoint cannot be written, or that takes longer than `journal.PATIENCE_S`, the alert goes out
+    all the same, and the next write is due later.
 
     Of the drift monitor it knows the state alone, as bytes. One thread at a time may `decide`, and
     one at a time may ask `needs_state` and `send`; these two may be different ones. ``outboxes``
