@@ -28,7 +28,8 @@ USAGE = """\
   deploy/ray-job.sh monitor.yaml --until-idle 60  further options go to `nap-stream run`
 
 monitor.yaml is looked for here, and handed on as an absolute path, which all nodes must see alike.
-An absolute path that is not here is taken as the nodes see it. With --upload the folder goes with
+An absolute path that is not here is taken as the nodes see it, and s3://bucket/key is fetched by
+the job. With --upload the folder goes with
 the job, 500 MB at most; log.root must then be absolute or in an object store, because Ray deletes
 the job's copy of the folder.
 
@@ -352,6 +353,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _configuration(given: str, *, upload: bool) -> tuple[str, str | None]:
     """The file's path as the job is to have it, and the folder to upload, if any."""
+    if given.startswith("s3://") and not upload:
+        return given, None
     path = Path(given)
     if path.is_file():
         whole = path.absolute()  # as named: a mounted ConfigMap is a link to a folder of the moment

@@ -21,6 +21,7 @@ from nap_stream.calibration.calibration import (
 from nap_stream.clock import SystemClock
 from nap_stream.drift.block_alerts import block_watch
 from nap_stream.errors import NapStreamError
+from nap_stream.fetched import is_address
 from nap_stream.kafka.client import connect, create_topics, endings, topics_missing, topics_read
 from nap_stream.messages.reader import open_reader
 from nap_stream.model.execution import (
@@ -312,7 +313,7 @@ def _calibration(settings: Settings, config: str) -> Calibration | Finding:
     is_named = not isinstance(settings, UncalibratedSettings) or (
         "calibration" in settings.model_fields_set
     )
-    if is_named and folder.exists():
+    if is_named and (is_address(folder) or folder.exists()):
         return _attempt("calibration", lambda: load_calibration(folder))
     images = "held-out/" if settings.model.elsewhere is None else "outputs/"
     calibrate = f"nap-stream calibrate --model {config} --images {images} --out {folder}"

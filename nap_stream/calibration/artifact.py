@@ -18,6 +18,7 @@ from safetensors.numpy import load, save
 from nap_stream.calibration.calibration import Calibration
 from nap_stream.calibration.document import CalibrationDocument, Envelope
 from nap_stream.errors import CalibrationError
+from nap_stream.fetched import fetched
 from nap_stream.files import sync_folder, write_durably
 
 _FORMAT = "nap-stream calibration"
@@ -25,16 +26,23 @@ _VERSION = 6
 _VERSIONS = (3, 4, 5, _VERSION)
 _DOCUMENT = "calibration.json"
 _SCORES = "scores.safetensors"
+_MAX_FETCHED_BYTES = 2**30
 _CALIBRATE = "Make one with `nap-stream calibrate`"
 _DISTRIBUTIONS = ("nap-stream", "torch", "torchvision", "pillow", "numpy", "scipy")
 
 
 def load_calibration(folder: Path) -> Calibration:
-    """Read a calibration, bit for bit as it was written.
+    """Read a calibration, bit for bit as it was written; ``folder`` may be an address.
 
     Raises:
-        CalibrationError: There is none, it is damaged, or its version is unknown.
+        CalibrationError: There is none, it is damaged, or its version is unknown, or it cannot be
+            fetched.
     """
+    with fetched(folder, CalibrationError, max_bytes=_MAX_FETCHED_BYTES) as local:
+        return _load(local)
+
+
+def _load(folder: Path) -> Calibration:
     path = folder / _DOCUMENT
     try:
         text = path.read_bytes()

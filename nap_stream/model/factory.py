@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nap_stream.errors import ModelError
+from nap_stream.fetched import fetched, shown
 from nap_stream.model import exported, hugging_face, scripted
 from nap_stream.model.exported import is_exported, load_exported
 from nap_stream.model.onnx_model import load_onnx
@@ -22,6 +23,8 @@ from nap_stream.model.sites import unwrapped
 from nap_stream.model.weights import load_weights
 from nap_stream.settings.schema import ModelSettings
 from nap_stream.text import described
+
+_MAX_NAMES_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,10 @@ def class_names_of(
     """
     names, where = settings.class_names, "model.class_names"
     if settings.class_names_file is not None:
-        where = f"model.class_names_file = {settings.class_names_file}"
+        where = f"model.class_names_file = {shown(settings.class_names_file)}"
         try:
-            text = settings.class_names_file.read_text(encoding="utf-8")
+            with fetched(settings.class_names_file, ModelError, max_bytes=_MAX_NAMES_BYTES) as file:
+                text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ModelError(f"the file cannot be read ({described(error)})", where) from error
         names = tuple(line.strip() for line in text.rstrip().splitlines())

@@ -22,6 +22,7 @@ from torch.nn import functional
 from nap_stream.core.base_scores import BaseScores
 from nap_stream.core.score_specs import Head
 from nap_stream.errors import FeatureMapError, GpuUnavailableError, ModelError
+from nap_stream.fetched import fetched
 from nap_stream.model.elsewhere import ElsewhereModel
 from nap_stream.model.execution import (
     Execution,
@@ -61,6 +62,8 @@ from nap_stream.settings.schema import ModelSettings, PreprocessingSettings
 from nap_stream.text import described
 
 _PLAIN = Execution()
+MAX_FETCHED_BYTES = 2**36
+"""Of weights in an object store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,8 @@ def load_model(
     It runs under ``execution``, whatever the settings ask for. Where it does not take
     channels_last, or cannot be compiled, it runs without, and a warning is logged: the numbers are
     the same but for rounding. A compiled model is for ``batch_size`` images, and is compiled and
-    run once before this returns; without a size it is not compiled.
+    run once before this returns; without a size it is not compiled. Weights may lie in an object
+    store.
 
     A factory may return a module under ``torch.compile``: sites and fingerprint are those of the
     module without it. Where ``settings.weights`` is null, the weights are those that the factory
@@ -281,6 +285,16 @@ def load_model(
             settings.where,
             "Write a configuration with model.factory or model.weights for that",
         )
+    if settings.weights is None:
+        return _load(settings, device, execution, batch_size)
+    with fetched(settings.weights, ModelError, max_bytes=MAX_FETCHED_BYTES) as weights:
+        here = settings.model_copy(update={"weights": weights})
+        return _load(here, device, execution, batch_size)
+
+
+def _load(
+    settings: ModelSettings, device: torch.device, execution: Execution, batch_size: int | None
+) -> LoadedModel:
     require_precision(execution.precision, device)
     # For the process: what two threads switch back and forth would be neither's.
     set_float32_kernels(device, tf32=execution.precision == "tf32")

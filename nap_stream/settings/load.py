@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from nap_stream.errors import ConfigError
+from nap_stream.fetched import fetched, is_address, shown
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.schema import (
@@ -35,10 +36,12 @@ from nap_stream.settings.schema import (
     ScoringSettings,
     Settings,
 )
-from nap_stream.settings.values import MASKED, USER_INFO, AnyPath, SecretFile, Section
+from nap_stream.settings.values import MASKED, USER_INFO, AnyObject, SecretFile, Section
 
 Key = tuple[str | int, ...]
 ENV_PREFIX = "NAP_STREAM__"
+MAX_FETCHED_BYTES = 2**20
+"""Of a configuration in an object store."""
 
 _TELLING = re.compile(
     r"passw|secret|token|credential|(api|access|private|auth)[_-]?key", re.IGNORECASE
@@ -63,7 +66,7 @@ class UncalibratedSettings(Settings):
     ``model_fields_set``.
     """
 
-    calibration: AnyPath = Field(default=Path("calibration"), validate_default=True)
+    calibration: AnyObject = Field(default=Path("calibration"), validate_default=True)
 
 
 def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:
@@ -179,34 +182,36 @@ def _section(tree: _Tree, name: str) -> _Tree:
 
 
 def _read_yaml(path: Path) -> _Tree:
+    place = shown(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with fetched(path, ConfigError, max_bytes=MAX_FETCHED_BYTES) as file:
+            text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration: {error.strerror}", str(path), "Check the path"
+            f"cannot read the configuration: {error.strerror}", place, "Check the path"
         ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError("the configuration is not UTF-8 text", str(path)) from error
+        raise ConfigError("the configuration is not UTF-8 text", place) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         # Its own text quotes the line, which may hold a secret, as do tracebacks that it is in.
-        raise _not_yaml(error, path) from None
+        raise _not_yaml(error, place) from None
     except ValueError:
         raise ConfigError(
-            "not valid YAML: a date or a number with an impossible value", str(path)
+            "not valid YAML: a date or a number with an impossible value", place
         ) from None
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError("expected keys and values at the top level", str(path))
-    return _Tree(values, dict(_places(node, path, ())))
+        raise ConfigError("expected keys and values at the top level", place)
+    return _Tree(values, dict(_places(node, place, ())))
 
 
-def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
+def _not_yaml(error: yaml.YAMLError, path: str) -> ConfigError:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return ConfigError("not valid YAML", str(path))
+        return ConfigError("not valid YAML", path)
     mark = error.context_mark or error.problem_mark
     parts = [part for part in (error.context, error.problem) if part]
     # Names of tags and aliases are quoted: a value that begins with ! or * is taken for one.
@@ -216,7 +221,7 @@ def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
     )
 
 
-def _places(node: yaml.Node | None, path: Path | str, key: Key) -> Iterator[tuple[Key, str]]:
+def _places(node: yaml.Node | None, path: str, key: Key) -> Iterator[tuple[Key, str]]:
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for name, child in node.value:
@@ -279,8 +284,9 @@ def _set(values: dict[str, Any], key: tuple[str, ...], value: Any, place: str) -
 
 
 def _validate(model: type[SettingsT], tree: _Tree, path: Path) -> SettingsT:
+    folder = (path if is_address(path) else path.resolve()).parent
     try:
-        return model.model_validate(tree.values, context={"folder": path.resolve().parent})
+        return model.model_validate(tree.values, context={"folder": folder})
     except ValidationError as error:
         raise _config_error(model, error, tree.places, path) from None
 
@@ -293,7 +299,7 @@ def _config_error(
     if len(problems) == 1:
         return problems[0]
     lines = "\n".join(f"  {problem}" for problem in problems)
-    return ConfigError(f"{len(problems)} settings are wrong:\n{lines}", str(path))
+    return ConfigError(f"{len(problems)} settings are wrong:\n{lines}", shown(path))
 
 
 def is_secret(model: type[BaseModel], key: Key) -> bool:
@@ -354,7 +360,9 @@ def _describe(
     model: type[BaseModel], item: Any, places: Mapping[Key, str], path: Path
 ) -> ConfigError:
     key = _known_part(model, item["loc"], places)
-    place = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), str(path))
+    place = next(
+        (places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), shown(path)
+    )
     # Within a hidden value a key may be the secret, in place of its name.
     key = _hidden_part(model, key) or key
     where = _where(place, key)

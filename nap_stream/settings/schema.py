@@ -22,6 +22,7 @@ from pydantic import (
 
 from nap_stream.core.methods import every_method
 from nap_stream.core.score_specs import BaseScore, ScoreParameters
+from nap_stream.fetched import shown
 from nap_stream.settings.alerts import AlertSettings
 from nap_stream.settings.drift import DriftSettings
 from nap_stream.settings.elsewhere import ElsewhereSettings
@@ -34,6 +35,7 @@ from nap_stream.settings.topics import TopicSelection
 from nap_stream.settings.values import (
     MASKED,
     AnyPath,
+    ExistingObject,
     ExistingPath,
     Positive,
     PositiveSeconds,
@@ -235,10 +237,10 @@ class ModelSettings(Section):
     dotted name after the colon. Null where `weights` is a whole model."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
-    weights: ExistingPath | None = None
+    weights: ExistingObject | None = None
     """A .safetensors file, or a torch file of a state dict (loaded with weights_only). Without a
     factory a whole model: a folder of Hugging Face's save_pretrained, a TorchScript archive, a
-    .pt2 file of torch.export, or an .onnx file."""
+    .pt2 file of torch.export, or an .onnx file. A path or s3://bucket/key."""
     output: str | None = Field(default=None, min_length=1)
     """Where the logits stand in what the model returns, a tuple, a dict or the like: logits, 0,
     out.cls. Null finds them where there is one place only."""
@@ -249,8 +251,8 @@ class ModelSettings(Section):
     class_names: tuple[str, ...] | None = None
     """In order of the logits; null takes those of a Hugging Face folder, and else names classes by
     their number."""
-    class_names_file: ExistingPath | None = None
-    """The same, one a line."""
+    class_names_file: ExistingObject | None = None
+    """The same, one a line: a path or s3://bucket/key."""
     feature_layer: str | None = None
     """The dotted name of the module whose output is the pre-pooling feature map, or whose input is,
     if it is the pooling itself. Null finds the map; name a module where that fails."""
@@ -337,7 +339,7 @@ class ModelSettings(Section):
         if self.elsewhere is not None:
             return f"model.elsewhere.name = {self.elsewhere.name!r}"
         if self.factory is None:
-            return f"model.weights = {self.weights}"
+            return f"model.weights = {self.weights and shown(self.weights)}"
         return f"model.factory = {self.factory!r}"
 
 
@@ -416,8 +418,8 @@ class Settings(Section):
     kafka: KafkaSettings
     model: ModelSettings
     scoring: ScoringSettings = ScoringSettings()
-    calibration: ExistingPath
-    """The folder that `nap-stream calibrate` wrote."""
+    calibration: ExistingObject
+    """The folder that `nap-stream calibrate` wrote, or s3://bucket/prefix that holds its files."""
     log: LogSettings
     evidence: EvidenceSettings = EvidenceSettings()
     limits: LimitSettings = LimitSettings()

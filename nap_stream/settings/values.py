@@ -5,14 +5,17 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
-
-S3_ROOT = re.compile(
-    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
-    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
-    re.ASCII,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
 )
-"""The root of a scored log in an object store."""
+
+from nap_stream.fetched import is_address, is_valid, shown
+from nap_stream.objects import S3_ROOT
 
 USER_INFO = re.compile(r"://[^/?#\s]*@")
 """In an address: of whom it is, and perhaps with which password."""
@@ -33,6 +36,20 @@ def _existing(value: Path, info: ValidationInfo) -> Path:
     return value
 
 
+def _in_folder_or_store(value: Path, info: ValidationInfo) -> Path:
+    """An address as it stands; a relative path from the folder of the file, which may be one."""
+    path = value if is_address(value) else _from_folder(value, info)
+    if not is_valid(path):
+        raise ValueError(
+            "expected a path or s3://bucket/key, the key of letters, digits and . _ = - /"
+        )
+    return path
+
+
+def _existing_or_in_store(value: Path, info: ValidationInfo) -> Path:
+    return value if is_address(value) else _existing(value, info)
+
+
 def _existing_secret(value: Path, info: ValidationInfo) -> Path:
     """Like `_existing`, without showing what may be the secret itself."""
     if info.context and not os.access(value, os.F_OK):
@@ -43,7 +60,8 @@ def _existing_secret(value: Path, info: ValidationInfo) -> Path:
 def _log_root(value: Path | str, info: ValidationInfo) -> Path | str:
     """An address in an object store as it stands; anything else is a path."""
     if "://" not in str(value):
-        return _from_folder(Path(value), info)
+        path = _from_folder(Path(value), info)
+        return shown(path) if is_address(path) else path
     if S3_ROOT.fullmatch(str(value)) is None:
         raise ValueError(
             "expected a path or s3://bucket/prefix, the prefix of letters, digits and . _ = - /"
@@ -60,6 +78,12 @@ def _without_user(value: str) -> str:
 
 AnyPath = Annotated[Path, AfterValidator(_from_folder)]
 ExistingPath = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing)]
+AnyObject = Annotated[
+    Path, AfterValidator(_in_folder_or_store), PlainSerializer(shown, when_used="json")
+]
+"""A path, or an address in an object store (`nap_stream.fetched`)."""
+ExistingObject = Annotated[AnyObject, AfterValidator(_existing_or_in_store)]
+"""The same; what is in a store is looked for where it is read."""
 SecretFile = Annotated[Path, AfterValidator(_from_folder), AfterValidator(_existing_secret)]
 """A file that holds a secret. Errors do not show the path: it may be the secret, misplaced."""
 Positive = Annotated[int, Field(gt=0)]

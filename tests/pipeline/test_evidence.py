@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from nap_stream.clock import Clock, ManualClock, SystemClock
 from nap_stream.errors import InputDataError, LogRootError, ScoredLogError
+from nap_stream.objects import ObjectStore
 from nap_stream.pipeline.evidence import DAY_MS, HOUR_MS, DayBudget, EvidenceChoice, EvidenceKeeper
 from nap_stream.pipeline.rows import MessageDecoder
 from nap_stream.records import EvidenceOutcome, Fetched, ScoredRows, Status, TopicPartition
@@ -21,7 +22,6 @@ from nap_stream.scored_log.evidence import erase_evidence, evidence_path, find_e
 from nap_stream.scored_log.format import rows_of, temporary_name
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.settings.evidence import EvidenceSettings
 from nap_stream.settings.schema import LimitSettings, PreprocessingSettings
 from tests.pipeline.bench import FIRST, SECOND, Bench, FaultyStore

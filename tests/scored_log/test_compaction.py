@@ -15,6 +15,7 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
+from nap_stream.objects import ObjectStore
 from nap_stream.records import TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.compact import (
@@ -37,7 +38,6 @@ from nap_stream.scored_log.segment import (
 )
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.summary import SummaryShape, summarise_chain
 from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.scored_log.verify.run import verify

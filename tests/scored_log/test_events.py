@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from nap_stream.errors import EventError, ScoredLogError
+from nap_stream.objects import ObjectStore
 from nap_stream.scored_log.events import (
     FOLDER,
     MAX_BYTES,
@@ -32,7 +33,6 @@ from nap_stream.scored_log.events import (
 )
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore, as_log_error
-from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.verify.report import Defect, DefectKind
 from tests.support.memory_store import MemoryStore
 

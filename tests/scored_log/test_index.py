@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ScoredLogError
+from nap_stream.objects import ObjectStore, RequestLimits
 from nap_stream.records import Status, TopicPartition
 from nap_stream.scored_log import files, index
 from nap_stream.scored_log.compact import compact
@@ -23,7 +24,6 @@ from nap_stream.scored_log.query import Query, most_anomalous, scan
 from nap_stream.scored_log.read import segments
 from nap_stream.scored_log.sql import run_sql
 from nap_stream.scored_log.stores import SegmentStore
-from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from nap_stream.scored_log.verify.report import DefectKind
 from nap_stream.scored_log.verify.run import verify
 from tests.scored_log.builders import CARS, MODEL, NOON_MS, failed, memory_log, origin, scored

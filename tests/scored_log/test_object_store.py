@@ -13,10 +13,10 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import LogRootError, ScoredLogError, SegmentConflictError
+from nap_stream.objects import ObjectStore, RequestLimits
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.segment import SMALL_BYTES, open_segment
 from nap_stream.scored_log.stores import check_store, store_at
-from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from tests.scored_log.builders import CALIBRATION, CARS, MODEL, NOON_MS, origin, scored
 from tests.support.s3 import (
     ACCESS_KEY_ID,

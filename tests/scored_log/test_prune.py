@@ -11,6 +11,7 @@ import pytest
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ChainBrokenError, ScoredLogError, SegmentConflictError
+from nap_stream.objects import ObjectStore
 from nap_stream.records import ChainPosition, TopicPartition
 from nap_stream.scored_log.chain import WriterIdentity, chain_end, chain_start
 from nap_stream.scored_log.compact import LOCK_NAME, compact
@@ -38,7 +39,6 @@ from nap_stream.scored_log.seals import (
 )
 from nap_stream.scored_log.stores import SegmentStore
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.s3 import ObjectStore
 from nap_stream.scored_log.verify.anchored import compare_with_checkpoints
 from nap_stream.scored_log.verify.compared import compare_with_kept
 from nap_stream.scored_log.verify.report import ChainHead, DefectKind, VerifyReport

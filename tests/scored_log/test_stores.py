@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from nap_stream.clock import ManualClock
 from nap_stream.errors import ConfigError, ScoredLogError, SegmentConflictError
+from nap_stream.objects import ObjectStore, RequestLimits
 from nap_stream.scored_log.chain import WriterIdentity
 from nap_stream.scored_log.stores import SegmentStore, check_store, store_at
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.s3 import ObjectStore, RequestLimits
 from nap_stream.settings.log import LogSettings
 from tests.scored_log.builders import (
     CALIBRATION,

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
+from nap_stream.objects import ObjectStore
 from nap_stream.scored_log.format import temporary_name
 from nap_stream.scored_log.stores.local import LocalStore
-from nap_stream.scored_log.stores.s3 import ObjectStore
 
 
 class SegmentStore(Protocol):

@@ -26,11 +26,18 @@ from obstore.store import S3Store
 
 from nap_stream.clock import Clock, SystemClock
 from nap_stream.errors import ConfigError, LogRootError, ScoredLogError
-from nap_stream.settings.values import S3_ROOT
 from nap_stream.text import printable
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+
+S3_ROOT = re.compile(
+    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
+    r"(?:/(?P<prefix>(?!\.)[\w.=-]+(?:/(?!\.)[\w.=-]+)*))?/?",
+    re.ASCII,
+)
+"""The root of a scored log in an object store."""
 
 
 @dataclass(frozen=True, slots=True)

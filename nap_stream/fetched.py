@@ -1,0 +1,109 @@
+"""Files that settings name in an object store, brought to this machine for as long as it takes.
+
+A path may be an address, s3://bucket/key. pathlib writes it as s3:/bucket/key, and so it goes
+through settings; `shown` gives it back as people write it. Credentials, region and endpoint are
+those of a log in an object store.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nap_stream.errors import NapStreamError, ScoredLogError
+from nap_stream.objects import S3_ROOT, ObjectStore
+
+MAX_FILES = 1_000
+"""In a folder that is fetched."""
+_PIECE_BYTES = 8 * 2**20
+_SCHEME = "s3:"
+_ACTION = "Check the address, and that this machine may read it"
+
+
+def is_address(path: Path) -> bool:
+    """Whether a path stands for an address in an object store."""
+    return path.parts[:1] == (_SCHEME,)
+
+
+def shown(path: Path) -> str:
+    """A path or an address, as people write it."""
+    return f"{_SCHEME}//{'/'.join(path.parts[1:])}" if is_address(path) else str(path)
+
+
+def is_valid(path: Path) -> bool:
+    """Whether it is a path, or an address that can be asked for."""
+    return not is_address(path) or S3_ROOT.fullmatch(shown(path)) is not None
+
+
+@contextmanager
+def fetched(path: Path, raising: type[NapStreamError], *, max_bytes: int) -> Iterator[Path]:
+    """A path on this machine; of an address a copy, for as long as the block runs.
+
+    An address is that of an object, or of a folder of objects with none below it. Errors of
+    nap-stream within the block name the address in place of the copy.
+
+    Raises:
+        NapStreamError: It cannot be fetched, or there is more than ``max_bytes`` of it. It is of
+            the class ``raising``.
+    """
+    if not is_address(path):
+        yield path
+        return
+    address = shown(path)
+    with tempfile.TemporaryDirectory(prefix="nap-stream-") as folder:
+        local = Path(folder) / path.name
+        try:
+            _fetch(path, local, raising, max_bytes)
+        except ScoredLogError as error:
+            raise raising(f"cannot be fetched: {error.problem}", error.where, _ACTION) from None
+        except OSError as error:
+            raise raising(
+                f"cannot be fetched: {error.strerror}", address, f"Make room in {folder}"
+            ) from error
+        try:
+            yield local
+        except NapStreamError as error:
+            told = (str(part).replace(str(local), address) for part in error.args)
+            raise type(error)(*told) from error
+
+
+def _fetch(path: Path, local: Path, raising: type[NapStreamError], max_bytes: int) -> None:
+    address = shown(path)
+    if len(path.parts) > 2:  # noqa: PLR2004  it has a key below its bucket
+        parent = ObjectStore(shown(path.parent))
+        if _copy(parent, path.name, local, max_bytes, raising):
+            return
+    folder = ObjectStore(address)
+    sizes = folder.sizes("")
+    if not sizes:
+        raise raising("there is no such object, and none below it", address, _ACTION)
+    if len(sizes) > MAX_FILES:
+        raise _too_much(raising, address, f"{len(sizes):,} objects", f"{MAX_FILES:,} objects")
+    if (total := sum(sizes.values())) > max_bytes:
+        raise _too_much(raising, address, f"{total:,} bytes", f"{max_bytes:,}")
+    local.mkdir()
+    for name in sizes:
+        if not _copy(folder, name, local / name, max_bytes, raising):
+            raise raising("it was removed while it was read", f"{address}/{name}", "Try again")
+
+
+def _copy(
+    store: ObjectStore, name: str, local: Path, max_bytes: int, raising: type[NapStreamError]
+) -> bool:
+    """Whether there is such an object; then it is there."""
+    file = store.open(name)
+    if file is None:
+        return False
+    with file, local.open("xb") as copy:
+        if (size := file.seek(0, os.SEEK_END)) > max_bytes:
+            where = f"{store.root}/{name}"
+            raise _too_much(raising, where, f"{size:,} bytes", f"{max_bytes:,}")
+        file.seek(0)
+        shutil.copyfileobj(file, copy, _PIECE_BYTES)
+    return True
+
+
+def _too_much(raising: type[NapStreamError], where: str, found: str, most: str) -> NapStreamError:
+    return raising(f"it holds {found}, where {most} are the most that is fetched", where, _ACTION)

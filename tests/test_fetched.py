@@ -1,0 +1,180 @@
+"""Configuration, weights and calibration that lie in an object store."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from nap_stream.calibration.artifact import load_calibration, write_calibration
+from nap_stream.calibration.calibration import Calibration, require_fingerprint
+from nap_stream.errors import CalibrationError, ConfigError, FingerprintMismatchError, ModelError
+from nap_stream.fetched import fetched, is_address, shown
+from nap_stream.model.load import load_model
+from nap_stream.monitor.run import run_monitor
+from nap_stream.objects import ObjectStore
+from nap_stream.settings.load import load_settings, masked_tree
+from nap_stream.settings.schema import ModelSettings, Settings
+from tests.support.s3 import SECRET_ACCESS_KEY, Fault, FaultProxy
+from tests.support.small_calibration import calibration_of
+from tests.support.tiny_net import CLASS_NAMES, build
+
+CPU = torch.device("cpu")
+CONFIG = """\
+kafka: {bootstrap_servers: "localhost:1", topic: cars}
+model:
+  factory: tests.support.tiny_net:build
+  weights: model.safetensors
+  class_names_file: classes.txt
+  preprocessing: {resize: null, crop: 16}
+calibration: calibration
+log: {root: log}
+"""
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    return calibration_of((0.5, 1.0, 1.5, 2.0), (1.0, 1.5, 2.0, 2.5))
+
+
+@pytest.fixture
+def store(s3_root: str, calibration: Calibration, tmp_path: Path) -> ObjectStore:
+    """A store with all that a monitor is made of."""
+    write_calibration(calibration, tmp_path / "calibration")
+    save_file(build(seed=7).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "classes.txt").write_text("\n".join(CLASS_NAMES))
+    (tmp_path / "monitor.yaml").write_text(CONFIG)
+    store = ObjectStore(s3_root)
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            store.create(str(file.relative_to(tmp_path)), file.read_bytes())
+    return store
+
+
+def settings_in(store: ObjectStore) -> Settings:
+    return load_settings(Path(f"{store.root}/monitor.yaml"), environ={})
+
+
+def test_a_configuration_in_a_store_names_what_lies_beside_it(
+    store: ObjectStore, calibration: Calibration
+) -> None:
+    settings = settings_in(store)
+    tree = masked_tree(settings)
+    assert tree["calibration"] == f"{store.root}/calibration"
+    assert tree["model"]["weights"] == f"{store.root}/model.safetensors"
+    assert settings.log.root == f"{store.root}/log"
+    assert load_calibration(settings.calibration).fingerprint == calibration.fingerprint
+    loaded = load_model(settings.model, CPU)
+    assert loaded.class_names == CLASS_NAMES
+    with fetched(settings.calibration, CalibrationError, max_bytes=2**20) as folder:
+        here = folder
+        assert {file.name for file in here.iterdir()} == {"calibration.json", "scores.safetensors"}
+        assert stat.S_IMODE(here.parent.stat().st_mode) == 0o700
+    assert not here.parent.exists()
+
+
+def test_weights_in_a_store_are_the_same_model(store: ObjectStore, tmp_path: Path) -> None:
+    settings = settings_in(store).model
+    local = settings.model_copy(update={"weights": tmp_path / "model.safetensors"})
+    assert load_model(settings, CPU).fingerprint == load_model(local, CPU).fingerprint
+
+
+def test_a_model_in_a_store_that_is_another_one_is_refused(
+    store: ObjectStore, calibration: Calibration
+) -> None:
+    with pytest.raises(FingerprintMismatchError):
+        require_fingerprint(calibration, load_model(settings_in(store).model, CPU))
+
+
+def test_a_folder_of_files_lies_in_a_store_next_to_a_local_configuration(
+    store: ObjectStore, tmp_path: Path
+) -> None:
+    (tmp_path / "local.yaml").write_text(
+        CONFIG.replace("calibration: calibration", f"calibration: {store.root}/calibration")
+    )
+    settings = load_settings(tmp_path / "local.yaml", environ={})
+    assert shown(settings.calibration) == f"{store.root}/calibration"
+    assert settings.model.weights == tmp_path / "model.safetensors"
+    assert Settings.model_validate(masked_tree(settings)).calibration == settings.calibration
+
+
+def _remove(name: str) -> Callable[[ObjectStore], None]:
+    return lambda store: store.remove([name])
+
+
+def _damage(name: str) -> Callable[[ObjectStore], None]:
+    return lambda store: store.replace(name, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (_remove("calibration/scores.safetensors"), "scores.safetensors is missing"),
+        (_damage("calibration/scores.safetensors"), "damaged"),
+        (_damage("calibration/calibration.json"), "not a nap-stream calibration"),
+    ],
+)
+def test_a_calibration_that_cannot_be_read_is_named_by_its_address(
+    store: ObjectStore, harm: Callable[[ObjectStore], None], words: str
+) -> None:
+    harm(store)
+    with pytest.raises(CalibrationError, match=words) as caught:
+        run_monitor(
+            settings_in(store),
+            address=None,
+            until_idle_s=None,
+            max_records=None,
+            on_status=lambda _: None,
+        )
+    assert f"{store.root}/calibration" in str(caught.value)
+    assert "/tmp" not in str(caught.value)
+
+
+def test_what_is_not_there_or_not_allowed_says_so(store: ObjectStore, s3: FaultProxy) -> None:
+    with pytest.raises(
+        CalibrationError, match=r"s3://.*nothing: there is no such object, and none below"
+    ):
+        load_calibration(Path(f"{store.root}/nothing"))
+    with pytest.raises(ConfigError, match=r"s3://.*other\.yaml: there is no such object"):
+        load_settings(Path(f"{store.root}/other.yaml"), environ={})
+    with pytest.raises(CalibrationError, match="there is no such bucket"):
+        load_calibration(Path("s3://no-such-bucket/calibration"))
+    s3.fail("GET", *[Fault.DENIED] * 4)
+    with pytest.raises(CalibrationError, match="no permission: AccessDenied") as caught:
+        load_calibration(Path(f"{store.root}/calibration"))
+    assert SECRET_ACCESS_KEY not in str(caught.value)
+
+
+def test_no_more_is_fetched_than_is_allowed(store: ObjectStore, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "calibration"):
+        path = Path(f"{store.root}/{name}")
+        with (
+            pytest.raises(ModelError, match="100 are the most"),
+            fetched(path, ModelError, max_bytes=100),
+        ):
+            pass
+    assert list(tmp_path.glob("nap-stream-*")) == []
+
+
+def test_an_object_that_is_read_in_ranges_comes_whole(store: ObjectStore) -> None:
+    content = os.urandom(20 * 2**20)
+    store.create("large.bin", content)
+    with fetched(Path(f"{store.root}/large.bin"), ModelError, max_bytes=2**30) as file:
+        assert file.name == "large.bin"
+        assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("address", ["s3://UPPER/x", "s3://bucket/a b", "s3://bucket/../x"])
+def test_addresses_that_cannot_be_are_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="s3://bucket/key"):
+        ModelSettings(factory="a:b", weights=Path(address))
+
+
+def test_paths_are_paths(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("s3"), Path("a/s3:/b"), Path()):
+        assert not is_address(path)
+        with fetched(path, ModelError, max_bytes=0) as same:
+            assert same == path
